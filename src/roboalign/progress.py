@@ -1,0 +1,52 @@
+"""Progress with an estimate: a live bar on a terminal, a plain line every few seconds in a log."""
+
+import sys
+import time
+from types import TracebackType
+
+
+def format_seconds(seconds: float) -> str:
+    """`95.2` -> `1:35`, `3725` -> `1:02:05`."""
+    whole = int(seconds + 0.5)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+class Progress:
+    """Counts units of work and prints done/total, elapsed and the estimated time left.
+
+        with Progress("sft", total=1000, start=resumed_from) as progress:
+            progress.advance(32, note="loss 0.41")
+
+    `start` units were done by an earlier run; they do not enter the rate.
+    """
+
+    def __init__(self, label: str, total: int, start: int = 0, interval: float = 5.0) -> None:
+        self.label, self.total, self.done, self.start = label, total, start, start
+        self.live = sys.stderr.isatty()
+        self.interval = 0.2 if self.live else interval
+        self.began = time.monotonic()
+        self.printed = 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._print("stopped" if kind else "done")
+        if self.live:
+            sys.stderr.write("\n")
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Count `units` more; print where the last line is old enough."""
+        self.done += units
+        if time.monotonic() - self.printed >= self.interval:
+            self._print(note)
+
+    def _print(self, note: str) -> None:
+        elapsed = time.monotonic() - self.began
+        fresh = self.done - self.start
+        left = format_seconds(elapsed / fresh * (self.total - self.done)) if fresh else "?"
+        line = f"[{self.label}] {self.done}/{self.total}  {format_seconds(elapsed)} elapsed, {left} left  {note}".rstrip()
+        sys.stderr.write(f"\r\x1b[2K{line}" if self.live else f"{line}\n")
+        sys.stderr.flush()
+        self.printed = time.monotonic()
