@@ -1,4 +1,4 @@
-"""Progress with an estimate: a live bar on a terminal, a plain line every few seconds in a log."""
+"""Progress with an estimate: a plain line every few seconds, the same on a terminal, in a log and from parallel stages."""
 
 import sys
 import time
@@ -23,18 +23,17 @@ class Progress:
 
     def __init__(self, label: str, total: int, start: int = 0, interval: float = 5.0) -> None:
         self.label, self.total, self.done, self.start = label, total, start, start
-        self.live = sys.stderr.isatty()
-        self.interval = 0.2 if self.live else interval
+        self.interval = interval
         self.began = time.monotonic()
         self.printed = 0.0
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._print("stopped" if kind else "done")
-        if self.live:
-            sys.stderr.write("\n")
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count `units` more; print where the last line is old enough."""
@@ -47,6 +46,6 @@ class Progress:
         fresh = self.done - self.start
         left = format_seconds(elapsed / fresh * (self.total - self.done)) if fresh else "?"
         line = f"[{self.label}] {self.done}/{self.total}  {format_seconds(elapsed)} elapsed, {left} left  {note}".rstrip()
-        sys.stderr.write(f"\r\x1b[2K{line}" if self.live else f"{line}\n")
+        sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
         self.printed = time.monotonic()

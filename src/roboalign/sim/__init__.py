@@ -1,0 +1,1 @@
+"""Simulators: the benchmark protocol, Meta-World, scripted experts, collection and rollouts."""

@@ -1,0 +1,83 @@
+"""Log-probabilities of sampled completions, with gradients, each prompt computed once for its whole group."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Per completion token, float32 [N, C]. Values under padding mean nothing: mask them."""
+
+    logp: Tensor
+    """Log-probability of the token under softmax(logits / temperature)."""
+    entropy: Tensor
+    """Entropy of that distribution, nats; without gradient."""
+
+
+def completion_statistics(
+    model: PreTrainedModel, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor, *, temperature: float,
+    share_prompt: bool = True,
+) -> TokenStatistics:  # fmt: skip
+    """Statistics of `completions` int64 [P * S, C], padded right, S of them side by side for each of the P prompts.
+
+    `prompts` are the model's arguments for the P prompts, padded left; `mask` [P * S, C] is 1 on tokens.
+    With `share_prompt` the group's prompt and image go through the model once, and its keys and values, with their
+    gradients, are shared: the same function of the weights at a fraction of the work. Activation checkpointing turns
+    the cache off; it needs `share_prompt=False`, which repeats the prompt for each completion.
+    """
+    forward = _shared_forward if share_prompt else _repeated_forward
+    logits = forward(model, prompts, completions, mask)
+    logp_all = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logp = logp_all.gather(-1, completions[..., None]).squeeze(-1)
+    with torch.no_grad():
+        entropy = -(logp_all.exp() * logp_all).sum(-1)
+    return TokenStatistics(logp, entropy)
+
+
+def _shared_forward(model: PreTrainedModel, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor) -> Tensor:
+    """Logits [P * S, C, V] that predict `completions`: one pass over the prompts, one over the completions."""
+    prompt_mask = prompts["attention_mask"]
+    samples = len(completions) // len(prompt_mask)
+    prefill = model(**prompts, use_cache=True, logits_to_keep=1)
+    first = prefill.logits.repeat_interleave(samples, dim=0)
+    if completions.shape[1] == 1:
+        return first
+    cache = prefill.past_key_values
+    cache.batch_repeat_interleave(samples)
+    # Qwen's image tokens share positions; rope_deltas says by how much the text after them is moved back.
+    start = prompt_mask.sum(1, keepdim=True)
+    delta = getattr(model.base_model, "rope_deltas", None)
+    start = start if delta is None else start + delta.to(start)
+    steps = torch.arange(completions.shape[1] - 1, device=start.device)
+    rest = model(
+        input_ids=completions[:, :-1],
+        attention_mask=torch.cat([prompt_mask.repeat_interleave(samples, dim=0), mask[:, :-1]], dim=1),
+        position_ids=start.repeat_interleave(samples, dim=0) + steps,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return torch.cat([first, rest.logits], dim=1)
+
+
+def _repeated_forward(model: PreTrainedModel, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor) -> Tensor:
+    """The same logits from one pass over prompt and completion, the prompt and its image repeated."""
+    rows = len(prompts["input_ids"])
+    samples = len(completions) // rows
+    repeated = {key: repeat_rows(value, rows, samples) for key, value in prompts.items()}
+    repeated["input_ids"] = torch.cat([repeated["input_ids"], completions], dim=1)
+    repeated["attention_mask"] = torch.cat([repeated["attention_mask"], mask], dim=1)
+    if "mm_token_type_ids" in repeated:
+        repeated["mm_token_type_ids"] = torch.cat([repeated["mm_token_type_ids"], torch.zeros_like(completions)], dim=1)
+    return model(**repeated, use_cache=False, logits_to_keep=completions.shape[1] + 1).logits[:, :-1]
+
+
+def repeat_rows(value: Tensor, rows: int, times: int) -> Tensor:
+    """Repeat each prompt's part of `value` `times` times, side by side; a part may be several rows (Qwen's patches).
+
+    Every prompt has one image of the same size, so that the parts are equally long.
+    """
+    parts = value.view(rows, len(value) // rows, *value.shape[1:])
+    return parts.repeat_interleave(times, dim=0).flatten(0, 1)

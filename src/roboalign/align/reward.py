@@ -1,0 +1,217 @@
+"""The reward of a sampled answer: pure functions on token ids (paper, section on RL, eq. 1 and 2).
+
+A response is `<think> reasoning </think><answer><ACTION_START> FAST tokens <ACTION_END></answer>`. Action tokens are
+read as ids, never from decoded text; only the tags around them are read as text. r = (r_f + r_a) / 2.
+
+What the paper leaves open, and what holds here:
+
+| case | r_f | r_a (`paper`) |
+|---|---|---|
+| no token matches (the set in the formula is empty) | 1 | 0 |
+| shorter than the target, all matching | 1 | matched / m |
+| longer than the target, the whole target a prefix | 1 | 1: the formula as written; `length` is logged beside |
+| tags missing, nested, repeated, or other text around them; empty reasoning | 0 | of the one block, as below |
+| two blocks, an unclosed, empty or interrupted block, action tokens outside it (as in the reasoning) | 0 | 0 |
+| one block that is not inside `<answer>` | 0 | 0 |
+
+r_a does not wait for r_f: the formula adds them, and a policy that has the action right and a tag wrong should be told
+which of the two. But it is earned by the one block inside <answer> only. Were the first, or the best, of several
+blocks enough, the cheapest policy would be to list guesses.
+
+The preset `decoded` differs in r_a alone: 0 unless the ids decode to a chunk, else the mean of the prefix accuracy and
+exp(-L1 / tau), L1 between the decoded and the target chunk. It pays a valid trajectory that differs from the one
+recorded, and nothing for an answer of the wrong length, which decodes to no chunk.
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign.actions.fast import DecodeFailure, FastTokenizer
+from roboalign.actions.vocabulary import ActionVocabulary
+
+TAU = 0.15
+"""Scale of the closeness, in normalised units. The mean action (L1 about 0.5) earns 0.04, an L1 of 0.1 earns 0.51."""
+
+_MARK = re.compile(r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>")  # may not stand in the reasoning
+_BEFORE = re.compile(r"\s*<think>(.*)</think>\s*<answer>\s*", re.DOTALL)
+_AFTER = re.compile(r"\s*</answer>\s*")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TAG = re.compile(r"</?(?:think|answer)>")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a response holds. `action_ids` are the FAST ids of its one block inside <answer>, None without one.
+
+    `reason` says why it is not well formed ("ok" where it is), in words few enough to be counted.
+    """
+
+    well_formed: bool
+    action_ids: list[int] | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One response's reward and its parts, all in [0, 1]; total = (format + action) / 2."""
+
+    total: float
+    format: float
+    action: float
+    prefix: float
+    """Prefix accuracy (paper, eq. 2), whatever the preset."""
+    l1: float | None
+    """Mean absolute difference to the target chunk, normalised units; None where the ids decode to no chunk."""
+    decoded: bool
+    """The ids decode to a chunk."""
+    length: int
+    """FAST tokens in the block; 0 without one."""
+    reason: str
+    """Why the format failed, or "ok"."""
+
+
+def parse_response(
+    ids: Sequence[int],
+    vocabulary: ActionVocabulary,
+    decode_text: Callable[[Sequence[int]], str],
+    eos_ids: Collection[int] = (),
+) -> Parsed:
+    """Find the action block by ids and judge the format.
+
+    `ids` is what was sampled after the prompt, without padding; one of `eos_ids` may end it. `decode_text` turns ids
+    into text and keeps special tokens (`skip_special_tokens=False`), so that a stray one counts as extra text.
+    """
+    ids = list(ids)
+    if ids and ids[-1] in eos_ids:
+        ids.pop()
+    block, problem = _find_block(ids, vocabulary)
+    if block is None:
+        return Parsed(False, None, problem)
+    start, end = block
+    before, after = decode_text(ids[:start]), decode_text(ids[end + 1 :])
+    tags = _TAG.findall(before)
+    if not tags or tags[-1] != "<answer>":
+        return Parsed(False, None, "action block outside <answer>")
+    action_ids = vocabulary.to_fast(ids[start + 1 : end])
+    opening = _BEFORE.fullmatch(before)
+    if opening is None or not opening[1].strip() or _MARK.search(opening[1]):
+        return Parsed(False, action_ids, "text before the action block is not <think>reasoning</think><answer>")
+    if not _AFTER.fullmatch(after):
+        return Parsed(False, action_ids, "text after the action block is not </answer>")
+    return Parsed(True, action_ids, "ok")
+
+
+def _find_block(ids: list[int], vocabulary: ActionVocabulary) -> tuple[tuple[int, int] | None, str]:
+    """Positions of the start and end token of the only action block, or None and why there is not just one."""
+    starts = [position for position, i in enumerate(ids) if i == vocabulary.start_id]
+    ends = [position for position, i in enumerate(ids) if i == vocabulary.end_id]
+    n_fast = sum(i in vocabulary.fast_of for i in ids)
+    if not starts:
+        return None, "action tokens outside a block" if ends or n_fast else "no action block"
+    if len(starts) > 1 or len(ends) > 1:
+        return None, "several action blocks"
+    if not ends or ends[0] < starts[0]:
+        return None, "unclosed action block"
+    start, end = starts[0], ends[0]
+    if end == start + 1:
+        return None, "empty action block"
+    if any(i not in vocabulary.fast_of for i in ids[start + 1 : end]):
+        return None, "other tokens inside the action block"
+    if n_fast != end - start - 1:
+        return None, "action tokens outside a block"
+    return (start, end), "ok"
+
+
+def prefix_accuracy(generated: Sequence[int], target: Sequence[int]) -> float:
+    """Share of `target` that `generated` matches from the start, in [0, 1] (paper, eq. 2).
+
+    0.0 where the first token differs. Raises ValueError on an empty target.
+    """
+    if len(target) == 0:
+        raise ValueError("the target is empty")
+    matched = 0
+    for ours, theirs in zip(generated, target, strict=False):
+        if ours != theirs:
+            break
+        matched += 1
+    return matched / len(target)
+
+
+def paper_reward(
+    parsed: Parsed, target: Sequence[int], chunk: np.ndarray | DecodeFailure | None, target_chunk: np.ndarray
+) -> Reward:
+    """The written reward: r_a is the prefix accuracy. `chunk` (see `decoded_reward`) is logged, never paid."""
+    prefix = prefix_accuracy(parsed.action_ids or [], target)
+    return _reward(parsed, action=prefix, prefix=prefix, l1=_l1(chunk, target_chunk))
+
+
+def decoded_reward(
+    parsed: Parsed,
+    target: Sequence[int],
+    chunk: np.ndarray | DecodeFailure | None,
+    target_chunk: np.ndarray,
+    tau: float = TAU,
+) -> Reward:
+    """r_a = (prefix accuracy + exp(-L1 / tau)) / 2 where the ids decode to a chunk, else 0.
+
+    `chunk` is what `FastTokenizer.decode` makes of `parsed.action_ids` (None without them), `target_chunk` what it
+    makes of `target`: normalised [H, D].
+    """
+    prefix, l1 = prefix_accuracy(parsed.action_ids or [], target), _l1(chunk, target_chunk)
+    action = 0.0 if l1 is None else (prefix + math.exp(-l1 / tau)) / 2
+    return _reward(parsed, action=action, prefix=prefix, l1=l1)
+
+
+PRESETS: dict[str, Callable[..., Reward]] = {"paper": paper_reward, "decoded": decoded_reward}
+"""The reward functions by the name that a recipe gives."""
+
+
+def score_responses(
+    responses: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    *,
+    preset: str,
+    vocabulary: ActionVocabulary,
+    fast: FastTokenizer,
+    decode_text: Callable[[Sequence[int]], str],
+    eos_ids: Collection[int] = (),
+) -> list[Reward]:
+    """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a function of `PRESETS`.
+
+    The target chunk is the target's own decoding, so that an exact answer earns 1 under both presets. Raises
+    ValueError where a target decodes to no chunk: the data is broken, not the response.
+    """
+    parsed = [parse_response(ids, vocabulary, decode_text, eos_ids) for ids in responses]
+    rewards = []
+    chunks = fast.decode_batch([p.action_ids or [] for p in parsed])
+    for p, target, chunk, target_chunk in zip(parsed, targets, chunks, fast.decode_batch(targets), strict=True):
+        if isinstance(target_chunk, DecodeFailure):
+            raise ValueError(f"a target of {len(target)} tokens decodes to no chunk: {target_chunk}")
+        rewards.append(PRESETS[preset](p, target, chunk, target_chunk))
+    return rewards
+
+
+def answer_of(text: str) -> str | None:
+    """What stands between <answer> and </answer>, stripped; None where there is not exactly one such pair."""
+    answers = _ANSWER.findall(text)
+    if len(answers) != 1 or text.count("<answer>") != 1:
+        return None
+    return answers[0].strip()
+
+
+def _l1(chunk: np.ndarray | DecodeFailure | None, target_chunk: np.ndarray) -> float | None:
+    if not isinstance(chunk, np.ndarray):
+        return None
+    return float(np.abs(chunk - target_chunk).mean())
+
+
+def _reward(parsed: Parsed, *, action: float, prefix: float, l1: float | None) -> Reward:
+    form = float(parsed.well_formed)
+    return Reward(
+        total=(form + action) / 2, format=form, action=action, prefix=prefix, l1=l1, decoded=l1 is not None,
+        length=len(parsed.action_ids or []), reason=parsed.reason,
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""Supervised fine-tuning of an MLLM on conversations (paper, section 3.1): the loss is on the answers only.
+
+The same function trains the tiny base model (language turns only), the SFT model and the control that goes on with SFT
+on the RL subset.
+"""
+
+import functools
+import hashlib
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import nn
+from torch.utils.data import Dataset
+
+from roboalign.align.answers import answer_loss, logits_at_answers
+from roboalign.align.trainer import (
+    AlignTrainer,
+    Schedule,
+    TrainConfig,
+    accumulation_of,
+    freeze_vision,
+    training_arguments,
+)
+from roboalign.data.conversation import Conversation
+from roboalign.errors import RoboAlignError
+from roboalign.files import write_json
+from roboalign.mllm.encode import Encoded, collate, encode_conversation
+from roboalign.mllm.load import Mllm
+
+WINDOW = 50  # batches among which conversations of like length are put together
+
+
+class SftConfig(TrainConfig):
+    """Settings of supervised fine-tuning. The defaults are the paper's."""
+
+    learning_rate: float = Field(2e-5, gt=0)
+    """Peak learning rate of AdamW (betas 0.9, 0.999), cosine to 0."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of the updates over which the learning rate rises from 0."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the conversations."""
+    max_steps: int | None = Field(None, ge=1)
+    """Updates; where given, it replaces `epochs`."""
+    batch_size: int = Field(32, ge=1)
+    """Conversations per update, over all devices."""
+    micro_batch_size: int = Field(32, ge=1)
+    """Conversations per forward pass and device."""
+    freeze_vision: bool = True
+    """Keep the vision tower (encoder and projector) as it is."""
+
+
+class Conversations(Dataset):
+    """Conversations, tokenised when they are asked for."""
+
+    def __init__(self, mllm: Mllm, conversations: Sequence[Conversation]) -> None:
+        self.mllm, self.conversations = mllm, conversations
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: int) -> Encoded:
+        conversation = self.conversations[index]
+        turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
+        return encode_conversation(self.mllm, turns, Image.open(io.BytesIO(conversation.image)))
+
+
+class SftTrainer(AlignTrainer):
+    """Next-token loss on the answers, averaged over all answer tokens of an update."""
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        self.count(samples=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        with logits_at_answers(self.accelerator.unwrap_model(model), inputs["labels"]):
+            return super().compute_loss(model, inputs, *arguments, **named)
+
+
+def train_sft(
+    mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, out_dir: str | Path, *, label: str = "sft"
+) -> dict[str, Any]:
+    """Fine-tune `mllm` in place and write it to `out_dir/model`.
+
+    `out_dir` also gets `metrics.jsonl`, `ledger.json` and, while it trains, `checkpoints/`. Where the process is killed,
+    the same call goes on from the last checkpoint and ends with the same weights as an unbroken run.
+
+    Returns the ledger: updates, samples (conversations), tokens, seconds, parameters, trainable parameters.
+    Raises RoboAlignError for no conversations, for a batch that does not divide over the devices, for checkpoints of
+    other settings or data, and where the loss or the gradient is not finite.
+    """
+    out_dir = Path(out_dir)
+    if not conversations:
+        raise RoboAlignError("there is no conversation to train on", where=str(out_dir), fix="look at the mixture.")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    updates = config.max_steps or math.ceil(len(conversations) * config.epochs / config.batch_size)
+    lengths = [sum(len(turn.question) + len(turn.answer) for turn in c.turns) for c in conversations]
+    order = sample_order(lengths, config.batch_size, updates, config.seed)
+    if config.freeze_vision:
+        freeze_vision(mllm.model)
+    trainer = _trainer(mllm, conversations, config, out_dir, order, updates, label)
+    totals = trainer.run()
+    parameters = list(mllm.model.parameters())
+    ledger = {"updates": updates, **totals, "parameters": sum(p.numel() for p in parameters),
+              "trainable": sum(p.numel() for p in parameters if p.requires_grad)}  # fmt: skip
+    mllm.model.requires_grad_(True).eval()
+    trainer.save_final(mllm.processor, out_dir / "model")
+    write_json(out_dir / "ledger.json", ledger)
+    return ledger
+
+
+def sample_order(lengths: Sequence[int], batch: int, updates: int, seed: int) -> list[int]:
+    """Indices of the items of `updates` batches, one after the other.
+
+    A stream of random permutations (each pass has every item once), in which each window of WINDOW batches is sorted by
+    length and its batches then shuffled: padding shrinks, the order stays random at the scale of the run.
+    """
+    rng = np.random.default_rng(seed)
+    size = np.asarray(lengths)
+    passes = math.ceil(batch * updates / len(size))
+    stream = np.concatenate([rng.permutation(len(size)) for _ in range(passes)])[: batch * updates]
+    ordered = []
+    for start in range(0, len(stream), WINDOW * batch):
+        window = stream[start : start + WINDOW * batch]
+        window = window[np.argsort(size[window], kind="stable")].reshape(-1, batch)
+        ordered.append(rng.permutation(window).reshape(-1))
+    return np.concatenate(ordered).tolist()
+
+
+def _trainer(
+    mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, out_dir: Path, order: list[int], updates: int,
+    label: str,
+) -> SftTrainer:  # fmt: skip
+    arguments = training_arguments(
+        config, out_dir / "checkpoints", updates=updates, micro_batch=config.micro_batch_size, accumulation=1,
+        schedule="cosine", warmup_ratio=config.warmup_ratio, save_every=config.save_every,
+        on_cpu=mllm.device.type == "cpu",
+    )  # fmt: skip
+    arguments.gradient_accumulation_steps = accumulation_of(
+        config.batch_size, config.micro_batch_size, arguments.world_size
+    )
+    ids = hashlib.sha256("\n".join(c.id for c in conversations).encode()).hexdigest()
+    return SftTrainer(
+        mllm.model,
+        arguments,
+        Schedule(Conversations(mllm, conversations), order),
+        functools.partial(collate, mllm),
+        loss=answer_loss,
+        label=label,
+        out_dir=out_dir,
+        fingerprint={**config.model_dump(mode="json", exclude={"log_every", "threads"}), "conversations": ids},
+    )

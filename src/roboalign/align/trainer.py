@@ -1,0 +1,340 @@
+"""What SFT and GRPO share: `transformers.Trainer` with whole-or-absent checkpoints, exact resume and no silent NaN."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from pydantic import Field
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from roboalign.config import Config
+from roboalign.errors import RoboAlignError
+from roboalign.files import append_jsonl, atomic_path, read_json, read_jsonl, write_json
+from roboalign.progress import Progress
+
+MANIFEST = "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters
+KEPT = 2  # checkpoints on disk: the newest, and one to fall back on should it be damaged
+
+
+class TrainConfig(Config):
+    """Settings that every training stage of an MLLM has."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW (betas 0.9, 0.999)."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decay; norms and biases are exempt."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    freeze_vision: bool = False
+    """Keep the vision tower (encoder and projector) as it is."""
+    bf16: bool = False
+    """Autocast to bfloat16; the weights keep the precision they were loaded in."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: int = 0
+    """Order of the samples and, in GRPO, of the sampling."""
+    log_every: int = Field(10, ge=1)
+    """Updates between two records in metrics.jsonl."""
+    save_every: int = Field(200, ge=1)
+    """Updates (SFT) or rollouts (GRPO) between two checkpoints. A killed run goes on from the last."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of torch; 0 leaves them as they are."""
+
+
+class Schedule(Dataset):
+    """Items in the order in which the whole run will see them: one pass over it is the run, so resuming is skipping.
+
+    `order` holds one item index per position. Nothing depends on random state that a kill could lose.
+    """
+
+    def __init__(self, items: Any, order: list[int]) -> None:
+        self.items, self.order = items, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.items[self.order[position]]
+
+
+def training_arguments(
+    config: TrainConfig, folder: Path, *, updates: int, micro_batch: int, accumulation: int, schedule: str,
+    warmup_ratio: float, save_every: int, on_cpu: bool,
+) -> TrainingArguments:  # fmt: skip
+    """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=updates,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type=schedule,
+        warmup_steps=int(-(-warmup_ratio * updates // 1)),
+        bf16=config.bf16,
+        activation_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+        logging_steps=config.log_every,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=None,  # rotation happens here, after the rename
+        use_cpu=on_cpu,
+        report_to=[],
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,  # a NaN stops the run instead of being replaced
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+class AlignTrainer(Trainer):
+    """`transformers.Trainer` on a `Schedule`.
+
+    - a checkpoint is written beside and renamed: it is whole or not there;
+    - a non-finite loss or gradient raises RoboAlignError before the weights change;
+    - `metrics.jsonl` gets one record each `log_every` updates, and after a resume the same ones as an unbroken run;
+    - `counters` (what the run has consumed so far) travel in the checkpoints.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, dataset: Dataset, collate: Any, *, label: str, out_dir: Path,
+        fingerprint: dict[str, Any], loss: Any = None,
+    ) -> None:  # fmt: skip
+        self.label, self.out_dir, self.fingerprint = label, out_dir, fingerprint
+        self.counters: dict[str, float] = {"samples": 0, "tokens": 0}  # this process's share; totals() has them all
+        self.staging: Path | None = None
+        self.began = 0.0
+        self.last_record: dict[str, Any] = {}
+        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, compute_loss_func=loss)
+        self.remove_callback(transformers.trainer_callback.PrinterCallback)
+
+    # One run: resume, train, account.
+
+    def run(self) -> dict[str, float]:
+        """Train to the end from the last whole checkpoint, or from the start. Returns the totals of the whole run."""
+        checkpoint = last_checkpoint(Path(self.args.output_dir), self.fingerprint)
+        done, seconds = 0, 0.0
+        if checkpoint is not None:
+            manifest = read_json(checkpoint / MANIFEST)
+            done, seconds = manifest["step"], manifest["totals"].pop("seconds")
+            if self.is_world_process_zero():
+                self.counters = manifest["totals"]
+            print(f"[{self.label}] resuming from {checkpoint} (update {done})", file=sys.stderr)
+        self.began = time.monotonic() - seconds
+        if self.is_world_process_zero():
+            truncate_records(self.out_dir / "metrics.jsonl", done)
+        with Progress(self.label, total=self.args.max_steps, start=done) as progress:
+            self.add_callback(_Advance(progress, self))
+            with _quiet():
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return self.totals()
+
+    def count(self, **consumed: float) -> None:
+        """Add what this process has just consumed."""
+        for name, amount in consumed.items():
+            self.counters[name] = self.counters.get(name, 0) + amount
+
+    def totals(self) -> dict[str, float]:
+        """Counters summed over all processes, and the seconds of the whole run (earlier processes included)."""
+        names = list(self.counters)
+        values = torch.tensor([self.counters[name] for name in names], dtype=torch.float64, device=self.args.device)
+        summed = self.accelerator.reduce(values, reduction="sum").tolist()
+        totals = {name: int(v) if v == int(v) else round(v, 3) for name, v in zip(names, summed)}
+        return {**totals, "seconds": round(time.monotonic() - self.began, 3)}
+
+    # Nothing swallowed.
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._stop(f"the loss is {loss.item()}")
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        if not torch.isfinite(norm):
+            self._stop(f"the gradient norm is {float(norm)}")
+        return norm
+
+    def _stop(self, what: str) -> None:
+        saved = last_checkpoint(Path(self.args.output_dir), self.fingerprint)
+        kept = f"the weights of {saved.name} are kept" if saved else "no checkpoint had been written yet"
+        raise RoboAlignError(
+            f"{what}; the run stopped before the weights changed, {kept}",
+            where=f"{self.label}, update {self.state.global_step + 1}",
+            fix=f"lower learning_rate (now {self.args.learning_rate:g}), or look at the samples of that update.",
+        )
+
+    # Checkpoints: beside, then renamed.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.staging) if self.staging else self.args.output_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        self.staging = folder / ".partial"
+        if self.args.should_save:
+            shutil.rmtree(self.staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        written = self.staging / f"checkpoint-{self.state.global_step}"
+        self.staging = None
+        totals = self.totals()
+        if not self.args.should_save:
+            return
+        sizes = {str(p.relative_to(written)): p.stat().st_size for p in sorted(written.rglob("*")) if p.is_file()}
+        write_json(
+            written / MANIFEST,
+            {"step": self.state.global_step, "files": sizes, "fingerprint": self.fingerprint, "totals": totals},
+        )
+        final = folder / written.name
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+        os.replace(written, final)
+        for old in _checkpoints(folder)[:-KEPT]:
+            shutil.rmtree(old)
+
+    # Logging.
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Append one record to metrics.jsonl. The summary that Trainer logs at the end is not one."""
+        if "loss" not in logs:
+            return
+        self.last_record = {"step": self.state.global_step, "loss": logs["loss"], "lr": logs["learning_rate"],
+                            "grad_norm": logs["grad_norm"], **self.totals(), **self.step_metrics()}  # fmt: skip
+        if self.is_world_process_zero():
+            append_jsonl(self.out_dir / "metrics.jsonl", self.last_record)
+
+    def step_metrics(self) -> dict[str, Any]:
+        """More fields for the record of this step."""
+        return {}
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # Trainer walks over all parameters for it, at every step
+
+    def save_final(self, processor: Any, folder: Path) -> None:
+        """Write the trained model as a Hugging Face folder, beside and then renamed."""
+        with atomic_path(folder) as temporary, _quiet():
+            self.save_model(str(temporary))
+            if self.args.should_save:
+                processor.save_pretrained(temporary)
+                (temporary / "training_args.bin").unlink()  # a pickle; metrics and fingerprint say the same
+
+
+class _Advance(TrainerCallback):
+    """Moves the progress line, and logs at every save so that a resumed run averages its loss over the same steps."""
+
+    def __init__(self, progress: Progress, trainer: AlignTrainer) -> None:
+        self.progress, self.trainer = progress, trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        record = self.trainer.last_record
+        self.progress.advance(1, note=f"loss {record['loss']:.4f}" if record else "")
+        control.should_log = control.should_log or control.should_save
+        return control
+
+
+def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
+    """The newest whole checkpoint in `folder`; damaged ones are named on stderr and passed over.
+
+    Raises RoboAlignError where it was written under other settings or data than `fingerprint`.
+    """
+    for checkpoint in reversed(_checkpoints(folder)):
+        fault = _damage(checkpoint)
+        if fault:
+            print(f"{checkpoint}: ignored, {fault}", file=sys.stderr)
+            continue
+        written_for = read_json(checkpoint / MANIFEST)["fingerprint"]
+        current = json.loads(json.dumps(fingerprint))
+        if written_for != current:
+            changed = sorted(k for k in written_for.keys() | current.keys() if written_for.get(k) != current.get(k))
+            raise RoboAlignError(
+                f"this checkpoint was written with another {', '.join(changed)}",
+                where=str(checkpoint),
+                fix=f"remove {folder} to start over, or restore the settings.",
+            )
+        return checkpoint
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+
+def _damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint; "" where each file has the size that was recorded."""
+    try:
+        sizes: dict[str, int] = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, {size} were written"
+    return ""
+
+
+def truncate_records(path: Path, last_step: int) -> None:
+    """Drop records of a jsonl file after `last_step`: a resumed run writes those steps again."""
+    if not path.exists():
+        return
+    kept = [record for record in read_jsonl(path) if record["step"] <= last_step]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
+
+
+def freeze_vision(model: nn.Module) -> int:
+    """Stop gradients into the vision tower. Returns the number of frozen parameters.
+
+    Raises RoboAlignError where the model has no vision tower under a name that transformers knows.
+    """
+    tower = model.get_encoder(modality="image")  # type: ignore[operator]
+    if tower is model:
+        raise RoboAlignError("freeze_vision is set, but the model has no vision tower", where=type(model).__name__,
+                             fix="set freeze_vision: false")  # fmt: skip
+    tower.requires_grad_(False)
+    return sum(p.numel() for p in tower.parameters())
+
+
+def accumulation_of(
+    batch: int, micro: int, world: int, unit: Literal["conversations", "prompts"] = "conversations"
+) -> int:
+    """Micro-batches per update and device, so that an update has `batch` samples over all devices."""
+    if batch % (micro * world):
+        raise RoboAlignError(
+            f"{batch} {unit} per update cannot be split into micro-batches of {micro} on {world} device(s)",
+            where="micro_batch_size",
+            fix=f"choose a batch that is a multiple of {micro * world}.",
+        )
+    return batch // (micro * world)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that Trainer logs at the warning level and the bars of save_pretrained."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        transformers.logging.enable_progress_bar()

@@ -1,0 +1,137 @@
+"""A conversation: one image, several turns. Stored as one parquet row."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from roboalign.data import prompts
+from roboalign.errors import RoboAlignError
+from roboalign.files import atomic_path
+
+KINDS = ("general", "embodied", "reasoning", "action")
+SPLITS = ("train", "rl", "heldout")
+ROW = pa.schema([
+    ("id", pa.string()),
+    ("episode_id", pa.string()),
+    ("frame", pa.int32()),
+    ("task", pa.string()),
+    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("image_sha256", pa.string()),
+    ("turns", pa.list_(pa.struct([(name, pa.string()) for name in
+                                  ("kind", "type", "mode", "question", "answer", "expected")]))),
+    ("target", pa.list_(pa.int32())),
+    ("chunk", pa.list_(pa.list_(pa.float32()))),
+    ("direct_question", pa.string()),
+])
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its reply."""
+
+    kind: str
+    """general, embodied, reasoning or action."""
+    type: str
+    """A name of questions.TYPES, or action."""
+    mode: str
+    """direct or think: the sentence that ends the question."""
+    question: str
+    """The whole user message."""
+    answer: str
+    """The whole reply, tags and all, that training imitates."""
+    expected: str
+    """What stands inside `<answer>`: what a score compares with."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One image and the turns about it."""
+
+    id: str
+    episode_id: str
+    frame: int
+    task: str
+    image: bytes
+    """PNG."""
+    turns: tuple[Turn, ...]
+    target: tuple[int, ...] | None = None
+    """FAST ids of the clean action chunk; in the rl split and in action samples of the held-out split."""
+    chunk: tuple[tuple[float, ...], ...] | None = None
+    """[H, A] normalised actions that `target` encodes."""
+    direct_question: str | None = None
+    """The action question in direct mode, where the turn asks it in think mode."""
+
+
+def messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """The Hugging Face messages form: user and assistant in turn, the image first in the first user message."""
+    result = []
+    for number, turn in enumerate(conversation.turns):
+        result += [prompts.user_message(turn.question, image=number == 0), prompts.assistant_message(turn.answer)]
+    return result
+
+
+def image_hash(png: bytes) -> str:
+    """sha256 of a PNG file, hex: by it the same frame is found in two data sets written by LeRobotWriter."""
+    return hashlib.sha256(png).hexdigest()
+
+
+def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
+    """Write one parquet shard."""
+    rows = []
+    for c in conversations:
+        row = {name: getattr(c, name) for name in ("id", "episode_id", "frame", "task", "target", "chunk")}
+        row |= {"image": {"bytes": c.image, "path": None}, "image_sha256": image_hash(c.image)}
+        row |= {"turns": [vars(turn) for turn in c.turns], "direct_question": c.direct_question}
+        rows.append(row)
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=ROW), temporary, use_dictionary=False)
+
+
+def read_conversations(folder: str | Path, split: str, kinds: Sequence[str] | None = None) -> list[Conversation]:
+    """The conversations of a split ("train", "rl" or "heldout") of a mixture.
+
+    With `kinds`, only turns of these kinds are kept and conversations without any are dropped: ("general", "embodied",
+    "reasoning") is the language-only part. Raises RoboAlignError on an unknown split or kind and on a broken shard.
+    """
+    if split not in SPLITS:
+        raise RoboAlignError(f"unknown split {split!r}", where=str(folder), fix=f"use one of {', '.join(SPLITS)}")
+    unknown = sorted(set(kinds or ()) - set(KINDS))
+    if unknown:
+        raise RoboAlignError(f"unknown kinds {unknown}", where=str(folder), fix=f"use some of {', '.join(KINDS)}")
+    wanted = set(kinds if kinds is not None else KINDS)
+    conversations = []
+    for path in shards(folder, split):
+        for row in read_table(path).to_pylist():
+            turns = tuple(Turn(**turn) for turn in row["turns"] if turn["kind"] in wanted)
+            if turns:
+                conversations.append(_from_row(row, turns))
+    return conversations
+
+
+def _from_row(row: dict[str, Any], turns: tuple[Turn, ...]) -> Conversation:
+    same = {name: row[name] for name in ("id", "episode_id", "frame", "task", "direct_question")}
+    chunk = None if row["chunk"] is None else tuple(tuple(step) for step in row["chunk"])
+    target = None if row["target"] is None else tuple(row["target"])
+    return Conversation(**same, image=row["image"]["bytes"], turns=turns, target=target, chunk=chunk)
+
+
+def shards(folder: str | Path, split: str) -> list[Path]:
+    """The parquet files of a split, in order. Raises RoboAlignError where there is none."""
+    paths = sorted(Path(folder).glob("train-*.parquet" if split == "train" else f"{split}.parquet"))
+    if not paths:
+        raise RoboAlignError(f"no {split} shard", where=str(folder), fix="build the mixture first")
+    return paths
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One shard; RoboAlignError where it is truncated or of another schema."""
+    try:
+        return pq.read_table(path, schema=ROW, columns=columns, memory_map=False)
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        fix = "build the mixture again"
+        raise RoboAlignError(f"not a readable mixture shard ({error})", where=str(path), fix=fix) from None

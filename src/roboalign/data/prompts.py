@@ -1,0 +1,53 @@
+"""The prompt texts: the one place where they are written.
+
+Training, RL and serving build their questions here, so that a model never meets at test time a wording it was not
+trained on. A reply carries its answer in `<answer>`; a reasoned reply has `<think>` before it (paper, section 3.2).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+Mode = Literal["direct", "think"]
+MODES: dict[Mode, str] = {"direct": "Answer directly.", "think": "Think first, then answer."}
+DIRECT, THINK = MODES["direct"], MODES["think"]
+
+
+def task_prefix(instruction: str) -> str:
+    """`open the drawer` -> `Task: open the drawer.`; shared by planning questions and the action question."""
+    return f"Task: {instruction.strip().rstrip('.')}."
+
+
+def question(text: str, mode: Mode) -> str:
+    """A question with the sentence that says whether to reason."""
+    return f"{text} {MODES[mode]}"
+
+
+def action_question(instruction: str, mode: Mode) -> str:
+    """The question whose answer is an action chunk."""
+    return question(f"{task_prefix(instruction)} What should the robot do next?", mode)
+
+
+def action_answer(fast: Sequence[int]) -> str:
+    """FAST ids as text: `<ACTION_START><FAST_3>...<ACTION_END>`.
+
+    The same as `ActionVocabulary.text`, but known before any MLLM is chosen: a mixture can be built first, and the tiny
+    model's tokenizer trained on it.
+    """
+    return "<ACTION_START>" + "".join(f"<FAST_{i}>" for i in fast) + "<ACTION_END>"
+
+
+def reply(answer: str, reasoning: str | None = None) -> str:
+    """`<answer>..</answer>`, with `<think>..</think>` before it where there is a reasoning."""
+    thought = f"<think>{reasoning}</think>" if reasoning is not None else ""
+    return f"{thought}<answer>{answer}</answer>"
+
+
+def user_message(text: str, *, image: bool) -> dict[str, Any]:
+    """One user turn in the Hugging Face messages form; the image, where there is one, comes first."""
+    content: list[dict[str, str]] = [{"type": "image"}] if image else []
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+
+
+def assistant_message(text: str) -> dict[str, Any]:
+    """One assistant turn in the Hugging Face messages form."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}

@@ -1,0 +1,185 @@
+"""What is true in each frame of an episode, from its privileged state: the facts that questions are made of.
+
+World frame: that of the robot's base, metres: x grows to the robot's right, y forward (away from the robot), z up.
+Actions: the first three dimensions move the gripper along x, y, z; the last one closes the gripper where it is positive
+and opens it where it is negative (Meta-World and LIBERO agree on this).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign.data.episode import Episode
+from roboalign.errors import RoboAlignError
+
+BODIES = ("gripper", "object", "object2", "goal")
+AXES = (("left", "right"), ("back", "forward"), ("down", "up"))
+"""Word of the negative and of the positive direction of each axis."""
+
+ALIGNED = 0.03  # metres: a body within this of the gripper on an axis counts as aligned on it
+NEAR, FAR = 0.08, 0.20  # metres: near is below the first, far above the second
+LOW, HIGH = 0.10, 0.20  # metres above the table
+HELD = 0.07  # metres: a gripper that is not open holds an object that is this close
+MOVED = 0.02  # metres: an object that is this far from where it started is being moved
+OPEN = 0.75  # share of the gripper's full opening
+STILL = 0.15  # mean action on an axis below this is no movement, in units of the largest action
+COMMAND = 0.10  # mean gripper action below this asks for nothing
+WAYPOINT_STEPS = (10, 20)
+
+Cell = tuple[int, int]
+Signs = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The facts of one frame. Bodies that the episode lacks are absent from the dictionaries."""
+
+    task: str
+    instruction: str
+    nouns: dict[str, str]
+    points: dict[str, Cell]
+    """body -> (column, row) on the grid, for bodies inside the image."""
+    relations: dict[str, Signs]
+    """body -> sign of (body - gripper) on x, y, z; 0 = aligned."""
+    distances: dict[str, float]
+    """body -> metres from the gripper."""
+    height: float
+    """metres of the gripper above the table."""
+    gripper: str
+    """open, closed or holding."""
+    phase: str
+    """reach, grasp, move or done."""
+    quarter: int
+    """0..3: the quarter of the demonstration that the frame lies in."""
+    move: Signs
+    """sign of the expert's mean action over the next steps on x, y, z; 0 = still."""
+    command: str
+    """what the expert does with the gripper in these steps: open, close or keep."""
+    waypoints: dict[int, Cell]
+    """n -> where the gripper will be in n steps, where that is inside episode and image."""
+    events: dict[str, int]
+    """event, as `the robot should` is followed by it -> steps until it first happens; only what is still to come."""
+    target: str
+    """the body that the gripper works towards: the object, or the goal once the object is being moved (and always
+    where the instruction does not speak of the object)."""
+
+
+class EpisodeScenes:
+    """The scenes of one episode, computed for all its frames at once."""
+
+    def __init__(self, episode: Episode, camera: str, grid: int, horizon: int) -> None:
+        """`grid`: cells a side of the image. `horizon`: steps over which movement is averaged.
+
+        Raises RoboAlignError where the episode has no privileged gripper position or its camera no projection.
+        """
+        where = f"episode {episode.episode_id}"
+        if camera not in episode.cameras:
+            raise RoboAlignError(f"no camera {camera!r}; it has {sorted(episode.cameras)}", where=where)
+        positions = {body: episode.position(body) for body in BODIES}
+        if positions["gripper"] is None or "gripper.opening" not in episode.privileged_names:
+            raise RoboAlignError(
+                f"the privileged state has no gripper.x, y, z and opening, only {list(episode.privileged_names)}",
+                where=where, fix="collect the data set with a simulator that records it",
+            )
+        self.episode, self.length = episode, len(episode)
+        named = {"gripper", *episode.nouns}
+        self.positions = {body: p for body, p in positions.items() if p is not None and body in named}
+        hand = self.positions["gripper"]
+        self.cells = {body: grid_cells(episode, camera, p, grid) for body, p in self.positions.items()}
+        offsets = {body: p - hand for body, p in self.positions.items() if body != "gripper"}
+        self.relations = {b: (np.sign(o) * (np.abs(o) > ALIGNED)).astype(int).tolist() for b, o in offsets.items()}
+        self.distances = {body: np.linalg.norm(o, axis=1).tolist() for body, o in offsets.items()}
+        assert episode.privileged is not None
+        opening = episode.privileged[:, episode.privileged_names.index("gripper.opening")]
+        self.gripper = gripper_states(opening, self.distances.get("object"))
+        self.uses_object = "object" in self.positions and names_object(episode)
+        to_object = self.distances["object"] if self.uses_object else None
+        self.phases = phases(self.positions.get("object"), to_object, episode.success_step, self.length)
+        mean = episode.chunks(horizon).mean(axis=1)
+        self.moves = (np.sign(mean[:, :3]) * (np.abs(mean[:, :3]) > STILL)).astype(int).tolist()
+        self.commands = gripper_commands(mean[:, -1], opening)
+        self.events = future_events(self._happening())
+
+    def _happening(self) -> dict[str, list[bool]]:
+        """event -> [T] whether it is happening."""
+        happening = {
+            "close the gripper": [command == "close" for command in self.commands],
+            "open the gripper": [command == "open" for command in self.commands],
+            "lift the gripper": [move[2] > 0 for move in self.moves],
+            "lower the gripper": [move[2] < 0 for move in self.moves],
+        }
+        bodies = ("object", "goal") if self.uses_object else ("goal",)
+        for body in bodies:
+            if body in self.distances:
+                event = f"reach the {self.episode.nouns[body]}"
+                happening[event] = [metres < NEAR for metres in self.distances[body]]
+        return happening
+
+    def at(self, t: int) -> Scene:
+        """The scene of frame t."""
+        episode, cells = self.episode, self.cells
+        ahead = {n: cells["gripper"][t + n] for n in WAYPOINT_STEPS if t + n < self.length}
+        to_goal = "goal" in self.positions and (self.phases[t] == "move" or not self.uses_object)
+        return Scene(
+            task=episode.task, instruction=episode.instruction, nouns={**episode.nouns, "gripper": "gripper"},
+            points={body: cell for body, column in cells.items() if (cell := column[t]) is not None},
+            relations={body: tuple(column[t]) for body, column in self.relations.items()},
+            distances={body: column[t] for body, column in self.distances.items()},
+            height=float(self.positions["gripper"][t, 2]), gripper=self.gripper[t], phase=self.phases[t],
+            quarter=4 * t // self.length, move=tuple(self.moves[t]), command=self.commands[t],
+            waypoints={n: cell for n, cell in ahead.items() if cell is not None},
+            events={event: steps[t] for event, steps in self.events.items() if steps[t] > 0},
+            target="goal" if to_goal else "object" if self.uses_object else "gripper",
+        )
+
+
+def names_object(episode: Episode) -> bool:
+    """Whether the instruction speaks of the object: Meta-World's reach tasks have one that is not to be touched."""
+    instruction = episode.instruction.lower().rstrip(".").replace(",", " ").split()
+    return any(word in instruction for word in episode.nouns["object"].lower().split())
+
+
+def grid_cells(episode: Episode, camera: str, positions: np.ndarray, grid: int) -> list[Cell | None]:
+    """[T, 3] world points -> the cell of the image that shows each; None outside the image."""
+    view = episode.cameras[camera]
+    cells = np.floor(view.pixels(positions) / (view.width, view.height) * grid)
+    # NaN, behind the camera, compares false.
+    return [(int(u), int(v)) if 0 <= u < grid and 0 <= v < grid else None for u, v in cells.tolist()]
+
+
+def gripper_states(opening: np.ndarray, to_object: list[float] | None) -> list[str]:
+    """[T] opening in [0, 1] and metres to the object -> open, closed or holding."""
+    held = np.array(to_object) < HELD if to_object is not None else np.zeros(len(opening), bool)
+    return ["open" if wide > OPEN else "holding" if close else "closed" for wide, close in zip(opening, held)]
+
+
+def phases(
+    object_at: np.ndarray | None, to_object: list[float] | None, success_step: int | None, length: int
+) -> list[str]:
+    """reach (far from the object), grasp (at the object), move (the object has left its place), done."""
+    names = np.full(length, "reach", dtype=object)
+    if object_at is not None and to_object is not None:
+        names[np.array(to_object) < NEAR] = "grasp"
+        names[np.linalg.norm(object_at - object_at[0], axis=1) > MOVED] = "move"
+    if success_step is not None:
+        names[success_step + 1 :] = "done"  # frame t precedes action t
+    return names.tolist()
+
+
+def gripper_commands(mean: np.ndarray, opening: np.ndarray) -> list[str]:
+    """Mean gripper action of the next steps against the present opening -> open, close or keep."""
+    is_open = opening > OPEN
+    closing, opening_up = (mean > COMMAND) & is_open, (mean < -COMMAND) & ~is_open
+    return ["close" if c else "open" if o else "keep" for c, o in zip(closing, opening_up)]
+
+
+def future_events(happening: dict[str, list[bool]]) -> dict[str, list[int]]:
+    """event -> [T] steps until it next happens; 0 where it is happening now, -1 where it never will."""
+    events = {}
+    for event, now in happening.items():
+        steps, wait = [-1] * len(now), -1
+        for t in reversed(range(len(now))):
+            wait = 0 if now[t] else wait + (wait >= 0)
+            steps[t] = wait
+        events[event] = steps
+    return events

@@ -1,0 +1,168 @@
+"""Intervals and paired tests: how sure a measured number is.
+
+Success counts get Wilson intervals, continuous metrics bootstrap intervals over samples, and two models measured on
+the same samples or the same (task, seed) episodes are compared pair by pair.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest, norm
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval. `value` is None where n = 0; `low`, `high` are None where nothing bounds them."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """McNemar's exact test. `only_a`, `only_b`: pairs in which that side alone succeeded; `p` is two-sided."""
+
+    only_a: int
+    only_b: int
+    n: int
+    p: float
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a success rate. (0, 1) where n = 0: no trial, nothing known.
+
+    Raises ValueError where the counts are impossible.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials cannot be")
+    if not n:
+        return 0.0, 1.0
+    z = float(norm.ppf((1 + confidence) / 2))
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At 0 and n successes the exact bound is 0 or 1; rounding must not leave it a hair beside.
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == n else (centre + half) / scale
+    return low, high
+
+
+def proportion(outcomes: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Share of true outcomes with its Wilson interval. Raises ValueError where a value is neither 0 nor 1."""
+    values = _finite(outcomes)
+    if not np.isin(values, (0.0, 1.0)).all():
+        raise ValueError("a proportion needs outcomes that are 0 or 1")
+    if not len(values):
+        return Estimate(None, None, None, 0)
+    low, high = wilson(int(values.sum()), len(values), confidence)
+    return Estimate(float(values.mean()), low, high, len(values))
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of `values` [N] with a percentile bootstrap interval, the same for the same seed.
+
+    With `clusters` [N] whole clusters (tasks, say) are drawn instead of samples: samples of one cluster are alike,
+    and an interval over samples alone would be too narrow for a new cluster. Units that are all alike, or a single one,
+    give no interval: their bootstrap would claim to be certain. Raises ValueError on NaN or infinity.
+    """
+    data = _finite(values)
+    if not len(data):
+        return Estimate(None, None, None, 0)
+    if clusters is None:
+        sums, counts = data, np.ones(len(data))
+    else:
+        sums, counts = _cluster_sums(data, clusters)
+    mean = float(data.mean())
+    if np.ptp(sums / counts) == 0:
+        return Estimate(mean, None, None, len(data))
+    means = _bootstrap_means(sums, counts, resamples, np.random.default_rng(seed))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return Estimate(mean, float(low), float(high), len(data))
+
+
+def paired_difference(
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of `b - a` over pairs (b minus a: positive where b is larger) with its bootstrap interval.
+
+    a[i] and b[i] are the same sample, or the same (task, seed), under two models. See `mean_interval`.
+    Raises ValueError where the lengths differ.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"pairs need equal lengths, got {len(a)} and {len(b)}")
+    difference = _finite(b) - _finite(a)
+    return mean_interval(difference, clusters=clusters, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def mcnemar_exact(a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray) -> PairedTest:
+    """Exact two-sided McNemar test of paired successes: a binomial test of the pairs that disagree (p = 1 if none).
+
+    Raises ValueError where the lengths differ.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"pairs need equal lengths, got {len(a)} and {len(b)}")
+    first, second = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = only_a + only_b
+    p = float(binomtest(only_b, discordant, 0.5).pvalue) if discordant else 1.0
+    return PairedTest(only_a, only_b, len(first), p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values adjusted for having tested them all, in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, (len(p_values) - rank) * p_values[index])
+        adjusted[index] = min(1.0, running)
+    return adjusted
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1:
+        raise ValueError(f"expected one number a sample, got shape {data.shape}")
+    if not np.isfinite(data).all():
+        raise ValueError(f"{int((~np.isfinite(data)).sum())} of {len(data)} values are not finite")
+    return data
+
+
+def _cluster_sums(data: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and count of each cluster's samples."""
+    if len(clusters) != len(data):
+        raise ValueError(f"{len(clusters)} cluster labels for {len(data)} values")
+    index = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
+    labels = np.array([index[label] for label in clusters])
+    return np.bincount(labels, weights=data), np.bincount(labels).astype(np.float64)
+
+
+def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Mean of each resample of (sum, count) units, [resamples], in blocks of bounded memory."""
+    block = max(1, 2_000_000 // len(sums))
+    means = []
+    for start in range(0, resamples, block):
+        drawn = rng.integers(0, len(sums), size=(min(block, resamples - start), len(sums)))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    return np.concatenate(means)

@@ -1,0 +1,188 @@
+"""From the records of an MLLM's answers to metrics with intervals, and the paired comparison of two MLLMs.
+
+A record is one answer to one held-out sample, as `evaluate.tokens` writes it. All have "id" (the sample), "task",
+"probe" and "mode" (direct or think). An answer counted once is an independent sample and a share gets a Wilson
+interval; where the same sample was answered by several training seeds ("run_seed"), whole samples are drawn anew.
+
+- probe "vqa" and "vqa-shuffled" (another episode's image): "kind", "type", "score" (0 or 1), "answered" (bool), and
+  "chance", "prior" and "text_prior": the scores of guessing, of the type's most frequent training answer, and of the
+  most frequent training answer to the same question text.
+- probe "action": "well_formed", "reasoned", "has_action", "decoded" (bool), "reason", "length" and "target_length"
+  (action tokens), "prefix" (prefix accuracy), "l1" (None where undecoded), "l1_mean_action", "l1_zero": mean absolute
+  error of the chunk in normalised units, [-1, 1] a dimension.
+- probes "kept", "emptied", "swapped": "prefix", after a reasoning that was forced on the model.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from roboalign.evaluate.statistics import Estimate, mean_interval, paired_difference, proportion
+
+Record = Mapping[str, Any]
+MODES = ("direct", "think")
+
+
+def summarize(records: Sequence[Record]) -> dict[str, Any]:
+    """All metrics of one MLLM, ready for JSON; every estimate is {value, low, high, n} with a 95% interval.
+
+    {"vqa": {mode: ...}, "image_shuffle": ..., "actions": {mode: ...}, "baselines": {mean_action_l1, zero_l1},
+    "reasoning": {kept, emptied, swapped, emptied_minus_kept, swapped_minus_kept}}; a probe without records is None.
+    """
+    actions = _select(records, "action")
+    # The baselines do not depend on the answer: count each sample once.
+    targets = list({r["id"]: r for r in actions}.values())
+    return {
+        "vqa": {mode: vqa_metrics(_select(records, "vqa", mode)) for mode in MODES},
+        "image_shuffle": shuffle_metrics(records),
+        "actions": {mode: action_metrics(_select(records, "action", mode)) for mode in MODES},
+        "baselines": {
+            "mean_action_l1": _mean(targets, "l1_mean_action"),
+            "zero_l1": _mean(targets, "l1_zero"),
+        },
+        "reasoning": reasoning_metrics(records),
+    }
+
+
+def vqa_metrics(rows: Sequence[Record]) -> dict[str, Any] | None:
+    """Accuracy overall, by kind and by type, beside chance and the two language priors. None without records."""
+    if not rows:
+        return None
+    return {
+        **_accuracy(rows),
+        "answered": _share(rows, lambda r: r["answered"]),
+        "by_kind": {kind: _accuracy(group) for kind, group in _group(rows, "kind").items()},
+        "by_type": {kind: _accuracy(group) for kind, group in _group(rows, "type").items()},
+    }
+
+
+def shuffle_metrics(records: Sequence[Record]) -> dict[str, Any] | None:
+    """The image-shuffle control: the same direct questions with another episode's image. None without records.
+
+    A model that looks falls to the language prior; "drop" (shuffled minus kept, paired) near zero says that it does
+    not look.
+    """
+    shuffled = _select(records, "vqa-shuffled", "direct")
+    if not shuffled:
+        return None
+    ids = {r["id"] for r in shuffled}
+    kept = [r for r in _select(records, "vqa", "direct") if r["id"] in ids]
+    return {
+        "accuracy": _share(shuffled, lambda r: r["score"]),
+        "unshuffled": _share(kept, lambda r: r["score"]),
+        "prior": _share(shuffled, lambda r: r["prior"]),
+        "text_prior": _share(shuffled, lambda r: r["text_prior"]),
+        "drop": asdict(_paired(kept, shuffled, "score")),
+    }
+
+
+def action_metrics(rows: Sequence[Record]) -> dict[str, Any] | None:
+    """Metrics of the action answers of one mode; None without records.
+
+    - prefix: over all answers, 0 without a usable action block; prefix_well_formed: over the well-formed ones.
+    - format: share that is well formed; reasoned: share with non-empty reasoning before the answer.
+    - no_action: share without exactly one action block; wrong_length, decode_failure: shares of the answers with one.
+    - l1_decoded: over decoded chunks; l1_all: over all, with the mean action in place of a chunk that does not exist;
+      l1_all_minus_mean_action: paired, negative where the model beats the mean action.
+    """
+    if not rows:
+        return None
+    with_action = [r for r in rows if r["has_action"]]
+    filled = [{**r, "l1": r["l1"] if r["decoded"] else r["l1_mean_action"]} for r in rows]
+    gain = [{**r, "gain": r["l1"] - r["l1_mean_action"]} for r in filled]
+    return {
+        "prefix": _mean(rows, "prefix"),
+        "prefix_well_formed": _mean([r for r in rows if r["well_formed"]], "prefix"),
+        "format": _share(rows, lambda r: r["well_formed"]),
+        "reasoned": _share(rows, lambda r: r["reasoned"]),
+        "no_action": _share(rows, lambda r: not r["has_action"]),
+        "wrong_length": _share(with_action, lambda r: r["length"] != r["target_length"]),
+        "decode_failure": _share(with_action, lambda r: not r["decoded"]),
+        "l1_decoded": _mean([r for r in rows if r["decoded"]], "l1"),
+        "l1_all": _mean(filled, "l1"),
+        "l1_all_minus_mean_action": _mean(gain, "gain"),
+        "reasons": dict(Counter(r["reason"] for r in rows if r["reason"]).most_common()),
+    }
+
+
+def reasoning_metrics(records: Sequence[Record]) -> dict[str, Any] | None:
+    """Prefix accuracy after the model's own, an empty and another sample's reasoning; None without records.
+
+    Only samples on which the model reasoned by itself take part, the same ones in each condition.
+    """
+    probes = {probe: _select(records, probe) for probe in ("kept", "emptied", "swapped")}
+    if not probes["kept"]:
+        return None
+    return {
+        **{probe: _mean(rows, "prefix") for probe, rows in probes.items()},
+        "emptied_minus_kept": asdict(_paired(probes["kept"], probes["emptied"], "prefix")),
+        "swapped_minus_kept": asdict(_paired(probes["kept"], probes["swapped"], "prefix")),
+    }
+
+
+def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Paired differences (after minus before) of two MLLMs on the samples both answered.
+
+    {"vqa_direct", "vqa_think", "prefix_direct", "prefix_think", "format_think", "l1_direct", "l1_think"}
+    -> estimate; L1 is over all answers, with the mean action where nothing decodes. Several training seeds of a model
+    are averaged within each sample first: the interval is over samples, not over trainings.
+    """
+    differences = {}
+    for mode in MODES:
+        columns = {f"vqa_{mode}": ("vqa", "score"), f"prefix_{mode}": ("action", "prefix")}
+        if mode == "think":
+            columns["format_think"] = ("action", "well_formed")
+        columns[f"l1_{mode}"] = ("action", "l1")
+        for name, (probe, key) in columns.items():
+            differences[name] = asdict(_paired(_select(before, probe, mode), _select(after, probe, mode), key))
+    return differences
+
+
+def _paired(before: Iterable[Record], after: Iterable[Record], key: str) -> Estimate:
+    first, second = _by_sample(before, key), _by_sample(after, key)
+    shared = [sample for sample in first if sample in second]
+    return paired_difference([first[s] for s in shared], [second[s] for s in shared])
+
+
+def _by_sample(rows: Iterable[Record], key: str) -> dict[Hashable, float]:
+    """(id, mode) -> the value averaged over training seeds. An undecoded chunk has the mean action's L1."""
+    values: dict[Hashable, list[float]] = {}
+    for row in rows:
+        value = row["l1_mean_action"] if key == "l1" and not row["decoded"] else row[key]
+        values.setdefault((row["id"], row["mode"]), []).append(float(value))
+    return {sample: float(np.mean(group)) for sample, group in values.items()}
+
+
+def _select(records: Iterable[Record], probe: str, mode: str | None = None) -> list[Record]:
+    return [r for r in records if r["probe"] == probe and mode in (None, r["mode"])]
+
+
+def _group(rows: Iterable[Record], key: str) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return dict(sorted(groups.items()))
+
+
+def _accuracy(rows: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "accuracy": _share(rows, lambda r: r["score"]),
+        "chance": float(np.mean([r["chance"] for r in rows])),
+        "prior": _share(rows, lambda r: r["prior"]),
+        "text_prior": _share(rows, lambda r: r["text_prior"]),
+    }
+
+
+def _share(rows: Sequence[Record], outcome: Callable[[Record], Any]) -> dict[str, Any]:
+    values, ids = [float(outcome(r)) for r in rows], [r["id"] for r in rows]
+    if len(set(ids)) == len(ids):
+        return asdict(proportion(values))
+    return asdict(mean_interval(values, clusters=ids))
+
+
+def _mean(rows: Sequence[Record], key: str) -> dict[str, Any]:
+    values, ids = [float(r[key]) for r in rows], [r["id"] for r in rows]
+    return asdict(mean_interval(values, clusters=None if len(set(ids)) == len(ids) else ids))

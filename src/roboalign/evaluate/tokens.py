@@ -1,0 +1,331 @@
+"""Asking an MLLM the held-out questions: with their own image, with another, and after a forced reasoning.
+
+Decoding is greedy. Every answer becomes one record (`token_metrics` says which fields), written to a jsonl file so
+that two MLLMs can be compared sample by sample.
+"""
+
+import io
+import json
+import random
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from roboalign.actions.fast import FastTokenizer
+from roboalign.actions.normalize import ActionStats
+from roboalign.actions.vocabulary import ActionVocabulary
+from roboalign.align.reward import Parsed, answer_of, parse_response, prefix_accuracy
+from roboalign.config import Config
+from roboalign.data import prompts
+from roboalign.data.conversation import Conversation, Turn
+from roboalign.data.questions import chance, score_answer
+from roboalign.errors import RoboAlignError
+from roboalign.evaluate.token_metrics import summarize
+from roboalign.files import write_text
+from roboalign.mllm.encode import Encoded, encode_prompt, end_ids
+from roboalign.mllm.generate import generate
+from roboalign.mllm.load import Mllm
+from roboalign.progress import Progress
+
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+EMPTY_REASONING = "<think></think><answer>"
+
+
+class TokenEvalConfig(Config):
+    """How an MLLM is measured on held-out frames."""
+
+    max_questions: int = Field(600, ge=10)
+    """Held-out questions asked, direct and reasoned ones together; question types take turns."""
+    max_actions: int = Field(400, ge=10)
+    """Held-out frames for which actions are asked, directly and with reasoning."""
+    batch_size: int = Field(64, ge=1)
+    """Prompts generated at once."""
+    max_new_tokens: int = Field(96, ge=1)
+    """Tokens after which an answer is cut; a cut answer counts as it stands."""
+    seed: int = 0
+    """Draws the samples and the swaps; two MLLMs are compared under the same one."""
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The most frequent training answer, for each question type and for each question text."""
+
+    by_type: dict[str, str]
+    by_text: dict[str, str]
+
+    def of_type(self, kind: str) -> str | None:
+        """None where the type was never trained on."""
+        return self.by_type.get(kind)
+
+    def of_text(self, text: str, kind: str) -> str | None:
+        """The prior given the wording; that of the type where this wording was never trained on."""
+        return self.by_text.get(text, self.by_type.get(kind))
+
+
+def language_priors(training: Sequence[Conversation]) -> Priors:
+    """What can be answered without the image, from the training split. Ties go to the answer seen first."""
+    by_type: dict[str, Counter[str]] = defaultdict(Counter)
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    for conversation in training:
+        for turn in conversation.turns:
+            if turn.kind != "action":
+                by_type[turn.type][turn.expected] += 1
+                by_text[bare_question(turn)][turn.expected] += 1
+    first = {key: counter.most_common(1)[0][0] for key, counter in by_type.items()}
+    return Priors(first, {key: counter.most_common(1)[0][0] for key, counter in by_text.items()})
+
+
+def evaluate_mllm(
+    mllm: Mllm,
+    heldout: Sequence[Conversation],
+    priors: Priors,
+    fast: FastTokenizer,
+    stats: ActionStats,
+    mean_chunk: np.ndarray,
+    config: TokenEvalConfig,
+    records_path: str | Path,
+    *,
+    grid: int = 32,
+    run_seed: int = 0,
+) -> dict[str, Any]:
+    """Ask `heldout` (the mixture's held-out split), write the records, return `summarize` of them plus "cost".
+
+    `mean_chunk` [H, A], normalised, is the training chunks' mean; `grid` is the mixture's, for the chance of a point.
+    A model without action tokens is asked the questions only. Raises RoboAlignError where there is nothing to ask.
+    """
+    questions = draw_questions(heldout, config)
+    actions = draw_actions(heldout, config) if mllm.vocabulary else []
+    if not questions and not actions:
+        raise RoboAlignError("the held-out split has nothing to ask", fix="raise mix.heldout_episode_share")
+    asker = Asker(mllm, config)
+    records = ask_questions(asker, questions, priors, grid)
+    if mllm.vocabulary:
+        scorer = ActionScorer(asker.text, mllm.vocabulary, fast, stats, mean_chunk)
+        records += ask_actions(asker, scorer, actions, config.seed)
+    for record in records:
+        record["run_seed"] = run_seed
+    write_text(records_path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+    return {**summarize(records), "cost": asker.cost()}
+
+
+class Asker:
+    """Greedy generation with a running count of what it cost."""
+
+    def __init__(self, mllm: Mllm, config: TokenEvalConfig) -> None:
+        self.mllm, self.config = mllm, config
+        self.began = time.monotonic()
+        self.answers = self.prefill_tokens = self.generated_tokens = 0
+        self.ends = end_ids(mllm)
+
+    def __call__(self, label: str, encoded: Sequence[Encoded]) -> list[list[int]]:
+        """Generated ids of each prompt, without the end token. Prompts of like length share a batch: less padding."""
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
+        answers: list[list[int]] = [[] for _ in encoded]
+        with Progress(f"evaluate {label}", len(order)) as progress:
+            for start in range(0, len(order), self.config.batch_size):
+                chosen = order[start : start + self.config.batch_size]
+                generation = generate(
+                    self.mllm, [encoded[i] for i in chosen], max_new_tokens=self.config.max_new_tokens,
+                    temperature=0.0, stop="</answer>",
+                )  # fmt: skip
+                for i, (ids,) in zip(chosen, generation.tokens):
+                    answers[i] = ids[:-1] if ids and ids[-1] in self.ends else ids
+                self.answers += len(chosen)
+                self.prefill_tokens += generation.n_prefill_tokens
+                self.generated_tokens += generation.n_decoded_tokens
+                progress.advance(len(chosen))
+        return answers
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids as text; special tokens stay visible."""
+        return str(self.mllm.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def prompt(self, question: str, png: bytes) -> Encoded:
+        """A question about a PNG."""
+        return encode_prompt(self.mllm, question, np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
+
+    def cost(self) -> dict[str, Any]:
+        """Ledger of what was asked."""
+        seconds = round(time.monotonic() - self.began, 2)
+        return {"answers": self.answers, "prefill_tokens": self.prefill_tokens,
+                "generated_tokens": self.generated_tokens, "seconds": seconds}
+
+
+def ask_questions(asker: Asker, questions: Sequence[Conversation], priors: Priors, grid: int) -> list[dict[str, Any]]:
+    """Records of the questions with their own image and, for those asked directly, with another episode's image."""
+    records = _question_records(asker, "vqa", questions, priors, grid)
+    direct = [c for c in questions if c.turns[0].mode == "direct"]
+    donors = other_episode([c.episode_id for c in direct], asker.config.seed)
+    if donors is not None:
+        blinded = [replace(c, image=direct[donor].image) for c, donor in zip(direct, donors)]
+        records += _question_records(asker, "vqa-shuffled", blinded, priors, grid)
+    return records
+
+
+def _question_records(
+    asker: Asker, probe: str, questions: Sequence[Conversation], priors: Priors, grid: int
+) -> list[dict[str, Any]]:
+    answers = asker(probe, [asker.prompt(c.turns[0].question, c.image) for c in questions])
+    records = []
+    for conversation, ids in zip(questions, answers):
+        turn, text = conversation.turns[0], asker.text(ids)
+        answer = answer_of(text)
+        records.append({
+            **_common(conversation, probe), "kind": turn.kind, "type": turn.type, "text": text,
+            "expected": turn.expected, "answered": answer is not None,
+            "score": score_answer(turn.type, turn.expected, answer),
+            "chance": chance(turn.type, grid),
+            "prior": score_answer(turn.type, turn.expected, priors.of_type(turn.type)),
+            "text_prior": score_answer(turn.type, turn.expected, priors.of_text(bare_question(turn), turn.type)),
+        })  # fmt: skip
+    return records
+
+
+@dataclass(frozen=True)
+class ActionScorer:
+    """Turns generated ids into what an action record says."""
+
+    text: Callable[[Sequence[int]], str]
+    vocabulary: ActionVocabulary
+    fast: FastTokenizer
+    stats: ActionStats
+    mean_chunk: np.ndarray
+
+    def parse(self, ids: Sequence[int]) -> Parsed:
+        """The action block and whether the format of RL holds."""
+        return parse_response(ids, self.vocabulary, self.text)
+
+    def record(self, conversation: Conversation, ids: Sequence[int]) -> dict[str, Any]:
+        """One "action" record. A directly asked answer is well formed where it is the action reply and nothing else."""
+        target, chunk = action_target(conversation)
+        parsed, text = self.parse(ids), self.text(ids)
+        found = parsed.action_ids
+        well_formed, reason = parsed.well_formed, parsed.reason
+        if conversation.turns[0].mode == "direct" and found is not None:
+            well_formed = "".join(text.split()) == prompts.reply(prompts.action_answer(found))
+            reason = "ok" if well_formed else "text around the action block"
+        decoded = self.fast.decode(found) if found is not None else None
+        l1 = float(np.abs(decoded - chunk).mean()) if isinstance(decoded, np.ndarray) else None
+        thought = _THOUGHT.match(text)
+        still = self.stats.normalize(np.zeros(chunk.shape[-1]))
+        return {
+            **_common(conversation, "action"), "text": text, "well_formed": well_formed,
+            "reason": "" if well_formed else reason, "has_action": found is not None,
+            "reasoned": bool(thought and thought[1].strip()), "decoded": l1 is not None,
+            "length": len(found or []), "target_length": len(target), "prefix": prefix_accuracy(found or [], target),
+            "l1": l1, "l1_mean_action": float(np.abs(self.mean_chunk - chunk).mean()),
+            "l1_zero": float(np.abs(still - chunk).mean()),
+        }  # fmt: skip
+
+
+def ask_actions(
+    asker: Asker, scorer: ActionScorer, actions: Sequence[Conversation], seed: int
+) -> list[dict[str, Any]]:
+    """Records of the action prompts in both modes, then of the reasoned ones with forced reasoning."""
+    encoded = [asker.prompt(c.turns[0].question, c.image) for c in actions]
+    answers = asker("actions", encoded)
+    records = [scorer.record(conversation, ids) for conversation, ids in zip(actions, answers)]
+    reasoned = [(conversation, prompt, list(ids[: ids.index(scorer.vocabulary.start_id)]))
+                for conversation, prompt, ids in zip(actions, encoded, answers)
+                if conversation.turns[0].mode == "think" and scorer.parse(ids).well_formed]
+    donors = other_episode([conversation.episode_id for conversation, _, _ in reasoned], seed)
+    if donors is None:
+        return records
+    empty = asker.mllm.tokenizer(EMPTY_REASONING, add_special_tokens=False)["input_ids"]
+    conditions: dict[str, Callable[[int], list[int]]] = {
+        "kept": lambda i: reasoned[i][2],
+        "emptied": lambda i: empty,
+        "swapped": lambda i: reasoned[donors[i]][2],
+    }
+    for probe, reasoning in conditions.items():
+        forced = [reasoning(i) for i in range(len(reasoned))]
+        continued = asker(probe, [continue_from(prompt, ids) for (_, prompt, _), ids in zip(reasoned, forced)])
+        for (conversation, _, _), start, ids in zip(reasoned, forced, continued):
+            found = scorer.parse([*start, *ids]).action_ids or []
+            prefix = prefix_accuracy(found, action_target(conversation)[0])
+            records.append({**_common(conversation, probe), "text": scorer.text([*start, *ids]), "prefix": prefix})
+    return records
+
+
+def continue_from(prompt: Encoded, ids: Sequence[int]) -> Encoded:
+    """The prompt with the beginning of an answer forced on the model."""
+    forced = np.asarray(ids, dtype=np.int64)
+    return Encoded(np.concatenate([prompt.input_ids, forced]), np.concatenate([prompt.labels, forced]), prompt.image)
+
+
+def other_episode(episode_ids: Sequence[str], seed: int) -> list[int] | None:
+    """A permutation that gives each sample one of another episode; None where an episode holds more than half.
+
+    Samples stand episode by episode in a random order and all move on by the size of the largest episode.
+    """
+    sizes = Counter(episode_ids)
+    largest = max(sizes.values(), default=0)
+    if not sizes or 2 * largest > len(episode_ids):
+        return None
+    rng = random.Random(seed)
+    rank = {episode: rng.random() for episode in sorted(sizes)}
+    order = sorted(range(len(episode_ids)), key=lambda i: (rank[episode_ids[i]], i))
+    donors = [0] * len(order)
+    for place, sample in enumerate(order):
+        donors[sample] = order[(place + largest) % len(order)]
+    return donors
+
+
+def draw_questions(heldout: Sequence[Conversation], config: TokenEvalConfig) -> list[Conversation]:
+    """At most `max_questions`, both modes of each, the question types in turn."""
+    pairs: dict[str, list[list[Conversation]]] = {}
+    for both in _by_sample(c for c in heldout if c.turns[0].kind != "action"):
+        pairs.setdefault(both[0].turns[0].type, []).append(both)
+    rng = random.Random(config.seed)
+    for group in pairs.values():
+        rng.shuffle(group)
+    drawn: list[Conversation] = []
+    for turn in range(max(map(len, pairs.values()), default=0)):
+        for group in pairs.values():
+            if turn < len(group) and len(drawn) + len(group[turn]) <= config.max_questions:
+                drawn += group[turn]
+    return drawn
+
+
+def draw_actions(heldout: Sequence[Conversation], config: TokenEvalConfig) -> list[Conversation]:
+    """At most `max_actions` frames, both modes of each."""
+    pairs = _by_sample(c for c in heldout if c.turns[0].kind == "action")
+    random.Random(config.seed).shuffle(pairs)
+    return [conversation for both in pairs[: config.max_actions] for conversation in both]
+
+
+def action_target(conversation: Conversation) -> tuple[Sequence[int], np.ndarray]:
+    """FAST ids and normalised chunk [H, A] of an action sample. Raises RoboAlignError where it has none."""
+    if conversation.target is None or conversation.chunk is None:
+        raise RoboAlignError("an action sample has no target", where=conversation.id, fix="build the mixture again")
+    return conversation.target, np.asarray(conversation.chunk, dtype=np.float32)
+
+
+def bare_question(turn: Turn) -> str:
+    """The question without the sentence that says whether to reason."""
+    return turn.question.removesuffix(prompts.MODES[cast(prompts.Mode, turn.mode)]).strip()
+
+
+def sample_id(conversation: Conversation) -> str:
+    """The sample apart from its mode: both modes of a question share it."""
+    return conversation.id.removesuffix(f"-{conversation.turns[0].mode}")
+
+
+def _by_sample(conversations: Iterable[Conversation]) -> list[list[Conversation]]:
+    groups: dict[str, list[Conversation]] = {}
+    for conversation in conversations:
+        groups.setdefault(sample_id(conversation), []).append(conversation)
+    return list(groups.values())
+
+
+def _common(conversation: Conversation, probe: str) -> dict[str, Any]:
+    return {"id": sample_id(conversation), "task": conversation.task, "episode_id": conversation.episode_id,
+            "frame": conversation.frame, "mode": conversation.turns[0].mode, "probe": probe}

@@ -1,0 +1,183 @@
+"""From a conversation about one image to token ids, labels and pixels: the one path of training and serving.
+
+A conversation is tokenised in pieces, cut where the assistant begins to speak. The ids before a cut are then exactly
+those of the prompt that the model is asked to continue when it is used, whatever a tokenizer merges across the cut.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.load import Mllm
+
+IGNORED = -100  # the label that the loss leaves out
+PLACE = "\ue000text\ue000"  # stands for a text while the template is rendered; private-use characters
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question about an image; `image` is uint8 [H, W, 3], RGB."""
+
+    question: str
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised conversation. Pixels are made per batch (`collate`), so that a data set in memory stays small."""
+
+    input_ids: np.ndarray
+    """int64 [L], the image's tokens included."""
+    labels: np.ndarray
+    """int64 [L], IGNORED except on what the assistant says, its end-of-turn token included."""
+    image: np.ndarray
+    """uint8 [H, W, 3]."""
+
+
+def encode_conversation(mllm: Mllm, turns: Sequence[Mapping[str, Any]], image: np.ndarray | Image.Image) -> Encoded:
+    """Tokenise a conversation of one or more turns, each with a "question" and an "answer" (str).
+
+    The image stands before the first question. Raises RoboAlignError on an empty conversation, a text that spells a
+    special token, or an image that is not RGB.
+    """
+    if not turns:
+        raise RoboAlignError("a conversation has no turn", fix='give at least one {"question": ..., "answer": ...}')
+    texts = [str(turn[key]).strip() for turn in turns for key in ("question", "answer")]
+    return _encode(mllm, texts, image)
+
+
+def encode_prompt(mllm: Mllm, question: str, image: np.ndarray | Image.Image) -> Encoded:
+    """Tokenise a question about `image` up to and including the header after which the assistant speaks."""
+    return _encode(mllm, [question.strip()], image)
+
+
+def collate(
+    mllm: Mllm, batch: Sequence[Encoded], *, padding_side: Literal["left", "right"] = "right"
+) -> dict[str, torch.Tensor]:
+    """The model's keyword arguments for a batch, on the CPU: input_ids, labels, attention_mask [B, L] and pixels.
+
+    Pad right to train, left to generate. Pixels come from the model's own image processor; which entries there are
+    (pixel_values, image_grid_thw, pixel_attention_mask, ...) depends on the model.
+    """
+    length = max(len(one.input_ids) for one in batch)
+    ids = np.full((len(batch), length), mllm.tokenizer.pad_token_id, dtype=np.int64)
+    labels = np.full((len(batch), length), IGNORED, dtype=np.int64)
+    mask = np.zeros((len(batch), length), dtype=np.int64)
+    for row, one in enumerate(batch):
+        size = len(one.input_ids)
+        place = slice(length - size, length) if padding_side == "left" else slice(0, size)
+        ids[row, place], labels[row, place], mask[row, place] = one.input_ids, one.labels, 1
+    arguments = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    if getattr(mllm.processor, "return_mm_token_type_ids", False):
+        arguments["mm_token_type_ids"] = np.isin(ids, mllm.processor.image_token_ids).astype(np.int64)
+    pixels = mllm.processor.image_processor(
+        [[one.image] for one in batch], return_tensors="pt", input_data_format="channels_last"
+    )
+    unused = set(mllm.processor.unused_input_names)
+    return {key: torch.from_numpy(value) for key, value in arguments.items()} | {
+        key: value.to(mllm.model.dtype) if value.is_floating_point() else value
+        for key, value in pixels.items()
+        if key not in unused
+    }
+
+
+def end_ids(mllm: Mllm) -> frozenset[int]:
+    """The ids that end the assistant's turn: the tokenizer's end token and those of the generation settings."""
+    configured = mllm.model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [mllm.tokenizer.eos_token_id, *configured] if token is not None)
+
+
+def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> Encoded:
+    """`texts` alternate question and answer. Where they end with a question, the assistant's header is the end."""
+    for text in texts:
+        if any(token in text for token in _special_tokens(mllm)):
+            raise RoboAlignError(
+                f"a question or answer spells a special token: {text!r}", fix="remove it from the text"
+            )
+    frames = _frames(mllm, len(texts))
+    pieces = [frames[0] + texts[0] + frames[1]]
+    for answer in range(1, len(texts), 2):
+        following = texts[answer + 1] + frames[answer + 2] if answer + 1 < len(texts) else ""
+        pieces.append(texts[answer] + frames[answer + 1] + following)
+    tokenised = mllm.tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    frame = _rgb(image)
+    ids = _leading_ids(mllm, frames[0]) + tokenised[0]
+    at = ids.index(mllm.processor.image_token_id)
+    ids[at : at + 1] = _image_ids(mllm, *frame.shape[:2])
+    labels = [IGNORED] * len(ids)
+    ends = end_ids(mllm)
+    for piece in tokenised[1:]:
+        spoken = next((place for place, token in enumerate(piece, start=1) if token in ends), None)
+        if spoken is None:
+            raise RoboAlignError(
+                "the chat template does not close the assistant's turn with an end token",
+                where=str(mllm.folder or type(mllm.processor).__name__),
+                fix="add the end-of-turn token to the template, or to generation_config.json as eos_token_id",
+            )
+        ids += piece
+        labels += piece[:spoken] + [IGNORED] * (len(piece) - spoken)
+    return Encoded(np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), frame)
+
+
+def _rgb(image: np.ndarray | Image.Image) -> np.ndarray:
+    frame = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        fix = "give RGB images, values 0..255"
+        raise RoboAlignError(f"an image is {frame.dtype} {list(frame.shape)}, not uint8 [H, W, 3]", fix=fix)
+    return frame
+
+
+# What depends on the model alone is worked out once and kept in mllm.cache: template rendering and a processor call
+# cost more than the tokenising of a conversation.
+
+
+def _special_tokens(mllm: Mllm) -> list[str]:
+    if "special" not in mllm.cache:
+        mllm.cache["special"] = list(mllm.tokenizer.all_special_tokens)
+    return mllm.cache["special"]
+
+
+def _frames(mllm: Mllm, n_texts: int) -> list[str]:
+    """What the chat template writes around `n_texts` texts: one string before, between and after them."""
+    key = ("frames", n_texts)
+    if key not in mllm.cache:
+        messages: list[dict[str, Any]] = []
+        for number in range(n_texts):
+            content = [{"type": "text", "text": PLACE}]
+            messages.append({"role": ("user", "assistant")[number % 2], "content": content})
+        messages[0]["content"].insert(0, {"type": "image"})
+        asks = n_texts % 2 == 1
+        text = mllm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        mllm.cache[key] = text.split(PLACE)
+        if len(mllm.cache[key]) != n_texts + 1 or mllm.cache[key][0].count(mllm.processor.image_token) != 1:
+            del mllm.cache[key]
+            raise RoboAlignError(
+                "the chat template does not show each message and the image exactly once",
+                where=str(mllm.folder or type(mllm.processor).__name__),
+                fix="use a model whose processor has a chat template with images",
+            )
+    return mllm.cache[key]
+
+
+def _leading_ids(mllm: Mllm, text: str) -> list[int]:
+    """The begin token, where the tokenizer puts one and the template did not."""
+    bos = mllm.tokenizer.bos_token_id
+    if "adds_bos" not in mllm.cache:
+        mllm.cache["adds_bos"] = bos is not None and mllm.tokenizer("a")["input_ids"][0] == bos
+    return [bos] if mllm.cache["adds_bos"] and not text.startswith(mllm.tokenizer.bos_token) else []
+
+
+def _image_ids(mllm: Mllm, height: int, width: int) -> list[int]:
+    """The ids into which the processor expands the image token for an image of this size."""
+    key = ("image", height, width)
+    if key not in mllm.cache:
+        blank = np.zeros((height, width, 3), dtype=np.uint8)
+        expanded = mllm.processor(text=[mllm.processor.image_token], images=[[blank]], add_special_tokens=False)
+        mllm.cache[key] = list(expanded["input_ids"][0])
+    return mllm.cache[key]

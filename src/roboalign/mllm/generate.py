@@ -1,0 +1,284 @@
+"""Sampling many answers to many prompts: one prefill a prompt, shared by its samples, and a cache that never moves.
+
+Hugging Face's `generate` prefills a prompt once for every sample and grows its cache by concatenation, which copies
+the whole cache at every token. For the families in FAST the loop below does neither; other models go through
+`generate`. Both give the same greedy tokens, which the tests assert.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicLayer
+
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids
+from roboalign.mllm.load import Mllm
+
+FAST = frozenset({"qwen2_5_vl", "qwen3_vl"})
+COMPACT_BELOW = 0.75  # of the rows still running: then the finished ones are taken out of the cache
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Sampled answers, indexed [prompt][sample]; the end token, where one was sampled, is part of `tokens`."""
+
+    tokens: list[list[list[int]]]
+    logprobs: list[list[list[float]]]
+    """Log-probability of each token: log-softmax of the model's own logits / temperature, as a trainer computes it
+    (at temperature 0: of the logits). The few suppressed tokens are not left out of it."""
+    finished: list[list[bool]]
+    """Whether the answer ended by itself: an end token or the stop text. False: cut at max_new_tokens."""
+    n_prefill_tokens: int
+    """Prompt tokens computed, padding left out."""
+    n_decoded_tokens: int
+    """Tokens sampled, over all answers."""
+
+
+def generate(
+    mllm: Mllm,
+    prompts: Sequence[Prompt | Encoded],
+    *,
+    samples: int = 1,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    stop: str | None = None,
+    seed: int = 0,
+    max_rows: int = 256,
+) -> Generation:
+    """Sample `samples` answers to each prompt from softmax(logits / temperature); greedy at temperature 0.
+
+    An answer ends with an end token, or as soon as its text holds `stop`. Tokens that stand for images and ids that
+    the tokenizer does not know are never sampled: the former crash the model, the latter cannot be read.
+    `max_rows` bounds the answers computed at a time. Same arguments, same answers.
+    """
+    if samples < 1 or max_new_tokens < 1 or temperature < 0:
+        problem = f"samples {samples}, max_new_tokens {max_new_tokens}, temperature {temperature}"
+        raise RoboAlignError(f"cannot generate with {problem}", fix="use samples and max_new_tokens >= 1, temperature >= 0")
+    decode = _decode if mllm.model.config.model_type in FAST else _decode_with_hf
+    generator = torch.Generator(mllm.device).manual_seed(seed)
+    encoded = [one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image) for one in prompts]
+    size = max(1, max_rows // samples)
+    tokens: list[list[int]] = []
+    logprobs: list[list[float]] = []
+    finished: list[bool] = []
+    with _evaluating(mllm), torch.no_grad():
+        for start in range(0, len(encoded), size):
+            rows = decode(mllm, encoded[start : start + size], samples, max_new_tokens, temperature, stop, generator)
+            lengths = rows.lengths.tolist()
+            tokens += [row[:length] for row, length in zip(rows.tokens.tolist(), lengths)]
+            logprobs += [row[:length] for row, length in zip(rows.logprobs.tolist(), lengths)]
+            finished += rows.finished.tolist()
+    return Generation(
+        tokens=[tokens[i : i + samples] for i in range(0, len(tokens), samples)],
+        logprobs=[logprobs[i : i + samples] for i in range(0, len(tokens), samples)],
+        finished=[finished[i : i + samples] for i in range(0, len(tokens), samples)],
+        n_prefill_tokens=sum(len(one.input_ids) for one in encoded),
+        n_decoded_tokens=sum(len(row) for row in tokens),
+    )
+
+
+def suppressed_ids(mllm: Mllm) -> list[int]:
+    """Ids never sampled: placeholders of images and videos, and rows of the model beyond the tokenizer."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    placeholders = {getattr(mllm.model.config, name, None) for name in names} | set(mllm.processor.image_token_ids)
+    beyond = range(len(mllm.tokenizer), mllm.model.get_output_embeddings().weight.shape[0])
+    return sorted({token for token in placeholders if token is not None} | set(beyond))
+
+
+@dataclass
+class _Rows:
+    """What has been sampled so far; R = prompts x samples rows."""
+
+    tokens: torch.Tensor  # int64 [R, max_new_tokens], on the CPU
+    logprobs: torch.Tensor  # float32 [R, max_new_tokens]
+    lengths: torch.Tensor  # int64 [R]
+    finished: torch.Tensor  # bool [R]
+
+    @classmethod
+    def empty(cls, rows: int, columns: int) -> "_Rows":
+        shape = (rows, columns)
+        tokens, logprobs = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+        return cls(tokens, logprobs, torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.bool))
+
+    def write(self, rows: torch.Tensor, column: int, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
+        self.tokens[rows, column], self.logprobs[rows, column], self.lengths[rows] = tokens, logprobs, column + 1
+
+
+class _PreallocatedLayer(DynamicLayer):
+    """One layer's keys and values, copied from a prefilled layer into a buffer with room for all that will follow."""
+
+    def __init__(self, prefilled: DynamicLayer, samples: int, room: int) -> None:
+        super().__init__()
+        self.length = prefilled.get_seq_length()
+        self.buffers = [self._widen(states, samples, room) for states in (prefilled.keys, prefilled.values)]
+        self.dtype, self.device, self.is_initialized = prefilled.dtype, prefilled.device, True
+
+    def _widen(self, states: torch.Tensor, samples: int, room: int) -> torch.Tensor:
+        batch, heads, length, width = states.shape
+        buffer = states.new_empty(batch * samples, heads, length + room, width)
+        buffer[:, :, :length] = states.repeat_interleave(samples, dim=0)
+        return buffer
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self.length + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states)):
+            buffer[:, :, self.length : end] = states
+        self.length = end
+        return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.buffers = [buffer[indices] for buffer in self.buffers]
+
+
+def _decode(
+    mllm: Mllm,
+    encoded: Sequence[Encoded],
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    stop: str | None,
+    generator: torch.Generator,
+) -> _Rows:
+    """The loop for Qwen's multimodal families, whose position ids run on from the prompt's by `rope_deltas`."""
+    batch = _inputs(mllm, encoded)
+    prefilled = DynamicCache(config=mllm.model.config)
+    logits = mllm.model(**batch, past_key_values=prefilled, use_cache=True, logits_to_keep=1).logits[:, -1]
+    position = (batch["attention_mask"].sum(1) + mllm.model.model.rope_deltas[:, 0]).repeat_interleave(samples)
+    mllm.model.model.rope_deltas = None  # the model's own memory of it must not reach the next forward
+    cache = Cache(layers=[_PreallocatedLayer(layer, samples, max_new_tokens) for layer in prefilled.layers])
+    logits = logits.repeat_interleave(samples, dim=0)
+    mask = batch["attention_mask"].repeat_interleave(samples, dim=0)
+    mask = torch.cat([mask, mask.new_ones(len(mask), max_new_tokens)], dim=1)
+    rows = _Rows.empty(len(mask), max_new_tokens)
+    active = torch.arange(len(mask))  # the row of `rows` that each row of the cache belongs to
+    live = torch.ones(len(mask), dtype=torch.bool)
+    ended_by = _Ending(mllm, stop)
+    suppressed = torch.tensor(suppressed_ids(mllm), device=mllm.device)
+    for column in range(max_new_tokens):
+        token, logprob = _pick(logits, temperature, suppressed, generator)
+        rows.write(active[live], column, token.cpu()[live], logprob.cpu()[live])
+        ended = live & ended_by(rows.tokens[active, : column + 1])
+        rows.finished[active[ended]] = True
+        live &= ~ended
+        if not live.any() or column + 1 == max_new_tokens:
+            return rows
+        if live.float().mean() <= COMPACT_BELOW:
+            keep = live.nonzero()[:, 0]
+            cache.batch_select_indices(keep.to(mllm.device))
+            token, position, mask = (tensor[keep.to(mllm.device)] for tensor in (token, position, mask))
+            active, live = active[keep], live[keep]
+        logits = mllm.model(
+            input_ids=token[:, None],
+            attention_mask=mask[:, : cache.get_seq_length() + 1],
+            position_ids=(position + column)[None, :, None].expand(3, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    return rows
+
+
+def _decode_with_hf(
+    mllm: Mllm,
+    encoded: Sequence[Encoded],
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    stop: str | None,
+    generator: torch.Generator,
+) -> _Rows:
+    """The same through `model.generate`, for any other model."""
+    batch = _inputs(mllm, [one for one in encoded for _ in range(samples)])
+    ends = _Ending(mllm, stop)
+    start = batch["input_ids"].shape[1]
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
+        output = mllm.model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=suppressed_ids(mllm),
+            stopping_criteria=StoppingCriteriaList([_StopAt(ends, start)]),
+            return_dict_in_generate=True,
+            output_logits=True,
+            **({"do_sample": False} | sampling),
+        )
+    tokens = output.sequences[:, start:].cpu()
+    logits = torch.stack(output.logits, dim=1).float().cpu() / (temperature or 1.0)
+    logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    rows = _Rows.empty(len(tokens), max_new_tokens)
+    for column in range(tokens.shape[1]):
+        live = (~rows.finished).nonzero()[:, 0]
+        rows.write(live, column, tokens[live, column], logprobs[live, column])
+        rows.finished[live] = ends(rows.tokens[live, : column + 1])
+    return rows
+
+
+class _Ending:
+    """Tells which rows of sampled ids end: with an end token, or with text that holds `stop`.
+
+    The stop text may be several tokens and merge with what follows it, so text is compared, not ids; only rows whose
+    last token can complete it are decoded.
+    """
+
+    def __init__(self, mllm: Mllm, stop: str | None) -> None:
+        self.tokenizer, self.stop = mllm.tokenizer, stop
+        self.ends = torch.tensor(sorted(end_ids(mllm)))
+        if stop and ("completes", stop) not in mllm.cache:
+            pieces = mllm.tokenizer.convert_ids_to_tokens(range(len(mllm.tokenizer)))
+            mllm.cache["completes", stop] = torch.tensor([stop[-1] in piece for piece in pieces])
+        self.completes = mllm.cache["completes", stop] if stop else None
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids int64 [R, n] on the CPU -> bool [R]."""
+        ended = torch.isin(ids[:, -1], self.ends)
+        if self.stop and self.completes is not None:
+            for row in (self.completes[ids[:, -1]] & ~ended).nonzero()[:, 0].tolist():
+                # A token is at least a byte: the stop text spans no more tokens than it has bytes.
+                ended[row] = self.stop in self.tokenizer.decode(ids[row, -len(self.stop.encode()) :])
+        return ended
+
+
+class _StopAt(StoppingCriteria):
+    def __init__(self, ends: _Ending, start: int) -> None:
+        self.ends, self.start = ends, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        return self.ends(input_ids[:, self.start :].cpu()).to(input_ids.device)
+
+
+def _inputs(mllm: Mllm, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    batch = collate(mllm, encoded, padding_side="left")
+    del batch["labels"]
+    return {key: value.to(mllm.device) for key, value in batch.items()}
+
+
+def _pick(
+    logits: torch.Tensor, temperature: float, suppressed: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [R, V] -> the chosen ids [R] and their log-probabilities [R]."""
+    logprobs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
+    allowed = logprobs.index_fill(-1, suppressed, -torch.inf)
+    if temperature:
+        token = torch.multinomial(allowed.exp(), 1, generator=generator)
+    else:
+        token = allowed.argmax(-1, keepdim=True)
+    return token[:, 0], logprobs.gather(-1, token)[:, 0]
+
+
+@contextmanager
+def _evaluating(mllm: Mllm) -> Iterator[None]:
+    """Dropout off; the model's mode as before afterwards."""
+    training = mllm.model.training
+    mllm.model.eval()
+    try:
+        yield
+    finally:
+        mllm.model.train(training)

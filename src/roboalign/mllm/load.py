@@ -1,0 +1,125 @@
+"""Opening and saving a multimodal LLM as a plain Hugging Face folder."""
+
+import copy
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Qwen2_5_VLProcessor,
+    Qwen3VLProcessor,
+)
+
+from roboalign.actions.vocabulary import ActionVocabulary
+from roboalign.errors import RoboAlignError
+from roboalign.files import atomic_path
+
+
+class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is not installed."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        return super().to_dict() | {"processor_class": "Qwen2_5_VLProcessor"}
+
+
+class ImageOnlyQwen3VLProcessor(Qwen3VLProcessor):
+    """Qwen3-VL's processor without its video half, which cannot be built where torchvision is not installed."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        return super().to_dict() | {"processor_class": "Qwen3VLProcessor"}
+
+
+IMAGE_ONLY = {"qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor, "qwen3_vl": ImageOnlyQwen3VLProcessor}
+
+
+@dataclass
+class Mllm:
+    """A multimodal LLM with its processor. `vocabulary` is set once the tokenizer has action tokens."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    vocabulary: ActionVocabulary | None = None
+    folder: Path | None = None
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What encode.py and generate.py work out once for this model and tokenizer."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def load_mllm(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Mllm:
+    """Open a Hugging Face folder of an image-text-to-text model, in eval mode. Nothing is fetched.
+
+    Raises RoboAlignError where the folder is missing, is no such model, or lacks weights (which Hugging Face would
+    fill with random numbers).
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        fix = "give the folder of a Hugging Face model (config.json, *.safetensors, tokenizer and processor files)"
+        raise RoboAlignError("no model here: config.json does not exist", where=str(folder), fix=fix)
+    try:
+        processor = load_processor(folder)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        fix = "check that the folder is complete and holds an image-text-to-text model; save it again if a file is cut"
+        raise RoboAlignError(f"cannot be opened as a multimodal LLM ({error})", where=str(folder), fix=fix) from error
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        fix = "save the whole model into the folder"
+        raise RoboAlignError(
+            f"{len(info['missing_keys'])} weights are missing ({names}, ...)", where=str(folder), fix=fix
+        )
+    return Mllm(model.to(device).eval(), processor, find_vocabulary(processor.tokenizer), folder)
+
+
+def load_processor(folder: str | Path) -> ProcessorMixin:
+    """The folder's processor with the PIL image backend, so that pixels do not depend on what else is installed."""
+    model_type = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    if model_type not in IMAGE_ONLY:
+        return AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return IMAGE_ONLY[model_type](image_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def find_vocabulary(tokenizer: PreTrainedTokenizerBase) -> ActionVocabulary | None:
+    """The action vocabulary that the tokenizer's added tokens `<FAST_i>` spell; None where there are none."""
+    n_fast = sum(bool(re.fullmatch(r"<FAST_\d+>", token)) for token in tokenizer.get_added_vocab())
+    return ActionVocabulary.from_tokenizer(tokenizer, n_fast) if n_fast else None
+
+
+def save_mllm(mllm: Mllm, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write model (safetensors), tokenizer and processor into `folder`, complete or not at all.
+
+    `dtype` casts the stored weights (half the size at 16 bits); the model in memory keeps its own.
+    """
+    model = mllm.model if dtype in (None, mllm.model.dtype) else copy.deepcopy(mllm.model).to(dtype)
+    with atomic_path(folder) as temporary:
+        model.save_pretrained(temporary)
+        mllm.processor.save_pretrained(temporary)

@@ -1,0 +1,154 @@
+"""The stages of a run: which need which, what is already done, and what must run again.
+
+A run is a folder. Each stage owns one folder in it; `stage.json` there is written last and names the key under which
+the stage was done: a hash of its settings and of the keys of the stages it needs. The same key is never run twice; a
+folder whose key differs is moved aside, never deleted; a folder without `stage.json` was killed and goes on.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from roboalign.errors import RoboAlignError
+from roboalign.files import read_json, write_json, write_text
+from roboalign.progress import format_seconds
+from roboalign.recipe import Recipe, cores, dump_recipe, processes
+from roboalign.stages.plan import plan_stages
+from roboalign.stages.stage import Context, Stage, limit_threads
+
+Say = Callable[[str], None]
+
+
+def stage_table(recipe: Recipe) -> dict[str, Stage]:
+    """Every stage of the recipe by name, in an order in which they can run."""
+    table: dict[str, Stage] = {}
+    for stage in plan_stages(recipe):
+        unknown = [need for need in stage.needs if need not in table]
+        assert not unknown, f"stage {stage.name} needs {unknown}, which come later"
+        table[stage.name] = stage
+    return table
+
+
+def stage_keys(table: dict[str, Stage]) -> dict[str, str]:
+    """The key of each stage: sha256 over its settings and the keys of what it needs."""
+    keys: dict[str, str] = {}
+    for stage in table.values():
+        content = json.dumps([stage.name, stage.settings, [keys[need] for need in stage.needs]], sort_keys=True)
+        keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return keys
+
+
+def select(table: dict[str, Stage], verb: str) -> list[str]:
+    """Names of the stages that `verb` asks for, with all that they need, in order.
+
+    `verb` is `run` (everything), or a part of a stage's name: `sft`, `head`, `eval`, `seed-0`, `roboalign`.
+    Raises RoboAlignError where the recipe has no such stage.
+    """
+    wanted = set(table) if verb == "run" else {name for name in table if verb in (name, *name.split("/"))}
+    if not wanted:
+        raise RoboAlignError(f"this recipe has no stage `{verb}`", fix=f"choose one of: {', '.join(table)}")
+    for stage in reversed(list(table.values())):
+        if stage.name in wanted:
+            wanted |= set(stage.needs)
+    return [name for name in table if name in wanted]
+
+
+def run_stages(recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: Say = print) -> None:
+    """Run the named stages of the recipe in `run_dir`, skipping those that are done under the same key.
+
+    Independent stages run side by side in `processes(recipe)` processes. The first stage that fails ends the run with
+    its error once the stages beside it have ended; what is done stays done.
+    """
+    run_dir = Path(run_dir)
+    table = stage_table(recipe)
+    keys = stage_keys(table)
+    write_text(run_dir / "recipe.yaml", dump_recipe(recipe))
+    todo = []
+    for name in names:
+        state = _prepare(run_dir / name, keys[name], say)
+        if state == "done":
+            say(f"{name}: done before, nothing to do")
+        else:
+            todo.append(name)
+    began = time.monotonic()
+    if processes(recipe) == 1:
+        for number, name in enumerate(todo, start=1):
+            _announce(say, name, number, len(todo), began)
+            _finish(say, run_stage(recipe, run_dir, name, keys[name]))
+    elif todo:
+        _run_side_by_side(recipe, run_dir, table, keys, todo, say)
+    say(f"run: {len(todo)} stages in {format_seconds(time.monotonic() - began)}, results in {run_dir}")
+
+
+def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str) -> dict[str, Any]:
+    """Do one stage in this process and write its `stage.json`; its row of the ledger is returned."""
+    stage = stage_table(recipe)[name]
+    limit_threads(cores() if stage.exclusive else max(1, cores() // processes(recipe)))
+    folder = run_dir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "started.json", {"key": key})
+    began = time.monotonic()
+    ledger = stage.work(Context(recipe=recipe, run_dir=run_dir, folder=folder, name=name))
+    row = {"stage": name, "key": key, "seconds": round(time.monotonic() - began, 2), **ledger}
+    write_json(folder / "stage.json", {**row, "needs": list(stage.needs), "settings": stage.settings})
+    return row
+
+
+def _run_side_by_side(
+    recipe: Recipe, run_dir: Path, table: dict[str, Stage], keys: dict[str, str], todo: list[str], say: Say
+) -> None:
+    """A stage starts when those it needs are done and a process is free; an exclusive one waits for all of them."""
+    began, started = time.monotonic(), 0
+    waiting, running = list(todo), dict[Future[dict[str, Any]], str]()
+    with ProcessPoolExecutor(processes(recipe), mp_context=multiprocessing.get_context("spawn")) as pool:
+        while waiting or running:
+            unfinished = {*waiting, *running.values()}
+            for name in list(waiting):
+                blocked = any(need in unfinished for need in table[name].needs)
+                alone = table[name].exclusive or any(table[other].exclusive for other in running.values())
+                if blocked or len(running) >= (1 if alone else processes(recipe)):
+                    continue
+                started += 1
+                _announce(say, name, started, len(todo), began)
+                running[pool.submit(run_stage, recipe, run_dir, name, keys[name])] = name
+                waiting.remove(name)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                try:
+                    row = future.result()
+                except BrokenProcessPool:
+                    raise RoboAlignError("its process was killed (out of memory?)", where=f"stage {name}",
+                                         fix="run the same command again: it goes on from the last checkpoint") from None
+                except BaseException:
+                    waiting.clear()
+                    raise
+                _finish(say, row)
+
+
+def _announce(say: Say, name: str, number: int, total: int, began: float) -> None:
+    say(f"[{number}/{total}] {name}: started at {format_seconds(time.monotonic() - began)}")
+
+
+def _finish(say: Say, row: dict[str, Any]) -> None:
+    say(f"{row['stage']}: finished in {format_seconds(row['seconds'])}")
+
+
+def _prepare(folder: Path, key: str, say: Say) -> str:
+    """`new`, `done` or `killed` (started under this key, not finished); a folder of another key is moved aside."""
+    started, finished = folder / "started.json", folder / "stage.json"
+    if not started.exists():
+        return "new"
+    old = read_json(started)["key"]
+    if old == key:
+        return "done" if finished.exists() else "killed"
+    aside = next(path for count in range(1, 1000)
+                 if not (path := folder.with_name(f"{folder.name}.outdated-{old[:8]}-{count}")).exists())
+    folder.rename(aside)
+    say(f"{folder.name}: settings or inputs changed; the old result is kept in {aside}")
+    return "new"

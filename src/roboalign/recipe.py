@@ -1,0 +1,206 @@
+"""The recipe: every setting of a run in one validated, immutable object, read from YAML.
+
+Each room owns the settings of what it does; this module composes them, reads the file, applies `--set` overrides and
+turns a validation failure into one message that names the key and the fix.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from roboalign.align.grpo import RlConfig
+from roboalign.align.sft import SftConfig
+from roboalign.config import Config
+from roboalign.data.mixture import MixConfig
+from roboalign.errors import RoboAlignError
+from roboalign.evaluate.tokens import TokenEvalConfig
+from roboalign.mllm.tiny import TinyConfig
+from roboalign.sim.collect import CollectConfig
+from roboalign.sim.instructions import HELD_OUT, TASKS, TRAIN
+from roboalign.sim.metaworld import MetaWorldConfig
+from roboalign.vla.head import HeadConfig
+from roboalign.vla.train import HeadTrainConfig
+
+ArmName = Literal["base", "sft", "roboalign", "extra-sft", "random", "blind"]
+ROLLOUT_SEEDS = 1_000_000  # evaluation uses these and above, demonstrations those below: they never meet
+
+
+class DemonstrationsConfig(Config):
+    """Demonstrations by scripted experts. Alignment and downstream tasks are disjoint."""
+
+    benchmark: Literal["metaworld"] = "metaworld"
+    """Where demonstrations and rollouts come from."""
+    align_tasks: tuple[str, ...] | Literal["ml45"] = "ml45"
+    """Tasks whose demonstrations align the MLLM; `ml45` is ML45's 45 training tasks."""
+    downstream_tasks: tuple[str, ...] = HELD_OUT
+    """Tasks on which the head is trained and the policy measured; none of them is an alignment task."""
+    align: CollectConfig = CollectConfig()
+    """How the alignment tasks are collected."""
+    downstream: CollectConfig = CollectConfig()
+    """How the downstream tasks are collected."""
+    world: MetaWorldConfig = MetaWorldConfig()
+    """Cameras and rendering, the same for demonstrations and rollouts."""
+
+    def align_names(self) -> tuple[str, ...]:
+        """The alignment tasks by name."""
+        return TRAIN if self.align_tasks == "ml45" else self.align_tasks
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DemonstrationsConfig":
+        unknown = sorted({*self.align_names(), *self.downstream_tasks} - set(TASKS))
+        if unknown:
+            raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
+        if both := sorted(set(self.align_names()) & set(self.downstream_tasks)):
+            raise ValueError(f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one")
+        for settings in (self.align, self.downstream):
+            if settings.first_seed + settings.episodes_per_task * settings.attempts > ROLLOUT_SEEDS:
+                raise ValueError(f"demonstrations may use seeds below {ROLLOUT_SEEDS}; those above are for evaluation")
+        return self
+
+
+class TokenizerConfig(Config):
+    """The FAST action tokenizer."""
+
+    path: str | None = None
+    """Folder of a published FAST tokenizer (FAST+); without it, one is fitted on the alignment chunks."""
+    horizon: int = Field(8, ge=1)
+    """Action steps a chunk."""
+    scale: float = Field(2.0, gt=0)
+    """Factor before rounding a DCT coefficient: larger is finer and gives more tokens."""
+    vocab_size: int = Field(128, ge=8)
+    """Entries of the fitted byte-pair vocabulary."""
+
+
+class BackboneConfig(Config):
+    """The pretrained MLLM that is aligned."""
+
+    source: str = "builtin"
+    """`builtin` (the tiny model that ships with the package), `train` (pretrain it in this run on the language-only
+    part of the mixture), or the folder of any Hugging Face image-text-to-text model."""
+    tiny: TinyConfig = TinyConfig()
+    """Shape of the model that `train` builds."""
+    pretrain: SftConfig = SftConfig()
+    """How `train` pretrains."""
+    layer: int = Field(2, ge=1)
+    """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
+
+
+class RolloutConfig(Config):
+    """How a policy is measured."""
+
+    episodes: int = Field(10, ge=1)
+    """Episodes a downstream task; every arm meets the same initial states."""
+    max_steps: int = Field(200, ge=1)
+    """Environment steps before an episode counts as failed."""
+    replan_every: int = Field(4, ge=1)
+    """Actions executed of each chunk before the policy looks again."""
+    lockstep: int = Field(10, ge=1)
+    """Episodes stepped together, so that the policy acts on a batch."""
+
+
+class Recipe(Config):
+    """All settings of a run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    """The run's name; results go to runs/<name> unless --out says otherwise."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """SFT, RL, head training and flow noise are repeated under each seed; data and base model are shared."""
+    parallel: int = Field(0, ge=0)
+    """Independent stages run side by side in this many processes; 0: one a core, or one where there is a GPU."""
+    arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
+    """Backbones that get a head and are measured."""
+    collect: DemonstrationsConfig = DemonstrationsConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    mix: MixConfig = MixConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    tokens: TokenEvalConfig = TokenEvalConfig()
+    head: HeadConfig = HeadConfig()
+    head_training: HeadTrainConfig = HeadTrainConfig()
+    rollout: RolloutConfig = RolloutConfig()
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read and validate a recipe; `overrides` are `dotted.key=value` with YAML values.
+
+    Raises RoboAlignError that names the key and the fix.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RoboAlignError("no such recipe", where=str(path), fix=f"choose one of {_known_recipes(path)}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RoboAlignError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise RoboAlignError("a recipe is a mapping of keys to values", where=str(path),
+                             fix="start from recipes/quickstart.yaml")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, path) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes(recipe: Recipe) -> int:
+    """How many stages run side by side: as the recipe says, else one a core, or one where there is a GPU."""
+    return recipe.parallel or (1 if torch.cuda.is_available() else cores())
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RoboAlignError("an override is dotted.key=value", where=f"--set {override}",
+                             fix="for example --set sft.max_steps=100")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RoboAlignError(f"`{parent}` is a value, not a group of settings", where=f"--set {override}")
+    values[last] = yaml.safe_load(text)
+
+
+def _explain(error: ValidationError, path: Path) -> RoboAlignError:
+    """The first fault of a validation as one message, with the nearest known key for an unknown one."""
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    more = f" ({error.error_count() - 1} more faults after this one)" if error.error_count() > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
+        return RoboAlignError(f"unknown key `{key}`{more}", where=str(path), fix=fix)
+    message = fault["msg"].removeprefix("Value error, ")
+    given = f", got {fault['input']!r}" if not isinstance(fault["input"], dict) else ""
+    return RoboAlignError(f"`{key}`: {message}{given}{more}", where=str(path),
+                          fix=f"correct `{key}` in the recipe, or pass --set {key or 'key'}=VALUE")
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field is not None else None
+    return list(getattr(model, "model_fields", {}))
+
+
+def _known_recipes(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path()
+    return ", ".join(sorted(str(p) for p in folder.rglob("*.yaml"))) or "the files in recipes/"

@@ -1,0 +1,115 @@
+"""Small plots as inline SVG whose colours are the page's CSS variables, so that they follow light and dark."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from markupsafe import escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from roboalign.report.text import interval, value
+
+# Drawn in these colours, then exchanged for CSS variables.
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+LINES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", **{c: f"--line-{i}" for i, c in enumerate(LINES, start=1)}}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "roboalign", "font.family": "sans-serif", "font.size": 9,
+    "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "xtick.color": GRID, "ytick.color": GRID,
+    "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6,
+}  # fmt: skip
+
+Points = Sequence[tuple[float, float]]
+
+
+def line_plot(title: str, lines: Mapping[str, Points], *, x_label: str = "step") -> str:
+    """One small plot of several (x, y) series with a legend where there is more than one. NaN leaves a gap.
+
+    A series of more than 40 points is drawn faintly with its running mean over it.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6, 2.1), layout="constrained")
+        axes = figure.add_subplot()
+        for index, (label, points) in enumerate(lines.items()):
+            _draw(axes, label, points, LINES[index % len(LINES)])
+        axes.set_title(title, fontsize=9.5, loc="left", color=INK)
+        axes.set_xlabel(x_label, fontsize=8)
+        axes.tick_params(length=0, labelsize=8)
+        axes.margins(x=0.02)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=7.5, handlelength=1.2, labelcolor=INK)
+        return _svg(figure, f"{title}: " + "; ".join(_describe(label, points) for label, points in lines.items()))
+
+
+def interval_plot(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], *, kind: str) -> str:
+    """A point with its 95% interval a row, first row on top; `kind` is percent, number, points or signed.
+
+    For a difference (points, signed) a line marks zero.
+    """
+    factor = 100.0 if kind in ("percent", "points") else 1.0
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6, 0.75 + 0.3 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for index, (_, estimate) in enumerate(rows):
+            if estimate["value"] is None:
+                continue
+            colour = LINES[index % len(LINES)] if kind in ("percent", "number") else LINES[0]
+            if estimate["low"] is not None:
+                bounds = [factor * estimate["low"], factor * estimate["high"]]
+                axes.plot(bounds, [index, index], color=colour, linewidth=2.2, solid_capstyle="round")
+            axes.plot([factor * estimate["value"]], [index], "o", color=colour, markersize=5.5)
+        if kind in ("points", "signed"):
+            axes.axvline(0, color=MUTED, linewidth=1)
+        axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+        axes.tick_params(length=0, labelsize=8.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_title(title, fontsize=9.5, loc="left", color=INK)
+        described = "; ".join(f"{label} {value(e, kind)} ({interval(e, kind) or 'no interval'})" for label, e in rows)
+        return _svg(figure, f"{title}: {described}")
+
+
+def _draw(axes: Axes, label: str, points: Points, colour: str) -> None:
+    x, y = [p[0] for p in points], [p[1] for p in points]
+    if len(points) <= 40:
+        axes.plot(x, y, color=colour, linewidth=1.5, label=label, marker="o" if len(points) == 1 else None)
+        return
+    window = max(3, len(points) // 20)
+    smooth = [_mean(y[max(0, i - window) : i + window + 1]) for i in range(len(y))]
+    axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
+    axes.plot(x, smooth, color=colour, linewidth=1.6, label=label)
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _describe(label: str, points: Points) -> str:
+    return f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g} in {len(points)} points"
+
+
+def _svg(figure: Figure, description: str) -> str:
+    """The figure as an `<svg>` element for inlining, described for screen readers."""
+    buffer = io.StringIO()
+    figure.set_facecolor("none")
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    # The page's own font and stroke rules hold; ids are kept only where clip paths and markers refer to them.
+    text = re.sub(r"<style.*?</style>| font-family: [^;]*;", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="(?![pmC][0-9a-f]+")[^"]*"', "", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    box = text.split('viewBox="', 1)[1].split('"', 1)[0]
+    return f'<svg role="img" aria-label="{escape(description)}" viewBox="{box}">' + text.split(">", 1)[1]

@@ -1,0 +1,253 @@
+"""The tables of the page, from the run's numbers; None where the run has nothing to show in one."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from roboalign.progress import format_seconds
+from roboalign.report.summary import Arm, RunSummary
+from roboalign.report.text import NOT_RUN, count, interval, p_value, percent, side, value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, small lines below it, and better, worse or open where it is a judged difference."""
+
+    text: str
+    small: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, the column heads (the first one is that of the row heads), and rows of a head and its cells."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, list[Cell]]]
+
+
+# Column, where it is in an arm's metrics, unit.
+ARM_COLUMNS = (
+    ("VQA, direct", ("vqa", "direct", "accuracy"), "percent"),
+    ("VQA, reasoned", ("vqa", "think", "accuracy"), "percent"),
+    ("Prefix, direct", ("actions", "direct", "prefix"), "number"),
+    ("Prefix, reasoned", ("actions", "think", "prefix"), "number"),
+    ("of well-formed", ("actions", "think", "prefix_well_formed"), "number"),
+    ("Format", ("actions", "think", "format"), "percent"),
+    ("Wrong length", ("actions", "think", "wrong_length"), "percent"),
+    ("Undecodable", ("actions", "think", "decode_failure"), "percent"),
+    ("L1, direct", ("actions", "direct", "l1_all"), "number"),
+    ("L1, reasoned", ("actions", "think", "l1_all"), "number"),
+)
+DIFFERENCES = (
+    ("VQA, direct", "vqa_direct", "points", False),
+    ("VQA, reasoned", "vqa_think", "points", False),
+    ("Prefix, direct", "prefix_direct", "signed", False),
+    ("Prefix, reasoned", "prefix_think", "signed", False),
+    ("Format, reasoned", "format_think", "points", False),
+    ("L1, direct", "l1_direct", "signed", True),
+    ("L1, reasoned", "l1_think", "signed", True),
+)
+
+
+def lookup(metrics: Mapping[str, Any] | None, path: Iterable[str]) -> Any:
+    """The value below `path`, or None where any step is missing or None."""
+    for step in path:
+        if metrics is None:
+            return None
+        metrics = metrics.get(step)
+    return metrics
+
+
+def arms_table(run: RunSummary) -> Table | None:
+    """The headline: one arm a row, and below them what needs no model at all."""
+    if not run.arms:
+        return None
+    rows = [(arm.title, [_success_cell(run, arm.name), *_mllm_cells(arm)]) for arm in run.arms]
+    measured = [arm.mllm for arm in run.arms if arm.mllm]
+    if measured:
+        rows += _baseline_rows(measured[0])
+    caption = "Every number with its 95% interval and n. L1 counts an undecodable answer as the mean action."
+    return Table(caption, ("Backbone", "Success", *(column for column, _, _ in ARM_COLUMNS)), rows)
+
+
+def _mllm_cells(arm: Arm) -> list[Cell]:
+    return [estimate_cell(lookup(arm.mllm, path), kind) for _, path, kind in ARM_COLUMNS]
+
+
+def _baseline_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
+    """Guessing, the language prior, the mean action and zero action, each in the columns to which it is a baseline."""
+    names = ("guessing", "prior of the question type", "prior of the question text", "mean action", "zero action")
+    rows = {name: [Cell("")] * (len(ARM_COLUMNS) + 1) for name in names}
+    for column, mode in ((1, "direct"), (2, "think")):
+        vqa = lookup(metrics, ("vqa", mode))
+        if vqa:
+            rows["guessing"][column] = Cell(percent(vqa["chance"]))
+            rows["prior of the question type"][column] = estimate_cell(vqa["prior"], "percent")
+            rows["prior of the question text"][column] = estimate_cell(vqa["text_prior"], "percent")
+    for column in (9, 10):
+        rows["mean action"][column] = estimate_cell(metrics["baselines"]["mean_action_l1"], "number")
+        rows["zero action"][column] = estimate_cell(metrics["baselines"]["zero_l1"], "number")
+    return [(name, cells) for name, cells in rows.items() if any(cell.text for cell in cells)]
+
+
+def _success_cell(run: RunSummary, arm: str) -> Cell:
+    row = lookup(run.success, ("arms", arm, "overall"))
+    return success_cell(row) if row else Cell(NOT_RUN)
+
+
+def success_cell(row: Mapping[str, Any]) -> Cell:
+    """Rate, count and Wilson interval; crashed episodes named."""
+    if not row["n"]:
+        return Cell("–", f"{row['crashes']} crashed")
+    crashed = f", {row['crashes']} crashed" if row["crashes"] else ""
+    small = f"{100 * row['low']:.1f}–{100 * row['high']:.1f}\n{row['successes']}/{row['n']}{crashed}"
+    return Cell(percent(row["rate"]), small)
+
+
+def estimate_cell(estimate: Mapping[str, Any] | None, kind: str) -> Cell:
+    """Value, interval and n; "not run" for None."""
+    if estimate is None:
+        return Cell(NOT_RUN)
+    bounds = interval(estimate, kind)
+    return Cell(value(estimate, kind), f"{bounds}\nn = {count(estimate['n'])}".lstrip())
+
+
+def difference_cell(estimate: Mapping[str, Any] | None, kind: str, *, lower_is_better: bool = False) -> Cell:
+    """A judged difference: better or worse only where the whole interval lies on that side of zero."""
+    cell = estimate_cell(estimate, kind)
+    return cell if estimate is None else Cell(cell.text, cell.small, side(estimate, lower_is_better=lower_is_better))
+
+
+def token_differences_table(run: RunSummary) -> Table | None:
+    """Paired differences of the MLLMs on the same held-out samples."""
+    if not run.mllm_pairs:
+        return None
+    rows = []
+    for pair in run.mllm_pairs:
+        cells = [difference_cell(pair.get(key), kind, lower_is_better=lower) for _, key, kind, lower in DIFFERENCES]
+        rows.append((f"{run.title(pair['before'])} → {run.title(pair['after'])}", cells))
+    caption = "Same held-out samples, after minus before. VQA and format in percentage points; for L1, lower is better."
+    return Table(caption, ("Backbones", *(name for name, _, _, _ in DIFFERENCES)), rows)
+
+
+def success_differences_table(run: RunSummary) -> Table | None:
+    """Paired differences of success on the same (task, seed)."""
+    if not run.success or not run.success["pairs"]:
+        return None
+    rows = []
+    for pair in run.success["pairs"]:
+        cells = [
+            replace(estimate_cell(pair["difference"], "points"), mark=success_mark(pair)),
+            Cell(interval(pair["difference_by_task"] or {"low": None}, "points") or "–"),
+            Cell(f"{pair['only_before']} / {pair['only_after']}", f"of {pair['n']} pairs"),
+            Cell(p_value(pair["p"]), f"Holm: {p_value(pair['p_holm'])}"),
+        ]
+        rows.append((f"{run.title(pair['before'])} → {run.title(pair['after'])}", cells))
+    columns = ("Policies", "Difference, points", "Interval over tasks", "Only before / only after", "McNemar, exact")
+    caption = "Same task and initial state, after minus before. Holm corrects p for the number of pairs in this table."
+    return Table(caption, columns, rows)
+
+
+def success_mark(pair: Mapping[str, Any]) -> str:
+    """better or worse where McNemar's exact p is below 0.05, else open."""
+    if pair["p"] >= 0.05:
+        return "open"
+    return "better" if pair["difference"]["value"] > 0 else "worse"
+
+
+def task_table(run: RunSummary) -> Table | None:
+    """Success of every arm on every task, and per training seed where there are several."""
+    if not run.success:
+        return None
+    arms = run.success["arms"]
+    tasks = sorted({task for arm in arms.values() for task in arm["tasks"]})
+    rows = [(task, [_row_cell(arm["tasks"].get(task)) for arm in arms.values()]) for task in tasks]
+    seeds = sorted({seed for arm in arms.values() for seed in arm["run_seeds"]}, key=int)
+    if len(seeds) > 1:
+        rows += [(f"all, training seed {seed}", [_row_cell(arm["run_seeds"].get(seed)) for arm in arms.values()])
+                 for seed in seeds]
+    rows.append(("all", [_row_cell(arm["overall"]) for arm in arms.values()]))
+    columns = ("Task", *(run.title(name) for name in arms))
+    return Table("Success, Wilson 95% interval in percent, successes / episodes.", columns, rows)
+
+
+def _row_cell(row: Mapping[str, Any] | None) -> Cell:
+    return success_cell(row) if row else Cell(NOT_RUN)
+
+
+def vqa_table(run: RunSummary, mode: str) -> Table | None:
+    """Accuracy by question type of every measured arm, beside guessing and the language prior."""
+    arms = [arm for arm in run.arms if lookup(arm.mllm, ("vqa", mode))]
+    if not arms:
+        return None
+    by_type = [lookup(arm.mllm, ("vqa", mode, "by_type")) for arm in arms]
+    rows = []
+    for kind in sorted({kind for types in by_type for kind in types}):
+        first = next(types[kind] for types in by_type if kind in types)
+        baselines = [Cell(percent(first["chance"])), Cell(percent(first["prior"]["value"]))]
+        cells = [estimate_cell(lookup(types, (kind, "accuracy")), "percent") for types in by_type]
+        rows.append((kind.replace("_", " "), [*baselines, *cells]))
+    shuffled = [lookup(arm.mllm, ("image_shuffle",)) for arm in arms] if mode == "direct" else []
+    for title, key in (("all, own image", "unshuffled"), ("all, another image", "accuracy")):
+        if any(shuffled):
+            prior = next(s["prior"]["value"] for s in shuffled if s)
+            cells = [estimate_cell(lookup(s, (key,)), "percent") for s in shuffled]
+            rows.append((title, [Cell(""), Cell(percent(prior)), *cells]))
+    columns = ("Question type", "Guessing", "Language prior", *(arm.title for arm in arms))
+    words = {"direct": "answered directly", "think": "answered after reasoning"}
+    return Table(f"Accuracy on held-out frames, {words[mode]}.", columns, rows)
+
+
+def reasoning_table(run: RunSummary) -> Table | None:
+    """Does reasoning appear, and does the action depend on it?"""
+    arms = [arm for arm in run.arms if lookup(arm.mllm, ("actions", "think"))]
+    if not arms:
+        return None
+    rows = []
+    for arm in arms:
+        causal = lookup(arm.mllm, ("reasoning",)) or {}
+        cells = [estimate_cell(lookup(arm.mllm, ("actions", "think", "reasoned")), "percent")]
+        cells += [estimate_cell(causal.get(key), "number") for key in ("kept", "emptied", "swapped")]
+        cells += [difference_cell(causal.get(key), "signed") for key in ("emptied_minus_kept", "swapped_minus_kept")]
+        rows.append((arm.title, cells))
+    conditions = ("Own reasoning", "Emptied", "Another's", "Emptied − own", "Another's − own")
+    columns = ("Backbone", "Reasons when asked", *conditions)
+    return Table("Prefix accuracy after a forced reasoning, on the samples where the model reasoned.", columns, rows)
+
+
+def counts_table(manifest: Mapping[str, Any] | None) -> Table | None:
+    """The mixture's turns by kind and mode in each split."""
+    if not manifest:
+        return None
+    counts = manifest["counts"]
+    names = {group: sorted({name for split in counts.values() for name in split[group]}) for group in ("kind", "mode")}
+    rows = []
+    for split, numbers in counts.items():
+        cells = [Cell(count(numbers[total])) for total in ("conversations", "turns")]
+        cells += [Cell(count(numbers[group].get(name, 0))) for group in names for name in names[group]]
+        rows.append((split, cells))
+    columns = ("Split", "conversations", "turns", *names["kind"], *(f"asked {name}" for name in names["mode"]))
+    caption = "Samples (turns) of the mixture; held-out ones come from episodes that training never saw."
+    return Table(caption, columns, rows)
+
+
+def ledger_table(run: RunSummary) -> Table | None:
+    """What each stage cost, and the total of all that can be added."""
+    if not run.ledger:
+        return None
+    scalars = [{k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+               for row in run.ledger]
+    names = [name for name in dict.fromkeys(name for row in scalars for name in row) if name != "seconds"]
+    rows = [(str(row["stage"]), _cost_cells(values, names)) for row, values in zip(run.ledger, scalars)]
+    seconds = sum(values.get("seconds", 0) for values in scalars)
+    rows.append(("all stages", [Cell(format_seconds(seconds)), *([Cell("")] * len(names))]))
+    columns = ("Stage", "Time", *(name.replace("_", " ") for name in names))
+    return Table("Wall-clock time (stages may run side by side) and what was counted.", columns, rows)
+
+
+def _cost_cells(values: Mapping[str, Any], names: list[str]) -> list[Cell]:
+    time = Cell(format_seconds(values["seconds"])) if "seconds" in values else Cell("–")
+    return [time, *(Cell(count(values[name])) if name in values else Cell("") for name in names)]
+

@@ -1,0 +1,244 @@
+"""Demonstrations from Meta-World's scripted experts.
+
+The executed action is the expert's plus noise, so that the data also holds states beside the expert's path; the recorded
+label is always the expert's clean action. What is recorded depends on the task, the seed and the settings alone, however
+many processes take part.
+"""
+
+import functools
+import multiprocessing
+import warnings
+import zlib
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from roboalign.config import Config
+from roboalign.progress import Progress
+from roboalign.sim.base import EnvironmentCrash
+from roboalign.sim.metaworld import CameraGeometry, MetaWorld, MetaWorldConfig, MetaWorldEnvironment
+from roboalign.sim.rendering import gl_backend
+
+
+class CollectConfig(Config):
+    """How demonstrations are collected."""
+
+    episodes_per_task: int = 20
+    """Solved episodes wanted of each task."""
+    noise: float = 0.3
+    """Standard deviation of the noise on the executed x, y and z action, in action units (1 is a centimetre a step)."""
+    noise_memory: float = 0.8
+    """Correlation of the noise between two steps: 0 is white noise."""
+    max_steps: int = 250
+    """An expert that has not succeeded by then has failed."""
+    steps_after_success: int = 5
+    """Frames kept after the first success, so that the data shows the solved scene."""
+    attempts: int = 5
+    """Seeds tried for one wanted episode before it is given up."""
+    first_seed: int = 0
+    """The seeds `first_seed` to `first_seed + episodes_per_task * attempts - 1` are used."""
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One solved demonstration of T steps; frame, state and privileged row t precede action t."""
+
+    task: str
+    seed: int
+    instruction: str
+    nouns: dict[str, str]
+    fps: float
+    frames: dict[str, np.ndarray]
+    """Camera name -> uint8 [T, H, W, 3]."""
+    actions: np.ndarray
+    """float32 [T, 4], the expert's clean action, clipped to [-1, 1]."""
+    state: np.ndarray
+    """float32 [T, 4]."""
+    privileged: np.ndarray
+    """float32 [T, P], with `privileged_names`."""
+    privileged_names: tuple[str, ...]
+    cameras: dict[str, CameraGeometry]
+    success_step: int
+    """Index of the action after which the task was first solved."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An attempt that gave no demonstration."""
+
+    task: str
+    seed: int
+    reason: str
+    """`not solved` or what crashed."""
+    crashed: bool
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The outcome of one wanted episode: the record, or None where every attempt failed, and what failed before."""
+
+    task: str
+    record: EpisodeRecord | None
+    failures: tuple[Failure, ...]
+
+
+def episode_id(task: str, seed: int) -> str:
+    """The stable name of a Meta-World episode, e.g. `metaworld/reach-v3/seed-17`."""
+    return f"metaworld/{task}/seed-{seed}"
+
+
+@functools.cache
+def _expert_classes() -> dict[str, Any]:
+    from metaworld.policies import ENV_POLICY_MAP
+
+    return dict(ENV_POLICY_MAP)
+
+
+def expert_action(expert: Any, environment: MetaWorldEnvironment) -> np.ndarray:
+    """The scripted expert's action in the current state, clipped to [-1, 1]: float32 [4]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the experts warn that the environment clips
+        return np.clip(expert.get_action(environment.expert_observation()), -1.0, 1.0).astype(np.float32)
+
+
+def smooth_noise(rng: np.random.Generator, config: CollectConfig) -> Iterator[np.ndarray]:
+    """First-order autoregressive noise [4] of standard deviation `noise`, none on the gripper: a jittering grasp drops."""
+    value = rng.normal(size=3)
+    while True:
+        yield np.append(config.noise * value, 0.0)
+        fresh = np.sqrt(1 - config.noise_memory**2) * rng.normal(size=3)
+        value = config.noise_memory * value + fresh
+
+
+def collect_episode(environment: MetaWorldEnvironment, seed: int, config: CollectConfig) -> EpisodeRecord | Failure:
+    """Run the expert in the episode of `seed`; a crash and an unsolved episode give a Failure.
+
+    Only a solved episode is rendered: its executed actions are replayed from the same initial state, which also proves
+    that the episode can be replayed.
+    """
+    task = environment.task
+    expert = _expert_classes()[task.name]()
+    noise = smooth_noise(np.random.default_rng([seed, zlib.crc32(task.name.encode())]), config)
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    success_step = None
+    try:
+        environment.reset(seed)
+        for step in range(config.max_steps + config.steps_after_success):
+            action = expert_action(expert, environment)
+            executed = np.clip(action + next(noise), -1.0, 1.0)
+            for name, value in (("actions", action), ("executed", executed), ("state", environment.state()),
+                                ("privileged", environment.privileged())):
+                columns[name].append(value)
+            solved = environment.step(executed)
+            if solved and success_step is None:
+                success_step = step
+            if (success_step is None and step + 1 >= config.max_steps) or (
+                success_step is not None and step >= success_step + config.steps_after_success
+            ):
+                break
+        if success_step is None:
+            return Failure(task.name, seed, "not solved", crashed=False)
+        frames = _replay(environment, seed, columns["executed"], columns["state"])
+    except EnvironmentCrash as crash:
+        return Failure(task.name, seed, str(crash), crashed=True)
+    return EpisodeRecord(
+        task=task.name,
+        seed=seed,
+        instruction=task.instruction,
+        nouns=dict(task.nouns),
+        fps=MetaWorld.fps,
+        frames=frames,
+        actions=np.stack(columns["actions"]),
+        state=np.stack(columns["state"]),
+        privileged=np.stack(columns["privileged"]),
+        privileged_names=environment.privileged_names,
+        cameras=environment.camera_geometry(),
+        success_step=success_step,
+    )
+
+
+def _replay(
+    environment: MetaWorldEnvironment, seed: int, executed: list[np.ndarray], states: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Camera name -> uint8 [T, H, W, 3] of the episode replayed. Raises EnvironmentCrash where it goes another way."""
+    environment.reset(seed)
+    frames: dict[str, list[np.ndarray]] = defaultdict(list)
+    for step, (action, state) in enumerate(zip(executed, states)):
+        if not np.array_equal(environment.state(), state):
+            raise EnvironmentCrash(f"{environment.task.name}: the replay of seed {seed} differs at step {step}")
+        for camera, image in environment.render().items():
+            frames[camera].append(image)
+        environment.step(action)
+    return {camera: np.stack(images) for camera, images in frames.items()}
+
+
+def collect(
+    tasks: Collection[str],
+    world: MetaWorldConfig,
+    config: CollectConfig,
+    *,
+    workers: int = 2,
+    existing: Collection[str] = (),
+) -> Iterator[Collected]:
+    """Collect `episodes_per_task` demonstrations of each task, in the order of `tasks` and of the seeds.
+
+    Wanted episode i of a task tries the seeds first_seed + i, first_seed + i + n, ... (n wanted episodes), so that
+    neither the order nor a failure elsewhere changes it. Wanted episodes one of whose ids is in `existing` are skipped: a
+    collection that was stopped goes on. A worker that dies raises `concurrent.futures.process.BrokenProcessPool`.
+    """
+    wanted = [(task, _seeds(index, config)) for task in tasks for index in range(config.episodes_per_task)]
+    existing = set(existing)
+    jobs = [(task, seeds) for task, seeds in wanted if not existing & {episode_id(task, seed) for seed in seeds}]
+    gl_backend()
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress("collect", total=len(wanted), start=len(wanted) - len(jobs)) as progress,
+        ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool,
+    ):
+        pending: deque[Future[Collected]] = deque()
+        for job in [*jobs, *[None] * len(jobs)]:
+            if job is not None:
+                pending.append(pool.submit(_collect_wanted, world, config, *job))
+            # A few jobs ahead of the reader keep the workers busy without holding the whole data set in memory.
+            if pending and (job is None or len(pending) > 4 * workers):
+                collected = pending.popleft().result()
+                progress.advance(note=collected.task)
+                yield collected
+
+
+def success_table(outcomes: Iterable[Collected]) -> dict[str, dict[str, int]]:
+    """Per task: attempts, demonstrations, unsolved and crashed attempts, and the demonstrations' frames."""
+    table: dict[str, dict[str, int]] = {}
+    for outcome in outcomes:
+        row = table.setdefault(outcome.task, dict.fromkeys(("attempts", "solved", "unsolved", "crashed", "frames"), 0))
+        row["attempts"] += len(outcome.failures) + (outcome.record is not None)
+        row["solved"] += outcome.record is not None
+        row["crashed"] += sum(failure.crashed for failure in outcome.failures)
+        row["unsolved"] += sum(not failure.crashed for failure in outcome.failures)
+        row["frames"] += len(outcome.record.actions) if outcome.record is not None else 0
+    return table
+
+
+def _seeds(index: int, config: CollectConfig) -> list[int]:
+    return [config.first_seed + index + attempt * config.episodes_per_task for attempt in range(config.attempts)]
+
+
+@functools.lru_cache(maxsize=2)
+def _worker_environment(task: str, world: MetaWorldConfig) -> MetaWorldEnvironment:
+    return MetaWorld(world).make(task)
+
+
+def _collect_wanted(world: MetaWorldConfig, config: CollectConfig, task: str, seeds: list[int]) -> Collected:
+    failures = []
+    for seed in seeds:
+        outcome = collect_episode(_worker_environment(task, world), seed, config)
+        if isinstance(outcome, EpisodeRecord):
+            return Collected(task, outcome, tuple(failures))
+        failures.append(outcome)
+        if outcome.crashed:
+            _worker_environment.cache_clear()
+    return Collected(task, None, tuple(failures))

@@ -1,0 +1,213 @@
+"""Meta-World (metaworld 3.1.1) behind the benchmark protocol: 50 tabletop tasks of a Sawyer arm, with experts.
+
+Actions are 4-d: hand displacement in x, y, z (1 is a centimetre) and gripper effort (-1 opens, 1 closes), each clipped to
+[-1, 1] by the environment. The robot stands at y = 0 and faces +y; +x is to its right; z is up; metres.
+"""
+
+import copy
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mujoco
+import numpy as np
+
+from roboalign.config import Config
+from roboalign.errors import RoboAlignError
+from roboalign.sim.base import EnvironmentCrash, Observation, Task
+from roboalign.sim.cameras import VIEWS, pose_of, projection_matrix
+from roboalign.sim.instructions import TASKS
+from roboalign.sim.rendering import Renderer, RenderMode
+
+CameraName = Literal["workspace", "corner2"]
+_STATE_BROKEN = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
+
+
+class MetaWorldConfig(Config):
+    """How Meta-World is drawn."""
+
+    cameras: tuple[CameraName, ...] = ("workspace",)
+    """`workspace` frames the table tightly for small images; `corner2` is Meta-World's own."""
+    image_size: int = 64
+    """Width and height of every image, pixels."""
+    render: RenderMode = "fast"
+    """`fast` draws no shadows, reflections and multi-sampling; `default` draws the model as it is."""
+
+
+@dataclass(frozen=True)
+class CameraGeometry:
+    """Image size in pixels and the projection [3, 4] of world points to pixels."""
+
+    width: int
+    height: int
+    projection: np.ndarray
+
+
+@functools.cache
+def _environment_classes() -> dict[str, type]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    return dict(ALL_V3_ENVIRONMENTS)
+
+
+# Copies of one task's model differ in body positions only, so one set of uploaded meshes and textures serves them all.
+@functools.lru_cache(maxsize=8)
+def _renderer(task: str, size: int, mode: RenderMode) -> Renderer:
+    model = MetaWorldEnvironment.new_simulation(task).model
+    return Renderer(model, size, mode)
+
+
+@dataclass(frozen=True)
+class MetaWorld:
+    """The 50 tasks of Meta-World v3 as a `Benchmark`."""
+
+    config: MetaWorldConfig = MetaWorldConfig()
+    action_dim: int = 4
+    state_dim: int = 4
+    fps: float = 80.0
+    """Control rate: five simulation steps of 2.5 ms an action."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.config.cameras
+
+    def tasks(self) -> list[Task]:
+        """All 50 tasks, by name."""
+        return [TASKS[name] for name in sorted(TASKS)]
+
+    def make(self, task: str) -> "MetaWorldEnvironment":
+        """Build one task. Raises RoboAlignError where the name is unknown."""
+        if task not in TASKS:
+            raise RoboAlignError(f"unknown Meta-World task {task!r}", where="task", fix=f"use one of {sorted(TASKS)}")
+        return MetaWorldEnvironment(TASKS[task], self.config)
+
+
+class MetaWorldEnvironment:
+    """One Meta-World task (see `Environment`), with the expert's view and the privileged state beside it."""
+
+    max_steps: int = 500
+    """Meta-World's own episode limit."""
+
+    def __init__(self, task: Task, config: MetaWorldConfig) -> None:
+        self.task, self.config = task, config
+        self.simulation = self.new_simulation(task.name)
+        self.model: mujoco.MjModel = self.simulation.model
+        self.data: mujoco.MjData = self.simulation.data
+        # An episode moves bodies and sites of the model and leaves attributes behind: both are put back at every reset.
+        self._pristine_model = (self.model.body_pos.copy(), self.model.site_pos.copy())
+        self._pristine_attributes = _copy_attributes(vars(self.simulation))
+        self._full_observation = np.zeros(39)
+
+    @staticmethod
+    def new_simulation(task: str) -> Any:
+        """Meta-World's own environment of `task`, with the goal in its observation (the experts need it)."""
+        simulation = _environment_classes()[task]()
+        simulation._partially_observable = False
+        del simulation.sawyer_observation_space  # cached for the hidden goal
+        simulation._set_task_called = True
+        simulation.seeded_rand_vec = True
+        return simulation
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of `seed`, which fixes every position that the task randomises (object, goal, fixture).
+
+        The vector is drawn from the seed and then frozen, which is how Meta-World's benchmarks define their tasks.
+        """
+        simulation = self.simulation
+        self.model.body_pos[:], self.model.site_pos[:] = self._pristine_model
+        vars(simulation).clear()
+        vars(simulation).update(_copy_attributes(self._pristine_attributes))
+        mujoco.mj_resetData(self.model, self.data)
+        simulation.seed(seed)
+        simulation._freeze_rand_vec = False
+        simulation.reset_model()
+        simulation._freeze_rand_vec = True
+        simulation.reset()
+        # reset_model moves bodies and sites without updating what is drawn and observed. This touches no physics.
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+        current = simulation._get_curr_obs_combined_no_goal()
+        simulation._prev_obs = current
+        self._full_observation = np.hstack([current, current, simulation._target_pos])
+        self._check()
+
+    def step(self, action: np.ndarray) -> bool:
+        """Execute a raw action [4], clipped to [-1, 1]; True where Meta-World reports success. Raises EnvironmentCrash."""
+        action = np.asarray(action, np.float64)
+        if action.shape != (4,) or not np.isfinite(action).all():
+            raise EnvironmentCrash(f"{self.task.name}: an action must be 4 finite numbers, got {action}")
+        try:
+            self._full_observation, _, _, _, info = self.simulation.step(np.clip(action, -1.0, 1.0))
+        except mujoco.FatalError as error:
+            raise EnvironmentCrash(f"{self.task.name}: MuJoCo stopped: {error}") from error
+        self._check()
+        return bool(info["success"])
+
+    def observe(self) -> Observation:
+        """Render all cameras of the configuration and read the proprioception."""
+        return Observation(self.render(), self.state(), self.task.instruction)
+
+    def render(self) -> dict[str, np.ndarray]:
+        """Camera name -> uint8 [size, size, 3]."""
+        renderer = _renderer(self.task.name, self.config.image_size, self.config.render)
+        return {name: renderer.render(self.model, self.data, VIEWS[name]) for name in self.config.cameras}
+
+    def state(self) -> np.ndarray:
+        """Proprioception float32 [4]: hand x, y, z (metres), gripper opening (0 closed .. 1 open)."""
+        return self._full_observation[:4].astype(np.float32)
+
+    @property
+    def privileged_names(self) -> tuple[str, ...]:
+        """Names of `privileged`: "gripper.x", "gripper.y", "gripper.z", "gripper.opening", "object.x", ..., "goal.z".
+
+        "object2.x/y/z" stand before the goal where the task has a second object.
+        """
+        points = [name for name in ("object", "object2", "goal") if name in self.task.nouns]
+        gripper = ("gripper.x", "gripper.y", "gripper.z", "gripper.opening")
+        return (*gripper, *(f"{point}.{axis}" for point in points for axis in "xyz"))
+
+    def privileged(self) -> np.ndarray:
+        """float32 [P]: world coordinates in metres, and the opening as in `state`.
+
+        `gripper` is the point between the fingertips (4.5 cm below the hand of `state`); the objects and the goal are
+        the points of Meta-World's observation, which the task's nouns describe.
+        """
+        objects, goal = self.simulation._get_pos_objects(), self.simulation._target_pos
+        values = np.hstack([self.simulation.tcp_center, self._full_observation[3], objects, goal])
+        return values.astype(np.float32)
+
+    def expert_observation(self) -> np.ndarray:
+        """Meta-World's full observation [39], as its scripted experts read it."""
+        return self._full_observation
+
+    def camera_geometry(self) -> dict[str, CameraGeometry]:
+        """Camera name -> image size and projection. The cameras do not move during an episode."""
+        size = self.config.image_size
+        geometry = {}
+        for name in self.config.cameras:
+            pose = pose_of(VIEWS[name], self.model, self.data)
+            geometry[name] = CameraGeometry(size, size, projection_matrix(VIEWS[name], pose, size, size))
+        return geometry
+
+    def close(self) -> None:
+        """Free the simulation. Uploaded meshes and textures stay for other environments of the task."""
+        self.simulation.close()
+
+    def _check(self) -> None:
+        # MuJoCo answers a diverged state with a silent reset and a warning; the counters tell.
+        broken = [warning.name for warning in _STATE_BROKEN if self.data.warning[warning].number]
+        if broken:
+            raise EnvironmentCrash(f"{self.task.name}: the simulation diverged ({', '.join(broken)})")
+        if not np.isfinite(self._full_observation).all():
+            raise EnvironmentCrash(f"{self.task.name}: the observation is not finite")
+
+
+def _copy_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Copy plain values and owned arrays; keep the rest (model, data, spaces, live views of the simulation) as it is."""
+    copied = {}
+    for name, value in attributes.items():
+        owned = value.base is None if isinstance(value, np.ndarray) else isinstance(value, (list, dict))
+        copied[name] = copy.deepcopy(value) if owned else value
+    return copied

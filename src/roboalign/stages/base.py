@@ -1,0 +1,62 @@
+"""Stage `base`: the pretrained MLLM of the run, with the action tokens added.
+
+Three sources: the tiny model that ships with the package, one pretrained here on the language-only part of the
+mixture (the stand-in of a pretrained MLLM), or the folder of any Hugging Face image-text-to-text model.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from roboalign.actions.vocabulary import extend_model, extend_tokenizer
+from roboalign.align.sft import train_sft
+from roboalign.data.mixture import read_conversations
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.load import load_mllm, save_mllm
+from roboalign.mllm.tiny import build_tiny
+from roboalign.stages.data import action_tokens, mixture_folder
+from roboalign.stages.stage import Context
+
+LANGUAGE = ("general", "embodied", "reasoning")
+
+
+def base(context: Context) -> dict[str, Any]:
+    """Writes pretrained/ (the MLLM as it came) and model/ (the same with the action tokens)."""
+    recipe = context.recipe
+    source = recipe.backbone.source
+    ledger: dict[str, Any] = {"source": source}
+    if source == "train":
+        conversations = read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
+        texts = [text for one in conversations for turn in one.turns for text in (turn.question, turn.answer)]
+        mllm = build_tiny(recipe.backbone.tiny, texts)
+        ledger |= train_sft(mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base")
+        pretrained = context.folder / "pretrain" / "model"
+    else:
+        pretrained = source_folder(source)
+    mllm = load_mllm(pretrained)
+    n_fast = action_tokens(context.run_dir).fast.vocab_size
+    vocabulary = extend_tokenizer(mllm.tokenizer, n_fast)
+    extend_model(mllm.model, mllm.tokenizer, vocabulary)
+    save_mllm(mllm, context.folder / "model")
+    parameters = sum(p.numel() for p in mllm.model.parameters())
+    return {**ledger, "parameters": parameters, "fast_tokens": n_fast}
+
+
+def builtin_folder() -> Path:
+    """The tiny pretrained model that ships with the package. Raises RoboAlignError where the install lacks it."""
+    folder = Path(str(files("roboalign"))) / "mllm" / "pretrained" / "tiny"
+    if not (folder / "config.json").is_file():
+        raise RoboAlignError("the shipped base model is missing", where=str(folder),
+                             fix="install the package again, or remake the model with `make base`")
+    return folder
+
+
+def source_folder(source: str) -> Path:
+    """The folder that `backbone.source` names."""
+    if source == "builtin":
+        return builtin_folder()
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise RoboAlignError(f"`{source}` is no folder of a Hugging Face model", where="backbone.source",
+                             fix="give `builtin`, `train`, or the path of a folder with config.json")
+    return folder

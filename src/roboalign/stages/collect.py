@@ -1,0 +1,95 @@
+"""Stage `collect`: demonstrations of the alignment and of the downstream tasks, as two LeRobot v3.0 data sets."""
+
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from roboalign.data.episode import Camera
+from roboalign.data.lerobot_writer import LeRobotWriter
+from roboalign.errors import RoboAlignError
+from roboalign.files import append_jsonl, read_jsonl, write_json
+from roboalign.recipe import DemonstrationsConfig, cores
+from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, episode_id
+from roboalign.sim.collect import collect as collect_episodes
+from roboalign.sim.metaworld import MetaWorld
+from roboalign.stages.stage import Context
+
+STATE_NAMES = ("hand.x", "hand.y", "hand.z", "gripper.opening")
+ACTION_NAMES = ("x", "y", "z", "gripper")
+
+
+def collect(context: Context) -> dict[str, Any]:
+    """Writes align/, downstream/ and experts.json (per task: attempts, solved, unsolved, crashed, frames)."""
+    config = context.recipe.collect
+    table = _collect_set(context.folder / "align", config.align_names(), config, config.align)
+    table |= _collect_set(context.folder / "downstream", config.downstream_tasks, config, config.downstream)
+    write_json(context.folder / "experts.json", table)
+    totals = {key: sum(row[key] for row in table.values()) for key in ("attempts", "solved", "crashed", "frames")}
+    return {"tasks": len(table), **totals}
+
+
+def _collect_set(
+    folder: Path, tasks: Sequence[str], config: DemonstrationsConfig, settings: CollectConfig
+) -> dict[str, dict[str, int]]:
+    """One data set. What an earlier, killed call wrote is kept; its failed attempts stand in attempts.jsonl."""
+    names = dict.fromkeys(name for task in tasks for name in MetaWorld(config.world).make(task).privileged_names)
+    writer = LeRobotWriter(
+        folder, fps=MetaWorld.fps, robot_type="sawyer", action_names=ACTION_NAMES, state_names=STATE_NAMES,
+        privileged_names=list(names), episodes_per_file=10,
+        cameras={name: (config.world.image_size, config.world.image_size) for name in config.world.cameras},
+    )
+    log = folder / "attempts.jsonl"
+    done = {row["episode_id"] for row in read_jsonl(log) if row["episode_id"] in writer.episode_ids}
+    existing = writer.episode_ids
+    try:
+        for outcome in collect_episodes(tasks, config.world, settings, workers=cores(), existing=set(existing)):
+            append_jsonl(log, _log_row(outcome))
+            if outcome.record is not None:
+                _add(writer, outcome.record)
+    except BrokenProcessPool:
+        raise RoboAlignError("a collecting process was killed (out of memory?)", where=str(folder),
+                             fix="run the same command again: it goes on from the last episode") from None
+    writer.finalize()
+    return _table(tasks, read_jsonl(log), writer.episode_ids | done)
+
+
+def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:
+    cameras = {name: Camera(name, c.width, c.height, c.projection) for name, c in record.cameras.items()}
+    writer.add(
+        episode_id=episode_id(record.task, record.seed), task=record.task, instruction=record.instruction,
+        actions=record.actions, state=record.state, frames=record.frames, cameras=cameras,
+        privileged=record.privileged, privileged_names=record.privileged_names, nouns=dict(record.nouns),
+        success_step=record.success_step,
+    )
+
+
+def _log_row(outcome: Collected) -> dict[str, Any]:
+    record = outcome.record
+    return {
+        "task": outcome.task, "episode_id": episode_id(record.task, record.seed) if record else None,
+        "frames": len(record.actions) if record else 0,
+        "unsolved": sum(not failure.crashed for failure in outcome.failures),
+        "crashed": sum(failure.crashed for failure in outcome.failures),
+        "reasons": [failure.reason for failure in outcome.failures],
+    }
+
+
+def _table(tasks: Sequence[str], rows: list[dict[str, Any]], kept: set[str]) -> dict[str, dict[str, int]]:
+    """Per task; an episode that a kill lost before it was on disk was collected again and counts once."""
+    latest = {row["episode_id"] or f"failed-{number}": row for number, row in enumerate(rows)}
+    table = {task: dict.fromkeys(("attempts", "solved", "unsolved", "crashed", "frames"), 0) for task in tasks}
+    for key, row in latest.items():
+        if row["episode_id"] is not None and key not in kept:
+            continue
+        entry, solved = table[row["task"]], int(row["episode_id"] is not None)
+        entry["solved"] += solved
+        entry["frames"] += row["frames"]
+        entry["unsolved"] += row["unsolved"]
+        entry["crashed"] += row["crashed"]
+        entry["attempts"] += solved + row["unsolved"] + row["crashed"]
+    empty = [task for task, row in table.items() if not row["solved"]]
+    if empty:
+        raise RoboAlignError(f"no demonstration succeeded for {', '.join(empty)}", where="collect",
+                             fix="lower collect.align.noise, or leave the task out of the recipe")
+    return table

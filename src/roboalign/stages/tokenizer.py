@@ -1,0 +1,42 @@
+"""Stage `tokenizer`: action statistics and FAST, fitted on the training demonstrations of the alignment tasks."""
+
+from typing import Any
+
+import numpy as np
+
+from roboalign.actions.fast import DecodeFailure, FastTokenizer
+from roboalign.actions.normalize import ActionStats
+from roboalign.data.mixture import split_episodes
+from roboalign.errors import RoboAlignError
+from roboalign.files import write_json
+from roboalign.stages.data import read_demonstrations
+from roboalign.stages.stage import Context
+
+
+def tokenizer(context: Context) -> dict[str, Any]:
+    """Writes fast/ (the published layout), stats.json, and tokenizer.json with what the tokens cost in accuracy."""
+    config = context.recipe.tokenizer
+    episodes, _ = split_episodes(read_demonstrations(context.run_dir, "align"), context.recipe.mix)
+    stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
+    chunks = stats.normalize(np.concatenate([episode.chunks(config.horizon) for episode in episodes]))
+    if config.path is None:
+        fast = FastTokenizer.fit(chunks, scale=config.scale, vocab_size=config.vocab_size)
+    else:
+        fast = FastTokenizer.load(config.path, horizon=config.horizon, action_dim=chunks.shape[-1])
+    tokens = fast.encode(chunks)
+    decoded = fast.decode_batch(tokens)
+    failures = [one for one in decoded if isinstance(one, DecodeFailure)]
+    if failures:
+        raise RoboAlignError(f"{len(failures)} of {len(chunks)} chunks do not decode ({failures[0].reason})",
+                             where="tokenizer", fix="use a finer tokenizer.scale or another tokenizer.path")
+    lengths = np.array([len(one) for one in tokens])
+    fast.save(context.folder / "fast")
+    write_json(context.folder / "stats.json", stats.to_dict())
+    row = {
+        "chunks": len(chunks), "horizon": config.horizon, "action_dim": int(chunks.shape[-1]), "scale": fast.scale,
+        "vocab_size": fast.vocab_size, "tokens_per_chunk": round(float(lengths.mean()), 2),
+        "tokens_per_chunk_max": int(lengths.max()),
+        "reconstruction_l1": round(float(np.abs(np.stack(decoded) - chunks).mean()), 4),
+    }
+    write_json(context.folder / "tokenizer.json", {**row, "mean_chunk": chunks.mean(axis=0).tolist()})
+    return row

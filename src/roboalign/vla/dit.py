@@ -1,0 +1,132 @@
+"""The transformer blocks of the action head: attention over packed heads, AdaLN, and the diffusion transformer."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+def sinusoid(positions: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
+    """[...] -> [..., width]: sines of the positions at `width / 2` geometric frequencies, then the cosines."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, device=positions.device))
+    angles = positions[..., None].float() * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    # torch's bfloat16 attention on a CPU takes 4 to 12 times as long as its float32 one (forward and backward).
+    with torch.autocast(query.device.type, enabled=False):
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `width`-wide queries over a context that is `context_width` wide."""
+
+    def __init__(self, width: int, context_width: int, heads: int, head_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, heads * head_dim)
+        self.key_value = nn.Linear(context_width, 2 * heads * head_dim)
+        self.out = nn.Linear(heads * head_dim, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def project(self, context: Tensor) -> KeyValue:
+        """[B, L, context_width] -> keys and values [B, heads, L, head_dim]; reusable while the context stands."""
+        key, value = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return key, value
+
+    def forward(self, x: Tensor, key_value: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """`x` [B * K, N, width], K sequences over each of the B contexts; `mask` bool [B, 1, 1, L], False: padding."""
+        # The K sequences are laid end to end, so that keys and values are neither computed nor copied K times.
+        query = self.query(x).view(len(key_value[0]), -1, self.heads, key_value[0].shape[-1]).transpose(1, 2)
+        attended = _attend(query, *key_value, mask)
+        return self.dropout(self.out(attended.transpose(1, 2).reshape(*x.shape[:2], -1)))
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU (tanh), linear; four times as wide inside."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__(
+            nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Dropout(dropout),
+            nn.Linear(4 * width, width), nn.Dropout(dropout),
+        )  # fmt: skip
+
+
+class SelfAttentionBlock(nn.Module):
+    """Pre-norm self-attention over the VLM tokens (GR00T-N1.5's `vl_self_attention`)."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, width, heads, head_dim, dropout)
+        self.norm_feed_forward = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        normed = self.norm_attention(x)
+        x = x + self.attention(normed, self.attention.project(normed), mask)
+        return x + self.feed_forward(self.norm_feed_forward(x))
+
+
+class AdaptiveNorm(nn.Module):
+    """AdaLN: a layer norm without weights of its own, scaled and shifted by the condition; no gate."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`x` [B, N, width], `condition` [B, width]."""
+        scale, shift = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class DiTBlock(nn.Module):
+    """AdaLN, attention (to the VLM tokens where `cross`, else to itself), plain norm, feed-forward."""
+
+    def __init__(self, width: int, context_width: int, heads: int, dropout: float, *, cross: bool) -> None:
+        super().__init__()
+        self.cross = cross
+        self.norm = AdaptiveNorm(width)
+        self.attention = Attention(width, context_width if cross else width, heads, width // heads, dropout)
+        self.feed_forward = FeedForward(width, dropout)
+
+    def forward(self, x: Tensor, condition: Tensor, context: KeyValue | None, mask: Tensor | None) -> Tensor:
+        normed = self.norm(x, condition)
+        key_value = context if context is not None else self.attention.project(normed)
+        x = x + self.attention(normed, key_value, mask)
+        return x + self.feed_forward(F.layer_norm(x, x.shape[-1:], eps=1e-5))
+
+
+class DiT(nn.Module):
+    """The diffusion transformer: even blocks cross-attend to the VLM tokens, odd ones attend to the sequence itself.
+
+    Sizes of GR00T-N1.5: width 1536, context 2048, 16 layers of 32 heads, output 1024: 550,386,688 parameters.
+    """
+
+    def __init__(self, width: int, context_width: int, out_width: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        blocks = [DiTBlock(width, context_width, heads, dropout, cross=index % 2 == 0) for index in range(layers)]
+        self.blocks: Sequence[DiTBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
+        self.norm_out = AdaptiveNorm(width)
+        self.out = nn.Linear(width, out_width)
+
+    def project(self, context: Tensor) -> list[KeyValue | None]:
+        """Keys and values of the VLM tokens for every block (None where it attends to itself); once for all steps."""
+        return [block.attention.project(context) if block.cross else None for block in self.blocks]
+
+    def forward(self, x: Tensor, bucket: Tensor, context: list[KeyValue | None], mask: Tensor) -> Tensor:
+        """`x` [B, N, width], `bucket` [B] time in 0..999, `context` from `project`, `mask` [B, 1, 1, L]."""
+        condition = self.time(sinusoid(bucket, 256).to(x.dtype))
+        for block, key_value in zip(self.blocks, context, strict=True):
+            x = block(x, condition, key_value, mask if block.cross else None)
+        return self.out(self.norm_out(x, condition))

@@ -1,0 +1,186 @@
+"""The flow-matching action head of GR00T-N1.5, over hidden states of a frozen MLLM (paper, section 3.3)."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from roboalign.config import Config
+from roboalign.errors import RoboAlignError
+from roboalign.vla.dit import DiT, SelfAttentionBlock, sinusoid
+
+TIME_BUCKETS = 1000
+TIME_SHIFT = 0.999
+"""GR00T-N1.5's `noise_s`: the largest flow time drawn in training is just below 1."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gr00t-n1.5": {
+        "width": 1536, "layers": 16, "heads": 32, "hidden_width": 1024, "future_tokens": 32,
+        "vlm_layers": 4, "vlm_heads": 32, "vlm_inner_width": 2048, "dropout": 0.2,
+    },
+    "tiny": {
+        "width": 128, "layers": 4, "heads": 4, "hidden_width": 128, "future_tokens": 8,
+        "vlm_layers": 1, "vlm_heads": 4, "vlm_inner_width": 128, "dropout": 0.05,
+    },
+}  # fmt: skip
+
+
+class HeadConfig(Config):
+    """Size of the head. A field that is not given takes the preset's value."""
+
+    preset: Literal["gr00t-n1.5", "tiny"] = "tiny"
+    """`gr00t-n1.5`: the published sizes; `tiny`: for a tiny backbone on a CPU."""
+    width: int = Field(default=PRESETS["tiny"]["width"], gt=0)
+    """Width of the diffusion transformer."""
+    layers: int = Field(default=PRESETS["tiny"]["layers"], gt=0)
+    """Its blocks; even ones cross-attend to the VLM tokens, odd ones attend to the sequence itself."""
+    heads: int = Field(default=PRESETS["tiny"]["heads"], gt=0)
+    """Its attention heads; they divide `width`."""
+    hidden_width: int = Field(default=PRESETS["tiny"]["hidden_width"], gt=0)
+    """Width of its output and inside the state encoder and the action decoder."""
+    future_tokens: int = Field(default=PRESETS["tiny"]["future_tokens"], ge=0)
+    """Learned tokens between the state and the actions."""
+    vlm_layers: int = Field(default=PRESETS["tiny"]["vlm_layers"], ge=0)
+    """Self-attention blocks over the VLM tokens."""
+    vlm_heads: int = Field(default=PRESETS["tiny"]["vlm_heads"], gt=0)
+    """Their attention heads; they divide `vlm_inner_width`."""
+    vlm_inner_width: int = Field(default=PRESETS["tiny"]["vlm_inner_width"], gt=0)
+    """Width of the VLM tokens inside the head. A backbone of another width is projected to it once."""
+    dropout: float = Field(default=PRESETS["tiny"]["dropout"], ge=0, lt=1)
+    """Dropout after every attention and inside every feed-forward."""
+    proprioception: bool = False
+    """Whether the head sees the robot's state. Without, only what the MLLM saw can tell it what to do."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_from_preset(cls, data: Any) -> Any:
+        """Fields given win over the preset's."""
+        if not isinstance(data, dict):
+            return data
+        return PRESETS.get(data.get("preset", "tiny"), {}) | data
+
+    @model_validator(mode="after")
+    def heads_divide_widths(self) -> "HeadConfig":
+        """Raises ValueError where a width cannot be split over its heads."""
+        for width, heads in (("width", "heads"), ("vlm_inner_width", "vlm_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}")
+        return self
+
+
+class HeadShape(Config):
+    """What the backbone and the data dictate."""
+
+    vlm_width: int = Field(gt=0)
+    """Width of the backbone's hidden states."""
+    action_dim: int = Field(gt=0)
+    """Numbers of an action."""
+    state_dim: int = Field(ge=0)
+    """Numbers of the robot's state."""
+    horizon: int = Field(gt=0)
+    """Actions of a chunk."""
+
+
+def flow_times(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """[count] times t = (0.999 - s) / 0.999, s ~ Beta(1.5, 1), clamped to [0, 1): most are early, near the noise."""
+    # The Beta(a, 1) distribution function is s^a: its inverse needs one uniform draw, and takes a generator.
+    s = torch.rand(count, generator=generator).pow(1 / 1.5)
+    return ((TIME_SHIFT - s) / TIME_SHIFT).clamp(min=0)
+
+
+class FlowMatchingHead(nn.Module):
+    """Predicts the velocity that carries noise to a chunk of normalised actions.
+
+    The sequence is [state | future tokens | noisy actions]; only the actions have learned positions. VLM padding is
+    masked everywhere. Without `config.proprioception` there is no state token and `state` must be None.
+    """
+
+    def __init__(self, config: HeadConfig, shape: HeadShape) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+        width, inner = config.width, config.vlm_inner_width
+        self.vlm_norm = nn.LayerNorm(shape.vlm_width)
+        self.vlm_projection = nn.Linear(shape.vlm_width, inner) if shape.vlm_width != inner else nn.Identity()
+        self.vlm_blocks = nn.ModuleList(
+            SelfAttentionBlock(inner, config.vlm_heads, inner // config.vlm_heads, config.dropout)
+            for _ in range(config.vlm_layers)
+        )
+        self.state_encoder = _mlp(shape.state_dim, config.hidden_width, width) if config.proprioception else None
+        self.future = nn.Parameter(0.02 * torch.randn(config.future_tokens, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(shape.horizon, width))
+        self.action_in = nn.Linear(shape.action_dim, width)
+        self.action_mix = nn.Linear(2 * width, width)
+        self.action_out = nn.Linear(width, width)
+        self.dit = DiT(width, inner, config.hidden_width, config.layers, config.heads, config.dropout)
+        self.decoder = _mlp(config.hidden_width, config.hidden_width, shape.action_dim)
+
+    def encode_vlm(self, vlm: Tensor, vlm_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L, vlm_width] and bool [B, L] -> tokens [B, L, inner] and the mask [B, 1, 1, L] of attention."""
+        mask = vlm_mask[:, None, None, :]
+        tokens = self.vlm_projection(self.vlm_norm(vlm))
+        for block in self.vlm_blocks:
+            tokens = block(tokens, mask)
+        return tokens, mask
+
+    def velocity(self, noisy: Tensor, t: Tensor, state: Tensor | None, context: list, mask: Tensor) -> Tensor:
+        """Noisy actions [B, H, A] at times `t` [B] -> velocity [B, H, A]; `context` from `DiT.project`."""
+        bucket = (t * TIME_BUCKETS).long()
+        time = sinusoid(bucket, self.config.width).to(noisy.dtype)[:, None].expand(-1, self.shape.horizon, -1)
+        actions = F.silu(self.action_mix(torch.cat([self.action_in(noisy), time], dim=-1)))
+        sequence = [self.future.expand(len(noisy), -1, -1), self.action_out(actions) + self.positions]
+        if self.state_encoder is not None:
+            if state is None:
+                raise RoboAlignError("this head was built with proprioception and needs a state", where="state")
+            sequence.insert(0, self.state_encoder(state)[:, None])
+        elif state is not None:
+            raise RoboAlignError("this head has no proprioception", where="state", fix="pass state=None")
+        hidden = self.dit(torch.cat(sequence, dim=1), bucket, context, mask)
+        return self.decoder(hidden[:, -self.shape.horizon :])
+
+    def loss(
+        self,
+        vlm: Tensor,
+        vlm_mask: Tensor,
+        state: Tensor | None,
+        actions: Tensor,
+        action_mask: Tensor | None = None,
+        *,
+        noise: Tensor,
+        t: Tensor,
+    ) -> Tensor:
+        """Mean squared error of the velocity at x_t = (1 - t) noise + t action; its target is action - noise.
+
+        `vlm` [B, L, W], `vlm_mask` bool [B, L], `state` [B, S] or None, `actions` [B, H, A] normalised, `action_mask`
+        [B, H, A] (False: not counted), `noise` [B * K, H, A], `t` [B * K] from `flow_times`: K draws for each sample
+        share its VLM tokens. A scalar.
+        """
+        draws = len(noise) // len(actions)
+        actions = actions.repeat_interleave(draws, dim=0)
+        state = state if state is None else state.repeat_interleave(draws, dim=0)
+        action_mask = action_mask if action_mask is None else action_mask.repeat_interleave(draws, dim=0)
+        tokens, mask = self.encode_vlm(vlm, vlm_mask)
+        noisy = torch.lerp(noise, actions, t[:, None, None])
+        predicted = self.velocity(noisy, t, state, self.dit.project(tokens), mask)
+        error = (predicted.float() - (actions - noise)).square()
+        return error.mean() if action_mask is None else (error * action_mask).sum() / action_mask.sum()
+
+    @torch.no_grad()
+    def sample(self, vlm: Tensor, vlm_mask: Tensor, state: Tensor | None, noise: Tensor, *, steps: int = 4) -> Tensor:
+        """Integrate the velocity from `noise` [B, H, A] at t = 0 by `steps` Euler steps: normalised actions [B, H, A].
+
+        The VLM tokens and their keys and values are computed once for all steps. No other randomness enters: the
+        result of a sample does not depend on what else is in its batch.
+        """
+        tokens, mask = self.encode_vlm(vlm, vlm_mask)
+        context = self.dit.project(tokens)
+        actions = noise
+        for step in range(steps):
+            t = torch.full((len(noise),), step / steps, device=noise.device)
+            actions = actions + self.velocity(actions, t, state, context, mask).float() / steps
+        return actions
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))

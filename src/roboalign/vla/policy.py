@@ -1,0 +1,206 @@
+"""The policy: a frozen MLLM, a flow-matching head and the statistics that turn its output into raw actions."""
+
+import hashlib
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from pydantic import PositiveInt, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import roboalign
+from roboalign.actions.normalize import ActionStats
+from roboalign.config import Config
+from roboalign.errors import RoboAlignError
+from roboalign.files import atomic_path, read_json, write_json
+from roboalign.mllm.hidden import truncate_layers
+from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.vla.features import View, backbone_hash
+from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+
+FORMAT = 1
+FIX = "train the head again, or copy the whole policy folder"
+
+
+class Observation(Protocol):
+    """What a policy is given; any object with these attributes."""
+
+    @property
+    def images(self) -> dict[str, np.ndarray]:
+        """Camera -> uint8 [H, W, 3]."""
+        ...
+
+    @property
+    def state(self) -> np.ndarray:
+        """float [S], proprioception."""
+        ...
+
+    @property
+    def instruction(self) -> str: ...
+
+
+class BackboneReference(Config):
+    """Where the backbone lies, relative to the policy's folder, and what it must be."""
+
+    path: str
+    sha256: str
+
+
+@dataclass
+class Policy:
+    """Observation -> chunk of raw actions. `state_stats` is None for a head without proprioception."""
+
+    mllm: Mllm
+    head: FlowMatchingHead
+    view: View
+    action_stats: ActionStats
+    state_stats: ActionStats | None
+    sampling_steps: int = 4
+
+    @property
+    def horizon(self) -> int:
+        """H, the actions of a chunk."""
+        return self.head.shape.horizon
+
+    def act(self, observation: Observation, noise_key: Hashable = None) -> np.ndarray:
+        """The chunk for one observation: raw units, float32 [H, A]."""
+        return self.act_batch([observation], [noise_key])[0]
+
+    def act_batch(
+        self, observations: Sequence[Observation], noise_keys: Sequence[Hashable] | None = None
+    ) -> np.ndarray:
+        """Chunks for a batch of observations: raw units, float32 [B, H, A].
+
+        The flow's initial noise of a sample is a function of its key, for example (task, seed, step): the chunk does
+        not depend on what else is in the batch. A key None draws from torch's global generator.
+        Raises RoboAlignError on a missing camera or a state of the wrong size.
+        """
+        keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
+        if len(keys) != len(observations):
+            raise RoboAlignError(f"{len(observations)} observations but {len(keys)} noise keys", where="noise_keys")
+        device = self.mllm.device
+        noise = torch.stack([self._noise(key) for key in keys]).to(device)
+        prompts = [self.view.prompt(observation.images, observation.instruction) for observation in observations]
+        states, mask = self.view.encode(self.mllm, prompts)
+        self.head.eval()
+        chunk = self.head.sample(states.float(), mask, self._state(observations), noise, steps=self.sampling_steps)
+        return self.action_stats.denormalize(chunk.cpu().numpy())
+
+    def save(self, folder: str | Path) -> None:
+        """Write head.safetensors and policy.json; the backbone stays where it is, named by relative path and hash."""
+        if self.mllm.folder is None:
+            raise RoboAlignError("the MLLM has no folder to refer to", fix="save it with save_mllm and load it")
+        folder = Path(folder)
+        backbone = os.path.relpath(self.mllm.folder.resolve(), folder.resolve())
+        record = {
+            "format": FORMAT,
+            "backbone": {"path": backbone, "sha256": backbone_hash(self.mllm.folder)},
+            "view": self.view.model_dump(),
+            "head": self.head.config.model_dump(),
+            "shape": self.head.shape.model_dump(),
+            "sampling_steps": self.sampling_steps,
+            "action_stats": self.action_stats.to_dict(),
+            "state_stats": None if self.state_stats is None else self.state_stats.to_dict(),
+            "versions": {"roboalign": roboalign.__version__} | {n: version(n) for n in ("torch", "transformers")},
+        }
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            save_file({name: value.contiguous() for name, value in self.head.state_dict().items()},
+                      temporary / "head.safetensors")  # fmt: skip
+            write_json(temporary / "policy.json", record)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> "Policy":
+        """Read a policy folder and its backbone, whose layers above `view.layer` are dropped.
+
+        Raises RoboAlignError, naming file and field, where anything is missing, broken or does not fit together, and
+        where the backbone is not the one that the head was trained on.
+        """
+        path = Path(folder) / "policy.json"
+        record = read_json(path, fix=FIX)
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise RoboAlignError(f"not a policy of format {FORMAT}", where=str(path), fix=FIX)
+        view = _parse(View, record, "view", path)
+        shape = _parse(HeadShape, record, "shape", path)
+        config = _parse(HeadConfig, record, "head", path)
+        sampling_steps = _parse(PositiveInt, record, "sampling_steps", path)
+        action_stats = _stats(record, "action_stats", shape.action_dim, path)
+        state_stats = _stats(record, "state_stats", shape.state_dim, path) if config.proprioception else None
+        backbone = _find_backbone(_parse(BackboneReference, record, "backbone", path), path)
+        head = FlowMatchingHead(config, shape)
+        _load_weights(head, Path(folder) / "head.safetensors")
+        mllm = load_mllm(backbone, device=device)
+        text = mllm.model.config.get_text_config()
+        if (text.hidden_size, max(text.num_hidden_layers, view.layer)) != (shape.vlm_width, text.num_hidden_layers):
+            problem = (f"the head reads layer {view.layer} of width {shape.vlm_width}, the backbone has "
+                       f"{text.num_hidden_layers} layers of width {text.hidden_size}")  # fmt: skip
+            raise RoboAlignError(problem, where=str(path), fix=FIX)
+        truncate_layers(mllm, view.layer)
+        return cls(mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps)
+
+    def _noise(self, key: Hashable) -> Tensor:
+        size = (self.horizon, self.head.shape.action_dim)
+        if key is None:
+            return torch.randn(size)
+        seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little", signed=True)
+        return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+    def _state(self, observations: Sequence[Observation]) -> Tensor | None:
+        if self.state_stats is None:
+            return None
+        state = np.stack([observation.state for observation in observations])
+        return torch.from_numpy(self.state_stats.normalize(state)).to(self.mllm.device)
+
+
+def _parse(kind: Any, record: dict[str, Any], name: str, path: Path) -> Any:
+    """Entry `name` of policy.json as a `kind`; a missing, unknown or ill-typed field is refused by name."""
+    if name not in record:
+        raise RoboAlignError(f"field {name!r} is missing", where=str(path), fix=FIX)
+    try:
+        return TypeAdapter(kind).validate_python(record[name])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join([name, *(str(part) for part in fault["loc"])])
+        raise RoboAlignError(f"field {field!r}: {fault['msg']}", where=str(path), fix=FIX) from None
+
+
+def _stats(record: dict[str, Any], name: str, dim: int, path: Path) -> ActionStats:
+    where = f"{path}, {name}"
+    if not isinstance(record.get(name), dict):
+        raise RoboAlignError("the statistics are missing", where=where, fix=FIX)
+    stats = ActionStats.from_dict(record[name], where=where)
+    if stats.dim != dim:
+        raise RoboAlignError(f"statistics of {stats.dim} dimensions for a head of {dim}", where=where, fix=FIX)
+    return stats
+
+
+def _find_backbone(reference: BackboneReference, path: Path) -> Path:
+    folder = (path.parent / reference.path).resolve()
+    if not folder.is_dir():
+        raise RoboAlignError(
+            f"the backbone {folder} does not exist", where=str(path),
+            fix="move it there, or set backbone.path (relative to this file's folder)",
+        )  # fmt: skip
+    if backbone_hash(folder) != reference.sha256:
+        problem = "the backbone is not the one that this head was trained on (sha256 differs)"
+        raise RoboAlignError(problem, where=str(folder), fix=FIX)
+    return folder
+
+
+def _load_weights(head: FlowMatchingHead, path: Path) -> None:
+    try:
+        weights = load_file(path)
+        head.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise RoboAlignError(f"the head's weights cannot be read ({problem})", where=str(path), fix=FIX) from None
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise RoboAlignError(f"weights {broken[0]!r} are not finite", where=str(path), fix=FIX)

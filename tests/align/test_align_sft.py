@@ -1,0 +1,259 @@
+"""SFT: the loss, the order of the samples, exact resume after SIGKILL, and what stops a run."""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from roboalign.align.answers import conversation_loss
+from roboalign.align.sft import Conversations, SftConfig, sample_order, train_sft
+from roboalign.align.trainer import MANIFEST, accumulation_of, last_checkpoint
+from roboalign.data.conversation import Conversation, Turn
+from roboalign.errors import RoboAlignError
+from roboalign.files import read_jsonl
+from roboalign.mllm.encode import Prompt, collate
+from roboalign.mllm.generate import generate
+from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.mllm.tiny import TinyConfig, build_tiny
+
+CONFIG = {"learning_rate": 1e-3, "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 1}
+
+
+torch.set_num_threads(1)  # a process killed and its successor must add in the same order
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def talks(n: int) -> list[Conversation]:
+    rng = np.random.default_rng(0)
+    words = ["the", "gripper", "is", "left", "of", "red", "drawer", "handle", "move", "up", "down", "now"]
+
+    def turn() -> Turn:
+        question = " ".join(rng.choice(words, rng.integers(3, 12)))
+        word = str(rng.choice(words))
+        return Turn("general", "words", "direct", f"{question}? Answer directly.", f"<answer>{word}</answer>", word)
+
+    return [
+        Conversation(
+            f"talk-{i}", "episode", i, "task", png(rng.integers(0, 256, (16, 16, 3), np.uint8)),
+            tuple(turn() for _ in range(rng.integers(1, 4))),
+        )  # fmt: skip
+        for i in range(n)
+    ]
+
+
+def tiny() -> Mllm:
+    config = TinyConfig(
+        image_size=16, patch_size=4, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2, heads=2,
+        kv_heads=1, mlp_width=32, vocab_size=420,
+    )  # fmt: skip
+    return build_tiny(config, [turn.question + turn.answer for talk in talks(20) for turn in talk.turns])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_equal_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    ledger = train_sft(tiny(), talks(10), SftConfig(**CONFIG), folder)
+    assert ledger["updates"] == 6 and ledger["samples"] == 24
+    return folder
+
+
+def test_loss_at_answers_is_hugging_faces_loss() -> None:
+    mllm = tiny()
+    data = Conversations(mllm, talks(3))
+    batch = collate(mllm, [data[i] for i in range(3)])
+    torch.testing.assert_close(conversation_loss(mllm.model, batch), mllm.model(**batch).loss)
+
+
+def test_first_update_is_a_hand_written_adamw_step(tmp_path: Path) -> None:
+    """Accumulated micro-batches average over all answer tokens of the update, not over the micro-batches' means."""
+    data, settings_ = talks(4), SftConfig(**{**CONFIG, "max_steps": 1, "warmup_ratio": 0, "freeze_vision": False})
+    ours, reference = tiny(), tiny()
+    train_sft(ours, data, settings_, tmp_path)
+    encoded = [Conversations(reference, data)[i] for i in range(4)]
+    model = reference.model.train()
+    model(**collate(reference, encoded)).loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    # AdamW's first step moves each weight by about lr * sign(gradient): compare the weights with a clear gradient.
+    decayed = {n for n, p in model.named_parameters() if p.ndim > 1}
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    compared = 0
+    for name, parameter in ours.model.named_parameters():
+        gradient = dict(model.named_parameters())[name].grad
+        if gradient is None:
+            continue
+        kept = before[name] * (1 - 1e-3 * 0.01) if name in decayed else before[name]
+        expected = kept - 1e-3 * gradient / (gradient.abs() + 1e-8)
+        clear = gradient.abs() > 1e-5
+        compared += int(clear.sum())
+        torch.testing.assert_close(parameter.detach()[clear], expected[clear], atol=2e-6, rtol=1e-4)
+    assert compared > 1000
+
+
+def test_vision_is_frozen(unbroken: Path) -> None:
+    before, after = tiny().model.state_dict(), weights(unbroken)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed and not any(".visual." in name for name in changed)
+    assert all(p.requires_grad for p in load_mllm(unbroken / "model").model.parameters())
+
+
+def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of update 5, in a process of its own; then the same call again."""
+    script = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_align_sft import CONFIG, SftConfig, talks, tiny, train_sft
+        from roboalign.align.sft import SftTrainer
+        inner = SftTrainer.training_step
+        def step(self, *arguments):
+            if self.state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return inner(self, *arguments)
+        SftTrainer.training_step = step
+        train_sft(tiny(), talks(10), SftConfig(**CONFIG), {str(tmp_path)!r})
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not (tmp_path / "model").exists()
+    ledger = train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    assert_equal_weights(weights(tmp_path), weights(unbroken))
+    whole = json.loads((unbroken / "ledger.json").read_text())
+    assert {**ledger, "seconds": 0} == {**whole, "seconds": 0}
+    timeless = [
+        [{k: v for k, v in record.items() if k != "seconds"} for record in read_jsonl(folder / "metrics.jsonl")]
+        for folder in (tmp_path, unbroken)
+    ]
+    assert timeless[0] == timeless[1] and [record["step"] for record in timeless[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_damaged_last_checkpoint_is_passed_over(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    last = tmp_path / "checkpoints" / "checkpoint-6"
+    (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:-100])
+    train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    printed = capsys.readouterr().err
+    assert "checkpoint-6: ignored, optimizer.pt has" in printed and "resuming from" in printed
+    assert_equal_weights(weights(tmp_path), weights(unbroken))
+
+
+def test_interrupted_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash while the optimizer is written: what stands under checkpoint-* is whole."""
+    from roboalign.align.sft import SftTrainer
+
+    def crash(self: SftTrainer, folder: str) -> None:
+        (Path(folder) / "optimizer.pt").write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(SftTrainer, "_save_optimizer_and_scheduler", crash)
+    with pytest.raises(OSError, match="disk full"):
+        train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    assert last_checkpoint(tmp_path / "checkpoints", {}) is None
+    assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    assert json.loads((tmp_path / "checkpoints" / "checkpoint-6" / MANIFEST).read_text())["step"] == 6
+    with pytest.raises(RoboAlignError, match=r"another learning_rate.*start over"):
+        train_sft(tiny(), talks(10), SftConfig(**{**CONFIG, "learning_rate": 2e-3}), tmp_path)
+    with pytest.raises(RoboAlignError, match="another conversations"):
+        train_sft(tiny(), talks(9), SftConfig(**CONFIG), tmp_path)
+
+
+def test_nan_stops_before_the_weights_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from roboalign.align import sft
+
+    mllm, calls = tiny(), [0]
+    inner = sft.answer_loss
+
+    def poisoned(outputs: object, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        loss = inner(outputs, labels, num_items_in_batch)
+        return loss * math.nan if calls[0] == 2 * 3 + 1 else loss  # the first micro-batch of update 4
+
+    monkeypatch.setattr(sft, "answer_loss", poisoned)
+    with pytest.raises(RoboAlignError, match=r"sft, update 4: the loss is nan.*checkpoint-2 are kept.*learning_rate"):
+        train_sft(mllm, talks(10), SftConfig(**CONFIG), tmp_path)
+    assert all(torch.isfinite(p).all() for p in mllm.model.parameters())
+    assert [record["step"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_infinite_gradient_stops(tmp_path: Path) -> None:
+    mllm = tiny()
+    mllm.model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(RoboAlignError, match=r"update 1: the gradient norm is (nan|inf).*no checkpoint"):
+        train_sft(mllm, talks(10), SftConfig(**CONFIG), tmp_path)
+
+
+def test_learns(tmp_path: Path) -> None:
+    """Two conversations by heart: the loss falls to near nothing, and greedy decoding repeats the answers."""
+    mllm = tiny()
+    data = [talk for talk in talks(20) if len(talk.turns) == 1][:2]
+    config = SftConfig(learning_rate=1e-2, max_steps=50, batch_size=2, micro_batch_size=2, freeze_vision=False)
+    train_sft(mllm, data, config, tmp_path)
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["loss"] < 0.05
+    prompts = [Prompt(talk.turns[0].question, np.asarray(Image.open(io.BytesIO(talk.image)))) for talk in data]
+    spoken = generate(mllm, prompts, max_new_tokens=20, temperature=0)
+    for talk, answers in zip(data, spoken.tokens):
+        assert talk.turns[0].answer in mllm.tokenizer.decode(answers[0])
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RoboAlignError, match="no conversation"):
+        train_sft(tiny(), [], SftConfig(**CONFIG), tmp_path)
+    with pytest.raises(RoboAlignError, match="4 conversations per update cannot be split into micro-batches of 3"):
+        train_sft(tiny(), talks(4), SftConfig(**{**CONFIG, "micro_batch_size": 3}), tmp_path)
+    assert accumulation_of(32, 4, 2) == 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=60),
+    batch=st.integers(1, 8),
+    updates=st.integers(1, 30),
+    seed=st.integers(0, 3),
+)
+def test_order_visits_every_item_once_a_pass(lengths: list[int], batch: int, updates: int, seed: int) -> None:
+    order = sample_order(lengths, batch, updates, seed)
+    assert len(order) == batch * updates
+    counts = np.bincount(order, minlength=len(lengths))
+    assert counts.max() - counts.min() <= 1
+    assert order == sample_order(lengths, batch, updates, seed)
+
+
+def test_order_groups_by_length() -> None:
+    lengths = np.random.default_rng(0).integers(10, 300, 2000)
+    batches = lengths[sample_order(list(lengths), 20, 100, 0)].reshape(100, 20)
+    padding = 1 - batches.mean() / batches.max(axis=1).mean()
+    assert padding < 0.05  # a random order pads 46%
+    means = batches.mean(axis=1)
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # and long batches do not come in a row

@@ -1,0 +1,16 @@
+"""Fixtures of the data room's tests."""
+
+import pytest
+from data_episodes import TASKS, make_episode
+
+from roboalign.data.episode import Episode
+
+
+@pytest.fixture(scope="session")
+def episodes() -> list[Episode]:
+    return [make_episode(task, seed) for task in TASKS for seed in range(6)]
+
+
+@pytest.fixture(scope="session")
+def one_episode() -> Episode:
+    return make_episode()

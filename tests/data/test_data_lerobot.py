@@ -1,0 +1,270 @@
+"""LeRobot v3.0: what is written is read back, a killed writer resumes, and every fault is refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from roboalign.data.episode import Camera, Episode
+from roboalign.data.feature_stats import image_stats, pool, vector_stats
+from roboalign.data.lerobot import LeRobotWriter, read_lerobot
+from roboalign.errors import RoboAlignError
+
+
+def open_writer(folder: Path, episode: Episode, **changes) -> LeRobotWriter:
+    sizes = {name: (camera.width, camera.height) for name, camera in episode.cameras.items()}
+    arguments = {"fps": episode.fps, "cameras": sizes, "action_names": ("x", "y", "z", "gripper"),
+                 "state_names": ("x", "y", "z", "opening"), "episodes_per_file": 2,
+                 "privileged_names": (*episode.privileged_names, "object2.x")}
+    return LeRobotWriter(folder, **arguments | changes)
+
+
+def as_arguments(episode: Episode, **changes) -> dict:
+    frames = {name: np.stack([episode.frame(name, t) for t in range(len(episode))]) for name in episode.cameras}
+    names = ("episode_id", "task", "instruction", "actions", "state", "cameras", "privileged", "privileged_names",
+             "nouns", "success_step")
+    return {name: getattr(episode, name) for name in names} | {"frames": frames} | changes
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, episodes) -> Path:
+    folder = tmp_path_factory.mktemp("lerobot") / "set"
+    writer = open_writer(folder, episodes[0])
+    for episode in episodes[:5]:
+        writer.add(**as_arguments(episode))
+    writer.finalize()
+    return folder
+
+
+@pytest.fixture
+def copied(written, tmp_path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "set"))
+
+
+def test_round_trip(written, episodes):
+    found = read_lerobot(written)
+    assert [episode.episode_id for episode in found] == [episode.episode_id for episode in episodes[:5]]
+    for a, b in zip(found, episodes):
+        for name in ("task", "instruction", "fps", "nouns", "privileged_names", "success_step"):
+            assert getattr(a, name) == getattr(b, name)
+        for name in ("actions", "state", "privileged"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        np.testing.assert_array_equal(a.cameras["workspace"].projection, b.cameras["workspace"].projection)
+        for t in (0, 7, len(a) - 1):
+            assert a.png("workspace", t) == b.png("workspace", t)
+            np.testing.assert_array_equal(a.frame("workspace", t), b.frame("workspace", t))
+
+
+def test_layout_is_v3(written, episodes):
+    info = json.loads((written / "meta/info.json").read_text())
+    assert info["codebase_version"] == "v3.0" and info["video_path"] is None
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (5, 150, 1)
+    assert info["features"]["observation.images.workspace"]["shape"] == [32, 32, 3]
+    rows = pa.concat_tables([pq.read_table(path) for path in sorted((written / "data").glob("*/*.parquet"))])
+    assert rows["index"].to_pylist() == list(range(150))
+    assert rows["frame_index"].to_pylist() == list(range(30)) * 5
+    assert rows["next.done"].to_pylist() == [t == 29 for t in range(30)] * 5
+    assert rows["next.success"].to_pylist() == [t >= 26 for t in range(30)] * 5
+    np.testing.assert_allclose(rows["timestamp"].to_numpy()[:30], np.arange(30) / 10, rtol=1e-6)
+    meta = pq.read_table(written / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    assert [row["data/file_index"] for row in meta] == [0, 0, 1, 1, 2]
+    assert [row["dataset_from_index"] for row in meta] == [0, 30, 60, 90, 120]
+    assert [row["dataset_to_index"] for row in meta] == [30, 60, 90, 120, 150]
+
+
+def test_stats_are_those_of_all_actions(written, episodes):
+    stats = json.loads((written / "meta/stats.json").read_text())["action"]
+    actions = np.concatenate([episode.actions for episode in episodes[:5]])
+    np.testing.assert_allclose(stats["mean"], actions.mean(0), atol=1e-6)
+    np.testing.assert_allclose(stats["std"], actions.std(0), atol=1e-6)
+    np.testing.assert_allclose(stats["max"], actions.max(0))
+    assert stats["count"] == [150]
+
+
+def test_datasets_library_decodes_the_images(written, episodes, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    paths = [str(path) for path in sorted((written / "data").glob("*/*.parquet"))]
+    rows = datasets.Dataset.from_parquet(paths, cache_dir=str(tmp_path))
+    np.testing.assert_array_equal(
+        np.array(rows[31]["observation.images.workspace"]), episodes[1].frame("workspace", 1))
+
+
+def test_a_killed_writer_goes_on(tmp_path, episodes):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    writer = open_writer(whole, episodes[0])
+    for episode in episodes[:5]:
+        writer.add(**as_arguments(episode))
+    writer.finalize()
+    first = open_writer(killed, episodes[0])
+    for episode in episodes[:3]:
+        first.add(**as_arguments(episode))
+    del first  # killed: the third episode was pending, and there are no meta files
+    resumed = open_writer(killed, episodes[0])
+    assert resumed.episode_ids == {episode.episode_id for episode in episodes[:2]}
+    for episode in episodes[:5]:
+        if episode.episode_id not in resumed.episode_ids:
+            resumed.add(**as_arguments(episode))
+    resumed.finalize()
+    for path in sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file()):
+        assert (killed / path).read_bytes() == (whole / path).read_bytes(), path
+
+
+def test_a_failed_write_leaves_no_episode(tmp_path, episodes, monkeypatch):
+    writer = open_writer(tmp_path, episodes[0], episodes_per_file=1)
+    monkeypatch.setattr(pq.ParquetWriter, "close", lambda self: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        writer.add(**as_arguments(episodes[0]))
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def bad(values: np.ndarray, at: tuple[int, int], value: float) -> np.ndarray:
+    values = values.copy()
+    values[at] = value
+    return values
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda e: {"actions": bad(e.actions, (3, 1), np.nan)}, "action is not finite at step 3, dimension y"),
+    (lambda e: {"state": bad(e.state, (0, 0), np.inf)}, "observation.state is not finite"),
+    (lambda e: {"actions": e.actions[:, :3]}, r"action has shape \(30, 3\), expected \(30, 4\)"),
+    (lambda e: {"state": e.state[:-1]}, "observation.state has shape"),
+    (lambda e: {"privileged": e.privileged[:-1]}, "privileged has 29 steps"),
+    (lambda e: {"privileged_names": ("a", *e.privileged_names[1:])}, "privileged state has 10 columns"),
+    (lambda e: {"frames": {"workspace": np.zeros((30, 16, 16, 3), np.uint8)}}, "frames of workspace are"),
+    (lambda e: {"frames": {}}, "camera workspace is missing"),
+])
+def test_writer_refuses(tmp_path, one_episode, change, message):
+    writer = open_writer(tmp_path, one_episode)
+    with pytest.raises(RoboAlignError, match=message) as error:
+        writer.add(**as_arguments(one_episode, **change(one_episode)))
+    assert one_episode.episode_id in str(error.value)
+    assert not writer.pending and not writer.episode_ids
+
+
+def test_writer_refuses_a_second_copy_and_another_set(written, one_episode, episodes):
+    writer = open_writer(written, episodes[0])
+    with pytest.raises(RoboAlignError, match="already in the data set"):
+        writer.add(**as_arguments(episodes[0]))
+    with pytest.raises(RoboAlignError, match="another fps"):
+        open_writer(written, episodes[0], fps=20.0)
+    with pytest.raises(RoboAlignError, match="no episode was added"):
+        open_writer(written.parent / "empty", episodes[0]).finalize()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace_column(path: Path, key: str, column: pa.Array) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(key), key, column), path)
+
+
+def edit_info(folder: Path, **changes) -> None:
+    path = folder / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def break_action(value: float, width: int):
+    def change(folder: Path) -> None:
+        values = np.zeros(60 * width, np.float32)
+        values[5 * width] = value
+        column = pa.FixedSizeListArray.from_arrays(values, width)
+        replace_column(folder / "data/chunk-000/file-000.parquet", "action", column)
+    return change
+
+
+@pytest.mark.parametrize(("fault", "message"), [
+    (lambda f: truncate(f / "data/chunk-000/file-001.parquet"), "file-001.parquet: not a readable parquet"),
+    (lambda f: truncate(f / "meta/episodes/chunk-000/file-000.parquet"), "not a readable parquet"),
+    (lambda f: (f / "meta/info.json").unlink(), "info.json: the file does not exist"),
+    (lambda f: (f / "meta/info.json").write_text("{"), "not valid JSON"),
+    (lambda f: (f / "meta/tasks.parquet").unlink(), "tasks.parquet: the file does not exist"),
+    (lambda f: (f / "meta/episodes/chunk-000/file-000.parquet").unlink(), "no parquet file"),
+    (lambda f: (f / "data/chunk-000/file-002.parquet").unlink(), "file-002.parquet: the file does not exist"),
+    (lambda f: edit_info(f, codebase_version="v2.1"), "format v2.1"),
+    (lambda f: edit_info(f, total_episodes=9), "info.json counts 9 episodes"),
+    (lambda f: edit_info(f, features={}), "the feature action is missing"),
+    (break_action(np.nan, 4), "file-000.parquet: column action is not finite at row 5"),
+    (break_action(0.0, 3), "column action holds 180 values in 60 rows, info.json says 4 a row"),
+])
+def test_reader_refuses(copied, fault, message):
+    fault(copied)
+    with pytest.raises(RoboAlignError, match=message):
+        read_lerobot(copied)
+
+
+def test_reader_refuses_video(copied):
+    features = json.loads((copied / "meta/info.json").read_text())["features"]
+    features["observation.images.workspace"]["dtype"] = "video"
+    edit_info(copied, features=features)
+    with pytest.raises(RoboAlignError, match="stored as video"):
+        read_lerobot(copied)
+
+
+def test_a_broken_image_is_named(copied):
+    path = copied / "data/chunk-000/file-000.parquet"
+    images = pq.read_table(path)["observation.images.workspace"].to_pylist()
+    images[2]["bytes"] = b"\x89PNG cut"
+    replace_column(path, "observation.images.workspace", pa.array(images))
+    with pytest.raises(RoboAlignError, match="frame 2 of camera workspace") as error:
+        read_lerobot(copied)[0].frame("workspace", 2)
+    assert "synthetic/drawer-open/seed-0" in str(error.value)
+
+
+def test_a_set_of_another_tool_needs_no_extras(copied, episodes):
+    (copied / "meta/roboalign.json").unlink()
+    path = copied / "data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=7)  # row groups that do not follow the episodes
+    found = read_lerobot(copied)
+    assert found[1].episode_id == "set/episode-000001" and found[1].task == episodes[1].instruction
+    assert found[1].cameras["workspace"].projection is None and found[1].nouns == {}
+    for t in (0, 13, 29):
+        assert found[1].png("workspace", t) == episodes[1].png("workspace", t)
+    with pytest.raises(IndexError):
+        found[1].png("workspace", 30)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 3), st.data())
+def test_any_lengths_round_trip(tmp_path_factory, lengths, per_file, data):
+    folder = tmp_path_factory.mktemp("any")
+    writer = LeRobotWriter(folder, fps=5, cameras={"a": (4, 6)}, action_names="xy", state_names="xyz",
+                           episodes_per_file=per_file)
+    finite = st.floats(-1e6, 1e6, width=32)
+    stored = []
+    for number, length in enumerate(lengths):
+        actions = data.draw(hnp.arrays(np.float32, (length, 2), elements=finite))
+        frames = {"a": np.full((length, 6, 4, 3), number, np.uint8)}
+        writer.add(episode_id=str(number), task="t", instruction=f"do {number % 2}", actions=actions,
+                   state=np.zeros((length, 3)), frames=frames, cameras={"a": Camera("a", 4, 6)})
+        stored.append(actions)
+    writer.finalize()
+    found = read_lerobot(folder)
+    assert [episode.instruction for episode in found] == [f"do {i % 2}" for i in range(len(lengths))]
+    for episode, actions, number in zip(found, stored, range(9)):
+        np.testing.assert_array_equal(episode.actions, actions)
+        assert episode.success_step is None and episode.privileged is None
+        assert (episode.frame("a", len(actions) - 1) == number).all()
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 99))
+def test_pooled_statistics_are_those_of_the_whole(lengths, seed):
+    parts = [np.random.default_rng([seed, i]).normal(size=(n, 3)) for i, n in enumerate(lengths)]
+    whole, pooled = vector_stats(np.concatenate(parts)), pool([vector_stats(part) for part in parts])
+    for name in ("min", "max", "mean", "std", "count"):
+        np.testing.assert_allclose(pooled[name], whole[name], atol=1e-9)
+
+
+def test_image_statistics_by_hand():
+    frames = np.zeros((2, 2, 2, 3), np.uint8)
+    frames[1, ..., 0] = 255
+    stats = image_stats(frames)
+    assert stats["mean"] == [[[0.5]], [[0.0]], [[0.0]]] and stats["std"][0] == [[0.5]] and stats["count"] == [2]

@@ -1,0 +1,221 @@
+"""The mixture: what it holds, that it can be rebuilt byte for byte, and that a leak is found."""
+
+import hashlib
+import json
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from data_episodes import make_episode
+from pydantic import ValidationError
+
+from roboalign.actions.fast import FastTokenizer
+from roboalign.actions.normalize import ActionStats
+from roboalign.data.conversation import messages, read_conversations
+from roboalign.data.manifest import assert_disjoint, read_manifest, verify_manifest
+from roboalign.data.mixture import MixConfig, build_mixture, draw_types
+from roboalign.data.questions import TYPES
+from roboalign.errors import RoboAlignError
+
+CONFIG = MixConfig(conversations=120, shard_size=50, heldout_questions=4, heldout_actions=6, grid=16, rl_share=0.009,
+                   heldout_episode_share=0.17)
+
+
+@pytest.fixture(scope="session")
+def tokens(episodes):
+    stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
+    chunks = np.concatenate([stats.normalize(episode.chunks(6)) for episode in episodes])
+    return FastTokenizer.fit(chunks, scale=4, vocab_size=128), stats
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory, episodes, tokens) -> Path:
+    folder = tmp_path_factory.mktemp("mixture") / "mix"
+    build_mixture(episodes, *tokens, CONFIG, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(mixture, tmp_path) -> Path:
+    return Path(shutil.copytree(mixture, tmp_path / "mix"))
+
+
+def test_counts_are_what_the_shards_hold(mixture):
+    manifest = verify_manifest(mixture)
+    train = read_conversations(mixture, "train")
+    turns = [turn for conversation in train for turn in conversation.turns]
+    assert manifest["counts"]["train"]["kind"] == dict(sorted(Counter(turn.kind for turn in turns).items()))
+    assert len(train) == 120 and len({conversation.id for conversation in train}) == 120
+    assert all(4 <= len(conversation.turns) <= 8 for conversation in train)
+    assert all(len({turn.type for turn in c.turns}) == len(c.turns) for c in train)
+    assert sorted(path.name for path in mixture.glob("train-*")) == [f"train-0000{i}.parquet" for i in range(3)]
+    assert manifest["counts"]["train"]["source"] == {"synthetic": 120}
+    for path in mixture.glob("*.parquet"):
+        assert manifest["shards"][path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_turns_are_packed_in_random_order(mixture):
+    places = [next((i for i, turn in enumerate(c.turns) if turn.kind == "action"), None)
+              for c in read_conversations(mixture, "train")]
+    with_action = [place for place in places if place is not None]
+    assert 0.65 < len(with_action) / len(places) < 0.92  # 0.8, n = 120: +-3.5 standard errors
+    assert len(set(with_action)) >= 5
+
+
+def test_no_reasoning_is_shown_before_an_action(mixture):
+    for split in ("train", "rl", "heldout"):
+        for conversation in read_conversations(mixture, split, kinds=["action"]):
+            for turn in conversation.turns:
+                assert turn.answer == f"<answer>{turn.expected}</answer>"
+                assert split != "train" or turn.mode == "direct"
+    modes = {(turn.type, turn.mode) for c in read_conversations(mixture, "train") for turn in c.turns}
+    assert modes >= {(name, mode) for name in TYPES for mode in ("direct", "think")}
+
+
+def test_targets_decode_to_the_clean_chunk(mixture, episodes, tokens):
+    fast, stats = tokens
+    by_id = {episode.episode_id: episode for episode in episodes}
+    samples = read_conversations(mixture, "rl") + read_conversations(mixture, "heldout", kinds=["action"])
+    assert len(samples) >= 12
+    for sample in samples:
+        chunk = stats.normalize(by_id[sample.episode_id].chunk(sample.frame, 6))
+        np.testing.assert_allclose(sample.chunk, chunk, atol=1e-6)
+        assert sample.turns[0].expected == (
+            "<ACTION_START>" + "".join(f"<FAST_{i}>" for i in sample.target) + "<ACTION_END>")
+        decoded = fast.decode(sample.target)
+        assert np.abs(decoded - chunk).max() < 0.5 / fast.scale * np.sqrt(6)  # every coefficient off by half a step
+        assert sample.image == by_id[sample.episode_id].png("workspace", sample.frame)
+
+
+def test_rl_is_a_small_part_of_the_training_actions(mixture):
+    manifest = read_manifest(mixture)
+    rl = read_conversations(mixture, "rl")
+    actions = read_conversations(mixture, "train", kinds=["action"])
+    trained = {(c.episode_id, c.frame, c.turns[0].expected) for c in actions}
+    assert {(c.episode_id, c.frame, c.turns[0].expected) for c in rl} <= trained
+    n_turns = manifest["counts"]["train"]["turns"]
+    assert len(rl) == int(0.009 * n_turns) > 0
+    assert manifest["rl_share"] == pytest.approx(len(rl) / n_turns) and manifest["rl_share"] < 0.01
+    for c in rl:
+        stem = c.turns[0].question.removesuffix("Think first, then answer.")
+        assert stem != c.turns[0].question and c.direct_question == stem + "Answer directly."
+
+
+def test_heldout_asks_every_type_in_both_modes_from_other_episodes(mixture):
+    manifest = read_manifest(mixture)
+    held = read_conversations(mixture, "heldout")
+    assert {c.episode_id for c in held} <= set(manifest["splits"]["heldout"])
+    assert len(manifest["splits"]["heldout"]) == 4 and len(manifest["splits"]["train"]) == 20
+    assert not set(manifest["splits"]["heldout"]) & {c.episode_id for c in read_conversations(mixture, "train")}
+    counts = Counter((c.turns[0].type, c.turns[0].mode) for c in held)
+    assert counts == {(name, mode): 6 if name == "action" else 4
+                      for name in [*TYPES, "action"] for mode in ("direct", "think")}
+    pairs = {}
+    for c in held:
+        pairs.setdefault(c.id.rsplit("-", 1)[0], []).append((c.frame, c.turns[0].expected))
+    assert all(len(pair) == 2 and pair[0] == pair[1] for pair in pairs.values())
+
+
+def test_same_seed_same_bytes_other_seed_other_rows(mixture, episodes, tokens, tmp_path):
+    build_mixture(episodes, *tokens, CONFIG, tmp_path / "again")
+    build_mixture(episodes, *tokens, CONFIG.model_copy(update={"seed": 1}), tmp_path / "other")
+    assert read_manifest(tmp_path / "again")["shards"] == read_manifest(mixture)["shards"]
+    for name in read_manifest(mixture)["shards"]:
+        assert pq.read_table(tmp_path / "other" / name) != pq.read_table(mixture / name)
+
+
+def test_language_only_part(mixture):
+    whole = read_conversations(mixture, "train")
+    part = read_conversations(mixture, "train", ("general", "embodied", "reasoning"))
+    assert len(part) == len(whole)
+    assert not any("<ACTION_START>" in turn.answer for c in part for turn in c.turns)
+    assert sum(len(c.turns) for c in whole) - sum(len(c.turns) for c in part) == sum(
+        turn.kind == "action" for c in whole for turn in c.turns)
+
+
+def test_messages_form(mixture):
+    conversation = read_conversations(mixture, "train")[0]
+    found = messages(conversation)
+    assert [message["role"] for message in found] == ["user", "assistant"] * len(conversation.turns)
+    assert found[0]["content"] == [{"type": "image"}, {"type": "text", "text": conversation.turns[0].question}]
+    assert sum(part["type"] == "image" for message in found for part in message["content"]) == 1
+    assert found[1]["content"] == [{"type": "text", "text": conversation.turns[0].answer}]
+
+
+def test_disjoint_passes_on_heldout_and_catches_each_planted_leak(copied, episodes):
+    manifest = read_manifest(copied)
+    heldout = manifest["splits"]["heldout"]
+    by_id = {episode.episode_id: episode for episode in episodes}
+    assert_disjoint(copied, heldout, [by_id[i].png("workspace", 0) for i in heldout])
+    trained = read_conversations(copied, "train")[-1]
+    with pytest.raises(RoboAlignError, match="1 evaluation episodes are in the training split"):
+        assert_disjoint(copied, [*heldout, trained.episode_id])
+    with pytest.raises(RoboAlignError, match="an image that is evaluated on"):
+        assert_disjoint(copied, heldout, [trained.image])
+    path = copied / "train-00001.parquet"  # a row of a held-out episode that the manifest does not speak of
+    rows = pq.read_table(path).to_pylist()
+    rows[7]["episode_id"] = heldout[0]
+    pq.write_table(pq.read_table(path).from_pylist(rows, schema=pq.read_schema(path)), path)
+    with pytest.raises(RoboAlignError, match=f"train-00001.parquet: it holds frames of .* {heldout[0]}"):
+        assert_disjoint(copied, heldout)
+
+
+def test_a_heldout_frame_that_is_a_training_image_is_dropped(tmp_path, tokens):
+    episodes = [make_episode("puck-push", seed) for seed in range(4)]
+    for episode in episodes:
+        episode.images = {"workspace": [episodes[0].images["workspace"][0], *episode.images["workspace"][1:]]}
+    config = CONFIG.model_copy(update={"heldout_episode_share": 0.25, "heldout_actions": 29, "conversations": 200})
+    manifest = build_mixture(episodes, *tokens, config, tmp_path / "mix")
+    assert manifest["heldout_frames_dropped_as_duplicates"] == 1
+    assert {c.frame for c in read_conversations(tmp_path / "mix", "heldout", ["action"])} == set(range(1, 30))
+
+
+def test_verify_finds_what_was_changed(copied):
+    path = copied / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"counts": manifest["counts"] | {"rl": manifest["counts"]["train"]}}))
+    with pytest.raises(RoboAlignError, match="the counts of rl"):
+        verify_manifest(copied)
+    path.write_text(json.dumps(manifest))
+    shard = copied / "train-00002.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(RoboAlignError, match=r"train-00002.parquet: its sha256"):
+        verify_manifest(copied)
+    with pytest.raises(RoboAlignError, match="not a readable mixture shard"):
+        read_conversations(copied, "train")
+    shard.unlink()
+    with pytest.raises(RoboAlignError, match="the manifest lists"):
+        verify_manifest(copied)
+
+
+def test_bad_requests_are_refused(mixture, episodes, tokens, tmp_path):
+    with pytest.raises(RoboAlignError, match="unknown split 'test'"):
+        read_conversations(mixture, "test")
+    with pytest.raises(RoboAlignError, match=r"unknown kinds \['actions'\]"):
+        read_conversations(mixture, "train", ["actions"])
+    with pytest.raises(RoboAlignError, match="no train shard"):
+        read_conversations(tmp_path, "train")
+    with pytest.raises(RoboAlignError, match="two episodes are called"):
+        build_mixture([episodes[0], episodes[0]], *tokens, CONFIG, tmp_path / "twice")
+    with pytest.raises(RoboAlignError, match="raise conversations"):
+        build_mixture(episodes, *tokens, CONFIG.model_copy(update={"conversations": 3}), tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [
+    {"rl_share": 0.01}, {"min_turns": 9}, {"weights": {"fun": 1.0}}, {"weights": {"general": 0.0}}, {"turns": 3},
+])
+def test_config_refuses(wrong):
+    with pytest.raises(ValidationError):
+        MixConfig(**wrong)
+
+
+def test_types_are_drawn_by_weight():
+    rng = random.Random(0)
+    first = Counter(TYPES[draw_types({"general": 1.0, "planning": 3.0}, rng)[-1]].group for _ in range(4000))
+    assert set(first) == {"general", "planning"}
+    assert abs(first["planning"] / 4000 - 0.75) < 0.03  # +-4 standard errors

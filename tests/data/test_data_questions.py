@@ -1,0 +1,237 @@
+"""Questions: right by the raw state (not by the generator's own facts), and scored as documented."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+from data_episodes import NAMES, TASKS, make_episode, overhead
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roboalign.data import prompts
+from roboalign.data.episode import Camera, Episode
+from roboalign.data.questions import TYPES, ask, chance, score_answer, survey
+from roboalign.data.scene import AXES, EpisodeScenes
+from roboalign.errors import RoboAlignError
+
+GRID, HORIZON = 16, 6
+EPISODES = [make_episode(task, seed) for task in TASKS for seed in range(3)]
+WORLD = survey(EPISODES)
+SCENES = [EpisodeScenes(episode, "workspace", GRID, HORIZON) for episode in EPISODES]
+
+
+def still_episode(gripper, thing, goal, *, opening=1.0, action=(0.0, 0.0, 0.0, 0.0), steps=30, **changes) -> Episode:
+    episode = make_episode(steps=steps)
+    row = np.array([*gripper, opening, *thing, *goal], np.float32)
+    episode.privileged = np.tile(row, (steps, 1))
+    episode.actions = np.tile(np.array(action, np.float32), (steps, 1))
+    episode.success_step = None
+    for name, value in changes.items():
+        setattr(episode, name, value)
+    return episode
+
+
+def scene(*args, t=0, **changes):
+    return EpisodeScenes(still_episode(*args, **changes), "workspace", GRID, HORIZON).at(t)
+
+
+def test_points_by_hand():
+    found = scene((0.0, 0.5, 0.2), (-0.49, 0.99, 0.0), (0.6, 0.5, 0.0))
+    assert found.points == {"gripper": (8, 8), "object": (0, 0)}  # the goal is right of the image
+
+
+def test_a_point_behind_the_camera_is_not_in_the_image():
+    matrix = -overhead().projection  # the same pixels, negative depth
+    camera = Camera("workspace", 32, 32, matrix)
+    assert np.isnan(camera.pixels(np.zeros((2, 3)))).all()
+    found = scene((0.0, 0.5, 0.2), (0, 0.4, 0), (0, 0.3, 0), cameras={"workspace": camera})
+    assert found.points == {}
+
+
+def test_relations_by_hand():
+    found = scene((0.0, 0.5, 0.2), (0.1, 0.52, 0.02), (-0.1, 0.3, 0.5))
+    assert found.relations == {"object": (1, 0, -1), "goal": (-1, -1, 1)}
+    assert [AXES[axis][1] for axis in range(3)] == ["right", "forward", "up"]  # of +x, +y, +z
+    assert found.distances["object"] == pytest.approx(np.sqrt(0.1**2 + 0.02**2 + 0.18**2), rel=1e-5)
+
+
+@pytest.mark.parametrize(("opening", "thing", "expected"), [
+    (1.0, (0.0, 0.5, 0.2), "open"), (0.4, (0.0, 0.5, 0.18), "holding"), (0.4, (0.3, 0.5, 0.2), "closed"),
+])
+def test_gripper_by_hand(opening, thing, expected):
+    assert scene((0.0, 0.5, 0.2), thing, (0.4, 0.9, 0), opening=opening).gripper == expected
+
+
+@pytest.mark.parametrize(("opening", "last", "expected"), [
+    (1.0, 1.0, "close"), (1.0, -1.0, "keep"), (0.4, 1.0, "keep"), (0.4, -1.0, "open"), (0.4, 0.05, "keep"),
+])
+def test_gripper_command_by_hand(opening, last, expected):
+    found = scene((0, 0.5, 0.2), (0, 0.5, 0), (0, 0.9, 0), opening=opening, action=(0, 0, 0, last))
+    assert found.command == expected
+
+
+def test_movement_is_the_mean_over_the_horizon():
+    episode = still_episode((0, 0.5, 0.2), (0, 0.5, 0), (0, 0.9, 0))
+    episode.actions[10 : 10 + HORIZON] = (1, -1, 0.1, 0)
+    scenes = EpisodeScenes(episode, "workspace", GRID, HORIZON)
+    assert scenes.at(10).move == (1, -1, 0)  # 0.1 is still
+    assert scenes.at(5).move == (1, -1, 0)  # one step of six: 1/6 is above the threshold
+    assert scenes.at(4).move == (0, 0, 0)
+
+
+def test_phases_follow_the_episode():
+    episode = make_episode("puck-push", 0, steps=30)
+    names = [EpisodeScenes(episode, "workspace", GRID, HORIZON).at(t).phase for t in range(30)]
+    assert names == sorted(names, key=["reach", "grasp", "move", "done"].index)
+    assert names[0] == "reach" and names[25] == names[26] == "move" and names[27:] == ["done"] * 3
+
+
+def test_an_object_that_the_instruction_leaves_out_is_no_target():
+    told = scene((0, 0.5, 0.2), (0, 0.5, 0), (0, 0.9, 0))
+    untold = scene((0, 0.5, 0.2), (0, 0.5, 0), (0, 0.9, 0), instruction="Move the gripper to the target.")
+    assert (told.target, untold.target) == ("object", "goal")
+
+
+def test_events_count_the_steps_to_what_is_still_to_come():
+    episode = still_episode((0, 0.5, 0.2), (0.4, 0.5, 0.2), (0, 0.9, 0))
+    episode.privileged[20:, 0] = 0.38  # the gripper arrives at the object
+    episode.actions[25:, 2] = 1
+    scenes = EpisodeScenes(episode, "workspace", GRID, 1)
+    assert scenes.at(4).events == {"reach the puck": 16, "lift the gripper": 21}
+    assert scenes.at(22).events == {"lift the gripper": 3}
+    draws = (ask("order", "direct", scenes.at(4), WORLD, random.Random(seed)) for seed in range(20))
+    for question in draws:
+        letters = dict(re.findall(r"([AB]): ([a-z ]+)\.", question.text))
+        assert letters[question.answer] == "reach the puck"
+
+
+def check_axis(axis):
+    def check(question, s, raw):
+        noun_of = {noun: body for body, noun in s.nouns.items()}
+        body = next(noun_of[noun] for noun in noun_of if noun != "gripper" and f"the {noun}" in question.text)
+        offset = raw[body][axis] - raw["gripper"][axis]
+        expected = "aligned" if abs(offset) <= 0.03 else AXES[axis][int(offset > 0)]
+        assert question.answer == expected
+    return check
+
+
+def check_waypoint(question, s, raw):
+    steps = int(re.search(r"(10|20) steps", question.text)[1])
+    ahead = raw["episode"].position("gripper")[raw["t"] + steps]
+    assert question.answer == raw["cell"](ahead)
+
+
+CHECKS = {
+    "left_right": check_axis(0), "back_forward": check_axis(1), "down_up": check_axis(2), "waypoint": check_waypoint,
+    "gripper_point": lambda q, s, raw: q.answer == raw["cell"](raw["gripper"]) or pytest.fail(q.text),
+    "object_point": lambda q, s, raw: q.answer == raw["cell"](raw["object"]) or pytest.fail(q.text),
+    "presence": lambda q, s, raw: (q.answer == "yes") == (s.nouns["object"] in q.text) or pytest.fail(q.text),
+    "object_choice": lambda q, s, raw: f"{q.answer}: {s.nouns['object']}." in q.text or pytest.fail(q.text),
+    "task_choice": lambda q, s, raw: f"{q.answer}: {s.instruction}" in q.text or pytest.fail(q.text),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(TYPES)), st.integers(0, len(EPISODES) - 1), st.integers(0, 29), st.integers(0, 10**6))
+def test_every_question_is_right_and_alike_in_both_modes(name, number, t, seed):
+    episode, s = EPISODES[number], SCENES[number].at(t)
+    direct, think = (ask(name, mode, s, WORLD, random.Random(seed)) for mode in ("direct", "think"))
+    assert (direct is None) == (think is None)
+    if direct is None:
+        return
+    assert (direct.text, direct.answer) == (think.text, think.answer)
+    assert direct.kind == TYPES[name].kind and direct.reasoning is None
+    assert think.kind == "reasoning" and 4 <= len(think.reasoning.split()) <= 50
+    assert score_answer(name, direct.answer, direct.answer) == 1.0
+    assert not re.search(r"[{}]|  |None|\.\.", direct.text + think.reasoning)
+    if TYPES[name].group == "planning":
+        assert direct.text.startswith(prompts.task_prefix(episode.instruction))
+    raw = {body: episode.position(body)[t] for body in ("gripper", "object", "goal")} | {"episode": episode, "t": t}
+    raw["cell"] = lambda p: f"{int((p[0] + 0.5) * GRID)} {int((1 - p[1]) * GRID)}"
+    CHECKS.get(name, lambda *_: None)(direct, s, raw)
+    for noun, u, v in re.findall(r"The ([a-z ]+) is at (\d+) (\d+)\.", think.reasoning):
+        if body := next((b for b, n in s.nouns.items() if n == noun), None):
+            assert f"{u} {v}" == raw["cell"](raw[body])
+
+
+def test_every_type_can_be_asked_with_several_wordings():
+    rng = random.Random(0)
+    texts: dict[str, set[str]] = {name: set() for name in TYPES}
+    for _ in range(200):
+        episode_scenes = rng.choice(SCENES)
+        s = episode_scenes.at(rng.randrange(30))
+        for name in TYPES:
+            if question := ask(name, "direct", s, WORLD, rng):
+                bare = question.text.split(" A: ")[0].removeprefix(prompts.task_prefix(s.instruction))
+                for noun in sorted({n for e in EPISODES for n in e.nouns.values()} | {"gripper"}, key=len)[::-1]:
+                    bare = bare.replace(f"the {noun}", "the X")
+                texts[name].add(bare)
+    assert {name for name, wordings in texts.items() if len(wordings) < 3} == set()
+
+
+def test_movement_reasoning_ends_with_the_movement():
+    s = scene((0, 0.5, 0.2), (0.3, 0.7, 0.0), (0, 0.9, 0), action=(1, 1, -1, -1))
+    question = ask("movement", "think", s, WORLD, random.Random(1))
+    assert question.reasoning.endswith("The gripper should move right, forward and down and stay open.")
+    assert question.answer == "right, forward, down; keep"
+    assert question.text.startswith("Task: Push the puck to the target. ")
+
+
+def test_wrong_options_share_no_word_with_the_scene():
+    mug = make_episode()
+    mug.task, mug.instruction, mug.nouns = "mug", "Push the mug under the coffee machine.", {"object": "mug"}
+    button = make_episode()
+    button.task, button.instruction = "coffee", "Press the button of the coffee machine."
+    button.nouns = {"object": "coffee machine button"}
+    world = survey([mug, button, make_episode("plate-slide")])
+    assert world.objects == {"mug": ("plate",), "coffee": ("plate",), "plate-slide": ("coffee machine button", "mug")}
+    assert world.instructions["mug"] == (TASKS["plate-slide"][0],)
+
+
+def test_scenes_refuse_what_they_cannot_read():
+    with pytest.raises(RoboAlignError, match="no camera 'side'"):
+        EpisodeScenes(make_episode(), "side", GRID, HORIZON)
+    blind = make_episode()
+    blind.privileged, blind.privileged_names = None, ()
+    with pytest.raises(RoboAlignError, match=r"no gripper.x, y, z and opening"):
+        EpisodeScenes(blind, "workspace", GRID, HORIZON)
+    unplaced = make_episode()
+    unplaced.cameras = {"workspace": Camera("workspace", 32, 32)}
+    with pytest.raises(RoboAlignError, match="no projection matrix"):
+        EpisodeScenes(unplaced, "workspace", GRID, HORIZON)
+    assert NAMES[3] == "gripper.opening"
+
+
+@pytest.mark.parametrize(("name", "expected", "predicted", "score"), [
+    ("gripper_point", "12 20", "14 18", 1.0), ("gripper_point", "12 20", "15 20", 0.0),
+    ("gripper_point", "12 20", "12, 20.", 1.0), ("gripper_point", "12 20", "12", 0.0),
+    ("gripper_point", "12 20", "12 20 3", 0.0), ("gripper_point", "12 20", None, 0.0),
+    ("relation", "right, down", " Right,  down. ", 1.0), ("relation", "right, down", "right", 0.0),
+    ("presence", "yes", "", 0.0), ("presence", "yes", "yes", 1.0),
+])
+def test_scores_by_hand(name, expected, predicted, score):
+    assert score_answer(name, expected, predicted) == score
+
+
+def test_chance():
+    assert chance("presence") == 0.5 and chance("relation") == 1 / 27 and chance("object_name") == 0.0
+    assert chance("waypoint", grid=10) == 0.25
+    with pytest.raises(RoboAlignError, match="unknown question type 'colour'"):
+        chance("colour")
+    with pytest.raises(RoboAlignError, match="is not a point"):
+        score_answer("waypoint", "left", "1 2")
+
+
+def test_prompts():
+    assert prompts.action_question("Open the drawer.", "think") == (
+        "Task: Open the drawer. What should the robot do next? Think first, then answer.")
+    assert prompts.reply("yes") == "<answer>yes</answer>"
+    assert prompts.reply("yes", "It is.") == "<think>It is.</think><answer>yes</answer>"
+    assert prompts.action_answer([3, 0]) == "<ACTION_START><FAST_3><FAST_0><ACTION_END>"
+
+
+def test_action_answer_is_the_vocabulary_s_text():
+    vocabulary = pytest.importorskip("roboalign.actions.vocabulary")
+    spoken = vocabulary.ActionVocabulary(start_id=7, end_id=8, fast_ids=(9, 10, 11)).text([2, 0])
+    assert prompts.action_answer([2, 0]) == spoken

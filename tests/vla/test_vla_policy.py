@@ -1,0 +1,180 @@
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from roboalign.actions.normalize import ActionStats
+from roboalign.errors import RoboAlignError
+from roboalign.vla.features import FeatureConfig, View, compute_features
+from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.policy import Policy
+
+SMALL = {"width": 32, "heads": 2, "layers": 2, "vlm_inner_width": 32, "vlm_heads": 2}
+SHAPE = HeadShape(vlm_width=48, action_dim=4, state_dim=3, horizon=5)
+
+
+def observation(episode, t):
+    images = {camera: episode.frame(camera, t) for camera in episode.images}
+    return SimpleNamespace(images=images, state=episode.state[t], instruction=episode.instruction)
+
+
+@pytest.fixture(scope="module")
+def policy(mllm, episodes):
+    torch.manual_seed(0)
+    head = FlowMatchingHead(HeadConfig(**SMALL, proprioception=True), SHAPE)
+    actions, states = (np.concatenate([getattr(e, name) for e in episodes]) for name in ("actions", "state"))
+    view = View(layer=2, cameras=("wrist",))
+    return Policy(mllm, head.eval(), view, ActionStats.fit(actions), ActionStats.fit(states))
+
+
+@pytest.fixture
+def saved(policy, backbone, tmp_path):
+    """(policy folder, its policy.json as a dict) with a backbone of its own beside it."""
+    shutil.copytree(backbone, tmp_path / "backbone")
+    policy.save(tmp_path / "arm" / "policy")
+    record = json.loads((tmp_path / "arm" / "policy" / "policy.json").read_text())
+    record["backbone"]["path"] = "../../backbone"
+    (tmp_path / "arm" / "policy" / "policy.json").write_text(json.dumps(record))
+    return tmp_path / "arm" / "policy", record
+
+
+def test_chunks_are_raw_and_do_not_depend_on_the_batch(policy, episodes):
+    observations = [observation(episodes[n], 1) for n in range(3)]
+    keys = [("task", seed, 0) for seed in range(3)]
+    together = policy.act_batch(observations, keys)
+    assert together.shape == (3, 5, 4)
+    for row in (2, 0, 1):
+        np.testing.assert_allclose(policy.act(observations[row], keys[row]), together[row], atol=1e-4)
+    assert np.abs(policy.act(observations[0], ("task", 9, 0)) - together[0]).max() > 1e-3
+    # Raw units: the statistics' map of what the head samples.
+    policy.head.eval()
+    states, mask = policy.view.encode(policy.mllm, [policy.view.prompt(observations[0].images, "open the drawer")])
+    state = torch.from_numpy(policy.state_stats.normalize(observations[0].state[None]))
+    sampled = policy.head.sample(states.float(), mask, state, policy._noise(keys[0])[None])
+    np.testing.assert_allclose(policy.action_stats.denormalize(sampled[0].numpy()), together[0], atol=1e-4)
+
+
+def test_serving_sees_what_training_saw(policy, mllm, episodes, tmp_path):
+    store = compute_features(mllm, episodes[:1], policy.view, FeatureConfig(batch_size=1), tmp_path)
+    trained, _ = store.gather(np.array([3]))
+    seen = observation(episodes[0], 3)
+    served, _ = policy.view.encode(mllm, [policy.view.prompt(seen.images, seen.instruction)])
+    assert torch.equal(trained, served)
+
+
+def test_save_and_load_act_the_same(policy, episodes, saved):
+    folder, _ = saved
+    loaded = Policy.load(folder)
+    seen = [observation(episodes[n], 2) for n in range(2)]
+    keys = [("a", 0), ("b", 0)]
+    np.testing.assert_array_equal(loaded.act_batch(seen, keys), policy.act_batch(seen, keys))
+    assert loaded.view == policy.view
+    assert sum(p.numel() for p in loaded.mllm.model.parameters()) < sum(
+        p.numel() for p in policy.mllm.model.parameters()
+    )  # the layers above are gone
+
+
+def test_policy_json_names_the_backbone_relative_to_itself(policy, backbone, tmp_path):
+    policy.save(tmp_path / "deep" / "policy")
+    record = json.loads((tmp_path / "deep" / "policy" / "policy.json").read_text())
+    assert not record["backbone"]["path"].startswith("/")
+    assert (tmp_path / "deep" / "policy" / record["backbone"]["path"]).resolve() == backbone.resolve()
+    assert Policy.load(tmp_path / "deep" / "policy").horizon == 5
+
+
+def drop(*path):
+    def edit(record):
+        for key in path[:-1]:
+            record = record[key]
+        del record[path[-1]]
+
+    return edit
+
+
+def put(value, *path):
+    def edit(record):
+        for key in path[:-1]:
+            record = record[key]
+        record[path[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (drop("action_stats"), "action_stats"),
+        (drop("action_stats", "q99"), "action_stats.*q99"),
+        (put(None, "action_stats"), "action_stats: the statistics are missing"),
+        (put(None, "state_stats"), "state_stats: the statistics are missing"),
+        (put([1.0], "action_stats", "mean"), "action_stats"),
+        (put([float("nan")] * 4, "action_stats", "q01"), "action_stats"),
+        (put(3, "shape", "action_dim"), "action_stats: statistics of 4 dimensions for a head of 3"),
+        (put(7, "shape", "horizon"), "head.safetensors.*positions"),
+        (put("five", "shape", "horizon"), "'shape.horizon'"),
+        (put(31, "head", "width"), "'head'"),
+        (put(1, "head", "widht"), "'head.widht'"),
+        (put(1, "view", "zoom"), "'view.zoom'"),
+        (drop("view", "cameras"), "'view.cameras'"),
+        (put(9, "view", "layer"), "layer 9 of"),
+        (put(0, "sampling_steps"), "sampling_steps"),
+        (put("0" * 64, "backbone", "sha256"), "sha256 differs"),
+        (put("../nowhere", "backbone", "path"), "nowhere does not exist"),
+        (drop("backbone", "sha256"), "backbone.sha256"),
+        (put(2, "format"), "not a policy of format 1"),
+    ],
+)
+def test_a_broken_policy_json_is_refused_by_name(saved, edit, message):
+    folder, record = saved
+    edit(record)
+    (folder / "policy.json").write_text(json.dumps(record))
+    with pytest.raises(RoboAlignError, match=message):
+        Policy.load(folder)
+
+
+def test_other_backbone_weights_are_refused(saved):
+    folder, _ = saved
+    weights = next((folder.parents[1] / "backbone").glob("*.safetensors"))
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(RoboAlignError, match="sha256 differs"):
+        Policy.load(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000])
+def test_truncated_head_weights_are_refused(saved, keep):
+    folder, _ = saved
+    path = folder / "head.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RoboAlignError, match=r"head\.safetensors"):
+        Policy.load(folder)
+
+
+def test_nan_head_weights_are_refused(saved):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = saved
+    weights = load_file(folder / "head.safetensors")
+    weights["positions"][0, 0] = float("nan")
+    save_file(weights, folder / "head.safetensors")
+    with pytest.raises(RoboAlignError, match=r"head\.safetensors.*positions.*not finite"):
+        Policy.load(folder)
+
+
+def test_a_folder_without_policy_json_is_refused(tmp_path):
+    with pytest.raises(RoboAlignError, match=r"policy\.json: the file does not exist"):
+        Policy.load(tmp_path)
+
+
+def test_a_wrong_observation_is_refused(policy, episodes):
+    seen = observation(episodes[0], 0)
+    with pytest.raises(RoboAlignError, match="camera 'wrist'"):
+        policy.act(SimpleNamespace(images={"front": seen.images["front"]}, state=seen.state, instruction="go"))
+    with pytest.raises(RoboAlignError):
+        policy.act(SimpleNamespace(images=seen.images, state=np.zeros(5), instruction="go"))
+    with pytest.raises(RoboAlignError, match="1 observations but 2 noise keys"):
+        policy.act_batch([seen], ["a", "b"])
