@@ -27,7 +27,7 @@ base: setup
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: $(ROOT)/requirements.lock $(ROOT)/pyproject.toml
+$(VENV)/.ready: $(ROOT)/requirements.lock $(ROOT)/requirements-nodeps.lock $(ROOT)/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "RoboAlign needs Python 3.11 or newer; $(PYTHON) is older. Fix: make PYTHON=/path/to/python3.11 ..."; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -35,6 +35,7 @@ $(VENV)/.ready: $(ROOT)/requirements.lock $(ROOT)/pyproject.toml
 	@echo "Setting up $(VENV) (once; one to three minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(ROOT)/requirements.lock 2> >(grep -v '^WARNING: Location' >&2)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(ROOT)/requirements-nodeps.lock 2> >(grep -v '^WARNING: Location' >&2)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e $(ROOT) 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 

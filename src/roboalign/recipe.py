@@ -23,6 +23,7 @@ from roboalign.mllm.tiny import TinyConfig
 from roboalign.sim.collect import CollectConfig
 from roboalign.sim.instructions import HELD_OUT, TASKS, TRAIN
 from roboalign.sim.metaworld import MetaWorldConfig
+from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
 from roboalign.vla.train import HeadTrainConfig
 
@@ -90,17 +91,11 @@ class BackboneConfig(Config):
     """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
 
 
-class RolloutConfig(Config):
+class EvaluationConfig(RolloutConfig):
     """How a policy is measured."""
 
     episodes: int = Field(10, ge=1)
     """Episodes a downstream task; every arm meets the same initial states."""
-    max_steps: int = Field(200, ge=1)
-    """Environment steps before an episode counts as failed."""
-    replan_every: int = Field(4, ge=1)
-    """Actions executed of each chunk before the policy looks again."""
-    lockstep: int = Field(10, ge=1)
-    """Episodes stepped together, so that the policy acts on a batch."""
 
 
 class Recipe(Config):
@@ -123,7 +118,7 @@ class Recipe(Config):
     tokens: TokenEvalConfig = TokenEvalConfig()
     head: HeadConfig = HeadConfig()
     head_training: HeadTrainConfig = HeadTrainConfig()
-    rollout: RolloutConfig = RolloutConfig()
+    rollout: EvaluationConfig = EvaluationConfig()
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:

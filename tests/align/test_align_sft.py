@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
+from roboalign.align import sft
 from roboalign.align.answers import conversation_loss
-from roboalign.align.sft import Conversations, SftConfig, sample_order, train_sft
+from roboalign.align.dataset import Conversations, sample_order
+from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.align.trainer import MANIFEST, accumulation_of, last_checkpoint
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.errors import RoboAlignError
@@ -29,7 +32,9 @@ from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 
-CONFIG = {"learning_rate": 1e-3, "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 1}
+CONFIG = {
+    "learning_rate": 1e-3, "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 1,
+}  # fmt: skip
 
 
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
@@ -50,13 +55,11 @@ def talks(n: int) -> list[Conversation]:
         word = str(rng.choice(words))
         return Turn("general", "words", "direct", f"{question}? Answer directly.", f"<answer>{word}</answer>", word)
 
-    return [
-        Conversation(
-            f"talk-{i}", "episode", i, "task", png(rng.integers(0, 256, (16, 16, 3), np.uint8)),
-            tuple(turn() for _ in range(rng.integers(1, 4))),
-        )  # fmt: skip
-        for i in range(n)
-    ]
+    def talk(i: int) -> Conversation:
+        image = png(rng.integers(0, 256, (16, 16, 3), np.uint8))
+        return Conversation(f"talk-{i}", "episode", i, "task", image, tuple(turn() for _ in range(rng.integers(1, 4))))
+
+    return [talk(i) for i in range(n)]
 
 
 def tiny() -> Mllm:
@@ -75,6 +78,21 @@ def assert_equal_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
+
+
+def stop_in_update_6(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Train up to there, then fail: checkpoints 2 and 4 are left."""
+
+    def step(self: SftTrainer, *arguments: Any) -> torch.Tensor:
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return inner(self, *arguments)
+
+    inner = SftTrainer.training_step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SftTrainer, "training_step", step)
+        train_sft(tiny(), talks(10), SftConfig(**CONFIG), folder)
+    assert sorted(p.name for p in (folder / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 
 @pytest.fixture(scope="module")
@@ -154,20 +172,19 @@ def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, tmp_path: Path) ->
 
 
 def test_damaged_last_checkpoint_is_passed_over(
-    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
-    last = tmp_path / "checkpoints" / "checkpoint-6"
+    stop_in_update_6(monkeypatch, tmp_path)
+    last = tmp_path / "checkpoints" / "checkpoint-4"
     (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:-100])
     train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
     printed = capsys.readouterr().err
-    assert "checkpoint-6: ignored, optimizer.pt has" in printed and "resuming from" in printed
+    assert "checkpoint-4: ignored, optimizer.pt has" in printed and "checkpoint-2 (update 2)" in printed
     assert_equal_weights(weights(tmp_path), weights(unbroken))
 
 
 def test_interrupted_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash while the optimizer is written: what stands under checkpoint-* is whole."""
-    from roboalign.align.sft import SftTrainer
 
     def crash(self: SftTrainer, folder: str) -> None:
         (Path(folder) / "optimizer.pt").write_bytes(b"half")
@@ -180,18 +197,22 @@ def test_interrupted_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
 
 
-def test_other_settings_are_refused(tmp_path: Path) -> None:
-    train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
-    assert json.loads((tmp_path / "checkpoints" / "checkpoint-6" / MANIFEST).read_text())["step"] == 6
+def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_in_update_6(monkeypatch, tmp_path)
+    assert json.loads((tmp_path / "checkpoints" / "checkpoint-4" / MANIFEST).read_text())["step"] == 4
     with pytest.raises(RoboAlignError, match=r"another learning_rate.*start over"):
         train_sft(tiny(), talks(10), SftConfig(**{**CONFIG, "learning_rate": 2e-3}), tmp_path)
     with pytest.raises(RoboAlignError, match="another conversations"):
         train_sft(tiny(), talks(9), SftConfig(**CONFIG), tmp_path)
+    other = tiny()
+    other.model.get_input_embeddings().weight.data += 1
+    with pytest.raises(RoboAlignError, match="another initial weights"):
+        train_sft(other, talks(10), SftConfig(**CONFIG), tmp_path)
+    train_sft(tiny(), talks(10), SftConfig(**{**CONFIG, "log_every": 2, "threads": 1}), tmp_path)  # these do not matter
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_nan_stops_before_the_weights_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from roboalign.align import sft
-
     mllm, calls = tiny(), [0]
     inner = sft.answer_loss
 

@@ -17,6 +17,8 @@ from roboalign.mllm.encode import Prompt
 from roboalign.mllm.load import ImageOnlyQwen2_5_VLProcessor, Mllm
 from roboalign.mllm.tiny import CHAT_TEMPLATE, TinyConfig, build_tiny, train_tokenizer
 
+torch.set_num_threads(1)  # models this small only lose time to a second thread
+
 TEXTS = ["Where is the red block? Answer directly.", "The gripper moves left, then down.", "<think>go left</think>"] * 9
 SMALL = TinyConfig(
     width=48, heads=4, kv_heads=2, mlp_width=96, depth=3, vision_width=32, vision_depth=2, vision_heads=2,
@@ -60,7 +62,9 @@ def qwen2_5() -> Mllm:
 @pytest.fixture(scope="session")
 def idefics3() -> Mllm:
     tokenizer = train_tokenizer(TEXTS, 600)
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "<fake_token_around_image>", "<end_of_utterance>"]})
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": ["<image>", "<fake_token_around_image>", "<end_of_utterance>"]}
+    )
     image_processor = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 32})
     template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
     processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=4, chat_template=template)

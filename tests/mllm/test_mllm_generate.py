@@ -60,7 +60,7 @@ def test_same_seed_same_answers_and_samples_differ(any_mllm, prompts):
 
 
 def test_sampling_follows_the_models_distribution(qwen, prompts):
-    """Frequencies of the first token over 4000 samples against the softmax of a full forward (chi-square-like bound)."""
+    """Frequencies of the first token over 4000 samples against the softmax of a full forward (5 sigma)."""
     n = 4000
     made = generate(qwen, prompts[:1], samples=n, max_new_tokens=1, max_rows=n)
     every = torch.arange(len(qwen.tokenizer))
@@ -79,7 +79,9 @@ def test_sampling_follows_the_models_distribution(qwen, prompts):
 def test_rows_that_end_early_leave_the_others_unchanged(qwen, prompts, monkeypatch):
     """Greedy answers with eager, with no compaction, and without any end token agree up to each one's end."""
     plain = generate(qwen, prompts, max_new_tokens=16, temperature=0)
-    common = max({token for rows in plain.tokens for token in rows[0]}, key=[t for r in plain.tokens for t in r[0]].count)
+    common = max(
+        {token for rows in plain.tokens for token in rows[0]}, key=[t for r in plain.tokens for t in r[0]].count
+    )
     monkeypatch.setattr(qwen.model.generation_config, "eos_token_id", common)
     results = []
     for threshold in (0.0, 1.0):
@@ -125,7 +127,9 @@ def test_image_tokens_are_never_sampled(any_mllm, prompts):
     head = any_mllm.model.get_output_embeddings()
     suppressed = suppressed_ids(any_mllm)
     assert set(any_mllm.processor.image_token_ids) <= set(suppressed)
-    hook = head.register_forward_hook(lambda module, inputs, output: output.index_fill(-1, torch.tensor(suppressed), 99.0))
+    hook = head.register_forward_hook(
+        lambda module, inputs, output: output.index_fill(-1, torch.tensor(suppressed), 99.0)
+    )
     try:
         made = generate(any_mllm, prompts[:2], samples=2, max_new_tokens=6)
     finally:

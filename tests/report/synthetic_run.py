@@ -60,7 +60,8 @@ def curves() -> list[Curve]:
     steps = np.arange(1, 81)
     loss = [{"step": int(s), "loss": float(3 * np.exp(-s / 20) + 0.4), "grad_norm": 1.0} for s in steps]
     rl = [{"step": int(s), "reward": 0.4 + 0.003 * s, "format": 0.7 + 0.003 * s, "kl": 0.001 * s,
-           "entropy": 1.2 - 0.01 * s, "length": 40.0, "decode_failures": 3, "groups_without_signal": 0.2, "loss": 0.01}
+           "entropy": 1.2 - 0.01 * s, "length_mean": 40.0, "undecoded": 3, "shorter": 9, "longer": 4,
+           "no_signal": 0.2, "loss": 0.01}
           for s in steps.tolist()]
     return [
         Curve("base", "base", loss), Curve("sft", "seed 0", loss), Curve("sft", "seed 1", loss),

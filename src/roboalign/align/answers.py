@@ -18,9 +18,8 @@ def logits_at_answers(model: nn.Module, labels: Tensor) -> Iterator[None]:
     layer does it, so that the forward pass of any Hugging Face model, wrapped or not, stays as it is.
     """
     asked = labels[:, 1:] != IGNORED
-    hook = model.get_output_embeddings().register_forward_pre_hook(  # type: ignore[operator]
-        lambda _, arguments: (arguments[0][:, :-1][asked],)
-    )
+    head: nn.Module = getattr(model, "module", model).get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(lambda _, arguments: (arguments[0][:, :-1][asked],))
     try:
         yield
     finally:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class TokenStatistics:
 
 
 def completion_statistics(
-    model: PreTrainedModel, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor, *, temperature: float,
+    model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor, *, temperature: float,
     share_prompt: bool = True,
 ) -> TokenStatistics:  # fmt: skip
     """Statistics of `completions` int64 [P * S, C], padded right, S of them side by side for each of the P prompts.
@@ -37,7 +36,7 @@ def completion_statistics(
     return TokenStatistics(logp, entropy)
 
 
-def _shared_forward(model: PreTrainedModel, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor) -> Tensor:
+def _shared_forward(model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor) -> Tensor:
     """Logits [P * S, C, V] that predict `completions`: one pass over the prompts, one over the completions."""
     prompt_mask = prompts["attention_mask"]
     samples = len(completions) // len(prompt_mask)
@@ -49,7 +48,7 @@ def _shared_forward(model: PreTrainedModel, prompts: dict[str, Tensor], completi
     cache.batch_repeat_interleave(samples)
     # Qwen's image tokens share positions; rope_deltas says by how much the text after them is moved back.
     start = prompt_mask.sum(1, keepdim=True)
-    delta = getattr(model.base_model, "rope_deltas", None)
+    delta = getattr(getattr(model, "module", model).base_model, "rope_deltas", None)
     start = start if delta is None else start + delta.to(start)
     steps = torch.arange(completions.shape[1] - 1, device=start.device)
     rest = model(
@@ -62,7 +61,7 @@ def _shared_forward(model: PreTrainedModel, prompts: dict[str, Tensor], completi
     return torch.cat([first, rest.logits], dim=1)
 
 
-def _repeated_forward(model: PreTrainedModel, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor) -> Tensor:
+def _repeated_forward(model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor) -> Tensor:
     """The same logits from one pass over prompt and completion, the prompt and its image repeated."""
     rows = len(prompts["input_ids"])
     samples = len(completions) // rows

@@ -6,20 +6,17 @@ on the RL subset.
 
 import functools
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import nn
-from torch.utils.data import Dataset
 
 from roboalign.align.answers import answer_loss, logits_at_answers
+from roboalign.align.dataset import Conversations, sample_order
 from roboalign.align.trainer import (
     AlignTrainer,
     Schedule,
@@ -31,10 +28,8 @@ from roboalign.align.trainer import (
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
 from roboalign.files import write_json
-from roboalign.mllm.encode import Encoded, collate, encode_conversation
+from roboalign.mllm.encode import collate
 from roboalign.mllm.load import Mllm
-
-WINDOW = 50  # batches among which conversations of like length are put together
 
 
 class SftConfig(TrainConfig):
@@ -56,21 +51,6 @@ class SftConfig(TrainConfig):
     """Keep the vision tower (encoder and projector) as it is."""
 
 
-class Conversations(Dataset):
-    """Conversations, tokenised when they are asked for."""
-
-    def __init__(self, mllm: Mllm, conversations: Sequence[Conversation]) -> None:
-        self.mllm, self.conversations = mllm, conversations
-
-    def __len__(self) -> int:
-        return len(self.conversations)
-
-    def __getitem__(self, index: int) -> Encoded:
-        conversation = self.conversations[index]
-        turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
-        return encode_conversation(self.mllm, turns, Image.open(io.BytesIO(conversation.image)))
-
-
 class SftTrainer(AlignTrainer):
     """Next-token loss on the answers, averaged over all answer tokens of an update."""
 
@@ -79,7 +59,7 @@ class SftTrainer(AlignTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Any:
-        with logits_at_answers(self.accelerator.unwrap_model(model), inputs["labels"]):
+        with logits_at_answers(model, inputs["labels"]):
             return super().compute_loss(model, inputs, *arguments, **named)
 
 
@@ -88,8 +68,8 @@ def train_sft(
 ) -> dict[str, Any]:
     """Fine-tune `mllm` in place and write it to `out_dir/model`.
 
-    `out_dir` also gets `metrics.jsonl`, `ledger.json` and, while it trains, `checkpoints/`. Where the process is killed,
-    the same call goes on from the last checkpoint and ends with the same weights as an unbroken run.
+    `out_dir` also gets `metrics.jsonl`, `ledger.json` and, while it trains, `checkpoints/`. Where the process is
+    killed, the same call goes on from the last checkpoint and ends with the same weights as an unbroken run.
 
     Returns the ledger: updates, samples (conversations), tokens, seconds, parameters, trainable parameters.
     Raises RoboAlignError for no conversations, for a batch that does not divide over the devices, for checkpoints of
@@ -112,26 +92,9 @@ def train_sft(
               "trainable": sum(p.numel() for p in parameters if p.requires_grad)}  # fmt: skip
     mllm.model.requires_grad_(True).eval()
     trainer.save_final(mllm.processor, out_dir / "model")
-    write_json(out_dir / "ledger.json", ledger)
+    if trainer.is_world_process_zero():
+        write_json(out_dir / "ledger.json", ledger)
     return ledger
-
-
-def sample_order(lengths: Sequence[int], batch: int, updates: int, seed: int) -> list[int]:
-    """Indices of the items of `updates` batches, one after the other.
-
-    A stream of random permutations (each pass has every item once), in which each window of WINDOW batches is sorted by
-    length and its batches then shuffled: padding shrinks, the order stays random at the scale of the run.
-    """
-    rng = np.random.default_rng(seed)
-    size = np.asarray(lengths)
-    passes = math.ceil(batch * updates / len(size))
-    stream = np.concatenate([rng.permutation(len(size)) for _ in range(passes)])[: batch * updates]
-    ordered = []
-    for start in range(0, len(stream), WINDOW * batch):
-        window = stream[start : start + WINDOW * batch]
-        window = window[np.argsort(size[window], kind="stable")].reshape(-1, batch)
-        ordered.append(rng.permutation(window).reshape(-1))
-    return np.concatenate(ordered).tolist()
 
 
 def _trainer(
@@ -139,7 +102,7 @@ def _trainer(
     label: str,
 ) -> SftTrainer:  # fmt: skip
     arguments = training_arguments(
-        config, out_dir / "checkpoints", updates=updates, micro_batch=config.micro_batch_size, accumulation=1,
+        config, out_dir, updates=updates, micro_batch=config.micro_batch_size, accumulation=1,
         schedule="cosine", warmup_ratio=config.warmup_ratio, save_every=config.save_every,
         on_cpu=mllm.device.type == "cpu",
     )  # fmt: skip
@@ -155,5 +118,5 @@ def _trainer(
         loss=answer_loss,
         label=label,
         out_dir=out_dir,
-        fingerprint={**config.model_dump(mode="json", exclude={"log_every", "threads"}), "conversations": ids},
+        fingerprint={**config.fingerprint(), "conversations": ids},
     )

@@ -1,7 +1,7 @@
 """What SFT and GRPO share: `transformers.Trainer` with whole-or-absent checkpoints, exact resume and no silent NaN."""
 
+import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -50,6 +50,10 @@ class TrainConfig(Config):
     threads: int = Field(0, ge=0)
     """CPU threads of torch; 0 leaves them as they are."""
 
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that decide the weights: a checkpoint of others is not resumed."""
+        return self.model_dump(mode="json", exclude={"log_every", "save_every", "threads", "logged_samples"})
+
 
 class Schedule(Dataset):
     """Items in the order in which the whole run will see them: one pass over it is the run, so resuming is skipping.
@@ -68,12 +72,12 @@ class Schedule(Dataset):
 
 
 def training_arguments(
-    config: TrainConfig, folder: Path, *, updates: int, micro_batch: int, accumulation: int, schedule: str,
+    config: TrainConfig, out_dir: Path, *, updates: int, micro_batch: int, accumulation: int, schedule: str,
     warmup_ratio: float, save_every: int, on_cpu: bool,
 ) -> TrainingArguments:  # fmt: skip
     """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
     return TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(out_dir / "checkpoints"),
         max_steps=updates,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
@@ -113,8 +117,10 @@ class AlignTrainer(Trainer):
         self, model: nn.Module, args: TrainingArguments, dataset: Dataset, collate: Any, *, label: str, out_dir: Path,
         fingerprint: dict[str, Any], loss: Any = None,
     ) -> None:  # fmt: skip
-        self.label, self.out_dir, self.fingerprint = label, out_dir, fingerprint
-        self.counters: dict[str, float] = {"samples": 0, "tokens": 0}  # this process's share; totals() has them all
+        self.label, self.out_dir = label, out_dir
+        self.checkpoints = out_dir / "checkpoints"
+        self.fingerprint = {**fingerprint, "initial weights": weights_fingerprint(model)}
+        self.counters: dict[str, float] = {}  # this process's share; totals() has them all
         self.staging: Path | None = None
         self.began = 0.0
         self.last_record: dict[str, Any] = {}
@@ -125,17 +131,18 @@ class AlignTrainer(Trainer):
 
     def run(self) -> dict[str, float]:
         """Train to the end from the last whole checkpoint, or from the start. Returns the totals of the whole run."""
-        checkpoint = last_checkpoint(Path(self.args.output_dir), self.fingerprint)
+        checkpoint = last_checkpoint(self.checkpoints, self.fingerprint)
         done, seconds = 0, 0.0
         if checkpoint is not None:
             manifest = read_json(checkpoint / MANIFEST)
             done, seconds = manifest["step"], manifest["totals"].pop("seconds")
-            if self.is_world_process_zero():
-                self.counters = manifest["totals"]
+            mine = self.is_world_process_zero()  # one process carries what all had consumed
+            self.counters = {name: amount if mine else 0 for name, amount in manifest["totals"].items()}
             print(f"[{self.label}] resuming from {checkpoint} (update {done})", file=sys.stderr)
         self.began = time.monotonic() - seconds
         if self.is_world_process_zero():
-            truncate_records(self.out_dir / "metrics.jsonl", done)
+            for records in sorted(self.out_dir.glob("*.jsonl")):
+                truncate_records(records, done)
         with Progress(self.label, total=self.args.max_steps, start=done) as progress:
             self.add_callback(_Advance(progress, self))
             with _quiet():
@@ -148,7 +155,10 @@ class AlignTrainer(Trainer):
             self.counters[name] = self.counters.get(name, 0) + amount
 
     def totals(self) -> dict[str, float]:
-        """Counters summed over all processes, and the seconds of the whole run (earlier processes included)."""
+        """Counters (the same names in each process) summed over all processes, and the seconds of the whole run.
+
+        The seconds that a killed process spent up to its last checkpoint count.
+        """
         names = list(self.counters)
         values = torch.tensor([self.counters[name] for name in names], dtype=torch.float64, device=self.args.device)
         summed = self.accelerator.reduce(values, reduction="sum").tolist()
@@ -170,7 +180,7 @@ class AlignTrainer(Trainer):
         return norm
 
     def _stop(self, what: str) -> None:
-        saved = last_checkpoint(Path(self.args.output_dir), self.fingerprint)
+        saved = last_checkpoint(self.checkpoints, self.fingerprint)
         kept = f"the weights of {saved.name} are kept" if saved else "no checkpoint had been written yet"
         raise RoboAlignError(
             f"{what}; the run stopped before the weights changed, {kept}",
@@ -181,11 +191,10 @@ class AlignTrainer(Trainer):
     # Checkpoints: beside, then renamed.
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.staging) if self.staging else self.args.output_dir
+        return str(self.staging or self.checkpoints)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        self.staging = folder / ".partial"
+        self.staging = self.checkpoints / ".partial"
         if self.args.should_save:
             shutil.rmtree(self.staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -201,10 +210,10 @@ class AlignTrainer(Trainer):
             written / MANIFEST,
             {"step": self.state.global_step, "files": sizes, "fingerprint": self.fingerprint, "totals": totals},
         )
-        final = folder / written.name
+        final = self.checkpoints / written.name
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
-        os.replace(written, final)
-        for old in _checkpoints(folder)[:-KEPT]:
+        written.replace(final)
+        for old in _checkpoints(self.checkpoints)[:-KEPT]:
             shutil.rmtree(old)
 
     # Logging.
@@ -226,12 +235,20 @@ class AlignTrainer(Trainer):
         return 0  # Trainer walks over all parameters for it, at every step
 
     def save_final(self, processor: Any, folder: Path) -> None:
-        """Write the trained model as a Hugging Face folder, beside and then renamed."""
-        with atomic_path(folder) as temporary, _quiet():
-            self.save_model(str(temporary))
-            if self.args.should_save:
-                processor.save_pretrained(temporary)
-                (temporary / "training_args.bin").unlink()  # a pickle; metrics and fingerprint say the same
+        """Write the trained model as a Hugging Face folder, beside and then renamed; the checkpoints then go."""
+        staging = folder.parent / f".{folder.name}.partial"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with _quiet():
+            self.save_model(str(staging))  # every process takes part: the weights may be sharded
+        if self.args.should_save:
+            processor.save_pretrained(staging)
+            (staging / "training_args.bin").unlink()  # a pickle; the settings are in the recipe
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.replace(folder)
+            shutil.rmtree(self.checkpoints)
+        self.accelerator.wait_for_everyone()
 
 
 class _Advance(TrainerCallback):
@@ -290,6 +307,14 @@ def _damage(checkpoint: Path) -> str:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes, {size} were written"
     return ""
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """sha256 over the names and the first values of all parameters: tells two models apart without reading them all."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode() + parameter.detach().flatten()[:64].double().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def truncate_records(path: Path, last_step: int) -> None:

@@ -55,7 +55,7 @@ def compare_arms(
     tasks, other initial states) and that draw tasks anew (other tasks; None with fewer than two tasks).
     """
     shared = sorted(before.keys() & after.keys())
-    usable = [key for key in shared if not before[key]["crash"] and not after[key]["crash"]]
+    usable = [key for key in shared if before[key]["crash"] is None and after[key]["crash"] is None]
     a = [bool(before[key]["success"]) for key in usable]
     b = [bool(after[key]["success"]) for key in usable]
     tasks = [task for _, task, _ in usable]
@@ -124,7 +124,7 @@ def _arm_rows(keyed: Mapping[Key, Record]) -> dict[str, Any]:
 
 def _row(records: Iterable[Record]) -> dict[str, Any]:
     records = list(records)
-    finished = [r for r in records if not r["crash"]]
+    finished = [r for r in records if r["crash"] is None]
     successes = [r for r in finished if r["success"]]
     low, high = wilson(len(successes), len(finished))
     return {

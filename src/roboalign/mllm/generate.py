@@ -8,6 +8,7 @@ the whole cache at every token. For the families in FAST the loop below does nei
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
@@ -56,7 +57,9 @@ def generate(
     """
     if samples < 1 or max_new_tokens < 1 or temperature < 0:
         problem = f"samples {samples}, max_new_tokens {max_new_tokens}, temperature {temperature}"
-        raise RoboAlignError(f"cannot generate with {problem}", fix="use samples and max_new_tokens >= 1, temperature >= 0")
+        raise RoboAlignError(
+            f"cannot generate with {problem}", fix="use samples and max_new_tokens >= 1, temperature >= 0"
+        )
     decode = _decode if mllm.model.config.model_type in FAST else _decode_with_hf
     generator = torch.Generator(mllm.device).manual_seed(seed)
     encoded = [one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image) for one in prompts]
@@ -110,13 +113,14 @@ class _Rows:
 class _PreallocatedLayer(DynamicLayer):
     """One layer's keys and values, copied from a prefilled layer into a buffer with room for all that will follow."""
 
-    def __init__(self, prefilled: DynamicLayer, samples: int, room: int) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, samples: int, room: int) -> None:
         super().__init__()
-        self.length = prefilled.get_seq_length()
-        self.buffers = [self._widen(states, samples, room) for states in (prefilled.keys, prefilled.values)]
-        self.dtype, self.device, self.is_initialized = prefilled.dtype, prefilled.device, True
+        self.length = keys.shape[-2]
+        self.buffers = [self._widen(states, samples, room) for states in (keys, values)]
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
-    def _widen(self, states: torch.Tensor, samples: int, room: int) -> torch.Tensor:
+    @staticmethod
+    def _widen(states: torch.Tensor, samples: int, room: int) -> torch.Tensor:
         batch, heads, length, width = states.shape
         buffer = states.new_empty(batch * samples, heads, length + room, width)
         buffer[:, :, :length] = states.repeat_interleave(samples, dim=0)
@@ -153,7 +157,8 @@ def _decode(
     logits = mllm.model(**batch, past_key_values=prefilled, use_cache=True, logits_to_keep=1).logits[:, -1]
     position = (batch["attention_mask"].sum(1) + mllm.model.model.rope_deltas[:, 0]).repeat_interleave(samples)
     mllm.model.model.rope_deltas = None  # the model's own memory of it must not reach the next forward
-    cache = Cache(layers=[_PreallocatedLayer(layer, samples, max_new_tokens) for layer in prefilled.layers])
+    filled: list[Any] = prefilled.layers
+    cache = Cache(layers=[_PreallocatedLayer(one.keys, one.values, samples, max_new_tokens) for one in filled])
     logits = logits.repeat_interleave(samples, dim=0)
     mask = batch["attention_mask"].repeat_interleave(samples, dim=0)
     mask = torch.cat([mask, mask.new_ones(len(mask), max_new_tokens)], dim=1)
@@ -232,7 +237,7 @@ class _Ending:
         self.tokenizer, self.stop = mllm.tokenizer, stop
         self.ends = torch.tensor(sorted(end_ids(mllm)))
         if stop and ("completes", stop) not in mllm.cache:
-            pieces = mllm.tokenizer.convert_ids_to_tokens(range(len(mllm.tokenizer)))
+            pieces = mllm.tokenizer.convert_ids_to_tokens(list(range(len(mllm.tokenizer))))
             mllm.cache["completes", stop] = torch.tensor([stop[-1] in piece for piece in pieces])
         self.completes = mllm.cache["completes", stop] if stop else None
 

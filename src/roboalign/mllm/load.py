@@ -14,7 +14,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
@@ -55,15 +54,15 @@ IMAGE_ONLY = {"qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor, "qwen3_vl": ImageOnlyQ
 class Mllm:
     """A multimodal LLM with its processor. `vocabulary` is set once the tokenizer has action tokens."""
 
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    model: Any  # a PreTrainedModel, and below a ProcessorMixin: what else they have differs by family
+    processor: Any
     vocabulary: ActionVocabulary | None = None
     folder: Path | None = None
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What encode.py and generate.py work out once for this model and tokenizer."""
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         return self.processor.tokenizer
 
     @property
@@ -83,9 +82,10 @@ def load_mllm(folder: str | Path, *, dtype: torch.dtype = torch.float32, device:
         raise RoboAlignError("no model here: config.json does not exist", where=str(folder), fix=fix)
     try:
         processor = load_processor(folder)
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True
         )
+        model, info = loaded
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         fix = "check that the folder is complete and holds an image-text-to-text model; save it again if a file is cut"
         raise RoboAlignError(f"cannot be opened as a multimodal LLM ({error})", where=str(folder), fix=fix) from error

@@ -21,7 +21,8 @@ from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import ImageOnlyQwen3VLProcessor, Mllm
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
 )  # fmt: skip
 REPLY_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")  # ordinary: decoding must not strip them
 WHOLE_NUMBERS = range(64)
@@ -103,6 +104,7 @@ def build_tiny(config: TinyConfig, texts: Iterable[str]) -> Mllm:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Qwen3VLForConditionalGeneration(_model_config(config, tokenizer))
+        _write_grid_positions(model.model.visual.pos_embed.weight.data)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return Mllm(model.eval(), processor)
@@ -142,9 +144,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+def _write_grid_positions(embedding: torch.Tensor) -> None:
+    """Fill a vision position table [side * side, W] with sines and cosines of each cell's column and row.
+
+    With random rows a new model must learn every cell by itself; here neighbours start out alike and both axes can be
+    read off linearly, which is where seeing begins. The table stays trainable.
+    """
+    side, quarter = int(len(embedding) ** 0.5), embedding.shape[1] // 4
+    cell = torch.arange(side, dtype=embedding.dtype) / side
+    frequencies = torch.pi / 2 * 2 ** torch.linspace(0, 4, quarter)  # from a quarter turn over the image to four turns
+    rows, columns = torch.meshgrid(cell, cell, indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]
+    table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    # Attention heads take neighbouring channels: shuffled, each of them gets both axes and all frequencies.
+    embedding.copy_(table[:, torch.randperm(table.shape[1])])
+
+
 def _model_config(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """Qwen3-VL's configuration with the shapes of `config` and the token ids of `tokenizer`."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    vocabulary = tokenizer.get_vocab()
+    ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
     head_dim = config.width // config.heads
     spatial = head_dim // 2 // 3  # of the head's rotary pairs: a third each to height and width, the rest to time
     text = {

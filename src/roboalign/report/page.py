@@ -17,27 +17,27 @@ from roboalign.report.summary import Curve, RunSummary, Video
 from roboalign.report.verdict import findings, headline, success_finding
 
 STAGES = {"base": "Base model", "sft": "SFT", "extra-sft": "Extra SFT on the RL subset", "head": "Action head"}
-# Panels of the loss curves and of GRPO: the title, and the names under which a stage may log the quantity.
+# Panels: the title, and the names under which the stages log what it shows.
 TRAINING_PANELS = (
-    ("Loss", ("loss",)),
-    ("Held-out loss", ("heldout_loss", "eval_loss")),
-    ("Held-out L1", ("heldout_l1", "eval_l1")),
+    ("Loss", ("loss", "train_loss")),
+    ("Held-out loss", ("heldout_loss",)),
+    ("Held-out L1", ("heldout_l1",)),
     ("Gradient norm", ("grad_norm",)),
 )
 GRPO_PANELS = (
     ("Reward", ("reward",)),
-    ("Format reward", ("reward_format", "format")),
-    ("Action reward", ("reward_action", "action")),
-    ("Prefix accuracy", ("prefix", "prefix_accuracy")),
-    ("Decoded share", ("decoded", "decoded_share")),
-    ("Decode failures", ("decode_failures",)),
-    ("Wrong length", ("wrong_length", "wrong_lengths")),
+    ("Format reward (share well formed)", ("format",)),
+    ("Action reward", ("action",)),
+    ("Prefix accuracy", ("prefix",)),
+    ("Share of answers that decode", ("decoded",)),
+    ("Decode failures a rollout", ("undecoded",)),
+    ("Wrong length, answers a rollout", ("shorter", "longer")),
     ("L1 of decoded chunks", ("l1",)),
     ("KL to the SFT model", ("kl",)),
-    ("Entropy", ("entropy",)),
-    ("Response length, tokens", ("length", "response_length", "length_mean")),
-    ("Groups without signal", ("groups_without_signal", "no_signal")),
-    ("Clipped share", ("clip_fraction", "clipped")),
+    ("Entropy, nats a token", ("entropy",)),
+    ("Answer length, tokens", ("length_mean",)),
+    ("Share of groups without signal", ("no_signal",)),
+    ("Clipped share of tokens", ("clipped",)),
     ("Replay loss", ("replay_loss",)),
     ("Loss", ("loss",)),
     ("Gradient norm", ("grad_norm",)),
@@ -112,14 +112,15 @@ def _training_plots(curves: list[Curve]) -> list[tuple[str, list[Markup]]]:
 
 
 def _panels(curves: list[Curve], panels: tuple[tuple[str, tuple[str, ...]], ...]) -> list[Markup]:
-    """One plot for each panel that any of the logs has, a line a log."""
+    """One plot for each panel that any of the logs has, a line a log and quantity."""
     plots = []
     for title, keys in panels:
         lines = {}
         for curve in curves:
-            points = [(r["step"], r[key]) for r in curve.records for key in keys if r.get(key) is not None]
-            if points:
-                lines[curve.label] = points
+            logged = [key for key in keys if any(r.get(key) is not None for r in curve.records)]
+            for key in logged:
+                label = curve.label if len(logged) == 1 else f"{key}, {curve.label}"
+                lines[label] = [(r["step"], r[key]) for r in curve.records if r.get(key) is not None]
         if lines:
             plots.append(Markup(line_plot(title, lines)))
     return plots

@@ -36,7 +36,7 @@ ARM_COLUMNS = (
     ("of well-formed", ("actions", "think", "prefix_well_formed"), "number"),
     ("Format", ("actions", "think", "format"), "percent"),
     ("Wrong length", ("actions", "think", "wrong_length"), "percent"),
-    ("Undecodable", ("actions", "think", "decode_failure"), "percent"),
+    ("Decode failed", ("actions", "think", "decode_failure"), "percent"),
     ("L1, direct", ("actions", "direct", "l1_all"), "number"),
     ("L1, reasoned", ("actions", "think", "l1_all"), "number"),
 )

@@ -19,7 +19,7 @@ class Task:
     instruction: str
     """What the robot is told, in English."""
     nouns: Mapping[str, str]
-    """What the privileged points are: {"object": "drawer handle", "goal": ...}, and "object2" where the task has one."""
+    """What the privileged points are: {"object": "drawer handle", "goal": ...}; "object2" where the task has one."""
 
 
 @dataclass(frozen=True)

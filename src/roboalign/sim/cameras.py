@@ -26,8 +26,8 @@ class View:
 
 
 # Fitted to the fingertip, object and goal points of the scripted experts of all 50 tasks: 99.9% of them are inside.
-# Seen from the robot's right, a little from behind: the fronts of drawers, doors and buttons show, and the arm comes in from
-# the top left, so that it seldom hides the object. At 50 degrees height and depth are told apart by the tabletop.
+# Seen from the robot's right, a little from behind: the fronts of drawers, doors and buttons show, and the arm comes in
+# from the top left, so that it seldom hides the object. Looking down by 50 degrees, the tabletop tells depth.
 WORKSPACE = View("workspace", lookat=(0.118, 0.599, 0.12), distance=1.416, azimuth=155.0, elevation=-50.0, fovy=30.0)
 CORNER2 = View("corner2", fixed="corner2", upside_down=True)
 VIEWS = {view.name: view for view in (WORKSPACE, CORNER2)}

@@ -1,8 +1,8 @@
 """Demonstrations from Meta-World's scripted experts.
 
-The executed action is the expert's plus noise, so that the data also holds states beside the expert's path; the recorded
-label is always the expert's clean action. What is recorded depends on the task, the seed and the settings alone, however
-many processes take part.
+The executed action is the expert's plus noise, so that the data also holds states beside the expert's path; the
+recorded label is always the expert's clean action. What is recorded depends on the task, the seed and the settings
+alone, however many processes take part.
 """
 
 import functools
@@ -29,7 +29,7 @@ class CollectConfig(Config):
 
     episodes_per_task: int = 20
     """Solved episodes wanted of each task."""
-    noise: float = 0.3
+    noise: float = 0.15
     """Standard deviation of the noise on the executed x, y and z action, in action units (1 is a centimetre a step)."""
     noise_memory: float = 0.8
     """Correlation of the noise between two steps: 0 is white noise."""
@@ -106,7 +106,7 @@ def expert_action(expert: Any, environment: MetaWorldEnvironment) -> np.ndarray:
 
 
 def smooth_noise(rng: np.random.Generator, config: CollectConfig) -> Iterator[np.ndarray]:
-    """First-order autoregressive noise [4] of standard deviation `noise`, none on the gripper: a jittering grasp drops."""
+    """Autoregressive noise [4] of standard deviation `noise`; none on the gripper, because a jittering grasp drops."""
     value = rng.normal(size=3)
     while True:
         yield np.append(config.noise * value, 0.0)
@@ -130,8 +130,12 @@ def collect_episode(environment: MetaWorldEnvironment, seed: int, config: Collec
         for step in range(config.max_steps + config.steps_after_success):
             action = expert_action(expert, environment)
             executed = np.clip(action + next(noise), -1.0, 1.0)
-            for name, value in (("actions", action), ("executed", executed), ("state", environment.state()),
-                                ("privileged", environment.privileged())):
+            for name, value in (
+                ("actions", action),
+                ("executed", executed),
+                ("state", environment.state()),
+                ("privileged", environment.privileged()),
+            ):
                 columns[name].append(value)
             solved = environment.step(executed)
             if solved and success_step is None:
@@ -142,7 +146,7 @@ def collect_episode(environment: MetaWorldEnvironment, seed: int, config: Collec
                 break
         if success_step is None:
             return Failure(task.name, seed, "not solved", crashed=False)
-        frames = _replay(environment, seed, columns["executed"], columns["state"])
+        frames = _replay(environment, seed, columns)
     except EnvironmentCrash as crash:
         return Failure(task.name, seed, str(crash), crashed=True)
     return EpisodeRecord(
@@ -162,13 +166,13 @@ def collect_episode(environment: MetaWorldEnvironment, seed: int, config: Collec
 
 
 def _replay(
-    environment: MetaWorldEnvironment, seed: int, executed: list[np.ndarray], states: list[np.ndarray]
+    environment: MetaWorldEnvironment, seed: int, columns: dict[str, list[np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Camera name -> uint8 [T, H, W, 3] of the episode replayed. Raises EnvironmentCrash where it goes another way."""
     environment.reset(seed)
     frames: dict[str, list[np.ndarray]] = defaultdict(list)
-    for step, (action, state) in enumerate(zip(executed, states)):
-        if not np.array_equal(environment.state(), state):
+    for step, (action, points) in enumerate(zip(columns["executed"], columns["privileged"], strict=True)):
+        if not np.array_equal(environment.privileged(), points):
             raise EnvironmentCrash(f"{environment.task.name}: the replay of seed {seed} differs at step {step}")
         for camera, image in environment.render().items():
             frames[camera].append(image)
@@ -187,8 +191,8 @@ def collect(
     """Collect `episodes_per_task` demonstrations of each task, in the order of `tasks` and of the seeds.
 
     Wanted episode i of a task tries the seeds first_seed + i, first_seed + i + n, ... (n wanted episodes), so that
-    neither the order nor a failure elsewhere changes it. Wanted episodes one of whose ids is in `existing` are skipped: a
-    collection that was stopped goes on. A worker that dies raises `concurrent.futures.process.BrokenProcessPool`.
+    neither the order nor a failure elsewhere changes it. Wanted episodes one of whose ids is in `existing` are skipped:
+    a collection that was stopped goes on. A worker that dies raises `concurrent.futures.process.BrokenProcessPool`.
     """
     wanted = [(task, _seeds(index, config)) for task in tasks for index in range(config.episodes_per_task)]
     existing = set(existing)
@@ -233,7 +237,7 @@ def _worker_environment(task: str, world: MetaWorldConfig) -> MetaWorldEnvironme
 
 
 def _collect_wanted(world: MetaWorldConfig, config: CollectConfig, task: str, seeds: list[int]) -> Collected:
-    failures = []
+    failures: list[Failure] = []
     for seed in seeds:
         outcome = collect_episode(_worker_environment(task, world), seed, config)
         if isinstance(outcome, EpisodeRecord):

@@ -1,13 +1,13 @@
 """Meta-World (metaworld 3.1.1) behind the benchmark protocol: 50 tabletop tasks of a Sawyer arm, with experts.
 
-Actions are 4-d: hand displacement in x, y, z (1 is a centimetre) and gripper effort (-1 opens, 1 closes), each clipped to
-[-1, 1] by the environment. The robot stands at y = 0 and faces +y; +x is to its right; z is up; metres.
+Actions are 4-d: hand displacement in x, y, z (1 is a centimetre) and gripper effort (-1 opens, 1 closes), each clipped
+to [-1, 1] by the environment. The robot stands at y = 0 and faces +y; +x is to its right; z is up; metres.
 """
 
 import copy
 import functools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import mujoco
@@ -63,7 +63,7 @@ def _renderer(task: str, size: int, mode: RenderMode) -> Renderer:
 class MetaWorld:
     """The 50 tasks of Meta-World v3 as a `Benchmark`."""
 
-    config: MetaWorldConfig = MetaWorldConfig()
+    config: MetaWorldConfig = field(default_factory=MetaWorldConfig)
     action_dim: int = 4
     state_dim: int = 4
     fps: float = 80.0
@@ -134,7 +134,10 @@ class MetaWorldEnvironment:
         self._check()
 
     def step(self, action: np.ndarray) -> bool:
-        """Execute a raw action [4], clipped to [-1, 1]; True where Meta-World reports success. Raises EnvironmentCrash."""
+        """Execute a raw action [4], clipped to [-1, 1]; True where Meta-World reports success.
+
+        Raises EnvironmentCrash where the action is not finite or the simulation breaks.
+        """
         action = np.asarray(action, np.float64)
         if action.shape != (4,) or not np.isfinite(action).all():
             raise EnvironmentCrash(f"{self.task.name}: an action must be 4 finite numbers, got {action}")
@@ -185,7 +188,7 @@ class MetaWorldEnvironment:
     def camera_geometry(self) -> dict[str, CameraGeometry]:
         """Camera name -> image size and projection. The cameras do not move during an episode."""
         size = self.config.image_size
-        geometry = {}
+        geometry: dict[str, CameraGeometry] = {}
         for name in self.config.cameras:
             pose = pose_of(VIEWS[name], self.model, self.data)
             geometry[name] = CameraGeometry(size, size, projection_matrix(VIEWS[name], pose, size, size))
@@ -205,7 +208,7 @@ class MetaWorldEnvironment:
 
 
 def _copy_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Copy plain values and owned arrays; keep the rest (model, data, spaces, live views of the simulation) as it is."""
+    """Copy containers and owned arrays; keep the rest (model, data, spaces, live views of the simulation) as it is."""
     copied = {}
     for name, value in attributes.items():
         owned = value.base is None if isinstance(value, np.ndarray) else isinstance(value, (list, dict))

@@ -1,7 +1,7 @@
 """Offscreen images of a MuJoCo model, as fast as one core renders them.
 
-Mode `default` draws the scene as the model asks for. Mode `fast` leaves out shadows, multi-sampling and reflections, which
-cost ten times the rest in a software renderer, and does not send geoms that lie outside the image to the renderer.
+Mode `default` draws the scene as the model asks for. Mode `fast` leaves out shadows, multi-sampling and reflections,
+which cost ten times the rest in a software renderer, and does not send geoms outside the image to the renderer.
 Pixels differ between the modes: train and evaluate in one.
 """
 
@@ -35,15 +35,16 @@ _MAX_GEOMS = 2000
 def gl_backend() -> str:
     """The OpenGL backend that works here: `MUJOCO_GL` where it is set, else EGL, else OSMesa.
 
-    Each is tried in a process of its own, because a process that has loaded one cannot load the other. The answer is put
-    into `MUJOCO_GL` for child processes. Raises RoboAlignError where none works.
+    Each is tried in a process of its own, because a process that has loaded one cannot load the other. The answer is
+    put into `MUJOCO_GL` for child processes. Raises RoboAlignError where none works.
     """
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     candidates = (wanted,) if wanted in BACKENDS else BACKENDS
     for backend in candidates:
         environment = os.environ | {"MUJOCO_GL": backend}
         environment.pop("PYOPENGL_PLATFORM", None)
-        probe = subprocess.run([sys.executable, "-c", _PROBE, backend], env=environment, capture_output=True, check=False)
+        command = [sys.executable, "-c", _PROBE, backend]
+        probe = subprocess.run(command, env=environment, capture_output=True, check=False)
         if probe.returncode == 0:
             os.environ["MUJOCO_GL"] = backend
             return backend
@@ -92,9 +93,7 @@ class Renderer:
         if self.fast:
             inside = geoms_in_view(model, data, pose_of(view, model, data))
             model.geom_group[:] = np.where(inside, groups, _HIDDEN_GROUP)
-        mujoco.mjv_updateScene(
-            model, data, self.options, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene
-        )
+        mujoco.mjv_updateScene(model, data, self.options, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene)
         model.geom_group[:] = groups
         mujoco.mjr_render(self.viewport, self.scene, self.context)
         pixels = np.empty((self.size, self.size, 3), np.uint8)

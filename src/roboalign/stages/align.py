@@ -1,13 +1,17 @@
 """Stages `sft`, `rl`, `extra-sft` and `random`: the backbones that the arms compare."""
 
+import math
+import random
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoModelForImageTextToText, set_seed
 
 from roboalign.align.grpo import train_grpo
-from roboalign.align.sft import train_sft
-from roboalign.data.mixture import Conversation, read_conversations
+from roboalign.align.sft import SftConfig, train_sft
+from roboalign.data.conversation import Conversation, read_conversations
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+from roboalign.stages.base import LANGUAGE
 from roboalign.stages.data import action_tokens, mixture_folder
 from roboalign.stages.stage import Context
 
@@ -27,3 +31,46 @@ def random_backbone(context: Context) -> dict[str, Any]:
     model = AutoModelForImageTextToText.from_config(mllm.model.config)
     save_mllm(Mllm(model.eval(), mllm.processor, mllm.vocabulary), context.folder / "model")
     return {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+def rl(context: Context) -> dict[str, Any]:
+    """GRPO from the SFT model on the RL subset; writes model/, metrics.jsonl and samples.jsonl."""
+    mixture = mixture_folder(context.run_dir)
+    config = context.recipe.rl.model_copy(update={"seed": context.seed})
+    replay = read_conversations(mixture, "train", kinds=LANGUAGE) if config.replay_weight else []
+    mllm = load_mllm(context.seed_dir / "sft" / "model")
+    fast = action_tokens(context.run_dir).fast
+    prompts = read_conversations(mixture, "rl")
+    return train_grpo(mllm, fast, prompts, config, context.folder, replay=replay, label=context.name)
+
+
+def extra_sft(context: Context) -> dict[str, Any]:
+    """The control of RL: as many updates from the same SFT model, on the same prompts, replay and learning rate.
+
+    The recorded action is imitated instead of the sampled one being rewarded, in direct mode: the data has no
+    reasoning that could be imitated.
+    """
+    mixture, config = mixture_folder(context.run_dir), context.recipe.rl
+    prompts = [_direct(conversation) for conversation in read_conversations(mixture, "rl")]
+    rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
+    updates = config.updates or rollouts * config.updates_per_rollout
+    passes = math.ceil(updates * config.prompts_per_update / len(prompts))
+    conversations = (prompts * passes)[: updates * config.prompts_per_update]
+    batch = config.prompts_per_update
+    if config.replay_weight:
+        batch += config.replay_batch
+        language = read_conversations(mixture, "train", kinds=LANGUAGE)
+        conversations += random.Random(context.seed).choices(language, k=updates * config.replay_batch)
+    settings = SftConfig(
+        learning_rate=config.learning_rate, max_steps=updates, batch_size=batch, micro_batch_size=batch,
+        freeze_vision=config.freeze_vision, weight_decay=config.weight_decay, seed=context.seed,
+    )
+    mllm = load_mllm(context.seed_dir / "sft" / "model")
+    return train_sft(mllm, conversations, settings, context.folder, label=context.name)
+
+
+def _direct(conversation: Conversation) -> Conversation:
+    """An RL prompt as the direct action sample that it was drawn from."""
+    assert conversation.direct_question is not None
+    turn = replace(conversation.turns[0], mode="direct", question=conversation.direct_question)
+    return replace(conversation, turns=(turn,))

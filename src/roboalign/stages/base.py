@@ -10,7 +10,7 @@ from typing import Any
 
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.sft import train_sft
-from roboalign.data.mixture import read_conversations
+from roboalign.data.conversation import read_conversations
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import build_tiny
@@ -42,9 +42,14 @@ def base(context: Context) -> dict[str, Any]:
     return {**ledger, "parameters": parameters, "fast_tokens": n_fast}
 
 
+def pretrained_folder() -> Path:
+    """Where the shipped base model lies."""
+    return Path(str(files("roboalign"))) / "mllm" / "pretrained" / "tiny"
+
+
 def builtin_folder() -> Path:
     """The tiny pretrained model that ships with the package. Raises RoboAlignError where the install lacks it."""
-    folder = Path(str(files("roboalign"))) / "mllm" / "pretrained" / "tiny"
+    folder = pretrained_folder()
     if not (folder / "config.json").is_file():
         raise RoboAlignError("the shipped base model is missing", where=str(folder),
                              fix="install the package again, or remake the model with `make base`")

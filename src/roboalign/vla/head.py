@@ -21,8 +21,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vlm_layers": 4, "vlm_heads": 32, "vlm_inner_width": 2048, "dropout": 0.2,
     },
     "tiny": {
-        "width": 128, "layers": 4, "heads": 4, "hidden_width": 128, "future_tokens": 8,
-        "vlm_layers": 1, "vlm_heads": 4, "vlm_inner_width": 128, "dropout": 0.05,
+        "width": 128, "layers": 4, "heads": 4, "hidden_width": 128, "future_tokens": 2,
+        "vlm_layers": 1, "vlm_heads": 4, "vlm_inner_width": 128, "dropout": 0.0,
     },
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,8 @@ from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
 FORMAT = 1
 FIX = "train the head again, or copy the whole policy folder"
+NoiseKey = tuple[str | int, ...]
+"""Names one decision, for example (task, seed, step); the flow's initial noise is a function of it."""
 
 
 class Observation(Protocol):
@@ -69,17 +71,17 @@ class Policy:
         """H, the actions of a chunk."""
         return self.head.shape.horizon
 
-    def act(self, observation: Observation, noise_key: Hashable = None) -> np.ndarray:
+    def act(self, observation: Observation, noise_key: NoiseKey | None = None) -> np.ndarray:
         """The chunk for one observation: raw units, float32 [H, A]."""
         return self.act_batch([observation], [noise_key])[0]
 
     def act_batch(
-        self, observations: Sequence[Observation], noise_keys: Sequence[Hashable] | None = None
+        self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey | None] | None = None
     ) -> np.ndarray:
         """Chunks for a batch of observations: raw units, float32 [B, H, A].
 
-        The flow's initial noise of a sample is a function of its key, for example (task, seed, step): the chunk does
-        not depend on what else is in the batch. A key None draws from torch's global generator.
+        The flow's initial noise of a sample is a function of its key: the chunk does not depend on what else is in the
+        batch. A key None draws from torch's global generator.
         Raises RoboAlignError on a missing camera or a state of the wrong size.
         """
         keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
@@ -138,18 +140,19 @@ class Policy:
         _load_weights(head, Path(folder) / "head.safetensors")
         mllm = load_mllm(backbone, device=device)
         text = mllm.model.config.get_text_config()
-        if (text.hidden_size, max(text.num_hidden_layers, view.layer)) != (shape.vlm_width, text.num_hidden_layers):
+        if text.hidden_size != shape.vlm_width or text.num_hidden_layers < view.layer:
             problem = (f"the head reads layer {view.layer} of width {shape.vlm_width}, the backbone has "
                        f"{text.num_hidden_layers} layers of width {text.hidden_size}")  # fmt: skip
             raise RoboAlignError(problem, where=str(path), fix=FIX)
         truncate_layers(mllm, view.layer)
         return cls(mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps)
 
-    def _noise(self, key: Hashable) -> Tensor:
+    def _noise(self, key: NoiseKey | None) -> Tensor:
         size = (self.horizon, self.head.shape.action_dim)
         if key is None:
             return torch.randn(size)
-        seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little", signed=True)
+        digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+        seed = int.from_bytes(digest[:8], "little", signed=True)
         return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
     def _state(self, observations: Sequence[Observation]) -> Tensor | None:

@@ -32,9 +32,9 @@ class HeadTrainConfig(Config):
 
     steps: int = Field(default=2000, ge=1)
     """Optimiser steps (paper: 60,000 on LIBERO, 100,000 on CALVIN, 30,000 on the real robot)."""
-    batch_size: int = Field(default=32, ge=1)
-    """Frames a step."""
-    draws: int = Field(default=2, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Frames a step (GR00T: 32)."""
+    draws: int = Field(default=4, ge=1)
     """Noise and flow time are drawn this many times for each frame; its VLM tokens are encoded once (GR00T: 1)."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Highest learning rate (paper's scale: 1e-4); linear warm-up, then cosine to 0."""

@@ -1,0 +1,58 @@
+"""Conversations as a training set, and the order in which a run sees them."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from roboalign.data.conversation import Conversation
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.encode import Encoded, encode_conversation
+from roboalign.mllm.load import Mllm
+
+WINDOW = 50  # batches among which conversations of like length are put together
+
+
+class Conversations(Dataset):
+    """Conversations, tokenised when they are asked for."""
+
+    def __init__(self, mllm: Mllm, conversations: Sequence[Conversation]) -> None:
+        self.mllm, self.conversations = mllm, conversations
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: int) -> Encoded:
+        conversation = self.conversations[index]
+        turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
+        return encode_conversation(self.mllm, turns, picture(conversation))
+
+
+def picture(conversation: Conversation) -> Image.Image:
+    """The image of a conversation. Raises RoboAlignError naming the conversation where its bytes are no image."""
+    try:
+        return Image.open(io.BytesIO(conversation.image)).convert("RGB")
+    except OSError as error:
+        raise RoboAlignError(f"its image cannot be read ({error})", where=f"conversation {conversation.id}",
+                             fix="build the mixture again.") from None  # fmt: skip
+
+
+def sample_order(lengths: Sequence[int], batch: int, updates: int, seed: int) -> list[int]:
+    """Indices of the items of `updates` batches, one after the other.
+
+    A stream of random permutations (each pass has every item once), in which each window of WINDOW batches is sorted by
+    length and its batches then shuffled: padding shrinks, the order stays random at the scale of the run.
+    """
+    rng = np.random.default_rng(seed)
+    size = np.asarray(lengths)
+    passes = math.ceil(batch * updates / len(size))
+    stream = np.concatenate([rng.permutation(len(size)) for _ in range(passes)])[: batch * updates]
+    ordered = []
+    for start in range(0, len(stream), WINDOW * batch):
+        window = stream[start : start + WINDOW * batch]
+        window = window[np.argsort(size[window], kind="stable")].reshape(-1, batch)
+        ordered.append(rng.permutation(window).reshape(-1))
+    return np.concatenate(ordered).tolist()

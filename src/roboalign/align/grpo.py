@@ -1,0 +1,314 @@
+"""GRPO on action accuracy (paper, section 3.2), with EasyR1's arithmetic, on `transformers.Trainer`.
+
+A rollout samples a group of answers to each of its prompts; a few updates are then made on it. Why not TRL's
+GRPOTrainer: docs/design.md; `benchmarks/grpo.py` times both, tests/align/test_align_grpo.py compares their losses.
+"""
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from roboalign.actions.fast import FastTokenizer
+from roboalign.align.answers import conversation_loss
+from roboalign.align.dataset import Conversations, sample_order
+from roboalign.align.grpo_math import clipped_loss_tokens, kl_k3
+from roboalign.align.logprobs import completion_statistics
+from roboalign.align.rollout import Batch, Rollout, batch_of, check_prompts, describe, roll_out, sample_records
+from roboalign.align.trainer import (
+    AlignTrainer,
+    Schedule,
+    TrainConfig,
+    accumulation_of,
+    freeze_vision,
+    training_arguments,
+)
+from roboalign.data.conversation import Conversation
+from roboalign.errors import RoboAlignError
+from roboalign.files import append_jsonl, write_json
+from roboalign.mllm.encode import collate
+from roboalign.mllm.load import Mllm
+
+
+class RlConfig(TrainConfig):
+    """Settings of GRPO. The defaults are the paper's, and EasyR1's where the paper names none."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Constant learning rate of AdamW."""
+    prompts_per_rollout: int = Field(512, ge=1)
+    """Prompts answered with one and the same policy, over all devices."""
+    prompts_per_update: int = Field(128, ge=1)
+    """Prompts per update, over all devices; divides prompts_per_rollout."""
+    micro_batch_size: int = Field(16, ge=1)
+    """Prompts (each with all its answers) per forward pass and device."""
+    samples: int = Field(5, ge=2)
+    """Answers to a prompt: the group within which rewards are compared."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the prompts; a started rollout is completed."""
+    updates: int | None = Field(None, ge=1)
+    """Updates; where given, it replaces `epochs`. A multiple of the updates per rollout."""
+    reward: Literal["paper", "decoded"] = "paper"
+    """`paper`: prefix accuracy as written. `decoded`: also the distance of the decoded chunk (reward.py)."""
+    kl: float = Field(1e-2, ge=0)
+    """Coefficient of the k3 estimate of KL(policy || model at the start) in the loss; 0 keeps no reference model."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """The probability ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(0.3, gt=0)
+    """The probability ratio is clipped above at 1 + clip_high."""
+    dual_clip: float = Field(3.0, gt=1)
+    """For a negative advantage A the loss of a token is at most -A * dual_clip."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the loss uses the same distribution."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Longest answer, tokens."""
+    replay_weight: float = Field(0.0, ge=0)
+    """Weight of an SFT loss on `replay_batch` conversations in each update (not in the paper; 0: none)."""
+    replay_batch: int = Field(16, ge=1)
+    """Replayed conversations per update, over all devices."""
+    log_every: int = Field(1, ge=1)
+    """Updates between two records in metrics.jsonl."""
+    save_every: int = Field(10, ge=1)
+    """Rollouts between two checkpoints. A killed run goes on from the last."""
+    logged_samples: int = Field(4, ge=0)
+    """Decoded answers per rollout in samples.jsonl."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "RlConfig":
+        if self.prompts_per_rollout % self.prompts_per_update:
+            raise ValueError(
+                f"prompts_per_rollout {self.prompts_per_rollout} is no multiple of prompts_per_update "
+                f"{self.prompts_per_update}"
+            )
+        if self.updates is not None and self.updates % self.updates_per_rollout:
+            raise ValueError(f"updates {self.updates} is no multiple of {self.updates_per_rollout}, those of a rollout")
+        return self
+
+    @property
+    def updates_per_rollout(self) -> int:
+        return self.prompts_per_rollout // self.prompts_per_update
+
+
+class Numbers(Dataset):
+    """0, 1, 2, ...: the numbers of the micro-batches. What is in them is sampled when their rollout begins."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class GrpoTrainer(AlignTrainer):
+    """One micro-batch is `micro_batch_size` prompts with all their answers; a group is never split.
+
+    Each process samples the prompts of its own micro-batches. Nothing of a rollout outlives it: checkpoints fall on
+    rollout boundaries, and the sampler's seed is that of the rollout's number.
+    """
+
+    def __init__(
+        self, mllm: Mllm, fast: FastTokenizer, conversations: Sequence[Conversation], replay: Schedule | None,
+        config: RlConfig, order: list[int], *named: Any, **rest: Any,
+    ) -> None:  # fmt: skip
+        self.mllm, self.fast, self.conversations, self.replay = mllm, fast, conversations, replay
+        self.config, self.order = config, order
+        self.batches: dict[int, tuple[Batch, Tensor | None]] = {}
+        self.update_tokens: dict[int, float] = {}
+        self.rollout_record: dict[str, Any] = {}
+        self.sums: dict[str, float] = {}
+        self.reference = copy.deepcopy(mllm.model).eval().requires_grad_(False) if config.kl else None
+        super().__init__(*named, **rest)
+        self.loss_is_scaled_for_ga = True  # the loss below is already a mean over the whole update
+
+    # Rollouts.
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        number = int(inputs["number"])
+        if number not in self.batches:
+            self.begin_rollout()
+        began = time.monotonic()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.count(seconds_update=time.monotonic() - began)
+        return loss
+
+    def begin_rollout(self) -> None:
+        """Sample, reward and score what this process needs for the updates of the rollout that begins now."""
+        config, began = self.config, time.monotonic()
+        first = self.state.global_step
+        numbers = self.numbers_of(first, config.updates_per_rollout)
+        micro = config.micro_batch_size
+        chosen = [self.conversations[i] for n in numbers for i in self.order[n * micro : (n + 1) * micro]]
+        seed = int.from_bytes(hashlib.sha256(f"{config.seed} {first} {self.args.process_index}".encode()).digest()[:6])
+        rollout = roll_out(
+            self.mllm, self.fast, chosen, samples=config.samples, max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature, preset=config.reward, seed=seed,
+        )  # fmt: skip
+        sampled = time.monotonic()
+        batches = [batch_of(self.mllm, rollout, i * micro, micro) for i in range(len(numbers))]
+        self.batches = {n: (batch, self.reference_logp(batch)) for n, batch in zip(numbers, batches)}
+        self.update_tokens = {}
+        for update in range(first, first + config.updates_per_rollout):
+            local = sum(int(self.batches[n][0].mask.sum()) for n in self.numbers_of(update, 1))
+            count = torch.tensor(local, dtype=torch.float64, device=self.args.device)
+            self.update_tokens[update] = float(self.accelerator.reduce(count, reduction="sum"))
+        self.account(rollout, chosen, sampled - began, time.monotonic() - sampled)
+
+    def numbers_of(self, update: int, updates: int) -> list[int]:
+        """The micro-batches that this process handles in `updates` updates from `update` on."""
+        per_update = self.args.gradient_accumulation_steps * self.args.world_size
+        everyones = range(update * per_update, (update + updates) * per_update)
+        return [n for n in everyones if n % self.args.world_size == self.args.process_index]
+
+    def reference_logp(self, batch: Batch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            return self.statistics(self.reference, batch).logp
+
+    def statistics(self, model: nn.Module, batch: Batch) -> Any:
+        return completion_statistics(
+            model, batch.prompts, batch.completions, batch.mask, temperature=self.config.temperature,
+            share_prompt=not self.config.gradient_checkpointing,
+        )  # fmt: skip
+
+    def account(self, rollout: Rollout, chosen: Sequence[Conversation], sampling: float, scoring: float) -> None:
+        """Counters, the rollout's part of metrics.jsonl (of this process's prompts) and samples.jsonl."""
+        self.count(
+            prompts=len(chosen), answers=len(rollout.ids), generated_tokens=rollout.generation.n_decoded_tokens,
+            prefill_tokens=rollout.generation.n_prefill_tokens, seconds_generation=sampling,
+            seconds_reference=scoring, rollouts=int(self.is_world_process_zero()),
+        )  # fmt: skip
+        self.rollout_record = describe(rollout, chosen)
+        if self.is_world_process_zero():
+            for record in sample_records(self.mllm, rollout, chosen, self.config.logged_samples):
+                append_jsonl(self.out_dir / "samples.jsonl", {"step": self.state.global_step + 1, **record})
+
+    # The loss.
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
+        """This micro-batch's share of the loss, whose sum over an update is its mean over all its answer tokens."""
+        number, config = int(inputs["number"]), self.config
+        batch, reference = self.batches[number]
+        statistics = self.statistics(model, batch)
+        tokens = clipped_loss_tokens(
+            statistics.logp, batch.old_logp, batch.advantages, config.clip_low, config.clip_high, config.dual_clip
+        )
+        kl = kl_k3(statistics.logp, reference) if reference is not None else torch.zeros_like(tokens)
+        share = self.args.world_size / self.update_tokens[self.state.global_step]  # DDP averages over processes
+        loss = ((tokens + config.kl * kl) * batch.mask).sum() * share
+        replayed = self.replay_loss(model, number)
+        self.note(batch, statistics.logp.detach(), statistics.entropy, kl.detach(), replayed)
+        return loss if replayed is None else loss + config.replay_weight * replayed
+
+    def replay_loss(self, model: nn.Module, number: int) -> Tensor | None:
+        """The SFT loss on this micro-batch's share of the replayed conversations; None without replay."""
+        if self.replay is None:
+            return None
+        per_update = self.args.gradient_accumulation_steps * self.args.world_size
+        size = self.config.replay_batch // per_update
+        batch = collate(self.mllm, [self.replay[number * size + i] for i in range(size)])
+        batch = {key: value.to(self.args.device) for key, value in batch.items()}
+        return conversation_loss(model, batch) / self.args.gradient_accumulation_steps
+
+    # Logging.
+
+    def note(self, batch: Batch, logp: Tensor, entropy: Tensor, kl: Tensor, replayed: Tensor | None) -> None:
+        """Add a micro-batch to the sums of which step_metrics makes means over tokens."""
+        kept, config = batch.mask.bool(), self.config
+        ratio = torch.exp(logp - batch.old_logp)
+        positive = batch.advantages[:, None] > 0
+        clipped = (positive & (ratio > 1 + config.clip_high)) | (~positive & (ratio < 1 - config.clip_low))
+        values = {"kl": kl, "entropy": entropy, "ratio": ratio, "clipped": clipped.float(),
+                  "drift": (logp - batch.old_logp).abs()}  # fmt: skip
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value[kept].sum())
+        self.sums["tokens"] = self.sums.get("tokens", 0.0) + float(kept.sum())
+        self.sums["ratio_max"] = max(self.sums.get("ratio_max", 0.0), float(ratio[kept].max()))
+        if replayed is not None:
+            self.sums["replay"] = self.sums.get("replay", 0.0) + float(replayed.detach())
+        self.sums["micro"] = self.sums.get("micro", 0.0) + 1
+
+    def step_metrics(self) -> dict[str, Any]:
+        """Of the updates since the last record: means over answer tokens (`drift`: |log ratio|), and the rollout."""
+        sums, self.sums = self.sums, {}
+        means = {name: sums[name] / sums["tokens"] for name in ("kl", "entropy", "ratio", "clipped", "drift")}
+        updates = sums["micro"] / self.args.gradient_accumulation_steps
+        replay = {"replay_loss": sums["replay"] / updates} if "replay" in sums else {}
+        return {**means, "ratio_max": sums["ratio_max"], **replay, **self.rollout_record}
+
+
+def train_grpo(
+    mllm: Mllm, fast: FastTokenizer, prompts: Sequence[Conversation], config: RlConfig, out_dir: str | Path, *,
+    replay: Sequence[Conversation] = (), label: str = "rl",
+) -> dict[str, Any]:  # fmt: skip
+    """Refine `mllm` in place on the accuracy of the actions it answers with, and write it to `out_dir/model`.
+
+    `prompts` is the rl split of a mixture: one action question each, with the FAST ids of its target. `replay` are SFT
+    conversations for `config.replay_weight`. `out_dir` also gets `metrics.jsonl`, `samples.jsonl`, `ledger.json` and,
+    while it trains, `checkpoints/`; a killed run goes on from the last and ends with the same weights.
+
+    Returns the ledger: updates, rollouts, unique prompts, answers, tokens generated and prefilled, seconds by part.
+    Raises RoboAlignError as train_sft does, and where the model has no action tokens or a prompt no target.
+    """
+    out_dir = Path(out_dir)
+    check_prompts(mllm, prompts, str(out_dir))
+    if bool(replay) != bool(config.replay_weight):
+        raise RoboAlignError("replay_weight and replayed conversations go together", where="replay_weight",
+                             fix="give both or neither.")  # fmt: skip
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
+    updates = config.updates or rollouts * config.updates_per_rollout
+    # Equal lengths: the order is then plain random permutations.
+    order = sample_order([0] * len(prompts), config.prompts_per_update, updates, config.seed)
+    if config.freeze_vision:
+        freeze_vision(mllm.model)
+    trainer = build_trainer(mllm, fast, prompts, replay, config, out_dir, order, updates, label)
+    totals = trainer.run()
+    mllm.model.requires_grad_(True).eval()
+    trainer.save_final(mllm.processor, out_dir / "model")
+    ledger = {"updates": updates, "unique_prompts": len(set(order)), **totals}
+    if trainer.is_world_process_zero():
+        write_json(out_dir / "ledger.json", ledger)
+    return ledger
+
+
+def build_trainer(
+    mllm: Mllm, fast: FastTokenizer, prompts: Sequence[Conversation], replay: Sequence[Conversation],
+    config: RlConfig, out_dir: Path, order: list[int], updates: int, label: str,
+) -> GrpoTrainer:  # fmt: skip
+    """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other."""
+    arguments = training_arguments(
+        config, out_dir, updates=updates, micro_batch=1, accumulation=1, schedule="constant",
+        warmup_ratio=0.0, save_every=config.save_every * config.updates_per_rollout,
+        on_cpu=mllm.device.type == "cpu",
+    )  # fmt: skip
+    per_update = config.prompts_per_update // config.micro_batch_size
+    arguments.gradient_accumulation_steps = accumulation_of(
+        config.prompts_per_update, config.micro_batch_size, arguments.world_size, unit="prompts"
+    )
+    replayed = None
+    if replay:
+        accumulation_of(config.replay_batch, 1, per_update, unit="conversations")
+        size = config.replay_batch
+        replayed = Schedule(Conversations(mllm, replay), sample_order([0] * len(replay), size, updates, config.seed))
+    ids = hashlib.sha256("\n".join(c.id for c in [*prompts, *replay]).encode()).hexdigest()
+    return GrpoTrainer(
+        mllm, fast, prompts, replayed, config, order, mllm.model, arguments, Numbers(updates * per_update),
+        _number, label=label, out_dir=out_dir,
+        fingerprint={**config.fingerprint(), "conversations": ids},
+    )  # fmt: skip
+
+
+def _number(batch: list[int]) -> dict[str, Tensor]:
+    return {"number": torch.tensor(batch[0])}

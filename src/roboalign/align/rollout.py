@@ -1,0 +1,158 @@
+"""One rollout of GRPO: sample a group of answers to each prompt, reward them, turn rewards into advantages."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roboalign.actions.fast import FastTokenizer
+from roboalign.align.dataset import picture
+from roboalign.align.grpo_math import group_advantages
+from roboalign.align.reward import Reward, score_responses
+from roboalign.data.conversation import Conversation
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.encode import Encoded, collate, encode_prompt, end_ids
+from roboalign.mllm.generate import Generation, generate
+from roboalign.mllm.load import Mllm
+
+STOP = "</answer>"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled answers to P prompts, S to each, side by side (P x S rows)."""
+
+    prompts: list[Encoded]
+    ids: list[list[int]]
+    """Sampled tokens of each row, the end token included."""
+    logp: list[list[float]]
+    """Their log-probabilities under the policy that sampled them."""
+    rewards: list[Reward]
+    advantages: Tensor
+    """float32 [P * S]."""
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The part of a rollout that goes through the model together, as tensors on its device."""
+
+    prompts: dict[str, Tensor]
+    """Model arguments of the P prompts, padded left."""
+    completions: Tensor
+    """int64 [P * S, C], padded right."""
+    mask: Tensor
+    """int64 [P * S, C], 1 on tokens."""
+    old_logp: Tensor
+    """float32 [P * S, C], of the policy that sampled them."""
+    advantages: Tensor
+    """float32 [P * S]."""
+
+
+def roll_out(
+    mllm: Mllm, fast: FastTokenizer, conversations: Sequence[Conversation], *, samples: int, max_new_tokens: int,
+    temperature: float, preset: str, seed: int,
+) -> Rollout:  # fmt: skip
+    """Sample `samples` answers to the question of each conversation and reward them against its target."""
+    assert mllm.vocabulary is not None
+    prompts = [encode_prompt(mllm, c.turns[0].question, picture(c)) for c in conversations]
+    generation = generate(
+        mllm, prompts, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, stop=STOP, seed=seed
+    )
+    ids = [row for group in generation.tokens for row in group]
+    rewards = score_responses(
+        ids, [c.target or () for c in conversations for _ in range(samples)], preset=preset, vocabulary=mllm.vocabulary,
+        fast=fast, decode_text=lambda row: str(mllm.tokenizer.decode(list(row), skip_special_tokens=False)),
+        eos_ids=end_ids(mllm),
+    )  # fmt: skip
+    totals = torch.tensor([reward.total for reward in rewards])
+    logp = [row for group in generation.logprobs for row in group]
+    return Rollout(prompts, ids, logp, rewards, group_advantages(totals, samples), generation)
+
+
+def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
+    """Tensors of the prompts `first` to `first + count` and of their answers."""
+    samples = len(rollout.ids) // len(rollout.prompts)
+    rows = slice(first * samples, (first + count) * samples)
+    prompts = collate(mllm, rollout.prompts[first : first + count], padding_side="left")
+    del prompts["labels"]
+    ids = _pad(rollout.ids[rows], mllm.tokenizer.pad_token_id, torch.long)
+    mask = _pad([[1] * len(row) for row in rollout.ids[rows]], 0, torch.long)
+    logp = _pad(rollout.logp[rows], 0.0, torch.float32)
+    device = mllm.device
+    return Batch(
+        {key: value.to(device) for key, value in prompts.items()},
+        ids.to(device), mask.to(device), logp.to(device), rollout.advantages[rows].to(device),
+    )  # fmt: skip
+
+
+def describe(rollout: Rollout, conversations: Sequence[Conversation]) -> dict[str, Any]:
+    """What one rollout was like, for metrics.jsonl. Shares and means are over its answers, unless said.
+
+    `l1` is the mean over the answers that decode to a chunk, None without any; `undecoded` counts answers with an
+    action block that does not; `shorter` and `longer` count action blocks against the length of their target;
+    `no_signal` is the share of groups whose answers all earned the same.
+    """
+    rewards, samples = rollout.rewards, len(rollout.ids) // len(rollout.prompts)
+    totals = np.array([r.total for r in rewards]).reshape(-1, samples)
+    blocks = [(r, len(c.target or ())) for r, c in zip(rewards, (c for c in conversations for _ in range(samples)))]
+    blocks = [(r, wanted) for r, wanted in blocks if r.length]
+    l1 = [r.l1 for r in rewards if r.l1 is not None]
+    lengths = [len(row) for row in rollout.ids]
+    return {
+        "reward": float(totals.mean()),
+        "reward_std_in_group": float(totals.std(axis=1, ddof=1).mean()),
+        "format": float(np.mean([r.format for r in rewards])),
+        "action": float(np.mean([r.action for r in rewards])),
+        "prefix": float(np.mean([r.prefix for r in rewards])),
+        "decoded": float(np.mean([r.decoded for r in rewards])),
+        "l1": float(np.mean(l1)) if l1 else None,
+        "undecoded": sum(not r.decoded for r, _ in blocks),
+        "shorter": sum(r.length < wanted for r, wanted in blocks),
+        "longer": sum(r.length > wanted for r, wanted in blocks),
+        "answers": len(rewards),
+        "no_signal": float(np.mean(totals.max(axis=1) == totals.min(axis=1))),
+        "finished": float(np.mean([end for group in rollout.generation.finished for end in group])),
+        "length_mean": float(np.mean(lengths)),
+        "length_max": max(lengths),
+        "faults": dict(Counter(r.reason for r in rewards if r.reason != "ok").most_common()),
+    }
+
+
+def sample_records(
+    mllm: Mllm, rollout: Rollout, conversations: Sequence[Conversation], count: int
+) -> list[dict[str, Any]]:
+    """The first answer to each of the first `count` prompts, decoded, for samples.jsonl."""
+    samples = len(rollout.ids) // len(rollout.prompts)
+    return [
+        {
+            "id": c.id,
+            "question": c.turns[0].question,
+            "answer": mllm.tokenizer.decode(rollout.ids[i * samples], skip_special_tokens=False),
+            "target": list(c.target or ()),
+            **vars(rollout.rewards[i * samples]),
+            "advantage": float(rollout.advantages[i * samples]),
+        }
+        for i, c in enumerate(conversations[:count])
+    ]
+
+
+def check_prompts(mllm: Mllm, conversations: Sequence[Conversation], where: str) -> None:
+    """Raise RoboAlignError where these cannot be prompts of RL for this model."""
+    if mllm.vocabulary is None:
+        raise RoboAlignError("the model has no action tokens", where=where, fix="run SFT with action turns first.")
+    if not conversations:
+        raise RoboAlignError("there is no RL prompt", where=where, fix="raise rl_share of the mixture.")
+    untargeted = [c.id for c in conversations if not c.target]
+    if untargeted:
+        raise RoboAlignError(f"{len(untargeted)} prompts have no target (first: {untargeted[0]})", where=where,
+                             fix="use the rl split of a mixture.")  # fmt: skip
+
+
+def _pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows], dtype=dtype)

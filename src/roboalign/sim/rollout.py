@@ -1,0 +1,187 @@
+"""Closed-loop episodes of a policy: several in lockstep in a process, many processes, every result handed on at once.
+
+A policy is a function `act(observations, keys) -> actions [k, H, A]` in raw units. The keys (task, seed, step) let it
+draw its noise per episode, so that a result does not depend on which episodes happen to share a batch.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+
+from roboalign.config import Config
+from roboalign.files import atomic_path
+from roboalign.sim.base import Benchmark, Environment, EnvironmentCrash, Observation
+
+Key = tuple[str, int, int]
+"""(task, seed, step) of one observation."""
+Act = Callable[[list[Observation], list[Key]], np.ndarray]
+
+
+class RolloutConfig(Config):
+    """How a policy is run. Every field belongs beside a reported number."""
+
+    replan_every: int = 8
+    """Actions of a chunk that are executed before the policy looks again."""
+    max_steps: int = 250
+    """Steps after which an unsolved episode ends as a failure."""
+    batch_size: int = 8
+    """Episodes that a process runs in lockstep."""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One finished episode."""
+
+    task: str
+    seed: int
+    success: bool
+    steps: int
+    """Actions executed."""
+    crash: str | None
+    """What broke, where the simulation or its process did. Such an episode is neither a success nor a failure."""
+    seconds: float
+    """Wall time of the episode, shared with the episodes in lockstep with it."""
+
+
+@dataclass
+class _Running:
+    task: str
+    seed: int
+    environment: Environment
+    film: list[np.ndarray] | None
+    steps: int = 0
+    success: bool = False
+    crash: str | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def result(self) -> EpisodeResult:
+        seconds = time.monotonic() - self.began
+        return EpisodeResult(self.task, self.seed, self.success, self.steps, self.crash, seconds)
+
+
+class EnvironmentPool:
+    """Environments that are reused between episodes: to build one costs a hundred episode resets."""
+
+    def __init__(self, benchmark: Benchmark, limit: int = 32) -> None:
+        self.benchmark, self.limit = benchmark, limit
+        self.idle: list[tuple[str, Environment]] = []
+
+    def take(self, task: str) -> Environment:
+        """An idle environment of `task`, or a new one."""
+        for index, (name, environment) in enumerate(self.idle):
+            if name == task:
+                del self.idle[index]
+                return environment
+        return self.benchmark.make(task)
+
+    def give_back(self, task: str, environment: Environment) -> None:
+        """Keep it for a later episode; the one idle longest is closed where there are too many."""
+        self.idle.append((task, environment))
+        if len(self.idle) > self.limit:
+            self.idle.pop(0)[1].close()
+
+    def close(self) -> None:
+        """Close all idle environments."""
+        while self.idle:
+            self.idle.pop()[1].close()
+
+
+def rollout_batch(
+    act: Act,
+    pool: EnvironmentPool,
+    episodes: Sequence[tuple[str, int]],
+    config: RolloutConfig,
+    *,
+    films: dict[tuple[str, int], list[np.ndarray]] | None = None,
+) -> Iterator[EpisodeResult]:
+    """Run (task, seed) episodes in lockstep; yield each result as soon as it is known.
+
+    At a replanning every running environment is observed and `act` called once; then `replan_every` actions are
+    executed without rendering. `films` maps episodes to lists that receive the first camera's image at each replanning
+    and at the end. An EnvironmentCrash ends its own episode; an error of `act` is the caller's and is raised.
+    """
+    running = []
+    for task, seed in episodes:
+        episode = _Running(task, seed, pool.take(task), (films or {}).get((task, seed)))
+        if _guarded(episode, functools.partial(episode.environment.reset, seed)):
+            running.append(episode)
+        else:
+            yield episode.result()
+    while running:
+        seen = [(episode, _observe(episode)) for episode in running]
+        planned = [(episode, observation) for episode, observation in seen if observation is not None]
+        if planned:
+            keys = [(episode.task, episode.seed, episode.steps) for episode, _ in planned]
+            chunks = act([observation for _, observation in planned], keys)
+            _check_chunks(chunks, len(planned), config.replan_every)
+            for (episode, _), chunk in zip(planned, chunks, strict=True):
+                _guarded(episode, functools.partial(_execute, episode, chunk[: config.replan_every], config.max_steps))
+        still = []
+        for episode in running:
+            if episode.success or episode.crash or episode.steps >= config.max_steps:
+                yield _finish(episode, pool)
+            else:
+                still.append(episode)
+        running = still
+
+
+def _observe(episode: _Running) -> Observation | None:
+    seen: list[Observation] = []
+    if not _guarded(episode, lambda: seen.append(episode.environment.observe())):
+        return None
+    if episode.film is not None:
+        episode.film.append(next(iter(seen[0].images.values())))
+    return seen[0]
+
+
+def _execute(episode: _Running, actions: np.ndarray, max_steps: int) -> None:
+    for action in actions[: max_steps - episode.steps]:
+        episode.success = episode.environment.step(action)
+        episode.steps += 1
+        if episode.success:
+            return
+
+
+def _finish(episode: _Running, pool: EnvironmentPool) -> EpisodeResult:
+    result = episode.result()
+    if episode.crash is None:
+        if episode.film is not None:
+            _observe(episode)
+        pool.give_back(episode.task, episode.environment)
+    else:
+        episode.environment.close()
+    return result
+
+
+def _guarded(episode: _Running, work: Callable[[], None]) -> bool:
+    """Run `work`; a crash of the environment is noted in the episode and gives False."""
+    try:
+        work()
+    except EnvironmentCrash as crash:
+        episode.crash = str(crash)
+        return False
+    return True
+
+
+def _check_chunks(chunks: np.ndarray, count: int, replan_every: int) -> None:
+    if chunks.ndim != 3 or len(chunks) != count or chunks.shape[1] < replan_every:
+        raise ValueError(f"act gave {chunks.shape} for {count} observations and replan_every={replan_every}")
+
+
+def write_video(path: str | Path, frames: Collection[np.ndarray], fps: float) -> None:
+    """Write uint8 [H, W, 3] frames (even H and W) as an H.264 mp4, yuv420p, which every browser plays."""
+    frames = list(frames)
+    if not frames:
+        raise ValueError(f"{path}: a video needs at least one frame")
+    height, width = frames[0].shape[:2]
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=round(fps), options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))

@@ -1,0 +1,113 @@
+"""Stages below `eval/`: token metrics of each backbone on held-out frames, and rollouts of each policy."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboalign.data.conversation import read_conversations
+from roboalign.errors import RoboAlignError
+from roboalign.evaluate.tokens import evaluate_mllm, language_priors
+from roboalign.files import append_jsonl, read_jsonl, write_json
+from roboalign.mllm.load import load_mllm
+from roboalign.recipe import ROLLOUT_SEEDS, Recipe, cores, processes
+from roboalign.sim.base import Observation
+from roboalign.sim.metaworld import MetaWorld
+from roboalign.sim.parallel import evaluate_parallel
+from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, Key, rollout_batch, write_video
+from roboalign.stages.data import action_tokens, backbone_folder, mixture_folder, read_demonstrations
+from roboalign.stages.stage import Context, limit_threads
+from roboalign.vla.policy import Policy
+
+VIDEO_FPS = 10.0
+
+
+def tokens(context: Context) -> dict[str, Any]:
+    """Writes answers.jsonl (one record an answer) and metrics.json (with intervals)."""
+    mixture = mixture_folder(context.run_dir)
+    actions = action_tokens(context.run_dir)
+    metrics = evaluate_mllm(
+        load_mllm(backbone_folder(context.run_dir, context.seed, context.arm)),
+        read_conversations(mixture, "heldout"), language_priors(read_conversations(mixture, "train")),
+        actions.fast, actions.stats, actions.mean_chunk, context.recipe.tokens, context.folder / "answers.jsonl",
+        grid=context.recipe.mix.grid, run_seed=context.seed,
+    )  # fmt: skip
+    write_json(context.folder / "metrics.json", metrics)
+    return metrics["cost"]
+
+
+def rollouts(context: Context) -> dict[str, Any]:
+    """Writes episodes.jsonl (one record an episode) and videos/ of the first success and the first failure.
+
+    A stage that was killed runs only the episodes that its file lacks.
+    """
+    recipe = context.recipe
+    path = context.folder / "episodes.jsonl"
+    wanted = evaluation_episodes(recipe)
+    _refuse_leaks(context.run_dir, wanted)
+    policy = context.seed_dir / "head" / context.arm / "policy"
+    act = functools.partial(load_act, policy, max(1, cores() // processes(recipe)))
+    done = {(row["task"], row["seed"]) for row in read_jsonl(path)}
+    evaluate_parallel(
+        act, MetaWorld(recipe.collect.world), [key for key in wanted if key not in done], recipe.rollout,
+        workers=max(1, cores() // processes(recipe)),
+        on_result=lambda result: append_jsonl(path, {**asdict(result), "run_seed": context.seed}),
+    )  # fmt: skip
+    rows = read_jsonl(path)
+    _film(context, act, rows)
+    return {"episodes": len(rows), "successes": sum(row["success"] for row in rows),
+            "crashes": sum(row["crash"] is not None for row in rows), "steps": sum(row["steps"] for row in rows)}
+
+
+def evaluation_episodes(recipe: Recipe) -> list[tuple[str, int]]:
+    """(task, seed) of every evaluation episode: the same for all arms and training seeds."""
+    seeds = range(ROLLOUT_SEEDS, ROLLOUT_SEEDS + recipe.rollout.episodes)
+    return [(task, seed) for task in recipe.collect.downstream_tasks for seed in seeds]
+
+
+def load_act(policy_folder: Path, threads: int) -> Act:
+    """The policy as the simulator's workers call it; its flow noise is keyed by (task, seed, step)."""
+    limit_threads(threads)
+    policy = Policy.load(policy_folder)
+
+    def act(observations: list[Observation], keys: list[Key]) -> np.ndarray:
+        return policy.act_batch(observations, keys)
+
+    return act
+
+
+def _refuse_leaks(run_dir: Path, wanted: Sequence[tuple[str, int]]) -> None:
+    """No evaluation episode may be among the demonstrations, whatever their seeds were set to."""
+    trained = {episode.episode_id for part in ("align", "downstream") for episode in read_demonstrations(run_dir, part)}
+    leaks = sorted(trained & {f"metaworld/{task}/seed-{seed}" for task, seed in wanted})
+    if leaks:
+        raise RoboAlignError(f"evaluation episode {leaks[0]} is among the demonstrations", where="collect",
+                             fix=f"keep demonstration seeds below {ROLLOUT_SEEDS}")  # fmt: skip
+
+
+def _film(context: Context, act: functools.partial[Act], rows: list[dict[str, Any]]) -> None:
+    """Run the first success and the first failure once more, with the frames kept: an episode is a function of its key."""
+    ordered = sorted((row for row in rows if row["crash"] is None), key=lambda row: (row["task"], row["seed"]))
+    chosen = {}
+    for row in ordered:
+        chosen.setdefault("success" if row["success"] else "failure", row)
+    films: dict[tuple[str, int], list[np.ndarray]] = {(row["task"], row["seed"]): [] for row in chosen.values()}
+    if not films:
+        return
+    pool = EnvironmentPool(MetaWorld(context.recipe.collect.world))
+    results: list[EpisodeResult] = []
+    for key in films:  # one at a time: what was measured in lockstep must come out the same alone
+        results += rollout_batch(act(), pool, [key], context.recipe.rollout, films=films)
+    pool.close()
+    again = {(result.task, result.seed): result.success for result in results}
+    index = []
+    for outcome, row in chosen.items():
+        key = (row["task"], row["seed"])
+        path = context.folder / "videos" / f"{outcome}.mp4"
+        write_video(path, films[key], VIDEO_FPS)
+        index.append({"outcome": outcome, "task": row["task"], "seed": row["seed"], "path": path.name,
+                      "same_outcome_again": again[key] == row["success"]})
+    write_json(context.folder / "videos" / "index.json", index)

@@ -1,0 +1,173 @@
+"""Stage `report`: gathers what the stages left and writes one HTML page, summary.json and table.txt."""
+
+import datetime
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roboalign.data.conversation import Conversation, read_conversations
+from roboalign.evaluate.success import format_success, success_table
+from roboalign.evaluate.token_metrics import compare, summarize
+from roboalign.evaluate.tokens import sample_id
+from roboalign.files import read_json, read_jsonl, write_json, write_text
+from roboalign.progress import format_seconds
+from roboalign.recipe import Recipe, cores, dump_recipe
+from roboalign.report.page import write_report
+from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
+from roboalign.report.terminal import format_arms
+from roboalign.stages.data import mixture_folder
+from roboalign.stages.stage import Context
+
+ARMS = {
+    "base": ("Base", "the pretrained MLLM, action tokens added but never trained"),
+    "sft": ("SFT", "the base after SFT on question-answering, reasoning and action samples"),
+    "roboalign": ("RoboAlign", "SFT, then GRPO on the accuracy of the actions after the reasoning"),
+    "extra-sft": ("SFT + extra SFT", "SFT, then as many further SFT updates on the RL subset as GRPO made"),
+    "random": ("Random", "the same architecture with random weights"),
+    "blind": ("Blind", "RoboAlign's backbone and head, shown a gray image"),
+}
+PAIRS = (("sft", "roboalign"), ("extra-sft", "roboalign"), ("base", "sft"), ("base", "roboalign"),
+         ("random", "base"), ("blind", "roboalign"))
+NOTES = [
+    "Everything here is simulated: Meta-World's physics and renderer, no camera noise, no real robot.",
+    "The model has a few million parameters and its own small vocabulary: these numbers say how the recipe behaves at "
+    "this scale, not what Qwen2.5-VL-7B would do.",
+    "The questions are generated from templates in a controlled English; free-form language is not tested.",
+]
+SAMPLES = 6
+
+
+def report(context: Context) -> dict[str, Any]:
+    """Writes index.html, summary.json (arms, success, paired differences) and table.txt."""
+    recipe, run_dir = context.recipe, context.run_dir
+    answers = {arm: _answers(run_dir, recipe, arm) for arm in recipe.arms}
+    episodes = {arm: _episodes(run_dir, recipe, arm) for arm in recipe.arms}
+    pairs = [pair for pair in PAIRS if set(pair) <= set(recipe.arms)]
+    success = success_table(episodes, pairs)
+    summary = RunSummary(
+        name=recipe.name, environment=_environment(run_dir, recipe),
+        arms=[Arm(arm, *ARMS[arm], mllm=summarize(answers[arm]) if answers[arm] else None) for arm in recipe.arms],
+        success=success,
+        mllm_pairs=[{"before": a, "after": b, **compare(answers[a], answers[b])} for a, b in pairs
+                    if answers[a] and answers[b]],
+        curves=_curves(run_dir, recipe), manifest=read_json(mixture_folder(run_dir) / "manifest.json"),
+        samples=_samples(run_dir, answers), videos=_videos(run_dir, recipe), ledger=_ledger(run_dir),
+        recipe=dump_recipe(recipe), notes=NOTES,
+    )  # fmt: skip
+    write_report(summary, context.folder / "index.html")
+    write_json(context.folder / "summary.json", {
+        "environment": summary.environment, "success": success, "pairs": summary.mllm_pairs,
+        "arms": {arm.name: arm.mllm for arm in summary.arms},
+    })
+    write_text(context.folder / "table.txt", format_arms(summary) + "\n" + format_success(success))
+    return {"arms": len(recipe.arms), "bytes": (context.folder / "index.html").stat().st_size}
+
+
+def print_summary(run_dir: Path) -> None:
+    """The table of a finished run and where its page is."""
+    print((run_dir / "report" / "table.txt").read_text())
+    print(f"report: {(run_dir / 'report' / 'index.html').resolve()}")
+
+
+def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
+    """Token records of an arm over all seeds. The blind arm has none of its own: its backbone is RoboAlign's."""
+    return [row for seed in recipe.seeds
+            for row in read_jsonl(run_dir / f"seed-{seed}" / "eval" / "tokens" / arm / "answers.jsonl")]
+
+
+def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
+    return [row for seed in recipe.seeds
+            for row in read_jsonl(run_dir / f"seed-{seed}" / "eval" / "rollouts" / arm / "episodes.jsonl")]
+
+
+def _environment(run_dir: Path, recipe: Recipe) -> dict[str, str]:
+    seconds = sum(row["seconds"] for row in _ledger(run_dir))
+    base = read_json(run_dir / "base" / "stage.json")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "machine": f"{cores()} x {_processor()}" + (f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""),
+        "stage time": f"{format_seconds(seconds)} summed over the stages, some of which ran side by side",
+        "training seeds": ", ".join(map(str, recipe.seeds)),
+        "model": f"{base['parameters'] / 1e6:.2f} million parameters, base: {base['source']}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "metaworld", "mujoco"))
+        + f", Python {platform.python_version()}",
+        "rendering": f"{recipe.collect.world.render}, {recipe.collect.world.image_size} px, "
+        f"camera {', '.join(recipe.collect.world.cameras)}",
+    }
+
+
+def commit() -> str:
+    """The commit of the source that runs, with `+changes` where files differ from it; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        state = subprocess.run(["git", "status", "--porcelain", "--", str(here.parent)], cwd=here, capture_output=True,
+                               text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if state.stdout.strip() else "")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
+        if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _ledger(run_dir: Path) -> list[dict[str, Any]]:
+    """One row a finished stage, by name: what it counted and its seconds."""
+    hidden = {"key", "needs", "settings"}
+    rows = [read_json(path) for path in sorted(run_dir.rglob("stage.json")) if ".outdated-" not in str(path)]
+    return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+
+
+def _curves(run_dir: Path, recipe: Recipe) -> list[Curve]:
+    curves = []
+    if (records := read_jsonl(run_dir / "base" / "pretrain" / "metrics.jsonl")):
+        curves.append(Curve("base", "pretraining", records))
+    for seed in recipe.seeds:
+        folder = run_dir / f"seed-{seed}"
+        for stage in ("sft", "rl", "extra-sft"):
+            if (records := read_jsonl(folder / stage / "metrics.jsonl")):
+                curves.append(Curve(stage, f"seed {seed}", records))
+        for arm in recipe.arms:
+            if (records := read_jsonl(folder / "head" / arm / "metrics.jsonl")):
+                curves.append(Curve("head", f"{arm}, seed {seed}", records))
+    return curves
+
+
+def _samples(run_dir: Path, answers: dict[str, list[dict[str, Any]]]) -> list[Sample]:
+    """The first reasoned action answers that both sides of RL gave, in the order in which they were asked."""
+    asked = {arm: {row["id"]: row for row in reversed(answers.get(arm, []))
+                   if row["probe"] == "action" and row["mode"] == "think"} for arm in ("sft", "roboalign")}
+    chosen = [identity for identity in reversed(asked["sft"]) if identity in asked["roboalign"]][:SAMPLES]
+    heldout: dict[str, Conversation] = {}
+    for conversation in read_conversations(mixture_folder(run_dir), "heldout"):
+        if conversation.turns[0].kind == "action" and conversation.turns[0].mode == "think":
+            heldout[sample_id(conversation)] = conversation
+    samples = []
+    for identity in chosen:
+        conversation = heldout[identity]
+        rows = {arm: asked[arm][identity] for arm in asked}
+        samples.append(Sample(
+            question=conversation.turns[0].question, target=conversation.turns[0].expected,
+            answers={arm: row["text"] for arm, row in rows.items()},
+            scores={arm: row["prefix"] for arm, row in rows.items()},
+            image=conversation.image, caption=f"{conversation.task}, {conversation.episode_id}, frame {conversation.frame}",
+        ))
+    return samples
+
+
+def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:
+    videos = []
+    for arm in recipe.arms:
+        folder = run_dir / f"seed-{recipe.seeds[0]}" / "eval" / "rollouts" / arm / "videos"
+        for row in read_json(folder / "index.json") if (folder / "index.json").exists() else []:
+            videos.append(Video(arm, row["task"], row["seed"], row["outcome"], folder / row["path"]))
+    return videos

@@ -1,0 +1,355 @@
+"""GRPO: log-probabilities with a shared prompt, the loss against hand-written steps, resume after SIGKILL, the logs."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from roboalign.actions.fast import FastTokenizer
+from roboalign.actions.vocabulary import extend_model, extend_tokenizer
+from roboalign.align import rollout as rollout_module
+from roboalign.align.dataset import Conversations, picture
+from roboalign.align.grpo import RlConfig, train_grpo
+from roboalign.align.logprobs import completion_statistics
+from roboalign.align.reward import Reward
+from roboalign.align.rollout import Rollout, batch_of, describe, roll_out
+from roboalign.data.conversation import Conversation, Turn
+from roboalign.errors import RoboAlignError
+from roboalign.files import read_jsonl
+from roboalign.mllm.encode import collate, encode_prompt
+from roboalign.mllm.generate import Generation
+from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.mllm.tiny import TinyConfig, build_tiny
+
+torch.set_num_threads(1)  # a process killed and its successor must add in the same order
+
+CONFIG = {
+    "learning_rate": 1e-3, "prompts_per_rollout": 4, "prompts_per_update": 2, "micro_batch_size": 1, "samples": 3,
+    "updates": 6, "max_new_tokens": 5, "save_every": 1, "kl": 0.1, "logged_samples": 1,
+}  # fmt: skip
+
+
+def chunks() -> np.ndarray:
+    """[8, 4, 2] normalised action chunks."""
+    return np.random.default_rng(0).uniform(-1, 1, (8, 4, 2)).astype(np.float32)
+
+
+def fast() -> FastTokenizer:
+    return FastTokenizer.fit(chunks(), scale=2, vocab_size=40)
+
+
+def prompts(n: int = 6) -> list[Conversation]:
+    rng, tokenizer = np.random.default_rng(1), fast()
+    tasks = ["open the drawer", "push the red cube to the left", "reach"]
+    targets = tokenizer.encode(chunks())
+    result = []
+    for i in range(n):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(buffer, "PNG")
+        question = f"Task: {tasks[i % 3]}. What should the robot do next? Think first, then answer."
+        turn = Turn("action", "action", "think", question, "<answer></answer>", "")
+        result.append(
+            Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=tuple(targets[i]))
+        )
+    return result
+
+
+def tiny() -> Mllm:
+    config = TinyConfig(
+        image_size=16, patch_size=4, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2, heads=2,
+        kv_heads=1, mlp_width=32, vocab_size=420,
+    )  # fmt: skip
+    mllm = build_tiny(config, [c.turns[0].question for c in prompts()])
+    mllm.vocabulary = extend_tokenizer(mllm.tokenizer, fast().vocab_size)
+    extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary)
+    return mllm
+
+
+def reward_of_ids(ids: Sequence[int]) -> float:
+    """A stand-in that spreads: the share of even ids."""
+    return float(np.mean([i % 2 == 0 for i in ids]))
+
+
+@pytest.fixture
+def even_ids_rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained model never meets the format; what is tested here is what is made of rewards."""
+
+    def score(responses: Sequence[Sequence[int]], targets: object, **named: object) -> list[Reward]:
+        return [Reward(reward_of_ids(ids), 0.0, 0.0, 0.0, None, False, 0, "no action block") for ids in responses]
+
+    monkeypatch.setattr(rollout_module, "score_responses", score)
+
+
+# Log-probabilities.
+
+
+def plain_logits(mllm: Mllm, question: str, image: Image.Image, completion: list[int]) -> Tensor:
+    """Logits [C, V] from one unpadded row, by nothing but the model's own forward pass."""
+    inputs = collate(mllm, [encode_prompt(mllm, question, image)])
+    del inputs["labels"]
+    length = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([completion])], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    kinds = torch.zeros_like(inputs["input_ids"])
+    kinds[:, :length] = inputs["mm_token_type_ids"]
+    return mllm.model(**(inputs | {"mm_token_type_ids": kinds})).logits[0, length - 1 : -1]
+
+
+def qwen2_5(mllm: Mllm) -> Mllm:
+    """The other family of the paper, with the tiny model's tokenizer and image processor."""
+    theirs = mllm.model.config
+    text = {
+        "vocab_size": theirs.text_config.vocab_size, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4,
+        "spatial_merge_size": 2, "temporal_patch_size": 1, "fullatt_block_indexes": [1], "window_size": 16,
+    }  # fmt: skip
+    ids = {name: getattr(theirs, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id",
+                                                     "vision_end_token_id")}  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+    model.generation_config.eos_token_id = mllm.model.generation_config.eos_token_id
+    return Mllm(model.eval(), mllm.processor, mllm.vocabulary)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_log_probabilities_and_gradients_are_those_of_plain_rows(family: str) -> None:
+    """Prompts of different length, answers of different length, temperature: shared, repeated and plain agree."""
+    mllm = tiny() if family == "qwen3_vl" else qwen2_5(tiny())
+    assert mllm.model.config.model_type == family
+    asked, temperature = prompts(2), 0.7
+    answers = [[20, 30, 40, 50], [21], [22, 33], [23, 34, 45]]  # two answers to each prompt
+    generation = Generation([answers[:2], answers[2:]], [], [], 0, 0)
+    encoded = [encode_prompt(mllm, c.turns[0].question, picture(c)) for c in asked]
+    rolled = Rollout(encoded, answers, [[0.0] * len(a) for a in answers], [], torch.zeros(4), generation)
+    batch = batch_of(mllm, rolled, 0, 2)
+    head = mllm.model.model.language_model.layers[0].self_attn.k_proj.weight  # its gradient goes through the prompt
+
+    def gradient(loss: Tensor) -> Tensor:
+        mllm.model.zero_grad()
+        loss.backward()
+        return head.grad.clone()
+
+    expected, entropies = [], []
+    for row, answer in enumerate(answers):
+        c = asked[row // 2]
+        logits = plain_logits(mllm, c.turns[0].question, picture(c), answer) / temperature
+        expected.append(logits.log_softmax(-1)[range(len(answer)), answer])
+        entropies.append(torch.distributions.Categorical(logits=logits).entropy())
+    weights = [torch.arange(1.0, len(a) + 1) for a in answers]
+    wanted = gradient(sum((e * w).sum() for e, w in zip(expected, weights)))
+    for share in (True, False):
+        found = completion_statistics(
+            mllm.model, batch.prompts, batch.completions, batch.mask, temperature=temperature, share_prompt=share
+        )
+        for row, answer in enumerate(answers):
+            torch.testing.assert_close(found.logp[row, : len(answer)], expected[row], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(found.entropy[row, : len(answer)], entropies[row], atol=2e-5, rtol=1e-4)
+        loss = sum((found.logp[row, : len(a)] * w).sum() for row, (a, w) in enumerate(zip(answers, weights)))
+        torch.testing.assert_close(gradient(loss), wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_sampler_and_trainer_agree_on_log_probabilities() -> None:
+    mllm, asked = tiny(), prompts(3)
+    rolled = roll_out(mllm, fast(), asked, samples=4, max_new_tokens=12, temperature=0.8, preset="paper", seed=3)
+    batch = batch_of(mllm, rolled, 0, 3)
+    with torch.no_grad():
+        found = completion_statistics(mllm.model, batch.prompts, batch.completions, batch.mask, temperature=0.8)
+    torch.testing.assert_close(found.logp * batch.mask, batch.old_logp, atol=5e-5, rtol=1e-4)
+    assert int(batch.mask.sum()) == rolled.generation.n_decoded_tokens
+
+
+# The loss.
+
+
+def hand_written_update(
+    mllm: Mllm, asked: list[Conversation], rolled: Rollout, start: Mllm, config: RlConfig, rows: range
+) -> Tensor:
+    """GRPO's loss on some rows of a rollout from its definition, token by token, one unpadded row at a time."""
+    losses = []
+    for row in rows:
+        c, answer = asked[row // config.samples], rolled.ids[row]
+        first = row // config.samples * config.samples
+        group = [reward_of_ids(ids) for ids in rolled.ids[first : first + config.samples]]
+        advantage = (reward_of_ids(answer) - np.mean(group)) / (np.std(group, ddof=1) + 1e-6)
+        logp = plain_logits(mllm, c.turns[0].question, picture(c), answer).log_softmax(-1)[range(len(answer)), answer]
+        with torch.no_grad():
+            reference = plain_logits(start, c.turns[0].question, picture(c), answer)
+            reference = reference.log_softmax(-1)[range(len(answer)), answer]
+        for t in range(len(answer)):
+            ratio = torch.exp(logp[t] - rolled.logp[row][t])
+            policy = torch.max(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.3))
+            if advantage < 0:
+                policy = torch.min(policy, torch.tensor(-3.0 * advantage, dtype=torch.float32))
+            d = reference[t] - logp[t]
+            losses.append(policy + config.kl * (torch.exp(d) - d - 1))
+    return torch.stack(losses).mean()  # over all tokens of the update
+
+
+def test_two_updates_on_one_rollout_are_hand_written_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None
+) -> None:
+    """The second update is off policy, with KL and clipping at work; micro-batches of one prompt are accumulated."""
+    config = RlConfig(**{**CONFIG, "updates": 2, "learning_rate": 3e-3})
+    rolled: list[tuple[Rollout, list[Conversation]]] = []
+    inner = rollout_module.roll_out
+
+    def recorded(mllm: Mllm, tokenizer: FastTokenizer, asked: list[Conversation], **named: object) -> Rollout:
+        rolled.append((inner(mllm, tokenizer, asked, **named), list(asked)))
+        return rolled[-1][0]
+
+    monkeypatch.setattr("roboalign.align.grpo.roll_out", recorded)
+    train_grpo(tiny(), fast(), prompts(), config, tmp_path)
+    (rollout, asked), mllm, start = rolled[0], tiny(), tiny()
+    decay = [p for p in mllm.model.parameters() if p.ndim > 1]
+    rest = [p for p in mllm.model.parameters() if p.ndim == 1]
+    groups = [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3)
+    for record, rows in zip(read_jsonl(tmp_path / "metrics.jsonl"), (range(0, 6), range(6, 12)), strict=True):
+        optimizer.zero_grad()
+        loss = hand_written_update(mllm, asked, rollout, start, config, rows)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(mllm.model.parameters(), 1.0)
+        optimizer.step()
+        assert record["loss"] == pytest.approx(float(loss), rel=2e-3, abs=2e-5)
+        assert record["grad_norm"] == pytest.approx(float(norm), rel=2e-3)
+    assert record["kl"] > 1e-3 and record["clipped"] > 0 and record["drift"] > 0.05  # it was off policy
+
+
+def test_reward_rises(tmp_path: Path, even_ids_rewarded: None) -> None:
+    config = RlConfig(
+        learning_rate=1e-2, prompts_per_rollout=4, prompts_per_update=4, micro_batch_size=4, samples=8, updates=25,
+        max_new_tokens=6, kl=0.0,
+    )  # fmt: skip
+    train_grpo(tiny(), fast(), prompts(), config, tmp_path)
+    rewards = [record["reward"] for record in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
+
+
+def test_nothing_is_learnt_from_groups_that_earn_the_same(tmp_path: Path) -> None:
+    """The real reward of an untrained model is 0 for every answer: no signal, no gradient."""
+    config = RlConfig(**{**CONFIG, "updates": 2, "kl": 0.0, "max_grad_norm": 1.0})
+    train_grpo(tiny(), fast(), prompts(), config, tmp_path)
+    for record in read_jsonl(tmp_path / "metrics.jsonl"):
+        assert record["no_signal"] == 1.0 and record["reward"] == 0.0 and record["grad_norm"] == 0.0
+        assert sum(record["faults"].values()) == record["answers"] == 12
+
+
+def test_replay_adds_the_sft_loss(tmp_path: Path) -> None:
+    """With no signal and no KL, the loss is the replayed conversations' alone."""
+    mllm, replayed = tiny(), prompts(4)
+    config = RlConfig(**{**CONFIG, "updates": 2, "kl": 0.0, "replay_weight": 0.5, "replay_batch": 4})
+    data = Conversations(mllm, replayed)
+    losses = [float(mllm.model(**collate(mllm, [data[i]])).loss) for i in range(4)]
+    train_grpo(mllm, fast(), prompts(), config, tmp_path, replay=replayed)
+    record = read_jsonl(tmp_path / "metrics.jsonl")[0]
+    # All four answers are equally long, so that the mean of the micro-batches is the mean of the conversations.
+    assert record["replay_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert record["loss"] == pytest.approx(0.5 * record["replay_loss"], rel=1e-4)
+
+
+# Resume.
+
+
+def timeless(folder: Path, name: str) -> list[dict]:
+    return [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in read_jsonl(folder / name)]
+
+
+def test_killed_run_ends_like_an_unbroken_one(tmp_path: Path, even_ids_rewarded: None) -> None:
+    """SIGKILL in the second update of the second rollout, in a process of its own; then the same call again."""
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    script = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import test_align_grpo as t
+        from roboalign.align.grpo import GrpoTrainer
+        patch = t.pytest.MonkeyPatch()
+        t.even_ids_rewarded.__wrapped__(patch)
+        inner = GrpoTrainer.training_step
+        def step(self, *arguments):
+            if self.state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return inner(self, *arguments)
+        GrpoTrainer.training_step = step
+        t.train_grpo(t.tiny(), t.fast(), t.prompts(), t.RlConfig(**t.CONFIG), {str(broken)!r})
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert [p.name for p in (broken / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    ledgers = [train_grpo(tiny(), fast(), prompts(), RlConfig(**CONFIG), folder) for folder in (broken, unbroken)]
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, unbroken))
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+    assert timeless(broken, "metrics.jsonl") == timeless(unbroken, "metrics.jsonl")
+    assert timeless(broken, "samples.jsonl") == timeless(unbroken, "samples.jsonl")
+    counts = [{k: v for k, v in ledger.items() if not k.startswith("seconds")} for ledger in ledgers]
+    assert counts[0] == counts[1]
+    assert counts[0]["rollouts"] == 3 and counts[0]["answers"] == 36 and counts[0]["unique_prompts"] == 6
+    assert json.loads((broken / "ledger.json").read_text()) == ledgers[0]
+    assert load_mllm(broken / "model").vocabulary is not None
+
+
+# Logs and bad input.
+
+
+def test_describe_counts_by_hand() -> None:
+    asked = prompts(2)
+    wanted = [len(c.target or ()) for c in asked]
+    fault = "text after the action block is not </answer>"
+    rewards = [
+        Reward(1.0, 1.0, 1.0, 1.0, 0.0, True, wanted[0], "ok"),
+        Reward(0.5, 1.0, 0.0, 0.0, None, False, wanted[0] + 2, "ok"),
+        Reward(0.0, 0.0, 0.0, 0.0, None, False, 0, "no action block"),
+        Reward(0.0, 0.0, 0.0, 0.0, 0.4, True, wanted[1] - 1, fault),
+    ]
+    ids = [[1, 2, 3], [1], [1, 2], [1, 2]]
+    generation = Generation([ids[:2], ids[2:]], [], [[True, False], [True, True]], 0, 8)
+    found = describe(Rollout([None, None], ids, [], rewards, torch.zeros(4), generation), asked)  # type: ignore[list-item]
+    assert found["reward"] == 0.375 and found["format"] == 0.5 and found["decoded"] == 0.5 and found["l1"] == 0.2
+    assert found["reward_std_in_group"] == pytest.approx((0.5 / 2**0.5) / 2)
+    assert (found["undecoded"], found["shorter"], found["longer"], found["answers"]) == (1, 1, 1, 4)
+    assert found["no_signal"] == 0.5 and found["finished"] == 0.75
+    assert found["length_mean"] == 2.0 and found["length_max"] == 3
+    assert found["faults"] == {"no action block": 1, fault: 1}
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValidationError, match="prompts_per_rollout 10 is no multiple of prompts_per_update 4"):
+        RlConfig(prompts_per_rollout=10, prompts_per_update=4)
+    with pytest.raises(ValidationError, match="updates 3 is no multiple of 4"):
+        RlConfig(updates=3)
+    with pytest.raises(ValidationError, match="rewards"):
+        RlConfig(rewards="paper")  # type: ignore[call-arg]
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    config, mllm = RlConfig(**CONFIG), tiny()
+    with pytest.raises(RoboAlignError, match="no RL prompt"):
+        train_grpo(mllm, fast(), [], config, tmp_path)
+    targetless = [Conversation(c.id, "", 0, "", c.image, c.turns) for c in prompts(3)]
+    with pytest.raises(RoboAlignError, match=r"3 prompts have no target \(first: rl-0\)"):
+        train_grpo(mllm, fast(), targetless, config, tmp_path)
+    with pytest.raises(RoboAlignError, match="replay_weight"):
+        train_grpo(mllm, fast(), prompts(), config, tmp_path, replay=prompts())
+    with pytest.raises(RoboAlignError, match="2 prompts per update cannot be split into micro-batches of 3"):
+        train_grpo(mllm, fast(), prompts(), RlConfig(**{**CONFIG, "micro_batch_size": 3}), tmp_path)
+    mllm.vocabulary = None
+    with pytest.raises(RoboAlignError, match="no action tokens"):
+        train_grpo(mllm, fast(), prompts(), config, tmp_path)

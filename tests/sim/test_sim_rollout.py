@@ -1,0 +1,212 @@
+"""Rollouts on a small environment whose outcome can be computed by hand, and once on Meta-World."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from roboalign.sim.base import EnvironmentCrash, Observation, Task
+from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig
+from roboalign.sim.parallel import evaluate_parallel
+from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch, write_video
+
+
+class Walk:
+    """Solved when the position reaches 10. Seeds: 13 crashes at reset, 66 at step 3, 77 ends the process."""
+
+    max_steps = 500
+
+    def __init__(self, deaths: str):
+        self.deaths, self.observed, self.closed = deaths, 0, False
+
+    def reset(self, seed):
+        self.seed, self.position, self.steps = seed, float(seed % 5), 0
+        if seed == 13:
+            raise EnvironmentCrash("crash at reset")
+        if seed == 77 or (seed == 78 and not Path(self.deaths).exists()):
+            Path(self.deaths).touch()
+            os._exit(3)
+
+    def observe(self):
+        self.observed += 1
+        image = np.full((16, 16, 3), min(self.position * 20, 255), np.uint8)
+        return Observation({"camera": image}, np.array([self.position], np.float32), "walk")
+
+    def step(self, action):
+        self.steps += 1
+        self.position += float(action[0])
+        if self.seed == 66 and self.steps == 3:
+            raise EnvironmentCrash("crash at step 3")
+        return self.position >= 10
+
+    def close(self):
+        self.closed = True
+
+
+@dataclass(frozen=True)
+class Walks:
+    deaths: str = ""
+    action_dim: int = 1
+    state_dim: int = 1
+    cameras: tuple[str, ...] = ("camera",)
+    fps: float = 10.0
+
+    def tasks(self):
+        return [Task("walk", "walk", {})]
+
+    def make(self, task):
+        return Walk(self.deaths)
+
+
+def one_step(observations, keys):
+    return np.ones((len(observations), 4, 1))
+
+
+def make_one_step():
+    return one_step
+
+
+def make_broken():
+    def act(observations, keys):
+        raise ValueError("the head is on fire")
+
+    return act
+
+
+CONFIG = RolloutConfig(replan_every=4, max_steps=20, batch_size=3)
+
+
+def run(episodes, act=one_step, config=CONFIG, **more):
+    pool = EnvironmentPool(Walks())
+    return {result.seed: result for result in rollout_batch(act, pool, episodes, config, **more)}, pool
+
+
+def test_steps_and_success_by_hand():
+    results, pool = run([("walk", 0), ("walk", 3), ("walk", 4)])
+    assert {seed: (r.success, r.steps, r.crash) for seed, r in results.items()} == {
+        0: (True, 10, None),
+        3: (True, 7, None),
+        4: (True, 6, None),
+    }
+    assert len(pool.idle) == 3, "environments go back for later episodes"
+
+
+def test_the_policy_is_asked_once_per_replanning_with_keys():
+    calls = []
+
+    def act(observations, keys):
+        calls.append((keys, [float(o.state[0]) for o in observations]))
+        return one_step(observations, keys)
+
+    run([("walk", 0), ("walk", 4)], act)
+    assert calls == [
+        ([("walk", 0, 0), ("walk", 4, 0)], [0.0, 4.0]),
+        ([("walk", 0, 4), ("walk", 4, 4)], [4.0, 8.0]),
+        ([("walk", 0, 8)], [8.0]),
+    ]
+
+
+def test_nothing_is_rendered_between_replannings():
+    _, pool = run([("walk", 0)])
+    assert pool.idle[0][1].observed == 3
+
+
+def test_an_unsolved_episode_stops_at_the_limit():
+    results, _ = run([("walk", 0)], lambda observations, keys: np.zeros((len(observations), 4, 1)))
+    assert (results[0].success, results[0].steps, results[0].crash) == (False, 20, None)
+    results, _ = run([("walk", 0)], config=RolloutConfig(replan_every=4, max_steps=6))
+    assert results[0].steps == 6, "the limit may fall inside a chunk"
+
+
+def test_a_crash_ends_its_own_episode_only():
+    results, pool = run([("walk", 13), ("walk", 66), ("walk", 2)])
+    assert results[13].crash == "crash at reset" and results[66].crash == "crash at step 3"
+    assert not results[66].success and results[2].success
+    assert len(pool.idle) == 1, "a crashed environment is not used again"
+
+
+def test_a_policy_that_gives_too_few_actions_is_told():
+    with pytest.raises(ValueError, match="replan_every=4"):
+        run([("walk", 0)], lambda observations, keys: np.ones((1, 3, 1)))
+
+
+def test_the_pool_closes_what_it_does_not_keep():
+    pool = EnvironmentPool(Walks(), limit=1)
+    first, second = pool.take("walk"), pool.take("walk")
+    pool.give_back("walk", first)
+    pool.give_back("walk", second)
+    assert first.closed and not second.closed and pool.take("walk") is second
+
+
+def test_films_show_every_replanning_and_the_end(tmp_path):
+    film: list[np.ndarray] = []
+    run([("walk", 0), ("walk", 1)], films={("walk", 0): film})
+    assert [int(frame[0, 0, 0]) for frame in film] == [0, 80, 160, 200]
+    write_video(tmp_path / "film.mp4", film, fps=10)
+    with av.open(str(tmp_path / "film.mp4")) as video:
+        stream = video.streams.video[0]
+        assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+        shades = [frame.to_ndarray(format="rgb24").mean() for frame in video.decode(stream)]
+    np.testing.assert_allclose(shades, [0, 80, 160, 200], atol=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def evaluate(episodes, tmp_path, make=make_one_step, workers=2):
+    results = []
+    benchmark = Walks(str(tmp_path / "died"))
+    evaluate_parallel(make, benchmark, episodes, CONFIG, workers=workers, on_result=results.append)
+    return results
+
+
+def test_every_episode_comes_back_once_from_two_processes(tmp_path):
+    episodes = [("walk", seed) for seed in [*range(9), 13, 66]]
+    results = evaluate(episodes, tmp_path)
+    assert sorted((r.task, r.seed) for r in results) == sorted(episodes)
+    assert {r.seed for r in results if r.crash} == {13, 66}
+    assert all(r.success and r.steps == 10 - r.seed % 5 for r in results if not r.crash)
+
+
+def test_episodes_of_a_dead_worker_run_again_and_then_count_as_crashes(tmp_path):
+    results = evaluate([("walk", seed) for seed in (0, 1, 77, 2, 3)], tmp_path, workers=1)
+    by_seed = {r.seed: r for r in results}
+    assert len(results) == 5
+    assert "died twice (exit code 3)" in by_seed[77].crash
+    assert all(by_seed[seed].success for seed in (0, 1, 2, 3))
+
+
+def test_a_death_that_does_not_repeat_costs_nothing(tmp_path):
+    results = evaluate([("walk", 78), ("walk", 1)], tmp_path, workers=1)
+    assert sorted((r.seed, r.success, r.crash) for r in results) == [(1, True, None), (78, True, None)]
+
+
+def test_an_error_of_the_policy_stops_with_its_traceback(tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)in act\n.*the head is on fire"):
+        evaluate([("walk", 0)], tmp_path, make=make_broken)
+
+
+def keyed(observations, keys):
+    """Random actions that depend on the key and the state alone."""
+    chunks = []
+    for observation, (_, seed, step) in zip(observations, keys, strict=True):
+        rng = np.random.default_rng([seed, step])
+        chunks.append(rng.uniform(-1, 1, (4, 4)) + observation.state)
+    return np.stack(chunks)
+
+
+def test_metaworld_results_do_not_depend_on_the_batch():
+    pool = EnvironmentPool(MetaWorld(MetaWorldConfig(cameras=())))
+    config = RolloutConfig(replan_every=4, max_steps=24)
+    episodes = [("handle-press-v3", 0), ("reach-v3", 1), ("handle-press-v3", 2)]
+    seen: list[list[tuple]] = [[], []]
+    for record, batches in zip(seen, ([episodes], [[episode] for episode in reversed(episodes)]), strict=True):
+
+        def act(observations, keys, record=record):
+            record += [(key, tuple(observation.state)) for observation, key in zip(observations, keys, strict=True)]
+            return keyed(observations, keys)
+
+        for batch in batches:
+            assert len(list(rollout_batch(act, pool, batch, config))) == len(batch)
+    assert sorted(seen[0]) == sorted(seen[1]) and len(seen[0]) > 6
