@@ -70,8 +70,8 @@ def prompts(n: int = 6) -> list[Conversation]:
 
 def tiny() -> Mllm:
     config = TinyConfig(
-        image_size=16, patch_size=4, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2, heads=2,
-        kv_heads=1, mlp_width=32, vocab_size=420,
+        image_size=16, patch_size=4, merge=2, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2,
+        heads=2, kv_heads=1, mlp_width=32, vocab_size=420,
     )  # fmt: skip
     mllm = build_tiny(config, [c.turns[0].question for c in prompts()])
     mllm.vocabulary = extend_tokenizer(mllm.tokenizer, fast().vocab_size)

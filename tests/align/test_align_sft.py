@@ -64,8 +64,8 @@ def talks(n: int) -> list[Conversation]:
 
 def tiny() -> Mllm:
     config = TinyConfig(
-        image_size=16, patch_size=4, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2, heads=2,
-        kv_heads=1, mlp_width=32, vocab_size=420,
+        image_size=16, patch_size=4, merge=2, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2,
+        heads=2, kv_heads=1, mlp_width=32, vocab_size=420,
     )  # fmt: skip
     return build_tiny(config, [turn.question + turn.answer for talk in talks(20) for turn in talk.turns])
 

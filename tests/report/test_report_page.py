@@ -5,9 +5,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_run import synthetic_run
+from synthetic_run import answers, synthetic_run
 
 from roboalign.errors import RoboAlignError
+from roboalign.evaluate.token_metrics import summarize
 from roboalign.report.caveats import caveats
 from roboalign.report.page import write_report
 from roboalign.report.plots import interval_plot, line_plot
@@ -182,3 +183,13 @@ def test_plots_are_described_themed_and_deterministic():
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
     empty = {"value": None, "low": None, "high": None, "n": 0}
     assert "SFT 50.0% (40.0–60.0)" in interval_plot("Success", [("SFT", estimate), ("RL", empty)], kind="percent")
+
+
+def test_a_model_that_never_acts_is_shown_without_numbers_it_has_not(tmp_path):
+    silent = [{**record, "well_formed": False, "has_action": False, "decoded": False, "l1": None, "prefix": 0.0}
+              for record in answers("sft") if record["probe"] == "action"]  # fmt: skip
+    run = RunSummary(name="silent", arms=[Arm("sft", "SFT", mllm=summarize(silent))])
+    write_report(run, tmp_path / "report.html")
+    text = " ".join(Page((tmp_path / "report.html").read_text()).texts)
+    assert "n = 0" in text
+    assert not re.search(r"\bnan\b|\bNone\b", text)

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from roboalign.data.conversation import Conversation, read_conversations
+from roboalign.data.conversation import read_conversations
 from roboalign.evaluate.success import format_success, success_table
 from roboalign.evaluate.token_metrics import compare, summarize
-from roboalign.evaluate.tokens import sample_id
 from roboalign.files import read_json, read_jsonl, write_json, write_text
 from roboalign.progress import format_seconds
 from roboalign.recipe import Recipe, cores, dump_recipe
 from roboalign.report.page import write_report
+from roboalign.report.samples import side_by_side
 from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
 from roboalign.report.terminal import format_arms
 from roboalign.stages.data import mixture_folder
@@ -38,7 +38,6 @@ NOTES = [
     "this scale, not what Qwen2.5-VL-7B would do.",
     "The questions are generated from templates in a controlled English; free-form language is not tested.",
 ]
-SAMPLES = 6
 
 
 def report(context: Context) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def report(context: Context) -> dict[str, Any]:
         mllm_pairs=[{"before": a, "after": b, **compare(answers[a], answers[b])} for a, b in pairs
                     if answers[a] and answers[b]],
         curves=_curves(run_dir, recipe), manifest=read_json(mixture_folder(run_dir) / "manifest.json"),
-        samples=_samples(run_dir, answers), videos=_videos(run_dir, recipe), ledger=_ledger(run_dir),
+        samples=_samples(run_dir, recipe, answers), videos=_videos(run_dir, recipe), ledger=_ledger(run_dir),
         recipe=dump_recipe(recipe), notes=NOTES,
     )  # fmt: skip
     write_report(summary, context.folder / "index.html")
@@ -142,26 +141,13 @@ def _curves(run_dir: Path, recipe: Recipe) -> list[Curve]:
     return curves
 
 
-def _samples(run_dir: Path, answers: dict[str, list[dict[str, Any]]]) -> list[Sample]:
-    """The first reasoned action answers that both sides of RL gave, in the order in which they were asked."""
-    asked = {arm: {row["id"]: row for row in reversed(answers.get(arm, []))
-                   if row["probe"] == "action" and row["mode"] == "think"} for arm in ("sft", "roboalign")}
-    chosen = [identity for identity in reversed(asked["sft"]) if identity in asked["roboalign"]][:SAMPLES]
-    heldout: dict[str, Conversation] = {}
-    for conversation in read_conversations(mixture_folder(run_dir), "heldout"):
-        if conversation.turns[0].kind == "action" and conversation.turns[0].mode == "think":
-            heldout[sample_id(conversation)] = conversation
-    samples = []
-    for identity in chosen:
-        conversation = heldout[identity]
-        rows = {arm: asked[arm][identity] for arm in asked}
-        samples.append(Sample(
-            question=conversation.turns[0].question, target=conversation.turns[0].expected,
-            answers={arm: row["text"] for arm, row in rows.items()},
-            scores={arm: row["prefix"] for arm, row in rows.items()},
-            image=conversation.image, caption=f"{conversation.task}, {conversation.episode_id}, frame {conversation.frame}",
-        ))
-    return samples
+def _samples(run_dir: Path, recipe: Recipe, answers: dict[str, list[dict[str, Any]]]) -> list[Sample]:
+    """What SFT and RoboAlign said about the same frames, of the first training seed."""
+    if not {"sft", "roboalign"} <= set(recipe.arms):
+        return []
+    first = {arm: [row for row in answers[arm] if row["run_seed"] == recipe.seeds[0]] for arm in ("sft", "roboalign")}
+    heldout = read_conversations(mixture_folder(run_dir), "heldout")
+    return side_by_side(("sft", first["sft"]), ("roboalign", first["roboalign"]), heldout)
 
 
 def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:
@@ -169,5 +155,6 @@ def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:
     for arm in recipe.arms:
         folder = run_dir / f"seed-{recipe.seeds[0]}" / "eval" / "rollouts" / arm / "videos"
         for row in read_json(folder / "index.json") if (folder / "index.json").exists() else []:
-            videos.append(Video(arm, row["task"], row["seed"], row["outcome"], folder / row["path"]))
+            note = "" if row["same_outcome_again"] else "filmed again for this page, it ended the other way"
+            videos.append(Video(arm, row["task"], row["seed"], row["outcome"], folder / row["path"], note))
     return videos
