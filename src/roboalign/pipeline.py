@@ -47,16 +47,22 @@ def stage_keys(table: dict[str, Stage]) -> dict[str, str]:
 def select(table: dict[str, Stage], verb: str) -> list[str]:
     """Names of the stages that `verb` asks for, with all that they need, in order.
 
-    `verb` is `run` (everything), or a part of a stage's name: `sft`, `head`, `eval`, `seed-0`, `roboalign`.
+    `verb` is `run` (everything), or the first part of a stage's name below its seed: `mix`, `sft`, `head`, `eval`.
     Raises RoboAlignError where the recipe has no such stage.
     """
-    wanted = set(table) if verb == "run" else {name for name in table if verb in (name, *name.split("/"))}
+    wanted = set(table) if verb == "run" else {name for name in table if verb == _verb(name)}
     if not wanted:
         raise RoboAlignError(f"this recipe has no stage `{verb}`", fix=f"choose one of: {', '.join(table)}")
     for stage in reversed(list(table.values())):
         if stage.name in wanted:
             wanted |= set(stage.needs)
     return [name for name in table if name in wanted]
+
+
+def _verb(name: str) -> str:
+    """`seed-0/head/roboalign` -> `head`."""
+    parts = name.split("/")
+    return parts[1] if parts[0].startswith("seed-") else parts[0]
 
 
 def run_stages(recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: Say = print) -> None:
@@ -123,8 +129,9 @@ def _run_side_by_side(
                 try:
                     row = future.result()
                 except BrokenProcessPool:
-                    raise RoboAlignError("its process was killed (out of memory?)", where=f"stage {name}",
-                                         fix="run the same command again: it goes on from the last checkpoint") from None
+                    fix = "run the same command again: it goes on from the last checkpoint"
+                    where = f"stage {name}"
+                    raise RoboAlignError("its process was killed (out of memory?)", where=where, fix=fix) from None
                 except BaseException:
                     waiting.clear()
                     raise

@@ -1,4 +1,4 @@
-"""Progress with an estimate: a plain line every few seconds, the same on a terminal, in a log and from parallel stages."""
+"""Progress with an estimate: a plain line every few seconds, on a terminal, in a log and from parallel stages."""
 
 import sys
 import time
@@ -45,7 +45,7 @@ class Progress:
         elapsed = time.monotonic() - self.began
         fresh = self.done - self.start
         left = format_seconds(elapsed / fresh * (self.total - self.done)) if fresh else "?"
-        line = f"[{self.label}] {self.done}/{self.total}  {format_seconds(elapsed)} elapsed, {left} left  {note}".rstrip()
-        sys.stderr.write(f"{line}\n")
+        line = f"[{self.label}] {self.done}/{self.total}  {format_seconds(elapsed)} elapsed, {left} left  {note}"
+        sys.stderr.write(f"{line.rstrip()}\n")
         sys.stderr.flush()
         self.printed = time.monotonic()

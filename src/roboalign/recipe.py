@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from roboalign.align.grpo import RlConfig
 from roboalign.align.sft import SftConfig
+from roboalign.align.vision import VisionConfig
 from roboalign.config import Config
 from roboalign.data.mixture import MixConfig
 from roboalign.errors import RoboAlignError
@@ -85,8 +86,10 @@ class BackboneConfig(Config):
     part of the mixture), or the folder of any Hugging Face image-text-to-text model."""
     tiny: TinyConfig = TinyConfig()
     """Shape of the model that `train` builds."""
+    vision: VisionConfig = VisionConfig()
+    """How `train` pretrains its vision tower, on the bodies' positions."""
     pretrain: SftConfig = SftConfig()
-    """How `train` pretrains."""
+    """How `train` then pretrains the whole model, on the language-only part of the mixture."""
     layer: int = Field(2, ge=1)
     """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
 

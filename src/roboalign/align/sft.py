@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -36,7 +36,9 @@ class SftConfig(TrainConfig):
     """Settings of supervised fine-tuning. The defaults are the paper's."""
 
     learning_rate: float = Field(2e-5, gt=0)
-    """Peak learning rate of AdamW (betas 0.9, 0.999), cosine to 0."""
+    """Peak learning rate of AdamW (betas 0.9, 0.999)."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: down to 0, or as it is."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the updates over which the learning rate rises from 0."""
     epochs: float = Field(1.0, gt=0)
@@ -85,6 +87,9 @@ def train_sft(
     order = sample_order(lengths, config.batch_size, updates, config.seed)
     if config.freeze_vision:
         freeze_vision(mllm.model)
+    if config.bf16 and mllm.device.type == "cpu":
+        # PyTorch's fused attention is several times slower in bfloat16 than in float32 on a CPU.
+        mllm.model.set_attn_implementation("eager")
     trainer = _trainer(mllm, conversations, config, out_dir, order, updates, label)
     totals = trainer.run()
     parameters = list(mllm.model.parameters())
@@ -103,7 +108,7 @@ def _trainer(
 ) -> SftTrainer:  # fmt: skip
     arguments = training_arguments(
         config, out_dir, updates=updates, micro_batch=config.micro_batch_size, accumulation=1,
-        schedule="cosine", warmup_ratio=config.warmup_ratio, save_every=config.save_every,
+        schedule=config.schedule, warmup_ratio=config.warmup_ratio, save_every=config.save_every,
         on_cpu=mllm.device.type == "cpu",
     )  # fmt: skip
     arguments.gradient_accumulation_steps = accumulation_of(

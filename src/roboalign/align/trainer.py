@@ -84,7 +84,7 @@ def training_arguments(
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type=schedule,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
         warmup_steps=int(-(-warmup_ratio * updates // 1)),
         bf16=config.bf16,
         activation_checkpointing=config.gradient_checkpointing,

@@ -74,7 +74,7 @@ class TinyConfig(Config):
     vocab_size: int = Field(default=1000, ge=400)
     """Upper bound of the tokenizer's size, before the action tokens are added."""
     init_std: float = Field(default=0.08, gt=0)
-    """Standard deviation of the initial weights. At Hugging Face's 0.02 a model this small does not learn to see."""
+    """Standard deviation of the initial weights. At Hugging Face's 0.02 a model this small hardly learns to see."""
     query_gain: float = Field(default=2.0, gt=0)
     """Initial weight of the query normalisation. Above 1, attention starts out on few tokens instead of all alike."""
     seed: int = 0

@@ -57,10 +57,19 @@ class Environment(Protocol):
 class Benchmark(Protocol):
     """A set of tasks with one action and one observation space. Picklable: workers build their own environments."""
 
-    action_dim: int
-    state_dim: int
-    cameras: tuple[str, ...]
-    fps: float
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def state_dim(self) -> int: ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+
+    @property
+    def fps(self) -> float:
+        """Policy steps a second."""
+        ...
 
     def tasks(self) -> list[Task]:
         """All tasks, in a fixed order."""

@@ -63,7 +63,8 @@ def extra_sft(context: Context) -> dict[str, Any]:
         conversations += random.Random(context.seed).choices(language, k=updates * config.replay_batch)
     settings = SftConfig(
         learning_rate=config.learning_rate, max_steps=updates, batch_size=batch, micro_batch_size=batch,
-        freeze_vision=config.freeze_vision, weight_decay=config.weight_decay, seed=context.seed,
+        schedule="constant", warmup_ratio=0.0, freeze_vision=config.freeze_vision, weight_decay=config.weight_decay,
+        seed=context.seed,
     )
     mllm = load_mllm(context.seed_dir / "sft" / "model")
     return train_sft(mllm, conversations, settings, context.folder, label=context.name)

@@ -10,11 +10,15 @@ from typing import Any
 
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.sft import train_sft
+from roboalign.align.vision import pretrain_vision
 from roboalign.data.conversation import read_conversations
+from roboalign.data.keypoints import keypoints
+from roboalign.data.mixture import split_episodes
 from roboalign.errors import RoboAlignError
+from roboalign.files import read_json
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import build_tiny
-from roboalign.stages.data import action_tokens, mixture_folder
+from roboalign.stages.data import action_tokens, mixture_folder, read_demonstrations
 from roboalign.stages.stage import Context
 
 LANGUAGE = ("general", "embodied", "reasoning")
@@ -26,10 +30,7 @@ def base(context: Context) -> dict[str, Any]:
     source = recipe.backbone.source
     ledger: dict[str, Any] = {"source": source}
     if source == "train":
-        conversations = read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
-        texts = [text for one in conversations for turn in one.turns for text in (turn.question, turn.answer)]
-        mllm = build_tiny(recipe.backbone.tiny, texts)
-        ledger |= train_sft(mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base")
+        ledger |= _pretrain(context)
         pretrained = context.folder / "pretrain" / "model"
     else:
         pretrained = source_folder(source)
@@ -40,6 +41,25 @@ def base(context: Context) -> dict[str, Any]:
     save_mllm(mllm, context.folder / "model")
     parameters = sum(p.numel() for p in mllm.model.parameters())
     return {**ledger, "parameters": parameters, "fast_tokens": n_fast}
+
+
+def _pretrain(context: Context) -> dict[str, Any]:
+    """A new tiny model: its vision tower on keypoints, then all of it on the language-only part of the mixture."""
+    recipe, conversations = context.recipe, read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
+    if not (context.folder / "vision" / "model").exists():
+        turns = [turn for conversation in conversations for turn in conversation.turns]
+        mllm = build_tiny(recipe.backbone.tiny, [text for turn in turns for text in (turn.question, turn.answer)])
+        training, heldout = split_episodes(read_demonstrations(context.run_dir, "align"), recipe.mix)
+        config, camera = recipe.backbone.vision, recipe.mix.camera
+        # The held-out frames are of the same tasks; their queries have the same numbers where every task is in both.
+        same = {episode.task for episode in training} == {episode.task for episode in heldout}
+        pretrain_vision(mllm, keypoints(training, camera, config.every),
+                        keypoints(heldout, camera, 5) if same else None, camera, config, context.folder / "vision")
+        save_mllm(mllm, context.folder / "vision" / "model")
+    seen = read_json(context.folder / "vision" / "ledger.json")
+    mllm = load_mllm(context.folder / "vision" / "model")
+    ledger = train_sft(mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base")
+    return {**ledger, **{f"vision_{name}": value for name, value in seen.items()}}
 
 
 def pretrained_folder() -> Path:

@@ -37,7 +37,7 @@ def _collect_set(
     writer = LeRobotWriter(
         folder, fps=MetaWorld.fps, robot_type="sawyer", action_names=ACTION_NAMES, state_names=STATE_NAMES,
         privileged_names=list(names), episodes_per_file=10,
-        cameras={name: (config.world.image_size, config.world.image_size) for name in config.world.cameras},
+        cameras=dict.fromkeys(config.world.cameras, (config.world.image_size, config.world.image_size)),
     )
     log = folder / "attempts.jsonl"
     done = {row["episode_id"] for row in read_jsonl(log) if row["episode_id"] in writer.episode_ids}

@@ -28,8 +28,6 @@ def doctor(*, quiet: bool = False) -> int:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise RoboAlignError(f"Python {sys.version.split()[0]} is too old", fix="use Python 3.11 or newer")
     return sys.version.split()[0]
 
 

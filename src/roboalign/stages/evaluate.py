@@ -89,9 +89,9 @@ def _refuse_leaks(run_dir: Path, wanted: Sequence[tuple[str, int]]) -> None:
 
 
 def _film(context: Context, act: functools.partial[Act], rows: list[dict[str, Any]]) -> None:
-    """Run the first success and the first failure once more, with the frames kept: an episode is a function of its key."""
+    """Run the first success and the first failure once more, with the frames kept."""
     ordered = sorted((row for row in rows if row["crash"] is None), key=lambda row: (row["task"], row["seed"]))
-    chosen = {}
+    chosen: dict[str, dict[str, Any]] = {}
     for row in ordered:
         chosen.setdefault("success" if row["success"] else "failure", row)
     films: dict[tuple[str, int], list[np.ndarray]] = {(row["task"], row["seed"]): [] for row in chosen.values()}

@@ -17,13 +17,14 @@ from roboalign.stages.report import report
 from roboalign.stages.stage import Stage
 from roboalign.stages.tokenizer import tokenizer
 
+
 def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of the recipe, each after those it needs."""
     stages = [
         Stage("collect", (), _settings(recipe.collect), collect, exclusive=True),
         Stage("tokenizer", ("collect",), {**_settings(recipe.tokenizer), "split": _settings(recipe.mix)}, tokenizer),
         Stage("mix", ("tokenizer",), _settings(recipe.mix), mix),
-        Stage("base", ("mix",), _backbone_settings(recipe), base),
+        Stage("base", ("mix",), _backbone_settings(recipe), base, exclusive=True),
     ]
     for seed in recipe.seeds:
         stages += _seed_stages(recipe, f"seed-{seed}")
@@ -36,7 +37,8 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
     wanted = {BACKBONE_OF[arm] for arm in recipe.arms}
     stages = []
     if wanted & {"sft", "rl", "extra-sft"}:
-        stages.append(Stage(f"{prefix}/sft", ("base",), _settings(recipe.sft), sft))
+        # With one seed nothing could run beside SFT: it may as well have every core.
+        stages.append(Stage(f"{prefix}/sft", ("base",), _settings(recipe.sft), sft, exclusive=len(recipe.seeds) == 1))
     if "rl" in wanted:
         stages.append(Stage(f"{prefix}/rl", (f"{prefix}/sft",), _settings(recipe.rl), rl))
     if "extra-sft" in wanted:
@@ -65,7 +67,7 @@ def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
     """A folder given from outside counts by its content: other weights are another base."""
     backbone = recipe.backbone
     if backbone.source == "train":
-        return {"tiny": _settings(backbone.tiny), "pretrain": _settings(backbone.pretrain)}
+        return {name: _settings(getattr(backbone, name)) for name in ("tiny", "vision", "pretrain")}
     from roboalign.stages.base import source_folder
 
     return {"weights": hash_tree(Path(source_folder(backbone.source)))}

@@ -43,8 +43,8 @@ NOTES = [
 def report(context: Context) -> dict[str, Any]:
     """Writes index.html, summary.json (arms, success, paired differences) and table.txt."""
     recipe, run_dir = context.recipe, context.run_dir
-    answers = {arm: _answers(run_dir, recipe, arm) for arm in recipe.arms}
-    episodes = {arm: _episodes(run_dir, recipe, arm) for arm in recipe.arms}
+    answers: dict[str, list[dict[str, Any]]] = {arm: _answers(run_dir, recipe, arm) for arm in recipe.arms}
+    episodes: dict[str, list[dict[str, Any]]] = {arm: _episodes(run_dir, recipe, arm) for arm in recipe.arms}
     pairs = [pair for pair in PAIRS if set(pair) <= set(recipe.arms)]
     success = success_table(episodes, pairs)
     summary = RunSummary(
@@ -54,7 +54,7 @@ def report(context: Context) -> dict[str, Any]:
         mllm_pairs=[{"before": a, "after": b, **compare(answers[a], answers[b])} for a, b in pairs
                     if answers[a] and answers[b]],
         curves=_curves(run_dir, recipe), manifest=read_json(mixture_folder(run_dir) / "manifest.json"),
-        samples=_samples(run_dir, recipe, answers), videos=_videos(run_dir, recipe), ledger=_ledger(run_dir),
+        samples=_samples(run_dir, recipe, answers), videos=_videos(run_dir, recipe), ledger=list(_ledger(run_dir)),
         recipe=dump_recipe(recipe), notes=NOTES,
     )  # fmt: skip
     write_report(summary, context.folder / "index.html")
@@ -86,10 +86,11 @@ def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
 def _environment(run_dir: Path, recipe: Recipe) -> dict[str, str]:
     seconds = sum(row["seconds"] for row in _ledger(run_dir))
     base = read_json(run_dir / "base" / "stage.json")
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
-        "machine": f"{cores()} x {_processor()}" + (f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""),
+        "machine": f"{cores()} x {_processor()}" + gpu,
         "stage time": f"{format_seconds(seconds)} summed over the stages, some of which ran side by side",
         "training seeds": ", ".join(map(str, recipe.seeds)),
         "model": f"{base['parameters'] / 1e6:.2f} million parameters, base: {base['source']}",
@@ -104,9 +105,10 @@ def commit() -> str:
     """The commit of the source that runs, with `+changes` where files differ from it; `unknown` outside a checkout."""
     here = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        state = subprocess.run(["git", "status", "--porcelain", "--", str(here.parent)], cwd=here, capture_output=True,
-                               text=True, check=True)
+        head, state = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", str(here.parent)])
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+changes" if state.stdout.strip() else "")

@@ -26,6 +26,7 @@ def tokenizer(context: Context) -> dict[str, Any]:
     tokens = fast.encode(chunks)
     decoded = fast.decode_batch(tokens)
     failures = [one for one in decoded if isinstance(one, DecodeFailure)]
+    again = [one for one in decoded if isinstance(one, np.ndarray)]
     if failures:
         raise RoboAlignError(f"{len(failures)} of {len(chunks)} chunks do not decode ({failures[0].reason})",
                              where="tokenizer", fix="use a finer tokenizer.scale or another tokenizer.path")
@@ -36,7 +37,7 @@ def tokenizer(context: Context) -> dict[str, Any]:
         "chunks": len(chunks), "horizon": config.horizon, "action_dim": int(chunks.shape[-1]), "scale": fast.scale,
         "vocab_size": fast.vocab_size, "tokens_per_chunk": round(float(lengths.mean()), 2),
         "tokens_per_chunk_max": int(lengths.max()),
-        "reconstruction_l1": round(float(np.abs(np.stack(decoded) - chunks).mean()), 4),
+        "reconstruction_l1": round(float(np.abs(np.stack(again) - chunks).mean()), 4),
     }
     write_json(context.folder / "tokenizer.json", {**row, "mean_chunk": chunks.mean(axis=0).tolist()})
     return row

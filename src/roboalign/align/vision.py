@@ -1,0 +1,151 @@
+"""Pretraining of a tiny model's vision tower: the stand-in of the pretrained vision encoder of a real MLLM.
+
+Learning to see from the text loss alone takes a model of a few million parameters far longer than a laptop has: most
+answer tokens are wording, and few depend on the image. Here the tower's tokens are read by a small attention, one
+query a body, whose targets are where that body is in the image and in the world. The reader is thrown away.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
+from torch.utils.data import Dataset
+
+from roboalign.align.dataset import sample_order
+from roboalign.align.trainer import AlignTrainer, Schedule, TrainConfig, training_arguments
+from roboalign.data.keypoints import Keypoints
+from roboalign.files import write_json
+from roboalign.mllm.load import Mllm
+
+PIXEL_BETA, METRE_BETA = 0.05, 0.2  # where the Huber losses turn linear: image widths, and METRES below
+METRES = 0.1  # the unit in which positions are regressed
+PIXEL_WEIGHT = 4.0
+
+
+class VisionConfig(TrainConfig):
+    """Settings of the vision tower's pretraining."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW, cosine to 0."""
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    """Share of the updates over which the learning rate rises from 0."""
+    updates: int = Field(2500, ge=1)
+    """Updates."""
+    batch_size: int = Field(64, ge=1)
+    """Frames per update."""
+    every: int = Field(2, ge=1)
+    """Every n-th frame of the demonstrations is used."""
+
+
+class KeypointReader(nn.Module):
+    """The vision tower of a Qwen-VL model with a reader on its tokens (and on its DeepStack features)."""
+
+    def __init__(self, tower: nn.Module, width: int, n_queries: int, centre: Tensor) -> None:
+        super().__init__()
+        self.tower, self.width = tower, width
+        self.queries = nn.Embedding(n_queries, width)
+        self.keys = nn.Linear(width, width)
+        self.out = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 5))
+        self.register_buffer("centre", centre)  # [3], mean position, metres
+
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels of B images, queries [B, Q] -> places in the image [B, Q, 2] and in the world [B, Q, 3], metres."""
+        seen = self.tower(pixel_values, grid_thw=image_grid_thw)
+        tokens = seen.pooler_output + sum(getattr(seen, "deepstack_features", None) or [])
+        tokens = tokens.reshape(len(queries), -1, self.width)
+        query = self.queries(queries)
+        attention = (query @ self.keys(tokens).transpose(1, 2) / self.width**0.5).softmax(-1)
+        read = self.out(torch.cat([attention @ tokens, query], dim=-1))
+        return read[..., :2], read[..., 2:] * METRES + self.centre
+
+
+class _Frames(Dataset):
+    def __init__(self, points: Keypoints, camera: str) -> None:
+        self.points, self.camera = points, camera
+
+    def __len__(self) -> int:
+        return len(self.points.frames)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        episode, t = self.points.frames[index]
+        points = self.points
+        return {"image": episode.frame(self.camera, t), "queries": points.queries[index], "known": points.known[index],
+                "pixels": points.pixels[index], "positions": points.positions[index]}
+
+
+class VisionTrainer(AlignTrainer):
+    """Huber losses of both places, averaged over the known bodies."""
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self.count(samples=len(inputs["queries"]))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
+        """[] the loss of one batch."""
+        pixels, positions = model(inputs["pixel_values"], inputs["image_grid_thw"], inputs["queries"])
+        known = inputs["known"].unsqueeze(-1).to(pixels.dtype)
+        image = smooth_l1_loss(pixels, inputs["pixels"], reduction="none", beta=PIXEL_BETA)
+        world = smooth_l1_loss(positions / METRES, inputs["positions"] / METRES, reduction="none", beta=METRE_BETA)
+        return (PIXEL_WEIGHT * (image * known).sum() + (world * known).sum()) / known.sum()
+
+
+def pretrain_vision(
+    mllm: Mllm, points: Keypoints, heldout: Keypoints | None, camera: str, config: VisionConfig, out_dir: str | Path
+) -> dict[str, Any]:
+    """Train the vision tower of `mllm` in place on keypoints; everything else of it stays as it is.
+
+    Returns the ledger, with the held-out errors: `pixel_error` (median, image widths) and `metre_error` (median).
+    Resumes and fails as train_sft does.
+    """
+    out_dir = Path(out_dir)
+    count = points.known.sum()
+    centre = torch.from_numpy(points.positions.sum(axis=(0, 1)) / count).float()
+    width = mllm.model.config.get_text_config().hidden_size
+    torch.manual_seed(config.seed)  # the reader's weights
+    reader = KeypointReader(mllm.model.model.visual, width, points.n_queries, centre)
+    arguments = training_arguments(
+        config, out_dir, updates=config.updates, micro_batch=config.batch_size, accumulation=1, schedule="cosine",
+        warmup_ratio=config.warmup_ratio, save_every=config.save_every, on_cpu=mllm.device.type == "cpu",
+    )  # fmt: skip
+    order = sample_order([0] * len(points.frames), config.batch_size, config.updates, config.seed)
+
+    def together(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        return collate_frames(mllm, rows)
+
+    trainer = VisionTrainer(reader, arguments, Schedule(_Frames(points, camera), order), together, label="vision",
+                            out_dir=out_dir, fingerprint={**config.fingerprint(), "frames": len(points.frames)})
+    ledger = {"updates": config.updates, **trainer.run()}
+    mllm.model.eval()
+    if heldout is not None:
+        ledger |= reader_errors(reader.eval(), mllm, heldout, camera)
+    write_json(out_dir / "ledger.json", ledger)
+    return ledger
+
+
+def collate_frames(mllm: Mllm, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pixels by the model's own image processor, and the targets stacked."""
+    pixels = mllm.processor.image_processor(
+        [[row["image"]] for row in rows], return_tensors="pt", input_data_format="channels_last"
+    )
+    stacked = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0] if key != "image"}
+    return {**stacked, "pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}
+
+
+@torch.no_grad()
+def reader_errors(
+    reader: KeypointReader, mllm: Mllm, points: Keypoints, camera: str, *, batch: int = 128
+) -> dict[str, float]:
+    """Median distances to the known bodies: `pixel_error` in image widths, `metre_error`."""
+    frames, pixel_errors, metre_errors = _Frames(points, camera), [], []
+    for start in range(0, len(frames), batch):
+        rows = collate_frames(mllm, [frames[i] for i in range(start, min(start + batch, len(frames)))])
+        pixels, positions = reader(rows["pixel_values"], rows["image_grid_thw"], rows["queries"])
+        pixel_errors.append((pixels - rows["pixels"]).norm(dim=-1)[rows["known"]])
+        metre_errors.append((positions - rows["positions"]).norm(dim=-1)[rows["known"]])
+    errors = {"pixel_error": pixel_errors, "metre_error": metre_errors}
+    return {name: float(torch.cat(values).median()) for name, values in errors.items()}
