@@ -47,6 +47,8 @@ def _run(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, tuple(options.set))
     run_dir = Path(options.out) if options.out else Path("runs") / recipe.name
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RoboAlignError("this is a file, not a folder", where=str(run_dir), fix="pass --out with another folder")
     run_stages(recipe, run_dir, select(stage_table(recipe), options.verb), say=lambda line: print(line, flush=True))
     if options.verb in ("run", "report"):
         print_summary(run_dir)

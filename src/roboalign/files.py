@@ -72,11 +72,14 @@ def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a jsonl file; [] where the file does not exist. A last line cut by a kill is dropped."""
+    """Records of a jsonl file; [] where the file does not exist. A last line cut by a kill is dropped.
+
+    A line counts once its end is written, so that what is read here is what `append_jsonl` keeps.
+    """
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    *lines, _ = path.read_text().split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -84,8 +87,6 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError:
-            if number == len(lines):
-                break
             raise RoboAlignError("not valid JSON", where=f"{path}, line {number}", fix="remove that line") from None
     return records
 

@@ -93,7 +93,11 @@ def run_stages(recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: S
 
 
 def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str) -> dict[str, Any]:
-    """Do one stage in this process and write its `stage.json`; its row of the ledger is returned."""
+    """Do one stage in this process and write its `stage.json`; its row of the ledger is returned.
+
+    `seconds` is the wall time of this process in the stage. What a training loop itself took, killed processes before
+    this one included, is `training_seconds`.
+    """
     stage = stage_table(recipe)[name]
     limit_threads(cores() if stage.exclusive else max(1, cores() // processes(recipe)))
     folder = run_dir / name
@@ -101,7 +105,8 @@ def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str) -> dict[str, A
     write_json(folder / "started.json", {"key": key})
     began = time.monotonic()
     ledger = stage.work(Context(recipe=recipe, run_dir=run_dir, folder=folder, name=name))
-    row = {"stage": name, "key": key, "seconds": round(time.monotonic() - began, 2), **ledger}
+    row = {"stage": name, "key": key, "seconds": round(time.monotonic() - began, 2)}
+    row |= {"training_seconds" if count == "seconds" else count: value for count, value in ledger.items()}
     write_json(folder / "stage.json", {**row, "needs": list(stage.needs), "settings": stage.settings})
     return row
 
@@ -130,7 +135,7 @@ def _run_side_by_side(
                     row = future.result()
                 except BrokenProcessPool:
                     fix = "run the same command again: it goes on from the last checkpoint"
-                    where = f"stage {name}"
+                    where = " or ".join(f"stage {one}" for one in (name, *running.values()))
                     raise RoboAlignError("its process was killed (out of memory?)", where=where, fix=fix) from None
                 except BaseException:
                     waiting.clear()

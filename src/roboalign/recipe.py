@@ -6,6 +6,7 @@ turns a validation failure into one message that names the key and the fix.
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,14 @@ from roboalign.vla.train import HeadTrainConfig
 
 ArmName = Literal["base", "sft", "roboalign", "extra-sft", "random", "blind"]
 ROLLOUT_SEEDS = 1_000_000  # evaluation uses these and above, demonstrations those below: they never meet
+
+
+def _require_distinct(field: str, values: Sequence[Any]) -> None:
+    """A value named twice would be measured once and counted twice."""
+    if not values:
+        raise ValueError(f"{field} is empty")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{field} names something twice: {list(values)}")
 
 
 class DemonstrationsConfig(Config):
@@ -57,11 +66,15 @@ class DemonstrationsConfig(Config):
         unknown = sorted({*self.align_names(), *self.downstream_tasks} - set(TASKS))
         if unknown:
             raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
+        for field, names in (("align_tasks", self.align_names()), ("downstream_tasks", self.downstream_tasks)):
+            _require_distinct(field, names)
         if both := sorted(set(self.align_names()) & set(self.downstream_tasks)):
             raise ValueError(f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one")
         for settings in (self.align, self.downstream):
-            if settings.first_seed + settings.episodes_per_task * settings.attempts > ROLLOUT_SEEDS:
-                raise ValueError(f"demonstrations may use seeds below {ROLLOUT_SEEDS}; those above are for evaluation")
+            after_last = settings.first_seed + settings.episodes_per_task * settings.attempts
+            if settings.first_seed < 0 or after_last > ROLLOUT_SEEDS:
+                raise ValueError(f"demonstrations may use seeds from 0 to below {ROLLOUT_SEEDS}; those above are for "
+                                 "evaluation")
         return self
 
 
@@ -123,6 +136,20 @@ class Recipe(Config):
     head_training: HeadTrainConfig = HeadTrainConfig()
     rollout: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        _require_distinct("seeds", self.seeds)
+        _require_distinct("arms", self.arms)
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds are 0 or more, not {min(self.seeds)}")
+        if self.mix.camera not in self.collect.world.cameras:
+            raise ValueError(f"mix.camera {self.mix.camera!r} is not among collect.world.cameras "
+                             f"{list(self.collect.world.cameras)}")
+        if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
+            raise ValueError(f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
+                             f"{self.backbone.tiny.depth}")
+        return self
+
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read and validate a recipe; `overrides` are `dotted.key=value` with YAML values.
@@ -134,7 +161,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RoboAlignError("no such recipe", where=str(path), fix=f"choose one of {_known_recipes(path)}")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RoboAlignError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
     if not isinstance(values, dict):
         raise RoboAlignError("a recipe is a mapping of keys to values", where=str(path),
@@ -172,13 +199,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise RoboAlignError(f"`{parent}` is a value, not a group of settings", where=f"--set {override}")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RoboAlignError(f"not valid YAML: {' '.join(str(error).split())}", where=f"--set {override}",
+                             fix="put the value in quotes") from None
 
 
 def _explain(error: ValidationError, path: Path) -> RoboAlignError:
     """The first fault of a validation as one message, with the nearest known key for an unknown one."""
     fault = error.errors()[0]
-    key = ".".join(str(part) for part in fault["loc"])
+    # pydantic names the member of a union that it tried, as `tuple[str, ...]`: no key of the recipe.
+    key = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
     more = f" ({error.error_count() - 1} more faults after this one)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
         known = _fields_at(fault["loc"][:-1])
@@ -186,9 +218,11 @@ def _explain(error: ValidationError, path: Path) -> RoboAlignError:
         fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
         return RoboAlignError(f"unknown key `{key}`{more}", where=str(path), fix=fix)
     message = fault["msg"].removeprefix("Value error, ")
+    if not key:  # a fault between two groups of settings, both of which the message names
+        return RoboAlignError(f"{message}{more}", where=str(path), fix="correct one of them in the recipe")
     given = f", got {fault['input']!r}" if not isinstance(fault["input"], dict) else ""
     return RoboAlignError(f"`{key}`: {message}{given}{more}", where=str(path),
-                          fix=f"correct `{key}` in the recipe, or pass --set {key or 'key'}=VALUE")
+                          fix=f"correct `{key}` in the recipe, or pass --set {key}=VALUE")
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

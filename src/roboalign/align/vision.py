@@ -79,7 +79,7 @@ class _Frames(Dataset):
 
 
 class VisionTrainer(AlignTrainer):
-    """Huber losses of both places, averaged over the known bodies."""
+    """Huber losses of both places, averaged over the known bodies; 0 for a batch that shows none."""
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.count(samples=len(inputs["queries"]))
@@ -91,7 +91,7 @@ class VisionTrainer(AlignTrainer):
         known = inputs["known"].unsqueeze(-1).to(pixels.dtype)
         image = smooth_l1_loss(pixels, inputs["pixels"], reduction="none", beta=PIXEL_BETA)
         world = smooth_l1_loss(positions / METRES, inputs["positions"] / METRES, reduction="none", beta=METRE_BETA)
-        return (PIXEL_WEIGHT * (image * known).sum() + (world * known).sum()) / known.sum()
+        return (PIXEL_WEIGHT * (image * known).sum() + (world * known).sum()) / known.sum().clamp(min=1)
 
 
 def pretrain_vision(

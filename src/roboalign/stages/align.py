@@ -7,8 +7,10 @@ from typing import Any
 
 from transformers import AutoModelForImageTextToText, set_seed
 
+from roboalign.align.dataset import sample_order
 from roboalign.align.grpo import train_grpo
 from roboalign.align.sft import SftConfig, train_sft
+from roboalign.align.trainer import TrainConfig
 from roboalign.data.conversation import Conversation, read_conversations
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.stages.base import LANGUAGE
@@ -54,18 +56,16 @@ def extra_sft(context: Context) -> dict[str, Any]:
     prompts = [_direct(conversation) for conversation in read_conversations(mixture, "rl")]
     rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
     updates = config.updates or rollouts * config.updates_per_rollout
-    passes = math.ceil(updates * config.prompts_per_update / len(prompts))
-    conversations = (prompts * passes)[: updates * config.prompts_per_update]
+    order = sample_order([0] * len(prompts), config.prompts_per_update, updates, context.seed)  # as train_grpo draws
+    conversations = [prompts[index] for index in order]
     batch = config.prompts_per_update
     if config.replay_weight:
         batch += config.replay_batch
         language = read_conversations(mixture, "train", kinds=LANGUAGE)
         conversations += random.Random(context.seed).choices(language, k=updates * config.replay_batch)
-    settings = SftConfig(
-        learning_rate=config.learning_rate, max_steps=updates, batch_size=batch, micro_batch_size=batch,
-        schedule="constant", warmup_ratio=0.0, freeze_vision=config.freeze_vision, weight_decay=config.weight_decay,
-        seed=context.seed,
-    )
+    shared = {name: getattr(config, name) for name in TrainConfig.model_fields}
+    settings = SftConfig(**{**shared, "seed": context.seed}, max_steps=updates, batch_size=batch,
+                         micro_batch_size=batch, schedule="constant", warmup_ratio=0.0)
     mllm = load_mllm(context.seed_dir / "sft" / "model")
     return train_sft(mllm, conversations, settings, context.folder, label=context.name)
 

@@ -4,6 +4,7 @@ Three sources: the tiny model that ships with the package, one pretrained here o
 mixture (the stand-in of a pretrained MLLM), or the folder of any Hugging Face image-text-to-text model.
 """
 
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def _pretrain(context: Context) -> dict[str, Any]:
         pretrain_vision(mllm, keypoints(training, camera, config.every),
                         keypoints(heldout, camera, 5) if same else None, camera, config, context.folder / "vision")
         save_mllm(mllm, context.folder / "vision" / "model")
+        shutil.rmtree(context.folder / "vision" / "checkpoints")
     seen = read_json(context.folder / "vision" / "ledger.json")
     mllm = load_mllm(context.folder / "vision" / "model")
     ledger = train_sft(mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base")

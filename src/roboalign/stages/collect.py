@@ -40,10 +40,9 @@ def _collect_set(
         cameras=dict.fromkeys(config.world.cameras, (config.world.image_size, config.world.image_size)),
     )
     log = folder / "attempts.jsonl"
-    done = {row["episode_id"] for row in read_jsonl(log) if row["episode_id"] in writer.episode_ids}
-    existing = writer.episode_ids
+    existing = set(writer.episode_ids)
     try:
-        for outcome in collect_episodes(tasks, config.world, settings, workers=cores(), existing=set(existing)):
+        for outcome in collect_episodes(tasks, config.world, settings, workers=cores(), existing=existing):
             append_jsonl(log, _log_row(outcome))
             if outcome.record is not None:
                 _add(writer, outcome.record)
@@ -51,7 +50,7 @@ def _collect_set(
         raise RoboAlignError("a collecting process was killed (out of memory?)", where=str(folder),
                              fix="run the same command again: it goes on from the last episode") from None
     writer.finalize()
-    return _table(tasks, read_jsonl(log), writer.episode_ids | done)
+    return _table(tasks, read_jsonl(log))
 
 
 def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:
@@ -66,8 +65,10 @@ def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:
 
 def _log_row(outcome: Collected) -> dict[str, Any]:
     record = outcome.record
+    first = outcome.failures[0].seed if outcome.failures else record.seed if record else None
     return {
-        "task": outcome.task, "episode_id": episode_id(record.task, record.seed) if record else None,
+        "task": outcome.task, "first_seed": first,
+        "episode_id": episode_id(record.task, record.seed) if record else None,
         "frames": len(record.actions) if record else 0,
         "unsolved": sum(not failure.crashed for failure in outcome.failures),
         "crashed": sum(failure.crashed for failure in outcome.failures),
@@ -75,13 +76,11 @@ def _log_row(outcome: Collected) -> dict[str, Any]:
     }
 
 
-def _table(tasks: Sequence[str], rows: list[dict[str, Any]], kept: set[str]) -> dict[str, dict[str, int]]:
-    """Per task; an episode that a kill lost before it was on disk was collected again and counts once."""
-    latest = {row["episode_id"] or f"failed-{number}": row for number, row in enumerate(rows)}
+def _table(tasks: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Per task; a wanted episode that was tried again after a kill counts once. Its first seed is its name."""
+    latest = {(row["task"], row["first_seed"]): row for row in rows}
     table = {task: dict.fromkeys(("attempts", "solved", "unsolved", "crashed", "frames"), 0) for task in tasks}
-    for key, row in latest.items():
-        if row["episode_id"] is not None and key not in kept:
-            continue
+    for row in latest.values():
         entry, solved = table[row["task"]], int(row["episode_id"] is not None)
         entry["solved"] += solved
         entry["frames"] += row["frames"]

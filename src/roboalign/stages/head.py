@@ -35,7 +35,7 @@ def _split(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
         by_task.setdefault(episode.task, []).append(episode)
     training, heldout = [], []
     for members in by_task.values():
-        count = max(1, round(HELD_OUT_SHARE * len(members)))
-        training += members[:-count]
-        heldout += members[-count:]
+        last = len(members) - max(1, round(HELD_OUT_SHARE * len(members))) if len(members) > 1 else 1
+        training += members[:last]
+        heldout += members[last:]
     return training, heldout

@@ -54,8 +54,8 @@ def report(context: Context) -> dict[str, Any]:
         mllm_pairs=[{"before": a, "after": b, **compare(answers[a], answers[b])} for a, b in pairs
                     if answers[a] and answers[b]],
         curves=_curves(run_dir, recipe), manifest=read_json(mixture_folder(run_dir) / "manifest.json"),
-        samples=_samples(run_dir, recipe, answers), videos=_videos(run_dir, recipe), ledger=list(_ledger(run_dir)),
-        recipe=dump_recipe(recipe), notes=NOTES,
+        samples=_samples(run_dir, recipe, answers), videos=_videos(run_dir, recipe),
+        ledger=list(_ledger(run_dir, recipe)), recipe=dump_recipe(recipe), notes=NOTES,
     )  # fmt: skip
     write_report(summary, context.folder / "index.html")
     write_json(context.folder / "summary.json", {
@@ -84,7 +84,7 @@ def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
 
 
 def _environment(run_dir: Path, recipe: Recipe) -> dict[str, str]:
-    seconds = sum(row["seconds"] for row in _ledger(run_dir))
+    seconds = sum(row["seconds"] for row in _ledger(run_dir, recipe))
     base = read_json(run_dir / "base" / "stage.json")
     gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
     return {
@@ -121,10 +121,16 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _ledger(run_dir: Path) -> list[dict[str, Any]]:
-    """One row a finished stage, by name: what it counted and its seconds."""
+def _ledger(run_dir: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """One row a finished stage of the recipe, in its order: what it counted and its seconds.
+
+    Stages of arms or seeds that an earlier recipe had are still in the folder, but no part of this run.
+    """
+    from roboalign.stages.plan import plan_stages  # which itself names this module's stage
+
     hidden = {"key", "needs", "settings"}
-    rows = [read_json(path) for path in sorted(run_dir.rglob("stage.json")) if ".outdated-" not in str(path)]
+    files = [run_dir / stage.name / "stage.json" for stage in plan_stages(recipe)]
+    rows = [read_json(path) for path in files if path.exists()]
     return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
 
 

@@ -1,0 +1,149 @@
+"""The backbones that the arms compare: each differs from the others in one thing."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stage_run import context, recipe
+
+from roboalign.align.sft import SftConfig
+from roboalign.align.trainer import TrainConfig
+from roboalign.data.conversation import Conversation, read_conversations
+from roboalign.data.prompts import DIRECT, THINK
+from roboalign.files import read_json
+from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.stages import align
+from roboalign.stages.base import LANGUAGE
+from roboalign.stages.data import BACKBONE_OF, backbone_folder, mixture_folder
+
+
+@pytest.fixture
+def control(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What extra-sft would train on: (the conversations, its settings) for an `rl` of the recipe."""
+
+    def call(seed: int = 0, **rl: Any) -> tuple[list[Conversation], SftConfig]:
+        given: list[Any] = []
+
+        def train(mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, *rest: Any, label: str) -> Any:
+            given.extend((list(conversations), config))
+
+        monkeypatch.setattr(align, "train_sft", train)
+        monkeypatch.setattr(align, "load_mllm", lambda folder: given.append(folder))
+        settings = recipe(rl={**recipe().rl.model_dump(), **rl})
+        align.extra_sft(context(run_dir, f"seed-{seed}/extra-sft", settings))
+        assert given[0] == run_dir / f"seed-{seed}" / "sft" / "model"  # it starts where RL starts
+        return given[1], given[2]
+
+    return call
+
+
+def prompts_of_rl(run_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0, **rl: Any) -> Counter[str]:
+    """How often train_grpo answers each prompt, from the order that it hands to its trainer."""
+    from roboalign.align import grpo
+
+    class Stop(Exception):
+        pass
+
+    def build(*given: Any) -> None:
+        prompts, order, updates = given[2], given[6], given[7]
+        raise Stop([prompts[index].id for index in order], updates)
+
+    settings = recipe(rl={**recipe().rl.model_dump(), **rl})
+    monkeypatch.setattr(grpo, "build_trainer", build)
+    monkeypatch.setattr(grpo, "check_prompts", lambda *arguments: None)
+    monkeypatch.setattr(align, "load_mllm", lambda folder: None)
+    with pytest.raises(Stop) as stopped:
+        align.rl(context(run_dir, f"seed-{seed}/rl", settings))
+    ids, updates = stopped.value.args
+    assert len(ids) == updates * settings.rl.prompts_per_update
+    return Counter(ids)
+
+
+@pytest.mark.parametrize(
+    ("seed", "rl"),
+    [(0, {}), (3, {}), (0, {"updates": 10}), (1, {"updates": None, "epochs": 3.0}),
+     (0, {"updates": 1, "prompts_per_rollout": 3, "prompts_per_update": 3, "micro_batch_size": 3})],
+)  # fmt: skip
+def test_the_control_has_the_updates_and_the_prompts_of_rl(
+    run_dir: Path, control: Any, monkeypatch: pytest.MonkeyPatch, seed: int, rl: dict[str, Any]
+) -> None:
+    conversations, config = control(seed, **rl)
+    asked = prompts_of_rl(run_dir, monkeypatch, seed, **rl)
+    imitated = Counter(one.id for one in conversations if one.turns[0].kind == "action" and one.target is not None)
+    assert imitated == asked
+    settings = recipe(rl={**recipe().rl.model_dump(), **rl}).rl
+    assert config.max_steps * settings.prompts_per_update == sum(asked.values())
+    assert len(conversations) == config.max_steps * config.batch_size  # one pass: each update is full
+    assert config.micro_batch_size == config.batch_size == settings.prompts_per_update + settings.replay_batch
+    assert config.schedule == "constant" and config.warmup_ratio == 0 and config.seed == seed
+    same = {name: getattr(settings, name) for name in TrainConfig.model_fields if name != "seed"}
+    assert {name: getattr(config, name) for name in same} == same
+
+
+def test_the_control_imitates_in_direct_mode_only(run_dir: Path, control: Any) -> None:
+    conversations, _ = control(updates=4)
+    recorded = {one.id: one for one in read_conversations(mixture_folder(run_dir), "rl")}
+    actions = [one for one in conversations if one.id in recorded]
+    assert actions
+    for one in actions:
+        (turn,), original = one.turns, recorded[one.id]
+        assert turn.mode == "direct" and turn.question.endswith(DIRECT) and THINK not in turn.question
+        assert original.turns[0].question.endswith(THINK)  # RL asks the same in think mode
+        assert turn.question.removesuffix(DIRECT) == original.turns[0].question.removesuffix(THINK)
+        assert "<think>" not in turn.answer
+        assert turn.answer == "<answer><ACTION_START>" + "".join(f"<FAST_{i}>" for i in original.target) + \
+            "<ACTION_END></answer>"
+        assert one.image == original.image
+
+
+def test_the_controls_replay_is_language_only_and_can_be_off(control: Any) -> None:
+    conversations, config = control(updates=4)
+    replayed = [one for one in conversations if one.target is None]
+    assert len(replayed) == 4 * 2
+    assert {turn.kind for one in replayed for turn in one.turns} <= set(LANGUAGE)
+    conversations, config = control(updates=4, replay_weight=0.0)
+    assert len(conversations) == 4 * 2 and config.batch_size == 2
+
+
+def test_the_control_trains(run_dir: Path) -> None:
+    row = align.extra_sft(context(run_dir, "seed-0/extra-sft", recipe()))
+    assert row["updates"] == 2 and row["samples"] == 2 * (2 + 2)
+    before, after = (load_file(run_dir / "seed-0" / name / "model/model.safetensors") for name in ("sft", "extra-sft"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_sft_starts_from_the_base_under_the_stages_seed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(align, "train_sft", lambda *arguments, label: given.extend(arguments))
+    align.sft(context(run_dir, "seed-5/sft", recipe()))
+    mllm, conversations, config, folder = given
+    assert mllm.folder == run_dir / "base" / "model" and folder == run_dir / "seed-5" / "sft"
+    assert config == recipe().sft.model_copy(update={"seed": 5})
+    assert {turn.kind for one in conversations for turn in one.turns} == {*LANGUAGE, "action"}
+    assert read_json(run_dir / "seed-0" / "sft" / "stage.json")["updates"] == 2
+
+
+def test_the_random_backbone_is_another_model_of_the_same_shape(run_dir: Path) -> None:
+    row = align.random_backbone(context(run_dir, "seed-0/random", recipe()))
+    align.random_backbone(context(run_dir, "seed-1/random", recipe()))
+    base, fresh = (load_mllm(folder) for folder in (run_dir / "base" / "model", run_dir / "seed-0/random/model"))
+    assert fresh.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+    assert row["parameters"] == sum(p.numel() for p in base.model.parameters())
+    weights = [dict(one.model.named_parameters()) for one in (base, fresh)]
+    assert weights[0].keys() == weights[1].keys()
+    matrices = [name for name, value in weights[0].items() if value.dim() >= 2]
+    assert matrices and not any(torch.equal(weights[0][name], weights[1][name]) for name in matrices)
+    other = dict(load_mllm(run_dir / "seed-1/random/model").model.named_parameters())
+    assert not any(torch.equal(other[name], weights[1][name]) for name in matrices)
+
+
+def test_each_arm_has_its_backbone(tmp_path: Path) -> None:
+    folders = {arm: backbone_folder(tmp_path, 2, arm).relative_to(tmp_path).as_posix() for arm in BACKBONE_OF}
+    assert folders == {
+        "base": "base/model", "sft": "seed-2/sft/model", "roboalign": "seed-2/rl/model", "blind": "seed-2/rl/model",
+        "extra-sft": "seed-2/extra-sft/model", "random": "seed-2/random/model",
+    }  # fmt: skip

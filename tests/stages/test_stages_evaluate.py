@@ -1,0 +1,114 @@
+"""Stages head and eval: what is held out, what may not leak, and what a killed evaluation runs again."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_episodes import make_episode
+from stage_run import context, recipe, write_episodes
+
+from roboalign.errors import RoboAlignError
+from roboalign.files import append_jsonl, read_json, read_jsonl
+from roboalign.recipe import ROLLOUT_SEEDS
+from roboalign.sim.collect import episode_id
+from roboalign.sim.rollout import EpisodeResult
+from roboalign.stages import evaluate
+from roboalign.stages.head import _split
+
+TASKS = ("door-unlock-v3", "hand-insert-v3")
+RECIPE = recipe(collect={"downstream_tasks": TASKS}, rollout={"episodes": 3})
+WANTED = [(task, ROLLOUT_SEEDS + number) for task in TASKS for number in range(3)]
+
+
+def test_evaluation_episodes_are_the_same_for_every_arm_and_seed() -> None:
+    assert evaluate.evaluation_episodes(RECIPE) == WANTED
+
+
+def leak(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """A run in which one demonstration of `part` has `seed`."""
+    for name in ("align", "downstream"):
+        write_episodes(folder / "collect" / name, range(1))
+    data = {part: [make_episode(), make_episode()]}
+    data[part][0].episode_id = episode_id(TASKS[1], seed)
+    read = evaluate.read_demonstrations
+    monkeypatch.setattr(evaluate, "read_demonstrations",
+                        lambda run_dir, which: data.get(which) or read(run_dir, which))
+
+
+@pytest.mark.parametrize("part", ["align", "downstream"])
+def test_a_demonstration_that_is_an_evaluation_episode_stops_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    leak(tmp_path, part, monkeypatch, ROLLOUT_SEEDS + 2)
+    monkeypatch.setattr(evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("it was measured"))
+    with pytest.raises(RoboAlignError, match="hand-insert-v3/seed-1000002 is among the demonstrations"):
+        evaluate.rollouts(context(tmp_path, "seed-0/eval/rollouts/sft", RECIPE))
+    assert not (tmp_path / "seed-0/eval/rollouts/sft/episodes.jsonl").exists()
+
+
+@pytest.mark.parametrize("seed", [0, ROLLOUT_SEEDS - 1, ROLLOUT_SEEDS + 3])
+def test_other_seeds_are_no_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    leak(tmp_path, "align", monkeypatch, seed)
+    evaluate._refuse_leaks(tmp_path, WANTED)
+
+
+def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def measure(act: Any, benchmark: Any, episodes: Sequence[tuple[str, int]], config: Any, *, workers: int,
+                on_result: Callable[[EpisodeResult], None]) -> None:  # fmt: skip
+        for task, seed in episodes:
+            ran.append((task, seed))
+            crash = "the simulation broke" if seed == ROLLOUT_SEEDS else None
+            on_result(EpisodeResult(task, seed, seed % 2 == 1, 7, crash, 0.5))
+            if len(ran) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate_parallel", measure)
+    monkeypatch.setattr(evaluate, "_film", lambda *arguments: None)
+    there = context(run_dir, "seed-4/eval/rollouts/sft", RECIPE)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.rollouts(there)
+    with (there.folder / "episodes.jsonl").open("a") as file:
+        file.write('{"task": "door-unlock-v3", "se')  # cut by the kill
+    row = evaluate.rollouts(there)
+    assert ran == WANTED
+    assert row == {"episodes": 6, "successes": 2, "crashes": 2, "steps": 42}
+    rows = read_jsonl(there.folder / "episodes.jsonl")
+    assert [(one["task"], one["seed"]) for one in rows] == WANTED and {one["run_seed"] for one in rows} == {4}
+    assert evaluate.rollouts(there) == row and ran == WANTED
+
+
+def test_films_are_of_the_first_success_and_the_first_failure(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = context(run_dir, "seed-6/eval/rollouts/sft", RECIPE)
+    outcomes = [("hand-insert-v3", 2, True, None), ("door-unlock-v3", 1, False, None), ("door-unlock-v3", 0, True, "x"),
+                ("door-unlock-v3", 3, True, None), ("hand-insert-v3", 0, False, None)]  # fmt: skip
+    for task, seed, success, crash in outcomes:
+        append_jsonl(there.folder / "episodes.jsonl", {"task": task, "seed": seed, "success": success, "crash": crash})
+    filmed: list[tuple[str, int]] = []
+
+    class Pool:
+        def __init__(self, benchmark: Any) -> None: ...
+        def close(self) -> None: ...
+
+    def again(act: Any, pool: Any, keys: Any, config: Any, films: Any) -> list[EpisodeResult]:
+        filmed.extend(keys)
+        return [EpisodeResult(*keys[0], success=True, steps=1, crash=None, seconds=0.0)]
+
+    monkeypatch.setattr(evaluate, "EnvironmentPool", Pool)
+    monkeypatch.setattr(evaluate, "rollout_batch", again)
+    monkeypatch.setattr(evaluate, "write_video", lambda path, film, fps: None)
+    evaluate._film(there, lambda: None, read_jsonl(there.folder / "episodes.jsonl"))  # type: ignore[arg-type]
+    assert filmed == [("door-unlock-v3", 1), ("door-unlock-v3", 3)]
+    index = read_json(there.folder / "videos" / "index.json")
+    assert {row["outcome"]: row["same_outcome_again"] for row in index} == {"failure": False, "success": True}
+
+
+@pytest.mark.parametrize(("count", "training"), [(1, 1), (2, 1), (5, 4), (14, 13), (20, 18), (40, 36)])
+def test_the_heads_held_out_episodes(count: int, training: int) -> None:
+    episodes = [make_episode(task, seed, steps=2) for seed in range(count) for task in ("puck-push", "drawer-open")]
+    train, heldout = _split(episodes)
+    assert len(train) == 2 * training and len(train) + len(heldout) == 2 * count
+    assert not {e.episode_id for e in train} & {e.episode_id for e in heldout}
+    assert {e.task for e in train} == {"puck-push", "drawer-open"}

@@ -1,0 +1,109 @@
+"""Atomic writes, jsonl files that a kill cut short, hashes."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roboalign.errors import RoboAlignError
+from roboalign.files import (
+    append_jsonl,
+    atomic_path,
+    hash_file,
+    hash_tree,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_text,
+)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "value.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(RuntimeError, match="full disk"), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        assert temporary.parent == target.parent  # a rename within one folder is atomic
+        raise RuntimeError("full disk")
+    assert read_json(target) == {"a": 1}
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_folder_replaces_a_folder_or_leaves_it_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for name in ("old", "new"):
+        with atomic_path(target) as folder:
+            folder.mkdir()
+            (folder / name).write_text(name)
+    assert [path.name for path in target.iterdir()] == ["new"]
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as folder:
+        folder.mkdir()
+        (folder / "third").write_text("")
+        raise KeyboardInterrupt
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_json_is_refused_and_nothing_is_written(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": value})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_jsonl(tmp_path / "a.jsonl", {"loss": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_names_the_file_and_the_fix(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(RoboAlignError, match="does not exist") as missing:
+        read_json(path, fix="roboalign mix")
+    assert missing.value.where == str(path) and missing.value.fix == "roboalign mix"
+    path.write_text('{"a": ')
+    with pytest.raises(RoboAlignError, match="not valid JSON") as broken:
+        read_json(path)
+    assert str(path) in str(broken.value)
+
+
+@given(cut=st.integers(0, 200))
+def test_wherever_a_kill_cuts_a_jsonl_file_reading_and_appending_agree(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "rows.jsonl"
+    records = [{"step": step, "text": "ä\u2028\n" * step} for step in range(4)]
+    for record in records:
+        append_jsonl(path, record)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: min(cut, len(whole))])
+    kept = read_jsonl(path)
+    assert kept == records[: len(kept)]
+    assert len(kept) == path.read_bytes().count(b"\n")
+    append_jsonl(path, {"step": 9})
+    assert read_jsonl(path) == [*kept, {"step": 9}]
+    assert all(json.loads(line) for line in path.read_text().split("\n")[:-1])
+
+
+def test_a_broken_line_that_is_not_the_last_is_an_error_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_text(path, '{"a": 1}\n\n{"a": \n{"a": 3}\n')
+    with pytest.raises(RoboAlignError, match="not valid JSON") as error:
+        read_jsonl(path)
+    assert error.value.where == f"{path}, line 3"
+    assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_hashes(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000  # more than one block
+    (tmp_path / "a.bin").write_bytes(content)
+    assert hash_file(tmp_path / "a.bin") == hashlib.sha256(content).hexdigest()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.txt").write_text("b")
+    before = hash_tree(tmp_path)
+    assert hash_tree(tmp_path, keep=lambda path: path.suffix != ".txt") != before
+    (tmp_path / "sub" / "b.txt").rename(tmp_path / "sub" / "c.txt")
+    assert hash_tree(tmp_path) != before
+    (tmp_path / "sub" / "c.txt").rename(tmp_path / "sub" / "b.txt")
+    assert hash_tree(tmp_path) == before

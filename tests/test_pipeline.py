@@ -1,0 +1,322 @@
+"""The pipeline on stub stages: what is skipped, moved aside, resumed, run side by side; the keys of the real plan."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roboalign import pipeline
+from roboalign.errors import RoboAlignError
+from roboalign.files import read_json
+from roboalign.pipeline import run_stages, select, stage_keys, stage_table
+from roboalign.recipe import Recipe, load_recipe
+from roboalign.stages.stage import Context, Stage
+
+Work = Callable[[Context], dict[str, Any]]
+
+
+class Stubs:
+    """Stages that record when they ran. `needs`: name -> names; `settings`, `work` and `exclusive` by name."""
+
+    def __init__(self, needs: dict[str, tuple[str, ...]]) -> None:
+        self.needs = needs
+        self.settings: dict[str, dict[str, Any]] = {}
+        self.work: dict[str, Work] = {}
+        self.exclusive: set[str] = set()
+        self.ran: list[str] = []
+        self.events: list[tuple[str, str]] = []
+        self.said: list[str] = []
+        self.threads: list[int] = []
+
+    def plan(self, recipe: Recipe) -> list[Stage]:
+        return [Stage(name, needs, self.settings.get(name, {}), self._work, name in self.exclusive)
+                for name, needs in self.needs.items()]  # fmt: skip
+
+    def _work(self, context: Context) -> dict[str, Any]:
+        self.ran.append(context.name)
+        self.events.append(("start", context.name))
+        row = self.work.get(context.name, lambda context: {"samples": 3})(context)
+        self.events.append(("end", context.name))
+        return row
+
+    def run(self, folder: Path, *names: str, parallel: int = 1) -> list[str]:
+        """Run the named stages, or all; what actually ran."""
+        self.ran, self.events, self.said = [], [], []
+        recipe = Recipe(name="stub", parallel=parallel)
+        run_stages(recipe, folder, names or self.needs, say=self.said.append)
+        return self.ran
+
+
+@pytest.fixture
+def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
+    """collect <- sft <- (rl, head) <- report."""
+    stubs = Stubs({"collect": (), "sft": ("collect",), "rl": ("sft",), "head": ("sft",), "report": ("rl", "head")})
+    monkeypatch.setattr(pipeline, "plan_stages", stubs.plan)
+    monkeypatch.setattr(pipeline, "limit_threads", stubs.threads.append)
+    return stubs
+
+
+class Threads(ThreadPoolExecutor):
+    """Stands in for the process pool, so that the stubs share memory with the test."""
+
+    def __init__(self, workers: int, mp_context: Any) -> None:
+        super().__init__(workers)
+
+
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", Threads)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes that have the stubs: forked, because a spawned one would plan the real stages."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(pipeline.multiprocessing, "get_context", lambda method: fork)
+
+
+def test_what_is_done_is_not_done_again(stubs: Stubs, tmp_path: Path) -> None:
+    assert stubs.run(tmp_path) == list(stubs.needs)
+    row = read_json(tmp_path / "sft" / "stage.json")
+    assert row["stage"] == "sft" and row["samples"] == 3 and row["needs"] == ["collect"] and row["seconds"] >= 0
+    assert load_recipe(tmp_path / "recipe.yaml") == Recipe(name="stub", parallel=1)
+    assert stubs.run(tmp_path) == []
+    assert [line for line in stubs.said if "done before" in line] == [f"{n}: done before, nothing to do" for n in
+                                                                     stubs.needs]  # fmt: skip
+
+
+def test_seconds_are_the_stages_and_not_its_training_loops(stubs: Stubs, tmp_path: Path) -> None:
+    def work(context: Context) -> dict[str, Any]:
+        time.sleep(0.1)
+        return {"seconds": 77.0, "updates": 5}
+
+    stubs.work["sft"] = work
+    stubs.run(tmp_path)
+    row = read_json(tmp_path / "sft" / "stage.json")
+    assert 0.1 <= row["seconds"] < 70 and row["training_seconds"] == 77.0 and row["updates"] == 5
+    assert "training_seconds" not in read_json(tmp_path / "rl" / "stage.json")
+
+
+def test_a_changed_setting_moves_aside_what_depends_on_it_and_nothing_else(stubs: Stubs, tmp_path: Path) -> None:
+    stubs.work["rl"] = lambda context: {"file": (context.folder / "weights").write_text(f"{len(stubs.settings)}")}
+    stubs.run(tmp_path)
+    key = read_json(tmp_path / "rl" / "stage.json")["key"]
+    stubs.settings["rl"] = {"learning_rate": 1.0}
+    assert stubs.run(tmp_path) == ["rl", "report"]
+    assert (tmp_path / "rl" / "weights").read_text() == "1"
+    aside = tmp_path / f"rl.outdated-{key[:8]}-1"
+    assert (aside / "weights").read_text() == "0" and read_json(aside / "stage.json")["key"] == key
+    assert any("settings or inputs changed" in line and str(aside) in line for line in stubs.said)
+    # Back to the first settings: the old result is kept, not taken up again, and nothing is overwritten.
+    stubs.settings.clear()
+    assert stubs.run(tmp_path) == ["rl", "report"]
+    stubs.settings["rl"] = {"learning_rate": 1.0}
+    assert stubs.run(tmp_path) == ["rl", "report"]
+    assert sum(path.name.startswith("rl.outdated-") for path in tmp_path.iterdir()) == 3
+
+
+def test_a_changed_first_stage_runs_everything_again(stubs: Stubs, tmp_path: Path) -> None:
+    stubs.run(tmp_path)
+    stubs.settings["collect"] = {"noise": 0.2}
+    assert stubs.run(tmp_path, "collect", "sft") == ["collect", "sft"]
+    assert stubs.run(tmp_path) == ["rl", "head", "report"]  # done, but of other inputs
+
+
+def test_a_killed_stage_goes_on_in_its_folder(stubs: Stubs, tmp_path: Path) -> None:
+    def killed(context: Context) -> dict[str, Any]:
+        (context.folder / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+
+    stubs.work["sft"] = killed
+    with pytest.raises(KeyboardInterrupt):
+        stubs.run(tmp_path)
+    assert (tmp_path / "sft" / "started.json").exists() and not (tmp_path / "sft" / "stage.json").exists()
+    stubs.work["sft"] = lambda context: {"found": (context.folder / "checkpoint").read_text()}
+    assert stubs.run(tmp_path) == ["sft", "rl", "head", "report"]
+    assert read_json(tmp_path / "sft" / "stage.json")["found"] == "half"
+
+
+def test_a_killed_stage_of_other_settings_is_moved_aside(stubs: Stubs, tmp_path: Path) -> None:
+    stubs.work["sft"] = lambda context: {}[context.name]
+    with pytest.raises(KeyError):
+        stubs.run(tmp_path)
+    (tmp_path / "sft" / "checkpoint").write_text("half")
+    stubs.work.clear()
+    stubs.settings["sft"] = {"max_steps": 5}
+    assert stubs.run(tmp_path, "sft") == ["sft"]
+    assert not (tmp_path / "sft" / "checkpoint").exists()
+    assert [p.read_text() for p in tmp_path.glob("sft.outdated-*/checkpoint")] == ["half"]
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_failure_surfaces_and_what_is_done_stays_done(
+    stubs: Stubs, side_by_side: None, tmp_path: Path, parallel: int
+) -> None:
+    def broken(context: Context) -> dict[str, Any]:
+        raise RoboAlignError("the loss is nan", where="rl, update 3", fix="lower rl.learning_rate")
+
+    def slow(context: Context) -> dict[str, Any]:
+        time.sleep(0.1)
+        return {}
+
+    stubs.work |= {"rl": broken, "head": slow}
+    with pytest.raises(RoboAlignError, match="the loss is nan"):
+        stubs.run(tmp_path, parallel=parallel)
+    done = {name for name in stubs.needs if (tmp_path / name / "stage.json").exists()}
+    assert done == ({"collect", "sft"} if parallel == 1 else {"collect", "sft", "head"})
+    assert "report" not in stubs.ran
+    stubs.work.clear()
+    assert set(stubs.run(tmp_path, parallel=parallel)) == set(stubs.needs) - done
+
+
+def test_independent_stages_run_at_the_same_time(stubs: Stubs, side_by_side: None, tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=20)  # breaks where one waits for the other's end
+    stubs.work |= dict.fromkeys(("rl", "head"), lambda context: {"place": both.wait()})
+    ran = stubs.run(tmp_path, parallel=2)
+    assert ran[:2] == ["collect", "sft"] and set(ran[2:4]) == {"rl", "head"} and ran[4] == "report"
+    assert sorted(line.split(":")[0] for line in stubs.said if "started at" in line) == sorted(
+        f"[{number}/5] {name}" for number, name in enumerate(("collect", "sft", "rl", "head", "report"), start=1)
+    )
+
+
+def test_no_more_stages_at_once_than_processes_and_an_exclusive_one_alone(
+    stubs: Stubs, side_by_side: None, tmp_path: Path
+) -> None:
+    stubs.needs = {**{f"early-{n}": () for n in range(3)}, "alone": (), **{f"late-{n}": () for n in range(3)}}
+    stubs.exclusive = {"alone"}
+    running, most, lock = set[str](), list[set[str]](), threading.Lock()
+
+    def work(context: Context) -> dict[str, Any]:
+        with lock:
+            running.add(context.name)
+            most.append(set(running))
+        time.sleep(0.05)
+        with lock:
+            running.remove(context.name)
+        return {}
+
+    stubs.work = dict.fromkeys(stubs.needs, work)
+    assert set(stubs.run(tmp_path, parallel=2)) == set(stubs.needs)
+    assert max(map(len, most)) == 2
+    assert {"alone"} in most and not any("alone" in names for names in most if len(names) > 1)
+
+
+def test_threads_are_shared_out(stubs: Stubs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pipeline, "cores", lambda: 8)
+    monkeypatch.setattr(pipeline, "processes", lambda recipe: 3)
+    stubs.exclusive = {"collect"}
+    for name in ("collect", "sft"):
+        pipeline.run_stage(Recipe(name="stub"), tmp_path, name, "key")
+    assert stubs.threads == [8, 2]
+
+
+def test_an_error_of_another_process_arrives_whole(stubs: Stubs, forked: None, tmp_path: Path) -> None:
+    def broken(context: Context) -> dict[str, Any]:
+        raise RoboAlignError("its file is cut", where="a.parquet", fix="roboalign mix")
+
+    stubs.work["sft"] = broken
+    with pytest.raises(RoboAlignError) as error:
+        stubs.run(tmp_path, "collect", "sft", parallel=2)
+    assert str(error.value) == "a.parquet: its file is cut Fix: roboalign mix"
+    assert (error.value.where, error.value.fix) == ("a.parquet", "roboalign mix")
+    assert (tmp_path / "collect" / "stage.json").exists()
+
+
+def test_a_process_that_dies_is_named_and_the_next_run_goes_on(stubs: Stubs, forked: None, tmp_path: Path) -> None:
+    def killed(context: Context) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    stubs.work["sft"] = killed
+    with pytest.raises(RoboAlignError, match="stage sft: its process was killed") as error:
+        stubs.run(tmp_path, "collect", "sft", parallel=2)
+    assert "run the same command again" in error.value.fix
+    stubs.work.clear()
+    assert stubs.run(tmp_path, "collect", "sft") == ["sft"]
+
+
+def test_select(stubs: Stubs) -> None:
+    stubs.needs = {"mix": (), "base": ("mix",), "tokenizer": (),
+                   "seed-0/sft": ("base",), "seed-1/sft": ("base",),
+                   "seed-0/eval/tokens/sft": ("seed-0/sft",), "seed-0/head/sft": ("seed-0/sft",),
+                   "seed-0/eval/rollouts/sft": ("seed-0/head/sft",)}  # fmt: skip
+    table = stage_table(Recipe(name="x"))
+    assert select(table, "run") == list(stubs.needs)
+    assert select(table, "mix") == ["mix"]
+    assert select(table, "sft") == ["mix", "base", "seed-0/sft", "seed-1/sft"]
+    assert select(table, "head") == ["mix", "base", "seed-0/sft", "seed-0/head/sft"]
+    assert set(select(table, "eval")) == set(stubs.needs) - {"tokenizer", "seed-1/sft"}
+    with pytest.raises(RoboAlignError, match="no stage `rl`"):
+        select(table, "rl")
+
+
+def test_a_plan_out_of_order_is_refused(stubs: Stubs) -> None:
+    stubs.needs = {"sft": ("mix",), "mix": ()}
+    with pytest.raises(AssertionError, match="which come later"):
+        stage_table(Recipe(name="x"))
+
+
+# The real plan.
+
+
+def keys_of(**changes: Any) -> dict[str, str]:
+    values = {"name": "x", "backbone": {"source": "train"}, **changes}
+    return stage_keys(stage_table(Recipe.model_validate(values)))
+
+
+def changed(**changes: Any) -> set[str]:
+    """Stages (without their seed and arm) whose key differs from the default recipe's."""
+    before, after = keys_of(), keys_of(**changes)
+    assert before.keys() == after.keys()
+    short = (name.removeprefix("seed-0/") for name in before if before[name] != after[name])
+    return {name.rsplit("/", 1)[0] if name.count("/") else name for name in short}
+
+
+def test_a_setting_changes_the_stages_below_it_and_no_others() -> None:
+    after_rl = {"rl", "extra-sft", "eval/tokens", "head", "eval/rollouts", "report"}
+    assert changed(rl={"samples": 7}) == after_rl
+    assert changed(sft={"max_steps": 7}) == {"sft", *after_rl}
+    assert changed(head={"width": 64}) == {"head", "eval/rollouts", "report"}
+    assert changed(rollout={"episodes": 3}) == {"eval/rollouts", "report"}
+    assert changed(tokens={"max_actions": 30}) == {"eval/tokens", "report"}
+    assert changed(backbone={"source": "train", "pretrain": {"max_steps": 9}}) == {
+        "base", "random", "sft", *after_rl}  # fmt: skip
+    everything = changed(collect={"align": {"noise": 0.3}})
+    assert everything == {"collect", "tokenizer", "mix", "base", "random", "sft", *after_rl}
+
+
+def test_rl_settings_leave_other_arms_alone() -> None:
+    before, after = keys_of(), keys_of(rl={"samples": 7})
+    same = {name for name in before if before[name] == after[name]}
+    assert {"seed-0/head/sft", "seed-0/eval/rollouts/base", "seed-0/eval/tokens/random"} <= same
+    assert not {"seed-0/head/roboalign", "seed-0/head/blind", "seed-0/eval/rollouts/extra-sft"} & same
+
+
+def test_how_often_something_is_written_and_how_many_processes_run_change_nothing() -> None:
+    assert changed(sft={"log_every": 1, "save_every": 3, "threads": 1}, rl={"save_every": 2}, parallel=5) == set()
+
+
+def test_a_folder_from_outside_counts_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    one = keys_of(backbone={"source": str(tmp_path)})
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    two = keys_of(backbone={"source": str(tmp_path)})
+    assert one["mix"] == two["mix"] and one["base"] != two["base"]
+
+
+def test_arms_decide_which_backbones_are_made() -> None:
+    def names(*arms: str) -> set[str]:
+        return set(keys_of(arms=arms, seeds=(3,)))
+
+    shared = {"collect", "tokenizer", "mix", "base", "report"}
+    assert names("base") == shared | {f"seed-3/{s}/base" for s in ("eval/tokens", "eval/rollouts", "head")}
+    blind = names("blind")  # RoboAlign's backbone, no token metrics of its own
+    assert {"seed-3/sft", "seed-3/rl", "seed-3/head/blind", "seed-3/eval/rollouts/blind"} == blind - shared
+    assert "seed-3/sft" not in names("random") and "seed-3/random" in names("random")

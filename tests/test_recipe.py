@@ -1,0 +1,157 @@
+"""Recipes: every shipped one loads, each fault is one message with the key and the fix, overrides, the round trip."""
+
+from pathlib import Path
+
+import pytest
+
+from roboalign import recipe as recipes
+from roboalign.errors import RoboAlignError
+from roboalign.recipe import ROLLOUT_SEEDS, Recipe, cores, dump_recipe, load_recipe, processes
+from roboalign.sim.instructions import HELD_OUT, TRAIN
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+SHIPPED = sorted(FOLDER.glob("*.yaml"))
+
+
+def fault(tmp_path: Path, text: str, *overrides: str) -> RoboAlignError:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RoboAlignError) as error:
+        load_recipe(path, overrides)
+    assert "\n" not in str(error.value)
+    assert error.value.where == str(path) or error.value.where.startswith("--set ")
+    return error.value
+
+
+def test_there_are_recipes() -> None:
+    assert {"smoke.yaml", "quickstart.yaml"} <= {path.name for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_survives_the_round_trip(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(dump_recipe(recipe))
+    assert load_recipe(resolved) == recipe
+    assert "warmup_ratio" in resolved.read_text()  # defaults are written out
+
+
+def test_the_default_tasks_are_ml45s_and_disjoint() -> None:
+    recipe = Recipe(name="x")
+    assert recipe.collect.align_names() == TRAIN and recipe.collect.downstream_tasks == HELD_OUT
+    assert not set(TRAIN) & set(HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "fix"),
+    [
+        ("name: x\nsft: {max_step: 3}", "sft.max_step", "did you mean `max_steps`?"),
+        ("name: x\nsfft: {}", "sfft", "did you mean `sft`?"),
+        ("name: x\ncollect: {align: {noize: 0.1}}", "collect.align.noize", "did you mean `noise`?"),
+        ("name: x\ntokenizer: {zzz: 1}", "tokenizer.zzz", "known keys here: path, horizon, scale, vocab_size"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, text: str, key: str, fix: str) -> None:
+    error = fault(tmp_path, text)
+    assert error.problem == f"unknown key `{key}`" and error.fix == fix
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("name: x\nsft: {max_steps: many}", ["`sft.max_steps`", "integer", "'many'", "--set sft.max_steps="]),
+        ("name: x\ncollect: {align_tasks: 3}", ["`collect.align_tasks`", "got 3"]),
+        ("name: x\nseeds: [a]", ["`seeds.0`", "'a'"]),
+        ("name: x\narms: [sft, robo]", ["`arms.1`", "'roboalign'", "'robo'"]),
+        ("name: X Y", ["`name`", "pattern"]),
+        ("seeds: [0]", ["`name`", "Field required"]),
+        ("name: x\nmix: {rl_share: 0.01}", ["`mix.rl_share`", "less than 0.01", "got 0.01"]),
+        ("name: x\nseeds: []", ["`seeds`", "at least 1 item"]),
+        ("name: x\nsft: {batch_size: 0}\nrl: {samples: 1}", ["`sft.batch_size`", "1 more faults after this one"]),
+        ("name: x\nrl: {prompts_per_rollout: 10, prompts_per_update: 4}", ["`rl`", "no multiple"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, parts: list[str]) -> None:
+    message = str(fault(tmp_path, text))
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("collect: {align_tasks: [reach-v3, door-lock-v3], downstream_tasks: [door-lock-v3]}",
+         ["door-lock-v3", "align_tasks", "downstream_tasks"]),
+        ("collect: {downstream_tasks: [reach-v3]}", ["reach-v3", "remove them from one"]),
+        ("collect: {downstream_tasks: [fly-v3]}", ["unknown tasks ['fly-v3']", "assembly-v3"]),
+        ("collect: {downstream_tasks: []}", ["downstream_tasks is empty"]),
+        ("collect: {downstream_tasks: [door-lock-v3, door-lock-v3]}", ["downstream_tasks names something twice"]),
+        (f"collect: {{downstream: {{first_seed: {ROLLOUT_SEEDS}}}}}", ["evaluation", str(ROLLOUT_SEEDS)]),
+        # 20 episodes of up to 5 seeds each: the last seed would be ROLLOUT_SEEDS itself
+        (f"collect: {{align: {{first_seed: {ROLLOUT_SEEDS - 99}}}}}", ["evaluation", str(ROLLOUT_SEEDS)]),
+        ("collect: {align: {first_seed: -1}}", ["seeds from 0"]),
+        ("seeds: [1, 1]", ["seeds names something twice"]),
+        ("seeds: [-1]", ["0 or more"]),
+        ("arms: []", ["arms is empty"]),
+        ("arms: [sft, sft]", ["arms names something twice"]),
+        ("mix: {camera: corner2}", ["mix.camera 'corner2'", "collect.world.cameras"]),
+        ("backbone: {source: train, layer: 9}", ["backbone.layer 9", "backbone.tiny.depth"]),
+    ],
+)
+def test_values_that_contradict_each_other(tmp_path: Path, text: str, parts: list[str]) -> None:
+    message = str(fault(tmp_path, f"name: x\n{text}"))
+    assert all(part in message for part in parts), message
+    assert "``" not in message
+
+
+def test_the_last_seed_below_the_evaluation_range_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "edge.yaml"
+    path.write_text(f"name: x\ncollect: {{align: {{first_seed: {ROLLOUT_SEEDS - 100}}}}}")
+    assert load_recipe(path).collect.align.first_seed == ROLLOUT_SEEDS - 100
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("name: x")
+    with pytest.raises(RoboAlignError, match="no such recipe") as missing:
+        load_recipe(tmp_path / "otter.yaml")
+    assert "other.yaml" in missing.value.fix
+    assert "not valid YAML" in str(fault(tmp_path, "name: [x\nsft: }"))
+    assert "mapping" in str(fault(tmp_path, "- a\n- b"))
+    assert "mapping" in str(fault(tmp_path, ""))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(RoboAlignError, match="not valid YAML"):
+        load_recipe(tmp_path / "binary.yaml")
+
+
+def test_overrides_are_yaml_values_and_the_last_wins(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: x\nsft: {max_steps: 3, batch_size: 8}")
+    recipe = load_recipe(path, ("sft.max_steps=7", "arms=[sft, blind]", "rl.learning_rate=1e-4", "sft.max_steps=9",
+                                "tokenizer.path=null", "collect.world.image_size=32"))
+    assert recipe.sft.max_steps == 9 and recipe.sft.batch_size == 8 and recipe.arms == ("sft", "blind")
+    assert recipe.rl.learning_rate == 1e-4 and recipe.collect.world.image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("sft.max_step=3", "did you mean `max_steps`"),
+        ("sft.max_steps", "dotted.key=value"),
+        ("=3", "dotted.key=value"),
+        ("name.first=3", "`name` is a value, not a group of settings"),
+        ("arms=[sft", "not valid YAML"),
+        ("sft=3", "`sft`"),
+    ],
+)
+def test_broken_overrides(tmp_path: Path, override: str, part: str) -> None:
+    assert part in str(fault(tmp_path, "name: x", override))
+
+
+def test_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "cores", lambda: 6)
+    monkeypatch.setattr(recipes.torch.cuda, "is_available", lambda: False)
+    assert processes(Recipe(name="x")) == 6
+    assert processes(Recipe(name="x", parallel=3)) == 3
+    monkeypatch.setattr(recipes.torch.cuda, "is_available", lambda: True)
+    assert processes(Recipe(name="x")) == 1
+    assert cores() >= 1
