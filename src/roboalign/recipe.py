@@ -222,7 +222,7 @@ def _explain(error: ValidationError, path: Path) -> RoboAlignError:
         return RoboAlignError(f"{message}{more}", where=str(path), fix="correct one of them in the recipe")
     given = f", got {fault['input']!r}" if not isinstance(fault["input"], dict) else ""
     return RoboAlignError(f"`{key}`: {message}{given}{more}", where=str(path),
-                          fix=f"correct `{key}` in the recipe, or pass --set {key}=VALUE")
+                          fix=f"correct `{key}` in the recipe" + (f", or pass --set {key}=VALUE" if given else ""))
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

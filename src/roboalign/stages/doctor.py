@@ -32,7 +32,7 @@ def _python() -> str:
 
 
 def _packages() -> str:
-    wanted = ("torch", "transformers", "trl", "metaworld", "mujoco", "tokenizers", "pyarrow", "av")
+    wanted = ("torch", "transformers", "metaworld", "mujoco", "tokenizers", "pyarrow", "av")
     try:
         return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in wanted)
     except importlib.metadata.PackageNotFoundError as error:
