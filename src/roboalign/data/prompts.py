@@ -23,8 +23,12 @@ def question(text: str, mode: Mode) -> str:
 
 
 def action_question(instruction: str, mode: Mode) -> str:
-    """The question whose answer is an action chunk."""
-    return question(f"{task_prefix(instruction)} What should the robot do next?", mode)
+    """The question whose answer is an action chunk.
+
+    Its wording is near to no planning question: after a reasoning of the same kind, the question alone tells a small
+    model whether words or action tokens are asked for.
+    """
+    return question(f"{task_prefix(instruction)} Give the actions.", mode)
 
 
 def action_answer(fast: Sequence[int]) -> str:
