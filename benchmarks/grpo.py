@@ -57,7 +57,7 @@ def prompts(count: int, fast: FastTokenizer, chunks: np.ndarray) -> list[Convers
     for i in range(count):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
-        question = f"Task: {TASKS[i % len(TASKS)]}. Give the actions. Think first, then answer."
+        question = f"Task: {TASKS[i % len(TASKS)]}. What should the robot do next? Think first, then answer with actions."
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         target = tuple(fast.encode(chunks[i % len(chunks)][None])[0])
         result.append(Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=target))

@@ -60,7 +60,7 @@ def prompts(n: int = 6) -> list[Conversation]:
     for i in range(n):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(buffer, "PNG")
-        question = f"Task: {tasks[i % 3]}. Give the actions. Think first, then answer."
+        question = f"Task: {tasks[i % 3]}. What should the robot do next? Think first, then answer with actions."
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         result.append(
             Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=tuple(targets[i]))

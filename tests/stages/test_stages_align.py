@@ -13,7 +13,7 @@ from stage_run import context, recipe
 from roboalign.align.sft import SftConfig
 from roboalign.align.trainer import TrainConfig
 from roboalign.data.conversation import Conversation, read_conversations
-from roboalign.data.prompts import DIRECT, THINK
+from roboalign.data.prompts import MODES, bare
 from roboalign.files import read_json
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.stages import align
@@ -91,9 +91,9 @@ def test_the_control_imitates_in_direct_mode_only(run_dir: Path, control: Any) -
     assert actions
     for one in actions:
         (turn,), original = one.turns, recorded[one.id]
-        assert turn.mode == "direct" and turn.question.endswith(DIRECT) and THINK not in turn.question
-        assert original.turns[0].question.endswith(THINK)  # RL asks the same in think mode
-        assert turn.question.removesuffix(DIRECT) == original.turns[0].question.removesuffix(THINK)
+        assert turn.mode == "direct" and MODES["direct"] in turn.question and MODES["think"] not in turn.question
+        assert MODES["think"] in original.turns[0].question  # RL asks the same in think mode
+        assert bare(turn.question) == bare(original.turns[0].question)
         assert "<think>" not in turn.answer
         assert turn.answer == "<answer><ACTION_START>" + "".join(f"<FAST_{i}>" for i in original.target) + \
             "<ACTION_END></answer>"

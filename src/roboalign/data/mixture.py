@@ -25,7 +25,7 @@ from roboalign.data import prompts
 from roboalign.data.conversation import Conversation, Turn, image_hash, write_conversations
 from roboalign.data.episode import Episode
 from roboalign.data.prompts import MODES, Mode
-from roboalign.data.questions import TYPES, Question, ask, survey
+from roboalign.data.questions import TYPES, Question, ask, form_of, survey
 from roboalign.data.scene import EpisodeScenes
 from roboalign.data.sentences import World
 from roboalign.errors import RoboAlignError
@@ -231,7 +231,7 @@ def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
 def question_turn(question: Question, mode: Mode) -> Turn:
     """A question as a turn with its prompt and reply."""
     reply = prompts.reply(question.answer, question.reasoning)
-    return Turn(question.kind, question.type, mode, prompts.question(question.text, mode), reply, question.answer)
+    return Turn(question.kind, question.type, mode, prompts.question(question.text, mode, form_of(question.type)), reply, question.answer)
 
 
 def action_turn(episode: Episode, ids: Sequence[int], mode: Mode) -> Turn:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 Mode = Literal["direct", "think"]
-MODES: dict[Mode, str] = {"direct": "Answer directly.", "think": "Think first, then answer."}
-DIRECT, THINK = MODES["direct"], MODES["think"]
+Form = Literal["words", "yes or no", "a letter", "a point", "actions"]
+MODES: dict[Mode, str] = {"direct": "Answer directly with", "think": "Think first, then answer with"}
 
 
 def task_prefix(instruction: str) -> str:
@@ -17,18 +17,24 @@ def task_prefix(instruction: str) -> str:
     return f"Task: {instruction.strip().rstrip('.')}."
 
 
-def question(text: str, mode: Mode) -> str:
-    """A question with the sentence that says whether to reason."""
-    return f"{text} {MODES[mode]}"
+def question(text: str, mode: Mode, form: Form = "words") -> str:
+    """A question with the sentence that says whether to reason and what the answer consists of.
+
+    The form stands last, in both modes and under every question. A model that has never seen a reasoning before an
+    action can then still tell, after one, that actions are asked for: the form decides, not what was reasoned.
+    """
+    return f"{text} {MODES[mode]} {form}."
+
+
+def bare(text: str) -> str:
+    """The question without that sentence, the same in both modes."""
+    cut = max(text.rfind(lead) for lead in MODES.values())
+    return text[:cut].strip() if cut >= 0 else text
 
 
 def action_question(instruction: str, mode: Mode) -> str:
-    """The question whose answer is an action chunk.
-
-    Its wording is near to no planning question: after a reasoning of the same kind, the question alone tells a small
-    model whether words or action tokens are asked for.
-    """
-    return question(f"{task_prefix(instruction)} Give the actions.", mode)
+    """The question whose answer is an action chunk."""
+    return question(f"{task_prefix(instruction)} What should the robot do next?", mode, "actions")
 
 
 def action_answer(fast: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from roboalign.data import questions_embodied, questions_general, questions_planning
 from roboalign.data.episode import Episode
-from roboalign.data.prompts import Mode
+from roboalign.data.prompts import Form, Mode
 from roboalign.data.scene import Scene
 from roboalign.data.sentences import QuestionType, World
 from roboalign.errors import RoboAlignError
@@ -93,6 +93,15 @@ def chance(name: str, grid: int = 32) -> float:
     """
     kind = _type(name)
     return ((2 * POINT_TOLERANCE + 1) / grid) ** 2 if kind.chance is None else kind.chance
+
+
+def form_of(name: str) -> Form:
+    """What the answers of this type consist of."""
+    if _type(name).chance is None:
+        return "a point"
+    if name.endswith("_choice") or name == "order":
+        return "a letter"
+    return "yes or no" if name == "presence" else "words"
 
 
 def _type(name: str) -> QuestionType:

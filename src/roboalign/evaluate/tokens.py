@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -311,7 +311,7 @@ def action_target(conversation: Conversation) -> tuple[Sequence[int], np.ndarray
 
 def bare_question(turn: Turn) -> str:
     """The question without the sentence that says whether to reason."""
-    return turn.question.removesuffix(prompts.MODES[cast(prompts.Mode, turn.mode)]).strip()
+    return prompts.bare(turn.question)
 
 
 def sample_id(conversation: Conversation) -> str:
