@@ -28,6 +28,7 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.grpo import RlConfig, build_trainer
 from roboalign.data.conversation import Conversation, Turn
+from roboalign.data.prompts import action_question
 from roboalign.mllm.generate import suppressed_ids
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
@@ -57,7 +58,7 @@ def prompts(count: int, fast: FastTokenizer, chunks: np.ndarray) -> list[Convers
     for i in range(count):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
-        question = f"Task: {TASKS[i % len(TASKS)]}. What should the robot do next? Think first, then answer with actions."
+        question = action_question(TASKS[i % len(TASKS)], "think")
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         target = tuple(fast.encode(chunks[i % len(chunks)][None])[0])
         result.append(Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=target))

@@ -101,8 +101,8 @@ def test_rl_is_a_small_part_of_the_training_actions(mixture):
     assert len(rl) == int(0.009 * n_turns) > 0
     assert manifest["rl_share"] == pytest.approx(len(rl) / n_turns) and manifest["rl_share"] < 0.01
     for c in rl:
-        stem = c.turns[0].question.removesuffix("Think first, then answer.")
-        assert stem != c.turns[0].question and c.direct_question == stem + "Answer directly."
+        stem = c.turns[0].question.removesuffix("Think first, then answer with actions.")
+        assert stem != c.turns[0].question and c.direct_question == stem + "Answer directly with actions."
 
 
 def test_heldout_asks_every_type_in_both_modes_from_other_episodes(mixture):

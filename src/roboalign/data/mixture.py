@@ -231,7 +231,8 @@ def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
 def question_turn(question: Question, mode: Mode) -> Turn:
     """A question as a turn with its prompt and reply."""
     reply = prompts.reply(question.answer, question.reasoning)
-    return Turn(question.kind, question.type, mode, prompts.question(question.text, mode, form_of(question.type)), reply, question.answer)
+    text = prompts.question(question.text, mode, form_of(question.type))
+    return Turn(question.kind, question.type, mode, text, reply, question.answer)
 
 
 def action_turn(episode: Episode, ids: Sequence[int], mode: Mode) -> Turn:
