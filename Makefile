@@ -21,7 +21,7 @@ test: setup lint
 lint: setup
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/mypy
 
-# Remakes the base model that ships with the package (about an hour on two cores).
+# Remakes the base model that ships with the package (about half an hour on two cores).
 base: setup
 	cd $(ROOT) && $(BIN)/roboalign base recipes/base.yaml && $(BIN)/python -m roboalign.stages.ship runs/base
 
