@@ -47,9 +47,12 @@ def action_answer(fast: Sequence[int]) -> str:
 
 
 def reply(answer: str, reasoning: str | None = None) -> str:
-    """`<answer>..</answer>`, with `<think>..</think>` before it where there is a reasoning."""
-    thought = f"<think>{reasoning}</think>" if reasoning is not None else ""
-    return f"{thought}<answer>{answer}</answer>"
+    """`<think>..</think><answer>..</answer>`; a direct reply has an empty reasoning, as Qwen3 writes one.
+
+    So an action, which no sample ever reasons about, stands behind `</think>` in training too: were it not so, a small
+    model would learn that words, never actions, follow a reasoning.
+    """
+    return f"<think>{reasoning or ''}</think><answer>{answer}</answer>"
 
 
 def user_message(text: str, *, image: bool) -> dict[str, Any]:
