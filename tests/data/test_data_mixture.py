@@ -70,7 +70,7 @@ def test_no_reasoning_is_shown_before_an_action(mixture):
     for split in ("train", "rl", "heldout"):
         for conversation in read_conversations(mixture, split, kinds=["action"]):
             for turn in conversation.turns:
-                assert turn.answer == f"<answer>{turn.expected}</answer>"
+                assert turn.answer == f"<think></think><answer>{turn.expected}</answer>"
                 assert split != "train" or turn.mode == "direct"
     modes = {(turn.type, turn.mode) for c in read_conversations(mixture, "train") for turn in c.turns}
     assert modes >= {(name, mode) for name in TYPES for mode in ("direct", "think")}

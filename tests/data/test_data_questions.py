@@ -226,7 +226,7 @@ def test_chance():
 def test_prompts():
     assert prompts.action_question("Open the drawer.", "think") == (
         "Task: Open the drawer. What should the robot do next? Think first, then answer with actions.")
-    assert prompts.reply("yes") == "<answer>yes</answer>"
+    assert prompts.reply("yes") == "<think></think><answer>yes</answer>"
     assert prompts.reply("yes", "It is.") == "<think>It is.</think><answer>yes</answer>"
     assert prompts.action_answer([3, 0]) == "<ACTION_START><FAST_3><FAST_0><ACTION_END>"
 

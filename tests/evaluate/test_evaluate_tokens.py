@@ -108,7 +108,7 @@ def test_a_perfect_model_scores_one(run, world):
     wanted = {c.turns[0].question: c.target for c in single if c.target is not None}
 
     def script(asked, forced, shade):
-        thought = "" if forced or "directly" in asked else "<think>I see.</think>"
+        thought = "<think></think>" if "directly" in asked else "<think>I see.</think>"
         answer = prompts.action_answer(wanted[asked]) if "Task" in asked else "open"
         return (thought + f"<answer>{answer}</answer>") if not forced else f"{answer}</answer>"
 

@@ -1,7 +1,7 @@
 """The prompt texts: the one place where they are written.
 
 Training, RL and serving build their questions here, so that a model never meets at test time a wording it was not
-trained on. A reply carries its answer in `<answer>`; a reasoned reply has `<think>` before it (paper, section 3.2).
+trained on. A reply carries its reasoning in `<think>` and its answer in `<answer>` (paper, section 3.2).
 """
 
 from collections.abc import Sequence
