@@ -94,8 +94,8 @@ def test_the_control_imitates_in_direct_mode_only(run_dir: Path, control: Any) -
         assert turn.mode == "direct" and MODES["direct"] in turn.question and MODES["think"] not in turn.question
         assert MODES["think"] in original.turns[0].question  # RL asks the same in think mode
         assert bare(turn.question) == bare(original.turns[0].question)
-        assert turn.answer == "<think></think><answer><ACTION_START>" + "".join(f"<FAST_{i}>" for i in original.target) + \
-            "<ACTION_END></answer>"
+        block = "".join(f"<FAST_{token}>" for token in original.target)
+        assert turn.answer == f"<think></think><answer><ACTION_START>{block}<ACTION_END></answer>"
         assert one.image == original.image
 
 
