@@ -1,4 +1,9 @@
-"""Planning questions: what the robot should do next. They begin with the task, as the action question does."""
+"""Planning questions: what the robot should do next. They begin with the task, as the action question does.
+
+All questions about the next movement share one reasoning: the situation, then the movement. Whether words, a letter or a
+point follow is told by the question alone. Were it told by how the reasoning ends, a small model would go by that, and
+never answer with actions after a reasoning.
+"""
 
 import random
 from functools import partial
@@ -16,7 +21,6 @@ from roboalign.data.sentences import (
     option_sentence,
     options,
     point,
-    position_sentence,
     situation,
     words,
 )
@@ -55,8 +59,7 @@ def movement_choice(scene: Scene, world: World, rng: random.Random) -> Draft | N
     listed, letter = options(rng, right, wrong)
     text = _ask(scene, rng, "Which movement is right?", "Which way should the gripper move next?",
                 "What should the gripper do next?")
-    conclusion = f"{movement_sentence(scene)} {option_sentence(letter, 'right')}"
-    return Draft(f"{text} {listed}", letter, _facts(scene, rng)[:2], conclusion)
+    return Draft(f"{text} {listed}", letter, _facts(scene, rng), movement_sentence(scene))
 
 
 def movement_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> Draft | None:
@@ -87,10 +90,7 @@ def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     steps = rng.choice(sorted(scene.waypoints))
     text = _ask(scene, rng, "Where will the gripper be in {} steps?", "Where should the gripper be in {} steps?",
                 "Give the point of the gripper in {} steps.").format(steps)
-    goal = point(scene.waypoints[steps])
-    position = position_sentence(scene, "gripper")
-    facts = [*([position] if position else []), movement_sentence(scene)]
-    return Draft(text, goal, facts, f"In {steps} steps the gripper is at {goal}.")
+    return Draft(text, point(scene.waypoints[steps]), _facts(scene, rng), movement_sentence(scene))
 
 
 def phase(scene: Scene, world: World, rng: random.Random) -> Draft | None:
