@@ -1,8 +1,8 @@
 """Planning questions: what the robot should do next. They begin with the task, as the action question does.
 
-All questions about the next movement share one reasoning: the situation, then the movement. Whether words, a letter or a
-point follow is told by the question alone. Were it told by how the reasoning ends, a small model would go by that, and
-never answer with actions after a reasoning.
+All questions about the next movement share one reasoning: the situation, then the movement. Whether words, a letter or
+a point follow is told by the question alone. Were it told by how the reasoning ends, a small model would go by that,
+and never answer with actions after a reasoning.
 """
 
 import random
