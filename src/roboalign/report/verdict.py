@@ -37,7 +37,7 @@ def pair_of(pairs: list[Mapping[str, Any]], before: str, after: str) -> Mapping[
 def findings(run: RunSummary) -> list[Finding]:
     """Action tokens after reasoning, the policy's success, and the questions answered: before against after RL."""
     return [
-        _token_finding(run, "Action tokens, after reasoning", "prefix_think", ("actions", "think", "prefix"), "number"),
+        _token_finding(run, "Action tokens, asked to reason", "prefix_think", ("actions", "think", "prefix"), "number"),
         success_finding(run, "Success of the policy", *run.question),
         _token_finding(run, "Questions answered (kept?)", "vqa_direct", ("vqa", "direct", "accuracy"), "percent"),
     ]
@@ -68,6 +68,13 @@ def success_finding(run: RunSummary, label: str, before: str, after: str) -> Fin
     return Finding(label, shown[0], shown[1], f"{points(difference['value'])} points", detail, success_mark(pair))
 
 
+def _reasoned(run: RunSummary) -> float | None:
+    """Share of the answers after RL, asked to reason, that are well formed: a reasoning, then one block of actions."""
+    arm = run.arm(run.question[1])
+    estimate = lookup(arm.mllm, ("actions", "think", "format")) if arm else None
+    return estimate["value"] if estimate else None
+
+
 def headline(run: RunSummary) -> str:
     """The answer in one or two sentences."""
     tokens, success, questions = findings(run)
@@ -83,5 +90,10 @@ def headline(run: RunSummary) -> str:
         "open": "whether the policy succeeds more often, these episodes do not settle",
         "missing": "no pair of policies was measured",
     }
+    if (share := _reasoned(run)) is not None and share < 0.5:
+        token_words["better"] = (
+            f"Asked to reason, the model after RL gives better action tokens, but it has dropped the reasoning: "
+            f"{percent(share)} of its answers reason and then act"
+        )
     kept = " It answers measurably fewer questions than before." if questions.mark == "worse" else ""
     return f"{token_words[tokens.mark]}; {success_words[success.mark]}.{kept}"
