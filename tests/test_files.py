@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from roboalign.files import (
     atomic_path,
     hash_file,
     hash_tree,
+    locked,
     read_json,
     read_jsonl,
     write_json,
@@ -107,3 +110,16 @@ def test_hashes(tmp_path: Path) -> None:
     assert hash_tree(tmp_path) != before
     (tmp_path / "sub" / "c.txt").rename(tmp_path / "sub" / "b.txt")
     assert hash_tree(tmp_path) == before
+
+
+def test_a_folder_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path: Path) -> None:
+    program = f"import time; from roboalign.files import locked\nwith locked({str(tmp_path / 'run')!r}):\n"
+    program += "    print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(RoboAlignError, match="another command is at work in this folder"), locked(tmp_path / "run"):
+        pass
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()

@@ -1,5 +1,6 @@
 """Writing so that a killed process never leaves a half-written file, and reading it back."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +33,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         elif temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold `folder`, which is made where it is missing, for this process alone; a killed process lets go of it.
+
+    Raises RoboAlignError where another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fix = "wait until it has ended, or give another folder with --out"
+            raise RoboAlignError("another command is at work in this folder", where=str(folder), fix=fix) from None
+        yield
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, write_json, write_text
+from roboalign.files import locked, read_json, write_json, write_text
 from roboalign.progress import format_seconds
 from roboalign.recipe import Recipe, cores, dump_recipe, processes
 from roboalign.stages.plan import plan_stages
@@ -72,6 +72,11 @@ def run_stages(recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: S
     its error once the stages beside it have ended; what is done stays done.
     """
     run_dir = Path(run_dir)
+    with locked(run_dir):
+        _run_stages(recipe, run_dir, names, say)
+
+
+def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say) -> None:
     table = stage_table(recipe)
     keys = stage_keys(table)
     write_text(run_dir / "recipe.yaml", dump_recipe(recipe))

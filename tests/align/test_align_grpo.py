@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align import rollout as rollout_module
-from roboalign.align.dataset import Conversations, picture
+from roboalign.align.answers import conversation_loss
+from roboalign.align.dataset import Conversations, action_ids, collate_conversations, picture
 from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.reward import Reward
 from roboalign.align.rollout import Rollout, batch_of, describe, roll_out
 from roboalign.data.conversation import Conversation, Turn
+from roboalign.data.prompts import action_question
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_jsonl
 from roboalign.mllm.encode import collate, encode_prompt
@@ -60,7 +63,7 @@ def prompts(n: int = 6) -> list[Conversation]:
     for i in range(n):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(buffer, "PNG")
-        question = f"Task: {tasks[i % 3]}. What should the robot do next? Think first, then answer with actions."
+        question = action_question(tasks[i % 3], "think")
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         result.append(
             Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=tuple(targets[i]))
@@ -252,12 +255,18 @@ def test_nothing_is_learnt_from_groups_that_earn_the_same(tmp_path: Path) -> Non
         assert sum(record["faults"].values()) == record["answers"] == 12
 
 
-def test_replay_adds_the_sft_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("neutral", [False, True])
+def test_replay_adds_the_sft_loss(tmp_path: Path, neutral: bool) -> None:
     """With no signal and no KL, the loss is the replayed conversations' alone."""
-    mllm, replayed = tiny(), prompts(4)
-    config = RlConfig(**{**CONFIG, "updates": 2, "kl": 0.0, "replay_weight": 0.5, "replay_batch": 4})
+    reply = "<think>so</think><answer>left</answer>"
+    mllm, replayed = tiny(), [replace(c, turns=(replace(c.turns[0], answer=reply),)) for c in prompts(4)]
+    config = RlConfig(**{**CONFIG, "updates": 2, "kl": 0.0, "replay_weight": 0.5, "replay_batch": 4,
+                         "neutral_reasoning": neutral})  # fmt: skip
     data = Conversations(mllm, replayed)
-    losses = [float(mllm.model(**collate(mllm, [data[i]])).loss) for i in range(4)]
+    batches = [collate_conversations(mllm, [data[i]], neutral=neutral) for i in range(4)]
+    losses = [float(conversation_loss(mllm.model, batch, action_ids(mllm))) for batch in batches]
+    plain = [float(mllm.model(**collate(mllm, [data[i]])).loss) for i in range(4)]
+    assert (losses == pytest.approx(plain, rel=1e-4)) != neutral
     train_grpo(mllm, fast(), prompts(), config, tmp_path, replay=replayed)
     record = read_jsonl(tmp_path / "metrics.jsonl")[0]
     # All four answers are equally long, so that the mean of the micro-batches is the mean of the conversations.

@@ -186,16 +186,26 @@ def test_decoded_reward_by_hand():
     assert reward.l1 == pytest.approx(0.15) and reward.prefix == 0.5
     assert reward.action == pytest.approx((0.5 + math.exp(-0.15 / TAU)) / 2)
     assert reward.total == pytest.approx((1 + reward.action) / 2)
-    assert decoded_reward(parsed, [1, 2, 3, 4], NEAR, TARGET_CHUNK, tau=0.3).action == pytest.approx(
-        (0.5 + math.exp(-0.5)) / 2
+    assert decoded_reward(parsed, [1, 2, 3, 4], NEAR, TARGET_CHUNK, tau=0.6).action == pytest.approx(
+        (0.5 + math.exp(-0.25)) / 2
     )
     failed = decoded_reward(Parsed(True, [1, 2, 3, 4, 5], "ok"), [1, 2, 3, 4], FAILED, TARGET_CHUNK)
     assert (failed.action, failed.prefix, failed.total, failed.l1, failed.decoded) == (0.0, 1.0, 0.5, None, False)
 
 
+def test_only_paper_pays_the_actions_of_an_ill_formed_answer():
+    exact = Parsed(False, [1, 2, 3, 4], "text before the action block is not <think>reasoning</think><answer>")
+    paid = paper_reward(exact, [1, 2, 3, 4], TARGET_CHUNK, TARGET_CHUNK)
+    unpaid = decoded_reward(exact, [1, 2, 3, 4], TARGET_CHUNK, TARGET_CHUNK)
+    assert (paid.total, paid.action) == (0.5, 1.0)
+    assert (unpaid.total, unpaid.action) == (0.0, 0.0)
+    assert (unpaid.prefix, unpaid.l1, unpaid.decoded) == (1.0, 0.0, True)  # logged all the same
+
+
 def test_the_mean_action_earns_little():
-    mean_action = decoded_reward(Parsed(True, [9], "ok"), [1], TARGET_CHUNK + 0.5, TARGET_CHUNK)
-    assert mean_action.action < 0.03
+    near, mean_action = (decoded_reward(Parsed(True, [9], "ok"), [1], TARGET_CHUNK + l1, TARGET_CHUNK).action
+                         for l1 in (0.1, 0.5))  # fmt: skip
+    assert mean_action < 0.1 and near > 3 * mean_action
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +219,13 @@ def test_score_responses_with_a_real_tokenizer(fast):
     vocabulary = ActionVocabulary(START, END, tuple(3_000_000 - 7 * i for i in range(fast.vocab_size)))
     targets = fast.encode(np.array([[[0.5, -0.5]] * 4, [[-0.9, 0.1]] * 4]))
 
-    def answer(fast_ids):
+    def answer(fast_ids, reasoning="go"):
         block = [START, *(vocabulary.fast_ids[i] for i in fast_ids), END]
-        return [*map(ord, "<think>go</think><answer>"), *block, *map(ord, "</answer>"), EOS]
+        return [*map(ord, f"<think>{reasoning}</think><answer>"), *block, *map(ord, "</answer>"), EOS]
 
     responses = [answer(targets[0]), answer(targets[1]), answer([*targets[0], *targets[0]]), list(map(ord, "hm"))]
-    aims = [targets[0], targets[0], targets[0], targets[1]]
+    responses.append(answer(targets[1], reasoning=""))
+    aims = [targets[0], targets[0], targets[0], targets[1], targets[1]]
     common = {"vocabulary": vocabulary, "fast": fast, "decode_text": decode_text, "eos_ids": (EOS,)}
     paper = score_responses(responses, aims, preset="paper", **common)
     decoded = score_responses(responses, aims, preset="decoded", **common)
@@ -224,6 +235,7 @@ def test_score_responses_with_a_real_tokenizer(fast):
     assert (paper[2].total, decoded[2].total, paper[2].decoded) == (1.0, 0.5, False)
     assert paper[2].length == 2 * len(targets[0])
     assert paper[3].total == decoded[3].total == 0.0 and paper[3].reason == "no action block"
+    assert (paper[4].total, decoded[4].total, decoded[4].prefix, decoded[4].l1) == (0.5, 0.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="decodes to no chunk"):
         score_responses(responses[:1], [[0]], preset="paper", **common)
     with pytest.raises(ValueError):

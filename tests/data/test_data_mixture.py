@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -15,10 +16,11 @@ from pydantic import ValidationError
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
+from roboalign.data import prompts
 from roboalign.data.conversation import messages, read_conversations
 from roboalign.data.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.data.mixture import MixConfig, build_mixture, draw_types
-from roboalign.data.questions import TYPES
+from roboalign.data.questions import TYPES, label_of
 from roboalign.errors import RoboAlignError
 
 CONFIG = MixConfig(conversations=120, shard_size=50, heldout_questions=4, heldout_actions=6, grid=16, rl_share=0.009,
@@ -76,6 +78,35 @@ def test_no_reasoning_is_shown_before_an_action(mixture):
     assert modes >= {(name, mode) for name in TYPES for mode in ("direct", "think")}
 
 
+def test_every_answer_opens_with_the_label_that_its_question_names(mixture):
+    for split in ("train", "rl", "heldout"):
+        for turn in (turn for c in read_conversations(mixture, split) for turn in c.turns):
+            request, label = re.search(r'(Answer directly|then answer) as "([^"]+)"\.', turn.question).groups()
+            assert (request == "Answer directly") == (turn.mode == "direct")
+            said = re.fullmatch(r"<think>(.*)</think><answer>(.+)</answer>", turn.answer)
+            assert bool(said[1]) == (turn.mode == "think" and turn.kind != "action")
+            if turn.kind == "action":
+                assert label == "<ACTION_START>" and said[2] == turn.expected and turn.expected.startswith(label)
+            else:
+                assert said[2] == f"{label}: {turn.expected}" and label == label_of(turn.type)
+
+
+def test_the_request_changes_its_place_in_training_alone(mixture):
+    def places(split):
+        return {(turn.kind == "action", turn.question.startswith(tuple(prompts.MODES.values())))
+                for c in read_conversations(mixture, split) for turn in c.turns}
+
+    assert places("train") == {(False, False), (False, True), (True, False), (True, True)}
+    assert places("rl") == {(True, False)} and places("heldout") == {(False, False), (True, False)}
+
+    def wordings(split):
+        return {prompts.bare(turn.question).split(". ", 1)[1]
+                for c in read_conversations(mixture, split, ["action"]) for turn in c.turns}
+
+    assert wordings("train") == set(prompts.NEXT_STEP)
+    assert wordings("rl") == wordings("heldout") == {prompts.NEXT_STEP[0]}  # what the head reads
+
+
 def test_targets_decode_to_the_clean_chunk(mixture, episodes, tokens):
     fast, stats = tokens
     by_id = {episode.episode_id: episode for episode in episodes}
@@ -101,8 +132,8 @@ def test_rl_is_a_small_part_of_the_training_actions(mixture):
     assert len(rl) == int(0.009 * n_turns) > 0
     assert manifest["rl_share"] == pytest.approx(len(rl) / n_turns) and manifest["rl_share"] < 0.01
     for c in rl:
-        stem = c.turns[0].question.removesuffix("Think first, then answer with actions.")
-        assert stem != c.turns[0].question and c.direct_question == stem + "Answer directly with actions."
+        stem = c.turns[0].question.removesuffix('Think first, then answer as "<ACTION_START>".')
+        assert stem != c.turns[0].question and c.direct_question == stem + 'Answer directly as "<ACTION_START>".'
 
 
 def test_heldout_asks_every_type_in_both_modes_from_other_episodes(mixture):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from roboalign.data import prompts
 from roboalign.data.episode import Camera, Episode
-from roboalign.data.questions import TYPES, ask, chance, score_answer, survey
+from roboalign.data.questions import TYPES, ask, chance, label_of, score_answer, survey
+from roboalign.data.questions_planning import WAYPOINT
 from roboalign.data.scene import AXES, EpisodeScenes
 from roboalign.errors import RoboAlignError
 
@@ -117,8 +118,7 @@ def check_axis(axis):
 
 
 def check_waypoint(question, s, raw):
-    steps = int(re.search(r"(10|20) steps", question.text)[1])
-    ahead = raw["episode"].position("gripper")[raw["t"] + steps]
+    ahead = raw["episode"].position("gripper")[raw["t"] + WAYPOINT]
     assert question.answer == raw["cell"](ahead)
 
 
@@ -223,15 +223,36 @@ def test_chance():
         score_answer("waypoint", "left", "1 2")
 
 
-def test_prompts():
-    assert prompts.action_question("Open the drawer.", "think") == (
-        "Task: Open the drawer. What should the robot do next? Think first, then answer with actions.")
-    assert prompts.reply("yes") == "<think></think><answer>yes</answer>"
-    assert prompts.reply("yes", "It is.") == "<think>It is.</think><answer>yes</answer>"
-    assert prompts.action_answer([3, 0]) == "<ACTION_START><FAST_3><FAST_0><ACTION_END>"
+NEXT_MOVEMENT = {
+    "movement": "movement", "movement_choice": "letter", "move_left_right": "sideways", "move_back_forward": "depth",
+    "move_down_up": "vertical", "gripper_command": "fingers", "waypoint": "point",
+}
 
 
-def test_action_answer_is_the_vocabulary_s_text():
-    vocabulary = pytest.importorskip("roboalign.actions.vocabulary")
-    spoken = vocabulary.ActionVocabulary(start_id=7, end_id=8, fast_ids=(9, 10, 11)).text([2, 0])
-    assert prompts.action_answer([2, 0]) == spoken
+def test_the_label_alone_tells_the_questions_about_the_next_movement_apart():
+    asked: dict[str, set[str]] = {name: set() for name in TYPES}
+    rng = random.Random(0)
+    for _ in range(200):
+        s = SCENES[0].at(rng.randrange(30))
+        for name in TYPES:
+            if question := ask(name, "direct", s, WORLD, rng):
+                asked[name].add(question.text.split(" A: ")[0])  # without the options
+    instruction = EPISODES[0].instruction
+    actions = {prompts.bare(prompts.action_question(instruction, mode, wording, lead=lead))
+               for mode in prompts.MODES for wording in range(len(prompts.NEXT_STEP)) for lead in (False, True)}
+    assert len(actions) == len(prompts.NEXT_STEP)
+    assert {name for name, texts in asked.items() if texts & actions} == set(NEXT_MOVEMENT)
+    for name, label in NEXT_MOVEMENT.items():
+        assert asked[name] == actions, name
+        assert label_of(name) == label
+    assert len({*NEXT_MOVEMENT.values(), prompts.ACTIONS}) == len(NEXT_MOVEMENT) + 1
+
+
+def test_labels():
+    labels = {name: label_of(name) for name in TYPES}
+    for name, label in {"presence": "verdict", "order": "letter", "object_choice": "letter", "gripper_point": "point",
+                        "left_right": "side", "relation": "relation"}.items():
+        assert labels[name] == label
+    assert all(re.fullmatch("[a-z_]+", label) for label in labels.values())  # no colon, no quote: they are parsed
+    with pytest.raises(RoboAlignError, match="unknown question type 'action'"):
+        label_of("action")

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,9 +40,9 @@ def png(shade: int) -> bytes:
 
 
 def question(number: int, episode: int, mode: str, expected: str) -> Conversation:
-    text = prompts.question("Is the gripper open or closed?", mode)
+    text = prompts.question("Is the gripper open or closed?", mode, "gripper")
     kind = "reasoning" if mode == "think" else "embodied"
-    reply = prompts.reply(expected, "It is." if mode == "think" else None)
+    reply = prompts.reply(f"gripper: {expected}", "It is." if mode == "think" else None)
     turn = Turn(kind, "gripper_state", mode, text, reply, expected)
     return Conversation(f"q-{number}-{mode}", f"episode-{episode}", number, "reach", png(10 * episode), (turn,))
 
@@ -109,7 +110,7 @@ def test_a_perfect_model_scores_one(run, world):
 
     def script(asked, forced, shade):
         thought = "<think></think>" if "directly" in asked else "<think>I see.</think>"
-        answer = prompts.action_answer(wanted[asked]) if "Task" in asked else "open"
+        answer = prompts.action_answer(wanted[asked]) if "Task" in asked else "gripper: open"
         return (thought + f"<answer>{answer}</answer>") if not forced else f"{answer}</answer>"
 
     metrics, records = run(script, single)
@@ -132,7 +133,7 @@ def test_forced_reasoning_is_own_empty_and_anothers(run, world):
     def script(asked, forced, shade):
         seen.append((shade, forced))
         if "Task" not in asked or "directly" in asked:
-            return "<answer>open</answer>"
+            return "<answer>gripper: open</answer>"
         block = prompts.action_answer([1])
         return f"{block}</answer>" if forced else f"<think>shade {shade}</think><answer>{block}</answer>"
 
@@ -150,7 +151,7 @@ def test_shuffled_images_bring_a_seeing_model_to_chance(run, world):
     right = {10 * i: "open" if i % 2 else "closed" for i in range(EPISODES)}
     heldout = [question(i, i // 4, mode, right[10 * (i // 4)])
                for i in range(4 * EPISODES) for mode in ("direct", "think")]  # fmt: skip
-    metrics, _ = run(lambda asked, forced, shade: f"<answer>{right[shade]}</answer>", heldout)
+    metrics, _ = run(lambda asked, forced, shade: f"<answer>gripper: {right[shade]}</answer>", heldout)
     shuffle = metrics["image_shuffle"]
     assert shuffle["unshuffled"]["value"] == 1.0
     assert shuffle["accuracy"]["value"] < 1.0
@@ -160,9 +161,16 @@ def test_shuffled_images_bring_a_seeing_model_to_chance(run, world):
 
 
 def test_a_blind_model_does_not_fall(run):
-    metrics, _ = run(lambda asked, forced, shade: "<answer>open</answer>")
+    metrics, _ = run(lambda asked, forced, shade: "<answer>gripper: open</answer>")
     assert metrics["image_shuffle"]["drop"]["value"] == 0.0
     assert metrics["vqa"]["direct"]["accuracy"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(("said", "answered"), [("gripper: open", 1.0), ("open", 0.0), ("side: open", 0.0)])
+def test_an_answer_needs_its_label(run, said, answered):
+    metrics, records = run(lambda asked, forced, shade: f"<answer>{said}</answer>")
+    assert metrics["vqa"]["direct"]["accuracy"]["value"] == answered / 2
+    assert {r["answered"] for r in records if r["probe"] == "vqa"} == {bool(answered)}
 
 
 @pytest.mark.parametrize(
@@ -198,8 +206,8 @@ def test_baselines_by_hand(run, world):
 
 
 def test_compare_is_paired_by_sample_and_mode(run):
-    _, before = run(lambda asked, forced, shade: "<answer>open</answer>")
-    right = lambda asked, forced, shade: "<answer>open</answer>" if "directly" in asked else "no"  # noqa: E731
+    _, before = run(lambda asked, forced, shade: "<answer>gripper: open</answer>")
+    right = lambda asked, forced, shade: "<answer>gripper: open</answer>" if "directly" in asked else "no"  # noqa: E731
     _, after = run(right)
     differences = compare(before, after)
     assert differences["vqa_direct"]["value"] == 0.0
@@ -232,6 +240,16 @@ def test_priors_are_the_most_frequent_training_answers():
     assert priors.of_text("Is the gripper open or closed?", "gripper_state") == "open"
     assert priors.of_text("another wording", "gripper_state") == "open"
     assert priors.of_type("unseen") is None
+
+
+def test_priors_of_a_text_that_two_types_share_are_kept_apart():
+    (turn,) = question(0, 0, "direct", "open").turns
+    fingers = turn.question.replace('"gripper"', '"fingers"')
+    other = replace(turn, type="gripper_command", expected="keep", question=fingers)
+    training = [replace(question(i, 0, "direct", "open"), turns=turns) for i, turns in
+                enumerate([(turn,), (replace(turn, expected="closed"),), (turn,), (other,), (other,), (other,)])]
+    priors, text = language_priors(training), "Is the gripper open or closed?"
+    assert (priors.of_text(text, "gripper_state"), priors.of_text(text, "gripper_command")) == ("open", "keep")
 
 
 def test_other_episode_is_a_permutation_without_own_episodes():

@@ -53,6 +53,34 @@ def test_labels_are_the_assistants_words_and_its_end_token(any_mllm):
     assert any_mllm.tokenizer.decode(encoded.labels[spoken]) == expected
 
 
+REASONED = "<think>it moves left</think><answer>letter: B</answer>"
+UNREASONED = [
+    "<think></think><answer>point: 12 20</answer>", "<think> \n</think><answer>left</answer>", "<answer>left</answer>",
+    "left</think><answer>left</answer>", "<think>never ended",
+]  # fmt: skip
+
+
+def test_after_reasoning_is_what_is_said_behind_it(any_mllm):
+    answers = [UNREASONED[0], REASONED, UNREASONED[0], REASONED]
+    turns = [{"question": f"Where to, {number}?", "answer": answer} for number, answer in enumerate(answers)]
+    encoded = encode_conversation(any_mllm, turns, FRAME)
+    after = encoded.after_reasoning
+    assert after.dtype == bool and after.shape == encoded.input_ids.shape
+    said = any_mllm.tokenizer.decode(encoded.input_ids[after])
+    assert said == "<answer>letter: B</answer><|im_end|>" * 2
+    assert (encoded.labels[after] != IGNORED).all()
+
+
+@pytest.mark.parametrize("answer", UNREASONED)
+def test_nothing_is_after_reasoning_where_there_is_none(any_mllm, answer):
+    questions = ["Where to?", "What does <think>so</think> say?"]
+    turns = [{"question": question, "answer": answer} for question in questions]
+    encoded = encode_conversation(any_mllm, turns, FRAME)
+    assert encoded.after_reasoning.shape == encoded.input_ids.shape and not encoded.after_reasoning.any()
+    prompt = encode_prompt(any_mllm, REASONED, FRAME)
+    assert prompt.after_reasoning.shape == prompt.input_ids.shape and not prompt.after_reasoning.any()
+
+
 def test_prompt_is_the_prefix_of_the_training_ids(any_mllm):
     prompt = encode_prompt(any_mllm, TURNS[0]["question"], FRAME)
     whole = encode_conversation(any_mllm, TURNS[:1], FRAME)

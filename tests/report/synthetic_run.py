@@ -91,7 +91,8 @@ def synthetic_run(folder: Path, video: bytes) -> RunSummary:
             "train": {"conversations": 5000, "turns": 27000, "mode": {"direct": 18000, "think": 9000},
                       "kind": {"general": 4000, "embodied": 9000, "reasoning": 9000, "action": 5000}},
             "rl": {"conversations": 140, "turns": 140, "kind": {"action": 140}, "mode": {"think": 140}}}},
-        samples=[Sample("Task: close the box. What should the robot do next? Think first, then answer with actions.",
+        samples=[Sample('Task: close the box. What should the robot do next? '
+                        'Think first, then answer as "<ACTION_START>".',
                         "<ACTION_START><FAST_3><FAST_9><ACTION_END>",
                         {"sft": "<think>The gripper is at 12 20.</think><answer><ACTION_START><FAST_8>"
                                 "<ACTION_END></answer>",

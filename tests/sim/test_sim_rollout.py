@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from roboalign.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task
 from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig
 from roboalign.sim.parallel import evaluate_parallel
@@ -185,6 +186,15 @@ def test_a_death_that_does_not_repeat_costs_nothing(tmp_path):
 def test_an_error_of_the_policy_stops_with_its_traceback(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)in act\n.*the head is on fire"):
         evaluate([("walk", 0)], tmp_path, make=make_broken)
+
+
+def make_refused():
+    raise RoboAlignError("the policy has no statistics", where="policy.json", fix="train the head again")
+
+
+def test_a_fault_that_the_user_can_mend_keeps_its_one_line(tmp_path):
+    with pytest.raises(RoboAlignError, match=r"^policy\.json: the policy has no statistics Fix: train the head again$"):
+        evaluate([("walk", 0)], tmp_path, make=make_refused)
 
 
 def keyed(observations, keys):

@@ -11,19 +11,32 @@ from roboalign.mllm.encode import IGNORED
 
 
 @contextmanager
-def logits_at_answers(model: nn.Module, labels: Tensor) -> Iterator[None]:
+def logits_at_answers(
+    model: nn.Module, labels: Tensor, words_only: Tensor | None = None, action_ids: Tensor | None = None
+) -> Iterator[None]:
     """Within this, `model(**inputs).logits` is [K, V]: one row for each of the K tokens that `labels` [B, L] asks for.
 
-    The rest of the B x L x V logits, most of them for images and questions, is never computed. A hook on the output
-    layer does it, so that the forward pass of any Hugging Face model, wrapped or not, stays as it is.
+    The rest of the B x L x V logits, most of them for images and questions, is never computed. Hooks on the output
+    layer do it, so that the forward pass of any Hugging Face model, wrapped or not, stays as it is. Where `words_only`
+    (bool [B, L]) is true of a token, the logits `action_ids` are -inf in its row.
     """
     asked = labels[:, 1:] != IGNORED
     head: nn.Module = getattr(model, "module", model).get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(lambda _, arguments: (arguments[0][:, :-1][asked],))
+    hooks = [head.register_forward_pre_hook(lambda _, arguments: (arguments[0][:, :-1][asked],))]
+    if words_only is not None and action_ids is not None:
+        rows = words_only[:, 1:][asked]
+
+        def hide(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
+            columns = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+            columns[action_ids] = True
+            return logits.masked_fill(rows[:, None] & columns, float("-inf"))
+
+        hooks.append(head.register_forward_hook(hide))
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
@@ -33,9 +46,9 @@ def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) 
     return nn.functional.cross_entropy(outputs.logits.float(), asked, reduction="sum") / num_items_in_batch
 
 
-def conversation_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the answer tokens of one collated batch."""
+def conversation_loss(model: nn.Module, batch: dict[str, Tensor], action_ids: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over the answer tokens of one batch of `collate_conversations`."""
     labels = batch["labels"]
-    with logits_at_answers(model, labels):
-        outputs = model(**{key: value for key, value in batch.items() if key != "labels"})
+    with logits_at_answers(model, labels, batch.get("words_only"), action_ids):
+        outputs = model(**{key: value for key, value in batch.items() if key not in ("labels", "words_only")})
     return answer_loss(outputs, labels, torch.sum(labels[:, 1:] != IGNORED))

@@ -5,12 +5,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
-from roboalign.mllm.encode import Encoded, encode_conversation
+from roboalign.mllm.encode import Encoded, collate, encode_conversation
 from roboalign.mllm.load import Mllm
 
 WINDOW = 50  # batches among which conversations of like length are put together
@@ -38,6 +39,27 @@ def picture(conversation: Conversation) -> Image.Image:
     except OSError as error:
         raise RoboAlignError(f"its image cannot be read ({error})", where=f"conversation {conversation.id}",
                              fix="build the mixture again.") from None  # fmt: skip
+
+
+def collate_conversations(mllm: Mllm, batch: Sequence[Encoded], *, neutral: bool) -> dict[str, torch.Tensor]:
+    """The model's arguments and, with `neutral`, "words_only", bool [B, L]: the reasoned answers in words.
+
+    There, `logits_at_answers` leaves the action tokens out of the softmax (`TrainConfig.neutral_reasoning`).
+    """
+    arguments = collate(mllm, batch)
+    if neutral and mllm.vocabulary:
+        labels = arguments["labels"]
+        words_only = torch.zeros_like(labels, dtype=torch.bool)
+        for row, one in enumerate(batch):
+            words_only[row, : len(one.input_ids)] = torch.from_numpy(one.after_reasoning)
+        arguments["words_only"] = words_only & ~torch.isin(labels, action_ids(mllm))
+    return arguments
+
+
+def action_ids(mllm: Mllm) -> torch.Tensor:
+    """The ids of the action tokens, int64 [K]; of length 0 where the model has none."""
+    ids = sorted(mllm.vocabulary.ids) if mllm.vocabulary else []
+    return torch.tensor(ids, dtype=torch.int64, device=mllm.device)
 
 
 def sample_order(lengths: Sequence[int], batch: int, updates: int, seed: int) -> list[int]:

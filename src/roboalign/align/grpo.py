@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.align.answers import conversation_loss
-from roboalign.align.dataset import Conversations, sample_order
+from roboalign.align.dataset import Conversations, action_ids, collate_conversations, sample_order
 from roboalign.align.grpo_math import clipped_loss_tokens, kl_k3
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.rollout import Batch, Rollout, batch_of, check_prompts, describe, roll_out, sample_records
@@ -34,7 +34,6 @@ from roboalign.align.trainer import (
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
 from roboalign.files import append_jsonl, write_json
-from roboalign.mllm.encode import collate
 from roboalign.mllm.load import Mllm
 
 
@@ -56,7 +55,8 @@ class RlConfig(TrainConfig):
     updates: int | None = Field(None, ge=1)
     """Updates; where given, it replaces `epochs`. A multiple of the updates per rollout."""
     reward: Literal["paper", "decoded"] = "paper"
-    """`paper`: prefix accuracy as written. `decoded`: also the distance of the decoded chunk (reward.py)."""
+    """`paper`: prefix accuracy as written. `decoded`: also the distance of the decoded chunk, and 0 for
+    an answer that is not well formed (reward.py)."""
     kl: float = Field(1e-2, ge=0)
     """Coefficient of the k3 estimate of KL(policy || model at the start) in the loss; 0 keeps no reference model."""
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -216,9 +216,10 @@ class GrpoTrainer(AlignTrainer):
             return None
         per_update = self.args.gradient_accumulation_steps * self.args.world_size
         size = self.config.replay_batch // per_update
-        batch = collate(self.mllm, [self.replay[number * size + i] for i in range(size)])
+        chosen = [self.replay[number * size + i] for i in range(size)]
+        batch = collate_conversations(self.mllm, chosen, neutral=self.config.neutral_reasoning)
         batch = {key: value.to(self.args.device) for key, value in batch.items()}
-        return conversation_loss(model, batch) / self.args.gradient_accumulation_steps
+        return conversation_loss(model, batch, action_ids(self.mllm)) / self.args.gradient_accumulation_steps
 
     # Logging.
 

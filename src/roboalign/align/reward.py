@@ -14,13 +14,14 @@ What the paper leaves open, and what holds here:
 | two blocks, an unclosed, empty or interrupted block, action tokens outside it (as in the reasoning) | 0 | 0 |
 | one block that is not inside `<answer>` | 0 | 0 |
 
-r_a does not wait for r_f: the formula adds them, and a policy that has the action right and a tag wrong should be told
-which of the two. But it is earned by the one block inside <answer> only. Were the first, or the best, of several
-blocks enough, the cheapest policy would be to list guesses.
+Under `paper`, r_a does not wait for r_f: the formula adds them, and a policy that has the action right and a tag wrong
+should be told which of the two. But it is earned by the one block inside <answer> only. Were the first, or the best, of
+several blocks enough, the cheapest policy would be to list guesses.
 
-The preset `decoded` differs in r_a alone: 0 unless the ids decode to a chunk, else the mean of the prefix accuracy and
-exp(-L1 / tau), L1 between the decoded and the target chunk. It pays a valid trajectory that differs from the one
-recorded, and nothing for an answer of the wrong length, which decodes to no chunk.
+The preset `decoded` differs in r_a alone: 0 unless r_f is 1 and the ids decode to a chunk, else the mean of the prefix
+accuracy and exp(-L1 / tau), L1 between the decoded and the target chunk. It pays a valid trajectory that differs from
+the one recorded, and nothing for an answer of the wrong length, which decodes to no chunk. It waits for r_f because a
+small policy that was paid for its actions in either format dropped its reasoning and lived on r_a.
 """
 
 import math
@@ -33,8 +34,9 @@ import numpy as np
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.vocabulary import ActionVocabulary
 
-TAU = 0.15
-"""Scale of the closeness, in normalised units. The mean action (L1 about 0.5) earns 0.04, an L1 of 0.1 earns 0.51."""
+TAU = 0.3
+"""Scale of the closeness, in normalised units: an L1 of 0.1 earns 0.72, the mean action (L1 about 0.5) earns 0.19. At
+half of this scale most samples of a model just after SFT earned next to nothing, whatever their distance."""
 
 _MARK = re.compile(r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>")  # may not stand in the reasoning
 _BEFORE = re.compile(r"\s*<think>(.*)</think>\s*<answer>\s*", re.DOTALL)
@@ -156,13 +158,13 @@ def decoded_reward(
     target_chunk: np.ndarray,
     tau: float = TAU,
 ) -> Reward:
-    """r_a = (prefix accuracy + exp(-L1 / tau)) / 2 where the ids decode to a chunk, else 0.
+    """r_a = (prefix accuracy + exp(-L1 / tau)) / 2 where the response is well formed and its ids decode, else 0.
 
     `chunk` is what `FastTokenizer.decode` makes of `parsed.action_ids` (None without them), `target_chunk` what it
     makes of `target`: normalised [H, D].
     """
     prefix, l1 = prefix_accuracy(parsed.action_ids or [], target), _l1(chunk, target_chunk)
-    action = 0.0 if l1 is None else (prefix + math.exp(-l1 / tau)) / 2
+    action = 0.0 if l1 is None or not parsed.well_formed else (prefix + math.exp(-l1 / tau)) / 2
     return _reward(parsed, action=action, prefix=prefix, l1=l1)
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from roboalign.align.answers import answer_loss, logits_at_answers
-from roboalign.align.dataset import Conversations, sample_order
+from roboalign.align.dataset import Conversations, action_ids, collate_conversations, sample_order
 from roboalign.align.trainer import (
     AlignTrainer,
     Schedule,
@@ -28,7 +28,6 @@ from roboalign.align.trainer import (
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
 from roboalign.files import write_json
-from roboalign.mllm.encode import collate
 from roboalign.mllm.load import Mllm
 
 
@@ -56,12 +55,17 @@ class SftConfig(TrainConfig):
 class SftTrainer(AlignTrainer):
     """Next-token loss on the answers, averaged over all answer tokens of an update."""
 
+    def __init__(self, mllm: Mllm, *arguments: Any, **named: Any) -> None:
+        self.action_ids = action_ids(mllm)
+        super().__init__(mllm.model, *arguments, **named)
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         self.count(samples=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Any:
-        with logits_at_answers(model, inputs["labels"]):
+        words_only = inputs.pop("words_only", None)
+        with logits_at_answers(model, inputs["labels"], words_only, self.action_ids):
             return super().compute_loss(model, inputs, *arguments, **named)
 
 
@@ -116,10 +120,10 @@ def _trainer(
     )
     ids = hashlib.sha256("\n".join(c.id for c in conversations).encode()).hexdigest()
     return SftTrainer(
-        mllm.model,
+        mllm,
         arguments,
         Schedule(Conversations(mllm, conversations), order),
-        functools.partial(collate, mllm),
+        functools.partial(collate_conversations, mllm, neutral=config.neutral_reasoning),
         loss=answer_loss,
         label=label,
         out_dir=out_dir,

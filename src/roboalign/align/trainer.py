@@ -41,6 +41,10 @@ class TrainConfig(Config):
     """Autocast to bfloat16; the weights keep the precision they were loaded in."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    neutral_reasoning: bool = False
+    """Leave the action tokens out of the softmax in answers given in words after a reasoning. Such answers then say
+    nothing about whether actions may follow a reasoning; to a model with little pretraining they say never. Not in
+    the paper."""
     seed: int = 0
     """Order of the samples and, in GRPO, of the sampling."""
     log_every: int = Field(10, ge=1)

@@ -39,13 +39,13 @@ class Turn:
     type: str
     """A name of questions.TYPES, or action."""
     mode: str
-    """direct or think: the sentence that ends the question."""
+    """direct or think: whether the question asks for a reasoning."""
     question: str
     """The whole user message."""
     answer: str
     """The whole reply, tags and all, that training imitates."""
     expected: str
-    """What stands inside `<answer>`: what a score compares with."""
+    """What stands inside `<answer>`, behind the label; of an action the whole block. A score compares with it."""
 
 
 @dataclass(frozen=True)

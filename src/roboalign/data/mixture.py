@@ -25,7 +25,7 @@ from roboalign.data import prompts
 from roboalign.data.conversation import Conversation, Turn, image_hash, write_conversations
 from roboalign.data.episode import Episode
 from roboalign.data.prompts import MODES, Mode
-from roboalign.data.questions import TYPES, Question, ask, form_of, survey
+from roboalign.data.questions import TYPES, Question, ask, label_of, survey
 from roboalign.data.scene import EpisodeScenes
 from roboalign.data.sentences import World
 from roboalign.errors import RoboAlignError
@@ -195,7 +195,7 @@ def training_conversations(
             count = rng.randint(config.min_turns, config.max_turns) - (i in ids)
             turns = question_turns(source, episode, t, count, rng)
             if i in ids:
-                turns.insert(rng.randint(0, len(turns)), action_turn(episode, ids[i], "direct"))
+                turns.insert(rng.randint(0, len(turns)), action_turn(episode, ids[i], "direct", rng))
             yield Conversation(f"train-{i:07d}", episode.episode_id, t, episode.task,
                                episode.png(config.camera, t), tuple(turns))
 
@@ -213,7 +213,7 @@ def question_turns(source: Source, episode: Episode, t: int, count: int, rng: ra
         if question is None:
             source.undrawn[name] += 1
         else:
-            turns.append(question_turn(question, mode))
+            turns.append(question_turn(question, mode, lead=rng.random() < 0.5))
     return turns
 
 
@@ -228,17 +228,19 @@ def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
     return [name for _, name in sorted(keyed)]
 
 
-def question_turn(question: Question, mode: Mode) -> Turn:
+def question_turn(question: Question, mode: Mode, *, lead: bool = False) -> Turn:
     """A question as a turn with its prompt and reply."""
-    reply = prompts.reply(question.answer, question.reasoning)
-    text = prompts.question(question.text, mode, form_of(question.type))
+    label = label_of(question.type)
+    reply = prompts.reply(prompts.answer(question.answer, label), question.reasoning)
+    text = prompts.question(question.text, mode, label, lead=lead)
     return Turn(question.kind, question.type, mode, text, reply, question.answer)
 
 
-def action_turn(episode: Episode, ids: Sequence[int], mode: Mode) -> Turn:
-    """The action question. Its answer never has a reasoning, in either mode: none is ever shown before an action."""
+def action_turn(episode: Episode, ids: Sequence[int], mode: Mode, rng: random.Random | None = None) -> Turn:
+    """The action question, with `rng` in a random wording. Its answer never has a reasoning, in either mode."""
     expected = prompts.action_answer(ids)
-    question = prompts.action_question(episode.instruction, mode)
+    wording, lead = (rng.randrange(len(prompts.NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
+    question = prompts.action_question(episode.instruction, mode, wording, lead=lead)
     return Turn("action", "action", mode, question, prompts.reply(expected), expected)
 
 

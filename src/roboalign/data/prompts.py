@@ -4,12 +4,15 @@ Training, RL and serving build their questions here, so that a model never meets
 trained on. A reply carries its reasoning in `<think>` and its answer in `<answer>` (paper, section 3.2).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 Mode = Literal["direct", "think"]
-Form = Literal["words", "yes or no", "a letter", "a point", "actions"]
-MODES: dict[Mode, str] = {"direct": "Answer directly with", "think": "Think first, then answer with"}
+MODES: dict[Mode, str] = {"direct": "Answer directly as", "think": "Think first, then answer as"}
+NEXT_STEP = ("What should the robot do next?", "What is the next movement?", "How does the robot go on?")
+ACTIONS = "<ACTION_START>"
+_REQUEST = re.compile(r"\s*(?:" + "|".join(map(re.escape, MODES.values())) + r') "[^"]*"\.\s*')
 
 
 def task_prefix(instruction: str) -> str:
@@ -17,24 +20,45 @@ def task_prefix(instruction: str) -> str:
     return f"Task: {instruction.strip().rstrip('.')}."
 
 
-def question(text: str, mode: Mode, form: Form = "words") -> str:
-    """A question with the sentence that says whether to reason and what the answer consists of.
+def question(text: str, mode: Mode, label: str, *, lead: bool = False) -> str:
+    """A question with the request that says whether to reason and with which label the answer opens.
 
-    The form stands last, in both modes and under every question. A model that has never seen a reasoning before an
-    action can then still tell, after one, that actions are asked for: the form decides, not what was reasoned.
+    Every answer opens with the label that its question names (`answer`), an action chunk with <ACTION_START>. How an
+    answer opens is thus told by the question alone, reasoned about or not, and a model that has never seen a reasoning
+    before an action can still open one after a reasoning. With `lead` the request comes first: in training its place
+    varies, or a small model would look for it at a fixed distance, where a reasoning moves it away.
     """
-    return f"{text} {MODES[mode]} {form}."
+    request = f'{MODES[mode]} "{label}".'
+    return f"{request} {text}" if lead else f"{text} {request}"
 
 
 def bare(text: str) -> str:
-    """The question without that sentence, the same in both modes."""
-    cut = max(text.rfind(lead) for lead in MODES.values())
-    return text[:cut].strip() if cut >= 0 else text
+    """The question without that request, the same in both modes."""
+    return _REQUEST.sub("", text)
 
 
-def action_question(instruction: str, mode: Mode) -> str:
+def next_step(instruction: str, wording: int = 0) -> str:
+    """What is asked about the next movement, whether the answer is in words, a point, a letter or actions.
+
+    The label alone says which. Were the question to differ, a small model would read that and not the label.
+    """
+    return f"{task_prefix(instruction)} {NEXT_STEP[wording]}"
+
+
+def action_question(instruction: str, mode: Mode, wording: int = 0, *, lead: bool = False) -> str:
     """The question whose answer is an action chunk."""
-    return question(f"{task_prefix(instruction)} What should the robot do next?", mode, "actions")
+    return question(next_step(instruction, wording), mode, ACTIONS, lead=lead)
+
+
+def answer(text: str, label: str) -> str:
+    """`B` under the label `letter` -> `letter: B`."""
+    return f"{label}: {text}"
+
+
+def answer_text(answered: str, label: str) -> str | None:
+    """The inverse of `answer`; None where the answer does not open with this label."""
+    lead, colon, text = answered.partition(":")
+    return text.strip() if colon and lead.strip() == label else None
 
 
 def action_answer(fast: Sequence[int]) -> str:

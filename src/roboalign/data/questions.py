@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from roboalign.data import questions_embodied, questions_general, questions_planning
 from roboalign.data.episode import Episode
-from roboalign.data.prompts import Form, Mode
+from roboalign.data.prompts import Mode
 from roboalign.data.scene import Scene
 from roboalign.data.sentences import QuestionType, World
 from roboalign.errors import RoboAlignError
@@ -15,6 +15,9 @@ from roboalign.errors import RoboAlignError
 TYPES: dict[str, QuestionType] = {
     kind.name: kind for kind in (*questions_general.TYPES, *questions_embodied.TYPES, *questions_planning.TYPES)
 }
+LABELS = {"presence": "verdict", "object_name": "object", "gripper_state": "gripper", "gripper_command": "fingers",
+          "move_left_right": "sideways", "move_back_forward": "depth", "move_down_up": "vertical",
+          "left_right": "side", "back_forward": "side", "down_up": "side"}
 POINT_TOLERANCE = 2
 """Cells by which an answered point may miss, on each axis."""
 
@@ -95,13 +98,12 @@ def chance(name: str, grid: int = 32) -> float:
     return ((2 * POINT_TOLERANCE + 1) / grid) ** 2 if kind.chance is None else kind.chance
 
 
-def form_of(name: str) -> Form:
-    """What the answers of this type consist of."""
-    if _type(name).chance is None:
-        return "a point"
-    if name.endswith("_choice") or name == "order":
-        return "a letter"
-    return "yes or no" if name == "presence" else "words"
+def label_of(name: str) -> str:
+    """The label that the answers of this type open with: what they consist of."""
+    kind = _type(name)
+    if kind.chance is None:
+        return "point"
+    return "letter" if name.endswith("_choice") or name == "order" else LABELS.get(name, name)
 
 
 def _type(name: str) -> QuestionType:

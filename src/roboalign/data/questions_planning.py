@@ -1,14 +1,14 @@
 """Planning questions: what the robot should do next. They begin with the task, as the action question does.
 
-All questions about the next movement share one reasoning: the situation, then the movement. Whether words, a letter or
-a point follow is told by the question alone. Were it told by how the reasoning ends, a small model would go by that,
-and never answer with actions after a reasoning.
+All questions about the next movement share one text and one reasoning: the situation, then the movement. Whether words,
+a letter or a point follow is told by the label alone that the question names. Were it told by the wording, or by how
+the reasoning ends, a small model would go by that, and never answer with actions after a reasoning.
 """
 
 import random
 from functools import partial
 
-from roboalign.data.prompts import task_prefix
+from roboalign.data.prompts import NEXT_STEP, next_step, task_prefix
 from roboalign.data.scene import AXES, Scene
 from roboalign.data.sentences import (
     Draft,
@@ -25,6 +25,7 @@ from roboalign.data.sentences import (
     words,
 )
 
+WAYPOINT = 10  # steps ahead
 KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
 APART = 3  # steps between two events below which their order is not asked
 QUARTERS = ("first", "second", "third", "last")
@@ -40,11 +41,13 @@ def _facts(scene: Scene, rng: random.Random) -> list[str]:
     return [*facts, gripper_sentence(scene)] if rng.random() < 0.4 else facts
 
 
+def _next_step(scene: Scene, rng: random.Random) -> str:
+    return next_step(scene.instruction, rng.randrange(len(NEXT_STEP)))
+
+
 def movement(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Which way should the gripper move, and should it open or close?"""
-    text = _ask(scene, rng, "Which way should the gripper move next?", "How should the gripper move next?",
-                "What is the next movement of the gripper?", "Where should the gripper go next?")
-    return Draft(text, movement_label(scene), _facts(scene, rng), movement_sentence(scene))
+    return Draft(_next_step(scene, rng), movement_label(scene), _facts(scene, rng), movement_sentence(scene))
 
 
 def movement_choice(scene: Scene, world: World, rng: random.Random) -> Draft | None:
@@ -57,40 +60,29 @@ def movement_choice(scene: Scene, world: World, rng: random.Random) -> Draft | N
         if label != right and label not in wrong:
             wrong.append(label)
     listed, letter = options(rng, right, wrong)
-    text = _ask(scene, rng, "Which movement is right?", "Which way should the gripper move next?",
-                "What should the gripper do next?")
-    return Draft(f"{text} {listed}", letter, _facts(scene, rng), movement_sentence(scene))
+    text = f"{_next_step(scene, rng)} {listed}"
+    return Draft(text, letter, _facts(scene, rng), movement_sentence(scene))
 
 
 def movement_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Should the gripper move left or right (back or forward, down or up), or stay on this axis?"""
-    names = AXES[axis] if rng.random() < 0.5 else AXES[axis][::-1]
-    text = _ask(scene, rng, "Should the gripper move {} or {}?", "Should the gripper go {} or {} next?",
-                "Does the gripper have to move {} or {}?").format(*names)
     sign = scene.move[axis]
-    return Draft(text, AXES[axis][sign > 0] if sign else "stay", _facts(scene, rng), movement_sentence(scene))
+    answer = AXES[axis][sign > 0] if sign else "stay"
+    return Draft(_next_step(scene, rng), answer, _facts(scene, rng), movement_sentence(scene))
 
 
 def command(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Should the gripper open, close or keep as it is? Asked of most frames it would be a question about keeping."""
     if scene.command == "keep" and rng.random() < KEEP_DROPPED:
         return None
-    text = _ask(scene, rng, "Should the gripper open, close or keep?", "What should the fingers do next?",
-                "Should the gripper open or close next?")
-    facts = [gripper_sentence(scene)]
-    if scene.target in scene.distances:
-        facts.append(distance_sentence(scene, scene.target))
-    return Draft(text, scene.command, facts, movement_sentence(scene))
+    return Draft(_next_step(scene, rng), scene.command, _facts(scene, rng), movement_sentence(scene))
 
 
 def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """Where in the image will the gripper be in n steps?"""
-    if not scene.waypoints:
+    """Where in the image will the gripper be in WAYPOINT steps?"""
+    if WAYPOINT not in scene.waypoints:
         return None
-    steps = rng.choice(sorted(scene.waypoints))
-    text = _ask(scene, rng, "Where will the gripper be in {} steps?", "Where should the gripper be in {} steps?",
-                "Give the point of the gripper in {} steps.").format(steps)
-    return Draft(text, point(scene.waypoints[steps]), _facts(scene, rng), movement_sentence(scene))
+    return Draft(_next_step(scene, rng), point(scene.waypoints[WAYPOINT]), _facts(scene, rng), movement_sentence(scene))
 
 
 def phase(scene: Scene, world: World, rng: random.Random) -> Draft | None:

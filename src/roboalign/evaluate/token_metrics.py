@@ -30,7 +30,8 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     """All metrics of one MLLM, ready for JSON; every estimate is {value, low, high, n} with a 95% interval.
 
     {"vqa": {mode: ...}, "image_shuffle": ..., "actions": {mode: ...}, "baselines": {mean_action_l1, zero_l1},
-    "reasoning": {kept, emptied, swapped, emptied_minus_kept, swapped_minus_kept}}; a probe without records is None.
+    "think_minus_direct": {prefix, l1}, "reasoning": {kept, emptied, swapped, emptied_minus_kept,
+    swapped_minus_kept}}; a probe without records is None.
     """
     actions = _select(records, "action")
     # The baselines do not depend on the answer: count each sample once.
@@ -43,6 +44,7 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
             "mean_action_l1": _mean(targets, "l1_mean_action"),
             "zero_l1": _mean(targets, "l1_zero"),
         },
+        "think_minus_direct": reasoned_minus_direct(actions),
         "reasoning": reasoning_metrics(records),
     }
 
@@ -108,6 +110,14 @@ def action_metrics(rows: Sequence[Record]) -> dict[str, Any] | None:
     }
 
 
+def reasoned_minus_direct(actions: Sequence[Record]) -> dict[str, Any] | None:
+    """Does reasoning first give better actions than none? Paired over frames, all answers; None without records."""
+    modes = {mode: [{**r, "mode": ""} for r in actions if r["mode"] == mode] for mode in MODES}
+    if not all(modes.values()):
+        return None
+    return {key: asdict(_paired(modes["direct"], modes["think"], key)) for key in ("prefix", "l1")}
+
+
 def reasoning_metrics(records: Sequence[Record]) -> dict[str, Any] | None:
     """Prefix accuracy after the model's own, an empty and another sample's reasoning; None without records.
 
@@ -127,8 +137,9 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict
     """Paired differences (after minus before) of two MLLMs on the samples both answered.
 
     {"vqa_direct", "vqa_think", "prefix_direct", "prefix_think", "format_think", "l1_direct", "l1_think"}
-    -> estimate; L1 is over all answers, with the mean action where nothing decodes. Several training seeds of a model
-    are averaged within each sample first: the interval is over samples, not over trainings.
+    -> estimate; L1 is over all answers, with the mean action where nothing decodes. "prefix_formed" is prefix_think on
+    the answers that are well formed before and after: what is gained beyond the format. Several training seeds of a
+    model are averaged within each sample first: the interval is over samples, not over trainings.
     """
     differences = {}
     for mode in MODES:
@@ -138,6 +149,10 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict
         columns[f"l1_{mode}"] = ("action", "l1")
         for name, (probe, key) in columns.items():
             differences[name] = asdict(_paired(_select(before, probe, mode), _select(after, probe, mode), key))
+    reasoned = [[r for r in _select(records, "action", "think") if r["well_formed"]] for records in (before, after)]
+    keys = [{(r["id"], r.get("run_seed")) for r in rows} for rows in reasoned]
+    first, second = ([r for r in rows if (r["id"], r.get("run_seed")) in keys[0] & keys[1]] for rows in reasoned)
+    differences["prefix_formed"] = asdict(_paired(first, second, "prefix"))
     return differences
 
 

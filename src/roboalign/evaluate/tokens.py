@@ -26,7 +26,7 @@ from roboalign.align.reward import Parsed, answer_of, parse_response, prefix_acc
 from roboalign.config import Config
 from roboalign.data import prompts
 from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.questions import chance, score_answer
+from roboalign.data.questions import chance, label_of, score_answer
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.token_metrics import summarize
 from roboalign.files import write_text
@@ -56,10 +56,10 @@ class TokenEvalConfig(Config):
 
 @dataclass(frozen=True)
 class Priors:
-    """The most frequent training answer, for each question type and for each question text."""
+    """The most frequent training answer, for each question type and for each (type, question text)."""
 
     by_type: dict[str, str]
-    by_text: dict[str, str]
+    by_text: dict[tuple[str, str], str]
 
     def of_type(self, kind: str) -> str | None:
         """None where the type was never trained on."""
@@ -67,19 +67,19 @@ class Priors:
 
     def of_text(self, text: str, kind: str) -> str | None:
         """The prior given the wording; that of the type where this wording was never trained on."""
-        return self.by_text.get(text, self.by_type.get(kind))
+        return self.by_text.get((kind, text), self.by_type.get(kind))
 
 
 def language_priors(training: Sequence[Conversation]) -> Priors:
     """What can be answered without the image, from the training split. Ties go to the answer seen first."""
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
-    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    by_text: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for conversation in training:
         for turn in conversation.turns:
             if turn.kind != "action":
                 by_type[turn.type][turn.expected] += 1
-                by_text[bare_question(turn)][turn.expected] += 1
-    first = {key: counter.most_common(1)[0][0] for key, counter in by_type.items()}
+                by_text[turn.type, bare_question(turn)][turn.expected] += 1
+    first = {kind: counter.most_common(1)[0][0] for kind, counter in by_type.items()}
     return Priors(first, {key: counter.most_common(1)[0][0] for key, counter in by_text.items()})
 
 
@@ -178,6 +178,8 @@ def _question_records(
     for conversation, ids in zip(questions, answers):
         turn, text = conversation.turns[0], asker.text(ids)
         answer = answer_of(text)
+        if answer is not None:
+            answer = prompts.answer_text(answer, label_of(turn.type))
         records.append({
             **_common(conversation, probe), "kind": turn.kind, "type": turn.type, "text": text,
             "expected": turn.expected, "answered": answer is not None,
@@ -310,7 +312,7 @@ def action_target(conversation: Conversation) -> tuple[Sequence[int], np.ndarray
 
 
 def bare_question(turn: Turn) -> str:
-    """The question without the sentence that says whether to reason."""
+    """The question without the request that says whether to reason and names the label."""
     return prompts.bare(turn.question)
 
 

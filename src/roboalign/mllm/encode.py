@@ -4,8 +4,9 @@ A conversation is tokenised in pieces, cut where the assistant begins to speak. 
 those of the prompt that the model is asked to continue when it is used, whatever a tokenizer merges across the cut.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 
 IGNORED = -100  # the label that the loss leaves out
+_REASONING = re.compile(r"<think>(?!\s*</think>).*?</think>", re.DOTALL)
 PLACE = "\ue000text\ue000"  # stands for a text while the template is rendered; private-use characters
 
 
@@ -37,6 +39,9 @@ class Encoded:
     """int64 [L], IGNORED except on what the assistant says, its end-of-turn token included."""
     image: np.ndarray
     """uint8 [H, W, 3]."""
+    after_reasoning: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """bool [L], true on what a reply says behind its `<think>...</think>`, where that is not empty; of length 0 for
+    what was not made by encode_conversation."""
 
 
 def encode_conversation(mllm: Mllm, turns: Sequence[Mapping[str, Any]], image: np.ndarray | Image.Image) -> Encoded:
@@ -105,14 +110,16 @@ def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> En
     for answer in range(1, len(texts), 2):
         following = texts[answer + 1] + frames[answer + 2] if answer + 1 < len(texts) else ""
         pieces.append(texts[answer] + frames[answer + 1] + following)
-    tokenised = mllm.tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    encoding = mllm.tokenizer(pieces, add_special_tokens=False)
+    tokenised = encoding["input_ids"]
     frame = _rgb(image)
     ids = _leading_ids(mllm, frames[0]) + tokenised[0]
     at = ids.index(mllm.processor.image_token_id)
     ids[at : at + 1] = _image_ids(mllm, *frame.shape[:2])
     labels = [IGNORED] * len(ids)
+    after = [False] * len(ids)
     ends = end_ids(mllm)
-    for piece in tokenised[1:]:
+    for number, piece in enumerate(tokenised[1:], start=1):
         spoken = next((place for place, token in enumerate(piece, start=1) if token in ends), None)
         if spoken is None:
             raise RoboAlignError(
@@ -122,7 +129,10 @@ def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> En
             )
         ids += piece
         labels += piece[:spoken] + [IGNORED] * (len(piece) - spoken)
-    return Encoded(np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), frame)
+        reasoning = _REASONING.match(pieces[number])
+        first = encoding.char_to_token(number, reasoning.end()) if reasoning else spoken
+        after += [first <= place < spoken for place in range(len(piece))]
+    return Encoded(np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), frame, np.array(after))
 
 
 def _rgb(image: np.ndarray | Image.Image) -> np.ndarray:

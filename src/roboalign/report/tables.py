@@ -45,6 +45,7 @@ DIFFERENCES = (
     ("VQA, reasoned", "vqa_think", "points", False),
     ("Prefix, direct", "prefix_direct", "signed", False),
     ("Prefix, reasoned", "prefix_think", "signed", False),
+    ("Prefix, both well-formed", "prefix_formed", "signed", False),
     ("Format, reasoned", "format_think", "points", False),
     ("L1, direct", "l1_direct", "signed", True),
     ("L1, reasoned", "l1_think", "signed", True),
@@ -211,10 +212,15 @@ def reasoning_table(run: RunSummary) -> Table | None:
         cells = [estimate_cell(lookup(arm.mllm, ("actions", "think", "reasoned")), "percent")]
         cells += [estimate_cell(causal.get(key), "number") for key in ("kept", "emptied", "swapped")]
         cells += [difference_cell(causal.get(key), "signed") for key in ("emptied_minus_kept", "swapped_minus_kept")]
+        gain = lookup(arm.mllm, ("think_minus_direct",)) or {}
+        cells += [difference_cell(gain.get("prefix"), "signed"),
+                  difference_cell(gain.get("l1"), "signed", lower_is_better=True)]
         rows.append((arm.title, cells))
     conditions = ("Own reasoning", "Emptied", "Another's", "Emptied − own", "Another's − own")
-    columns = ("Backbone", "Reasons when asked", *conditions)
-    return Table("Prefix accuracy after a forced reasoning, on the samples where the model reasoned.", columns, rows)
+    columns = ("Backbone", "Reasons when asked", *conditions, "Reasoned − direct, prefix", "the same, L1")
+    caption = ("Prefix accuracy after a forced reasoning, on the samples where the model reasoned; then answers that "
+               "reason first against direct ones, over all frames.")
+    return Table(caption, columns, rows)
 
 
 def counts_table(manifest: Mapping[str, Any] | None) -> Table | None:

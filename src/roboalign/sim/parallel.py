@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from roboalign.errors import RoboAlignError
 from roboalign.progress import Progress
 from roboalign.sim.base import Benchmark
 from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, RolloutConfig, rollout_batch
@@ -38,8 +39,9 @@ def evaluate_parallel(
 
     `make_act` is called once in every worker (spawned, so it must be picklable) and loads the policy there. The caller
     appends results to a file and, after a kill, passes the episodes that are missing from it. Episodes of a worker that
-    died run once more, each alone; where the worker dies again the episode is a crash. An exception in `make_act` or in
-    the policy stops everything with a RuntimeError that carries its traceback.
+    died run once more, each alone; where the worker dies again the episode is a crash. A RoboAlignError in
+    `make_act` or in the policy stops everything and is raised here; any other exception, as a RuntimeError that carries
+    its traceback.
     """
     batches = _batches(episodes, config.batch_size, workers)
     retried: set[EpisodeKey] = set()
@@ -93,10 +95,12 @@ def _hand_over(worker: _Worker, batch: list[EpisodeKey]) -> None:
 
 
 def _take_results(worker: _Worker, finish: Callable[[EpisodeResult], None]) -> bool:
-    """Take what the worker has sent; False where it has died. Raises RuntimeError where the policy failed."""
+    """Take what the worker has sent; False where it has died. Raises the policy's RoboAlignError, or RuntimeError."""
     try:
         while worker.pipe.poll():
             message = worker.pipe.recv()
+            if isinstance(message, RoboAlignError):
+                raise message
             if isinstance(message, str):
                 raise RuntimeError(f"the policy failed in a rollout worker:\n{message}")
             worker.open = [key for key in worker.open if key != (message.task, message.seed)]
@@ -131,5 +135,7 @@ def _work(pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, c
                 pipe.send(result)
     except (EOFError, BrokenPipeError):
         return  # the parent has gone
+    except RoboAlignError as error:
+        pipe.send(error)
     except Exception:
         pipe.send(traceback.format_exc())

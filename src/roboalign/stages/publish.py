@@ -1,0 +1,77 @@
+"""Copy what a run has to show into a small folder: `python -m roboalign.stages.publish runs/quickstart FOLDER`."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from roboalign.files import atomic_path, read_json
+from roboalign.report.tables import lookup
+from roboalign.report.text import interval, value
+
+COLUMNS = (
+    ("VQA, direct", ("vqa", "direct", "accuracy"), "percent"),
+    ("prefix, direct", ("actions", "direct", "prefix"), "number"),
+    ("prefix, reasoned", ("actions", "think", "prefix"), "number"),
+    ("reasons, then acts", ("actions", "think", "format"), "percent"),
+    ("L1, direct", ("actions", "direct", "l1_all"), "number"),
+    ("L1, reasoned", ("actions", "think", "l1_all"), "number"),
+)
+TITLES = {"base": "Base", "sft": "SFT", "roboalign": "RoboAlign (SFT + RL)", "extra-sft": "SFT + extra SFT",
+          "random": "Random", "blind": "Blind"}
+
+
+def publish(run_dir: str | Path, target: str | Path) -> str:
+    """Write the page, the summary, the recipe and the raw records of `run_dir` to `target`; return its table.
+
+    The table is Markdown, with 95% intervals. A folder that stands at `target` is replaced. Raises RoboAlignError
+    where the run has no report.
+    """
+    run_dir = Path(run_dir)
+    summary = read_json(run_dir / "report" / "summary.json", fix=f"roboalign report RECIPE --out {run_dir}")
+    with atomic_path(target) as folder:
+        folder.mkdir(parents=True)
+        for name in ("index.html", "summary.json", "table.txt"):
+            shutil.copy(run_dir / "report" / name, folder / name)
+        shutil.copy(run_dir / "recipe.yaml", folder / "recipe.yaml")
+        shutil.copy(run_dir / "collect" / "experts.json", folder / "experts.json")
+        for seed in sorted(run_dir.glob("seed-*")):
+            if (seed / "rl" / "metrics.jsonl").is_file():
+                shutil.copy(seed / "rl" / "metrics.jsonl", folder / f"{seed.name}-rl-metrics.jsonl")
+            for episodes in sorted(seed.glob("eval/rollouts/*/episodes.jsonl")):
+                shutil.copy(episodes, folder / f"{seed.name}-episodes-{episodes.parent.name}.jsonl")
+    return markdown_table(summary)
+
+
+def markdown_table(summary: Mapping[str, Any]) -> str:
+    """One arm a row: success and what its backbone answers on held-out frames."""
+    success = (summary.get("success") or {}).get("arms", {})
+    first = next(iter(success.values()), {"overall": {"n": 0}})
+    head = ["backbone", f"success, {first['overall']['n']} episodes", *(name for name, _, _ in COLUMNS)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, title in TITLES.items():
+        if name not in summary["arms"] and name not in success:
+            continue
+        cells = [_rate(lookup(success, (name, "overall")))]
+        cells += [_estimate(lookup(summary["arms"], (name, *path)), kind) for _, path, kind in COLUMNS]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _rate(row: Mapping[str, Any] | None) -> str:
+    if not row or not row["n"]:
+        return "–"
+    bounds = f"({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+    return f"{row['successes']}/{row['n']} = {100 * row['rate']:.0f}% {bounds}"
+
+
+def _estimate(estimate: Mapping[str, Any] | None, kind: str) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    bounds = interval(estimate, kind)
+    return f"{value(estimate, kind)} ({bounds})" if bounds else value(estimate, kind)
+
+
+if __name__ == "__main__":
+    print(publish(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,54 @@
+"""Prompts: the texts, and that what is written around a question or an answer can be taken off again."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roboalign.actions.vocabulary import ActionVocabulary
+from roboalign.data import prompts
+from roboalign.data.questions import TYPES, label_of
+
+LABELS = sorted({label_of(name) for name in TYPES})
+
+
+def test_texts_by_hand():
+    assert prompts.question("Is the gripper open?", "direct", "gripper") == (
+        'Is the gripper open? Answer directly as "gripper".')
+    assert prompts.question("Is the gripper open?", "think", "gripper", lead=True) == (
+        'Think first, then answer as "gripper". Is the gripper open?')
+    assert prompts.action_question("Open the drawer.", "think") == (
+        'Task: Open the drawer. What should the robot do next? Think first, then answer as "<ACTION_START>".')
+    assert prompts.action_question("Open the drawer", "direct", 1, lead=True) == (
+        'Answer directly as "<ACTION_START>". Task: Open the drawer. What is the next movement?')
+    assert prompts.answer("12 20", "point") == "point: 12 20"
+    assert prompts.reply("letter: B") == "<think></think><answer>letter: B</answer>"
+    assert prompts.reply("letter: B", "It is.") == "<think>It is.</think><answer>letter: B</answer>"
+    assert prompts.action_answer([3, 0]) == "<ACTION_START><FAST_3><FAST_0><ACTION_END>"
+
+
+def test_an_action_answer_is_the_vocabularys_text_and_opens_with_its_label():
+    vocabulary = ActionVocabulary(start_id=7, end_id=8, fast_ids=(9, 10, 11))
+    assert prompts.action_answer([2, 0]) == vocabulary.text([2, 0])
+    assert vocabulary.text([2, 0]).startswith(prompts.ACTIONS)
+
+
+@given(st.text(), st.sampled_from(LABELS), st.sampled_from(LABELS))
+def test_answer_text_is_the_inverse_of_answer(text, label, other):
+    answered = prompts.answer(text, label)
+    assert prompts.answer_text(answered, label) == text.strip()
+    assert label == other or prompts.answer_text(answered, other) is None
+
+
+@pytest.mark.parametrize("answered", ["", "B", "letter", "letter B", "B letter: B", "letters: B", "Letter: B",
+                                      "<ACTION_START><FAST_1><ACTION_END>"])
+def test_an_answer_without_its_label_is_none(answered):
+    assert prompts.answer_text(answered, "letter") is None
+
+
+@pytest.mark.parametrize("mode", prompts.MODES)
+@pytest.mark.parametrize("lead", [False, True])
+@given(text=st.text().map(str.strip), label=st.sampled_from([*LABELS, prompts.ACTIONS]))
+def test_bare_takes_the_request_off(mode, lead, text, label):
+    asked = prompts.question(text, mode, label, lead=lead)
+    assert asked != text and prompts.bare(asked) == text
+    assert prompts.bare(text) == text
