@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from roboalign.data import prompts
 from roboalign.data.episode import Camera, Episode
 from roboalign.data.questions import TYPES, ask, chance, label_of, score_answer, survey
-from roboalign.data.questions_planning import WAYPOINT
-from roboalign.data.scene import AXES, EpisodeScenes
+from roboalign.data.scene import AXES, WAYPOINT, EpisodeScenes
 from roboalign.errors import RoboAlignError
 
 GRID, HORIZON = 16, 6

@@ -25,7 +25,6 @@ from roboalign.data.sentences import (
     words,
 )
 
-WAYPOINT = 10  # steps ahead
 KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
 APART = 3  # steps between two events below which their order is not asked
 QUARTERS = ("first", "second", "third", "last")
@@ -80,9 +79,9 @@ def command(scene: Scene, world: World, rng: random.Random) -> Draft | None:
 
 def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Where in the image will the gripper be in WAYPOINT steps?"""
-    if WAYPOINT not in scene.waypoints:
+    if scene.waypoint is None:
         return None
-    return Draft(_next_step(scene, rng), point(scene.waypoints[WAYPOINT]), _facts(scene, rng), movement_sentence(scene))
+    return Draft(_next_step(scene, rng), point(scene.waypoint), _facts(scene, rng), movement_sentence(scene))
 
 
 def phase(scene: Scene, world: World, rng: random.Random) -> Draft | None:

@@ -24,7 +24,7 @@ MOVED = 0.02  # metres: an object that is this far from where it started is bein
 OPEN = 0.75  # share of the gripper's full opening
 STILL = 0.15  # mean action on an axis below this is no movement, in units of the largest action
 COMMAND = 0.10  # mean gripper action below this asks for nothing
-WAYPOINT_STEPS = (10, 20)
+WAYPOINT = 10  # steps from a frame to its waypoint
 
 Cell = tuple[int, int]
 Signs = tuple[int, int, int]
@@ -55,8 +55,8 @@ class Scene:
     """sign of the expert's mean action over the next steps on x, y, z; 0 = still."""
     command: str
     """what the expert does with the gripper in these steps: open, close or keep."""
-    waypoints: dict[int, Cell]
-    """n -> where the gripper will be in n steps, where that is inside episode and image."""
+    waypoint: Cell | None
+    """where the gripper will be in WAYPOINT steps, where that is inside episode and image."""
     events: dict[str, int]
     """event, as `the robot should` is followed by it -> steps until it first happens; only what is still to come."""
     target: str
@@ -118,7 +118,6 @@ class EpisodeScenes:
     def at(self, t: int) -> Scene:
         """The scene of frame t."""
         episode, cells = self.episode, self.cells
-        ahead = {n: cells["gripper"][t + n] for n in WAYPOINT_STEPS if t + n < self.length}
         to_goal = "goal" in self.positions and (self.phases[t] == "move" or not self.uses_object)
         return Scene(
             task=episode.task, instruction=episode.instruction, nouns={**episode.nouns, "gripper": "gripper"},
@@ -127,7 +126,7 @@ class EpisodeScenes:
             distances={body: column[t] for body, column in self.distances.items()},
             height=float(self.positions["gripper"][t, 2]), gripper=self.gripper[t], phase=self.phases[t],
             quarter=4 * t // self.length, move=tuple(self.moves[t]), command=self.commands[t],
-            waypoints={n: cell for n, cell in ahead.items() if cell is not None},
+            waypoint=cells["gripper"][t + WAYPOINT] if t + WAYPOINT < self.length else None,
             events={event: steps[t] for event, steps in self.events.items() if steps[t] > 0},
             target="goal" if to_goal else "object" if self.uses_object else "gripper",
         )
