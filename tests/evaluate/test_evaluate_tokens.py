@@ -14,7 +14,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.data import prompts
 from roboalign.data.conversation import Conversation, Turn
-from roboalign.evaluate.token_metrics import compare, summarize
+from roboalign.evaluate.token_metrics import compare, reasoned_minus_direct, summarize
 from roboalign.evaluate.tokens import (
     TokenEvalConfig,
     continue_from,
@@ -221,6 +221,30 @@ def test_compare_averages_training_seeds_within_a_sample():
     after = [{**base, "id": i, "run_seed": seed, "prefix": float(seed)} for i in range(4) for seed in (0, 1)]
     difference = compare(before, after)["prefix_direct"]
     assert (difference["value"], difference["n"]) == (0.5, 4)
+
+
+def answer(sample, mode, prefix, *, run_seed=0, well_formed=True, l1=0.2):
+    return {"probe": "action", "id": sample, "mode": mode, "prefix": prefix, "l1": l1, "decoded": True,
+            "well_formed": well_formed, "run_seed": run_seed}
+
+
+def test_the_gain_beyond_the_format_is_taken_where_both_are_well_formed():
+    before = [answer("a", "think", 0.2), answer("b", "think", 0.0, well_formed=False), answer("c", "think", 0.4)]
+    after = [answer("a", "think", 0.5), answer("b", "think", 1.0), answer("c", "think", 0.9, well_formed=False)]
+    # A second training: here c is the only answer that is well formed on both sides.
+    before += [answer("c", "think", 0.1, run_seed=1)]
+    after += [answer("c", "think", 0.2, run_seed=1)]
+    difference = compare(before, after)["prefix_formed"]
+    assert difference["n"] == 2 and difference["value"] == pytest.approx((0.3 + 0.1) / 2)
+
+
+def test_reasoned_against_direct_is_paired_by_frame():
+    rows = [answer("a", "direct", 0.5, l1=0.3), answer("a", "think", 0.7, l1=0.2),
+            answer("b", "direct", 0.1, l1=0.5), answer("b", "think", 0.0, l1=0.8)]
+    gain = reasoned_minus_direct(rows)
+    assert gain["prefix"]["n"] == 2 and gain["prefix"]["value"] == pytest.approx(0.05)
+    assert gain["l1"]["value"] == pytest.approx(0.1)
+    assert reasoned_minus_direct(rows[:1]) is None
 
 
 def test_repeated_samples_are_clustered_not_counted_as_independent():
