@@ -1,4 +1,4 @@
-"""The whole command on the smoke recipe: an unbroken run, and one that is killed in the middle and started again.
+"""The whole command on the smoke recipe: an unbroken run, and one that is killed in each stage and started again.
 
 Both must end with the same weights, the same token metrics and the same episodes, to the last bit.
 """
@@ -64,12 +64,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The run's folder and the output of the second start."""
+    """A run that was killed in one stage after the other, and the output of the start that ended it."""
     out = tmp_path_factory.mktemp("killed") / "run"
+    for stage in ("collect", "mix", "base"):
+        kill_in(out, stage)
     sft = out / "seed-0" / "sft"
     kill_when(start(out), lambda: (sft / "checkpoints" / "checkpoint-6").exists())
     assert (sft / "started.json").exists() and not (sft / "stage.json").exists()
+    for stage in ("seed-0/rl", "seed-0/head/roboalign", "seed-0/eval/rollouts/roboalign", "report"):
+        kill_in(out, stage)
     return out, finish(start(out))
+
+
+def kill_in(out: Path, stage: str) -> None:
+    """Start the run and kill it as soon as this stage has begun."""
+    assert not (out / stage).exists(), f"{stage} has begun before"
+    kill_when(start(out), lambda: (out / stage / "started.json").exists())
+    assert not (out / stage / "stage.json").exists()
 
 
 def without_time(row: dict[str, Any]) -> dict[str, Any]:
@@ -82,11 +93,11 @@ def rows(path: Path, *order: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: [row[key] for key in order])
 
 
-def test_the_second_start_repeats_nothing_that_was_done(killed: tuple[Path, str]) -> None:
-    _, output = killed
-    for stage in ("collect", "tokenizer", "mix", "base"):
-        assert f"{stage}: done before, nothing to do" in output
-    assert re.search(r"\[seed-0/sft\] resuming from .*checkpoint-\d+", output)
+def test_the_last_start_repeats_nothing_that_was_done(killed: tuple[Path, str]) -> None:
+    out, output = killed
+    stages = [read_json(path)["stage"] for path in out.rglob("stage.json")]
+    for stage in stages:
+        assert (f"{stage}: done before, nothing to do" in output) == (stage != "report")
     assert "Traceback" not in output
 
 
