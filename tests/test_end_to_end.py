@@ -3,6 +3,7 @@
 Both must end with the same weights, the same token metrics and the same episodes, to the last bit.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -29,7 +30,7 @@ def start(out: Path) -> subprocess.Popen[str]:
     for override in OVERRIDES:
         command += ["--set", override]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    # A session of its own: the kill reaches the workers, and nobody else.
+    # A session of its own: should a test fail, its workers can be killed, and nobody else.
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
                             start_new_session=True)  # fmt: skip
 
@@ -51,9 +52,15 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> 
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < until
             time.sleep(0.01)
-    finally:
+    except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[0]
+        raise
+    process.kill()  # the command alone: its workers must end by themselves, and so close the pipe that is read here
+    try:
+        return process.communicate(timeout=20)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Any
 
 from roboalign.errors import RoboAlignError
 from roboalign.files import locked, read_json, write_json, write_text
+from roboalign.processes import die_with_parent
 from roboalign.progress import format_seconds
 from roboalign.recipe import Recipe, cores, dump_recipe, processes
 from roboalign.stages.plan import plan_stages
@@ -122,7 +123,8 @@ def _run_side_by_side(
     """A stage starts when those it needs are done and a process is free; an exclusive one waits for all of them."""
     began, started = time.monotonic(), 0
     waiting, running = list(todo), dict[Future[dict[str, Any]], str]()
-    with ProcessPoolExecutor(processes(recipe), mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes(recipe), mp_context=context, initializer=die_with_parent) as pool:
         while waiting or running:
             unfinished = {*waiting, *running.values()}
             for name in list(waiting):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from roboalign.config import Config
+from roboalign.processes import die_with_parent
 from roboalign.progress import Progress
 from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.metaworld import CameraGeometry, MetaWorld, MetaWorldConfig, MetaWorldEnvironment
@@ -201,7 +202,7 @@ def collect(
     context = multiprocessing.get_context("spawn")
     with (
         Progress("collect", total=len(wanted), start=len(wanted) - len(jobs)) as progress,
-        ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool,
+        ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=die_with_parent) as pool,
     ):
         pending: deque[Future[Collected]] = deque()
         for job in [*jobs, *[None] * len(jobs)]:

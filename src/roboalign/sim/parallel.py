@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from roboalign.errors import RoboAlignError
+from roboalign.processes import die_with_parent
 from roboalign.progress import Progress
 from roboalign.sim.base import Benchmark
 from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, RolloutConfig, rollout_batch
@@ -128,6 +129,7 @@ def _redistribute(
 
 
 def _work(pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig) -> None:
+    die_with_parent()
     try:
         act, pool = make_act(), EnvironmentPool(benchmark)
         while True:

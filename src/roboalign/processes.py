@@ -1,0 +1,22 @@
+"""Worker processes that never outlive the command that started them."""
+
+import multiprocessing
+import os
+import threading
+
+
+def die_with_parent() -> None:
+    """End this process as soon as the one that spawned it has gone, be it by `kill -9`.
+
+    Left alone, a worker would go on with its stage for minutes, write into a folder that the next run already works in,
+    and take a core from it. Files are written beside and renamed, so ending anywhere is safe.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="die with parent").start()
