@@ -66,7 +66,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
 class Threads(ThreadPoolExecutor):
     """Stands in for the process pool, so that the stubs share memory with the test."""
 
-    def __init__(self, workers: int, mp_context: Any) -> None:
+    def __init__(self, workers: int, mp_context: Any, initializer: Any) -> None:
         super().__init__(workers)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from roboalign.errors import RoboAlignError
 from roboalign.files import locked, read_json, write_json, write_text
-from roboalign.processes import die_with_parent
+from roboalign.processes import die_with_parent, give_memory_back
 from roboalign.progress import format_seconds
 from roboalign.recipe import Recipe, cores, dump_recipe, processes
 from roboalign.stages.plan import plan_stages
@@ -114,6 +114,7 @@ def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str) -> dict[str, A
     row = {"stage": name, "key": key, "seconds": round(time.monotonic() - began, 2)}
     row |= {"training_seconds" if count == "seconds" else count: value for count, value in ledger.items()}
     write_json(folder / "stage.json", {**row, "needs": list(stage.needs), "settings": stage.settings})
+    give_memory_back()
     return row
 
 

@@ -65,9 +65,12 @@ class _Running:
 
 
 class EnvironmentPool:
-    """Environments that are reused between episodes: to build one costs a hundred episode resets."""
+    """Environments that are reused between episodes: to build one costs a hundred episode resets.
 
-    def __init__(self, benchmark: Benchmark, limit: int = 32) -> None:
+    At most `limit` idle ones are kept: with its renderer each holds tens of megabytes.
+    """
+
+    def __init__(self, benchmark: Benchmark, limit: int = 12) -> None:
         self.benchmark, self.limit = benchmark, limit
         self.idle: list[tuple[str, Environment]] = []
 
