@@ -153,6 +153,15 @@ def test_limits_follow_from_the_numbers():
     assert caveats(replace(with_results(), notes=["A note."]))[-1] == "A note."
 
 
+def test_a_gain_in_format_alone_is_named():
+    def told(low):
+        formed = {"value": 0.05, "low": low, "high": 0.2, "n": 8}
+        pairs = [{"before": "sft", "after": "roboalign", "prefix_formed": formed}]
+        return "more than the format" in " ".join(caveats(replace(with_results(), mllm_pairs=pairs)))
+
+    assert told(-0.1) and not told(0.01)
+
+
 def test_limits_of_a_model_that_does_not_look_and_whose_reasoning_is_idle():
     def estimate(value, low, high):
         return {"value": value, "low": low, "high": high, "n": 50}

@@ -5,13 +5,14 @@ from typing import Any
 
 from roboalign.report.summary import RunSummary
 from roboalign.report.tables import lookup
-from roboalign.report.text import interval, number, p_value, percent
+from roboalign.report.text import interval, number, p_value, percent, signed
 from roboalign.report.verdict import pair_of
 
 
 def caveats(run: RunSummary) -> list[str]:
     """Every limit that applies, the run's own notes last."""
-    rules = (_success_open, _controls, _seeds, _tasks, _direct_beats_reasoned, _lengths, _sight, _causality, _crashes)
+    rules = (_success_open, _controls, _seeds, _tasks, _direct_beats_reasoned, _format_gain, _lengths, _sight,
+             _causality, _crashes)
     found = [sentence for rule in rules for sentence in rule(run)]
     return [*found, *run.notes]
 
@@ -70,6 +71,14 @@ def _direct_beats_reasoned(run: RunSummary) -> Iterator[str]:
     if before and after and direct and reasoned and direct["value"] >= reasoned["value"]:
         yield (f"That reasoning gives better actions than none: {before.title} answering directly has prefix accuracy "
                f"{number(direct['value'])}, {after.title} after reasoning {number(reasoned['value'])}.")
+
+
+def _format_gain(run: RunSummary) -> Iterator[str]:
+    change = lookup(pair_of(run.mllm_pairs, *run.question), ("prefix_formed",))
+    if change and change["n"] and not (change["low"] is not None and change["low"] > 0):
+        bounds = interval(change, "signed") or "unknown"
+        yield ("That RL gained more than the format: where both models reason and then act, prefix accuracy changed by "
+               f"{signed(change['value'])} (interval {bounds}, {change['n']} frames).")
 
 
 def _lengths(run: RunSummary) -> Iterator[str]:
