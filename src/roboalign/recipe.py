@@ -103,6 +103,9 @@ class BackboneConfig(Config):
     """How `train` pretrains its vision tower, on the bodies' positions."""
     pretrain: SftConfig = SftConfig()
     """How `train` then pretrains the whole model, on the language-only part of the mixture."""
+    action_start: Literal["mean", "labels"] = "mean"
+    """How the embedding of <ACTION_START> begins: as the `mean` of all tokens, like those of the other action tokens,
+    or as that of the words that answers open with (`labels`)."""
     layer: int = Field(2, ge=1)
     """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
 

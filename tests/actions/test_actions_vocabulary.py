@@ -139,6 +139,19 @@ def test_new_rows_are_the_mean_of_the_real_ones(kind, tied, padding):
     assert not torch.equal(before[0][:n_real].mean(dim=0), before[0][0])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_start_token_can_begin_as_the_mean_of_given_words(tied):
+    tokenizer = new_tokenizer()
+    model = new_model("qwen3", len(tokenizer), tied)
+    before = [table.detach().clone() for table in tables(model)]
+    vocabulary = extend_tokenizer(tokenizer, N_FAST)
+    extend_model(model, tokenizer, vocabulary, start_like=["left", "right"])
+    like = [i for word in ("left", "right") for i in tokenizer.encode(word, add_special_tokens=False)]
+    for table, old in zip(tables(model), before):
+        torch.testing.assert_close(table[vocabulary.start_id], old[like].mean(dim=0), rtol=0, atol=1e-7)
+        torch.testing.assert_close(table[vocabulary.end_id], old.mean(dim=0), rtol=0, atol=1e-7)
+
+
 def test_extending_a_trained_model_again_changes_nothing(tmp_path):
     tokenizer = new_tokenizer()
     model = new_model("qwen3", len(tokenizer), tied=False)

@@ -20,10 +20,10 @@ from roboalign.mllm.load import Mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 
 TEXT = "Where should the gripper go next?"
-WORDS = prompts.reply("movement: left", "The cup is left.")
+WORDS = prompts.reply("movement left", "The cup is left.")
 ACTIONS = prompts.action_answer([1, 0])
 TALKS = [
-    [WORDS, prompts.reply("movement: up"), prompts.reply(ACTIONS)],
+    [WORDS, prompts.reply("movement up"), prompts.reply(ACTIONS)],
     [prompts.reply(ACTIONS, "The cup is left.")],  # never in a mixture; here the tokens that must not be left out
 ]
 
@@ -56,7 +56,7 @@ def test_no_action_token_is_marked(mllm: Mllm) -> None:
     marked, labels = batch["words_only"], batch["labels"]
     assert marked.shape == labels.shape and marked.dtype == torch.bool
     said = [mllm.tokenizer.decode(row[mark]) for row, mark in zip(labels, marked)]
-    assert said == ["<answer>movement: left</answer><|im_end|>", "<answer></answer><|im_end|>"]
+    assert said == ["<answer>movement left</answer><|im_end|>", "<answer></answer><|im_end|>"]
     actions = torch.isin(labels, action_ids(mllm))
     assert int(actions.sum()) == 8 and not (marked & actions).any()
 

@@ -20,9 +20,9 @@ def test_texts_by_hand():
         'Task: Open the drawer. What should the robot do next? Think first, then answer as "<ACTION_START>".')
     assert prompts.action_question("Open the drawer", "direct", 1, lead=True) == (
         'Answer directly as "<ACTION_START>". Task: Open the drawer. What is the next movement?')
-    assert prompts.answer("12 20", "point") == "point: 12 20"
-    assert prompts.reply("letter: B") == "<think></think><answer>letter: B</answer>"
-    assert prompts.reply("letter: B", "It is.") == "<think>It is.</think><answer>letter: B</answer>"
+    assert prompts.answer("12 20", "point") == "point 12 20"
+    assert prompts.reply("letter B") == "<think></think><answer>letter B</answer>"
+    assert prompts.reply("letter B", "It is.") == "<think>It is.</think><answer>letter B</answer>"
     assert prompts.action_answer([3, 0]) == "<ACTION_START><FAST_3><FAST_0><ACTION_END>"
 
 
@@ -39,10 +39,14 @@ def test_answer_text_is_the_inverse_of_answer(text, label, other):
     assert label == other or prompts.answer_text(answered, other) is None
 
 
-@pytest.mark.parametrize("answered", ["", "B", "letter", "letter B", "B letter: B", "letters: B", "Letter: B",
+@pytest.mark.parametrize("answered", ["", "B", "letter", "letterB", "B letter B", "letters B", "Letter B", ": B",
                                       "<ACTION_START><FAST_1><ACTION_END>"])
 def test_an_answer_without_its_label_is_none(answered):
     assert prompts.answer_text(answered, "letter") is None
+
+
+def test_a_colon_behind_the_label_is_let_pass():
+    assert prompts.answer_text("letter: B", "letter") == prompts.answer_text("letter B", "letter") == "B"
 
 
 @pytest.mark.parametrize("mode", prompts.MODES)

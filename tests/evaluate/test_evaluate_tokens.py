@@ -42,7 +42,7 @@ def png(shade: int) -> bytes:
 def question(number: int, episode: int, mode: str, expected: str) -> Conversation:
     text = prompts.question("Is the gripper open or closed?", mode, "gripper")
     kind = "reasoning" if mode == "think" else "embodied"
-    reply = prompts.reply(f"gripper: {expected}", "It is." if mode == "think" else None)
+    reply = prompts.reply(f"gripper {expected}", "It is." if mode == "think" else None)
     turn = Turn(kind, "gripper_state", mode, text, reply, expected)
     return Conversation(f"q-{number}-{mode}", f"episode-{episode}", number, "reach", png(10 * episode), (turn,))
 
@@ -110,7 +110,7 @@ def test_a_perfect_model_scores_one(run, world):
 
     def script(asked, forced, shade):
         thought = "<think></think>" if "directly" in asked else "<think>I see.</think>"
-        answer = prompts.action_answer(wanted[asked]) if "Task" in asked else "gripper: open"
+        answer = prompts.action_answer(wanted[asked]) if "Task" in asked else "gripper open"
         return (thought + f"<answer>{answer}</answer>") if not forced else f"{answer}</answer>"
 
     metrics, records = run(script, single)
@@ -133,7 +133,7 @@ def test_forced_reasoning_is_own_empty_and_anothers(run, world):
     def script(asked, forced, shade):
         seen.append((shade, forced))
         if "Task" not in asked or "directly" in asked:
-            return "<answer>gripper: open</answer>"
+            return "<answer>gripper open</answer>"
         block = prompts.action_answer([1])
         return f"{block}</answer>" if forced else f"<think>shade {shade}</think><answer>{block}</answer>"
 
@@ -151,7 +151,7 @@ def test_shuffled_images_bring_a_seeing_model_to_chance(run, world):
     right = {10 * i: "open" if i % 2 else "closed" for i in range(EPISODES)}
     heldout = [question(i, i // 4, mode, right[10 * (i // 4)])
                for i in range(4 * EPISODES) for mode in ("direct", "think")]  # fmt: skip
-    metrics, _ = run(lambda asked, forced, shade: f"<answer>gripper: {right[shade]}</answer>", heldout)
+    metrics, _ = run(lambda asked, forced, shade: f"<answer>gripper {right[shade]}</answer>", heldout)
     shuffle = metrics["image_shuffle"]
     assert shuffle["unshuffled"]["value"] == 1.0
     assert shuffle["accuracy"]["value"] < 1.0
@@ -161,12 +161,12 @@ def test_shuffled_images_bring_a_seeing_model_to_chance(run, world):
 
 
 def test_a_blind_model_does_not_fall(run):
-    metrics, _ = run(lambda asked, forced, shade: "<answer>gripper: open</answer>")
+    metrics, _ = run(lambda asked, forced, shade: "<answer>gripper open</answer>")
     assert metrics["image_shuffle"]["drop"]["value"] == 0.0
     assert metrics["vqa"]["direct"]["accuracy"]["value"] == 0.5
 
 
-@pytest.mark.parametrize(("said", "answered"), [("gripper: open", 1.0), ("open", 0.0), ("side: open", 0.0)])
+@pytest.mark.parametrize(("said", "answered"), [("gripper open", 1.0), ("open", 0.0), ("side open", 0.0)])
 def test_an_answer_needs_its_label(run, said, answered):
     metrics, records = run(lambda asked, forced, shade: f"<answer>{said}</answer>")
     assert metrics["vqa"]["direct"]["accuracy"]["value"] == answered / 2
@@ -206,8 +206,8 @@ def test_baselines_by_hand(run, world):
 
 
 def test_compare_is_paired_by_sample_and_mode(run):
-    _, before = run(lambda asked, forced, shade: "<answer>gripper: open</answer>")
-    right = lambda asked, forced, shade: "<answer>gripper: open</answer>" if "directly" in asked else "no"  # noqa: E731
+    _, before = run(lambda asked, forced, shade: "<answer>gripper open</answer>")
+    right = lambda asked, forced, shade: "<answer>gripper open</answer>" if "directly" in asked else "no"  # noqa: E731
     _, after = run(right)
     differences = compare(before, after)
     assert differences["vqa_direct"]["value"] == 0.0
@@ -234,8 +234,12 @@ def test_the_gain_beyond_the_format_is_taken_where_both_are_well_formed():
     # A second training: here c is the only answer that is well formed on both sides.
     before += [answer("c", "think", 0.1, run_seed=1)]
     after += [answer("c", "think", 0.2, run_seed=1)]
-    difference = compare(before, after)["prefix_formed"]
-    assert difference["n"] == 2 and difference["value"] == pytest.approx((0.3 + 0.1) / 2)
+    after[0]["l1"] = 0.1  # a: 0.2 -> 0.1; c: no change
+    difference = compare(before, after)
+    assert difference["prefix_formed"]["n"] == 2
+    assert difference["prefix_formed"]["value"] == pytest.approx((0.3 + 0.1) / 2)
+    assert difference["l1_formed"]["n"] == 2
+    assert difference["l1_formed"]["value"] == pytest.approx((-0.1 + 0.0) / 2)
 
 
 def test_reasoned_against_direct_is_paired_by_frame():

@@ -53,9 +53,9 @@ def test_labels_are_the_assistants_words_and_its_end_token(any_mllm):
     assert any_mllm.tokenizer.decode(encoded.labels[spoken]) == expected
 
 
-REASONED = "<think>it moves left</think><answer>letter: B</answer>"
+REASONED = "<think>it moves left</think><answer>letter B</answer>"
 UNREASONED = [
-    "<think></think><answer>point: 12 20</answer>", "<think> \n</think><answer>left</answer>", "<answer>left</answer>",
+    "<think></think><answer>point 12 20</answer>", "<think> \n</think><answer>left</answer>", "<answer>left</answer>",
     "left</think><answer>left</answer>", "<think>never ended",
 ]  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_after_reasoning_is_what_is_said_behind_it(any_mllm):
     after = encoded.after_reasoning
     assert after.dtype == bool and after.shape == encoded.input_ids.shape
     said = any_mllm.tokenizer.decode(encoded.input_ids[after])
-    assert said == "<answer>letter: B</answer><|im_end|>" * 2
+    assert said == "<answer>letter B</answer><|im_end|>" * 2
     assert (encoded.labels[after] != IGNORED).all()
 
 

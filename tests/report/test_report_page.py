@@ -156,10 +156,13 @@ def test_limits_follow_from_the_numbers():
 def test_a_gain_in_format_alone_is_named():
     def told(low):
         formed = {"value": 0.05, "low": low, "high": 0.2, "n": 8}
-        pairs = [{"before": "sft", "after": "roboalign", "prefix_formed": formed}]
-        return "more than the format" in " ".join(caveats(replace(with_results(), mllm_pairs=pairs)))
+        closer = {"value": -0.07, "low": -0.1, "high": -0.04, "n": 8}
+        pairs = [{"before": "sft", "after": "roboalign", "prefix_formed": formed, "l1_formed": closer}]
+        said = [line for line in caveats(replace(with_results(), mllm_pairs=pairs)) if "more than the format" in line]
+        return said[0] if said else ""
 
-    assert told(-0.1) and not told(0.01)
+    assert "L1 there by" in told(-0.1) and "0.07" in told(-0.1)
+    assert not told(0.01)
 
 
 def test_limits_of_a_model_that_does_not_look_and_whose_reasoning_is_idle():

@@ -108,6 +108,20 @@ def test_the_controls_replay_is_language_only_and_can_be_off(control: Any) -> No
     assert len(conversations) == 4 * 2 and config.batch_size == 2
 
 
+def test_replay_of_all_holds_direct_actions_in_rl_and_in_its_control(
+    run_dir: Path, control: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, list[Conversation]] = {}
+    monkeypatch.setattr(align, "train_grpo", lambda *arguments, **named: given.update(rl=named["replay"]))
+    for name, kinds in (("language", set(LANGUAGE)), ("all", {*LANGUAGE, "action"})):
+        align.rl(context(run_dir, "seed-0/rl", recipe(rl={**recipe().rl.model_dump(), "replay": name})))
+        assert {turn.kind for one in given["rl"] for turn in one.turns} == kinds
+        conversations, _ = control(updates=8, replay=name, replay_batch=8)
+        replayed = [one for one in conversations if one.target is None]  # an RL prompt has a target
+        assert {turn.kind for one in replayed for turn in one.turns} == kinds
+    assert all(turn.mode == "direct" for one in given["rl"] for turn in one.turns if turn.kind == "action")
+
+
 def test_the_control_trains(run_dir: Path) -> None:
     row = align.extra_sft(context(run_dir, "seed-0/extra-sft", recipe()))
     assert row["updates"] == 2 and row["samples"] == 2 * (2 + 2)

@@ -105,8 +105,13 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, n_fast: int) -> ActionV
 
 
 @torch.no_grad()
-def extend_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: ActionVocabulary) -> None:
+def extend_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: ActionVocabulary, *,
+    start_like: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Give every action token a row in the input and output embeddings: the mean of the rows of the real tokens.
+
+    With words in `start_like`, <ACTION_START> gets the mean of the rows of their tokens instead.
 
     The table never shrinks: Qwen's is padded beyond its tokenizer, and action tokens that fall inside the padding get
     the mean too. `model.config.action_token_ids` records what was done, so that calling it again, on a trained model
@@ -128,13 +133,17 @@ def extend_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, voc
     if rows > old_rows:
         model.resize_token_embeddings(rows, mean_resizing=False)
     new = sorted({*wanted, *range(old_rows, rows)})
+    like = [i for word in start_like for i in tokenizer.encode(word, add_special_tokens=False)]
     inputs, outputs = _weight(model.get_input_embeddings()), model.get_output_embeddings()
-    _fill_with_mean(inputs, new, real)
+    tables = [inputs]
     if outputs is not None and _weight(outputs) is not inputs:  # else tied: one table
-        _fill_with_mean(_weight(outputs), new, real)
-    bias = getattr(outputs, "bias", None)
-    if bias is not None:
-        _fill_with_mean(bias, new, real)
+        tables.append(_weight(outputs))
+    if (bias := getattr(outputs, "bias", None)) is not None:
+        tables.append(bias)
+    for table in tables:
+        _fill_with_mean(table, new, real)
+        if like:
+            _fill_with_mean(table, [vocabulary.start_id], like)
     model.config.action_token_ids = wanted
 
 

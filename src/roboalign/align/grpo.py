@@ -73,6 +73,8 @@ class RlConfig(TrainConfig):
     """Weight of an SFT loss on `replay_batch` conversations in each update (not in the paper; 0: none)."""
     replay_batch: int = Field(16, ge=1)
     """Replayed conversations per update, over all devices."""
+    replay: Literal["language", "all"] = "language"
+    """What is replayed: the questions, or the actions answered directly as well."""
     log_every: int = Field(1, ge=1)
     """Updates between two records in metrics.jsonl."""
     save_every: int = Field(10, ge=1)

@@ -137,9 +137,10 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict
     """Paired differences (after minus before) of two MLLMs on the samples both answered.
 
     {"vqa_direct", "vqa_think", "prefix_direct", "prefix_think", "format_think", "l1_direct", "l1_think"}
-    -> estimate; L1 is over all answers, with the mean action where nothing decodes. "prefix_formed" is prefix_think on
-    the answers that are well formed before and after: what is gained beyond the format. Several training seeds of a
-    model are averaged within each sample first: the interval is over samples, not over trainings.
+    -> estimate; L1 is over all answers, with the mean action where nothing decodes. "prefix_formed" and "l1_formed" are
+    prefix_think and l1_think on the answers that are well formed before and after: what is gained beyond the format.
+    Several training seeds of a model are averaged within each sample first: the interval is over samples, not over
+    trainings.
     """
     differences = {}
     for mode in MODES:
@@ -152,7 +153,8 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict
     reasoned = [[r for r in _select(records, "action", "think") if r["well_formed"]] for records in (before, after)]
     keys = [{(r["id"], r.get("run_seed")) for r in rows} for rows in reasoned]
     first, second = ([r for r in rows if (r["id"], r.get("run_seed")) in keys[0] & keys[1]] for rows in reasoned)
-    differences["prefix_formed"] = asdict(_paired(first, second, "prefix"))
+    for key in ("prefix", "l1"):
+        differences[f"{key}_formed"] = asdict(_paired(first, second, key))
     return differences
 
 

@@ -74,11 +74,15 @@ def _direct_beats_reasoned(run: RunSummary) -> Iterator[str]:
 
 
 def _format_gain(run: RunSummary) -> Iterator[str]:
-    change = lookup(pair_of(run.mllm_pairs, *run.question), ("prefix_formed",))
+    pair = pair_of(run.mllm_pairs, *run.question)
+    change, closer = lookup(pair, ("prefix_formed",)), lookup(pair, ("l1_formed",))
     if change and change["n"] and not (change["low"] is not None and change["low"] > 0):
-        bounds = interval(change, "signed") or "unknown"
-        yield ("That RL gained more than the format: where both models reason and then act, prefix accuracy changed by "
-               f"{signed(change['value'])} (interval {bounds}, {change['n']} frames).")
+        sentence = ("That RL gained more than the format in prefix accuracy: where both models reason and then act, it "
+                    f"changed by {signed(change['value'])} (interval {interval(change, 'signed') or 'unknown'}, "
+                    f"{change['n']} frames)")
+        if closer and closer["n"]:
+            sentence += f"; L1 there by {signed(closer['value'])} ({interval(closer, 'signed') or 'no interval'})"
+        yield sentence + "."
 
 
 def _lengths(run: RunSummary) -> Iterator[str]:

@@ -49,6 +49,7 @@ DIFFERENCES = (
     ("Format, reasoned", "format_think", "points", False),
     ("L1, direct", "l1_direct", "signed", True),
     ("L1, reasoned", "l1_think", "signed", True),
+    ("L1, both well-formed", "l1_formed", "signed", True),
 )
 
 

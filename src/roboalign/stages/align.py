@@ -3,12 +3,13 @@
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForImageTextToText, set_seed
 
 from roboalign.align.dataset import sample_order
-from roboalign.align.grpo import train_grpo
+from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.align.trainer import TrainConfig
 from roboalign.data.conversation import Conversation, read_conversations
@@ -39,7 +40,7 @@ def rl(context: Context) -> dict[str, Any]:
     """GRPO from the SFT model on the RL subset; writes model/, metrics.jsonl and samples.jsonl."""
     mixture = mixture_folder(context.run_dir)
     config = context.recipe.rl.model_copy(update={"seed": context.seed})
-    replay = read_conversations(mixture, "train", kinds=LANGUAGE) if config.replay_weight else []
+    replay = _replayed(mixture, config) if config.replay_weight else []
     mllm = load_mllm(context.seed_dir / "sft" / "model")
     fast = action_tokens(context.run_dir).fast
     prompts = read_conversations(mixture, "rl")
@@ -61,13 +62,18 @@ def extra_sft(context: Context) -> dict[str, Any]:
     batch = config.prompts_per_update
     if config.replay_weight:
         batch += config.replay_batch
-        language = read_conversations(mixture, "train", kinds=LANGUAGE)
-        conversations += random.Random(context.seed).choices(language, k=updates * config.replay_batch)
+        replayed = random.Random(context.seed).choices(_replayed(mixture, config), k=updates * config.replay_batch)
+        conversations += replayed
     shared = {name: getattr(config, name) for name in TrainConfig.model_fields}
     settings = SftConfig(**{**shared, "seed": context.seed}, max_steps=updates, batch_size=batch,
                          micro_batch_size=batch, schedule="constant", warmup_ratio=0.0)
     mllm = load_mllm(context.seed_dir / "sft" / "model")
     return train_sft(mllm, conversations, settings, context.folder, label=context.name)
+
+
+def _replayed(mixture: Path, config: RlConfig) -> list[Conversation]:
+    """What `rl.replay` names, of the SFT samples."""
+    return read_conversations(mixture, "train", kinds=LANGUAGE if config.replay == "language" else None)
 
 
 def _direct(conversation: Conversation) -> Conversation:

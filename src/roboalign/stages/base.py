@@ -15,6 +15,7 @@ from roboalign.align.vision import pretrain_vision
 from roboalign.data.conversation import read_conversations
 from roboalign.data.keypoints import keypoints
 from roboalign.data.mixture import split_episodes
+from roboalign.data.questions import TYPES, label_of
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 from roboalign.mllm.load import load_mllm, save_mllm
@@ -38,7 +39,8 @@ def base(context: Context) -> dict[str, Any]:
     mllm = load_mllm(pretrained)
     n_fast = action_tokens(context.run_dir).fast.vocab_size
     vocabulary = extend_tokenizer(mllm.tokenizer, n_fast)
-    extend_model(mllm.model, mllm.tokenizer, vocabulary)
+    labels = sorted({label_of(name) for name in TYPES}) if recipe.backbone.action_start == "labels" else ()
+    extend_model(mllm.model, mllm.tokenizer, vocabulary, start_like=labels)
     save_mllm(mllm, context.folder / "model")
     parameters = sum(p.numel() for p in mllm.model.parameters())
     return {**ledger, "parameters": parameters, "fast_tokens": n_fast}

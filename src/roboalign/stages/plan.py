@@ -66,8 +66,9 @@ def _settings(config: Config) -> dict[str, Any]:
 def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
     """A folder given from outside counts by its content: other weights are another base."""
     backbone = recipe.backbone
+    start = {"action_start": backbone.action_start}
     if backbone.source == "train":
-        return {name: _settings(getattr(backbone, name)) for name in ("tiny", "vision", "pretrain")}
+        return {**start, **{name: _settings(getattr(backbone, name)) for name in ("tiny", "vision", "pretrain")}}
     from roboalign.stages.base import source_folder
 
-    return {"weights": hash_tree(Path(source_folder(backbone.source)))}
+    return {**start, "weights": hash_tree(Path(source_folder(backbone.source)))}

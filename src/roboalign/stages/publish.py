@@ -7,19 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.files import atomic_path, read_json
-from roboalign.report.tables import lookup
+from roboalign.report.tables import ARM_COLUMNS, lookup
 from roboalign.report.text import interval, value
+from roboalign.stages.report import ARMS
 
-COLUMNS = (
-    ("VQA, direct", ("vqa", "direct", "accuracy"), "percent"),
-    ("prefix, direct", ("actions", "direct", "prefix"), "number"),
-    ("prefix, reasoned", ("actions", "think", "prefix"), "number"),
-    ("reasons, then acts", ("actions", "think", "format"), "percent"),
-    ("L1, direct", ("actions", "direct", "l1_all"), "number"),
-    ("L1, reasoned", ("actions", "think", "l1_all"), "number"),
-)
-TITLES = {"base": "Base", "sft": "SFT", "roboalign": "RoboAlign (SFT + RL)", "extra-sft": "SFT + extra SFT",
-          "random": "Random", "blind": "Blind"}
+COLUMNS = ("VQA, direct", "Prefix, direct", "Prefix, reasoned", "Format", "L1, direct", "L1, reasoned")
 
 
 def publish(run_dir: str | Path, target: str | Path) -> str:
@@ -48,13 +40,14 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     """One arm a row: success and what its backbone answers on held-out frames."""
     success = (summary.get("success") or {}).get("arms", {})
     first = next(iter(success.values()), {"overall": {"n": 0}})
-    head = ["backbone", f"success, {first['overall']['n']} episodes", *(name for name, _, _ in COLUMNS)]
+    head = ["backbone", f"success, {first['overall']['n']} episodes", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, title in TITLES.items():
+    for name, (title, _) in ARMS.items():
         if name not in summary["arms"] and name not in success:
             continue
         cells = [_rate(lookup(success, (name, "overall")))]
-        cells += [_estimate(lookup(summary["arms"], (name, *path)), kind) for _, path, kind in COLUMNS]
+        cells += [_estimate(lookup(summary["arms"], (name, *path)), kind)
+                  for column, path, kind in ARM_COLUMNS if column in COLUMNS]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
