@@ -35,7 +35,7 @@ class Camera:
 
 @dataclass
 class Episode:
-    """One demonstration of T steps. Frames stay PNG bytes until `frame` decodes one."""
+    """One demonstration of T steps. Frames stay encoded (PNG or JPEG files) until `frame` decodes one."""
 
     episode_id: str
     """Unique in its data set and stable: `metaworld/reach-v3/seed-17`."""
@@ -47,7 +47,7 @@ class Episode:
     state: np.ndarray
     """float32 [T, S], proprioception."""
     images: Mapping[str, Sequence[bytes]]
-    """camera -> T PNG files."""
+    """camera -> T image files (PNG or JPEG), or what gives one when asked for it."""
     cameras: dict[str, Camera]
     privileged: np.ndarray | None = None
     """float32 [T, P], the simulator's state; read by the question generators only, never by a policy."""
@@ -62,7 +62,7 @@ class Episode:
         return len(self.actions)
 
     def png(self, camera: str, t: int) -> bytes:
-        """The PNG file of one frame, as stored."""
+        """The image file of one frame, as stored."""
         if camera not in self.images:
             raise RoboAlignError(
                 f"no camera {camera!r}; it has {sorted(self.images)}", where=f"episode {self.episode_id}",
