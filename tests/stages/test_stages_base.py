@@ -74,12 +74,24 @@ def test_a_folder_from_outside_is_the_base(run_dir: Path, tmp_path: Path) -> Non
     save_mllm(build_tiny(recipe().backbone.tiny, ["Where is the puck? Answer directly."] * 20), tmp_path / "mine")
     settings = recipe(backbone={"source": str(tmp_path / "mine"), "layer": 1})
     stages = {one.name: one for one in plan_stages(settings)}
-    assert stages["base"].settings.keys() == {"weights"}
+    assert stages["base"].settings.keys() == {"action_start", "weights"}
     row = do(stages, tmp_path, "base", settings)
     assert row["source"] == str(tmp_path / "mine") and "updates" not in row
     mine, base = load_mllm(tmp_path / "mine"), load_mllm(tmp_path / "base" / "model")
     assert torch.equal(mine.model.model.visual.patch_embed.proj.weight, base.model.model.visual.patch_embed.proj.weight)
     assert len(base.tokenizer) > len(mine.tokenizer)
+
+
+def test_action_start_moves_one_embedding_only(run_dir: Path) -> None:
+    weights = {}
+    for start in ("mean", "labels"):
+        mllm = stage.with_action_tokens(load_mllm(run_dir / "base" / "pretrain/model"), 8, start)
+        weights[start] = mllm.model.get_input_embeddings().weight
+    point = mllm.tokenizer.encode("point", add_special_tokens=False)
+    changed = (weights["mean"] != weights["labels"]).any(dim=1).nonzero().flatten().tolist()
+    assert mllm.vocabulary and changed == [mllm.vocabulary.start_id]
+    apart = [(rows[mllm.vocabulary.start_id] - rows[point].mean(dim=0)).norm() for rows in weights.values()]
+    assert apart[1] < apart[0]  # "point" is a label
 
 
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

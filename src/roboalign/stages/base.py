@@ -18,7 +18,7 @@ from roboalign.data.mixture import split_episodes
 from roboalign.data.questions import TYPES, label_of
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
-from roboalign.mllm.load import load_mllm, save_mllm
+from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny import build_tiny
 from roboalign.stages.data import action_tokens, mixture_folder, read_demonstrations
 from roboalign.stages.stage import Context
@@ -36,14 +36,19 @@ def base(context: Context) -> dict[str, Any]:
         pretrained = context.folder / "pretrain" / "model"
     else:
         pretrained = source_folder(source)
-    mllm = load_mllm(pretrained)
     n_fast = action_tokens(context.run_dir).fast.vocab_size
-    vocabulary = extend_tokenizer(mllm.tokenizer, n_fast)
-    labels = sorted({label_of(name) for name in TYPES}) if recipe.backbone.action_start == "labels" else ()
-    extend_model(mllm.model, mllm.tokenizer, vocabulary, start_like=labels)
+    mllm = with_action_tokens(load_mllm(pretrained), n_fast, recipe.backbone.action_start)
     save_mllm(mllm, context.folder / "model")
     parameters = sum(p.numel() for p in mllm.model.parameters())
     return {**ledger, "parameters": parameters, "fast_tokens": n_fast}
+
+
+def with_action_tokens(mllm: Mllm, n_fast: int, action_start: str) -> Mllm:
+    """The same model with the action tokens; `action_start` is `BackboneConfig.action_start`."""
+    mllm.vocabulary = extend_tokenizer(mllm.tokenizer, n_fast)
+    labels = sorted({label_of(name) for name in TYPES}) if action_start == "labels" else ()
+    extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary, start_like=labels)
+    return mllm
 
 
 def _pretrain(context: Context) -> dict[str, Any]:
