@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from roboalign.data.action_space import ActionSpace
 from roboalign.errors import RoboAlignError
 
 
@@ -57,6 +58,8 @@ class Episode:
     """What the bodies are called: `{"object": "drawer handle", "goal": "open position"}`."""
     success_step: int | None = None
     """Index of the first action after which the task counts as solved; None where unknown or never."""
+    action_space: ActionSpace | None = None
+    """What the numbers of `actions` mean; None where the source does not say."""
 
     def __len__(self) -> int:
         return len(self.actions)
