@@ -1,4 +1,4 @@
-"""The `roboalign` command: one verb a stage, `run` for all of them, `doctor` for the machine."""
+"""The `roboalign` command: one verb a stage, `run` for all of them, `data` for robot data, `doctor` for the machine."""
 
 import argparse
 import os
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             from roboalign.stages.doctor import doctor
 
             return doctor(quiet=options.quiet)
+        if options.verb == "data":
+            return _data(options)
         return _run(options)
     except RoboAlignError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,6 +57,17 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _data(options: argparse.Namespace) -> int:
+    from roboalign.stages.robot_data import convert_data, inspect_data, open_data
+
+    data = open_data(options.path, options.format, options.read, options.space, options.strict)
+    if options.action == "inspect":
+        print(inspect_data(data, options.out, camera=options.camera, horizon=options.horizon, fast=options.fast))
+    else:
+        print(convert_data(data, options.out, options.to))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="roboalign", description="Turn an open multimodal LLM into a robot policy.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -65,9 +78,30 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", help="the run's folder (default: runs/<name of the recipe>)")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                              help="override one setting, for example sft.max_steps=100")
+    _add_data(verbs.add_parser("data", help="look at a robot data set, or write it as LeRobot v3.0"))
     checks = verbs.add_parser("doctor", help="check this machine and say what is missing")
     checks.add_argument("--quiet", action="store_true", help="print only what is wrong")
     return parser
+
+
+def _add_data(data: argparse.ArgumentParser) -> None:
+    """The options of `roboalign data inspect` and `roboalign data convert`."""
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    inspect = actions.add_parser("inspect", help="one page: dimensions, frames, tokens, and what needs attention")
+    convert = actions.add_parser("convert", help="write it as a LeRobot v3.0 data set")
+    for command in (inspect, convert):
+        command.add_argument("path", help="LeRobot v2.0 to v3.0, RLDS, robomimic or LIBERO HDF5, or a CALVIN split")
+        command.add_argument("--format", help="lerobot, rlds, robomimic or calvin, where the files do not tell")
+        command.add_argument("--read", action="append", default=[], metavar="KEY=VALUE",
+                             help="an option of the format's reader, for example fps=5 or flip=true")
+        command.add_argument("--space", metavar="NAME", help="what the actions mean, for example bridge or libero")
+        command.add_argument("--strict", action="store_true", help="stop at the first episode that is broken")
+    inspect.add_argument("--out", default="inspection.html", help="the page (default: inspection.html)")
+    inspect.add_argument("--camera", help="look at this camera only")
+    inspect.add_argument("--horizon", type=int, default=16, help="steps of an action chunk (default: 16)")
+    inspect.add_argument("--fast", help="the folder of a FAST tokenizer; one is fitted without it")
+    convert.add_argument("--out", required=True, help="the folder to write; an unfinished one is gone on with")
+    convert.add_argument("--to", metavar="NAME", help="convert the actions to this space (needs --space)")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ class Progress:
         with Progress("sft", total=1000, start=resumed_from) as progress:
             progress.advance(32, note="loss 0.41")
 
-    `start` units were done by an earlier run; they do not enter the rate.
+    `start` units were done by an earlier run; they do not enter the rate. Where the total is not known beforehand
+    (None), the rate is printed in place of an estimate.
     """
 
-    def __init__(self, label: str, total: int, start: int = 0, interval: float = 5.0) -> None:
+    def __init__(self, label: str, total: int | None, start: int = 0, interval: float = 5.0) -> None:
         self.label, self.total, self.done, self.start = label, total, start, start
         self.interval = interval
         self.began = time.monotonic()
@@ -44,8 +45,12 @@ class Progress:
     def _print(self, note: str) -> None:
         elapsed = time.monotonic() - self.began
         fresh = self.done - self.start
-        left = format_seconds(elapsed / fresh * (self.total - self.done)) if fresh else "?"
-        line = f"[{self.label}] {self.done}/{self.total}  {format_seconds(elapsed)} elapsed, {left} left  {note}"
+        if self.total is None:
+            ahead, of = f"{fresh / elapsed if elapsed else 0:.1f} a second", ""
+        else:
+            ahead = f"{format_seconds(elapsed / fresh * (self.total - self.done)) if fresh else '?'} left"
+            of = f"/{self.total}"
+        line = f"[{self.label}] {self.done}{of}  {format_seconds(elapsed)} elapsed, {ahead}  {note}"
         sys.stderr.write(f"{line.rstrip()}\n")
         sys.stderr.flush()
         self.printed = time.monotonic()

@@ -1,9 +1,11 @@
 """LeRobot v3.0: what is written is read back, a killed writer resumes, and every fault is refused by name."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 
 from roboalign.data.episode import Camera, Episode
 from roboalign.data.feature_stats import image_stats, pool, vector_stats
-from roboalign.data.lerobot import LeRobotWriter, read_lerobot
+from roboalign.data.lerobot import LeRobotWriter, iterate_lerobot, read_lerobot
+from roboalign.data.robot.base import Fault
 from roboalign.errors import RoboAlignError
 
 
@@ -189,7 +192,7 @@ def break_action(value: float, width: int):
     (lambda f: (f / "meta/tasks.parquet").unlink(), "tasks.parquet: the file does not exist"),
     (lambda f: (f / "meta/episodes/chunk-000/file-000.parquet").unlink(), "no parquet file"),
     (lambda f: (f / "data/chunk-000/file-002.parquet").unlink(), "file-002.parquet: the file does not exist"),
-    (lambda f: edit_info(f, codebase_version="v2.1"), "format v2.1"),
+    (lambda f: edit_info(f, codebase_version="v4.0"), "format v4.0, this reads v2.0, v2.1 and v3.0"),
     (lambda f: edit_info(f, total_episodes=9), "info.json counts 9 episodes"),
     (lambda f: edit_info(f, features={}), "the feature action is missing"),
     (break_action(np.nan, 4), "file-000.parquet: column action is not finite at row 5"),
@@ -201,12 +204,97 @@ def test_reader_refuses(copied, fault, message):
         read_lerobot(copied)
 
 
-def test_reader_refuses_video(copied):
+def test_a_video_that_the_meta_files_do_not_place_is_refused(copied):
     features = json.loads((copied / "meta/info.json").read_text())["features"]
     features["observation.images.workspace"]["dtype"] = "video"
     edit_info(copied, features=features)
-    with pytest.raises(RoboAlignError, match="stored as video"):
+    with pytest.raises(RoboAlignError, match=r"meta/episodes: videos/.*/chunk_index of episode 0 is None"):
         read_lerobot(copied)
+
+
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+
+
+@pytest.fixture
+def with_video(copied) -> Path:
+    """The set with a second camera, as video: episodes 0 to 2 one after another in one file, 3 and 4 in the next.
+    Step t of episode e is of brightness 40 e + t."""
+    key, features = "observation.images.wrist", json.loads((copied / "meta/info.json").read_text())["features"]
+    features = {name: value for name, value in features.items() if name != "observation.state"}
+    edit_info(copied, video_path=VIDEO_PATH, features=features | {key: {"dtype": "video", "shape": [16, 16, 3]}})
+    meta = copied / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(meta).to_pylist()
+    for number, numbers in enumerate(((0, 1, 2), (3, 4))):
+        path = copied / VIDEO_PATH.format(video_key=key, chunk_index=0, file_index=number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width = stream.height = 16
+            stream.pix_fmt, stream.options = "yuv420p", {"qp": "1"}
+            for place, episode in enumerate(numbers):
+                rows[episode] |= {f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": number,
+                                  f"videos/{key}/from_timestamp": 3.0 * place,
+                                  f"videos/{key}/to_timestamp": 3.0 * place + 3.0}  # fmt: skip
+                for t in range(30):
+                    pixels = np.full((16, 16, 3), 40 * episode + t, np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode(None))
+    pq.write_table(pa.Table.from_pylist(rows), meta)
+    return copied
+
+
+def test_video_and_image_cameras_side_by_side(with_video, episodes):
+    found = read_lerobot(with_video)
+    for number in (4, 1, 0, 2, 3):
+        episode = found[number]
+        assert sorted(episode.images) == ["workspace", "wrist"] and episode.state.shape == (30, 0)
+        for t in (29, 0, 13):
+            pixels = episode.frame("wrist", t)
+            assert pixels.shape == (16, 16, 3) and abs(pixels.astype(int) - 40 * number - t).max() <= 2
+            assert episode.png("workspace", t) == episodes[number].png("workspace", t)
+        episode.images["wrist"].check()
+
+
+def set_meta(folder: Path, episode: int, **changes) -> None:
+    path = folder / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[episode] |= changes
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def other_rows(folder: Path) -> None:
+    column = pa.array([0] * 30 + [7] * 30)
+    replace_column(folder / "data/chunk-000/file-000.parquet", "episode_index", column)
+
+
+@pytest.mark.parametrize(("fault", "broken", "message"), [
+    (lambda f: truncate(f / "data/chunk-000/file-000.parquet"), [0, 1], "file-000.parquet: not a readable parquet"),
+    (lambda f: (f / "data/chunk-000/file-001.parquet").unlink(), [2, 3], "file-001.parquet: the file does not exist"),
+    (break_action(np.nan, 4), [0], "file-000.parquet: column action is not finite at row 5"),
+    (break_action(0.0, 3), [0, 1], "column action holds 180 values in 60 rows"),
+    (other_rows, [1], r"column episode_index holds \[7\] where meta/episodes has 1"),
+    (lambda f: set_meta(f, 4, length=31), [4], "file-002.parquet: 30 rows, the episode ends at 31"),
+    (lambda f: set_meta(f, 4, length=0), [4], "file-002.parquet: no steps"),
+    (lambda f: (f / "videos/observation.images.wrist/chunk-000/file-001.mp4").unlink(), [3, 4], "does not exist"),
+    (lambda f: set_meta(f, 2, **{"videos/observation.images.wrist/to_timestamp": 8.0}), [2],
+     "30 steps at 10 fps, but meta/episodes gives 6 to 8 s"),
+])  # fmt: skip
+def test_a_broken_episode_is_a_fault_and_the_others_are_read(with_video, episodes, fault, broken, message):
+    fault(with_video)
+    items = list(iterate_lerobot(with_video))
+    assert [number for number, item in enumerate(items) if isinstance(item, Fault)] == broken
+    for number in broken:
+        assert re.search(message, f"{items[number].where}: {items[number].problem}")
+        assert f"(episode {number})" in items[number].problem
+    for number, item in enumerate(items):
+        assert number in broken or (item.episode_id, len(item)) == (episodes[number].episode_id, 30)
+
+
+def test_a_part_of_a_file_is_copied_out_of_it(written):
+    """A kept episode does not keep the arrays of the whole file alive."""
+    for episode in read_lerobot(written):
+        for values in (episode.actions, episode.state):
+            assert values.base is None or values.base.nbytes == values.nbytes
 
 
 def test_a_broken_image_is_named(copied):

@@ -1,0 +1,83 @@
+"""Open a robot data set whatever its format, told by its files or by name."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from roboalign.data.action_space import ActionSpace
+from roboalign.data.episode import Episode
+from roboalign.data.lerobot import iterate_lerobot
+from roboalign.data.robot.base import Fault, RobotData
+from roboalign.data.robot.calvin import read_calvin
+from roboalign.data.robot.rlds import read_rlds
+from roboalign.data.robot.robomimic import read_robomimic
+from roboalign.errors import RoboAlignError
+
+READERS: dict[str, Callable[..., Iterator[Episode | Fault]]] = {
+    "lerobot": iterate_lerobot, "rlds": read_rlds, "robomimic": read_robomimic, "calvin": read_calvin,
+}  # fmt: skip
+EXPECTED = (
+    "a LeRobot data set has meta/info.json, an RLDS one features.json, a CALVIN split "
+    "lang_annotations/auto_lang_ann.npy; robomimic's and LIBERO's are .hdf5 files"
+)
+
+
+def open_robot_data(
+    path: str | Path, format: str | None = None, *, options: Mapping[str, Any] | None = None,
+    space: ActionSpace | None = None, strict: bool = False,
+) -> RobotData:  # fmt: skip
+    """The data set at `path` as a stream of episodes.
+
+    `format` is one of READERS, told by the files where it is None. `options` are the reader's own keyword arguments
+    (`fps`, `state`, `flip`, ...). `space` says what the actions mean, and is kept with every episode.
+    Raises RoboAlignError where the format cannot be told, an option is not the reader's, or the data set cannot be
+    opened; `strict` is RobotData's.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RoboAlignError("no such file or folder", where=str(path), fix="give the folder of a robot data set")
+    format = format or format_of(path)
+    if format not in READERS:
+        raise RoboAlignError(f"unknown format {format!r}", where="format", fix=f"give one of {', '.join(READERS)}")
+    given, known = dict(options or {}), options_of(format)
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        listed = ", ".join(known) or "no options"
+        raise RoboAlignError(f"the {format} reader has no option {unknown[0]}", where=str(path),
+                             fix=f"it takes {listed}")  # fmt: skip
+    READERS[format](path, **given)  # what is wrong with the whole data set is said now, not at the first episode
+
+    def read() -> Iterator[Episode | Fault]:
+        for item in READERS[format](path, **given):
+            yield item if space is None or isinstance(item, Fault) else with_space(item, space)
+
+    return RobotData(path.resolve().name, format, read, strict=strict)
+
+
+def format_of(path: Path) -> str:
+    """The format that the files tell. Raises RoboAlignError where they tell none."""
+    if (path / "meta" / "info.json").is_file():
+        return "lerobot"
+    if (path / "features.json").is_file():
+        return "rlds"
+    if (path / "lang_annotations").is_dir() or (path / "ep_start_end_ids.npy").is_file():
+        return "calvin"
+    if path.suffix in (".hdf5", ".h5") or any(path.rglob("*.hdf5")) or any(path.rglob("*.h5")):
+        return "robomimic"
+    raise RoboAlignError(f"no known data set here: {EXPECTED}", where=str(path),
+                         fix="give the data set's own folder, or name the format")  # fmt: skip
+
+
+def options_of(format: str) -> list[str]:
+    """The options of a format's reader."""
+    return [name for name, p in inspect.signature(READERS[format]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
+def with_space(episode: Episode, space: ActionSpace) -> Episode | Fault:
+    """The episode with the meaning of its actions; a Fault where it has another number of dimensions."""
+    if episode.actions.shape[-1] != space.dim:
+        return Fault(f"episode {episode.episode_id}", f"actions of {episode.actions.shape[-1]} dimensions, the action "
+                     f"space ({space}) has {space.dim}", "name the action space that this data set has")  # fmt: skip
+    return replace(episode, action_space=space)

@@ -1,0 +1,260 @@
+"""LeRobot v2.0 and v2.1: what lies in the files is what is read, and a broken episode is a Fault beside the others."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_robot_video import number_in, write_video
+
+from roboalign.data.episode import Episode, encode_png
+from roboalign.data.lerobot import iterate_lerobot, read_lerobot
+from roboalign.data.robot.base import Fault, RobotData
+from roboalign.data.robot.video import Decoder
+from roboalign.errors import RoboAlignError
+
+REAL = Path(__file__).parents[3].parent / "shared/data/lerobot_v2_picknplace"
+LENGTHS = (7, 12, 5)
+DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
+
+
+def camera(dtype: str) -> dict:
+    return {"dtype": dtype, "shape": [48, 48, 3], "names": ["height", "width", "channel"]}
+
+
+def vector(width: int) -> dict:
+    return {"dtype": "float32", "shape": [width], "names": None}
+
+
+FEATURES = {FRONT: camera("video"), WRIST: camera("image"), "observation.state": vector(3), "action": vector(2),
+            "action.base": vector(4), "task_index": {"dtype": "int64", "shape": [1], "names": None}}
+
+
+def actions_of(index: int, length: int) -> np.ndarray:
+    return np.arange(length * 2).reshape(length, 2) + 100.0 * index
+
+
+def columns_of(index: int, length: int, features: dict) -> dict:
+    rows = {"observation.state": np.full((length, 3), index), "action": actions_of(index, length),
+            "action.base": np.zeros((length, 4))}
+    numbers = {"task_index": np.full(length, index % 2), "timestamp": np.arange(length) / 20 + 0.05,
+               "episode_index": np.full(length, index)}
+    columns = {key: pa.array(value.tolist(), pa.list_(pa.float64())) for key, value in rows.items() if key in features}
+    columns |= {key: pa.array(value) for key, value in numbers.items()}
+    if WRIST in features:
+        image = encode_png(np.full((48, 48, 3), index, np.uint8))
+        columns[WRIST] = pa.array([{"bytes": image, "path": None}] * length)
+    return columns
+
+
+def write_json_lines(path: Path, rows: list[dict], end: str = "") -> None:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + end)
+
+
+def write_set(folder: Path, lengths=LENGTHS, *, features=FEATURES, version="v2.1", per_chunk=2, video=True) -> Path:
+    (folder / "meta").mkdir(parents=True)
+    info = {"codebase_version": version, "fps": 20, "chunks_size": per_chunk, "total_episodes": len(lengths),
+            "data_path": DATA, "video_path": VIDEO, "features": features}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    write_json_lines(folder / "meta/tasks.jsonl", [{"task_index": 0, "task": "open it"}, {"task_index": 1, "task": ""}])
+    write_json_lines(folder / "meta/episodes.jsonl", [{"episode_index": i, "length": n} for i, n in enumerate(lengths)])
+    for index, length in enumerate(lengths):
+        place = {"episode_chunk": index // per_chunk, "episode_index": index}
+        path = folder / DATA.format(**place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns_of(index, length, features)), path)
+        if video and FRONT in features:
+            write_video(folder / VIDEO.format(video_key=FRONT, **place), range(10 * index, 10 * index + length))
+    return folder
+
+
+@pytest.fixture
+def stored(tmp_path) -> Path:
+    return write_set(tmp_path / "set")
+
+
+def edit_info(folder: Path, **changes) -> None:
+    path = folder / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_data(folder: Path, key: str, column, episode: int = 1) -> None:
+    path = folder / DATA.format(episode_chunk=episode // 2, episode_index=episode)
+    table = pq.read_table(path)
+    if column is None:
+        table = table.drop_columns([key])
+    else:
+        table = table.set_column(table.column_names.index(key), key, pa.array(column))
+    pq.write_table(table, path)
+
+
+@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
+def test_what_is_stored_is_read(tmp_path, version):
+    episodes = read_lerobot(write_set(tmp_path / "set", version=version))
+    assert [e.episode_id for e in episodes] == [f"set/episode-00000{i}" for i in range(3)]
+    assert [e.instruction for e in episodes] == ["open it", "", "open it"]
+    for index, (episode, length) in enumerate(zip(episodes, LENGTHS)):
+        assert episode.fps == 20.0 and len(episode) == length
+        assert episode.actions.dtype == episode.state.dtype == np.float32
+        np.testing.assert_array_equal(episode.actions, actions_of(index, length))
+        np.testing.assert_array_equal(episode.state, np.full((length, 3), index))
+        assert list(episode.images) == ["front", "wrist"] and episode.cameras["front"].width == 48
+        for t in (length - 1, 0, 3):
+            assert number_in(episode.frame("front", t)) == 10 * index + t
+            assert (episode.frame("wrist", t) == index).all()
+
+
+def test_opening_decodes_no_video(stored, monkeypatch):
+    monkeypatch.setattr(Decoder, "__init__", lambda self, path: pytest.fail("a video was opened"))
+    assert len(read_lerobot(stored)) == 3
+
+
+def test_no_state_and_channels_first(tmp_path):
+    features = {key: FEATURES[key] for key in ("action", "task_index")} | {FRONT: camera("video")}
+    features[FRONT] = {"dtype": "video", "shape": [3, 48, 48], "names": ["channels", "height", "width"]}
+    episode = read_lerobot(write_set(tmp_path / "set", (4,), features=features))[0]
+    assert episode.state.shape == (4, 0) and episode.cameras["front"].height == 48
+    assert number_in(episode.frame("front", 2)) == 2
+
+
+def test_language_in_an_annotation_column(stored):
+    features = {key: value for key, value in FEATURES.items() if key != "task_index"}
+    key = "annotation.human.action.task_description"
+    edit_info(stored, features=features | {key: FEATURES["task_index"]})
+    for path in stored.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        names = [key if name == "task_index" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
+    assert [e.instruction for e in read_lerobot(stored)] == ["open it", "", "open it"]
+
+
+def test_modality_names_the_cameras_that_are_used(stored):
+    edit_info(stored, features=FEATURES | {"observation.images.never_stored": camera("video")})
+    assert all(isinstance(item, Fault) for item in iterate_lerobot(stored))
+    modality = stored / "meta/modality.json"
+    modality.write_text(json.dumps({"video": {"ego": {"original_key": FRONT}, "wrist": {}}}))
+    assert [list(episode.images) for episode in read_lerobot(stored)] == [["front", "wrist"]] * 3
+    modality.write_text(json.dumps({"video": {"ego": {"original_key": "observation.images.gone"}}}))
+    with pytest.raises(RoboAlignError, match=r"modality.json: it names the cameras \['observation.images.gone'\]"):
+        read_lerobot(stored)
+
+
+def nan_at(step: int) -> list:
+    values = actions_of(1, 12)
+    values[step, 1] = np.nan
+    return values.tolist()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(("fault", "where", "problem"), [
+    (lambda f: (f / "data/chunk-000/episode_000001.parquet").unlink(), "episode_000001.parquet", "does not exist"),
+    (lambda f: cut(f / "data/chunk-000/episode_000001.parquet"), "episode_000001.parquet", "not a readable parquet"),
+    (lambda f: (f / f"videos/chunk-000/{FRONT}/episode_000001.mp4").unlink(), "episode_000001.mp4", "does not exist"),
+    (lambda f: change_data(f, "action", nan_at(4)), "episode_000001.parquet", "column action is not finite at row 4"),
+    (lambda f: change_data(f, "action", [[1.0, 1e300]] * 12), "episode_000001.parquet", "column action is not finite"),
+    (lambda f: change_data(f, "action", [[1.0, None]] * 12), "episode_000001.parquet", "column action is not finite"),
+    (lambda f: change_data(f, "action", [[1.0, 1.0]] * 11 + [None]), "episode_000001.parquet", "action holds 22 value"),
+    (lambda f: change_data(f, "action", [[1.0]] * 12), "episode_000001.parquet", "column action holds 12 values in 12"),
+    (lambda f: change_data(f, "action", [[1.0], [1.0] * 3] * 6), "episode_000001.parquet", "rows of different widths"),
+    (lambda f: change_data(f, "action", [["a", "b"]] * 12), "episode_000001.parquet", "column action holds string"),
+    (lambda f: change_data(f, "observation.state", None), "episode_000001.parquet", "column observation.state is miss"),
+    (lambda f: change_data(f, WRIST, None), "episode_000001.parquet", f"column {WRIST} is missing"),
+    (lambda f: change_data(f, "task_index", [9] * 12), "meta", "no task with task_index 9"),
+    (lambda f: write_json_lines(f / "meta/episodes.jsonl", [{"episode_index": i, "length": n} for i, n in
+                                                            enumerate((7, 11, 5))]),
+     "episode_000001.parquet", "12 rows, meta/episodes.jsonl says 11"),
+])  # fmt: skip
+def test_a_broken_episode_is_a_fault_and_the_others_are_read(stored, fault, where, problem):
+    fault(stored)
+    first, second, third = iterate_lerobot(stored)
+    assert isinstance(first, Episode) and isinstance(third, Episode) and len(third) == 5
+    assert isinstance(second, Fault) and second.where.endswith(where)
+    assert problem in second.problem and second.problem.endswith("(episode 1)") and second.fix
+    data = RobotData("set", "lerobot", lambda: iterate_lerobot(stored))
+    assert [len(episode) for episode in data] == [7, 5] and data.faults == [second]
+    with pytest.raises(RoboAlignError, match="episode 1"):
+        read_lerobot(stored)
+
+
+@pytest.mark.parametrize(("fault", "message"), [
+    (lambda f: edit_info(f, codebase_version="v4.0"), "info.json: LeRobot format v4.0, this reads v2.0, v2.1 and v3.0"),
+    (lambda f: edit_info(f, codebase_version="v1.6"), "LeRobot format v1.6"),
+    (lambda f: edit_info(f, codebase_version=None), "LeRobot format None"),
+    (lambda f: edit_info(f, fps=0), "fps is 0"),
+    (lambda f: edit_info(f, fps="20"), "fps is '20'"),
+    (lambda f: edit_info(f, chunks_size=0), "chunks_size is 0"),
+    (lambda f: edit_info(f, total_episodes=2), "info.json counts 2 episodes, meta/episodes 3"),
+    (lambda f: edit_info(f, data_path="data/{episode}.parquet"), "info.json: data_path is 'data/{episode}.parquet'"),
+    (lambda f: edit_info(f, video_path=None), "info.json: video_path is None"),
+    (lambda f: edit_info(f, features=FEATURES | {"action": {"dtype": "float32"}}), "feature action has no dtype and"),
+    (lambda f: edit_info(f, features=FEATURES | {FRONT: camera("video") | {"shape": [48]}}), r"shape \[48\]"),
+    (lambda f: (f / "meta/info.json").write_text("[]"), "codebase_version is missing"),
+    (lambda f: (f / "meta/episodes.jsonl").unlink(), "episodes.jsonl: the file does not exist"),
+    (lambda f: cut(f / "meta/episodes.jsonl"), "episodes.jsonl, line 2: not valid JSON"),
+    (lambda f: write_json_lines(f / "meta/episodes.jsonl", [{"episode_index": 0}] * 3), "line 1: length of episode 0"),
+    (lambda f: write_json_lines(f / "meta/episodes.jsonl", [{"episode_index": 0, "length": 7}] * 3), "twice"),
+    (lambda f: write_json_lines(f / "meta/tasks.jsonl", [{"task": "a"}]), "tasks.jsonl, line 1: no task_index"),
+])  # fmt: skip
+def test_broken_meta_files_are_refused(stored, fault, message):
+    fault(stored)
+    with pytest.raises(RoboAlignError, match=message):
+        list(iterate_lerobot(stored))
+
+
+def test_a_cut_video_shows_when_its_frame_is_asked_for(stored):
+    path = stored / f"videos/chunk-000/{FRONT}/episode_000001.mp4"
+    cut(path)
+    episode = read_lerobot(stored)[1]
+    with pytest.raises(RoboAlignError, match=r"episode_000001.mp4, at 0.100 s: not a readable video"):
+        episode.frame("front", 2)
+    with pytest.raises(RoboAlignError, match=r"episode_000001.mp4: not a readable video"):
+        episode.images["front"].check()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_damaged_files_give_faults_and_no_other_error(tmp_path_factory, data):
+    folder = write_set(tmp_path_factory.mktemp("damaged") / "set", (3, 2), video=False,
+                       features={key: value for key, value in FEATURES.items() if key != FRONT})  # fmt: skip
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(paths))
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+        content[place] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content)
+    try:
+        for item in iterate_lerobot(folder):
+            if isinstance(item, Episode):
+                item.frame("wrist", len(item) - 1)
+    except RoboAlignError as error:
+        assert "set" in str(error)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")
+def test_real_data():
+    episodes = read_lerobot(REAL)
+    assert [len(episode) for episode in episodes] == [416, 470, 470, 412, 328]  # meta/episodes.jsonl; 2096 frames
+    things = [episode.instruction.split(" from ")[0] for episode in episodes]
+    assert things == ["pick the squash", "pick the ketchup", "pick the candle", "pick the bar", "pick the spray"]
+    for index, episode in enumerate(episodes):
+        stored = pq.read_table(REAL / f"data/chunk-000/episode_{index:06d}.parquet").to_pandas()
+        assert (episode.fps, list(episode.images)) == (20.0, ["ego_view"])
+        for found, key in ((episode.actions, "action"), (episode.state, "observation.state")):
+            np.testing.assert_array_equal(found, np.stack(stored[key]).astype(np.float32))
+    episodes[4].images["ego_view"].check()
+    path = REAL / "videos/chunk-000/observation.images.ego_view/episode_000002.mp4"
+    with av.open(str(path)) as container:
+        wanted = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(wanted) == 470
+    for t in (469, 251, 249, 0):
+        np.testing.assert_array_equal(episodes[2].frame("ego_view", t), wanted[t])

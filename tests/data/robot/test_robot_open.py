@@ -1,0 +1,133 @@
+"""Opening a data set by what its files tell, and writing it again as LeRobot v3.0."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from data_episodes import make_episode
+
+from roboalign.data.action_space import ActionSpace
+from roboalign.data.episode import Episode
+from roboalign.data.lerobot import read_lerobot
+from roboalign.data.robot.base import Fault, RobotData
+from roboalign.data.robot.open import format_of, open_robot_data, options_of
+from roboalign.data.robot.rewrite import rewrite
+from roboalign.errors import RoboAlignError
+
+SPACE = ActionSpace(control="end-effector", mode="delta", gripper="closed_positive", position_scale=0.05)
+BRIDGE = Path(__file__).parents[4] / "shared" / "data" / "bridge_sample"
+
+
+def stream(*items: Episode | Fault, strict: bool = False) -> RobotData:
+    return RobotData("made", "test", lambda: iter(items), strict=strict)
+
+
+def episodes(count: int = 3) -> list[Episode]:
+    return [replace(make_episode(seed=seed, steps=6), action_space=SPACE) for seed in range(count)]
+
+
+def test_faults_are_counted_anew_in_each_pass_or_raised():
+    one, fault = episodes(1)[0], Fault("file x", "it is cut", "get it again")
+    data = stream(fault, one, fault)
+    for _ in range(2):
+        assert [e.episode_id for e in data] == [one.episode_id] and data.faults == [fault, fault]
+    with pytest.raises(RoboAlignError, match=r"file x: it is cut Fix: get it again"):
+        list(stream(one, fault, strict=True))
+
+
+def test_the_format_is_told_by_the_files(tmp_path):
+    for format, name in (("lerobot", "meta/info.json"), ("rlds", "features.json"), ("robomimic", "deep/demo.hdf5"),
+                         ("calvin", "lang_annotations/auto_lang_ann.npy")):  # fmt: skip
+        path = tmp_path / format / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert format_of(tmp_path / format) == format
+    (tmp_path / "none").mkdir()
+    with pytest.raises(RoboAlignError, match=r"no known data set here.*name the format"):
+        open_robot_data(tmp_path / "none")
+
+
+def test_what_is_wrong_is_said_when_it_is_opened(tmp_path):
+    with pytest.raises(RoboAlignError, match="no such file"):
+        open_robot_data(tmp_path / "gone")
+    with pytest.raises(RoboAlignError, match=r"unknown format 'rosbag'.*lerobot"):
+        open_robot_data(tmp_path, "rosbag")
+    with pytest.raises(RoboAlignError, match=r"the robomimic reader has no option flop.*flip"):
+        open_robot_data(tmp_path, "robomimic", options={"flop": True})
+    with pytest.raises(RoboAlignError, match=r"meta/info\.json"):
+        open_robot_data(tmp_path, "lerobot")
+    assert "fps" in options_of("rlds") and options_of("lerobot") == []
+
+
+def test_written_as_lerobot_it_reads_the_same(tmp_path):
+    given = episodes()
+    written = rewrite(stream(*given), tmp_path / "out")
+    assert (written.episodes, written.already_there, written.faults) == (3, 0, [])
+    for before, after in zip(given, read_lerobot(tmp_path / "out"), strict=True):
+        assert after.episode_id == before.episode_id and after.instruction == before.instruction
+        np.testing.assert_array_equal(after.actions, before.actions)
+        np.testing.assert_array_equal(after.state, before.state)
+        np.testing.assert_array_equal(after.privileged, before.privileged)
+        for t in (0, 5):
+            np.testing.assert_array_equal(after.frame("workspace", t), before.frame("workspace", t))
+
+
+def test_a_rewriting_that_was_stopped_goes_on(tmp_path):
+    given = episodes(22)  # the writer commits every 20
+
+    def until(stop: int) -> Iterator[Episode | Fault]:
+        yield from given[:stop]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rewrite(RobotData("made", "test", lambda: until(21)), tmp_path / "out")
+    written = rewrite(stream(*given), tmp_path / "out")
+    assert (written.episodes, written.already_there) == (22, 20)
+    assert [e.episode_id for e in read_lerobot(tmp_path / "out")] == [e.episode_id for e in given]
+
+
+def test_actions_are_converted_on_purpose_only(tmp_path):
+    given = episodes(1)
+    target = SPACE.model_copy(update={"gripper": "open_one", "position_scale": 0.01})
+    rewrite(stream(*given), tmp_path / "out", target=target)
+    (after,) = read_lerobot(tmp_path / "out")
+    np.testing.assert_allclose(after.actions[:, :3], given[0].actions[:, :3] * 5, rtol=1e-6)
+    np.testing.assert_allclose(after.actions[:, 3], (1 - given[0].actions[:, 3]) / 2, atol=1e-6)
+    with pytest.raises(RoboAlignError, match="what its actions mean is not known"):
+        rewrite(stream(replace(given[0], action_space=None)), tmp_path / "other", target=target)
+
+
+def test_an_episode_that_does_not_fit_is_left_out_and_named(tmp_path):
+    one, two = episodes(2)
+    slow = replace(two, fps=7.0)
+    broken = replace(two, episode_id="broken", images={"workspace": [b"no image"] * 6})
+    written = rewrite(stream(one, slow, broken), tmp_path / "out")
+    assert written.episodes == 1 and [fault.where for fault in written.faults] == [
+        f"episode {slow.episode_id}", "episode broken"]  # fmt: skip
+    with pytest.raises(RoboAlignError, match=r"7\.0 steps a second"):
+        rewrite(stream(one, slow, strict=True), tmp_path / "strict")
+    with pytest.raises(RoboAlignError, match=r"no episode could be read: file x: cut"):
+        rewrite(stream(Fault("file x", "cut")), tmp_path / "none")
+
+
+def test_a_space_of_other_dimensions_is_a_fault(tmp_path):
+    rewrite(stream(*episodes(1)), tmp_path / "out")
+    wrong = open_robot_data(tmp_path / "out", space=ActionSpace(control="joint", mode="absolute", joints=7))
+    assert list(wrong) == [] and "actions of 4 dimensions" in wrong.faults[0].problem
+    (right,) = open_robot_data(tmp_path / "out", space=SPACE)
+    assert right.action_space == SPACE
+
+
+@pytest.mark.skipif(not BRIDGE.exists(), reason="no BridgeV2 sample")
+def test_bridge_becomes_a_lerobot_data_set(tmp_path):
+    data = open_robot_data(BRIDGE)
+    written = rewrite(data, tmp_path / "bridge")
+    assert data.format == "rlds" and written.episodes == 25
+    before, after = next(iter(data)), read_lerobot(tmp_path / "bridge")[0]
+    np.testing.assert_array_equal(after.actions, before.actions)
+    np.testing.assert_array_equal(after.frame("image_0", 3), before.frame("image_0", 3))
