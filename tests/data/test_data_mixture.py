@@ -88,7 +88,7 @@ def test_every_answer_opens_with_the_label_that_its_question_names(mixture):
             if turn.kind == "action":
                 assert label == "<ACTION_START>" and said[2] == turn.expected and turn.expected.startswith(label)
             else:
-                assert said[2] == f"{label}: {turn.expected}" and label == label_of(turn.type)
+                assert said[2] == f"{label} {turn.expected}" and label == label_of(turn.type)
 
 
 def test_the_request_changes_its_place_in_training_alone(mixture):

@@ -53,8 +53,9 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
         training = {"head": _settings(recipe.head), "training": _settings(recipe.head_training),
                     "layer": recipe.backbone.layer}
         stages.append(Stage(f"{prefix}/head/{arm}", (source,), training, head))
-        stages.append(Stage(f"{prefix}/eval/rollouts/{arm}", (f"{prefix}/head/{arm}",), _settings(recipe.rollout),
-                            rollouts))
+    # All heads before all rollouts: else the last head and then its rollouts run alone at the end.
+    stages += [Stage(f"{prefix}/eval/rollouts/{arm}", (f"{prefix}/head/{arm}",), _settings(recipe.rollout), rollouts)
+               for arm in recipe.arms]
     return stages
 
 
