@@ -12,6 +12,7 @@ from data_episodes import make_episode
 from roboalign.cli import main
 from roboalign.data.lerobot import read_lerobot
 from roboalign.data.robot.base import RobotData
+from roboalign.data.robot.known import KNOWN
 from roboalign.data.robot.rewrite import rewrite
 
 
@@ -31,12 +32,16 @@ def test_inspect_prints_tables_and_writes_the_page(data_set: Path, tmp_path: Pat
     assert html.count("data:image/jpeg") >= 3 and "http" not in html.split("</style>")[1].replace("http://www.w3", "")
 
 
-def test_convert_writes_a_lerobot_data_set(data_set: Path, tmp_path: Path, capsys) -> None:
+def test_convert_writes_the_actions_in_the_other_space(
+    data_set: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KNOWN, "metres", KNOWN["metaworld"].model_copy(update={"position_scale": 1.0}))
     out = tmp_path / "out"
-    assert main(["data", "convert", str(data_set), "--space", "metaworld", "--to", "metaworld", "--out", str(out)]) == 0
+    assert main(["data", "convert", str(data_set), "--space", "metaworld", "--to", "metres", "--out", str(out)]) == 0
     assert "6 episodes" in capsys.readouterr().out
     for before, after in zip(read_lerobot(data_set), read_lerobot(out), strict=True):
-        np.testing.assert_allclose(after.actions, before.actions, atol=1e-6)
+        np.testing.assert_allclose(after.actions[:, :3], before.actions[:, :3] * 0.01, rtol=1e-5)
+        np.testing.assert_array_equal(after.actions[:, 3], before.actions[:, 3])
 
 
 @pytest.mark.parametrize(

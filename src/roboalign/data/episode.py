@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -101,6 +102,34 @@ class Episode:
         if self.privileged is None or not all(name in self.privileged_names for name in names):
             return None
         return self.privileged[:, [self.privileged_names.index(name) for name in names]]
+
+
+class LazyFrames(Sequence[bytes]):
+    """The image files of T frames, each made or read when it is asked for: a subclass gives `file(t)`, 0 <= t < T."""
+
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, t: int) -> bytes: ...
+    @overload
+    def __getitem__(self, t: slice) -> list[bytes]: ...
+    def __getitem__(self, t: int | slice) -> bytes | list[bytes]:
+        if isinstance(t, slice):
+            return [self[i] for i in range(*t.indices(self.length))]
+        return self.file(self.step(t))
+
+    def step(self, t: int) -> int:
+        """`t` counted from the start. Raises IndexError outside of the episode."""
+        if not -self.length <= t < self.length:
+            raise IndexError(f"step {t} of an episode of {self.length} steps")
+        return t % self.length
+
+    def file(self, t: int) -> bytes:
+        """The image file of frame t."""
+        raise NotImplementedError
 
 
 def encode_png(frame: np.ndarray) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from roboalign.data import lerobot_layout as layout
 from roboalign.data import lerobot_v2
-from roboalign.data.episode import Camera, Episode
+from roboalign.data.episode import Camera, Episode, LazyFrames
 from roboalign.data.lerobot_layout import Record, StoredVideo, number
 from roboalign.data.lerobot_writer import LeRobotWriter
 from roboalign.data.robot.base import Fault
@@ -28,25 +28,15 @@ BROKEN = (pa.ArrowException, OSError, ValueError)
 Columns = dict[str, np.ndarray]
 
 
-class StoredImages(Sequence[bytes]):
+class StoredImages(LazyFrames):
     """The PNG files of one camera of one episode, read from the parquet file when first asked for."""
 
     def __init__(self, path: Path, column: str, start: int, length: int) -> None:
         self.path, self.column, self.start, self.length = path, column, start, length
 
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, t: int) -> bytes: ...
-    @overload
-    def __getitem__(self, t: slice) -> list[bytes]: ...
-    def __getitem__(self, t: int | slice) -> bytes | list[bytes]:
-        if isinstance(t, slice):
-            return [self[i] for i in range(*t.indices(self.length))]
-        if not -self.length <= t < self.length:
-            raise IndexError(f"step {t} of an episode of {self.length} steps")
-        value = self._column[t % self.length].as_py()
+    def file(self, t: int) -> bytes:
+        """The stored file. Raises RoboAlignError where there is none."""
+        value = self._column[t].as_py()
         if not value:
             raise RoboAlignError(f"no image at step {t}", where=f"{self.path}, column {self.column}")
         return value

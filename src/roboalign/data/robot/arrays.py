@@ -1,39 +1,29 @@
 """What the readers of array files (HDF5, npz) share: frames encoded late, and numbers checked."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from roboalign.data.episode import encode_png
+from roboalign.data.episode import LazyFrames, encode_png
 from roboalign.errors import RoboAlignError
 
 AGAIN = "download the file again"
 
 
-class PngFrames(Sequence[bytes]):
+class PngFrames(LazyFrames):
     """T frames that are encoded as PNG each time one is asked for: `read(t)` gives uint8 [H, W, 3]."""
 
     def __init__(self, length: int, read: Callable[[int], np.ndarray]) -> None:
         self.length, self.read = length, read
 
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, t: int) -> bytes: ...
-    @overload
-    def __getitem__(self, t: slice) -> list[bytes]: ...
-    def __getitem__(self, t: int | slice) -> bytes | list[bytes]:
-        if isinstance(t, slice):
-            return [self[i] for i in range(*t.indices(self.length))]
+    def file(self, t: int) -> bytes:
+        """The frame as PNG."""
         return encode_png(self.frame(t))
 
     def frame(self, t: int) -> np.ndarray:
         """uint8 [H, W, 3], without the way through PNG."""
-        if not -self.length <= t < self.length:
-            raise IndexError(f"step {t} of an episode of {self.length} steps")
-        return self.read(t % self.length)
+        return self.read(self.step(t))
 
 
 def float_rows(values: Any, where: str) -> np.ndarray:

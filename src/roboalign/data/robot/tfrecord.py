@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from roboalign.data.robot.arrays import AGAIN
 from roboalign.data.robot.base import Fault
 from roboalign.errors import RoboAlignError
 
@@ -21,7 +22,6 @@ Values = np.ndarray | list[bytes]
 
 POLYNOMIAL = 0x82F63B78  # Castagnoli's, lowest bit first
 LANE = 64  # bytes that one lane of the vectorised checksum covers
-AGAIN = "download the file again"
 
 
 @dataclass(frozen=True)

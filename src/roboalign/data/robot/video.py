@@ -3,15 +3,15 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from roboalign.data.episode import encode_png
+from roboalign.data.episode import LazyFrames, encode_png
 from roboalign.errors import RoboAlignError
 
 MAX_OPEN = 8
@@ -21,7 +21,7 @@ BROKEN = (av.FFmpegError, OSError, ValueError, OverflowError)
 AGAIN = "get this file again, or drop its episodes"
 
 
-class VideoFrames(Sequence[bytes]):
+class VideoFrames(LazyFrames):
     """The frames of one camera of one episode in a video file: step t is shown at `first_time` + t / `fps` seconds.
 
     A frame is decoded when it is asked for, as PNG bytes by `[t]` and as pixels by `frame(t)`. A file may hold several
@@ -34,16 +34,8 @@ class VideoFrames(Sequence[bytes]):
         """`first_time` in seconds, `length` in steps. `size`: the (width, height) that every frame must have."""
         self.path, self.first_time, self.length, self.fps, self.size = Path(path), first_time, length, fps, size
 
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, t: int) -> bytes: ...
-    @overload
-    def __getitem__(self, t: slice) -> list[bytes]: ...
-    def __getitem__(self, t: int | slice) -> bytes | list[bytes]:
-        if isinstance(t, slice):
-            return [self[i] for i in range(*t.indices(self.length))]
+    def file(self, t: int) -> bytes:
+        """The frame as PNG."""
         return encode_png(self.frame(t))
 
     def frame(self, t: int) -> np.ndarray:
@@ -52,9 +44,7 @@ class VideoFrames(Sequence[bytes]):
         Raises RoboAlignError naming the file and the time where the file is missing or broken, where no frame lies
         within half a step of that time, and where the frame has another size.
         """
-        if not -self.length <= t < self.length:
-            raise IndexError(f"step {t} of an episode of {self.length} steps")
-        time = self.first_time + t % self.length / self.fps
+        time = self.first_time + self.step(t) / self.fps
         where = f"{self.path}, at {time:.3f} s"
         try:
             decoder = decoder_of(self.path)
