@@ -41,7 +41,10 @@ class RlConfig(TrainConfig):
     """Settings of GRPO. The defaults are the paper's, and EasyR1's where the paper names none."""
 
     learning_rate: float = Field(1e-6, gt=0)
-    """Constant learning rate of AdamW."""
+    """Learning rate of AdamW."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Shape of the learning rate (paper: constant). Under `cosine` it ends at 0: a small model at a high rate else ends
+    wherever its last few noisy updates left it."""
     prompts_per_rollout: int = Field(512, ge=1)
     """Prompts answered with one and the same policy, over all devices."""
     prompts_per_update: int = Field(128, ge=1)
@@ -292,7 +295,7 @@ def build_trainer(
 ) -> GrpoTrainer:  # fmt: skip
     """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other."""
     arguments = training_arguments(
-        config, out_dir, updates=updates, micro_batch=1, accumulation=1, schedule="constant",
+        config, out_dir, updates=updates, micro_batch=1, accumulation=1, schedule=config.schedule,
         warmup_ratio=0.0, save_every=config.save_every * config.updates_per_rollout,
         on_cpu=mllm.device.type == "cpu",
     )  # fmt: skip

@@ -66,7 +66,7 @@ def extra_sft(context: Context) -> dict[str, Any]:
         conversations += replayed
     shared = {name: getattr(config, name) for name in TrainConfig.model_fields}
     settings = SftConfig(**{**shared, "seed": context.seed}, max_steps=updates, batch_size=batch,
-                         micro_batch_size=batch, schedule="constant", warmup_ratio=0.0)
+                         micro_batch_size=batch, schedule=config.schedule, warmup_ratio=0.0)
     mllm = load_mllm(context.seed_dir / "sft" / "model")
     return train_sft(mllm, conversations, settings, context.folder, label=context.name)
 
