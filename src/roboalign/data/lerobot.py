@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from roboalign.data import lerobot_layout as layout
 from roboalign.data import lerobot_v2
+from roboalign.data.action_space import ActionSpace
 from roboalign.data.episode import Camera, Episode, LazyFrames
 from roboalign.data.lerobot_layout import Record, StoredVideo, number
 from roboalign.data.lerobot_writer import LeRobotWriter
@@ -243,7 +245,18 @@ def read_extras(path: Path, count: int) -> list[dict[str, Any] | None]:
             if not isinstance(episode, dict) or not isinstance(episode.get(key), kind):
                 problem = f"{key} of episode {place} is missing or not a {kind.__name__}"
                 raise RoboAlignError(problem, where=str(path), fix="finalize the writer again")
-    return list(episodes)  # type: ignore[arg-type]
+    space = extras.get("action_space")
+    return [{**episode, "action_space": space} for episode in episodes]  # type: ignore[union-attr]
+
+
+def stored_space(extra: dict[str, Any], where: str) -> ActionSpace | None:
+    """What the writer was told that the actions mean. Raises RoboAlignError where that is no action space."""
+    stored = extra.get("action_space")
+    try:
+        return None if stored is None else ActionSpace.model_validate(stored)
+    except ValidationError as error:
+        problem = f"action_space: {error.errors()[0]['msg']}"
+        raise RoboAlignError(problem, where=where, fix="finalize the writer again") from None
 
 
 def read_columns(path: Path, source: Source) -> Columns:
@@ -311,6 +324,7 @@ def read_episode(source: Source, record: Record, columns: Columns, extra: dict[s
         privileged=vectors[layout.PRIVILEGED][:, kept] if kept else None,
         privileged_names=tuple(extra["privileged_names"]),
         nouns=dict(extra["nouns"]), success_step=int(solved[0]) if len(solved) else None,
+        action_space=stored_space(extra, str(source.folder / layout.EXTRAS)),
     )  # fmt: skip
 
 

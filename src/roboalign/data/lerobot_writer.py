@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from roboalign.data import lerobot_layout as layout
+from roboalign.data.action_space import ActionSpace
 from roboalign.data.episode import Camera, encode_png
 from roboalign.data.feature_stats import image_stats, pool, vector_stats
 from roboalign.errors import RoboAlignError
@@ -35,10 +36,12 @@ class LeRobotWriter:
         state_names: Sequence[str],
         privileged_names: Sequence[str] = (),
         robot_type: str | None = None,
+        action_space: ActionSpace | None = None,
         episodes_per_file: int = 20,
     ) -> None:
         """`cameras`: name -> (width, height) in pixels. `privileged_names`: all that any episode has; an episode may
-        hold a part of them. One-dimensional actions or states are refused: LeRobot stores those as scalars.
+        hold a part of them. `action_space` is kept with the data and read back with every episode. One-dimensional
+        actions or states are refused: LeRobot stores those as scalars.
 
         Raises RoboAlignError where the folder holds data of another shape.
         """
@@ -52,6 +55,7 @@ class LeRobotWriter:
                 raise RoboAlignError(f"{key} needs at least 2 dimensions, not {len(names)}", where=str(folder))
         self.features = layout.make_features(self.cameras, self.vectors)
         self.schema = layout.arrow_schema(self.features)
+        self.action_space = None if action_space is None else action_space.model_dump(mode="json")
         self.records: list[dict[str, Any]] = []
         self.pending: list[pa.Table] = []
         self.episode_ids: set[str] = set()
@@ -59,7 +63,7 @@ class LeRobotWriter:
         self.tasks: dict[str, int] = {}
         self.n_frames = self.n_files = 0
         while (path := layout.data_path(self.folder, self.n_files)).exists():
-            for record in read_records(path, {"fps": fps, "features": self.features}):
+            for record in read_records(path, self._settings()):
                 self._count(record)
             self.n_files += 1
 
@@ -108,7 +112,7 @@ class LeRobotWriter:
         """Commit the pending episodes as one data file."""
         if not self.pending:
             return
-        extras = {"fps": self.fps, "features": self.features, "episodes": self.records[-len(self.pending) :]}
+        extras = {**self._settings(), "episodes": self.records[-len(self.pending) :]}
         metadata = {**self.schema.metadata, layout.EXTRAS_KEY: json.dumps(extras).encode()}
         schema = self.schema.with_metadata(metadata)
         # PNG bytes do not compress further; dictionaries would only cost time on them.
@@ -133,7 +137,7 @@ class LeRobotWriter:
         keys = self.records[0]["stats"]
         write_json(self.folder / layout.STATS, {key: pool([r["stats"][key] for r in self.records]) for key in keys})
         extras = [{key: value for key, value in record.items() if key != "stats"} for record in self.records]
-        write_json(self.folder / layout.EXTRAS, {"version": 1, "episodes": extras})
+        write_json(self.folder / layout.EXTRAS, {"version": 1, "action_space": self.action_space, "episodes": extras})
         write_json(self.folder / layout.INFO, {
             "codebase_version": layout.VERSION, "robot_type": self.robot_type,
             "total_episodes": len(self.records), "total_frames": self.n_frames,
@@ -142,6 +146,10 @@ class LeRobotWriter:
             "splits": {"train": f"0:{len(self.records)}"},
             "data_path": layout.DATA_PATH, "video_path": None, "features": self.features,
         })
+
+    def _settings(self) -> dict[str, Any]:
+        """What all data files of one data set share."""
+        return {"fps": self.fps, "features": self.features, "action_space": self.action_space}
 
     def _count(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -238,14 +246,14 @@ def as_list(matrix: np.ndarray | None) -> list[list[float]] | None:
 
 
 def read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of the episodes in one data file. Raises RoboAlignError where the file is broken or where its fps
-    and features are not those of `settings`."""
+    """The records of the episodes in one data file. Raises RoboAlignError where the file is broken or where its fps,
+    features and action space are not those of `settings`."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         raise RoboAlignError(f"not a readable parquet file ({error})", where=str(path), fix="delete it") from None
     extras = json.loads(metadata.get(layout.EXTRAS_KEY, b"{}"))
     if {key: extras.get(key) for key in settings} != settings:
-        problem = "the data set there has another fps, other cameras, names or shapes"
+        problem = "the data set there has another fps or action space, other cameras, names or shapes"
         raise RoboAlignError(problem, where=str(path), fix="choose an empty folder")
     return extras["episodes"]

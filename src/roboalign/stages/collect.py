@@ -7,6 +7,7 @@ from typing import Any
 
 from roboalign.data.episode import Camera
 from roboalign.data.lerobot_writer import LeRobotWriter
+from roboalign.data.robot.known import known_space
 from roboalign.errors import RoboAlignError
 from roboalign.files import append_jsonl, read_jsonl, write_json
 from roboalign.recipe import DemonstrationsConfig, cores
@@ -36,7 +37,7 @@ def _collect_set(
     names = dict.fromkeys(name for task in tasks for name in MetaWorld(config.world).make(task).privileged_names)
     writer = LeRobotWriter(
         folder, fps=MetaWorld.fps, robot_type="sawyer", action_names=ACTION_NAMES, state_names=STATE_NAMES,
-        privileged_names=list(names), episodes_per_file=10,
+        privileged_names=list(names), episodes_per_file=10, action_space=known_space("metaworld"),
         cameras=dict.fromkeys(config.world.cameras, (config.world.image_size, config.world.image_size)),
     )
     log = folder / "attempts.jsonl"

@@ -96,6 +96,7 @@ def test_actions_are_converted_on_purpose_only(tmp_path):
     target = SPACE.model_copy(update={"gripper": "open_one", "position_scale": 0.01})
     rewrite(stream(*given), tmp_path / "out", target=target)
     (after,) = read_lerobot(tmp_path / "out")
+    assert after.action_space == target
     np.testing.assert_allclose(after.actions[:, :3], given[0].actions[:, :3] * 5, rtol=1e-6)
     np.testing.assert_allclose(after.actions[:, 3], (1 - given[0].actions[:, 3]) / 2, atol=1e-6)
     with pytest.raises(RoboAlignError, match="what its actions mean is not known"):
@@ -116,11 +117,25 @@ def test_an_episode_that_does_not_fit_is_left_out_and_named(tmp_path):
 
 
 def test_a_space_of_other_dimensions_is_a_fault(tmp_path):
-    rewrite(stream(*episodes(1)), tmp_path / "out")
+    rewrite(stream(replace(episodes(1)[0], action_space=None)), tmp_path / "out")
     wrong = open_robot_data(tmp_path / "out", space=ActionSpace(control="joint", mode="absolute", joints=7))
     assert list(wrong) == [] and "actions of 4 dimensions" in wrong.faults[0].problem
     (right,) = open_robot_data(tmp_path / "out", space=SPACE)
     assert right.action_space == SPACE
+
+
+def test_the_meaning_of_the_actions_is_kept_with_them(tmp_path):
+    other = SPACE.model_copy(update={"gripper": "open_one"})
+    rewrite(stream(*episodes(2)), tmp_path / "out")
+    assert [episode.action_space for episode in open_robot_data(tmp_path / "out")] == [SPACE, SPACE]
+    contradicted = open_robot_data(tmp_path / "out", space=other)
+    assert list(contradicted) == [] and "gripper is closed_positive" in contradicted.faults[0].problem
+    with pytest.raises(RoboAlignError, match="another fps or action space"):  # half in one meaning, half in another
+        rewrite(stream(*episodes(3)), tmp_path / "out", target=other)
+    extras = tmp_path / "out" / "meta" / "roboalign.json"
+    extras.write_text(extras.read_text().replace('"end-effector"', '"elbow"'))
+    with pytest.raises(RoboAlignError, match="action_space"):
+        read_lerobot(tmp_path / "out")
 
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason="no BridgeV2 sample")

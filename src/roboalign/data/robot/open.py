@@ -76,7 +76,12 @@ def options_of(format: str) -> list[str]:
 
 
 def with_space(episode: Episode, space: ActionSpace) -> Episode | Fault:
-    """The episode with the meaning of its actions; a Fault where it has another number of dimensions."""
+    """The episode with the meaning of its actions; a Fault where it has another number of dimensions, or where the
+    data set itself records another meaning."""
+    recorded, named = (dict(s) if s else {} for s in (episode.action_space, space))
+    if differing := [f"{key} is {value}, not {named[key]}" for key, value in recorded.items() if value != named[key]]:
+        return Fault(f"episode {episode.episode_id}", f"by the data set's own record {'; '.join(differing)}",
+                     "name no action space, or the one recorded")  # fmt: skip
     if episode.actions.shape[-1] != space.dim:
         return Fault(f"episode {episode.episode_id}", f"actions of {episode.actions.shape[-1]} dimensions, the action "
                      f"space ({space}) has {space.dim}", "name the action space that this data set has")  # fmt: skip

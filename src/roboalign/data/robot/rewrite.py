@@ -71,7 +71,7 @@ def start_writer(
     return LeRobotWriter(
         folder, fps=first.fps, cameras={name: (c.width, c.height) for name, c in first.cameras.items()},
         action_names=names, state_names=tuple(f"state_{i}" for i in range(first.state.shape[1])),
-        privileged_names=first.privileged_names,
+        privileged_names=first.privileged_names, action_space=space,
     )  # fmt: skip
 
 
