@@ -149,6 +149,42 @@ def test_old_numpy_names_are_known(split):
     assert [episode.instruction for episode in read_calvin(split)] == SENTENCES
 
 
+HOSTILE = {
+    "a place of the memory beyond the machine's": b"\x80\x03}r\xff\xff\xff\x7f.",
+    "a string longer than the file": b"\x80\x04}\x8d\xff\xff\xff\xff\xff\xff\x00\x00a" + b"K\x01s.",
+    "a key whose hash overflows the stack": b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s.",
+    "an array of more values than bytes": pickle.dumps({"a": np.zeros((3, 5))}, 4).replace(b"K\x05", b"K\xff"),
+    "an array of objects made of bytes": pickle.dumps({"a": np.zeros(3)}, 4).replace(b"f8", b"O8"),
+    "text beyond the last character": pickle.dumps({"a": np.array(["abc"])}, 4).replace(b"a\0\0\0b", b"a\0\0\xffb"),
+    "an array as its own dtype": b"\x80\x04}\x8c\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
+                                 b"C\x01b\x87R\x94(K\x01)h\x00\x89]tbs.",
+    "no end": b"\x80\x04}", "a mark that is not there": b"\x80\x04}u.", "code": b"cos\nsystem\n.", "nothing": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_what_would_crash_or_fill_the_memory_is_refused(split, content):
+    """pickle.load and numpy run some of these, take gigabytes for others, and end the interpreter on the third kind."""
+    path = split / ANNOTATIONS
+    path.write_bytes(path.read_bytes()[:128] + content)
+    assert str(path) in refused(split).where
+
+
+def test_sentences_that_hold_themselves_and_spans_without_an_end(split):
+    endless: list = ["a"]
+    endless.append(endless)
+    annotate(split, record(sentences=[*endless, "b"], tasks=TASKS))
+    assert "a sentence is a list" in refused(split).problem
+    annotate(split, record(sentences=["a", "b", "\ud800"]))
+    assert "info.indx" in refused(split).problem  # half of a character could not be written again
+    annotate(split, record([(3, 10**30), *SPANS[1:]]))
+    assert "more than 9 digits" in refused(split).problem
+    (split / "ep_start_end_ids.npy").unlink()
+    annotate(split, record([(3, 10**9 - 1), *SPANS[1:]]))
+    fault, *rest = read_calvin(split)
+    assert "0000013.npz" in fault.where and all(isinstance(item, Episode) for item in rest)
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
