@@ -1,0 +1,171 @@
+"""A chat model at an OpenAI-compatible endpoint (vLLM, Gemini's compatible one, ...): one question with one image.
+
+What passes (429, 5xx, a timeout, a broken connection) is tried again; what does not is an error that says what to do.
+"""
+
+import email.utils
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import Field, field_validator
+
+from roboalign.config import Config
+from roboalign.data.robot.base import Fault
+from roboalign.errors import RoboAlignError
+
+PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+LONGEST_WAIT = 120.0
+"""Seconds; also what a Retry-After may ask for at most."""
+
+
+class Endpoint(Config):
+    """Where the teacher is, and how it is asked. Nothing of it changes what is asked."""
+
+    url: str
+    """Base URL; requests go to {url}/chat/completions."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the API key; an endpoint of one's own may need none."""
+    concurrency: int = Field(8, ge=1, le=1000)
+    """Requests under way at the same time."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds without a byte after which a request is given up."""
+    retries: int = Field(6, ge=0)
+    """How often a request that failed in passing is sent again."""
+    first_wait: float = Field(1.0, gt=0)
+    """Seconds before the first of these; each further wait is twice as long, half of it drawn at random."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, url: str) -> str:
+        """Where the URL holds a key, it would be written to disk with the settings."""
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError(f"{error}") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it is not an http or https URL")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("it holds a user, a password or a query: give the key in an environment variable")
+        return url.rstrip("/").removesuffix("/chat/completions")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote, and the tokens that the endpoint counted (0 where it counts none)."""
+
+    text: str
+    finish: str
+    refusal: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class ChatClient:
+    """Sends requests. Threads may share it. `stop` ends every wait: set it before waiting for the threads."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint, self.stop = endpoint, threading.Event()
+        self._key = os.environ.get(endpoint.key_env, "").strip()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx2.Limits(max_connections=endpoint.concurrency)
+        # Redirects are not followed: the key would go along.
+        self._http = httpx2.Client(headers=headers, timeout=endpoint.timeout, limits=limits, follow_redirects=False)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def ask(self, body: dict[str, Any]) -> Reply | Fault:
+        """Send one request; a Fault where the endpoint does not take this one, or failed every time.
+
+        Raises RoboAlignError where it would answer none: a wrong key, model or address.
+        """
+        problem, asked = "", 0.0
+        for attempt in range(self.endpoint.retries + 1):
+            if attempt:
+                wait = min(self.endpoint.first_wait * 2 ** (attempt - 1), LONGEST_WAIT)
+                self.stop.wait(max(wait * random.uniform(0.5, 1.0), min(asked, LONGEST_WAIT)))
+            if self.stop.is_set():
+                break
+            answered = self._once(body)
+            if not isinstance(answered, Passing):
+                return answered
+            problem, asked = answered.problem, answered.wait
+        fix = "run the same command again later: what was answered is kept"
+        return Fault(self.endpoint.url, f"no answer after {self.endpoint.retries + 1} requests ({problem})", fix)
+
+    def _once(self, body: dict[str, Any]) -> "Reply | Fault | Passing":
+        try:
+            response = self._http.post(f"{self.endpoint.url}/chat/completions", json=body)
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
+            raise RoboAlignError(self._safe(f"the request cannot be sent ({error})"), where=self.endpoint.url,
+                                 fix=f"check the URL, and the key in {self.endpoint.key_env}") from None
+        except httpx2.HTTPError as error:
+            return Passing(self._safe(f"{type(error).__name__}: {error}".rstrip(": ")))
+        if response.status_code in PASSING:
+            said = f"HTTP {response.status_code}: {self._said(response)}"
+            return Passing(said, retry_after(response.headers.get("retry-after")))
+        if response.status_code == 200:
+            return reply_of(response)
+        if response.status_code in (400, 413, 415, 422):
+            said = f"the endpoint does not take the request: HTTP {response.status_code}: {self._said(response)}"
+            return Fault(self.endpoint.url, said, "check --model, and that it takes images")
+        raise RoboAlignError(f"HTTP {response.status_code}: {self._said(response)}", where=self.endpoint.url,
+                             fix=self._remedy(response.status_code))  # fmt: skip
+
+    def _remedy(self, status: int) -> str:
+        if status in (401, 402, 403):
+            have = "holds" if self._key else "is not set; it holds"
+            return f"check the API key: the environment variable {self.endpoint.key_env} {have} it (--key-env NAME)"
+        return "check --endpoint (it ends before /chat/completions, often in /v1) and --model"
+
+    def _said(self, response: httpx2.Response) -> str:
+        return self._safe(" ".join(response.text[:2000].split())[:200])
+
+    def _safe(self, text: str) -> str:
+        """The text without the key: servers may quote it."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+@dataclass(frozen=True)
+class Passing:
+    """A failure that a later request may not meet, and the seconds that the endpoint asks to wait."""
+
+    problem: str
+    wait: float = 0.0
+
+
+def reply_of(response: httpx2.Response) -> Reply | Passing:
+    """The first choice of a chat completion. What is none came from something before the model."""
+    try:
+        data = response.json()
+        choice = data["choices"][0]
+        message, usage = choice["message"], data.get("usage") or {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        prompt, completion = (count if isinstance(count, int) and count >= 0 else 0 for count in counts)
+        text, refusal = message.get("content"), message.get("refusal")
+        return Reply(text if isinstance(text, str) else "", str(choice.get("finish_reason") or ""),
+                     refusal if isinstance(refusal, str) else "", prompt, completion)  # fmt: skip
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return Passing("HTTP 200, but the body is no chat completion")
+
+
+def retry_after(value: str | None) -> float:
+    """Seconds that a Retry-After header asks for: a number or a date; 0 where it says nothing readable."""
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, min(float(value), LONGEST_WAIT))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, min(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), LONGEST_WAIT))
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
