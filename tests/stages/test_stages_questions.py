@@ -17,7 +17,9 @@ from roboalign.cli import main
 from roboalign.data.conversation import read_conversations
 from roboalign.data.robot.base import RobotData
 from roboalign.data.robot.rewrite import rewrite
+from roboalign.data.vqa.motion import NO_AXES
 from roboalign.files import read_json
+from roboalign.stages.questions import refused_lines
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,17 @@ def test_by_states_from_a_data_set_with_a_simulator_all_types_are_asked(data_set
     }  # fmt: skip
     assert set(manifest["types"]) >= {"next_movement", "gripper_trace", "gripper_cell", "subtask_now", "frame_order"}
     assert len(read_conversations(tmp_path / "q", "train")) == manifest["conversations"] > 80
+
+
+def test_what_was_not_asked_is_told_by_reason_with_what_mends_it() -> None:
+    refused = {
+        f"next_movement: {NO_AXES.reason}": 3, f"displacement: {NO_AXES.reason}": 4, "the teacher refused": 5,
+        "other: words": 1,
+    }  # fmt: skip
+    assert refused_lines(refused) == [
+        f"  7 x {NO_AXES.reason} (--axes X,Y,Z): next_movement, displacement", "  5 x the teacher refused",
+        "  1 x other: words",
+    ]  # fmt: skip
 
 
 def test_axes_that_are_given_are_used(data_set, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -16,8 +17,8 @@ from roboalign.data.vqa.axes import KNOWN_AXES, parse_axes
 from roboalign.data.vqa.base import QuestionConfig, look
 from roboalign.data.vqa.cache import AnswerCache
 from roboalign.data.vqa.client import ChatClient, Endpoint
-from roboalign.data.vqa.motion import Motion
-from roboalign.data.vqa.states import StateQuestions
+from roboalign.data.vqa.motion import NO_AXES, NO_POSITION, NO_SPACE, Motion
+from roboalign.data.vqa.states import TYPES, StateQuestions
 from roboalign.data.vqa.teacher import TeacherQuestions, estimate, price, prompt_of
 from roboalign.data.vqa.write import MOST_FAULTS, Plan, make_plan, read_work, write_questions
 from roboalign.errors import RoboAlignError
@@ -26,6 +27,8 @@ Checked = TypeVar("Checked", bound=Config)
 Prices = tuple[float | None, float | None]
 LOOKED_AT = 20
 """Parts of the plan that are searched for a frame to estimate the cost from."""
+MENDED = {NO_SPACE.reason: "--space NAME", NO_AXES.reason: "--axes X,Y,Z", NO_POSITION.reason: "--position COLUMN"}
+"""Reason for which a question was not asked -> the option that mends it."""
 
 
 def question_data(data: RobotData, options: Mapping[str, Any]) -> str:
@@ -154,12 +157,28 @@ def summary_text(manifest: Mapping[str, Any], out: Path) -> str:
     for name, modes in manifest["types"].items():
         lines.append(f"  {name}: {', '.join(f'{times:,} {mode}' for mode, times in modes.items())}")
     if manifest["refused"]:
-        lines.append("not asked:")
-        often = sorted(manifest["refused"].items(), key=lambda item: (-item[1], item[0]))
-        lines += [f"  {times:,} x {reason}" for reason, times in often]
+        lines += ["not asked:", *refused_lines(manifest["refused"])]
     faults = manifest["faults"]
     if faults["count"]:
         listed = f", the first {MOST_FAULTS} in manifest.json" if faults["count"] > MOST_FAULTS else ""
         lines.append(f"{faults['count']:,} left out{listed}:")
         lines += [f"  {fault['where']}: {fault['problem']}" for fault in faults["listed"][:10]]
     return "\n".join(lines)
+
+
+def refused_lines(refused: Mapping[str, int]) -> list[str]:
+    """A line for each reason, the most frequent first, with the types that it was given for, and what would mend it."""
+    types: dict[str, list[str]] = {}
+    times: Counter[str] = Counter()
+    for name, count in refused.items():
+        type_, colon, reason = name.partition(": ")
+        known = colon and type_ in TYPES
+        reason = reason if known else name
+        times[reason] += count
+        types.setdefault(reason, []).extend([type_] if known else [])
+    lines = []
+    for reason, count in times.most_common():
+        mended = f" ({MENDED[reason]})" if reason in MENDED else ""
+        of = f": {', '.join(types[reason])}" if types[reason] else ""
+        lines.append(f"  {count:,} x {reason}{mended}{of}")
+    return lines

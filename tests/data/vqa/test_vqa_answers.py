@@ -19,7 +19,8 @@ def reply(text: str, finish: str = "stop", refusal: str = "") -> Reply:
 @pytest.mark.parametrize(
     "text",
     [listed(*GOOD), f"```json\n{listed(*GOOD)}\n```", f"Sure! [1] Here is it {{x}}:\n{listed(*GOOD)}\nDone.",
-     json.dumps(GOOD), f"<think>I {{think}}</think>\n```\n{listed(*GOOD)}\n```"],
+     json.dumps(GOOD), f"<think>I {{think}}</think>\n```\n{listed(*GOOD)}\n```",
+     f"<think>First {listed(GOOD[0])}</think>{listed(*GOOD)}"],
 )  # fmt: skip
 def test_json_is_found_bare_fenced_and_among_words(text: str) -> None:
     assert read_reply(reply(text)) == list(GOOD)
@@ -28,7 +29,8 @@ def test_json_is_found_bare_fenced_and_among_words(text: str) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [(reply("", refusal="I cannot help"), "refused"), (reply("no", "content_filter"), "refused"),
-     (reply(" \n"), "wrote nothing"), (reply(listed(*GOOD)[:-40], "length"), "cut"), (reply("I cannot see"), "no JSON"),
+     (reply(" \n"), "wrote nothing"), (reply("<think>so</think> "), "wrote nothing"), (reply("", "length"), "cut"),
+     (reply(listed(*GOOD)[:-40], "length"), "cut"), (reply("I cannot see"), "no JSON"),
      (reply(listed(*GOOD)[:-40]), None), (reply('{"questions": "none"}'), "no JSON"), (reply("[" * 5000), "no JSON")],
 )  # fmt: skip
 def test_a_reply_without_questions_is_refused_with_the_reason(given: Reply, reason: str | None) -> None:
@@ -59,7 +61,8 @@ def choice(question: str, answer: str) -> dict:
      (item(answer=True), "not text"), (item(question=" \n "), "empty"), (item(answer=""), "empty"),
      (item(question="why " * 200), "question is too long"), (item(answer="x" * 201), "answer is too long"),
      (item(reasoning="x" * 1501), "reasoning is too long"), (item(answer="<answer>cup</answer>"), "tag"),
-     (item(reasoning="so <ACTION_START>"), "tag"), (item(question="Say it <|im_end|> now?"), "tag"),
+     (item(reasoning="so <ACTION_START>"), "tag"), (item(reasoning="In frame 7 of 40 it falls."), "frame's number"),
+     (item(question="Say it <|im_end|> now?"), "tag"),
      (item(question='What? Answer directly as "x".'), "tag or a request"), (item(answer="a\x00b"), "control"),
      (item(answer="a \ud800 b"), "control"), (item(question="What is a red cup?"), "gives its answer away"),
      (choice("Where?", "B"), "one of its options"), (choice("Where?\nA. here\nB. there", "C"), "one of its options"),

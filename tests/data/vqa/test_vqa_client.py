@@ -1,7 +1,9 @@
 """The client and the cache against a real HTTP server."""
 
 import email.utils
+import errno
 import json
+import os
 import time
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def test_a_reply_and_its_tokens() -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [(429, {"Retry-After": "0"}, b"slow down"), (500, {}, b""), (503, {}, b"<html>"), (529, {}, b"busy"),
+    [(429, {"Retry-After": "0"}, b"slow down"), (500, {}, b""), (503, {}, b"<html>"), (529, {}, b""), (507, {}, b""),
      (200, {}, b"<html>a proxy's page</html>"), (200, {}, b'{"choices": []}'), (200, {}, b'{"choices": [{}]}'),
      (200, {"Content-Length": "5000"}, b"cut short")],
 )  # fmt: skip
@@ -47,6 +49,29 @@ def test_a_timeout_is_asked_again_and_a_dead_endpoint_is_a_fault() -> None:
         assert client_of(server.url, timeout=0.2).ask(BODY).text == "late" and len(server.seen) == 2
     fault = client_of(server.url, retries=1).ask(BODY)
     assert isinstance(fault, Fault) and "no answer after 2 requests (ConnectError" in fault.problem
+
+
+def test_a_filter_before_the_model_is_an_answer_that_refuses() -> None:
+    filtered = {"error": {"code": "content_filter", "message": "The prompt was filtered"}}
+    nothing = {"choices": [{"index": 0, "finish_reason": "content_filter"}]}
+    for answer in ((400, {}, json.dumps(filtered).encode()), (200, {}, json.dumps(nothing).encode())):
+        with serving(lambda *_, answer=answer: answer) as server:
+            reply = client_of(server.url).ask(BODY)
+            assert isinstance(reply, Reply) and reply.finish == "content_filter" and len(server.seen) == 1
+
+
+def test_text_in_parts_is_joined() -> None:
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "a cup, "}, {"type": "text", "text": "red"}]
+    with serving(lambda body, number: completion(parts)) as server:  # type: ignore[arg-type]
+        assert client_of(server.url).ask(BODY).text == "a cup, red"
+
+
+def test_a_response_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(lambda body, number: (200, {}, b" " * 3_000_000)) as server:
+        monkeypatch.setattr("roboalign.data.vqa.client.MOST_BYTES", 1_000_000)
+        assert "without an end" in client_of(server.url, retries=0).ask(BODY).problem
+        monkeypatch.setattr("roboalign.data.vqa.client.MOST_TIMES", 0)
+        assert "without an end" in client_of(server.url, retries=0).ask(BODY).problem
 
 
 def test_retry_after_is_waited_for() -> None:
@@ -137,6 +162,26 @@ def test_the_cache_keeps_what_was_written_and_drops_a_cut_line(tmp_path: Path) -
         cache.close()
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     assert keys == ["key0", "key1", "key2", "key3", "key4", "new"]
+
+
+def test_a_full_disk_is_one_message_and_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "answers.jsonl", os.write
+    cache = AnswerCache(path)
+    cache.put("a", record("kept"))
+
+    def full(descriptor: int, line: bytes) -> int:
+        if len(line) < 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, line[:20])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(RoboAlignError, match=r"answers.jsonl: .*No space left.* Fix: make room"):
+        cache.put("b", record("lost"))
+    monkeypatch.setattr(os, "write", real)
+    cache.put("c", record("after"))
+    assert [cache.get(key) and cache.get(key)["text"] for key in "abc"] == ["kept", None, "after"]
+    cache.close()
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '{"key": 3}', "nonsense", '{"key": "a", "prompt_tokens": "x"}', "\xff"])

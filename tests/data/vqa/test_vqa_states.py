@@ -15,7 +15,7 @@ from roboalign.data.qa.normal import Refused
 from roboalign.data.questions import TYPES as SCENE_TYPES
 from roboalign.data.vqa.base import QuestionConfig, Work
 from roboalign.data.vqa.motion import Motion
-from roboalign.data.vqa.states import TYPES, StateQuestions, centimetres, frame_order
+from roboalign.data.vqa.states import TYPES, StateQuestions, centimetres, degrees, frame_order
 
 CONFIG = QuestionConfig(axes=ROS, horizon=5, questions=3)
 
@@ -57,6 +57,20 @@ def test_rotations_are_named_by_the_right_hand_seen_from_the_robot(angles, answe
     actions[:, 3:6] = angles
     draft = drawn("next_rotation", Motion(episode(actions), CONFIG), 0)
     assert isinstance(draft, Refused) if answer is None else draft.answer == answer
+
+
+def test_a_relative_pose_is_what_the_actions_command_in_centimetres_and_degrees() -> None:
+    actions = np.zeros((8, 7))
+    actions[:, :3], actions[:, 3:6] = (0.004, -0.01, 0), (0, 0, np.radians(3))
+    state = np.zeros((8, 3))
+    motion = Motion(episode(actions, state=state), CONFIG.model_copy(update={"position": 0}))  # it measures no movement
+    draft = drawn("relative_pose", motion, 1)
+    assert draft.answer == "5 cm right, 2 cm forward, turn left 15 degrees"
+    assert draft.conclusion == "The gripper should move 5 cm right and 2 cm forward, and turn left 15 degrees."
+    assert drawn("displacement", motion, 1).answer == "0 cm" and isinstance(drawn("relative_pose", motion, 4), Refused)
+    still = drawn("relative_pose", Motion(straight((0, 0, 0)), CONFIG), 0)
+    assert still.answer == "0 cm, 0 degrees" and still.conclusion == "The gripper should move 0 cm and not rotate."
+    assert degrees(np.radians([-1.2, 2.6, 0.4])) == "tilt down 1 degree, roll right 3 degrees"
 
 
 def test_the_gripper_the_subtasks_and_the_quarter() -> None:

@@ -1,6 +1,7 @@
 """A teacher's questions, from an endpoint that answers, refuses, fails and is killed on."""
 
 import base64
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -141,10 +142,10 @@ def test_what_is_read_ahead_is_bounded(tmp_path: Path) -> None:
     assert list(read_ahead([], 3)) == [] and list(read_ahead(iter("abcde"), 2)) == list("abcde")  # type: ignore
 
 
-def run(url: str, folder: Path, episodes, config: QuestionConfig = CONFIG, **given) -> dict:
-    with teacher(url, folder, config, **given) as asked:
+def run(url: str, folder: Path, episodes, count: int = 40) -> dict:
+    with teacher(url, folder) as asked:
         data = data_of(*episodes)
-        return write_questions(data, asked, folder, count=40, seed=0, settings={"model": "teach-1"}, shard=8)
+        return write_questions(data, asked, folder, count=count, seed=0, settings={"model": "teach-1"}, shard=8)
 
 
 EPISODES = [straight((0, -0.01, 0), steps=10, number=n) for n in range(6)]
@@ -173,6 +174,47 @@ def test_a_run_that_stops_repeats_no_request(tmp_path: Path) -> None:
     for name in whole["shards"]:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
     assert len(read_conversations(tmp_path / "stopped", "train")) == 40
+
+
+def test_a_server_that_dies_ends_the_run_and_another_one_goes_on(tmp_path: Path) -> None:
+    def dying(body, number):
+        if number >= 11:
+            raise ConnectionResetError  # the handler ends: the connection breaks without a response
+        return well(body, number)
+
+    with serving(dying) as server, pytest.raises(RoboAlignError, match="5 requests failed one after the other"):
+        run(server.url, tmp_path, EPISODES)
+    with serving(well) as server:
+        assert run(server.url, tmp_path, EPISODES)["conversations"] == 40 and len(server.seen) == 40 - 11
+
+
+def test_answers_that_were_kept_say_nothing_about_the_endpoint(tmp_path: Path) -> None:
+    with serving(well) as server, teacher(server.url, tmp_path) as asked:
+        list(asked.questions(work(12, 2)))
+    frames = [Work(one.episode, (0, 1, 5)) for one in work(12, 2)]  # every third is new
+    down, failed = (500, {}, b""), pytest.raises(RoboAlignError, match="5 requests failed one after the other")
+    with serving(lambda *_: down) as server, teacher(server.url, tmp_path) as asked, failed:
+        list(asked.questions(frames))
+
+
+def test_an_episode_that_comes_twice_is_asked_about_once(tmp_path: Path) -> None:
+    def slow(body, number):
+        time.sleep(0.05)
+        return well(body, number)
+
+    with serving(slow) as server, teacher(server.url, tmp_path) as asked:
+        made = list(asked.questions([*work(1, 3), *work(1, 3)]))
+        assert len(server.seen) == 3 and len(asked.cache) == 3 and not asked._under_way
+    assert [len(one.conversations) for one in made] == [3, 3]
+
+
+def test_more_frames_ask_only_for_what_is_new(tmp_path: Path) -> None:
+    with serving(well) as server:
+        run(server.url, tmp_path / "few", EPISODES, count=10)
+        (tmp_path / "more").mkdir()
+        shutil.copy(tmp_path / "few" / "answers.jsonl", tmp_path / "more")
+        run(server.url, tmp_path / "more", EPISODES)
+        assert len(server.seen) == 40
 
 
 def test_broken_frames_and_episodes_do_not_reach_the_teacher(tmp_path: Path) -> None:

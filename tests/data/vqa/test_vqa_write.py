@@ -138,6 +138,20 @@ def test_a_folder_of_other_settings_or_other_data_is_refused(tmp_path: Path, mon
         make(tmp_path / "a")
 
 
+def test_other_settings_begin_anew_where_nothing_was_made(tmp_path: Path) -> None:
+    nothing = [straight((0, 0, 0), number=n, space=None, instruction="") for n in range(12)]
+    with pytest.raises(RoboAlignError, match="no question could be made"):
+        make(tmp_path / "a", nothing, settings={"by": "states", "space": None})
+    assert make(tmp_path / "a")["refused"] == make(tmp_path / "b")["refused"]
+
+
+def test_more_frames_hold_the_fewer() -> None:
+    lengths = [("a", 30), ("b", 50)]
+    drawn = [{(place, t) for place, ts in draw_frames(lengths, [], count, 3, "x").frames for t in ts}
+             for count in (5, 40, 80)]  # fmt: skip
+    assert drawn[0] < drawn[1] < drawn[2]
+
+
 def test_faults_are_listed_and_strict_stops_at_the_first(tmp_path: Path) -> None:
     wild = straight((0, 0, 0), number=5)
     wild.actions[:] = np.nan

@@ -96,9 +96,14 @@ def serving(answer: Callable[[dict[str, Any], int], tuple[int, dict[str, str], b
                 server.keys.append(self.headers.get("Authorization"))
                 server.now += 1
                 server.most = max(server.most, server.now)
-            status, headers, content = server.answer(body, number)
-            with server.lock:
-                server.now -= 1
+            try:
+                status, headers, content = server.answer(body, number)
+            except ConnectionResetError:  # the server dies
+                self.close_connection = True
+                return
+            finally:
+                with server.lock:
+                    server.now -= 1
             try:
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(content)), **headers}.items():

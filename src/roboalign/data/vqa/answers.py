@@ -18,6 +18,8 @@ KINDS = {"text": "answer", "choice": "letter", "point": "point"}
 """kind in the teacher's JSON, which becomes the type, as that of question-answering data (data/qa) -> label."""
 RESERVED = re.compile(r"</?(?:think|answer|image)>|<\|[a-z_]+\|>|<ACTION_|<FAST_", re.I)
 """Tags of a reply, action tokens, and the special tokens of chat templates."""
+FRAME_NUMBER = re.compile(r"\bframe\s+(?:number\s+)?\d", re.I)
+"""The teacher is told it, the image does not show it."""
 REQUESTS = tuple(prompts.MODES.values())
 
 
@@ -36,13 +38,14 @@ def read_reply(reply: Reply) -> list[Any] | Refused:
     """The list under `questions` of the JSON in a reply: bare, in a code fence, or with words around it."""
     if reply.refusal or reply.finish == "content_filter":
         return Refused("the teacher refused")
-    if not reply.text.strip():
-        return Refused("the teacher wrote nothing")
-    if reply.finish == "length":
+    if reply.finish == "length":  # also of a reply without text: a reasoning that is not shown used it up
         return Refused("the teacher's answer was cut at its token limit")
-    for start in islice(re.finditer(r"[{\[]", reply.text), MOST_STARTS):
+    text = reply.text.rpartition("</think>")[2]  # a reasoning may draft the list
+    if not text.strip():
+        return Refused("the teacher wrote nothing")
+    for start in islice(re.finditer(r"[{\[]", text), MOST_STARTS):
         try:
-            found, _ = json.JSONDecoder().raw_decode(reply.text, start.start())
+            found, _ = json.JSONDecoder().raw_decode(text, start.start())
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict) and isinstance(found.get("questions"), list):
@@ -88,6 +91,8 @@ def faults_of(question: str, answer: str, reasoning: str) -> Refused | None:
             return Refused(f"the {name} is too long")
         if RESERVED.search(text) or any(request in text for request in REQUESTS):
             return Refused(f"the {name} holds a tag or a request of the reply form")
+        if FRAME_NUMBER.search(text):
+            return Refused(f"the {name} names the frame's number")
         if not text.isprintable() and any(not c.isprintable() and c != "\n" for c in text):
             return Refused(f"the {name} holds control characters")
     return None

@@ -100,7 +100,9 @@ def camera_of(episode: Episode, camera: str | None) -> str:
         raise RoboAlignError("it has no camera", where=f"episode {episode.episode_id}",
                              fix="questions need an image: use a data set with one")  # fmt: skip
     name = next(iter(episode.images)) if camera is None else camera
-    episode.png(name, 0)
+    if name not in episode.images:
+        problem = f"no camera {name!r}; it has {sorted(episode.images)}"
+        raise RoboAlignError(problem, where=f"episode {episode.episode_id}", fix="name one of these with --camera")
     return name
 
 

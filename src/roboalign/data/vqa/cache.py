@@ -30,21 +30,21 @@ class AnswerCache:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.lock = threading.Lock()
-        self.places: dict[str, int] = {}
+        self.places: dict[str, tuple[int, int]] = {}  # first byte and length
         self.prompt_tokens = self.completion_tokens = 0
-        self.file = self.path.open("ab+")
+        self.file = self.path.open("ab+", buffering=0)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of when the file is closed
         except BlockingIOError:
             fix = "wait until it has ended, or give another folder with --out"
             raise RoboAlignError("another command is at work with this file", where=str(path), fix=fix) from None
-        self.file.seek(0)
         end = 0
-        for number, line in enumerate(self.file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            self._count(self._record(line, number), end)
-            end += len(line)
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                self._count(self._record(line, number), end, len(line))
+                end += len(line)
         self.file.truncate(end)
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
@@ -57,8 +57,8 @@ class AnswerCache:
             pass
         raise RoboAlignError("not a record of an answer", where=f"{self.path}, line {number}", fix="remove that line")
 
-    def _count(self, record: dict[str, Any], place: int) -> None:
-        self.places[record["key"]] = place
+    def _count(self, record: dict[str, Any], place: int, length: int) -> None:
+        self.places[record["key"]] = place, length
         self.prompt_tokens += record["prompt_tokens"]
         self.completion_tokens += record["completion_tokens"]
 
@@ -70,20 +70,33 @@ class AnswerCache:
         with self.lock:
             if key not in self.places:
                 return None
-            self.file.seek(self.places[key])
-            return json.loads(self.file.readline())
+            place, length = self.places[key]
+            return json.loads(os.pread(self.file.fileno(), length, place))
 
     def put(self, key: str, record: dict[str, Any]) -> None:
-        """Append a record, which holds both counts of tokens; it is on the disk before this returns."""
+        """Append a record, which holds both counts of tokens; it is on the disk before this returns.
+
+        Raises RoboAlignError where it cannot be written.
+        """
         record = {"key": key, **record}
         line = (json.dumps(record) + "\n").encode()
         with self.lock:
             place = self.file.seek(0, os.SEEK_END)
-            self.file.write(line)
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self._count(record, place)
+            try:
+                write_whole(self.file.fileno(), line)
+            except OSError as error:
+                self.file.truncate(place)  # what follows would stand behind half a line
+                raise RoboAlignError(f"an answer cannot be written ({error.strerror})", where=str(self.path),
+                                     fix="make room on the disk; the same command goes on from here") from None
+            self._count(record, place, len(line))
 
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def write_whole(descriptor: int, line: bytes) -> None:
+    """Append the line, and wait until it is on the disk."""
+    while line:
+        line = line[os.write(descriptor, line) :]
+    os.fsync(descriptor)

@@ -19,7 +19,13 @@ from roboalign.config import Config
 from roboalign.data.robot.base import Fault
 from roboalign.errors import RoboAlignError
 
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+PASSING = (408, 409, 425, 429)
+"""With these and 5xx a later request may be answered; 501 and 505 are for good."""
+FOR_GOOD = (501, 505)
+FILTERED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
+"""Codes of an error by which a filter before the model refuses a request (Azure, OpenAI): an answer, not a failure."""
+MOST_BYTES, MOST_TIMES = 20_000_000, 5
+"""A response that is longer, or drips for longer than so many timeouts, is given up."""
 LONGEST_WAIT = 120.0
 """Seconds; also what a Retry-After may ask for at most."""
 
@@ -98,27 +104,43 @@ class ChatClient:
             if not isinstance(answered, Passing):
                 return answered
             problem, asked = answered.problem, answered.wait
-        fix = "run the same command again later: what was answered is kept"
+        fix = "see that the endpoint is up, and takes so many requests at once (--concurrency)"
         return Fault(self.endpoint.url, f"no answer after {self.endpoint.retries + 1} requests ({problem})", fix)
 
     def _once(self, body: dict[str, Any]) -> "Reply | Fault | Passing":
         try:
-            response = self._http.post(f"{self.endpoint.url}/chat/completions", json=body)
+            response = self._post(body)
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
             raise RoboAlignError(self._safe(f"the request cannot be sent ({error})"), where=self.endpoint.url,
                                  fix=f"check the URL, and the key in {self.endpoint.key_env}") from None
         except httpx2.HTTPError as error:
             return Passing(self._safe(f"{type(error).__name__}: {error}".rstrip(": ")))
-        if response.status_code in PASSING:
-            said = f"HTTP {response.status_code}: {self._said(response)}"
+        if isinstance(response, Passing):
+            return response
+        status = response.status_code
+        if status in PASSING or (status >= 500 and status not in FOR_GOOD):
+            said = f"HTTP {status}: {self._said(response)}"
             return Passing(said, retry_after(response.headers.get("retry-after")))
-        if response.status_code == 200:
+        if status == 200:
             return reply_of(response)
-        if response.status_code in (400, 413, 415, 422):
-            said = f"the endpoint does not take the request: HTTP {response.status_code}: {self._said(response)}"
+        if status in (400, 403) and error_code(response) in FILTERED:
+            return Reply("", "content_filter", self._said(response), 0, 0)
+        if status in (400, 413, 415, 422):
+            said = f"the endpoint does not take the request: HTTP {status}: {self._said(response)}"
             return Fault(self.endpoint.url, said, "check --model, and that it takes images")
-        raise RoboAlignError(f"HTTP {response.status_code}: {self._said(response)}", where=self.endpoint.url,
-                             fix=self._remedy(response.status_code))  # fmt: skip
+        raise RoboAlignError(f"HTTP {status}: {self._said(response)}", where=self.endpoint.url,
+                             fix=self._remedy(status))  # fmt: skip
+
+    def _post(self, body: dict[str, Any]) -> "httpx2.Response | Passing":
+        """The whole response, within bounds: the client's timeout is one of silence alone."""
+        end, content = time.monotonic() + MOST_TIMES * self.endpoint.timeout, bytearray()
+        with self._http.stream("POST", f"{self.endpoint.url}/chat/completions", json=body) as response:
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > MOST_BYTES or time.monotonic() > end:
+                    return Passing("a response without an end")
+        headers = {name: value for name, value in response.headers.items() if name == "retry-after"}
+        return httpx2.Response(response.status_code, headers=headers, content=bytes(content))
 
     def _remedy(self, status: int) -> str:
         if status in (401, 402, 403):
@@ -147,14 +169,33 @@ def reply_of(response: httpx2.Response) -> Reply | Passing:
     try:
         data = response.json()
         choice = data["choices"][0]
-        message, usage = choice["message"], data.get("usage") or {}
+        finish = str(choice.get("finish_reason") or "")
+        message = choice.get("message") or {} if finish == "content_filter" else choice["message"]
+        usage = data.get("usage") or {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         prompt, completion = (count if isinstance(count, int) and count >= 0 else 0 for count in counts)
-        text, refusal = message.get("content"), message.get("refusal")
-        return Reply(text if isinstance(text, str) else "", str(choice.get("finish_reason") or ""),
-                     refusal if isinstance(refusal, str) else "", prompt, completion)  # fmt: skip
+        refusal = message.get("refusal")
+        refusal = refusal if isinstance(refusal, str) else ""
+        return Reply(text_of(message.get("content")), finish, refusal, prompt, completion)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return Passing("HTTP 200, but the body is no chat completion")
+
+
+def text_of(content: Any) -> str:
+    """The text of a message: a string, or a list of parts of which some are text; "" where there is none."""
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def error_code(response: httpx2.Response) -> str:
+    """`code` of the error that a body holds; "" where it holds none."""
+    try:
+        error = response.json()["error"]
+        return str(error.get("code") or "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
 
 
 def retry_after(value: str | None) -> float:

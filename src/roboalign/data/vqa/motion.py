@@ -65,18 +65,25 @@ class Motion:
         """[3] metres right, forward, up over the next `horizon` steps: measured, or as commanded."""
         if self.turn_axes is None:
             return NO_AXES
+        if self.positions is None:
+            return self.translation(t)
         if not self.ahead(t):
             return FEW_LEFT
-        k = self.config.horizon
-        if self.positions is not None:
-            return self.turn_axes @ (self.positions[t + k] - self.positions[t])
-        moved = commanded_movement(self.episode.actions, self.space, self.episode.fps, t, k)
-        return moved if isinstance(moved, Refused) else self.turn_axes @ moved
+        return self.turn_axes @ (self.positions[t + self.config.horizon] - self.positions[t])
 
     def movement(self, t: int) -> Signs | Refused:
         """Sign of the displacement on each axis; 0 = still."""
         moved = self.displacement(t)
         return moved if isinstance(moved, Refused) else signs_of(moved)
+
+    def translation(self, t: int) -> np.ndarray | Refused:
+        """[3] metres right, forward, up by which the next `horizon` actions send the gripper."""
+        if self.turn_axes is None:
+            return NO_AXES
+        if t + self.config.horizon > len(self.episode):
+            return FEW_LEFT
+        moved = commanded_movement(self.episode.actions, self.space, self.episode.fps, t, self.config.horizon)
+        return moved if isinstance(moved, Refused) else self.turn_axes @ moved
 
     def rotation(self, t: int) -> np.ndarray | Refused:
         """[3] radians: the rotation vector about right, forward, up that the next `horizon` actions command."""

@@ -142,6 +142,36 @@ def next_rotation(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
     return Draft(_ask(motion, text), answer, facts(motion, t), f"The gripper should {answer}.")
 
 
+def degrees(turned: np.ndarray) -> str:
+    """[3] rotation vector, radians -> `tilt up 4 degrees, turn left 12 degrees`, whole ones; `0 degrees` for none."""
+    whole = np.rint(np.degrees(turned)).astype(int).tolist()
+    parts = [f"{TURNS[axis][n > 0]} {abs(n)} degree{'s'[: abs(n) - 1]}" for axis, n in enumerate(whole) if n]
+    return ", ".join(parts) or "0 degrees"
+
+
+def relative_pose(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """Where is the gripper sent, and how is it turned, relative to its pose now?
+
+    Both are what the actions command: a measured position beside a commanded rotation would be no one's pose.
+    """
+    moved, turned = motion.translation(t), motion.rotation(t)
+    if isinstance(moved, Refused):
+        return moved
+    if isinstance(turned, Refused):
+        return turned
+    text = (f"To which pose, relative to the gripper's pose now and seen from the robot, do the actions send it "
+            f"{_steps(motion)}: how many centimetres, and how many degrees about each axis (rotation vector)?")
+    answer = f"{centimetres(moved)}, {degrees(turned)}"
+    return Draft(_ask(motion, text), answer, facts(motion, t), f"The gripper should {pose_phrase(moved, turned)}.")
+
+
+def pose_phrase(moved: np.ndarray, turned: np.ndarray) -> str:
+    """`move 5 cm right and 2 cm up, and turn left 12 degrees`"""
+    first = f"move {phrase(centimetres(moved).split(', '))}"
+    second = degrees(turned)
+    return f"{first} and not rotate" if second == "0 degrees" else f"{first}, and {phrase(second.split(', '))}"
+
+
 def fingers_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
     """Is the gripper open or closed?"""
     state = motion.fingers(t)
@@ -220,6 +250,7 @@ FUTURE = (
     StateType("displacement", "displacement", displacement),
     StateType("main_direction", "direction", main_direction),
     StateType("next_rotation", "rotation", next_rotation),
+    StateType("relative_pose", "pose", relative_pose),
     StateType("fingers_next", "fingers", fingers_next),
     StateType("quarter", "progress", quarter),
     StateType("subtask_now", "subtask", subtask_now),

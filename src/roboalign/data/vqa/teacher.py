@@ -73,6 +73,7 @@ class TeacherQuestions:
     def __init__(self, config: QuestionConfig, model: str, client: ChatClient, cache: AnswerCache) -> None:
         self.config, self.model, self.client, self.cache = config, model, client, cache
         self._failed = 0
+        self._under_way: dict[str, Future[Reply | Fault]] = {}
 
     def questions(self, work: Iterable[Work]) -> Iterator[Made]:
         """Frames are asked about ahead of what is yielded, at most twice as many as requests may be under way.
@@ -81,14 +82,18 @@ class TeacherQuestions:
         """
         workers = self.client.endpoint.concurrency
         pool = ThreadPoolExecutor(workers, thread_name_prefix="teacher")
-        made, seen = Made(), set[str]()
+        made, seen, held = Made(), set[str](), list[Made]()
         try:
             for asked in read_ahead(self._ask_all(work, pool), 2 * workers):
                 if asked is not None:
                     self._add(made, asked, seen)
                     continue
-                yield made
+                held.append(made)
                 made, seen = Made(), set()
+                if not self._failed:  # else the endpoint may be down: what failed is asked again by the next command
+                    yield from held
+                    held = []
+            yield from held
         finally:
             self.client.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -119,11 +124,13 @@ class TeacherQuestions:
         png = encode_png(frame)
         body = request_body(self.model, prompt_of(motion, t), png)
         key = request_key(body)
+        reply: Any = self._under_way.get(key)  # where a data set holds an episode twice; an answer leaves it when kept
         known = self.cache.get(key)
         if known is not None:
-            reply: Any = Reply(**{name: known[name] for name in asdict(Reply("", "", "", 0, 0))})
-        else:
-            reply = pool.submit(self._send, key, body)
+            reply = Reply(**{name: known[name] for name in asdict(Reply("", "", "", 0, 0))})
+        elif reply is None:
+            reply = self._under_way[key] = pool.submit(self._send, key, body)
+            reply.add_done_callback(lambda _: self._under_way.pop(key, None))
         return Asked(episode.episode_id, episode.task, t, png, reply)
 
     def _send(self, key: str, body: dict[str, Any]) -> Reply | Fault:
@@ -139,7 +146,7 @@ class TeacherQuestions:
             self._count_fault(reply, sent=isinstance(asked.reply, Future))
             made.faults.append(Fault(f"{asked.episode_id}, frame {asked.t}: {reply.where}", reply.problem, reply.fix))
             return
-        if isinstance(reply, Reply):
+        if isinstance(reply, Reply) and isinstance(asked.reply, Future):
             self._failed = 0
         items = reply if isinstance(reply, Refused) else read_reply(reply)
         if isinstance(items, Refused):

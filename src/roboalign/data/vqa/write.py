@@ -9,12 +9,13 @@ A run that was killed goes on after its last whole shard.
 """
 
 import json
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from roboalign import __version__
 from roboalign.data.conversation import Conversation, write_conversations
@@ -119,7 +120,8 @@ def draw_frames(lengths: list[tuple[str, int]], faults: list[Fault], count: int,
     if not total:
         first = f": {faults[0].where}: {faults[0].problem}" if faults else ""
         raise RoboAlignError(f"no episode could be read{first}", where=name, fix="check that it is complete")
-    drawn = sorted(random.Random(f"{seed}/frames").sample(range(total), min(count, total)))
+    # The first of one order of all: more frames of the same data set are these and others, so answers serve again.
+    drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count]).tolist()
     frames, place, before = [], 0, 0
     chosen: list[int] = []
     for number in [*drawn, total]:
@@ -164,7 +166,7 @@ def write_questions(
             often = "; ".join(f"{reason} ({times})" for reason, times in tally.refused.most_common(3))
             first = f"; {tally.faults[0]['where']}: {tally.faults[0]['problem']}" if tally.faults else ""
             raise RoboAlignError(f"no question could be made: {often or 'nothing was refused'}{first}", where=data.name,
-                                 fix="say what is missing (--space, --axes, --camera) and give another folder")
+                                 fix="say what is missing: --space, --axes, --camera, --position")
         shards = {record["shard"]: record["sha256"] for record in done if record["shard"]}
         manifest = {"settings": settings, **tally.summary(), "spent": generator.spent(), "shards": shards}
         write_json(folder / "manifest.json", manifest)
@@ -172,21 +174,26 @@ def write_questions(
 
 
 def open_plan(data: RobotData, folder: Path, count: int, seed: int, settings: dict[str, Any]) -> Plan:
-    """The plan that the folder was begun with, else a new one."""
+    """The plan that the folder was begun with, else a new one, also where nothing was made under other settings.
+
+    Raises RoboAlignError where something was.
+    """
     path = folder / "plan.json"
-    if not path.exists():
+    begun = read_json(path, fix="remove the folder") if path.exists() else {}
+    made = any(record["shard"] for record in read_jsonl(folder / "shards.jsonl"))
+    if not begun or (begun.get("settings") != settings and not made):
+        (folder / "shards.jsonl").unlink(missing_ok=True)
         plan = make_plan(data, count, seed)
         record = {"settings": settings, "episodes": plan.lengths, "faults": [asdict(fault) for fault in plan.faults]}
         write_json(path, record)
         return plan
-    found = read_json(path, fix="remove the folder")
-    if found.get("settings") != settings:
-        other = sorted(key for key in {*settings, *found.get("settings", {})}
-                       if settings.get(key) != found.get("settings", {}).get(key))  # fmt: skip
+    if begun.get("settings") != settings:
+        other = sorted(key for key in {*settings, *begun.get("settings", {})}
+                       if settings.get(key) != begun.get("settings", {}).get(key))  # fmt: skip
         raise RoboAlignError(f"it was begun with other settings ({', '.join(other)})", where=str(folder),
                              fix="give another folder with --out, or the same settings")
-    faults = [Fault(**fault) for fault in found["faults"]]
-    return draw_frames([(ident, length) for ident, length in found["episodes"]], faults, count, seed, data.name)
+    faults = [Fault(**fault) for fault in begun["faults"]]
+    return draw_frames([(ident, length) for ident, length in begun["episodes"]], faults, count, seed, data.name)
 
 
 def check_shards(folder: Path, done: list[dict[str, Any]]) -> None:
