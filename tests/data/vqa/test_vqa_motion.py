@@ -124,10 +124,10 @@ def test_no_convention_is_guessed() -> None:
 
 
 def test_fingers_and_commands_of_a_grasp() -> None:
-    motion = Motion(straight((0, 0, 0)), CONFIG)  # closes at 8, opens at 14; 5 fps: two steps to settle
+    motion = Motion(straight((0, 0, 0)), CONFIG)  # closes at 8, opens at 14; 5 fps: three steps to settle
     assert motion.fingers(0) == FIRST
-    assert [motion.fingers(t) for t in (2, 8, 10, 14, 16)] == ["open", "open", "closed", "closed", "open"]
-    assert isinstance(motion.fingers(9), Refused) and isinstance(motion.fingers(15), Refused)
+    assert [motion.fingers(t) for t in (2, 8, 11, 14, 17)] == ["open", "open", "closed", "closed", "open"]
+    assert all(isinstance(motion.fingers(t), Refused) for t in (9, 10, 15, 16))
     assert [motion.command(t) for t in (0, 3, 4, 8, 9, 10, 15)] == [
         "keep", "keep", "close", "close", "keep", "open", "keep",
     ]  # fmt: skip

@@ -223,6 +223,7 @@ class Machine:
 def unpickle(data: bytes) -> Any:
     """The plain values, numpy arrays and numpy scalars of a pickle; on anything else or damage, an Exception."""
     machine = Machine()
+    argument: Any  # of the type that its instruction says
     for opcode, argument, _ in pickletools.genops(data):
         name, stack = opcode.name, machine.stack
         if name == "STOP":
@@ -244,14 +245,12 @@ def unpickle(data: bytes) -> Any:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(machine.memo[int(argument)])
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            module, called = argument.split(" ") if name == "GLOBAL" else (stack.pop(-2), stack.pop())
-            stack.append(name_of(module, called))
+            stack.append(name_of(*(argument.split(" ") if name == "GLOBAL" else (stack.pop(-2), stack.pop()))))
         elif name == "REDUCE":
             arguments = stack.pop()
             stack.append(called_with(stack.pop(), *arguments))
         elif name == "BUILD":
-            state = stack.pop()
-            machine.finish(built(stack[-1], *state))
+            machine.finish(built(stack[-2], *stack.pop()))
         elif name not in ("PROTO", "FRAME"):
             fill(machine, name)
     raise ValueError("it has no end")
@@ -295,12 +294,12 @@ def called_with(function: Any, *arguments: Any) -> Any:
     """What `function` makes: a dtype or an array that waits for its state, or a scalar."""
     if not isinstance(function, Name) or function == "ndarray":
         raise ValueError(f"it calls {type(function).__name__}, which is not data")
+    if function == "scalar":
+        return array_of((), *arguments)[()]
     if function == "dtype" and DTYPE.fullmatch(arguments[0]):
         return Begun("dtype", arguments[0])
     if function == "array" and arguments[0] is NAMES["numpy.ndarray"]:
         return Begun("array")
-    if function == "scalar":
-        return array_of((), *arguments)[()]
     raise ValueError(f"it holds a numpy {function} that is not plain")
 
 
@@ -323,7 +322,7 @@ def array_of(shape: Any, dtype: Any, content: Any, order: Literal["C", "F"] = "C
         raise ValueError("an array has no shape or no dtype")
     if not all(0 <= n < 2**40 for n in shape) or len(shape) > 8:
         raise ValueError("an array has a shape that none can have")
-    if not isinstance(content, list if dtype.hasobject else bytes):
+    if type(content) is not (list if dtype.hasobject else bytes):
         raise ValueError(f"an array of {dtype} is made of {type(content).__name__}")
     if len(content) != math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize):
         raise ValueError(f"an array {list(shape)} of {dtype} is made of {len(content)} parts")
@@ -334,7 +333,7 @@ def array_of(shape: Any, dtype: Any, content: Any, order: Literal["C", "F"] = "C
     elif not content:
         flat = np.zeros(0, dtype)
     else:
-        flat = np.frombuffer(content, dtype)
+        flat = np.frombuffer(bytes(content), dtype)
         if dtype.kind == "U" and flat.astype(dtype.newbyteorder("=")).view(np.uint32).max() > 0x10FFFF:
             raise ValueError("an array of text holds what is no character")
     return flat.reshape(shape, order=order).copy(order)

@@ -7,6 +7,7 @@ is near a threshold, the answer is `Refused` with the reason.
 Directions are the robot's: (right, forward, up).
 """
 
+import math
 from typing import Literal, cast
 
 import numpy as np
@@ -98,7 +99,7 @@ class Motion:
         """Open or closed, once the command has stood long enough for the fingers to follow."""
         if isinstance(self.opening, Refused):
             return self.opening
-        past = self.opening[max(0, t - max(1, round(SETTLING * self.episode.fps))) : t]
+        past = self.opening[max(0, t - math.ceil(SETTLING * self.episode.fps)) : t]
         if not len(past):
             return FIRST
         if past.min() > OPENED:
