@@ -253,6 +253,14 @@ def test_flipped_bits_never_raise_anything_but_the_one_error(tmp_path):
     assert found
 
 
+@pytest.mark.parametrize("name", [b"robot0_eef_pos", b"demo_0", b"front"])
+def test_a_name_that_is_no_text_is_the_one_error(tmp_path, name):
+    path = robomimic(tmp_path / "a.hdf5", cameras=("front",))
+    path.write_bytes(path.read_bytes().replace(name, name[:-1] + b"\xb3"))
+    with pytest.raises(RoboAlignError, match="no text"):
+        next(read_robomimic(path))
+
+
 def test_frames_that_went_away(tmp_path):
     episode = next(read_robomimic(libero(tmp_path / "a.hdf5")))
     (tmp_path / "a.hdf5").unlink()

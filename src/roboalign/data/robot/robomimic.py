@@ -107,6 +107,14 @@ def member(group: "h5py.Group", name: str, kind: str, where: str) -> Any:
     return found
 
 
+def names_in(group: "h5py.Group", where: str) -> list[str]:
+    """The names in a group; h5py gives one that is no UTF-8 as bytes, which no data set has."""
+    names = list(group)
+    if not all(isinstance(name, str) for name in names):
+        raise RoboAlignError(f"a name in {group.name} is no text", where=where, fix=AGAIN)
+    return names
+
+
 # What a file says of all its demonstrations ---------------------------------------------------------------------------
 
 
@@ -115,10 +123,10 @@ def read_task_file(path: Path, name: str, fps: float | None) -> TaskFile:
     where = str(path)
     with opened(path) as file:
         data = member(file, "data", "Group", where)
-        demos = sorted(data, key=by_number)
+        demos = sorted(names_in(data, where), key=by_number)
         if not demos:
             raise RoboAlignError("no demonstration in the group data", where=where, fix=AGAIN)
-        observations = tuple(member(member(data, demos[0], "Group", where), "obs", "Group", where))
+        observations = tuple(names_in(member(member(data, demos[0], "Group", where), "obs", "Group", where), where))
         problem, env = json_attribute(data, "problem_info", where), json_attribute(data, "env_args", where)
         bddl = text_attribute(data, "bddl_file_name")
     instruction = problem.get("language_instruction", "")
@@ -204,7 +212,7 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...], flip: bool) -> E
         obs = member(demo, "obs", "Group", where)
         actions = float_rows(member(demo, "actions", "Dataset", where)[()], f"{where}, actions")
         columns = [float_rows(member(obs, key, "Dataset", where)[()], f"{where}, obs/{key}") for key in keys]
-        shapes = {key: value.shape for key in obs if is_camera(value := obs[key])}
+        shapes = {key: value.shape for key in names_in(obs, where) if is_camera(value := obs[key])}
         stated = demo.attrs.get("num_samples", len(actions))
     lengths = [len(column) for column in columns] + [shape[0] for shape in shapes.values()]
     if any(length != len(actions) for length in lengths) or str(stated) != str(len(actions)):
