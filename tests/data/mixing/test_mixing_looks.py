@@ -66,7 +66,8 @@ def test_the_sieve_finds_what_going_through_all_finds(looks: list[int], look: in
     images = np.zeros(len(looks), dtype=SEEN)
     images["look"] = looks
     expected = [n for n, other in enumerate(looks) if (other ^ look).bit_count() <= distance]
-    assert Seen(images, distance, 0).alike(look).tolist() == expected
+    for few in (0, 4096):
+        assert Seen(images, distance, 0, few).alike(look).tolist() == expected
 
 
 def test_exact_bytes_are_found_among_signed_hashes():

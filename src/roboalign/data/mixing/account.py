@@ -128,6 +128,10 @@ def text_of(manifest: dict[str, Any]) -> str:
     for name, row in manifest["sources"].items():
         lines.append("  ".join([f"{name:{width}}", *(f"{row[column]:>10}" for column in columns)]))
     for name, row in manifest["sources"].items():
+        lines += [f"{name}: {times} x {reason}" for reason, times in row["reasons"].items()]
+    if any(row["reasons"] for row in manifest["sources"].values()):
+        lines.append("dropped.jsonl names each sample that was left out (N and .. stand for numbers and names)")
+    for name, row in manifest["sources"].items():
         if row["short"]:
             lines.append(f"{name} is {row['short']} samples short of the {row['asked']} asked: what else it had is "
                          "left out, as dropped.jsonl says; set `repeat: true` to go through it again")  # fmt: skip

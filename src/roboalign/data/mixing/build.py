@@ -36,7 +36,7 @@ class Building:
 
     def __init__(self, config: MixtureConfig, work: Path, pool: Executor | None, workers: int) -> None:
         self.config, self.work, self.pool, self.workers = config, work, pool, workers
-        found = [parts_of(number, source) for number, source in enumerate(config.sources)]
+        found = parts_of_all(config)
         self.parts: list[Part] = [part for parts, _ in found for part in parts]
         self.missing: list[tuple[int, Fault]] = [(n, fault) for n, (_, faults) in enumerate(found) for fault in faults]
 
@@ -93,6 +93,21 @@ def build(
         (work / "out").replace(out)
         shutil.rmtree(work)
     return manifest
+
+
+def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
+    """`parts_of` of every source. Raises the RoboAlignError of the first that cannot be read, naming the others."""
+    found, errors = [], []
+    for number, source in enumerate(config.sources):
+        try:
+            found.append(parts_of(number, source))
+        except RoboAlignError as error:
+            errors.append((source.name, error))
+    if errors:
+        first, others = errors[0][1], ", ".join(name for name, _ in errors[1:])
+        more = f" (nor can {others} be read)" if others else ""
+        raise RoboAlignError(first.problem + more, where=first.where, fix=first.fix)
+    return found
 
 
 def dump(config: MixtureConfig) -> dict[str, Any]:

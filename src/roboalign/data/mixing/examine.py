@@ -73,8 +73,8 @@ def examine_part(work: Path, config: MixtureConfig, part: Part, turn: int, slice
             "AND i.source = ? AND i.part = ? AND (i.place >> ?) % ? = ? ORDER BY i.place",
             (turn, part.source, part.number, FRAMES, part.slices, slice_)))  # fmt: skip
         for batch in batches(sources.fetch(config, part, wanted, tokens), WINDOW):
-            # Decoding runs beside the reading of this process alone: what is returned keeps the order.
-            looked = list(pool.map(lambda one: look_at(one[1], evaluated), batch))
+            # Threads decode; one alone would only be handed each image. What is returned keeps the order.
+            looked = list((pool.map if threads > 1 else map)(lambda one: look_at(one[1], evaluated), batch))
             put_away(out, config, part, [one for one, _ in batch], looked)
 
 
@@ -118,23 +118,29 @@ def put_away(
     out: sqlite3.Connection, config: MixtureConfig, part: Part, wanted: list[Wanted], looked: list[Looked | Dropped]
 ) -> None:
     """Store samples, and what became of each."""
+    rows, drawn = [], []
     for (place, item, key), one in zip(wanted, looked, strict=True):
         if isinstance(one, Dropped):
             out.execute("INSERT INTO dropped VALUES (?, ?, ?, ?, NULL)", (place, one.id, one.what, one.reason))
             row: tuple[Any, ...] = (item, part.source, key, one.id, one.what, None, None, None)
         else:
             conversation = one.conversation
-            turns = [list(vars(turn).values()) for turn in conversation.turns]
-            content = hashlib.blake2b(one.sha + json.dumps(turns).encode(), digest_size=8).digest()
             what = "leak" if one.leak else "held" if held_out(config, one.group) else "good"
             if one.leak:
                 out.execute("INSERT INTO dropped VALUES (?, ?, 'leak', ?, ?)", (place, conversation.id, *one.leak))
             else:
-                out.execute("INSERT INTO rows VALUES (?, ?, ?, ?)",
-                            (item, to_text(conversation), one.thumb, conversation.image))  # fmt: skip
+                rows.append((item, to_text(conversation), one.thumb, conversation.image))
             row = (item, part.source, key, conversation.id, what, first_bytes(one.sha), signed(one.look),
-                   first_bytes(content))  # fmt: skip
-        out.execute("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                   content_of(one))  # fmt: skip
+        drawn.append(row)
+    out.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+    out.executemany("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?, ?)", drawn)
+
+
+def content_of(looked: Looked) -> int:
+    """The same for two samples with the same image file and the same turns."""
+    turns = [list(vars(turn).values()) for turn in looked.conversation.turns]
+    return first_bytes(hashlib.blake2b(looked.sha + json.dumps(turns).encode(), digest_size=8).digest())
 
 
 def held_out(config: MixtureConfig, group: str) -> bool:

@@ -33,11 +33,12 @@ SMALL = 1 << 16
 
 def parts_of(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]]:
     """The parts of a source in order, and those that are missing. Raises RoboAlignError where nothing is there."""
+    given = getattr(source, source.place)
+    if source.place != "preset" and not Path(given).exists():
+        raise RoboAlignError("no such file or folder", where=f"source {source.name}, {given}",
+                             fix=f"correct `{source.place}`, or give --at {source.name}=PATH")  # fmt: skip
     if source.qa is not None:
         file = Path(source.qa)
-        if not file.is_file():
-            raise RoboAlignError("the file does not exist", where=f"source {source.name}, {file}",
-                                 fix="correct `qa`, or say where it lies with --at NAME=PATH")  # fmt: skip
         return [Part(number, 0, file, file.name, Path(source.images) if source.images else file.parent)], []
     if source.preset is not None:
         return preset_parts(number, source)
