@@ -102,8 +102,10 @@ def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> s
     """The tokens of this run and of all, as the endpoint counted them."""
     total = cache.prompt_tokens, cache.completion_tokens
     spent = total[0] - before[0], total[1] - before[1]
-    return (f"counted by the endpoint: {spent[0]:,} tokens in and {spent[1]:,} out{price(*spent, *prices)}; with "
-            f"earlier calls {total[0]:,} in and {total[1]:,} out{price(*total, *prices)}")  # fmt: skip
+    told = f"counted by the endpoint: {spent[0]:,} tokens in and {spent[1]:,} out{price(*spent, *prices)}"
+    if total == spent:
+        return told
+    return f"{told}; with earlier calls {total[0]:,} in and {total[1]:,} out{price(*total, *prices)}"
 
 
 def question_config(options: Mapping[str, Any]) -> QuestionConfig:

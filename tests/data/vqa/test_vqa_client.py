@@ -87,13 +87,15 @@ def test_retry_after_is_waited_for() -> None:
     assert [retry_after(text) for text in (None, "", "-3", "soon", "nan", "Mon, 99 Foo 2020")] == [0.0] * 6
 
 
-def test_waits_grow_and_stop_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_grow_and_stop_ends_them(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     with serving(lambda body, number: (500, {}, b"")) as server:
         client, waits = client_of(server.url, retries=4, first_wait=1.0), []
         monkeypatch.setattr(client.stop, "wait", lambda seconds: waits.append(seconds))
         assert "no answer after 5 requests (HTTP 500" in client.ask(BODY).problem
         for wait, longest in zip(waits, (1, 2, 4, 8), strict=True):
             assert longest / 2 <= wait <= longest
+        told = capsys.readouterr().err.splitlines()
+        assert told == ["[teacher] HTTP 500: no text; asked again in 1 s"]  # not four times
         client.stop.set()
         assert isinstance(client.ask(BODY), Fault) and len(server.seen) == 5
 

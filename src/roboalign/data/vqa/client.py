@@ -6,6 +6,7 @@ What passes (429, 5xx, a timeout, a broken connection) is tried again; what does
 import email.utils
 import os
 import random
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ PASSING = (408, 409, 425, 429)
 FOR_GOOD = (501, 505)
 FILTERED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
 """Codes of an error by which a filter before the model refuses a request (Azure, OpenAI): an answer, not a failure."""
+TELL_EVERY = 10.0
+"""Seconds between two lines about requests that failed in passing."""
 MOST_BYTES, MOST_TIMES = 20_000_000, 5
 """A response that is longer, or drips for longer than so many timeouts, is given up."""
 LONGEST_WAIT = 120.0
@@ -78,6 +81,7 @@ class ChatClient:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.stop = endpoint, threading.Event()
+        self._telling, self._tell_next = threading.Lock(), 0.0
         self._key = os.environ.get(endpoint.key_env, "").strip()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx2.Limits(max_connections=endpoint.concurrency)
@@ -96,8 +100,10 @@ class ChatClient:
         problem, asked = "", 0.0
         for attempt in range(self.endpoint.retries + 1):
             if attempt:
-                wait = min(self.endpoint.first_wait * 2 ** (attempt - 1), LONGEST_WAIT)
-                self.stop.wait(max(wait * random.uniform(0.5, 1.0), min(asked, LONGEST_WAIT)))
+                wait = min(self.endpoint.first_wait * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1.0)
+                wait = max(wait, min(asked, LONGEST_WAIT))
+                self._tell(f"{problem}; asked again in {wait:.0f} s")
+                self.stop.wait(wait)
             if self.stop.is_set():
                 break
             answered = self._once(body)
@@ -106,6 +112,14 @@ class ChatClient:
             problem, asked = answered.problem, answered.wait
         fix = "see that the endpoint is up, and takes so many requests at once (--concurrency)"
         return Fault(self.endpoint.url, f"no answer after {self.endpoint.retries + 1} requests ({problem})", fix)
+
+    def _tell(self, text: str) -> None:
+        """Say why nothing comes, now and then: the waits add up to minutes."""
+        with self._telling:
+            now = time.monotonic()
+            if now >= self._tell_next:
+                self._tell_next = now + TELL_EVERY
+                print(f"[teacher] {text}", file=sys.stderr, flush=True)
 
     def _once(self, body: dict[str, Any]) -> "Reply | Fault | Passing":
         try:
@@ -149,7 +163,7 @@ class ChatClient:
         return "check --endpoint (it ends before /chat/completions, often in /v1) and --model"
 
     def _said(self, response: httpx2.Response) -> str:
-        return self._safe(" ".join(response.text[:2000].split())[:200])
+        return self._safe(" ".join(response.text[:2000].split())[:200]) or "no text"
 
     def _safe(self, text: str) -> str:
         """The text without the key: servers may quote it."""
