@@ -15,6 +15,7 @@ from roboalign.actions.vocabulary import extend_tokenizer
 from roboalign.data.mixing.account import text_of
 from roboalign.data.mixing.build import build
 from roboalign.data.mixing.config import load_mixture
+from roboalign.data.mixing.parts import STREAMED
 from roboalign.errors import RoboAlignError
 from roboalign.files import atomic_path, read_json
 from roboalign.mllm.encode import encode_conversation
@@ -52,7 +53,7 @@ def write_lengths(shard: Path, path: Path, *, model: str) -> None:
     tokenizer = shard.parent.parent / "tokenizer" / "tokenizer.json"  # where a mixture keeps it while it is built
     words = load_words(model, read_json(tokenizer)["vocab_size"] if tokenizer.exists() else None)
     lengths = []
-    for batch in pq.ParquetFile(shard).iter_batches(ROWS, columns=["image", "turns"]):
+    for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(ROWS, columns=["image", "turns"]):
         for row in batch.to_pylist():
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
                 blank = np.zeros((image.height, image.width, 3), dtype=np.uint8)  # the size alone counts

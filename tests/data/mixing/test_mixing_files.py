@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,8 @@ from mixing_sources import encoded, picture, settings, write_qa, write_robot, wr
 from roboalign.data.conversation import ROW, read_conversations
 from roboalign.data.mixing.build import build
 from roboalign.data.mixing.config import load_mixture
+from roboalign.data.mixing.parts import Part
+from roboalign.data.mixing.sources import conversation_rows
 from roboalign.errors import RoboAlignError
 
 TOKENS = {"fit": True, "horizon": 4, "scale": 2.0, "vocab_size": 256}
@@ -173,3 +176,13 @@ def test_empty_fields_of_stored_conversations_are_refused(tmp_path: Path):
     assert (told["found"], told["kept"], told["refused"], told["faults"], told["short"]) == (6, 1, 4, 1, 1)
     assert [json.loads(line)["what"] for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()].count(
         "refused") == 4  # fmt: skip
+
+
+def test_reading_a_shard_holds_some_rows_at_a_time(tmp_path: Path):
+    chance = np.random.default_rng(0)
+    folder = write_talks(tmp_path / "talks", [chance.bytes(30_000) for _ in range(800)])
+    shard = folder / "train-00000.parquet"
+    pq.write_table(pq.read_table(shard), shard, row_group_size=100)
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() for _ in conversation_rows(Part(0, 0, shard, ""), ROW.names))
+    assert most - before < 12e6  # the file has 24e6, a group of rows 3e6

@@ -260,8 +260,11 @@ def load_mixture(path: str | Path, at: Mapping[str, str] | None = None) -> tuple
 
 def is_manifest(value: Any) -> bool:
     """Whether this has what a mixture is checked against when it is built again."""
-    listed = [value.get(name) for name in ("files", "shards", "lengths")] if isinstance(value, dict) else [None]
-    return all(isinstance(one, dict) for one in listed)
+    listed = ("files", "shards", "lengths")
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), dict) for name in listed):
+        return False
+    evaluation = value.get("evaluation")
+    return evaluation is None or (isinstance(evaluation, dict) and "sha256" in evaluation)
 
 
 def moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:

@@ -14,6 +14,7 @@ from roboalign.data.episode import Episode
 from roboalign.data.mixing.config import EvaluationConfig, NearConfig
 from roboalign.data.mixing.keys import first_bytes, key_of
 from roboalign.data.mixing.looks import SEEN, Seen, look_of, thumbnail
+from roboalign.data.mixing.parts import STREAMED
 from roboalign.data.mixing.sources import ROWS, SLICES
 from roboalign.data.robot.base import Fault
 from roboalign.data.robot.open import format_of, open_robot_data
@@ -71,7 +72,7 @@ def shard_images(path: Path) -> Iterator[tuple[str, bytes | None]]:
     """(episode id, image file) of a conversation shard."""
     try:
         schema = pa.schema([ROW.field("episode_id"), ROW.field("image")])
-        for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=schema.names):
+        for batch in pq.ParquetFile(path, **STREAMED).iter_batches(ROWS, columns=schema.names):
             for row in batch.select(schema.names).cast(schema).to_pylist():
                 yield row["episode_id"] or "", (row["image"] or {}).get("bytes")
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

@@ -11,6 +11,8 @@ from roboalign.errors import RoboAlignError
 
 FRAMES = 20
 """Bits of a place that number the frame in its episode; those above number the record or episode in its part."""
+STREAMED = {"pre_buffer": False, "buffer_size": 1 << 20}
+"""How a parquet file is opened to be read a batch at a time: by default pyarrow keeps all that it has read of it."""
 Read = TypeVar("Read")
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from roboalign.data.conversation import KINDS, ROW, Conversation, Turn, shards
 from roboalign.data.mixing.config import MixtureConfig, SourceConfig
-from roboalign.data.mixing.parts import FRAMES, Draft, Dropped, Part, Wanted, changed, matched
+from roboalign.data.mixing.parts import FRAMES, STREAMED, Draft, Dropped, Part, Wanted, changed, matched
 from roboalign.data.mixing.robots import fetch_robot, read_robot, scan_robot
 from roboalign.data.mixing.tokens import Tokens
 from roboalign.data.qa.images import LazyImage
@@ -179,7 +179,7 @@ def conversation_rows(part: Part, columns: list[str]) -> Iterator[tuple[int, dic
     """(place, row) of a shard, some at a time. Raises RoboAlignError where it is broken or of another schema."""
     number = 0
     try:
-        file = pq.ParquetFile(part.file)
+        file = pq.ParquetFile(part.file, **STREAMED)
         if missing := [name for name in columns if name not in file.schema_arrow.names]:
             raise RoboAlignError(f"no column {', '.join(missing)}", where=str(part.file),
                                  fix="give a folder of conversation shards")  # fmt: skip
