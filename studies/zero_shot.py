@@ -70,7 +70,7 @@ def measure(
     """Train one variant and ask it."""
     actions, trained = action_tokens(run_dir), recipe.backbone.source == "train"
     pretrained = run_dir / "base/pretrain/model" if trained else source_folder(recipe.backbone.source)
-    mllm = with_action_tokens(load_mllm(pretrained), actions.fast.vocab_size, action_start)
+    mllm = with_action_tokens(load_mllm(pretrained), actions.fast.vocab_size, action_start, recipe.mix.weights)
     settings = recipe.sft.model_copy(update={"seed": seed, "neutral_reasoning": neutral})
     with TemporaryDirectory() as folder:
         train_sft(mllm, training, settings, folder, label=f"{action_start}, neutral {neutral}")

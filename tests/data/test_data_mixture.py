@@ -20,7 +20,7 @@ from roboalign.data import prompts
 from roboalign.data.conversation import messages, read_conversations
 from roboalign.data.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.data.mixture import MixConfig, build_mixture, draw_types
-from roboalign.data.questions import TYPES, label_of
+from roboalign.data.questions import TYPES, asked_types, label_of
 from roboalign.errors import RoboAlignError
 
 CONFIG = MixConfig(conversations=120, shard_size=50, heldout_questions=4, heldout_actions=6, grid=16, rl_share=0.009,
@@ -75,7 +75,7 @@ def test_no_reasoning_is_shown_before_an_action(mixture):
                 assert turn.answer == f"<think></think><answer>{turn.expected}</answer>"
                 assert split != "train" or turn.mode == "direct"
     modes = {(turn.type, turn.mode) for c in read_conversations(mixture, "train") for turn in c.turns}
-    assert modes >= {(name, mode) for name in TYPES for mode in ("direct", "think")}
+    assert modes >= {(name, mode) for name in asked_types(CONFIG.weights) for mode in ("direct", "think")}
 
 
 def test_every_answer_opens_with_the_label_that_its_question_names(mixture):
@@ -144,11 +144,23 @@ def test_heldout_asks_every_type_in_both_modes_from_other_episodes(mixture):
     assert not set(manifest["splits"]["heldout"]) & {c.episode_id for c in read_conversations(mixture, "train")}
     counts = Counter((c.turns[0].type, c.turns[0].mode) for c in held)
     assert counts == {(name, mode): 6 if name == "action" else 4
-                      for name in [*TYPES, "action"] for mode in ("direct", "think")}
+                      for name in [*asked_types(CONFIG.weights), "action"] for mode in ("direct", "think")}
     pairs = {}
     for c in held:
         pairs.setdefault(c.id.rsplit("-", 1)[0], []).append((c.frame, c.turns[0].expected))
     assert all(len(pair) == 2 and pair[0] == pair[1] for pair in pairs.values())
+
+
+def test_the_trace_is_asked_and_measured_only_where_it_is_named(mixture, episodes, tokens, tmp_path):
+    unnamed = build_mixture(episodes, *tokens, CONFIG.model_copy(update={"weights": {**CONFIG.weights, "trace": 0.0}}),
+                            tmp_path / "unnamed")
+    assert unnamed["shards"] == read_manifest(mixture)["shards"]  # the draws of a mixture without it do not move
+    assert "trace" in TYPES and "trace" not in unnamed["counts"]["heldout"]["type"]
+    named = build_mixture(episodes, *tokens, CONFIG.model_copy(update={"weights": {"planning": 1.0, "trace": 1.0}}),
+                          tmp_path / "named")
+    assert named["counts"]["heldout"]["type"]["trace"] == 2 * 4
+    share = named["counts"]["train"]["type"]["trace"] / named["counts"]["train"]["conversations"]
+    assert share > 0.7  # as likely as the ten planning types together to be drawn first, and four to eight are drawn
 
 
 def test_same_seed_same_bytes_other_seed_other_rows(mixture, episodes, tokens, tmp_path):

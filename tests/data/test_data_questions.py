@@ -121,7 +121,14 @@ def check_waypoint(question, s, raw):
     assert question.answer == raw["cell"](ahead)
 
 
+def check_trace(question, s, raw):
+    hand = raw["episode"].position("gripper")
+    ahead = [min(raw["t"] + step, len(hand) - 1) for step in (4, 8, 12)]  # 3 points over two chunks of 6 steps
+    assert question.answer == ", ".join(raw["cell"](hand[t]) for t in ahead)
+
+
 CHECKS = {
+    "trace": check_trace,
     "left_right": check_axis(0), "back_forward": check_axis(1), "down_up": check_axis(2), "waypoint": check_waypoint,
     "gripper_point": lambda q, s, raw: q.answer == raw["cell"](raw["gripper"]) or pytest.fail(q.text),
     "object_point": lambda q, s, raw: q.answer == raw["cell"](raw["object"]) or pytest.fail(q.text),
@@ -144,7 +151,7 @@ def test_every_question_is_right_and_alike_in_both_modes(name, number, t, seed):
     assert think.kind == "reasoning" and 4 <= len(think.reasoning.split()) <= 50
     assert score_answer(name, direct.answer, direct.answer) == 1.0
     assert not re.search(r"[{}]|  |None|\.\.", direct.text + think.reasoning)
-    if TYPES[name].group == "planning":
+    if TYPES[name].group in ("planning", "trace"):
         assert direct.text.startswith(prompts.task_prefix(episode.instruction))
     raw = {body: episode.position(body)[t] for body in ("gripper", "object", "goal")} | {"episode": episode, "t": t}
     raw["cell"] = lambda p: f"{int((p[0] + 0.5) * GRID)} {int((1 - p[1]) * GRID)}"
@@ -213,6 +220,27 @@ def test_scores_by_hand(name, expected, predicted, score):
     assert score_answer(name, expected, predicted) == score
 
 
+@pytest.mark.parametrize(("predicted", "score"), [
+    ("12 20, 13 22, 15 25", 1.0), ("10 22, 13 22, 17 27.", 1.0), ("12 20, 13 22, 18 25", 0.0), ("12 20, 13 22", 0.0),
+    ("12 20, 13 22, 15 25, 15 25", 0.0), ("12 20, 13 22, right", 0.0), ("", 0.0), (None, 0.0),
+])
+def test_a_trace_is_right_where_each_of_its_points_is(predicted, score):
+    assert score_answer("trace", "12 20, 13 22, 15 25", predicted) == score
+
+
+def test_a_trace_stays_at_the_last_frame_and_is_not_asked_where_it_leaves_the_image():
+    episode = still_episode((0, 0.5, 0.2), (0.4, 0.5, 0.2), (0, 0.9, 0))
+    episode.privileged[29, 0] = 0.3
+    scenes = EpisodeScenes(episode, "workspace", GRID, HORIZON)
+    assert scenes.at(16).trace == ((8, 8), (8, 8), (8, 8))
+    assert scenes.at(17).trace == ((8, 8), (8, 8), (12, 8))  # the last frame, 12 steps on
+    assert scenes.at(25).trace == ((12, 8),) * 3
+    episode.privileged[29, 0] = 0.7
+    outside = EpisodeScenes(episode, "workspace", GRID, HORIZON)
+    assert outside.at(16).trace and outside.at(17).trace is None
+    assert ask("trace", "direct", outside.at(17), WORLD, random.Random(0)) is None
+
+
 def test_chance():
     assert chance("presence") == 0.5 and chance("relation") == 1 / 27 and chance("object_name") == 0.0
     assert chance("waypoint", grid=10) == 0.25
@@ -224,7 +252,7 @@ def test_chance():
 
 NEXT_MOVEMENT = {
     "movement": "movement", "movement_choice": "letter", "move_left_right": "sideways", "move_back_forward": "depth",
-    "move_down_up": "vertical", "gripper_command": "fingers", "waypoint": "point",
+    "move_down_up": "vertical", "gripper_command": "fingers", "waypoint": "point", "trace": "trace",
 }
 
 

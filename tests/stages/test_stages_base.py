@@ -85,13 +85,15 @@ def test_a_folder_from_outside_is_the_base(run_dir: Path, tmp_path: Path) -> Non
 def test_action_start_moves_one_embedding_only(run_dir: Path) -> None:
     weights = {}
     for start in ("mean", "labels"):
-        mllm = stage.with_action_tokens(load_mllm(run_dir / "base" / "pretrain/model"), 8, start)
+        mllm = stage.with_action_tokens(load_mllm(run_dir / "base" / "pretrain/model"), 8, start, {"planning": 1.0})
         weights[start] = mllm.model.get_input_embeddings().weight
     point = mllm.tokenizer.encode("point", add_special_tokens=False)
     changed = (weights["mean"] != weights["labels"]).any(dim=1).nonzero().flatten().tolist()
     assert mllm.vocabulary and changed == [mllm.vocabulary.start_id]
     apart = [(rows[mllm.vocabulary.start_id] - rows[point].mean(dim=0)).norm() for rows in weights.values()]
     assert apart[1] < apart[0]  # "point" is a label
+    traced = stage.with_action_tokens(load_mllm(run_dir / "base" / "pretrain/model"), 8, "labels", {"trace": 1.0})
+    assert not torch.equal(traced.model.get_input_embeddings().weight, weights["labels"])  # so is "trace", where asked
 
 
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A conversation: one image, several turns. Stored as one parquet row."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,14 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
 
 
 def read_conversations(folder: str | Path, split: str, kinds: Sequence[str] | None = None) -> list[Conversation]:
-    """The conversations of a split ("train", "rl" or "heldout") of a mixture.
+    """The conversations of a split, as `iterate_conversations` gives them."""
+    return list(iterate_conversations(folder, split, kinds))
+
+
+def iterate_conversations(
+    folder: str | Path, split: str, kinds: Sequence[str] | None = None
+) -> Iterator[Conversation]:
+    """The conversations of a split ("train", "rl" or "heldout") of a mixture, one shard in memory at a time.
 
     With `kinds`, only turns of these kinds are kept and conversations without any are dropped: ("general", "embodied",
     "reasoning") is the language-only part. Raises RoboAlignError on an unknown split or kind and on a broken shard.
@@ -104,13 +111,11 @@ def read_conversations(folder: str | Path, split: str, kinds: Sequence[str] | No
     if unknown:
         raise RoboAlignError(f"unknown kinds {unknown}", where=str(folder), fix=f"use some of {', '.join(KINDS)}")
     wanted = set(kinds if kinds is not None else KINDS)
-    conversations = []
     for path in shards(folder, split):
         for row in read_table(path).to_pylist():
             turns = tuple(Turn(**turn) for turn in row["turns"] if turn["kind"] in wanted)
             if turns:
-                conversations.append(_from_row(row, turns))
-    return conversations
+                yield _from_row(row, turns)
 
 
 def _from_row(row: dict[str, Any], turns: tuple[Turn, ...]) -> Conversation:

@@ -25,7 +25,7 @@ from roboalign.data import prompts
 from roboalign.data.conversation import Conversation, Turn, image_hash, write_conversations
 from roboalign.data.episode import Episode
 from roboalign.data.prompts import MODES, Mode
-from roboalign.data.questions import TYPES, Question, ask, label_of, survey
+from roboalign.data.questions import TYPES, Question, ask, asked_types, label_of, survey
 from roboalign.data.scene import EpisodeScenes
 from roboalign.data.sentences import World
 from roboalign.errors import RoboAlignError
@@ -47,7 +47,8 @@ class MixConfig(Config):
     think_share: float = Field(0.45, ge=0, le=1)
     """Share of the question turns that are asked in think mode."""
     weights: dict[str, float] = Field({"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0})
-    """Relative weight of the question groups; the types of a group are equally likely."""
+    """Relative weight of the question groups; the types of a group are equally likely. `trace`, the path of the gripper
+    in the image, is asked, and measured, only where it is named."""
     rl_share: float = Field(0.0056, ge=0, lt=0.01)
     """RL samples as a share of the SFT samples (turns); the paper uses 12.8K of 2.28M."""
     heldout_episode_share: float = Field(0.1, ge=0, lt=1)
@@ -286,7 +287,7 @@ def heldout_conversations(source: Source, frames: Sequence[tuple[Episode, int]])
     config = source.config
     if not frames:
         return
-    for name in TYPES:
+    for name in asked_types(config.weights):
         rng = random.Random(f"{config.seed}-heldout-{name}")
         found = 0
         for attempt in range(20 * config.heldout_questions):

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from roboalign.data import questions_embodied, questions_general, questions_planning
@@ -15,9 +15,14 @@ from roboalign.errors import RoboAlignError
 TYPES: dict[str, QuestionType] = {
     kind.name: kind for kind in (*questions_general.TYPES, *questions_embodied.TYPES, *questions_planning.TYPES)
 }
+OPTIONAL = frozenset({"trace"})
+"""Groups that a mixture asks, and measures, only where its weights name them; all others are always measured."""
 LABELS = {"presence": "verdict", "object_name": "object", "gripper_state": "gripper", "gripper_command": "fingers",
           "move_left_right": "sideways", "move_back_forward": "depth", "move_down_up": "vertical",
-          "left_right": "side", "back_forward": "side", "down_up": "side"}
+          "left_right": "side", "back_forward": "side", "down_up": "side", "choice": "letter", "text": "answer"}
+READ: dict[str, float | None] = {"choice": 1 / 2, "point": None, "text": 0.0}
+"""Types of the questions that are read from a source (data/qa), with their chance as in `QuestionType`. How many
+options a choice has is not known here: two is the fewest, so that a guess among more scores less."""
 POINT_TOLERANCE = 2
 """Cells by which an answered point may miss, on each axis."""
 
@@ -47,6 +52,11 @@ def ask(name: str, mode: Mode, scene: Scene, world: World, rng: random.Random) -
     return Question(name, "reasoning", draft.text, draft.answer, " ".join([*facts, draft.conclusion]))
 
 
+def asked_types(weights: Mapping[str, float]) -> list[str]:
+    """The types that a mixture of these group weights asks or measures, in the order of TYPES."""
+    return [name for name, kind in TYPES.items() if kind.group not in OPTIONAL or weights.get(kind.group, 0) > 0]
+
+
 def survey(episodes: Iterable[Episode]) -> World:
     """What the data set holds, and for each task the objects and instructions that cannot be true of its scenes.
 
@@ -74,42 +84,52 @@ def survey(episodes: Iterable[Episode]) -> World:
 def score_answer(name: str, expected: str, predicted: str | None) -> float:
     """1.0 for a right answer, else 0.0; None (no answer could be read) is wrong.
 
-    A point is right within POINT_TOLERANCE cells on both axes; every other type needs the expected words (case, spaces
-    and a final full stop do not count). Raises RoboAlignError on an unknown type.
+    A point is right within POINT_TOLERANCE cells on both axes, a trace where it has the expected number of points and
+    each of them is right; every other type, choices and free text that were read included, needs the expected words
+    (case, spaces and a final full stop do not count). Raises RoboAlignError on an unknown type.
     """
-    kind = _type(name)
+    by_chance = _chance(name)
     if predicted is None:
         return 0.0
-    if kind.chance is None:
-        target, found = _point(expected), _point(predicted)
-        if target is None:
-            raise RoboAlignError(f"the expected answer {expected!r} is not a point", where=f"question type {name}")
-        return float(found is not None and all(abs(a - b) <= POINT_TOLERANCE for a, b in zip(target, found)))
+    if by_chance is None:
+        return float(_near(name, expected, predicted))
+    if name == "trace":
+        targets, points = expected.split(", "), predicted.split(", ")
+        near = [_near(name, target, found) for target, found in zip(targets, points)]
+        return float(all(near) and len(points) == len(targets))
     return float(_normal(predicted) == _normal(expected))
 
 
 def chance(name: str, grid: int = 32) -> float:
     """Expected score of a uniform guess among the answers of this type (0.0 where the answers are open).
 
-    For points: the share of the grid that the tolerance covers. A constant guess of the most frequent answer can score
-    more than this: compare with both.
+    For a choice that was read from a source: the most that it can be. For points: the share of the grid that the
+    tolerance covers. A constant guess of the most frequent answer can score more than this: compare with both.
     """
-    kind = _type(name)
-    return ((2 * POINT_TOLERANCE + 1) / grid) ** 2 if kind.chance is None else kind.chance
+    by_chance = _chance(name)
+    return ((2 * POINT_TOLERANCE + 1) / grid) ** 2 if by_chance is None else by_chance
 
 
 def label_of(name: str) -> str:
     """The label that the answers of this type open with: what they consist of."""
-    kind = _type(name)
-    if kind.chance is None:
+    if _chance(name) is None:
         return "point"
     return "letter" if name.endswith("_choice") or name == "order" else LABELS.get(name, name)
 
 
-def _type(name: str) -> QuestionType:
+def _chance(name: str) -> float | None:
+    if name in READ:
+        return READ[name]
     if name not in TYPES:
-        raise RoboAlignError(f"unknown question type {name!r}", fix=f"use one of {', '.join(TYPES)}")
-    return TYPES[name]
+        raise RoboAlignError(f"unknown question type {name!r}", fix=f"use one of {', '.join([*TYPES, *READ])}")
+    return TYPES[name].chance
+
+
+def _near(name: str, expected: str, predicted: str) -> bool:
+    target, found = _point(expected), _point(predicted)
+    if target is None:
+        raise RoboAlignError(f"the expected answer {expected!r} is not a point", where=f"question type {name}")
+    return found is not None and all(abs(a - b) <= POINT_TOLERANCE for a, b in zip(target, found))
 
 
 def _normal(text: str) -> str:

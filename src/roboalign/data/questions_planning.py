@@ -84,6 +84,14 @@ def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(_next_step(scene, rng), point(scene.waypoint), _facts(scene, rng), movement_sentence(scene))
 
 
+def trace(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """Along which points of the image will the gripper move (the paper's 2D visual trajectory)?"""
+    if scene.trace is None:
+        return None
+    answer = ", ".join(point(cell) for cell in scene.trace)
+    return Draft(_next_step(scene, rng), answer, _facts(scene, rng), movement_sentence(scene))
+
+
 def phase(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Which phase is the robot in: reach, grasp, move or done?"""
     if scene.target not in scene.distances:
@@ -129,4 +137,5 @@ TYPES = (
     QuestionType("phase", "embodied", "planning", phase, 1 / 4),
     QuestionType("progress", "embodied", "planning", progress, 1 / 4),
     QuestionType("order", "embodied", "planning", order, 1 / 2),
+    QuestionType("trace", "embodied", "trace", trace, 0.0),
 )

@@ -25,6 +25,8 @@ OPEN = 0.75  # share of the gripper's full opening
 STILL = 0.15  # mean action on an axis below this is no movement, in units of the largest action
 COMMAND = 0.10  # mean gripper action below this asks for nothing
 WAYPOINT = 10  # steps from a frame to its waypoint
+TRACE_POINTS = 3  # points of the gripper's trace, evenly spaced
+TRACE_HORIZONS = 2  # action chunks that the trace spans
 
 Cell = tuple[int, int]
 Signs = tuple[int, int, int]
@@ -57,6 +59,9 @@ class Scene:
     """what the expert does with the gripper in these steps: open, close or keep."""
     waypoint: Cell | None
     """where the gripper will be in WAYPOINT steps, where that is inside episode and image."""
+    trace: tuple[Cell, ...] | None
+    """where the gripper will be at TRACE_POINTS even steps over the next TRACE_HORIZONS chunks; an episode that ends
+    before stays at its last frame. None where one of the points is outside the image."""
     events: dict[str, int]
     """event, as `the robot should` is followed by it -> steps until it first happens; only what is still to come."""
     target: str
@@ -99,6 +104,7 @@ class EpisodeScenes:
         self.moves = (np.sign(mean[:, :3]) * (np.abs(mean[:, :3]) > STILL)).astype(int).tolist()
         self.commands = gripper_commands(mean[:, -1], opening)
         self.events = future_events(self._happening())
+        self.trace_steps = [round(TRACE_HORIZONS * horizon * i / TRACE_POINTS) for i in range(1, TRACE_POINTS + 1)]
 
     def _happening(self) -> dict[str, list[bool]]:
         """event -> [T] whether it is happening."""
@@ -115,6 +121,11 @@ class EpisodeScenes:
                 happening[event] = [metres < NEAR for metres in self.distances[body]]
         return happening
 
+    def _trace(self, t: int) -> tuple[Cell, ...] | None:
+        ahead = [self.cells["gripper"][min(t + step, self.length - 1)] for step in self.trace_steps]
+        points = tuple(cell for cell in ahead if cell is not None)
+        return points if len(points) == len(ahead) else None
+
     def at(self, t: int) -> Scene:
         """The scene of frame t."""
         episode, cells = self.episode, self.cells
@@ -127,6 +138,7 @@ class EpisodeScenes:
             height=float(self.positions["gripper"][t, 2]), gripper=self.gripper[t], phase=self.phases[t],
             quarter=4 * t // self.length, move=tuple(self.moves[t]), command=self.commands[t],
             waypoint=cells["gripper"][t + WAYPOINT] if t + WAYPOINT < self.length else None,
+            trace=self._trace(t),
             events={event: steps[t] for event, steps in self.events.items() if steps[t] > 0},
             target="goal" if to_goal else "object" if self.uses_object else "gripper",
         )

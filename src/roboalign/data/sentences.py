@@ -42,7 +42,7 @@ class QuestionType:
 
     name: str
     kind: Literal["general", "embodied"]
-    group: Literal["general", "spatial", "state", "planning"]
+    group: Literal["general", "spatial", "state", "planning", "trace"]
     make: Make
     chance: float | None
     """Expected score of a uniform guess among the possible answers; None for image points (it depends on the grid)."""

@@ -5,6 +5,7 @@ mixture (the stand-in of a pretrained MLLM), or the folder of any Hugging Face i
 """
 
 import shutil
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from roboalign.align.vision import pretrain_vision
 from roboalign.data.conversation import read_conversations
 from roboalign.data.keypoints import keypoints
 from roboalign.data.mixture import split_episodes
-from roboalign.data.questions import TYPES, label_of
+from roboalign.data.questions import asked_types, label_of
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
@@ -37,16 +38,17 @@ def base(context: Context) -> dict[str, Any]:
     else:
         pretrained = source_folder(source)
     n_fast = action_tokens(context.run_dir).fast.vocab_size
-    mllm = with_action_tokens(load_mllm(pretrained), n_fast, recipe.backbone.action_start)
+    mllm = with_action_tokens(load_mllm(pretrained), n_fast, recipe.backbone.action_start, recipe.mix.weights)
     save_mllm(mllm, context.folder / "model")
     parameters = sum(p.numel() for p in mllm.model.parameters())
     return {**ledger, "parameters": parameters, "fast_tokens": n_fast}
 
 
-def with_action_tokens(mllm: Mllm, n_fast: int, action_start: str) -> Mllm:
-    """The same model with the action tokens; `action_start` is `BackboneConfig.action_start`."""
+def with_action_tokens(mllm: Mllm, n_fast: int, action_start: str, weights: Mapping[str, float]) -> Mllm:
+    """The same model with the action tokens; `action_start` is `BackboneConfig.action_start`, and `weights` are those
+    of the mixture, whose labels it means."""
     mllm.vocabulary = extend_tokenizer(mllm.tokenizer, n_fast)
-    labels = sorted({label_of(name) for name in TYPES}) if action_start == "labels" else ()
+    labels = sorted({label_of(name) for name in asked_types(weights)}) if action_start == "labels" else ()
     extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary, start_like=labels)
     return mllm
 
