@@ -57,9 +57,10 @@ class RlConfig(TrainConfig):
     """Passes over the prompts; a started rollout is completed."""
     updates: int | None = Field(None, ge=1)
     """Updates; where given, it replaces `epochs`. A multiple of the updates per rollout."""
-    reward: Literal["paper", "decoded"] = "paper"
+    reward: Literal["paper", "decoded", "answer", "trace"] = "paper"
     """`paper`: prefix accuracy as written. `decoded`: also the distance of the decoded chunk, and 0 for
-    an answer that is not well formed (reward.py)."""
+    an answer that is not well formed (reward.py). Of questions in words: `answer`, right or wrong; `trace`, the
+    distance of the points in the image (reward_answers.py)."""
     kl: float = Field(1e-2, ge=0)
     """Coefficient of the k3 estimate of KL(policy || model at the start) in the loss; 0 keeps no reference model."""
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -122,7 +123,7 @@ class GrpoTrainer(AlignTrainer):
     """
 
     def __init__(
-        self, mllm: Mllm, fast: FastTokenizer, conversations: Sequence[Conversation], replay: Schedule | None,
+        self, mllm: Mllm, fast: FastTokenizer | None, conversations: Sequence[Conversation], replay: Schedule | None,
         config: RlConfig, order: list[int], *named: Any, **rest: Any,
     ) -> None:  # fmt: skip
         self.mllm, self.fast, self.conversations, self.replay = mllm, fast, conversations, replay
@@ -254,20 +255,23 @@ class GrpoTrainer(AlignTrainer):
 
 
 def train_grpo(
-    mllm: Mllm, fast: FastTokenizer, prompts: Sequence[Conversation], config: RlConfig, out_dir: str | Path, *,
+    mllm: Mllm, fast: FastTokenizer | None, prompts: Sequence[Conversation], config: RlConfig, out_dir: str | Path, *,
     replay: Sequence[Conversation] = (), label: str = "rl",
 ) -> dict[str, Any]:  # fmt: skip
-    """Refine `mllm` in place on the accuracy of the actions it answers with, and write it to `out_dir/model`.
+    """Refine `mllm` in place on the accuracy of the actions or words it answers with, and write it to `out_dir/model`.
 
-    `prompts` is the rl split of a mixture: one action question each, with the FAST ids of its target. `replay` are SFT
-    conversations for `config.replay_weight`. `out_dir` also gets `metrics.jsonl`, `samples.jsonl`, `ledger.json` and,
-    while it trains, `checkpoints/`; a killed run goes on from the last and ends with the same weights.
+    `prompts` is the rl split of a mixture: one action question each, with the FAST ids of its target. Under the rewards
+    `answer` and `trace` it is questions in think mode whose first turn says what is expected, and `fast` may be None.
+    `replay` are SFT conversations for `config.replay_weight`. `out_dir` also gets `metrics.jsonl`, `samples.jsonl`,
+    `ledger.json` and, while it trains, `checkpoints/`; a killed run goes on from the last and ends with the same
+    weights.
 
     Returns the ledger: updates, rollouts, unique prompts, answers, tokens generated and prefilled, seconds by part.
-    Raises RoboAlignError as train_sft does, and where the model has no action tokens or a prompt no target.
+    Raises RoboAlignError as train_sft does, and where a prompt has nothing that the reward could compare with, or the
+    model no action tokens to answer with.
     """
     out_dir = Path(out_dir)
-    check_prompts(mllm, prompts, str(out_dir))
+    check_prompts(mllm, prompts, config.reward, str(out_dir))
     if bool(replay) != bool(config.replay_weight):
         raise RoboAlignError("replay_weight and replayed conversations go together", where="replay_weight",
                              fix="give both or neither.")  # fmt: skip
@@ -290,7 +294,7 @@ def train_grpo(
 
 
 def build_trainer(
-    mllm: Mllm, fast: FastTokenizer, prompts: Sequence[Conversation], replay: Sequence[Conversation],
+    mllm: Mllm, fast: FastTokenizer | None, prompts: Sequence[Conversation], replay: Sequence[Conversation],
     config: RlConfig, out_dir: Path, order: list[int], updates: int, label: str,
 ) -> GrpoTrainer:  # fmt: skip
     """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other."""

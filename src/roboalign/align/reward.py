@@ -2,6 +2,7 @@
 
 A response is `<think> reasoning </think><answer><ACTION_START> FAST tokens <ACTION_END></answer>`. Action tokens are
 read as ids, never from decoded text; only the tags around them are read as text. r = (r_f + r_a) / 2.
+Answers in words have their rewards in reward_answers.py.
 
 What the paper leaves open, and what holds here:
 
@@ -38,7 +39,7 @@ TAU = 0.3
 """Scale of the closeness, in normalised units: an L1 of 0.1 earns 0.72, the mean action (L1 about 0.5) earns 0.19. At
 half of this scale most samples of a model just after SFT earned next to nothing, whatever their distance."""
 
-_MARK = re.compile(r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>")  # may not stand in the reasoning
+MARK = re.compile(r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>")  # may not stand in the reasoning
 _BEFORE = re.compile(r"\s*<think>(.*)</think>\s*<answer>\s*", re.DOTALL)
 _AFTER = re.compile(r"\s*</answer>\s*")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -100,7 +101,7 @@ def parse_response(
         return Parsed(False, None, "action block outside <answer>")
     action_ids = vocabulary.to_fast(ids[start + 1 : end])
     opening = _BEFORE.fullmatch(before)
-    if opening is None or not opening[1].strip() or _MARK.search(opening[1]):
+    if opening is None or not opening[1].strip() or MARK.search(opening[1]):
         return Parsed(False, action_ids, "text before the action block is not <think>reasoning</think><answer>")
     if not _AFTER.fullmatch(after):
         return Parsed(False, action_ids, "text after the action block is not </answer>")

@@ -13,7 +13,10 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.align.dataset import picture
 from roboalign.align.grpo_math import group_advantages
 from roboalign.align.reward import Reward, score_responses
-from roboalign.data.conversation import Conversation
+from roboalign.align.reward_answers import PRESETS as IN_WORDS
+from roboalign.align.reward_answers import AnswerReward, read_trace, score_answers
+from roboalign.data.conversation import Conversation, Turn
+from roboalign.data.questions import label_of
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, collate, encode_prompt, end_ids
 from roboalign.mllm.generate import Generation, generate
@@ -31,7 +34,8 @@ class Rollout:
     """Sampled tokens of each row, the end token included."""
     logp: list[list[float]]
     """Their log-probabilities under the policy that sampled them."""
-    rewards: list[Reward]
+    rewards: Sequence[Reward | AnswerReward]
+    """Reward under the presets on actions, AnswerReward under those in words."""
     advantages: Tensor
     """float32 [P * S]."""
     generation: Generation
@@ -54,24 +58,40 @@ class Batch:
 
 
 def roll_out(
-    mllm: Mllm, fast: FastTokenizer, conversations: Sequence[Conversation], *, samples: int, max_new_tokens: int,
+    mllm: Mllm, fast: FastTokenizer | None, conversations: Sequence[Conversation], *, samples: int, max_new_tokens: int,
     temperature: float, preset: str, seed: int,
 ) -> Rollout:  # fmt: skip
-    """Sample `samples` answers to the question of each conversation and reward them against its target."""
-    assert mllm.vocabulary is not None
+    """Sample `samples` answers to the question of each conversation and reward them against its target.
+
+    The target is an action chunk, or under a preset in words (`reward_answers`) what the answer is expected to be; then
+    neither `fast` nor action tokens are needed.
+    """
     prompts = [encode_prompt(mllm, c.turns[0].question, picture(c)) for c in conversations]
     generation = generate(
         mllm, prompts, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, stop=STOP, seed=seed
     )
     ids = [row for group in generation.tokens for row in group]
-    rewards = score_responses(
-        ids, [c.target or () for c in conversations for _ in range(samples)], preset=preset, vocabulary=mllm.vocabulary,
-        fast=fast, decode_text=lambda row: str(mllm.tokenizer.decode(list(row), skip_special_tokens=False)),
-        eos_ids=end_ids(mllm),
-    )  # fmt: skip
+    asked = [c for c in conversations for _ in range(samples)]
+    rewards: Sequence[Reward | AnswerReward]
+    if preset in IN_WORDS:
+        texts = [text_of(mllm, row) for row in ids]
+        rewards = score_answers(texts, asked, preset=preset, special=mllm.tokenizer.all_special_tokens)
+    else:
+        assert mllm.vocabulary is not None and fast is not None
+        rewards = score_responses(
+            ids, [c.target or () for c in asked], preset=preset, vocabulary=mllm.vocabulary,
+            fast=fast, decode_text=lambda row: str(mllm.tokenizer.decode(list(row), skip_special_tokens=False)),
+            eos_ids=end_ids(mllm),
+        )  # fmt: skip
     totals = torch.tensor([reward.total for reward in rewards])
     logp = [row for group in generation.logprobs for row in group]
     return Rollout(prompts, ids, logp, rewards, group_advantages(totals, samples), generation)
+
+
+def text_of(mllm: Mllm, ids: Sequence[int]) -> str:
+    """Sampled ids as text, special tokens and all, without the end token."""
+    ended = bool(ids) and ids[-1] in end_ids(mllm)
+    return str(mllm.tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=False))
 
 
 def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
@@ -93,27 +113,17 @@ def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
 def describe(rollout: Rollout, conversations: Sequence[Conversation]) -> dict[str, Any]:
     """What one rollout was like, for metrics.jsonl. Shares and means are over its answers, unless said.
 
-    `l1` is the mean over the answers that decode to a chunk, None without any; `undecoded` counts answers with an
-    action block that does not; `shorter` and `longer` count action blocks against the length of their target;
     `no_signal` is the share of groups whose answers all earned the same.
     """
     rewards, samples = rollout.rewards, len(rollout.ids) // len(rollout.prompts)
     totals = np.array([r.total for r in rewards]).reshape(-1, samples)
-    blocks = [(r, len(c.target or ())) for r, c in zip(rewards, (c for c in conversations for _ in range(samples)))]
-    blocks = [(r, wanted) for r, wanted in blocks if r.length]
-    l1 = [r.l1 for r in rewards if r.l1 is not None]
     lengths = [len(row) for row in rollout.ids]
     return {
         "reward": float(totals.mean()),
         "reward_std_in_group": float(totals.std(axis=1, ddof=1).mean()),
         "format": float(np.mean([r.format for r in rewards])),
-        "action": float(np.mean([r.action for r in rewards])),
-        "prefix": float(np.mean([r.prefix for r in rewards])),
-        "decoded": float(np.mean([r.decoded for r in rewards])),
-        "l1": float(np.mean(l1)) if l1 else None,
-        "undecoded": sum(not r.decoded for r, _ in blocks),
-        "shorter": sum(r.length < wanted for r, wanted in blocks),
-        "longer": sum(r.length > wanted for r, wanted in blocks),
+        **_actions([r for r in rewards if isinstance(r, Reward)], [c for c in conversations for _ in range(samples)]),
+        **_words([r for r in rewards if isinstance(r, AnswerReward)]),
         "answers": len(rewards),
         "no_signal": float(np.mean(totals.max(axis=1) == totals.min(axis=1))),
         "finished": float(np.mean([end for group in rollout.generation.finished for end in group])),
@@ -123,34 +133,73 @@ def describe(rollout: Rollout, conversations: Sequence[Conversation]) -> dict[st
     }
 
 
+def _actions(rewards: Sequence[Reward], asked: Sequence[Conversation]) -> dict[str, Any]:
+    """`l1` is the mean over the answers that decode to a chunk, None without any; `undecoded` counts answers with an
+    action block that does not; `shorter` and `longer` count action blocks against the length of their target."""
+    if not rewards:
+        return {}
+    blocks = [(r, len(c.target or ())) for r, c in zip(rewards, asked) if r.length]
+    l1 = [r.l1 for r in rewards if r.l1 is not None]
+    return {
+        "action": float(np.mean([r.action for r in rewards])),
+        "prefix": float(np.mean([r.prefix for r in rewards])),
+        "decoded": float(np.mean([r.decoded for r in rewards])),
+        "l1": float(np.mean(l1)) if l1 else None,
+        "undecoded": sum(not r.decoded for r, _ in blocks),
+        "shorter": sum(r.length < wanted for r, wanted in blocks),
+        "longer": sum(r.length > wanted for r, wanted in blocks),
+    }
+
+
+def _words(rewards: Sequence[AnswerReward]) -> dict[str, Any]:
+    if not rewards:
+        return {}
+    return {name: float(np.mean([getattr(r, name) for r in rewards])) for name in ("score", "accuracy")}
+
+
 def sample_records(
     mllm: Mllm, rollout: Rollout, conversations: Sequence[Conversation], count: int
 ) -> list[dict[str, Any]]:
     """The first answer to each of the first `count` prompts, decoded, for samples.jsonl."""
     samples = len(rollout.ids) // len(rollout.prompts)
+    rewards = rollout.rewards[::samples]
     return [
         {
             "id": c.id,
             "question": c.turns[0].question,
             "answer": mllm.tokenizer.decode(rollout.ids[i * samples], skip_special_tokens=False),
-            "target": list(c.target or ()),
-            **vars(rollout.rewards[i * samples]),
+            "target": list(c.target or ()) if isinstance(reward, Reward) else c.turns[0].expected,
+            **vars(reward),
             "advantage": float(rollout.advantages[i * samples]),
         }
-        for i, c in enumerate(conversations[:count])
+        for i, (c, reward) in enumerate(zip(conversations[:count], rewards))
     ]
 
 
-def check_prompts(mllm: Mllm, conversations: Sequence[Conversation], where: str) -> None:
-    """Raise RoboAlignError where these cannot be prompts of RL for this model."""
-    if mllm.vocabulary is None:
+def check_prompts(mllm: Mllm, conversations: Sequence[Conversation], preset: str, where: str) -> None:
+    """Raise RoboAlignError where these cannot be prompts of RL for this model and this preset of the reward."""
+    if preset not in IN_WORDS and mllm.vocabulary is None:
         raise RoboAlignError("the model has no action tokens", where=where, fix="run SFT with action turns first.")
     if not conversations:
-        raise RoboAlignError("there is no RL prompt", where=where, fix="raise rl_share of the mixture.")
+        fix = "ask more questions." if preset in IN_WORDS else "raise rl_share of the mixture."
+        raise RoboAlignError("there is no RL prompt", where=where, fix=fix)
+    if preset in IN_WORDS:
+        for conversation in conversations:
+            _check_question(conversation.turns[0], preset, f"{where}, prompt {conversation.id}")
+        return
     untargeted = [c.id for c in conversations if not c.target]
     if untargeted:
         raise RoboAlignError(f"{len(untargeted)} prompts have no target (first: {untargeted[0]})", where=where,
                              fix="use the rl split of a mixture.")  # fmt: skip
+
+
+def _check_question(turn: Turn, preset: str, where: str) -> None:
+    """Its type is known, it asks to reason, and its expected answer is of the form that the preset scores."""
+    label = label_of(turn.type)
+    if turn.mode != "think" or not turn.expected or (preset == "trace" and read_trace(turn.expected) is None):
+        raise RoboAlignError(
+            f"a question of type {turn.type}, asked in mode {turn.mode} and answered `{label} {turn.expected}`, cannot "
+            f"be rewarded as `{preset}`", where=where, fix="ask questions with a known answer in think mode.")
 
 
 def _pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
