@@ -28,6 +28,7 @@ from roboalign.align.trainer import (
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
 from roboalign.files import write_json
+from roboalign.mllm.encode import IGNORED
 from roboalign.mllm.load import Mllm
 
 
@@ -60,7 +61,8 @@ class SftTrainer(AlignTrainer):
         super().__init__(mllm.model, *arguments, **named)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        self.count(samples=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
+        asked = int((inputs["labels"] != IGNORED).sum())
+        self.count(samples=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()), answer_tokens=asked)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Any:
@@ -77,7 +79,8 @@ def train_sft(
     `out_dir` also gets `metrics.jsonl`, `ledger.json` and, while it trains, `checkpoints/`. Where the process is
     killed, the same call goes on from the last checkpoint and ends with the same weights as an unbroken run.
 
-    Returns the ledger: updates, samples (conversations), tokens, seconds, parameters, trainable parameters.
+    Returns the ledger: updates, samples (conversations), turns, tokens, answer tokens, seconds, parameters, trainable
+    parameters.
     Raises RoboAlignError for no conversations, for a batch that does not divide over the devices, for checkpoints of
     other settings or data, and where the loss or the gradient is not finite.
     """
@@ -97,7 +100,8 @@ def train_sft(
     trainer = _trainer(mllm, conversations, config, out_dir, order, updates, label)
     totals = trainer.run()
     parameters = list(mllm.model.parameters())
-    ledger = {"updates": updates, **totals, "parameters": sum(p.numel() for p in parameters),
+    turns = sum(len(conversations[index].turns) for index in order)
+    ledger = {"updates": updates, **totals, "turns": turns, "parameters": sum(p.numel() for p in parameters),
               "trainable": sum(p.numel() for p in parameters if p.requires_grad)}  # fmt: skip
     mllm.model.requires_grad_(True).eval()
     trainer.save_final(mllm.processor, out_dir / "model")

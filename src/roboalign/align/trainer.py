@@ -331,16 +331,27 @@ def truncate_records(path: Path, last_step: int) -> None:
 
 
 def freeze_vision(model: nn.Module) -> int:
-    """Stop gradients into the vision tower. Returns the number of frozen parameters.
+    """Stop gradients into all that turns an image into tokens: encoder, projector, separators. Returns how many.
 
-    Raises RoboAlignError where the model has no vision tower under a name that transformers knows.
+    That is every parameter outside the text model and its input and output embeddings; where the projector lies, and
+    what it is called, differs by family. Raises RoboAlignError where the model has no vision tower under a name that
+    transformers knows.
     """
     tower = model.get_encoder(modality="image")  # type: ignore[operator]
-    if tower is model:
+    frozen = {} if tower is model else vision_parameters(model)
+    if not frozen:
         raise RoboAlignError("freeze_vision is set, but the model has no vision tower", where=type(model).__name__,
                              fix="set freeze_vision: false")  # fmt: skip
-    tower.requires_grad_(False)
-    return sum(p.numel() for p in tower.parameters())
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in frozen.values())
+
+
+def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters outside the text model and the embeddings, by name."""
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    text = {id(parameter) for part in parts for parameter in part.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in text}
 
 
 def accumulation_of(
