@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from roboalign.data import lerobot_layout as layout
 from roboalign.data.episode import Camera, Episode
 from roboalign.data.feature_stats import image_stats, pool, vector_stats
-from roboalign.data.lerobot import LeRobotWriter, iterate_lerobot, read_lerobot
+from roboalign.data.lerobot import LeRobotWriter, iterate_lerobot, lerobot_names, read_lerobot
 from roboalign.data.robot.base import Fault
 from roboalign.errors import RoboAlignError
 
@@ -356,3 +357,26 @@ def test_image_statistics_by_hand():
     frames[1, ..., 0] = 255
     stats = image_stats(frames)
     assert stats["mean"] == [[[0.5]], [[0.0]], [[0.0]]] and stats["std"][0] == [[0.5]] and stats["count"] == [2]
+
+
+@pytest.mark.parametrize("stated, width, names", [
+    (["x", "y"], 2, ("x", "y")),
+    ({"motors": ["a", "b", "c"]}, 3, ("a", "b", "c")),  # as before v2.1
+    ({"left": ["a", "b"], "right": ["c"]}, 3, ("a", "b", "c")),
+    ({"delta_y": 1, "delta_x": 0}, 2, ("delta_x", "delta_y")),  # as teleoperation writes them
+    (None, 2, ()), (["x"], 2, ()), (["x", 3], 2, ()), ([], 2, ()), ({}, 2, ()), ({"a": None}, 1, ()),
+    (["state"], 4, ()),
+])  # fmt: skip
+def test_names_of_dimensions(stated, width, names):
+    assert layout.dimension_names({"dtype": "float32", "shape": [width], "names": stated}) == names
+
+
+def test_a_data_set_tells_what_its_dimensions_are_called(copied):
+    assert lerobot_names(copied) == (("x", "y", "z", "gripper"), ("x", "y", "z", "opening"))
+    features = json.loads((copied / "meta/info.json").read_text())["features"]
+    del features["observation.state"], features["action"]["names"]
+    edit_info(copied, features=features)
+    assert lerobot_names(copied) == ((), ())
+    (copied / "meta/info.json").unlink()
+    with pytest.raises(RoboAlignError, match=r"info\.json"):
+        lerobot_names(copied)

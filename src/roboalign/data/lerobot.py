@@ -23,7 +23,7 @@ from roboalign.data.robot.video import VideoFrames
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 
-__all__ = ["LeRobotWriter", "iterate_lerobot", "read_lerobot"]
+__all__ = ["LeRobotWriter", "iterate_lerobot", "lerobot_names", "read_lerobot"]
 
 BROKEN = (pa.ArrowException, OSError, ValueError)
 """What reading a truncated or damaged parquet file raises."""
@@ -111,6 +111,18 @@ def iterate_lerobot(folder: str | Path) -> Iterator[Episode | Fault]:
     the meta files say, or not finite. Raises RoboAlignError where the meta files themselves are.
     """
     return read_source(open_source(Path(folder)))
+
+
+def lerobot_names(folder: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a LeRobot data set calls the dimensions of its actions and of its state; () where it does not.
+
+    Raises RoboAlignError where meta/info.json is broken.
+    """
+    info = read_json(Path(folder) / layout.INFO, fix="give the folder that holds meta/ and data/")
+    layout.check_info(info, Path(folder))
+    features = info["features"]
+    state = layout.dimension_names(features[layout.STATE]) if layout.STATE in features else ()
+    return layout.dimension_names(features[layout.ACTION]), state
 
 
 def read_source(source: Source) -> Iterator[Episode | Fault]:

@@ -123,6 +123,22 @@ def check_info(info: Any, folder: Path) -> None:
             raise RoboAlignError(f"the camera {key} has shape {shape}, expected [H, W, 3]", where=where)
 
 
+def dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
+    """What info.json calls the dimensions of a vector; () where it does not name each of them.
+
+    Names are a list, or as older data sets have it lists by kind: {"motors": ["shoulder", ...]}; teleoperation writes
+    them with their places: {"delta_x": 0, ...}.
+    """
+    stated = feature.get("names")
+    names: list[Any] = stated if isinstance(stated, list) else []
+    if isinstance(stated, dict) and sorted(map(str, stated.values())) == sorted(map(str, range(len(stated)))):
+        names = sorted(stated, key=lambda name: int(stated[name]))
+    elif isinstance(stated, dict):
+        names = [name for part in stated.values() if isinstance(part, list) for name in part]
+    named = all(isinstance(name, str) and name for name in names)
+    return tuple(names) if named and feature["shape"] == [len(names)] else ()
+
+
 def fill(info: dict[str, Any], key: str, folder: Path, **values: int | str) -> Path:
     """The path that a template of info.json gives. Raises RoboAlignError where the template is missing or wrong."""
     template = info.get(key)

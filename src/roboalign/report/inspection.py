@@ -1,6 +1,7 @@
 """The inspection of a robot data set as one HTML page that opens offline, and as text for the terminal."""
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from roboalign.report.text import MINUS, count, percent
 
 __all__ = ["draw_action", "inspection_text", "write_inspection"]
 
-FRAMES = 2  # of each sampled episode and camera
+FRAMES = 6  # of each camera, at least, where that many can be read: one an episode where there are enough
 ARROW_CAPTION = (
     "The action of this step, in its own axes and not projected into the image. Orange arrow: x to the right, y up. "
     "Blue bar: z from the middle. Pink square: the gripper, filled when it is to close. Full length is the 99th (or "
@@ -42,7 +43,7 @@ class Figure:
 
 
 def write_inspection(survey: Survey, samples: Sequence[Episode], path: str | Path) -> None:
-    """Write the page of `survey`; FRAMES frames of each camera of each of `samples` are shown with their actions.
+    """Write the page of `survey`; frames of each camera of each of `samples` are shown with their actions.
 
     A frame that cannot be read is left out: the survey has counted it. Raises RoboAlignError where `path` cannot be
     written.
@@ -217,7 +218,9 @@ def _frames(survey: Survey, samples: Sequence[Episode]) -> list[tuple[str, list[
     """camera, its drawn frames, and what the drawing means, for each camera of the survey that has any."""
     shown = []
     for camera in survey.cameras:
-        drawn = [frame for episode in samples for frame in _drawn(survey, episode, camera.name)]
+        those = [episode for episode in samples if camera.name in episode.images]
+        each = math.ceil(FRAMES / len(those)) if those else 0
+        drawn = [frame for episode in those for frame in _drawn(survey, episode, camera.name, each)]
         how = {frame.how for frame in drawn}
         captions = {"arrow": ARROW_CAPTION, "path": PATH_CAPTION, "none": _undrawn(survey)}
         figures = [Figure(frame, "data:image/jpeg;base64," + base64.b64encode(jpeg(frame.image)).decode())
@@ -227,12 +230,10 @@ def _frames(survey: Survey, samples: Sequence[Episode]) -> list[tuple[str, list[
     return shown
 
 
-def _drawn(survey: Survey, episode: Episode, camera: str) -> list[Drawn]:
-    """FRAMES frames at even places inside the episode, those that can be read."""
+def _drawn(survey: Survey, episode: Episode, camera: str, frames: int) -> list[Drawn]:
+    """So many frames at even places inside the episode, those that can be read."""
     found: list[Drawn] = []
-    if camera not in episode.images:
-        return found
-    steps = np.linspace(0, len(episode) - 1, FRAMES + 2)[1:-1].astype(int)
+    steps = np.linspace(0, len(episode) - 1, frames + 2)[1:-1].astype(int)
     for t in sorted(set(steps.tolist())):
         try:
             found.append(drawn_frame(episode, camera, t, survey.action_stats))

@@ -138,6 +138,18 @@ def test_the_meaning_of_the_actions_is_kept_with_them(tmp_path):
         read_lerobot(tmp_path / "out")
 
 
+def test_names_of_dimensions_pass_from_set_to_set(tmp_path):
+    made = [replace(episode, action_space=None) for episode in episodes()]
+    named = RobotData("made", "test", lambda: iter(made), action_names=tuple("abcd"), state_names=tuple("efgh"))
+    rewrite(named, tmp_path / "named")
+    data = open_robot_data(tmp_path / "named")
+    assert (data.action_names, data.state_names) == (tuple("abcd"), tuple("efgh"))
+    rewrite(data, tmp_path / "again")
+    assert open_robot_data(tmp_path / "again").state_names == tuple("efgh")
+    rewrite(stream(*episodes()), tmp_path / "numbered")
+    assert open_robot_data(tmp_path / "numbered").state_names == ("state_0", "state_1", "state_2", "state_3")
+
+
 @pytest.mark.skipif(not BRIDGE.exists(), reason="no BridgeV2 sample")
 def test_bridge_becomes_a_lerobot_data_set(tmp_path):
     data = open_robot_data(BRIDGE)

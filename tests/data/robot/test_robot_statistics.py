@@ -311,8 +311,8 @@ def test_memory_holds_few_episodes_whatever_their_number():
 
     kept: list[Episode] = []
     survey(keep_episodes(RobotData("made", "memory", read), kept))
-    assert most <= 3 + 3  # those kept and those on their way
-    assert len(kept) == 3
+    assert most <= 6 + 3  # those kept and those on their way
+    assert len(kept) == 6
 
 
 class Living(Episode):
@@ -327,12 +327,53 @@ def test_kept_episodes_are_drawn_evenly_in_order_and_faults_pass():
     times = dict.fromkeys([episode.episode_id for episode in episodes], 0)
     for seed in range(400):
         kept: list[Episode] = []
-        watched = keep_episodes(data_of(*episodes[:6], Fault("a", "torn"), *episodes[6:]), kept, seed=seed)
+        watched = keep_episodes(
+            data_of(*episodes[:6], Fault("a", "torn"), *episodes[6:]), kept, count=3, seed=seed
+        )
         assert len(list(watched)) == 12 and len(watched.faults) == 1
         assert [e.episode_id for e in kept] == [e.episode_id for e in episodes if e in kept] and len(kept) == 3
         for episode in kept:
             times[episode.episode_id] += 1
     assert max(abs(n - 100) for n in times.values()) < 5 * np.sqrt(75)
+
+
+def of_tasks(*numbers: int) -> list[Episode]:
+    """An episode for each number, which is that of its instruction."""
+    return [replace(plain(i, [[1.0]]), instruction=f"do {n}") for i, n in enumerate(numbers)]
+
+
+def kept_of(episodes: list[Episode], **settings) -> list[str]:
+    kept: list[Episode] = []
+    list(keep_episodes(data_of(*episodes), kept, **settings))
+    return [episode.instruction for episode in kept]
+
+
+def test_kept_episodes_are_of_as_many_instructions_as_there_are():
+    in_blocks = of_tasks(*(n for n in range(15) for _ in range(20)))
+    assert all(len(set(kept_of(in_blocks, seed=seed))) == 6 for seed in range(50))
+    first, last = (sum(f"do {n}" in kept_of(in_blocks, seed=seed) for seed in range(200)) for n in (0, 14))
+    assert min(first, last) > 200 * 6 / 15 - 5 * np.sqrt(200 * 0.4 * 0.6)  # no place in the stream is favoured
+    few = of_tasks(*[0] * 90, *[1] * 5, 2)
+    assert sorted(kept_of(few)) in (["do 0"] * 3 + ["do 1"] * 2 + ["do 2"], ["do 0"] * 2 + ["do 1"] * 3 + ["do 2"])
+    assert kept_of(of_tasks(3, 1, 2)) == ["do 3", "do 1", "do 2"]
+    assert len(kept_of(of_tasks(*range(40)), count=4)) == 4
+
+
+def test_dimensions_are_called_what_the_action_space_or_the_data_set_calls_them():
+    def names(data: RobotData) -> list[str]:
+        found = survey(data)
+        return [d.name for d in (*found.action, *found.state)]
+
+    episodes = [plain(i, np.random.default_rng(i).normal(size=(4, 2)), np.ones((4, 1))) for i in range(2)]
+    assert names(RobotData("made", "memory", lambda: iter(episodes))) == ["action 0", "action 1", "state 0"]
+    own = {"action_names": ("left", "right"), "state_names": ("height",)}
+    named = RobotData("made", "memory", lambda: iter(episodes), **own)
+    assert names(keep_episodes(named, [])) == ["left", "right", "height"]
+    space = ActionSpace(control="joint", mode="delta", joints=2, gripper="none")
+    spaced = [replace(episode, action_space=space) for episode in episodes]
+    assert names(RobotData("made", "memory", lambda: iter(spaced), **own)) == [*space.names, "height"]
+    own = {"action_names": ("left",), "state_names": ("height", "width")}  # of another number
+    assert names(RobotData("made", "memory", lambda: iter(episodes), **own)) == ["action 0", "action 1", "state 0"]
 
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason="no real data here")

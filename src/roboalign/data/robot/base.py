@@ -19,14 +19,22 @@ class Fault:
 class RobotData:
     """The episodes of one data set, read one at a time: memory holds the one that is looked at.
 
+    `action_names` and `state_names` are what the data set itself calls their dimensions, empty where it does not.
     Each pass reads anew and fills `faults`. With `strict`, the first fault raises RoboAlignError instead.
     """
 
     def __init__(
-        self, name: str, format: str, read: Callable[[], Iterator[Episode | Fault]], *, strict: bool = False
-    ) -> None:
+        self, name: str, format: str, read: Callable[[], Iterator[Episode | Fault]], *, strict: bool = False,
+        action_names: tuple[str, ...] = (), state_names: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         self.name, self.format, self.read, self.strict = name, format, read, strict
+        self.action_names, self.state_names = action_names, state_names
         self.faults: list[Fault] = []
+
+    def through(self, read: Callable[[], Iterator[Episode | Fault]]) -> "RobotData":
+        """The same data set, its episodes given by another function."""
+        return RobotData(self.name, self.format, read, strict=self.strict, action_names=self.action_names,
+                         state_names=self.state_names)  # fmt: skip
 
     def __iter__(self) -> Iterator[Episode]:
         self.faults = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from roboalign.data.action_space import ActionSpace
 from roboalign.data.episode import Episode
-from roboalign.data.lerobot import iterate_lerobot
+from roboalign.data.lerobot import iterate_lerobot, lerobot_names
 from roboalign.data.robot.base import Fault, RobotData
 from roboalign.data.robot.calvin import read_calvin
 from roboalign.data.robot.rlds import read_rlds
@@ -18,6 +18,8 @@ from roboalign.errors import RoboAlignError
 READERS: dict[str, Callable[..., Iterator[Episode | Fault]]] = {
     "lerobot": iterate_lerobot, "rlds": read_rlds, "robomimic": read_robomimic, "calvin": read_calvin,
 }  # fmt: skip
+NAMES = {"lerobot": lerobot_names}
+"""Formats that name dimensions: what gives those of the actions and of the state."""
 EXPECTED = (
     "a LeRobot data set has meta/info.json, an RLDS one features.json, a CALVIN split "
     "lang_annotations/auto_lang_ann.npy; robomimic's and LIBERO's are .hdf5 files"
@@ -53,7 +55,9 @@ def open_robot_data(
         for item in READERS[format](path, **given):
             yield item if space is None or isinstance(item, Fault) else with_space(item, space)
 
-    return RobotData(path.resolve().name, format, read, strict=strict)
+    action_names, state_names = NAMES[format](path) if format in NAMES else ((), ())
+    return RobotData(path.resolve().name, format, read, strict=strict, action_names=action_names,
+                     state_names=state_names)  # fmt: skip
 
 
 def format_of(path: Path) -> str:

@@ -35,7 +35,7 @@ def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None =
     with Progress(f"rewrite {data.name}", total=None) as progress:
         for episode in data:
             actions = in_space(episode, target)
-            writer = writer or start_writer(folder, episode, actions, target)
+            writer = writer or start_writer(folder, data, episode, actions, target)
             there += episode.episode_id in writer.episode_ids
             if episode.episode_id not in writer.episode_ids:
                 try:
@@ -63,14 +63,14 @@ def in_space(episode: Episode, target: ActionSpace | None) -> np.ndarray:
 
 
 def start_writer(
-    folder: str | Path, first: Episode, actions: np.ndarray, target: ActionSpace | None
+    folder: str | Path, data: RobotData, first: Episode, actions: np.ndarray, target: ActionSpace | None
 ) -> LeRobotWriter:  # fmt: skip
-    """A writer for episodes like the first one."""
-    space = target or first.action_space
-    names = space.names if space else tuple(f"action_{i}" for i in range(actions.shape[1]))
+    """A writer for episodes like the first one; dimensions that nobody names are numbered."""
+    space, width = target or first.action_space, first.state.shape[1]
+    names = space.names if space else data.action_names or tuple(f"action_{i}" for i in range(actions.shape[1]))
     return LeRobotWriter(
         folder, fps=first.fps, cameras={name: (c.width, c.height) for name, c in first.cameras.items()},
-        action_names=names, state_names=tuple(f"state_{i}" for i in range(first.state.shape[1])),
+        action_names=names, state_names=data.state_names or tuple(f"state_{i}" for i in range(width)),
         privileged_names=first.privileged_names, action_space=space,
     )  # fmt: skip
 

@@ -1,9 +1,13 @@
 """What can be remembered of a stream of any length in bounded memory: exact moments, uniform samples, repeats."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 class Reservoir:
@@ -25,6 +29,38 @@ class Reservoir:
     def rows(self) -> np.ndarray:
         """float32 [at most size, ...]."""
         return self.store[: self.passed]
+
+
+class Spread(Generic[T]):
+    """Up to `size` items of a stream, spread over the groups that they belong to.
+
+    No group has two items more than another one that could have more. Which items of a group stay, and which groups
+    where there are more of them than places, is drawn at random and does not depend on their order.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed, self.passed = size, seed, 0
+        self.rng = np.random.default_rng([seed, 3])
+        self.kept: list[tuple[int, float, str, T]] = []
+        """place in the stream, lot of the item, group, item"""
+
+    def add(self, group: str, item: T) -> None:
+        """The next item of the stream."""
+        self.kept.append((self.passed, float(self.rng.random()), group, item))
+        self.passed += 1
+        if len(self.kept) > self.size:
+            members = Counter(group for _, _, group, _ in self.kept)
+            fullest = max(members, key=lambda name: (members[name], self._lot(name)))
+            self.kept.remove(max((entry for entry in self.kept if entry[2] == fullest), key=lambda entry: entry[1]))
+
+    @property
+    def items(self) -> list[T]:
+        """Those kept, in the order of the stream."""
+        return [item for _, _, _, item in self.kept]
+
+    def _lot(self, group: str) -> bytes:
+        """The same each time that the group comes: one that was let go stays away."""
+        return hashlib.blake2b(f"{self.seed} {group}".encode(), digest_size=8).digest()
 
 
 class Moments:

@@ -15,6 +15,7 @@ import numpy as np
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
+from roboalign.data.action_space import ActionSpace
 from roboalign.data.episode import Episode
 from roboalign.data.robot.base import Fault, RobotData
 from roboalign.data.robot.measures import (
@@ -26,7 +27,7 @@ from roboalign.data.robot.measures import (
     dimensions,
     measure_tokens,
 )
-from roboalign.data.robot.sampling import Duplicates, Highest, Moments, Reservoir, Seen
+from roboalign.data.robot.sampling import Duplicates, Highest, Moments, Reservoir, Seen, Spread
 from roboalign.errors import RoboAlignError
 
 CHUNKS = 2_000
@@ -109,7 +110,7 @@ def survey(
             odd += 1
             found = [Fault(f"episode {episode.episode_id}", problem, REPAIR)]
         else:
-            tally = tally or _start(episode, camera, horizon, fast, rows, seed)
+            tally = tally or _start(data, episode, camera, horizon, fast, rows, seed)
             found = tally.add(episode)
         if found and data.strict:
             raise RoboAlignError(found[0].problem, where=found[0].where, fix=found[0].fix)
@@ -125,30 +126,31 @@ def survey(
     return tally.survey(data, fast, faults, left_out)
 
 
-def keep_episodes(data: RobotData, kept: list[Episode], *, count: int = 3, seed: int = 0) -> RobotData:
-    """The same data; while it is read, `kept` holds up to `count` of its episodes, drawn at random, in their order."""
+def keep_episodes(data: RobotData, kept: list[Episode], *, count: int = 6, seed: int = 0) -> RobotData:
+    """The same data; while it is read, `kept` holds up to `count` of its episodes, in their order: of as many different
+    instructions as there are, and drawn at random from these."""
 
     def read() -> Iterator[Episode | Fault]:
-        chosen = Reservoir(count, (0,), np.random.default_rng([seed, 3]))
-        places: dict[int, tuple[int, Episode]] = {}
+        chosen: Spread[Episode] = Spread(count, seed)
         kept.clear()
-        for number, item in enumerate(data.read()):
+        for item in data.read():
             if isinstance(item, Episode) and not _problem(item, None):
-                places |= {int(place): (number, item) for place in chosen.places(1)[1]}
-                kept[:] = [episode for _, episode in sorted(places.values(), key=lambda pair: pair[0])]
+                chosen.add(item.instruction.strip(), item)
+                kept[:] = chosen.items
             yield item
 
-    return RobotData(data.name, data.format, read, strict=data.strict)
+    return data.through(read)
 
 
 def _start(
-    first: Episode, camera: str | None, horizon: int, fast: FastTokenizer | None, rows: int, seed: int
+    data: RobotData, first: Episode, camera: str | None, horizon: int, fast: FastTokenizer | None, rows: int, seed: int
 ) -> "Tally":
     width = first.actions.shape[1]
     if fast and fast.action_dim != width:
         raise RoboAlignError(f"the FAST tokenizer is for {fast.action_dim} action dimensions, the data has {width}",
                              where="fast", fix="give a tokenizer for this data, or none")  # fmt: skip
-    return Tally(first, camera, fast.horizon if fast else horizon, rows, seed)
+    found = (width, first.state.shape[1])
+    return Tally(found, _names(data, first.action_space, found), camera, fast.horizon if fast else horizon, rows, seed)
 
 
 def _problem(episode: Episode, widths: tuple[int, int] | None) -> str:
@@ -170,19 +172,22 @@ def _problem(episode: Episode, widths: tuple[int, int] | None) -> str:
     return ""
 
 
-def _names(first: Episode, widths: tuple[int, int]) -> list[str]:
-    """Those of the action space, where it is stated and fits; else numbers."""
-    space = first.action_space
-    action = list(space.names) if space and space.dim == widths[0] else [f"action {d}" for d in range(widths[0])]
-    return [*action, *(f"state {d}" for d in range(widths[1]))]
+def _names(data: RobotData, space: ActionSpace | None, widths: tuple[int, int]) -> list[str]:
+    """Of the actions those of their space, where it is stated; else the data set's own; else numbers."""
+    given = (space.names if space else data.action_names, data.state_names)
+    names = [own if len(own) == width else [f"{kind} {d}" for d in range(width)]
+             for kind, own, width in zip(("action", "state"), given, widths, strict=True)]  # fmt: skip
+    return [*names[0], *names[1]]
 
 
 class Tally:
     """What is remembered of the episodes seen so far."""
 
-    def __init__(self, first: Episode, camera: str | None, horizon: int, rows: int, seed: int) -> None:
-        self.widths = (first.actions.shape[1], first.state.shape[1])
-        self.names = _names(first, self.widths)
+    def __init__(
+        self, widths: tuple[int, int], names: list[str], camera: str | None, horizon: int, rows: int, seed: int
+    ) -> None:
+        """`widths`: dimensions of the action and of the state; `names`: of all of them."""
+        self.widths, self.names = widths, names
         self.camera, self.horizon, self.seed = camera, horizon, seed
         self.lengths: Counter[int] = Counter()
         self.spaces: Counter[str] = Counter()
