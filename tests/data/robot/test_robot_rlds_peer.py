@@ -28,7 +28,8 @@ def episode(seed: int, length: int) -> dict:
         "observation": {"image": front[t], "wrist_image": wrist[t], "depth": depth[t],
                         "state": rng.normal(size=8).astype(np.float32)},
         "action": rng.normal(size=7).astype(np.float64), "discount": np.float32(1),
-        "reward": np.float32(t == length - 1), "is_first": t == 0, "is_last": t == length - 1, "is_terminal": t == length - 1,
+        "reward": np.float32(t == length - 1), "is_first": t == 0, "is_last": t == length - 1,
+        "is_terminal": t == length - 1,
         "language_instruction": f"Öffne Schublade {seed}.",
         "language_embedding": rng.normal(size=512).astype(np.float32),
     } for t in range(length)]  # fmt: skip
