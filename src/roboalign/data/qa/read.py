@@ -348,7 +348,8 @@ def _lines(path: Path) -> Iterator[Any]:
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Any]:
     try:
-        file = pq.ParquetFile(path)
+        # pre_buffer, on by default, keeps all that was read of the file until it is closed.
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         there = file.schema_arrow.names
         needed = [columns.turns] if columns.turns else [columns.question, columns.answer]
         if missing := [name for name in needed if name not in there]:
