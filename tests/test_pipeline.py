@@ -320,3 +320,41 @@ def test_arms_decide_which_backbones_are_made() -> None:
     blind = names("blind")  # RoboAlign's backbone, no token metrics of its own
     assert {"seed-3/sft", "seed-3/rl", "seed-3/head/blind", "seed-3/eval/rollouts/blind"} == blind - shared
     assert "seed-3/sft" not in names("random") and "seed-3/random" in names("random")
+
+
+ALL = ("base", "language-sft", "action-sft", "sft", "ecot", "language-rl", "trajectory-rl", "roboalign")
+TRACED = {"weights": {"spatial": 1.0, "planning": 1.0, "trace": 1.0}}
+
+
+def test_each_baseline_brings_its_own_stages() -> None:
+    def needs(*arms: str) -> dict[str, tuple[str, ...]]:
+        values = {"name": "x", "backbone": {"source": "train"}, "mix": TRACED, "arms": arms}
+        table = stage_table(Recipe.model_validate(values))
+        return {name: stage.needs for name, stage in table.items() if "/eval" not in name and "/head" not in name}
+
+    assert needs("language-sft")["seed-0/language-sft"] == ("base", "mix-language")
+    assert set(needs("action-sft")) == {"collect", "tokenizer", "mix", "base", "mix-action", "seed-0/action-sft",
+                                        "report"}
+    for arm in ("ecot", "language-rl", "trajectory-rl"):
+        found = needs(arm)
+        assert found[f"seed-0/{arm}"] == ("seed-0/sft",) and "seed-0/rl" not in found
+        assert not {"mix-action", "mix-language"} & set(found)
+
+
+def test_counts_change_the_mixtures_that_they_are_about() -> None:
+    def keys(counts: str) -> dict[str, str]:
+        return keys_of(arms=ALL, mix=TRACED, baselines={"counts": counts})
+
+    before, after = keys("matched"), keys("paper")
+    differ = {name for name in before if before[name] != after[name]}
+    own = {f"seed-0/{stage}{arm}" for arm in ("language-sft", "action-sft")
+           for stage in ("", "head/", "eval/tokens/", "eval/rollouts/")}
+    assert differ == {"mix-language", "mix-action", "report", *own}
+
+
+def test_sft_has_every_core_only_where_nothing_runs_beside_it() -> None:
+    def exclusive(*arms: str) -> bool:
+        values = {"name": "x", "backbone": {"source": "train"}, "arms": arms}
+        return stage_table(Recipe.model_validate(values))["seed-0/sft"].exclusive
+
+    assert exclusive("sft", "roboalign") and not exclusive("sft", "action-sft")

@@ -37,6 +37,14 @@ def test_every_shipped_recipe_loads_and_survives_the_round_trip(path: Path, tmp_
     assert "warmup_ratio" in resolved.read_text()  # defaults are written out
 
 
+def test_the_baselines_are_measured_where_the_quickstart_is() -> None:
+    quickstart, baselines = (load_recipe(FOLDER / f"{name}.yaml") for name in ("quickstart", "baselines"))
+    for group in ("seeds", "collect", "tokenizer", "head", "head_training", "rollout", "tokens"):
+        assert getattr(baselines, group) == getattr(quickstart, group), group
+    assert baselines.mix.conversations == quickstart.mix.conversations
+    assert len(baselines.arms) == 8 and baselines.baselines.counts == "matched"
+
+
 def test_the_default_tasks_are_ml45s_and_disjoint() -> None:
     recipe = Recipe(name="x")
     assert recipe.collect.align_names() == TRAIN and recipe.collect.downstream_tasks == HELD_OUT
@@ -95,6 +103,9 @@ def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, p
         ("arms: []", ["arms is empty"]),
         ("arms: [sft, sft]", ["arms names something twice"]),
         ("mix: {camera: corner2}", ["mix.camera 'corner2'", "collect.world.cameras"]),
+        ("rl: {reward: trace}", ["rl.reward `trace`", "`paper` or `decoded`"]),
+        ("arms: [sft, trajectory-rl]", ["trajectory-rl", "`trace`", "mix.weights"]),
+        ("arms: [language-rl]\nmix: {weights: {spatial: 1.0}}", ["language-rl", "`movement_choice`", "`planning`"]),
         ("backbone: {source: train, layer: 9}", ["backbone.layer 9", "backbone.tiny.depth"]),
     ],
 )

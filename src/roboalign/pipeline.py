@@ -20,16 +20,16 @@ from roboalign.files import locked, read_json, write_json, write_text
 from roboalign.processes import die_with_parent, give_memory_back
 from roboalign.progress import format_seconds
 from roboalign.recipe import Recipe, cores, dump_recipe, processes
-from roboalign.stages.plan import plan_stages
+from roboalign.stages.plan import distill_stages, plan_stages
 from roboalign.stages.stage import Context, Stage, limit_threads
 
 Say = Callable[[str], None]
 
 
-def stage_table(recipe: Recipe) -> dict[str, Stage]:
-    """Every stage of the recipe by name, in an order in which they can run."""
+def stage_table(recipe: Recipe, verb: str = "run") -> dict[str, Stage]:
+    """Every stage of the recipe by name, in an order in which they can run; `distill` has stages of its own."""
     table: dict[str, Stage] = {}
-    for stage in plan_stages(recipe):
+    for stage in distill_stages(recipe) if verb == "distill" else plan_stages(recipe):
         unknown = [need for need in stage.needs if need not in table]
         assert not unknown, f"stage {stage.name} needs {unknown}, which come later"
         table[stage.name] = stage
@@ -66,19 +66,21 @@ def _verb(name: str) -> str:
     return parts[1] if parts[0].startswith("seed-") else parts[0]
 
 
-def run_stages(recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: Say = print) -> None:
-    """Run the named stages of the recipe in `run_dir`, skipping those that are done under the same key.
+def run_stages(
+    recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: Say = print, verb: str = "run"
+) -> None:
+    """Run the named stages of `stage_table(recipe, verb)` in `run_dir`, skipping those done under the same key.
 
     Independent stages run side by side in `processes(recipe)` processes. The first stage that fails ends the run with
     its error once the stages beside it have ended; what is done stays done.
     """
     run_dir = Path(run_dir)
     with locked(run_dir):
-        _run_stages(recipe, run_dir, names, say)
+        _run_stages(recipe, run_dir, names, say, verb)
 
 
-def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say) -> None:
-    table = stage_table(recipe)
+def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, verb: str) -> None:
+    table = stage_table(recipe, verb)
     keys = stage_keys(table)
     write_text(run_dir / "recipe.yaml", dump_recipe(recipe))
     todo = []
@@ -92,19 +94,19 @@ def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say) -
     if processes(recipe) == 1:
         for number, name in enumerate(todo, start=1):
             _announce(say, name, number, len(todo), began)
-            _finish(say, run_stage(recipe, run_dir, name, keys[name]))
+            _finish(say, run_stage(recipe, run_dir, name, keys[name], verb))
     elif todo:
-        _run_side_by_side(recipe, run_dir, table, keys, todo, say)
+        _run_side_by_side(recipe, run_dir, table, keys, todo, say, verb)
     say(f"run: {len(todo)} stages in {format_seconds(time.monotonic() - began)}, results in {run_dir}")
 
 
-def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str) -> dict[str, Any]:
+def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str, verb: str = "run") -> dict[str, Any]:
     """Do one stage in this process and write its `stage.json`; its row of the ledger is returned.
 
     `seconds` is the wall time of this process in the stage. What a training loop itself took, killed processes before
     this one included, is `training_seconds`.
     """
-    stage = stage_table(recipe)[name]
+    stage = stage_table(recipe, verb)[name]
     limit_threads(cores() if stage.exclusive else max(1, cores() // processes(recipe)))
     folder = run_dir / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +121,7 @@ def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str) -> dict[str, A
 
 
 def _run_side_by_side(
-    recipe: Recipe, run_dir: Path, table: dict[str, Stage], keys: dict[str, str], todo: list[str], say: Say
+    recipe: Recipe, run_dir: Path, table: dict[str, Stage], keys: dict[str, str], todo: list[str], say: Say, verb: str
 ) -> None:
     """A stage starts when those it needs are done and a process is free; an exclusive one waits for all of them."""
     began, started = time.monotonic(), 0
@@ -135,7 +137,7 @@ def _run_side_by_side(
                     continue
                 started += 1
                 _announce(say, name, started, len(todo), began)
-                running[pool.submit(run_stage, recipe, run_dir, name, keys[name])] = name
+                running[pool.submit(run_stage, recipe, run_dir, name, keys[name], verb)] = name
                 waiting.remove(name)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)

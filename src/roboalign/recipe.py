@@ -14,11 +14,14 @@ import torch
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from roboalign.align.distill import DistillConfig
 from roboalign.align.grpo import RlConfig
+from roboalign.align.reward_answers import PRESETS as IN_WORDS
 from roboalign.align.sft import SftConfig
 from roboalign.align.vision import VisionConfig
 from roboalign.config import Config
 from roboalign.data.mixture import MixConfig
+from roboalign.data.questions import TYPES
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mllm.tiny import TinyConfig
@@ -29,7 +32,10 @@ from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
 from roboalign.vla.train import HeadTrainConfig
 
-ArmName = Literal["base", "sft", "roboalign", "extra-sft", "random", "blind"]
+ArmName = Literal["base", "language-sft", "action-sft", "sft", "ecot", "language-rl", "trajectory-rl", "roboalign",
+                  "extra-sft", "random", "blind"]
+RL_QUESTIONS = {"language-rl": "movement_choice", "trajectory-rl": "trace"}
+"""The question type that these arms' RL asks: SFT must have shown it, or there is nothing to reward."""
 ROLLOUT_SEEDS = 1_000_000  # evaluation uses these and above, demonstrations those below: they never meet
 
 
@@ -117,6 +123,14 @@ class EvaluationConfig(RolloutConfig):
     """Episodes a downstream task; every arm meets the same initial states."""
 
 
+class BaselinesConfig(Config):
+    """The paper's baselines, for the recipes that name them among their arms."""
+
+    counts: Literal["matched", "paper"] = "matched"
+    """Samples (turns) of `language-sft` and `action-sft`: as many as the whole mixture has, or the paper's share of
+    that (1.88M of 2.28M)."""
+
+
 class Recipe(Config):
     """All settings of a run."""
 
@@ -134,6 +148,8 @@ class Recipe(Config):
     backbone: BackboneConfig = BackboneConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
+    distill: DistillConfig = DistillConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     tokens: TokenEvalConfig = TokenEvalConfig()
     head: HeadConfig = HeadConfig()
     head_training: HeadTrainConfig = HeadTrainConfig()
@@ -151,6 +167,14 @@ class Recipe(Config):
         if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
             raise ValueError(f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
                              f"{self.backbone.tiny.depth}")
+        if self.rl.reward in IN_WORDS:
+            raise ValueError(f"rl.reward `{self.rl.reward}` is of questions in words, and RL asks for actions; give "
+                             "`paper` or `decoded`")
+        for arm in self.arms:
+            group = TYPES[RL_QUESTIONS[arm]].group if arm in RL_QUESTIONS else None
+            if group and not self.mix.weights.get(group):
+                raise ValueError(f"arm {arm} asks `{RL_QUESTIONS[arm]}` questions, but mix.weights gives `{group}` "
+                                 "nothing: SFT never shows the type")
         return self
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from roboalign.data.conversation import Conversation, read_conversations
 from roboalign.data.prompts import MODES, bare
 from roboalign.files import read_json
 from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.recipe import ArmName
 from roboalign.stages import align
 from roboalign.stages.base import LANGUAGE
 from roboalign.stages.data import BACKBONE_OF, backbone_folder, mixture_folder
@@ -155,8 +156,11 @@ def test_the_random_backbone_is_another_model_of_the_same_shape(run_dir: Path) -
 
 
 def test_each_arm_has_its_backbone(tmp_path: Path) -> None:
+    assert set(BACKBONE_OF) == set(get_args(ArmName))
     folders = {arm: backbone_folder(tmp_path, 2, arm).relative_to(tmp_path).as_posix() for arm in BACKBONE_OF}
     assert folders == {
         "base": "base/model", "sft": "seed-2/sft/model", "roboalign": "seed-2/rl/model", "blind": "seed-2/rl/model",
-        "extra-sft": "seed-2/extra-sft/model", "random": "seed-2/random/model",
+        "extra-sft": "seed-2/extra-sft/model", "random": "seed-2/random/model", "ecot": "seed-2/ecot/model",
+        "language-sft": "seed-2/language-sft/model", "action-sft": "seed-2/action-sft/model",
+        "language-rl": "seed-2/language-rl/model", "trajectory-rl": "seed-2/trajectory-rl/model",
     }  # fmt: skip

@@ -38,12 +38,15 @@ def random_backbone(context: Context) -> dict[str, Any]:
 
 def rl(context: Context) -> dict[str, Any]:
     """GRPO from the SFT model on the RL subset; writes model/, metrics.jsonl and samples.jsonl."""
-    mixture = mixture_folder(context.run_dir)
-    config = context.recipe.rl.model_copy(update={"seed": context.seed})
-    replay = _replayed(mixture, config) if config.replay_weight else []
+    return refine(context, read_conversations(mixture_folder(context.run_dir), "rl"), context.recipe.rl)
+
+
+def refine(context: Context, prompts: list[Conversation], settings: RlConfig) -> dict[str, Any]:
+    """GRPO from the SFT model on these prompts, under the stage's seed."""
+    config = settings.model_copy(update={"seed": context.seed})
+    replay = _replayed(mixture_folder(context.run_dir), config) if config.replay_weight else []
     mllm = load_mllm(context.seed_dir / "sft" / "model")
     fast = action_tokens(context.run_dir).fast
-    prompts = read_conversations(mixture, "rl")
     return train_grpo(mllm, fast, prompts, config, context.folder, replay=replay, label=context.name)
 
 
@@ -53,8 +56,13 @@ def extra_sft(context: Context) -> dict[str, Any]:
     The recorded action is imitated instead of the sampled one being rewarded, in direct mode: the data has no
     reasoning that could be imitated.
     """
+    recorded = read_conversations(mixture_folder(context.run_dir), "rl")
+    return imitate(context, [_direct(conversation) for conversation in recorded])
+
+
+def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
+    """SFT from the SFT model on what RL is asked, one conversation a prompt: RL's updates, order, replay and rate."""
     mixture, config = mixture_folder(context.run_dir), context.recipe.rl
-    prompts = [_direct(conversation) for conversation in read_conversations(mixture, "rl")]
     rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
     updates = config.updates or rollouts * config.updates_per_rollout
     order = sample_order([0] * len(prompts), config.prompts_per_update, updates, context.seed)  # as train_grpo draws

@@ -12,8 +12,9 @@ from roboalign.data.lerobot import read_lerobot
 from roboalign.files import read_json
 
 # The stage that makes each arm's backbone. The blind arm has RoboAlign's, and is shown a gray image.
-BACKBONE_OF = {"base": "base", "sft": "sft", "roboalign": "rl", "extra-sft": "extra-sft", "random": "random",
-               "blind": "rl"}
+BACKBONE_OF = {"base": "base", "language-sft": "language-sft", "action-sft": "action-sft", "sft": "sft", "ecot": "ecot",
+               "language-rl": "language-rl", "trajectory-rl": "trajectory-rl", "roboalign": "rl",
+               "extra-sft": "extra-sft", "random": "random", "blind": "rl"}
 
 
 def read_demonstrations(run_dir: Path, part: str) -> list[Episode]:
@@ -40,9 +41,9 @@ def action_tokens(run_dir: Path) -> ActionTokens:
     return ActionTokens(fast, stats, np.array(described["mean_chunk"], dtype=np.float32))
 
 
-def mixture_folder(run_dir: Path) -> Path:
-    """Where the mix stage writes."""
-    return run_dir / "mix" / "mixture"
+def mixture_folder(run_dir: Path, stage: str = "mix") -> Path:
+    """Where the mix stage writes, or that of an arm which is trained on a mixture of its own."""
+    return run_dir / stage / "mixture"
 
 
 def backbone_folder(run_dir: Path, seed: int, arm: str) -> Path:

@@ -8,8 +8,18 @@ from roboalign.files import hash_tree
 from roboalign.recipe import Recipe
 from roboalign.stages.align import extra_sft, random_backbone, rl, sft
 from roboalign.stages.base import base
+from roboalign.stages.baselines import (
+    action_mix,
+    action_sft,
+    ecot,
+    language_mix,
+    language_rl,
+    language_sft,
+    trajectory_rl,
+)
 from roboalign.stages.collect import collect
 from roboalign.stages.data import BACKBONE_OF
+from roboalign.stages.distill import distill_rl, sample, traces
 from roboalign.stages.evaluate import rollouts, tokens
 from roboalign.stages.head import head
 from roboalign.stages.mix import mix
@@ -19,13 +29,13 @@ from roboalign.stages.tokenizer import tokenizer
 
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
-    """All stages of the recipe, each after those it needs."""
-    stages = [
-        Stage("collect", (), _settings(recipe.collect), collect, exclusive=True),
-        Stage("tokenizer", ("collect",), {**_settings(recipe.tokenizer), "split": _settings(recipe.mix)}, tokenizer),
-        Stage("mix", ("tokenizer",), _settings(recipe.mix), mix),
-        Stage("base", ("mix",), _backbone_settings(recipe), base, exclusive=True),
-    ]
+    """All stages of `roboalign run`, each after those it needs."""
+    stages = _first_stages(recipe)
+    own = {**_settings(recipe.mix), **_settings(recipe.baselines)}
+    if "language-sft" in recipe.arms:
+        stages.append(Stage("mix-language", ("mix",), own, language_mix))
+    if "action-sft" in recipe.arms:
+        stages.append(Stage("mix-action", ("mix",), own, action_mix))
     for seed in recipe.seeds:
         stages += _seed_stages(recipe, f"seed-{seed}")
     measured = [stage.name for stage in stages if "/eval/" in stage.name]
@@ -33,14 +43,52 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     return stages
 
 
+def distill_stages(recipe: Recipe) -> list[Stage]:
+    """All stages of `roboalign distill`, each after those it needs."""
+    config = _settings(recipe.distill)
+
+    def settings(*names: str) -> dict[str, Any]:
+        return {name: config[name] for name in names}
+
+    asked = settings("groups", "rl_questions", "seed")
+    training = {**asked, "rl": _settings(recipe.distill.rl)}
+    sampling = {**asked, **settings("questions", "samples", "temperature", "max_new_tokens")}
+    filters = {**settings("max_per_question", "min_words", "max_words"), "shard_size": recipe.mix.shard_size}
+    return [
+        *_first_stages(recipe),
+        Stage("distill/rl", ("mix", "base"), training, distill_rl, exclusive=True),
+        Stage("distill/sample", ("distill/rl",), sampling, sample, exclusive=True),
+        Stage("distill/traces", ("distill/sample",), filters, traces),
+    ]
+
+
+def _first_stages(recipe: Recipe) -> list[Stage]:
+    """What every training starts from."""
+    return [
+        Stage("collect", (), _settings(recipe.collect), collect, exclusive=True),
+        Stage("tokenizer", ("collect",), {**_settings(recipe.tokenizer), "split": _settings(recipe.mix)}, tokenizer),
+        Stage("mix", ("tokenizer",), _settings(recipe.mix), mix),
+        Stage("base", ("mix",), _backbone_settings(recipe), base, exclusive=True),
+    ]
+
+
 def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
     wanted = {BACKBONE_OF[arm] for arm in recipe.arms}
     stages = []
-    if wanted & {"sft", "rl", "extra-sft"}:
-        # With one seed nothing could run beside SFT: it may as well have every core.
-        stages.append(Stage(f"{prefix}/sft", ("base",), _settings(recipe.sft), sft, exclusive=len(recipe.seeds) == 1))
+    if "language-sft" in wanted:
+        needs = ("base", "mix-language")
+        stages.append(Stage(f"{prefix}/language-sft", needs, _settings(recipe.sft), language_sft))
+    if "action-sft" in wanted:
+        stages.append(Stage(f"{prefix}/action-sft", ("base", "mix-action"), _settings(recipe.sft), action_sft))
+    if wanted & {"sft", "rl", "extra-sft", "ecot", "language-rl", "trajectory-rl"}:
+        # With one seed and no other SFT nothing could run beside it: it may as well have every core.
+        alone = len(recipe.seeds) == 1 and not wanted & {"language-sft", "action-sft"}
+        stages.append(Stage(f"{prefix}/sft", ("base",), _settings(recipe.sft), sft, exclusive=alone))
     if "rl" in wanted:
         stages.append(Stage(f"{prefix}/rl", (f"{prefix}/sft",), _settings(recipe.rl), rl))
+    for name, work in (("ecot", ecot), ("language-rl", language_rl), ("trajectory-rl", trajectory_rl)):
+        if name in wanted:
+            stages.append(Stage(f"{prefix}/{name}", (f"{prefix}/sft",), _settings(recipe.rl), work))
     if "extra-sft" in wanted:
         settings = {"sft": _settings(recipe.sft), "rl": _settings(recipe.rl)}
         stages.append(Stage(f"{prefix}/extra-sft", (f"{prefix}/sft",), settings, extra_sft))
