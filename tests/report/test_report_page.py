@@ -86,6 +86,14 @@ def test_sections_of_an_empty_run_say_not_run(tmp_path):
     assert "not run" in "".join(page.texts)
 
 
+def test_without_both_sides_of_rl_there_is_no_verdict(run, tmp_path):
+    other = replace(run, arms=[arm for arm in run.arms if arm.name != "roboalign"])
+    write_report(other, tmp_path / "report.html")
+    text = " ".join(Page((tmp_path / "report.html").read_text()).texts)
+    assert "nothing to compare" in text
+    assert "Action tokens, asked to reason" not in text and "measurably" not in text
+
+
 def test_text_of_models_and_people_is_escaped(run, tmp_path):
     evil = "<script>alert(1)</script>&\"'"
     sample = Sample(evil, evil, {"sft": evil}, {}, caption=evil)

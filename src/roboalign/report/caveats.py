@@ -33,6 +33,11 @@ def _controls(run: RunSummary) -> Iterator[str]:
     _, after = run.question
     reasons = {
         "extra-sft": "that the gain is RL's and not that of more training on the same samples",
+        "language-sft": "that actions in SFT, and RL on them, beat SFT on language alone",
+        "action-sft": "that language in SFT, and RL after it, beat SFT on actions alone",
+        "ecot": "that RL beats the imitation of a reasoning and the same actions",
+        "language-rl": "that RL on actions beats RL on the next movement as multiple choice",
+        "trajectory-rl": "that RL on actions beats RL on the gripper's path in the image",
         "base": "that alignment (SFT and RL together) beats the base model",
         "random": "that pretraining and alignment of the backbone matter to this policy at all",
         "blind": "that the policy needs to see",

@@ -16,7 +16,9 @@ from roboalign.report.plots import interval_plot, line_plot
 from roboalign.report.summary import Curve, RunSummary, Video
 from roboalign.report.verdict import findings, headline, success_finding
 
-STAGES = {"base": "Base model", "sft": "SFT", "extra-sft": "Extra SFT on the RL subset", "head": "Action head"}
+STAGES = {"base": "Base model", "language-sft": "Language-only SFT", "action-sft": "Action-only SFT", "sft": "SFT",
+          "ecot": "SFT on reasoned actions of the RL subset", "extra-sft": "Extra SFT on the RL subset",
+          "head": "Action head"}
 # Panels: the title, and the names under which the stages log what it shows.
 TRAINING_PANELS = (
     ("Loss", ("loss", "train_loss")),
@@ -27,7 +29,7 @@ TRAINING_PANELS = (
 GRPO_PANELS = (
     ("Reward", ("reward",)),
     ("Format reward (share well formed)", ("format",)),
-    ("Action reward", ("action",)),
+    ("Action or answer reward", ("action", "score")),
     ("Prefix accuracy", ("prefix",)),
     ("Share of answers that decode", ("decoded",)),
     ("Decode failures a rollout", ("undecoded",)),
@@ -46,6 +48,7 @@ GRPO_PANELS = (
 
 def write_report(run: RunSummary, out_html: str | Path) -> None:
     """Write the page of `run`. Raises RoboAlignError where a video or image that the run names cannot be read."""
+    both = all(run.arm(name) for name in run.question)  # else there is no answer to what the page asks first
     environment = Environment(
         loader=PackageLoader("roboalign", "report"),
         autoescape=select_autoescape(["html", "html.j2"]),
@@ -56,8 +59,8 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
     page = environment.get_template("report.html.j2").render(
         run=run,
         css=Markup(environment.get_template("report.css").render()),
-        headline=headline(run),
-        findings=findings(run),
+        headline=headline(run) if both else "RL on action accuracy was not run beside SFT: nothing to compare.",
+        findings=findings(run) if both else [],
         control=_control(run),
         arms=tables.arms_table(run),
         arm_plots=_arm_plots(run),

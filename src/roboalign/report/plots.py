@@ -16,7 +16,7 @@ from roboalign.report.text import interval, value
 
 # Drawn in these colours, then exchanged for CSS variables.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
-LINES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+LINES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406", "#040407", "#040408")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", **{c: f"--line-{i}" for i, c in enumerate(LINES, start=1)}}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "roboalign", "font.family": "sans-serif", "font.size": 9,

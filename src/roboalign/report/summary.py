@@ -30,7 +30,7 @@ class Curve:
     """The metrics log of one training stage."""
 
     stage: str
-    """base, sft, extra-sft, rl or head; logs of one stage share their axes."""
+    """base, sft and the other kinds of SFT, rl (of any reward) or head; logs of one stage share their axes."""
     label: str
     """What tells it from the others of its stage, e.g. "seed 0" or "roboalign, seed 0"."""
     records: list[dict[str, Any]]

@@ -9,7 +9,7 @@ from typing import Any
 from roboalign.files import atomic_path, read_json
 from roboalign.report.tables import ARM_COLUMNS, lookup
 from roboalign.report.text import interval, value
-from roboalign.stages.report import ARMS
+from roboalign.stages.report import ARMS, OTHER_RL
 
 COLUMNS = ("VQA, direct", "Prefix, direct", "Prefix, reasoned", "Format", "L1, direct", "L1, reasoned")
 
@@ -29,8 +29,9 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
         shutil.copy(run_dir / "recipe.yaml", folder / "recipe.yaml")
         shutil.copy(run_dir / "collect" / "experts.json", folder / "experts.json")
         for seed in sorted(run_dir.glob("seed-*")):
-            if (seed / "rl" / "metrics.jsonl").is_file():
-                shutil.copy(seed / "rl" / "metrics.jsonl", folder / f"{seed.name}-rl-metrics.jsonl")
+            for stage in ("rl", *OTHER_RL):
+                if (seed / stage / "metrics.jsonl").is_file():
+                    shutil.copy(seed / stage / "metrics.jsonl", folder / f"{seed.name}-{stage}-metrics.jsonl")
             for episodes in sorted(seed.glob("eval/rollouts/*/episodes.jsonl")):
                 shutil.copy(episodes, folder / f"{seed.name}-episodes-{episodes.parent.name}.jsonl")
     return markdown_table(summary)

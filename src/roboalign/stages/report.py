@@ -24,14 +24,25 @@ from roboalign.stages.stage import Context
 
 ARMS = {
     "base": ("Base", "the pretrained MLLM, action tokens added but never trained"),
+    "language-sft": ("Language-only SFT", "the base after SFT on as many samples, none of them an action"),
+    "action-sft": ("Action-only SFT", "the base after SFT on as many samples, all of them actions"),
     "sft": ("SFT", "the base after SFT on question-answering, reasoning and action samples"),
+    "ecot": ("SFT + ECoT", "SFT, then as many further updates on the RL subset as GRPO made, imitating a reasoning "
+             "from the simulator's state and the recorded action after it"),
+    "language-rl": ("SFT + language RL", "SFT, then GRPO on the RL subset's frames, asked for the next movement as "
+                    "multiple choice"),
+    "trajectory-rl": ("SFT + trajectory RL", "SFT, then GRPO on the RL subset's frames, asked for the gripper's path "
+                      "in the image"),
     "roboalign": ("RoboAlign", "SFT, then GRPO on the accuracy of the actions after the reasoning"),
     "extra-sft": ("SFT + extra SFT", "SFT, then as many further SFT updates on the RL subset as GRPO made"),
     "random": ("Random", "the same architecture with random weights"),
     "blind": ("Blind", "RoboAlign's backbone and head, shown a gray image"),
 }
 PAIRS = (("sft", "roboalign"), ("extra-sft", "roboalign"), ("base", "sft"), ("base", "roboalign"),
-         ("random", "base"), ("blind", "roboalign"))
+         ("random", "base"), ("blind", "roboalign"), ("base", "language-sft"), ("base", "action-sft"),
+         ("language-sft", "roboalign"), ("action-sft", "roboalign"), ("sft", "ecot"), ("ecot", "roboalign"),
+         ("sft", "language-rl"), ("language-rl", "roboalign"), ("sft", "trajectory-rl"), ("trajectory-rl", "roboalign"))
+OTHER_RL = ("language-rl", "trajectory-rl")
 NOTES = [
     "Everything here is simulated: Meta-World's physics and renderer, no camera noise, no real robot.",
     "The model has a few million parameters and its own small vocabulary: these numbers say how the recipe behaves at "
@@ -140,9 +151,13 @@ def _curves(run_dir: Path, recipe: Recipe) -> list[Curve]:
         curves.append(Curve("base", "pretraining", records))
     for seed in recipe.seeds:
         folder = run_dir / f"seed-{seed}"
-        for stage in ("sft", "rl", "extra-sft"):
+        for stage in ("language-sft", "action-sft", "sft", "ecot", "extra-sft"):
             if (records := read_jsonl(folder / stage / "metrics.jsonl")):
                 curves.append(Curve(stage, f"seed {seed}", records))
+        several = set(OTHER_RL) & set(recipe.arms)
+        for stage, arm in (("rl", "roboalign"), *((arm, arm) for arm in OTHER_RL)):
+            if (records := read_jsonl(folder / stage / "metrics.jsonl")):
+                curves.append(Curve("rl", f"{arm}, seed {seed}" if several else f"seed {seed}", records))
         for arm in recipe.arms:
             if (records := read_jsonl(folder / "head" / arm / "metrics.jsonl")):
                 curves.append(Curve("head", f"{arm}, seed {seed}", records))
