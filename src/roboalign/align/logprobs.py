@@ -40,6 +40,8 @@ def _shared_forward(model: nn.Module, prompts: dict[str, Tensor], completions: T
     """Logits [P * S, C, V] that predict `completions`: one pass over the prompts, one over the completions."""
     prompt_mask = prompts["attention_mask"]
     samples = len(completions) // len(prompt_mask)
+    base = getattr(model, "module", model).base_model
+    prompts = prompts | _positions(model, prompt_mask)
     prefill = model(**prompts, use_cache=True, logits_to_keep=1)
     first = prefill.logits.repeat_interleave(samples, dim=0)
     if completions.shape[1] == 1:
@@ -48,7 +50,7 @@ def _shared_forward(model: nn.Module, prompts: dict[str, Tensor], completions: T
     cache.batch_repeat_interleave(samples)
     # Qwen's image tokens share positions; rope_deltas says by how much the text after them is moved back.
     start = prompt_mask.sum(1, keepdim=True)
-    delta = getattr(getattr(model, "module", model).base_model, "rope_deltas", None)
+    delta = getattr(base, "rope_deltas", None)
     start = start if delta is None else start + delta.to(start)
     steps = torch.arange(completions.shape[1] - 1, device=start.device)
     rest = model(
@@ -70,7 +72,18 @@ def _repeated_forward(model: nn.Module, prompts: dict[str, Tensor], completions:
     repeated["attention_mask"] = torch.cat([repeated["attention_mask"], mask], dim=1)
     if "mm_token_type_ids" in repeated:
         repeated["mm_token_type_ids"] = torch.cat([repeated["mm_token_type_ids"], torch.zeros_like(completions)], dim=1)
+    repeated |= _positions(model, repeated["attention_mask"])
     return model(**repeated, use_cache=False, logits_to_keep=completions.shape[1] + 1).logits[:, :-1]
+
+
+def _positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+    """The argument `position_ids` [B, L] of rows padded left; {} for Qwen's families, which find theirs from the mask.
+
+    Other families count from the left edge, padding included; `generate` counts from the first token, and so must this.
+    """
+    if hasattr(getattr(model, "module", model).base_model, "rope_deltas"):
+        return {}
+    return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
 def repeat_rows(value: Tensor, rows: int, times: int) -> Tensor:

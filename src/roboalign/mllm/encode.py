@@ -105,11 +105,11 @@ def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> En
             raise RoboAlignError(
                 f"a question or answer spells a special token: {text!r}", fix="remove it from the text"
             )
-    frames = _frames(mllm, len(texts))
+    frames, lead = _frames(mllm, len(texts))
     pieces = [frames[0] + texts[0] + frames[1]]
     for answer in range(1, len(texts), 2):
         following = texts[answer + 1] + frames[answer + 2] if answer + 1 < len(texts) else ""
-        pieces.append(texts[answer] + frames[answer + 1] + following)
+        pieces.append(lead + texts[answer] + frames[answer + 1] + following)
     encoding = mllm.tokenizer(pieces, add_special_tokens=False)
     tokenised = encoding["input_ids"]
     frame = _rgb(image)
@@ -129,7 +129,7 @@ def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> En
             )
         ids += piece
         labels += piece[:spoken] + [IGNORED] * (len(piece) - spoken)
-        reasoning = _REASONING.match(pieces[number])
+        reasoning = _REASONING.match(pieces[number], len(lead))
         first = encoding.char_to_token(number, reasoning.end()) if reasoning else spoken
         after += [first <= place < spoken for place in range(len(piece))]
     return Encoded(np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), frame, np.array(after))
@@ -153,26 +153,60 @@ def _special_tokens(mllm: Mllm) -> list[str]:
     return mllm.cache["special"]
 
 
-def _frames(mllm: Mllm, n_texts: int) -> list[str]:
-    """What the chat template writes around `n_texts` texts: one string before, between and after them."""
+def _frames(mllm: Mllm, n_texts: int) -> tuple[list[str], str]:
+    """What is written around `n_texts` texts: one string before, between and after them; and what begins an answer.
+
+    Some templates ask the assistant to speak with "Assistant:" and put a space before what it has said. The model is
+    to write that space itself, as it must when it is used: it goes to the answer, not to the header. A template
+    that closes no answer (LLaVA-1.5's) gets the tokenizer's end token behind each, as that model was trained.
+    """
     key = ("frames", n_texts)
     if key not in mllm.cache:
-        messages: list[dict[str, Any]] = []
-        for number in range(n_texts):
-            content = [{"type": "text", "text": PLACE}]
-            messages.append({"role": ("user", "assistant")[number % 2], "content": content})
-        messages[0]["content"].insert(0, {"type": "image"})
-        asks = n_texts % 2 == 1
-        text = mllm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-        mllm.cache[key] = text.split(PLACE)
-        if len(mllm.cache[key]) != n_texts + 1 or mllm.cache[key][0].count(mllm.processor.image_token) != 1:
-            del mllm.cache[key]
-            raise RoboAlignError(
-                "the chat template does not show each message and the image exactly once",
-                where=str(mllm.folder or type(mllm.processor).__name__),
-                fix="use a model whose processor has a chat template with images",
-            )
+        frames, lead = _render(mllm, n_texts), ""
+        if n_texts > 1:
+            header = _render(mllm, 1)[1]
+            lead = frames[1].removeprefix(header)
+            if frames[1::2] != [header + lead] * (n_texts // 2):
+                raise RoboAlignError(
+                    f"the chat template writes {frames[1]!r} before an answer in a conversation, but {header!r} where "
+                    "it asks for one", where=str(mllm.folder or type(mllm.processor).__name__),
+                    fix="use a template that opens every turn of the assistant with its generation prompt",
+                )  # fmt: skip
+            closed = any(token in frames[-1] for token in _special_tokens(mllm))
+            end = "" if closed else mllm.tokenizer.eos_token or ""
+            frames[1::2] = [header] * (n_texts // 2)
+            frames[2::2] = [end + frame for frame in frames[2::2]]
+            lead = "" if _tokenizer_leads(mllm, header, lead) else lead
+        mllm.cache[key] = frames, lead
     return mllm.cache[key]
+
+
+def _tokenizer_leads(mllm: Mllm, header: str, lead: str) -> bool:
+    """Whether the tokenizer itself puts `lead` before each piece, as Llama's first one does with a space: written out
+    too, it would be there twice, and answers would begin with a token that the model never saw there."""
+    bare, led, whole = (
+        mllm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", lead + "a", header + lead + "a")
+    )
+    return bool(lead) and led != bare and whole[-len(bare) :] == bare
+
+
+def _render(mllm: Mllm, n_texts: int) -> list[str]:
+    """What the chat template itself writes around `n_texts` texts, question and answer in turn."""
+    messages: list[dict[str, Any]] = []
+    for number in range(n_texts):
+        content = [{"type": "text", "text": PLACE}]
+        messages.append({"role": ("user", "assistant")[number % 2], "content": content})
+    messages[0]["content"].insert(0, {"type": "image"})
+    asks = n_texts % 2 == 1
+    text = mllm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+    frames = text.split(PLACE)
+    if len(frames) != n_texts + 1 or frames[0].count(mllm.processor.image_token) != 1:
+        raise RoboAlignError(
+            "the chat template does not show each message and the image exactly once",
+            where=str(mllm.folder or type(mllm.processor).__name__),
+            fix="use a model whose processor has a chat template with images",
+        )
+    return frames
 
 
 def _leading_ids(mllm: Mllm, text: str) -> list[int]:

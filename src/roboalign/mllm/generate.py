@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicLayer
 
 from roboalign.errors import RoboAlignError
@@ -204,7 +204,7 @@ def _decode_with_hf(
     ends = _Ending(mllm, stop)
     start = batch["input_ids"].shape[1]
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _own_settings(mllm):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
         output = mllm.model.generate(
             **batch,
@@ -276,6 +276,20 @@ def _pick(
     else:
         token = allowed.argmax(-1, keepdim=True)
     return token[:, 0], logprobs.gather(-1, token)[:, 0]
+
+
+@contextmanager
+def _own_settings(mllm: Mllm) -> Iterator[None]:
+    """Without the sampling settings of the model's folder: a repetition penalty there would sample from another
+    distribution than the one whose log-probabilities are returned."""
+    stored = mllm.model.generation_config
+    mllm.model.generation_config = GenerationConfig(
+        eos_token_id=sorted(end_ids(mllm)), pad_token_id=mllm.tokenizer.pad_token_id
+    )
+    try:
+        yield
+    finally:
+        mllm.model.generation_config = stored
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Opening and saving a multimodal LLM as a plain Hugging Face folder."""
 
 import copy
+import inspect
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,12 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    LlavaOnevisionProcessor,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen3VLProcessor,
+    SmolVLMProcessor,
 )
 
 from roboalign.actions.vocabulary import ActionVocabulary
@@ -47,7 +50,52 @@ class ImageOnlyQwen3VLProcessor(Qwen3VLProcessor):
         return super().to_dict() | {"processor_class": "Qwen3VLProcessor"}
 
 
-IMAGE_ONLY = {"qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor, "qwen3_vl": ImageOnlyQwen3VLProcessor}
+class ImageOnlySmolVLMProcessor(SmolVLMProcessor):
+    """SmolVLM's processor without its video half, which wants torchvision, and num2words to spell a video's length."""
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, image_seq_len: int = 169,
+        chat_template: str | None = None, **_: Any,
+    ) -> None:  # fmt: skip
+        self.image_seq_len = image_seq_len
+        self.fake_image_token = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
+        self.global_image_token = getattr(tokenizer, "global_image_token", "<global-img>")
+        self.image_token = getattr(tokenizer, "image_token", "<image>")
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        # The stock __init__ refuses to begin without num2words: its parent's is called in its place.
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
+        """The stock one reads the video processor's settings first."""
+        return ProcessorMixin.apply_chat_template(self, *arguments, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        return super().to_dict() | {"processor_class": "SmolVLMProcessor"}
+
+
+class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor without its video half, which cannot be built where torchvision is not installed."""
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, num_image_tokens: int | None = None,
+        vision_feature_select_strategy: str | None = None, chat_template: str | None = None,
+        vision_aspect_ratio: str = "anyres_max_9", **_: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            image_processor, tokenizer, num_image_tokens=num_image_tokens, chat_template=chat_template,
+            vision_feature_select_strategy=vision_feature_select_strategy, vision_aspect_ratio=vision_aspect_ratio,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        return super().to_dict() | {"processor_class": "LlavaOnevisionProcessor"}
+
+
+IMAGE_ONLY: dict[str, Any] = {
+    "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor, "qwen3_vl": ImageOnlyQwen3VLProcessor,
+    "smolvlm": ImageOnlySmolVLMProcessor, "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
+}  # fmt: skip
 
 
 @dataclass
@@ -105,7 +153,12 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return IMAGE_ONLY[model_type](image_processor, tokenizer, chat_template=tokenizer.chat_template)
+    kind = IMAGE_ONLY[model_type]
+    stored, _ = kind.get_processor_dict(folder, local_files_only=True)
+    # The folder's own settings of the processor: tokens an image, which layer is read, how images are cut.
+    settings = {name: stored[name] for name in inspect.signature(kind.__init__).parameters if name in stored}
+    settings = {name: value for name, value in settings.items() if name not in kind.get_attributes()}
+    return kind(image_processor, tokenizer, **settings | {"chat_template": tokenizer.chat_template})
 
 
 def find_vocabulary(tokenizer: PreTrainedTokenizerBase) -> ActionVocabulary | None:

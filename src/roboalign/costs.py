@@ -1,0 +1,226 @@
+"""Bytes, operations and seconds of a training, by arithmetic alone: what a run will need before anything starts.
+
+Memory of weights, gradients and optimizer is exact; activations are counted tensor by tensor for a pre-norm decoder
+with a gated feed-forward layer and fused attention, as Hugging Face's models compute it: the tests compare them with
+what autograd keeps. Time is operations over the GPU's peak times an assumed utilisation: an order of magnitude, no
+promise. Nothing of this has been compared with a GPU yet.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from roboalign.errors import RoboAlignError
+
+FLOAT32, BFLOAT16 = 4, 2  # bytes
+ADAMW_BYTES = 8  # both moments, float32
+KEPT_CHECKPOINTS = 3  # the two that are kept, and the one that is being written
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: memory in bytes, dense peaks in operations a second, memory bandwidth in bytes a second."""
+
+    name: str
+    memory: float
+    bfloat16: float
+    float32: float
+    bandwidth: float
+
+
+# NVIDIA's data sheets: tensor-core peaks without sparsity, float32 without TF32 (torch's default), SXM where there is
+# one. Memory in their gigabytes, of 10^9 bytes: drivers report up to 7% more.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A100-40", 40e9, 312e12, 19.5e12, 1.555e12),
+        Gpu("A100", 80e9, 312e12, 19.5e12, 2.039e12),
+        Gpu("H100", 80e9, 989e12, 67e12, 3.35e12),
+        Gpu("H200", 141e9, 989e12, 67e12, 4.8e12),
+        Gpu("L40S", 48e9, 362e12, 91.6e12, 0.864e12),
+        Gpu("A6000", 48e9, 154.8e12, 38.7e12, 0.768e12),
+        Gpu("L4", 24e9, 121e12, 30.3e12, 0.3e12),
+        Gpu("RTX4090", 24e9, 165.2e12, 82.6e12, 1.008e12),
+    )
+}
+
+
+def parse_gpus(text: str) -> tuple[Gpu, int]:
+    """`8xH100` or `H100` -> the GPU and how many. Raises RoboAlignError on another form or an unknown name."""
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([A-Za-z0-9-]+)", text)
+    names = {name.lower(): name for name in GPUS}
+    if match is None or match[2].lower() not in names:
+        raise RoboAlignError(f"`{text}` is no number of known GPUs", where="--gpus",
+                             fix=f"write for example 8xH100; known: {', '.join(GPUS)}")  # fmt: skip
+    return GPUS[names[match[2].lower()]], int(match[1] or 1)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What costs depend on, of a multimodal LLM; widths in numbers, counts in parameters."""
+
+    parameters: int
+    vision: int
+    """Of these, outside the text model and the embeddings."""
+    table: int
+    """Of these, one embedding table."""
+    tied: bool
+    layers: int
+    width: int
+    query: int
+    """Attention heads x their width."""
+    key_value: int
+    """Key (or value) heads x their width."""
+    mlp: int
+    vocabulary: int
+    normed_queries: bool = False
+    """Queries and keys pass a norm of their own (Qwen3)."""
+
+    @property
+    def body(self) -> int:
+        """Parameters of the text layers: what every token is multiplied with."""
+        return self.parameters - self.vision - self.tables
+
+    @property
+    def tables(self) -> int:
+        """Parameters of the embeddings, input and output."""
+        return self.table * (1 if self.tied else 2)
+
+    @property
+    def multiplied(self) -> int:
+        """Parameters of text layers and output layer; rows of an input embedding are looked up, not multiplied."""
+        return self.body + self.table
+
+    @property
+    def unit(self) -> int:
+        """Parameters that a GPU holds whole under sharding by layer: the embeddings and one text layer."""
+        return self.tables + self.body // self.layers
+
+    def grown(self, rows: int) -> "Backbone":
+        """The same with `rows` more tokens in its vocabulary."""
+        added = rows * self.width
+        total = self.parameters + added * (1 if self.tied else 2)
+        return replace(self, parameters=total, table=self.table + added, vocabulary=self.vocabulary + rows)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, by what holds them."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    casts: float = 0
+    """Autocast's bfloat16 copies of the weights."""
+    gathered: float = 0
+    """Under sharding: the whole embeddings, and the whole layer that is at work."""
+    reference: float = 0
+    """A model that is not trained: GRPO's reference, the head's backbone."""
+    activations: float = 0
+    logits: float = 0
+    cache: float = 0
+    """Keys and values of the rollouts; they are gone before the update begins."""
+
+    @property
+    def total(self) -> float:
+        """The peak: a rollout's cache and an update's activations, gradients and casts are not there together."""
+        held = self.weights + self.optimizer + self.gathered + self.reference
+        return held + max(self.cache, self.gradients + self.casts + self.activations + self.logits)
+
+
+def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1) -> Memory:
+    """Weights, gradients and AdamW's moments in float32, each divided over `share` GPUs.
+
+    `cast`: trained parameters of which autocast keeps a bfloat16 copy, those that products are made with (0: no bf16).
+    `unit`: parameters that a GPU holds whole while it works, where they are sharded; their casts are of them alone.
+    """
+    sharded = share > 1
+    return Memory(weights=FLOAT32 * parameters / share, gradients=FLOAT32 * trainable / share,
+                  optimizer=ADAMW_BYTES * trainable / share, casts=BFLOAT16 * (min(cast, unit) if sharded else cast),
+                  gathered=FLOAT32 * unit if sharded else 0)  # fmt: skip
+
+
+def layer_bytes(b: Backbone, *, bf16: bool) -> int:
+    """What one text layer keeps of one token for the backward pass.
+
+    In float32: each norm's input and its normalised form. In the type of the products: what the two norms give,
+    queries, keys, values (repeated for each query head, as torch's attention wants them where a batch is padded), what
+    attention gives, gate, its activation, up, and their product. Under bf16 the residual stream and the norms stay in
+    float32, and autocast makes a copy of what a norm gives for each of its five readers (query, key, value; gate, up).
+    """
+    normed = 2 * b.width + (b.query + b.key_value if b.normed_queries else 0)
+    products = (5 if bf16 else 2) * b.width + 4 * b.query + 4 * b.mlp
+    return 2 * FLOAT32 * normed + (BFLOAT16 if bf16 else FLOAT32) * products
+
+
+def activation_bytes(b: Backbone, tokens: float, *, bf16: bool, checkpointing: bool) -> float:
+    """Of `tokens` tokens through all text layers. Checkpointing keeps each layer's input, and one whole layer a time.
+
+    A vision tower keeps nothing where it is frozen; where it is trained, what it keeps is not counted.
+    """
+    whole = layer_bytes(b, bf16=bf16)
+    return tokens * (b.layers * FLOAT32 * b.width + whole if checkpointing else b.layers * whole)
+
+
+def logit_bytes(b: Backbone, tokens: float, *, bf16: bool) -> float:
+    """Of the loss on `tokens` answer tokens: the logits, their float32 form, its log-softmax, and the gradient."""
+    return tokens * b.vocabulary * ((BFLOAT16 if bf16 else 0) + 3 * FLOAT32)
+
+
+def cache_bytes(b: Backbone, rows: int, length: float) -> float:
+    """Keys and values of `rows` answers of `length` tokens each, prompt included, in float32 as the model is loaded."""
+    return 2 * FLOAT32 * b.layers * b.key_value * rows * length
+
+
+def checkpoint_bytes(parameters: int, trainable: int) -> float:
+    """On disk while a stage trains: weights and both moments of each checkpoint that is kept or being written."""
+    return KEPT_CHECKPOINTS * (FLOAT32 * parameters + ADAMW_BYTES * trainable)
+
+
+def feature_bytes(frames: float, tokens: float, width: int) -> float:
+    """Hidden states of `frames` frames of `tokens` tokens, at 16 bits, as `vla.features` keeps them."""
+    return 2 * frames * tokens * width
+
+
+def forward_flops(b: Backbone, tokens: float, length: float, *, answers: float = 0, layers: int | None = None) -> float:
+    """One pass over `tokens` text-model tokens in sequences of `length`, and the output layer for `answers` of them.
+
+    Two operations a parameter and token; causal attention takes two products of `length`/2 keys a query channel.
+    """
+    share = (layers or b.layers) / b.layers
+    attention = 2 * b.layers * b.query * length  # 2 products x 2 operations x length / 2
+    return share * tokens * (2 * b.body + attention) + 2 * b.table * answers
+
+
+def vision_flops(b: Backbone, patches: float) -> float:
+    """One pass of the vision tower over `patches` patches; attention within the image is left out."""
+    return 2 * b.vision * patches
+
+
+def training_flops(b: Backbone, tokens: float, length: float, answers: float, *, checkpointing: bool) -> float:
+    """Forward, and a backward pass of twice that; checkpointing computes the forward pass of the layers once more."""
+    again = forward_flops(b, tokens, length) if checkpointing else 0
+    return 3 * forward_flops(b, tokens, length, answers=answers) + again
+
+
+def compute_seconds(flops: float, peak: float, utilisation: float, gpus: int) -> float:
+    """Seconds of `flops` operations at `utilisation` of the peak of each of `gpus` GPUs."""
+    return flops / (peak * utilisation * gpus)
+
+
+def decode_seconds(steps: float, bytes_read: float, gpu: Gpu, use: float) -> float:
+    """Seconds of `steps` decoding steps, each of which reads `bytes_read` at the share `use` of the memory's rate."""
+    return steps * bytes_read / (gpu.bandwidth * use)
+
+
+def block_bytes(width: int, *, bf16: bool) -> int:
+    """What one block of the head (attention, feed-forward four times as wide) keeps of one token.
+
+    Two norms' inputs in float32; in the type of the products the norms' outputs, queries, keys, values, what attention
+    gives, and the inner layer before and behind its activation.
+    """
+    return 2 * FLOAT32 * width + (BFLOAT16 if bf16 else FLOAT32) * (2 + 3 + 1 + 2 * 4) * width
+
+
+def block_context_bytes(width: int, *, bf16: bool) -> int:
+    """Keys and values that a cross-attending block keeps of one token of its context."""
+    return 2 * width * (BFLOAT16 if bf16 else FLOAT32)

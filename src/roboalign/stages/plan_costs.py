@@ -1,0 +1,395 @@
+"""`roboalign plan`: memory, disk, time and money of a recipe's trainings on given GPUs, before anything starts.
+
+What is known is computed: shapes from the model's configuration, without its weights. What is not (how long questions
+and answers are, how well a GPU is used) is assumed, printed with the result, and can be given with --assume.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from transformers import AutoConfig
+
+from roboalign import costs
+from roboalign.align.trainer import TrainConfig, vision_parameters
+from roboalign.config import Config
+from roboalign.costs import FLOAT32, Backbone, Gpu, Memory
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.load import load_processor
+from roboalign.mllm.presets import PRESETS, image_tokens, meta_model, preset_config, preset_of
+from roboalign.mllm.tiny import build_tiny
+from roboalign.recipe import Recipe
+from roboalign.stages.base import source_folder
+from roboalign.stages.data import BACKBONE_OF
+from roboalign.vla.head import FlowMatchingHead, HeadShape
+
+GENERATED_ROWS = 256  # answers that `mllm.generate` samples at a time
+FAST_PLUS = 2048  # entries of the published FAST tokenizer
+SHORTEST = 128  # tokens of an answer below which no plan advises to cut it: it must hold a reasoning and an action
+
+
+class Assumptions(Config):
+    """What a plan cannot know. Each can be given with --assume NAME=VALUE."""
+
+    utilisation: float = Field(0.35, gt=0, le=1)
+    """Share of the GPU's peak that training reaches (MFU)."""
+    bandwidth: float = Field(0.5, gt=0, le=1)
+    """Share of the GPU's memory bandwidth that decoding reaches."""
+    usable: float = Field(0.92, gt=0, le=1)
+    """Share of the GPU's memory that tensors may take; the rest is for CUDA and for gaps between them."""
+    image_tokens: int = Field(0, ge=0)
+    """Tokens of an image; 0: what the backbone's processor makes of one of `collect.world.image_size` pixels."""
+    question_tokens: float = Field(45, gt=0)
+    """Tokens of a question, chat template included."""
+    answer_tokens: float = Field(40, gt=0)
+    """Tokens of an answer of the mixture."""
+    reply_tokens: float = Field(120, gt=0)
+    """Mean tokens of a sampled answer; `rl.max_new_tokens` is the bound of memory and of the decoding steps."""
+    episode_steps: float = Field(100, gt=0)
+    """Steps of a demonstration."""
+    action_dim: int = Field(7, ge=1)
+    """Numbers of an action."""
+    state_dim: int = Field(8, ge=1)
+    """Numbers of the robot's state."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The backbone of a recipe with its action tokens."""
+
+    name: str
+    numbers: Backbone
+    image_tokens: int
+    patches: int
+    """Vision tokens of an image before they are merged."""
+
+
+def _no_memory(checkpointing: bool, micro: int, share: int) -> Memory:
+    return Memory()
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one run of a stage takes."""
+
+    names: tuple[str, ...]
+    """The stages of this kind: they cost the same."""
+    runs: int
+    """How often the recipe runs one of them."""
+    gpus: int
+    """GPUs that one run uses."""
+    disk: dict[str, float]
+    """Bytes; `checkpoint...` are gone when the stage has ended."""
+    checkpointing: bool
+    """Gradient checkpointing, as the recipe says."""
+    checkpointing_key: str
+    """The recipe's setting of it; "" where there is none."""
+    micro: int
+    """Micro-batch on a GPU, as the recipe says."""
+    micro_key: str
+    batch: int
+    """What an update takes, over all GPUs."""
+    batch_key: str
+    work: str = ""
+    """In words."""
+    tokens: float = 0
+    flops: float = 0
+    seconds: float = 0
+    memory: Callable[[bool, int, int], Memory] = _no_memory
+    """Of one GPU under (checkpointing, micro-batch, GPUs over which weights, gradients and optimizer are sharded)."""
+    smaller: "tuple[str, StageCost] | None" = None
+    """A change of the recipe that takes less memory, and the stage under it."""
+
+
+def backbone_numbers(model: Any) -> Backbone:
+    """The numbers of a model, whether it has weights or lies on `meta`."""
+    text, table = model.config.get_text_config(), model.get_output_embeddings().weight
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Backbone(
+        parameters=sum(p.numel() for p in model.parameters()),
+        vision=sum(p.numel() for p in vision_parameters(model).values()), table=table.numel(),
+        tied=table is model.get_input_embeddings().weight, layers=text.num_hidden_layers, width=text.hidden_size,
+        query=text.num_attention_heads * head, key_value=text.num_key_value_heads * head, mlp=text.intermediate_size,
+        vocabulary=table.shape[0], normed_queries=hasattr(model.get_decoder().layers[0].self_attn, "q_norm"),
+    )  # fmt: skip
+
+
+def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
+    """The recipe's backbone, its action tokens added. A folder that is not there counts as the preset of its name.
+
+    Raises RoboAlignError where there is neither, and where the model has no layer `backbone.layer`.
+    """
+    source, size = recipe.backbone.source, recipe.collect.world.image_size
+    preset = preset_of(source)
+    if source == "train":
+        tiny = recipe.backbone.tiny
+        config = build_tiny(tiny, ["a"]).model.config
+        config.text_config.vocab_size = tiny.vocab_size
+        name, tokens = "a new tiny model", (tiny.image_size // tiny.patch_size // tiny.merge) ** 2
+    elif preset is not None and not (Path(source).expanduser() / "config.json").is_file():
+        config = preset_config(next(name for name, one in PRESETS.items() if one is preset))
+        name, tokens = preset.repository, image_tokens(preset.image, size, size)
+    else:
+        folder = _folder(source)
+        processor = load_processor(folder)
+        blank = np.zeros((size, size, 3), dtype=np.uint8)
+        config, name = AutoConfig.from_pretrained(folder, local_files_only=True), folder.name
+        image: Any = processor
+        tokens = len(image(text=[image.image_token], images=[[blank]], add_special_tokens=False)["input_ids"][0])
+    numbers = backbone_numbers(meta_model(config))
+    if recipe.backbone.layer > numbers.layers:
+        raise RoboAlignError(f"the model has text layers 1..{numbers.layers}", where="backbone.layer",
+                             fix="choose one of them")  # fmt: skip
+    tokens = assumed.image_tokens or tokens
+    if not getattr(config, "action_token_ids", None):
+        # Qwen's table has some hundred rows to spare, which the first new tokens fill: these are counted twice here.
+        numbers = numbers.grown(2 + (FAST_PLUS if recipe.tokenizer.path else recipe.tokenizer.vocab_size))
+    merge = int(getattr(config.vision_config, "spatial_merge_size", 0) or getattr(config, "scale_factor", 1))
+    return Model(name, numbers, tokens, tokens * merge**2)
+
+
+def _folder(source: str) -> Path:
+    try:
+        return source_folder(source)
+    except RoboAlignError as error:
+        known = ", ".join(preset.repository for preset in PRESETS.values())
+        raise RoboAlignError(error.problem, where=error.where,
+                             fix=f"give a folder with config.json, or one named like {known}") from None  # fmt: skip
+
+
+def plan_costs(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions) -> tuple[Model, list[StageCost]]:
+    """The recipe's backbone and what each kind of training costs, in the order in which they run.
+
+    Raises RoboAlignError as model_of does.
+    """
+    model = model_of(recipe, assumed)
+    made = {BACKBONE_OF[arm] for arm in recipe.arms} - {"base", "random"}
+    rl = sorted(name for name in made if name == "rl" or name.endswith("-rl"))
+    again = sorted(made & {"extra-sft", "ecot"})
+    whole = sorted(made & {"language-sft", "action-sft"})
+    if made - set(whole):
+        whole.insert(0, "sft")  # what the others start from
+    asked = (recipe, model, gpu, count, assumed)
+    stages = []
+    if whole:
+        stages.append(_sft(*asked, whole))
+    if again:
+        stages.append(_imitation(*asked, again))
+    if rl:
+        stages.append(_rl(*asked, rl))
+    return model, [*stages, _head(*asked)]
+
+
+def _turns(recipe: Recipe) -> float:
+    return (recipe.mix.min_turns + recipe.mix.max_turns) / 2
+
+
+def _rl_rollouts(recipe: Recipe) -> int:
+    config, mix = recipe.rl, recipe.mix
+    if config.updates:
+        return config.updates // config.updates_per_rollout
+    prompts = min(mix.rl_share * _turns(recipe), mix.action_share) * mix.conversations
+    return math.ceil(max(1, int(prompts)) * config.epochs / config.prompts_per_rollout)
+
+
+def _state(model: Model, config: TrainConfig, share: int) -> Memory:
+    """Weights, gradients and optimizer of a training of the MLLM."""
+    b = model.numbers
+    trainable = b.parameters - (b.vision if config.freeze_vision else 0)
+    cast = b.multiplied + (0 if config.freeze_vision else b.vision)
+    return costs.training_state(b.parameters, trainable, cast=cast if config.bf16 else 0, unit=b.unit, share=share)
+
+
+def _disk(model: Model, config: TrainConfig) -> dict[str, float]:
+    b = model.numbers
+    trainable = b.parameters - (b.vision if config.freeze_vision else 0)
+    return {"checkpoints": costs.checkpoint_bytes(b.parameters, trainable), "model": FLOAT32 * b.parameters}
+
+
+def _peak(gpu: Gpu, bf16: bool) -> float:
+    return gpu.bfloat16 if bf16 else gpu.float32
+
+
+def _sft(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, names: list[str]) -> StageCost:
+    config = recipe.sft
+    samples = config.max_steps * config.batch_size if config.max_steps else recipe.mix.conversations * config.epochs
+    return _fine_tuning(model, gpu, count, a, config, (samples, _turns(recipe)), StageCost(
+        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(model, config),
+        checkpointing=config.gradient_checkpointing, checkpointing_key="sft.gradient_checkpointing",
+        micro=config.micro_batch_size, micro_key="sft.micro_batch_size",
+        batch=config.batch_size, batch_key="sft.batch_size",
+    ))  # fmt: skip
+
+
+def _imitation(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, names: list[str]) -> StageCost:
+    """SFT on what RL is asked. `stages.align.imitate` computes an update in one piece, so on one GPU."""
+    config = recipe.rl
+    batch = config.prompts_per_update + (config.replay_batch if config.replay_weight else 0)
+    samples = _rl_rollouts(recipe) * config.updates_per_rollout * batch
+    return _fine_tuning(model, gpu, 1, a, config, (samples, 1), StageCost(
+        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=1, disk=_disk(model, config),
+        checkpointing=config.gradient_checkpointing, checkpointing_key="rl.gradient_checkpointing",
+        micro=batch, micro_key="", batch=batch, batch_key="rl.prompts_per_update",
+    ))  # fmt: skip
+
+
+def _fine_tuning(
+    model: Model, gpu: Gpu, count: int, a: Assumptions, config: TrainConfig, conversations: tuple[float, float],
+    stage: StageCost,
+) -> StageCost:  # fmt: skip
+    """`stage` with the cost of SFT on `conversations`: how many, and how many turns each has."""
+    b, (samples, turns) = model.numbers, conversations
+    length = model.image_tokens + turns * (a.question_tokens + a.answer_tokens)
+    tokens, answers = samples * length, samples * turns * a.answer_tokens
+    flops = costs.training_flops(b, tokens, length, answers, checkpointing=config.gradient_checkpointing)
+    flops += costs.vision_flops(b, samples * model.patches) * (1 if config.freeze_vision else 3)
+
+    def memory(checkpointing: bool, micro: int, share: int) -> Memory:
+        held = costs.activation_bytes(b, micro * length, bf16=config.bf16, checkpointing=checkpointing)
+        asked = costs.logit_bytes(b, micro * turns * a.answer_tokens, bf16=config.bf16)
+        return replace(_state(model, config, share), activations=held, logits=asked)
+
+    return replace(
+        stage, work=f"{samples:,.0f} conversations of {length:,.0f} tokens", tokens=tokens, flops=flops, memory=memory,
+        seconds=costs.compute_seconds(flops, _peak(gpu, config.bf16), a.utilisation, count),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The sizes of a rollout of GRPO, lengths in tokens."""
+
+    prompt: float
+    reply: float
+    longest: int
+    rows: int
+    """Answers that a GPU samples at a time."""
+    batches: int
+    """How often it does so, over all rollouts."""
+    asked: int
+    """Prompts over all rollouts."""
+
+
+def _answers(recipe: Recipe, model: Model, count: int, a: Assumptions) -> _Answers:
+    config, rollouts = recipe.rl, _rl_rollouts(recipe)
+    own = math.ceil(config.prompts_per_rollout / count)  # of one GPU
+    at_once = min(own, max(1, GENERATED_ROWS // config.samples))
+    return _Answers(
+        prompt=model.image_tokens + a.question_tokens, reply=min(a.reply_tokens, config.max_new_tokens),
+        longest=config.max_new_tokens, rows=at_once * config.samples, batches=rollouts * math.ceil(own / at_once),
+        asked=rollouts * config.prompts_per_rollout,
+    )  # fmt: skip
+
+
+def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, names: list[str]) -> StageCost:
+    config, b, sizes = recipe.rl, model.numbers, _answers(recipe, model, count, a)
+    update, sampled = _rl_flops(recipe, model, a, sizes)
+    # Only the update is autocast; the rollout and the reference run as the model is loaded, in float32.
+    seconds = costs.compute_seconds(update, _peak(gpu, config.bf16), a.utilisation, count)
+    seconds += costs.compute_seconds(sampled, gpu.float32, a.utilisation, count)
+    read = FLOAT32 * b.multiplied + costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.reply)
+    seconds += costs.decode_seconds(sizes.batches * sizes.longest, read, gpu, a.bandwidth)
+    conversation = model.image_tokens + _turns(recipe) * (a.question_tokens + a.answer_tokens)
+
+    def memory(checkpointing: bool, micro: int, share: int) -> Memory:
+        # Checkpointing needs rows of their own: the prompt is then computed for each of its answers.
+        answers = micro * config.samples * sizes.longest
+        held = micro * sizes.prompt * (config.samples if checkpointing else 1) + answers
+        if config.replay_weight:
+            replayed = config.replay_batch * micro / config.prompts_per_update
+            held += replayed * conversation
+            answers += replayed * _turns(recipe) * a.answer_tokens
+        return replace(
+            _state(model, config, share), reference=FLOAT32 * b.parameters if config.kl else 0.0,
+            activations=costs.activation_bytes(b, held, bf16=config.bf16, checkpointing=checkpointing),
+            logits=costs.logit_bytes(b, answers, bf16=config.bf16),
+            cache=costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.longest),
+        )  # fmt: skip
+
+    half = config.max_new_tokens // 2
+    smaller = None
+    if half >= SHORTEST:
+        cut = recipe.model_copy(update={"rl": config.model_copy(update={"max_new_tokens": half})})
+        smaller = f"--set rl.max_new_tokens={half}", _rl(cut, model, gpu, count, a, names)
+    return StageCost(
+        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(model, config),
+        work=f"{_rl_rollouts(recipe):,} rollouts of {config.prompts_per_rollout} prompts x {config.samples} answers",
+        tokens=sizes.asked * (sizes.prompt + config.samples * sizes.reply), flops=update + sampled, seconds=seconds,
+        memory=memory, checkpointing=config.gradient_checkpointing, checkpointing_key="rl.gradient_checkpointing",
+        micro=config.micro_batch_size, micro_key="rl.micro_batch_size",
+        batch=config.prompts_per_update, batch_key="rl.prompts_per_update", smaller=smaller,
+    )  # fmt: skip
+
+
+def _rl_flops(recipe: Recipe, model: Model, a: Assumptions, sizes: _Answers) -> tuple[float, float]:
+    """Operations of all updates, and of all sampling and scoring."""
+    config, b = recipe.rl, model.numbers
+    asked, length = sizes.asked, sizes.prompt + sizes.reply
+    answered = asked * config.samples * sizes.reply
+    again = config.samples if config.gradient_checkpointing else 1  # how often a prompt is computed in an update
+    update = costs.training_flops(b, asked * again * sizes.prompt + answered, length, answered,
+                                  checkpointing=config.gradient_checkpointing)  # fmt: skip
+    update += costs.vision_flops(b, asked * again * model.patches) * (1 if config.freeze_vision else 3)
+    if config.replay_weight:
+        turns = _turns(recipe)
+        each = model.image_tokens + turns * (a.question_tokens + a.answer_tokens)
+        replayed = asked / config.prompts_per_update * config.replay_batch
+        update += costs.training_flops(b, replayed * each, each, replayed * turns * a.answer_tokens,
+                                       checkpointing=config.gradient_checkpointing)  # fmt: skip
+    once = costs.forward_flops(b, asked * sizes.prompt, sizes.prompt) + costs.vision_flops(b, asked * model.patches)
+    once += costs.forward_flops(b, answered, length, answers=answered)
+    return update, once * (2 if config.kl else 1)
+
+
+def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) -> StageCost:
+    """Features once, then the head; both run on one GPU. The backbone stays loaded, in float32."""
+    b, config, head = model.numbers, recipe.head_training, recipe.head
+    shape = HeadShape(vlm_width=b.width, action_dim=a.action_dim, state_dim=a.state_dim,
+                      horizon=recipe.tokenizer.horizon)  # fmt: skip
+    with torch.device("meta"):
+        built = FlowMatchingHead(head, shape)
+    parameters = sum(p.numel() for p in built.parameters())
+    over_vlm = sum(p.numel() for p in built.vlm_blocks.parameters()) + shape.vlm_width * head.vlm_inner_width
+    length = model.image_tokens + a.question_tokens
+    collected = recipe.collect.downstream.episodes_per_task * len(recipe.collect.downstream_tasks)
+    frames = collected * a.episode_steps / config.features.every
+    features = costs.forward_flops(b, frames * length, length, layers=recipe.backbone.layer)
+    features += costs.vision_flops(b, frames * model.patches)
+    sequence = config.draws * (recipe.tokenizer.horizon + head.future_tokens + head.proprioception)
+    training = 3 * 2 * config.steps * config.batch_size * (over_vlm * length + (parameters - over_vlm) * sequence)
+    bf16 = config.precision == "bfloat16"
+
+    def memory(checkpointing: bool, micro: int, share: int) -> Memory:
+        state = costs.training_state(parameters, parameters, cast=parameters if bf16 else 0)
+        kept = micro * (head.vlm_layers * length * costs.block_bytes(head.vlm_inner_width, bf16=bf16)
+                        + head.layers * sequence * costs.block_bytes(head.width, bf16=bf16)
+                        + head.layers / 2 * length * costs.block_context_bytes(head.width, bf16=bf16))  # fmt: skip
+        return replace(state, reference=FLOAT32 * b.parameters, activations=kept)
+
+    seconds = costs.compute_seconds(features, gpu.float32, a.utilisation, 1)
+    seconds += costs.compute_seconds(training, _peak(gpu, bf16), a.utilisation, 1)
+    return StageCost(
+        names=("head",), runs=len(recipe.arms) * len(recipe.seeds), gpus=1,
+        work=f"{frames:,.0f} frames of {length:,.0f} tokens, then {config.steps:,} steps of {config.batch_size}",
+        tokens=frames * length, flops=features + training, seconds=seconds, memory=memory,
+        disk={"features": costs.feature_bytes(frames, length, b.width), "checkpoint": 12 * parameters,
+              "head": FLOAT32 * parameters},
+        checkpointing=False, checkpointing_key="", micro=config.batch_size, micro_key="head_training.batch_size",
+        batch=config.batch_size, batch_key="head_training.batch_size",
+    )  # fmt: skip
+
+
+def assumptions(given: list[str]) -> Assumptions:
+    """`NAME=VALUE` texts -> Assumptions. Raises RoboAlignError on an unknown name or a value out of range."""
+    pairs = [text.partition("=")[::2] for text in given]
+    try:
+        return Assumptions.model_validate(dict(pairs))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise RoboAlignError(f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}", where="--assume",
+                             fix=f"known: {', '.join(Assumptions.model_fields)}") from None  # fmt: skip
