@@ -8,8 +8,9 @@ import pytest
 from roboalign.cli import main
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.success import success_table
-from roboalign.files import write_json, write_text
+from roboalign.files import read_json, write_json, write_text
 from roboalign.recipe import Recipe, dump_recipe
+from roboalign.stages.publish import publish
 from roboalign.stages.table import read_measured, table
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
@@ -47,6 +48,23 @@ def test_both_layouts_give_the_same_table(tmp_path: Path, capsys: pytest.Capture
     assert any("2 tasks of metaworld" in sentence for sentence in one["not_comparable"])
     assert main(["table", str(folders[0])]) == 0
     assert "RoboAlign" in capsys.readouterr().out
+
+
+def test_published_baselines_come_with_the_papers_numbers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", published=False)
+    for name in ("index.html", "table.txt"):
+        write_text(run / "report" / name, "x")
+    write_json(run / "collect" / "experts.json", {})
+    summary = read_json(run / "report" / "summary.json")
+    write_json(run / "report" / "summary.json", {**summary, "arms": {}})
+    lines = publish(run, tmp_path / "kept").splitlines()
+    start = lines.index("| backbone | paper: LIBERO, average of the four suites | paper, minus SFT | measured success "
+                        "| minus SFT, points |")
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines[start + 2 :] if line.startswith("|")}
+    assert rows["Base"].startswith("| Base | 73.9% | −4.8 | 8/20 = 40.0% (21.9 to 61.3) | ")
+    assert "not run" in rows["RoboAlign"] and rows["SFT"].endswith(" | – |")
+    assert any(line.startswith("- Another benchmark") for line in lines)
+    assert json.loads(table([str(tmp_path / "kept")], "libero-avg", as_json=True))[0]["run"] == "mine"
 
 
 def test_records_that_lack_a_training_seed_give_no_difference(tmp_path: Path) -> None:

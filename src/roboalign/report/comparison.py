@@ -93,7 +93,7 @@ def format_comparison(comparison: Mapping[str, Any], *, width: int = 130) -> str
         grid.add_column(column)
     for row in comparison["rows"]:
         percent = paper["unit"] == "percent"
-        number = "–" if row["paper"] is None else f"{row['paper']:.1f}%" if percent else f"{row['paper']:.2f}"
+        number = _number(row["paper"], percent)
         change = signed(row["paper_minus_sft"], 1 if percent else 2)
         measured = row["measured"]
         seeds = ", ".join(map(str, row["training_seeds"]))
@@ -106,6 +106,30 @@ def format_comparison(comparison: Mapping[str, Any], *, width: int = 130) -> str
         for sentence in comparison["not_comparable"]:
             console.print(f"- {sentence}")
     return capture.get()
+
+
+def markdown_comparison(comparison: Mapping[str, Any]) -> str:
+    """The comparison as Markdown: the same table, then the same list."""
+    paper = comparison["paper"]
+    percent = paper["unit"] == "percent"
+    lines = [f"| backbone | paper: {paper['metric']} | paper, minus SFT | measured success | minus SFT, points |",
+             "|---|---|---|---|---|"]
+    for row in comparison["rows"]:
+        measured = row["measured"]
+        counted = f"{measured['successes']}/{measured['n']} = " if measured and measured["n"] else ""
+        cells = [row["title"], _number(row["paper"], percent), signed(row["paper_minus_sft"], 1 if percent else 2),
+                 counted + _in_brackets(_rate(measured)), _in_brackets(_difference(row["minus_sft"]))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in comparison["not_comparable"])]) + "\n"
+
+
+def _in_brackets(cell: str) -> str:
+    number, *bounds = cell.split("\n")
+    return f"{number} ({bounds[0]})" if bounds else number
+
+
+def _number(value: float | None, percent: bool) -> str:
+    return "–" if value is None else f"{value:.1f}%" if percent else f"{value:.2f}"
 
 
 def _rate(measured: Mapping[str, Any] | None) -> str:

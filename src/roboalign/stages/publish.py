@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.files import atomic_path, read_json
+from roboalign.report.comparison import markdown_comparison
 from roboalign.report.tables import ARM_COLUMNS, lookup
 from roboalign.report.text import interval, value
 from roboalign.stages.report import ARMS, OTHER_RL
+from roboalign.stages.table import comparison
 
+BASELINES = ("language-sft", "action-sft", "ecot", *OTHER_RL)
 COLUMNS = ("VQA, direct", "Prefix, direct", "Prefix, reasoned", "Format", "L1, direct", "L1, reasoned")
 
 
 def publish(run_dir: str | Path, target: str | Path) -> str:
-    """Write the page, the summary, the recipe and the raw records of `run_dir` to `target`; return its table.
+    """Write the page, the summary, the recipe and the raw records of `run_dir` to `target`; return its tables.
 
-    The table is Markdown, with 95% intervals. A folder that stands at `target` is replaced. Raises RoboAlignError
-    where the run has no report.
+    They are Markdown, with 95% intervals; the second, of a run with baselines, has the paper's numbers. A folder that
+    stands at `target` is replaced. Raises RoboAlignError where the run has no report.
     """
     run_dir = Path(run_dir)
     summary = read_json(run_dir / "report" / "summary.json", fix=f"roboalign report RECIPE --out {run_dir}")
@@ -34,7 +37,9 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
                     shutil.copy(seed / stage / "metrics.jsonl", folder / f"{seed.name}-{stage}-metrics.jsonl")
             for episodes in sorted(seed.glob("eval/rollouts/*/episodes.jsonl")):
                 shutil.copy(episodes, folder / f"{seed.name}-episodes-{episodes.parent.name}.jsonl")
-    return markdown_table(summary)
+    if not set(BASELINES) & set((summary.get("success") or {}).get("arms", {})):
+        return markdown_table(summary)
+    return markdown_table(summary) + "\n" + markdown_comparison(comparison(Path(target), "libero-avg"))
 
 
 def markdown_table(summary: Mapping[str, Any]) -> str:

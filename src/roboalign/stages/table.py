@@ -18,9 +18,14 @@ def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:
     if metric not in METRICS:
         raise RoboAlignError(f"the paper has no column `{metric}` here", where="--metric",
                              fix=f"use one of {', '.join(METRICS)}")
-    titles = {arm: title for arm, (title, _) in ARMS.items()}
-    compared = [compare_with_paper(read_measured(Path(folder)), METRICS[metric], titles) for folder in folders]
+    compared = [comparison(Path(folder), metric) for folder in folders]
     return json.dumps(compared, indent=2) if as_json else "\n".join(map(format_comparison, compared))
+
+
+def comparison(folder: Path, metric: str) -> dict[str, Any]:
+    """`compare_with_paper` of one folder."""
+    titles = {arm: title for arm, (title, _) in ARMS.items()}
+    return compare_with_paper(read_measured(folder), METRICS[metric], titles)
 
 
 def read_measured(folder: Path) -> Measured:
