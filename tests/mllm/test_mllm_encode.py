@@ -4,9 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import normalizers
 
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import IGNORED, collate, encode_conversation, encode_prompt
+from roboalign.mllm.tiny_classes import build_class
 
 FRAME = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 TURNS = [
@@ -153,3 +155,16 @@ def test_loss_is_that_of_the_labelled_tokens(qwen):
     spoken = targets != IGNORED
     chosen = logprobs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     torch.testing.assert_close(output.loss, -chosen[spoken].mean())
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_space_that_the_tokenizer_writes_itself_is_not_there_twice(normalised):
+    """Llama's first tokenizers put a space before every piece, in the normaliser; the later ones where none is."""
+    mllm = build_class("llava", [text for turn in TURNS for text in turn.values()] + ["USER: ASSISTANT: left"] * 9)
+    if normalised:
+        backend = mllm.tokenizer.backend_tokenizer
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    encoded = encode_conversation(mllm, [{"question": "Where?", "answer": "left"}], FRAME)
+    spoken = mllm.tokenizer.convert_ids_to_tokens(encoded.labels[encoded.labels != IGNORED])
+    assert "".join(spoken) == "▁left</s>"

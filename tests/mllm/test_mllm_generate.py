@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -162,3 +163,16 @@ def test_generation_is_plain_data(qwen3, prompts):
     made = generate(qwen3, prompts[:1], samples=1, max_new_tokens=2)
     assert set(dataclasses.asdict(made)) == {"tokens", "logprobs", "finished", "n_prefill_tokens", "n_decoded_tokens"}
     assert all(isinstance(token, int) for token in made.tokens[0][0])
+
+
+def test_a_repetition_penalty_of_the_folder_is_not_applied(idefics3, prompts):
+    plain = generate(idefics3, prompts, samples=2, max_new_tokens=8, seed=1)
+    stored = idefics3.model.generation_config
+    changed = copy.deepcopy(stored)
+    changed.repetition_penalty, changed.top_p, changed.temperature = 5.0, 0.1, 0.1
+    idefics3.model.generation_config = changed
+    try:
+        assert generate(idefics3, prompts, samples=2, max_new_tokens=8, seed=1) == plain
+        assert idefics3.model.generation_config is changed
+    finally:
+        idefics3.model.generation_config = stored

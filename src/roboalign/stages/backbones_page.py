@@ -1,6 +1,6 @@
 """The page of `roboalign.stages.backbones`: presets, and which class passes which check."""
 
-from roboalign.mllm.presets import PRESETS, image_tokens, preset_config
+from roboalign.mllm.presets import PRESETS, image_tokens, meta_model, preset_config
 from roboalign.mllm.tiny_classes import BUILDERS, DEPTH, WIDTH
 
 IMAGE = 224
@@ -22,10 +22,11 @@ had where this was written, nor about how well a model does.
 PRESET_TEXT = f"""## Presets
 
 Shapes of published models, from each repository's config.json: `roboalign plan` and recipes under `recipes/paper/` know
-them by the name of their folder before any weight is there. A test builds each on the `meta` device and compares its
-parameters with the count that its safetensors files state. "Layer" is the one whose hidden states the action head
-reads: 18 of 28 for Qwen2.5-VL-7B is the paper's, elsewhere it is the same share, rounded, which is ours. "Tokens" are
-those of one {IMAGE} x {IMAGE} image.
+them by the name of their folder before any weight is there. The shapes were written down by hand. A test builds each on
+the `meta` device and compares its parameters with the count that its safetensors files state; a star marks those whose
+count was not at hand. "Layer" is the one whose hidden states the action head reads: 18 of 28 for Qwen2.5-VL-7B is the
+paper's, elsewhere it is the same share, rounded, which is ours. "Tokens" are those of one {IMAGE} x {IMAGE} image,
+which a test compares with the stock image processor for every family.
 """
 
 
@@ -42,7 +43,9 @@ def _presets() -> list[str]:
     rows = [_row("preset", "repository", "parameters", "layers", "layer", "width", "tokens"), _row(*["---"] * 7)]
     for name, preset in PRESETS.items():
         text = preset_config(name).get_text_config()
-        rows.append(_row(f"`{name}`", preset.repository, f"{preset.published / 1e9:.2f} B", text.num_hidden_layers,
+        count = preset.published or sum(p.numel() for p in meta_model(preset_config(name)).parameters())
+        shown = f"{count / 1e9:.2f} B" + ("" if preset.published else "*")
+        rows.append(_row(f"`{name}`", preset.repository, shown, text.num_hidden_layers,
                          preset.layer, text.hidden_size, image_tokens(preset.image, IMAGE, IMAGE)))  # fmt: skip
     return rows
 

@@ -1,0 +1,144 @@
+"""`roboalign plan`: its numbers against what autograd keeps, and what it says where a stage does not run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from roboalign import costs
+from roboalign.costs import GPUS, Memory, parse_gpus
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.encode import collate, encode_conversation
+from roboalign.mllm.presets import PRESETS, meta_model, preset_config
+from roboalign.recipe import Recipe, load_recipe
+from roboalign.stages.backbones import FRAMES, TURNS, model_of
+from roboalign.stages.plan_costs import Assumptions, assumptions, backbone_numbers, plan_costs
+from roboalign.stages.plan_costs_text import describe_plan, duration, mend, quantity, size
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PAPER = RECIPES / "paper" / "qwen2_5_vl_7b.yaml"
+
+
+def described(recipe: Recipe, gpus: str, price: float | None = None) -> str:
+    return describe_plan(recipe, *parse_gpus(gpus), Assumptions(), price)
+
+
+def kept_by_a_layer(name: str, *, bf16: bool) -> tuple[float, float]:
+    """Bytes a token that autograd keeps for one more text layer, and what the formula says; some rows are padded."""
+    mllm = model_of(name)
+    model, every = mllm.model.train(), mllm.model.get_decoder().layers
+    batch = collate(mllm, [encode_conversation(mllm, TURNS[: 1 + i % 2], FRAMES[i]) for i in range(4)])
+    del batch["labels"]
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    totals = []
+    for depth in (1, 2):
+        model.get_decoder().layers = every[:depth]
+        kept: list[torch.Tensor] = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model.model(**batch, use_cache=False)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+        totals.append(sum(size for place, size in storages.items() if place not in own))
+    casts = 2 * sum(p.numel() for p in every[1].parameters() if p.ndim > 1) if bf16 else 0
+    measured = (totals[1] - totals[0] - casts) / batch["input_ids"].numel()
+    return measured, costs.layer_bytes(backbone_numbers(model), bf16=bf16)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_activations_are_what_autograd_keeps(name: str, bf16: bool) -> None:
+    """The rest is the mask, one number a pair of tokens, which weighs much beside a model as narrow as this."""
+    measured, formula = kept_by_a_layer(name, bf16=bf16)
+    assert 0.88 * measured < formula < 1.02 * measured
+
+
+def test_numbers_of_the_7b_model() -> None:
+    b = backbone_numbers(meta_model(preset_config("qwen2.5-vl-7b")))
+    assert b.parameters == PRESETS["qwen2.5-vl-7b"].published
+    assert (b.layers, b.width, b.query, b.key_value, b.mlp) == (28, 3584, 3584, 512, 18944)
+    assert b.table == 152064 * 3584 and not b.tied
+    # queries, keys and values with biases, output, three of the feed-forward, two norms; the norm at the end
+    layer = 3584 * (3584 + 2 * 512) + 3584 + 2 * 512 + 3584 * 3584 + 3 * 3584 * 18944 + 2 * 3584
+    assert b.body == 28 * layer + 3584
+
+
+def test_the_papers_run_needs_sharding_and_the_plan_says_so() -> None:
+    text = described(load_recipe(PAPER), "8xH100")
+    sft = text.split("\n\n")[1]
+    assert "DOES NOT FIT into 73.6 GB" in sft
+    assert "Fix: shard weights, gradients and optimizer over 8 GPUs (FSDP)\n  then 27." in sft
+    assert "AdamW 61 GB" in sft  # 8 bytes x 7.63 G trained parameters
+
+
+def test_more_gpus_than_there_are_are_named() -> None:
+    assert "1 more than there are" in described(load_recipe(PAPER), "1xH100")
+
+
+def test_every_mending_fits() -> None:
+    for gpus in ("1xA6000", "2xA100", "8xH100", "4xH200"):
+        gpu, count = parse_gpus(gpus)
+        usable = 0.92 * gpu.memory
+        for stage in plan_costs(load_recipe(PAPER), gpu, count, Assumptions())[1]:
+            mending = mend(stage, usable, count)
+            assert mending.memory is None or mending.memory.total <= usable
+            assert mending.changes or stage.memory(stage.checkpointing, stage.micro, 1).total <= usable
+
+
+def test_checkpointing_is_advised_where_it_is_enough() -> None:
+    recipe = load_recipe(PAPER, ("sft.gradient_checkpointing=false", "sft.micro_batch_size=16"))
+    stage = plan_costs(recipe, GPUS["H200"], 8, Assumptions())[1][0]
+    bare, saved = (stage.memory(checkpointing, 16, 1).total for checkpointing in (False, True))
+    between = mend(stage, (bare + saved) / 2, 8)
+    assert between.changes == ("--set sft.gradient_checkpointing=true",)
+
+
+def test_a_batch_that_does_not_divide_is_named_with_its_setting() -> None:
+    text = described(load_recipe(RECIPES / "quickstart.yaml"), "8xH100")
+    assert "sft.batch_size 16 DOES NOT DIVIDE over 8 GPUs x 16\n  Fix: --set sft.micro_batch_size=2" in text
+    assert "rl.prompts_per_update 16 DOES NOT DIVIDE over 8 GPUs x 16\n  Fix: --set rl.micro_batch_size=2" in text
+    alone = described(load_recipe(RECIPES / "quickstart.yaml"), "1xH100")
+    assert "Fix" not in alone and alone.count("fits into 73.6 GB") == 4  # sft, extra-sft, rl, head
+
+
+def test_a_shorter_answer_is_advised_where_the_rollout_is_what_is_too_large() -> None:
+    recipe = load_recipe(RECIPES / "paper" / "qwen3_vl_8b.yaml")
+    assert "Fix: --set rl.max_new_tokens=" in described(recipe, "8xH100")
+
+
+def test_stages_are_counted_by_arms_and_seeds() -> None:
+    recipe = load_recipe(PAPER, ("seeds=[0, 1]", "arms=[base, language-sft, roboalign, extra-sft]"))
+    stages = plan_costs(recipe, GPUS["H200"], 8, Assumptions())[1]
+    assert [(stage.names, stage.runs) for stage in stages] == [
+        (("sft", "language-sft"), 4), (("extra-sft",), 2), (("rl",), 2), (("head",), 8),
+    ]  # fmt: skip
+
+
+def test_the_papers_counts() -> None:
+    """2.28M samples of the paper's size take about its 30 hours on 8 H200 (docs/plan.md), and RL its 25 rollouts."""
+    changes = ("mix.conversations=2280000", "mix.min_turns=1", "mix.max_turns=1", "mix.action_share=0.18")
+    sft, rl, _ = plan_costs(load_recipe(PAPER, changes), GPUS["H200"], 8, Assumptions(image_tokens=1000))[1]
+    assert 10 < sft.seconds / 3600 < 40
+    assert rl.work == "25 rollouts of 512 prompts x 5 answers"
+
+
+def test_money_and_assumptions_are_printed() -> None:
+    text = described(load_recipe(PAPER), "8xH200", price=2.0)
+    assert "at 2 an hour" in text
+    assert all(name in text for name in Assumptions.model_fields)
+    assert assumptions(["utilisation=0.5", "action_dim=4"]) == Assumptions(utilisation=0.5, action_dim=4)
+    for wrong in ("utilisation=2", "speed=1", "action_dim"):
+        with pytest.raises(RoboAlignError, match="--assume"):
+            assumptions([wrong])
+
+
+def test_a_backbone_that_is_neither_there_nor_known_is_refused() -> None:
+    with pytest.raises(RoboAlignError, match=r"Qwen/Qwen2\.5-VL-7B-Instruct"):
+        described(load_recipe(PAPER, ("backbone.source=/models/none",)), "H100")
+    with pytest.raises(RoboAlignError, match=r"text layers 1\.\.28"):
+        described(load_recipe(PAPER, ("backbone.layer=29",)), "H100")
+
+
+def test_units() -> None:
+    assert (size(1.5e9), quantity(8.29e9), size(12.0)) == ("1.5 GB", "8.29 G", "12 B")
+    assert [duration(s) for s in (0.5, 90, 5400, 3 * 86400)] == ["0.5 s", "1.5 min", "1.5 h", "3 days"]
+    assert Memory().total == 0

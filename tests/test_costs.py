@@ -1,0 +1,89 @@
+"""Golden values, computed by hand."""
+
+import pytest
+
+from roboalign import costs
+from roboalign.costs import Backbone, Memory
+from roboalign.errors import RoboAlignError
+
+# Two layers of width 4, queries of 4, keys of 2, feed-forward 8, 10 tokens, embeddings apart:
+# a layer 4*4 + 2*4*2 + 4*4 + 3*4*8 = 144, two 288; tables 2 * 40; vision 32.
+SMALL = Backbone(parameters=400, vision=32, table=40, tied=False, layers=2, width=4, query=4, key_value=2, mlp=8,
+                 vocabulary=10)  # fmt: skip
+
+
+def test_parameters_by_part():
+    assert (SMALL.body, SMALL.tables, SMALL.multiplied, SMALL.unit) == (288, 80, 328, 224)
+
+
+def test_new_tokens_get_rows_in_both_tables_or_in_the_shared_one():
+    grown = SMALL.grown(5)
+    assert (grown.parameters, grown.table, grown.vocabulary, grown.body) == (440, 60, 15, 288)
+    tied = costs.replace(SMALL, tied=True, parameters=360).grown(5)
+    assert (tied.parameters, tied.body) == (380, 288)
+
+
+def test_state_of_adamw():
+    """4 bytes a weight, 4 a gradient, 8 of moments; autocast's copies take 2."""
+    assert costs.training_state(400, 368) == Memory(weights=1600, gradients=1472, optimizer=2944)
+    assert costs.training_state(400, 368, cast=328).casts == 656
+    sharded = costs.training_state(400, 368, cast=328, unit=224, share=4)
+    assert sharded == Memory(weights=400, gradients=368, optimizer=736, casts=448, gathered=896)
+
+
+def test_the_7b_model_needs_sixteen_bytes_a_trained_parameter():
+    whole = costs.training_state(8_292_166_656, 8_292_166_656)
+    assert whole.total == 16 * 8_292_166_656
+
+
+def test_activations_of_one_layer():
+    # float32: norms 2*4*(2*4) = 64; products 4 * (2*4 + 4*4 + 4*8) = 224
+    assert costs.layer_bytes(SMALL, bf16=False) == 288
+    # bfloat16: norms as before; products 2 * (5*4 + 4*4 + 4*8) = 136
+    assert costs.layer_bytes(SMALL, bf16=True) == 200
+    # with norms of queries and keys: 8 * (4 + 2) more
+    assert costs.layer_bytes(costs.replace(SMALL, normed_queries=True), bf16=True) == 248
+
+
+def test_activations_with_and_without_checkpointing():
+    assert costs.activation_bytes(SMALL, 3, bf16=False, checkpointing=False) == 3 * 2 * 288
+    # the input of two layers at 16 bytes, and one layer whole
+    assert costs.activation_bytes(SMALL, 3, bf16=False, checkpointing=True) == 3 * (2 * 16 + 288)
+
+
+def test_logits_cache_checkpoints_and_features():
+    assert costs.logit_bytes(SMALL, 6, bf16=True) == 6 * 10 * 14
+    assert costs.logit_bytes(SMALL, 6, bf16=False) == 6 * 10 * 12
+    assert costs.cache_bytes(SMALL, rows=5, length=7) == 2 * 4 * 2 * 2 * 5 * 7  # keys and values, float32, 2 layers
+    assert costs.checkpoint_bytes(400, 368) == 3 * (1600 + 2944)
+    assert costs.feature_bytes(frames=10, tokens=20, width=4) == 1600
+
+
+def test_operations():
+    # 2 a parameter, and 2 * 2 layers * 4 channels * 6 tokens of attention
+    assert costs.forward_flops(SMALL, 3, 6) == 3 * (2 * 288 + 96)
+    assert costs.forward_flops(SMALL, 3, 6, layers=1) == 1.5 * (2 * 288 + 96)
+    assert costs.forward_flops(SMALL, 3, 6, answers=2) == 3 * (2 * 288 + 96) + 2 * 40 * 2
+    once = costs.forward_flops(SMALL, 3, 6)
+    assert costs.training_flops(SMALL, 3, 6, 0, checkpointing=False) == 3 * once
+    assert costs.training_flops(SMALL, 3, 6, 0, checkpointing=True) == 4 * once
+
+
+def test_seconds():
+    assert costs.compute_seconds(1e15, 1e14, 0.5, 4) == 5
+    assert costs.decode_seconds(100, 1e9, costs.GPUS["H100"], 0.5) == pytest.approx(100 / 1675)
+
+
+def test_the_peak_is_the_rollout_or_the_update_not_both():
+    held = Memory(weights=10, optimizer=20, reference=5, gathered=1)
+    assert costs.replace(held, gradients=7, activations=3, cache=4).total == 46
+    assert costs.replace(held, gradients=7, activations=3, cache=40).total == 76
+
+
+def test_gpus_by_name():
+    assert costs.parse_gpus("8xH100") == (costs.GPUS["H100"], 8)
+    assert costs.parse_gpus("h200") == (costs.GPUS["H200"], 1)
+    for wrong in ("8xB9000", "0xH100", "x", "eight H100", ""):
+        with pytest.raises(RoboAlignError) as failed:
+            costs.parse_gpus(wrong)
+        assert all(name in str(failed.value) for name in (wrong, "--gpus", *costs.GPUS))
