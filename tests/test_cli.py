@@ -52,10 +52,11 @@ def test_a_verb_that_does_not_exist_prints_the_usage(capsys: pytest.CaptureFixtu
 def test_every_verb_has_a_stage_and_every_stage_a_verb(recipe: Path) -> None:
     from roboalign.recipe import load_recipe
 
-    table = pipeline.stage_table(load_recipe(recipe))
-    selected = {verb: pipeline.select(table, verb) for verb in VERBS}
+    tables = {verb: pipeline.stage_table(load_recipe(recipe), verb) for verb in VERBS}
+    selected = {verb: pipeline.select(tables[verb], verb) for verb in VERBS}
     assert all(selected.values())
-    assert selected["run"] == list(table) == selected["report"]
+    assert selected["run"] == list(tables["run"]) == selected["report"]
+    assert selected["distill"] == list(tables["distill"])
 
 
 def test_run_goes_to_the_runs_folder_and_stops_with_130_when_interrupted(
@@ -114,3 +115,13 @@ def test_checks_that_compare_with_a_limit_can_fail(monkeypatch: pytest.MonkeyPat
             checks.CHECKS[name]()
         monkeypatch.setattr(checks, limit, 0.0)
         assert "free" in checks.CHECKS[name]()
+
+
+def test_an_impossible_setting_of_the_probe_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "runs/none", "--phases", "1"]) == 2
+    assert "--phases" in capsys.readouterr().err
+
+
+def test_compare_names_the_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tmp_path), str(tmp_path / "b")]) == 2
+    assert str(tmp_path) in capsys.readouterr().err

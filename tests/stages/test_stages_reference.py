@@ -9,10 +9,10 @@ PAGE = Path(__file__).parents[2] / "docs/recipe-reference.md"
 
 
 def keys(values: dict, prefix: str = "") -> list[str]:
-    """Dotted names of all settings of a dumped recipe; `mix.weights` is one setting, a mapping."""
+    """Dotted names of all settings of a dumped recipe; `mix.weights` and `distill.groups` are one each, a mapping."""
     found = []
     for name, value in values.items():
-        below = isinstance(value, dict) and name != "weights"
+        below = isinstance(value, dict) and name not in ("weights", "groups")
         found += keys(value, f"{prefix}{name}.") if below else [prefix + name]
     return found
 

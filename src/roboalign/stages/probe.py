@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from roboalign.config import Config
 from roboalign.data.episode import Episode
@@ -72,8 +72,20 @@ class Backbone:
     folder: Path
 
 
+def probe_settings(given: Mapping[str, Any]) -> ProbeSettings:
+    """Settings from the options that were given; None is the default. Raises RoboAlignError on an impossible value."""
+    try:
+        return ProbeSettings.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        option = f"--{str(fault['loc'][0]).replace('_', '-')}"
+        raise RoboAlignError(f"{fault['msg']}, got {fault['input']}", where=option, fix="give another value") from None
+
+
 Correct = Mapping[int, np.ndarray]
 """Layer -> bool [N]: whether each frame was given its label."""
+Seeds = Mapping[int | None, Correct]
+"""The same by training seed; None for what all seeds share."""
 
 
 def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
@@ -116,10 +128,10 @@ def find_backbones(recipe: Recipe, run_dir: Path, arms: Sequence[str] | None, se
     or a seed is not the recipe's, or an arm that was asked for is not done under any seed.
     """
     for seed in set(seeds or ()) - set(recipe.seeds):
-        raise RoboAlignError(f"the run has no training seed {seed}", where="--seed",
+        raise RoboAlignError(f"the run has no training seed {seed}", where="--seeds",
                              fix=f"choose of {', '.join(map(str, recipe.seeds))}")
     for arm in set(arms or ()) - set(recipe.arms):
-        raise RoboAlignError(f"the run has no arm {arm!r}", where="--arm", fix=f"choose of {', '.join(recipe.arms)}")
+        raise RoboAlignError(f"the run has no arm {arm!r}", where="--arms", fix=f"choose of {', '.join(recipe.arms)}")
     fix = f"roboalign run {run_dir / 'recipe.yaml'} --out {run_dir}"
     found: dict[Path, Backbone] = {}
     absent: list[str] = []
@@ -181,7 +193,7 @@ def pooled_states(mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], 
 def _classify(backbones: Sequence[Backbone], chosen: Mapping[str, list[Episode]], frames: Mapping[str, LabelledFrames],
               camera: str, settings: ProbeSettings) -> list[tuple[Backbone, Correct]]:
     """For each backbone and layer whether each frame, task after task, was given its label."""
-    results = []
+    results: list[tuple[Backbone, Correct]] = []
     total = len(backbones) * sum(len(one.label) for one in frames.values())
     with Progress("probe", total) as progress:
         for backbone in backbones:
@@ -242,13 +254,13 @@ def _measure(plain: Mapping[str, np.ndarray], backbones: Sequence[tuple[Backbone
              ) -> dict[str, Any]:
     """Accuracies of baselines, backbones and arms (training seeds averaged), and paired differences, with intervals."""
     row = functools.partial(_row, errs=~plain["time"], owners=owners)
-    arms: dict[str, dict[int | None, Correct]] = {}
+    arms: dict[str, Seeds] = {}
     for backbone, correct in backbones:
-        arms.setdefault(backbone.arm, {})[backbone.seed] = correct
+        arms[backbone.arm] = {**arms.get(backbone.arm, {}), backbone.seed: correct}
     layers = list(backbones[0][1])
-    sides = {**arms, **{name: {None: dict.fromkeys(layers, plain[name])} for name in ("time", "pixels")}}
-    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)] + [(name, arm) for name in ("time", "pixels")
-                                                                  for arm in arms]
+    without: dict[str, Seeds] = {name: {None: dict.fromkeys(layers, plain[name])} for name in ("time", "pixels")}
+    sides = {**arms, **without}
+    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)] + [(name, arm) for name in without for arm in arms]
     return {
         "baselines": {name: row(correct) for name, correct in plain.items()},
         "backbones": [{"arm": backbone.arm, "seed": backbone.seed, "folder": str(backbone.folder),
@@ -275,13 +287,13 @@ def _row(correct: np.ndarray, errs: np.ndarray, owners: list[str]) -> dict[str, 
             "tasks": found}
 
 
-def _shared(a: Mapping[int | None, Correct], b: Mapping[int | None, Correct]) -> list[int | None]:
+def _shared(a: Seeds, b: Seeds) -> list[int | None]:
     """The training seeds by which two arms are compared; what has none stands beside every seed of the other."""
     if None in a or None in b:
         return list({**a, **b})
     return [seed for seed in a if seed in b]
 
 
-def _mean(seeds: Mapping[int | None, Correct], layer: int, wanted: Sequence[int | None] | None = None) -> np.ndarray:
+def _mean(seeds: Seeds, layer: int, wanted: Sequence[int | None] | None = None) -> np.ndarray:
     """float [N]: the share of training seeds (those `wanted`; None: the only one) that found a frame's label."""
     return np.mean([correct[layer] for seed, correct in seeds.items() if not wanted or seed in (None, *wanted)], axis=0)
