@@ -298,8 +298,8 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
 
     def memory(checkpointing: bool, micro: int, share: int) -> Memory:
         # Checkpointing needs rows of their own: the prompt is then computed for each of its answers.
-        answers = micro * config.samples * sizes.longest
-        held = micro * sizes.prompt * (config.samples if checkpointing else 1) + answers
+        answers: float = micro * config.samples * sizes.longest
+        held: float = micro * sizes.prompt * (config.samples if checkpointing else 1) + answers
         if config.replay_weight:
             replayed = config.replay_batch * micro / config.prompts_per_update
             held += replayed * conversation
