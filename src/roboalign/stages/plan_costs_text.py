@@ -120,7 +120,7 @@ def _stage(stage: StageCost, usable: float, count: int, price: float | None) -> 
     lines = [
         f"{', '.join(stage.names)} ({'once' if stage.runs == 1 else f'{stage.runs} runs'}): {each}{stage.work}",
         f"  {quantity(stage.tokens)} tokens, {quantity(stage.flops)}FLOP; {each}about {duration(stage.seconds)} on "
-        f"{stage.gpus} GPU{'s' * (stage.gpus > 1)}, {hours:.2g} GPU hours{money}",
+        f"{stage.gpus} GPU{'s' * (stage.gpus > 1)}, {hours:.3g} GPU hours{money}",
         f"  memory {size(memory.total)} a GPU: {_parts(memory)}",
     ]
     if stage.checkpointing_key:
