@@ -14,7 +14,7 @@ from roboalign.mllm.load import load_mllm
 from roboalign.recipe import dump_recipe
 from roboalign.stages.data import read_demonstrations
 from roboalign.stages.plan import plan_stages
-from roboalign.stages.probe import ProbeSettings, find_backbones, pooled_states, probe
+from roboalign.stages.probe import ProbeSettings, find_backbones, pooled_states, probe, probe_settings
 from roboalign.vla.features import View
 
 TASK = "puck-push"
@@ -119,6 +119,12 @@ def test_the_blind_arm_has_the_backbone_of_roboalign(tmp_path: Path) -> None:
     write_json(tmp_path / "seed-0" / "rl" / "stage.json", {})
     found, _ = find_backbones(recipe(), tmp_path, ("roboalign", "blind"))
     assert [one.arm for one in found] == ["roboalign"]
+
+
+def test_settings_from_the_command_line_are_checked() -> None:
+    assert probe_settings({"layers": [1, 2], "k": 7}) == ProbeSettings(layers=(1, 2), k=7)
+    with pytest.raises(RoboAlignError, match=r"^--batch-size: .*greater than or equal to 1, got 0"):
+        probe_settings({"batch_size": 0})
 
 
 @pytest.mark.parametrize(
