@@ -125,3 +125,11 @@ def test_an_impossible_setting_of_the_probe_is_one_message(capsys: pytest.Captur
 def test_compare_names_the_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tmp_path), str(tmp_path / "b")]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_plan_prints_what_fits_and_refuses_a_gpu_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
+    assert main(["plan", recipe, "--gpus", "2xH100"]) == 0
+    assert "fits into" in capsys.readouterr().out
+    assert main(["plan", recipe, "--gpus", "2xH999"]) == 2
+    assert "--gpus" in capsys.readouterr().err
