@@ -21,6 +21,7 @@ def finished_run(folder: Path) -> Path:
     texts = {"report/index.html": "page", "report/table.txt": "table", "report/summary.json": json.dumps(summary),
              "recipe.yaml": "name: a", "collect/experts.json": "{}", "seed-4/rl/metrics.jsonl": "{}\n",
              "seed-4/language-rl/metrics.jsonl": "{}\n",
+             "seed-4/eval/rollouts/sft.outdated-1/episodes.jsonl": "{}\n",
              "seed-4/eval/rollouts/sft/episodes.jsonl": "{}\n{}\n", "seed-4/rl/model/model.safetensors": "large"}
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ def format_arms(run: RunSummary, *, width: int = 150) -> str:
     table = arms_table(run)
     if table is None:
         return "no arm was run\n"
-    grid = RichTable(title=run.name, caption=table.caption)
+    grid = RichTable(title=run.name, caption=table.caption, padding=0)  # else intervals are cut short at this width
     for column in table.columns:
         grid.add_column(column)
     for head, cells in table.rows:

@@ -25,6 +25,7 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
     """
     run_dir = Path(run_dir)
     summary = read_json(run_dir / "report" / "summary.json", fix=f"roboalign report RECIPE --out {run_dir}")
+    arms = sorted((summary.get("success") or {}).get("arms", {}))
     with atomic_path(target) as folder:
         folder.mkdir(parents=True)
         for name in ("index.html", "summary.json", "table.txt"):
@@ -35,9 +36,10 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
             for stage in ("rl", *OTHER_RL):
                 if (seed / stage / "metrics.jsonl").is_file():
                     shutil.copy(seed / stage / "metrics.jsonl", folder / f"{seed.name}-{stage}-metrics.jsonl")
-            for episodes in sorted(seed.glob("eval/rollouts/*/episodes.jsonl")):
-                shutil.copy(episodes, folder / f"{seed.name}-episodes-{episodes.parent.name}.jsonl")
-    if not set(BASELINES) & set((summary.get("success") or {}).get("arms", {})):
+            for arm in arms:  # and no other folder: those of outdated settings stand beside them
+                if (episodes := seed / "eval" / "rollouts" / arm / "episodes.jsonl").is_file():
+                    shutil.copy(episodes, folder / f"{seed.name}-episodes-{arm}.jsonl")
+    if not set(BASELINES) & set(arms):
         return markdown_table(summary)
     return markdown_table(summary) + "\n" + markdown_comparison(comparison(Path(target), "libero-avg"))
 
