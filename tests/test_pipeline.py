@@ -357,4 +357,5 @@ def test_sft_has_every_core_only_where_nothing_runs_beside_it() -> None:
         values = {"name": "x", "backbone": {"source": "train"}, "arms": arms}
         return stage_table(Recipe.model_validate(values))["seed-0/sft"].exclusive
 
-    assert exclusive("sft", "roboalign") and not exclusive("sft", "action-sft")
+    assert exclusive("sft", "roboalign")
+    assert not exclusive("sft", "action-sft") and not exclusive("base", "sft") and not exclusive("sft", "random")

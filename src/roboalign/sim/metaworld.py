@@ -49,7 +49,23 @@ def _environment_classes() -> dict[str, type]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-    return dict(ALL_V3_ENVIRONMENTS)
+    return {name: type(environment.__name__, (_CopiedModel, environment), {})
+            for name, environment in ALL_V3_ENVIRONMENTS.items()}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(path: str) -> mujoco.MjModel:
+    return mujoco.MjModel.from_xml_path(path)
+
+
+class _CopiedModel:
+    """Mixed into a Meta-World environment: its model is compiled once a process, and copied, in a tenth of the time."""
+
+    def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        model = copy.copy(_compiled(self.fullpath))
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
+        return model, mujoco.MjData(model)
 
 
 # Copies of one task's model differ in body positions only, so one set of uploaded meshes and textures serves them all.

@@ -81,8 +81,9 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
     if "action-sft" in wanted:
         stages.append(Stage(f"{prefix}/action-sft", ("base", "mix-action"), _settings(recipe.sft), action_sft))
     if wanted & {"sft", "rl", "extra-sft", "ecot", "language-rl", "trajectory-rl"}:
-        # With one seed and no other SFT nothing could run beside it: it may as well have every core.
-        alone = len(recipe.seeds) == 1 and not wanted & {"language-sft", "action-sft"}
+        # Where nothing could run beside it, it may as well have every core. A second one makes it a quarter faster:
+        # whatever can run beside it (another seed, another SFT, a head that does not wait for it) uses that better.
+        alone = len(recipe.seeds) == 1 and not wanted & {"language-sft", "action-sft", "base", "random"}
         stages.append(Stage(f"{prefix}/sft", ("base",), _settings(recipe.sft), sft, exclusive=alone))
     if "rl" in wanted:
         stages.append(Stage(f"{prefix}/rl", (f"{prefix}/sft",), _settings(recipe.rl), rl))
