@@ -48,6 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.verb == "probe":
             return _probe(options)
+        if options.verb == "export":
+            from roboalign.stages.export import export_verl_folder
+
+            print(export_verl_folder(options.run, options.out, seed=options.seed, gpus=options.gpus))
+            return 0
         return _run(options)
     except RoboAlignError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -137,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_table(verbs.add_parser("table", help="success of runs beside the paper's numbers"))
     _add_compare(verbs.add_parser("compare", help="two runs, or two arms of one, on the same initial states"))
     _add_probe(verbs.add_parser("probe", help="what a run's backbones know of the robot's state, layer by layer"))
+    _add_export(verbs.add_parser("export", help="a run's RL stage for another trainer: verl or EasyR1"))
     checks = verbs.add_parser("doctor", help="check this machine and say what is missing")
     checks.add_argument("--quiet", action="store_true", help="print only what is wrong")
     return parser
@@ -173,6 +179,15 @@ def _add_probe(command: argparse.ArgumentParser) -> None:
     command.add_argument("--every", type=int, help="take every so manieth frame (default: 3)")
     command.add_argument("--pool", choices=("mean", "last"), help="over a frame's tokens (default: mean)")
     command.add_argument("--batch-size", type=int, help="frames a forward pass (default: 32)")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    """The options of `roboalign export verl`."""
+    command.add_argument("trainer", choices=("verl",), help="one folder serves verl and EasyR1")
+    command.add_argument("run", metavar="RUN", help="a run whose mix and sft stages are done; it is only read")
+    command.add_argument("--out", required=True, help="the folder to write; an earlier export is replaced")
+    command.add_argument("--seed", type=int, help="the SFT model of this training seed (default: the first)")
+    command.add_argument("--gpus", type=int, default=8, help="GPUs a node in the settings (default: 8)")
 
 
 def _add_data(data: argparse.ArgumentParser) -> None:
