@@ -1,0 +1,219 @@
+"""LIBERO's tasks (a Panda arm, operational-space control at 20 Hz) behind the benchmark protocol.
+
+Actions are 7-d in [-1, 1]: change of position (1 is 5 cm) and rotation vector (1 is 0.5 rad) of the hand, gripper (-1
+opens, 1 closes). Two kinds of episodes never meet: seeds 0 to 49 are the stored initial states, which measure; seeds
+from 1000 on are draws of the suite's own placement sampler, which train.
+"""
+
+import contextlib
+import io
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import mujoco
+import numpy as np
+from PIL import Image
+
+from roboalign.errors import RoboAlignError
+from roboalign.sim.base import EnvironmentCrash, Observation, Task
+from roboalign.sim.cameras import View, pose_of, projection_matrix
+from roboalign.sim.libero.protocol import LiberoConfig
+from roboalign.sim.libero.suites import (
+    STORED_STATES,
+    SUITES,
+    bddl_file,
+    find_task,
+    load_library,
+    stored_states,
+    suite_tasks,
+)
+from roboalign.sim.rendering import Renderer
+
+CAMERAS = {"agentview": View("agentview", fixed="agentview"), "wrist": View("wrist", fixed="robot0_eye_in_hand")}
+FIRST_PLACEMENT = 1000
+"""Seeds from here on are draws of the placement sampler."""
+REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
+_COLLISION_GROUP = 0
+_STATE_BROKEN = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
+
+
+@dataclass(frozen=True)
+class Libero:
+    """One LIBERO suite as a `Benchmark`."""
+
+    suite: str
+    config: LiberoConfig = field(default_factory=LiberoConfig)
+    cameras: tuple[str, ...] = tuple(CAMERAS)
+    action_dim: int = 7
+    state_dim: int = 8
+    fps: float = 20.0
+
+    def tasks(self) -> list[Task]:
+        """The suite's tasks in LIBERO's order, called `libero_object/<task>`."""
+        return list(suite_tasks(self.suite, self.config.instruction))
+
+    def make(self, task: str) -> "LiberoEnvironment":
+        """Build one task, `suite/task`. Raises RoboAlignError where the suite has none of this name."""
+        if task.partition("/")[0] != self.suite:
+            raise RoboAlignError(f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/...")
+        return LiberoEnvironment(find_task(task, self.config.instruction), self.config)
+
+
+class LiberoEnvironment:
+    """One task (see `Environment`); `simulation` is robosuite's environment, for experts."""
+
+    def __init__(self, task: Task, config: LiberoConfig) -> None:
+        self.task, self.config = task, config
+        suite = task.name.partition("/")[0]
+        if suite not in SUITES:
+            raise RoboAlignError(f"unknown suite {suite!r}", where="task", fix=f"use one of {', '.join(SUITES)}")
+        self.max_steps: int = getattr(config.max_steps, suite)
+        self.simulation: Any = _build(task.name)
+        self._stored = stored_states(task.name)
+        self._renderer: Renderer | None = None
+        # robosuite's observables are computed in every physics step; what is observed here is read from the state.
+        for observable in self.simulation._observables.values():
+            observable.set_enabled(False)
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        """The MuJoCo model."""
+        return self.simulation.sim.model._model
+
+    @property
+    def data(self) -> mujoco.MjData:
+        """The MuJoCo state."""
+        return self.simulation.sim.data._data
+
+    def reset(self, seed: int) -> None:
+        """Start the stored initial state number `seed` (0 to 49), or the placement of a seed from 1000 on, and settle.
+
+        Raises RoboAlignError for a seed between the two.
+        """
+        if 0 <= seed < STORED_STATES:
+            self._restart(self.config.seed)
+            self.simulation.sim.set_state_from_flattened(self._stored[seed])
+            self.simulation.sim.forward()
+            self.simulation._post_process()
+        elif seed >= FIRST_PLACEMENT:
+            self._restart(seed)
+        else:
+            raise RoboAlignError(f"LIBERO has no episode of seed {seed}", where=self.task.name, fix=(
+                f"0 to {STORED_STATES - 1} are the stored initial states, {FIRST_PLACEMENT} and above placements"))
+        for _ in range(self.config.settle_steps):
+            self.step(REST)
+
+    def _restart(self, seed: int) -> None:
+        """Draw a placement and put back all that an earlier episode changed, without building the model anew."""
+        from robosuite.utils.errors import RandomizationError
+
+        simulation, model = self.simulation, self.model
+        # The sampler adds a fixture's new place to that of its regions: it has to find the fixture where its file says.
+        for fixture in simulation.fixtures_dict.values():
+            body, element = model.body(fixture.root_body), fixture.get_obj()
+            body.pos[:] = np.array(element.get("pos", "0 0 0").split(), np.float64)
+            body.quat[:] = np.array(element.get("quat", "1 0 0 0").split(), np.float64)
+        for robot in simulation.robots:
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        np.random.seed(seed)  # noqa: NPY002  robosuite draws from the global generator
+        for _ in range(100):
+            with contextlib.suppress(RandomizationError):
+                simulation.reset()
+                return
+        raise EnvironmentCrash(f"{self.task.name}: no placement found for seed {seed}")
+
+    def step(self, action: np.ndarray) -> bool:
+        """Execute a raw action [7], clipped to [-1, 1]; True where the goal holds after it.
+
+        Raises EnvironmentCrash where the action is not finite or the simulation breaks.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise EnvironmentCrash(f"{self.task.name}: an action must be 7 finite numbers, got {action}")
+        try:
+            self.simulation.step(np.clip(action, -1.0, 1.0))
+            self.simulation._post_process()
+        except (mujoco.FatalError, np.linalg.LinAlgError) as error:
+            raise EnvironmentCrash(f"{self.task.name}: the simulation stopped: {error}") from error
+        broken = [warning.name for warning in _STATE_BROKEN if self.data.warning[warning].number]
+        if broken or not np.isfinite(self.data.qpos).all():
+            raise EnvironmentCrash(f"{self.task.name}: the simulation diverged ({', '.join(broken)})")
+        return bool(self.simulation._check_success())
+
+    def observe(self) -> Observation:
+        """Render both cameras and read the proprioception."""
+        return Observation(self.render(), self.state(), self.task.instruction)
+
+    def render(self) -> dict[str, np.ndarray]:
+        """Camera name -> uint8 [image_size, image_size, 3], turned and resized as the protocol says."""
+        if self._renderer is None:
+            self._renderer = Renderer(self.model, self.config.render_size, self.config.render)
+            self._renderer.options.geomgroup[_COLLISION_GROUP] = 0
+        images = {}
+        for name, view in CAMERAS.items():
+            upright = self._renderer.render(self.model, self.data, view)
+            images[name] = resize_with_padding(upright[:, ::-1] if self.config.rotate else upright[::-1],
+                                               self.config.image_size)  # fmt: skip
+        return images
+
+    def state(self) -> np.ndarray:
+        """Proprioception float32 [8]: hand position (metres), hand rotation vector (rad), two finger positions."""
+        robot = self.simulation.robots[0]
+        rotation = axis_angle(self.data.xquat[self.model.body(robot.robot_model.eef_name).id])
+        fingers = self.data.qpos[robot._ref_gripper_joint_pos_indexes]
+        return np.concatenate([self.data.site_xpos[robot.eef_site_id], rotation, fingers]).astype(np.float32)
+
+    def physics(self) -> np.ndarray:
+        """The simulation's positions and velocities, float64 [nq + nv]: equal where two episodes are the same."""
+        return np.concatenate([self.data.qpos, self.data.qvel])
+
+    @property
+    def projections(self) -> dict[str, np.ndarray]:
+        """Camera name -> [3, 4] from the world to pixels of the upright image, in the current state."""
+        size = self.config.image_size
+        return {name: projection_matrix(view, pose_of(view, self.model, self.data), size, size)
+                for name, view in CAMERAS.items()}  # fmt: skip
+
+    def close(self) -> None:
+        """Free the simulation and the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self.simulation.close()
+
+
+def _build(task: str) -> Any:
+    load_library()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from libero.libero.envs.env_wrapper import ControlEnv
+
+        control = ControlEnv(
+            bddl_file_name=str(bddl_file(task)), use_camera_obs=False, has_offscreen_renderer=False,
+            hard_reset=False, ignore_done=True,
+        )  # fmt: skip
+    return control.env
+
+
+def axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """MuJoCo's quaternion (w, x, y, z) -> rotation vector [3] of an angle 2 acos(w) from 0 to 2 pi, as policies expect.
+
+    It is not the shortest rotation where w < 0: robosuite does not flip the sign, and neither do the data sets.
+    """
+    w, vector = float(np.clip(quaternion[0], -1.0, 1.0)), quaternion[1:]
+    sine = np.sqrt(1.0 - w * w)
+    return np.zeros(3) if sine < 1e-9 else vector * (2.0 * np.arccos(w) / sine)
+
+
+def resize_with_padding(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> [size, size, 3], bilinear, aspect kept, the rest black."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    new = max(1, round(width * scale)), max(1, round(height * scale))
+    resized = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(new, Image.Resampling.BILINEAR))
+    if resized.shape[:2] == (size, size):
+        return resized
+    canvas = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - new[1]) // 2, (size - new[0]) // 2
+    canvas[top : top + new[1], left : left + new[0]] = resized
+    return canvas

