@@ -99,8 +99,11 @@ class LiberoEnvironment:
         elif seed >= FIRST_PLACEMENT:
             self._restart(seed)
         else:
-            raise RoboAlignError(f"LIBERO has no episode of seed {seed}", where=self.task.name, fix=(
-                f"0 to {STORED_STATES - 1} are the stored initial states, {FIRST_PLACEMENT} and above placements"))
+            raise RoboAlignError(
+                f"LIBERO has no episode of seed {seed}",
+                where=self.task.name,
+                fix=(f"0 to {STORED_STATES - 1} are the stored initial states, {FIRST_PLACEMENT} and above placements"),
+            )
         for _ in range(self.config.settle_steps):
             self.step(REST)
 
@@ -116,7 +119,7 @@ class LiberoEnvironment:
             body.quat[:] = np.array(element.get("quat", "1 0 0 0").split(), np.float64)
         for robot in simulation.robots:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        np.random.seed(seed)  # noqa: NPY002  robosuite draws from the global generator
+        np.random.seed(seed)
         for _ in range(100):
             with contextlib.suppress(RandomizationError):
                 simulation.reset()

@@ -51,8 +51,17 @@ class LiberoConfig(Config):
 
 
 _OPENPI = LiberoConfig()
-_UNCHECKED = ("settle_steps", "max_steps", "render_size", "image_size", "rotate", "replan_every", "seed",
-              "instruction", "render")
+_UNCHECKED = (
+    "settle_steps",
+    "max_steps",
+    "render_size",
+    "image_size",
+    "rotate",
+    "replan_every",
+    "seed",
+    "instruction",
+    "render",
+)
 
 
 def _but(*checked: str) -> tuple[str, ...]:

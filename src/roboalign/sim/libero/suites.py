@@ -99,7 +99,9 @@ def stored_states(name: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             states = archive["states"]
     except (OSError, ValueError, KeyError) as error:
-        raise RoboAlignError(f"the stored initial states cannot be read ({error})", where=str(path), fix=INSTALL) from None
+        raise RoboAlignError(
+            f"the stored initial states cannot be read ({error})", where=str(path), fix=INSTALL
+        ) from None
     if states.ndim != 2 or len(states) < STORED_STATES or states.dtype.kind != "f" or not np.isfinite(states).all():
         raise RoboAlignError(f"not {STORED_STATES} rows of finite numbers: {states.dtype} {states.shape}",
                              where=str(path), fix=INSTALL)  # fmt: skip
