@@ -10,12 +10,12 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test setup lint base clean
+.PHONY: demo test setup setup-libero lint base clean
 
 demo: setup
 	cd $(ROOT) && $(BIN)/roboalign doctor --quiet && $(BIN)/roboalign run recipes/quickstart.yaml
 
-test: setup lint
+test: setup setup-libero lint
 	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
@@ -37,6 +37,14 @@ $(VENV)/.ready: $(ROOT)/requirements.lock $(ROOT)/requirements-nodeps.lock $(ROO
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(ROOT)/requirements.lock 2> >(grep -v '^WARNING: Location' >&2)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(ROOT)/requirements-nodeps.lock 2> >(grep -v '^WARNING: Location' >&2)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e $(ROOT) 2> >(grep -v '^WARNING: Location' >&2)
+	@touch $@
+
+# LIBERO, 1.6 GB that the quickstart does not need; its tests are skipped where it is absent.
+setup-libero: $(VENV)/.ready-libero
+
+$(VENV)/.ready-libero: $(VENV)/.ready $(ROOT)/requirements-libero.lock
+	@echo "Setting up LIBERO in $(VENV) (once; about a minute) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(ROOT)/requirements-libero.lock 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 
 clean:

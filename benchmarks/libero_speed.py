@@ -1,0 +1,131 @@
+"""Episodes a minute of LIBERO, here and in the naive loop, on the same actions: `python benchmarks/libero_speed.py`.
+
+The naive loop builds the model anew at every reset and draws both cameras at every step. Here the environment is kept,
+and drawn only when a policy would look (every `replan_every` steps). Each loop has a process and one core to itself;
+the time to build the first environment is not counted. The actions are the scripted experts', found beforehand.
+"""
+
+import argparse
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from roboalign.sim.libero.environment import REST, LiberoEnvironment
+from roboalign.sim.libero.protocol import LiberoConfig, preset
+from roboalign.sim.libero.suites import bddl_file, find_task, load_library, stored_states, suite_tasks
+from roboalign.sim.rendering import gl_backend
+
+Episode = tuple[str, int, np.ndarray]
+"""(task, seed, actions [T, 7])."""
+Measured = tuple[float, list[bool], np.ndarray]
+"""(seconds, success of each episode, the first image of agentview)."""
+
+
+def expert_episode(task: str, seed: int) -> Episode:
+    """The actions of the scripted expert, up to the success or the step limit, without rendering."""
+    from roboalign.sim.libero.experts import make_expert
+
+    environment = LiberoEnvironment(find_task(task), preset("openpi"))
+    environment.reset(seed)
+    expert, actions = make_expert(environment), []
+    for _ in range(environment.max_steps):
+        actions.append(expert.action())
+        if environment.step(actions[-1]):
+            break
+    environment.close()
+    return task, seed, np.stack(actions)
+
+
+def naive(episodes: list[Episode]) -> Measured:
+    """Hard resets, both cameras at every step. One environment a task, as the peers' loops have."""
+    gl_backend()
+    load_library()
+    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
+
+    config, seconds, solved, first = preset("openpi"), 0.0, [], None
+    environments: dict[str, Any] = {}
+    for task, seed, actions in episodes:
+        if task not in environments:
+            environments = {task: OffScreenRenderEnv(bddl_file_name=str(bddl_file(task)), ignore_done=True,
+                                                     camera_heights=config.render_size,
+                                                     camera_widths=config.render_size)}  # fmt: skip
+        environment, began = environments[task], time.perf_counter()
+        environment.seed(config.seed)
+        environment.reset()
+        environment.set_init_state(stored_states(task)[seed])
+        for _ in range(config.settle_steps):
+            seen, *_ = environment.step(REST)
+        success = False
+        first = seen["agentview_image"][::-1, ::-1] if first is None else first
+        for action in actions:
+            _, _, success, _ = environment.step(action)
+            if success:
+                break
+        seconds += time.perf_counter() - began
+        solved.append(bool(success))
+    assert first is not None
+    return seconds, solved, first
+
+
+def kept(episodes: list[Episode], config: LiberoConfig) -> Measured:
+    """The environment of this package; it is observed as often as a policy replans."""
+    seconds, solved, first = 0.0, [], None
+    environments: dict[str, LiberoEnvironment] = {}
+    for task, seed, actions in episodes:
+        if task not in environments:
+            environments = {task: LiberoEnvironment(find_task(task), config)}
+        environment, began = environments[task], time.perf_counter()
+        environment.reset(seed)
+        success = False
+        for step, action in enumerate(actions):
+            if step % config.replan_every == 0:
+                image = environment.observe().images["agentview"]
+                first = image if first is None else first
+            success = environment.step(action)
+            if success:
+                break
+        seconds += time.perf_counter() - began
+        solved.append(success)
+    assert first is not None
+    return seconds, solved, first
+
+
+def main() -> None:
+    """Print episodes a minute of each loop, the ratio, and whether all agree on the successes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", default="libero_object")
+    parser.add_argument("--tasks", type=int, default=1)
+    parser.add_argument("--episodes", type=int, default=2, help="episodes a task, from stored initial states")
+    options = parser.parse_args()
+    wanted = [(task.name, seed) for task in suite_tasks(options.suite)[: options.tasks]
+              for seed in range(options.episodes)]  # fmt: skip
+    episodes = [expert_episode(task, seed) for task, seed in wanted]
+    whole = preset("openpi").model_copy(update={"image_size": preset("openpi").render_size, "preset": "own"})
+    loops: dict[str, tuple[Any, ...]] = {
+        "naive": (naive, episodes),
+        "kept, render default": (kept, episodes, whole),
+        "kept, render fast": (kept, episodes, whole.model_copy(update={"render": "fast"})),
+    }
+    results: dict[str, Measured] = {}
+    for name, (function, *arguments) in loops.items():
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results[name] = pool.submit(function, *arguments).result()
+        seconds, solved, _ = results[name]
+        print(f"{name}: {len(episodes) / seconds * 60:.2f} episodes a minute ({seconds:.1f} s), solved {solved}",
+              flush=True)  # fmt: skip
+    reference = results["naive"]
+    steps = sum(len(actions) for _, _, actions in episodes)
+    print(f"{len(episodes)} episodes, {steps} policy steps, {options.suite}")
+    for name, (seconds, solved, image) in list(results.items())[1:]:
+        difference = np.abs(image.astype(int) - reference[2].astype(int))
+        print(
+            f"{name}: {reference[0] / seconds:.2f} times the naive loop; same successes: {solved == reference[1]}; "
+            f"first image differs by {difference.mean():.2f} of 255 on average, at most {difference.max()}"
+        )
+
+
+if __name__ == "__main__":
+    main()
