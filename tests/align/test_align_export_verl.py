@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -247,9 +248,11 @@ def test_what_is_refused(run, mllm, fast, conversations, tmp_path, capsys):
     with pytest.raises(RoboAlignError, match="answers in words"):
         reward_settings(mllm, fast, "trace")
     with pytest.raises(RoboAlignError, match="5 RL prompts are fewer than the 512"):
-        check_prompts(conversations, fast, RlConfig())
+        check_prompts(conversations, conversations, fast, RlConfig())
     with pytest.raises(RoboAlignError, match="decodes to no chunk"):
-        check_prompts([replace(conversations[0], target=(0,))] * 4, fast, RlConfig(**RL))
+        check_prompts([replace(conversations[0], target=(0,))] * 4, conversations, fast, RlConfig(**RL))
+    with pytest.raises(RoboAlignError, match="no held-out action question"):
+        check_prompts(conversations, [], fast, RlConfig(**RL))
     turn = replace(conversations[0].turns[0], question="Look at <image> here.")
     with pytest.raises(RoboAlignError, match="holds <image>"):
         easyr1_table([replace(conversations[0], turns=(turn,))])
@@ -333,11 +336,8 @@ def test_verls_prompt_is_ours(verl_settings, exported, conversations):
     assert (theirs["pixel_values"] - mine["pixel_values"]).abs().max() < 1e-5
 
 
-def test_processor_files_of_other_families(mllm):
-    class Other:
-        class model:
-            class config:
-                model_type = "idefics3"
-
-    assert processor_files(Other) == {}
+def test_only_qwen_models_are_exported(mllm):
     assert set(processor_files(mllm)) == {"preprocessor_config.json", "video_preprocessor_config.json"}
+    other = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(model_type="idefics3")), folder="a/model")
+    with pytest.raises(RoboAlignError, match="a/model: a model of type idefics3 cannot be exported"):
+        processor_files(other)

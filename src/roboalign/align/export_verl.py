@@ -101,9 +101,14 @@ def reward_settings(mllm: Mllm, fast: FastTokenizer, preset: str) -> dict[str, A
                        "min_token": fast.min_token, "fast_bytes": spelled}  # fmt: skip
 
 
-def check_prompts(conversations: Sequence[Conversation], fast: FastTokenizer, rl: RlConfig) -> None:
-    """Raises RoboAlignError where the prompts do not fill one rollout (both trainers drop an incomplete one), or a
-    target decodes to no chunk."""
+def check_prompts(
+    conversations: Sequence[Conversation], heldout: Sequence[Conversation], fast: FastTokenizer, rl: RlConfig
+) -> None:
+    """Raises RoboAlignError where the prompts do not fill one rollout (both trainers drop an incomplete one), there is
+    nothing to validate on, or a target decodes to no chunk."""
+    if not heldout:
+        raise RoboAlignError("no held-out action question asks to reason, and both trainers want some", where="mix",
+                             fix="raise mix.heldout_actions")  # fmt: skip
     if len(conversations) < rl.prompts_per_rollout:
         raise RoboAlignError(f"{len(conversations)} RL prompts are fewer than the {rl.prompts_per_rollout} of a "
                              "rollout, and both trainers drop an incomplete one", where="rl.prompts_per_rollout",
@@ -115,14 +120,17 @@ def check_prompts(conversations: Sequence[Conversation], fast: FastTokenizer, rl
 
 
 def processor_files(mllm: Mllm) -> dict[str, dict[str, Any]]:
-    """Name -> contents of the files that a Qwen folder needs for other tools to open it; {} for other families.
+    """Name -> contents of the files that a Qwen folder needs for other tools to open it.
 
     Here such a model has no video half, and its folder no settings of one; the stock processors insist on it. The
-    settings of the image half in a file of their own are where transformers before 5 looks for them.
+    settings of the image half in a file of their own are where transformers before 5 looks for them. Raises
+    RoboAlignError on another family: how verl and EasyR1 show it an image was not compared with what is done here.
     """
-    kind = VIDEO_PROCESSORS.get(mllm.model.config.model_type)
+    family = mllm.model.config.model_type
+    kind = VIDEO_PROCESSORS.get(family)
     if kind is None:
-        return {}
+        raise RoboAlignError(f"a model of type {family} cannot be exported", where=str(mllm.folder),
+                             fix=f"align one of {', '.join(VIDEO_PROCESSORS)}")  # fmt: skip
     image = mllm.processor.image_processor.to_dict()
     image["image_processor_type"] = image["image_processor_type"].removesuffix("Pil")
     same = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")

@@ -73,7 +73,8 @@ def export_verl_folder(run: str | Path, out: str | Path, *, seed: int | None = N
     heldout = [c for c in read_conversations(mixture_folder(run), "heldout", kinds=["action"])
                if c.target and c.turns[0].mode == "think"]
     mllm, fast = load_mllm(model), action_tokens(run).fast
-    export_verl.check_prompts(prompts, fast, rl)
+    processor_files = export_verl.processor_files(mllm)
+    export_verl.check_prompts(prompts, heldout, fast, rl)
     size = {"prompt_tokens": export_verl.longest_prompt(mllm, [*prompts, *heldout]), "gpus": gpus}
     patch = mllm.processor.image_processor.patch_size
     with atomic_path(out) as folder:
@@ -88,7 +89,7 @@ def export_verl_folder(run: str | Path, out: str | Path, *, seed: int | None = N
                              ("easyr1", export_verl.easyr1_config(rl, **size))):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         shutil.copytree(model, folder / "model")
-        for file, settings in export_verl.processor_files(mllm).items():
+        for file, settings in processor_files.items():
             write_json(folder / "model" / file, settings)
         (folder / "README.md").write_text(README.format(
             prompts=len(prompts), heldout=len(heldout), run=run.name, seed=seed, preset=rl.reward, gpus=gpus,
@@ -125,7 +126,7 @@ def differences(rl: RlConfig) -> list[str]:
         "verl drops special tokens from that text, so a stray one inside an answer costs nothing there; EasyR1 keeps "
         "them.",
         "An answer goes on until its end token; here it stops behind `</answer>`.",
-        "No token is forbidden; here an image token is, and with vLLM a sampled one can stop the run.",
+        "verl forbids no token; here and in EasyR1 the image token is never sampled.",
         "An incomplete last rollout is dropped; here it is completed.",
     ]
     if rl.replay_weight:
