@@ -125,9 +125,9 @@ def differences(rl: RlConfig) -> list[str]:
         "The reward sees text, not ids. An action token that a policy spells out of other tokens counts as one.",
         "verl drops special tokens from that text, so a stray one inside an answer costs nothing there; EasyR1 keeps "
         "them.",
-        "An answer goes on until its end token; here it stops behind `</answer>`.",
-        "verl forbids no token; here and in EasyR1 the image token is never sampled.",
-        "An incomplete last rollout is dropped; here it is completed.",
+        "An answer goes on until its end token; `roboalign rl` stops it behind `</answer>`.",
+        "verl forbids no token; `roboalign rl` and EasyR1 never sample the image token.",
+        "An incomplete last rollout is dropped; `roboalign rl` completes it.",
     ]
     if rl.replay_weight:
         lines.append(f"`rl.replay_weight` {rl.replay_weight} (an SFT loss beside GRPO) has no counterpart: left out.")
