@@ -7,6 +7,7 @@ the time to build the first environment is not counted. The actions are the scri
 
 import argparse
 import multiprocessing
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -66,6 +67,8 @@ def naive(episodes: list[Episode]) -> Measured:
                 break
         seconds += time.perf_counter() - began
         solved.append(bool(success))
+    for environment in environments.values():
+        environment.close()
     assert first is not None
     return seconds, solved, first
 
@@ -100,6 +103,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1)
     parser.add_argument("--episodes", type=int, default=2, help="episodes a task, from stored initial states")
     options = parser.parse_args()
+    os.environ["LP_NUM_THREADS"] = "0"  # Mesa's software renderer draws in the loop's own thread, in all of them
     wanted = [(task.name, seed) for task in suite_tasks(options.suite)[: options.tasks]
               for seed in range(options.episodes)]  # fmt: skip
     episodes = [expert_episode(task, seed) for task, seed in wanted]

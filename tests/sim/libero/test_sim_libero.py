@@ -123,6 +123,16 @@ def test_seeds_between_stored_and_placed_are_refused(environment: LiberoEnvironm
             environment.reset(seed)
 
 
+def test_training_refuses_stored_states(environment: LiberoEnvironment) -> None:
+    for seed in (0, 49):
+        with pytest.raises(RoboAlignError, match="stored initial states only measure"):
+            environment.reset_placement(seed)
+    environment.reset(FIRST_PLACEMENT)
+    expected = environment.physics()
+    environment.reset_placement(FIRST_PLACEMENT)
+    assert np.array_equal(environment.physics(), expected)
+
+
 def test_success_fires_on_a_state_that_satisfies_the_goal(environment: LiberoEnvironment) -> None:
     environment.reset(0)
     rest = np.array([0, 0, 0, 0, 0, 0, -1.0])

@@ -107,6 +107,16 @@ class LiberoEnvironment:
         for _ in range(self.config.settle_steps):
             self.step(REST)
 
+    def reset_placement(self, seed: int) -> None:
+        """`reset` for training data: a placement of the sampler. Raises RoboAlignError for a stored initial state."""
+        if seed < FIRST_PLACEMENT:
+            raise RoboAlignError(
+                f"seed {seed} is no training episode: LIBERO's stored initial states only measure",
+                where=self.task.name,
+                fix=f"use seeds from {FIRST_PLACEMENT} on for demonstrations",
+            )
+        self.reset(seed)
+
     def _restart(self, seed: int) -> None:
         """Draw a placement and put back all that an earlier episode changed, without building the model anew."""
         from robosuite.utils.errors import RandomizationError
