@@ -1,16 +1,23 @@
 """The expert of a task: the goal's predicates, one after the other, each by the skill that makes it true."""
 
 from collections.abc import Generator
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from roboalign.sim.libero.experts.motion import Motion, grip
+from roboalign.sim.libero.environment import LiberoEnvironment
+from roboalign.sim.libero.experts.fixtures import close_drawer, open_drawer, turn_knob
+from roboalign.sim.libero.experts.motion import OPEN, Motion, grip
 from roboalign.sim.libero.experts.scene import Scene
-from roboalign.sim.libero.experts.skills import pick, place, turn_knob
+from roboalign.sim.libero.experts.skills import pick, place, push
 
 ROUNDS = 3
 """How often the whole goal is gone through again where a predicate does not hold."""
+SHUT, AJAR, WIDE = 0.08, 0.13, 0.18
+"""A drawer opened by less than the first is shut; how far it is pulled to put something in, and where the goal is
+to open it (beyond its stop), metres. Wide open, it hangs over what stands before the cabinet."""
+SIDE_BY_SIDE = 0.045
+"""Two objects that share a target stand this far before and behind its middle, metres."""
 
 
 class Expert:
@@ -24,7 +31,7 @@ class Expert:
         return next(self._motion)
 
 
-def make_expert(environment: Any) -> Expert:
+def make_expert(environment: LiberoEnvironment) -> Expert:
     """The expert of an environment's current episode: call it after the reset."""
     return Expert(Scene(environment.simulation))
 
@@ -35,16 +42,32 @@ def _solve(scene: Scene) -> Generator[np.ndarray, None, None]:
             if not scene.holds(goal):
                 yield from _achieve(scene, goal)
     while True:
-        yield from grip(scene, -1.0, 1)
+        yield from grip(scene, OPEN, 1)
 
 
 def _achieve(scene: Scene, goal: list[str]) -> Motion:
     """Make one predicate true."""
     predicate, name, *target = goal
     if predicate in ("on", "in"):
-        if not (yield from pick(scene, name)):
-            return False
-        return (yield from place(scene, name, lambda: scene.position(target[0])))
+        return (yield from _bring(scene, name, target[0]))
     if predicate == "turnon":
-        return (yield from turn_knob(scene, name, f"{name}_button", 1.2))
-    return (yield from grip(scene, -1.0, 1))
+        return (yield from turn_knob(scene, name))
+    if predicate == "open":
+        return (yield from open_drawer(scene, name, WIDE))
+    if predicate == "close" and scene.is_drawer(name):
+        return (yield from close_drawer(scene, name))
+    return (yield from grip(scene, OPEN, 1))
+
+
+def _bring(scene: Scene, name: str, target: str) -> Motion:
+    """Bring an object to its target; a plate is pushed over the table, a shut drawer is opened first."""
+    if scene.is_drawer(target) and abs(scene.joint(scene.joint_of(target)).value) < SHUT:
+        yield from open_drawer(scene, target, AJAR)
+    spot = partial(scene.position, target)
+    if name.startswith("plate"):
+        return (yield from push(scene, name, spot))
+    sharing = [goal[1] for goal in scene.goals() if goal[0] == "on" and goal[-1] == target]
+    side = np.array([SIDE_BY_SIDE * (2 * sharing.index(name) - 1), 0.0, 0.0]) if len(sharing) == 2 else np.zeros(3)
+    if not (yield from pick(scene, name)):
+        return False
+    return (yield from place(scene, name, lambda: spot() + side))

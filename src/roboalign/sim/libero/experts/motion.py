@@ -20,6 +20,9 @@ POSITION_UNIT, ROTATION_UNIT = 0.05, 0.5
 """What an action of 1 asks of the controller: metres, rad."""
 GAIN = 1.6
 PATIENCE = 12
+"""Steps without progress after which a motion is given up."""
+RETREAT = 0.1
+"""Metres by which the hand comes out from under something."""
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 """The hand's orientation at rest: it points down, the fingers close along world y."""
 
@@ -77,7 +80,7 @@ def rise(scene: Scene, gripper: float, height: float, speed: float = 1.0) -> Mot
     """Straight up by `height` metres."""
     start, orientation = scene.hand()
     point = start + np.array([0.0, 0.0, height])
-    return (yield from move(scene, lambda: point, orientation, gripper, tolerance=0.02, speed=speed, limit=30))
+    return (yield from move(scene, lambda: point, orientation, gripper, tolerance=0.01, speed=speed, limit=30))
 
 
 def grip(scene: Scene, gripper: float, steps: int = 10) -> Motion:
@@ -91,7 +94,13 @@ def grip(scene: Scene, gripper: float, steps: int = 10) -> Motion:
 def travel(scene: Scene, point: Point, orientation: Floats, gripper: float, carried: list[int]) -> Motion:
     """Go over `point` at a height that clears everything on the way, with what is carried; not down to it."""
     obstacles = scene.around(carried)
-    start, _ = scene.hand()
+    start, facing = scene.hand()
+    over = obstacles[:, 2] > start[2] + 0.02
+    if carried and (np.linalg.norm(obstacles[over, :2] - start[:2], axis=1) < PALM[0]).any():
+        # Something hangs over the hand, an open drawer: away from it first, towards the robot.
+        back = start + RETREAT * (scene.base() - start) * [1, 1, 0] / np.linalg.norm((scene.base() - start)[:2])
+        yield from move(scene, lambda: back, facing, gripper, tolerance=0.02, limit=40)
+        start, facing = scene.hand()
     goal = point()
     held = scene.points(carried) if carried else np.add(start, [[0.0, FINGER_OUTER, -TIP_BELOW]])
     hang, radius = start[2] - held[:, 2].min(), np.linalg.norm(held[:, :2] - start[:2], axis=1).max() + 0.02
@@ -99,7 +108,7 @@ def travel(scene: Scene, point: Point, orientation: Floats, gripper: float, carr
     low = obstacles[beside < radius, 2].max(initial=scene.ground) + hang + 0.03
     high = obstacles[beside < PALM[0] + 0.015, 2].max(initial=scene.ground) - PALM_ABOVE + 0.02
     height = float(max(low, high, goal[2]))
-    yield from move(scene, lambda: np.array([*start[:2], height]), scene.hand()[1], gripper, tolerance=0.025)
+    yield from move(scene, lambda: np.array([*start[:2], height]), facing, gripper, tolerance=0.025)
     return (
         yield from move(
             scene, lambda: np.array([*point()[:2], height]), orientation, gripper, tolerance=0.015, limit=120

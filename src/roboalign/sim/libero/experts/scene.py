@@ -78,12 +78,9 @@ class Scene:
         return np.array(self.data.site(name).xpos)
 
     def geoms(self, name: str) -> list[int]:
-        """Collision boxes of an object or fixture (all its parts), or of the one body of that exact name."""
-        if name in self.simulation.obj_body_id:
-            root = self._root(self.simulation.obj_body_id[name])
-            return [geom for geom in self._solid if self._owner[geom] == root]
-        body = self.model.body(name).id
-        return [geom for geom in self._solid if self.model.geom_bodyid[geom] == body]
+        """Collision boxes of an object or fixture, all its parts."""
+        root = self._root(self.simulation.obj_body_id[name])
+        return [geom for geom in self._solid if self._owner[geom] == root]
 
     def points(self, geoms: Sequence[int]) -> Floats:
         """Points [N, 3] on the surfaces of collision boxes."""
@@ -105,13 +102,24 @@ class Scene:
         value = float(self.data.qpos[self.model.jnt_qposadr[number]])
         return Joint(bool(hinge), value, self.data.xaxis[number].copy(), self.data.xanchor[number].copy())
 
+    def moved_by(self, joint: str) -> list[int]:
+        """Collision boxes of the body that a joint moves."""
+        body = self.model.jnt_bodyid[self.model.joint(joint).id]
+        return [geom for geom in self._solid if self.model.geom_bodyid[geom] == body]
+
     def joint_of(self, name: str) -> str:
         """The joint that moves a region (a drawer) or a fixture (a door, a knob)."""
-        return str(self.simulation.get_object(name).joints[0])
+        joints = self.simulation.get_object(name).joints
+        return str(joints[0])
 
     def goals(self) -> list[list[str]]:
         """The conjunction of goal predicates, each as [predicate, object] or [predicate, object, target]."""
         return [list(map(str, goal)) for goal in self.simulation.parsed_problem["goal_state"]]
+
+    def is_drawer(self, region: str) -> bool:
+        """Whether a goal's target is a region that slides with a drawer."""
+        site = self.simulation.object_sites_dict.get(region)
+        return bool(getattr(site, "joints", None))
 
     def holds(self, goal: list[str]) -> bool:
         """Whether one goal predicate is true now."""

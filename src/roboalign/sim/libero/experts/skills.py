@@ -1,7 +1,6 @@
-"""What the experts can do: pick, place, pull or turn a joint, push. Every skill is a motion and returns its success."""
+"""What the experts do with objects: pick, place, push. Every skill is a motion and returns whether it was done."""
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from roboalign.sim.libero.experts.grasps import Grasp, plan_grasps
 from roboalign.sim.libero.experts.motion import (
@@ -9,6 +8,7 @@ from roboalign.sim.libero.experts.motion import (
     OPEN,
     Motion,
     Point,
+    action_towards,
     grip,
     move,
     pointing_down,
@@ -20,6 +20,9 @@ from roboalign.sim.libero.experts.motion import (
 from roboalign.sim.libero.experts.scene import Scene
 
 ATTEMPTS = 4
+EDGE, PRESS, PRESSING_STEP = 0.045, 0.0, 0.03
+"""Where and how a plate is pushed, metres: from its edge to the fingers, how far below its middle and how far ahead
+they aim."""
 
 
 def grasp_from_above(scene: Scene, geoms: list[int], avoid: list[Grasp]) -> Motion:
@@ -45,9 +48,10 @@ def pick(scene: Scene, name: str) -> Motion:
     geoms, tried = scene.geoms(name), list[Grasp]()
     for _ in range(ATTEMPTS):
         before = scene.position(name)
-        yield from grasp_from_above(scene, geoms, tried)
+        if not (yield from grasp_from_above(scene, geoms, tried)):
+            continue
         yield from rise(scene, CLOSED, 0.06, speed=0.6)
-        if scene.position(name)[2] > before[2] + 0.03:
+        if scene.position(name)[2] > before[2] + 0.02:
             return True
         yield from grip(scene, OPEN, 5)
         yield from rise(scene, OPEN, 0.06)
@@ -71,25 +75,22 @@ def place(scene: Scene, name: str, target: Point) -> Motion:
     return (yield from rise(scene, OPEN, 0.1))
 
 
-def drive_joint(scene: Scene, joint: str, amount: float, steps: int) -> Motion:
-    """With the hand closed on a fixture's part, carry it along its joint by `amount` (metres or rad)."""
-    start = scene.joint(joint)
-    point, orientation = scene.hand()
-    for step in range(1, steps + 1):
-        ahead = amount * step / steps
-        if start.hinge:
-            turn = Rotation.from_rotvec(ahead * start.axis)
-            goal = start.anchor + turn.apply(point - start.anchor)
-            facing = turn.as_matrix() @ orientation
-        else:
-            goal, facing = point + ahead * start.axis, orientation
-        yield from move(scene, lambda: goal, facing, CLOSED, tolerance=0.01, limit=3)  # noqa: B023
-    return True
+def push(scene: Scene, name: str, target: Point) -> Motion:
+    """Press the closed fingers down on a flat object and draw it over the table until it is over `target` [3]."""
+    orientation = pointing_down(0.0)
+    points, centre = scene.points(scene.geoms(name)), scene.position(name)
+    way = (target() - centre) * [1, 1, 0] / np.linalg.norm((target() - centre)[:2])
+    top = centre + way * (((points - centre) @ way).max() - EDGE)
+    yield from travel(scene, lambda: top + np.array([0, 0, 0.08]), orientation, CLOSED, [])
+    yield from move(scene, lambda: top, orientation, CLOSED, tolerance=0.01, speed=0.4, limit=50)
 
+    def ahead() -> np.ndarray:
+        way = target() - scene.position(name)
+        way *= min(1.0, PRESSING_STEP / max(float(np.linalg.norm(way[:2])), 1e-9))
+        return np.array([*(scene.hand()[0] + way)[:2], top[2] - PRESS])
 
-def turn_knob(scene: Scene, fixture: str, body: str, amount: float) -> Motion:
-    """Grasp a knob from above and turn it."""
-    yield from grasp_from_above(scene, scene.geoms(body), [])
-    yield from drive_joint(scene, scene.joint_of(fixture), amount, 12)
-    yield from grip(scene, OPEN, 8)
-    return (yield from rise(scene, OPEN, 0.12))
+    for _ in range(100):
+        if np.linalg.norm((target() - scene.position(name))[:2]) < 0.01:
+            break
+        yield action_towards(scene, ahead(), orientation, CLOSED)
+    return (yield from rise(scene, CLOSED, 0.1))

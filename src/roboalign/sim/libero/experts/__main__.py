@@ -1,0 +1,56 @@
+"""Measure the experts: `python -m roboalign.sim.libero.experts --suites libero_object --episodes 10`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binomtest
+
+from roboalign.errors import RoboAlignError
+from roboalign.files import write_json
+from roboalign.sim.libero.environment import FIRST_PLACEMENT
+from roboalign.sim.libero.experts.measure import MAX_STEPS, Attempt, as_records, measure
+
+
+def _row(name: str, attempts: list[Attempt]) -> str:
+    """One line: successes, their Wilson interval and the mean steps of the successes."""
+    won = [attempt for attempt in attempts if attempt.success]
+    low, high = binomtest(len(won), len(attempts)).proportion_ci(method="wilson")
+    steps = f"{np.mean([attempt.steps for attempt in won]):.0f}" if won else "-"
+    crashes = sum(attempt.crashed for attempt in attempts)
+    return f"| {name} | {len(won)}/{len(attempts)} | {100 * low:.0f} to {100 * high:.0f} % | {steps} | {crashes} |"
+
+
+def main() -> int:
+    """Print one line a task and one a suite, and write the attempts."""
+    parser = argparse.ArgumentParser(prog="python -m roboalign.sim.libero.experts", description=__doc__)
+    parser.add_argument("--suites", nargs="+", default=list(MAX_STEPS), choices=list(MAX_STEPS))
+    parser.add_argument("--episodes", type=int, default=10, help="placements of each task")
+    parser.add_argument(
+        "--noise", type=float, default=0.0, help="standard deviation of the noise on the position action"
+    )
+    parser.add_argument("--seed", type=int, default=FIRST_PLACEMENT, help="the first placement's seed")
+    parser.add_argument("--out", type=Path, default=Path("libero-experts.json"))
+    args = parser.parse_args()
+    everything: list[Attempt] = []
+    try:
+        print("| task | successes | 95% interval | mean steps | crashes |\n|---|---|---|---|---|", flush=True)
+        for suite in args.suites:
+            attempts = []
+            for of_task in measure(suite, args.episodes, args.noise, args.seed):
+                attempts += of_task
+                print(_row(of_task[0].task, of_task), flush=True)
+                settings = {"episodes": args.episodes, "noise": args.noise, "first_seed": args.seed}
+                write_json(args.out, {**settings, "attempts": as_records(everything + attempts)})
+            print(_row(f"**{suite}**", attempts), flush=True)
+            everything += attempts
+    except RoboAlignError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(_row("**all**", everything))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What the experts do with fixtures: turn a knob, open and close a drawer. See `skills`."""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from roboalign.sim.libero.experts.motion import CLOSED, OPEN, Motion, grip, move, rise
+from roboalign.sim.libero.experts.scene import Floats, Scene
+from roboalign.sim.libero.experts.skills import grasp_from_above
+
+UP = np.array([0.0, 0.0, 1.0])
+PUSH = 0.19
+"""How far the hand goes to push a drawer shut, metres: a little beyond its stop."""
+TURN = 1.2
+"""How far a knob is turned, rad."""
+PULL_TILT, PUSH_TILT = np.deg2rad(25), np.deg2rad(45)
+"""The hand's angle below the horizontal where it pulls and where it pushes a drawer."""
+
+
+def drive_joint(scene: Scene, joint: str, amount: float, steps: int) -> Motion:
+    """With the hand closed on a fixture's part, carry it along its joint by `amount` (metres or rad)."""
+    start = scene.joint(joint)
+    point, orientation = scene.hand()
+    for step in range(1, steps + 1):
+        ahead = amount * step / steps
+        if start.hinge:
+            turn = Rotation.from_rotvec(ahead * start.axis)
+            goal = start.anchor + turn.apply(point - start.anchor)
+            facing = turn.as_matrix() @ orientation
+        else:
+            goal, facing = point + ahead * start.axis, orientation
+        yield from move(scene, lambda: goal, facing, CLOSED, tolerance=0.01, limit=3)  # noqa: B023
+    return True
+
+
+def turn_knob(scene: Scene, fixture: str) -> Motion:
+    """Grasp a knob from above and turn it."""
+    joint = scene.joint_of(fixture)
+    yield from grasp_from_above(scene, scene.moved_by(joint), [])
+    yield from drive_joint(scene, joint, TURN, 12)
+    yield from grip(scene, OPEN, 8)
+    return (yield from rise(scene, OPEN, 0.12))
+
+
+def open_drawer(scene: Scene, region: str, distance: float) -> Motion:
+    """Grasp a drawer's handle from the front, the fingers above and below the bar, and pull it by `distance` metres."""
+    joint = scene.joint_of(region)
+    inwards, handle = scene.joint(joint).axis, _handle(scene, joint)
+    approach = np.cos(PULL_TILT) * inwards - np.sin(PULL_TILT) * UP
+    across = np.cross(UP, inwards) * (np.sign(inwards[1]) or 1.0) * -1.0
+    orientation = np.column_stack([np.cross(across, approach), across, approach])
+    front = handle - 0.1 * approach
+    above = np.array([*front[:2], max(front[2], scene.hand()[0][2])])
+    yield from move(scene, lambda: above, orientation, OPEN, tolerance=0.03, limit=120)
+    yield from move(scene, lambda: front, orientation, OPEN, tolerance=0.015, limit=60)
+    yield from move(scene, lambda: handle, orientation, OPEN, speed=0.4, limit=60)
+    yield from grip(scene, CLOSED)
+    yield from drive_joint(scene, joint, -distance, 18)
+    yield from grip(scene, OPEN, 8)
+    back = scene.hand()[0] - 0.08 * inwards
+    yield from move(scene, lambda: back, orientation, OPEN, tolerance=0.02, limit=30)
+    return (yield from rise(scene, OPEN, 0.15))
+
+
+def close_drawer(scene: Scene, region: str) -> Motion:
+    """Push a drawer shut by its handle with the closed fingers, the hand leaning away from the cabinet."""
+    joint = scene.joint_of(region)
+    inwards, handle = scene.joint(joint).axis, _handle(scene, joint)
+    approach = np.cos(PUSH_TILT) * inwards - np.sin(PUSH_TILT) * UP
+    closing = np.cross(UP, inwards)
+    orientation = np.column_stack([closing, np.cross(approach, closing), approach])
+    front = handle - 0.06 * inwards
+    yield from move(scene, lambda: front + np.array([0, 0, 0.15]), orientation, CLOSED, tolerance=0.02, limit=120)
+    yield from move(scene, lambda: front, orientation, CLOSED, tolerance=0.015, limit=60)
+    yield from move(scene, lambda: front + PUSH * inwards, orientation, CLOSED, speed=0.5, limit=60)
+    back = front - 0.04 * inwards
+    yield from move(scene, lambda: back, orientation, CLOSED, tolerance=0.02, limit=40)
+    return (yield from rise(scene, OPEN, 0.15))
+
+
+def _handle(scene: Scene, joint: str) -> Floats:
+    """Centre [3] of the handle: the box of the drawer that stands out farthest."""
+    boxes = scene.moved_by(joint)
+    centres = np.array([scene.data.geom_xpos[box] for box in boxes])
+    return np.asarray(centres[np.argmin(centres @ scene.joint(joint).axis)])
