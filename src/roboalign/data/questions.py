@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from roboalign.data import questions_embodied, questions_general, questions_planning
 from roboalign.data.episode import Episode
 from roboalign.data.prompts import Mode
+from roboalign.data.questions_states import NUMBERS, STATES, numbers_right
 from roboalign.data.scene import Scene
 from roboalign.data.sentences import QuestionType, World
 from roboalign.errors import RoboAlignError
@@ -85,15 +86,18 @@ def score_answer(name: str, expected: str, predicted: str | None) -> float:
     """1.0 for a right answer, else 0.0; None (no answer could be read) is wrong.
 
     A point is right within POINT_TOLERANCE cells on both axes, a trace where it has the expected number of points and
-    each of them is right; every other type, choices and free text that were read included, needs the expected words
-    (case, spaces and a final full stop do not count). Raises RoboAlignError on an unknown type.
+    each of them is right; centimetres and degrees computed from states as in `questions_states`; every other type,
+    choices and free text that were read included, needs the expected words (case, spaces and a final full stop do not
+    count). Raises RoboAlignError on an unknown type.
     """
     by_chance = _chance(name)
     if predicted is None:
         return 0.0
     if by_chance is None:
         return float(_near(name, expected, predicted))
-    if name == "trace":
+    if name in NUMBERS:
+        return float(numbers_right(name, expected, predicted))
+    if name in ("trace", "gripper_trace"):
         targets, points = expected.split(", "), predicted.split(", ")
         near = [_near(name, target, found) for target, found in zip(targets, points)]
         return float(all(near) and len(points) == len(targets))
@@ -112,6 +116,8 @@ def chance(name: str, grid: int = 32) -> float:
 
 def label_of(name: str) -> str:
     """The label that the answers of this type open with: what they consist of."""
+    if name in STATES:
+        return STATES[name].label
     if _chance(name) is None:
         return "point"
     return "letter" if name.endswith("_choice") or name == "order" else LABELS.get(name, name)
@@ -120,8 +126,10 @@ def label_of(name: str) -> str:
 def _chance(name: str) -> float | None:
     if name in READ:
         return READ[name]
+    if name in STATES:
+        return STATES[name].chance
     if name not in TYPES:
-        raise RoboAlignError(f"unknown question type {name!r}", fix=f"use one of {', '.join([*TYPES, *READ])}")
+        raise RoboAlignError(f"unknown question type {name!r}", fix=f"use one of {', '.join([*TYPES, *STATES, *READ])}")
     return TYPES[name].chance
 
 
