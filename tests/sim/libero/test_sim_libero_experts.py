@@ -1,0 +1,62 @@
+"""The LIBERO experts: grasps found from geometry."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roboalign.sim.libero.experts.grasps import FINGER_INNER, closing_axis, in_hand_frame, lowest_hand, plan_grasps
+from roboalign.sim.libero.experts.motion import DOWN, pointing_down, yaw_of
+
+BASE = np.array([-0.6, 0.0, 0.0])
+
+
+def block(low: tuple[float, float, float], high: tuple[float, float, float]) -> np.ndarray:
+    """Points [N, 3] that fill an upright box, 4 mm apart."""
+    axes = [np.arange(a, b + 1e-9, 0.004) for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+NOTHING = np.zeros((0, 3))
+
+
+def test_a_block_too_long_one_way_is_grasped_across_the_other() -> None:
+    along_x = plan_grasps(block((-0.05, -0.01, 0.0), (0.05, 0.01, 0.04)), NOTHING, 0.0, BASE)[0]
+    assert abs(along_x.yaw) < np.deg2rad(20)  # the fingers close along y, the thin side
+    along_y = plan_grasps(block((-0.01, -0.05, 0.0), (0.01, 0.05, 0.04)), NOTHING, 0.0, BASE)[0]
+    assert abs(along_y.yaw) > np.deg2rad(70)
+
+
+def test_an_obstacle_beside_the_object_turns_the_hand() -> None:
+    cube = block((-0.01, -0.01, 0.0), (0.01, 0.01, 0.04))
+    wall = block((-0.2, 0.03, 0.0), (0.2, 0.05, 0.045))
+    free, walled = plan_grasps(cube, NOTHING, 0.0, BASE)[0], plan_grasps(cube, wall, 0.0, BASE)
+    assert free.yaw == 0.0
+    assert walled and all(abs(grasp.yaw) > np.deg2rad(40) for grasp in walled)
+    assert not plan_grasps(cube, np.concatenate([np.add(cube, (0, 0, 0.06)), wall]), 0.0, BASE)  # covered from above
+
+
+def test_the_fingers_stay_above_the_ground() -> None:
+    grasps = plan_grasps(block((-0.02, -0.02, 0.0), (0.02, 0.02, 0.016)), NOTHING, 0.0, BASE)
+    assert grasps and min(grasp.point[2] for grasp in grasps) >= 0.01
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-1.5, 1.5))
+def test_yaw_and_frames_agree(yaw: float) -> None:
+    orientation = pointing_down(yaw)
+    assert yaw_of(orientation) == pytest.approx(yaw, abs=1e-9)
+    np.testing.assert_allclose(orientation[:2, 0], closing_axis(yaw), atol=1e-12)
+    np.testing.assert_allclose(orientation[:, 2], [0, 0, -1], atol=1e-12)
+    np.testing.assert_allclose(in_hand_frame(orientation[:, 0][None], yaw)[0], [1, 0, 0], atol=1e-12)
+
+
+def test_at_rest_the_fingers_close_along_world_y() -> None:
+    np.testing.assert_array_equal(pointing_down(0.0), DOWN)
+    np.testing.assert_array_equal(closing_axis(0.0), [0, 1])
+
+
+def test_the_hand_stays_above_what_is_under_it() -> None:
+    beside = np.array([[0.0, FINGER_INNER + 0.04, 0.3]])  # under the palm, beside the fingers
+    assert lowest_hand(beside, np.zeros(2), 0.0) == pytest.approx(0.282)
+    assert lowest_hand(beside, np.zeros(2), np.pi / 2) == -np.inf
