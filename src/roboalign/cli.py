@@ -227,10 +227,15 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
     add("--camera", help="ask about this camera's images (default: the first)")
     add("--horizon", type=int, default=5, help="steps that a question looks ahead (default: 5)")
     add("--think-share", type=float, default=0.5, help="share of the questions with a reasoning (default: 0.5)")
+    add("--grid", type=int, default=32, help="cells a side of the image, in which points are given (default: 32)")
     add("--seed", type=int, default=0, help="fixes every draw (default: 0)")
     add("--endpoint", metavar="URL", help="teacher: base URL of an OpenAI-compatible endpoint")
     add("--model", metavar="NAME", help="teacher: the model there")
     add("--concurrency", type=int, default=8, help="teacher: requests at the same time (default: 8)")
+    add("--timeout", type=float, default=120.0, help="teacher: seconds of silence before a request is given up "
+        "(default: 120)")
+    add("--retries", type=int, default=6, help="teacher: times a request that failed in passing is sent again "
+        "(default: 6)")
     add("--key-env", metavar="NAME", help="teacher: environment variable with the API key (default: OPENAI_API_KEY)")
     add("--price-in", type=float, metavar="PRICE", help="teacher: price of a million prompt tokens")
     add("--price-out", type=float, metavar="PRICE", help="teacher: price of a million completion tokens")

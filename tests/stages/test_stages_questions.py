@@ -19,7 +19,7 @@ from roboalign.data.robot.base import RobotData
 from roboalign.data.robot.rewrite import rewrite
 from roboalign.data.vqa.motion import NO_AXES
 from roboalign.files import read_json
-from roboalign.stages.questions import refused_lines
+from roboalign.stages.questions import endpoint_of, refused_lines
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +63,23 @@ def test_what_was_not_asked_is_told_by_reason_with_what_mends_it() -> None:
     ]  # fmt: skip
 
 
+def test_the_grid_is_that_of_the_points(data_set, tmp_path: Path) -> None:
+    for grid in ("8", "64"):
+        assert ask(data_set, tmp_path / grid, "--count", "60", "--grid", grid, "--think-share", "0") == 0
+    cells = {
+        grid: [int(n) for one in read_conversations(tmp_path / grid, "train") for turn in one.turns
+               if turn.type == "gripper_cell" for n in turn.expected.split()]
+        for grid in ("8", "64")
+    }  # fmt: skip
+    assert cells["8"] and max(cells["8"]) < 8 <= max(cells["64"]) < 64
+
+
+def test_the_endpoint_takes_the_timeout_and_the_retries() -> None:
+    options = {"endpoint": "http://a/v1", "key_env": None, "concurrency": 2, "timeout": 7.5, "retries": 0}
+    endpoint = endpoint_of(options)
+    assert (endpoint.timeout, endpoint.retries, endpoint.concurrency) == (7.5, 0, 2)
+
+
 def test_axes_that_are_given_are_used(data_set, tmp_path: Path) -> None:
     arguments = ["--count", "30", "--axes", "forward,left,up", "--think-share", "0"]
     assert ask(data_set, tmp_path / "given", *arguments) == ask(data_set, tmp_path / "known", "--count", "30") == 0
@@ -73,7 +90,9 @@ def test_axes_that_are_given_are_used(data_set, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--axes", "north,left,up"], "not three of"), (["--count", "0"], "--count is 0"),
-     (["--horizon", "0"], "--horizon"),
+     (["--horizon", "0"], "--horizon"), (["--grid", "3"], "--grid"),
+     (["--by", "teacher", "--endpoint", "http://a/v1", "--model", "m", "--timeout", "0"], "--timeout"),
+     (["--by", "teacher", "--endpoint", "http://a/v1", "--model", "m", "--retries", "-1"], "--retries"),
      (["--think-share", "2"], "--think-share"), (["--position", "-1"], "--position"), (["--dry-run"], "--by teacher"),
      (["--endpoint", "http://a/v1"], "--by teacher"), (["--by", "teacher"], "--endpoint is missing"),
      (["--by", "teacher", "--endpoint", "http://a/v1"], "--model is missing"),

@@ -111,7 +111,7 @@ def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> s
 def question_config(options: Mapping[str, Any]) -> QuestionConfig:
     """The settings of the questions; the axes are those that are given, else those known for the action space."""
     axes = parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
-    names = ("position", "camera", "horizon", "think_share", "seed")
+    names = ("position", "camera", "horizon", "think_share", "grid", "seed")
     return checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})
 
 
@@ -124,7 +124,8 @@ def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
     if named and not os.environ.get(named, "").strip():
         raise RoboAlignError(f"the environment variable {named} is not set", where="--key-env", fix="put the key in it")
     key = {"key_env": named} if named else {}
-    return checked(Endpoint, url=options["endpoint"], concurrency=options["concurrency"], **key)
+    asked = {name: options[name] for name in ("concurrency", "timeout", "retries")}
+    return checked(Endpoint, url=options["endpoint"], **asked, **key)
 
 
 def prices_of(options: Mapping[str, Any]) -> Prices:
