@@ -1,4 +1,4 @@
-"""The LIBERO experts: grasps found from geometry."""
+"""The LIBERO experts: grasps found from geometry, episodes solved and replayed."""
 
 import numpy as np
 import pytest
@@ -60,3 +60,30 @@ def test_the_hand_stays_above_what_is_under_it() -> None:
     beside = np.array([[0.0, FINGER_INNER + 0.04, 0.3]])  # under the palm, beside the fingers
     assert lowest_hand(beside, np.zeros(2), 0.0) == pytest.approx(0.282)
     assert lowest_hand(beside, np.zeros(2), np.pi / 2) == -np.inf
+
+
+TASKS = [
+    "libero_object/pick_up_the_butter_and_place_it_in_the_basket",
+    "libero_goal/open_the_middle_drawer_of_the_cabinet",
+]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_expert_solves_its_task_and_the_actions_replay(name: str) -> None:
+    pytest.importorskip("libero")
+    from roboalign.sim.libero.environment import Libero
+    from roboalign.sim.libero.experts import make_expert
+    from roboalign.sim.libero.experts.measure import run_expert
+
+    environment = Libero(name.partition("/")[0]).make(name)
+    solved, executed = run_expert(environment, 1003, 300, noise=0.1)
+    assert solved
+    assert executed.dtype == np.float32 and executed.shape[1:] == (7,) and np.abs(executed).max() <= 1
+    environment.reset(1003)
+    assert [environment.step(action) for action in executed] == [False] * (len(executed) - 1) + [True]
+    expert = make_expert(environment)  # nothing left to do: it rests
+    before = environment.state()[:3]
+    for _ in range(10):
+        environment.step(expert.action())
+    np.testing.assert_allclose(environment.state()[:3], before, atol=0.02)
+    environment.close()
