@@ -142,6 +142,9 @@ class Recipe(Config):
     """Independent stages run side by side in this many processes; 0: one a core, or one where there is a GPU."""
     arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
     """Backbones that get a head and are measured."""
+    mixture: str | None = None
+    """Folder made by `roboalign data mix`: SFT and RL learn from it, with its action tokens, and no alignment
+    demonstrations are collected; `tokenizer` and most of `mix` then say nothing."""
     collect: DemonstrationsConfig = DemonstrationsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     mix: MixConfig = MixConfig()
@@ -167,6 +170,8 @@ class Recipe(Config):
         if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
             raise ValueError(f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
                              f"{self.backbone.tiny.depth}")
+        if self.mixture is not None:
+            self._require_what_a_mixture_has()
         if self.rl.reward in IN_WORDS:
             raise ValueError(f"rl.reward `{self.rl.reward}` is of questions in words, and RL asks for actions; give "
                              "`paper` or `decoded`")
@@ -176,6 +181,15 @@ class Recipe(Config):
                 raise ValueError(f"arm {arm} asks `{RL_QUESTIONS[arm]}` questions, but mix.weights gives `{group}` "
                                  "nothing: SFT never shows the type")
         return self
+
+    def _require_what_a_mixture_has(self) -> None:
+        if self.backbone.source == "train":
+            raise ValueError("backbone.source `train` learns to see from demonstrations in the simulator; with "
+                             "`mixture` give `builtin` or a model's folder")
+        asked = sorted({*self.arms} & {"language-sft", "action-sft", "ecot", "language-rl", "trajectory-rl"})
+        if asked:
+            raise ValueError(f"arms {asked} make their data from demonstrations in the simulator; leave them out where "
+                             "`mixture` is given")
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -13,6 +13,7 @@ from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.align.trainer import TrainConfig
 from roboalign.data.conversation import Conversation, read_conversations
+from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.stages.base import LANGUAGE
 from roboalign.stages.data import action_tokens, mixture_folder
@@ -81,7 +82,11 @@ def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
 
 def _replayed(mixture: Path, config: RlConfig) -> list[Conversation]:
     """What `rl.replay` names, of the SFT samples."""
-    return read_conversations(mixture, "train", kinds=LANGUAGE if config.replay == "language" else None)
+    found = read_conversations(mixture, "train", kinds=LANGUAGE if config.replay == "language" else None)
+    if not found:
+        raise RoboAlignError("the mixture has no answers in words to replay", where="rl.replay",
+                             fix="set rl.replay: all, or rl.replay_weight: 0")
+    return found
 
 
 def _direct(conversation: Conversation) -> Conversation:

@@ -21,9 +21,11 @@ ACTION_NAMES = ("x", "y", "z", "gripper")
 
 
 def collect(context: Context) -> dict[str, Any]:
-    """Writes align/, downstream/ and experts.json (per task: attempts, solved, unsolved, crashed, frames)."""
+    """Writes align/ (not with a given mixture), downstream/ and experts.json (per task: attempts, solved, ...)."""
     config = context.recipe.collect
-    table = _collect_set(context.folder / "align", config.align_names(), config, config.align)
+    table: dict[str, dict[str, int]] = {}
+    if context.recipe.mixture is None:  # else SFT and RL learn from what is given
+        table |= _collect_set(context.folder / "align", config.align_names(), config, config.align)
     table |= _collect_set(context.folder / "downstream", config.downstream_tasks, config, config.downstream)
     write_json(context.folder / "experts.json", table)
     totals = {key: sum(row[key] for row in table.values()) for key in ("attempts", "solved", "crashed", "frames")}

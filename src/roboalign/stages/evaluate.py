@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from roboalign.data.conversation import read_conversations
+from roboalign.data.conversation import read_conversations, read_table, shards
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.tokens import evaluate_mllm, language_priors
 from roboalign.files import append_jsonl, read_jsonl, write_json
@@ -81,7 +81,12 @@ def load_act(policy_folder: Path, threads: int) -> Act:
 
 def _refuse_leaks(run_dir: Path, wanted: Sequence[tuple[str, int]]) -> None:
     """No evaluation episode may be among the demonstrations, whatever their seeds were set to."""
-    trained = {episode.episode_id for part in ("align", "downstream") for episode in read_demonstrations(run_dir, part)}
+    trained = {episode.episode_id for episode in read_demonstrations(run_dir, "downstream")}
+    if (run_dir / "collect" / "align").exists():
+        trained |= {episode.episode_id for episode in read_demonstrations(run_dir, "align")}
+    else:  # SFT and RL learned from a given mixture
+        for path in shards(mixture_folder(run_dir), "train"):
+            trained |= set(read_table(path, columns=["episode_id"])["episode_id"].to_pylist())
     leaks = sorted(trained & {f"metaworld/{task}/seed-{seed}" for task, seed in wanted})
     if leaks:
         raise RoboAlignError(f"evaluation episode {leaks[0]} is among the demonstrations", where="collect",

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.config import Config
-from roboalign.files import hash_tree
+from roboalign.files import hash_file, hash_tree
 from roboalign.recipe import Recipe
 from roboalign.stages.align import extra_sft, random_backbone, rl, sft
 from roboalign.stages.base import base
@@ -22,7 +22,7 @@ from roboalign.stages.data import BACKBONE_OF
 from roboalign.stages.distill import distill_rl, sample, traces
 from roboalign.stages.evaluate import rollouts, tokens
 from roboalign.stages.head import head
-from roboalign.stages.mix import mix
+from roboalign.stages.mix import given_manifest, mix
 from roboalign.stages.report import report
 from roboalign.stages.stage import Stage
 from roboalign.stages.tokenizer import tokenizer
@@ -64,10 +64,16 @@ def distill_stages(recipe: Recipe) -> list[Stage]:
 
 def _first_stages(recipe: Recipe) -> list[Stage]:
     """What every training starts from."""
+    demonstrations = {**_settings(recipe.collect), **({"part": "downstream"} if recipe.mixture else {})}
+    tokens: dict[str, Any] = {**_settings(recipe.tokenizer), "split": _settings(recipe.mix)}
+    mixed = _settings(recipe.mix)
+    if recipe.mixture:
+        # What it holds counts, not where it lies.
+        tokens = mixed = {"mixture": hash_file(given_manifest(recipe.mixture))}
     return [
-        Stage("collect", (), _settings(recipe.collect), collect, exclusive=True),
-        Stage("tokenizer", ("collect",), {**_settings(recipe.tokenizer), "split": _settings(recipe.mix)}, tokenizer),
-        Stage("mix", ("tokenizer",), _settings(recipe.mix), mix),
+        Stage("collect", (), demonstrations, collect, exclusive=True),
+        Stage("tokenizer", ("collect",), tokens, tokenizer),
+        Stage("mix", ("tokenizer",), mixed, mix),
         Stage("base", ("mix",), _backbone_settings(recipe), base, exclusive=True),
     ]
 

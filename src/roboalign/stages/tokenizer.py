@@ -1,5 +1,7 @@
 """Stage `tokenizer`: action statistics and FAST, fitted on the training demonstrations of the alignment tasks."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,15 @@ from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.data.mixture import split_episodes
 from roboalign.errors import RoboAlignError
-from roboalign.files import write_json
+from roboalign.files import read_json, write_json
 from roboalign.stages.data import read_demonstrations
 from roboalign.stages.stage import Context
 
 
 def tokenizer(context: Context) -> dict[str, Any]:
     """Writes fast/ (the published layout), stats.json, and tokenizer.json with what the tokens cost in accuracy."""
+    if context.recipe.mixture is not None:
+        return _given(context, Path(context.recipe.mixture) / "tokenizer")
     config = context.recipe.tokenizer
     episodes, _ = split_episodes(read_demonstrations(context.run_dir, "align"), context.recipe.mix)
     stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
@@ -41,3 +45,13 @@ def tokenizer(context: Context) -> dict[str, Any]:
     }
     write_json(context.folder / "tokenizer.json", {**row, "mean_chunk": chunks.mean(axis=0).tolist()})
     return row
+
+
+def _given(context: Context, folder: Path) -> dict[str, Any]:
+    """The action tokens of a mixture, copied. Raises RoboAlignError where it has none."""
+    if not folder.is_dir():
+        raise RoboAlignError("the mixture has no action tokens", where=str(folder),
+                             fix="give the mixture file a `robot` source and a `tokenizer`, and build it again")
+    shutil.copytree(folder, context.folder, dirs_exist_ok=True)
+    row: dict[str, Any] = read_json(context.folder / "tokenizer.json")
+    return {name: value for name, value in row.items() if name != "mean_chunk"}

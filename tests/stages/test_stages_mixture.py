@@ -1,0 +1,107 @@
+"""A run whose SFT and RL learn from a folder of `roboalign data mix`."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from stage_run import SETTINGS, do, recipe, write_episodes
+
+from roboalign.data.conversation import read_conversations
+from roboalign.errors import RoboAlignError
+from roboalign.files import read_json
+from roboalign.mllm.load import load_mllm
+from roboalign.recipe import Recipe
+from roboalign.stages.data import action_tokens, mixture_folder
+from roboalign.stages.data_mix import mix_data
+from roboalign.stages.plan import plan_stages
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 action samples of synthetic episodes, 4 of them for RL, with tokens of their own."""
+    folder = tmp_path_factory.mktemp("mixture")
+    write_episodes(folder / "robot", range(6))
+    source = {"name": "acts", "robot": str(folder / "robot"), "space": "metaworld", "camera": "workspace", "count": 60}
+    settings = {"name": "own", "sources": [source], "heldout": {"share": 0.2},
+                "rl": {"source": "acts", "count": 4, "at_most": 0.1},
+                "tokenizer": {"fit": True, "horizon": 3, "scale": 2, "vocab_size": 64}}
+    (folder / "own.yaml").write_text(yaml.safe_dump(settings))
+    mix_data(str(folder / "own.yaml"), str(folder / "made"), workers=1)
+    return folder / "made"
+
+
+def given(mixture: Path, run_dir: Path, **changes: object) -> Recipe:
+    """A recipe that starts from the run's own pretrained model, without action tokens."""
+    backbone = {"source": str(run_dir / "base" / "pretrain" / "model"), "layer": 1}
+    return recipe(mixture=str(mixture), backbone=backbone, **changes)
+
+
+def refine_on(mixture: Path, settings: Recipe, run_dir: Path) -> None:
+    stages = {stage.name: stage for stage in plan_stages(settings)}
+    for name in ("mix", "seed-0/rl"):
+        do(stages, run_dir, name, settings)
+
+
+def test_sft_and_rl_learn_from_it_with_its_tokens(mixture: Path, run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(RoboAlignError, match=r"no answers in words to replay.*rl\.replay: all"):
+        refine_on(mixture, given(mixture, run_dir), tmp_path / "words")
+    settings = given(mixture, run_dir, rl={**SETTINGS["rl"], "replay": "all", "max_new_tokens": 24})
+    stages = {stage.name: stage for stage in plan_stages(settings)}
+    write_episodes(tmp_path / "collect" / "downstream", range(10, 12))
+    rows = {name: do(stages, tmp_path, name, settings) for name in ("tokenizer", "mix", "base", "seed-0/sft",
+                                                                    "seed-0/rl", "seed-0/extra-sft")}
+    assert action_tokens(tmp_path).fast.horizon == 3 != SETTINGS["tokenizer"]["horizon"]
+    assert rows["tokenizer"]["vocab_size"] == rows["base"]["fast_tokens"]
+    assert mixture_folder(tmp_path).resolve() == mixture.resolve()
+    assert rows["mix"]["conversations"] == 60 and rows["mix"]["rl_samples"] == 4
+    assert rows["mix"]["rl_share"] == pytest.approx(4 / 60)
+    # What RL asked is what the mixture lists, and its answers are ids of the mixture's tokens.
+    asked = {one.episode_id for one in read_conversations(mixture, "rl")}
+    assert asked and rows["seed-0/rl"]["unique_prompts"] <= 4
+    trained = load_mllm(tmp_path / "seed-0" / "rl" / "model")
+    assert trained.vocabulary is not None and len(trained.vocabulary.fast_ids) == rows["base"]["fast_tokens"]
+
+
+def test_the_key_is_of_what_it_holds_not_of_where_it_lies(mixture: Path, run_dir: Path, tmp_path: Path) -> None:
+    def settings_of(folder: Path) -> dict[str, object]:
+        return {stage.name: stage.settings for stage in plan_stages(given(folder, run_dir))}
+
+    shutil.copytree(mixture, tmp_path / "moved")
+    before, after = settings_of(mixture), settings_of(tmp_path / "moved")
+    assert before == after
+    manifest = tmp_path / "moved" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"own"', '"other"'))
+    changed = settings_of(tmp_path / "moved")
+    assert {name for name in before if before[name] != changed[name]} == {"tokenizer", "mix"}
+
+
+def test_a_damaged_or_incomplete_mixture_is_named(mixture: Path, run_dir: Path, tmp_path: Path) -> None:
+    def run_mix(folder: Path) -> None:
+        settings = given(folder, run_dir)
+        do({stage.name: stage for stage in plan_stages(settings)}, tmp_path / "run", "mix", settings)
+
+    with pytest.raises(RoboAlignError, match=r"no manifest\.json.*roboalign data mix"):
+        plan_stages(given(tmp_path / "nowhere", run_dir))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(mixture, damaged)
+    shard = next(damaged.glob("train-*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(RoboAlignError, match=f"{shard.name}.*build the mixture again"):
+        run_mix(damaged)
+    bare = tmp_path / "bare"
+    shutil.copytree(mixture, bare)
+    shutil.rmtree(bare / "tokenizer")
+    settings = given(bare, run_dir)
+    with pytest.raises(RoboAlignError, match="no action tokens"):
+        do({stage.name: stage for stage in plan_stages(settings)}, tmp_path / "run", "tokenizer", settings)
+    assert read_json(bare / "manifest.json")["rl"]["samples"] == 4
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"backbone": {"source": "train"}}, "learns to see from demonstrations"),
+    ({"arms": ["sft", "ecot"], "backbone": {"source": "builtin"}}, "ecot.*make their data"),
+])  # fmt: skip
+def test_what_needs_the_simulator_is_refused_beside_it(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe.model_validate({"name": "x", "mixture": "made", **changes})
