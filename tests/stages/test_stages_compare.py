@@ -175,5 +175,5 @@ def test_published_results_can_be_compared() -> None:
     summary = json.loads((PUBLISHED / "metaworld" / "summary.json").read_text())
     (known,) = [one for one in summary["success"]["pairs"] if (one["before"], one["after"]) == ("sft", "roboalign")]
     assert found["pair"]["p"] == known["p"] and found["pair"]["n"] == known["n"]
-    with pytest.raises(RoboAlignError, match="episodes are in this one only"):
+    with pytest.raises(RoboAlignError, match=r"`rollout\.max_steps` is 250 and 200"):
         compare([str(PUBLISHED / "metaworld"), str(PUBLISHED / "quickstart")])
