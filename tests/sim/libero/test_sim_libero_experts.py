@@ -1,10 +1,17 @@
-"""The LIBERO experts: grasps found from geometry, episodes solved and replayed."""
+"""The LIBERO experts: grasps found from geometry, episodes solved and replayed, measurements that go on."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roboalign.errors import RoboAlignError
+from roboalign.files import write_json
+from roboalign.sim.base import EnvironmentCrash
+from roboalign.sim.libero.experts import measure as measuring
 from roboalign.sim.libero.experts.grasps import FINGER_INNER, closing_axis, in_hand_frame, lowest_hand, plan_grasps
 from roboalign.sim.libero.experts.motion import DOWN, pointing_down, yaw_of
 
@@ -60,6 +67,56 @@ def test_the_hand_stays_above_what_is_under_it() -> None:
     beside = np.array([[0.0, FINGER_INNER + 0.04, 0.3]])  # under the palm, beside the fingers
     assert lowest_hand(beside, np.zeros(2), 0.0) == pytest.approx(0.282)
     assert lowest_hand(beside, np.zeros(2), np.pi / 2) == -np.inf
+
+
+SETTINGS = measuring.Settings(episodes=2, noise=0.1, first_seed=2000, code="0")
+
+
+def test_a_killed_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("libero")
+    ran: list[tuple[str, int]] = []
+
+    class Environment:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None: ...
+
+    def attempt(environment: Environment, seed: int, max_steps: int, noise: float) -> tuple[bool, np.ndarray]:
+        ran.append((environment.name, seed))
+        if len(ran) == 2:
+            raise EnvironmentCrash("diverged")
+        if len(ran) == 8:
+            raise KeyboardInterrupt  # killed in the fourth task
+        return True, np.zeros((3, 7), np.float32)
+
+    monkeypatch.setattr(measuring.Libero, "make", lambda self, name: Environment(name))
+    monkeypatch.setattr(measuring, "run_expert", attempt)
+    path = tmp_path / "attempts.json"
+    with pytest.raises(KeyboardInterrupt):
+        list(measuring.measure("libero_goal", SETTINGS, path))
+    kept = measuring.read_attempts(path, SETTINGS)
+    assert [(a.success, a.crashed) for a in kept] == [(True, False), (False, True)] + [(True, False)] * 4
+    again = list(measuring.measure("libero_goal", SETTINGS, path))
+    assert len(ran) == 8 + 7 * 2  # the three finished tasks are not run again, the fourth is, from its start
+    assert [a for task in again[:3] for a in task] == kept
+    assert [a for task in again for a in task] == measuring.read_attempts(path, SETTINGS)
+    assert len({(a.task, a.seed) for task in again for a in task}) == 20
+    list(measuring.measure("libero_object", SETTINGS, path))  # another suite joins the file
+    assert len(measuring.read_attempts(path, SETTINGS)) == 40
+
+
+def test_measurements_of_different_settings_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "attempts.json"
+    write_json(path, {"episodes": 2, "noise": 0.1, "first_seed": 2000, "code": "0", "attempts": []})
+    assert measuring.read_attempts(path, SETTINGS) == []
+    for other in (replace(SETTINGS, noise=0.2), replace(SETTINGS, code="1")):
+        with pytest.raises(RoboAlignError, match="measured with"):
+            measuring.read_attempts(path, other)
+    for broken in ([], {"attempts": [{"task": 1}]}, {"attempts": []}):
+        write_json(path, broken)
+        with pytest.raises(RoboAlignError, match="not the attempts"):
+            measuring.read_attempts(path, SETTINGS)
 
 
 TASKS = [

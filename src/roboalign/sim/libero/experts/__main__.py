@@ -8,9 +8,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from roboalign.errors import RoboAlignError
-from roboalign.files import write_json
 from roboalign.sim.libero.environment import FIRST_PLACEMENT
-from roboalign.sim.libero.experts.measure import MAX_STEPS, Attempt, as_records, measure
+from roboalign.sim.libero.experts.measure import MAX_STEPS, Attempt, Settings, code_digest, measure
 
 
 def _row(name: str, attempts: list[Attempt]) -> str:
@@ -23,7 +22,7 @@ def _row(name: str, attempts: list[Attempt]) -> str:
 
 
 def main() -> int:
-    """Print one line a task and one a suite, and write the attempts."""
+    """Print one line a task, one a suite and one over all, and write the attempts; goes on where it was killed."""
     parser = argparse.ArgumentParser(prog="python -m roboalign.sim.libero.experts", description=__doc__)
     parser.add_argument("--suites", nargs="+", default=list(MAX_STEPS), choices=list(MAX_STEPS))
     parser.add_argument("--episodes", type=int, default=10, help="placements of each task")
@@ -31,18 +30,17 @@ def main() -> int:
         "--noise", type=float, default=0.0, help="standard deviation of the noise on the position action"
     )
     parser.add_argument("--seed", type=int, default=FIRST_PLACEMENT, help="the first placement's seed")
-    parser.add_argument("--out", type=Path, default=Path("libero-experts.json"))
+    parser.add_argument("--out", type=Path, default=Path("libero-experts.json"), help="where the attempts are kept")
     args = parser.parse_args()
+    settings = Settings(args.episodes, args.noise, args.seed, code_digest())
     everything: list[Attempt] = []
     try:
         print("| task | successes | 95% interval | mean steps | crashes |\n|---|---|---|---|---|", flush=True)
         for suite in args.suites:
             attempts = []
-            for of_task in measure(suite, args.episodes, args.noise, args.seed):
+            for of_task in measure(suite, settings, args.out):
                 attempts += of_task
                 print(_row(of_task[0].task, of_task), flush=True)
-                settings = {"episodes": args.episodes, "noise": args.noise, "first_seed": args.seed}
-                write_json(args.out, {**settings, "attempts": as_records(everything + attempts)})
             print(_row(f"**{suite}**", attempts), flush=True)
             everything += attempts
     except RoboAlignError as error:

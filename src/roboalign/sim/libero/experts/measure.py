@@ -4,17 +4,30 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from roboalign.errors import RoboAlignError
+from roboalign.files import hash_tree, read_json, write_json
 from roboalign.sim.base import EnvironmentCrash
-from roboalign.sim.libero.environment import FIRST_PLACEMENT, Libero, LiberoEnvironment
+from roboalign.sim.libero.environment import Libero, LiberoEnvironment
 from roboalign.sim.libero.experts.expert import make_expert
 
 MAX_STEPS = {"libero_spatial": 300, "libero_object": 300, "libero_goal": 400, "libero_10": 700}
 """Policy steps after which an expert has failed."""
 NOISE_MEMORY = 0.8
 """Correlation of the noise between two steps, as in the collection of demonstrations."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a measurement was made with: placements a task, noise (of an action in [-1, 1]), first seed, code."""
+
+    episodes: int
+    noise: float
+    first_seed: int
+    code: str
 
 
 @dataclass(frozen=True)
@@ -49,25 +62,54 @@ def run_expert(environment: LiberoEnvironment, seed: int, max_steps: int, noise:
     return False, np.stack(executed)
 
 
-def measure(suite: str, episodes: int, noise: float, first_seed: int = FIRST_PLACEMENT) -> Iterator[list[Attempt]]:
-    """The attempts of each task of a suite, task by task."""
+def measure(suite: str, settings: Settings, path: Path) -> Iterator[list[Attempt]]:
+    """The attempts of each task of a suite, task by task; `path` holds all of them after each.
+
+    A task whose attempts are in the file is not run again: a measurement that was killed goes on. Raises RoboAlignError
+    where the file was measured with other settings or another state of the code.
+    """
     benchmark = Libero(suite)
     for task in benchmark.tasks():
-        environment = benchmark.make(task.name)
-        attempts = []
-        for seed in range(first_seed, first_seed + episodes):
-            start, crashed, success, steps = time.perf_counter(), False, False, 0
-            try:
-                success, executed = run_expert(environment, seed, MAX_STEPS[suite], noise)
-                steps = len(executed)
-            except EnvironmentCrash:
-                crashed = True
-            seconds = round(time.perf_counter() - start, 2)
-            attempts.append(Attempt(task.name, seed, success, crashed, steps, seconds))
-        environment.close()
+        done = read_attempts(path, settings)
+        attempts = [attempt for attempt in done if attempt.task == task.name]
+        if not attempts:
+            attempts = _measure_task(benchmark, task.name, settings)
+            write_json(path, {**asdict(settings), "attempts": [asdict(attempt) for attempt in [*done, *attempts]]})
         yield attempts
 
 
-def as_records(attempts: list[Attempt]) -> list[dict[str, object]]:
-    """Attempts as JSON objects."""
-    return [asdict(attempt) for attempt in attempts]
+def _measure_task(benchmark: Libero, task: str, settings: Settings) -> list[Attempt]:
+    environment = benchmark.make(task)
+    attempts = []
+    for seed in range(settings.first_seed, settings.first_seed + settings.episodes):
+        start, crashed, success, steps = time.perf_counter(), False, False, 0
+        try:
+            success, executed = run_expert(environment, seed, MAX_STEPS[benchmark.suite], settings.noise)
+            steps = len(executed)
+        except EnvironmentCrash:
+            crashed = True
+        seconds = round(time.perf_counter() - start, 2)
+        attempts.append(Attempt(task, seed, success, crashed, steps, seconds))
+    environment.close()
+    return attempts
+
+
+def read_attempts(path: Path, settings: Settings) -> list[Attempt]:
+    """What `path` holds of a measurement with these settings, none where there is no file. Raises RoboAlignError."""
+    if not path.exists():
+        return []
+    fix = "give another file with --out, or remove this one"
+    stored = read_json(path, fix=fix)
+    try:
+        attempts = [Attempt(**record) for record in stored.pop("attempts")]
+        found = Settings(**stored)
+    except (AttributeError, KeyError, TypeError):
+        raise RoboAlignError("not the attempts of LIBERO's experts", where=str(path), fix=fix) from None
+    if found != settings:
+        raise RoboAlignError(f"measured with {found}, not with {settings}", where=str(path), fix=fix)
+    return attempts
+
+
+def code_digest() -> str:
+    """The state of the code that decides an episode: sha256 of the LIBERO room's source, 12 hex digits."""
+    return hash_tree(Path(__file__).parents[1], lambda path: path.suffix == ".py")[:12]
