@@ -107,7 +107,7 @@ def main() -> None:
     wanted = [(task.name, seed) for task in suite_tasks(options.suite)[: options.tasks]
               for seed in range(options.episodes)]  # fmt: skip
     episodes = [expert_episode(task, seed) for task, seed in wanted]
-    whole = preset("openpi").model_copy(update={"image_size": preset("openpi").render_size, "preset": "own"})
+    whole = preset("openpi").model_copy(update={"image_size": preset("openpi").render_size})
     loops: dict[str, tuple[Any, ...]] = {
         "naive": (naive, episodes),
         "kept, render default": (kept, episodes, whole),

@@ -27,6 +27,9 @@ from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mllm.tiny import TinyConfig
 from roboalign.sim.collect import CollectConfig
 from roboalign.sim.instructions import HELD_OUT, TASKS, TRAIN
+from roboalign.sim.libero.protocol import LiberoConfig
+from roboalign.sim.libero.suites import CAMERA_NAMES as LIBERO_CAMERAS
+from roboalign.sim.libero.suites import FIRST_PLACEMENT, STORED_STATES, suite_tasks
 from roboalign.sim.metaworld import MetaWorldConfig
 from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
@@ -47,41 +50,81 @@ def _require_distinct(field: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{field} names something twice: {list(values)}")
 
 
+BenchmarkName = Literal["metaworld", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+
+
 class DemonstrationsConfig(Config):
     """Demonstrations by scripted experts. Alignment and downstream tasks are disjoint."""
 
-    benchmark: Literal["metaworld"] = "metaworld"
-    """Where demonstrations and rollouts come from."""
+    benchmark: BenchmarkName = "metaworld"
+    """Where the head is trained and the policy measured: Meta-World or a suite of LIBERO. Alignment demonstrations are
+    Meta-World's (or a mixture's)."""
     align_tasks: tuple[str, ...] | Literal["ml45"] = "ml45"
     """Tasks whose demonstrations align the MLLM; `ml45` is ML45's 45 training tasks."""
-    downstream_tasks: tuple[str, ...] = HELD_OUT
-    """Tasks on which the head is trained and the policy measured; none of them is an alignment task."""
+    downstream_tasks: tuple[str, ...] | Literal["all"] = HELD_OUT
+    """Tasks of `benchmark` on which the head is trained and the policy measured, none of them an alignment task; `all`
+    is every task of a LIBERO suite, whose tasks are called like `libero_object/pick_up_the_milk_and_...`."""
     align: CollectConfig = CollectConfig()
     """How the alignment tasks are collected."""
     downstream: CollectConfig = CollectConfig()
     """How the downstream tasks are collected."""
     world: MetaWorldConfig = MetaWorldConfig()
-    """Cameras and rendering, the same for demonstrations and rollouts."""
+    """Meta-World's cameras and rendering, the same for demonstrations and rollouts."""
+    libero: LiberoConfig = LiberoConfig()
+    """LIBERO's protocol, the same for demonstrations and rollouts; it also limits a rollout's steps and says when the
+    policy looks again."""
+    head_cameras: tuple[str, ...] = ()
+    """Cameras of `benchmark` that the head is shown, laid side by side; none given: `mix.camera` on Meta-World,
+    `agentview` on LIBERO."""
 
     def align_names(self) -> tuple[str, ...]:
         """The alignment tasks by name."""
         return TRAIN if self.align_tasks == "ml45" else self.align_tasks
 
+    def downstream_names(self) -> tuple[str, ...]:
+        """The downstream tasks by name. Raises RoboAlignError where `all` asks for LIBERO and it is not installed."""
+        if self.downstream_tasks == "all":
+            return tuple(task.name for task in suite_tasks(self.benchmark))
+        return self.downstream_tasks
+
     @model_validator(mode="after")
     def _consistent(self) -> "DemonstrationsConfig":
-        unknown = sorted({*self.align_names(), *self.downstream_tasks} - set(TASKS))
-        if unknown:
+        _require_distinct("align_tasks", self.align_names())
+        if self.benchmark == "metaworld":
+            self._require_metaworld()
+        else:
+            self._require_libero()
+        if unknown := sorted({*self.align_names()} - set(TASKS)):
             raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
-        for field, names in (("align_tasks", self.align_names()), ("downstream_tasks", self.downstream_tasks)):
-            _require_distinct(field, names)
-        if both := sorted(set(self.align_names()) & set(self.downstream_tasks)):
-            raise ValueError(f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one")
         for settings in (self.align, self.downstream):
             after_last = settings.first_seed + settings.episodes_per_task * settings.attempts
             if settings.first_seed < 0 or after_last > ROLLOUT_SEEDS:
                 raise ValueError(f"demonstrations may use seeds from 0 to below {ROLLOUT_SEEDS}; those above are for "
                                  "evaluation")
         return self
+
+    def _require_metaworld(self) -> None:
+        if self.downstream_tasks == "all":
+            raise ValueError("downstream_tasks `all` is for LIBERO's suites; name Meta-World's: the others may align")
+        _require_distinct("downstream_tasks", self.downstream_tasks)
+        if unknown := sorted({*self.downstream_tasks} - set(TASKS)):
+            raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
+        if both := sorted({*self.align_names()} & {*self.downstream_tasks}):
+            raise ValueError(f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one")
+        if unknown := sorted({*self.head_cameras} - {*self.world.cameras}):
+            raise ValueError(f"head_cameras {unknown} are not among world.cameras {list(self.world.cameras)}")
+
+    def _require_libero(self) -> None:
+        if self.downstream_tasks != "all":
+            _require_distinct("downstream_tasks", self.downstream_tasks)
+            if other := [task for task in self.downstream_tasks if not task.startswith(f"{self.benchmark}/")]:
+                raise ValueError(f"downstream_tasks {other[:3]} are not of {self.benchmark}; give `all`, or tasks that "
+                                 f"are called {self.benchmark}/...")
+        if self.downstream.first_seed < FIRST_PLACEMENT:
+            raise ValueError(f"downstream.first_seed is {self.downstream.first_seed}, and LIBERO's demonstrations use "
+                             f"seeds from {FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)")
+        if unknown := sorted({*self.head_cameras} - {*LIBERO_CAMERAS}):
+            raise ValueError(f"head_cameras {unknown} are not LIBERO's, which are {', '.join(LIBERO_CAMERAS)}")
 
 
 class TokenizerConfig(Config):
@@ -164,6 +207,8 @@ class Recipe(Config):
         _require_distinct("arms", self.arms)
         if min(self.seeds) < 0:
             raise ValueError(f"seeds are 0 or more, not {min(self.seeds)}")
+        if self.collect.benchmark != "metaworld":
+            self._require_the_protocol()
         if self.mix.camera not in self.collect.world.cameras:
             raise ValueError(f"mix.camera {self.mix.camera!r} is not among collect.world.cameras "
                              f"{list(self.collect.world.cameras)}")
@@ -181,6 +226,20 @@ class Recipe(Config):
                 raise ValueError(f"arm {arm} asks `{RL_QUESTIONS[arm]}` questions, but mix.weights gives `{group}` "
                                  "nothing: SFT never shows the type")
         return self
+
+    def _require_the_protocol(self) -> None:
+        """LIBERO's protocol has the settings of a rollout: given twice, they could differ."""
+        for field in ("replan_every", "max_steps"):
+            default = EvaluationConfig.model_fields[field].default
+            if getattr(self.rollout, field) != default:
+                raise ValueError(f"rollout.{field} is Meta-World's; on {self.collect.benchmark} "
+                                 f"collect.libero.{field} says it")
+        if self.rollout.episodes > STORED_STATES:
+            raise ValueError(f"rollout.episodes is {self.rollout.episodes}, and a LIBERO task has {STORED_STATES} "
+                             "stored initial states")
+        if self.collect.libero.replan_every > self.tokenizer.horizon:
+            raise ValueError(f"collect.libero.replan_every {self.collect.libero.replan_every} is above "
+                             f"tokenizer.horizon {self.tokenizer.horizon}")
 
     def _require_what_a_mixture_has(self) -> None:
         if self.backbone.source == "train":

@@ -6,7 +6,6 @@ import pytest
 from roboalign.errors import RoboAlignError
 from roboalign.sim import rendering
 from roboalign.sim.cameras import VIEWS, Pose, View, pose_of, project, projection_matrix
-from roboalign.sim.collect import _expert_classes, expert_action
 from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig
 
 SIZE = 256
@@ -54,10 +53,10 @@ def test_up_is_up_in_both_cameras(reach):
 def test_leaving_out_geoms_beyond_the_image_changes_no_pixel(task, monkeypatch):
     environment = MetaWorld(BOTH).make(task)
     environment.reset(1)
-    expert = _expert_classes()[task]()
+    expert = environment.expert()
     for _ in range(3):
         for _ in range(12):
-            environment.step(expert_action(expert, environment))
+            environment.step(expert())
         pose = pose_of(VIEWS["workspace"], environment.model, environment.data)
         assert not rendering.geoms_in_view(environment.model, environment.data, pose).all(), "nothing left out"
         lean = environment.render()

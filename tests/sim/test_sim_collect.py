@@ -14,25 +14,24 @@ from roboalign.sim.collect import (
     Failure,
     collect,
     collect_episode,
-    episode_id,
     smooth_noise,
     success_table,
 )
 from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig
 
-BLIND = MetaWorldConfig(cameras=())
+BLIND = MetaWorld(MetaWorldConfig(cameras=()))
 TASK = "reach-v3"
 
 
-def clean_episode(config: CollectConfig, world: MetaWorldConfig = BLIND, seed: int = 4) -> EpisodeRecord:
-    record = collect_episode(MetaWorld(world).make(TASK), seed, config)
+def clean_episode(config: CollectConfig, world: MetaWorld = BLIND, seed: int = 4) -> EpisodeRecord:
+    record = collect_episode(world, world.make(TASK), seed, config)
     assert isinstance(record, EpisodeRecord)
     return record
 
 
 def test_a_record_is_complete_and_aligned():
     config = CollectConfig(steps_after_success=3)
-    record = clean_episode(config, MetaWorldConfig(image_size=32))
+    record = clean_episode(config, MetaWorld(MetaWorldConfig(image_size=32)))
     length = len(record.actions)
     assert length == record.success_step + 1 + config.steps_after_success
     assert record.frames["workspace"].shape == (length, 32, 32, 3)
@@ -41,28 +40,28 @@ def test_a_record_is_complete_and_aligned():
     assert record.cameras["workspace"].projection.shape == (3, 4)
     assert record.fps == 80.0 and record.instruction == "Move the gripper to the target."
     # Row t precedes action t: the first is the reset state, at which the hand has not moved.
-    environment = MetaWorld(BLIND).make(TASK)
+    environment = BLIND.make(TASK)
     environment.reset(4)
     np.testing.assert_array_equal(record.state[0], environment.state())
     np.testing.assert_array_equal(record.privileged[0], environment.privileged())
 
 
 def test_the_label_is_the_experts_action_and_not_the_executed_one(monkeypatch):
-    environment = MetaWorld(BLIND).make(TASK)
+    environment = BLIND.make(TASK)
     executed, labels = [], []
-    step, expert = environment.step, collect_module.expert_action
+    step, expert = environment.step, environment.expert
 
     def spy_step(action):
         executed.append(action)
         return step(action)
 
-    def spy_expert(policy, env):
-        labels.append(expert(policy, env))
-        return labels[-1]
+    def spy_expert():
+        action = expert()
+        return lambda: labels.append(action()) or labels[-1]
 
     monkeypatch.setattr(environment, "step", spy_step)
-    monkeypatch.setattr(collect_module, "expert_action", spy_expert)
-    record = collect_episode(environment, 4, CollectConfig(noise=0.3))
+    monkeypatch.setattr(environment, "expert", spy_expert)
+    record = collect_episode(BLIND, environment, 4, CollectConfig(noise=0.3))
     np.testing.assert_array_equal(record.actions, labels)
     # The solved episode runs once more, to be rendered.
     first, again = np.split(np.array(executed), 2)
@@ -75,7 +74,7 @@ def test_the_label_is_the_experts_action_and_not_the_executed_one(monkeypatch):
 
 def test_without_noise_the_label_is_executed():
     record = clean_episode(CollectConfig(noise=0.0, steps_after_success=0))
-    environment = MetaWorld(BLIND).make(TASK)
+    environment = BLIND.make(TASK)
     environment.reset(4)
     solved = [environment.step(action) for action in record.actions]
     assert solved.index(True) == record.success_step == len(solved) - 1
@@ -83,36 +82,37 @@ def test_without_noise_the_label_is_executed():
 
 def test_noise_has_the_stated_spread_and_memory():
     config = CollectConfig(noise=0.2, noise_memory=0.8)
-    values = np.array(list(itertools.islice(smooth_noise(np.random.default_rng(0), config), 20000)))
+    values = np.array(list(itertools.islice(smooth_noise(np.random.default_rng(0), config, 4), 20000)))
     np.testing.assert_allclose(values[:, :3].std(0), 0.2, rtol=0.06)
     np.testing.assert_allclose(np.corrcoef(values[:-1, 0], values[1:, 0])[0, 1], 0.8, atol=0.02)
     assert not values[:, 3].any()
 
 
 def test_an_unsolved_episode_is_a_failure_and_a_crash_is_another():
-    environment = MetaWorld(BLIND).make(TASK)
-    assert collect_episode(environment, 4, CollectConfig(max_steps=5)) == Failure(TASK, 4, "not solved", crashed=False)
+    environment = BLIND.make(TASK)
+    short = CollectConfig(max_steps=5)
+    assert collect_episode(BLIND, environment, 4, short) == Failure(TASK, 4, "not solved", crashed=False)
 
     def crash(action):
         raise EnvironmentCrash("it diverged")
 
     environment.step = crash
-    assert collect_episode(environment, 4, CollectConfig()) == Failure(TASK, 4, "it diverged", crashed=True)
+    assert collect_episode(BLIND, environment, 4, CollectConfig()) == Failure(TASK, 4, "it diverged", crashed=True)
 
 
 def test_a_replay_that_goes_another_way_is_a_crash_and_not_a_wrong_image(monkeypatch):
-    environment = MetaWorld(BLIND).make(TASK)
+    environment = BLIND.make(TASK)
     reset = environment.reset
     seeds = iter([4, 5])
     monkeypatch.setattr(environment, "reset", lambda seed: reset(next(seeds)))
-    failure = collect_episode(environment, 4, CollectConfig())
+    failure = collect_episode(BLIND, environment, 4, CollectConfig())
     assert isinstance(failure, Failure) and failure.crashed and "replay of seed 4 differs" in failure.reason
 
 
 def test_failed_attempts_move_on_to_the_next_seeds_of_the_same_wanted_episode(monkeypatch):
     tried = []
 
-    def attempt(environment, seed, config):
+    def attempt(benchmark, environment, seed, config):
         tried.append(seed)
         return Failure(TASK, seed, "not solved", crashed=False)
 
@@ -133,7 +133,7 @@ def test_collection_is_the_same_with_one_and_two_processes_and_resumes():
     assert [outcome.task for outcome in two] == [tasks[0]] * 2 + [tasks[1]] * 2
     one = list(collect(tasks, BLIND, config, workers=1, existing=[]))
     assert summary(one) == summary(two)
-    have = [episode_id(o.task, o.record.seed) for o in two[:3]]
+    have = [o.record.episode_id for o in two[:3]]
     rest = list(collect(tasks, BLIND, config, workers=1, existing=have))
     assert summary(rest) == summary(two[3:])
     table = success_table([*two, Collected(tasks[0], None, (Failure(tasks[0], 9, "x", crashed=True),))])
@@ -143,6 +143,6 @@ def test_collection_is_the_same_with_one_and_two_processes_and_resumes():
 
 @pytest.mark.parametrize("task", ["drawer-close-v3", "window-open-v3"])
 def test_experts_solve_their_tasks(task):
-    environment = MetaWorld(BLIND).make(task)
-    outcomes = [collect_episode(environment, seed, CollectConfig(noise=0.0)) for seed in range(3)]
+    environment = BLIND.make(task)
+    outcomes = [collect_episode(BLIND, environment, seed, CollectConfig(noise=0.0)) for seed in range(3)]
     assert all(isinstance(outcome, EpisodeRecord) for outcome in outcomes)

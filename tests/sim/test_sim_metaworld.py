@@ -17,7 +17,7 @@ ACTIONS = np.random.default_rng(0).uniform(-1.2, 1.2, (15, 4))
 def fingerprint(environment: MetaWorldEnvironment, seed: int, actions: np.ndarray = ACTIONS[:3]) -> bytes:
     """The exact start of an episode and where some actions lead."""
     environment.reset(seed)
-    parts = [environment.data.qpos.copy(), environment.model.body_pos.copy(), environment.expert_observation().copy()]
+    parts = [environment.data.qpos.copy(), environment.model.body_pos.copy(), environment._full_observation.copy()]
     for action in actions:
         environment.step(action)
     return np.hstack([np.ravel(part) for part in [*parts, environment.data.qpos, environment.privileged()]]).tobytes()

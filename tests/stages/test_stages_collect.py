@@ -12,8 +12,9 @@ from roboalign.data.lerobot import read_lerobot
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 from roboalign.recipe import Recipe
-from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, Failure, _seeds, episode_id
-from roboalign.sim.metaworld import CameraGeometry
+from roboalign.sim.cameras import CameraGeometry
+from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, Failure, _seeds
+from roboalign.sim.metaworld import MetaWorld
 from roboalign.stages import collect as stage
 
 ALIGN, DOWNSTREAM = ("reach-v3", "button-press-v3"), ("door-unlock-v3",)
@@ -28,15 +29,21 @@ RECIPE = Recipe.model_validate({
 class Task:
     privileged_names = NAMES
 
+    def camera_geometry(self) -> dict[str, CameraGeometry]:
+        return {"workspace": CameraGeometry(16, 16, np.eye(3, 4))}
 
-class World:
+    def close(self) -> None: ...
+
+
+class World(MetaWorld):
     fps = 10.0
 
-    def __init__(self, config: Any) -> None:
-        pass
-
-    def make(self, task: str) -> Task:
+    def make(self, task: str) -> Any:
         return Task()
+
+
+def episode_id(task: str, seed: int) -> str:
+    return World().episode_id(task, seed)
 
 
 class Experts:
@@ -59,7 +66,8 @@ class Experts:
         rng = np.random.default_rng(seed)
         steps = 2 + seed % 3
         return EpisodeRecord(
-            task=task, seed=seed, instruction="go", nouns={}, fps=10.0, success_step=steps - 1,
+            task=task, seed=seed, episode_id=episode_id(task, seed), instruction="go", nouns={}, fps=10.0,
+            success_step=steps - 1,
             frames={"workspace": rng.integers(0, 255, (steps, 16, 16, 3), np.uint8)},
             actions=rng.normal(size=(steps, 4)).astype(np.float32), privileged_names=NAMES,
             state=rng.normal(size=(steps, 4)).astype(np.float32),
@@ -82,6 +90,7 @@ class Experts:
 
 def collect(folder: Path, experts: Experts, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(stage, "MetaWorld", World)
+    monkeypatch.setattr(stage, "demonstrated_benchmark", lambda recipe: World())
     monkeypatch.setattr(stage, "collect_episodes", experts.collect)
     return stage.collect(context(folder, "collect", RECIPE))
 

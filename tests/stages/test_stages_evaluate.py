@@ -11,9 +11,10 @@ from stage_run import context, recipe, write_episodes
 from roboalign.errors import RoboAlignError
 from roboalign.files import append_jsonl, read_json, read_jsonl
 from roboalign.recipe import ROLLOUT_SEEDS
-from roboalign.sim.collect import episode_id
+from roboalign.sim.metaworld import MetaWorld
 from roboalign.sim.rollout import EpisodeResult
 from roboalign.stages import evaluate
+from roboalign.stages.benchmark import evaluation_episodes
 from roboalign.stages.head import _split
 
 TASKS = ("door-unlock-v3", "hand-insert-v3")
@@ -22,7 +23,7 @@ WANTED = [(task, ROLLOUT_SEEDS + number) for task in TASKS for number in range(3
 
 
 def test_evaluation_episodes_are_the_same_for_every_arm_and_seed() -> None:
-    assert evaluate.evaluation_episodes(RECIPE) == WANTED
+    assert evaluation_episodes(RECIPE) == WANTED
 
 
 def leak(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
@@ -30,7 +31,7 @@ def leak(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch, seed: int) ->
     for name in ("align", "downstream"):
         write_episodes(folder / "collect" / name, range(1))
     data = {part: [make_episode(), make_episode()]}
-    data[part][0].episode_id = episode_id(TASKS[1], seed)
+    data[part][0].episode_id = MetaWorld().episode_id(TASKS[1], seed)
     read = evaluate.read_demonstrations
     monkeypatch.setattr(evaluate, "read_demonstrations",
                         lambda run_dir, which: data.get(which) or read(run_dir, which))
@@ -50,7 +51,7 @@ def test_a_demonstration_that_is_an_evaluation_episode_stops_the_stage(
 @pytest.mark.parametrize("seed", [0, ROLLOUT_SEEDS - 1, ROLLOUT_SEEDS + 3])
 def test_other_seeds_are_no_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     leak(tmp_path, "align", monkeypatch, seed)
-    evaluate._refuse_leaks(tmp_path, WANTED)
+    evaluate._refuse_leaks(tmp_path, MetaWorld(), WANTED)
 
 
 def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """What a simulator offers to the rest: observations and steps, nothing of models or training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+from roboalign.sim.cameras import CameraGeometry
 
 
 class EnvironmentCrash(RuntimeError):
@@ -76,3 +78,53 @@ class Benchmark(Protocol):
 
     def make(self, task: str) -> Environment:
         """Build the environment of one task. Raises RoboAlignError for an unknown name."""
+
+    def episode_id(self, task: str, seed: int) -> str:
+        """The stable name of an episode, in data sets and in the check that no measured one is among them."""
+
+
+class DemonstratedEnvironment(Environment, Protocol):
+    """An environment with a scripted expert and the privileged state that it reads."""
+
+    task: Task
+
+    @property
+    def privileged_names(self) -> tuple[str, ...]:
+        """Names of `privileged`: gripper.x, gripper.y, gripper.z, gripper.opening, object.x, ..."""
+        ...
+
+    def expert(self) -> Callable[[], np.ndarray]:
+        """The expert of the episode that was just reset: each call gives its action float32 [A] in this state."""
+
+    def privileged(self) -> np.ndarray:
+        """float32 [P], world coordinates in metres."""
+
+    def state(self) -> np.ndarray:
+        """Proprioception float32 [S], as `observe` gives it."""
+
+    def render(self) -> dict[str, np.ndarray]:
+        """Camera name -> uint8 [H, W, 3], as `observe` gives them."""
+
+    def camera_geometry(self) -> dict[str, CameraGeometry]:
+        """Camera name -> image size and projection."""
+
+
+class DemonstratedBenchmark(Benchmark, Protocol):
+    """A benchmark whose tasks have scripted experts. What is collected is written under these names."""
+
+    @property
+    def robot_type(self) -> str: ...
+
+    @property
+    def action_space(self) -> str:
+        """Name of the action space in `data.robot.known`."""
+        ...
+
+    @property
+    def action_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def state_names(self) -> tuple[str, ...]: ...
+
+    def make(self, task: str) -> DemonstratedEnvironment:
+        """Build the environment of one task, with its expert. Raises RoboAlignError for an unknown name."""

@@ -34,6 +34,15 @@ VIEWS = {view.name: view for view in (WORKSPACE, CORNER2)}
 
 
 @dataclass(frozen=True)
+class CameraGeometry:
+    """Image size in pixels and the projection [3, 4] of world points to pixels; None for a camera that moves."""
+
+    width: int
+    height: int
+    projection: np.ndarray | None
+
+
+@dataclass(frozen=True)
 class Pose:
     """Where a camera stands: position [3], orthonormal axes [3] each, and its vertical field of view in degrees."""
 

@@ -1,27 +1,24 @@
-"""Demonstrations from Meta-World's scripted experts.
+"""Demonstrations from the scripted experts of a benchmark.
 
 The executed action is the expert's plus noise, so that the data also holds states beside the expert's path; the
 recorded label is always the expert's clean action. What is recorded depends on the task, the seed and the settings
 alone, however many processes take part.
 """
 
-import functools
 import multiprocessing
-import warnings
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from roboalign.config import Config
 from roboalign.processes import die_with_parent
 from roboalign.progress import Progress
-from roboalign.sim.base import EnvironmentCrash
-from roboalign.sim.metaworld import CameraGeometry, MetaWorld, MetaWorldConfig, MetaWorldEnvironment
+from roboalign.sim.base import DemonstratedBenchmark, DemonstratedEnvironment, EnvironmentCrash
+from roboalign.sim.cameras import CameraGeometry
 from roboalign.sim.rendering import gl_backend
 
 
@@ -31,11 +28,12 @@ class CollectConfig(Config):
     episodes_per_task: int = 20
     """Solved episodes wanted of each task."""
     noise: float = 0.15
-    """Standard deviation of the noise on the executed x, y and z action, in action units (1 is a centimetre a step)."""
+    """Standard deviation of the noise on the executed x, y and z action, in action units (1 is a centimetre a step in
+    Meta-World, five in LIBERO)."""
     noise_memory: float = 0.8
     """Correlation of the noise between two steps: 0 is white noise."""
     max_steps: int = 250
-    """An expert that has not succeeded by then has failed."""
+    """An expert that has not succeeded by then has failed. LIBERO's two-object tasks need about 600."""
     steps_after_success: int = 5
     """Frames kept after the first success, so that the data shows the solved scene."""
     attempts: int = 5
@@ -50,15 +48,16 @@ class EpisodeRecord:
 
     task: str
     seed: int
+    episode_id: str
     instruction: str
     nouns: dict[str, str]
     fps: float
     frames: dict[str, np.ndarray]
     """Camera name -> uint8 [T, H, W, 3]."""
     actions: np.ndarray
-    """float32 [T, 4], the expert's clean action, clipped to [-1, 1]."""
+    """float32 [T, A], the expert's clean action, clipped to [-1, 1]."""
     state: np.ndarray
-    """float32 [T, 4]."""
+    """float32 [T, S]."""
     privileged: np.ndarray
     """float32 [T, P], with `privileged_names`."""
     privileged_names: tuple[str, ...]
@@ -87,49 +86,36 @@ class Collected:
     failures: tuple[Failure, ...]
 
 
-def episode_id(task: str, seed: int) -> str:
-    """The stable name of a Meta-World episode, e.g. `metaworld/reach-v3/seed-17`."""
-    return f"metaworld/{task}/seed-{seed}"
+def smooth_noise(rng: np.random.Generator, config: CollectConfig, action_dim: int) -> Iterator[np.ndarray]:
+    """Autoregressive noise [A] of standard deviation `noise` on x, y and z.
 
-
-@functools.cache
-def _expert_classes() -> dict[str, Any]:
-    from metaworld.policies import ENV_POLICY_MAP
-
-    return dict(ENV_POLICY_MAP)
-
-
-def expert_action(expert: Any, environment: MetaWorldEnvironment) -> np.ndarray:
-    """The scripted expert's action in the current state, clipped to [-1, 1]: float32 [4]."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the experts warn that the environment clips
-        return np.clip(expert.get_action(environment.expert_observation()), -1.0, 1.0).astype(np.float32)
-
-
-def smooth_noise(rng: np.random.Generator, config: CollectConfig) -> Iterator[np.ndarray]:
-    """Autoregressive noise [4] of standard deviation `noise`; none on the gripper, because a jittering grasp drops."""
+    The rest has none: a jittering gripper drops what it holds.
+    """
     value = rng.normal(size=3)
     while True:
-        yield np.append(config.noise * value, 0.0)
+        yield np.pad(config.noise * value, (0, action_dim - 3))
         fresh = np.sqrt(1 - config.noise_memory**2) * rng.normal(size=3)
         value = config.noise_memory * value + fresh
 
 
-def collect_episode(environment: MetaWorldEnvironment, seed: int, config: CollectConfig) -> EpisodeRecord | Failure:
+def collect_episode(
+    benchmark: DemonstratedBenchmark, environment: DemonstratedEnvironment, seed: int, config: CollectConfig
+) -> EpisodeRecord | Failure:
     """Run the expert in the episode of `seed`; a crash and an unsolved episode give a Failure.
 
     Only a solved episode is rendered: its executed actions are replayed from the same initial state, which also proves
     that the episode can be replayed.
     """
     task = environment.task
-    expert = _expert_classes()[task.name]()
-    noise = smooth_noise(np.random.default_rng([seed, zlib.crc32(task.name.encode())]), config)
+    rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
+    noise = smooth_noise(rng, config, benchmark.action_dim)
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
     success_step = None
     try:
         environment.reset(seed)
+        expert = environment.expert()
         for step in range(config.max_steps + config.steps_after_success):
-            action = expert_action(expert, environment)
+            action = expert()
             executed = np.clip(action + next(noise), -1.0, 1.0)
             for name, value in (
                 ("actions", action),
@@ -153,9 +139,10 @@ def collect_episode(environment: MetaWorldEnvironment, seed: int, config: Collec
     return EpisodeRecord(
         task=task.name,
         seed=seed,
+        episode_id=benchmark.episode_id(task.name, seed),
         instruction=task.instruction,
         nouns=dict(task.nouns),
-        fps=MetaWorld.fps,
+        fps=benchmark.fps,
         frames=frames,
         actions=np.stack(columns["actions"]),
         state=np.stack(columns["state"]),
@@ -167,7 +154,7 @@ def collect_episode(environment: MetaWorldEnvironment, seed: int, config: Collec
 
 
 def _replay(
-    environment: MetaWorldEnvironment, seed: int, columns: dict[str, list[np.ndarray]]
+    environment: DemonstratedEnvironment, seed: int, columns: dict[str, list[np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Camera name -> uint8 [T, H, W, 3] of the episode replayed. Raises EnvironmentCrash where it goes another way."""
     environment.reset(seed)
@@ -183,7 +170,7 @@ def _replay(
 
 def collect(
     tasks: Collection[str],
-    world: MetaWorldConfig,
+    benchmark: DemonstratedBenchmark,
     config: CollectConfig,
     *,
     workers: int = 2,
@@ -197,7 +184,8 @@ def collect(
     """
     wanted = [(task, _seeds(index, config)) for task in tasks for index in range(config.episodes_per_task)]
     existing = set(existing)
-    jobs = [(task, seeds) for task, seeds in wanted if not existing & {episode_id(task, seed) for seed in seeds}]
+    jobs = [(task, seeds) for task, seeds in wanted
+            if not existing & {benchmark.episode_id(task, seed) for seed in seeds}]
     gl_backend()
     context = multiprocessing.get_context("spawn")
     with (
@@ -207,7 +195,7 @@ def collect(
         pending: deque[Future[Collected]] = deque()
         for job in [*jobs, *[None] * len(jobs)]:
             if job is not None:
-                pending.append(pool.submit(_collect_wanted, world, config, *job))
+                pending.append(pool.submit(_collect_wanted, benchmark, config, *job))
             # A few jobs ahead of the reader keep the workers busy without holding the whole data set in memory.
             if pending and (job is None or len(pending) > 4 * workers):
                 collected = pending.popleft().result()
@@ -232,18 +220,26 @@ def _seeds(index: int, config: CollectConfig) -> list[int]:
     return [config.first_seed + index + attempt * config.episodes_per_task for attempt in range(config.attempts)]
 
 
-@functools.lru_cache(maxsize=2)
-def _worker_environment(task: str, world: MetaWorldConfig) -> MetaWorldEnvironment:
-    return MetaWorld(world).make(task)
+_environments: dict[tuple[str, DemonstratedBenchmark], DemonstratedEnvironment] = {}
+"""This worker's environments by task: to build one takes as long as many episodes."""
 
 
-def _collect_wanted(world: MetaWorldConfig, config: CollectConfig, task: str, seeds: list[int]) -> Collected:
+def _worker_environment(task: str, benchmark: DemonstratedBenchmark) -> DemonstratedEnvironment:
+    key = task, benchmark
+    if key not in _environments:
+        while len(_environments) >= 2:
+            _environments.pop(next(iter(_environments))).close()
+        _environments[key] = benchmark.make(task)
+    return _environments[key]
+
+
+def _collect_wanted(benchmark: DemonstratedBenchmark, config: CollectConfig, task: str, seeds: list[int]) -> Collected:
     failures: list[Failure] = []
     for seed in seeds:
-        outcome = collect_episode(_worker_environment(task, world), seed, config)
+        outcome = collect_episode(benchmark, _worker_environment(task, benchmark), seed, config)
         if isinstance(outcome, EpisodeRecord):
             return Collected(task, outcome, tuple(failures))
         failures.append(outcome)
         if outcome.crashed:
-            _worker_environment.cache_clear()
+            _environments.clear()
     return Collected(task, None, tuple(failures))

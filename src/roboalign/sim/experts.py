@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from roboalign.sim.collect import CollectConfig, collect, success_table
 from roboalign.sim.instructions import TASKS
-from roboalign.sim.metaworld import MetaWorldConfig
+from roboalign.sim.metaworld import MetaWorld
 
 
 def expert_table(tasks: Sequence[str], noises: Sequence[float], *, episodes: int, workers: int) -> str:
@@ -13,7 +13,7 @@ def expert_table(tasks: Sequence[str], noises: Sequence[float], *, episodes: int
     columns = []
     for noise in noises:
         config = CollectConfig(episodes_per_task=episodes, attempts=1, noise=noise, steps_after_success=0)
-        columns.append(success_table(collect(tasks, MetaWorldConfig(), config, workers=workers)))
+        columns.append(success_table(collect(tasks, MetaWorld(), config, workers=workers)))
     head = "".join(f" noise {noise:g} | steps |" for noise in noises)
     lines = [f"| task |{head}", "|---|" + "---|---|" * len(noises)]
     for task in tasks:

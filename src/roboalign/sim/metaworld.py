@@ -7,6 +7,7 @@ to [-1, 1] by the environment. The robot stands at y = 0 and faces +y; +x is to 
 import copy
 import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task
-from roboalign.sim.cameras import VIEWS, pose_of, projection_matrix
+from roboalign.sim.cameras import VIEWS, CameraGeometry, pose_of, projection_matrix
 from roboalign.sim.instructions import TASKS
 from roboalign.sim.rendering import Renderer, RenderMode
 
@@ -35,15 +36,6 @@ class MetaWorldConfig(Config):
     """`fast` draws no shadows, reflections and multi-sampling; `default` draws the model as it is."""
 
 
-@dataclass(frozen=True)
-class CameraGeometry:
-    """Image size in pixels and the projection [3, 4] of world points to pixels."""
-
-    width: int
-    height: int
-    projection: np.ndarray
-
-
 @functools.cache
 def _environment_classes() -> dict[str, type]:
     with warnings.catch_warnings():
@@ -51,6 +43,13 @@ def _environment_classes() -> dict[str, type]:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     return {name: type(environment.__name__, (_CopiedModel, environment), {})
             for name, environment in ALL_V3_ENVIRONMENTS.items()}  # fmt: skip
+
+
+@functools.cache
+def _expert_classes() -> dict[str, Any]:
+    from metaworld.policies import ENV_POLICY_MAP
+
+    return dict(ENV_POLICY_MAP)
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,6 +83,10 @@ class MetaWorld:
     state_dim: int = 4
     fps: float = 80.0
     """Control rate: five simulation steps of 2.5 ms an action."""
+    robot_type: str = "sawyer"
+    action_space: str = "metaworld"
+    action_names: tuple[str, ...] = ("x", "y", "z", "gripper")
+    state_names: tuple[str, ...] = ("hand.x", "hand.y", "hand.z", "gripper.opening")
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -98,6 +101,10 @@ class MetaWorld:
         if task not in TASKS:
             raise RoboAlignError(f"unknown Meta-World task {task!r}", where="task", fix=f"use one of {sorted(TASKS)}")
         return MetaWorldEnvironment(TASKS[task], self.config)
+
+    def episode_id(self, task: str, seed: int) -> str:
+        """For example `metaworld/reach-v3/seed-17`."""
+        return f"metaworld/{task}/seed-{seed}"
 
 
 class MetaWorldEnvironment:
@@ -197,9 +204,16 @@ class MetaWorldEnvironment:
         values = np.hstack([self.simulation.tcp_center, self._full_observation[3], objects, goal])
         return values.astype(np.float32)
 
-    def expert_observation(self) -> np.ndarray:
-        """Meta-World's full observation [39], as its scripted experts read it."""
-        return self._full_observation
+    def expert(self) -> Callable[[], np.ndarray]:
+        """Meta-World's scripted expert; its action, float32 [4], is clipped to [-1, 1]."""
+        policy = _expert_classes()[self.task.name]()
+
+        def action() -> np.ndarray:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the experts warn that the environment clips
+                return np.clip(policy.get_action(self._full_observation), -1.0, 1.0).astype(np.float32)
+
+        return action
 
     def camera_geometry(self) -> dict[str, CameraGeometry]:
         """Camera name -> image size and projection. The cameras do not move during an episode."""

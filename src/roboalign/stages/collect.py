@@ -10,14 +10,13 @@ from roboalign.data.lerobot_writer import LeRobotWriter
 from roboalign.data.robot.known import known_space
 from roboalign.errors import RoboAlignError
 from roboalign.files import append_jsonl, read_jsonl, write_json
-from roboalign.recipe import DemonstrationsConfig, cores
-from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, episode_id
+from roboalign.recipe import cores
+from roboalign.sim.base import DemonstratedBenchmark
+from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord
 from roboalign.sim.collect import collect as collect_episodes
 from roboalign.sim.metaworld import MetaWorld
+from roboalign.stages.benchmark import demonstrated_benchmark
 from roboalign.stages.stage import Context
-
-STATE_NAMES = ("hand.x", "hand.y", "hand.z", "gripper.opening")
-ACTION_NAMES = ("x", "y", "z", "gripper")
 
 
 def collect(context: Context) -> dict[str, Any]:
@@ -25,27 +24,33 @@ def collect(context: Context) -> dict[str, Any]:
     config = context.recipe.collect
     table: dict[str, dict[str, int]] = {}
     if context.recipe.mixture is None:  # else SFT and RL learn from what is given
-        table |= _collect_set(context.folder / "align", config.align_names(), config, config.align)
-    table |= _collect_set(context.folder / "downstream", config.downstream_tasks, config, config.downstream)
+        table |= _collect_set(context.folder / "align", config.align_names(), MetaWorld(config.world), config.align)
+    benchmark = demonstrated_benchmark(context.recipe)
+    table |= _collect_set(context.folder / "downstream", config.downstream_names(), benchmark, config.downstream)
     write_json(context.folder / "experts.json", table)
     totals = {key: sum(row[key] for row in table.values()) for key in ("attempts", "solved", "crashed", "frames")}
     return {"tasks": len(table), **totals}
 
 
 def _collect_set(
-    folder: Path, tasks: Sequence[str], config: DemonstrationsConfig, settings: CollectConfig
+    folder: Path, tasks: Sequence[str], benchmark: DemonstratedBenchmark, settings: CollectConfig
 ) -> dict[str, dict[str, int]]:
     """One data set. What an earlier, killed call wrote is kept; its failed attempts stand in attempts.jsonl."""
-    names = dict.fromkeys(name for task in tasks for name in MetaWorld(config.world).make(task).privileged_names)
+    names, cameras = dict[str, None](), dict[str, tuple[int, int]]()
+    for task in tasks:
+        environment = benchmark.make(task)
+        names |= dict.fromkeys(environment.privileged_names)
+        cameras |= {name: (camera.height, camera.width) for name, camera in environment.camera_geometry().items()}
+        environment.close()
     writer = LeRobotWriter(
-        folder, fps=MetaWorld.fps, robot_type="sawyer", action_names=ACTION_NAMES, state_names=STATE_NAMES,
-        privileged_names=list(names), episodes_per_file=10, action_space=known_space("metaworld"),
-        cameras=dict.fromkeys(config.world.cameras, (config.world.image_size, config.world.image_size)),
+        folder, fps=benchmark.fps, robot_type=benchmark.robot_type, action_names=benchmark.action_names,
+        state_names=benchmark.state_names, privileged_names=list(names), episodes_per_file=10,
+        action_space=known_space(benchmark.action_space), cameras=cameras,
     )
     log = folder / "attempts.jsonl"
     existing = set(writer.episode_ids)
     try:
-        for outcome in collect_episodes(tasks, config.world, settings, workers=cores(), existing=existing):
+        for outcome in collect_episodes(tasks, benchmark, settings, workers=cores(), existing=existing):
             append_jsonl(log, _log_row(outcome))
             if outcome.record is not None:
                 _add(writer, outcome.record)
@@ -59,7 +64,7 @@ def _collect_set(
 def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:
     cameras = {name: Camera(name, c.width, c.height, c.projection) for name, c in record.cameras.items()}
     writer.add(
-        episode_id=episode_id(record.task, record.seed), task=record.task, instruction=record.instruction,
+        episode_id=record.episode_id, task=record.task, instruction=record.instruction,
         actions=record.actions, state=record.state, frames=record.frames, cameras=cameras,
         privileged=record.privileged, privileged_names=record.privileged_names, nouns=dict(record.nouns),
         success_step=record.success_step,
@@ -71,7 +76,7 @@ def _log_row(outcome: Collected) -> dict[str, Any]:
     first = outcome.failures[0].seed if outcome.failures else record.seed if record else None
     return {
         "task": outcome.task, "first_seed": first,
-        "episode_id": episode_id(record.task, record.seed) if record else None,
+        "episode_id": record.episode_id if record else None,
         "frames": len(record.actions) if record else 0,
         "unsolved": sum(not failure.crashed for failure in outcome.failures),
         "crashed": sum(failure.crashed for failure in outcome.failures),

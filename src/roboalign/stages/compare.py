@@ -18,14 +18,14 @@ from roboalign.evaluate.success import Record, format_success, success_table
 from roboalign.files import read_json, read_jsonl
 from roboalign.recipe import Recipe, load_recipe
 from roboalign.report.text import count, p_value, points
-from roboalign.stages.evaluate import evaluation_episodes
+from roboalign.stages.benchmark import evaluation_episodes, simulator_packages
 
-MEANING = ("collect.benchmark", "collect.world", "mix.camera", "rollout.max_steps", "rollout.replan_every")
+MEANING = ("collect.benchmark", "collect.world", "collect.libero", "collect.head_cameras", "mix.camera",
+           "rollout.max_steps", "rollout.replan_every")
 """Keys of a recipe that must agree: what the world is, what a policy is shown of it and how often, and how long."""
 EPISODES = ("collect.downstream_tasks", "rollout.episodes", "seeds")  # these are compared episode by episode
 MIN_TASKS = 8  # a bootstrap of fewer tasks gives intervals that are far too narrow
 NEUTRAL = ("name", "arms", "parallel", "rollout.batch_size")  # change no outcome
-SIMULATORS = ("metaworld", "mujoco")  # packages whose version may change what an episode is
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _intervals(pair: Mapping[str, Any]) -> Iterator[str]:
 
 def _told(result: Mapping[str, Any]) -> Iterator[str]:
     """What the reader has to know beside the numbers."""
-    for name in SIMULATORS:
+    for name in sorted({name for versions in result["versions"] for name in versions}):
         a, b = (versions.get(name) for versions in result["versions"])
         if a and b and a != b:
             yield f"caution: {name} {a} before, {b} after"
@@ -221,4 +221,5 @@ def _versions(side: Side) -> dict[str, str]:
     if not path.is_file():
         return {}
     written = str((read_json(path).get("environment") or {}).get("versions", ""))
-    return {name: found[1] for name in SIMULATORS if (found := re.search(rf"{name} ([\w.+-]+)", written))}
+    return {name: found[1] for name in simulator_packages(side.recipe)
+            if (found := re.search(rf"{name} ([\w.+-]+)", written))}

@@ -13,11 +13,11 @@ from roboalign.errors import RoboAlignError
 from roboalign.evaluate.tokens import evaluate_mllm, language_priors
 from roboalign.files import append_jsonl, read_jsonl, write_json
 from roboalign.mllm.load import load_mllm
-from roboalign.recipe import ROLLOUT_SEEDS, Recipe, cores, processes
-from roboalign.sim.base import Observation
-from roboalign.sim.metaworld import MetaWorld
+from roboalign.recipe import cores, processes
+from roboalign.sim.base import Benchmark, Observation
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, Key, rollout_batch, write_video
+from roboalign.stages.benchmark import evaluation_episodes, measured_benchmark, protocol_record, rollout_config
 from roboalign.stages.data import action_tokens, backbone_folder, mixture_folder, read_demonstrations
 from roboalign.stages.stage import Context, limit_threads
 from roboalign.vla.policy import Policy
@@ -40,19 +40,21 @@ def tokens(context: Context) -> dict[str, Any]:
 
 
 def rollouts(context: Context) -> dict[str, Any]:
-    """Writes episodes.jsonl (one record an episode) and videos/ of the first success and the first failure.
+    """Writes protocol.json (what moves a success rate beside the policy), episodes.jsonl (one record an episode) and
+    videos/ of the first success and the first failure.
 
     A stage that was killed runs only the episodes that its file lacks.
     """
     recipe = context.recipe
     path = context.folder / "episodes.jsonl"
-    wanted = evaluation_episodes(recipe)
-    _refuse_leaks(context.run_dir, wanted)
+    wanted, benchmark = evaluation_episodes(recipe), measured_benchmark(recipe)
+    _refuse_leaks(context.run_dir, benchmark, wanted)
+    write_json(context.folder / "protocol.json", protocol_record(recipe))
     policy = context.seed_dir / "head" / context.arm / "policy"
     act = functools.partial(load_act, policy, max(1, cores() // processes(recipe)))
     done = {(row["task"], row["seed"]) for row in read_jsonl(path)}
     evaluate_parallel(
-        act, MetaWorld(recipe.collect.world), [key for key in wanted if key not in done], recipe.rollout,
+        act, benchmark, [key for key in wanted if key not in done], rollout_config(recipe),
         workers=max(1, cores() // processes(recipe)),
         on_result=lambda result: append_jsonl(path, {**asdict(result), "run_seed": context.seed}),
     )  # fmt: skip
@@ -60,12 +62,6 @@ def rollouts(context: Context) -> dict[str, Any]:
     _film(context, act, rows)
     return {"episodes": len(rows), "successes": sum(row["success"] for row in rows),
             "crashes": sum(row["crash"] is not None for row in rows), "steps": sum(row["steps"] for row in rows)}
-
-
-def evaluation_episodes(recipe: Recipe) -> list[tuple[str, int]]:
-    """(task, seed) of every evaluation episode: the same for all arms and training seeds."""
-    seeds = range(ROLLOUT_SEEDS, ROLLOUT_SEEDS + recipe.rollout.episodes)
-    return [(task, seed) for task in recipe.collect.downstream_tasks for seed in seeds]
 
 
 def load_act(policy_folder: Path, threads: int) -> Act:
@@ -79,7 +75,7 @@ def load_act(policy_folder: Path, threads: int) -> Act:
     return act
 
 
-def _refuse_leaks(run_dir: Path, wanted: Sequence[tuple[str, int]]) -> None:
+def _refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[str, int]]) -> None:
     """No evaluation episode may be among the demonstrations, whatever their seeds were set to."""
     trained = {episode.episode_id for episode in read_demonstrations(run_dir, "downstream")}
     if (run_dir / "collect" / "align").exists():
@@ -87,10 +83,10 @@ def _refuse_leaks(run_dir: Path, wanted: Sequence[tuple[str, int]]) -> None:
     else:  # SFT and RL learned from a given mixture
         for path in shards(mixture_folder(run_dir), "train"):
             trained |= set(read_table(path, columns=["episode_id"])["episode_id"].to_pylist())
-    leaks = sorted(trained & {f"metaworld/{task}/seed-{seed}" for task, seed in wanted})
+    leaks = sorted(trained & {benchmark.episode_id(task, seed) for task, seed in wanted})
     if leaks:
         raise RoboAlignError(f"evaluation episode {leaks[0]} is among the demonstrations", where="collect",
-                             fix=f"keep demonstration seeds below {ROLLOUT_SEEDS}")  # fmt: skip
+                             fix="collect demonstrations with other seeds than those that measure")  # fmt: skip
 
 
 def _film(context: Context, act: functools.partial[Act], rows: list[dict[str, Any]]) -> None:
@@ -102,10 +98,10 @@ def _film(context: Context, act: functools.partial[Act], rows: list[dict[str, An
     films: dict[tuple[str, int], list[np.ndarray]] = {(row["task"], row["seed"]): [] for row in chosen.values()}
     if not films:
         return
-    pool = EnvironmentPool(MetaWorld(context.recipe.collect.world))
+    pool = EnvironmentPool(measured_benchmark(context.recipe))
     results: list[EpisodeResult] = []
     for key in films:  # one at a time: what was measured in lockstep must come out the same alone
-        results += rollout_batch(act(), pool, [key], context.recipe.rollout, films=films)
+        results += rollout_batch(act(), pool, [key], rollout_config(context.recipe), films=films)
     pool.close()
     again = {(result.task, result.seed): result.success for result in results}
     index = []

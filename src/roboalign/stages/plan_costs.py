@@ -356,7 +356,7 @@ def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) ->
     parameters = sum(p.numel() for p in built.parameters())
     over_vlm = sum(p.numel() for p in built.vlm_blocks.parameters()) + shape.vlm_width * head.vlm_inner_width
     length = model.image_tokens + a.question_tokens
-    collected = recipe.collect.downstream.episodes_per_task * len(recipe.collect.downstream_tasks)
+    collected = recipe.collect.downstream.episodes_per_task * len(recipe.collect.downstream_names())
     frames = collected * a.episode_steps / config.features.every
     features = costs.forward_flops(b, frames * length, length, layers=recipe.backbone.layer)
     features += costs.vision_flops(b, frames * model.patches)

@@ -19,6 +19,7 @@ from roboalign.report.page import write_report
 from roboalign.report.samples import side_by_side
 from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
 from roboalign.report.terminal import format_arms
+from roboalign.stages.benchmark import protocol_line, simulator_packages
 from roboalign.stages.data import mixture_folder
 from roboalign.stages.stage import Context
 
@@ -97,6 +98,7 @@ def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
 def _environment(run_dir: Path, recipe: Recipe) -> dict[str, str]:
     seconds = sum(row["seconds"] for row in _ledger(run_dir, recipe))
     base = read_json(run_dir / "base" / "stage.json")
+    packages = ("torch", "transformers", *simulator_packages(recipe))
     gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -105,10 +107,8 @@ def _environment(run_dir: Path, recipe: Recipe) -> dict[str, str]:
         "stage time": f"{format_seconds(seconds)} summed over the stages, some of which ran side by side",
         "training seeds": ", ".join(map(str, recipe.seeds)),
         "model": f"{base['parameters'] / 1e6:.2f} million parameters, base: {base['source']}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "metaworld", "mujoco"))
-        + f", Python {platform.python_version()}",
-        "rendering": f"{recipe.collect.world.render}, {recipe.collect.world.image_size} px, "
-        f"camera {', '.join(recipe.collect.world.cameras)}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages) + f", Python {platform.python_version()}",
+        "rendering": protocol_line(recipe),
     }
 
 

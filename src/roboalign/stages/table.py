@@ -40,7 +40,7 @@ def read_measured(folder: Path) -> Measured:
         raise RoboAlignError("it has no success rates or no environment", where=str(path),
                              fix="make the report again") from None
     return Measured(
-        name=recipe.name, benchmark=recipe.collect.benchmark, tasks=recipe.collect.downstream_tasks, model=model,
+        name=recipe.name, benchmark=recipe.collect.benchmark, tasks=recipe.collect.downstream_names(), model=model,
         counts=recipe.baselines.counts, success=arms,
         episodes={arm: found for arm in arms if (found := _episodes(folder, arm, recipe.seeds, published))},
     )  # fmt: skip

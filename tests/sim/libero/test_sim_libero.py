@@ -26,7 +26,7 @@ from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
 
 SOUP = "libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
 BOWL = "libero_spatial/pick_up_the_black_bowl_next_to_the_plate_and_place_it_on_the_plate"
-SMALL = LiberoConfig(preset="own", render="fast", render_size=64, image_size=32)
+SMALL = LiberoConfig(render="fast", render_size=64, image_size=32)
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (12, 7))
 
 

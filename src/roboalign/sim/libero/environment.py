@@ -17,9 +17,11 @@ from PIL import Image
 
 from roboalign.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task
-from roboalign.sim.cameras import View, pose_of, projection_matrix
+from roboalign.sim.cameras import CameraGeometry, View, pose_of, projection_matrix
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import (
+    CAMERA_NAMES,
+    FIRST_PLACEMENT,
     STORED_STATES,
     SUITES,
     bddl_file,
@@ -30,9 +32,8 @@ from roboalign.sim.libero.suites import (
 )
 from roboalign.sim.rendering import Renderer
 
-CAMERAS = {"agentview": View("agentview", fixed="agentview"), "wrist": View("wrist", fixed="robot0_eye_in_hand")}
-FIRST_PLACEMENT = 1000
-"""Seeds from here on are draws of the placement sampler."""
+CAMERAS = {name: View(name, fixed=fixed)
+           for name, fixed in zip(CAMERA_NAMES, ("agentview", "robot0_eye_in_hand"), strict=True)}  # fmt: skip
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
 _COLLISION_GROUP = 0
 _STATE_BROKEN = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
@@ -58,6 +59,10 @@ class Libero:
         if task.partition("/")[0] != self.suite:
             raise RoboAlignError(f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/...")
         return LiberoEnvironment(find_task(task, self.config.instruction), self.config)
+
+    def episode_id(self, task: str, seed: int) -> str:
+        """For example `libero_object/pick_up_the_milk_and_place_it_in_the_basket/seed-1000`."""
+        return f"{task}/seed-{seed}"
 
 
 class LiberoEnvironment:
@@ -181,12 +186,15 @@ class LiberoEnvironment:
         """The simulation's positions and velocities, float64 [nq + nv]: equal where two episodes are the same."""
         return np.concatenate([self.data.qpos, self.data.qvel])
 
-    @property
-    def projections(self) -> dict[str, np.ndarray]:
-        """Camera name -> [3, 4] from the world to pixels of the upright image, in the current state."""
+    def camera_geometry(self) -> dict[str, CameraGeometry]:
+        """Camera name -> size of the image that a policy sees, and its projection; the wrist's camera moves."""
         size = self.config.image_size
-        return {name: projection_matrix(view, pose_of(view, self.model, self.data), size, size)
-                for name, view in CAMERAS.items()}  # fmt: skip
+        pose = pose_of(CAMERAS["agentview"], self.model, self.data)
+        projection = projection_matrix(CAMERAS["agentview"], pose, size, size)
+        # Turned by 180 degrees, robosuite's upside-down image is upright, and mirrored left to right.
+        mirrored = 0 if self.config.rotate else 1
+        projection[mirrored] = size * projection[2] - projection[mirrored]
+        return {"agentview": CameraGeometry(size, size, projection), "wrist": CameraGeometry(size, size, None)}
 
     def close(self) -> None:
         """Free the simulation and the renderer."""

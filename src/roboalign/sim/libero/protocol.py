@@ -1,15 +1,31 @@
 """How LIBERO is run: every setting that moves a success rate, recorded beside it, and what known harnesses use."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
-from roboalign.sim.libero.suites import Instruction
+from roboalign.sim.libero.suites import SUITES, Instruction
 from roboalign.sim.rendering import RenderMode
 
 PresetName = Literal["openpi", "lerobot", "simplevla-rl", "rlinf"]
+
+
+_SETTINGS = ("settle_steps", "max_steps", "render_size", "image_size", "rotate", "replan_every", "seed", "instruction",
+             "render")
+
+
+def _but(*checked: str) -> tuple[str, ...]:
+    return tuple(name for name in _SETTINGS if name not in checked)
+
+
+_DIFFERENCES: dict[str, dict[str, Any]] = {
+    "lerobot": {"max_steps": {"libero_spatial": 280}, "render_size": 360, "assumed": _but("max_steps", "render_size")},
+    "simplevla-rl": {"max_steps": dict.fromkeys(SUITES, 512), "assumed": _but("max_steps")},
+    "rlinf": {"settle_steps": 15, "assumed": _but("settle_steps")},
+}
+"""The settings of each preset that are not openpi's."""
 
 
 class SuiteSteps(Config):
@@ -25,8 +41,8 @@ class SuiteSteps(Config):
 class LiberoConfig(Config):
     """The protocol. The defaults are openpi's."""
 
-    preset: PresetName | Literal["own"] = "openpi"
-    """Whose values these are; `own` where any differs."""
+    preset: PresetName = "openpi"
+    """The harness whose value a setting has that is not given."""
     assumed: tuple[str, ...] = ()
     """Settings of the preset that its harness was not checked for: they are openpi's."""
     settle_steps: int = Field(10, ge=0)
@@ -49,35 +65,20 @@ class LiberoConfig(Config):
     render: RenderMode = "default"
     """`default` draws the model as it is; `fast` leaves out shadows, reflections and multi-sampling."""
 
-
-_OPENPI = LiberoConfig()
-_UNCHECKED = (
-    "settle_steps",
-    "max_steps",
-    "render_size",
-    "image_size",
-    "rotate",
-    "replan_every",
-    "seed",
-    "instruction",
-    "render",
-)
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_preset(cls, values: Any) -> Any:
+        """Settings given win over the preset's, those over openpi's."""
+        if not isinstance(values, dict) or values.get("preset") not in _DIFFERENCES:
+            return values
+        theirs = _DIFFERENCES[values["preset"]]
+        steps = values.get("max_steps", {})
+        if isinstance(steps, dict):
+            values = {**values, "max_steps": {**theirs.get("max_steps", {}), **steps}}
+        return {**theirs, **values}
 
 
-def _but(*checked: str) -> tuple[str, ...]:
-    return tuple(name for name in _UNCHECKED if name not in checked)
-
-
-PRESETS: dict[str, LiberoConfig] = {
-    "openpi": _OPENPI,
-    "lerobot": LiberoConfig(preset="lerobot", max_steps=SuiteSteps(libero_spatial=280), render_size=360,
-                            assumed=_but("max_steps", "render_size")),
-    "simplevla-rl": LiberoConfig(
-        preset="simplevla-rl", assumed=_but("max_steps"),
-        max_steps=SuiteSteps(libero_spatial=512, libero_object=512, libero_goal=512, libero_10=512, libero_90=512),
-    ),
-    "rlinf": LiberoConfig(preset="rlinf", settle_steps=15, assumed=_but("settle_steps")),
-}  # fmt: skip
+PRESETS: dict[str, LiberoConfig] = {name: LiberoConfig(preset=name) for name in get_args(PresetName)}
 
 
 def preset(name: str) -> LiberoConfig:
@@ -85,3 +86,9 @@ def preset(name: str) -> LiberoConfig:
     if name not in PRESETS:
         raise RoboAlignError(f"unknown LIBERO preset {name!r}", where="preset", fix=f"use one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def departures(config: LiberoConfig) -> dict[str, Any]:
+    """The settings that are not those of `config.preset`, with their values."""
+    theirs = PRESETS[config.preset].model_dump()
+    return {name: value for name, value in config.model_dump().items() if value != theirs[name]}

@@ -25,6 +25,9 @@ Instruction = Literal["name", "bddl"]
 """What the robot is told: the task's name in words, as LIBERO's own `Task.language`, or the BDDL file's sentence."""
 STORED_STATES = 50
 """Initial states that a task's evaluation has: seeds 0 to 49."""
+FIRST_PLACEMENT = 1000
+"""Seeds from here on are draws of the placement sampler."""
+CAMERA_NAMES = ("agentview", "wrist")
 INSTALL = "make setup-libero, or pip install --no-deps -r requirements-libero.lock"
 
 
