@@ -11,6 +11,7 @@ from roboalign.sim.instructions import HELD_OUT, TRAIN
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
+LIBERO = "collect: {benchmark: libero_goal, downstream_tasks: all, downstream: {first_seed: 1000}"
 
 
 def fault(tmp_path: Path, text: str, *overrides: str) -> RoboAlignError:
@@ -98,6 +99,14 @@ def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, p
         # 20 episodes of up to 5 seeds each: the last seed would be ROLLOUT_SEEDS itself
         (f"collect: {{align: {{first_seed: {ROLLOUT_SEEDS - 99}}}}}", ["evaluation", str(ROLLOUT_SEEDS)]),
         ("collect: {align: {first_seed: -1}}", ["seeds from 0"]),
+        ("collect: {downstream_tasks: all}", ["`all`", "LIBERO"]),
+        ("collect: {head_cameras: [wrist]}", ["head_cameras ['wrist']", "workspace"]),
+        (f"{LIBERO}, downstream: {{first_seed: 0}}}}", ["downstream.first_seed is 0", "from 1000 on"]),
+        (f"{LIBERO}, downstream_tasks: [reach-v3]}}", ["['reach-v3'] are not of libero_goal"]),
+        (f"{LIBERO}, head_cameras: [corner2]}}", ["head_cameras ['corner2']", "wrist"]),
+        (f"{LIBERO}}}\nrollout: {{max_steps: 99}}", ["rollout.max_steps", "collect.libero.max_steps"]),
+        (f"{LIBERO}}}\nrollout: {{episodes: 51}}", ["rollout.episodes is 51", "50 stored"]),
+        (f"{LIBERO}}}\ntokenizer: {{horizon: 4}}", ["replan_every 5", "tokenizer.horizon 4"]),
         ("seeds: [1, 1]", ["seeds names something twice"]),
         ("seeds: [-1]", ["0 or more"]),
         ("arms: []", ["arms is empty"]),

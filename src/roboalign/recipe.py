@@ -28,7 +28,6 @@ from roboalign.mllm.tiny import TinyConfig
 from roboalign.sim.collect import CollectConfig
 from roboalign.sim.instructions import HELD_OUT, TASKS, TRAIN
 from roboalign.sim.libero.protocol import LiberoConfig
-from roboalign.sim.libero.suites import CAMERA_NAMES as LIBERO_CAMERAS
 from roboalign.sim.libero.suites import FIRST_PLACEMENT, STORED_STATES, suite_tasks
 from roboalign.sim.metaworld import MetaWorldConfig
 from roboalign.sim.rollout import RolloutConfig
@@ -75,7 +74,7 @@ class DemonstrationsConfig(Config):
     policy looks again."""
     head_cameras: tuple[str, ...] = ()
     """Cameras of `benchmark` that the head is shown, laid side by side; none given: `mix.camera` on Meta-World,
-    `agentview` on LIBERO."""
+    the first of `libero.cameras` on LIBERO."""
 
     def align_names(self) -> tuple[str, ...]:
         """The alignment tasks by name."""
@@ -123,8 +122,8 @@ class DemonstrationsConfig(Config):
         if self.downstream.first_seed < FIRST_PLACEMENT:
             raise ValueError(f"downstream.first_seed is {self.downstream.first_seed}, and LIBERO's demonstrations use "
                              f"seeds from {FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)")
-        if unknown := sorted({*self.head_cameras} - {*LIBERO_CAMERAS}):
-            raise ValueError(f"head_cameras {unknown} are not LIBERO's, which are {', '.join(LIBERO_CAMERAS)}")
+        if unknown := sorted({*self.head_cameras} - {*self.libero.cameras}):
+            raise ValueError(f"head_cameras {unknown} are not among libero.cameras {list(self.libero.cameras)}")
 
 
 class TokenizerConfig(Config):
@@ -174,6 +173,19 @@ class BaselinesConfig(Config):
     that (1.88M of 2.28M)."""
 
 
+class HardwareConfig(Config):
+    """Where models are trained and used. Only `dtype` changes what a stage is held to have done."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one. Each process that torchrun starts on a machine takes a GPU of its own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the MLLM's weights in memory from SFT on. AdamW changes them in it: in bfloat16 small steps round to
+    nothing; `sft.bf16` and `rl.bf16` compute in bfloat16 on float32 weights."""
+    timeout: float = Field(1800.0, gt=0)
+    """Seconds for which the processes of one training wait for one another before they hold one to be dead. Rollouts
+    of unequal length are such waits too."""
+
+
 class Recipe(Config):
     """All settings of a run."""
 
@@ -188,6 +200,7 @@ class Recipe(Config):
     mixture: str | None = None
     """Folder made by `roboalign data mix`: SFT and RL learn from it, with its action tokens, and no alignment
     demonstrations are collected; `tokenizer` and most of `mix` then say nothing."""
+    hardware: HardwareConfig = HardwareConfig()
     collect: DemonstrationsConfig = DemonstrationsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     mix: MixConfig = MixConfig()
@@ -282,6 +295,18 @@ def dump_recipe(recipe: Recipe) -> str:
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_of(hardware: HardwareConfig) -> torch.device:
+    """The device of this process. Raises RoboAlignError where a GPU is asked for and there is none for it."""
+    place = int(os.environ.get("LOCAL_RANK", 0))
+    found = torch.cuda.device_count()
+    if hardware.device == "cpu" or (hardware.device == "auto" and not found):
+        return torch.device("cpu")
+    if place >= found:
+        raise RoboAlignError(f"process {place} of this machine has no GPU: {found} found", where="hardware.device",
+                             fix="start as many processes as there are GPUs, or set hardware.device: cpu")
+    return torch.device("cuda", place)
 
 
 def processes(recipe: Recipe) -> int:

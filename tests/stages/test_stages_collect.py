@@ -26,20 +26,12 @@ RECIPE = Recipe.model_validate({
 })  # fmt: skip
 
 
-class Task:
-    privileged_names = NAMES
-
-    def camera_geometry(self) -> dict[str, CameraGeometry]:
-        return {"workspace": CameraGeometry(16, 16, np.eye(3, 4))}
-
-    def close(self) -> None: ...
-
-
 class World(MetaWorld):
     fps = 10.0
+    image_size = 16
 
-    def make(self, task: str) -> Any:
-        return Task()
+    def privileged_names(self, tasks: Any) -> tuple[str, ...]:
+        return NAMES
 
 
 def episode_id(task: str, seed: int) -> str:

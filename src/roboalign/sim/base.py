@@ -1,6 +1,6 @@
 """What a simulator offers to the rest: observations and steps, nothing of models or training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -125,6 +125,14 @@ class DemonstratedBenchmark(Benchmark, Protocol):
 
     @property
     def state_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of every camera's image, pixels."""
+        ...
+
+    def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """Every name of these tasks' environments, without building one."""
 
     def make(self, task: str) -> DemonstratedEnvironment:
         """Build the environment of one task, with its expert. Raises RoboAlignError for an unknown name."""

@@ -7,7 +7,7 @@ to [-1, 1] by the environment. The robot stands at y = 0 and faces +y; +x is to 
 import copy
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -102,6 +102,14 @@ class MetaWorld:
             raise RoboAlignError(f"unknown Meta-World task {task!r}", where="task", fix=f"use one of {sorted(TASKS)}")
         return MetaWorldEnvironment(TASKS[task], self.config)
 
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """Every name of these tasks' environments, in the order in which they first come."""
+        return tuple(dict.fromkeys(name for task in tasks for name in _privileged_names(TASKS[task])))
+
     def episode_id(self, task: str, seed: int) -> str:
         """For example `metaworld/reach-v3/seed-17`."""
         return f"metaworld/{task}/seed-{seed}"
@@ -190,9 +198,7 @@ class MetaWorldEnvironment:
 
         "object2.x/y/z" stand before the goal where the task has a second object.
         """
-        points = [name for name in ("object", "object2", "goal") if name in self.task.nouns]
-        gripper = ("gripper.x", "gripper.y", "gripper.z", "gripper.opening")
-        return (*gripper, *(f"{point}.{axis}" for point in points for axis in "xyz"))
+        return _privileged_names(self.task)
 
     def privileged(self) -> np.ndarray:
         """float32 [P]: world coordinates in metres, and the opening as in `state`.
@@ -235,6 +241,12 @@ class MetaWorldEnvironment:
             raise EnvironmentCrash(f"{self.task.name}: the simulation diverged ({', '.join(broken)})")
         if not np.isfinite(self._full_observation).all():
             raise EnvironmentCrash(f"{self.task.name}: the observation is not finite")
+
+
+def _privileged_names(task: Task) -> tuple[str, ...]:
+    points = [name for name in ("object", "object2", "goal") if name in task.nouns]
+    gripper = ("gripper.x", "gripper.y", "gripper.z", "gripper.opening")
+    return (*gripper, *(f"{point}.{axis}" for point in points for axis in "xyz"))
 
 
 def _copy_attributes(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from roboalign.recipe import ROLLOUT_SEEDS, Recipe
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
-from roboalign.sim.libero.environment import CAMERAS, Libero
+from roboalign.sim.libero.environment import Libero
 from roboalign.sim.libero.protocol import departures
 from roboalign.sim.metaworld import MetaWorld
 from roboalign.sim.rollout import RolloutConfig
@@ -51,7 +51,7 @@ def head_cameras(recipe: Recipe) -> tuple[str, ...]:
     """The cameras that the head is shown, in their order."""
     if recipe.collect.head_cameras:
         return recipe.collect.head_cameras
-    return (recipe.mix.camera,) if recipe.collect.benchmark == "metaworld" else (next(iter(CAMERAS)),)
+    return (recipe.mix.camera,) if recipe.collect.benchmark == "metaworld" else recipe.collect.libero.cameras[:1]
 
 
 def protocol_record(recipe: Recipe) -> dict[str, Any]:

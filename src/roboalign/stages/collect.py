@@ -36,16 +36,11 @@ def _collect_set(
     folder: Path, tasks: Sequence[str], benchmark: DemonstratedBenchmark, settings: CollectConfig
 ) -> dict[str, dict[str, int]]:
     """One data set. What an earlier, killed call wrote is kept; its failed attempts stand in attempts.jsonl."""
-    names, cameras = dict[str, None](), dict[str, tuple[int, int]]()
-    for task in tasks:
-        environment = benchmark.make(task)
-        names |= dict.fromkeys(environment.privileged_names)
-        cameras |= {name: (camera.height, camera.width) for name, camera in environment.camera_geometry().items()}
-        environment.close()
     writer = LeRobotWriter(
         folder, fps=benchmark.fps, robot_type=benchmark.robot_type, action_names=benchmark.action_names,
-        state_names=benchmark.state_names, privileged_names=list(names), episodes_per_file=10,
-        action_space=known_space(benchmark.action_space), cameras=cameras,
+        state_names=benchmark.state_names, privileged_names=benchmark.privileged_names(tasks), episodes_per_file=10,
+        action_space=known_space(benchmark.action_space),
+        cameras=dict.fromkeys(benchmark.cameras, (benchmark.image_size, benchmark.image_size)),
     )
     log = folder / "attempts.jsonl"
     existing = set(writer.episode_ids)

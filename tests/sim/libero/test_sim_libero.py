@@ -20,7 +20,7 @@ from roboalign.sim.libero.environment import (
     axis_angle,
     resize_with_padding,
 )
-from roboalign.sim.libero.protocol import PRESETS, LiberoConfig, preset
+from roboalign.sim.libero.protocol import PRESETS, LiberoConfig, departures, preset
 from roboalign.sim.libero.suites import SUITES, find_task, load_library, stored_states, suite_tasks
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
 
@@ -96,6 +96,17 @@ def test_presets() -> None:
         preset("mine")
 
 
+def test_a_preset_is_what_is_not_given() -> None:
+    for name, config in PRESETS.items():
+        assert LiberoConfig.model_validate({"preset": name}) == config and not departures(config)
+        assert LiberoConfig.model_validate(config.model_dump()) == config, "what a run wrote down reads as it was"
+    own = LiberoConfig.model_validate({"preset": "lerobot", "image_size": 64, "max_steps": {"libero_goal": 9}})
+    assert own.render_size == 360 and own.max_steps.libero_spatial == 280 and own.max_steps.libero_goal == 9
+    assert departures(own) == {"image_size": 64, "max_steps": own.max_steps.model_dump()}
+    with pytest.raises(ValueError, match="preset"):
+        LiberoConfig.model_validate({"preset": "mine"})
+
+
 def test_an_episode_depends_on_seed_and_actions_alone(environment: LiberoEnvironment) -> None:
     first = run(environment, 3)
     run(environment, FIRST_PLACEMENT + 4, -ACTIONS[:5])
@@ -121,16 +132,6 @@ def test_seeds_between_stored_and_placed_are_refused(environment: LiberoEnvironm
     for seed in (-1, 50, FIRST_PLACEMENT - 1):
         with pytest.raises(RoboAlignError, match="no episode of seed"):
             environment.reset(seed)
-
-
-def test_training_refuses_stored_states(environment: LiberoEnvironment) -> None:
-    for seed in (0, 49):
-        with pytest.raises(RoboAlignError, match="stored initial states only measure"):
-            environment.reset_placement(seed)
-    environment.reset(FIRST_PLACEMENT)
-    expected = environment.physics()
-    environment.reset_placement(FIRST_PLACEMENT)
-    assert np.array_equal(environment.physics(), expected)
 
 
 def test_success_fires_on_a_state_that_satisfies_the_goal(environment: LiberoEnvironment) -> None:

@@ -1,7 +1,7 @@
 """LIBERO's suites with their scripted experts and the privileged state: what demonstrations are collected from."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,14 @@ class DemonstratedLibero(Libero):
     state_names: tuple[str, ...] = (
         "hand.x", "hand.y", "hand.z", "rotation.x", "rotation.y", "rotation.z", "finger.left", "finger.right",
     )  # fmt: skip
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """The names of all points: which of them a task has, its file tells when it is opened."""
+        return _names(_POINTS)
 
     def make(self, task: str) -> "DemonstratedLiberoEnvironment":
         """Build one task, `suite/task`, with its expert. Raises RoboAlignError where the suite has no such task."""
@@ -59,8 +67,7 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
     @property
     def privileged_names(self) -> tuple[str, ...]:
         """gripper.x, .y, .z, gripper.opening, then x, y and z of each of `points`."""
-        axes = tuple(f"{point}.{axis}" for point in self.points for axis in "xyz")
-        return ("gripper.x", "gripper.y", "gripper.z", "gripper.opening", *axes)
+        return _names(self.points)
 
     def privileged(self) -> np.ndarray:
         """float32 [P], metres; the opening from 0 (closed) to 1 (8 cm between the fingertips)."""
@@ -71,6 +78,11 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
     @functools.cached_property
     def _scene(self) -> Scene:
         return Scene(self.simulation)
+
+
+def _names(points: Iterable[str]) -> tuple[str, ...]:
+    axes = tuple(f"{point}.{axis}" for point in points for axis in "xyz")
+    return ("gripper.x", "gripper.y", "gripper.z", "gripper.opening", *axes)
 
 
 def goal_points(goals: list[list[str]]) -> dict[str, str]:

@@ -45,10 +45,13 @@ class Libero:
 
     suite: str
     config: LiberoConfig = field(default_factory=LiberoConfig)
-    cameras: tuple[str, ...] = tuple(CAMERAS)
     action_dim: int = 7
     state_dim: int = 8
     fps: float = 20.0
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.config.cameras
 
     def tasks(self) -> list[Task]:
         """The suite's tasks in LIBERO's order, called `libero_object/<task>`."""
@@ -112,16 +115,6 @@ class LiberoEnvironment:
         for _ in range(self.config.settle_steps):
             self.step(REST)
 
-    def reset_placement(self, seed: int) -> None:
-        """`reset` for training data: a placement of the sampler. Raises RoboAlignError for a stored initial state."""
-        if seed < FIRST_PLACEMENT:
-            raise RoboAlignError(
-                f"seed {seed} is no training episode: LIBERO's stored initial states only measure",
-                where=self.task.name,
-                fix=f"use seeds from {FIRST_PLACEMENT} on for demonstrations",
-            )
-        self.reset(seed)
-
     def _restart(self, seed: int) -> None:
         """Draw a placement and put back all that an earlier episode changed, without building the model anew."""
         from robosuite.utils.errors import RandomizationError
@@ -160,7 +153,7 @@ class LiberoEnvironment:
         return bool(self.simulation._check_success())
 
     def observe(self) -> Observation:
-        """Render both cameras and read the proprioception."""
+        """Render the protocol's cameras and read the proprioception."""
         return Observation(self.render(), self.state(), self.task.instruction)
 
     def render(self) -> dict[str, np.ndarray]:
@@ -168,9 +161,9 @@ class LiberoEnvironment:
         if self._renderer is None:
             self._renderer = Renderer(self.model, self.config.render_size, self.config.render)
             self._renderer.options.geomgroup[_COLLISION_GROUP] = 0
-        images = {}
-        for name, view in CAMERAS.items():
-            upright = self._renderer.render(self.model, self.data, view)
+        images: dict[str, np.ndarray] = {}
+        for name in self.config.cameras:
+            upright = self._renderer.render(self.model, self.data, CAMERAS[name])
             images[name] = resize_with_padding(upright[:, ::-1] if self.config.rotate else upright[::-1],
                                                self.config.image_size)  # fmt: skip
         return images
@@ -194,7 +187,8 @@ class LiberoEnvironment:
         # Turned by 180 degrees, robosuite's upside-down image is upright, and mirrored left to right.
         mirrored = 0 if self.config.rotate else 1
         projection[mirrored] = size * projection[2] - projection[mirrored]
-        return {"agentview": CameraGeometry(size, size, projection), "wrist": CameraGeometry(size, size, None)}
+        return {name: CameraGeometry(size, size, projection if name == "agentview" else None)
+                for name in self.config.cameras}  # fmt: skip
 
     def close(self) -> None:
         """Free the simulation and the renderer."""

@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
-from roboalign.sim.libero.suites import SUITES, Instruction
+from roboalign.sim.libero.suites import CAMERA_NAMES, SUITES, CameraName, Instruction
 from roboalign.sim.rendering import RenderMode
 
 PresetName = Literal["openpi", "lerobot", "simplevla-rl", "rlinf"]
 
 
-_SETTINGS = ("settle_steps", "max_steps", "render_size", "image_size", "rotate", "replan_every", "seed", "instruction",
-             "render")
+_SETTINGS = ("settle_steps", "max_steps", "render_size", "image_size", "cameras", "rotate", "replan_every", "seed",
+             "instruction", "render")
 
 
 def _but(*checked: str) -> tuple[str, ...]:
@@ -32,10 +32,15 @@ class SuiteSteps(Config):
     """Policy steps after which an unsolved episode is a failure, by suite."""
 
     libero_spatial: int = Field(220, ge=1)
+    """Steps in libero_spatial."""
     libero_object: int = Field(280, ge=1)
+    """Steps in libero_object."""
     libero_goal: int = Field(300, ge=1)
+    """Steps in libero_goal."""
     libero_10: int = Field(520, ge=1)
+    """Steps in libero_10."""
     libero_90: int = Field(400, ge=1)
+    """Steps in libero_90."""
 
 
 class LiberoConfig(Config):
@@ -53,6 +58,8 @@ class LiberoConfig(Config):
     """Width and height at which both cameras are drawn, pixels."""
     image_size: int = Field(224, ge=16)
     """Width and height that the policy sees, resized bilinearly (with padding where an image is not square)."""
+    cameras: tuple[CameraName, ...] = Field(CAMERA_NAMES, min_length=1)
+    """Cameras that are drawn and stored; peers' policies see both. Each takes most of a look's time."""
     rotate: bool = True
     """Turn the images of both cameras, as robosuite gives them (upside down), by 180 degrees."""
     replan_every: int = Field(5, ge=1)

@@ -27,7 +27,8 @@ STORED_STATES = 50
 """Initial states that a task's evaluation has: seeds 0 to 49."""
 FIRST_PLACEMENT = 1000
 """Seeds from here on are draws of the placement sampler."""
-CAMERA_NAMES = ("agentview", "wrist")
+CameraName = Literal["agentview", "wrist"]
+CAMERA_NAMES: tuple[CameraName, ...] = ("agentview", "wrist")
 INSTALL = "make setup-libero, or pip install --no-deps -r requirements-libero.lock"
 
 

@@ -52,7 +52,8 @@ class Scene:
         box = self.model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX
         arena = self._owner[geom] in ("world", "table", "floor") or max(self.model.geom_size[geom]) > 0.4
         robot = self._owner[geom].startswith(_ROBOT)
-        return bool(box and self.model.geom_contype[geom] and not arena and not robot)
+        collides = self.model.geom_contype[geom] or self.model.geom_conaffinity[geom]
+        return bool(box and collides and not arena and not robot)
 
     def hand(self) -> tuple[Floats, Floats]:
         """Position [3] of the point between the fingertips and orientation [3, 3].

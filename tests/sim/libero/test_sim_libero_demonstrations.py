@@ -1,0 +1,96 @@
+"""Demonstrations on LIBERO: what a record holds, that it replays, and that no measured state becomes one."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-libero.lock")
+
+from roboalign.errors import RoboAlignError
+from roboalign.sim.collect import CollectConfig, EpisodeRecord, collect_episode
+from roboalign.sim.libero.demonstrations import (
+    DemonstratedLibero,
+    DemonstratedLiberoEnvironment,
+    goal_points,
+)
+from roboalign.sim.libero.environment import Libero
+from roboalign.sim.libero.protocol import LiberoConfig
+from roboalign.sim.libero.suites import FIRST_PLACEMENT
+
+SIZE = 128
+SOUP = "libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+CONFIG = LiberoConfig(render="fast", render_size=SIZE, image_size=SIZE)
+BENCHMARK = DemonstratedLibero("libero_object", CONFIG)
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[DemonstratedLiberoEnvironment]:
+    built = BENCHMARK.make(SOUP)
+    yield built
+    built.close()
+
+
+@pytest.mark.parametrize(
+    ("goals", "points"),
+    [
+        ([["in", "milk_1", "basket_1_contain_region"]], {"object": "milk_1", "goal": "basket_1_contain_region"}),
+        ([["turnon", "flat_stove_1"]], {"object": "flat_stove_1"}),
+        ([["on", "pot_1", "stove_1"], ["on", "pot_2", "stove_1"]],
+         {"object": "pot_1", "object2": "pot_2", "goal": "stove_1"}),
+        ([["in", "mug_1", "oven_1_inside"], ["close", "oven_1"]],
+         {"object": "mug_1", "object2": "oven_1", "goal": "oven_1_inside"}),
+    ],
+)  # fmt: skip
+def test_the_points_of_a_goal(goals: list[list[str]], points: dict[str, str]) -> None:
+    assert goal_points(goals) == points
+
+
+def test_stored_initial_states_are_refused(environment: DemonstratedLiberoEnvironment) -> None:
+    for seed in (0, 49, FIRST_PLACEMENT - 1):
+        with pytest.raises(RoboAlignError, match="stored initial states only measure"):
+            environment.reset(seed)
+
+
+def test_a_demonstration_is_solved_complete_and_replays_in_the_measured_environment(
+    environment: DemonstratedLiberoEnvironment,
+) -> None:
+    config = CollectConfig(noise=0.0, max_steps=300, steps_after_success=0)
+    record = collect_episode(BENCHMARK, environment, FIRST_PLACEMENT, config)
+    assert isinstance(record, EpisodeRecord)
+    length = len(record.actions)
+    assert record.success_step == length - 1 and record.episode_id == f"{SOUP}/seed-1000" and record.fps == 20
+    assert record.actions.shape == (length, BENCHMARK.action_dim) and np.abs(record.actions).max() <= 1
+    assert record.state.shape == (length, BENCHMARK.state_dim) == (length, len(BENCHMARK.state_names))
+    assert {name: frames.shape for name, frames in record.frames.items()} == dict.fromkeys(
+        BENCHMARK.cameras, (length, SIZE, SIZE, 3)
+    )
+    assert record.privileged.shape == (length, len(record.privileged_names)) == (length, 10)
+    assert record.nouns == {"object": "alphabet soup", "goal": "basket contain region"}
+    # The label was executed (no noise): the same actions solve the episode where policies are measured.
+    measured = Libero("libero_object", CONFIG).make(SOUP)
+    measured.reset(FIRST_PLACEMENT)
+    np.testing.assert_array_equal(measured.state(), record.state[0])
+    assert [measured.step(action) for action in record.actions].index(True) == record.success_step
+    measured.close()
+
+
+@pytest.mark.parametrize("rotate", [True, False])
+def test_the_projection_shows_where_an_object_is(environment: DemonstratedLiberoEnvironment, rotate: bool) -> None:
+    # An image with the object less one without it: what changed is where the projection puts it.
+    turned = DemonstratedLiberoEnvironment(environment.task, CONFIG.model_copy(update={"rotate": rotate}))
+    turned.reset(FIRST_PLACEMENT + 7)
+    body = turned.simulation.obj_body_id["alphabet_soup_1"]
+    point = np.append(turned.data.xpos[body], 1.0)
+    projection = turned.camera_geometry()["agentview"].projection
+    assert projection is not None and turned.camera_geometry()["wrist"].projection is None
+    u, v, depth = projection @ point
+    before = turned.render()["agentview"].astype(int)
+    joint = turned.simulation.objects_dict["alphabet_soup_1"].joints[-1]
+    turned.data.joint(joint).qpos[2] -= 5.0
+    turned.simulation.sim.forward()
+    changed = np.abs(turned.render()["agentview"] - before).sum(-1) > 60
+    turned.close()
+    rows, columns = np.nonzero(changed)
+    assert len(rows) > 20 and depth > 0
+    assert abs(np.median(columns) - u / depth) < 4 and abs(np.median(rows) - v / depth) < 5
