@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from roboalign.sim.libero.environment import (
     axis_angle,
     resize_with_padding,
 )
+from roboalign.sim.libero.experts import make_expert
 from roboalign.sim.libero.protocol import PRESETS, LiberoConfig, departures, preset
 from roboalign.sim.libero.suites import SUITES, find_task, load_library, stored_states, suite_tasks
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
@@ -232,3 +234,33 @@ def test_nothing_is_asked_printed_or_written(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {".cache", ".config"}
     assert not list(tmp_path.glob(".config/*libero*")) and not list(tmp_path.glob(".libero*"))
     assert snapshot() == before
+
+
+def test_the_arm_is_driven_as_by_robosuite(environment: LiberoEnvironment) -> None:
+    # Its own step, from the same states: the first action to rounding, a whole grasp to a fraction of a millimetre.
+    theirs = Libero(environment.task.name.partition("/")[0], SMALL).make(environment.task.name)
+    for one in (environment, theirs):
+        one.reset(FIRST_PLACEMENT)
+    expert, differences = make_expert(environment), []
+    for _ in range(60):
+        action = expert.action()
+        solved = environment.step(action)
+        theirs.simulation.step(np.clip(action.astype(np.float64), -1.0, 1.0))
+        assert solved == theirs.simulation._check_success()
+        differences.append(np.abs(environment.data.qpos - theirs.data.qpos).max())
+    theirs.close()
+    assert differences[0] < 1e-12
+    assert max(differences) < 1e-4
+
+
+def test_torques_are_robosuite_s_to_the_last_bit(environment: LiberoEnvironment) -> None:
+    environment.reset(FIRST_PLACEMENT)
+    controller, control = environment.simulation.robots[0].controller, environment._control
+    for action in ACTIONS[:4]:
+        mujoco.mj_forward(environment.model, environment.data)
+        controller.new_update = True
+        controller.set_goal(action[:6])
+        expected = np.array(controller.run_controller())
+        control._set_goal(action[:6])
+        np.testing.assert_array_equal(control._torques(), expected)
+        environment.step(action)

@@ -18,6 +18,7 @@ from PIL import Image
 from roboalign.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task
 from roboalign.sim.cameras import CameraGeometry, View, pose_of, projection_matrix
+from roboalign.sim.libero.control import ArmControl
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import (
     CAMERA_NAMES,
@@ -78,11 +79,9 @@ class LiberoEnvironment:
             raise RoboAlignError(f"unknown suite {suite!r}", where="task", fix=f"use one of {', '.join(SUITES)}")
         self.max_steps: int = getattr(config.max_steps, suite)
         self.simulation: Any = _build(task.name)
+        self._control = ArmControl(self.simulation)
         self._stored = stored_states(task.name)
         self._renderer: Renderer | None = None
-        # robosuite's observables are computed in every physics step; what is observed here is read from the state.
-        for observable in self.simulation._observables.values():
-            observable.set_enabled(False)
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -131,6 +130,7 @@ class LiberoEnvironment:
         for _ in range(100):
             with contextlib.suppress(RandomizationError):
                 simulation.reset()
+                self._control.reset()
                 return
         raise EnvironmentCrash(f"{self.task.name}: no placement found for seed {seed}")
 
@@ -143,7 +143,7 @@ class LiberoEnvironment:
         if action.shape != (7,) or not np.isfinite(action).all():
             raise EnvironmentCrash(f"{self.task.name}: an action must be 7 finite numbers, got {action}")
         try:
-            self.simulation.step(np.clip(action, -1.0, 1.0))
+            self._control.step(np.clip(action, -1.0, 1.0))
             self.simulation._post_process()
         except (mujoco.FatalError, np.linalg.LinAlgError) as error:
             raise EnvironmentCrash(f"{self.task.name}: the simulation stopped: {error}") from error
