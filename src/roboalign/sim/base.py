@@ -4,13 +4,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import mujoco
 import numpy as np
 
 from roboalign.sim.cameras import CameraGeometry
 
+_STATE_BROKEN = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
+
 
 class EnvironmentCrash(RuntimeError):
     """The simulation itself broke (a MuJoCo error, a diverged state, a NaN). Never counted as a failed episode."""
+
+
+def diverged(data: mujoco.MjData) -> list[str]:
+    """What broke in the state, by MuJoCo's names: it answers a diverged one with a silent reset and a warning count."""
+    return [warning.name for warning in _STATE_BROKEN if data.warning[warning].number]
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ import numpy as np
 
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
-from roboalign.sim.base import EnvironmentCrash, Observation, Task
+from roboalign.sim.base import EnvironmentCrash, Observation, Task, diverged
 from roboalign.sim.cameras import VIEWS, CameraGeometry, pose_of, projection_matrix
 from roboalign.sim.instructions import TASKS
 from roboalign.sim.rendering import Renderer, RenderMode
 
 CameraName = Literal["workspace", "corner2"]
-_STATE_BROKEN = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 
 
 class MetaWorldConfig(Config):
@@ -235,9 +234,7 @@ class MetaWorldEnvironment:
         self.simulation.close()
 
     def _check(self) -> None:
-        # MuJoCo answers a diverged state with a silent reset and a warning; the counters tell.
-        broken = [warning.name for warning in _STATE_BROKEN if self.data.warning[warning].number]
-        if broken:
+        if broken := diverged(self.data):
             raise EnvironmentCrash(f"{self.task.name}: the simulation diverged ({', '.join(broken)})")
         if not np.isfinite(self._full_observation).all():
             raise EnvironmentCrash(f"{self.task.name}: the observation is not finite")

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from roboalign.errors import RoboAlignError
-from roboalign.sim.base import EnvironmentCrash, Observation, Task
+from roboalign.sim.base import EnvironmentCrash, Observation, Task, diverged
 from roboalign.sim.cameras import CameraGeometry, View, pose_of, projection_matrix
 from roboalign.sim.libero.control import ArmControl
 from roboalign.sim.libero.protocol import LiberoConfig
@@ -37,7 +37,6 @@ CAMERAS = {name: View(name, fixed=fixed)
            for name, fixed in zip(CAMERA_NAMES, ("agentview", "robot0_eye_in_hand"), strict=True)}  # fmt: skip
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
 _COLLISION_GROUP = 0
-_STATE_BROKEN = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class LiberoEnvironment:
             self.simulation._post_process()
         except (mujoco.FatalError, np.linalg.LinAlgError) as error:
             raise EnvironmentCrash(f"{self.task.name}: the simulation stopped: {error}") from error
-        broken = [warning.name for warning in _STATE_BROKEN if self.data.warning[warning].number]
+        broken = diverged(self.data)
         if broken or not np.isfinite(self.data.qpos).all():
             raise EnvironmentCrash(f"{self.task.name}: the simulation diverged ({', '.join(broken)})")
         return bool(self.simulation._check_success())
