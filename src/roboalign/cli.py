@@ -1,11 +1,16 @@
 """The `roboalign` command: one verb a stage, `run` for all of them, `data` for robot data, `doctor` for the machine."""
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from roboalign.errors import RoboAlignError
+
+if TYPE_CHECKING:
+    from roboalign.ranks import Team
 
 VERBS = {
     "collect": "demonstrations from the benchmark's scripted experts, as a LeRobot v3.0 data set",
@@ -63,6 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from roboalign.ranks import join_team
+
+    team = join_team()
+    with team.guarded() if team else contextlib.nullcontext():
+        return _run_recipe(options, team)
+
+
+def _run_recipe(options: argparse.Namespace, team: "Team | None") -> int:
     from roboalign.pipeline import run_stages, select, stage_table
     from roboalign.recipe import load_recipe
     from roboalign.stages.distill import print_keep_rate
@@ -73,7 +86,9 @@ def _run(options: argparse.Namespace) -> int:
     if run_dir.exists() and not run_dir.is_dir():
         raise RoboAlignError("this is a file, not a folder", where=str(run_dir), fix="pass --out with another folder")
     names = select(stage_table(recipe, options.verb), options.verb)
-    run_stages(recipe, run_dir, names, say=lambda line: print(line, flush=True), verb=options.verb)
+    run_stages(recipe, run_dir, names, say=lambda line: print(line, flush=True), verb=options.verb, team=team)
+    if team and not team.leads:
+        return 0
     if options.verb in ("run", "report"):
         print_summary(run_dir)
     if options.verb == "distill":
@@ -220,6 +235,8 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
     add("--by", choices=("states", "teacher"), default="states",
         help="answers computed from states and actions (default), or written by a model at --endpoint")
     add("--count", type=int, default=1000, help="most conversations, each about one frame (default: 1000)")
+    add("--frames", type=int, metavar="N", help="ask about N images of each episode at most, evenly spaced (default: "
+        "frames are drawn from all alike)")
     add("--axes", metavar="X,Y,Z", help="where the axes of the actions' base frame point, seen from the robot, for "
         "example forward,left,up; known for most names of --space")
     add("--position", type=int, metavar="COLUMN", help="first of the three columns of the state that hold the "

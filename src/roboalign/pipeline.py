@@ -6,6 +6,7 @@ folder whose key differs is moved aside, never deleted; a folder without `stage.
 """
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import time
@@ -19,7 +20,8 @@ from roboalign.errors import RoboAlignError
 from roboalign.files import locked, read_json, write_json, write_text
 from roboalign.processes import die_with_parent, give_memory_back
 from roboalign.progress import format_seconds
-from roboalign.recipe import Recipe, cores, dump_recipe, processes
+from roboalign.ranks import Team, leave_team
+from roboalign.recipe import Recipe, cores, device_of, dump_recipe, processes
 from roboalign.stages.plan import distill_stages, plan_stages
 from roboalign.stages.stage import Context, Stage, limit_threads
 
@@ -67,19 +69,30 @@ def _verb(name: str) -> str:
 
 
 def run_stages(
-    recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: Say = print, verb: str = "run"
-) -> None:
+    recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: Say = print, verb: str = "run",
+    team: Team | None = None,
+) -> None:  # fmt: skip
     """Run the named stages of `stage_table(recipe, verb)` in `run_dir`, skipping those done under the same key.
 
     Independent stages run side by side in `processes(recipe)` processes. The first stage that fails ends the run with
     its error once the stages beside it have ended; what is done stays done.
+
+    Where this process is one of a `team`, its leader does all this, and the others take part in the `together` stages.
     """
     run_dir = Path(run_dir)
-    with locked(run_dir):
-        _run_stages(recipe, run_dir, names, say, verb)
+    if team:
+        team.form_group(device_of(recipe.hardware), recipe.hardware.timeout)
+    if team and not team.leads:
+        for name in team.words():
+            _work(recipe, run_dir, stage_table(recipe, verb)[name], cores() // team.local_size)
+    else:
+        with locked(run_dir):
+            _run_stages(recipe, run_dir, names, say, verb, team)
+    if team:
+        team.part()
 
 
-def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, verb: str) -> None:
+def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, verb: str, team: Team | None) -> None:
     table = stage_table(recipe, verb)
     keys = stage_keys(table)
     write_text(run_dir / "recipe.yaml", dump_recipe(recipe))
@@ -91,28 +104,31 @@ def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, v
         else:
             todo.append(name)
     began = time.monotonic()
-    if processes(recipe) == 1:
+    if team:
+        _run_with_team(recipe, run_dir, table, keys, todo, say, verb, team)
+    elif processes(recipe) == 1:
         for number, name in enumerate(todo, start=1):
             _announce(say, name, number, len(todo), began)
             _finish(say, run_stage(recipe, run_dir, name, keys[name], verb))
     elif todo:
-        _run_side_by_side(recipe, run_dir, table, keys, todo, say, verb)
+        _run_side_by_side(recipe, run_dir, table, keys, todo, say, verb, todo)
     say(f"run: {len(todo)} stages in {format_seconds(time.monotonic() - began)}, results in {run_dir}")
 
 
-def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str, verb: str = "run") -> dict[str, Any]:
+def run_stage(
+    recipe: Recipe, run_dir: Path, name: str, key: str, verb: str = "run", threads: int = 0
+) -> dict[str, Any]:
     """Do one stage in this process and write its `stage.json`; its row of the ledger is returned.
 
     `seconds` is the wall time of this process in the stage. What a training loop itself took, killed processes before
-    this one included, is `training_seconds`.
+    this one included, is `training_seconds`. `threads` 0: every core for an exclusive stage, else this process's share.
     """
     stage = stage_table(recipe, verb)[name]
-    limit_threads(cores() if stage.exclusive else max(1, cores() // processes(recipe)))
     folder = run_dir / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "started.json", {"key": key})
     began = time.monotonic()
-    ledger = stage.work(Context(recipe=recipe, run_dir=run_dir, folder=folder, name=name))
+    ledger = _work(recipe, run_dir, stage, threads or (cores() if stage.exclusive else cores() // processes(recipe)))
     row = {"stage": name, "key": key, "seconds": round(time.monotonic() - began, 2)}
     row |= {"training_seconds" if count == "seconds" else count: value for count, value in ledger.items()}
     write_json(folder / "stage.json", {**row, "needs": list(stage.needs), "settings": stage.settings})
@@ -120,14 +136,40 @@ def run_stage(recipe: Recipe, run_dir: Path, name: str, key: str, verb: str = "r
     return row
 
 
+def _work(recipe: Recipe, run_dir: Path, stage: Stage, threads: int) -> dict[str, Any]:
+    limit_threads(max(1, threads))
+    return stage.work(Context(recipe=recipe, run_dir=run_dir, folder=run_dir / stage.name, name=stage.name))
+
+
+def _run_with_team(
+    recipe: Recipe, run_dir: Path, table: dict[str, Stage], keys: dict[str, str], todo: list[str], say: Say, verb: str,
+    team: Team,
+) -> None:  # fmt: skip
+    """The leader's part, in order: stretches of stages of its own, each in a process that trains alone, and those that
+    all ranks do together."""
+    began, told = time.monotonic(), 0
+    for together, names in itertools.groupby(todo, lambda name: table[name].together):
+        if not together:
+            _run_side_by_side(recipe, run_dir, table, keys, list(names), say, verb, todo)
+            continue
+        for name in names:
+            team.tell(told, name)
+            told += 1
+            _announce(say, name, todo.index(name) + 1, len(todo), began)
+            _finish(say, run_stage(recipe, run_dir, name, keys[name], verb, cores() // team.local_size))
+    team.tell(told, "")
+
+
 def _run_side_by_side(
-    recipe: Recipe, run_dir: Path, table: dict[str, Stage], keys: dict[str, str], todo: list[str], say: Say, verb: str
-) -> None:
-    """A stage starts when those it needs are done and a process is free; an exclusive one waits for all of them."""
-    began, started = time.monotonic(), 0
-    waiting, running = list(todo), dict[Future[dict[str, Any]], str]()
+    recipe: Recipe, run_dir: Path, table: dict[str, Stage], keys: dict[str, str], names: list[str], say: Say, verb: str,
+    todo: list[str],
+) -> None:  # fmt: skip
+    """These stages, of all those of the run that are `todo`: one starts when those it needs are done and a process is
+    free; an exclusive one waits for all of them."""
+    began = time.monotonic()
+    waiting, running = list(names), dict[Future[dict[str, Any]], str]()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes(recipe), mp_context=context, initializer=die_with_parent) as pool:
+    with ProcessPoolExecutor(processes(recipe), mp_context=context, initializer=_begin_worker) as pool:
         while waiting or running:
             unfinished = {*waiting, *running.values()}
             for name in list(waiting):
@@ -135,8 +177,7 @@ def _run_side_by_side(
                 alone = table[name].exclusive or any(table[other].exclusive for other in running.values())
                 if blocked or len(running) >= (1 if alone else processes(recipe)):
                     continue
-                started += 1
-                _announce(say, name, started, len(todo), began)
+                _announce(say, name, todo.index(name) + 1, len(todo), began)
                 running[pool.submit(run_stage, recipe, run_dir, name, keys[name], verb)] = name
                 waiting.remove(name)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -151,6 +192,11 @@ def _run_side_by_side(
                     waiting.clear()
                     raise
                 _finish(say, row)
+
+
+def _begin_worker() -> None:
+    die_with_parent()
+    leave_team()
 
 
 def _announce(say: Say, name: str, number: int, total: int, began: float) -> None:

@@ -19,12 +19,14 @@ class Progress:
             progress.advance(32, note="loss 0.41")
 
     `start` units were done by an earlier run; they do not enter the rate. Where the total is not known beforehand
-    (None), the rate is printed in place of an estimate.
+    (None), the rate is printed in place of an estimate. Of several processes that count the same, one is `shown`.
     """
 
-    def __init__(self, label: str, total: int | None, start: int = 0, interval: float = 5.0) -> None:
+    def __init__(
+        self, label: str, total: int | None, start: int = 0, interval: float = 5.0, shown: bool = True
+    ) -> None:
         self.label, self.total, self.done, self.start = label, total, start, start
-        self.interval = interval
+        self.interval, self.shown = interval, shown
         self.began = time.monotonic()
         self.printed = 0.0
 
@@ -43,6 +45,8 @@ class Progress:
             self._print(note)
 
     def _print(self, note: str) -> None:
+        if not self.shown:
+            return
         elapsed = time.monotonic() - self.began
         fresh = self.done - self.start
         if self.total is None:

@@ -20,6 +20,7 @@ from roboalign.recipe import ArmName
 from roboalign.stages import align
 from roboalign.stages.base import LANGUAGE
 from roboalign.stages.data import BACKBONE_OF, backbone_folder, mixture_folder
+from roboalign.stages.stage import Context
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def control(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             given.extend((list(conversations), config))
 
         monkeypatch.setattr(align, "train_sft", train)
-        monkeypatch.setattr(align, "load_mllm", lambda folder: given.append(folder))
+        monkeypatch.setattr(Context, "load", lambda self, folder: given.append(folder))
         settings = recipe(rl={**recipe().rl.model_dump(), **rl})
         align.extra_sft(context(run_dir, f"seed-{seed}/extra-sft", settings))
         assert given[0] == run_dir / f"seed-{seed}" / "sft" / "model"  # it starts where RL starts
@@ -56,7 +57,7 @@ def prompts_of_rl(run_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0,
     settings = recipe(rl={**recipe().rl.model_dump(), **rl})
     monkeypatch.setattr(grpo, "build_trainer", build)
     monkeypatch.setattr(grpo, "check_prompts", lambda *arguments: None)
-    monkeypatch.setattr(align, "load_mllm", lambda folder: None)
+    monkeypatch.setattr(Context, "load", lambda self, folder: None)
     with pytest.raises(Stop) as stopped:
         align.rl(context(run_dir, f"seed-{seed}/rl", settings))
     ids, updates = stopped.value.args

@@ -22,6 +22,7 @@ from roboalign.stages import align, baselines
 from roboalign.stages.base import LANGUAGE
 from roboalign.stages.data import mixture_folder
 from roboalign.stages.plan import plan_stages
+from roboalign.stages.stage import Context
 
 TRACED = {"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0, "trace": 1.0}
 
@@ -94,7 +95,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     for module in (align, baselines):
         monkeypatch.setattr(module, "train_sft", sft)
-        monkeypatch.setattr(module, "load_mllm", lambda folder: folder)
+    monkeypatch.setattr(Context, "load", lambda self, folder: folder)
     monkeypatch.setattr(align, "train_grpo", grpo)
     return seen
 

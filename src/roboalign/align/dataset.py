@@ -52,7 +52,7 @@ def collate_conversations(mllm: Mllm, batch: Sequence[Encoded], *, neutral: bool
         words_only = torch.zeros_like(labels, dtype=torch.bool)
         for row, one in enumerate(batch):
             words_only[row, : len(one.input_ids)] = torch.from_numpy(one.after_reasoning)
-        arguments["words_only"] = words_only & ~torch.isin(labels, action_ids(mllm))
+        arguments["words_only"] = words_only & ~torch.isin(labels, action_ids(mllm).to(labels.device))
     return arguments
 
 

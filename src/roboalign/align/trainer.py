@@ -136,18 +136,19 @@ class AlignTrainer(Trainer):
     def run(self) -> dict[str, float]:
         """Train to the end from the last whole checkpoint, or from the start. Returns the totals of the whole run."""
         checkpoint = last_checkpoint(self.checkpoints, self.fingerprint)
-        done, seconds = 0, 0.0
+        done, seconds, first = 0, 0.0, self.is_world_process_zero()
         if checkpoint is not None:
             manifest = read_json(checkpoint / MANIFEST)
             done, seconds = manifest["step"], manifest["totals"].pop("seconds")
-            mine = self.is_world_process_zero()  # one process carries what all had consumed
-            self.counters = {name: amount if mine else 0 for name, amount in manifest["totals"].items()}
-            print(f"[{self.label}] resuming from {checkpoint} (update {done})", file=sys.stderr)
+            # One process carries what all had consumed.
+            self.counters = {name: amount if first else 0 for name, amount in manifest["totals"].items()}
+            if first:
+                print(f"[{self.label}] resuming from {checkpoint} (update {done})", file=sys.stderr)
         self.began = time.monotonic() - seconds
-        if self.is_world_process_zero():
+        if first:
             for records in sorted(self.out_dir.glob("*.jsonl")):
                 truncate_records(records, done)
-        with Progress(self.label, total=self.args.max_steps, start=done) as progress:
+        with Progress(self.label, total=self.args.max_steps, start=done, shown=first) as progress:
             self.add_callback(_Advance(progress, self))
             with _quiet():
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -14,7 +14,7 @@ from roboalign.align.sft import SftConfig, train_sft
 from roboalign.align.trainer import TrainConfig
 from roboalign.data.conversation import Conversation, read_conversations
 from roboalign.errors import RoboAlignError
-from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+from roboalign.mllm.load import Mllm, save_mllm
 from roboalign.stages.base import LANGUAGE
 from roboalign.stages.data import action_tokens, mixture_folder
 from roboalign.stages.stage import Context
@@ -24,13 +24,13 @@ def sft(context: Context) -> dict[str, Any]:
     """Fine-tunes the base on the whole mixture; writes model/."""
     conversations = read_conversations(mixture_folder(context.run_dir), "train")
     config = context.recipe.sft.model_copy(update={"seed": context.seed})
-    mllm = load_mllm(context.run_dir / "base" / "model")
+    mllm = context.load(context.run_dir / "base" / "model")
     return train_sft(mllm, conversations, config, context.folder, label=context.name)
 
 
 def random_backbone(context: Context) -> dict[str, Any]:
     """The base's architecture with fresh weights and its tokenizer: the control that never learned anything."""
-    mllm = load_mllm(context.run_dir / "base" / "model")
+    mllm = context.load(context.run_dir / "base" / "model")
     set_seed(context.seed)
     model = AutoModelForImageTextToText.from_config(mllm.model.config)
     save_mllm(Mllm(model.eval(), mllm.processor, mllm.vocabulary), context.folder / "model")
@@ -46,7 +46,7 @@ def refine(context: Context, prompts: list[Conversation], settings: RlConfig) ->
     """GRPO from the SFT model on these prompts, under the stage's seed."""
     config = settings.model_copy(update={"seed": context.seed})
     replay = _replayed(mixture_folder(context.run_dir), config) if config.replay_weight else []
-    mllm = load_mllm(context.seed_dir / "sft" / "model")
+    mllm = context.load(context.seed_dir / "sft" / "model")
     fast = action_tokens(context.run_dir).fast
     return train_grpo(mllm, fast, prompts, config, context.folder, replay=replay, label=context.name)
 
@@ -76,7 +76,7 @@ def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
     shared = {name: getattr(config, name) for name in TrainConfig.model_fields}
     settings = SftConfig(**{**shared, "seed": context.seed}, max_steps=updates, batch_size=batch,
                          micro_batch_size=batch, schedule=config.schedule, warmup_ratio=0.0)
-    mllm = load_mllm(context.seed_dir / "sft" / "model")
+    mllm = context.load(context.seed_dir / "sft" / "model")
     return train_sft(mllm, conversations, settings, context.folder, label=context.name)
 
 

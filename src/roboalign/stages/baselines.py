@@ -18,7 +18,6 @@ from roboalign.data.questions import Question, ask, survey
 from roboalign.data.scene import EpisodeScenes
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
-from roboalign.mllm.load import load_mllm
 from roboalign.recipe import RL_QUESTIONS
 from roboalign.stages.align import imitate, refine
 from roboalign.stages.base import LANGUAGE
@@ -103,7 +102,7 @@ def _sft(context: Context, mixture: str, kinds: tuple[str, ...], batch_size: int
     heldout = {image_hash(one.image) for one in read_conversations(mixture_folder(context.run_dir), "heldout")}
     found = read_conversations(mixture_folder(context.run_dir, mixture), "train", kinds=kinds)
     conversations = [one for one in found if image_hash(one.image) not in heldout]
-    mllm = load_mllm(context.run_dir / "base" / "model")
+    mllm = context.load(context.run_dir / "base" / "model")
     config = context.recipe.sft
     updates = config.max_steps or math.ceil(_whole(context)["conversations"] * config.epochs / config.batch_size)
     changes = {"seed": context.seed, "batch_size": batch_size, "max_steps": max(1, round(_share(context) * updates))}

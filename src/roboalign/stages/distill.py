@@ -32,7 +32,7 @@ from roboalign.evaluate.statistics import proportion
 from roboalign.files import hash_file, read_json, read_jsonl, write_json, write_text
 from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.generate import generate
-from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.mllm.load import Mllm
 from roboalign.progress import Progress
 from roboalign.stages.base import LANGUAGE, source_folder
 from roboalign.stages.data import mixture_folder
@@ -45,7 +45,7 @@ def distill_rl(context: Context) -> dict[str, Any]:
     """GRPO with the reward `answer` from the pretrained MLLM; writes model/, metrics.jsonl and samples.jsonl."""
     config = context.recipe.distill
     prompts, _ = draw(context)
-    mllm = load_mllm(pretrained(context))
+    mllm = context.load(pretrained(context))
     settings = config.rl.model_copy(update={"seed": config.seed})
     return train_grpo(mllm, None, prompts, settings, context.folder, label=context.name)
 
@@ -59,7 +59,7 @@ def sample(context: Context) -> dict[str, Any]:
     if not questions:
         raise RoboAlignError("the training split has no question left to sample", where="distill.questions",
                              fix="lower distill.rl_questions, or raise mix.conversations")
-    mllm = load_mllm(context.run_dir / "distill" / "rl" / "model")
+    mllm = context.load(context.run_dir / "distill" / "rl" / "model")
     write_json(context.folder / "special_tokens.json", mllm.tokenizer.all_special_tokens)
     parts = [questions[first : first + SHARD] for first in range(0, len(questions), SHARD)]
     paths = [context.folder / "answers" / f"{number:05d}.jsonl" for number in range(len(parts))]

@@ -12,8 +12,7 @@ from roboalign.data.conversation import read_conversations, read_table, shards
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.tokens import evaluate_mllm, language_priors
 from roboalign.files import append_jsonl, read_jsonl, write_json
-from roboalign.mllm.load import load_mllm
-from roboalign.recipe import cores, processes
+from roboalign.recipe import cores, device_of, processes
 from roboalign.sim.base import Benchmark, Observation
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, Key, rollout_batch, write_video
@@ -30,7 +29,7 @@ def tokens(context: Context) -> dict[str, Any]:
     mixture = mixture_folder(context.run_dir)
     actions = action_tokens(context.run_dir)
     metrics = evaluate_mllm(
-        load_mllm(backbone_folder(context.run_dir, context.seed, context.arm)),
+        context.load(backbone_folder(context.run_dir, context.seed, context.arm)),
         read_conversations(mixture, "heldout"), language_priors(read_conversations(mixture, "train")),
         actions.fast, actions.stats, actions.mean_chunk, context.recipe.tokens, context.folder / "answers.jsonl",
         grid=context.recipe.mix.grid, run_seed=context.seed,
@@ -51,7 +50,7 @@ def rollouts(context: Context) -> dict[str, Any]:
     _refuse_leaks(context.run_dir, benchmark, wanted)
     write_json(context.folder / "protocol.json", protocol_record(recipe))
     policy = context.seed_dir / "head" / context.arm / "policy"
-    act = functools.partial(load_act, policy, max(1, cores() // processes(recipe)))
+    act = functools.partial(load_act, policy, max(1, cores() // processes(recipe)), str(device_of(recipe.hardware)))
     done = {(row["task"], row["seed"]) for row in read_jsonl(path)}
     evaluate_parallel(
         act, benchmark, [key for key in wanted if key not in done], rollout_config(recipe),
@@ -64,10 +63,10 @@ def rollouts(context: Context) -> dict[str, Any]:
             "crashes": sum(row["crash"] is not None for row in rows), "steps": sum(row["steps"] for row in rows)}
 
 
-def load_act(policy_folder: Path, threads: int) -> Act:
+def load_act(policy_folder: Path, threads: int, device: str) -> Act:
     """The policy as the simulator's workers call it; its flow noise is keyed by (task, seed, step)."""
     limit_threads(threads)
-    policy = Policy.load(policy_folder)
+    policy = Policy.load(policy_folder, device)
 
     def act(observations: list[Observation], keys: list[Key]) -> np.ndarray:
         return policy.act_batch(observations, keys)

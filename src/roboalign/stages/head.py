@@ -6,7 +6,6 @@ import numpy as np
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.data.episode import Episode
-from roboalign.mllm.load import load_mllm
 from roboalign.stages.benchmark import head_cameras
 from roboalign.stages.data import backbone_folder, read_demonstrations
 from roboalign.stages.stage import Context
@@ -22,7 +21,7 @@ def head(context: Context) -> dict[str, Any]:
     training, heldout = _split(read_demonstrations(context.run_dir, "downstream"))
     stats = ActionStats.fit(np.concatenate([episode.actions for episode in training]))
     view = View(layer=recipe.backbone.layer, cameras=head_cameras(recipe), blind=context.arm == "blind")
-    mllm = load_mllm(backbone_folder(context.run_dir, context.seed, context.arm))
+    mllm = context.load(backbone_folder(context.run_dir, context.seed, context.arm))
     return train_head(
         mllm, training, heldout, recipe.head, recipe.head_training, view, stats, context.folder,
         horizon=recipe.tokenizer.horizon, seed=context.seed,

@@ -56,7 +56,7 @@ def distill_stages(recipe: Recipe) -> list[Stage]:
     filters = {**settings("max_per_question", "min_words", "max_words"), "shard_size": recipe.mix.shard_size}
     return [
         *_first_stages(recipe),
-        Stage("distill/rl", ("mix", "base"), training, distill_rl, exclusive=True),
+        Stage("distill/rl", ("mix", "base"), training, distill_rl, exclusive=True, together=True),
         Stage("distill/sample", ("distill/rl",), sampling, sample, exclusive=True),
         Stage("distill/traces", ("distill/sample",), filters, traces),
     ]
@@ -83,19 +83,21 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
     stages = []
     if "language-sft" in wanted:
         needs = ("base", "mix-language")
-        stages.append(Stage(f"{prefix}/language-sft", needs, _settings(recipe.sft), language_sft))
+        stages.append(Stage(f"{prefix}/language-sft", needs, _settings(recipe.sft), language_sft, together=True))
     if "action-sft" in wanted:
-        stages.append(Stage(f"{prefix}/action-sft", ("base", "mix-action"), _settings(recipe.sft), action_sft))
+        needs = ("base", "mix-action")
+        stages.append(Stage(f"{prefix}/action-sft", needs, _settings(recipe.sft), action_sft, together=True))
     if wanted & {"sft", "rl", "extra-sft", "ecot", "language-rl", "trajectory-rl"}:
         # Where nothing could run beside it, it may as well have every core. A second one makes it a quarter faster:
         # whatever can run beside it (another seed, another SFT, a head that does not wait for it) uses that better.
         alone = len(recipe.seeds) == 1 and not wanted & {"language-sft", "action-sft", "base", "random"}
-        stages.append(Stage(f"{prefix}/sft", ("base",), _settings(recipe.sft), sft, exclusive=alone))
+        stages.append(Stage(f"{prefix}/sft", ("base",), _settings(recipe.sft), sft, exclusive=alone, together=True))
     if "rl" in wanted:
-        stages.append(Stage(f"{prefix}/rl", (f"{prefix}/sft",), _settings(recipe.rl), rl))
+        stages.append(Stage(f"{prefix}/rl", (f"{prefix}/sft",), _settings(recipe.rl), rl, together=True))
     for name, work in (("ecot", ecot), ("language-rl", language_rl), ("trajectory-rl", trajectory_rl)):
         if name in wanted:
-            stages.append(Stage(f"{prefix}/{name}", (f"{prefix}/sft",), _settings(recipe.rl), work))
+            together = name != "ecot"  # one update of `imitate` is one batch: it cannot be split
+            stages.append(Stage(f"{prefix}/{name}", (f"{prefix}/sft",), _settings(recipe.rl), work, together=together))
     if "extra-sft" in wanted:
         settings = {"sft": _settings(recipe.sft), "rl": _settings(recipe.rl)}
         stages.append(Stage(f"{prefix}/extra-sft", (f"{prefix}/sft",), settings, extra_sft))
@@ -122,7 +124,8 @@ def _settings(config: Config) -> dict[str, Any]:
 def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
     """A folder given from outside counts by its content: other weights are another base."""
     backbone = recipe.backbone
-    start = {"action_start": backbone.action_start}
+    dtype = recipe.hardware.dtype
+    start = {"action_start": backbone.action_start, **({"dtype": dtype} if dtype != "float32" else {})}
     if backbone.source == "train":
         return {**start, **{name: _settings(getattr(backbone, name)) for name in ("tiny", "vision", "pretrain")}}
     from roboalign.stages.base import source_folder

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from roboalign.recipe import Recipe
+from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.recipe import Recipe, device_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,19 @@ class Context:
         """Folder of the stages of this seed."""
         return self.run_dir / f"seed-{self.seed}"
 
+    def load(self, folder: Path) -> Mllm:
+        """The MLLM of a folder, on the device and in the precision that the recipe says."""
+        hardware = self.recipe.hardware
+        return load_mllm(folder, dtype=getattr(torch, hardware.dtype), device=device_of(hardware))
+
 
 @dataclass(frozen=True)
 class Stage:
     """One unit of work: `name` is also its folder; `settings` is all of the recipe that changes its result.
 
     `work` returns its row of the cost ledger (samples, rollouts, tokens, ...). An exclusive stage uses every core by
-    itself, so nothing runs beside it.
+    itself, so nothing runs beside it. Where several processes train together, all of them do a `together` stage, and
+    the first alone does the others.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Stage:
     settings: dict[str, Any]
     work: Callable[[Context], dict[str, Any]]
     exclusive: bool = False
+    together: bool = False
 
 
 def limit_threads(count: int) -> None:

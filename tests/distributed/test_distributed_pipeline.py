@@ -1,0 +1,58 @@
+"""`roboalign rl` under torchrun, in two processes (gloo): who does what, and how a failure ends both."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+from two_ranks import two_ranks
+
+from roboalign.cli import main
+from roboalign.files import locked, read_json, read_jsonl
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+SHRUNK = ("collect.align_tasks=[reach-v3]", "collect.align.episodes_per_task=2",
+          "collect.downstream.episodes_per_task=1", "mix.heldout_episode_share=0.5", "sft.micro_batch_size=4",
+          "rl.micro_batch_size=1", "parallel=1", "arms=[roboalign]")  # fmt: skip
+
+
+def arguments(folder: Path, *settings: str) -> list[str]:
+    given = [part for setting in (*SHRUNK, *settings) for part in ("--set", setting)]
+    return ["rl", str(RECIPE), "--out", str(folder), *given]
+
+
+def test_a_run_to_the_end_of_rl(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "roboalign"]
+    done = subprocess.run([*torchrun, *arguments(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=500)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    started = [line.split()[1] for line in done.stdout.splitlines() if "started at" in line]
+    names = ["collect", "tokenizer", "mix", "base", "seed-0/sft", "seed-0/rl"]
+    assert started == [f"{name}:" for name in names]  # once each: the first process alone speaks
+    rows = {name: read_json(tmp_path / name / "stage.json") for name in names}
+    assert rows["seed-0/sft"]["samples"] == 24 and rows["base"]["samples"] == 24  # 3 updates of 8, split or alone
+    assert rows["seed-0/rl"]["prompts"] == 4 and rows["seed-0/rl"]["answers"] == 8  # 2 rollouts of 2
+    assert len(read_jsonl(tmp_path / "seed-0" / "rl" / "metrics.jsonl")) == 2
+    sft, rl = (load_file(tmp_path / "seed-0" / name / "model" / "model.safetensors") for name in ("sft", "rl"))
+    assert sft.keys() == rl.keys() and any((sft[name] != rl[name]).any() for name in sft)
+    before = (tmp_path / "seed-0" / "rl" / "stage.json").stat().st_mtime_ns
+    again = two_ranks(main, arguments(tmp_path), logs=tmp_path / "logs")
+    assert [one.status for one in again] == [0, 0], again
+    assert again[0].stdout.count("done before, nothing to do") == len(names) and again[1].stdout == ""
+    assert (tmp_path / "seed-0" / "rl" / "stage.json").stat().st_mtime_ns == before
+
+
+def test_a_fault_of_the_leader_ends_both_with_its_message(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        ended = two_ranks(main, arguments(tmp_path), logs=tmp_path / "logs")
+    assert [one.status for one in ended] == [2, 2]
+    (line,) = [line for one in ended for line in one.errors]
+    assert "another command is at work in this folder" in line
+
+
+def test_a_fault_of_all_is_told_once(tmp_path: Path) -> None:
+    ended = two_ranks(main, arguments(tmp_path, "sft.learning_rate=-1"), logs=tmp_path / "logs")
+    assert [one.status for one in ended] == [2, 2]
+    (line,) = [line for one in ended for line in one.errors]
+    assert "sft.learning_rate" in line
