@@ -16,6 +16,7 @@ from roboalign.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.libero.environment import (
     FIRST_PLACEMENT,
+    REST,
     Libero,
     LiberoEnvironment,
     axis_angle,
@@ -236,21 +237,25 @@ def test_nothing_is_asked_printed_or_written(tmp_path: Path) -> None:
     assert snapshot() == before
 
 
-def test_the_arm_is_driven_as_by_robosuite(environment: LiberoEnvironment) -> None:
-    # Its own step, from the same states: the first action to rounding, a whole grasp to a fraction of a millimetre.
-    theirs = Libero(environment.task.name.partition("/")[0], SMALL).make(environment.task.name)
-    for one in (environment, theirs):
-        one.reset(FIRST_PLACEMENT)
-    expert, differences = make_expert(environment), []
-    for _ in range(60):
-        action = expert.action()
-        solved = environment.step(action)
-        theirs.simulation.step(np.clip(action.astype(np.float64), -1.0, 1.0))
+@pytest.mark.parametrize("seed", [0, FIRST_PLACEMENT])
+def test_the_arm_is_driven_as_by_robosuite(environment: LiberoEnvironment, seed: int) -> None:
+    # Its own step, from the reset on: the first action to rounding, a whole grasp to a fraction of a millimetre.
+    suite, config = environment.task.name.partition("/")[0], SMALL.model_copy(update={"settle_steps": 0})
+    ours, theirs = (Libero(suite, config).make(environment.task.name) for _ in range(2))
+    for one in (ours, theirs):
+        one.reset(seed)
+    expert, differences = None, []
+    for step in range(70):
+        expert = make_expert(ours) if step == 10 else expert
+        action = REST if expert is None else expert.action().astype(np.float64)
+        solved = ours.step(action)
+        theirs.simulation.step(np.clip(action, -1.0, 1.0))
         assert solved == theirs.simulation._check_success()
-        differences.append(np.abs(environment.data.qpos - theirs.data.qpos).max())
-    theirs.close()
-    assert differences[0] < 1e-12
-    assert max(differences) < 1e-4
+        differences.append(np.abs(ours.data.qpos - theirs.data.qpos).max())
+    for one in (ours, theirs):
+        one.close()
+    assert differences[0] < 1e-6  # a stored state has no last solution to start from: 1e-15 else
+    assert max(differences) < 1e-4, differences
 
 
 def test_torques_are_robosuite_s_to_the_last_bit(environment: LiberoEnvironment) -> None:
@@ -258,9 +263,7 @@ def test_torques_are_robosuite_s_to_the_last_bit(environment: LiberoEnvironment)
     controller, control = environment.simulation.robots[0].controller, environment._control
     for action in ACTIONS[:4]:
         mujoco.mj_forward(environment.model, environment.data)
-        controller.new_update = True
         controller.set_goal(action[:6])
         expected = np.array(controller.run_controller())
-        control._set_goal(action[:6])
-        np.testing.assert_array_equal(control._torques(), expected)
+        np.testing.assert_array_equal(control._torques_to(action[:6]), expected)
         environment.step(action)

@@ -52,19 +52,24 @@ class ArmControl:
         closing = self.robot.gripper.speed * np.sign(action[6:])
         for substep in range(self._substeps):
             mujoco.mj_step1(self.model, self.data)
-            if substep == 0:
-                self._set_goal(action[:6])
-            self.data.ctrl[self._joints] = np.clip(self._torques(), self._low, self._high)
+            torques = self._torques_to(action[:6]) if substep == 0 else self._torques()
+            self.data.ctrl[self._joints] = np.clip(torques, self._low, self._high)
             gripper = self.robot.gripper
             gripper.current_action = np.clip(gripper.current_action + _GRIPPER * closing, -1.0, 1.0)
             self.data.ctrl[self._fingers] = self._finger_middle + self._finger_half * gripper.current_action
             mujoco.mj_step2(self.model, self.data)
 
-    def _set_goal(self, action: Floats) -> None:
-        """The hand's goal, relative to where it is now."""
-        self.controller.new_update = True
+    def _torques_to(self, action: Floats) -> Floats:
+        """Set the hand's goal, relative to where it is now, and return the torques [7] towards it.
+
+        After a reset robosuite's controller still holds the state of that reset: where a stored state was set since,
+        the first goal is relative to a pose that the arm has left. Published results have it so.
+        """
+        stale = not self.controller.new_update
         self.controller.set_goal(action)
+        torques: Floats = np.array(self.controller.run_controller()) if stale else self._torques()
         self.controller.new_update = True
+        return torques
 
     def _torques(self) -> Floats:
         """The arm's torques [7] in this state (Khatib 1987; gains and nullspace posture as robosuite sets them)."""
