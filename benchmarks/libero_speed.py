@@ -20,6 +20,7 @@ from roboalign.sim.libero.protocol import LiberoConfig, preset
 from roboalign.sim.libero.suites import bddl_file, find_task, load_library, stored_states, suite_tasks
 from roboalign.sim.rendering import gl_backend
 
+CORES = len(os.sched_getaffinity(0))
 Episode = tuple[str, int, np.ndarray]
 """(task, seed, actions [T, 7])."""
 Measured = tuple[float, float, list[bool], np.ndarray]
@@ -97,6 +98,17 @@ def kept(episodes: list[Episode], config: LiberoConfig) -> Measured:
     return seconds, busy, solved, first
 
 
+def side_by_side(function: Any, episodes: list[Episode], *arguments: Any) -> Measured:
+    """The same with a process a core, as an evaluation runs: seconds are those of the last to end."""
+    with ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        shares = [episodes[core::CORES] for core in range(CORES)]
+        parts = [part.result() for part in [pool.submit(function, share, *arguments) for share in shares if share]]
+    solved = dict(zip([key[:2] for share in shares for key in share], [one for part in parts for one in part[2]],
+                      strict=True))  # fmt: skip
+    return (max(part[0] for part in parts), sum(part[1] for part in parts), [solved[key[:2]] for key in episodes],
+            parts[0][3])  # fmt: skip
+
+
 def main() -> None:
     """Print episodes a minute of each loop, the ratio, and whether all agree on the successes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -121,6 +133,8 @@ def main() -> None:
         seconds, busy, solved, _ = results[name]
         print(f"{name}: {len(episodes) / busy * 60:.2f} episodes a minute of processor time ({busy:.1f} s of "
               f"{seconds:.1f} s), solved {solved}", flush=True)  # fmt: skip
+    for name, (function, *arguments) in list(loops.items())[1:]:
+        results[f"{name}, {CORES} processes"] = side_by_side(function, episodes, *arguments[1:])
     reference = results["naive"]
     steps = sum(len(actions) for _, _, actions in episodes)
     print(f"{len(episodes)} episodes, {steps} policy steps, {options.suite}")
