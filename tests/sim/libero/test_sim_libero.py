@@ -92,6 +92,9 @@ def test_presets() -> None:
     assert preset("rlinf").settle_steps == 15
     assert preset("lerobot").max_steps.libero_spatial == 280 and preset("lerobot").render_size == 360
     assert set(preset("simplevla-rl").max_steps.model_dump().values()) == {512}
+    gr00t = preset("gr00t")
+    assert (gr00t.max_steps.libero_goal, gr00t.max_steps.libero_10, gr00t.replan_every, gr00t.image_size) == (
+        600, 1000, 1, 256)  # fmt: skip
     for name, config in PRESETS.items():
         differing = {key for key, value in config if value != getattr(openpi, key)} - {"preset", "assumed"}
         assert not differing & set(config.assumed), f"{name}: a value that differs is not assumed"

@@ -9,7 +9,7 @@ from roboalign.errors import RoboAlignError
 from roboalign.sim.libero.suites import CAMERA_NAMES, SUITES, CameraName, Instruction
 from roboalign.sim.rendering import RenderMode
 
-PresetName = Literal["openpi", "lerobot", "simplevla-rl", "rlinf"]
+PresetName = Literal["openpi", "lerobot", "simplevla-rl", "rlinf", "gr00t"]
 
 
 _SETTINGS = ("settle_steps", "max_steps", "render_size", "image_size", "cameras", "rotate", "replan_every", "seed",
@@ -24,6 +24,9 @@ _DIFFERENCES: dict[str, dict[str, Any]] = {
     "lerobot": {"max_steps": {"libero_spatial": 280}, "render_size": 360, "assumed": _but("max_steps", "render_size")},
     "simplevla-rl": {"max_steps": dict.fromkeys(SUITES, 512), "assumed": _but("max_steps")},
     "rlinf": {"settle_steps": 15, "assumed": _but("settle_steps")},
+    # Isaac-GR00T (N1.5): examples/Libero/eval/run_libero_eval.py; how it turns the images stands in a file not seen
+    "gr00t": {"max_steps": {"libero_goal": 600, "libero_10": 1000}, "image_size": 256, "replan_every": 1,
+              "assumed": ("rotate", "seed", "render")},
 }
 """The settings of each preset that are not openpi's."""
 
