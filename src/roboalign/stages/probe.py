@@ -27,6 +27,7 @@ from roboalign.mllm.hidden import text_layers
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.progress import Progress
 from roboalign.recipe import Recipe, load_recipe
+from roboalign.stages.benchmark import head_cameras
 from roboalign.stages.data import backbone_folder, read_demonstrations
 from roboalign.stages.probe_text import format_probe
 from roboalign.stages.report import PAIRS
@@ -102,16 +103,16 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     chosen = choose_episodes(read_demonstrations(run_dir, "downstream"), settings)
     frames = {task: label_frames(task, [one.state for one in episodes], settings.phases, settings.every)
               for task, episodes in chosen.items()}
-    camera = recipe.mix.camera
-    plain = [baselines(frames[task], _pixels(episodes, frames[task], camera), settings.k)
+    cameras = head_cameras(recipe)
+    plain = [baselines(frames[task], _pixels(episodes, frames[task], cameras), settings.k)
              for task, episodes in chosen.items()]
     labels = np.concatenate([one.label for one in frames.values()])
     predicted = {name: np.concatenate([one[name] for one in plain]) for name in plain[0]}
-    correct = _classify(found, chosen, frames, camera, settings)
+    correct = _classify(found, chosen, frames, cameras, settings)
     owners = [f"{task}/{number}" for task, one in frames.items() for number in one.owner]
     result = {
         "run": str(run), "recipe": recipe.name, "settings": settings.model_dump(mode="json"),
-        "head_layer": recipe.backbone.layer, "camera": camera, "absent": absent,
+        "head_layer": recipe.backbone.layer, "camera": ", ".join(cameras), "absent": absent,
         "frames": len(labels), "episodes": len(set(owners)),
         "tasks": {task: _describe(chosen[task], frames[task]) for task in chosen},
         **_measure({name: found == labels for name, found in predicted.items()}, correct, owners),
@@ -191,7 +192,7 @@ def pooled_states(mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], 
 
 
 def _classify(backbones: Sequence[Backbone], chosen: Mapping[str, list[Episode]], frames: Mapping[str, LabelledFrames],
-              camera: str, settings: ProbeSettings) -> list[tuple[Backbone, Correct]]:
+              cameras: tuple[str, ...], settings: ProbeSettings) -> list[tuple[Backbone, Correct]]:
     """For each backbone and layer whether each frame, task after task, was given its label."""
     results: list[tuple[Backbone, Correct]] = []
     total = len(backbones) * sum(len(one.label) for one in frames.values())
@@ -202,7 +203,7 @@ def _classify(backbones: Sequence[Backbone], chosen: Mapping[str, list[Episode]]
             right: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
             for task, episodes in chosen.items():
                 one = frames[task]
-                states = _states(mllm, episodes, one, camera, layers, settings, progress)
+                states = _states(mllm, episodes, one, cameras, layers, settings, progress)
                 for layer, features in zip(layers, states):
                     right[layer].append(knn(features, one.label, one.owner, k=settings.k) == one.label)
             results.append((backbone, {layer: np.concatenate(parts) for layer, parts in right.items()}))
@@ -218,25 +219,25 @@ def _layers(mllm: Mllm, wanted: tuple[int, ...] | None) -> list[int]:
     return layers
 
 
-def _states(mllm: Mllm, episodes: Sequence[Episode], frames: LabelledFrames, camera: str, layers: Sequence[int],
-            settings: ProbeSettings, progress: Progress) -> np.ndarray:
+def _states(mllm: Mllm, episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...],
+            layers: Sequence[int], settings: ProbeSettings, progress: Progress) -> np.ndarray:
     """float32 [layers, N, W] of the frames of one task."""
-    view = View(layer=layers[0], cameras=(camera,))  # its layer is not used: the prompt is the same for all
+    view = View(layer=layers[0], cameras=cameras)  # its layer is not used: the prompt is the same for all
     parts = []
     for start in range(0, len(frames.label), settings.batch_size):
         places = slice(start, start + settings.batch_size)
-        prompts = [view.prompt({camera: episodes[number].frame(camera, t)}, episodes[number].instruction)
-                   for number, t in zip(frames.owner[places], frames.step[places])]
+        shown = [(episodes[number], t) for number, t in zip(frames.owner[places], frames.step[places])]
+        prompts = [view.prompt({name: one.frame(name, t) for name in cameras}, one.instruction) for one, t in shown]
         parts.append(pooled_states(mllm, prompts, layers, settings.pool))
         progress.advance(len(prompts), note=f"{mllm.folder}, {frames.task}")
     return np.concatenate(parts, axis=1)
 
 
-def _pixels(episodes: Sequence[Episode], frames: LabelledFrames, camera: str) -> np.ndarray:
-    """float32 [N, P]: the images themselves, their longest side at most PIXELS."""
+def _pixels(episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...]) -> np.ndarray:
+    """float32 [N, P]: the images themselves, side by side, their longest side at most PIXELS."""
     rows = []
     for number, t in zip(frames.owner, frames.step):
-        image = Image.fromarray(episodes[number].frame(camera, int(t)))
+        image = Image.fromarray(np.concatenate([episodes[number].frame(name, int(t)) for name in cameras], axis=1))
         image.thumbnail((PIXELS, PIXELS), Image.Resampling.BOX)
         rows.append(np.asarray(image, dtype=np.float32).ravel())
     return np.stack(rows)
