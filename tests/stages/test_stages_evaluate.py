@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from data_episodes import make_episode
 from stage_run import context, recipe, write_episodes
 
 from roboalign.errors import RoboAlignError
-from roboalign.files import append_jsonl, read_json, read_jsonl
+from roboalign.files import read_json, read_jsonl
 from roboalign.recipe import ROLLOUT_SEEDS
 from roboalign.sim.metaworld import MetaWorld
 from roboalign.sim.rollout import EpisodeResult
@@ -67,7 +69,6 @@ def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.Monkey
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "evaluate_parallel", measure)
-    monkeypatch.setattr(evaluate, "_film", lambda *arguments: None)
     there = context(run_dir, "seed-4/eval/rollouts/sft", RECIPE)
     with pytest.raises(KeyboardInterrupt):
         evaluate.rollouts(there)
@@ -81,29 +82,23 @@ def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.Monkey
     assert evaluate.rollouts(there) == row and ran == WANTED
 
 
-def test_films_are_of_the_first_success_and_the_first_failure(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = context(run_dir, "seed-6/eval/rollouts/sft", RECIPE)
-    outcomes = [("hand-insert-v3", 2, True, None), ("door-unlock-v3", 1, False, None), ("door-unlock-v3", 0, True, "x"),
-                ("door-unlock-v3", 3, True, None), ("hand-insert-v3", 0, False, None)]  # fmt: skip
+def test_films_are_of_each_task_s_first_success_and_first_failure_in_whatever_order_they_end(tmp_path: Path) -> None:
+    outcomes = [("door-unlock-v3", 3, True, None), ("libero_goal/hand", 2, True, None),
+                ("door-unlock-v3", 1, False, None), ("door-unlock-v3", 0, True, "x"),
+                ("door-unlock-v3", 2, True, None), ("door-unlock-v3", 9, True, None),
+                ("libero_goal/hand", 0, False, None)]  # fmt: skip
     for task, seed, success, crash in outcomes:
-        append_jsonl(there.folder / "episodes.jsonl", {"task": task, "seed": seed, "success": success, "crash": crash})
-    filmed: list[tuple[str, int]] = []
-
-    class Pool:
-        def __init__(self, benchmark: Any) -> None: ...
-        def close(self) -> None: ...
-
-    def again(act: Any, pool: Any, keys: Any, config: Any, films: Any) -> list[EpisodeResult]:
-        filmed.extend(keys)
-        return [EpisodeResult(*keys[0], success=True, steps=1, crash=None, seconds=0.0)]
-
-    monkeypatch.setattr(evaluate, "EnvironmentPool", Pool)
-    monkeypatch.setattr(evaluate, "rollout_batch", again)
-    monkeypatch.setattr(evaluate, "write_video", lambda path, film, fps: None)
-    evaluate._film(there, lambda: None, read_jsonl(there.folder / "episodes.jsonl"))  # type: ignore[arg-type]
-    assert filmed == [("door-unlock-v3", 1), ("door-unlock-v3", 3)]
-    index = read_json(there.folder / "videos" / "index.json")
-    assert {row["outcome"]: row["same_outcome_again"] for row in index} == {"failure": False, "success": True}
+        film = [np.full((16, 16, 3), 20 * seed, np.uint8)] * 2
+        evaluate._keep_film(tmp_path, EpisodeResult(task, seed, success, 5, crash, 0.1, film))
+    index = read_json(tmp_path / "index.json")
+    assert [(row["task"], row["outcome"], row["seed"]) for row in index] == [
+        ("door-unlock-v3", "failure", 1), ("door-unlock-v3", "success", 2),
+        ("libero_goal/hand", "failure", 0), ("libero_goal/hand", "success", 2),
+    ]  # fmt: skip
+    with av.open(str(tmp_path / index[1]["path"])) as video:
+        shades = [frame.to_ndarray(format="rgb24").mean() for frame in video.decode(video=0)]
+    np.testing.assert_allclose(shades, [40, 40], atol=8)  # the episode of seed 2, not of 3 or 9
+    assert {path.name for path in tmp_path.iterdir()} == {"index.json", *(row["path"] for row in index)}
 
 
 @pytest.mark.parametrize(("count", "training"), [(1, 1), (2, 1), (5, 4), (14, 13), (20, 18), (40, 36)])

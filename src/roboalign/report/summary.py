@@ -64,8 +64,6 @@ class Video:
     """"success" or "failure"."""
     path: Path
     """An mp4 (h264) file; it is embedded."""
-    note: str = ""
-    """Shown below it."""
 
 
 @dataclass(frozen=True)

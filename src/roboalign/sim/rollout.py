@@ -7,8 +7,9 @@ draw its noise per episode, so that a result does not depend on which episodes h
 import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -46,6 +47,12 @@ class EpisodeResult:
     """What broke, where the simulation or its process did. Such an episode is neither a success nor a failure."""
     seconds: float
     """Wall time of the episode, shared with the episodes in lockstep with it."""
+    film: list[np.ndarray] = field(default_factory=list, compare=False, repr=False)
+    """The first camera's uint8 [H, W, 3] at each replanning and at the end; what the policy saw, drawn once."""
+
+    def record(self) -> dict[str, Any]:
+        """The episode as a JSON object, without its film."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "film"}
 
 
 @dataclass
@@ -53,15 +60,15 @@ class _Running:
     task: str
     seed: int
     environment: Environment
-    film: list[np.ndarray] | None
     steps: int = 0
     success: bool = False
     crash: str | None = None
+    film: list[np.ndarray] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
     def result(self) -> EpisodeResult:
         seconds = time.monotonic() - self.began
-        return EpisodeResult(self.task, self.seed, self.success, self.steps, self.crash, seconds)
+        return EpisodeResult(self.task, self.seed, self.success, self.steps, self.crash, seconds, self.film)
 
 
 class EnvironmentPool:
@@ -99,18 +106,16 @@ def rollout_batch(
     pool: EnvironmentPool,
     episodes: Sequence[tuple[str, int]],
     config: RolloutConfig,
-    *,
-    films: dict[tuple[str, int], list[np.ndarray]] | None = None,
 ) -> Iterator[EpisodeResult]:
     """Run (task, seed) episodes in lockstep; yield each result as soon as it is known.
 
     At a replanning every running environment is observed and `act` called once; then `replan_every` actions are
-    executed without rendering. `films` maps episodes to lists that receive the first camera's image at each replanning
-    and at the end. An EnvironmentCrash ends its own episode; an error of `act` is the caller's and is raised.
+    executed without rendering. An EnvironmentCrash ends its own episode; an error of `act` is the caller's and is
+    raised.
     """
     running = []
     for task, seed in episodes:
-        episode = _Running(task, seed, pool.take(task), (films or {}).get((task, seed)))
+        episode = _Running(task, seed, pool.take(task))
         if _guarded(episode, functools.partial(episode.environment.reset, seed)):
             running.append(episode)
         else:
@@ -137,8 +142,7 @@ def _observe(episode: _Running) -> Observation | None:
     seen: list[Observation] = []
     if not _guarded(episode, lambda: seen.append(episode.environment.observe())):
         return None
-    if episode.film is not None:
-        episode.film.append(next(iter(seen[0].images.values())))
+    episode.film += list(seen[0].images.values())[:1]  # a world without cameras gives none
     return seen[0]
 
 
@@ -151,10 +155,10 @@ def _execute(episode: _Running, actions: np.ndarray, max_steps: int) -> None:
 
 
 def _finish(episode: _Running, pool: EnvironmentPool) -> EpisodeResult:
+    if episode.crash is None:
+        _observe(episode)
     result = episode.result()
     if episode.crash is None:
-        if episode.film is not None:
-            _observe(episode)
         pool.give_back(episode.task, episode.environment)
     else:
         episode.environment.close()

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import numpy as np
 from roboalign.data.conversation import read_conversations, read_table, shards
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.tokens import evaluate_mllm, language_priors
-from roboalign.files import append_jsonl, read_jsonl, write_json
+from roboalign.files import append_jsonl, read_json, read_jsonl, write_json
 from roboalign.recipe import cores, device_of, processes
 from roboalign.sim.base import Benchmark, Observation
 from roboalign.sim.parallel import evaluate_parallel
-from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, Key, rollout_batch, write_video
+from roboalign.sim.rollout import Act, EpisodeResult, Key, write_video
 from roboalign.stages.benchmark import evaluation_episodes, measured_benchmark, protocol_record, rollout_config
 from roboalign.stages.data import action_tokens, backbone_folder, mixture_folder, read_demonstrations
 from roboalign.stages.stage import Context, limit_threads
@@ -40,7 +39,7 @@ def tokens(context: Context) -> dict[str, Any]:
 
 def rollouts(context: Context) -> dict[str, Any]:
     """Writes protocol.json (what moves a success rate beside the policy), episodes.jsonl (one record an episode) and
-    videos/ of the first success and the first failure.
+    videos/ of each task's first success and first failure.
 
     A stage that was killed runs only the episodes that its file lacks.
     """
@@ -52,13 +51,17 @@ def rollouts(context: Context) -> dict[str, Any]:
     policy = context.seed_dir / "head" / context.arm / "policy"
     act = functools.partial(load_act, policy, max(1, cores() // processes(recipe)), str(device_of(recipe.hardware)))
     done = {(row["task"], row["seed"]) for row in read_jsonl(path)}
+
+    def keep(result: EpisodeResult) -> None:
+        _keep_film(context.folder / "videos", result)  # before the row: an episode that has one does not run again
+        append_jsonl(path, {**result.record(), "run_seed": context.seed})
+
     evaluate_parallel(
         act, benchmark, [key for key in wanted if key not in done], rollout_config(recipe),
         workers=max(1, cores() // processes(recipe)),
-        on_result=lambda result: append_jsonl(path, {**asdict(result), "run_seed": context.seed}),
+        on_result=keep,
     )  # fmt: skip
     rows = read_jsonl(path)
-    _film(context, act, rows)
     return {"episodes": len(rows), "successes": sum(row["success"] for row in rows),
             "crashes": sum(row["crash"] is not None for row in rows), "steps": sum(row["steps"] for row in rows)}
 
@@ -88,26 +91,16 @@ def _refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[st
                              fix="collect demonstrations with other seeds than those that measure")  # fmt: skip
 
 
-def _film(context: Context, act: functools.partial[Act], rows: list[dict[str, Any]]) -> None:
-    """Run the first success and the first failure once more, with the frames kept."""
-    ordered = sorted((row for row in rows if row["crash"] is None), key=lambda row: (row["task"], row["seed"]))
-    chosen: dict[str, dict[str, Any]] = {}
-    for row in ordered:
-        chosen.setdefault("success" if row["success"] else "failure", row)
-    films: dict[tuple[str, int], list[np.ndarray]] = {(row["task"], row["seed"]): [] for row in chosen.values()}
-    if not films:
+def _keep_film(folder: Path, result: EpisodeResult) -> None:
+    """Write a task's first success and first failure, by seed, as videos: a later one gives way to an earlier one."""
+    if result.crash is not None or not result.film:
         return
-    pool = EnvironmentPool(measured_benchmark(context.recipe))
-    results: list[EpisodeResult] = []
-    for key in films:  # one at a time: what was measured in lockstep must come out the same alone
-        results += rollout_batch(act(), pool, [key], rollout_config(context.recipe), films=films)
-    pool.close()
-    again = {(result.task, result.seed): result.success for result in results}
-    index = []
-    for outcome, row in chosen.items():
-        key = (row["task"], row["seed"])
-        path = context.folder / "videos" / f"{outcome}.mp4"
-        write_video(path, films[key], VIDEO_FPS)
-        index.append({"outcome": outcome, "task": row["task"], "seed": row["seed"], "path": path.name,
-                      "same_outcome_again": again[key] == row["success"]})
-    write_json(context.folder / "videos" / "index.json", index)
+    outcome = "success" if result.success else "failure"
+    index = read_json(folder / "index.json") if (folder / "index.json").exists() else []
+    others = [row for row in index if (row["task"], row["outcome"]) != (result.task, outcome)]
+    if any(row["seed"] < result.seed for row in index if row not in others):
+        return
+    path = f"{result.task.replace('/', '-')}-{outcome}.mp4"
+    write_video(folder / path, result.film, VIDEO_FPS)
+    row = {"task": result.task, "outcome": outcome, "seed": result.seed, "path": path}
+    write_json(folder / "index.json", sorted([*others, row], key=lambda one: (one["task"], one["outcome"])))

@@ -174,10 +174,11 @@ def _samples(run_dir: Path, recipe: Recipe, answers: dict[str, list[dict[str, An
 
 
 def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:
-    videos = []
+    videos: list[Video] = []
     for arm in recipe.arms:
         folder = run_dir / f"seed-{recipe.seeds[0]}" / "eval" / "rollouts" / arm / "videos"
+        found: dict[str, Video] = {}  # of all that the folder has, one of each outcome: the page holds them all
         for row in read_json(folder / "index.json") if (folder / "index.json").exists() else []:
-            note = "" if row["same_outcome_again"] else "filmed again for this page, it ended the other way"
-            videos.append(Video(arm, row["task"], row["seed"], row["outcome"], folder / row["path"], note))
+            found.setdefault(row["outcome"], Video(arm, row["task"], row["seed"], row["outcome"], folder / row["path"]))
+        videos += found.values()
     return videos
