@@ -20,9 +20,11 @@ from roboalign.sim.libero.experts.motion import (
 from roboalign.sim.libero.experts.scene import Scene
 
 ATTEMPTS = 4
-EDGE, PRESS, PRESSING_STEP = 0.045, 0.0, 0.03
+EDGE, PRESS, PRESSING_STEP = 0.045, 0.0, 0.08
 """Where and how a plate is pushed, metres: from its edge to the fingers, how far below its middle and how far ahead
 they aim."""
+SLIPPED, ENGAGEMENTS = 0.025, 4
+"""How far the fingers slide over a plate, metres, before they are put down anew, and how often they are."""
 
 
 def grasp_from_above(scene: Scene, geoms: list[int], avoid: list[Grasp]) -> Motion:
@@ -76,21 +78,37 @@ def place(scene: Scene, name: str, target: Point) -> Motion:
 
 
 def push(scene: Scene, name: str, target: Point) -> Motion:
-    """Press the closed fingers down on a flat object and draw it over the table until it is over `target` [3]."""
+    """Draw a flat object over the table until it is over `target` [3]; where the fingers slip off, press anew."""
+    for _ in range(ENGAGEMENTS):
+        yield from _drag(scene, name, target)
+        yield from rise(scene, CLOSED, 0.06)
+        if _is_over(scene, name, target):
+            return True
+    return False
+
+
+def _is_over(scene: Scene, name: str, target: Point) -> bool:
+    return bool(np.linalg.norm((target() - scene.position(name))[:2]) < 0.01)
+
+
+def _drag(scene: Scene, name: str, target: Point) -> Motion:
+    """Press the closed fingers on a flat object, before its middle, and draw it until they slip or it has arrived."""
     orientation = pointing_down(0.0)
-    points, centre = scene.points(scene.geoms(name)), scene.position(name)
-    way = (target() - centre) * [1, 1, 0] / np.linalg.norm((target() - centre)[:2])
-    top = centre + way * (((points - centre) @ way).max() - EDGE)
-    yield from travel(scene, lambda: top + np.array([0, 0, 0.08]), orientation, CLOSED, [])
-    yield from move(scene, lambda: top, orientation, CLOSED, tolerance=0.01, speed=0.4, limit=50)
+    points, start = scene.points(scene.geoms(name)), scene.position(name)
+    before = float(np.linalg.norm((points - start)[:, :2], axis=1).max()) - EDGE
 
-    def ahead() -> np.ndarray:
-        way = target() - scene.position(name)
-        way *= min(1.0, PRESSING_STEP / max(float(np.linalg.norm(way[:2])), 1e-9))
-        return np.array([*(scene.hand()[0] + way)[:2], top[2] - PRESS])
+    def fingers(ahead: float) -> np.ndarray:
+        """Where the fingers aim: on the object, on the side of the target, and `ahead` of that place."""
+        way = (target() - scene.position(name))[:2]
+        distance = max(float(np.linalg.norm(way)), 1e-9)
+        reach = scene.position(name)[:2] + way / distance * (before + min(ahead, distance))
+        return np.array([*reach, start[2] - PRESS])
 
+    yield from travel(scene, lambda: fingers(0.0) + np.array([0, 0, 0.06]), orientation, CLOSED, [])
+    yield from move(scene, lambda: fingers(0.0), orientation, CLOSED, tolerance=0.01, speed=0.4, limit=50)
     for _ in range(100):
-        if np.linalg.norm((target() - scene.position(name))[:2]) < 0.01:
-            break
-        yield action_towards(scene, ahead(), orientation, CLOSED)
-    return (yield from rise(scene, CLOSED, 0.1))
+        slip = np.linalg.norm((scene.hand()[0] - scene.position(name))[:2]) - before
+        if _is_over(scene, name, target) or slip > SLIPPED:
+            return True
+        yield action_towards(scene, fingers(PRESSING_STEP), orientation, CLOSED)
+    return False
