@@ -28,7 +28,7 @@ from roboalign.align.dataset import Conversations, action_ids, collate_conversat
 from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.reward import Reward
-from roboalign.align.rollout import Rollout, batch_of, describe, roll_out
+from roboalign.align.rollout import Rollout, batch_of, describe, groups_of, roll_out
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.data.prompts import action_question
 from roboalign.errors import RoboAlignError
@@ -330,7 +330,8 @@ def test_describe_counts_by_hand() -> None:
     ]
     ids = [[1, 2, 3], [1], [1, 2], [1, 2]]
     generation = Generation([ids[:2], ids[2:]], [], [[True, False], [True, True]], 0, 8)
-    found = describe(Rollout([None, None], ids, [], rewards, torch.zeros(4), generation), asked)  # type: ignore[list-item]
+    rolled = Rollout([None, None], ids, [], rewards, torch.zeros(4), generation)  # type: ignore[list-item]
+    found = describe(groups_of(rolled), asked)
     assert found["reward"] == 0.375 and found["format"] == 0.5 and found["decoded"] == 0.5 and found["l1"] == 0.2
     assert found["reward_std_in_group"] == pytest.approx((0.5 / 2**0.5) / 2)
     assert (found["undecoded"], found["shorter"], found["longer"], found["answers"]) == (1, 1, 1, 4)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from roboalign.align import rollout as rollout_module
 from roboalign.align.grpo import RlConfig, train_grpo
-from roboalign.align.rollout import check_prompts, describe, roll_out, sample_records
+from roboalign.align.rollout import check_prompts, describe, groups_of, roll_out, sample_records
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.data.prompts import question
 from roboalign.data.questions import label_of
@@ -55,11 +55,11 @@ def test_rewards_of_chosen_answers(mllm: Mllm, monkeypatch: pytest.MonkeyPatch) 
     rollout = roll_out(mllm, None, chosen, samples=2, max_new_tokens=9, temperature=1.0, preset="answer", seed=0)
     assert [reward.total for reward in rollout.rewards] == [1.0, 0.0, 1.0, 0.5]
     assert rollout.advantages.tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)] * 2, abs=1e-4)
-    found = describe(rollout, chosen)
+    found = describe(groups_of(rollout), chosen)
     assert (found["reward"], found["format"], found["score"], found["accuracy"]) == (0.625, 0.75, 0.5, 0.75)
     assert found["faults"] == {"empty reasoning": 1} and found["no_signal"] == 0.0
     assert not {"action", "prefix", "l1", "undecoded"} & found.keys()
-    records = sample_records(mllm, rollout, chosen, 9)
+    records = sample_records(mllm, groups_of(rollout), chosen, 9)
     assert [(r["id"], r["target"], r["total"]) for r in records] == [("q-0", "12 20", 1.0), ("q-1", "open", 1.0)]
     assert records[1]["answer"] == texts[1][0]
 

@@ -32,7 +32,7 @@ class Ended:
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
-def two_ranks(work: Callable[..., Any], *arguments: Any, logs: Path, timeout: float = 240) -> list[Ended]:
+def two_ranks(work: Callable[..., Any], *arguments: Any, logs: Path, timeout: float = 500) -> list[Ended]:
     """Run `work(*arguments)` on both ranks; its result is the exit status.
 
     Once one has failed, the other gets SIGTERM; what does not end in time is killed.
@@ -58,7 +58,7 @@ def two_ranks(work: Callable[..., Any], *arguments: Any, logs: Path, timeout: fl
 
 def _rank(rank: int, port: int, logs: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port,
              "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1, "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
     os.environ.update({name: str(value) for name, value in place.items()})

@@ -60,6 +60,14 @@ def test_same_seed_same_answers_and_samples_differ(any_mllm, prompts):
     assert all(len({tuple(row) for row in rows}) > 1 for rows in first.tokens)
 
 
+def test_answers_do_not_depend_on_what_shares_the_batch(any_mllm, prompts):
+    together = generate(any_mllm, prompts, samples=3, max_new_tokens=8, seed=range(len(prompts))).tokens
+    alone = [generate(any_mllm, [prompt], samples=3, max_new_tokens=8, seed=[i]).tokens[0]
+             for i, prompt in enumerate(prompts)]  # fmt: skip
+    assert together == alone
+    assert generate(any_mllm, prompts[::-1], samples=3, max_new_tokens=8, seed=1).tokens != alone[::-1]
+
+
 def test_sampling_follows_the_models_distribution(qwen, prompts):
     """Frequencies of the first token over 4000 samples against the softmax of a full forward (5 sigma)."""
     n = 4000

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import gather_object
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -22,7 +23,16 @@ from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations, action_ids, collate_conversations, sample_order
 from roboalign.align.grpo_math import clipped_loss_tokens, kl_k3
 from roboalign.align.logprobs import completion_statistics
-from roboalign.align.rollout import Batch, Rollout, batch_of, check_prompts, describe, roll_out, sample_records
+from roboalign.align.rollout import (
+    Batch,
+    Rollout,
+    batch_of,
+    check_prompts,
+    describe,
+    groups_of,
+    roll_out,
+    sample_records,
+)
 from roboalign.align.trainer import (
     AlignTrainer,
     Schedule,
@@ -119,7 +129,7 @@ class GrpoTrainer(AlignTrainer):
     """One micro-batch is `micro_batch_size` prompts with all their answers; a group is never split.
 
     Each process samples the prompts of its own micro-batches. Nothing of a rollout outlives it: checkpoints fall on
-    rollout boundaries, and the sampler's seed is that of the rollout's number.
+    rollout boundaries, and a prompt's seed is that of its place in the run, on however many processes it runs.
     """
 
     def __init__(
@@ -153,11 +163,12 @@ class GrpoTrainer(AlignTrainer):
         first = self.state.global_step
         numbers = self.numbers_of(first, config.updates_per_rollout)
         micro = config.micro_batch_size
-        chosen = [self.conversations[i] for n in numbers for i in self.order[n * micro : (n + 1) * micro]]
-        seed = int.from_bytes(hashlib.sha256(f"{config.seed} {first} {self.args.process_index}".encode()).digest()[:6])
+        places = [place for n in numbers for place in range(n * micro, (n + 1) * micro)]
+        chosen = [self.conversations[self.order[place]] for place in places]
         rollout = roll_out(
             self.mllm, self.fast, chosen, samples=config.samples, max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature, preset=config.reward, seed=seed,
+            temperature=config.temperature, preset=config.reward,
+            seed=[_seed(config.seed, place) for place in places],
         )  # fmt: skip
         sampled = time.monotonic()
         batches = [batch_of(self.mllm, rollout, i * micro, micro) for i in range(len(numbers))]
@@ -167,7 +178,7 @@ class GrpoTrainer(AlignTrainer):
             local = sum(int(self.batches[n][0].mask.sum()) for n in self.numbers_of(update, 1))
             count = torch.tensor(local, dtype=torch.float64, device=self.args.device)
             self.update_tokens[update] = float(self.accelerator.reduce(count, reduction="sum"))
-        self.account(rollout, chosen, sampled - began, time.monotonic() - sampled)
+        self.account(rollout, places, sampled - began, time.monotonic() - sampled)
 
     def numbers_of(self, update: int, updates: int) -> list[int]:
         """The micro-batches that this process handles in `updates` updates from `update` on."""
@@ -187,16 +198,19 @@ class GrpoTrainer(AlignTrainer):
             share_prompt=not self.config.gradient_checkpointing,
         )  # fmt: skip
 
-    def account(self, rollout: Rollout, chosen: Sequence[Conversation], sampling: float, scoring: float) -> None:
-        """Counters, the rollout's part of metrics.jsonl (of this process's prompts) and samples.jsonl."""
+    def account(self, rollout: Rollout, places: list[int], sampling: float, scoring: float) -> None:
+        """Counters, and the rollout's part of metrics.jsonl and samples.jsonl, of all processes' prompts."""
         self.count(
-            prompts=len(chosen), answers=len(rollout.ids), generated_tokens=rollout.generation.n_decoded_tokens,
+            prompts=len(places), answers=len(rollout.ids), generated_tokens=rollout.generation.n_decoded_tokens,
             prefill_tokens=rollout.generation.n_prefill_tokens, seconds_generation=sampling,
             seconds_reference=scoring, rollouts=int(self.is_world_process_zero()),
         )  # fmt: skip
-        self.rollout_record = describe(rollout, chosen)
+        everyones = sorted(gather_object(list(zip(places, groups_of(rollout)))), key=lambda pair: pair[0])
+        chosen = [self.conversations[self.order[place]] for place, _ in everyones]
+        groups = [group for _, group in everyones]
+        self.rollout_record = describe(groups, chosen)
         if self.is_world_process_zero():
-            for record in sample_records(self.mllm, rollout, chosen, self.config.logged_samples):
+            for record in sample_records(self.mllm, groups, chosen, self.config.logged_samples):
                 append_jsonl(self.out_dir / "samples.jsonl", {"step": self.state.global_step + 1, **record})
 
     # The loss.
@@ -246,12 +260,18 @@ class GrpoTrainer(AlignTrainer):
         self.sums["micro"] = self.sums.get("micro", 0.0) + 1
 
     def step_metrics(self) -> dict[str, Any]:
-        """Of the updates since the last record: means over answer tokens (`drift`: |log ratio|), and the rollout."""
-        sums, self.sums = self.sums, {}
+        """Of the updates since the last record: means over answer tokens (`drift`: |log ratio|), and the rollout.
+
+        Over all processes.
+        """
+        parts, self.sums = gather_object([self.sums]), {}
+        largest = max(part.pop("ratio_max") for part in parts)
+        sums = {name: sum(part[name] for part in parts) for name in parts[0]}
         means = {name: sums[name] / sums["tokens"] for name in ("kl", "entropy", "ratio", "clipped", "drift")}
-        updates = sums["micro"] / self.args.gradient_accumulation_steps
-        replay = {"replay_loss": sums["replay"] / updates} if "replay" in sums else {}
-        return {**means, "ratio_max": sums["ratio_max"], **replay, **self.rollout_record}
+        # Each micro-batch's replay loss has been divided by those of its process in an update.
+        replayed = sums["replay"] * self.args.gradient_accumulation_steps / sums["micro"] if "replay" in sums else None
+        replay = {"replay_loss": replayed} if replayed is not None else {}
+        return {**means, "ratio_max": largest, **replay, **self.rollout_record}
 
 
 def train_grpo(
@@ -284,6 +304,10 @@ def train_grpo(
     if config.freeze_vision:
         freeze_vision(mllm.model)
     trainer = build_trainer(mllm, fast, prompts, replay, config, out_dir, order, updates, label)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise RoboAlignError("GRPO samples with the whole model on each device, and this launch splits it", where=label,
+                             fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or "
+                                 "`roboalign export verl`")  # fmt: skip
     totals = trainer.run()
     mllm.model.requires_grad_(True).eval()
     trainer.save_final(mllm.processor, out_dir / "model")
@@ -318,6 +342,10 @@ def build_trainer(
         _number, label=label, out_dir=out_dir,
         fingerprint={**config.fingerprint(), "conversations": ids},
     )  # fmt: skip
+
+
+def _seed(seed: int, place: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {place}".encode()).digest()[:6])
 
 
 def _number(batch: list[int]) -> dict[str, Tensor]:

@@ -42,6 +42,16 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Group:
+    """The answers to one prompt: what a log tells of them, small enough to be sent to another process."""
+
+    ids: list[list[int]]
+    rewards: Sequence[Reward | AnswerReward]
+    finished: list[bool]
+    advantages: list[float]
+
+
+@dataclass(frozen=True)
 class Batch:
     """The part of a rollout that goes through the model together, as tensors on its device."""
 
@@ -59,12 +69,12 @@ class Batch:
 
 def roll_out(
     mllm: Mllm, fast: FastTokenizer | None, conversations: Sequence[Conversation], *, samples: int, max_new_tokens: int,
-    temperature: float, preset: str, seed: int,
+    temperature: float, preset: str, seed: int | Sequence[int],
 ) -> Rollout:  # fmt: skip
     """Sample `samples` answers to the question of each conversation and reward them against its target.
 
     The target is an action chunk, or under a preset in words (`reward_answers`) what the answer is expected to be; then
-    neither `fast` nor action tokens are needed.
+    neither `fast` nor action tokens are needed. `seed` is as in `generate`.
     """
     prompts = [encode_prompt(mllm, c.turns[0].question, picture(c)) for c in conversations]
     generation = generate(
@@ -110,14 +120,22 @@ def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
     )  # fmt: skip
 
 
-def describe(rollout: Rollout, conversations: Sequence[Conversation]) -> dict[str, Any]:
+def groups_of(rollout: Rollout) -> list[Group]:
+    """The rollout prompt by prompt."""
+    samples = len(rollout.ids) // len(rollout.prompts)
+    parts = [slice(first, first + samples) for first in range(0, len(rollout.ids), samples)]
+    return [Group(rollout.ids[part], rollout.rewards[part], finished, rollout.advantages[part].tolist())
+            for part, finished in zip(parts, rollout.generation.finished)]  # fmt: skip
+
+
+def describe(groups: Sequence[Group], conversations: Sequence[Conversation]) -> dict[str, Any]:
     """What one rollout was like, for metrics.jsonl. Shares and means are over its answers, unless said.
 
     `no_signal` is the share of groups whose answers all earned the same.
     """
-    rewards, samples = rollout.rewards, len(rollout.ids) // len(rollout.prompts)
+    rewards, samples = [reward for group in groups for reward in group.rewards], len(groups[0].ids)
     totals = np.array([r.total for r in rewards]).reshape(-1, samples)
-    lengths = [len(row) for row in rollout.ids]
+    lengths = [len(row) for group in groups for row in group.ids]
     return {
         "reward": float(totals.mean()),
         "reward_std_in_group": float(totals.std(axis=1, ddof=1).mean()),
@@ -126,7 +144,7 @@ def describe(rollout: Rollout, conversations: Sequence[Conversation]) -> dict[st
         **_words([r for r in rewards if isinstance(r, AnswerReward)]),
         "answers": len(rewards),
         "no_signal": float(np.mean(totals.max(axis=1) == totals.min(axis=1))),
-        "finished": float(np.mean([end for group in rollout.generation.finished for end in group])),
+        "finished": float(np.mean([end for group in groups for end in group.finished])),
         "length_mean": float(np.mean(lengths)),
         "length_max": max(lengths),
         "faults": dict(Counter(r.reason for r in rewards if r.reason != "ok").most_common()),
@@ -158,21 +176,19 @@ def _words(rewards: Sequence[AnswerReward]) -> dict[str, Any]:
 
 
 def sample_records(
-    mllm: Mllm, rollout: Rollout, conversations: Sequence[Conversation], count: int
+    mllm: Mllm, groups: Sequence[Group], conversations: Sequence[Conversation], count: int
 ) -> list[dict[str, Any]]:
     """The first answer to each of the first `count` prompts, decoded, for samples.jsonl."""
-    samples = len(rollout.ids) // len(rollout.prompts)
-    rewards = rollout.rewards[::samples]
     return [
         {
             "id": c.id,
             "question": c.turns[0].question,
-            "answer": mllm.tokenizer.decode(rollout.ids[i * samples], skip_special_tokens=False),
-            "target": list(c.target or ()) if isinstance(reward, Reward) else c.turns[0].expected,
-            **vars(reward),
-            "advantage": float(rollout.advantages[i * samples]),
+            "answer": mllm.tokenizer.decode(group.ids[0], skip_special_tokens=False),
+            "target": list(c.target or ()) if isinstance(group.rewards[0], Reward) else c.turns[0].expected,
+            **vars(group.rewards[0]),
+            "advantage": group.advantages[0],
         }
-        for i, (c, reward) in enumerate(zip(conversations[:count], rewards))
+        for c, group in zip(conversations[:count], groups)
     ]
 
 

@@ -80,7 +80,7 @@ def training_arguments(
     warmup_ratio: float, save_every: int, on_cpu: bool,
 ) -> TrainingArguments:  # fmt: skip
     """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(out_dir / "checkpoints"),
         max_steps=updates,
         per_device_train_batch_size=micro_batch,
@@ -106,6 +106,9 @@ def training_arguments(
         dataloader_num_workers=0,
         dataloader_pin_memory=not on_cpu,
     )
+    # With several GPUs in sight of one process, Trainer would spread each batch over them: one process, one device.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class AlignTrainer(Trainer):

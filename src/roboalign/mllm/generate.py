@@ -10,8 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import Cache, DynamicLayer
 
 from roboalign.errors import RoboAlignError
@@ -46,14 +54,16 @@ def generate(
     max_new_tokens: int,
     temperature: float = 1.0,
     stop: str | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     max_rows: int = 256,
 ) -> Generation:
     """Sample `samples` answers to each prompt from softmax(logits / temperature); greedy at temperature 0.
 
     An answer ends with an end token, or as soon as its text holds `stop`. Tokens that stand for images and ids that
     the tokenizer does not know are never sampled: the former crash the model, the latter cannot be read.
-    `max_rows` bounds the answers computed at a time. Same arguments, same answers.
+    `max_rows` bounds the answers computed at a time. Same arguments, same answers: a prompt's come from a stream of
+    random numbers of its own, `seed` and its place among the prompts, or its own seed where one is given for each. So
+    they do not depend on what shares the batch, but for rounding.
     """
     if samples < 1 or max_new_tokens < 1 or temperature < 0:
         problem = f"samples {samples}, max_new_tokens {max_new_tokens}, temperature {temperature}"
@@ -61,7 +71,7 @@ def generate(
             f"cannot generate with {problem}", fix="use samples and max_new_tokens >= 1, temperature >= 0"
         )
     decode = _decode if mllm.model.config.model_type in FAST else _decode_with_hf
-    generator = torch.Generator(mllm.device).manual_seed(seed)
+    seeds = [(seed, place) for place in range(len(prompts))] if isinstance(seed, int) else [(one,) for one in seed]
     encoded = [one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image) for one in prompts]
     size = max(1, max_rows // samples)
     tokens: list[list[int]] = []
@@ -69,7 +79,8 @@ def generate(
     finished: list[bool] = []
     with _evaluating(mllm), torch.no_grad():
         for start in range(0, len(encoded), size):
-            rows = decode(mllm, encoded[start : start + size], samples, max_new_tokens, temperature, stop, generator)
+            draws = torch.cat([_draws(one, samples, max_new_tokens) for one in seeds[start : start + size]])
+            rows = decode(mllm, encoded[start : start + size], samples, max_new_tokens, temperature, stop, draws)
             lengths = rows.lengths.tolist()
             tokens += [row[:length] for row, length in zip(rows.tokens.tolist(), lengths)]
             logprobs += [row[:length] for row, length in zip(rows.logprobs.tolist(), lengths)]
@@ -149,7 +160,7 @@ def _decode(
     max_new_tokens: int,
     temperature: float,
     stop: str | None,
-    generator: torch.Generator,
+    draws: torch.Tensor,
 ) -> _Rows:
     """The loop for Qwen's multimodal families, whose position ids run on from the prompt's by `rope_deltas`."""
     batch = _inputs(mllm, encoded)
@@ -168,7 +179,7 @@ def _decode(
     ended_by = _Ending(mllm, stop)
     suppressed = torch.tensor(suppressed_ids(mllm), device=mllm.device)
     for column in range(max_new_tokens):
-        token, logprob = _pick(logits, temperature, suppressed, generator)
+        token, logprob = _pick(logits, temperature, suppressed, draws[active, column])
         rows.write(active[live], column, token.cpu()[live], logprob.cpu()[live])
         ended = live & ended_by(rows.tokens[active, : column + 1])
         rows.finished[active[ended]] = True
@@ -197,23 +208,22 @@ def _decode_with_hf(
     max_new_tokens: int,
     temperature: float,
     stop: str | None,
-    generator: torch.Generator,
+    draws: torch.Tensor,
 ) -> _Rows:
     """The same through `model.generate`, for any other model."""
     batch = _inputs(mllm, [one for one in encoded for _ in range(samples)])
     ends = _Ending(mllm, stop)
     start = batch["input_ids"].shape[1]
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    with torch.random.fork_rng(), _own_settings(mllm):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
+    with _own_settings(mllm):
         output = mllm.model.generate(
             **batch,
             max_new_tokens=max_new_tokens,
+            do_sample=False,
             suppress_tokens=suppressed_ids(mllm),
+            logits_processor=LogitsProcessorList([_Draw(temperature, draws, start)] if temperature else []),
             stopping_criteria=StoppingCriteriaList([_StopAt(ends, start)]),
             return_dict_in_generate=True,
             output_logits=True,
-            **({"do_sample": False} | sampling),
         )
     tokens = output.sequences[:, start:].cpu()
     logits = torch.stack(output.logits, dim=1).float().cpu() / (temperature or 1.0)
@@ -251,6 +261,18 @@ class _Ending:
         return ended
 
 
+class _Draw(LogitsProcessor):
+    """Leaves the token that is drawn as the only one, so that `generate`'s greedy choice is our draw."""
+
+    def __init__(self, temperature: float, draws: torch.Tensor, start: int) -> None:
+        self.temperature, self.draws, self.start = temperature, draws, start
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        logprobs = (scores.float() / self.temperature).log_softmax(-1)
+        token = _drawn(logprobs, self.draws[:, input_ids.shape[1] - self.start])
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)  # type: ignore[return-value]
+
+
 class _StopAt(StoppingCriteria):
     def __init__(self, ends: _Ending, start: int) -> None:
         self.ends, self.start = ends, start
@@ -266,16 +288,26 @@ def _inputs(mllm: Mllm, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 
 
 def _pick(
-    logits: torch.Tensor, temperature: float, suppressed: torch.Tensor, generator: torch.Generator
+    logits: torch.Tensor, temperature: float, suppressed: torch.Tensor, draws: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [R, V] -> the chosen ids [R] and their log-probabilities [R]."""
+    """logits [R, V], draws [R] -> the chosen ids [R] and their log-probabilities [R]."""
     logprobs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
     allowed = logprobs.index_fill(-1, suppressed, -torch.inf)
-    if temperature:
-        token = torch.multinomial(allowed.exp(), 1, generator=generator)
-    else:
-        token = allowed.argmax(-1, keepdim=True)
-    return token[:, 0], logprobs.gather(-1, token)[:, 0]
+    token = _drawn(allowed, draws) if temperature else allowed.argmax(-1)
+    return token, logprobs.gather(-1, token[:, None])[:, 0]
+
+
+def _draws(seed: tuple[int, ...], samples: int, max_new_tokens: int) -> torch.Tensor:
+    """Numbers in [0, 1), float64 [samples, max_new_tokens], one for each token of the answers to one prompt."""
+    # 32 bits: then no draw times a sum of probabilities rounds up to the sum.
+    return torch.from_numpy(np.random.default_rng(seed).integers(2**32, size=(samples, max_new_tokens)) / 2**32)
+
+
+def _drawn(logprobs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """logprobs [R, V], not necessarily of sum 1; draws [R] -> ids [R]: where the summed probability passes the draw."""
+    summed = logprobs.double().exp().cumsum(-1)
+    passed = draws.to(summed)[:, None] * summed[:, -1:]
+    return torch.searchsorted(summed, passed, right=True)[:, 0]
 
 
 @contextmanager
