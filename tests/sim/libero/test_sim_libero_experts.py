@@ -12,8 +12,10 @@ from roboalign.errors import RoboAlignError
 from roboalign.files import write_json
 from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.libero.experts import measure as measuring
+from roboalign.sim.libero.experts.doors import inwards_through
 from roboalign.sim.libero.experts.grasps import FINGER_INNER, closing_axis, in_hand_frame, lowest_hand, plan_grasps
 from roboalign.sim.libero.experts.motion import DOWN, pointing_down, yaw_of
+from roboalign.sim.libero.experts.scene import Joint
 
 BASE = np.array([-0.6, 0.0, 0.0])
 
@@ -67,6 +69,30 @@ def test_the_hand_stays_above_what_is_under_it() -> None:
     beside = np.array([[0.0, FINGER_INNER + 0.04, 0.3]])  # under the palm, beside the fingers
     assert lowest_hand(beside, np.zeros(2), 0.0) == pytest.approx(0.282)
     assert lowest_hand(beside, np.zeros(2), np.pi / 2) == -np.inf
+
+
+class DoorAjar:
+    """A fixture turned by `facing`, its door of 0.26 m opened by `value`: what the skills ask of a scene."""
+
+    def __init__(self, value: float, facing: float) -> None:
+        self.value, self.heading = value, facing + value
+
+    def joint(self, name: str) -> Joint:
+        return Joint(True, self.value, np.array([0.0, 0.0, 1.0]), np.array([-0.16, 0.25, 1.0]))
+
+    def moved_by(self, name: str) -> list[int]:
+        return [0]
+
+    def points(self, geoms: list[int]) -> np.ndarray:
+        along = np.array([np.cos(self.heading), np.sin(self.heading), 0.0])
+        return self.joint("door").anchor + np.linspace(0.0, 0.26, 5)[:, None] * along + [0.0, 0.0, 0.02]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-2.0, 0.0), st.floats(-3.0, 3.0))
+def test_the_way_through_a_door_does_not_depend_on_how_far_it_is_open(value: float, facing: float) -> None:
+    inwards = inwards_through(DoorAjar(value, facing), "door")  # type: ignore[arg-type]
+    np.testing.assert_allclose(inwards, [-np.sin(facing), np.cos(facing), 0.0], atol=1e-9)
 
 
 SETTINGS = measuring.Settings(episodes=2, noise=0.1, first_seed=2000, code="0")

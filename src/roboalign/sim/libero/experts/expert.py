@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from roboalign.sim.libero.environment import LiberoEnvironment
+from roboalign.sim.libero.experts.doors import close_door, insert
 from roboalign.sim.libero.experts.fixtures import close_drawer, open_drawer, turn_knob
 from roboalign.sim.libero.experts.motion import OPEN, Motion, grip
 from roboalign.sim.libero.experts.scene import Scene
@@ -48,6 +49,8 @@ def _solve(scene: Scene) -> Generator[np.ndarray, None, None]:
 def _achieve(scene: Scene, goal: list[str]) -> Motion:
     """Make one predicate true."""
     predicate, name, *target = goal
+    if predicate == "in" and scene.is_behind_door(target[0]):
+        return (yield from insert(scene, name, target[0]))
     if predicate in ("on", "in"):
         return (yield from _bring(scene, name, target[0]))
     if predicate == "turnon":
@@ -56,6 +59,8 @@ def _achieve(scene: Scene, goal: list[str]) -> Motion:
         return (yield from open_drawer(scene, name, WIDE))
     if predicate == "close" and scene.is_drawer(name):
         return (yield from close_drawer(scene, name))
+    if predicate == "close":
+        return (yield from close_door(scene, name))
     return (yield from grip(scene, OPEN, 1))
 
 

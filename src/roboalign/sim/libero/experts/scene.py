@@ -122,6 +122,18 @@ class Scene:
         site = self.simulation.object_sites_dict.get(region)
         return bool(getattr(site, "joints", None))
 
+    def parent(self, region: str) -> str:
+        """The object or fixture that a region belongs to."""
+        return str(self.simulation.object_sites_dict[region].parent_name)
+
+    def is_behind_door(self, region: str) -> bool:
+        """Whether a region is inside a fixture with a door that turns, a microwave."""
+        if region not in self.simulation.object_sites_dict:
+            return False
+        fixture = self.simulation.fixtures_dict.get(self.parent(region))
+        joints: list[str] = getattr(fixture, "joints", None) or []
+        return bool(joints and self.joint(joints[0]).hinge)
+
     def holds(self, goal: list[str]) -> bool:
         """Whether one goal predicate is true now."""
         return bool(self.simulation._eval_predicate(goal))

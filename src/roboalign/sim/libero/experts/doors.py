@@ -1,0 +1,105 @@
+"""What the experts do with a microwave: put what has a handle through its open door, and shut the door."""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from roboalign.sim.libero.experts.fixtures import UP
+from roboalign.sim.libero.experts.motion import CLOSED, OPEN, Motion, action_towards, grip, move, pointing_down, rise
+from roboalign.sim.libero.experts.scene import Floats, Scene
+
+TILT = np.deg2rad(70)
+"""The hand's angle from the vertical where it reaches through a door: the palm stays behind the fingertips."""
+CLEARANCE = 0.022
+"""How high over the floor behind the door something is carried, metres."""
+SHORT, STRIDE = 0.02, 0.03
+"""How far before the middle of the region an object is let go, and how it gets there: in strides, metres. Of a long way
+the control follows the largest part alone, and what is carried would sink."""
+LEVER, BESIDE = 0.19, 0.03
+"""Where the hand pushes a door, metres: from the hinge, and from the middle of the panel."""
+OVERLAP = 0.02
+"""How far the grasp point is below the door's upper edge, metres: the palm passes over it."""
+AHEAD, PUSHING_STEPS = 0.5, 150
+"""How far ahead of the door, rad, a hand that pushes it aims, and for how long."""
+
+
+def inwards_through(scene: Scene, door: str) -> Floats:
+    """Horizontal unit vector [3] into the fixture, across the plane of its shut door (the joint's zero)."""
+    joint = scene.joint(door)
+    panel = scene.points(scene.moved_by(door)).mean(axis=0) - joint.anchor
+    shut = Rotation.from_rotvec(-joint.value * joint.axis).apply(panel) * [1, 1, 0]
+    return np.asarray(np.cross(joint.axis, shut / np.linalg.norm(shut)))
+
+
+def insert(scene: Scene, name: str, region: str) -> Motion:
+    """Carry an object by its handle through the open door of a fixture into its region, and let go."""
+    inwards, geoms = inwards_through(scene, scene.joint_of(scene.parent(region))), scene.geoms(name)
+    middle, aside = scene.position(region), np.cross(inwards, UP)
+    if not (yield from _take_by_handle(scene, name, inwards)):
+        return False
+    orientation, floor = scene.hand()[1], _floor(scene, region)
+
+    def at(distance: float, clearance: float) -> Floats:
+        """The hand that holds the object `distance` before the middle and `clearance` above the floor, metres."""
+        way = middle - scene.position(name)
+        point = scene.hand()[0] + (way @ aside) * aside + (way @ inwards - distance) * inwards
+        up = floor + clearance - scene.points(geoms)[:, 2].min()
+        return np.array([*point[:2], point[2] + up])
+
+    start = float((middle - scene.position(name)) @ inwards)
+    yield from move(scene, lambda: at(start, CLEARANCE), orientation, CLOSED, tolerance=0.01, speed=0.6)
+    for distance in np.linspace(start, SHORT, int(np.ceil((start - SHORT) / STRIDE)) + 1):
+        yield from move(scene, lambda: at(distance, CLEARANCE), orientation, CLOSED, tolerance=0.012, limit=15)  # noqa: B023
+    yield from move(scene, lambda: at(SHORT, 0.002), orientation, CLOSED, tolerance=0.006, speed=0.3, limit=40)
+    yield from grip(scene, OPEN, 8)
+    back = scene.hand()[0] - 0.12 * inwards
+    yield from move(scene, lambda: back, orientation, OPEN, tolerance=0.02, limit=40)
+    return (yield from rise(scene, OPEN, 0.2))
+
+
+def _take_by_handle(scene: Scene, name: str, inwards: Floats) -> Motion:
+    """Close the tilted hand on the part of an object that sticks out farthest against `inwards` [3], and lift it."""
+    approach, aside = np.sin(TILT) * inwards - np.cos(TILT) * UP, np.cross(inwards, UP)
+    orientation = np.column_stack([aside, np.cross(approach, aside), approach])
+    centres = np.array([scene.data.geom_xpos[geom] for geom in scene.geoms(name)])
+    handle = centres[np.argmin(centres @ inwards)]
+    front, start = handle - 0.1 * approach, scene.position(name)
+    high = np.array([*front[:2], max(front[2], scene.hand()[0][2])])
+    yield from move(scene, lambda: high, orientation, OPEN, tolerance=0.02, limit=150)
+    yield from move(scene, lambda: front, orientation, OPEN, tolerance=0.01, limit=60)
+    yield from move(scene, lambda: handle, orientation, OPEN, tolerance=0.006, speed=0.4, limit=60)
+    yield from grip(scene, CLOSED)
+    yield from rise(scene, CLOSED, 0.03, speed=0.5)
+    if scene.position(name)[2] > start[2] + 0.01:
+        return True
+    yield from grip(scene, OPEN, 5)
+    yield from rise(scene, OPEN, 0.1)
+    return False
+
+
+def _floor(scene: Scene, region: str) -> float:
+    """Height of what is under the middle of a region of a fixture."""
+    points, middle = scene.points(scene.geoms(scene.parent(region))), scene.position(region)
+    under = (np.abs(points[:, :2] - middle[:2]) < 0.03).all(axis=1) & (points[:, 2] < middle[2])
+    return float(points[under, 2].max(initial=scene.ground))
+
+
+def close_door(scene: Scene, fixture: str) -> Motion:
+    """Push an open door shut: the fingertips from outside against its upper edge, the palm over it."""
+    door = scene.joint_of(fixture)
+    inwards, orientation = inwards_through(scene, door), pointing_down(0.0)
+    shut = np.cross(inwards, scene.joint(door).axis)
+    height = scene.points(scene.moved_by(door))[:, 2].max() - OVERLAP
+
+    def outside(ahead: float, distance: float, up: float) -> Floats:
+        joint = scene.joint(door)
+        turn = Rotation.from_rotvec((joint.value + ahead) * joint.axis)
+        point = joint.anchor + turn.apply(LEVER * shut - distance * inwards)
+        return np.array([*point[:2], up])
+
+    yield from move(scene, lambda: outside(0, 0.1, height + 0.12), orientation, CLOSED, tolerance=0.02, limit=150)
+    yield from move(scene, lambda: outside(0, 0.1, height), orientation, CLOSED, tolerance=0.015, limit=60)
+    for _ in range(PUSHING_STEPS):
+        if scene.holds(["close", fixture]):
+            break
+        yield action_towards(scene, outside(AHEAD, BESIDE, height), orientation, CLOSED, 0.5)
+    return (yield from rise(scene, CLOSED, 0.1))
