@@ -15,6 +15,7 @@ import numpy as np
 from roboalign.data.episode import Camera, Episode
 from roboalign.data.robot.arrays import AGAIN, PngFrames, float_rows
 from roboalign.data.robot.base import Fault
+from roboalign.data.robot.hdf5_walk import endless
 from roboalign.errors import RoboAlignError
 
 if TYPE_CHECKING:
@@ -52,18 +53,23 @@ def read_robomimic(
     robot0_eef_quat, robot0_gripper_qpos). The simulator's `states` are never read. `fps` is the file's control_freq,
     20 where it has none. Observations that are uint8 [T, H, W, 3] are cameras; a frame is read and encoded as PNG when
     asked for. `flip` turns the rows of every camera around: LIBERO's files hold images upside down, and nothing in the
-    frames tells. Without an instruction in the file (robomimic's own sets) it is "". Steps are paired as stored;
-    LIBERO's files hold the observation after the action of the same index.
+    frames tells. Without an instruction in the file (robomimic's own sets) it is "". Rewards that are all 0 or 1 tell
+    the first step of success. Steps are paired as stored; LIBERO's files hold the observation after the action of the
+    same index.
 
     Raises RoboAlignError where the path, the state or the fps does not fit; a file of several, or a demonstration,
-    that is broken is a Fault in the stream.
+    that is broken is a Fault in the stream. A file that keeps the HDF5 library busy without end is broken as a whole.
     """
     path = Path(path)
     if fps is not None and not 0 < fps < math.inf:
         raise RoboAlignError(f"fps is {fps}", where="fps", fix="give the control rate, steps a second")
     files: list[TaskFile | Fault] = []
-    for file, name in hdf5_files(path):
+    found = hdf5_files(path)
+    damaged = endless(file for file, _ in found)
+    for file, name in found:
         try:
+            if file in damaged:
+                raise RoboAlignError(damaged[file], where=str(file), fix=AGAIN)
             files.append(read_task_file(file, name, fps))
         except RoboAlignError as error:
             if file == path:
@@ -95,7 +101,7 @@ def opened(path: Path) -> Iterator["h5py.File"]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, MemoryError) as error:
         raise RoboAlignError(f"not a readable HDF5 file ({error})", where=str(path), fix=AGAIN) from None
 
 
@@ -214,6 +220,7 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...], flip: bool) -> E
         columns = [float_rows(member(obs, key, "Dataset", where)[()], f"{where}, obs/{key}") for key in keys]
         shapes = {key: value.shape for key in names_in(obs, where) if is_camera(value := obs[key])}
         stated = demo.attrs.get("num_samples", len(actions))
+        rewards = demo["rewards"][()] if "rewards" in demo else None
     lengths = [len(column) for column in columns] + [shape[0] for shape in shapes.values()]
     if any(length != len(actions) for length in lengths) or str(stated) != str(len(actions)):
         raise RoboAlignError(
@@ -226,7 +233,16 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...], flip: bool) -> E
         state=np.concatenate([np.zeros((len(actions), 0), np.float32), *columns], axis=1),
         images={key: PngFrames(len(actions), partial(read_frame, file.path, paths[key], flip)) for key in shapes},
         cameras={key: Camera(key, shape[2], shape[1]) for key, shape in shapes.items()},
+        success_step=first_success(rewards, len(actions)),
     )  # fmt: skip
+
+
+def first_success(rewards: Any, steps: int) -> int | None:
+    """The first step whose reward is 1, where each is 0 or 1; None where none is, or where they are shaped."""
+    rewards = np.asarray(rewards)
+    if rewards.shape != (steps,) or rewards.dtype.kind not in "fiub" or not np.isin(rewards, (0, 1)).all():
+        return None
+    return int(np.argmax(rewards)) if rewards.any() else None
 
 
 def is_camera(value: Any) -> bool:

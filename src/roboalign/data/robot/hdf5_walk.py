@@ -1,0 +1,92 @@
+"""HDF5 files that would keep the HDF5 library busy without end: found in a process that can be ended.
+
+The library follows what a file says about itself. In a damaged file that can lead in a circle, inside C code that no
+signal handler of Python interrupts. So every file is first walked through in a child process: what the reader opens is
+opened there, under a limit of processor time that the kernel enforces, also when this process is gone.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SECONDS = 20.0
+"""Processor time for one demonstration; a sound one takes milliseconds (docs/data.md)."""
+_WALKED: set[tuple[str, int, int]] = set()
+"""Path, size and time of change of the files that this process has found an end of."""
+
+
+def endless(files: Iterable[Path], seconds: float = SECONDS) -> dict[Path, str]:
+    """Those of the files that must not be opened here -> what is wrong with them.
+
+    A file is walked through once in the life of this process, unless its size or its time of change differs.
+    """
+    stamps = {file: (str(file), state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]}
+    left, found = [file for file, stamp in stamps.items() if stamp not in _WALKED], {}
+    while left:
+        done, ended = walk_apart(left, seconds)
+        _WALKED.update(stamps[file] for file in left[:done])
+        if done < len(left):
+            by_time = ended == -signal.SIGPROF
+            found[left[done]] = (
+                f"the HDF5 library does not come to an end with it within {seconds:g} s of processor time"
+                if by_time else f"the HDF5 library breaks off at it (exit status {ended})"
+            )  # fmt: skip
+        left = left[done + 1 :]
+    return found
+
+
+def walk_apart(files: Sequence[Path], seconds: float) -> tuple[int, int]:
+    """Walk through the files in a child process: how many it got through, and its exit status."""
+    command = [sys.executable, "-P", __file__, str(seconds)]  # this file alone and h5py: it starts in 0.2 s
+    paths = b"\0".join(os.fsencode(file.absolute()) for file in files)
+    ended = subprocess.run(command, input=paths, capture_output=True, check=False)
+    return ended.stdout.count(b"\n"), ended.returncode
+
+
+def main() -> None:
+    """The child: file names on stdin, one line on stdout for each that it is through with."""
+    for path in sys.stdin.buffer.read().split(b"\0"):
+        with suppress(Exception):  # what is wrong in other ways, the reader says
+            walk(os.fsdecode(path), float(sys.argv[1]))
+        print(flush=True)
+
+
+def walk(path: str, seconds: float) -> None:
+    """Open and read what `read_robomimic` does; of the frames, where they lie and the last."""
+    import h5py
+
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF without a handler ends the process
+    with h5py.File(path, "r") as file:
+        data = file["data"]
+        with suppress(Exception):
+            list(data.attrs.items())
+        for demo in list(data):
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            for name in ("actions", "rewards", "obs"):
+                with suppress(Exception):
+                    touch(data[demo][name])
+            with suppress(Exception):
+                list(data[demo].attrs.items())
+
+
+def touch(found: Any) -> None:
+    """Read a data set of numbers, of one of images the last, and of a group the same of its members."""
+    if hasattr(found, "keys"):
+        for name in list(found):
+            with suppress(Exception):
+                member = found[name]
+                if not hasattr(member, "keys"):
+                    touch(member)
+        return
+    if found.chunks:
+        found.id.get_num_chunks()  # goes through the index of all of them
+    found[-1:] if len(found.shape) > 2 else found[()]
+
+
+if __name__ == "__main__":
+    main()
