@@ -74,6 +74,13 @@ def test_the_grid_is_that_of_the_points(data_set, tmp_path: Path) -> None:
     assert cells["8"] and max(cells["8"]) < 8 <= max(cells["64"]) < 64
 
 
+def test_so_many_images_of_each_episode(data_set, tmp_path: Path) -> None:
+    assert ask(data_set, tmp_path / "q", "--frames", "3") == 0
+    asked = [(one.episode_id, one.frame) for one in read_conversations(tmp_path / "q", "train")]
+    assert len({episode for episode, _ in asked}) == 6 and {step for _, step in asked} <= {4, 12, 20}
+    assert read_json(tmp_path / "q" / "manifest.json")["settings"]["frames"] == 3
+
+
 def test_the_endpoint_takes_the_timeout_and_the_retries() -> None:
     options = {"endpoint": "http://a/v1", "key_env": None, "concurrency": 2, "timeout": 7.5, "retries": 0}
     endpoint = endpoint_of(options)
@@ -90,7 +97,7 @@ def test_axes_that_are_given_are_used(data_set, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--axes", "north,left,up"], "not three of"), (["--count", "0"], "--count is 0"),
-     (["--horizon", "0"], "--horizon"), (["--grid", "3"], "--grid"),
+     (["--horizon", "0"], "--horizon"), (["--frames", "0"], "--frames"), (["--grid", "3"], "--grid"),
      (["--by", "teacher", "--endpoint", "http://a/v1", "--model", "m", "--timeout", "0"], "--timeout"),
      (["--by", "teacher", "--endpoint", "http://a/v1", "--model", "m", "--retries", "-1"], "--retries"),
      (["--think-share", "2"], "--think-share"), (["--position", "-1"], "--position"), (["--dry-run"], "--by teacher"),

@@ -48,7 +48,8 @@ def question_data(data: RobotData, options: Mapping[str, Any]) -> str:
     if unused:
         raise RoboAlignError(f"--{unused[0].replace('_', '-')} belongs to a teacher", where="--by states",
                              fix="leave it out, or add --by teacher")  # fmt: skip
-    manifest = write_questions(data, StateQuestions(config), out, count=count, seed=config.seed, settings=settings)
+    manifest = write_questions(data, StateQuestions(config), out, count=count, seed=config.seed, settings=settings,
+                               each=config.frames)  # fmt: skip
     return summary_text(manifest, out)
 
 
@@ -58,7 +59,7 @@ def ask_teacher(data: RobotData, options: Mapping[str, Any], config: QuestionCon
     if not options["model"]:
         raise RoboAlignError("--model is missing", where="--by teacher", fix="name the model at the endpoint")
     if options["dry_run"]:
-        plan = make_plan(data, options["count"], config.seed)
+        plan = make_plan(data, options["count"], config.seed, config.frames)
         return cost_ahead(data, plan, config, out / "answers.jsonl", prices)
 
     def planned(plan: Plan) -> None:
@@ -69,7 +70,7 @@ def ask_teacher(data: RobotData, options: Mapping[str, Any], config: QuestionCon
     try:
         manifest = write_questions(
             data, TeacherQuestions(config, options["model"], client, cache), out, count=options["count"],
-            seed=config.seed, settings={**settings, "model": options["model"]}, planned=planned,
+            seed=config.seed, settings={**settings, "model": options["model"]}, each=config.frames, planned=planned,
         )  # fmt: skip
     finally:  # what was spent is told after a failure too
         client.stop.set()
@@ -111,7 +112,7 @@ def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> s
 def question_config(options: Mapping[str, Any]) -> QuestionConfig:
     """The settings of the questions; the axes are those that are given, else those known for the action space."""
     axes = parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
-    names = ("position", "camera", "horizon", "think_share", "grid", "seed")
+    names = ("position", "camera", "frames", "horizon", "think_share", "grid", "seed")
     return checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})
 
 

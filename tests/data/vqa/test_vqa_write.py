@@ -17,7 +17,7 @@ from roboalign.data.vqa import write
 from roboalign.data.vqa.axes import KNOWN_AXES
 from roboalign.data.vqa.base import QuestionConfig
 from roboalign.data.vqa.states import StateQuestions
-from roboalign.data.vqa.write import AT_ONCE, draw_frames, read_work, write_questions
+from roboalign.data.vqa.write import AT_ONCE, draw_frames, read_work, spaced, write_questions
 from roboalign.errors import RoboAlignError
 from roboalign.files import hash_file, read_json
 
@@ -52,6 +52,25 @@ def test_every_frame_is_as_likely_as_another() -> None:
         for place, frames in draw_frames([("a", 10), ("b", 30)], [], 4, seed, "x").frames:
             times[[10 * place + t for t in frames]] += 1
     assert abs(times - 200).max() < 5 * np.sqrt(200 * 0.9)
+
+
+@given(st.integers(0, 300), st.integers(1, 400))
+def test_spaced_frames_are_even(length, each) -> None:
+    frames = list(spaced(length, each))
+    assert len(frames) == min(length, each) and frames == sorted(set(frames))
+    assert all(0 <= t < length for t in frames)
+    gaps = np.diff(frames)
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1
+    assert not frames or abs(frames[0] - (length - 1 - frames[-1])) <= 1  # the same at both ends
+
+
+def test_so_many_frames_of_each_episode() -> None:
+    assert list(spaced(10, 2)) == [2, 7] and list(spaced(9, 3)) == [1, 4, 7]
+    lengths = [("a", 10), ("b", 1), ("c", 9)]
+    plan = draw_frames(lengths, [], 100, 0, "x", 2)
+    assert plan.frames == [(0, (2, 7)), (1, (0,)), (2, (2, 6))] == draw_frames(lengths, [], 5, 7, "x", 2).frames
+    fewer = draw_frames(lengths, [], 3, 0, "x", 2)
+    assert fewer.count == 3 and all(set(ts) <= set(dict(plan.frames)[place]) for place, ts in fewer.frames)
 
 
 def test_the_manifest_tells_what_the_shards_hold(tmp_path: Path) -> None:

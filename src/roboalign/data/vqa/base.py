@@ -27,6 +27,8 @@ class QuestionConfig(Config):
 
     camera: str | None = None
     """The camera whose image is asked about; None: each episode's first."""
+    frames: int | None = Field(None, ge=1)
+    """Images of each episode, evenly spaced over it; None: as many as are drawn from all frames alike."""
     questions: int = Field(4, ge=1)
     """Most questions about one image."""
     think_share: float = Field(0.5, ge=0, le=1)

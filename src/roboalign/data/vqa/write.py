@@ -10,7 +10,7 @@ A run that was killed goes on after its last whole shard.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,22 +101,33 @@ class Tally:
         }  # fmt: skip
 
 
-def make_plan(data: RobotData, count: int, seed: int) -> Plan:
+def make_plan(data: RobotData, count: int, seed: int, each: int | None = None) -> Plan:
     """Draw `count` frames, each of the data set being as likely, or all where it has no more. Reads it once.
 
-    Raises RoboAlignError where no episode can be read.
+    With `each`, they are drawn from that many evenly spaced frames of each episode. Raises RoboAlignError where no
+    episode can be read.
     """
     with Progress(f"look through {data.name}", total=None) as progress:
         lengths = []
         for episode in data:
             lengths.append((episode.episode_id, len(episode)))
             progress.advance()
-    return draw_frames(lengths, list(data.faults), count, seed, data.name)
+    return draw_frames(lengths, list(data.faults), count, seed, data.name, each)
 
 
-def draw_frames(lengths: list[tuple[str, int]], faults: list[Fault], count: int, seed: int, name: str) -> Plan:
+def spaced(length: int, each: int | None) -> Sequence[int]:
+    """Frames of an episode that may be drawn: the middles of `each` equal parts of it, all where it has no more."""
+    if each is None or each >= length:
+        return range(length)
+    return [(2 * part + 1) * length // (2 * each) for part in range(each)]
+
+
+def draw_frames(
+    lengths: list[tuple[str, int]], faults: list[Fault], count: int, seed: int, name: str, each: int | None = None
+) -> Plan:  # fmt: skip
     """The plan of a data set whose episodes are known."""
-    total = sum(length for _, length in lengths)
+    frames_of = [spaced(length, each) for _, length in lengths]
+    total = sum(map(len, frames_of))
     if not total:
         first = f": {faults[0].where}: {faults[0].problem}" if faults else ""
         raise RoboAlignError(f"no episode could be read{first}", where=name, fix="check that it is complete")
@@ -125,20 +136,20 @@ def draw_frames(lengths: list[tuple[str, int]], faults: list[Fault], count: int,
     frames, place, before = [], 0, 0
     chosen: list[int] = []
     for number in [*drawn, total]:
-        while number >= before + lengths[place][1]:
+        while number >= before + len(frames_of[place]):
             frames += [(place, tuple(chosen[i : i + AT_ONCE])) for i in range(0, len(chosen), AT_ONCE)]
-            chosen, before, place = [], before + lengths[place][1], place + 1
+            chosen, before, place = [], before + len(frames_of[place]), place + 1
             if place == len(lengths):
                 return Plan(lengths, frames, faults)
-        chosen.append(number - before)
+        chosen.append(frames_of[place][number - before])
     raise AssertionError("the last number lies behind every episode")
 
 
 def write_questions(
     data: RobotData, generator: Generator, folder: str | Path, *, count: int, seed: int, settings: dict[str, Any],
-    shard: int = SHARD, planned: Callable[[Plan], None] = lambda plan: None,
+    each: int | None = None, shard: int = SHARD, planned: Callable[[Plan], None] = lambda plan: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write `count` conversations at most, one for each frame that is drawn; return the manifest.
+    """Write `count` conversations at most, one for each frame that is drawn (`make_plan`); return the manifest.
 
     `settings` is what else makes the result: it stands in the manifest, and a folder of other settings is refused. The
     same data set, generator, settings and seed give the same bytes. Raises RoboAlignError on another command at work in
@@ -146,10 +157,10 @@ def write_questions(
     where `data.strict`, on the first fault. `planned` is called before the first frame is asked about.
     """
     folder = Path(folder)
-    settings = {**settings, "count": count, "seed": seed, "shard": shard, "version": __version__}
+    settings = {**settings, "count": count, "seed": seed, "frames": each, "shard": shard, "version": __version__}
     settings = json.loads(json.dumps(settings))  # as they are read back
     with locked(folder):
-        plan = open_plan(data, folder, count, seed, settings)
+        plan = open_plan(data, folder, count, seed, each, settings)
         if (folder / "manifest.json").exists():
             return read_json(folder / "manifest.json", fix="remove the folder")
         planned(plan)
@@ -173,7 +184,9 @@ def write_questions(
         return manifest
 
 
-def open_plan(data: RobotData, folder: Path, count: int, seed: int, settings: dict[str, Any]) -> Plan:
+def open_plan(
+    data: RobotData, folder: Path, count: int, seed: int, each: int | None, settings: dict[str, Any]
+) -> Plan:  # fmt: skip
     """The plan that the folder was begun with, else a new one, also where nothing was made under other settings.
 
     Raises RoboAlignError where something was.
@@ -183,7 +196,7 @@ def open_plan(data: RobotData, folder: Path, count: int, seed: int, settings: di
     made = any(record["shard"] for record in read_jsonl(folder / "shards.jsonl"))
     if not begun or (begun.get("settings") != settings and not made):
         (folder / "shards.jsonl").unlink(missing_ok=True)
-        plan = make_plan(data, count, seed)
+        plan = make_plan(data, count, seed, each)
         record = {"settings": settings, "episodes": plan.lengths, "faults": [asdict(fault) for fault in plan.faults]}
         write_json(path, record)
         return plan
@@ -193,7 +206,8 @@ def open_plan(data: RobotData, folder: Path, count: int, seed: int, settings: di
         raise RoboAlignError(f"it was begun with other settings ({', '.join(other)})", where=str(folder),
                              fix="give another folder with --out, or the same settings")
     faults = [Fault(**fault) for fault in begun["faults"]]
-    return draw_frames([(ident, length) for ident, length in begun["episodes"]], faults, count, seed, data.name)
+    lengths = [(ident, length) for ident, length in begun["episodes"]]
+    return draw_frames(lengths, faults, count, seed, data.name, each)
 
 
 def check_shards(folder: Path, done: list[dict[str, Any]]) -> None:
