@@ -23,6 +23,7 @@ def command(work: Callable[[Team], None], timeout: float) -> int:
     try:
         with team.guarded():
             team.form_group(torch.device("cpu"), timeout)
+            assert add(team) == 3.0  # both are here before one of them fails
             work(team)
             team.part()
     except RoboAlignError as error:

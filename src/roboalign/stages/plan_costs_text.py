@@ -166,7 +166,7 @@ def _notes(recipe: Recipe, gpu: Gpu, assumed: Assumptions) -> list[str]:
         "Not counted: collection, the mixture, `distill`, the pretraining of `backbone.source: train`, token metrics, "
         "rollouts in the simulator, the exchange between GPUs.",
         "No number above has been compared with a GPU yet. Memory is what tensors hold; time is an order of magnitude.",
-        "The stages of `roboalign run` train on the CPU, and sharding is no setting of a recipe: docs/plan.md says how "
+        "Sharding is the launcher's, not the recipe's, and `rl` does without: docs/scale.md says how, docs/plan.md how "
         "to read this.",
     ]
 
