@@ -86,7 +86,7 @@ def drawing(repeats: int, frames: int) -> dict[str, list[float]]:
 def evaluation(repeats: int, per_task: int) -> dict[str, list[float]]:
     """Per repeat: episodes a CPU minute of both loops. Raises AssertionError where they do not end alike."""
     episodes = [(task, seed) for task in TASKS for seed in range(per_task)]
-    pool = EnvironmentPool(MetaWorld())
+    pool = EnvironmentPool(MetaWorld(), limit=12)
     pooled(pool, episodes)  # the pool and the renderers are built once in an evaluation: not timed
     straightforward([(task, 0) for task in TASKS])
     rates: dict[str, list[float]] = {"straightforward": [], "pooled": []}

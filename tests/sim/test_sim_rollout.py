@@ -81,7 +81,7 @@ CONFIG = RolloutConfig(replan_every=4, max_steps=20, batch_size=3)
 
 
 def run(episodes, act=one_step, config=CONFIG, **more):
-    pool = EnvironmentPool(Walks())
+    pool = EnvironmentPool(Walks(), limit=12)
     return {result.seed: result for result in rollout_batch(act, pool, episodes, config, **more)}, pool
 
 
@@ -208,7 +208,7 @@ def keyed(observations, keys):
 
 
 def test_metaworld_results_do_not_depend_on_the_batch():
-    pool = EnvironmentPool(MetaWorld(MetaWorldConfig(cameras=())))
+    pool = EnvironmentPool(MetaWorld(MetaWorldConfig(cameras=())), limit=2)
     config = RolloutConfig(replan_every=4, max_steps=24)
     episodes = [("handle-press-v3", 0), ("reach-v3", 1), ("handle-press-v3", 2)]
     seen: list[list[tuple]] = [[], []]

@@ -131,7 +131,7 @@ def _redistribute(
 def _work(pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig) -> None:
     die_with_parent()
     try:
-        act, pool = make_act(), EnvironmentPool(benchmark)
+        act, pool = make_act(), EnvironmentPool(benchmark, limit=config.batch_size)
         while True:
             for result in rollout_batch(act, pool, pipe.recv(), config):
                 pipe.send(result)

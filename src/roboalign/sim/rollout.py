@@ -74,10 +74,10 @@ class _Running:
 class EnvironmentPool:
     """Environments that are reused between episodes: to build one costs a hundred episode resets.
 
-    At most `limit` idle ones are kept: with its renderer each holds tens of megabytes.
+    At most `limit` idle ones are kept: each holds tens of megabytes, on LIBERO hundreds.
     """
 
-    def __init__(self, benchmark: Benchmark, limit: int = 12) -> None:
+    def __init__(self, benchmark: Benchmark, limit: int) -> None:
         self.benchmark, self.limit = benchmark, limit
         self.idle: list[tuple[str, Environment]] = []
 

@@ -14,6 +14,7 @@ pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-li
 
 from roboalign.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash
+from roboalign.sim.libero import environment as libero
 from roboalign.sim.libero.environment import (
     FIRST_PLACEMENT,
     REST,
@@ -123,6 +124,9 @@ def test_an_episode_depends_on_seed_and_actions_alone(environment: LiberoEnviron
     assert np.array_equal(run(environment, FIRST_PLACEMENT + 4), placed)
     other = Libero(environment.task.name.partition("/")[0], SMALL).make(environment.task.name)
     assert np.array_equal(run(other, FIRST_PLACEMENT + 4), placed)
+    shared = other.render()["agentview"]  # with the meshes that the first one uploaded
+    libero._renderers.pop((other.task.name, SMALL.render_size, SMALL.render)).close()
+    assert np.array_equal(other.render()["agentview"], shared), "its own meshes are drawn the same"
     other.close()
 
 
@@ -186,7 +190,7 @@ def test_a_broken_action_is_a_crash(environment: LiberoEnvironment) -> None:
 
 
 def test_rollouts_run_on_it() -> None:
-    pool = EnvironmentPool(Libero("libero_object", SMALL))
+    pool = EnvironmentPool(Libero("libero_object", SMALL), limit=2)
     results = list(
         rollout_batch(
             lambda observations, keys: np.zeros((len(observations), 4, 7), np.float32),

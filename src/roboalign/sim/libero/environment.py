@@ -31,12 +31,15 @@ from roboalign.sim.libero.suites import (
     stored_states,
     suite_tasks,
 )
-from roboalign.sim.rendering import Renderer
+from roboalign.sim.rendering import Renderer, RenderMode
 
 CAMERAS = {name: View(name, fixed=fixed)
            for name, fixed in zip(CAMERA_NAMES, ("agentview", "robot0_eye_in_hand"), strict=True)}  # fmt: skip
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
 _COLLISION_GROUP = 0
+RENDERERS = 2
+"""Tasks of which a process keeps what was uploaded to draw them."""
+_renderers: dict[tuple[str, int, RenderMode], Renderer] = {}
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,6 @@ class LiberoEnvironment:
         self.simulation: Any = _build(task.name)
         self._control = ArmControl(self.simulation)
         self._stored = stored_states(task.name)
-        self._renderer: Renderer | None = None
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -157,12 +159,10 @@ class LiberoEnvironment:
 
     def render(self) -> dict[str, np.ndarray]:
         """Camera name -> uint8 [image_size, image_size, 3], turned and resized as the protocol says."""
-        if self._renderer is None:
-            self._renderer = Renderer(self.model, self.config.render_size, self.config.render)
-            self._renderer.options.geomgroup[_COLLISION_GROUP] = 0
+        renderer = self._renderer()
         images: dict[str, np.ndarray] = {}
         for name in self.config.cameras:
-            upright = self._renderer.render(self.model, self.data, CAMERAS[name])
+            upright = renderer.render(self.model, self.data, CAMERAS[name])
             images[name] = resize_with_padding(upright[:, ::-1] if self.config.rotate else upright[::-1],
                                                self.config.image_size)  # fmt: skip
         return images
@@ -190,10 +190,18 @@ class LiberoEnvironment:
                 for name in self.config.cameras}  # fmt: skip
 
     def close(self) -> None:
-        """Free the simulation and the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
+        """Free the simulation. Uploaded meshes and textures stay for other environments of the task."""
         self.simulation.close()
+
+    def _renderer(self) -> Renderer:
+        """The process's renderer of this task: uploaded meshes and textures take hundreds of megabytes."""
+        key = self.task.name, self.config.render_size, self.config.render
+        if key not in _renderers:
+            while len(_renderers) >= RENDERERS:
+                _renderers.pop(next(iter(_renderers))).close()
+            _renderers[key] = Renderer(self.model, self.config.render_size, self.config.render)
+            _renderers[key].options.geomgroup[_COLLISION_GROUP] = 0
+        return _renderers[key]
 
 
 def _build(task: str) -> Any:
