@@ -94,6 +94,24 @@ def test_a_damaged_or_incomplete_mixture_is_named(mixture: Path, run_dir: Path, 
         do({stage.name: stage for stage in plan_stages(settings)}, tmp_path / "run", "tokenizer", settings)
 
 
+@pytest.mark.parametrize("name", ["stats.json", "fast/tokenizer.json"])
+def test_action_tokens_that_the_manifest_does_not_list_are_refused(
+    mixture: Path, run_dir: Path, tmp_path: Path, name: str
+) -> None:  # fmt: skip
+    other = tmp_path / "other"
+    shutil.copytree(mixture, other)
+    file = other / "tokenizer" / name
+    content = bytearray(file.read_bytes())
+    place = content.index(b"1")
+    content[place] = ord("2")  # still JSON
+    file.write_bytes(content)
+    settings = given(other, run_dir)
+    stages = {stage.name: stage for stage in plan_stages(settings)}
+    with pytest.raises(RoboAlignError, match=r"tokenizer: it is not the folder.*data mix"):
+        do(stages, tmp_path / "run", "tokenizer", settings)
+    assert not (tmp_path / "run" / "tokenizer" / "stats.json").exists()
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"backbone": {"source": "train"}}, "learns to see from demonstrations"),
     ({"arms": ["sft", "ecot"], "backbone": {"source": "builtin"}}, "ecot.*make their data"),

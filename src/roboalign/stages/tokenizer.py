@@ -8,9 +8,10 @@ import numpy as np
 
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.normalize import ActionStats
+from roboalign.data.manifest import read_manifest
 from roboalign.data.mixture import split_episodes
 from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, write_json
+from roboalign.files import hash_tree, read_json, write_json
 from roboalign.stages.data import read_demonstrations
 from roboalign.stages.stage import Context
 
@@ -18,7 +19,7 @@ from roboalign.stages.stage import Context
 def tokenizer(context: Context) -> dict[str, Any]:
     """Writes fast/ (the published layout), stats.json, and tokenizer.json with what the tokens cost in accuracy."""
     if context.recipe.mixture is not None:
-        return _given(context, Path(context.recipe.mixture) / "tokenizer")
+        return _given(context, Path(context.recipe.mixture))
     config = context.recipe.tokenizer
     episodes, _ = split_episodes(read_demonstrations(context.run_dir, "align"), context.recipe.mix)
     stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
@@ -47,11 +48,15 @@ def tokenizer(context: Context) -> dict[str, Any]:
     return row
 
 
-def _given(context: Context, folder: Path) -> dict[str, Any]:
-    """The action tokens of a mixture, copied. Raises RoboAlignError where it has none."""
-    if not folder.is_dir():
+def _given(context: Context, mixture: Path) -> dict[str, Any]:
+    """The action tokens of a mixture, copied. Raises RoboAlignError where it has none, or others than its manifest."""
+    folder, described = mixture / "tokenizer", read_manifest(mixture)["tokenizer"]
+    if not folder.is_dir() or described is None:
         raise RoboAlignError("the mixture has no action tokens", where=str(folder),
                              fix="give the mixture file a `robot` source and a `tokenizer`, and build it again")
+    if hash_tree(folder) != described.get("sha256"):
+        raise RoboAlignError("it is not the folder that manifest.json lists", where=str(folder),
+                             fix="build the mixture again with `roboalign data mix`")
     shutil.copytree(folder, context.folder, dirs_exist_ok=True)
     row: dict[str, Any] = read_json(context.folder / "tokenizer.json")
     return {name: value for name, value in row.items() if name != "mean_chunk"}

@@ -25,7 +25,7 @@ from roboalign.data.mixing.tasks import processes, run_tasks
 from roboalign.data.mixing.tokens import check_same_actions, make_tokens
 from roboalign.data.robot.base import Fault
 from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path, hash_file, locked, read_json, write_json
+from roboalign.files import atomic_path, hash_file, hash_tree, locked, read_json, write_json
 
 Lengths = Callable[[Path, Path], None]
 """Writes the tokenised lengths of the samples of a shard (first path) to the second."""
@@ -198,7 +198,7 @@ def fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None:
         check_same_actions(found)
         make_tokens(config.tokenizer, np.concatenate([chunks for _, chunks, _ in found]), folder)
     described = read_json(folder / "tokenizer.json")
-    return {name: value for name, value in described.items() if name != "mean_chunk"}
+    return {name: value for name, value in described.items() if name != "mean_chunk"} | {"sha256": hash_tree(folder)}
 
 
 def examine(building: Building, index: sqlite3.Connection) -> None:
