@@ -142,6 +142,15 @@ def test_the_pool_closes_what_it_does_not_keep():
     assert first.closed and not second.closed and pool.take("walk") is second
 
 
+def test_a_full_pool_makes_room_for_another_task():
+    pool = EnvironmentPool(Walks(), limit=2)
+    kept = [pool.take("walk"), pool.take("walk")]
+    for environment in kept:
+        pool.give_back("walk", environment)
+    pool.take("run")
+    assert all(environment.closed for environment in kept) and not pool.idle
+
+
 def test_films_show_every_replanning_and_the_end(tmp_path):
     results, _ = run([("walk", 0), ("walk", 1)])
     film = results[0].film

@@ -87,6 +87,8 @@ class EnvironmentPool:
             if name == task:
                 del self.idle[index]
                 return environment
+        if len(self.idle) >= self.limit:  # a whole batch of another task's: batches come task by task
+            self.close()
         return self.benchmark.make(task)
 
     def give_back(self, task: str, environment: Environment) -> None:
