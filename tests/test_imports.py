@@ -16,7 +16,8 @@ LEVELS = [
     {"recipe"},
     {"stages"},
     {"pipeline"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 # evaluate reads the simulator's result records, and nothing else of it.
 
