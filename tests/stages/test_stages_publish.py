@@ -22,6 +22,7 @@ def finished_run(folder: Path) -> Path:
              "recipe.yaml": "name: a", "collect/experts.json": "{}", "seed-4/rl/metrics.jsonl": "{}\n",
              "seed-4/language-rl/metrics.jsonl": "{}\n",
              "seed-4/eval/rollouts/sft.outdated-1/episodes.jsonl": "{}\n",
+             "seed-4/eval/rollouts/sft/protocol.json": "{}",
              "seed-4/eval/rollouts/sft/episodes.jsonl": "{}\n{}\n", "seed-4/rl/model/model.safetensors": "large"}
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ def test_the_records_are_copied_and_nothing_large(tmp_path: Path) -> None:
     table = publish(finished_run(tmp_path / "run"), tmp_path / "kept")
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {
         "index.html", "summary.json", "table.txt", "recipe.yaml", "experts.json", "seed-4-rl-metrics.jsonl",
-        "seed-4-language-rl-metrics.jsonl", "seed-4-episodes-sft.jsonl",
+        "seed-4-language-rl-metrics.jsonl", "seed-4-episodes-sft.jsonl", "protocol.json",
     }
     assert (tmp_path / "kept" / "seed-4-episodes-sft.jsonl").read_text() == "{}\n{}\n"
     row = "| SFT | 3/10 = 30% (11 to 60) | 50.0% (40.0–60.0) | 0.300 (0.250–0.350) | – | – | 0.200 (0.100–0.300) | – |"

@@ -39,6 +39,8 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
             for arm in arms:  # and no other folder: those of outdated settings stand beside them
                 if (episodes := seed / "eval" / "rollouts" / arm / "episodes.jsonl").is_file():
                     shutil.copy(episodes, folder / f"{seed.name}-episodes-{arm}.jsonl")
+                if (protocol := seed / "eval" / "rollouts" / arm / "protocol.json").is_file():
+                    shutil.copy(protocol, folder / "protocol.json")  # one for all: the recipe alone decides it
     if not set(BASELINES) & set(arms):
         return markdown_table(summary)
     return markdown_table(summary) + "\n" + markdown_comparison(comparison(Path(target), "libero-avg"))
