@@ -121,6 +121,11 @@ def join_team() -> Team | None:
     return Team(rank, size, local_size, dist.PrefixStore(f"roboalign/{attempt}", store))
 
 
+def world_size() -> int:
+    """Processes that train together: those of the process group, or this one alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def leave_team() -> None:
     """Make this process, which a rank has spawned for a stage of its own, one that trains alone."""
     for name in PLACE:

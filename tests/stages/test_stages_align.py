@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from safetensors.torch import load_file
-from stage_run import context, recipe
+from stage_run import SETTINGS, context, recipe
 
 from roboalign.align.sft import SftConfig
 from roboalign.align.trainer import TrainConfig
@@ -27,7 +27,7 @@ from roboalign.stages.stage import Context
 def control(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What extra-sft would train on: (the conversations, its settings) for an `rl` of the recipe."""
 
-    def call(seed: int = 0, **rl: Any) -> tuple[list[Conversation], SftConfig]:
+    def call(seed: int = 0, sft: dict[str, Any] = SETTINGS["sft"], **rl: Any) -> tuple[list[Conversation], SftConfig]:
         given: list[Any] = []
 
         def train(mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, *rest: Any, label: str) -> Any:
@@ -35,7 +35,7 @@ def control(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(align, "train_sft", train)
         monkeypatch.setattr(Context, "load", lambda self, folder: given.append(folder))
-        settings = recipe(rl={**recipe().rl.model_dump(), **rl})
+        settings = recipe(sft=sft, rl={**recipe().rl.model_dump(), **rl})
         align.extra_sft(context(run_dir, f"seed-{seed}/extra-sft", settings))
         assert given[0] == run_dir / f"seed-{seed}" / "sft" / "model"  # it starts where RL starts
         return given[1], given[2]
@@ -80,7 +80,8 @@ def test_the_control_has_the_updates_and_the_prompts_of_rl(
     settings = recipe(rl={**recipe().rl.model_dump(), **rl}).rl
     assert config.max_steps * settings.prompts_per_update == sum(asked.values())
     assert len(conversations) == config.max_steps * config.batch_size  # one pass: each update is full
-    assert config.micro_batch_size == config.batch_size == settings.prompts_per_update + settings.replay_batch
+    assert config.batch_size == settings.prompts_per_update + settings.replay_batch
+    assert config.micro_batch_size <= recipe().sft.micro_batch_size
     assert config.schedule == "constant" and config.warmup_ratio == 0 and config.seed == seed
     same = {name: getattr(settings, name) for name in TrainConfig.model_fields if name != "seed"}
     assert {name: getattr(config, name) for name in same} == same
@@ -129,6 +130,26 @@ def test_the_control_trains(run_dir: Path) -> None:
     assert row["updates"] == 2 and row["samples"] == 2 * (2 + 2)
     before, after = (load_file(run_dir / "seed-0" / name / "model/model.safetensors") for name in ("sft", "extra-sft"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_control_has_sfts_micro_batch_and_the_same_update(run_dir: Path) -> None:
+    """Four updates of 4, in one forward pass each and in four: apart by rounding alone."""
+    rl = {**recipe().rl.model_dump(), "updates": 4}
+    found = {}
+    for micro in (4, 1):
+        sft = recipe().sft.model_copy(update={"micro_batch_size": micro})
+        stage = context(run_dir, f"seed-0/extra-sft-by-{micro}", recipe(sft=sft.model_dump(), rl=rl))
+        assert align.extra_sft(stage)["samples"] == 4 * 4
+        found[micro] = load_file(stage.folder / "model" / "model.safetensors")
+    start = load_file(run_dir / "seed-0" / "sft" / "model" / "model.safetensors")
+    moved = max(float((found[4][name] - start[name]).abs().max()) for name in start)
+    apart = max(float((found[4][name] - found[1][name]).abs().max()) for name in start)
+    assert moved > 1e-4 and apart < 0.01 * moved, f"{apart} apart after moving by {moved}"
+
+
+@pytest.mark.parametrize(("micro", "fits"), [(1, 1), (3, 2), (4, 4), (7, 4), (32, 4)])
+def test_the_controls_micro_batch_divides_its_updates(control: Any, micro: int, fits: int) -> None:
+    assert control(sft={"max_steps": 2, "batch_size": micro, "micro_batch_size": micro})[1].micro_batch_size == fits
 
 
 def test_sft_starts_from_the_base_under_the_stages_seed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

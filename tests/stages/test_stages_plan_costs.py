@@ -100,6 +100,17 @@ def test_a_batch_that_does_not_divide_is_named_with_its_setting() -> None:
     assert "Fix" not in alone and alone.count("fits into 73.6 GB") == 4  # sft, extra-sft, rl, head
 
 
+def test_extra_sft_is_split_as_sft_is() -> None:
+    changes = ("arms=[extra-sft]", "rl.replay_weight=0.5", "rl.replay_batch=8", "sft.batch_size=12",
+               "sft.micro_batch_size=6", "rl.prompts_per_rollout=16")  # fmt: skip
+    even, odd = (load_recipe(RECIPES / "quickstart.yaml", (*changes, f"rl.prompts_per_update={n}")) for n in (16, 2))
+    stage = plan_costs(even, GPUS["H100"], 2, Assumptions())[1][1]
+    assert (stage.names, stage.gpus, stage.batch, stage.micro) == (("extra-sft",), 2, 24, 6)
+    stage = plan_costs(odd, GPUS["H100"], 4, Assumptions())[1][1]
+    assert mend(stage, GPUS["H100"].memory, 4).changes == ("--set rl.prompts_per_update=4",)  # 4 + 8 divide
+    assert "rl.prompts_per_update 2 + 8 replayed DOES NOT DIVIDE over 4 GPUs x 3" in described(odd, "4xH100")
+
+
 def test_a_shorter_answer_is_advised_where_the_rollout_is_what_is_too_large() -> None:
     recipe = load_recipe(RECIPES / "paper" / "qwen3_vl_8b.yaml")
     assert "Fix: --set rl.max_new_tokens=" in described(recipe, "8xH100")

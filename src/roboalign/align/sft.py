@@ -48,7 +48,7 @@ class SftConfig(TrainConfig):
     batch_size: int = Field(32, ge=1)
     """Conversations per update, over all devices."""
     micro_batch_size: int = Field(32, ge=1)
-    """Conversations per forward pass and device."""
+    """Conversations per forward pass and device; in `extra-sft` and `ecot`, at most."""
     freeze_vision: bool = True
     """Keep the vision tower (encoder and projector) as it is."""
 

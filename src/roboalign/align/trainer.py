@@ -371,6 +371,15 @@ def accumulation_of(
     return batch // (micro * world)
 
 
+def micro_batch_of(batch: int, at_most: int, world: int) -> int:
+    """The largest micro-batch up to `at_most` into which `batch` conversations over `world` devices can be split.
+
+    Raises RoboAlignError where the batch is no multiple of `world`.
+    """
+    each = accumulation_of(batch, 1, world)
+    return max(size for size in range(1, min(at_most, each) + 1) if each % size == 0)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the advice that Trainer logs at the warning level and the bars of save_pretrained."""

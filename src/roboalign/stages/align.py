@@ -11,10 +11,11 @@ from transformers import AutoModelForImageTextToText, set_seed
 from roboalign.align.dataset import sample_order
 from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.sft import SftConfig, train_sft
-from roboalign.align.trainer import TrainConfig
+from roboalign.align.trainer import TrainConfig, micro_batch_of
 from roboalign.data.conversation import Conversation, read_conversations
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import Mllm, save_mllm
+from roboalign.ranks import world_size
 from roboalign.stages.base import LANGUAGE
 from roboalign.stages.data import action_tokens, mixture_folder
 from roboalign.stages.stage import Context
@@ -62,7 +63,10 @@ def extra_sft(context: Context) -> dict[str, Any]:
 
 
 def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
-    """SFT from the SFT model on what RL is asked, one conversation a prompt: RL's updates, order, replay and rate."""
+    """SFT from the SFT model on what RL is asked, one conversation a prompt: RL's updates, order, replay and rate.
+
+    A forward pass is as SFT's: it has `sft.micro_batch_size` conversations, or the next fewer that divide an update.
+    """
     mixture, config = mixture_folder(context.run_dir), context.recipe.rl
     rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
     updates = config.updates or rollouts * config.updates_per_rollout
@@ -73,9 +77,10 @@ def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
         batch += config.replay_batch
         replayed = random.Random(context.seed).choices(_replayed(mixture, config), k=updates * config.replay_batch)
         conversations += replayed
+    micro = micro_batch_of(batch, context.recipe.sft.micro_batch_size, world_size())
     shared = {name: getattr(config, name) for name in TrainConfig.model_fields}
     settings = SftConfig(**{**shared, "seed": context.seed}, max_steps=updates, batch_size=batch,
-                         micro_batch_size=batch, schedule=config.schedule, warmup_ratio=0.0)
+                         micro_batch_size=micro, schedule=config.schedule, warmup_ratio=0.0)
     mllm = context.load(context.seed_dir / "sft" / "model")
     return train_sft(mllm, conversations, settings, context.folder, label=context.name)
 

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from transformers import AutoConfig
 
 from roboalign import costs
-from roboalign.align.trainer import TrainConfig, vision_parameters
+from roboalign.align.trainer import TrainConfig, micro_batch_of, vision_parameters
 from roboalign.config import Config
 from roboalign.costs import FLOAT32, Backbone, Gpu, Memory
 from roboalign.errors import RoboAlignError
@@ -95,6 +95,8 @@ class StageCost:
     batch: int
     """What an update takes, over all GPUs."""
     batch_key: str
+    beside: int = 0
+    """What of `batch` is not counted by its key."""
     work: str = ""
     """In words."""
     tokens: float = 0
@@ -227,14 +229,15 @@ def _sft(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, nam
 
 
 def _imitation(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, names: list[str]) -> StageCost:
-    """SFT on what RL is asked. `stages.align.imitate` computes an update in one piece, so on one GPU."""
-    config = recipe.rl
-    batch = config.prompts_per_update + (config.replay_batch if config.replay_weight else 0)
+    """SFT on what RL is asked, split as `stages.align.imitate` does it."""
+    config, replayed = recipe.rl, recipe.rl.replay_batch if recipe.rl.replay_weight else 0
+    batch = config.prompts_per_update + replayed
     samples = _rl_rollouts(recipe) * config.updates_per_rollout * batch
-    return _fine_tuning(model, gpu, 1, a, config, (samples, 1), StageCost(
-        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=1, disk=_disk(model, config),
+    return _fine_tuning(model, gpu, count, a, config, (samples, 1), StageCost(
+        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(model, config),
         checkpointing=config.gradient_checkpointing, checkpointing_key="rl.gradient_checkpointing",
-        micro=batch, micro_key="", batch=batch, batch_key="rl.prompts_per_update",
+        micro=micro_batch_of(math.ceil(batch / count) * count, recipe.sft.micro_batch_size, count),
+        micro_key="sft.micro_batch_size", batch=batch, batch_key="rl.prompts_per_update", beside=replayed,
     ))  # fmt: skip
 
 

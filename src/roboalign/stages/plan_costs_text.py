@@ -46,7 +46,7 @@ def mend(stage: StageCost, usable: float, count: int) -> Mending:
 
 def _ways(stage: StageCost) -> Iterator[tuple[int, bool]]:
     """Micro-batch and checkpointing: the recipe's first, then less memory."""
-    micros = sorted({_divided(stage)[1], 1}, reverse=True) if stage.micro_key else [stage.micro]
+    micros = sorted({_divided(stage)[1], 1}, reverse=True)
     for micro in micros:
         yield micro, stage.checkpointing
         if stage.checkpointing_key and not stage.checkpointing:
@@ -63,7 +63,7 @@ def _divided(stage: StageCost) -> tuple[int, int]:
 
 def _shares(stage: StageCost, count: int) -> tuple[list[int], list[int]]:
     """Over how many GPUs to shard: of those that there are (1: no sharding), and of more."""
-    if not stage.checkpointing_key or not stage.micro_key:
+    if not stage.checkpointing_key:
         return [1], []
     return sorted({1, count}), [2**i for i in range(1, MOST_GPUS.bit_length()) if 2**i > count]
 
@@ -71,7 +71,7 @@ def _shares(stage: StageCost, count: int) -> tuple[list[int], list[int]]:
 def _changes(stage: StageCost, micro: int, checkpointing: bool, share: int, count: int) -> Iterator[str]:
     batch = _divided(stage)[0]
     if batch != stage.batch:
-        yield f"--set {stage.batch_key}={batch}"
+        yield f"--set {stage.batch_key}={batch - stage.beside}"
     if checkpointing != stage.checkpointing:
         yield f"--set {stage.checkpointing_key}=true"
     if micro != stage.micro:
@@ -82,10 +82,6 @@ def _changes(stage: StageCost, micro: int, checkpointing: bool, share: int, coun
 
 
 def _last_resort(stage: StageCost) -> str:
-    if not stage.micro_key:
-        names = " and ".join(f"`{name}`" for name in stage.names)
-        return (f"no setting is enough, since {names} computes an update in one piece on one GPU: leave it out of "
-                "`arms`, or use larger GPUs")  # fmt: skip
     if stage.names == ("head",):
         return "no setting is enough: use a smaller `head` or backbone, or larger GPUs"
     return f"no sharding over up to {MOST_GPUS} is enough: use larger GPUs, a smaller backbone, or shorter samples"
@@ -129,7 +125,7 @@ def _stage(stage: StageCost, usable: float, count: int, price: float | None) -> 
         lines.append(f"  {how} gradient checkpointing {size(other.total)}: activations {size(other.activations)}")
     faults = []
     if stage.batch % (stage.micro * stage.gpus):
-        faults.append(f"{stage.batch_key} {stage.batch} DOES NOT DIVIDE over {stage.gpus} GPUs x {stage.micro}")
+        faults.append(f"{_batch(stage)} DOES NOT DIVIDE over {stage.gpus} GPUs x {stage.micro}")
     if memory.total > usable:
         faults.append(f"DOES NOT FIT into {size(usable)}")
     if faults:
@@ -140,6 +136,11 @@ def _stage(stage: StageCost, usable: float, count: int, price: float | None) -> 
     else:
         lines.append(f"  fits into {size(usable)}")
     return [*lines, "  disk: " + ", ".join(f"{name} {size(amount)}" for name, amount in stage.disk.items())]
+
+
+def _batch(stage: StageCost) -> str:
+    beside = f" + {stage.beside} replayed" if stage.beside else ""
+    return f"{stage.batch_key} {stage.batch - stage.beside}{beside}"
 
 
 def _parts(memory: Memory) -> str:
