@@ -338,6 +338,7 @@ def test_verls_prompt_is_ours(verl_settings, exported, conversations):
 
 def test_only_qwen_models_are_exported(mllm):
     assert set(processor_files(mllm)) == {"preprocessor_config.json", "video_preprocessor_config.json"}
-    other = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(model_type="idefics3")), folder="a/model")
+    config = SimpleNamespace(model_type="idefics3")
+    other = SimpleNamespace(processor=None, model=SimpleNamespace(config=config), folder="a/model")
     with pytest.raises(RoboAlignError, match="a/model: a model of type idefics3 cannot be exported"):
         processor_files(other)

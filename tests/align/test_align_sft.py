@@ -142,6 +142,11 @@ def test_vision_is_frozen(unbroken: Path) -> None:
     assert all(p.requires_grad for p in load_mllm(unbroken / "model").model.parameters())
 
 
+def test_the_folder_can_be_served(unbroken: Path) -> None:
+    processor = json.loads((unbroken / "model" / "video_preprocessor_config.json").read_text())
+    assert processor["video_processor_type"] == "Qwen3VLVideoProcessor"
+
+
 def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of update 5, in a process of its own; then the same call again."""
     script = f"""

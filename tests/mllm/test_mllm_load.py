@@ -5,12 +5,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import REPLY_TOKENS, SPECIAL_TOKENS, WHOLE_NUMBERS, TinyConfig, build_tiny, train_tokenizer
+from roboalign.mllm.tiny_classes import build_class
 
 TEXTS = ["Where is the red block? The gripper moves left."] * 9
 
@@ -28,6 +30,21 @@ def test_round_trip_through_a_folder(any_mllm, prompts, tmp_path):
     assert loaded.folder == tmp_path / "model"
     assert torch.equal(logits(loaded, prompts), logits(any_mllm, prompts))
     assert loaded.vocabulary is None
+
+
+@pytest.mark.parametrize(("name", "kind"), [("qwen2_5_vl", "Qwen2VL"), ("qwen3_vl", "Qwen3VL")])
+def test_a_qwen_folder_has_what_the_stock_processor_asks_for(name, kind, tmp_path):
+    """The stock class needs a video half, which is built where torchvision is; its settings are read without."""
+    mllm = build_class(name, TEXTS)
+    save_mllm(mllm, tmp_path / "model")
+    settings, _ = BaseVideoProcessor.get_video_processor_dict(tmp_path / "model", local_files_only=True)
+    assert settings["video_processor_type"] == f"{kind}VideoProcessor"
+    assert (settings["patch_size"], settings["image_std"]) == (8, list(mllm.processor.image_processor.image_std))
+    image = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert image["image_processor_type"] == "Qwen2VLImageProcessor" and image["patch_size"] == 8
+    assert load_mllm(tmp_path / "model").processor.image_processor.to_dict() == mllm.processor.image_processor.to_dict()
+    processor = json.loads((tmp_path / "model" / "processor_config.json").read_text())
+    assert {settings["processor_class"], image["processor_class"]} == {processor["processor_class"]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -16,11 +16,10 @@ from roboalign.align.reward import PRESETS, TAU
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import encode_prompt, end_ids
-from roboalign.mllm.load import Mllm
+from roboalign.mllm.load import Mllm, stock_files
 
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")  # both cut a prompt at these
 SOURCE = "roboalign-actions"
-VIDEO_PROCESSORS = {"qwen2_5_vl": "Qwen2VLVideoProcessor", "qwen3_vl": "Qwen3VLVideoProcessor"}
 _IMAGE = pa.struct([("bytes", pa.binary()), ("min_pixels", pa.int64()), ("max_pixels", pa.int64())])
 VERL = pa.schema([
     ("data_source", pa.string()),
@@ -120,24 +119,16 @@ def check_prompts(
 
 
 def processor_files(mllm: Mllm) -> dict[str, dict[str, Any]]:
-    """Name -> contents of the files that a Qwen folder needs for other tools to open it.
+    """`mllm.load.stock_files`, for the model of a run that has been saved without them.
 
-    Here such a model has no video half, and its folder no settings of one; the stock processors insist on it. The
-    settings of the image half in a file of their own are where transformers before 5 looks for them. Raises
-    RoboAlignError on another family: how verl and EasyR1 show it an image was not compared with what is done here.
+    Raises RoboAlignError on another family than Qwen's: how verl and EasyR1 show it an image was not compared with what
+    is done here.
     """
-    family = mllm.model.config.model_type
-    kind = VIDEO_PROCESSORS.get(family)
-    if kind is None:
-        raise RoboAlignError(f"a model of type {family} cannot be exported", where=str(mllm.folder),
-                             fix=f"align one of {', '.join(VIDEO_PROCESSORS)}")  # fmt: skip
-    image = mllm.processor.image_processor.to_dict()
-    image["image_processor_type"] = image["image_processor_type"].removesuffix("Pil")
-    same = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
-    shared = {name: image[name] for name in same}
-    written = {"processor_class": type(mllm.processor).__name__.removeprefix("ImageOnly")}
-    return {"preprocessor_config.json": {**image, **written},
-            "video_preprocessor_config.json": {**shared, **written, "video_processor_type": kind}}  # fmt: skip
+    files = stock_files(mllm.processor)
+    if not files:
+        raise RoboAlignError(f"a model of type {mllm.model.config.model_type} cannot be exported",
+                             where=str(mllm.folder), fix="align one of Qwen2.5-VL or Qwen3-VL")  # fmt: skip
+    return files
 
 
 def longest_prompt(mllm: Mllm, conversations: Sequence[Conversation]) -> int:

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
 from roboalign.files import append_jsonl, atomic_path, read_json, read_jsonl, write_json
+from roboalign.mllm.load import save_processor
 from roboalign.progress import Progress
 
 MANIFEST = "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters
@@ -251,7 +252,7 @@ class AlignTrainer(Trainer):
         with _quiet():
             self.save_model(str(staging))  # every process takes part: the weights may be sharded
         if self.args.should_save:
-            processor.save_pretrained(staging)
+            save_processor(processor, staging)
             (staging / "training_args.bin").unlink()  # a pickle; the settings are in the recipe
             shutil.rmtree(folder, ignore_errors=True)
             staging.replace(folder)

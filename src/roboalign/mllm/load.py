@@ -25,7 +25,7 @@ from transformers import (
 
 from roboalign.actions.vocabulary import ActionVocabulary
 from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path
+from roboalign.files import atomic_path, write_json
 
 
 class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):
@@ -96,6 +96,8 @@ IMAGE_ONLY: dict[str, Any] = {
     "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor, "qwen3_vl": ImageOnlyQwen3VLProcessor,
     "smolvlm": ImageOnlySmolVLMProcessor, "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
 }  # fmt: skip
+VIDEO_PROCESSORS = {"Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor", "Qwen3VLProcessor": "Qwen3VLVideoProcessor"}
+"""The video half of stock processors that insist on one even where there are only images."""
 
 
 @dataclass
@@ -175,4 +177,28 @@ def save_mllm(mllm: Mllm, folder: str | Path, *, dtype: torch.dtype | None = Non
     model = mllm.model if dtype in (None, mllm.model.dtype) else copy.deepcopy(mllm.model).to(dtype)
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
-        mllm.processor.save_pretrained(temporary)
+        save_processor(mllm.processor, temporary)
+
+
+def save_processor(processor: Any, folder: str | Path) -> None:
+    """Write a processor with its tokenizer into `folder`, so that stock tools (vLLM, verl) can open it too."""
+    processor.save_pretrained(folder)
+    for name, settings in stock_files(processor).items():
+        write_json(Path(folder) / name, settings)
+
+
+def stock_files(processor: Any) -> dict[str, dict[str, Any]]:
+    """Name -> contents of the files that a Qwen folder needs for other tools to open it; {} for another family.
+
+    Here such a model has no video half, and `save_pretrained` writes no settings of one; the stock processors insist on
+    them. The settings of the image half in a file of their own are where transformers before 5 looks for them.
+    """
+    stock = type(processor).__name__.removeprefix("ImageOnly")
+    if stock not in VIDEO_PROCESSORS:
+        return {}
+    image = processor.image_processor.to_dict()
+    image["image_processor_type"] = image["image_processor_type"].removesuffix("Pil")
+    same = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+    video = {"video_processor_type": VIDEO_PROCESSORS[stock], **{name: image[name] for name in same}}
+    return {"preprocessor_config.json": {**image, "processor_class": stock},
+            "video_preprocessor_config.json": {**video, "processor_class": stock}}  # fmt: skip
