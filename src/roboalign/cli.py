@@ -237,6 +237,7 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
     add("--count", type=int, default=1000, help="most conversations, each about one frame (default: 1000)")
     add("--frames", type=int, metavar="N", help="ask about N images of each episode at most, evenly spaced (default: "
         "frames are drawn from all alike)")
+    add("--questions", type=int, default=4, help="most questions about one image (default: 4)")
     add("--axes", metavar="X,Y,Z", help="where the axes of the actions' base frame point, seen from the robot, for "
         "example forward,left,up; known for most names of --space")
     add("--position", type=int, metavar="COLUMN", help="first of the three columns of the state that hold the "

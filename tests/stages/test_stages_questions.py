@@ -81,6 +81,13 @@ def test_so_many_images_of_each_episode(data_set, tmp_path: Path) -> None:
     assert read_json(tmp_path / "q" / "manifest.json")["settings"]["frames"] == 3
 
 
+def test_so_many_questions_of_each_image(data_set, tmp_path: Path) -> None:
+    for most in (1, 4):
+        assert ask(data_set, tmp_path / str(most), "--count", "30", "--questions", str(most)) == 0
+    one, four = (max(len(c.turns) for c in read_conversations(tmp_path / most, "train")) for most in ("1", "4"))
+    assert (one, four) == (1, 4)
+
+
 def test_the_endpoint_takes_the_timeout_and_the_retries() -> None:
     options = {"endpoint": "http://a/v1", "key_env": None, "concurrency": 2, "timeout": 7.5, "retries": 0}
     endpoint = endpoint_of(options)
@@ -98,6 +105,7 @@ def test_axes_that_are_given_are_used(data_set, tmp_path: Path) -> None:
     ("arguments", "message"),
     [(["--axes", "north,left,up"], "not three of"), (["--count", "0"], "--count is 0"),
      (["--horizon", "0"], "--horizon"), (["--frames", "0"], "--frames"), (["--grid", "3"], "--grid"),
+     (["--questions", "0"], "--questions"),
      (["--by", "teacher", "--endpoint", "http://a/v1", "--model", "m", "--timeout", "0"], "--timeout"),
      (["--by", "teacher", "--endpoint", "http://a/v1", "--model", "m", "--retries", "-1"], "--retries"),
      (["--think-share", "2"], "--think-share"), (["--position", "-1"], "--position"), (["--dry-run"], "--by teacher"),

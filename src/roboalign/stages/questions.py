@@ -112,7 +112,7 @@ def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> s
 def question_config(options: Mapping[str, Any]) -> QuestionConfig:
     """The settings of the questions; the axes are those that are given, else those known for the action space."""
     axes = parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
-    names = ("position", "camera", "frames", "horizon", "think_share", "grid", "seed")
+    names = ("position", "camera", "frames", "questions", "horizon", "think_share", "grid", "seed")
     return checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})
 
 
