@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.libero.environment import Libero, LiberoEnvironment
 from roboalign.sim.libero.experts.expert import make_expert
 
-MAX_STEPS = {"libero_spatial": 300, "libero_object": 300, "libero_goal": 400, "libero_10": 700}
+MAX_STEPS = {"libero_spatial": 300, "libero_object": 300, "libero_goal": 400, "libero_10": 700, "libero_90": 400}
 """Policy steps after which an expert has failed."""
 NOISE_MEMORY = 0.8
 """Correlation of the noise between two steps, as in the collection of demonstrations."""
@@ -62,14 +62,14 @@ def run_expert(environment: LiberoEnvironment, seed: int, max_steps: int, noise:
     return False, np.stack(executed)
 
 
-def measure(suite: str, settings: Settings, path: Path) -> Iterator[list[Attempt]]:
-    """The attempts of each task of a suite, task by task; `path` holds all of them after each.
+def measure(suite: str, settings: Settings, path: Path, only: Collection[str] = ()) -> Iterator[list[Attempt]]:
+    """The attempts of each task of a suite (of those in `only`, where it names any); `path` holds them after each.
 
     A task whose attempts are in the file is not run again: a measurement that was killed goes on. Raises RoboAlignError
     where the file was measured with other settings or another state of the code.
     """
     benchmark = Libero(suite)
-    for task in benchmark.tasks():
+    for task in [one for one in benchmark.tasks() if not only or one.name in only]:
         done = read_attempts(path, settings)
         attempts = [attempt for attempt in done if attempt.task == task.name]
         if not attempts:
