@@ -16,6 +16,7 @@ from roboalign.data.episode import Episode
 from roboalign.data.robot import robomimic as robomimic_files
 from roboalign.data.robot.arrays import float_rows
 from roboalign.data.robot.base import Fault
+from roboalign.data.robot.open import format_of, open_robot_data
 from roboalign.data.robot.robomimic import by_number, read_robomimic
 from roboalign.errors import RoboAlignError
 
@@ -143,6 +144,54 @@ def test_a_folder_of_files(tmp_path):
     assert ids == ["goal/a_demo.hdf5/demo_0", "goal/b_demo.hdf5/demo_0", "spatial/a_demo.h5/demo_0"]
 
 
+def test_a_file_without_an_ending_is_told_by_its_first_bytes(tmp_path):
+    libero(tmp_path / "sets/libero_10", demos=[0])  # as LIBERO's create_dataset.py names it
+    libero(tmp_path / "sets/libero_10_x0.2", demos=[0])  # an ending of another kind: only where it is given itself
+    (tmp_path / "sets/LICENSE").write_text("no data")
+    (tmp_path / "sets/notes.hdf5").mkdir()
+    assert format_of(tmp_path / "sets") == format_of(tmp_path / "sets/libero_10_x0.2") == "robomimic"
+    assert [episode.episode_id for episode in read_robomimic(tmp_path / "sets")] == ["libero_10/demo_0"]
+    (episode,) = open_robot_data(tmp_path / "sets/libero_10_x0.2")
+    assert episode.instruction == "turn on the stove"
+    with pytest.raises(RoboAlignError, match="no known data set here"):
+        format_of(tmp_path / "sets/LICENSE")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lzf"])
+def test_compressed_chunks_read_as_what_was_stored(tmp_path, compression):
+    (plain,) = read_robomimic(libero(tmp_path / "plain.hdf5", demos=[0]))
+    with h5py.File(libero(tmp_path / "small.hdf5", demos=[0]), "r+") as file:
+        demo = file["data/demo_0"]
+        for name in ("actions", *(f"obs/{key}" for key in demo["obs"])):
+            data = demo[name][()]
+            del demo[name]
+            stored = demo.create_dataset(name, data=data, chunks=(2, *data.shape[1:]), compression=compression)
+            assert stored.id.get_num_chunks() == 3
+    (episode,) = open_robot_data(tmp_path / "small.hdf5")
+    np.testing.assert_array_equal(episode.actions, plain.actions)
+    np.testing.assert_array_equal(episode.state, plain.state)
+    for camera in ("agentview_rgb", "eye_in_hand_rgb"):
+        for t in (4, 0, 2, 1, 3):
+            np.testing.assert_array_equal(episode.frame(camera, t), frames(0, 5)[t])
+
+
+def test_a_damaged_compressed_chunk_is_the_one_error(tmp_path):
+    """A checksum tells: the frames of the first chunk are refused, those of the others read."""
+    path = libero(tmp_path / "a.hdf5", demos=[0])
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_0/obs/agentview_rgb"]
+        stored = file.create_dataset("data/demo_0/obs/agentview_rgb", data=frames(0, 5), chunks=(2, 4, 6, 3),
+                                     compression="gzip", fletcher32=True)  # fmt: skip
+        place = stored.id.get_chunk_info(0).byte_offset
+    data = bytearray(path.read_bytes())
+    data[place + 10] ^= 1
+    path.write_bytes(data)
+    (episode,) = open_robot_data(path)
+    with pytest.raises(RoboAlignError, match=r"a\.hdf5"):
+        episode.frame("agentview_rgb", 1)
+    np.testing.assert_array_equal(episode.frame("agentview_rgb", 2), frames(0, 5)[2])
+
+
 def test_no_file_stays_open_and_episodes_can_be_sent_to_workers(tmp_path):
     stream = read_robomimic(libero(tmp_path / "a.hdf5"))
     first = next(stream)
@@ -175,7 +224,7 @@ def test_wrong_arguments(tmp_path):
     assert "fps" in refused(path, fps=-1).problem
     assert "neither" in refused(tmp_path / "none").problem
     (tmp_path / "empty").mkdir()
-    assert "no .hdf5" in refused(tmp_path / "empty").problem
+    assert "no HDF5 file" in refused(tmp_path / "empty").problem
 
 
 @pytest.mark.parametrize(

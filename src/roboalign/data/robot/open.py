@@ -12,7 +12,7 @@ from roboalign.data.lerobot import iterate_lerobot, lerobot_names
 from roboalign.data.robot.base import Fault, RobotData
 from roboalign.data.robot.calvin import read_calvin
 from roboalign.data.robot.rlds import read_rlds
-from roboalign.data.robot.robomimic import read_robomimic
+from roboalign.data.robot.robomimic import begins_as_hdf5, is_hdf5, read_robomimic
 from roboalign.errors import RoboAlignError
 
 READERS: dict[str, Callable[..., Iterator[Episode | Fault]]] = {
@@ -22,7 +22,7 @@ NAMES = {"lerobot": lerobot_names}
 """Formats that name dimensions: what gives those of the actions and of the state."""
 EXPECTED = (
     "a LeRobot data set has meta/info.json, an RLDS one features.json, a CALVIN split "
-    "lang_annotations/auto_lang_ann.npy; robomimic's and LIBERO's are .hdf5 files"
+    "lang_annotations/auto_lang_ann.npy; robomimic's and LIBERO's are HDF5 files"
 )
 
 
@@ -68,7 +68,7 @@ def format_of(path: Path) -> str:
         return "rlds"
     if (path / "lang_annotations").is_dir() or (path / "ep_start_end_ids.npy").is_file():
         return "calvin"
-    if path.suffix in (".hdf5", ".h5") or any(path.rglob("*.hdf5")) or any(path.rglob("*.h5")):
+    if is_hdf5(path) or begins_as_hdf5(path) or any(map(is_hdf5, path.rglob("*"))):
         return "robomimic"
     raise RoboAlignError(f"no known data set here: {EXPECTED}", where=str(path),
                          fix="give the data set's own folder, or name the format")  # fmt: skip

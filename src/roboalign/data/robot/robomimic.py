@@ -27,6 +27,8 @@ DEFAULT_STATES = (
     ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),  # robomimic
 )
 ENDINGS = (".hdf5", ".h5")
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""The first bytes of an HDF5 file (HDF5 File Format Specification, superblock)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class TaskFile:
 def read_robomimic(
     path: str | Path, *, state: Sequence[str] | None = None, fps: float | None = None, flip: bool = False
 ) -> Iterator[Episode | Fault]:
-    """The demonstrations of one HDF5 file, or of every .hdf5 and .h5 file below a folder, one at a time.
+    """The demonstrations of one HDF5 file, or of every one below a folder (`is_hdf5`), one at a time.
 
     Files come in name order, demonstrations in that of their numbers; ids are `<file>/<demo>`. `state` names the
     observations that are joined; without it LIBERO's (ee_pos, ee_ori, gripper_states) or robomimic's (robot0_eef_pos,
@@ -86,11 +88,27 @@ def hdf5_files(path: Path) -> list[tuple[Path, str]]:
     """Each file with the name that its episode ids begin with."""
     if path.is_file():
         return [(path, path.name)]
-    found = sorted(file for file in path.rglob("*") if file.suffix in ENDINGS and file.is_file())
+    found = sorted(file for file in path.rglob("*") if is_hdf5(file))
     if not found:
-        problem = "no .hdf5 or .h5 file below this folder" if path.is_dir() else "neither a file nor a folder"
+        none = "no HDF5 file (.hdf5, .h5 or no ending) below this folder"
+        problem = none if path.is_dir() else "neither a file nor a folder"
         raise RoboAlignError(problem, where=str(path), fix="give a robomimic or LIBERO file, or a folder of them")
     return [(file, file.relative_to(path).as_posix()) for file in found]
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file ends in .hdf5 or .h5, or has no ending and begins as HDF5 does: LIBERO's create_dataset.py names
+    its file by the suite alone."""
+    return path.is_file() and (path.suffix in ENDINGS or (not path.suffix and begins_as_hdf5(path)))
+
+
+def begins_as_hdf5(path: Path) -> bool:
+    """Whether a file can be read and begins with the signature."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SIGNATURE)) == SIGNATURE
+    except OSError:
+        return False
 
 
 @contextmanager
