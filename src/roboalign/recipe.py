@@ -8,7 +8,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
@@ -354,7 +354,9 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field is not None else None
+        annotation = field.annotation if field is not None else None
+        # Of a section that may be left out, the class.
+        model = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
     return list(getattr(model, "model_fields", {}))
 
 

@@ -9,6 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from roboalign.align.rollout import (
     check_prompts,
     describe,
     groups_of,
+    prompt_of,
     roll_out,
     sample_records,
 )
@@ -41,9 +43,11 @@ from roboalign.align.trainer import (
     freeze_vision,
     training_arguments,
 )
+from roboalign.align.vllm import PROBES, Drift, VllmSampler, own_logp
+from roboalign.align.vllm_client import VllmConfig
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
-from roboalign.files import append_jsonl, write_json
+from roboalign.files import append_jsonl, locked, write_json
 from roboalign.mllm.load import Mllm
 
 
@@ -95,6 +99,13 @@ class RlConfig(TrainConfig):
     """Rollouts between two checkpoints. A killed run goes on from the last."""
     logged_samples: int = Field(4, ge=0)
     """Decoded answers per rollout in samples.jsonl."""
+    vllm: VllmConfig | None = None
+    """A vLLM server that samples the answers; where not given, the trainer samples them itself."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As of any training; of a server counts that there is one, not where."""
+        settings = super().fingerprint()
+        return {**settings, "sampler": "vllm"} if settings.pop("vllm") else settings
 
     @model_validator(mode="after")
     def _divides(self) -> "RlConfig":
@@ -142,6 +153,7 @@ class GrpoTrainer(AlignTrainer):
         self.update_tokens: dict[int, float] = {}
         self.rollout_record: dict[str, Any] = {}
         self.sums: dict[str, float] = {}
+        self.sampler = VllmSampler(config.vllm) if config.vllm else None
         self.reference = copy.deepcopy(mllm.model).eval().requires_grad_(False) if config.kl else None
         super().__init__(*named, **rest)
         self.loss_is_scaled_for_ga = True  # the loss below is already a mean over the whole update
@@ -159,26 +171,49 @@ class GrpoTrainer(AlignTrainer):
 
     def begin_rollout(self) -> None:
         """Sample, reward and score what this process needs for the updates of the rollout that begins now."""
-        config, began = self.config, time.monotonic()
-        first = self.state.global_step
+        config, first = self.config, self.state.global_step
         numbers = self.numbers_of(first, config.updates_per_rollout)
         micro = config.micro_batch_size
         places = [place for n in numbers for place in range(n * micro, (n + 1) * micro)]
         chosen = [self.conversations[self.order[place]] for place in places]
+        if self.sampler is not None:
+            self.publish(self.sampler)
+        began = time.monotonic()
         rollout = roll_out(
             self.mllm, self.fast, chosen, samples=config.samples, max_new_tokens=config.max_new_tokens,
             temperature=config.temperature, preset=config.reward,
-            seed=[_seed(config.seed, place) for place in places],
+            seed=[_seed(config.seed, place) for place in places], sampler=self.sampler,
         )  # fmt: skip
         sampled = time.monotonic()
         batches = [batch_of(self.mllm, rollout, i * micro, micro) for i in range(len(numbers))]
+        drift = None
+        if self.sampler is not None:
+            batches, drift = self.with_own_logp(self.sampler, batches)
         self.batches = {n: (batch, self.reference_logp(batch)) for n, batch in zip(numbers, batches)}
         self.update_tokens = {}
         for update in range(first, first + config.updates_per_rollout):
             local = sum(int(self.batches[n][0].mask.sum()) for n in self.numbers_of(update, 1))
             count = torch.tensor(local, dtype=torch.float64, device=self.args.device)
             self.update_tokens[update] = float(self.accelerator.reduce(count, reduction="sum"))
-        self.account(rollout, places, sampled - began, time.monotonic() - sampled)
+        self.account(rollout, places, sampled - began, time.monotonic() - sampled, drift)
+
+    def publish(self, sampler: VllmSampler) -> None:
+        """Give the server the policy as it is now; the other processes wait for the first, which does it."""
+        began = time.monotonic()
+        if self.is_world_process_zero():
+            probes = [prompt_of(c) for c in self.conversations[:PROBES]]
+            sampler.publish(self.mllm, probes, self.state.global_step, self.config.max_new_tokens)
+        self.accelerator.wait_for_everyone()
+        self.count(seconds_publishing=time.monotonic() - began)
+
+    def with_own_logp(self, sampler: VllmSampler, batches: list[Batch]) -> tuple[list[Batch], Drift]:
+        """The batches with our log-probabilities, so that the first ratios are 1; and how far the server's were off."""
+        share = not self.config.gradient_checkpointing
+        pairs = [own_logp(self.mllm, batch, temperature=self.config.temperature, share_prompt=share)
+                 for batch in batches]  # fmt: skip
+        drift = Drift.over([one for _, one in pairs])
+        sampler.check(drift, f"a rollout of {drift.tokens} tokens after update {self.state.global_step}")
+        return [batch for batch, _ in pairs], drift
 
     def numbers_of(self, update: int, updates: int) -> list[int]:
         """The micro-batches that this process handles in `updates` updates from `update` on."""
@@ -198,7 +233,9 @@ class GrpoTrainer(AlignTrainer):
             share_prompt=not self.config.gradient_checkpointing,
         )  # fmt: skip
 
-    def account(self, rollout: Rollout, places: list[int], sampling: float, scoring: float) -> None:
+    def account(
+        self, rollout: Rollout, places: list[int], sampling: float, scoring: float, drift: Drift | None
+    ) -> None:
         """Counters, and the rollout's part of metrics.jsonl and samples.jsonl, of all processes' prompts."""
         self.count(
             prompts=len(places), answers=len(rollout.ids), generated_tokens=rollout.generation.n_decoded_tokens,
@@ -209,6 +246,9 @@ class GrpoTrainer(AlignTrainer):
         chosen = [self.conversations[self.order[place]] for place, _ in everyones]
         groups = [group for _, group in everyones]
         self.rollout_record = describe(groups, chosen)
+        if drift is not None:
+            found = Drift.over(gather_object([drift]))
+            self.rollout_record |= {"sampler_drift": found.mean, "sampler_drift_max": found.largest}
         if self.is_world_process_zero():
             for record in sample_records(self.mllm, groups, chosen, self.config.logged_samples):
                 append_jsonl(self.out_dir / "samples.jsonl", {"step": self.state.global_step + 1, **record})
@@ -308,7 +348,10 @@ def train_grpo(
         raise RoboAlignError("GRPO samples with the whole model on each device, and this launch splits it", where=label,
                              fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or "
                                  "`roboalign export verl`")  # fmt: skip
-    totals = trainer.run()
+    # One server has one policy: a second training that would give it another stops here.
+    first = trainer.is_world_process_zero()
+    with locked(config.vllm.weights) if config.vllm is not None and first else nullcontext():
+        totals = trainer.run()
     mllm.model.requires_grad_(True).eval()
     trainer.save_final(mllm.processor, out_dir / "model")
     ledger = {"updates": updates, "unique_prompts": len(set(order)), **totals}

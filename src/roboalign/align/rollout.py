@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,20 @@ from roboalign.align.reward_answers import AnswerReward, read_trace, score_answe
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.data.questions import label_of
 from roboalign.errors import RoboAlignError
-from roboalign.mllm.encode import Encoded, collate, encode_prompt, end_ids
+from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids
 from roboalign.mllm.generate import Generation, generate
 from roboalign.mllm.load import Mllm
 
 STOP = "</answer>"
+
+
+class Sampler(Protocol):
+    """What answers in place of `generate`: a server elsewhere."""
+
+    def sample(
+        self, mllm: Mllm, asked: Sequence[Prompt], prompts: Sequence[Encoded], *, samples: int, max_new_tokens: int,
+        temperature: float, stop: str | None, seed: Sequence[int],
+    ) -> Generation: ...  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,17 +78,22 @@ class Batch:
 
 def roll_out(
     mllm: Mllm, fast: FastTokenizer | None, conversations: Sequence[Conversation], *, samples: int, max_new_tokens: int,
-    temperature: float, preset: str, seed: int | Sequence[int],
+    temperature: float, preset: str, seed: int | Sequence[int], sampler: Sampler | None = None,
 ) -> Rollout:  # fmt: skip
     """Sample `samples` answers to the question of each conversation and reward them against its target.
 
     The target is an action chunk, or under a preset in words (`reward_answers`) what the answer is expected to be; then
-    neither `fast` nor action tokens are needed. `seed` is as in `generate`.
+    neither `fast` nor action tokens are needed. `seed` is as in `generate`, which a `sampler` replaces; it needs a seed
+    for each prompt.
     """
-    prompts = [encode_prompt(mllm, c.turns[0].question, picture(c)) for c in conversations]
-    generation = generate(
-        mllm, prompts, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, stop=STOP, seed=seed
-    )
+    questions = [prompt_of(c) for c in conversations]
+    prompts = [encode_prompt(mllm, one.question, one.image) for one in questions]
+    settings: dict[str, Any] = {"samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
+                                "stop": STOP, "seed": seed}  # fmt: skip
+    if sampler is None:
+        generation = generate(mllm, prompts, **settings)
+    else:
+        generation = sampler.sample(mllm, questions, prompts, **settings)
     ids = [row for group in generation.tokens for row in group]
     asked = [c for c in conversations for _ in range(samples)]
     rewards: Sequence[Reward | AnswerReward]
@@ -96,6 +110,11 @@ def roll_out(
     totals = torch.tensor([reward.total for reward in rewards])
     logp = [row for group in generation.logprobs for row in group]
     return Rollout(prompts, ids, logp, rewards, group_advantages(totals, samples), generation)
+
+
+def prompt_of(conversation: Conversation) -> Prompt:
+    """What a conversation asks first, about its image."""
+    return Prompt(conversation.turns[0].question, np.asarray(picture(conversation)))
 
 
 def text_of(mllm: Mllm, ids: Sequence[int]) -> str:

@@ -35,15 +35,22 @@ def _section(path: str, node: Node, defaults: Node, definitions: dict[str, Node]
     for name, field in node["properties"].items():
         key = f"{path}.{name}" if path else name
         default = defaults.get(name, field.get("default"))
-        if "$ref" not in field:
+        named = _class_of(field)
+        if not named:
             required = "default" not in field
             lines.append(_row(key, field, "required" if required else f"`{json.dumps(default)}`"))
             continue
-        settings = definitions[field["$ref"].rsplit("/", 1)[-1]]
+        settings = definitions[named.rsplit("/", 1)[-1]]
         meaning = _paragraph(field.get("description") or settings["description"].split("\n\n")[0])
-        lines.append(f"| `{key}` | section | | {meaning} |")
+        kind = "section |" if "$ref" in field else "section or null | `null`"
+        lines.append(f"| `{key}` | {kind} | {meaning} |")
         below += _section(key, settings, default or {}, definitions)
     return [*lines, "", *below]
+
+
+def _class_of(field: Node) -> str:
+    """The reference to a settings class, for a section that may be left out too; "" for a plain value."""
+    return str(next((option["$ref"] for option in field.get("anyOf", [field]) if "$ref" in option), ""))
 
 
 def _row(key: str, field: Node, default: str) -> str:

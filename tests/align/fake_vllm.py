@@ -1,0 +1,146 @@
+"""A server that speaks as much of vLLM as GRPO needs, answers with the own `generate`, and can fail in many ways."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from roboalign.mllm.encode import Prompt, encode_prompt, end_ids
+from roboalign.mllm.generate import generate, suppressed_ids
+from roboalign.mllm.load import Mllm, load_mllm
+
+Fault = Callable[[str, dict[str, Any]], str]
+"""path, body -> what goes wrong with this request; "" for nothing."""
+
+
+def no_fault(path: str, body: dict[str, Any]) -> str:
+    return ""
+
+
+class FakeVllm:
+    """Serves on a port of its own until `stop`. Faults: `die`, `hang`, `busy`, `refuse`, `stale`, `garbage`."""
+
+    def __init__(self, fault: Fault = no_fault, port: int = 0) -> None:
+        self.fault, self.mllm, self.requests = fault, None, []
+        self.lock, self.released = threading.Lock(), threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.handle(self, {})
+
+            def do_POST(self) -> None:
+                server.handle(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.http.daemon_threads = True
+        self.http.block_on_close = False
+        self.port = self.http.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stop(self) -> None:
+        self.released.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+    def count(self, path: str) -> int:
+        return sum(one == path for one, _ in self.requests)
+
+    def handle(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        with self.lock:  # one request at a time: torch in many threads would only be slower
+            self.requests.append((handler.path, body))
+            fault = self.fault(handler.path, body)
+            if fault == "die":
+                self.released.set()
+                threading.Thread(target=self.stop, daemon=True).start()
+                handler.connection.close()
+                return
+            status, reply = (503, b"overloaded") if fault == "busy" else (404, b"nothing here")
+            if fault == "garbage":
+                status, reply = 200, b"<html>"
+            elif fault not in ("busy", "refuse", "hang"):
+                status, reply = 200, json.dumps(self.answer(handler.path, body, fault)).encode()
+        if fault == "hang":
+            self.released.wait(20)
+            return
+        try:
+            handler.send_response(status)
+            handler.send_header("Content-Length", str(len(reply)))
+            handler.end_headers()
+            handler.wfile.write(reply)
+        except OSError:
+            pass  # the client has gone
+
+    def answer(self, path: str, body: dict[str, Any], fault: str) -> Any:
+        if path == "/v1/models":
+            return {"data": [{"id": "policy"}]}
+        if path == "/collective_rpc":
+            assert body["method"] == "reload_weights"
+            if fault != "stale":
+                self.mllm = load_mllm(body["kwargs"]["weights_path"])
+            return {"results": [None]}
+        if path == "/reset_prefix_cache":
+            return {"success": fault != "held"}
+        if path in ("/reset_mm_cache", "/reset_encoder_cache"):
+            return None
+        assert path == "/v1/chat/completions" and body["model"] == "policy", path
+        return self.chat(body, fault)
+
+    def chat(self, body: dict[str, Any], fault: str) -> dict[str, Any]:
+        mllm = self.mllm
+        assert mllm is not None, "asked before the weights were loaded"
+        check_settings(mllm, body)
+        if fault == "other weights":
+            mllm = shaken(mllm)
+        torch.set_num_threads(1)
+        (message,) = body["messages"]
+        image, text = message["content"]
+        pixels = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+        prompt = Prompt(text["text"], np.asarray(Image.open(io.BytesIO(pixels))))
+        (stop,) = body.get("stop", [None])
+        found = generate(mllm, [prompt], samples=body["n"], max_new_tokens=body["max_tokens"],
+                         temperature=body["temperature"], stop=stop, seed=[body["seed"]])  # fmt: skip
+        ids = encode_prompt(mllm, prompt.question, prompt.image).input_ids.tolist()
+        choices = [
+            {"index": index, "token_ids": tokens, "finish_reason": "stop" if end else "length",
+             "logprobs": {"content": [{"token": "", "logprob": value} for value in logp]}}
+            for index, (tokens, logp, end) in enumerate(
+                zip(found.tokens[0], found.logprobs[0], found.finished[0]))
+        ]  # fmt: skip
+        return {"prompt_token_ids": ids[1:] if fault == "other prompt" else ids, "choices": choices[::-1]}
+
+
+def check_settings(mllm: Mllm, body: dict[str, Any]) -> None:
+    """What would let vLLM sample from another distribution, or leave something out of the reply."""
+    assert body["top_p"] == 1 and body["top_k"] == -1 and body["min_p"] == 0 and body["repetition_penalty"] == 1
+    assert body["logprobs"] and body["return_token_ids"] and not body["skip_special_tokens"]
+    assert {int(token) for token in body["logit_bias"]} == set(suppressed_ids(mllm))
+    assert set(body["stop_token_ids"]) == end_ids(mllm)
+    assert "stop" not in body or body["include_stop_str_in_output"]
+
+
+def shaken(mllm: Mllm) -> Mllm:
+    """The model with other weights, as after a few more updates."""
+    model = type(mllm.model)(mllm.model.config)
+    model.load_state_dict({name: value * 1.05 for name, value in mllm.model.state_dict().items()})
+    model.generation_config = mllm.model.generation_config
+    return Mllm(model.eval(), mllm.processor, mllm.vocabulary)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
