@@ -126,6 +126,17 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def leads() -> bool:
+    """Whether this process is the first of those that train together."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    """Go on once every process that trains with this one has come here; at once where it is alone."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave_team() -> None:
     """Make this process, which a rank has spawned for a stage of its own, one that trains alone."""
     for name in PLACE:

@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 
 from roboalign.align import sft
 from roboalign.align.answers import conversation_loss
+from roboalign.align.checkpoints import MANIFEST, last_checkpoint
 from roboalign.align.dataset import Conversations, sample_order
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
-from roboalign.align.trainer import MANIFEST, accumulation_of, last_checkpoint
+from roboalign.align.trainer import accumulation_of
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_jsonl
@@ -215,6 +216,17 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         train_sft(other, talks(10), SftConfig(**CONFIG), tmp_path)
     train_sft(tiny(), talks(10), SftConfig(**{**CONFIG, "log_every": 2, "threads": 1}), tmp_path)  # these do not matter
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_another_micro_batch_goes_on_from_a_checkpoint(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another number of processes does: it changes how sums round, and no more."""
+    stop_in_update_6(monkeypatch, tmp_path)
+    ledger = train_sft(tiny(), talks(10), SftConfig(**{**CONFIG, "micro_batch_size": 4}), tmp_path)
+    assert ledger["samples"] == 24
+    ours, theirs = weights(tmp_path), weights(unbroken)
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5  # an update moves them by 1e-3
 
 
 def test_nan_stops_before_the_weights_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

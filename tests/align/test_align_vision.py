@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,19 +123,29 @@ def fixed_answers(pixels: torch.Tensor, positions: torch.Tensor) -> Any:
     return lambda *inputs: (pixels, positions)
 
 
+def trainer_of(processes: int, reduce: Any) -> Any:
+    return SimpleNamespace(args=SimpleNamespace(world_size=processes), accelerator=SimpleNamespace(reduce=reduce))
+
+
 def test_the_loss_by_hand() -> None:
+    alone = trainer_of(1, lambda count, reduction: count)
     known = torch.tensor([[True, False], [False, False]])
     inputs = {"pixel_values": None, "image_grid_thw": None, "queries": None, "known": known,
               "pixels": torch.zeros(2, 2, 2), "positions": torch.zeros(2, 2, 3)}  # fmt: skip
     pixels, positions = torch.full((2, 2, 2), 9.0), torch.full((2, 2, 3), 9.0)  # unknown bodies do not count
     pixels[0, 0] = torch.tensor([0.03, 0.2])
     positions[0, 0] = torch.tensor([0.01, 0.5, 0.0])
-    loss = VisionTrainer.compute_loss(None, fixed_answers(pixels, positions), inputs)
+    loss = VisionTrainer.compute_loss(alone, fixed_answers(pixels, positions), inputs)
     expected = PIXEL_WEIGHT * (huber(0.03, PIXEL_BETA) + huber(0.2, PIXEL_BETA))
     expected += huber(0.01 / METRES, METRE_BETA) + huber(0.5 / METRES, METRE_BETA)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    nothing = VisionTrainer.compute_loss(None, fixed_answers(pixels, positions), {**inputs, "known": known & False})
+    nothing = VisionTrainer.compute_loss(alone, fixed_answers(pixels, positions), {**inputs, "known": known & False})
     assert nothing.item() == 0
+    # Beside a process that knows three bodies, whose loss is 0, the mean of both parts is the mean over the four.
+    two: Any = trainer_of(2, lambda count, reduction: count + 3)
+    assert VisionTrainer.compute_loss(two, fixed_answers(pixels, positions), inputs).item() / 2 == pytest.approx(
+        expected / 4, rel=1e-5
+    )
 
 
 def test_reader_errors_by_hand(points: Keypoints) -> None:

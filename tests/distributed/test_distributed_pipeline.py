@@ -3,18 +3,25 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from two_ranks import two_ranks
 
 from roboalign.cli import main
 from roboalign.files import locked, read_json, read_jsonl
+from roboalign.pipeline import run_stages
+from roboalign.ranks import join_team
+from roboalign.recipe import load_recipe
 
+IMITATIONS = ("ecot", "extra-sft")
 RECIPE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SHRUNK = ("collect.align_tasks=[reach-v3]", "collect.align.episodes_per_task=2",
           "collect.downstream.episodes_per_task=1", "mix.heldout_episode_share=0.5", "sft.micro_batch_size=4",
-          "rl.micro_batch_size=1", "parallel=1", "arms=[roboalign]")  # fmt: skip
+          "backbone.pretrain.micro_batch_size=4", "rl.micro_batch_size=1", "parallel=1",
+          "arms=[roboalign, ecot, extra-sft]")  # fmt: skip
 
 
 def arguments(folder: Path, *settings: str) -> list[str]:
@@ -22,7 +29,17 @@ def arguments(folder: Path, *settings: str) -> list[str]:
     return ["rl", str(RECIPE), "--out", str(folder), *given]
 
 
-def test_a_run_to_the_end_of_rl(tmp_path: Path) -> None:
+def imitations(folder: Path) -> int:
+    """`extra-sft` and `ecot` of a run whose SFT is done, with their team if there is one."""
+    torch.set_num_threads(1)
+    recipe = load_recipe(RECIPE, SHRUNK)
+    team = join_team()
+    with team.guarded() if team else nullcontext():
+        run_stages(recipe, folder, [f"seed-0/{name}" for name in IMITATIONS], team=team)
+    return 0
+
+
+def test_a_run_to_the_end_of_rl_and_its_imitations(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "roboalign"]
     done = subprocess.run([*torchrun, *arguments(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
                           capture_output=True, text=True, timeout=500)  # fmt: skip
@@ -31,7 +48,7 @@ def test_a_run_to_the_end_of_rl(tmp_path: Path) -> None:
     names = ["collect", "tokenizer", "mix", "base", "seed-0/sft", "seed-0/rl"]
     assert started == [f"{name}:" for name in names]  # once each: the first process alone speaks
     rows = {name: read_json(tmp_path / name / "stage.json") for name in names}
-    assert rows["seed-0/sft"]["samples"] == 24 and rows["base"]["samples"] == 24  # 3 updates of 8, split or alone
+    assert rows["seed-0/sft"]["samples"] == rows["base"]["samples"] == rows["base"]["vision_samples"] == 24  # 3 x 8
     assert rows["seed-0/rl"]["prompts"] == 4 and rows["seed-0/rl"]["answers"] == 8  # 2 rollouts of 2
     assert len(read_jsonl(tmp_path / "seed-0" / "rl" / "metrics.jsonl")) == 2
     sft, rl = (load_file(tmp_path / "seed-0" / name / "model" / "model.safetensors") for name in ("sft", "rl"))
@@ -41,6 +58,18 @@ def test_a_run_to_the_end_of_rl(tmp_path: Path) -> None:
     assert [one.status for one in again] == [0, 0], again
     assert again[0].stdout.count("done before, nothing to do") == len(names) and again[1].stdout == ""
     assert (tmp_path / "seed-0" / "rl" / "stage.json").stat().st_mtime_ns == before
+    ended = two_ranks(imitations, tmp_path, logs=tmp_path / "logs")
+    assert [one.status for one in ended] == [0, 0], ended
+    for name in IMITATIONS:
+        (tmp_path / "seed-0" / name).rename(tmp_path / name)
+        assert read_json(tmp_path / name / "stage.json")["samples"] == 8  # 2 updates of 2 prompts and 2 replayed
+    imitations(tmp_path)
+    for name in IMITATIONS:
+        folders = (tmp_path / name, tmp_path / "seed-0" / name)
+        two, one = (load_file(folder / "model" / "model.safetensors") for folder in folders)
+        moved = max(float((one[key] - sft[key]).abs().max()) for key in sft)
+        apart = max(float((one[key] - two[key]).abs().max()) for key in sft)
+        assert moved > 1e-4 and apart < 0.01 * moved, (name, moved, apart)
 
 
 def test_a_fault_of_the_leader_ends_both_with_its_message(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What SFT and GRPO share: `transformers.Trainer` with whole-or-absent checkpoints, exact resume and no silent NaN."""
 
-import hashlib
-import json
 import shutil
 import sys
 import time
@@ -17,13 +15,19 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from roboalign.align.checkpoints import (
+    MANIFEST,
+    checkpoints_in,
+    last_checkpoint,
+    truncate_records,
+    weights_fingerprint,
+)
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
-from roboalign.files import append_jsonl, atomic_path, read_json, read_jsonl, write_json
+from roboalign.files import append_jsonl, read_json, write_json
 from roboalign.mllm.load import save_processor
 from roboalign.progress import Progress
 
-MANIFEST = "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters
 KEPT = 2  # checkpoints on disk: the newest, and one to fall back on should it be damaged
 
 
@@ -222,7 +226,7 @@ class AlignTrainer(Trainer):
         final = self.checkpoints / written.name
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
         written.replace(final)
-        for old in _checkpoints(self.checkpoints)[:-KEPT]:
+        for old in checkpoints_in(self.checkpoints)[:-KEPT]:
             shutil.rmtree(old)
 
     # Logging.
@@ -275,66 +279,6 @@ class _Advance(TrainerCallback):
         return control
 
 
-def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
-    """The newest whole checkpoint in `folder`; damaged ones are named on stderr and passed over.
-
-    Raises RoboAlignError where it was written under other settings or data than `fingerprint`.
-    """
-    for checkpoint in reversed(_checkpoints(folder)):
-        fault = _damage(checkpoint)
-        if fault:
-            print(f"{checkpoint}: ignored, {fault}", file=sys.stderr)
-            continue
-        written_for = read_json(checkpoint / MANIFEST)["fingerprint"]
-        current = json.loads(json.dumps(fingerprint))
-        if written_for != current:
-            changed = sorted(k for k in written_for.keys() | current.keys() if written_for.get(k) != current.get(k))
-            raise RoboAlignError(
-                f"this checkpoint was written with another {', '.join(changed)}",
-                where=str(checkpoint),
-                fix=f"remove {folder} to start over, or restore the settings.",
-            )
-        return checkpoint
-    return None
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
-
-
-def _damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint; "" where each file has the size that was recorded."""
-    try:
-        sizes: dict[str, int] = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    for name, size in sizes.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, {size} were written"
-    return ""
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """sha256 over the names and the first values of all parameters: tells two models apart without reading them all."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode() + parameter.detach().flatten()[:64].double().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def truncate_records(path: Path, last_step: int) -> None:
-    """Drop records of a jsonl file after `last_step`: a resumed run writes those steps again."""
-    if not path.exists():
-        return
-    kept = [record for record in read_jsonl(path) if record["step"] <= last_step]
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
-
-
 def freeze_vision(model: nn.Module) -> int:
     """Stop gradients into all that turns an image into tokens: encoder, projector, separators. Returns how many.
 
@@ -360,13 +304,13 @@ def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def accumulation_of(
-    batch: int, micro: int, world: int, unit: Literal["conversations", "prompts"] = "conversations"
+    batch: int, micro: int, world: int, unit: Literal["conversations", "prompts", "frames"] = "conversations"
 ) -> int:
     """Micro-batches per update and device, so that an update has `batch` samples over all devices."""
     if batch % (micro * world):
         raise RoboAlignError(
             f"{batch} {unit} per update cannot be split into micro-batches of {micro} on {world} device(s)",
-            where="micro_batch_size",
+            where="micro_batch_size" if micro > 1 else "batch size",
             fix=f"choose a batch that is a multiple of {micro * world}.",
         )
     return batch // (micro * world)

@@ -17,8 +17,9 @@ from torch.nn.functional import smooth_l1_loss
 from torch.utils.data import Dataset
 
 from roboalign.align.dataset import sample_order
-from roboalign.align.trainer import AlignTrainer, Schedule, TrainConfig, training_arguments
+from roboalign.align.trainer import AlignTrainer, Schedule, TrainConfig, accumulation_of, training_arguments
 from roboalign.data.keypoints import Keypoints
+from roboalign.errors import RoboAlignError
 from roboalign.files import write_json
 from roboalign.mllm.load import Mllm
 
@@ -37,7 +38,7 @@ class VisionConfig(TrainConfig):
     updates: int = Field(2500, ge=1)
     """Updates."""
     batch_size: int = Field(64, ge=1)
-    """Frames per update."""
+    """Frames per update, over all processes."""
     every: int = Field(2, ge=1)
     """Every n-th frame of the demonstrations is used."""
 
@@ -79,19 +80,20 @@ class _Frames(Dataset):
 
 
 class VisionTrainer(AlignTrainer):
-    """Huber losses of both places, averaged over the known bodies; 0 for a batch that shows none."""
+    """Huber losses of both places, averaged over an update's known bodies; 0 for one that shows none."""
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.count(samples=len(inputs["queries"]))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
-        """[] the loss of one batch."""
+        """[] this process's part of an update's loss, which is the mean of all parts."""
         pixels, positions = model(inputs["pixel_values"], inputs["image_grid_thw"], inputs["queries"])
         known = inputs["known"].unsqueeze(-1).to(pixels.dtype)
         image = smooth_l1_loss(pixels, inputs["pixels"], reduction="none", beta=PIXEL_BETA)
         world = smooth_l1_loss(positions / METRES, inputs["positions"] / METRES, reduction="none", beta=METRE_BETA)
-        return (PIXEL_WEIGHT * (image * known).sum() + (world * known).sum()) / known.sum().clamp(min=1)
+        everyones = self.accelerator.reduce(known.sum(), reduction="sum").clamp(min=1)
+        return (PIXEL_WEIGHT * (image * known).sum() + (world * known).sum()) * self.args.world_size / everyones
 
 
 def pretrain_vision(
@@ -100,7 +102,7 @@ def pretrain_vision(
     """Train the vision tower of `mllm` in place on keypoints; everything else of it stays as it is.
 
     Returns the ledger, with the held-out errors: `pixel_error` (median, image widths) and `metre_error` (median).
-    Resumes and fails as train_sft does.
+    Resumes and fails as train_sft does, and fails under a launch that splits the model.
     """
     out_dir = Path(out_dir)
     count = points.known.sum()
@@ -112,6 +114,7 @@ def pretrain_vision(
         config, out_dir, updates=config.updates, micro_batch=config.batch_size, accumulation=1, schedule="cosine",
         warmup_ratio=config.warmup_ratio, save_every=config.save_every, on_cpu=mllm.device.type == "cpu",
     )  # fmt: skip
+    arguments.per_device_train_batch_size = accumulation_of(config.batch_size, 1, arguments.world_size, unit="frames")
     order = sample_order([0] * len(points.frames), config.batch_size, config.updates, config.seed)
 
     def together(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -119,11 +122,15 @@ def pretrain_vision(
 
     trainer = VisionTrainer(reader, arguments, Schedule(_Frames(points, camera), order), together, label="vision",
                             out_dir=out_dir, fingerprint={**config.fingerprint(), "frames": len(points.frames)})
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise RoboAlignError("a vision tower is pretrained whole on each device, and this launch splits it",
+                             where="base", fix="run `roboalign base RECIPE` without this launch first")  # fmt: skip
     ledger = {"updates": config.updates, **trainer.run()}
     mllm.model.eval()
     if heldout is not None:
         ledger |= reader_errors(reader.eval(), mllm, heldout, camera)
-    write_json(out_dir / "ledger.json", ledger)
+    if trainer.is_world_process_zero():
+        write_json(out_dir / "ledger.json", ledger)
     return ledger
 
 

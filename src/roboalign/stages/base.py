@@ -21,6 +21,7 @@ from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny import build_tiny
+from roboalign.ranks import leads, wait_for_all
 from roboalign.stages.data import action_tokens, mixture_folder, read_demonstrations
 from roboalign.stages.stage import Context
 
@@ -37,6 +38,8 @@ def base(context: Context) -> dict[str, Any]:
         pretrained = context.folder / "pretrain" / "model"
     else:
         pretrained = source_folder(source)
+    if not leads():
+        return ledger  # the first process alone writes what is no training
     n_fast = action_tokens(context.run_dir).fast.vocab_size
     mllm = with_action_tokens(load_mllm(pretrained), n_fast, recipe.backbone.action_start, recipe.mix.weights)
     save_mllm(mllm, context.folder / "model")
@@ -65,8 +68,10 @@ def _pretrain(context: Context) -> dict[str, Any]:
         same = {episode.task for episode in training} == {episode.task for episode in heldout}
         pretrain_vision(mllm, keypoints(training, camera, config.every),
                         keypoints(heldout, camera, 5) if same else None, camera, config, context.folder / "vision")
-        save_mllm(mllm, context.folder / "vision" / "model")
-        shutil.rmtree(context.folder / "vision" / "checkpoints")
+        if leads():
+            save_mllm(mllm, context.folder / "vision" / "model")
+            shutil.rmtree(context.folder / "vision" / "checkpoints")
+        wait_for_all()
     seen = read_json(context.folder / "vision" / "ledger.json")
     mllm = load_mllm(context.folder / "vision" / "model")
     ledger = train_sft(mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base")

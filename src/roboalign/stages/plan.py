@@ -74,7 +74,8 @@ def _first_stages(recipe: Recipe) -> list[Stage]:
         Stage("collect", (), demonstrations, collect, exclusive=True),
         Stage("tokenizer", ("collect",), tokens, tokenizer),
         Stage("mix", ("tokenizer",), mixed, mix),
-        Stage("base", ("mix",), _backbone_settings(recipe), base, exclusive=True),
+        Stage("base", ("mix",), _backbone_settings(recipe), base, exclusive=True,
+              together=recipe.backbone.source == "train"),
     ]
 
 
@@ -96,11 +97,10 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
         stages.append(Stage(f"{prefix}/rl", (f"{prefix}/sft",), _settings(recipe.rl), rl, together=True))
     for name, work in (("ecot", ecot), ("language-rl", language_rl), ("trajectory-rl", trajectory_rl)):
         if name in wanted:
-            together = name != "ecot"  # one update of `imitate` is one batch: it cannot be split
-            stages.append(Stage(f"{prefix}/{name}", (f"{prefix}/sft",), _settings(recipe.rl), work, together=together))
+            stages.append(Stage(f"{prefix}/{name}", (f"{prefix}/sft",), _settings(recipe.rl), work, together=True))
     if "extra-sft" in wanted:
         settings = {"sft": _settings(recipe.sft), "rl": _settings(recipe.rl)}
-        stages.append(Stage(f"{prefix}/extra-sft", (f"{prefix}/sft",), settings, extra_sft))
+        stages.append(Stage(f"{prefix}/extra-sft", (f"{prefix}/sft",), settings, extra_sft, together=True))
     if "random" in wanted:
         stages.append(Stage(f"{prefix}/random", ("base",), {}, random_backbone))
     for arm in recipe.arms:

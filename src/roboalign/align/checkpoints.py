@@ -1,0 +1,76 @@
+"""The checkpoints of a training of the MLLM: which can be gone on with, and the records that belong to them."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from roboalign.errors import RoboAlignError
+from roboalign.files import atomic_path, read_json, read_jsonl
+
+MANIFEST = "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters
+ROUNDING = {"micro_batch_size"}  # settings that change how sums round and no more, as the number of processes does
+
+
+def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
+    """The newest whole checkpoint in `folder`; damaged ones are named on stderr and passed over.
+
+    Raises RoboAlignError where it was written under other settings or data than `fingerprint`.
+    """
+    for checkpoint in reversed(checkpoints_in(folder)):
+        fault = _damage(checkpoint)
+        if fault:
+            print(f"{checkpoint}: ignored, {fault}", file=sys.stderr)
+            continue
+        written_for = read_json(checkpoint / MANIFEST)["fingerprint"]
+        current = json.loads(json.dumps(fingerprint))
+        names = (written_for.keys() | current.keys()) - ROUNDING
+        if changed := sorted(name for name in names if written_for.get(name) != current.get(name)):
+            raise RoboAlignError(
+                f"this checkpoint was written with another {', '.join(changed)}",
+                where=str(checkpoint),
+                fix=f"remove {folder} to start over, or restore the settings.",
+            )
+        return checkpoint
+    return None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Those of `folder`, the oldest first."""
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+
+def _damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint; "" where each file has the size that was recorded."""
+    try:
+        sizes: dict[str, int] = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, {size} were written"
+    return ""
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """sha256 over the names and the first values of all parameters: tells two models apart without reading them all."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode() + parameter.detach().flatten()[:64].double().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def truncate_records(path: Path, last_step: int) -> None:
+    """Drop records of a jsonl file after `last_step`: a resumed run writes those steps again."""
+    if not path.exists():
+        return
+    kept = [record for record in read_jsonl(path) if record["step"] <= last_step]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
