@@ -219,7 +219,8 @@ def read_reply(
 
 def drift_of(mllm: Mllm, prompts: Sequence[Encoded], generation: Generation) -> Drift:
     """How far `generation.logprobs` are from the model's own, over all its tokens."""
-    ids, logp = ([row for group in rows for row in group] for rows in (generation.tokens, generation.logprobs))
+    ids = [row for group in generation.tokens for row in group]
+    logp = [row for group in generation.logprobs for row in group]
     rollout = Rollout(list(prompts), ids, logp, [], torch.zeros(len(ids)), generation)
     return own_logp(mllm, batch_of(mllm, rollout, 0, len(prompts)), temperature=1.0)[1]
 
