@@ -80,6 +80,52 @@ def test_movement_is_the_mean_over_the_horizon():
     assert scenes.at(4).move == (0, 0, 0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_episode_in_liberos_axes_has_the_same_scenes(seed):
+    """x forward, y to the left, the table at 0.9 m: positions, actions and camera are turned, what is true is not."""
+    plain, turned = make_episode(seed=seed), make_episode(seed=seed)
+    matrix = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1.0]])  # (right, forward, up) -> (x, y, z)
+    table = np.array([0, 0, 0.9])
+    assert turned.privileged is not None
+    columns = [NAMES.index(f"{body}.{axis}") for body in ("gripper", "object", "goal") for axis in "xyz"]
+    points = plain.privileged[:, columns].reshape(30, 3, 3) @ matrix.T + table
+    turned.privileged[:, columns] = points.reshape(30, 9)
+    turned.privileged = np.column_stack([turned.privileged, np.full(30, 0.9, np.float32)])
+    turned.privileged_names = (*NAMES, "table.z")
+    turned.actions[:, :3] = plain.actions[:, :3] @ matrix.T
+    turned.axes = ("forward", "left", "up")
+    back = np.eye(4)
+    back[:3, :3], back[:3, 3] = matrix.T, -matrix.T @ table
+    turned.cameras = {"workspace": Camera("workspace", 32, 32, plain.cameras["workspace"].projection @ back)}
+    scenes = [EpisodeScenes(episode, "workspace", GRID, HORIZON) for episode in (plain, turned)]
+    for t in range(30):
+        one, other = (each.at(t) for each in scenes)
+        assert (other.relations, other.move, other.command) == (one.relations, one.move, one.command)
+        assert (other.points, other.trace, other.phase) == (one.points, one.trace, one.phase)
+        assert other.height == pytest.approx(one.height, abs=1e-6)
+
+
+def test_what_the_simulator_says_of_holding_is_believed():
+    """Half a frame wide, or held by its end: opening and distance alone say neither."""
+    episode = still_episode((0, 0.5, 0.2), (0, 0.5, 0.08), (0, 0.9, 0), opening=0.8, action=(0, 0, 0, 1))
+    episode.privileged = np.column_stack([episode.privileged, np.repeat([0, 1], 15)]).astype(np.float32)
+    episode.privileged_names = (*NAMES, "gripper.holding")
+    scenes = EpisodeScenes(episode, "workspace", GRID, HORIZON)
+    assert (scenes.at(14).gripper, scenes.at(14).command, scenes.at(14).phase) == ("open", "close", "reach")
+    assert (scenes.at(15).gripper, scenes.at(15).command, scenes.at(15).phase) == ("holding", "keep", "grasp")
+
+
+def test_where_more_is_in_view_no_name_is_asked_and_nothing_in_view_counts_as_absent():
+    crowded, other = make_episode("puck-push"), make_episode("button-press")
+    crowded.nouns = {**crowded.nouns, "scene": "button, puck"}
+    world = survey([crowded, other])
+    assert world.objects == {"puck-push": (), "button-press": ()}
+    assert survey([make_episode("puck-push"), other]).objects == {"puck-push": ("button",), "button-press": ("puck",)}
+    found = EpisodeScenes(crowded, "workspace", GRID, HORIZON).at(0)
+    assert ask("object_name", "direct", found, world, random.Random(0)) is None
+    assert ask("presence", "direct", found, world, random.Random(0)) is None
+
+
 def test_phases_follow_the_episode():
     episode = make_episode("puck-push", 0, steps=30)
     names = [EpisodeScenes(episode, "workspace", GRID, HORIZON).at(t).phase for t in range(30)]

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from roboalign.data.action_space import ActionSpace
+from roboalign.data.vqa.axes import Axes
 from roboalign.errors import RoboAlignError
 
 
@@ -54,13 +55,17 @@ class Episode:
     privileged: np.ndarray | None = None
     """float32 [T, P], the simulator's state; read by the question generators only, never by a policy."""
     privileged_names: tuple[str, ...] = ()
-    """`gripper.x` .. `gripper.opening`, `object.x` .., `goal.x` .., in the world frame, metres."""
+    """`gripper.x` .. `gripper.opening`, `object.x` .., `goal.x` .., in the world frame, metres. A simulator that knows
+    them adds `gripper.holding` (0 or 1) and `table.z`."""
     nouns: dict[str, str] = field(default_factory=dict)
-    """What the bodies are called: `{"object": "drawer handle", "goal": "open position"}`."""
+    """What the bodies are called: `{"object": "drawer handle", "goal": "open position"}`. `scene` lists all that is in
+    view, where that is more than these."""
     success_step: int | None = None
     """Index of the first action after which the task counts as solved; None where unknown or never."""
     action_space: ActionSpace | None = None
     """What the numbers of `actions` mean; None where the source does not say."""
+    axes: Axes = ("right", "forward", "up")
+    """Where +x, +y and +z of the world frame point, as the robot has them; the default is Meta-World's."""
 
     def __len__(self) -> int:
         return len(self.actions)

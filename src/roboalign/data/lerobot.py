@@ -20,6 +20,7 @@ from roboalign.data.lerobot_layout import Record, StoredVideo, number
 from roboalign.data.lerobot_writer import LeRobotWriter
 from roboalign.data.robot.base import Fault
 from roboalign.data.robot.video import VideoFrames
+from roboalign.data.vqa.axes import parse_axes
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 
@@ -257,8 +258,8 @@ def read_extras(path: Path, count: int) -> list[dict[str, Any] | None]:
             if not isinstance(episode, dict) or not isinstance(episode.get(key), kind):
                 problem = f"{key} of episode {place} is missing or not a {kind.__name__}"
                 raise RoboAlignError(problem, where=str(path), fix="finalize the writer again")
-    space = extras.get("action_space")
-    return [{**episode, "action_space": space} for episode in episodes]  # type: ignore[union-attr]
+    shared = {"action_space": extras.get("action_space"), "axes": extras.get("axes", ",".join(Episode.axes))}
+    return [{**episode, **shared} for episode in episodes]  # type: ignore[union-attr]
 
 
 def stored_space(extra: dict[str, Any], where: str) -> ActionSpace | None:
@@ -337,6 +338,7 @@ def read_episode(source: Source, record: Record, columns: Columns, extra: dict[s
         privileged_names=tuple(extra["privileged_names"]),
         nouns=dict(extra["nouns"]), success_step=int(solved[0]) if len(solved) else None,
         action_space=stored_space(extra, str(source.folder / layout.EXTRAS)),
+        axes=parse_axes(str(extra["axes"])) if "axes" in extra else Episode.axes,
     )  # fmt: skip
 
 

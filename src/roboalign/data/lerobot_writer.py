@@ -14,6 +14,7 @@ from roboalign.data import lerobot_layout as layout
 from roboalign.data.action_space import ActionSpace
 from roboalign.data.episode import Camera, encode_png
 from roboalign.data.feature_stats import image_stats, pool, vector_stats
+from roboalign.data.vqa.axes import Axes
 from roboalign.errors import RoboAlignError
 from roboalign.files import atomic_path, write_json
 
@@ -37,11 +38,12 @@ class LeRobotWriter:
         privileged_names: Sequence[str] = (),
         robot_type: str | None = None,
         action_space: ActionSpace | None = None,
+        axes: Axes = ("right", "forward", "up"),
         episodes_per_file: int = 20,
     ) -> None:
         """`cameras`: name -> (width, height) in pixels. `privileged_names`: all that any episode has; an episode may
-        hold a part of them. `action_space` is kept with the data and read back with every episode. One-dimensional
-        actions or states are refused: LeRobot stores those as scalars.
+        hold a part of them. `action_space` and `axes` are kept with the data and read back with every episode.
+        One-dimensional actions or states are refused: LeRobot stores those as scalars.
 
         Raises RoboAlignError where the folder holds data of another shape.
         """
@@ -56,6 +58,7 @@ class LeRobotWriter:
         self.features = layout.make_features(self.cameras, self.vectors)
         self.schema = layout.arrow_schema(self.features)
         self.action_space = None if action_space is None else action_space.model_dump(mode="json")
+        self.axes = ",".join(axes)
         self.records: list[dict[str, Any]] = []
         self.pending: list[pa.Table] = []
         self.episode_ids: set[str] = set()
@@ -137,7 +140,9 @@ class LeRobotWriter:
         keys = self.records[0]["stats"]
         write_json(self.folder / layout.STATS, {key: pool([r["stats"][key] for r in self.records]) for key in keys})
         extras = [{key: value for key, value in record.items() if key != "stats"} for record in self.records]
-        write_json(self.folder / layout.EXTRAS, {"version": 1, "action_space": self.action_space, "episodes": extras})
+        write_json(self.folder / layout.EXTRAS, {
+            "version": 1, "action_space": self.action_space, "axes": self.axes, "episodes": extras,
+        })  # fmt: skip
         write_json(self.folder / layout.INFO, {
             "codebase_version": layout.VERSION, "robot_type": self.robot_type,
             "total_episodes": len(self.records), "total_frames": self.n_frames,
@@ -149,7 +154,7 @@ class LeRobotWriter:
 
     def _settings(self) -> dict[str, Any]:
         """What all data files of one data set share."""
-        return {"fps": self.fps, "features": self.features, "action_space": self.action_space}
+        return {"fps": self.fps, "features": self.features, "action_space": self.action_space, "axes": self.axes}
 
     def _count(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -247,7 +252,7 @@ def as_list(matrix: np.ndarray | None) -> list[list[float]] | None:
 
 def read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The records of the episodes in one data file. Raises RoboAlignError where the file is broken or where its fps,
-    features and action space are not those of `settings`."""
+    features, action space and axes are not those of `settings`."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:

@@ -49,8 +49,8 @@ def object_choice(scene: Scene, world: World, rng: random.Random) -> Draft | Non
 
 
 def object_name(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """Name the object, without options."""
-    if "object" not in scene.nouns:
+    """Name the object, without options: where the scene is known to hold no other."""
+    if "object" not in scene.nouns or "scene" in scene.nouns:
         return None
     text = rng.choice((
         "What object is in the image?", "Name the object in the image.", "What is the object on the table?",

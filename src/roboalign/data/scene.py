@@ -1,8 +1,9 @@
 """What is true in each frame of an episode, from its privileged state: the facts that questions are made of.
 
-World frame: that of the robot's base, metres: x grows to the robot's right, y forward (away from the robot), z up.
-Actions: the first three dimensions move the gripper along x, y, z; the last one closes the gripper where it is positive
-and opens it where it is negative (Meta-World and LIBERO agree on this).
+Directions are the robot's: right, forward (away from it), up. `Episode.axes` says how the axes of its positions and
+actions, metres and up z in all, point in them: x to the right and y forward in Meta-World, x forward and y to the left
+in LIBERO. Actions: the first three dimensions move the gripper along x, y, z; the last one closes the gripper where it
+is positive and opens it where it is negative (Meta-World and LIBERO agree on this).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign.data.episode import Episode
+from roboalign.data.vqa.axes import matrix_of
 from roboalign.errors import RoboAlignError
 
 BODIES = ("gripper", "object", "object2", "goal")
@@ -42,7 +44,7 @@ class Scene:
     points: dict[str, Cell]
     """body -> (column, row) on the grid, for bodies inside the image."""
     relations: dict[str, Signs]
-    """body -> sign of (body - gripper) on x, y, z; 0 = aligned."""
+    """body -> sign of (body - gripper) to the right, forward, up; 0 = aligned."""
     distances: dict[str, float]
     """body -> metres from the gripper."""
     height: float
@@ -54,7 +56,7 @@ class Scene:
     quarter: int
     """0..3: the quarter of the demonstration that the frame lies in."""
     move: Signs
-    """sign of the expert's mean action over the next steps on x, y, z; 0 = still."""
+    """sign of the expert's mean action over the next steps to the right, forward, up; 0 = still."""
     command: str
     """what the expert does with the gripper in these steps: open, close or keep."""
     waypoint: Cell | None
@@ -91,18 +93,25 @@ class EpisodeScenes:
         self.positions = {body: p for body, p in positions.items() if p is not None and body in named}
         hand = self.positions["gripper"]
         self.cells = {body: grid_cells(episode, camera, p, grid) for body, p in self.positions.items()}
-        offsets = {body: p - hand for body, p in self.positions.items() if body != "gripper"}
+        turn = matrix_of(episode.axes).T.astype(np.float32)
+        offsets = {body: (p - hand) @ turn for body, p in self.positions.items() if body != "gripper"}
         self.relations = {b: (np.sign(o) * (np.abs(o) > ALIGNED)).astype(int).tolist() for b, o in offsets.items()}
         self.distances = {body: np.linalg.norm(o, axis=1).tolist() for body, o in offsets.items()}
-        assert episode.privileged is not None
-        opening = episode.privileged[:, episode.privileged_names.index("gripper.opening")]
-        self.gripper = gripper_states(opening, self.distances.get("object"))
+        opening, holding, table = (_column(episode, name) for name in ("gripper.opening", "gripper.holding", "table.z"))
+        assert opening is not None
+        if holding is None and "object" in self.distances:
+            holding = (np.array(self.distances["object"]) < HELD) & (opening <= OPEN)
+        self.gripper = gripper_states(opening, holding)
+        self.heights = (hand[:, 2] - (0.0 if table is None else table)).tolist()
         self.uses_object = "object" in self.positions and names_object(episode)
         to_object = self.distances["object"] if self.uses_object else None
-        self.phases = phases(self.positions.get("object"), to_object, episode.success_step, self.length)
+        self.phases = phases(
+            self.positions.get("object"), to_object, self.gripper, episode.success_step, self.length
+        )  # fmt: skip
         mean = episode.chunks(horizon).mean(axis=1)
-        self.moves = (np.sign(mean[:, :3]) * (np.abs(mean[:, :3]) > STILL)).astype(int).tolist()
-        self.commands = gripper_commands(mean[:, -1], opening)
+        moved = mean[:, :3] @ turn
+        self.moves = (np.sign(moved) * (np.abs(moved) > STILL)).astype(int).tolist()
+        self.commands = gripper_commands(mean[:, -1], self.gripper)
         self.events = future_events(self._happening())
         self.trace_steps = [round(TRACE_HORIZONS * horizon * i / TRACE_POINTS) for i in range(1, TRACE_POINTS + 1)]
 
@@ -135,13 +144,20 @@ class EpisodeScenes:
             points={body: cell for body, column in cells.items() if (cell := column[t]) is not None},
             relations={body: tuple(column[t]) for body, column in self.relations.items()},
             distances={body: column[t] for body, column in self.distances.items()},
-            height=float(self.positions["gripper"][t, 2]), gripper=self.gripper[t], phase=self.phases[t],
+            height=self.heights[t], gripper=self.gripper[t], phase=self.phases[t],
             quarter=4 * t // self.length, move=tuple(self.moves[t]), command=self.commands[t],
             waypoint=cells["gripper"][t + WAYPOINT] if t + WAYPOINT < self.length else None,
             trace=self._trace(t),
             events={event: steps[t] for event, steps in self.events.items() if steps[t] > 0},
             target="goal" if to_goal else "object" if self.uses_object else "gripper",
         )
+
+
+def _column(episode: Episode, name: str) -> np.ndarray | None:
+    """[T] of the privileged state; None where it does not hold this."""
+    if episode.privileged is None or name not in episode.privileged_names:
+        return None
+    return episode.privileged[:, episode.privileged_names.index(name)]
 
 
 def names_object(episode: Episode) -> bool:
@@ -158,28 +174,29 @@ def grid_cells(episode: Episode, camera: str, positions: np.ndarray, grid: int) 
     return [(int(u), int(v)) if 0 <= u < grid and 0 <= v < grid else None for u, v in cells.tolist()]
 
 
-def gripper_states(opening: np.ndarray, to_object: list[float] | None) -> list[str]:
-    """[T] opening in [0, 1] and metres to the object -> open, closed or holding."""
-    held = np.array(to_object) < HELD if to_object is not None else np.zeros(len(opening), bool)
-    return ["open" if wide > OPEN else "holding" if close else "closed" for wide, close in zip(opening, held)]
+def gripper_states(opening: np.ndarray, holding: np.ndarray | None) -> list[str]:
+    """[T] opening in [0, 1] and whether something is held -> open, closed or holding."""
+    held = np.zeros(len(opening)) if holding is None else holding
+    return ["holding" if holds else "open" if wide > OPEN else "closed" for wide, holds in zip(opening, held)]
 
 
 def phases(
-    object_at: np.ndarray | None, to_object: list[float] | None, success_step: int | None, length: int
-) -> list[str]:
-    """reach (far from the object), grasp (at the object), move (the object has left its place), done."""
+    object_at: np.ndarray | None, to_object: list[float] | None, gripper: list[str], success_step: int | None,
+    length: int,
+) -> list[str]:  # fmt: skip
+    """reach (far from the object), grasp (at it, or holding it by its end), move (it has left its place), done."""
     names = np.full(length, "reach", dtype=object)
     if object_at is not None and to_object is not None:
-        names[np.array(to_object) < NEAR] = "grasp"
+        names[(np.array(to_object) < NEAR) | (np.array(gripper) == "holding")] = "grasp"
         names[np.linalg.norm(object_at - object_at[0], axis=1) > MOVED] = "move"
     if success_step is not None:
         names[success_step + 1 :] = "done"  # frame t precedes action t
     return names.tolist()
 
 
-def gripper_commands(mean: np.ndarray, opening: np.ndarray) -> list[str]:
-    """Mean gripper action of the next steps against the present opening -> open, close or keep."""
-    is_open = opening > OPEN
+def gripper_commands(mean: np.ndarray, states: list[str]) -> list[str]:
+    """Mean gripper action of the next steps against the present state -> open, close or keep."""
+    is_open = np.array(states) == "open"
     closing, opening_up = (mean > COMMAND) & is_open, (mean < -COMMAND) & ~is_open
     return ["close" if c else "open" if o else "keep" for c, o in zip(closing, opening_up)]
 

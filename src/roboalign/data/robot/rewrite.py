@@ -71,7 +71,7 @@ def start_writer(
     return LeRobotWriter(
         folder, fps=first.fps, cameras={name: (c.width, c.height) for name, c in first.cameras.items()},
         action_names=names, state_names=data.state_names or tuple(f"state_{i}" for i in range(width)),
-        privileged_names=first.privileged_names, action_space=space,
+        privileged_names=first.privileged_names, action_space=space, axes=first.axes,
     )  # fmt: skip
 
 
