@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-libero.lock")
 
+from roboalign.data.vqa.axes import KNOWN_AXES, matrix_of
 from roboalign.errors import RoboAlignError
 from roboalign.sim.collect import CollectConfig, EpisodeRecord, collect_episode
 from roboalign.sim.libero.demonstrations import (
@@ -34,15 +35,18 @@ def environment() -> Iterator[DemonstratedLiberoEnvironment]:
 @pytest.mark.parametrize(
     ("goals", "points"),
     [
-        ([["in", "milk_1", "basket_1_contain_region"]], {"object": "milk_1", "goal": "basket_1_contain_region"}),
-        ([["turnon", "flat_stove_1"]], {"object": "flat_stove_1"}),
+        ([["in", "milk_1", "basket_1_contain_region"]],
+         {"object": ("in", "milk_1"), "goal": ("", "basket_1_contain_region")}),
+        ([["turnon", "flat_stove_1"]], {"object": ("turnon", "flat_stove_1")}),
         ([["on", "pot_1", "stove_1"], ["on", "pot_2", "stove_1"]],
-         {"object": "pot_1", "object2": "pot_2", "goal": "stove_1"}),
+         {"object": ("on", "pot_1"), "object2": ("on", "pot_2"), "goal": ("", "stove_1")}),
         ([["in", "mug_1", "oven_1_inside"], ["close", "oven_1"]],
-         {"object": "mug_1", "object2": "oven_1", "goal": "oven_1_inside"}),
+         {"object": ("in", "mug_1"), "object2": ("close", "oven_1"), "goal": ("", "oven_1_inside")}),
+        ([["in", "bowl_1", "drawer"], ["close", "drawer"], ["on", "bowl_1", "top"]],
+         {"object": ("in", "bowl_1"), "object2": ("close", "drawer"), "goal": ("", "top")}),
     ],
 )  # fmt: skip
-def test_the_points_of_a_goal(goals: list[list[str]], points: dict[str, str]) -> None:
+def test_the_points_of_a_goal(goals: list[list[str]], points: dict[str, tuple[str, str]]) -> None:
     assert goal_points(goals) == points
 
 
@@ -65,8 +69,16 @@ def test_a_demonstration_is_solved_complete_and_replays_in_the_measured_environm
     assert {name: frames.shape for name, frames in record.frames.items()} == dict.fromkeys(
         BENCHMARK.cameras, (length, SIZE, SIZE, 3)
     )
-    assert record.privileged.shape == (length, len(record.privileged_names)) == (length, 10)
-    assert record.nouns == {"object": "alphabet soup", "goal": "basket contain region"}
+    assert record.privileged.shape == (length, len(record.privileged_names)) == (length, 12)
+    assert record.nouns.keys() == {"object", "goal", "scene"}
+    assert (record.nouns["object"], record.nouns["goal"]) == ("alphabet soup", "basket")
+    assert {"alphabet soup", "basket"} < {*record.nouns["scene"].split(", ")}
+    # The fingers hold the soup exactly while it is off the floor: the hand lifts nothing else here.
+    columns = dict(zip(record.privileged_names, record.privileged.T, strict=True))
+    lifted = columns["object.z"] > columns["object.z"][0] + 0.01
+    assert lifted.sum() > 20 and columns["gripper.holding"][lifted].mean() > 0.9
+    assert columns["gripper.holding"][:20].sum() == 0 and (columns["gripper.opening"][:20] > 0.9).all()
+    assert np.ptp(columns["table.z"]) == 0 and abs(columns["table.z"][0]) < 0.005  # libero_object stands on the floor
     # The label was executed (no noise): the same actions solve the episode where policies are measured.
     measured = Libero("libero_object", CONFIG).make(SOUP)
     measured.reset(FIRST_PLACEMENT)
@@ -85,6 +97,15 @@ def test_the_projection_shows_where_an_object_is(environment: DemonstratedLibero
     projection = turned.camera_geometry()["agentview"].projection
     assert projection is not None and turned.camera_geometry()["wrist"].projection is None
     u, v, depth = projection @ point
+    # The robot's right is on the right of the image that is turned, forward is towards the camera.
+    right, forward, up = matrix_of(KNOWN_AXES[BENCHMARK.action_space])  # rows: these directions in x, y, z
+    moved = {
+        way: projection @ (point + np.append(0.05 * towards, 0))
+        for way, towards in (("right", right), ("forward", forward), ("up", up))
+    }
+    assert np.sign(moved["right"][0] / moved["right"][2] - u / depth) == (1 if rotate else -1)
+    falls = {way: np.sign(w[1] / w[2] - v / depth) for way, w in moved.items()}  # 1: lower in the image
+    assert (falls["forward"], falls["up"]) == ((1, -1) if rotate else (-1, 1))
     before = turned.render()["agentview"].astype(int)
     joint = turned.simulation.objects_dict["alphabet_soup_1"].joints[-1]
     turned.data.joint(joint).qpos[2] -= 5.0

@@ -10,7 +10,9 @@ from roboalign.errors import RoboAlignError
 from roboalign.sim.base import Task
 from roboalign.sim.libero.environment import FIRST_PLACEMENT, Libero, LiberoEnvironment
 from roboalign.sim.libero.experts import make_expert
-from roboalign.sim.libero.experts.scene import Scene
+from roboalign.sim.libero.experts.fixtures import handle
+from roboalign.sim.libero.experts.scene import Floats, Scene
+from roboalign.sim.libero.nouns import Goal, instances, point_noun, scene_nouns
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import find_task
 
@@ -49,7 +51,9 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
     def __init__(self, task: Task, config: LiberoConfig) -> None:
         super().__init__(task, config)
         self.points = goal_points(self._scene.goals())
-        self.task = Task(task.name, task.instruction, {point: _words(name) for point, name in self.points.items()})
+        kinds = instances(self.simulation.parsed_problem)
+        nouns = {point: point_noun(name, predicate, kinds) for point, (predicate, name) in self.points.items()}
+        self.task = Task(task.name, task.instruction, {**nouns, "scene": scene_nouns(kinds)})
 
     def reset(self, seed: int) -> None:
         """Start the placement of `seed`. Raises RoboAlignError for a stored initial state."""
@@ -59,6 +63,9 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
                 fix=f"use seeds from {FIRST_PLACEMENT} on for demonstrations",
             )  # fmt: skip
         super().reset(seed)
+        # What stands lowest stands on the table, whose surface LIBERO's workspace_offset misses by up to 4 cm.
+        geoms = [geom for name in self.simulation.objects_dict for geom in self._scene.geoms(name)]
+        self._table = float(self._scene.points(geoms)[:, 2].min())
 
     def expert(self) -> Callable[[], np.ndarray]:
         """The scripted expert of the current episode; float32 [7] in [-1, 1]."""
@@ -66,14 +73,19 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
 
     @property
     def privileged_names(self) -> tuple[str, ...]:
-        """gripper.x, .y, .z, gripper.opening, then x, y and z of each of `points`."""
+        """gripper.x, .y, .z, .opening, .holding, table.z, then x, y and z of each of `points`."""
         return _names(self.points)
 
     def privileged(self) -> np.ndarray:
-        """float32 [P], metres; the opening from 0 (closed) to 1 (8 cm between the fingertips)."""
+        """float32 [P], world coordinates in metres; the opening from 0 (closed) to 1 (8 cm between the fingertips).
+
+        `gripper.holding` is 1 where both fingers touch one thing. An object, or a target that is one, is at the middle
+        of its collision boxes; a drawer to open or close at its handle, a knob or a door at the middle of what turns.
+        `table.z` is the height of the table's surface.
+        """
         scene = self._scene
-        positions = [scene.position(name) for name in self.points.values()]
-        return np.hstack([scene.hand()[0], scene.opening() / 0.08, *positions]).astype(np.float32)
+        gripper = [*scene.hand()[0], scene.opening() / 0.08, scene.held() is not None, self._table]
+        return np.hstack([gripper, *(position(scene, *point) for point in self.points.values())]).astype(np.float32)
 
     @functools.cached_property
     def _scene(self) -> Scene:
@@ -82,20 +94,26 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
 
 def _names(points: Iterable[str]) -> tuple[str, ...]:
     axes = tuple(f"{point}.{axis}" for point in points for axis in "xyz")
-    return ("gripper.x", "gripper.y", "gripper.z", "gripper.opening", *axes)
+    return ("gripper.x", "gripper.y", "gripper.z", "gripper.opening", "gripper.holding", "table.z", *axes)
 
 
-def goal_points(goals: list[list[str]]) -> dict[str, str]:
-    """The task's points by the names that questions use: `object`, `object2` and `goal` -> body or region.
+def goal_points(goals: Iterable[Goal]) -> dict[str, tuple[str, str]]:
+    """`object`, `object2` and `goal`, as questions call the task's points -> (predicate, body or region).
 
-    The first two bodies that the goal is about, and the target of the last predicate that has one.
+    The first two bodies that the goal is about, with what is first to be done with them, and the target of the last
+    predicate that has one, of which nothing is asked (predicate "").
     """
-    bodies = list(dict.fromkeys(goal[1] for goal in goals))
+    goals = list(goals)
+    bodies = {goal[1]: goal[0] for goal in reversed(goals)}
+    first = list(dict.fromkeys(goal[1] for goal in goals))[:2]
     targets = [goal[2] for goal in goals if len(goal) > 2]
-    points = dict(zip(_POINTS, bodies[:2], strict=False))
-    return points | ({"goal": targets[-1]} if targets else {})
+    points = {point: (bodies[name], name) for point, name in zip(_POINTS, first, strict=False)}
+    return points | ({"goal": ("", targets[-1])} if targets else {})
 
 
-def _words(name: str) -> str:
-    """`alphabet_soup_1` -> `alphabet soup`; `wooden_cabinet_1_top_region` -> `wooden cabinet top region`."""
-    return " ".join(word for word in name.split("_") if not word.isdigit())
+def position(scene: Scene, predicate: str, name: str) -> Floats:
+    """Where the point of a goal is, [3] world, metres: see `DemonstratedLiberoEnvironment.privileged`."""
+    if predicate in ("open", "close", "turnon", "turnoff"):
+        joint = scene.joint_of(name)
+        return handle(scene, joint) if scene.is_drawer(name) else scene.middle(scene.moved_by(joint))
+    return scene.middle(scene.geoms(name)) if name in scene.simulation.objects_dict else scene.position(name)

@@ -44,15 +44,15 @@ def turn_knob(scene: Scene, fixture: str) -> Motion:
 def open_drawer(scene: Scene, region: str, distance: float) -> Motion:
     """Grasp a drawer's handle from the front, the fingers above and below the bar, and pull it by `distance` metres."""
     joint = scene.joint_of(region)
-    inwards, handle = scene.joint(joint).axis, _handle(scene, joint)
+    inwards, grip_at = scene.joint(joint).axis, handle(scene, joint)
     approach = np.cos(PULL_TILT) * inwards - np.sin(PULL_TILT) * UP
     across = np.cross(UP, inwards) * (np.sign(inwards[1]) or 1.0) * -1.0
     orientation = np.column_stack([np.cross(across, approach), across, approach])
-    front = handle - 0.1 * approach
+    front = grip_at - 0.1 * approach
     above = np.array([*front[:2], max(front[2], scene.hand()[0][2])])
     yield from move(scene, lambda: above, orientation, OPEN, tolerance=0.03, limit=120)
     yield from move(scene, lambda: front, orientation, OPEN, tolerance=0.015, limit=60)
-    yield from move(scene, lambda: handle, orientation, OPEN, speed=0.4, limit=60)
+    yield from move(scene, lambda: grip_at, orientation, OPEN, speed=0.4, limit=60)
     yield from grip(scene, CLOSED)
     yield from drive_joint(scene, joint, -distance, 18)
     yield from grip(scene, OPEN, 8)
@@ -64,11 +64,11 @@ def open_drawer(scene: Scene, region: str, distance: float) -> Motion:
 def close_drawer(scene: Scene, region: str) -> Motion:
     """Push a drawer shut by its handle with the closed fingers, the hand leaning away from the cabinet."""
     joint = scene.joint_of(region)
-    inwards, handle = scene.joint(joint).axis, _handle(scene, joint)
+    inwards, grip_at = scene.joint(joint).axis, handle(scene, joint)
     approach = np.cos(PUSH_TILT) * inwards - np.sin(PUSH_TILT) * UP
     closing = np.cross(UP, inwards)
     orientation = np.column_stack([closing, np.cross(approach, closing), approach])
-    front = handle - 0.06 * inwards
+    front = grip_at - 0.06 * inwards
     yield from move(scene, lambda: front + np.array([0, 0, 0.15]), orientation, CLOSED, tolerance=0.02, limit=120)
     yield from move(scene, lambda: front, orientation, CLOSED, tolerance=0.015, limit=60)
     yield from move(scene, lambda: front + PUSH * inwards, orientation, CLOSED, speed=0.5, limit=60)
@@ -77,7 +77,7 @@ def close_drawer(scene: Scene, region: str) -> Motion:
     return (yield from rise(scene, OPEN, 0.15))
 
 
-def _handle(scene: Scene, joint: str) -> Floats:
+def handle(scene: Scene, joint: str) -> Floats:
     """Centre [3] of the handle: the box of the drawer that stands out farthest."""
     boxes = scene.moved_by(joint)
     centres = np.array([scene.data.geom_xpos[box] for box in boxes])

@@ -12,6 +12,8 @@ Floats = NDArray[np.float64]
 
 SPACING = 0.005
 """Metres between the points by which a collision box is represented."""
+WIDE_OPEN = 0.075
+"""Distance between the fingertips, metres, above which they hold nothing: they may touch the walls of a basket."""
 _ROBOT = ("robot0", "gripper0", "mount0")
 
 
@@ -35,6 +37,14 @@ class Scene:
         self._hand = simulation.robots[0].eef_site_id
         self._owner = [self._root(int(body)) for body in self.model.geom_bodyid]
         self._solid = [geom for geom in range(self.model.ngeom) if self._is_solid(geom)]
+        self._fingers = [
+            {
+                geom
+                for geom in range(self.model.ngeom)
+                if str(self.model.geom(geom).name).startswith(f"gripper0_finger{side}_")
+            }
+            for side in (1, 2)
+        ]
         self._local = {geom: _box_points(self.model.geom_size[geom]) for geom in self._solid}
 
     @property
@@ -72,6 +82,17 @@ class Scene:
         fingers = [self.data.joint(f"gripper0_finger_joint{side}").qpos[0] for side in (1, 2)]
         return float(fingers[0] - fingers[1])
 
+    def held(self) -> str | None:
+        """What both fingers touch, by its root body's name; nothing where they are wide open, and never a table."""
+        if self.opening() > WIDE_OPEN:
+            return None
+        touched: tuple[set[str], set[str]] = (set(), set())
+        for geoms in self.data.contact.geom:
+            owners = [self._owner[geom] for geom in geoms]
+            for finger, things in zip(self._fingers, touched, strict=True):
+                things.update(owner for owner, geom in zip(owners, reversed(geoms), strict=True) if geom in finger)
+        return min(touched[0] & touched[1] & {self._owner[geom] for geom in self._solid}, default=None)
+
     def position(self, name: str) -> Floats:
         """Origin [3] of an object's body, or centre of a region."""
         if name in self.simulation.obj_body_id:
@@ -82,6 +103,13 @@ class Scene:
         """Collision boxes of an object or fixture, all its parts."""
         root = self._root(self.simulation.obj_body_id[name])
         return [geom for geom in self._solid if self._owner[geom] == root]
+
+    def middle(self, geoms: Sequence[int]) -> Floats:
+        """Middle [3] of the smallest upright box around collision boxes."""
+        centres = self.data.geom_xpos[geoms]
+        turns = np.abs(self.data.geom_xmat[geoms].reshape(-1, 3, 3))
+        reach = (turns @ self.model.geom_size[geoms][..., None])[..., 0]
+        return np.asarray(((centres - reach).min(axis=0) + (centres + reach).max(axis=0)) / 2)
 
     def points(self, geoms: Sequence[int]) -> Floats:
         """Points [N, 3] on the surfaces of collision boxes."""
