@@ -11,6 +11,8 @@ from roboalign.sim.instructions import HELD_OUT, TRAIN
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
+TO_ALIGN = ("collect: {align_benchmark: libero_90, align: {first_seed: 1000}, downstream: {first_seed: 1000}, "
+            "align_tasks: [libero_90/x]")
 LIBERO = "collect: {benchmark: libero_goal, downstream_tasks: all, downstream: {first_seed: 1000}"
 
 
@@ -107,6 +109,13 @@ def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, p
         (f"{LIBERO}}}\nrollout: {{max_steps: 99}}", ["rollout.max_steps", "collect.libero.max_steps"]),
         (f"{LIBERO}}}\nrollout: {{episodes: 51}}", ["rollout.episodes is 51", "50 stored"]),
         (f"{LIBERO}}}\ntokenizer: {{horizon: 4}}", ["replan_every 5", "tokenizer.horizon 4"]),
+        (f"{TO_ALIGN}, align_tasks: ml45}}", ["'assembly-v3'", "not of libero_90"]),
+        (f"{TO_ALIGN}, align: {{first_seed: 0}}}}", ["align.first_seed is 0", "from 1000 on"]),
+        (f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: all}}", ["`all` are also align_tasks of libero_90"]),
+        (f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: [libero_90/x]}}",
+         ["['libero_90/x'] are in align_tasks and in downstream_tasks"]),
+        (f"{TO_ALIGN}}}", ["mix.camera 'workspace'", "collect.libero.cameras"]),
+        (f"{TO_ALIGN}}}\nmix: {{camera: wrist}}", ["`wrist` moves", "`agentview`"]),
         ("seeds: [1, 1]", ["seeds names something twice"]),
         ("seeds: [-1]", ["0 or more"]),
         ("arms: []", ["arms is empty"]),

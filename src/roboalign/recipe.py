@@ -56,10 +56,12 @@ class DemonstrationsConfig(Config):
     """Demonstrations by scripted experts. Alignment and downstream tasks are disjoint."""
 
     benchmark: BenchmarkName = "metaworld"
-    """Where the head is trained and the policy measured: Meta-World or a suite of LIBERO. Alignment demonstrations are
-    Meta-World's (or a mixture's)."""
+    """Where the head is trained and the policy measured: Meta-World or a suite of LIBERO."""
+    align_benchmark: BenchmarkName = "metaworld"
+    """Where the alignment demonstrations come from (where no mixture gives them): questions, action tokens and their
+    FAST tokenizer are of its robot, and `mix.camera` is one of its cameras."""
     align_tasks: tuple[str, ...] | Literal["ml45"] = "ml45"
-    """Tasks whose demonstrations align the MLLM; `ml45` is ML45's 45 training tasks."""
+    """Tasks of `align_benchmark` whose demonstrations align the MLLM; `ml45` is ML45's 45 training tasks."""
     downstream_tasks: tuple[str, ...] | Literal["all"] = HELD_OUT
     """Tasks of `benchmark` on which the head is trained and the policy measured, none of them an alignment task; `all`
     is every task of a LIBERO suite, whose tasks are called like `libero_object/pick_up_the_milk_and_...`."""
@@ -80,6 +82,14 @@ class DemonstrationsConfig(Config):
         """The alignment tasks by name."""
         return TRAIN if self.align_tasks == "ml45" else self.align_tasks
 
+    def align_cameras(self) -> tuple[str, ...]:
+        """The cameras of the alignment demonstrations."""
+        return self.world.cameras if self.align_benchmark == "metaworld" else self.libero.cameras
+
+    def align_image_size(self) -> int:
+        """Width and height of their images, pixels."""
+        return self.world.image_size if self.align_benchmark == "metaworld" else self.libero.image_size
+
     def downstream_names(self) -> tuple[str, ...]:
         """The downstream tasks by name. Raises RoboAlignError where `all` asks for LIBERO and it is not installed."""
         if self.downstream_tasks == "all":
@@ -93,8 +103,13 @@ class DemonstrationsConfig(Config):
             self._require_metaworld()
         else:
             self._require_libero()
-        if unknown := sorted({*self.align_names()} - set(TASKS)):
+        if self.align_benchmark != "metaworld":
+            self._require_libero_to_align()
+        elif unknown := sorted({*self.align_names()} - set(TASKS)):
             raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
+        named = () if self.downstream_tasks == "all" else self.downstream_tasks
+        if both := sorted({*self.align_names()} & {*named}):
+            raise ValueError(f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one")
         for settings in (self.align, self.downstream):
             after_last = settings.first_seed + settings.episodes_per_task * settings.attempts
             if settings.first_seed < 0 or after_last > ROLLOUT_SEEDS:
@@ -108,8 +123,6 @@ class DemonstrationsConfig(Config):
         _require_distinct("downstream_tasks", self.downstream_tasks)
         if unknown := sorted({*self.downstream_tasks} - set(TASKS)):
             raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
-        if both := sorted({*self.align_names()} & {*self.downstream_tasks}):
-            raise ValueError(f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one")
         if unknown := sorted({*self.head_cameras} - {*self.world.cameras}):
             raise ValueError(f"head_cameras {unknown} are not among world.cameras {list(self.world.cameras)}")
 
@@ -124,6 +137,17 @@ class DemonstrationsConfig(Config):
                              f"seeds from {FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)")
         if unknown := sorted({*self.head_cameras} - {*self.libero.cameras}):
             raise ValueError(f"head_cameras {unknown} are not among libero.cameras {list(self.libero.cameras)}")
+
+
+    def _require_libero_to_align(self) -> None:
+        suite = self.align_benchmark
+        if other := [task for task in self.align_names() if not task.startswith(f"{suite}/")]:
+            raise ValueError(f"align_tasks {other[:3]} are not of {suite}; name tasks that are called {suite}/...")
+        if suite == self.benchmark and self.downstream_tasks == "all":
+            raise ValueError(f"downstream_tasks `all` are also align_tasks of {suite}; name those that do not align")
+        if self.align.first_seed < FIRST_PLACEMENT:
+            raise ValueError(f"align.first_seed is {self.align.first_seed}, and LIBERO's demonstrations use seeds from "
+                             f"{FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)")
 
 
 class TokenizerConfig(Config):
@@ -222,9 +246,13 @@ class Recipe(Config):
             raise ValueError(f"seeds are 0 or more, not {min(self.seeds)}")
         if self.collect.benchmark != "metaworld":
             self._require_the_protocol()
-        if self.mix.camera not in self.collect.world.cameras:
-            raise ValueError(f"mix.camera {self.mix.camera!r} is not among collect.world.cameras "
-                             f"{list(self.collect.world.cameras)}")
+        if self.mix.camera not in self.collect.align_cameras():
+            place = "world" if self.collect.align_benchmark == "metaworld" else "libero"
+            raise ValueError(f"mix.camera {self.mix.camera!r} is not among collect.{place}.cameras "
+                             f"{list(self.collect.align_cameras())}")
+        if self.mix.camera == "wrist":
+            raise ValueError("mix.camera `wrist` moves with the hand, and questions about points of the image need a "
+                             "camera that stands still; give `agentview`")
         if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
             raise ValueError(f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
                              f"{self.backbone.tiny.depth}")

@@ -81,7 +81,7 @@ class Experts:
 
 
 def collect(folder: Path, experts: Experts, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(stage, "MetaWorld", World)
+    monkeypatch.setattr(stage, "alignment_benchmark", lambda recipe: World())
     monkeypatch.setattr(stage, "demonstrated_benchmark", lambda recipe: World())
     monkeypatch.setattr(stage, "collect_episodes", experts.collect)
     return stage.collect(context(folder, "collect", RECIPE))

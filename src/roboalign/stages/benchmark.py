@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from roboalign.recipe import ROLLOUT_SEEDS, Recipe
+from roboalign.recipe import ROLLOUT_SEEDS, BenchmarkName, Recipe
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.libero.environment import Libero
 from roboalign.sim.libero.protocol import departures
@@ -18,12 +18,29 @@ def measured_benchmark(recipe: Recipe) -> Benchmark:
 
 def demonstrated_benchmark(recipe: Recipe) -> DemonstratedBenchmark:
     """Where the downstream demonstrations come from: the same benchmark, with its experts."""
-    config = recipe.collect
-    if config.benchmark == "metaworld":
-        return MetaWorld(config.world)
+    return _with_experts(recipe, recipe.collect.benchmark)
+
+
+def alignment_benchmark(recipe: Recipe) -> DemonstratedBenchmark:
+    """Where the alignment demonstrations come from.
+
+    Raises RoboAlignError where questions about a task of LIBERO would have no one right answer.
+    """
+    benchmark = _with_experts(recipe, recipe.collect.align_benchmark)
+    if recipe.collect.align_benchmark != "metaworld":
+        from roboalign.sim.libero.nouns import require_alignable
+
+        for task in recipe.collect.align_names():
+            require_alignable(task)
+    return benchmark
+
+
+def _with_experts(recipe: Recipe, name: BenchmarkName) -> DemonstratedBenchmark:
+    if name == "metaworld":
+        return MetaWorld(recipe.collect.world)
     from roboalign.sim.libero.demonstrations import DemonstratedLibero
 
-    return DemonstratedLibero(config.benchmark, config.libero)
+    return DemonstratedLibero(name, recipe.collect.libero)
 
 
 def evaluation_episodes(recipe: Recipe) -> list[tuple[str, int]]:
@@ -51,7 +68,9 @@ def head_cameras(recipe: Recipe) -> tuple[str, ...]:
     """The cameras that the head is shown, in their order."""
     if recipe.collect.head_cameras:
         return recipe.collect.head_cameras
-    return (recipe.mix.camera,) if recipe.collect.benchmark == "metaworld" else recipe.collect.libero.cameras[:1]
+    config = recipe.collect
+    cameras: tuple[str, ...] = config.world.cameras if config.benchmark == "metaworld" else config.libero.cameras
+    return (recipe.mix.camera,) if recipe.mix.camera in cameras else cameras[:1]
 
 
 def protocol_record(recipe: Recipe) -> dict[str, Any]:

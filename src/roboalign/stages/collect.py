@@ -8,14 +8,14 @@ from typing import Any
 from roboalign.data.episode import Camera
 from roboalign.data.lerobot_writer import LeRobotWriter
 from roboalign.data.robot.known import known_space
+from roboalign.data.vqa.axes import KNOWN_AXES
 from roboalign.errors import RoboAlignError
 from roboalign.files import append_jsonl, read_jsonl, write_json
 from roboalign.recipe import cores
 from roboalign.sim.base import DemonstratedBenchmark
 from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord
 from roboalign.sim.collect import collect as collect_episodes
-from roboalign.sim.metaworld import MetaWorld
-from roboalign.stages.benchmark import demonstrated_benchmark
+from roboalign.stages.benchmark import alignment_benchmark, demonstrated_benchmark
 from roboalign.stages.stage import Context
 
 
@@ -24,7 +24,8 @@ def collect(context: Context) -> dict[str, Any]:
     config = context.recipe.collect
     table: dict[str, dict[str, int]] = {}
     if context.recipe.mixture is None:  # else SFT and RL learn from what is given
-        table |= _collect_set(context.folder / "align", config.align_names(), MetaWorld(config.world), config.align)
+        benchmark = alignment_benchmark(context.recipe)
+        table |= _collect_set(context.folder / "align", config.align_names(), benchmark, config.align)
     benchmark = demonstrated_benchmark(context.recipe)
     table |= _collect_set(context.folder / "downstream", config.downstream_names(), benchmark, config.downstream)
     write_json(context.folder / "experts.json", table)
@@ -39,7 +40,7 @@ def _collect_set(
     writer = LeRobotWriter(
         folder, fps=benchmark.fps, robot_type=benchmark.robot_type, action_names=benchmark.action_names,
         state_names=benchmark.state_names, privileged_names=benchmark.privileged_names(tasks), episodes_per_file=10,
-        action_space=known_space(benchmark.action_space),
+        action_space=known_space(benchmark.action_space), axes=KNOWN_AXES[benchmark.action_space],
         cameras=dict.fromkeys(benchmark.cameras, (benchmark.image_size, benchmark.image_size)),
     )
     log = folder / "attempts.jsonl"

@@ -23,6 +23,7 @@ from roboalign.stages.benchmark import evaluation_episodes, simulator_packages
 MEANING = ("collect.benchmark", "collect.world", "collect.libero", "collect.head_cameras", "mix.camera",
            "rollout.max_steps", "rollout.replan_every")
 """Keys of a recipe that must agree: what the world is, what a policy is shown of it and how often, and how long."""
+ALIGNMENTS = ("collect.world", "mix.camera")  # of these on LIBERO: there they are of what the MLLM was aligned on
 EPISODES = ("collect.downstream_tasks", "rollout.episodes", "seeds")  # these are compared episode by episode
 MIN_TASKS = 8  # a bootstrap of fewer tasks gives intervals that are far too narrow
 NEUTRAL = ("name", "arms", "parallel", "rollout.batch_size")  # change no outcome
@@ -52,7 +53,7 @@ def compare(runs: Sequence[str], arms: Sequence[str] = (), seeds: Sequence[int] 
     pair |= {"tasks": len({row["task"] for row in before.records}),
              "by_training_seed": _by_training_seed(before, after), "by_state": asdict(_by_state(before, after))}
     other = [{"key": key, "before": a, "after": b} for key, a, b in differences(before.recipe, after.recipe)
-             if not _below(key, (*MEANING, *EPISODES, *NEUTRAL))]  # fmt: skip
+             if not _below(key, (*_meaning(before.recipe), *EPISODES, *NEUTRAL))]  # fmt: skip
     result = {**table, "pair": pair, "recipes_differ_in": other, "versions": [_versions(before), _versions(after)]}
     return json.dumps(result, indent=2) if as_json else format_compared(result)
 
@@ -90,10 +91,15 @@ def differences(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
 def refuse_other_settings(before: Side, after: Side) -> None:
     """Raises RoboAlignError that names every setting of benchmark and rollout in which the two differ."""
     found = [f"`{key}` is {a!r} and {b!r}" for key, a, b in differences(before.recipe, after.recipe)
-             if _below(key, MEANING)]
+             if _below(key, _meaning(before.recipe))]
     if found:
         raise RoboAlignError(f"not measured alike: {'; '.join(found)}", where=f"{before.folder} and {after.folder}",
                              fix="run one of them again under the settings of the other")
+
+
+def _meaning(recipe: Recipe) -> tuple[str, ...]:
+    metaworld = recipe.collect.benchmark == "metaworld"
+    return MEANING if metaworld else tuple(key for key in MEANING if key not in ALIGNMENTS)
 
 
 def refuse_other_episodes(before: Side, after: Side) -> None:

@@ -43,7 +43,7 @@ class Assumptions(Config):
     usable: float = Field(0.92, gt=0, le=1)
     """Share of the GPU's memory that tensors may take; the rest is for CUDA and for gaps between them."""
     image_tokens: int = Field(0, ge=0)
-    """Tokens of an image; 0: what the backbone's processor makes of one of `collect.world.image_size` pixels."""
+    """Tokens of an image; 0: what the backbone's processor makes of one of the alignment's size."""
     question_tokens: float = Field(45, gt=0)
     """Tokens of a question, chat template included."""
     answer_tokens: float = Field(40, gt=0)
@@ -126,7 +126,7 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
 
     Raises RoboAlignError where there is neither, and where the model has no layer `backbone.layer`.
     """
-    source, size = recipe.backbone.source, recipe.collect.world.image_size
+    source, size = recipe.backbone.source, recipe.collect.align_image_size()
     preset = preset_of(source)
     if source == "train":
         tiny = recipe.backbone.tiny

@@ -99,7 +99,7 @@ def describe_plan(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, pr
 
 
 def _title(recipe: Recipe, model: Model, gpu: Gpu, count: int, usable: float) -> str:
-    b, pixels = model.numbers, recipe.collect.world.image_size
+    b, pixels = model.numbers, recipe.collect.align_image_size()
     image = f"an image of {pixels} x {pixels} pixels is {model.image_tokens} tokens"
     return (
         f"{recipe.name} on {count} x {gpu.name} ({size(gpu.memory)} each, {size(usable)} of it usable)\n"
