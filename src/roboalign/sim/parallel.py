@@ -1,13 +1,18 @@
-"""Episodes spread over processes, so that a dead worker costs its episodes a retry and nobody else anything."""
+"""Episodes spread over workers, so that a dead worker costs its episodes a retry and nobody else anything.
+
+The queue knows of a worker only what `Worker` says. Here a worker is a process of this machine; those of other machines
+are in `sim.cluster`.
+"""
 
 import contextlib
 import multiprocessing
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Generic, Protocol, TypeVar
 
 from roboalign.errors import RoboAlignError
 from roboalign.processes import die_with_parent
@@ -17,14 +22,42 @@ from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, RolloutCo
 
 EpisodeKey = tuple[str, int]
 """(task, seed)."""
+Message = EpisodeResult | RoboAlignError | str
+"""What a worker sends: a result, or last the error that ended it; a str is another exception's traceback."""
 
 
-@dataclass
-class _Worker:
-    process: SpawnProcess
-    pipe: Connection
-    open: list[EpisodeKey] = field(default_factory=list)
+class WorkerDied(Exception):
+    """A worker is no more; the text says how it ended."""
+
+
+class Worker(Protocol):
+    """One of those that share the queue."""
+
+    open: list[EpisodeKey]
     """Episodes handed over whose results have not come back."""
+    ready: bool
+    """Whether a batch may be handed over; a worker for which there is no room yet keeps none from the others."""
+
+    def give(self, batch: list[EpisodeKey]) -> None:
+        """Hand over a batch. Where the worker has just died, `take` says so."""
+
+    def take(self) -> Iterator[Message]:
+        """What it has sent by now, without waiting. Raises WorkerDied after the last message of a dead one."""
+
+    def stop(self) -> None:
+        """End it, whatever it is doing."""
+
+
+AnyWorker = TypeVar("AnyWorker", bound=Worker)
+
+
+@dataclass(frozen=True)
+class Site(Generic[AnyWorker]):
+    """Where workers are: how many there may be, how one is started, and how to wait until any has something to say."""
+
+    limit: int
+    start: Callable[[], AnyWorker]
+    wait: Callable[[Sequence[AnyWorker]], None]
 
 
 def evaluate_parallel(
@@ -44,32 +77,41 @@ def evaluate_parallel(
     `make_act` or in the policy stops everything and is raised here; any other exception, as a RuntimeError that carries
     its traceback.
     """
-    batches = _batches(episodes, config.batch_size, workers)
-    retried: set[EpisodeKey] = set()
-    crew: list[_Worker] = []
+    site = Site(workers, lambda: _LocalWorker(*_start(make_act, benchmark, config)), _wait)
     with Progress("evaluate", total=len(episodes)) as progress:
 
         def finish(result: EpisodeResult) -> None:
             on_result(result)
             progress.advance(note=result.task)
 
-        try:
-            while batches or any(worker.open for worker in crew):
-                while batches and len(crew) < workers:
-                    crew.append(_start(make_act, benchmark, config))
-                for worker in crew:
-                    if not worker.open and batches:
-                        _hand_over(worker, batches.popleft())
-                wait([worker.pipe for worker in crew])
-                for worker in list(crew):
-                    if not _take_results(worker, finish):
-                        crew.remove(worker)
-                        _redistribute(worker, batches, retried, finish)
-        finally:
+        run_queue(site, episodes, config.batch_size, finish)
+
+
+def run_queue(
+    site: Site[AnyWorker], episodes: Sequence[EpisodeKey], batch_size: int, finish: Callable[[EpisodeResult], None]
+) -> None:
+    """`finish` every episode once, by the workers of `site`. Raises what `evaluate_parallel` raises."""
+    batches = _batches(episodes, batch_size, site.limit)
+    retried: set[EpisodeKey] = set()
+    crew: list[AnyWorker] = []
+    try:
+        while batches or any(worker.open for worker in crew):
+            while len(crew) < site.limit and sum(not worker.open for worker in crew) < len(batches):
+                crew.append(site.start())
             for worker in crew:
-                worker.pipe.close()
-                worker.process.terminate()
-                worker.process.join()
+                if worker.ready and not worker.open and batches:
+                    worker.open = batches.popleft()
+                    worker.give(worker.open)
+            site.wait(crew)
+            for worker in list(crew):
+                try:
+                    _take_results(worker, finish)
+                except WorkerDied as end:
+                    crew.remove(worker)
+                    _redistribute(worker.open, str(end), batches, retried, finish)
+    finally:
+        for worker in crew:
+            worker.stop()
 
 
 def _batches(episodes: Sequence[EpisodeKey], size: int, workers: int) -> deque[list[EpisodeKey]]:
@@ -79,65 +121,104 @@ def _batches(episodes: Sequence[EpisodeKey], size: int, workers: int) -> deque[l
     return deque(ordered[start : start + size] for start in range(0, len(ordered), size))
 
 
-def _start(make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, make_act, benchmark, config), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
+def _take_results(worker: Worker, finish: Callable[[EpisodeResult], None]) -> None:
+    for message in worker.take():
+        result = result_of(message)
+        worker.open = [key for key in worker.open if key != (result.task, result.seed)]
+        finish(result)
 
 
-def _hand_over(worker: _Worker, batch: list[EpisodeKey]) -> None:
-    worker.open = batch
-    # A worker that has just died cannot take it; the end of its pipe is read next, and the batch redistributed.
-    with contextlib.suppress(OSError):
-        worker.pipe.send(batch)
-
-
-def _take_results(worker: _Worker, finish: Callable[[EpisodeResult], None]) -> bool:
-    """Take what the worker has sent; False where it has died. Raises the policy's RoboAlignError, or RuntimeError."""
-    try:
-        while worker.pipe.poll():
-            message = worker.pipe.recv()
-            if isinstance(message, RoboAlignError):
-                raise message
-            if isinstance(message, str):
-                raise RuntimeError(f"the policy failed in a rollout worker:\n{message}")
-            worker.open = [key for key in worker.open if key != (message.task, message.seed)]
-            finish(message)
-    except (EOFError, OSError):
-        worker.process.join()
-        return False
-    return True
+def result_of(message: Message) -> EpisodeResult:
+    """The result that a message is. Raises the policy's RoboAlignError, or RuntimeError with another's traceback."""
+    if isinstance(message, RoboAlignError):
+        raise message
+    if isinstance(message, str):
+        raise RuntimeError(f"the policy failed in a rollout worker:\n{message}")
+    return message
 
 
 def _redistribute(
-    worker: _Worker,
+    episodes: Sequence[EpisodeKey],
+    end: str,
     batches: deque[list[EpisodeKey]],
     retried: set[EpisodeKey],
     finish: Callable[[EpisodeResult], None],
 ) -> None:
     """A dead worker's open episodes run again, each alone; those that had their second chance are crashes."""
-    for task, seed in worker.open:
+    for task, seed in episodes:
         if (task, seed) in retried:
-            crash = f"the rollout process died twice (exit code {worker.process.exitcode})"
+            crash = f"the rollout process died twice ({end})"
             finish(EpisodeResult(task, seed, success=False, steps=0, crash=crash, seconds=0.0))
         else:
             retried.add((task, seed))
             batches.append([(task, seed)])
 
 
-def _work(pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig) -> None:
-    die_with_parent()
+def work(
+    make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig, batches: Iterable[list[EpisodeKey]]
+) -> Iterator[Message]:
+    """What every worker does, wherever it is: load the policy, run the batches, and say what failed, if anything."""
     try:
         act, pool = make_act(), EnvironmentPool(benchmark, limit=config.batch_size)
-        while True:
-            for result in rollout_batch(act, pool, pipe.recv(), config):
-                pipe.send(result)
-    except (EOFError, BrokenPipeError):
-        return  # the parent has gone
+        for batch in batches:
+            yield from rollout_batch(act, pool, batch, config)
     except RoboAlignError as error:
-        pipe.send(error)
+        yield error
     except Exception:
-        pipe.send(traceback.format_exc())
+        yield traceback.format_exc()
+
+
+@dataclass
+class _LocalWorker:
+    process: SpawnProcess
+    pipe: Connection
+    open: list[EpisodeKey] = field(default_factory=list)
+    ready: bool = True
+
+    def give(self, batch: list[EpisodeKey]) -> None:
+        # A worker that has just died cannot take it; the end of its pipe is read next, and the batch redistributed.
+        with contextlib.suppress(OSError):
+            self.pipe.send(batch)
+
+    def take(self) -> Iterator[Message]:
+        while True:
+            try:
+                if not self.pipe.poll():
+                    return
+                message = self.pipe.recv()
+            except (EOFError, OSError):
+                self.process.join()
+                raise WorkerDied(f"exit code {self.process.exitcode}") from None
+            yield message
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def _start(make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig) -> tuple[SpawnProcess, Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, make_act, benchmark, config), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _wait(crew: Sequence[_LocalWorker]) -> None:
+    wait([worker.pipe for worker in crew])
+
+
+def _work(pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig) -> None:
+    die_with_parent()
+    # Either end of the pipe fails where the parent has gone.
+    with contextlib.suppress(BrokenPipeError):
+        for message in work(make_act, benchmark, config, _received(pipe)):
+            pipe.send(message)
+
+
+def _received(pipe: Connection) -> Iterator[list[EpisodeKey]]:
+    with contextlib.suppress(EOFError):
+        while True:
+            yield pipe.recv()
