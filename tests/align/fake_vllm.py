@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -30,7 +29,7 @@ class FakeVllm:
 
     def __init__(self, fault: Fault = no_fault, port: int = 0) -> None:
         self.fault, self.mllm, self.requests = fault, None, []
-        self.lock, self.released = threading.Lock(), threading.Event()
+        self.lock, self.released, self.closed = threading.Lock(), threading.Event(), threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,6 +53,7 @@ class FakeVllm:
         self.released.set()
         self.http.shutdown()
         self.http.server_close()
+        self.closed.set()
 
     def count(self, path: str) -> int:
         return sum(one == path for one, _ in self.requests)
@@ -137,10 +137,3 @@ def shaken(mllm: Mllm) -> Mllm:
     model.load_state_dict({name: value * 1.05 for name, value in mllm.model.state_dict().items()})
     model.generation_config = mllm.model.generation_config
     return Mllm(model.eval(), mllm.processor, mllm.vocabulary)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

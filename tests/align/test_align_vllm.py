@@ -117,6 +117,7 @@ def test_training_through_the_server_is_the_local_one_and_survives_its_death(
     with pytest.raises(RoboAlignError, match=f"{config.url}.*no answer.*same command goes on from the last checkpoint"):
         train(remote, config, monkeypatch)
     assert [p.name for p in (remote / "rl" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert server.closed.wait(60)
     again = serve(port=server.port)
     found = train(remote, config, monkeypatch)
     assert again.count("/collective_rpc") == 1  # the rollout that was lost; the first is not sampled again
@@ -167,7 +168,7 @@ def test_what_passes_is_tried_again(tmp_path: Path, serve: Callable, capsys: pyt
     """Busy, then still at work with a request of a killed run; neither ends anything."""
     busy, held = nth("/collective_rpc", 1, "busy"), nth("/reset_prefix_cache", 1, "held")
     server = serve(lambda path, body: busy(path, body) or held(path, body))
-    sampler = VllmSampler(config_of(server, tmp_path, patience=5.0))
+    sampler = VllmSampler(config_of(server, tmp_path, patience=60.0))
     sampler.publish(tiny_grpo.tiny(), [prompt_of(c) for c in tiny_grpo.prompts(1)], 0, 2)
     assert server.count("/collective_rpc") == 2 and server.count("/reset_prefix_cache") == 2
     assert "HTTP 503: overloaded; tried again" in capsys.readouterr().err

@@ -7,6 +7,7 @@ checked before it is trained on; the importance ratios come from the trainer's o
 import base64
 import io
 import math
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -55,8 +56,8 @@ class VllmSampler:
     def __init__(self, config: VllmConfig) -> None:
         self.config = config
         self.folder = Path(config.weights).resolve() / "model"
-        command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} --generation-config vllm (docs/vllm.md)"
-        self.client = VllmClient(config, f"see that the server is up, `{command}`; {GOES_ON}")
+        self.command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} --generation-config vllm"
+        self.client = VllmClient(config, f"see that the server is up: `{self.command}` (docs/vllm.md); {GOES_ON}")
         self.served_as = ""
 
     def close(self) -> None:
@@ -70,6 +71,8 @@ class VllmSampler:
         cannot load the folder, or answers as another model would.
         """
         write_policy(mllm, self.folder, update)
+        if not self.served_as:
+            print(f"[vllm] {self.config.url} samples the answers: `{self.command}`", file=sys.stderr, flush=True)
         self._name()  # waits for a server that is still starting
         loading = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
         self.client.request("/collective_rpc", loading)
