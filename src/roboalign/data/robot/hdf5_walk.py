@@ -16,8 +16,8 @@ from typing import Any
 
 SECONDS = 20.0
 """Processor time for one demonstration; a sound one takes milliseconds (docs/data.md)."""
-_WALKED: set[tuple[str, int, int]] = set()
-"""Path, size and time of change of the files that this process has found an end of."""
+_WALKED: dict[tuple[str, int, int], str] = {}
+"""Path, size and time of change of the files that were walked through -> what is wrong with it, or ""."""
 
 
 def endless(files: Iterable[Path], seconds: float = SECONDS) -> dict[Path, str]:
@@ -26,18 +26,18 @@ def endless(files: Iterable[Path], seconds: float = SECONDS) -> dict[Path, str]:
     A file is walked through once in the life of this process, unless its size or its time of change differs.
     """
     stamps = {file: (str(file), state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]}
-    left, found = [file for file, stamp in stamps.items() if stamp not in _WALKED], {}
+    left = [file for file, stamp in stamps.items() if stamp not in _WALKED]
     while left:
         done, ended = walk_apart(left, seconds)
-        _WALKED.update(stamps[file] for file in left[:done])
+        _WALKED.update((stamps[file], "") for file in left[:done])
         if done < len(left):
             by_time = ended == -signal.SIGPROF
-            found[left[done]] = (
+            _WALKED[stamps[left[done]]] = (
                 f"the HDF5 library does not come to an end with it within {seconds:g} s of processor time"
                 if by_time else f"the HDF5 library breaks off at it (exit status {ended})"
             )  # fmt: skip
         left = left[done + 1 :]
-    return found
+    return {file: problem for file, stamp in stamps.items() if (problem := _WALKED[stamp])}
 
 
 def walk_apart(files: Sequence[Path], seconds: float) -> tuple[int, int]:
