@@ -1,15 +1,20 @@
 """Demonstrations on LIBERO: what a record holds, that it replays, and that no measured state becomes one."""
 
+import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-libero.lock")
 
+from roboalign.data.lerobot import read_lerobot
+from roboalign.data.questions import TYPES, ask, survey
+from roboalign.data.scene import EpisodeScenes
 from roboalign.data.vqa.axes import KNOWN_AXES, matrix_of
 from roboalign.errors import RoboAlignError
-from roboalign.sim.collect import CollectConfig, EpisodeRecord, collect_episode
+from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, collect_episode
 from roboalign.sim.libero.demonstrations import (
     DemonstratedLibero,
     DemonstratedLiberoEnvironment,
@@ -18,6 +23,7 @@ from roboalign.sim.libero.demonstrations import (
 from roboalign.sim.libero.environment import Libero
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import FIRST_PLACEMENT
+from roboalign.stages import collect as stage
 
 SIZE = 128
 SOUP = "libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
@@ -56,12 +62,15 @@ def test_stored_initial_states_are_refused(environment: DemonstratedLiberoEnviro
             environment.reset(seed)
 
 
-def test_a_demonstration_is_solved_complete_and_replays_in_the_measured_environment(
-    environment: DemonstratedLiberoEnvironment,
-) -> None:
+@pytest.fixture(scope="module")
+def record(environment: DemonstratedLiberoEnvironment) -> EpisodeRecord:
     config = CollectConfig(noise=0.0, max_steps=300, steps_after_success=0)
-    record = collect_episode(BENCHMARK, environment, FIRST_PLACEMENT, config)
-    assert isinstance(record, EpisodeRecord)
+    found = collect_episode(BENCHMARK, environment, FIRST_PLACEMENT, config)
+    assert isinstance(found, EpisodeRecord)
+    return found
+
+
+def test_a_demonstration_is_solved_complete_and_replays_in_the_measured_environment(record: EpisodeRecord) -> None:
     length = len(record.actions)
     assert record.success_step == length - 1 and record.episode_id == f"{SOUP}/seed-1000" and record.fps == 20
     assert record.actions.shape == (length, BENCHMARK.action_dim) and np.abs(record.actions).max() <= 1
@@ -85,6 +94,33 @@ def test_a_demonstration_is_solved_complete_and_replays_in_the_measured_environm
     np.testing.assert_array_equal(measured.state(), record.state[0])
     assert [measured.step(action) for action in record.actions].index(True) == record.success_step
     measured.close()
+
+
+def test_questions_about_a_collected_set_are_right(
+    record: EpisodeRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored by the stage and read back: what is asked, against LIBERO's own x (forward) and y (to the left)."""
+    monkeypatch.setattr(stage, "collect_episodes", lambda *_, **__: iter([Collected(SOUP, record, ())]))
+    stage._collect_set(tmp_path / "align", [SOUP], BENCHMARK, CollectConfig())
+    (episode,) = read_lerobot(tmp_path / "align")
+    assert episode.axes == ("forward", "left", "up") and episode.nouns == record.nouns
+    scenes = EpisodeScenes(episode, "agentview", 32, 8)
+    hand, soup, basket = (episode.position(body) for body in ("gripper", "object", "goal"))
+    assert hand is not None and soup is not None and basket is not None
+    for t in range(len(episode) - 8):
+        scene, (x, y, z), mean = scenes.at(t), soup[t] - hand[t], episode.actions[t : t + 8].mean(axis=0)
+        assert scene.relations["object"] == tuple(int(np.sign(d) * (abs(d) > 0.03)) for d in (-y, x, z))
+        assert scene.move == tuple(int(np.sign(d) * (abs(d) > 0.15)) for d in (-mean[1], mean[0], mean[2]))
+    start = scenes.at(0)  # both stand on the floor: what is farther left in the world is so in the image
+    assert abs(soup[0, 1] - basket[0, 1]) > 0.1
+    assert (start.points["object"][0] < start.points["goal"][0]) == (soup[0, 1] > basket[0, 1])
+    assert list(dict.fromkeys(scenes.gripper))[:1] == ["open"] and scenes.gripper.count("holding") > 20
+    assert list(dict.fromkeys(scenes.phases)) == ["reach", "grasp", "move"]  # nothing was recorded after the success
+    world = survey([episode])
+    asked = {name for name in TYPES for t in range(0, len(episode), 5)
+             if ask(name, "think", scenes.at(t), world, random.Random(t))}  # fmt: skip
+    # Of one task no other is known: no thing and no instruction that is not of this scene.
+    assert set(TYPES) - asked == {"presence", "object_choice", "object_name", "task_choice"}
 
 
 @pytest.mark.parametrize("rotate", [True, False])
