@@ -83,7 +83,7 @@ def test_greedy_answers_and_log_probabilities_are_those_of_generate(tmp_path: Pa
     assert found.n_prefill_tokens == wanted.n_prefill_tokens and found.n_decoded_tokens == wanted.n_decoded_tokens
     for ours, theirs in zip(found.logprobs, wanted.logprobs):
         assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
-    sampler.close()
+    sampler.client.close()
 
 
 def test_own_log_probabilities_replace_those_of_the_server(tmp_path: Path) -> None:

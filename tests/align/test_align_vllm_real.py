@@ -54,4 +54,4 @@ def test_a_real_server_takes_new_weights_answers_as_generate_does_and_repeats_wh
     finally:
         mllm.model.load_state_dict(before)
         sampler.publish(mllm, asked, 0, 48)
-        sampler.close()
+        sampler.client.close()

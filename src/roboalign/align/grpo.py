@@ -9,7 +9,6 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,11 +42,11 @@ from roboalign.align.trainer import (
     freeze_vision,
     training_arguments,
 )
-from roboalign.align.vllm import PROBES, Drift, VllmSampler, own_logp
+from roboalign.align.vllm import PROBES, Drift, VllmSampler, own_logp, serving
 from roboalign.align.vllm_client import VllmConfig
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
-from roboalign.files import append_jsonl, locked, write_json
+from roboalign.files import append_jsonl, write_json
 from roboalign.mllm.load import Mllm
 
 
@@ -348,9 +347,7 @@ def train_grpo(
         raise RoboAlignError("GRPO samples with the whole model on each device, and this launch splits it", where=label,
                              fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or "
                                  "`roboalign export verl`")  # fmt: skip
-    # One server has one policy: a second training that would give it another stops here.
-    first = trainer.is_world_process_zero()
-    with locked(config.vllm.weights) if config.vllm is not None and first else nullcontext():
+    with serving(trainer.sampler, leads=trainer.is_world_process_zero()):
         totals = trainer.run()
     mllm.model.requires_grad_(True).eval()
     trainer.save_final(mllm.processor, out_dir / "model")

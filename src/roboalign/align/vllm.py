@@ -9,8 +9,9 @@ import io
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from roboalign.align.rollout import Batch, Rollout, batch_of
 from roboalign.align.vllm_client import GOES_ON, VllmClient, VllmConfig
 from roboalign.align.vllm_weights import write_policy
 from roboalign.errors import RoboAlignError
+from roboalign.files import locked
 from roboalign.mllm.encode import Encoded, Prompt, encode_prompt, end_ids
 from roboalign.mllm.generate import Generation, suppressed_ids
 from roboalign.mllm.load import Mllm
@@ -59,10 +61,6 @@ class VllmSampler:
         self.command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} --generation-config vllm"
         self.client = VllmClient(config, f"see that the server is up: `{self.command}` (docs/vllm.md); {GOES_ON}")
         self.served_as = ""
-
-    def close(self) -> None:
-        """Close the connections; the server stays up."""
-        self.client.close()
 
     def publish(self, mllm: Mllm, probes: Sequence[Prompt], update: int, max_new_tokens: int) -> Drift:
         """Give the server this model, and prove by greedy answers to `probes` that it answers with it.
@@ -152,6 +150,22 @@ class VllmSampler:
                 raise RoboAlignError("the server does not let go of its prefix cache", where=self.config.url,
                                      fix="see that nothing else asks this server, or start it again")  # fmt: skip
             time.sleep(0.5)
+
+
+@contextmanager
+def serving(sampler: VllmSampler | None, leads: bool) -> Iterator[None]:
+    """Around a training: its folder is for it alone, and the connections end with it; the server stays up.
+
+    Raises RoboAlignError where another training holds the folder: one server has one policy.
+    """
+    if sampler is None:
+        yield
+        return
+    with locked(sampler.config.weights) if leads else nullcontext():
+        try:
+            yield
+        finally:
+            sampler.client.close()
 
 
 def messages(asked: Prompt) -> list[dict[str, Any]]:
