@@ -26,9 +26,10 @@ def write_run(folder: Path, solved: dict[str, set[int]], *, published: bool = Fa
     if published or versions:
         path = folder / ("summary.json" if published else "report/summary.json")
         write_json(path, {"environment": {"versions": versions}})
+    evaluation_seed = ROLLOUT_SEEDS if recipe.collect.benchmark == "metaworld" else 0
     for arm, numbers in solved.items():
         for seed in recipe.seeds:
-            rows = [{"task": task, "seed": ROLLOUT_SEEDS + i, "success": i + 10 * t in numbers, "steps": 9,
+            rows = [{"task": task, "seed": evaluation_seed + i, "success": i + 10 * t in numbers, "steps": 9,
                      "crash": "NaN in qacc" if i + 10 * t in crashed else None, "run_seed": seed}
                     for t, task in enumerate(recipe.collect.downstream_tasks) for i in range(recipe.rollout.episodes)]
             where = "seed-{}-episodes-{}.jsonl" if published else "seed-{}/eval/rollouts/{}/episodes.jsonl"
@@ -149,6 +150,20 @@ def test_what_the_recipes_differ_in_is_told(tmp_path: Path) -> None:
     text = compare([one, two])
     assert "rl.reward: paper before, decoded after" in text and "batch_size" not in text and "name:" not in text
     assert "caution: mujoco 3.3.0 before, 3.4.0 after" in text and "metaworld 3" not in text
+
+
+def test_on_libero_runs_compare_whatever_their_mllm_was_aligned_on(tmp_path: Path) -> None:
+    measured = {"benchmark": "libero_goal", "downstream_tasks": ("libero_goal/a", "libero_goal/b"),
+                "downstream": {"first_seed": 1000}}
+    one = write_run(tmp_path / "one", {"roboalign": {1}}, collect={**measured, "world": {"image_size": 32}})
+    aligned = {"align_benchmark": "libero_90", "align_tasks": ("libero_90/c",), "align": {"first_seed": 1000}}
+    two = write_run(tmp_path / "two", {"roboalign": {1}}, collect={**measured, **aligned}, mix={"camera": "agentview"})
+    text = compare([one, two])
+    assert "mix.camera: workspace before, agentview after" in text
+    assert "collect.align_benchmark: metaworld before, libero_90 after" in text
+    other = write_run(tmp_path / "other", {"roboalign": {1}}, collect={**measured, "libero": {"render": "fast"}})
+    with pytest.raises(RoboAlignError, match=r"collect\.libero\.render"):
+        compare([one, other])
 
 
 def test_differences_name_leaves() -> None:
