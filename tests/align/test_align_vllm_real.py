@@ -28,7 +28,8 @@ URL, WEIGHTS = os.environ.get("ROBOALIGN_VLLM_URL"), os.environ.get("ROBOALIGN_V
 def test_a_real_server_takes_new_weights_answers_as_generate_does_and_repeats_what_it_sampled() -> None:
     config = VllmConfig(url=str(URL), weights=str(WEIGHTS), tolerance=1e-3)
     mllm, sampler, rng = load_mllm(Path(str(WEIGHTS)) / "model"), VllmSampler(config), np.random.default_rng(0)
-    asked = [Prompt(prompt_of(c).question, rng.integers(0, 256, (64, 64, 3), np.uint8)) for c in 2 * tiny_grpo.prompts(8)]
+    questions = [prompt_of(c).question for c in tiny_grpo.prompts(8)]
+    asked = [Prompt(question, rng.integers(0, 256, (64, 64, 3), np.uint8)) for question in 2 * questions]
     prompts = [encode_prompt(mllm, one.question, one.image) for one in asked]
     greedy = {"samples": 1, "max_new_tokens": 48, "temperature": 0.0, "stop": STOP, "seed": [0] * len(asked)}
     drawn = {**greedy, "samples": 4, "temperature": 1.0, "seed": [1000 * i for i in range(len(asked))]}
