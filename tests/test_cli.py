@@ -1,5 +1,6 @@
 """The command: exit status, one message and no traceback for a fault of the input, nothing written before the check."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,19 @@ def test_a_fault_of_the_program_is_not_hidden(recipe: Path, tmp_path: Path, monk
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     with pytest.raises(ZeroDivisionError):
         main(["mix", str(recipe), "--out", str(tmp_path / "out")])
+
+
+def test_a_full_disk_is_one_message(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(context: Context) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device", "mix/train.parquet")
+
+    monkeypatch.setattr(pipeline, "plan_stages", lambda recipe: [Stage("mix", (), {}, work)])
+    monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
+    assert main(["mix", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: mix/train.parquet: cannot be written (No space left on device) Fix: free space")
 
 
 def test_doctor_names_each_check_and_fails_on_one(

@@ -1,5 +1,6 @@
 """Atomic writes, jsonl files that a kill cut short, hashes."""
 
+import errno
 import hashlib
 import json
 import math
@@ -18,11 +19,29 @@ from roboalign.files import (
     hash_file,
     hash_tree,
     locked,
+    no_room,
     read_json,
     read_jsonl,
     write_json,
     write_text,
 )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device"),
+        (OSError(errno.EDQUOT, "x"), "Disk quota exceeded"),
+        (OSError(errno.EACCES, "No space left on device"), ""),
+        # As safetensors 0.8 and torch 2.13 say it of a full tmpfs.
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left on"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "not be written to"),
+        (RuntimeError("basic_ios::clear: iostream error"), "not be written to its end"),
+        (RuntimeError("Connection closed by peer"), ""),
+    ],
+)
+def test_a_full_disk_is_told_from_other_errors(error: Exception, said: str) -> None:
+    assert said in no_room(error) and bool(said) == bool(no_room(error))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
     except RoboAlignError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        from roboalign.files import no_room
+
+        if not (reason := no_room(error)):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}cannot be written ({reason}) Fix: free space; the same command goes on from here",
+              file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

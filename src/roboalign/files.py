@@ -1,9 +1,11 @@
 """Writing so that a killed process never leaves a half-written file, and reading it back."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.errors import RoboAlignError
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SAYS_NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|File too large")  # safetensors quotes these
+SAYS_CUT_SHORT = re.compile(r"PytorchStreamWriter failed|unexpected pos|iostream error")  # torch does not quote them
 
 
 @contextmanager
@@ -33,6 +39,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         elif temporary.exists():
             temporary.unlink()
+
+
+def no_room(error: BaseException) -> str:
+    """Why a file could not be written, where the disk is full or a quota is used up; "" for any other error."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in NO_ROOM else ""
+    found = SAYS_NO_ROOM.search(str(error))
+    if found:
+        return found[0]
+    return "a file could not be written to its end" if SAYS_CUT_SHORT.search(str(error)) else ""
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from small_disk import files_up_to
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -25,7 +27,7 @@ from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align import rollout as rollout_module
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations, action_ids, collate_conversations, picture
-from roboalign.align.grpo import RlConfig, train_grpo
+from roboalign.align.grpo import GrpoTrainer, RlConfig, train_grpo
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.reward import Reward
 from roboalign.align.rollout import Rollout, batch_of, describe, groups_of, roll_out
@@ -313,6 +315,32 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path: Path, even_ids_rewarded:
     assert counts[0]["rollouts"] == 3 and counts[0]["answers"] == 36 and counts[0]["unique_prompts"] == 6
     assert json.loads((broken / "ledger.json").read_text()) == ledgers[0]
     assert load_mllm(broken / "model").vocabulary is not None
+
+
+def test_a_full_disk_at_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None
+) -> None:
+    """It stops with one message, what was written before stays, and with room the run ends like an unbroken one."""
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    config = RlConfig(**{**CONFIG, "updates": 4, "kl": 0.0})
+
+    def write(self: GrpoTrainer, *arguments: Any) -> None:
+        if self.state.global_step < 4:
+            return inner(self, *arguments)
+        with files_up_to((broken / "checkpoints" / "checkpoint-2" / "optimizer.pt").stat().st_size - 1):
+            return inner(self, *arguments)
+
+    inner = GrpoTrainer._write_checkpoint
+    expected = r"checkpoint-4: cannot be written \(.*goes on from checkpoint-2, which is whole\.$"
+    with monkeypatch.context() as patch, pytest.raises(RoboAlignError, match=expected):
+        patch.setattr(GrpoTrainer, "_write_checkpoint", write)
+        train_grpo(tiny(), fast(), prompts(), config, broken)
+    assert [path.name for path in (broken / "checkpoints").rglob("checkpoint-*")] == ["checkpoint-2"]
+    for folder in (broken, unbroken):
+        train_grpo(tiny(), fast(), prompts(), config, folder)
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, unbroken))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert timeless(broken, "samples.jsonl") == timeless(unbroken, "samples.jsonl")
 
 
 # Logs and bad input.

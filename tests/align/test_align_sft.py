@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from small_disk import files_up_to
 
 from roboalign.align import sft
 from roboalign.align.answers import conversation_loss
@@ -201,6 +202,45 @@ def test_interrupted_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pyt
         train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
     assert last_checkpoint(tmp_path / "checkpoints", {}) is None
     assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_full_disk_at_a_checkpoint(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It stops with one message, what was written before stays, and with room the run ends like an unbroken one."""
+
+    def write(self: SftTrainer, *arguments: Any) -> None:
+        if self.state.global_step < 4:
+            return inner(self, *arguments)
+        with files_up_to((tmp_path / "checkpoints" / "checkpoint-2" / name).stat().st_size - 1):
+            return inner(self, *arguments)
+
+    inner = SftTrainer._write_checkpoint
+    expected = (r"checkpoints/checkpoint-4: cannot be written \(.+\): checkpoint-4 takes about 0\.00[01] GB, and "
+                r"\d+\.\d+ GB are free Fix: free space.*goes on from checkpoint-2, which is whole\.$")  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(RoboAlignError, match=expected):
+        patch.setattr(SftTrainer, "_write_checkpoint", write)
+        train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").rglob("checkpoint-*")] == ["checkpoint-2"]
+    train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    assert_equal_weights(weights(tmp_path), weights(unbroken))
+
+
+def test_a_full_disk_at_the_end(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: SftTrainer, *arguments: Any) -> None:
+        with files_up_to(50_000):
+            inner(self, *arguments)
+
+    inner = SftTrainer._write_final
+    expected = r"model: cannot be written .*goes on from checkpoint-6, which is whole\.$"
+    with monkeypatch.context() as patch, pytest.raises(RoboAlignError, match=expected):
+        patch.setattr(SftTrainer, "_write_final", write)
+        train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    assert not (tmp_path / "model").exists() and not (tmp_path / ".model.partial").exists()
+    ledger = train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    assert_equal_weights(weights(tmp_path), weights(unbroken))
+    assert ledger["samples"] == 24 and len(read_jsonl(tmp_path / "metrics.jsonl")) == 6
 
 
 def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

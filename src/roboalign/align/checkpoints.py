@@ -2,17 +2,51 @@
 
 import hashlib
 import json
+import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path, read_json, read_jsonl
+from roboalign.files import atomic_path, no_room, read_json, read_jsonl
 
 MANIFEST = "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters
 ROUNDING = {"micro_batch_size"}  # settings that change how sums round and no more, as the number of processes does
+
+
+@contextmanager
+def room_on_disk(
+    staging: Path, final: Path, model: Any, *, optimizer: bool, kept: Callable[[], Path | None]
+) -> Iterator[None]:
+    """Within, `model` (with AdamW's state: `optimizer`) is written to the folder `staging`, then renamed to `final`.
+
+    Where the disk is full or a quota is used up, what is in `staging` is removed and RoboAlignError says what did not
+    fit, about how much is needed, how much is free, and that the same command goes on from `kept()`.
+    """
+    try:
+        yield
+    except Exception as error:  # torch and safetensors have errors of their own, which tell in words alone
+        if not (reason := no_room(error)):
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
+        whole = kept()
+        goes_on = f"goes on from {whole.name}, which is whole" if whole else "starts again, for want of a checkpoint"
+        raise RoboAlignError(
+            f"cannot be written ({reason}): {final.name} takes about {_needed(model, optimizer) / 1e9:.3f} GB, and "
+            f"{shutil.disk_usage(staging.parent).free / 1e9:.3f} GB are free",
+            where=str(final), fix=f"free space, or move the run's folder to a larger disk; the same command {goes_on}.",
+        ) from None  # fmt: skip
+
+
+def _needed(model: Any, optimizer: bool) -> int:
+    """Bytes of the parameters, and of AdamW's two moments of those that are trained."""
+    found = list(model.parameters())
+    moments = 2 * sum(p.numel() * p.element_size() for p in found if p.requires_grad) if optimizer else 0
+    return sum(p.numel() * p.element_size() for p in found) + moments
 
 
 def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:

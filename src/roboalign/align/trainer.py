@@ -19,6 +19,7 @@ from roboalign.align.checkpoints import (
     MANIFEST,
     checkpoints_in,
     last_checkpoint,
+    room_on_disk,
     truncate_records,
     weights_fingerprint,
 )
@@ -143,7 +144,7 @@ class AlignTrainer(Trainer):
 
     def run(self) -> dict[str, float]:
         """Train to the end from the last whole checkpoint, or from the start. Returns the totals of the whole run."""
-        checkpoint = last_checkpoint(self.checkpoints, self.fingerprint)
+        checkpoint = self._last_whole()
         done, seconds, first = 0, 0.0, self.is_world_process_zero()
         if checkpoint is not None:
             manifest = read_json(checkpoint / MANIFEST)
@@ -193,7 +194,7 @@ class AlignTrainer(Trainer):
         return norm
 
     def _stop(self, what: str) -> None:
-        saved = last_checkpoint(self.checkpoints, self.fingerprint)
+        saved = self._last_whole()
         kept = f"the weights of {saved.name} are kept" if saved else "no checkpoint had been written yet"
         raise RoboAlignError(
             f"{what}; the run stopped before the weights changed, {kept}",
@@ -203,10 +204,19 @@ class AlignTrainer(Trainer):
 
     # Checkpoints: beside, then renamed.
 
+    def _last_whole(self) -> Path | None:
+        return last_checkpoint(self.checkpoints, self.fingerprint)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging or self.checkpoints)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        staging = self.checkpoints / ".partial" / name
+        with room_on_disk(staging, self.checkpoints / name, self.model, optimizer=True, kept=self._last_whole):
+            self._write_checkpoint(model, trial)
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.staging = self.checkpoints / ".partial"
         if self.args.should_save:
             shutil.rmtree(self.staging, ignore_errors=True)
@@ -250,6 +260,10 @@ class AlignTrainer(Trainer):
     def save_final(self, processor: Any, folder: Path) -> None:
         """Write the trained model as a Hugging Face folder, beside and then renamed; the checkpoints then go."""
         staging = folder.parent / f".{folder.name}.partial"
+        with room_on_disk(staging, folder, self.model, optimizer=False, kept=self._last_whole):
+            self._write_final(processor, folder, staging)
+
+    def _write_final(self, processor: Any, folder: Path, staging: Path) -> None:
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
