@@ -25,6 +25,7 @@ from roboalign.data.questions import TYPES
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mllm.tiny import TinyConfig
+from roboalign.sim.cluster import ClusterConfig
 from roboalign.sim.collect import CollectConfig
 from roboalign.sim.instructions import HELD_OUT, TASKS, TRAIN
 from roboalign.sim.libero.protocol import LiberoConfig
@@ -208,6 +209,8 @@ class HardwareConfig(Config):
     timeout: float = Field(1800.0, gt=0)
     """Seconds for which the processes of one training wait for one another before they hold one to be dead. Rollouts
     of unequal length are such waits too."""
+    ray: ClusterConfig | None = None
+    """A Ray cluster on whose machines policies are measured; without it, processes of this machine do it."""
 
 
 class Recipe(Config):

@@ -1,81 +1,14 @@
 """Rollouts on a small environment whose outcome can be computed by hand, and once on Meta-World."""
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
-
 import av
 import numpy as np
 import pytest
+from walks import Walks, make_broken, make_one_step, make_refused, one_step
 
 from roboalign.errors import RoboAlignError
-from roboalign.sim.base import EnvironmentCrash, Observation, Task
 from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch, write_video
-
-
-class Walk:
-    """Solved when the position reaches 10. Seeds: 13 crashes at reset, 66 at step 3, 77 ends the process."""
-
-    max_steps = 500
-
-    def __init__(self, deaths: str):
-        self.deaths, self.observed, self.closed = deaths, 0, False
-
-    def reset(self, seed):
-        self.seed, self.position, self.steps = seed, float(seed % 5), 0
-        if seed == 13:
-            raise EnvironmentCrash("crash at reset")
-        if seed == 77 or (seed == 78 and not Path(self.deaths).exists()):
-            Path(self.deaths).touch()
-            os._exit(3)
-
-    def observe(self):
-        self.observed += 1
-        image = np.full((16, 16, 3), min(self.position * 20, 255), np.uint8)
-        return Observation({"camera": image}, np.array([self.position], np.float32), "walk")
-
-    def step(self, action):
-        self.steps += 1
-        self.position += float(action[0])
-        if self.seed == 66 and self.steps == 3:
-            raise EnvironmentCrash("crash at step 3")
-        return self.position >= 10
-
-    def close(self):
-        self.closed = True
-
-
-@dataclass(frozen=True)
-class Walks:
-    deaths: str = ""
-    action_dim: int = 1
-    state_dim: int = 1
-    cameras: tuple[str, ...] = ("camera",)
-    fps: float = 10.0
-
-    def tasks(self):
-        return [Task("walk", "walk", {})]
-
-    def make(self, task):
-        return Walk(self.deaths)
-
-
-def one_step(observations, keys):
-    return np.ones((len(observations), 4, 1))
-
-
-def make_one_step():
-    return one_step
-
-
-def make_broken():
-    def act(observations, keys):
-        raise ValueError("the head is on fire")
-
-    return act
-
 
 CONFIG = RolloutConfig(replan_every=4, max_steps=20, batch_size=3)
 
@@ -196,10 +129,6 @@ def test_a_death_that_does_not_repeat_costs_nothing(tmp_path):
 def test_an_error_of_the_policy_stops_with_its_traceback(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)in act\n.*the head is on fire"):
         evaluate([("walk", 0)], tmp_path, make=make_broken)
-
-
-def make_refused():
-    raise RoboAlignError("the policy has no statistics", where="policy.json", fix="train the head again")
 
 
 def test_a_fault_that_the_user_can_mend_keeps_its_one_line(tmp_path):

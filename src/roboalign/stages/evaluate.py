@@ -1,7 +1,7 @@
 """Stages below `eval/`: token metrics of each backbone on held-out frames, and rollouts of each policy."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from roboalign.data.conversation import read_conversations, read_table, shards
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.tokens import evaluate_mllm, language_priors
 from roboalign.files import append_jsonl, read_json, read_jsonl, write_json
-from roboalign.recipe import cores, device_of, processes
+from roboalign.recipe import Recipe, cores, device_of, processes
 from roboalign.sim.base import Benchmark, Observation
+from roboalign.sim.cluster import evaluate_on_cluster
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.rollout import Act, EpisodeResult, Key, write_video
 from roboalign.stages.benchmark import evaluation_episodes, measured_benchmark, protocol_record, rollout_config
 from roboalign.stages.data import action_tokens, backbone_folder, mixture_folder, read_demonstrations
 from roboalign.stages.stage import Context, limit_threads
-from roboalign.vla.policy import Policy
+from roboalign.vla.policy import Policy, policy_files
 
 VIDEO_FPS = 10.0
 
@@ -49,21 +50,37 @@ def rollouts(context: Context) -> dict[str, Any]:
     _refuse_leaks(context.run_dir, benchmark, wanted)
     write_json(context.folder / "protocol.json", protocol_record(recipe))
     policy = context.seed_dir / "head" / context.arm / "policy"
-    act = functools.partial(load_act, policy, max(1, cores() // processes(recipe)), str(device_of(recipe.hardware)))
     done = {(row["task"], row["seed"]) for row in read_jsonl(path)}
 
     def keep(result: EpisodeResult) -> None:
         _keep_film(context.folder / "videos", result)  # before the row: an episode that has one does not run again
         append_jsonl(path, {**result.record(), "run_seed": context.seed})
 
-    evaluate_parallel(
-        act, benchmark, [key for key in wanted if key not in done], rollout_config(recipe),
-        workers=max(1, cores() // processes(recipe)),
-        on_result=keep,
-    )  # fmt: skip
+    _measure(recipe, policy, benchmark, [key for key in wanted if key not in done], keep)
     rows = read_jsonl(path)
     return {"episodes": len(rows), "successes": sum(row["success"] for row in rows),
             "crashes": sum(row["crash"] is not None for row in rows), "steps": sum(row["steps"] for row in rows)}
+
+
+def _measure(
+    recipe: Recipe, policy: Path, benchmark: Benchmark, episodes: Sequence[tuple[str, int]],
+    keep: Callable[[EpisodeResult], None],
+) -> None:  # fmt: skip
+    """Run the episodes in processes of this machine, or on the machines of a Ray cluster."""
+    cluster, config = recipe.hardware.ray, rollout_config(recipe)
+    if cluster is None:
+        workers = max(1, cores() // processes(recipe))
+        act = functools.partial(load_act, policy, workers, str(device_of(recipe.hardware)))
+        evaluate_parallel(act, benchmark, episodes, config, workers=workers, on_result=keep)
+        return
+    inside, files = policy_files(policy)
+    load = functools.partial(_load_copy, inside, cluster.cpus, "cuda" if cluster.gpus else "cpu")
+    evaluate_on_cluster(load, files, benchmark, episodes, config, cluster, on_result=keep)
+
+
+def _load_copy(inside: str, threads: int, device: str, folder: Path) -> Act:
+    """`load_act` of the policy whose copy lies in `folder`."""
+    return load_act(folder / inside, threads, device)
 
 
 def load_act(policy_folder: Path, threads: int, device: str) -> Act:

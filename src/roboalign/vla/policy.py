@@ -162,6 +162,19 @@ class Policy:
         return torch.from_numpy(self.state_stats.normalize(state)).to(self.mllm.device)
 
 
+def policy_files(folder: str | Path) -> tuple[str, dict[str, Path]]:
+    """What a copy of a policy on another machine must hold: its folder and its backbone's, as they lie to each other.
+
+    Returns the policy's folder within the copy, and every file there by its path within the copy.
+    Raises RoboAlignError where policy.json or the backbone is missing or broken.
+    """
+    path = Path(folder).resolve() / "policy.json"
+    backbone = _find_backbone(_parse(BackboneReference, read_json(path, fix=FIX), "backbone", path), path)
+    root = Path(os.path.commonpath([path.parent, backbone]))
+    files = [file for one in (path.parent, backbone) for file in sorted(one.iterdir()) if file.is_file()]
+    return str(path.parent.relative_to(root)), {str(file.relative_to(root)): file for file in files}
+
+
 def _parse(kind: Any, record: dict[str, Any], name: str, path: Path) -> Any:
     """Entry `name` of policy.json as a `kind`; a missing, unknown or ill-typed field is refused by name."""
     if name not in record:
