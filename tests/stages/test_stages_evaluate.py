@@ -12,7 +12,8 @@ from stage_run import context, recipe, write_episodes
 
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json, read_jsonl
-from roboalign.recipe import ROLLOUT_SEEDS
+from roboalign.recipe import ROLLOUT_SEEDS, HardwareConfig
+from roboalign.sim.cluster import ClusterConfig
 from roboalign.sim.metaworld import MetaWorld
 from roboalign.sim.rollout import EpisodeResult
 from roboalign.stages import evaluate
@@ -80,6 +81,20 @@ def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.Monkey
     rows = read_jsonl(there.folder / "episodes.jsonl")
     assert [(one["task"], one["seed"]) for one in rows] == WANTED and {one["run_seed"] for one in rows} == {4}
     assert evaluate.rollouts(there) == row and ran == WANTED
+
+
+def test_a_recipe_with_a_cluster_sends_the_policy_there(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(evaluate, "policy_files", lambda folder: ("head/policy", {"head/policy/policy.json": folder}))
+    monkeypatch.setattr(evaluate, "load_act", lambda *arguments: arguments)
+    monkeypatch.setattr(evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("measured here"))
+    monkeypatch.setattr(evaluate, "evaluate_on_cluster", lambda *arguments, **named: sent.append(arguments))
+    there = RECIPE.model_copy(update={"hardware": HardwareConfig(ray=ClusterConfig(cpus=3, gpus=0.5))})
+    evaluate.rollouts(context(run_dir, "seed-5/eval/rollouts/sft", there))
+    [(load, files, _, episodes, _, cluster)] = sent
+    assert load(Path("/copy")) == (Path("/copy/head/policy"), 3, "cuda")
+    assert files == {"head/policy/policy.json": run_dir / "seed-5/head/sft/policy"}
+    assert episodes == WANTED and cluster.cpus == 3
 
 
 def test_films_are_of_each_task_s_first_success_and_first_failure_in_whatever_order_they_end(tmp_path: Path) -> None:

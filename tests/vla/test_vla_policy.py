@@ -10,7 +10,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.errors import RoboAlignError
 from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
-from roboalign.vla.policy import Policy
+from roboalign.vla.policy import Policy, policy_files
 
 SMALL = {"width": 32, "heads": 2, "layers": 2, "vlm_inner_width": 32, "vlm_heads": 2}
 SHAPE = HeadShape(vlm_width=48, action_dim=4, state_dim=3, horizon=5)
@@ -75,6 +75,22 @@ def test_save_and_load_act_the_same(policy, episodes, saved):
     assert sum(p.numel() for p in loaded.mllm.model.parameters()) < sum(
         p.numel() for p in policy.mllm.model.parameters()
     )  # the layers above are gone
+
+
+def test_a_copy_of_what_a_policy_consists_of_acts_the_same(policy, episodes, saved, tmp_path):
+    (tmp_path / "backbone" / "checkpoints").mkdir()
+    (tmp_path / "backbone" / "checkpoints" / "optimizer.pt").write_text("large")
+    inside, files = policy_files(saved[0])
+    assert inside == "arm/policy" and "backbone/config.json" in files and not any("optimizer" in name for name in files)
+    for name, file in files.items():
+        (tmp_path / "elsewhere" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "elsewhere" / name)
+    shutil.rmtree(tmp_path / "backbone")
+    seen = [observation(episodes[0], 2)]
+    there = Policy.load(tmp_path / "elsewhere" / inside)
+    np.testing.assert_array_equal(there.act_batch(seen, [("a", 0)]), policy.act_batch(seen, [("a", 0)]))
+    with pytest.raises(RoboAlignError, match="does not exist"):
+        policy_files(saved[0])
 
 
 def test_policy_json_names_the_backbone_relative_to_itself(policy, backbone, tmp_path):
