@@ -45,7 +45,7 @@ PAIRS = (("sft", "roboalign"), ("extra-sft", "roboalign"), ("base", "sft"), ("ba
          ("sft", "language-rl"), ("language-rl", "roboalign"), ("sft", "trajectory-rl"), ("trajectory-rl", "roboalign"))
 OTHER_RL = ("language-rl", "trajectory-rl")
 NOTES = [
-    "Everything here is simulated: Meta-World's physics and renderer, no camera noise, no real robot.",
+    "Everything here is simulated: MuJoCo's physics and a renderer, no camera noise, no real robot.",
     "The model has a few million parameters and its own small vocabulary: these numbers say how the recipe behaves at "
     "this scale, not what Qwen2.5-VL-7B would do.",
     "The questions are generated from templates in a controlled English; free-form language is not tested.",
