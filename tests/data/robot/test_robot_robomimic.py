@@ -279,6 +279,7 @@ def damage(path: Path, **changes) -> None:
         ({"actions": np.full((5, 7), np.nan)}, "not finite at step 0"), ({"actions": np.full((5, 7), 1e300)}, "finite"),
         ({"actions": np.zeros((4, 7))}, "4 actions"), ({"actions": np.zeros((5, 7, 1))}, "expected numbers [T, D]"),
         ({"actions": np.zeros((0, 7))}, "expected numbers"), ({"actions": np.full((5, 7), b"x")}, "expected numbers"),
+        ({"rewards": np.dtype("f8")}, "no dataset /data/demo_1/rewards"),  # a named type in its place: seed 2046
         ({"obs__agentview_rgb": frames(0, 3)}, "5 actions"), ({"obs__ee_ori": np.zeros((6, 3))}, "5 actions"),
     ],
 )  # fmt: skip

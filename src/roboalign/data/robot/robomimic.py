@@ -238,7 +238,7 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...], flip: bool) -> E
         columns = [float_rows(member(obs, key, "Dataset", where)[()], f"{where}, obs/{key}") for key in keys]
         shapes = {key: value.shape for key in names_in(obs, where) if is_camera(value := obs[key])}
         stated = demo.attrs.get("num_samples", len(actions))
-        rewards = demo["rewards"][()] if "rewards" in demo else None
+        rewards = member(demo, "rewards", "Dataset", where)[()] if "rewards" in demo else None
     lengths = [len(column) for column in columns] + [shape[0] for shape in shapes.values()]
     if any(length != len(actions) for length in lengths) or str(stated) != str(len(actions)):
         raise RoboAlignError(
