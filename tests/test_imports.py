@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "roboalign"
 LEVELS = [
-    {"errors", "config", "files", "processes", "progress", "costs", "ranks", "__init__"},
+    {"errors", "config", "files", "processes", "progress", "costs", "ranks", "endpoints", "__init__"},
     {"actions"},
     {"mllm", "data", "sim"},
     {"vla", "align"},

@@ -6,22 +6,19 @@ error at once.
 
 import itertools
 import os
-import sys
 import threading
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import Field, field_validator
 
 from roboalign.config import Config
-from roboalign.data.vqa.client import FOR_GOOD, PASSING
+from roboalign.endpoints import Telling, open_client, passes, plain_url
 from roboalign.errors import RoboAlignError
 
 KEY = "VLLM_API_KEY"  # the variable from which `vllm serve` takes the key that it asks for
 LONGEST_WAIT = 30.0  # seconds between two tries
-TELL_EVERY = 10.0  # seconds between two lines about what is waited for
 GOES_ON = "the same command goes on from the last checkpoint"
 
 
@@ -48,16 +45,7 @@ class VllmConfig(Config):
     @classmethod
     def _plain(cls, url: str) -> str:
         """Where the URL holds a password, it would be written to disk with the settings."""
-        try:
-            parts = urlsplit(url)
-            _ = parts.port
-        except ValueError as error:
-            raise ValueError(f"{error}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("it is not an http or https URL")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("it holds a user, a password or a query")
-        return url.rstrip("/").removesuffix("/v1").rstrip("/")
+        return plain_url(url).removesuffix("/v1").rstrip("/")
 
 
 class VllmClient:
@@ -66,12 +54,9 @@ class VllmClient:
     def __init__(self, config: VllmConfig, fix: str) -> None:
         """`fix` is what an error about a lost server says that the user should do."""
         self.config, self.fix, self.stop = config, fix, threading.Event()
-        self._telling, self._tell_next = threading.Lock(), 0.0
+        self._tell = Telling("vllm")
         key = os.environ.get(KEY, "").strip()
-        self._http = httpx2.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=config.timeout,
-            limits=httpx2.Limits(max_connections=config.concurrency), follow_redirects=False,
-        )  # fmt: skip
+        self._http = open_client(key, timeout=config.timeout, connections=config.concurrency)
 
     def close(self) -> None:
         """Close the connections."""
@@ -91,7 +76,7 @@ class VllmClient:
             if response is not None:
                 status = response.status_code
                 problem = f"HTTP {status}: {' '.join(response.text[:2000].split())[:300] or 'no text'}"
-                if status not in PASSING and (status < 500 or status in FOR_GOOD):
+                if not passes(status):
                     raise RoboAlignError(f"the request is refused, {problem}", where=f"{self.config.url}{path}",
                                          fix=remedy(status, path))  # fmt: skip
             wait = min(0.5 * 2**attempt, LONGEST_WAIT)
@@ -120,15 +105,6 @@ class VllmClient:
             said = " ".join(response.text[:200].split())[:80]
             raise RoboAlignError(f"the reply is not JSON: {said!r}", where=f"{self.config.url}{path}",
                                  fix="check that rl.vllm.url is that of a vLLM server") from None  # fmt: skip
-
-    def _tell(self, text: str) -> None:
-        """Say what is waited for, now and then."""
-        with self._telling:
-            now = time.monotonic()
-            if now >= self._tell_next:
-                self._tell_next = now + TELL_EVERY
-                print(f"[vllm] {text}", file=sys.stderr, flush=True)
-
 
 def remedy(status: int, path: str) -> str:
     """What to do about a refusal."""

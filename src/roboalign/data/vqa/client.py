@@ -6,27 +6,21 @@ What passes (429, 5xx, a timeout, a broken connection) is tried again; what does
 import email.utils
 import os
 import random
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import Field, field_validator
 
 from roboalign.config import Config
 from roboalign.data.robot.base import Fault
+from roboalign.endpoints import Telling, open_client, passes, plain_url
 from roboalign.errors import RoboAlignError
 
-PASSING = (408, 409, 425, 429)
-"""With these and 5xx a later request may be answered; 501 and 505 are for good."""
-FOR_GOOD = (501, 505)
 FILTERED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
 """Codes of an error by which a filter before the model refuses a request (Azure, OpenAI): an answer, not a failure."""
-TELL_EVERY = 10.0
-"""Seconds between two lines about requests that failed in passing."""
 MOST_BYTES, MOST_TIMES = 20_000_000, 5
 """A response that is longer, or drips for longer than so many timeouts, is given up."""
 LONGEST_WAIT = 120.0
@@ -53,16 +47,7 @@ class Endpoint(Config):
     @classmethod
     def _plain(cls, url: str) -> str:
         """Where the URL holds a key, it would be written to disk with the settings."""
-        try:
-            parts = urlsplit(url)
-            _ = parts.port
-        except ValueError as error:
-            raise ValueError(f"{error}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("it is not an http or https URL")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("it holds a user, a password or a query: give the key in an environment variable")
-        return url.rstrip("/").removesuffix("/chat/completions")
+        return plain_url(url).removesuffix("/chat/completions")
 
 
 @dataclass(frozen=True)
@@ -81,12 +66,9 @@ class ChatClient:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.stop = endpoint, threading.Event()
-        self._telling, self._tell_next = threading.Lock(), 0.0
+        self._tell = Telling("teacher")
         self._key = os.environ.get(endpoint.key_env, "").strip()
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx2.Limits(max_connections=endpoint.concurrency)
-        # Redirects are not followed: the key would go along.
-        self._http = httpx2.Client(headers=headers, timeout=endpoint.timeout, limits=limits, follow_redirects=False)
+        self._http = open_client(self._key, timeout=endpoint.timeout, connections=endpoint.concurrency)
 
     def close(self) -> None:
         """Close the connections."""
@@ -113,14 +95,6 @@ class ChatClient:
         fix = "see that the endpoint is up, and takes so many requests at once (--concurrency)"
         return Fault(self.endpoint.url, f"no answer after {self.endpoint.retries + 1} requests ({problem})", fix)
 
-    def _tell(self, text: str) -> None:
-        """Say why nothing comes, now and then: the waits add up to minutes."""
-        with self._telling:
-            now = time.monotonic()
-            if now >= self._tell_next:
-                self._tell_next = now + TELL_EVERY
-                print(f"[teacher] {text}", file=sys.stderr, flush=True)
-
     def _once(self, body: dict[str, Any]) -> "Reply | Fault | Passing":
         try:
             response = self._post(body)
@@ -132,7 +106,7 @@ class ChatClient:
         if isinstance(response, Passing):
             return response
         status = response.status_code
-        if status in PASSING or (status >= 500 and status not in FOR_GOOD):
+        if passes(status):
             said = f"HTTP {status}: {self._said(response)}"
             return Passing(said, retry_after(response.headers.get("retry-after")))
         if status == 200:

@@ -1,0 +1,60 @@
+"""What the package's HTTP clients share: a URL without secrets, which failures pass, how long waits are told of."""
+
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx2
+
+PASSING = (408, 409, 425, 429)
+"""With these and 5xx a later request may be answered; 501 and 505 are for good."""
+FOR_GOOD = (501, 505)
+TELL_EVERY = 10.0
+"""Seconds between two lines about requests that failed in passing."""
+
+
+def passes(status: int) -> bool:
+    """Whether a later request may be answered, where this one had that status."""
+    return status in PASSING or (status >= 500 and status not in FOR_GOOD)
+
+
+def plain_url(url: str) -> str:
+    """The URL without a slash at its end. Raises ValueError where it is none, or holds a secret.
+
+    A key in it would be written to disk with the settings.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"{error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it is not an http or https URL")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("it holds a user, a password or a query: give the key in an environment variable")
+    return url.rstrip("/")
+
+
+def open_client(key: str, *, timeout: float, connections: int) -> httpx2.Client:
+    """A client that sends `key`, where it is not empty; `timeout` is in seconds without a byte."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx2.Limits(max_connections=connections)
+    # Redirects are not followed: the key would go along.
+    return httpx2.Client(headers=headers, timeout=timeout, limits=limits, follow_redirects=False)
+
+
+class Telling:
+    """Says on stderr why nothing comes, now and then: the waits add up to minutes. Threads may share it."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._lock, self._next = threading.Lock(), 0.0
+
+    def __call__(self, text: str) -> None:
+        """Print `text`, unless a line was printed less than `TELL_EVERY` seconds ago."""
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._next:
+                self._next = now + TELL_EVERY
+                print(f"[{self.label}] {text}", file=sys.stderr, flush=True)
