@@ -4,10 +4,13 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ from roboalign.align.checkpoints import MANIFEST, last_checkpoint
 from roboalign.align.dataset import Conversations, sample_order
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.align.trainer import accumulation_of
-from roboalign.data.conversation import Conversation, Turn
+from roboalign.data.conversation import Conversation, Turn, write_conversations
+from roboalign.data.stored import StoredConversations
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_jsonl
 from roboalign.mllm.encode import Prompt, collate
@@ -82,7 +86,9 @@ def assert_equal_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.
         assert torch.equal(value, theirs[name]), name
 
 
-def stop_in_update_6(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def stop_in_update_6(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, data: Sequence[Conversation] = (), config: SftConfig | None = None
+) -> None:
     """Train up to there, then fail: checkpoints 2 and 4 are left."""
 
     def step(self: SftTrainer, *arguments: Any) -> torch.Tensor:
@@ -93,7 +99,7 @@ def stop_in_update_6(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     inner = SftTrainer.training_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(SftTrainer, "training_step", step)
-        train_sft(tiny(), talks(10), SftConfig(**CONFIG), folder)
+        train_sft(tiny(), data or talks(10), config or SftConfig(**CONFIG), folder)
     assert sorted(p.name for p in (folder / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 
@@ -290,6 +296,34 @@ def test_infinite_gradient_stops(tmp_path: Path) -> None:
     mllm.model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(RoboAlignError, match=r"update 1: the gradient norm is (nan|inf).*no checkpoint"):
         train_sft(mllm, talks(10), SftConfig(**CONFIG), tmp_path)
+
+
+def test_worker_processes_change_nothing(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored shards and two workers: broken off in update 6, taken up again, with the weights of an unbroken run."""
+    write_conversations(tmp_path / "mixture" / "train-00000.parquet", talks(7))
+    write_conversations(tmp_path / "mixture" / "train-00001.parquet", talks(10)[7:])
+    stored, parallel = StoredConversations(tmp_path / "mixture", "train"), SftConfig(**CONFIG, workers=2)
+    stop_in_update_6(monkeypatch, tmp_path / "run", stored, parallel)
+    train_sft(tiny(), stored, parallel, tmp_path / "run")
+    assert_equal_weights(weights(tmp_path / "run"), weights(unbroken))
+    ledgers = [json.loads((folder / "ledger.json").read_text()) for folder in (tmp_path / "run", unbroken)]
+    assert {**ledgers[0], "seconds": 0} == {**ledgers[1], "seconds": 0}
+
+
+def test_a_workers_error_is_the_one_message(tmp_path: Path) -> None:
+    broken = [replace(talk, image=b"no image") for talk in talks(4)]
+    messages = []
+    for workers in (0, 1):
+        with pytest.raises(RoboAlignError) as caught:
+            train_sft(tiny(), broken, SftConfig(**CONFIG, workers=workers), tmp_path / str(workers))
+        messages.append(re.sub("0x[0-9a-f]+", "", str(caught.value)))  # where the image lay in memory
+    assert messages[0] == messages[1] and "build the mixture again" in messages[0]
+
+
+def test_a_killed_worker_is_the_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conversations, "__getitem__", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RoboAlignError, match=r"^sft.workers: a process that .* has ended .*(killed|exited).*fewer"):
+        train_sft(tiny(), talks(4), SftConfig(**CONFIG, workers=1), tmp_path)
 
 
 def test_learns(tmp_path: Path) -> None:

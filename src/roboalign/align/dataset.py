@@ -1,8 +1,12 @@
 """Conversations as a training set, and the order in which a run sees them."""
 
+import hashlib
 import io
+import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -10,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from roboalign.data.conversation import Conversation
+from roboalign.data.stored import StoredConversations
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, collate, encode_conversation
 from roboalign.mllm.load import Mllm
@@ -52,17 +57,59 @@ def collate_conversations(mllm: Mllm, batch: Sequence[Encoded], *, neutral: bool
         words_only = torch.zeros_like(labels, dtype=torch.bool)
         for row, one in enumerate(batch):
             words_only[row, : len(one.input_ids)] = torch.from_numpy(one.after_reasoning)
-        arguments["words_only"] = words_only & ~torch.isin(labels, action_ids(mllm).to(labels.device))
+        # A worker process that is forked from one that has used a GPU must not touch it: these ids stay on the CPU.
+        arguments["words_only"] = words_only & ~torch.isin(labels, torch.tensor(sorted(mllm.vocabulary.ids)))
     return arguments
 
 
 def action_ids(mllm: Mllm) -> torch.Tensor:
-    """The ids of the action tokens, int64 [K]; of length 0 where the model has none."""
+    """The ids of the action tokens, int64 [K], on the model's device; of length 0 where the model has none."""
     ids = sorted(mllm.vocabulary.ids) if mllm.vocabulary else []
     return torch.tensor(ids, dtype=torch.int64, device=mllm.device)
 
 
-def sample_order(lengths: Sequence[int], batch: int, updates: int, seed: int) -> list[int]:
+def lengths_of(conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.ndarray]:
+    """Characters [N] and turns [N] of each conversation; of stored ones no image is read for it."""
+    if isinstance(conversations, StoredConversations):
+        return conversations.lengths, conversations.turns
+    lengths = [sum(len(turn.question) + len(turn.answer) for turn in c.turns) for c in conversations]
+    return np.array(lengths), np.array([len(c.turns) for c in conversations])
+
+
+def digest_of(*parts: Sequence[Conversation]) -> str:
+    """sha256 over the ids of all conversations, one a line; of stored ones no image is read for it."""
+    ids = (part.ids() if isinstance(part, StoredConversations) else (c.id for c in part) for part in parts)
+    digest = hashlib.sha256()
+    for number, one in enumerate(itertools.chain.from_iterable(ids)):
+        digest.update(("\n" if number else "").encode() + one.encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Within, what a DataLoader's worker process raises is what would have been raised without one.
+
+    torch hands over an error as text, its traceback included; and where a worker is killed, a RuntimeError that says
+    how. Both become the one RoboAlignError.
+    """
+    try:
+        yield
+    except RoboAlignError as error:
+        told = str(error)
+        if not told.startswith("Caught RoboAlignError in DataLoader worker"):
+            raise
+        raise RoboAlignError(told.rpartition("RoboAlignError: ")[2].strip()) from None
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker \(pid(\(s\))? .*(killed|exited)", str(error)):
+            raise
+        raise RoboAlignError(
+            f"a process that prepares samples has ended ({' '.join(str(error).split())[:160]})", where="sft.workers",
+            fix="give fewer workers, or more memory (in a container, of /dev/shm too: docker run --shm-size 16g); the "
+                "same command goes on from the last checkpoint.",
+        ) from None  # fmt: skip
+
+
+def sample_order(lengths: Sequence[int] | np.ndarray, batch: int, updates: int, seed: int) -> list[int]:
     """Indices of the items of `updates` batches, one after the other.
 
     A stream of random permutations (each pass has every item once), in which each window of WINDOW batches is sorted by

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.align.answers import conversation_loss
-from roboalign.align.dataset import Conversations, action_ids, collate_conversations, sample_order
+from roboalign.align.dataset import Conversations, action_ids, collate_conversations, digest_of, sample_order
 from roboalign.align.grpo_math import clipped_loss_tokens, kl_k3
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.rollout import (
@@ -376,11 +376,10 @@ def build_trainer(
         accumulation_of(config.replay_batch, 1, per_update, unit="conversations")
         size = config.replay_batch
         replayed = Schedule(Conversations(mllm, replay), sample_order([0] * len(replay), size, updates, config.seed))
-    ids = hashlib.sha256("\n".join(c.id for c in [*prompts, *replay]).encode()).hexdigest()
     return GrpoTrainer(
         mllm, fast, prompts, replayed, config, order, mllm.model, arguments, Numbers(updates * per_update),
         _number, label=label, out_dir=out_dir,
-        fingerprint={**config.fingerprint(), "conversations": ids},
+        fingerprint={**config.fingerprint(), "conversations": digest_of(prompts, replay)},
     )  # fmt: skip
 
 

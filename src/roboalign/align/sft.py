@@ -5,7 +5,6 @@ on the RL subset.
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,15 @@ from pydantic import Field
 from torch import nn
 
 from roboalign.align.answers import answer_loss, logits_at_answers
-from roboalign.align.dataset import Conversations, action_ids, collate_conversations, sample_order
+from roboalign.align.dataset import (
+    Conversations,
+    action_ids,
+    collate_conversations,
+    digest_of,
+    lengths_of,
+    sample_order,
+    worker_errors,
+)
 from roboalign.align.trainer import (
     AlignTrainer,
     Schedule,
@@ -51,6 +58,9 @@ class SftConfig(TrainConfig):
     """Conversations per forward pass and device; in `extra-sft` and `ecot`, at most."""
     freeze_vision: bool = True
     """Keep the vision tower (encoder and projector) as it is."""
+    workers: int = Field(0, ge=0)
+    """Processes beside each training process that decode images and tokenise; 0: the training process does it itself,
+    between its steps. What is learned is the same. A GPU waits for a single process."""
 
 
 class SftTrainer(AlignTrainer):
@@ -90,18 +100,19 @@ def train_sft(
     if config.threads:
         torch.set_num_threads(config.threads)
     updates = config.max_steps or math.ceil(len(conversations) * config.epochs / config.batch_size)
-    lengths = [sum(len(turn.question) + len(turn.answer) for turn in c.turns) for c in conversations]
+    lengths, turns = lengths_of(conversations)
     order = sample_order(lengths, config.batch_size, updates, config.seed)
     if config.freeze_vision:
         freeze_vision(mllm.model)
     if config.bf16 and mllm.device.type == "cpu":
         # PyTorch's fused attention is several times slower in bfloat16 than in float32 on a CPU.
         mllm.model.set_attn_implementation("eager")
-    trainer = _trainer(mllm, conversations, config, out_dir, order, updates, label)
-    totals = trainer.run()
+    trainer = build_trainer(mllm, conversations, config, out_dir, order, updates, label)
+    with worker_errors():
+        totals = trainer.run()
     parameters = list(mllm.model.parameters())
-    turns = sum(len(conversations[index].turns) for index in order)
-    ledger = {"updates": updates, **totals, "turns": turns, "parameters": sum(p.numel() for p in parameters),
+    ledger = {"updates": updates, **totals, "turns": int(turns[order].sum()),
+              "parameters": sum(p.numel() for p in parameters),
               "trainable": sum(p.numel() for p in parameters if p.requires_grad)}  # fmt: skip
     mllm.model.requires_grad_(True).eval()
     trainer.save_final(mllm.processor, out_dir / "model")
@@ -110,10 +121,11 @@ def train_sft(
     return ledger
 
 
-def _trainer(
+def build_trainer(
     mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, out_dir: Path, order: list[int], updates: int,
     label: str,
 ) -> SftTrainer:  # fmt: skip
+    """The trainer of `train_sft`; `order` holds the conversations of all updates, one after the other."""
     arguments = training_arguments(
         config, out_dir, updates=updates, micro_batch=config.micro_batch_size, accumulation=1,
         schedule=config.schedule, warmup_ratio=config.warmup_ratio, save_every=config.save_every,
@@ -122,7 +134,8 @@ def _trainer(
     arguments.gradient_accumulation_steps = accumulation_of(
         config.batch_size, config.micro_batch_size, arguments.world_size
     )
-    ids = hashlib.sha256("\n".join(c.id for c in conversations).encode()).hexdigest()
+    arguments.dataloader_num_workers = config.workers
+    arguments.dataloader_multiprocessing_context = "fork" if config.workers else None  # the model is not copied
     return SftTrainer(
         mllm,
         arguments,
@@ -131,5 +144,5 @@ def _trainer(
         loss=answer_loss,
         label=label,
         out_dir=out_dir,
-        fingerprint={**config.fingerprint(), "conversations": ids},
+        fingerprint={**config.fingerprint(), "conversations": digest_of(conversations)},
     )

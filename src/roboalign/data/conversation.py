@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,20 +106,27 @@ def iterate_conversations(
     With `kinds`, only turns of these kinds are kept and conversations without any are dropped: ("general", "embodied",
     "reasoning") is the language-only part. Raises RoboAlignError on an unknown split or kind and on a broken shard.
     """
+    wanted = wanted_kinds(folder, split, kinds)
+    for path in shards(folder, split):
+        for row in read_table(path).to_pylist():
+            conversation = from_row(row, wanted)
+            if conversation.turns:
+                yield conversation
+
+
+def wanted_kinds(folder: str | Path, split: str, kinds: Sequence[str] | None) -> frozenset[str]:
+    """The kinds of turns that are kept. Raises RoboAlignError on an unknown split or kind."""
     if split not in SPLITS:
         raise RoboAlignError(f"unknown split {split!r}", where=str(folder), fix=f"use one of {', '.join(SPLITS)}")
     unknown = sorted(set(kinds or ()) - set(KINDS))
     if unknown:
         raise RoboAlignError(f"unknown kinds {unknown}", where=str(folder), fix=f"use some of {', '.join(KINDS)}")
-    wanted = set(kinds if kinds is not None else KINDS)
-    for path in shards(folder, split):
-        for row in read_table(path).to_pylist():
-            turns = tuple(Turn(**turn) for turn in row["turns"] if turn["kind"] in wanted)
-            if turns:
-                yield _from_row(row, turns)
+    return frozenset(kinds if kinds is not None else KINDS)
 
 
-def _from_row(row: dict[str, Any], turns: tuple[Turn, ...]) -> Conversation:
+def from_row(row: dict[str, Any], wanted: frozenset[str]) -> Conversation:
+    """A stored row with its turns of the wanted kinds, of which there may be none."""
+    turns = tuple(Turn(**turn) for turn in row["turns"] if turn["kind"] in wanted)
     same = {name: row[name] for name in ("id", "episode_id", "frame", "task", "direct_question")}
     chunk = None if row["chunk"] is None else tuple(tuple(step) for step in row["chunk"])
     target = None if row["target"] is None else tuple(row["target"])
@@ -135,8 +143,27 @@ def shards(folder: str | Path, split: str) -> list[Path]:
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """One shard; RoboAlignError where it is truncated or of another schema."""
-    try:
+    with _readable(path):
         return pq.read_table(path, schema=ROW, columns=columns, memory_map=False)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+
+
+def row_groups(path: Path) -> list[int]:
+    """Rows of each row group of a shard. Raises RoboAlignError as `read_table` does."""
+    with _readable(path):
+        metadata = pq.read_metadata(path)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def read_group(path: Path, group: int) -> pa.Table:
+    """One row group of a shard. Raises RoboAlignError as `read_table` does."""
+    with _readable(path), pq.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=ROW.names, use_threads=False).select(ROW.names)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
         fix = "build the mixture again"
         raise RoboAlignError(f"not a readable mixture shard ({error})", where=str(path), fix=fix) from None

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.align.trainer import TrainConfig, micro_batch_of
 from roboalign.data.conversation import Conversation, read_conversations
+from roboalign.data.stored import StoredConversations
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import Mllm, save_mllm
 from roboalign.ranks import world_size
@@ -23,7 +25,7 @@ from roboalign.stages.stage import Context
 
 def sft(context: Context) -> dict[str, Any]:
     """Fine-tunes the base on the whole mixture; writes model/."""
-    conversations = read_conversations(mixture_folder(context.run_dir), "train")
+    conversations = StoredConversations(mixture_folder(context.run_dir), "train")
     config = context.recipe.sft.model_copy(update={"seed": context.seed})
     mllm = context.load(context.run_dir / "base" / "model")
     return train_sft(mllm, conversations, config, context.folder, label=context.name)
@@ -80,14 +82,15 @@ def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
     micro = micro_batch_of(batch, context.recipe.sft.micro_batch_size, world_size())
     shared = {name: getattr(config, name) for name in TrainConfig.model_fields}
     settings = SftConfig(**{**shared, "seed": context.seed}, max_steps=updates, batch_size=batch,
-                         micro_batch_size=micro, schedule=config.schedule, warmup_ratio=0.0)
+                         micro_batch_size=micro, schedule=config.schedule, warmup_ratio=0.0,
+                         workers=context.recipe.sft.workers)
     mllm = context.load(context.seed_dir / "sft" / "model")
     return train_sft(mllm, conversations, settings, context.folder, label=context.name)
 
 
-def _replayed(mixture: Path, config: RlConfig) -> list[Conversation]:
+def _replayed(mixture: Path, config: RlConfig) -> Sequence[Conversation]:
     """What `rl.replay` names, of the SFT samples."""
-    found = read_conversations(mixture, "train", kinds=LANGUAGE if config.replay == "language" else None)
+    found = StoredConversations(mixture, "train", kinds=LANGUAGE if config.replay == "language" else None)
     if not found:
         raise RoboAlignError("the mixture has no answers in words to replay", where="rl.replay",
                              fix="set rl.replay: all, or rl.replay_weight: 0")

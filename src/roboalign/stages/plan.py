@@ -118,7 +118,7 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
 
 def _settings(config: Config) -> dict[str, Any]:
     """What changes the result; how often progress is written does not, and of a server only that there is one."""
-    unsaid = {"log_every", "save_every", "checkpoint_every", "threads", "vllm"}
+    unsaid = {"log_every", "save_every", "checkpoint_every", "threads", "workers", "vllm"}
     sampler = {"sampler": "vllm"} if getattr(config, "vllm", None) else {}
     return {**config.model_dump(mode="json", exclude=unsaid), **sampler}
 
