@@ -1,4 +1,5 @@
-"""GRPO in two processes (gloo): one process's samples, weights and records; killed in two, it goes on in one."""
+"""GRPO in two processes (gloo), with whole models (DDP) and with a split one (FSDP2): one process's samples, weights and
+records; killed in two, it goes on in one."""
 
 import os
 from dataclasses import replace
@@ -8,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from two_ranks import two_ranks  # makes test_align_grpo importable
+from torch.distributed.fsdp import FSDPModule
+from two_ranks import split_model, two_ranks  # makes test_align_grpo importable
 
 import test_align_grpo as tiny_grpo  # isort: skip
 
@@ -29,14 +31,17 @@ def replayed() -> list[Conversation]:
     return [replace(c, turns=(replace(c.turns[0], answer=answer),)) for c, answer in zip(found, answers)]
 
 
-def train(folder: Path, stop_at: int = -1, processes: int = 1) -> int:
+def train(folder: Path, stop_at: int = -1, processes: int = 1, split: bool = False) -> int:
     """Four updates of two rollouts; where `stop_at` says so, the process ends as a kill would, in that update."""
     torch.set_num_threads(1)
+    if split:
+        split_model()
     inner = GrpoTrainer.training_step
 
     def step(self: GrpoTrainer, model: torch.nn.Module, *arguments: object) -> torch.Tensor:
         assert self.args.world_size == processes
-        assert isinstance(model, torch.nn.parallel.DistributedDataParallel) == (processes > 1)
+        wrapped = FSDPModule if split else torch.nn.parallel.DistributedDataParallel
+        assert isinstance(model, wrapped) == (processes > 1)
         if self.state.global_step == stop_at:
             os._exit(9)
         return inner(self, model, *arguments)

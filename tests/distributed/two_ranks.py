@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "align")]
@@ -30,6 +32,14 @@ class Ended:
     def errors(self) -> list[str]:
         assert "Traceback" not in self.stderr, self.stderr[-3000:]
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+
+
+def split_model() -> None:
+    """Set this process's environment as `accelerate launch` does with the file that splits the model (FSDP2)."""
+    file = HERE.parents[1] / "launch" / "accelerate" / "eight_gpus_fsdp2.yaml"
+    options, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(file), "script.py"]))
+    told = prepare_multi_gpu_env(options)
+    os.environ.update({name: told[name] for name in told if name.startswith("FSDP_") or name == "ACCELERATE_USE_FSDP"})
 
 
 def two_ranks(work: Callable[..., Any], *arguments: Any, logs: Path, timeout: float = 500) -> list[Ended]:

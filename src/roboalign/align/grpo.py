@@ -4,11 +4,11 @@ A rollout samples a group of answers to each of its prompts; a few updates are t
 GRPOTrainer: docs/design.md; `benchmarks/grpo.py` times both, tests/align/test_align_grpo_trl.py compares their losses.
 """
 
-import copy
 import hashlib
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations, action_ids, collate_conversations, digest_of, sample_order
 from roboalign.align.grpo_math import clipped_loss_tokens, kl_k3
 from roboalign.align.logprobs import completion_statistics
+from roboalign.align.reference import reference_model
 from roboalign.align.rollout import (
     Batch,
     Rollout,
@@ -34,6 +35,7 @@ from roboalign.align.rollout import (
     roll_out,
     sample_records,
 )
+from roboalign.align.sharding import LAUNCH, computes_in, plain_copy
 from roboalign.align.trainer import (
     AlignTrainer,
     Schedule,
@@ -153,8 +155,8 @@ class GrpoTrainer(AlignTrainer):
         self.rollout_record: dict[str, Any] = {}
         self.sums: dict[str, float] = {}
         self.sampler = VllmSampler(config.vllm) if config.vllm else None
-        self.reference = copy.deepcopy(mllm.model).eval().requires_grad_(False) if config.kl else None
         super().__init__(*named, **rest)
+        self.reference = reference_model(mllm.model, self.accelerator) if config.kl else None
         self.loss_is_scaled_for_ga = True  # the loss below is already a mean over the whole update
 
     # Rollouts.
@@ -179,7 +181,7 @@ class GrpoTrainer(AlignTrainer):
             self.publish(self.sampler)
         began = time.monotonic()
         rollout = roll_out(
-            self.mllm, self.fast, chosen, samples=config.samples, max_new_tokens=config.max_new_tokens,
+            self.mllm if self.sampler else self.whole_policy(), self.fast, chosen, samples=config.samples, max_new_tokens=config.max_new_tokens,
             temperature=config.temperature, preset=config.reward,
             seed=[_seed(config.seed, place) for place in places], sampler=self.sampler,
         )  # fmt: skip
@@ -198,12 +200,20 @@ class GrpoTrainer(AlignTrainer):
 
     def publish(self, sampler: VllmSampler) -> None:
         """Give the server the policy as it is now; the other processes wait for the first, which does it."""
-        began = time.monotonic()
-        if self.is_world_process_zero():
+        began, first = time.monotonic(), self.is_world_process_zero()
+        policy = self.whole_policy(keep=first)
+        if first:
             probes = [prompt_of(c) for c in self.conversations[:PROBES]]
-            sampler.publish(self.mllm, probes, self.state.global_step, self.config.max_new_tokens)
+            sampler.publish(policy, probes, self.state.global_step, self.config.max_new_tokens)
         self.accelerator.wait_for_everyone()
         self.count(seconds_publishing=time.monotonic() - began)
+
+    def whole_policy(self, keep: bool = True) -> Mllm:
+        """The policy as a module whose forward passes wait for no other process: where it is split, a copy (`keep`)."""
+        if not self.is_fsdp_enabled:
+            return self.mllm
+        dtype, device = computes_in(self.accelerator), self.args.device
+        return replace(self.mllm, model=plain_copy(self.mllm.model, dtype=dtype, device=device, keep=keep))
 
     def with_own_logp(self, sampler: VllmSampler, batches: list[Batch]) -> tuple[list[Batch], Drift]:
         """The batches with our log-probabilities, so that the first ratios are 1; and how far the server's were off."""
@@ -343,10 +353,9 @@ def train_grpo(
     if config.freeze_vision:
         freeze_vision(mllm.model)
     trainer = build_trainer(mllm, fast, prompts, replay, config, out_dir, order, updates, label)
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise RoboAlignError("GRPO samples with the whole model on each device, and this launch splits it", where=label,
-                             fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or "
-                                 "`roboalign export verl`")  # fmt: skip
+    if trainer.is_deepspeed_enabled:
+        raise RoboAlignError("GRPO gathers a model that is split by FSDP2, not by DeepSpeed", where=label,
+                             fix=f"launch with {LAUNCH}")  # fmt: skip
     with serving(trainer.sampler, leads=trainer.is_world_process_zero()):
         totals = trainer.run()
     mllm.model.requires_grad_(True).eval()

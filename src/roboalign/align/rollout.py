@@ -238,5 +238,7 @@ def _check_question(turn: Turn, preset: str, where: str) -> None:
 
 
 def _pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
-    width = max(len(row) for row in rows)
+    # Two columns at least: the processes of a split model make their forward passes in step, so that a batch of single
+    # tokens must not be spared the pass over what follows the first.
+    width = max(2, *(len(row) for row in rows))
     return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows], dtype=dtype)

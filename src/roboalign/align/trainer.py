@@ -13,7 +13,7 @@ import transformers
 from pydantic import Field
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from roboalign.align.checkpoints import (
     MANIFEST,
@@ -23,6 +23,7 @@ from roboalign.align.checkpoints import (
     truncate_records,
     weights_fingerprint,
 )
+from roboalign.align.sharding import ShardedTrainer
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
 from roboalign.files import append_jsonl, read_json, write_json
@@ -117,7 +118,7 @@ def training_arguments(
     return arguments
 
 
-class AlignTrainer(Trainer):
+class AlignTrainer(ShardedTrainer):
     """`transformers.Trainer` on a `Schedule`.
 
     - a checkpoint is written beside and renamed: it is whole or not there;

@@ -1,0 +1,205 @@
+"""Weights, gradients and optimizer split over processes (FSDP2): how a split model is set up, read whole, and resumed.
+
+A launcher asks for it (launch/accelerate/eight_gpus_fsdp2.yaml); `accelerate` shards the model. What is written is what
+an unsplit training writes, so that a checkpoint serves any number of processes, split or not.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import Trainer
+
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.presets import meta_model
+
+ASKED = "ACCELERATE_USE_FSDP"  # how accelerate's launcher tells its processes
+LAUNCH = "launch/accelerate/eight_gpus_fsdp2.yaml"
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # Trainer's names
+
+
+class ShardedTrainer(Trainer):
+    """`transformers.Trainer` whose model may be split; its checkpoints are then those of a whole one."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if os.environ.get(ASKED, "false").lower() == "true":
+            prepare_accelerator(self.accelerator)
+            self.is_fsdp_enabled = True
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        norm = super()._clip_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the whole model into a folder; every process takes part, the first writes."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = whole_weights(self.model, keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_optimizer(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_weights(model or self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+
+def prepare_accelerator(accelerator: Accelerator) -> None:
+    """Make `accelerator` split its model with FSDP2, as the launcher asked it to.
+
+    Raises RoboAlignError where the launcher asked for FSDP1 or started one process.
+    """
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate shards on GPUs alone and would train whole copies here, silently; FSDP2 itself works over gloo.
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = DistributedType.FSDP
+    if not accelerator.is_fsdp2:
+        raise RoboAlignError("this launch asks for FSDP, but not for FSDP2 in several processes", where=ASKED,
+                             fix=f"launch several processes with {LAUNCH}")  # fmt: skip
+    # A gradient that waits for the last micro-batch would wait whole, on each device.
+    accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+    if accelerator.mixed_precision == "bf16":
+        # accelerate's own choice would also sum gradients in bfloat16.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+
+
+def computes_in(accelerator: Accelerator) -> torch.dtype | None:
+    """The type in which a split model's weights are gathered and multiplied; None: the one they are stored in."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+
+
+def shard(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """Split `model` in place, by the same plan as the one that is trained, and move its parts to the devices."""
+    return fsdp2_prepare_model(accelerator, model)
+
+
+# Whole again. These are collectives: every process calls them, and one parameter at a time is whole beside the parts.
+
+
+def whole_parameters(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole value of each parameter, one that several modules share once, in `dtype` (None: its own)."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what a forward pass without a backward pass has left gathered
+    for name, parameter in model.named_parameters():
+        part = parameter.detach()
+        part = part if dtype is None else part.to(dtype)
+        yield name, part.full_tensor() if isinstance(part, DTensor) else part
+
+
+def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """The state dict of a split model in the CPU's memory, as of an unsplit one; {} without `keep`."""
+    state = {}
+    for name, value in whole_parameters(model):
+        if keep:
+            state[name] = value.cpu()
+    if not keep:
+        return {}
+    owners = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(owners[name]): value for name, value in state.items()}
+    shared = {name: first[id(parameter)] for name, parameter in owners.items()}
+    persistent = model.state_dict().keys() - owners.keys()
+    return shared | {name: value.cpu() for name, value in model.named_buffers() if name in persistent}
+
+
+def plain_copy(model: Any, *, dtype: torch.dtype | None, device: torch.device, keep: bool = True) -> Any:
+    """A whole, frozen copy of a split Hugging Face model in eval mode, on `device`; None without `keep`.
+
+    It is a module of its own: its forward passes take no part in any collective, so that each process may make as many
+    as it needs.
+    """
+    copy = meta_model(model.config) if keep else None
+    left = {name for name, _ in copy.named_parameters()} if keep else set()
+    for name, value in whole_parameters(model, dtype):
+        if copy is not None:
+            owner, _, leaf = name.rpartition(".")
+            setattr(copy.get_submodule(owner), leaf, nn.Parameter(value.to(device), requires_grad=False))
+            left.discard(name)
+    if copy is None:
+        return None
+    assert not left, f"parameters that the split model lacks: {sorted(left)[:3]}"
+    for name, buffer in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        setattr(copy.get_submodule(owner), leaf, buffer.to(device, copy=True))
+    copy.tie_weights()
+    copy.generation_config = model.generation_config
+    return copy.eval()
+
+
+def whole_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
+    """The optimizer's state dict with whole tensors in the CPU's memory, as torch saves that of an unsplit model."""
+    found = optimizer.state_dict()
+    whole: dict[int, dict[str, Any]] = {}
+    for index, moments in found["state"].items():
+        entry = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in moments.items()}
+        if keep:
+            whole[index] = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in entry.items()}
+    return {"state": whole, "param_groups": found["param_groups"]} if keep else {}
+
+
+# From whole files into the parts: each process reads what is its own.
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Read the safetensors files of `folder` into a split model. Raises RoboAlignError where a parameter is missing."""
+    left = dict(model.named_parameters())
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in left.keys() & set(stored.keys()):
+                parameter = left.pop(name)
+                with torch.no_grad():
+                    parameter.copy_(_like(stored.get_tensor(name), parameter))
+    if left:
+        raise RoboAlignError(f"{len(left)} weights are missing ({', '.join(sorted(left)[:3])}, ...)", where=str(folder),
+                             fix="remove this checkpoint; the same command goes on from the one before")  # fmt: skip
+
+
+def load_optimizer(optimizer: Any, file: Path) -> None:
+    """Read the state of an optimizer, as an unsplit training or `whole_optimizer` wrote it, into that of split weights.
+
+    The parameters have the same numbers in both: the order in which the optimizer's groups list them.
+    """
+    stored = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, moments in stored["state"].items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape and value.ndim:
+                moments[name] = _like(value, parameters[index])
+    optimizer.load_state_dict(stored)
+
+
+def _like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """`whole`, which each process has, split and placed as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return whole.to(parameter.device)
+    mesh = parameter.device_mesh
+    return distribute_tensor(whole.to(parameter.device), mesh, parameter.placements, src_data_rank=None)

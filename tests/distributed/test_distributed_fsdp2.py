@@ -1,0 +1,190 @@
+"""SFT and GRPO on a model that is split over two processes (FSDP2, gloo), set up by the launch file: the weights and
+records of one process; checkpoints that serve split and whole models alike; rollouts without collectives."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from two_ranks import split_model, two_ranks  # makes the modules of tests/align importable
+
+import test_align_grpo as tiny_grpo  # isort: skip
+import test_align_sft as tiny_sft  # isort: skip
+import test_distributed_grpo as grpo_runs  # isort: skip
+import test_distributed_sft as sft_runs  # isort: skip
+from torch.distributed.fsdp import FSDPModule
+
+from roboalign.align import grpo
+from roboalign.align.grpo import RlConfig, train_grpo
+from roboalign.align.sft import SftTrainer, train_sft
+from roboalign.align.sharding import plain_copy, whole_weights
+from roboalign.errors import RoboAlignError
+from roboalign.files import read_jsonl
+from roboalign.mllm.generate import generate
+from roboalign.mllm.load import Mllm
+
+
+class Killed(Exception):
+    """Stands for a kill of a training in the test's own process."""
+
+
+def leave() -> None:
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def sft(folder: Path, stop_at: int = -1, split: bool = True) -> int:
+    """Six updates; in update `stop_at` it ends as a kill would."""
+    torch.set_num_threads(1)
+    if split:
+        split_model()
+    inner = SftTrainer.training_step
+
+    def step(self: SftTrainer, model: torch.nn.Module, *arguments: Any) -> torch.Tensor:
+        assert isinstance(model, FSDPModule) == split and self.args.world_size == 1 + split
+        if self.state.global_step == stop_at:
+            if split:
+                os._exit(9)
+            raise Killed
+        return inner(self, model, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SftTrainer, "training_step", step)
+        train_sft(tiny_sft.tiny(), sft_runs.uneven(12), sft_runs.SETTINGS, folder)
+    if split:
+        leave()
+    return 0
+
+
+@pytest.fixture(scope="module")
+def sft_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sft")
+    sft(folder, split=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grpo_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grpo")
+    grpo_runs.train(folder)
+    return folder
+
+
+def test_sft_split_goes_on_from_a_whole_model(sft_alone: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        sft(tmp_path, stop_at=3, split=False)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2"]
+    ended = two_ranks(sft, tmp_path, logs=tmp_path / "logs")
+    assert [one.status for one in ended] == [0, 0], ended
+    assert "resuming" in ended[0].stderr
+    sft_runs.assert_same_training(tmp_path, sft_alone)
+
+
+def test_sft_killed_when_split_goes_on_whole(sft_alone: Path, tmp_path: Path) -> None:
+    ended = two_ranks(sft, tmp_path, 4, logs=tmp_path / "logs")
+    assert 9 in [one.status for one in ended], ended
+    written = {p.name for p in (tmp_path / "checkpoints" / "checkpoint-4").iterdir()}
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt"} <= written  # and no file of a split model alone
+    assert not [name for name in written if "fsdp" in name]
+    sft(tmp_path, split=False)
+    sft_runs.assert_same_training(tmp_path, sft_alone)
+
+
+def test_grpo_killed_when_split_goes_on_split(grpo_alone: Path, tmp_path: Path) -> None:
+    ended = two_ranks(grpo_runs.train, tmp_path / "rl", 3, 2, True, logs=tmp_path)
+    assert 9 in [one.status for one in ended], ended
+    assert [p.name for p in (tmp_path / "rl" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    ended = two_ranks(grpo_runs.train, tmp_path / "rl", -1, 2, True, logs=tmp_path)
+    assert [one.status for one in ended] == [0, 0], ended
+    grpo_runs.assert_same_training(tmp_path / "rl", grpo_alone)
+
+
+def tied() -> Mllm:
+    """The tiny model with one table for input and output, as the smaller Qwen models have it."""
+    mllm = tiny_grpo.tiny()
+    mllm.model.config.tie_word_embeddings = True
+    mllm.model.config.text_config.tie_word_embeddings = True
+    mllm.model.tie_weights()
+    assert mllm.model.get_output_embeddings().weight is mllm.model.get_input_embeddings().weight
+    return mllm
+
+
+def bf16(folder: Path, split: bool = True) -> int:
+    """Two rollouts as the paper's recipe has them (bf16, activations computed again, vision frozen), the table tied."""
+    torch.set_num_threads(1)
+    if split:
+        split_model()
+    config = RlConfig(**{**tiny_grpo.CONFIG, "updates": 4, "bf16": True, "gradient_checkpointing": True,
+                         "freeze_vision": True})  # fmt: skip
+    inner, seen = grpo.roll_out, []
+
+    def sampled(mllm: Mllm, *arguments: Any, **settings: Any) -> Any:
+        assert not any(isinstance(module, FSDPModule) for module in mllm.model.modules())
+        seen.append(mllm.model.dtype)
+        if split and dist.get_rank() == 0:  # more forward passes than the other process makes: no collective is in them
+            generate(mllm, [grpo.prompt_of(arguments[1][0])], max_new_tokens=3)
+        return inner(mllm, *arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_grpo.even_ids_rewarded.__wrapped__(patch)
+        patch.setattr(grpo, "roll_out", sampled)
+        train_grpo(tied(), tiny_grpo.fast(), tiny_grpo.prompts(), config, folder)
+    assert seen == [torch.bfloat16 if split else torch.float32] * 2
+    if split:
+        leave()
+    return 0
+
+
+def test_grpo_in_bfloat16_with_checkpointing_and_a_tied_table(tmp_path: Path) -> None:
+    """Sampling in bfloat16 draws other answers, so that runs are compared in what does not hang on them."""
+    ended = two_ranks(bf16, tmp_path / "split", logs=tmp_path)
+    assert [one.status for one in ended] == [0, 0], ended
+    records = read_jsonl(tmp_path / "split" / "metrics.jsonl")
+    assert len(records) == 4 and all(0 < record["grad_norm"] < 100 for record in records)
+    assert records[0]["drift"] < 0.05 and abs(records[0]["kl"]) < 1e-3  # the sampler and the reference are the policy
+    from safetensors.torch import load_file
+
+    state = load_file(tmp_path / "split" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    start = dict(tied().model.named_parameters())
+    moved = {name for name, value in state.items() if (value != start[name]).any()}
+    assert moved and not any("visual" in name for name in moved)
+
+
+def copies(mllm_of: Callable[[], Mllm]) -> int:
+    """A split model read whole is the model it was split from."""
+    split_model()
+    mllm = mllm_of()
+    before = {name: value.clone() for name, value in mllm.model.state_dict().items()}
+    prompt = tiny_grpo.encode_prompt(mllm, "reach", grpo.prompt_of(tiny_grpo.prompts()[0]).image)
+    expected = generate(mllm, [prompt], max_new_tokens=8, temperature=0.0)
+    trainer = grpo.build_trainer(mllm, tiny_grpo.fast(), tiny_grpo.prompts(), [], RlConfig(**tiny_grpo.CONFIG),
+                                 Path("unused"), list(range(4)), 2, "rl")  # fmt: skip
+    trainer._prepare_for_training(2, trainer.get_train_dataloader(), None)
+    assert isinstance(mllm.model, FSDPModule)
+    parts = sum(p.to_local().numel() for p in mllm.model.parameters())
+    assert parts < 0.6 * sum(p.numel() for p in mllm.model.parameters())
+    copy = plain_copy(mllm.model, dtype=None, device=torch.device("cpu"))
+    assert plain_copy(mllm.model, dtype=None, device=torch.device("cpu"), keep=False) is None
+    state = whole_weights(mllm.model, keep=True)
+    for found in (copy.state_dict(), state):
+        assert found.keys() == before.keys() and all(torch.equal(found[name], before[name]) for name in before)
+    again = generate(Mllm(copy, mllm.processor, mllm.vocabulary), [prompt], max_new_tokens=8, temperature=0.0)
+    assert again.tokens == expected.tokens and again.logprobs == expected.logprobs
+    leave()
+    return 0
+
+
+@pytest.mark.parametrize("mllm_of", [tiny_grpo.tiny, tied])
+def test_a_split_model_read_whole(tmp_path: Path, mllm_of: Callable[[], Mllm]) -> None:
+    ended = two_ranks(copies, mllm_of, logs=tmp_path)
+    assert [one.status for one in ended] == [0, 0], ended
+
+
+def test_one_process_cannot_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RoboAlignError, match="not for FSDP2 in several processes"):
+        train_sft(tiny_sft.tiny(), sft_runs.uneven(12), sft_runs.SETTINGS, tmp_path)
