@@ -1,5 +1,4 @@
-"""GRPO in two processes (gloo), with whole models (DDP) and with a split one (FSDP2): one process's samples, weights and
-records; killed in two, it goes on in one."""
+"""GRPO in two processes (gloo): one process's samples, weights and records; killed in two, it goes on in one."""
 
 import os
 from dataclasses import replace

@@ -1,11 +1,12 @@
-"""GRPO in two processes that share a server: one hands over the weights, each asks about its own prompts."""
+"""GRPO in two processes that share a server: one hands over the weights, each asks about its own prompts. With whole
+models (DDP) and with a split one (FSDP2)."""
 
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from two_ranks import two_ranks  # makes test_align_grpo importable
+from two_ranks import split_model, two_ranks  # makes test_align_grpo importable
 
 import test_align_grpo as tiny_grpo  # isort: skip
 from fake_vllm import FakeVllm  # isort: skip
@@ -15,9 +16,11 @@ from roboalign.align.vllm_client import VllmConfig
 from roboalign.files import read_json, read_jsonl
 
 
-def train(folder: Path, url: str) -> int:
+def train(folder: Path, url: str, split: bool = False) -> int:
     """Two rollouts; without a URL the own loop samples them."""
     torch.set_num_threads(1)
+    if split:
+        split_model()
     vllm = VllmConfig(url=url, weights=str(folder / "policy"), patience=30, tolerance=1e-3) if url else None
     config = RlConfig(**{**tiny_grpo.CONFIG, "updates": 4, "logged_samples": 4, "vllm": vllm})
     with pytest.MonkeyPatch.context() as patch:
@@ -29,10 +32,11 @@ def train(folder: Path, url: str) -> int:
     return 0
 
 
-def test_two_processes_share_a_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_two_processes_share_a_server(tmp_path: Path, split: bool) -> None:
     server = FakeVllm()
     try:
-        ended = two_ranks(train, tmp_path, server.url, logs=tmp_path)
+        ended = two_ranks(train, tmp_path, server.url, split, logs=tmp_path)
     finally:
         server.stop()
     assert [one.status for one in ended] == [0, 0], ended

@@ -37,8 +37,8 @@ class Ended:
 def split_model() -> None:
     """Set this process's environment as `accelerate launch` does with the file that splits the model (FSDP2)."""
     file = HERE.parents[1] / "launch" / "accelerate" / "eight_gpus_fsdp2.yaml"
-    options, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(file), "script.py"]))
-    told = prepare_multi_gpu_env(options)
+    given = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
+    told = prepare_multi_gpu_env(_validate_launch_command(given)[0])
     os.environ.update({name: told[name] for name in told if name.startswith("FSDP_") or name == "ACCELERATE_USE_FSDP"})
 
 

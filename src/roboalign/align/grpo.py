@@ -22,6 +22,7 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations, action_ids, collate_conversations, digest_of, sample_order
 from roboalign.align.grpo_math import clipped_loss_tokens, kl_k3
+from roboalign.align.grpo_sums import UpdateSums, means_of
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.reference import reference_model
 from roboalign.align.rollout import (
@@ -153,7 +154,7 @@ class GrpoTrainer(AlignTrainer):
         self.batches: dict[int, tuple[Batch, Tensor | None]] = {}
         self.update_tokens: dict[int, float] = {}
         self.rollout_record: dict[str, Any] = {}
-        self.sums: dict[str, float] = {}
+        self.sums = UpdateSums(config.clip_low, config.clip_high)
         self.sampler = VllmSampler(config.vllm) if config.vllm else None
         super().__init__(*named, **rest)
         self.reference = reference_model(mllm.model, self.accelerator) if config.kl else None
@@ -181,8 +182,8 @@ class GrpoTrainer(AlignTrainer):
             self.publish(self.sampler)
         began = time.monotonic()
         rollout = roll_out(
-            self.mllm if self.sampler else self.whole_policy(), self.fast, chosen, samples=config.samples, max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature, preset=config.reward,
+            self.mllm if self.sampler else self.whole_policy(), self.fast, chosen, samples=config.samples,
+            max_new_tokens=config.max_new_tokens, temperature=config.temperature, preset=config.reward,
             seed=[_seed(config.seed, place) for place in places], sampler=self.sampler,
         )  # fmt: skip
         sampled = time.monotonic()
@@ -276,7 +277,7 @@ class GrpoTrainer(AlignTrainer):
         share = self.args.world_size / self.update_tokens[self.state.global_step]  # DDP averages over processes
         loss = ((tokens + config.kl * kl) * batch.mask).sum() * share
         replayed = self.replay_loss(model, number)
-        self.note(batch, statistics.logp.detach(), statistics.entropy, kl.detach(), replayed)
+        self.sums.add(batch, statistics.logp.detach(), statistics.entropy, kl.detach(), replayed)
         return loss if replayed is None else loss + config.replay_weight * replayed
 
     def replay_loss(self, model: nn.Module, number: int) -> Tensor | None:
@@ -292,35 +293,10 @@ class GrpoTrainer(AlignTrainer):
 
     # Logging.
 
-    def note(self, batch: Batch, logp: Tensor, entropy: Tensor, kl: Tensor, replayed: Tensor | None) -> None:
-        """Add a micro-batch to the sums of which step_metrics makes means over tokens."""
-        kept, config = batch.mask.bool(), self.config
-        ratio = torch.exp(logp - batch.old_logp)
-        positive = batch.advantages[:, None] > 0
-        clipped = (positive & (ratio > 1 + config.clip_high)) | (~positive & (ratio < 1 - config.clip_low))
-        values = {"kl": kl, "entropy": entropy, "ratio": ratio, "clipped": clipped.float(),
-                  "drift": (logp - batch.old_logp).abs()}  # fmt: skip
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value[kept].sum())
-        self.sums["tokens"] = self.sums.get("tokens", 0.0) + float(kept.sum())
-        self.sums["ratio_max"] = max(self.sums.get("ratio_max", 0.0), float(ratio[kept].max()))
-        if replayed is not None:
-            self.sums["replay"] = self.sums.get("replay", 0.0) + float(replayed.detach())
-        self.sums["micro"] = self.sums.get("micro", 0.0) + 1
-
     def step_metrics(self) -> dict[str, Any]:
-        """Of the updates since the last record: means over answer tokens (`drift`: |log ratio|), and the rollout.
-
-        Over all processes.
-        """
-        parts, self.sums = gather_object([self.sums]), {}
-        largest = max(part.pop("ratio_max") for part in parts)
-        sums = {name: sum(part[name] for part in parts) for name in parts[0]}
-        means = {name: sums[name] / sums["tokens"] for name in ("kl", "entropy", "ratio", "clipped", "drift")}
-        # Each micro-batch's replay loss has been divided by those of its process in an update.
-        replayed = sums["replay"] * self.args.gradient_accumulation_steps / sums["micro"] if "replay" in sums else None
-        replay = {"replay_loss": replayed} if replayed is not None else {}
-        return {**means, "ratio_max": largest, **replay, **self.rollout_record}
+        """Of the updates since the last record, and of the rollout; over all processes."""
+        taken = gather_object([self.sums.take()])
+        return {**means_of(taken, self.args.gradient_accumulation_steps), **self.rollout_record}
 
 
 def train_grpo(

@@ -30,6 +30,9 @@ OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # Trainer's names
 class ShardedTrainer(Trainer):
     """`transformers.Trainer` whose model may be split; its checkpoints are then those of a whole one."""
 
+    model: Any
+    lr_scheduler: Any
+
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if os.environ.get(ASKED, "false").lower() == "true":
@@ -62,7 +65,7 @@ class ShardedTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        load_weights(model or self.model, Path(resume_from_checkpoint))
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.is_fsdp_enabled or checkpoint is None:
@@ -97,7 +100,7 @@ def computes_in(accelerator: Accelerator) -> torch.dtype | None:
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
 
 
-def shard(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+def shard(accelerator: Accelerator, model: nn.Module) -> Any:
     """Split `model` in place, by the same plan as the one that is trained, and move its parts to the devices."""
     return fsdp2_prepare_model(accelerator, model)
 
@@ -137,19 +140,18 @@ def plain_copy(model: Any, *, dtype: torch.dtype | None, device: torch.device, k
     It is a module of its own: its forward passes take no part in any collective, so that each process may make as many
     as it needs.
     """
-    copy = meta_model(model.config) if keep else None
-    left = {name for name, _ in copy.named_parameters()} if keep else set()
+    whole: dict[str, Tensor] = {}
     for name, value in whole_parameters(model, dtype):
-        if copy is not None:
-            owner, _, leaf = name.rpartition(".")
-            setattr(copy.get_submodule(owner), leaf, nn.Parameter(value.to(device), requires_grad=False))
-            left.discard(name)
-    if copy is None:
+        if keep:
+            whole[name] = nn.Parameter(value.to(device), requires_grad=False)
+    if not keep:
         return None
-    assert not left, f"parameters that the split model lacks: {sorted(left)[:3]}"
-    for name, buffer in model.named_buffers():
+    copy = meta_model(model.config)
+    assert whole.keys() == {name for name, _ in copy.named_parameters()}, "the configuration is of another model"
+    for name, tensor in [*whole.items(), *model.named_buffers()]:
         owner, _, leaf = name.rpartition(".")
-        setattr(copy.get_submodule(owner), leaf, buffer.to(device, copy=True))
+        # Buffers are cloned: the copy may write into its own.
+        setattr(copy.get_submodule(owner), leaf, tensor if name in whole else tensor.detach().to(device, copy=True))
     copy.tie_weights()
     copy.generation_config = model.generation_config
     return copy.eval()
