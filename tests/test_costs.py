@@ -28,7 +28,8 @@ def test_state_of_adamw():
     assert costs.training_state(400, 368) == Memory(weights=1600, gradients=1472, optimizer=2944)
     assert costs.training_state(400, 368, cast=328).casts == 656
     sharded = costs.training_state(400, 368, cast=328, unit=224, share=4)
-    assert sharded == Memory(weights=400, gradients=368, optimizer=736, casts=448, gathered=896)
+    assert sharded == Memory(weights=400, gradients=368, optimizer=736, gathered=448)  # gathered in bfloat16
+    assert costs.training_state(400, 368, unit=224, share=4).gathered == 896
 
 
 def test_the_7b_model_needs_sixteen_bytes_a_trained_parameter():
@@ -54,7 +55,7 @@ def test_activations_with_and_without_checkpointing():
 def test_logits_cache_checkpoints_and_features():
     assert costs.logit_bytes(SMALL, 6, bf16=True) == 6 * 10 * 14
     assert costs.logit_bytes(SMALL, 6, bf16=False) == 6 * 10 * 12
-    assert costs.cache_bytes(SMALL, rows=5, length=7) == 2 * 4 * 2 * 2 * 5 * 7  # keys and values, float32, 2 layers
+    assert costs.cache_bytes(SMALL, rows=5, length=7, number=4) == 2 * 4 * 2 * 2 * 5 * 7  # keys and values, 2 layers
     assert costs.checkpoint_bytes(400, 368) == 3 * (1600 + 2944)
     assert costs.feature_bytes(frames=10, tokens=20, width=4) == 1600
 
@@ -78,6 +79,7 @@ def test_the_peak_is_the_rollout_or_the_update_not_both():
     held = Memory(weights=10, optimizer=20, reference=5, gathered=1)
     assert costs.replace(held, gradients=7, activations=3, cache=4).total == 46
     assert costs.replace(held, gradients=7, activations=3, cache=40).total == 76
+    assert costs.replace(held, gradients=7, activations=3, cache=4, sampler=9).total == 49
 
 
 def test_gpus_by_name():

@@ -108,8 +108,8 @@ def _run_recipe(options: argparse.Namespace, team: "Team | None") -> int:
 def _plan(options: argparse.Namespace) -> int:
     from roboalign.costs import parse_gpus
     from roboalign.recipe import load_recipe
-    from roboalign.stages.plan_costs import assumptions
     from roboalign.stages.plan_costs_text import describe_plan
+    from roboalign.stages.plan_model import assumptions
 
     gpu, count = parse_gpus(options.gpus)
     recipe = load_recipe(options.recipe, tuple(options.set))

@@ -119,24 +119,27 @@ class Memory:
     logits: float = 0
     cache: float = 0
     """Keys and values of the rollouts; they are gone before the update begins."""
+    sampler: float = 0
+    """Under sharding: the whole copy of the policy that samples, or that a server is given; gone likewise."""
 
     @property
     def total(self) -> float:
-        """The peak: a rollout's cache and an update's activations, gradients and casts are not there together."""
+        """The peak: what a rollout holds and an update's activations, gradients and casts are not there together."""
         held = self.weights + self.optimizer + self.gathered + self.reference
-        return held + max(self.cache, self.gradients + self.casts + self.activations + self.logits)
+        return held + max(self.cache + self.sampler, self.gradients + self.casts + self.activations + self.logits)
 
 
 def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1) -> Memory:
     """Weights, gradients and AdamW's moments in float32, each divided over `share` GPUs.
 
     `cast`: trained parameters of which autocast keeps a bfloat16 copy, those that products are made with (0: no bf16).
-    `unit`: parameters that a GPU holds whole while it works, where they are sharded; their casts are of them alone.
+    `unit`: parameters that a GPU holds whole while it works, where they are sharded: gathered in the type of the
+    products, without autocast.
     """
     sharded = share > 1
     return Memory(weights=FLOAT32 * parameters / share, gradients=FLOAT32 * trainable / share,
-                  optimizer=ADAMW_BYTES * trainable / share, casts=BFLOAT16 * (min(cast, unit) if sharded else cast),
-                  gathered=FLOAT32 * unit if sharded else 0)  # fmt: skip
+                  optimizer=ADAMW_BYTES * trainable / share, casts=0 if sharded else BFLOAT16 * cast,
+                  gathered=(BFLOAT16 if cast else FLOAT32) * unit if sharded else 0)  # fmt: skip
 
 
 def layer_bytes(b: Backbone, *, bf16: bool) -> int:
@@ -166,9 +169,9 @@ def logit_bytes(b: Backbone, tokens: float, *, bf16: bool) -> float:
     return tokens * b.vocabulary * ((BFLOAT16 if bf16 else 0) + 3 * FLOAT32)
 
 
-def cache_bytes(b: Backbone, rows: int, length: float) -> float:
-    """Keys and values of `rows` answers of `length` tokens each, prompt included, in float32 as the model is loaded."""
-    return 2 * FLOAT32 * b.layers * b.key_value * rows * length
+def cache_bytes(b: Backbone, rows: int, length: float, number: int) -> float:
+    """Keys and values, of `number` bytes each, of `rows` answers of `length` tokens, prompt included."""
+    return 2 * number * b.layers * b.key_value * rows * length
 
 
 def checkpoint_bytes(parameters: int, trainable: int) -> float:

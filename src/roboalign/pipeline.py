@@ -81,6 +81,7 @@ def run_stages(
     """
     run_dir = Path(run_dir)
     if team:
+        _check_patience(recipe)
         team.form_group(device_of(recipe.hardware), recipe.hardware.timeout)
     if team and not team.leads:
         for name in team.words():
@@ -90,6 +91,20 @@ def run_stages(
             _run_stages(recipe, run_dir, names, say, verb, team)
     if team:
         team.part()
+
+
+def _check_patience(recipe: Recipe) -> None:
+    """Raise RoboAlignError where one process may wait for a server longer than the others wait for it."""
+    for where, config in (("rl.vllm", recipe.rl), ("distill.rl.vllm", recipe.distill.rl)):
+        if config.vllm is None:
+            continue
+        longest = config.vllm.patience + config.vllm.timeout  # the last try begins when patience ends
+        if longest >= recipe.hardware.timeout:
+            raise RoboAlignError(
+                f"a process may wait {longest:g} s for the server (patience {config.vllm.patience:g}, timeout "
+                f"{config.vllm.timeout:g}), and is held to be dead by the others after {recipe.hardware.timeout:g} s",
+                where=where, fix=f"set hardware.timeout above {longest:g}, or less patience",
+            )
 
 
 def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, verb: str, team: Team | None) -> None:

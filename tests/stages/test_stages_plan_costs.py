@@ -12,8 +12,9 @@ from roboalign.mllm.encode import collate, encode_conversation
 from roboalign.mllm.presets import PRESETS, meta_model, preset_config
 from roboalign.recipe import Recipe, load_recipe
 from roboalign.stages.backbones import FRAMES, TURNS, model_of
-from roboalign.stages.plan_costs import Assumptions, assumptions, backbone_numbers, plan_costs
+from roboalign.stages.plan_costs import plan_costs
 from roboalign.stages.plan_costs_text import describe_plan, duration, mend, quantity, size
+from roboalign.stages.plan_model import Assumptions, assumptions, backbone_numbers
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = RECIPES / "paper" / "qwen2_5_vl_7b.yaml"
@@ -66,7 +67,7 @@ def test_the_papers_run_needs_sharding_and_the_plan_says_so() -> None:
     text = described(load_recipe(PAPER), "8xH100")
     sft = text.split("\n\n")[1]
     assert "DOES NOT FIT into 73.6 GB" in sft
-    assert "Fix: shard weights, gradients and optimizer over 8 GPUs (FSDP)\n  then 27." in sft
+    assert "Fix: shard weights, gradients and optimizer over 8 GPUs (FSDP)\n  then 21.9" in sft
     assert "AdamW 61 GB" in sft  # 8 bytes x 7.63 G trained parameters
 
 
@@ -113,7 +114,7 @@ def test_extra_sft_is_split_as_sft_is() -> None:
 
 def test_a_shorter_answer_is_advised_where_the_rollout_is_what_is_too_large() -> None:
     recipe = load_recipe(RECIPES / "paper" / "qwen3_vl_8b.yaml")
-    assert "Fix: --set rl.max_new_tokens=" in described(recipe, "8xH100")
+    assert "Fix: --set rl.max_new_tokens=" in described(recipe, "4xH100")
 
 
 def test_stages_are_counted_by_arms_and_seeds() -> None:
@@ -130,6 +131,32 @@ def test_the_papers_counts() -> None:
     sft, rl, _ = plan_costs(load_recipe(PAPER, changes), GPUS["H200"], 8, Assumptions(image_tokens=1000))[1]
     assert 10 < sft.seconds / 3600 < 40
     assert rl.work == "25 rollouts of 512 prompts x 5 answers"
+
+
+def test_rl_on_a_split_model_gathers_the_policy_to_sample_and_splits_the_reference() -> None:
+    recipe = load_recipe(PAPER)
+    stage = plan_costs(recipe, GPUS["H100"], 8, Assumptions())[1][1]
+    whole, split = (stage.memory(True, 1, share) for share in (1, 8))
+    parameters = whole.weights / 4
+    assert (whole.reference, whole.sampler) == (4 * parameters, 0)
+    assert (split.reference, split.sampler) == (2 * parameters / 8, 2 * parameters)  # bfloat16
+    assert split.cache == whole.cache / 2 and split.casts == 0
+    held = split.weights + split.optimizer + split.gathered + split.reference
+    assert split.total == held + split.cache + split.sampler
+    text = described(recipe, "8xH100").split("\n\n")[2]
+    assert "Fix: shard weights, gradients and optimizer over 8 GPUs (FSDP)\n  then" in text
+    assert "policy gathered to sample 16.6 GB" in text
+
+
+def test_a_server_takes_the_sampling_off_the_trainer() -> None:
+    server = {"vllm": {"url": "http://a:1", "weights": "/a"}}
+    recipe = load_recipe(PAPER)
+    served = recipe.model_copy(update={"rl": type(recipe.rl).model_validate({**recipe.rl.model_dump(), **server})})
+    own, other = (plan_costs(one, GPUS["H100"], 8, Assumptions())[1][1] for one in (recipe, served))
+    assert other.memory(True, 1, 8).cache == 0 < own.memory(True, 1, 8).cache
+    assert other.memory(True, 1, 8).sampler == own.memory(True, 1, 8).sampler  # what the server is given
+    assert other.flops == own.flops and 0 < other.seconds < own.seconds  # no decoding, but log-probabilities
+    assert "sampled by a server whose GPUs are not counted" in other.work and "server" not in own.work
 
 
 def test_money_and_assumptions_are_printed() -> None:

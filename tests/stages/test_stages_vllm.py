@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from roboalign.errors import RoboAlignError
-from roboalign.pipeline import stage_keys, stage_table
+from roboalign.pipeline import run_stages, stage_keys, stage_table
+from roboalign.ranks import Team
 from roboalign.recipe import Recipe, load_recipe
 
 
@@ -29,3 +31,23 @@ def test_a_wrong_key_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     path.write_text("name: x\nrl: {vllm: {url: 'a:1', weights: /a}}\n")
     with pytest.raises(RoboAlignError, match=r"`rl.vllm.url`: it is not an http or https URL"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("where", ["rl", "distill"])
+def test_waiting_for_the_server_longer_than_for_one_another_is_refused(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rl = {"vllm": {"url": "http://a:1", "weights": "/a", "patience": 100, "timeout": 50}}
+    given = {"rl": rl} if where == "rl" else {"distill": {"rl": {**rl, "reward": "answer"}}}
+    team, formed = Team(0, 2, 2, dist.HashStore()), []
+    monkeypatch.setattr(Team, "form_group", lambda *_: formed.append(True))
+    monkeypatch.setattr(Team, "part", lambda _: None)
+    for timeout in (151, 150):
+        recipe = Recipe.model_validate({"name": "x", **given, "hardware": {"timeout": timeout}})
+        if timeout > 150:
+            run_stages(recipe, tmp_path, [], team=team)
+            continue
+        with pytest.raises(RoboAlignError, match=r"rl\.vllm: a process may wait 150 s .*after 150 s Fix: set hardware"):
+            run_stages(recipe, tmp_path, [], team=team)
+    run_stages(recipe, tmp_path, [])  # alone it waits as long as it likes
+    assert formed == [True]

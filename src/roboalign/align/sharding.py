@@ -143,15 +143,15 @@ def plain_copy(model: Any, *, dtype: torch.dtype | None, device: torch.device, k
     whole: dict[str, Tensor] = {}
     for name, value in whole_parameters(model, dtype):
         if keep:
-            whole[name] = nn.Parameter(value.to(device), requires_grad=False)
+            whole[name] = nn.Parameter(value.to(device, copy=True), requires_grad=False)
     if not keep:
         return None
     copy = meta_model(model.config)
     assert whole.keys() == {name for name, _ in copy.named_parameters()}, "the configuration is of another model"
-    for name, tensor in [*whole.items(), *model.named_buffers()]:
+    buffers = {name: buffer.detach().to(device, copy=True) for name, buffer in model.named_buffers()}
+    for name, tensor in (whole | buffers).items():
         owner, _, leaf = name.rpartition(".")
-        # Buffers are cloned: the copy may write into its own.
-        setattr(copy.get_submodule(owner), leaf, tensor if name in whole else tensor.detach().to(device, copy=True))
+        setattr(copy.get_submodule(owner), leaf, tensor)
     copy.tie_weights()
     copy.generation_config = model.generation_config
     return copy.eval()

@@ -36,7 +36,8 @@ class VllmConfig(Config):
     """Seconds without an answer after which a request is given up and sent again: longer than the longest group of
     answers takes on a full server."""
     patience: float = Field(600.0, gt=0)
-    """Seconds for which the server may fail or be away before the command ends. Below `hardware.timeout`."""
+    """Seconds for which the server may fail or be away before the command ends. Where several processes train, this and
+    `timeout` together must be below `hardware.timeout`."""
     tolerance: float = Field(0.02, gt=0)
     """Mean difference of the log-probabilities (nats a token) between the server and the trainer's model above which
     the server is held to have other weights. 0.001 is enough where both compute in float32."""

@@ -7,66 +7,19 @@ and answers are, how well a GPU is used) is assumed, printed with the result, an
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from pydantic import Field, ValidationError
-from transformers import AutoConfig
 
 from roboalign import costs
-from roboalign.align.trainer import TrainConfig, micro_batch_of, vision_parameters
-from roboalign.config import Config
-from roboalign.costs import FLOAT32, Backbone, Gpu, Memory
-from roboalign.errors import RoboAlignError
-from roboalign.mllm.load import load_processor
-from roboalign.mllm.presets import PRESETS, image_tokens, meta_model, preset_config, preset_of
-from roboalign.mllm.tiny import build_tiny
+from roboalign.align.trainer import TrainConfig, micro_batch_of
+from roboalign.costs import BFLOAT16, FLOAT32, Gpu, Memory
 from roboalign.recipe import Recipe
-from roboalign.stages.base import source_folder
 from roboalign.stages.data import BACKBONE_OF
+from roboalign.stages.plan_model import Assumptions, Model, model_of
 from roboalign.vla.head import FlowMatchingHead, HeadShape
 
 GENERATED_ROWS = 256  # answers that `mllm.generate` samples at a time
-FAST_PLUS = 2048  # entries of the published FAST tokenizer
 SHORTEST = 128  # tokens of an answer below which no plan advises to cut it: it must hold a reasoning and an action
-
-
-class Assumptions(Config):
-    """What a plan cannot know. Each can be given with --assume NAME=VALUE."""
-
-    utilisation: float = Field(0.35, gt=0, le=1)
-    """Share of the GPU's peak that training reaches (MFU)."""
-    bandwidth: float = Field(0.5, gt=0, le=1)
-    """Share of the GPU's memory bandwidth that decoding reaches."""
-    usable: float = Field(0.92, gt=0, le=1)
-    """Share of the GPU's memory that tensors may take; the rest is for CUDA and for gaps between them."""
-    image_tokens: int = Field(0, ge=0)
-    """Tokens of an image; 0: what the backbone's processor makes of one of the alignment's size."""
-    question_tokens: float = Field(45, gt=0)
-    """Tokens of a question, chat template included."""
-    answer_tokens: float = Field(40, gt=0)
-    """Tokens of an answer of the mixture."""
-    reply_tokens: float = Field(120, gt=0)
-    """Mean tokens of a sampled answer; `rl.max_new_tokens` is the bound of memory and of the decoding steps."""
-    episode_steps: float = Field(100, gt=0)
-    """Steps of a demonstration."""
-    action_dim: int = Field(7, ge=1)
-    """Numbers of an action."""
-    state_dim: int = Field(8, ge=1)
-    """Numbers of the robot's state."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """The backbone of a recipe with its action tokens."""
-
-    name: str
-    numbers: Backbone
-    image_tokens: int
-    patches: int
-    """Vision tokens of an image before they are merged."""
 
 
 def _no_memory(checkpointing: bool, micro: int, share: int) -> Memory:
@@ -106,62 +59,6 @@ class StageCost:
     """Of one GPU under (checkpointing, micro-batch, GPUs over which weights, gradients and optimizer are sharded)."""
     smaller: "tuple[str, StageCost] | None" = None
     """A change of the recipe that takes less memory, and the stage under it."""
-
-
-def backbone_numbers(model: Any) -> Backbone:
-    """The numbers of a model, whether it has weights or lies on `meta`."""
-    text, table = model.config.get_text_config(), model.get_output_embeddings().weight
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Backbone(
-        parameters=sum(p.numel() for p in model.parameters()),
-        vision=sum(p.numel() for p in vision_parameters(model).values()), table=table.numel(),
-        tied=table is model.get_input_embeddings().weight, layers=text.num_hidden_layers, width=text.hidden_size,
-        query=text.num_attention_heads * head, key_value=text.num_key_value_heads * head, mlp=text.intermediate_size,
-        vocabulary=table.shape[0], normed_queries=hasattr(model.get_decoder().layers[0].self_attn, "q_norm"),
-    )  # fmt: skip
-
-
-def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
-    """The recipe's backbone, its action tokens added. A folder that is not there counts as the preset of its name.
-
-    Raises RoboAlignError where there is neither, and where the model has no layer `backbone.layer`.
-    """
-    source, size = recipe.backbone.source, recipe.collect.align_image_size()
-    preset = preset_of(source)
-    if source == "train":
-        tiny = recipe.backbone.tiny
-        config = build_tiny(tiny, ["a"]).model.config
-        config.text_config.vocab_size = tiny.vocab_size
-        name, tokens = "a new tiny model", (tiny.image_size // tiny.patch_size // tiny.merge) ** 2
-    elif preset is not None and not (Path(source).expanduser() / "config.json").is_file():
-        config = preset_config(next(name for name, one in PRESETS.items() if one is preset))
-        name, tokens = preset.repository, image_tokens(preset.image, size, size)
-    else:
-        folder = _folder(source)
-        processor = load_processor(folder)
-        blank = np.zeros((size, size, 3), dtype=np.uint8)
-        config, name = AutoConfig.from_pretrained(folder, local_files_only=True), folder.name
-        image: Any = processor
-        tokens = len(image(text=[image.image_token], images=[[blank]], add_special_tokens=False)["input_ids"][0])
-    numbers = backbone_numbers(meta_model(config))
-    if recipe.backbone.layer > numbers.layers:
-        raise RoboAlignError(f"the model has text layers 1..{numbers.layers}", where="backbone.layer",
-                             fix="choose one of them")  # fmt: skip
-    tokens = assumed.image_tokens or tokens
-    if not getattr(config, "action_token_ids", None):
-        # Qwen's table has some hundred rows to spare, which the first new tokens fill: these are counted twice here.
-        numbers = numbers.grown(2 + (FAST_PLUS if recipe.tokenizer.path else recipe.tokenizer.vocab_size))
-    merge = int(getattr(config.vision_config, "spatial_merge_size", 0) or getattr(config, "scale_factor", 1))
-    return Model(name, numbers, tokens, tokens * merge**2)
-
-
-def _folder(source: str) -> Path:
-    try:
-        return source_folder(source)
-    except RoboAlignError as error:
-        known = ", ".join(preset.repository for preset in PRESETS.values())
-        raise RoboAlignError(error.problem, where=error.where,
-                             fix=f"give a folder with config.json, or one named like {known}") from None  # fmt: skip
 
 
 def plan_costs(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions) -> tuple[Model, list[StageCost]]:
@@ -295,8 +192,9 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
     # Only the update is autocast; the rollout and the reference run as the model is loaded, in float32.
     seconds = costs.compute_seconds(update, _peak(gpu, config.bf16), a.utilisation, count)
     seconds += costs.compute_seconds(sampled, gpu.float32, a.utilisation, count)
-    read = FLOAT32 * b.multiplied + costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.reply)
-    seconds += costs.decode_seconds(sizes.batches * sizes.longest, read, gpu, a.bandwidth)
+    if not config.vllm:
+        read = FLOAT32 * b.multiplied + costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.reply, FLOAT32)
+        seconds += costs.decode_seconds(sizes.batches * sizes.longest, read, gpu, a.bandwidth)
     conversation = model.image_tokens + _turns(recipe) * (a.question_tokens + a.answer_tokens)
 
     def memory(checkpointing: bool, micro: int, share: int) -> Memory:
@@ -307,11 +205,14 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
             replayed = config.replay_batch * micro / config.prompts_per_update
             held += replayed * conversation
             answers += replayed * _turns(recipe) * a.answer_tokens
+        # Split models are gathered, and their reference is kept, in the type of the products; whole ones in float32.
+        number = BFLOAT16 if config.bf16 and share > 1 else FLOAT32
+        cache = 0.0 if config.vllm else costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.longest, number)
         return replace(
-            _state(model, config, share), reference=FLOAT32 * b.parameters if config.kl else 0.0,
+            _state(model, config, share), reference=number * b.parameters / share if config.kl else 0.0,
             activations=costs.activation_bytes(b, held, bf16=config.bf16, checkpointing=checkpointing),
-            logits=costs.logit_bytes(b, answers, bf16=config.bf16),
-            cache=costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.longest),
+            logits=costs.logit_bytes(b, answers, bf16=config.bf16), cache=cache,
+            sampler=number * b.parameters if share > 1 else 0.0,
         )  # fmt: skip
 
     half = config.max_new_tokens // 2
@@ -321,7 +222,8 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
         smaller = f"--set rl.max_new_tokens={half}", _rl(cut, model, gpu, count, a, names)
     return StageCost(
         names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(model, config),
-        work=f"{_rl_rollouts(recipe):,} rollouts of {config.prompts_per_rollout} prompts x {config.samples} answers",
+        work=f"{_rl_rollouts(recipe):,} rollouts of {config.prompts_per_rollout} prompts x {config.samples} answers"
+             + (", sampled by a server whose GPUs are not counted" if config.vllm else ""),
         tokens=sizes.asked * (sizes.prompt + config.samples * sizes.reply), flops=update + sampled, seconds=seconds,
         memory=memory, checkpointing=config.gradient_checkpointing, checkpointing_key="rl.gradient_checkpointing",
         micro=config.micro_batch_size, micro_key="rl.micro_batch_size",
@@ -330,7 +232,7 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
 
 
 def _rl_flops(recipe: Recipe, model: Model, a: Assumptions, sizes: _Answers) -> tuple[float, float]:
-    """Operations of all updates, and of all sampling and scoring."""
+    """Operations of all updates, and of all sampling (with `rl.vllm` instead: own log-probabilities) and scoring."""
     config, b = recipe.rl, model.numbers
     asked, length = sizes.asked, sizes.prompt + sizes.reply
     answered = asked * config.samples * sizes.reply
@@ -385,14 +287,3 @@ def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) ->
         checkpointing=False, checkpointing_key="", micro=config.batch_size, micro_key="head_training.batch_size",
         batch=config.batch_size, batch_key="head_training.batch_size",
     )  # fmt: skip
-
-
-def assumptions(given: list[str]) -> Assumptions:
-    """`NAME=VALUE` texts -> Assumptions. Raises RoboAlignError on an unknown name or a value out of range."""
-    pairs = [text.partition("=")[::2] for text in given]
-    try:
-        return Assumptions.model_validate(dict(pairs))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise RoboAlignError(f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}", where="--assume",
-                             fix=f"known: {', '.join(Assumptions.model_fields)}") from None  # fmt: skip

@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 
 from roboalign.costs import Gpu, Memory
 from roboalign.recipe import Recipe
-from roboalign.stages.plan_costs import Assumptions, Model, StageCost, plan_costs
+from roboalign.stages.plan_costs import StageCost, plan_costs
+from roboalign.stages.plan_model import Assumptions, Model
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 PARTS = {"optimizer": "AdamW", "casts": "bf16 copies", "gathered": "gathered weights", "reference": "frozen model",
-         "cache": "rollout cache"}  # fmt: skip
+         "cache": "rollout cache", "sampler": "policy gathered to sample"}  # fmt: skip
 MOST_GPUS = 1024  # over which sharding is tried
 
 
@@ -167,8 +168,7 @@ def _notes(recipe: Recipe, gpu: Gpu, assumed: Assumptions) -> list[str]:
         "Not counted: collection, the mixture, `distill`, the pretraining of `backbone.source: train`, token metrics, "
         "rollouts in the simulator, the exchange between GPUs.",
         "No number above has been compared with a GPU yet. Memory is what tensors hold; time is an order of magnitude.",
-        "Sharding is the launcher's, not the recipe's, and `rl` does without: docs/scale.md says how, docs/plan.md how "
-        "to read this.",
+        "Sharding is the launcher's, not the recipe's: docs/scale.md says how, docs/plan.md how to read this.",
     ]
 
 
