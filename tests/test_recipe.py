@@ -125,6 +125,8 @@ def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, p
         ("arms: [sft, trajectory-rl]", ["trajectory-rl", "`trace`", "mix.weights"]),
         ("arms: [language-rl]\nmix: {weights: {spatial: 1.0}}", ["language-rl", "`movement_choice`", "`planning`"]),
         ("backbone: {source: train, layer: 9}", ["backbone.layer 9", "backbone.tiny.depth"]),
+        ("backbone: {connector: {}}", ["connector", "source is `builtin`"]),
+        ("backbone: {source: /m, connector: {freeze_vision: false}}", ["backbone.connector.freeze_vision", "True"]),
     ],
 )
 def test_values_that_contradict_each_other(tmp_path: Path, text: str, parts: list[str]) -> None:

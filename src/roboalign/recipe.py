@@ -14,17 +14,16 @@ import torch
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from roboalign.align.backbone import BackboneConfig
 from roboalign.align.distill import DistillConfig
 from roboalign.align.grpo import RlConfig
 from roboalign.align.reward_answers import PRESETS as IN_WORDS
 from roboalign.align.sft import SftConfig
-from roboalign.align.vision import VisionConfig
 from roboalign.config import Config
 from roboalign.data.mixture import MixConfig
 from roboalign.data.questions import TYPES
 from roboalign.errors import RoboAlignError
 from roboalign.evaluate.tokens import TokenEvalConfig
-from roboalign.mllm.tiny import TinyConfig
 from roboalign.sim.cluster import ClusterConfig
 from roboalign.sim.collect import CollectConfig
 from roboalign.sim.instructions import HELD_OUT, TASKS, TRAIN
@@ -162,25 +161,6 @@ class TokenizerConfig(Config):
     """Factor before rounding a DCT coefficient: larger is finer and gives more tokens."""
     vocab_size: int = Field(128, ge=8)
     """Entries of the fitted byte-pair vocabulary."""
-
-
-class BackboneConfig(Config):
-    """The pretrained MLLM that is aligned."""
-
-    source: str = "builtin"
-    """`builtin` (the tiny model that ships with the package), `train` (pretrain it in this run on the language-only
-    part of the mixture), or the folder of any Hugging Face image-text-to-text model."""
-    tiny: TinyConfig = TinyConfig()
-    """Shape of the model that `train` builds."""
-    vision: VisionConfig = VisionConfig()
-    """How `train` pretrains its vision tower, on the bodies' positions."""
-    pretrain: SftConfig = SftConfig()
-    """How `train` then pretrains the whole model, on the language-only part of the mixture."""
-    action_start: Literal["mean", "labels"] = "mean"
-    """How the embedding of <ACTION_START> begins: as the `mean` of all tokens, like those of the other action tokens,
-    or as that of the words that answers open with (`labels`)."""
-    layer: int = Field(2, ge=1)
-    """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
 
 
 class EvaluationConfig(RolloutConfig):

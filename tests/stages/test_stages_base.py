@@ -2,17 +2,20 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from stage_run import context, do, recipe
 
-from roboalign.data.conversation import read_conversations
+from roboalign.align.sft import train_sft
+from roboalign.data.conversation import Conversation, read_conversations
 from roboalign.errors import RoboAlignError
 from roboalign.files import hash_file, read_json
-from roboalign.mllm.load import load_mllm, save_mllm
+from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny import build_tiny
+from roboalign.mllm.tiny_classes import build_class
 from roboalign.recipe import BackboneConfig
 from roboalign.stages import base as stage
 from roboalign.stages.data import action_tokens, mixture_folder, read_demonstrations
@@ -80,6 +83,50 @@ def test_a_folder_from_outside_is_the_base(run_dir: Path, tmp_path: Path) -> Non
     mine, base = load_mllm(tmp_path / "mine"), load_mllm(tmp_path / "base" / "model")
     assert torch.equal(mine.model.model.visual.patch_embed.proj.weight, base.model.model.visual.patch_embed.proj.weight)
     assert len(base.tokenizer) > len(mine.tokenizer)
+
+
+def test_a_connector_is_trained_first_alone_and_on_words(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("collect", "tokenizer", "mix"):
+        (tmp_path / part).symlink_to(run_dir / part)
+    save_mllm(build_class("llava", ["Where is the puck? Answer directly."] * 20), tmp_path / "mine")
+    backbone = {"source": str(tmp_path / "mine"), "layer": 1}
+    plain = {one.name: one for one in plan_stages(recipe(backbone=backbone))}
+    connector = {"max_steps": 2, "batch_size": 2, "micro_batch_size": 2}
+    settings = recipe(backbone={**backbone, "connector": connector})
+    stages = {one.name: one for one in plan_stages(settings)}
+    assert stages["base"].settings.keys() == {*plain["base"].settings, "connector"} and stages["base"].together
+    assert not plain["base"].together
+    kinds = set()
+
+    def look(mllm: Mllm, conversations: list[Conversation], *rest: Any, **named: Any) -> dict[str, Any]:
+        kinds.update(turn.kind for one in conversations for turn in one.turns)
+        return train_sft(mllm, conversations, *rest, **named)
+
+    monkeypatch.setattr(stage, "train_sft", look)
+    row = do(stages, tmp_path, "base", settings)
+    assert kinds and kinds <= set(stage.LANGUAGE)
+    before = dict(load_mllm(tmp_path / "mine").model.named_parameters())
+    after = dict(load_mllm(tmp_path / "base" / "connector" / "model").model.named_parameters())
+    changed = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
+    projector = {name for name in before if "multi_modal_projector" in name}
+    assert changed == projector and len(projector) == 4
+    assert row["updates"] == 2 and row["trainable"] == sum(before[name].numel() for name in projector)
+    base = load_mllm(tmp_path / "base" / "model")
+    assert base.vocabulary and torch.equal(dict(base.model.named_parameters())[min(projector)], after[min(projector)])
+    monkeypatch.setattr(stage, "train_sft", lambda *rest, **named: pytest.fail("the connector was trained again"))
+    shutil.rmtree(tmp_path / "base" / "model")  # killed after the connector
+    assert do(stages, tmp_path, "base", settings)["updates"] == 2
+
+
+def test_a_connector_needs_a_model_that_has_one(run_dir: Path, tmp_path: Path) -> None:
+    for part in ("collect", "tokenizer", "mix"):
+        (tmp_path / part).symlink_to(run_dir / part)
+    save_mllm(build_tiny(recipe().backbone.tiny, ["Where is the puck? Answer directly."] * 20), tmp_path / "mine")
+    settings = recipe(backbone={"source": str(tmp_path / "mine"), "layer": 1, "connector": {}})
+    with pytest.raises(RoboAlignError, match="no projector beside its vision encoder"):
+        stage.base(context(tmp_path, "base", settings))
 
 
 def test_action_start_moves_one_embedding_only(run_dir: Path) -> None:

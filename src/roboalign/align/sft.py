@@ -30,6 +30,7 @@ from roboalign.align.trainer import (
     TrainConfig,
     accumulation_of,
     freeze_vision,
+    keep_connector_alone,
     training_arguments,
 )
 from roboalign.data.conversation import Conversation
@@ -61,6 +62,24 @@ class SftConfig(TrainConfig):
     workers: int = Field(0, ge=0)
     """Processes beside each training process that decode images and tokenise; 0: the training process does it itself,
     between its steps. What is learned is the same. A GPU waits for a single process."""
+
+    def freeze(self, model: nn.Module) -> None:
+        """Stop gradients into what these settings keep as it is."""
+        if self.freeze_vision:
+            freeze_vision(model)
+
+
+class ConnectorConfig(SftConfig):
+    """Settings of the connector's training, LLaVA's first stage: what leads from the vision encoder to the text model
+    learns from answers in words, all else stays as it is."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW (LLaVA's)."""
+    freeze_vision: Literal[True] = True
+    """Here the encoder, not the projector, stays as it is."""
+
+    def freeze(self, model: nn.Module) -> None:
+        keep_connector_alone(model)
 
 
 class SftTrainer(AlignTrainer):
@@ -102,8 +121,7 @@ def train_sft(
     updates = config.max_steps or math.ceil(len(conversations) * config.epochs / config.batch_size)
     lengths, turns = lengths_of(conversations)
     order = sample_order(lengths, config.batch_size, updates, config.seed)
-    if config.freeze_vision:
-        freeze_vision(mllm.model)
+    config.freeze(mllm.model)
     if config.bf16 and mllm.device.type == "cpu":
         # PyTorch's fused attention is several times slower in bfloat16 than in float32 on a CPU.
         mllm.model.set_attn_implementation("eager")

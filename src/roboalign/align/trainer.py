@@ -311,6 +311,22 @@ def freeze_vision(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in frozen.values())
 
 
+def keep_connector_alone(model: nn.Module) -> int:
+    """Stop gradients into all but what leads from the vision encoder to the text model. Returns how many learn.
+
+    Raises RoboAlignError where that is a part of the encoder itself, as in Qwen's models.
+    """
+    tower = {id(parameter) for parameter in model.get_encoder(modality="image").parameters()}  # type: ignore[operator]
+    connector = [parameter for parameter in vision_parameters(model).values() if id(parameter) not in tower]
+    if not connector:
+        raise RoboAlignError("the model has no projector beside its vision encoder", where=type(model).__name__,
+                             fix="leave backbone.connector out: it is for models of LLaVA's kind")  # fmt: skip
+    model.requires_grad_(False)
+    for parameter in connector:
+        parameter.requires_grad_(True)
+    return sum(parameter.numel() for parameter in connector)
+
+
 def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters outside the text model and the embeddings, by name."""
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]

@@ -1,7 +1,8 @@
 """Stage `base`: the pretrained MLLM of the run, with the action tokens added.
 
 Three sources: the tiny model that ships with the package, one pretrained here on the language-only part of the
-mixture (the stand-in of a pretrained MLLM), or the folder of any Hugging Face image-text-to-text model.
+mixture (the stand-in of a pretrained MLLM), or the folder of any Hugging Face image-text-to-text model. One of LLaVA's
+kind whose parts were never trained together gets its connector trained first, on the same part of the mixture.
 """
 
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
-from roboalign.align.sft import train_sft
+from roboalign.align.sft import ConnectorConfig, train_sft
 from roboalign.align.vision import pretrain_vision
 from roboalign.data.conversation import read_conversations
 from roboalign.data.keypoints import keypoints
@@ -36,6 +37,9 @@ def base(context: Context) -> dict[str, Any]:
     if source == "train":
         ledger |= _pretrain(context)
         pretrained = context.folder / "pretrain" / "model"
+    elif recipe.backbone.connector is not None:
+        ledger |= _connect(context, recipe.backbone.connector)
+        pretrained = context.folder / "connector" / "model"
     else:
         pretrained = source_folder(source)
     if not leads():
@@ -76,6 +80,16 @@ def _pretrain(context: Context) -> dict[str, Any]:
     mllm = load_mllm(context.folder / "vision" / "model")
     ledger = train_sft(mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base")
     return {**ledger, **{f"vision_{name}": value for name, value in seen.items()}}
+
+
+def _connect(context: Context, config: ConnectorConfig) -> dict[str, Any]:
+    """The folder's model with its connector trained on the language-only part of the mixture."""
+    folder = context.folder / "connector"
+    if (folder / "ledger.json").is_file():  # written last
+        return read_json(folder / "ledger.json")
+    conversations = read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
+    mllm = context.load(source_folder(context.recipe.backbone.source))
+    return train_sft(mllm, conversations, config, folder, label="connector")
 
 
 def pretrained_folder() -> Path:

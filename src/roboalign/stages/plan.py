@@ -75,7 +75,7 @@ def _first_stages(recipe: Recipe) -> list[Stage]:
         Stage("tokenizer", ("collect",), tokens, tokenizer),
         Stage("mix", ("tokenizer",), mixed, mix),
         Stage("base", ("mix",), _backbone_settings(recipe), base, exclusive=True,
-              together=recipe.backbone.source == "train"),
+              together=recipe.backbone.source == "train" or recipe.backbone.connector is not None),
     ]
 
 
@@ -132,4 +132,5 @@ def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
         return {**start, **{name: _settings(getattr(backbone, name)) for name in ("tiny", "vision", "pretrain")}}
     from roboalign.stages.base import source_folder
 
-    return {**start, "weights": hash_tree(Path(source_folder(backbone.source)))}
+    connector = {"connector": _settings(backbone.connector)} if backbone.connector else {}
+    return {**start, **connector, "weights": hash_tree(Path(source_folder(backbone.source)))}

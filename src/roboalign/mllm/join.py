@@ -1,0 +1,225 @@
+"""A text model from a GGUF file and a DINOv2 encoder from an ONNX file, joined as a LLaVA of Hugging Face's own class.
+
+Both are formats that inference engines read; here they become ordinary float32 weights that can be trained. The
+projector between the two is new and random: `backbone.connector` of a recipe trains it. The readers need the packages
+`gguf` and `onnx`, which nothing else here imports (requirements-small.lock).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    Dinov2Config,
+    Dinov2Model,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.load import Mllm
+
+IMAGE = "<image>"
+USER = "<|im_start|>user\n"  # what opens the first question, behind the text model's own default system turn
+FEATURE_LAYER = -2  # LLaVA's: the hidden states before the encoder's last block
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, which DINOv2 was trained with
+HEAD_WIDTH = 64  # of every size of DINOv2
+PRE_TOKENIZER = "smollm"  # how GGUF calls SmolLM2's way of cutting a text into words
+AGAIN = "install the package again: the file is cut, or another one is in its place"
+# transformers has renamed the attention's parts since the file was exported from it.
+RENAMED = {"attention.attention.query": "attention.q_proj", "attention.attention.key": "attention.k_proj",
+           "attention.attention.value": "attention.v_proj", "attention.output.dense": "attention.o_proj"}  # fmt: skip
+
+
+def read_gguf(path: str | Path) -> tuple[Any, PreTrainedTokenizerFast]:
+    """The text model of a GGUF file, float32 on the CPU, and its tokenizer with the chat template.
+
+    Quantised weights (Q4_1, Q8_0, ...) are multiplied out: they are the rounded ones of the file, not those that the
+    file was made from. Raises RoboAlignError where the file is no text model in GGUF, or `gguf` is missing.
+    """
+    path = _existing(path)
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise _missing("gguf", path) from error
+    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    try:
+        fields = GGUFReader(path).fields
+        kind = fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else None
+        read = AutoTokenizer.from_pretrained(path.parent, **source)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
+    except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
+        raise RoboAlignError(f"cannot be read as a text model in GGUF ({error})", where=str(path), fix=AGAIN) from error
+    if kind != PRE_TOKENIZER or read.chat_template is None:
+        raise RoboAlignError(f"its tokenizer is of the kind {kind!r}, or has no chat template", where=str(path),
+                             fix=f"give an instruct model of the kind {PRE_TOKENIZER!r}, as SmolLM2's")  # fmt: skip
+    del model.config.quantization_config  # the weights in memory are no longer quantised
+    return model.eval(), _tokenizer(read)
+
+
+def _tokenizer(read: Any) -> PreTrainedTokenizerFast:
+    """As the text model was trained: each digit is a token of its own, which transformers' reader of GGUF does not know
+    of the kind `smollm`; and padding is not the token that ends an answer."""
+    inner = read.backend_tokenizer
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    special = [token.content for token in read.added_tokens_decoder.values() if token.special]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=read.bos_token, eos_token=read.eos_token, unk_token=read.unk_token,
+        pad_token=read.unk_token, extra_special_tokens=special, chat_template=read.chat_template, padding_side="right",
+    )  # fmt: skip
+
+
+def read_dinov2(path: str | Path) -> Dinov2Model:
+    """The DINOv2 encoder inside an ONNX file that transformers' DINOv2 was exported to, as `backbone`; float32.
+
+    What follows it in the file (a decoder of some task) is left out. Raises RoboAlignError where a weight is missing or
+    has another shape than DINOv2's, or `onnx` is missing.
+    """
+    path = _existing(path)
+    weights = _onnx_weights(path)
+    state = {_renamed(name.removeprefix("backbone.")): torch.from_numpy(values.copy())
+             for name, values in weights.items() if name.startswith("backbone.")}  # fmt: skip
+    try:
+        model = Dinov2Model(_dinov2_config(state))
+        model.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise RoboAlignError(f"holds no DINOv2 encoder under the name `backbone` ({error})", where=str(path),
+                             fix=AGAIN) from error
+    return model.eval()
+
+
+def _onnx_weights(path: Path) -> dict[str, np.ndarray]:
+    """Every named weight of the graph. The exporter gives a Linear's weight, transposed, and the parts of the position
+    table no name: these are known by the node that reads them."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise _missing("onnx", path) from error
+    try:
+        graph = onnx.load(str(path)).graph
+    except DecodeError as error:
+        raise RoboAlignError("not an ONNX file", where=str(path), fix=AGAIN) from error
+    tensors = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    weights = {name: values for name, values in tensors.items() if not name.startswith("onnx::")}
+    table = []
+    for node in graph.node:
+        for name in (name for name in node.input if name.startswith("onnx::") and name in tensors):
+            if node.op_type == "MatMul":
+                weights[node.name.strip("/").replace("/", ".").removesuffix(".MatMul") + ".weight"] = tensors[name].T
+            elif node.name.startswith("/backbone/embeddings/") and tensors[name].ndim == 3:
+                table.append(tensors[name])  # the class token's position [1, 1, W], those of the patches [1, P, W]
+    if table:
+        parts = sorted(table, key=lambda part: part.shape[1])
+        weights["backbone.embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
+    return weights
+
+
+def _renamed(name: str) -> str:
+    for old, new in RENAMED.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _dinov2_config(state: dict[str, Tensor]) -> Dinov2Config:
+    """The shapes, read off the weights."""
+    width, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
+    patches = state["embeddings.position_embeddings"].shape[1] - 1
+    return Dinov2Config(
+        hidden_size=width, num_hidden_layers=sum(name.endswith(".norm1.weight") for name in state),
+        num_attention_heads=max(width // HEAD_WIDTH, 1), patch_size=patch, image_size=round(patches**0.5) * patch,
+        mlp_ratio=state["encoder.layer.0.mlp.fc1.weight"].shape[0] // width, use_mask_token=False,
+    )  # fmt: skip
+
+
+def join(text: Any, tokenizer: PreTrainedTokenizerFast, vision: Dinov2Model, *, image_size: int, seed: int = 0) -> Mllm:
+    """A LLaVA of the two: `image_size` squared pixels become (image_size / patch size)^2 tokens, through a projector of
+    two layers with random weights (fixed by `seed`).
+
+    An image of another shape is squeezed into the square, so that nothing of it is cut off. The text model gets one
+    more token, `<image>`; without an image, its logits for the others stay what they were. Both models are used up.
+    Raises RoboAlignError where image_size is no multiple of the patch size.
+    """
+    patch = int(vision.config.patch_size)  # type: ignore[arg-type]
+    if image_size < patch or image_size % patch:
+        raise RoboAlignError(f"image_size {image_size} is no multiple of the encoder's patches of {patch} pixels",
+                             fix=f"give {max(round(image_size / patch), 1) * patch}")  # fmt: skip
+    tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, IMAGE]})
+    _add_row(text, len(tokenizer))
+    processor = _processor(tokenizer, image_size, patch)
+    tied = text.get_output_embeddings().weight is text.get_input_embeddings().weight
+    config = LlavaConfig(
+        text_config=text.config, vision_config=vision.config, image_token_index=processor.image_token_id,
+        image_seq_length=(image_size // patch) ** 2, vision_feature_layer=FEATURE_LAYER,
+        vision_feature_select_strategy="default", tie_word_embeddings=tied,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    model.model.vision_tower.load_state_dict(vision.state_dict())
+    if not tied:
+        model.lm_head.load_state_dict(text.lm_head.state_dict())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return Mllm(model.eval(), processor)
+
+
+@torch.no_grad()
+def _add_row(text: Any, rows: int) -> None:
+    """A row for `<image>`: the mean of the others, in both tables where they are two."""
+    old = text.get_input_embeddings().weight.shape[0]
+    text.resize_token_embeddings(rows, mean_resizing=False)
+    for layer in (text.get_input_embeddings(), text.get_output_embeddings()):
+        layer.weight[old:] = layer.weight[:old].mean(dim=0)
+
+
+def _processor(tokenizer: PreTrainedTokenizerFast, image_size: int, patch: int) -> LlavaProcessor:
+    side = {"height": image_size, "width": image_size}
+    image_processor = CLIPImageProcessorPil(
+        size=side, do_center_crop=False, crop_size=side, image_mean=MEAN, image_std=STD
+    )
+    tokenizer.chat_template = _with_images(tokenizer)
+    return LlavaProcessor(
+        image_processor, tokenizer, patch_size=patch, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+
+
+def _with_images(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The text model's ChatML template, for messages in parts too; its default system turn is what it writes itself."""
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    lead, found, _ = str(rendered).partition(USER)
+    if not found:
+        raise RoboAlignError("the text model's chat template is not ChatML", where="tokenizer.chat_template",
+                             fix="join a model whose turns begin with <|im_start|>")  # fmt: skip
+    return (
+        "{% if messages[0]['role'] != 'system' %}{{ " + repr(lead) + " }}{% endif %}"
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '" + IMAGE + "\n' }}{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise RoboAlignError("the file does not exist", where=str(path), fix="make setup-small")
+    return path
+
+
+def _missing(package: str, path: Path) -> RoboAlignError:
+    return RoboAlignError(f"the package `{package}`, which reads it, is missing", where=str(path),
+                          fix="make setup-small")  # fmt: skip
