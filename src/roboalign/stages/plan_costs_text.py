@@ -165,8 +165,8 @@ def _notes(recipe: Recipe, gpu: Gpu, assumed: Assumptions) -> list[str]:
         f"Assumed (--assume NAME=VALUE changes it): {values}",
         f"Peaks of {gpu.name}, from its data sheet: {quantity(gpu.bfloat16)}FLOP/s in bfloat16, {quantity(gpu.float32)}"
         f"FLOP/s in float32, {quantity(gpu.bandwidth)}B/s of memory.",
-        "Not counted: collection, the mixture, `distill`, the pretraining of `backbone.source: train`, token metrics, "
-        "rollouts in the simulator, the exchange between GPUs.",
+        "Not counted: collection, the mixture, `distill`, the pretraining of `backbone.source: train`, "
+        "`backbone.connector`, token metrics, rollouts in the simulator, the exchange between GPUs.",
         "No number above has been compared with a GPU yet. Memory is what tensors hold; time is an order of magnitude.",
         "Sharding is the launcher's, not the recipe's: docs/scale.md says how, docs/plan.md how to read this.",
     ]
