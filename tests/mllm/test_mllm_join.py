@@ -1,4 +1,4 @@
-"""Joining a GGUF text model and an ONNX encoder into a LLaVA: exact weights, one template, every check of a backbone."""
+"""A GGUF text model and an ONNX encoder joined as a LLaVA: exact weights, one template, every check of a backbone."""
 
 import copy
 from pathlib import Path

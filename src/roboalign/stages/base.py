@@ -18,6 +18,7 @@ from roboalign.data.conversation import read_conversations
 from roboalign.data.keypoints import keypoints
 from roboalign.data.mixture import split_episodes
 from roboalign.data.questions import asked_types, label_of
+from roboalign.data.stored import StoredConversations
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
@@ -87,7 +88,7 @@ def _connect(context: Context, config: ConnectorConfig) -> dict[str, Any]:
     folder = context.folder / "connector"
     if (folder / "ledger.json").is_file():  # written last
         return read_json(folder / "ledger.json")
-    conversations = read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
+    conversations = StoredConversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
     mllm = context.load(source_folder(context.recipe.backbone.source))
     return train_sft(mllm, conversations, config, folder, label="connector")
 
