@@ -9,12 +9,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ import torch.distributed as dist
 from roboalign.errors import RoboAlignError
 
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 LOOK_EVERY = 0.2  # seconds between two looks for the leader's word
 SAYS_LOST = re.compile(r"gloo|nccl|connection (closed|reset|was)|broken pipe|timed out", re.IGNORECASE)
 
@@ -126,15 +128,33 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number among those that train together, 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def leads() -> bool:
     """Whether this process is the first of those that train together."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank() == 0
 
 
 def wait_for_all() -> None:
     """Go on once every process that trains with this one has come here; at once where it is alone."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def each_by_one(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`work(item)` of every item, in their order; each is done by one of the processes that train together, in turn.
+
+    Results go to all processes as pickles: they are small. All processes come here, with the same items.
+    """
+    mine = [work(item) for item in items[rank() :: world_size()]]
+    if not dist.is_initialized():
+        return mine
+    shares: list[Any] = [None] * world_size()
+    dist.all_gather_object(shares, mine)
+    return [shares[number % world_size()][number // world_size()] for number in range(len(items))]
 
 
 def leave_team() -> None:

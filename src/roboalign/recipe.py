@@ -138,7 +138,6 @@ class DemonstrationsConfig(Config):
         if unknown := sorted({*self.head_cameras} - {*self.libero.cameras}):
             raise ValueError(f"head_cameras {unknown} are not among libero.cameras {list(self.libero.cameras)}")
 
-
     def _require_libero_to_align(self) -> None:
         suite = self.align_benchmark
         if other := [task for task in self.align_names() if not task.startswith(f"{suite}/")]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from roboalign.vla.features import FeatureStore
+from roboalign.vla.frames import Frames
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
-from roboalign.vla.train import Frames, HeadTrainConfig
+from roboalign.vla.store import FeatureStore
+from roboalign.vla.train import HeadTrainConfig
 
 CONFIG = HeadTrainConfig(steps=24, batch_size=8, draws=2, eval_every=9, checkpoint_every=6, learning_rate=2e-3)
 

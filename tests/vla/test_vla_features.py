@@ -1,17 +1,29 @@
+import hashlib
 import itertools
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_episode
+from safetensors.torch import load_file, save_file
+from synthetic_episodes import make_episode
 
 from roboalign.data.prompts import action_question
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import Prompt
 from roboalign.mllm.hidden import hidden_states
 from roboalign.vla import features
-from roboalign.vla.features import FeatureConfig, FeatureStore, View, backbone_hash, compute_features, feature_bytes
+from roboalign.vla.augment import AugmentConfig, augment
+from roboalign.vla.features import (
+    FeatureConfig,
+    View,
+    backbone_hash,
+    compute_features,
+    describe_features,
+    feature_bytes,
+)
+from roboalign.vla.store import FeatureStore
 
 VIEW = View(layer=2, cameras=("front",))
 CONFIG = FeatureConfig(batch_size=4, shard_frames=10)
@@ -44,10 +56,71 @@ def test_every_nth_frame(mllm, episodes, tmp_path):
     torch.testing.assert_close(thin.gather(np.arange(len(thin)))[0], whole.gather(kept)[0], rtol=1e-2, atol=1e-2)
 
 
-def test_size_is_known_beforehand(mllm, episodes, tmp_path):
-    told = feature_bytes(mllm, episodes, VIEW, CONFIG)
-    store = compute_features(mllm, episodes, VIEW, CONFIG, tmp_path)
-    assert told == sum(tokens.numel() * 2 for tokens in store.tokens)
+@pytest.mark.parametrize("dtype", ["float16", "float8"])
+@pytest.mark.parametrize("variants", [0, 3])
+def test_size_is_known_beforehand(mllm, episodes, tmp_path, dtype, variants):
+    view, config = VIEW.model_copy(update={"dtype": dtype}), CONFIG.model_copy(update={"variants": variants})
+    told = feature_bytes(mllm, episodes, view, config, augmented=True)
+    compute_features(mllm, episodes, view, config, tmp_path, augmented=True)
+    kept = [value for path in tmp_path.iterdir() for name, value in load_file(path).items() if name != "lengths"]
+    assert told == sum(value.numel() * value.element_size() for value in kept)
+
+
+def test_what_it_takes_and_gains_is_told_beforehand(mllm, episodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_seconds_a_frame", lambda *args: 2.0)
+    config = CONFIG.model_copy(update={"variants": 2})
+    told = describe_features(mllm, episodes[:4], episodes[4:], VIEW, config, tmp_path, drawn=500)
+    frames = 2 * (5 + 6 + 7 + 8) + 9
+    assert f"hidden states of 5 episodes: {frames} frames (2 augmented copies of each training frame)" in told
+    size = feature_bytes(mllm, episodes[:4], VIEW, config, augmented=True)
+    size += feature_bytes(mllm, episodes[4:], VIEW, config)
+    assert f"{size / 2**20:.1f} MiB as float16" in told and f"{size / 2**21 * 49 / 48:.1f} as float8" in told
+    assert "computing them once takes about 2:02, anew for each of the 500 frames drawn it would take 16:40" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_float8_is_the_halves_rounded_further(mllm, episodes, tmp_path):
+    whole = compute_features(mllm, episodes, VIEW, CONFIG, tmp_path)
+    eight = compute_features(mllm, episodes, VIEW.model_copy(update={"dtype": "float8"}), CONFIG, tmp_path)
+    frames = np.array([len(whole) - 1, 0, 7])
+    (expected, mask), (got, same) = whole.gather(frames), eight.gather(frames)
+    assert torch.equal(mask, same) and got.dtype == torch.float32
+    error = (got - expected.float())[mask].abs() / expected.float()[mask].abs().amax(dim=-1, keepdim=True)
+    assert 0 < error.max() <= 1 / 16  # half a step of a 3-bit mantissa
+
+
+def test_augmented_copies_are_of_the_augmented_images(mllm, episodes, tmp_path):
+    config = CONFIG.model_copy(update={"variants": 2, "augment": AugmentConfig(crop=0.7)})
+    plain = compute_features(mllm, episodes, VIEW, config, tmp_path)
+    store = compute_features(mllm, episodes, VIEW, config, tmp_path, augmented=True)
+    count = len(plain)
+    assert len(store) == 2 * count
+    (first, second), _ = store.gather(np.array([3, count + 3]))
+    assert not torch.equal(first, second) and not torch.equal(first, plain.gather(np.array([3]))[0][0])
+    shown = augment(episodes[0].frame("front", 3), config.augment, episodes[0].episode_id, "front", 3, 2)
+    expected, _ = VIEW.encode(mllm, [VIEW.prompt({"front": shown}, episodes[0].instruction)])
+    torch.testing.assert_close(second[: expected.shape[1]], expected[0], rtol=2e-3, atol=2e-3)
+    other = config.model_copy(update={"augment": AugmentConfig(crop=0.8)})
+    before = len(list(tmp_path.iterdir()))
+    compute_features(mllm, episodes, VIEW, other, tmp_path, augmented=True)
+    assert len(list(tmp_path.iterdir())) > before
+
+
+def test_a_blind_view_is_not_augmented(mllm, episodes, tmp_path):
+    view, config = VIEW.model_copy(update={"blind": True}), CONFIG.model_copy(update={"variants": 2})
+    assert len(compute_features(mllm, episodes[:1], view, config, tmp_path, augmented=True)) == len(episodes[0])
+
+
+def test_files_of_before_there_were_variants_are_still_known(mllm, backbone, tmp_path):
+    """The name is a hash of these, as it was when a store had none."""
+    episode = make_episode(0)
+    view = {"layer": 2, "cameras": ["front"], "blind": False, "dtype": "float16"}
+    digest = hashlib.sha256(json.dumps(["1", backbone_hash(backbone), view, 1]).encode())
+    digest.update(json.dumps([episode.episode_id, episode.instruction, len(episode)]).encode())
+    for t in range(len(episode)):
+        digest.update(hashlib.sha256(episode.png("front", t)).digest())
+    compute_features(mllm, [episode], VIEW, FeatureConfig(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"features-{digest.hexdigest()[:32]}.safetensors"]
 
 
 def test_a_killed_run_computes_only_what_is_missing(mllm, episodes, tmp_path, monkeypatch):
@@ -55,8 +128,8 @@ def test_a_killed_run_computes_only_what_is_missing(mllm, episodes, tmp_path, mo
     removed = sorted(tmp_path.iterdir())[0]
     removed.unlink()
     written = []
-    write = features._write_shard
-    monkeypatch.setattr(features, "_write_shard", lambda path, *rest: (written.append(path), write(path, *rest)))
+    write = features._compute_shard
+    monkeypatch.setattr(features, "_compute_shard", lambda path, *rest: (written.append(path), write(path, *rest)))
     again = compute_features(mllm, episodes, VIEW, CONFIG, tmp_path).gather(np.arange(20))[0]
     assert written == [removed]
     assert torch.equal(again, whole)
@@ -106,6 +179,9 @@ def test_an_overflow_is_refused_not_stored(mllm, episodes, tmp_path, monkeypatch
     with pytest.raises(RoboAlignError, match="not finite as float16"):
         compute_features(mllm, episodes[:1], VIEW, FeatureConfig(batch_size=1), tmp_path)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RoboAlignError, match="not finite as float8"):
+        huge[0][0, 2, 5] = float("inf")
+        VIEW.model_copy(update={"dtype": "float8"}).encode(mllm, [None])
 
 
 def test_a_truncated_file_is_refused_by_name(mllm, episodes, tmp_path):
@@ -113,6 +189,14 @@ def test_a_truncated_file_is_refused_by_name(mllm, episodes, tmp_path):
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RoboAlignError, match=path.name):
+        FeatureStore([path])
+
+
+def test_a_file_of_float8_without_its_exponents_is_refused(tmp_path):
+    path = tmp_path / "features-0.safetensors"
+    tokens = torch.ones(3, 8).to(torch.float8_e4m3fn)
+    save_file({"tokens": tokens, "lengths": torch.tensor([3])}, path, {"format": "1"})
+    with pytest.raises(RoboAlignError, match=r"features-0\.safetensors: not a feature file of this version"):
         FeatureStore([path])
 
 

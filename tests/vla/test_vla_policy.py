@@ -57,11 +57,13 @@ def test_chunks_are_raw_and_do_not_depend_on_the_batch(policy, episodes):
     np.testing.assert_allclose(policy.action_stats.denormalize(sampled[0].numpy()), together[0], atol=1e-4)
 
 
-def test_serving_sees_what_training_saw(policy, mllm, episodes, tmp_path):
-    store = compute_features(mllm, episodes[:1], policy.view, FeatureConfig(batch_size=1), tmp_path)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8"])
+def test_serving_sees_what_training_saw(policy, mllm, episodes, tmp_path, dtype):
+    view = policy.view.model_copy(update={"dtype": dtype})
+    store = compute_features(mllm, episodes[:1], view, FeatureConfig(batch_size=1), tmp_path)
     trained, _ = store.gather(np.array([3]))
     seen = observation(episodes[0], 3)
-    served, _ = policy.view.encode(mllm, [policy.view.prompt(seen.images, seen.instruction)])
+    served, _ = view.encode(mllm, [view.prompt(seen.images, seen.instruction)])
     assert torch.equal(trained, served)
 
 

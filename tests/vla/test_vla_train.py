@@ -16,10 +16,14 @@ from synthetic_frames import CONFIG, make_head, synthetic
 from roboalign.actions.normalize import ActionStats
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_jsonl
-from roboalign.vla.features import FeatureConfig, FeatureStore, View
+from roboalign.vla import train as training
+from roboalign.vla.features import FeatureConfig, View, feature_bytes
+from roboalign.vla.frames import Frames, batch_frames
 from roboalign.vla.head import HeadConfig
+from roboalign.vla.parallel import loss_module
 from roboalign.vla.policy import Policy
-from roboalign.vla.train import batch_frames, fit, learning_rate_factor, train_head
+from roboalign.vla.store import FeatureStore
+from roboalign.vla.train import HeadTrainConfig, evaluate_head, fit, learning_rate_factor, train_head
 
 SMALL = HeadConfig(width=32, heads=2, layers=2, vlm_inner_width=32, vlm_heads=2)
 
@@ -70,20 +74,24 @@ def test_training_learns_and_logs_held_out_metrics(tmp_path):
 
 
 SCRIPT = """
-import sys
+import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from synthetic_frames import CONFIG, make_head, synthetic
 from roboalign.vla.train import fit
 out = Path(sys.argv[1])
-fit(make_head(), synthetic(out, 32, 0), synthetic(out, 8, 1), CONFIG, out / "run", seed=5)
+config = CONFIG.model_copy(update={"ema": float(os.environ["ROBOALIGN_TEST_EMA"])})
+fit(make_head(), synthetic(out, 32, 0), synthetic(out, 8, 1), config, out / "run", seed=5)
 """
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, ema):
     """SIGKILL after the first checkpoint; then the run is started again."""
+    monkeypatch.setenv("ROBOALIGN_TEST_EMA", str(ema))
+    config = CONFIG.model_copy(update={"ema": ema})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    fit(make_head(), synthetic(whole, 32, 0), synthetic(whole, 8, 1), CONFIG, whole / "run", seed=5)
+    fit(make_head(), synthetic(whole, 32, 0), synthetic(whole, 8, 1), config, whole / "run", seed=5)
     command = [sys.executable, "-c", SCRIPT, str(killed), str(Path(__file__).parent)]
     process = subprocess.Popen(command, env=os.environ | {"ROBOALIGN_TEST_SLOW": "0.3"})
     checkpoint = killed / "run" / "checkpoint.pt"
@@ -94,9 +102,10 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert process.wait() == -signal.SIGKILL
     reached = torch.load(checkpoint, weights_only=True)["step"]
     assert 0 < reached < CONFIG.steps
-    fit(make_head(), synthetic(killed, 32, 0), synthetic(killed, 8, 1), CONFIG, killed / "run", seed=5)
+    fit(make_head(), synthetic(killed, 32, 0), synthetic(killed, 8, 1), config, killed / "run", seed=5)
     ends = [torch.load(folder / "run" / "checkpoint.pt", weights_only=True) for folder in (whole, killed)]
-    assert all(torch.equal(ends[0]["head"][name], ends[1]["head"][name]) for name in ends[0]["head"])
+    assert all(torch.equal(ends[0][part][name], ends[1][part][name])
+               for part in (("head", "average") if ema else ("head",)) for name in ends[0][part])  # fmt: skip
     logs = [read_jsonl(folder / "run" / "metrics.jsonl") for folder in (whole, killed)]
     without_time = [[{k: v for k, v in record.items() if k != "seconds"} for record in log] for log in logs]
     assert without_time[0] == without_time[1]
@@ -111,6 +120,87 @@ def test_a_checkpoint_of_other_settings_or_cut_short_is_refused(tmp_path):
     checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
     with pytest.raises(RoboAlignError, match=r"checkpoint\.pt: the checkpoint cannot be read"):
         fit(make_head(), train, heldout, CONFIG, tmp_path / "run", seed=0)
+
+
+def test_copies_are_drawn_anew_at_every_step_and_held_out_frames_have_none(mllm, episodes, tmp_path):
+    drawn = np.concatenate([batch_frames(10, 10, step, 3, copies=4) for step in range(200)])
+    plain = np.concatenate([batch_frames(10, 10, step, 3) for step in range(200)])
+    np.testing.assert_array_equal(drawn % 10, plain)  # the same frames as without copies
+    counts = np.bincount(drawn // 10, minlength=4)
+    assert len(counts) == 4 and counts.min() > 400  # 500 expected of each, standard deviation 19
+    np.testing.assert_array_equal(batch_frames(10, 10, 7, 3, copies=4), drawn[70:80])
+    config = CONFIG.model_copy(update={"steps": 1, "features": FeatureConfig(variants=3)})
+    stats, view = ActionStats.fit(episodes[0].actions), View(layer=2, cameras=("front",))
+    ledger = train_head(mllm, episodes[:2], episodes[2:], SMALL, config, view, stats, tmp_path, horizon=3)
+    assert ledger["train_frames"] == len(episodes[0]) + len(episodes[1])
+    kept = feature_bytes(mllm, episodes[:2], view, config.features) * 3
+    assert ledger["feature_bytes"] == kept + feature_bytes(mllm, episodes[2:], view, config.features)
+
+
+def test_frames_have_their_own_actions_whatever_the_copy(tmp_path):
+    one, two = synthetic(tmp_path, 6, 0), synthetic(tmp_path, 6, 1)
+    shards = [tmp_path / f"frames-6-{seed}.safetensors" for seed in (0, 1)]
+    both = Frames(FeatureStore(shards), one.actions, None)
+    assert both.copies == 2 and len(both) == 6
+    states, mask, _, actions = both.batch(np.array([4, 10]), torch.device("cpu"))
+    assert torch.equal(actions[0], actions[1]) and torch.equal(actions[0], one.actions[4])
+    for row, store in enumerate((one.store, two.store)):
+        assert torch.equal(states[row][mask[row]], store.gather(np.array([4]))[0][0].float())
+
+
+def test_the_average_is_that_of_the_weights_after_each_step_and_is_measured_and_saved(tmp_path, monkeypatch):
+    train, heldout = synthetic(tmp_path, 32, 0), synthetic(tmp_path, 8, 1)
+    config = CONFIG.model_copy(update={"steps": 7, "ema": 0.75, "eval_every": 7})
+    after, step = [], training._train_step
+
+    def noting(loss_of, trained, *rest):
+        value = step(loss_of, trained, *rest)
+        after.append({name: weight.clone() for name, weight in trained.head.state_dict().items()})
+        return value
+
+    monkeypatch.setattr(training, "_train_step", noting)
+    head = make_head()
+    ledger = fit(head, train, heldout, config, tmp_path / "run", seed=0)
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    for name, weight in head.state_dict().items():
+        expected = after[0][name].double()
+        for weights in after[1:]:
+            expected = 0.75 * expected + 0.25 * weights[name]
+        torch.testing.assert_close(weight, expected.float(), rtol=1e-5, atol=1e-6)
+        assert torch.equal(saved["head"][name], after[-1][name])
+    assert ledger["heldout_l1"] == evaluate_head(head, heldout, config, 0)["heldout_l1"]
+    plain = make_head()
+    fit(plain, train, heldout, config.model_copy(update={"ema": 0.0}), tmp_path / "plain", seed=0)
+    assert all(torch.equal(plain.state_dict()[name], after[-1][name]) for name in after[-1])  # training is the same
+
+
+@pytest.mark.skipif("ROBOALIGN_TEST_COMPILE" not in os.environ, reason="takes minutes; ROBOALIGN_TEST_COMPILE=1 runs it")
+def test_the_compiled_loss_is_the_eager_one(tmp_path):
+    """Lengths differ from batch to batch: the second one compiles for all lengths."""
+    head, train = make_head().eval(), synthetic(tmp_path, 12, 0)
+    eager, compiled = loss_module(head, compiled=False), loss_module(head, compiled=True)
+    for start in (0, 4, 8):
+        states, mask, _, actions = train.batch(np.arange(start, start + 4), torch.device("cpu"))
+        noise, t = torch.randn(8, 3, 2), torch.rand(8)
+        results = []
+        for loss_of in (eager, compiled):
+            loss = loss_of(states, mask, None, actions, noise=noise, t=t)
+            head.zero_grad()
+            loss.backward()
+            results.append((loss.detach(), {name: p.grad.clone() for name, p in head.named_parameters()}))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_settings_of_before_are_known_by_what_they_were():
+    """A checkpoint and a stage that were made before these settings existed are still what the defaults ask for."""
+    before = {
+        "steps": 2000, "batch_size": 16, "draws": 4, "learning_rate": 1e-3, "warmup": 0.05, "precision": "float32",
+        "sampling_steps": 4, "eval_every": 500, "eval_frames": 512, "checkpoint_every": 500,
+        "features": {"every": 1, "batch_size": 64, "shard_frames": 2048},
+    }  # fmt: skip
+    assert json.dumps(HeadTrainConfig().identity()) == json.dumps(before)
+    changed = HeadTrainConfig(ema=0.9, features=FeatureConfig(variants=2)).identity()
+    assert changed["ema"] == 0.9 and changed["features"]["variants"] == 2 and "compile" not in changed
 
 
 def test_a_nan_loss_stops_the_training(tmp_path):

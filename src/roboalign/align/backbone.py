@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from roboalign.align.sft import ConnectorConfig, SftConfig
 from roboalign.align.vision import VisionConfig
 from roboalign.config import Config
+from roboalign.mllm.rounding import Dtype
 from roboalign.mllm.tiny import TinyConfig
 
 
@@ -30,6 +31,8 @@ class BackboneConfig(Config):
     or as that of the words that answers open with (`labels`)."""
     layer: int = Field(2, ge=1)
     """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
+    layer_dtype: Dtype = "float16"
+    """Type to which they are rounded, on disk and in serving alike; `float8`: half the size, one scale a token."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "BackboneConfig":

@@ -20,7 +20,8 @@ def head(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     training, heldout = _split(read_demonstrations(context.run_dir, "downstream"))
     stats = ActionStats.fit(np.concatenate([episode.actions for episode in training]))
-    view = View(layer=recipe.backbone.layer, cameras=head_cameras(recipe), blind=context.arm == "blind")
+    view = View(layer=recipe.backbone.layer, cameras=head_cameras(recipe), blind=context.arm == "blind",
+                dtype=recipe.backbone.layer_dtype)
     mllm = context.load(backbone_folder(context.run_dir, context.seed, context.arm))
     return train_head(
         mllm, training, heldout, recipe.head, recipe.head_training, view, stats, context.folder,

@@ -107,9 +107,7 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
         source = BACKBONE_OF[arm] if arm == "base" else f"{prefix}/{BACKBONE_OF[arm]}"
         if arm != "blind":  # the blind arm's backbone is measured as roboalign
             stages.append(Stage(f"{prefix}/eval/tokens/{arm}", (source,), _settings(recipe.tokens), tokens))
-        training = {"head": _settings(recipe.head), "training": _settings(recipe.head_training),
-                    "layer": recipe.backbone.layer}
-        stages.append(Stage(f"{prefix}/head/{arm}", (source,), training, head))
+        stages.append(Stage(f"{prefix}/head/{arm}", (source,), _head_settings(recipe), head, together=True))
     # All heads before all rollouts: else the last head and then its rollouts run alone at the end.
     stages += [Stage(f"{prefix}/eval/rollouts/{arm}", (f"{prefix}/head/{arm}",), _settings(recipe.rollout), rollouts)
                for arm in recipe.arms]
@@ -118,9 +116,15 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
 
 def _settings(config: Config) -> dict[str, Any]:
     """What changes the result; how often progress is written does not, and of a server only that there is one."""
-    unsaid = {"log_every", "save_every", "checkpoint_every", "threads", "workers", "vllm"}
+    unsaid = {"log_every", "save_every", "checkpoint_every", "threads", "workers", "vllm", "compile"}
     sampler = {"sampler": "vllm"} if getattr(config, "vllm", None) else {}
-    return {**config.model_dump(mode="json", exclude=unsaid), **sampler}
+    return {**{name: value for name, value in config.identity().items() if name not in unsaid}, **sampler}
+
+
+def _head_settings(recipe: Recipe) -> dict[str, Any]:
+    dtype = recipe.backbone.layer_dtype
+    return {"head": _settings(recipe.head), "training": _settings(recipe.head_training),
+            "layer": recipe.backbone.layer, **({"layer_dtype": dtype} if dtype != "float16" else {})}
 
 
 def _backbone_settings(recipe: Recipe) -> dict[str, Any]:

@@ -6,29 +6,30 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, get_args
 
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from roboalign.config import Config
 from roboalign.data.episode import Episode
 from roboalign.data.prompts import action_question
 from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path, hash_tree
+from roboalign.files import hash_tree
 from roboalign.mllm.encode import Prompt, encode_prompt
 from roboalign.mllm.hidden import hidden_states
 from roboalign.mllm.load import Mllm
-from roboalign.progress import Progress
+from roboalign.mllm.rounding import Dtype, pack, token_bytes, unpack
+from roboalign.progress import Progress, format_seconds
+from roboalign.ranks import each_by_one, leads, world_size
+from roboalign.vla.augment import AugmentConfig, augment
+from roboalign.vla.store import FORMAT, FeatureStore, write_shard
 
-FORMAT = "1"  # of a shard; a change makes every older shard unknown
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 BACKBONE_FILES = re.compile(r".*\.safetensors|config\.json|tokenizer\.json|.*processor_config\.json|chat_template\..*")
 GRAY = 128
 """Every pixel of the image that a blind policy is shown."""
@@ -43,6 +44,21 @@ class FeatureConfig(Config):
     """Frames a forward pass."""
     shard_frames: int = Field(default=2048, ge=1)
     """Frames a file, rounded up to whole episodes; a killed run loses at most one file's work."""
+    variants: int = Field(default=0, ge=0)
+    """Augmented copies of each training frame that are kept, each as large as the plain frame, which they replace: a
+    step draws one of them. 0: the plain frames. Held-out frames and what a policy sees are never augmented."""
+    augment: AugmentConfig = AugmentConfig()
+    """How such a copy is drawn."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"variants", "augment"})
+
+    def copies(self, view: "View") -> int:
+        """Augmented copies of each training frame; a blind view's would all be the same, so it has none."""
+        return 0 if view.blind else self.variants
+
+    def frames(self, episode: Episode) -> range:
+        """The steps of an episode that are used."""
+        return range(0, len(episode), self.every)
 
 
 class View(Config):
@@ -55,8 +71,8 @@ class View(Config):
     blind: bool = False
     """Show a gray image of the same size instead. The token count, and so the head's compute, stays the same, and no
     position of the sequence, text included, can know the scene."""
-    dtype: Literal["float16", "bfloat16"] = "float16"
-    """Hidden states are rounded to it, on disk and in serving alike."""
+    dtype: Dtype = "float16"
+    """Hidden states are rounded to it, on disk and in serving alike (`rounding.pack`)."""
 
     def prompt(self, images: Mapping[str, np.ndarray], instruction: str) -> Prompt:
         """The MLLM's prompt for uint8 images [H, W, 3] by camera. Raises RoboAlignError on a missing camera."""
@@ -70,12 +86,12 @@ class View(Config):
         return Prompt(action_question(instruction, "direct"), np.full_like(image, GRAY) if self.blind else image)
 
     def encode(self, mllm: Mllm, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, L, W] of type `dtype` and the mask bool [B, L] of what is no padding.
+        """Hidden states [B, L, W] rounded to `dtype` and the mask bool [B, L] of what is no padding.
 
         Raises RoboAlignError where a value does not fit into `dtype`.
         """
         states, mask = hidden_states(mllm, prompts, self.layer, batch_size=len(prompts))
-        rounded = states.to(DTYPES[self.dtype])
+        rounded = unpack(*pack(states, self.dtype))
         if not torch.isfinite(rounded[mask]).all():
             raise RoboAlignError(
                 f"hidden states of layer {self.layer} are not finite as {self.dtype}",
@@ -90,68 +106,80 @@ def backbone_hash(folder: str | Path) -> str:
     return hash_tree(root, lambda path: path.parent == root and bool(BACKBONE_FILES.fullmatch(path.name)))
 
 
-def feature_bytes(mllm: Mllm, episodes: Sequence[Episode], view: View, config: FeatureConfig) -> int:
+def feature_bytes(
+    mllm: Mllm, episodes: Sequence[Episode], view: View, config: FeatureConfig, *, augmented: bool = False
+) -> int:
     """Bytes that the hidden states of `episodes` take on disk, before they are computed."""
     tokens = 0
     for episode in episodes:
-        prompt = _prompts(episode, view, [0])[0]
-        frames = len(range(0, len(episode), config.every))
-        tokens += frames * len(encode_prompt(mllm, prompt.question, prompt.image).input_ids)
-    return tokens * mllm.model.config.get_text_config().hidden_size * 2
+        prompt = _prompt(episode, 0, view)
+        tokens += len(config.frames(episode)) * len(encode_prompt(mllm, prompt.question, prompt.image).input_ids)
+    width = mllm.model.config.get_text_config().hidden_size
+    return tokens * token_bytes(width, view.dtype) * ((augmented and config.copies(view)) or 1)
 
 
-class FeatureStore:
-    """Hidden states of N frames, in the order of the episodes, memory-mapped from shard files."""
+def describe_features(
+    mllm: Mllm, training: Sequence[Episode], heldout: Sequence[Episode], view: View, config: FeatureConfig,
+    folder: str | Path, *, drawn: int,
+) -> str:
+    """What keeping the hidden states takes and gains, in one line, before they are computed.
 
-    def __init__(self, shards: Sequence[Path]) -> None:
-        """Raises RoboAlignError where a shard is missing, truncated or not of this format."""
-        read = [_read_shard(path) for path in shards]
-        self.tokens = [tokens for tokens, _ in read]  # a shard: [its tokens, W], frames end to end
-        self.lengths = np.concatenate([lengths for _, lengths in read])
-        self.starts = np.concatenate([np.cumsum(lengths) - lengths for _, lengths in read])
-        self.shard_of = np.repeat(np.arange(len(read)), [len(lengths) for _, lengths in read])
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    def width(self) -> int:
-        """W, the backbone's width."""
-        return self.tokens[0].shape[1]
-
-    def gather(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Frame numbers [B] -> hidden states [B, L, W] as stored and mask bool [B, L]; L is the longest one's."""
-        lengths = self.lengths[frames][:, None]
-        places = np.arange(lengths.max())
-        rows = torch.from_numpy(self.starts[frames][:, None] + np.minimum(places, lengths - 1))
-        states = torch.empty(*rows.shape, self.width, dtype=self.tokens[0].dtype)
-        for shard in np.unique(self.shard_of[frames]):
-            here = torch.from_numpy(np.flatnonzero(self.shard_of[frames] == shard))
-            states[here] = self.tokens[shard][rows[here]]
-        return states, torch.from_numpy(places < lengths)
+    `drawn`: training frames that all steps together use. A forward pass is timed for it.
+    """  # fmt: skip
+    copies, seconds = config.copies(view), _seconds_a_frame(mllm, training[0], view, config) / world_size()
+    kept = sum(len(config.frames(episode)) for episode in training) * (copies or 1)
+    frames = kept + sum(len(config.frames(episode)) for episode in heldout)
+    sizes = {}
+    for dtype in get_args(Dtype):
+        as_it = view.model_copy(update={"dtype": dtype})
+        size = feature_bytes(mllm, training, as_it, config, augmented=True)
+        sizes[dtype] = (size + feature_bytes(mllm, heldout, as_it, config)) / 2**20
+    others = ", ".join(f"{size:.1f} as {dtype}" for dtype, size in sizes.items() if dtype != view.dtype)
+    augmented = f" ({copies} augmented copies of each training frame)" if copies else ""
+    return (
+        f"hidden states of {len(training) + len(heldout)} episodes: {frames:,} frames{augmented}, "
+        f"{sizes[view.dtype]:.1f} MiB as {view.dtype} ({others}) in {folder}; computing them once takes about "
+        f"{format_seconds(frames * seconds)}, anew for each of the {drawn:,} frames drawn it would take "
+        f"{format_seconds(drawn * seconds)}"
+    )
 
 
 def compute_features(
-    mllm: Mllm, episodes: Sequence[Episode], view: View, config: FeatureConfig, folder: str | Path
+    mllm: Mllm, episodes: Sequence[Episode], view: View, config: FeatureConfig, folder: str | Path, *,
+    augmented: bool = False,
 ) -> FeatureStore:
     """Hidden states of every `config.every`-th frame of `episodes`, kept in `folder`.
 
+    Where they are `augmented` and the settings have `variants`, all frames of the first copy come first, then those of
+    the second. Processes that train together each compute some of the files, and all read all of them.
+
     A file's name is a hash of the backbone's weights, the settings and its frames: what an earlier run left is used
     if, and only if, it would come out the same. Raises RoboAlignError where the MLLM was not loaded from a folder.
-    """
+    """  # fmt: skip
     if mllm.folder is None:
         raise RoboAlignError("the MLLM has no folder to identify it by", fix="save it with save_mllm and load it")
     backbone = backbone_hash(mllm.folder)
-    total = sum(len(range(0, len(episode), config.every)) for episode in episodes)
-    paths = []
-    with Progress("features", total) as progress:
-        for group in _groups(episodes, config):
-            path = Path(folder) / f"features-{_shard_key(backbone, group, view, config)}.safetensors"
-            if not path.exists():
-                _write_shard(path, mllm, group, view, config)
-            paths.append(path)
-            progress.advance(sum(len(range(0, len(episode), config.every)) for episode in group))
-    return FeatureStore(paths)
+    copies = config.copies(view) if augmented else 0
+    numbers = range(1, copies + 1) if copies else (0,)
+    parts = [(group, copy) for copy in numbers for group in _groups(episodes, config)]
+
+    def find(part: tuple[list[Episode], int]) -> tuple[str, bool]:
+        path = Path(folder) / f"features-{_shard_key(backbone, part[0], view, config, part[1])}.safetensors"
+        return str(path), path.exists()
+
+    found = each_by_one(find, parts)
+    missing = [(Path(path), *part) for part, (path, there) in zip(parts, found) if not there]
+    total = (copies or 1) * sum(len(config.frames(episode)) for episode in episodes)
+    left = sum(len(config.frames(episode)) for _, group, _ in missing for episode in group)
+    with Progress("features", total, start=total - left, shown=leads()) as progress:
+
+        def compute(part: tuple[Path, list[Episode], int]) -> None:
+            _compute_shard(*part, mllm, view, config)
+            # As many are taken to be done by each of the other processes.
+            progress.advance(min(world_size() * sum(len(config.frames(e)) for e in part[1]), total - progress.done))
+
+        each_by_one(compute, missing)
+    return FeatureStore([Path(path) for path, _ in found])
 
 
 def _groups(episodes: Sequence[Episode], config: FeatureConfig) -> list[list[Episode]]:
@@ -162,47 +190,52 @@ def _groups(episodes: Sequence[Episode], config: FeatureConfig) -> list[list[Epi
             groups.append([])
             frames = 0
         groups[-1].append(episode)
-        frames += len(range(0, len(episode), config.every))
+        frames += len(config.frames(episode))
     return groups
 
 
-def _shard_key(backbone: str, episodes: Sequence[Episode], view: View, config: FeatureConfig) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT, backbone, view.model_dump(), config.every]).encode())
+def _shard_key(backbone: str, episodes: Sequence[Episode], view: View, config: FeatureConfig, copy: int) -> str:
+    settings = [FORMAT, backbone, view.model_dump(), config.every]
+    if copy:
+        settings += [config.augment.model_dump(), copy]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for episode in episodes:
         digest.update(json.dumps([episode.episode_id, episode.instruction, len(episode)]).encode())
         for camera in view.cameras:
-            for t in range(0, len(episode), config.every):
+            for t in config.frames(episode):
                 digest.update(hashlib.sha256(episode.png(camera, t)).digest())
     return digest.hexdigest()[:32]
 
 
-def _prompts(episode: Episode, view: View, steps: Sequence[int]) -> list[Prompt]:
-    return [
-        view.prompt({camera: episode.frame(camera, t) for camera in view.cameras}, episode.instruction) for t in steps
-    ]
+def _prompt(episode: Episode, t: int, view: View, config: AugmentConfig | None = None, copy: int = 0) -> Prompt:
+    """What the MLLM is shown of step `t`: the plain frame, or augmented copy `copy` of it."""
+    images = {camera: episode.frame(camera, t) for camera in view.cameras}
+    if config is not None and copy:
+        images = {camera: augment(image, config, episode.episode_id, camera, t, copy)
+                  for camera, image in images.items()}  # fmt: skip
+    return view.prompt(images, episode.instruction)
 
 
-def _write_shard(path: Path, mllm: Mllm, episodes: Sequence[Episode], view: View, config: FeatureConfig) -> None:
-    frames = [(episode, t) for episode in episodes for t in range(0, len(episode), config.every)]
+def _compute_shard(
+    path: Path, episodes: Sequence[Episode], copy: int, mllm: Mllm, view: View, config: FeatureConfig
+) -> None:
+    frames = [(episode, t) for episode in episodes for t in config.frames(episode)]
     tokens, lengths = [], []
     for start in range(0, len(frames), config.batch_size):
         batch = frames[start : start + config.batch_size]
-        states, mask = view.encode(mllm, [prompt for episode, t in batch for prompt in _prompts(episode, view, [t])])
-        tokens.append(states[mask].cpu())
+        states, mask = view.encode(mllm, [_prompt(episode, t, view, config.augment, copy) for episode, t in batch])
+        numbers, exponents = pack(states[mask], view.dtype)  # as they were rounded
+        tokens.append((numbers.cpu(), None if exponents is None else exponents.cpu()))
         lengths.append(mask.sum(dim=1).cpu())
-    with atomic_path(path) as temporary:
-        save_file({"tokens": torch.cat(tokens), "lengths": torch.cat(lengths)}, temporary, {"format": FORMAT})
+    write_shard(path, tokens, lengths)
 
 
-def _read_shard(path: Path) -> tuple[Tensor, np.ndarray]:
-    """Tokens [sum of lengths, W], mapped from the file, and lengths [frames]."""
-    fix = "remove the file; it is computed again"
-    try:
-        with safe_open(path, "pt") as file:
-            tokens, lengths = file.get_tensor("tokens"), file.get_tensor("lengths").numpy()
-            known = (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError) as error:
-        raise RoboAlignError(f"not a readable feature file ({error})", where=str(path), fix=fix) from None
-    if not known or lengths.sum() != len(tokens):
-        raise RoboAlignError("not a feature file of this version", where=str(path), fix=fix)
-    return tokens, lengths
+def _seconds_a_frame(mllm: Mllm, episode: Episode, view: View, config: FeatureConfig) -> float:
+    """Of a forward pass, images and all; the second one is timed."""
+    steps = config.frames(episode)[: config.batch_size]
+    for _ in range(2):
+        began = time.perf_counter()
+        states, _ = view.encode(mllm, [_prompt(episode, t, view) for t in steps])
+        states.sum().item()  # waits for a GPU
+        seconds = time.perf_counter() - began
+    return seconds / len(steps)

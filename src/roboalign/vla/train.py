@@ -2,28 +2,30 @@
 
 import json
 import math
-import pickle
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.config import Config
 from roboalign.data.episode import Episode
 from roboalign.errors import RoboAlignError
-from roboalign.files import append_jsonl, atomic_path, read_jsonl, write_text
+from roboalign.files import append_jsonl, read_jsonl
 from roboalign.mllm.load import Mllm
 from roboalign.progress import Progress
-from roboalign.vla.features import FeatureConfig, FeatureStore, View, compute_features, feature_bytes
+from roboalign.ranks import leads, rank, wait_for_all, world_size
+from roboalign.vla.checkpoint import Trained, resume, save
+from roboalign.vla.features import FeatureConfig, View, compute_features, describe_features, feature_bytes
+from roboalign.vla.frames import Frames, batch_frames, make_frames
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape, flow_times
+from roboalign.vla.parallel import loss_module, own_part, sum_over_processes
 from roboalign.vla.policy import Policy
 
 
@@ -50,27 +52,16 @@ class HeadTrainConfig(Config):
     """At most so many held-out frames, evenly spaced, are measured."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints from which a killed training goes on."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is measured and saved (openpi: 0.99);
+    0: the weights themselves (GR00T)."""
+    compile: bool = False
+    """Compile the loss with torch.compile: minutes at the start, faster steps; results differ by rounding, and by what
+    dropout draws."""
     features: FeatureConfig = FeatureConfig()
     """How the hidden states are computed and kept."""
 
-
-@dataclass(frozen=True)
-class Frames:
-    """Training data: N frames. `actions` float32 [N, H, A] and `state` float32 [N, S], or None, are normalised."""
-
-    store: FeatureStore
-    actions: Tensor
-    state: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.actions)
-
-    def batch(self, frames: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Frame numbers [B] -> hidden states [B, L, W], mask [B, L], state [B, S] or None, actions [B, H, A]."""
-        states, mask = self.store.gather(frames)
-        index = torch.from_numpy(frames)
-        state = None if self.state is None else self.state[index].to(device)
-        return states.to(device).float(), mask.to(device), state, self.actions[index].to(device)
+    ADDED: ClassVar[frozenset[str]] = frozenset({"ema", "compile"})
 
 
 def train_head(
@@ -91,19 +82,24 @@ def train_head(
 
     Metrics go to `out_dir`/metrics.jsonl. Hidden states go to `feature_dir` (default `out_dir`/features), where runs
     with the same backbone and frames share them. A killed run goes on from its last checkpoint and ends with the
-    same weights. Raises RoboAlignError on no episodes, a shared episode, invalid actions, and a loss that is NaN.
+    same weights. In several processes each computes its share of the hidden states and of every batch; the first
+    writes, and all return the same record. Raises RoboAlignError on no episodes, a shared episode, invalid actions,
+    a loss that is NaN, and a batch smaller than the number of processes.
     """
     _check_episodes(episodes, heldout)
     out_dir = Path(out_dir)
     feature_dir = Path(feature_dir or out_dir / "features")
     began = time.monotonic()
-    both = [*episodes, *heldout]
-    size = feature_bytes(mllm, both, view, config.features)
-    print(f"hidden states of {len(both)} episodes: {size / 2**20:.0f} MiB in {feature_dir}", flush=True)
+    size = feature_bytes(mllm, episodes, view, config.features, augmented=True)
+    size += feature_bytes(mllm, heldout, view, config.features)
+    if leads():
+        drawn = config.steps * config.batch_size
+        told = describe_features(mllm, episodes, heldout, view, config.features, feature_dir, drawn=drawn)
+        print(told, flush=True)
     state_stats = ActionStats.fit(np.concatenate([e.state for e in episodes])) if head_config.proprioception else None
     data = [
-        make_frames(compute_features(mllm, group, view, config.features, feature_dir), group, action_stats,
-                    state_stats, horizon, config.features.every)
+        make_frames(compute_features(mllm, group, view, config.features, feature_dir, augmented=group is episodes),
+                    group, action_stats, state_stats, horizon, config.features)
         for group in (episodes, heldout)
     ]  # fmt: skip
     feature_seconds = time.monotonic() - began
@@ -112,28 +108,11 @@ def train_head(
     torch.manual_seed(seed)
     head = FlowMatchingHead(head_config, shape).to(mllm.device)
     ledger = fit(head, data[0], data[1], config, out_dir, seed=seed)
-    policy = Policy(mllm, head.eval(), view, action_stats, state_stats, config.sampling_steps)
-    policy.save(out_dir / "policy")
+    if leads():
+        policy = Policy(mllm, head.eval(), view, action_stats, state_stats, config.sampling_steps)
+        policy.save(out_dir / "policy")
+    wait_for_all()
     return ledger | {"feature_seconds": feature_seconds, "feature_bytes": size}
-
-
-def make_frames(
-    store: FeatureStore,
-    episodes: Sequence[Episode],
-    action_stats: ActionStats,
-    state_stats: ActionStats | None,
-    horizon: int,
-    every: int,
-) -> Frames:
-    """Normalised action chunks and states beside the hidden states, frame by frame."""
-    chunks = np.concatenate([episode.chunks(horizon)[::every] for episode in episodes])
-    actions = torch.from_numpy(action_stats.normalize(chunks))
-    state = None
-    if state_stats is not None:
-        state = torch.from_numpy(state_stats.normalize(np.concatenate([e.state[::every] for e in episodes])))
-    if len(store) != len(actions):
-        raise RoboAlignError(f"{len(store)} stored frames for {len(actions)} frames of the episodes", where="features")
-    return Frames(store, actions, state)
 
 
 def fit(
@@ -141,27 +120,34 @@ def fit(
 ) -> dict[str, Any]:
     """Train `head` in place; checkpoint and metrics.jsonl in `out_dir`. Returns the ledger record.
 
-    All randomness of a step is a function of (seed, step): a run that was killed repeats what it lost.
+    All randomness of a step is a function of (seed, step): a run that was killed repeats what it lost. So is that of
+    several processes, which share each batch: they give what one gives but for rounding, and for dropout, whose masks
+    each draws for its own part of the batch.
     """
     out_dir = Path(out_dir)
-    device = next(head.parameters()).device
-    optimizer = make_optimizer(head, config)
+    metrics, checkpoint = out_dir / "metrics.jsonl", out_dir / "checkpoint.pt"
+    loss_of = loss_module(head, compiled=config.compile)
+    trained = Trained(head, make_optimizer(head, config), average_of(head, config))
     settings = _fingerprint(head, train, config, seed)
-    start, seconds, losses = _resume(out_dir, head, optimizer, settings)
+    start, seconds, losses = resume(checkpoint, metrics, trained, settings)
     began = time.monotonic() - seconds
-    with Progress("head", config.steps, start) as progress:
+    with Progress("head", config.steps, start, shown=leads()) as progress:
         for step in range(start, config.steps):
-            losses.append(_train_step(head, optimizer, train, config, step, seed, device))
+            losses.append(_train_step(loss_of, trained, train, config, step, seed))
             done = step + 1
             progress.advance(note=f"loss {np.mean(losses[-50:]):.4f}")
             if done % config.eval_every == 0 or done == config.steps:
                 record = {"step": done, "train_loss": float(np.mean(losses)), "seconds": time.monotonic() - began}
-                append_jsonl(out_dir / "metrics.jsonl", record | evaluate_head(head, heldout, config, seed))
+                record |= evaluate_head(trained.result, heldout, config, seed)
+                if leads():
+                    append_jsonl(metrics, record)
                 losses = []
-            if done % config.checkpoint_every == 0 or done == config.steps:
+            if leads() and (done % config.checkpoint_every == 0 or done == config.steps):
                 now = {"step": done, "settings": settings, "seconds": time.monotonic() - began, "losses": losses}
-                _save(out_dir, head, optimizer, now)
-    last = read_jsonl(out_dir / "metrics.jsonl")[-1]
+                save(checkpoint, trained, now)
+    wait_for_all()
+    head.load_state_dict(trained.result.state_dict())
+    last = read_jsonl(metrics)[-1]
     return {
         "steps": config.steps,
         "samples": config.steps * config.batch_size,
@@ -190,77 +176,85 @@ def learning_rate_factor(step: int, config: HeadTrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
-def batch_frames(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
-    """Frame numbers [batch_size] of one step: shuffled epochs end to end, a function of (seed, step)."""
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = places // count
-    order = np.concatenate([_permutation(count, epoch, seed) for epoch in range(epochs[0], epochs[-1] + 1)])
-    return order[places - epochs[0] * count]
-
-
 @torch.no_grad()
 def evaluate_head(head: FlowMatchingHead, frames: Frames, config: HeadTrainConfig, seed: int) -> dict[str, float]:
     """`heldout_loss`: the flow-matching loss; `heldout_l1`: mean distance of sampled chunks, normalised units.
 
-    Noise and times are the same at every call, so that the numbers of a run are comparable.
+    Noise and times are the same at every call, so that the numbers of a run are comparable. Processes that train
+    together measure a share each, and all return the mean over all frames.
     """
     head.eval()
     device = next(head.parameters()).device
     chosen = np.linspace(0, len(frames) - 1, min(len(frames), config.eval_frames)).round().astype(np.int64)
     generator = torch.Generator().manual_seed(seed)
-    losses, distances = [], []
-    for start in range(0, len(chosen), config.batch_size):
-        states, mask, state, actions = frames.batch(chosen[start : start + config.batch_size], device)
-        noise = torch.randn(actions.shape, generator=generator).to(device)
-        t = flow_times(len(actions), generator).to(device)
+    losses = distances = 0.0
+    for number, start in enumerate(range(0, len(chosen), config.batch_size)):
+        batch = chosen[start : start + config.batch_size]
+        noise = torch.randn(len(batch), *frames.actions.shape[1:], generator=generator).to(device)
+        t = flow_times(len(batch), generator).to(device)
+        if number % world_size() != rank():
+            continue
+        states, mask, state, actions = frames.batch(batch, device)
         with _autocast(device, config):
-            losses.append(head.loss(states, mask, state, actions, noise=noise, t=t).item() * len(actions))
+            losses += head.loss(states, mask, state, actions, noise=noise, t=t).item() * len(actions)
             sampled = head.sample(states, mask, state, noise, steps=config.sampling_steps)
-        distances.append((sampled - actions).abs().mean(dim=(1, 2)).sum().item())
-    result = {"heldout_loss": sum(losses) / len(chosen), "heldout_l1": sum(distances) / len(chosen)}
+        distances += (sampled - actions).abs().mean(dim=(1, 2)).sum().item()
+    losses, distances = sum_over_processes([losses, distances])
+    result = {"heldout_loss": losses / len(chosen), "heldout_l1": distances / len(chosen)}
     if not all(map(math.isfinite, result.values())):
         raise RoboAlignError(f"the head's held-out metrics are not finite: {result}", fix="lower learning_rate")
     return result
 
 
+def average_of(head: FlowMatchingHead, config: HeadTrainConfig) -> AveragedModel | None:
+    """The moving average of the head's weights that `config.ema` asks for; it begins with those after the first step.
+
+    It has weights of its own: 4 bytes more a parameter, on the device and in the checkpoints.
+    """
+    return AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+
+
 def _train_step(
-    head: FlowMatchingHead,
-    optimizer: torch.optim.AdamW,
-    train: Frames,
-    config: HeadTrainConfig,
-    step: int,
-    seed: int,
-    device: torch.device,
+    loss_of: nn.Module, trained: Trained, train: Frames, config: HeadTrainConfig, step: int, seed: int
 ) -> float:
-    head.train()
-    for group in optimizer.param_groups:
+    """One update; the loss over the whole batch. Noise and times are drawn for all of it in each process."""
+    device = next(loss_of.parameters()).device
+    loss_of.train()
+    for group in trained.optimizer.param_groups:
         group["lr"] = config.learning_rate * learning_rate_factor(step, config)
-    states, mask, state, actions = train.batch(batch_frames(len(train), config.batch_size, step, seed), device)
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
-    noise = torch.randn(config.draws * len(actions), *actions.shape[1:]).to(device)
-    t = flow_times(len(noise)).to(device)
+    mine = own_part(config.batch_size)
+    chosen = batch_frames(len(train), config.batch_size, step, seed, train.copies)
+    states, mask, state, actions = train.batch(chosen[mine], device)
+    torch.manual_seed(_number(seed, step))
+    noise = torch.randn(config.draws * len(chosen), *actions.shape[1:])
+    t = flow_times(len(noise))
+    if rank():
+        torch.manual_seed(_number(seed, step, rank()))  # dropout: other masks than the first process has
+    drawn = slice(config.draws * mine.start, config.draws * mine.stop)
     with _autocast(device, config):
-        loss = head.loss(states, mask, state, actions, noise=noise, t=t)
-    value = loss.item()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0).item()
+        loss = loss_of(states, mask, state, actions, noise=noise[drawn].to(device), t=t[drawn].to(device))
+    share = len(actions) / len(chosen)
+    (value,) = sum_over_processes([share * loss.item()])
+    (share * world_size() * loss).backward()
+    norm = torch.nn.utils.clip_grad_norm_(trained.head.parameters(), 1.0).item()
     if not (math.isfinite(value) and math.isfinite(norm)):
         raise RoboAlignError(
             f"the loss is {value}, the gradient's norm {norm}, at step {step}", where="head training",
             fix="lower learning_rate, and check the features and actions for outliers",
         )  # fmt: skip
-    optimizer.step()
-    optimizer.zero_grad()
+    trained.optimizer.step()
+    trained.optimizer.zero_grad()
+    if trained.average is not None:
+        trained.average.update_parameters(trained.head)
     return value
+
+
+def _number(*of: int) -> int:
+    return int(np.random.SeedSequence(of).generate_state(1)[0])
 
 
 def _autocast(device: torch.device, config: HeadTrainConfig) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-
-
-@lru_cache(maxsize=4)
-def _permutation(count: int, epoch: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _check_episodes(episodes: Sequence[Episode], heldout: Sequence[Episode]) -> None:
@@ -274,38 +268,6 @@ def _check_episodes(episodes: Sequence[Episode], heldout: Sequence[Episode]) -> 
 
 def _fingerprint(head: FlowMatchingHead, train: Frames, config: HeadTrainConfig, seed: int) -> str:
     """What must not change between a killed run and the one that goes on from it."""
-    parts = [config.model_dump(), head.config.model_dump(), head.shape.model_dump(), len(train), seed]
+    settings = {name: value for name, value in config.identity().items() if name != "compile"}
+    parts = [settings, head.config.model_dump(), head.shape.model_dump(), len(train), seed]
     return json.dumps([*parts, train.actions.double().sum().item()])
-
-
-def _save(
-    out_dir: Path,
-    head: FlowMatchingHead,
-    optimizer: torch.optim.AdamW,
-    progress: dict[str, Any],
-) -> None:
-    """`progress`: step, settings, seconds, and the losses since the last line of metrics."""
-    with atomic_path(out_dir / "checkpoint.pt") as temporary:
-        torch.save(progress | {"head": head.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
-
-
-def _resume(
-    out_dir: Path, head: FlowMatchingHead, optimizer: torch.optim.AdamW, settings: str
-) -> tuple[int, float, list[float]]:
-    """Put the last checkpoint into `head` and `optimizer`; its step, seconds and losses. Without one: 0, 0, []."""
-    path, metrics = out_dir / "checkpoint.pt", out_dir / "metrics.jsonl"
-    fix = f"remove {out_dir} and train again"
-    if not path.exists():
-        metrics.unlink(missing_ok=True)
-        return 0, 0.0, []
-    try:
-        saved = torch.load(path, weights_only=True, map_location=next(head.parameters()).device)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise RoboAlignError(f"the checkpoint cannot be read ({error})", where=str(path), fix=fix) from None
-    if saved["settings"] != settings:
-        raise RoboAlignError("the checkpoint is of other settings or data", where=str(path), fix=fix)
-    head.load_state_dict(saved["head"])
-    optimizer.load_state_dict(saved["optimizer"])
-    kept = [record for record in read_jsonl(metrics) if record["step"] <= saved["step"]]
-    write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
-    return saved["step"], saved["seconds"], saved["losses"]

@@ -1,0 +1,65 @@
+"""What a head's training goes on from after a kill."""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from roboalign.errors import RoboAlignError
+from roboalign.files import atomic_path, read_jsonl, write_text
+from roboalign.ranks import leads
+from roboalign.vla.head import FlowMatchingHead
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that a step changes. `average` is None where the weights are not averaged."""
+
+    head: FlowMatchingHead
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+
+    @property
+    def result(self) -> FlowMatchingHead:
+        """The head that is measured and saved."""
+        return self.head if self.average is None else cast(FlowMatchingHead, self.average.module)
+
+    def parts(self) -> dict[str, Any]:
+        """By the names that they have in a checkpoint."""
+        parts = {"head": self.head, "optimizer": self.optimizer}
+        return parts if self.average is None else parts | {"average": self.average}
+
+
+def save(path: Path, trained: Trained, progress: dict[str, Any]) -> None:
+    """`progress`: step, settings, seconds, and the losses since the last line of metrics."""
+    with atomic_path(path) as temporary:
+        torch.save(progress | {name: part.state_dict() for name, part in trained.parts().items()}, temporary)
+
+
+def resume(path: Path, metrics: Path, trained: Trained, settings: str) -> tuple[int, float, list[float]]:
+    """Put the checkpoint into `trained`; its step, seconds and losses. Without one: 0, 0, [].
+
+    Lines of `metrics` after its step are removed. Raises RoboAlignError where it cannot be read or is of other
+    `settings`.
+    """
+    fix = f"remove {path.parent} and train again"
+    if not path.exists():
+        if leads():
+            metrics.unlink(missing_ok=True)
+        return 0, 0.0, []
+    try:
+        saved = torch.load(path, weights_only=True, map_location=next(trained.head.parameters()).device)
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        raise RoboAlignError(f"the checkpoint cannot be read ({error})", where=str(path), fix=fix) from None
+    if saved["settings"] != settings:
+        raise RoboAlignError("the checkpoint is of other settings or data", where=str(path), fix=fix)
+    for name, part in trained.parts().items():
+        part.load_state_dict(saved[name])
+    if leads():
+        kept = [record for record in read_jsonl(metrics) if record["step"] <= saved["step"]]
+        write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
+    return saved["step"], saved["seconds"], saved["losses"]

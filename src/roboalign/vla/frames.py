@@ -1,0 +1,80 @@
+"""The head's training data: hidden states, actions and states frame by frame, and which frames a step takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roboalign.actions.normalize import ActionStats
+from roboalign.data.episode import Episode
+from roboalign.errors import RoboAlignError
+from roboalign.vla.features import FeatureConfig
+from roboalign.vla.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Frames:
+    """N frames. `actions` float32 [N, H, A] and `state` float32 [N, S], or None, are normalised.
+
+    The store may hold several copies of each frame: copy c of frame n is its frame c N + n.
+    """
+
+    store: FeatureStore
+    actions: Tensor
+    state: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def copies(self) -> int:
+        """Hidden states that there are of each frame."""
+        return len(self.store) // len(self)
+
+    def batch(self, frames: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Store's numbers [B] -> hidden states [B, L, W], mask [B, L], state [B, S] or None, actions [B, H, A]."""
+        states, mask = self.store.gather(frames, device)
+        index = torch.from_numpy(frames % len(self))
+        state = None if self.state is None else self.state[index].to(device)
+        return states.float(), mask, state, self.actions[index].to(device)
+
+
+def make_frames(
+    store: FeatureStore,
+    episodes: Sequence[Episode],
+    action_stats: ActionStats,
+    state_stats: ActionStats | None,
+    horizon: int,
+    config: FeatureConfig,
+) -> Frames:
+    """Normalised action chunks and states beside the hidden states, frame by frame."""
+    chunks = np.concatenate([episode.chunks(horizon)[:: config.every] for episode in episodes])
+    actions = torch.from_numpy(action_stats.normalize(chunks))
+    state = None
+    if state_stats is not None:
+        state = torch.from_numpy(state_stats.normalize(np.concatenate([e.state[:: config.every] for e in episodes])))
+    if not len(store) or len(store) % len(actions):
+        raise RoboAlignError(f"{len(store)} stored frames for {len(actions)} frames of the episodes", where="features")
+    return Frames(store, actions, state)
+
+
+def batch_frames(count: int, batch_size: int, step: int, seed: int, copies: int = 1) -> np.ndarray:
+    """Store's numbers [batch_size] of one step's frames: shuffled epochs end to end, of each a copy drawn at random.
+
+    A function of (seed, step).
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = places // count
+    order = np.concatenate([_permutation(count, epoch, seed) for epoch in range(epochs[0], epochs[-1] + 1)])
+    frames = order[places - epochs[0] * count]
+    if copies == 1:
+        return frames
+    return frames + count * np.random.default_rng([seed, step, copies]).integers(copies, size=batch_size)
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)

@@ -1,0 +1,90 @@
+"""Files of hidden states: shards of frames, rounded and packed, and frames read from them, memory-mapped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from roboalign.errors import RoboAlignError
+from roboalign.files import atomic_path
+from roboalign.mllm.rounding import unpack
+
+FORMAT = "1"  # of a shard; a change makes every older shard unknown
+
+
+class FeatureStore:
+    """Hidden states of N frames, in the order of the episodes, memory-mapped from shard files."""
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        """Raises RoboAlignError where a shard is missing, truncated or not of this format."""
+        read = [_read_shard(path) for path in shards]
+        self.tokens = [shard.tokens for shard in read]
+        self.exponents = [shard.exponents for shard in read]
+        self.lengths = np.concatenate([shard.lengths for shard in read])
+        self.starts = np.concatenate([np.cumsum(shard.lengths) - shard.lengths for shard in read])
+        self.shard_of = np.repeat(np.arange(len(read)), [len(shard.lengths) for shard in read])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def width(self) -> int:
+        """W, the backbone's width."""
+        return self.tokens[0].shape[1]
+
+    def gather(self, frames: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Frame numbers [B] -> hidden states [B, L, W] as `View.encode` gives them and mask bool [B, L]; L is the
+        longest one's. They go to `device` as they are stored."""
+        lengths = self.lengths[frames][:, None]
+        places = np.arange(lengths.max())
+        rows = torch.from_numpy(self.starts[frames][:, None] + np.minimum(places, lengths - 1))
+        states = torch.empty(*rows.shape, self.width, dtype=self.tokens[0].dtype)
+        exponents = None if self.exponents[0] is None else torch.empty(rows.shape, dtype=torch.int8)
+        for shard in np.unique(self.shard_of[frames]):
+            here = torch.from_numpy(np.flatnonzero(self.shard_of[frames] == shard))
+            states[here] = self.tokens[shard][rows[here]]
+            if exponents is not None:
+                exponents[here] = self.exponents[shard][rows[here]]
+        states = unpack(states.to(device), None if exponents is None else exponents.to(device))
+        return states, torch.from_numpy(places < lengths).to(device)
+
+
+class Shard(NamedTuple):
+    """One file: frames end to end."""
+
+    tokens: Tensor
+    """[its tokens, W], mapped from the file; the numbers of `rounding.pack`."""
+    exponents: Tensor | None
+    """int8 [its tokens], of float8."""
+    lengths: np.ndarray
+    """[its frames], tokens of each."""
+
+
+def write_shard(path: Path, parts: Sequence[tuple[Tensor, Tensor | None]], lengths: Sequence[Tensor]) -> None:
+    """Write what `rounding.pack` gave of batches of tokens [n, W], and how many tokens each frame has."""
+    tensors = {"tokens": torch.cat([numbers for numbers, _ in parts]), "lengths": torch.cat(list(lengths))}
+    exponents = [one for _, one in parts if one is not None]
+    if exponents:
+        tensors["exponents"] = torch.cat(exponents)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT})
+
+
+def _read_shard(path: Path) -> Shard:
+    fix = "remove the file; it is computed again"
+    try:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            found = {name: file.get_tensor(name) for name in names}
+            known = (file.metadata() or {}).get("format") == FORMAT and {"tokens", "lengths"} <= names
+    except (OSError, SafetensorError) as error:
+        raise RoboAlignError(f"not a readable feature file ({error})", where=str(path), fix=fix) from None
+    eight = known and found["tokens"].dtype == torch.float8_e4m3fn
+    if not known or found["lengths"].sum() != len(found["tokens"]) or eight != ("exponents" in names):
+        raise RoboAlignError("not a feature file of this version", where=str(path), fix=fix)
+    return Shard(found["tokens"], found.get("exponents"), found["lengths"].numpy())
