@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from two_ranks import two_ranks
@@ -17,9 +18,10 @@ from roboalign.ranks import join_team
 from roboalign.recipe import load_recipe
 
 IMITATIONS = ("ecot", "extra-sft")
+HEAD = "head/roboalign"
 RECIPE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SHRUNK = ("collect.align_tasks=[reach-v3]", "collect.align.episodes_per_task=2",
-          "collect.downstream.episodes_per_task=1", "mix.heldout_episode_share=0.5", "sft.micro_batch_size=4",
+          "collect.downstream.episodes_per_task=2", "mix.heldout_episode_share=0.5", "sft.micro_batch_size=4",
           "backbone.pretrain.micro_batch_size=4", "rl.micro_batch_size=1", "parallel=1",
           "arms=[roboalign, ecot, extra-sft]")  # fmt: skip
 
@@ -30,12 +32,12 @@ def arguments(folder: Path, *settings: str) -> list[str]:
 
 
 def imitations(folder: Path) -> int:
-    """`extra-sft` and `ecot` of a run whose SFT is done, with their team if there is one."""
+    """`extra-sft`, `ecot` and a head of a run whose SFT and RL are done, with their team if there is one."""
     torch.set_num_threads(1)
     recipe = load_recipe(RECIPE, SHRUNK)
     team = join_team()
     with team.guarded() if team else nullcontext():
-        run_stages(recipe, folder, [f"seed-0/{name}" for name in IMITATIONS], team=team)
+        run_stages(recipe, folder, [f"seed-0/{name}" for name in (*IMITATIONS, HEAD)], team=team)
     return 0
 
 
@@ -60,8 +62,10 @@ def test_a_run_to_the_end_of_rl_and_its_imitations(tmp_path: Path) -> None:
     assert (tmp_path / "seed-0" / "rl" / "stage.json").stat().st_mtime_ns == before
     ended = two_ranks(imitations, tmp_path, logs=tmp_path / "logs")
     assert [one.status for one in ended] == [0, 0], ended
-    for name in IMITATIONS:
+    (tmp_path / "head").mkdir()
+    for name in (*IMITATIONS, HEAD):
         (tmp_path / "seed-0" / name).rename(tmp_path / name)
+    for name in IMITATIONS:
         assert read_json(tmp_path / name / "stage.json")["samples"] == 8  # 2 updates of 2 prompts and 2 replayed
     imitations(tmp_path)
     for name in IMITATIONS:
@@ -70,6 +74,11 @@ def test_a_run_to_the_end_of_rl_and_its_imitations(tmp_path: Path) -> None:
         moved = max(float((one[key] - sft[key]).abs().max()) for key in sft)
         apart = max(float((one[key] - two[key]).abs().max()) for key in sft)
         assert moved > 1e-4 and apart < 0.01 * moved, (name, moved, apart)
+    heads = [read_json(folder / HEAD / "stage.json") for folder in (tmp_path, tmp_path / "seed-0")]
+    for name in ("samples", "feature_bytes", "train_frames"):
+        assert heads[0][name] == heads[1][name] > 0
+    for name in ("train_loss", "heldout_loss", "heldout_l1"):
+        assert heads[0][name] == pytest.approx(heads[1][name], rel=1e-3)
 
 
 def test_a_fault_of_the_leader_ends_both_with_its_message(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_the_average_is_that_of_the_weights_after_each_step_and_is_measured_and_
     assert all(torch.equal(plain.state_dict()[name], after[-1][name]) for name in after[-1])  # training is the same
 
 
-@pytest.mark.skipif("ROBOALIGN_TEST_COMPILE" not in os.environ, reason="takes minutes; ROBOALIGN_TEST_COMPILE=1 runs it")
+@pytest.mark.skipif("ROBOALIGN_TEST_COMPILE" not in os.environ, reason="ROBOALIGN_TEST_COMPILE=1 runs it, in minutes")
 def test_the_compiled_loss_is_the_eager_one(tmp_path):
     """Lengths differ from batch to batch: the second one compiles for all lengths."""
     head, train = make_head().eval(), synthetic(tmp_path, 12, 0)
