@@ -15,6 +15,7 @@ import test_align_grpo as tiny_grpo  # isort: skip
 import test_align_sft as tiny_sft  # isort: skip
 import test_distributed_grpo as grpo_runs  # isort: skip
 import test_distributed_sft as sft_runs  # isort: skip
+from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
 from roboalign.align import grpo
@@ -24,7 +25,8 @@ from roboalign.align.sharding import plain_copy, whole_weights
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_jsonl
 from roboalign.mllm.generate import generate
-from roboalign.mllm.load import Mllm
+from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+from roboalign.stages import backbones
 
 
 class Killed(Exception):
@@ -145,13 +147,48 @@ def test_grpo_in_bfloat16_with_checkpointing_and_a_tied_table(tmp_path: Path) ->
     records = read_jsonl(tmp_path / "split" / "metrics.jsonl")
     assert len(records) == 4 and all(0 < record["grad_norm"] < 100 for record in records)
     assert records[0]["drift"] < 0.05 and abs(records[0]["kl"]) < 1e-3  # the sampler and the reference are the policy
-    from safetensors.torch import load_file
-
     state = load_file(tmp_path / "split" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     start = dict(tied().model.named_parameters())
     moved = {name for name, value in state.items() if (value != start[name]).any()}
     assert moved and not any("visual" in name for name in moved)
+
+
+FAMILIES = {"qwen2_5_vl": True, "smolvlm": True, "llava": False}  # name: whether the table is tied
+
+
+def families(folder: Path, split: bool) -> int:
+    """Two updates of GRPO with replay from a folder of each of these classes."""
+    torch.set_num_threads(1)
+    if split:
+        split_model()
+    config = RlConfig(learning_rate=1e-3, prompts_per_rollout=2, prompts_per_update=2, micro_batch_size=1, samples=2,
+                      updates=2, max_new_tokens=5, kl=0.1, replay_weight=0.5, replay_batch=2)  # fmt: skip
+    for name in FAMILIES:
+        mllm = load_mllm(folder / name)
+        train_grpo(mllm, backbones.FAST, backbones.conversations("think"), config, folder / f"{name}-{split}",
+                   replay=backbones.conversations("direct"))  # fmt: skip
+        assert isinstance(mllm.model.get_decoder().layers[0], FSDPModule) == split
+    if split:
+        leave()
+    return 0
+
+
+def test_other_families(tmp_path: Path) -> None:
+    for name, tied in FAMILIES.items():
+        save_mllm(backbones.model_of(name, tied=tied), tmp_path / name)
+    ended = two_ranks(families, tmp_path, True, logs=tmp_path)
+    assert [one.status for one in ended] == [0, 0], ended
+    families(tmp_path, False)
+    for name in FAMILIES:
+        start, whole, split = (
+            load_file(tmp_path / one / "model.safetensors")
+            for one in (name, f"{name}-False/model", f"{name}-True/model")
+        )
+        assert start.keys() == whole.keys() == split.keys()
+        moved = max(float((whole[key] - start[key]).abs().max()) for key in start)
+        apart = max(float((whole[key] - split[key]).abs().max()) for key in start)
+        assert moved > 1e-3 and apart < 0.02 * moved, (name, moved, apart)
 
 
 def copies(mllm_of: Callable[[], Mllm]) -> int:

@@ -39,7 +39,7 @@ def split_model() -> None:
     file = HERE.parents[1] / "launch" / "accelerate" / "eight_gpus_fsdp2.yaml"
     given = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
     told = prepare_multi_gpu_env(_validate_launch_command(given)[0])
-    os.environ.update({name: told[name] for name in told if name.startswith("FSDP_") or name == "ACCELERATE_USE_FSDP"})
+    os.environ.update({name: told[name] for name in told if name.startswith(("FSDP_", "ACCELERATE_"))})
 
 
 def two_ranks(work: Callable[..., Any], *arguments: Any, logs: Path, timeout: float = 500) -> list[Ended]:

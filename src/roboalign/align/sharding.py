@@ -14,21 +14,28 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.presets import meta_model
 
 ASKED = "ACCELERATE_USE_FSDP"  # how accelerate's launcher tells its processes
 LAUNCH = "launch/accelerate/eight_gpus_fsdp2.yaml"
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # Trainer's names
 
 
 class ShardedTrainer(Trainer):
-    """`transformers.Trainer` whose model may be split; its checkpoints are then those of a whole one."""
+    """`transformers.Trainer` whose model may be split; its checkpoints are then those of a whole one.
+
+    A checkpoint names the weights as the model in memory does. A Hugging Face folder may not: Qwen2.5-VL's and LLaVA's
+    have older names, and Trainer, which would store these, passes over what it does not find when it resumes.
+    """
 
     model: Any
     lr_scheduler: Any
@@ -36,7 +43,7 @@ class ShardedTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if os.environ.get(ASKED, "false").lower() == "true":
-            prepare_accelerator(self.accelerator)
+            prepare_accelerator(self.accelerator, self.model)
             self.is_fsdp_enabled = True
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
@@ -52,31 +59,38 @@ class ShardedTrainer(Trainer):
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.is_deepspeed_enabled or not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = whole_weights(self.model, keep=True) if state_dict is None else state_dict
+            stored = {name: state[name].contiguous() for name in _kept(self.model)}
+            save_file(stored, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = whole_optimizer(self.optimizer, keep=self.args.should_save)
         if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.is_fsdp_enabled or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+        load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
-def prepare_accelerator(accelerator: Accelerator) -> None:
-    """Make `accelerator` split its model with FSDP2, as the launcher asked it to.
+def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
+    """Make `accelerator` split `model` layer by layer with FSDP2, as the launcher asked it to.
 
     Raises RoboAlignError where the launcher asked for FSDP1 or started one process.
     """
@@ -87,12 +101,17 @@ def prepare_accelerator(accelerator: Accelerator) -> None:
     if not accelerator.is_fsdp2:
         raise RoboAlignError("this launch asks for FSDP, but not for FSDP2 in several processes", where=ASKED,
                              fix=f"launch several processes with {LAUNCH}")  # fmt: skip
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None:
+        # accelerate refuses a class that is not there; LLaVA names layers of every vision tower that it could have.
+        there = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = sorted(there & set(getattr(model, "_no_split_modules", None) or ()))
     # A gradient that waits for the last micro-batch would wait whole, on each device.
     accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
     if accelerator.mixed_precision == "bf16":
         # accelerate's own choice would also sum gradients in bfloat16.
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+        plugin.mixed_precision_policy = policy
 
 
 def computes_in(accelerator: Accelerator) -> torch.dtype | None:
@@ -120,7 +139,7 @@ def whole_parameters(model: nn.Module, dtype: torch.dtype | None = None) -> Iter
 
 
 def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state dict of a split model in the CPU's memory, as of an unsplit one; {} without `keep`."""
+    """The state dict of a model in the CPU's memory, as of one that is not split; {} without `keep`."""
     state = {}
     for name, value in whole_parameters(model):
         if keep:
@@ -130,8 +149,17 @@ def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     owners = dict(model.named_parameters(remove_duplicate=False))
     first = {id(owners[name]): value for name, value in state.items()}
     shared = {name: first[id(parameter)] for name, parameter in owners.items()}
-    persistent = model.state_dict().keys() - owners.keys()
-    return shared | {name: value.cpu() for name, value in model.named_buffers() if name in persistent}
+    return shared | {name: value.cpu() for name, value in _persistent_buffers(model).items()}
+
+
+def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    kept = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: each parameter once, and the buffers that a state dict has."""
+    return dict(model.named_parameters()) | _persistent_buffers(model)
 
 
 def plain_copy(model: Any, *, dtype: torch.dtype | None, device: torch.device, keep: bool = True) -> Any:
@@ -154,6 +182,8 @@ def plain_copy(model: Any, *, dtype: torch.dtype | None, device: torch.device, k
         setattr(copy.get_submodule(owner), leaf, tensor)
     copy.tie_weights()
     copy.generation_config = model.generation_config
+    if (renamed := getattr(model, "_weight_conversions", None)) is not None:
+        copy._weight_conversions = renamed  # the names that the policy's own folder gives its weights
     return copy.eval()
 
 
@@ -172,17 +202,15 @@ def whole_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Read the safetensors files of `folder` into a split model. Raises RoboAlignError where a parameter is missing."""
-    left = dict(model.named_parameters())
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            for name in left.keys() & set(stored.keys()):
-                parameter = left.pop(name)
-                with torch.no_grad():
-                    parameter.copy_(_like(stored.get_tensor(name), parameter))
+    """Read the weights of a checkpoint into a model, split or not. Raises RoboAlignError where it lacks some."""
+    left = _kept(model)
+    with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as stored, torch.no_grad():
+        for name in left.keys() & set(stored.keys()):
+            weight = left.pop(name)
+            weight.copy_(_like(stored.get_tensor(name), weight))
     if left:
-        raise RoboAlignError(f"{len(left)} weights are missing ({', '.join(sorted(left)[:3])}, ...)", where=str(folder),
-                             fix="remove this checkpoint; the same command goes on from the one before")  # fmt: skip
+        raise RoboAlignError(f"{len(left)} of its weights are not there ({', '.join(sorted(left)[:3])})",
+                             where=str(folder), fix=f"remove {folder.parent} to begin this training again")  # fmt: skip
 
 
 def load_optimizer(optimizer: Any, file: Path) -> None:
@@ -200,7 +228,7 @@ def load_optimizer(optimizer: Any, file: Path) -> None:
 
 
 def _like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """`whole`, which each process has, split and placed as `parameter` is."""
+    """`whole`, which each process has, split as `parameter` is and on its device."""
     if not isinstance(parameter, DTensor):
         return whole.to(parameter.device)
     mesh = parameter.device_mesh
