@@ -52,12 +52,11 @@ def test_activations_with_and_without_checkpointing():
     assert costs.activation_bytes(SMALL, 3, bf16=False, checkpointing=True) == 3 * (2 * 16 + 288)
 
 
-def test_logits_cache_checkpoints_and_features():
+def test_logits_cache_and_checkpoints():
     assert costs.logit_bytes(SMALL, 6, bf16=True) == 6 * 10 * 14
     assert costs.logit_bytes(SMALL, 6, bf16=False) == 6 * 10 * 12
     assert costs.cache_bytes(SMALL, rows=5, length=7, number=4) == 2 * 4 * 2 * 2 * 5 * 7  # keys and values, 2 layers
     assert costs.checkpoint_bytes(400, 368) == 3 * (1600 + 2944)
-    assert costs.feature_bytes(frames=10, tokens=20, width=4) == 1600
 
 
 def test_operations():

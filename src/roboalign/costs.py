@@ -179,11 +179,6 @@ def checkpoint_bytes(parameters: int, trainable: int) -> float:
     return KEPT_CHECKPOINTS * (FLOAT32 * parameters + ADAMW_BYTES * trainable)
 
 
-def feature_bytes(frames: float, tokens: float, width: int) -> float:
-    """Hidden states of `frames` frames of `tokens` tokens, at 16 bits, as `vla.features` keeps them."""
-    return 2 * frames * tokens * width
-
-
 def forward_flops(b: Backbone, tokens: float, length: float, *, answers: float = 0, layers: int | None = None) -> float:
     """One pass over `tokens` text-model tokens in sequences of `length`, and the output layer for `answers` of them.
 

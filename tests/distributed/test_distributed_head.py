@@ -43,7 +43,7 @@ class Killed(BaseException):
 def train(folder: Path, backbone: Path, stop_at: int = -1, batch_size: int = CONFIG.batch_size) -> dict[str, Any]:
     """`train_head`; where `stop_at` says so, it ends as a kill would, before that step."""
     torch.set_num_threads(1)
-    compute, step = features._compute_shard, training._train_step
+    compute, step = features._compute_shard, training.train_step
 
     def noted(path: Path, *rest: Any) -> None:
         with (folder / f"computed-by-{rank()}").open("a") as log:
@@ -63,7 +63,7 @@ def train(folder: Path, backbone: Path, stop_at: int = -1, batch_size: int = CON
     config = CONFIG.model_copy(update={"batch_size": batch_size})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "_compute_shard", noted)
-        patch.setattr(training, "_train_step", stopping)
+        patch.setattr(training, "train_step", stopping)
         return train_head(load_mllm(backbone), episodes[:3], episodes[3:], HEAD, config, VIEW, stats, folder,
                           horizon=HORIZON, seed=SEED)  # fmt: skip
 

@@ -12,7 +12,7 @@ from roboalign.mllm.encode import collate, encode_conversation
 from roboalign.mllm.presets import PRESETS, meta_model, preset_config
 from roboalign.recipe import Recipe, load_recipe
 from roboalign.stages.backbones import FRAMES, TURNS, model_of
-from roboalign.stages.plan_costs import plan_costs
+from roboalign.stages.plan_costs import StageCost, plan_costs
 from roboalign.stages.plan_costs_text import describe_plan, duration, mend, quantity, size
 from roboalign.stages.plan_model import Assumptions, assumptions, backbone_numbers
 
@@ -123,6 +123,29 @@ def test_stages_are_counted_by_arms_and_seeds() -> None:
     assert [(stage.names, stage.runs) for stage in stages] == [
         (("sft", "language-sft"), 4), (("extra-sft",), 2), (("rl",), 2), (("head",), 8),
     ]  # fmt: skip
+
+
+def test_the_head_shares_its_batch_and_keeps_what_the_recipe_says() -> None:
+    def head(gpus: int, *changes: str) -> StageCost:
+        return plan_costs(load_recipe(PAPER, changes), GPUS["H200"], gpus, Assumptions())[1][-1]
+
+    one, eight = head(1), head(8)
+    assert (one.gpus, one.micro, eight.gpus, eight.micro) == (1, 32, 8, 4)
+    assert eight.seconds == pytest.approx(one.seconds / 8) and eight.flops == one.flops
+    small, copies = head(1, "backbone.layer_dtype=float8"), head(1, "head_training.features.variants=4")
+    assert small.disk["features"] == pytest.approx(one.disk["features"] * 3585 / (2 * 3584))
+    assert copies.disk["features"] == 4 * one.disk["features"]
+    averaged, parameters = head(1, "head_training.ema=0.99"), one.disk["head"] / 4
+    assert averaged.disk["checkpoint"] - one.disk["checkpoint"] == pytest.approx(4 * parameters)
+    memory = [stage.memory(False, 32, 1).total for stage in (one, averaged)]
+    assert memory[1] - memory[0] == pytest.approx(4 * parameters)
+    uneven = described(load_recipe(PAPER, ("head_training.batch_size=30",)), "8xH100")
+    assert "head_training.batch_size 30 DOES NOT DIVIDE" not in uneven
+    too_few = described(load_recipe(PAPER, ("head_training.batch_size=6",)), "8xH100")
+    assert "head_training.batch_size 6 DOES NOT DIVIDE over 8 GPUs x 1" in too_few
+    few = head(8, "head_training.batch_size=6")
+    assert mend(few, GPUS["H200"].memory, 8).changes == ("--set head_training.batch_size=8",)
+    assert mend(one, one.memory(False, 1, 1).total, 1).changes == ("--set head_training.batch_size=1",)
 
 
 def test_the_papers_counts() -> None:

@@ -69,11 +69,11 @@ def test_size_is_known_beforehand(mllm, episodes, tmp_path, dtype, variants):
 def test_what_it_takes_and_gains_is_told_beforehand(mllm, episodes, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "_seconds_a_frame", lambda *args: 2.0)
     config = CONFIG.model_copy(update={"variants": 2})
-    told = describe_features(mllm, episodes[:4], episodes[4:], VIEW, config, tmp_path, drawn=500)
-    frames = 2 * (5 + 6 + 7 + 8) + 9
-    assert f"hidden states of 5 episodes: {frames} frames (2 augmented copies of each training frame)" in told
     size = feature_bytes(mllm, episodes[:4], VIEW, config, augmented=True)
     size += feature_bytes(mllm, episodes[4:], VIEW, config)
+    told = describe_features(mllm, episodes[:4], episodes[4:], VIEW, config, tmp_path, size=size, drawn=500)
+    frames = 2 * (5 + 6 + 7 + 8) + 9
+    assert f"hidden states of 5 episodes: {frames} frames (2 augmented copies of each training frame)" in told
     assert f"{size / 2**20:.1f} MiB as float16" in told and f"{size / 2**21 * 49 / 48:.1f} as float8" in told
     assert "computing them once takes about 2:02, anew for each of the 500 frames drawn it would take 16:40" in told
     assert list(tmp_path.iterdir()) == []

@@ -151,14 +151,14 @@ def test_frames_have_their_own_actions_whatever_the_copy(tmp_path):
 def test_the_average_is_that_of_the_weights_after_each_step_and_is_measured_and_saved(tmp_path, monkeypatch):
     train, heldout = synthetic(tmp_path, 32, 0), synthetic(tmp_path, 8, 1)
     config = CONFIG.model_copy(update={"steps": 7, "ema": 0.75, "eval_every": 7})
-    after, step = [], training._train_step
+    after, step = [], training.train_step
 
     def noting(loss_of, trained, *rest):
         value = step(loss_of, trained, *rest)
         after.append({name: weight.clone() for name, weight in trained.head.state_dict().items()})
         return value
 
-    monkeypatch.setattr(training, "_train_step", noting)
+    monkeypatch.setattr(training, "train_step", noting)
     head = make_head()
     ledger = fit(head, train, heldout, config, tmp_path / "run", seed=0)
     saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

@@ -13,6 +13,7 @@ import torch
 from roboalign import costs
 from roboalign.align.trainer import TrainConfig, micro_batch_of
 from roboalign.costs import BFLOAT16, FLOAT32, Gpu, Memory
+from roboalign.mllm.rounding import token_bytes
 from roboalign.recipe import Recipe
 from roboalign.stages.data import BACKBONE_OF
 from roboalign.stages.plan_model import Assumptions, Model, model_of
@@ -45,6 +46,7 @@ class StageCost:
     micro: int
     """Micro-batch on a GPU, as the recipe says."""
     micro_key: str
+    """"" where a GPU takes its part of the batch at once; the parts need not be equal."""
     batch: int
     """What an update takes, over all GPUs."""
     batch_key: str
@@ -252,7 +254,7 @@ def _rl_flops(recipe: Recipe, model: Model, a: Assumptions, sizes: _Answers) -> 
 
 
 def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) -> StageCost:
-    """Features once, then the head; both run on one GPU. The backbone stays loaded, in float32."""
+    """Features once, then the head, each GPU with a part of both. The backbone stays loaded, in float32."""
     b, config, head = model.numbers, recipe.head_training, recipe.head
     shape = HeadShape(vlm_width=b.width, action_dim=a.action_dim, state_dim=a.state_dim,
                       horizon=recipe.tokenizer.horizon)  # fmt: skip
@@ -262,7 +264,7 @@ def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) ->
     over_vlm = sum(p.numel() for p in built.vlm_blocks.parameters()) + shape.vlm_width * head.vlm_inner_width
     length = model.image_tokens + a.question_tokens
     collected = recipe.collect.downstream.episodes_per_task * len(recipe.collect.downstream_names())
-    frames = collected * a.episode_steps / config.features.every
+    frames = collected * a.episode_steps / config.features.every * (config.features.variants or 1)
     features = costs.forward_flops(b, frames * length, length, layers=recipe.backbone.layer)
     features += costs.vision_flops(b, frames * model.patches)
     sequence = config.draws * (recipe.tokenizer.horizon + head.future_tokens + head.proprioception)
@@ -274,16 +276,17 @@ def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) ->
         kept = micro * (head.vlm_layers * length * costs.block_bytes(head.vlm_inner_width, bf16=bf16)
                         + head.layers * sequence * costs.block_bytes(head.width, bf16=bf16)
                         + head.layers / 2 * length * costs.block_context_bytes(head.width, bf16=bf16))  # fmt: skip
-        return replace(state, reference=FLOAT32 * b.parameters, activations=kept)
+        weights = state.weights * (2 if config.ema else 1)
+        return replace(state, weights=weights, reference=FLOAT32 * b.parameters, activations=kept)
 
-    seconds = costs.compute_seconds(features, gpu.float32, a.utilisation, 1)
-    seconds += costs.compute_seconds(training, _peak(gpu, bf16), a.utilisation, 1)
+    seconds = costs.compute_seconds(features, gpu.float32, a.utilisation, count)
+    seconds += costs.compute_seconds(training, _peak(gpu, bf16), a.utilisation, count)
     return StageCost(
-        names=("head",), runs=len(recipe.arms) * len(recipe.seeds), gpus=1,
+        names=("head",), runs=len(recipe.arms) * len(recipe.seeds), gpus=count,
         work=f"{frames:,.0f} frames of {length:,.0f} tokens, then {config.steps:,} steps of {config.batch_size}",
         tokens=frames * length, flops=features + training, seconds=seconds, memory=memory,
-        disk={"features": costs.feature_bytes(frames, length, b.width), "checkpoint": 12 * parameters,
-              "head": FLOAT32 * parameters},
-        checkpointing=False, checkpointing_key="", micro=config.batch_size, micro_key="head_training.batch_size",
+        disk={"features": frames * length * token_bytes(b.width, recipe.backbone.layer_dtype),
+              "checkpoint": (16 if config.ema else 12) * parameters, "head": FLOAT32 * parameters},
+        checkpointing=False, checkpointing_key="", micro=math.ceil(config.batch_size / count), micro_key="",
         batch=config.batch_size, batch_key="head_training.batch_size",
     )  # fmt: skip

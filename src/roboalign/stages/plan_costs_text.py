@@ -55,8 +55,10 @@ def _ways(stage: StageCost) -> Iterator[tuple[int, bool]]:
 
 
 def _divided(stage: StageCost) -> tuple[int, int]:
-    """The smallest batch from the recipe's on that divides over the GPUs, and the largest micro-batch up to the
-    recipe's that does."""
+    """The smallest batch from the recipe's on that divides over the GPUs (or that has a sample for each, where parts
+    need not be equal), and the largest micro-batch up to the recipe's that does."""
+    if not stage.micro_key:
+        return max(stage.batch, stage.gpus), stage.micro
     batch = math.ceil(stage.batch / stage.gpus) * stage.gpus
     each = batch // stage.gpus
     return batch, next(micro for micro in range(min(stage.micro, each), 0, -1) if each % micro == 0)
@@ -71,11 +73,13 @@ def _shares(stage: StageCost, count: int) -> tuple[list[int], list[int]]:
 
 def _changes(stage: StageCost, micro: int, checkpointing: bool, share: int, count: int) -> Iterator[str]:
     batch = _divided(stage)[0]
+    if not stage.micro_key and micro != stage.micro:
+        batch = micro * stage.gpus
     if batch != stage.batch:
         yield f"--set {stage.batch_key}={batch - stage.beside}"
     if checkpointing != stage.checkpointing:
         yield f"--set {stage.checkpointing_key}=true"
-    if micro != stage.micro:
+    if stage.micro_key and micro != stage.micro:
         yield f"--set {stage.micro_key}={micro}"
     if share > 1:
         more = f", {share - count} more than there are" if share > count else ""
@@ -125,7 +129,7 @@ def _stage(stage: StageCost, usable: float, count: int, price: float | None) -> 
         how = "without" if stage.checkpointing else "with"
         lines.append(f"  {how} gradient checkpointing {size(other.total)}: activations {size(other.activations)}")
     faults = []
-    if stage.batch % (stage.micro * stage.gpus):
+    if stage.batch % (stage.micro * stage.gpus) if stage.micro_key else stage.batch < stage.gpus:
         faults.append(f"{_batch(stage)} DOES NOT DIVIDE over {stage.gpus} GPUs x {stage.micro}")
     if memory.total > usable:
         faults.append(f"DOES NOT FIT into {size(usable)}")

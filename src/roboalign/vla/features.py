@@ -120,20 +120,18 @@ def feature_bytes(
 
 def describe_features(
     mllm: Mllm, training: Sequence[Episode], heldout: Sequence[Episode], view: View, config: FeatureConfig,
-    folder: str | Path, *, drawn: int,
+    folder: str | Path, *, size: int, drawn: int,
 ) -> str:
     """What keeping the hidden states takes and gains, in one line, before they are computed.
 
-    `drawn`: training frames that all steps together use. A forward pass is timed for it.
+    `size`: their bytes. `drawn`: training frames that all steps together use. A forward pass is timed for it.
     """  # fmt: skip
     copies, seconds = config.copies(view), _seconds_a_frame(mllm, training[0], view, config) / world_size()
     kept = sum(len(config.frames(episode)) for episode in training) * (copies or 1)
     frames = kept + sum(len(config.frames(episode)) for episode in heldout)
-    sizes = {}
-    for dtype in get_args(Dtype):
-        as_it = view.model_copy(update={"dtype": dtype})
-        size = feature_bytes(mllm, training, as_it, config, augmented=True)
-        sizes[dtype] = (size + feature_bytes(mllm, heldout, as_it, config)) / 2**20
+    width = mllm.model.config.get_text_config().hidden_size
+    mebibytes = size / token_bytes(width, view.dtype) / 2**20
+    sizes = {dtype: mebibytes * token_bytes(width, dtype) for dtype in get_args(Dtype)}
     others = ", ".join(f"{size:.1f} as {dtype}" for dtype, size in sizes.items() if dtype != view.dtype)
     augmented = f" ({copies} augmented copies of each training frame)" if copies else ""
     return (

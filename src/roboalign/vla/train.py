@@ -94,7 +94,8 @@ def train_head(
     size += feature_bytes(mllm, heldout, view, config.features)
     if leads():
         drawn = config.steps * config.batch_size
-        told = describe_features(mllm, episodes, heldout, view, config.features, feature_dir, drawn=drawn)
+        told = describe_features(mllm, episodes, heldout, view, config.features, feature_dir, size=size,
+                                 drawn=drawn)  # fmt: skip
         print(told, flush=True)
     state_stats = ActionStats.fit(np.concatenate([e.state for e in episodes])) if head_config.proprioception else None
     data = [
@@ -133,7 +134,7 @@ def fit(
     began = time.monotonic() - seconds
     with Progress("head", config.steps, start, shown=leads()) as progress:
         for step in range(start, config.steps):
-            losses.append(_train_step(loss_of, trained, train, config, step, seed))
+            losses.append(train_step(loss_of, trained, train, config, step, seed))
             done = step + 1
             progress.advance(note=f"loss {np.mean(losses[-50:]):.4f}")
             if done % config.eval_every == 0 or done == config.steps:
@@ -214,7 +215,7 @@ def average_of(head: FlowMatchingHead, config: HeadTrainConfig) -> AveragedModel
     return AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
 
 
-def _train_step(
+def train_step(
     loss_of: nn.Module, trained: Trained, train: Frames, config: HeadTrainConfig, step: int, seed: int
 ) -> float:
     """One update; the loss over the whole batch. Noise and times are drawn for all of it in each process."""
