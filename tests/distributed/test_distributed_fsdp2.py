@@ -51,7 +51,10 @@ def sft(folder: Path, stop_at: int = -1, split: bool = True) -> int:
             if split:
                 os._exit(9)
             raise Killed
-        return inner(self, model, *arguments)
+        loss = inner(self, model, *arguments)
+        # No process keeps a whole gradient until the last of an update's micro-batches.
+        assert not split or all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        return loss
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SftTrainer, "training_step", step)
