@@ -1,5 +1,6 @@
 """The pipeline on stub stages: what is skipped, moved aside, resumed, run side by side; the keys of the real plan."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -16,7 +17,7 @@ from roboalign import pipeline
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 from roboalign.pipeline import run_stages, select, stage_keys, stage_table
-from roboalign.recipe import Recipe, load_recipe
+from roboalign.recipe import ArmName, Recipe, load_recipe
 from roboalign.stages.stage import Context, Stage
 
 Work = Callable[[Context], dict[str, Any]]
@@ -301,6 +302,19 @@ def test_rl_settings_leave_other_arms_alone() -> None:
 
 def test_how_often_something_is_written_and_how_many_processes_run_change_nothing() -> None:
     assert changed(sft={"log_every": 1, "save_every": 3, "threads": 1}, rl={"save_every": 2}, parallel=5) == set()
+
+
+def test_lora_counts_where_it_is_asked_for_and_else_no_key_knows_of_it() -> None:
+    """What was trained before there was any keeps its keys."""
+    assert changed(rl={"lora": {}}) == changed(rl={"samples": 7})
+    assert changed(sft={"lora": {}}) == changed(sft={"max_steps": 7})
+    recipe = Recipe(name="x", backbone={"source": "train"}, arms=list(get_args(ArmName)))  # type: ignore[arg-type]
+    for verb in ("run", "distill"):
+        for stage in stage_table(recipe, verb).values():
+            assert "lora" not in json.dumps(stage.settings), stage.name
+    asked = Recipe(name="x", backbone=recipe.backbone, distill={"rl": {"reward": "answer", "lora": {}}})  # type: ignore[arg-type]
+    one, two = (stage_keys(stage_table(each, "distill")) for each in (recipe, asked))
+    assert {name for name in one if one[name] != two[name]} == {"distill/rl", "distill/sample", "distill/traces"}
 
 
 def test_a_folder_from_outside_counts_by_its_content(tmp_path: Path) -> None:

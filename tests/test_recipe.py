@@ -124,6 +124,8 @@ def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, p
         ("rl: {reward: trace}", ["rl.reward `trace`", "`paper` or `decoded`"]),
         ("arms: [sft, trajectory-rl]", ["trajectory-rl", "`trace`", "mix.weights"]),
         ("arms: [language-rl]\nmix: {weights: {spatial: 1.0}}", ["language-rl", "`movement_choice`", "`planning`"]),
+        ("rl: {lora: {dropout: 0.1}}", ["lora.dropout is for SFT"]),
+        ("backbone: {source: train, pretrain: {lora: {rank: 4}}}", ["remove backbone.pretrain.lora"]),
         ("backbone: {source: train, layer: 9}", ["backbone.layer 9", "backbone.tiny.depth"]),
         ("backbone: {connector: {}}", ["connector", "source is `builtin`"]),
         ("backbone: {source: /m, connector: {freeze_vision: false}}", ["backbone.connector.freeze_vision", "True"]),

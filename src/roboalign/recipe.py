@@ -238,6 +238,8 @@ class Recipe(Config):
         if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
             raise ValueError(f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
                              f"{self.backbone.tiny.depth}")
+        if self.backbone.pretrain.lora is not None:
+            raise ValueError("backbone.pretrain trains a new model, all of it; remove backbone.pretrain.lora")
         if self.mixture is not None:
             self._require_what_a_mixture_has()
         if self.rl.reward in IN_WORDS:

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from stage_run import SETTINGS, context, recipe
 
+from roboalign.align.lora import LoraConfig
 from roboalign.align.sft import SftConfig
-from roboalign.align.trainer import TrainConfig
+from roboalign.align.trained import TuneConfig
 from roboalign.data.conversation import Conversation, read_conversations
 from roboalign.data.prompts import MODES, bare
 from roboalign.files import read_json
@@ -83,8 +84,13 @@ def test_the_control_has_the_updates_and_the_prompts_of_rl(
     assert config.batch_size == settings.prompts_per_update + settings.replay_batch
     assert config.micro_batch_size <= recipe().sft.micro_batch_size
     assert config.schedule == "constant" and config.warmup_ratio == 0 and config.seed == seed
-    same = {name: getattr(settings, name) for name in TrainConfig.model_fields if name != "seed"}
+    same = {name: getattr(settings, name) for name in TuneConfig.model_fields if name != "seed"}
     assert {name: getattr(config, name) for name in same} == same
+
+
+def test_the_control_has_the_adapters_of_rl(control: Any) -> None:
+    _, config = control(lora={"rank": 3, "alpha": 6}, sft={**SETTINGS["sft"], "lora": {"rank": 5}})
+    assert config.lora == LoraConfig(rank=3, alpha=6)
 
 
 def test_the_control_imitates_in_direct_mode_only(run_dir: Path, control: Any) -> None:

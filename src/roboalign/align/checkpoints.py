@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from roboalign.align.lora import adapted
 from roboalign.errors import RoboAlignError
 from roboalign.files import atomic_path, no_room, read_json, read_jsonl
 
@@ -43,10 +44,10 @@ def room_on_disk(
 
 
 def _needed(model: Any, optimizer: bool) -> int:
-    """Bytes of the parameters, and of AdamW's two moments of those that are trained."""
-    found = list(model.parameters())
-    moments = 2 * sum(p.numel() * p.element_size() for p in found if p.requires_grad) if optimizer else 0
-    return sum(p.numel() * p.element_size() for p in found) + moments
+    """Bytes of the parameters (of adapters alone where there are any), and of AdamW's two moments of the trained."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    written = trained if adapted(model) else sum(p.numel() * p.element_size() for p in model.parameters())
+    return written + 2 * trained * optimizer
 
 
 def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:

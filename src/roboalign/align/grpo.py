@@ -8,12 +8,14 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
+from peft import LoraModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -24,6 +26,7 @@ from roboalign.align.dataset import Conversations, action_ids, collate_conversat
 from roboalign.align.grpo_math import clipped_loss_tokens, kl_k3
 from roboalign.align.grpo_sums import UpdateSums, means_of
 from roboalign.align.logprobs import completion_statistics
+from roboalign.align.lora import adapters_off
 from roboalign.align.reference import reference_model
 from roboalign.align.rollout import (
     Batch,
@@ -37,12 +40,11 @@ from roboalign.align.rollout import (
     sample_records,
 )
 from roboalign.align.sharding import LAUNCH, computes_in, plain_copy
+from roboalign.align.trained import TuneConfig
 from roboalign.align.trainer import (
     AlignTrainer,
     Schedule,
-    TrainConfig,
     accumulation_of,
-    freeze_vision,
     training_arguments,
 )
 from roboalign.align.vllm import PROBES, Drift, VllmSampler, own_logp, serving
@@ -53,7 +55,7 @@ from roboalign.files import append_jsonl, write_json
 from roboalign.mllm.load import Mllm
 
 
-class RlConfig(TrainConfig):
+class RlConfig(TuneConfig):
     """Settings of GRPO. The defaults are the paper's, and EasyR1's where the paper names none."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -118,6 +120,8 @@ class RlConfig(TrainConfig):
             )
         if self.updates is not None and self.updates % self.updates_per_rollout:
             raise ValueError(f"updates {self.updates} is no multiple of {self.updates_per_rollout}, those of a rollout")
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("lora.dropout is for SFT: GRPO's ratios compare with the model that sampled, whole")
         return self
 
     @property
@@ -157,7 +161,8 @@ class GrpoTrainer(AlignTrainer):
         self.sums = UpdateSums(config.clip_low, config.clip_high)
         self.sampler = VllmSampler(config.vllm) if config.vllm else None
         super().__init__(*named, **rest)
-        self.reference = reference_model(mllm.model, self.accelerator) if config.kl else None
+        copied = config.kl and not config.lora  # with adapters it is the policy without them
+        self.reference = reference_model(mllm.model, self.accelerator) if copied else None
         self.loss_is_scaled_for_ga = True  # the loss below is already a mean over the whole update
 
     # Rollouts.
@@ -232,10 +237,11 @@ class GrpoTrainer(AlignTrainer):
         return [n for n in everyones if n % self.args.world_size == self.args.process_index]
 
     def reference_logp(self, batch: Batch) -> Tensor | None:
-        if self.reference is None:
+        """Of the model at the start: of its copy, or of the policy without what LoRA has added. None without KL."""
+        if not self.config.kl:
             return None
-        with torch.no_grad():
-            return self.statistics(self.reference, batch).logp
+        with torch.no_grad(), adapters_off(self.lora) if self.lora else nullcontext():
+            return self.statistics(self.reference or self.mllm.model, batch).logp
 
     def statistics(self, model: nn.Module, batch: Batch) -> Any:
         return completion_statistics(
@@ -326,15 +332,13 @@ def train_grpo(
     updates = config.updates or rollouts * config.updates_per_rollout
     # Equal lengths: the order is then plain random permutations.
     order = sample_order([0] * len(prompts), config.prompts_per_update, updates, config.seed)
-    if config.freeze_vision:
-        freeze_vision(mllm.model)
-    trainer = build_trainer(mllm, fast, prompts, replay, config, out_dir, order, updates, label)
+    lora = config.choose_trained(mllm)
+    trainer = build_trainer(mllm, fast, prompts, replay, config, out_dir, order, updates, label, lora)
     if trainer.is_deepspeed_enabled:
         raise RoboAlignError("GRPO gathers a model that is split by FSDP2, not by DeepSpeed", where=label,
                              fix=f"launch with {LAUNCH}")  # fmt: skip
     with serving(trainer.sampler, leads=trainer.is_world_process_zero()):
         totals = trainer.run()
-    mllm.model.requires_grad_(True).eval()
     trainer.save_final(mllm.processor, out_dir / "model")
     ledger = {"updates": updates, "unique_prompts": len(set(order)), **totals}
     if trainer.is_world_process_zero():
@@ -344,7 +348,7 @@ def train_grpo(
 
 def build_trainer(
     mllm: Mllm, fast: FastTokenizer | None, prompts: Sequence[Conversation], replay: Sequence[Conversation],
-    config: RlConfig, out_dir: Path, order: list[int], updates: int, label: str,
+    config: RlConfig, out_dir: Path, order: list[int], updates: int, label: str, lora: LoraModel | None = None,
 ) -> GrpoTrainer:  # fmt: skip
     """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other."""
     arguments = training_arguments(
@@ -364,7 +368,7 @@ def build_trainer(
     return GrpoTrainer(
         mllm, fast, prompts, replayed, config, order, mllm.model, arguments, Numbers(updates * per_update),
         _number, label=label, out_dir=out_dir,
-        fingerprint={**config.fingerprint(), "conversations": digest_of(prompts, replay)},
+        fingerprint={**config.fingerprint(), "conversations": digest_of(prompts, replay)}, lora=lora,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import LoraModel
 from pydantic import Field
 from torch import nn
 
@@ -24,13 +25,11 @@ from roboalign.align.dataset import (
     sample_order,
     worker_errors,
 )
+from roboalign.align.trained import TuneConfig, keep_connector_alone
 from roboalign.align.trainer import (
     AlignTrainer,
     Schedule,
-    TrainConfig,
     accumulation_of,
-    freeze_vision,
-    keep_connector_alone,
     training_arguments,
 )
 from roboalign.data.conversation import Conversation
@@ -40,7 +39,7 @@ from roboalign.mllm.encode import IGNORED
 from roboalign.mllm.load import Mllm
 
 
-class SftConfig(TrainConfig):
+class SftConfig(TuneConfig):
     """Settings of supervised fine-tuning. The defaults are the paper's."""
 
     learning_rate: float = Field(2e-5, gt=0)
@@ -63,11 +62,6 @@ class SftConfig(TrainConfig):
     """Processes beside each training process that decode images and tokenise; 0: the training process does it itself,
     between its steps. What is learned is the same. A GPU waits for a single process."""
 
-    def freeze(self, model: nn.Module) -> None:
-        """Stop gradients into what these settings keep as it is."""
-        if self.freeze_vision:
-            freeze_vision(model)
-
 
 class ConnectorConfig(SftConfig):
     """Settings of the connector's training, LLaVA's first stage: what leads from the vision encoder to the text model
@@ -77,9 +71,11 @@ class ConnectorConfig(SftConfig):
     """Peak learning rate of AdamW (LLaVA's)."""
     freeze_vision: Literal[True] = True
     """Here the encoder, not the projector, stays as it is."""
+    lora: None = None
+    """There is none here."""
 
-    def freeze(self, model: nn.Module) -> None:
-        keep_connector_alone(model)
+    def choose_trained(self, mllm: Mllm) -> None:
+        keep_connector_alone(mllm.model)
 
 
 class SftTrainer(AlignTrainer):
@@ -121,19 +117,18 @@ def train_sft(
     updates = config.max_steps or math.ceil(len(conversations) * config.epochs / config.batch_size)
     lengths, turns = lengths_of(conversations)
     order = sample_order(lengths, config.batch_size, updates, config.seed)
-    config.freeze(mllm.model)
+    lora = config.choose_trained(mllm)
     if config.bf16 and mllm.device.type == "cpu":
         # PyTorch's fused attention is several times slower in bfloat16 than in float32 on a CPU.
         mllm.model.set_attn_implementation("eager")
-    trainer = build_trainer(mllm, conversations, config, out_dir, order, updates, label)
+    trainer = build_trainer(mllm, conversations, config, out_dir, order, updates, label, lora)
     with worker_errors():
         totals = trainer.run()
-    parameters = list(mllm.model.parameters())
-    ledger = {"updates": updates, **totals, "turns": int(turns[order].sum()),
-              "parameters": sum(p.numel() for p in parameters),
-              "trainable": sum(p.numel() for p in parameters if p.requires_grad)}  # fmt: skip
-    mllm.model.requires_grad_(True).eval()
+    trainable = sum(p.numel() for p in mllm.model.parameters() if p.requires_grad)
     trainer.save_final(mllm.processor, out_dir / "model")
+    parameters = sum(p.numel() for p in mllm.model.parameters())
+    ledger = {"updates": updates, **totals, "turns": int(turns[order].sum()), "parameters": parameters,
+              "trainable": trainable}  # fmt: skip
     if trainer.is_world_process_zero():
         write_json(out_dir / "ledger.json", ledger)
     return ledger
@@ -141,7 +136,7 @@ def train_sft(
 
 def build_trainer(
     mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, out_dir: Path, order: list[int], updates: int,
-    label: str,
+    label: str, lora: LoraModel | None = None,
 ) -> SftTrainer:  # fmt: skip
     """The trainer of `train_sft`; `order` holds the conversations of all updates, one after the other."""
     arguments = training_arguments(
@@ -163,4 +158,5 @@ def build_trainer(
         label=label,
         out_dir=out_dir,
         fingerprint={**config.fingerprint(), "conversations": digest_of(conversations)},
+        lora=lora,
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from peft import LoraModel
 from pydantic import Field
 from torch import nn
 from torch.utils.data import Dataset
@@ -23,6 +24,7 @@ from roboalign.align.checkpoints import (
     truncate_records,
     weights_fingerprint,
 )
+from roboalign.align.lora import load_adapters, save_adapters
 from roboalign.align.sharding import ShardedTrainer
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
@@ -129,9 +131,9 @@ class AlignTrainer(ShardedTrainer):
 
     def __init__(
         self, model: nn.Module, args: TrainingArguments, dataset: Dataset, collate: Any, *, label: str, out_dir: Path,
-        fingerprint: dict[str, Any], loss: Any = None,
+        fingerprint: dict[str, Any], loss: Any = None, lora: LoraModel | None = None,
     ) -> None:  # fmt: skip
-        self.label, self.out_dir = label, out_dir
+        self.label, self.out_dir, self.lora = label, out_dir, lora
         self.checkpoints = out_dir / "checkpoints"
         self.fingerprint = {**fingerprint, "initial weights": weights_fingerprint(model)}
         self.counters: dict[str, float] = {}  # this process's share; totals() has them all
@@ -140,6 +142,11 @@ class AlignTrainer(ShardedTrainer):
         self.last_record: dict[str, Any] = {}
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, compute_loss_func=loss)
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
+        if lora is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise RoboAlignError(
+                "LoRA trains beside the whole model on each device, and this launch splits it", where=label,
+                fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or set lora: null",
+            )
 
     # One run: resume, train, account.
 
@@ -240,6 +247,20 @@ class AlignTrainer(ShardedTrainer):
         for old in checkpoints_in(self.checkpoints)[:-KEPT]:
             shutil.rmtree(old)
 
+    # With LoRA a checkpoint holds the adapters; the frozen weights are those of the folder that training starts from.
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.lora is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            save_adapters(self.lora.model, str(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.lora is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_adapters(self.lora.model, resume_from_checkpoint)
+
     # Logging.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -259,7 +280,15 @@ class AlignTrainer(ShardedTrainer):
         return 0  # Trainer walks over all parameters for it, at every step
 
     def save_final(self, processor: Any, folder: Path) -> None:
-        """Write the trained model as a Hugging Face folder, beside and then renamed; the checkpoints then go."""
+        """Write the trained model as a Hugging Face folder, beside and then renamed; the checkpoints then go.
+
+        Adapters are merged into it first, and it is left in eval mode with nothing frozen.
+        """
+        model: Any = self.model
+        if self.lora is not None:
+            self.lora.merge_and_unload()
+            self.lora = None
+        model.requires_grad_(True).eval()
         staging = folder.parent / f".{folder.name}.partial"
         with room_on_disk(staging, folder, self.model, optimizer=False, kept=self._last_whole):
             self._write_final(processor, folder, staging)
@@ -292,46 +321,6 @@ class _Advance(TrainerCallback):
         self.progress.advance(1, note=f"loss {record['loss']:.4f}" if record else "")
         control.should_log = control.should_log or control.should_save
         return control
-
-
-def freeze_vision(model: nn.Module) -> int:
-    """Stop gradients into all that turns an image into tokens: encoder, projector, separators. Returns how many.
-
-    That is every parameter outside the text model and its input and output embeddings; where the projector lies, and
-    what it is called, differs by family. Raises RoboAlignError where the model has no vision tower under a name that
-    transformers knows.
-    """
-    tower = model.get_encoder(modality="image")  # type: ignore[operator]
-    frozen = {} if tower is model else vision_parameters(model)
-    if not frozen:
-        raise RoboAlignError("freeze_vision is set, but the model has no vision tower", where=type(model).__name__,
-                             fix="set freeze_vision: false")  # fmt: skip
-    for parameter in frozen.values():
-        parameter.requires_grad_(False)
-    return sum(parameter.numel() for parameter in frozen.values())
-
-
-def keep_connector_alone(model: nn.Module) -> int:
-    """Stop gradients into all but what leads from the vision encoder to the text model. Returns how many learn.
-
-    Raises RoboAlignError where that is a part of the encoder itself, as in Qwen's models.
-    """
-    tower = {id(parameter) for parameter in model.get_encoder(modality="image").parameters()}  # type: ignore[operator]
-    connector = [parameter for parameter in vision_parameters(model).values() if id(parameter) not in tower]
-    if not connector:
-        raise RoboAlignError("the model has no projector beside its vision encoder", where=type(model).__name__,
-                             fix="leave backbone.connector out: it is for models of LLaVA's kind")  # fmt: skip
-    model.requires_grad_(False)
-    for parameter in connector:
-        parameter.requires_grad_(True)
-    return sum(parameter.numel() for parameter in connector)
-
-
-def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters outside the text model and the embeddings, by name."""
-    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-    text = {id(parameter) for part in parts for parameter in part.parameters()}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in text}
 
 
 def accumulation_of(

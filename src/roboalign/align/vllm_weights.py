@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from roboalign.align.lora import merged_state
 from roboalign.errors import RoboAlignError
 from roboalign.files import atomic_path, write_json
 from roboalign.mllm.load import Mllm, save_processor, stock_files
@@ -11,7 +12,7 @@ MARK = "roboalign-policy.json"  # tells a folder of policies, which may be repla
 
 
 def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
-    """Replace `folder` by the model as it is after `update` updates; beside, then renamed.
+    """Replace `folder` by the model as it is after `update` updates, adapters merged; beside, then renamed.
 
     An output embedding that the model shares with its input is written as a weight of its own: vLLM on a CPU packs a
     copy of it, which a reload of a shared one leaves as it was. Raises RoboAlignError where something else stands at
@@ -24,10 +25,9 @@ def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
     if not stock_files(mllm.processor):
         raise RoboAlignError(f"a model of type {mllm.model.config.model_type} is sampled by the own loop alone",
                              where="rl.vllm", fix="remove rl.vllm, or align a Qwen2.5-VL or Qwen3-VL")  # fmt: skip
-    state = mllm.model.state_dict()
-    shared = mllm.model.get_output_embeddings().weight is mllm.model.get_input_embeddings().weight
+    state, head = merged_state(mllm.model), "lm_head.weight"  # its name in both families
+    shared = bool(mllm.model.config.tie_word_embeddings)
     if shared:
-        head = "lm_head.weight"  # its name in both families
         state[head] = state[head].clone()
     with atomic_path(folder) as temporary:
         mllm.model.save_pretrained(temporary, state_dict=state)

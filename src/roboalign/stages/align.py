@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText, set_seed
 from roboalign.align.dataset import sample_order
 from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.sft import SftConfig, train_sft
-from roboalign.align.trainer import TrainConfig, micro_batch_of
+from roboalign.align.trained import TuneConfig
+from roboalign.align.trainer import micro_batch_of
 from roboalign.data.conversation import Conversation, read_conversations
 from roboalign.data.stored import StoredConversations
 from roboalign.errors import RoboAlignError
@@ -80,7 +81,7 @@ def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
         replayed = random.Random(context.seed).choices(_replayed(mixture, config), k=updates * config.replay_batch)
         conversations += replayed
     micro = micro_batch_of(batch, context.recipe.sft.micro_batch_size, world_size())
-    shared = {name: getattr(config, name) for name in TrainConfig.model_fields}
+    shared = {name: getattr(config, name) for name in TuneConfig.model_fields}
     settings = SftConfig(**{**shared, "seed": context.seed}, max_steps=updates, batch_size=batch,
                          micro_batch_size=micro, schedule=config.schedule, warmup_ratio=0.0,
                          workers=context.recipe.sft.workers)

@@ -22,7 +22,7 @@ from roboalign.align.grpo_math import clipped_loss, group_advantages
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.rollout import batch_of, roll_out
 from roboalign.align.sft import SftConfig, train_sft
-from roboalign.align.trainer import vision_parameters
+from roboalign.align.trained import vision_parameters
 from roboalign.data import prompts
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.data.episode import Camera, Episode, encode_png

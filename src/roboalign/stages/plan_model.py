@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 from transformers import AutoConfig
 
-from roboalign.align.trainer import vision_parameters
+from roboalign.align.trained import vision_parameters
 from roboalign.config import Config
 from roboalign.costs import Backbone
 from roboalign.errors import RoboAlignError

@@ -1,0 +1,69 @@
+"""Which weights of an MLLM a training changes: all, all but the vision tower's, the connector's, or adapters."""
+
+from typing import ClassVar
+
+from peft import LoraModel
+from torch import nn
+
+from roboalign.align.lora import LoraConfig, add_lora
+from roboalign.align.trainer import TrainConfig
+from roboalign.errors import RoboAlignError
+from roboalign.mllm.load import Mllm
+
+
+class TuneConfig(TrainConfig):
+    """Settings of the trainings of a whole MLLM: SFT and GRPO."""
+
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and the action tokens' rows, and merge them at the end (docs/lora.md); where not given,
+    all weights are trained. With it the vision tower stays as it is, whatever `freeze_vision` says."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"lora"})
+
+    def choose_trained(self, mllm: Mllm) -> LoraModel | None:
+        """Freeze what these settings keep as it is. Returns the adapters, where there are any."""
+        if self.lora is not None:
+            return add_lora(mllm, self.lora, self.seed)
+        if self.freeze_vision:
+            freeze_vision(mllm.model)
+        return None
+
+
+def freeze_vision(model: nn.Module) -> int:
+    """Stop gradients into all that turns an image into tokens: encoder, projector, separators. Returns how many.
+
+    That is every parameter outside the text model and its input and output embeddings; where the projector lies, and
+    what it is called, differs by family. Raises RoboAlignError where the model has no vision tower under a name that
+    transformers knows.
+    """
+    tower = model.get_encoder(modality="image")  # type: ignore[operator]
+    frozen = {} if tower is model else vision_parameters(model)
+    if not frozen:
+        raise RoboAlignError("freeze_vision is set, but the model has no vision tower", where=type(model).__name__,
+                             fix="set freeze_vision: false")  # fmt: skip
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in frozen.values())
+
+
+def keep_connector_alone(model: nn.Module) -> int:
+    """Stop gradients into all but what leads from the vision encoder to the text model. Returns how many learn.
+
+    Raises RoboAlignError where that is a part of the encoder itself, as in Qwen's models.
+    """
+    tower = {id(parameter) for parameter in model.get_encoder(modality="image").parameters()}  # type: ignore[operator]
+    connector = [parameter for parameter in vision_parameters(model).values() if id(parameter) not in tower]
+    if not connector:
+        raise RoboAlignError("the model has no projector beside its vision encoder", where=type(model).__name__,
+                             fix="leave backbone.connector out: it is for models of LLaVA's kind")  # fmt: skip
+    model.requires_grad_(False)
+    for parameter in connector:
+        parameter.requires_grad_(True)
+    return sum(parameter.numel() for parameter in connector)
+
+
+def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters outside the text model and the embeddings, by name."""
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    text = {id(parameter) for part in parts for parameter in part.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in text}

@@ -1,0 +1,427 @@
+"""LoRA: what is trained and what is not, the merged model, the reference without adapters, resume, servers."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_align_grpo as tiny_grpo
+import torch
+from fake_vllm import FakeVllm
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Trainer
+
+from roboalign.align import grpo
+from roboalign.align import rollout as rollout_module
+from roboalign.align.checkpoints import MANIFEST
+from roboalign.align.grpo import GrpoTrainer, RlConfig, train_grpo
+from roboalign.align.logprobs import completion_statistics
+from roboalign.align.lora import FILE, LoraConfig, adapted, adapters_off, add_lora, merged_state
+from roboalign.align.rollout import Rollout, batch_of
+from roboalign.align.sft import SftConfig, SftTrainer, train_sft
+from roboalign.align.trainer import TrainConfig
+from roboalign.align.vllm_client import VllmConfig
+from roboalign.align.vllm_weights import write_policy
+from roboalign.data.conversation import Conversation
+from roboalign.errors import RoboAlignError
+from roboalign.files import read_json, read_jsonl, write_json
+from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+
+torch.set_num_threads(1)  # a process killed and its successor must add in the same order
+
+LORA = LoraConfig(rank=4, alpha=8)
+SFT = {"learning_rate": 1e-2, "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 1,
+       "lora": LORA}  # fmt: skip
+RL = {**tiny_grpo.CONFIG, "learning_rate": 3e-3, "lora": LORA}
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def talks(n: int = 8) -> list[Conversation]:
+    """Conversations of different length, half of which answer with action tokens."""
+    mllm, found = tiny_grpo.tiny(), []
+    for i in range(n):
+        asked = tiny_grpo.prompts()[i % 6]
+        said = mllm.vocabulary.text(asked.target) if i % 2 else "left " * (1 + i)
+        turn = replace(asked.turns[0], answer=f"<answer>{said}</answer>")
+        found.append(replace(asked, id=f"talk-{i}", turns=(turn,)))
+    return found
+
+
+def build(family: str) -> Mllm:
+    """Qwen3-VL with one table for both embeddings, or Qwen2.5-VL with two."""
+    mllm = tiny_grpo.tiny() if family == "qwen3_vl" else tiny_grpo.qwen2_5(tiny_grpo.tiny())
+    shared = mllm.model.get_output_embeddings().weight is mllm.model.get_input_embeddings().weight
+    assert mllm.model.config.model_type == family and shared == (family == "qwen3_vl")
+    return mllm
+
+
+def logits(mllm: Mllm) -> Tensor:
+    asked = tiny_grpo.prompts(1)[0]
+    with torch.no_grad():
+        return tiny_grpo.plain_logits(mllm, asked.turns[0].question, tiny_grpo.picture(asked), [20, 430, 421, 50])
+
+
+def disturb(mllm: Mllm) -> None:
+    """Stand-in for a training: all that is trained moves."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in mllm.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def state_of(mllm: Mllm) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in mllm.model.state_dict().items()}
+
+
+def assert_only_the_trained_changed(before: dict[str, Tensor], after: dict[str, Tensor], mllm: Mllm) -> None:
+    """Text layers' linear weights and the rows of the action tokens; all else bit by bit as it was."""
+    assert before.keys() == after.keys()
+    rows = torch.tensor(sorted(mllm.vocabulary.ids))
+    for name, value in after.items():
+        same = value == before[name]
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            others = torch.ones(len(value), dtype=torch.bool).index_fill(0, rows, False)
+            assert same[others].all() and not same[rows].all(dim=1).any(), name
+        elif name.startswith("model.language_model.layers.") and name.split(".")[-2] in LAYERS:
+            assert name.endswith("bias") == bool(same.all()), name  # biases of queries, keys and values are frozen
+        else:
+            assert same.all(), name
+
+
+# The model.
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_the_merged_model_is_the_model_with_adapters(family: str, tmp_path: Path) -> None:
+    mllm, plain = build(family), build(family)
+    before = state_of(mllm)
+    assert torch.equal(logits(mllm), logits(plain))
+    lora = add_lora(mllm, LORA, seed=0)
+    assert torch.equal(logits(mllm), logits(plain)), "untrained adapters add nothing"
+    disturb(mllm)
+    wanted = logits(mllm)
+    assert (wanted - logits(plain)).abs().max() > 0.1
+    state = merged_state(mllm.model)
+    # W + alpha / rank B A, by hand
+    layer = mllm.model.get_decoder().layers[1].mlp.down_proj
+    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
+    torch.testing.assert_close(state[name], before[name] + 8 / 4 * product)
+    write_policy(mllm, tmp_path / "policy", 0)
+    torch.testing.assert_close(logits(load_mllm(tmp_path / "policy")), wanted, atol=1e-5, rtol=1e-5)
+    assert adapted(mllm.model) and torch.equal(logits(mllm), wanted), "publishing leaves the adapters as they are"
+    plain.model.load_state_dict(state)
+    torch.testing.assert_close(logits(plain), wanted, atol=1e-5, rtol=1e-5)
+    lora.merge_and_unload()
+    torch.testing.assert_close(logits(mllm), wanted, atol=1e-5, rtol=1e-5)
+    after = state_of(mllm)
+    assert all(torch.equal(value, state[name]) for name, value in after.items())
+    assert_only_the_trained_changed(before, after, mllm)
+    assert not adapted(mllm.model) and type(mllm.model.get_output_embeddings()) is torch.nn.Linear
+
+
+def test_two_tables_have_rows_of_their_own() -> None:
+    mllm = build("qwen2_5_vl")
+    add_lora(mllm, LORA, seed=0)
+    disturb(mllm)
+    state, rows = merged_state(mllm.model), sorted(mllm.vocabulary.ids)
+    assert not torch.equal(state["model.language_model.embed_tokens.weight"][rows], state["lm_head.weight"][rows])
+    trained = {name: p.numel() for name, p in mllm.model.named_parameters() if p.requires_grad}
+    assert sum(count for name, count in trained.items() if "token_adapter" in name) == 2 * len(rows) * 32
+
+
+def test_adapters_are_the_seeds() -> None:
+    first, again, other = (build("qwen3_vl") for _ in range(3))
+    drawn = torch.random.get_rng_state()
+    for mllm, seed in ((first, 3), (again, 3), (other, 4)):
+        add_lora(mllm, LORA, seed=seed)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    name = "model.language_model.layers.0.mlp.up_proj.lora_A.default.weight"
+    matrices = [one.model.get_parameter(name) for one in (first, again, other)]
+    assert torch.equal(matrices[0], matrices[1]) and not torch.equal(matrices[0], matrices[2])
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_without_adapters_it_is_the_initial_model_bit_by_bit(family: str) -> None:
+    mllm, start = build(family), build(family)
+    start.model.requires_grad_(False)  # as a copy for the KL is: torch's kernels for frozen weights round otherwise
+    asked = tiny_grpo.prompts(2)
+    rolled = rollout_module.roll_out(mllm, tiny_grpo.fast(), asked, samples=2, max_new_tokens=6, temperature=1.0,
+                                     preset="paper", seed=0)  # fmt: skip
+    batch = batch_of(mllm, rolled, 0, 2)
+
+    def logp(model: Any) -> Tensor:
+        with torch.no_grad():
+            return completion_statistics(model, batch.prompts, batch.completions, batch.mask, temperature=1.0).logp
+
+    lora = add_lora(mllm, LORA, seed=0)
+    disturb(mllm)
+    moved, trained = logp(mllm.model), {n for n, p in mllm.model.named_parameters() if p.requires_grad}
+    mllm.model.train()
+    with adapters_off(lora):
+        assert torch.equal(logp(mllm.model), logp(start.model)) and not mllm.model.training
+    assert mllm.model.training and {n for n, p in mllm.model.named_parameters() if p.requires_grad} == trained
+    assert torch.equal(logp(mllm.model.eval()), moved) and not torch.equal(moved, logp(start.model))
+
+
+def test_a_bfloat16_model_trains_float32_adapters(tmp_path: Path) -> None:
+    """AdamW's small steps would round to nothing in bfloat16; what is written has the model's type."""
+    save_mllm(build("qwen2_5_vl"), tmp_path / "base", dtype=torch.bfloat16)
+    mllm = load_mllm(tmp_path / "base", dtype=torch.bfloat16)
+    add_lora(mllm, LORA, seed=0)
+    kinds = {p.dtype for p in mllm.model.parameters() if p.requires_grad}
+    assert kinds == {torch.float32} and mllm.model.dtype == torch.bfloat16
+    mllm = load_mllm(tmp_path / "base", dtype=torch.bfloat16)
+    train_sft(mllm, talks(), SftConfig(**{**SFT, "bf16": True}), tmp_path / "sft")
+    losses = [record["loss"] for record in read_jsonl(tmp_path / "sft" / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+    after = load_file(tmp_path / "sft" / "model" / "model.safetensors")
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    names = {name for name, value in after.items() if not torch.equal(value, stored[name])}
+    assert len(names) == 2 * len(LAYERS) + 2
+
+
+def test_tables_that_cannot_be_told_apart_are_refused() -> None:
+    mllm = build("qwen3_vl")
+    mllm.model.config.tie_word_embeddings = False
+    with pytest.raises(RoboAlignError, match="tie_word_embeddings is not set Fix: train all weights"):
+        add_lora(mllm, LORA, seed=0)
+    mllm = build("qwen2_5_vl")
+    mllm.model.lm_head.bias = torch.nn.Parameter(torch.zeros(mllm.model.lm_head.out_features))
+    with pytest.raises(RoboAlignError, match="has a bias"):
+        add_lora(mllm, LORA, seed=0)
+
+
+# SFT.
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With dropout, whose random numbers a resumed run must go on with."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    settings = SftConfig(**{**SFT, "lora": LoraConfig(rank=4, alpha=8, dropout=0.1)})
+    train_sft(build("qwen3_vl"), talks(), settings, folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_sft_writes_a_plain_folder(tmp_path: Path, family: str) -> None:
+    mllm, start = build(family), build(family)
+    ledger = train_sft(mllm, talks(), SftConfig(**SFT), tmp_path)
+    found = load_mllm(tmp_path / "model")
+    assert_only_the_trained_changed(state_of(start), state_of(found), found)
+    assert torch.equal(logits(mllm), logits(found))
+    assert all(p.requires_grad for p in mllm.model.parameters()) and not mllm.model.training
+    assert type(mllm.model.get_input_embeddings()) is torch.nn.Embedding
+    # width 32, feed-forward 32, keys and values 16, two layers, rank 4; and the rows
+    by_hand = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 32))
+    by_hand += len(mllm.vocabulary.ids) * 32 * (1 if family == "qwen3_vl" else 2)
+    assert ledger["trainable"] == by_hand
+    assert ledger["parameters"] == sum(p.numel() for p in start.model.parameters())
+    losses = [record["loss"] for record in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "ledger.json", "metrics.jsonl"}
+
+
+def test_a_model_without_action_tokens_trains_adapters_alone(tmp_path: Path) -> None:
+    """As `distill/rl` does; with checkpointing, whose gradients are those without it."""
+    found = []
+    for checkpointing in (False, True):
+        mllm = build("qwen3_vl")
+        mllm.vocabulary = None
+        before = state_of(mllm)
+        settings = SftConfig(**{**SFT, "gradient_checkpointing": checkpointing, "max_steps": 2})
+        train_sft(mllm, talks()[::2], settings, tmp_path / str(checkpointing))
+        changed = {n for n, value in mllm.model.state_dict().items() if not torch.equal(value, before[n])}
+        assert len(changed) == 2 * len(LAYERS) and all(".layers." in name for name in changed)
+        found.append(weights(tmp_path / str(checkpointing)))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=1e-5)
+
+
+def test_checkpoints_hold_the_adapters_and_a_killed_run_ends_like_an_unbroken_one(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of update 5, in a process of its own; then the same call again."""
+    script = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import test_align_lora as t
+        inner = t.SftTrainer.training_step
+        def step(self, *arguments):
+            if self.state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return inner(self, *arguments)
+        t.SftTrainer.training_step = step
+        t.unbroken.__wrapped__(type("Here", (), {{"mktemp": staticmethod(lambda name: t.Path({str(tmp_path)!r}))}}))
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
+    stored = load_file(checkpoint / FILE)
+    assert len(stored) == 2 * 2 * len(LAYERS) + 1 and not list(checkpoint.glob("model*"))
+    trained = sum(value.nbytes for value in stored.values())
+    assert (checkpoint / "optimizer.pt").stat().st_size < 2 * trained + 30_000  # two moments, and torch's own
+    whole = read_json(unbroken / "ledger.json")
+    settings = SftConfig(**{**SFT, "lora": LoraConfig(rank=4, alpha=8, dropout=0.1)})
+    ledger = train_sft(build("qwen3_vl"), talks(), settings, tmp_path)
+    assert {**ledger, "seconds": 0} == {**whole, "seconds": 0}
+    ours, theirs = weights(tmp_path), weights(unbroken)
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, folder: Path, settings: SftConfig) -> None:
+    """Train to the fifth update, then stop: checkpoints 2 and 4 are left."""
+
+    def step(self: SftTrainer, *arguments: Any) -> Tensor:
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return inner(self, *arguments)
+
+    inner = SftTrainer.training_step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SftTrainer, "training_step", step)
+        train_sft(build("qwen3_vl"), talks(), settings, folder)
+
+
+def test_a_checkpoint_of_other_adapters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch, tmp_path, SftConfig(**SFT))
+    for other in (None, LoraConfig(rank=2, alpha=8)):
+        with pytest.raises(RoboAlignError, match="another initial weights, lora"):
+            train_sft(build("qwen3_vl"), talks(), SftConfig(**{**SFT, "lora": other}), tmp_path)
+
+
+def test_a_checkpoint_from_before_lora_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SftConfig(**{**SFT, "lora": None})
+    interrupted(monkeypatch, tmp_path, settings)
+    manifest = tmp_path / "checkpoints" / "checkpoint-4" / MANIFEST
+    written = read_json(manifest)
+    del written["fingerprint"]["lora"]
+    write_json(manifest, written)
+    assert train_sft(build("qwen3_vl"), talks(), settings, tmp_path)["samples"] == 24
+
+
+def test_a_launch_that_splits_the_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def split(self: Trainer) -> None:
+        inner(self)
+        self.is_fsdp_enabled = True
+
+    inner = Trainer.create_accelerator_and_postprocess
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", split)
+    with pytest.raises(RoboAlignError, match=r"sft: LoRA trains beside the whole model .*eight_gpus.yaml"):
+        train_sft(build("qwen3_vl"), talks(), SftConfig(**SFT), tmp_path)
+
+
+# GRPO.
+
+
+even_ids_rewarded = tiny_grpo.even_ids_rewarded
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
+    rolled: list[Rollout] = []
+    inner = rollout_module.roll_out
+    monkeypatch.setattr(grpo, "roll_out", lambda *given, **named: rolled.append(inner(*given, **named)) or rolled[-1])
+    return rolled
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_grpo_raises_what_was_rewarded_with_no_second_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None, family: str
+) -> None:
+    rolled = recorded(monkeypatch)
+    monkeypatch.setattr(grpo, "copy", None)  # no model is copied: the reference is the policy without adapters
+    mllm, start = build(family), build(family)
+    train_grpo(mllm, tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**{**RL, "updates": 2}), tmp_path)
+    batch = batch_of(mllm, rolled[0], 0, 4)
+
+    def logp(model: Any) -> Tensor:
+        with torch.no_grad():
+            return completion_statistics(model, batch.prompts, batch.completions, batch.mask, temperature=1.0).logp
+
+    gained = (logp(mllm.model) - logp(start.model)) * batch.mask
+    assert float((gained.sum(1) * batch.advantages).sum()) > 0.1
+    first, second = read_jsonl(tmp_path / "metrics.jsonl")
+    assert first["kl"] == pytest.approx(0, abs=1e-9) and first["ratio"] == pytest.approx(1, abs=1e-5)
+    assert second["kl"] > 1e-6 and second["grad_norm"] > 0
+    assert_only_the_trained_changed(state_of(start), state_of(load_mllm(tmp_path / "model")), mllm)
+
+
+def test_the_reference_is_that_of_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None
+) -> None:
+    """KL over three rollouts: log-probabilities of the start at every rollout, to the last bit."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    start, inner = build("qwen2_5_vl").model.requires_grad_(False), GrpoTrainer.reference_logp
+
+    def both(self: GrpoTrainer, batch: Any) -> Tensor:
+        with torch.no_grad():
+            pairs.append((inner(self, batch), self.statistics(start, batch).logp))
+        return pairs[-1][0]
+
+    monkeypatch.setattr(GrpoTrainer, "reference_logp", both)
+    train_grpo(build("qwen2_5_vl"), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**RL), tmp_path)
+    assert len(pairs) == 3 * 4 and all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_interrupted_grpo_ends_like_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None
+) -> None:
+    def step(self: GrpoTrainer, *arguments: Any) -> Tensor:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return inner(self, *arguments)
+
+    inner = GrpoTrainer.training_step
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(GrpoTrainer, "training_step", step)
+        train_grpo(build("qwen3_vl"), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**RL), broken)
+    assert [path.name for path in (broken / "checkpoints" / "checkpoint-2").glob("*.safetensors")] == [FILE]
+    for folder in (broken, unbroken):
+        train_grpo(build("qwen3_vl"), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**RL), folder)
+    ours, theirs = weights(broken), weights(unbroken)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert tiny_grpo.timeless(broken, "samples.jsonl") == tiny_grpo.timeless(unbroken, "samples.jsonl")
+    assert tiny_grpo.timeless(broken, "metrics.jsonl") == tiny_grpo.timeless(unbroken, "metrics.jsonl")
+
+
+def test_a_server_gets_merged_weights(tmp_path: Path, even_ids_rewarded: None) -> None:
+    """It draws with our own random numbers: were its weights not the policy's, the two trainings would part."""
+    server, models = FakeVllm(), []
+    config = VllmConfig(url=server.url, weights=str(tmp_path / "policy"), concurrency=3, timeout=60.0, patience=0.3,
+                        tolerance=1e-3)  # fmt: skip
+    for vllm in (None, config):
+        models.append(build("qwen3_vl"))
+        settings = RlConfig(**{**RL, "updates": 4, "vllm": vllm})
+        train_grpo(models[-1], tiny_grpo.fast(), tiny_grpo.prompts(), settings, tmp_path / str(vllm is None))
+    server.stop()
+    ours, theirs = (state_of(model) for model in models)
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+    policy, plain = json.loads((tmp_path / "policy/model/config.json").read_text()), load_mllm(tmp_path / "True/model")
+    stored = load_file(tmp_path / "policy" / "model" / "model.safetensors")
+    assert stored.keys() == plain.model.state_dict().keys() and policy["tie_word_embeddings"] is False
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValidationError, match=r"lora\.dropout is for SFT"):
+        RlConfig(lora=LoraConfig(dropout=0.1))
+    with pytest.raises(ValidationError, match=r"lora\.rank\n.*greater than or equal to 1"):
+        SftConfig(lora={"rank": 0})  # type: ignore[arg-type]
+    assert "lora" not in TrainConfig.model_fields, "the vision tower's pretraining has none"
+    assert copy.deepcopy(SftConfig()).lora is None and RlConfig().lora is None
