@@ -37,6 +37,27 @@ def test_the_7b_model_needs_sixteen_bytes_a_trained_parameter():
     assert whole.total == 16 * 8_292_166_656
 
 
+def test_what_lora_trains():
+    # a layer: query and output 2*(4+4), key and value 2*(4+2), feed-forward 3*(4+8); 3 rows in each of two tables
+    assert costs.lora_parameters(SMALL, rank=5, rows=3) == 5 * 2 * (16 + 12 + 36) + 3 * 4 * 2
+    assert costs.lora_parameters(costs.replace(SMALL, tied=True), rank=1, rows=3) == 2 * 64 + 3 * 4
+
+
+def test_state_with_lora():
+    """Frozen weights as they are loaded, 16 bytes for each number that is trained."""
+    held = {"gradients": 4 * 30, "optimizer": 8 * 30}
+    bf16, bare, cast = ({"number": n, "bf16": autocast} for n, autocast in ((2, True), (4, False), (4, True)))
+    one = {"checkpointing": False, "passes": 1}
+    # a table in the type of the products for each pass, and a gradient in that of the weights
+    assert costs.lora_state(SMALL, 30, **bf16, **one) == Memory(weights=800 + 120, casts=60, tables=40 * 4, **held)
+    assert costs.lora_state(SMALL, 30, **bare, **one) == Memory(weights=1600 + 120, tables=40 * 8, **held)
+    # autocast's copies of frozen float32 weights: of all 288 of the text layers in each pass, or of the layer at work
+    assert costs.lora_state(SMALL, 30, **cast, **one).casts == 2 * 288 + 60
+    twice = costs.lora_state(SMALL, 30, **cast, checkpointing=False, passes=2)
+    assert (twice.casts, twice.tables) == (2 * 2 * 288 + 60, 40 * (2 * 2 + 4))
+    assert costs.lora_state(SMALL, 30, **cast, checkpointing=True, passes=2).casts == 2 * 144 + 60
+
+
 def test_activations_of_one_layer():
     # float32: norms 2*4*(2*4) = 64; products 4 * (2*4 + 4*4 + 4*8) = 224
     assert costs.layer_bytes(SMALL, bf16=False) == 288
@@ -44,6 +65,12 @@ def test_activations_of_one_layer():
     assert costs.layer_bytes(SMALL, bf16=True) == 200
     # with norms of queries and keys: 8 * (4 + 2) more
     assert costs.layer_bytes(costs.replace(SMALL, normed_queries=True), bf16=True) == 248
+
+
+def test_adapters_keep_what_lies_between_their_matrices():
+    # and frozen norms (32 of their 64 bytes) keep no normalised form
+    assert costs.layer_bytes(SMALL, bf16=False, rank=5) == 288 - 32 + 4 * 7 * 5
+    assert costs.activation_bytes(SMALL, 3, bf16=True, checkpointing=False, rank=5) == 3 * 2 * (200 - 32 + 2 * 7 * 5)
 
 
 def test_activations_with_and_without_checkpointing():
@@ -67,6 +94,8 @@ def test_operations():
     once = costs.forward_flops(SMALL, 3, 6)
     assert costs.training_flops(SMALL, 3, 6, 0, checkpointing=False) == 3 * once
     assert costs.training_flops(SMALL, 3, 6, 0, checkpointing=True) == 4 * once
+    # frozen weights get no gradient: one product fewer; 6 operations a token and trained number
+    assert costs.training_flops(SMALL, 3, 6, 0, checkpointing=False, adapters=30) == 2 * once + 3 * 6 * 30
 
 
 def test_seconds():

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pytest
 
 from roboalign import pipeline
+from roboalign.align.distill import DistillConfig
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json
 from roboalign.pipeline import run_stages, select, stage_keys, stage_table
@@ -308,11 +309,12 @@ def test_lora_counts_where_it_is_asked_for_and_else_no_key_knows_of_it() -> None
     """What was trained before there was any keeps its keys."""
     assert changed(rl={"lora": {}}) == changed(rl={"samples": 7})
     assert changed(sft={"lora": {}}) == changed(sft={"max_steps": 7})
-    recipe = Recipe(name="x", backbone={"source": "train"}, arms=list(get_args(ArmName)))  # type: ignore[arg-type]
+    recipe = Recipe(name="x", backbone={"source": "train"}, arms=list(get_args(ArmName)),  # type: ignore[arg-type]
+                    mix={"weights": {"planning": 1.0, "trace": 1.0}})
     for verb in ("run", "distill"):
         for stage in stage_table(recipe, verb).values():
             assert "lora" not in json.dumps(stage.settings), stage.name
-    asked = Recipe(name="x", backbone=recipe.backbone, distill={"rl": {"reward": "answer", "lora": {}}})  # type: ignore[arg-type]
+    asked = recipe.model_copy(update={"distill": DistillConfig(rl={"reward": "answer", "lora": {}})})  # type: ignore[arg-type]
     one, two = (stage_keys(stage_table(each, "distill")) for each in (recipe, asked))
     assert {name for name in one if one[name] != two[name]} == {"distill/rl", "distill/sample", "distill/traces"}
 

@@ -115,6 +115,8 @@ class Memory:
     """Under sharding: the whole embeddings, and the whole layer that is at work."""
     reference: float = 0
     """A model that is not trained: GRPO's reference, the head's backbone."""
+    tables: float = 0
+    """With LoRA: the output embedding with the trained rows put in, once a forward pass, and its gradient."""
     activations: float = 0
     logits: float = 0
     cache: float = 0
@@ -126,7 +128,8 @@ class Memory:
     def total(self) -> float:
         """The peak: what a rollout holds and an update's activations, gradients and casts are not there together."""
         held = self.weights + self.optimizer + self.gathered + self.reference
-        return held + max(self.cache + self.sampler, self.gradients + self.casts + self.activations + self.logits)
+        update = self.gradients + self.casts + self.tables + self.activations + self.logits
+        return held + max(self.cache + self.sampler, update)
 
 
 def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1) -> Memory:
@@ -142,8 +145,29 @@ def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int 
                   gathered=(BFLOAT16 if cast else FLOAT32) * unit if sharded else 0)  # fmt: skip
 
 
-def layer_bytes(b: Backbone, *, bf16: bool) -> int:
-    """What one text layer keeps of one token for the backward pass.
+def lora_parameters(b: Backbone, rank: int, rows: int) -> int:
+    """What LoRA trains: two matrices beside each linear layer of the text model, and `rows` rows of the embeddings."""
+    ends = 2 * (b.width + b.query) + 2 * (b.width + b.key_value) + 3 * (b.width + b.mlp)
+    return rank * b.layers * ends + rows * b.width * (1 if b.tied else 2)
+
+
+def lora_state(b: Backbone, trained: int, *, number: int, bf16: bool, checkpointing: bool, passes: int) -> Memory:
+    """Frozen weights of `number` bytes each, `trained` parameters beside them in float32, and what goes with both.
+
+    `passes`: forward passes that are kept for one backward pass. In each, autocast casts frozen float32 weights anew,
+    and autograd keeps the casts: of all text layers, or under checkpointing of the one that is at work.
+    """
+    product = BFLOAT16 if bf16 else number
+    frozen = b.body / b.layers if checkpointing else b.body * passes
+    recast = BFLOAT16 * frozen if product < number else 0
+    return Memory(
+        weights=number * b.parameters + FLOAT32 * trained, gradients=FLOAT32 * trained, optimizer=ADAMW_BYTES * trained,
+        casts=recast + (BFLOAT16 * trained if bf16 else 0), tables=(passes * product + number) * b.table,
+    )  # fmt: skip
+
+
+def layer_bytes(b: Backbone, *, bf16: bool, rank: int = 0) -> int:
+    """What one text layer keeps of one token for the backward pass; with LoRA, what its adapters of `rank` keep too.
 
     In float32: each norm's input and its normalised form. In the type of the products: what the two norms give,
     queries, keys, values (repeated for each query head, as torch's attention wants them where a batch is padded), what
@@ -151,16 +175,17 @@ def layer_bytes(b: Backbone, *, bf16: bool) -> int:
     float32, and autocast makes a copy of what a norm gives for each of its five readers (query, key, value; gate, up).
     """
     normed = 2 * b.width + (b.query + b.key_value if b.normed_queries else 0)
-    products = (5 if bf16 else 2) * b.width + 4 * b.query + 4 * b.mlp
-    return 2 * FLOAT32 * normed + (BFLOAT16 if bf16 else FLOAT32) * products
+    products = (5 if bf16 else 2) * b.width + 4 * b.query + 4 * b.mlp + 7 * rank
+    kept = 1 if rank else 2  # the normalised form is for the gradient of the norm's weights, which LoRA freezes
+    return kept * FLOAT32 * normed + (BFLOAT16 if bf16 else FLOAT32) * products
 
 
-def activation_bytes(b: Backbone, tokens: float, *, bf16: bool, checkpointing: bool) -> float:
+def activation_bytes(b: Backbone, tokens: float, *, bf16: bool, checkpointing: bool, rank: int = 0) -> float:
     """Of `tokens` tokens through all text layers. Checkpointing keeps each layer's input, and one whole layer a time.
 
     A vision tower keeps nothing where it is frozen; where it is trained, what it keeps is not counted.
     """
-    whole = layer_bytes(b, bf16=bf16)
+    whole = layer_bytes(b, bf16=bf16, rank=rank)
     return tokens * (b.layers * FLOAT32 * b.width + whole if checkpointing else b.layers * whole)
 
 
@@ -194,10 +219,16 @@ def vision_flops(b: Backbone, patches: float) -> float:
     return 2 * b.vision * patches
 
 
-def training_flops(b: Backbone, tokens: float, length: float, answers: float, *, checkpointing: bool) -> float:
-    """Forward, and a backward pass of twice that; checkpointing computes the forward pass of the layers once more."""
+def training_flops(
+    b: Backbone, tokens: float, length: float, answers: float, *, checkpointing: bool, adapters: int = 0
+) -> float:
+    """Forward, and a backward pass of twice that; checkpointing computes the forward pass of the layers once more.
+
+    With `adapters`, trained parameters beside frozen weights, the backward pass is half of that, as it leaves out the
+    products that give the gradients of weights; those of the adapters come on top.
+    """
     again = forward_flops(b, tokens, length) if checkpointing else 0
-    return 3 * forward_flops(b, tokens, length, answers=answers) + again
+    return (2 if adapters else 3) * forward_flops(b, tokens, length, answers=answers) + again + 6 * adapters * tokens
 
 
 def compute_seconds(flops: float, peak: float, utilisation: float, gpus: int) -> float:

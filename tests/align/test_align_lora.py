@@ -22,7 +22,7 @@ from transformers import Trainer
 
 from roboalign.align import grpo
 from roboalign.align import rollout as rollout_module
-from roboalign.align.checkpoints import MANIFEST
+from roboalign.align.checkpoints import MANIFEST, _needed
 from roboalign.align.grpo import GrpoTrainer, RlConfig, train_grpo
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.lora import FILE, LoraConfig, adapted, adapters_off, add_lora, merged_state
@@ -42,6 +42,7 @@ LORA = LoraConfig(rank=4, alpha=8)
 SFT = {"learning_rate": 1e-2, "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 1,
        "lora": LORA}  # fmt: skip
 RL = {**tiny_grpo.CONFIG, "learning_rate": 3e-3, "lora": LORA}
+even_ids_rewarded = tiny_grpo.even_ids_rewarded
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -119,6 +120,7 @@ def test_the_merged_model_is_the_model_with_adapters(family: str, tmp_path: Path
     torch.testing.assert_close(state[name], before[name] + 8 / 4 * product)
     write_policy(mllm, tmp_path / "policy", 0)
     torch.testing.assert_close(logits(load_mllm(tmp_path / "policy")), wanted, atol=1e-5, rtol=1e-5)
+    assert _needed(mllm.model, True) == 3 * 4 * sum(p.numel() for p in mllm.model.parameters() if p.requires_grad)
     assert adapted(mllm.model) and torch.equal(logits(mllm), wanted), "publishing leaves the adapters as they are"
     plain.model.load_state_dict(state)
     torch.testing.assert_close(logits(plain), wanted, atol=1e-5, rtol=1e-5)
@@ -174,8 +176,8 @@ def test_without_adapters_it_is_the_initial_model_bit_by_bit(family: str) -> Non
     assert torch.equal(logp(mllm.model.eval()), moved) and not torch.equal(moved, logp(start.model))
 
 
-def test_a_bfloat16_model_trains_float32_adapters(tmp_path: Path) -> None:
-    """AdamW's small steps would round to nothing in bfloat16; what is written has the model's type."""
+def test_a_bfloat16_model_trains_float32_adapters(tmp_path: Path, even_ids_rewarded: None) -> None:
+    """AdamW's small steps would round to nothing in bfloat16; what is written has the model's type. SFT, then GRPO."""
     save_mllm(build("qwen2_5_vl"), tmp_path / "base", dtype=torch.bfloat16)
     mllm = load_mllm(tmp_path / "base", dtype=torch.bfloat16)
     add_lora(mllm, LORA, seed=0)
@@ -190,6 +192,11 @@ def test_a_bfloat16_model_trains_float32_adapters(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "base" / "model.safetensors")
     names = {name for name, value in after.items() if not torch.equal(value, stored[name])}
     assert len(names) == 2 * len(LAYERS) + 2
+    mllm = load_mllm(tmp_path / "sft" / "model", dtype=torch.bfloat16)
+    settings = RlConfig(**{**RL, "bf16": True, "updates": 2, "gradient_checkpointing": True})
+    train_grpo(mllm, tiny_grpo.fast(), tiny_grpo.prompts(), settings, tmp_path / "rl")
+    first, second = read_jsonl(tmp_path / "rl" / "metrics.jsonl")
+    assert abs(first["ratio"] - 1) < 0.02 and first["kl"] < 1e-3 < second["drift"]
 
 
 def test_tables_that_cannot_be_told_apart_are_refused() -> None:
@@ -330,9 +337,6 @@ def test_a_launch_that_splits_the_model_is_refused(tmp_path: Path, monkeypatch: 
 # GRPO.
 
 
-even_ids_rewarded = tiny_grpo.even_ids_rewarded
-
-
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
     rolled: list[Rollout] = []
     inner = rollout_module.roll_out
@@ -345,7 +349,7 @@ def test_grpo_raises_what_was_rewarded_with_no_second_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None, family: str
 ) -> None:
     rolled = recorded(monkeypatch)
-    monkeypatch.setattr(grpo, "copy", None)  # no model is copied: the reference is the policy without adapters
+    monkeypatch.setattr(grpo, "reference_model", None)  # would be called: the reference is the policy without adapters
     mllm, start = build(family), build(family)
     train_grpo(mllm, tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**{**RL, "updates": 2}), tmp_path)
     batch = batch_of(mllm, rolled[0], 0, 4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from roboalign import costs
+from roboalign.align.lora import LoraConfig, add_lora
 from roboalign.costs import GPUS, Memory, parse_gpus
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_conversation
@@ -24,9 +25,12 @@ def described(recipe: Recipe, gpus: str, price: float | None = None) -> str:
     return describe_plan(recipe, *parse_gpus(gpus), Assumptions(), price)
 
 
-def kept_by_a_layer(name: str, *, bf16: bool) -> tuple[float, float]:
+def kept_by_a_layer(name: str, *, bf16: bool, rank: int) -> tuple[float, float]:
     """Bytes a token that autograd keeps for one more text layer, and what the formula says; some rows are padded."""
     mllm = model_of(name)
+    numbers = backbone_numbers(mllm.model)
+    if rank:
+        add_lora(mllm, LoraConfig(rank=rank), seed=0)
     model, every = mllm.model.train(), mllm.model.get_decoder().layers
     batch = collate(mllm, [encode_conversation(mllm, TURNS[: 1 + i % 2], FRAMES[i]) for i in range(4)])
     del batch["labels"]
@@ -42,15 +46,61 @@ def kept_by_a_layer(name: str, *, bf16: bool) -> tuple[float, float]:
         totals.append(sum(size for place, size in storages.items() if place not in own))
     casts = 2 * sum(p.numel() for p in every[1].parameters() if p.ndim > 1) if bf16 else 0
     measured = (totals[1] - totals[0] - casts) / batch["input_ids"].numel()
-    return measured, costs.layer_bytes(backbone_numbers(model), bf16=bf16)
+    return measured, costs.layer_bytes(numbers, bf16=bf16, rank=rank)
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_activations_are_what_autograd_keeps(name: str, bf16: bool, rank: int) -> None:
+    """The rest is the mask, one number a pair of tokens, which weighs much beside a model as narrow as this."""
+    measured, formula = kept_by_a_layer(name, bf16=bf16, rank=rank)
+    assert 0.88 * measured < formula < 1.02 * measured
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_what_lora_trains_is_counted(name: str) -> None:
+    mllm = model_of(name)
+    numbers = backbone_numbers(mllm.model)
+    add_lora(mllm, LoraConfig(rank=3), seed=0)
+    trained = sum(p.numel() for p in mllm.model.parameters() if p.requires_grad)
+    assert trained == costs.lora_parameters(numbers, 3, len(mllm.vocabulary.ids))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava"])
-def test_activations_are_what_autograd_keeps(name: str, bf16: bool) -> None:
-    """The rest is the mask, one number a pair of tokens, which weighs much beside a model as narrow as this."""
-    measured, formula = kept_by_a_layer(name, bf16=bf16)
-    assert 0.88 * measured < formula < 1.02 * measured
+def test_a_forward_pass_with_lora_keeps_one_table_with_the_rows_in_it(bf16: bool) -> None:
+    mllm = model_of("qwen2_5_vl")
+    table = mllm.model.lm_head.weight.numel()
+    add_lora(mllm, LoraConfig(rank=3), seed=0)
+    batch = collate(mllm, [encode_conversation(mllm, TURNS[:1], FRAMES[0])])
+    own = {parameter.untyped_storage().data_ptr() for parameter in mllm.model.parameters()}
+    kept: list[torch.Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        mllm.model.train()(**batch)
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    found = [size for place, size in sizes.items() if place not in own and size in (2 * table, 4 * table)]
+    assert found == [(2 if bf16 else 4) * table]
+
+
+def test_the_7b_model_with_lora_fits_one_gpu_and_is_never_split() -> None:
+    given = ("sft.lora={}", "rl.lora={}", "hardware.dtype=bfloat16", "arms=[roboalign, extra-sft]")
+    recipe = load_recipe(PAPER, given)
+    text = described(recipe, "1xH100")
+    assert text.count("fits into 73.6 GB") == 4 and "Fix" not in text
+    sft, again, rl = plan_costs(recipe, GPUS["H100"], 1, Assumptions())[1][:3]
+    b = backbone_numbers(meta_model(preset_config("qwen2.5-vl-7b"))).grown(2050)
+    trained = costs.lora_parameters(b, 64, 2050)
+    assert trained == 176_175_104
+    for stage in (sft, again, rl):
+        memory = stage.memory(stage.checkpointing, stage.micro, 1)
+        assert memory.weights == 2 * b.parameters + 4 * trained and memory.optimizer == 8 * trained
+        assert memory.reference == 0 and stage.disk["checkpoints"] == 3 * 12 * trained
+        assert stage.disk["model"] == 2 * b.parameters
+    whole = plan_costs(load_recipe(PAPER), GPUS["H100"], 1, Assumptions())[1][0]
+    assert 1.9 * sft.flops < 1.5 * whole.flops < 2.1 * sft.flops  # with checkpointing 3 passes of 4
+    small = mend(sft, 10e9, 8)
+    assert small.memory is None and small.changes[0].startswith("LoRA is not sharded")
 
 
 def test_numbers_of_the_7b_model() -> None:

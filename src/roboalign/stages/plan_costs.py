@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from roboalign import costs
-from roboalign.align.trainer import TrainConfig, micro_batch_of
+from roboalign.align.trained import TuneConfig
+from roboalign.align.trainer import micro_batch_of
 from roboalign.costs import BFLOAT16, FLOAT32, Gpu, Memory
 from roboalign.mllm.rounding import token_bytes
 from roboalign.recipe import Recipe
@@ -52,6 +53,8 @@ class StageCost:
     batch_key: str
     beside: int = 0
     """What of `batch` is not counted by its key."""
+    whole: bool = False
+    """A launch that splits the model over GPUs is refused."""
     work: str = ""
     """In words."""
     tokens: float = 0
@@ -98,16 +101,42 @@ def _rl_rollouts(recipe: Recipe) -> int:
     return math.ceil(max(1, int(prompts)) * config.epochs / config.prompts_per_rollout)
 
 
-def _state(model: Model, config: TrainConfig, share: int) -> Memory:
-    """Weights, gradients and optimizer of a training of the MLLM."""
+def _number(recipe: Recipe) -> int:
+    """Bytes of a weight that is not trained."""
+    return BFLOAT16 if recipe.hardware.dtype == "bfloat16" else FLOAT32
+
+
+def _adapters(model: Model, config: TuneConfig) -> int:
+    """What LoRA trains; 0 without it."""
+    return costs.lora_parameters(model.numbers, config.lora.rank, model.rows) if config.lora else 0
+
+
+def _rank(config: TuneConfig) -> int:
+    return config.lora.rank if config.lora else 0
+
+
+def _vision_passes(config: TuneConfig) -> int:
+    return 1 if config.freeze_vision or config.lora else 3
+
+
+def _state(
+    recipe: Recipe, model: Model, config: TuneConfig, share: int, *, checkpointing: bool, passes: int = 1
+) -> Memory:
+    """Weights, gradients and optimizer of a training of the MLLM; `passes` as in costs.lora_state."""
     b = model.numbers
+    if config.lora:
+        return costs.lora_state(b, _adapters(model, config), number=_number(recipe), bf16=config.bf16,
+                                checkpointing=checkpointing, passes=passes)  # fmt: skip
     trainable = b.parameters - (b.vision if config.freeze_vision else 0)
     cast = b.multiplied + (0 if config.freeze_vision else b.vision)
     return costs.training_state(b.parameters, trainable, cast=cast if config.bf16 else 0, unit=b.unit, share=share)
 
 
-def _disk(model: Model, config: TrainConfig) -> dict[str, float]:
+def _disk(recipe: Recipe, model: Model, config: TuneConfig) -> dict[str, float]:
     b = model.numbers
+    if config.lora:
+        trained = _adapters(model, config)
+        return {"checkpoints": costs.checkpoint_bytes(trained, trained), "model": _number(recipe) * b.parameters}
     trainable = b.parameters - (b.vision if config.freeze_vision else 0)
     return {"checkpoints": costs.checkpoint_bytes(b.parameters, trainable), "model": FLOAT32 * b.parameters}
 
@@ -119,11 +148,11 @@ def _peak(gpu: Gpu, bf16: bool) -> float:
 def _sft(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, names: list[str]) -> StageCost:
     config = recipe.sft
     samples = config.max_steps * config.batch_size if config.max_steps else recipe.mix.conversations * config.epochs
-    return _fine_tuning(model, gpu, count, a, config, (samples, _turns(recipe)), StageCost(
-        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(model, config),
+    return _fine_tuning(recipe, model, gpu, count, a, config, (samples, _turns(recipe)), StageCost(
+        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(recipe, model, config),
         checkpointing=config.gradient_checkpointing, checkpointing_key="sft.gradient_checkpointing",
         micro=config.micro_batch_size, micro_key="sft.micro_batch_size",
-        batch=config.batch_size, batch_key="sft.batch_size",
+        batch=config.batch_size, batch_key="sft.batch_size", whole=bool(config.lora),
     ))  # fmt: skip
 
 
@@ -132,29 +161,33 @@ def _imitation(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumption
     config, replayed = recipe.rl, recipe.rl.replay_batch if recipe.rl.replay_weight else 0
     batch = config.prompts_per_update + replayed
     samples = _rl_rollouts(recipe) * config.updates_per_rollout * batch
-    return _fine_tuning(model, gpu, count, a, config, (samples, 1), StageCost(
-        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(model, config),
+    return _fine_tuning(recipe, model, gpu, count, a, config, (samples, 1), StageCost(
+        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(recipe, model, config),
         checkpointing=config.gradient_checkpointing, checkpointing_key="rl.gradient_checkpointing",
         micro=micro_batch_of(math.ceil(batch / count) * count, recipe.sft.micro_batch_size, count),
         micro_key="sft.micro_batch_size", batch=batch, batch_key="rl.prompts_per_update", beside=replayed,
+        whole=bool(config.lora),
     ))  # fmt: skip
 
 
 def _fine_tuning(
-    model: Model, gpu: Gpu, count: int, a: Assumptions, config: TrainConfig, conversations: tuple[float, float],
-    stage: StageCost,
+    recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, config: TuneConfig,
+    conversations: tuple[float, float], stage: StageCost,
 ) -> StageCost:  # fmt: skip
     """`stage` with the cost of SFT on `conversations`: how many, and how many turns each has."""
     b, (samples, turns) = model.numbers, conversations
     length = model.image_tokens + turns * (a.question_tokens + a.answer_tokens)
     tokens, answers = samples * length, samples * turns * a.answer_tokens
-    flops = costs.training_flops(b, tokens, length, answers, checkpointing=config.gradient_checkpointing)
-    flops += costs.vision_flops(b, samples * model.patches) * (1 if config.freeze_vision else 3)
+    flops = costs.training_flops(b, tokens, length, answers, checkpointing=config.gradient_checkpointing,
+                                 adapters=_adapters(model, config))  # fmt: skip
+    flops += costs.vision_flops(b, samples * model.patches) * _vision_passes(config)
 
     def memory(checkpointing: bool, micro: int, share: int) -> Memory:
-        held = costs.activation_bytes(b, micro * length, bf16=config.bf16, checkpointing=checkpointing)
+        held = costs.activation_bytes(b, micro * length, bf16=config.bf16, checkpointing=checkpointing,
+                                      rank=_rank(config))  # fmt: skip
         asked = costs.logit_bytes(b, micro * turns * a.answer_tokens, bf16=config.bf16)
-        return replace(_state(model, config, share), activations=held, logits=asked)
+        state = _state(recipe, model, config, share, checkpointing=checkpointing)
+        return replace(state, activations=held, logits=asked)
 
     return replace(
         stage, work=f"{samples:,.0f} conversations of {length:,.0f} tokens", tokens=tokens, flops=flops, memory=memory,
@@ -191,11 +224,15 @@ def _answers(recipe: Recipe, model: Model, count: int, a: Assumptions) -> _Answe
 def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, names: list[str]) -> StageCost:
     config, b, sizes = recipe.rl, model.numbers, _answers(recipe, model, count, a)
     update, sampled = _rl_flops(recipe, model, a, sizes)
-    # Only the update is autocast; the rollout and the reference run as the model is loaded, in float32.
+    # Only the update is autocast; the rollout and the reference run as the model is loaded, in float32 unless it is
+    # frozen beside adapters.
+    loaded = _number(recipe) if config.lora else FLOAT32
     seconds = costs.compute_seconds(update, _peak(gpu, config.bf16), a.utilisation, count)
-    seconds += costs.compute_seconds(sampled, gpu.float32, a.utilisation, count)
+    seconds += costs.compute_seconds(sampled, _peak(gpu, loaded == BFLOAT16), a.utilisation, count)
     if not config.vllm:
-        read = FLOAT32 * b.multiplied + costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.reply, FLOAT32)
+        read = loaded * b.multiplied + costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.reply, loaded)
+        if config.lora:  # peft copies the tables, rows put in, at every token
+            read += FLOAT32 * _adapters(model, config) + 2 * loaded * b.tables
         seconds += costs.decode_seconds(sizes.batches * sizes.longest, read, gpu, a.bandwidth)
     conversation = model.image_tokens + _turns(recipe) * (a.question_tokens + a.answer_tokens)
 
@@ -207,12 +244,16 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
             replayed = config.replay_batch * micro / config.prompts_per_update
             held += replayed * conversation
             answers += replayed * _turns(recipe) * a.answer_tokens
-        # Split models are gathered, and their reference is kept, in the type of the products; whole ones in float32.
-        number = BFLOAT16 if config.bf16 and share > 1 else FLOAT32
+        # Split models are gathered, and their reference is kept, in the type of the products; whole ones as loaded.
+        number = BFLOAT16 if config.bf16 and share > 1 else loaded
         cache = 0.0 if config.vllm else costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.longest, number)
+        passes = (1 if checkpointing else 2) + bool(config.replay_weight)  # prompts and answers apart; the replay
+        copied = config.kl and not config.lora
         return replace(
-            _state(model, config, share), reference=number * b.parameters / share if config.kl else 0.0,
-            activations=costs.activation_bytes(b, held, bf16=config.bf16, checkpointing=checkpointing),
+            _state(recipe, model, config, share, checkpointing=checkpointing, passes=passes),
+            reference=number * b.parameters / share if copied else 0.0,
+            activations=costs.activation_bytes(b, held, bf16=config.bf16, checkpointing=checkpointing,
+                                               rank=_rank(config)),
             logits=costs.logit_bytes(b, answers, bf16=config.bf16), cache=cache,
             sampler=number * b.parameters if share > 1 else 0.0,
         )  # fmt: skip
@@ -223,38 +264,39 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
         cut = recipe.model_copy(update={"rl": config.model_copy(update={"max_new_tokens": half})})
         smaller = f"--set rl.max_new_tokens={half}", _rl(cut, model, gpu, count, a, names)
     return StageCost(
-        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(model, config),
+        names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(recipe, model, config),
         work=f"{_rl_rollouts(recipe):,} rollouts of {config.prompts_per_rollout} prompts x {config.samples} answers"
              + (", sampled by a server whose GPUs are not counted" if config.vllm else ""),
         tokens=sizes.asked * (sizes.prompt + config.samples * sizes.reply), flops=update + sampled, seconds=seconds,
         memory=memory, checkpointing=config.gradient_checkpointing, checkpointing_key="rl.gradient_checkpointing",
         micro=config.micro_batch_size, micro_key="rl.micro_batch_size",
         batch=config.prompts_per_update, batch_key="rl.prompts_per_update", smaller=smaller,
+        whole=bool(config.lora),
     )  # fmt: skip
 
 
 def _rl_flops(recipe: Recipe, model: Model, a: Assumptions, sizes: _Answers) -> tuple[float, float]:
     """Operations of all updates, and of all sampling (with `rl.vllm` instead: own log-probabilities) and scoring."""
-    config, b = recipe.rl, model.numbers
+    config, b, adapters = recipe.rl, model.numbers, _adapters(model, recipe.rl)
     asked, length = sizes.asked, sizes.prompt + sizes.reply
     answered = asked * config.samples * sizes.reply
     again = config.samples if config.gradient_checkpointing else 1  # how often a prompt is computed in an update
     update = costs.training_flops(b, asked * again * sizes.prompt + answered, length, answered,
-                                  checkpointing=config.gradient_checkpointing)  # fmt: skip
-    update += costs.vision_flops(b, asked * again * model.patches) * (1 if config.freeze_vision else 3)
+                                  checkpointing=config.gradient_checkpointing, adapters=adapters)  # fmt: skip
+    update += costs.vision_flops(b, asked * again * model.patches) * _vision_passes(config)
     if config.replay_weight:
         turns = _turns(recipe)
         each = model.image_tokens + turns * (a.question_tokens + a.answer_tokens)
         replayed = asked / config.prompts_per_update * config.replay_batch
         update += costs.training_flops(b, replayed * each, each, replayed * turns * a.answer_tokens,
-                                       checkpointing=config.gradient_checkpointing)  # fmt: skip
+                                       checkpointing=config.gradient_checkpointing, adapters=adapters)  # fmt: skip
     once = costs.forward_flops(b, asked * sizes.prompt, sizes.prompt) + costs.vision_flops(b, asked * model.patches)
     once += costs.forward_flops(b, answered, length, answers=answered)
     return update, once * (2 if config.kl else 1)
 
 
 def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) -> StageCost:
-    """Features once, then the head, each GPU with a part of both. The backbone stays loaded, in float32."""
+    """Features once, then the head, each GPU with a part of both. The backbone stays loaded."""
     b, config, head = model.numbers, recipe.head_training, recipe.head
     shape = HeadShape(vlm_width=b.width, action_dim=a.action_dim, state_dim=a.state_dim,
                       horizon=recipe.tokenizer.horizon)  # fmt: skip
@@ -277,9 +319,9 @@ def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) ->
                         + head.layers * sequence * costs.block_bytes(head.width, bf16=bf16)
                         + head.layers / 2 * length * costs.block_context_bytes(head.width, bf16=bf16))  # fmt: skip
         weights = state.weights * (2 if config.ema else 1)
-        return replace(state, weights=weights, reference=FLOAT32 * b.parameters, activations=kept)
+        return replace(state, weights=weights, reference=_number(recipe) * b.parameters, activations=kept)
 
-    seconds = costs.compute_seconds(features, gpu.float32, a.utilisation, count)
+    seconds = costs.compute_seconds(features, _peak(gpu, _number(recipe) == BFLOAT16), a.utilisation, count)
     seconds += costs.compute_seconds(training, _peak(gpu, bf16), a.utilisation, count)
     return StageCost(
         names=("head",), runs=len(recipe.arms) * len(recipe.seeds), gpus=count,

@@ -11,7 +11,8 @@ from roboalign.stages.plan_model import Assumptions, Model
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 PARTS = {"optimizer": "AdamW", "casts": "bf16 copies", "gathered": "gathered weights", "reference": "frozen model",
-         "cache": "rollout cache", "sampler": "policy gathered to sample"}  # fmt: skip
+         "tables": "tables with trained rows", "cache": "rollout cache",
+         "sampler": "policy gathered to sample"}  # fmt: skip
 MOST_GPUS = 1024  # over which sharding is tried
 
 
@@ -66,7 +67,7 @@ def _divided(stage: StageCost) -> tuple[int, int]:
 
 def _shares(stage: StageCost, count: int) -> tuple[list[int], list[int]]:
     """Over how many GPUs to shard: of those that there are (1: no sharding), and of more."""
-    if not stage.checkpointing_key:
+    if not stage.checkpointing_key or stage.whole:
         return [1], []
     return sorted({1, count}), [2**i for i in range(1, MOST_GPUS.bit_length()) if 2**i > count]
 
@@ -89,6 +90,8 @@ def _changes(stage: StageCost, micro: int, checkpointing: bool, share: int, coun
 def _last_resort(stage: StageCost) -> str:
     if stage.names == ("head",):
         return "no setting is enough: use a smaller `head` or backbone, or larger GPUs"
+    if stage.whole:
+        return "LoRA is not sharded: use hardware.dtype: bfloat16, larger GPUs, a smaller backbone, or shorter samples"
     return f"no sharding over up to {MOST_GPUS} is enough: use larger GPUs, a smaller backbone, or shorter samples"
 
 

@@ -55,6 +55,8 @@ class Model:
     image_tokens: int
     patches: int
     """Vision tokens of an image before they are merged."""
+    rows: int
+    """Action tokens."""
 
 
 def backbone_numbers(model: Any) -> Backbone:
@@ -97,11 +99,13 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
         raise RoboAlignError(f"the model has text layers 1..{numbers.layers}", where="backbone.layer",
                              fix="choose one of them")  # fmt: skip
     tokens = assumed.image_tokens or tokens
-    if not getattr(config, "action_token_ids", None):
+    rows = len(getattr(config, "action_token_ids", None) or ())
+    if not rows:
         # Qwen's table has some hundred rows to spare, which the first new tokens fill: these are counted twice here.
-        numbers = numbers.grown(2 + (FAST_PLUS if recipe.tokenizer.path else recipe.tokenizer.vocab_size))
+        rows = 2 + (FAST_PLUS if recipe.tokenizer.path else recipe.tokenizer.vocab_size)
+        numbers = numbers.grown(rows)
     merge = int(getattr(config.vision_config, "spatial_merge_size", 0) or getattr(config, "scale_factor", 1))
-    return Model(name, numbers, tokens, tokens * merge**2)
+    return Model(name, numbers, tokens, tokens * merge**2, rows)
 
 
 def _folder(source: str) -> Path:
