@@ -4,6 +4,7 @@ records of one process; checkpoints that serve split and whole models alike; rol
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from roboalign.align import grpo
 from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.sft import SftTrainer, train_sft
-from roboalign.align.sharding import plain_copy, whole_weights
+from roboalign.align.sharding import plain_copy, prepare_accelerator, whole_weights
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_jsonl
 from roboalign.mllm.generate import generate
@@ -228,3 +229,10 @@ def test_one_process_cannot_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RoboAlignError, match="not for FSDP2 in several processes"):
         train_sft(tiny_sft.tiny(), sft_runs.uneven(12), sft_runs.SETTINGS, tmp_path)
+
+
+def test_a_launch_under_which_one_process_alone_has_weights_is_refused() -> None:
+    plugin = SimpleNamespace(cpu_ram_efficient_loading=True)
+    launched = SimpleNamespace(distributed_type="FSDP", is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
+    with pytest.raises(RoboAlignError, match="every process must load the weights Fix: set it to false"):
+        prepare_accelerator(launched, torch.nn.Linear(1, 1))  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ class ShardedTrainer(Trainer):
 def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
     """Make `accelerator` split `model` layer by layer with FSDP2, as the launcher asked it to.
 
-    Raises RoboAlignError where the launcher asked for FSDP1 or started one process.
+    Raises RoboAlignError where the launcher asked for FSDP1, started one process, or had the first alone load weights.
     """
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         # accelerate shards on GPUs alone and would train whole copies here, silently; FSDP2 itself works over gloo.
@@ -102,6 +102,10 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
         raise RoboAlignError("this launch asks for FSDP, but not for FSDP2 in several processes", where=ASKED,
                              fix=f"launch several processes with {LAUNCH}")  # fmt: skip
     plugin = accelerator.state.fsdp_plugin
+    if plugin.cpu_ram_efficient_loading:
+        # transformers has then given the other processes a model without weights; the KL reference is taken from it.
+        raise RoboAlignError("fsdp_cpu_ram_efficient_loading is on, and every process must load the weights",
+                             where=ASKED, fix=f"set it to false, as in {LAUNCH}")  # fmt: skip
     if plugin.transformer_cls_names_to_wrap is None:
         # accelerate refuses a class that is not there; LLaVA names layers of every vision tower that it could have.
         there = {type(module).__name__ for module in model.modules()}
