@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from roboalign.align import rollout as rollout_module
 from roboalign.align.grpo import RlConfig, train_grpo
+from roboalign.align.lora import LoraConfig
 from roboalign.align.rollout import check_prompts, describe, groups_of, roll_out, sample_records
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.data.prompts import question
@@ -64,17 +66,21 @@ def test_rewards_of_chosen_answers(mllm: Mllm, monkeypatch: pytest.MonkeyPatch) 
     assert records[1]["answer"] == texts[1][0]
 
 
-def test_a_model_without_action_tokens_is_trained(mllm: Mllm, tmp_path: Path) -> None:
-    """The shipped base meets the format, so that its groups differ, and two updates move its weights."""
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=8, alpha=16)])
+def test_a_model_without_action_tokens_is_trained(mllm: Mllm, tmp_path: Path, lora: LoraConfig | None) -> None:
+    """The shipped base meets the format, so that its groups differ, and two updates move its weights; with LoRA those
+    of the layers, and no embedding."""
     config = RlConfig(learning_rate=1e-4, prompts_per_rollout=4, prompts_per_update=4, micro_batch_size=4, samples=4,
-                      updates=2, max_new_tokens=72, kl=0.01, reward="answer", logged_samples=1)  # fmt: skip
-    before = mllm.model.get_output_embeddings().weight.detach().clone()
+                      updates=2, max_new_tokens=72, kl=0.01, reward="answer", logged_samples=1, lora=lora)  # fmt: skip
+    before = {name: value.clone() for name, value in mllm.model.state_dict().items()}
     ledger = train_grpo(mllm, None, prompts(), config, tmp_path)
     assert ledger["answers"] == 32 and ledger["rollouts"] == 2
     first, second = read_jsonl(tmp_path / "metrics.jsonl")
     assert first["format"] > 0.5 and first["no_signal"] < 1 and first["grad_norm"] > 0
     assert 0 <= first["score"] <= first["accuracy"] <= 1 and first["kl"] == 0 < second["kl"]
-    assert float((mllm.model.get_output_embeddings().weight - before).abs().max()) > 0
+    after = mllm.model.state_dict()
+    changed = {name.rpartition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert "model.language_model.layers.0.mlp.up_proj" in changed and ("lm_head" in changed) == (lora is None)
     assert load_mllm(tmp_path / "model").vocabulary is None
 
 

@@ -34,7 +34,9 @@ from roboalign.align.vllm_weights import write_policy
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json, read_jsonl, write_json
+from roboalign.mllm.encode import collate, encode_conversation
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+from roboalign.stages.backbones import FRAMES, TURNS, model_of
 
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
 
@@ -130,6 +132,25 @@ def test_the_merged_model_is_the_model_with_adapters(family: str, tmp_path: Path
     assert all(torch.equal(value, state[name]) for name, value in after.items())
     assert_only_the_trained_changed(before, after, mllm)
     assert not adapted(mllm.model) and type(mllm.model.get_output_embeddings()) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "llava", "llava_onevision"])
+def test_other_classes(name: str) -> None:
+    """The merged model's logits are those with adapters; nothing of the vision encoder or the projector has changed."""
+    mllm = model_of(name)
+    batch = collate(mllm, [encode_conversation(mllm, TURNS[:1], FRAMES[0])])
+    before = state_of(mllm)
+    lora = add_lora(mllm, LORA, seed=0)
+    disturb(mllm)
+    with torch.no_grad():
+        wanted = mllm.model(**batch).logits
+        lora.merge_and_unload()
+        torch.testing.assert_close(mllm.model(**batch).logits, wanted, atol=2e-5, rtol=1e-4)
+    changed = {name for name, value in state_of(mllm).items() if not torch.equal(value, before[name])}
+    layers = {name for name in changed if ".layers." in name}
+    assert len(layers) == len(LAYERS) * len(mllm.model.get_decoder().layers)
+    assert {name.split(".")[-2] for name in layers} == set(LAYERS)
+    assert {name.split(".")[-2] for name in changed - layers} == {"embed_tokens", "lm_head"}
 
 
 def test_two_tables_have_rows_of_their_own() -> None:

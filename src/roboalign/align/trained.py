@@ -21,7 +21,10 @@ class TuneConfig(TrainConfig):
     ADDED: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     def choose_trained(self, mllm: Mllm) -> LoraModel | None:
-        """Freeze what these settings keep as it is. Returns the adapters, where there are any."""
+        """Freeze what these settings keep as it is. Returns the adapters, where there are any.
+
+        Raises RoboAlignError as `add_lora` and `freeze_vision` do.
+        """
         if self.lora is not None:
             return add_lora(mllm, self.lora, self.seed)
         if self.freeze_vision:
