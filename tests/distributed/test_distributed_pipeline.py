@@ -13,7 +13,7 @@ from two_ranks import two_ranks
 
 from roboalign.cli import main
 from roboalign.files import locked, read_json, read_jsonl
-from roboalign.pipeline import run_stages
+from roboalign.pipeline import run_stages, stage_table
 from roboalign.ranks import join_team
 from roboalign.recipe import load_recipe
 
@@ -74,6 +74,7 @@ def test_a_run_to_the_end_of_rl_and_its_imitations(tmp_path: Path) -> None:
         moved = max(float((one[key] - sft[key]).abs().max()) for key in sft)
         apart = max(float((one[key] - two[key]).abs().max()) for key in sft)
         assert moved > 1e-4 and apart < 0.01 * moved, (name, moved, apart)
+    assert stage_table(load_recipe(RECIPE, SHRUNK))[f"seed-0/{HEAD}"].together
     heads = [read_json(folder / HEAD / "stage.json") for folder in (tmp_path, tmp_path / "seed-0")]
     for name in ("samples", "feature_bytes", "train_frames"):
         assert heads[0][name] == heads[1][name] > 0
