@@ -15,6 +15,8 @@ TO_ALIGN = ("collect: {align_benchmark: libero_90, align: {first_seed: 1000}, do
             "align_tasks: [libero_90/x]")
 LIBERO = "collect: {benchmark: libero_goal, downstream_tasks: all, downstream: {first_seed: 1000}"
 
+PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
+
 
 def fault(tmp_path: Path, text: str, *overrides: str) -> RoboAlignError:
     path = tmp_path / "mine.yaml"
@@ -28,6 +30,16 @@ def fault(tmp_path: Path, text: str, *overrides: str) -> RoboAlignError:
 
 def test_there_are_recipes() -> None:
     assert {"smoke.yaml", "quickstart.yaml"} <= {path.name for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_settings_that_a_paper_recipe_names_in_its_comments_load(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    named = [word for line in lines for word in line.split("--set ")[1:]]
+    overrides = [word.strip(" \\").strip("'") for word in named]
+    assert len(overrides) > 3
+    recipe = load_recipe(path, tuple(overrides))
+    assert recipe.mixture and recipe.collect.benchmark.startswith("libero_")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
