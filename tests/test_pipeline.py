@@ -302,7 +302,8 @@ def test_rl_settings_leave_other_arms_alone() -> None:
 
 
 def test_how_often_something_is_written_and_how_many_processes_run_change_nothing() -> None:
-    assert changed(sft={"log_every": 1, "save_every": 3, "threads": 1}, rl={"save_every": 2}, parallel=5) == set()
+    sft = {"log_every": 1, "save_every": 3, "threads": 1, "workers": 2, "compile": True, "liger": True}
+    assert changed(sft=sft, rl={"save_every": 2}, parallel=5) == set()
 
 
 def test_lora_counts_where_it_is_asked_for_and_else_no_key_knows_of_it() -> None:

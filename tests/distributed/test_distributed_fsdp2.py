@@ -1,6 +1,7 @@
 """SFT and GRPO on a model that is split over two processes (FSDP2, gloo), set up by the launch file: the weights and
 records of one process; checkpoints that serve split and whole models alike; rollouts without collectives."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,27 @@ def test_sft_split_goes_on_from_a_whole_model(sft_alone: Path, tmp_path: Path) -
     assert [one.status for one in ended] == [0, 0], ended
     assert "resuming" in ended[0].stderr
     sft_runs.assert_same_training(tmp_path, sft_alone)
+
+
+def compiled_sft(folder: Path) -> int:
+    """Two updates, the layers traced (`aot_eager`: torch.compile without its code generation) and recomputed."""
+    torch.set_num_threads(1)
+    split_model()
+    short = {"max_steps": 2, "save_every": 10, "gradient_checkpointing": True, "compile": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+        train_sft(tiny_sft.tiny(), sft_runs.uneven(12), sft_runs.SETTINGS.model_copy(update=short), folder)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    leave()
+    return 0
+
+
+def test_sft_split_and_compiled(tmp_path: Path) -> None:
+    settings = sft_runs.SETTINGS.model_copy(update={"max_steps": 2, "save_every": 10})
+    train_sft(tiny_sft.tiny(), sft_runs.uneven(12), settings, tmp_path / "alone")
+    ended = two_ranks(compiled_sft, tmp_path / "split", logs=tmp_path / "logs")
+    assert [one.status for one in ended] == [0, 0], ended
+    sft_runs.assert_same_training(tmp_path / "split", tmp_path / "alone")
 
 
 def test_sft_killed_when_split_goes_on_whole(sft_alone: Path, tmp_path: Path) -> None:

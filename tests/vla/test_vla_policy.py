@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import json
 import shutil
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ import torch
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.errors import RoboAlignError
+from roboalign.mllm.load import load_mllm
 from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy import Policy, policy_files
@@ -79,6 +82,40 @@ def test_save_and_load_act_the_same(policy, episodes, saved):
     )  # the layers above are gone
 
 
+def test_what_is_above_the_layer_is_neither_kept_nor_computed(policy, episodes, saved):
+    """Of the three layers the head reads the second; nothing needs the output layer."""
+    whole, loaded, ran = policy.mllm.model, Policy.load(saved[0]).mllm.model, []
+    assert (len(whole.get_decoder().layers), len(loaded.get_decoder().layers)) == (3, 2)
+    parts = [*whole.get_decoder().layers, whole.get_output_embeddings()]
+    hooks = [part.register_forward_hook(lambda *_, number=number: ran.append(number))
+             for number, part in enumerate(parts)]  # fmt: skip
+    policy.act(observation(episodes[0], 1), ("a", 0))
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 1]
+
+
+def test_a_compiled_policy_acts_the_same(policy, episodes, saved, monkeypatch):
+    """`aot_eager` traces as torch.compile's own backend does, which takes minutes on a CPU."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    compiled = Policy.load(saved[0], compile=True)
+    for episode in episodes[:3]:  # instructions of other lengths
+        seen = [observation(episode, 2)]
+        np.testing.assert_allclose(compiled.act_batch(seen, [("a", 0)]), policy.act_batch(seen, [("a", 0)]), atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
+    torch._dynamo.reset()
+
+
+def test_the_precision_of_the_backbone_is_that_of_the_heads_training(policy, backbone, tmp_path):
+    shutil.copytree(backbone, tmp_path / "backbone")
+    half = load_mllm(tmp_path / "backbone", dtype=torch.bfloat16)
+    dataclasses.replace(policy, mllm=half).save(tmp_path / "policy")
+    assert Policy.load(tmp_path / "policy").mllm.model.dtype == torch.bfloat16
+    policy.save(tmp_path / "other")
+    assert "dtype" not in json.loads((tmp_path / "other" / "policy.json").read_text())["backbone"]
+
+
 def test_a_copy_of_what_a_policy_consists_of_acts_the_same(policy, episodes, saved, tmp_path):
     (tmp_path / "backbone" / "checkpoints").mkdir()
     (tmp_path / "backbone" / "checkpoints" / "optimizer.pt").write_text("large")
@@ -140,6 +177,7 @@ def put(value, *path):
         (put(9, "view", "layer"), "layer 9 of"),
         (put(0, "sampling_steps"), "sampling_steps"),
         (put("0" * 64, "backbone", "sha256"), "sha256 differs"),
+        (put("int8", "backbone", "dtype"), "'backbone.dtype'"),
         (put("../nowhere", "backbone", "path"), "nowhere does not exist"),
         (drop("backbone", "sha256"), "backbone.sha256"),
         (put(2, "format"), "not a policy of format 1"),

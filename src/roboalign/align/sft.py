@@ -14,6 +14,8 @@ import torch
 from peft import LoraModel
 from pydantic import Field
 from torch import nn
+from transformers import TrainerCallback
+from transformers.utils import is_liger_kernel_available
 
 from roboalign.align.answers import answer_loss, logits_at_answers
 from roboalign.align.dataset import (
@@ -35,6 +37,7 @@ from roboalign.align.trainer import (
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
 from roboalign.files import write_json
+from roboalign.mllm.compiled import compile_layers, restore_layers
 from roboalign.mllm.encode import IGNORED
 from roboalign.mllm.load import Mllm
 
@@ -58,6 +61,12 @@ class SftConfig(TuneConfig):
     """Conversations per forward pass and device; in `extra-sft` and `ecot`, at most."""
     freeze_vision: bool = True
     """Keep the vision tower (encoder and projector) as it is."""
+    compile: bool = False
+    """Compile the model's layers with torch.compile: minutes at the start, then fused kernels; the results differ by
+    rounding. For a GPU."""
+    liger: bool = False
+    """Liger's kernels for norms, rotary positions and gated layers, where liger-kernel is installed: for a GPU. Its
+    fused loss is not used: logits are computed at the answers alone in any case."""
     workers: int = Field(0, ge=0)
     """Processes beside each training process that decode images and tokenise; 0: the training process does it itself,
     between its steps. What is learned is the same. A GPU waits for a single process."""
@@ -94,6 +103,16 @@ class SftTrainer(AlignTrainer):
         words_only = inputs.pop("words_only", None)
         with logits_at_answers(model, inputs["labels"], words_only, self.action_ids):
             return super().compute_loss(model, inputs, *arguments, **named)
+
+
+class CompileLayers(TrainerCallback):
+    """Compiles the layers once the launch has wrapped the model: splitting it gives them other classes."""
+
+    def on_train_begin(self, *arguments: Any, **named: Any) -> None:
+        self.layers = compile_layers(named["model"], dynamic=None)
+
+    def on_train_end(self, *arguments: Any, **named: Any) -> None:
+        restore_layers(self.layers)
 
 
 def train_sft(
@@ -147,9 +166,15 @@ def build_trainer(
     arguments.gradient_accumulation_steps = accumulation_of(
         config.batch_size, config.micro_batch_size, arguments.world_size
     )
+    if config.liger:
+        if not is_liger_kernel_available():
+            raise RoboAlignError("liger-kernel is not installed", where="sft.liger",
+                                 fix="pip install liger-kernel, or set sft.compile instead")  # fmt: skip
+        arguments.use_liger_kernel = True
+        arguments.liger_kernel_config = {"fused_linear_cross_entropy": False, "cross_entropy": False}
     arguments.dataloader_num_workers = config.workers
     arguments.dataloader_multiprocessing_context = "fork" if config.workers else None  # the model is not copied
-    return SftTrainer(
+    trainer = SftTrainer(
         mllm,
         arguments,
         Schedule(Conversations(mllm, conversations), order),
@@ -160,3 +185,6 @@ def build_trainer(
         fingerprint={**config.fingerprint(), "conversations": digest_of(conversations)},
         lora=lora,
     )
+    if config.compile:
+        trainer.add_callback(CompileLayers())
+    return trainer

@@ -65,7 +65,8 @@ class TrainConfig(Config):
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that decide the weights: a checkpoint of others is not resumed."""
-        return self.model_dump(mode="json", exclude={"log_every", "save_every", "threads", "workers", "logged_samples"})
+        unsaid = {"log_every", "save_every", "threads", "workers", "compile", "liger", "logged_samples"}
+        return self.model_dump(mode="json", exclude=unsaid)
 
 
 class Schedule(Dataset):

@@ -62,14 +62,15 @@ def encode_prompt(mllm: Mllm, question: str, image: np.ndarray | Image.Image) ->
 
 
 def collate(
-    mllm: Mllm, batch: Sequence[Encoded], *, padding_side: Literal["left", "right"] = "right"
+    mllm: Mllm, batch: Sequence[Encoded], *, padding_side: Literal["left", "right"] = "right", multiple: int = 1
 ) -> dict[str, torch.Tensor]:
     """The model's keyword arguments for a batch, on the CPU: input_ids, labels, attention_mask [B, L] and pixels.
 
-    Pad right to train, left to generate. Pixels come from the model's own image processor; which entries there are
-    (pixel_values, image_grid_thw, pixel_attention_mask, ...) depends on the model.
+    Pad right to train, left to generate; L is the next multiple of `multiple`. Pixels come from the model's own image
+    processor; which entries there are (pixel_values, image_grid_thw, pixel_attention_mask, ...) depends on the model.
     """
     length = max(len(one.input_ids) for one in batch)
+    length += -length % multiple
     ids = np.full((len(batch), length), mllm.tokenizer.pad_token_id, dtype=np.int64)
     labels = np.full((len(batch), length), IGNORED, dtype=np.int64)
     mask = np.zeros((len(batch), length), dtype=np.int64)

@@ -27,17 +27,18 @@ def truncate_layers(mllm: Mllm, layer: int) -> None:
 
 
 def hidden_states(
-    mllm: Mllm, prompts: Sequence[Prompt | Encoded], layer: int, *, batch_size: int = 32
+    mllm: Mllm, prompts: Sequence[Prompt | Encoded], layer: int, *, batch_size: int = 32, multiple: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states [B, L, W] after text layer `layer` (1 = the lowest), and the mask [B, L], True on real tokens.
 
     Equal to `hidden_states[layer]` of Hugging Face's output_hidden_states (so the topmost one is normalised), but the
-    layers above are not computed. Padded on the right to the longest prompt, with zeros. On the model's device, in
-    its dtype, without gradients; dropout is off. Raises RoboAlignError where the model has no such layer.
+    layers above are not computed. Padded on the right with zeros; L is the next multiple of `multiple`. On the model's
+    device, in its dtype, without gradients; dropout is off. Raises RoboAlignError where the model has no such layer.
     """
     _check_layer(mllm, layer)
     encoded = [one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image) for one in prompts]
     length = max(len(one.input_ids) for one in encoded)
+    length += -length % multiple
     width = mllm.model.config.get_text_config().hidden_size
     states = torch.zeros(len(encoded), length, width, dtype=mllm.model.dtype, device=mllm.device)
     mask = torch.zeros(len(encoded), length, dtype=torch.bool, device=mllm.device)
@@ -45,7 +46,7 @@ def hidden_states(
     mllm.model.eval()
     with torch.no_grad(), _lower_layers(mllm, layer) as captured:
         for start in range(0, len(encoded), batch_size):
-            batch = collate(mllm, encoded[start : start + batch_size], padding_side="right")
+            batch = collate(mllm, encoded[start : start + batch_size], padding_side="right", multiple=multiple)
             del batch["labels"]
             last = mllm.model.model(**{key: value.to(mllm.device) for key, value in batch.items()}, use_cache=False)
             is_top = layer == mllm.model.config.get_text_config().num_hidden_layers

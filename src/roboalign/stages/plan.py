@@ -116,7 +116,7 @@ def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
 
 def _settings(config: Config) -> dict[str, Any]:
     """What changes the result; how often progress is written does not, and of a server only that there is one."""
-    unsaid = {"log_every", "save_every", "checkpoint_every", "threads", "workers", "vllm", "compile"}
+    unsaid = {"log_every", "save_every", "checkpoint_every", "threads", "workers", "compile", "liger", "vllm"}
     sampler = {"sampler": "vllm"} if getattr(config, "vllm", None) else {}
     return {**{name: value for name, value in config.identity().items() if name not in unsaid}, **sampler}
 

@@ -85,12 +85,14 @@ class View(Config):
         image = np.concatenate([images[camera] for camera in self.cameras], axis=1)
         return Prompt(action_question(instruction, "direct"), np.full_like(image, GRAY) if self.blind else image)
 
-    def encode(self, mllm: Mllm, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    def encode(self, mllm: Mllm, prompts: Sequence[Prompt], *, multiple: int = 1) -> tuple[Tensor, Tensor]:
         """Hidden states [B, L, W] rounded to `dtype` and the mask bool [B, L] of what is no padding.
+
+        L is the next multiple of `multiple`.
 
         Raises RoboAlignError where a value does not fit into `dtype`.
         """
-        states, mask = hidden_states(mllm, prompts, self.layer, batch_size=len(prompts))
+        states, mask = hidden_states(mllm, prompts, self.layer, batch_size=len(prompts), multiple=multiple)
         rounded = unpack(*pack(states, self.dtype))
         if not torch.isfinite(rounded[mask]).all():
             raise RoboAlignError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
 from roboalign.files import atomic_path, read_json, write_json
+from roboalign.mllm.compiled import compile_layers
 from roboalign.mllm.hidden import truncate_layers
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.vla.features import View, backbone_hash
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
 FORMAT = 1
+COMPILED_MULTIPLE = 64  # tokens: instructions of like length share a compiled code
 FIX = "train the head again, or copy the whole policy folder"
 NoiseKey = tuple[str | int, ...]
 """Names one decision, for example (task, seed, step); the flow's initial noise is a function of it."""
@@ -49,10 +51,11 @@ class Observation(Protocol):
 
 
 class BackboneReference(Config):
-    """Where the backbone lies, relative to the policy's folder, and what it must be."""
+    """Where the backbone lies, relative to the policy's folder, what it must be, and in which precision it is run."""
 
     path: str
     sha256: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass
@@ -65,6 +68,8 @@ class Policy:
     action_stats: ActionStats
     state_stats: ActionStats | None
     sampling_steps: int = 4
+    multiple: int = 1
+    """Prompts are padded to a multiple of so many tokens."""
 
     @property
     def horizon(self) -> int:
@@ -90,10 +95,20 @@ class Policy:
         device = self.mllm.device
         noise = torch.stack([self._noise(key) for key in keys]).to(device)
         prompts = [self.view.prompt(observation.images, observation.instruction) for observation in observations]
-        states, mask = self.view.encode(self.mllm, prompts)
+        states, mask = self.view.encode(self.mllm, prompts, multiple=self.multiple)
         self.head.eval()
         chunk = self.head.sample(states.float(), mask, self._state(observations), noise, steps=self.sampling_steps)
         return self.action_stats.denormalize(chunk.cpu().numpy())
+
+    def compile(self) -> None:
+        """Compile the backbone's layers and the head's sampling in this process: `act` differs by rounding alone.
+
+        The code is made at the first call for a number of observations, an image size and a length of the prompt, which
+        is therefore padded to the next multiple of COMPILED_MULTIPLE tokens. It takes minutes on a CPU.
+        """
+        compile_layers(self.mllm.model, dynamic=False)
+        self.head.sample = torch.compile(self.head.sample, dynamic=False)  # type: ignore[method-assign]
+        self.multiple = COMPILED_MULTIPLE
 
     def save(self, folder: str | Path) -> None:
         """Write head.safetensors and policy.json; the backbone stays where it is, named by relative path and hash."""
@@ -101,9 +116,11 @@ class Policy:
             raise RoboAlignError("the MLLM has no folder to refer to", fix="save it with save_mllm and load it")
         folder = Path(folder)
         backbone = os.path.relpath(self.mllm.folder.resolve(), folder.resolve())
+        dtype = str(self.mllm.model.dtype).removeprefix("torch.")
         record = {
             "format": FORMAT,
-            "backbone": {"path": backbone, "sha256": backbone_hash(self.mllm.folder)},
+            "backbone": {"path": backbone, "sha256": backbone_hash(self.mllm.folder),
+                         **({"dtype": dtype} if dtype != "float32" else {})},
             "view": self.view.model_dump(),
             "head": self.head.config.model_dump(),
             "shape": self.head.shape.model_dump(),
@@ -119,8 +136,10 @@ class Policy:
             write_json(temporary / "policy.json", record)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> "Policy":
+    def load(cls, folder: str | Path, device: str = "cpu", *, compile: bool = False) -> "Policy":
         """Read a policy folder and its backbone, whose layers above `view.layer` are dropped.
+
+        The backbone has the precision that the head's hidden states were computed in. `compile`: see the method.
 
         Raises RoboAlignError, naming file and field, where anything is missing, broken or does not fit together, and
         where the backbone is not the one that the head was trained on.
@@ -135,17 +154,21 @@ class Policy:
         sampling_steps = _parse(PositiveInt, record, "sampling_steps", path)
         action_stats = _stats(record, "action_stats", shape.action_dim, path)
         state_stats = _stats(record, "state_stats", shape.state_dim, path) if config.proprioception else None
-        backbone = _find_backbone(_parse(BackboneReference, record, "backbone", path), path)
+        reference = _parse(BackboneReference, record, "backbone", path)
+        backbone = _find_backbone(reference, path)
         head = FlowMatchingHead(config, shape)
         _load_weights(head, Path(folder) / "head.safetensors")
-        mllm = load_mllm(backbone, device=device)
+        mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
         text = mllm.model.config.get_text_config()
         if text.hidden_size != shape.vlm_width or text.num_hidden_layers < view.layer:
             problem = (f"the head reads layer {view.layer} of width {shape.vlm_width}, the backbone has "
                        f"{text.num_hidden_layers} layers of width {text.hidden_size}")  # fmt: skip
             raise RoboAlignError(problem, where=str(path), fix=FIX)
         truncate_layers(mllm, view.layer)
-        return cls(mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps)
+        policy = cls(mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps)
+        if compile:
+            policy.compile()
+        return policy
 
     def _noise(self, key: NoiseKey | None) -> Tensor:
         size = (self.horizon, self.head.shape.action_dim)
