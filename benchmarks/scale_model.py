@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLImagePr
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
-from roboalign.align.trainer import vision_parameters
+from roboalign.align.trained import vision_parameters
 from roboalign.costs import Backbone, forward_flops
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.data.prompts import action_question

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations
-from roboalign.align.trainer import freeze_vision
+from roboalign.align.trained import freeze_vision
 from roboalign.mllm.encode import IGNORED, collate, encode_conversation
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.presets import PRESETS
