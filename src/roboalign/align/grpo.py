@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -186,11 +186,12 @@ class GrpoTrainer(AlignTrainer):
         if self.sampler is not None:
             self.publish(self.sampler)
         began = time.monotonic()
-        rollout = roll_out(
-            self.mllm if self.sampler else self.whole_policy(), self.fast, chosen, samples=config.samples,
-            max_new_tokens=config.max_new_tokens, temperature=config.temperature, preset=config.reward,
-            seed=[_seed(config.seed, place) for place in places], sampler=self.sampler,
-        )  # fmt: skip
+        with self.autocast():
+            rollout = roll_out(
+                self.mllm if self.sampler else self.whole_policy(), self.fast, chosen, samples=config.samples,
+                max_new_tokens=config.max_new_tokens, temperature=config.temperature, preset=config.reward,
+                seed=[_seed(config.seed, place) for place in places], sampler=self.sampler,
+            )  # fmt: skip
         sampled = time.monotonic()
         batches = [batch_of(self.mllm, rollout, i * micro, micro) for i in range(len(numbers))]
         drift = None
@@ -203,6 +204,13 @@ class GrpoTrainer(AlignTrainer):
             count = torch.tensor(local, dtype=torch.float64, device=self.args.device)
             self.update_tokens[update] = float(self.accelerator.reduce(count, reduction="sum"))
         self.account(rollout, places, sampled - began, time.monotonic() - sampled, drift)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Of `bf16`, around many forward passes: else each of them, one a sampled token, would cast all weights anew.
+
+        A split model's copies are in bfloat16 as a whole.
+        """
+        return nullcontext() if self.is_fsdp_enabled else self.accelerator.autocast()
 
     def publish(self, sampler: VllmSampler) -> None:
         """Give the server the policy as it is now; the other processes wait for the first, which does it."""
@@ -240,7 +248,7 @@ class GrpoTrainer(AlignTrainer):
         """Of the model at the start: of its copy, or of the policy without what LoRA has added. None without KL."""
         if not self.config.kl:
             return None
-        with torch.no_grad(), adapters_off(self.lora) if self.lora else nullcontext():
+        with torch.no_grad(), self.autocast(), adapters_off(self.lora) if self.lora else nullcontext():
             return self.statistics(self.reference or self.mllm.model, batch).logp
 
     def statistics(self, model: nn.Module, batch: Batch) -> Any:

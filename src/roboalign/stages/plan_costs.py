@@ -224,13 +224,14 @@ def _answers(recipe: Recipe, model: Model, count: int, a: Assumptions) -> _Answe
 def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, names: list[str]) -> StageCost:
     config, b, sizes = recipe.rl, model.numbers, _answers(recipe, model, count, a)
     update, sampled = _rl_flops(recipe, model, a, sizes)
-    # Only the update is autocast; the rollout and the reference run as the model is loaded, in float32 unless it is
-    # frozen beside adapters.
+    # Weights and the reference are as they are loaded, in float32 unless they are frozen beside adapters. Under bf16
+    # the rollout multiplies with the copies that autocast makes once of what is trained.
     loaded = _number(recipe) if config.lora else FLOAT32
+    multiplied = BFLOAT16 if config.bf16 and not config.lora else loaded
     seconds = costs.compute_seconds(update, _peak(gpu, config.bf16), a.utilisation, count)
-    seconds += costs.compute_seconds(sampled, _peak(gpu, loaded == BFLOAT16), a.utilisation, count)
+    seconds += costs.compute_seconds(sampled, _peak(gpu, config.bf16 or loaded == BFLOAT16), a.utilisation, count)
     if not config.vllm:
-        read = loaded * b.multiplied + costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.reply, loaded)
+        read = multiplied * b.multiplied + costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.reply, loaded)
         if config.lora:  # peft copies the tables, rows put in, at every token
             read += FLOAT32 * _adapters(model, config) + 2 * loaded * b.tables
         seconds += costs.decode_seconds(sizes.batches * sizes.longest, read, gpu, a.bandwidth)
