@@ -57,7 +57,7 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> 
         raise
     process.kill()  # the command alone: its workers must end by themselves, and so close the pipe that is read here
     try:
-        return process.communicate(timeout=20)[0]
+        return process.communicate(timeout=60)[0]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from roboalign.align.trainer import keep_connector_alone
+from roboalign.align.trained import keep_connector_alone
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.join import join, read_dinov2, read_gguf
