@@ -31,6 +31,13 @@ def qwen3() -> Mllm:
     return build_tiny(SMALL, TEXTS)
 
 
+@pytest.fixture
+def fresh_qwen3() -> Mllm:
+    """One that no other test has used: transformers leaves hooks on a model that was asked for its hidden states, and
+    layers that call them are not compiled."""
+    return build_tiny(SMALL, TEXTS)
+
+
 @pytest.fixture(scope="session")
 def qwen2_5() -> Mllm:
     tokenizer = train_tokenizer(TEXTS, 600)
