@@ -1,7 +1,6 @@
-"""LoRA: what is trained and what is not, the merged model, the reference without adapters, resume, servers."""
+"""LoRA: what is trained and what is not, the merged model, the reference without adapters, SFT and its resume."""
 
 import copy
-import json
 import os
 import signal
 import subprocess
@@ -14,22 +13,19 @@ from typing import Any
 import pytest
 import test_align_grpo as tiny_grpo
 import torch
-from fake_vllm import FakeVllm
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Trainer
 
-from roboalign.align import grpo
 from roboalign.align import rollout as rollout_module
 from roboalign.align.checkpoints import MANIFEST, _needed
-from roboalign.align.grpo import GrpoTrainer, RlConfig, train_grpo
+from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.lora import FILE, LoraConfig, adapted, adapters_off, add_lora, merged_state
-from roboalign.align.rollout import Rollout, batch_of
+from roboalign.align.rollout import batch_of
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.align.trainer import TrainConfig
-from roboalign.align.vllm_client import VllmConfig
 from roboalign.align.vllm_weights import write_policy
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
@@ -43,6 +39,7 @@ torch.set_num_threads(1)  # a process killed and its successor must add in the s
 LORA = LoraConfig(rank=4, alpha=8)
 SFT = {"learning_rate": 1e-2, "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 1,
        "lora": LORA}  # fmt: skip
+DROPPED = SftConfig(**{**SFT, "lora": LoraConfig(rank=4, alpha=8, dropout=0.1)})
 RL = {**tiny_grpo.CONFIG, "learning_rate": 3e-3, "lora": LORA}
 even_ids_rewarded = tiny_grpo.even_ids_rewarded
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -242,8 +239,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With dropout, whose random numbers a resumed run must go on with."""
     folder = tmp_path_factory.mktemp("unbroken")
-    settings = SftConfig(**{**SFT, "lora": LoraConfig(rank=4, alpha=8, dropout=0.1)})
-    train_sft(build("qwen3_vl"), talks(), settings, folder)
+    train_sft(build("qwen3_vl"), talks(), DROPPED, folder)
     return folder
 
 
@@ -296,7 +292,7 @@ def test_checkpoints_hold_the_adapters_and_a_killed_run_ends_like_an_unbroken_on
                 os.kill(os.getpid(), signal.SIGKILL)
             return inner(self, *arguments)
         t.SftTrainer.training_step = step
-        t.unbroken.__wrapped__(type("Here", (), {{"mktemp": staticmethod(lambda name: t.Path({str(tmp_path)!r}))}}))
+        t.train_sft(t.build("qwen3_vl"), t.talks(), t.DROPPED, {str(tmp_path)!r})
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
@@ -306,8 +302,7 @@ def test_checkpoints_hold_the_adapters_and_a_killed_run_ends_like_an_unbroken_on
     trained = sum(value.nbytes for value in stored.values())
     assert (checkpoint / "optimizer.pt").stat().st_size < 2 * trained + 30_000  # two moments, and torch's own
     whole = read_json(unbroken / "ledger.json")
-    settings = SftConfig(**{**SFT, "lora": LoraConfig(rank=4, alpha=8, dropout=0.1)})
-    ledger = train_sft(build("qwen3_vl"), talks(), settings, tmp_path)
+    ledger = train_sft(build("qwen3_vl"), talks(), DROPPED, tmp_path)
     assert {**ledger, "seconds": 0} == {**whole, "seconds": 0}
     ours, theirs = weights(tmp_path), weights(unbroken)
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -353,94 +348,6 @@ def test_a_launch_that_splits_the_model_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", split)
     with pytest.raises(RoboAlignError, match=r"sft: LoRA trains beside the whole model .*eight_gpus.yaml"):
         train_sft(build("qwen3_vl"), talks(), SftConfig(**SFT), tmp_path)
-
-
-# GRPO.
-
-
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
-    rolled: list[Rollout] = []
-    inner = rollout_module.roll_out
-    monkeypatch.setattr(grpo, "roll_out", lambda *given, **named: rolled.append(inner(*given, **named)) or rolled[-1])
-    return rolled
-
-
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-def test_grpo_raises_what_was_rewarded_with_no_second_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None, family: str
-) -> None:
-    rolled = recorded(monkeypatch)
-    monkeypatch.setattr(grpo, "reference_model", None)  # would be called: the reference is the policy without adapters
-    mllm, start = build(family), build(family)
-    train_grpo(mllm, tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**{**RL, "updates": 2}), tmp_path)
-    batch = batch_of(mllm, rolled[0], 0, 4)
-
-    def logp(model: Any) -> Tensor:
-        with torch.no_grad():
-            return completion_statistics(model, batch.prompts, batch.completions, batch.mask, temperature=1.0).logp
-
-    gained = (logp(mllm.model) - logp(start.model)) * batch.mask
-    assert float((gained.sum(1) * batch.advantages).sum()) > 0.1
-    first, second = read_jsonl(tmp_path / "metrics.jsonl")
-    assert first["kl"] == pytest.approx(0, abs=1e-9) and first["ratio"] == pytest.approx(1, abs=1e-5)
-    assert second["kl"] > 1e-6 and second["grad_norm"] > 0
-    assert_only_the_trained_changed(state_of(start), state_of(load_mllm(tmp_path / "model")), mllm)
-
-
-def test_the_reference_is_that_of_a_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None
-) -> None:
-    """KL over three rollouts: log-probabilities of the start at every rollout, to the last bit."""
-    pairs: list[tuple[Tensor, Tensor]] = []
-    start, inner = build("qwen2_5_vl").model.requires_grad_(False), GrpoTrainer.reference_logp
-
-    def both(self: GrpoTrainer, batch: Any) -> Tensor:
-        with torch.no_grad():
-            pairs.append((inner(self, batch), self.statistics(start, batch).logp))
-        return pairs[-1][0]
-
-    monkeypatch.setattr(GrpoTrainer, "reference_logp", both)
-    train_grpo(build("qwen2_5_vl"), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**RL), tmp_path)
-    assert len(pairs) == 3 * 4 and all(torch.equal(ours, theirs) for ours, theirs in pairs)
-
-
-def test_interrupted_grpo_ends_like_an_unbroken_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, even_ids_rewarded: None
-) -> None:
-    def step(self: GrpoTrainer, *arguments: Any) -> Tensor:
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return inner(self, *arguments)
-
-    inner = GrpoTrainer.training_step
-    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(GrpoTrainer, "training_step", step)
-        train_grpo(build("qwen3_vl"), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**RL), broken)
-    assert [path.name for path in (broken / "checkpoints" / "checkpoint-2").glob("*.safetensors")] == [FILE]
-    for folder in (broken, unbroken):
-        train_grpo(build("qwen3_vl"), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**RL), folder)
-    ours, theirs = weights(broken), weights(unbroken)
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert tiny_grpo.timeless(broken, "samples.jsonl") == tiny_grpo.timeless(unbroken, "samples.jsonl")
-    assert tiny_grpo.timeless(broken, "metrics.jsonl") == tiny_grpo.timeless(unbroken, "metrics.jsonl")
-
-
-def test_a_server_gets_merged_weights(tmp_path: Path, even_ids_rewarded: None) -> None:
-    """It draws with our own random numbers: were its weights not the policy's, the two trainings would part."""
-    server, models = FakeVllm(), []
-    config = VllmConfig(url=server.url, weights=str(tmp_path / "policy"), concurrency=3, timeout=60.0, patience=0.3,
-                        tolerance=1e-3)  # fmt: skip
-    for vllm in (None, config):
-        models.append(build("qwen3_vl"))
-        settings = RlConfig(**{**RL, "updates": 4, "vllm": vllm})
-        train_grpo(models[-1], tiny_grpo.fast(), tiny_grpo.prompts(), settings, tmp_path / str(vllm is None))
-    server.stop()
-    ours, theirs = (state_of(model) for model in models)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
-    policy, plain = json.loads((tmp_path / "policy/model/config.json").read_text()), load_mllm(tmp_path / "True/model")
-    stored = load_file(tmp_path / "policy" / "model" / "model.safetensors")
-    assert stored.keys() == plain.model.state_dict().keys() and policy["tie_word_embeddings"] is False
 
 
 def test_bad_settings_are_named() -> None:
