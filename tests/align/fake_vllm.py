@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from roboalign.mllm.encode import Prompt, encode_prompt, end_ids
+from roboalign.mllm.encode import Prompt, end_ids
 from roboalign.mllm.generate import generate, suppressed_ids
 from roboalign.mllm.load import Mllm, load_mllm
 
@@ -112,7 +112,7 @@ class FakeVllm:
         (stop,) = body.get("stop", [None])
         found = generate(mllm, [prompt], samples=body["n"], max_new_tokens=body["max_tokens"],
                          temperature=body["temperature"], stop=stop, seed=[body["seed"]])  # fmt: skip
-        ids = encode_prompt(mllm, prompt.question, prompt.image).input_ids.tolist()
+        ids = read_prompt(mllm, prompt, body["add_special_tokens"])
         choices = [
             {"index": index, "token_ids": tokens, "finish_reason": "stop" if end else "length",
              "logprobs": {"content": [{"token": "", "logprob": value} for value in logp]}}
@@ -120,6 +120,14 @@ class FakeVllm:
                 zip(found.tokens[0], found.logprobs[0], found.finished[0]))
         ]  # fmt: skip
         return {"prompt_token_ids": ids[1:] if fault == "other prompt" else ids, "choices": choices[::-1]}
+
+
+def read_prompt(mllm: Mllm, prompt: Prompt, add_special_tokens: bool) -> list[int]:
+    """The ids that a chat's template and processor make of a prompt, as vLLM does: our own code has no part in it."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt.question}]
+    text = mllm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    read = mllm.processor(text=[text], images=[[prompt.image]], add_special_tokens=add_special_tokens)
+    return [int(token) for token in read["input_ids"][0]]
 
 
 def check_settings(mllm: Mllm, body: dict[str, Any]) -> None:

@@ -132,8 +132,9 @@ def test_the_merged_model_is_the_model_with_adapters(family: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "llava", "llava_onevision"])
-def test_other_classes(name: str) -> None:
-    """The merged model's logits are those with adapters; nothing of the vision encoder or the projector has changed."""
+def test_other_classes(name: str, tmp_path: Path) -> None:
+    """The merged model's logits are those with adapters, and those of the folder that a vLLM server reads; nothing of
+    the vision encoder or the projector has changed."""
     mllm = model_of(name)
     batch = collate(mllm, [encode_conversation(mllm, TURNS[:1], FRAMES[0])])
     before = state_of(mllm)
@@ -141,6 +142,9 @@ def test_other_classes(name: str) -> None:
     disturb(mllm)
     with torch.no_grad():
         wanted = mllm.model(**batch).logits
+        write_policy(mllm, tmp_path / "policy", 0)
+        published = load_mllm(tmp_path / "policy").model(**batch).logits
+        torch.testing.assert_close(published, wanted, atol=2e-5, rtol=1e-4)
         lora.merge_and_unload()
         torch.testing.assert_close(mllm.model(**batch).logits, wanted, atol=2e-5, rtol=1e-4)
     changed = {name for name, value in state_of(mllm).items() if not torch.equal(value, before[name])}

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,13 @@ from roboalign.align.logprobs import completion_statistics
 from roboalign.align.rollout import STOP, batch_of, prompt_of, roll_out
 from roboalign.align.vllm import VllmSampler, own_logp, read_reply
 from roboalign.align.vllm_client import VllmClient, VllmConfig
-from roboalign.align.vllm_weights import write_policy
+from roboalign.align.vllm_weights import check_served, write_policy
 from roboalign.errors import RoboAlignError
 from roboalign.files import locked, read_jsonl
 from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.generate import generate
-from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+from roboalign.stages import backbones
 
 torch.set_num_threads(1)
 SETTINGS = {"concurrency": 3, "timeout": 60.0, "patience": 0.3, "tolerance": 1e-3}
@@ -84,6 +86,40 @@ def test_greedy_answers_and_log_probabilities_are_those_of_generate(tmp_path: Pa
     for ours, theirs in zip(found.logprobs, wanted.logprobs):
         assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
     sampler.client.close()
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm", "llava", "llava_onevision"])
+def test_other_classes(name: str, tmp_path: Path, serve: Callable) -> None:
+    """The ids of the prompt, made by the chat template and the stock way, are ours: one of them has a begin token."""
+    mllm, sampler = backbones.model_of(name), VllmSampler(config_of(serve(), tmp_path))
+    sampler.publish(mllm, backbones.questions(2), 0, 4)
+    stored = load_file(tmp_path / "policy" / "model" / "model.safetensors")
+    assert [key for key in stored if key.endswith("lm_head.weight")]
+    assert not [key for key in stored if key.startswith("vision_tower.") and ".vision_model." not in key]
+    sampler.client.close()
+
+
+def test_the_weights_names_are_the_published_ones_whatever_the_models_folder_had(tmp_path: Path) -> None:
+    """A folder with the names that a LLaVA built here has, and one with those of a published LLaVA."""
+    mllm = backbones.model_of("llava", tied=False)
+    write_policy(mllm, tmp_path / "published", 0)
+    save_mllm(mllm, tmp_path / "built")
+    wanted = load_file(tmp_path / "published" / "model.safetensors")
+    assert load_file(tmp_path / "built" / "model.safetensors").keys() != wanted.keys()
+    for name in ("published", "built"):
+        loaded = load_mllm(tmp_path / name)
+        before = loaded.model._weight_conversions
+        write_policy(loaded, tmp_path / f"from-{name}", 0)
+        found = load_file(tmp_path / f"from-{name}" / "model.safetensors")
+        assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+        assert loaded.model._weight_conversions is before
+
+
+@pytest.mark.parametrize(("kind", "tower"), [("idefics3", "idefics3_vision"), ("llava", "dinov2")])
+def test_a_class_that_was_not_compared_is_refused(kind: str, tower: str) -> None:
+    config = SimpleNamespace(model_type=kind, vision_config=SimpleNamespace(model_type=tower))
+    with pytest.raises(RoboAlignError, match=f"of type {kind} whose vision tower is of type {tower} was not compared"):
+        check_served(config)
 
 
 def test_own_log_probabilities_replace_those_of_the_server(tmp_path: Path) -> None:

@@ -47,6 +47,18 @@ def test_a_qwen_folder_has_what_the_stock_processor_asks_for(name, kind, tmp_pat
     assert {settings["processor_class"], image["processor_class"]} == {processor["processor_class"]}
 
 
+@pytest.mark.parametrize(("name", "kind"), [("smolvlm", "SmolVLM"), ("llava_onevision", "LlavaOnevision")])
+def test_so_have_the_other_folders_whose_stock_processor_has_a_video_half(name, kind, tmp_path):
+    mllm = build_class(name, TEXTS)
+    save_mllm(mllm, tmp_path / "model")
+    settings, _ = BaseVideoProcessor.get_video_processor_dict(tmp_path / "model", local_files_only=True)
+    image = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert settings["video_processor_type"] == f"{kind}VideoProcessor"
+    assert image["image_processor_type"] == f"{kind}ImageProcessor"
+    assert all(settings[part] == image[part] for part in ("size", "image_mean"))
+    assert load_mllm(tmp_path / "model").processor.image_processor.to_dict() == mllm.processor.image_processor.to_dict()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_on_disk(qwen3, prompts, tmp_path, dtype):
     save_mllm(qwen3, tmp_path / "whole")

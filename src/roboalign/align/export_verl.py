@@ -18,6 +18,7 @@ from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import encode_prompt, end_ids
 from roboalign.mllm.load import Mllm, stock_files
 
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")  # both cut a prompt at these
 SOURCE = "roboalign-actions"
 _IMAGE = pa.struct([("bytes", pa.binary()), ("min_pixels", pa.int64()), ("max_pixels", pa.int64())])
@@ -121,14 +122,16 @@ def check_prompts(
 def processor_files(mllm: Mllm) -> dict[str, dict[str, Any]]:
     """`mllm.load.stock_files`, for the model of a run that has been saved without them.
 
-    Raises RoboAlignError on another family than Qwen's: how verl and EasyR1 show it an image was not compared with what
-    is done here.
+    Raises RoboAlignError on another family than Qwen's, whose images verl would resize once more and whose image tokens
+    it would have vLLM expand twice (docs/verl.md).
     """
-    files = stock_files(mllm.processor)
-    if not files:
-        raise RoboAlignError(f"a model of type {mllm.model.config.model_type} cannot be exported",
-                             where=str(mllm.folder), fix="align one of Qwen2.5-VL or Qwen3-VL")  # fmt: skip
-    return files
+    family = mllm.model.config.model_type
+    if family not in FAMILIES:
+        raise RoboAlignError(f"a model of type {family} cannot be exported: verl and EasyR1 handle images as Qwen's "
+                             "models want them", where=str(mllm.folder),
+                             fix="train with `roboalign rl` (rl.vllm samples from a vLLM server), or align one of "
+                                 "Qwen2.5-VL or Qwen3-VL")  # fmt: skip
+    return stock_files(mllm.processor)
 
 
 def longest_prompt(mllm: Mllm, conversations: Sequence[Conversation]) -> int:

@@ -21,11 +21,11 @@ from PIL import Image
 
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.rollout import Batch, Rollout, batch_of
-from roboalign.align.vllm_client import GOES_ON, VllmClient, VllmConfig
+from roboalign.align.vllm_client import GOES_ON, OPTIONS, VllmClient, VllmConfig
 from roboalign.align.vllm_weights import write_policy
 from roboalign.errors import RoboAlignError
 from roboalign.files import locked
-from roboalign.mllm.encode import Encoded, Prompt, encode_prompt, end_ids
+from roboalign.mllm.encode import Encoded, Prompt, adds_bos, encode_prompt, end_ids
 from roboalign.mllm.generate import Generation, suppressed_ids
 from roboalign.mllm.load import Mllm
 
@@ -58,7 +58,7 @@ class VllmSampler:
     def __init__(self, config: VllmConfig) -> None:
         self.config = config
         self.folder = Path(config.weights).resolve() / "model"
-        self.command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} --generation-config vllm"
+        self.command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} {OPTIONS}"
         self.client = VllmClient(config, f"see that the server is up: `{self.command}` (docs/vllm.md); {GOES_ON}")
         self.served_as = ""
 
@@ -185,6 +185,7 @@ def sampling(mllm: Mllm, samples: int, max_new_tokens: int, temperature: float, 
         **({"stop": [stop], "include_stop_str_in_output": True} if stop else {}),
         "stop_token_ids": sorted(end_ids(mllm)),
         "logit_bias": {str(token): FORBIDDEN for token in suppressed_ids(mllm)},
+        "add_special_tokens": adds_bos(mllm),
         "skip_special_tokens": False, "spaces_between_special_tokens": False,
         "logprobs": True, "top_logprobs": 0, "return_token_ids": True,
     }  # fmt: skip

@@ -18,6 +18,8 @@ from roboalign.endpoints import Telling, open_client, passes, plain_url
 from roboalign.errors import RoboAlignError
 
 KEY = "VLLM_API_KEY"  # the variable from which `vllm serve` takes the key that it asks for
+# Sampling defaults are not the folder's; images are resized by Pillow, as here, and not by torchvision.
+OPTIONS = """--generation-config vllm --mm-processor-kwargs '{"use_fast": false}'"""
 LONGEST_WAIT = 30.0  # seconds between two tries
 GOES_ON = "the same command goes on from the last checkpoint"
 

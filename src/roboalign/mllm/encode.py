@@ -99,6 +99,11 @@ def end_ids(mllm: Mllm) -> frozenset[int]:
     return frozenset(token for token in [mllm.tokenizer.eos_token_id, *configured] if token is not None)
 
 
+def adds_bos(mllm: Mllm) -> bool:
+    """Whether a prompt begins with a token that the tokenizer puts there and the chat template does not write."""
+    return bool(_leading_ids(mllm, _frames(mllm, 1)[0][0]))
+
+
 def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> Encoded:
     """`texts` alternate question and answer. Where they end with a question, the assistant's header is the end."""
     for text in texts:

@@ -96,7 +96,10 @@ IMAGE_ONLY: dict[str, Any] = {
     "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor, "qwen3_vl": ImageOnlyQwen3VLProcessor,
     "smolvlm": ImageOnlySmolVLMProcessor, "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
 }  # fmt: skip
-VIDEO_PROCESSORS = {"Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor", "Qwen3VLProcessor": "Qwen3VLVideoProcessor"}
+VIDEO_PROCESSORS = {
+    "Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor", "Qwen3VLProcessor": "Qwen3VLVideoProcessor",
+    "SmolVLMProcessor": "SmolVLMVideoProcessor", "LlavaOnevisionProcessor": "LlavaOnevisionVideoProcessor",
+}  # fmt: skip
 """The video half of stock processors that insist on one even where there are only images."""
 
 
@@ -188,7 +191,7 @@ def save_processor(processor: Any, folder: str | Path) -> None:
 
 
 def stock_files(processor: Any) -> dict[str, dict[str, Any]]:
-    """Name -> contents of the files that a Qwen folder needs for other tools to open it; {} for another family.
+    """Name -> contents of the files that other tools need to open a folder; {} where `save_pretrained` is enough.
 
     Here such a model has no video half, and `save_pretrained` writes no settings of one; the stock processors insist on
     them. The settings of the image half in a file of their own are where transformers before 5 looks for them.
@@ -198,7 +201,9 @@ def stock_files(processor: Any) -> dict[str, dict[str, Any]]:
         return {}
     image = processor.image_processor.to_dict()
     image["image_processor_type"] = image["image_processor_type"].removesuffix("Pil")
-    same = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
-    video = {"video_processor_type": VIDEO_PROCESSORS[stock], **{name: image[name] for name in same}}
+    same = ["patch_size", "merge_size", "temporal_patch_size", "max_image_size", "image_mean", "image_std"]
+    if not stock.startswith("Qwen"):  # whose two halves give `size` two meanings
+        same.append("size")
+    video = {"video_processor_type": VIDEO_PROCESSORS[stock], **{name: image[name] for name in same if name in image}}
     return {"preprocessor_config.json": {**image, "processor_class": stock},
             "video_preprocessor_config.json": {**video, "processor_class": stock}}  # fmt: skip

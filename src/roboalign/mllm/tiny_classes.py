@@ -37,7 +37,7 @@ from roboalign.mllm.tiny import CHAT_TEMPLATE, MAX_LENGTH, REPLY_TOKENS, TinyCon
 
 WIDTH, DEPTH = 48, 3
 INIT_STD = 0.2  # large enough that greedy answers of a random model depend on image and question
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": DEPTH, "num_attention_heads": 4,
     "num_key_value_heads": 2, "initializer_range": INIT_STD, "max_position_embeddings": MAX_LENGTH,
 }  # fmt: skip
@@ -94,12 +94,12 @@ def _qwen2_5_vl(texts: Sequence[str], tied: bool) -> Mllm:
     config = Qwen2_5_VLConfig(
         text_config={
             **TEXT, "vocab_size": len(tokenizer), "tie_word_embeddings": tied,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 2, 2]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": _thirds()},
         },
         vision_config={
             "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8,
             "temporal_patch_size": 2, "spatial_merge_size": 2, "window_size": 32, "fullatt_block_indexes": [1],
-            "out_hidden_size": WIDTH, "initializer_range": INIT_STD,
+            "out_hidden_size": TEXT["hidden_size"], "initializer_range": INIT_STD,
         },
         tie_word_embeddings=tied, image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
@@ -193,6 +193,12 @@ def train_metaspace_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrain
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
         extra_special_tokens=["<image>"], model_max_length=MAX_LENGTH, padding_side="right",
     )  # fmt: skip
+
+
+def _thirds() -> list[int]:
+    """The rotary frequencies of a head, shared out to time, height and width."""
+    frequencies = TEXT["hidden_size"] // TEXT["num_attention_heads"] // 2
+    return [frequencies - 2 * (frequencies // 3), frequencies // 3, frequencies // 3]
 
 
 def _llama(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
