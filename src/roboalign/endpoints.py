@@ -36,12 +36,16 @@ def plain_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def open_client(key: str, *, timeout: float, connections: int) -> httpx2.Client:
-    """A client that sends `key`, where it is not empty; `timeout` is in seconds without a byte."""
+def open_client(key: str, *, timeout: float, connections: int, socket: str | None = None) -> httpx2.Client:
+    """A client that sends `key`, where it is not empty; `timeout` is in seconds without a byte.
+
+    With the path of a Unix `socket` every request goes there, whatever host it names.
+    """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx2.Limits(max_connections=connections)
+    transport = httpx2.HTTPTransport(uds=socket, limits=limits) if socket else None
     # Redirects are not followed: the key would go along.
-    return httpx2.Client(headers=headers, timeout=timeout, limits=limits, follow_redirects=False)
+    return httpx2.Client(headers=headers, timeout=timeout, limits=limits, transport=transport, follow_redirects=False)
 
 
 class Telling:

@@ -3,9 +3,12 @@
 import base64
 import io
 import json
+import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +61,20 @@ class FakeVllm:
     def count(self, path: str) -> int:
         return sum(one == path for one, _ in self.requests)
 
+    @property
+    def children(self) -> list[dict[str, Any]]:
+        """How each `vllm serve` that asks here was started, in this order."""
+        return [body for path, body in self.requests if path == "/started"]
+
+    def alive(self, patience: float) -> list[int]:
+        """The processes of these that are there still; for `patience` seconds they may end."""
+        end = time.monotonic() + patience
+        while True:
+            found = [child[name] for child in self.children for name in ("pid", "engine") if running(child[name])]
+            if not found or time.monotonic() > end:
+                return found
+            time.sleep(0.05)
+
     def handle(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         with self.lock:  # one request at a time: torch in many threads would only be slower
             self.requests.append((handler.path, body))
@@ -93,7 +110,7 @@ class FakeVllm:
             return {"results": [None]}
         if path == "/reset_prefix_cache":
             return {"success": fault != "held"}
-        if path in ("/reset_mm_cache", "/reset_encoder_cache"):
+        if path in ("/reset_mm_cache", "/reset_encoder_cache", "/sleep", "/wake_up", "/started"):
             return None
         assert path == "/v1/chat/completions" and body["model"] == "policy", path
         return self.chat(body, fault)
@@ -128,6 +145,23 @@ def read_prompt(mllm: Mllm, prompt: Prompt, add_special_tokens: bool) -> list[in
     text = mllm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     read = mllm.processor(text=[text], images=[[prompt.image]], add_special_tokens=add_special_tokens)
     return [int(token) for token in read["input_ids"][0]]
+
+
+def vllm_executable(folder: Path) -> str:
+    """A `vllm` to be named in `rl.vllm.serve`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "vllm"
+    path.write_text(f"#!{sys.executable}\n" + Path(__file__).with_name("fake_vllm_serve.py").read_text())
+    path.chmod(0o755)
+    return str(path)
+
+
+def running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def check_settings(mllm: Mllm, body: dict[str, Any]) -> None:

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from roboalign.align.grpo import RlConfig, train_grpo
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.rollout import STOP, batch_of, prompt_of, roll_out
-from roboalign.align.vllm import VllmSampler, own_logp, read_reply
+from roboalign.align.vllm import Drift, VllmSampler, own_logp, read_reply
 from roboalign.align.vllm_client import VllmClient, VllmConfig
 from roboalign.align.vllm_weights import check_served, write_policy
 from roboalign.errors import RoboAlignError
 from roboalign.files import locked, read_jsonl
-from roboalign.mllm.encode import encode_prompt
+from roboalign.mllm.encode import Prompt, encode_prompt
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.stages import backbones
@@ -56,6 +56,11 @@ def train(folder: Path, vllm: VllmConfig | None, patch: pytest.MonkeyPatch, **mo
     return mllm
 
 
+def published(sampler: VllmSampler, mllm: Mllm, probes: list[Prompt], max_new_tokens: int) -> Drift:
+    sampler.write(mllm, 0)
+    return sampler.load(mllm, probes, 0, max_new_tokens)
+
+
 def nth(path: str, number: int, fault: str) -> Fault:
     """The fault at the request of this number (from 1) to `path`, and at no other."""
     seen = []
@@ -76,7 +81,7 @@ def test_greedy_answers_and_log_probabilities_are_those_of_generate(tmp_path: Pa
     mllm, server = tiny_grpo.tiny(), serve()
     sampler = VllmSampler(config_of(server, tmp_path))
     asked = [prompt_of(c) for c in tiny_grpo.prompts()]
-    drift = sampler.publish(mllm, asked[:4], 0, 8)
+    drift = published(sampler, mllm, asked[:4], 8)
     assert drift.tokens == 32 and drift.largest < 1e-4
     prompts = [encode_prompt(mllm, one.question, one.image) for one in asked]
     settings = {"samples": 1, "max_new_tokens": 12, "temperature": 0.0, "stop": STOP, "seed": [0] * 6}
@@ -205,7 +210,7 @@ def test_what_passes_is_tried_again(tmp_path: Path, serve: Callable, capsys: pyt
     busy, held = nth("/collective_rpc", 1, "busy"), nth("/reset_prefix_cache", 1, "held")
     server = serve(lambda path, body: busy(path, body) or held(path, body))
     sampler = VllmSampler(config_of(server, tmp_path, patience=60.0))
-    sampler.publish(tiny_grpo.tiny(), [prompt_of(c) for c in tiny_grpo.prompts(1)], 0, 2)
+    published(sampler, tiny_grpo.tiny(), [prompt_of(c) for c in tiny_grpo.prompts(1)], 2)
     assert server.count("/collective_rpc") == 2 and server.count("/reset_prefix_cache") == 2
     assert "HTTP 503: overloaded; tried again" in capsys.readouterr().err
 

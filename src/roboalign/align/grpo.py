@@ -41,12 +41,7 @@ from roboalign.align.rollout import (
 )
 from roboalign.align.sharding import LAUNCH, computes_in, plain_copy
 from roboalign.align.trained import TuneConfig
-from roboalign.align.trainer import (
-    AlignTrainer,
-    Schedule,
-    accumulation_of,
-    training_arguments,
-)
+from roboalign.align.trainer import AlignTrainer, Schedule, accumulation_of, training_arguments
 from roboalign.align.vllm import PROBES, Drift, VllmSampler, own_logp, serving
 from roboalign.align.vllm_client import VllmConfig
 from roboalign.data.conversation import Conversation
@@ -104,7 +99,7 @@ class RlConfig(TuneConfig):
     logged_samples: int = Field(4, ge=0)
     """Decoded answers per rollout in samples.jsonl."""
     vllm: VllmConfig | None = None
-    """A vLLM server that samples the answers; where not given, the trainer samples them itself."""
+    """vLLM servers that sample the answers; where not given, the trainer samples them itself."""
 
     def fingerprint(self) -> dict[str, Any]:
         """As of any training; of a server counts that there is one, not where."""
@@ -159,8 +154,9 @@ class GrpoTrainer(AlignTrainer):
         self.update_tokens: dict[int, float] = {}
         self.rollout_record: dict[str, Any] = {}
         self.sums = UpdateSums(config.clip_low, config.clip_high)
-        self.sampler = VllmSampler(config.vllm) if config.vllm else None
         super().__init__(*named, **rest)
+        here = self.out_dir, self.args.device, self.args.process_index
+        self.sampler = VllmSampler(config.vllm, *here) if config.vllm else None
         copied = config.kl and not config.lora  # with adapters it is the policy without them
         self.reference = reference_model(mllm.model, self.accelerator) if copied else None
         self.loss_is_scaled_for_ga = True  # the loss below is already a mean over the whole update
@@ -192,6 +188,8 @@ class GrpoTrainer(AlignTrainer):
                 max_new_tokens=config.max_new_tokens, temperature=config.temperature, preset=config.reward,
                 seed=[_seed(config.seed, place) for place in places], sampler=self.sampler,
             )  # fmt: skip
+        if self.sampler is not None:
+            self.sampler.rest()
         sampled = time.monotonic()
         batches = [batch_of(self.mllm, rollout, i * micro, micro) for i in range(len(numbers))]
         drift = None
@@ -213,13 +211,19 @@ class GrpoTrainer(AlignTrainer):
         return nullcontext() if self.is_fsdp_enabled else self.accelerator.autocast()
 
     def publish(self, sampler: VllmSampler) -> None:
-        """Give the server the policy as it is now; the other processes wait for the first, which does it."""
-        began, first = time.monotonic(), self.is_world_process_zero()
+        """Give the servers the policy as it is now; the first process writes it, and asks a server that all share."""
+        began, first, update = time.monotonic(), self.is_world_process_zero(), self.state.global_step
+        asked = [prompt_of(c) for c in self.conversations[:PROBES]], update, self.config.max_new_tokens
         policy = self.whole_policy(keep=first)
         if first:
-            probes = [prompt_of(c) for c in self.conversations[:PROBES]]
-            sampler.publish(policy, probes, self.state.global_step, self.config.max_new_tokens)
+            sampler.write(policy, update)
+            if not sampler.own:
+                sampler.load(policy, *asked)
+        del policy  # a gathered copy must be gone when a server of our own takes its share of the GPU
         self.accelerator.wait_for_everyone()
+        if sampler.own:
+            sampler.load(self.mllm, *asked, share_prompt=not self.config.gradient_checkpointing)
+            self.accelerator.wait_for_everyone()
         self.count(seconds_publishing=time.monotonic() - began)
 
     def whole_policy(self, keep: bool = True) -> Mllm:

@@ -1,7 +1,8 @@
 """Answers sampled by a vLLM server: one request a prompt, answers as token ids, and weights that are proven to be ours.
 
-The server is not ours to start: it runs beside the training, on the policy's folder (docs/vllm.md). Whatever it says is
-checked before it is trained on; the importance ratios come from the trainer's own log-probabilities, never from its.
+The server runs on the policy's folder: one that somebody else has started, for all processes, or one that each process
+starts on its own GPU (docs/vllm.md). Whatever it says is checked before it is trained on; the importance ratios come
+from the trainer's own log-probabilities, never from its.
 """
 
 import base64
@@ -22,6 +23,7 @@ from PIL import Image
 from roboalign.align.logprobs import completion_statistics
 from roboalign.align.rollout import Batch, Rollout, batch_of
 from roboalign.align.vllm_client import GOES_ON, OPTIONS, VllmClient, VllmConfig
+from roboalign.align.vllm_process import VllmProcess, shown
 from roboalign.align.vllm_weights import write_policy
 from roboalign.errors import RoboAlignError
 from roboalign.files import locked
@@ -31,6 +33,7 @@ from roboalign.mllm.load import Mllm
 
 CHAT = "/v1/chat/completions"
 PROBES = 4  # prompts whose greedy answers must have our log-probabilities after every reload
+CPU = torch.device("cpu")
 FORBIDDEN = -100.0  # the bias of a suppressed token: OpenAI's lowest
 
 
@@ -55,22 +58,45 @@ class Drift:
 class VllmSampler:
     """What `roll_out` samples with in place of `generate`."""
 
-    def __init__(self, config: VllmConfig) -> None:
+    def __init__(
+        self, config: VllmConfig, out_dir: Path = Path(), device: torch.device = CPU, rank: int = 0
+    ) -> None:
+        """With `config.serve` a server of this process's own will run on `device`, and log to `out_dir`/vllm-RANK.log.
+
+        Raises RoboAlignError where it names no executable.
+        """
         self.config = config
         self.folder = Path(config.weights).resolve() / "model"
-        self.command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} {OPTIONS}"
-        self.client = VllmClient(config, f"see that the server is up: `{self.command}` (docs/vllm.md); {GOES_ON}")
+        self.own: VllmProcess | None = None
         self.served_as = ""
+        if config.serve:
+            log = out_dir / f"vllm-{rank}.log"
+            self.own = VllmProcess(config, self.folder, log, device)
+            self.client = VllmClient(config, f"see the log; {GOES_ON}", socket=self.own.socket, where=str(log),
+                                     check=self.own.check)  # fmt: skip
+            self.says = f"each process samples its answers with `{shown(self.own.command)}`"
+        else:
+            command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} {OPTIONS}"
+            self.client = VllmClient(config, f"see that the server is up: `{command}` (docs/vllm.md); {GOES_ON}")
+            self.says = f"{config.url} samples the answers: `{command}`"
 
-    def publish(self, mllm: Mllm, probes: Sequence[Prompt], update: int, max_new_tokens: int) -> Drift:
-        """Give the server this model, and prove by greedy answers to `probes` that it answers with it.
-
-        Returns how far its log-probabilities are from ours. Raises RoboAlignError where the server cannot be reached,
-        cannot load the folder, or answers as another model would.
-        """
+    def write(self, mllm: Mllm, update: int) -> None:
+        """Write the model, as it is after `update` updates, to where servers read it. Raises as `write_policy` does."""
         write_policy(mllm, self.folder, update)
         if not self.served_as:
-            print(f"[vllm] {self.config.url} samples the answers: `{self.command}`", file=sys.stderr, flush=True)
+            print(f"[vllm] {self.says}", file=sys.stderr, flush=True)
+
+    def load(
+        self, mllm: Mllm, probes: Sequence[Prompt], update: int, max_new_tokens: int, *, share_prompt: bool = True
+    ) -> Drift:
+        """Have the server load what was written, and prove by greedy answers to `probes` that it answers as `mllm`.
+
+        An own server is started or woken first. Where `mllm` is split over processes, all of them call this at once.
+        Returns how far the server's log-probabilities are from the model's. Raises RoboAlignError where the server
+        cannot be started or reached, cannot load the folder, or answers as another model would.
+        """
+        if self.own is not None:
+            self._rouse(self.own)
         self._name()  # waits for a server that is still starting
         loading = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
         self.client.request("/collective_rpc", loading)
@@ -82,9 +108,31 @@ class VllmSampler:
         prompts = [encode_prompt(mllm, probe.question, probe.image) for probe in probes]
         greedy = self.sample(mllm, probes, prompts, samples=1, max_new_tokens=max_new_tokens, temperature=0.0,
                              stop=None, seed=[0] * len(prompts))  # fmt: skip
-        found = drift_of(mllm, prompts, greedy)
+        found = drift_of(mllm, prompts, greedy, share_prompt=share_prompt)
         self.check(found, f"greedy answers to {len(prompts)} prompts after the weights of update {update} were loaded")
         return found
+
+    def _rouse(self, own: VllmProcess) -> None:
+        """The server takes its share of the GPU: what the trainer has let go of must be free first."""
+        if own.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not own.started:
+            own.start()
+        elif self.config.sleep:
+            self.client.request("/wake_up", {})
+
+    def rest(self) -> None:
+        """An own server gives its memory back until the next `load`."""
+        if self.own is not None and self.config.sleep:
+            # Level 1 keeps the weights in the host's memory. Level 2 would not, but tensors that are neither parameters
+            # nor buffers come back undefined: Qwen3-VL's deepstack_input_embeds, taken to be zeros (vLLM 0.32).
+            self.client.request("/sleep?level=1", {})
+
+    def close(self) -> None:
+        """End the connections, and an own server; one at a URL stays up."""
+        self.client.close()
+        if self.own is not None:
+            self.own.stop()
 
     def check(self, drift: Drift, what: str) -> None:
         """Raises RoboAlignError where the server's log-probabilities are not those of our weights."""
@@ -92,9 +140,9 @@ class VllmSampler:
             raise RoboAlignError(
                 f"the server answers with other weights than the trainer's: its log-probabilities differ by "
                 f"{drift.mean:.3g} a token ({drift.largest:.3g} at most) in {what}; {self.config.tolerance:g} is "
-                "allowed", where=self.config.url,
-                fix=f"start the server on {self.folder}, for this run alone; where it computes in less precision, "
-                    f"raise rl.vllm.tolerance; {GOES_ON}")  # fmt: skip
+                "allowed", where=self.client.where,
+                fix=("" if self.own else f"start the server on {self.folder}, for this run alone; ")
+                    + f"where it computes in less precision, raise rl.vllm.tolerance; {GOES_ON}")  # fmt: skip
 
     def sample(
         self, mllm: Mllm, asked: Sequence[Prompt], prompts: Sequence[Encoded], *, samples: int, max_new_tokens: int,
@@ -109,7 +157,7 @@ class VllmSampler:
         bodies = [{"model": self._name(), "messages": messages(one), **settings, "seed": number}
                   for one, number in zip(asked, seed, strict=True)]  # fmt: skip
         replies = self._all(bodies)
-        answers = [read_reply(mllm, reply, encoded, samples, max_new_tokens, stop, self.config.url)
+        answers = [read_reply(mllm, reply, encoded, samples, max_new_tokens, stop, self.client.where)
                    for reply, encoded in zip(replies, prompts, strict=True)]  # fmt: skip
         tokens = [[ids for ids, _, _ in group] for group in answers]
         return Generation(
@@ -138,7 +186,7 @@ class VllmSampler:
             try:
                 self.served_as = str(reply["data"][0]["id"])
             except (KeyError, IndexError, TypeError):
-                raise RoboAlignError("the reply names no model", where=f"{self.config.url}/v1/models",
+                raise RoboAlignError("the reply names no model", where=self.client.place("/v1/models"),
                                      fix="check that rl.vllm.url is that of a vLLM server") from None  # fmt: skip
         return self.served_as
 
@@ -147,14 +195,14 @@ class VllmSampler:
         end = time.monotonic() + self.config.patience
         while (said := self.client.request("/reset_prefix_cache", {})) is not None and said.get("success") is False:
             if time.monotonic() > end:
-                raise RoboAlignError("the server does not let go of its prefix cache", where=self.config.url,
+                raise RoboAlignError("the server does not let go of its prefix cache", where=self.client.where,
                                      fix="see that nothing else asks this server, or start it again")  # fmt: skip
             time.sleep(0.5)
 
 
 @contextmanager
 def serving(sampler: VllmSampler | None, leads: bool) -> Iterator[None]:
-    """Around a training: its folder is for it alone, and the connections end with it; the server stays up.
+    """Around a training: its folder is for it alone, and its sampler is closed with it.
 
     Raises RoboAlignError where another training holds the folder: one server has one policy.
     """
@@ -165,7 +213,7 @@ def serving(sampler: VllmSampler | None, leads: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            sampler.client.close()
+            sampler.close()
 
 
 def messages(asked: Prompt) -> list[dict[str, Any]]:
@@ -235,12 +283,12 @@ def read_reply(
     return found
 
 
-def drift_of(mllm: Mllm, prompts: Sequence[Encoded], generation: Generation) -> Drift:
+def drift_of(mllm: Mllm, prompts: Sequence[Encoded], generation: Generation, *, share_prompt: bool = True) -> Drift:
     """How far `generation.logprobs` are from the model's own, over all its tokens."""
     ids = [row for group in generation.tokens for row in group]
     logp = [row for group in generation.logprobs for row in group]
     rollout = Rollout(list(prompts), ids, logp, [], torch.zeros(len(ids)), generation)
-    return own_logp(mllm, batch_of(mllm, rollout, 0, len(prompts)), temperature=1.0)[1]
+    return own_logp(mllm, batch_of(mllm, rollout, 0, len(prompts)), temperature=1.0, share_prompt=share_prompt)[1]
 
 
 def own_logp(mllm: Mllm, batch: Batch, *, temperature: float, share_prompt: bool = True) -> tuple[Batch, Drift]:
