@@ -123,13 +123,20 @@ class Memory:
     """Keys and values of the rollouts; they are gone before the update begins."""
     sampler: float = 0
     """Under sharding: the whole copy of the policy that samples, or that a server is given; gone likewise."""
+    server: float = 0
+    """The share of a vLLM server on this same GPU, while it samples."""
+    asleep: float = 0
+    """What it keeps of that while the trainer computes."""
 
     @property
     def total(self) -> float:
-        """The peak: what a rollout holds and an update's activations, gradients and casts are not there together."""
+        """The peak: what a rollout holds and an update's activations, gradients and casts are not there together.
+
+        Nor is a copy that is written out for a server there when that samples.
+        """
         held = self.weights + self.optimizer + self.gathered + self.reference
         update = self.gradients + self.casts + self.tables + self.activations + self.logits
-        return held + max(self.cache + self.sampler, update)
+        return held + max(self.server, self.asleep + max(self.cache + self.sampler, update))
 
 
 def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1) -> Memory:

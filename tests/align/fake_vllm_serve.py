@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 
@@ -71,9 +72,10 @@ def main() -> None:
     serve.add_argument("--max-model-len", type=int)
     given = parser.parse_args()
     if said := os.environ.get("FAKE_VLLM_ENDS"):
-        print(f"Traceback (most recent call last):\n  File x\n{said}\nshutting down", file=sys.stderr)
+        print("WARNING such as `OSError: too many files`", "Traceback (most recent call last):", "  File x", said,
+              "shutting down", sep="\n", file=sys.stderr)  # fmt: skip
         sys.exit(1)
-    assert os.environ["VLLM_SERVER_DEV_MODE"] == "1" and os.path.isfile(os.path.join(given.model, "config.json"))
+    assert os.environ["VLLM_SERVER_DEV_MODE"] == "1" and (Path(given.model) / "config.json").is_file()
     engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     started = {"pid": os.getpid(), "engine": engine.pid, "given": vars(given), "variables": dict(os.environ)}
     ask("/started", json.dumps(started).encode())

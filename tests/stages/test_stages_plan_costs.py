@@ -232,6 +232,38 @@ def test_a_server_takes_the_sampling_off_the_trainer() -> None:
     assert "sampled by a server whose GPUs are not counted" in other.work and "server" not in own.work
 
 
+def with_vllm(gpus: int = 8, **vllm: object) -> StageCost:
+    recipe = load_recipe(PAPER)
+    rl = type(recipe.rl).model_validate({**recipe.rl.model_dump(), "vllm": {"weights": "/a", **vllm}})
+    return plan_costs(recipe.model_copy(update={"rl": rl}), GPUS["H100"], gpus, Assumptions())[1][1]
+
+
+def test_a_server_on_the_same_gpus_takes_its_share_in_the_rollout_and_next_to_nothing_in_the_update() -> None:
+    """By hand: 0.4 of 80 GB beside what the trainer holds, against 2 GB beside what an update adds."""
+    away, here, awake = (with_vllm(**more) for more in ({"url": "http://a:1"}, {"serve": "v"},
+                                                       {"serve": "v", "sleep": False}))  # fmt: skip
+    there, slept, never = (stage.memory(True, 1, 8) for stage in (away, here, awake))
+    held = there.weights + there.optimizer + there.gathered + there.reference
+    assert slept.server == 32e9 and slept.asleep == 2e9 and slept.cache == 0
+    assert slept.total == pytest.approx(held + 32e9)  # 21.9 GB, an update adds less than 30
+    assert never.total == pytest.approx(there.total + 32e9)
+    assert with_vllm(serve="v", memory=0.3).memory(True, 1, 8).total == pytest.approx(held + 24e9)
+    assert "sampled by vLLM on the same GPUs (16.6 GB of weights)" in here.work
+    # Its time counts: 64 prompts of a GPU at a time, 5 answers each, read weights and cache at every step of 512.
+    assert here.seconds > away.seconds and here.flops > away.flops
+    assert with_vllm(serve="v", concurrency=8).seconds > here.seconds
+    assert with_vllm(serve="v", options=["--dtype", "float32"], memory=0.6).seconds > here.seconds
+
+
+def test_a_share_that_is_too_large_is_cut_and_one_that_is_too_small_refused() -> None:
+    stage = with_vllm(serve="v", memory=0.85)
+    mending = mend(stage, 0.92 * 80e9, 8)
+    assert mending.changes == ("--set rl.vllm.memory=0.65", "shard weights, gradients and optimizer over 8 GPUs (FSDP)")
+    assert mending.memory is not None and mending.memory.server == pytest.approx(52e9)
+    with pytest.raises(RoboAlignError, match=r"rl.vllm.memory: 0.2 of H100 is 16 GB, .* weights are 16.6 GB"):
+        with_vllm(serve="v", memory=0.2)
+
+
 def test_money_and_assumptions_are_printed() -> None:
     text = described(load_recipe(PAPER), "8xH200", price=2.0)
     assert "at 2 an hour" in text

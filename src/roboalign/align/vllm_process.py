@@ -99,7 +99,8 @@ class VllmProcess:
             log.seek(max(0, self.log.stat().st_size - TAIL))
             lines = [" ".join(line.split()) for line in log.read().decode(errors="replace").splitlines()]
         lines = list(dict.fromkeys(line for line in lines if line))
-        errors = [line for line in lines if re.search(r"(Error|Exception)\b: ", line)]
+        errors = [line for line in lines if re.search(r"(Error|Exception)\b: ", line)
+                  and not re.search(r"\b(DEBUG|INFO|WARNING)\b", line)]  # fmt: skip
         quoted = " | ".join(line[-300:] for line in (errors or lines)[-QUOTED:])
         return f"its log says: {quoted}" if quoted else "its log is empty"
 

@@ -14,6 +14,7 @@ from roboalign import costs
 from roboalign.align.trained import TuneConfig
 from roboalign.align.trainer import micro_batch_of
 from roboalign.costs import BFLOAT16, FLOAT32, Gpu, Memory
+from roboalign.errors import RoboAlignError
 from roboalign.mllm.rounding import token_bytes
 from roboalign.recipe import Recipe
 from roboalign.stages.data import BACKBONE_OF
@@ -21,6 +22,7 @@ from roboalign.stages.plan_model import Assumptions, Model, model_of
 from roboalign.vla.head import FlowMatchingHead, HeadShape
 
 GENERATED_ROWS = 256  # answers that `mllm.generate` samples at a time
+STEP = 0.1  # by which `rl.vllm.memory` is tried smaller
 SHORTEST = 128  # tokens of an answer below which no plan advises to cut it: it must hold a reasoning and an action
 
 
@@ -221,15 +223,56 @@ def _answers(recipe: Recipe, model: Model, count: int, a: Assumptions) -> _Answe
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Server:
+    """The vLLM server of `rl.vllm.serve` on each GPU: bytes, and the seconds that it decodes."""
+
+    share: float = 0
+    asleep: float = 0
+    seconds: float = 0
+    work: str = ""
+    smaller: float = 0
+    """A smaller `rl.vllm.memory` that holds its weights and the cache of one group of answers; 0: there is none."""
+
+
+def _server(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, sizes: _Answers) -> _Server:
+    """Raises RoboAlignError where its share of the GPU does not hold its weights."""
+    config, vllm, b = recipe.rl, recipe.rl.vllm, model.numbers
+    if vllm is None:
+        return _Server()
+    if not vllm.serve:
+        return _Server(work=", sampled by a server whose GPUs are not counted")
+    number = FLOAT32 if "float32" in vllm.options else BFLOAT16  # vLLM makes bfloat16 of float32, unless it is told
+    share, weights = vllm.memory * gpu.memory, number * b.parameters
+    if share <= weights:
+        raise RoboAlignError(f"{vllm.memory:g} of {gpu.name} is {share / 1e9:.3g} GB, and the server's weights are "
+                             f"{weights / 1e9:.3g} GB", where="rl.vllm.memory",
+                             fix=f"give it more than {weights / gpu.memory:.2g}, or take larger GPUs")  # fmt: skip
+    own = math.ceil(config.prompts_per_rollout / count)
+    rows = min(own, vllm.concurrency) * config.samples
+    steps = max(sizes.longest, own * config.samples * sizes.reply / rows)  # where one answer ends, the next begins
+    read = number * b.multiplied + costs.cache_bytes(b, rows, sizes.prompt + sizes.reply, number)
+    group = costs.cache_bytes(b, config.samples, sizes.prompt + sizes.longest, number)
+    less = round(vllm.memory - STEP, 2)
+    return _Server(
+        share=share, asleep=min(a.asleep, share) if vllm.sleep else share,
+        seconds=costs.decode_seconds(_rl_rollouts(recipe) * steps, read, gpu, a.bandwidth),
+        work=f", sampled by vLLM on the same GPUs ({weights / 1e9:.3g} GB of weights)",
+        smaller=less if less * gpu.memory > weights + group else 0,
+    )  # fmt: skip
+
+
 def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, names: list[str]) -> StageCost:
     config, b, sizes = recipe.rl, model.numbers, _answers(recipe, model, count, a)
     update, sampled = _rl_flops(recipe, model, a, sizes)
+    server = _server(recipe, model, gpu, count, a, sizes)
     # Weights and the reference are as they are loaded, in float32 unless they are frozen beside adapters. Under bf16
     # the rollout multiplies with the copies that autocast makes once of what is trained.
     loaded = _number(recipe) if config.lora else FLOAT32
     multiplied = BFLOAT16 if config.bf16 and not config.lora else loaded
     seconds = costs.compute_seconds(update, _peak(gpu, config.bf16), a.utilisation, count)
     seconds += costs.compute_seconds(sampled, _peak(gpu, config.bf16 or loaded == BFLOAT16), a.utilisation, count)
+    seconds += server.seconds
     if not config.vllm:
         read = multiplied * b.multiplied + costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.reply, loaded)
         if config.lora:  # peft copies the tables, rows put in, at every token
@@ -256,18 +299,23 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
             activations=costs.activation_bytes(b, held, bf16=config.bf16, checkpointing=checkpointing,
                                                rank=_rank(config)),
             logits=costs.logit_bytes(b, answers, bf16=config.bf16), cache=cache,
-            sampler=number * b.parameters if share > 1 else 0.0,
+            sampler=number * b.parameters if share > 1 else 0.0, server=server.share, asleep=server.asleep,
         )  # fmt: skip
 
     half = config.max_new_tokens // 2
+    change, cut = "", config
+    if server.smaller and config.vllm:
+        change = f"--set rl.vllm.memory={server.smaller:g}"
+        cut = config.model_copy(update={"vllm": config.vllm.model_copy(update={"memory": server.smaller})})
+    elif half >= SHORTEST and not server.share:
+        change, cut = f"--set rl.max_new_tokens={half}", config.model_copy(update={"max_new_tokens": half})
     smaller = None
-    if half >= SHORTEST:
-        cut = recipe.model_copy(update={"rl": config.model_copy(update={"max_new_tokens": half})})
-        smaller = f"--set rl.max_new_tokens={half}", _rl(cut, model, gpu, count, a, names)
+    if change:
+        smaller = change, _rl(recipe.model_copy(update={"rl": cut}), model, gpu, count, a, names)
     return StageCost(
         names=tuple(names), runs=len(names) * len(recipe.seeds), gpus=count, disk=_disk(recipe, model, config),
         work=f"{_rl_rollouts(recipe):,} rollouts of {config.prompts_per_rollout} prompts x {config.samples} answers"
-             + (", sampled by a server whose GPUs are not counted" if config.vllm else ""),
+             + server.work,
         tokens=sizes.asked * (sizes.prompt + config.samples * sizes.reply), flops=update + sampled, seconds=seconds,
         memory=memory, checkpointing=config.gradient_checkpointing, checkpointing_key="rl.gradient_checkpointing",
         micro=config.micro_batch_size, micro_key="rl.micro_batch_size",
@@ -277,7 +325,10 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
 
 
 def _rl_flops(recipe: Recipe, model: Model, a: Assumptions, sizes: _Answers) -> tuple[float, float]:
-    """Operations of all updates, and of all sampling (with `rl.vllm` instead: own log-probabilities) and scoring."""
+    """Operations of all updates, and of all sampling and scoring.
+
+    With `rl.vllm` own log-probabilities come in place of the sampling, or beside it where that is on the same GPUs.
+    """
     config, b, adapters = recipe.rl, model.numbers, _adapters(model, recipe.rl)
     asked, length = sizes.asked, sizes.prompt + sizes.reply
     answered = asked * config.samples * sizes.reply
@@ -293,7 +344,7 @@ def _rl_flops(recipe: Recipe, model: Model, a: Assumptions, sizes: _Answers) -> 
                                        checkpointing=config.gradient_checkpointing, adapters=adapters)  # fmt: skip
     once = costs.forward_flops(b, asked * sizes.prompt, sizes.prompt) + costs.vision_flops(b, asked * model.patches)
     once += costs.forward_flops(b, answered, length, answers=answered)
-    return update, once * (2 if config.kl else 1)
+    return update, once * (1 + bool(config.kl) + bool(config.vllm and config.vllm.serve))
 
 
 def _head(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions) -> StageCost:

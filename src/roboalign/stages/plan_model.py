@@ -38,6 +38,8 @@ class Assumptions(Config):
     """Tokens of an answer of the mixture."""
     reply_tokens: float = Field(120, gt=0)
     """Mean tokens of a sampled answer; `rl.max_new_tokens` is the bound of memory and of the decoding steps."""
+    asleep: float = Field(2e9, ge=0)
+    """Bytes of a GPU that a vLLM server keeps while it sleeps: CUDA's own, captured graphs."""
     episode_steps: float = Field(100, gt=0)
     """Steps of a demonstration."""
     action_dim: int = Field(7, ge=1)
