@@ -72,8 +72,8 @@ def main() -> None:
     serve.add_argument("--max-model-len", type=int)
     given = parser.parse_args()
     if said := os.environ.get("FAKE_VLLM_ENDS"):
-        print("WARNING such as `OSError: too many files`", "Traceback (most recent call last):", "  File x", said,
-              "shutting down", sep="\n", file=sys.stderr)  # fmt: skip
+        print("WARNING such as `OSError: files`", "Traceback (most recent call last):", said, "RuntimeError: see above",
+              "RuntimeError: the engine did not start", "shutting down", sep="\n", file=sys.stderr)  # fmt: skip
         sys.exit(1)
     assert os.environ["VLLM_SERVER_DEV_MODE"] == "1" and (Path(given.model) / "config.json").is_file()
     engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -97,7 +97,7 @@ def test_greedy_answers_and_log_probabilities_are_those_of_generate(tmp_path: Pa
 def test_other_classes(name: str, tmp_path: Path, serve: Callable) -> None:
     """The ids of the prompt, made by the chat template and the stock way, are ours: one of them has a begin token."""
     mllm, sampler = backbones.model_of(name), VllmSampler(config_of(serve(), tmp_path))
-    sampler.publish(mllm, backbones.questions(2), 0, 4)
+    published(sampler, mllm, backbones.questions(2), 4)
     stored = load_file(tmp_path / "policy" / "model" / "model.safetensors")
     assert [key for key in stored if key.endswith("lm_head.weight")]
     assert not [key for key in stored if key.startswith("vision_tower.") and ".vision_model." not in key]

@@ -20,7 +20,8 @@ from roboalign.errors import RoboAlignError
 
 POLL = 0.2  # seconds between two looks at a server that is starting
 ENDING = 2 * vllm_guard.GRACE + 5.0  # seconds after which a guard that was told to end is killed itself
-QUOTED = 3  # lines of the log in a message
+QUOTED, WIDE = 3, 400  # lines of the log in a message, where there is no error in it, and letters of each
+ERROR, REMARK = re.compile(r"(Error|Exception)\b: "), re.compile(r"\b(DEBUG|INFO|WARNING)\b")
 TAIL = 200_000  # bytes of the log that are searched for them
 OURS = frozenset({
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME",
@@ -94,15 +95,16 @@ class VllmProcess:
         self._private.cleanup()
 
     def _said(self) -> str:
-        """What its log says last: the errors in it, since the first of them is rarely at the end."""
+        """The first error in its log, from which others follow, and the last, with a line more each; or how it ends."""
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - TAIL))
             lines = [" ".join(line.split()) for line in log.read().decode(errors="replace").splitlines()]
         lines = list(dict.fromkeys(line for line in lines if line))
-        errors = [line for line in lines if re.search(r"(Error|Exception)\b: ", line)
-                  and not re.search(r"\b(DEBUG|INFO|WARNING)\b", line)]  # fmt: skip
-        quoted = " | ".join(line[-300:] for line in (errors or lines)[-QUOTED:])
-        return f"its log says: {quoted}" if quoted else "its log is empty"
+        errors = [place for place, line in enumerate(lines) if ERROR.search(line) and not REMARK.search(line)]
+        chosen = sorted({place + after for place in errors[:1] + errors[-1:] for after in (0, 1)})
+        quoted = [lines[place] for place in chosen if place < len(lines)] or lines[-QUOTED:]
+        said = " | ".join(line[:WIDE] for line in quoted)
+        return f"its log says: {said}" if said else "its log is empty"
 
 
 def serve_command(config: VllmConfig, program: str, folder: Path, path: str) -> list[str]:
