@@ -113,6 +113,16 @@ def test_a_training_that_fails_ends_its_server(
     assert len(server.children) == 1 and server.alive(0) == []
 
 
+def test_a_server_that_cannot_wake_is_not_asked_again(
+    tmp_path: Path, serve: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the trainer has taken the memory that it slept without; 503 for another request is tried again."""
+    server = serve(nth("/wake_up", 1, "busy"))
+    with pytest.raises(RoboAlignError, match=r"/wake_up: the request is refused, HTTP 503: .*lower rl.vllm.memory"):
+        train(tmp_path, own(tmp_path), monkeypatch)
+    assert server.count("/wake_up") == 1
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -252,7 +252,7 @@ def test_a_server_on_the_same_gpus_takes_its_share_in_the_rollout_and_next_to_no
     # Its time counts: 64 prompts of a GPU at a time, 5 answers each, read weights and cache at every step of 512.
     assert here.seconds > away.seconds and here.flops > away.flops
     assert with_vllm(serve="v", concurrency=8).seconds > here.seconds
-    assert with_vllm(serve="v", options=["--dtype", "float32"], memory=0.6).seconds > here.seconds
+    assert with_vllm(serve="v", options=["--dtype=float32"], memory=0.6).seconds > here.seconds
 
 
 def test_a_share_that_is_too_large_is_cut_and_one_that_is_too_small_refused() -> None:

@@ -119,7 +119,7 @@ class VllmSampler:
         if not own.started:
             own.start()
         elif self.config.sleep:
-            self.client.request("/wake_up", {})
+            self.client.request("/wake_up", {}, final=True)  # what fails is memory, and the trainer frees no more
 
     def rest(self) -> None:
         """An own server gives its memory back until the next `load`."""

@@ -111,11 +111,11 @@ class VllmClient:
         """Close the connections."""
         self._http.close()
 
-    def request(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def request(self, path: str, body: dict[str, Any] | None = None, *, final: bool = False) -> Any:
         """POST `body` to `path`, or GET it without one; what the reply's JSON holds, None for an empty reply.
 
         Raises RoboAlignError where the server refuses it, answers with something else than JSON, or fails for
-        `patience` seconds.
+        `patience` seconds. With `final` any refusal is for good, 429 and 5xx too.
         """
         end = time.monotonic() + self.config.patience
         for attempt in itertools.count():
@@ -125,7 +125,7 @@ class VllmClient:
             if response is not None:
                 status = response.status_code
                 problem = f"HTTP {status}: {' '.join(response.text[:2000].split())[:300] or 'no text'}"
-                if not passes(status):
+                if final or not passes(status):
                     raise RoboAlignError(f"the request is refused, {problem}", where=self.place(path),
                                          fix=remedy(status, path))  # fmt: skip
             self.check()
@@ -158,6 +158,8 @@ class VllmClient:
 
 def remedy(status: int, path: str) -> str:
     """What to do about a refusal."""
+    if path == "/wake_up":
+        return f"see its log; where its share of the GPU is not free, lower rl.vllm.memory (docs/vllm.md); {GOES_ON}"
     if status in (401, 403):
         return f"set the environment variable {KEY} to the server's key"
     if status in (404, 405):

@@ -242,7 +242,8 @@ def _server(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, 
         return _Server()
     if not vllm.serve:
         return _Server(work=", sampled by a server whose GPUs are not counted")
-    number = FLOAT32 if "float32" in vllm.options else BFLOAT16  # vLLM makes bfloat16 of float32, unless it is told
+    told = any(option.endswith("float32") for option in vllm.options)
+    number = FLOAT32 if told else BFLOAT16  # of float32 vLLM makes bfloat16, unless it is told
     share, weights = vllm.memory * gpu.memory, number * b.parameters
     if share <= weights:
         raise RoboAlignError(f"{vllm.memory:g} of {gpu.name} is {share / 1e9:.3g} GB, and the server's weights are "
