@@ -3,6 +3,7 @@ prompts. With whole models (DDP) and with a split one (FSDP2)."""
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,10 @@ def test_a_process_that_is_killed_takes_its_server_along_and_the_same_command_go
     ended = two_ranks(killed, tmp_path, server.url, logs=tmp_path)
     assert [one.status for one in ended] == [-signal.SIGTERM, -signal.SIGKILL]
     assert len(server.children) == 2 and server.alive(10) == []
+    last = time.monotonic() + 10  # the guards are the last to end
+    while any(Path(child["given"]["uds"]).parent.exists() for child in server.children):
+        assert time.monotonic() < last
+        time.sleep(0.05)
     server.stop()
     again = FakeVllm()
     try:

@@ -1,14 +1,15 @@
-"""Runs a command for as long as the process that asked for it lives: `python vllm_guard.py PID COMMAND ...`. Linux.
+"""Runs a command as long as the process that asked for it lives: `python vllm_guard.py PID FOLDER COMMAND ...`. Linux.
 
 The command is the leader of a process group of its own. The group is ended, by SIGTERM and then by SIGKILL, as soon as
 process PID has ended, however it did; as soon as this one gets SIGTERM; and when the command itself has ended. This one
-ends when all of them have: their memory is then free. It is a program of its own, without imports of the package, since
-what is killed cannot clean up after itself.
+ends when all of them have: their memory is then free, and FOLDER, with the command's socket, is removed. It is a
+program of its own, without imports of the package, since what is killed cannot clean up after itself.
 """
 
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,4 +72,6 @@ def left() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    result = main(int(sys.argv[1]), sys.argv[3:])
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    sys.exit(result)

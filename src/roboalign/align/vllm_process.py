@@ -62,7 +62,7 @@ class VllmProcess:
         Raises RoboAlignError, with the end of its log, where it ends instead, or `patience` is over.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        guard = [sys.executable, "-I", "-S", vllm_guard.__file__, str(os.getpid())]
+        guard = [sys.executable, "-I", "-S", vllm_guard.__file__, str(os.getpid()), self._private.name]
         with self.log.open("wb") as log:
             self._guard = subprocess.Popen([*guard, *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                            env=environment(self.device), start_new_session=True)  # fmt: skip
