@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from roboalign.align.lora import adapted
+from roboalign.align.zero3 import size_of
 from roboalign.errors import RoboAlignError
 from roboalign.files import atomic_path, no_room, read_json, read_jsonl
 
@@ -45,8 +46,8 @@ def room_on_disk(
 
 def _needed(model: Any, optimizer: bool) -> int:
     """Bytes of the parameters (of adapters alone where there are any), and of AdamW's two moments of the trained."""
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    written = trained if adapted(model) else sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(size_of(p) * p.element_size() for p in model.parameters() if p.requires_grad)
+    written = trained if adapted(model) else sum(size_of(p) * p.element_size() for p in model.parameters())
     return written + 2 * trained * optimizer
 
 

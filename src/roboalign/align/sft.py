@@ -34,6 +34,7 @@ from roboalign.align.trainer import (
     accumulation_of,
     training_arguments,
 )
+from roboalign.align.zero3 import size_of
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
 from roboalign.files import write_json
@@ -143,9 +144,9 @@ def train_sft(
     trainer = build_trainer(mllm, conversations, config, out_dir, order, updates, label, lora)
     with worker_errors():
         totals = trainer.run()
-    trainable = sum(p.numel() for p in mllm.model.parameters() if p.requires_grad)
+    trainable = sum(size_of(p) for p in mllm.model.parameters() if p.requires_grad)
     trainer.save_final(mllm.processor, out_dir / "model")
-    parameters = sum(p.numel() for p in mllm.model.parameters())
+    parameters = sum(size_of(p) for p in mllm.model.parameters())
     ledger = {"updates": updates, **totals, "turns": int(turns[order].sum()), "parameters": parameters,
               "trainable": trainable}  # fmt: skip
     if trainer.is_world_process_zero():

@@ -1,7 +1,8 @@
 """Weights, gradients and optimizer split over processes (FSDP2): how a split model is set up, read whole, and resumed.
 
 A launcher asks for it (launch/accelerate/eight_gpus_fsdp2.yaml); `accelerate` shards the model. What is written is what
-an unsplit training writes, so that a checkpoint serves any number of processes, split or not.
+an unsplit training writes, so that a checkpoint serves any number of processes, split or not. DeepSpeed's ZeRO-3 is
+`zero3.py`'s; the trainer here is that of both.
 """
 
 import os
@@ -23,6 +24,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from roboalign.align import zero3
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.presets import meta_model
 
@@ -39,20 +41,45 @@ class ShardedTrainer(Trainer):
 
     model: Any
     lr_scheduler: Any
+    trained: list[list[nn.Parameter]]  # under DeepSpeed: of the optimizer's groups, which it flattens
+
+    @property
+    def splits(self) -> bool:
+        """Whether the launch splits the model over the processes."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if os.environ.get(ASKED, "false").lower() == "true":
             prepare_accelerator(self.accelerator, self.model)
             self.is_fsdp_enabled = True
+        elif zero3.asked():
+            zero3.prepare_accelerator(self.accelerator, self.model, self.args)
+            self.is_deepspeed_enabled = True
+
+    def create_optimizer(self, *arguments: Any) -> Any:
+        made = super().create_optimizer(*arguments)
+        if self.is_deepspeed_enabled:
+            self.trained = [list(group["params"]) for group in made.param_groups]
+        return made
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            load_weights(self.model, Path(resume_from_checkpoint))
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """DeepSpeed has clipped and stepped by now, unless the norm is not finite: then it has changed nothing."""
         norm = super()._clip_grad_norm(model)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the whole model into a folder; every process takes part, the first writes."""
-        if not self.is_fsdp_enabled:
+        if not self.splits:
             super().save_model(output_dir, _internal_call)
             return
         state = whole_weights(self.model, keep=self.args.should_save)
@@ -61,7 +88,7 @@ class ShardedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
-        if self.is_deepspeed_enabled or not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+        if not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +97,13 @@ class ShardedTrainer(Trainer):
             save_file(stored, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_fsdp_enabled:
+        if not self.splits:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = whole_optimizer(self.optimizer, keep=self.args.should_save)
+        if self.is_deepspeed_enabled:
+            state = zero3.whole_optimizer(self.optimizer, self.trained, keep=self.args.should_save)
+        else:
+            state = whole_optimizer(self.optimizer, keep=self.args.should_save)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -82,10 +112,13 @@ class ShardedTrainer(Trainer):
         load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
+        if not self.splits or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        if self.is_deepspeed_enabled:
+            zero3.load_optimizer(self.optimizer, self.trained, Path(checkpoint) / OPTIMIZER_NAME)
+        else:
+            load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
@@ -137,7 +170,7 @@ def whole_parameters(model: nn.Module, dtype: torch.dtype | None = None) -> Iter
         if isinstance(module, FSDPModule):
             module.reshard()  # what a forward pass without a backward pass has left gathered
     for name, parameter in model.named_parameters():
-        part = parameter.detach()
+        part = zero3.whole(parameter) if zero3.is_split(parameter) else parameter.detach()
         part = part if dtype is None else part.to(dtype)
         yield name, part.full_tensor() if isinstance(part, DTensor) else part
 

@@ -26,6 +26,7 @@ from roboalign.align.checkpoints import (
 )
 from roboalign.align.lora import load_adapters, save_adapters
 from roboalign.align.sharding import ShardedTrainer
+from roboalign.align.zero3 import check_installed
 from roboalign.config import Config
 from roboalign.errors import RoboAlignError
 from roboalign.files import append_jsonl, read_json, write_json
@@ -90,6 +91,7 @@ def training_arguments(
     warmup_ratio: float, save_every: int, on_cpu: bool,
 ) -> TrainingArguments:  # fmt: skip
     """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
+    check_installed()
     arguments = TrainingArguments(
         output_dir=str(out_dir / "checkpoints"),
         max_steps=updates,
@@ -143,7 +145,7 @@ class AlignTrainer(ShardedTrainer):
         self.last_record: dict[str, Any] = {}
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, compute_loss_func=loss)
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
-        if lora is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if lora is not None and self.splits:
             raise RoboAlignError(
                 "LoRA trains beside the whole model on each device, and this launch splits it", where=label,
                 fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or set lora: null",

@@ -122,7 +122,7 @@ def pretrain_vision(
 
     trainer = VisionTrainer(reader, arguments, Schedule(_Frames(points, camera), order), together, label="vision",
                             out_dir=out_dir, fingerprint={**config.fingerprint(), "frames": len(points.frames)})
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.splits:
         raise RoboAlignError("a vision tower is pretrained whole on each device, and this launch splits it",
                              where="base", fix="run `roboalign base RECIPE` without this launch first")  # fmt: skip
     ledger = {"updates": config.updates, **trainer.run()}
