@@ -20,11 +20,11 @@ import test_distributed_sft as sft_runs  # isort: skip
 from safetensors.torch import load_file
 
 from roboalign.align import sft as sft_module
-from roboalign.align import sharding, zero3
+from roboalign.align import zero3
 from roboalign.align.answers import answer_loss
 from roboalign.align.checkpoints import _needed
 from roboalign.align.grpo import RlConfig, train_grpo
-from roboalign.align.sft import SftConfig, SftTrainer, train_sft
+from roboalign.align.sft import SftTrainer, train_sft
 from roboalign.align.sharding import whole_weights
 from roboalign.errors import RoboAlignError
 from roboalign.files import read_json, read_jsonl
@@ -144,7 +144,8 @@ def test_killed_when_whole_goes_on_split(alone: Path, tmp_path: Path) -> None:
 
 @needs_deepspeed
 def test_bfloat16_with_checkpointing_a_frozen_tower_and_a_tied_table(tmp_path: Path) -> None:
-    """Rounding to bfloat16 differs, as weights are gathered in it; gradients are clipped in each update."""
+    """Rounding to bfloat16 differs, and where a gradient is near 0, Adam's step has the sign of that rounding: the
+    updates are compared as a whole. Gradients are clipped in each."""
     assert_ended_well(two_ranks(sft, tmp_path / "split", -1, True, True, logs=tmp_path))
     sft(tmp_path / "whole", split=False, all_on=True)
     start = dict(tied().model.named_parameters())
@@ -153,10 +154,10 @@ def test_bfloat16_with_checkpointing_a_frozen_tower_and_a_tied_table(tmp_path: P
     for name, value in split.items():
         if "visual" in name:
             assert torch.equal(value, start[name]), name
-    moved = max(float((whole[name] - start[name]).detach().abs().max()) for name in whole)
-    apart = max(float((whole[name] - split[name]).abs().max()) for name in whole)
-    assert moved > 1e-3
-    print("ratio", apart / moved)
+    with torch.no_grad():
+        moved = torch.cat([(whole[name] - start[name]).flatten() for name in whole]).norm()
+        apart = torch.cat([(whole[name] - split[name]).flatten() for name in whole]).norm()
+    assert moved > 0.1 and apart < 0.05 * moved
     ours, theirs = (read_jsonl(tmp_path / one / "metrics.jsonl") for one in ("split", "whole"))
     for record, expected in zip(ours, theirs, strict=True):
         assert record["loss"] == pytest.approx(expected["loss"], rel=1e-2)
@@ -204,16 +205,15 @@ def test_a_number_that_is_none_stops_it_before_the_weights_change(tmp_path: Path
 
 def grpo(folder: Path) -> int:
     split_model("zero3")
-    train_grpo(tiny_grpo.tiny(), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**tiny_grpo.CONFIG), folder)
+    with pytest.raises(RoboAlignError, match=r"^rl: GRPO gathers a model that is split by FSDP2, not by DeepSpeed Fix"):
+        train_grpo(tiny_grpo.tiny(), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**tiny_grpo.CONFIG), folder)
+    dist.barrier()
     return 0
 
 
 @needs_deepspeed
 def test_grpo_is_refused(tmp_path: Path) -> None:
-    ended = two_ranks(grpo, tmp_path / "rl", logs=tmp_path)
-    assert [one.status for one in ended] == [1, 1]
-    assert all("rl: GRPO gathers a model that is split by FSDP2, not by DeepSpeed Fix: launch" in one.stderr
-               for one in ended)  # fmt: skip
+    assert_ended_well(two_ranks(grpo, tmp_path / "rl", logs=tmp_path))
 
 
 def test_without_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from peft import LoraModel
 from pydantic import Field
 from torch import nn
 from transformers import TrainerCallback
-from transformers.utils import is_liger_kernel_available
 
 from roboalign.align.answers import answer_loss, logits_at_answers
 from roboalign.align.dataset import (
@@ -27,6 +26,7 @@ from roboalign.align.dataset import (
     sample_order,
     worker_errors,
 )
+from roboalign.align.liger import KERNELS, check_liger
 from roboalign.align.trained import TuneConfig, keep_connector_alone
 from roboalign.align.trainer import (
     AlignTrainer,
@@ -168,11 +168,9 @@ def build_trainer(
         config.batch_size, config.micro_batch_size, arguments.world_size
     )
     if config.liger:
-        if not is_liger_kernel_available():
-            raise RoboAlignError("liger-kernel is not installed", where="sft.liger",
-                                 fix="pip install liger-kernel, or set sft.compile instead")  # fmt: skip
+        check_liger(mllm.model)
         arguments.use_liger_kernel = True
-        arguments.liger_kernel_config = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+        arguments.liger_kernel_config = KERNELS
     arguments.dataloader_num_workers = config.workers
     arguments.dataloader_multiprocessing_context = "fork" if config.workers else None  # the model is not copied
     trainer = SftTrainer(

@@ -59,7 +59,7 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module, arguments: T
         raise RoboAlignError(f"ZeRO-3 trains float32 weights, and some are {other.pop()}", where="hardware.dtype",
                              fix="set hardware.dtype: float32, with sft.bf16: true for speed")  # fmt: skip
     if arguments.bf16:
-        # DeepSpeed's bf16 would round the frozen weights and the rotary frequencies too. This is what bf16 is elsewhere.
+        # DeepSpeed's own bf16 would also round the frozen weights and the rotary frequencies.
         plugin.deepspeed_config["bf16"] = {"enabled": False}
         plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         plugin.hf_ds_config._dtype = torch.float32  # images stay as they are; autocast rounds what it multiplies
@@ -72,9 +72,9 @@ def is_split(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def size_of(parameter: Tensor) -> int:
+def size_of(parameter: Any) -> int:
     """Numbers in a parameter, split by DeepSpeed or not."""
-    return parameter.ds_numel if is_split(parameter) else parameter.numel()
+    return int(parameter.ds_numel if is_split(parameter) else parameter.numel())
 
 
 def whole(parameter: Any) -> Tensor:
@@ -126,7 +126,7 @@ def load_optimizer(optimizer: Any, trained: list[list[nn.Parameter]], file: Path
 
 
 def _joined(part: Tensor, parameter: Any) -> Tensor:
-    """The whole tensor, in the shape of `parameter`, of which each process holds one of equal parts, the last padded."""
+    """The whole tensor, in the shape of `parameter`, of equal parts, one a process and the last padded."""
     parts = part.new_empty(dist.get_world_size(), part.numel())
     dist.all_gather(list(parts), part)
     return parts.flatten()[: parameter.ds_numel].view(parameter.ds_shape)
