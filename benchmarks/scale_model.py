@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLImageProcessorPil
+from transformers import AutoModelForImageTextToText
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
@@ -17,17 +17,14 @@ from roboalign.costs import Backbone, forward_flops
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.data.prompts import action_question
 from roboalign.mllm.encode import Encoded
-from roboalign.mllm.load import IMAGE_ONLY, Mllm
+from roboalign.mllm.load import Mllm
 from roboalign.mllm.presets import PRESETS
-from roboalign.mllm.tiny import CHAT_TEMPLATE, TinyConfig, build_tiny, train_tokenizer
+from roboalign.mllm.stand_in import published
+from roboalign.mllm.tiny import TinyConfig, build_tiny
 from roboalign.stages.plan_model import backbone_numbers
 
 WORDS = ("gripper", "is", "left", "right", "drawer", "handle", "up", "down", "forward", "and", "move", "open", "close")
 TASKS = ("open the drawer", "push the red cube to the left", "reach the goal", "close the window with the handle")
-
-
-MROPE = {"qwen2_5_vl": [16, 24, 24], "qwen3_vl": [24, 20, 20]}
-"""Of a head's 64 rotary pairs, those for time, height and width, as published; no shape depends on it."""
 
 
 @dataclass(frozen=True)
@@ -85,34 +82,11 @@ def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Mllm:
         extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary)
         mllm.model.to(device=device, dtype=dtype)
         return mllm
-    return _of_preset(PRESETS[shape.preset].config, PRESETS[shape.preset].image, texts, n_fast, dtype, device)
-
-
-def _of_preset(
-    values: dict[str, Any], image: dict[str, Any], texts: list[str], n_fast: int, dtype: torch.dtype,
-    device: torch.device,
-) -> Mllm:  # fmt: skip
-    tokenizer = train_tokenizer(texts, 1000)
-    vocabulary = extend_tokenizer(tokenizer, n_fast)
-    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(f"<|{spelled}|>") for name, spelled in
-           (("image_token", "image_pad"), ("video_token", "video_pad"), ("vision_start_token", "vision_start"),
-            ("vision_end_token", "vision_end"))}  # fmt: skip
-    settings = {key: value for key, value in values.items() if key != "model_type"} | ids
-    text = settings["text_config"]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": MROPE[values["model_type"]]}
-    settings["text_config"] = {**text, "vocab_size": text["vocab_size"] + len(vocabulary.ids), "rope_parameters": rope}
+    config, processor, vocabulary = published(PRESETS[shape.preset], texts, n_fast)
     with torch.device(device):  # weights never exist anywhere else
-        model = AutoModelForImageTextToText.from_config(
-            AutoConfig.for_model(values["model_type"], **settings), dtype=dtype
-        )
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    patch = values["vision_config"]["patch_size"]
-    image_processor = Qwen2VLImageProcessorPil(
-        patch_size=patch, merge_size=image["factor"] // patch,
-        size={"shortest_edge": image["least"], "longest_edge": image["most"]},
-    )  # fmt: skip
-    processor = IMAGE_ONLY[values["model_type"]](image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return Mllm(model.eval(), processor, vocabulary)
 
 

@@ -28,7 +28,7 @@ def test_state_of_adamw():
     assert costs.training_state(400, 368) == Memory(weights=1600, gradients=1472, optimizer=2944)
     assert costs.training_state(400, 368, cast=328).casts == 656
     sharded = costs.training_state(400, 368, cast=328, unit=224, share=4)
-    assert sharded == Memory(weights=400, gradients=368, optimizer=736, gathered=448)  # gathered in bfloat16
+    assert sharded == Memory(weights=400, gradients=368, optimizer=736, gathered=448, whole=1600)  # gathered in bfloat16
     assert costs.training_state(400, 368, unit=224, share=4).gathered == 896
 
 

@@ -113,7 +113,14 @@ def _plan(options: argparse.Namespace) -> int:
 
     gpu, count = parse_gpus(options.gpus)
     recipe = load_recipe(options.recipe, tuple(options.set))
-    print(describe_plan(recipe, gpu, count, assumptions(options.assume), options.price_per_gpu_hour))
+    assumed = assumptions(options.assume)
+    print(describe_plan(recipe, gpu, count, assumed, options.price_per_gpu_hour))
+    if options.rehearse:
+        from roboalign.stages.rehearse import describe_rehearsal
+
+        print(flush=True)
+        for line in describe_rehearsal(recipe, gpu, count, assumed):
+            print(line, flush=True)
     return 0
 
 
@@ -161,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting")
     plan.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE",
                       help="what cannot be known, for example utilisation=0.4")
+    plan.add_argument("--rehearse", action="store_true",
+                      help="then run one update of each training on tensors without numbers; takes minutes")
     plan.add_argument("--price-per-gpu-hour", type=float, metavar="PRICE", help="say what it costs")
     _add_data(verbs.add_parser("data", help="robot data of any format: look at it, convert it, ask about it, mix it"))
     _add_table(verbs.add_parser("table", help="success of runs beside the paper's numbers"))

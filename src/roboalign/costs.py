@@ -127,16 +127,38 @@ class Memory:
     """The share of a vLLM server on this same GPU, while it samples."""
     asleep: float = 0
     """What it keeps of that while the trainer computes."""
+    whole: float = 0
+    """Under sharding: the whole model, which each GPU has loaded before it keeps its part alone."""
+
+    @property
+    def held(self) -> float:
+        """What stays there all the time."""
+        return self.weights + self.optimizer + self.gathered + self.reference
+
+    @property
+    def start(self) -> float:
+        """Before the first update."""
+        return self.weights + self.reference + self.whole
+
+    @property
+    def rollout(self) -> float:
+        """While answers are sampled: activations and gradients are not there, the bfloat16 copies are.
+
+        Nor is a copy of the policy that is written out for a server there when that samples.
+        """
+        own = self.cache + self.casts if self.cache else 0
+        return self.held + max(self.server, self.asleep + own + self.sampler)
+
+    @property
+    def update(self) -> float:
+        """While the weights are trained."""
+        held = self.held + self.asleep
+        return held + self.gradients + self.casts + self.tables + self.activations + self.logits
 
     @property
     def total(self) -> float:
-        """The peak: what a rollout holds and an update's activations, gradients and casts are not there together.
-
-        Nor is a copy that is written out for a server there when that samples.
-        """
-        held = self.weights + self.optimizer + self.gathered + self.reference
-        update = self.gradients + self.casts + self.tables + self.activations + self.logits
-        return held + max(self.server, self.asleep + max(self.cache + self.sampler, update))
+        """The peak."""
+        return max(self.start, self.rollout, self.update)
 
 
 def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1) -> Memory:
@@ -149,7 +171,8 @@ def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int 
     sharded = share > 1
     return Memory(weights=FLOAT32 * parameters / share, gradients=FLOAT32 * trainable / share,
                   optimizer=ADAMW_BYTES * trainable / share, casts=0 if sharded else BFLOAT16 * cast,
-                  gathered=(BFLOAT16 if cast else FLOAT32) * unit if sharded else 0)  # fmt: skip
+                  gathered=(BFLOAT16 if cast else FLOAT32) * unit if sharded else 0,
+                  whole=FLOAT32 * parameters if sharded else 0)  # fmt: skip
 
 
 def lora_parameters(b: Backbone, rank: int, rows: int) -> int:
@@ -204,6 +227,12 @@ def logit_bytes(b: Backbone, tokens: float, *, bf16: bool) -> float:
 def cache_bytes(b: Backbone, rows: int, length: float, number: int) -> float:
     """Keys and values, of `number` bytes each, of `rows` answers of `length` tokens, prompt included."""
     return 2 * number * b.layers * b.key_value * rows * length
+
+
+def drawing_bytes(b: Backbone, rows: int) -> float:
+    """Of the next token of `rows` answers: logits, their log-softmax with and without the suppressed tokens in float32,
+    probabilities and their sums in float64."""
+    return rows * b.vocabulary * (3 * FLOAT32 + 2 * 8)
 
 
 def checkpoint_bytes(parameters: int, trainable: int) -> float:

@@ -291,7 +291,8 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
             answers += replayed * _turns(recipe) * a.answer_tokens
         # Split models are gathered, and their reference is kept, in the type of the products; whole ones as loaded.
         number = BFLOAT16 if config.bf16 and share > 1 else loaded
-        cache = 0.0 if config.vllm else costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.longest, number)
+        cache = costs.cache_bytes(b, sizes.rows, sizes.prompt + sizes.longest, number)
+        cache += costs.drawing_bytes(b, sizes.rows)
         passes = (1 if checkpointing else 2) + bool(config.replay_weight)  # prompts and answers apart; the replay
         copied = config.kl and not config.lora
         return replace(
@@ -299,7 +300,7 @@ def _rl(recipe: Recipe, model: Model, gpu: Gpu, count: int, a: Assumptions, name
             reference=number * b.parameters / share if copied else 0.0,
             activations=costs.activation_bytes(b, held, bf16=config.bf16, checkpointing=checkpointing,
                                                rank=_rank(config)),
-            logits=costs.logit_bytes(b, answers, bf16=config.bf16), cache=cache,
+            logits=costs.logit_bytes(b, answers, bf16=config.bf16), cache=0.0 if config.vllm else cache,
             sampler=number * b.parameters if share > 1 else 0.0, server=server.share, asleep=server.asleep,
         )  # fmt: skip
 

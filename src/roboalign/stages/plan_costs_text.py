@@ -12,8 +12,8 @@ from roboalign.stages.plan_model import Assumptions, Model
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 PARTS = {"optimizer": "AdamW", "casts": "bf16 copies", "gathered": "gathered weights", "reference": "frozen model",
          "tables": "tables with trained rows", "cache": "rollout cache",
-         "sampler": "policy gathered to sample", "server": "vLLM while it samples",
-         "asleep": "vLLM asleep"}  # fmt: skip
+         "sampler": "policy gathered to sample", "whole": "whole model at the start",
+         "server": "vLLM while it samples", "asleep": "vLLM asleep"}  # fmt: skip
 MOST_GPUS = 1024  # over which sharding is tried
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field, ValidationError
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from roboalign.align.trained import vision_parameters
 from roboalign.config import Config
 from roboalign.costs import Backbone
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import load_processor
-from roboalign.mllm.presets import PRESETS, image_tokens, meta_model, preset_config, preset_of
+from roboalign.mllm.presets import PRESETS, Preset, image_tokens, meta_model, preset_config, preset_of
 from roboalign.mllm.tiny import build_tiny
 from roboalign.recipe import Recipe
 from roboalign.stages.base import source_folder
@@ -79,23 +79,7 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
 
     Raises RoboAlignError where there is neither, and where the model has no layer `backbone.layer`.
     """
-    source, size = recipe.backbone.source, recipe.collect.align_image_size()
-    preset = preset_of(source)
-    if source == "train":
-        tiny = recipe.backbone.tiny
-        config = build_tiny(tiny, ["a"]).model.config
-        config.text_config.vocab_size = tiny.vocab_size
-        name, tokens = "a new tiny model", (tiny.image_size // tiny.patch_size // tiny.merge) ** 2
-    elif preset is not None and not (Path(source).expanduser() / "config.json").is_file():
-        config = preset_config(next(name for name, one in PRESETS.items() if one is preset))
-        name, tokens = preset.repository, image_tokens(preset.image, size, size)
-    else:
-        folder = _folder(source)
-        processor = load_processor(folder)
-        blank = np.zeros((size, size, 3), dtype=np.uint8)
-        config, name = AutoConfig.from_pretrained(folder, local_files_only=True), folder.name
-        image: Any = processor
-        tokens = len(image(text=[image.image_token], images=[[blank]], add_special_tokens=False)["input_ids"][0])
+    config, name, tokens = _described(recipe)
     numbers = backbone_numbers(meta_model(config))
     if recipe.backbone.layer > numbers.layers:
         raise RoboAlignError(f"the model has text layers 1..{numbers.layers}", where="backbone.layer",
@@ -110,7 +94,32 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
     return Model(name, numbers, tokens, tokens * merge**2, rows)
 
 
-def _folder(source: str) -> Path:
+def named_preset(source: str) -> Preset | None:
+    """The preset that `source` stands for, as there is no such folder."""
+    return None if (Path(source).expanduser() / "config.json").is_file() else preset_of(source)
+
+
+def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
+    """Of the backbone: configuration, name, and the tokens of an image of the alignment's size."""
+    source, size = recipe.backbone.source, recipe.collect.align_image_size()
+    if source == "train":
+        tiny = recipe.backbone.tiny
+        config = build_tiny(tiny, ["a"]).model.config
+        config.text_config.vocab_size = tiny.vocab_size
+        return config, "a new tiny model", (tiny.image_size // tiny.patch_size // tiny.merge) ** 2
+    if (preset := named_preset(source)) is not None:
+        config = preset_config(next(name for name, one in PRESETS.items() if one is preset))
+        return config, preset.repository, image_tokens(preset.image, size, size)
+    folder = existing_folder(source)
+    processor: Any = load_processor(folder)
+    blank = np.zeros((size, size, 3), dtype=np.uint8)
+    read = processor(text=[processor.image_token], images=[[blank]], add_special_tokens=False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config, folder.name, len(read["input_ids"][0])
+
+
+def existing_folder(source: str) -> Path:
+    """The folder of a backbone. Raises RoboAlignError where there is none."""
     try:
         return source_folder(source)
     except RoboAlignError as error:
