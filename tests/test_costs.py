@@ -28,7 +28,8 @@ def test_state_of_adamw():
     assert costs.training_state(400, 368) == Memory(weights=1600, gradients=1472, optimizer=2944)
     assert costs.training_state(400, 368, cast=328).casts == 656
     sharded = costs.training_state(400, 368, cast=328, unit=224, share=4)
-    assert sharded == Memory(weights=400, gradients=368, optimizer=736, gathered=448, whole=1600)  # gathered in bfloat16
+    # Gathered in bfloat16; whole when it is loaded.
+    assert sharded == Memory(weights=400, gradients=368, optimizer=736, gathered=448, whole=1600)
     assert costs.training_state(400, 368, unit=224, share=4).gathered == 896
 
 
@@ -108,6 +109,9 @@ def test_the_peak_is_the_rollout_or_the_update_not_both():
     assert costs.replace(held, gradients=7, activations=3, cache=4).total == 46
     assert costs.replace(held, gradients=7, activations=3, cache=40).total == 76
     assert costs.replace(held, gradients=7, activations=3, cache=4, sampler=9).total == 49
+    assert costs.replace(held, casts=6, cache=4).rollout == 46  # the copies are there with the own sampler alone
+    assert costs.replace(held, casts=6, sampler=4).rollout == 40
+    assert costs.replace(held, whole=80).total == costs.replace(held, whole=80).start == 95
 
 
 def test_gpus_by_name():

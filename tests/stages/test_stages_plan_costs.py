@@ -117,7 +117,8 @@ def test_the_papers_run_needs_sharding_and_the_plan_says_so() -> None:
     text = described(load_recipe(PAPER), "8xH100")
     sft = text.split("\n\n")[1]
     assert "DOES NOT FIT into 73.6 GB" in sft
-    assert "Fix: shard weights, gradients and optimizer over 8 GPUs (FSDP)\n  then 21.9" in sft
+    # At the start: the whole model beside its part.
+    assert "Fix: shard weights, gradients and optimizer over 8 GPUs (FSDP)\n  then 37.4" in sft
     assert "AdamW 61 GB" in sft  # 8 bytes x 7.63 G trained parameters
 
 
@@ -213,7 +214,8 @@ def test_rl_on_a_split_model_gathers_the_policy_to_sample_and_splits_the_referen
     parameters = whole.weights / 4
     assert (whole.reference, whole.sampler) == (4 * parameters, 0)
     assert (split.reference, split.sampler) == (2 * parameters / 8, 2 * parameters)  # bfloat16
-    assert split.cache == whole.cache / 2 and split.casts == 0
+    drawn = 255 * (152064 + 2050) * 28  # 51 prompts x 5 answers; the rest is keys and values
+    assert split.cache - drawn == (whole.cache - drawn) / 2 and split.casts == 0
     held = split.weights + split.optimizer + split.gathered + split.reference
     assert split.total == held + split.cache + split.sampler
     text = described(recipe, "8xH100").split("\n\n")[2]
@@ -246,7 +248,7 @@ def test_a_server_on_the_same_gpus_takes_its_share_in_the_rollout_and_next_to_no
     held = there.weights + there.optimizer + there.gathered + there.reference
     assert slept.server == 32e9 and slept.asleep == 2e9 and slept.cache == 0
     assert slept.total == pytest.approx(held + 32e9)  # 21.9 GB, an update adds less than 30
-    assert never.total == pytest.approx(there.total + 32e9)
+    assert never.total == pytest.approx(max(there.rollout, there.update) + 32e9)
     assert with_vllm(serve="v", memory=0.3).memory(True, 1, 8).total == pytest.approx(held + 24e9)
     assert "sampled by vLLM on the same GPUs (16.6 GB of weights)" in here.work
     # Its time counts: 64 prompts of a GPU at a time, 5 answers each, read weights and cache at every step of 512.
