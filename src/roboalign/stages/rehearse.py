@@ -116,6 +116,7 @@ def rehearse(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, *, spli
     The head is always trained on a whole model. Raises RoboAlignError as the trainings do, where a batch does not
     divide over the GPUs, and where the backbone's processor is not known.
     """
+    recipe = recipe.model_copy(update={"rl": recipe.rl.model_copy(update={"vllm": None})})  # there is no server
     model, stages = plan_costs(recipe, gpu, count, assumed)
     parts: dict[str, Callable[[Rehearsal], tuple[Peaks, Lengths]]] = {"sft": _sft, "rl": _rl, "head": _head}
     for name in (name for name in parts if any(name in stage.names for stage in stages)):
@@ -156,7 +157,7 @@ def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
     updates = -(-sampled // own)
     update = own * world_size()
     config = config.model_copy(update={
-        "prompts_per_update": update, "prompts_per_rollout": updates * update, "updates": updates, "vllm": None,
+        "prompts_per_update": update, "prompts_per_rollout": updates * update, "updates": updates,
         "replay_batch": -(-config.replay_batch * update // config.prompts_per_update), "save_every": NEVER,
     })  # fmt: skip
     data, fast = _prompts(made, updates * update)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConf
 
 from roboalign.actions.vocabulary import ActionVocabulary, extend_tokenizer
 from roboalign.data.conversation import Conversation, Turn
+from roboalign.data.episode import encode_png
 from roboalign.mllm.encode import IGNORED, encode_conversation
 from roboalign.mllm.fake import fake_weights
 from roboalign.mllm.load import Mllm, find_vocabulary, load_processor
@@ -72,7 +73,7 @@ def talks(mllm: Mllm, assumed: Assumptions, side: int, turns: int, count: int) -
     question, answer = _words(mllm, assumed, side)
     asked = " ".join(islice(cycle(WORDS), question))
     told = " ".join(islice(cycle(WORDS), answer))
-    image, turn = _png(side), Turn("general", "words", "direct", asked, told, told)
+    image, turn = encode_png(np.zeros((side, side, 3), np.uint8)), Turn("general", "words", "direct", asked, told, told)
     return [Conversation(f"talk-{i}", "episode", i, "task", image, (turn,) * turns) for i in range(count)]
 
 
@@ -109,9 +110,3 @@ def lengths_of(mllm: Mllm, conversation: Conversation) -> Lengths:
 def word_token(mllm: Mllm) -> int:
     """An ordinary token, which ends no answer."""
     return int(mllm.tokenizer.encode(f" {WORDS[0]}", add_special_tokens=False)[0])
-
-
-def _png(side: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (side, side)).save(buffer, "PNG")
-    return buffer.getvalue()
