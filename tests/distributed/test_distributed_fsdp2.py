@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from two_ranks import split_model, two_ranks  # makes the modules of tests/align importable
+from two_ranks import split_model, two_ranks, with_one_table  # makes the modules of tests/align importable
 
 import test_align_grpo as tiny_grpo  # isort: skip
 import test_align_sft as tiny_sft  # isort: skip
@@ -131,13 +131,7 @@ def test_grpo_killed_when_split_goes_on_split(grpo_alone: Path, tmp_path: Path) 
 
 
 def tied() -> Mllm:
-    """The tiny model with one table for input and output, as the smaller Qwen models have it."""
-    mllm = tiny_grpo.tiny()
-    mllm.model.config.tie_word_embeddings = True
-    mllm.model.config.text_config.tie_word_embeddings = True
-    mllm.model.tie_weights()
-    assert mllm.model.get_output_embeddings().weight is mllm.model.get_input_embeddings().weight
-    return mllm
+    return with_one_table(tiny_grpo.tiny())
 
 
 def bf16(folder: Path, split: bool = True) -> int:

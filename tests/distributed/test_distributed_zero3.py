@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from two_ranks import Ended, split_model, two_ranks  # makes the modules of tests/align importable
+from two_ranks import Ended, split_model, two_ranks, with_one_table  # makes the modules of tests/align importable
 
 import test_align_grpo as tiny_grpo  # isort: skip
 import test_align_sft as tiny_sft  # isort: skip
@@ -40,12 +40,7 @@ class Killed(Exception):
 
 
 def tied() -> Mllm:
-    mllm = tiny_sft.tiny()
-    mllm.model.config.tie_word_embeddings = True
-    mllm.model.config.text_config.tie_word_embeddings = True
-    mllm.model.tie_weights()
-    assert mllm.model.get_output_embeddings().weight is mllm.model.get_input_embeddings().weight
-    return mllm
+    return with_one_table(tiny_sft.tiny())
 
 
 def split_small_weights(patch: pytest.MonkeyPatch) -> None:

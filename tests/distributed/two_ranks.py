@@ -34,6 +34,15 @@ class Ended:
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
+def with_one_table(mllm: Any) -> Any:
+    """The model with one table for input and output, as the smaller Qwen models have it."""
+    mllm.model.config.tie_word_embeddings = True
+    mllm.model.config.text_config.tie_word_embeddings = True
+    mllm.model.tie_weights()
+    assert mllm.model.get_output_embeddings().weight is mllm.model.get_input_embeddings().weight
+    return mllm
+
+
 def split_model(by: str = "fsdp2") -> None:
     """Set this process's environment as `accelerate launch` does with a file that splits the model (fsdp2, zero3)."""
     file = HERE.parents[1] / "launch" / "accelerate" / f"eight_gpus_{by}.yaml"

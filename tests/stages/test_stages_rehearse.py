@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from roboalign.cli import main
@@ -19,6 +20,7 @@ from roboalign.stages import rehearse as module
 from roboalign.stages.plan_model import Assumptions
 from roboalign.stages.rehearse import Rehearsal, Rehearsed, rehearse
 from roboalign.stages.rehearse_model import WORDS, fake_backbone
+from roboalign.stages.rehearse_split import LAUNCHED
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHRUNKEN = ("sft.micro_batch_size=4", "rl.micro_batch_size=4", "rl.max_new_tokens=24")
@@ -97,6 +99,13 @@ def test_the_plan_is_near(split: bool) -> None:
     assert found["sft start"].total / found["sft update"].peak["weights"] > (1.9 if split else 0)
     assert {"rl rollout", "head hidden states"} < found.keys()
     assert os.environ == before and not dist.is_initialized()
+
+
+def test_the_split_is_that_of_the_launch_file() -> None:
+    asked = yaml.safe_load((RECIPES.parent / "launch" / "accelerate" / "eight_gpus_fsdp2.yaml").read_text())
+    told = {name.upper(): str(value) for name, value in asked["fsdp_config"].items()}
+    told = {name: value.lower() if value in ("True", "False") else value for name, value in told.items()}
+    assert {"ACCELERATE_USE_FSDP": "true", **told} == LAUNCHED
 
 
 def test_with_lora_and_without_kl() -> None:
