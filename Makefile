@@ -19,7 +19,7 @@ test: setup setup-libero setup-small lint
 	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
-	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/mypy
+	cd $(ROOT) && $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 # Remakes the base model that ships with the package (about half an hour on two cores).
 base: setup

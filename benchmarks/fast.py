@@ -30,10 +30,14 @@ def trajectories(n: int, seed: int = 0) -> np.ndarray:
     frequencies = np.arange(5)
     waves = np.cos(np.pi * frequencies[:, None] * (np.arange(HORIZON) + 0.5) / HORIZON)
     size = 0.5 / (1 + frequencies)[None, :, None]
-    return np.clip(np.einsum("nkd,kt->ntd", rng.normal(size=(n, 5, ACTION_DIM)) * size, waves), -1, 1)
+    return np.clip(
+        np.einsum("nkd,kt->ntd", rng.normal(size=(n, 5, ACTION_DIM)) * size, waves), -1, 1
+    )
 
 
-def loop_encode(fast: FastTokenizer, bpe: PreTrainedTokenizerFast, chunks: np.ndarray) -> list[list[int]]:
+def loop_encode(
+    fast: FastTokenizer, bpe: PreTrainedTokenizerFast, chunks: np.ndarray
+) -> list[list[int]]:
     """One string and one tokenizer call a chunk."""
     ids = []
     for chunk in chunks:
@@ -43,12 +47,16 @@ def loop_encode(fast: FastTokenizer, bpe: PreTrainedTokenizerFast, chunks: np.nd
     return ids
 
 
-def loop_decode(fast: FastTokenizer, bpe: PreTrainedTokenizerFast, batch: list[list[int]]) -> list[np.ndarray]:
+def loop_decode(
+    fast: FastTokenizer, bpe: PreTrainedTokenizerFast, batch: list[list[int]]
+) -> list[np.ndarray]:
     """One tokenizer call and one inverse DCT a chunk."""
     chunks = []
     for ids in batch:
         offsets = np.array([ord(character) for character in bpe.decode(ids)]) + fast.min_token
-        chunks.append(idct(offsets.reshape(fast.horizon, fast.action_dim) / fast.scale, axis=0, norm="ortho"))
+        chunks.append(
+            idct(offsets.reshape(fast.horizon, fast.action_dim) / fast.scale, axis=0, norm="ortho")
+        )
     return chunks
 
 
@@ -59,7 +67,9 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def compare(ours: Callable[[], Any], loop: Callable[[], Any], chunks: int, repeats: int) -> dict[str, float]:
+def compare(
+    ours: Callable[[], Any], loop: Callable[[], Any], chunks: int, repeats: int
+) -> dict[str, float]:
     """Chunks a second of both (median), and the ratio loop / ours: median, least and greatest over the repeats."""
     pairs = [(seconds(ours), seconds(loop)) for _ in range(repeats)]
     ratios = [slow / quick for quick, slow in pairs]
@@ -73,10 +83,16 @@ def compare(ours: Callable[[], Any], loop: Callable[[], Any], chunks: int, repea
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chunks", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--fast", type=Path, help="a FAST folder (physical-intelligence/fast); fitted here without it")
+    parser.add_argument(
+        "--fast",
+        type=Path,
+        help="a FAST folder (physical-intelligence/fast); fitted here without it",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -85,28 +101,41 @@ def main() -> None:
         fast = FastTokenizer.load(options.fast, horizon=HORIZON, action_dim=ACTION_DIM)
     else:
         fast = FastTokenizer.fit(chunks, scale=10, vocab_size=2048)
-    bpe = PreTrainedTokenizerFast(tokenizer_object=fast.tokenizer, clean_up_tokenization_spaces=False)
+    bpe = PreTrainedTokenizerFast(
+        tokenizer_object=fast.tokenizer, clean_up_tokenization_spaces=False
+    )
 
     ids = fast.encode(chunks)
     assert ids == loop_encode(fast, bpe, chunks), "the two encoders disagree"
-    assert np.allclose(fast.decode_batch(ids), loop_decode(fast, bpe, ids), atol=1e-6), "the two decoders disagree"
+    assert np.allclose(fast.decode_batch(ids), loop_decode(fast, bpe, ids), atol=1e-6), (
+        "the two decoders disagree"
+    )
 
     results = {
         "encode": compare(
-            lambda: fast.encode(chunks), lambda: loop_encode(fast, bpe, chunks), len(ids), options.repeats
+            lambda: fast.encode(chunks),
+            lambda: loop_encode(fast, bpe, chunks),
+            len(ids),
+            options.repeats,
         ),
         "decode": compare(
-            lambda: fast.decode_batch(ids), lambda: loop_decode(fast, bpe, ids), len(ids), options.repeats
+            lambda: fast.decode_batch(ids),
+            lambda: loop_decode(fast, bpe, ids),
+            len(ids),
+            options.repeats,
         ),
     }
     print(
-        f"{len(ids)} chunks of {HORIZON} x {ACTION_DIM}, {np.mean([len(i) for i in ids]):.1f} tokens a chunk, ", end=""
+        f"{len(ids)} chunks of {HORIZON} x {ACTION_DIM}, {np.mean([len(i) for i in ids]):.1f} tokens a chunk, ",
+        end="",
     )
     print(f"vocabulary {fast.vocab_size}, {options.repeats} repeats, {os.cpu_count()} cores\n")
     print("| | ours, chunks/s | loop, chunks/s | ratio (least to greatest) |\n|---|---|---|---|")
     for name, r in results.items():
         speeds = f"{r['ours_chunks_per_second']:,.0f} | {r['loop_chunks_per_second']:,.0f}"
-        print(f"| {name} | {speeds} | {r['ratio']:.1f} ({r['ratio_least']:.1f} to {r['ratio_greatest']:.1f}) |")
+        print(
+            f"| {name} | {speeds} | {r['ratio']:.1f} ({r['ratio_least']:.1f} to {r['ratio_greatest']:.1f}) |"
+        )
     if options.json:
         settings = {
             "chunks": len(ids),

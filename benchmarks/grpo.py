@@ -33,7 +33,12 @@ from roboalign.mllm.generate import suppressed_ids
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 
-TASKS = ("open the drawer", "push the red cube to the left", "reach the goal", "close the window with the handle")
+TASKS = (
+    "open the drawer",
+    "push the red cube to the left",
+    "reach the goal",
+    "close the window with the handle",
+)
 
 
 class Clock(TrainerCallback):
@@ -61,19 +66,30 @@ def prompts(count: int, fast: FastTokenizer, chunks: np.ndarray) -> list[Convers
         question = action_question(TASKS[i % len(TASKS)], "think")
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         target = tuple(fast.encode(chunks[i % len(chunks)][None])[0])
-        result.append(Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=target))
+        result.append(
+            Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=target)
+        )
     return result
 
 
-def ours(folder: Path, fast: FastTokenizer, asked: list[Conversation], args: argparse.Namespace) -> dict[str, Any]:
+def ours(
+    folder: Path, fast: FastTokenizer, asked: list[Conversation], args: argparse.Namespace
+) -> dict[str, Any]:
     config = RlConfig(
-        prompts_per_rollout=args.prompts, prompts_per_update=args.prompts, micro_batch_size=args.prompts,
-        samples=args.samples, updates=args.steps + 1, max_new_tokens=args.tokens, save_every=1000,
-    )  # fmt: skip
+        prompts_per_rollout=args.prompts,
+        prompts_per_update=args.prompts,
+        micro_batch_size=args.prompts,
+        samples=args.samples,
+        updates=args.steps + 1,
+        max_new_tokens=args.tokens,
+        save_every=1000,
+    )
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:
         order = list(range(args.prompts)) * (args.steps + 1)
-        trainer = build_trainer(load_mllm(folder), fast, asked, (), config, Path(out), order, args.steps + 1, "ours")
+        trainer = build_trainer(
+            load_mllm(folder), fast, asked, (), config, Path(out), order, args.steps + 1, "ours"
+        )
         trainer.add_callback(clock)
         totals = trainer.run()
     return {"steps": clock.steps(), "tokens": totals["generated_tokens"] / totals["answers"]}
@@ -82,7 +98,10 @@ def ours(folder: Path, fast: FastTokenizer, asked: list[Conversation], args: arg
 def theirs(folder: Path, asked: list[Conversation], args: argparse.Namespace) -> dict[str, Any]:
     mllm = load_mllm(folder)
     rows = [
-        {"prompt": [{"role": "user", "content": c.turns[0].question}], "image": Image.open(io.BytesIO(c.image))}
+        {
+            "prompt": [{"role": "user", "content": c.turns[0].question}],
+            "image": Image.open(io.BytesIO(c.image)),
+        }
         for c in asked
     ]
     lengths: list[int] = []
@@ -94,17 +113,38 @@ def theirs(folder: Path, asked: list[Conversation], args: argparse.Namespace) ->
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:
         config = trl.GRPOConfig(
-            output_dir=out, per_device_train_batch_size=args.prompts * args.samples, num_generations=args.samples,
-            max_completion_length=args.tokens, max_steps=args.steps + 1, learning_rate=1e-6, beta=0.01, epsilon=0.2,
-            epsilon_high=0.3, delta=3.0, loss_type="dapo", temperature=1.0, top_p=1.0, top_k=0, use_cpu=True,
-            bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no", disable_tqdm=True,
+            output_dir=out,
+            per_device_train_batch_size=args.prompts * args.samples,
+            num_generations=args.samples,
+            max_completion_length=args.tokens,
+            max_steps=args.steps + 1,
+            learning_rate=1e-6,
+            beta=0.01,
+            epsilon=0.2,
+            epsilon_high=0.3,
+            delta=3.0,
+            loss_type="dapo",
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
             logging_steps=1,
-            model_init_kwargs={"dtype": "float32"}, generation_kwargs={"suppress_tokens": suppressed_ids(mllm)},
-        )  # fmt: skip
+            model_init_kwargs={"dtype": "float32"},
+            generation_kwargs={"suppress_tokens": suppressed_ids(mllm)},
+        )
         trainer = trl.GRPOTrainer(
-            model=str(folder), reward_funcs=reward, args=config, processing_class=mllm.processor,
-            train_dataset=datasets.Dataset.from_list(rows), callbacks=[clock],
-        )  # fmt: skip
+            model=str(folder),
+            reward_funcs=reward,
+            args=config,
+            processing_class=mllm.processor,
+            train_dataset=datasets.Dataset.from_list(rows),
+            callbacks=[clock],
+        )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
     return {"steps": clock.steps(), "tokens": statistics.mean(lengths)}
@@ -122,12 +162,21 @@ def build(folder: Path, count: int) -> tuple[FastTokenizer, list[Conversation]]:
 
 def cost(run: dict[str, Any], index: int, per_token: bool) -> float:
     """Median seconds of a step, wall (0) or CPU (1); the two trainers end answers by slightly different rules."""
-    return statistics.median(step[index] for step in run["steps"]) / (run["tokens"] if per_token else 1)
+    return statistics.median(step[index] for step in run["steps"]) / (
+        run["tokens"] if per_token else 1
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("prompts", 16), ("samples", 8), ("tokens", 50), ("steps", 3), ("rounds", 3), ("threads", 1)):
+    for name, default in (
+        ("prompts", 16),
+        ("samples", 8),
+        ("tokens", 50),
+        ("steps", 3),
+        ("rounds", 3),
+        ("threads", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -138,28 +187,60 @@ def main() -> None:
         folder = Path(parent) / "model"
         fast, asked = build(folder, args.prompts)
         for _ in range(args.rounds):
-            rounds.append({"roboalign": ours(folder, fast, asked, args), "trl": theirs(folder, asked, args)})
-    report = {"settings": {k: v for k, v in vars(args).items() if k != "json"}, "versions":
-              {"trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__},
-              "rows": [], "ratio": {}}  # fmt: skip
+            rounds.append(
+                {"roboalign": ours(folder, fast, asked, args), "trl": theirs(folder, asked, args)}
+            )
+    report = {
+        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+        "versions": {
+            "trl": trl.__version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        },
+        "rows": [],
+        "ratio": {},
+    }
     for name in ("roboalign", "trl"):
         steps = [step for r in rounds for step in r[name]["steps"]]
-        report["rows"].append({
-            "name": name, "wall": statistics.median(w for w, _ in steps), "cpu": statistics.median(c for _, c in steps),
-            "cpu_min": min(c for _, c in steps), "cpu_max": max(c for _, c in steps),
-            "tokens": statistics.mean(r[name]["tokens"] for r in rounds), "steps": len(steps),
-        })  # fmt: skip
-    for kind, index, per_token in (("wall", 0, False), ("cpu", 1, False), ("cpu per generated token", 1, True)):
-        ratios = [cost(r["trl"], index, per_token) / cost(r["roboalign"], index, per_token) for r in rounds]
-        report["ratio"][kind] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    print(f"One GRPO step, {args.prompts} prompts x {args.samples} answers, up to {args.tokens} tokens, "
-          f"{args.threads} thread(s), {args.rounds} rounds of {args.steps} steps.\n")  # fmt: skip
+        report["rows"].append(
+            {
+                "name": name,
+                "wall": statistics.median(w for w, _ in steps),
+                "cpu": statistics.median(c for _, c in steps),
+                "cpu_min": min(c for _, c in steps),
+                "cpu_max": max(c for _, c in steps),
+                "tokens": statistics.mean(r[name]["tokens"] for r in rounds),
+                "steps": len(steps),
+            }
+        )
+    for kind, index, per_token in (
+        ("wall", 0, False),
+        ("cpu", 1, False),
+        ("cpu per generated token", 1, True),
+    ):
+        ratios = [
+            cost(r["trl"], index, per_token) / cost(r["roboalign"], index, per_token)
+            for r in rounds
+        ]
+        report["ratio"][kind] = {
+            "median": statistics.median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+        }
+    print(
+        f"One GRPO step, {args.prompts} prompts x {args.samples} answers, up to {args.tokens} tokens, "
+        f"{args.threads} thread(s), {args.rounds} rounds of {args.steps} steps.\n"
+    )
     print("| | wall s | CPU s | CPU s, min to max | tokens per answer |\n|---|---|---|---|---|")
     for row in report["rows"]:
-        print(f"| {row['name']} | {row['wall']:.2f} | {row['cpu']:.2f} | {row['cpu_min']:.2f} to {row['cpu_max']:.2f} "
-              f"| {row['tokens']:.1f} |")  # fmt: skip
+        print(
+            f"| {row['name']} | {row['wall']:.2f} | {row['cpu']:.2f} | {row['cpu_min']:.2f} to {row['cpu_max']:.2f} "
+            f"| {row['tokens']:.1f} |"
+        )
     for kind, ratio in report["ratio"].items():
-        print(f"\nTRL / RoboAlign, {kind}: {ratio['median']:.2f} (rounds: {ratio['min']:.2f} to {ratio['max']:.2f})")
+        print(
+            f"\nTRL / RoboAlign, {kind}: {ratio['median']:.2f} (rounds: {ratio['min']:.2f} to {ratio['max']:.2f})"
+        )
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 

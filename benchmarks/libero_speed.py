@@ -17,7 +17,13 @@ import numpy as np
 
 from roboalign.sim.libero.environment import REST, LiberoEnvironment
 from roboalign.sim.libero.protocol import LiberoConfig, preset
-from roboalign.sim.libero.suites import bddl_file, find_task, load_library, stored_states, suite_tasks
+from roboalign.sim.libero.suites import (
+    bddl_file,
+    find_task,
+    load_library,
+    stored_states,
+    suite_tasks,
+)
 from roboalign.sim.rendering import gl_backend
 
 CORES = len(os.sched_getaffinity(0))
@@ -52,9 +58,14 @@ def naive(episodes: list[Episode]) -> Measured:
     environments: dict[str, Any] = {}
     for task, seed, actions in episodes:
         if task not in environments:
-            environments = {task: OffScreenRenderEnv(bddl_file_name=str(bddl_file(task)), ignore_done=True,
-                                                     camera_heights=config.render_size,
-                                                     camera_widths=config.render_size)}  # fmt: skip
+            environments = {
+                task: OffScreenRenderEnv(
+                    bddl_file_name=str(bddl_file(task)),
+                    ignore_done=True,
+                    camera_heights=config.render_size,
+                    camera_widths=config.render_size,
+                )
+            }
         environment, began, started = environments[task], time.perf_counter(), time.process_time()
         environment.seed(config.seed)
         environment.reset()
@@ -102,11 +113,23 @@ def side_by_side(function: Any, episodes: list[Episode], *arguments: Any) -> Mea
     """The same with a process a core, as an evaluation runs: seconds are those of the last to end."""
     with ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("spawn")) as pool:
         shares = [episodes[core::CORES] for core in range(CORES)]
-        parts = [part.result() for part in [pool.submit(function, share, *arguments) for share in shares if share]]
-    solved = dict(zip([key[:2] for share in shares for key in share], [one for part in parts for one in part[2]],
-                      strict=True))  # fmt: skip
-    return (max(part[0] for part in parts), sum(part[1] for part in parts), [solved[key[:2]] for key in episodes],
-            parts[0][3])  # fmt: skip
+        parts = [
+            part.result()
+            for part in [pool.submit(function, share, *arguments) for share in shares if share]
+        ]
+    solved = dict(
+        zip(
+            [key[:2] for share in shares for key in share],
+            [one for part in parts for one in part[2]],
+            strict=True,
+        )
+    )
+    return (
+        max(part[0] for part in parts),
+        sum(part[1] for part in parts),
+        [solved[key[:2]] for key in episodes],
+        parts[0][3],
+    )
 
 
 def main() -> None:
@@ -114,11 +137,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", default="libero_object")
     parser.add_argument("--tasks", type=int, default=1)
-    parser.add_argument("--episodes", type=int, default=2, help="episodes a task, from stored initial states")
+    parser.add_argument(
+        "--episodes", type=int, default=2, help="episodes a task, from stored initial states"
+    )
     options = parser.parse_args()
-    os.environ["LP_NUM_THREADS"] = "0"  # Mesa's software renderer draws in the loop's own thread, in all of them
-    wanted = [(task.name, seed) for task in suite_tasks(options.suite)[: options.tasks]
-              for seed in range(options.episodes)]  # fmt: skip
+    os.environ["LP_NUM_THREADS"] = (
+        "0"  # Mesa's software renderer draws in the loop's own thread, in all of them
+    )
+    wanted = [
+        (task.name, seed)
+        for task in suite_tasks(options.suite)[: options.tasks]
+        for seed in range(options.episodes)
+    ]
     episodes = [expert_episode(task, seed) for task, seed in wanted]
     whole = preset("openpi").model_copy(update={"image_size": preset("openpi").render_size})
     loops: dict[str, tuple[Any, ...]] = {
@@ -131,8 +161,11 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             results[name] = pool.submit(function, *arguments).result()
         seconds, busy, solved, _ = results[name]
-        print(f"{name}: {len(episodes) / busy * 60:.2f} episodes a minute of processor time ({busy:.1f} s of "
-              f"{seconds:.1f} s), solved {solved}", flush=True)  # fmt: skip
+        print(
+            f"{name}: {len(episodes) / busy * 60:.2f} episodes a minute of processor time ({busy:.1f} s of "
+            f"{seconds:.1f} s), solved {solved}",
+            flush=True,
+        )
     for name, (function, *arguments) in list(loops.items())[1:]:
         results[f"{name}, {CORES} processes"] = side_by_side(function, episodes, *arguments[1:])
     reference = results["naive"]

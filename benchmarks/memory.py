@@ -14,7 +14,9 @@ from pathlib import Path
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--every", type=float, default=3.0, help="seconds between two polls")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -23,10 +25,16 @@ def main() -> int:
     while process.poll() is None:
         sizes = [size for size in map(proportional_set_size, family(process.pid)) if size]
         if sum(sizes) > peak:
-            peak, when, parts = sum(sizes), time.monotonic() - began, sorted(sizes, reverse=True)[:6]
+            peak, when, parts = (
+                sum(sizes),
+                time.monotonic() - began,
+                sorted(sizes, reverse=True)[:6],
+            )
         time.sleep(options.every)
     listed = ", ".join(f"{size / 2**20:.2f}" for size in parts)
-    print(f"peak {peak / 2**20:.2f} GiB at {when:.0f} s of {time.monotonic() - began:.0f}; largest processes: {listed}")
+    print(
+        f"peak {peak / 2**20:.2f} GiB at {when:.0f} s of {time.monotonic() - began:.0f}; largest processes: {listed}"
+    )
     return process.returncode
 
 

@@ -27,7 +27,9 @@ def padding(lengths: np.ndarray, batch: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("mixture", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 128])
@@ -35,7 +37,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     processor = load_processor(options.model)
-    model = meta_model(AutoConfig.from_pretrained(options.model, local_files_only=True))  # it says what ends a turn
+    model = meta_model(
+        AutoConfig.from_pretrained(options.model, local_files_only=True)
+    )  # it says what ends a turn
     mllm = Mllm(model, processor, find_vocabulary(processor.tokenizer), options.model)
     stored = StoredConversations(options.mixture, "train")
     items, rows = Conversations(mllm, stored), []
@@ -43,18 +47,27 @@ def main() -> None:
     for batch in options.batches:
         updates = min(len(stored), options.samples) // batch
         shares = []
-        for lengths in (lengths_of(stored)[0], np.zeros(len(stored))):  # of equal lengths the order is random
+        for lengths in (
+            lengths_of(stored)[0],
+            np.zeros(len(stored)),
+        ):  # of equal lengths the order is random
             order = sample_order(lengths, batch, updates, seed=0)
             for index in order:
                 if index not in found:
                     found[index] = len(items[index].input_ids)
             shares.append(padding(np.array([found[index] for index in order]), batch))
-        rows.append({"batch": batch, "samples": updates * batch, "grouped": shares[0], "random": shares[1]})
+        rows.append(
+            {"batch": batch, "samples": updates * batch, "grouped": shares[0], "random": shares[1]}
+        )
     tokens = np.array(list(found.values()))
-    print(f"{len(tokens)} samples of {tokens.mean():.0f} tokens ({tokens.min()} to {tokens.max()})\n")
+    print(
+        f"{len(tokens)} samples of {tokens.mean():.0f} tokens ({tokens.min()} to {tokens.max()})\n"
+    )
     print("| batch | samples | padding, by length | padding, random order |\n|---|---|---|---|")
     for row in rows:
-        print(f"| {row['batch']} | {row['samples']:,} | {row['grouped']:.1%} | {row['random']:.1%} |")
+        print(
+            f"| {row['batch']} | {row['samples']:,} | {row['grouped']:.1%} | {row['random']:.1%} |"
+        )
     if options.json:
         write_json(options.json, rows)
 

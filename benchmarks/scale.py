@@ -34,13 +34,27 @@ STEP_SECONDS = {"cuda": 0.06, "cpu": 0.03}  # a decoding step of a rollout, for 
 
 def context(device: torch.device) -> dict[str, Any]:
     """What the numbers belong to."""
-    told = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], capture_output=True, text=True,
-                          cwd=Path(__file__).parent)  # fmt: skip
-    hardware = (torch.cuda.get_device_name(device) if device.type == "cuda"
-                else f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), no GPU")  # fmt: skip
-    return {"commit": told.stdout.strip() or "unknown", "date": datetime.date.today().isoformat(), "hardware": hardware,
-            "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
-            "cuda": torch.version.cuda, "transformers": transformers.__version__}  # fmt: skip
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    hardware = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), no GPU"
+    )
+    return {
+        "commit": told.stdout.strip() or "unknown",
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "transformers": transformers.__version__,
+    }
 
 
 def estimate(setting: Setting, parts: list[str], parameters: float) -> float:
@@ -51,8 +65,10 @@ def estimate(setting: Setting, parts: list[str], parameters: float) -> float:
     rounds = 1 + max(2, setting.steps // 4)
     answers = shape.prompts * 5 * (shape.tokens // 2 + shape.answer)
     seconds = {
-        "sft": ways * (4 * per_token * shape.tokens * shape.batch * (setting.steps + 2) + compiling / 2),
-        "rollout": rounds * (5 * per_token * answers + shape.answer * STEP_SECONDS[setting.device.type]),
+        "sft": ways
+        * (4 * per_token * shape.tokens * shape.batch * (setting.steps + 2) + compiling / 2),
+        "rollout": rounds
+        * (5 * per_token * answers + shape.answer * STEP_SECONDS[setting.device.type]),
         "head": 2 * per_token * 32 * shape.tokens / 2 * (setting.steps + 2),
         "act": 8 * setting.steps * (per_token * shape.tokens / 2 + 0.05) + compiling,
     }
@@ -69,7 +85,9 @@ def measure(setting: Setting, parts: list[str]) -> tuple[list[Row], bool]:
                 print(line(row), flush=True)
         except Exception as error:  # hours of a rented GPU must not be lost with one part
             traceback.print_exc()
-            rows.append(Row(part, part, "", [], None, f"failed: {type(error).__name__}, see the traceback"))
+            rows.append(
+                Row(part, part, "", [], None, f"failed: {type(error).__name__}, see the traceback")
+            )
             failed = True
         begin(setting.device)
     return rows, failed
@@ -80,8 +98,10 @@ def line(row: Row) -> str:
     digits = 0 if row.values and statistics.median(row.values) >= 100 else 2
     told = "–"
     if row.values:
-        low, middle, high = (f"{value:,.{digits}f}" for value in
-                             (min(row.values), statistics.median(row.values), max(row.values)))  # fmt: skip
+        low, middle, high = (
+            f"{value:,.{digits}f}"
+            for value in (min(row.values), statistics.median(row.values), max(row.values))
+        )
         told = f"{middle} {row.unit} ({low} to {high})"
     peak = "–" if row.peak is None else f"{row.peak / 2**30:.1f}"
     return f"| {row.part} | {row.what} | {told} | {len(row.values)} | {peak} | {row.note} |"
@@ -93,8 +113,10 @@ def page(about: dict[str, Any], shape: str, sizes: dict[int, float], rows: list[
     squares = ", ".join(f"{rate / 1e12:.3g} at {size}" for size, rate in sizes.items())
     tiny = "" if about["cuda_used"] else "No GPU: float32 on a CPU. It says nothing about a GPU.\n"
     head = "| part | what | median (least to greatest) | n | peak GPU memory, GiB | |\n|---|---|---|---|---|---|"
-    return (f"# Shape {shape}\n\n{told}.\n{tiny}Products of square matrices, 10^12 operations a second: {squares}.\n\n"
-            f"{head}\n" + "\n".join(map(line, rows)) + "\n")  # fmt: skip
+    return (
+        f"# Shape {shape}\n\n{told}.\n{tiny}Products of square matrices, 10^12 operations a second: {squares}.\n\n"
+        f"{head}\n" + "\n".join(map(line, rows)) + "\n"
+    )
 
 
 def parameters_of(shape: Shape) -> float:
@@ -106,15 +128,24 @@ def parameters_of(shape: Shape) -> float:
 
 def main() -> int:
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=list(SHAPES), default="qwen2_5_vl_7b" if gpu else "tiny")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--steps", type=int, default=10, help="measured steps, or calls; a quarter of them, rollouts")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=10,
+        help="measured steps, or calls; a quarter of them, rollouts",
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
     parser.add_argument("--out", type=Path, default=Path("runs/scale"))
     options = parser.parse_args()
     if options.shape.startswith("qwen") and not gpu:
-        parser.error(f"{options.shape} needs a GPU, and there is none; without --shape the tiny model's shape is used")
+        parser.error(
+            f"{options.shape} needs a GPU, and there is none; without --shape the tiny model's shape is used"
+        )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = torch.device("cuda" if gpu else "cpu")
@@ -122,13 +153,21 @@ def main() -> int:
     workers = min(8, len(os.sched_getaffinity(0)) - 1) if gpu else 0
     setting = Setting(SHAPES[options.shape], device, rate, options.steps, options.compile, workers)
     minutes = estimate(setting, options.parts, parameters_of(setting.shape))
-    print(f"{options.shape}, parts {' '.join(options.parts)}: about {max(1, round(minutes))} minutes", flush=True)
+    print(
+        f"{options.shape}, parts {' '.join(options.parts)}: about {max(1, round(minutes))} minutes",
+        flush=True,
+    )
     about, began = {**context(device), "cuda_used": gpu}, time.monotonic()
     rows, failed = measure(setting, options.parts)
     about["minutes"] = round((time.monotonic() - began) / 60, 1)
     text = page(about, options.shape, sizes, rows)
     print("\n" + text)
-    found = {"context": about, "shape": vars(setting.shape), "matrix_rate": sizes, "rows": [r.as_json() for r in rows]}
+    found = {
+        "context": about,
+        "shape": vars(setting.shape),
+        "matrix_rate": sizes,
+        "rows": [r.as_json() for r in rows],
+    }
     write_json(options.out / f"scale-{options.shape}.json", found)
     write_text(options.out / f"scale-{options.shape}.md", text)
     return 1 if failed else 0

@@ -23,8 +23,27 @@ from roboalign.mllm.stand_in import published
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 from roboalign.stages.plan_model import backbone_numbers
 
-WORDS = ("gripper", "is", "left", "right", "drawer", "handle", "up", "down", "forward", "and", "move", "open", "close")
-TASKS = ("open the drawer", "push the red cube to the left", "reach the goal", "close the window with the handle")
+WORDS = (
+    "gripper",
+    "is",
+    "left",
+    "right",
+    "drawer",
+    "handle",
+    "up",
+    "down",
+    "forward",
+    "and",
+    "move",
+    "open",
+    "close",
+)
+TASKS = (
+    "open the drawer",
+    "push the red cube to the left",
+    "reach the goal",
+    "close the window with the handle",
+)
 
 
 @dataclass(frozen=True)
@@ -54,17 +73,39 @@ class Shape:
 
 
 def _published(preset: str, batch: int = 16) -> Shape:
-    return Shape(preset, image=448, tokens=700, batch=batch, layer=PRESETS[preset].layer, head="gr00t-n1.5",
-                 action_dim=7, horizon=16, vocabulary=2048, prompts=48, answer=128)  # fmt: skip
+    return Shape(
+        preset,
+        image=448,
+        tokens=700,
+        batch=batch,
+        layer=PRESETS[preset].layer,
+        head="gr00t-n1.5",
+        action_dim=7,
+        horizon=16,
+        vocabulary=2048,
+        prompts=48,
+        answer=128,
+    )
 
 
 SHAPES = {
-    "tiny": Shape("", image=64, tokens=160, batch=16, layer=2, head="tiny", action_dim=4, horizon=8, vocabulary=128,
-                  prompts=16, answer=24),
+    "tiny": Shape(
+        "",
+        image=64,
+        tokens=160,
+        batch=16,
+        layer=2,
+        head="tiny",
+        action_dim=4,
+        horizon=8,
+        vocabulary=128,
+        prompts=16,
+        answer=24,
+    ),
     "qwen2_5_vl_3b": _published("qwen2.5-vl-3b"),
     "qwen2_5_vl_7b": _published("qwen2.5-vl-7b"),
     "qwen3_vl_8b": _published("qwen3-vl-8b"),
-}  # fmt: skip
+}
 
 
 def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Mllm:
@@ -72,7 +113,12 @@ def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Mllm:
 
     Its tokenizer is a small one of its own: how long a text is differs from the published one, nothing else.
     """
-    texts = [text for c in conversations(shape, 32, turns=6) for t in c.turns for text in (t.question, t.answer)]
+    texts = [
+        text
+        for c in conversations(shape, 32, turns=6)
+        for t in c.turns
+        for text in (t.question, t.answer)
+    ]
     texts += [action_question(task, "think") for task in TASKS] * 8
     n_fast = action_tokenizer(shape).vocab_size
     torch.manual_seed(0)
@@ -117,15 +163,26 @@ def png(image: np.ndarray) -> bytes:
 
 def conversations(shape: Shape, count: int, *, turns: int) -> list[Conversation]:
     """SFT samples of about `turns` turns (half to one and a half times as many), a third of whose words are answers."""
-    rng, images = np.random.default_rng(0), [png(picture(shape.image, shape.image, seed)) for seed in range(8)]
+    rng, images = (
+        np.random.default_rng(0),
+        [png(picture(shape.image, shape.image, seed)) for seed in range(8)],
+    )
 
     def turn() -> Turn:
-        question, answer = (" ".join(rng.choice(WORDS, rng.integers(most // 2, most))) for most in (20, 12))
-        return Turn("general", "words", "direct", f"{question}?", f"<answer>{answer}</answer>", answer)
+        question, answer = (
+            " ".join(rng.choice(WORDS, rng.integers(most // 2, most))) for most in (20, 12)
+        )
+        return Turn(
+            "general", "words", "direct", f"{question}?", f"<answer>{answer}</answer>", answer
+        )
 
     counts = rng.integers(max(1, turns // 2), turns + turns // 2 + 1, count)
-    return [Conversation(f"talk-{i}", "episode", i, "task", images[i % 8], tuple(turn() for _ in range(n)))
-            for i, n in enumerate(counts)]  # fmt: skip
+    return [
+        Conversation(
+            f"talk-{i}", "episode", i, "task", images[i % 8], tuple(turn() for _ in range(n))
+        )
+        for i, n in enumerate(counts)
+    ]
 
 
 def rl_prompts(shape: Shape, count: int) -> list[Conversation]:
@@ -133,9 +190,18 @@ def rl_prompts(shape: Shape, count: int) -> list[Conversation]:
     targets = action_tokenizer(shape).encode(random_chunks(shape, count))
     result = []
     for i, target in enumerate(targets):
-        turn = Turn("action", "action", "think", action_question(TASKS[i % 4], "think"), "<answer></answer>", "")
+        turn = Turn(
+            "action",
+            "action",
+            "think",
+            action_question(TASKS[i % 4], "think"),
+            "<answer></answer>",
+            "",
+        )
         image = png(picture(shape.image, shape.image, i))
-        result.append(Conversation(f"rl-{i}", "episode", i, "task", image, (turn,), target=tuple(target)))
+        result.append(
+            Conversation(f"rl-{i}", "episode", i, "task", image, (turn,), target=tuple(target))
+        )
     return result
 
 
@@ -171,10 +237,14 @@ def work_of(model: Any) -> Work:
     pixels = sum(p.numel() for p in vision.patch_embed.parameters())
     blocks = sum(p.numel() for p in vision_parameters(model).values()) - pixels - mergers - tables
     return Work(
-        backbone_numbers(model), pixels, blocks, mergers,
-        config.spatial_merge_size**2, config.hidden_size,
+        backbone_numbers(model),
+        pixels,
+        blocks,
+        mergers,
+        config.spatial_merge_size**2,
+        config.hidden_size,
         tuple(0 if block in whole else window for block in range(config.depth)),
-    )  # fmt: skip
+    )
 
 
 def vision_pass(work: Work, patches: int) -> float:
@@ -184,11 +254,16 @@ def vision_pass(work: Work, patches: int) -> float:
     return 2 * products + 4 * work.vision_width * patches * attended
 
 
-def training_pass(work: Work, lengths: list[int], answers: int, patches: list[int], *, frozen_vision: bool) -> float:
+def training_pass(
+    work: Work, lengths: list[int], answers: int, patches: list[int], *, frozen_vision: bool
+) -> float:
     """Operations that one update needs on samples of these lengths, with `answers` answer tokens in all, and on images
     of these numbers of patches: a backward pass is twice a forward pass, but for pixels, which need no gradient. What
     activation checkpointing computes again and padding are not needed, and not counted; attention is causal."""
-    text = sum(forward_flops(work.text, length, length) for length in lengths) + 2 * work.text.table * answers
+    text = (
+        sum(forward_flops(work.text, length, length) for length in lengths)
+        + 2 * work.text.table * answers
+    )
     seen = sum(vision_pass(work, count) for count in patches)
     return 3 * text + (seen if frozen_vision else 3 * seen - 2 * work.pixels * sum(patches))
 

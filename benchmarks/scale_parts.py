@@ -156,13 +156,24 @@ class Ticks(TrainerCallback):
 
 def sft_part(setting: Setting) -> Iterator[Row]:
     """Updates of `train_sft`'s trainer, from reading the samples to the optimizer's step."""
-    weights = [("float32 weights, bfloat16 products", torch.float32), ("bfloat16 weights", torch.bfloat16)]
+    weights = [
+        ("float32 weights, bfloat16 products", torch.float32),
+        ("bfloat16 weights", torch.bfloat16),
+    ]
     ways = ["eager", *(["compile"] if setting.compile else [])]
     ways += ["liger"] if setting.on_gpu and is_liger_kernel_available() else []
     for name, dtype in weights if setting.on_gpu else [("float32", torch.float32)]:
         for way in ways:
-            yield from attempt("sft", f"{name}, {way}", setting, lambda name=name, dtype=dtype, way=way: fits(
-                setting, setting.shape.batch, lambda micro: [_sft(setting, name, dtype, way, micro)]))  # fmt: skip
+            yield from attempt(
+                "sft",
+                f"{name}, {way}",
+                setting,
+                lambda name=name, dtype=dtype, way=way: fits(
+                    setting,
+                    setting.shape.batch,
+                    lambda micro: [_sft(setting, name, dtype, way, micro)],
+                ),
+            )
 
 
 def _sft(setting: Setting, name: str, dtype: torch.dtype, way: str, micro: int) -> Row:
@@ -170,15 +181,25 @@ def _sft(setting: Setting, name: str, dtype: torch.dtype, way: str, micro: int) 
     mllm = build(shape, dtype, setting.device)
     data = conversations(shape, updates * shape.batch, turns=_turns(mllm, shape))
     config = sft.SftConfig(
-        max_steps=updates, batch_size=shape.batch, micro_batch_size=micro, bf16=setting.on_gpu, workers=setting.workers,
-        gradient_checkpointing=bool(shape.preset), save_every=NEVER, log_every=NEVER,
-        compile=way == "compile", liger=way == "liger",
-    )  # fmt: skip
+        max_steps=updates,
+        batch_size=shape.batch,
+        micro_batch_size=micro,
+        bf16=setting.on_gpu,
+        workers=setting.workers,
+        gradient_checkpointing=bool(shape.preset),
+        save_every=NEVER,
+        log_every=NEVER,
+        compile=way == "compile",
+        liger=way == "liger",
+    )
     order = sft.sample_order(sft.lengths_of(data)[0], shape.batch, updates, seed=0)
     freeze_vision(mllm.model)
     work = work_of(mllm.model)
     encoded = [Conversations(mllm, data)[index] for index in order[WARM * shape.batch :]]
-    lengths, patches = [len(one.input_ids) for one in encoded], [patches_of(mllm, one) for one in encoded]
+    lengths, patches = (
+        [len(one.input_ids) for one in encoded],
+        [patches_of(mllm, one) for one in encoded],
+    )
     answers = sum(int((one.labels != IGNORED).sum()) for one in encoded)
     needed = training_pass(work, lengths, answers, patches, frozen_vision=True) / setting.steps
     with tempfile.TemporaryDirectory() as out:
@@ -188,21 +209,50 @@ def _sft(setting: Setting, name: str, dtype: torch.dtype, way: str, micro: int) 
         trainer.add_callback(ticks)
         trainer.run()
     pairs = list(zip(ticks.at[WARM:], ticks.at[WARM + 1 :]))
-    rates = [(after[1]["tokens"] - before[1].get("tokens", 0)) / (after[0] - before[0]) for before, after in pairs]
-    used = needed / statistics.median(after[0] - before[0] for before, after in pairs) / setting.rate
+    rates = [
+        (after[1]["tokens"] - before[1].get("tokens", 0)) / (after[0] - before[0])
+        for before, after in pairs
+    ]
+    used = (
+        needed / statistics.median(after[0] - before[0] for before, after in pairs) / setting.rate
+    )
     padded = sum(max(group) * len(group) for group in _groups(lengths, micro)) / sum(lengths) - 1
-    note = (f"{used:.0%} of the matrix rate; {statistics.mean(lengths):.0f} tokens a sample, {shape.batch} an update, "
-            f"{micro} a pass, padding {padded:.1%}")  # fmt: skip
-    return Row("sft", f"{name}, {way}", "tokens/s", rates, peak_of(setting.device), note,
-               {"utilisation": used, "operations_an_update": needed, "micro_batch_size": micro, "padding": padded})
+    note = (
+        f"{used:.0%} of the matrix rate; {statistics.mean(lengths):.0f} tokens a sample, {shape.batch} an update, "
+        f"{micro} a pass, padding {padded:.1%}"
+    )
+    return Row(
+        "sft",
+        f"{name}, {way}",
+        "tokens/s",
+        rates,
+        peak_of(setting.device),
+        note,
+        {
+            "utilisation": used,
+            "operations_an_update": needed,
+            "micro_batch_size": micro,
+            "padding": padded,
+        },
+    )
 
 
 def _turns(mllm: Mllm, shape: Shape) -> int:
     """Turns after which a sample has about `shape.tokens` tokens."""
     image = picture(shape.image, shape.image, 0)
-    short, long = (statistics.mean(len(encode_conversation(
-        mllm, [{"question": t.question, "answer": t.answer} for t in c.turns][:1] * turns, image
-    ).input_ids) for c in conversations(shape, 16, turns=1)) for turns in (1, 2))  # fmt: skip
+    short, long = (
+        statistics.mean(
+            len(
+                encode_conversation(
+                    mllm,
+                    [{"question": t.question, "answer": t.answer} for t in c.turns][:1] * turns,
+                    image,
+                ).input_ids
+            )
+            for c in conversations(shape, 16, turns=1)
+        )
+        for turns in (1, 2)
+    )
     return max(1, round(1 + (shape.tokens - short) / (long - short)))
 
 
@@ -215,25 +265,47 @@ def _groups(values: list[int], size: int) -> list[list[int]]:
 
 def rollout_part(setting: Setting) -> Iterator[Row]:
     """A rollout and the four updates on it; the first rollout warms up and is not counted."""
-    yield from attempt("rollout", "GRPO, 5 answers a prompt, KL to a reference model", setting, lambda: fits(
-        setting, max(1, setting.shape.prompts // 4), lambda micro: _rollout(setting, micro)))  # fmt: skip
+    yield from attempt(
+        "rollout",
+        "GRPO, 5 answers a prompt, KL to a reference model",
+        setting,
+        lambda: fits(
+            setting, max(1, setting.shape.prompts // 4), lambda micro: _rollout(setting, micro)
+        ),
+    )
 
 
 def _rollout(setting: Setting, micro: int) -> list[Row]:
     shape, rounds, updates = setting.shape, max(2, setting.steps // 4), 4
     mllm = build(shape, setting.dtype, setting.device)
     asked = rl_prompts(shape, shape.prompts)
-    micro = next(size for size in range(min(micro, shape.prompts // updates), 0, -1)
-                 if shape.prompts // updates % size == 0)  # fmt: skip
+    micro = next(
+        size
+        for size in range(min(micro, shape.prompts // updates), 0, -1)
+        if shape.prompts // updates % size == 0
+    )
     config = grpo.RlConfig(
-        prompts_per_rollout=shape.prompts, prompts_per_update=shape.prompts // updates, micro_batch_size=micro,
-        updates=(1 + rounds) * updates, max_new_tokens=shape.answer, bf16=setting.on_gpu, save_every=NEVER // updates,
+        prompts_per_rollout=shape.prompts,
+        prompts_per_update=shape.prompts // updates,
+        micro_batch_size=micro,
+        updates=(1 + rounds) * updates,
+        max_new_tokens=shape.answer,
+        bf16=setting.on_gpu,
+        save_every=NEVER // updates,
         log_every=NEVER,
-    )  # fmt: skip
+    )
     order = list(range(shape.prompts)) * (1 + rounds)
     with tempfile.TemporaryDirectory() as out:
         trainer = grpo.build_trainer(
-            mllm, action_tokenizer(shape), asked, (), config, Path(out), order, config.updates or 0, "rl"
+            mllm,
+            action_tokenizer(shape),
+            asked,
+            (),
+            config,
+            Path(out),
+            order,
+            config.updates or 0,
+            "rl",
         )
         trainer.args.save_strategy = "no"
         ticks = Ticks(trainer)
@@ -241,7 +313,11 @@ def _rollout(setting: Setting, micro: int) -> list[Row]:
         trainer.run()
     pairs = list(zip(ticks.at[updates::updates], ticks.at[2 * updates :: updates]))
     scale = 512 / shape.prompts
-    times: dict[str, list[float]] = {"sampling": [], "scoring with the reference": [], "four updates": []}
+    times: dict[str, list[float]] = {
+        "sampling": [],
+        "scoring with the reference": [],
+        "four updates": [],
+    }
     tokens = []
     for (began, before), (ended, after) in pairs:
         used = {name: after[name] - before[name] for name in after}
@@ -250,10 +326,14 @@ def _rollout(setting: Setting, micro: int) -> list[Row]:
         rest = ended - began - used["seconds_generation"] - used["seconds_reference"]
         times["four updates"].append(scale * rest)
         tokens.append(used["generated_tokens"] / used["answers"])
-    note = (f"{shape.prompts} prompts measured, times {scale:.1f}; answers of {statistics.mean(tokens):.0f} tokens, "
-            f"{micro} prompts a pass")  # fmt: skip
-    return [Row("rollout", f"512 prompts: {name}", "s", values, peak_of(setting.device), note)
-            for name, values in times.items()]  # fmt: skip
+    note = (
+        f"{shape.prompts} prompts measured, times {scale:.1f}; answers of {statistics.mean(tokens):.0f} tokens, "
+        f"{micro} prompts a pass"
+    )
+    return [
+        Row("rollout", f"512 prompts: {name}", "s", values, peak_of(setting.device), note)
+        for name, values in times.items()
+    ]
 
 
 # The head -------------------------------------------------------------------------------------------------------------
@@ -266,7 +346,9 @@ class Enough(Exception):
 class Watched(Frames):
     """Training frames that note when each step begins, and where `recompute` is set, compute their hidden states."""
 
-    def watch(self, limit: int, recompute: Callable[[int], tuple[torch.Tensor, torch.Tensor]] | None) -> list[float]:
+    def watch(
+        self, limit: int, recompute: Callable[[int], tuple[torch.Tensor, torch.Tensor]] | None
+    ) -> list[float]:
         """Stop when step `limit` begins; returns the list of the times."""
         self.times, self.limit, self.recompute = [], limit, recompute
         return self.times
@@ -291,20 +373,34 @@ def _head(setting: Setting) -> list[Row]:
     shape, device = setting.shape, setting.device
     mllm = build(shape, setting.dtype, device)
     truncate_layers(mllm, shape.layer)
-    view, config = _view(setting, shape.layer), HeadTrainConfig(
-        batch_size=32, draws=1, precision="bfloat16" if setting.on_gpu else "float32", steps=NEVER,
-        checkpoint_every=NEVER, eval_every=NEVER,
-    )  # fmt: skip
+    view, config = (
+        _view(setting, shape.layer),
+        HeadTrainConfig(
+            batch_size=32,
+            draws=1,
+            precision="bfloat16" if setting.on_gpu else "float32",
+            steps=NEVER,
+            checkpoint_every=NEVER,
+            eval_every=NEVER,
+        ),
+    )
     head = _make_head(setting, mllm)
-    prompts = [view.prompt(_observation(setting, i).images, "open the drawer") for i in range(config.batch_size)]
+    prompts = [
+        view.prompt(_observation(setting, i).images, "open the drawer")
+        for i in range(config.batch_size)
+    ]
     states, mask = view.encode(mllm, prompts)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         tensors = {"tokens": states[mask].cpu(), "lengths": mask.sum(1).cpu()}
         save_file(tensors, Path(folder) / "features.safetensors", {"format": FORMAT})
         actions = torch.from_numpy(random_chunks(shape, config.batch_size))
-        sides = {"hidden states kept on disk": None,
-                 "hidden states computed at every step": lambda count: view.encode(mllm, prompts[:count])}  # fmt: skip
+        sides = {
+            "hidden states kept on disk": None,
+            "hidden states computed at every step": lambda count: view.encode(
+                mllm, prompts[:count]
+            ),
+        }
         for what, recompute in sides.items():
             begin(device)
             frames = Watched(FeatureStore([Path(folder) / "features.safetensors"]), actions, None)
@@ -323,7 +419,9 @@ def _make_head(setting: Setting, mllm: Mllm) -> FlowMatchingHead:
     with torch.device(setting.device):
         return FlowMatchingHead(
             HeadConfig(preset=shape.head),  # type: ignore[arg-type]
-            HeadShape(vlm_width=width, action_dim=shape.action_dim, state_dim=0, horizon=shape.horizon),
+            HeadShape(
+                vlm_width=width, action_dim=shape.action_dim, state_dim=0, horizon=shape.horizon
+            ),
         )
 
 
@@ -333,8 +431,12 @@ def _view(setting: Setting, layer: int) -> View:
 
 def _observation(setting: Setting, seed: int) -> Any:
     side = CAMERA_SIDE if setting.shape.preset else setting.shape.image
-    images = {camera: picture(side, side, 2 * seed + number) for number, camera in enumerate(CAMERAS)}
-    return SimpleNamespace(images=images, state=np.zeros(0, np.float32), instruction="open the drawer")
+    images = {
+        camera: picture(side, side, 2 * seed + number) for number, camera in enumerate(CAMERAS)
+    }
+    return SimpleNamespace(
+        images=images, state=np.zeros(0, np.float32), instruction="open the drawer"
+    )
 
 
 # The policy -----------------------------------------------------------------------------------------------------------
@@ -344,7 +446,12 @@ def act_part(setting: Setting) -> Iterator[Row]:
     """One observation to one chunk: `Policy.act`, from the images on."""
     for truncated in (False, True):
         name = f"layers up to {setting.shape.layer}" if truncated else "all layers"
-        yield from attempt("act", name, setting, lambda truncated=truncated, name=name: _act(setting, name, truncated))
+        yield from attempt(
+            "act",
+            name,
+            setting,
+            lambda truncated=truncated, name=name: _act(setting, name, truncated),
+        )
 
 
 def _act(setting: Setting, name: str, truncated: bool) -> list[Row]:
@@ -357,8 +464,11 @@ def _act(setting: Setting, name: str, truncated: bool) -> list[Row]:
     policy = Policy(mllm, _make_head(setting, mllm).eval(), _view(setting, layer), stats, None)
     seen, rows = _observation(setting, 0), []
     prompt = policy.view.prompt(seen.images, seen.instruction)
-    prepared = [1000 * timed(lambda: collate(mllm, [encode_prompt(mllm, prompt.question, prompt.image)]), device)
-                for _ in range(9)]  # fmt: skip
+    prepared = [
+        1000
+        * timed(lambda: collate(mllm, [encode_prompt(mllm, prompt.question, prompt.image)]), device)
+        for _ in range(9)
+    ]
     tokens = len(encode_prompt(mllm, prompt.question, prompt.image).input_ids)
     eager = policy.act(seen, ("a", 0))
     for compiled in (False, True) if setting.compile else (False,):
@@ -366,7 +476,10 @@ def _act(setting: Setting, name: str, truncated: bool) -> list[Row]:
         if compiled:
             policy.compile()
         off = float(np.abs(policy.act(seen, ("a", 0)) - eager).max())
-        calls = [1000 * timed(lambda: policy.act(seen, ("a", 0)), device) for _ in range(WARM + 4 * setting.steps)]
+        calls = [
+            1000 * timed(lambda: policy.act(seen, ("a", 0)), device)
+            for _ in range(WARM + 4 * setting.steps)
+        ]
         note = f"{tokens} tokens; of it text and pixels, on the CPU: {statistics.median(prepared):.1f} ms"
         note += f"; actions differ from the eager ones by {off:.1g} at most" if compiled else ""
         what = f"{name}, {'compiled' if compiled else 'eager'}"
@@ -389,5 +502,8 @@ def attempt(part: str, what: str, setting: Setting, run: Callable[[], list[Row]]
 
 
 PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
-    "sft": sft_part, "rollout": rollout_part, "head": head_part, "act": act_part,
-}  # fmt: skip
+    "sft": sft_part,
+    "rollout": rollout_part,
+    "head": head_part,
+    "act": act_part,
+}

@@ -27,7 +27,21 @@ from roboalign.mllm.encode import collate
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 
-WORDS = ("gripper", "is", "left", "right", "drawer", "handle", "up", "down", "forward", "and", "move", "open", "close")
+WORDS = (
+    "gripper",
+    "is",
+    "left",
+    "right",
+    "drawer",
+    "handle",
+    "up",
+    "down",
+    "forward",
+    "and",
+    "move",
+    "open",
+    "close",
+)
 
 
 def conversations(count: int, turns: int, words: int) -> list[Conversation]:
@@ -36,7 +50,14 @@ def conversations(count: int, turns: int, words: int) -> list[Conversation]:
     def turn() -> Turn:
         answer = " ".join(rng.choice(WORDS, rng.integers(2, words)))
         question = " ".join(rng.choice(WORDS, words))
-        return Turn("general", "words", "direct", f"{question}? Answer directly.", f"<answer>{answer}</answer>", answer)
+        return Turn(
+            "general",
+            "words",
+            "direct",
+            f"{question}? Answer directly.",
+            f"<answer>{answer}</answer>",
+            answer,
+        )
 
     result = []
     for i in range(count):
@@ -70,7 +91,14 @@ def ours(mllm: Mllm, data: list[Conversation], config: SftConfig, updates: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("updates", 6), ("batch", 32), ("rounds", 3), ("turns", 4), ("words", 14), ("threads", 1)):
+    for name, default in (
+        ("updates", 6),
+        ("batch", 32),
+        ("rounds", 3),
+        ("turns", 4),
+        ("words", 14),
+        ("threads", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -79,9 +107,14 @@ def main() -> None:
     data = conversations(args.batch * 10, args.turns, args.words)
     texts = [text for c in data[:40] for turn in c.turns for text in (turn.question, turn.answer)]
     config = SftConfig(
-        learning_rate=1e-3, max_steps=args.updates, batch_size=args.batch, micro_batch_size=args.batch,
-        freeze_vision=False, bf16=args.bf16, save_every=10_000,
-    )  # fmt: skip
+        learning_rate=1e-3,
+        max_steps=args.updates,
+        batch_size=args.batch,
+        micro_batch_size=args.batch,
+        freeze_vision=False,
+        bf16=args.bf16,
+        save_every=10_000,
+    )
     times: dict[str, list[tuple[float, float]]] = {"bare loop": [], "train_sft": []}
     for _ in range(args.rounds):
         for name, run in (("bare loop", bare), ("train_sft", ours)):
@@ -93,21 +126,34 @@ def main() -> None:
     tokens = statistics.mean(len(items[i].input_ids) for i in range(len(data)))
     trained = args.updates * args.batch
     rows: list[dict[str, Any]] = [
-        {"name": name, "per_wall_second": trained / statistics.median(w for w, _ in runs),
-         "per_cpu_second": trained / statistics.median(c for _, c in runs)} for name, runs in times.items()
-    ]  # fmt: skip
+        {
+            "name": name,
+            "per_wall_second": trained / statistics.median(w for w, _ in runs),
+            "per_cpu_second": trained / statistics.median(c for _, c in runs),
+        }
+        for name, runs in times.items()
+    ]
     ratios = [o[1] / b[1] for b, o in zip(times["bare loop"], times["train_sft"])]
     ratio = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     parameters = sum(p.numel() for p in mllm.model.parameters())
-    print(f"SFT, {parameters / 1e6:.2f}M parameters, {tokens:.0f} tokens per conversation, batch {args.batch}, "
-          f"{args.threads} thread(s), {'bf16' if args.bf16 else 'float32'}, {args.rounds} rounds.\n")  # fmt: skip
+    print(
+        f"SFT, {parameters / 1e6:.2f}M parameters, {tokens:.0f} tokens per conversation, batch {args.batch}, "
+        f"{args.threads} thread(s), {'bf16' if args.bf16 else 'float32'}, {args.rounds} rounds.\n"
+    )
     print("| | conversations per wall second | per CPU second |\n|---|---|---|")
     for row in rows:
         print(f"| {row['name']} | {row['per_wall_second']:.1f} | {row['per_cpu_second']:.1f} |")
-    print(f"\nCPU seconds, train_sft / bare loop: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    print(
+        f"\nCPU seconds, train_sft / bare loop: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+    )
     if args.json:
-        report = {"settings": {**vars(args), "json": None}, "tokens": tokens, "parameters": parameters, "rows": rows,
-                  "ratio": ratio}  # fmt: skip
+        report = {
+            "settings": {**vars(args), "json": None},
+            "tokens": tokens,
+            "parameters": parameters,
+            "rows": rows,
+            "ratio": ratio,
+        }
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

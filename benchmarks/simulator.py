@@ -36,7 +36,9 @@ def cpu_seconds(call: Callable[[], Any]) -> float:
 
 def act(observations: list[Observation], keys: list[Key]) -> np.ndarray:
     """Random chunks [k, REPLAN, 4], fixed by the keys."""
-    return np.stack([np.random.default_rng([seed, step]).uniform(-1, 1, (REPLAN, 4)) for _, seed, step in keys])
+    return np.stack(
+        [np.random.default_rng([seed, step]).uniform(-1, 1, (REPLAN, 4)) for _, seed, step in keys]
+    )
 
 
 def straightforward(episodes: list[tuple[str, int]]) -> list[np.ndarray]:
@@ -60,7 +62,9 @@ def straightforward(episodes: list[tuple[str, int]]) -> list[np.ndarray]:
 
 def pooled(pool: EnvironmentPool, episodes: list[tuple[str, int]]) -> None:
     """The same episodes as `rollout_batch` runs them."""
-    results = list(rollout_batch(act, pool, episodes, RolloutConfig(replan_every=REPLAN, max_steps=STEPS)))
+    results = list(
+        rollout_batch(act, pool, episodes, RolloutConfig(replan_every=REPLAN, max_steps=STEPS))
+    )
     if any(result.crash for result in results):
         raise RuntimeError(f"an episode crashed: {results}")
 
@@ -75,11 +79,15 @@ def drawing(repeats: int, frames: int) -> dict[str, list[float]]:
     fast, rates = environments["fast"], {"default": [], "fast": [], "steps": [], "resets": []}
     for _ in range(repeats):
         rates["default"].append(
-            frames / 10 / cpu_seconds(lambda: [environments["default"].render() for _ in range(frames // 10)])
+            frames
+            / 10
+            / cpu_seconds(lambda: [environments["default"].render() for _ in range(frames // 10)])
         )
         rates["fast"].append(frames / cpu_seconds(lambda: [fast.render() for _ in range(frames)]))
         rates["resets"].append(20 / cpu_seconds(lambda: [fast.reset(seed) for seed in range(20)]))
-        rates["steps"].append(400 / cpu_seconds(lambda: [fast.step(np.zeros(4)) for _ in range(400)]))
+        rates["steps"].append(
+            400 / cpu_seconds(lambda: [fast.step(np.zeros(4)) for _ in range(400)])
+        )
     return rates
 
 
@@ -105,15 +113,25 @@ def summary(rates: dict[str, list[float]], slow: str, quick: str) -> dict[str, A
     """Medians, and the median and range of the ratio within a repeat."""
     ratios = sorted(b / a for a, b in zip(rates[slow], rates[quick], strict=True))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    return {"median": medians, "ratio": statistics.median(ratios), "ratio_range": [ratios[0], ratios[-1]]}
+    return {
+        "median": medians,
+        "ratio": statistics.median(ratios),
+        "ratio_range": [ratios[0], ratios[-1]],
+    }
 
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=2, help="episodes of each of the three tasks")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=2, help="episodes of each of the three tasks"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=100, help="frames of one timing in the fast mode")
+    parser.add_argument(
+        "--frames", type=int, default=100, help="frames of one timing in the fast mode"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     frames = summary(drawing(options.repeats, options.frames), "default", "fast")
@@ -131,7 +149,9 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if options.json:
-        write_json(options.json, {"frames": frames, "episodes": episodes, "repeats": options.repeats})
+        write_json(
+            options.json, {"frames": frames, "episodes": episodes, "repeats": options.repeats}
+        )
 
 
 def _row(label: str, result: dict[str, Any], slow: str, quick: str) -> str:

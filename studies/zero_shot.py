@@ -25,12 +25,17 @@ from roboalign.stages.data import action_tokens, mixture_folder
 from roboalign.stages.report import commit
 
 VARIANTS = {  # action_start, neutral_reasoning
-    "neither": ("mean", False), "labels": ("labels", False), "neutral": ("mean", True), "both": ("labels", True),
-}  # fmt: skip
+    "neither": ("mean", False),
+    "labels": ("labels", False),
+    "neutral": ("mean", True),
+    "both": ("labels", True),
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--frames", type=int, default=200, help="held-out frames asked")
     parser.add_argument("--seed", type=int, default=0, help="order of the SFT samples")
@@ -42,7 +47,9 @@ def main() -> int:
     except RoboAlignError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"\ncommit {commit()}, seed {options.seed}, {options.frames} held-out frames of {options.run}")
+    print(
+        f"\ncommit {commit()}, seed {options.seed}, {options.frames} held-out frames of {options.run}"
+    )
     for name, metrics in rows.items():
         print(f"{name:8} {line(metrics)}")
     if options.json:
@@ -54,30 +61,55 @@ def study(run_dir: Path, names: list[str], frames: int, seed: int) -> dict[str, 
     """Token metrics of each variant. Raises RoboAlignError on an unknown name or an unfinished run."""
     unknown = sorted(set(names) - set(VARIANTS))
     if unknown:
-        raise RoboAlignError(f"unknown variants {unknown}", where="--only", fix=f"use some of {', '.join(VARIANTS)}")
+        raise RoboAlignError(
+            f"unknown variants {unknown}", where="--only", fix=f"use some of {', '.join(VARIANTS)}"
+        )
     recipe = load_recipe(run_dir / "recipe.yaml")
     mixture = mixture_folder(run_dir)
     training, heldout = (read_conversations(mixture, split) for split in ("train", "heldout"))
-    config = TokenEvalConfig(max_questions=10, max_actions=frames, max_new_tokens=recipe.tokens.max_new_tokens)
+    config = TokenEvalConfig(
+        max_questions=10, max_actions=frames, max_new_tokens=recipe.tokens.max_new_tokens
+    )
     heldout = [*draw_actions(heldout, config), *(c for c in heldout if c.turns[0].kind != "action")]
-    return {name: measure(run_dir, recipe, *VARIANTS[name], training, heldout, config, seed) for name in names}
+    return {
+        name: measure(run_dir, recipe, *VARIANTS[name], training, heldout, config, seed)
+        for name in names
+    }
 
 
 def measure(
-    run_dir: Path, recipe: Recipe, action_start: str, neutral: bool, training: list[Conversation],
-    heldout: list[Conversation], config: TokenEvalConfig, seed: int,
-) -> dict[str, Any]:  # fmt: skip
+    run_dir: Path,
+    recipe: Recipe,
+    action_start: str,
+    neutral: bool,
+    training: list[Conversation],
+    heldout: list[Conversation],
+    config: TokenEvalConfig,
+    seed: int,
+) -> dict[str, Any]:
     """Train one variant and ask it."""
     actions, trained = action_tokens(run_dir), recipe.backbone.source == "train"
-    pretrained = run_dir / "base/pretrain/model" if trained else source_folder(recipe.backbone.source)
-    mllm = with_action_tokens(load_mllm(pretrained), actions.fast.vocab_size, action_start, recipe.mix.weights)
+    pretrained = (
+        run_dir / "base/pretrain/model" if trained else source_folder(recipe.backbone.source)
+    )
+    mllm = with_action_tokens(
+        load_mllm(pretrained), actions.fast.vocab_size, action_start, recipe.mix.weights
+    )
     settings = recipe.sft.model_copy(update={"seed": seed, "neutral_reasoning": neutral})
     with TemporaryDirectory() as folder:
         train_sft(mllm, training, settings, folder, label=f"{action_start}, neutral {neutral}")
         return evaluate_mllm(
-            load_mllm(Path(folder) / "model"), heldout, language_priors(training), actions.fast, actions.stats,
-            actions.mean_chunk, config, Path(folder) / "answers.jsonl", grid=recipe.mix.grid, run_seed=seed,
-        )  # fmt: skip
+            load_mllm(Path(folder) / "model"),
+            heldout,
+            language_priors(training),
+            actions.fast,
+            actions.stats,
+            actions.mean_chunk,
+            config,
+            Path(folder) / "answers.jsonl",
+            grid=recipe.mix.grid,
+            run_seed=seed,
+        )
 
 
 def line(metrics: dict[str, Any]) -> str:
@@ -87,8 +119,10 @@ def line(metrics: dict[str, Any]) -> str:
     def shown(estimate: dict[str, Any]) -> str:
         return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
-    return (f"reasons, then acts {shown(think['format'])}; prefix reasoned {shown(think['prefix'])}, "
-            f"direct {shown(direct['prefix'])}; L1 reasoned {shown(think['l1_all'])}, direct {shown(direct['l1_all'])}")
+    return (
+        f"reasons, then acts {shown(think['format'])}; prefix reasoned {shown(think['prefix'])}, "
+        f"direct {shown(direct['prefix'])}; L1 reasoned {shown(think['l1_all'])}, direct {shown(direct['l1_all'])}"
+    )
 
 
 if __name__ == "__main__":

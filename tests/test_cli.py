@@ -33,9 +33,12 @@ def recipe(tmp_path: Path) -> Path:
     ],
 )
 def test_a_fault_of_the_input_is_one_line_and_status_2(
-    arguments: list[str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([argument.format(recipe=recipe) for argument in arguments]) == 2
     error = capsys.readouterr().err
@@ -61,7 +64,10 @@ def test_every_verb_has_a_stage_and_every_stage_a_verb(recipe: Path) -> None:
 
 
 def test_run_goes_to_the_runs_folder_and_stops_with_130_when_interrupted(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def work(context: Context) -> dict[str, Any]:
         if context.name == "sft":
@@ -80,7 +86,9 @@ def test_run_goes_to_the_runs_folder_and_stops_with_130_when_interrupted(
     assert not (tmp_path / "else" / "sft" / "stage.json").exists()
 
 
-def test_a_fault_of_the_program_is_not_hidden(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_program_is_not_hidden(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def work(context: Context) -> dict[str, Any]:
         raise ZeroDivisionError
 
@@ -91,7 +99,10 @@ def test_a_fault_of_the_program_is_not_hidden(recipe: Path, tmp_path: Path, monk
 
 
 def test_a_full_disk_is_one_message(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def work(context: Context) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device", "mix/train.parquet")
@@ -100,7 +111,9 @@ def test_a_full_disk_is_one_message(
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     assert main(["mix", str(recipe), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: mix/train.parquet: cannot be written (No space left on device) Fix: free space")
+    assert line.startswith(
+        "error: mix/train.parquet: cannot be written (No space left on device) Fix: free space"
+    )
 
 
 def test_doctor_names_each_check_and_fails_on_one(
@@ -131,17 +144,23 @@ def test_checks_that_compare_with_a_limit_can_fail(monkeypatch: pytest.MonkeyPat
         assert "free" in checks.CHECKS[name]()
 
 
-def test_an_impossible_setting_of_the_probe_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_setting_of_the_probe_is_one_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["probe", "runs/none", "--phases", "1"]) == 2
     assert "--phases" in capsys.readouterr().err
 
 
-def test_compare_names_the_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_names_the_folder_that_is_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compare", str(tmp_path), str(tmp_path / "b")]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_plan_prints_what_fits_and_refuses_a_gpu_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_what_fits_and_refuses_a_gpu_that_it_does_not_know(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     recipe = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
     assert main(["plan", recipe, "--gpus", "2xH100"]) == 0
     assert "fits into" in capsys.readouterr().out

@@ -8,8 +8,18 @@ from roboalign.errors import RoboAlignError
 
 # Two layers of width 4, queries of 4, keys of 2, feed-forward 8, 10 tokens, embeddings apart:
 # a layer 4*4 + 2*4*2 + 4*4 + 3*4*8 = 144, two 288; tables 2 * 40; vision 32.
-SMALL = Backbone(parameters=400, vision=32, table=40, tied=False, layers=2, width=4, query=4, key_value=2, mlp=8,
-                 vocabulary=10)  # fmt: skip
+SMALL = Backbone(
+    parameters=400,
+    vision=32,
+    table=40,
+    tied=False,
+    layers=2,
+    width=4,
+    query=4,
+    key_value=2,
+    mlp=8,
+    vocabulary=10,
+)
 
 
 def test_parameters_by_part():
@@ -47,11 +57,17 @@ def test_what_lora_trains():
 def test_state_with_lora():
     """Frozen weights as they are loaded, 16 bytes for each number that is trained."""
     held = {"gradients": 4 * 30, "optimizer": 8 * 30}
-    bf16, bare, cast = ({"number": n, "bf16": autocast} for n, autocast in ((2, True), (4, False), (4, True)))
+    bf16, bare, cast = (
+        {"number": n, "bf16": autocast} for n, autocast in ((2, True), (4, False), (4, True))
+    )
     one = {"checkpointing": False, "passes": 1}
     # a table in the type of the products for each pass, and a gradient in that of the weights
-    assert costs.lora_state(SMALL, 30, **bf16, **one) == Memory(weights=800 + 120, casts=60, tables=40 * 4, **held)
-    assert costs.lora_state(SMALL, 30, **bare, **one) == Memory(weights=1600 + 120, tables=40 * 8, **held)
+    assert costs.lora_state(SMALL, 30, **bf16, **one) == Memory(
+        weights=800 + 120, casts=60, tables=40 * 4, **held
+    )
+    assert costs.lora_state(SMALL, 30, **bare, **one) == Memory(
+        weights=1600 + 120, tables=40 * 8, **held
+    )
     # autocast's copies of frozen float32 weights: of all 288 of the text layers in each pass, or of the layer at work
     assert costs.lora_state(SMALL, 30, **cast, **one).casts == 2 * 288 + 60
     twice = costs.lora_state(SMALL, 30, **cast, checkpointing=False, passes=2)
@@ -71,7 +87,9 @@ def test_activations_of_one_layer():
 def test_adapters_keep_what_lies_between_their_matrices():
     # and frozen norms (32 of their 64 bytes) keep no normalised form
     assert costs.layer_bytes(SMALL, bf16=False, rank=5) == 288 - 32 + 4 * 7 * 5
-    assert costs.activation_bytes(SMALL, 3, bf16=True, checkpointing=False, rank=5) == 3 * 2 * (200 - 32 + 2 * 7 * 5)
+    assert costs.activation_bytes(SMALL, 3, bf16=True, checkpointing=False, rank=5) == 3 * 2 * (
+        200 - 32 + 2 * 7 * 5
+    )
 
 
 def test_activations_with_and_without_checkpointing():
@@ -83,7 +101,9 @@ def test_activations_with_and_without_checkpointing():
 def test_logits_cache_and_checkpoints():
     assert costs.logit_bytes(SMALL, 6, bf16=True) == 6 * 10 * 14
     assert costs.logit_bytes(SMALL, 6, bf16=False) == 6 * 10 * 12
-    assert costs.cache_bytes(SMALL, rows=5, length=7, number=4) == 2 * 4 * 2 * 2 * 5 * 7  # keys and values, 2 layers
+    assert (
+        costs.cache_bytes(SMALL, rows=5, length=7, number=4) == 2 * 4 * 2 * 2 * 5 * 7
+    )  # keys and values, 2 layers
     assert costs.checkpoint_bytes(400, 368) == 3 * (1600 + 2944)
 
 
@@ -96,7 +116,10 @@ def test_operations():
     assert costs.training_flops(SMALL, 3, 6, 0, checkpointing=False) == 3 * once
     assert costs.training_flops(SMALL, 3, 6, 0, checkpointing=True) == 4 * once
     # frozen weights get no gradient: one product fewer; 6 operations a token and trained number
-    assert costs.training_flops(SMALL, 3, 6, 0, checkpointing=False, adapters=30) == 2 * once + 3 * 6 * 30
+    assert (
+        costs.training_flops(SMALL, 3, 6, 0, checkpointing=False, adapters=30)
+        == 2 * once + 3 * 6 * 30
+    )
 
 
 def test_seconds():
@@ -109,7 +132,9 @@ def test_the_peak_is_the_rollout_or_the_update_not_both():
     assert costs.replace(held, gradients=7, activations=3, cache=4).total == 46
     assert costs.replace(held, gradients=7, activations=3, cache=40).total == 76
     assert costs.replace(held, gradients=7, activations=3, cache=4, sampler=9).total == 49
-    assert costs.replace(held, casts=6, cache=4).rollout == 46  # the copies are there with the own sampler alone
+    assert (
+        costs.replace(held, casts=6, cache=4).rollout == 46
+    )  # the copies are there with the own sampler alone
     assert costs.replace(held, casts=6, sampler=4).rollout == 40
     assert costs.replace(held, whole=80).total == costs.replace(held, whole=80).start == 95
 

@@ -21,7 +21,12 @@ from roboalign.files import hash_file, read_json, read_jsonl
 RECIPE = Path(__file__).parents[1] / "recipes" / "smoke.yaml"
 ARMS = ("sft", "roboalign", "blind")
 # SFT is made long enough to be killed in its middle, after a checkpoint.
-OVERRIDES = (f"arms=[{','.join(ARMS)}]", "sft.max_steps=30", "sft.save_every=3", "rollout.max_steps=8")
+OVERRIDES = (
+    f"arms=[{','.join(ARMS)}]",
+    "sft.max_steps=30",
+    "sft.save_every=3",
+    "rollout.max_steps=8",
+)
 DEADLINE = 280.0  # seconds, for each start
 
 
@@ -31,8 +36,14 @@ def start(out: Path) -> subprocess.Popen[str]:
         command += ["--set", override]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     # A session of its own: should a test fail, its workers can be killed, and nobody else.
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-                            start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -110,12 +121,19 @@ def test_the_last_start_repeats_nothing_that_was_done(killed: tuple[Path, str]) 
 def test_killed_and_whole_runs_are_equal(whole: tuple[Path, str], killed: tuple[Path, str]) -> None:
     one, two = (folder / "seed-0" for folder, _ in (whole, killed))
     for stage in ("sft", "rl"):
-        assert hash_file(one / stage / "model/model.safetensors") == hash_file(two / stage / "model/model.safetensors")
-        assert rows(one / stage / "metrics.jsonl", "step") == rows(two / stage / "metrics.jsonl", "step")
+        assert hash_file(one / stage / "model/model.safetensors") == hash_file(
+            two / stage / "model/model.safetensors"
+        )
+        assert rows(one / stage / "metrics.jsonl", "step") == rows(
+            two / stage / "metrics.jsonl", "step"
+        )
     for arm in ARMS:
-        assert hash_file(one / f"head/{arm}/policy/head.safetensors") == \
-            hash_file(two / f"head/{arm}/policy/head.safetensors")
-        assert rows(one / f"head/{arm}/metrics.jsonl", "step") == rows(two / f"head/{arm}/metrics.jsonl", "step")
+        assert hash_file(one / f"head/{arm}/policy/head.safetensors") == hash_file(
+            two / f"head/{arm}/policy/head.safetensors"
+        )
+        assert rows(one / f"head/{arm}/metrics.jsonl", "step") == rows(
+            two / f"head/{arm}/metrics.jsonl", "step"
+        )
         episodes = rows(one / f"eval/rollouts/{arm}/episodes.jsonl", "task", "seed")
         assert episodes == rows(two / f"eval/rollouts/{arm}/episodes.jsonl", "task", "seed")
         assert [row["seed"] for row in episodes] == [1_000_000] and episodes[0]["crash"] is None
@@ -140,7 +158,9 @@ def test_the_report_stands_alone(whole: tuple[Path, str]) -> None:
     assert "door-unlock" in page and "RoboAlign" in page
     fetched = re.findall(r"""(?:src|href|poster|data)\s*=\s*["']?([^"'\s>]+)""", page)
     fetched += re.findall(r"url\(([^)]+)\)", page)
-    assert fetched and all(address.strip("'\"").startswith(("data:", "#")) for address in fetched), fetched
+    assert fetched and all(
+        address.strip("'\"").startswith(("data:", "#")) for address in fetched
+    ), fetched
     assert "@import" not in page and str(out) not in page
     assert str((out / "report" / "index.html").resolve()) in output
     summary = read_json(out / "report" / "summary.json")

@@ -34,8 +34,16 @@ from roboalign.files import (
         (OSError(errno.EDQUOT, "x"), "Disk quota exceeded"),
         (OSError(errno.EACCES, "No space left on device"), ""),
         # As safetensors 0.8 and torch 2.13 say it of a full tmpfs.
-        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left on"),
-        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "not be written to"),
+        (
+            RuntimeError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            ),
+            "No space left on",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            "not be written to",
+        ),
         (RuntimeError("basic_ios::clear: iostream error"), "not be written to its end"),
         (RuntimeError("Connection closed by peer"), ""),
     ],
@@ -136,7 +144,10 @@ def test_a_folder_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path:
     program += "    print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with pytest.raises(RoboAlignError, match="another command is at work in this folder"), locked(tmp_path / "run"):
+    with (
+        pytest.raises(RoboAlignError, match="another command is at work in this folder"),
+        locked(tmp_path / "run"),
+    ):
         pass
     holder.kill()
     holder.wait()

@@ -18,9 +18,14 @@ def recipe(**hardware: object) -> Recipe:
 
 @pytest.mark.parametrize(
     ("device", "gpus", "place", "expected"),
-    [("auto", 0, "3", "cpu"), ("auto", 8, "3", "cuda:3"), ("auto", 1, None, "cuda:0"), ("cpu", 8, "3", "cpu"),
-     ("cuda", 4, "3", "cuda:3")],
-)  # fmt: skip
+    [
+        ("auto", 0, "3", "cpu"),
+        ("auto", 8, "3", "cuda:3"),
+        ("auto", 1, None, "cuda:0"),
+        ("cpu", 8, "3", "cpu"),
+        ("cuda", 4, "3", "cuda:3"),
+    ],
+)
 def test_the_device_of_a_process(
     monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, place: str | None, expected: str
 ) -> None:
@@ -32,7 +37,9 @@ def test_the_device_of_a_process(
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda", 3), ("auto", 3)])
-def test_a_process_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int) -> None:
+def test_a_process_without_a_gpu_is_told(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(RoboAlignError, match=f"process 3 of this machine has no GPU: {gpus} found"):
@@ -42,7 +49,9 @@ def test_a_process_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch, device
 def test_only_the_precision_enters_the_keys() -> None:
     plain = stage_keys(stage_table(recipe()))
     assert stage_keys(stage_table(recipe(device="cuda", timeout=60))) == plain
-    assert "dtype" not in stage_table(recipe())["base"].settings  # a run made without this setting stays done
+    assert (
+        "dtype" not in stage_table(recipe())["base"].settings
+    )  # a run made without this setting stays done
     other = stage_keys(stage_table(recipe(dtype="bfloat16")))
     same = {name for name in plain if plain[name] == other[name]}
     assert same == {"collect", "tokenizer", "mix"}
@@ -51,5 +60,7 @@ def test_only_the_precision_enters_the_keys() -> None:
 def test_a_stage_loads_in_the_precision_of_the_recipe(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        mllm = Context(recipe(device="cpu", dtype=name), tmp_path, tmp_path, "sft").load(builtin_folder())
+        mllm = Context(recipe(device="cpu", dtype=name), tmp_path, tmp_path, "sft").load(
+            builtin_folder()
+        )
         assert {p.dtype for p in mllm.model.parameters()} == {dtype} and mllm.device.type == "cpu"

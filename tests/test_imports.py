@@ -7,7 +7,17 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "roboalign"
 LEVELS = [
-    {"errors", "config", "files", "processes", "progress", "costs", "ranks", "endpoints", "__init__"},
+    {
+        "errors",
+        "config",
+        "files",
+        "processes",
+        "progress",
+        "costs",
+        "ranks",
+        "endpoints",
+        "__init__",
+    },
     {"actions"},
     {"mllm", "data", "sim"},
     {"vla", "align"},
@@ -41,12 +51,18 @@ def imported_rooms(tree: ast.AST) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, "relative imports hide the direction"
-            names = [node.module] if node.module != "roboalign" else [f"roboalign.{a.name}" for a in node.names]
+            names = (
+                [node.module]
+                if node.module != "roboalign"
+                else [f"roboalign.{a.name}" for a in node.names]
+            )
         rooms |= {name.split(".")[1] for name in names if name.startswith("roboalign.")}
     return rooms - {"__version__"}
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_imports_run_downwards(path: Path) -> None:
     room = room_of(path)
     for other in imported_rooms(ast.parse(path.read_text())):

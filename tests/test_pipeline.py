@@ -38,8 +38,10 @@ class Stubs:
         self.threads: list[int] = []
 
     def plan(self, recipe: Recipe) -> list[Stage]:
-        return [Stage(name, needs, self.settings.get(name, {}), self._work, name in self.exclusive)
-                for name, needs in self.needs.items()]  # fmt: skip
+        return [
+            Stage(name, needs, self.settings.get(name, {}), self._work, name in self.exclusive)
+            for name, needs in self.needs.items()
+        ]
 
     def _work(self, context: Context) -> dict[str, Any]:
         self.ran.append(context.name)
@@ -59,7 +61,15 @@ class Stubs:
 @pytest.fixture
 def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
     """collect <- sft <- (rl, head) <- report."""
-    stubs = Stubs({"collect": (), "sft": ("collect",), "rl": ("sft",), "head": ("sft",), "report": ("rl", "head")})
+    stubs = Stubs(
+        {
+            "collect": (),
+            "sft": ("collect",),
+            "rl": ("sft",),
+            "head": ("sft",),
+            "report": ("rl", "head"),
+        }
+    )
     monkeypatch.setattr(pipeline, "plan_stages", stubs.plan)
     monkeypatch.setattr(pipeline, "limit_threads", stubs.threads.append)
     return stubs
@@ -87,11 +97,17 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_done_is_not_done_again(stubs: Stubs, tmp_path: Path) -> None:
     assert stubs.run(tmp_path) == list(stubs.needs)
     row = read_json(tmp_path / "sft" / "stage.json")
-    assert row["stage"] == "sft" and row["samples"] == 3 and row["needs"] == ["collect"] and row["seconds"] >= 0
+    assert (
+        row["stage"] == "sft"
+        and row["samples"] == 3
+        and row["needs"] == ["collect"]
+        and row["seconds"] >= 0
+    )
     assert load_recipe(tmp_path / "recipe.yaml") == Recipe(name="stub", parallel=1)
     assert stubs.run(tmp_path) == []
-    assert [line for line in stubs.said if "done before" in line] == [f"{n}: done before, nothing to do" for n in
-                                                                     stubs.needs]  # fmt: skip
+    assert [line for line in stubs.said if "done before" in line] == [
+        f"{n}: done before, nothing to do" for n in stubs.needs
+    ]
 
 
 def test_seconds_are_the_stages_and_not_its_training_loops(stubs: Stubs, tmp_path: Path) -> None:
@@ -106,8 +122,12 @@ def test_seconds_are_the_stages_and_not_its_training_loops(stubs: Stubs, tmp_pat
     assert "training_seconds" not in read_json(tmp_path / "rl" / "stage.json")
 
 
-def test_a_changed_setting_moves_aside_what_depends_on_it_and_nothing_else(stubs: Stubs, tmp_path: Path) -> None:
-    stubs.work["rl"] = lambda context: {"file": (context.folder / "weights").write_text(f"{len(stubs.settings)}")}
+def test_a_changed_setting_moves_aside_what_depends_on_it_and_nothing_else(
+    stubs: Stubs, tmp_path: Path
+) -> None:
+    stubs.work["rl"] = lambda context: {
+        "file": (context.folder / "weights").write_text(f"{len(stubs.settings)}")
+    }
     stubs.run(tmp_path)
     key = read_json(tmp_path / "rl" / "stage.json")["key"]
     stubs.settings["rl"] = {"learning_rate": 1.0}
@@ -139,7 +159,9 @@ def test_a_killed_stage_goes_on_in_its_folder(stubs: Stubs, tmp_path: Path) -> N
     stubs.work["sft"] = killed
     with pytest.raises(KeyboardInterrupt):
         stubs.run(tmp_path)
-    assert (tmp_path / "sft" / "started.json").exists() and not (tmp_path / "sft" / "stage.json").exists()
+    assert (tmp_path / "sft" / "started.json").exists() and not (
+        tmp_path / "sft" / "stage.json"
+    ).exists()
     stubs.work["sft"] = lambda context: {"found": (context.folder / "checkpoint").read_text()}
     assert stubs.run(tmp_path) == ["sft", "rl", "head", "report"]
     assert read_json(tmp_path / "sft" / "stage.json")["found"] == "half"
@@ -178,20 +200,27 @@ def test_a_failure_surfaces_and_what_is_done_stays_done(
     assert set(stubs.run(tmp_path, parallel=parallel)) == set(stubs.needs) - done
 
 
-def test_independent_stages_run_at_the_same_time(stubs: Stubs, side_by_side: None, tmp_path: Path) -> None:
+def test_independent_stages_run_at_the_same_time(
+    stubs: Stubs, side_by_side: None, tmp_path: Path
+) -> None:
     both = threading.Barrier(2, timeout=20)  # breaks where one waits for the other's end
     stubs.work |= dict.fromkeys(("rl", "head"), lambda context: {"place": both.wait()})
     ran = stubs.run(tmp_path, parallel=2)
     assert ran[:2] == ["collect", "sft"] and set(ran[2:4]) == {"rl", "head"} and ran[4] == "report"
     assert sorted(line.split(":")[0] for line in stubs.said if "started at" in line) == sorted(
-        f"[{number}/5] {name}" for number, name in enumerate(("collect", "sft", "rl", "head", "report"), start=1)
+        f"[{number}/5] {name}"
+        for number, name in enumerate(("collect", "sft", "rl", "head", "report"), start=1)
     )
 
 
 def test_no_more_stages_at_once_than_processes_and_an_exclusive_one_alone(
     stubs: Stubs, side_by_side: None, tmp_path: Path
 ) -> None:
-    stubs.needs = {**{f"early-{n}": () for n in range(3)}, "alone": (), **{f"late-{n}": () for n in range(3)}}
+    stubs.needs = {
+        **{f"early-{n}": () for n in range(3)},
+        "alone": (),
+        **{f"late-{n}": () for n in range(3)},
+    }
     stubs.exclusive = {"alone"}
     running, most, lock = set[str](), list[set[str]](), threading.Lock()
 
@@ -210,7 +239,9 @@ def test_no_more_stages_at_once_than_processes_and_an_exclusive_one_alone(
     assert {"alone"} in most and not any("alone" in names for names in most if len(names) > 1)
 
 
-def test_threads_are_shared_out(stubs: Stubs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_threads_are_shared_out(
+    stubs: Stubs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(pipeline, "cores", lambda: 8)
     monkeypatch.setattr(pipeline, "processes", lambda recipe: 3)
     stubs.exclusive = {"collect"}
@@ -219,7 +250,9 @@ def test_threads_are_shared_out(stubs: Stubs, monkeypatch: pytest.MonkeyPatch, t
     assert stubs.threads == [8, 2]
 
 
-def test_an_error_of_another_process_arrives_whole(stubs: Stubs, forked: None, tmp_path: Path) -> None:
+def test_an_error_of_another_process_arrives_whole(
+    stubs: Stubs, forked: None, tmp_path: Path
+) -> None:
     def broken(context: Context) -> dict[str, Any]:
         raise RoboAlignError("its file is cut", where="a.parquet", fix="roboalign mix")
 
@@ -231,7 +264,9 @@ def test_an_error_of_another_process_arrives_whole(stubs: Stubs, forked: None, t
     assert (tmp_path / "collect" / "stage.json").exists()
 
 
-def test_a_process_that_dies_is_named_and_the_next_run_goes_on(stubs: Stubs, forked: None, tmp_path: Path) -> None:
+def test_a_process_that_dies_is_named_and_the_next_run_goes_on(
+    stubs: Stubs, forked: None, tmp_path: Path
+) -> None:
     def killed(context: Context) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
@@ -245,10 +280,16 @@ def test_a_process_that_dies_is_named_and_the_next_run_goes_on(stubs: Stubs, for
 
 
 def test_select(stubs: Stubs) -> None:
-    stubs.needs = {"mix": (), "base": ("mix",), "tokenizer": (),
-                   "seed-0/sft": ("base",), "seed-1/sft": ("base",),
-                   "seed-0/eval/tokens/sft": ("seed-0/sft",), "seed-0/head/sft": ("seed-0/sft",),
-                   "seed-0/eval/rollouts/sft": ("seed-0/head/sft",)}  # fmt: skip
+    stubs.needs = {
+        "mix": (),
+        "base": ("mix",),
+        "tokenizer": (),
+        "seed-0/sft": ("base",),
+        "seed-1/sft": ("base",),
+        "seed-0/eval/tokens/sft": ("seed-0/sft",),
+        "seed-0/head/sft": ("seed-0/sft",),
+        "seed-0/eval/rollouts/sft": ("seed-0/head/sft",),
+    }
     table = stage_table(Recipe(name="x"))
     assert select(table, "run") == list(stubs.needs)
     assert select(table, "mix") == ["mix"]
@@ -289,7 +330,11 @@ def test_a_setting_changes_the_stages_below_it_and_no_others() -> None:
     assert changed(rollout={"episodes": 3}) == {"eval/rollouts", "report"}
     assert changed(tokens={"max_actions": 30}) == {"eval/tokens", "report"}
     assert changed(backbone={"source": "train", "pretrain": {"max_steps": 9}}) == {
-        "base", "random", "sft", *after_rl}  # fmt: skip
+        "base",
+        "random",
+        "sft",
+        *after_rl,
+    }
     everything = changed(collect={"align": {"noise": 0.3}})
     assert everything == {"collect", "tokenizer", "mix", "base", "random", "sft", *after_rl}
 
@@ -298,11 +343,20 @@ def test_rl_settings_leave_other_arms_alone() -> None:
     before, after = keys_of(), keys_of(rl={"samples": 7})
     same = {name for name in before if before[name] == after[name]}
     assert {"seed-0/head/sft", "seed-0/eval/rollouts/base", "seed-0/eval/tokens/random"} <= same
-    assert not {"seed-0/head/roboalign", "seed-0/head/blind", "seed-0/eval/rollouts/extra-sft"} & same
+    assert (
+        not {"seed-0/head/roboalign", "seed-0/head/blind", "seed-0/eval/rollouts/extra-sft"} & same
+    )
 
 
 def test_how_often_something_is_written_and_how_many_processes_run_change_nothing() -> None:
-    sft = {"log_every": 1, "save_every": 3, "threads": 1, "workers": 2, "compile": True, "liger": True}
+    sft = {
+        "log_every": 1,
+        "save_every": 3,
+        "threads": 1,
+        "workers": 2,
+        "compile": True,
+        "liger": True,
+    }
     assert changed(sft=sft, rl={"save_every": 2}, parallel=5) == set()
 
 
@@ -310,14 +364,24 @@ def test_lora_counts_where_it_is_asked_for_and_else_no_key_knows_of_it() -> None
     """What was trained before there was any keeps its keys."""
     assert changed(rl={"lora": {}}) == changed(rl={"samples": 7})
     assert changed(sft={"lora": {}}) == changed(sft={"max_steps": 7})
-    recipe = Recipe(name="x", backbone={"source": "train"}, arms=list(get_args(ArmName)),  # type: ignore[arg-type]
-                    mix={"weights": {"planning": 1.0, "trace": 1.0}})
+    recipe = Recipe(
+        name="x",
+        backbone={"source": "train"},
+        arms=list(get_args(ArmName)),  # type: ignore[arg-type]
+        mix={"weights": {"planning": 1.0, "trace": 1.0}},
+    )
     for verb in ("run", "distill"):
         for stage in stage_table(recipe, verb).values():
             assert "lora" not in json.dumps(stage.settings), stage.name
-    asked = recipe.model_copy(update={"distill": DistillConfig(rl={"reward": "answer", "lora": {}})})  # type: ignore[arg-type]
+    asked = recipe.model_copy(
+        update={"distill": DistillConfig(rl={"reward": "answer", "lora": {}})}
+    )  # type: ignore[arg-type]
     one, two = (stage_keys(stage_table(each, "distill")) for each in (recipe, asked))
-    assert {name for name in one if one[name] != two[name]} == {"distill/rl", "distill/sample", "distill/traces"}
+    assert {name for name in one if one[name] != two[name]} == {
+        "distill/rl",
+        "distill/sample",
+        "distill/traces",
+    }
 
 
 def test_a_folder_from_outside_counts_by_its_content(tmp_path: Path) -> None:
@@ -333,13 +397,29 @@ def test_arms_decide_which_backbones_are_made() -> None:
         return set(keys_of(arms=arms, seeds=(3,)))
 
     shared = {"collect", "tokenizer", "mix", "base", "report"}
-    assert names("base") == shared | {f"seed-3/{s}/base" for s in ("eval/tokens", "eval/rollouts", "head")}
+    assert names("base") == shared | {
+        f"seed-3/{s}/base" for s in ("eval/tokens", "eval/rollouts", "head")
+    }
     blind = names("blind")  # RoboAlign's backbone, no token metrics of its own
-    assert {"seed-3/sft", "seed-3/rl", "seed-3/head/blind", "seed-3/eval/rollouts/blind"} == blind - shared
+    assert {
+        "seed-3/sft",
+        "seed-3/rl",
+        "seed-3/head/blind",
+        "seed-3/eval/rollouts/blind",
+    } == blind - shared
     assert "seed-3/sft" not in names("random") and "seed-3/random" in names("random")
 
 
-ALL = ("base", "language-sft", "action-sft", "sft", "ecot", "language-rl", "trajectory-rl", "roboalign")
+ALL = (
+    "base",
+    "language-sft",
+    "action-sft",
+    "sft",
+    "ecot",
+    "language-rl",
+    "trajectory-rl",
+    "roboalign",
+)
 TRACED = {"weights": {"spatial": 1.0, "planning": 1.0, "trace": 1.0}}
 
 
@@ -347,11 +427,22 @@ def test_each_baseline_brings_its_own_stages() -> None:
     def needs(*arms: str) -> dict[str, tuple[str, ...]]:
         values = {"name": "x", "backbone": {"source": "train"}, "mix": TRACED, "arms": arms}
         table = stage_table(Recipe.model_validate(values))
-        return {name: stage.needs for name, stage in table.items() if "/eval" not in name and "/head" not in name}
+        return {
+            name: stage.needs
+            for name, stage in table.items()
+            if "/eval" not in name and "/head" not in name
+        }
 
     assert needs("language-sft")["seed-0/language-sft"] == ("base", "mix-language")
-    assert set(needs("action-sft")) == {"collect", "tokenizer", "mix", "base", "mix-action", "seed-0/action-sft",
-                                        "report"}
+    assert set(needs("action-sft")) == {
+        "collect",
+        "tokenizer",
+        "mix",
+        "base",
+        "mix-action",
+        "seed-0/action-sft",
+        "report",
+    }
     for arm in ("ecot", "language-rl", "trajectory-rl"):
         found = needs(arm)
         assert found[f"seed-0/{arm}"] == ("seed-0/sft",) and "seed-0/rl" not in found
@@ -364,8 +455,11 @@ def test_counts_change_the_mixtures_that_they_are_about() -> None:
 
     before, after = keys("matched"), keys("paper")
     differ = {name for name in before if before[name] != after[name]}
-    own = {f"seed-0/{stage}{arm}" for arm in ("language-sft", "action-sft")
-           for stage in ("", "head/", "eval/tokens/", "eval/rollouts/")}
+    own = {
+        f"seed-0/{stage}{arm}"
+        for arm in ("language-sft", "action-sft")
+        for stage in ("", "head/", "eval/tokens/", "eval/rollouts/")
+    }
     assert differ == {"mix-language", "mix-action", "report", *own}
 
 
@@ -375,4 +469,8 @@ def test_sft_has_every_core_only_where_nothing_runs_beside_it() -> None:
         return stage_table(Recipe.model_validate(values))["seed-0/sft"].exclusive
 
     assert exclusive("sft", "roboalign")
-    assert not exclusive("sft", "action-sft") and not exclusive("base", "sft") and not exclusive("sft", "random")
+    assert (
+        not exclusive("sft", "action-sft")
+        and not exclusive("base", "sft")
+        and not exclusive("sft", "random")
+    )

@@ -11,8 +11,10 @@ from roboalign.sim.instructions import HELD_OUT, TRAIN
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
-TO_ALIGN = ("collect: {align_benchmark: libero_90, align: {first_seed: 1000}, downstream: {first_seed: 1000}, "
-            "align_tasks: [libero_90/x]")
+TO_ALIGN = (
+    "collect: {align_benchmark: libero_90, align: {first_seed: 1000}, downstream: {first_seed: 1000}, "
+    "align_tasks: [libero_90/x]"
+)
 LIBERO = "collect: {benchmark: libero_goal, downstream_tasks: all, downstream: {first_seed: 1000}"
 
 PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
@@ -53,7 +55,9 @@ def test_every_shipped_recipe_loads_and_survives_the_round_trip(path: Path, tmp_
 
 
 def test_the_baselines_are_measured_where_the_quickstart_is() -> None:
-    quickstart, baselines = (load_recipe(FOLDER / f"{name}.yaml") for name in ("quickstart", "baselines"))
+    quickstart, baselines = (
+        load_recipe(FOLDER / f"{name}.yaml") for name in ("quickstart", "baselines")
+    )
     for group in ("seeds", "collect", "tokenizer", "head", "head_training", "rollout", "tokens"):
         assert getattr(baselines, group) == getattr(quickstart, group), group
     assert baselines.mix.conversations == quickstart.mix.conversations
@@ -72,10 +76,16 @@ def test_the_default_tasks_are_ml45s_and_disjoint() -> None:
         ("name: x\nsft: {max_step: 3}", "sft.max_step", "did you mean `max_steps`?"),
         ("name: x\nsfft: {}", "sfft", "did you mean `sft`?"),
         ("name: x\ncollect: {align: {noize: 0.1}}", "collect.align.noize", "did you mean `noise`?"),
-        ("name: x\ntokenizer: {zzz: 1}", "tokenizer.zzz", "known keys here: path, horizon, scale, vocab_size"),
+        (
+            "name: x\ntokenizer: {zzz: 1}",
+            "tokenizer.zzz",
+            "known keys here: path, horizon, scale, vocab_size",
+        ),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, text: str, key: str, fix: str) -> None:
+def test_an_unknown_key_is_named_with_the_nearest(
+    tmp_path: Path, text: str, key: str, fix: str
+) -> None:
     error = fault(tmp_path, text)
     assert error.problem == f"unknown key `{key}`" and error.fix == fix
 
@@ -83,7 +93,10 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, text: str, key
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("name: x\nsft: {max_steps: many}", ["`sft.max_steps`", "integer", "'many'", "--set sft.max_steps="]),
+        (
+            "name: x\nsft: {max_steps: many}",
+            ["`sft.max_steps`", "integer", "'many'", "--set sft.max_steps="],
+        ),
         ("name: x\ncollect: {align_tasks: 3}", ["`collect.align_tasks`", "got 3"]),
         ("name: x\nseeds: [a]", ["`seeds.0`", "'a'"]),
         ("name: x\narms: [sft, robo]", ["`arms.1`", "'roboalign'", "'robo'"]),
@@ -91,11 +104,16 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, text: str, key
         ("seeds: [0]", ["`name`", "Field required"]),
         ("name: x\nmix: {rl_share: 0.01}", ["`mix.rl_share`", "less than 0.01", "got 0.01"]),
         ("name: x\nseeds: []", ["`seeds`", "at least 1 item"]),
-        ("name: x\nsft: {batch_size: 0}\nrl: {samples: 1}", ["`sft.batch_size`", "1 more faults after this one"]),
+        (
+            "name: x\nsft: {batch_size: 0}\nrl: {samples: 1}",
+            ["`sft.batch_size`", "1 more faults after this one"],
+        ),
         ("name: x\nrl: {prompts_per_rollout: 10, prompts_per_update: 4}", ["`rl`", "no multiple"]),
     ],
 )
-def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, parts: list[str]) -> None:
+def test_a_wrong_value_is_named_with_what_was_given(
+    tmp_path: Path, text: str, parts: list[str]
+) -> None:
     message = str(fault(tmp_path, text))
     assert all(part in message for part in parts), message
 
@@ -103,29 +121,51 @@ def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, p
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("collect: {align_tasks: [reach-v3, door-lock-v3], downstream_tasks: [door-lock-v3]}",
-         ["door-lock-v3", "align_tasks", "downstream_tasks"]),
+        (
+            "collect: {align_tasks: [reach-v3, door-lock-v3], downstream_tasks: [door-lock-v3]}",
+            ["door-lock-v3", "align_tasks", "downstream_tasks"],
+        ),
         ("collect: {downstream_tasks: [reach-v3]}", ["reach-v3", "remove them from one"]),
         ("collect: {downstream_tasks: [fly-v3]}", ["unknown tasks ['fly-v3']", "assembly-v3"]),
         ("collect: {downstream_tasks: []}", ["downstream_tasks is empty"]),
-        ("collect: {downstream_tasks: [door-lock-v3, door-lock-v3]}", ["downstream_tasks names something twice"]),
-        (f"collect: {{downstream: {{first_seed: {ROLLOUT_SEEDS}}}}}", ["evaluation", str(ROLLOUT_SEEDS)]),
+        (
+            "collect: {downstream_tasks: [door-lock-v3, door-lock-v3]}",
+            ["downstream_tasks names something twice"],
+        ),
+        (
+            f"collect: {{downstream: {{first_seed: {ROLLOUT_SEEDS}}}}}",
+            ["evaluation", str(ROLLOUT_SEEDS)],
+        ),
         # 20 episodes of up to 5 seeds each: the last seed would be ROLLOUT_SEEDS itself
-        (f"collect: {{align: {{first_seed: {ROLLOUT_SEEDS - 99}}}}}", ["evaluation", str(ROLLOUT_SEEDS)]),
+        (
+            f"collect: {{align: {{first_seed: {ROLLOUT_SEEDS - 99}}}}}",
+            ["evaluation", str(ROLLOUT_SEEDS)],
+        ),
         ("collect: {align: {first_seed: -1}}", ["seeds from 0"]),
         ("collect: {downstream_tasks: all}", ["`all`", "LIBERO"]),
         ("collect: {head_cameras: [wrist]}", ["head_cameras ['wrist']", "workspace"]),
-        (f"{LIBERO}, downstream: {{first_seed: 0}}}}", ["downstream.first_seed is 0", "from 1000 on"]),
+        (
+            f"{LIBERO}, downstream: {{first_seed: 0}}}}",
+            ["downstream.first_seed is 0", "from 1000 on"],
+        ),
         (f"{LIBERO}, downstream_tasks: [reach-v3]}}", ["['reach-v3'] are not of libero_goal"]),
         (f"{LIBERO}, head_cameras: [corner2]}}", ["head_cameras ['corner2']", "wrist"]),
-        (f"{LIBERO}}}\nrollout: {{max_steps: 99}}", ["rollout.max_steps", "collect.libero.max_steps"]),
+        (
+            f"{LIBERO}}}\nrollout: {{max_steps: 99}}",
+            ["rollout.max_steps", "collect.libero.max_steps"],
+        ),
         (f"{LIBERO}}}\nrollout: {{episodes: 51}}", ["rollout.episodes is 51", "50 stored"]),
         (f"{LIBERO}}}\ntokenizer: {{horizon: 4}}", ["replan_every 5", "tokenizer.horizon 4"]),
         (f"{TO_ALIGN}, align_tasks: ml45}}", ["'assembly-v3'", "not of libero_90"]),
         (f"{TO_ALIGN}, align: {{first_seed: 0}}}}", ["align.first_seed is 0", "from 1000 on"]),
-        (f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: all}}", ["`all` are also align_tasks of libero_90"]),
-        (f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: [libero_90/x]}}",
-         ["['libero_90/x'] are in align_tasks and in downstream_tasks"]),
+        (
+            f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: all}}",
+            ["`all` are also align_tasks of libero_90"],
+        ),
+        (
+            f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: [libero_90/x]}}",
+            ["['libero_90/x'] are in align_tasks and in downstream_tasks"],
+        ),
         (f"{TO_ALIGN}}}", ["mix.camera 'workspace'", "collect.libero.cameras"]),
         (f"{TO_ALIGN}}}\nmix: {{camera: wrist}}", ["`wrist` moves", "`agentview`"]),
         ("seeds: [1, 1]", ["seeds names something twice"]),
@@ -135,12 +175,21 @@ def test_a_wrong_value_is_named_with_what_was_given(tmp_path: Path, text: str, p
         ("mix: {camera: corner2}", ["mix.camera 'corner2'", "collect.world.cameras"]),
         ("rl: {reward: trace}", ["rl.reward `trace`", "`paper` or `decoded`"]),
         ("arms: [sft, trajectory-rl]", ["trajectory-rl", "`trace`", "mix.weights"]),
-        ("arms: [language-rl]\nmix: {weights: {spatial: 1.0}}", ["language-rl", "`movement_choice`", "`planning`"]),
+        (
+            "arms: [language-rl]\nmix: {weights: {spatial: 1.0}}",
+            ["language-rl", "`movement_choice`", "`planning`"],
+        ),
         ("rl: {lora: {dropout: 0.1}}", ["lora.dropout is for SFT"]),
-        ("backbone: {source: train, pretrain: {lora: {rank: 4}}}", ["remove backbone.pretrain.lora"]),
+        (
+            "backbone: {source: train, pretrain: {lora: {rank: 4}}}",
+            ["remove backbone.pretrain.lora"],
+        ),
         ("backbone: {source: train, layer: 9}", ["backbone.layer 9", "backbone.tiny.depth"]),
         ("backbone: {connector: {}}", ["connector", "source is `builtin`"]),
-        ("backbone: {source: /m, connector: {freeze_vision: false}}", ["backbone.connector.freeze_vision", "True"]),
+        (
+            "backbone: {source: /m, connector: {freeze_vision: false}}",
+            ["backbone.connector.freeze_vision", "True"],
+        ),
     ],
 )
 def test_values_that_contradict_each_other(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -171,9 +220,20 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
 def test_overrides_are_yaml_values_and_the_last_wins(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: x\nsft: {max_steps: 3, batch_size: 8}")
-    recipe = load_recipe(path, ("sft.max_steps=7", "arms=[sft, blind]", "rl.learning_rate=1e-4", "sft.max_steps=9",
-                                "tokenizer.path=null", "collect.world.image_size=32"))
-    assert recipe.sft.max_steps == 9 and recipe.sft.batch_size == 8 and recipe.arms == ("sft", "blind")
+    recipe = load_recipe(
+        path,
+        (
+            "sft.max_steps=7",
+            "arms=[sft, blind]",
+            "rl.learning_rate=1e-4",
+            "sft.max_steps=9",
+            "tokenizer.path=null",
+            "collect.world.image_size=32",
+        ),
+    )
+    assert (
+        recipe.sft.max_steps == 9 and recipe.sft.batch_size == 8 and recipe.arms == ("sft", "blind")
+    )
     assert recipe.rl.learning_rate == 1e-4 and recipe.collect.world.image_size == 32
 
 

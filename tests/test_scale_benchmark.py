@@ -25,9 +25,22 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import scale
 import scale_model
 import scale_parts
-from scale_model import SHAPES, build, conversations, patches_of, training_pass, vision_pass, work_of
+from scale_model import (
+    SHAPES,
+    build,
+    conversations,
+    patches_of,
+    training_pass,
+    vision_pass,
+    work_of,
+)
 
-TURNS = [{"question": "Where is the red block, and what is beside it?", "answer": "It is left of the gripper."}] * 2
+TURNS = [
+    {
+        "question": "Where is the red block, and what is beside it?",
+        "answer": "It is left of the gripper.",
+    }
+] * 2
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
@@ -60,7 +73,9 @@ def test_operations_are_those_that_torch_counts(mllm: Mllm, frozen: bool) -> Non
 def test_operations_of_the_vision_tower(mllm: Mllm, side: int) -> None:
     """Windows of Qwen2.5-VL, all of an image in Qwen3-VL."""
     image = [[np.zeros((side, side, 3), np.uint8)]]
-    pixels = mllm.processor.image_processor(image, return_tensors="pt", input_data_format="channels_last")
+    pixels = mllm.processor.image_processor(
+        image, return_tensors="pt", input_data_format="channels_last"
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mllm.model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"])
     needed = vision_pass(work_of(mllm.model), len(pixels["pixel_values"]))
@@ -75,19 +90,35 @@ def test_the_published_shapes(name: str) -> None:
     parameters, numbers = list(mllm.model.parameters()), work_of(mllm.model).text
     rows = len(mllm.vocabulary.ids) if mllm.vocabulary else 0
     added = rows * numbers.width * (1 if numbers.tied else 2)
-    assert sum(p.numel() for p in parameters) == (PRESETS[shape.preset].published or 0) + added and rows > 100
+    assert (
+        sum(p.numel() for p in parameters) == (PRESETS[shape.preset].published or 0) + added
+        and rows > 100
+    )
     assert {(p.device.type, p.dtype) for p in parameters} == {("meta", torch.bfloat16)}
     data = Conversations(mllm, conversations(shape, 64, turns=scale_parts._turns(mllm, shape)))
-    assert statistics.mean(len(data[i].input_ids) for i in range(64)) == pytest.approx(shape.tokens, rel=0.05)
+    assert statistics.mean(len(data[i].input_ids) for i in range(64)) == pytest.approx(
+        shape.tokens, rel=0.05
+    )
 
 
 def small(preset: str, monkeypatch: pytest.MonkeyPatch) -> scale_parts.Setting:
     """A published model's configuration, narrow and with two layers, at the widths of its heads; one step of each."""
     config = json.loads(json.dumps(PRESETS[preset].config))
-    config["text_config"] |= {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 1200,
-                              "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
-    config["vision_config"] |= {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
-                                "out_hidden_size": 128}  # fmt: skip
+    config["text_config"] |= {
+        "hidden_size": 128,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "vocab_size": 1200,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+    }
+    config["vision_config"] |= {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 128,
+    }
     if "deepstack_visual_indexes" in config["vision_config"]:
         config["vision_config"]["deepstack_visual_indexes"] = [0]
     else:
@@ -95,10 +126,23 @@ def small(preset: str, monkeypatch: pytest.MonkeyPatch) -> scale_parts.Setting:
     monkeypatch.setitem(PRESETS, preset, replace(PRESETS[preset], config=config))
     monkeypatch.setattr(scale_parts, "CAMERA_SIDE", 64)
     monkeypatch.setattr(scale_parts, "WARM", 1)
-    shape = scale_model.Shape(preset, image=64, tokens=120, batch=2, layer=1, head="tiny", action_dim=3, horizon=4,
-                              vocabulary=40, prompts=4, answer=3)  # fmt: skip
+    shape = scale_model.Shape(
+        preset,
+        image=64,
+        tokens=120,
+        batch=2,
+        layer=1,
+        head="tiny",
+        action_dim=3,
+        horizon=4,
+        vocabulary=40,
+        prompts=4,
+        answer=3,
+    )
     monkeypatch.setitem(SHAPES, "small", shape)
-    return scale_parts.Setting(shape, torch.device("cpu"), rate=1e10, steps=1, compile=False, workers=0)
+    return scale_parts.Setting(
+        shape, torch.device("cpu"), rate=1e10, steps=1, compile=False, workers=0
+    )
 
 
 @pytest.mark.parametrize("preset", ["qwen2.5-vl-3b", "qwen3-vl-8b"])
@@ -106,7 +150,9 @@ def test_every_part_runs_at_the_configuration_of_a_published_model(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(preset, monkeypatch)
-    monkeypatch.setattr(sys, "argv", ["scale.py", "--shape", "small", "--steps", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", ["scale.py", "--shape", "small", "--steps", "1", "--out", str(tmp_path)]
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(scale, "matrix_rate", lambda *arguments: (1e10, {512: 1e10}))
     assert scale.main() == 0
@@ -136,8 +182,12 @@ def test_a_part_that_fails_leaves_the_others(
         raise torch.OutOfMemoryError
 
     def sft(setting: scale_parts.Setting) -> Iterator[scale_parts.Row]:
-        yield from scale_parts.attempt("sft", "too large", setting, lambda: scale_parts.fits(setting, 4, never))
-        yield from scale_parts.attempt("sft", "fits", setting, lambda: scale_parts.fits(setting, 12, run))
+        yield from scale_parts.attempt(
+            "sft", "too large", setting, lambda: scale_parts.fits(setting, 4, never)
+        )
+        yield from scale_parts.attempt(
+            "sft", "fits", setting, lambda: scale_parts.fits(setting, 12, run)
+        )
 
     def broken(setting: scale_parts.Setting) -> Iterator[Any]:
         yield scale_parts.Row("rollout", "first", "s", [1.0], 3 * 2**30)
@@ -150,10 +200,17 @@ def test_a_part_that_fails_leaves_the_others(
     rows, failed = scale.measure(setting, ["sft", "rollout", "head"])
     assert failed and tried == [8, 4, 2]
     notes = [(row.what, row.note) for row in rows[:4]]
-    assert notes == [("too large", "out of memory"), ("fits", ""), ("first", ""),
-                     ("rollout", "failed: ValueError, see the traceback")]  # fmt: skip
+    assert notes == [
+        ("too large", "out of memory"),
+        ("fits", ""),
+        ("first", ""),
+        ("rollout", "failed: ValueError, see the traceback"),
+    ]
     assert [row.part for row in rows[4:]] == ["head"]
     printed = capsys.readouterr().out
     assert "| sft | too large | – | 0 | – | out of memory |" in printed
     assert "| head | kept | 200 steps/s (200 to 200) | 1 | – |  |" in printed
-    assert "| sft | fits | 2.00 s (1.00 to 3.00) | 3 | – |  |" in printed and "| 1 | 3.0 |  |" in printed
+    assert (
+        "| sft | fits | 2.00 s (1.00 to 3.00) | 3 | – |  |" in printed
+        and "| 1 | 3.0 |  |" in printed
+    )

@@ -12,7 +12,9 @@ class Config(BaseModel):
     repeat it, the recipe reference in docs/recipe-reference.md is generated from it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
 
     ADDED: ClassVar[frozenset[str]] = frozenset()
     """Fields that came after results had been made. At its default such a field says what was the case before."""

@@ -49,8 +49,11 @@ def parse_gpus(text: str) -> tuple[Gpu, int]:
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([A-Za-z0-9-]+)", text)
     names = {name.lower(): name for name in GPUS}
     if match is None or match[2].lower() not in names:
-        raise RoboAlignError(f"`{text}` is no number of known GPUs", where="--gpus",
-                             fix=f"write for example 8xH100; known: {', '.join(GPUS)}")  # fmt: skip
+        raise RoboAlignError(
+            f"`{text}` is no number of known GPUs",
+            where="--gpus",
+            fix=f"write for example 8xH100; known: {', '.join(GPUS)}",
+        )
     return GPUS[names[match[2].lower()]], int(match[1] or 1)
 
 
@@ -99,7 +102,9 @@ class Backbone:
         """The same with `rows` more tokens in its vocabulary."""
         added = rows * self.width
         total = self.parameters + added * (1 if self.tied else 2)
-        return replace(self, parameters=total, table=self.table + added, vocabulary=self.vocabulary + rows)
+        return replace(
+            self, parameters=total, table=self.table + added, vocabulary=self.vocabulary + rows
+        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,9 @@ class Memory:
         return max(self.start, self.rollout, self.update)
 
 
-def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1) -> Memory:
+def training_state(
+    parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1
+) -> Memory:
     """Weights, gradients and AdamW's moments in float32, each divided over `share` GPUs.
 
     `cast`: trained parameters of which autocast keeps a bfloat16 copy, those that products are made with (0: no bf16).
@@ -169,10 +176,14 @@ def training_state(parameters: int, trainable: int, *, cast: int = 0, unit: int 
     products, without autocast.
     """
     sharded = share > 1
-    return Memory(weights=FLOAT32 * parameters / share, gradients=FLOAT32 * trainable / share,
-                  optimizer=ADAMW_BYTES * trainable / share, casts=0 if sharded else BFLOAT16 * cast,
-                  gathered=(BFLOAT16 if cast else FLOAT32) * unit if sharded else 0,
-                  whole=FLOAT32 * parameters if sharded else 0)  # fmt: skip
+    return Memory(
+        weights=FLOAT32 * parameters / share,
+        gradients=FLOAT32 * trainable / share,
+        optimizer=ADAMW_BYTES * trainable / share,
+        casts=0 if sharded else BFLOAT16 * cast,
+        gathered=(BFLOAT16 if cast else FLOAT32) * unit if sharded else 0,
+        whole=FLOAT32 * parameters if sharded else 0,
+    )
 
 
 def lora_parameters(b: Backbone, rank: int, rows: int) -> int:
@@ -181,7 +192,9 @@ def lora_parameters(b: Backbone, rank: int, rows: int) -> int:
     return rank * b.layers * ends + rows * b.width * (1 if b.tied else 2)
 
 
-def lora_state(b: Backbone, trained: int, *, number: int, bf16: bool, checkpointing: bool, passes: int) -> Memory:
+def lora_state(
+    b: Backbone, trained: int, *, number: int, bf16: bool, checkpointing: bool, passes: int
+) -> Memory:
     """Frozen weights of `number` bytes each, `trained` parameters beside them in float32, and what goes with both.
 
     `passes`: forward passes that are kept for one backward pass. In each, autocast casts frozen float32 weights anew,
@@ -191,9 +204,12 @@ def lora_state(b: Backbone, trained: int, *, number: int, bf16: bool, checkpoint
     frozen = b.body / b.layers if checkpointing else b.body * passes
     recast = BFLOAT16 * frozen if product < number else 0
     return Memory(
-        weights=number * b.parameters + FLOAT32 * trained, gradients=FLOAT32 * trained, optimizer=ADAMW_BYTES * trained,
-        casts=recast + (BFLOAT16 * trained if bf16 else 0), tables=(passes * product + number) * b.table,
-    )  # fmt: skip
+        weights=number * b.parameters + FLOAT32 * trained,
+        gradients=FLOAT32 * trained,
+        optimizer=ADAMW_BYTES * trained,
+        casts=recast + (BFLOAT16 * trained if bf16 else 0),
+        tables=(passes * product + number) * b.table,
+    )
 
 
 def layer_bytes(b: Backbone, *, bf16: bool, rank: int = 0) -> int:
@@ -206,11 +222,15 @@ def layer_bytes(b: Backbone, *, bf16: bool, rank: int = 0) -> int:
     """
     normed = 2 * b.width + (b.query + b.key_value if b.normed_queries else 0)
     products = (5 if bf16 else 2) * b.width + 4 * b.query + 4 * b.mlp + 7 * rank
-    kept = 1 if rank else 2  # the normalised form is for the gradient of the norm's weights, which LoRA freezes
+    kept = (
+        1 if rank else 2
+    )  # the normalised form is for the gradient of the norm's weights, which LoRA freezes
     return kept * FLOAT32 * normed + (BFLOAT16 if bf16 else FLOAT32) * products
 
 
-def activation_bytes(b: Backbone, tokens: float, *, bf16: bool, checkpointing: bool, rank: int = 0) -> float:
+def activation_bytes(
+    b: Backbone, tokens: float, *, bf16: bool, checkpointing: bool, rank: int = 0
+) -> float:
     """Of `tokens` tokens through all text layers. Checkpointing keeps each layer's input, and one whole layer a time.
 
     A vision tower keeps nothing where it is frozen; where it is trained, what it keeps is not counted.
@@ -240,7 +260,9 @@ def checkpoint_bytes(parameters: int, trainable: int) -> float:
     return KEPT_CHECKPOINTS * (FLOAT32 * parameters + ADAMW_BYTES * trainable)
 
 
-def forward_flops(b: Backbone, tokens: float, length: float, *, answers: float = 0, layers: int | None = None) -> float:
+def forward_flops(
+    b: Backbone, tokens: float, length: float, *, answers: float = 0, layers: int | None = None
+) -> float:
     """One pass over `tokens` text-model tokens in sequences of `length`, and the output layer for `answers` of them.
 
     Two operations a parameter and token; causal attention takes two products of `length`/2 keys a query channel.
@@ -256,7 +278,13 @@ def vision_flops(b: Backbone, patches: float) -> float:
 
 
 def training_flops(
-    b: Backbone, tokens: float, length: float, answers: float, *, checkpointing: bool, adapters: int = 0
+    b: Backbone,
+    tokens: float,
+    length: float,
+    answers: float,
+    *,
+    checkpointing: bool,
+    adapters: int = 0,
 ) -> float:
     """Forward, and a backward pass of twice that; checkpointing computes the forward pass of the layers once more.
 
@@ -264,7 +292,11 @@ def training_flops(
     products that give the gradients of weights; those of the adapters come on top.
     """
     again = forward_flops(b, tokens, length) if checkpointing else 0
-    return (2 if adapters else 3) * forward_flops(b, tokens, length, answers=answers) + again + 6 * adapters * tokens
+    return (
+        (2 if adapters else 3) * forward_flops(b, tokens, length, answers=answers)
+        + again
+        + 6 * adapters * tokens
+    )
 
 
 def compute_seconds(flops: float, peak: float, utilisation: float, gpus: int) -> float:

@@ -32,11 +32,15 @@ def plain_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("it is not an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("it holds a user, a password or a query: give the key in an environment variable")
+        raise ValueError(
+            "it holds a user, a password or a query: give the key in an environment variable"
+        )
     return url.rstrip("/")
 
 
-def open_client(key: str, *, timeout: float, connections: int, socket: str | None = None) -> httpx2.Client:
+def open_client(
+    key: str, *, timeout: float, connections: int, socket: str | None = None
+) -> httpx2.Client:
     """A client that sends `key`, where it is not empty; `timeout` is in seconds without a byte.
 
     With the path of a Unix `socket` every request goes there, whatever host it names.
@@ -45,7 +49,9 @@ def open_client(key: str, *, timeout: float, connections: int, socket: str | Non
     limits = httpx2.Limits(max_connections=connections)
     transport = httpx2.HTTPTransport(uds=socket, limits=limits) if socket else None
     # Redirects are not followed: the key would go along.
-    return httpx2.Client(headers=headers, timeout=timeout, limits=limits, transport=transport, follow_redirects=False)
+    return httpx2.Client(
+        headers=headers, timeout=timeout, limits=limits, transport=transport, follow_redirects=False
+    )
 
 
 class Telling:

@@ -16,8 +16,12 @@ from typing import Any
 from roboalign.errors import RoboAlignError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SAYS_NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|File too large")  # safetensors quotes these
-SAYS_CUT_SHORT = re.compile(r"PytorchStreamWriter failed|unexpected pos|iostream error")  # torch does not quote them
+SAYS_NO_ROOM = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large"
+)  # safetensors quotes these
+SAYS_CUT_SHORT = re.compile(
+    r"PytorchStreamWriter failed|unexpected pos|iostream error"
+)  # torch does not quote them
 
 
 @contextmanager
@@ -64,7 +68,9 @@ def locked(folder: str | Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fix = "wait until it has ended, or give another folder with --out"
-            raise RoboAlignError("another command is at work in this folder", where=str(folder), fix=fix) from None
+            raise RoboAlignError(
+                "another command is at work in this folder", where=str(folder), fix=fix
+            ) from None
         yield
 
 
@@ -121,7 +127,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError:
-            raise RoboAlignError("not valid JSON", where=f"{path}, line {number}", fix="remove that line") from None
+            raise RoboAlignError(
+                "not valid JSON", where=f"{path}, line {number}", fix="remove that line"
+            ) from None
     return records
 
 
@@ -139,5 +147,7 @@ def hash_tree(folder: str | Path, keep: Callable[[Path], bool] = lambda path: Tr
     folder = Path(folder)
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and keep(p)):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + hash_file(path).encode() + b"\n")
+        digest.update(
+            str(path.relative_to(folder)).encode() + b"\0" + hash_file(path).encode() + b"\n"
+        )
     return digest.hexdigest()

@@ -42,7 +42,9 @@ def stage_keys(table: dict[str, Stage]) -> dict[str, str]:
     """The key of each stage: sha256 over its settings and the keys of what it needs."""
     keys: dict[str, str] = {}
     for stage in table.values():
-        content = json.dumps([stage.name, stage.settings, [keys[need] for need in stage.needs]], sort_keys=True)
+        content = json.dumps(
+            [stage.name, stage.settings, [keys[need] for need in stage.needs]], sort_keys=True
+        )
         keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()[:16]
     return keys
 
@@ -55,7 +57,9 @@ def select(table: dict[str, Stage], verb: str) -> list[str]:
     """
     wanted = set(table) if verb == "run" else {name for name in table if verb == _verb(name)}
     if not wanted:
-        raise RoboAlignError(f"this recipe has no stage `{verb}`", fix=f"choose one of: {', '.join(table)}")
+        raise RoboAlignError(
+            f"this recipe has no stage `{verb}`", fix=f"choose one of: {', '.join(table)}"
+        )
     for stage in reversed(list(table.values())):
         if stage.name in wanted:
             wanted |= set(stage.needs)
@@ -69,9 +73,13 @@ def _verb(name: str) -> str:
 
 
 def run_stages(
-    recipe: Recipe, run_dir: str | Path, names: Iterable[str], say: Say = print, verb: str = "run",
+    recipe: Recipe,
+    run_dir: str | Path,
+    names: Iterable[str],
+    say: Say = print,
+    verb: str = "run",
     team: Team | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Run the named stages of `stage_table(recipe, verb)` in `run_dir`, skipping those done under the same key.
 
     Independent stages run side by side in `processes(recipe)` processes. The first stage that fails ends the run with
@@ -98,16 +106,21 @@ def _check_patience(recipe: Recipe) -> None:
     for where, config in (("rl.vllm", recipe.rl), ("distill.rl.vllm", recipe.distill.rl)):
         if config.vllm is None:
             continue
-        longest = config.vllm.patience + config.vllm.timeout  # the last try begins when patience ends
+        longest = (
+            config.vllm.patience + config.vllm.timeout
+        )  # the last try begins when patience ends
         if longest >= recipe.hardware.timeout:
             raise RoboAlignError(
                 f"a process may wait {longest:g} s for the server (patience {config.vllm.patience:g}, timeout "
                 f"{config.vllm.timeout:g}), and is held to be dead by the others after {recipe.hardware.timeout:g} s",
-                where=where, fix=f"set hardware.timeout above {longest:g}, or less patience",
+                where=where,
+                fix=f"set hardware.timeout above {longest:g}, or less patience",
             )
 
 
-def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, verb: str, team: Team | None) -> None:
+def _run_stages(
+    recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, verb: str, team: Team | None
+) -> None:
     table = stage_table(recipe, verb)
     keys = stage_keys(table)
     write_text(run_dir / "recipe.yaml", dump_recipe(recipe))
@@ -127,7 +140,9 @@ def _run_stages(recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, v
             _finish(say, run_stage(recipe, run_dir, name, keys[name], verb))
     elif todo:
         _run_side_by_side(recipe, run_dir, table, keys, todo, say, verb, todo)
-    say(f"run: {len(todo)} stages in {format_seconds(time.monotonic() - began)}, results in {run_dir}")
+    say(
+        f"run: {len(todo)} stages in {format_seconds(time.monotonic() - began)}, results in {run_dir}"
+    )
 
 
 def run_stage(
@@ -143,23 +158,41 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "started.json", {"key": key})
     began = time.monotonic()
-    ledger = _work(recipe, run_dir, stage, threads or (cores() if stage.exclusive else cores() // processes(recipe)))
+    ledger = _work(
+        recipe,
+        run_dir,
+        stage,
+        threads or (cores() if stage.exclusive else cores() // processes(recipe)),
+    )
     row = {"stage": name, "key": key, "seconds": round(time.monotonic() - began, 2)}
-    row |= {"training_seconds" if count == "seconds" else count: value for count, value in ledger.items()}
-    write_json(folder / "stage.json", {**row, "needs": list(stage.needs), "settings": stage.settings})
+    row |= {
+        "training_seconds" if count == "seconds" else count: value
+        for count, value in ledger.items()
+    }
+    write_json(
+        folder / "stage.json", {**row, "needs": list(stage.needs), "settings": stage.settings}
+    )
     give_memory_back()
     return row
 
 
 def _work(recipe: Recipe, run_dir: Path, stage: Stage, threads: int) -> dict[str, Any]:
     limit_threads(max(1, threads))
-    return stage.work(Context(recipe=recipe, run_dir=run_dir, folder=run_dir / stage.name, name=stage.name))
+    return stage.work(
+        Context(recipe=recipe, run_dir=run_dir, folder=run_dir / stage.name, name=stage.name)
+    )
 
 
 def _run_with_team(
-    recipe: Recipe, run_dir: Path, table: dict[str, Stage], keys: dict[str, str], todo: list[str], say: Say, verb: str,
+    recipe: Recipe,
+    run_dir: Path,
+    table: dict[str, Stage],
+    keys: dict[str, str],
+    todo: list[str],
+    say: Say,
+    verb: str,
     team: Team,
-) -> None:  # fmt: skip
+) -> None:
     """The leader's part, in order: stretches of stages of its own, each in a process that trains alone, and those that
     all ranks do together."""
     began, told = time.monotonic(), 0
@@ -171,25 +204,37 @@ def _run_with_team(
             team.tell(told, name)
             told += 1
             _announce(say, name, todo.index(name) + 1, len(todo), began)
-            _finish(say, run_stage(recipe, run_dir, name, keys[name], verb, cores() // team.local_size))
+            _finish(
+                say, run_stage(recipe, run_dir, name, keys[name], verb, cores() // team.local_size)
+            )
     team.tell(told, "")
 
 
 def _run_side_by_side(
-    recipe: Recipe, run_dir: Path, table: dict[str, Stage], keys: dict[str, str], names: list[str], say: Say, verb: str,
+    recipe: Recipe,
+    run_dir: Path,
+    table: dict[str, Stage],
+    keys: dict[str, str],
+    names: list[str],
+    say: Say,
+    verb: str,
     todo: list[str],
-) -> None:  # fmt: skip
+) -> None:
     """These stages, of all those of the run that are `todo`: one starts when those it needs are done and a process is
     free; an exclusive one waits for all of them."""
     began = time.monotonic()
     waiting, running = list(names), dict[Future[dict[str, Any]], str]()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes(recipe), mp_context=context, initializer=_begin_worker) as pool:
+    with ProcessPoolExecutor(
+        processes(recipe), mp_context=context, initializer=_begin_worker
+    ) as pool:
         while waiting or running:
             unfinished = {*waiting, *running.values()}
             for name in list(waiting):
                 blocked = any(need in unfinished for need in table[name].needs)
-                alone = table[name].exclusive or any(table[other].exclusive for other in running.values())
+                alone = table[name].exclusive or any(
+                    table[other].exclusive for other in running.values()
+                )
                 if blocked or len(running) >= (1 if alone else processes(recipe)):
                     continue
                 _announce(say, name, todo.index(name) + 1, len(todo), began)
@@ -202,7 +247,9 @@ def _run_side_by_side(
                 except BrokenProcessPool:
                     fix = "run the same command again: it goes on from the last checkpoint"
                     where = " or ".join(f"stage {one}" for one in (name, *running.values()))
-                    raise RoboAlignError("its process was killed (out of memory?)", where=where, fix=fix) from None
+                    raise RoboAlignError(
+                        "its process was killed (out of memory?)", where=where, fix=fix
+                    ) from None
                 except BaseException:
                     waiting.clear()
                     raise
@@ -230,8 +277,11 @@ def _prepare(folder: Path, key: str, say: Say) -> str:
     old = read_json(started)["key"]
     if old == key:
         return "done" if finished.exists() else "killed"
-    aside = next(path for count in range(1, 1000)
-                 if not (path := folder.with_name(f"{folder.name}.outdated-{old[:8]}-{count}")).exists())
+    aside = next(
+        path
+        for count in range(1, 1000)
+        if not (path := folder.with_name(f"{folder.name}.outdated-{old[:8]}-{count}")).exists()
+    )
     folder.rename(aside)
     say(f"{folder.name}: settings or inputs changed; the old result is kept in {aside}")
     return "new"

@@ -23,7 +23,12 @@ class Progress:
     """
 
     def __init__(
-        self, label: str, total: int | None, start: int = 0, interval: float = 5.0, shown: bool = True
+        self,
+        label: str,
+        total: int | None,
+        start: int = 0,
+        interval: float = 5.0,
+        shown: bool = True,
     ) -> None:
         self.label, self.total, self.done, self.start = label, total, start, start
         self.interval, self.shown = interval, shown
@@ -34,7 +39,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._print("stopped" if kind else "done")
 

@@ -21,11 +21,21 @@ import torch.distributed as dist
 
 from roboalign.errors import RoboAlignError
 
-PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
+PLACE = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 LOOK_EVERY = 0.2  # seconds between two looks for the leader's word
-SAYS_LOST = re.compile(r"gloo|nccl|connection (closed|reset|was)|broken pipe|timed out", re.IGNORECASE)
+SAYS_LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|was)|broken pipe|timed out", re.IGNORECASE
+)
 
 
 class Stopped(BaseException):
@@ -54,9 +64,12 @@ class Team:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group(
-            "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo", store=dist.PrefixStore("group", self.store),
-            rank=self.rank, world_size=self.size, timeout=timedelta(seconds=timeout),
-        )  # fmt: skip
+            "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("group", self.store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=timeout),
+        )
 
     def tell(self, number: int, stage: str) -> None:
         """The leader's word number `number`: take part in this stage; "" ends the team's work."""
@@ -100,8 +113,8 @@ class Team:
                 f"another process of this training has ended or no longer answers ({detail})",
                 where=f"rank {self.rank} of {self.size}",
                 fix="look for the rank that the launcher names below, or that hangs (out of memory?); the same command "
-                    "goes on from the last checkpoint, on any number of processes.",
-            ) from None  # fmt: skip
+                "goes on from the last checkpoint, on any number of processes.",
+            ) from None
         finally:
             signal.signal(signal.SIGTERM, before)
 

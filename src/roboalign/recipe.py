@@ -34,11 +34,24 @@ from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
 from roboalign.vla.train import HeadTrainConfig
 
-ArmName = Literal["base", "language-sft", "action-sft", "sft", "ecot", "language-rl", "trajectory-rl", "roboalign",
-                  "extra-sft", "random", "blind"]
+ArmName = Literal[
+    "base",
+    "language-sft",
+    "action-sft",
+    "sft",
+    "ecot",
+    "language-rl",
+    "trajectory-rl",
+    "roboalign",
+    "extra-sft",
+    "random",
+    "blind",
+]
 RL_QUESTIONS = {"language-rl": "movement_choice", "trajectory-rl": "trace"}
 """The question type that these arms' RL asks: SFT must have shown it, or there is nothing to reward."""
-ROLLOUT_SEEDS = 1_000_000  # evaluation uses these and above, demonstrations those below: they never meet
+ROLLOUT_SEEDS = (
+    1_000_000  # evaluation uses these and above, demonstrations those below: they never meet
+)
 
 
 def _require_distinct(field: str, values: Sequence[Any]) -> None:
@@ -49,7 +62,9 @@ def _require_distinct(field: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{field} names something twice: {list(values)}")
 
 
-BenchmarkName = Literal["metaworld", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+BenchmarkName = Literal[
+    "metaworld", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"
+]
 
 
 class DemonstrationsConfig(Config):
@@ -88,7 +103,9 @@ class DemonstrationsConfig(Config):
 
     def align_image_size(self) -> int:
         """Width and height of their images, pixels."""
-        return self.world.image_size if self.align_benchmark == "metaworld" else self.libero.image_size
+        return (
+            self.world.image_size if self.align_benchmark == "metaworld" else self.libero.image_size
+        )
 
     def downstream_names(self) -> tuple[str, ...]:
         """The downstream tasks by name. Raises RoboAlignError where `all` asks for LIBERO and it is not installed."""
@@ -109,44 +126,66 @@ class DemonstrationsConfig(Config):
             raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
         named = () if self.downstream_tasks == "all" else self.downstream_tasks
         if both := sorted({*self.align_names()} & {*named}):
-            raise ValueError(f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one")
+            raise ValueError(
+                f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one"
+            )
         for settings in (self.align, self.downstream):
             after_last = settings.first_seed + settings.episodes_per_task * settings.attempts
             if settings.first_seed < 0 or after_last > ROLLOUT_SEEDS:
-                raise ValueError(f"demonstrations may use seeds from 0 to below {ROLLOUT_SEEDS}; those above are for "
-                                 "evaluation")
+                raise ValueError(
+                    f"demonstrations may use seeds from 0 to below {ROLLOUT_SEEDS}; those above are for "
+                    "evaluation"
+                )
         return self
 
     def _require_metaworld(self) -> None:
         if self.downstream_tasks == "all":
-            raise ValueError("downstream_tasks `all` is for LIBERO's suites; name Meta-World's: the others may align")
+            raise ValueError(
+                "downstream_tasks `all` is for LIBERO's suites; name Meta-World's: the others may align"
+            )
         _require_distinct("downstream_tasks", self.downstream_tasks)
         if unknown := sorted({*self.downstream_tasks} - set(TASKS)):
             raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
         if unknown := sorted({*self.head_cameras} - {*self.world.cameras}):
-            raise ValueError(f"head_cameras {unknown} are not among world.cameras {list(self.world.cameras)}")
+            raise ValueError(
+                f"head_cameras {unknown} are not among world.cameras {list(self.world.cameras)}"
+            )
 
     def _require_libero(self) -> None:
         if self.downstream_tasks != "all":
             _require_distinct("downstream_tasks", self.downstream_tasks)
-            if other := [task for task in self.downstream_tasks if not task.startswith(f"{self.benchmark}/")]:
-                raise ValueError(f"downstream_tasks {other[:3]} are not of {self.benchmark}; give `all`, or tasks that "
-                                 f"are called {self.benchmark}/...")
+            if other := [
+                task for task in self.downstream_tasks if not task.startswith(f"{self.benchmark}/")
+            ]:
+                raise ValueError(
+                    f"downstream_tasks {other[:3]} are not of {self.benchmark}; give `all`, or tasks that "
+                    f"are called {self.benchmark}/..."
+                )
         if self.downstream.first_seed < FIRST_PLACEMENT:
-            raise ValueError(f"downstream.first_seed is {self.downstream.first_seed}, and LIBERO's demonstrations use "
-                             f"seeds from {FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)")
+            raise ValueError(
+                f"downstream.first_seed is {self.downstream.first_seed}, and LIBERO's demonstrations use "
+                f"seeds from {FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)"
+            )
         if unknown := sorted({*self.head_cameras} - {*self.libero.cameras}):
-            raise ValueError(f"head_cameras {unknown} are not among libero.cameras {list(self.libero.cameras)}")
+            raise ValueError(
+                f"head_cameras {unknown} are not among libero.cameras {list(self.libero.cameras)}"
+            )
 
     def _require_libero_to_align(self) -> None:
         suite = self.align_benchmark
         if other := [task for task in self.align_names() if not task.startswith(f"{suite}/")]:
-            raise ValueError(f"align_tasks {other[:3]} are not of {suite}; name tasks that are called {suite}/...")
+            raise ValueError(
+                f"align_tasks {other[:3]} are not of {suite}; name tasks that are called {suite}/..."
+            )
         if suite == self.benchmark and self.downstream_tasks == "all":
-            raise ValueError(f"downstream_tasks `all` are also align_tasks of {suite}; name those that do not align")
+            raise ValueError(
+                f"downstream_tasks `all` are also align_tasks of {suite}; name those that do not align"
+            )
         if self.align.first_seed < FIRST_PLACEMENT:
-            raise ValueError(f"align.first_seed is {self.align.first_seed}, and LIBERO's demonstrations use seeds from "
-                             f"{FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)")
+            raise ValueError(
+                f"align.first_seed is {self.align.first_seed}, and LIBERO's demonstrations use seeds from "
+                f"{FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)"
+            )
 
 
 class TokenizerConfig(Config):
@@ -230,26 +269,38 @@ class Recipe(Config):
             self._require_the_protocol()
         if self.mix.camera not in self.collect.align_cameras():
             place = "world" if self.collect.align_benchmark == "metaworld" else "libero"
-            raise ValueError(f"mix.camera {self.mix.camera!r} is not among collect.{place}.cameras "
-                             f"{list(self.collect.align_cameras())}")
+            raise ValueError(
+                f"mix.camera {self.mix.camera!r} is not among collect.{place}.cameras "
+                f"{list(self.collect.align_cameras())}"
+            )
         if self.mix.camera == "wrist":
-            raise ValueError("mix.camera `wrist` moves with the hand, and questions about points of the image need a "
-                             "camera that stands still; give `agentview`")
+            raise ValueError(
+                "mix.camera `wrist` moves with the hand, and questions about points of the image need a "
+                "camera that stands still; give `agentview`"
+            )
         if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
-            raise ValueError(f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
-                             f"{self.backbone.tiny.depth}")
+            raise ValueError(
+                f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
+                f"{self.backbone.tiny.depth}"
+            )
         if self.backbone.pretrain.lora is not None:
-            raise ValueError("backbone.pretrain trains a new model, all of it; remove backbone.pretrain.lora")
+            raise ValueError(
+                "backbone.pretrain trains a new model, all of it; remove backbone.pretrain.lora"
+            )
         if self.mixture is not None:
             self._require_what_a_mixture_has()
         if self.rl.reward in IN_WORDS:
-            raise ValueError(f"rl.reward `{self.rl.reward}` is of questions in words, and RL asks for actions; give "
-                             "`paper` or `decoded`")
+            raise ValueError(
+                f"rl.reward `{self.rl.reward}` is of questions in words, and RL asks for actions; give "
+                "`paper` or `decoded`"
+            )
         for arm in self.arms:
             group = TYPES[RL_QUESTIONS[arm]].group if arm in RL_QUESTIONS else None
             if group and not self.mix.weights.get(group):
-                raise ValueError(f"arm {arm} asks `{RL_QUESTIONS[arm]}` questions, but mix.weights gives `{group}` "
-                                 "nothing: SFT never shows the type")
+                raise ValueError(
+                    f"arm {arm} asks `{RL_QUESTIONS[arm]}` questions, but mix.weights gives `{group}` "
+                    "nothing: SFT never shows the type"
+                )
         return self
 
     def _require_the_protocol(self) -> None:
@@ -257,23 +308,35 @@ class Recipe(Config):
         for field in ("replan_every", "max_steps"):
             default = EvaluationConfig.model_fields[field].default
             if getattr(self.rollout, field) != default:
-                raise ValueError(f"rollout.{field} is Meta-World's; on {self.collect.benchmark} "
-                                 f"collect.libero.{field} says it")
+                raise ValueError(
+                    f"rollout.{field} is Meta-World's; on {self.collect.benchmark} "
+                    f"collect.libero.{field} says it"
+                )
         if self.rollout.episodes > STORED_STATES:
-            raise ValueError(f"rollout.episodes is {self.rollout.episodes}, and a LIBERO task has {STORED_STATES} "
-                             "stored initial states")
+            raise ValueError(
+                f"rollout.episodes is {self.rollout.episodes}, and a LIBERO task has {STORED_STATES} "
+                "stored initial states"
+            )
         if self.collect.libero.replan_every > self.tokenizer.horizon:
-            raise ValueError(f"collect.libero.replan_every {self.collect.libero.replan_every} is above "
-                             f"tokenizer.horizon {self.tokenizer.horizon}")
+            raise ValueError(
+                f"collect.libero.replan_every {self.collect.libero.replan_every} is above "
+                f"tokenizer.horizon {self.tokenizer.horizon}"
+            )
 
     def _require_what_a_mixture_has(self) -> None:
         if self.backbone.source == "train":
-            raise ValueError("backbone.source `train` learns to see from demonstrations in the simulator; with "
-                             "`mixture` give `builtin` or a model's folder")
-        asked = sorted({*self.arms} & {"language-sft", "action-sft", "ecot", "language-rl", "trajectory-rl"})
+            raise ValueError(
+                "backbone.source `train` learns to see from demonstrations in the simulator; with "
+                "`mixture` give `builtin` or a model's folder"
+            )
+        asked = sorted(
+            {*self.arms} & {"language-sft", "action-sft", "ecot", "language-rl", "trajectory-rl"}
+        )
         if asked:
-            raise ValueError(f"arms {asked} make their data from demonstrations in the simulator; leave them out where "
-                             "`mixture` is given")
+            raise ValueError(
+                f"arms {asked} make their data from demonstrations in the simulator; leave them out where "
+                "`mixture` is given"
+            )
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -283,14 +346,21 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        raise RoboAlignError("no such recipe", where=str(path), fix=f"choose one of {_known_recipes(path)}")
+        raise RoboAlignError(
+            "no such recipe", where=str(path), fix=f"choose one of {_known_recipes(path)}"
+        )
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RoboAlignError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+        raise RoboAlignError(
+            f"not valid YAML: {' '.join(str(error).split())}", where=str(path)
+        ) from None
     if not isinstance(values, dict):
-        raise RoboAlignError("a recipe is a mapping of keys to values", where=str(path),
-                             fix="start from recipes/quickstart.yaml")
+        raise RoboAlignError(
+            "a recipe is a mapping of keys to values",
+            where=str(path),
+            fix="start from recipes/quickstart.yaml",
+        )
     for override in overrides:
         _apply(values, override)
     try:
@@ -316,8 +386,11 @@ def device_of(hardware: HardwareConfig) -> torch.device:
     if hardware.device == "cpu" or (hardware.device == "auto" and not found):
         return torch.device("cpu")
     if place >= found:
-        raise RoboAlignError(f"process {place} of this machine has no GPU: {found} found", where="hardware.device",
-                             fix="start as many processes as there are GPUs, or set hardware.device: cpu")
+        raise RoboAlignError(
+            f"process {place} of this machine has no GPU: {found} found",
+            where="hardware.device",
+            fix="start as many processes as there are GPUs, or set hardware.device: cpu",
+        )
     return torch.device("cuda", place)
 
 
@@ -329,18 +402,26 @@ def processes(recipe: Recipe) -> int:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RoboAlignError("an override is dotted.key=value", where=f"--set {override}",
-                             fix="for example --set sft.max_steps=100")
+        raise RoboAlignError(
+            "an override is dotted.key=value",
+            where=f"--set {override}",
+            fix="for example --set sft.max_steps=100",
+        )
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise RoboAlignError(f"`{parent}` is a value, not a group of settings", where=f"--set {override}")
+            raise RoboAlignError(
+                f"`{parent}` is a value, not a group of settings", where=f"--set {override}"
+            )
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RoboAlignError(f"not valid YAML: {' '.join(str(error).split())}", where=f"--set {override}",
-                             fix="put the value in quotes") from None
+        raise RoboAlignError(
+            f"not valid YAML: {' '.join(str(error).split())}",
+            where=f"--set {override}",
+            fix="put the value in quotes",
+        ) from None
 
 
 def _explain(error: ValidationError, path: Path) -> RoboAlignError:
@@ -348,7 +429,11 @@ def _explain(error: ValidationError, path: Path) -> RoboAlignError:
     fault = error.errors()[0]
     # pydantic names the member of a union that it tried, as `tuple[str, ...]`: no key of the recipe.
     key = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
-    more = f" ({error.error_count() - 1} more faults after this one)" if error.error_count() > 1 else ""
+    more = (
+        f" ({error.error_count() - 1} more faults after this one)"
+        if error.error_count() > 1
+        else ""
+    )
     if fault["type"] == "extra_forbidden":
         known = _fields_at(fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
@@ -356,10 +441,15 @@ def _explain(error: ValidationError, path: Path) -> RoboAlignError:
         return RoboAlignError(f"unknown key `{key}`{more}", where=str(path), fix=fix)
     message = fault["msg"].removeprefix("Value error, ")
     if not key:  # a fault between two groups of settings, both of which the message names
-        return RoboAlignError(f"{message}{more}", where=str(path), fix="correct one of them in the recipe")
+        return RoboAlignError(
+            f"{message}{more}", where=str(path), fix="correct one of them in the recipe"
+        )
     given = f", got {fault['input']!r}" if not isinstance(fault["input"], dict) else ""
-    return RoboAlignError(f"`{key}`: {message}{given}{more}", where=str(path),
-                          fix=f"correct `{key}` in the recipe" + (f", or pass --set {key}=VALUE" if given else ""))
+    return RoboAlignError(
+        f"`{key}`: {message}{given}{more}",
+        where=str(path),
+        fix=f"correct `{key}` in the recipe" + (f", or pass --set {key}=VALUE" if given else ""),
+    )
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
@@ -368,7 +458,9 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         annotation = field.annotation if field is not None else None
         # Of a section that may be left out, the class.
-        model = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
+        model = next(
+            (one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation
+        )
     return list(getattr(model, "model_fields", {}))
 
 

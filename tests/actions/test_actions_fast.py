@@ -14,7 +14,9 @@ from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.errors import RoboAlignError
 
 FAST_PLUS = Path(__file__).parents[2].parent / "shared/data/fast_plus"
-needs_fast_plus = pytest.mark.skipif(not FAST_PLUS.is_dir(), reason="the published FAST+ is not here")
+needs_fast_plus = pytest.mark.skipif(
+    not FAST_PLUS.is_dir(), reason="the published FAST+ is not here"
+)
 
 
 def smooth_chunks(n: int, horizon: int = 8, dim: int = 4, seed: int = 0) -> np.ndarray:
@@ -36,14 +38,17 @@ def test_coefficients_are_the_rounded_dct_low_frequency_first(fast):
     # The orthonormal DCT-II written out: X_k = sqrt((1 + [k > 0]) / H) sum_t x_t cos(pi (t + 1/2) k / H).
     time = np.arange(8) + 0.5
     rows = [
-        np.sqrt((1 + (k > 0)) / 8) * (chunk[0] * np.cos(np.pi * time * k / 8)[:, None]).sum(axis=0) for k in range(8)
+        np.sqrt((1 + (k > 0)) / 8) * (chunk[0] * np.cos(np.pi * time * k / 8)[:, None]).sum(axis=0)
+        for k in range(8)
     ]
     assert np.array_equal(found.reshape(8, 4), np.around(4 * np.stack(rows)))
 
 
 def test_constant_chunk_by_hand(fast):
     chunk = np.zeros((1, 8, 4))
-    chunk[0, :, 1] = 0.5  # c_0 = 0.5 * sqrt(8) = 1.414; 4 * 1.414 = 5.66 -> 6; back: 6 / 4 / sqrt(8) = 0.5303
+    chunk[0, :, 1] = (
+        0.5  # c_0 = 0.5 * sqrt(8) = 1.414; 4 * 1.414 = 5.66 -> 6; back: 6 / 4 / sqrt(8) = 0.5303
+    )
     ids = fast.encode(chunk)[0]
     assert fast.coefficients(ids).tolist() == [0, 6, 0, 0] + [0] * 28
     assert fast.decode(ids)[:, 1] == pytest.approx(np.full(8, 1.5 / np.sqrt(8)))
@@ -94,7 +99,9 @@ def test_values_beyond_the_range_are_clipped_and_counted(fast):
 
 
 def test_too_small_a_vocabulary_names_the_fix():
-    with pytest.raises(RoboAlignError, match=r"vocabulary of 8.*raise vocab_size or lower the scale"):
+    with pytest.raises(
+        RoboAlignError, match=r"vocabulary of 8.*raise vocab_size or lower the scale"
+    ):
         FastTokenizer.fit(smooth_chunks(10), scale=10, vocab_size=8)
 
 
@@ -129,7 +136,9 @@ def test_decode_failures_are_values_with_counts(fast):
 
 
 def test_half_a_character_is_invalid_text():
-    wide = FastTokenizer.fit(np.array([[[-1.0]], [[1.0]]]), scale=300, vocab_size=400)  # offsets above 127: two bytes
+    wide = FastTokenizer.fit(
+        np.array([[[-1.0]], [[1.0]]]), scale=300, vocab_size=400
+    )  # offsets above 127: two bytes
     lead = wide.tokenizer.token_to_id("Ä")  # the byte 0xC4 alone
     assert lead is not None
     assert wide.decode([lead]).reason == "invalid text"
@@ -148,11 +157,25 @@ def test_save_and_load_give_the_same_ids(fast, tmp_path):
     fast.save(tmp_path / "fast")
     again = FastTokenizer.load(tmp_path / "fast")
     assert again.encode(chunks) == fast.encode(chunks)
-    assert (again.horizon, again.action_dim, again.scale, again.min_token, again.max_token, again.vocab_size) == (
-        fast.horizon, fast.action_dim, fast.scale, fast.min_token, fast.max_token, fast.vocab_size,
-    )  # fmt: skip
+    assert (
+        again.horizon,
+        again.action_dim,
+        again.scale,
+        again.min_token,
+        again.max_token,
+        again.vocab_size,
+    ) == (
+        fast.horizon,
+        fast.action_dim,
+        fast.scale,
+        fast.min_token,
+        fast.max_token,
+        fast.vocab_size,
+    )
     fast.save(tmp_path / "fast")  # over itself
-    assert FastTokenizer.load(tmp_path / "fast", horizon=8, action_dim=4).encode(chunks[:1]) == again.encode(chunks[:1])
+    assert FastTokenizer.load(tmp_path / "fast", horizon=8, action_dim=4).encode(
+        chunks[:1]
+    ) == again.encode(chunks[:1])
 
 
 def test_layout_loads_in_the_libraries_that_peers_use(fast, tmp_path):
@@ -163,10 +186,17 @@ def test_layout_loads_in_the_libraries_that_peers_use(fast, tmp_path):
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "fast")
     assert Tokenizer.from_file(str(tmp_path / "fast/tokenizer.json")).get_vocab_size() == 256
     for chunk, ids in zip(chunks, fast.encode(chunks)):
-        offsets = np.around(dct(chunk, axis=0, norm="ortho") * config["scale"]).astype(int) - config["min_token"]
+        offsets = (
+            np.around(dct(chunk, axis=0, norm="ortho") * config["scale"]).astype(int)
+            - config["min_token"]
+        )
         assert theirs("".join(map(chr, offsets.flatten())))["input_ids"] == ids
         back = np.array([ord(c) for c in theirs.decode(ids)]) + config["min_token"]
-        back = idct(back.reshape(config["time_horizon"], config["action_dim"]) / config["scale"], axis=0, norm="ortho")
+        back = idct(
+            back.reshape(config["time_horizon"], config["action_dim"]) / config["scale"],
+            axis=0,
+            norm="ortho",
+        )
         assert fast.decode(ids) == pytest.approx(back, abs=1e-6)
 
 
@@ -211,7 +241,9 @@ def test_fast_plus_golden_ids():
     coefficients = fast.coefficients([2003, 1434])
     assert coefficients.tolist() == [0] * 28 + [-1, 1, 0, 1] + [0, 5, 1]
     assert fast.decode([2003, 1434]) == DecodeFailure("wrong number of coefficients", 35, 64)
-    padded = fast.encode(idct(np.pad(coefficients, (0, 29)).reshape(1, 2, 32) / 10, axis=1, norm="ortho"))[0]
+    padded = fast.encode(
+        idct(np.pad(coefficients, (0, 29)).reshape(1, 2, 32) / 10, axis=1, norm="ortho")
+    )[0]
     assert padded[:2] == [2003, 1434]
     assert fast.decode(padded).flatten()[:5] == pytest.approx([0, 0.3536, 0.0707, 0, 0], abs=1e-4)
 

@@ -16,7 +16,12 @@ NORM_STATS = Path(__file__).parents[2].parent / "shared/data/norm_stats"
 def test_golden_values():
     stats = ActionStats.fit(np.stack([np.arange(101.0), np.full(101, 0.3)], axis=1))
     assert stats.q01.tolist() == [1.0, 0.3] and stats.q99.tolist() == [99.0, 0.3]
-    assert stats.mean[0] == 50.0 and stats.minimum[0] == 0.0 and stats.maximum[0] == 100.0 and stats.count == 101
+    assert (
+        stats.mean[0] == 50.0
+        and stats.minimum[0] == 0.0
+        and stats.maximum[0] == 100.0
+        and stats.count == 101
+    )
     assert stats.std[0] == pytest.approx(np.sqrt((101**2 - 1) / 12))
     normalized = stats.normalize([[1.0, 0.3], [50.0, 7.0], [99.0, 0.3], [100.0, 0.3], [-40.0, 0.3]])
     assert normalized[:, 0].tolist() == [-1.0, 0.0, 1.0, 1.0, -1.0]  # q01, middle, q99, beyond both
@@ -32,7 +37,9 @@ def test_near_constant_dimension_does_not_explode(noise, constant):
     stats = ActionStats.fit(actions)
     assert stats.constant.tolist() == [False, constant]
     assert np.abs(stats.normalize(actions)).max() <= 1.0
-    assert stats.denormalize(stats.normalize(actions))[:, 1] == pytest.approx(0.5, abs=5 * noise + 1e-6)
+    assert stats.denormalize(stats.normalize(actions))[:, 1] == pytest.approx(
+        0.5, abs=5 * noise + 1e-6
+    )
 
 
 def test_threshold_grows_with_the_magnitude():
@@ -51,7 +58,9 @@ def test_round_trip_inside_the_quantiles(actions):
     varying = ~stats.constant
     tolerance = 2e-6 * (np.abs(stats.q01) + np.abs(stats.q99) + 1e-3)[varying]
     assert (np.abs(back - inside)[:, varying] <= tolerance).all()
-    assert np.array_equal(back[:, ~varying], np.broadcast_to(stats.mean.astype(np.float32), back.shape)[:, ~varying])
+    assert np.array_equal(
+        back[:, ~varying], np.broadcast_to(stats.mean.astype(np.float32), back.shape)[:, ~varying]
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -76,7 +85,9 @@ def test_wrong_shapes_are_refused():
 def test_dict_round_trip_through_json():
     stats = ActionStats.fit(np.random.default_rng(0).normal(size=(50, 4)))
     again = ActionStats.from_dict(json.loads(json.dumps(stats.to_dict())))
-    assert again.count == 50 and all(np.array_equal(getattr(again, k), getattr(stats, k)) for k in ("q01", "mean"))
+    assert again.count == 50 and all(
+        np.array_equal(getattr(again, k), getattr(stats, k)) for k in ("q01", "mean")
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,17 +121,25 @@ def test_from_dict_names_the_missing_field(field):
         ActionStats.from_dict(values)
 
 
-@pytest.mark.skipif(not NORM_STATS.is_dir(), reason="the peers' normalisation statistics are not here")
+@pytest.mark.skipif(
+    not NORM_STATS.is_dir(), reason="the peers' normalisation statistics are not here"
+)
 @pytest.mark.parametrize("name", ["bridge", "calvin", "libero"])
 def test_peers_statistics_map_their_quantiles_to_the_ends(name):
     (peer,) = json.loads((NORM_STATS / f"{name}.json").read_text())["norm_stats"].values()
     stats = ActionStats.from_dict(
         {k: peer[k] for k in ("q01", "q99", "mean", "std")}
-        | {"minimum": peer.get("min", peer["q01"]), "maximum": peer.get("max", peer["q99"]), "count": 1}
+        | {
+            "minimum": peer.get("min", peer["q01"]),
+            "maximum": peer.get("max", peer["q99"]),
+            "count": 1,
+        }
     )
     varying = ~stats.constant
     assert varying.any()
     ends = stats.normalize(np.stack([stats.q01, stats.q99]))[:, varying]
     assert ends[0] == pytest.approx(-1) and ends[1] == pytest.approx(1)
     raw = stats.q01 + 0.37 * (stats.q99 - stats.q01)
-    assert stats.denormalize(stats.normalize(raw))[varying] == pytest.approx(raw[varying], rel=1e-5, abs=1e-7)
+    assert stats.denormalize(stats.normalize(raw))[varying] == pytest.approx(
+        raw[varying], rel=1e-5, abs=1e-7
+    )

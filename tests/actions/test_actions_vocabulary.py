@@ -12,7 +12,12 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from roboalign.actions.vocabulary import ActionVocabulary, count_fast_tokens, extend_model, extend_tokenizer
+from roboalign.actions.vocabulary import (
+    ActionVocabulary,
+    count_fast_tokens,
+    extend_model,
+    extend_tokenizer,
+)
 from roboalign.errors import RoboAlignError
 
 N_FAST = 24
@@ -23,7 +28,9 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=300, special_tokens=["<|im_end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=300,
+        special_tokens=["<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     inner.train_from_iterator(["Move the gripper to the red cup. <think> go </think>"] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
@@ -31,11 +38,23 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 def new_model(kind: str, rows: int, tied: bool):
     text = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8,
-        "num_key_value_heads": 1, "vocab_size": rows, "tie_word_embeddings": tied,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "num_key_value_heads": 1,
+        "vocab_size": rows,
+        "tie_word_embeddings": tied,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
-    }  # fmt: skip
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+    }
     torch.manual_seed(0)
     if kind == "qwen2.5":
         config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
@@ -63,9 +82,13 @@ def test_ids_are_derived_and_survive_running_text():
 
 def test_ids_need_not_be_contiguous():
     tokenizer = new_tokenizer()
-    tokenizer.add_tokens([AddedToken("<FAST_1>", normalized=False), AddedToken("<other>", normalized=False)])
+    tokenizer.add_tokens(
+        [AddedToken("<FAST_1>", normalized=False), AddedToken("<other>", normalized=False)]
+    )
     # Another FAST token is there first, as in a tokenizer that was extended in two steps.
-    tokenizer.add_tokens([AddedToken(f"<FAST_{i}>", normalized=False) for i in (0, *range(2, N_FAST))])
+    tokenizer.add_tokens(
+        [AddedToken(f"<FAST_{i}>", normalized=False) for i in (0, *range(2, N_FAST))]
+    )
     vocabulary = extend_tokenizer(tokenizer, N_FAST)
     assert vocabulary.fast_ids[1] < vocabulary.fast_ids[0] < vocabulary.start_id
     assert vocabulary.fast_ids[0] - vocabulary.fast_ids[1] == 2
@@ -91,9 +114,14 @@ def test_save_and_load_keep_the_ids(tmp_path):
 
 def test_missing_and_special_tokens_are_refused():
     tokenizer = new_tokenizer()
-    with pytest.raises(RoboAlignError, match=r"26 action tokens are missing, first <ACTION_START>.*extend_tokenizer"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"26 action tokens are missing, first <ACTION_START>.*extend_tokenizer",
+    ):
         ActionVocabulary.from_tokenizer(tokenizer, N_FAST)
-    tokenizer.add_tokens([AddedToken("<FAST_0>", special=True, normalized=False)], special_tokens=True)
+    tokenizer.add_tokens(
+        [AddedToken("<FAST_0>", special=True, normalized=False)], special_tokens=True
+    )
     with pytest.raises(RoboAlignError, match="<FAST_0> is a special token"):
         extend_tokenizer(tokenizer, 1)
 
@@ -128,14 +156,18 @@ def test_new_rows_are_the_mean_of_the_real_ones(kind, tied, padding):
     extend_model(model, tokenizer, vocabulary)
     inputs, outputs = tables(model)
     assert (inputs.data_ptr() == outputs.data_ptr()) == tied
-    assert len(inputs) == len(outputs) == max(n_real + padding, len(tokenizer))  # grown or kept, never shrunk
+    assert (
+        len(inputs) == len(outputs) == max(n_real + padding, len(tokenizer))
+    )  # grown or kept, never shrunk
     assert model.config.get_text_config().vocab_size == len(inputs)
     for table, old in zip((inputs, outputs), before):
         mean = old[:n_real].mean(dim=0)
         assert torch.equal(table[:n_real], old[:n_real])
         for i in sorted(vocabulary.ids):
             torch.testing.assert_close(table[i], mean, rtol=0, atol=1e-7)
-        torch.testing.assert_close(table[len(tokenizer) :], old[len(tokenizer) :])  # padding is left alone
+        torch.testing.assert_close(
+            table[len(tokenizer) :], old[len(tokenizer) :]
+        )  # padding is left alone
     assert not torch.equal(before[0][:n_real].mean(dim=0), before[0][0])
 
 
@@ -146,9 +178,13 @@ def test_the_start_token_can_begin_as_the_mean_of_given_words(tied):
     before = [table.detach().clone() for table in tables(model)]
     vocabulary = extend_tokenizer(tokenizer, N_FAST)
     extend_model(model, tokenizer, vocabulary, start_like=["left", "right"])
-    like = [i for word in ("left", "right") for i in tokenizer.encode(word, add_special_tokens=False)]
+    like = [
+        i for word in ("left", "right") for i in tokenizer.encode(word, add_special_tokens=False)
+    ]
     for table, old in zip(tables(model), before):
-        torch.testing.assert_close(table[vocabulary.start_id], old[like].mean(dim=0), rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            table[vocabulary.start_id], old[like].mean(dim=0), rtol=0, atol=1e-7
+        )
         torch.testing.assert_close(table[vocabulary.end_id], old.mean(dim=0), rtol=0, atol=1e-7)
 
 

@@ -32,7 +32,11 @@ class FakeVllm:
 
     def __init__(self, fault: Fault = no_fault, port: int = 0) -> None:
         self.fault, self.mllm, self.requests = fault, None, []
-        self.lock, self.released, self.closed = threading.Lock(), threading.Event(), threading.Event()
+        self.lock, self.released, self.closed = (
+            threading.Lock(),
+            threading.Event(),
+            threading.Event(),
+        )
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -40,7 +44,9 @@ class FakeVllm:
                 server.handle(self, {})
 
             def do_POST(self) -> None:
-                server.handle(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                server.handle(
+                    self, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                )
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -50,7 +56,9 @@ class FakeVllm:
         self.http.block_on_close = False
         self.port = self.http.server_port
         self.url = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def stop(self) -> None:
         self.released.set()
@@ -70,7 +78,12 @@ class FakeVllm:
         """The processes of these that are there still; for `patience` seconds they may end."""
         end = time.monotonic() + patience
         while True:
-            found = [child[name] for child in self.children for name in ("pid", "engine") if running(child[name])]
+            found = [
+                child[name]
+                for child in self.children
+                for name in ("pid", "engine")
+                if running(child[name])
+            ]
             if not found or time.monotonic() > end:
                 return found
             time.sleep(0.05)
@@ -127,23 +140,42 @@ class FakeVllm:
         pixels = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
         prompt = Prompt(text["text"], np.asarray(Image.open(io.BytesIO(pixels))))
         (stop,) = body.get("stop", [None])
-        found = generate(mllm, [prompt], samples=body["n"], max_new_tokens=body["max_tokens"],
-                         temperature=body["temperature"], stop=stop, seed=[body["seed"]])  # fmt: skip
+        found = generate(
+            mllm,
+            [prompt],
+            samples=body["n"],
+            max_new_tokens=body["max_tokens"],
+            temperature=body["temperature"],
+            stop=stop,
+            seed=[body["seed"]],
+        )
         ids = read_prompt(mllm, prompt, body["add_special_tokens"])
         choices = [
-            {"index": index, "token_ids": tokens, "finish_reason": "stop" if end else "length",
-             "logprobs": {"content": [{"token": "", "logprob": value} for value in logp]}}
+            {
+                "index": index,
+                "token_ids": tokens,
+                "finish_reason": "stop" if end else "length",
+                "logprobs": {"content": [{"token": "", "logprob": value} for value in logp]},
+            }
             for index, (tokens, logp, end) in enumerate(
-                zip(found.tokens[0], found.logprobs[0], found.finished[0]))
-        ]  # fmt: skip
-        return {"prompt_token_ids": ids[1:] if fault == "other prompt" else ids, "choices": choices[::-1]}
+                zip(found.tokens[0], found.logprobs[0], found.finished[0])
+            )
+        ]
+        return {
+            "prompt_token_ids": ids[1:] if fault == "other prompt" else ids,
+            "choices": choices[::-1],
+        }
 
 
 def read_prompt(mllm: Mllm, prompt: Prompt, add_special_tokens: bool) -> list[int]:
     """The ids that a chat's template and processor make of a prompt, as vLLM does: our own code has no part in it."""
     content = [{"type": "image"}, {"type": "text", "text": prompt.question}]
-    text = mllm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    read = mllm.processor(text=[text], images=[[prompt.image]], add_special_tokens=add_special_tokens)
+    text = mllm.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    read = mllm.processor(
+        text=[text], images=[[prompt.image]], add_special_tokens=add_special_tokens
+    )
     return [int(token) for token in read["input_ids"][0]]
 
 
@@ -151,7 +183,9 @@ def vllm_executable(folder: Path) -> str:
     """A `vllm` to be named in `rl.vllm.serve`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "vllm"
-    path.write_text(f"#!{sys.executable}\n" + Path(__file__).with_name("fake_vllm_serve.py").read_text())
+    path.write_text(
+        f"#!{sys.executable}\n" + Path(__file__).with_name("fake_vllm_serve.py").read_text()
+    )
     path.chmod(0o755)
     return str(path)
 
@@ -166,7 +200,12 @@ def running(pid: int) -> bool:
 
 def check_settings(mllm: Mllm, body: dict[str, Any]) -> None:
     """What would let vLLM sample from another distribution, or leave something out of the reply."""
-    assert body["top_p"] == 1 and body["top_k"] == -1 and body["min_p"] == 0 and body["repetition_penalty"] == 1
+    assert (
+        body["top_p"] == 1
+        and body["top_k"] == -1
+        and body["min_p"] == 0
+        and body["repetition_penalty"] == 1
+    )
     assert body["logprobs"] and body["return_token_ids"] and not body["skip_special_tokens"]
     assert {int(token) for token in body["logit_bias"]} == set(suppressed_ids(mllm))
     assert set(body["stop_token_ids"]) == end_ids(mllm)

@@ -36,7 +36,11 @@ class Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         if path in ("/sleep", "/wake_up"):
             assert self.server.can_sleep and query == ("level=1" if path == "/sleep" else "")
-            fault = "" if self.server.asleep == (path == "/wake_up") else f"asleep is {self.server.asleep}"
+            fault = (
+                ""
+                if self.server.asleep == (path == "/wake_up")
+                else f"asleep is {self.server.asleep}"
+            )
             self.server.asleep = path == "/sleep"
         else:
             fault = "asked while it sleeps" if self.server.asleep else ""
@@ -52,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
 
 def ask(path: str, body: bytes | None) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(os.environ["FAKE_VLLM"] + path, body)) as reply:
+        with urllib.request.urlopen(
+            urllib.request.Request(os.environ["FAKE_VLLM"] + path, body)
+        ) as reply:
             return reply.status, reply.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -72,12 +78,27 @@ def main() -> None:
     serve.add_argument("--max-model-len", type=int)
     given = parser.parse_args()
     if said := os.environ.get("FAKE_VLLM_ENDS"):
-        print("WARNING such as `OSError: files`", "Traceback (most recent call last):", said, "RuntimeError: see above",
-              "RuntimeError: the engine did not start", "shutting down", sep="\n", file=sys.stderr)  # fmt: skip
+        print(
+            "WARNING such as `OSError: files`",
+            "Traceback (most recent call last):",
+            said,
+            "RuntimeError: see above",
+            "RuntimeError: the engine did not start",
+            "shutting down",
+            sep="\n",
+            file=sys.stderr,
+        )
         sys.exit(1)
-    assert os.environ["VLLM_SERVER_DEV_MODE"] == "1" and (Path(given.model) / "config.json").is_file()
+    assert (
+        os.environ["VLLM_SERVER_DEV_MODE"] == "1" and (Path(given.model) / "config.json").is_file()
+    )
     engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    started = {"pid": os.getpid(), "engine": engine.pid, "given": vars(given), "variables": dict(os.environ)}
+    started = {
+        "pid": os.getpid(),
+        "engine": engine.pid,
+        "given": vars(given),
+        "variables": dict(os.environ),
+    }
     ask("/started", json.dumps(started).encode())
     Server.can_sleep = given.enable_sleep_mode
     with Server(given.uds, Handler) as server:

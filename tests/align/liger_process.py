@@ -27,7 +27,9 @@ def complete_the_interpreter() -> None:
 
     def convert(value: object) -> object:
         if isinstance(value, float):
-            return tl.tensor(interpreter.TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
+            return tl.tensor(
+                interpreter.TensorHandle(np.array([value], np.float32), tl.float32), tl.float32
+            )
         return converted(value)
 
     interpreter._implicit_cvt = convert
@@ -37,8 +39,15 @@ def complete_the_interpreter() -> None:
 def train(name: str, folder: Path, liger: bool) -> torch.nn.Module:
     mllm = backbones.model_of(name)
     save_mllm(mllm, folder / "start")
-    config = SftConfig(learning_rate=1e-3, max_steps=2, batch_size=2, micro_batch_size=2, log_every=1,
-                       freeze_vision=False, liger=liger)  # fmt: skip
+    config = SftConfig(
+        learning_rate=1e-3,
+        max_steps=2,
+        batch_size=2,
+        micro_batch_size=2,
+        log_every=1,
+        freeze_vision=False,
+        liger=liger,
+    )
     train_sft(mllm, backbones.conversations("think"), config, folder)
     return mllm.model
 
@@ -46,12 +55,19 @@ def train(name: str, folder: Path, liger: bool) -> torch.nn.Module:
 def replaced(model: torch.nn.Module) -> dict[str, int]:
     """How many modules compute with each of Liger's layers, and which rotary functions of the model's files are its."""
     count = Counter(
-        forward.__func__.__qualname__.removesuffix(".forward") for module in model.modules()
+        forward.__func__.__qualname__.removesuffix(".forward")
+        for module in model.modules()
         if (forward := module.forward).__func__.__module__.startswith("liger_kernel")
-    )  # fmt: skip
+    )
     files = {type(module).__module__ for module in model.modules()}
-    functions = [item for file in files for item in vars(sys.modules[file]).items() if "apply_" in item[0]]
-    rotary = {name for name, value in functions if "rotary" in name and value.__module__.startswith("liger_kernel")}
+    functions = [
+        item for file in files for item in vars(sys.modules[file]).items() if "apply_" in item[0]
+    ]
+    rotary = {
+        name
+        for name, value in functions
+        if "rotary" in name and value.__module__.startswith("liger_kernel")
+    }
     return {**count, **dict.fromkeys(rotary, 1)}
 
 

@@ -24,16 +24,28 @@ WORDS = prompts.reply("movement left", "The cup is left.")
 ACTIONS = prompts.action_answer([1, 0])
 TALKS = [
     [WORDS, prompts.reply("movement up"), prompts.reply(ACTIONS)],
-    [prompts.reply(ACTIONS, "The cup is left.")],  # never in a mixture; here the tokens that must not be left out
+    [
+        prompts.reply(ACTIONS, "The cup is left.")
+    ],  # never in a mixture; here the tokens that must not be left out
 ]
 
 
 @pytest.fixture
 def mllm() -> Mllm:
     config = TinyConfig(
-        image_size=16, patch_size=4, merge=2, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2,
-        heads=2, kv_heads=1, mlp_width=32, vocab_size=420,
-    )  # fmt: skip
+        image_size=16,
+        patch_size=4,
+        merge=2,
+        vision_width=16,
+        vision_depth=2,
+        vision_heads=2,
+        width=32,
+        depth=2,
+        heads=2,
+        kv_heads=1,
+        mlp_width=32,
+        vocab_size=420,
+    )
     mllm = build_tiny(config, [TEXT, WORDS] * 20)
     mllm.vocabulary = extend_tokenizer(mllm.tokenizer, 8)
     extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary)
@@ -44,11 +56,15 @@ FRAME = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 
 def encoded(mllm: Mllm, replies: list[str]) -> Encoded:
-    return encode_conversation(mllm, [{"question": TEXT, "answer": reply} for reply in replies], FRAME)
+    return encode_conversation(
+        mllm, [{"question": TEXT, "answer": reply} for reply in replies], FRAME
+    )
 
 
 def batch_of(mllm: Mllm, *, neutral: bool) -> dict[str, Tensor]:
-    return collate_conversations(mllm, [encoded(mllm, replies) for replies in TALKS], neutral=neutral)
+    return collate_conversations(
+        mllm, [encoded(mllm, replies) for replies in TALKS], neutral=neutral
+    )
 
 
 def test_no_action_token_is_marked(mllm: Mllm) -> None:
@@ -68,11 +84,15 @@ def test_without_it_or_without_action_tokens_nothing_is_marked(mllm: Mllm) -> No
 
 
 def test_the_loss_is_a_softmax_without_the_action_columns(mllm: Mllm) -> None:
-    nn.init.normal_(mllm.model.get_output_embeddings().weight, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(
+        mllm.model.get_output_embeddings().weight, generator=torch.Generator().manual_seed(0)
+    )
     batch = batch_of(mllm, neutral=True)
     marked, labels = batch["words_only"], batch["labels"]
     with torch.no_grad():
-        logits = mllm.model(**{k: v for k, v in batch.items() if k not in ("words_only", "labels")}).logits.double()
+        logits = mllm.model(
+            **{k: v for k, v in batch.items() if k not in ("words_only", "labels")}
+        ).logits.double()
         losses = []
         for row, place in (labels != IGNORED).nonzero().tolist():
             token, mass = int(labels[row, place]), logits[row, place - 1].exp()
@@ -119,12 +139,28 @@ def test_the_logits_of_other_rows_are_left_alone(mllm: Mllm) -> None:
 
 @pytest.mark.parametrize("neutral", [False, True])
 def test_sft_trains_on_this_loss(mllm: Mllm, tmp_path: Path, neutral: bool) -> None:
-    turns = [tuple(Turn("reasoning", "movement", "think", TEXT, reply, "") for reply in replies) for replies in TALKS]
-    data = [Conversation(str(i), "episode", i, "task", encode_png(FRAME), turn) for i, turn in enumerate(turns)]
-    losses = {key: float(conversation_loss(mllm.model, batch_of(mllm, neutral=key), action_ids(mllm)))
-              for key in (False, True)}  # fmt: skip
-    config = SftConfig(learning_rate=1e-3, max_steps=1, batch_size=2, micro_batch_size=1, log_every=1,
-                       neutral_reasoning=neutral)  # fmt: skip
+    turns = [
+        tuple(Turn("reasoning", "movement", "think", TEXT, reply, "") for reply in replies)
+        for replies in TALKS
+    ]
+    data = [
+        Conversation(str(i), "episode", i, "task", encode_png(FRAME), turn)
+        for i, turn in enumerate(turns)
+    ]
+    losses = {
+        key: float(conversation_loss(mllm.model, batch_of(mllm, neutral=key), action_ids(mllm)))
+        for key in (False, True)
+    }
+    config = SftConfig(
+        learning_rate=1e-3,
+        max_steps=1,
+        batch_size=2,
+        micro_batch_size=1,
+        log_every=1,
+        neutral_reasoning=neutral,
+    )
     train_sft(mllm, data, config, tmp_path)
     loss = read_jsonl(tmp_path / "metrics.jsonl")[0]["loss"]
-    assert loss == pytest.approx(losses[neutral], rel=1e-4) and loss != pytest.approx(losses[not neutral], rel=1e-4)
+    assert loss == pytest.approx(losses[neutral], rel=1e-4) and loss != pytest.approx(
+        losses[not neutral], rel=1e-4
+    )

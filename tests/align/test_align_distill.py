@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from roboalign.align.distill import DistillConfig, as_prompt, as_trace, judge, judge_alone, leaks, states
+from roboalign.align.distill import (
+    DistillConfig,
+    as_prompt,
+    as_trace,
+    judge,
+    judge_alone,
+    leaks,
+    states,
+)
 from roboalign.align.reward_answers import Reply, parse_reply
 from roboalign.data.conversation import Conversation, Turn
 from roboalign.data.prompts import answer, question, reply
@@ -24,7 +32,14 @@ def asked(kind: str, expected: str) -> Conversation:
 def test_a_prompt_asks_to_reason_whatever_the_mixture_asked() -> None:
     (turn,) = asked("choice", "B").turns
     assert asked("choice", "B").id == "train-7-1" and asked("choice", "B").frame == 5
-    assert turn == Turn("reasoning", "choice", "think", 'Where is it? Think first, then answer as "letter".', "", "B")
+    assert turn == Turn(
+        "reasoning",
+        "choice",
+        "think",
+        'Where is it? Think first, then answer as "letter".',
+        "",
+        "B",
+    )
 
 
 # Leaks. The conclusion may say the answer, sentences before it may not.
@@ -39,7 +54,11 @@ def test_a_prompt_asks_to_reason_whatever_the_mixture_asked() -> None:
         ("So the answer is left. The cup is left.", "left", "side"),
         ("Left! The cup is there.", "left", "side"),
         ("The correct answer is right\nThe cup is there.", "right", "side"),
-        ("The image is dark. Answer: right, forward. The cup is there.", "right, forward", "relation"),
+        (
+            "The image is dark. Answer: right, forward. The cup is there.",
+            "right, forward",
+            "relation",
+        ),
         ("B. The image shows the cup.", "B", "letter"),
         ("letter B. The image shows the cup.", "B", "letter"),
         ("Option B is the cup. The image shows the cup.", "B", "letter"),
@@ -54,10 +73,14 @@ def test_a_prompt_asks_to_reason_whatever_the_mixture_asked() -> None:
         ("Left, because the cup is there. So left.", "left", "side"),
         ("12, 20: there is the cup. It is at 12 20.", "12 20", "point"),
         ("The answer is left because of the cup. So left.", "left", "side"),
-        ("The right choice should be right, forward of it. So there.", "right, forward", "relation"),
+        (
+            "The right choice should be right, forward of it. So there.",
+            "right, forward",
+            "relation",
+        ),
         ("The answer is the point 12 20, where the cup is. It is there.", "12 20", "point"),
     ],
-)  # fmt: skip
+)
 def test_leaks(reasoning: str, value: str, label: str) -> None:
     assert leaks(reasoning, value, label)
 
@@ -71,7 +94,11 @@ def test_leaks(reasoning: str, value: str, label: str) -> None:
         ("A red cup is on the table. I see no mug. Option A is the cup.", "A", "letter"),
         ("I see a cup. The answer is I.", "I", "letter"),
         ("Bring the cup, says vitamin B12. So B.", "B", "letter"),
-        ("The cup is at 12 20. The gripper is open. It is at 12 20.", "12 20", "point"),  # a statement about the cup
+        (
+            "The cup is at 12 20. The gripper is open. It is at 12 20.",
+            "12 20",
+            "point",
+        ),  # a statement about the cup
         ("The gripper is at 3 4. The cup is at 12 20.", "12 20", "point"),
         ("The cup is left of the gripper. So left.", "left", "side"),
         ("Left of the gripper is the cup. So left.", "left", "side"),
@@ -80,7 +107,7 @@ def test_leaks(reasoning: str, value: str, label: str) -> None:
         ("Point 12 20.", "12 20", "point"),  # nothing stands behind it: no statement, not a leak
         ("", "12 20", "point"),
     ],
-)  # fmt: skip
+)
 def test_no_leak(reasoning: str, value: str, label: str) -> None:
     assert not leaks(reasoning, value, label)
 
@@ -97,7 +124,7 @@ def test_no_leak(reasoning: str, value: str, label: str) -> None:
         ("It is at 1.5 metres height.", False),  # the point in a number ends no sentence
         ("", False),
     ],
-)  # fmt: skip
+)
 def test_a_statement_stands_before_the_conclusion(reasoning: str, found: bool) -> None:
     assert states(reasoning) == found
 
@@ -113,8 +140,13 @@ REASONING = "The cup is left of it. So it is there."
 
 
 def test_a_trace_spells_no_special_token() -> None:
-    prompt, spelled = asked("choice", "B"), text_of("The cup <|image_pad|> is left. So it is there.", "letter B")
-    assert judge(prompt, [spelled], CONFIG, ["<|image_pad|>"]) == [Refused("format: a special token")]
+    prompt, spelled = (
+        asked("choice", "B"),
+        text_of("The cup <|image_pad|> is left. So it is there.", "letter B"),
+    )
+    assert judge(prompt, [spelled], CONFIG, ["<|image_pad|>"]) == [
+        Refused("format: a special token")
+    ]
     assert isinstance(judge(prompt, [spelled], CONFIG)[0], Reply)
 
 
@@ -127,7 +159,10 @@ def test_a_trace_spells_no_special_token() -> None:
         (text_of("So. B.", "letter B"), "too short"),
         (text_of("It is left. " * 101, "letter B"), "too long"),
         (text_of("Option B is left of it. So it is there.", "letter B"), "leak of the answer"),
-        (text_of("The cup is left of it and so there.", "letter B"), "no statement before the conclusion"),
+        (
+            text_of("The cup is left of it and so there.", "letter B"),
+            "no statement before the conclusion",
+        ),
     ],
 )
 def test_the_first_rule_that_fails_is_the_reason(text: str, reason: str) -> None:
@@ -137,34 +172,65 @@ def test_the_first_rule_that_fails_is_the_reason(text: str, reason: str) -> None
 def test_what_is_kept_of_one_question() -> None:
     prompt = asked("choice", "B")
     other, third = REASONING.replace("cup", "mug"), REASONING.replace("cup", "can")
-    texts = [text_of(REASONING, "letter A"), text_of(REASONING, "letter B"),
-             text_of(REASONING.upper() + " ", "letter b"), text_of(other, "letter B"), text_of(third, "letter B")]
+    texts = [
+        text_of(REASONING, "letter A"),
+        text_of(REASONING, "letter B"),
+        text_of(REASONING.upper() + " ", "letter b"),
+        text_of(other, "letter B"),
+        text_of(third, "letter B"),
+    ]
     verdicts = judge(prompt, texts, DistillConfig(max_per_question=2))
-    assert [v.reason for v in verdicts] == ["wrong answer", "ok", "duplicate", "ok", "the question has enough"]
+    assert [v.reason for v in verdicts] == [
+        "wrong answer",
+        "ok",
+        "duplicate",
+        "ok",
+        "the question has enough",
+    ]
     assert [type(v) for v in verdicts] == [Refused, Reply, Refused, Reply, Refused]
     one = [v.reason for v in judge(prompt, texts, CONFIG)]
-    assert one == ["wrong answer", "ok", "duplicate", "the question has enough", "the question has enough"]
+    assert one == [
+        "wrong answer",
+        "ok",
+        "duplicate",
+        "the question has enough",
+        "the question has enough",
+    ]
     # Right where another reasoning was wrong: the wrong one does not make it a duplicate.
     assert isinstance(judge(prompt, texts[:2], CONFIG)[1], Reply)
 
 
 def test_a_trace_keeps_the_answer_that_was_given() -> None:
     prompt = asked("point", "12 20")
-    (verdict,) = judge(prompt, [text_of(REASONING + "\n", "point: 13 19")], CONFIG)  # within the tolerance
+    (verdict,) = judge(
+        prompt, [text_of(REASONING + "\n", "point: 13 19")], CONFIG
+    )  # within the tolerance
     assert isinstance(verdict, Reply)
     trace = as_trace(prompt, verdict, 3)
     (turn,) = trace.turns
-    assert turn.answer == f"<think>{REASONING}</think><answer>point 13 19</answer>" and turn.expected == "12 20"
+    assert (
+        turn.answer == f"<think>{REASONING}</think><answer>point 13 19</answer>"
+        and turn.expected == "12 20"
+    )
     assert (turn.kind, turn.mode, turn.question) == ("reasoning", "think", prompt.turns[0].question)
-    assert (trace.id, trace.episode_id, trace.frame, trace.image) == ("distilled-train-7-1-3", "episode-1", 5, b"png")
+    assert (trace.id, trace.episode_id, trace.frame, trace.image) == (
+        "distilled-train-7-1-3",
+        "episode-1",
+        5,
+        b"png",
+    )
 
 
-PIECES = st.lists(st.sampled_from(["The cup is left.", "So B.", "Option B is it.", "It is A.", "A cup. ", "\n"]),
-                  max_size=5).map(" ".join)  # fmt: skip
+PIECES = st.lists(
+    st.sampled_from(["The cup is left.", "So B.", "Option B is it.", "It is A.", "A cup. ", "\n"]),
+    max_size=5,
+).map(" ".join)
 
 
 @given(PIECES, st.sampled_from(["letter B", "letter A", "letter b", "letter"]))
-def test_what_is_kept_is_right_well_formed_and_has_no_letter_before_its_end(reasoning: str, inside: str) -> None:
+def test_what_is_kept_is_right_well_formed_and_has_no_letter_before_its_end(
+    reasoning: str, inside: str
+) -> None:
     prompt = asked("choice", "B")
     (verdict,) = judge(prompt, [text_of(reasoning, inside)], CONFIG)
     if isinstance(verdict, Reply):
@@ -172,7 +238,9 @@ def test_what_is_kept_is_right_well_formed_and_has_no_letter_before_its_end(reas
         again = parse_reply(stored.answer, "letter")
         assert again.well_formed and score_answer("choice", "B", again.answer) == 1.0
         assert "B" not in verdict.reasoning[: verdict.reasoning.rindex(".", 0, -1)]
-        assert judge(prompt, [stored.answer], CONFIG) == [Reply(True, again.reasoning, again.answer, "ok")]
+        assert judge(prompt, [stored.answer], CONFIG) == [
+            Reply(True, again.reasoning, again.answer, "ok")
+        ]
 
 
 def test_settings_that_contradict_are_named() -> None:
@@ -181,7 +249,10 @@ def test_settings_that_contradict_are_named() -> None:
         ({"groups": {"choice": ("order",), "spatial": ("order",)}}, "no type twice"),
         ({"groups": {"choice": ()}}, "each name types"),
         ({"groups": {}}, "each name types"),
-        ({"groups": {"a": ("order",), "b": ("point",), "c": ("closer",)}, "questions": 2}, "each of the 3 groups"),
+        (
+            {"groups": {"a": ("order",), "b": ("point",), "c": ("closer",)}, "questions": 2},
+            "each of the 3 groups",
+        ),
         ({"rl": {"reward": "paper"}}, "reward `answer`"),
         ({"rl": {"reward": "answer", "replay_weight": 0.1}}, "no replay"),
         ({"min_words": 9, "max_words": 8}, "min_words 9 is above max_words 8"),

@@ -45,9 +45,24 @@ from roboalign.recipe import Recipe
 from roboalign.stages.export import differences, load_file
 
 VERL = "0.9.1"
-TINY = {"image_size": 32, "depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "mlp_width": 64, "vision_width": 32,
-        "vision_depth": 2, "vision_heads": 2, "vocab_size": 500}  # fmt: skip
-RL = {"prompts_per_rollout": 4, "prompts_per_update": 2, "micro_batch_size": 2, "max_new_tokens": 60}
+TINY = {
+    "image_size": 32,
+    "depth": 2,
+    "width": 32,
+    "heads": 2,
+    "kv_heads": 1,
+    "mlp_width": 64,
+    "vision_width": 32,
+    "vision_depth": 2,
+    "vision_heads": 2,
+    "vocab_size": 500,
+}
+RL = {
+    "prompts_per_rollout": 4,
+    "prompts_per_update": 2,
+    "micro_batch_size": 2,
+    "max_new_tokens": 60,
+}
 
 
 def png(seed: int) -> bytes:
@@ -66,7 +81,9 @@ def fast() -> FastTokenizer:
 @pytest.fixture(scope="module")
 def mllm(fast):
     question = action_question("open the door", "think")
-    model = build_tiny(TinyConfig(**TINY), [question, "<think>Go up and left.</think><answer>moon</answer>"] * 3)
+    model = build_tiny(
+        TinyConfig(**TINY), [question, "<think>Go up and left.</think><answer>moon</answer>"] * 3
+    )
     model.vocabulary = extend_tokenizer(model.tokenizer, fast.vocab_size)
     extend_model(model.model, model.tokenizer, model.vocabulary)
     return model
@@ -77,10 +94,22 @@ def conversations(fast):
     chunks = np.random.default_rng(1).uniform(-1, 1, (5, 4, 2)).astype(np.float32)
     question = action_question("open the door", "think")
     return [
-        Conversation(f"rl-{n}", "synthetic/door/0", n, "door", png(n), target=tuple(target), chunk=chunks[n].tolist(),
-                     turns=(Turn("action", "action", "think", question, reply(action_answer(target), "Go."), ""),))
+        Conversation(
+            f"rl-{n}",
+            "synthetic/door/0",
+            n,
+            "door",
+            png(n),
+            target=tuple(target),
+            chunk=chunks[n].tolist(),
+            turns=(
+                Turn(
+                    "action", "action", "think", question, reply(action_answer(target), "Go."), ""
+                ),
+            ),
+        )
         for n, target in enumerate(fast.encode(chunks))
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +117,16 @@ def run(mllm, fast, conversations, tmp_path_factory) -> Path:
     """What the export reads of a run."""
     folder = tmp_path_factory.mktemp("export") / "run"
     (folder / "tokenizer").mkdir(parents=True)
-    recipe = Recipe.model_validate({"name": "export", "rl": {**RL, "reward": "decoded", "updates": 6}, "seeds": [3]})
+    recipe = Recipe.model_validate(
+        {"name": "export", "rl": {**RL, "reward": "decoded", "updates": 6}, "seeds": [3]}
+    )
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     fast.save(folder / "tokenizer" / "fast")
     write_json(folder / "tokenizer" / "stats.json", ActionStats.fit(np.eye(2)).to_dict())
-    write_json(folder / "tokenizer" / "tokenizer.json", {"horizon": 4, "action_dim": 2, "mean_chunk": [[0.0] * 2] * 4})
+    write_json(
+        folder / "tokenizer" / "tokenizer.json",
+        {"horizon": 4, "action_dim": 2, "mean_chunk": [[0.0] * 2] * 4},
+    )
     (folder / "mix" / "mixture").mkdir(parents=True)
     direct = replace(conversations[0], turns=(replace(conversations[0].turns[0], mode="direct"),))
     write_conversations(folder / "mix" / "mixture" / "rl.parquet", conversations[:4])
@@ -123,9 +157,14 @@ def ours(mllm, fast, text: str, target, preset: str):
     """Our reward of the ids that `text` is read as, and the text that a trainer would hand over for them."""
     ids = mllm.tokenizer.encode(text, add_special_tokens=False)
     (scored,) = score_responses(
-        [ids], [target], preset=preset, vocabulary=mllm.vocabulary, fast=fast, eos_ids=end_ids(mllm),
+        [ids],
+        [target],
+        preset=preset,
+        vocabulary=mllm.vocabulary,
+        fast=fast,
+        eos_ids=end_ids(mllm),
         decode_text=lambda row: str(mllm.tokenizer.decode(list(row), skip_special_tokens=False)),
-    )  # fmt: skip
+    )
     return scored, str(mllm.tokenizer.decode(ids, skip_special_tokens=False))
 
 
@@ -135,10 +174,30 @@ def same(theirs: dict, scored) -> None:
     assert theirs["score"] == pytest.approx(scored.total, abs=1e-6)
 
 
-PIECES = st.sampled_from([
-    "<think>", "</think>", "<answer>", "</answer>", "<ACTION_START>", "<ACTION_END>", "<FAST_1>", "<FAST_39>",
-    "<FAST_40>", "<FAST_01>", "<FAST_", ">", " ", "\n", "moon", "Go up.", "<|im_end|>", "<|im_start|>", "é", "5",
-])  # fmt: skip
+PIECES = st.sampled_from(
+    [
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "<ACTION_START>",
+        "<ACTION_END>",
+        "<FAST_1>",
+        "<FAST_39>",
+        "<FAST_40>",
+        "<FAST_01>",
+        "<FAST_",
+        ">",
+        " ",
+        "\n",
+        "moon",
+        "Go up.",
+        "<|im_end|>",
+        "<|im_start|>",
+        "é",
+        "5",
+    ]
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -158,7 +217,11 @@ def test_answers_near_the_target_earn_what_their_ids_earn(reward, mllm, fast, co
     of_another = list(data.draw(st.sampled_from(conversations)).target)
     kept = data.draw(st.integers(0, len(target)))
     other = data.draw(st.lists(st.integers(0, fast.vocab_size - 1), max_size=3))
-    block = data.draw(st.sampled_from([target, of_another, target[:kept] + other, target[:kept] + of_another[kept:]]))
+    block = data.draw(
+        st.sampled_from(
+            [target, of_another, target[:kept] + other, target[:kept] + of_another[kept:]]
+        )
+    )
     reasoning = data.draw(st.sampled_from(["Go.", "", "  ", "a <answer>", "<FAST_2>", "\n up \n"]))
     end = data.draw(st.sampled_from(["", "<|im_end|>", "<|im_end|><|im_end|>", " ", " x"]))
     text = f"<think>{reasoning}</think><answer>{mllm.vocabulary.text(block)}</answer>{end}"
@@ -180,50 +243,98 @@ def test_the_rewards_by_hand(reward, conversations):
     assert module.score("no idea", target)["score"] == 0.0
     if preset == "paper":
         assert module.score(text, [7, 8, 1, 2])["score"] == (1 + 2 / 4) / 2
-    batch = [{"response": perfect, "response_length": 9, "ground_truth": ground_truth(target)},
-             {"response": "no idea", "response_length": 2, "ground_truth": ground_truth(target)}]  # fmt: skip
+    batch = [
+        {"response": perfect, "response_length": 9, "ground_truth": ground_truth(target)},
+        {"response": "no idea", "response_length": 2, "ground_truth": ground_truth(target)},
+    ]
     assert [one["overall"] for one in module.compute_scores(batch)] == [1.0, 0.0]
 
 
 def test_rows(mllm, conversations):
     (row, *_) = verl_table(mllm, conversations).to_pylist()
     target = list(conversations[0].target)
-    assert row["prompt"] == [{"role": "user", "content": "<image>" + conversations[0].turns[0].question}]
-    assert row["reward_model"]["ground_truth"] == ground_truth(target) == " ".join(str(i) for i in target)
+    assert row["prompt"] == [
+        {"role": "user", "content": "<image>" + conversations[0].turns[0].question}
+    ]
+    assert (
+        row["reward_model"]["ground_truth"]
+        == ground_truth(target)
+        == " ".join(str(i) for i in target)
+    )
     tokens = mllm.tokenizer.convert_ids_to_tokens(row["extra_info"]["target_token_ids"])
     assert tokens == ["<ACTION_START>", *(f"<FAST_{i}>" for i in target), "<ACTION_END>"]
-    assert row["images"][0] == {"bytes": conversations[0].image, "min_pixels": 1024, "max_pixels": 1024}
+    assert row["images"][0] == {
+        "bytes": conversations[0].image,
+        "min_pixels": 1024,
+        "max_pixels": 1024,
+    }
     (theirs, *_) = easyr1_table(conversations).to_pylist()
-    assert theirs == {"prompt": row["prompt"][0]["content"], "images": [{"bytes": conversations[0].image}],
-                      "answer": ground_truth(target), "id": "rl-0"}  # fmt: skip
+    assert theirs == {
+        "prompt": row["prompt"][0]["content"],
+        "images": [{"bytes": conversations[0].image}],
+        "answer": ground_truth(target),
+        "id": "rl-0",
+    }
 
 
 def test_the_papers_settings():
     """The defaults of RlConfig are the paper's: what both trainers are told."""
     verl = verl_config(RlConfig(), prompt_tokens=300, patch_size=14, gpus=8)
     actor, rollout = (verl["actor_rollout_ref"][name] for name in ("actor", "rollout"))
-    assert (verl["data"]["train_batch_size"], rollout["n"], actor["ppo_mini_batch_size"]) == (512, 5, 128)
-    assert (actor["optim"]["lr"], actor["kl_loss_coef"], actor["kl_loss_type"]) == (1e-6, 1e-2, "low_var_kl")
-    assert (actor["clip_ratio_low"], actor["clip_ratio_high"], actor["clip_ratio_c"]) == (0.2, 0.3, 3.0)
-    assert actor["use_kl_loss"] and not verl["algorithm"]["use_kl_in_reward"] and rollout["temperature"] == 1.0
+    assert (verl["data"]["train_batch_size"], rollout["n"], actor["ppo_mini_batch_size"]) == (
+        512,
+        5,
+        128,
+    )
+    assert (actor["optim"]["lr"], actor["kl_loss_coef"], actor["kl_loss_type"]) == (
+        1e-6,
+        1e-2,
+        "low_var_kl",
+    )
+    assert (actor["clip_ratio_low"], actor["clip_ratio_high"], actor["clip_ratio_c"]) == (
+        0.2,
+        0.3,
+        3.0,
+    )
+    assert (
+        actor["use_kl_loss"]
+        and not verl["algorithm"]["use_kl_in_reward"]
+        and rollout["temperature"] == 1.0
+    )
     easy = easyr1_config(RlConfig(), prompt_tokens=300, gpus=8)
     actor = easy["worker"]["actor"]
     assert (easy["data"]["rollout_batch_size"], actor["global_batch_size"]) == (512, 128)
     assert (easy["worker"]["rollout"]["n"], actor["optim"]["lr"]) == (5, 1e-6)
     assert (easy["algorithm"]["kl_coef"], easy["algorithm"]["kl_penalty"]) == (1e-2, "low_var_kl")
-    assert (actor["clip_ratio_low"], actor["clip_ratio_high"], actor["clip_ratio_dual"]) == (0.2, 0.3, 3.0)
+    assert (actor["clip_ratio_low"], actor["clip_ratio_high"], actor["clip_ratio_dual"]) == (
+        0.2,
+        0.3,
+        3.0,
+    )
     assert easy["worker"]["reward"]["skip_special_tokens"] is False
 
 
 def test_the_folder(exported, run):
     names = {path.name for path in exported.iterdir()}
-    assert names == {"README.md", "reward.py", "reward.json", "verl.yaml", "easyr1.yaml", "model",
-                     *(f"{who}-{part}.parquet" for who in ("verl", "easyr1") for part in ("train", "heldout"))}
-    assert [pq.read_metadata(exported / f"verl-{part}.parquet").num_rows for part in ("train", "heldout")] == [4, 1]
+    assert names == {
+        "README.md",
+        "reward.py",
+        "reward.json",
+        "verl.yaml",
+        "easyr1.yaml",
+        "model",
+        *(f"{who}-{part}.parquet" for who in ("verl", "easyr1") for part in ("train", "heldout")),
+    }
+    assert [
+        pq.read_metadata(exported / f"verl-{part}.parquet").num_rows
+        for part in ("train", "heldout")
+    ] == [4, 1]
     settings = yaml.safe_load((exported / "verl.yaml").read_text())
     assert settings["trainer"]["total_training_steps"] == 3  # 6 updates, two a rollout
     assert settings["trainer"]["n_gpus_per_node"] == 2 and settings["data"]["seed"] == 3
-    assert not re.search(r"^(import|from) roboalign", (exported / "reward.py").read_text(), re.MULTILINE)
+    assert not re.search(
+        r"^(import|from) roboalign", (exported / "reward.py").read_text(), re.MULTILINE
+    )
     opened = load_mllm(exported / "model")
     assert opened.vocabulary == load_mllm(run / "seed-3" / "sft" / "model").vocabulary
     written = json.loads((exported / "model" / "video_preprocessor_config.json").read_text())
@@ -233,7 +344,10 @@ def test_the_folder(exported, run):
 def test_an_export_replaces_an_export_and_nothing_else(exported, run, tmp_path, capsys):
     shutil.copytree(exported, out := tmp_path / "out")
     (out / "old.txt").touch()
-    assert main(["export", "verl", str(run), "--out", str(out)]) == 0 and not (out / "old.txt").exists()
+    assert (
+        main(["export", "verl", str(run), "--out", str(out)]) == 0
+        and not (out / "old.txt").exists()
+    )
     (tmp_path / "mine").mkdir()
     assert main(["export", "verl", str(run), "--out", str(tmp_path / "mine")]) == 2
     assert "something else than an export" in capsys.readouterr().err
@@ -250,7 +364,9 @@ def test_what_is_refused(run, mllm, fast, conversations, tmp_path, capsys):
     with pytest.raises(RoboAlignError, match="5 RL prompts are fewer than the 512"):
         check_prompts(conversations, conversations, fast, RlConfig())
     with pytest.raises(RoboAlignError, match="decodes to no chunk"):
-        check_prompts([replace(conversations[0], target=(0,))] * 4, conversations, fast, RlConfig(**RL))
+        check_prompts(
+            [replace(conversations[0], target=(0,))] * 4, conversations, fast, RlConfig(**RL)
+        )
     with pytest.raises(RoboAlignError, match="no held-out action question"):
         check_prompts(conversations, [], fast, RlConfig(**RL))
     turn = replace(conversations[0].turns[0], question="Look at <image> here.")
@@ -285,7 +401,12 @@ def test_verl_accepts_the_settings(verl_settings, exported):
 
     validate_config(verl_settings, need_reference_policy(verl_settings), need_critic(verl_settings))
     actor = omega_conf_to_dataclass(verl_settings.actor_rollout_ref.actor)
-    assert (actor.clip_ratio_high, actor.clip_ratio_c, actor.kl_loss_coef, actor.optim.lr) == (0.3, 3.0, 1e-2, 1e-6)
+    assert (actor.clip_ratio_high, actor.clip_ratio_c, actor.kl_loss_coef, actor.optim.lr) == (
+        0.3,
+        3.0,
+        1e-2,
+        1e-6,
+    )
     assert verl_settings.actor_rollout_ref.model.path == str(exported / "model")
 
 
@@ -300,8 +421,14 @@ def test_verl_loads_and_calls_the_reward(verl_settings, exported, conversations)
 
     def data(row, text):
         ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-        tensors = {"responses": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-        named = {name: np.array([row[name]], dtype=object) for name in ("data_source", "reward_model", "extra_info")}
+        tensors = {
+            "responses": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        }
+        named = {
+            name: np.array([row[name]], dtype=object)
+            for name in ("data_source", "reward_model", "extra_info")
+        }
         return DataProto.from_dict(tensors=tensors, non_tensors=named)
 
     async def score(row, text):
@@ -316,12 +443,16 @@ def test_verl_loads_and_calls_the_reward(verl_settings, exported, conversations)
 
 def test_verls_prompt_is_ours(verl_settings, exported, conversations):
     """Ids and pixels that verl makes of a row are those that `encode_prompt` makes of the conversation."""
-    pytest.importorskip("qwen_vl_utils", reason="verl without qwen-vl-utils", exc_type=(ImportError, RuntimeError))
+    pytest.importorskip(
+        "qwen_vl_utils", reason="verl without qwen-vl-utils", exc_type=(ImportError, RuntimeError)
+    )
     from transformers import AutoProcessor
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
     processor = AutoProcessor.from_pretrained(exported / "model")
-    dataset = RLHFDataset(verl_settings.data.train_files, processor.tokenizer, verl_settings.data, processor)
+    dataset = RLHFDataset(
+        verl_settings.data.train_files, processor.tokenizer, verl_settings.data, processor
+    )
     assert len(dataset) == 4  # none longer than max_prompt_length
     messages = dataset[0]["raw_prompt"]
     patch = verl_settings.data.image_patch_size
@@ -330,15 +461,22 @@ def test_verls_prompt_is_ours(verl_settings, exported, conversations):
     theirs = processor(text=[text], images=images, return_tensors="pt")
     mllm = load_mllm(exported / "model")
     one = conversations[0]
-    mine = collate(mllm, [encode_prompt(mllm, one.turns[0].question, Image.open(io.BytesIO(one.image)))])
+    mine = collate(
+        mllm, [encode_prompt(mllm, one.turns[0].question, Image.open(io.BytesIO(one.image)))]
+    )
     assert theirs["input_ids"].tolist() == mine["input_ids"].tolist()
     assert theirs["input_ids"].shape[1] == verl_settings.data.max_prompt_length
     assert (theirs["pixel_values"] - mine["pixel_values"]).abs().max() < 1e-5
 
 
 def test_only_qwen_models_are_exported(mllm):
-    assert set(processor_files(mllm)) == {"preprocessor_config.json", "video_preprocessor_config.json"}
+    assert set(processor_files(mllm)) == {
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+    }
     config = SimpleNamespace(model_type="idefics3")
     other = SimpleNamespace(processor=None, model=SimpleNamespace(config=config), folder="a/model")
-    with pytest.raises(RoboAlignError, match=r"a/model: a model of type idefics3 cannot be exported.*rl\.vllm"):
+    with pytest.raises(
+        RoboAlignError, match=r"a/model: a model of type idefics3 cannot be exported.*rl\.vllm"
+    ):
         processor_files(other)

@@ -43,9 +43,17 @@ from roboalign.mllm.tiny import TinyConfig, build_tiny
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
 
 CONFIG = {
-    "learning_rate": 1e-3, "prompts_per_rollout": 4, "prompts_per_update": 2, "micro_batch_size": 1, "samples": 3,
-    "updates": 6, "max_new_tokens": 5, "save_every": 1, "kl": 0.1, "logged_samples": 1,
-}  # fmt: skip
+    "learning_rate": 1e-3,
+    "prompts_per_rollout": 4,
+    "prompts_per_update": 2,
+    "micro_batch_size": 1,
+    "samples": 3,
+    "updates": 6,
+    "max_new_tokens": 5,
+    "save_every": 1,
+    "kl": 0.1,
+    "logged_samples": 1,
+}
 
 
 def chunks() -> np.ndarray:
@@ -68,16 +76,34 @@ def prompts(n: int = 6) -> list[Conversation]:
         question = action_question(tasks[i % 3], "think")
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         result.append(
-            Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=tuple(targets[i]))
+            Conversation(
+                f"rl-{i}",
+                "episode",
+                i,
+                "task",
+                buffer.getvalue(),
+                (turn,),
+                target=tuple(targets[i]),
+            )
         )
     return result
 
 
 def tiny() -> Mllm:
     config = TinyConfig(
-        image_size=16, patch_size=4, merge=2, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2,
-        heads=2, kv_heads=1, mlp_width=32, vocab_size=420,
-    )  # fmt: skip
+        image_size=16,
+        patch_size=4,
+        merge=2,
+        vision_width=16,
+        vision_depth=2,
+        vision_heads=2,
+        width=32,
+        depth=2,
+        heads=2,
+        kv_heads=1,
+        mlp_width=32,
+        vocab_size=420,
+    )
     mllm = build_tiny(config, [c.turns[0].question for c in prompts()])
     mllm.vocabulary = extend_tokenizer(mllm.tokenizer, fast().vocab_size)
     extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary)
@@ -94,7 +120,10 @@ def even_ids_rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """An untrained model never meets the format; what is tested here is what is made of rewards."""
 
     def score(responses: Sequence[Sequence[int]], targets: object, **named: object) -> list[Reward]:
-        return [Reward(reward_of_ids(ids), 0.0, 0.0, 0.0, None, False, 0, "no action block") for ids in responses]
+        return [
+            Reward(reward_of_ids(ids), 0.0, 0.0, 0.0, None, False, 0, "no action block")
+            for ids in responses
+        ]
 
     monkeypatch.setattr(rollout_module, "score_responses", score)
 
@@ -118,18 +147,39 @@ def qwen2_5(mllm: Mllm) -> Mllm:
     """The other family of the paper, with the tiny model's tokenizer and image processor."""
     theirs = mllm.model.config
     text = {
-        "vocab_size": theirs.text_config.vocab_size, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": theirs.text_config.vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-    }  # fmt: skip
+    }
     vision = {
-        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4,
-        "spatial_merge_size": 2, "temporal_patch_size": 1, "fullatt_block_indexes": [1], "window_size": 16,
-    }  # fmt: skip
-    ids = {name: getattr(theirs, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id",
-                                                     "vision_end_token_id")}  # fmt: skip
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 1,
+        "fullatt_block_indexes": [1],
+        "window_size": 16,
+    }
+    ids = {
+        name: getattr(theirs, name)
+        for name in (
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+        )
+    }
     torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+    model = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
+    )
     model.generation_config.eos_token_id = mllm.model.generation_config.eos_token_id
     return Mllm(model.eval(), mllm.processor, mllm.vocabulary)
 
@@ -143,9 +193,13 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(family: str) ->
     answers = [[20, 30, 40, 50], [21], [22, 33], [23, 34, 45]]  # two answers to each prompt
     generation = Generation([answers[:2], answers[2:]], [], [], 0, 0)
     encoded = [encode_prompt(mllm, c.turns[0].question, picture(c)) for c in asked]
-    rolled = Rollout(encoded, answers, [[0.0] * len(a) for a in answers], [], torch.zeros(4), generation)
+    rolled = Rollout(
+        encoded, answers, [[0.0] * len(a) for a in answers], [], torch.zeros(4), generation
+    )
     batch = batch_of(mllm, rolled, 0, 2)
-    head = mllm.model.model.language_model.layers[0].self_attn.k_proj.weight  # its gradient goes through the prompt
+    head = mllm.model.model.language_model.layers[
+        0
+    ].self_attn.k_proj.weight  # its gradient goes through the prompt
 
     def gradient(loss: Tensor) -> Tensor:
         mllm.model.zero_grad()
@@ -162,21 +216,37 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(family: str) ->
     wanted = gradient(sum((e * w).sum() for e, w in zip(expected, weights)))
     for share in (True, False):
         found = completion_statistics(
-            mllm.model, batch.prompts, batch.completions, batch.mask, temperature=temperature, share_prompt=share
+            mllm.model,
+            batch.prompts,
+            batch.completions,
+            batch.mask,
+            temperature=temperature,
+            share_prompt=share,
         )
         for row, answer in enumerate(answers):
-            torch.testing.assert_close(found.logp[row, : len(answer)], expected[row], atol=2e-5, rtol=1e-4)
-            torch.testing.assert_close(found.entropy[row, : len(answer)], entropies[row], atol=2e-5, rtol=1e-4)
-        loss = sum((found.logp[row, : len(a)] * w).sum() for row, (a, w) in enumerate(zip(answers, weights)))
+            torch.testing.assert_close(
+                found.logp[row, : len(answer)], expected[row], atol=2e-5, rtol=1e-4
+            )
+            torch.testing.assert_close(
+                found.entropy[row, : len(answer)], entropies[row], atol=2e-5, rtol=1e-4
+            )
+        loss = sum(
+            (found.logp[row, : len(a)] * w).sum()
+            for row, (a, w) in enumerate(zip(answers, weights))
+        )
         torch.testing.assert_close(gradient(loss), wanted, atol=1e-4, rtol=1e-3)
 
 
 def test_sampler_and_trainer_agree_on_log_probabilities() -> None:
     mllm, asked = tiny(), prompts(3)
-    rolled = roll_out(mllm, fast(), asked, samples=4, max_new_tokens=12, temperature=0.8, preset="paper", seed=3)
+    rolled = roll_out(
+        mllm, fast(), asked, samples=4, max_new_tokens=12, temperature=0.8, preset="paper", seed=3
+    )
     batch = batch_of(mllm, rolled, 0, 3)
     with torch.no_grad():
-        found = completion_statistics(mllm.model, batch.prompts, batch.completions, batch.mask, temperature=0.8)
+        found = completion_statistics(
+            mllm.model, batch.prompts, batch.completions, batch.mask, temperature=0.8
+        )
     torch.testing.assert_close(found.logp * batch.mask, batch.old_logp, atol=5e-5, rtol=1e-4)
     assert int(batch.mask.sum()) == rolled.generation.n_decoded_tokens
 
@@ -185,7 +255,12 @@ def test_sampler_and_trainer_agree_on_log_probabilities() -> None:
 
 
 def hand_written_update(
-    mllm: Mllm, asked: list[Conversation], rolled: Rollout, start: Mllm, config: RlConfig, rows: range
+    mllm: Mllm,
+    asked: list[Conversation],
+    rolled: Rollout,
+    start: Mllm,
+    config: RlConfig,
+    rows: range,
 ) -> Tensor:
     """GRPO's loss on some rows of a rollout from its definition, token by token, one unpadded row at a time."""
     losses = []
@@ -194,7 +269,9 @@ def hand_written_update(
         first = row // config.samples * config.samples
         group = [reward_of_ids(ids) for ids in rolled.ids[first : first + config.samples]]
         advantage = (reward_of_ids(answer) - np.mean(group)) / (np.std(group, ddof=1) + 1e-6)
-        logp = plain_logits(mllm, c.turns[0].question, picture(c), answer).log_softmax(-1)[range(len(answer)), answer]
+        logp = plain_logits(mllm, c.turns[0].question, picture(c), answer).log_softmax(-1)[
+            range(len(answer)), answer
+        ]
         with torch.no_grad():
             reference = plain_logits(start, c.turns[0].question, picture(c), answer)
             reference = reference.log_softmax(-1)[range(len(answer)), answer]
@@ -216,7 +293,9 @@ def test_two_updates_on_one_rollout_are_hand_written_ones(
     rolled: list[tuple[Rollout, list[Conversation]]] = []
     inner = rollout_module.roll_out
 
-    def recorded(mllm: Mllm, tokenizer: FastTokenizer, asked: list[Conversation], **named: object) -> Rollout:
+    def recorded(
+        mllm: Mllm, tokenizer: FastTokenizer, asked: list[Conversation], **named: object
+    ) -> Rollout:
         rolled.append((inner(mllm, tokenizer, asked, **named), list(asked)))
         return rolled[-1][0]
 
@@ -227,7 +306,9 @@ def test_two_updates_on_one_rollout_are_hand_written_ones(
     rest = [p for p in mllm.model.parameters() if p.ndim == 1]
     groups = [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=3e-3)
-    for record, rows in zip(read_jsonl(tmp_path / "metrics.jsonl"), (range(0, 6), range(6, 12)), strict=True):
+    for record, rows in zip(
+        read_jsonl(tmp_path / "metrics.jsonl"), (range(0, 6), range(6, 12)), strict=True
+    ):
         optimizer.zero_grad()
         loss = hand_written_update(mllm, asked, rollout, start, config, rows)
         loss.backward()
@@ -235,14 +316,22 @@ def test_two_updates_on_one_rollout_are_hand_written_ones(
         optimizer.step()
         assert record["loss"] == pytest.approx(float(loss), rel=2e-3, abs=2e-5)
         assert record["grad_norm"] == pytest.approx(float(norm), rel=2e-3)
-    assert record["kl"] > 1e-3 and record["clipped"] > 0 and record["drift"] > 0.05  # it was off policy
+    assert (
+        record["kl"] > 1e-3 and record["clipped"] > 0 and record["drift"] > 0.05
+    )  # it was off policy
 
 
 def test_reward_rises(tmp_path: Path, even_ids_rewarded: None) -> None:
     config = RlConfig(
-        learning_rate=1e-2, prompts_per_rollout=4, prompts_per_update=4, micro_batch_size=4, samples=8, updates=25,
-        max_new_tokens=6, kl=0.0,
-    )  # fmt: skip
+        learning_rate=1e-2,
+        prompts_per_rollout=4,
+        prompts_per_update=4,
+        micro_batch_size=4,
+        samples=8,
+        updates=25,
+        max_new_tokens=6,
+        kl=0.0,
+    )
     train_grpo(tiny(), fast(), prompts(), config, tmp_path)
     rewards = [record["reward"] for record in read_jsonl(tmp_path / "metrics.jsonl")]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
@@ -261,9 +350,20 @@ def test_nothing_is_learnt_from_groups_that_earn_the_same(tmp_path: Path) -> Non
 def test_replay_adds_the_sft_loss(tmp_path: Path, neutral: bool) -> None:
     """With no signal and no KL, the loss is the replayed conversations' alone."""
     reply = "<think>so</think><answer>left</answer>"
-    mllm, replayed = tiny(), [replace(c, turns=(replace(c.turns[0], answer=reply),)) for c in prompts(4)]
-    config = RlConfig(**{**CONFIG, "updates": 2, "kl": 0.0, "replay_weight": 0.5, "replay_batch": 4,
-                         "neutral_reasoning": neutral})  # fmt: skip
+    mllm, replayed = (
+        tiny(),
+        [replace(c, turns=(replace(c.turns[0], answer=reply),)) for c in prompts(4)],
+    )
+    config = RlConfig(
+        **{
+            **CONFIG,
+            "updates": 2,
+            "kl": 0.0,
+            "replay_weight": 0.5,
+            "replay_batch": 4,
+            "neutral_reasoning": neutral,
+        }
+    )
     data = Conversations(mllm, replayed)
     batches = [collate_conversations(mllm, [data[i]], neutral=neutral) for i in range(4)]
     losses = [float(conversation_loss(mllm.model, batch, action_ids(mllm))) for batch in batches]
@@ -280,7 +380,10 @@ def test_replay_adds_the_sft_loss(tmp_path: Path, neutral: bool) -> None:
 
 
 def timeless(folder: Path, name: str) -> list[dict]:
-    return [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in read_jsonl(folder / name)]
+    return [
+        {k: v for k, v in r.items() if not k.startswith("seconds")}
+        for r in read_jsonl(folder / name)
+    ]
 
 
 def test_killed_run_ends_like_an_unbroken_one(tmp_path: Path, even_ids_rewarded: None) -> None:
@@ -301,18 +404,31 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path: Path, even_ids_rewarded:
         GrpoTrainer.training_step = step
         t.train_grpo(t.tiny(), t.fast(), t.prompts(), t.RlConfig(**t.CONFIG), {str(broken)!r})
     """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert [p.name for p in (broken / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
-    ledgers = [train_grpo(tiny(), fast(), prompts(), RlConfig(**CONFIG), folder) for folder in (broken, unbroken)]
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, unbroken))
+    ledgers = [
+        train_grpo(tiny(), fast(), prompts(), RlConfig(**CONFIG), folder)
+        for folder in (broken, unbroken)
+    ]
+    ours, theirs = (
+        load_file(folder / "model" / "model.safetensors") for folder in (broken, unbroken)
+    )
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
     assert timeless(broken, "metrics.jsonl") == timeless(unbroken, "metrics.jsonl")
     assert timeless(broken, "samples.jsonl") == timeless(unbroken, "samples.jsonl")
-    counts = [{k: v for k, v in ledger.items() if not k.startswith("seconds")} for ledger in ledgers]
+    counts = [
+        {k: v for k, v in ledger.items() if not k.startswith("seconds")} for ledger in ledgers
+    ]
     assert counts[0] == counts[1]
-    assert counts[0]["rollouts"] == 3 and counts[0]["answers"] == 36 and counts[0]["unique_prompts"] == 6
+    assert (
+        counts[0]["rollouts"] == 3
+        and counts[0]["answers"] == 36
+        and counts[0]["unique_prompts"] == 6
+    )
     assert json.loads((broken / "ledger.json").read_text()) == ledgers[0]
     assert load_mllm(broken / "model").vocabulary is not None
 
@@ -327,7 +443,9 @@ def test_a_full_disk_at_a_checkpoint(
     def write(self: GrpoTrainer, *arguments: Any) -> None:
         if self.state.global_step < 4:
             return inner(self, *arguments)
-        with files_up_to((broken / "checkpoints" / "checkpoint-2" / "optimizer.pt").stat().st_size - 1):
+        with files_up_to(
+            (broken / "checkpoints" / "checkpoint-2" / "optimizer.pt").stat().st_size - 1
+        ):
             return inner(self, *arguments)
 
     inner = GrpoTrainer._write_checkpoint
@@ -335,10 +453,14 @@ def test_a_full_disk_at_a_checkpoint(
     with monkeypatch.context() as patch, pytest.raises(RoboAlignError, match=expected):
         patch.setattr(GrpoTrainer, "_write_checkpoint", write)
         train_grpo(tiny(), fast(), prompts(), config, broken)
-    assert [path.name for path in (broken / "checkpoints").rglob("checkpoint-*")] == ["checkpoint-2"]
+    assert [path.name for path in (broken / "checkpoints").rglob("checkpoint-*")] == [
+        "checkpoint-2"
+    ]
     for folder in (broken, unbroken):
         train_grpo(tiny(), fast(), prompts(), config, folder)
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, unbroken))
+    ours, theirs = (
+        load_file(folder / "model" / "model.safetensors") for folder in (broken, unbroken)
+    )
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert timeless(broken, "samples.jsonl") == timeless(unbroken, "samples.jsonl")
 
@@ -360,7 +482,12 @@ def test_describe_counts_by_hand() -> None:
     generation = Generation([ids[:2], ids[2:]], [], [[True, False], [True, True]], 0, 8)
     rolled = Rollout([None, None], ids, [], rewards, torch.zeros(4), generation)  # type: ignore[list-item]
     found = describe(groups_of(rolled), asked)
-    assert found["reward"] == 0.375 and found["format"] == 0.5 and found["decoded"] == 0.5 and found["l1"] == 0.2
+    assert (
+        found["reward"] == 0.375
+        and found["format"] == 0.5
+        and found["decoded"] == 0.5
+        and found["l1"] == 0.2
+    )
     assert found["reward_std_in_group"] == pytest.approx((0.5 / 2**0.5) / 2)
     assert (found["undecoded"], found["shorter"], found["longer"], found["answers"]) == (1, 1, 1, 4)
     assert found["no_signal"] == 0.5 and found["finished"] == 0.75
@@ -369,7 +496,9 @@ def test_describe_counts_by_hand() -> None:
 
 
 def test_bad_settings_are_named() -> None:
-    with pytest.raises(ValidationError, match="prompts_per_rollout 10 is no multiple of prompts_per_update 4"):
+    with pytest.raises(
+        ValidationError, match="prompts_per_rollout 10 is no multiple of prompts_per_update 4"
+    ):
         RlConfig(prompts_per_rollout=10, prompts_per_update=4)
     with pytest.raises(ValidationError, match="updates 3 is no multiple of 4"):
         RlConfig(updates=3)
@@ -386,7 +515,9 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         train_grpo(mllm, fast(), targetless, config, tmp_path)
     with pytest.raises(RoboAlignError, match="replay_weight"):
         train_grpo(mllm, fast(), prompts(), config, tmp_path, replay=prompts())
-    with pytest.raises(RoboAlignError, match="2 prompts per update cannot be split into micro-batches of 3"):
+    with pytest.raises(
+        RoboAlignError, match="2 prompts per update cannot be split into micro-batches of 3"
+    ):
         train_grpo(mllm, fast(), prompts(), RlConfig(**{**CONFIG, "micro_batch_size": 3}), tmp_path)
     mllm.vocabulary = None
     with pytest.raises(RoboAlignError, match="no action tokens"):

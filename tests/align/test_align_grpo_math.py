@@ -3,13 +3,21 @@ import math
 import pytest
 import torch
 
-from roboalign.align.grpo_math import clipped_loss, clipped_loss_tokens, group_advantages, kl_k3, masked_mean
+from roboalign.align.grpo_math import (
+    clipped_loss,
+    clipped_loss_tokens,
+    group_advantages,
+    kl_k3,
+    masked_mean,
+)
 
 
 def test_advantages_by_hand():
     # mean 1/3, unbiased std sqrt(1/3): 2/3 / 0.57735 = 1.1547
     found = group_advantages(torch.tensor([1.0, 0.0, 0.0, 2.0, 4.0, 6.0]), 3)
-    torch.testing.assert_close(found, torch.tensor([1.1547, -0.5774, -0.5774, -1.0, 0.0, 1.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        found, torch.tensor([1.1547, -0.5774, -0.5774, -1.0, 0.0, 1.0]), atol=1e-4, rtol=0
+    )
 
 
 def test_a_group_without_spread_gives_exact_zeros():
@@ -22,7 +30,9 @@ def test_eps_bounds_a_tiny_spread():
     assert found[1] == pytest.approx(0.5e-6 / (1e-6 / math.sqrt(2) + 1e-6))
 
 
-@pytest.mark.parametrize("rewards", [torch.zeros(7), torch.zeros(2, 5), torch.tensor([0.0] * 4 + [float("nan")])])
+@pytest.mark.parametrize(
+    "rewards", [torch.zeros(7), torch.zeros(2, 5), torch.tensor([0.0] * 4 + [float("nan")])]
+)
 def test_bad_rewards_are_refused(rewards):
     with pytest.raises(ValueError):
         group_advantages(rewards, 5)
@@ -41,7 +51,9 @@ def test_bad_rewards_are_refused(rewards):
     ],
 )
 def test_token_loss_by_hand(ratio, advantage, loss):
-    found = clipped_loss_tokens(torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.tensor([advantage]))
+    found = clipped_loss_tokens(
+        torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.tensor([advantage])
+    )
     assert found.item() == pytest.approx(loss, rel=1e-5)
 
 
@@ -62,7 +74,11 @@ def test_masked_tokens_do_not_count_even_where_they_are_infinite():
 
 
 def test_a_nan_that_counts_is_not_hidden():
-    assert torch.isnan(clipped_loss(torch.tensor([[float("nan")]]), torch.zeros(1, 1), torch.ones(1), torch.ones(1, 1)))
+    assert torch.isnan(
+        clipped_loss(
+            torch.tensor([[float("nan")]]), torch.zeros(1, 1), torch.ones(1), torch.ones(1, 1)
+        )
+    )
 
 
 def test_kl_by_hand():
@@ -76,4 +92,6 @@ def test_kl_estimates_the_divergence():
     policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.4, 0.2])
     sampled = torch.multinomial(policy, 200_000, replacement=True, generator=generator)
     exact = (policy * (policy / reference).log()).sum()
-    assert kl_k3(policy.log()[sampled], reference.log()[sampled]).mean() == pytest.approx(exact.item(), rel=0.05)
+    assert kl_k3(policy.log()[sampled], reference.log()[sampled]).mean() == pytest.approx(
+        exact.item(), rel=0.05
+    )

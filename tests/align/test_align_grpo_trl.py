@@ -26,17 +26,35 @@ SAMPLES = 3
 def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> trl.GRPOTrainer:
     folder, mllm = tmp_path_factory.mktemp("trl"), tiny()
     save_mllm(mllm, folder / "model")
-    rows = [{"prompt": [{"role": "user", "content": c.turns[0].question}], "image": picture(c)} for c in prompts(2)]
+    rows = [
+        {"prompt": [{"role": "user", "content": c.turns[0].question}], "image": picture(c)}
+        for c in prompts(2)
+    ]
     arguments = trl.GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=2 * SAMPLES, num_generations=SAMPLES, beta=0.05,
-        epsilon=0.2, epsilon_high=0.3, delta=3.0, loss_type="dapo", temperature=1.0, use_cpu=True, bf16=False,
+        output_dir=str(folder),
+        per_device_train_batch_size=2 * SAMPLES,
+        num_generations=SAMPLES,
+        beta=0.05,
+        epsilon=0.2,
+        epsilon_high=0.3,
+        delta=3.0,
+        loss_type="dapo",
+        temperature=1.0,
+        use_cpu=True,
+        bf16=False,
         use_bias_correction_kl=False,  # TRL's default weighs the KL term by the ratio; EasyR1 does not
-        gradient_checkpointing=False, report_to=[], disable_tqdm=True, model_init_kwargs={"dtype": "float32"},
-    )  # fmt: skip
+        gradient_checkpointing=False,
+        report_to=[],
+        disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"},
+    )
     return trl.GRPOTrainer(
-        str(folder / "model"), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=arguments,
-        processing_class=mllm.processor, train_dataset=datasets.Dataset.from_list(rows),
-    )  # fmt: skip
+        str(folder / "model"),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=arguments,
+        processing_class=mllm.processor,
+        train_dataset=datasets.Dataset.from_list(rows),
+    )
 
 
 def batch_and_reference() -> tuple[Batch, Tensor]:
@@ -45,7 +63,14 @@ def batch_and_reference() -> tuple[Batch, Tensor]:
     No token's KL estimate exceeds 10, where grpo_math clamps it as EasyR1 does and TRL does not.
     """
     rolled = roll_out(
-        tiny(), fast(), prompts(2), samples=SAMPLES, max_new_tokens=8, temperature=1.0, preset="paper", seed=0
+        tiny(),
+        fast(),
+        prompts(2),
+        samples=SAMPLES,
+        max_new_tokens=8,
+        temperature=1.0,
+        preset="paper",
+        seed=0,
     )
     batch = batch_of(tiny(), rolled, 0, 2)
     torch.manual_seed(0)
@@ -58,8 +83,13 @@ def batch_and_reference() -> tuple[Batch, Tensor]:
 def test_loss_and_gradient_are_trls(trl_trainer: trl.GRPOTrainer, tmp_path: Path) -> None:
     batch, reference = batch_and_reference()
     config = RlConfig(
-        prompts_per_rollout=2, prompts_per_update=2, micro_batch_size=2, samples=SAMPLES, kl=0.05, updates=1
-    )  # fmt: skip
+        prompts_per_rollout=2,
+        prompts_per_update=2,
+        micro_batch_size=2,
+        samples=SAMPLES,
+        kl=0.05,
+        updates=1,
+    )
     ours = build_trainer(tiny(), fast(), prompts(2), (), config, tmp_path, [0, 1], 1, "rl")
     ours.batches, ours.update_tokens = {0: (batch, reference)}, {0: float(batch.mask.sum())}
     loss = ours.compute_loss(ours.model, {"number": torch.tensor(0)})
@@ -72,13 +102,20 @@ def test_loss_and_gradient_are_trls(trl_trainer: trl.GRPOTrainer, tmp_path: Path
     theirs = trl_trainer._compute_loss(
         trl_trainer.model,
         {
-            "prompt_ids": inputs["input_ids"], "prompt_mask": inputs["attention_mask"],
-            "completion_ids": batch.completions, "completion_mask": batch.mask, "advantages": batch.advantages,
-            "old_per_token_logps": batch.old_logp, "ref_per_token_logps": reference,
-            "num_items_in_batch": batch.mask.sum(), "num_images": [1] * 2 * SAMPLES, "mm_token_type_ids": kinds,
-            "pixel_values": inputs["pixel_values"], "image_grid_thw": inputs["image_grid_thw"],
+            "prompt_ids": inputs["input_ids"],
+            "prompt_mask": inputs["attention_mask"],
+            "completion_ids": batch.completions,
+            "completion_mask": batch.mask,
+            "advantages": batch.advantages,
+            "old_per_token_logps": batch.old_logp,
+            "ref_per_token_logps": reference,
+            "num_items_in_batch": batch.mask.sum(),
+            "num_images": [1] * 2 * SAMPLES,
+            "mm_token_type_ids": kinds,
+            "pixel_values": inputs["pixel_values"],
+            "image_grid_thw": inputs["image_grid_thw"],
         },
-    )  # fmt: skip
+    )
     theirs.backward()
     torch.testing.assert_close(loss, theirs, atol=1e-5, rtol=1e-4)
     parameters = dict(trl_trainer.model.named_parameters())

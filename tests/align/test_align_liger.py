@@ -20,19 +20,30 @@ pytest.importorskip("liger_kernel")
 REPLACED = {  # of small models: three text layers, two vision blocks
     "qwen2_5_vl": {"LigerRMSNorm": 11, "LigerSwiGLUMLP": 3, "apply_multimodal_rotary_pos_emb": 1},
     "qwen3_vl": {"LigerRMSNorm": 13, "apply_rotary_pos_emb": 1, "apply_rotary_pos_emb_vision": 1},
-    "smolvlm": {"LigerRMSNorm": 7, "LigerSwiGLUMLP": 3, "LigerLayerNorm": 5, "apply_rotary_pos_emb": 1},
+    "smolvlm": {
+        "LigerRMSNorm": 7,
+        "LigerSwiGLUMLP": 3,
+        "LigerLayerNorm": 5,
+        "apply_rotary_pos_emb": 1,
+    },
     "llava": {"LigerRMSNorm": 7, "LigerSwiGLUMLP": 3, "apply_rotary_pos_emb": 1},
 }
 
 
 @pytest.mark.parametrize("name", REPLACED)
 def test_the_kernels_train_as_without(tmp_path: Path, name: str) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("liger_process.py")), name, str(tmp_path)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("liger_process.py")),
+        name,
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == REPLACED[name]
     start, plain, liger = (
-        load_file(tmp_path / one / "model.safetensors") for one in ("plain/start", "plain/model", "liger/model")
+        load_file(tmp_path / one / "model.safetensors")
+        for one in ("plain/start", "plain/model", "liger/model")
     )
     assert start.keys() == plain.keys() == liger.keys()
     moved = torch.cat([(plain[key] - start[key]).flatten() for key in plain]).norm()
@@ -46,5 +57,9 @@ def test_the_kernels_train_as_without(tmp_path: Path, name: str) -> None:
 
 def test_a_class_that_liger_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError, match="no kernels for models of type llava_onevision"):
-        train_sft(backbones.model_of("llava_onevision"), backbones.conversations("think"),
-                  SftConfig(liger=True, batch_size=2, micro_batch_size=2), tmp_path)  # fmt: skip
+        train_sft(
+            backbones.model_of("llava_onevision"),
+            backbones.conversations("think"),
+            SftConfig(liger=True, batch_size=2, micro_batch_size=2),
+            tmp_path,
+        )

@@ -37,8 +37,15 @@ from roboalign.stages.backbones import FRAMES, TURNS, model_of
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
 
 LORA = LoraConfig(rank=4, alpha=8)
-SFT = {"learning_rate": 1e-2, "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 1,
-       "lora": LORA}  # fmt: skip
+SFT = {
+    "learning_rate": 1e-2,
+    "max_steps": 6,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "save_every": 2,
+    "log_every": 1,
+    "lora": LORA,
+}
 DROPPED = SftConfig(**{**SFT, "lora": LoraConfig(rank=4, alpha=8, dropout=0.1)})
 RL = {**tiny_grpo.CONFIG, "learning_rate": 3e-3, "lora": LORA}
 even_ids_rewarded = tiny_grpo.even_ids_rewarded
@@ -67,7 +74,9 @@ def build(family: str) -> Mllm:
 def logits(mllm: Mllm) -> Tensor:
     asked = tiny_grpo.prompts(1)[0]
     with torch.no_grad():
-        return tiny_grpo.plain_logits(mllm, asked.turns[0].question, tiny_grpo.picture(asked), [20, 430, 421, 50])
+        return tiny_grpo.plain_logits(
+            mllm, asked.turns[0].question, tiny_grpo.picture(asked), [20, 430, 421, 50]
+        )
 
 
 def disturb(mllm: Mllm) -> None:
@@ -83,7 +92,9 @@ def state_of(mllm: Mllm) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in mllm.model.state_dict().items()}
 
 
-def assert_only_the_trained_changed(before: dict[str, Tensor], after: dict[str, Tensor], mllm: Mllm) -> None:
+def assert_only_the_trained_changed(
+    before: dict[str, Tensor], after: dict[str, Tensor], mllm: Mllm
+) -> None:
     """Text layers' linear weights and the rows of the action tokens; all else bit by bit as it was."""
     assert before.keys() == after.keys()
     rows = torch.tensor(sorted(mllm.vocabulary.ids))
@@ -93,7 +104,9 @@ def assert_only_the_trained_changed(before: dict[str, Tensor], after: dict[str, 
             others = torch.ones(len(value), dtype=torch.bool).index_fill(0, rows, False)
             assert same[others].all() and not same[rows].all(dim=1).any(), name
         elif name.startswith("model.language_model.layers.") and name.split(".")[-2] in LAYERS:
-            assert name.endswith("bias") == bool(same.all()), name  # biases of queries, keys and values are frozen
+            assert name.endswith("bias") == bool(same.all()), (
+                name
+            )  # biases of queries, keys and values are frozen
         else:
             assert same.all(), name
 
@@ -119,8 +132,12 @@ def test_the_merged_model_is_the_model_with_adapters(family: str, tmp_path: Path
     torch.testing.assert_close(state[name], before[name] + 8 / 4 * product)
     write_policy(mllm, tmp_path / "policy", 0)
     torch.testing.assert_close(logits(load_mllm(tmp_path / "policy")), wanted, atol=1e-5, rtol=1e-5)
-    assert _needed(mllm.model, True) == 3 * 4 * sum(p.numel() for p in mllm.model.parameters() if p.requires_grad)
-    assert adapted(mllm.model) and torch.equal(logits(mllm), wanted), "publishing leaves the adapters as they are"
+    assert _needed(mllm.model, True) == 3 * 4 * sum(
+        p.numel() for p in mllm.model.parameters() if p.requires_grad
+    )
+    assert adapted(mllm.model) and torch.equal(logits(mllm), wanted), (
+        "publishing leaves the adapters as they are"
+    )
     plain.model.load_state_dict(state)
     torch.testing.assert_close(logits(plain), wanted, atol=1e-5, rtol=1e-5)
     lora.merge_and_unload()
@@ -147,7 +164,9 @@ def test_other_classes(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(published, wanted, atol=2e-5, rtol=1e-4)
         lora.merge_and_unload()
         torch.testing.assert_close(mllm.model(**batch).logits, wanted, atol=2e-5, rtol=1e-4)
-    changed = {name for name, value in state_of(mllm).items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in state_of(mllm).items() if not torch.equal(value, before[name])
+    }
     layers = {name for name in changed if ".layers." in name}
     assert len(layers) == len(LAYERS) * len(mllm.model.get_decoder().layers)
     assert {name.split(".")[-2] for name in layers} == set(LAYERS)
@@ -159,9 +178,14 @@ def test_two_tables_have_rows_of_their_own() -> None:
     add_lora(mllm, LORA, seed=0)
     disturb(mllm)
     state, rows = merged_state(mllm.model), sorted(mllm.vocabulary.ids)
-    assert not torch.equal(state["model.language_model.embed_tokens.weight"][rows], state["lm_head.weight"][rows])
+    assert not torch.equal(
+        state["model.language_model.embed_tokens.weight"][rows], state["lm_head.weight"][rows]
+    )
     trained = {name: p.numel() for name, p in mllm.model.named_parameters() if p.requires_grad}
-    assert sum(count for name, count in trained.items() if "token_adapter" in name) == 2 * len(rows) * 32
+    assert (
+        sum(count for name, count in trained.items() if "token_adapter" in name)
+        == 2 * len(rows) * 32
+    )
 
 
 def test_adapters_are_the_seeds() -> None:
@@ -178,23 +202,41 @@ def test_adapters_are_the_seeds() -> None:
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_without_adapters_it_is_the_initial_model_bit_by_bit(family: str) -> None:
     mllm, start = build(family), build(family)
-    start.model.requires_grad_(False)  # as a copy for the KL is: torch's kernels for frozen weights round otherwise
+    start.model.requires_grad_(
+        False
+    )  # as a copy for the KL is: torch's kernels for frozen weights round otherwise
     asked = tiny_grpo.prompts(2)
-    rolled = rollout_module.roll_out(mllm, tiny_grpo.fast(), asked, samples=2, max_new_tokens=6, temperature=1.0,
-                                     preset="paper", seed=0)  # fmt: skip
+    rolled = rollout_module.roll_out(
+        mllm,
+        tiny_grpo.fast(),
+        asked,
+        samples=2,
+        max_new_tokens=6,
+        temperature=1.0,
+        preset="paper",
+        seed=0,
+    )
     batch = batch_of(mllm, rolled, 0, 2)
 
     def logp(model: Any) -> Tensor:
         with torch.no_grad():
-            return completion_statistics(model, batch.prompts, batch.completions, batch.mask, temperature=1.0).logp
+            return completion_statistics(
+                model, batch.prompts, batch.completions, batch.mask, temperature=1.0
+            ).logp
 
     lora = add_lora(mllm, LORA, seed=0)
     disturb(mllm)
-    moved, trained = logp(mllm.model), {n for n, p in mllm.model.named_parameters() if p.requires_grad}
+    moved, trained = (
+        logp(mllm.model),
+        {n for n, p in mllm.model.named_parameters() if p.requires_grad},
+    )
     mllm.model.train()
     with adapters_off(lora):
         assert torch.equal(logp(mllm.model), logp(start.model)) and not mllm.model.training
-    assert mllm.model.training and {n for n, p in mllm.model.named_parameters() if p.requires_grad} == trained
+    assert (
+        mllm.model.training
+        and {n for n, p in mllm.model.named_parameters() if p.requires_grad} == trained
+    )
     assert torch.equal(logp(mllm.model.eval()), moved) and not torch.equal(moved, logp(start.model))
 
 
@@ -224,7 +266,9 @@ def test_a_bfloat16_model_trains_float32_adapters(tmp_path: Path, even_ids_rewar
 def test_tables_that_cannot_be_told_apart_are_refused() -> None:
     mllm = build("qwen3_vl")
     mllm.model.config.tie_word_embeddings = False
-    with pytest.raises(RoboAlignError, match="tie_word_embeddings is not set Fix: train all weights"):
+    with pytest.raises(
+        RoboAlignError, match="tie_word_embeddings is not set Fix: train all weights"
+    ):
         add_lora(mllm, LORA, seed=0)
     mllm = build("qwen2_5_vl")
     mllm.model.lm_head.bias = torch.nn.Parameter(torch.zeros(mllm.model.lm_head.out_features))
@@ -275,7 +319,9 @@ def test_a_model_without_action_tokens_trains_adapters_alone(tmp_path: Path) -> 
         before = state_of(mllm)
         settings = SftConfig(**{**SFT, "gradient_checkpointing": checkpointing, "max_steps": 2})
         train_sft(mllm, talks()[::2], settings, tmp_path / str(checkpointing))
-        changed = {n for n, value in mllm.model.state_dict().items() if not torch.equal(value, before[n])}
+        changed = {
+            n for n, value in mllm.model.state_dict().items() if not torch.equal(value, before[n])
+        }
         assert len(changed) == 2 * len(LAYERS) and all(".layers." in name for name in changed)
         found.append(weights(tmp_path / str(checkpointing)))
     for name, value in found[0].items():
@@ -298,18 +344,24 @@ def test_checkpoints_hold_the_adapters_and_a_killed_run_ends_like_an_unbroken_on
         t.SftTrainer.training_step = step
         t.train_sft(t.build("qwen3_vl"), t.talks(), t.DROPPED, {str(tmp_path)!r})
     """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
     stored = load_file(checkpoint / FILE)
     assert len(stored) == 2 * 2 * len(LAYERS) + 1 and not list(checkpoint.glob("model*"))
     trained = sum(value.nbytes for value in stored.values())
-    assert (checkpoint / "optimizer.pt").stat().st_size < 2 * trained + 30_000  # two moments, and torch's own
+    assert (
+        checkpoint / "optimizer.pt"
+    ).stat().st_size < 2 * trained + 30_000  # two moments, and torch's own
     whole = read_json(unbroken / "ledger.json")
     ledger = train_sft(build("qwen3_vl"), talks(), DROPPED, tmp_path)
     assert {**ledger, "seconds": 0} == {**whole, "seconds": 0}
     ours, theirs = weights(tmp_path), weights(unbroken)
-    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[name]) for name, value in ours.items()
+    )
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, folder: Path, settings: SftConfig) -> None:
@@ -326,14 +378,18 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, folder: Path, settings: SftConf
         train_sft(build("qwen3_vl"), talks(), settings, folder)
 
 
-def test_a_checkpoint_of_other_adapters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_other_adapters_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupted(monkeypatch, tmp_path, SftConfig(**SFT))
     for other in (None, LoraConfig(rank=2, alpha=8)):
         with pytest.raises(RoboAlignError, match="another initial weights, lora"):
             train_sft(build("qwen3_vl"), talks(), SftConfig(**{**SFT, "lora": other}), tmp_path)
 
 
-def test_a_checkpoint_from_before_lora_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_from_before_lora_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = SftConfig(**{**SFT, "lora": None})
     interrupted(monkeypatch, tmp_path, settings)
     manifest = tmp_path / "checkpoints" / "checkpoint-4" / MANIFEST
@@ -343,14 +399,18 @@ def test_a_checkpoint_from_before_lora_goes_on(tmp_path: Path, monkeypatch: pyte
     assert train_sft(build("qwen3_vl"), talks(), settings, tmp_path)["samples"] == 24
 
 
-def test_a_launch_that_splits_the_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_that_splits_the_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def split(self: Trainer) -> None:
         inner(self)
         self.is_fsdp_enabled = True
 
     inner = Trainer.create_accelerator_and_postprocess
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", split)
-    with pytest.raises(RoboAlignError, match=r"sft: LoRA trains beside the whole model .*eight_gpus.yaml"):
+    with pytest.raises(
+        RoboAlignError, match=r"sft: LoRA trains beside the whole model .*eight_gpus.yaml"
+    ):
         train_sft(build("qwen3_vl"), talks(), SftConfig(**SFT), tmp_path)
 
 

@@ -11,7 +11,9 @@ from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.errors import RoboAlignError
 from roboalign.stages.backbones import conversations, model_of
 
-CONFIG = SftConfig(learning_rate=1e-2, max_steps=4, batch_size=2, micro_batch_size=2, warmup_ratio=0, save_every=2)
+CONFIG = SftConfig(
+    learning_rate=1e-2, max_steps=4, batch_size=2, micro_batch_size=2, warmup_ratio=0, save_every=2
+)
 
 
 class Killed(Exception):
@@ -40,17 +42,28 @@ def test_a_killed_training_goes_on_with_its_weights(
     train_sft(model_of(name), conversations("direct"), CONFIG, tmp_path / "whole")
     killed(name, tmp_path / "killed", monkeypatch)
     train_sft(model_of(name), conversations("direct"), CONFIG, tmp_path / "killed")
-    whole, resumed = (load_file(tmp_path / one / "model" / "model.safetensors") for one in ("whole", "killed"))
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+    whole, resumed = (
+        load_file(tmp_path / one / "model" / "model.safetensors") for one in ("whole", "killed")
+    )
+    assert whole.keys() == resumed.keys() and all(
+        torch.equal(whole[key], resumed[key]) for key in whole
+    )
 
 
-def test_a_checkpoint_that_lacks_weights_is_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_lacks_weights_is_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed("qwen3_vl", tmp_path, monkeypatch)
     file = tmp_path / "checkpoints" / "checkpoint-2" / "model.safetensors"
     stored = load_file(file)
     gone = "model.language_model.norm.weight"
     # Another name of the same length: the file keeps the size by which a damaged one is known.
-    save_file({name if name != gone else gone[:-1] + "_": value for name, value in stored.items()}, file,
-              metadata={"format": "pt"})  # fmt: skip
-    with pytest.raises(RoboAlignError, match=rf"checkpoint-2: 1 of its weights are not there \({gone}\)"):
+    save_file(
+        {name if name != gone else gone[:-1] + "_": value for name, value in stored.items()},
+        file,
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(
+        RoboAlignError, match=rf"checkpoint-2: 1 of its weights are not there \({gone}\)"
+    ):
         train_sft(model_of("qwen3_vl"), conversations("direct"), CONFIG, tmp_path)

@@ -88,7 +88,9 @@ def test_well_formed(text):
 )
 def test_a_bad_format_still_names_the_one_block(text):
     parsed = parse(text)
-    assert not parsed.well_formed and parsed.action_ids == [3, 5] and parsed.reason.startswith("text ")
+    assert (
+        not parsed.well_formed and parsed.action_ids == [3, 5] and parsed.reason.startswith("text ")
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,9 @@ def test_eos_must_be_named_and_comes_last():
 def test_prefix_accuracy_by_hand():
     assert prefix_accuracy([1, 2, 3, 4], [1, 2, 3, 4]) == 1.0
     assert prefix_accuracy([1, 2, 9, 4], [1, 2, 3, 4]) == 0.5
-    assert prefix_accuracy([9, 2, 3, 4], [1, 2, 3, 4]) == 0.0  # no match: the formula's set is empty
+    assert (
+        prefix_accuracy([9, 2, 3, 4], [1, 2, 3, 4]) == 0.0
+    )  # no match: the formula's set is empty
     assert prefix_accuracy([], [1, 2]) == 0.0
     assert prefix_accuracy([1], [1, 2, 3, 4]) == 0.25  # shorter
     assert prefix_accuracy([1, 2, 5, 5, 5], [1, 2]) == 1.0  # longer
@@ -142,7 +146,9 @@ def test_prefix_accuracy_is_the_formula(generated, target):
     assert prefix_accuracy(generated, target) == max(matching, default=0) / len(target)
 
 
-PIECES = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "go", " "]), max_size=6).map("".join)
+PIECES = st.lists(
+    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "go", " "]), max_size=6
+).map("".join)
 
 
 @settings(max_examples=500)
@@ -151,9 +157,13 @@ PIECES = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>
 def test_only_one_sequence_of_tags_is_well_formed(before, after):
     block = [START, VOCABULARY.fast_ids[0], END]
     parsed = parse_response([*map(ord, before), *block, *map(ord, after)], VOCABULARY, decode_text)
-    squeezed = before.replace(" ", "").replace("go", "x") + "|" + after.replace(" ", "").replace("go", "x")
+    squeezed = (
+        before.replace(" ", "").replace("go", "x") + "|" + after.replace(" ", "").replace("go", "x")
+    )
     reasoning = len(squeezed) - len("<think></think><answer>|</answer>")
-    expected = reasoning > 0 and squeezed == "<think>" + "x" * reasoning + "</think><answer>|</answer>"
+    expected = (
+        reasoning > 0 and squeezed == "<think>" + "x" * reasoning + "</think><answer>|</answer>"
+    )
     assert parsed.well_formed == expected
 
 
@@ -175,7 +185,11 @@ FAILED = DecodeFailure("wrong number of coefficients", 3, 4)
 )
 def test_paper_reward_by_hand(parsed, chunk, total):
     reward = paper_reward(parsed, [1, 2, 3, 4], chunk, TARGET_CHUNK)
-    assert reward.total == total and reward.action == reward.prefix and reward.format == float(parsed.well_formed)
+    assert (
+        reward.total == total
+        and reward.action == reward.prefix
+        and reward.format == float(parsed.well_formed)
+    )
     assert reward.length == len(parsed.action_ids or []) and reward.reason == parsed.reason
     assert reward.decoded == isinstance(chunk, np.ndarray) == (reward.l1 is not None)
 
@@ -186,15 +200,23 @@ def test_decoded_reward_by_hand():
     assert reward.l1 == pytest.approx(0.15) and reward.prefix == 0.5
     assert reward.action == pytest.approx((0.5 + math.exp(-0.15 / TAU)) / 2)
     assert reward.total == pytest.approx((1 + reward.action) / 2)
-    assert decoded_reward(parsed, [1, 2, 3, 4], NEAR, TARGET_CHUNK, tau=0.6).action == pytest.approx(
-        (0.5 + math.exp(-0.25)) / 2
-    )
+    assert decoded_reward(
+        parsed, [1, 2, 3, 4], NEAR, TARGET_CHUNK, tau=0.6
+    ).action == pytest.approx((0.5 + math.exp(-0.25)) / 2)
     failed = decoded_reward(Parsed(True, [1, 2, 3, 4, 5], "ok"), [1, 2, 3, 4], FAILED, TARGET_CHUNK)
-    assert (failed.action, failed.prefix, failed.total, failed.l1, failed.decoded) == (0.0, 1.0, 0.5, None, False)
+    assert (failed.action, failed.prefix, failed.total, failed.l1, failed.decoded) == (
+        0.0,
+        1.0,
+        0.5,
+        None,
+        False,
+    )
 
 
 def test_only_paper_pays_the_actions_of_an_ill_formed_answer():
-    exact = Parsed(False, [1, 2, 3, 4], "text before the action block is not <think>reasoning</think><answer>")
+    exact = Parsed(
+        False, [1, 2, 3, 4], "text before the action block is not <think>reasoning</think><answer>"
+    )
     paid = paper_reward(exact, [1, 2, 3, 4], TARGET_CHUNK, TARGET_CHUNK)
     unpaid = decoded_reward(exact, [1, 2, 3, 4], TARGET_CHUNK, TARGET_CHUNK)
     assert (paid.total, paid.action) == (0.5, 1.0)
@@ -203,8 +225,10 @@ def test_only_paper_pays_the_actions_of_an_ill_formed_answer():
 
 
 def test_the_mean_action_earns_little():
-    near, mean_action = (decoded_reward(Parsed(True, [9], "ok"), [1], TARGET_CHUNK + l1, TARGET_CHUNK).action
-                         for l1 in (0.1, 0.5))  # fmt: skip
+    near, mean_action = (
+        decoded_reward(Parsed(True, [9], "ok"), [1], TARGET_CHUNK + l1, TARGET_CHUNK).action
+        for l1 in (0.1, 0.5)
+    )
     assert mean_action < 0.1 and near > 3 * mean_action
 
 
@@ -216,14 +240,26 @@ def fast() -> FastTokenizer:
 
 
 def test_score_responses_with_a_real_tokenizer(fast):
-    vocabulary = ActionVocabulary(START, END, tuple(3_000_000 - 7 * i for i in range(fast.vocab_size)))
+    vocabulary = ActionVocabulary(
+        START, END, tuple(3_000_000 - 7 * i for i in range(fast.vocab_size))
+    )
     targets = fast.encode(np.array([[[0.5, -0.5]] * 4, [[-0.9, 0.1]] * 4]))
 
     def answer(fast_ids, reasoning="go"):
         block = [START, *(vocabulary.fast_ids[i] for i in fast_ids), END]
-        return [*map(ord, f"<think>{reasoning}</think><answer>"), *block, *map(ord, "</answer>"), EOS]
+        return [
+            *map(ord, f"<think>{reasoning}</think><answer>"),
+            *block,
+            *map(ord, "</answer>"),
+            EOS,
+        ]
 
-    responses = [answer(targets[0]), answer(targets[1]), answer([*targets[0], *targets[0]]), list(map(ord, "hm"))]
+    responses = [
+        answer(targets[0]),
+        answer(targets[1]),
+        answer([*targets[0], *targets[0]]),
+        list(map(ord, "hm")),
+    ]
     responses.append(answer(targets[1], reasoning=""))
     aims = [targets[0], targets[0], targets[0], targets[1], targets[1]]
     common = {"vocabulary": vocabulary, "fast": fast, "decode_text": decode_text, "eos_ids": (EOS,)}
@@ -235,7 +271,12 @@ def test_score_responses_with_a_real_tokenizer(fast):
     assert (paper[2].total, decoded[2].total, paper[2].decoded) == (1.0, 0.5, False)
     assert paper[2].length == 2 * len(targets[0])
     assert paper[3].total == decoded[3].total == 0.0 and paper[3].reason == "no action block"
-    assert (paper[4].total, decoded[4].total, decoded[4].prefix, decoded[4].l1) == (0.5, 0.0, 1.0, 0.0)
+    assert (paper[4].total, decoded[4].total, decoded[4].prefix, decoded[4].l1) == (
+        0.5,
+        0.0,
+        1.0,
+        0.0,
+    )
     with pytest.raises(ValueError, match="decodes to no chunk"):
         score_responses(responses[:1], [[0]], preset="paper", **common)
     with pytest.raises(ValueError):

@@ -47,7 +47,11 @@ AROUND = "text around <think>reasoning</think><answer>"
         ("<think>It is left.</think>letter B", None, "not one <answer>"),
         ("<think>It is left.</think><answer>letter B", None, "not one <answer>"),  # cut off
         (GOOD + "<answer>letter B</answer>", None, "not one <answer>"),
-        ("<think>It is <answer>letter A</answer></think><answer>letter B</answer>", None, "not one <answer>"),
+        (
+            "<think>It is <answer>letter A</answer></think><answer>letter B</answer>",
+            None,
+            "not one <answer>",
+        ),
         ("<answer>letter B</answer>", "B", AROUND),
         ("so: " + GOOD, "B", AROUND),
         (GOOD + " thanks", "B", AROUND),
@@ -62,21 +66,32 @@ AROUND = "text around <think>reasoning</think><answer>"
         (GOOD.replace("letter", "point"), None, "another label than the question's"),
         (GOOD.replace("letter ", ""), None, "another label than the question's"),
         (GOOD.replace("letter B", "letters B"), None, "another label than the question's"),
-        (GOOD.replace("letter B", "letter "), None, "another label than the question's"),  # nothing behind the label
+        (
+            GOOD.replace("letter B", "letter "),
+            None,
+            "another label than the question's",
+        ),  # nothing behind the label
         (GOOD.replace("letter B", "letter:"), "", "nothing behind the label"),
         (GOOD.replace("It is left", "It is <FAST_3>"), "B", "action tokens in an answer in words"),
-        ("<think>go</think><answer><ACTION_START><FAST_3><ACTION_END></answer>", None,
-         "action tokens in an answer in words"),
+        (
+            "<think>go</think><answer><ACTION_START><FAST_3><ACTION_END></answer>",
+            None,
+            "action tokens in an answer in words",
+        ),
     ],
-)  # fmt: skip
+)
 def test_not_well_formed(text, read, reason):
     assert parse_reply(text, "letter") == Reply(False, "", read, reason)
 
 
 def test_a_special_token_breaks_the_format():
     text = GOOD.replace("It is", "It <|image_pad|> is")
-    assert parse_reply(text, "letter", ["<|im_end|>", "<|image_pad|>"]) == Reply(False, "", "B", "a special token")
-    (reward,) = score_answers([text], [asked("movement_choice", "B")], preset="answer", special=["<|image_pad|>"])
+    assert parse_reply(text, "letter", ["<|im_end|>", "<|image_pad|>"]) == Reply(
+        False, "", "B", "a special token"
+    )
+    (reward,) = score_answers(
+        [text], [asked("movement_choice", "B")], preset="answer", special=["<|image_pad|>"]
+    )
     assert reward == AnswerReward(0.0, 0.0, 0.0, 1.0, "a special token")
 
 
@@ -93,7 +108,9 @@ def test_what_training_imitates_is_well_formed(reasoning, text, label):
 
 def asked(kind: str, expected: str) -> Conversation:
     text = question("Where?", "think", label_of(kind))
-    return Conversation("one", "", 0, "", b"", (Turn("reasoning", kind, "think", text, "", expected),))
+    return Conversation(
+        "one", "", 0, "", b"", (Turn("reasoning", kind, "think", text, "", expected),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,14 +132,18 @@ def asked(kind: str, expected: str) -> Conversation:
 def test_the_answer_preset_by_hand(kind, expected, inside, right):
     text = f"<think>Left of it. So there.</think><answer>{inside}</answer>"
     formed, bare = score_answers(
-        [text, f"<think></think><answer>{inside}</answer>"], [asked(kind, expected)] * 2, preset="answer"
+        [text, f"<think></think><answer>{inside}</answer>"],
+        [asked(kind, expected)] * 2,
+        preset="answer",
     )
     assert formed == AnswerReward((1 + right) / 2, 1.0, right, right, "ok")
     assert bare == AnswerReward(0.0, 0.0, 0.0, right, "empty reasoning")  # right, and paid nothing
 
 
 def test_an_unreadable_answer_earns_half_where_the_format_holds():
-    (reward,) = score_answers([GOOD.replace("letter B", "point here")], [asked("point", "1 2")], preset="answer")
+    (reward,) = score_answers(
+        [GOOD.replace("letter B", "point here")], [asked("point", "1 2")], preset="answer"
+    )
     assert reward == AnswerReward(0.5, 1.0, 0.0, 0.0, "ok")
 
 
@@ -130,8 +151,11 @@ def test_faults_of_the_caller_are_errors():
     with pytest.raises(ValueError):
         score_answers([GOOD], [], preset="answer")
     with pytest.raises(RoboAlignError, match="unknown question type 'nonsense'"):
-        score_answers([GOOD], [Conversation("one", "", 0, "", b"", (Turn("", "nonsense", "", "", "", ""),))],
-                      preset="answer")  # fmt: skip
+        score_answers(
+            [GOOD],
+            [Conversation("one", "", 0, "", b"", (Turn("", "nonsense", "", "", "", ""),))],
+            preset="answer",
+        )
     with pytest.raises(ValueError, match="no list of points"):
         PRESETS["trace"](Turn("reasoning", "point", "think", "", "", "left"), "1 2")
 
@@ -161,11 +185,19 @@ def test_read_trace(text, points):
 def test_trace_closeness_by_hand():
     expected = "0 0, 10 10"
     assert trace_closeness(expected, expected) == 1.0
-    assert trace_closeness(expected, "3 4, 10 10", tau=2.5) == pytest.approx(math.exp(-1))  # distances 5 and 0
-    assert trace_closeness(expected, "3 4, 10 15", tau=2.5) == pytest.approx(math.exp(-2))  # 5 and 5
+    assert trace_closeness(expected, "3 4, 10 10", tau=2.5) == pytest.approx(
+        math.exp(-1)
+    )  # distances 5 and 0
+    assert trace_closeness(expected, "3 4, 10 15", tau=2.5) == pytest.approx(
+        math.exp(-2)
+    )  # 5 and 5
     assert trace_closeness(expected, "3 4, 10 15") == pytest.approx(math.exp(-5 / TAU_CELLS))
-    assert trace_closeness(expected, "10 10, 0 0") == pytest.approx(math.exp(-math.sqrt(200) / TAU_CELLS))  # the order
-    assert [trace_closeness(expected, other) for other in ("0 0", "0 0, 10 10, 10 10", "left", "", None)] == [0.0] * 5
+    assert trace_closeness(expected, "10 10, 0 0") == pytest.approx(
+        math.exp(-math.sqrt(200) / TAU_CELLS)
+    )  # the order
+    assert [
+        trace_closeness(expected, other) for other in ("0 0", "0 0, 10 10, 10 10", "left", "", None)
+    ] == [0.0] * 5
 
 
 CELLS = st.tuples(st.integers(0, 31), st.integers(0, 31))
@@ -173,15 +205,24 @@ CELLS = st.tuples(st.integers(0, 31), st.integers(0, 31))
 
 @given(st.lists(CELLS, min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 9))
 def test_a_shift_of_all_points_costs_its_length(points, right, down):
-    written = [", ".join(f"{x + dx} {y + dy}" for x, y in points) for dx, dy in ((0, 0), (right, down))]
+    written = [
+        ", ".join(f"{x + dx} {y + dy}" for x, y in points) for dx, dy in ((0, 0), (right, down))
+    ]
     found = trace_closeness(*written)
     assert found == pytest.approx(math.exp(-math.hypot(right, down) / TAU_CELLS)) and 0 < found <= 1
 
 
 def test_the_trace_preset_is_paid_by_distance_and_only_in_the_format():
     conversation = asked("point", "0 0, 10 10")
-    texts = ["<think>So.</think><answer>point 3 4, 10 15</answer>", "<answer>point 3 4, 10 15</answer>"]
+    texts = [
+        "<think>So.</think><answer>point 3 4, 10 15</answer>",
+        "<answer>point 3 4, 10 15</answer>",
+    ]
     near = math.exp(-5 / TAU_CELLS)
     formed, bare = score_answers(texts, [conversation] * 2, preset="trace")
-    assert (formed.total, formed.score, formed.accuracy) == (pytest.approx((1 + near) / 2), near, near)
+    assert (formed.total, formed.score, formed.accuracy) == (
+        pytest.approx((1 + near) / 2),
+        near,
+        near,
+    )
     assert (bare.total, bare.score, bare.accuracy) == (0.0, 0.0, near)

@@ -36,8 +36,13 @@ from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 
 CONFIG = {
-    "learning_rate": 1e-3, "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 1,
-}  # fmt: skip
+    "learning_rate": 1e-3,
+    "max_steps": 6,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "save_every": 2,
+    "log_every": 1,
+}
 
 
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
@@ -51,26 +56,65 @@ def png(pixels: np.ndarray) -> bytes:
 
 def talks(n: int) -> list[Conversation]:
     rng = np.random.default_rng(0)
-    words = ["the", "gripper", "is", "left", "of", "red", "drawer", "handle", "move", "up", "down", "now"]
+    words = [
+        "the",
+        "gripper",
+        "is",
+        "left",
+        "of",
+        "red",
+        "drawer",
+        "handle",
+        "move",
+        "up",
+        "down",
+        "now",
+    ]
 
     def turn() -> Turn:
         question = " ".join(rng.choice(words, rng.integers(3, 12)))
         word = str(rng.choice(words))
-        return Turn("general", "words", "direct", f"{question}? Answer directly.", f"<answer>{word}</answer>", word)
+        return Turn(
+            "general",
+            "words",
+            "direct",
+            f"{question}? Answer directly.",
+            f"<answer>{word}</answer>",
+            word,
+        )
 
     def talk(i: int) -> Conversation:
         image = png(rng.integers(0, 256, (16, 16, 3), np.uint8))
-        return Conversation(f"talk-{i}", "episode", i, "task", image, tuple(turn() for _ in range(rng.integers(1, 4))))
+        return Conversation(
+            f"talk-{i}",
+            "episode",
+            i,
+            "task",
+            image,
+            tuple(turn() for _ in range(rng.integers(1, 4))),
+        )
 
     return [talk(i) for i in range(n)]
 
 
 def tiny() -> Mllm:
     config = TinyConfig(
-        image_size=16, patch_size=4, merge=2, vision_width=16, vision_depth=2, vision_heads=2, width=32, depth=2,
-        heads=2, kv_heads=1, mlp_width=32, vocab_size=420,
-    )  # fmt: skip
-    return build_tiny(config, [turn.question + turn.answer for talk in talks(20) for turn in talk.turns])
+        image_size=16,
+        patch_size=4,
+        merge=2,
+        vision_width=16,
+        vision_depth=2,
+        vision_heads=2,
+        width=32,
+        depth=2,
+        heads=2,
+        kv_heads=1,
+        mlp_width=32,
+        vocab_size=420,
+    )
+    return build_tiny(
+        config, [turn.question + turn.answer for talk in talks(20) for turn in talk.turns]
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -84,7 +128,10 @@ def assert_equal_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.
 
 
 def stop_in_update_6(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, data: Sequence[Conversation] = (), config: SftConfig | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    data: Sequence[Conversation] = (),
+    config: SftConfig | None = None,
 ) -> None:
     """Train up to there, then fail: checkpoints 2 and 4 are left."""
 
@@ -97,7 +144,10 @@ def stop_in_update_6(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(SftTrainer, "training_step", step)
         train_sft(tiny(), data or talks(10), config or SftConfig(**CONFIG), folder)
-    assert sorted(p.name for p in (folder / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(p.name for p in (folder / "checkpoints").glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +167,10 @@ def test_loss_at_answers_is_hugging_faces_loss() -> None:
 
 def test_first_update_is_a_hand_written_adamw_step(tmp_path: Path) -> None:
     """Accumulated micro-batches average over all answer tokens of the update, not over the micro-batches' means."""
-    data, settings_ = talks(4), SftConfig(**{**CONFIG, "max_steps": 1, "warmup_ratio": 0, "freeze_vision": False})
+    data, settings_ = (
+        talks(4),
+        SftConfig(**{**CONFIG, "max_steps": 1, "warmup_ratio": 0, "freeze_vision": False}),
+    )
     ours, reference = tiny(), tiny()
     train_sft(ours, data, settings_, tmp_path)
     encoded = [Conversations(reference, data)[i] for i in range(4)]
@@ -167,7 +220,9 @@ def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, tmp_path: Path) ->
         SftTrainer.training_step = step
         train_sft(tiny(), talks(10), SftConfig(**CONFIG), {str(tmp_path)!r})
     """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert not (tmp_path / "model").exists()
     ledger = train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
@@ -175,25 +230,43 @@ def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, tmp_path: Path) ->
     whole = json.loads((unbroken / "ledger.json").read_text())
     assert {**ledger, "seconds": 0} == {**whole, "seconds": 0}
     timeless = [
-        [{k: v for k, v in record.items() if k != "seconds"} for record in read_jsonl(folder / "metrics.jsonl")]
+        [
+            {k: v for k, v in record.items() if k != "seconds"}
+            for record in read_jsonl(folder / "metrics.jsonl")
+        ]
         for folder in (tmp_path, unbroken)
     ]
-    assert timeless[0] == timeless[1] and [record["step"] for record in timeless[0]] == [1, 2, 3, 4, 5, 6]
+    assert timeless[0] == timeless[1] and [record["step"] for record in timeless[0]] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
 def test_damaged_last_checkpoint_is_passed_over(
-    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    unbroken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stop_in_update_6(monkeypatch, tmp_path)
     last = tmp_path / "checkpoints" / "checkpoint-4"
     (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:-100])
     train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
     printed = capsys.readouterr().err
-    assert "checkpoint-4: ignored, optimizer.pt has" in printed and "checkpoint-2 (update 2)" in printed
+    assert (
+        "checkpoint-4: ignored, optimizer.pt has" in printed
+        and "checkpoint-2 (update 2)" in printed
+    )
     assert_equal_weights(weights(tmp_path), weights(unbroken))
 
 
-def test_interrupted_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A crash while the optimizer is written: what stands under checkpoint-* is whole."""
 
     def crash(self: SftTrainer, folder: str) -> None:
@@ -220,17 +293,23 @@ def test_a_full_disk_at_a_checkpoint(
             return inner(self, *arguments)
 
     inner = SftTrainer._write_checkpoint
-    expected = (r"checkpoints/checkpoint-4: cannot be written \(.+\): checkpoint-4 takes about 0\.00[01] GB, and "
-                r"\d+\.\d+ GB are free Fix: free space.*goes on from checkpoint-2, which is whole\.$")  # fmt: skip
+    expected = (
+        r"checkpoints/checkpoint-4: cannot be written \(.+\): checkpoint-4 takes about 0\.00[01] GB, and "
+        r"\d+\.\d+ GB are free Fix: free space.*goes on from checkpoint-2, which is whole\.$"
+    )
     with monkeypatch.context() as patch, pytest.raises(RoboAlignError, match=expected):
         patch.setattr(SftTrainer, "_write_checkpoint", write)
         train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
-    assert [path.name for path in (tmp_path / "checkpoints").rglob("checkpoint-*")] == ["checkpoint-2"]
+    assert [path.name for path in (tmp_path / "checkpoints").rglob("checkpoint-*")] == [
+        "checkpoint-2"
+    ]
     train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
     assert_equal_weights(weights(tmp_path), weights(unbroken))
 
 
-def test_a_full_disk_at_the_end(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_the_end(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write(self: SftTrainer, *arguments: Any) -> None:
         with files_up_to(50_000):
             inner(self, *arguments)
@@ -248,7 +327,9 @@ def test_a_full_disk_at_the_end(unbroken: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_in_update_6(monkeypatch, tmp_path)
-    assert json.loads((tmp_path / "checkpoints" / "checkpoint-4" / MANIFEST).read_text())["step"] == 4
+    assert (
+        json.loads((tmp_path / "checkpoints" / "checkpoint-4" / MANIFEST).read_text())["step"] == 4
+    )
     with pytest.raises(RoboAlignError, match=r"another learning_rate.*start over"):
         train_sft(tiny(), talks(10), SftConfig(**{**CONFIG, "learning_rate": 2e-3}), tmp_path)
     with pytest.raises(RoboAlignError, match="another conversations"):
@@ -257,7 +338,9 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     other.model.get_input_embeddings().weight.data += 1
     with pytest.raises(RoboAlignError, match="another initial weights"):
         train_sft(other, talks(10), SftConfig(**CONFIG), tmp_path)
-    train_sft(tiny(), talks(10), SftConfig(**{**CONFIG, "log_every": 2, "threads": 1}), tmp_path)  # these do not matter
+    train_sft(
+        tiny(), talks(10), SftConfig(**{**CONFIG, "log_every": 2, "threads": 1}), tmp_path
+    )  # these do not matter
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -269,20 +352,31 @@ def test_another_micro_batch_goes_on_from_a_checkpoint(
     ledger = train_sft(tiny(), talks(10), SftConfig(**{**CONFIG, "micro_batch_size": 4}), tmp_path)
     assert ledger["samples"] == 24
     ours, theirs = weights(tmp_path), weights(unbroken)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5  # an update moves them by 1e-3
+    assert (
+        max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    )  # an update moves them by 1e-3
 
 
-def test_nan_stops_before_the_weights_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_stops_before_the_weights_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mllm, calls = tiny(), [0]
     inner = sft.answer_loss
 
-    def poisoned(outputs: object, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+    def poisoned(
+        outputs: object, labels: torch.Tensor, num_items_in_batch: torch.Tensor
+    ) -> torch.Tensor:
         calls[0] += 1
         loss = inner(outputs, labels, num_items_in_batch)
-        return loss * math.nan if calls[0] == 2 * 3 + 1 else loss  # the first micro-batch of update 4
+        return (
+            loss * math.nan if calls[0] == 2 * 3 + 1 else loss
+        )  # the first micro-batch of update 4
 
     monkeypatch.setattr(sft, "answer_loss", poisoned)
-    with pytest.raises(RoboAlignError, match=r"sft, update 4: the loss is nan.*checkpoint-2 are kept.*learning_rate"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"sft, update 4: the loss is nan.*checkpoint-2 are kept.*learning_rate",
+    ):
         train_sft(mllm, talks(10), SftConfig(**CONFIG), tmp_path)
     assert all(torch.isfinite(p).all() for p in mllm.model.parameters())
     assert [record["step"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
@@ -291,7 +385,9 @@ def test_nan_stops_before_the_weights_change(tmp_path: Path, monkeypatch: pytest
 def test_infinite_gradient_stops(tmp_path: Path) -> None:
     mllm = tiny()
     mllm.model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(RoboAlignError, match=r"update 1: the gradient norm is (nan|inf).*no checkpoint"):
+    with pytest.raises(
+        RoboAlignError, match=r"update 1: the gradient norm is (nan|inf).*no checkpoint"
+    ):
         train_sft(mllm, talks(10), SftConfig(**CONFIG), tmp_path)
 
 
@@ -299,10 +395,15 @@ def test_learns(tmp_path: Path) -> None:
     """Two conversations by heart: the loss falls to near nothing, and greedy decoding repeats the answers."""
     mllm = tiny()
     data = [talk for talk in talks(20) if len(talk.turns) == 1][:2]
-    config = SftConfig(learning_rate=1e-2, max_steps=50, batch_size=2, micro_batch_size=2, freeze_vision=False)
+    config = SftConfig(
+        learning_rate=1e-2, max_steps=50, batch_size=2, micro_batch_size=2, freeze_vision=False
+    )
     train_sft(mllm, data, config, tmp_path)
     assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["loss"] < 0.05
-    prompts = [Prompt(talk.turns[0].question, np.asarray(Image.open(io.BytesIO(talk.image)))) for talk in data]
+    prompts = [
+        Prompt(talk.turns[0].question, np.asarray(Image.open(io.BytesIO(talk.image))))
+        for talk in data
+    ]
     spoken = generate(mllm, prompts, max_new_tokens=20, temperature=0)
     for talk, answers in zip(data, spoken.tokens):
         assert talk.turns[0].answer in mllm.tokenizer.decode(answers[0])
@@ -311,7 +412,9 @@ def test_learns(tmp_path: Path) -> None:
 def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError, match="no conversation"):
         train_sft(tiny(), [], SftConfig(**CONFIG), tmp_path)
-    with pytest.raises(RoboAlignError, match="4 conversations per update cannot be split into micro-batches of 3"):
+    with pytest.raises(
+        RoboAlignError, match="4 conversations per update cannot be split into micro-batches of 3"
+    ):
         train_sft(tiny(), talks(4), SftConfig(**{**CONFIG, "micro_batch_size": 3}), tmp_path)
     assert accumulation_of(32, 4, 2) == 4
 
@@ -323,7 +426,9 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     updates=st.integers(1, 30),
     seed=st.integers(0, 3),
 )
-def test_order_visits_every_item_once_a_pass(lengths: list[int], batch: int, updates: int, seed: int) -> None:
+def test_order_visits_every_item_once_a_pass(
+    lengths: list[int], batch: int, updates: int, seed: int
+) -> None:
     order = sample_order(lengths, batch, updates, seed)
     assert len(order) == batch * updates
     counts = np.bincount(order, minlength=len(lengths))
@@ -337,4 +442,6 @@ def test_order_groups_by_length() -> None:
     padding = 1 - batches.mean() / batches.max(axis=1).mean()
     assert padding < 0.05  # a random order pads 46%
     means = batches.mean(axis=1)
-    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # and long batches do not come in a row
+    assert (
+        abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
+    )  # and long batches do not come in a row

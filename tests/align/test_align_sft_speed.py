@@ -31,15 +31,22 @@ from roboalign.mllm.encode import collate
 unbroken = plain_sft.unbroken
 
 
-def test_worker_processes_change_nothing(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_change_nothing(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stored shards and two workers: broken off in update 6, taken up again, with the weights of an unbroken run."""
     write_conversations(tmp_path / "mixture" / "train-00000.parquet", talks(7))
     write_conversations(tmp_path / "mixture" / "train-00001.parquet", talks(10)[7:])
-    stored, parallel = StoredConversations(tmp_path / "mixture", "train"), SftConfig(**CONFIG, workers=2)
+    stored, parallel = (
+        StoredConversations(tmp_path / "mixture", "train"),
+        SftConfig(**CONFIG, workers=2),
+    )
     stop_in_update_6(monkeypatch, tmp_path / "run", stored, parallel)
     train_sft(tiny(), stored, parallel, tmp_path / "run")
     assert_equal_weights(weights(tmp_path / "run"), weights(unbroken))
-    ledgers = [json.loads((folder / "ledger.json").read_text()) for folder in (tmp_path / "run", unbroken)]
+    ledgers = [
+        json.loads((folder / "ledger.json").read_text()) for folder in (tmp_path / "run", unbroken)
+    ]
     assert {**ledgers[0], "seconds": 0} == {**ledgers[1], "seconds": 0}
 
 
@@ -56,7 +63,9 @@ def test_compiled_layers_learn_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     torch._dynamo.reset()
     ours, theirs = weights(tmp_path / "compiled"), weights(tmp_path / "eager")
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5  # an update moves them by 1e-3
+    assert (
+        max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    )  # an update moves them by 1e-3
 
 
 def test_products_are_in_bfloat16_and_the_optimizer_is_fused(tmp_path: Path) -> None:
@@ -64,8 +73,14 @@ def test_products_are_in_bfloat16_and_the_optimizer_is_fused(tmp_path: Path) -> 
     types = Counter()
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, _: Any, arguments: Any = (), named: Any = None) -> Any:
-            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default):
+        def __torch_dispatch__(
+            self, function: Any, _: Any, arguments: Any = (), named: Any = None
+        ) -> Any:
+            if function in (
+                torch.ops.aten.mm.default,
+                torch.ops.aten.addmm.default,
+                torch.ops.aten.bmm.default,
+            ):
                 types[arguments[-1].dtype] += 1
             return function(*arguments, **(named or {}))
 
@@ -74,22 +89,38 @@ def test_products_are_in_bfloat16_and_the_optimizer_is_fused(tmp_path: Path) -> 
     with Watch(), torch.autocast("cpu", torch.bfloat16):
         conversation_loss(mllm.model, collate(mllm, [data[0], data[1]])).backward()
     assert set(types) == {torch.bfloat16} and types[torch.bfloat16] > 20
-    trainer = sft.build_trainer(mllm, talks(4), SftConfig(**CONFIG, workers=3), tmp_path, [0, 1, 2, 3], 1, "sft")
-    assert trainer.args.optim == "adamw_torch_fused" and trainer.get_train_dataloader().num_workers == 3
+    trainer = sft.build_trainer(
+        mllm, talks(4), SftConfig(**CONFIG, workers=3), tmp_path, [0, 1, 2, 3], 1, "sft"
+    )
+    assert (
+        trainer.args.optim == "adamw_torch_fused"
+        and trainer.get_train_dataloader().num_workers == 3
+    )
 
 
-def test_liger_needs_its_package_and_a_model_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_liger_needs_its_package_and_a_model_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What Trainer is told to ask of it is looked at, with a stand-in; test_align_liger.py runs its kernels."""
     config, asked = SftConfig(**{**CONFIG, "max_steps": 1}, liger=True), []
     monkeypatch.setattr(liger, "is_liger_kernel_available", lambda: False)
-    with pytest.raises(RoboAlignError, match=r"^sft\.liger: liger-kernel is not installed Fix: install requirements-l"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"^sft\.liger: liger-kernel is not installed Fix: install requirements-l",
+    ):
         train_sft(tiny(), talks(4), config, tmp_path)
-    known, classes = dict.fromkeys(["qwen3_vl"]), SimpleNamespace(LigerCausalLMOutputWithPast=object)
+    known, classes = (
+        dict.fromkeys(["qwen3_vl"]),
+        SimpleNamespace(LigerCausalLMOutputWithPast=object),
+    )
     for name, stand_in in {
-        "liger_kernel": SimpleNamespace(), "liger_kernel.transformers": SimpleNamespace(),
+        "liger_kernel": SimpleNamespace(),
+        "liger_kernel.transformers": SimpleNamespace(),
         "liger_kernel.transformers.model": SimpleNamespace(output_classes=classes),
-        "liger_kernel.transformers.monkey_patch": SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN=known),
-    }.items():  # fmt: skip
+        "liger_kernel.transformers.monkey_patch": SimpleNamespace(
+            MODEL_TYPE_TO_APPLY_LIGER_FN=known
+        ),
+    }.items():
         monkeypatch.setitem(sys.modules, name, stand_in)
     monkeypatch.setattr(liger, "is_liger_kernel_available", lambda: True)
     monkeypatch.setattr(trainer, "apply_liger_kernel", lambda model, config: asked.append(config))
@@ -97,7 +128,10 @@ def test_liger_needs_its_package_and_a_model_it_knows(tmp_path: Path, monkeypatc
     assert asked == [{"fused_linear_cross_entropy": False, "cross_entropy": False}]
     assert classes.LigerQwen3VLCausalLMOutputWithPast is object
     known.clear()
-    with pytest.raises(RoboAlignError, match=r"^sft\.liger: Liger has no kernels for models of type qwen3_vl Fix: set"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"^sft\.liger: Liger has no kernels for models of type qwen3_vl Fix: set",
+    ):
         train_sft(tiny(), talks(4), config, tmp_path / "other")
 
 
@@ -107,11 +141,19 @@ def test_a_workers_error_is_the_one_message(tmp_path: Path) -> None:
     for workers in (0, 1):
         with pytest.raises(RoboAlignError) as caught:
             train_sft(tiny(), broken, SftConfig(**CONFIG, workers=workers), tmp_path / str(workers))
-        messages.append(re.sub("0x[0-9a-f]+", "", str(caught.value)))  # where the image lay in memory
+        messages.append(
+            re.sub("0x[0-9a-f]+", "", str(caught.value))
+        )  # where the image lay in memory
     assert messages[0] == messages[1] and "build the mixture again" in messages[0]
 
 
-def test_a_killed_worker_is_the_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Conversations, "__getitem__", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RoboAlignError, match=r"^sft.workers: a process that .* has ended .*(killed|exited).*fewer"):
+def test_a_killed_worker_is_the_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Conversations, "__getitem__", lambda self, index: os.kill(os.getpid(), signal.SIGKILL)
+    )
+    with pytest.raises(
+        RoboAlignError, match=r"^sft.workers: a process that .* has ended .*(killed|exited).*fewer"
+    ):
         train_sft(tiny(), talks(4), SftConfig(**CONFIG, workers=1), tmp_path)

@@ -23,32 +23,55 @@ def verl_root() -> Path:
     try:
         distribution = importlib.metadata.distribution("verl")
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"verl is not installed: pip install --no-deps verl=={VERSION}", allow_module_level=True)
+        pytest.skip(
+            f"verl is not installed: pip install --no-deps verl=={VERSION}", allow_module_level=True
+        )
     if distribution.version != VERSION:
-        pytest.skip(f"verl {distribution.version} is installed, {VERSION} was compared", allow_module_level=True)
+        pytest.skip(
+            f"verl {distribution.version} is installed, {VERSION} was compared",
+            allow_module_level=True,
+        )
     return Path(str(distribution.locate_file("verl")))
 
 
 def functions_of(path: Path, names: set[str], scope: dict) -> SimpleNamespace:
     """The named top-level functions of a file, compiled in `scope` without the file's imports and annotations."""
     found = [
-        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef) and node.name in names
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name in names
     ]
     assert {node.name for node in found} == names
     for node in found:
         node.decorator_list = []
-    future = ast.ImportFrom("__future__", [ast.alias("annotations")], 0)  # annotations name types of other modules
+    future = ast.ImportFrom(
+        "__future__", [ast.alias("annotations")], 0
+    )  # annotations name types of other modules
     module = ast.fix_missing_locations(ast.Module([future, *found], []))
     exec(compile(module, str(path), "exec"), scope)
     return SimpleNamespace(**{name: scope[name] for name in names})
 
 
 ROOT = verl_root()
-TENSORS = functions_of(ROOT / "utils/torch_functional.py", {"masked_sum", "masked_mean"}, {"torch": torch})
+TENSORS = functions_of(
+    ROOT / "utils/torch_functional.py", {"masked_sum", "masked_mean"}, {"torch": torch}
+)
 VERL = functions_of(
     ROOT / "trainer/ppo/core_algos.py",
-    {"compute_grpo_outcome_advantage", "compute_policy_loss_vanilla", "agg_loss", "kl_penalty", "kl_penalty_forward"},
-    {"torch": torch, "np": np, "defaultdict": defaultdict, "verl_F": TENSORS, "AlgoConfig": type(None)},
+    {
+        "compute_grpo_outcome_advantage",
+        "compute_policy_loss_vanilla",
+        "agg_loss",
+        "kl_penalty",
+        "kl_penalty_forward",
+    },
+    {
+        "torch": torch,
+        "np": np,
+        "defaultdict": defaultdict,
+        "verl_F": TENSORS,
+        "AlgoConfig": type(None),
+    },
 )
 
 
@@ -62,7 +85,9 @@ class ActorSettings(dict):
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
-    old, logp, ref = (-3 * torch.rand(30, 17, generator=generator, dtype=torch.float64) for _ in range(3))
+    old, logp, ref = (
+        -3 * torch.rand(30, 17, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
     mask = torch.arange(17)[None] < torch.randint(1, 18, (30, 1), generator=generator)
     rewards = torch.rand(30, generator=generator, dtype=torch.float64).round(decimals=1)
     rewards[5:10] = 0.5  # a group without spread
@@ -72,7 +97,9 @@ def batch():
 def test_advantages(batch):
     at_last_token = torch.zeros(30, 17, dtype=torch.float64)
     at_last_token[torch.arange(30), batch.mask.sum(dim=1) - 1] = batch.rewards
-    theirs, _ = VERL.compute_grpo_outcome_advantage(at_last_token, batch.mask, np.repeat(np.arange(6), 5))
+    theirs, _ = VERL.compute_grpo_outcome_advantage(
+        at_last_token, batch.mask, np.repeat(np.arange(6), 5)
+    )
     ours = group_advantages(batch.rewards, 5)[:, None] * batch.mask
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
     assert ours.abs().max() > 1
@@ -90,10 +117,16 @@ def test_policy_loss_and_gradient(batch):
     ours_logp, their_logp = (batch.logp.clone().requires_grad_() for _ in range(2))
     ours = clipped_loss(ours_logp, batch.old, advantages, batch.mask)
     theirs, metrics = VERL.compute_policy_loss_vanilla(
-        batch.old, their_logp, advantages[:, None].expand(30, 17), batch.mask.double(), "token-mean",
+        batch.old,
+        their_logp,
+        advantages[:, None].expand(30, 17),
+        batch.mask.double(),
+        "token-mean",
         config=ActorSettings(clip_ratio_c=3.0),
-    )  # fmt: skip
-    assert metrics["actor/pg_clipfrac"] > 0.1 and metrics["actor/pg_clipfrac_lower"] > 0.01  # both clips are at work
+    )
+    assert (
+        metrics["actor/pg_clipfrac"] > 0.1 and metrics["actor/pg_clipfrac_lower"] > 0.01
+    )  # both clips are at work
     torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-7)
     ours.backward()
     theirs.backward()
@@ -107,5 +140,8 @@ def test_kl(batch):
     torch.testing.assert_close(ours, theirs)
     mask = batch.mask.double()
     torch.testing.assert_close(
-        masked_mean(ours, batch.mask), VERL.agg_loss(theirs, mask, "token-mean"), atol=1e-7, rtol=1e-7
+        masked_mean(ours, batch.mask),
+        VERL.agg_loss(theirs, mask, "token-mean"),
+        atol=1e-7,
+        rtol=1e-7,
     )

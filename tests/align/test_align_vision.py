@@ -37,9 +37,19 @@ SHORT = {"updates": 6, "batch_size": 8, "save_every": 2, "log_every": 1}
 
 def tiny() -> Mllm:
     config = TinyConfig(
-        image_size=SIZE, patch_size=8, merge=2, vision_width=32, vision_depth=2, vision_heads=2, width=32, depth=2,
-        heads=2, kv_heads=1, mlp_width=32, vocab_size=420,
-    )  # fmt: skip
+        image_size=SIZE,
+        patch_size=8,
+        merge=2,
+        vision_width=32,
+        vision_depth=2,
+        vision_heads=2,
+        width=32,
+        depth=2,
+        heads=2,
+        kv_heads=1,
+        mlp_width=32,
+        vocab_size=420,
+    )
     return build_tiny(config, ["Where is the red square?", "It is on the left."] * 10)
 
 
@@ -54,12 +64,17 @@ def squares(number: int, steps: int = 40) -> Episode:
     world = np.concatenate([places / SIZE, np.full((steps, 2, 1), 0.1)], axis=-1)
     projection = np.array([[SIZE, 0, 0, 0], [0, SIZE, 0, 0], [0, 0, 0, 1.0]])
     return Episode(
-        episode_id=f"squares/{number}", task="squares", instruction="look", fps=10,
-        actions=np.zeros((steps, 4), np.float32), state=np.zeros((steps, 4), np.float32),
-        images={"top": [encode_png(frame) for frame in frames]}, cameras={"top": Camera("top", SIZE, SIZE, projection)},
+        episode_id=f"squares/{number}",
+        task="squares",
+        instruction="look",
+        fps=10,
+        actions=np.zeros((steps, 4), np.float32),
+        state=np.zeros((steps, 4), np.float32),
+        images={"top": [encode_png(frame) for frame in frames]},
+        cameras={"top": Camera("top", SIZE, SIZE, projection)},
         privileged=world.reshape(steps, 6).astype(np.float32),
         privileged_names=tuple(f"{body}.{axis}" for body in ("gripper", "goal") for axis in "xyz"),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +102,14 @@ def test_it_learns_where_the_squares_are_and_changes_the_tower_alone(
     assert losses[-1] < 0.3 * losses[0]
     # A guess in the middle is off by about 0.3 image widths.
     assert ledger["pixel_error"] < 0.1 and ledger["metre_error"] < 0.1
-    assert ledger["updates"] == 150 and ledger["samples"] == 150 * 32 and read_json(tmp_path / "ledger.json") == ledger
-    changed = {name for name, value in parameters(mllm).items() if not torch.equal(value, before[name])}
+    assert (
+        ledger["updates"] == 150
+        and ledger["samples"] == 150 * 32
+        and read_json(tmp_path / "ledger.json") == ledger
+    )
+    changed = {
+        name for name, value in parameters(mllm).items() if not torch.equal(value, before[name])
+    }
     assert changed and all(name.startswith("model.visual.") for name in changed)
     assert not mllm.model.training
     for module in ("blocks", "merger", "patch_embed"):
@@ -108,10 +129,15 @@ def test_gradients_reach_the_tower_and_nothing_else(points: Keypoints) -> None:
 
 def frames_of(mllm: Mllm, points: Keypoints, count: int) -> dict[str, torch.Tensor]:
     rows = [
-        {"image": episode.frame("top", t), "queries": points.queries[i], "known": points.known[i],
-         "pixels": points.pixels[i], "positions": points.positions[i]}
+        {
+            "image": episode.frame("top", t),
+            "queries": points.queries[i],
+            "known": points.known[i],
+            "pixels": points.pixels[i],
+            "positions": points.positions[i],
+        }
         for i, (episode, t) in enumerate(points.frames[:count])
-    ]  # fmt: skip
+    ]
     return collate_frames(mllm, rows)
 
 
@@ -124,28 +150,41 @@ def fixed_answers(pixels: torch.Tensor, positions: torch.Tensor) -> Any:
 
 
 def trainer_of(processes: int, reduce: Any) -> Any:
-    return SimpleNamespace(args=SimpleNamespace(world_size=processes), accelerator=SimpleNamespace(reduce=reduce))
+    return SimpleNamespace(
+        args=SimpleNamespace(world_size=processes), accelerator=SimpleNamespace(reduce=reduce)
+    )
 
 
 def test_the_loss_by_hand() -> None:
     alone = trainer_of(1, lambda count, reduction: count)
     known = torch.tensor([[True, False], [False, False]])
-    inputs = {"pixel_values": None, "image_grid_thw": None, "queries": None, "known": known,
-              "pixels": torch.zeros(2, 2, 2), "positions": torch.zeros(2, 2, 3)}  # fmt: skip
-    pixels, positions = torch.full((2, 2, 2), 9.0), torch.full((2, 2, 3), 9.0)  # unknown bodies do not count
+    inputs = {
+        "pixel_values": None,
+        "image_grid_thw": None,
+        "queries": None,
+        "known": known,
+        "pixels": torch.zeros(2, 2, 2),
+        "positions": torch.zeros(2, 2, 3),
+    }
+    pixels, positions = (
+        torch.full((2, 2, 2), 9.0),
+        torch.full((2, 2, 3), 9.0),
+    )  # unknown bodies do not count
     pixels[0, 0] = torch.tensor([0.03, 0.2])
     positions[0, 0] = torch.tensor([0.01, 0.5, 0.0])
     loss = VisionTrainer.compute_loss(alone, fixed_answers(pixels, positions), inputs)
     expected = PIXEL_WEIGHT * (huber(0.03, PIXEL_BETA) + huber(0.2, PIXEL_BETA))
     expected += huber(0.01 / METRES, METRE_BETA) + huber(0.5 / METRES, METRE_BETA)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    nothing = VisionTrainer.compute_loss(alone, fixed_answers(pixels, positions), {**inputs, "known": known & False})
+    nothing = VisionTrainer.compute_loss(
+        alone, fixed_answers(pixels, positions), {**inputs, "known": known & False}
+    )
     assert nothing.item() == 0
     # Beside a process that knows three bodies, whose loss is 0, the mean of both parts is the mean over the four.
     two: Any = trainer_of(2, lambda count, reduction: count + 3)
-    assert VisionTrainer.compute_loss(two, fixed_answers(pixels, positions), inputs).item() / 2 == pytest.approx(
-        expected / 4, rel=1e-5
-    )
+    assert VisionTrainer.compute_loss(
+        two, fixed_answers(pixels, positions), inputs
+    ).item() / 2 == pytest.approx(expected / 4, rel=1e-5)
 
 
 def test_reader_errors_by_hand(points: Keypoints) -> None:
@@ -154,11 +193,16 @@ def test_reader_errors_by_hand(points: Keypoints) -> None:
 
     def answers(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         index = next(order)
-        pixels, positions = (torch.from_numpy(array)[index] for array in (points.pixels, points.positions))
+        pixels, positions = (
+            torch.from_numpy(array)[index] for array in (points.pixels, points.positions)
+        )
         return pixels + torch.tensor([0.03, 0.04]), positions + torch.tensor([0.0, 0.0, 0.2])
 
     errors = reader_errors(answers, tiny(), part, "top", batch=3)  # type: ignore[arg-type]
-    assert errors == {"pixel_error": pytest.approx(0.05, rel=1e-4), "metre_error": pytest.approx(0.2, rel=1e-4)}
+    assert errors == {
+        "pixel_error": pytest.approx(0.05, rel=1e-4),
+        "metre_error": pytest.approx(0.2, rel=1e-4),
+    }
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
@@ -183,8 +227,13 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
     for name, value in parameters(whole).items():
         assert torch.equal(value, parameters(resumed)[name]), name
     assert {**again, "seconds": 0} == {**ledger, "seconds": 0}
-    records = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(tmp_path / f / "metrics.jsonl")]
-               for f in ("whole", "stopped")]  # fmt: skip
+    records = [
+        [
+            {k: v for k, v in row.items() if k != "seconds"}
+            for row in read_jsonl(tmp_path / f / "metrics.jsonl")
+        ]
+        for f in ("whole", "stopped")
+    ]
     assert records[0] == records[1] and len(records[0]) == 6
 
 
@@ -212,4 +261,6 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(points: Keypoints, tmp_p
     pretrain_vision(tiny(), points, None, "top", VisionConfig(**SHORT), tmp_path)
     assert json.loads((tmp_path / "ledger.json").read_text())["updates"] == 6
     with pytest.raises(RoboAlignError, match="another learning_rate"):
-        pretrain_vision(tiny(), points, None, "top", VisionConfig(**SHORT, learning_rate=0.5), tmp_path)
+        pretrain_vision(
+            tiny(), points, None, "top", VisionConfig(**SHORT, learning_rate=0.5), tmp_path
+        )

@@ -50,9 +50,18 @@ def own(folder: Path, **more: object) -> VllmConfig:
 
 def apart(one: Mllm, other: Mllm) -> float:
     """The largest difference of two models' weights, over how far the second has moved from where both began."""
-    theirs, start = dict(other.model.named_parameters()), dict(tiny_grpo.tiny().model.named_parameters())
+    theirs, start = (
+        dict(other.model.named_parameters()),
+        dict(tiny_grpo.tiny().model.named_parameters()),
+    )
     moved = max(float((value - start[name]).abs().max()) for name, value in theirs.items())
-    return max(float((value - theirs[name]).abs().max()) for name, value in one.model.named_parameters()) / moved
+    return (
+        max(
+            float((value - theirs[name]).abs().max())
+            for name, value in one.model.named_parameters()
+        )
+        / moved
+    )
 
 
 # Training.
@@ -79,9 +88,14 @@ def test_training_through_an_own_server_is_the_local_one_and_survives_the_server
     assert server.alive(0) == []  # its engine neither
     found = train(tmp_path, config, monkeypatch)
     assert apart(found, wanted) < 0.01
-    ours, theirs = (read_jsonl(folder / "rl" / "samples.jsonl") for folder in (tmp_path, tmp_path / "local"))
+    ours, theirs = (
+        read_jsonl(folder / "rl" / "samples.jsonl") for folder in (tmp_path, tmp_path / "local")
+    )
     assert ours == theirs
-    assert max(record["sampler_drift_max"] for record in read_jsonl(tmp_path / "rl" / "metrics.jsonl")) < 1e-4
+    assert (
+        max(record["sampler_drift_max"] for record in read_jsonl(tmp_path / "rl" / "metrics.jsonl"))
+        < 1e-4
+    )
     assert read_json(tmp_path / "rl" / "ledger.json")["rollouts"] == 2
 
     first, second = server.children
@@ -90,9 +104,21 @@ def test_training_through_an_own_server_is_the_local_one_and_survives_the_server
     assert given["gpu_memory_utilization"] == 0.25 and given["enable_sleep_mode"]
     assert not Path(second["given"]["uds"]).parent.exists()
     # The first child: rollout, sleep, wake, half a rollout. The second begins anew with the second rollout.
-    turns = [path for path, _ in server.requests if path in ("/started", "/collective_rpc", "/sleep", "/wake_up")]
-    assert turns == ["/started", "/collective_rpc", "/sleep", "/wake_up", "/collective_rpc",
-                     "/started", "/collective_rpc", "/sleep"]  # fmt: skip
+    turns = [
+        path
+        for path, _ in server.requests
+        if path in ("/started", "/collective_rpc", "/sleep", "/wake_up")
+    ]
+    assert turns == [
+        "/started",
+        "/collective_rpc",
+        "/sleep",
+        "/wake_up",
+        "/collective_rpc",
+        "/started",
+        "/collective_rpc",
+        "/sleep",
+    ]
 
 
 def test_without_sleep_it_is_never_told_to(
@@ -100,7 +126,11 @@ def test_without_sleep_it_is_never_told_to(
 ) -> None:
     server = serve()
     train(tmp_path, own(tmp_path, sleep=False), monkeypatch)
-    assert server.count("/collective_rpc") == 2 and not server.count("/sleep") and not server.count("/wake_up")
+    assert (
+        server.count("/collective_rpc") == 2
+        and not server.count("/sleep")
+        and not server.count("/wake_up")
+    )
     assert not server.children[0]["given"]["enable_sleep_mode"]
 
 
@@ -108,7 +138,10 @@ def test_a_training_that_fails_ends_its_server(
     tmp_path: Path, serve: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(nth("/collective_rpc", 2, "stale"))
-    with pytest.raises(RoboAlignError, match=r"vllm-0.log: the server answers with other weights.*Fix: where it comp"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"vllm-0.log: the server answers with other weights.*Fix: where it comp",
+    ):
         train(tmp_path, own(tmp_path), monkeypatch, learning_rate=1e-2)
     assert len(server.children) == 1 and server.alive(0) == []
 
@@ -118,7 +151,9 @@ def test_a_server_that_cannot_wake_is_not_asked_again(
 ) -> None:
     """As where the trainer has taken the memory that it slept without; 503 for another request is tried again."""
     server = serve(nth("/wake_up", 1, "busy"))
-    with pytest.raises(RoboAlignError, match=r"/wake_up: the request is refused, HTTP 503: .*lower rl.vllm.memory"):
+    with pytest.raises(
+        RoboAlignError, match=r"/wake_up: the request is refused, HTTP 503: .*lower rl.vllm.memory"
+    ):
         train(tmp_path, own(tmp_path), monkeypatch)
     assert server.count("/wake_up") == 1
 
@@ -126,16 +161,28 @@ def test_a_server_that_cannot_wake_is_not_asked_again(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"options": ["--no-such"]}, r"ended \(status 2\); its log says: .*vllm: error: unrecognized .*--no-such"),
-        ({}, r"status 1\); its log says: ValueError: Free memory .* \| RuntimeError: the eng.* \| shutting down F"),
+        (
+            {"options": ["--no-such"]},
+            r"ended \(status 2\); its log says: .*vllm: error: unrecognized .*--no-such",
+        ),
+        (
+            {},
+            r"status 1\); its log says: ValueError: Free memory .* \| RuntimeError: the eng.* \| shutting down F",
+        ),
     ],
     ids=["wrong option", "no memory"],
 )
 def test_a_server_that_does_not_start_is_quoted(
-    tmp_path: Path, serve: Callable, monkeypatch: pytest.MonkeyPatch, more: dict[str, object], message: str
+    tmp_path: Path,
+    serve: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, object],
+    message: str,
 ) -> None:
     serve()
-    monkeypatch.setenv("FAKE_VLLM_ENDS", "ValueError: Free memory is less than desired GPU memory utilization")
+    monkeypatch.setenv(
+        "FAKE_VLLM_ENDS", "ValueError: Free memory is less than desired GPU memory utilization"
+    )
     began = time.monotonic()
     with pytest.raises(RoboAlignError, match=message):
         train(tmp_path, own(tmp_path, **more), monkeypatch)
@@ -147,8 +194,12 @@ def test_a_server_that_never_listens_is_given_up_and_ended(tmp_path: Path) -> No
     program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho loading\nexec sleep 600\n")
     program.chmod(0o755)
     config = VllmConfig(serve=str(program), weights=str(tmp_path), patience=0.5)
-    process = VllmProcess(config, tmp_path / "model", tmp_path / "rl" / "vllm-0.log", torch.device("cpu"))
-    with pytest.raises(RoboAlignError, match=r"the vLLM server is not up after 0.5 s; its log says: loading Fix"):
+    process = VllmProcess(
+        config, tmp_path / "model", tmp_path / "rl" / "vllm-0.log", torch.device("cpu")
+    )
+    with pytest.raises(
+        RoboAlignError, match=r"the vLLM server is not up after 0.5 s; its log says: loading Fix"
+    ):
         process.start()
     pid = int((tmp_path / "pid").read_text())
     assert running(pid)
@@ -222,9 +273,18 @@ def gone(pids: list[int]) -> bool:
 # Settings.
 
 
-def test_the_child_sees_its_own_gpu_and_nothing_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "FSDP_VERSION", "PYTHONPATH",
-                 "PYTORCH_CUDA_ALLOC_CONF"):  # fmt: skip
+def test_the_child_sees_its_own_gpu_and_nothing_of_the_launcher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "TORCHELASTIC_RUN_ID",
+        "FSDP_VERSION",
+        "PYTHONPATH",
+        "PYTORCH_CUDA_ALLOC_CONF",
+    ):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-5a")
@@ -240,11 +300,17 @@ def test_the_child_sees_its_own_gpu_and_nothing_of_the_launcher(monkeypatch: pyt
     ("given", "message"),
     [
         ({}, "give either `url`, of a server that runs, or `serve`"),
-        ({"url": "http://a", "serve": "vllm"}, "give either `url`, of a server that runs, or `serve`"),
+        (
+            {"url": "http://a", "serve": "vllm"},
+            "give either `url`, of a server that runs, or `serve`",
+        ),
         ({"url": "http://a", "memory": 0.5}, "`memory` goes with `serve`"),
         ({"url": "http://a", "options": ["--x"]}, "`options` goes with `serve`"),
         ({"serve": "vllm", "options": ["--port=1"]}, "--port is set by `rl.vllm` itself"),
-        ({"serve": "vllm", "options": ["--gpu_memory_utilization", "0.5"]}, "--gpu-memory-utilization is set by"),
+        (
+            {"serve": "vllm", "options": ["--gpu_memory_utilization", "0.5"]},
+            "--gpu-memory-utilization is set by",
+        ),
         ({"serve": "vllm", "memory": 1.0}, "memory"),
     ],
 )
@@ -258,13 +324,24 @@ def test_what_is_no_executable_is_named_before_anything_starts(
 ) -> None:
     (tmp_path / "notes").write_text("")
     for program in ("/nowhere/vllm", str(tmp_path / "notes")):
-        with pytest.raises(RoboAlignError, match=rf"rl.vllm.serve: {program}: it is no executable file Fix: name the"):
-            train(tmp_path, VllmConfig(serve=program, weights=str(tmp_path / "policy")), monkeypatch)
+        with pytest.raises(
+            RoboAlignError,
+            match=rf"rl.vllm.serve: {program}: it is no executable file Fix: name the",
+        ):
+            train(
+                tmp_path, VllmConfig(serve=program, weights=str(tmp_path / "policy")), monkeypatch
+            )
     assert not (tmp_path / "policy").exists()
 
 
 def test_how_it_samples_counts_and_which_server_does_not() -> None:
-    other, one, two = (RlConfig(vllm=VllmConfig(weights="w", **given)).fingerprint()
-                       for given in ({"url": "http://a"}, {"serve": "vllm"}, {"serve": "v", "memory": 0.5, "sleep": 0}))
+    other, one, two = (
+        RlConfig(vllm=VllmConfig(weights="w", **given)).fingerprint()
+        for given in (
+            {"url": "http://a"},
+            {"serve": "vllm"},
+            {"serve": "v", "memory": 0.5, "sleep": 0},
+        )
+    )
     assert other == one == two
     assert "serve" not in VllmConfig(url="http://a", weights="w").identity()

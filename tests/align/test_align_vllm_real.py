@@ -33,31 +33,52 @@ from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.stages import backbones
 
 URL, WEIGHTS, NAME, SERVE, MODEL, OPTIONS = (
-    os.environ.get(f"ROBOALIGN_VLLM_{name}", "") for name in ("URL", "WEIGHTS", "CLASS", "SERVE", "MODEL", "OPTIONS")
+    os.environ.get(f"ROBOALIGN_VLLM_{name}", "")
+    for name in ("URL", "WEIGHTS", "CLASS", "SERVE", "MODEL", "OPTIONS")
 )
-SIZES = ((32, 32), (64, 64), (48, 64), (24, 96))  # height, width: kept, scaled, cut into tiles, padded
+SIZES = (
+    (32, 32),
+    (64, 64),
+    (48, 64),
+    (24, 96),
+)  # height, width: kept, scaled, cut into tiles, padded
 
 
-@pytest.mark.skipif(not URL or not WEIGHTS, reason="ROBOALIGN_VLLM_URL and ROBOALIGN_VLLM_WEIGHTS name no server")
+@pytest.mark.skipif(
+    not URL or not WEIGHTS, reason="ROBOALIGN_VLLM_URL and ROBOALIGN_VLLM_WEIGHTS name no server"
+)
 def test_a_real_server_takes_new_weights_answers_as_generate_does_and_repeats_what_it_sampled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = Path(WEIGHTS) / "model"
     if NAME and not folder.exists():
-        monkeypatch.setitem(tiny_classes.TEXT, "hidden_size", 128)  # 32 a head: vLLM on a CPU knows no smaller ones
+        monkeypatch.setitem(
+            tiny_classes.TEXT, "hidden_size", 128
+        )  # 32 a head: vLLM on a CPU knows no smaller ones
         write_policy(backbones.model_of(NAME), folder, 0)
     config = VllmConfig(url=URL, weights=WEIGHTS, tolerance=1e-3)
     compare(load_mllm(folder), VllmSampler(config))
 
 
-@pytest.mark.skipif(not SERVE or not MODEL, reason="ROBOALIGN_VLLM_SERVE and ROBOALIGN_VLLM_MODEL name no vllm")
+@pytest.mark.skipif(
+    not SERVE or not MODEL, reason="ROBOALIGN_VLLM_SERVE and ROBOALIGN_VLLM_MODEL name no vllm"
+)
 def test_a_real_server_of_our_own_does_so_too_and_sleeps_in_between(tmp_path: Path) -> None:
-    more = {name: os.environ[variable] for name in ("memory", "sleep")
-            if (variable := f"ROBOALIGN_VLLM_{name.upper()}") in os.environ}  # fmt: skip
-    config = VllmConfig.model_validate({
-        "serve": SERVE, "weights": str(tmp_path / "policy"), "tolerance": 1e-3, "patience": 1200, **more,
-        "options": shlex.split(OPTIONS),
-    })  # fmt: skip
+    more = {
+        name: os.environ[variable]
+        for name in ("memory", "sleep")
+        if (variable := f"ROBOALIGN_VLLM_{name.upper()}") in os.environ
+    }
+    config = VllmConfig.model_validate(
+        {
+            "serve": SERVE,
+            "weights": str(tmp_path / "policy"),
+            "tolerance": 1e-3,
+            "patience": 1200,
+            **more,
+            "options": shlex.split(OPTIONS),
+        }
+    )
     mllm = load_mllm(MODEL, device="cuda" if torch.cuda.is_available() else "cpu")
     compare(mllm, VllmSampler(config, tmp_path, mllm.device))
 
@@ -66,23 +87,42 @@ def compare(mllm: Mllm, sampler: VllmSampler) -> None:
     """Two models, one after the other on the same server; the first of them again at the end."""
     rng = np.random.default_rng(0)
     questions = [prompt_of(c).question for c in tiny_grpo.prompts(8)]
-    asked = [Prompt(question, rng.integers(0, 256, (*SIZES[i % 4], 3), np.uint8))
-             for i, question in enumerate(2 * questions)]  # fmt: skip
+    asked = [
+        Prompt(question, rng.integers(0, 256, (*SIZES[i % 4], 3), np.uint8))
+        for i, question in enumerate(2 * questions)
+    ]
     prompts = [encode_prompt(mllm, one.question, one.image) for one in asked]
-    greedy = {"samples": 1, "max_new_tokens": 48, "temperature": 0.0, "stop": STOP, "seed": [0] * len(asked)}
-    drawn = {**greedy, "samples": 4, "temperature": 1.0, "seed": [1000 * i for i in range(len(asked))]}
+    greedy = {
+        "samples": 1,
+        "max_new_tokens": 48,
+        "temperature": 0.0,
+        "stop": STOP,
+        "seed": [0] * len(asked),
+    }
+    drawn = {
+        **greedy,
+        "samples": 4,
+        "temperature": 1.0,
+        "seed": [1000 * i for i in range(len(asked))],
+    }
     before = {name: value.clone() for name, value in mllm.model.state_dict().items()}
     torch.manual_seed(0)
     answers = []
     try:
         for update in (0, 1):
             if update:  # each weight by about a tenth of what its tensor varies
-                changed = {name: value + 0.1 * value.std(unbiased=False) * torch.randn_like(value)
-                           for name, value in before.items() if value.is_floating_point()}  # fmt: skip
+                changed = {
+                    name: value + 0.1 * value.std(unbiased=False) * torch.randn_like(value)
+                    for name, value in before.items()
+                    if value.is_floating_point()
+                }
                 mllm.model.load_state_dict({**before, **changed})
             sampler.write(mllm, update)
             drift = sampler.load(mllm, asked, update, 48)
-            found, wanted = sampler.sample(mllm, asked, prompts, **greedy), generate(mllm, prompts, **greedy)
+            found, wanted = (
+                sampler.sample(mllm, asked, prompts, **greedy),
+                generate(mllm, prompts, **greedy),
+            )
             same = sum(ours == theirs for ours, theirs in zip(found.tokens, wanted.tokens))
             print(f"weights {update}: {same} of {len(asked)} greedy answers equal, drift {drift}")
             assert found.tokens == wanted.tokens

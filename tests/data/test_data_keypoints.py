@@ -14,15 +14,24 @@ from roboalign.errors import RoboAlignError
 CAMERA = Camera("top", 40, 20, np.array([[10.0, 0, 20, 20], [0, -10, 20, 20], [0, 0, 1, 1]]))
 
 
-def episode(gripper: list[list[float]], goal: list[float], *, task: str = "reach", number: int = 0) -> Episode:
+def episode(
+    gripper: list[list[float]], goal: list[float], *, task: str = "reach", number: int = 0
+) -> Episode:
     steps = len(gripper)
     names = tuple(f"{body}.{axis}" for body in ("gripper", "goal") for axis in "xyz")
     png = encode_png(np.zeros((20, 40, 3), np.uint8))
     return Episode(
-        episode_id=f"{task}/{number}", task=task, instruction="go", fps=10, actions=np.zeros((steps, 4), np.float32),
-        state=np.zeros((steps, 4), np.float32), images={"top": [png] * steps}, cameras={"top": CAMERA},
-        privileged=np.array([[*row, *goal] for row in gripper], np.float32), privileged_names=names,
-    )  # fmt: skip
+        episode_id=f"{task}/{number}",
+        task=task,
+        instruction="go",
+        fps=10,
+        actions=np.zeros((steps, 4), np.float32),
+        state=np.zeros((steps, 4), np.float32),
+        images={"top": [png] * steps},
+        cameras={"top": CAMERA},
+        privileged=np.array([[*row, *goal] for row in gripper], np.float32),
+        privileged_names=names,
+    )
 
 
 def test_places_by_hand() -> None:
@@ -51,7 +60,10 @@ def test_a_body_outside_the_image_is_unknown(place: list[float]) -> None:
 
 def test_queries_tell_tasks_apart_and_every_nth_frame_is_used() -> None:
     inside = [[0, 1, z / 10] for z in range(5)]
-    both = [episode(inside, [0, 1, 0], task="reach"), episode(inside, [0, 1, 0], task="push", number=1)]
+    both = [
+        episode(inside, [0, 1, 0], task="reach"),
+        episode(inside, [0, 1, 0], task="push", number=1),
+    ]
     points = keypoints(both, "top", every=2)
     assert [t for _, t in points.frames] == [0, 2, 4, 0, 2, 4]
     assert [frame[0] for frame in points.frames[::3]] == both

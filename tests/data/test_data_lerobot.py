@@ -24,16 +24,34 @@ from roboalign.errors import RoboAlignError
 
 def open_writer(folder: Path, episode: Episode, **changes) -> LeRobotWriter:
     sizes = {name: (camera.width, camera.height) for name, camera in episode.cameras.items()}
-    arguments = {"fps": episode.fps, "cameras": sizes, "action_names": ("x", "y", "z", "gripper"),
-                 "state_names": ("x", "y", "z", "opening"), "episodes_per_file": 2,
-                 "privileged_names": (*episode.privileged_names, "object2.x")}
+    arguments = {
+        "fps": episode.fps,
+        "cameras": sizes,
+        "action_names": ("x", "y", "z", "gripper"),
+        "state_names": ("x", "y", "z", "opening"),
+        "episodes_per_file": 2,
+        "privileged_names": (*episode.privileged_names, "object2.x"),
+    }
     return LeRobotWriter(folder, **arguments | changes)
 
 
 def as_arguments(episode: Episode, **changes) -> dict:
-    frames = {name: np.stack([episode.frame(name, t) for t in range(len(episode))]) for name in episode.cameras}
-    names = ("episode_id", "task", "instruction", "actions", "state", "cameras", "privileged", "privileged_names",
-             "nouns", "success_step")
+    frames = {
+        name: np.stack([episode.frame(name, t) for t in range(len(episode))])
+        for name in episode.cameras
+    }
+    names = (
+        "episode_id",
+        "task",
+        "instruction",
+        "actions",
+        "state",
+        "cameras",
+        "privileged",
+        "privileged_names",
+        "nouns",
+        "success_step",
+    )
     return {name: getattr(episode, name) for name in names} | {"frames": frames} | changes
 
 
@@ -54,13 +72,17 @@ def copied(written, tmp_path) -> Path:
 
 def test_round_trip(written, episodes):
     found = read_lerobot(written)
-    assert [episode.episode_id for episode in found] == [episode.episode_id for episode in episodes[:5]]
+    assert [episode.episode_id for episode in found] == [
+        episode.episode_id for episode in episodes[:5]
+    ]
     for a, b in zip(found, episodes):
         for name in ("task", "instruction", "fps", "nouns", "privileged_names", "success_step"):
             assert getattr(a, name) == getattr(b, name)
         for name in ("actions", "state", "privileged"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        np.testing.assert_array_equal(a.cameras["workspace"].projection, b.cameras["workspace"].projection)
+        np.testing.assert_array_equal(
+            a.cameras["workspace"].projection, b.cameras["workspace"].projection
+        )
         for t in (0, 7, len(a) - 1):
             assert a.png("workspace", t) == b.png("workspace", t)
             np.testing.assert_array_equal(a.frame("workspace", t), b.frame("workspace", t))
@@ -71,7 +93,9 @@ def test_layout_is_v3(written, episodes):
     assert info["codebase_version"] == "v3.0" and info["video_path"] is None
     assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (5, 150, 1)
     assert info["features"]["observation.images.workspace"]["shape"] == [32, 32, 3]
-    rows = pa.concat_tables([pq.read_table(path) for path in sorted((written / "data").glob("*/*.parquet"))])
+    rows = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((written / "data").glob("*/*.parquet"))]
+    )
     assert rows["index"].to_pylist() == list(range(150))
     assert rows["frame_index"].to_pylist() == list(range(30)) * 5
     assert rows["next.done"].to_pylist() == [t == 29 for t in range(30)] * 5
@@ -97,7 +121,8 @@ def test_datasets_library_decodes_the_images(written, episodes, tmp_path):
     paths = [str(path) for path in sorted((written / "data").glob("*/*.parquet"))]
     rows = datasets.Dataset.from_parquet(paths, cache_dir=str(tmp_path))
     np.testing.assert_array_equal(
-        np.array(rows[31]["observation.images.workspace"]), episodes[1].frame("workspace", 1))
+        np.array(rows[31]["observation.images.workspace"]), episodes[1].frame("workspace", 1)
+    )
 
 
 def test_a_killed_writer_goes_on(tmp_path, episodes):
@@ -122,7 +147,9 @@ def test_a_killed_writer_goes_on(tmp_path, episodes):
 
 def test_a_failed_write_leaves_no_episode(tmp_path, episodes, monkeypatch):
     writer = open_writer(tmp_path, episodes[0], episodes_per_file=1)
-    monkeypatch.setattr(pq.ParquetWriter, "close", lambda self: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        pq.ParquetWriter, "close", lambda self: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         writer.add(**as_arguments(episodes[0]))
     assert not list(tmp_path.rglob("*.parquet"))
@@ -134,16 +161,31 @@ def bad(values: np.ndarray, at: tuple[int, int], value: float) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda e: {"actions": bad(e.actions, (3, 1), np.nan)}, "action is not finite at step 3, dimension y"),
-    (lambda e: {"state": bad(e.state, (0, 0), np.inf)}, "observation.state is not finite"),
-    (lambda e: {"actions": e.actions[:, :3]}, r"action has shape \(30, 3\), expected \(30, 4\)"),
-    (lambda e: {"state": e.state[:-1]}, "observation.state has shape"),
-    (lambda e: {"privileged": e.privileged[:-1]}, "privileged has 29 steps"),
-    (lambda e: {"privileged_names": ("a", *e.privileged_names[1:])}, "privileged state has 10 columns"),
-    (lambda e: {"frames": {"workspace": np.zeros((30, 16, 16, 3), np.uint8)}}, "frames of workspace are"),
-    (lambda e: {"frames": {}}, "camera workspace is missing"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda e: {"actions": bad(e.actions, (3, 1), np.nan)},
+            "action is not finite at step 3, dimension y",
+        ),
+        (lambda e: {"state": bad(e.state, (0, 0), np.inf)}, "observation.state is not finite"),
+        (
+            lambda e: {"actions": e.actions[:, :3]},
+            r"action has shape \(30, 3\), expected \(30, 4\)",
+        ),
+        (lambda e: {"state": e.state[:-1]}, "observation.state has shape"),
+        (lambda e: {"privileged": e.privileged[:-1]}, "privileged has 29 steps"),
+        (
+            lambda e: {"privileged_names": ("a", *e.privileged_names[1:])},
+            "privileged state has 10 columns",
+        ),
+        (
+            lambda e: {"frames": {"workspace": np.zeros((30, 16, 16, 3), np.uint8)}},
+            "frames of workspace are",
+        ),
+        (lambda e: {"frames": {}}, "camera workspace is missing"),
+    ],
+)
 def test_writer_refuses(tmp_path, one_episode, change, message):
     writer = open_writer(tmp_path, one_episode)
     with pytest.raises(RoboAlignError, match=message) as error:
@@ -182,23 +224,39 @@ def break_action(value: float, width: int):
         values[5 * width] = value
         column = pa.FixedSizeListArray.from_arrays(values, width)
         replace_column(folder / "data/chunk-000/file-000.parquet", "action", column)
+
     return change
 
 
-@pytest.mark.parametrize(("fault", "message"), [
-    (lambda f: truncate(f / "data/chunk-000/file-001.parquet"), "file-001.parquet: not a readable parquet"),
-    (lambda f: truncate(f / "meta/episodes/chunk-000/file-000.parquet"), "not a readable parquet"),
-    (lambda f: (f / "meta/info.json").unlink(), "info.json: the file does not exist"),
-    (lambda f: (f / "meta/info.json").write_text("{"), "not valid JSON"),
-    (lambda f: (f / "meta/tasks.parquet").unlink(), "tasks.parquet: the file does not exist"),
-    (lambda f: (f / "meta/episodes/chunk-000/file-000.parquet").unlink(), "no parquet file"),
-    (lambda f: (f / "data/chunk-000/file-002.parquet").unlink(), "file-002.parquet: the file does not exist"),
-    (lambda f: edit_info(f, codebase_version="v4.0"), "format v4.0, this reads v2.0, v2.1 and v3.0"),
-    (lambda f: edit_info(f, total_episodes=9), "info.json counts 9 episodes"),
-    (lambda f: edit_info(f, features={}), "the feature action is missing"),
-    (break_action(np.nan, 4), "file-000.parquet: column action is not finite at row 5"),
-    (break_action(0.0, 3), "column action holds 180 values in 60 rows, info.json says 4 a row"),
-])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            lambda f: truncate(f / "data/chunk-000/file-001.parquet"),
+            "file-001.parquet: not a readable parquet",
+        ),
+        (
+            lambda f: truncate(f / "meta/episodes/chunk-000/file-000.parquet"),
+            "not a readable parquet",
+        ),
+        (lambda f: (f / "meta/info.json").unlink(), "info.json: the file does not exist"),
+        (lambda f: (f / "meta/info.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "meta/tasks.parquet").unlink(), "tasks.parquet: the file does not exist"),
+        (lambda f: (f / "meta/episodes/chunk-000/file-000.parquet").unlink(), "no parquet file"),
+        (
+            lambda f: (f / "data/chunk-000/file-002.parquet").unlink(),
+            "file-002.parquet: the file does not exist",
+        ),
+        (
+            lambda f: edit_info(f, codebase_version="v4.0"),
+            "format v4.0, this reads v2.0, v2.1 and v3.0",
+        ),
+        (lambda f: edit_info(f, total_episodes=9), "info.json counts 9 episodes"),
+        (lambda f: edit_info(f, features={}), "the feature action is missing"),
+        (break_action(np.nan, 4), "file-000.parquet: column action is not finite at row 5"),
+        (break_action(0.0, 3), "column action holds 180 values in 60 rows, info.json says 4 a row"),
+    ],
+)
 def test_reader_refuses(copied, fault, message):
     fault(copied)
     with pytest.raises(RoboAlignError, match=message):
@@ -209,7 +267,9 @@ def test_a_video_that_the_meta_files_do_not_place_is_refused(copied):
     features = json.loads((copied / "meta/info.json").read_text())["features"]
     features["observation.images.workspace"]["dtype"] = "video"
     edit_info(copied, features=features)
-    with pytest.raises(RoboAlignError, match=r"meta/episodes: videos/.*/chunk_index of episode 0 is None"):
+    with pytest.raises(
+        RoboAlignError, match=r"meta/episodes: videos/.*/chunk_index of episode 0 is None"
+    ):
         read_lerobot(copied)
 
 
@@ -220,9 +280,16 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 def with_video(copied) -> Path:
     """The set with a second camera, as video: episodes 0 to 2 one after another in one file, 3 and 4 in the next.
     Step t of episode e is of brightness 40 e + t."""
-    key, features = "observation.images.wrist", json.loads((copied / "meta/info.json").read_text())["features"]
+    key, features = (
+        "observation.images.wrist",
+        json.loads((copied / "meta/info.json").read_text())["features"],
+    )
     features = {name: value for name, value in features.items() if name != "observation.state"}
-    edit_info(copied, video_path=VIDEO_PATH, features=features | {key: {"dtype": "video", "shape": [16, 16, 3]}})
+    edit_info(
+        copied,
+        video_path=VIDEO_PATH,
+        features=features | {key: {"dtype": "video", "shape": [16, 16, 3]}},
+    )
     meta = copied / "meta/episodes/chunk-000/file-000.parquet"
     rows = pq.read_table(meta).to_pylist()
     for number, numbers in enumerate(((0, 1, 2), (3, 4))):
@@ -233,9 +300,12 @@ def with_video(copied) -> Path:
             stream.width = stream.height = 16
             stream.pix_fmt, stream.options = "yuv420p", {"qp": "1"}
             for place, episode in enumerate(numbers):
-                rows[episode] |= {f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": number,
-                                  f"videos/{key}/from_timestamp": 3.0 * place,
-                                  f"videos/{key}/to_timestamp": 3.0 * place + 3.0}  # fmt: skip
+                rows[episode] |= {
+                    f"videos/{key}/chunk_index": 0,
+                    f"videos/{key}/file_index": number,
+                    f"videos/{key}/from_timestamp": 3.0 * place,
+                    f"videos/{key}/to_timestamp": 3.0 * place + 3.0,
+                }
                 for t in range(30):
                     pixels = np.full((16, 16, 3), 40 * episode + t, np.uint8)
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
@@ -251,7 +321,9 @@ def test_video_and_image_cameras_side_by_side(with_video, episodes):
         assert sorted(episode.images) == ["workspace", "wrist"] and episode.state.shape == (30, 0)
         for t in (29, 0, 13):
             pixels = episode.frame("wrist", t)
-            assert pixels.shape == (16, 16, 3) and abs(pixels.astype(int) - 40 * number - t).max() <= 2
+            assert (
+                pixels.shape == (16, 16, 3) and abs(pixels.astype(int) - 40 * number - t).max() <= 2
+            )
             assert episode.png("workspace", t) == episodes[number].png("workspace", t)
         episode.images["wrist"].check()
 
@@ -268,19 +340,43 @@ def other_rows(folder: Path) -> None:
     replace_column(folder / "data/chunk-000/file-000.parquet", "episode_index", column)
 
 
-@pytest.mark.parametrize(("fault", "broken", "message"), [
-    (lambda f: truncate(f / "data/chunk-000/file-000.parquet"), [0, 1], "file-000.parquet: not a readable parquet"),
-    (lambda f: (f / "data/chunk-000/file-001.parquet").unlink(), [2, 3], "file-001.parquet: the file does not exist"),
-    (break_action(np.nan, 4), [0], "file-000.parquet: column action is not finite at row 5"),
-    (break_action(0.0, 3), [0, 1], "column action holds 180 values in 60 rows"),
-    (other_rows, [1], r"column episode_index holds \[7\] where meta/episodes has 1"),
-    (lambda f: set_meta(f, 4, length=31), [4], "file-002.parquet: 30 rows, the episode ends at 31"),
-    (lambda f: set_meta(f, 4, length=0), [4], "file-002.parquet: no steps"),
-    (lambda f: (f / "videos/observation.images.wrist/chunk-000/file-001.mp4").unlink(), [3, 4], "does not exist"),
-    (lambda f: set_meta(f, 2, **{"videos/observation.images.wrist/to_timestamp": 8.0}), [2],
-     "30 steps at 10 fps, but meta/episodes gives 6 to 8 s"),
-])  # fmt: skip
-def test_a_broken_episode_is_a_fault_and_the_others_are_read(with_video, episodes, fault, broken, message):
+@pytest.mark.parametrize(
+    ("fault", "broken", "message"),
+    [
+        (
+            lambda f: truncate(f / "data/chunk-000/file-000.parquet"),
+            [0, 1],
+            "file-000.parquet: not a readable parquet",
+        ),
+        (
+            lambda f: (f / "data/chunk-000/file-001.parquet").unlink(),
+            [2, 3],
+            "file-001.parquet: the file does not exist",
+        ),
+        (break_action(np.nan, 4), [0], "file-000.parquet: column action is not finite at row 5"),
+        (break_action(0.0, 3), [0, 1], "column action holds 180 values in 60 rows"),
+        (other_rows, [1], r"column episode_index holds \[7\] where meta/episodes has 1"),
+        (
+            lambda f: set_meta(f, 4, length=31),
+            [4],
+            "file-002.parquet: 30 rows, the episode ends at 31",
+        ),
+        (lambda f: set_meta(f, 4, length=0), [4], "file-002.parquet: no steps"),
+        (
+            lambda f: (f / "videos/observation.images.wrist/chunk-000/file-001.mp4").unlink(),
+            [3, 4],
+            "does not exist",
+        ),
+        (
+            lambda f: set_meta(f, 2, **{"videos/observation.images.wrist/to_timestamp": 8.0}),
+            [2],
+            "30 steps at 10 fps, but meta/episodes gives 6 to 8 s",
+        ),
+    ],
+)
+def test_a_broken_episode_is_a_fault_and_the_others_are_read(
+    with_video, episodes, fault, broken, message
+):
     fault(with_video)
     items = list(iterate_lerobot(with_video))
     assert [number for number, item in enumerate(items) if isinstance(item, Fault)] == broken
@@ -311,7 +407,9 @@ def test_a_broken_image_is_named(copied):
 def test_a_set_of_another_tool_needs_no_extras(copied, episodes):
     (copied / "meta/roboalign.json").unlink()
     path = copied / "data/chunk-000/file-000.parquet"
-    pq.write_table(pq.read_table(path), path, row_group_size=7)  # row groups that do not follow the episodes
+    pq.write_table(
+        pq.read_table(path), path, row_group_size=7
+    )  # row groups that do not follow the episodes
     found = read_lerobot(copied)
     assert found[1].episode_id == "set/episode-000001" and found[1].task == episodes[1].instruction
     assert found[1].cameras["workspace"].projection is None and found[1].nouns == {}
@@ -321,23 +419,40 @@ def test_a_set_of_another_tool_needs_no_extras(copied, episodes):
         found[1].png("workspace", 30)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 3), st.data())
 def test_any_lengths_round_trip(tmp_path_factory, lengths, per_file, data):
     folder = tmp_path_factory.mktemp("any")
-    writer = LeRobotWriter(folder, fps=5, cameras={"a": (4, 6)}, action_names="xy", state_names="xyz",
-                           episodes_per_file=per_file)
+    writer = LeRobotWriter(
+        folder,
+        fps=5,
+        cameras={"a": (4, 6)},
+        action_names="xy",
+        state_names="xyz",
+        episodes_per_file=per_file,
+    )
     finite = st.floats(-1e6, 1e6, width=32)
     stored = []
     for number, length in enumerate(lengths):
         actions = data.draw(hnp.arrays(np.float32, (length, 2), elements=finite))
         frames = {"a": np.full((length, 6, 4, 3), number, np.uint8)}
-        writer.add(episode_id=str(number), task="t", instruction=f"do {number % 2}", actions=actions,
-                   state=np.zeros((length, 3)), frames=frames, cameras={"a": Camera("a", 4, 6)})
+        writer.add(
+            episode_id=str(number),
+            task="t",
+            instruction=f"do {number % 2}",
+            actions=actions,
+            state=np.zeros((length, 3)),
+            frames=frames,
+            cameras={"a": Camera("a", 4, 6)},
+        )
         stored.append(actions)
     writer.finalize()
     found = read_lerobot(folder)
-    assert [episode.instruction for episode in found] == [f"do {i % 2}" for i in range(len(lengths))]
+    assert [episode.instruction for episode in found] == [
+        f"do {i % 2}" for i in range(len(lengths))
+    ]
     for episode, actions, number in zip(found, stored, range(9)):
         np.testing.assert_array_equal(episode.actions, actions)
         assert episode.success_step is None and episode.privileged is None
@@ -347,7 +462,10 @@ def test_any_lengths_round_trip(tmp_path_factory, lengths, per_file, data):
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 99))
 def test_pooled_statistics_are_those_of_the_whole(lengths, seed):
     parts = [np.random.default_rng([seed, i]).normal(size=(n, 3)) for i, n in enumerate(lengths)]
-    whole, pooled = vector_stats(np.concatenate(parts)), pool([vector_stats(part) for part in parts])
+    whole, pooled = (
+        vector_stats(np.concatenate(parts)),
+        pool([vector_stats(part) for part in parts]),
+    )
     for name in ("min", "max", "mean", "std", "count"):
         np.testing.assert_allclose(pooled[name], whole[name], atol=1e-9)
 
@@ -356,17 +474,29 @@ def test_image_statistics_by_hand():
     frames = np.zeros((2, 2, 2, 3), np.uint8)
     frames[1, ..., 0] = 255
     stats = image_stats(frames)
-    assert stats["mean"] == [[[0.5]], [[0.0]], [[0.0]]] and stats["std"][0] == [[0.5]] and stats["count"] == [2]
+    assert (
+        stats["mean"] == [[[0.5]], [[0.0]], [[0.0]]]
+        and stats["std"][0] == [[0.5]]
+        and stats["count"] == [2]
+    )
 
 
-@pytest.mark.parametrize("stated, width, names", [
-    (["x", "y"], 2, ("x", "y")),
-    ({"motors": ["a", "b", "c"]}, 3, ("a", "b", "c")),  # as before v2.1
-    ({"left": ["a", "b"], "right": ["c"]}, 3, ("a", "b", "c")),
-    ({"delta_y": 1, "delta_x": 0}, 2, ("delta_x", "delta_y")),  # as teleoperation writes them
-    (None, 2, ()), (["x"], 2, ()), (["x", 3], 2, ()), ([], 2, ()), ({}, 2, ()), ({"a": None}, 1, ()),
-    (["state"], 4, ()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stated, width, names",
+    [
+        (["x", "y"], 2, ("x", "y")),
+        ({"motors": ["a", "b", "c"]}, 3, ("a", "b", "c")),  # as before v2.1
+        ({"left": ["a", "b"], "right": ["c"]}, 3, ("a", "b", "c")),
+        ({"delta_y": 1, "delta_x": 0}, 2, ("delta_x", "delta_y")),  # as teleoperation writes them
+        (None, 2, ()),
+        (["x"], 2, ()),
+        (["x", 3], 2, ()),
+        ([], 2, ()),
+        ({}, 2, ()),
+        ({"a": None}, 1, ()),
+        (["state"], 4, ()),
+    ],
+)
 def test_names_of_dimensions(stated, width, names):
     assert layout.dimension_names({"dtype": "float32", "shape": [width], "names": stated}) == names
 

@@ -23,7 +23,10 @@ from roboalign.data.robot.video import VideoFrames
 peer = pytest.importorskip("lerobot.datasets.lerobot_dataset", reason="lerobot is not installed")
 V3 = peer.CODEBASE_VERSION == "v3.0"
 needs_v3 = pytest.mark.skipif(not V3, reason="this lerobot does not open v3.0")
-FPS, LENGTHS = 20, (23, 12, 40, 17)  # an episode of one frame is refused by lerobot 0.4 itself, with h264
+FPS, LENGTHS = (
+    20,
+    (23, 12, 40, 17),
+)  # an episode of one frame is refused by lerobot 0.4 itself, with h264
 REAL = Path(__file__).parents[3] / "shared/data/lerobot_v2_picknplace/videos/chunk-000"
 VECTORS = {
     "observation.state": {"dtype": "float32", "shape": (3,), "names": ["a", "b", "c"]},
@@ -40,12 +43,16 @@ def write(folder: Path, episodes: list[list[dict]], **cameras: dict):
     """Let lerobot write the rows of `episodes`; `cameras` describe the images in them."""
     features = VECTORS | {f"observation.images.{name}": camera for name, camera in cameras.items()}
     videos = any(camera["dtype"] == "video" for camera in cameras.values())
-    written = peer.LeRobotDataset.create("local/own", fps=FPS, features=features, root=folder, use_videos=videos)
+    written = peer.LeRobotDataset.create(
+        "local/own", fps=FPS, features=features, root=folder, use_videos=videos
+    )
     with_task = "task" in inspect.signature(written.add_frame).parameters  # lerobot 0.3
     for episode in episodes:
         for row in episode:
             values = {key: value for key, value in row.items() if key != "task"}
-            written.add_frame(values, task=row["task"]) if with_task else written.add_frame(dict(row))
+            written.add_frame(values, task=row["task"]) if with_task else written.add_frame(
+                dict(row)
+            )
         written.save_episode()
     if hasattr(written, "finalize"):
         written.finalize()
@@ -56,15 +63,23 @@ def make_rows(number: int, frames: dict[str, np.ndarray]) -> list[dict]:
     """The rows of one episode: random numbers beside the frames uint8 [T, H, W, 3] of each camera."""
     rng = np.random.default_rng(number)
     length = len(next(iter(frames.values())))
-    return [{"observation.state": rng.normal(size=3).astype(np.float32),
-             "action": rng.normal(size=2).astype(np.float32), "task": f"do {number % 2}"}
-            | {f"observation.images.{name}": images[t] for name, images in frames.items()} for t in range(length)]
+    return [
+        {
+            "observation.state": rng.normal(size=3).astype(np.float32),
+            "action": rng.normal(size=2).astype(np.float32),
+            "task": f"do {number % 2}",
+        }
+        | {f"observation.images.{name}": images[t] for name, images in frames.items()}
+        for t in range(length)
+    ]
 
 
 def drawn(seed: int, length: int, height: int = 96, width: int = 128) -> np.ndarray:
     """uint8 [T, H, W, 3]: a square wanders over smooth noise, differently in each episode."""
     rng = np.random.default_rng(seed)
-    ground = np.kron(rng.integers(40, 160, (height // 8, width // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    ground = np.kron(
+        rng.integers(40, 160, (height // 8, width // 8, 3)), np.ones((8, 8, 1))
+    ).astype(np.uint8)
     frames = np.repeat(ground[None], length, axis=0)
     for t, frame in enumerate(frames):
         y, x = (13 * seed + 5 * t) % (height - 20), (7 * t) % (width - 20)
@@ -91,7 +106,9 @@ def camera(frames: np.ndarray, dtype: str) -> dict:
 
 def check_numbers(found: list, episodes: list[list[dict]]) -> None:
     """Everything but the frames is what lerobot was given."""
-    assert [(e.instruction, len(e), e.fps) for e in found] == [(rows[0]["task"], len(rows), FPS) for rows in episodes]
+    assert [(e.instruction, len(e), e.fps) for e in found] == [
+        (rows[0]["task"], len(rows), FPS) for rows in episodes
+    ]
     for episode, rows in zip(found, episodes, strict=True):
         np.testing.assert_array_equal(episode.actions, [row["action"] for row in rows])
         np.testing.assert_array_equal(episode.state, [row["observation.state"] for row in rows])
@@ -105,15 +122,35 @@ def check_own_step(frame: np.ndarray, originals: np.ndarray, t: int) -> None:
 
 @needs_v3
 def test_lerobot_opens_what_we_write(tmp_path):
-    episodes = [make_episode(task, seed) for task in ("puck-push", "plate-slide") for seed in range(2)]
-    writer = LeRobotWriter(tmp_path / "set", fps=10, cameras={"workspace": (32, 32)}, action_names="xyzg",
-                           state_names="xyzg", privileged_names=episodes[0].privileged_names, episodes_per_file=3)
+    episodes = [
+        make_episode(task, seed) for task in ("puck-push", "plate-slide") for seed in range(2)
+    ]
+    writer = LeRobotWriter(
+        tmp_path / "set",
+        fps=10,
+        cameras={"workspace": (32, 32)},
+        action_names="xyzg",
+        state_names="xyzg",
+        privileged_names=episodes[0].privileged_names,
+        episodes_per_file=3,
+    )
     for e in episodes:
         frames = {"workspace": np.stack([e.frame("workspace", t) for t in range(len(e))])}
-        writer.add(episode_id=e.episode_id, task=e.task, instruction=e.instruction, actions=e.actions, state=e.state,
-                   frames=frames, cameras=e.cameras, privileged=e.privileged, privileged_names=e.privileged_names)
+        writer.add(
+            episode_id=e.episode_id,
+            task=e.task,
+            instruction=e.instruction,
+            actions=e.actions,
+            state=e.state,
+            frames=frames,
+            cameras=e.cameras,
+            privileged=e.privileged,
+            privileged_names=e.privileged_names,
+        )
     writer.finalize()
-    found = peer.LeRobotDataset("local/set", root=tmp_path / "set", delta_timestamps={"action": [0.0, 0.1, 0.2]})
+    found = peer.LeRobotDataset(
+        "local/set", root=tmp_path / "set", delta_timestamps={"action": [0.0, 0.1, 0.2]}
+    )
     assert (found.num_episodes, len(found), found.fps) == (4, 120, 10)
     for index in (0, 45, 119):
         episode, t = episodes[index // 30], index % 30
@@ -121,18 +158,30 @@ def test_lerobot_opens_what_we_write(tmp_path):
         assert item["task"] == episode.instruction and item["episode_index"] == index // 30
         np.testing.assert_array_equal(item["action"].numpy(), episode.chunk(t, 3))
         np.testing.assert_array_equal(item["observation.state"].numpy(), episode.state[t])
-        pixels = (item["observation.images.workspace"].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        pixels = (
+            (item["observation.images.workspace"].permute(1, 2, 0).numpy() * 255)
+            .round()
+            .astype(np.uint8)
+        )
         np.testing.assert_array_equal(pixels, episode.frame("workspace", t))
 
 
 def test_we_read_the_images_that_lerobot_writes(tmp_path):
-    episodes = [make_rows(number, {"front": drawn(number, 4 + number, 24, 32)}) for number in range(3)]
-    write(tmp_path / "own", episodes, front=camera(episodes[0][0]["observation.images.front"][None], "image"))
+    episodes = [
+        make_rows(number, {"front": drawn(number, 4 + number, 24, 32)}) for number in range(3)
+    ]
+    write(
+        tmp_path / "own",
+        episodes,
+        front=camera(episodes[0][0]["observation.images.front"][None], "image"),
+    )
     found = read_lerobot(tmp_path / "own")
     check_numbers(found, episodes)
     for episode, rows in zip(found, episodes, strict=True):
         for t, row in enumerate(rows):
-            np.testing.assert_array_equal(episode.frame("front", t), row["observation.images.front"])
+            np.testing.assert_array_equal(
+                episode.frame("front", t), row["observation.images.front"]
+            )
 
 
 @pytest.fixture(params=["libsvtav1", "h264"])
@@ -151,9 +200,16 @@ def codec(request, monkeypatch) -> str:
 def test_we_read_the_videos_that_lerobot_writes(codec, source, tmp_path):
     if source is filmed and not REAL.exists():
         pytest.skip("the real data set is not here")
-    films = [{"front": source(n, length), "wrist": drawn(n + 10, length)} for n, length in enumerate(LENGTHS)]
+    films = [
+        {"front": source(n, length), "wrist": drawn(n + 10, length)}
+        for n, length in enumerate(LENGTHS)
+    ]
     episodes = [make_rows(number, frames) for number, frames in enumerate(films)]
-    write(tmp_path / "own", episodes, **{name: camera(frames, "video") for name, frames in films[0].items()})
+    write(
+        tmp_path / "own",
+        episodes,
+        **{name: camera(frames, "video") for name, frames in films[0].items()},
+    )
     found = read_lerobot(tmp_path / "own")
     check_numbers(found, episodes)
     seen = {}
@@ -175,13 +231,23 @@ def test_we_read_the_videos_that_lerobot_writes(codec, source, tmp_path):
 
 def test_the_times_that_lerobot_writes_are_those_that_we_go_by(tmp_path):
     frames = [{"front": drawn(n, length)} for n, length in enumerate(LENGTHS)]
-    write(tmp_path / "own", [make_rows(n, one) for n, one in enumerate(frames)], front=camera(drawn(0, 1), "video"))
-    tables = [pq.read_table(path, columns=["timestamp", "episode_index"])
-              for path in sorted((tmp_path / "own/data").rglob("*.parquet"))]
-    times, owners = (np.concatenate([table[key].to_numpy().reshape(-1) for table in tables])
-                     for key in ("timestamp", "episode_index"))
+    write(
+        tmp_path / "own",
+        [make_rows(n, one) for n, one in enumerate(frames)],
+        front=camera(drawn(0, 1), "video"),
+    )
+    tables = [
+        pq.read_table(path, columns=["timestamp", "episode_index"])
+        for path in sorted((tmp_path / "own/data").rglob("*.parquet"))
+    ]
+    times, owners = (
+        np.concatenate([table[key].to_numpy().reshape(-1) for table in tables])
+        for key in ("timestamp", "episode_index")
+    )
     for number, length in enumerate(LENGTHS):
-        np.testing.assert_array_equal(times[owners == number], (np.arange(length) / FPS).astype(np.float32))
+        np.testing.assert_array_equal(
+            times[owners == number], (np.arange(length) / FPS).astype(np.float32)
+        )
 
 
 @needs_v3
@@ -189,7 +255,9 @@ def test_videos_in_several_files_are_found(tmp_path):
     """Each episode's video in a file of its own, as when they are large."""
     films = [{"front": drawn(n, length)} for n, length in enumerate(LENGTHS)]
     features = VECTORS | {"observation.images.front": camera(films[0]["front"], "video")}
-    written = peer.LeRobotDataset.create("local/own", fps=FPS, features=features, root=tmp_path / "own")
+    written = peer.LeRobotDataset.create(
+        "local/own", fps=FPS, features=features, root=tmp_path / "own"
+    )
     written.meta.info["video_files_size_in_mb"] = 1e-4
     for number, frames in enumerate(films):
         for row in make_rows(number, frames):
@@ -218,7 +286,13 @@ def test_lerobot_opens_its_own_videos_after_our_conversion(tmp_path):
             item = found[index]
             assert item["task"] == row["task"] and item["timestamp"].item() == np.float32(t / FPS)
             np.testing.assert_array_equal(item["action"].numpy(), row["action"])
-            np.testing.assert_array_equal(item["observation.state"].numpy(), row["observation.state"])
-            pixels = (item["observation.images.front"].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            np.testing.assert_array_equal(
+                item["observation.state"].numpy(), row["observation.state"]
+            )
+            pixels = (
+                (item["observation.images.front"].permute(1, 2, 0).numpy() * 255)
+                .round()
+                .astype(np.uint8)
+            )
             np.testing.assert_array_equal(pixels, episode.frame("front", t))
             index += 1

@@ -23,8 +23,15 @@ from roboalign.data.mixture import MixConfig, build_mixture, draw_types
 from roboalign.data.questions import TYPES, asked_types, label_of
 from roboalign.errors import RoboAlignError
 
-CONFIG = MixConfig(conversations=120, shard_size=50, heldout_questions=4, heldout_actions=6, grid=16, rl_share=0.009,
-                   heldout_episode_share=0.17)
+CONFIG = MixConfig(
+    conversations=120,
+    shard_size=50,
+    heldout_questions=4,
+    heldout_actions=6,
+    grid=16,
+    rl_share=0.009,
+    heldout_episode_share=0.17,
+)
 
 
 @pytest.fixture(scope="session")
@@ -50,19 +57,25 @@ def test_counts_are_what_the_shards_hold(mixture):
     manifest = verify_manifest(mixture)
     train = read_conversations(mixture, "train")
     turns = [turn for conversation in train for turn in conversation.turns]
-    assert manifest["counts"]["train"]["kind"] == dict(sorted(Counter(turn.kind for turn in turns).items()))
+    assert manifest["counts"]["train"]["kind"] == dict(
+        sorted(Counter(turn.kind for turn in turns).items())
+    )
     assert len(train) == 120 and len({conversation.id for conversation in train}) == 120
     assert all(4 <= len(conversation.turns) <= 8 for conversation in train)
     assert all(len({turn.type for turn in c.turns}) == len(c.turns) for c in train)
-    assert sorted(path.name for path in mixture.glob("train-*")) == [f"train-0000{i}.parquet" for i in range(3)]
+    assert sorted(path.name for path in mixture.glob("train-*")) == [
+        f"train-0000{i}.parquet" for i in range(3)
+    ]
     assert manifest["counts"]["train"]["source"] == {"synthetic": 120}
     for path in mixture.glob("*.parquet"):
         assert manifest["shards"][path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_turns_are_packed_in_random_order(mixture):
-    places = [next((i for i, turn in enumerate(c.turns) if turn.kind == "action"), None)
-              for c in read_conversations(mixture, "train")]
+    places = [
+        next((i for i, turn in enumerate(c.turns) if turn.kind == "action"), None)
+        for c in read_conversations(mixture, "train")
+    ]
     with_action = [place for place in places if place is not None]
     assert 0.65 < len(with_action) / len(places) < 0.92  # 0.8, n = 120: +-3.5 standard errors
     assert len(set(with_action)) >= 5
@@ -74,34 +87,50 @@ def test_no_reasoning_is_shown_before_an_action(mixture):
             for turn in conversation.turns:
                 assert turn.answer == f"<think></think><answer>{turn.expected}</answer>"
                 assert split != "train" or turn.mode == "direct"
-    modes = {(turn.type, turn.mode) for c in read_conversations(mixture, "train") for turn in c.turns}
-    assert modes >= {(name, mode) for name in asked_types(CONFIG.weights) for mode in ("direct", "think")}
+    modes = {
+        (turn.type, turn.mode) for c in read_conversations(mixture, "train") for turn in c.turns
+    }
+    assert modes >= {
+        (name, mode) for name in asked_types(CONFIG.weights) for mode in ("direct", "think")
+    }
 
 
 def test_every_answer_opens_with_the_label_that_its_question_names(mixture):
     for split in ("train", "rl", "heldout"):
         for turn in (turn for c in read_conversations(mixture, split) for turn in c.turns):
-            request, label = re.search(r'(Answer directly|then answer) as "([^"]+)"\.', turn.question).groups()
+            request, label = re.search(
+                r'(Answer directly|then answer) as "([^"]+)"\.', turn.question
+            ).groups()
             assert (request == "Answer directly") == (turn.mode == "direct")
             said = re.fullmatch(r"<think>(.*)</think><answer>(.+)</answer>", turn.answer)
             assert bool(said[1]) == (turn.mode == "think" and turn.kind != "action")
             if turn.kind == "action":
-                assert label == "<ACTION_START>" and said[2] == turn.expected and turn.expected.startswith(label)
+                assert (
+                    label == "<ACTION_START>"
+                    and said[2] == turn.expected
+                    and turn.expected.startswith(label)
+                )
             else:
                 assert said[2] == f"{label} {turn.expected}" and label == label_of(turn.type)
 
 
 def test_the_request_changes_its_place_in_training_alone(mixture):
     def places(split):
-        return {(turn.kind == "action", turn.question.startswith(tuple(prompts.MODES.values())))
-                for c in read_conversations(mixture, split) for turn in c.turns}
+        return {
+            (turn.kind == "action", turn.question.startswith(tuple(prompts.MODES.values())))
+            for c in read_conversations(mixture, split)
+            for turn in c.turns
+        }
 
     assert places("train") == {(False, False), (False, True), (True, False), (True, True)}
     assert places("rl") == {(True, False)} and places("heldout") == {(False, False), (True, False)}
 
     def wordings(split):
-        return {prompts.bare(turn.question).split(". ", 1)[1]
-                for c in read_conversations(mixture, split, ["action"]) for turn in c.turns}
+        return {
+            prompts.bare(turn.question).split(". ", 1)[1]
+            for c in read_conversations(mixture, split, ["action"])
+            for turn in c.turns
+        }
 
     assert wordings("train") == set(prompts.NEXT_STEP)
     assert wordings("rl") == wordings("heldout") == {prompts.NEXT_STEP[0]}  # what the head reads
@@ -110,15 +139,20 @@ def test_the_request_changes_its_place_in_training_alone(mixture):
 def test_targets_decode_to_the_clean_chunk(mixture, episodes, tokens):
     fast, stats = tokens
     by_id = {episode.episode_id: episode for episode in episodes}
-    samples = read_conversations(mixture, "rl") + read_conversations(mixture, "heldout", kinds=["action"])
+    samples = read_conversations(mixture, "rl") + read_conversations(
+        mixture, "heldout", kinds=["action"]
+    )
     assert len(samples) >= 12
     for sample in samples:
         chunk = stats.normalize(by_id[sample.episode_id].chunk(sample.frame, 6))
         np.testing.assert_allclose(sample.chunk, chunk, atol=1e-6)
         assert sample.turns[0].expected == (
-            "<ACTION_START>" + "".join(f"<FAST_{i}>" for i in sample.target) + "<ACTION_END>")
+            "<ACTION_START>" + "".join(f"<FAST_{i}>" for i in sample.target) + "<ACTION_END>"
+        )
         decoded = fast.decode(sample.target)
-        assert np.abs(decoded - chunk).max() < 0.5 / fast.scale * np.sqrt(6)  # every coefficient off by half a step
+        assert np.abs(decoded - chunk).max() < 0.5 / fast.scale * np.sqrt(
+            6
+        )  # every coefficient off by half a step
         assert sample.image == by_id[sample.episode_id].png("workspace", sample.frame)
 
 
@@ -133,7 +167,10 @@ def test_rl_is_a_small_part_of_the_training_actions(mixture):
     assert manifest["rl_share"] == pytest.approx(len(rl) / n_turns) and manifest["rl_share"] < 0.01
     for c in rl:
         stem = c.turns[0].question.removesuffix('Think first, then answer as "<ACTION_START>".')
-        assert stem != c.turns[0].question and c.direct_question == stem + 'Answer directly as "<ACTION_START>".'
+        assert (
+            stem != c.turns[0].question
+            and c.direct_question == stem + 'Answer directly as "<ACTION_START>".'
+        )
 
 
 def test_heldout_asks_every_type_in_both_modes_from_other_episodes(mixture):
@@ -141,26 +178,45 @@ def test_heldout_asks_every_type_in_both_modes_from_other_episodes(mixture):
     held = read_conversations(mixture, "heldout")
     assert {c.episode_id for c in held} <= set(manifest["splits"]["heldout"])
     assert len(manifest["splits"]["heldout"]) == 4 and len(manifest["splits"]["train"]) == 20
-    assert not set(manifest["splits"]["heldout"]) & {c.episode_id for c in read_conversations(mixture, "train")}
+    assert not set(manifest["splits"]["heldout"]) & {
+        c.episode_id for c in read_conversations(mixture, "train")
+    }
     counts = Counter((c.turns[0].type, c.turns[0].mode) for c in held)
-    assert counts == {(name, mode): 6 if name == "action" else 4
-                      for name in [*asked_types(CONFIG.weights), "action"] for mode in ("direct", "think")}
+    assert counts == {
+        (name, mode): 6 if name == "action" else 4
+        for name in [*asked_types(CONFIG.weights), "action"]
+        for mode in ("direct", "think")
+    }
     pairs = {}
     for c in held:
         pairs.setdefault(c.id.rsplit("-", 1)[0], []).append((c.frame, c.turns[0].expected))
     assert all(len(pair) == 2 and pair[0] == pair[1] for pair in pairs.values())
 
 
-def test_the_trace_is_asked_and_measured_only_where_it_is_named(mixture, episodes, tokens, tmp_path):
-    unnamed = build_mixture(episodes, *tokens, CONFIG.model_copy(update={"weights": {**CONFIG.weights, "trace": 0.0}}),
-                            tmp_path / "unnamed")
-    assert unnamed["shards"] == read_manifest(mixture)["shards"]  # the draws of a mixture without it do not move
+def test_the_trace_is_asked_and_measured_only_where_it_is_named(
+    mixture, episodes, tokens, tmp_path
+):
+    unnamed = build_mixture(
+        episodes,
+        *tokens,
+        CONFIG.model_copy(update={"weights": {**CONFIG.weights, "trace": 0.0}}),
+        tmp_path / "unnamed",
+    )
+    assert (
+        unnamed["shards"] == read_manifest(mixture)["shards"]
+    )  # the draws of a mixture without it do not move
     assert "trace" in TYPES and "trace" not in unnamed["counts"]["heldout"]["type"]
-    named = build_mixture(episodes, *tokens, CONFIG.model_copy(update={"weights": {"planning": 1.0, "trace": 1.0}}),
-                          tmp_path / "named")
+    named = build_mixture(
+        episodes,
+        *tokens,
+        CONFIG.model_copy(update={"weights": {"planning": 1.0, "trace": 1.0}}),
+        tmp_path / "named",
+    )
     assert named["counts"]["heldout"]["type"]["trace"] == 2 * 4
     share = named["counts"]["train"]["type"]["trace"] / named["counts"]["train"]["conversations"]
-    assert share > 0.7  # as likely as the ten planning types together to be drawn first, and four to eight are drawn
+    assert (
+        share > 0.7
+    )  # as likely as the ten planning types together to be drawn first, and four to eight are drawn
 
 
 def test_same_seed_same_bytes_other_seed_other_rows(mixture, episodes, tokens, tmp_path):
@@ -177,14 +233,18 @@ def test_language_only_part(mixture):
     assert len(part) == len(whole)
     assert not any("<ACTION_START>" in turn.answer for c in part for turn in c.turns)
     assert sum(len(c.turns) for c in whole) - sum(len(c.turns) for c in part) == sum(
-        turn.kind == "action" for c in whole for turn in c.turns)
+        turn.kind == "action" for c in whole for turn in c.turns
+    )
 
 
 def test_messages_form(mixture):
     conversation = read_conversations(mixture, "train")[0]
     found = messages(conversation)
     assert [message["role"] for message in found] == ["user", "assistant"] * len(conversation.turns)
-    assert found[0]["content"] == [{"type": "image"}, {"type": "text", "text": conversation.turns[0].question}]
+    assert found[0]["content"] == [
+        {"type": "image"},
+        {"type": "text", "text": conversation.turns[0].question},
+    ]
     assert sum(part["type"] == "image" for message in found for part in message["content"]) == 1
     assert found[1]["content"] == [{"type": "text", "text": conversation.turns[0].answer}]
 
@@ -199,28 +259,40 @@ def test_disjoint_passes_on_heldout_and_catches_each_planted_leak(copied, episod
         assert_disjoint(copied, [*heldout, trained.episode_id])
     with pytest.raises(RoboAlignError, match="an image that is evaluated on"):
         assert_disjoint(copied, heldout, [trained.image])
-    path = copied / "train-00001.parquet"  # a row of a held-out episode that the manifest does not speak of
+    path = (
+        copied / "train-00001.parquet"
+    )  # a row of a held-out episode that the manifest does not speak of
     rows = pq.read_table(path).to_pylist()
     rows[7]["episode_id"] = heldout[0]
     pq.write_table(pq.read_table(path).from_pylist(rows, schema=pq.read_schema(path)), path)
-    with pytest.raises(RoboAlignError, match=f"train-00001.parquet: it holds frames of .* {heldout[0]}"):
+    with pytest.raises(
+        RoboAlignError, match=f"train-00001.parquet: it holds frames of .* {heldout[0]}"
+    ):
         assert_disjoint(copied, heldout)
 
 
 def test_a_heldout_frame_that_is_a_training_image_is_dropped(tmp_path, tokens):
     episodes = [make_episode("puck-push", seed) for seed in range(4)]
     for episode in episodes:
-        episode.images = {"workspace": [episodes[0].images["workspace"][0], *episode.images["workspace"][1:]]}
-    config = CONFIG.model_copy(update={"heldout_episode_share": 0.25, "heldout_actions": 29, "conversations": 200})
+        episode.images = {
+            "workspace": [episodes[0].images["workspace"][0], *episode.images["workspace"][1:]]
+        }
+    config = CONFIG.model_copy(
+        update={"heldout_episode_share": 0.25, "heldout_actions": 29, "conversations": 200}
+    )
     manifest = build_mixture(episodes, *tokens, config, tmp_path / "mix")
     assert manifest["heldout_frames_dropped_as_duplicates"] == 1
-    assert {c.frame for c in read_conversations(tmp_path / "mix", "heldout", ["action"])} == set(range(1, 30))
+    assert {c.frame for c in read_conversations(tmp_path / "mix", "heldout", ["action"])} == set(
+        range(1, 30)
+    )
 
 
 def test_verify_finds_what_was_changed(copied):
     path = copied / "manifest.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"counts": manifest["counts"] | {"rl": manifest["counts"]["train"]}}))
+    path.write_text(
+        json.dumps(manifest | {"counts": manifest["counts"] | {"rl": manifest["counts"]["train"]}})
+    )
     with pytest.raises(RoboAlignError, match="the counts of rl"):
         verify_manifest(copied)
     path.write_text(json.dumps(manifest))
@@ -245,13 +317,22 @@ def test_bad_requests_are_refused(mixture, episodes, tokens, tmp_path):
     with pytest.raises(RoboAlignError, match="two episodes are called"):
         build_mixture([episodes[0], episodes[0]], *tokens, CONFIG, tmp_path / "twice")
     with pytest.raises(RoboAlignError, match="raise conversations"):
-        build_mixture(episodes, *tokens, CONFIG.model_copy(update={"conversations": 3}), tmp_path / "small")
+        build_mixture(
+            episodes, *tokens, CONFIG.model_copy(update={"conversations": 3}), tmp_path / "small"
+        )
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [
-    {"rl_share": 0.01}, {"min_turns": 9}, {"weights": {"fun": 1.0}}, {"weights": {"general": 0.0}}, {"turns": 3},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rl_share": 0.01},
+        {"min_turns": 9},
+        {"weights": {"fun": 1.0}},
+        {"weights": {"general": 0.0}},
+        {"turns": 3},
+    ],
+)
 def test_config_refuses(wrong):
     with pytest.raises(ValidationError):
         MixConfig(**wrong)
@@ -259,6 +340,8 @@ def test_config_refuses(wrong):
 
 def test_types_are_drawn_by_weight():
     rng = random.Random(0)
-    first = Counter(TYPES[draw_types({"general": 1.0, "planning": 3.0}, rng)[-1]].group for _ in range(4000))
+    first = Counter(
+        TYPES[draw_types({"general": 1.0, "planning": 3.0}, rng)[-1]].group for _ in range(4000)
+    )
     assert set(first) == {"general", "planning"}
     assert abs(first["planning"] / 4000 - 0.75) < 0.03  # +-4 standard errors

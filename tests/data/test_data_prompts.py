@@ -13,13 +13,17 @@ LABELS = sorted({label_of(name) for name in TYPES})
 
 def test_texts_by_hand():
     assert prompts.question("Is the gripper open?", "direct", "gripper") == (
-        'Is the gripper open? Answer directly as "gripper".')
+        'Is the gripper open? Answer directly as "gripper".'
+    )
     assert prompts.question("Is the gripper open?", "think", "gripper", lead=True) == (
-        'Think first, then answer as "gripper". Is the gripper open?')
+        'Think first, then answer as "gripper". Is the gripper open?'
+    )
     assert prompts.action_question("Open the drawer.", "think") == (
-        'Task: Open the drawer. What should the robot do next? Think first, then answer as "<ACTION_START>".')
+        'Task: Open the drawer. What should the robot do next? Think first, then answer as "<ACTION_START>".'
+    )
     assert prompts.action_question("Open the drawer", "direct", 1, lead=True) == (
-        'Answer directly as "<ACTION_START>". Task: Open the drawer. What is the next movement?')
+        'Answer directly as "<ACTION_START>". Task: Open the drawer. What is the next movement?'
+    )
     assert prompts.answer("12 20", "point") == "point 12 20"
     assert prompts.reply("letter B") == "<think></think><answer>letter B</answer>"
     assert prompts.reply("letter B", "It is.") == "<think>It is.</think><answer>letter B</answer>"
@@ -39,14 +43,30 @@ def test_answer_text_is_the_inverse_of_answer(text, label, other):
     assert label == other or prompts.answer_text(answered, other) is None
 
 
-@pytest.mark.parametrize("answered", ["", "B", "letter", "letterB", "B letter B", "letters B", "Letter B", ": B",
-                                      "<ACTION_START><FAST_1><ACTION_END>"])
+@pytest.mark.parametrize(
+    "answered",
+    [
+        "",
+        "B",
+        "letter",
+        "letterB",
+        "B letter B",
+        "letters B",
+        "Letter B",
+        ": B",
+        "<ACTION_START><FAST_1><ACTION_END>",
+    ],
+)
 def test_an_answer_without_its_label_is_none(answered):
     assert prompts.answer_text(answered, "letter") is None
 
 
 def test_a_colon_behind_the_label_is_let_pass():
-    assert prompts.answer_text("letter: B", "letter") == prompts.answer_text("letter B", "letter") == "B"
+    assert (
+        prompts.answer_text("letter: B", "letter")
+        == prompts.answer_text("letter B", "letter")
+        == "B"
+    )
 
 
 @pytest.mark.parametrize("mode", prompts.MODES)

@@ -21,7 +21,9 @@ WORLD = survey(EPISODES)
 SCENES = [EpisodeScenes(episode, "workspace", GRID, HORIZON) for episode in EPISODES]
 
 
-def still_episode(gripper, thing, goal, *, opening=1.0, action=(0.0, 0.0, 0.0, 0.0), steps=30, **changes) -> Episode:
+def still_episode(
+    gripper, thing, goal, *, opening=1.0, action=(0.0, 0.0, 0.0, 0.0), steps=30, **changes
+) -> Episode:
     episode = make_episode(steps=steps)
     row = np.array([*gripper, opening, *thing, *goal], np.float32)
     episode.privileged = np.tile(row, (steps, 1))
@@ -56,16 +58,28 @@ def test_relations_by_hand():
     assert found.distances["object"] == pytest.approx(np.sqrt(0.1**2 + 0.02**2 + 0.18**2), rel=1e-5)
 
 
-@pytest.mark.parametrize(("opening", "thing", "expected"), [
-    (1.0, (0.0, 0.5, 0.2), "open"), (0.4, (0.0, 0.5, 0.18), "holding"), (0.4, (0.3, 0.5, 0.2), "closed"),
-])
+@pytest.mark.parametrize(
+    ("opening", "thing", "expected"),
+    [
+        (1.0, (0.0, 0.5, 0.2), "open"),
+        (0.4, (0.0, 0.5, 0.18), "holding"),
+        (0.4, (0.3, 0.5, 0.2), "closed"),
+    ],
+)
 def test_gripper_by_hand(opening, thing, expected):
     assert scene((0.0, 0.5, 0.2), thing, (0.4, 0.9, 0), opening=opening).gripper == expected
 
 
-@pytest.mark.parametrize(("opening", "last", "expected"), [
-    (1.0, 1.0, "close"), (1.0, -1.0, "keep"), (0.4, 1.0, "keep"), (0.4, -1.0, "open"), (0.4, 0.05, "keep"),
-])
+@pytest.mark.parametrize(
+    ("opening", "last", "expected"),
+    [
+        (1.0, 1.0, "close"),
+        (1.0, -1.0, "keep"),
+        (0.4, 1.0, "keep"),
+        (0.4, -1.0, "open"),
+        (0.4, 0.05, "keep"),
+    ],
+)
 def test_gripper_command_by_hand(opening, last, expected):
     found = scene((0, 0.5, 0.2), (0, 0.5, 0), (0, 0.9, 0), opening=opening, action=(0, 0, 0, last))
     assert found.command == expected
@@ -87,7 +101,9 @@ def test_an_episode_in_liberos_axes_has_the_same_scenes(seed):
     matrix = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1.0]])  # (right, forward, up) -> (x, y, z)
     table = np.array([0, 0, 0.9])
     assert turned.privileged is not None
-    columns = [NAMES.index(f"{body}.{axis}") for body in ("gripper", "object", "goal") for axis in "xyz"]
+    columns = [
+        NAMES.index(f"{body}.{axis}") for body in ("gripper", "object", "goal") for axis in "xyz"
+    ]
     points = plain.privileged[:, columns].reshape(30, 3, 3) @ matrix.T + table
     turned.privileged[:, columns] = points.reshape(30, 9)
     turned.privileged = np.column_stack([turned.privileged, np.full(30, 0.9, np.float32)])
@@ -96,23 +112,41 @@ def test_an_episode_in_liberos_axes_has_the_same_scenes(seed):
     turned.axes = ("forward", "left", "up")
     back = np.eye(4)
     back[:3, :3], back[:3, 3] = matrix.T, -matrix.T @ table
-    turned.cameras = {"workspace": Camera("workspace", 32, 32, plain.cameras["workspace"].projection @ back)}
+    turned.cameras = {
+        "workspace": Camera("workspace", 32, 32, plain.cameras["workspace"].projection @ back)
+    }
     scenes = [EpisodeScenes(episode, "workspace", GRID, HORIZON) for episode in (plain, turned)]
     for t in range(30):
         one, other = (each.at(t) for each in scenes)
-        assert (other.relations, other.move, other.command) == (one.relations, one.move, one.command)
+        assert (other.relations, other.move, other.command) == (
+            one.relations,
+            one.move,
+            one.command,
+        )
         assert (other.points, other.trace, other.phase) == (one.points, one.trace, one.phase)
         assert other.height == pytest.approx(one.height, abs=1e-6)
 
 
 def test_what_the_simulator_says_of_holding_is_believed():
     """Half a frame wide, or held by its end: opening and distance alone say neither."""
-    episode = still_episode((0, 0.5, 0.2), (0, 0.5, 0.08), (0, 0.9, 0), opening=0.8, action=(0, 0, 0, 1))
-    episode.privileged = np.column_stack([episode.privileged, np.repeat([0, 1], 15)]).astype(np.float32)
+    episode = still_episode(
+        (0, 0.5, 0.2), (0, 0.5, 0.08), (0, 0.9, 0), opening=0.8, action=(0, 0, 0, 1)
+    )
+    episode.privileged = np.column_stack([episode.privileged, np.repeat([0, 1], 15)]).astype(
+        np.float32
+    )
     episode.privileged_names = (*NAMES, "gripper.holding")
     scenes = EpisodeScenes(episode, "workspace", GRID, HORIZON)
-    assert (scenes.at(14).gripper, scenes.at(14).command, scenes.at(14).phase) == ("open", "close", "reach")
-    assert (scenes.at(15).gripper, scenes.at(15).command, scenes.at(15).phase) == ("holding", "keep", "grasp")
+    assert (scenes.at(14).gripper, scenes.at(14).command, scenes.at(14).phase) == (
+        "open",
+        "close",
+        "reach",
+    )
+    assert (scenes.at(15).gripper, scenes.at(15).command, scenes.at(15).phase) == (
+        "holding",
+        "keep",
+        "grasp",
+    )
 
 
 def test_where_more_is_in_view_no_name_is_asked_and_nothing_in_view_counts_as_absent():
@@ -120,7 +154,10 @@ def test_where_more_is_in_view_no_name_is_asked_and_nothing_in_view_counts_as_ab
     crowded.nouns = {**crowded.nouns, "scene": "button, puck"}
     world = survey([crowded, other])
     assert world.objects == {"puck-push": (), "button-press": ()}
-    assert survey([make_episode("puck-push"), other]).objects == {"puck-push": ("button",), "button-press": ("puck",)}
+    assert survey([make_episode("puck-push"), other]).objects == {
+        "puck-push": ("button",),
+        "button-press": ("puck",),
+    }
     found = EpisodeScenes(crowded, "workspace", GRID, HORIZON).at(0)
     assert ask("object_name", "direct", found, world, random.Random(0)) is None
     assert ask("presence", "direct", found, world, random.Random(0)) is None
@@ -135,7 +172,9 @@ def test_phases_follow_the_episode():
 
 def test_an_object_that_the_instruction_leaves_out_is_no_target():
     told = scene((0, 0.5, 0.2), (0, 0.5, 0), (0, 0.9, 0))
-    untold = scene((0, 0.5, 0.2), (0, 0.5, 0), (0, 0.9, 0), instruction="Move the gripper to the target.")
+    untold = scene(
+        (0, 0.5, 0.2), (0, 0.5, 0), (0, 0.9, 0), instruction="Move the gripper to the target."
+    )
     assert (told.target, untold.target) == ("object", "goal")
 
 
@@ -155,10 +194,15 @@ def test_events_count_the_steps_to_what_is_still_to_come():
 def check_axis(axis):
     def check(question, s, raw):
         noun_of = {noun: body for body, noun in s.nouns.items()}
-        body = next(noun_of[noun] for noun in noun_of if noun != "gripper" and f"the {noun}" in question.text)
+        body = next(
+            noun_of[noun]
+            for noun in noun_of
+            if noun != "gripper" and f"the {noun}" in question.text
+        )
         offset = raw[body][axis] - raw["gripper"][axis]
         expected = "aligned" if abs(offset) <= 0.03 else AXES[axis][int(offset > 0)]
         assert question.answer == expected
+
     return check
 
 
@@ -169,23 +213,41 @@ def check_waypoint(question, s, raw):
 
 def check_trace(question, s, raw):
     hand = raw["episode"].position("gripper")
-    ahead = [min(raw["t"] + step, len(hand) - 1) for step in (4, 8, 12)]  # 3 points over two chunks of 6 steps
+    ahead = [
+        min(raw["t"] + step, len(hand) - 1) for step in (4, 8, 12)
+    ]  # 3 points over two chunks of 6 steps
     assert question.answer == ", ".join(raw["cell"](hand[t]) for t in ahead)
 
 
 CHECKS = {
     "trace": check_trace,
-    "left_right": check_axis(0), "back_forward": check_axis(1), "down_up": check_axis(2), "waypoint": check_waypoint,
-    "gripper_point": lambda q, s, raw: q.answer == raw["cell"](raw["gripper"]) or pytest.fail(q.text),
+    "left_right": check_axis(0),
+    "back_forward": check_axis(1),
+    "down_up": check_axis(2),
+    "waypoint": check_waypoint,
+    "gripper_point": lambda q, s, raw: (
+        q.answer == raw["cell"](raw["gripper"]) or pytest.fail(q.text)
+    ),
     "object_point": lambda q, s, raw: q.answer == raw["cell"](raw["object"]) or pytest.fail(q.text),
-    "presence": lambda q, s, raw: (q.answer == "yes") == (s.nouns["object"] in q.text) or pytest.fail(q.text),
-    "object_choice": lambda q, s, raw: f"{q.answer}: {s.nouns['object']}." in q.text or pytest.fail(q.text),
-    "task_choice": lambda q, s, raw: f"{q.answer}: {s.instruction}" in q.text or pytest.fail(q.text),
+    "presence": lambda q, s, raw: (
+        (q.answer == "yes") == (s.nouns["object"] in q.text) or pytest.fail(q.text)
+    ),
+    "object_choice": lambda q, s, raw: (
+        f"{q.answer}: {s.nouns['object']}." in q.text or pytest.fail(q.text)
+    ),
+    "task_choice": lambda q, s, raw: (
+        f"{q.answer}: {s.instruction}" in q.text or pytest.fail(q.text)
+    ),
 }
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(sorted(TYPES)), st.integers(0, len(EPISODES) - 1), st.integers(0, 29), st.integers(0, 10**6))
+@given(
+    st.sampled_from(sorted(TYPES)),
+    st.integers(0, len(EPISODES) - 1),
+    st.integers(0, 29),
+    st.integers(0, 10**6),
+)
 def test_every_question_is_right_and_alike_in_both_modes(name, number, t, seed):
     episode, s = EPISODES[number], SCENES[number].at(t)
     direct, think = (ask(name, mode, s, WORLD, random.Random(seed)) for mode in ("direct", "think"))
@@ -199,7 +261,10 @@ def test_every_question_is_right_and_alike_in_both_modes(name, number, t, seed):
     assert not re.search(r"[{}]|  |None|\.\.", direct.text + think.reasoning)
     if TYPES[name].group in ("planning", "trace"):
         assert direct.text.startswith(prompts.task_prefix(episode.instruction))
-    raw = {body: episode.position(body)[t] for body in ("gripper", "object", "goal")} | {"episode": episode, "t": t}
+    raw = {body: episode.position(body)[t] for body in ("gripper", "object", "goal")} | {
+        "episode": episode,
+        "t": t,
+    }
     raw["cell"] = lambda p: f"{int((p[0] + 0.5) * GRID)} {int((1 - p[1]) * GRID)}"
     CHECKS.get(name, lambda *_: None)(direct, s, raw)
     for noun, u, v in re.findall(r"The ([a-z ]+) is at (\d+) (\d+)\.", think.reasoning):
@@ -215,8 +280,12 @@ def test_every_type_can_be_asked_with_several_wordings():
         s = episode_scenes.at(rng.randrange(30))
         for name in TYPES:
             if question := ask(name, "direct", s, WORLD, rng):
-                bare = question.text.split(" A: ")[0].removeprefix(prompts.task_prefix(s.instruction))
-                for noun in sorted({n for e in EPISODES for n in e.nouns.values()} | {"gripper"}, key=len)[::-1]:
+                bare = question.text.split(" A: ")[0].removeprefix(
+                    prompts.task_prefix(s.instruction)
+                )
+                for noun in sorted(
+                    {n for e in EPISODES for n in e.nouns.values()} | {"gripper"}, key=len
+                )[::-1]:
                     bare = bare.replace(f"the {noun}", "the X")
                 texts[name].add(bare)
     assert {name for name, wordings in texts.items() if len(wordings) < 3} == set()
@@ -225,19 +294,29 @@ def test_every_type_can_be_asked_with_several_wordings():
 def test_movement_reasoning_ends_with_the_movement():
     s = scene((0, 0.5, 0.2), (0.3, 0.7, 0.0), (0, 0.9, 0), action=(1, 1, -1, -1))
     question = ask("movement", "think", s, WORLD, random.Random(1))
-    assert question.reasoning.endswith("The gripper should move right, forward and down and stay open.")
+    assert question.reasoning.endswith(
+        "The gripper should move right, forward and down and stay open."
+    )
     assert question.answer == "right, forward, down; keep"
     assert question.text.startswith("Task: Push the puck to the target. ")
 
 
 def test_wrong_options_share_no_word_with_the_scene():
     mug = make_episode()
-    mug.task, mug.instruction, mug.nouns = "mug", "Push the mug under the coffee machine.", {"object": "mug"}
+    mug.task, mug.instruction, mug.nouns = (
+        "mug",
+        "Push the mug under the coffee machine.",
+        {"object": "mug"},
+    )
     button = make_episode()
     button.task, button.instruction = "coffee", "Press the button of the coffee machine."
     button.nouns = {"object": "coffee machine button"}
     world = survey([mug, button, make_episode("plate-slide")])
-    assert world.objects == {"mug": ("plate",), "coffee": ("plate",), "plate-slide": ("coffee machine button", "mug")}
+    assert world.objects == {
+        "mug": ("plate",),
+        "coffee": ("plate",),
+        "plate-slide": ("coffee machine button", "mug"),
+    }
     assert world.instructions["mug"] == (TASKS["plate-slide"][0],)
 
 
@@ -255,21 +334,38 @@ def test_scenes_refuse_what_they_cannot_read():
     assert NAMES[3] == "gripper.opening"
 
 
-@pytest.mark.parametrize(("name", "expected", "predicted", "score"), [
-    ("gripper_point", "12 20", "14 18", 1.0), ("gripper_point", "12 20", "15 20", 0.0),
-    ("gripper_point", "12 20", "12, 20.", 1.0), ("gripper_point", "12 20", "12", 0.0),
-    ("gripper_point", "12 20", "12 20 3", 0.0), ("gripper_point", "12 20", None, 0.0),
-    ("relation", "right, down", " Right,  down. ", 1.0), ("relation", "right, down", "right", 0.0),
-    ("presence", "yes", "", 0.0), ("presence", "yes", "yes", 1.0),
-])
+@pytest.mark.parametrize(
+    ("name", "expected", "predicted", "score"),
+    [
+        ("gripper_point", "12 20", "14 18", 1.0),
+        ("gripper_point", "12 20", "15 20", 0.0),
+        ("gripper_point", "12 20", "12, 20.", 1.0),
+        ("gripper_point", "12 20", "12", 0.0),
+        ("gripper_point", "12 20", "12 20 3", 0.0),
+        ("gripper_point", "12 20", None, 0.0),
+        ("relation", "right, down", " Right,  down. ", 1.0),
+        ("relation", "right, down", "right", 0.0),
+        ("presence", "yes", "", 0.0),
+        ("presence", "yes", "yes", 1.0),
+    ],
+)
 def test_scores_by_hand(name, expected, predicted, score):
     assert score_answer(name, expected, predicted) == score
 
 
-@pytest.mark.parametrize(("predicted", "score"), [
-    ("12 20, 13 22, 15 25", 1.0), ("10 22, 13 22, 17 27.", 1.0), ("12 20, 13 22, 18 25", 0.0), ("12 20, 13 22", 0.0),
-    ("12 20, 13 22, 15 25, 15 25", 0.0), ("12 20, 13 22, right", 0.0), ("", 0.0), (None, 0.0),
-])
+@pytest.mark.parametrize(
+    ("predicted", "score"),
+    [
+        ("12 20, 13 22, 15 25", 1.0),
+        ("10 22, 13 22, 17 27.", 1.0),
+        ("12 20, 13 22, 18 25", 0.0),
+        ("12 20, 13 22", 0.0),
+        ("12 20, 13 22, 15 25, 15 25", 0.0),
+        ("12 20, 13 22, right", 0.0),
+        ("", 0.0),
+        (None, 0.0),
+    ],
+)
 def test_a_trace_is_right_where_each_of_its_points_is(predicted, score):
     assert score_answer("trace", "12 20, 13 22, 15 25", predicted) == score
 
@@ -288,7 +384,9 @@ def test_a_trace_stays_at_the_last_frame_and_is_not_asked_where_it_leaves_the_im
 
 
 def test_chance():
-    assert chance("presence") == 0.5 and chance("relation") == 1 / 27 and chance("object_name") == 0.0
+    assert (
+        chance("presence") == 0.5 and chance("relation") == 1 / 27 and chance("object_name") == 0.0
+    )
     assert chance("waypoint", grid=10) == 0.25
     with pytest.raises(RoboAlignError, match="unknown question type 'colour'"):
         chance("colour")
@@ -297,8 +395,14 @@ def test_chance():
 
 
 NEXT_MOVEMENT = {
-    "movement": "movement", "movement_choice": "letter", "move_left_right": "sideways", "move_back_forward": "depth",
-    "move_down_up": "vertical", "gripper_command": "fingers", "waypoint": "point", "trace": "trace",
+    "movement": "movement",
+    "movement_choice": "letter",
+    "move_left_right": "sideways",
+    "move_back_forward": "depth",
+    "move_down_up": "vertical",
+    "gripper_command": "fingers",
+    "waypoint": "point",
+    "trace": "trace",
 }
 
 
@@ -311,8 +415,12 @@ def test_the_label_alone_tells_the_questions_about_the_next_movement_apart():
             if question := ask(name, "direct", s, WORLD, rng):
                 asked[name].add(question.text.split(" A: ")[0])  # without the options
     instruction = EPISODES[0].instruction
-    actions = {prompts.bare(prompts.action_question(instruction, mode, wording, lead=lead))
-               for mode in prompts.MODES for wording in range(len(prompts.NEXT_STEP)) for lead in (False, True)}
+    actions = {
+        prompts.bare(prompts.action_question(instruction, mode, wording, lead=lead))
+        for mode in prompts.MODES
+        for wording in range(len(prompts.NEXT_STEP))
+        for lead in (False, True)
+    }
     assert len(actions) == len(prompts.NEXT_STEP)
     assert {name for name, texts in asked.items() if texts & actions} == set(NEXT_MOVEMENT)
     for name, label in NEXT_MOVEMENT.items():
@@ -323,9 +431,17 @@ def test_the_label_alone_tells_the_questions_about_the_next_movement_apart():
 
 def test_labels():
     labels = {name: label_of(name) for name in TYPES}
-    for name, label in {"presence": "verdict", "order": "letter", "object_choice": "letter", "gripper_point": "point",
-                        "left_right": "side", "relation": "relation"}.items():
+    for name, label in {
+        "presence": "verdict",
+        "order": "letter",
+        "object_choice": "letter",
+        "gripper_point": "point",
+        "left_right": "side",
+        "relation": "relation",
+    }.items():
         assert labels[name] == label
-    assert all(re.fullmatch("[a-z_]+", label) for label in labels.values())  # no colon, no quote: they are parsed
+    assert all(
+        re.fullmatch("[a-z_]+", label) for label in labels.values()
+    )  # no colon, no quote: they are parsed
     with pytest.raises(RoboAlignError, match="unknown question type 'action'"):
         label_of("action")

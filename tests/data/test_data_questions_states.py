@@ -15,7 +15,9 @@ from roboalign.errors import RoboAlignError
 
 
 def test_every_type_is_scored_under_the_label_that_its_question_names() -> None:
-    assert {name: label_of(name) for name in STATE_TYPES} == {name: kind.label for name, kind in STATE_TYPES.items()}
+    assert {name: label_of(name) for name in STATE_TYPES} == {
+        name: kind.label for name, kind in STATE_TYPES.items()
+    }
     assert set(STATES) == set(STATE_TYPES) and not set(STATES) & set(TYPES)
     assert chance("gripper_cell", grid=32) == (5 / 32) ** 2 and chance("main_direction") == 1 / 6
 
@@ -25,22 +27,33 @@ def test_every_type_is_scored_under_the_label_that_its_question_names() -> None:
     [
         ("displacement", "4 cm right, 2 cm up", "4 cm right, 2 cm up.", 1),
         ("displacement", "4 cm right", "5 cm right", 1),
-        ("displacement", "4 cm right", "6 cm right", 0), ("displacement", "4 cm right", "4 cm left", 0),
-        ("displacement", "4 cm right", "4 cm right, 2 cm up", 0), ("displacement", "1 cm up", "1 cm up, 1 cm back", 1),
-        ("displacement", "20 cm up", "24 cm up", 1), ("displacement", "20 cm up", "25 cm up", 0),
-        ("displacement", "1 cm left", "0 cm", 1), ("displacement", "0 cm", "2 cm left", 0),
-        ("displacement", "4 cm right", "4 cm right, 4 cm right", 0), ("displacement", "4 cm right", "4 right", 0),
-        ("displacement", "4 cm right", "4 cm right, 0 degrees", 0), ("displacement", "0 cm", "", 0),
+        ("displacement", "4 cm right", "6 cm right", 0),
+        ("displacement", "4 cm right", "4 cm left", 0),
+        ("displacement", "4 cm right", "4 cm right, 2 cm up", 0),
+        ("displacement", "1 cm up", "1 cm up, 1 cm back", 1),
+        ("displacement", "20 cm up", "24 cm up", 1),
+        ("displacement", "20 cm up", "25 cm up", 0),
+        ("displacement", "1 cm left", "0 cm", 1),
+        ("displacement", "0 cm", "2 cm left", 0),
+        ("displacement", "4 cm right", "4 cm right, 4 cm right", 0),
+        ("displacement", "4 cm right", "4 right", 0),
+        ("displacement", "4 cm right", "4 cm right, 0 degrees", 0),
+        ("displacement", "0 cm", "", 0),
         ("relative_pose", "5 cm up, turn left 12 degrees", "5 cm up, turn left 17 degrees", 1),
         ("relative_pose", "5 cm up, turn left 12 degrees", "5 cm up, turn left 18 degrees", 0),
         ("relative_pose", "5 cm up, turn left 12 degrees", "5 cm up", 0),
         ("relative_pose", "0 cm, tilt up 1 degree", "0 cm, 0 degrees", 1),
-        ("gripper_cell", "12 20", "14 18", 1), ("gripper_cell", "12 20", "15 20", 0),
-        ("gripper_trace", "1 2, 3 4, 5 6", "3 2, 3 4, 5 8", 1), ("gripper_trace", "1 2, 3 4, 5 6", "1 2, 3 4", 0),
-        ("next_movement", "right, up", "Right, up", 1), ("next_movement", "right, up", "right", 0),
-        ("fingers_next", "keep", "keep", 1), ("next_movement_choice", "B", "A", 0), ("frame_order", "left", None, 0),
+        ("gripper_cell", "12 20", "14 18", 1),
+        ("gripper_cell", "12 20", "15 20", 0),
+        ("gripper_trace", "1 2, 3 4, 5 6", "3 2, 3 4, 5 8", 1),
+        ("gripper_trace", "1 2, 3 4, 5 6", "1 2, 3 4", 0),
+        ("next_movement", "right, up", "Right, up", 1),
+        ("next_movement", "right, up", "right", 0),
+        ("fingers_next", "keep", "keep", 1),
+        ("next_movement_choice", "B", "A", 0),
+        ("frame_order", "left", None, 0),
     ],
-)  # fmt: skip
+)
 def test_scores_by_hand(name: str, expected: str, predicted: str | None, score: float) -> None:
     assert score_answer(name, expected, predicted) == score
 
@@ -50,7 +63,10 @@ def test_what_the_questions_write_is_read_back(values: list[float]) -> None:
     moved, turned = np.array(values[:3]), np.array(values[3:])
     answer = f"{centimetres(moved)}, {degrees(turned)}"
     read = read_numbers(answer, ("cm", "degrees"))
-    assert read is not None and list(read.values()) == [*np.rint(moved * 100), *np.rint(np.degrees(turned))]
+    assert read is not None and list(read.values()) == [
+        *np.rint(moved * 100),
+        *np.rint(np.degrees(turned)),
+    ]
     assert [axis for unit, axis in read if unit == "degrees"] == [positive for _, positive in TURNS]
     assert score_answer("relative_pose", answer, answer) == 1
 

@@ -25,7 +25,9 @@ def conversation(number: int) -> Conversation:
     texts = [("whäre 🤖 " * int(rng.integers(1, 5)), "x" * int(rng.integers(1, 9))) for _ in kinds]
     turns = tuple(Turn(kind, "words", "direct", *text, "x") for kind, text in zip(kinds, texts))
     target = (1, 2) if number % 3 == 0 else None
-    return Conversation(f"talk-{number}", "episode", number, "task", rng.bytes(200), turns, target=target)
+    return Conversation(
+        f"talk-{number}", "episode", number, "task", rng.bytes(200), turns, target=target
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,10 @@ def test_it_is_what_is_read_at_once(
     mixture: Path, kinds: tuple[str, ...] | None, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored, "CACHE", cache)
-    expected, found = read_conversations(mixture, "train", kinds), StoredConversations(mixture, "train", kinds)
+    expected, found = (
+        read_conversations(mixture, "train", kinds),
+        StoredConversations(mixture, "train", kinds),
+    )
     assert len(found) == len(expected) > 9 and (kinds is None or len(found) < 47)
     for number in np.random.default_rng(0).permutation(len(found)):
         assert found[int(number)] == expected[number]
@@ -61,10 +66,14 @@ def test_it_is_what_is_read_at_once(
     assert digest_of(found, expected[:2]) == digest_of(expected, expected[:2]) == whole
 
 
-def test_images_are_read_when_they_are_asked_for(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_read_when_they_are_asked_for(
+    mixture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[int] = []
     inner = stored.read_group
-    monkeypatch.setattr(stored, "read_group", lambda path, group: (read.append(group), inner(path, group))[1])
+    monkeypatch.setattr(
+        stored, "read_group", lambda path, group: (read.append(group), inner(path, group))[1]
+    )
     found = StoredConversations(mixture, "train")
     list(found.ids())
     assert not read and found.groups == [(0, 0), (1, 0), *((2, group) for group in range(5))]
@@ -88,7 +97,10 @@ def test_bad_input_is_named(mixture: Path, tmp_path: Path) -> None:
         StoredConversations(mixture, "rl")
     cut = tmp_path / "train-00000.parquet"
     cut.write_bytes((mixture / "train-00000.parquet").read_bytes()[:-50])
-    with pytest.raises(RoboAlignError, match=r"train-00000\.parquet: not a readable mixture shard.*build the mixture"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"train-00000\.parquet: not a readable mixture shard.*build the mixture",
+    ):
         StoredConversations(tmp_path, "train")
     write_conversations(cut, map(conversation, range(20)))
     found = StoredConversations(tmp_path, "train")

@@ -24,7 +24,13 @@ from roboalign.ranks import join_team
 from roboalign.recipe import Recipe
 from roboalign.stages.plan import plan_stages
 
-CONNECTOR = {"max_steps": 6, "batch_size": 4, "micro_batch_size": 1, "save_every": 2, "log_every": 1}
+CONNECTOR = {
+    "max_steps": 6,
+    "batch_size": 4,
+    "micro_batch_size": 1,
+    "save_every": 2,
+    "log_every": 1,
+}
 
 
 def settings(folder: Path) -> Recipe:
@@ -40,8 +46,13 @@ def connect(shared: Path, run: Path, stop_at: int = -1, split: bool = False) -> 
     team, inner = join_team(), SftTrainer.training_step
 
     def step(self: SftTrainer, model: torch.nn.Module, *arguments: object) -> torch.Tensor:
-        assert self.args.world_size == (team.size if team else 1) and isinstance(model, FSDPModule) == split
-        assert isinstance(model, torch.nn.parallel.DistributedDataParallel) == (team is not None and not split)
+        assert (
+            self.args.world_size == (team.size if team else 1)
+            and isinstance(model, FSDPModule) == split
+        )
+        assert isinstance(model, torch.nn.parallel.DistributedDataParallel) == (
+            team is not None and not split
+        )
         if self.state.global_step == stop_at:
             os._exit(9)
         return inner(self, model, *arguments)
@@ -76,26 +87,43 @@ def run_in(shared: Path, run: Path) -> Path:
 def assert_same(shared: Path, run: Path) -> None:
     start = load_file(shared / "llava" / "model.safetensors")
     for part in ("connector/model", "model"):
-        ours, theirs = (load_file(one / "base" / part / "model.safetensors") for one in (run, shared / "alone"))
+        ours, theirs = (
+            load_file(one / "base" / part / "model.safetensors") for one in (run, shared / "alone")
+        )
         assert ours.keys() == theirs.keys() == start.keys()
         changed = {
-            name for name in start if ours[name].shape == start[name].shape and (ours[name] != start[name]).any()
+            name
+            for name in start
+            if ours[name].shape == start[name].shape and (ours[name] != start[name]).any()
         }
         assert len(changed) == 4 and all("multi_modal_projector" in name for name in changed)
         moved = max(float((theirs[name] - start[name]).abs().max()) for name in changed)
         apart = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
         assert moved > 1e-3 and apart < 0.01 * moved, (part, moved, apart)
-    records = [read_jsonl(one / "base" / "connector" / "metrics.jsonl") for one in (run, shared / "alone")]
+    records = [
+        read_jsonl(one / "base" / "connector" / "metrics.jsonl") for one in (run, shared / "alone")
+    ]
     for record, expected in zip(*records, strict=True):
         assert record["loss"] == pytest.approx(expected["loss"], rel=1e-3), record["step"]
         assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2), record["step"]
     rows = [read_json(one / "base" / "stage.json") for one in (run, shared / "alone")]
-    for name in ("key", "updates", "samples", "tokens", "answer_tokens", "turns", "trainable", "parameters"):
+    for name in (
+        "key",
+        "updates",
+        "samples",
+        "tokens",
+        "answer_tokens",
+        "turns",
+        "trainable",
+        "parameters",
+    ):
         assert rows[0][name] == rows[1][name], name
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
-def test_killed_in_two_processes_it_goes_on_in_one(shared: Path, tmp_path: Path, split: bool) -> None:
+def test_killed_in_two_processes_it_goes_on_in_one(
+    shared: Path, tmp_path: Path, split: bool
+) -> None:
     run = run_in(shared, tmp_path / "run")
     ended = two_ranks(connect, shared, run, 5, split, logs=tmp_path / "logs")
     assert 9 in [one.status for one in ended], ended

@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from two_ranks import split_model, two_ranks, with_one_table  # makes the modules of tests/align importable
+from two_ranks import (
+    split_model,
+    two_ranks,
+    with_one_table,
+)  # makes the modules of tests/align importable
 
 import test_align_grpo as tiny_grpo  # isort: skip
 import test_align_sft as tiny_sft  # isort: skip
@@ -83,7 +87,9 @@ def grpo_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sft_split_goes_on_from_a_whole_model(sft_alone: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         sft(tmp_path, stop_at=3, split=False)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("checkpoint-*")) == [
+        "checkpoint-2"
+    ]
     ended = two_ranks(sft, tmp_path, logs=tmp_path / "logs")
     assert [one.status for one in ended] == [0, 0], ended
     assert "resuming" in ended[0].stderr
@@ -97,7 +103,9 @@ def compiled_sft(folder: Path) -> int:
     short = {"max_steps": 2, "save_every": 10, "gradient_checkpointing": True, "compile": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-        train_sft(tiny_sft.tiny(), sft_runs.uneven(12), sft_runs.SETTINGS.model_copy(update=short), folder)
+        train_sft(
+            tiny_sft.tiny(), sft_runs.uneven(12), sft_runs.SETTINGS.model_copy(update=short), folder
+        )
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     leave()
     return 0
@@ -115,7 +123,11 @@ def test_sft_killed_when_split_goes_on_whole(sft_alone: Path, tmp_path: Path) ->
     ended = two_ranks(sft, tmp_path, 4, logs=tmp_path / "logs")
     assert 9 in [one.status for one in ended], ended
     written = {p.name for p in (tmp_path / "checkpoints" / "checkpoint-4").iterdir()}
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt"} <= written  # and no file of a split model alone
+    assert {
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+    } <= written  # and no file of a split model alone
     assert not [name for name in written if "fsdp" in name]
     sft(tmp_path, split=False)
     sft_runs.assert_same_training(tmp_path, sft_alone)
@@ -124,7 +136,9 @@ def test_sft_killed_when_split_goes_on_whole(sft_alone: Path, tmp_path: Path) ->
 def test_grpo_killed_when_split_goes_on_split(grpo_alone: Path, tmp_path: Path) -> None:
     ended = two_ranks(grpo_runs.train, tmp_path / "rl", 3, 2, True, logs=tmp_path)
     assert 9 in [one.status for one in ended], ended
-    assert [p.name for p in (tmp_path / "rl" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert [p.name for p in (tmp_path / "rl" / "checkpoints").glob("checkpoint-*")] == [
+        "checkpoint-2"
+    ]
     ended = two_ranks(grpo_runs.train, tmp_path / "rl", -1, 2, True, logs=tmp_path)
     assert [one.status for one in ended] == [0, 0], ended
     grpo_runs.assert_same_training(tmp_path / "rl", grpo_alone)
@@ -139,14 +153,23 @@ def bf16(folder: Path, split: bool = True) -> int:
     torch.set_num_threads(1)
     if split:
         split_model()
-    config = RlConfig(**{**tiny_grpo.CONFIG, "updates": 4, "bf16": True, "gradient_checkpointing": True,
-                         "freeze_vision": True})  # fmt: skip
+    config = RlConfig(
+        **{
+            **tiny_grpo.CONFIG,
+            "updates": 4,
+            "bf16": True,
+            "gradient_checkpointing": True,
+            "freeze_vision": True,
+        }
+    )
     inner, seen = grpo.roll_out, []
 
     def sampled(mllm: Mllm, *arguments: Any, **settings: Any) -> Any:
         assert not any(isinstance(module, FSDPModule) for module in mllm.model.modules())
         seen.append(mllm.model.dtype)
-        if split and dist.get_rank() == 0:  # more forward passes than the other process makes: no collective is in them
+        if (
+            split and dist.get_rank() == 0
+        ):  # more forward passes than the other process makes: no collective is in them
             generate(mllm, [grpo.prompt_of(arguments[1][0])], max_new_tokens=3)
         return inner(mllm, *arguments, **settings)
 
@@ -166,7 +189,9 @@ def test_grpo_in_bfloat16_with_checkpointing_and_a_tied_table(tmp_path: Path) ->
     assert [one.status for one in ended] == [0, 0], ended
     records = read_jsonl(tmp_path / "split" / "metrics.jsonl")
     assert len(records) == 4 and all(0 < record["grad_norm"] < 100 for record in records)
-    assert records[0]["drift"] < 0.05 and abs(records[0]["kl"]) < 1e-3  # the sampler and the reference are the policy
+    assert (
+        records[0]["drift"] < 0.05 and abs(records[0]["kl"]) < 1e-3
+    )  # the sampler and the reference are the policy
     state = load_file(tmp_path / "split" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     start = dict(tied().model.named_parameters())
@@ -182,12 +207,28 @@ def families(folder: Path, split: bool) -> int:
     torch.set_num_threads(1)
     if split:
         split_model()
-    config = RlConfig(learning_rate=1e-3, prompts_per_rollout=2, prompts_per_update=2, micro_batch_size=1, samples=2,
-                      updates=2, max_new_tokens=5, kl=0.1, replay_weight=0.5, replay_batch=2)  # fmt: skip
+    config = RlConfig(
+        learning_rate=1e-3,
+        prompts_per_rollout=2,
+        prompts_per_update=2,
+        micro_batch_size=1,
+        samples=2,
+        updates=2,
+        max_new_tokens=5,
+        kl=0.1,
+        replay_weight=0.5,
+        replay_batch=2,
+    )
     for name in FAMILIES:
         mllm = load_mllm(folder / name)
-        train_grpo(mllm, backbones.FAST, backbones.conversations("think"), config, folder / f"{name}-{split}",
-                   replay=backbones.conversations("direct"))  # fmt: skip
+        train_grpo(
+            mllm,
+            backbones.FAST,
+            backbones.conversations("think"),
+            config,
+            folder / f"{name}-{split}",
+            replay=backbones.conversations("direct"),
+        )
         assert isinstance(mllm.model.get_decoder().layers[0], FSDPModule) == split
     if split:
         leave()
@@ -218,8 +259,17 @@ def copies(mllm_of: Callable[[], Mllm]) -> int:
     before = {name: value.clone() for name, value in mllm.model.state_dict().items()}
     prompt = tiny_grpo.encode_prompt(mllm, "reach", grpo.prompt_of(tiny_grpo.prompts()[0]).image)
     expected = generate(mllm, [prompt], max_new_tokens=8, temperature=0.0)
-    trainer = grpo.build_trainer(mllm, tiny_grpo.fast(), tiny_grpo.prompts(), [], RlConfig(**tiny_grpo.CONFIG),
-                                 Path("unused"), list(range(4)), 2, "rl")  # fmt: skip
+    trainer = grpo.build_trainer(
+        mllm,
+        tiny_grpo.fast(),
+        tiny_grpo.prompts(),
+        [],
+        RlConfig(**tiny_grpo.CONFIG),
+        Path("unused"),
+        list(range(4)),
+        2,
+        "rl",
+    )
     trainer._prepare_for_training(2, trainer.get_train_dataloader(), None)
     assert isinstance(mllm.model, FSDPModule)
     parts = sum(p.to_local().numel() for p in mllm.model.parameters())
@@ -228,8 +278,12 @@ def copies(mllm_of: Callable[[], Mllm]) -> int:
     assert plain_copy(mllm.model, dtype=None, device=torch.device("cpu"), keep=False) is None
     state = whole_weights(mllm.model, keep=True)
     for found in (copy.state_dict(), state):
-        assert found.keys() == before.keys() and all(torch.equal(found[name], before[name]) for name in before)
-    again = generate(Mllm(copy, mllm.processor, mllm.vocabulary), [prompt], max_new_tokens=8, temperature=0.0)
+        assert found.keys() == before.keys() and all(
+            torch.equal(found[name], before[name]) for name in before
+        )
+    again = generate(
+        Mllm(copy, mllm.processor, mllm.vocabulary), [prompt], max_new_tokens=8, temperature=0.0
+    )
     assert again.tokens == expected.tokens and again.logprobs == expected.logprobs
     leave()
     return 0
@@ -249,6 +303,10 @@ def test_one_process_cannot_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_launch_under_which_one_process_alone_has_weights_is_refused() -> None:
     plugin = SimpleNamespace(cpu_ram_efficient_loading=True)
-    launched = SimpleNamespace(distributed_type="FSDP", is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
-    with pytest.raises(RoboAlignError, match="every process must load the weights Fix: set it to false"):
+    launched = SimpleNamespace(
+        distributed_type="FSDP", is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin)
+    )
+    with pytest.raises(
+        RoboAlignError, match="every process must load the weights Fix: set it to false"
+    ):
         prepare_accelerator(launched, torch.nn.Linear(1, 1))  # type: ignore[arg-type]

@@ -17,17 +17,29 @@ from roboalign.align.grpo import GrpoTrainer, RlConfig, train_grpo
 from roboalign.data.conversation import Conversation
 from roboalign.files import read_json, read_jsonl
 
-CONFIG = RlConfig(**{
-    **tiny_grpo.CONFIG, "prompts_per_rollout": 8, "prompts_per_update": 4, "updates": 4, "logged_samples": 8,
-    "replay_weight": 0.5, "replay_batch": 4,
-})  # fmt: skip
+CONFIG = RlConfig(
+    **{
+        **tiny_grpo.CONFIG,
+        "prompts_per_rollout": 8,
+        "prompts_per_update": 4,
+        "updates": 4,
+        "logged_samples": 8,
+        "replay_weight": 0.5,
+        "replay_batch": 4,
+    }
+)
 
 
 def replayed() -> list[Conversation]:
     """Of different lengths, so that what is averaged over which process would tell."""
     found = tiny_grpo.prompts()
-    answers = ["<think>so</think><answer>" + "left " * (1 + 5 * i % 7) + "</answer>" for i in range(len(found))]
-    return [replace(c, turns=(replace(c.turns[0], answer=answer),)) for c, answer in zip(found, answers)]
+    answers = [
+        "<think>so</think><answer>" + "left " * (1 + 5 * i % 7) + "</answer>"
+        for i in range(len(found))
+    ]
+    return [
+        replace(c, turns=(replace(c.turns[0], answer=answer),)) for c, answer in zip(found, answers)
+    ]
 
 
 def train(folder: Path, stop_at: int = -1, processes: int = 1, split: bool = False) -> int:
@@ -48,7 +60,14 @@ def train(folder: Path, stop_at: int = -1, processes: int = 1, split: bool = Fal
     with pytest.MonkeyPatch.context() as patch:
         tiny_grpo.even_ids_rewarded.__wrapped__(patch)
         patch.setattr(GrpoTrainer, "training_step", step)
-        train_grpo(tiny_grpo.tiny(), tiny_grpo.fast(), tiny_grpo.prompts(), CONFIG, folder, replay=replayed())
+        train_grpo(
+            tiny_grpo.tiny(),
+            tiny_grpo.fast(),
+            tiny_grpo.prompts(),
+            CONFIG,
+            folder,
+            replay=replayed(),
+        )
     if processes > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -69,11 +88,15 @@ def assert_same_training(folder: Path, alone: Path) -> None:
     apart = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
     assert moved > 1e-3
     assert apart < 0.01 * moved, f"{apart} apart after moving by {moved}"
-    for record, expected in zip(read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True):
+    for record, expected in zip(
+        read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True
+    ):
         assert record.keys() == expected.keys()
         for name, value in expected.items():
             if not name.startswith("seconds"):
-                same = pytest.approx(value, rel=2e-3, abs=1e-5) if isinstance(value, float) else value
+                same = (
+                    pytest.approx(value, rel=2e-3, abs=1e-5) if isinstance(value, float) else value
+                )
                 assert record[name] == same, (record["step"], name)
     samples = [read_jsonl(one / "samples.jsonl") for one in (folder, alone)]
     assert [[record[name] for name in ("step", "id", "answer")] for record in samples[0]] == [
@@ -81,7 +104,9 @@ def assert_same_training(folder: Path, alone: Path) -> None:
     ]
     assert len({record["answer"] for record in samples[0]}) > 8
     one, two = read_json(alone / "ledger.json"), read_json(folder / "ledger.json")
-    assert {k: v for k, v in one.items() if "seconds" not in k} == {k: v for k, v in two.items() if "seconds" not in k}
+    assert {k: v for k, v in one.items() if "seconds" not in k} == {
+        k: v for k, v in two.items() if "seconds" not in k
+    }
 
 
 def test_two_processes_train_as_one(alone: Path, tmp_path: Path) -> None:
@@ -93,6 +118,8 @@ def test_two_processes_train_as_one(alone: Path, tmp_path: Path) -> None:
 def test_killed_in_two_processes_goes_on_in_one(alone: Path, tmp_path: Path) -> None:
     ended = two_ranks(train, tmp_path / "rl", 3, 2, logs=tmp_path)
     assert 9 in [one.status for one in ended], ended
-    assert [p.name for p in (tmp_path / "rl" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert [p.name for p in (tmp_path / "rl" / "checkpoints").glob("checkpoint-*")] == [
+        "checkpoint-2"
+    ]
     train(tmp_path / "rl")
     assert_same_training(tmp_path / "rl", alone)

@@ -28,8 +28,16 @@ from roboalign.vla.train import HeadTrainConfig, train_head  # noqa: E402
 
 HEAD = HeadConfig(width=32, heads=2, layers=2, vlm_inner_width=32, vlm_heads=2, proprioception=True)
 # 7 frames a step do not divide over two; three held-out batches neither.
-CONFIG = HeadTrainConfig(steps=12, batch_size=7, draws=2, learning_rate=5e-3, eval_every=5, checkpoint_every=4, ema=0.8,
-                         features=FeatureConfig(batch_size=4, shard_frames=5, variants=2))  # fmt: skip
+CONFIG = HeadTrainConfig(
+    steps=12,
+    batch_size=7,
+    draws=2,
+    learning_rate=5e-3,
+    eval_every=5,
+    checkpoint_every=4,
+    ema=0.8,
+    features=FeatureConfig(batch_size=4, shard_frames=5, variants=2),
+)
 VIEW = View(layer=2, cameras=("front", "wrist"), dtype="float8")
 
 
@@ -40,7 +48,9 @@ class Killed(BaseException):
     """Stands for a kill where there is one process."""
 
 
-def train(folder: Path, backbone: Path, stop_at: int = -1, batch_size: int = CONFIG.batch_size) -> dict[str, Any]:
+def train(
+    folder: Path, backbone: Path, stop_at: int = -1, batch_size: int = CONFIG.batch_size
+) -> dict[str, Any]:
     """`train_head`; where `stop_at` says so, it ends as a kill would, before that step."""
     torch.set_num_threads(1)
     compute, step = features._compute_shard, training.train_step
@@ -64,8 +74,18 @@ def train(folder: Path, backbone: Path, stop_at: int = -1, batch_size: int = CON
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "_compute_shard", noted)
         patch.setattr(training, "train_step", stopping)
-        return train_head(load_mllm(backbone), episodes[:3], episodes[3:], HEAD, config, VIEW, stats, folder,
-                          horizon=HORIZON, seed=SEED)  # fmt: skip
+        return train_head(
+            load_mllm(backbone),
+            episodes[:3],
+            episodes[3:],
+            HEAD,
+            config,
+            VIEW,
+            stats,
+            folder,
+            horizon=HORIZON,
+            seed=SEED,
+        )
 
 
 def command(folder: Path, *arguments: Any) -> int:
@@ -111,7 +131,9 @@ def assert_same_training(folder: Path, alone: Path) -> None:
     apart = max(float((ours[name] - theirs[name]).abs().max()) for name in start)
     assert moved > 1e-2
     assert apart < 1e-3 * moved, f"{apart} apart after moving by {moved}"
-    for record, expected in zip(read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True):
+    for record, expected in zip(
+        read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True
+    ):
         for name in ("step", "train_loss", "heldout_loss", "heldout_l1"):
             assert record[name] == pytest.approx(expected[name], rel=2e-3), (record["step"], name)
 
@@ -120,23 +142,32 @@ def test_two_processes_train_as_one(alone: Path, backbone: Path, tmp_path: Path)
     ended = two_ranks(command, tmp_path, backbone, logs=tmp_path / "logs")
     assert [one.status for one in ended] == [0, 0], ended
     assert_same_training(tmp_path, alone)
-    one, *two = (read_json(path) for path in (alone / "ledger-0.json", *sorted(tmp_path.glob("ledger-*.json"))))
+    one, *two = (
+        read_json(path)
+        for path in (alone / "ledger-0.json", *sorted(tmp_path.glob("ledger-*.json")))
+    )
     for ledger in two:
         for name, value in one.items():
             if "seconds" not in name:
                 assert ledger[name] == pytest.approx(value, rel=2e-3), name
     files = sorted(path.name for path in (alone / "features").iterdir())
     computed = [(tmp_path / f"computed-by-{number}").read_text().split() for number in (0, 1)]
-    assert sorted(computed[0] + computed[1]) == files and len(files) == 8  # 3 x 2 copies, and 2 held out
+    assert (
+        sorted(computed[0] + computed[1]) == files and len(files) == 8
+    )  # 3 x 2 copies, and 2 held out
     assert [len(one) for one in computed] == [4, 4]
     for name in files:
-        assert (alone / "features" / name).read_bytes() == (tmp_path / "features" / name).read_bytes()
+        assert (alone / "features" / name).read_bytes() == (
+            tmp_path / "features" / name
+        ).read_bytes()
     assert "hidden states of 5 episodes" in ended[0].stdout and ended[1].stdout == ""
     assert "[features]" in ended[0].stderr and "[head]" in ended[0].stderr
     assert "[features]" not in ended[1].stderr and "[head]" not in ended[1].stderr
 
 
-def test_killed_in_two_processes_goes_on_in_one(alone: Path, backbone: Path, tmp_path: Path) -> None:
+def test_killed_in_two_processes_goes_on_in_one(
+    alone: Path, backbone: Path, tmp_path: Path
+) -> None:
     killed = two_ranks(command, tmp_path, backbone, 6, logs=tmp_path / "logs")
     assert {one.status for one in killed} <= {9, -15}, killed
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4

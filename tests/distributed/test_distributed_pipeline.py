@@ -20,10 +20,17 @@ from roboalign.recipe import load_recipe
 IMITATIONS = ("ecot", "extra-sft")
 HEAD = "head/roboalign"
 RECIPE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-SHRUNK = ("collect.align_tasks=[reach-v3]", "collect.align.episodes_per_task=2",
-          "collect.downstream.episodes_per_task=2", "mix.heldout_episode_share=0.5", "sft.micro_batch_size=4",
-          "backbone.pretrain.micro_batch_size=4", "rl.micro_batch_size=1", "parallel=1",
-          "arms=[roboalign, ecot, extra-sft]")  # fmt: skip
+SHRUNK = (
+    "collect.align_tasks=[reach-v3]",
+    "collect.align.episodes_per_task=2",
+    "collect.downstream.episodes_per_task=2",
+    "mix.heldout_episode_share=0.5",
+    "sft.micro_batch_size=4",
+    "backbone.pretrain.micro_batch_size=4",
+    "rl.micro_batch_size=1",
+    "parallel=1",
+    "arms=[roboalign, ecot, extra-sft]",
+)
 
 
 def arguments(folder: Path, *settings: str) -> list[str]:
@@ -42,23 +49,48 @@ def imitations(folder: Path) -> int:
 
 
 def test_a_run_to_the_end_of_rl_and_its_imitations(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "roboalign"]
-    done = subprocess.run([*torchrun, *arguments(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True, timeout=500)  # fmt: skip
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "roboalign",
+    ]
+    done = subprocess.run(
+        [*torchrun, *arguments(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     started = [line.split()[1] for line in done.stdout.splitlines() if "started at" in line]
     names = ["collect", "tokenizer", "mix", "base", "seed-0/sft", "seed-0/rl"]
     assert started == [f"{name}:" for name in names]  # once each: the first process alone speaks
     rows = {name: read_json(tmp_path / name / "stage.json") for name in names}
-    assert rows["seed-0/sft"]["samples"] == rows["base"]["samples"] == rows["base"]["vision_samples"] == 24  # 3 x 8
-    assert rows["seed-0/rl"]["prompts"] == 4 and rows["seed-0/rl"]["answers"] == 8  # 2 rollouts of 2
+    assert (
+        rows["seed-0/sft"]["samples"]
+        == rows["base"]["samples"]
+        == rows["base"]["vision_samples"]
+        == 24
+    )  # 3 x 8
+    assert (
+        rows["seed-0/rl"]["prompts"] == 4 and rows["seed-0/rl"]["answers"] == 8
+    )  # 2 rollouts of 2
     assert len(read_jsonl(tmp_path / "seed-0" / "rl" / "metrics.jsonl")) == 2
-    sft, rl = (load_file(tmp_path / "seed-0" / name / "model" / "model.safetensors") for name in ("sft", "rl"))
+    sft, rl = (
+        load_file(tmp_path / "seed-0" / name / "model" / "model.safetensors")
+        for name in ("sft", "rl")
+    )
     assert sft.keys() == rl.keys() and any((sft[name] != rl[name]).any() for name in sft)
     before = (tmp_path / "seed-0" / "rl" / "stage.json").stat().st_mtime_ns
     again = two_ranks(main, arguments(tmp_path), logs=tmp_path / "logs")
     assert [one.status for one in again] == [0, 0], again
-    assert again[0].stdout.count("done before, nothing to do") == len(names) and again[1].stdout == ""
+    assert (
+        again[0].stdout.count("done before, nothing to do") == len(names) and again[1].stdout == ""
+    )
     assert (tmp_path / "seed-0" / "rl" / "stage.json").stat().st_mtime_ns == before
     ended = two_ranks(imitations, tmp_path, logs=tmp_path / "logs")
     assert [one.status for one in ended] == [0, 0], ended
@@ -66,7 +98,9 @@ def test_a_run_to_the_end_of_rl_and_its_imitations(tmp_path: Path) -> None:
     for name in (*IMITATIONS, HEAD):
         (tmp_path / "seed-0" / name).rename(tmp_path / name)
     for name in IMITATIONS:
-        assert read_json(tmp_path / name / "stage.json")["samples"] == 8  # 2 updates of 2 prompts and 2 replayed
+        assert (
+            read_json(tmp_path / name / "stage.json")["samples"] == 8
+        )  # 2 updates of 2 prompts and 2 replayed
     imitations(tmp_path)
     for name in IMITATIONS:
         folders = (tmp_path / name, tmp_path / "seed-0" / name)

@@ -118,5 +118,7 @@ def test_a_rank_that_is_left_alone_says_so(tmp_path: Path, work: Callable[[Team]
     statuses, where = LEFT[work]
     assert [one.status for one in ended] == statuses
     (line,) = [line for one in ended for line in one.errors]
-    assert line.startswith(f"error: {where}: another process of this training has ended or no longer answers")
+    assert line.startswith(
+        f"error: {where}: another process of this training has ended or no longer answers"
+    )
     assert "goes on from the last checkpoint" in line

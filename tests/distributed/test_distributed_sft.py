@@ -22,13 +22,24 @@ SETTINGS = SftConfig(**{**CONFIG, "micro_batch_size": 1})
 
 
 def torchrun(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(HERE / "sft_process.py"), str(folder), "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(HERE / "sft_process.py"),
+        str(folder),
+        "2",
+    ]
     paths = os.pathsep.join([str(HERE.parent / "align"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        command,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -51,7 +62,9 @@ def assert_same_training(folder: Path, alone: Path) -> None:
     apart = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
     assert moved > 1e-3
     assert apart < 0.01 * moved, f"{apart} apart after moving by {moved}"
-    for record, expected in zip(read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True):
+    for record, expected in zip(
+        read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True
+    ):
         assert record["loss"] == pytest.approx(expected["loss"], rel=1e-3), record["step"]
         assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2), record["step"]
     one, two = read_json(alone / "ledger.json"), read_json(folder / "ledger.json")
@@ -68,6 +81,9 @@ def test_two_processes_train_as_one(alone: Path, tmp_path: Path) -> None:
 def test_killed_in_two_processes_goes_on_in_one(alone: Path, tmp_path: Path) -> None:
     killed = torchrun(tmp_path, STOP_AT="4")
     assert killed.returncode != 0
-    assert [p.name for p in sorted((tmp_path / "checkpoints").glob("checkpoint-*"))] == ["checkpoint-2", "checkpoint-4"]
+    assert [p.name for p in sorted((tmp_path / "checkpoints").glob("checkpoint-*"))] == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
     train_sft(tiny(), uneven(12), SETTINGS, tmp_path)
     assert_same_training(tmp_path, alone)

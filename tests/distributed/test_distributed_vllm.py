@@ -54,10 +54,18 @@ def test_two_processes_share_a_server(tmp_path: Path, split: bool) -> None:
 def as_alone(folder: Path) -> None:
     """What was trained in `folder` is what one process trains that samples itself."""
     train(folder / "alone", None)
-    ours, theirs = ([(one["step"], one["id"], one["answer"]) for one in read_jsonl(run / "rl" / "samples.jsonl")]
-                    for run in (folder, folder / "alone"))  # fmt: skip
+    ours, theirs = (
+        [
+            (one["step"], one["id"], one["answer"])
+            for one in read_jsonl(run / "rl" / "samples.jsonl")
+        ]
+        for run in (folder, folder / "alone")
+    )
     assert ours == theirs and len(ours) == 8
-    assert max(record["sampler_drift_max"] for record in read_jsonl(folder / "rl" / "metrics.jsonl")) < 1e-4
+    assert (
+        max(record["sampler_drift_max"] for record in read_jsonl(folder / "rl" / "metrics.jsonl"))
+        < 1e-4
+    )
     assert read_json(folder / "rl" / "ledger.json")["answers"] == 24
 
 
@@ -76,16 +84,29 @@ def test_two_processes_have_a_server_each(tmp_path: Path, split: bool) -> None:
     assert [one.status for one in ended] == [0, 0], ended
     assert len(server.children) == 2 and server.alive(0) == []
     assert len({child["given"]["uds"] for child in server.children}) == 2
-    assert {child["given"]["model"] for child in server.children} == {str(tmp_path / "policy" / "model")}
-    assert not [name for child in server.children for name in child["variables"] if name in ("RANK", "MASTER_PORT")
-                or name.startswith(("FSDP_", "TORCHELASTIC_"))]  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "rl").glob("*.log")) == ["vllm-0.log", "vllm-1.log"]
+    assert {child["given"]["model"] for child in server.children} == {
+        str(tmp_path / "policy" / "model")
+    }
+    assert not [
+        name
+        for child in server.children
+        for name in child["variables"]
+        if name in ("RANK", "MASTER_PORT") or name.startswith(("FSDP_", "TORCHELASTIC_"))
+    ]
+    assert sorted(path.name for path in (tmp_path / "rl").glob("*.log")) == [
+        "vllm-0.log",
+        "vllm-1.log",
+    ]
     # Each, in each rollout, loads the weights and is asked 4 greedy probes; the 4 prompts are shared.
-    assert server.count("/collective_rpc") == 4 and server.count("/v1/chat/completions") == 2 * (2 * 4 + 4)
+    assert server.count("/collective_rpc") == 4 and server.count("/v1/chat/completions") == 2 * (
+        2 * 4 + 4
+    )
     as_alone(tmp_path)
 
 
-def test_a_process_that_is_killed_takes_its_server_along_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_takes_its_server_along_and_the_same_command_goes_on(
+    tmp_path: Path,
+) -> None:
     """Rank 1 is killed in the second rollout; rank 0 is then ended, as torchrun does, without a word of its own."""
     chats: list[dict[str, Any]] = []
 

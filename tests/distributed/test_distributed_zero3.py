@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from two_ranks import Ended, split_model, two_ranks, with_one_table  # makes the modules of tests/align importable
+from two_ranks import (
+    Ended,
+    split_model,
+    two_ranks,
+    with_one_table,
+)  # makes the modules of tests/align importable
 
 import test_align_grpo as tiny_grpo  # isort: skip
 import test_align_sft as tiny_sft  # isort: skip
@@ -30,9 +35,16 @@ from roboalign.errors import RoboAlignError
 from roboalign.files import read_json, read_jsonl
 from roboalign.mllm.load import Mllm, load_mllm
 
-needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
+)
 # Vision tower and all: the settings of the launch that matter most on a GPU, and a norm that is always clipped.
-ALL_ON = {"bf16": True, "gradient_checkpointing": True, "freeze_vision": True, "max_grad_norm": 0.05}
+ALL_ON = {
+    "bf16": True,
+    "gradient_checkpointing": True,
+    "freeze_vision": True,
+    "max_grad_norm": 0.05,
+}
 
 
 class Killed(Exception):
@@ -70,8 +82,12 @@ def sft(folder: Path, stop_at: int = -1, split: bool = True, all_on: bool = Fals
             from deepspeed import DeepSpeedEngine
 
             assert isinstance(model, DeepSpeedEngine)
-            assert all(p.ds_tensor.numel() <= (p.ds_numel + 1) // 2 for p in self.model.parameters())
-            assert sum(p.numel() for p in self.model.parameters()) < 0.1 * sum(p.ds_numel for p in model.parameters())
+            assert all(
+                p.ds_tensor.numel() <= (p.ds_numel + 1) // 2 for p in self.model.parameters()
+            )
+            assert sum(p.numel() for p in self.model.parameters()) < 0.1 * sum(
+                p.ds_numel for p in model.parameters()
+            )
             assert _needed(self.model, optimizer=True) == room
         if self.state.global_step == stop_at:
             if split:
@@ -96,7 +112,9 @@ def assert_ended_well(ended: list[Ended]) -> None:
 
 def assert_same_training(folder: Path, alone: Path) -> None:
     sft_runs.assert_same_training(folder, alone)
-    for record, expected in zip(read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True):
+    for record, expected in zip(
+        read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True
+    ):
         assert record["lr"] == pytest.approx(expected["lr"], rel=1e-6), record["step"]
     ours, theirs = (read_json(one / "ledger.json") for one in (folder, alone))
     assert (ours["parameters"], ours["trainable"]) == (theirs["parameters"], theirs["trainable"])
@@ -116,10 +134,15 @@ def test_killed_when_split_goes_on_split_and_whole(alone: Path, tmp_path: Path) 
     ended = two_ranks(sft, tmp_path / "split", 5, logs=tmp_path)
     assert -signal.SIGKILL in [one.status for one in ended], ended
     checkpoints = sorted((tmp_path / "split" / "checkpoints").iterdir())
-    assert [one.name for one in checkpoints if not one.name.startswith(".")] == ["checkpoint-2", "checkpoint-4"]
+    assert [one.name for one in checkpoints if not one.name.startswith(".")] == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
     written = {file.name for file in checkpoints[-1].iterdir()}
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt"} <= written
-    assert not [name for name in written if "zero" in name or "global_step" in name]  # no file of DeepSpeed's own
+    assert not [
+        name for name in written if "zero" in name or "global_step" in name
+    ]  # no file of DeepSpeed's own
     shutil.copytree(tmp_path / "split", tmp_path / "whole")
     ended = two_ranks(sft, tmp_path / "split", logs=tmp_path)
     assert_ended_well(ended)
@@ -144,8 +167,12 @@ def test_bfloat16_with_checkpointing_a_frozen_tower_and_a_tied_table(tmp_path: P
     assert_ended_well(two_ranks(sft, tmp_path / "split", -1, True, True, logs=tmp_path))
     sft(tmp_path / "whole", split=False, all_on=True)
     start = dict(tied().model.named_parameters())
-    split, whole = (load_file(tmp_path / one / "model" / "model.safetensors") for one in ("split", "whole"))
-    assert split.keys() == whole.keys() and {value.dtype for value in split.values()} == {torch.float32}
+    split, whole = (
+        load_file(tmp_path / one / "model" / "model.safetensors") for one in ("split", "whole")
+    )
+    assert split.keys() == whole.keys() and {value.dtype for value in split.values()} == {
+        torch.float32
+    }
     for name, value in split.items():
         if "visual" in name:
             assert torch.equal(value, start[name]), name
@@ -156,7 +183,10 @@ def test_bfloat16_with_checkpointing_a_frozen_tower_and_a_tied_table(tmp_path: P
     ours, theirs = (read_jsonl(tmp_path / one / "metrics.jsonl") for one in ("split", "whole"))
     for record, expected in zip(ours, theirs, strict=True):
         assert record["loss"] == pytest.approx(expected["loss"], rel=1e-2)
-        assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-2) and record["grad_norm"] > 0.05
+        assert (
+            record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-2)
+            and record["grad_norm"] > 0.05
+        )
 
 
 def not_finite(folder: Path, what: str) -> int:
@@ -190,18 +220,31 @@ def not_finite(folder: Path, what: str) -> int:
 
 @needs_deepspeed
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
-def test_a_number_that_is_none_stops_it_before_the_weights_change(tmp_path: Path, what: str) -> None:
+def test_a_number_that_is_none_stops_it_before_the_weights_change(
+    tmp_path: Path, what: str
+) -> None:
     ended = two_ranks(not_finite, tmp_path / "sft", what, logs=tmp_path)
     assert_ended_well(ended)
     for one in ended:
         assert f"sft, update 3: the {what} is " in one.stdout
-        assert "stopped before the weights changed, the weights of checkpoint-2 are kept" in one.stdout
+        assert (
+            "stopped before the weights changed, the weights of checkpoint-2 are kept" in one.stdout
+        )
 
 
 def grpo(folder: Path) -> int:
     split_model("zero3")
-    with pytest.raises(RoboAlignError, match=r"^rl: GRPO gathers a model that is split by FSDP2, not by DeepSpeed Fix"):
-        train_grpo(tiny_grpo.tiny(), tiny_grpo.fast(), tiny_grpo.prompts(), RlConfig(**tiny_grpo.CONFIG), folder)
+    with pytest.raises(
+        RoboAlignError,
+        match=r"^rl: GRPO gathers a model that is split by FSDP2, not by DeepSpeed Fix",
+    ):
+        train_grpo(
+            tiny_grpo.tiny(),
+            tiny_grpo.fast(),
+            tiny_grpo.prompts(),
+            RlConfig(**tiny_grpo.CONFIG),
+            folder,
+        )
     dist.barrier()
     return 0
 
@@ -214,23 +257,34 @@ def test_grpo_is_refused(tmp_path: Path) -> None:
 def test_without_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr(zero3, "is_deepspeed_available", lambda: False)
-    with pytest.raises(RoboAlignError, match="DeepSpeed, which is not installed Fix: install requirements-deepspeed"):
+    with pytest.raises(
+        RoboAlignError,
+        match="DeepSpeed, which is not installed Fix: install requirements-deepspeed",
+    ):
         train_sft(tiny_sft.tiny(), sft_runs.uneven(12), sft_runs.SETTINGS, tmp_path)
 
 
 def launched(stage: int = 3, processes: int = 2) -> Any:
     plugin = SimpleNamespace(zero_stage=stage)
-    return SimpleNamespace(distributed_type="DEEPSPEED", num_processes=processes,
-                           state=SimpleNamespace(deepspeed_plugin=plugin))  # fmt: skip
+    return SimpleNamespace(
+        distributed_type="DEEPSPEED",
+        num_processes=processes,
+        state=SimpleNamespace(deepspeed_plugin=plugin),
+    )
 
 
 @pytest.mark.parametrize("asked", [launched(stage=2), launched(processes=1)])
 def test_other_stages_and_one_process_are_refused(asked: Any) -> None:
-    with pytest.raises(RoboAlignError, match="not for ZeRO-3 in several processes Fix: launch several"):
+    with pytest.raises(
+        RoboAlignError, match="not for ZeRO-3 in several processes Fix: launch several"
+    ):
         zero3.prepare_accelerator(asked, torch.nn.Linear(1, 1), SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_bfloat16_weights_are_refused() -> None:
     model = torch.nn.Linear(1, 1).bfloat16()
-    with pytest.raises(RoboAlignError, match=r"^hardware.dtype: ZeRO-3 trains float32 weights, and some are torch.bf"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"^hardware.dtype: ZeRO-3 trains float32 weights, and some are torch.bf",
+    ):
         zero3.prepare_accelerator(launched(), model, SimpleNamespace())  # type: ignore[arg-type]

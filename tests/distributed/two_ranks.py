@@ -47,7 +47,9 @@ def split_model(by: str = "fsdp2") -> None:
     """Set this process's environment as `accelerate launch` does with a file that splits the model (fsdp2, zero3)."""
     file = HERE.parents[1] / "launch" / "accelerate" / f"eight_gpus_{by}.yaml"
     given, said, _ = _validate_launch_command(
-        launch_command_parser().parse_args(["--config_file", str(file), "--main_process_port", "0", "script.py"])
+        launch_command_parser().parse_args(
+            ["--config_file", str(file), "--main_process_port", "0", "script.py"]
+        )
     )
     if by == "zero3":
         given.deepspeed_fields_from_accelerate_config = ",".join(said.deepspeed_config)
@@ -55,17 +57,24 @@ def split_model(by: str = "fsdp2") -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:
         told = prepare_multi_gpu_env(given)
-    os.environ.update({name: told[name] for name in told if name.startswith(("FSDP_", "ACCELERATE_"))})
+    os.environ.update(
+        {name: told[name] for name in told if name.startswith(("FSDP_", "ACCELERATE_"))}
+    )
 
 
-def two_ranks(work: Callable[..., Any], *arguments: Any, logs: Path, timeout: float = 500) -> list[Ended]:
+def two_ranks(
+    work: Callable[..., Any], *arguments: Any, logs: Path, timeout: float = 500
+) -> list[Ended]:
     """Run `work(*arguments)` on both ranks; its result is the exit status.
 
     Once one has failed, the other gets SIGTERM; what does not end in time is killed.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs.mkdir(parents=True, exist_ok=True)
-    ranks = [FORKED.Process(target=_rank, args=(rank, store.port, logs, work, arguments)) for rank in (0, 1)]
+    ranks = [
+        FORKED.Process(target=_rank, args=(rank, store.port, logs, work, arguments))
+        for rank in (0, 1)
+    ]
     for rank in ranks:
         rank.start()
     last = time.monotonic() + timeout
@@ -78,15 +87,29 @@ def two_ranks(work: Callable[..., Any], *arguments: Any, logs: Path, timeout: fl
     for rank in ranks:
         rank.kill()
         rank.join()
-    said = [[(logs / f"{name}-{rank}").read_text() for name in ("stdout", "stderr")] for rank in (0, 1)]
+    said = [
+        [(logs / f"{name}-{rank}").read_text() for name in ("stdout", "stderr")] for rank in (0, 1)
+    ]
     return [Ended(rank.exitcode, *texts) for rank, texts in zip(ranks, said)]
 
 
-def _rank(rank: int, port: int, logs: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, port: int, logs: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port,
-             "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1, "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
+        os.dup2(
+            os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number
+        )
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_PORT": port,
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": 1,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+    }
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
         status = work(*arguments)

@@ -35,6 +35,7 @@ def sequences(longest=6):
 
 def brute_force(a, b):
     """The recursion as it is written in textbooks."""
+
     @functools.cache
     def cost(i, j):
         here = float(np.linalg.norm(a[i] - b[j]))
@@ -84,7 +85,10 @@ def test_a_stretched_copy_aligns_to_its_source(pauses, data):
     source = column(*np.cumsum(steps))  # no state comes twice, so the alignment is the only one
     stretched = np.repeat(source, pauses, axis=0)
     assert warp(stretched, source)[0] == 0.0
-    assert match_frames(stretched, source).tolist() == np.repeat(np.arange(len(pauses)), pauses).tolist()
+    assert (
+        match_frames(stretched, source).tolist()
+        == np.repeat(np.arange(len(pauses)), pauses).tolist()
+    )
 
 
 def test_a_frame_matched_to_several_takes_the_middle_one():
@@ -94,14 +98,21 @@ def test_a_frame_matched_to_several_takes_the_middle_one():
 def test_the_reference_is_the_least_odd():
     line = np.linspace(0, 1, 10)
     detour = np.concatenate([line, [9, 9, 9], line])
-    assert medoid([column(*detour), column(*(line + 0.02)), column(*line), column(*(line - 0.02))]) == 2
+    assert (
+        medoid([column(*detour), column(*(line + 0.02)), column(*line), column(*(line - 0.02))])
+        == 2
+    )
     assert medoid([column(*line), column(*line)]) == 0
 
 
 def test_states_count_alike_and_constants_not_at_all():
-    first, second = standardize([np.array([[0, 1000, 5], [1, 3000, 5]]), np.array([[2, 5000, 5.0]])])
+    first, second = standardize(
+        [np.array([[0, 1000, 5], [1, 3000, 5]]), np.array([[2, 5000, 5.0]])]
+    )
     together = np.concatenate([first, second])
-    assert together.mean(axis=0) == pytest.approx(0) and together.std(axis=0)[:2] == pytest.approx(1)
+    assert together.mean(axis=0) == pytest.approx(0) and together.std(axis=0)[:2] == pytest.approx(
+        1
+    )
     assert (together[:, 2] == 0).all()
     with pytest.raises(RoboAlignError, match="not finite"):
         standardize([np.array([[np.nan]])])
@@ -114,7 +125,9 @@ def test_phases_are_equal_stretches():
 
 def test_labels_follow_the_state_not_the_clock():
     slow = np.repeat(np.arange(10.0), [1, 1, 1, 1, 1, 6, 6, 1, 1, 1])
-    frames = label_frames("t", [column(*np.arange(10.0)), column(*np.arange(10.0)), column(*slow)], 10, every=2)
+    frames = label_frames(
+        "t", [column(*np.arange(10.0)), column(*np.arange(10.0)), column(*slow)], 10, every=2
+    )
     assert frames.reference == 0
     assert frames.label[frames.owner == 2].tolist() == slow[::2].astype(int).tolist()
     assert frames.step[frames.owner == 1].tolist() == [0, 2, 4, 6, 8]
@@ -133,17 +146,25 @@ def test_neighbours_by_hand():
     assert ask_one(column(0), line, [1, 2, 3, 4], 1) == 1
     assert ask_one(column(0), line, [1, 3, 3, 4], 3) == 3
     assert ask_one(column(0), line, [1, 2, 3, 4], 3) == 1  # one vote each: the nearest decides
-    assert ask_one(column(0), line, [7, 5, 5, 7], 4) == 7  # two against two: the one with the nearest
-    assert ask_one(column(0), column(1, 1, -1, 5), [2, 4, 4, 2], 1) == 4  # all three that are nearest vote
+    assert (
+        ask_one(column(0), line, [7, 5, 5, 7], 4) == 7
+    )  # two against two: the one with the nearest
+    assert (
+        ask_one(column(0), column(1, 1, -1, 5), [2, 4, 4, 2], 1) == 4
+    )  # all three that are nearest vote
 
 
 def test_the_cosine_counts_directions_seen_from_the_mean():
-    others = np.array([[7.0, 5.0], [5.0, 6.0], [3.0, 5.0], [5.0, 4.0]])  # right, up, left, down of (5, 5)
+    others = np.array(
+        [[7.0, 5.0], [5.0, 6.0], [3.0, 5.0], [5.0, 4.0]]
+    )  # right, up, left, down of (5, 5)
     directions = [1, 2, 3, 4]
     assert ask_one(np.array([[5.1, 5.01]]), others, directions, 1, "cosine") == 1
     assert ask_one(np.array([[5.0, 99.0]]), others, directions, 1, "cosine") == 2
     assert ask_one(np.array([[-50.0, 4.0]]), others, directions, 1, "cosine") == 3
-    assert ask_one(np.array([[5.0, 5.0]]), others, directions, 1, "cosine") == 1  # no direction: all as far
+    assert (
+        ask_one(np.array([[5.0, 5.0]]), others, directions, 1, "cosine") == 1
+    )  # no direction: all as far
 
 
 def test_the_common_part_of_features_does_not_hide_the_rest():
@@ -161,9 +182,13 @@ def test_no_neighbour_is_of_the_same_episode():
     owner = np.repeat(np.arange(episodes), steps)
     # runs of eight frames of one label: a frame's neighbours in time would tell its label
     labels = np.concatenate([np.repeat(rng.permutation(5), 8) for _ in range(episodes)])
-    features = 10 * rng.normal(size=(episodes, 64))[owner] + 0.001 * (rng.normal(size=(episodes * 5, 64))
-                                                                      [np.arange(len(owner)) // 8])
-    leaking = np.arange(len(owner)) // 2  # each pair of frames an episode of its own: neighbours in time are allowed
+    features = (
+        10 * rng.normal(size=(episodes, 64))[owner]
+        + 0.001 * (rng.normal(size=(episodes * 5, 64))[np.arange(len(owner)) // 8])
+    )
+    leaking = (
+        np.arange(len(owner)) // 2
+    )  # each pair of frames an episode of its own: neighbours in time are allowed
     assert (knn(features, labels, leaking, k=1) == labels).mean() == 1.0
     assert (knn(features, labels, owner, k=1) == labels).mean() < 0.35  # chance is 0.2
 
@@ -177,10 +202,15 @@ def test_majority_is_of_the_others():
 
 def test_baselines_tell_a_clock_from_a_state():
     rng = np.random.default_rng(1)
-    pauses = [np.concatenate([np.linspace(0, 1, 30), np.ones(n), np.linspace(1, 2, 30)]) for n in (0, 20, 60, 100)]
+    pauses = [
+        np.concatenate([np.linspace(0, 1, 30), np.ones(n), np.linspace(1, 2, 30)])
+        for n in (0, 20, 60, 100)
+    ]
     frames = label_frames("t", [one[:, None] for one in pauses], 8)
-    right = {name: (found == frames.label).mean()
-             for name, found in baselines(frames, rng.normal(size=(len(frames.label), 20)), 3).items()}
+    right = {
+        name: (found == frames.label).mean()
+        for name, found in baselines(frames, rng.normal(size=(len(frames.label), 20)), 3).items()
+    }
     assert set(right) == {"majority", "step", "time", "pixels", "state"}
     assert right["state"] > 0.9 and right["time"] < right["state"] - 0.2
     assert right["pixels"] < right["state"] - 0.2  # these are noise

@@ -20,11 +20,17 @@ from roboalign.evaluate.statistics import (
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (31, 50), (7, 24), (434, 500)])
+@pytest.mark.parametrize(
+    ("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (31, 50), (7, 24), (434, 500)]
+)
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_wilson_equals_scipy(successes, n, confidence):
-    expected = stats.binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
-    assert wilson(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    expected = stats.binomtest(successes, n).proportion_ci(
+        confidence_level=confidence, method="wilson"
+    )
+    assert wilson(successes, n, confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_wilson_by_hand():
@@ -89,7 +95,9 @@ def test_mcnemar_by_hand():
 def test_bootstrap_matches_scipy():
     values = np.random.default_rng(3).normal(0.3, 0.2, 200)
     ours = mean_interval(values, seed=1)
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=0).confidence_interval
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=10_000, rng=0
+    ).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
     assert ours.value == pytest.approx(values.mean())
     assert ours.n == 200

@@ -9,7 +9,14 @@ from roboalign.evaluate.success import format_success, success_table
 
 
 def episode(task, seed, success, crash=None, run_seed=0):
-    record = {"task": task, "seed": seed, "success": success, "steps": 40, "crash": crash, "seconds": 1.0}
+    record = {
+        "task": task,
+        "seed": seed,
+        "success": success,
+        "steps": 40,
+        "crash": crash,
+        "seconds": 1.0,
+    }
     return {**record, "run_seed": run_seed}
 
 
@@ -25,7 +32,12 @@ def test_counts_rates_and_pairs():
     assert (rl["successes"], rl["n"], rl["rate"]) == (14, 20, 0.7)
     assert table["arms"]["rl"]["tasks"]["push"]["successes"] == 7
     (pair,) = table["pairs"]
-    assert (pair["before"], pair["after"], pair["only_before"], pair["only_after"]) == ("sft", "rl", 0, 6)
+    assert (pair["before"], pair["after"], pair["only_before"], pair["only_after"]) == (
+        "sft",
+        "rl",
+        0,
+        6,
+    )
     assert pair["p"] == pytest.approx(2 / 2**6)
     assert pair["difference"]["value"] == pytest.approx(0.3)
     assert 0 < pair["difference"]["low"] < 0.3 < pair["difference"]["high"]
@@ -39,7 +51,11 @@ def test_a_crash_is_not_a_failure():
 
 
 def test_pairs_leave_out_crashed_and_unshared_episodes():
-    before = [episode("reach", 0, True), episode("reach", 1, False, crash="x"), episode("reach", 2, False)]
+    before = [
+        episode("reach", 0, True),
+        episode("reach", 1, False, crash="x"),
+        episode("reach", 2, False),
+    ]
     after = [episode("reach", 0, True), episode("reach", 1, True), episode("reach", 3, True)]
     (pair,) = success_table({"a": before, "b": after})["pairs"]
     assert (pair["n"], pair["crashes_left_out"]) == (1, 1)
@@ -47,11 +63,21 @@ def test_pairs_leave_out_crashed_and_unshared_episodes():
 
 def test_nothing_finished_has_no_rate():
     row = success_table({"a": [episode("reach", 0, False, crash="x")]})["arms"]["a"]["overall"]
-    assert (row["rate"], row["low"], row["high"], row["n"], row["crashes"]) == (None, 0.0, 1.0, 0, 1)
+    assert (row["rate"], row["low"], row["high"], row["n"], row["crashes"]) == (
+        None,
+        0.0,
+        1.0,
+        0,
+        1,
+    )
 
 
 def test_training_seeds_are_pooled_and_shown_apart():
-    records = [episode("reach", seed, seed < 3 + run, run_seed=run) for run in range(2) for seed in range(5)]
+    records = [
+        episode("reach", seed, seed < 3 + run, run_seed=run)
+        for run in range(2)
+        for seed in range(5)
+    ]
     rows = success_table({"a": records})["arms"]["a"]
     assert rows["overall"]["successes"] == 7
     assert [row["successes"] for row in rows["run_seeds"].values()] == [3, 4]
@@ -87,7 +113,9 @@ def test_unknown_arm_is_refused():
 
 
 def test_text_names_counts_intervals_and_crashes():
-    text = format_success(success_table({"sft": arm(4), "rl": [*arm(7), episode("push", 99, False, crash="x")]}))
+    text = format_success(
+        success_table({"sft": arm(4), "rl": [*arm(7), episode("push", 99, False, crash="x")]})
+    )
     assert "8/20 = 40.0%" in text
     assert "14/20 = 70.0%" in text
     assert "+30.0 points" in text

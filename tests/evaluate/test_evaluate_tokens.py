@@ -27,9 +27,18 @@ from roboalign.mllm.generate import Generation
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 
 TINY = TinyConfig(
-    width=48, heads=4, kv_heads=2, mlp_width=96, depth=2, vision_width=32, vision_depth=2, vision_heads=2,
-    deepstack=(0,), image_size=32, vocab_size=500,
-)  # fmt: skip
+    width=48,
+    heads=4,
+    kv_heads=2,
+    mlp_width=96,
+    depth=2,
+    vision_width=32,
+    vision_depth=2,
+    vision_heads=2,
+    deepstack=(0,),
+    image_size=32,
+    vocab_size=500,
+)
 HORIZON, EPISODES = 4, 6
 
 
@@ -44,7 +53,9 @@ def question(number: int, episode: int, mode: str, expected: str) -> Conversatio
     kind = "reasoning" if mode == "think" else "embodied"
     reply = prompts.reply(f"gripper {expected}", "It is." if mode == "think" else None)
     turn = Turn(kind, "gripper_state", mode, text, reply, expected)
-    return Conversation(f"q-{number}-{mode}", f"episode-{episode}", number, "reach", png(10 * episode), (turn,))
+    return Conversation(
+        f"q-{number}-{mode}", f"episode-{episode}", number, "reach", png(10 * episode), (turn,)
+    )
 
 
 def action(number: int, episode: int, mode: str, chunk: np.ndarray, ids: list[int]) -> Conversation:
@@ -52,8 +63,16 @@ def action(number: int, episode: int, mode: str, chunk: np.ndarray, ids: list[in
     expected = prompts.action_answer(ids)
     turn = Turn("action", "action", mode, text, prompts.reply(expected), expected)
     steps = tuple(map(tuple, chunk.tolist()))
-    return Conversation(f"a-{number}-{mode}", f"episode-{episode}", number, "reach", png(10 * episode), (turn,),
-                        tuple(ids), steps)  # fmt: skip
+    return Conversation(
+        f"a-{number}-{mode}",
+        f"episode-{episode}",
+        number,
+        "reach",
+        png(10 * episode),
+        (turn,),
+        tuple(ids),
+        steps,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +109,22 @@ def run(world, tmp_path, monkeypatch):
                 text = mllm.tokenizer.decode(one.input_ids.tolist())
                 asked, _, forced = text.partition("<|im_end|>\n<|im_start|>assistant\n")
                 reply = script(asked.split("<|vision_end|>")[1], forced, int(one.image[0, 0, 0]))
-                answers.append([[*mllm.tokenizer(reply, add_special_tokens=False)["input_ids"],
-                                 mllm.tokenizer.eos_token_id]])  # fmt: skip
+                answers.append(
+                    [
+                        [
+                            *mllm.tokenizer(reply, add_special_tokens=False)["input_ids"],
+                            mllm.tokenizer.eos_token_id,
+                        ]
+                    ]
+                )
             return Generation(answers, [], [], 1, 1)
 
         monkeypatch.setattr(tokens, "generate", scripted)
         path = tmp_path / "records.jsonl"
         priors = priors or language_priors([c for c in heldout if c.turns[0].kind != "action"])
-        metrics = evaluate_mllm(mllm, heldout, priors, fast, stats, mean_chunk, TokenEvalConfig(), path)
+        metrics = evaluate_mllm(
+            mllm, heldout, priors, fast, stats, mean_chunk, TokenEvalConfig(), path
+        )
         return metrics, [json.loads(line) for line in path.read_text().splitlines()]
 
     return evaluate
@@ -124,7 +151,14 @@ def test_a_perfect_model_scores_one(run, world):
     assert metrics["actions"]["think"]["reasoned"]["value"] == 1.0
     assert metrics["actions"]["think"]["l1_all_minus_mean_action"]["high"] < 0
     assert metrics["reasoning"]["kept"]["value"] == metrics["reasoning"]["swapped"]["value"] == 1.0
-    assert {r["probe"] for r in records} == {"vqa", "vqa-shuffled", "action", "kept", "emptied", "swapped"}
+    assert {r["probe"] for r in records} == {
+        "vqa",
+        "vqa-shuffled",
+        "action",
+        "kept",
+        "emptied",
+        "swapped",
+    }
 
 
 def test_forced_reasoning_is_own_empty_and_anothers(run, world):
@@ -135,23 +169,35 @@ def test_forced_reasoning_is_own_empty_and_anothers(run, world):
         if "Task" not in asked or "directly" in asked:
             return "<answer>gripper open</answer>"
         block = prompts.action_answer([1])
-        return f"{block}</answer>" if forced else f"<think>shade {shade}</think><answer>{block}</answer>"
+        return (
+            f"{block}</answer>"
+            if forced
+            else f"<think>shade {shade}</think><answer>{block}</answer>"
+        )
 
     run(script)
     forced = [(shade, text) for shade, text in seen if text]
     n = 2 * EPISODES
     assert sum(text == f"<think>shade {shade}</think><answer>" for shade, text in forced) == n
     assert sum(text == "<think></think><answer>" for _, text in forced) == n
-    swapped = [(shade, text) for shade, text in forced if text not in
-               ("<think></think><answer>", f"<think>shade {shade}</think><answer>")]  # fmt: skip
+    swapped = [
+        (shade, text)
+        for shade, text in forced
+        if text not in ("<think></think><answer>", f"<think>shade {shade}</think><answer>")
+    ]
     assert len(swapped) == n
 
 
 def test_shuffled_images_bring_a_seeing_model_to_chance(run, world):
     right = {10 * i: "open" if i % 2 else "closed" for i in range(EPISODES)}
-    heldout = [question(i, i // 4, mode, right[10 * (i // 4)])
-               for i in range(4 * EPISODES) for mode in ("direct", "think")]  # fmt: skip
-    metrics, _ = run(lambda asked, forced, shade: f"<answer>gripper {right[shade]}</answer>", heldout)
+    heldout = [
+        question(i, i // 4, mode, right[10 * (i // 4)])
+        for i in range(4 * EPISODES)
+        for mode in ("direct", "think")
+    ]
+    metrics, _ = run(
+        lambda asked, forced, shade: f"<answer>gripper {right[shade]}</answer>", heldout
+    )
     shuffle = metrics["image_shuffle"]
     assert shuffle["unshuffled"]["value"] == 1.0
     assert shuffle["accuracy"]["value"] < 1.0
@@ -166,7 +212,9 @@ def test_a_blind_model_does_not_fall(run):
     assert metrics["vqa"]["direct"]["accuracy"]["value"] == 0.5
 
 
-@pytest.mark.parametrize(("said", "answered"), [("gripper open", 1.0), ("open", 0.0), ("side open", 0.0)])
+@pytest.mark.parametrize(
+    ("said", "answered"), [("gripper open", 1.0), ("open", 0.0), ("side open", 0.0)]
+)
 def test_an_answer_needs_its_label(run, said, answered):
     metrics, records = run(lambda asked, forced, shade: f"<answer>{said}</answer>")
     assert metrics["vqa"]["direct"]["accuracy"]["value"] == answered / 2
@@ -177,9 +225,15 @@ def test_an_answer_needs_its_label(run, said, answered):
     ("reply", "expected"),
     [
         ("gibberish", {"no_action": 1.0, "format": 0.0, "prefix": 0.0}),
-        ("<think>so</think><answer>{one}</answer>", {"no_action": 0.0, "format": 1.0, "decode_failure": 1.0}),
+        (
+            "<think>so</think><answer>{one}</answer>",
+            {"no_action": 0.0, "format": 1.0, "decode_failure": 1.0},
+        ),
         ("<answer>{one}</answer>", {"no_action": 0.0, "format": 0.0, "reasoned": 0.0}),
-        ("<think>so</think><answer>{one}{one}</answer>", {"no_action": 1.0, "format": 0.0, "reasoned": 1.0}),
+        (
+            "<think>so</think><answer>{one}{one}</answer>",
+            {"no_action": 1.0, "format": 0.0, "reasoned": 1.0},
+        ),
     ],
 )
 def test_failures_are_counted(run, reply, expected):
@@ -189,17 +243,24 @@ def test_failures_are_counted(run, reply, expected):
     assert {key: think[key]["value"] for key in expected} == expected
     # Nothing decodes, so over all answers L1 is the mean action's, and over decoded ones there is none.
     assert think["l1_decoded"]["n"] == 0 and think["l1_decoded"]["value"] is None
-    assert think["l1_all"]["value"] == pytest.approx(metrics["baselines"]["mean_action_l1"]["value"])
-    assert sum(think["reasons"].values()) == sum(not r["well_formed"] for r in records
-                                                 if r["probe"] == "action" and r["mode"] == "think")  # fmt: skip
+    assert think["l1_all"]["value"] == pytest.approx(
+        metrics["baselines"]["mean_action_l1"]["value"]
+    )
+    assert sum(think["reasons"].values()) == sum(
+        not r["well_formed"] for r in records if r["probe"] == "action" and r["mode"] == "think"
+    )
 
 
 def test_baselines_by_hand(run, world):
     _, _, stats, mean_chunk, heldout = world
-    chunks = np.array([c.chunk for c in heldout if c.target is not None and c.turns[0].mode == "direct"])
+    chunks = np.array(
+        [c.chunk for c in heldout if c.target is not None and c.turns[0].mode == "direct"]
+    )
     metrics, _ = run(lambda asked, forced, shade: "x")
     baselines = metrics["baselines"]
-    assert baselines["mean_action_l1"]["value"] == pytest.approx(np.abs(chunks - mean_chunk).mean(), abs=1e-6)
+    assert baselines["mean_action_l1"]["value"] == pytest.approx(
+        np.abs(chunks - mean_chunk).mean(), abs=1e-6
+    )
     zero = np.abs(chunks - stats.normalize(np.zeros(2))).mean()
     assert baselines["zero_l1"]["value"] == pytest.approx(zero, abs=1e-6)
     assert baselines["zero_l1"]["n"] == 2 * EPISODES
@@ -207,7 +268,10 @@ def test_baselines_by_hand(run, world):
 
 def test_compare_is_paired_by_sample_and_mode(run):
     _, before = run(lambda asked, forced, shade: "<answer>gripper open</answer>")
-    right = lambda asked, forced, shade: "<answer>gripper open</answer>" if "directly" in asked else "no"  # noqa: E731
+
+    def right(asked, forced, shade):
+        return "<answer>gripper open</answer>" if "directly" in asked else "no"
+
     _, after = run(right)
     differences = compare(before, after)
     assert differences["vqa_direct"]["value"] == 0.0
@@ -216,21 +280,48 @@ def test_compare_is_paired_by_sample_and_mode(run):
 
 
 def test_compare_averages_training_seeds_within_a_sample():
-    base = {"probe": "action", "mode": "direct", "decoded": True, "l1": 0.1, "l1_mean_action": 0.5, "well_formed": True}
+    base = {
+        "probe": "action",
+        "mode": "direct",
+        "decoded": True,
+        "l1": 0.1,
+        "l1_mean_action": 0.5,
+        "well_formed": True,
+    }
     before = [{**base, "id": i, "run_seed": 0, "prefix": 0.0} for i in range(4)]
-    after = [{**base, "id": i, "run_seed": seed, "prefix": float(seed)} for i in range(4) for seed in (0, 1)]
+    after = [
+        {**base, "id": i, "run_seed": seed, "prefix": float(seed)}
+        for i in range(4)
+        for seed in (0, 1)
+    ]
     difference = compare(before, after)["prefix_direct"]
     assert (difference["value"], difference["n"]) == (0.5, 4)
 
 
 def answer(sample, mode, prefix, *, run_seed=0, well_formed=True, l1=0.2):
-    return {"probe": "action", "id": sample, "mode": mode, "prefix": prefix, "l1": l1, "decoded": True,
-            "well_formed": well_formed, "run_seed": run_seed}
+    return {
+        "probe": "action",
+        "id": sample,
+        "mode": mode,
+        "prefix": prefix,
+        "l1": l1,
+        "decoded": True,
+        "well_formed": well_formed,
+        "run_seed": run_seed,
+    }
 
 
 def test_the_gain_beyond_the_format_is_taken_where_both_are_well_formed():
-    before = [answer("a", "think", 0.2), answer("b", "think", 0.0, well_formed=False), answer("c", "think", 0.4)]
-    after = [answer("a", "think", 0.5), answer("b", "think", 1.0), answer("c", "think", 0.9, well_formed=False)]
+    before = [
+        answer("a", "think", 0.2),
+        answer("b", "think", 0.0, well_formed=False),
+        answer("c", "think", 0.4),
+    ]
+    after = [
+        answer("a", "think", 0.5),
+        answer("b", "think", 1.0),
+        answer("c", "think", 0.9, well_formed=False),
+    ]
     # A second training: here c is the only answer that is well formed on both sides.
     before += [answer("c", "think", 0.1, run_seed=1)]
     after += [answer("c", "think", 0.2, run_seed=1)]
@@ -243,8 +334,12 @@ def test_the_gain_beyond_the_format_is_taken_where_both_are_well_formed():
 
 
 def test_reasoned_against_direct_is_paired_by_frame():
-    rows = [answer("a", "direct", 0.5, l1=0.3), answer("a", "think", 0.7, l1=0.2),
-            answer("b", "direct", 0.1, l1=0.5), answer("b", "think", 0.0, l1=0.8)]
+    rows = [
+        answer("a", "direct", 0.5, l1=0.3),
+        answer("a", "think", 0.7, l1=0.2),
+        answer("b", "direct", 0.1, l1=0.5),
+        answer("b", "think", 0.0, l1=0.8),
+    ]
     gain = reasoned_minus_direct(rows)
     assert gain["prefix"]["n"] == 2 and gain["prefix"]["value"] == pytest.approx(0.05)
     assert gain["l1"]["value"] == pytest.approx(0.1)
@@ -252,8 +347,16 @@ def test_reasoned_against_direct_is_paired_by_frame():
 
 
 def test_repeated_samples_are_clustered_not_counted_as_independent():
-    row = {"probe": "vqa", "mode": "direct", "kind": "general", "type": "x", "chance": 0.5, "prior": 0.0,
-           "text_prior": 0.0, "answered": True}  # fmt: skip
+    row = {
+        "probe": "vqa",
+        "mode": "direct",
+        "kind": "general",
+        "type": "x",
+        "chance": 0.5,
+        "prior": 0.0,
+        "text_prior": 0.0,
+        "answered": True,
+    }
     once = [{**row, "id": i, "run_seed": 0, "score": float(i % 2)} for i in range(40)]
     thrice = [{**r, "run_seed": seed} for r in once for seed in range(3)]
     one, many = (summarize(records)["vqa"]["direct"]["accuracy"] for records in (once, thrice))
@@ -262,7 +365,9 @@ def test_repeated_samples_are_clustered_not_counted_as_independent():
 
 
 def test_priors_are_the_most_frequent_training_answers():
-    training = [question(i, 0, "direct", answer) for i, answer in enumerate(["open", "closed", "open"])]
+    training = [
+        question(i, 0, "direct", answer) for i, answer in enumerate(["open", "closed", "open"])
+    ]
     priors = language_priors(training)
     assert priors.of_type("gripper_state") == "open"
     assert priors.of_text("Is the gripper open or closed?", "gripper_state") == "open"
@@ -274,10 +379,17 @@ def test_priors_of_a_text_that_two_types_share_are_kept_apart():
     (turn,) = question(0, 0, "direct", "open").turns
     fingers = turn.question.replace('"gripper"', '"fingers"')
     other = replace(turn, type="gripper_command", expected="keep", question=fingers)
-    training = [replace(question(i, 0, "direct", "open"), turns=turns) for i, turns in
-                enumerate([(turn,), (replace(turn, expected="closed"),), (turn,), (other,), (other,), (other,)])]
+    training = [
+        replace(question(i, 0, "direct", "open"), turns=turns)
+        for i, turns in enumerate(
+            [(turn,), (replace(turn, expected="closed"),), (turn,), (other,), (other,), (other,)]
+        )
+    ]
     priors, text = language_priors(training), "Is the gripper open or closed?"
-    assert (priors.of_text(text, "gripper_state"), priors.of_text(text, "gripper_command")) == ("open", "keep")
+    assert (priors.of_text(text, "gripper_state"), priors.of_text(text, "gripper_command")) == (
+        "open",
+        "keep",
+    )
 
 
 def test_other_episode_is_a_permutation_without_own_episodes():
@@ -303,7 +415,9 @@ def test_real_model_end_to_end_and_forced_continuation(world, tmp_path):
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
     assert again["cost"]["generated_tokens"] == metrics["cost"]["generated_tokens"] > 0
     # A forced beginning of the model's own greedy answer is continued with the rest of that answer.
-    prompt = encode_prompt(mllm, "Task: reach. What next?", np.full((32, 32, 3), 90, dtype=np.uint8))
+    prompt = encode_prompt(
+        mllm, "Task: reach. What next?", np.full((32, 32, 3), 90, dtype=np.uint8)
+    )
     asker = tokens.Asker(mllm, config)
     (whole,) = asker("test", [prompt])
     (rest,) = asker("test", [continue_from(prompt, whole[:3])])

@@ -17,17 +17,31 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
 SYSTEM = "You are a test."
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-    + SYSTEM + "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    + SYSTEM
+    + "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)  # fmt: skip
+)
 # Quantisation takes 32 numbers at a time: every width is a multiple of it.
 TEXT = LlamaConfig(
-    hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=512, rope_parameters={"rope_type": "default", "rope_theta": 100_000.0}, rms_norm_eps=1e-5,
-    tie_word_embeddings=True, initializer_range=0.2,
-)  # fmt: skip
-VISION = Dinov2Config(hidden_size=64, num_hidden_layers=3, num_attention_heads=1, patch_size=14, image_size=56,
-                      use_mask_token=False)  # fmt: skip
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    initializer_range=0.2,
+)
+VISION = Dinov2Config(
+    hidden_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=1,
+    patch_size=14,
+    image_size=56,
+    use_mask_token=False,
+)
 
 
 def write_gguf(path: Path, texts: list[str]) -> LlamaForCausalLM:
@@ -45,16 +59,26 @@ def write_gguf(path: Path, texts: list[str]) -> LlamaForCausalLM:
         for name, parameter in model.named_parameters():
             values = parameter.numpy()
             place = _place(name)
-            if place.endswith(("attn_q.weight", "attn_k.weight")):  # llama.cpp turns pairs, transformers halves
+            if place.endswith(
+                ("attn_q.weight", "attn_k.weight")
+            ):  # llama.cpp turns pairs, transformers halves
                 heads = TEXT.num_attention_heads if "attn_q" in place else TEXT.num_key_value_heads
-                values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-            kind = gguf.GGMLQuantizationType.F32 if "norm" in place else gguf.GGMLQuantizationType.Q4_1
+                values = (
+                    values.reshape(heads, 2, -1, values.shape[1])
+                    .swapaxes(1, 2)
+                    .reshape(values.shape)
+                )
+            kind = (
+                gguf.GGMLQuantizationType.F32 if "norm" in place else gguf.GGMLQuantizationType.Q4_1
+            )
             kind = gguf.GGMLQuantizationType.Q8_0 if place == "token_embd.weight" else kind
             stored = gguf.quants.quantize(values, kind)
             writer.add_tensor(place, stored, raw_dtype=kind)
             exact = torch.from_numpy(gguf.quants.dequantize(stored, kind).copy())
             if place.endswith(("attn_q.weight", "attn_k.weight")):
-                exact = exact.reshape(heads, -1, 2, exact.shape[1]).transpose(1, 2).reshape(exact.shape)
+                exact = (
+                    exact.reshape(heads, -1, 2, exact.shape[1]).transpose(1, 2).reshape(exact.shape)
+                )
             parameter.copy_(exact)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -72,9 +96,15 @@ def write_onnx(path: Path) -> "Network":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network.eval(), (torch.rand(1, 3, 28, 28),), str(path), opset_version=14, dynamo=False,
-            input_names=["input_image"], output_names=["output"], dynamic_axes={"input_image": {0: "batch"}},
-        )  # fmt: skip
+            network.eval(),
+            (torch.rand(1, 3, 28, 28),),
+            str(path),
+            opset_version=14,
+            dynamo=False,
+            input_names=["input_image"],
+            output_names=["output"],
+            dynamic_axes={"input_image": {0: "batch"}},
+        )
     model = onnx.load(str(path))
     for one in (*model.graph.initializer, *model.graph.node):
         one.name = _as_then(one.name)
@@ -106,14 +136,23 @@ def _as_then(name: str) -> str:
 def _bpe(texts: list[str]) -> tuple[list[str], list[str]]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
-    return sorted(learned["vocab"], key=learned["vocab"].__getitem__), [" ".join(pair) for pair in learned["merges"]]
+    return sorted(learned["vocab"], key=learned["vocab"].__getitem__), [
+        " ".join(pair) for pair in learned["merges"]
+    ]
 
 
 def _describe(writer: gguf.GGUFWriter, vocabulary: list[str], merges: list[str]) -> None:
@@ -142,10 +181,20 @@ def _describe(writer: gguf.GGUFWriter, vocabulary: list[str], merges: list[str])
 
 def _place(name: str) -> str:
     """What GGUF calls a weight of a Llama."""
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-             "mlp.down_proj": "ffn_down", "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm",
-             "model.layers": "blk", "model.embed_tokens": "token_embd", "model.norm": "output_norm"}  # fmt: skip
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "post_attention_layernorm": "ffn_norm",
+        "input_layernorm": "attn_norm",
+        "model.layers": "blk",
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+    }
     for theirs, its in names.items():
         name = name.replace(theirs, its)
     return name

@@ -47,11 +47,15 @@ def test_hidden_states_of_compiled_layers(qwen, prompts, traced):
         restore_layers(layers)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(again.flip(0), expected, atol=1e-5, rtol=1e-4)
-    assert 0 < graphs == traced["stats"]["unique_graphs"]  # another call of the same shapes compiles nothing
+    assert (
+        0 < graphs == traced["stats"]["unique_graphs"]
+    )  # another call of the same shapes compiles nothing
 
 
 def test_gradients_through_compiled_and_recomputed_layers(fresh_qwen3, prompts, traced):
-    batch = collate(fresh_qwen3, [encode_prompt(fresh_qwen3, p.question, p.image) for p in prompts[:2]])
+    batch = collate(
+        fresh_qwen3, [encode_prompt(fresh_qwen3, p.question, p.image) for p in prompts[:2]]
+    )
     del batch["labels"]
     model = fresh_qwen3.model.train()
     model.set_attn_implementation("sdpa")

@@ -23,15 +23,24 @@ def as_messages(turns, image):
     messages = []
     for number, turn in enumerate(turns):
         content = [{"type": "text", "text": turn["question"]}]
-        messages.append({"role": "user", "content": [{"type": "image", "image": image}] * (number == 0) + content})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn["answer"]}]})
+        messages.append(
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": image}] * (number == 0) + content,
+            }
+        )
+        messages.append(
+            {"role": "assistant", "content": [{"type": "text", "text": turn["answer"]}]}
+        )
     return messages
 
 
 def processed(mllm, messages, **options):
     """The processor's own result, the reference."""
     text = mllm.processor.apply_chat_template(messages, tokenize=False, **options)
-    return mllm.processor(text=[text], images=[[messages[0]["content"][0]["image"]]], return_tensors="pt")
+    return mllm.processor(
+        text=[text], images=[[messages[0]["content"][0]["image"]]], return_tensors="pt"
+    )
 
 
 @pytest.mark.parametrize("n_turns", [1, 2, 3])
@@ -57,14 +66,20 @@ def test_labels_are_the_assistants_words_and_its_end_token(any_mllm):
 
 REASONED = "<think>it moves left</think><answer>letter B</answer>"
 UNREASONED = [
-    "<think></think><answer>point 12 20</answer>", "<think> \n</think><answer>left</answer>", "<answer>left</answer>",
-    "left</think><answer>left</answer>", "<think>never ended",
-]  # fmt: skip
+    "<think></think><answer>point 12 20</answer>",
+    "<think> \n</think><answer>left</answer>",
+    "<answer>left</answer>",
+    "left</think><answer>left</answer>",
+    "<think>never ended",
+]
 
 
 def test_after_reasoning_is_what_is_said_behind_it(any_mllm):
     answers = [UNREASONED[0], REASONED, UNREASONED[0], REASONED]
-    turns = [{"question": f"Where to, {number}?", "answer": answer} for number, answer in enumerate(answers)]
+    turns = [
+        {"question": f"Where to, {number}?", "answer": answer}
+        for number, answer in enumerate(answers)
+    ]
     encoded = encode_conversation(any_mllm, turns, FRAME)
     after = encoded.after_reasoning
     assert after.dtype == bool and after.shape == encoded.input_ids.shape
@@ -78,9 +93,14 @@ def test_nothing_is_after_reasoning_where_there_is_none(any_mllm, answer):
     questions = ["Where to?", "What does <think>so</think> say?"]
     turns = [{"question": question, "answer": answer} for question in questions]
     encoded = encode_conversation(any_mllm, turns, FRAME)
-    assert encoded.after_reasoning.shape == encoded.input_ids.shape and not encoded.after_reasoning.any()
+    assert (
+        encoded.after_reasoning.shape == encoded.input_ids.shape
+        and not encoded.after_reasoning.any()
+    )
     prompt = encode_prompt(any_mllm, REASONED, FRAME)
-    assert prompt.after_reasoning.shape == prompt.input_ids.shape and not prompt.after_reasoning.any()
+    assert (
+        prompt.after_reasoning.shape == prompt.input_ids.shape and not prompt.after_reasoning.any()
+    )
 
 
 def test_prompt_is_the_prefix_of_the_training_ids(any_mllm):
@@ -121,7 +141,9 @@ def test_padding_sides(any_mllm):
 
 def test_images_are_the_processors_in_a_batch_too(any_mllm):
     other = 255 - FRAME
-    batch = collate(any_mllm, [encode_prompt(any_mllm, "a", FRAME), encode_prompt(any_mllm, "b", other)])
+    batch = collate(
+        any_mllm, [encode_prompt(any_mllm, "a", FRAME), encode_prompt(any_mllm, "b", other)]
+    )
     alone = [collate(any_mllm, [encode_prompt(any_mllm, "a", frame)]) for frame in (FRAME, other)]
     assert torch.equal(batch["pixel_values"], torch.cat([one["pixel_values"] for one in alone]))
     assert not torch.equal(alone[0]["pixel_values"], alone[1]["pixel_values"])
@@ -147,7 +169,10 @@ def test_special_tokens_in_text_are_refused(any_mllm):
 
 def test_loss_is_that_of_the_labelled_tokens(qwen):
     """The model's own loss on our labels equals the mean log-probability of the assistant's tokens, by hand."""
-    batch = collate(qwen, [encode_conversation(qwen, TURNS[:2], FRAME), encode_conversation(qwen, TURNS[2:], FRAME)])
+    batch = collate(
+        qwen,
+        [encode_conversation(qwen, TURNS[:2], FRAME), encode_conversation(qwen, TURNS[2:], FRAME)],
+    )
     with torch.no_grad():
         output = qwen.model(**batch)
     logprobs = output.logits[:, :-1].log_softmax(-1)
@@ -160,11 +185,15 @@ def test_loss_is_that_of_the_labelled_tokens(qwen):
 @pytest.mark.parametrize("normalised", [False, True])
 def test_a_space_that_the_tokenizer_writes_itself_is_not_there_twice(normalised):
     """Llama's first tokenizers put a space before every piece, in the normaliser; the later ones where none is."""
-    mllm = build_class("llava", [text for turn in TURNS for text in turn.values()] + ["USER: ASSISTANT: left"] * 9)
+    mllm = build_class(
+        "llava", [text for turn in TURNS for text in turn.values()] + ["USER: ASSISTANT: left"] * 9
+    )
     if normalised:
         backend = mllm.tokenizer.backend_tokenizer
         backend.pre_tokenizer = None
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
     encoded = encode_conversation(mllm, [{"question": "Where?", "answer": "left"}], FRAME)
     spoken = mllm.tokenizer.convert_ids_to_tokens(encoded.labels[encoded.labels != IGNORED])
     assert "".join(spoken) == "▁left</s>"

@@ -71,7 +71,10 @@ def test_a_number_that_is_asked_for() -> None:
 def test_real_numbers_stay_real() -> None:
     with Meter(0) as meter:
         ids = torch.arange(6).reshape(2, 3)
-        assert (ids * 2).tolist() == [[0, 2, 4], [6, 8, 10]] and torch.full((2,), 0.5).tolist() == [0.5, 0.5]
+        assert (ids * 2).tolist() == [[0, 2, 4], [6, 8, 10]] and torch.full((2,), 0.5).tolist() == [
+            0.5,
+            0.5,
+        ]
         assert torch.empty(4, device="meta").is_meta
     assert meter.total == 0
 

@@ -12,10 +12,15 @@ from roboalign.mllm.generate import generate, suppressed_ids
 
 
 def hugging_face_greedy(mllm, prompts, max_new_tokens):
-    batch = collate(mllm, [encode_prompt(mllm, p.question, p.image) for p in prompts], padding_side="left")
+    batch = collate(
+        mllm, [encode_prompt(mllm, p.question, p.image) for p in prompts], padding_side="left"
+    )
     del batch["labels"]
     output = mllm.model.generate(
-        **batch, max_new_tokens=max_new_tokens, do_sample=False, suppress_tokens=suppressed_ids(mllm)
+        **batch,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        suppress_tokens=suppressed_ids(mllm),
     )
     ends = end_ids(mllm)
     answers = []
@@ -41,12 +46,16 @@ def test_greedy_equals_hugging_face_token_for_token(any_mllm, prompts):
     expected = hugging_face_greedy(any_mllm, prompts, 12)
     assert [rows[0] for rows in ours.tokens] == expected
     assert [rows[1] for rows in ours.tokens] == expected
-    assert len({tuple(row) for row in expected}) > 1  # else the images and questions would not matter
+    assert (
+        len({tuple(row) for row in expected}) > 1
+    )  # else the images and questions would not matter
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_a_full_forward(any_mllm, prompts, temperature):
-    made = generate(any_mllm, prompts, samples=3, max_new_tokens=10, temperature=temperature, seed=3)
+    made = generate(
+        any_mllm, prompts, samples=3, max_new_tokens=10, temperature=temperature, seed=3
+    )
     for prompt, answers, logprobs in zip(prompts, made.tokens, made.logprobs):
         for tokens, got in zip(answers, logprobs):
             expected = own_logprobs(any_mllm, prompt, tokens, temperature)
@@ -54,18 +63,26 @@ def test_logprobs_are_those_of_a_full_forward(any_mllm, prompts, temperature):
 
 
 def test_same_seed_same_answers_and_samples_differ(any_mllm, prompts):
-    first, again, other = (generate(any_mllm, prompts, samples=4, max_new_tokens=8, seed=seed) for seed in (5, 5, 6))
+    first, again, other = (
+        generate(any_mllm, prompts, samples=4, max_new_tokens=8, seed=seed) for seed in (5, 5, 6)
+    )
     assert first == again
     assert first.tokens != other.tokens
     assert all(len({tuple(row) for row in rows}) > 1 for rows in first.tokens)
 
 
 def test_answers_do_not_depend_on_what_shares_the_batch(any_mllm, prompts):
-    together = generate(any_mllm, prompts, samples=3, max_new_tokens=8, seed=range(len(prompts))).tokens
-    alone = [generate(any_mllm, [prompt], samples=3, max_new_tokens=8, seed=[i]).tokens[0]
-             for i, prompt in enumerate(prompts)]  # fmt: skip
+    together = generate(
+        any_mllm, prompts, samples=3, max_new_tokens=8, seed=range(len(prompts))
+    ).tokens
+    alone = [
+        generate(any_mllm, [prompt], samples=3, max_new_tokens=8, seed=[i]).tokens[0]
+        for i, prompt in enumerate(prompts)
+    ]
     assert together == alone
-    assert generate(any_mllm, prompts[::-1], samples=3, max_new_tokens=8, seed=1).tokens != alone[::-1]
+    assert (
+        generate(any_mllm, prompts[::-1], samples=3, max_new_tokens=8, seed=1).tokens != alone[::-1]
+    )
 
 
 def test_sampling_follows_the_models_distribution(qwen, prompts):
@@ -80,7 +97,9 @@ def test_sampling_follows_the_models_distribution(qwen, prompts):
     probabilities[suppressed_ids(qwen)] = 0
     probabilities /= probabilities.sum()
     counts = torch.bincount(torch.tensor([row[0] for row in made.tokens[0]]), minlength=len(every))
-    error = (counts / n - probabilities).abs() / (probabilities * (1 - probabilities) / n).sqrt().clamp(min=1e-3)
+    error = (counts / n - probabilities).abs() / (
+        probabilities * (1 - probabilities) / n
+    ).sqrt().clamp(min=1e-3)
     assert error.max() < 5
     assert counts[suppressed_ids(qwen)].sum() == 0
 
@@ -89,7 +108,8 @@ def test_rows_that_end_early_leave_the_others_unchanged(qwen, prompts, monkeypat
     """Greedy answers with eager, with no compaction, and without any end token agree up to each one's end."""
     plain = generate(qwen, prompts, max_new_tokens=16, temperature=0)
     common = max(
-        {token for rows in plain.tokens for token in rows[0]}, key=[t for r in plain.tokens for t in r[0]].count
+        {token for rows in plain.tokens for token in rows[0]},
+        key=[t for r in plain.tokens for t in r[0]].count,
     )
     monkeypatch.setattr(qwen.model.generation_config, "eos_token_id", common)
     results = []
@@ -108,7 +128,11 @@ def test_stop_text_ends_an_answer(any_mllm, prompts):
     """With the text of a greedy answer's middle as stop, that answer ends exactly where its text first holds it."""
     plain = generate(any_mllm, prompts[:1], max_new_tokens=12, temperature=0).tokens[0][0]
     decode = any_mllm.tokenizer.decode
-    stop = next(text for text in (decode(plain[i : i + 2]) for i in range(3, 10)) if text.isascii() and text.strip())
+    stop = next(
+        text
+        for text in (decode(plain[i : i + 2]) for i in range(3, 10))
+        if text.isascii() and text.strip()
+    )
     first = next(n for n in range(1, 13) if stop in decode(plain[:n]))
     made = generate(any_mllm, prompts[:1], max_new_tokens=12, temperature=0, stop=stop)
     assert made.tokens[0][0] == plain[:first]
@@ -128,7 +152,10 @@ def test_counts_and_cut_answers(qwen, prompts):
 
 def test_small_batches_give_the_same_greedy_answers(qwen, prompts):
     whole = generate(qwen, prompts, samples=2, max_new_tokens=8, temperature=0)
-    assert generate(qwen, prompts, samples=2, max_new_tokens=8, temperature=0, max_rows=4).tokens == whole.tokens
+    assert (
+        generate(qwen, prompts, samples=2, max_new_tokens=8, temperature=0, max_rows=4).tokens
+        == whole.tokens
+    )
 
 
 def test_image_tokens_are_never_sampled(any_mllm, prompts):
@@ -169,7 +196,13 @@ def test_impossible_settings_are_refused(qwen3, prompts, wrong):
 
 def test_generation_is_plain_data(qwen3, prompts):
     made = generate(qwen3, prompts[:1], samples=1, max_new_tokens=2)
-    assert set(dataclasses.asdict(made)) == {"tokens", "logprobs", "finished", "n_prefill_tokens", "n_decoded_tokens"}
+    assert set(dataclasses.asdict(made)) == {
+        "tokens",
+        "logprobs",
+        "finished",
+        "n_prefill_tokens",
+        "n_decoded_tokens",
+    }
     assert all(isinstance(token, int) for token in made.tokens[0][0])
 
 

@@ -24,7 +24,9 @@ def test_equal_to_the_whole_models_hidden_states(any_mllm, prompts, layer):
 def test_the_layers_above_are_not_computed(any_mllm, prompts):
     calls = []
     hooks = [
-        one.register_forward_hook(lambda module, inputs, output, number=number: calls.append(number))
+        one.register_forward_hook(
+            lambda module, inputs, output, number=number: calls.append(number)
+        )
         for number, one in enumerate(text_layers(any_mllm))
     ]
     hidden_states(any_mllm, prompts, 2)

@@ -11,7 +11,14 @@ from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.load import load_mllm, save_mllm
-from roboalign.mllm.tiny import REPLY_TOKENS, SPECIAL_TOKENS, WHOLE_NUMBERS, TinyConfig, build_tiny, train_tokenizer
+from roboalign.mllm.tiny import (
+    REPLY_TOKENS,
+    SPECIAL_TOKENS,
+    WHOLE_NUMBERS,
+    TinyConfig,
+    build_tiny,
+    train_tokenizer,
+)
 from roboalign.mllm.tiny_classes import build_class
 
 TEXTS = ["Where is the red block? The gripper moves left."] * 9
@@ -37,26 +44,41 @@ def test_a_qwen_folder_has_what_the_stock_processor_asks_for(name, kind, tmp_pat
     """The stock class needs a video half, which is built where torchvision is; its settings are read without."""
     mllm = build_class(name, TEXTS)
     save_mllm(mllm, tmp_path / "model")
-    settings, _ = BaseVideoProcessor.get_video_processor_dict(tmp_path / "model", local_files_only=True)
+    settings, _ = BaseVideoProcessor.get_video_processor_dict(
+        tmp_path / "model", local_files_only=True
+    )
     assert settings["video_processor_type"] == f"{kind}VideoProcessor"
-    assert (settings["patch_size"], settings["image_std"]) == (8, list(mllm.processor.image_processor.image_std))
+    assert (settings["patch_size"], settings["image_std"]) == (
+        8,
+        list(mllm.processor.image_processor.image_std),
+    )
     image = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     assert image["image_processor_type"] == "Qwen2VLImageProcessor" and image["patch_size"] == 8
-    assert load_mllm(tmp_path / "model").processor.image_processor.to_dict() == mllm.processor.image_processor.to_dict()
+    assert (
+        load_mllm(tmp_path / "model").processor.image_processor.to_dict()
+        == mllm.processor.image_processor.to_dict()
+    )
     processor = json.loads((tmp_path / "model" / "processor_config.json").read_text())
     assert {settings["processor_class"], image["processor_class"]} == {processor["processor_class"]}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("smolvlm", "SmolVLM"), ("llava_onevision", "LlavaOnevision")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("smolvlm", "SmolVLM"), ("llava_onevision", "LlavaOnevision")]
+)
 def test_so_have_the_other_folders_whose_stock_processor_has_a_video_half(name, kind, tmp_path):
     mllm = build_class(name, TEXTS)
     save_mllm(mllm, tmp_path / "model")
-    settings, _ = BaseVideoProcessor.get_video_processor_dict(tmp_path / "model", local_files_only=True)
+    settings, _ = BaseVideoProcessor.get_video_processor_dict(
+        tmp_path / "model", local_files_only=True
+    )
     image = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     assert settings["video_processor_type"] == f"{kind}VideoProcessor"
     assert image["image_processor_type"] == f"{kind}ImageProcessor"
     assert all(settings[part] == image[part] for part in ("size", "image_mean"))
-    assert load_mllm(tmp_path / "model").processor.image_processor.to_dict() == mllm.processor.image_processor.to_dict()
+    assert (
+        load_mllm(tmp_path / "model").processor.image_processor.to_dict()
+        == mllm.processor.image_processor.to_dict()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -110,7 +132,8 @@ def damage(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["cut weights", "lost weight", "no weights", "no tokenizer", "broken config", "text model"]
+    "how",
+    ["cut weights", "lost weight", "no weights", "no tokenizer", "broken config", "text model"],
 )
 def test_damaged_folders_are_named(qwen3, tmp_path, how):
     save_mllm(qwen3, tmp_path / "model")
@@ -146,7 +169,14 @@ def test_tokenizer_keeps_numbers_and_reply_tags_whole():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"image_size": 60}, {"heads": 5}, {"deepstack": (9,)}, {"vision_heads": 3}, {"vocab_size": 10}, {"colour": 1}],
+    [
+        {"image_size": 60},
+        {"heads": 5},
+        {"deepstack": (9,)},
+        {"vision_heads": 3},
+        {"vocab_size": 10},
+        {"colour": 1},
+    ],
 )
 def test_shapes_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValidationError):

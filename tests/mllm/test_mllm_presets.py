@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
-from transformers import LlavaOnevisionImageProcessorPil, Qwen2VLImageProcessorPil, SmolVLMImageProcessorPil
+from transformers import (
+    LlavaOnevisionImageProcessorPil,
+    Qwen2VLImageProcessorPil,
+    SmolVLMImageProcessorPil,
+)
 
 from roboalign.mllm.presets import PRESETS, image_tokens, meta_model, preset_config, preset_of
 
@@ -17,7 +21,9 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 def test_the_layer_is_the_papers_for_its_model_and_the_same_share_elsewhere():
     assert PRESETS["qwen2.5-vl-7b"].layer == 18
     for name, preset in PRESETS.items():
-        assert preset.layer == round(preset_config(name).get_text_config().num_hidden_layers * 18 / 28), name
+        assert preset.layer == round(
+            preset_config(name).get_text_config().num_hidden_layers * 18 / 28
+        ), name
 
 
 def pixels(height, width):
@@ -50,7 +56,9 @@ def test_onevisions_image_tokens_are_the_processors():
     from transformers import LlavaOnevisionProcessor
 
     image = PRESETS["llava-onevision-7b"].image
-    processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)  # its counting alone: the rest needs video
+    processor = LlavaOnevisionProcessor.__new__(
+        LlavaOnevisionProcessor
+    )  # its counting alone: the rest needs video
     processor.num_image_tokens, processor.vision_feature_select_strategy = 729, "full"
     processor.vision_aspect_ratio = "anyres_max_9"
     processor.image_processor = LlavaOnevisionImageProcessorPil(image_grid_pinpoints=image["grids"])

@@ -11,8 +11,10 @@ def e4m3_grid() -> np.ndarray:
     """All finite numbers of e4m3 by their definition: 4 bits of exponent with bias 7, 3 of mantissa; no infinity."""
     numbers = [
         (m / 8) * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7)
-        for e in range(16) for m in range(8) if (e, m) != (15, 7)
-    ]  # fmt: skip
+        for e in range(16)
+        for m in range(8)
+        if (e, m) != (15, 7)
+    ]
     return np.array(sorted({sign * number for number in numbers for sign in (1, -1)}))
 
 
@@ -39,7 +41,9 @@ def test_float8_is_the_nearest_number_of_the_grid_that_the_power_of_two_scales(r
     distances = np.abs(row.astype(np.float64)[:, None] - grid)
     np.testing.assert_array_equal(np.abs(row - got), distances.min(axis=1))
     largest = np.abs(row).max()
-    assert largest <= 448 * scale and (largest == 0 or int(exponents[0]) == -100 or largest > 224 * scale)
+    assert largest <= 448 * scale and (
+        largest == 0 or int(exponents[0]) == -100 or largest > 224 * scale
+    )
 
 
 @given(rows, st.sampled_from(["float16", "bfloat16", "float8"]))
@@ -54,7 +58,10 @@ def test_float8_keeps_all_but_a_thirtieth_beside_an_outlier():
     states = torch.randn(200, 512, generator=torch.Generator().manual_seed(0))
     states[:, 7] = 3000
     got = unpack(*pack(states, "float8"))
-    error = (got - states).norm() / states.norm(), (got - states)[:, :7].norm() / states[:, :7].norm()
+    error = (
+        (got - states).norm() / states.norm(),
+        (got - states)[:, :7].norm() / states[:, :7].norm(),
+    )
     assert error[0] < 0.03 and error[1] < 0.04
 
 

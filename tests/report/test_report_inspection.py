@@ -18,15 +18,37 @@ from roboalign.data.robot.measures import Histogram
 from roboalign.data.robot.statistics import Survey, keep_episodes, survey
 from roboalign.errors import RoboAlignError
 from roboalign.report.attention import attention
-from roboalign.report.drawing import ARROW, BAR, PATH, SQUARE, draw_path, drawn_frame, histogram_plot, jpeg
+from roboalign.report.drawing import (
+    ARROW,
+    BAR,
+    PATH,
+    SQUARE,
+    draw_path,
+    drawn_frame,
+    histogram_plot,
+    jpeg,
+)
 from roboalign.report.inspection import draw_action, inspection_text, write_inspection
 
-sys.path.append(str(Path(__file__).parents[1] / "data"))  # the synthetic episodes of the data room's tests
+sys.path.append(
+    str(Path(__file__).parents[1] / "data")
+)  # the synthetic episodes of the data room's tests
 from data_episodes import make_episode
 from test_report_page import Page
 
 DELTA = ActionSpace(control="end-effector", mode="delta", gripper="closed_positive")
-SECTIONS = {"answer", "frames", "action", "state", "tokens", "cameras", "instructions", "repeats", "faults", "limits"}
+SECTIONS = {
+    "answer",
+    "frames",
+    "action",
+    "state",
+    "tokens",
+    "cameras",
+    "instructions",
+    "repeats",
+    "faults",
+    "limits",
+}
 EVIL = "<script>alert(1)</script> [bold]&\"'"
 
 
@@ -41,8 +63,19 @@ def clean_episodes(count: int = 8) -> list[Episode]:
         rng = np.random.default_rng(i)
         actions = rng.normal(size=(30, 4)).astype(np.float32)
         frames = [encode_png(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)) for _ in range(30)]
-        episodes.append(Episode(f"made/{i}", "lift", "Lift it.", 10.0, actions, actions[:, :3], {"front": frames},
-                                {"front": Camera("front", 32, 24)}, action_space=DELTA))  # fmt: skip
+        episodes.append(
+            Episode(
+                f"made/{i}",
+                "lift",
+                "Lift it.",
+                10.0,
+                actions,
+                actions[:, :3],
+                {"front": frames},
+                {"front": Camera("front", 32, 24)},
+                action_space=DELTA,
+            )
+        )
     return episodes
 
 
@@ -125,7 +158,9 @@ def test_limits_short_episodes_and_an_unstated_meaning_are_said():
     found = survey(data_of(*episodes), horizon=50)
     said = attention(found)
     share = np.mean(np.abs(np.concatenate([episode.actions[:, 0] for episode in episodes])) == 1)
-    assert 0.2 < share < 0.5 and any(f"as if clipped, in x ({100 * share:.1f}%)" in sentence for sentence in said)
+    assert 0.2 < share < 0.5 and any(
+        f"as if clipped, in x ({100 * share:.1f}%)" in sentence for sentence in said
+    )
     assert any("shorter than a chunk of 50 steps (median 30)" in sentence for sentence in said)
     silent = attention(survey(data_of(*(replace(e, action_space=None) for e in episodes))))
     assert any("an action mean is not stated" in sentence for sentence in silent)
@@ -142,10 +177,14 @@ def test_the_numbers_are_in_the_tables(clean):
 def test_frames_of_every_camera_are_shown_and_broken_ones_left_out(faulty, html, tmp_path):
     episodes = faulty[1]
     assert len(episodes) == 13
-    assert html.count("<img ") == 13 + 6  # one of each episode in front, six of the one with a wrist camera
+    assert (
+        html.count("<img ") == 13 + 6
+    )  # one of each episode in front, six of the one with a wrist camera
     broken = replace(episodes[6], images={"front": [b"no image"] * 30})
     captions = html.count("The action of this step, in its own axes")
-    assert captions == 2 and "No action is drawn" in html  # made/2 does not state what its actions mean
+    assert (
+        captions == 2 and "No action is drawn" in html
+    )  # made/2 does not state what its actions mean
     write_inspection(faulty[0], [broken], tmp_path / "page.html")
     assert "<img " not in (tmp_path / "page.html").read_text()
 
@@ -156,8 +195,15 @@ def test_a_page_that_cannot_be_written_is_one_error(clean, tmp_path):
         write_inspection(clean, [], tmp_path / "file" / "page.html")
 
 
-STATS = ActionStats(q01=np.array([-1.0, -2.0, -1.0, -1.0]), q99=np.array([1.0, 2.0, 4.0, 1.0]), mean=np.zeros(4),
-                    std=np.ones(4), minimum=-np.ones(4), maximum=np.ones(4), count=9)  # fmt: skip
+STATS = ActionStats(
+    q01=np.array([-1.0, -2.0, -1.0, -1.0]),
+    q99=np.array([1.0, 2.0, 4.0, 1.0]),
+    mean=np.zeros(4),
+    std=np.ones(4),
+    minimum=-np.ones(4),
+    maximum=np.ones(4),
+    count=9,
+)
 
 
 def marked(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -204,16 +250,25 @@ def test_what_is_drawn_follows_from_what_is_known():
     episode, stats = make_episode(), ActionStats.fit(make_episode().actions)
     known = drawn_frame(episode, "workspace", 4, stats)
     assert known.how == "path" and known.image.shape == (320, 320, 3)
-    u, v = episode.cameras["workspace"].pixels(episode.position("gripper")[4]) * 10  # 32 pixels shown as 320
+    u, v = (
+        episode.cameras["workspace"].pixels(episode.position("gripper")[4]) * 10
+    )  # 32 pixels shown as 320
     ring = marked(known.image, PATH)
     assert np.abs(ring - [v, u]).sum(axis=1).min() < 12
     unprojected = replace(episode, cameras={"workspace": Camera("workspace", 32, 32)})
     assert drawn_frame(unprojected, "workspace", 4, stats).how == "none"
-    assert drawn_frame(replace(unprojected, action_space=DELTA), "workspace", 4, stats).how == "arrow"
+    assert (
+        drawn_frame(replace(unprojected, action_space=DELTA), "workspace", 4, stats).how == "arrow"
+    )
     absolute = ActionSpace(control="end-effector", mode="absolute", gripper="open_one")
-    assert drawn_frame(replace(unprojected, action_space=absolute), "workspace", 4, stats).how == "none"
+    assert (
+        drawn_frame(replace(unprojected, action_space=absolute), "workspace", 4, stats).how
+        == "none"
+    )
     joints = ActionSpace(control="joint", mode="delta", joints=4)
-    assert drawn_frame(replace(unprojected, action_space=joints), "workspace", 4, stats).how == "none"
+    assert (
+        drawn_frame(replace(unprojected, action_space=joints), "workspace", 4, stats).how == "none"
+    )
 
 
 def test_a_histogram_has_a_bar_for_each_filled_bin():
@@ -221,10 +276,14 @@ def test_a_histogram_has_a_bar_for_each_filled_bin():
     assert "a &lt; b: 15 values from 0 to 4" in svg
     bars = re.search(r'd="([^"]*)" fill="var\(--line-1\)"', svg).group(1)
     assert re.findall(r"V(\d+\.\d)H", bars) == ["58.0", "24.0"]  # 92 - 34 and 92 - 68
-    assert re.search(r'd="(M79\.0 22V92)" stroke="var\(--line-2\)"', svg)  # the mark at 9 is outside
+    assert re.search(
+        r'd="(M79\.0 22V92)" stroke="var\(--line-2\)"', svg
+    )  # the mark at 9 is outside
 
 
 def test_jpeg_keeps_the_picture():
-    frame = draw_action(np.full((64, 64, 3), 90, dtype=np.uint8), np.array([1.0, 0, 0, 0]), STATS, DELTA)
+    frame = draw_action(
+        np.full((64, 64, 3), 90, dtype=np.uint8), np.array([1.0, 0, 0, 0]), STATS, DELTA
+    )
     again = np.array(Image.open(io.BytesIO(jpeg(frame))))
     assert np.abs(again.astype(int) - frame).mean() < 3

@@ -15,8 +15,22 @@ from roboalign.report.plots import interval_plot, line_plot
 from roboalign.report.summary import Arm, RunSummary, Sample
 from roboalign.report.verdict import findings, headline
 
-SECTIONS = ("answer", "arms", "differences", "tasks", "questions", "reasoning", "samples", "videos", "grpo", "curves",
-            "data", "cost", "limits", "settings")  # fmt: skip
+SECTIONS = (
+    "answer",
+    "arms",
+    "differences",
+    "tasks",
+    "questions",
+    "reasoning",
+    "samples",
+    "videos",
+    "grpo",
+    "curves",
+    "data",
+    "cost",
+    "limits",
+    "settings",
+)
 VOID = {"meta", "img", "br", "link", "input", "hr", "use", "path", "rect", "line", "circle"}
 
 
@@ -30,7 +44,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "poster", "data")]
+        self.links += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "srcset", "poster", "data")
+        ]
         self.ids += [value for name, value in attributes if name == "id"]
         if tag not in VOID:
             self.open.append(tag)
@@ -97,8 +115,15 @@ def test_without_both_sides_of_rl_there_is_no_verdict(run, tmp_path):
 def test_text_of_models_and_people_is_escaped(run, tmp_path):
     evil = "<script>alert(1)</script>&\"'"
     sample = Sample(evil, evil, {"sft": evil}, {}, caption=evil)
-    evil_run = replace(run, name=evil, recipe=evil, notes=[evil], environment={evil: evil}, samples=[sample],
-                       arms=[Arm("sft", evil, evil, run.arms[1].mllm)])  # fmt: skip
+    evil_run = replace(
+        run,
+        name=evil,
+        recipe=evil,
+        notes=[evil],
+        environment={evil: evil},
+        samples=[sample],
+        arms=[Arm("sft", evil, evil, run.arms[1].mllm)],
+    )
     write_report(evil_run, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     assert "<script" not in html
@@ -125,20 +150,45 @@ def test_a_missing_video_is_named(run, tmp_path):
 
 def pair(value, low, high, p, n=100):
     difference = {"value": value, "low": low, "high": high, "n": n}
-    return {"before": "sft", "after": "roboalign", "n": n, "only_before": 3, "only_after": 9, "p": p, "p_holm": p,
-            "difference": difference, "difference_by_task": None}  # fmt: skip
+    return {
+        "before": "sft",
+        "after": "roboalign",
+        "n": n,
+        "only_before": 3,
+        "only_after": 9,
+        "p": p,
+        "p_holm": p,
+        "difference": difference,
+        "difference_by_task": None,
+    }
 
 
 def with_results(success_p=0.5, prefix=(0.05, 0.01, 0.09)):
     value, low, high = prefix
-    rate = {"successes": 50, "n": 100, "rate": 0.5, "low": 0.4, "high": 0.6, "crashes": 0, "mean_steps": 1.0}
+    rate = {
+        "successes": 50,
+        "n": 100,
+        "rate": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "crashes": 0,
+        "mean_steps": 1.0,
+    }
     arm = {"overall": rate, "tasks": {"a": rate}, "run_seeds": {"0": rate}}
     return RunSummary(
         name="x",
-        success={"arms": {"sft": arm, "roboalign": arm}, "pairs": [pair(0.06, -0.02, 0.14, success_p)]},
-        mllm_pairs=[{"before": "sft", "after": "roboalign",
-                     "prefix_think": {"value": value, "low": low, "high": high, "n": 10}}],
-    )  # fmt: skip
+        success={
+            "arms": {"sft": arm, "roboalign": arm},
+            "pairs": [pair(0.06, -0.02, 0.14, success_p)],
+        },
+        mllm_pairs=[
+            {
+                "before": "sft",
+                "after": "roboalign",
+                "prefix_think": {"value": value, "low": low, "high": high, "n": 10},
+            }
+        ],
+    )
 
 
 def test_the_verdict_follows_the_intervals():
@@ -154,7 +204,9 @@ def test_the_verdict_follows_the_intervals():
 
 def test_limits_follow_from_the_numbers():
     open_run, settled = caveats(with_results()), caveats(with_results(success_p=0.01))
-    assert any("beyond chance: p = 0.50 over 100 paired episodes" in sentence for sentence in open_run)
+    assert any(
+        "beyond chance: p = 0.50 over 100 paired episodes" in sentence for sentence in open_run
+    )
     assert not any("beyond chance" in sentence for sentence in settled)
     assert any("trained once" in sentence for sentence in open_run)
     assert any("1 task" in sentence for sentence in open_run)
@@ -165,8 +217,14 @@ def test_a_gain_in_format_alone_is_named():
     def told(low):
         formed = {"value": 0.05, "low": low, "high": 0.2, "n": 8}
         closer = {"value": -0.07, "low": -0.1, "high": -0.04, "n": 8}
-        pairs = [{"before": "sft", "after": "roboalign", "prefix_formed": formed, "l1_formed": closer}]
-        said = [line for line in caveats(replace(with_results(), mllm_pairs=pairs)) if "more than the format" in line]
+        pairs = [
+            {"before": "sft", "after": "roboalign", "prefix_formed": formed, "l1_formed": closer}
+        ]
+        said = [
+            line
+            for line in caveats(replace(with_results(), mllm_pairs=pairs))
+            if "more than the format" in line
+        ]
         return said[0] if said else ""
 
     assert "L1 there by" in told(-0.1) and "0.07" in told(-0.1)
@@ -178,13 +236,31 @@ def test_limits_of_a_model_that_does_not_look_and_whose_reasoning_is_idle():
         return {"value": value, "low": low, "high": high, "n": 50}
 
     same, lower = estimate(0.0, -0.05, 0.05), estimate(-0.2, -0.3, -0.1)
-    actions = {"think": {"prefix": estimate(0.1, 0, 0.2), "wrong_length": estimate(0.6, 0.5, 0.7),
-                         "l1_all": estimate(0.6, 0.5, 0.7)},
-               "direct": {"prefix": estimate(0.3, 0.2, 0.4)}}  # fmt: skip
-    shy = {"actions": actions, "baselines": {"mean_action_l1": estimate(0.5, 0.4, 0.6)},
-           "image_shuffle": {"drop": same}, "reasoning": {"emptied_minus_kept": same, "swapped_minus_kept": lower}}
-    before = {**shy, "actions": {**actions, "think": {**actions["think"], "wrong_length": estimate(0.4, 0.3, 0.5)}}}
-    run = replace(with_results(), arms=[Arm("sft", "SFT", mllm=before), Arm("roboalign", "RoboAlign", mllm=shy)])
+    actions = {
+        "think": {
+            "prefix": estimate(0.1, 0, 0.2),
+            "wrong_length": estimate(0.6, 0.5, 0.7),
+            "l1_all": estimate(0.6, 0.5, 0.7),
+        },
+        "direct": {"prefix": estimate(0.3, 0.2, 0.4)},
+    }
+    shy = {
+        "actions": actions,
+        "baselines": {"mean_action_l1": estimate(0.5, 0.4, 0.6)},
+        "image_shuffle": {"drop": same},
+        "reasoning": {"emptied_minus_kept": same, "swapped_minus_kept": lower},
+    }
+    before = {
+        **shy,
+        "actions": {
+            **actions,
+            "think": {**actions["think"], "wrong_length": estimate(0.4, 0.3, 0.5)},
+        },
+    }
+    run = replace(
+        with_results(),
+        arms=[Arm("sft", "SFT", mllm=before), Arm("roboalign", "RoboAlign", mllm=shy)],
+    )
     text = " ".join(caveats(run))
     assert "looks at the image" in text
     assert "emptying it" in text and "swapping it" not in text
@@ -202,12 +278,24 @@ def test_plots_are_described_themed_and_deterministic():
     assert not re.search(r"#0[0-9a-f]{5}|https?:", svg)
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
     empty = {"value": None, "low": None, "high": None, "n": 0}
-    assert "SFT 50.0% (40.0–60.0)" in interval_plot("Success", [("SFT", estimate), ("RL", empty)], kind="percent")
+    assert "SFT 50.0% (40.0–60.0)" in interval_plot(
+        "Success", [("SFT", estimate), ("RL", empty)], kind="percent"
+    )
 
 
 def test_a_model_that_never_acts_is_shown_without_numbers_it_has_not(tmp_path):
-    silent = [{**record, "well_formed": False, "has_action": False, "decoded": False, "l1": None, "prefix": 0.0}
-              for record in answers("sft") if record["probe"] == "action"]  # fmt: skip
+    silent = [
+        {
+            **record,
+            "well_formed": False,
+            "has_action": False,
+            "decoded": False,
+            "l1": None,
+            "prefix": 0.0,
+        }
+        for record in answers("sft")
+        if record["probe"] == "action"
+    ]
     run = RunSummary(name="silent", arms=[Arm("sft", "SFT", mllm=summarize(silent))])
     write_report(run, tmp_path / "report.html")
     text = " ".join(Page((tmp_path / "report.html").read_text()).texts)

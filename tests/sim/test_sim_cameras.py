@@ -14,7 +14,9 @@ BOTH = MetaWorldConfig(cameras=("workspace", "corner2"), image_size=SIZE)
 
 def test_projection_by_hand():
     # At the origin, looking along +y with z up; 90 degrees see as far sideways as ahead.
-    pose = Pose(np.zeros(3), np.array([1.0, 0, 0]), np.array([0, 0, 1.0]), np.array([0, 1.0, 0]), 90.0)
+    pose = Pose(
+        np.zeros(3), np.array([1.0, 0, 0]), np.array([0, 0, 1.0]), np.array([0, 1.0, 0]), 90.0
+    )
     points = np.array([[0, 2, 0], [2, 2, 0], [-1, 2, 2], [0, 4, -4]], np.float64)
     pixels = project(projection_matrix(View("v"), pose, 64, 64), points)
     np.testing.assert_allclose(pixels, [[32, 32], [64, 32], [16, 0], [32, 64]], atol=1e-9)
@@ -30,7 +32,9 @@ def reach():
 
 
 @pytest.mark.parametrize("camera", ["workspace", "corner2"])
-@pytest.mark.parametrize("point", [(0.0, 0.6, 0.2), (0.2, 0.8, 0.1), (0.25, 0.5, 0.02), (0.3, 0.8, 0.3)])
+@pytest.mark.parametrize(
+    "point", [(0.0, 0.6, 0.2), (0.2, 0.8, 0.1), (0.25, 0.5, 0.02), (0.3, 0.8, 0.3)]
+)
 def test_a_marker_is_drawn_where_the_matrix_says(reach, camera, point):
     site = reach.model.site("goal").id
     reach.model.site_rgba[site] = (1, 0, 1, 1)
@@ -58,10 +62,14 @@ def test_leaving_out_geoms_beyond_the_image_changes_no_pixel(task, monkeypatch):
         for _ in range(12):
             environment.step(expert())
         pose = pose_of(VIEWS["workspace"], environment.model, environment.data)
-        assert not rendering.geoms_in_view(environment.model, environment.data, pose).all(), "nothing left out"
+        assert not rendering.geoms_in_view(environment.model, environment.data, pose).all(), (
+            "nothing left out"
+        )
         lean = environment.render()
         with monkeypatch.context() as patch:
-            patch.setattr(rendering, "geoms_in_view", lambda model, data, pose: np.ones(model.ngeom, bool))
+            patch.setattr(
+                rendering, "geoms_in_view", lambda model, data, pose: np.ones(model.ngeom, bool)
+            )
             full = environment.render()
         for camera in lean:
             np.testing.assert_array_equal(lean[camera], full[camera])

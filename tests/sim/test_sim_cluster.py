@@ -33,7 +33,10 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A cluster of two nodes with a core each. Its sockets' paths must be short."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-") as folder:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray-") as folder,
+    ):
         for name, value in {**SETTINGS, "RAY_TMPDIR": folder}.items():
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
@@ -57,37 +60,64 @@ def record(result: EpisodeResult) -> dict[str, Any]:
     return {name: value for name, value in result.record().items() if name != "seconds"}
 
 
-def on_cluster(cluster: Any, episodes: list[EpisodeKey], weights: dict[str, Path], load: Any = Strides,
-               died: str = "") -> list[EpisodeResult]:  # fmt: skip
+def on_cluster(
+    cluster: Any,
+    episodes: list[EpisodeKey],
+    weights: dict[str, Path],
+    load: Any = Strides,
+    died: str = "",
+) -> list[EpisodeResult]:
     results: list[EpisodeResult] = []
     settings = ClusterConfig(address=cluster.address)
-    evaluate_on_cluster(load, weights, Walks(died), episodes, CONFIG, settings, on_result=results.append)
+    evaluate_on_cluster(
+        load, weights, Walks(died), episodes, CONFIG, settings, on_result=results.append
+    )
     return results
 
 
-def test_records_and_films_are_those_of_one_local_process(cluster: Any, weights: dict[str, Path], tmp_path: Path):
+def test_records_and_films_are_those_of_one_local_process(
+    cluster: Any, weights: dict[str, Path], tmp_path: Path
+):
     episodes = [("walk", seed) for seed in [*range(6), 13, 66]]
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "scale.txt").write_text("1.5")
-    here = list(rollout_batch(Strides(tmp_path), EnvironmentPool(Walks(), limit=8), episodes, CONFIG))
+    here = list(
+        rollout_batch(Strides(tmp_path), EnvironmentPool(Walks(), limit=8), episodes, CONFIG)
+    )
     there = on_cluster(cluster, episodes, weights)
     by_seed = {result.seed: result for result in there}
     assert len(there) == len(episodes) and {result.crash for result in there} > {None}
     for result in here:
         assert record(by_seed[result.seed]) == record(result)
-        assert [frame.tolist() for frame in by_seed[result.seed].film] == [frame.tolist() for frame in result.film]
+        assert [frame.tolist() for frame in by_seed[result.seed].film] == [
+            frame.tolist() for frame in result.film
+        ]
     assert len({result.steps for result in here}) > 3, "the strides differ"
 
 
-def test_episodes_of_a_dead_worker_run_once_more_alone(cluster: Any, weights: dict[str, Path], tmp_path: Path):
-    results = on_cluster(cluster, [("walk", seed) for seed in (0, 1, 77, 78)], weights, died=str(tmp_path / "died"))
-    assert {result.seed: result.success for result in results} == {0: True, 1: True, 77: False, 78: True}
+def test_episodes_of_a_dead_worker_run_once_more_alone(
+    cluster: Any, weights: dict[str, Path], tmp_path: Path
+):
+    results = on_cluster(
+        cluster, [("walk", seed) for seed in (0, 1, 77, 78)], weights, died=str(tmp_path / "died")
+    )
+    assert {result.seed: result.success for result in results} == {
+        0: True,
+        1: True,
+        77: False,
+        78: True,
+    }
     [crash] = [result.crash for result in results if result.crash]
     assert crash.startswith("the rollout process died twice (")
 
 
-def test_a_fault_of_the_policy_is_the_one_that_local_workers_show(cluster: Any, weights: dict[str, Path]):
-    with pytest.raises(RoboAlignError, match=r"^policy\.json: the policy has no statistics Fix: train the head again$"):
+def test_a_fault_of_the_policy_is_the_one_that_local_workers_show(
+    cluster: Any, weights: dict[str, Path]
+):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"^policy\.json: the policy has no statistics Fix: train the head again$",
+    ):
         on_cluster(cluster, [("walk", 0)], weights, load=load_refused)
     with pytest.raises(RuntimeError, match=r"(?s)in act\n.*the head is on fire"):
         on_cluster(cluster, [("walk", 0)], weights, load=load_broken)
@@ -108,11 +138,14 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_command_goes_on_and_a_lost_cluster_is_one_error(cluster: Any, weights: dict[str, Path],
-                                                                  tmp_path: Path):  # fmt: skip
+def test_a_killed_command_goes_on_and_a_lost_cluster_is_one_error(
+    cluster: Any, weights: dict[str, Path], tmp_path: Path
+):
     file, script = tmp_path / "episodes.jsonl", tmp_path / "command.py"
     script.write_text(COMMAND)
-    first = subprocess.Popen([sys.executable, str(script), cluster.address, str(file), *map(str, weights.values())])
+    first = subprocess.Popen(
+        [sys.executable, str(script), cluster.address, str(file), *map(str, weights.values())]
+    )
     try:
         while len(read_jsonl(file)) < 2:
             assert first.poll() is None
@@ -123,7 +156,9 @@ def test_a_killed_command_goes_on_and_a_lost_cluster_is_one_error(cluster: Any, 
     done = {row["seed"] for row in read_jsonl(file)}
     assert 2 <= len(done) < 8
 
-    left = [("walk", seed) for seed in range(8) if seed not in done] + [("walk", seed) for seed in range(100, 900)]
+    left = [("walk", seed) for seed in range(8) if seed not in done] + [
+        ("walk", seed) for seed in range(100, 900)
+    ]
 
     def keep(result: EpisodeResult) -> None:
         append_jsonl(file, result.record())
@@ -131,8 +166,18 @@ def test_a_killed_command_goes_on_and_a_lost_cluster_is_one_error(cluster: Any, 
             for process in cluster.head_node.all_processes["gcs_server"]:
                 process.process.kill()
 
-    with pytest.raises(RoboAlignError, match=r"^hardware\.ray: the Ray cluster .* was lost: .*stays and does not run"):
-        evaluate_on_cluster(slow_strides, weights, Walks(), left, CONFIG, ClusterConfig(address=cluster.address),
-                            on_result=keep)  # fmt: skip
+    with pytest.raises(
+        RoboAlignError,
+        match=r"^hardware\.ray: the Ray cluster .* was lost: .*stays and does not run",
+    ):
+        evaluate_on_cluster(
+            slow_strides,
+            weights,
+            Walks(),
+            left,
+            CONFIG,
+            ClusterConfig(address=cluster.address),
+            on_result=keep,
+        )
     seeds = [row["seed"] for row in map(json.loads, file.read_text().splitlines())]
     assert len(seeds) == len(set(seeds)) >= 10 and set(range(8)) <= set(seeds)

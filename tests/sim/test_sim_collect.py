@@ -82,7 +82,9 @@ def test_without_noise_the_label_is_executed():
 
 def test_noise_has_the_stated_spread_and_memory():
     config = CollectConfig(noise=0.2, noise_memory=0.8)
-    values = np.array(list(itertools.islice(smooth_noise(np.random.default_rng(0), config, 4), 20000)))
+    values = np.array(
+        list(itertools.islice(smooth_noise(np.random.default_rng(0), config, 4), 20000))
+    )
     np.testing.assert_allclose(values[:, :3].std(0), 0.2, rtol=0.06)
     np.testing.assert_allclose(np.corrcoef(values[:-1, 0], values[1:, 0])[0, 1], 0.8, atol=0.02)
     assert not values[:, 3].any()
@@ -91,13 +93,17 @@ def test_noise_has_the_stated_spread_and_memory():
 def test_an_unsolved_episode_is_a_failure_and_a_crash_is_another():
     environment = BLIND.make(TASK)
     short = CollectConfig(max_steps=5)
-    assert collect_episode(BLIND, environment, 4, short) == Failure(TASK, 4, "not solved", crashed=False)
+    assert collect_episode(BLIND, environment, 4, short) == Failure(
+        TASK, 4, "not solved", crashed=False
+    )
 
     def crash(action):
         raise EnvironmentCrash("it diverged")
 
     environment.step = crash
-    assert collect_episode(BLIND, environment, 4, CollectConfig()) == Failure(TASK, 4, "it diverged", crashed=True)
+    assert collect_episode(BLIND, environment, 4, CollectConfig()) == Failure(
+        TASK, 4, "it diverged", crashed=True
+    )
 
 
 def test_a_replay_that_goes_another_way_is_a_crash_and_not_a_wrong_image(monkeypatch):
@@ -106,7 +112,11 @@ def test_a_replay_that_goes_another_way_is_a_crash_and_not_a_wrong_image(monkeyp
     seeds = iter([4, 5])
     monkeypatch.setattr(environment, "reset", lambda seed: reset(next(seeds)))
     failure = collect_episode(BLIND, environment, 4, CollectConfig())
-    assert isinstance(failure, Failure) and failure.crashed and "replay of seed 4 differs" in failure.reason
+    assert (
+        isinstance(failure, Failure)
+        and failure.crashed
+        and "replay of seed 4 differs" in failure.reason
+    )
 
 
 def test_failed_attempts_move_on_to_the_next_seeds_of_the_same_wanted_episode(monkeypatch):
@@ -119,11 +129,16 @@ def test_failed_attempts_move_on_to_the_next_seeds_of_the_same_wanted_episode(mo
     monkeypatch.setattr(collect_module, "collect_episode", attempt)
     config = CollectConfig(episodes_per_task=10, attempts=3, first_seed=100)
     outcome = collect_module._collect_wanted(BLIND, config, TASK, collect_module._seeds(2, config))
-    assert outcome.record is None and tried == [102, 112, 122] == [failure.seed for failure in outcome.failures]
+    assert outcome.record is None and tried == [102, 112, 122] == [
+        failure.seed for failure in outcome.failures
+    ]
 
 
 def summary(outcomes):
-    return [(o.task, o.record.seed, o.record.actions.tobytes(), o.record.privileged.tobytes()) for o in outcomes]
+    return [
+        (o.task, o.record.seed, o.record.actions.tobytes(), o.record.privileged.tobytes())
+        for o in outcomes
+    ]
 
 
 def test_collection_is_the_same_with_one_and_two_processes_and_resumes():
@@ -136,13 +151,21 @@ def test_collection_is_the_same_with_one_and_two_processes_and_resumes():
     have = [o.record.episode_id for o in two[:3]]
     rest = list(collect(tasks, BLIND, config, workers=1, existing=have))
     assert summary(rest) == summary(two[3:])
-    table = success_table([*two, Collected(tasks[0], None, (Failure(tasks[0], 9, "x", crashed=True),))])
-    assert table[tasks[0]]["solved"] == 2 and table[tasks[0]]["attempts"] == 3 and table[tasks[0]]["crashed"] == 1
+    table = success_table(
+        [*two, Collected(tasks[0], None, (Failure(tasks[0], 9, "x", crashed=True),))]
+    )
+    assert (
+        table[tasks[0]]["solved"] == 2
+        and table[tasks[0]]["attempts"] == 3
+        and table[tasks[0]]["crashed"] == 1
+    )
     assert table[tasks[1]]["frames"] == sum(len(o.record.actions) for o in two[2:])
 
 
 @pytest.mark.parametrize("task", ["drawer-close-v3", "window-open-v3"])
 def test_experts_solve_their_tasks(task):
     environment = BLIND.make(task)
-    outcomes = [collect_episode(BLIND, environment, seed, CollectConfig(noise=0.0)) for seed in range(3)]
+    outcomes = [
+        collect_episode(BLIND, environment, seed, CollectConfig(noise=0.0)) for seed in range(3)
+    ]
     assert all(isinstance(outcome, EpisodeRecord) for outcome in outcomes)

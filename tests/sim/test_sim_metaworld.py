@@ -14,13 +14,21 @@ BLIND = MetaWorld(MetaWorldConfig(cameras=()))
 ACTIONS = np.random.default_rng(0).uniform(-1.2, 1.2, (15, 4))
 
 
-def fingerprint(environment: MetaWorldEnvironment, seed: int, actions: np.ndarray = ACTIONS[:3]) -> bytes:
+def fingerprint(
+    environment: MetaWorldEnvironment, seed: int, actions: np.ndarray = ACTIONS[:3]
+) -> bytes:
     """The exact start of an episode and where some actions lead."""
     environment.reset(seed)
-    parts = [environment.data.qpos.copy(), environment.model.body_pos.copy(), environment._full_observation.copy()]
+    parts = [
+        environment.data.qpos.copy(),
+        environment.model.body_pos.copy(),
+        environment._full_observation.copy(),
+    ]
     for action in actions:
         environment.step(action)
-    return np.hstack([np.ravel(part) for part in [*parts, environment.data.qpos, environment.privileged()]]).tobytes()
+    return np.hstack(
+        [np.ravel(part) for part in [*parts, environment.data.qpos, environment.privileged()]]
+    ).tobytes()
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -42,10 +50,14 @@ def fingerprint_in_child(task: str) -> bytes:
 
 def test_the_same_episode_in_another_process():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(fingerprint_in_child, ("drawer-open-v3",)) == fingerprint(BLIND.make("drawer-open-v3"), 7)
+        assert pool.apply(fingerprint_in_child, ("drawer-open-v3",)) == fingerprint(
+            BLIND.make("drawer-open-v3"), 7
+        )
 
 
-@pytest.mark.parametrize("task", ["drawer-open-v3", "push-v3", "peg-insert-side-v3", "basketball-v3"])
+@pytest.mark.parametrize(
+    "task", ["drawer-open-v3", "push-v3", "peg-insert-side-v3", "basketball-v3"]
+)
 def test_an_episode_equals_metaworlds_own_with_the_same_random_vector(task):
     ours = BLIND.make(task)
     ours.reset(3)
@@ -71,15 +83,27 @@ def test_state_and_privileged_points():
     environment = BLIND.make("hammer-v3")
     environment.reset(0)
     named = dict(zip(environment.privileged_names, environment.privileged(), strict=True))
-    assert environment.privileged_names[:5] == ("gripper.x", "gripper.y", "gripper.z", "gripper.opening", "object.x")
+    assert environment.privileged_names[:5] == (
+        "gripper.x",
+        "gripper.y",
+        "gripper.z",
+        "gripper.opening",
+        "object.x",
+    )
     simulation = environment.simulation
-    np.testing.assert_allclose([named[f"goal.{a}"] for a in "xyz"], simulation._target_pos, rtol=1e-6)
+    np.testing.assert_allclose(
+        [named[f"goal.{a}"] for a in "xyz"], simulation._target_pos, rtol=1e-6
+    )
     np.testing.assert_allclose(
         [named[f"object2.{a}"] for a in "xyz"], simulation.data.body("nail_link").xpos, rtol=1e-6
     )
-    fingers = (simulation.data.site("leftEndEffector").xpos + simulation.data.site("rightEndEffector").xpos) / 2
+    fingers = (
+        simulation.data.site("leftEndEffector").xpos + simulation.data.site("rightEndEffector").xpos
+    ) / 2
     np.testing.assert_allclose([named[f"gripper.{a}"] for a in "xyz"], fingers, rtol=1e-6)
-    np.testing.assert_allclose(environment.state()[:3], simulation.data.body("hand").xpos, rtol=1e-6)
+    np.testing.assert_allclose(
+        environment.state()[:3], simulation.data.body("hand").xpos, rtol=1e-6
+    )
     assert environment.state()[3] == named["gripper.opening"] > 0.9
     for _ in range(20):
         environment.step(np.array([0.0, 0.0, 0.0, 1.0]))
@@ -102,7 +126,9 @@ def test_step_never_renders(monkeypatch):
     environment.step(np.zeros(4))
 
 
-@pytest.mark.parametrize("action", [np.array([0, np.nan, 0, 0]), np.zeros(3), np.array([np.inf, 0, 0, 0])])
+@pytest.mark.parametrize(
+    "action", [np.array([0, np.nan, 0, 0]), np.zeros(3), np.array([np.inf, 0, 0, 0])]
+)
 def test_an_impossible_action_is_a_crash(action):
     environment = BLIND.make("reach-v3")
     environment.reset(0)
@@ -127,12 +153,13 @@ def test_an_unknown_task_is_named():
 
 
 def test_observe_has_every_camera_of_the_configuration():
-    environment = MetaWorld(MetaWorldConfig(cameras=("workspace", "corner2"), image_size=48)).make("reach-v3")
+    environment = MetaWorld(MetaWorldConfig(cameras=("workspace", "corner2"), image_size=48)).make(
+        "reach-v3"
+    )
     environment.reset(0)
     observation = environment.observe()
-    assert {name: (image.shape, image.dtype.name) for name, image in observation.images.items()} == {
-        "workspace": ((48, 48, 3), "uint8"),
-        "corner2": ((48, 48, 3), "uint8"),
-    }
+    assert {
+        name: (image.shape, image.dtype.name) for name, image in observation.images.items()
+    } == {"workspace": ((48, 48, 3), "uint8"), "corner2": ((48, 48, 3), "uint8")}
     assert observation.instruction == TASKS["reach-v3"].instruction
     assert observation.state.dtype == np.float32 and observation.state.shape == (4,)

@@ -103,14 +103,20 @@ def test_a_worker_of_the_cluster_says_what_is_installed_otherwise():
 def store(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """An object store that is a list."""
     kept: list[np.ndarray] = []
-    ray = SimpleNamespace(put=lambda value: kept.append(value) or len(kept) - 1, get=kept.__getitem__)
+    ray = SimpleNamespace(
+        put=lambda value: kept.append(value) or len(kept) - 1, get=kept.__getitem__
+    )
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(cluster, "PIECE", 10)
     return kept
 
 
 def test_files_arrive_whole_and_do_not_stay(tmp_path: Path, store: list[np.ndarray]) -> None:
-    contents = {"head/policy.json": b"x" * 25, "backbone/empty": b"", "backbone/model": bytes(range(20))}
+    contents = {
+        "head/policy.json": b"x" * 25,
+        "backbone/empty": b"",
+        "backbone/model": bytes(range(20)),
+    }
     cargo = {}
     for number, (name, content) in enumerate(contents.items()):
         cargo[name] = tmp_path / str(number)
@@ -119,7 +125,9 @@ def test_files_arrive_whole_and_do_not_stay(tmp_path: Path, store: list[np.ndarr
 
     def load(folder: Path):
         found.append(folder)
-        arrived = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        arrived = {
+            str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        }
         assert arrived == contents
         return one_step
 
@@ -136,12 +144,18 @@ def test_what_a_worker_sends_is_what_a_local_one_does(store: list[np.ndarray]) -
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RoboAlignError, match=r"^hardware\.ray: Ray is not installed .*roboalign\[cluster\]"):
-        evaluate_on_cluster(load_refused, {}, Walks(), [("walk", 0)], CONFIG, ClusterConfig(), on_result=print)
+    with pytest.raises(
+        RoboAlignError, match=r"^hardware\.ray: Ray is not installed .*roboalign\[cluster\]"
+    ):
+        evaluate_on_cluster(
+            load_refused, {}, Walks(), [("walk", 0)], CONFIG, ClusterConfig(), on_result=print
+        )
 
 
 def room(monkeypatch: pytest.MonkeyPatch, settings: ClusterConfig, *nodes: dict[str, float]) -> int:
-    told = [{"Alive": True, "Resources": node} for node in nodes] + [{"Alive": False, "Resources": {"CPU": 99.0}}]
+    told = [{"Alive": True, "Resources": node} for node in nodes] + [
+        {"Alive": False, "Resources": {"CPU": 99.0}}
+    ]
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: told))
     return cluster._room(settings)
 

@@ -15,7 +15,9 @@ CONFIG = RolloutConfig(replan_every=4, max_steps=20, batch_size=3)
 
 def run(episodes, act=one_step, config=CONFIG, **more):
     pool = EnvironmentPool(Walks(), limit=12)
-    return {result.seed: result for result in rollout_batch(act, pool, episodes, config, **more)}, pool
+    return {
+        result.seed: result for result in rollout_batch(act, pool, episodes, config, **more)
+    }, pool
 
 
 def test_steps_and_success_by_hand():
@@ -123,7 +125,10 @@ def test_episodes_of_a_dead_worker_run_again_and_then_count_as_crashes(tmp_path)
 
 def test_a_death_that_does_not_repeat_costs_nothing(tmp_path):
     results = evaluate([("walk", 78), ("walk", 1)], tmp_path, workers=1)
-    assert sorted((r.seed, r.success, r.crash) for r in results) == [(1, True, None), (78, True, None)]
+    assert sorted((r.seed, r.success, r.crash) for r in results) == [
+        (1, True, None),
+        (78, True, None),
+    ]
 
 
 def test_an_error_of_the_policy_stops_with_its_traceback(tmp_path):
@@ -132,7 +137,10 @@ def test_an_error_of_the_policy_stops_with_its_traceback(tmp_path):
 
 
 def test_a_fault_that_the_user_can_mend_keeps_its_one_line(tmp_path):
-    with pytest.raises(RoboAlignError, match=r"^policy\.json: the policy has no statistics Fix: train the head again$"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"^policy\.json: the policy has no statistics Fix: train the head again$",
+    ):
         evaluate([("walk", 0)], tmp_path, make=make_refused)
 
 
@@ -150,10 +158,15 @@ def test_metaworld_results_do_not_depend_on_the_batch():
     config = RolloutConfig(replan_every=4, max_steps=24)
     episodes = [("handle-press-v3", 0), ("reach-v3", 1), ("handle-press-v3", 2)]
     seen: list[list[tuple]] = [[], []]
-    for record, batches in zip(seen, ([episodes], [[episode] for episode in reversed(episodes)]), strict=True):
+    for record, batches in zip(
+        seen, ([episodes], [[episode] for episode in reversed(episodes)]), strict=True
+    ):
 
         def act(observations, keys, record=record):
-            record += [(key, tuple(observation.state)) for observation, key in zip(observations, keys, strict=True)]
+            record += [
+                (key, tuple(observation.state))
+                for observation, key in zip(observations, keys, strict=True)
+            ]
             return keyed(observations, keys)
 
         for batch in batches:

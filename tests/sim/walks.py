@@ -74,7 +74,9 @@ def make_broken():
 
 
 def make_refused():
-    raise RoboAlignError("the policy has no statistics", where="policy.json", fix="train the head again")
+    raise RoboAlignError(
+        "the policy has no statistics", where="policy.json", fix="train the head again"
+    )
 
 
 class Strides:
@@ -85,7 +87,9 @@ class Strides:
 
     def __call__(self, observations, keys):
         time.sleep(self.pause)
-        drawn = [np.random.default_rng([seed, step]).uniform(0, 1, (4, 1)) for _, seed, step in keys]
+        drawn = [
+            np.random.default_rng([seed, step]).uniform(0, 1, (4, 1)) for _, seed, step in keys
+        ]
         return self.scale * np.stack(drawn)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "data"))  # the synthetic episodes of the data room's tests
+sys.path.append(
+    str(Path(__file__).parents[1] / "data")
+)  # the synthetic episodes of the data room's tests
 from data_episodes import NAMES, TASKS, make_episode
 
 from roboalign.data.lerobot_writer import LeRobotWriter
@@ -22,16 +24,36 @@ SETTINGS: dict[str, Any] = {
     "tokenizer": {"vocab_size": 64, "horizon": 4},
     "mix": {"conversations": 120, "rl_share": 0.0099, "heldout_questions": 1, "heldout_actions": 4},
     "backbone": {
-        "source": "train", "layer": 1,
-        "tiny": {"image_size": 32, "depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "mlp_width": 64,
-                 "vision_width": 32, "vision_depth": 2, "vision_heads": 2, "vocab_size": 700},
+        "source": "train",
+        "layer": 1,
+        "tiny": {
+            "image_size": 32,
+            "depth": 2,
+            "width": 32,
+            "heads": 2,
+            "kv_heads": 1,
+            "mlp_width": 64,
+            "vision_width": 32,
+            "vision_depth": 2,
+            "vision_heads": 2,
+            "vocab_size": 700,
+        },
         "vision": {"updates": 2, "batch_size": 4},
         "pretrain": {"max_steps": 2, "batch_size": 4, "micro_batch_size": 4},
     },
     "sft": {"max_steps": 2, "batch_size": 4, "micro_batch_size": 4},
-    "rl": {"prompts_per_rollout": 4, "prompts_per_update": 2, "micro_batch_size": 2, "samples": 2, "updates": 2,
-           "replay_weight": 0.1, "replay_batch": 2, "learning_rate": 3e-4, "max_grad_norm": 0.5},
-}  # fmt: skip
+    "rl": {
+        "prompts_per_rollout": 4,
+        "prompts_per_update": 2,
+        "micro_batch_size": 2,
+        "samples": 2,
+        "updates": 2,
+        "replay_weight": 0.1,
+        "replay_batch": 2,
+        "learning_rate": 3e-4,
+        "max_grad_norm": 0.5,
+    },
+}
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -40,18 +62,30 @@ def recipe(**changes: Any) -> Recipe:
 
 def write_episodes(folder: Path, seeds: range, prefix: str = "synthetic") -> None:
     writer = LeRobotWriter(
-        folder, fps=10, cameras={"workspace": (32, 32)}, action_names=("x", "y", "z", "gripper"),
-        state_names=("hand.x", "hand.y", "hand.z", "gripper.opening"), privileged_names=NAMES,
-    )  # fmt: skip
+        folder,
+        fps=10,
+        cameras={"workspace": (32, 32)},
+        action_names=("x", "y", "z", "gripper"),
+        state_names=("hand.x", "hand.y", "hand.z", "gripper.opening"),
+        privileged_names=NAMES,
+    )
     for task in TASKS:
         for seed in seeds:
             one = make_episode(task, seed, steps=12)
             frames = {"workspace": np.stack([one.frame("workspace", t) for t in range(len(one))])}
             writer.add(
-                episode_id=f"{prefix}/{task}/seed-{seed}", task=task, instruction=one.instruction, actions=one.actions,
-                state=one.state, frames=frames, cameras=one.cameras, privileged=one.privileged, privileged_names=NAMES,
-                nouns=one.nouns, success_step=one.success_step,
-            )  # fmt: skip
+                episode_id=f"{prefix}/{task}/seed-{seed}",
+                task=task,
+                instruction=one.instruction,
+                actions=one.actions,
+                state=one.state,
+                frames=frames,
+                cameras=one.cameras,
+                privileged=one.privileged,
+                privileged_names=NAMES,
+                nouns=one.nouns,
+                success_step=one.success_step,
+            )
     writer.finalize()
 
 

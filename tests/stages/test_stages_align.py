@@ -28,10 +28,18 @@ from roboalign.stages.stage import Context
 def control(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What extra-sft would train on: (the conversations, its settings) for an `rl` of the recipe."""
 
-    def call(seed: int = 0, sft: dict[str, Any] = SETTINGS["sft"], **rl: Any) -> tuple[list[Conversation], SftConfig]:
+    def call(
+        seed: int = 0, sft: dict[str, Any] = SETTINGS["sft"], **rl: Any
+    ) -> tuple[list[Conversation], SftConfig]:
         given: list[Any] = []
 
-        def train(mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, *rest: Any, label: str) -> Any:
+        def train(
+            mllm: Mllm,
+            conversations: Sequence[Conversation],
+            config: SftConfig,
+            *rest: Any,
+            label: str,
+        ) -> Any:
             given.extend((list(conversations), config))
 
         monkeypatch.setattr(align, "train_sft", train)
@@ -44,7 +52,9 @@ def control(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return call
 
 
-def prompts_of_rl(run_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0, **rl: Any) -> Counter[str]:
+def prompts_of_rl(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0, **rl: Any
+) -> Counter[str]:
     """How often train_grpo answers each prompt, from the order that it hands to its trainer."""
     from roboalign.align import grpo
 
@@ -68,19 +78,36 @@ def prompts_of_rl(run_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0,
 
 @pytest.mark.parametrize(
     ("seed", "rl"),
-    [(0, {}), (3, {}), (0, {"updates": 10}), (1, {"updates": None, "epochs": 3.0}),
-     (0, {"updates": 1, "prompts_per_rollout": 3, "prompts_per_update": 3, "micro_batch_size": 3})],
-)  # fmt: skip
+    [
+        (0, {}),
+        (3, {}),
+        (0, {"updates": 10}),
+        (1, {"updates": None, "epochs": 3.0}),
+        (
+            0,
+            {
+                "updates": 1,
+                "prompts_per_rollout": 3,
+                "prompts_per_update": 3,
+                "micro_batch_size": 3,
+            },
+        ),
+    ],
+)
 def test_the_control_has_the_updates_and_the_prompts_of_rl(
     run_dir: Path, control: Any, monkeypatch: pytest.MonkeyPatch, seed: int, rl: dict[str, Any]
 ) -> None:
     conversations, config = control(seed, **rl)
     asked = prompts_of_rl(run_dir, monkeypatch, seed, **rl)
-    imitated = Counter(one.id for one in conversations if one.turns[0].kind == "action" and one.target is not None)
+    imitated = Counter(
+        one.id for one in conversations if one.turns[0].kind == "action" and one.target is not None
+    )
     assert imitated == asked
     settings = recipe(rl={**recipe().rl.model_dump(), **rl}).rl
     assert config.max_steps * settings.prompts_per_update == sum(asked.values())
-    assert len(conversations) == config.max_steps * config.batch_size  # one pass: each update is full
+    assert (
+        len(conversations) == config.max_steps * config.batch_size
+    )  # one pass: each update is full
     assert config.batch_size == settings.prompts_per_update + settings.replay_batch
     assert config.micro_batch_size <= recipe().sft.micro_batch_size
     assert config.schedule == "constant" and config.warmup_ratio == 0 and config.seed == seed
@@ -100,7 +127,11 @@ def test_the_control_imitates_in_direct_mode_only(run_dir: Path, control: Any) -
     assert actions
     for one in actions:
         (turn,), original = one.turns, recorded[one.id]
-        assert turn.mode == "direct" and MODES["direct"] in turn.question and MODES["think"] not in turn.question
+        assert (
+            turn.mode == "direct"
+            and MODES["direct"] in turn.question
+            and MODES["think"] not in turn.question
+        )
         assert MODES["think"] in original.turns[0].question  # RL asks the same in think mode
         assert bare(turn.question) == bare(original.turns[0].question)
         block = "".join(f"<FAST_{token}>" for token in original.target)
@@ -121,20 +152,29 @@ def test_replay_of_all_holds_direct_actions_in_rl_and_in_its_control(
     run_dir: Path, control: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, list[Conversation]] = {}
-    monkeypatch.setattr(align, "train_grpo", lambda *arguments, **named: given.update(rl=named["replay"]))
+    monkeypatch.setattr(
+        align, "train_grpo", lambda *arguments, **named: given.update(rl=named["replay"])
+    )
     for name, kinds in (("language", set(LANGUAGE)), ("all", {*LANGUAGE, "action"})):
-        align.rl(context(run_dir, "seed-0/rl", recipe(rl={**recipe().rl.model_dump(), "replay": name})))
+        align.rl(
+            context(run_dir, "seed-0/rl", recipe(rl={**recipe().rl.model_dump(), "replay": name}))
+        )
         assert {turn.kind for one in given["rl"] for turn in one.turns} == kinds
         conversations, _ = control(updates=8, replay=name, replay_batch=8)
         replayed = [one for one in conversations if one.target is None]  # an RL prompt has a target
         assert {turn.kind for one in replayed for turn in one.turns} == kinds
-    assert all(turn.mode == "direct" for one in given["rl"] for turn in one.turns if turn.kind == "action")
+    assert all(
+        turn.mode == "direct" for one in given["rl"] for turn in one.turns if turn.kind == "action"
+    )
 
 
 def test_the_control_trains(run_dir: Path) -> None:
     row = align.extra_sft(context(run_dir, "seed-0/extra-sft", recipe()))
     assert row["updates"] == 2 and row["samples"] == 2 * (2 + 2)
-    before, after = (load_file(run_dir / "seed-0" / name / "model/model.safetensors") for name in ("sft", "extra-sft"))
+    before, after = (
+        load_file(run_dir / "seed-0" / name / "model/model.safetensors")
+        for name in ("sft", "extra-sft")
+    )
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -144,7 +184,9 @@ def test_the_control_has_sfts_micro_batch_and_the_same_update(run_dir: Path) -> 
     found = {}
     for micro in (4, 1):
         sft = recipe().sft.model_copy(update={"micro_batch_size": micro})
-        stage = context(run_dir, f"seed-0/extra-sft-by-{micro}", recipe(sft=sft.model_dump(), rl=rl))
+        stage = context(
+            run_dir, f"seed-0/extra-sft-by-{micro}", recipe(sft=sft.model_dump(), rl=rl)
+        )
         assert align.extra_sft(stage)["samples"] == 4 * 4
         found[micro] = load_file(stage.folder / "model" / "model.safetensors")
     start = load_file(run_dir / "seed-0" / "sft" / "model" / "model.safetensors")
@@ -155,10 +197,17 @@ def test_the_control_has_sfts_micro_batch_and_the_same_update(run_dir: Path) -> 
 
 @pytest.mark.parametrize(("micro", "fits"), [(1, 1), (3, 2), (4, 4), (7, 4), (32, 4)])
 def test_the_controls_micro_batch_divides_its_updates(control: Any, micro: int, fits: int) -> None:
-    assert control(sft={"max_steps": 2, "batch_size": micro, "micro_batch_size": micro})[1].micro_batch_size == fits
+    assert (
+        control(sft={"max_steps": 2, "batch_size": micro, "micro_batch_size": micro})[
+            1
+        ].micro_batch_size
+        == fits
+    )
 
 
-def test_sft_starts_from_the_base_under_the_stages_seed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sft_starts_from_the_base_under_the_stages_seed(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[Any] = []
     monkeypatch.setattr(align, "train_sft", lambda *arguments, label: given.extend(arguments))
     align.sft(context(run_dir, "seed-5/sft", recipe()))
@@ -172,23 +221,38 @@ def test_sft_starts_from_the_base_under_the_stages_seed(run_dir: Path, monkeypat
 def test_the_random_backbone_is_another_model_of_the_same_shape(run_dir: Path) -> None:
     row = align.random_backbone(context(run_dir, "seed-0/random", recipe()))
     align.random_backbone(context(run_dir, "seed-1/random", recipe()))
-    base, fresh = (load_mllm(folder) for folder in (run_dir / "base" / "model", run_dir / "seed-0/random/model"))
+    base, fresh = (
+        load_mllm(folder)
+        for folder in (run_dir / "base" / "model", run_dir / "seed-0/random/model")
+    )
     assert fresh.tokenizer.get_vocab() == base.tokenizer.get_vocab()
     assert row["parameters"] == sum(p.numel() for p in base.model.parameters())
     weights = [dict(one.model.named_parameters()) for one in (base, fresh)]
     assert weights[0].keys() == weights[1].keys()
     matrices = [name for name, value in weights[0].items() if value.dim() >= 2]
-    assert matrices and not any(torch.equal(weights[0][name], weights[1][name]) for name in matrices)
+    assert matrices and not any(
+        torch.equal(weights[0][name], weights[1][name]) for name in matrices
+    )
     other = dict(load_mllm(run_dir / "seed-1/random/model").model.named_parameters())
     assert not any(torch.equal(other[name], weights[1][name]) for name in matrices)
 
 
 def test_each_arm_has_its_backbone(tmp_path: Path) -> None:
     assert set(BACKBONE_OF) == set(get_args(ArmName))
-    folders = {arm: backbone_folder(tmp_path, 2, arm).relative_to(tmp_path).as_posix() for arm in BACKBONE_OF}
+    folders = {
+        arm: backbone_folder(tmp_path, 2, arm).relative_to(tmp_path).as_posix()
+        for arm in BACKBONE_OF
+    }
     assert folders == {
-        "base": "base/model", "sft": "seed-2/sft/model", "roboalign": "seed-2/rl/model", "blind": "seed-2/rl/model",
-        "extra-sft": "seed-2/extra-sft/model", "random": "seed-2/random/model", "ecot": "seed-2/ecot/model",
-        "language-sft": "seed-2/language-sft/model", "action-sft": "seed-2/action-sft/model",
-        "language-rl": "seed-2/language-rl/model", "trajectory-rl": "seed-2/trajectory-rl/model",
-    }  # fmt: skip
+        "base": "base/model",
+        "sft": "seed-2/sft/model",
+        "roboalign": "seed-2/rl/model",
+        "blind": "seed-2/rl/model",
+        "extra-sft": "seed-2/extra-sft/model",
+        "random": "seed-2/random/model",
+        "ecot": "seed-2/ecot/model",
+        "language-sft": "seed-2/language-sft/model",
+        "action-sft": "seed-2/action-sft/model",
+        "language-rl": "seed-2/language-rl/model",
+        "trajectory-rl": "seed-2/trajectory-rl/model",
+    }

@@ -13,7 +13,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
 def committed() -> dict[str, dict[str, str]]:
     """check -> class -> cell, as the committed page has them."""
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and "`" not in line.split("|")[1]]
+    rows = [
+        line
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("| ") and "`" not in line.split("|")[1]
+    ]
     cells = {row.split(" | ")[0].removeprefix("| "): _cells(row) for row in rows}
     return {check: dict(zip(BUILDERS, cells[check], strict=True)) for check in CHECKS}
 
@@ -30,7 +34,9 @@ def test_each_check_ends_as_the_page_says(name: str, tmp_path: Path) -> None:
 
 def test_the_page_is_what_the_module_writes() -> None:
     meanings = {title: check.__doc__ or "" for title, check in CHECKS.items()}
-    assert page(committed(), meanings) == PAGE.read_text(), "run `python -m roboalign.stages.backbones` again"
+    assert page(committed(), meanings) == PAGE.read_text(), (
+        "run `python -m roboalign.stages.backbones` again"
+    )
 
 
 def test_a_failing_check_is_shown_as_failing_with_its_reason(tmp_path: Path) -> None:
@@ -39,6 +45,12 @@ def test_a_failing_check_is_shown_as_failing_with_its_reason(tmp_path: Path) -> 
 
     cell = run_check(broken, "llava", tmp_path)
     assert cell == "**fails**: the image is not seen"
-    written = page({"hidden": dict.fromkeys(BUILDERS, "passes") | {"llava": cell}}, {"hidden": "What it checks."})
-    assert "| hidden | passes | passes | passes | **fails**: the image is not seen | passes |" in written
+    written = page(
+        {"hidden": dict.fromkeys(BUILDERS, "passes") | {"llava": cell}},
+        {"hidden": "What it checks."},
+    )
+    assert (
+        "| hidden | passes | passes | passes | **fails**: the image is not seen | passes |"
+        in written
+    )
     assert INTRODUCTION in written and PRESET_TEXT in written

@@ -27,10 +27,14 @@ def test_tokens_decode_to_the_actions_that_were_encoded(run_dir: Path) -> None:
     described = read_json(run_dir / "tokenizer" / "tokenizer.json")
     heldout = set(read_json(mixture_folder(run_dir) / "manifest.json")["splits"]["heldout"])
     episodes = [e for e in read_demonstrations(run_dir, "align") if e.episode_id not in heldout]
-    assert 0 < len(heldout) < 24 and described["chunks"] == 12 * len(episodes)  # the held-out episodes are not fitted
+    assert 0 < len(heldout) < 24 and described["chunks"] == 12 * len(
+        episodes
+    )  # the held-out episodes are not fitted
     chunks = tokens.stats.normalize(np.concatenate([episode.chunks(4) for episode in episodes]))
     decoded = np.stack(tokens.fast.decode_batch(tokens.fast.encode(chunks)))
-    assert np.abs(decoded - chunks).mean() == pytest.approx(described["reconstruction_l1"], abs=1e-4)
+    assert np.abs(decoded - chunks).mean() == pytest.approx(
+        described["reconstruction_l1"], abs=1e-4
+    )
     np.testing.assert_allclose(tokens.mean_chunk, chunks.mean(axis=0), rtol=1e-4, atol=1e-6)
 
 
@@ -39,7 +43,10 @@ def test_the_mixtures_ledger_counts_what_is_in_it(run_dir: Path) -> None:
     train, rl = (read_conversations(mixture_folder(run_dir), split) for split in ("train", "rl"))
     assert row["conversations"] == len(train) == 120 and row["rl_samples"] == len(rl)
     assert row["samples"] == sum(len(one.turns) for one in train)
-    assert 0 < row["rl_share"] == pytest.approx(len(rl) / row["samples"], rel=1e-3) and row["rl_share"] < 0.01
+    assert (
+        0 < row["rl_share"] == pytest.approx(len(rl) / row["samples"], rel=1e-3)
+        and row["rl_share"] < 0.01
+    )
 
 
 def test_the_base_knows_the_action_tokens_and_has_not_been_trained_on_them(run_dir: Path) -> None:
@@ -51,10 +58,14 @@ def test_the_base_knows_the_action_tokens_and_has_not_been_trained_on_them(run_d
     assert row["source"] == "train" and row["updates"] == 2 and row["vision_updates"] == 2
     rows = pretrained.model.get_input_embeddings().num_embeddings
     name = "model.visual.blocks.0.attn.qkv.weight"
-    assert torch.equal(dict(pretrained.model.named_parameters())[name], dict(base.model.named_parameters())[name])
+    assert torch.equal(
+        dict(pretrained.model.named_parameters())[name], dict(base.model.named_parameters())[name]
+    )
     assert base.model.get_input_embeddings().num_embeddings >= rows
     for part in ("vision", "pretrain"):
-        assert not (run_dir / "base" / part / "checkpoints").exists(), "checkpoints of what is done are disk space only"
+        assert not (run_dir / "base" / part / "checkpoints").exists(), (
+            "checkpoints of what is done are disk space only"
+        )
 
 
 def test_a_base_that_was_killed_after_its_vision_does_not_repeat_it(
@@ -63,25 +74,35 @@ def test_a_base_that_was_killed_after_its_vision_does_not_repeat_it(
     for part in ("collect", "tokenizer", "mix"):
         (tmp_path / part).symlink_to(run_dir / part)
     shutil.copytree(run_dir / "base" / "vision", tmp_path / "base" / "vision")
-    monkeypatch.setattr(stage, "pretrain_vision", lambda *arguments: pytest.fail("vision pretraining again"))
+    monkeypatch.setattr(
+        stage, "pretrain_vision", lambda *arguments: pytest.fail("vision pretraining again")
+    )
     stages = {one.name: one for one in plan_stages(recipe())}
     row = do(stages, tmp_path, "base", recipe())
     assert row["vision_updates"] == 2
-    assert hash_file(tmp_path / "base/model/model.safetensors") == hash_file(run_dir / "base/model/model.safetensors")
+    assert hash_file(tmp_path / "base/model/model.safetensors") == hash_file(
+        run_dir / "base/model/model.safetensors"
+    )
 
 
 def test_a_folder_from_outside_is_the_base(run_dir: Path, tmp_path: Path) -> None:
     for part in ("collect", "tokenizer", "mix"):
         (tmp_path / part).symlink_to(run_dir / part)
     torch.manual_seed(7)
-    save_mllm(build_tiny(recipe().backbone.tiny, ["Where is the puck? Answer directly."] * 20), tmp_path / "mine")
+    save_mllm(
+        build_tiny(recipe().backbone.tiny, ["Where is the puck? Answer directly."] * 20),
+        tmp_path / "mine",
+    )
     settings = recipe(backbone={"source": str(tmp_path / "mine"), "layer": 1})
     stages = {one.name: one for one in plan_stages(settings)}
     assert stages["base"].settings.keys() == {"action_start", "weights"}
     row = do(stages, tmp_path, "base", settings)
     assert row["source"] == str(tmp_path / "mine") and "updates" not in row
     mine, base = load_mllm(tmp_path / "mine"), load_mllm(tmp_path / "base" / "model")
-    assert torch.equal(mine.model.model.visual.patch_embed.proj.weight, base.model.model.visual.patch_embed.proj.weight)
+    assert torch.equal(
+        mine.model.model.visual.patch_embed.proj.weight,
+        base.model.model.visual.patch_embed.proj.weight,
+    )
     assert len(base.tokenizer) > len(mine.tokenizer)
 
 
@@ -96,11 +117,16 @@ def test_a_connector_is_trained_first_alone_and_on_words(
     connector = {"max_steps": 2, "batch_size": 2, "micro_batch_size": 2}
     settings = recipe(backbone={**backbone, "connector": connector})
     stages = {one.name: one for one in plan_stages(settings)}
-    assert stages["base"].settings.keys() == {*plain["base"].settings, "connector"} and stages["base"].together
+    assert (
+        stages["base"].settings.keys() == {*plain["base"].settings, "connector"}
+        and stages["base"].together
+    )
     assert not plain["base"].together
     kinds = set()
 
-    def look(mllm: Mllm, conversations: list[Conversation], *rest: Any, **named: Any) -> dict[str, Any]:
+    def look(
+        mllm: Mllm, conversations: list[Conversation], *rest: Any, **named: Any
+    ) -> dict[str, Any]:
         kinds.update(turn.kind for one in conversations for turn in one.turns)
         return train_sft(mllm, conversations, *rest, **named)
 
@@ -109,13 +135,21 @@ def test_a_connector_is_trained_first_alone_and_on_words(
     assert kinds and kinds <= set(stage.LANGUAGE)
     before = dict(load_mllm(tmp_path / "mine").model.named_parameters())
     after = dict(load_mllm(tmp_path / "base" / "connector" / "model").model.named_parameters())
-    changed = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
+    changed = {
+        name for name, parameter in after.items() if not torch.equal(parameter, before[name])
+    }
     projector = {name for name in before if "multi_modal_projector" in name}
     assert changed == projector and len(projector) == 4
-    assert row["updates"] == 2 and row["trainable"] == sum(before[name].numel() for name in projector)
+    assert row["updates"] == 2 and row["trainable"] == sum(
+        before[name].numel() for name in projector
+    )
     base = load_mllm(tmp_path / "base" / "model")
-    assert base.vocabulary and torch.equal(dict(base.model.named_parameters())[min(projector)], after[min(projector)])
-    monkeypatch.setattr(stage, "train_sft", lambda *rest, **named: pytest.fail("the connector was trained again"))
+    assert base.vocabulary and torch.equal(
+        dict(base.model.named_parameters())[min(projector)], after[min(projector)]
+    )
+    monkeypatch.setattr(
+        stage, "train_sft", lambda *rest, **named: pytest.fail("the connector was trained again")
+    )
     shutil.rmtree(tmp_path / "base" / "model")  # killed after the connector
     assert do(stages, tmp_path, "base", settings)["updates"] == 2
 
@@ -123,7 +157,10 @@ def test_a_connector_is_trained_first_alone_and_on_words(
 def test_a_connector_needs_a_model_that_has_one(run_dir: Path, tmp_path: Path) -> None:
     for part in ("collect", "tokenizer", "mix"):
         (tmp_path / part).symlink_to(run_dir / part)
-    save_mllm(build_tiny(recipe().backbone.tiny, ["Where is the puck? Answer directly."] * 20), tmp_path / "mine")
+    save_mllm(
+        build_tiny(recipe().backbone.tiny, ["Where is the puck? Answer directly."] * 20),
+        tmp_path / "mine",
+    )
     settings = recipe(backbone={"source": str(tmp_path / "mine"), "layer": 1, "connector": {}})
     with pytest.raises(RoboAlignError, match="no projector beside its vision encoder"):
         stage.base(context(tmp_path, "base", settings))
@@ -132,15 +169,24 @@ def test_a_connector_needs_a_model_that_has_one(run_dir: Path, tmp_path: Path) -
 def test_action_start_moves_one_embedding_only(run_dir: Path) -> None:
     weights = {}
     for start in ("mean", "labels"):
-        mllm = stage.with_action_tokens(load_mllm(run_dir / "base" / "pretrain/model"), 8, start, {"planning": 1.0})
+        mllm = stage.with_action_tokens(
+            load_mllm(run_dir / "base" / "pretrain/model"), 8, start, {"planning": 1.0}
+        )
         weights[start] = mllm.model.get_input_embeddings().weight
     point = mllm.tokenizer.encode("point", add_special_tokens=False)
     changed = (weights["mean"] != weights["labels"]).any(dim=1).nonzero().flatten().tolist()
     assert mllm.vocabulary and changed == [mllm.vocabulary.start_id]
-    apart = [(rows[mllm.vocabulary.start_id] - rows[point].mean(dim=0)).norm() for rows in weights.values()]
+    apart = [
+        (rows[mllm.vocabulary.start_id] - rows[point].mean(dim=0)).norm()
+        for rows in weights.values()
+    ]
     assert apart[1] < apart[0]  # "point" is a label
-    traced = stage.with_action_tokens(load_mllm(run_dir / "base" / "pretrain/model"), 8, "labels", {"trace": 1.0})
-    assert not torch.equal(traced.model.get_input_embeddings().weight, weights["labels"])  # so is "trace", where asked
+    traced = stage.with_action_tokens(
+        load_mllm(run_dir / "base" / "pretrain/model"), 8, "labels", {"trace": 1.0}
+    )
+    assert not torch.equal(
+        traced.model.get_input_embeddings().weight, weights["labels"]
+    )  # so is "trace", where asked
 
 
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,16 @@ TRACED = {"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0, "trace"
 
 
 def settings(**changes: Any) -> Recipe:
-    arms = ("base", "language-sft", "action-sft", "sft", "ecot", "language-rl", "trajectory-rl", "roboalign")
+    arms = (
+        "base",
+        "language-sft",
+        "action-sft",
+        "sft",
+        "ecot",
+        "language-rl",
+        "trajectory-rl",
+        "roboalign",
+    )
     return recipe(arms=arms, mix={**recipe().mix.model_dump(), "weights": TRACED}, **changes)
 
 
@@ -53,10 +62,15 @@ def test_the_language_mixture_has_a_question_in_the_place_of_each_action(mine: P
     row, found = built(mine, "mix-language")
     whole = read_conversations(mixture_folder(mine), "train")
     assert [(one.episode_id, one.frame, len(one.turns)) for one in found] == [
-        (one.episode_id, one.frame, len(one.turns)) for one in whole]  # fmt: skip
+        (one.episode_id, one.frame, len(one.turns)) for one in whole
+    ]
     assert {turn.kind for one in found for turn in one.turns} == set(LANGUAGE)
     assert any(turn.kind == "action" for one in whole for turn in one.turns)
-    assert row["samples"] == row["samples_of_the_whole_mixture"] == sum(len(one.turns) for one in whole)
+    assert (
+        row["samples"]
+        == row["samples_of_the_whole_mixture"]
+        == sum(len(one.turns) for one in whole)
+    )
 
 
 def test_the_action_mixture_has_as_many_samples_of_as_many_frames_as_there_are(mine: Path) -> None:
@@ -85,11 +99,15 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the trainers are called with, in place of a training."""
     seen: dict[str, Any] = {}
 
-    def sft(mllm: Any, conversations: Any, config: Any, folder: Path, *, label: str) -> dict[str, Any]:
+    def sft(
+        mllm: Any, conversations: Any, config: Any, folder: Path, *, label: str
+    ) -> dict[str, Any]:
         seen.update(start=mllm, conversations=list(conversations), config=config)
         return {}
 
-    def grpo(mllm: Any, fast: Any, prompts: Any, config: Any, folder: Path, *, replay: Any, label: str) -> Any:
+    def grpo(
+        mllm: Any, fast: Any, prompts: Any, config: Any, folder: Path, *, replay: Any, label: str
+    ) -> Any:
         seen.update(start=mllm, conversations=list(prompts), config=config, replay=list(replay))
         return {}
 
@@ -112,39 +130,62 @@ def test_both_start_at_the_base_and_actions_fill_a_batch_with_as_many_turns(
     whole = read_json(mixture_folder(mine) / "manifest.json")["counts"]["train"]
     per = given["config"].batch_size / settings().sft.batch_size
     assert per == round(whole["turns"] / whole["conversations"]) == 6  # four to eight turns
-    changed = given["config"].model_copy(update={"batch_size": settings().sft.batch_size, "seed": 0})
-    assert changed == settings().sft and given["config"].seed == 3  # max_steps included: as many updates
-    assert len(given["conversations"]) == whole["turns"] and given["start"] == mine / "base" / "model"
+    changed = given["config"].model_copy(
+        update={"batch_size": settings().sft.batch_size, "seed": 0}
+    )
+    assert (
+        changed == settings().sft and given["config"].seed == 3
+    )  # max_steps included: as many updates
+    assert (
+        len(given["conversations"]) == whole["turns"] and given["start"] == mine / "base" / "model"
+    )
 
 
-def test_updates_are_those_of_the_whole_mixture_or_the_papers_share(mine: Path, given: dict[str, Any]) -> None:
+def test_updates_are_those_of_the_whole_mixture_or_the_papers_share(
+    mine: Path, given: dict[str, Any]
+) -> None:
     for name in ("mix-language", "mix-action"):
         built(mine, name)
     passes = {**recipe().sft.model_dump(), "max_steps": None, "epochs": 1.5}
-    for counts, updates in (("matched", 45), ("paper", 37)):  # 120 conversations, 1.5 times, four an update
+    for counts, updates in (
+        ("matched", 45),
+        ("paper", 37),
+    ):  # 120 conversations, 1.5 times, four an update
         asked = settings(sft=passes, baselines={"counts": counts})
         for name in ("language-sft", "action-sft"):
             {stage.name: stage for stage in plan_stages(asked)}[f"seed-0/{name}"].work(
-                context(mine, f"seed-0/{name}", asked))
+                context(mine, f"seed-0/{name}", asked)
+            )
             assert given["config"].max_steps == updates
 
 
-def test_images_that_are_asked_about_at_the_end_are_not_trained_on(mine: Path, given: dict[str, Any]) -> None:
+def test_images_that_are_asked_about_at_the_end_are_not_trained_on(
+    mine: Path, given: dict[str, Any]
+) -> None:
     _, found = built(mine, "mix-action")
     leaked = found[5]
     write_conversations(mixture_folder(mine) / "heldout.parquet", [leaked])
     row = baselines.action_sft(context(mine, "seed-0/action-sft", settings()))
     same = sum(one.image == leaked.image for one in found)
-    assert row["dropped_as_heldout"] == same > 0 and len(given["conversations"]) == len(found) - same
+    assert (
+        row["dropped_as_heldout"] == same > 0 and len(given["conversations"]) == len(found) - same
+    )
 
 
-def test_ecot_imitates_a_reasoning_and_the_recorded_action(mine: Path, given: dict[str, Any]) -> None:
+def test_ecot_imitates_a_reasoning_and_the_recorded_action(
+    mine: Path, given: dict[str, Any]
+) -> None:
     asked = settings(rl={**recipe().rl.model_dump(), "updates": 6})
     align.extra_sft(context(mine, "seed-0/extra-sft", asked))
     control = dict(given)
     baselines.ecot(context(mine, "seed-0/ecot", asked))
-    assert given["config"] == control["config"] and given["start"] == control["start"] == mine / "seed-0/sft/model"
-    assert [one.id for one in given["conversations"]] == [one.id for one in control["conversations"]]
+    assert (
+        given["config"] == control["config"]
+        and given["start"] == control["start"] == mine / "seed-0/sft/model"
+    )
+    assert [one.id for one in given["conversations"]] == [
+        one.id for one in control["conversations"]
+    ]
     recorded = {one.id: one for one in read_conversations(mixture_folder(mine), "rl")}
     answers = [(one, one.turns[0]) for one in given["conversations"] if one.id in recorded]
     assert len(answers) == 6 * asked.rl.prompts_per_update
@@ -154,29 +195,40 @@ def test_ecot_imitates_a_reasoning_and_the_recorded_action(mine: Path, given: di
         assert turn.question == original.question and MODES["think"] in turn.question
         said = re.fullmatch(r"<think>(.+)</think><answer>(.+)</answer>", turn.answer)
         assert said and said[2] == original.expected == turn.expected
-        assert re.search(rf"The gripper should (stay|move ({ways})).*\.$", said[1]) and said[1].count(". ") >= 1
+        assert (
+            re.search(rf"The gripper should (stay|move ({ways})).*\.$", said[1])
+            and said[1].count(". ") >= 1
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "reward", "expected"),
-    [("language-rl", "movement_choice", "answer", r"[ABC]"),
-     ("trajectory-rl", "trace", "trace", r"\d+ \d+, \d+ \d+, \d+ \d+")],
-)  # fmt: skip
+    [
+        ("language-rl", "movement_choice", "answer", r"[ABC]"),
+        ("trajectory-rl", "trace", "trace", r"\d+ \d+, \d+ \d+, \d+ \d+"),
+    ],
+)
 def test_the_other_goals_of_rl_change_question_and_reward_alone(
     mine: Path, given: dict[str, Any], name: str, kind: str, reward: str, expected: str
 ) -> None:
     align.rl(context(mine, "seed-0/rl", settings()))
     own = dict(given)
     row = {stage.name: stage for stage in plan_stages(settings())}[f"seed-0/{name}"].work(
-        context(mine, f"seed-0/{name}", settings()))
+        context(mine, f"seed-0/{name}", settings())
+    )
     assert row["frames_that_cannot_be_asked"] == 0
     assert given["config"] == own["config"].model_copy(update={"reward": reward})
     assert given["start"] == own["start"] and given["replay"] == own["replay"]
     assert [(one.episode_id, one.frame, one.image) for one in given["conversations"]] == [
-        (one.episode_id, one.frame, one.image) for one in own["conversations"]]  # fmt: skip
+        (one.episode_id, one.frame, one.image) for one in own["conversations"]
+    ]
     for one in given["conversations"]:
         (turn,) = one.turns
-        assert (turn.type, turn.mode, turn.kind) == (kind, "think", "reasoning") and one.target is None
+        assert (turn.type, turn.mode, turn.kind) == (
+            kind,
+            "think",
+            "reasoning",
+        ) and one.target is None
         assert re.fullmatch(expected, turn.expected) and MODES["think"] in turn.question
 
 
@@ -202,13 +254,19 @@ def test_every_new_arm_trains(mine: Path) -> None:
     for name in ("mix-language", "mix-action"):
         built(mine, name)
     start = load_file(mine / "base/model/model.safetensors")
-    for name, work in (("language-sft", baselines.language_sft), ("action-sft", baselines.action_sft),
-                       ("ecot", baselines.ecot), ("language-rl", baselines.language_rl),
-                       ("trajectory-rl", baselines.trajectory_rl)):  # fmt: skip
+    for name, work in (
+        ("language-sft", baselines.language_sft),
+        ("action-sft", baselines.action_sft),
+        ("ecot", baselines.ecot),
+        ("language-rl", baselines.language_rl),
+        ("trajectory-rl", baselines.trajectory_rl),
+    ):
         row = work(context(mine, f"seed-0/{name}", settings()))
         assert row["updates"] == 2
         if name.endswith("-sft"):
             assert row["turns"] >= 2 * 4 and 0 < row["answer_tokens"] < row["tokens"]
         weights = load_file(mine / f"seed-0/{name}/model/model.safetensors")
         assert any(not torch.equal(start[key], weights[key]) for key in start)
-    assert mixture.MixConfig().weights.get("trace") is None  # no recipe asks for it without naming it
+    assert (
+        mixture.MixConfig().weights.get("trace") is None
+    )  # no recipe asks for it without naming it

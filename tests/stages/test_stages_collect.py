@@ -19,11 +19,19 @@ from roboalign.stages import collect as stage
 
 ALIGN, DOWNSTREAM = ("reach-v3", "button-press-v3"), ("door-unlock-v3",)
 NAMES = ("gripper.x", "gripper.y", "gripper.z", "goal.x", "goal.y", "goal.z")
-RECIPE = Recipe.model_validate({
-    "name": "x", "backbone": {"source": "train"},
-    "collect": {"align_tasks": ALIGN, "downstream_tasks": DOWNSTREAM, "world": {"image_size": 16},
-                "align": {"episodes_per_task": 8, "attempts": 2}, "downstream": {"episodes_per_task": 2}},
-})  # fmt: skip
+RECIPE = Recipe.model_validate(
+    {
+        "name": "x",
+        "backbone": {"source": "train"},
+        "collect": {
+            "align_tasks": ALIGN,
+            "downstream_tasks": DOWNSTREAM,
+            "world": {"image_size": 16},
+            "align": {"episodes_per_task": 8, "attempts": 2},
+            "downstream": {"episodes_per_task": 2},
+        },
+    }
+)
 
 
 class World(MetaWorld):
@@ -58,17 +66,29 @@ class Experts:
         rng = np.random.default_rng(seed)
         steps = 2 + seed % 3
         return EpisodeRecord(
-            task=task, seed=seed, episode_id=episode_id(task, seed), instruction="go", nouns={}, fps=10.0,
+            task=task,
+            seed=seed,
+            episode_id=episode_id(task, seed),
+            instruction="go",
+            nouns={},
+            fps=10.0,
             success_step=steps - 1,
             frames={"workspace": rng.integers(0, 255, (steps, 16, 16, 3), np.uint8)},
-            actions=rng.normal(size=(steps, 4)).astype(np.float32), privileged_names=NAMES,
+            actions=rng.normal(size=(steps, 4)).astype(np.float32),
+            privileged_names=NAMES,
             state=rng.normal(size=(steps, 4)).astype(np.float32),
             privileged=rng.normal(size=(steps, 6)).astype(np.float32),
             cameras={"workspace": CameraGeometry(16, 16, np.eye(3, 4))},
-        )  # fmt: skip
+        )
 
     def collect(
-        self, tasks: Collection[str], world: Any, config: CollectConfig, *, workers: int, existing: Collection[str]
+        self,
+        tasks: Collection[str],
+        world: Any,
+        config: CollectConfig,
+        *,
+        workers: int,
+        existing: Collection[str],
     ) -> Iterator[Collected]:
         for task in tasks:
             for index in range(config.episodes_per_task):
@@ -89,8 +109,20 @@ def collect(folder: Path, experts: Experts, monkeypatch: pytest.MonkeyPatch) -> 
 
 EXPECTED = {
     # solved: seeds 0, 3 to 7 and 10 (the second try of wanted episode 2); frames 2 + seed % 3
-    "reach-v3": {"attempts": 10, "solved": 7, "unsolved": 2, "crashed": 1, "frames": 2 + (2 + 3 + 4 + 2 + 3) + 3},
-    "button-press-v3": {"attempts": 8, "solved": 8, "unsolved": 0, "crashed": 0, "frames": 8 * 2 + 1 + 2 + 1 + 2 + 1},
+    "reach-v3": {
+        "attempts": 10,
+        "solved": 7,
+        "unsolved": 2,
+        "crashed": 1,
+        "frames": 2 + (2 + 3 + 4 + 2 + 3) + 3,
+    },
+    "button-press-v3": {
+        "attempts": 8,
+        "solved": 8,
+        "unsolved": 0,
+        "crashed": 0,
+        "frames": 8 * 2 + 1 + 2 + 1 + 2 + 1,
+    },
     "door-unlock-v3": {"attempts": 2, "solved": 2, "unsolved": 0, "crashed": 0, "frames": 5},
 }
 
@@ -126,26 +158,37 @@ def test_a_stopped_collection_goes_on(
     assert len(ids) == len(set(ids)) == 15
 
 
-def test_the_same_data_whether_stopped_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_data_whether_stopped_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     collect(tmp_path / "whole", Experts(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         collect(tmp_path / "stopped", Experts(stop_after=13), monkeypatch)
     collect(tmp_path / "stopped", Experts(), monkeypatch)
     whole, stopped = (
-        {e.episode_id: e for e in read_lerobot(tmp_path / name / "collect" / "align")} for name in ("whole", "stopped")
+        {e.episode_id: e for e in read_lerobot(tmp_path / name / "collect" / "align")}
+        for name in ("whole", "stopped")
     )
     assert whole.keys() == stopped.keys()
     for name, one in whole.items():
         np.testing.assert_array_equal(one.actions, stopped[name].actions)
-        np.testing.assert_array_equal(one.frame("workspace", 1), stopped[name].frame("workspace", 1))
+        np.testing.assert_array_equal(
+            one.frame("workspace", 1), stopped[name].frame("workspace", 1)
+        )
 
 
-def test_a_task_that_nobody_solves_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_nobody_solves_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Unlucky(Experts):
         def outcome(self, task: str, seeds: list[int]) -> Collected:
             if task != "button-press-v3":
                 return super().outcome(task, seeds)
-            return Collected(task, None, tuple(Failure(task, seed, "not solved", crashed=False) for seed in seeds))
+            return Collected(
+                task,
+                None,
+                tuple(Failure(task, seed, "not solved", crashed=False) for seed in seeds),
+            )
 
     with pytest.raises(RoboAlignError, match="no demonstration succeeded for button-press-v3"):
         collect(tmp_path, Unlucky(), monkeypatch)

@@ -16,11 +16,23 @@ PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 TASKS = ("door-lock-v3", "door-unlock-v3")
 
 
-def write_run(folder: Path, solved: dict[str, set[int]], *, published: bool = False, crashed: set[int] = frozenset(),
-              versions: str = "", **settings: Any) -> str:
+def write_run(
+    folder: Path,
+    solved: dict[str, set[int]],
+    *,
+    published: bool = False,
+    crashed: set[int] = frozenset(),
+    versions: str = "",
+    **settings: Any,
+) -> str:
     """A run of 2 tasks x 10 episodes in which each arm solves these episodes, numbered 0 to 19."""
-    values = {"name": "mine", "arms": tuple(solved), "rollout": {"episodes": 10},
-              "collect": {"downstream_tasks": TASKS}, **settings}
+    values = {
+        "name": "mine",
+        "arms": tuple(solved),
+        "rollout": {"episodes": 10},
+        "collect": {"downstream_tasks": TASKS},
+        **settings,
+    }
     recipe = Recipe.model_validate(values)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
     if published or versions:
@@ -29,11 +41,26 @@ def write_run(folder: Path, solved: dict[str, set[int]], *, published: bool = Fa
     evaluation_seed = ROLLOUT_SEEDS if recipe.collect.benchmark == "metaworld" else 0
     for arm, numbers in solved.items():
         for seed in recipe.seeds:
-            rows = [{"task": task, "seed": evaluation_seed + i, "success": i + 10 * t in numbers, "steps": 9,
-                     "crash": "NaN in qacc" if i + 10 * t in crashed else None, "run_seed": seed}
-                    for t, task in enumerate(recipe.collect.downstream_tasks) for i in range(recipe.rollout.episodes)]
-            where = "seed-{}-episodes-{}.jsonl" if published else "seed-{}/eval/rollouts/{}/episodes.jsonl"
-            write_text(folder / where.format(seed, arm), "".join(json.dumps(row) + "\n" for row in rows))
+            rows = [
+                {
+                    "task": task,
+                    "seed": evaluation_seed + i,
+                    "success": i + 10 * t in numbers,
+                    "steps": 9,
+                    "crash": "NaN in qacc" if i + 10 * t in crashed else None,
+                    "run_seed": seed,
+                }
+                for t, task in enumerate(recipe.collect.downstream_tasks)
+                for i in range(recipe.rollout.episodes)
+            ]
+            where = (
+                "seed-{}-episodes-{}.jsonl"
+                if published
+                else "seed-{}/eval/rollouts/{}/episodes.jsonl"
+            )
+            write_text(
+                folder / where.format(seed, arm), "".join(json.dumps(row) + "\n" for row in rows)
+            )
     return str(folder)
 
 
@@ -47,7 +74,9 @@ def test_numbers_by_hand_in_both_layouts(tmp_path: Path) -> None:
     assert pair["difference"]["value"] == pytest.approx(0.3)
     row = arms[f"{two} roboalign"]["overall"]
     assert (row["successes"], row["n"]) == (14, 20)
-    assert (row["low"], row["high"]) == pytest.approx((0.4810, 0.8545), abs=1e-3)  # Wilson's, from the formula
+    assert (row["low"], row["high"]) == pytest.approx(
+        (0.4810, 0.8545), abs=1e-3
+    )  # Wilson's, from the formula
     text = compare([one, two])
     assert "14/20 = 70.0%" in text and "8/20 = 40.0%" in text
     assert "alone 8, by before alone 2: p = 0.11" in text
@@ -59,13 +88,20 @@ def test_two_arms_of_one_run(tmp_path: Path) -> None:
     for runs in ([run], [run, run]):
         found = json.loads(compare(runs, ["sft", "roboalign"], as_json=True))
         assert set(found["arms"]) == {"sft", "roboalign"} and found["recipes_differ_in"] == []
-        assert (found["pair"]["before"], found["pair"]["only_before"], found["pair"]["only_after"]) == ("sft", 1, 2)
+        assert (
+            found["pair"]["before"],
+            found["pair"]["only_before"],
+            found["pair"]["only_after"],
+        ) == ("sft", 1, 2)
 
 
 def test_an_arm_of_each_run(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"sft": {1}, "roboalign": set()})
     two = write_run(tmp_path / "two", {"roboalign": {1, 2}, "sft": set()})
-    assert json.loads(compare([one, two], ["sft", "roboalign"], as_json=True))["pair"]["only_after"] == 1
+    assert (
+        json.loads(compare([one, two], ["sft", "roboalign"], as_json=True))["pair"]["only_after"]
+        == 1
+    )
     assert json.loads(compare([one, two], ["sft"], as_json=True))["pair"]["only_before"] == 1
 
 
@@ -88,11 +124,16 @@ def test_training_seeds_are_paired_by_number_and_shown_apart(tmp_path: Path) -> 
     one = write_run(tmp_path / "one", {"roboalign": {0, 1}}, seeds=(0, 1))
     two = write_run(tmp_path / "two", {"roboalign": {0, 1, 2}}, seeds=(0, 1))
     found = json.loads(compare([one, two], as_json=True))["pair"]
-    assert found["n"] == 40 and found["by_training_seed"] == {seed: {"n": 20, "gained": 1} for seed in "01"}
+    assert found["n"] == 40 and found["by_training_seed"] == {
+        seed: {"n": 20, "gained": 1} for seed in "01"
+    }
     # both training seeds gain on the same state: drawing states gives a wider interval than drawing episodes
     assert found["by_state"]["high"] > found["difference"]["high"]
     three = write_run(tmp_path / "three", {"roboalign": {0, 1, 2}}, seeds=(1, 2))
-    with pytest.raises(RoboAlignError, match=r"20 episodes are in this one only.*training seeds \[0, 1\] and .*--seed"):
+    with pytest.raises(
+        RoboAlignError,
+        match=r"20 episodes are in this one only.*training seeds \[0, 1\] and .*--seed",
+    ):
         compare([one, three])
     assert json.loads(compare([one, three], seeds=[1], as_json=True))["pair"]["n"] == 20
     with pytest.raises(RoboAlignError, match="no training seed 2 Fix: choose of 0, 1"):
@@ -107,14 +148,34 @@ WORLD = {"downstream_tasks": TASKS}
     [
         ({"rollout": {"episodes": 10, "max_steps": 300}}, "rollout.max_steps", "250 and 300"),
         ({"rollout": {"episodes": 10, "replan_every": 4}}, "rollout.replan_every", "8 and 4"),
-        ({"collect": {**WORLD, "world": {"image_size": 128}}}, "collect.world.image_size", "64 and 128"),
-        ({"collect": {**WORLD, "world": {"render": "default"}}}, "collect.world.render", "'fast' and 'default'"),
-        ({"collect": {**WORLD, "world": {"cameras": ("workspace", "corner2")}}}, "collect.world.cameras", "corner2"),
-        ({"collect": {**WORLD, "world": {"cameras": ("corner2",)}}, "mix": {"camera": "corner2"}}, "mix.camera",
-         "'workspace' and 'corner2'"),
+        (
+            {"collect": {**WORLD, "world": {"image_size": 128}}},
+            "collect.world.image_size",
+            "64 and 128",
+        ),
+        (
+            {"collect": {**WORLD, "world": {"render": "default"}}},
+            "collect.world.render",
+            "'fast' and 'default'",
+        ),
+        (
+            {"collect": {**WORLD, "world": {"cameras": ("workspace", "corner2")}}},
+            "collect.world.cameras",
+            "corner2",
+        ),
+        (
+            {
+                "collect": {**WORLD, "world": {"cameras": ("corner2",)}},
+                "mix": {"camera": "corner2"},
+            },
+            "mix.camera",
+            "'workspace' and 'corner2'",
+        ),
     ],
 )
-def test_every_setting_that_changes_the_meaning_is_named(tmp_path: Path, changed: dict, key: str, values: str) -> None:
+def test_every_setting_that_changes_the_meaning_is_named(
+    tmp_path: Path, changed: dict, key: str, values: str
+) -> None:
     one = write_run(tmp_path / "one", {"roboalign": {1}})
     two = write_run(tmp_path / "two", {"roboalign": {1}}, **changed)
     with pytest.raises(RoboAlignError) as caught:
@@ -124,7 +185,11 @@ def test_every_setting_that_changes_the_meaning_is_named(tmp_path: Path, changed
 
 def test_all_differences_are_in_one_message(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"roboalign": {1}})
-    two = write_run(tmp_path / "two", {"roboalign": {1}}, rollout={"episodes": 10, "max_steps": 99, "replan_every": 2})
+    two = write_run(
+        tmp_path / "two",
+        {"roboalign": {1}},
+        rollout={"episodes": 10, "max_steps": 99, "replan_every": 2},
+    )
     with pytest.raises(RoboAlignError, match=r"replan_every.*max_steps|max_steps.*replan_every"):
         compare([one, two])
 
@@ -132,36 +197,72 @@ def test_all_differences_are_in_one_message(tmp_path: Path) -> None:
 def test_other_episodes_are_refused(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"roboalign": {1}})
     more = write_run(tmp_path / "more", {"roboalign": {1}}, rollout={"episodes": 12})
-    with pytest.raises(RoboAlignError, match="more roboalign: 4 episodes are in this one only, as door-lock-v3 seed"):
+    with pytest.raises(
+        RoboAlignError,
+        match="more roboalign: 4 episodes are in this one only, as door-lock-v3 seed",
+    ):
         compare([one, more])
-    other = write_run(tmp_path / "other", {"roboalign": {1}}, collect={"downstream_tasks": ("door-lock-v3",)})
+    other = write_run(
+        tmp_path / "other", {"roboalign": {1}}, collect={"downstream_tasks": ("door-lock-v3",)}
+    )
     with pytest.raises(RoboAlignError, match="10 episodes are in this one only, as door-unlock-v3"):
         compare([one, other])
     path = Path(one) / "seed-0/eval/rollouts/roboalign/episodes.jsonl"
     write_text(path, "".join(path.read_text().splitlines(keepends=True)[:-3]))
-    with pytest.raises(RoboAlignError, match=r"episodes.jsonl: 3 of 20 episodes are missing.*Fix: roboalign eval"):
+    with pytest.raises(
+        RoboAlignError, match=r"episodes.jsonl: 3 of 20 episodes are missing.*Fix: roboalign eval"
+    ):
         compare([one, more])
 
 
 def test_what_the_recipes_differ_in_is_told(tmp_path: Path) -> None:
-    one = write_run(tmp_path / "one", {"roboalign": {1}}, versions="torch 2, metaworld 3.1.1, mujoco 3.3.0")
-    two = write_run(tmp_path / "two", {"roboalign": {1}}, name="other", rl={"reward": "decoded"}, published=True,
-                    rollout={"episodes": 10, "batch_size": 2}, versions="torch 2, metaworld 3.1.1, mujoco 3.4.0")
+    one = write_run(
+        tmp_path / "one", {"roboalign": {1}}, versions="torch 2, metaworld 3.1.1, mujoco 3.3.0"
+    )
+    two = write_run(
+        tmp_path / "two",
+        {"roboalign": {1}},
+        name="other",
+        rl={"reward": "decoded"},
+        published=True,
+        rollout={"episodes": 10, "batch_size": 2},
+        versions="torch 2, metaworld 3.1.1, mujoco 3.4.0",
+    )
     text = compare([one, two])
-    assert "rl.reward: paper before, decoded after" in text and "batch_size" not in text and "name:" not in text
+    assert (
+        "rl.reward: paper before, decoded after" in text
+        and "batch_size" not in text
+        and "name:" not in text
+    )
     assert "caution: mujoco 3.3.0 before, 3.4.0 after" in text and "metaworld 3" not in text
 
 
 def test_on_libero_runs_compare_whatever_their_mllm_was_aligned_on(tmp_path: Path) -> None:
-    measured = {"benchmark": "libero_goal", "downstream_tasks": ("libero_goal/a", "libero_goal/b"),
-                "downstream": {"first_seed": 1000}}
-    one = write_run(tmp_path / "one", {"roboalign": {1}}, collect={**measured, "world": {"image_size": 32}})
-    aligned = {"align_benchmark": "libero_90", "align_tasks": ("libero_90/c",), "align": {"first_seed": 1000}}
-    two = write_run(tmp_path / "two", {"roboalign": {1}}, collect={**measured, **aligned}, mix={"camera": "agentview"})
+    measured = {
+        "benchmark": "libero_goal",
+        "downstream_tasks": ("libero_goal/a", "libero_goal/b"),
+        "downstream": {"first_seed": 1000},
+    }
+    one = write_run(
+        tmp_path / "one", {"roboalign": {1}}, collect={**measured, "world": {"image_size": 32}}
+    )
+    aligned = {
+        "align_benchmark": "libero_90",
+        "align_tasks": ("libero_90/c",),
+        "align": {"first_seed": 1000},
+    }
+    two = write_run(
+        tmp_path / "two",
+        {"roboalign": {1}},
+        collect={**measured, **aligned},
+        mix={"camera": "agentview"},
+    )
     text = compare([one, two])
     assert "mix.camera: workspace before, agentview after" in text
     assert "collect.align_benchmark: metaworld before, libero_90 after" in text
-    other = write_run(tmp_path / "other", {"roboalign": {1}}, collect={**measured, "libero": {"render": "fast"}})
+    other = write_run(
+        tmp_path / "other", {"roboalign": {1}}, collect={**measured, "libero": {"render": "fast"}}
+    )
     with pytest.raises(RoboAlignError, match=r"collect\.libero\.render"):
         compare([one, other])
 
@@ -170,7 +271,9 @@ def test_differences_name_leaves() -> None:
     one = Recipe.model_validate({"name": "a"})
     assert differences(one, one) == []
     assert differences(one, Recipe.model_validate({"name": "b", "rl": {"kl": 0.5}})) == [
-        ("name", "a", "b"), ("rl.kl", one.rl.kl, 0.5)]
+        ("name", "a", "b"),
+        ("rl.kl", one.rl.kl, 0.5),
+    ]
 
 
 def test_what_is_no_comparison_is_one_message(tmp_path: Path) -> None:
@@ -188,7 +291,11 @@ def test_what_is_no_comparison_is_one_message(tmp_path: Path) -> None:
 def test_published_results_can_be_compared() -> None:
     found = json.loads(compare([str(PUBLISHED / "metaworld")], ["sft", "roboalign"], as_json=True))
     summary = json.loads((PUBLISHED / "metaworld" / "summary.json").read_text())
-    (known,) = [one for one in summary["success"]["pairs"] if (one["before"], one["after"]) == ("sft", "roboalign")]
+    (known,) = [
+        one
+        for one in summary["success"]["pairs"]
+        if (one["before"], one["after"]) == ("sft", "roboalign")
+    ]
     assert found["pair"]["p"] == known["p"] and found["pair"]["n"] == known["n"]
     with pytest.raises(RoboAlignError, match=r"`rollout\.max_steps` is 250 and 200"):
         compare([str(PUBLISHED / "metaworld"), str(PUBLISHED / "quickstart")])

@@ -19,10 +19,20 @@ from roboalign.stages.data import mixture_folder
 from roboalign.stages.plan import distill_stages
 
 SMALL: dict[str, Any] = {
-    "rl_questions": 8, "questions": 12, "samples": 2, "max_new_tokens": 8,
-    "rl": {"reward": "answer", "prompts_per_rollout": 4, "prompts_per_update": 4, "micro_batch_size": 4, "samples": 2,
-           "updates": 1, "max_new_tokens": 8},
-}  # fmt: skip
+    "rl_questions": 8,
+    "questions": 12,
+    "samples": 2,
+    "max_new_tokens": 8,
+    "rl": {
+        "reward": "answer",
+        "prompts_per_rollout": 4,
+        "prompts_per_update": 4,
+        "micro_batch_size": 4,
+        "samples": 2,
+        "updates": 1,
+        "max_new_tokens": 8,
+    },
+}
 
 
 def settings(**changes: Any) -> Recipe:
@@ -42,16 +52,27 @@ def test_questions_are_training_questions_of_the_groups_each_once(mine: Path) ->
     assert len(trained) == 8 and len(sampled) == 12
     config = settings().distill
     for questions, count in ((trained, 4), (sampled, 6)):
-        groups = Counter(next(group for group, types in config.groups.items() if question.turns[0].type in types)
-                         for question in questions)
+        groups = Counter(
+            next(group for group, types in config.groups.items() if question.turns[0].type in types)
+            for question in questions
+        )
         assert groups == {"choice": count, "spatial": count}
-    asked = Counter((question.image, question.turns[0].type, bare(question.turns[0].question))
-                    for question in [*trained, *sampled])
+    asked = Counter(
+        (question.image, question.turns[0].type, bare(question.turns[0].question))
+        for question in [*trained, *sampled]
+    )
     assert set(asked.values()) == {1}
-    training = {(one.episode_id, one.frame) for one in read_conversations(mixture_folder(mine), "train")}
+    training = {
+        (one.episode_id, one.frame) for one in read_conversations(mixture_folder(mine), "train")
+    }
     for question in [*trained, *sampled]:
         (turn,) = question.turns
-        assert turn.mode == "think" and MODES["think"] in turn.question and turn.expected and not turn.answer
+        assert (
+            turn.mode == "think"
+            and MODES["think"] in turn.question
+            and turn.expected
+            and not turn.answer
+        )
         assert (question.episode_id, question.frame) in training
 
 
@@ -72,7 +93,9 @@ def test_the_three_stages_run_and_say_where_nothing_is_left(mine: Path) -> None:
     records = read_jsonl(mine / "distill/sample/answers/00000.jsonl")
     assert [len(record["answers"]) for record in records] == [2] * 12
     assert "<|image_pad|>" in read_json(mine / "distill/sample/special_tokens.json")
-    with pytest.raises(RoboAlignError, match="no answer passed the filters"):  # two updates of a base do not reason
+    with pytest.raises(
+        RoboAlignError, match="no answer passed the filters"
+    ):  # two updates of a base do not reason
         do(stages, mine, "distill/traces", settings())
     with pytest.raises(RoboAlignError, match="no question left to sample"):
         distill.sample(context(mine, "distill/sample", settings(rl_questions=100_000)))
@@ -85,7 +108,10 @@ def test_a_killed_sampling_goes_on_with_the_shards_that_are_missing(
 
     def ask(mllm: Any, questions: Any, config: Any, number: int) -> list[dict[str, Any]]:
         asked.append(number)
-        return [{"id": question.id, "answers": ["x"] * config.samples, "tokens": 1} for question in questions]
+        return [
+            {"id": question.id, "answers": ["x"] * config.samples, "tokens": 1}
+            for question in questions
+        ]
 
     monkeypatch.setattr(distill, "SHARD", 5)
     monkeypatch.setattr(distill, "ask", ask)
@@ -110,26 +136,48 @@ def test_what_is_kept_and_what_is_counted(mine: Path, capsys: pytest.CaptureFixt
         return f"<think>{reasoning}</think><answer>{label} {question.turns[0].expected}</answer>"
 
     answers = [[right(one), right(one)] for one in questions[:9]]
-    answers += [[right(questions[9]).replace("</answer>", " not</answer>"), right(questions[9])], ["", ""], ["x", ""]]
+    answers += [
+        [right(questions[9]).replace("</answer>", " not</answer>"), right(questions[9])],
+        ["", ""],
+        ["x", ""],
+    ]
     sampled = mine / "distill/sample"
-    write_text(sampled / "answers/00000.jsonl", "".join(
-        json.dumps({"id": one.id, "answers": texts, "tokens": 2}) + "\n" for one, texts in zip(questions, answers)))
+    write_text(
+        sampled / "answers/00000.jsonl",
+        "".join(
+            json.dumps({"id": one.id, "answers": texts, "tokens": 2}) + "\n"
+            for one, texts in zip(questions, answers)
+        ),
+    )
     write_json(sampled / "special_tokens.json", [])
     row = distill.traces(context(mine, "distill/traces", asked))
     manifest = read_json(mine / "distill/traces/manifest.json")
-    assert manifest["outcomes"] == {"kept": 10, "duplicate": 9, "format: not one <answer>": 4, "wrong answer": 1}
-    assert row["keep_rate"] == manifest["kept_questions"]["value"] == 10 / 12 and row["samples"] == 10
+    assert manifest["outcomes"] == {
+        "kept": 10,
+        "duplicate": 9,
+        "format: not one <answer>": 4,
+        "wrong answer": 1,
+    }
+    assert (
+        row["keep_rate"] == manifest["kept_questions"]["value"] == 10 / 12 and row["samples"] == 10
+    )
     assert row["passing_answers"] == manifest["passing_answers"] == 19 / 24
     assert sum(entry["questions"] for entry in manifest["by_type"].values()) == 12
     kept = read_conversations(mine / "distill/traces", "train")
-    assert [one.id for one in kept] == [f"distilled-{one.id}-{one is questions[9]:d}" for one in questions[:10]]
+    assert [one.id for one in kept] == [
+        f"distilled-{one.id}-{one is questions[9]:d}" for one in questions[:10]
+    ]
     for one in kept:
         (turn,) = one.turns
         said = turn.answer.split("<answer>")[1].removesuffix("</answer>").split(" ", 1)[1]
         assert turn.kind == "reasoning" and score_answer(turn.type, turn.expected, said) == 1.0
     distill.print_keep_rate(mine)
     printed = capsys.readouterr().out
-    assert "83.3% of 12 questions gave a trace" in printed and "the paper: 76%" in printed and "79.2%" in printed
+    assert (
+        "83.3% of 12 questions gave a trace" in printed
+        and "the paper: 76%" in printed
+        and "79.2%" in printed
+    )
 
 
 def test_another_filter_leaves_the_samples_as_they_are() -> None:

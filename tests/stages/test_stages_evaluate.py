@@ -36,8 +36,11 @@ def leak(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch, seed: int) ->
     data = {part: [make_episode(), make_episode()]}
     data[part][0].episode_id = MetaWorld().episode_id(TASKS[1], seed)
     read = evaluate.read_demonstrations
-    monkeypatch.setattr(evaluate, "read_demonstrations",
-                        lambda run_dir, which: data.get(which) or read(run_dir, which))
+    monkeypatch.setattr(
+        evaluate,
+        "read_demonstrations",
+        lambda run_dir, which: data.get(which) or read(run_dir, which),
+    )
 
 
 @pytest.mark.parametrize("part", ["align", "downstream"])
@@ -45,14 +48,20 @@ def test_a_demonstration_that_is_an_evaluation_episode_stops_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     leak(tmp_path, part, monkeypatch, ROLLOUT_SEEDS + 2)
-    monkeypatch.setattr(evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("it was measured"))
-    with pytest.raises(RoboAlignError, match="hand-insert-v3/seed-1000002 is among the demonstrations"):
+    monkeypatch.setattr(
+        evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("it was measured")
+    )
+    with pytest.raises(
+        RoboAlignError, match="hand-insert-v3/seed-1000002 is among the demonstrations"
+    ):
         evaluate.rollouts(context(tmp_path, "seed-0/eval/rollouts/sft", RECIPE))
     assert not (tmp_path / "seed-0/eval/rollouts/sft/episodes.jsonl").exists()
 
 
 @pytest.mark.parametrize("seed", [0, ROLLOUT_SEEDS - 1, ROLLOUT_SEEDS + 3])
-def test_other_seeds_are_no_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_other_seeds_are_no_leak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     leak(tmp_path, "align", monkeypatch, seed)
     evaluate._refuse_leaks(tmp_path, MetaWorld(), WANTED)
 
@@ -60,8 +69,15 @@ def test_other_seeds_are_no_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, int]] = []
 
-    def measure(act: Any, benchmark: Any, episodes: Sequence[tuple[str, int]], config: Any, *, workers: int,
-                on_result: Callable[[EpisodeResult], None]) -> None:  # fmt: skip
+    def measure(
+        act: Any,
+        benchmark: Any,
+        episodes: Sequence[tuple[str, int]],
+        config: Any,
+        *,
+        workers: int,
+        on_result: Callable[[EpisodeResult], None],
+    ) -> None:
         for task, seed in episodes:
             ran.append((task, seed))
             crash = "the simulation broke" if seed == ROLLOUT_SEEDS else None
@@ -79,17 +95,31 @@ def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.Monkey
     assert ran == WANTED
     assert row == {"episodes": 6, "successes": 2, "crashes": 2, "steps": 42}
     rows = read_jsonl(there.folder / "episodes.jsonl")
-    assert [(one["task"], one["seed"]) for one in rows] == WANTED and {one["run_seed"] for one in rows} == {4}
+    assert [(one["task"], one["seed"]) for one in rows] == WANTED and {
+        one["run_seed"] for one in rows
+    } == {4}
     assert evaluate.rollouts(there) == row and ran == WANTED
 
 
-def test_a_recipe_with_a_cluster_sends_the_policy_there(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_with_a_cluster_sends_the_policy_there(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent: list[Any] = []
-    monkeypatch.setattr(evaluate, "policy_files", lambda folder: ("head/policy", {"head/policy/policy.json": folder}))
+    monkeypatch.setattr(
+        evaluate,
+        "policy_files",
+        lambda folder: ("head/policy", {"head/policy/policy.json": folder}),
+    )
     monkeypatch.setattr(evaluate, "load_act", lambda *arguments: arguments)
-    monkeypatch.setattr(evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("measured here"))
-    monkeypatch.setattr(evaluate, "evaluate_on_cluster", lambda *arguments, **named: sent.append(arguments))
-    there = RECIPE.model_copy(update={"hardware": HardwareConfig(ray=ClusterConfig(cpus=3, gpus=0.5))})
+    monkeypatch.setattr(
+        evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("measured here")
+    )
+    monkeypatch.setattr(
+        evaluate, "evaluate_on_cluster", lambda *arguments, **named: sent.append(arguments)
+    )
+    there = RECIPE.model_copy(
+        update={"hardware": HardwareConfig(ray=ClusterConfig(cpus=3, gpus=0.5))}
+    )
     evaluate.rollouts(context(run_dir, "seed-5/eval/rollouts/sft", there))
     [(load, files, _, episodes, _, cluster)] = sent
     assert load(Path("/copy")) == (Path("/copy/head/policy"), 3, "cuda")
@@ -97,28 +127,46 @@ def test_a_recipe_with_a_cluster_sends_the_policy_there(run_dir: Path, monkeypat
     assert episodes == WANTED and cluster.cpus == 3
 
 
-def test_films_are_of_each_task_s_first_success_and_first_failure_in_whatever_order_they_end(tmp_path: Path) -> None:
-    outcomes = [("door-unlock-v3", 3, True, None), ("libero_goal/hand", 2, True, None),
-                ("door-unlock-v3", 1, False, None), ("door-unlock-v3", 0, True, "x"),
-                ("door-unlock-v3", 2, True, None), ("door-unlock-v3", 9, True, None),
-                ("libero_goal/hand", 0, False, None)]  # fmt: skip
+def test_films_are_of_each_task_s_first_success_and_first_failure_in_whatever_order_they_end(
+    tmp_path: Path,
+) -> None:
+    outcomes = [
+        ("door-unlock-v3", 3, True, None),
+        ("libero_goal/hand", 2, True, None),
+        ("door-unlock-v3", 1, False, None),
+        ("door-unlock-v3", 0, True, "x"),
+        ("door-unlock-v3", 2, True, None),
+        ("door-unlock-v3", 9, True, None),
+        ("libero_goal/hand", 0, False, None),
+    ]
     for task, seed, success, crash in outcomes:
         film = [np.full((16, 16, 3), 20 * seed, np.uint8)] * 2
         evaluate._keep_film(tmp_path, EpisodeResult(task, seed, success, 5, crash, 0.1, film))
     index = read_json(tmp_path / "index.json")
     assert [(row["task"], row["outcome"], row["seed"]) for row in index] == [
-        ("door-unlock-v3", "failure", 1), ("door-unlock-v3", "success", 2),
-        ("libero_goal/hand", "failure", 0), ("libero_goal/hand", "success", 2),
-    ]  # fmt: skip
+        ("door-unlock-v3", "failure", 1),
+        ("door-unlock-v3", "success", 2),
+        ("libero_goal/hand", "failure", 0),
+        ("libero_goal/hand", "success", 2),
+    ]
     with av.open(str(tmp_path / index[1]["path"])) as video:
         shades = [frame.to_ndarray(format="rgb24").mean() for frame in video.decode(video=0)]
     np.testing.assert_allclose(shades, [40, 40], atol=8)  # the episode of seed 2, not of 3 or 9
-    assert {path.name for path in tmp_path.iterdir()} == {"index.json", *(row["path"] for row in index)}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "index.json",
+        *(row["path"] for row in index),
+    }
 
 
-@pytest.mark.parametrize(("count", "training"), [(1, 1), (2, 1), (5, 4), (14, 13), (20, 18), (40, 36)])
+@pytest.mark.parametrize(
+    ("count", "training"), [(1, 1), (2, 1), (5, 4), (14, 13), (20, 18), (40, 36)]
+)
 def test_the_heads_held_out_episodes(count: int, training: int) -> None:
-    episodes = [make_episode(task, seed, steps=2) for seed in range(count) for task in ("puck-push", "drawer-open")]
+    episodes = [
+        make_episode(task, seed, steps=2)
+        for seed in range(count)
+        for task in ("puck-push", "drawer-open")
+    ]
     train, heldout = _split(episodes)
     assert len(train) == 2 * training and len(train) + len(heldout) == 2 * count
     assert not {e.episode_id for e in train} & {e.episode_id for e in heldout}

@@ -21,10 +21,20 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 action samples of synthetic episodes, 4 of them for RL, with tokens of their own."""
     folder = tmp_path_factory.mktemp("mixture")
     write_episodes(folder / "robot", range(6))
-    source = {"name": "acts", "robot": str(folder / "robot"), "space": "metaworld", "camera": "workspace", "count": 60}
-    settings = {"name": "own", "sources": [source], "heldout": {"share": 0.2},
-                "rl": {"source": "acts", "count": 4, "at_most": 0.1},
-                "tokenizer": {"fit": True, "horizon": 3, "scale": 2, "vocab_size": 64}}
+    source = {
+        "name": "acts",
+        "robot": str(folder / "robot"),
+        "space": "metaworld",
+        "camera": "workspace",
+        "count": 60,
+    }
+    settings = {
+        "name": "own",
+        "sources": [source],
+        "heldout": {"share": 0.2},
+        "rl": {"source": "acts", "count": 4, "at_most": 0.1},
+        "tokenizer": {"fit": True, "horizon": 3, "scale": 2, "vocab_size": 64},
+    }
     (folder / "own.yaml").write_text(yaml.safe_dump(settings))
     mix_data(str(folder / "own.yaml"), str(folder / "made"), workers=1)
     return folder / "made"
@@ -42,14 +52,18 @@ def refine_on(mixture: Path, settings: Recipe, run_dir: Path) -> None:
         do(stages, run_dir, name, settings)
 
 
-def test_sft_and_rl_learn_from_it_with_its_tokens(mixture: Path, run_dir: Path, tmp_path: Path) -> None:
+def test_sft_and_rl_learn_from_it_with_its_tokens(
+    mixture: Path, run_dir: Path, tmp_path: Path
+) -> None:
     with pytest.raises(RoboAlignError, match=r"no answers in words to replay.*rl\.replay: all"):
         refine_on(mixture, given(mixture, run_dir), tmp_path / "words")
     settings = given(mixture, run_dir, rl={**SETTINGS["rl"], "replay": "all", "max_new_tokens": 24})
     stages = {stage.name: stage for stage in plan_stages(settings)}
     write_episodes(tmp_path / "collect" / "downstream", range(10, 12))
-    rows = {name: do(stages, tmp_path, name, settings) for name in ("tokenizer", "mix", "base", "seed-0/sft",
-                                                                    "seed-0/rl", "seed-0/extra-sft")}
+    rows = {
+        name: do(stages, tmp_path, name, settings)
+        for name in ("tokenizer", "mix", "base", "seed-0/sft", "seed-0/rl", "seed-0/extra-sft")
+    }
     assert action_tokens(tmp_path).fast.horizon == 3 != SETTINGS["tokenizer"]["horizon"]
     assert rows["tokenizer"]["vocab_size"] == rows["base"]["fast_tokens"]
     assert mixture_folder(tmp_path).resolve() == mixture.resolve()
@@ -57,10 +71,15 @@ def test_sft_and_rl_learn_from_it_with_its_tokens(mixture: Path, run_dir: Path, 
     assert rows["mix"]["rl_share"] == pytest.approx(4 / 60)
     assert rows["seed-0/rl"]["unique_prompts"] == len(read_conversations(mixture, "rl")) == 4
     trained = load_mllm(tmp_path / "seed-0" / "rl" / "model")
-    assert trained.vocabulary is not None and len(trained.vocabulary.fast_ids) == rows["base"]["fast_tokens"]
+    assert (
+        trained.vocabulary is not None
+        and len(trained.vocabulary.fast_ids) == rows["base"]["fast_tokens"]
+    )
 
 
-def test_the_key_is_of_what_it_holds_not_of_where_it_lies(mixture: Path, run_dir: Path, tmp_path: Path) -> None:
+def test_the_key_is_of_what_it_holds_not_of_where_it_lies(
+    mixture: Path, run_dir: Path, tmp_path: Path
+) -> None:
     def settings_of(folder: Path) -> dict[str, object]:
         return {stage.name: stage.settings for stage in plan_stages(given(folder, run_dir))}
 
@@ -73,10 +92,17 @@ def test_the_key_is_of_what_it_holds_not_of_where_it_lies(mixture: Path, run_dir
     assert {name for name in before if before[name] != changed[name]} == {"tokenizer", "mix"}
 
 
-def test_a_damaged_or_incomplete_mixture_is_named(mixture: Path, run_dir: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_incomplete_mixture_is_named(
+    mixture: Path, run_dir: Path, tmp_path: Path
+) -> None:
     def run_mix(folder: Path) -> None:
         settings = given(folder, run_dir)
-        do({stage.name: stage for stage in plan_stages(settings)}, tmp_path / "run", "mix", settings)
+        do(
+            {stage.name: stage for stage in plan_stages(settings)},
+            tmp_path / "run",
+            "mix",
+            settings,
+        )
 
     with pytest.raises(RoboAlignError, match=r"no manifest\.json.*roboalign data mix"):
         plan_stages(given(tmp_path / "nowhere", run_dir))
@@ -91,13 +117,18 @@ def test_a_damaged_or_incomplete_mixture_is_named(mixture: Path, run_dir: Path, 
     shutil.rmtree(bare / "tokenizer")
     settings = given(bare, run_dir)
     with pytest.raises(RoboAlignError, match="no action tokens"):
-        do({stage.name: stage for stage in plan_stages(settings)}, tmp_path / "run", "tokenizer", settings)
+        do(
+            {stage.name: stage for stage in plan_stages(settings)},
+            tmp_path / "run",
+            "tokenizer",
+            settings,
+        )
 
 
 @pytest.mark.parametrize("name", ["stats.json", "fast/tokenizer.json"])
 def test_action_tokens_that_the_manifest_does_not_list_are_refused(
     mixture: Path, run_dir: Path, tmp_path: Path, name: str
-) -> None:  # fmt: skip
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(mixture, other)
     file = other / "tokenizer" / name
@@ -112,10 +143,15 @@ def test_action_tokens_that_the_manifest_does_not_list_are_refused(
     assert not (tmp_path / "run" / "tokenizer" / "stats.json").exists()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"backbone": {"source": "train"}}, "learns to see from demonstrations"),
-    ({"arms": ["sft", "ecot"], "backbone": {"source": "builtin"}}, "ecot.*make their data"),
-])  # fmt: skip
-def test_what_needs_the_simulator_is_refused_beside_it(changes: dict[str, object], message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": {"source": "train"}}, "learns to see from demonstrations"),
+        ({"arms": ["sft", "ecot"], "backbone": {"source": "builtin"}}, "ecot.*make their data"),
+    ],
+)
+def test_what_needs_the_simulator_is_refused_beside_it(
+    changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe.model_validate({"name": "x", "mixture": "made", **changes})

@@ -32,14 +32,18 @@ def kept_by_a_layer(name: str, *, bf16: bool, rank: int) -> tuple[float, float]:
     if rank:
         add_lora(mllm, LoraConfig(rank=rank), seed=0)
     model, every = mllm.model.train(), mllm.model.get_decoder().layers
-    batch = collate(mllm, [encode_conversation(mllm, TURNS[: 1 + i % 2], FRAMES[i]) for i in range(4)])
+    batch = collate(
+        mllm, [encode_conversation(mllm, TURNS[: 1 + i % 2], FRAMES[i]) for i in range(4)]
+    )
     del batch["labels"]
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     totals = []
     for depth in (1, 2):
         model.get_decoder().layers = every[:depth]
         kept: list[torch.Tensor] = []
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t)
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t) or t, lambda t: t
+        )
         with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             model.model(**batch, use_cache=False)
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
@@ -79,7 +83,9 @@ def test_a_forward_pass_with_lora_keeps_one_table_with_the_rows_in_it(bf16: bool
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         mllm.model.train()(**batch)
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
-    found = [size for place, size in sizes.items() if place not in own and size in (2 * table, 4 * table)]
+    found = [
+        size for place, size in sizes.items() if place not in own and size in (2 * table, 4 * table)
+    ]
     assert found == [(2 if bf16 else 4) * table]
 
 
@@ -133,7 +139,9 @@ def test_every_mending_fits() -> None:
         for stage in plan_costs(load_recipe(PAPER), gpu, count, Assumptions())[1]:
             mending = mend(stage, usable, count)
             assert mending.memory is None or mending.memory.total <= usable
-            assert mending.changes or stage.memory(stage.checkpointing, stage.micro, 1).total <= usable
+            assert (
+                mending.changes or stage.memory(stage.checkpointing, stage.micro, 1).total <= usable
+            )
 
 
 def test_checkpointing_is_advised_where_it_is_enough() -> None:
@@ -146,21 +154,40 @@ def test_checkpointing_is_advised_where_it_is_enough() -> None:
 
 def test_a_batch_that_does_not_divide_is_named_with_its_setting() -> None:
     text = described(load_recipe(RECIPES / "quickstart.yaml"), "8xH100")
-    assert "sft.batch_size 16 DOES NOT DIVIDE over 8 GPUs x 16\n  Fix: --set sft.micro_batch_size=2" in text
-    assert "rl.prompts_per_update 16 DOES NOT DIVIDE over 8 GPUs x 16\n  Fix: --set rl.micro_batch_size=2" in text
+    assert (
+        "sft.batch_size 16 DOES NOT DIVIDE over 8 GPUs x 16\n  Fix: --set sft.micro_batch_size=2"
+        in text
+    )
+    assert (
+        "rl.prompts_per_update 16 DOES NOT DIVIDE over 8 GPUs x 16\n  Fix: --set rl.micro_batch_size=2"
+        in text
+    )
     alone = described(load_recipe(RECIPES / "quickstart.yaml"), "1xH100")
     assert "Fix" not in alone and alone.count("fits into 73.6 GB") == 4  # sft, extra-sft, rl, head
 
 
 def test_extra_sft_is_split_as_sft_is() -> None:
-    changes = ("arms=[extra-sft]", "rl.replay_weight=0.5", "rl.replay_batch=8", "sft.batch_size=12",
-               "sft.micro_batch_size=6", "rl.prompts_per_rollout=16")  # fmt: skip
-    even, odd = (load_recipe(RECIPES / "quickstart.yaml", (*changes, f"rl.prompts_per_update={n}")) for n in (16, 2))
+    changes = (
+        "arms=[extra-sft]",
+        "rl.replay_weight=0.5",
+        "rl.replay_batch=8",
+        "sft.batch_size=12",
+        "sft.micro_batch_size=6",
+        "rl.prompts_per_rollout=16",
+    )
+    even, odd = (
+        load_recipe(RECIPES / "quickstart.yaml", (*changes, f"rl.prompts_per_update={n}"))
+        for n in (16, 2)
+    )
     stage = plan_costs(even, GPUS["H100"], 2, Assumptions())[1][1]
     assert (stage.names, stage.gpus, stage.batch, stage.micro) == (("extra-sft",), 2, 24, 6)
     stage = plan_costs(odd, GPUS["H100"], 4, Assumptions())[1][1]
-    assert mend(stage, GPUS["H100"].memory, 4).changes == ("--set rl.prompts_per_update=4",)  # 4 + 8 divide
-    assert "rl.prompts_per_update 2 + 8 replayed DOES NOT DIVIDE over 4 GPUs x 3" in described(odd, "4xH100")
+    assert mend(stage, GPUS["H100"].memory, 4).changes == (
+        "--set rl.prompts_per_update=4",
+    )  # 4 + 8 divide
+    assert "rl.prompts_per_update 2 + 8 replayed DOES NOT DIVIDE over 4 GPUs x 3" in described(
+        odd, "4xH100"
+    )
 
 
 def test_a_shorter_answer_is_advised_where_the_rollout_is_what_is_too_large() -> None:
@@ -172,8 +199,11 @@ def test_stages_are_counted_by_arms_and_seeds() -> None:
     recipe = load_recipe(PAPER, ("seeds=[0, 1]", "arms=[base, language-sft, roboalign, extra-sft]"))
     stages = plan_costs(recipe, GPUS["H200"], 8, Assumptions())[1]
     assert [(stage.names, stage.runs) for stage in stages] == [
-        (("sft", "language-sft"), 4), (("extra-sft",), 2), (("rl",), 2), (("head",), 8),
-    ]  # fmt: skip
+        (("sft", "language-sft"), 4),
+        (("extra-sft",), 2),
+        (("rl",), 2),
+        (("head",), 8),
+    ]
 
 
 def test_the_head_shares_its_batch_and_keeps_what_the_recipe_says() -> None:
@@ -183,7 +213,10 @@ def test_the_head_shares_its_batch_and_keeps_what_the_recipe_says() -> None:
     one, eight = head(1), head(8)
     assert (one.gpus, one.micro, eight.gpus, eight.micro) == (1, 32, 8, 4)
     assert eight.seconds == pytest.approx(one.seconds / 8) and eight.flops == one.flops
-    small, copies = head(1, "backbone.layer_dtype=float8"), head(1, "head_training.features.variants=4")
+    small, copies = (
+        head(1, "backbone.layer_dtype=float8"),
+        head(1, "head_training.features.variants=4"),
+    )
     assert small.disk["features"] == pytest.approx(one.disk["features"] * 3585 / (2 * 3584))
     assert copies.disk["features"] == 4 * one.disk["features"]
     averaged, parameters = head(1, "head_training.ema=0.99"), one.disk["head"] / 4
@@ -196,13 +229,22 @@ def test_the_head_shares_its_batch_and_keeps_what_the_recipe_says() -> None:
     assert "head_training.batch_size 6 DOES NOT DIVIDE over 8 GPUs x 1" in too_few
     few = head(8, "head_training.batch_size=6")
     assert mend(few, GPUS["H200"].memory, 8).changes == ("--set head_training.batch_size=8",)
-    assert mend(one, one.memory(False, 1, 1).total, 1).changes == ("--set head_training.batch_size=1",)
+    assert mend(one, one.memory(False, 1, 1).total, 1).changes == (
+        "--set head_training.batch_size=1",
+    )
 
 
 def test_the_papers_counts() -> None:
     """2.28M samples of the paper's size take about its 30 hours on 8 H200 (docs/plan.md), and RL its 25 rollouts."""
-    changes = ("mix.conversations=2280000", "mix.min_turns=1", "mix.max_turns=1", "mix.action_share=0.18")
-    sft, rl, _ = plan_costs(load_recipe(PAPER, changes), GPUS["H200"], 8, Assumptions(image_tokens=1000))[1]
+    changes = (
+        "mix.conversations=2280000",
+        "mix.min_turns=1",
+        "mix.max_turns=1",
+        "mix.action_share=0.18",
+    )
+    sft, rl, _ = plan_costs(
+        load_recipe(PAPER, changes), GPUS["H200"], 8, Assumptions(image_tokens=1000)
+    )[1]
     assert 10 < sft.seconds / 3600 < 40
     assert rl.work == "25 rollouts of 512 prompts x 5 answers"
 
@@ -226,24 +268,38 @@ def test_rl_on_a_split_model_gathers_the_policy_to_sample_and_splits_the_referen
 def test_a_server_takes_the_sampling_off_the_trainer() -> None:
     server = {"vllm": {"url": "http://a:1", "weights": "/a"}}
     recipe = load_recipe(PAPER)
-    served = recipe.model_copy(update={"rl": type(recipe.rl).model_validate({**recipe.rl.model_dump(), **server})})
+    served = recipe.model_copy(
+        update={"rl": type(recipe.rl).model_validate({**recipe.rl.model_dump(), **server})}
+    )
     own, other = (plan_costs(one, GPUS["H100"], 8, Assumptions())[1][1] for one in (recipe, served))
     assert other.memory(True, 1, 8).cache == 0 < own.memory(True, 1, 8).cache
-    assert other.memory(True, 1, 8).sampler == own.memory(True, 1, 8).sampler  # what the server is given
-    assert other.flops == own.flops and 0 < other.seconds < own.seconds  # no decoding, but log-probabilities
-    assert "sampled by a server whose GPUs are not counted" in other.work and "server" not in own.work
+    assert (
+        other.memory(True, 1, 8).sampler == own.memory(True, 1, 8).sampler
+    )  # what the server is given
+    assert (
+        other.flops == own.flops and 0 < other.seconds < own.seconds
+    )  # no decoding, but log-probabilities
+    assert (
+        "sampled by a server whose GPUs are not counted" in other.work and "server" not in own.work
+    )
 
 
 def with_vllm(gpus: int = 8, **vllm: object) -> StageCost:
     recipe = load_recipe(PAPER)
-    rl = type(recipe.rl).model_validate({**recipe.rl.model_dump(), "vllm": {"weights": "/a", **vllm}})
+    rl = type(recipe.rl).model_validate(
+        {**recipe.rl.model_dump(), "vllm": {"weights": "/a", **vllm}}
+    )
     return plan_costs(recipe.model_copy(update={"rl": rl}), GPUS["H100"], gpus, Assumptions())[1][1]
 
 
-def test_a_server_on_the_same_gpus_takes_its_share_in_the_rollout_and_next_to_nothing_in_the_update() -> None:
+def test_a_server_on_the_same_gpus_takes_its_share_in_the_rollout_and_next_to_nothing_in_the_update() -> (
+    None
+):
     """By hand: 0.4 of 80 GB beside what the trainer holds, against 2 GB beside what an update adds."""
-    away, here, awake = (with_vllm(**more) for more in ({"url": "http://a:1"}, {"serve": "v"},
-                                                       {"serve": "v", "sleep": False}))  # fmt: skip
+    away, here, awake = (
+        with_vllm(**more)
+        for more in ({"url": "http://a:1"}, {"serve": "v"}, {"serve": "v", "sleep": False})
+    )
     there, slept, never = (stage.memory(True, 1, 8) for stage in (away, here, awake))
     held = there.weights + there.optimizer + there.gathered + there.reference
     assert slept.server == 32e9 and slept.asleep == 2e9 and slept.cache == 0
@@ -260,9 +316,14 @@ def test_a_server_on_the_same_gpus_takes_its_share_in_the_rollout_and_next_to_no
 def test_a_share_that_is_too_large_is_cut_and_one_that_is_too_small_refused() -> None:
     stage = with_vllm(serve="v", memory=0.85)
     mending = mend(stage, 0.92 * 80e9, 8)
-    assert mending.changes == ("--set rl.vllm.memory=0.65", "shard weights, gradients and optimizer over 8 GPUs (FSDP)")
+    assert mending.changes == (
+        "--set rl.vllm.memory=0.65",
+        "shard weights, gradients and optimizer over 8 GPUs (FSDP)",
+    )
     assert mending.memory is not None and mending.memory.server == pytest.approx(52e9)
-    with pytest.raises(RoboAlignError, match=r"rl.vllm.memory: 0.2 of H100 is 16 GB, .* weights are 16.6 GB"):
+    with pytest.raises(
+        RoboAlignError, match=r"rl.vllm.memory: 0.2 of H100 is 16 GB, .* weights are 16.6 GB"
+    ):
         with_vllm(serve="v", memory=0.2)
 
 
@@ -270,7 +331,9 @@ def test_money_and_assumptions_are_printed() -> None:
     text = described(load_recipe(PAPER), "8xH200", price=2.0)
     assert "at 2 an hour" in text
     assert all(name in text for name in Assumptions.model_fields)
-    assert assumptions(["utilisation=0.5", "action_dim=4"]) == Assumptions(utilisation=0.5, action_dim=4)
+    assert assumptions(["utilisation=0.5", "action_dim=4"]) == Assumptions(
+        utilisation=0.5, action_dim=4
+    )
     for wrong in ("utilisation=2", "speed=1", "action_dim"):
         with pytest.raises(RoboAlignError, match="--assume"):
             assumptions([wrong])
@@ -285,5 +348,10 @@ def test_a_backbone_that_is_neither_there_nor_known_is_refused() -> None:
 
 def test_units() -> None:
     assert (size(1.5e9), quantity(8.29e9), size(12.0)) == ("1.5 GB", "8.29 G", "12 B")
-    assert [duration(s) for s in (0.5, 90, 5400, 3 * 86400)] == ["0.5 s", "1.5 min", "1.5 h", "3 days"]
+    assert [duration(s) for s in (0.5, 90, 5400, 3 * 86400)] == [
+        "0.5 s",
+        "1.5 min",
+        "1.5 h",
+        "3 days",
+    ]
     assert Memory().total == 0

@@ -14,7 +14,13 @@ from roboalign.mllm.load import load_mllm
 from roboalign.recipe import dump_recipe
 from roboalign.stages.data import read_demonstrations
 from roboalign.stages.plan import plan_stages
-from roboalign.stages.probe import ProbeSettings, find_backbones, pooled_states, probe, probe_settings
+from roboalign.stages.probe import (
+    ProbeSettings,
+    find_backbones,
+    pooled_states,
+    probe,
+    probe_settings,
+)
 from roboalign.vla.features import View
 
 TASK = "puck-push"
@@ -38,15 +44,26 @@ def test_the_sweep_of_a_tiny_model(probed: Path, tmp_path: Path) -> None:
     assert set(found["arms"]) == {"base", "sft", "random"}
     assert found["absent"] == ["seed-0/rl", "seed-0/extra-sft"]
     assert set(found["arms"]["sft"]) == {"1", "2"} and found["head_layer"] == 1
-    assert (found["episodes"], found["frames"]) == (12, 12 * 6)  # 4 tasks x 3 demonstrations of 12 steps, every 2nd
+    assert (found["episodes"], found["frames"]) == (
+        12,
+        12 * 6,
+    )  # 4 tasks x 3 demonstrations of 12 steps, every 2nd
     assert set(found["arms"]["sft"]["1"]["tasks"]) == set(found["tasks"])
     for task in found["tasks"].values():
-        assert task["reference"] in task["demonstrations"] and sum(task["frames_of_phase"]) == task["frames"] == 18
+        assert (
+            task["reference"] in task["demonstrations"]
+            and sum(task["frames_of_phase"]) == task["frames"] == 18
+        )
     assert found["baselines"]["time"]["where_time_errs"]["value"] in (0.0, None)
-    assert found["baselines"]["state"]["accuracy"]["value"] > found["baselines"]["majority"]["accuracy"]["value"]
+    assert (
+        found["baselines"]["state"]["accuracy"]["value"]
+        > found["baselines"]["majority"]["accuracy"]["value"]
+    )
     pairs = {(pair["before"], pair["after"]) for pair in found["differences"]}
     assert {("base", "sft"), ("random", "base"), ("time", "sft"), ("pixels", "base")} <= pairs
-    (pair,) = [one for one in found["differences"] if (one["before"], one["after"]) == ("base", "sft")]
+    (pair,) = [
+        one for one in found["differences"] if (one["before"], one["after"]) == ("base", "sft")
+    ]
     gained = [found["arms"][arm]["2"]["accuracy"]["value"] for arm in ("sft", "base")]
     assert pair["layers"]["2"]["value"] == pytest.approx(gained[0] - gained[1])
     assert "1 (head)" in text and "seed-0/rl" in text and "69.79" in text
@@ -59,10 +76,15 @@ def test_all_layers_at_once_are_the_ones_that_the_head_reads(probed: Path) -> No
     episodes = read_demonstrations(probed, "downstream")
     view = View(layer=1, cameras=("workspace",))
     # tasks are called by instructions of different lengths: the shorter prompts are padded
-    prompts = [view.prompt({"workspace": one.frame("workspace", 3)}, one.instruction) for one in episodes]
+    prompts = [
+        view.prompt({"workspace": one.frame("workspace", 3)}, one.instruction) for one in episodes
+    ]
     layers = list(range(1, len(text_layers(mllm)) + 1))
-    for layer, mean, last in zip(layers, pooled_states(mllm, prompts, layers, "mean"),
-                                 pooled_states(mllm, prompts, layers, "last")):
+    for layer, mean, last in zip(
+        layers,
+        pooled_states(mllm, prompts, layers, "mean"),
+        pooled_states(mllm, prompts, layers, "last"),
+    ):
         states, mask = hidden_states(mllm, prompts, layer)
         lengths = mask.sum(dim=1)
         assert len(set(lengths.tolist())) > 1
@@ -72,7 +94,9 @@ def test_all_layers_at_once_are_the_ones_that_the_head_reads(probed: Path) -> No
 
 
 def test_layers_arms_and_demonstrations_can_be_chosen(probed: Path, tmp_path: Path) -> None:
-    settings = ProbeSettings(task=TASK, demonstrations=2, layers=(2,), arms=("base",), pool="last", **SMALL)
+    settings = ProbeSettings(
+        task=TASK, demonstrations=2, layers=(2,), arms=("base",), pool="last", **SMALL
+    )
     probe(probed, settings, tmp_path / "probe.json")
     found = read_json(tmp_path / "probe.json")
     assert list(found["arms"]) == ["base"] and list(found["arms"]["base"]) == ["2"]
@@ -84,17 +108,27 @@ def test_pairs_are_of_the_training_seeds_that_both_have(probed: Path, tmp_path: 
     shutil.copytree(probed, folder)
     settings = recipe(seeds=(0, 1), arms=("base", "sft", "random"))
     write_text(folder / "recipe.yaml", dump_recipe(settings))
-    shutil.copytree(folder / "seed-0" / "random", folder / "seed-1" / "sft")  # SFT of another seed, far from that of 0
+    shutil.copytree(
+        folder / "seed-0" / "random", folder / "seed-1" / "sft"
+    )  # SFT of another seed, far from that of 0
     probe(folder, ProbeSettings(task=TASK, **SMALL), tmp_path / "probe.json")
     found = read_json(tmp_path / "probe.json")
     seeds = {(one["before"], one["after"]): one["seeds"] for one in found["differences"]}
     assert set(seeds["base", "sft"]) == {None, 0, 1} and found["absent"] == ["seed-1/random"]
-    values = {(one["arm"], one["seed"]): one["layers"]["1"]["accuracy"]["value"] for one in found["backbones"]}
+    values = {
+        (one["arm"], one["seed"]): one["layers"]["1"]["accuracy"]["value"]
+        for one in found["backbones"]
+    }
     assert set(values) == {("base", None), ("sft", 0), ("sft", 1), ("random", 0)}
-    assert found["arms"]["sft"]["1"]["accuracy"]["value"] == pytest.approx((values["sft", 0] + values["sft", 1]) / 2)
-    (pair,) = [one for one in found["differences"] if (one["before"], one["after"]) == ("base", "sft")]
+    assert found["arms"]["sft"]["1"]["accuracy"]["value"] == pytest.approx(
+        (values["sft", 0] + values["sft", 1]) / 2
+    )
+    (pair,) = [
+        one for one in found["differences"] if (one["before"], one["after"]) == ("base", "sft")
+    ]
     assert pair["layers"]["1"]["value"] == pytest.approx(
-        (values["sft", 0] + values["sft", 1]) / 2 - values["base", None])
+        (values["sft", 0] + values["sft", 1]) / 2 - values["base", None]
+    )
 
 
 def test_an_unfinished_backbone_is_not_read(probed: Path, tmp_path: Path) -> None:
@@ -137,7 +171,9 @@ def test_settings_from_the_command_line_are_checked() -> None:
         ({"phases": 50}, "fewer than 50 phases"),
     ],
 )
-def test_what_cannot_be_probed_is_one_message(probed: Path, tmp_path: Path, settings: dict, message: str) -> None:
+def test_what_cannot_be_probed_is_one_message(
+    probed: Path, tmp_path: Path, settings: dict, message: str
+) -> None:
     with pytest.raises(RoboAlignError, match=message):
         probe(probed, ProbeSettings(**{**SMALL, **settings}), tmp_path / "probe.json")
     assert not (tmp_path / "probe.json").exists()

@@ -18,12 +18,16 @@ def keys(values: dict, prefix: str = "") -> list[str]:
 
 
 def test_committed_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == reference(), "run: python -m roboalign.stages.reference > docs/recipe-reference.md"
+    assert PAGE.read_text() == reference(), (
+        "run: python -m roboalign.stages.reference > docs/recipe-reference.md"
+    )
 
 
 def test_every_key_has_a_row_with_a_meaning() -> None:
     rows = [line.split(" | ") for line in reference().splitlines() if line.startswith("| `")]
-    meanings = {row[0].removeprefix("| ").strip("`"): row[-1].removesuffix(" |").strip() for row in rows}
+    meanings = {
+        row[0].removeprefix("| ").strip("`"): row[-1].removesuffix(" |").strip() for row in rows
+    }
     wanted = keys(Recipe(name="x").model_dump(mode="json"))
     assert len(wanted) > 100 and set(wanted) <= meanings.keys()
     assert [key for key in wanted if not meanings[key]] == []

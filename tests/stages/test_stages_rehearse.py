@@ -28,7 +28,10 @@ NEAR = 0.15  # the plan's figures are to be within it
 
 
 def rehearsed(recipe: Recipe, gpus: str = "2xH100", *, split: bool = False) -> dict[str, Rehearsed]:
-    return {f"{one.stage} {one.part}": one for one in rehearse(recipe, *parse_gpus(gpus), Assumptions(), split=split)}
+    return {
+        f"{one.stage} {one.part}": one
+        for one in rehearse(recipe, *parse_gpus(gpus), Assumptions(), split=split)
+    }
 
 
 def far(found: dict[str, Rehearsed], *parts: str) -> dict[str, float]:
@@ -61,7 +64,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-@pytest.mark.parametrize("settings", [(), ("sft.gradient_checkpointing=true",), ("sft.freeze_vision=false",)])
+@pytest.mark.parametrize(
+    "settings", [(), ("sft.gradient_checkpointing=true",), ("sft.freeze_vision=false",)]
+)
 def test_it_counts_what_the_allocator_gives_out(
     folder: Path, settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +85,9 @@ def test_it_counts_what_the_allocator_gives_out(
     with module.fixed_in_place():
         made, _ = module._sft(Rehearsal(recipe, Assumptions(), 1, fake))
     mllm = load_mllm(folder)
-    mllm.model.resize_token_embeddings(fake.model.get_input_embeddings().weight.shape[0], mean_resizing=False)
+    mllm.model.resize_token_embeddings(
+        fake.model.get_input_embeddings().weight.shape[0], mean_resizing=False
+    )
     mllm.processor, mllm.vocabulary = fake.processor, fake.vocabulary
     monkeypatch.setattr(module, "_run", real)
     module._sft(Rehearsal(recipe, Assumptions(), 1, mllm))
@@ -102,16 +109,24 @@ def test_the_plan_is_near(split: bool) -> None:
 
 
 def test_the_split_is_that_of_the_launch_file() -> None:
-    asked = yaml.safe_load((RECIPES.parent / "launch" / "accelerate" / "eight_gpus_fsdp2.yaml").read_text())
+    asked = yaml.safe_load(
+        (RECIPES.parent / "launch" / "accelerate" / "eight_gpus_fsdp2.yaml").read_text()
+    )
     told = {name.upper(): str(value) for name, value in asked["fsdp_config"].items()}
-    told = {name: value.lower() if value in ("True", "False") else value for name, value in told.items()}
+    told = {
+        name: value.lower() if value in ("True", "False") else value for name, value in told.items()
+    }
     assert {"ACCELERATE_USE_FSDP": "true", **told} == LAUNCHED
 
 
 def test_with_lora_and_without_kl() -> None:
     lora = "{rank: 8}"
-    found = rehearsed(load_recipe(RECIPES / "quickstart.yaml", (
-        *SHRUNKEN, "rl.kl=0", f"sft.lora={lora}", f"rl.lora={lora}")))  # fmt: skip
+    found = rehearsed(
+        load_recipe(
+            RECIPES / "quickstart.yaml",
+            (*SHRUNKEN, "rl.kl=0", f"sft.lora={lora}", f"rl.lora={lora}"),
+        )
+    )
     assert not far(found, "sft update", "rl update")
     assert found["sft update"].peak["AdamW"] < 0.2 * found["sft update"].peak["weights"]
     assert "frozen model" not in found["rl update"].peak
@@ -138,12 +153,17 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", recipe, "--gpus", "2xH100", "--rehearse", *settings]) == 0
     told = capsys.readouterr().out
     assert "the model whole on each GPU" in told and "; the plan says" in told
-    lines = [line.strip().split(":")[0] for line in told.splitlines() if "what comes and goes" in line]
+    lines = [
+        line.strip().split(":")[0] for line in told.splitlines() if "what comes and goes" in line
+    ]
     assert lines == ["sft, update", "head, hidden states", "head, step"]
 
 
 def test_a_family_whose_processor_is_not_known() -> None:
-    recipe = load_recipe(RECIPES / "quickstart.yaml", ("backbone.source=/models/llava-1.5-7b-hf", "backbone.layer=21"))
+    recipe = load_recipe(
+        RECIPES / "quickstart.yaml",
+        ("backbone.source=/models/llava-1.5-7b-hf", "backbone.layer=21"),
+    )
     with pytest.raises(RoboAlignError, match="known by its numbers alone"):
         rehearsed(recipe)
 

@@ -11,15 +11,38 @@ from roboalign.recipe import ArmName
 from roboalign.stages import report
 
 
-def test_the_ledger_holds_the_recipes_stages_and_nothing_that_an_earlier_one_left(tmp_path: Path) -> None:
-    for number, name in enumerate(("report", "seed-0/sft", "collect", "mix", "seed-0/rl", "seed-7/sft",
-                                   "mix.outdated-12345678-1")):  # fmt: skip
-        write_json(tmp_path / name / "stage.json",
-                   {"stage": name, "key": "k", "needs": [], "settings": {}, "seconds": number, "samples": 2})
+def test_the_ledger_holds_the_recipes_stages_and_nothing_that_an_earlier_one_left(
+    tmp_path: Path,
+) -> None:
+    for number, name in enumerate(
+        (
+            "report",
+            "seed-0/sft",
+            "collect",
+            "mix",
+            "seed-0/rl",
+            "seed-7/sft",
+            "mix.outdated-12345678-1",
+        )
+    ):
+        write_json(
+            tmp_path / name / "stage.json",
+            {
+                "stage": name,
+                "key": "k",
+                "needs": [],
+                "settings": {},
+                "seconds": number,
+                "samples": 2,
+            },
+        )
     rows = report._ledger(tmp_path, recipe(arms=("sft",)))
-    assert rows == [{"stage": "collect", "seconds": 2, "samples": 2}, {"stage": "mix", "seconds": 3, "samples": 2},
-                    {"stage": "seed-0/sft", "seconds": 1, "samples": 2},
-                    {"stage": "report", "seconds": 0, "samples": 2}]  # fmt: skip
+    assert rows == [
+        {"stage": "collect", "seconds": 2, "samples": 2},
+        {"stage": "mix", "seconds": 3, "samples": 2},
+        {"stage": "seed-0/sft", "seconds": 1, "samples": 2},
+        {"stage": "report", "seconds": 0, "samples": 2},
+    ]
 
 
 def test_answers_of_all_seeds_and_none_for_the_blind_arm(tmp_path: Path) -> None:

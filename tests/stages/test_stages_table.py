@@ -15,27 +15,56 @@ from roboalign.stages.table import read_measured, table
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 EPISODES = {
-    arm: [{"task": task, "seed": seed, "success": (seed + shift) % 3 == 0, "steps": 9, "crash": None, "run_seed": run}
-          for run in (0, 1) for task in ("door-lock-v3", "door-unlock-v3") for seed in range(5)]
+    arm: [
+        {
+            "task": task,
+            "seed": seed,
+            "success": (seed + shift) % 3 == 0,
+            "steps": 9,
+            "crash": None,
+            "run_seed": run,
+        }
+        for run in (0, 1)
+        for task in ("door-lock-v3", "door-unlock-v3")
+        for seed in range(5)
+    ]
     for arm, shift in (("base", 0), ("sft", 1), ("action-sft", 2))
-}  # fmt: skip
+}
 
 
 def write_run(folder: Path, *, published: bool) -> Path:
-    recipe = Recipe.model_validate({"name": "mine", "seeds": (0, 1), "arms": tuple(EPISODES),
-                                    "collect": {"downstream_tasks": ("door-lock-v3", "door-unlock-v3")}})
+    recipe = Recipe.model_validate(
+        {
+            "name": "mine",
+            "seeds": (0, 1),
+            "arms": tuple(EPISODES),
+            "collect": {"downstream_tasks": ("door-lock-v3", "door-unlock-v3")},
+        }
+    )
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
-    summary = {"environment": {"model": "1.95 million parameters"}, "success": success_table(EPISODES, [])}
+    summary = {
+        "environment": {"model": "1.95 million parameters"},
+        "success": success_table(EPISODES, []),
+    }
     write_json(folder / ("summary.json" if published else "report/summary.json"), summary)
     for arm, rows in EPISODES.items():
         for seed in (0, 1):
-            where = "seed-{}-episodes-{}.jsonl" if published else "seed-{}/eval/rollouts/{}/episodes.jsonl"
+            where = (
+                "seed-{}-episodes-{}.jsonl"
+                if published
+                else "seed-{}/eval/rollouts/{}/episodes.jsonl"
+            )
             name = where.format(seed, arm)
-            write_text(folder / name, "".join(json.dumps(row) + "\n" for row in rows if row["run_seed"] == seed))
+            write_text(
+                folder / name,
+                "".join(json.dumps(row) + "\n" for row in rows if row["run_seed"] == seed),
+            )
     return folder
 
 
-def test_both_layouts_give_the_same_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_layouts_give_the_same_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = [write_run(tmp_path / name, published=name == "kept") for name in ("run", "kept")]
     assert main(["table", *map(str, folders), "--json"]) == 0
     one, two = json.loads(capsys.readouterr().out)
@@ -43,7 +72,10 @@ def test_both_layouts_give_the_same_table(tmp_path: Path, capsys: pytest.Capture
     rows = {row["arm"]: row for row in one["rows"]}
     assert rows["sft"]["measured"]["n"] == 20 and rows["sft"]["training_seeds"] == [0, 1]
     # of seeds 0 to 4 the base solves 0 and 3, SFT 2 alone: 8 and 4 of 20 episodes
-    assert rows["sft"]["minus_base"]["value"] == pytest.approx(-0.2) and rows["sft"]["minus_base"]["n"] == 20
+    assert (
+        rows["sft"]["minus_base"]["value"] == pytest.approx(-0.2)
+        and rows["sft"]["minus_base"]["n"] == 20
+    )
     assert rows["roboalign"]["measured"] is None and rows["roboalign"]["paper"] == 86.8
     assert any("2 tasks of metaworld" in sentence for sentence in one["not_comparable"])
     assert main(["table", str(folders[0])]) == 0
@@ -58,13 +90,21 @@ def test_published_baselines_come_with_the_papers_numbers(tmp_path: Path) -> Non
     summary = read_json(run / "report" / "summary.json")
     write_json(run / "report" / "summary.json", {**summary, "arms": {}})
     lines = publish(run, tmp_path / "kept").splitlines()
-    start = lines.index("| backbone | paper: LIBERO, average of the four suites | paper, minus SFT | measured success "
-                        "| minus SFT, points |")
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines[start + 2 :] if line.startswith("|")}
+    start = lines.index(
+        "| backbone | paper: LIBERO, average of the four suites | paper, minus SFT | measured success "
+        "| minus SFT, points |"
+    )
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): line
+        for line in lines[start + 2 :]
+        if line.startswith("|")
+    }
     assert rows["Base"].startswith("| Base | 73.9% | −4.8 | 8/20 = 40.0% (21.9 to 61.3) | ")
     assert "not run" in rows["RoboAlign"] and rows["SFT"].endswith(" | – |")
     assert any(line.startswith("- Another benchmark") for line in lines)
-    assert json.loads(table([str(tmp_path / "kept")], "libero-avg", as_json=True))[0]["run"] == "mine"
+    assert (
+        json.loads(table([str(tmp_path / "kept")], "libero-avg", as_json=True))[0]["run"] == "mine"
+    )
 
 
 def test_records_that_lack_a_training_seed_give_no_difference(tmp_path: Path) -> None:
@@ -72,8 +112,11 @@ def test_records_that_lack_a_training_seed_give_no_difference(tmp_path: Path) ->
     (folder / "seed-1/eval/rollouts/base/episodes.jsonl").unlink()
     found = read_measured(folder)
     assert set(found.episodes) == {"sft", "action-sft"} and set(found.success) == set(EPISODES)
-    (row,) = (row for row in json.loads(table([str(folder)], "libero-avg", as_json=True))[0]["rows"]
-              if row["arm"] == "sft")
+    (row,) = (
+        row
+        for row in json.loads(table([str(folder)], "libero-avg", as_json=True))[0]["rows"]
+        if row["arm"] == "sft"
+    )
     assert row["minus_base"] is None and row["measured"]["n"] == 20
 
 
@@ -87,7 +130,9 @@ def test_published_results_can_be_read(name: str) -> None:
 def test_what_cannot_be_shown_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError, match=r"no column `libero-average`.*libero-avg"):
         table([str(tmp_path)], "libero-average")
-    with pytest.raises(RoboAlignError, match=r"summary.json: the file does not exist Fix: give a run's folder"):
+    with pytest.raises(
+        RoboAlignError, match=r"summary.json: the file does not exist Fix: give a run's folder"
+    ):
         table([str(tmp_path)], "libero-avg")
     folder = write_run(tmp_path / "run", published=False)
     write_json(folder / "report" / "summary.json", {"success": None})

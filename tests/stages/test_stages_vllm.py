@@ -14,23 +14,39 @@ from roboalign.recipe import Recipe, load_recipe
 def test_that_a_server_samples_counts_and_where_it_is_does_not() -> None:
     here = {"url": "http://a:1", "weights": "/a", "concurrency": 1}
     there = {"url": "http://b:2", "weights": "/b", "patience": 5}
-    beside = {"serve": "/opt/vllm", "weights": "/a", "memory": 0.3, "sleep": False, "options": ["--dtype", "half"]}
+    beside = {
+        "serve": "/opt/vllm",
+        "weights": "/a",
+        "memory": 0.3,
+        "sleep": False,
+        "options": ["--dtype", "half"],
+    }
     own, one, two, three = (
         stage_keys(stage_table(Recipe.model_validate({"name": "x", "rl": {"vllm": vllm}})))
         for vllm in (None, here, there, beside)
     )
     assert one == two == three
     changed = {name for name in own if own[name] != one[name]}
-    assert "seed-0/rl" in changed and not changed & {"collect", "mix", "base", "seed-0/sft", "seed-0/head/sft"}
+    assert "seed-0/rl" in changed and not changed & {
+        "collect",
+        "mix",
+        "base",
+        "seed-0/sft",
+        "seed-0/head/sft",
+    }
 
 
 def test_a_wrong_key_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("name: x\nrl: {vllm: {url: 'http://a:1', weights: /a, pateince: 5}}\n")
-    with pytest.raises(RoboAlignError, match=r"unknown key `rl.vllm.pateince`.*did you mean `patience`\?"):
+    with pytest.raises(
+        RoboAlignError, match=r"unknown key `rl.vllm.pateince`.*did you mean `patience`\?"
+    ):
         load_recipe(path)
     path.write_text("name: x\nrl: {vllm: {url: 'http://a:1', serve: vllm, weights: /a}}\n")
-    with pytest.raises(RoboAlignError, match=r"`rl.vllm`: give either `url`, of a server that runs, or `serve`"):
+    with pytest.raises(
+        RoboAlignError, match=r"`rl.vllm`: give either `url`, of a server that runs, or `serve`"
+    ):
         load_recipe(path)
     path.write_text("name: x\nrl: {vllm: {url: 'a:1', weights: /a}}\n")
     with pytest.raises(RoboAlignError, match=r"`rl.vllm.url`: it is not an http or https URL"):
@@ -51,7 +67,10 @@ def test_waiting_for_the_server_longer_than_for_one_another_is_refused(
         if timeout > 150:
             run_stages(recipe, tmp_path, [], team=team)
             continue
-        with pytest.raises(RoboAlignError, match=r"rl\.vllm: a process may wait 150 s .*after 150 s Fix: set hardware"):
+        with pytest.raises(
+            RoboAlignError,
+            match=r"rl\.vllm: a process may wait 150 s .*after 150 s Fix: set hardware",
+        ):
             run_stages(recipe, tmp_path, [], team=team)
     run_stages(recipe, tmp_path, [])  # alone it waits as long as it likes
     assert formed == [True]

@@ -15,12 +15,20 @@ def make_episode(number: int, length: int = 7, instruction: str = "open the draw
     """Random frames, actions and states; two cameras."""
     rng = np.random.default_rng(number)
     cameras = ("front", "wrist")
-    images = {c: [encode_png(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(length)] for c in cameras}
+    images = {
+        c: [encode_png(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(length)]
+        for c in cameras
+    }
     return Episode(
-        episode_id=f"test/task/seed-{number}", task="task", instruction=instruction, fps=10.0,
-        actions=rng.normal(size=(length, 4)).astype(np.float32), state=rng.normal(size=(length, 3)).astype(np.float32),
-        images=images, cameras={c: Camera(c, 32, 32) for c in cameras},
-    )  # fmt: skip
+        episode_id=f"test/task/seed-{number}",
+        task="task",
+        instruction=instruction,
+        fps=10.0,
+        actions=rng.normal(size=(length, 4)).astype(np.float32),
+        state=rng.normal(size=(length, 3)).astype(np.float32),
+        images=images,
+        cameras={c: Camera(c, 32, 32) for c in cameras},
+    )
 
 
 def make_episodes() -> list[Episode]:

@@ -12,7 +12,9 @@ from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.store import FeatureStore
 from roboalign.vla.train import HeadTrainConfig
 
-CONFIG = HeadTrainConfig(steps=24, batch_size=8, draws=2, eval_every=9, checkpoint_every=6, learning_rate=2e-3)
+CONFIG = HeadTrainConfig(
+    steps=24, batch_size=8, draws=2, eval_every=9, checkpoint_every=6, learning_rate=2e-3
+)
 
 
 class SlowFrames(Frames):
@@ -26,7 +28,9 @@ class SlowFrames(Frames):
 def make_head() -> FlowMatchingHead:
     """A small head with dropout, always from the same weights."""
     torch.manual_seed(0)
-    config = HeadConfig(width=32, heads=2, layers=2, vlm_inner_width=32, vlm_heads=2, future_tokens=2, dropout=0.1)
+    config = HeadConfig(
+        width=32, heads=2, layers=2, vlm_inner_width=32, vlm_heads=2, future_tokens=2, dropout=0.1
+    )
     return FlowMatchingHead(config, HeadShape(vlm_width=16, action_dim=2, state_dim=1, horizon=3))
 
 

@@ -21,8 +21,12 @@ def test_a_copy_is_a_function_of_its_name():
     first = augment(image(), config, "episode", "front", 3, 1)
     assert first.shape == image().shape and first.dtype == np.uint8
     np.testing.assert_array_equal(augment(image(), config, "episode", "front", 3, 1), first)
-    for name in (("other", "front", 3, 1), ("episode", "wrist", 3, 1), ("episode", "front", 4, 1),
-                 ("episode", "front", 3, 2)):  # fmt: skip
+    for name in (
+        ("other", "front", 3, 1),
+        ("episode", "wrist", 3, 1),
+        ("episode", "front", 4, 1),
+        ("episode", "front", 3, 2),
+    ):
         assert (augment(image(), config, *name) != first).mean() > 0.5
 
 
@@ -32,7 +36,9 @@ def test_with_everything_off_nothing_changes():
 
 def test_a_crop_is_a_window_of_its_size_anywhere():
     """On a ramp, the picture's own positions can be read off its pixels."""
-    ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], 100, axis=0).repeat(3, axis=2)
+    ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], 100, axis=0).repeat(
+        3, axis=2
+    )
     config, lefts = AugmentConfig(**{**NONE, "crop": 0.8}), []
     for copy in range(40):
         row = augment(ramp, config, copy)[50, :, 0].astype(float) / 2
@@ -53,7 +59,10 @@ def test_brightness_scales_every_channel_within_its_bounds():
 
 
 def test_contrast_and_saturation_move_pixels_to_and_from_the_grey():
-    for setting, grey in (("contrast", None), ("saturation", 0.299 * 170 + 0.587 * 100 + 0.114 * 60)):
+    for setting, grey in (
+        ("contrast", None),
+        ("saturation", 0.299 * 170 + 0.587 * 100 + 0.114 * 60),
+    ):
         config = AugmentConfig(**{**NONE, setting: 0.5})
         picture = plain((170, 100, 60))
         if setting == "contrast":
@@ -63,7 +72,9 @@ def test_contrast_and_saturation_move_pixels_to_and_from_the_grey():
         for copy in range(30):
             got = augment(picture, config, copy)[0, 0].astype(float)
             factors.append((got[0] - grey) / (170 - grey))
-            np.testing.assert_allclose(got, grey + factors[-1] * (np.array([170, 100, 60]) - grey), atol=3)
+            np.testing.assert_allclose(
+                got, grey + factors[-1] * (np.array([170, 100, 60]) - grey), atol=3
+            )
         assert 0.45 < min(factors) < 0.7 and max(factors) > 1.1
 
 
@@ -74,5 +85,7 @@ def test_hue_turns_both_ways_and_no_further():
         red, green, blue = augment(plain((200, 80, 80)), config, copy)[0, 0] / 255
         hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
         turned.append((hue + 0.5) % 1 - 0.5)  # from red, hue 0
-        assert saturation == pytest.approx(0.6, abs=0.02) and value == pytest.approx(200 / 255, abs=0.01)
+        assert saturation == pytest.approx(0.6, abs=0.02) and value == pytest.approx(
+            200 / 255, abs=0.01
+        )
     assert min(turned) < -0.04 and max(turned) > 0.04 and max(map(abs, turned)) < 0.085

@@ -33,7 +33,9 @@ def test_stored_states_are_the_models(mllm, episodes, tmp_path):
     store = compute_features(mllm, episodes, VIEW, CONFIG, tmp_path)
     assert len(store) == sum(len(episode) for episode in episodes)
     assert len(list(tmp_path.iterdir())) > 1
-    frames = np.array([3, len(store) - 1, 0])  # from several shards, with prompts of different lengths
+    frames = np.array(
+        [3, len(store) - 1, 0]
+    )  # from several shards, with prompts of different lengths
     got, mask = store.gather(frames)
     where = [(episode, t) for episode in episodes for t in range(len(episode))]
     for row, frame in enumerate(frames):
@@ -53,16 +55,26 @@ def test_every_nth_frame(mllm, episodes, tmp_path):
     offsets = np.cumsum([0, *(len(episode) for episode in episodes)])
     kept = np.concatenate([np.arange(a, b, 3) for a, b in itertools.pairwise(offsets)])
     assert len(thin) == len(kept)
-    torch.testing.assert_close(thin.gather(np.arange(len(thin)))[0], whole.gather(kept)[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        thin.gather(np.arange(len(thin)))[0], whole.gather(kept)[0], rtol=1e-2, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float8"])
 @pytest.mark.parametrize("variants", [0, 3])
 def test_size_is_known_beforehand(mllm, episodes, tmp_path, dtype, variants):
-    view, config = VIEW.model_copy(update={"dtype": dtype}), CONFIG.model_copy(update={"variants": variants})
+    view, config = (
+        VIEW.model_copy(update={"dtype": dtype}),
+        CONFIG.model_copy(update={"variants": variants}),
+    )
     told = feature_bytes(mllm, episodes, view, config, augmented=True)
     compute_features(mllm, episodes, view, config, tmp_path, augmented=True)
-    kept = [value for path in tmp_path.iterdir() for name, value in load_file(path).items() if name != "lengths"]
+    kept = [
+        value
+        for path in tmp_path.iterdir()
+        for name, value in load_file(path).items()
+        if name != "lengths"
+    ]
     assert told == sum(value.numel() * value.element_size() for value in kept)
 
 
@@ -71,21 +83,36 @@ def test_what_it_takes_and_gains_is_told_beforehand(mllm, episodes, tmp_path, mo
     config = CONFIG.model_copy(update={"variants": 2})
     size = feature_bytes(mllm, episodes[:4], VIEW, config, augmented=True)
     size += feature_bytes(mllm, episodes[4:], VIEW, config)
-    told = describe_features(mllm, episodes[:4], episodes[4:], VIEW, config, tmp_path, size=size, drawn=500)
+    told = describe_features(
+        mllm, episodes[:4], episodes[4:], VIEW, config, tmp_path, size=size, drawn=500
+    )
     frames = 2 * (5 + 6 + 7 + 8) + 9
-    assert f"hidden states of 5 episodes: {frames} frames (2 augmented copies of each training frame)" in told
-    assert f"{size / 2**20:.1f} MiB as float16" in told and f"{size / 2**21 * 49 / 48:.1f} as float8" in told
-    assert "computing them once takes about 2:02, anew for each of the 500 frames drawn it would take 16:40" in told
+    assert (
+        f"hidden states of 5 episodes: {frames} frames (2 augmented copies of each training frame)"
+        in told
+    )
+    assert (
+        f"{size / 2**20:.1f} MiB as float16" in told
+        and f"{size / 2**21 * 49 / 48:.1f} as float8" in told
+    )
+    assert (
+        "computing them once takes about 2:02, anew for each of the 500 frames drawn it would take 16:40"
+        in told
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_float8_is_the_halves_rounded_further(mllm, episodes, tmp_path):
     whole = compute_features(mllm, episodes, VIEW, CONFIG, tmp_path)
-    eight = compute_features(mllm, episodes, VIEW.model_copy(update={"dtype": "float8"}), CONFIG, tmp_path)
+    eight = compute_features(
+        mllm, episodes, VIEW.model_copy(update={"dtype": "float8"}), CONFIG, tmp_path
+    )
     frames = np.array([len(whole) - 1, 0, 7])
     (expected, mask), (got, same) = whole.gather(frames), eight.gather(frames)
     assert torch.equal(mask, same) and got.dtype == torch.float32
-    error = (got - expected.float())[mask].abs() / expected.float()[mask].abs().amax(dim=-1, keepdim=True)
+    error = (got - expected.float())[mask].abs() / expected.float()[mask].abs().amax(
+        dim=-1, keepdim=True
+    )
     assert 0 < error.max() <= 1 / 16  # half a step of a 3-bit mantissa
 
 
@@ -96,8 +123,12 @@ def test_augmented_copies_are_of_the_augmented_images(mllm, episodes, tmp_path):
     count = len(plain)
     assert len(store) == 2 * count
     (first, second), _ = store.gather(np.array([3, count + 3]))
-    assert not torch.equal(first, second) and not torch.equal(first, plain.gather(np.array([3]))[0][0])
-    shown = augment(episodes[0].frame("front", 3), config.augment, episodes[0].episode_id, "front", 3, 2)
+    assert not torch.equal(first, second) and not torch.equal(
+        first, plain.gather(np.array([3]))[0][0]
+    )
+    shown = augment(
+        episodes[0].frame("front", 3), config.augment, episodes[0].episode_id, "front", 3, 2
+    )
     expected, _ = VIEW.encode(mllm, [VIEW.prompt({"front": shown}, episodes[0].instruction)])
     torch.testing.assert_close(second[: expected.shape[1]], expected[0], rtol=2e-3, atol=2e-3)
     other = config.model_copy(update={"augment": AugmentConfig(crop=0.8)})
@@ -107,8 +138,13 @@ def test_augmented_copies_are_of_the_augmented_images(mllm, episodes, tmp_path):
 
 
 def test_a_blind_view_is_not_augmented(mllm, episodes, tmp_path):
-    view, config = VIEW.model_copy(update={"blind": True}), CONFIG.model_copy(update={"variants": 2})
-    assert len(compute_features(mllm, episodes[:1], view, config, tmp_path, augmented=True)) == len(episodes[0])
+    view, config = (
+        VIEW.model_copy(update={"blind": True}),
+        CONFIG.model_copy(update={"variants": 2}),
+    )
+    assert len(compute_features(mllm, episodes[:1], view, config, tmp_path, augmented=True)) == len(
+        episodes[0]
+    )
 
 
 def test_files_of_before_there_were_variants_are_still_known(mllm, backbone, tmp_path):
@@ -120,7 +156,9 @@ def test_files_of_before_there_were_variants_are_still_known(mllm, backbone, tmp
     for t in range(len(episode)):
         digest.update(hashlib.sha256(episode.png("front", t)).digest())
     compute_features(mllm, [episode], VIEW, FeatureConfig(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"features-{digest.hexdigest()[:32]}.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == [
+        f"features-{digest.hexdigest()[:32]}.safetensors"
+    ]
 
 
 def test_a_killed_run_computes_only_what_is_missing(mllm, episodes, tmp_path, monkeypatch):
@@ -129,13 +167,17 @@ def test_a_killed_run_computes_only_what_is_missing(mllm, episodes, tmp_path, mo
     removed.unlink()
     written = []
     write = features._compute_shard
-    monkeypatch.setattr(features, "_compute_shard", lambda path, *rest: (written.append(path), write(path, *rest)))
+    monkeypatch.setattr(
+        features, "_compute_shard", lambda path, *rest: (written.append(path), write(path, *rest))
+    )
     again = compute_features(mllm, episodes, VIEW, CONFIG, tmp_path).gather(np.arange(20))[0]
     assert written == [removed]
     assert torch.equal(again, whole)
 
 
-@pytest.mark.parametrize("changes", [{"layer": 1}, {"cameras": ("wrist",)}, {"blind": True}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "changes", [{"layer": 1}, {"cameras": ("wrist",)}, {"blind": True}, {"dtype": "bfloat16"}]
+)
 def test_other_settings_are_other_files(mllm, episodes, tmp_path, changes):
     compute_features(mllm, episodes[:1], VIEW, CONFIG, tmp_path)
     compute_features(mllm, episodes[:1], VIEW.model_copy(update=changes), CONFIG, tmp_path)
@@ -151,14 +193,19 @@ def test_other_frames_are_other_files(mllm, tmp_path):
 
 
 def test_a_blind_view_knows_nothing_of_the_scene(mllm, episodes):
-    images = [{"front": np.random.default_rng(n).integers(0, 256, (32, 32, 3), np.uint8)} for n in range(2)]
+    images = [
+        {"front": np.random.default_rng(n).integers(0, 256, (32, 32, 3), np.uint8)}
+        for n in range(2)
+    ]
     for blind, differs in ((False, True), (True, False)):
         view = VIEW.model_copy(update={"blind": blind})
         states, mask = view.encode(mllm, [view.prompt(one, "open the drawer") for one in images])
         assert torch.equal(states[0], states[1]) != differs
         assert mask.all()
     view = VIEW.model_copy(update={"blind": True})
-    states, mask = view.encode(mllm, [view.prompt(images[0], text) for text in ("open the drawer", "close it")])
+    states, mask = view.encode(
+        mllm, [view.prompt(images[0], text) for text in ("open the drawer", "close it")]
+    )
     length = mask[1].sum()
     assert not torch.equal(states[0][:length], states[1][:length])  # the instruction still counts
 
@@ -196,7 +243,9 @@ def test_a_file_of_float8_without_its_exponents_is_refused(tmp_path):
     path = tmp_path / "features-0.safetensors"
     tokens = torch.ones(3, 8).to(torch.float8_e4m3fn)
     save_file({"tokens": tokens, "lengths": torch.tensor([3])}, path, {"format": "1"})
-    with pytest.raises(RoboAlignError, match=r"features-0\.safetensors: not a feature file of this version"):
+    with pytest.raises(
+        RoboAlignError, match=r"features-0\.safetensors: not a feature file of this version"
+    ):
         FeatureStore([path])
 
 

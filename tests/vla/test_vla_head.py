@@ -12,7 +12,9 @@ SHAPE = HeadShape(vlm_width=24, action_dim=4, state_dim=3, horizon=5)
 
 
 def small(**changes) -> HeadConfig:
-    return HeadConfig(**({"width": 32, "heads": 2, "layers": 3, "vlm_inner_width": 32, "vlm_heads": 2} | changes))
+    return HeadConfig(
+        **({"width": 32, "heads": 2, "layers": 3, "vlm_inner_width": 32, "vlm_heads": 2} | changes)
+    )
 
 
 def make(seed: int = 0, **changes) -> FlowMatchingHead:
@@ -22,17 +24,31 @@ def make(seed: int = 0, **changes) -> FlowMatchingHead:
 
 def inputs(batch: int = 3, length: int = 6) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    return {"vlm": torch.randn(batch, length, 24), "vlm_mask": torch.ones(batch, length, dtype=torch.bool),
-            "actions": torch.randn(batch, 5, 4), "noise": torch.randn(batch, 5, 4), "t": torch.rand(batch)}  # fmt: skip
+    return {
+        "vlm": torch.randn(batch, length, 24),
+        "vlm_mask": torch.ones(batch, length, dtype=torch.bool),
+        "actions": torch.randn(batch, 5, 4),
+        "noise": torch.randn(batch, 5, 4),
+        "t": torch.rand(batch),
+    }
 
 
 def test_published_parameter_counts():
     # GR00T-N1.5 prints both counts when it starts: 550386688 (DiT) and 201433088 (4 blocks of width 2048).
     p = PRESETS["gr00t-n1.5"]
     with torch.device("meta"):
-        dit = DiT(p["width"], p["vlm_inner_width"], p["hidden_width"], p["layers"], p["heads"], p["dropout"])
+        dit = DiT(
+            p["width"],
+            p["vlm_inner_width"],
+            p["hidden_width"],
+            p["layers"],
+            p["heads"],
+            p["dropout"],
+        )
         width, heads = p["vlm_inner_width"], p["vlm_heads"]
-        blocks = [SelfAttentionBlock(width, heads, width // heads, 0.2) for _ in range(p["vlm_layers"])]
+        blocks = [
+            SelfAttentionBlock(width, heads, width // heads, 0.2) for _ in range(p["vlm_layers"])
+        ]
     assert sum(x.numel() for x in dit.parameters()) == 550_386_688
     assert sum(x.numel() for block in blocks for x in block.parameters()) == 201_433_088
 
@@ -42,7 +58,9 @@ def test_loss_is_the_squared_error_of_the_velocity():
     tokens, mask = head.encode_vlm(batch["vlm"], batch["vlm_mask"])
     t = batch["t"][:, None, None].numpy()
     noisy = (1 - t) * batch["noise"].numpy() + t * batch["actions"].numpy()
-    predicted = head.velocity(torch.from_numpy(noisy), batch["t"], None, head.dit.project(tokens), mask)
+    predicted = head.velocity(
+        torch.from_numpy(noisy), batch["t"], None, head.dit.project(tokens), mask
+    )
     error = (predicted.detach().numpy() - (batch["actions"] - batch["noise"]).numpy()) ** 2
     assert head.loss(state=None, **batch).item() == pytest.approx(error.mean(), rel=1e-5)
     action_mask = torch.ones(3, 5, 4, dtype=torch.bool)
@@ -61,7 +79,9 @@ def test_draws_of_one_frame_give_the_mean_of_their_losses():
     head, batch = make(), inputs()
     noise, t = torch.randn(6, 5, 4), torch.rand(6)
     together = head.loss(state=None, **batch | {"noise": noise, "t": t})
-    apart = [head.loss(state=None, **batch | {"noise": noise[k::2], "t": t[k::2]}) for k in range(2)]
+    apart = [
+        head.loss(state=None, **batch | {"noise": noise[k::2], "t": t[k::2]}) for k in range(2)
+    ]
     assert together.item() == pytest.approx((sum(apart) / 2).item(), rel=1e-5)
 
 
@@ -72,7 +92,9 @@ def test_flow_times_follow_the_shifted_beta():
     assert s.mean() == pytest.approx(0.6, abs=0.003)
     assert s.var() == pytest.approx(1.5 / (2.5**2 * 3.5), abs=0.001)
     assert t.min() >= 0 and t.max() < 1
-    assert np.mean(s < 0.5) == pytest.approx(0.5**1.5, abs=0.005)  # the distribution function at 0.5
+    assert np.mean(s < 0.5) == pytest.approx(
+        0.5**1.5, abs=0.005
+    )  # the distribution function at 0.5
 
 
 @settings(max_examples=15, deadline=None)
@@ -83,7 +105,9 @@ def test_padding_changes_nothing(padding, seed):
     longer = torch.cat([batch["vlm"], rubbish], dim=1)
     mask = torch.cat([batch["vlm_mask"], torch.zeros(3, padding, dtype=torch.bool)], dim=1)
     short = head.sample(batch["vlm"], batch["vlm_mask"], None, batch["noise"])
-    torch.testing.assert_close(head.sample(longer, mask, None, batch["noise"]), short, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        head.sample(longer, mask, None, batch["noise"]), short, atol=1e-5, rtol=1e-5
+    )
     # Not by ignoring the tokens altogether: with the mask lifted the result moves.
     unmasked = head.sample(longer, torch.ones_like(mask), None, batch["noise"])
     assert (unmasked - short).abs().max() > 1e-3
@@ -111,15 +135,22 @@ def test_time_modulates_only_the_first_norm_of_a_block():
     x, condition = torch.randn(2, 7, 32), torch.randn(2, 32)
     scale, shift = block.norm.modulation(torch.nn.functional.silu(condition)).chunk(2, dim=-1)
     plain = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
-    torch.testing.assert_close(block.norm(x, condition), plain * (1 + scale[:, None]) + shift[:, None])
-    assert [name for name, _ in block.named_modules() if "modulation" in name] == ["norm.modulation"]
+    torch.testing.assert_close(
+        block.norm(x, condition), plain * (1 + scale[:, None]) + shift[:, None]
+    )
+    assert [name for name, _ in block.named_modules() if "modulation" in name] == [
+        "norm.modulation"
+    ]
 
 
 def test_time_is_bucketed_into_thousandths():
     head, batch = make(), inputs()
     tokens, mask = head.encode_vlm(batch["vlm"], batch["vlm_mask"])
     context = head.dit.project(tokens)
-    at = [head.velocity(batch["noise"], torch.full((3,), t), None, context, mask) for t in (0.5001, 0.5009, 0.5011)]
+    at = [
+        head.velocity(batch["noise"], torch.full((3,), t), None, context, mask)
+        for t in (0.5001, 0.5009, 0.5011)
+    ]
     assert torch.equal(at[0], at[1])
     assert not torch.allclose(at[0], at[2], atol=1e-7)
 
@@ -148,8 +179,12 @@ def test_a_sample_does_not_depend_on_its_batch():
     together = head.sample(batch["vlm"], batch["vlm_mask"], None, batch["noise"])
     assert together.shape == (3, 5, 4)
     for row in range(3):
-        alone = head.sample(batch["vlm"][row : row + 1], batch["vlm_mask"][row : row + 1], None,
-                            batch["noise"][row : row + 1])  # fmt: skip
+        alone = head.sample(
+            batch["vlm"][row : row + 1],
+            batch["vlm_mask"][row : row + 1],
+            None,
+            batch["noise"][row : row + 1],
+        )
         torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-5)
 
 
@@ -177,7 +212,9 @@ def test_head_overfits_a_few_samples():
     optimizer = torch.optim.AdamW(head.train().parameters(), 2e-3, fused=True)
     torch.manual_seed(0)
     for _ in range(220):
-        head.loss(vlm, mask, None, actions, noise=torch.randn(16, 5, 4), t=flow_times(16)).backward()
+        head.loss(
+            vlm, mask, None, actions, noise=torch.randn(16, 5, 4), t=flow_times(16)
+        ).backward()
         optimizer.step()
         optimizer.zero_grad()
     sampled = head.eval().sample(vlm, mask, None, torch.randn(4, 5, 4))

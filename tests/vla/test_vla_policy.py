@@ -28,7 +28,9 @@ def observation(episode, t):
 def policy(mllm, episodes):
     torch.manual_seed(0)
     head = FlowMatchingHead(HeadConfig(**SMALL, proprioception=True), SHAPE)
-    actions, states = (np.concatenate([getattr(e, name) for e in episodes]) for name in ("actions", "state"))
+    actions, states = (
+        np.concatenate([getattr(e, name) for e in episodes]) for name in ("actions", "state")
+    )
     view = View(layer=2, cameras=("wrist",))
     return Policy(mllm, head.eval(), view, ActionStats.fit(actions), ActionStats.fit(states))
 
@@ -50,14 +52,20 @@ def test_chunks_are_raw_and_do_not_depend_on_the_batch(policy, episodes):
     together = policy.act_batch(observations, keys)
     assert together.shape == (3, 5, 4)
     for row in (2, 0, 1):
-        np.testing.assert_allclose(policy.act(observations[row], keys[row]), together[row], atol=1e-4)
+        np.testing.assert_allclose(
+            policy.act(observations[row], keys[row]), together[row], atol=1e-4
+        )
     assert np.abs(policy.act(observations[0], ("task", 9, 0)) - together[0]).max() > 1e-3
     # Raw units: the statistics' map of what the head samples.
     policy.head.eval()
-    states, mask = policy.view.encode(policy.mllm, [policy.view.prompt(observations[0].images, "open the drawer")])
+    states, mask = policy.view.encode(
+        policy.mllm, [policy.view.prompt(observations[0].images, "open the drawer")]
+    )
     state = torch.from_numpy(policy.state_stats.normalize(observations[0].state[None]))
     sampled = policy.head.sample(states.float(), mask, state, policy._noise(keys[0])[None])
-    np.testing.assert_allclose(policy.action_stats.denormalize(sampled[0].numpy()), together[0], atol=1e-4)
+    np.testing.assert_allclose(
+        policy.action_stats.denormalize(sampled[0].numpy()), together[0], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8"])
@@ -87,8 +95,10 @@ def test_what_is_above_the_layer_is_neither_kept_nor_computed(policy, episodes, 
     whole, loaded, ran = policy.mllm.model, Policy.load(saved[0]).mllm.model, []
     assert (len(whole.get_decoder().layers), len(loaded.get_decoder().layers)) == (3, 2)
     parts = [*whole.get_decoder().layers, whole.get_output_embeddings()]
-    hooks = [part.register_forward_hook(lambda *_, number=number: ran.append(number))
-             for number, part in enumerate(parts)]  # fmt: skip
+    hooks = [
+        part.register_forward_hook(lambda *_, number=number: ran.append(number))
+        for number, part in enumerate(parts)
+    ]
     policy.act(observation(episodes[0], 1), ("a", 0))
     for hook in hooks:
         hook.remove()
@@ -102,7 +112,9 @@ def test_a_compiled_policy_acts_the_same(policy, episodes, saved, monkeypatch):
     compiled = Policy.load(saved[0], compile=True)
     for episode in episodes[:3]:  # instructions of other lengths
         seen = [observation(episode, 2)]
-        np.testing.assert_allclose(compiled.act_batch(seen, [("a", 0)]), policy.act_batch(seen, [("a", 0)]), atol=1e-4)
+        np.testing.assert_allclose(
+            compiled.act_batch(seen, [("a", 0)]), policy.act_batch(seen, [("a", 0)]), atol=1e-4
+        )
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
     torch._dynamo.reset()
 
@@ -120,14 +132,20 @@ def test_a_copy_of_what_a_policy_consists_of_acts_the_same(policy, episodes, sav
     (tmp_path / "backbone" / "checkpoints").mkdir()
     (tmp_path / "backbone" / "checkpoints" / "optimizer.pt").write_text("large")
     inside, files = policy_files(saved[0])
-    assert inside == "arm/policy" and "backbone/config.json" in files and not any("optimizer" in name for name in files)
+    assert (
+        inside == "arm/policy"
+        and "backbone/config.json" in files
+        and not any("optimizer" in name for name in files)
+    )
     for name, file in files.items():
         (tmp_path / "elsewhere" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, tmp_path / "elsewhere" / name)
     shutil.rmtree(tmp_path / "backbone")
     seen = [observation(episodes[0], 2)]
     there = Policy.load(tmp_path / "elsewhere" / inside)
-    np.testing.assert_array_equal(there.act_batch(seen, [("a", 0)]), policy.act_batch(seen, [("a", 0)]))
+    np.testing.assert_array_equal(
+        there.act_batch(seen, [("a", 0)]), policy.act_batch(seen, [("a", 0)])
+    )
     with pytest.raises(RoboAlignError, match="does not exist"):
         policy_files(saved[0])
 
@@ -136,7 +154,9 @@ def test_policy_json_names_the_backbone_relative_to_itself(policy, backbone, tmp
     policy.save(tmp_path / "deep" / "policy")
     record = json.loads((tmp_path / "deep" / "policy" / "policy.json").read_text())
     assert not record["backbone"]["path"].startswith("/")
-    assert (tmp_path / "deep" / "policy" / record["backbone"]["path"]).resolve() == backbone.resolve()
+    assert (
+        tmp_path / "deep" / "policy" / record["backbone"]["path"]
+    ).resolve() == backbone.resolve()
     assert Policy.load(tmp_path / "deep" / "policy").horizon == 5
 
 
@@ -229,7 +249,11 @@ def test_a_folder_without_policy_json_is_refused(tmp_path):
 def test_a_wrong_observation_is_refused(policy, episodes):
     seen = observation(episodes[0], 0)
     with pytest.raises(RoboAlignError, match="camera 'wrist'"):
-        policy.act(SimpleNamespace(images={"front": seen.images["front"]}, state=seen.state, instruction="go"))
+        policy.act(
+            SimpleNamespace(
+                images={"front": seen.images["front"]}, state=seen.state, instruction="go"
+            )
+        )
     with pytest.raises(RoboAlignError):
         policy.act(SimpleNamespace(images=seen.images, state=np.zeros(5), instruction="go"))
     with pytest.raises(RoboAlignError, match="1 observations but 2 noise keys"):

@@ -23,7 +23,13 @@ from roboalign.vla.head import HeadConfig
 from roboalign.vla.parallel import loss_module
 from roboalign.vla.policy import Policy
 from roboalign.vla.store import FeatureStore
-from roboalign.vla.train import HeadTrainConfig, evaluate_head, fit, learning_rate_factor, train_head
+from roboalign.vla.train import (
+    HeadTrainConfig,
+    evaluate_head,
+    fit,
+    learning_rate_factor,
+    train_head,
+)
 
 SMALL = HeadConfig(width=32, heads=2, layers=2, vlm_inner_width=32, vlm_heads=2)
 
@@ -53,7 +59,11 @@ def test_gather_matches_a_plain_loop(tmp_path):
         parts = [torch.randn(length, 5).half() for length in lengths]
         frames += parts
         paths.append(tmp_path / f"{shard}.safetensors")
-        save_file({"tokens": torch.cat(parts), "lengths": torch.from_numpy(lengths)}, paths[-1], {"format": "1"})
+        save_file(
+            {"tokens": torch.cat(parts), "lengths": torch.from_numpy(lengths)},
+            paths[-1],
+            {"format": "1"},
+        )
     store = FeatureStore(paths)
     chosen = rng.permutation(12)[:7]
     states, mask = store.gather(chosen)
@@ -69,8 +79,14 @@ def test_training_learns_and_logs_held_out_metrics(tmp_path):
     log = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [record["step"] for record in log] == [50, 100, 150, 200]
     assert log[-1]["train_loss"] < 0.7 * log[0]["train_loss"]
-    assert log[-1]["heldout_l1"] < 0.7 * log[0]["heldout_l1"]  # the rule holds on frames never trained on
-    assert ledger["steps"] == 200 and ledger["samples"] == 3200 and ledger["heldout_l1"] == log[-1]["heldout_l1"]
+    assert (
+        log[-1]["heldout_l1"] < 0.7 * log[0]["heldout_l1"]
+    )  # the rule holds on frames never trained on
+    assert (
+        ledger["steps"] == 200
+        and ledger["samples"] == 3200
+        and ledger["heldout_l1"] == log[-1]["heldout_l1"]
+    )
 
 
 SCRIPT = """
@@ -102,12 +118,27 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, ema):
     assert process.wait() == -signal.SIGKILL
     reached = torch.load(checkpoint, weights_only=True)["step"]
     assert 0 < reached < CONFIG.steps
-    fit(make_head(), synthetic(killed, 32, 0), synthetic(killed, 8, 1), config, killed / "run", seed=5)
-    ends = [torch.load(folder / "run" / "checkpoint.pt", weights_only=True) for folder in (whole, killed)]
-    assert all(torch.equal(ends[0][part][name], ends[1][part][name])
-               for part in (("head", "average") if ema else ("head",)) for name in ends[0][part])  # fmt: skip
+    fit(
+        make_head(),
+        synthetic(killed, 32, 0),
+        synthetic(killed, 8, 1),
+        config,
+        killed / "run",
+        seed=5,
+    )
+    ends = [
+        torch.load(folder / "run" / "checkpoint.pt", weights_only=True)
+        for folder in (whole, killed)
+    ]
+    assert all(
+        torch.equal(ends[0][part][name], ends[1][part][name])
+        for part in (("head", "average") if ema else ("head",))
+        for name in ends[0][part]
+    )
     logs = [read_jsonl(folder / "run" / "metrics.jsonl") for folder in (whole, killed)]
-    without_time = [[{k: v for k, v in record.items() if k != "seconds"} for record in log] for log in logs]
+    without_time = [
+        [{k: v for k, v in record.items() if k != "seconds"} for record in log] for log in logs
+    ]
     assert without_time[0] == without_time[1]
 
 
@@ -115,14 +146,23 @@ def test_a_checkpoint_of_other_settings_or_cut_short_is_refused(tmp_path):
     train, heldout = synthetic(tmp_path, 32, 0), synthetic(tmp_path, 8, 1)
     fit(make_head(), train, heldout, CONFIG, tmp_path / "run", seed=0)
     with pytest.raises(RoboAlignError, match="of other settings or data"):
-        fit(make_head(), train, heldout, CONFIG.model_copy(update={"learning_rate": 1e-4}), tmp_path / "run", seed=0)
+        fit(
+            make_head(),
+            train,
+            heldout,
+            CONFIG.model_copy(update={"learning_rate": 1e-4}),
+            tmp_path / "run",
+            seed=0,
+        )
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
     with pytest.raises(RoboAlignError, match=r"checkpoint\.pt: the checkpoint cannot be read"):
         fit(make_head(), train, heldout, CONFIG, tmp_path / "run", seed=0)
 
 
-def test_copies_are_drawn_anew_at_every_step_and_held_out_frames_have_none(mllm, episodes, tmp_path):
+def test_copies_are_drawn_anew_at_every_step_and_held_out_frames_have_none(
+    mllm, episodes, tmp_path
+):
     drawn = np.concatenate([batch_frames(10, 10, step, 3, copies=4) for step in range(200)])
     plain = np.concatenate([batch_frames(10, 10, step, 3) for step in range(200)])
     np.testing.assert_array_equal(drawn % 10, plain)  # the same frames as without copies
@@ -131,10 +171,14 @@ def test_copies_are_drawn_anew_at_every_step_and_held_out_frames_have_none(mllm,
     np.testing.assert_array_equal(batch_frames(10, 10, 7, 3, copies=4), drawn[70:80])
     config = CONFIG.model_copy(update={"steps": 1, "features": FeatureConfig(variants=3)})
     stats, view = ActionStats.fit(episodes[0].actions), View(layer=2, cameras=("front",))
-    ledger = train_head(mllm, episodes[:2], episodes[2:], SMALL, config, view, stats, tmp_path, horizon=3)
+    ledger = train_head(
+        mllm, episodes[:2], episodes[2:], SMALL, config, view, stats, tmp_path, horizon=3
+    )
     assert ledger["train_frames"] == len(episodes[0]) + len(episodes[1])
     kept = feature_bytes(mllm, episodes[:2], view, config.features) * 3
-    assert ledger["feature_bytes"] == kept + feature_bytes(mllm, episodes[2:], view, config.features)
+    assert ledger["feature_bytes"] == kept + feature_bytes(
+        mllm, episodes[2:], view, config.features
+    )
 
 
 def test_frames_have_their_own_actions_whatever_the_copy(tmp_path):
@@ -148,7 +192,9 @@ def test_frames_have_their_own_actions_whatever_the_copy(tmp_path):
         assert torch.equal(states[row][mask[row]], store.gather(np.array([4]))[0][0].float())
 
 
-def test_the_average_is_that_of_the_weights_after_each_step_and_is_measured_and_saved(tmp_path, monkeypatch):
+def test_the_average_is_that_of_the_weights_after_each_step_and_is_measured_and_saved(
+    tmp_path, monkeypatch
+):
     train, heldout = synthetic(tmp_path, 32, 0), synthetic(tmp_path, 8, 1)
     config = CONFIG.model_copy(update={"steps": 7, "ema": 0.75, "eval_every": 7})
     after, step = [], training.train_step
@@ -171,10 +217,15 @@ def test_the_average_is_that_of_the_weights_after_each_step_and_is_measured_and_
     assert ledger["heldout_l1"] == evaluate_head(head, heldout, config, 0)["heldout_l1"]
     plain = make_head()
     fit(plain, train, heldout, config.model_copy(update={"ema": 0.0}), tmp_path / "plain", seed=0)
-    assert all(torch.equal(plain.state_dict()[name], after[-1][name]) for name in after[-1])  # training is the same
+    assert all(
+        torch.equal(plain.state_dict()[name], after[-1][name]) for name in after[-1]
+    )  # training is the same
 
 
-@pytest.mark.skipif("ROBOALIGN_TEST_COMPILE" not in os.environ, reason="ROBOALIGN_TEST_COMPILE=1 runs it, in minutes")
+@pytest.mark.skipif(
+    "ROBOALIGN_TEST_COMPILE" not in os.environ,
+    reason="ROBOALIGN_TEST_COMPILE=1 runs it, in minutes",
+)
 def test_the_compiled_loss_is_the_eager_one(tmp_path):
     """Lengths differ from batch to batch: the second one compiles for all lengths."""
     head, train = make_head().eval(), synthetic(tmp_path, 12, 0)
@@ -187,20 +238,32 @@ def test_the_compiled_loss_is_the_eager_one(tmp_path):
             loss = loss_of(states, mask, None, actions, noise=noise, t=t)
             head.zero_grad()
             loss.backward()
-            results.append((loss.detach(), {name: p.grad.clone() for name, p in head.named_parameters()}))
+            results.append(
+                (loss.detach(), {name: p.grad.clone() for name, p in head.named_parameters()})
+            )
         torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
 def test_settings_of_before_are_known_by_what_they_were():
     """A checkpoint and a stage that were made before these settings existed are still what the defaults ask for."""
     before = {
-        "steps": 2000, "batch_size": 16, "draws": 4, "learning_rate": 1e-3, "warmup": 0.05, "precision": "float32",
-        "sampling_steps": 4, "eval_every": 500, "eval_frames": 512, "checkpoint_every": 500,
+        "steps": 2000,
+        "batch_size": 16,
+        "draws": 4,
+        "learning_rate": 1e-3,
+        "warmup": 0.05,
+        "precision": "float32",
+        "sampling_steps": 4,
+        "eval_every": 500,
+        "eval_frames": 512,
+        "checkpoint_every": 500,
         "features": {"every": 1, "batch_size": 64, "shard_frames": 2048},
-    }  # fmt: skip
+    }
     assert json.dumps(HeadTrainConfig().identity()) == json.dumps(before)
     changed = HeadTrainConfig(ema=0.9, features=FeatureConfig(variants=2)).identity()
-    assert changed["ema"] == 0.9 and changed["features"]["variants"] == 2 and "compile" not in changed
+    assert (
+        changed["ema"] == 0.9 and changed["features"]["variants"] == 2 and "compile" not in changed
+    )
 
 
 def test_a_nan_loss_stops_the_training(tmp_path):
@@ -216,7 +279,9 @@ def test_train_head_from_episodes_to_a_policy_that_loads(mllm, episodes, tmp_pat
     stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
     view = View(layer=2, cameras=("front", "wrist"))
     head = SMALL.model_copy(update={"proprioception": True})
-    ledger = train_head(mllm, episodes[:4], episodes[4:], head, config, view, stats, tmp_path / "run", horizon=3)
+    ledger = train_head(
+        mllm, episodes[:4], episodes[4:], head, config, view, stats, tmp_path / "run", horizon=3
+    )
     assert ledger["train_frames"] == sum((len(episode) + 1) // 2 for episode in episodes[:4])
     assert ledger["feature_bytes"] > 0 and np.isfinite(ledger["heldout_l1"])
     json.dumps(ledger)
@@ -229,8 +294,10 @@ def test_train_head_from_episodes_to_a_policy_that_loads(mllm, episodes, tmp_pat
 def test_shared_or_missing_episodes_are_refused(mllm, episodes, tmp_path):
     stats = ActionStats.fit(episodes[0].actions)
     view = View(layer=2, cameras=("front",))
-    for train, heldout, message in ((episodes, episodes[:1], "both trained on and held out"),
-                                    ([], episodes, "no training episodes"),
-                                    (episodes, [], "no held-out episodes")):  # fmt: skip
+    for train, heldout, message in (
+        (episodes, episodes[:1], "both trained on and held out"),
+        ([], episodes, "no training episodes"),
+        (episodes, [], "no held-out episodes"),
+    ):
         with pytest.raises(RoboAlignError, match=message):
             train_head(mllm, train, heldout, SMALL, CONFIG, view, stats, tmp_path, horizon=3)

@@ -40,7 +40,14 @@ class FastTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, horizon: int, action_dim: int, scale: float, min_token: int, max_token: int
+        self,
+        tokenizer: Tokenizer,
+        *,
+        horizon: int,
+        action_dim: int,
+        scale: float,
+        min_token: int,
+        max_token: int,
     ) -> None:
         self.tokenizer = tokenizer
         self.horizon, self.action_dim, self.scale = horizon, action_dim, scale
@@ -61,7 +68,9 @@ class FastTokenizer:
         quantised = _quantise(chunks, scale)
         low, high = int(quantised.min()), int(quantised.max())
         if high - low > LARGEST_OFFSET:
-            raise RoboAlignError(f"coefficients span {low}..{high}, too wide for text", fix="lower the FAST scale")
+            raise RoboAlignError(
+                f"coefficients span {low}..{high}, too wide for text", fix="lower the FAST scale"
+            )
         alphabet = _byte_symbols(high - low)
         if len(alphabet) > vocab_size:
             raise RoboAlignError(
@@ -75,11 +84,22 @@ class FastTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = BpeTrainer(
-            vocab_size=vocab_size, min_frequency=2, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+            vocab_size=vocab_size,
+            min_frequency=2,
+            initial_alphabet=alphabet,
+            show_progress=False,
+            special_tokens=[],
         )
         tokenizer.train_from_iterator(_to_texts(quantised - low), trainer=trainer)
         _, horizon, action_dim = chunks.shape
-        return cls(tokenizer, horizon=horizon, action_dim=action_dim, scale=scale, min_token=low, max_token=high)
+        return cls(
+            tokenizer,
+            horizon=horizon,
+            action_dim=action_dim,
+            scale=scale,
+            min_token=low,
+            max_token=high,
+        )
 
     def encode(self, chunks: np.ndarray) -> list[list[int]]:
         """FAST ids of each of `chunks` [N, H, D], normalised. Raises RoboAlignError on NaN or another shape."""
@@ -94,7 +114,10 @@ class FastTokenizer:
         inside = np.clip(quantised, self.min_token, self.max_token)
         self.clipped += int((inside != quantised).sum())
         texts = _to_texts(inside - self.min_token)
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def coefficients(self, ids: Sequence[int]) -> np.ndarray | DecodeFailure:
         """The quantised DCT coefficients (int [n], low frequency first) that `ids` spell; n may not fill a chunk."""
@@ -114,20 +137,28 @@ class FastTokenizer:
         chunks = iter(idct(stacked / self.scale, axis=1, norm="ortho").astype(np.float32))
         return [found if isinstance(found, DecodeFailure) else next(chunks) for found in results]
 
-    def _coefficients_batch(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray | DecodeFailure]:
+    def _coefficients_batch(
+        self, batch: Sequence[Sequence[int]]
+    ) -> list[np.ndarray | DecodeFailure]:
         # `Tokenizer.decode` skips ids it does not know, so they are looked for first.
         known = [all(0 <= i < self.vocab_size for i in ids) for ids in batch]
         texts = self.tokenizer.decode_batch(
-            [list(ids) if ok else [] for ids, ok in zip(batch, known, strict=True)], skip_special_tokens=False
+            [list(ids) if ok else [] for ids, ok in zip(batch, known, strict=True)],
+            skip_special_tokens=False,
         )
         results: list[np.ndarray | DecodeFailure] = []
         for text, ok in zip(texts, known, strict=True):
             if not ok:
                 results.append(DecodeFailure("unknown id", 0, self.horizon * self.action_dim))
             elif REPLACEMENT in text:
-                results.append(DecodeFailure("invalid text", len(text), self.horizon * self.action_dim))
+                results.append(
+                    DecodeFailure("invalid text", len(text), self.horizon * self.action_dim)
+                )
             else:
-                results.append(np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.int64) + self.min_token)
+                results.append(
+                    np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.int64)
+                    + self.min_token
+                )
         return results
 
     def _complete(self, found: np.ndarray | DecodeFailure) -> np.ndarray | DecodeFailure:
@@ -139,25 +170,38 @@ class FastTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write `folder` in the layout of physical-intelligence/fast. A folder that stands there is replaced."""
         # The part before `--` tells transformers where the processor's code lives; none is copied beside the data.
-        auto_map = {"AutoProcessor": "physical-intelligence/fast--processing_action_tokenizer.UniversalActionProcessor"}
+        auto_map = {
+            "AutoProcessor": "physical-intelligence/fast--processing_action_tokenizer.UniversalActionProcessor"
+        }
         common = {"auto_map": auto_map, "processor_class": "UniversalActionProcessor"}
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             self.tokenizer.save(str(temporary / "tokenizer.json"))
             write_json(
                 temporary / "tokenizer_config.json",
-                {**common, "clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"},
+                {
+                    **common,
+                    "clean_up_tokenization_spaces": False,
+                    "tokenizer_class": "PreTrainedTokenizerFast",
+                },
             )
             write_json(
                 temporary / "processor_config.json",
                 {
-                    **common, "scale": self.scale, "vocab_size": self.vocab_size, "min_token": self.min_token,
-                    "max_token": self.max_token, "time_horizon": self.horizon, "action_dim": self.action_dim,
+                    **common,
+                    "scale": self.scale,
+                    "vocab_size": self.vocab_size,
+                    "min_token": self.min_token,
+                    "max_token": self.max_token,
+                    "time_horizon": self.horizon,
+                    "action_dim": self.action_dim,
                 },
-            )  # fmt: skip
+            )
 
     @classmethod
-    def load(cls, folder: str | Path, *, horizon: int | None = None, action_dim: int | None = None) -> "FastTokenizer":
+    def load(
+        cls, folder: str | Path, *, horizon: int | None = None, action_dim: int | None = None
+    ) -> "FastTokenizer":
         """Read a folder of `save` or of physical-intelligence/fast.
 
         The published FAST+ fits any chunk, so it needs `horizon` and `action_dim`; a folder that states its own must
@@ -168,11 +212,15 @@ class FastTokenizer:
         config = read_json(folder / "processor_config.json", fix=LAYOUT_FIX)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
-            raise RoboAlignError("the file does not exist", where=str(tokenizer_file), fix=LAYOUT_FIX)
+            raise RoboAlignError(
+                "the file does not exist", where=str(tokenizer_file), fix=LAYOUT_FIX
+            )
         try:
             tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # tokenizers raises bare Exception on a broken file
-            raise RoboAlignError(f"not a tokenizer ({error})", where=str(tokenizer_file), fix=LAYOUT_FIX) from None
+            raise RoboAlignError(
+                f"not a tokenizer ({error})", where=str(tokenizer_file), fix=LAYOUT_FIX
+            ) from None
         scale = _number(config, "scale", where)
         if scale <= 0:
             raise RoboAlignError(f"scale must be above 0, got {scale}", where=where, fix=LAYOUT_FIX)
@@ -180,25 +228,37 @@ class FastTokenizer:
         vocab_size = int(_number(config, "vocab_size", where))
         if vocab_size != tokenizer.get_vocab_size():
             raise RoboAlignError(
-                f"vocab_size is {vocab_size}, tokenizer.json holds {tokenizer.get_vocab_size()}", where=where,
+                f"vocab_size is {vocab_size}, tokenizer.json holds {tokenizer.get_vocab_size()}",
+                where=where,
                 fix="take both files from one folder",
-            )  # fmt: skip
+            )
         # The published layout has no upper bound: its alphabet is all bytes, which spell any character.
-        max_token = int(_number(config, "max_token", where)) if "max_token" in config else min_token + LARGEST_OFFSET
+        max_token = (
+            int(_number(config, "max_token", where))
+            if "max_token" in config
+            else min_token + LARGEST_OFFSET
+        )
         return cls(
-            tokenizer, scale=scale, min_token=min_token, max_token=max_token,
+            tokenizer,
+            scale=scale,
+            min_token=min_token,
+            max_token=max_token,
             horizon=_agreed(horizon, config.get("time_horizon"), "horizon", where),
             action_dim=_agreed(action_dim, config.get("action_dim"), "action_dim", where),
-        )  # fmt: skip
+        )
 
 
 def _finite(chunks: np.ndarray) -> np.ndarray:
     chunks = np.asarray(chunks)
     if chunks.ndim != 3:
-        raise RoboAlignError(f"chunks must have shape [N, H, D], got {list(chunks.shape)}", where="chunks")
+        raise RoboAlignError(
+            f"chunks must have shape [N, H, D], got {list(chunks.shape)}", where="chunks"
+        )
     broken = ~np.isfinite(chunks).all(axis=(1, 2))
     if broken.any():
-        raise RoboAlignError(f"NaN or infinite values in {broken.sum()} of {len(chunks)} chunks", where="chunks")
+        raise RoboAlignError(
+            f"NaN or infinite values in {broken.sum()} of {len(chunks)} chunks", where="chunks"
+        )
     return chunks
 
 
@@ -224,15 +284,22 @@ def _byte_symbols(largest: int) -> list[str]:
 def _number(config: dict, field: str, where: str) -> float:
     value = config.get(field)
     if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
-        raise RoboAlignError(f"`{field}` must be a number, got {value!r}", where=where, fix=LAYOUT_FIX)
+        raise RoboAlignError(
+            f"`{field}` must be a number, got {value!r}", where=where, fix=LAYOUT_FIX
+        )
     return value
 
 
 def _agreed(given: int | None, stored: int | None, field: str, where: str) -> int:
     if given is not None and stored is not None and given != stored:
-        raise RoboAlignError(f"{field} is {stored} in the file, {given} was asked for", where=where,
-                             fix=f"use {field}={stored} or fit a tokenizer for {given}")  # fmt: skip
+        raise RoboAlignError(
+            f"{field} is {stored} in the file, {given} was asked for",
+            where=where,
+            fix=f"use {field}={stored} or fit a tokenizer for {given}",
+        )
     value = stored if given is None else given
     if not isinstance(value, int) or value < 1:
-        raise RoboAlignError(f"{field} is not known ({value!r})", where=where, fix=f"give {field} when loading")
+        raise RoboAlignError(
+            f"{field} is not known ({value!r})", where=where, fix=f"give {field} when loading"
+        )
     return value

@@ -37,13 +37,21 @@ class ActionStats:
         """Statistics of `actions` [N, D], raw units. Raises RoboAlignError on no rows, NaN or infinity."""
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim != 2 or 0 in actions.shape:
-            raise RoboAlignError(f"statistics need actions of shape [N, D], got {list(actions.shape)}", where="actions")
+            raise RoboAlignError(
+                f"statistics need actions of shape [N, D], got {list(actions.shape)}",
+                where="actions",
+            )
         _refuse_non_finite(actions)
         q01, q99 = np.quantile(actions, [0.01, 0.99], axis=0)
         return cls(
-            q01=q01, q99=q99, mean=actions.mean(axis=0), std=actions.std(axis=0),
-            minimum=actions.min(axis=0), maximum=actions.max(axis=0), count=len(actions),
-        )  # fmt: skip
+            q01=q01,
+            q99=q99,
+            mean=actions.mean(axis=0),
+            std=actions.std(axis=0),
+            minimum=actions.min(axis=0),
+            maximum=actions.max(axis=0),
+            count=len(actions),
+        )
 
     @property
     def dim(self) -> int:
@@ -79,9 +87,15 @@ class ActionStats:
         fix = "compute the statistics again with ActionStats.fit"
         wrong = set(values) ^ {*ARRAYS, "count"}
         if wrong:
-            problems = [f"{'unknown' if name in values else 'missing'} field `{name}`" for name in sorted(wrong)]
+            problems = [
+                f"{'unknown' if name in values else 'missing'} field `{name}`"
+                for name in sorted(wrong)
+            ]
             raise RoboAlignError(", ".join(problems), where=where, fix=fix)
-        arrays = {name: _vector(values[name], f"{where}: {name}" if where else name, fix) for name in ARRAYS}
+        arrays = {
+            name: _vector(values[name], f"{where}: {name}" if where else name, fix)
+            for name in ARRAYS
+        }
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise RoboAlignError(f"fields differ in length: {lengths}", where=where, fix=fix)
@@ -92,13 +106,17 @@ class ActionStats:
             raise RoboAlignError("std is negative", where=where, fix=fix)
         count = values["count"]
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise RoboAlignError(f"count must be a positive integer, got {count!r}", where=where, fix=fix)
+            raise RoboAlignError(
+                f"count must be a positive integer, got {count!r}", where=where, fix=fix
+            )
         return cls(**arrays, count=count)
 
     def _checked(self, actions: ArrayLike) -> np.ndarray:
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim == 0 or actions.shape[-1] != self.dim:
-            raise RoboAlignError(f"actions have shape {list(actions.shape)}, the statistics have {self.dim} dimensions")
+            raise RoboAlignError(
+                f"actions have shape {list(actions.shape)}, the statistics have {self.dim} dimensions"
+            )
         _refuse_non_finite(actions)
         return actions
 
@@ -108,7 +126,9 @@ def _refuse_non_finite(actions: np.ndarray) -> None:
     if bad.any():
         counts = bad.reshape(-1, actions.shape[-1]).sum(axis=0)
         found = ", ".join(f"{counts[d]} in dimension {d}" for d in np.flatnonzero(counts))
-        raise RoboAlignError(f"NaN or infinite values: {found}", where="actions", fix="remove or repair those frames")
+        raise RoboAlignError(
+            f"NaN or infinite values: {found}", where="actions", fix="remove or repair those frames"
+        )
 
 
 def _vector(value: Any, where: str, fix: str) -> np.ndarray:
@@ -117,7 +137,13 @@ def _vector(value: Any, where: str, fix: str) -> np.ndarray:
     except (TypeError, ValueError):
         raise RoboAlignError("not a list of numbers", where=where, fix=fix) from None
     if array.ndim != 1 or array.size == 0:
-        raise RoboAlignError(f"expected a list of numbers, got shape {list(array.shape)}", where=where, fix=fix)
+        raise RoboAlignError(
+            f"expected a list of numbers, got shape {list(array.shape)}", where=where, fix=fix
+        )
     if not np.isfinite(array).all():
-        raise RoboAlignError(f"not finite in dimension {np.flatnonzero(~np.isfinite(array))[0]}", where=where, fix=fix)
+        raise RoboAlignError(
+            f"not finite in dimension {np.flatnonzero(~np.isfinite(array))[0]}",
+            where=where,
+            fix=fix,
+        )
     return array

@@ -42,7 +42,9 @@ class ActionVocabulary:
         decoder = tokenizer.added_tokens_decoder
         special = [token for token, i in zip(tokens, ids, strict=True) if decoder[i].special]
         if special:
-            raise RoboAlignError(f"{special[0]} is a special token and would be stripped", where="tokenizer", fix=fix)
+            raise RoboAlignError(
+                f"{special[0]} is a special token and would be stripped", where="tokenizer", fix=fix
+            )
         _assert_round_trip(tokenizer, tokens, ids)
         return cls(start_id=ids[0], end_id=ids[1], fast_ids=tuple(ids[2:]))
 
@@ -96,7 +98,14 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, n_fast: int) -> ActionV
     present = tokenizer.get_added_vocab()
     tokenizer.add_tokens(
         [
-            AddedToken(token, single_word=False, lstrip=False, rstrip=False, normalized=False, special=False)
+            AddedToken(
+                token,
+                single_word=False,
+                lstrip=False,
+                rstrip=False,
+                normalized=False,
+                special=False,
+            )
             for token in action_tokens(n_fast)
             if token not in present
         ]
@@ -106,9 +115,12 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, n_fast: int) -> ActionV
 
 @torch.no_grad()
 def extend_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: ActionVocabulary, *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: ActionVocabulary,
+    *,
     start_like: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Give every action token a row in the input and output embeddings: the mean of the rows of the real tokens.
 
     With words in `start_like`, <ACTION_START> gets the mean of the rows of their tokens instead.
@@ -128,7 +140,11 @@ def extend_model(
             )
         return
     old_rows = len(_weight(model.get_input_embeddings()))
-    real = [i for i in sorted(set(tokenizer.get_vocab().values())) if i < old_rows and i not in vocabulary.ids]
+    real = [
+        i
+        for i in sorted(set(tokenizer.get_vocab().values()))
+        if i < old_rows and i not in vocabulary.ids
+    ]
     rows = max(old_rows, len(tokenizer), wanted[-1] + 1)
     if rows > old_rows:
         model.resize_token_embeddings(rows, mean_resizing=False)
@@ -156,17 +172,23 @@ def _fill_with_mean(table: torch.Tensor, new: list[int], old: list[int]) -> None
     table[new] = table[old].float().mean(dim=0).to(table.dtype)
 
 
-def _assert_round_trip(tokenizer: PreTrainedTokenizerBase, tokens: list[str], ids: list[int]) -> None:
+def _assert_round_trip(
+    tokenizer: PreTrainedTokenizerBase, tokens: list[str], ids: list[int]
+) -> None:
     """Each token alone and all of them in running text give their own ids and, decoded, their own text."""
     start, end, *fast = tokens
     text = f"Reach.<answer>{start}{''.join(fast)}{end}</answer> done"
     encoded = tokenizer.encode(text, add_special_tokens=False)
     known = set(ids)
     if [i for i in encoded if i in known] != [ids[0], *ids[2:], ids[1]]:
-        raise RoboAlignError("action tokens inside running text do not keep their ids", where="tokenizer")
+        raise RoboAlignError(
+            "action tokens inside running text do not keep their ids", where="tokenizer"
+        )
     decoded = str(tokenizer.decode(encoded, skip_special_tokens=True))
     if re.findall(r"<ACTION_START>|<ACTION_END>|<FAST_\d+>", decoded) != [start, *fast, end]:
-        raise RoboAlignError("action tokens are lost when ids are decoded to text", where="tokenizer")
+        raise RoboAlignError(
+            "action tokens are lost when ids are decoded to text", where="tokenizer"
+        )
     for token, token_id in zip(tokens, ids, strict=True):
         if tokenizer.convert_ids_to_tokens(token_id) != token:
             raise RoboAlignError(f"id {token_id} does not stand for {token}", where="tokenizer")

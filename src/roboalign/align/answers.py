@@ -12,7 +12,10 @@ from roboalign.mllm.encode import IGNORED
 
 @contextmanager
 def logits_at_answers(
-    model: nn.Module, labels: Tensor, words_only: Tensor | None = None, action_ids: Tensor | None = None
+    model: nn.Module,
+    labels: Tensor,
+    words_only: Tensor | None = None,
+    action_ids: Tensor | None = None,
 ) -> Iterator[None]:
     """Within this, `model(**inputs).logits` is [K, V]: one row for each of the K tokens that `labels` [B, L] asks for.
 
@@ -43,12 +46,19 @@ def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) 
     """Cross-entropy summed over the answer tokens, over `num_items_in_batch`: those of the whole update."""
     targets = labels[:, 1:]
     asked = targets[targets != IGNORED]
-    return nn.functional.cross_entropy(outputs.logits.float(), asked, reduction="sum") / num_items_in_batch
+    return (
+        nn.functional.cross_entropy(outputs.logits.float(), asked, reduction="sum")
+        / num_items_in_batch
+    )
 
 
-def conversation_loss(model: nn.Module, batch: dict[str, Tensor], action_ids: Tensor | None = None) -> Tensor:
+def conversation_loss(
+    model: nn.Module, batch: dict[str, Tensor], action_ids: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy over the answer tokens of one batch of `collate_conversations`."""
     labels = batch["labels"]
     with logits_at_answers(model, labels, batch.get("words_only"), action_ids):
-        outputs = model(**{key: value for key, value in batch.items() if key not in ("labels", "words_only")})
+        outputs = model(
+            **{key: value for key, value in batch.items() if key not in ("labels", "words_only")}
+        )
     return answer_loss(outputs, labels, torch.sum(labels[:, 1:] != IGNORED))

@@ -37,5 +37,7 @@ class BackboneConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "BackboneConfig":
         if self.connector is not None and self.source in ("builtin", "train"):
-            raise ValueError(f"connector is for a model's folder, and source is `{self.source}`; leave it out")
+            raise ValueError(
+                f"connector is for a model's folder, and source is `{self.source}`; leave it out"
+            )
         return self

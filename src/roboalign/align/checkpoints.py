@@ -16,8 +16,12 @@ from roboalign.align.zero3 import size_of
 from roboalign.errors import RoboAlignError
 from roboalign.files import atomic_path, no_room, read_json, read_jsonl
 
-MANIFEST = "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters
-ROUNDING = {"micro_batch_size"}  # settings that change how sums round and no more, as the number of processes does
+MANIFEST = (
+    "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters
+)
+ROUNDING = {
+    "micro_batch_size"
+}  # settings that change how sums round and no more, as the number of processes does
 
 
 @contextmanager
@@ -31,23 +35,34 @@ def room_on_disk(
     """
     try:
         yield
-    except Exception as error:  # torch and safetensors have errors of their own, which tell in words alone
+    except (
+        Exception
+    ) as error:  # torch and safetensors have errors of their own, which tell in words alone
         if not (reason := no_room(error)):
             raise
         shutil.rmtree(staging, ignore_errors=True)
         whole = kept()
-        goes_on = f"goes on from {whole.name}, which is whole" if whole else "starts again, for want of a checkpoint"
+        goes_on = (
+            f"goes on from {whole.name}, which is whole"
+            if whole
+            else "starts again, for want of a checkpoint"
+        )
         raise RoboAlignError(
             f"cannot be written ({reason}): {final.name} takes about {_needed(model, optimizer) / 1e9:.3f} GB, and "
             f"{shutil.disk_usage(staging.parent).free / 1e9:.3f} GB are free",
-            where=str(final), fix=f"free space, or move the run's folder to a larger disk; the same command {goes_on}.",
-        ) from None  # fmt: skip
+            where=str(final),
+            fix=f"free space, or move the run's folder to a larger disk; the same command {goes_on}.",
+        ) from None
 
 
 def _needed(model: Any, optimizer: bool) -> int:
     """Bytes of the parameters (of adapters alone where there are any), and of AdamW's two moments of the trained."""
     trained = sum(size_of(p) * p.element_size() for p in model.parameters() if p.requires_grad)
-    written = trained if adapted(model) else sum(size_of(p) * p.element_size() for p in model.parameters())
+    written = (
+        trained
+        if adapted(model)
+        else sum(size_of(p) * p.element_size() for p in model.parameters())
+    )
     return written + 2 * trained * optimizer
 
 
@@ -99,7 +114,9 @@ def weights_fingerprint(model: nn.Module) -> str:
     """sha256 over the names and the first values of all parameters: tells two models apart without reading them all."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        digest.update(name.encode() + parameter.detach().flatten()[:64].double().cpu().numpy().tobytes())
+        digest.update(
+            name.encode() + parameter.detach().flatten()[:64].double().cpu().numpy().tobytes()
+        )
     return digest.hexdigest()
 
 

@@ -42,11 +42,16 @@ def picture(conversation: Conversation) -> Image.Image:
     try:
         return Image.open(io.BytesIO(conversation.image)).convert("RGB")
     except OSError as error:
-        raise RoboAlignError(f"its image cannot be read ({error})", where=f"conversation {conversation.id}",
-                             fix="build the mixture again.") from None  # fmt: skip
+        raise RoboAlignError(
+            f"its image cannot be read ({error})",
+            where=f"conversation {conversation.id}",
+            fix="build the mixture again.",
+        ) from None
 
 
-def collate_conversations(mllm: Mllm, batch: Sequence[Encoded], *, neutral: bool) -> dict[str, torch.Tensor]:
+def collate_conversations(
+    mllm: Mllm, batch: Sequence[Encoded], *, neutral: bool
+) -> dict[str, torch.Tensor]:
     """The model's arguments and, with `neutral`, "words_only", bool [B, L]: the reasoned answers in words.
 
     There, `logits_at_answers` leaves the action tokens out of the softmax (`TrainConfig.neutral_reasoning`).
@@ -58,7 +63,9 @@ def collate_conversations(mllm: Mllm, batch: Sequence[Encoded], *, neutral: bool
         for row, one in enumerate(batch):
             words_only[row, : len(one.input_ids)] = torch.from_numpy(one.after_reasoning)
         # A worker process that is forked from one that has used a GPU must not touch it: these ids stay on the CPU.
-        arguments["words_only"] = words_only & ~torch.isin(labels, torch.tensor(sorted(mllm.vocabulary.ids)))
+        arguments["words_only"] = words_only & ~torch.isin(
+            labels, torch.tensor(sorted(mllm.vocabulary.ids))
+        )
     return arguments
 
 
@@ -72,13 +79,18 @@ def lengths_of(conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.nd
     """Characters [N] and turns [N] of each conversation; of stored ones no image is read for it."""
     if isinstance(conversations, StoredConversations):
         return conversations.lengths, conversations.turns
-    lengths = [sum(len(turn.question) + len(turn.answer) for turn in c.turns) for c in conversations]
+    lengths = [
+        sum(len(turn.question) + len(turn.answer) for turn in c.turns) for c in conversations
+    ]
     return np.array(lengths), np.array([len(c.turns) for c in conversations])
 
 
 def digest_of(*parts: Sequence[Conversation]) -> str:
     """sha256 over the ids of all conversations, one a line; of stored ones no image is read for it."""
-    ids = (part.ids() if isinstance(part, StoredConversations) else (c.id for c in part) for part in parts)
+    ids = (
+        part.ids() if isinstance(part, StoredConversations) else (c.id for c in part)
+        for part in parts
+    )
     digest = hashlib.sha256()
     for number, one in enumerate(itertools.chain.from_iterable(ids)):
         digest.update(("\n" if number else "").encode() + one.encode())
@@ -103,13 +115,16 @@ def worker_errors() -> Iterator[None]:
         if not re.search(r"DataLoader worker \(pid(\(s\))? .*(killed|exited)", str(error)):
             raise
         raise RoboAlignError(
-            f"a process that prepares samples has ended ({' '.join(str(error).split())[:160]})", where="sft.workers",
+            f"a process that prepares samples has ended ({' '.join(str(error).split())[:160]})",
+            where="sft.workers",
             fix="give fewer workers, or more memory (in a container, of /dev/shm too: docker run --shm-size 16g); the "
-                "same command goes on from the last checkpoint.",
-        ) from None  # fmt: skip
+            "same command goes on from the last checkpoint.",
+        ) from None
 
 
-def sample_order(lengths: Sequence[int] | np.ndarray, batch: int, updates: int, seed: int) -> list[int]:
+def sample_order(
+    lengths: Sequence[int] | np.ndarray, batch: int, updates: int, seed: int
+) -> list[int]:
     """Indices of the items of `updates` batches, one after the other.
 
     A stream of random permutations (each pass has every item once), in which each window of WINDOW batches is sorted by

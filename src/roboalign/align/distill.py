@@ -36,13 +36,52 @@ PAPER = {"kept": 76_000, "questions": 100_000}
 """What the paper kept of what it asked."""
 GROUPS: dict[str, tuple[str, ...]] = {
     "choice": ("object_choice", "task_choice", "movement_choice", "order", "choice"),
-    "spatial": ("gripper_point", "object_point", "goal_point", "waypoint", "point", "left_right", "back_forward",
-                "down_up", "relation", "distance", "closer"),
-}  # fmt: skip
-FILLERS = frozenset((
-    "a", "an", "and", "answer", "are", "at", "be", "best", "choice", "correct", "final", "hence", "is", "it", "letter",
-    "must", "my", "option", "right", "should", "so", "that", "the", "then", "therefore", "this", "thus", "was",
-))  # fmt: skip
+    "spatial": (
+        "gripper_point",
+        "object_point",
+        "goal_point",
+        "waypoint",
+        "point",
+        "left_right",
+        "back_forward",
+        "down_up",
+        "relation",
+        "distance",
+        "closer",
+    ),
+}
+FILLERS = frozenset(
+    (
+        "a",
+        "an",
+        "and",
+        "answer",
+        "are",
+        "at",
+        "be",
+        "best",
+        "choice",
+        "correct",
+        "final",
+        "hence",
+        "is",
+        "it",
+        "letter",
+        "must",
+        "my",
+        "option",
+        "right",
+        "should",
+        "so",
+        "that",
+        "the",
+        "then",
+        "therefore",
+        "this",
+        "thus",
+        "was",
+    )
+)
 """Words that say nothing in a sentence that states the answer."""
 NAMES = frozenset(("answer", "choice", "option"))
 """Words behind which a sentence says what the answer is."""
@@ -89,11 +128,15 @@ class DistillConfig(Config):
         for name in names:
             _require_type(name)
         if min(self.rl_questions, self.questions) < len(self.groups):
-            raise ValueError(f"rl_questions {self.rl_questions} and questions {self.questions} must be at least one "
-                             f"for each of the {len(self.groups)} groups")
+            raise ValueError(
+                f"rl_questions {self.rl_questions} and questions {self.questions} must be at least one "
+                f"for each of the {len(self.groups)} groups"
+            )
         if self.rl.reward != "answer" or self.rl.replay_weight:
-            raise ValueError(f"distill.rl has reward `answer` and no replay, not `{self.rl.reward}` with replay_weight "
-                             f"{self.rl.replay_weight}")
+            raise ValueError(
+                f"distill.rl has reward `answer` and no replay, not `{self.rl.reward}` with replay_weight "
+                f"{self.rl.replay_weight}"
+            )
         if self.min_words > self.max_words:
             raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
         return self
@@ -104,8 +147,14 @@ def as_prompt(conversation: Conversation, number: int) -> Conversation:
     turn = conversation.turns[number]
     question = prompts.question(prompts.bare(turn.question), "think", label_of(turn.type))
     asked = Turn("reasoning", turn.type, "think", question, "", turn.expected)
-    return Conversation(f"{conversation.id}-{number}", conversation.episode_id, conversation.frame, conversation.task,
-                        conversation.image, (asked,))
+    return Conversation(
+        f"{conversation.id}-{number}",
+        conversation.episode_id,
+        conversation.frame,
+        conversation.task,
+        conversation.image,
+        (asked,),
+    )
 
 
 def judge(
@@ -133,7 +182,9 @@ def judge(
     return verdicts
 
 
-def judge_alone(text: str, turn: Turn, config: DistillConfig, special: Sequence[str] = ()) -> Reply | Refused:
+def judge_alone(
+    text: str, turn: Turn, config: DistillConfig, special: Sequence[str] = ()
+) -> Reply | Refused:
     """One decoded answer to a question without regard to the others."""
     label = label_of(turn.type)
     reply = parse_reply(text, label, special)
@@ -156,8 +207,13 @@ def leaks(reasoning: str, answer: str, label: str) -> bool:
     before = _sentences(reasoning)[:-1]
     letter = answer.rstrip(".") if label == "letter" else ""
     if letter:
-        return any(_says_only(sentence, answer, label) or _names(sentence, letter) for sentence in before)
-    return any(_says_only(sentence, answer, label) or _announces(sentence, answer, label) for sentence in before)
+        return any(
+            _says_only(sentence, answer, label) or _names(sentence, letter) for sentence in before
+        )
+    return any(
+        _says_only(sentence, answer, label) or _announces(sentence, answer, label)
+        for sentence in before
+    )
 
 
 def states(reasoning: str) -> bool:
@@ -173,9 +229,22 @@ def as_trace(question: Conversation, reply: Reply, number: int) -> Conversation:
     """
     turn = question.turns[0]
     answered = prompts.answer(reply.answer or "", label_of(turn.type))
-    told = Turn(turn.kind, turn.type, turn.mode, turn.question, prompts.reply(answered, reply.reasoning), turn.expected)
-    return Conversation(f"distilled-{question.id}-{number}", question.episode_id, question.frame, question.task,
-                        question.image, (told,))
+    told = Turn(
+        turn.kind,
+        turn.type,
+        turn.mode,
+        turn.question,
+        prompts.reply(answered, reply.reasoning),
+        turn.expected,
+    )
+    return Conversation(
+        f"distilled-{question.id}-{number}",
+        question.episode_id,
+        question.frame,
+        question.task,
+        question.image,
+        (told,),
+    )
 
 
 def _require_type(name: str) -> None:
@@ -219,4 +288,6 @@ def _names(sentence: str, letter: str) -> bool:
     alone = rf"(?<![\w'])\(?{letter}(?![\w'])"
     if letter in "AI":  # also a word: a letter only where no phrase follows
         alone = rf"(?<![\w']){letter}(?=\s*(?:[.,:;)!?]|$))"
-    return bool(re.search(alone, sentence) or re.search(rf"{_NAMED}{letter}\b", sentence, re.IGNORECASE))
+    return bool(
+        re.search(alone, sentence) or re.search(rf"{_NAMED}{letter}\b", sentence, re.IGNORECASE)
+    )

@@ -22,7 +22,13 @@ from torch.utils.data import Dataset
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.align.answers import conversation_loss
-from roboalign.align.dataset import Conversations, action_ids, collate_conversations, digest_of, sample_order
+from roboalign.align.dataset import (
+    Conversations,
+    action_ids,
+    collate_conversations,
+    digest_of,
+    sample_order,
+)
 from roboalign.align.grpo_math import clipped_loss_tokens, kl_k3
 from roboalign.align.grpo_sums import UpdateSums, means_of
 from roboalign.align.logprobs import completion_statistics
@@ -114,9 +120,13 @@ class RlConfig(TuneConfig):
                 f"{self.prompts_per_update}"
             )
         if self.updates is not None and self.updates % self.updates_per_rollout:
-            raise ValueError(f"updates {self.updates} is no multiple of {self.updates_per_rollout}, those of a rollout")
+            raise ValueError(
+                f"updates {self.updates} is no multiple of {self.updates_per_rollout}, those of a rollout"
+            )
         if self.lora is not None and self.lora.dropout:
-            raise ValueError("lora.dropout is for SFT: GRPO's ratios compare with the model that sampled, whole")
+            raise ValueError(
+                "lora.dropout is for SFT: GRPO's ratios compare with the model that sampled, whole"
+            )
         return self
 
     @property
@@ -145,9 +155,16 @@ class GrpoTrainer(AlignTrainer):
     """
 
     def __init__(
-        self, mllm: Mllm, fast: FastTokenizer | None, conversations: Sequence[Conversation], replay: Schedule | None,
-        config: RlConfig, order: list[int], *named: Any, **rest: Any,
-    ) -> None:  # fmt: skip
+        self,
+        mllm: Mllm,
+        fast: FastTokenizer | None,
+        conversations: Sequence[Conversation],
+        replay: Schedule | None,
+        config: RlConfig,
+        order: list[int],
+        *named: Any,
+        **rest: Any,
+    ) -> None:
         self.mllm, self.fast, self.conversations, self.replay = mllm, fast, conversations, replay
         self.config, self.order = config, order
         self.batches: dict[int, tuple[Batch, Tensor | None]] = {}
@@ -163,7 +180,9 @@ class GrpoTrainer(AlignTrainer):
 
     # Rollouts.
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
         number = int(inputs["number"])
         if number not in self.batches:
             self.begin_rollout()
@@ -184,10 +203,16 @@ class GrpoTrainer(AlignTrainer):
         began = time.monotonic()
         with self.autocast():
             rollout = roll_out(
-                self.mllm if self.sampler else self.whole_policy(), self.fast, chosen, samples=config.samples,
-                max_new_tokens=config.max_new_tokens, temperature=config.temperature, preset=config.reward,
-                seed=[_seed(config.seed, place) for place in places], sampler=self.sampler,
-            )  # fmt: skip
+                self.mllm if self.sampler else self.whole_policy(),
+                self.fast,
+                chosen,
+                samples=config.samples,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                preset=config.reward,
+                seed=[_seed(config.seed, place) for place in places],
+                sampler=self.sampler,
+            )
         if self.sampler is not None:
             self.sampler.rest()
         sampled = time.monotonic()
@@ -195,7 +220,9 @@ class GrpoTrainer(AlignTrainer):
         drift = None
         if self.sampler is not None:
             batches, drift = self.with_own_logp(self.sampler, batches)
-        self.batches = {n: (batch, self.reference_logp(batch)) for n, batch in zip(numbers, batches)}
+        self.batches = {
+            n: (batch, self.reference_logp(batch)) for n, batch in zip(numbers, batches)
+        }
         self.update_tokens = {}
         for update in range(first, first + config.updates_per_rollout):
             local = sum(int(self.batches[n][0].mask.sum()) for n in self.numbers_of(update, 1))
@@ -212,14 +239,24 @@ class GrpoTrainer(AlignTrainer):
 
     def publish(self, sampler: VllmSampler) -> None:
         """Give the servers the policy as it is now; the first process writes it, and asks a server that all share."""
-        began, first, update = time.monotonic(), self.is_world_process_zero(), self.state.global_step
-        asked = [prompt_of(c) for c in self.conversations[:PROBES]], update, self.config.max_new_tokens
+        began, first, update = (
+            time.monotonic(),
+            self.is_world_process_zero(),
+            self.state.global_step,
+        )
+        asked = (
+            [prompt_of(c) for c in self.conversations[:PROBES]],
+            update,
+            self.config.max_new_tokens,
+        )
         policy = self.whole_policy(keep=first)
         if first:
             sampler.write(policy, update)
             if not sampler.own:
                 sampler.load(policy, *asked)
-        del policy  # a gathered copy must be gone when a server of our own takes its share of the GPU
+        del (
+            policy
+        )  # a gathered copy must be gone when a server of our own takes its share of the GPU
         self.accelerator.wait_for_everyone()
         if sampler.own:
             sampler.load(self.mllm, *asked, share_prompt=not self.config.gradient_checkpointing)
@@ -231,15 +268,23 @@ class GrpoTrainer(AlignTrainer):
         if not self.is_fsdp_enabled:
             return self.mllm
         dtype, device = computes_in(self.accelerator), self.args.device
-        return replace(self.mllm, model=plain_copy(self.mllm.model, dtype=dtype, device=device, keep=keep))
+        return replace(
+            self.mllm, model=plain_copy(self.mllm.model, dtype=dtype, device=device, keep=keep)
+        )
 
-    def with_own_logp(self, sampler: VllmSampler, batches: list[Batch]) -> tuple[list[Batch], Drift]:
+    def with_own_logp(
+        self, sampler: VllmSampler, batches: list[Batch]
+    ) -> tuple[list[Batch], Drift]:
         """The batches with our log-probabilities, so that the first ratios are 1; and how far the server's were off."""
         share = not self.config.gradient_checkpointing
-        pairs = [own_logp(self.mllm, batch, temperature=self.config.temperature, share_prompt=share)
-                 for batch in batches]  # fmt: skip
+        pairs = [
+            own_logp(self.mllm, batch, temperature=self.config.temperature, share_prompt=share)
+            for batch in batches
+        ]
         drift = Drift.over([one for _, one in pairs])
-        sampler.check(drift, f"a rollout of {drift.tokens} tokens after update {self.state.global_step}")
+        sampler.check(
+            drift, f"a rollout of {drift.tokens} tokens after update {self.state.global_step}"
+        )
         return [batch for batch, _ in pairs], drift
 
     def numbers_of(self, update: int, updates: int) -> list[int]:
@@ -252,25 +297,44 @@ class GrpoTrainer(AlignTrainer):
         """Of the model at the start: of its copy, or of the policy without what LoRA has added. None without KL."""
         if not self.config.kl:
             return None
-        with torch.no_grad(), self.autocast(), adapters_off(self.lora) if self.lora else nullcontext():
+        with (
+            torch.no_grad(),
+            self.autocast(),
+            adapters_off(self.lora) if self.lora else nullcontext(),
+        ):
             return self.statistics(self.reference or self.mllm.model, batch).logp
 
     def statistics(self, model: nn.Module, batch: Batch) -> Any:
         return completion_statistics(
-            model, batch.prompts, batch.completions, batch.mask, temperature=self.config.temperature,
+            model,
+            batch.prompts,
+            batch.completions,
+            batch.mask,
+            temperature=self.config.temperature,
             share_prompt=not self.config.gradient_checkpointing,
-        )  # fmt: skip
+        )
 
     def account(
-        self, rollout: Rollout, places: list[int], sampling: float, scoring: float, drift: Drift | None
+        self,
+        rollout: Rollout,
+        places: list[int],
+        sampling: float,
+        scoring: float,
+        drift: Drift | None,
     ) -> None:
         """Counters, and the rollout's part of metrics.jsonl and samples.jsonl, of all processes' prompts."""
         self.count(
-            prompts=len(places), answers=len(rollout.ids), generated_tokens=rollout.generation.n_decoded_tokens,
-            prefill_tokens=rollout.generation.n_prefill_tokens, seconds_generation=sampling,
-            seconds_reference=scoring, rollouts=int(self.is_world_process_zero()),
-        )  # fmt: skip
-        everyones = sorted(gather_object(list(zip(places, groups_of(rollout)))), key=lambda pair: pair[0])
+            prompts=len(places),
+            answers=len(rollout.ids),
+            generated_tokens=rollout.generation.n_decoded_tokens,
+            prefill_tokens=rollout.generation.n_prefill_tokens,
+            seconds_generation=sampling,
+            seconds_reference=scoring,
+            rollouts=int(self.is_world_process_zero()),
+        )
+        everyones = sorted(
+            gather_object(list(zip(places, groups_of(rollout)))), key=lambda pair: pair[0]
+        )
         chosen = [self.conversations[self.order[place]] for place, _ in everyones]
         groups = [group for _, group in everyones]
         self.rollout_record = describe(groups, chosen)
@@ -279,7 +343,9 @@ class GrpoTrainer(AlignTrainer):
             self.rollout_record |= {"sampler_drift": found.mean, "sampler_drift_max": found.largest}
         if self.is_world_process_zero():
             for record in sample_records(self.mllm, groups, chosen, self.config.logged_samples):
-                append_jsonl(self.out_dir / "samples.jsonl", {"step": self.state.global_step + 1, **record})
+                append_jsonl(
+                    self.out_dir / "samples.jsonl", {"step": self.state.global_step + 1, **record}
+                )
 
     # The loss.
 
@@ -289,10 +355,19 @@ class GrpoTrainer(AlignTrainer):
         batch, reference = self.batches[number]
         statistics = self.statistics(model, batch)
         tokens = clipped_loss_tokens(
-            statistics.logp, batch.old_logp, batch.advantages, config.clip_low, config.clip_high, config.dual_clip
+            statistics.logp,
+            batch.old_logp,
+            batch.advantages,
+            config.clip_low,
+            config.clip_high,
+            config.dual_clip,
         )
-        kl = kl_k3(statistics.logp, reference) if reference is not None else torch.zeros_like(tokens)
-        share = self.args.world_size / self.update_tokens[self.state.global_step]  # DDP averages over processes
+        kl = (
+            kl_k3(statistics.logp, reference) if reference is not None else torch.zeros_like(tokens)
+        )
+        share = (
+            self.args.world_size / self.update_tokens[self.state.global_step]
+        )  # DDP averages over processes
         loss = ((tokens + config.kl * kl) * batch.mask).sum() * share
         replayed = self.replay_loss(model, number)
         self.sums.add(batch, statistics.logp.detach(), statistics.entropy, kl.detach(), replayed)
@@ -307,7 +382,10 @@ class GrpoTrainer(AlignTrainer):
         chosen = [self.replay[number * size + i] for i in range(size)]
         batch = collate_conversations(self.mllm, chosen, neutral=self.config.neutral_reasoning)
         batch = {key: value.to(self.args.device) for key, value in batch.items()}
-        return conversation_loss(model, batch, action_ids(self.mllm)) / self.args.gradient_accumulation_steps
+        return (
+            conversation_loss(model, batch, action_ids(self.mllm))
+            / self.args.gradient_accumulation_steps
+        )
 
     # Logging.
 
@@ -318,9 +396,15 @@ class GrpoTrainer(AlignTrainer):
 
 
 def train_grpo(
-    mllm: Mllm, fast: FastTokenizer | None, prompts: Sequence[Conversation], config: RlConfig, out_dir: str | Path, *,
-    replay: Sequence[Conversation] = (), label: str = "rl",
-) -> dict[str, Any]:  # fmt: skip
+    mllm: Mllm,
+    fast: FastTokenizer | None,
+    prompts: Sequence[Conversation],
+    config: RlConfig,
+    out_dir: str | Path,
+    *,
+    replay: Sequence[Conversation] = (),
+    label: str = "rl",
+) -> dict[str, Any]:
     """Refine `mllm` in place on the accuracy of the actions or words it answers with, and write it to `out_dir/model`.
 
     `prompts` is the rl split of a mixture: one action question each, with the FAST ids of its target. Under the rewards
@@ -336,8 +420,11 @@ def train_grpo(
     out_dir = Path(out_dir)
     check_prompts(mllm, prompts, config.reward, str(out_dir))
     if bool(replay) != bool(config.replay_weight):
-        raise RoboAlignError("replay_weight and replayed conversations go together", where="replay_weight",
-                             fix="give both or neither.")  # fmt: skip
+        raise RoboAlignError(
+            "replay_weight and replayed conversations go together",
+            where="replay_weight",
+            fix="give both or neither.",
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
@@ -345,10 +432,15 @@ def train_grpo(
     # Equal lengths: the order is then plain random permutations.
     order = sample_order([0] * len(prompts), config.prompts_per_update, updates, config.seed)
     lora = config.choose_trained(mllm)
-    trainer = build_trainer(mllm, fast, prompts, replay, config, out_dir, order, updates, label, lora)
+    trainer = build_trainer(
+        mllm, fast, prompts, replay, config, out_dir, order, updates, label, lora
+    )
     if trainer.is_deepspeed_enabled:
-        raise RoboAlignError("GRPO gathers a model that is split by FSDP2, not by DeepSpeed", where=label,
-                             fix=f"launch with {LAUNCH}")  # fmt: skip
+        raise RoboAlignError(
+            "GRPO gathers a model that is split by FSDP2, not by DeepSpeed",
+            where=label,
+            fix=f"launch with {LAUNCH}",
+        )
     with serving(trainer.sampler, leads=trainer.is_world_process_zero()):
         totals = trainer.run()
     trainer.save_final(mllm.processor, out_dir / "model")
@@ -359,15 +451,29 @@ def train_grpo(
 
 
 def build_trainer(
-    mllm: Mllm, fast: FastTokenizer | None, prompts: Sequence[Conversation], replay: Sequence[Conversation],
-    config: RlConfig, out_dir: Path, order: list[int], updates: int, label: str, lora: LoraModel | None = None,
-) -> GrpoTrainer:  # fmt: skip
+    mllm: Mllm,
+    fast: FastTokenizer | None,
+    prompts: Sequence[Conversation],
+    replay: Sequence[Conversation],
+    config: RlConfig,
+    out_dir: Path,
+    order: list[int],
+    updates: int,
+    label: str,
+    lora: LoraModel | None = None,
+) -> GrpoTrainer:
     """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other."""
     arguments = training_arguments(
-        config, out_dir, updates=updates, micro_batch=1, accumulation=1, schedule=config.schedule,
-        warmup_ratio=0.0, save_every=config.save_every * config.updates_per_rollout,
+        config,
+        out_dir,
+        updates=updates,
+        micro_batch=1,
+        accumulation=1,
+        schedule=config.schedule,
+        warmup_ratio=0.0,
+        save_every=config.save_every * config.updates_per_rollout,
         on_cpu=mllm.device.type == "cpu",
-    )  # fmt: skip
+    )
     per_update = config.prompts_per_update // config.micro_batch_size
     arguments.gradient_accumulation_steps = accumulation_of(
         config.prompts_per_update, config.micro_batch_size, arguments.world_size, unit="prompts"
@@ -376,12 +482,25 @@ def build_trainer(
     if replay:
         accumulation_of(config.replay_batch, 1, per_update, unit="conversations")
         size = config.replay_batch
-        replayed = Schedule(Conversations(mllm, replay), sample_order([0] * len(replay), size, updates, config.seed))
+        replayed = Schedule(
+            Conversations(mllm, replay), sample_order([0] * len(replay), size, updates, config.seed)
+        )
     return GrpoTrainer(
-        mllm, fast, prompts, replayed, config, order, mllm.model, arguments, Numbers(updates * per_update),
-        _number, label=label, out_dir=out_dir,
-        fingerprint={**config.fingerprint(), "conversations": digest_of(prompts, replay)}, lora=lora,
-    )  # fmt: skip
+        mllm,
+        fast,
+        prompts,
+        replayed,
+        config,
+        order,
+        mllm.model,
+        arguments,
+        Numbers(updates * per_update),
+        _number,
+        label=label,
+        out_dir=out_dir,
+        fingerprint={**config.fingerprint(), "conversations": digest_of(prompts, replay)},
+        lora=lora,
+    )
 
 
 def _seed(seed: int, place: int) -> int:

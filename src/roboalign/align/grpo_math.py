@@ -11,11 +11,15 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
     gives exact zeros. Raises ValueError on another shape or on NaN.
     """
     if group_size < 2 or rewards.ndim != 1 or len(rewards) % group_size:
-        raise ValueError(f"{list(rewards.shape)} rewards are not groups of {group_size} (at least 2)")
+        raise ValueError(
+            f"{list(rewards.shape)} rewards are not groups of {group_size} (at least 2)"
+        )
     if not torch.isfinite(rewards).all():
         raise ValueError("a reward is NaN or infinite")
     groups = rewards.view(-1, group_size)
-    advantages = (groups - groups.mean(dim=1, keepdim=True)) / (groups.std(dim=1, keepdim=True) + eps)
+    advantages = (groups - groups.mean(dim=1, keepdim=True)) / (
+        groups.std(dim=1, keepdim=True) + eps
+    )
     # The mean of equal floats may be off by one rounding, which the division by eps would turn into a signal.
     flat = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
     return advantages.masked_fill(flat, 0.0).view(-1)
@@ -39,7 +43,12 @@ def clipped_loss(
 
 
 def clipped_loss_tokens(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, low: float = 0.2, high: float = 0.3, dual_clip: float = 3.0
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    low: float = 0.2,
+    high: float = 0.3,
+    dual_clip: float = 3.0,
 ) -> Tensor:
     """`clipped_loss` before the mean, [B, T]."""
     ratio = torch.exp(torch.clamp(logp - old_logp, -20.0, 20.0))

@@ -18,14 +18,23 @@ class UpdateSums:
         self.clip_low, self.clip_high = clip_low, clip_high
         self.sums: dict[str, float] = {}
 
-    def add(self, batch: Batch, logp: Tensor, entropy: Tensor, kl: Tensor, replayed: Tensor | None) -> None:
+    def add(
+        self, batch: Batch, logp: Tensor, entropy: Tensor, kl: Tensor, replayed: Tensor | None
+    ) -> None:
         """Count a micro-batch; `logp`, `entropy` and `kl` are float32 [P * S, C], `replayed` its replay loss []."""
         kept, sums = batch.mask.bool(), self.sums
         ratio = torch.exp(logp - batch.old_logp)
         positive = batch.advantages[:, None] > 0
-        clipped = (positive & (ratio > 1 + self.clip_high)) | (~positive & (ratio < 1 - self.clip_low))
-        values = {"kl": kl, "entropy": entropy, "ratio": ratio, "clipped": clipped.float(),
-                  "drift": (logp - batch.old_logp).abs()}  # fmt: skip
+        clipped = (positive & (ratio > 1 + self.clip_high)) | (
+            ~positive & (ratio < 1 - self.clip_low)
+        )
+        values = {
+            "kl": kl,
+            "entropy": entropy,
+            "ratio": ratio,
+            "clipped": clipped.float(),
+            "drift": (logp - batch.old_logp).abs(),
+        }
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(value[kept].sum())
         sums["tokens"] = sums.get("tokens", 0.0) + float(kept.sum())
@@ -47,5 +56,7 @@ def means_of(parts: Sequence[dict[str, float]], accumulation: int) -> dict[str, 
     sums = {name: sum(part[name] for part in parts) for name in parts[0] if name != "ratio_max"}
     means = {name: sums[name] / sums["tokens"] for name in MEANS}
     # Each micro-batch's replay loss has been divided by those of its process in an update.
-    replay = {"replay_loss": sums["replay"] * accumulation / sums["micro"]} if "replay" in sums else {}
+    replay = (
+        {"replay_loss": sums["replay"] * accumulation / sums["micro"]} if "replay" in sums else {}
+    )
     return {**means, "ratio_max": largest, **replay}

@@ -18,14 +18,20 @@ def check_liger(model: Any) -> None:
     here: these become the common one.
     """
     if not is_liger_kernel_available():
-        raise RoboAlignError("liger-kernel is not installed", where="sft.liger",
-                             fix="install requirements-liger.lock, or set sft.compile instead")  # fmt: skip
+        raise RoboAlignError(
+            "liger-kernel is not installed",
+            where="sft.liger",
+            fix="install requirements-liger.lock, or set sft.compile instead",
+        )
     from liger_kernel.transformers.model import output_classes
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     if (kind := model.config.model_type) not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise RoboAlignError(f"Liger has no kernels for models of type {kind}", where="sft.liger",
-                             fix="set liger: false; sft.compile works for every model")  # fmt: skip
+        raise RoboAlignError(
+            f"Liger has no kernels for models of type {kind}",
+            where="sft.liger",
+            fix="set liger: false; sft.compile works for every model",
+        )
     for name in (f"Liger{prefix}CausalLMOutputWithPast" for prefix in GONE):
         if not hasattr(output_classes, name):
             setattr(output_classes, name, output_classes.LigerCausalLMOutputWithPast)

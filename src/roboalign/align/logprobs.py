@@ -17,9 +17,14 @@ class TokenStatistics:
 
 
 def completion_statistics(
-    model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor, *, temperature: float,
+    model: nn.Module,
+    prompts: dict[str, Tensor],
+    completions: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float,
     share_prompt: bool = True,
-) -> TokenStatistics:  # fmt: skip
+) -> TokenStatistics:
     """Statistics of `completions` int64 [P * S, C], padded right, S of them side by side for each of the P prompts.
 
     `prompts` are the model's arguments for the P prompts, padded left; `mask` [P * S, C] is 1 on tokens.
@@ -36,7 +41,9 @@ def completion_statistics(
     return TokenStatistics(logp, entropy)
 
 
-def _shared_forward(model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor) -> Tensor:
+def _shared_forward(
+    model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor
+) -> Tensor:
     """Logits [P * S, C, V] that predict `completions`: one pass over the prompts, one over the completions."""
     prompt_mask = prompts["attention_mask"]
     samples = len(completions) // len(prompt_mask)
@@ -55,7 +62,9 @@ def _shared_forward(model: nn.Module, prompts: dict[str, Tensor], completions: T
     steps = torch.arange(completions.shape[1] - 1, device=start.device)
     rest = model(
         input_ids=completions[:, :-1],
-        attention_mask=torch.cat([prompt_mask.repeat_interleave(samples, dim=0), mask[:, :-1]], dim=1),
+        attention_mask=torch.cat(
+            [prompt_mask.repeat_interleave(samples, dim=0), mask[:, :-1]], dim=1
+        ),
         position_ids=start.repeat_interleave(samples, dim=0) + steps,
         past_key_values=cache,
         use_cache=True,
@@ -63,7 +72,9 @@ def _shared_forward(model: nn.Module, prompts: dict[str, Tensor], completions: T
     return torch.cat([first, rest.logits], dim=1)
 
 
-def _repeated_forward(model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor) -> Tensor:
+def _repeated_forward(
+    model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor
+) -> Tensor:
     """The same logits from one pass over prompt and completion, the prompt and its image repeated."""
     rows = len(prompts["input_ids"])
     samples = len(completions) // rows
@@ -71,9 +82,13 @@ def _repeated_forward(model: nn.Module, prompts: dict[str, Tensor], completions:
     repeated["input_ids"] = torch.cat([repeated["input_ids"], completions], dim=1)
     repeated["attention_mask"] = torch.cat([repeated["attention_mask"], mask], dim=1)
     if "mm_token_type_ids" in repeated:
-        repeated["mm_token_type_ids"] = torch.cat([repeated["mm_token_type_ids"], torch.zeros_like(completions)], dim=1)
+        repeated["mm_token_type_ids"] = torch.cat(
+            [repeated["mm_token_type_ids"], torch.zeros_like(completions)], dim=1
+        )
     repeated |= _positions(model, repeated["attention_mask"])
-    return model(**repeated, use_cache=False, logits_to_keep=completions.shape[1] + 1).logits[:, :-1]
+    return model(**repeated, use_cache=False, logits_to_keep=completions.shape[1] + 1).logits[
+        :, :-1
+    ]
 
 
 def _positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:

@@ -54,10 +54,14 @@ def add_lora(mllm: Mllm, config: LoraConfig, seed: int) -> LoraModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         settings = PeftConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
-            target_modules=[names[id(m)] for m in model.get_decoder().modules() if isinstance(m, nn.Linear)],
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=[
+                names[id(m)] for m in model.get_decoder().modules() if isinstance(m, nn.Linear)
+            ],
             trainable_token_indices={names[id(table)]: rows for table in tables} if rows else None,
-        )  # fmt: skip
+        )
         lora = LoraModel(model, settings, ADAPTER)
     cast_adapter_dtype(model, ADAPTER)
     # peft ties the rows of a shared table where the config says so, and its output layer has no bias.
@@ -65,8 +69,10 @@ def add_lora(mllm: Mllm, config: LoraConfig, seed: int) -> LoraModel:
     if rows and (not tied or getattr(outputs, "bias", None) is not None):
         raise RoboAlignError(
             "the rows of the action tokens cannot be trained alone: the output embedding "
-            + ("has a bias" if tied else "is the input's, but tie_word_embeddings is not set"), where="lora",
-            fix="train all weights (lora: null), or correct the model's config.json")  # fmt: skip
+            + ("has a bias" if tied else "is the input's, but tie_word_embeddings is not set"),
+            where="lora",
+            fix="train all weights (lora: null), or correct the model's config.json",
+        )
     return lora
 
 
@@ -90,7 +96,9 @@ def adapted(model: nn.Module) -> bool:
 
 def save_adapters(model: nn.Module, folder: str | Path) -> None:
     """Write all that is trained, and nothing else, to `FILE` in `folder`."""
-    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    trained = {
+        name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
+    }
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(trained, Path(folder) / FILE)
 
@@ -112,15 +120,23 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """
     if not adapted(model):
         return model.state_dict()
-    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    state = {_plain(name): value for name, value in model.state_dict().items() if name not in trained}
+    trained = {
+        name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad
+    }
+    state = {
+        _plain(name): value for name, value in model.state_dict().items() if name not in trained
+    }
     with torch.no_grad():
         for name, layer in model.named_modules():
             if isinstance(layer, TrainableTokensLayer):
-                state[_plain(f"{name}.base_layer.weight")] = layer.get_merged_weights([ADAPTER]).cpu()
+                state[_plain(f"{name}.base_layer.weight")] = layer.get_merged_weights(
+                    [ADAPTER]
+                ).cpu()
             elif isinstance(layer, Linear):
                 weight = layer.get_parameter("base_layer.weight")
-                merged = (weight + layer.get_delta_weight(ADAPTER)).to(weight.dtype)  # as `merge` adds: rounded once
+                merged = (weight + layer.get_delta_weight(ADAPTER)).to(
+                    weight.dtype
+                )  # as `merge` adds: rounded once
                 state[_plain(f"{name}.base_layer.weight")] = merged.cpu()
     return state
 

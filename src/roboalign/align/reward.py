@@ -39,7 +39,9 @@ TAU = 0.3
 """Scale of the closeness, in normalised units: an L1 of 0.1 earns 0.72, the mean action (L1 about 0.5) earns 0.19. At
 half of this scale most samples of a model just after SFT earned next to nothing, whatever their distance."""
 
-MARK = re.compile(r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>")  # may not stand in the reasoning
+MARK = re.compile(
+    r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>"
+)  # may not stand in the reasoning
 _BEFORE = re.compile(r"\s*<think>(.*)</think>\s*<answer>\s*", re.DOTALL)
 _AFTER = re.compile(r"\s*</answer>\s*")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -102,7 +104,11 @@ def parse_response(
     action_ids = vocabulary.to_fast(ids[start + 1 : end])
     opening = _BEFORE.fullmatch(before)
     if opening is None or not opening[1].strip() or MARK.search(opening[1]):
-        return Parsed(False, action_ids, "text before the action block is not <think>reasoning</think><answer>")
+        return Parsed(
+            False,
+            action_ids,
+            "text before the action block is not <think>reasoning</think><answer>",
+        )
     if not _AFTER.fullmatch(after):
         return Parsed(False, action_ids, "text after the action block is not </answer>")
     return Parsed(True, action_ids, "ok")
@@ -145,7 +151,10 @@ def prefix_accuracy(generated: Sequence[int], target: Sequence[int]) -> float:
 
 
 def paper_reward(
-    parsed: Parsed, target: Sequence[int], chunk: np.ndarray | DecodeFailure | None, target_chunk: np.ndarray
+    parsed: Parsed,
+    target: Sequence[int],
+    chunk: np.ndarray | DecodeFailure | None,
+    target_chunk: np.ndarray,
 ) -> Reward:
     """The written reward: r_a is the prefix accuracy. `chunk` (see `decoded_reward`) is logged, never paid."""
     prefix = prefix_accuracy(parsed.action_ids or [], target)
@@ -191,9 +200,13 @@ def score_responses(
     parsed = [parse_response(ids, vocabulary, decode_text, eos_ids) for ids in responses]
     rewards = []
     chunks = fast.decode_batch([p.action_ids or [] for p in parsed])
-    for p, target, chunk, target_chunk in zip(parsed, targets, chunks, fast.decode_batch(targets), strict=True):
+    for p, target, chunk, target_chunk in zip(
+        parsed, targets, chunks, fast.decode_batch(targets), strict=True
+    ):
         if isinstance(target_chunk, DecodeFailure):
-            raise ValueError(f"a target of {len(target)} tokens decodes to no chunk: {target_chunk}")
+            raise ValueError(
+                f"a target of {len(target)} tokens decodes to no chunk: {target_chunk}"
+            )
         rewards.append(PRESETS[preset](p, target, chunk, target_chunk))
     return rewards
 
@@ -215,6 +228,12 @@ def _l1(chunk: np.ndarray | DecodeFailure | None, target_chunk: np.ndarray) -> f
 def _reward(parsed: Parsed, *, action: float, prefix: float, l1: float | None) -> Reward:
     form = float(parsed.well_formed)
     return Reward(
-        total=(form + action) / 2, format=form, action=action, prefix=prefix, l1=l1, decoded=l1 is not None,
-        length=len(parsed.action_ids or []), reason=parsed.reason,
-    )  # fmt: skip
+        total=(form + action) / 2,
+        format=form,
+        action=action,
+        prefix=prefix,
+        l1=l1,
+        decoded=l1 is not None,
+        length=len(parsed.action_ids or []),
+        reason=parsed.reason,
+    )

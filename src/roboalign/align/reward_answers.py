@@ -79,7 +79,9 @@ def parse_reply(text: str, label: str, special: Sequence[str] = ()) -> Reply:
     elif not whole[1].strip():
         reason = "empty reasoning"
     elif not answer:
-        reason = "another label than the question's" if answer is None else "nothing behind the label"
+        reason = (
+            "another label than the question's" if answer is None else "nothing behind the label"
+        )
     else:
         return Reply(True, whole[1].strip(), answer, "ok")
     return Reply(False, "", answer, reason)
@@ -115,7 +117,11 @@ PRESETS: dict[str, Callable[[Turn, str | None], float]] = {
 
 
 def score_answers(
-    texts: Sequence[str], conversations: Sequence[Conversation], *, preset: str, special: Sequence[str] = ()
+    texts: Sequence[str],
+    conversations: Sequence[Conversation],
+    *,
+    preset: str,
+    special: Sequence[str] = (),
 ) -> list[AnswerReward]:
     """Rewards of decoded responses to the first question of each conversation. `preset` names one of `PRESETS`,
     `special` is as in `parse_reply`.

@@ -29,9 +29,17 @@ class Sampler(Protocol):
     """What answers in place of `generate`: a server elsewhere."""
 
     def sample(
-        self, mllm: Mllm, asked: Sequence[Prompt], prompts: Sequence[Encoded], *, samples: int, max_new_tokens: int,
-        temperature: float, stop: str | None, seed: Sequence[int],
-    ) -> Generation: ...  # fmt: skip
+        self,
+        mllm: Mllm,
+        asked: Sequence[Prompt],
+        prompts: Sequence[Encoded],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        stop: str | None,
+        seed: Sequence[int],
+    ) -> Generation: ...
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,17 @@ class Batch:
 
 
 def roll_out(
-    mllm: Mllm, fast: FastTokenizer | None, conversations: Sequence[Conversation], *, samples: int, max_new_tokens: int,
-    temperature: float, preset: str, seed: int | Sequence[int], sampler: Sampler | None = None,
-) -> Rollout:  # fmt: skip
+    mllm: Mllm,
+    fast: FastTokenizer | None,
+    conversations: Sequence[Conversation],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    preset: str,
+    seed: int | Sequence[int],
+    sampler: Sampler | None = None,
+) -> Rollout:
     """Sample `samples` answers to the question of each conversation and reward them against its target.
 
     The target is an action chunk, or under a preset in words (`reward_answers`) what the answer is expected to be; then
@@ -88,8 +104,13 @@ def roll_out(
     """
     questions = [prompt_of(c) for c in conversations]
     prompts = [encode_prompt(mllm, one.question, one.image) for one in questions]
-    settings: dict[str, Any] = {"samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
-                                "stop": STOP, "seed": seed}  # fmt: skip
+    settings: dict[str, Any] = {
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "stop": STOP,
+        "seed": seed,
+    }
     if sampler is None:
         generation = generate(mllm, prompts, **settings)
     else:
@@ -99,14 +120,22 @@ def roll_out(
     rewards: Sequence[Reward | AnswerReward]
     if preset in IN_WORDS:
         texts = [text_of(mllm, row) for row in ids]
-        rewards = score_answers(texts, asked, preset=preset, special=mllm.tokenizer.all_special_tokens)
+        rewards = score_answers(
+            texts, asked, preset=preset, special=mllm.tokenizer.all_special_tokens
+        )
     else:
         assert mllm.vocabulary is not None and fast is not None
         rewards = score_responses(
-            ids, [c.target or () for c in asked], preset=preset, vocabulary=mllm.vocabulary,
-            fast=fast, decode_text=lambda row: str(mllm.tokenizer.decode(list(row), skip_special_tokens=False)),
+            ids,
+            [c.target or () for c in asked],
+            preset=preset,
+            vocabulary=mllm.vocabulary,
+            fast=fast,
+            decode_text=lambda row: str(
+                mllm.tokenizer.decode(list(row), skip_special_tokens=False)
+            ),
             eos_ids=end_ids(mllm),
-        )  # fmt: skip
+        )
     totals = torch.tensor([reward.total for reward in rewards])
     logp = [row for group in generation.logprobs for row in group]
     return Rollout(prompts, ids, logp, rewards, group_advantages(totals, samples), generation)
@@ -135,16 +164,21 @@ def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
     device = mllm.device
     return Batch(
         {key: value.to(device) for key, value in prompts.items()},
-        ids.to(device), mask.to(device), logp.to(device), rollout.advantages[rows].to(device),
-    )  # fmt: skip
+        ids.to(device),
+        mask.to(device),
+        logp.to(device),
+        rollout.advantages[rows].to(device),
+    )
 
 
 def groups_of(rollout: Rollout) -> list[Group]:
     """The rollout prompt by prompt."""
     samples = len(rollout.ids) // len(rollout.prompts)
     parts = [slice(first, first + samples) for first in range(0, len(rollout.ids), samples)]
-    return [Group(rollout.ids[part], rollout.rewards[part], finished, rollout.advantages[part].tolist())
-            for part, finished in zip(parts, rollout.generation.finished)]  # fmt: skip
+    return [
+        Group(rollout.ids[part], rollout.rewards[part], finished, rollout.advantages[part].tolist())
+        for part, finished in zip(parts, rollout.generation.finished)
+    ]
 
 
 def describe(groups: Sequence[Group], conversations: Sequence[Conversation]) -> dict[str, Any]:
@@ -159,7 +193,10 @@ def describe(groups: Sequence[Group], conversations: Sequence[Conversation]) -> 
         "reward": float(totals.mean()),
         "reward_std_in_group": float(totals.std(axis=1, ddof=1).mean()),
         "format": float(np.mean([r.format for r in rewards])),
-        **_actions([r for r in rewards if isinstance(r, Reward)], [c for c in conversations for _ in range(samples)]),
+        **_actions(
+            [r for r in rewards if isinstance(r, Reward)],
+            [c for c in conversations for _ in range(samples)],
+        ),
         **_words([r for r in rewards if isinstance(r, AnswerReward)]),
         "answers": len(rewards),
         "no_signal": float(np.mean(totals.max(axis=1) == totals.min(axis=1))),
@@ -191,7 +228,9 @@ def _actions(rewards: Sequence[Reward], asked: Sequence[Conversation]) -> dict[s
 def _words(rewards: Sequence[AnswerReward]) -> dict[str, Any]:
     if not rewards:
         return {}
-    return {name: float(np.mean([getattr(r, name) for r in rewards])) for name in ("score", "accuracy")}
+    return {
+        name: float(np.mean([getattr(r, name) for r in rewards])) for name in ("score", "accuracy")
+    }
 
 
 def sample_records(
@@ -203,7 +242,9 @@ def sample_records(
             "id": c.id,
             "question": c.turns[0].question,
             "answer": mllm.tokenizer.decode(group.ids[0], skip_special_tokens=False),
-            "target": list(c.target or ()) if isinstance(group.rewards[0], Reward) else c.turns[0].expected,
+            "target": list(c.target or ())
+            if isinstance(group.rewards[0], Reward)
+            else c.turns[0].expected,
             **vars(group.rewards[0]),
             "advantage": group.advantages[0],
         }
@@ -211,10 +252,14 @@ def sample_records(
     ]
 
 
-def check_prompts(mllm: Mllm, conversations: Sequence[Conversation], preset: str, where: str) -> None:
+def check_prompts(
+    mllm: Mllm, conversations: Sequence[Conversation], preset: str, where: str
+) -> None:
     """Raise RoboAlignError where these cannot be prompts of RL for this model and this preset of the reward."""
     if preset not in IN_WORDS and mllm.vocabulary is None:
-        raise RoboAlignError("the model has no action tokens", where=where, fix="run SFT with action turns first.")
+        raise RoboAlignError(
+            "the model has no action tokens", where=where, fix="run SFT with action turns first."
+        )
     if not conversations:
         fix = "ask more questions." if preset in IN_WORDS else "raise rl_share of the mixture."
         raise RoboAlignError("there is no RL prompt", where=where, fix=fix)
@@ -224,17 +269,27 @@ def check_prompts(mllm: Mllm, conversations: Sequence[Conversation], preset: str
         return
     untargeted = [c.id for c in conversations if not c.target]
     if untargeted:
-        raise RoboAlignError(f"{len(untargeted)} prompts have no target (first: {untargeted[0]})", where=where,
-                             fix="use the rl split of a mixture.")  # fmt: skip
+        raise RoboAlignError(
+            f"{len(untargeted)} prompts have no target (first: {untargeted[0]})",
+            where=where,
+            fix="use the rl split of a mixture.",
+        )
 
 
 def _check_question(turn: Turn, preset: str, where: str) -> None:
     """Its type is known, it asks to reason, and its expected answer is of the form that the preset scores."""
     label = label_of(turn.type)
-    if turn.mode != "think" or not turn.expected or (preset == "trace" and read_trace(turn.expected) is None):
+    if (
+        turn.mode != "think"
+        or not turn.expected
+        or (preset == "trace" and read_trace(turn.expected) is None)
+    ):
         raise RoboAlignError(
             f"a question of type {turn.type}, asked in mode {turn.mode} and answered `{label} {turn.expected}`, cannot "
-            f"be rewarded as `{preset}`", where=where, fix="ask questions with a known answer in think mode.")
+            f"be rewarded as `{preset}`",
+            where=where,
+            fix="ask questions with a known answer in think mode.",
+        )
 
 
 def _pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:

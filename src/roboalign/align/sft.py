@@ -28,12 +28,7 @@ from roboalign.align.dataset import (
 )
 from roboalign.align.liger import KERNELS, check_liger
 from roboalign.align.trained import TuneConfig, keep_connector_alone
-from roboalign.align.trainer import (
-    AlignTrainer,
-    Schedule,
-    accumulation_of,
-    training_arguments,
-)
+from roboalign.align.trainer import AlignTrainer, Schedule, accumulation_of, training_arguments
 from roboalign.align.zero3 import size_of
 from roboalign.data.conversation import Conversation
 from roboalign.errors import RoboAlignError
@@ -95,9 +90,15 @@ class SftTrainer(AlignTrainer):
         self.action_ids = action_ids(mllm)
         super().__init__(mllm.model, *arguments, **named)
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         asked = int((inputs["labels"] != IGNORED).sum())
-        self.count(samples=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()), answer_tokens=asked)
+        self.count(
+            samples=len(inputs["input_ids"]),
+            tokens=int(inputs["attention_mask"].sum()),
+            answer_tokens=asked,
+        )
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Any:
@@ -117,7 +118,12 @@ class CompileLayers(TrainerCallback):
 
 
 def train_sft(
-    mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, out_dir: str | Path, *, label: str = "sft"
+    mllm: Mllm,
+    conversations: Sequence[Conversation],
+    config: SftConfig,
+    out_dir: str | Path,
+    *,
+    label: str = "sft",
 ) -> dict[str, Any]:
     """Fine-tune `mllm` in place and write it to `out_dir/model`.
 
@@ -131,7 +137,9 @@ def train_sft(
     """
     out_dir = Path(out_dir)
     if not conversations:
-        raise RoboAlignError("there is no conversation to train on", where=str(out_dir), fix="look at the mixture.")
+        raise RoboAlignError(
+            "there is no conversation to train on", where=str(out_dir), fix="look at the mixture."
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     updates = config.max_steps or math.ceil(len(conversations) * config.epochs / config.batch_size)
@@ -147,23 +155,40 @@ def train_sft(
     trainable = sum(size_of(p) for p in mllm.model.parameters() if p.requires_grad)
     trainer.save_final(mllm.processor, out_dir / "model")
     parameters = sum(size_of(p) for p in mllm.model.parameters())
-    ledger = {"updates": updates, **totals, "turns": int(turns[order].sum()), "parameters": parameters,
-              "trainable": trainable}  # fmt: skip
+    ledger = {
+        "updates": updates,
+        **totals,
+        "turns": int(turns[order].sum()),
+        "parameters": parameters,
+        "trainable": trainable,
+    }
     if trainer.is_world_process_zero():
         write_json(out_dir / "ledger.json", ledger)
     return ledger
 
 
 def build_trainer(
-    mllm: Mllm, conversations: Sequence[Conversation], config: SftConfig, out_dir: Path, order: list[int], updates: int,
-    label: str, lora: LoraModel | None = None,
-) -> SftTrainer:  # fmt: skip
+    mllm: Mllm,
+    conversations: Sequence[Conversation],
+    config: SftConfig,
+    out_dir: Path,
+    order: list[int],
+    updates: int,
+    label: str,
+    lora: LoraModel | None = None,
+) -> SftTrainer:
     """The trainer of `train_sft`; `order` holds the conversations of all updates, one after the other."""
     arguments = training_arguments(
-        config, out_dir, updates=updates, micro_batch=config.micro_batch_size, accumulation=1,
-        schedule=config.schedule, warmup_ratio=config.warmup_ratio, save_every=config.save_every,
+        config,
+        out_dir,
+        updates=updates,
+        micro_batch=config.micro_batch_size,
+        accumulation=1,
+        schedule=config.schedule,
+        warmup_ratio=config.warmup_ratio,
+        save_every=config.save_every,
         on_cpu=mllm.device.type == "cpu",
-    )  # fmt: skip
+    )
     arguments.gradient_accumulation_steps = accumulation_of(
         config.batch_size, config.micro_batch_size, arguments.world_size
     )
@@ -172,7 +197,9 @@ def build_trainer(
         arguments.use_liger_kernel = True
         arguments.liger_kernel_config = KERNELS
     arguments.dataloader_num_workers = config.workers
-    arguments.dataloader_multiprocessing_context = "fork" if config.workers else None  # the model is not copied
+    arguments.dataloader_multiprocessing_context = (
+        "fork" if config.workers else None
+    )  # the model is not copied
     trainer = SftTrainer(
         mllm,
         arguments,

@@ -41,7 +41,9 @@ class ShardedTrainer(Trainer):
 
     model: Any
     lr_scheduler: Any
-    trained: list[list[nn.Parameter]]  # under DeepSpeed: of the optimizer's groups, which it flattens
+    trained: list[
+        list[nn.Parameter]
+    ]  # under DeepSpeed: of the optimizer's groups, which it flattens
 
     @property
     def splits(self) -> bool:
@@ -63,9 +65,13 @@ class ShardedTrainer(Trainer):
             self.trained = [list(group["params"]) for group in made.param_groups]
         return made
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
         if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
         if resume_from_checkpoint is not None:
             load_weights(self.model, Path(resume_from_checkpoint))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -86,7 +92,9 @@ class ShardedTrainer(Trainer):
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         if not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             super()._save(output_dir, state_dict)
@@ -108,7 +116,9 @@ class ShardedTrainer(Trainer):
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -119,7 +129,9 @@ class ShardedTrainer(Trainer):
             zero3.load_optimizer(self.optimizer, self.trained, Path(checkpoint) / OPTIMIZER_NAME)
         else:
             load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        self.lr_scheduler.load_state_dict(
+            torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        )
 
 
 def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
@@ -132,17 +144,25 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         accelerator.state.distributed_type = DistributedType.FSDP
     if not accelerator.is_fsdp2:
-        raise RoboAlignError("this launch asks for FSDP, but not for FSDP2 in several processes", where=ASKED,
-                             fix=f"launch several processes with {LAUNCH}")  # fmt: skip
+        raise RoboAlignError(
+            "this launch asks for FSDP, but not for FSDP2 in several processes",
+            where=ASKED,
+            fix=f"launch several processes with {LAUNCH}",
+        )
     plugin = accelerator.state.fsdp_plugin
     if plugin.cpu_ram_efficient_loading:
         # transformers has then given the other processes a model without weights; the KL reference is taken from it.
-        raise RoboAlignError("fsdp_cpu_ram_efficient_loading is on, and every process must load the weights",
-                             where=ASKED, fix=f"set it to false, as in {LAUNCH}")  # fmt: skip
+        raise RoboAlignError(
+            "fsdp_cpu_ram_efficient_loading is on, and every process must load the weights",
+            where=ASKED,
+            fix=f"set it to false, as in {LAUNCH}",
+        )
     if plugin.transformer_cls_names_to_wrap is None:
         # accelerate refuses a class that is not there; LLaVA names layers of every vision tower that it could have.
         there = {type(module).__name__ for module in model.modules()}
-        plugin.transformer_cls_names_to_wrap = sorted(there & set(getattr(model, "_no_split_modules", None) or ()))
+        plugin.transformer_cls_names_to_wrap = sorted(
+            there & set(getattr(model, "_no_split_modules", None) or ())
+        )
     # A gradient that waits for the last micro-batch would wait whole, on each device.
     accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
     if accelerator.mixed_precision == "bf16":
@@ -164,7 +184,9 @@ def shard(accelerator: Accelerator, model: nn.Module) -> Any:
 # Whole again. These are collectives: every process calls them, and one parameter at a time is whole beside the parts.
 
 
-def whole_parameters(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+def whole_parameters(
+    model: nn.Module, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Name and whole value of each parameter, one that several modules share once, in `dtype` (None: its own)."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -199,7 +221,9 @@ def _kept(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | _persistent_buffers(model)
 
 
-def plain_copy(model: Any, *, dtype: torch.dtype | None, device: torch.device, keep: bool = True) -> Any:
+def plain_copy(
+    model: Any, *, dtype: torch.dtype | None, device: torch.device, keep: bool = True
+) -> Any:
     """A whole, frozen copy of a split Hugging Face model in eval mode, on `device`; None without `keep`.
 
     It is a module of its own: its forward passes take no part in any collective, so that each process may make as many
@@ -212,15 +236,21 @@ def plain_copy(model: Any, *, dtype: torch.dtype | None, device: torch.device, k
     if not keep:
         return None
     copy = meta_model(model.config)
-    assert whole.keys() == {name for name, _ in copy.named_parameters()}, "the configuration is of another model"
-    buffers = {name: buffer.detach().to(device, copy=True) for name, buffer in model.named_buffers()}
+    assert whole.keys() == {name for name, _ in copy.named_parameters()}, (
+        "the configuration is of another model"
+    )
+    buffers = {
+        name: buffer.detach().to(device, copy=True) for name, buffer in model.named_buffers()
+    }
     for name, tensor in (whole | buffers).items():
         owner, _, leaf = name.rpartition(".")
         setattr(copy.get_submodule(owner), leaf, tensor)
     copy.tie_weights()
     copy.generation_config = model.generation_config
     if (renamed := getattr(model, "_weight_conversions", None)) is not None:
-        copy._weight_conversions = renamed  # the names that the policy's own folder gives its weights
+        copy._weight_conversions = (
+            renamed  # the names that the policy's own folder gives its weights
+        )
     return copy.eval()
 
 
@@ -229,9 +259,15 @@ def whole_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
     found = optimizer.state_dict()
     whole: dict[int, dict[str, Any]] = {}
     for index, moments in found["state"].items():
-        entry = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in moments.items()}
+        entry = {
+            name: value.full_tensor() if isinstance(value, DTensor) else value
+            for name, value in moments.items()
+        }
         if keep:
-            whole[index] = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in entry.items()}
+            whole[index] = {
+                name: value.cpu() if isinstance(value, Tensor) else value
+                for name, value in entry.items()
+            }
     return {"state": whole, "param_groups": found["param_groups"]} if keep else {}
 
 
@@ -246,8 +282,11 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             weight = left.pop(name)
             weight.copy_(_like(stored.get_tensor(name), weight))
     if left:
-        raise RoboAlignError(f"{len(left)} of its weights are not there ({', '.join(sorted(left)[:3])})",
-                             where=str(folder), fix=f"remove {folder.parent} to begin this training again")  # fmt: skip
+        raise RoboAlignError(
+            f"{len(left)} of its weights are not there ({', '.join(sorted(left)[:3])})",
+            where=str(folder),
+            fix=f"remove {folder.parent} to begin this training again",
+        )
 
 
 def load_optimizer(optimizer: Any, file: Path) -> None:
@@ -269,4 +308,6 @@ def _like(whole: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return whole.to(parameter.device)
     mesh = parameter.device_mesh
-    return distribute_tensor(whole.to(parameter.device), mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(
+        whole.to(parameter.device), mesh, parameter.placements, src_data_rank=None
+    )

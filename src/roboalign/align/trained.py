@@ -42,8 +42,11 @@ def freeze_vision(model: nn.Module) -> int:
     tower = model.get_encoder(modality="image")  # type: ignore[operator]
     frozen = {} if tower is model else vision_parameters(model)
     if not frozen:
-        raise RoboAlignError("freeze_vision is set, but the model has no vision tower", where=type(model).__name__,
-                             fix="set freeze_vision: false")  # fmt: skip
+        raise RoboAlignError(
+            "freeze_vision is set, but the model has no vision tower",
+            where=type(model).__name__,
+            fix="set freeze_vision: false",
+        )
     for parameter in frozen.values():
         parameter.requires_grad_(False)
     return sum(parameter.numel() for parameter in frozen.values())
@@ -55,10 +58,15 @@ def keep_connector_alone(model: nn.Module) -> int:
     Raises RoboAlignError where that is a part of the encoder itself, as in Qwen's models.
     """
     tower = {id(parameter) for parameter in model.get_encoder(modality="image").parameters()}  # type: ignore[operator]
-    connector = [parameter for parameter in vision_parameters(model).values() if id(parameter) not in tower]
+    connector = [
+        parameter for parameter in vision_parameters(model).values() if id(parameter) not in tower
+    ]
     if not connector:
-        raise RoboAlignError("the model has no projector beside its vision encoder", where=type(model).__name__,
-                             fix="leave backbone.connector out: it is for models of LLaVA's kind")  # fmt: skip
+        raise RoboAlignError(
+            "the model has no projector beside its vision encoder",
+            where=type(model).__name__,
+            fix="leave backbone.connector out: it is for models of LLaVA's kind",
+        )
     model.requires_grad_(False)
     for parameter in connector:
         parameter.requires_grad_(True)
@@ -69,4 +77,6 @@ def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters outside the text model and the embeddings, by name."""
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
     text = {id(parameter) for part in parts for parameter in part.parameters()}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in text}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if id(parameter) not in text
+    }

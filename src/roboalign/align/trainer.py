@@ -66,7 +66,15 @@ class TrainConfig(Config):
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that decide the weights: a checkpoint of others is not resumed."""
-        unsaid = {"log_every", "save_every", "threads", "workers", "compile", "liger", "logged_samples"}
+        unsaid = {
+            "log_every",
+            "save_every",
+            "threads",
+            "workers",
+            "compile",
+            "liger",
+            "logged_samples",
+        }
         return self.model_dump(mode="json", exclude=unsaid)
 
 
@@ -87,9 +95,17 @@ class Schedule(Dataset):
 
 
 def training_arguments(
-    config: TrainConfig, out_dir: Path, *, updates: int, micro_batch: int, accumulation: int, schedule: str,
-    warmup_ratio: float, save_every: int, on_cpu: bool,
-) -> TrainingArguments:  # fmt: skip
+    config: TrainConfig,
+    out_dir: Path,
+    *,
+    updates: int,
+    micro_batch: int,
+    accumulation: int,
+    schedule: str,
+    warmup_ratio: float,
+    save_every: int,
+    on_cpu: bool,
+) -> TrainingArguments:
     """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
     check_installed()
     arguments = TrainingArguments(
@@ -133,9 +149,18 @@ class AlignTrainer(ShardedTrainer):
     """
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, dataset: Dataset, collate: Any, *, label: str, out_dir: Path,
-        fingerprint: dict[str, Any], loss: Any = None, lora: LoraModel | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        dataset: Dataset,
+        collate: Any,
+        *,
+        label: str,
+        out_dir: Path,
+        fingerprint: dict[str, Any],
+        loss: Any = None,
+        lora: LoraModel | None = None,
+    ) -> None:
         self.label, self.out_dir, self.lora = label, out_dir, lora
         self.checkpoints = out_dir / "checkpoints"
         self.fingerprint = {**fingerprint, "initial weights": weights_fingerprint(model)}
@@ -143,11 +168,18 @@ class AlignTrainer(ShardedTrainer):
         self.staging: Path | None = None
         self.began = 0.0
         self.last_record: dict[str, Any] = {}
-        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, compute_loss_func=loss)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            data_collator=collate,
+            compute_loss_func=loss,
+        )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
         if lora is not None and self.splits:
             raise RoboAlignError(
-                "LoRA trains beside the whole model on each device, and this launch splits it", where=label,
+                "LoRA trains beside the whole model on each device, and this launch splits it",
+                where=label,
                 fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or set lora: null",
             )
 
@@ -161,7 +193,9 @@ class AlignTrainer(ShardedTrainer):
             manifest = read_json(checkpoint / MANIFEST)
             done, seconds = manifest["step"], manifest["totals"].pop("seconds")
             # One process carries what all had consumed.
-            self.counters = {name: amount if first else 0 for name, amount in manifest["totals"].items()}
+            self.counters = {
+                name: amount if first else 0 for name, amount in manifest["totals"].items()
+            }
             if first:
                 print(f"[{self.label}] resuming from {checkpoint} (update {done})", file=sys.stderr)
         self.began = time.monotonic() - seconds
@@ -185,14 +219,18 @@ class AlignTrainer(ShardedTrainer):
         The seconds that a killed process spent up to its last checkpoint count.
         """
         names = list(self.counters)
-        values = torch.tensor([self.counters[name] for name in names], dtype=torch.float64, device=self.args.device)
+        values = torch.tensor(
+            [self.counters[name] for name in names], dtype=torch.float64, device=self.args.device
+        )
         summed = self.accelerator.reduce(values, reduction="sum").tolist()
         totals = {name: int(v) if v == int(v) else round(v, 3) for name, v in zip(names, summed)}
         return {**totals, "seconds": round(time.monotonic() - self.began, 3)}
 
     # Nothing swallowed.
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._stop(f"the loss is {loss.item()}")
@@ -206,7 +244,11 @@ class AlignTrainer(ShardedTrainer):
 
     def _stop(self, what: str) -> None:
         saved = self._last_whole()
-        kept = f"the weights of {saved.name} are kept" if saved else "no checkpoint had been written yet"
+        kept = (
+            f"the weights of {saved.name} are kept"
+            if saved
+            else "no checkpoint had been written yet"
+        )
         raise RoboAlignError(
             f"{what}; the run stopped before the weights changed, {kept}",
             where=f"{self.label}, update {self.state.global_step + 1}",
@@ -224,7 +266,9 @@ class AlignTrainer(ShardedTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
         staging = self.checkpoints / ".partial" / name
-        with room_on_disk(staging, self.checkpoints / name, self.model, optimizer=True, kept=self._last_whole):
+        with room_on_disk(
+            staging, self.checkpoints / name, self.model, optimizer=True, kept=self._last_whole
+        ):
             self._write_checkpoint(model, trial)
 
     def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -239,10 +283,19 @@ class AlignTrainer(ShardedTrainer):
         totals = self.totals()
         if not self.args.should_save:
             return
-        sizes = {str(p.relative_to(written)): p.stat().st_size for p in sorted(written.rglob("*")) if p.is_file()}
+        sizes = {
+            str(p.relative_to(written)): p.stat().st_size
+            for p in sorted(written.rglob("*"))
+            if p.is_file()
+        }
         write_json(
             written / MANIFEST,
-            {"step": self.state.global_step, "files": sizes, "fingerprint": self.fingerprint, "totals": totals},
+            {
+                "step": self.state.global_step,
+                "files": sizes,
+                "fingerprint": self.fingerprint,
+                "totals": totals,
+            },
         )
         final = self.checkpoints / written.name
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
@@ -252,13 +305,17 @@ class AlignTrainer(ShardedTrainer):
 
     # With LoRA a checkpoint holds the adapters; the frozen weights are those of the folder that training starts from.
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         if self.lora is None:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             save_adapters(self.lora.model, str(output_dir))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         if self.lora is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -270,8 +327,14 @@ class AlignTrainer(ShardedTrainer):
         """Append one record to metrics.jsonl. The summary that Trainer logs at the end is not one."""
         if "loss" not in logs:
             return
-        self.last_record = {"step": self.state.global_step, "loss": logs["loss"], "lr": logs["learning_rate"],
-                            "grad_norm": logs["grad_norm"], **self.totals(), **self.step_metrics()}  # fmt: skip
+        self.last_record = {
+            "step": self.state.global_step,
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": logs["grad_norm"],
+            **self.totals(),
+            **self.step_metrics(),
+        }
         if self.is_world_process_zero():
             append_jsonl(self.out_dir / "metrics.jsonl", self.last_record)
 
@@ -327,7 +390,10 @@ class _Advance(TrainerCallback):
 
 
 def accumulation_of(
-    batch: int, micro: int, world: int, unit: Literal["conversations", "prompts", "frames"] = "conversations"
+    batch: int,
+    micro: int,
+    world: int,
+    unit: Literal["conversations", "prompts", "frames"] = "conversations",
 ) -> int:
     """Micro-batches per update and device, so that an update has `batch` samples over all devices."""
     if batch % (micro * world):

@@ -17,13 +17,22 @@ from torch.nn.functional import smooth_l1_loss
 from torch.utils.data import Dataset
 
 from roboalign.align.dataset import sample_order
-from roboalign.align.trainer import AlignTrainer, Schedule, TrainConfig, accumulation_of, training_arguments
+from roboalign.align.trainer import (
+    AlignTrainer,
+    Schedule,
+    TrainConfig,
+    accumulation_of,
+    training_arguments,
+)
 from roboalign.data.keypoints import Keypoints
 from roboalign.errors import RoboAlignError
 from roboalign.files import write_json
 from roboalign.mllm.load import Mllm
 
-PIXEL_BETA, METRE_BETA = 0.05, 0.2  # where the Huber losses turn linear: image widths, and METRES below
+PIXEL_BETA, METRE_BETA = (
+    0.05,
+    0.2,
+)  # where the Huber losses turn linear: image widths, and METRES below
 METRES = 0.1  # the unit in which positions are regressed
 PIXEL_WEIGHT = 4.0
 
@@ -54,7 +63,9 @@ class KeypointReader(nn.Module):
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 5))
         self.register_buffer("centre", centre)  # [3], mean position, metres
 
-    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, pixel_values: Tensor, image_grid_thw: Tensor, queries: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Pixels of B images, queries [B, Q] -> places in the image [B, Q, 2] and in the world [B, Q, 3], metres."""
         seen = self.tower(pixel_values, grid_thw=image_grid_thw)
         tokens = seen.pooler_output + sum(getattr(seen, "deepstack_features", None) or [])
@@ -75,29 +86,49 @@ class _Frames(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         episode, t = self.points.frames[index]
         points = self.points
-        return {"image": episode.frame(self.camera, t), "queries": points.queries[index], "known": points.known[index],
-                "pixels": points.pixels[index], "positions": points.positions[index]}
+        return {
+            "image": episode.frame(self.camera, t),
+            "queries": points.queries[index],
+            "known": points.known[index],
+            "pixels": points.pixels[index],
+            "positions": points.positions[index],
+        }
 
 
 class VisionTrainer(AlignTrainer):
     """Huber losses of both places, averaged over an update's known bodies; 0 for one that shows none."""
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
         self.count(samples=len(inputs["queries"]))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
         """[] this process's part of an update's loss, which is the mean of all parts."""
-        pixels, positions = model(inputs["pixel_values"], inputs["image_grid_thw"], inputs["queries"])
+        pixels, positions = model(
+            inputs["pixel_values"], inputs["image_grid_thw"], inputs["queries"]
+        )
         known = inputs["known"].unsqueeze(-1).to(pixels.dtype)
         image = smooth_l1_loss(pixels, inputs["pixels"], reduction="none", beta=PIXEL_BETA)
-        world = smooth_l1_loss(positions / METRES, inputs["positions"] / METRES, reduction="none", beta=METRE_BETA)
+        world = smooth_l1_loss(
+            positions / METRES, inputs["positions"] / METRES, reduction="none", beta=METRE_BETA
+        )
         everyones = self.accelerator.reduce(known.sum(), reduction="sum").clamp(min=1)
-        return (PIXEL_WEIGHT * (image * known).sum() + (world * known).sum()) * self.args.world_size / everyones
+        return (
+            (PIXEL_WEIGHT * (image * known).sum() + (world * known).sum())
+            * self.args.world_size
+            / everyones
+        )
 
 
 def pretrain_vision(
-    mllm: Mllm, points: Keypoints, heldout: Keypoints | None, camera: str, config: VisionConfig, out_dir: str | Path
+    mllm: Mllm,
+    points: Keypoints,
+    heldout: Keypoints | None,
+    camera: str,
+    config: VisionConfig,
+    out_dir: str | Path,
 ) -> dict[str, Any]:
     """Train the vision tower of `mllm` in place on keypoints; everything else of it stays as it is.
 
@@ -111,20 +142,39 @@ def pretrain_vision(
     torch.manual_seed(config.seed)  # the reader's weights
     reader = KeypointReader(mllm.model.model.visual, width, points.n_queries, centre)
     arguments = training_arguments(
-        config, out_dir, updates=config.updates, micro_batch=config.batch_size, accumulation=1, schedule="cosine",
-        warmup_ratio=config.warmup_ratio, save_every=config.save_every, on_cpu=mllm.device.type == "cpu",
-    )  # fmt: skip
-    arguments.per_device_train_batch_size = accumulation_of(config.batch_size, 1, arguments.world_size, unit="frames")
+        config,
+        out_dir,
+        updates=config.updates,
+        micro_batch=config.batch_size,
+        accumulation=1,
+        schedule="cosine",
+        warmup_ratio=config.warmup_ratio,
+        save_every=config.save_every,
+        on_cpu=mllm.device.type == "cpu",
+    )
+    arguments.per_device_train_batch_size = accumulation_of(
+        config.batch_size, 1, arguments.world_size, unit="frames"
+    )
     order = sample_order([0] * len(points.frames), config.batch_size, config.updates, config.seed)
 
     def together(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         return collate_frames(mllm, rows)
 
-    trainer = VisionTrainer(reader, arguments, Schedule(_Frames(points, camera), order), together, label="vision",
-                            out_dir=out_dir, fingerprint={**config.fingerprint(), "frames": len(points.frames)})
+    trainer = VisionTrainer(
+        reader,
+        arguments,
+        Schedule(_Frames(points, camera), order),
+        together,
+        label="vision",
+        out_dir=out_dir,
+        fingerprint={**config.fingerprint(), "frames": len(points.frames)},
+    )
     if trainer.splits:
-        raise RoboAlignError("a vision tower is pretrained whole on each device, and this launch splits it",
-                             where="base", fix="run `roboalign base RECIPE` without this launch first")  # fmt: skip
+        raise RoboAlignError(
+            "a vision tower is pretrained whole on each device, and this launch splits it",
+            where="base",
+            fix="run `roboalign base RECIPE` without this launch first",
+        )
     ledger = {"updates": config.updates, **trainer.run()}
     mllm.model.eval()
     if heldout is not None:
@@ -139,8 +189,16 @@ def collate_frames(mllm: Mllm, rows: Sequence[dict[str, Any]]) -> dict[str, Tens
     pixels = mllm.processor.image_processor(
         [[row["image"]] for row in rows], return_tensors="pt", input_data_format="channels_last"
     )
-    stacked = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0] if key != "image"}
-    return {**stacked, "pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}
+    stacked = {
+        key: torch.from_numpy(np.stack([row[key] for row in rows]))
+        for key in rows[0]
+        if key != "image"
+    }
+    return {
+        **stacked,
+        "pixel_values": pixels["pixel_values"],
+        "image_grid_thw": pixels["image_grid_thw"],
+    }
 
 
 @torch.no_grad()
@@ -150,7 +208,9 @@ def reader_errors(
     """Median distances to the known bodies: `pixel_error` in image widths, `metre_error`."""
     frames, pixel_errors, metre_errors = _Frames(points, camera), [], []
     for start in range(0, len(frames), batch):
-        rows = collate_frames(mllm, [frames[i] for i in range(start, min(start + batch, len(frames)))])
+        rows = collate_frames(
+            mllm, [frames[i] for i in range(start, min(start + batch, len(frames)))]
+        )
         pixels, positions = reader(rows["pixel_values"], rows["image_grid_thw"], rows["queries"])
         pixel_errors.append((pixels - rows["pixels"]).norm(dim=-1)[rows["known"]])
         metre_errors.append((positions - rows["positions"]).norm(dim=-1)[rows["known"]])

@@ -52,7 +52,9 @@ class Drift:
     @classmethod
     def over(cls, parts: "Sequence[Drift]") -> "Drift":
         """That of all parts together."""
-        return cls(sum(p.total for p in parts), max(p.largest for p in parts), sum(p.tokens for p in parts))
+        return cls(
+            sum(p.total for p in parts), max(p.largest for p in parts), sum(p.tokens for p in parts)
+        )
 
 
 class VllmSampler:
@@ -72,12 +74,19 @@ class VllmSampler:
         if config.serve:
             log = out_dir / f"vllm-{rank}.log"
             self.own = VllmProcess(config, self.folder, log, device)
-            self.client = VllmClient(config, f"see the log; {GOES_ON}", socket=self.own.socket, where=str(log),
-                                     check=self.own.check)  # fmt: skip
+            self.client = VllmClient(
+                config,
+                f"see the log; {GOES_ON}",
+                socket=self.own.socket,
+                where=str(log),
+                check=self.own.check,
+            )
             self.says = f"each process samples its answers with `{shown(self.own.command)}`"
         else:
             command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} {OPTIONS}"
-            self.client = VllmClient(config, f"see that the server is up: `{command}` (docs/vllm.md); {GOES_ON}")
+            self.client = VllmClient(
+                config, f"see that the server is up: `{command}` (docs/vllm.md); {GOES_ON}"
+            )
             self.says = f"{config.url} samples the answers: `{command}`"
 
     def write(self, mllm: Mllm, update: int) -> None:
@@ -87,7 +96,13 @@ class VllmSampler:
             print(f"[vllm] {self.says}", file=sys.stderr, flush=True)
 
     def load(
-        self, mllm: Mllm, probes: Sequence[Prompt], update: int, max_new_tokens: int, *, share_prompt: bool = True
+        self,
+        mllm: Mllm,
+        probes: Sequence[Prompt],
+        update: int,
+        max_new_tokens: int,
+        *,
+        share_prompt: bool = True,
     ) -> Drift:
         """Have the server load what was written, and prove by greedy answers to `probes` that it answers as `mllm`.
 
@@ -106,10 +121,21 @@ class VllmSampler:
         self.client.request("/reset_encoder_cache", {})
         self._reset_prefix_cache()
         prompts = [encode_prompt(mllm, probe.question, probe.image) for probe in probes]
-        greedy = self.sample(mllm, probes, prompts, samples=1, max_new_tokens=max_new_tokens, temperature=0.0,
-                             stop=None, seed=[0] * len(prompts))  # fmt: skip
+        greedy = self.sample(
+            mllm,
+            probes,
+            prompts,
+            samples=1,
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            stop=None,
+            seed=[0] * len(prompts),
+        )
         found = drift_of(mllm, prompts, greedy, share_prompt=share_prompt)
-        self.check(found, f"greedy answers to {len(prompts)} prompts after the weights of update {update} were loaded")
+        self.check(
+            found,
+            f"greedy answers to {len(prompts)} prompts after the weights of update {update} were loaded",
+        )
         return found
 
     def _rouse(self, own: VllmProcess) -> None:
@@ -119,7 +145,9 @@ class VllmSampler:
         if not own.started:
             own.start()
         elif self.config.sleep:
-            self.client.request("/wake_up", {}, final=True)  # what fails is memory, and the trainer frees no more
+            self.client.request(
+                "/wake_up", {}, final=True
+            )  # what fails is memory, and the trainer frees no more
 
     def rest(self) -> None:
         """An own server gives its memory back until the next `load`."""
@@ -140,32 +168,47 @@ class VllmSampler:
             raise RoboAlignError(
                 f"the server answers with other weights than the trainer's: its log-probabilities differ by "
                 f"{drift.mean:.3g} a token ({drift.largest:.3g} at most) in {what}; {self.config.tolerance:g} is "
-                "allowed", where=self.client.where,
+                "allowed",
+                where=self.client.where,
                 fix=("" if self.own else f"start the server on {self.folder}, for this run alone; ")
-                    + f"where it computes in less precision, raise rl.vllm.tolerance; {GOES_ON}")  # fmt: skip
+                + f"where it computes in less precision, raise rl.vllm.tolerance; {GOES_ON}",
+            )
 
     def sample(
-        self, mllm: Mllm, asked: Sequence[Prompt], prompts: Sequence[Encoded], *, samples: int, max_new_tokens: int,
-        temperature: float, stop: str | None, seed: Sequence[int],
-    ) -> Generation:  # fmt: skip
+        self,
+        mllm: Mllm,
+        asked: Sequence[Prompt],
+        prompts: Sequence[Encoded],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        stop: str | None,
+        seed: Sequence[int],
+    ) -> Generation:
         """As `generate` on `prompts`, which are `asked` encoded; a prompt's answers have the seeds `seed + 0, 1, ...`.
 
         `logprobs` are those of the model's logits whatever the temperature. Raises RoboAlignError where the server is
         lost, or a reply is not the answers to the prompt that was sent.
         """
         settings = sampling(mllm, samples, max_new_tokens, temperature, stop)
-        bodies = [{"model": self._name(), "messages": messages(one), **settings, "seed": number}
-                  for one, number in zip(asked, seed, strict=True)]  # fmt: skip
+        bodies = [
+            {"model": self._name(), "messages": messages(one), **settings, "seed": number}
+            for one, number in zip(asked, seed, strict=True)
+        ]
         replies = self._all(bodies)
-        answers = [read_reply(mllm, reply, encoded, samples, max_new_tokens, stop, self.client.where)
-                   for reply, encoded in zip(replies, prompts, strict=True)]  # fmt: skip
+        answers = [
+            read_reply(mllm, reply, encoded, samples, max_new_tokens, stop, self.client.where)
+            for reply, encoded in zip(replies, prompts, strict=True)
+        ]
         tokens = [[ids for ids, _, _ in group] for group in answers]
         return Generation(
-            tokens=tokens, logprobs=[[logp for _, logp, _ in group] for group in answers],
+            tokens=tokens,
+            logprobs=[[logp for _, logp, _ in group] for group in answers],
             finished=[[end for _, _, end in group] for group in answers],
             n_prefill_tokens=sum(len(one.input_ids) for one in prompts),
             n_decoded_tokens=sum(len(ids) for group in tokens for ids in group),
-        )  # fmt: skip
+        )
 
     def _all(self, bodies: list[dict[str, Any]]) -> list[Any]:
         """The replies to all requests; the first that fails for good ends the others."""
@@ -186,17 +229,25 @@ class VllmSampler:
             try:
                 self.served_as = str(reply["data"][0]["id"])
             except (KeyError, IndexError, TypeError):
-                raise RoboAlignError("the reply names no model", where=self.client.place("/v1/models"),
-                                     fix="check that rl.vllm.url is that of a vLLM server") from None  # fmt: skip
+                raise RoboAlignError(
+                    "the reply names no model",
+                    where=self.client.place("/v1/models"),
+                    fix="check that rl.vllm.url is that of a vLLM server",
+                ) from None
         return self.served_as
 
     def _reset_prefix_cache(self) -> None:
         """The server refuses while requests are at work: those of a run that was killed end by themselves."""
         end = time.monotonic() + self.config.patience
-        while (said := self.client.request("/reset_prefix_cache", {})) is not None and said.get("success") is False:
+        while (said := self.client.request("/reset_prefix_cache", {})) is not None and said.get(
+            "success"
+        ) is False:
             if time.monotonic() > end:
-                raise RoboAlignError("the server does not let go of its prefix cache", where=self.client.where,
-                                     fix="see that nothing else asks this server, or start it again")  # fmt: skip
+                raise RoboAlignError(
+                    "the server does not let go of its prefix cache",
+                    where=self.client.where,
+                    fix="see that nothing else asks this server, or start it again",
+                )
             time.sleep(0.5)
 
 
@@ -221,48 +272,82 @@ def messages(asked: Prompt) -> list[dict[str, Any]]:
     buffer = io.BytesIO()
     Image.fromarray(asked.image).save(buffer, "PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": asked.question.strip()}]
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": asked.question.strip()},
+    ]
     return [{"role": "user", "content": content}]
 
 
-def sampling(mllm: Mllm, samples: int, max_new_tokens: int, temperature: float, stop: str | None) -> dict[str, Any]:
+def sampling(
+    mllm: Mllm, samples: int, max_new_tokens: int, temperature: float, stop: str | None
+) -> dict[str, Any]:
     """What a request says beside its prompt: sampling as `generate` does it, every default of the server overridden."""
     return {
-        "n": samples, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0, "top_k": -1, "min_p": 0.0,
-        "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        "n": samples,
+        "max_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         **({"stop": [stop], "include_stop_str_in_output": True} if stop else {}),
         "stop_token_ids": sorted(end_ids(mllm)),
         "logit_bias": {str(token): FORBIDDEN for token in suppressed_ids(mllm)},
         "add_special_tokens": adds_bos(mllm),
-        "skip_special_tokens": False, "spaces_between_special_tokens": False,
-        "logprobs": True, "top_logprobs": 0, "return_token_ids": True,
-    }  # fmt: skip
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+        "logprobs": True,
+        "top_logprobs": 0,
+        "return_token_ids": True,
+    }
 
 
 def read_reply(
-    mllm: Mllm, reply: Any, prompt: Encoded, samples: int, max_new_tokens: int, stop: str | None, where: str
+    mllm: Mllm,
+    reply: Any,
+    prompt: Encoded,
+    samples: int,
+    max_new_tokens: int,
+    stop: str | None,
+    where: str,
 ) -> list[tuple[list[int], list[float], bool]]:
     """The answers of a chat completion: token ids, log-probabilities [n], and whether the answer ended by itself.
 
     Raises RoboAlignError where these are not `samples` answers to `prompt`, token by token.
     """
 
-    def refused(problem: str, fix: str = "docs/vllm.md says which vLLM, and how it is started") -> RoboAlignError:
-        return RoboAlignError(f"a reply cannot be trained on: {problem}", where=where, fix=f"{fix}; {GOES_ON}")
+    def refused(
+        problem: str, fix: str = "docs/vllm.md says which vLLM, and how it is started"
+    ) -> RoboAlignError:
+        return RoboAlignError(
+            f"a reply cannot be trained on: {problem}", where=where, fix=f"{fix}; {GOES_ON}"
+        )
 
     try:
         read = list(reply["prompt_token_ids"] or [])
         choices = sorted(reply["choices"], key=lambda choice: choice["index"])
-        answers = [(list(choice["token_ids"] or []), [float(one["logprob"]) for one in choice["logprobs"]["content"]])
-                   for choice in choices]  # fmt: skip
+        answers = [
+            (
+                list(choice["token_ids"] or []),
+                [float(one["logprob"]) for one in choice["logprobs"]["content"]],
+            )
+            for choice in choices
+        ]
     except (KeyError, TypeError, ValueError):
         raise refused("it is no chat completion with token ids and log-probabilities") from None
     ours = prompt.input_ids.tolist()
     if read != ours:
-        place = next((i for i, (a, b) in enumerate(zip(read, ours)) if a != b), min(len(read), len(ours)))
-        raise refused(f"the server read the prompt as other tokens than the trainer ({len(read)} and {len(ours)}, "
-                      f"the first difference at {place})",
-                      "start the server on the folder in rl.vllm.weights, without another chat template")  # fmt: skip
+        place = next(
+            (i for i, (a, b) in enumerate(zip(read, ours)) if a != b), min(len(read), len(ours))
+        )
+        raise refused(
+            f"the server read the prompt as other tokens than the trainer ({len(read)} and {len(ours)}, "
+            f"the first difference at {place})",
+            "start the server on the folder in rl.vllm.weights, without another chat template",
+        )
     if len(answers) != samples:
         raise refused(f"it holds {len(answers)} answers, not {samples}")
     known, never = len(mllm.tokenizer), set(suppressed_ids(mllm))
@@ -271,27 +356,43 @@ def read_reply(
         if not ids:
             raise refused("an answer is empty")
         if len(ids) > max_new_tokens or len(ids) != len(logp) or not all(map(math.isfinite, logp)):
-            raise refused(f"an answer of {len(ids)} tokens has {len(logp)} log-probabilities, {max_new_tokens} tokens "
-                          "were asked for")  # fmt: skip
-        strange = [token for token in ids if not isinstance(token, int) or not 0 <= token < known or token in never]
+            raise refused(
+                f"an answer of {len(ids)} tokens has {len(logp)} log-probabilities, {max_new_tokens} tokens "
+                "were asked for"
+            )
+        strange = [
+            token
+            for token in ids
+            if not isinstance(token, int) or not 0 <= token < known or token in never
+        ]
         if strange:
             raise refused(f"token {strange[0]} is none that may be sampled")
-        ended = ids[-1] in end_ids(mllm) or (bool(stop) and str(stop) in _tail(mllm, ids, str(stop)))
+        ended = ids[-1] in end_ids(mllm) or (
+            bool(stop) and str(stop) in _tail(mllm, ids, str(stop))
+        )
         if not ended and len(ids) < max_new_tokens:
-            raise refused(f"an answer stops after {len(ids)} tokens, at neither an end token nor `{stop}`")
+            raise refused(
+                f"an answer stops after {len(ids)} tokens, at neither an end token nor `{stop}`"
+            )
         found.append((ids, logp, ended))
     return found
 
 
-def drift_of(mllm: Mllm, prompts: Sequence[Encoded], generation: Generation, *, share_prompt: bool = True) -> Drift:
+def drift_of(
+    mllm: Mllm, prompts: Sequence[Encoded], generation: Generation, *, share_prompt: bool = True
+) -> Drift:
     """How far `generation.logprobs` are from the model's own, over all its tokens."""
     ids = [row for group in generation.tokens for row in group]
     logp = [row for group in generation.logprobs for row in group]
     rollout = Rollout(list(prompts), ids, logp, [], torch.zeros(len(ids)), generation)
-    return own_logp(mllm, batch_of(mllm, rollout, 0, len(prompts)), temperature=1.0, share_prompt=share_prompt)[1]
+    return own_logp(
+        mllm, batch_of(mllm, rollout, 0, len(prompts)), temperature=1.0, share_prompt=share_prompt
+    )[1]
 
 
-def own_logp(mllm: Mllm, batch: Batch, *, temperature: float, share_prompt: bool = True) -> tuple[Batch, Drift]:
+def own_logp(
+    mllm: Mllm, batch: Batch, *, temperature: float, share_prompt: bool = True
+) -> tuple[Batch, Drift]:
     """The batch with the model's own log-probabilities, at `temperature`, in place of the server's; and their distance.
 
     The server's are of the logits, as at temperature 1, and are compared with ours at that.
@@ -300,13 +401,21 @@ def own_logp(mllm: Mllm, batch: Batch, *, temperature: float, share_prompt: bool
     mllm.model.eval()
     with torch.no_grad():
         logp = {
-            one: completion_statistics(mllm.model, batch.prompts, batch.completions, batch.mask, temperature=one,
-                                       share_prompt=share_prompt).logp
+            one: completion_statistics(
+                mllm.model,
+                batch.prompts,
+                batch.completions,
+                batch.mask,
+                temperature=one,
+                share_prompt=share_prompt,
+            ).logp
             for one in {temperature, 1.0}
-        }  # fmt: skip
+        }
     mllm.model.train(training)
     apart = (logp[1.0] - batch.old_logp).abs()[batch.mask.bool()]
-    return replace(batch, old_logp=logp[temperature]), Drift(float(apart.sum()), float(apart.max()), len(apart))
+    return replace(batch, old_logp=logp[temperature]), Drift(
+        float(apart.sum()), float(apart.max()), len(apart)
+    )
 
 
 def _tail(mllm: Mllm, ids: list[int], stop: str) -> str:

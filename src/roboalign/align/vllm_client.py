@@ -21,7 +21,9 @@ from roboalign.errors import RoboAlignError
 KEY = "VLLM_API_KEY"  # the variable from which `vllm serve` takes the key that it asks for
 # Sampling defaults are not the folder's; images are resized by Pillow, as here, and not by torchvision.
 OPTIONS = """--generation-config vllm --mm-processor-kwargs '{"use_fast": false}'"""
-SET_HERE = frozenset({"--uds", "--host", "--port", "--api-key", "--gpu-memory-utilization", "--enable-sleep-mode"})
+SET_HERE = frozenset(
+    {"--uds", "--host", "--port", "--api-key", "--gpu-memory-utilization", "--enable-sleep-mode"}
+)
 LONGEST_WAIT = 30.0  # seconds between two tries
 GOES_ON = "the same command goes on from the last checkpoint"
 
@@ -69,7 +71,9 @@ class VllmConfig(Config):
     @field_validator("options")
     @classmethod
     def _free(cls, options: tuple[str, ...]) -> tuple[str, ...]:
-        taken = sorted(SET_HERE & {option.partition("=")[0].replace("_", "-") for option in options})
+        taken = sorted(
+            SET_HERE & {option.partition("=")[0].replace("_", "-") for option in options}
+        )
         if taken:
             raise ValueError(f"{taken[0]} is set by `rl.vllm` itself")
         return options
@@ -77,11 +81,18 @@ class VllmConfig(Config):
     @model_validator(mode="after")
     def _one_server(self) -> "VllmConfig":
         if (self.url is None) == (self.serve is None):
-            raise ValueError("give either `url`, of a server that runs, or `serve`, a vllm executable to start")
-        alone = [name for name in ("memory", "sleep", "options")
-                 if self.url is not None and getattr(self, name) != type(self).model_fields[name].default]  # fmt: skip
+            raise ValueError(
+                "give either `url`, of a server that runs, or `serve`, a vllm executable to start"
+            )
+        alone = [
+            name
+            for name in ("memory", "sleep", "options")
+            if self.url is not None and getattr(self, name) != type(self).model_fields[name].default
+        ]
         if alone:
-            raise ValueError(f"`{alone[0]}` goes with `serve`: a server at `url` is started by somebody else")
+            raise ValueError(
+                f"`{alone[0]}` goes with `serve`: a server at `url` is started by somebody else"
+            )
         return self
 
 
@@ -89,9 +100,14 @@ class VllmClient:
     """Sends requests; threads may share it. Setting `stop` ends every wait between two tries."""
 
     def __init__(
-        self, config: VllmConfig, fix: str, *, socket: str | None = None, where: str = "",
+        self,
+        config: VllmConfig,
+        fix: str,
+        *,
+        socket: str | None = None,
+        where: str = "",
         check: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`fix` is what an error about a lost server says that the user should do.
 
         A server that is no URL's is asked through its Unix `socket`; errors then name it as `where`. `check` is called
@@ -101,7 +117,9 @@ class VllmClient:
         self.base, self.where = config.url or "http://localhost", config.url or where
         self._tell = Telling("vllm")
         key = os.environ.get(KEY, "").strip()
-        self._http = open_client(key, timeout=config.timeout, connections=config.concurrency, socket=socket)
+        self._http = open_client(
+            key, timeout=config.timeout, connections=config.concurrency, socket=socket
+        )
 
     def place(self, path: str) -> str:
         """What an error about a request to `path` names."""
@@ -124,25 +142,38 @@ class VllmClient:
                 return self._json(response, path)
             if response is not None:
                 status = response.status_code
-                problem = f"HTTP {status}: {' '.join(response.text[:2000].split())[:300] or 'no text'}"
+                problem = (
+                    f"HTTP {status}: {' '.join(response.text[:2000].split())[:300] or 'no text'}"
+                )
                 if final or not passes(status):
-                    raise RoboAlignError(f"the request is refused, {problem}", where=self.place(path),
-                                         fix=remedy(status, path))  # fmt: skip
+                    raise RoboAlignError(
+                        f"the request is refused, {problem}",
+                        where=self.place(path),
+                        fix=remedy(status, path),
+                    )
             self.check()
             wait = min(0.5 * 2**attempt, LONGEST_WAIT)
             if self.stop.is_set() or time.monotonic() + wait > end:
-                raise RoboAlignError(f"no answer after {attempt + 1} tries ({problem})",
-                                     where=self.place(path), fix=self.fix)  # fmt: skip
+                raise RoboAlignError(
+                    f"no answer after {attempt + 1} tries ({problem})",
+                    where=self.place(path),
+                    fix=self.fix,
+                )
             self._tell(f"{self.place(path)}: {problem}; tried again")
             self.stop.wait(wait)
         raise AssertionError("unreachable")
 
     def _once(self, path: str, body: dict[str, Any] | None) -> tuple[httpx2.Response | None, str]:
         try:
-            return self._http.request("GET" if body is None else "POST", self.base + path, json=body), ""
+            return self._http.request(
+                "GET" if body is None else "POST", self.base + path, json=body
+            ), ""
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
-            raise RoboAlignError(f"the request cannot be sent ({error})", where=self.where,
-                                 fix=f"check rl.vllm.url, and the key in {KEY}") from None  # fmt: skip
+            raise RoboAlignError(
+                f"the request cannot be sent ({error})",
+                where=self.where,
+                fix=f"check rl.vllm.url, and the key in {KEY}",
+            ) from None
         except httpx2.HTTPError as error:
             return None, f"{type(error).__name__}: {error}".rstrip(": ")
 
@@ -153,8 +184,12 @@ class VllmClient:
             return response.json()
         except (ValueError, RecursionError):
             said = " ".join(response.text[:200].split())[:80]
-            raise RoboAlignError(f"the reply is not JSON: {said!r}", where=self.place(path),
-                                 fix="check that rl.vllm.url is that of a vLLM server") from None  # fmt: skip
+            raise RoboAlignError(
+                f"the reply is not JSON: {said!r}",
+                where=self.place(path),
+                fix="check that rl.vllm.url is that of a vLLM server",
+            ) from None
+
 
 def remedy(status: int, path: str) -> str:
     """What to do about a refusal."""
@@ -163,5 +198,9 @@ def remedy(status: int, path: str) -> str:
     if status in (401, 403):
         return f"set the environment variable {KEY} to the server's key"
     if status in (404, 405):
-        return "check rl.vllm.url" if path.startswith("/v1") else "start the server with VLLM_SERVER_DEV_MODE=1"
+        return (
+            "check rl.vllm.url"
+            if path.startswith("/v1")
+            else "start the server with VLLM_SERVER_DEV_MODE=1"
+        )
     return "see what the server says; --max-model-len must hold the prompt and rl.max_new_tokens"

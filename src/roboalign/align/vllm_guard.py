@@ -33,11 +33,17 @@ def main(parent: int, command: list[str]) -> int:
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     end_with(parent, signal.SIGTERM)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the command leaves behind is then ours to wait for
+    ctypes.CDLL(None).prctl(
+        PR_SET_CHILD_SUBREAPER, 1
+    )  # what the command leaves behind is then ours to wait for
     here = os.getpid()
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True,
-                                 preexec_fn=lambda: end_with(here, signal.SIGTERM))  # fmt: skip
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: end_with(here, signal.SIGTERM),
+        )
     except OSError as error:
         print(f"{command[0]} cannot be started: {error}", file=sys.stderr, flush=True)
         return NOT_STARTED
@@ -49,7 +55,9 @@ def main(parent: int, command: list[str]) -> int:
     while not ended(child.pid) and time.monotonic() < last:
         time.sleep(POLL)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
+        os.killpg(
+            child.pid, signal.SIGKILL
+        )  # it is not waited for yet, so the number is still its own
     status, last = child.wait(), time.monotonic() + GRACE
     while left() and time.monotonic() < last:
         time.sleep(POLL)

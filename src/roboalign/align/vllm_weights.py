@@ -14,8 +14,13 @@ from roboalign.files import atomic_path, write_json
 from roboalign.mllm.load import Mllm, save_processor
 
 MARK = "roboalign-policy.json"  # tells a folder of policies, which may be replaced, from any other
-SERVED = {"qwen2_5_vl": "qwen2_5_vl_vision", "qwen3_vl": "qwen3_vl_vision", "smolvlm": "smolvlm_vision",
-          "llava": "clip_vision_model", "llava_onevision": "siglip_vision_model"}  # fmt: skip
+SERVED = {
+    "qwen2_5_vl": "qwen2_5_vl_vision",
+    "qwen3_vl": "qwen3_vl_vision",
+    "smolvlm": "smolvlm_vision",
+    "llava": "clip_vision_model",
+    "llava_onevision": "siglip_vision_model",
+}
 """Models, with the vision tower of each, whose answers by vLLM were compared with `generate`'s (docs/vllm.md)."""
 
 
@@ -28,8 +33,11 @@ def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
     """
     folder = Path(folder)
     if folder.exists() and not (folder / MARK).is_file():
-        raise RoboAlignError("something else than a policy written here stands at this place", where=str(folder),
-                             fix="give rl.vllm.weights a new folder")  # fmt: skip
+        raise RoboAlignError(
+            "something else than a policy written here stands at this place",
+            where=str(folder),
+            fix="give rl.vllm.weights a new folder",
+        )
     check_served(mllm.model.config)
     state, head = merged_state(mllm.model), "lm_head.weight"  # its name in all of them
     shared = bool(mllm.model.config.tie_word_embeddings)
@@ -52,9 +60,12 @@ def check_served(config: Any) -> None:
     """Raises RoboAlignError for a model whose answers by vLLM were not compared with those of the own loop."""
     tower = config.vision_config.model_type
     if SERVED.get(config.model_type) != tower:
-        raise RoboAlignError(f"how vLLM shows an image to a model of type {config.model_type} whose vision tower is of "
-                             f"type {tower} was not compared with the own loop", where="rl.vllm",
-                             fix=f"remove rl.vllm, or align one of: {', '.join(SERVED)}")  # fmt: skip
+        raise RoboAlignError(
+            f"how vLLM shows an image to a model of type {config.model_type} whose vision tower is of "
+            f"type {tower} was not compared with the own loop",
+            where="rl.vllm",
+            fix=f"remove rl.vllm, or align one of: {', '.join(SERVED)}",
+        )
 
 
 @contextmanager

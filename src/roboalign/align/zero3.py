@@ -35,12 +35,17 @@ def asked() -> bool:
 def check_installed() -> None:
     """Raises RoboAlignError where this process was launched for DeepSpeed, and that is not installed."""
     if asked() and not is_deepspeed_available():
-        raise RoboAlignError("this launch asks for DeepSpeed, which is not installed", where=ASKED,
-                             fix="install requirements-deepspeed.lock (docs/scale.md), or launch with "
-                                 "launch/accelerate/eight_gpus_fsdp2.yaml, which needs no other package")  # fmt: skip
+        raise RoboAlignError(
+            "this launch asks for DeepSpeed, which is not installed",
+            where=ASKED,
+            fix="install requirements-deepspeed.lock (docs/scale.md), or launch with "
+            "launch/accelerate/eight_gpus_fsdp2.yaml, which needs no other package",
+        )
 
 
-def prepare_accelerator(accelerator: Accelerator, model: nn.Module, arguments: TrainingArguments) -> None:
+def prepare_accelerator(
+    accelerator: Accelerator, model: nn.Module, arguments: TrainingArguments
+) -> None:
     """Make `accelerator` hand `model` to DeepSpeed with the recipe's settings.
 
     Raises RoboAlignError where the launcher started one process or asked for another stage than 3, and for weights that
@@ -53,16 +58,24 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module, arguments: T
         propagate_args_to_deepspeed(accelerator, arguments)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None or plugin.zero_stage != 3 or accelerator.num_processes == 1:
-        raise RoboAlignError("this launch asks for DeepSpeed, but not for ZeRO-3 in several processes", where=ASKED,
-                             fix=f"launch several processes with {LAUNCH}")  # fmt: skip
+        raise RoboAlignError(
+            "this launch asks for DeepSpeed, but not for ZeRO-3 in several processes",
+            where=ASKED,
+            fix=f"launch several processes with {LAUNCH}",
+        )
     if other := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
-        raise RoboAlignError(f"ZeRO-3 trains float32 weights, and some are {other.pop()}", where="hardware.dtype",
-                             fix="set hardware.dtype: float32, with sft.bf16: true for speed")  # fmt: skip
+        raise RoboAlignError(
+            f"ZeRO-3 trains float32 weights, and some are {other.pop()}",
+            where="hardware.dtype",
+            fix="set hardware.dtype: float32, with sft.bf16: true for speed",
+        )
     if arguments.bf16:
         # DeepSpeed's own bf16 would also round the frozen weights and the rotary frequencies.
         plugin.deepspeed_config["bf16"] = {"enabled": False}
         plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        plugin.hf_ds_config._dtype = torch.float32  # images stay as they are; autocast rounds what it multiplies
+        plugin.hf_ds_config._dtype = (
+            torch.float32
+        )  # images stay as they are; autocast rounds what it multiplies
     accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
     unset_hf_deepspeed_config()  # it would make every model that is loaded from here on a split one
 
@@ -85,7 +98,9 @@ def whole(parameter: Any) -> Tensor:
     return _joined(parameter.ds_tensor.detach(), parameter)
 
 
-def whole_optimizer(optimizer: Any, trained: list[list[nn.Parameter]], *, keep: bool) -> dict[str, Any]:
+def whole_optimizer(
+    optimizer: Any, trained: list[list[nn.Parameter]], *, keep: bool
+) -> dict[str, Any]:
     """AdamW's state dict with whole tensors in the CPU's memory, as torch saves that of an unsplit model.
 
     `optimizer` is what accelerate made of it; `trained` are the parameters of its groups, before DeepSpeed flattened
@@ -97,14 +112,21 @@ def whole_optimizer(optimizer: Any, trained: list[list[nn.Parameter]], *, keep: 
     step = next(iter(adam.state.values()))["step"]
     state: list[dict[str, Any]] = []
     for parameter in (parameter for group in trained for parameter in group):
-        entry = {name: _joined(safe_get_local_optimizer_state(parameter, name), parameter) for name in MOMENTS}
+        entry = {
+            name: _joined(safe_get_local_optimizer_state(parameter, name), parameter)
+            for name in MOMENTS
+        }
         if keep:
-            state.append({"step": step.cpu().clone(), **{name: value.cpu() for name, value in entry.items()}})
+            state.append(
+                {"step": step.cpu().clone(), **{name: value.cpu() for name, value in entry.items()}}
+            )
     if not keep:
         return {}
     numbers = iter(range(len(state)))
-    groups = [{**group, "params": [next(numbers) for _ in of_group]}
-              for group, of_group in zip(adam.param_groups, trained, strict=True)]  # fmt: skip
+    groups = [
+        {**group, "params": [next(numbers) for _ in of_group]}
+        for group, of_group in zip(adam.param_groups, trained, strict=True)
+    ]
     return {"state": dict(enumerate(state)), "param_groups": groups}
 
 
@@ -120,7 +142,9 @@ def load_optimizer(optimizer: Any, trained: list[list[nn.Parameter]], file: Path
         adam.state[flat] = {"step": step.to(flat.device, copy=True), **zeros}
     for index, parameter in enumerate(parameter for group in trained for parameter in group):
         for name in MOMENTS:
-            safe_set_local_optimizer_state(parameter, _part(stored["state"][index][name], parameter), name)
+            safe_set_local_optimizer_state(
+                parameter, _part(stored["state"][index][name], parameter), name
+            )
     for group, kept in zip(adam.param_groups, stored["param_groups"], strict=True):
         group.update({name: value for name, value in kept.items() if name != "params"})
 

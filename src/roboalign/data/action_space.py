@@ -21,7 +21,13 @@ from roboalign.config import Config
 from roboalign.errors import RoboAlignError
 
 RotationForm = Literal[
-    "none", "euler_xyz", "euler_xyz_difference", "axis_angle", "quaternion_xyzw", "quaternion_wxyz", "rot6d"
+    "none",
+    "euler_xyz",
+    "euler_xyz_difference",
+    "axis_angle",
+    "quaternion_xyzw",
+    "quaternion_wxyz",
+    "rot6d",
 ]
 GripperCode = Literal["none", "open_positive", "closed_positive", "open_one", "closed_one"]
 
@@ -34,11 +40,20 @@ ROTATION_NAMES: dict[str, tuple[str, ...]] = {
     "quaternion_wxyz": ("qw", "qx", "qy", "qz"),
     "rot6d": ("r11", "r21", "r31", "r12", "r22", "r32"),
 }
-SCALABLE = ("euler_xyz", "euler_xyz_difference", "axis_angle")  # angles: a unit of them can be worth less than a radian
+SCALABLE = (
+    "euler_xyz",
+    "euler_xyz_difference",
+    "axis_angle",
+)  # angles: a unit of them can be worth less than a radian
 GRIPPER_VALUES = {  # (closed, open)
-    "open_positive": (-1.0, 1.0), "closed_positive": (1.0, -1.0), "open_one": (0.0, 1.0), "closed_one": (1.0, 0.0),
+    "open_positive": (-1.0, 1.0),
+    "closed_positive": (1.0, -1.0),
+    "open_one": (0.0, 1.0),
+    "closed_one": (1.0, 0.0),
 }
-UNIT_TOLERANCE = 0.01  # a measured quaternion is off by rounding only; more says that the columns are others
+UNIT_TOLERANCE = (
+    0.01  # a measured quaternion is off by rounding only; more says that the columns are others
+)
 
 
 class ActionSpace(Config):
@@ -116,8 +131,12 @@ def fault_of(space: ActionSpace) -> str:
     if space.joints:
         return f"`joints` is {space.joints}, which belongs to joint control: leave it out for an end effector"
     if space.mode == "absolute" and space.frame == "tool":
-        return "an absolute pose is in the base frame: `frame` tool goes with mode delta or velocity"
-    if space.rotation == "euler_xyz_difference" and (space.mode != "delta" or space.frame != "base"):
+        return (
+            "an absolute pose is in the base frame: `frame` tool goes with mode delta or velocity"
+        )
+    if space.rotation == "euler_xyz_difference" and (
+        space.mode != "delta" or space.frame != "base"
+    ):
         return "`rotation` euler_xyz_difference goes with mode delta in the base frame only"
     if space.rotation not in SCALABLE and space.rotation_scale != 1.0:
         return f"`rotation_scale` is {space.rotation_scale}, but `rotation` {space.rotation} has no unit to scale"
@@ -125,7 +144,11 @@ def fault_of(space: ActionSpace) -> str:
 
 
 def convert(
-    actions: np.ndarray, source: ActionSpace, target: ActionSpace, *, poses: np.ndarray | None = None
+    actions: np.ndarray,
+    source: ActionSpace,
+    target: ActionSpace,
+    *,
+    poses: np.ndarray | None = None,
 ) -> np.ndarray:
     """Actions [T, D] of one space as actions of another, float32 [T, D'].
 
@@ -142,7 +165,11 @@ def convert(
     check_convertible(source, target)
     if not len(values):
         return np.zeros((0, target.dim), dtype=np.float32)
-    arm = rescaled(values, source, target) if same_arm(source, target) else moved(values, source, target, poses)
+    arm = (
+        rescaled(values, source, target)
+        if same_arm(source, target)
+        else moved(values, source, target, poses)
+    )
     gripper = recoded(values[:, source.gripper_part], source.gripper, target.gripper)
     return np.concatenate([arm, gripper], axis=1).astype(np.float32)
 
@@ -151,27 +178,40 @@ def check_convertible(source: ActionSpace, target: ActionSpace) -> None:
     """Raise RoboAlignError for a conversion that would need kinematics, or would make up or drop something."""
     where = f"{source} -> {target}"
     if source.control != target.control or source.joints != target.joints:
-        raise RoboAlignError("this would need the robot's kinematics, which are not in this library", where=where,
-                             fix="use a data set that stores the actions in the target's form")
+        raise RoboAlignError(
+            "this would need the robot's kinematics, which are not in this library",
+            where=where,
+            fix="use a data set that stores the actions in the target's form",
+        )
     for part in ("rotation", "gripper"):
         if (getattr(source, part) == "none") != (getattr(target, part) == "none"):
             raise RoboAlignError(
-                f"only one of the two has a {part}: a conversion neither makes up nor drops one", where=where,
+                f"only one of the two has a {part}: a conversion neither makes up nor drops one",
+                where=where,
                 fix=f"drop or add the columns of the {part} yourself and say so in the space",
             )
     if same_arm(source, target):
         return
     if "velocity" in (source.mode, target.mode):
-        raise RoboAlignError("velocities are not converted: a controller decides what they move", where=where,
-                             fix="keep mode, frame and rotation; units and gripper code may change")
+        raise RoboAlignError(
+            "velocities are not converted: a controller decides what they move",
+            where=where,
+            fix="keep mode, frame and rotation; units and gripper code may change",
+        )
     if source.control == "joint":
-        raise RoboAlignError("joint angles before each action are not known here", where=where,
-                             fix="add them to the deltas, or subtract them from the targets, yourself")
+        raise RoboAlignError(
+            "joint angles before each action are not known here",
+            where=where,
+            fix="add them to the deltas, or subtract them from the targets, yourself",
+        )
 
 
 def same_arm(source: ActionSpace, target: ActionSpace) -> bool:
     """Whether the arm's numbers differ in their units at most."""
-    return all(getattr(source, f) == getattr(target, f) for f in ("control", "joints", "mode", "frame", "rotation"))
+    return all(
+        getattr(source, f) == getattr(target, f)
+        for f in ("control", "joints", "mode", "frame", "rotation")
+    )
 
 
 def rescaled(values: np.ndarray, source: ActionSpace, target: ActionSpace) -> np.ndarray:
@@ -183,7 +223,9 @@ def rescaled(values: np.ndarray, source: ActionSpace, target: ActionSpace) -> np
     return np.concatenate([position, rotation], axis=1)
 
 
-def moved(values: np.ndarray, source: ActionSpace, target: ActionSpace, poses: np.ndarray | None) -> np.ndarray:
+def moved(
+    values: np.ndarray, source: ActionSpace, target: ActionSpace, poses: np.ndarray | None
+) -> np.ndarray:
     """The arm's numbers by way of the pose that the action leads to.
 
     Within one mode and frame only the form changes, whatever the pose: then the identity serves as one.
@@ -192,8 +234,11 @@ def moved(values: np.ndarray, source: ActionSpace, target: ActionSpace, poses: n
     if source.mode == target.mode and source.frame == target.frame and not differences:
         position, rotation = np.zeros((len(values), 3)), Rotation.identity(len(values))
     elif poses is None:
-        raise RoboAlignError("the poses before the actions are missing", where=f"{source} -> {target}",
-                             fix="pass poses=[T, 7]: position and quaternion xyzw of the end effector")
+        raise RoboAlignError(
+            "the poses before the actions are missing",
+            where=f"{source} -> {target}",
+            fix="pass poses=[T, 7]: position and quaternion xyzw of the end effector",
+        )
     else:
         position, rotation = checked_poses(poses, len(values))
     return action_of(*goal_of(values, source, position, rotation), target, position, rotation)
@@ -216,7 +261,11 @@ def goal_of(
 
 
 def action_of(
-    goal_position: np.ndarray, goal_rotation: Rotation, space: ActionSpace, position: np.ndarray, rotation: Rotation
+    goal_position: np.ndarray,
+    goal_rotation: Rotation,
+    space: ActionSpace,
+    position: np.ndarray,
+    rotation: Rotation,
 ) -> np.ndarray:
     """The arm's numbers [T, 3 + rotation] that send an end effector at `position`, `rotation` to the goal."""
     if space.mode == "absolute":
@@ -285,8 +334,11 @@ def euler_of_pose(rotation: Rotation) -> np.ndarray:
     angles = euler_of(rotation)
     locked = np.flatnonzero(np.pi / 2 - np.abs(angles[:, 1]) < 1e-6)
     if len(locked):
-        raise RoboAlignError(f"at step {locked[0]} the pitch is a right angle: Euler differences mean nothing there",
-                             where="poses", fix="use a space with another form of rotation")
+        raise RoboAlignError(
+            f"at step {locked[0]} the pitch is a right angle: Euler differences mean nothing there",
+            where="poses",
+            fix="use a space with another form of rotation",
+        )
     return angles
 
 
@@ -304,11 +356,16 @@ def checked(values: np.ndarray, width: int, where: str) -> np.ndarray:
     """float64 [T, width]; RoboAlignError where it is not that, or not finite."""
     array = np.asarray(values)
     if array.ndim != 2 or array.shape[1] != width or array.dtype.kind not in "fiu":
-        raise RoboAlignError(f"{array.dtype} of shape {list(array.shape)}, expected numbers [T, {width}]", where=where,
-                             fix="check that the space is the one of this data set")
+        raise RoboAlignError(
+            f"{array.dtype} of shape {list(array.shape)}, expected numbers [T, {width}]",
+            where=where,
+            fix="check that the space is the one of this data set",
+        )
     if not np.isfinite(array).all():
         step, column = np.argwhere(~np.isfinite(array))[0]
-        raise RoboAlignError(f"not finite at step {step}, column {column}", where=where, fix="drop that episode")
+        raise RoboAlignError(
+            f"not finite at step {step}, column {column}", where=where, fix="drop that episode"
+        )
     return array.astype(np.float64)
 
 
@@ -316,12 +373,19 @@ def checked_poses(poses: np.ndarray, length: int) -> tuple[np.ndarray, Rotation]
     """Positions [T, 3] and rotations of poses [T, 7]."""
     values = checked(poses, 7, "poses")
     if len(values) != length:
-        raise RoboAlignError(f"{len(values)} poses for {length} actions", where="poses", fix="give one for each action")
+        raise RoboAlignError(
+            f"{len(values)} poses for {length} actions",
+            where="poses",
+            fix="give one for each action",
+        )
     norms = np.linalg.norm(values[:, 3:], axis=1)
     off = np.flatnonzero(np.abs(norms - 1) > UNIT_TOLERANCE)
     if len(off):
-        raise RoboAlignError(f"the quaternion of step {off[0]} has length {norms[off[0]]:.3g}, not 1", where="poses",
-                             fix="order the columns x, y, z, qx, qy, qz, qw")
+        raise RoboAlignError(
+            f"the quaternion of step {off[0]} has length {norms[off[0]]:.3g}, not 1",
+            where="poses",
+            fix="order the columns x, y, z, qx, qy, qz, qw",
+        )
     return values[:, :3], Rotation.from_quat(values[:, 3:])
 
 
@@ -329,5 +393,8 @@ def check_nonzero(lengths: np.ndarray, form: str) -> None:
     """Raise RoboAlignError where a vector of length zero should give a direction."""
     zero = np.flatnonzero(lengths < 1e-8)
     if len(zero):
-        raise RoboAlignError(f"the {form} of step {zero[0]} is no rotation: a vector in it has length zero",
-                             where="actions", fix="check that the space is the one of this data set")
+        raise RoboAlignError(
+            f"the {form} of step {zero[0]} is no rotation: a vector in it has length zero",
+            where="actions",
+            fix="check that the space is the one of this data set",
+        )

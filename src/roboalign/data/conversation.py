@@ -16,19 +16,30 @@ from roboalign.files import atomic_path
 
 KINDS = ("general", "embodied", "reasoning", "action")
 SPLITS = ("train", "rl", "heldout")
-ROW = pa.schema([
-    ("id", pa.string()),
-    ("episode_id", pa.string()),
-    ("frame", pa.int32()),
-    ("task", pa.string()),
-    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-    ("image_sha256", pa.string()),
-    ("turns", pa.list_(pa.struct([(name, pa.string()) for name in
-                                  ("kind", "type", "mode", "question", "answer", "expected")]))),
-    ("target", pa.list_(pa.int32())),
-    ("chunk", pa.list_(pa.list_(pa.float32()))),
-    ("direct_question", pa.string()),
-])
+ROW = pa.schema(
+    [
+        ("id", pa.string()),
+        ("episode_id", pa.string()),
+        ("frame", pa.int32()),
+        ("task", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("image_sha256", pa.string()),
+        (
+            "turns",
+            pa.list_(
+                pa.struct(
+                    [
+                        (name, pa.string())
+                        for name in ("kind", "type", "mode", "question", "answer", "expected")
+                    ]
+                )
+            ),
+        ),
+        ("target", pa.list_(pa.int32())),
+        ("chunk", pa.list_(pa.list_(pa.float32()))),
+        ("direct_question", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,10 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
     """The Hugging Face messages form: user and assistant in turn, the image first in the first user message."""
     result = []
     for number, turn in enumerate(conversation.turns):
-        result += [prompts.user_message(turn.question, image=number == 0), prompts.assistant_message(turn.answer)]
+        result += [
+            prompts.user_message(turn.question, image=number == 0),
+            prompts.assistant_message(turn.answer),
+        ]
     return result
 
 
@@ -85,7 +99,10 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
     """Write one parquet shard."""
     rows = []
     for c in conversations:
-        row = {name: getattr(c, name) for name in ("id", "episode_id", "frame", "task", "target", "chunk")}
+        row = {
+            name: getattr(c, name)
+            for name in ("id", "episode_id", "frame", "task", "target", "chunk")
+        }
         row |= {"image": {"bytes": c.image, "path": None}, "image_sha256": image_hash(c.image)}
         row |= {"turns": [vars(turn) for turn in c.turns], "direct_question": c.direct_question}
         rows.append(row)
@@ -93,7 +110,9 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
         pq.write_table(pa.Table.from_pylist(rows, schema=ROW), temporary, use_dictionary=False)
 
 
-def read_conversations(folder: str | Path, split: str, kinds: Sequence[str] | None = None) -> list[Conversation]:
+def read_conversations(
+    folder: str | Path, split: str, kinds: Sequence[str] | None = None
+) -> list[Conversation]:
     """The conversations of a split, as `iterate_conversations` gives them."""
     return list(iterate_conversations(folder, split, kinds))
 
@@ -117,10 +136,14 @@ def iterate_conversations(
 def wanted_kinds(folder: str | Path, split: str, kinds: Sequence[str] | None) -> frozenset[str]:
     """The kinds of turns that are kept. Raises RoboAlignError on an unknown split or kind."""
     if split not in SPLITS:
-        raise RoboAlignError(f"unknown split {split!r}", where=str(folder), fix=f"use one of {', '.join(SPLITS)}")
+        raise RoboAlignError(
+            f"unknown split {split!r}", where=str(folder), fix=f"use one of {', '.join(SPLITS)}"
+        )
     unknown = sorted(set(kinds or ()) - set(KINDS))
     if unknown:
-        raise RoboAlignError(f"unknown kinds {unknown}", where=str(folder), fix=f"use some of {', '.join(KINDS)}")
+        raise RoboAlignError(
+            f"unknown kinds {unknown}", where=str(folder), fix=f"use some of {', '.join(KINDS)}"
+        )
     return frozenset(kinds if kinds is not None else KINDS)
 
 
@@ -130,7 +153,9 @@ def from_row(row: dict[str, Any], wanted: frozenset[str]) -> Conversation:
     same = {name: row[name] for name in ("id", "episode_id", "frame", "task", "direct_question")}
     chunk = None if row["chunk"] is None else tuple(tuple(step) for step in row["chunk"])
     target = None if row["target"] is None else tuple(row["target"])
-    return Conversation(**same, image=row["image"]["bytes"], turns=turns, target=target, chunk=chunk)
+    return Conversation(
+        **same, image=row["image"]["bytes"], turns=turns, target=target, chunk=chunk
+    )
 
 
 def shards(folder: str | Path, split: str) -> list[Path]:
@@ -166,4 +191,6 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
         fix = "build the mixture again"
-        raise RoboAlignError(f"not a readable mixture shard ({error})", where=str(path), fix=fix) from None
+        raise RoboAlignError(
+            f"not a readable mixture shard ({error})", where=str(path), fix=fix
+        ) from None

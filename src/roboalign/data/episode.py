@@ -31,7 +31,9 @@ class Camera:
         """World points [..., 3] -> pixels [..., 2] (u, v); NaN for points behind the camera."""
         if self.projection is None:
             raise RoboAlignError("the camera has no projection matrix", where=f"camera {self.name}")
-        homogeneous = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ self.projection.T
+        homogeneous = (
+            np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ self.projection.T
+        )
         depth = np.where(homogeneous[..., 2:] > 0, homogeneous[..., 2:], np.nan)
         return homogeneous[..., :2] / depth
 
@@ -74,7 +76,8 @@ class Episode:
         """The image file of one frame, as stored."""
         if camera not in self.images:
             raise RoboAlignError(
-                f"no camera {camera!r}; it has {sorted(self.images)}", where=f"episode {self.episode_id}",
+                f"no camera {camera!r}; it has {sorted(self.images)}",
+                where=f"episode {self.episode_id}",
                 fix="name one of these cameras",
             )
         return self.images[camera][t]
@@ -89,7 +92,8 @@ class Episode:
         except (OSError, SyntaxError, ValueError) as error:
             raise RoboAlignError(
                 f"frame {t} of camera {camera} is not a readable image ({error})",
-                where=f"episode {self.episode_id}", fix="collect this episode again",
+                where=f"episode {self.episode_id}",
+                fix="collect this episode again",
             ) from None
 
     def chunk(self, t: int, horizon: int) -> np.ndarray:

@@ -10,7 +10,12 @@ def vector_stats(values: np.ndarray) -> Stats:
     """[T, D] (or [T]) -> min, max, mean, std and quantiles of each dimension, and the count of rows."""
     values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
-    stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    stats = {
+        "min": values.min(0),
+        "max": values.max(0),
+        "mean": values.mean(0),
+        "std": values.std(0),
+    }
     stats |= dict(zip(QUANTILES, quantiles))
     return {name: value.tolist() for name, value in stats.items()} | {"count": [len(values)]}
 
@@ -27,10 +32,17 @@ def pool(parts: list[Stats]) -> Stats:
     """Statistics of several episodes together. Exact but for the quantiles, which are count-weighted means, as
     LeRobot pools them."""
     counts = np.array([part["count"][0] for part in parts], dtype=np.float64)
-    stacked = {name: np.array([part[name] for part in parts]) for name in parts[0] if name != "count"}
+    stacked = {
+        name: np.array([part[name] for part in parts]) for name in parts[0] if name != "count"
+    }
     weight = (counts / counts.sum()).reshape(-1, *[1] * (stacked["mean"].ndim - 1))
     mean = (stacked["mean"] * weight).sum(0)
     variance = ((stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2) * weight).sum(0)
-    pooled = {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean, "std": np.sqrt(variance)}
+    pooled = {
+        "min": stacked["min"].min(0),
+        "max": stacked["max"].max(0),
+        "mean": mean,
+        "std": np.sqrt(variance),
+    }
     pooled |= {name: (stacked[name] * weight).sum(0) for name in QUANTILES}
     return {name: value.tolist() for name, value in pooled.items()} | {"count": [int(counts.sum())]}

@@ -46,10 +46,17 @@ def keypoints(episodes: Sequence[Episode], camera: str, every: int) -> Keypoints
         known.append(np.isfinite(places).all(-1) & (points > 0).all(-1) & (points < 1).all(-1))
     seen = np.concatenate(known) if known else np.zeros((0, len(BODIES)), bool)
     if not seen.any():
-        raise RoboAlignError("no frame shows a body whose position is known", where="vision pretraining",
-                             fix="use episodes with privileged states and a camera projection")
+        raise RoboAlignError(
+            "no frame shows a body whose position is known",
+            where="vision pretraining",
+            fix="use episodes with privileged states and a camera projection",
+        )
     keep = seen[..., None]
     return Keypoints(
-        frames, np.array(queries), np.where(keep, np.concatenate(pixels), 0).astype(np.float32),
-        np.where(keep, np.concatenate(positions), 0).astype(np.float32), seen, len(tasks) * len(BODIES),
-    )  # fmt: skip
+        frames,
+        np.array(queries),
+        np.where(keep, np.concatenate(pixels), 0).astype(np.float32),
+        np.where(keep, np.concatenate(positions), 0).astype(np.float32),
+        seen,
+        len(tasks) * len(BODIES),
+    )

@@ -41,7 +41,9 @@ class StoredImages(LazyFrames):
         """The stored file. Raises RoboAlignError where there is none."""
         value = self._column[t].as_py()
         if not value:
-            raise RoboAlignError(f"no image at step {t}", where=f"{self.path}, column {self.column}")
+            raise RoboAlignError(
+                f"no image at step {t}", where=f"{self.path}, column {self.column}"
+            )
         return value
 
     @cached_property
@@ -64,7 +66,9 @@ class StoredImages(LazyFrames):
         if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
             images = images.field("bytes")
         if not pa.types.is_binary(images.type) and not pa.types.is_large_binary(images.type):
-            raise RoboAlignError(f"{images.type}, expected images", where=f"{self.path}, column {self.column}")
+            raise RoboAlignError(
+                f"{images.type}, expected images", where=f"{self.path}, column {self.column}"
+            )
         return images.slice(self.start - first, self.length)
 
 
@@ -83,7 +87,11 @@ class Source:
     def task_key(self) -> str:
         """The column of indices into the tasks."""
         features = self.info["features"]
-        return lerobot_v2.LANGUAGE if "task_index" not in features and lerobot_v2.LANGUAGE in features else "task_index"
+        return (
+            lerobot_v2.LANGUAGE
+            if "task_index" not in features and lerobot_v2.LANGUAGE in features
+            else "task_index"
+        )
 
 
 def read_lerobot(folder: str | Path) -> list[Episode]:
@@ -169,11 +177,14 @@ def open_source(folder: Path) -> Source:
         raise RoboAlignError(
             f"info.json counts {info['total_episodes']} episodes, meta/episodes {len(records)}, "
             f"roboalign.json {len(extras)}",
-            where=str(folder), fix="finalize the writer again, or download the data set again",
-        )  # fmt: skip
+            where=str(folder),
+            fix="finalize the writer again, or download the data set again",
+        )
     indices = [record.index for record in records]
     if len(set(indices)) != len(indices):
-        raise RoboAlignError("meta/episodes lists an episode twice", where=str(folder), fix=layout.AGAIN)
+        raise RoboAlignError(
+            "meta/episodes lists an episode twice", where=str(folder), fix=layout.AGAIN
+        )
     return Source(folder, info, records, tasks, cameras, extras)
 
 
@@ -182,7 +193,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError:
-        raise RoboAlignError("the file does not exist", where=str(path), fix="download the data set again") from None
+        raise RoboAlignError(
+            "the file does not exist", where=str(path), fix="download the data set again"
+        ) from None
     except BROKEN as error:
         raise unreadable(path, error) from None
 
@@ -192,7 +205,9 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     file = open_parquet(path)
     for key in columns or ():
         if key not in file.schema_arrow.names:
-            raise RoboAlignError(f"the column {key} is missing", where=str(path), fix="get this file again")
+            raise RoboAlignError(
+                f"the column {key} is missing", where=str(path), fix="get this file again"
+            )
     try:
         return file.read(columns=columns)
     except BROKEN as error:
@@ -201,7 +216,9 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def unreadable(path: Path, error: Exception) -> RoboAlignError:
     """What the user sees of an error of the parquet library."""
-    return RoboAlignError(f"not a readable parquet file ({error})", where=str(path), fix="get it again")
+    return RoboAlignError(
+        f"not a readable parquet file ({error})", where=str(path), fix="get it again"
+    )
 
 
 def read_records(folder: Path, info: dict[str, Any], videos: list[str]) -> list[Record]:
@@ -212,28 +229,45 @@ def read_records(folder: Path, info: dict[str, Any], videos: list[str]) -> list[
         raise RoboAlignError("no parquet file", where=where, fix="finalize the writer first")
     rows = []
     for path in paths:
-        names = [name for name in open_parquet(path).schema_arrow.names if not name.startswith("stats/")]
+        names = [
+            name for name in open_parquet(path).schema_arrow.names if not name.startswith("stats/")
+        ]
         rows += read_table(path, names).to_pylist()
     rows.sort(key=lambda row: number(row, "episode_index", where))
     records: list[Record] = []
     starts: dict[Path, int] = {}
     for row in rows:
-        at = {name: int(number(row, f"data/{name}", where)) for name in ("chunk_index", "file_index")}
+        at = {
+            name: int(number(row, f"data/{name}", where)) for name in ("chunk_index", "file_index")
+        }
         path = layout.fill(info, "data_path", folder, **at)
         start = int(number(row, "dataset_from_index", where))
         starts[path] = min(start, starts.get(path, start))
-        records.append(Record(
-            int(row["episode_index"]), int(number(row, "length", where)), path, start - starts[path], alone=False,
-            videos={key: stored_video(folder, info, row, key, where) for key in videos},
-        ))  # fmt: skip
+        records.append(
+            Record(
+                int(row["episode_index"]),
+                int(number(row, "length", where)),
+                path,
+                start - starts[path],
+                alone=False,
+                videos={key: stored_video(folder, info, row, key, where) for key in videos},
+            )
+        )
     return records
 
 
-def stored_video(folder: Path, info: dict[str, Any], row: dict[str, Any], key: str, where: str) -> StoredVideo:
+def stored_video(
+    folder: Path, info: dict[str, Any], row: dict[str, Any], key: str, where: str
+) -> StoredVideo:
     """Where v3.0 keeps one camera of one episode: a part of a file that holds several."""
-    at = {name: int(number(row, f"videos/{key}/{name}", where)) for name in ("chunk_index", "file_index")}
+    at = {
+        name: int(number(row, f"videos/{key}/{name}", where))
+        for name in ("chunk_index", "file_index")
+    }
     path = layout.fill(info, "video_path", folder, video_key=key, **at)
-    start, end = (number(row, f"videos/{key}/{name}", where) for name in ("from_timestamp", "to_timestamp"))
+    start, end = (
+        number(row, f"videos/{key}/{name}", where) for name in ("from_timestamp", "to_timestamp")
+    )
     return StoredVideo(path, start, end)
 
 
@@ -242,7 +276,9 @@ def read_tasks(path: Path) -> dict[int, str]:
     table = read_table(path)
     text = next((name for name in table.column_names if name != "task_index"), None)
     if text is None or "task_index" not in table.column_names:
-        raise RoboAlignError(f"columns {table.column_names}, expected task and task_index", where=str(path))
+        raise RoboAlignError(
+            f"columns {table.column_names}, expected task and task_index", where=str(path)
+        )
     return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist()))
 
 
@@ -252,13 +288,22 @@ def read_extras(path: Path, count: int) -> list[dict[str, Any] | None]:
         return [None] * count
     extras = read_json(path)
     episodes = extras.get("episodes") if isinstance(extras, dict) else None
-    needed = {"episode_id": str, "task": str, "nouns": dict, "privileged_names": list, "cameras": dict}
+    needed = {
+        "episode_id": str,
+        "task": str,
+        "nouns": dict,
+        "privileged_names": list,
+        "cameras": dict,
+    }
     for place, episode in enumerate(episodes if isinstance(episodes, list) else [None]):
         for key, kind in needed.items():
             if not isinstance(episode, dict) or not isinstance(episode.get(key), kind):
                 problem = f"{key} of episode {place} is missing or not a {kind.__name__}"
                 raise RoboAlignError(problem, where=str(path), fix="finalize the writer again")
-    shared = {"action_space": extras.get("action_space"), "axes": extras.get("axes", ",".join(Episode.axes))}
+    shared = {
+        "action_space": extras.get("action_space"),
+        "axes": extras.get("axes", ",".join(Episode.axes)),
+    }
     return [{**episode, **shared} for episode in episodes]  # type: ignore[union-attr]
 
 
@@ -281,8 +326,13 @@ def read_columns(path: Path, source: Source) -> Columns:
     stored = open_parquet(path).schema_arrow.names
     for key in source.cameras:
         if features[key]["dtype"] == "image" and key not in stored:
-            raise RoboAlignError(f"the column {key} is missing", where=str(path), fix="get this file again")
-    return {key: as_array(table[key], features.get(key, {"shape": [1]})["shape"], key, path) for key in wanted}
+            raise RoboAlignError(
+                f"the column {key} is missing", where=str(path), fix="get this file again"
+            )
+    return {
+        key: as_array(table[key], features.get(key, {"shape": [1]})["shape"], key, path)
+        for key in wanted
+    }
 
 
 def as_array(column: pa.ChunkedArray, shape: list[int], name: str, path: Path) -> np.ndarray:
@@ -298,48 +348,75 @@ def as_array(column: pa.ChunkedArray, shape: list[int], name: str, path: Path) -
         uneven = "" if even else " of different widths"
         raise RoboAlignError(
             f"column {name} holds {len(values)} values in {rows} rows{uneven}, info.json says {width} a row",
-            where=str(path), fix="correct the shape in meta/info.json, or get this file again",
-        )  # fmt: skip
+            where=str(path),
+            fix="correct the shape in meta/info.json, or get this file again",
+        )
     kind = values.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise RoboAlignError(f"column {name} holds {kind}, expected numbers", where=str(path), fix="get it again")
+        raise RoboAlignError(
+            f"column {name} holds {kind}, expected numbers", where=str(path), fix="get it again"
+        )
     return values.to_numpy(zero_copy_only=False).reshape(rows, width)
 
 
-def read_episode(source: Source, record: Record, columns: Columns, extra: dict[str, Any] | None) -> Episode:
+def read_episode(
+    source: Source, record: Record, columns: Columns, extra: dict[str, Any] | None
+) -> Episode:
     """One episode from the columns of its file. Raises RoboAlignError naming file and column where it is broken."""
     check_rows(record, columns)
     info, features = source.info, source.info["features"]
-    part = {key: values[record.start : record.start + record.length] for key, values in columns.items()}
-    vectors = {key: finite(part[key], key, record)
-               for key in (layout.ACTION, layout.STATE, layout.PRIVILEGED) if key in part}  # fmt: skip
+    part = {
+        key: values[record.start : record.start + record.length] for key, values in columns.items()
+    }
+    vectors = {
+        key: finite(part[key], key, record)
+        for key in (layout.ACTION, layout.STATE, layout.PRIVILEGED)
+        if key in part
+    }
     instruction = source.tasks.get(part[source.task_key][0, 0])
     if not isinstance(instruction, str):
         problem = f"no task with {source.task_key} {part[source.task_key][0, 0]}"
         raise RoboAlignError(problem, where=str(source.folder / "meta"), fix=layout.AGAIN)
     names = features.get(layout.PRIVILEGED, {}).get("names")
-    names = tuple(names) if isinstance(names, list) and len(names) == columns[layout.PRIVILEGED].shape[1] else ()
+    names = (
+        tuple(names)
+        if isinstance(names, list) and len(names) == columns[layout.PRIVILEGED].shape[1]
+        else ()
+    )
     extra = extra or {
-        "episode_id": f"{source.folder.absolute().name}/episode-{record.index:06d}", "task": instruction, "nouns": {},
-        "privileged_names": names, "cameras": {},
+        "episode_id": f"{source.folder.absolute().name}/episode-{record.index:06d}",
+        "task": instruction,
+        "nouns": {},
+        "privileged_names": names,
+        "cameras": {},
     }
     if not all(name in names for name in extra["privileged_names"]):
         problem = f"{layout.PRIVILEGED} has names {list(names)}, {layout.EXTRAS} {extra['privileged_names']}"
-        raise RoboAlignError(problem, where=str(source.folder / layout.INFO), fix="finalize the writer again")
+        raise RoboAlignError(
+            problem, where=str(source.folder / layout.INFO), fix="finalize the writer again"
+        )
     kept = [names.index(name) for name in extra["privileged_names"]]
     solved = np.flatnonzero(part["next.success"]) if "next.success" in part else np.zeros(0)
     cameras = {key: read_camera(key, features[key], extra["cameras"]) for key in source.cameras}
-    images = {camera.name: stored_images(source, record, key, camera) for key, camera in cameras.items()}
+    images = {
+        camera.name: stored_images(source, record, key, camera) for key, camera in cameras.items()
+    }
     return Episode(
-        episode_id=extra["episode_id"], task=extra["task"], instruction=instruction, fps=float(info["fps"]),
-        actions=vectors[layout.ACTION], state=vectors.get(layout.STATE, np.zeros((record.length, 0), np.float32)),
-        images=images, cameras={camera.name: camera for camera in cameras.values()},
+        episode_id=extra["episode_id"],
+        task=extra["task"],
+        instruction=instruction,
+        fps=float(info["fps"]),
+        actions=vectors[layout.ACTION],
+        state=vectors.get(layout.STATE, np.zeros((record.length, 0), np.float32)),
+        images=images,
+        cameras={camera.name: camera for camera in cameras.values()},
         privileged=vectors[layout.PRIVILEGED][:, kept] if kept else None,
         privileged_names=tuple(extra["privileged_names"]),
-        nouns=dict(extra["nouns"]), success_step=int(solved[0]) if len(solved) else None,
+        nouns=dict(extra["nouns"]),
+        success_step=int(solved[0]) if len(solved) else None,
         action_space=stored_space(extra, str(source.folder / layout.EXTRAS)),
         axes=parse_axes(str(extra["axes"])) if "axes" in extra else Episode.axes,
-    )  # fmt: skip
+    )
 
 
 def check_rows(record: Record, columns: Columns) -> None:
@@ -357,7 +434,9 @@ def check_rows(record: Record, columns: Columns) -> None:
         if found.tolist() != [record.index]:
             problem = f"column episode_index holds {found[:3].tolist()} where meta/episodes has {record.index}"
     if problem:
-        raise RoboAlignError(problem, where=str(record.path), fix="get this file again, or correct the meta files")
+        raise RoboAlignError(
+            problem, where=str(record.path), fix="get this file again, or correct the meta files"
+        )
 
 
 def finite(values: np.ndarray, key: str, record: Record) -> np.ndarray:
@@ -378,12 +457,16 @@ def stored_images(source: Source, record: Record, key: str, camera: Camera) -> S
         return StoredImages(record.path, key, record.start, record.length)
     fps = float(source.info["fps"])
     if not video.path.is_file():
-        raise RoboAlignError("the file does not exist", where=str(video.path), fix="download the data set again")
+        raise RoboAlignError(
+            "the file does not exist", where=str(video.path), fix="download the data set again"
+        )
     # The end is that of the last frame, by some tools its beginning.
     if video.end is not None and (video.end - video.start) * fps < record.length - 1.5:
         problem = f"{record.length} steps at {fps:g} fps, but meta/episodes gives {video.start:g} to {video.end:g} s"
         raise RoboAlignError(problem, where=str(video.path), fix=layout.AGAIN)
-    return VideoFrames(video.path, video.start, record.length, fps, size=(camera.width, camera.height))
+    return VideoFrames(
+        video.path, video.start, record.length, fps, size=(camera.width, camera.height)
+    )
 
 
 def read_camera(key: str, feature: dict[str, Any], projections: dict[str, Any]) -> Camera:
@@ -393,7 +476,11 @@ def read_camera(key: str, feature: dict[str, Any], projections: dict[str, Any]) 
     if projections.get(name) is None:
         return Camera(name, width, height)
     try:
-        return Camera(name, width, height, np.array(projections[name], dtype=np.float64).reshape(3, 4))
+        return Camera(
+            name, width, height, np.array(projections[name], dtype=np.float64).reshape(3, 4)
+        )
     except (ValueError, TypeError) as error:
         problem = f"the projection of camera {name} is no 3x4 matrix ({error})"
-        raise RoboAlignError(problem, where=layout.EXTRAS, fix="finalize the writer again") from None
+        raise RoboAlignError(
+            problem, where=layout.EXTRAS, fix="finalize the writer again"
+        ) from None

@@ -21,12 +21,22 @@ VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
-INFO, STATS, TASKS, EXTRAS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/roboalign.json"
+INFO, STATS, TASKS, EXTRAS = (
+    "meta/info.json",
+    "meta/stats.json",
+    "meta/tasks.parquet",
+    "meta/roboalign.json",
+)
 
 IMAGE_PREFIX = "observation.images."
 STATE, PRIVILEGED, ACTION = "observation.state", "observation.environment_state", "action"
-INDEX_COLUMNS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64",
-                 "task_index": "int64"}
+INDEX_COLUMNS = {
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
 ARROW_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 EXTRAS_KEY = b"roboalign"
 """Key in a data file's schema metadata: the records of the episodes in it, committed by the same rename."""
@@ -59,10 +69,14 @@ class Record:
 
 def data_path(folder: Path, number: int) -> Path:
     """Path of the data file with this running number."""
-    return folder / DATA_PATH.format(chunk_index=number // FILES_PER_CHUNK, file_index=number % FILES_PER_CHUNK)
+    return folder / DATA_PATH.format(
+        chunk_index=number // FILES_PER_CHUNK, file_index=number % FILES_PER_CHUNK
+    )
 
 
-def make_features(cameras: dict[str, tuple[int, int]], vectors: dict[str, tuple[str, ...]]) -> Features:
+def make_features(
+    cameras: dict[str, tuple[int, int]], vectors: dict[str, tuple[str, ...]]
+) -> Features:
     """`features` of info.json. `cameras`: name -> (width, height); `vectors`: column -> names of its dimensions."""
     features: Features = {}
     for camera, (width, height) in cameras.items():
@@ -70,7 +84,11 @@ def make_features(cameras: dict[str, tuple[int, int]], vectors: dict[str, tuple[
         features[IMAGE_PREFIX + camera] = {"dtype": "image", "shape": shape, "names": names}
     for key, dimensions in vectors.items():
         if len(dimensions) > 1:
-            features[key] = {"dtype": "float32", "shape": [len(dimensions)], "names": list(dimensions)}
+            features[key] = {
+                "dtype": "float32",
+                "shape": [len(dimensions)],
+                "names": list(dimensions),
+            }
     for key in ("next.success", "next.done"):
         features[key] = {"dtype": "bool", "shape": [1], "names": None}
     for key, dtype in INDEX_COLUMNS.items():
@@ -94,7 +112,9 @@ def arrow_schema(features: Features) -> pa.Schema:
             fields.append(pa.field(key, pa.list_(pa.type_for_alias(dtype), shape[0])))
             value = {"dtype": dtype, "_type": "Value"}
             described[key] = {"feature": value, "length": shape[0], "_type": "Sequence"}
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": described}})})
+    return pa.schema(
+        fields, metadata={"huggingface": json.dumps({"info": {"features": described}})}
+    )
 
 
 def check_info(info: Any, folder: Path) -> None:
@@ -106,21 +126,32 @@ def check_info(info: Any, folder: Path) -> None:
     version, fps, features = str(info["codebase_version"]), info["fps"], info["features"]
     if not version.startswith(("v2.", "v3.")):
         raise RoboAlignError(
-            f"LeRobot format {version}, this reads v2.0, v2.1 and v3.0", where=where,
+            f"LeRobot format {version}, this reads v2.0, v2.1 and v3.0",
+            where=where,
             fix="convert it to v3.0 with LeRobot's own conversion script",
-        )  # fmt: skip
+        )
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf"):
         raise RoboAlignError(f"fps is {fps!r}, expected frames a second", where=where, fix=AGAIN)
     if not isinstance(features, dict) or ACTION not in features:
         raise RoboAlignError(f"the feature {ACTION} is missing", where=where)
     for key, feature in features.items():
-        shape, dtype = (feature.get("shape"), feature.get("dtype")) if isinstance(feature, dict) else (None, None)
-        if not isinstance(dtype, str) or not isinstance(shape, list) or not all(
-            isinstance(size, int) and size > 0 for size in shape
+        shape, dtype = (
+            (feature.get("shape"), feature.get("dtype"))
+            if isinstance(feature, dict)
+            else (None, None)
+        )
+        if (
+            not isinstance(dtype, str)
+            or not isinstance(shape, list)
+            or not all(isinstance(size, int) and size > 0 for size in shape)
         ):
-            raise RoboAlignError(f"the feature {key} has no dtype and shape", where=where, fix=AGAIN)
+            raise RoboAlignError(
+                f"the feature {key} has no dtype and shape", where=where, fix=AGAIN
+            )
         if dtype in ("image", "video") and len(shape) != 3:
-            raise RoboAlignError(f"the camera {key} has shape {shape}, expected [H, W, 3]", where=where)
+            raise RoboAlignError(
+                f"the camera {key} has shape {shape}, expected [H, W, 3]", where=where
+            )
 
 
 def dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
@@ -131,7 +162,9 @@ def dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
     """
     stated = feature.get("names")
     names: list[Any] = stated if isinstance(stated, list) else []
-    if isinstance(stated, dict) and sorted(map(str, stated.values())) == sorted(map(str, range(len(stated)))):
+    if isinstance(stated, dict) and sorted(map(str, stated.values())) == sorted(
+        map(str, range(len(stated)))
+    ):
         names = sorted(stated, key=lambda name: int(stated[name]))
     elif isinstance(stated, dict):
         names = [name for part in stated.values() if isinstance(part, list) for name in part]
@@ -152,7 +185,14 @@ def fill(info: dict[str, Any], key: str, folder: Path, **values: int | str) -> P
 def number(row: dict[str, Any], key: str, where: str) -> float:
     """A number of a record of the meta files. Raises RoboAlignError where it is missing, none, or negative."""
     value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        problem = f"{key} of episode {row.get('episode_index')} is {value!r}, expected a number from 0 on"
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        problem = (
+            f"{key} of episode {row.get('episode_index')} is {value!r}, expected a number from 0 on"
+        )
         raise RoboAlignError(problem, where=where, fix=AGAIN)
     return value

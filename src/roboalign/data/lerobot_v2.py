@@ -1,8 +1,8 @@
 """What LeRobot v2.0 and v2.1 have in place of v3.0: one file an episode, and meta files of one JSON record a line.
 
-    meta/info.json  meta/episodes.jsonl  meta/tasks.jsonl
-    data/chunk-000/episode_000000.parquet  videos/chunk-000/<key>/episode_000000.mp4
-    meta/modality.json      GR00T's: which cameras and which columns of words a robot of this data set uses
+meta/info.json  meta/episodes.jsonl  meta/tasks.jsonl
+data/chunk-000/episode_000000.parquet  videos/chunk-000/<key>/episode_000000.mp4
+meta/modality.json      GR00T's: which cameras and which columns of words a robot of this data set uses
 """
 
 import json
@@ -23,17 +23,27 @@ def read_records(folder: Path, info: dict[str, Any], videos: list[str]) -> list[
     """The episodes in order. `videos`: the cameras that are stored as video. Raises RoboAlignError naming the line."""
     per_chunk, where = info.get("chunks_size"), str(folder / layout.INFO)
     if not isinstance(per_chunk, int) or per_chunk < 1:
-        raise RoboAlignError(f"chunks_size is {per_chunk!r}, expected a count", where=where, fix=AGAIN)
+        raise RoboAlignError(
+            f"chunks_size is {per_chunk!r}, expected a count", where=where, fix=AGAIN
+        )
     records = []
     for line, row in enumerate(read_lines(folder / EPISODES), start=1):
         where = f"{folder / EPISODES}, line {line}"
         index, length = int(number(row, "episode_index", where)), int(number(row, "length", where))
         place = {"episode_chunk": index // per_chunk, "episode_index": index}
-        paths = {key: layout.fill(info, "video_path", folder, video_key=key, **place) for key in videos}
-        records.append(Record(
-            index, length, layout.fill(info, "data_path", folder, **place), start=0, alone=True,
-            videos={key: StoredVideo(path) for key, path in paths.items()},
-        ))  # fmt: skip
+        paths = {
+            key: layout.fill(info, "video_path", folder, video_key=key, **place) for key in videos
+        }
+        records.append(
+            Record(
+                index,
+                length,
+                layout.fill(info, "data_path", folder, **place),
+                start=0,
+                alone=True,
+                videos={key: StoredVideo(path) for key, path in paths.items()},
+            )
+        )
     return sorted(records, key=lambda record: record.index)
 
 
@@ -58,7 +68,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(text)
         except ValueError as error:
-            raise RoboAlignError(f"not valid JSON ({error})", where=f"{path}, line {line}", fix=AGAIN) from None
+            raise RoboAlignError(
+                f"not valid JSON ({error})", where=f"{path}, line {line}", fix=AGAIN
+            ) from None
         if not isinstance(row, dict):
             raise RoboAlignError(f"not a record: {row!r}", where=f"{path}, line {line}", fix=AGAIN)
         rows.append(row)
@@ -81,7 +93,8 @@ def used_cameras(folder: Path, features: Features) -> list[str]:
     unknown = [key for key in used if key not in described]
     if unknown:
         raise RoboAlignError(
-            f"it names the cameras {unknown}, meta/info.json describes {described}", where=str(path),
+            f"it names the cameras {unknown}, meta/info.json describes {described}",
+            where=str(path),
             fix="correct original_key in meta/modality.json, or remove the file to read every camera",
-        )  # fmt: skip
+        )
     return used

@@ -54,7 +54,9 @@ class LeRobotWriter:
             self.vectors[layout.PRIVILEGED] = tuple(privileged_names)
         for key, names in self.vectors.items():
             if len(names) < 2:
-                raise RoboAlignError(f"{key} needs at least 2 dimensions, not {len(names)}", where=str(folder))
+                raise RoboAlignError(
+                    f"{key} needs at least 2 dimensions, not {len(names)}", where=str(folder)
+                )
         self.features = layout.make_features(self.cameras, self.vectors)
         self.schema = layout.arrow_schema(self.features)
         self.action_space = None if action_space is None else action_space.model_dump(mode="json")
@@ -91,16 +93,29 @@ class LeRobotWriter:
         """
         where = f"episode {episode_id}"
         if episode_id in self.episode_ids:
-            raise RoboAlignError("this episode is already in the data set", where=where, fix="skip writer.episode_ids")
+            raise RoboAlignError(
+                "this episode is already in the data set",
+                where=where,
+                fix="skip writer.episode_ids",
+            )
         vectors = {layout.ACTION: actions, layout.STATE: state}
         if layout.PRIVILEGED in self.vectors:
-            vectors[layout.PRIVILEGED] = self._spread(privileged, privileged_names, len(actions), where)
-        vectors = {key: self._checked(values, key, len(actions), where) for key, values in vectors.items()}
+            vectors[layout.PRIVILEGED] = self._spread(
+                privileged, privileged_names, len(actions), where
+            )
+        vectors = {
+            key: self._checked(values, key, len(actions), where) for key, values in vectors.items()
+        }
         for name in self.cameras:
             self._check_frames(frames, cameras, name, len(actions), where)
         record = {
-            "episode_id": episode_id, "task": task, "instruction": instruction, "length": len(actions),
-            "file": self.n_files, "nouns": dict(nouns or {}), "success_step": success_step,
+            "episode_id": episode_id,
+            "task": task,
+            "instruction": instruction,
+            "length": len(actions),
+            "file": self.n_files,
+            "nouns": dict(nouns or {}),
+            "success_step": success_step,
             "privileged_names": list(privileged_names),
             "cameras": {name: as_list(cameras[name].projection) for name in self.cameras},
             "stats": {key: vector_stats(values) for key, values in vectors.items()}
@@ -124,7 +139,9 @@ class LeRobotWriter:
             pq.ParquetWriter(path, schema, use_dictionary=False) as writer,
         ):
             for table in self.pending:
-                writer.write_table(table.replace_schema_metadata(metadata), row_group_size=len(table))
+                writer.write_table(
+                    table.replace_schema_metadata(metadata), row_group_size=len(table)
+                )
         self.pending = []
         self.n_files += 1
 
@@ -132,29 +149,58 @@ class LeRobotWriter:
         """Commit what is pending and write the meta files, info.json last. May be called again after more episodes."""
         self.flush()
         if not self.records:
-            raise RoboAlignError("no episode was added, so there is no data set to finish", where=str(self.folder))
+            raise RoboAlignError(
+                "no episode was added, so there is no data set to finish", where=str(self.folder)
+            )
         index = pd.Index(list(self.tasks), name="task")
         tasks = pd.DataFrame({"task_index": list(self.tasks.values())}, index=index)
         self._write_table(layout.TASKS, pa.Table.from_pandas(tasks))
         self._write_table(layout.EPISODES_PATH, pa.Table.from_pylist(self._episode_rows()))
         keys = self.records[0]["stats"]
-        write_json(self.folder / layout.STATS, {key: pool([r["stats"][key] for r in self.records]) for key in keys})
-        extras = [{key: value for key, value in record.items() if key != "stats"} for record in self.records]
-        write_json(self.folder / layout.EXTRAS, {
-            "version": 1, "action_space": self.action_space, "axes": self.axes, "episodes": extras,
-        })  # fmt: skip
-        write_json(self.folder / layout.INFO, {
-            "codebase_version": layout.VERSION, "robot_type": self.robot_type,
-            "total_episodes": len(self.records), "total_frames": self.n_frames,
-            "total_tasks": len(self.tasks), "chunks_size": layout.FILES_PER_CHUNK,
-            "data_files_size_in_mb": 100, "video_files_size_in_mb": 200, "fps": self.fps,
-            "splits": {"train": f"0:{len(self.records)}"},
-            "data_path": layout.DATA_PATH, "video_path": None, "features": self.features,
-        })
+        write_json(
+            self.folder / layout.STATS,
+            {key: pool([r["stats"][key] for r in self.records]) for key in keys},
+        )
+        extras = [
+            {key: value for key, value in record.items() if key != "stats"}
+            for record in self.records
+        ]
+        write_json(
+            self.folder / layout.EXTRAS,
+            {
+                "version": 1,
+                "action_space": self.action_space,
+                "axes": self.axes,
+                "episodes": extras,
+            },
+        )
+        write_json(
+            self.folder / layout.INFO,
+            {
+                "codebase_version": layout.VERSION,
+                "robot_type": self.robot_type,
+                "total_episodes": len(self.records),
+                "total_frames": self.n_frames,
+                "total_tasks": len(self.tasks),
+                "chunks_size": layout.FILES_PER_CHUNK,
+                "data_files_size_in_mb": 100,
+                "video_files_size_in_mb": 200,
+                "fps": self.fps,
+                "splits": {"train": f"0:{len(self.records)}"},
+                "data_path": layout.DATA_PATH,
+                "video_path": None,
+                "features": self.features,
+            },
+        )
 
     def _settings(self) -> dict[str, Any]:
         """What all data files of one data set share."""
-        return {"fps": self.fps, "features": self.features, "action_space": self.action_space, "axes": self.axes}
+        return {
+            "fps": self.fps,
+            "features": self.features,
+            "action_space": self.action_space,
+            "axes": self.axes,
+        }
 
     def _count(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -165,53 +211,80 @@ class LeRobotWriter:
     def _episode_rows(self) -> list[dict[str, Any]]:
         rows, start = [], 0
         for number, record in enumerate(self.records):
-            flat = {f"stats/{key}/{name}": value
-                    for key, stats in record["stats"].items() for name, value in stats.items()}
-            rows.append({
-                "episode_index": number, "tasks": [record["instruction"]], "length": record["length"],
-                "data/chunk_index": record["file"] // layout.FILES_PER_CHUNK,
-                "data/file_index": record["file"] % layout.FILES_PER_CHUNK,
-                "dataset_from_index": start, "dataset_to_index": start + record["length"],
-                "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0, **flat,
-            })
+            flat = {
+                f"stats/{key}/{name}": value
+                for key, stats in record["stats"].items()
+                for name, value in stats.items()
+            }
+            rows.append(
+                {
+                    "episode_index": number,
+                    "tasks": [record["instruction"]],
+                    "length": record["length"],
+                    "data/chunk_index": record["file"] // layout.FILES_PER_CHUNK,
+                    "data/file_index": record["file"] % layout.FILES_PER_CHUNK,
+                    "dataset_from_index": start,
+                    "dataset_to_index": start + record["length"],
+                    "meta/episodes/chunk_index": 0,
+                    "meta/episodes/file_index": 0,
+                    **flat,
+                }
+            )
             start += record["length"]
         return rows
 
-    def _table(self, record: dict[str, Any], vectors: dict[str, np.ndarray], frames: dict[str, np.ndarray]) -> pa.Table:
+    def _table(
+        self, record: dict[str, Any], vectors: dict[str, np.ndarray], frames: dict[str, np.ndarray]
+    ) -> pa.Table:
         """The rows of one episode, in the order of the schema."""
         steps = np.arange(record["length"])
         solved = record["success_step"] is not None
         columns: dict[str, Any] = {
-            "timestamp": steps / self.fps, "frame_index": steps,
+            "timestamp": steps / self.fps,
+            "frame_index": steps,
             "episode_index": np.full(len(steps), len(self.records)),
             "index": steps + self.n_frames,
-            "task_index": np.full(len(steps), self.tasks.get(record["instruction"], len(self.tasks))),
-            "next.success": steps >= record["success_step"] if solved else np.zeros(len(steps), bool),
+            "task_index": np.full(
+                len(steps), self.tasks.get(record["instruction"], len(self.tasks))
+            ),
+            "next.success": steps >= record["success_step"]
+            if solved
+            else np.zeros(len(steps), bool),
             "next.done": steps == len(steps) - 1,
         }
         for name in self.cameras:
             columns[layout.IMAGE_PREFIX + name] = [
-                {"bytes": encode_png(frame), "path": f"frame-{t:06d}.png"} for t, frame in enumerate(frames[name])
+                {"bytes": encode_png(frame), "path": f"frame-{t:06d}.png"}
+                for t, frame in enumerate(frames[name])
             ]
         for key, values in vectors.items():
             columns[key] = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
-        arrays = [pa.array(columns[field.name], type=field.type) if not isinstance(columns[field.name], pa.Array)
-                  else columns[field.name] for field in self.schema]
+        arrays = [
+            pa.array(columns[field.name], type=field.type)
+            if not isinstance(columns[field.name], pa.Array)
+            else columns[field.name]
+            for field in self.schema
+        ]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
-    def _spread(self, values: np.ndarray | None, names: Sequence[str], length: int, where: str) -> np.ndarray:
+    def _spread(
+        self, values: np.ndarray | None, names: Sequence[str], length: int, where: str
+    ) -> np.ndarray:
         """The episode's privileged columns laid into those of the data set; columns that it lacks hold 0."""
         known = self.vectors[layout.PRIVILEGED]
         width = 0 if values is None else values.shape[-1]
         if width != len(names) or not set(names) <= set(known):
             raise RoboAlignError(
                 f"privileged state has {width} columns named {list(names)}; the data set knows {list(known)}",
-                where=where, fix="pass every name as privileged_names to LeRobotWriter",
+                where=where,
+                fix="pass every name as privileged_names to LeRobotWriter",
             )
         spread = np.zeros((length, len(known)), np.float32)
         if values is not None:
             if len(values) != length:
-                raise RoboAlignError(f"privileged has {len(values)} steps, actions have {length}", where=where)
+                raise RoboAlignError(
+                    f"privileged has {len(values)} steps, actions have {length}", where=where
+                )
             spread[:, [known.index(name) for name in names]] = values
         return spread
 
@@ -219,17 +292,25 @@ class LeRobotWriter:
         values = np.asarray(values, np.float32)
         expected = (length, len(self.vectors[key]))
         if values.shape != expected or not length:
-            raise RoboAlignError(f"{key} has shape {values.shape}, expected {expected}", where=where)
+            raise RoboAlignError(
+                f"{key} has shape {values.shape}, expected {expected}", where=where
+            )
         if not np.isfinite(values).all():
             step, dimension = np.argwhere(~np.isfinite(values))[0]
             raise RoboAlignError(
-                f"{key} is not finite at step {step}, dimension {self.vectors[key][dimension]}", where=where,
+                f"{key} is not finite at step {step}, dimension {self.vectors[key][dimension]}",
+                where=where,
                 fix="drop this episode or repair its source",
             )
         return values
 
     def _check_frames(
-        self, frames: dict[str, np.ndarray], cameras: dict[str, Camera], name: str, length: int, where: str
+        self,
+        frames: dict[str, np.ndarray],
+        cameras: dict[str, Camera],
+        name: str,
+        length: int,
+        where: str,
     ) -> None:
         width, height = self.cameras[name]
         if name not in frames or name not in cameras:
@@ -237,7 +318,8 @@ class LeRobotWriter:
         if frames[name].shape != (length, height, width, 3) or frames[name].dtype != np.uint8:
             raise RoboAlignError(
                 f"frames of {name} are {frames[name].dtype} {frames[name].shape}, "
-                f"expected uint8 {(length, height, width, 3)}", where=where,
+                f"expected uint8 {(length, height, width, 3)}",
+                where=where,
             )
 
     def _write_table(self, name: str, table: pa.Table) -> None:
@@ -256,9 +338,13 @@ def read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
-        raise RoboAlignError(f"not a readable parquet file ({error})", where=str(path), fix="delete it") from None
+        raise RoboAlignError(
+            f"not a readable parquet file ({error})", where=str(path), fix="delete it"
+        ) from None
     extras = json.loads(metadata.get(layout.EXTRAS_KEY, b"{}"))
     if {key: extras.get(key) for key in settings} != settings:
-        problem = "the data set there has another fps or action space, other cameras, names or shapes"
+        problem = (
+            "the data set there has another fps or action space, other cameras, names or shapes"
+        )
         raise RoboAlignError(problem, where=str(path), fix="choose an empty folder")
     return extras["episodes"]

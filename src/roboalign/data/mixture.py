@@ -46,7 +46,9 @@ class MixConfig(Config):
     """Share of the conversations that hold one action turn."""
     think_share: float = Field(0.45, ge=0, le=1)
     """Share of the question turns that are asked in think mode."""
-    weights: dict[str, float] = Field({"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0})
+    weights: dict[str, float] = Field(
+        {"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0}
+    )
     """Relative weight of the question groups; the types of a group are equally likely. `trace`, the path of the gripper
     in the image, is asked, and measured, only where it is named."""
     rl_share: float = Field(0.0056, ge=0, lt=0.01)
@@ -71,8 +73,14 @@ class MixConfig(Config):
         if self.min_turns > self.max_turns:
             raise ValueError(f"min_turns {self.min_turns} is above max_turns {self.max_turns}")
         groups = {kind.group for kind in TYPES.values()}
-        if set(self.weights) - groups or min(self.weights.values(), default=0) < 0 or not sum(self.weights.values()):
-            raise ValueError(f"weights must be non-negative, not all 0, and name some of {sorted(groups)}")
+        if (
+            set(self.weights) - groups
+            or min(self.weights.values(), default=0) < 0
+            or not sum(self.weights.values())
+        ):
+            raise ValueError(
+                f"weights must be non-negative, not all 0, and name some of {sorted(groups)}"
+            )
         return self
 
 
@@ -91,17 +99,25 @@ class Source:
 
     def __post_init__(self) -> None:
         settings = (self.config.camera, self.config.grid, self.fast.horizon)
-        self.scenes = {episode.episode_id: EpisodeScenes(episode, *settings) for episode in self.episodes}
+        self.scenes = {
+            episode.episode_id: EpisodeScenes(episode, *settings) for episode in self.episodes
+        }
 
     def targets(self, frames: Sequence[tuple[Episode, int]]) -> tuple[np.ndarray, list[list[int]]]:
         """Normalised clean chunks [N, H, A] of these frames and their FAST ids."""
         horizon = self.fast.horizon
-        chunks = self.stats.normalize(np.stack([episode.chunk(t, horizon) for episode, t in frames]))
+        chunks = self.stats.normalize(
+            np.stack([episode.chunk(t, horizon) for episode, t in frames])
+        )
         return chunks, self.fast.encode(chunks)
 
 
 def build_mixture(
-    episodes: Sequence[Episode], fast: FastTokenizer, stats: ActionStats, config: MixConfig, out_dir: str | Path
+    episodes: Sequence[Episode],
+    fast: FastTokenizer,
+    stats: ActionStats,
+    config: MixConfig,
+    out_dir: str | Path,
 ) -> dict[str, Any]:
     """Write train-*.parquet, rl.parquet, heldout.parquet and manifest.json to `out_dir`; return the manifest.
 
@@ -110,7 +126,11 @@ def build_mixture(
     """
     ids = [episode.episode_id for episode in episodes]
     if not ids or len(set(ids)) != len(ids):
-        problem = f"two episodes are called {Counter(ids).most_common(1)[0][0]!r}" if ids else "there is no episode"
+        problem = (
+            f"two episodes are called {Counter(ids).most_common(1)[0][0]!r}"
+            if ids
+            else "there is no episode"
+        )
         raise RoboAlignError(problem, where="episodes", fix="collect the data set again")
     train, heldout = split_episodes(episodes, config)
     world = survey(episodes)
@@ -135,25 +155,44 @@ def build_mixture(
         write_conversations(folder / "rl.parquet", rl_tally.count(rl))
         kept, duplicates = unseen_frames(heldout, config.camera, hashes)
         held_tally = Tally()
-        write_conversations(folder / "heldout.parquet", held_tally.count(heldout_conversations(held, kept)))
+        write_conversations(
+            folder / "heldout.parquet", held_tally.count(heldout_conversations(held, kept))
+        )
         counts |= {"rl": rl_tally.summary(), "heldout": held_tally.summary()}
         manifest = {
-            "config": config.model_dump(), "seed": config.seed, "counts": counts,
+            "config": config.model_dump(),
+            "seed": config.seed,
+            "counts": counts,
             "rl_share": counts["rl"]["turns"] / max(tally.turns, 1),
-            "undrawn": dict(sorted(source.undrawn.items())), "heldout_frames_dropped_as_duplicates": duplicates,
-            "splits": {"train": [e.episode_id for e in train], "heldout": [e.episode_id for e in heldout]},
-            "fast": {"horizon": fast.horizon, "action_dim": fast.action_dim, "scale": fast.scale,
-                     "vocab_size": fast.vocab_size, "clipped_coefficients": fast.clipped},
+            "undrawn": dict(sorted(source.undrawn.items())),
+            "heldout_frames_dropped_as_duplicates": duplicates,
+            "splits": {
+                "train": [e.episode_id for e in train],
+                "heldout": [e.episode_id for e in heldout],
+            },
+            "fast": {
+                "horizon": fast.horizon,
+                "action_dim": fast.action_dim,
+                "scale": fast.scale,
+                "vocab_size": fast.vocab_size,
+                "clipped_coefficients": fast.clipped,
+            },
             "action_stats": stats.to_dict(),
             "shards": {path.name: hash_file(path) for path in sorted(folder.glob("*.parquet"))},
-            "versions": {"roboalign": __version__, "python": platform.python_version(), "numpy": np.__version__,
-                         "pyarrow": pa.__version__},
+            "versions": {
+                "roboalign": __version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "pyarrow": pa.__version__,
+            },
         }
         write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def split_episodes(episodes: Sequence[Episode], config: MixConfig) -> tuple[list[Episode], list[Episode]]:
+def split_episodes(
+    episodes: Sequence[Episode], config: MixConfig
+) -> tuple[list[Episode], list[Episode]]:
     """(training, held-out) episodes: of each task the share asked for, rounded; at least one is left to train on."""
     by_task: dict[str, list[Episode]] = {}
     for episode in episodes:
@@ -163,7 +202,9 @@ def split_episodes(episodes: Sequence[Episode], config: MixConfig) -> tuple[list
         ids = sorted(episode.episode_id for episode in members)
         count = min(int(config.heldout_episode_share * len(ids) + 0.5), len(ids) - 1)
         held |= set(random.Random(f"{config.seed}-split-{task}").sample(ids, count))
-    return [e for e in episodes if e.episode_id not in held], [e for e in episodes if e.episode_id in held]
+    return [e for e in episodes if e.episode_id not in held], [
+        e for e in episodes if e.episode_id in held
+    ]
 
 
 def sample_frames(episodes: Sequence[Episode], config: MixConfig) -> list[tuple[Episode, int]]:
@@ -196,12 +237,22 @@ def training_conversations(
             count = rng.randint(config.min_turns, config.max_turns) - (i in ids)
             turns = question_turns(source, episode, t, count, rng)
             if i in ids:
-                turns.insert(rng.randint(0, len(turns)), action_turn(episode, ids[i], "direct", rng))
-            yield Conversation(f"train-{i:07d}", episode.episode_id, t, episode.task,
-                               episode.png(config.camera, t), tuple(turns))
+                turns.insert(
+                    rng.randint(0, len(turns)), action_turn(episode, ids[i], "direct", rng)
+                )
+            yield Conversation(
+                f"train-{i:07d}",
+                episode.episode_id,
+                t,
+                episode.task,
+                episode.png(config.camera, t),
+                tuple(turns),
+            )
 
 
-def question_turns(source: Source, episode: Episode, t: int, count: int, rng: random.Random) -> list[Turn]:
+def question_turns(
+    source: Source, episode: Episode, t: int, count: int, rng: random.Random
+) -> list[Turn]:
     """`count` questions of different types about one frame, each in a mode of its own."""
     config = source.config
     scene = source.scenes[episode.episode_id].at(t)
@@ -224,8 +275,11 @@ def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
     Sampling without replacement by the exponential keys of Efraimidis and Spirakis (2006).
     """
     sizes = Counter(kind.group for kind in TYPES.values())
-    keyed = [(rng.random() ** (sizes[kind.group] / weights[kind.group]), name)
-             for name, kind in TYPES.items() if weights.get(kind.group, 0) > 0]
+    keyed = [
+        (rng.random() ** (sizes[kind.group] / weights[kind.group]), name)
+        for name, kind in TYPES.items()
+        if weights.get(kind.group, 0) > 0
+    ]
     return [name for _, name in sorted(keyed)]
 
 
@@ -237,25 +291,38 @@ def question_turn(question: Question, mode: Mode, *, lead: bool = False) -> Turn
     return Turn(question.kind, question.type, mode, text, reply, question.answer)
 
 
-def action_turn(episode: Episode, ids: Sequence[int], mode: Mode, rng: random.Random | None = None) -> Turn:
+def action_turn(
+    episode: Episode, ids: Sequence[int], mode: Mode, rng: random.Random | None = None
+) -> Turn:
     """The action question, with `rng` in a random wording. Its answer never has a reasoning, in either mode."""
     expected = prompts.action_answer(ids)
-    wording, lead = (rng.randrange(len(prompts.NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
+    wording, lead = (
+        (rng.randrange(len(prompts.NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
+    )
     question = prompts.action_question(episode.instruction, mode, wording, lead=lead)
     return Turn("action", "action", mode, question, prompts.reply(expected), expected)
 
 
 def rl_conversations(
-    source: Source, frames: Sequence[tuple[Episode, int]], with_action: Sequence[bool], sft_turns: int
+    source: Source,
+    frames: Sequence[tuple[Episode, int]],
+    with_action: Sequence[bool],
+    sft_turns: int,
 ) -> list[Conversation]:
     """The RL subset: action samples of the training set, asked in think mode, with target ids and chunk."""
     acting = [i for i, acts in enumerate(with_action) if acts]
     count = min(int(source.config.rl_share * sft_turns), len(acting))
     if source.config.rl_share > 0 and not count:
         problem = f"rl_share {source.config.rl_share} of {sft_turns} turns ({len(acting)} of them actions) is no sample"
-        raise RoboAlignError(problem, where="mixture", fix="raise conversations, or set rl_share to 0")
+        raise RoboAlignError(
+            problem, where="mixture", fix="raise conversations, or set rl_share to 0"
+        )
     chosen = sorted(random.Random(f"{source.config.seed}-rl").sample(acting, count))
-    return list(action_samples(source, [frames[i] for i in chosen], ("think",), "rl")) if chosen else []
+    return (
+        list(action_samples(source, [frames[i] for i in chosen], ("think",), "rl"))
+        if chosen
+        else []
+    )
 
 
 def action_samples(
@@ -267,8 +334,14 @@ def action_samples(
         for mode in modes:
             turn = action_turn(episode, target, mode)
             yield Conversation(
-                f"{prefix}-{number:06d}-{mode}", episode.episode_id, t, episode.task,
-                episode.png(source.config.camera, t), (turn,), tuple(target), tuple(map(tuple, chunk.tolist())),
+                f"{prefix}-{number:06d}-{mode}",
+                episode.episode_id,
+                t,
+                episode.task,
+                episode.png(source.config.camera, t),
+                (turn,),
+                tuple(target),
+                tuple(map(tuple, chunk.tolist())),
                 prompts.action_question(episode.instruction, "direct"),
             )
 
@@ -278,11 +351,17 @@ def unseen_frames(
 ) -> tuple[list[tuple[Episode, int]], int]:
     """(frames whose image is no training image, how many were dropped because it is)."""
     frames = [(episode, t) for episode in episodes for t in range(len(episode))]
-    kept = [(episode, t) for episode, t in frames if image_hash(episode.png(camera, t)) not in training_hashes]
+    kept = [
+        (episode, t)
+        for episode, t in frames
+        if image_hash(episode.png(camera, t)) not in training_hashes
+    ]
     return kept, len(frames) - len(kept)
 
 
-def heldout_conversations(source: Source, frames: Sequence[tuple[Episode, int]]) -> Iterator[Conversation]:
+def heldout_conversations(
+    source: Source, frames: Sequence[tuple[Episode, int]]
+) -> Iterator[Conversation]:
     """Single-turn questions of every type and action samples, each in both modes, from held-out frames."""
     config = source.config
     if not frames:
@@ -297,15 +376,29 @@ def heldout_conversations(source: Source, frames: Sequence[tuple[Episode, int]])
             scene = source.scenes[episode.episode_id].at(t)
             for mode in MODES:
                 # The same seed, so that both modes ask the same question.
-                question = ask(name, mode, scene, source.world, random.Random(f"{config.seed}-{name}-{attempt}"))
+                question = ask(
+                    name,
+                    mode,
+                    scene,
+                    source.world,
+                    random.Random(f"{config.seed}-{name}-{attempt}"),
+                )
                 if question is None:
                     source.undrawn[name] += 1
                     break
-                yield Conversation(f"heldout-{name}-{found:05d}-{mode}", episode.episode_id, t, episode.task,
-                                   episode.png(config.camera, t), (question_turn(question, mode),))
+                yield Conversation(
+                    f"heldout-{name}-{found:05d}-{mode}",
+                    episode.episode_id,
+                    t,
+                    episode.task,
+                    episode.png(config.camera, t),
+                    (question_turn(question, mode),),
+                )
             else:
                 found += 1
-    chosen = random.Random(f"{config.seed}-heldout-actions").sample(frames, min(config.heldout_actions, len(frames)))
+    chosen = random.Random(f"{config.seed}-heldout-actions").sample(
+        frames, min(config.heldout_actions, len(frames))
+    )
     if chosen:
         yield from action_samples(source, chosen, tuple(MODES), "heldout-action")
 
@@ -315,9 +408,13 @@ class Tally:
 
     def __init__(self) -> None:
         self.conversations = self.turns = 0
-        self.by: dict[str, Counter[str]] = {name: Counter() for name in ("kind", "type", "mode", "task", "source")}
+        self.by: dict[str, Counter[str]] = {
+            name: Counter() for name in ("kind", "type", "mode", "task", "source")
+        }
 
-    def count(self, conversations: Iterator[Conversation] | Sequence[Conversation]) -> list[Conversation]:
+    def count(
+        self, conversations: Iterator[Conversation] | Sequence[Conversation]
+    ) -> list[Conversation]:
         """The conversations as a list, counted."""
         counted = list(conversations)
         for conversation in counted:

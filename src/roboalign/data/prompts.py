@@ -10,7 +10,11 @@ from typing import Any, Literal
 
 Mode = Literal["direct", "think"]
 MODES: dict[Mode, str] = {"direct": "Answer directly as", "think": "Think first, then answer as"}
-NEXT_STEP = ("What should the robot do next?", "What is the next movement?", "How does the robot go on?")
+NEXT_STEP = (
+    "What should the robot do next?",
+    "What is the next movement?",
+    "How does the robot go on?",
+)
 ACTIONS = "<ACTION_START>"
 _REQUEST = re.compile(r"\s*(?:" + "|".join(map(re.escape, MODES.values())) + r') "[^"]*"\.\s*')
 

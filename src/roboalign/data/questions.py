@@ -14,13 +14,25 @@ from roboalign.data.sentences import QuestionType, World
 from roboalign.errors import RoboAlignError
 
 TYPES: dict[str, QuestionType] = {
-    kind.name: kind for kind in (*questions_general.TYPES, *questions_embodied.TYPES, *questions_planning.TYPES)
+    kind.name: kind
+    for kind in (*questions_general.TYPES, *questions_embodied.TYPES, *questions_planning.TYPES)
 }
 OPTIONAL = frozenset({"trace"})
 """Groups that a mixture asks, and measures, only where its weights name them; all others are always measured."""
-LABELS = {"presence": "verdict", "object_name": "object", "gripper_state": "gripper", "gripper_command": "fingers",
-          "move_left_right": "sideways", "move_back_forward": "depth", "move_down_up": "vertical",
-          "left_right": "side", "back_forward": "side", "down_up": "side", "choice": "letter", "text": "answer"}
+LABELS = {
+    "presence": "verdict",
+    "object_name": "object",
+    "gripper_state": "gripper",
+    "gripper_command": "fingers",
+    "move_left_right": "sideways",
+    "move_back_forward": "depth",
+    "move_down_up": "vertical",
+    "left_right": "side",
+    "back_forward": "side",
+    "down_up": "side",
+    "choice": "letter",
+    "text": "answer",
+}
 READ: dict[str, float | None] = {"choice": 1 / 2, "point": None, "text": 0.0}
 """Types of the questions that are read from a source (data/qa), with their chance as in `QuestionType`. How many
 options a choice has is not known here: two is the fewest, so that a guess among more scores less."""
@@ -50,12 +62,18 @@ def ask(name: str, mode: Mode, scene: Scene, world: World, rng: random.Random) -
         return Question(name, kind.kind, draft.text, draft.answer, None)
     facts = list(dict.fromkeys(draft.facts))
     rng.shuffle(facts)
-    return Question(name, "reasoning", draft.text, draft.answer, " ".join([*facts, draft.conclusion]))
+    return Question(
+        name, "reasoning", draft.text, draft.answer, " ".join([*facts, draft.conclusion])
+    )
 
 
 def asked_types(weights: Mapping[str, float]) -> list[str]:
     """The types that a mixture of these group weights asks or measures, in the order of TYPES."""
-    return [name for name, kind in TYPES.items() if kind.group not in OPTIONAL or weights.get(kind.group, 0) > 0]
+    return [
+        name
+        for name, kind in TYPES.items()
+        if kind.group not in OPTIONAL or weights.get(kind.group, 0) > 0
+    ]
 
 
 def survey(episodes: Iterable[Episode]) -> World:
@@ -73,12 +91,23 @@ def survey(episodes: Iterable[Episode]) -> World:
         instructions[episode.task] = episode.instruction
         texts = " ".join([episode.instruction, *episode.nouns.values()])
         said.setdefault(episode.task, set()).update(re.findall(r"\w+", texts.lower()))
-    object_words = {word for things in nouns.values() for noun in things for word in noun.lower().split()}
+    object_words = {
+        word for things in nouns.values() for noun in things for word in noun.lower().split()
+    }
     tasks = sorted(nouns)
-    apart = {task: [other for other in tasks if not said[task] & said[other] & object_words] for task in tasks}
+    apart = {
+        task: [other for other in tasks if not said[task] & said[other] & object_words]
+        for task in tasks
+    }
     return World(
-        objects={task: tuple(sorted({noun for other in apart[task] for noun in nouns[other]})) for task in tasks},
-        instructions={task: tuple(instructions[other] for other in apart[task] if nouns[other]) for task in tasks},
+        objects={
+            task: tuple(sorted({noun for other in apart[task] for noun in nouns[other]}))
+            for task in tasks
+        },
+        instructions={
+            task: tuple(instructions[other] for other in apart[task] if nouns[other])
+            for task in tasks
+        },
     )
 
 
@@ -129,14 +158,19 @@ def _chance(name: str) -> float | None:
     if name in STATES:
         return STATES[name].chance
     if name not in TYPES:
-        raise RoboAlignError(f"unknown question type {name!r}", fix=f"use one of {', '.join([*TYPES, *STATES, *READ])}")
+        raise RoboAlignError(
+            f"unknown question type {name!r}",
+            fix=f"use one of {', '.join([*TYPES, *STATES, *READ])}",
+        )
     return TYPES[name].chance
 
 
 def _near(name: str, expected: str, predicted: str) -> bool:
     target, found = _point(expected), _point(predicted)
     if target is None:
-        raise RoboAlignError(f"the expected answer {expected!r} is not a point", where=f"question type {name}")
+        raise RoboAlignError(
+            f"the expected answer {expected!r} is not a point", where=f"question type {name}"
+        )
     return found is not None and all(abs(a - b) <= POINT_TOLERANCE for a, b in zip(target, found))
 
 

@@ -28,13 +28,22 @@ def body_point(body: str, scene: Scene, world: World, rng: random.Random) -> Dra
     if body not in scene.points:
         return None
     noun = scene.nouns[body]
-    text = rng.choice((
-        "Where is the {}?", "Point to the {}.", "At which point is the {}?", "Give the position of the {}.",
-    )).format(noun)
+    text = rng.choice(
+        (
+            "Where is the {}?",
+            "Point to the {}.",
+            "At which point is the {}?",
+            "Give the position of the {}.",
+        )
+    ).format(noun)
     if body == "goal" or (body == "object" and rng.random() < 0.3):
         text = f"{task_prefix(scene.instruction)} {text}"
     others = [b for b in ("gripper", "object", "goal") if b != body and b in scene.points]
-    facts = [fact for b in rng.sample(others, min(1, len(others))) if (fact := position_sentence(scene, b))]
+    facts = [
+        fact
+        for b in rng.sample(others, min(1, len(others)))
+        if (fact := position_sentence(scene, b))
+    ]
     if body != "gripper" and rng.random() < 0.6:
         facts.append(relation_sentence(scene, body))
     return Draft(text, point(scene.points[body]), facts, position_sentence(scene, body) or "")
@@ -57,13 +66,20 @@ def relation_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> 
         return None
     low, high = AXES[axis]
     names = (low, high) if rng.random() < 0.5 else (high, low)
-    text = rng.choice((
-        "Is the {0} {1} or {2} of the gripper?", "Seen from the gripper, is the {0} {1} or {2}?",
-        "Is the {0} more {1} or more {2} than the gripper?",
-    )).format(scene.nouns[body], *names)
+    text = rng.choice(
+        (
+            "Is the {0} {1} or {2} of the gripper?",
+            "Seen from the gripper, is the {0} {1} or {2}?",
+            "Is the {0} more {1} or more {2} than the gripper?",
+        )
+    ).format(scene.nouns[body], *names)
     sign = scene.relations[body][axis]
-    return Draft(text, AXES[axis][sign > 0] if sign else "aligned", _points(scene, "gripper", body),
-                 relation_sentence(scene, body))
+    return Draft(
+        text,
+        AXES[axis][sign > 0] if sign else "aligned",
+        _points(scene, "gripper", body),
+        relation_sentence(scene, body),
+    )
 
 
 def relation(scene: Scene, world: World, rng: random.Random) -> Draft | None:
@@ -71,10 +87,13 @@ def relation(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     body = _body(scene, rng)
     if body is None:
         return None
-    text = rng.choice((
-        "Where is the {} relative to the gripper?", "In which direction of the gripper is the {}?",
-        "Seen from the gripper, where is the {}?",
-    )).format(scene.nouns[body])
+    text = rng.choice(
+        (
+            "Where is the {} relative to the gripper?",
+            "In which direction of the gripper is the {}?",
+            "Seen from the gripper, where is the {}?",
+        )
+    ).format(scene.nouns[body])
     label = relation_label(scene.relations[body])
     return Draft(text, label, _points(scene, "gripper", body), relation_sentence(scene, body))
 
@@ -84,10 +103,13 @@ def distance(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     body = _body(scene, rng)
     if body is None:
         return None
-    text = rng.choice((
-        "How far is the {} from the gripper?", "Is the {} near, medium or far from the gripper?",
-        "What is the distance from the gripper to the {}?",
-    )).format(scene.nouns[body])
+    text = rng.choice(
+        (
+            "How far is the {} from the gripper?",
+            "Is the {} near, medium or far from the gripper?",
+            "What is the distance from the gripper to the {}?",
+        )
+    ).format(scene.nouns[body])
     bucket = distance_bucket(scene.distances[body])
     return Draft(text, bucket, _points(scene, "gripper", body), distance_sentence(scene, body))
 
@@ -101,10 +123,13 @@ def closer(scene: Scene, world: World, rng: random.Random) -> Draft | None:
         return None
     names = [scene.nouns["object"], scene.nouns["goal"]]
     rng.shuffle(names)
-    text = rng.choice((
-        "Which is closer to the gripper, the {} or the {}?", "What is closer to the gripper: the {} or the {}?",
-        "Is the {} or the {} closer to the gripper?",
-    )).format(*names)
+    text = rng.choice(
+        (
+            "Which is closer to the gripper, the {} or the {}?",
+            "What is closer to the gripper: the {} or the {}?",
+            "Is the {} or the {} closer to the gripper?",
+        )
+    ).format(*names)
     nearest = scene.nouns["object" if difference < 0 else "goal"]
     facts = [distance_sentence(scene, "object"), distance_sentence(scene, "goal")]
     return Draft(text, nearest, facts, f"The {nearest} is closer to the gripper.")
@@ -112,9 +137,13 @@ def closer(scene: Scene, world: World, rng: random.Random) -> Draft | None:
 
 def gripper(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Is the gripper open, closed or holding something?"""
-    text = rng.choice((
-        "Is the gripper open, closed or holding?", "What is the state of the gripper?", "How is the gripper?",
-    ))
+    text = rng.choice(
+        (
+            "Is the gripper open, closed or holding?",
+            "What is the state of the gripper?",
+            "How is the gripper?",
+        )
+    )
     facts = _points(scene, "gripper")
     if "object" in scene.distances:
         facts.append(distance_sentence(scene, "object"))
@@ -123,9 +152,13 @@ def gripper(scene: Scene, world: World, rng: random.Random) -> Draft | None:
 
 def height(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Is the gripper low, in the middle or high above the table?"""
-    text = rng.choice((
-        "How high is the gripper?", "Is the gripper low, middle or high?", "What is the height of the gripper?",
-    ))
+    text = rng.choice(
+        (
+            "How high is the gripper?",
+            "Is the gripper low, middle or high?",
+            "What is the height of the gripper?",
+        )
+    )
     bucket = height_bucket(scene.height)
     facts = _points(scene, "gripper")
     if "object" in scene.relations and words(scene.relations["object"]):

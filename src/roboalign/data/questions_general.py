@@ -28,9 +28,14 @@ def presence(scene: Scene, world: World, rng: random.Random) -> Draft | None:
         return None
     yes = rng.random() < 0.5
     noun = scene.nouns["object"] if yes else rng.choice(absent)
-    text = rng.choice((
-        "Is the {} in the image?", "Does the image show the {}?", "Can you see the {}?", "Is there the {} here?",
-    )).format(noun)
+    text = rng.choice(
+        (
+            "Is the {} in the image?",
+            "Does the image show the {}?",
+            "Can you see the {}?",
+            "Is there the {} here?",
+        )
+    ).format(noun)
     conclusion = f"The {noun} is {'in' if yes else 'not in'} the image."
     return Draft(text, "yes" if yes else "no", _shown(scene, rng), conclusion)
 
@@ -41,9 +46,13 @@ def object_choice(scene: Scene, world: World, rng: random.Random) -> Draft | Non
     if "object" not in scene.nouns or len(absent) < 2:
         return None
     listed, letter = options(rng, scene.nouns["object"], rng.sample(absent, 2))
-    text = rng.choice((
-        "Which object is in the image?", "Which of these can you see?", "What does the image show?",
-    ))
+    text = rng.choice(
+        (
+            "Which object is in the image?",
+            "Which of these can you see?",
+            "What does the image show?",
+        )
+    )
     conclusion = option_sentence(letter, f"the {scene.nouns['object']}")
     return Draft(f"{text} {listed}", letter, _shown(scene, rng), conclusion)
 
@@ -52,10 +61,16 @@ def object_name(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Name the object, without options: where the scene is known to hold no other."""
     if "object" not in scene.nouns or "scene" in scene.nouns:
         return None
-    text = rng.choice((
-        "What object is in the image?", "Name the object in the image.", "What is the object on the table?",
-    ))
-    facts = [fact for fact in (position_sentence(scene, "gripper"), gripper_sentence(scene)) if fact]
+    text = rng.choice(
+        (
+            "What object is in the image?",
+            "Name the object in the image.",
+            "What is the object on the table?",
+        )
+    )
+    facts = [
+        fact for fact in (position_sentence(scene, "gripper"), gripper_sentence(scene)) if fact
+    ]
     noun = scene.nouns["object"]
     return Draft(text, noun, rng.sample(facts, 1), f"The image shows the {noun}.")
 
@@ -66,10 +81,12 @@ def task_choice(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     if "object" not in scene.nouns or not others:
         return None
     listed, letter = options(rng, scene.instruction.rstrip("."), [rng.choice(others).rstrip(".")])
-    text = rng.choice((
-        "What is the robot doing?", "Which task is this?", "What is the task of the robot?",
-    ))
-    return Draft(f"{text} {listed}", letter, _shown(scene, rng), option_sentence(letter, "the task"))
+    text = rng.choice(
+        ("What is the robot doing?", "Which task is this?", "What is the task of the robot?")
+    )
+    return Draft(
+        f"{text} {listed}", letter, _shown(scene, rng), option_sentence(letter, "the task")
+    )
 
 
 TYPES = (

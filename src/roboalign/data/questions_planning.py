@@ -46,7 +46,9 @@ def _next_step(scene: Scene, rng: random.Random) -> str:
 
 def movement(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Which way should the gripper move, and should it open or close?"""
-    return Draft(_next_step(scene, rng), movement_label(scene), _facts(scene, rng), movement_sentence(scene))
+    return Draft(
+        _next_step(scene, rng), movement_label(scene), _facts(scene, rng), movement_sentence(scene)
+    )
 
 
 def movement_choice(scene: Scene, world: World, rng: random.Random) -> Draft | None:
@@ -74,14 +76,18 @@ def command(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Should the gripper open, close or keep as it is? Asked of most frames it would be a question about keeping."""
     if scene.command == "keep" and rng.random() < KEEP_DROPPED:
         return None
-    return Draft(_next_step(scene, rng), scene.command, _facts(scene, rng), movement_sentence(scene))
+    return Draft(
+        _next_step(scene, rng), scene.command, _facts(scene, rng), movement_sentence(scene)
+    )
 
 
 def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Where in the image will the gripper be in WAYPOINT steps?"""
     if scene.waypoint is None:
         return None
-    return Draft(_next_step(scene, rng), point(scene.waypoint), _facts(scene, rng), movement_sentence(scene))
+    return Draft(
+        _next_step(scene, rng), point(scene.waypoint), _facts(scene, rng), movement_sentence(scene)
+    )
 
 
 def trace(scene: Scene, world: World, rng: random.Random) -> Draft | None:
@@ -96,29 +102,48 @@ def phase(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Which phase is the robot in: reach, grasp, move or done?"""
     if scene.target not in scene.distances:
         return None
-    text = _ask(scene, rng, "Is the phase reach, grasp, move or done?", "In which phase is the robot?",
-                "Which phase of the task is this?")
+    text = _ask(
+        scene,
+        rng,
+        "Is the phase reach, grasp, move or done?",
+        "In which phase is the robot?",
+        "Which phase of the task is this?",
+    )
     facts = [distance_sentence(scene, scene.target), gripper_sentence(scene)]
     return Draft(text, scene.phase, facts, f"The phase is {scene.phase}.")
 
 
 def progress(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """In which quarter of the demonstration is this frame?"""
-    text = _ask(scene, rng, "Which quarter of the task is this?", "How much of the task is done?",
-                "Is this the first, second, third or last quarter?")
+    text = _ask(
+        scene,
+        rng,
+        "Which quarter of the task is this?",
+        "How much of the task is done?",
+        "Is this the first, second, third or last quarter?",
+    )
     facts = [distance_sentence(scene, scene.target)] if scene.target in scene.distances else []
     quarter = QUARTERS[scene.quarter]
-    return Draft(text, quarter, [*facts, gripper_sentence(scene)], f"This is the {quarter} quarter.")
+    return Draft(
+        text, quarter, [*facts, gripper_sentence(scene)], f"This is the {quarter} quarter."
+    )
 
 
 def order(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     """Which of two things that are still to come does the robot do first?"""
-    pairs = [(a, b) for a in scene.events for b in scene.events if scene.events[a] + APART <= scene.events[b]]
+    pairs = [
+        (a, b)
+        for a in scene.events
+        for b in scene.events
+        if scene.events[a] + APART <= scene.events[b]
+    ]
     if not pairs:
         return None
     first, second = rng.choice(pairs)
     listed, letter = options(rng, first, [second])
-    text = _ask(scene, rng, "What happens first?", "What should the robot do first?", "Which comes first?")
+    text = _ask(
+        scene, rng, "What happens first?", "What should the robot do first?", "Which comes first?"
+    )
     facts = [gripper_sentence(scene)]
     if scene.target in scene.distances:
         facts.append(distance_sentence(scene, scene.target))

@@ -10,14 +10,20 @@ TOLERANCE = {"cm": 1.0, "degrees": 5.0}
 SHARE = 0.2
 """Or by this share of the expected number, where that is more."""
 MIRRORED = {
-    "left": ("right", -1), "back": ("forward", -1), "down": ("up", -1),
-    "tilt down": ("tilt up", -1), "roll left": ("roll right", -1), "turn right": ("turn left", -1),
-}  # fmt: skip
+    "left": ("right", -1),
+    "back": ("forward", -1),
+    "down": ("up", -1),
+    "tilt down": ("tilt up", -1),
+    "roll left": ("roll right", -1),
+    "turn right": ("turn left", -1),
+}
 """The negative word of each axis -> (its positive word, the sign)."""
 POSITIVE = {"cm": ("right", "forward", "up"), "degrees": ("tilt up", "roll right", "turn left")}
 
 _CM = re.compile(r"(\d{1,5}) cm (right|left|forward|back|up|down)")
-_DEGREES = re.compile(r"(tilt up|tilt down|roll left|roll right|turn left|turn right) (\d{1,5}) degrees?")
+_DEGREES = re.compile(
+    r"(tilt up|tilt down|roll left|roll right|turn left|turn right) (\d{1,5}) degrees?"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,11 @@ def numbers_right(name: str, expected: str, predicted: str) -> bool:
     """
     target, found = read_numbers(expected, NUMBERS[name]), read_numbers(predicted, NUMBERS[name])
     if target is None:
-        raise RoboAlignError(f"the expected answer {expected!r} holds no such numbers", where=f"question type {name}")
+        raise RoboAlignError(
+            f"the expected answer {expected!r} holds no such numbers", where=f"question type {name}"
+        )
     if found is None:
         return False
-    return all(abs(found[key] - n) <= max(TOLERANCE[key[0]], SHARE * abs(n)) for key, n in target.items())
+    return all(
+        abs(found[key] - n) <= max(TOLERANCE[key[0]], SHARE * abs(n)) for key, n in target.items()
+    )

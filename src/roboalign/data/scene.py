@@ -81,23 +81,36 @@ class EpisodeScenes:
         """
         where = f"episode {episode.episode_id}"
         if camera not in episode.cameras:
-            raise RoboAlignError(f"no camera {camera!r}; it has {sorted(episode.cameras)}", where=where)
+            raise RoboAlignError(
+                f"no camera {camera!r}; it has {sorted(episode.cameras)}", where=where
+            )
         positions = {body: episode.position(body) for body in BODIES}
         if positions["gripper"] is None or "gripper.opening" not in episode.privileged_names:
             raise RoboAlignError(
                 f"the privileged state has no gripper.x, y, z and opening, only {list(episode.privileged_names)}",
-                where=where, fix="collect the data set with a simulator that records it",
+                where=where,
+                fix="collect the data set with a simulator that records it",
             )
         self.episode, self.length = episode, len(episode)
         named = {"gripper", *episode.nouns}
-        self.positions = {body: p for body, p in positions.items() if p is not None and body in named}
+        self.positions = {
+            body: p for body, p in positions.items() if p is not None and body in named
+        }
         hand = self.positions["gripper"]
-        self.cells = {body: grid_cells(episode, camera, p, grid) for body, p in self.positions.items()}
+        self.cells = {
+            body: grid_cells(episode, camera, p, grid) for body, p in self.positions.items()
+        }
         turn = matrix_of(episode.axes).T.astype(np.float32)
-        offsets = {body: (p - hand) @ turn for body, p in self.positions.items() if body != "gripper"}
-        self.relations = {b: (np.sign(o) * (np.abs(o) > ALIGNED)).astype(int).tolist() for b, o in offsets.items()}
+        offsets = {
+            body: (p - hand) @ turn for body, p in self.positions.items() if body != "gripper"
+        }
+        self.relations = {
+            b: (np.sign(o) * (np.abs(o) > ALIGNED)).astype(int).tolist() for b, o in offsets.items()
+        }
         self.distances = {body: np.linalg.norm(o, axis=1).tolist() for body, o in offsets.items()}
-        opening, holding, table = (_column(episode, name) for name in ("gripper.opening", "gripper.holding", "table.z"))
+        opening, holding, table = (
+            _column(episode, name) for name in ("gripper.opening", "gripper.holding", "table.z")
+        )
         assert opening is not None
         if holding is None and "object" in self.distances:
             holding = (np.array(self.distances["object"]) < HELD) & (opening <= OPEN)
@@ -107,13 +120,15 @@ class EpisodeScenes:
         to_object = self.distances["object"] if self.uses_object else None
         self.phases = phases(
             self.positions.get("object"), to_object, self.gripper, episode.success_step, self.length
-        )  # fmt: skip
+        )
         mean = episode.chunks(horizon).mean(axis=1)
         moved = mean[:, :3] @ turn
         self.moves = (np.sign(moved) * (np.abs(moved) > STILL)).astype(int).tolist()
         self.commands = gripper_commands(mean[:, -1], self.gripper)
         self.events = future_events(self._happening())
-        self.trace_steps = [round(TRACE_HORIZONS * horizon * i / TRACE_POINTS) for i in range(1, TRACE_POINTS + 1)]
+        self.trace_steps = [
+            round(TRACE_HORIZONS * horizon * i / TRACE_POINTS) for i in range(1, TRACE_POINTS + 1)
+        ]
 
     def _happening(self) -> dict[str, list[bool]]:
         """event -> [T] whether it is happening."""
@@ -140,12 +155,20 @@ class EpisodeScenes:
         episode, cells = self.episode, self.cells
         to_goal = "goal" in self.positions and (self.phases[t] == "move" or not self.uses_object)
         return Scene(
-            task=episode.task, instruction=episode.instruction, nouns={**episode.nouns, "gripper": "gripper"},
-            points={body: cell for body, column in cells.items() if (cell := column[t]) is not None},
+            task=episode.task,
+            instruction=episode.instruction,
+            nouns={**episode.nouns, "gripper": "gripper"},
+            points={
+                body: cell for body, column in cells.items() if (cell := column[t]) is not None
+            },
             relations={body: tuple(column[t]) for body, column in self.relations.items()},
             distances={body: column[t] for body, column in self.distances.items()},
-            height=self.heights[t], gripper=self.gripper[t], phase=self.phases[t],
-            quarter=4 * t // self.length, move=tuple(self.moves[t]), command=self.commands[t],
+            height=self.heights[t],
+            gripper=self.gripper[t],
+            phase=self.phases[t],
+            quarter=4 * t // self.length,
+            move=tuple(self.moves[t]),
+            command=self.commands[t],
             waypoint=cells["gripper"][t + WAYPOINT] if t + WAYPOINT < self.length else None,
             trace=self._trace(t),
             events={event: steps[t] for event, steps in self.events.items() if steps[t] > 0},
@@ -166,24 +189,34 @@ def names_object(episode: Episode) -> bool:
     return any(word in instruction for word in episode.nouns["object"].lower().split())
 
 
-def grid_cells(episode: Episode, camera: str, positions: np.ndarray, grid: int) -> list[Cell | None]:
+def grid_cells(
+    episode: Episode, camera: str, positions: np.ndarray, grid: int
+) -> list[Cell | None]:
     """[T, 3] world points -> the cell of the image that shows each; None outside the image."""
     view = episode.cameras[camera]
     cells = np.floor(view.pixels(positions) / (view.width, view.height) * grid)
     # NaN, behind the camera, compares false.
-    return [(int(u), int(v)) if 0 <= u < grid and 0 <= v < grid else None for u, v in cells.tolist()]
+    return [
+        (int(u), int(v)) if 0 <= u < grid and 0 <= v < grid else None for u, v in cells.tolist()
+    ]
 
 
 def gripper_states(opening: np.ndarray, holding: np.ndarray | None) -> list[str]:
     """[T] opening in [0, 1] and whether something is held -> open, closed or holding."""
     held = np.zeros(len(opening)) if holding is None else holding
-    return ["holding" if holds else "open" if wide > OPEN else "closed" for wide, holds in zip(opening, held)]
+    return [
+        "holding" if holds else "open" if wide > OPEN else "closed"
+        for wide, holds in zip(opening, held)
+    ]
 
 
 def phases(
-    object_at: np.ndarray | None, to_object: list[float] | None, gripper: list[str], success_step: int | None,
+    object_at: np.ndarray | None,
+    to_object: list[float] | None,
+    gripper: list[str],
+    success_step: int | None,
     length: int,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """reach (far from the object), grasp (at it, or holding it by its end), move (it has left its place), done."""
     names = np.full(length, "reach", dtype=object)
     if object_at is not None and to_object is not None:

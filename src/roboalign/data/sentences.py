@@ -85,7 +85,11 @@ def height_bucket(metres: float) -> str:
 
 def position_sentence(scene: Scene, body: str) -> str | None:
     """`The drawer handle is at 25 14.`; None outside the image."""
-    return f"The {scene.nouns[body]} is at {point(scene.points[body])}." if body in scene.points else None
+    return (
+        f"The {scene.nouns[body]} is at {point(scene.points[body])}."
+        if body in scene.points
+        else None
+    )
 
 
 def relation_sentence(scene: Scene, body: str) -> str:
@@ -97,7 +101,9 @@ def relation_sentence(scene: Scene, body: str) -> str:
 def distance_sentence(scene: Scene, body: str) -> str:
     """`The drawer handle is far from the gripper.`"""
     forms = {"near": "near", "medium": "at medium distance from", "far": "far from"}
-    return f"The {scene.nouns[body]} is {forms[distance_bucket(scene.distances[body])]} the gripper."
+    return (
+        f"The {scene.nouns[body]} is {forms[distance_bucket(scene.distances[body])]} the gripper."
+    )
 
 
 def gripper_sentence(scene: Scene) -> str:
@@ -108,7 +114,11 @@ def gripper_sentence(scene: Scene) -> str:
 def movement_sentence(scene: Scene) -> str:
     """`The gripper should move right, forward and down and stay open.`"""
     parts = words(scene.move)
-    fingers = {"open": "open", "close": "close", "keep": f"stay {'open' if scene.gripper == 'open' else 'closed'}"}
+    fingers = {
+        "open": "open",
+        "close": "close",
+        "keep": f"stay {'open' if scene.gripper == 'open' else 'closed'}",
+    }
     return f"The gripper should {'move ' + phrase(parts) if parts else 'stay'} and {fingers[scene.command]}."
 
 
@@ -126,7 +136,9 @@ def options(rng: random.Random, right: str, wrong: Sequence[str]) -> tuple[str, 
     choices = [right, *wrong]
     rng.shuffle(choices)
     letters = "ABCD"[: len(choices)]
-    return " ".join(f"{letter}: {choice}." for letter, choice in zip(letters, choices)), letters[choices.index(right)]
+    return " ".join(f"{letter}: {choice}." for letter, choice in zip(letters, choices)), letters[
+        choices.index(right)
+    ]
 
 
 def option_sentence(letter: str, text: str) -> str:

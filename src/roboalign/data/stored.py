@@ -10,7 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from roboalign.data.conversation import Conversation, from_row, read_group, read_table, row_groups, shards, wanted_kinds
+from roboalign.data.conversation import (
+    Conversation,
+    from_row,
+    read_group,
+    read_table,
+    row_groups,
+    shards,
+    wanted_kinds,
+)
 
 CACHE = 128 * 2**20
 """Bytes of row groups that a process keeps: all of a small mixture, so that it is read once."""
@@ -28,7 +36,9 @@ class StoredConversations(Sequence[Conversation]):
         self.wanted = wanted_kinds(folder, split, kinds)
         self.paths = shards(folder, split)
         self.groups: list[tuple[int, int]] = []  # (shard, row group in it)
-        self.starts: list[int] = []  # the number of the first row of each group, among the rows of all shards
+        self.starts: list[
+            int
+        ] = []  # the number of the first row of each group, among the rows of all shards
         self.total = 0
         found = [self._survey(number, path) for number, path in enumerate(self.paths)]
         turns, lengths = (np.concatenate(parts) for parts in zip(*found))
@@ -72,16 +82,24 @@ class StoredConversations(Sequence[Conversation]):
             self.total += rows
         turns = read_table(path, ["turns"]).column("turns").combine_chunks()
         row, flat = pc.list_parent_indices(turns).to_numpy(), pc.list_flatten(turns)
-        kept = pc.is_in(flat.field("kind"), pa.array(sorted(self.wanted))).to_numpy(zero_copy_only=False)
-        size = pc.add(pc.utf8_length(flat.field("question")), pc.utf8_length(flat.field("answer"))).to_numpy()
+        kept = pc.is_in(flat.field("kind"), pa.array(sorted(self.wanted))).to_numpy(
+            zero_copy_only=False
+        )
+        size = pc.add(
+            pc.utf8_length(flat.field("question")), pc.utf8_length(flat.field("answer"))
+        ).to_numpy()
         counts = np.bincount(row[kept], minlength=len(turns)).astype(np.int32)
-        return counts, np.bincount(row[kept], weights=size[kept], minlength=len(turns)).astype(np.int32)
+        return counts, np.bincount(row[kept], weights=size[kept], minlength=len(turns)).astype(
+            np.int32
+        )
 
     def _table(self, group: int) -> pa.Table:
         if group not in self.cache:
             number, place = self.groups[group]
             self.cache[group] = read_group(self.paths[number], place)
-            while len(self.cache) > 1 and sum(table.nbytes for table in self.cache.values()) > CACHE:
+            while (
+                len(self.cache) > 1 and sum(table.nbytes for table in self.cache.values()) > CACHE
+            ):
                 self.cache.popitem(last=False)
         self.cache.move_to_end(group)
         return self.cache[group]

@@ -16,7 +16,9 @@ from roboalign.errors import RoboAlignError
 from roboalign.evaluate.statistics import Estimate, mean_interval
 
 Metric = Literal["cosine", "euclidean"]
-CONSTANT = 1e-6  # a dimension of the state with a smaller standard deviation carries rounding noise only
+CONSTANT = (
+    1e-6  # a dimension of the state with a smaller standard deviation carries rounding noise only
+)
 
 
 @dataclass(frozen=True)
@@ -39,28 +41,43 @@ class LabelledFrames:
     phases: int
 
 
-def label_frames(task: str, states: Sequence[np.ndarray], phases: int, every: int = 1) -> LabelledFrames:
+def label_frames(
+    task: str, states: Sequence[np.ndarray], phases: int, every: int = 1
+) -> LabelledFrames:
     """Every `every`-th frame of demonstrations with states [T_i, S], labelled. All frames take part in the alignment.
 
     Raises RoboAlignError where there are fewer than two demonstrations, or the reference is shorter than the phases.
     """
     if len(states) < 2:
-        raise RoboAlignError(f"{len(states)} demonstrations of {task}: a frame's neighbours are of other ones",
-                             where="probe", fix="collect more demonstrations of it")
+        raise RoboAlignError(
+            f"{len(states)} demonstrations of {task}: a frame's neighbours are of other ones",
+            where="probe",
+            fix="collect more demonstrations of it",
+        )
     scored = standardize(states)
     reference = medoid(scored)
     if len(scored[reference]) < phases:
-        raise RoboAlignError(f"the reference of {task} has {len(scored[reference])} steps, fewer than {phases} phases",
-                             where="probe", fix="pass --phases with a smaller number")
-    labels = [phase_of(match_frames(one, scored[reference]), len(scored[reference]), phases) for one in scored]
+        raise RoboAlignError(
+            f"the reference of {task} has {len(scored[reference])} steps, fewer than {phases} phases",
+            where="probe",
+            fix="pass --phases with a smaller number",
+        )
+    labels = [
+        phase_of(match_frames(one, scored[reference]), len(scored[reference]), phases)
+        for one in scored
+    ]
     steps = [np.arange(0, len(one), every) for one in scored]
     counts = [len(kept) for kept in steps]
     return LabelledFrames(
-        task=task, reference=reference, owner=np.repeat(np.arange(len(scored)), counts), step=np.concatenate(steps),
+        task=task,
+        reference=reference,
+        owner=np.repeat(np.arange(len(scored)), counts),
+        step=np.concatenate(steps),
         length=np.repeat([len(one) for one in scored], counts),
         label=np.concatenate([one[kept] for one, kept in zip(labels, steps)]),
-        state=np.concatenate([one[kept] for one, kept in zip(scored, steps)]), phases=phases,
-    )  # fmt: skip
+        state=np.concatenate([one[kept] for one, kept in zip(scored, steps)]),
+        phases=phases,
+    )
 
 
 def standardize(states: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -101,7 +118,9 @@ def medoid(states: Sequence[np.ndarray]) -> int:
     costs = np.zeros((len(states), len(states)))
     for i, a in enumerate(states):
         for j in range(i):
-            costs[i, j] = costs[j, i] = _accumulated(a, states[j])[-1, -1] / (len(a) + len(states[j]))
+            costs[i, j] = costs[j, i] = _accumulated(a, states[j])[-1, -1] / (
+                len(a) + len(states[j])
+            )
     return int(np.argmin(costs.sum(axis=1)))
 
 
@@ -121,7 +140,12 @@ def phase_of(steps: np.ndarray, length: int, phases: int) -> np.ndarray:
 
 
 def knn(
-    features: np.ndarray, labels: np.ndarray, owner: np.ndarray, *, k: int, metric: Metric = "cosine"
+    features: np.ndarray,
+    labels: np.ndarray,
+    owner: np.ndarray,
+    *,
+    k: int,
+    metric: Metric = "cosine",
 ) -> np.ndarray:
     """Predicted labels int [N] of frames with features [N, W], by their k nearest frames of other episodes.
 
@@ -134,9 +158,14 @@ def knn(
     for episode in np.unique(owner):
         held, others = owner == episode, owner != episode
         if others.sum() < k:
-            raise RoboAlignError(f"{others.sum()} frames of other episodes, fewer than k = {k} neighbours",
-                                 where="probe", fix="pass --k with a smaller number, or more demonstrations")
-        predicted[held] = _vote(_distances(features[held], features[others], metric), labels[others], k)
+            raise RoboAlignError(
+                f"{others.sum()} frames of other episodes, fewer than k = {k} neighbours",
+                where="probe",
+                fix="pass --k with a smaller number, or more demonstrations",
+            )
+        predicted[held] = _vote(
+            _distances(features[held], features[others], metric), labels[others], k
+        )
     return predicted
 
 
@@ -146,7 +175,9 @@ def majority(labels: np.ndarray, owner: np.ndarray) -> np.ndarray:
     Raises RoboAlignError where there is a single episode.
     """
     if len(np.unique(owner)) < 2:
-        raise RoboAlignError("a single episode has no others", where="probe", fix="give more demonstrations")
+        raise RoboAlignError(
+            "a single episode has no others", where="probe", fix="give more demonstrations"
+        )
     predicted = np.zeros(len(labels), dtype=int)
     for episode in np.unique(owner):
         predicted[owner == episode] = np.bincount(labels[owner != episode]).argmax()
@@ -160,6 +191,7 @@ def baselines(frames: LabelledFrames, pixels: np.ndarray, k: int) -> dict[str, n
     long its episode will be, so `step` is the clock that a policy could have. `state` is what the labels are made from,
     one frame at a time: roughly what a perfect reading of the robot's state would give.
     """
+
     def by(features: np.ndarray, metric: Metric) -> np.ndarray:
         return knn(features, frames.label, frames.owner, k=k, metric=metric)
 
@@ -184,7 +216,9 @@ def _accumulated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[n + 1, m + 1]: the least cost of warping the first i steps of a onto the first j of b."""
     n, m = len(a), len(b)
     if not n or not m:
-        raise RoboAlignError("an episode without steps cannot be aligned", where="probe", fix="drop it")
+        raise RoboAlignError(
+            "an episode without steps cannot be aligned", where="probe", fix="drop it"
+        )
     cost = np.sqrt(((a[:, None] - b[None]) ** 2).sum(axis=-1))
     total = np.full((n + 1, m + 1), np.inf)
     total[0, 0] = 0.0
@@ -199,10 +233,15 @@ def _accumulated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _distances(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
     """[n, m] between the rows of a [n, W] and b [m, W]; for the cosine both are centred by the mean of b."""
-    if metric == "euclidean":  # squared, which keeps the order, and exact for small integers, which keeps ties
+    if (
+        metric == "euclidean"
+    ):  # squared, which keeps the order, and exact for small integers, which keeps ties
         return ((a[:, None] - b[None]) ** 2).sum(axis=-1)
     centre = b.mean(axis=0)
-    a, b = (one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1e-12) for one in (a - centre, b - centre))
+    a, b = (
+        one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1e-12)
+        for one in (a - centre, b - centre)
+    )
     return 1 - a @ b.T
 
 

@@ -112,7 +112,9 @@ def paired_difference(
     if len(a) != len(b):
         raise ValueError(f"pairs need equal lengths, got {len(a)} and {len(b)}")
     difference = _finite(b) - _finite(a)
-    return mean_interval(difference, clusters=clusters, confidence=confidence, resamples=resamples, seed=seed)
+    return mean_interval(
+        difference, clusters=clusters, confidence=confidence, resamples=resamples, seed=seed
+    )
 
 
 def mcnemar_exact(a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray) -> PairedTest:
@@ -158,7 +160,9 @@ def _cluster_sums(data: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.nd
     return np.bincount(labels, weights=data), np.bincount(labels).astype(np.float64)
 
 
-def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def _bootstrap_means(
+    sums: np.ndarray, counts: np.ndarray, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
     """Mean of each resample of (sum, count) units, [resamples], in blocks of bounded memory."""
     block = max(1, 2_000_000 // len(sums))
     means = []

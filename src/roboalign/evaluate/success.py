@@ -21,7 +21,10 @@ Key = tuple[int, str, int]  # run seed, task, episode seed
 
 
 def success_table(
-    arms: Mapping[str, Sequence[Record]], pairs: Sequence[tuple[str, str]] | None = None, *, resamples: int = 10_000
+    arms: Mapping[str, Sequence[Record]],
+    pairs: Sequence[tuple[str, str]] | None = None,
+    *,
+    resamples: int = 10_000,
 ) -> dict[str, Any]:
     """Rates and paired differences of `arms` (name -> episode records).
 
@@ -35,14 +38,23 @@ def success_table(
     if pairs is None:
         pairs = list(combinations(arms, 2))
     for name in {name for pair in pairs for name in pair} - set(arms):
-        raise RoboAlignError(f"no arm is called {name!r}", where="pairs", fix=f"choose from {', '.join(arms)}")
+        raise RoboAlignError(
+            f"no arm is called {name!r}", where="pairs", fix=f"choose from {', '.join(arms)}"
+        )
     compared = [
-        {"before": before, "after": after, **compare_arms(keyed[before], keyed[after], resamples=resamples)}
+        {
+            "before": before,
+            "after": after,
+            **compare_arms(keyed[before], keyed[after], resamples=resamples),
+        }
         for before, after in pairs
     ]
     for pair, adjusted in zip(compared, holm([pair["p"] for pair in compared])):
         pair["p_holm"] = adjusted
-    return {"arms": {name: _arm_rows(records) for name, records in keyed.items()}, "pairs": compared}
+    return {
+        "arms": {name: _arm_rows(records) for name, records in keyed.items()},
+        "pairs": compared,
+    }
 
 
 def compare_arms(
@@ -60,7 +72,11 @@ def compare_arms(
     b = [bool(after[key]["success"]) for key in usable]
     tasks = [task for _, task, _ in usable]
     test = mcnemar_exact(a, b)
-    by_task = paired_difference(a, b, clusters=tasks, resamples=resamples) if len(set(tasks)) > 1 else None
+    by_task = (
+        paired_difference(a, b, clusters=tasks, resamples=resamples)
+        if len(set(tasks)) > 1
+        else None
+    )
     return {
         "n": test.n,
         "crashes_left_out": len(shared) - len(usable),
@@ -102,11 +118,15 @@ def _by_key(records: Iterable[Record], arm: str) -> dict[Key, Record]:
         where = f"episodes of arm {arm!r}, record {number}"
         missing = {"task", "seed", "success", "steps", "crash"} - record.keys()
         if missing:
-            raise RoboAlignError(f"lacks {', '.join(sorted(missing))}", where=where, fix="evaluate the arm again")
+            raise RoboAlignError(
+                f"lacks {', '.join(sorted(missing))}", where=where, fix="evaluate the arm again"
+            )
         key = (record.get("run_seed", 0), record["task"], record["seed"])
         if key in keyed:
             raise RoboAlignError(
-                f"task {key[1]} seed {key[2]} was already recorded", where=where, fix="remove the repeated record"
+                f"task {key[1]} seed {key[2]} was already recorded",
+                where=where,
+                fix="remove the repeated record",
             )
         keyed[key] = record
     return keyed
@@ -118,7 +138,9 @@ def _arm_rows(keyed: Mapping[Key, Record]) -> dict[str, Any]:
     return {
         "overall": _row(keyed.values()),
         "tasks": {task: _row(r for key, r in keyed.items() if key[1] == task) for task in tasks},
-        "run_seeds": {str(seed): _row(r for key, r in keyed.items() if key[0] == seed) for seed in seeds},
+        "run_seeds": {
+            str(seed): _row(r for key, r in keyed.items() if key[0] == seed) for seed in seeds
+        },
     }
 
 
@@ -149,5 +171,14 @@ def _difference_cells(pair: Mapping[str, Any]) -> tuple[str, str, str, str]:
     difference = pair["difference"]
     if difference["value"] is None:
         return "no shared episode", "", "", ""
-    interval = "" if difference["low"] is None else f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
-    return f"{100 * difference['value']:+.1f} points", interval, f"{pair['p']:.3g}", f"{pair['p_holm']:.3g}"
+    interval = (
+        ""
+        if difference["low"] is None
+        else f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
+    )
+    return (
+        f"{100 * difference['value']:+.1f} points",
+        interval,
+        f"{pair['p']:.3g}",
+        f"{pair['p_holm']:.3g}",
+    )

@@ -149,10 +149,17 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict
             columns["format_think"] = ("action", "well_formed")
         columns[f"l1_{mode}"] = ("action", "l1")
         for name, (probe, key) in columns.items():
-            differences[name] = asdict(_paired(_select(before, probe, mode), _select(after, probe, mode), key))
-    reasoned = [[r for r in _select(records, "action", "think") if r["well_formed"]] for records in (before, after)]
+            differences[name] = asdict(
+                _paired(_select(before, probe, mode), _select(after, probe, mode), key)
+            )
+    reasoned = [
+        [r for r in _select(records, "action", "think") if r["well_formed"]]
+        for records in (before, after)
+    ]
     keys = [{(r["id"], r.get("run_seed")) for r in rows} for rows in reasoned]
-    first, second = ([r for r in rows if (r["id"], r.get("run_seed")) in keys[0] & keys[1]] for rows in reasoned)
+    first, second = (
+        [r for r in rows if (r["id"], r.get("run_seed")) in keys[0] & keys[1]] for rows in reasoned
+    )
     for key in ("prefix", "l1"):
         differences[f"{key}_formed"] = asdict(_paired(first, second, key))
     return differences

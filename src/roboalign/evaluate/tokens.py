@@ -104,7 +104,9 @@ def evaluate_mllm(
     questions = draw_questions(heldout, config)
     actions = draw_actions(heldout, config) if mllm.vocabulary else []
     if not questions and not actions:
-        raise RoboAlignError("the held-out split has nothing to ask", fix="raise mix.heldout_episode_share")
+        raise RoboAlignError(
+            "the held-out split has nothing to ask", fix="raise mix.heldout_episode_share"
+        )
     asker = Asker(mllm, config)
     records = ask_questions(asker, questions, priors, grid)
     if mllm.vocabulary:
@@ -112,7 +114,9 @@ def evaluate_mllm(
         records += ask_actions(asker, scorer, actions, config.seed)
     for record in records:
         record["run_seed"] = run_seed
-    write_text(records_path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+    write_text(
+        records_path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    )
     return {**summarize(records), "cost": asker.cost()}
 
 
@@ -133,9 +137,12 @@ class Asker:
             for start in range(0, len(order), self.config.batch_size):
                 chosen = order[start : start + self.config.batch_size]
                 generation = generate(
-                    self.mllm, [encoded[i] for i in chosen], max_new_tokens=self.config.max_new_tokens,
-                    temperature=0.0, stop="</answer>",
-                )  # fmt: skip
+                    self.mllm,
+                    [encoded[i] for i in chosen],
+                    max_new_tokens=self.config.max_new_tokens,
+                    temperature=0.0,
+                    stop="</answer>",
+                )
                 for i, (ids,) in zip(chosen, generation.tokens):
                     answers[i] = ids[:-1] if ids and ids[-1] in self.ends else ids
                 self.answers += len(chosen)
@@ -150,16 +157,24 @@ class Asker:
 
     def prompt(self, question: str, png: bytes) -> Encoded:
         """A question about a PNG."""
-        return encode_prompt(self.mllm, question, np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
+        return encode_prompt(
+            self.mllm, question, np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        )
 
     def cost(self) -> dict[str, Any]:
         """Ledger of what was asked."""
         seconds = round(time.monotonic() - self.began, 2)
-        return {"answers": self.answers, "prefill_tokens": self.prefill_tokens,
-                "generated_tokens": self.generated_tokens, "seconds": seconds}
+        return {
+            "answers": self.answers,
+            "prefill_tokens": self.prefill_tokens,
+            "generated_tokens": self.generated_tokens,
+            "seconds": seconds,
+        }
 
 
-def ask_questions(asker: Asker, questions: Sequence[Conversation], priors: Priors, grid: int) -> list[dict[str, Any]]:
+def ask_questions(
+    asker: Asker, questions: Sequence[Conversation], priors: Priors, grid: int
+) -> list[dict[str, Any]]:
     """Records of the questions with their own image and, for those asked directly, with another episode's image."""
     records = _question_records(asker, "vqa", questions, priors, grid)
     direct = [c for c in questions if c.turns[0].mode == "direct"]
@@ -180,14 +195,22 @@ def _question_records(
         answer = answer_of(text)
         if answer is not None:
             answer = prompts.answer_text(answer, label_of(turn.type))
-        records.append({
-            **_common(conversation, probe), "kind": turn.kind, "type": turn.type, "text": text,
-            "expected": turn.expected, "answered": answer is not None,
-            "score": score_answer(turn.type, turn.expected, answer),
-            "chance": chance(turn.type, grid),
-            "prior": score_answer(turn.type, turn.expected, priors.of_type(turn.type)),
-            "text_prior": score_answer(turn.type, turn.expected, priors.of_text(bare_question(turn), turn.type)),
-        })  # fmt: skip
+        records.append(
+            {
+                **_common(conversation, probe),
+                "kind": turn.kind,
+                "type": turn.type,
+                "text": text,
+                "expected": turn.expected,
+                "answered": answer is not None,
+                "score": score_answer(turn.type, turn.expected, answer),
+                "chance": chance(turn.type, grid),
+                "prior": score_answer(turn.type, turn.expected, priors.of_type(turn.type)),
+                "text_prior": score_answer(
+                    turn.type, turn.expected, priors.of_text(bare_question(turn), turn.type)
+                ),
+            }
+        )
     return records
 
 
@@ -219,13 +242,20 @@ class ActionScorer:
         thought = _THOUGHT.match(text)
         still = self.stats.normalize(np.zeros(chunk.shape[-1]))
         return {
-            **_common(conversation, "action"), "text": text, "well_formed": well_formed,
-            "reason": "" if well_formed else reason, "has_action": found is not None,
-            "reasoned": bool(thought and thought[1].strip()), "decoded": l1 is not None,
-            "length": len(found or []), "target_length": len(target), "prefix": prefix_accuracy(found or [], target),
-            "l1": l1, "l1_mean_action": float(np.abs(self.mean_chunk - chunk).mean()),
+            **_common(conversation, "action"),
+            "text": text,
+            "well_formed": well_formed,
+            "reason": "" if well_formed else reason,
+            "has_action": found is not None,
+            "reasoned": bool(thought and thought[1].strip()),
+            "decoded": l1 is not None,
+            "length": len(found or []),
+            "target_length": len(target),
+            "prefix": prefix_accuracy(found or [], target),
+            "l1": l1,
+            "l1_mean_action": float(np.abs(self.mean_chunk - chunk).mean()),
             "l1_zero": float(np.abs(still - chunk).mean()),
-        }  # fmt: skip
+        }
 
 
 def ask_actions(
@@ -235,9 +265,11 @@ def ask_actions(
     encoded = [asker.prompt(c.turns[0].question, c.image) for c in actions]
     answers = asker("actions", encoded)
     records = [scorer.record(conversation, ids) for conversation, ids in zip(actions, answers)]
-    reasoned = [(conversation, prompt, list(ids[: ids.index(scorer.vocabulary.start_id)]))
-                for conversation, prompt, ids in zip(actions, encoded, answers)
-                if conversation.turns[0].mode == "think" and scorer.parse(ids).well_formed]
+    reasoned = [
+        (conversation, prompt, list(ids[: ids.index(scorer.vocabulary.start_id)]))
+        for conversation, prompt, ids in zip(actions, encoded, answers)
+        if conversation.turns[0].mode == "think" and scorer.parse(ids).well_formed
+    ]
     donors = other_episode([conversation.episode_id for conversation, _, _ in reasoned], seed)
     if donors is None:
         return records
@@ -249,18 +281,30 @@ def ask_actions(
     }
     for probe, reasoning in conditions.items():
         forced = [reasoning(i) for i in range(len(reasoned))]
-        continued = asker(probe, [continue_from(prompt, ids) for (_, prompt, _), ids in zip(reasoned, forced)])
+        continued = asker(
+            probe, [continue_from(prompt, ids) for (_, prompt, _), ids in zip(reasoned, forced)]
+        )
         for (conversation, _, _), start, ids in zip(reasoned, forced, continued):
             found = scorer.parse([*start, *ids]).action_ids or []
             prefix = prefix_accuracy(found, action_target(conversation)[0])
-            records.append({**_common(conversation, probe), "text": scorer.text([*start, *ids]), "prefix": prefix})
+            records.append(
+                {
+                    **_common(conversation, probe),
+                    "text": scorer.text([*start, *ids]),
+                    "prefix": prefix,
+                }
+            )
     return records
 
 
 def continue_from(prompt: Encoded, ids: Sequence[int]) -> Encoded:
     """The prompt with the beginning of an answer forced on the model."""
     forced = np.asarray(ids, dtype=np.int64)
-    return Encoded(np.concatenate([prompt.input_ids, forced]), np.concatenate([prompt.labels, forced]), prompt.image)
+    return Encoded(
+        np.concatenate([prompt.input_ids, forced]),
+        np.concatenate([prompt.labels, forced]),
+        prompt.image,
+    )
 
 
 def other_episode(episode_ids: Sequence[str], seed: int) -> list[int] | None:
@@ -307,7 +351,9 @@ def draw_actions(heldout: Sequence[Conversation], config: TokenEvalConfig) -> li
 def action_target(conversation: Conversation) -> tuple[Sequence[int], np.ndarray]:
     """FAST ids and normalised chunk [H, A] of an action sample. Raises RoboAlignError where it has none."""
     if conversation.target is None or conversation.chunk is None:
-        raise RoboAlignError("an action sample has no target", where=conversation.id, fix="build the mixture again")
+        raise RoboAlignError(
+            "an action sample has no target", where=conversation.id, fix="build the mixture again"
+        )
     return conversation.target, np.asarray(conversation.chunk, dtype=np.float32)
 
 
@@ -329,5 +375,11 @@ def _by_sample(conversations: Iterable[Conversation]) -> list[list[Conversation]
 
 
 def _common(conversation: Conversation, probe: str) -> dict[str, Any]:
-    return {"id": sample_id(conversation), "task": conversation.task, "episode_id": conversation.episode_id,
-            "frame": conversation.frame, "mode": conversation.turns[0].mode, "probe": probe}
+    return {
+        "id": sample_id(conversation),
+        "task": conversation.task,
+        "episode_id": conversation.episode_id,
+        "frame": conversation.frame,
+        "mode": conversation.turns[0].mode,
+        "probe": probe,
+    }

@@ -17,7 +17,9 @@ def compile_layers(model: nn.Module, *, dynamic: bool | None) -> list[nn.Module]
     shape. A copy (`copy.deepcopy`) of a compiled model would run the original's layers: do not take one.
     """
     # Every block of a transformers model is one of these: it is what activation checkpointing recomputes.
-    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=dynamic)  # type: ignore[method-assign]
     return layers

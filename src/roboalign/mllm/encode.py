@@ -18,7 +18,9 @@ from roboalign.mllm.load import Mllm
 
 IGNORED = -100  # the label that the loss leaves out
 _REASONING = re.compile(r"<think>(?!\s*</think>).*?</think>", re.DOTALL)
-PLACE = "\ue000text\ue000"  # stands for a text while the template is rendered; private-use characters
+PLACE = (
+    "\ue000text\ue000"  # stands for a text while the template is rendered; private-use characters
+)
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,18 @@ class Encoded:
     what was not made by encode_conversation."""
 
 
-def encode_conversation(mllm: Mllm, turns: Sequence[Mapping[str, Any]], image: np.ndarray | Image.Image) -> Encoded:
+def encode_conversation(
+    mllm: Mllm, turns: Sequence[Mapping[str, Any]], image: np.ndarray | Image.Image
+) -> Encoded:
     """Tokenise a conversation of one or more turns, each with a "question" and an "answer" (str).
 
     The image stands before the first question. Raises RoboAlignError on an empty conversation, a text that spells a
     special token, or an image that is not RGB.
     """
     if not turns:
-        raise RoboAlignError("a conversation has no turn", fix='give at least one {"question": ..., "answer": ...}')
+        raise RoboAlignError(
+            "a conversation has no turn", fix='give at least one {"question": ..., "answer": ...}'
+        )
     texts = [str(turn[key]).strip() for turn in turns for key in ("question", "answer")]
     return _encode(mllm, texts, image)
 
@@ -62,7 +68,11 @@ def encode_prompt(mllm: Mllm, question: str, image: np.ndarray | Image.Image) ->
 
 
 def collate(
-    mllm: Mllm, batch: Sequence[Encoded], *, padding_side: Literal["left", "right"] = "right", multiple: int = 1
+    mllm: Mllm,
+    batch: Sequence[Encoded],
+    *,
+    padding_side: Literal["left", "right"] = "right",
+    multiple: int = 1,
 ) -> dict[str, torch.Tensor]:
     """The model's keyword arguments for a batch, on the CPU: input_ids, labels, attention_mask [B, L] and pixels.
 
@@ -80,7 +90,9 @@ def collate(
         ids[row, place], labels[row, place], mask[row, place] = one.input_ids, one.labels, 1
     arguments = {"input_ids": ids, "labels": labels, "attention_mask": mask}
     if getattr(mllm.processor, "return_mm_token_type_ids", False):
-        arguments["mm_token_type_ids"] = np.isin(ids, mllm.processor.image_token_ids).astype(np.int64)
+        arguments["mm_token_type_ids"] = np.isin(ids, mllm.processor.image_token_ids).astype(
+            np.int64
+        )
     pixels = mllm.processor.image_processor(
         [[one.image] for one in batch], return_tensors="pt", input_data_format="channels_last"
     )
@@ -96,7 +108,9 @@ def end_ids(mllm: Mllm) -> frozenset[int]:
     """The ids that end the assistant's turn: the tokenizer's end token and those of the generation settings."""
     configured = mllm.model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [mllm.tokenizer.eos_token_id, *configured] if token is not None)
+    return frozenset(
+        token for token in [mllm.tokenizer.eos_token_id, *configured] if token is not None
+    )
 
 
 def adds_bos(mllm: Mllm) -> bool:
@@ -109,7 +123,8 @@ def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> En
     for text in texts:
         if any(token in text for token in _special_tokens(mllm)):
             raise RoboAlignError(
-                f"a question or answer spells a special token: {text!r}", fix="remove it from the text"
+                f"a question or answer spells a special token: {text!r}",
+                fix="remove it from the text",
             )
     frames, lead = _frames(mllm, len(texts))
     pieces = [frames[0] + texts[0] + frames[1]]
@@ -138,14 +153,18 @@ def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> En
         reasoning = _REASONING.match(pieces[number], len(lead))
         first = encoding.char_to_token(number, reasoning.end()) if reasoning else spoken
         after += [first <= place < spoken for place in range(len(piece))]
-    return Encoded(np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), frame, np.array(after))
+    return Encoded(
+        np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), frame, np.array(after)
+    )
 
 
 def _rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     frame = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         fix = "give RGB images, values 0..255"
-        raise RoboAlignError(f"an image is {frame.dtype} {list(frame.shape)}, not uint8 [H, W, 3]", fix=fix)
+        raise RoboAlignError(
+            f"an image is {frame.dtype} {list(frame.shape)}, not uint8 [H, W, 3]", fix=fix
+        )
     return frame
 
 
@@ -175,9 +194,10 @@ def _frames(mllm: Mllm, n_texts: int) -> tuple[list[str], str]:
             if frames[1::2] != [header + lead] * (n_texts // 2):
                 raise RoboAlignError(
                     f"the chat template writes {frames[1]!r} before an answer in a conversation, but {header!r} where "
-                    "it asks for one", where=str(mllm.folder or type(mllm.processor).__name__),
+                    "it asks for one",
+                    where=str(mllm.folder or type(mllm.processor).__name__),
                     fix="use a template that opens every turn of the assistant with its generation prompt",
-                )  # fmt: skip
+                )
             closed = any(token in frames[-1] for token in _special_tokens(mllm))
             end = "" if closed else mllm.tokenizer.eos_token or ""
             frames[1::2] = [header] * (n_texts // 2)
@@ -191,7 +211,8 @@ def _tokenizer_leads(mllm: Mllm, header: str, lead: str) -> bool:
     """Whether the tokenizer itself puts `lead` before each piece, as Llama's first one does with a space: written out
     too, it would be there twice, and answers would begin with a token that the model never saw there."""
     bare, led, whole = (
-        mllm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", lead + "a", header + lead + "a")
+        mllm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("a", lead + "a", header + lead + "a")
     )
     return bool(lead) and led != bare and whole[-len(bare) :] == bare
 
@@ -228,6 +249,8 @@ def _image_ids(mllm: Mllm, height: int, width: int) -> list[int]:
     key = ("image", height, width)
     if key not in mllm.cache:
         blank = np.zeros((height, width, 3), dtype=np.uint8)
-        expanded = mllm.processor(text=[mllm.processor.image_token], images=[[blank]], add_special_tokens=False)
+        expanded = mllm.processor(
+            text=[mllm.processor.image_token], images=[[blank]], add_special_tokens=False
+        )
         mllm.cache[key] = list(expanded["input_ids"][0])
     return mllm.cache[key]

@@ -110,21 +110,33 @@ class Meter(TorchDispatchMode):
         super().__exit__(*error)
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         if kwargs.get("device") is not None:
-            kwargs["device"] = torch.device(kwargs["device"].type)  # a fake tensor tells cpu:0 from cpu
+            kwargs["device"] = torch.device(
+                kwargs["device"].type
+            )  # a fake tensor tells cpu:0 from cpu
         if func in READ and isinstance(args[0], FakeTensor):
             return True if args[0].dtype == torch.bool or func is ATEN.is_nonzero.default else 1.0
         if func in CHOSEN and isinstance(args[0], FakeTensor):
             return torch.full(func(*args, **kwargs).shape, self.token)
-        if func is ATEN.index_put_.default and isinstance(args[2], FakeTensor) and not isinstance(args[0], FakeTensor):
+        if (
+            func is ATEN.index_put_.default
+            and isinstance(args[2], FakeTensor)
+            and not isinstance(args[0], FakeTensor)
+        ):
             return args[0]  # a record of numbers that nobody knows
         if func in INDEXING:
             args = (args[0], _as_places(args[1]), *args[2:])
         # Room for numbers, such as gathered weights, which nobody knows.
-        blank = func in BLANK and (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
+        blank = (
+            func in BLANK and (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
+        )
         blank &= kwargs.get("device") != torch.device("meta")  # no room
         with fake_weights() if blank else nullcontext():
             result = func(*args, **kwargs)

@@ -68,19 +68,37 @@ def generate(
     if samples < 1 or max_new_tokens < 1 or temperature < 0:
         problem = f"samples {samples}, max_new_tokens {max_new_tokens}, temperature {temperature}"
         raise RoboAlignError(
-            f"cannot generate with {problem}", fix="use samples and max_new_tokens >= 1, temperature >= 0"
+            f"cannot generate with {problem}",
+            fix="use samples and max_new_tokens >= 1, temperature >= 0",
         )
     decode = _decode if mllm.model.config.model_type in FAST else _decode_with_hf
-    seeds = [(seed, place) for place in range(len(prompts))] if isinstance(seed, int) else [(one,) for one in seed]
-    encoded = [one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image) for one in prompts]
+    seeds = (
+        [(seed, place) for place in range(len(prompts))]
+        if isinstance(seed, int)
+        else [(one,) for one in seed]
+    )
+    encoded = [
+        one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image)
+        for one in prompts
+    ]
     size = max(1, max_rows // samples)
     tokens: list[list[int]] = []
     logprobs: list[list[float]] = []
     finished: list[bool] = []
     with _evaluating(mllm), torch.no_grad():
         for start in range(0, len(encoded), size):
-            draws = torch.cat([_draws(one, samples, max_new_tokens) for one in seeds[start : start + size]])
-            rows = decode(mllm, encoded[start : start + size], samples, max_new_tokens, temperature, stop, draws)
+            draws = torch.cat(
+                [_draws(one, samples, max_new_tokens) for one in seeds[start : start + size]]
+            )
+            rows = decode(
+                mllm,
+                encoded[start : start + size],
+                samples,
+                max_new_tokens,
+                temperature,
+                stop,
+                draws,
+            )
             lengths = rows.lengths.tolist()
             tokens += [row[:length] for row, length in zip(rows.tokens.tolist(), lengths)]
             logprobs += [row[:length] for row, length in zip(rows.logprobs.tolist(), lengths)]
@@ -97,7 +115,9 @@ def generate(
 def suppressed_ids(mllm: Mllm) -> list[int]:
     """Ids never sampled: placeholders of images and videos, and rows of the model beyond the tokenizer."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    placeholders = {getattr(mllm.model.config, name, None) for name in names} | set(mllm.processor.image_token_ids)
+    placeholders = {getattr(mllm.model.config, name, None) for name in names} | set(
+        mllm.processor.image_token_ids
+    )
     beyond = range(len(mllm.tokenizer), mllm.model.get_output_embeddings().weight.shape[0])
     return sorted({token for token in placeholders if token is not None} | set(beyond))
 
@@ -115,10 +135,21 @@ class _Rows:
     def empty(cls, rows: int, columns: int) -> "_Rows":
         shape = (rows, columns)
         tokens, logprobs = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
-        return cls(tokens, logprobs, torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.bool))
+        return cls(
+            tokens,
+            logprobs,
+            torch.zeros(rows, dtype=torch.long),
+            torch.zeros(rows, dtype=torch.bool),
+        )
 
-    def write(self, rows: torch.Tensor, column: int, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
-        self.tokens[rows, column], self.logprobs[rows, column], self.lengths[rows] = tokens, logprobs, column + 1
+    def write(
+        self, rows: torch.Tensor, column: int, tokens: torch.Tensor, logprobs: torch.Tensor
+    ) -> None:
+        self.tokens[rows, column], self.logprobs[rows, column], self.lengths[rows] = (
+            tokens,
+            logprobs,
+            column + 1,
+        )
 
 
 class _PreallocatedLayer(DynamicLayer):
@@ -165,11 +196,19 @@ def _decode(
     """The loop for Qwen's multimodal families, whose position ids run on from the prompt's by `rope_deltas`."""
     batch = _inputs(mllm, encoded)
     prefilled = DynamicCache(config=mllm.model.config)
-    logits = mllm.model(**batch, past_key_values=prefilled, use_cache=True, logits_to_keep=1).logits[:, -1]
-    position = (batch["attention_mask"].sum(1) + mllm.model.model.rope_deltas[:, 0]).repeat_interleave(samples)
-    mllm.model.model.rope_deltas = None  # the model's own memory of it must not reach the next forward
+    logits = mllm.model(
+        **batch, past_key_values=prefilled, use_cache=True, logits_to_keep=1
+    ).logits[:, -1]
+    position = (
+        batch["attention_mask"].sum(1) + mllm.model.model.rope_deltas[:, 0]
+    ).repeat_interleave(samples)
+    mllm.model.model.rope_deltas = (
+        None  # the model's own memory of it must not reach the next forward
+    )
     filled: list[Any] = prefilled.layers
-    cache = Cache(layers=[_PreallocatedLayer(one.keys, one.values, samples, max_new_tokens) for one in filled])
+    cache = Cache(
+        layers=[_PreallocatedLayer(one.keys, one.values, samples, max_new_tokens) for one in filled]
+    )
     logits = logits.repeat_interleave(samples, dim=0)
     mask = batch["attention_mask"].repeat_interleave(samples, dim=0)
     mask = torch.cat([mask, mask.new_ones(len(mask), max_new_tokens)], dim=1)
@@ -189,7 +228,9 @@ def _decode(
         if live.float().mean() <= COMPACT_BELOW:
             keep = live.nonzero()[:, 0]
             cache.batch_select_indices(keep.to(mllm.device))
-            token, position, mask = (tensor[keep.to(mllm.device)] for tensor in (token, position, mask))
+            token, position, mask = (
+                tensor[keep.to(mllm.device)] for tensor in (token, position, mask)
+            )
             active, live = active[keep], live[keep]
         logits = mllm.model(
             input_ids=token[:, None],
@@ -220,7 +261,9 @@ def _decode_with_hf(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             suppress_tokens=suppressed_ids(mllm),
-            logits_processor=LogitsProcessorList([_Draw(temperature, draws, start)] if temperature else []),
+            logits_processor=LogitsProcessorList(
+                [_Draw(temperature, draws, start)] if temperature else []
+            ),
             stopping_criteria=StoppingCriteriaList([_StopAt(ends, start)]),
             return_dict_in_generate=True,
             output_logits=True,
@@ -257,7 +300,9 @@ class _Ending:
         if self.stop and self.completes is not None:
             for row in (self.completes[ids[:, -1]] & ~ended).nonzero()[:, 0].tolist():
                 # A token is at least a byte: the stop text spans no more tokens than it has bytes.
-                ended[row] = self.stop in self.tokenizer.decode(ids[row, -len(self.stop.encode()) :])
+                ended[row] = self.stop in self.tokenizer.decode(
+                    ids[row, -len(self.stop.encode()) :]
+                )
         return ended
 
 
@@ -277,7 +322,9 @@ class _StopAt(StoppingCriteria):
     def __init__(self, ends: _Ending, start: int) -> None:
         self.ends, self.start = ends, start
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object
+    ) -> torch.Tensor:
         return self.ends(input_ids[:, self.start :].cpu()).to(input_ids.device)
 
 
@@ -300,7 +347,9 @@ def _pick(
 def _draws(seed: tuple[int, ...], samples: int, max_new_tokens: int) -> torch.Tensor:
     """Numbers in [0, 1), float64 [samples, max_new_tokens], one for each token of the answers to one prompt."""
     # 32 bits: then no draw times a sum of probabilities rounds up to the sum.
-    return torch.from_numpy(np.random.default_rng(seed).integers(2**32, size=(samples, max_new_tokens)) / 2**32)
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(2**32, size=(samples, max_new_tokens)) / 2**32
+    )
 
 
 def _drawn(logprobs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,12 @@ def truncate_layers(mllm: Mllm, layer: int) -> None:
 
 
 def hidden_states(
-    mllm: Mllm, prompts: Sequence[Prompt | Encoded], layer: int, *, batch_size: int = 32, multiple: int = 1
+    mllm: Mllm,
+    prompts: Sequence[Prompt | Encoded],
+    layer: int,
+    *,
+    batch_size: int = 32,
+    multiple: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states [B, L, W] after text layer `layer` (1 = the lowest), and the mask [B, L], True on real tokens.
 
@@ -36,7 +41,10 @@ def hidden_states(
     device, in its dtype, without gradients; dropout is off. Raises RoboAlignError where the model has no such layer.
     """
     _check_layer(mllm, layer)
-    encoded = [one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image) for one in prompts]
+    encoded = [
+        one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image)
+        for one in prompts
+    ]
     length = max(len(one.input_ids) for one in encoded)
     length += -length % multiple
     width = mllm.model.config.get_text_config().hidden_size
@@ -46,9 +54,13 @@ def hidden_states(
     mllm.model.eval()
     with torch.no_grad(), _lower_layers(mllm, layer) as captured:
         for start in range(0, len(encoded), batch_size):
-            batch = collate(mllm, encoded[start : start + batch_size], padding_side="right", multiple=multiple)
+            batch = collate(
+                mllm, encoded[start : start + batch_size], padding_side="right", multiple=multiple
+            )
             del batch["labels"]
-            last = mllm.model.model(**{key: value.to(mllm.device) for key, value in batch.items()}, use_cache=False)
+            last = mllm.model.model(
+                **{key: value.to(mllm.device) for key, value in batch.items()}, use_cache=False
+            )
             is_top = layer == mllm.model.config.get_text_config().num_hidden_layers
             output = last.last_hidden_state if is_top else captured.pop()
             rows, columns = slice(start, start + len(output)), slice(0, output.shape[1])
@@ -65,7 +77,9 @@ def _lower_layers(mllm: Mllm, layer: int) -> Iterator[list[torch.Tensor]]:
     every, captured = decoder.layers, []
     decoder.layers = every[:layer]
     hook = decoder.layers[-1].register_forward_hook(
-        lambda module, inputs, output: captured.append(output[0] if isinstance(output, tuple) else output)
+        lambda module, inputs, output: captured.append(
+            output[0] if isinstance(output, tuple) else output
+        )
     )
     try:
         yield captured
@@ -77,4 +91,6 @@ def _lower_layers(mllm: Mllm, layer: int) -> Iterator[list[torch.Tensor]]:
 def _check_layer(mllm: Mllm, layer: int) -> None:
     present = len(text_layers(mllm))
     if not 1 <= layer <= present:
-        raise RoboAlignError(f"layer {layer}: the model has text layers 1..{present}", fix="choose one of them")
+        raise RoboAlignError(
+            f"layer {layer}: the model has text layers 1..{present}", fix="choose one of them"
+        )

@@ -30,13 +30,20 @@ from roboalign.mllm.load import Mllm
 IMAGE = "<image>"
 USER = "<|im_start|>user\n"  # what opens the first question, behind the text model's own default system turn
 FEATURE_LAYER = -2  # LLaVA's: the hidden states before the encoder's last block
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, which DINOv2 was trained with
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet's pixels, which DINOv2 was trained with
 HEAD_WIDTH = 64  # of every size of DINOv2
 PRE_TOKENIZER = "smollm"  # how GGUF calls SmolLM2's way of cutting a text into words
 AGAIN = "install the package again: the file is cut, or another one is in its place"
 # transformers has renamed the attention's parts since the file was exported from it.
-RENAMED = {"attention.attention.query": "attention.q_proj", "attention.attention.key": "attention.k_proj",
-           "attention.attention.value": "attention.v_proj", "attention.output.dense": "attention.o_proj"}  # fmt: skip
+RENAMED = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+}
 
 
 def read_gguf(path: str | Path) -> tuple[Any, PreTrainedTokenizerFast]:
@@ -57,10 +64,15 @@ def read_gguf(path: str | Path) -> tuple[Any, PreTrainedTokenizerFast]:
         read = AutoTokenizer.from_pretrained(path.parent, **source)
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
     except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
-        raise RoboAlignError(f"cannot be read as a text model in GGUF ({error})", where=str(path), fix=AGAIN) from error
+        raise RoboAlignError(
+            f"cannot be read as a text model in GGUF ({error})", where=str(path), fix=AGAIN
+        ) from error
     if kind != PRE_TOKENIZER or read.chat_template is None:
-        raise RoboAlignError(f"its tokenizer is of the kind {kind!r}, or has no chat template", where=str(path),
-                             fix=f"give an instruct model of the kind {PRE_TOKENIZER!r}, as SmolLM2's")  # fmt: skip
+        raise RoboAlignError(
+            f"its tokenizer is of the kind {kind!r}, or has no chat template",
+            where=str(path),
+            fix=f"give an instruct model of the kind {PRE_TOKENIZER!r}, as SmolLM2's",
+        )
     del model.config.quantization_config  # the weights in memory are no longer quantised
     return model.eval(), _tokenizer(read)
 
@@ -70,13 +82,22 @@ def _tokenizer(read: Any) -> PreTrainedTokenizerFast:
     of the kind `smollm`; and padding is not the token that ends an answer."""
     inner = read.backend_tokenizer
     inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     special = [token.content for token in read.added_tokens_decoder.values() if token.special]
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token=read.bos_token, eos_token=read.eos_token, unk_token=read.unk_token,
-        pad_token=read.unk_token, extra_special_tokens=special, chat_template=read.chat_template, padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=inner,
+        bos_token=read.bos_token,
+        eos_token=read.eos_token,
+        unk_token=read.unk_token,
+        pad_token=read.unk_token,
+        extra_special_tokens=special,
+        chat_template=read.chat_template,
+        padding_side="right",
+    )
 
 
 def read_dinov2(path: str | Path) -> Dinov2Model:
@@ -87,14 +108,20 @@ def read_dinov2(path: str | Path) -> Dinov2Model:
     """
     path = _existing(path)
     weights = _onnx_weights(path)
-    state = {_renamed(name.removeprefix("backbone.")): torch.from_numpy(values.copy())
-             for name, values in weights.items() if name.startswith("backbone.")}  # fmt: skip
+    state = {
+        _renamed(name.removeprefix("backbone.")): torch.from_numpy(values.copy())
+        for name, values in weights.items()
+        if name.startswith("backbone.")
+    }
     try:
         model = Dinov2Model(_dinov2_config(state))
         model.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise RoboAlignError(f"holds no DINOv2 encoder under the name `backbone` ({error})", where=str(path),
-                             fix=AGAIN) from error
+        raise RoboAlignError(
+            f"holds no DINOv2 encoder under the name `backbone` ({error})",
+            where=str(path),
+            fix=AGAIN,
+        ) from error
     return model.eval()
 
 
@@ -116,9 +143,13 @@ def _onnx_weights(path: Path) -> dict[str, np.ndarray]:
     for node in graph.node:
         for name in (name for name in node.input if name.startswith("onnx::") and name in tensors):
             if node.op_type == "MatMul":
-                weights[node.name.strip("/").replace("/", ".").removesuffix(".MatMul") + ".weight"] = tensors[name].T
+                weights[
+                    node.name.strip("/").replace("/", ".").removesuffix(".MatMul") + ".weight"
+                ] = tensors[name].T
             elif node.name.startswith("/backbone/embeddings/") and tensors[name].ndim == 3:
-                table.append(tensors[name])  # the class token's position [1, 1, W], those of the patches [1, P, W]
+                table.append(
+                    tensors[name]
+                )  # the class token's position [1, 1, W], those of the patches [1, P, W]
     if table:
         parts = sorted(table, key=lambda part: part.shape[1])
         weights["backbone.embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
@@ -136,13 +167,24 @@ def _dinov2_config(state: dict[str, Tensor]) -> Dinov2Config:
     width, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
     patches = state["embeddings.position_embeddings"].shape[1] - 1
     return Dinov2Config(
-        hidden_size=width, num_hidden_layers=sum(name.endswith(".norm1.weight") for name in state),
-        num_attention_heads=max(width // HEAD_WIDTH, 1), patch_size=patch, image_size=round(patches**0.5) * patch,
-        mlp_ratio=state["encoder.layer.0.mlp.fc1.weight"].shape[0] // width, use_mask_token=False,
-    )  # fmt: skip
+        hidden_size=width,
+        num_hidden_layers=sum(name.endswith(".norm1.weight") for name in state),
+        num_attention_heads=max(width // HEAD_WIDTH, 1),
+        patch_size=patch,
+        image_size=round(patches**0.5) * patch,
+        mlp_ratio=state["encoder.layer.0.mlp.fc1.weight"].shape[0] // width,
+        use_mask_token=False,
+    )
 
 
-def join(text: Any, tokenizer: PreTrainedTokenizerFast, vision: Dinov2Model, *, image_size: int, seed: int = 0) -> Mllm:
+def join(
+    text: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    vision: Dinov2Model,
+    *,
+    image_size: int,
+    seed: int = 0,
+) -> Mllm:
     """A LLaVA of the two: `image_size` squared pixels become (image_size / patch size)^2 tokens, through a projector of
     two layers with random weights (fixed by `seed`).
 
@@ -152,17 +194,23 @@ def join(text: Any, tokenizer: PreTrainedTokenizerFast, vision: Dinov2Model, *, 
     """
     patch = int(vision.config.patch_size)  # type: ignore[arg-type]
     if image_size < patch or image_size % patch:
-        raise RoboAlignError(f"image_size {image_size} is no multiple of the encoder's patches of {patch} pixels",
-                             fix=f"give {max(round(image_size / patch), 1) * patch}")  # fmt: skip
+        raise RoboAlignError(
+            f"image_size {image_size} is no multiple of the encoder's patches of {patch} pixels",
+            fix=f"give {max(round(image_size / patch), 1) * patch}",
+        )
     tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, IMAGE]})
     _add_row(text, len(tokenizer))
     processor = _processor(tokenizer, image_size, patch)
     tied = text.get_output_embeddings().weight is text.get_input_embeddings().weight
     config = LlavaConfig(
-        text_config=text.config, vision_config=vision.config, image_token_index=processor.image_token_id,
-        image_seq_length=(image_size // patch) ** 2, vision_feature_layer=FEATURE_LAYER,
-        vision_feature_select_strategy="default", tie_word_embeddings=tied,
-    )  # fmt: skip
+        text_config=text.config,
+        vision_config=vision.config,
+        image_token_index=processor.image_token_id,
+        image_seq_length=(image_size // patch) ** 2,
+        vision_feature_layer=FEATURE_LAYER,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=tied,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
@@ -191,9 +239,13 @@ def _processor(tokenizer: PreTrainedTokenizerFast, image_size: int, patch: int) 
     )
     tokenizer.chat_template = _with_images(tokenizer)
     return LlavaProcessor(
-        image_processor, tokenizer, patch_size=patch, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=tokenizer.chat_template,
-    )  # fmt: skip
+        image_processor,
+        tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    )
 
 
 def _with_images(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -201,13 +253,18 @@ def _with_images(tokenizer: PreTrainedTokenizerFast) -> str:
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     lead, found, _ = str(rendered).partition(USER)
     if not found:
-        raise RoboAlignError("the text model's chat template is not ChatML", where="tokenizer.chat_template",
-                             fix="join a model whose turns begin with <|im_start|>")  # fmt: skip
+        raise RoboAlignError(
+            "the text model's chat template is not ChatML",
+            where="tokenizer.chat_template",
+            fix="join a model whose turns begin with <|im_start|>",
+        )
     return (
         "{% if messages[0]['role'] != 'system' %}{{ " + repr(lead) + " }}{% endif %}"
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}{{ '" + IMAGE + "\n' }}{% else %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'image' %}{{ '"
+        + IMAGE
+        + "\n' }}{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
@@ -221,5 +278,8 @@ def _existing(path: str | Path) -> Path:
 
 
 def _missing(package: str, path: Path) -> RoboAlignError:
-    return RoboAlignError(f"the package `{package}`, which reads it, is missing", where=str(path),
-                          fix="make setup-small")  # fmt: skip
+    return RoboAlignError(
+        f"the package `{package}`, which reads it, is missing",
+        where=str(path),
+        fix="make setup-small",
+    )

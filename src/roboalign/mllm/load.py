@@ -31,7 +31,9 @@ from roboalign.files import atomic_path, write_json
 class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):
     """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is not installed."""
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+    ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,7 +44,9 @@ class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):
 class ImageOnlyQwen3VLProcessor(Qwen3VLProcessor):
     """Qwen3-VL's processor without its video half, which cannot be built where torchvision is not installed."""
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+    ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,9 +58,13 @@ class ImageOnlySmolVLMProcessor(SmolVLMProcessor):
     """SmolVLM's processor without its video half, which wants torchvision, and num2words to spell a video's length."""
 
     def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, image_seq_len: int = 169,
-        chat_template: str | None = None, **_: Any,
-    ) -> None:  # fmt: skip
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_len: int = 169,
+        chat_template: str | None = None,
+        **_: Any,
+    ) -> None:
         self.image_seq_len = image_seq_len
         self.fake_image_token = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
         self.global_image_token = getattr(tokenizer, "global_image_token", "<global-img>")
@@ -78,14 +86,23 @@ class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
     """LLaVA-OneVision's processor without its video half, which cannot be built where torchvision is not installed."""
 
     def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, num_image_tokens: int | None = None,
-        vision_feature_select_strategy: str | None = None, chat_template: str | None = None,
-        vision_aspect_ratio: str = "anyres_max_9", **_: Any,
-    ) -> None:  # fmt: skip
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_image_tokens: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        vision_aspect_ratio: str = "anyres_max_9",
+        **_: Any,
+    ) -> None:
         super().__init__(
-            image_processor, tokenizer, num_image_tokens=num_image_tokens, chat_template=chat_template,
-            vision_feature_select_strategy=vision_feature_select_strategy, vision_aspect_ratio=vision_aspect_ratio,
-        )  # fmt: skip
+            image_processor,
+            tokenizer,
+            num_image_tokens=num_image_tokens,
+            chat_template=chat_template,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            vision_aspect_ratio=vision_aspect_ratio,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The stock class is named in the folder: other Hugging Face tools then open it."""
@@ -93,13 +110,17 @@ class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
 
 
 IMAGE_ONLY: dict[str, Any] = {
-    "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor, "qwen3_vl": ImageOnlyQwen3VLProcessor,
-    "smolvlm": ImageOnlySmolVLMProcessor, "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
-}  # fmt: skip
+    "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor,
+    "qwen3_vl": ImageOnlyQwen3VLProcessor,
+    "smolvlm": ImageOnlySmolVLMProcessor,
+    "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
+}
 VIDEO_PROCESSORS = {
-    "Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor", "Qwen3VLProcessor": "Qwen3VLVideoProcessor",
-    "SmolVLMProcessor": "SmolVLMVideoProcessor", "LlavaOnevisionProcessor": "LlavaOnevisionVideoProcessor",
-}  # fmt: skip
+    "Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor",
+    "Qwen3VLProcessor": "Qwen3VLVideoProcessor",
+    "SmolVLMProcessor": "SmolVLMVideoProcessor",
+    "LlavaOnevisionProcessor": "LlavaOnevisionVideoProcessor",
+}
 """The video half of stock processors that insist on one even where there are only images."""
 
 
@@ -107,7 +128,9 @@ VIDEO_PROCESSORS = {
 class Mllm:
     """A multimodal LLM with its processor. `vocabulary` is set once the tokenizer has action tokens."""
 
-    model: Any  # a PreTrainedModel, and below a ProcessorMixin: what else they have differs by family
+    model: (
+        Any  # a PreTrainedModel, and below a ProcessorMixin: what else they have differs by family
+    )
     processor: Any
     vocabulary: ActionVocabulary | None = None
     folder: Path | None = None
@@ -123,7 +146,9 @@ class Mllm:
         return self.model.device
 
 
-def load_mllm(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Mllm:
+def load_mllm(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Mllm:
     """Open a Hugging Face folder of an image-text-to-text model, in eval mode. Nothing is fetched.
 
     Raises RoboAlignError where the folder is missing, is no such model, or lacks weights (which Hugging Face would
@@ -132,7 +157,9 @@ def load_mllm(folder: str | Path, *, dtype: torch.dtype = torch.float32, device:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         fix = "give the folder of a Hugging Face model (config.json, *.safetensors, tokenizer and processor files)"
-        raise RoboAlignError("no model here: config.json does not exist", where=str(folder), fix=fix)
+        raise RoboAlignError(
+            "no model here: config.json does not exist", where=str(folder), fix=fix
+        )
     try:
         processor = load_processor(folder)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -141,12 +168,16 @@ def load_mllm(folder: str | Path, *, dtype: torch.dtype = torch.float32, device:
         model, info = loaded
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         fix = "check that the folder is complete and holds an image-text-to-text model; save it again if a file is cut"
-        raise RoboAlignError(f"cannot be opened as a multimodal LLM ({error})", where=str(folder), fix=fix) from error
+        raise RoboAlignError(
+            f"cannot be opened as a multimodal LLM ({error})", where=str(folder), fix=fix
+        ) from error
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
         fix = "save the whole model into the folder"
         raise RoboAlignError(
-            f"{len(info['missing_keys'])} weights are missing ({names}, ...)", where=str(folder), fix=fix
+            f"{len(info['missing_keys'])} weights are missing ({names}, ...)",
+            where=str(folder),
+            fix=fix,
         )
     return Mllm(model.to(device).eval(), processor, find_vocabulary(processor.tokenizer), folder)
 
@@ -156,13 +187,19 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
     model_type = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     if model_type not in IMAGE_ONLY:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    image_processor = AutoImageProcessor.from_pretrained(
+        folder, local_files_only=True, backend="pil"
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     kind = IMAGE_ONLY[model_type]
     stored, _ = kind.get_processor_dict(folder, local_files_only=True)
     # The folder's own settings of the processor: tokens an image, which layer is read, how images are cut.
-    settings = {name: stored[name] for name in inspect.signature(kind.__init__).parameters if name in stored}
-    settings = {name: value for name, value in settings.items() if name not in kind.get_attributes()}
+    settings = {
+        name: stored[name] for name in inspect.signature(kind.__init__).parameters if name in stored
+    }
+    settings = {
+        name: value for name, value in settings.items() if name not in kind.get_attributes()
+    }
     return kind(image_processor, tokenizer, **settings | {"chat_template": tokenizer.chat_template})
 
 
@@ -201,9 +238,21 @@ def stock_files(processor: Any) -> dict[str, dict[str, Any]]:
         return {}
     image = processor.image_processor.to_dict()
     image["image_processor_type"] = image["image_processor_type"].removesuffix("Pil")
-    same = ["patch_size", "merge_size", "temporal_patch_size", "max_image_size", "image_mean", "image_std"]
+    same = [
+        "patch_size",
+        "merge_size",
+        "temporal_patch_size",
+        "max_image_size",
+        "image_mean",
+        "image_std",
+    ]
     if not stock.startswith("Qwen"):  # whose two halves give `size` two meanings
         same.append("size")
-    video = {"video_processor_type": VIDEO_PROCESSORS[stock], **{name: image[name] for name in same if name in image}}
-    return {"preprocessor_config.json": {**image, "processor_class": stock},
-            "video_preprocessor_config.json": {**video, "processor_class": stock}}  # fmt: skip
+    video = {
+        "video_processor_type": VIDEO_PROCESSORS[stock],
+        **{name: image[name] for name in same if name in image},
+    }
+    return {
+        "preprocessor_config.json": {**image, "processor_class": stock},
+        "video_preprocessor_config.json": {**video, "processor_class": stock},
+    }

@@ -34,31 +34,64 @@ class Preset:
     """Text layer to read: for Qwen2.5-VL-7B the paper's, 18 of 28; elsewhere the same share, rounded, which is ours."""
 
 
-def _text(hidden: int, mlp: int, layers: int, heads: int, kv: int, vocabulary: int, **more: Any) -> Json:
+def _text(
+    hidden: int, mlp: int, layers: int, heads: int, kv: int, vocabulary: int, **more: Any
+) -> Json:
     return {
-        "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv, "vocab_size": vocabulary, **more,
-    }  # fmt: skip
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": vocabulary,
+        **more,
+    }
 
 
 def _qwen2_5(out: int) -> Json:
-    return {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
-            "out_hidden_size": out}  # fmt: skip
+    return {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "out_hidden_size": out,
+    }
 
 
 def _qwen3(depth: int, hidden: int, mlp: int, out: int, deepstack: list[int]) -> Json:
-    return {"depth": depth, "hidden_size": hidden, "intermediate_size": mlp, "num_heads": 16, "patch_size": 16,
-            "out_hidden_size": out, "deepstack_visual_indexes": deepstack, "num_position_embeddings": 2304}  # fmt: skip
+    return {
+        "depth": depth,
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_heads": 16,
+        "patch_size": 16,
+        "out_hidden_size": out,
+        "deepstack_visual_indexes": deepstack,
+        "num_position_embeddings": 2304,
+    }
 
 
 def _siglip(hidden: int, mlp: int, layers: int, heads: int, size: int, patch: int) -> Json:
-    return {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads,
-            "image_size": size, "patch_size": patch}  # fmt: skip
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": size,
+        "patch_size": patch,
+    }
 
 
 def _model(kind: str, text: Json, vision: Json, *, tied: bool, **more: Any) -> Json:
     text = {**text, "tie_word_embeddings": tied}
-    return {"model_type": kind, "text_config": text, "vision_config": vision, "tie_word_embeddings": tied, **more}
+    return {
+        "model_type": kind,
+        "text_config": text,
+        "vision_config": vision,
+        "tie_word_embeddings": tied,
+        **more,
+    }
 
 
 QWEN2_5_IMAGE = {"factor": 28, "least": 4 * 28 * 28, "most": 16384 * 28 * 28}
@@ -72,70 +105,134 @@ PRESETS: dict[str, Preset] = {
     "qwen2.5-vl-3b": Preset(
         "Qwen/Qwen2.5-VL-3B-Instruct",
         _model("qwen2_5_vl", _text(2048, 11008, 36, 16, 2, 151936), _qwen2_5(2048), tied=True),
-        QWEN2_5_IMAGE, 3_754_622_976, 23,
+        QWEN2_5_IMAGE,
+        3_754_622_976,
+        23,
     ),
     "qwen2.5-vl-7b": Preset(
         "Qwen/Qwen2.5-VL-7B-Instruct",
         _model("qwen2_5_vl", _text(3584, 18944, 28, 28, 4, 152064), _qwen2_5(3584), tied=False),
-        QWEN2_5_IMAGE, 8_292_166_656, 18,
+        QWEN2_5_IMAGE,
+        8_292_166_656,
+        18,
     ),
     "qwen3-vl-2b": Preset(
         "Qwen/Qwen3-VL-2B-Instruct",
-        _model("qwen3_vl", _text(2048, 6144, 28, 16, 8, 151936, head_dim=128),
-               _qwen3(24, 1024, 4096, 2048, [5, 11, 17]), tied=True),
-        QWEN3_IMAGE, 2_127_532_032, 18,
+        _model(
+            "qwen3_vl",
+            _text(2048, 6144, 28, 16, 8, 151936, head_dim=128),
+            _qwen3(24, 1024, 4096, 2048, [5, 11, 17]),
+            tied=True,
+        ),
+        QWEN3_IMAGE,
+        2_127_532_032,
+        18,
     ),
     "qwen3-vl-4b": Preset(
         "Qwen/Qwen3-VL-4B-Instruct",
-        _model("qwen3_vl", _text(2560, 9728, 36, 32, 8, 151936, head_dim=128),
-               _qwen3(24, 1024, 4096, 2560, [5, 11, 17]), tied=True),
-        QWEN3_IMAGE, 4_437_815_808, 23,
+        _model(
+            "qwen3_vl",
+            _text(2560, 9728, 36, 32, 8, 151936, head_dim=128),
+            _qwen3(24, 1024, 4096, 2560, [5, 11, 17]),
+            tied=True,
+        ),
+        QWEN3_IMAGE,
+        4_437_815_808,
+        23,
     ),
     "qwen3-vl-8b": Preset(
         "Qwen/Qwen3-VL-8B-Instruct",
-        _model("qwen3_vl", _text(4096, 12288, 36, 32, 8, 151936, head_dim=128),
-               _qwen3(27, 1152, 4304, 4096, [8, 16, 24]), tied=False),
-        QWEN3_IMAGE, 8_767_123_696, 23,
+        _model(
+            "qwen3_vl",
+            _text(4096, 12288, 36, 32, 8, 151936, head_dim=128),
+            _qwen3(27, 1152, 4304, 4096, [8, 16, 24]),
+            tied=False,
+        ),
+        QWEN3_IMAGE,
+        8_767_123_696,
+        23,
     ),
     "smolvlm2-256m": Preset(
         "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
-        _model("smolvlm", _text(576, 1536, 30, 9, 3, 49280, **_LLAMA), _siglip(768, 3072, 12, 12, 512, 16), tied=False,
-               scale_factor=4),
-        {"longest": 2048, "tile": 512, "tokens": 64}, 256_484_928, 19,
+        _model(
+            "smolvlm",
+            _text(576, 1536, 30, 9, 3, 49280, **_LLAMA),
+            _siglip(768, 3072, 12, 12, 512, 16),
+            tied=False,
+            scale_factor=4,
+        ),
+        {"longest": 2048, "tile": 512, "tokens": 64},
+        256_484_928,
+        19,
     ),
     "smolvlm2-500m": Preset(
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-        _model("smolvlm", _text(960, 2560, 32, 15, 5, 49280, **_LLAMA), _siglip(768, 3072, 12, 12, 512, 16), tied=False,
-               scale_factor=4),
-        {"longest": 2048, "tile": 512, "tokens": 64}, 507_482_304, 21,
+        _model(
+            "smolvlm",
+            _text(960, 2560, 32, 15, 5, 49280, **_LLAMA),
+            _siglip(768, 3072, 12, 12, 512, 16),
+            tied=False,
+            scale_factor=4,
+        ),
+        {"longest": 2048, "tile": 512, "tokens": 64},
+        507_482_304,
+        21,
     ),
     "smolvlm2-2.2b": Preset(
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
-        _model("smolvlm", _text(2048, 8192, 24, 32, 32, 49280, **_LLAMA), _siglip(1152, 4304, 27, 16, 384, 14),
-               tied=False, scale_factor=3),
-        {"longest": 1536, "tile": 384, "tokens": 81}, 2_246_784_880, 15,
+        _model(
+            "smolvlm",
+            _text(2048, 8192, 24, 32, 32, 49280, **_LLAMA),
+            _siglip(1152, 4304, 27, 16, 384, 14),
+            tied=False,
+            scale_factor=3,
+        ),
+        {"longest": 1536, "tile": 384, "tokens": 81},
+        2_246_784_880,
+        15,
     ),
     "llava-1.5-7b": Preset(
         "llava-hf/llava-1.5-7b-hf",
-        _model("llava", _text(4096, 11008, 32, 32, 32, 32064, **_LLAMA),
-               {"model_type": "clip_vision_model", "projection_dim": 768, **_siglip(1024, 4096, 24, 16, 336, 14)},
-               tied=False),
-        {"tokens": 576}, 7_063_427_072, 21,
+        _model(
+            "llava",
+            _text(4096, 11008, 32, 32, 32, 32064, **_LLAMA),
+            {
+                "model_type": "clip_vision_model",
+                "projection_dim": 768,
+                **_siglip(1024, 4096, 24, 16, 336, 14),
+            },
+            tied=False,
+        ),
+        {"tokens": 576},
+        7_063_427_072,
+        21,
     ),
     # Qwen2's vocabularies, 151936 and 152064, and 64 rows more: transformers' conversion adds two tokens and pads.
     "llava-onevision-0.5b": Preset(
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-        _model("llava_onevision", _text(896, 4864, 24, 14, 2, 152000, **_QWEN2),
-               {**_SIGLIP, **_siglip(1152, 4304, 26, 16, 384, 14)}, tied=True),
-        {"size": 384, "side": 27, "grids": _GRIDS, "most": 9}, None, 15,
+        _model(
+            "llava_onevision",
+            _text(896, 4864, 24, 14, 2, 152000, **_QWEN2),
+            {**_SIGLIP, **_siglip(1152, 4304, 26, 16, 384, 14)},
+            tied=True,
+        ),
+        {"size": 384, "side": 27, "grids": _GRIDS, "most": 9},
+        None,
+        15,
     ),
     "llava-onevision-7b": Preset(
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-        _model("llava_onevision", _text(3584, 18944, 28, 28, 4, 152128, **_QWEN2),
-               {**_SIGLIP, **_siglip(1152, 4304, 26, 16, 384, 14)}, tied=False),
-        {"size": 384, "side": 27, "grids": _GRIDS, "most": 9}, None, 18,
+        _model(
+            "llava_onevision",
+            _text(3584, 18944, 28, 28, 4, 152128, **_QWEN2),
+            {**_SIGLIP, **_siglip(1152, 4304, 26, 16, 384, 14)},
+            tied=False,
+        ),
+        {"size": 384, "side": 27, "grids": _GRIDS, "most": 9},
+        None,
+        18,
     ),
-}  # fmt: skip
+}
 
 
 def preset_of(source: str) -> Preset | None:
@@ -143,7 +240,10 @@ def preset_of(source: str) -> Preset | None:
     if source in PRESETS:
         return PRESETS[source]
     name = PurePath(source).name.lower()
-    return next((preset for preset in PRESETS.values() if PurePath(preset.repository).name.lower() == name), None)
+    return next(
+        (preset for preset in PRESETS.values() if PurePath(preset.repository).name.lower() == name),
+        None,
+    )
 
 
 @cache
@@ -172,13 +272,18 @@ def image_tokens(image: Json, height: int, width: int) -> int:
         scale = image["longest"] / max(height, width)
         # Rounded as the processor does: the shorter edge is cut to whole pixels and made even, then tiles are full.
         short = int(min(height, width) * scale)
-        tiles = math.ceil((short + short % 2) / image["tile"]) * math.ceil(image["longest"] / image["tile"])
+        tiles = math.ceil((short + short % 2) / image["tile"]) * math.ceil(
+            image["longest"] / image["tile"]
+        )
         return image["tokens"] * (tiles + 1 if tiles > 1 else 1)
     return _onevision_tokens(image, height, width) if "grids" in image else image["tokens"]
 
 
 def _qwen_tokens(image: Json, height: int, width: int) -> int:
-    factor, (rows, columns) = image["factor"], (round(side / image["factor"]) for side in (height, width))
+    factor, (rows, columns) = (
+        image["factor"],
+        (round(side / image["factor"]) for side in (height, width)),
+    )
     rows, columns = max(rows, 1), max(columns, 1)
     if rows * columns * factor**2 > image["most"]:
         scale = math.sqrt(height * width / image["most"])

@@ -8,7 +8,10 @@ from torch import Tensor
 Dtype = Literal["float16", "bfloat16", "float8"]
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 LARGEST = 0.875  # of an e4m3 number, 448 = 0.875 x 2^9
-EXPONENTS = -100, 119  # of a scale: with what an 8-bit number adds they are those of float32 numbers
+EXPONENTS = (
+    -100,
+    119,
+)  # of a scale: with what an 8-bit number adds they are those of float32 numbers
 
 
 def pack(states: Tensor, dtype: Dtype) -> tuple[Tensor, Tensor | None]:
@@ -24,7 +27,9 @@ def pack(states: Tensor, dtype: Dtype) -> tuple[Tensor, Tensor | None]:
     mantissa, exponent = torch.frexp(states.abs().amax(dim=-1))
     exponent = torch.where(mantissa <= LARGEST, exponent - 9, exponent - 8).clamp(*EXPONENTS)
     scaled = states * _power_of_two(-exponent)
-    scaled[~torch.isfinite(scaled)] = torch.nan  # e4m3 has no infinity, and torch makes the largest number of it
+    scaled[~torch.isfinite(scaled)] = (
+        torch.nan
+    )  # e4m3 has no infinity, and torch makes the largest number of it
     return scaled.to(torch.float8_e4m3fn), exponent.to(torch.int8)
 
 

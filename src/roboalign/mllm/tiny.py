@@ -22,13 +22,25 @@ from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import ImageOnlyQwen3VLProcessor, Mllm
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
     "<|video_pad|>",
-)  # fmt: skip
-REPLY_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")  # ordinary: decoding must not strip them
+)
+REPLY_TOKENS = (
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+)  # ordinary: decoding must not strip them
 WHOLE_NUMBERS = range(64)
 """Each, with its leading space, is one token: coordinates on a 64-cell axis are then one choice, not a spelling."""
-TOKENIZER_TEXTS = 4000  # of the texts, evenly spaced, the merges are learned; more change hardly any
+TOKENIZER_TEXTS = (
+    4000  # of the texts, evenly spaced, the merges are learned; more change hardly any
+)
 MAX_LENGTH = 4096  # tokens
 
 CHAT_TEMPLATE = (
@@ -83,13 +95,24 @@ class TinyConfig(Config):
     @model_validator(mode="after")
     def _shapes_fit(self) -> "TinyConfig":
         if self.image_size % (self.patch_size * self.merge):
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size x merge")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size x merge"
+            )
         if self.width % self.heads or self.heads % self.kv_heads or (self.width // self.heads) % 2:
-            raise ValueError("width must be an even multiple of heads, and heads a multiple of kv_heads")
+            raise ValueError(
+                "width must be an even multiple of heads, and heads a multiple of kv_heads"
+            )
         if self.vision_width % self.vision_heads or (self.vision_width // self.vision_heads) % 4:
-            raise ValueError("vision_width / vision_heads must be a multiple of 4 (two-dimensional rotary positions)")
-        if any(index not in range(self.vision_depth) for index in self.deepstack) or len(self.deepstack) > self.depth:
-            raise ValueError("deepstack must name blocks of the vision model, no more of them than text layers")
+            raise ValueError(
+                "vision_width / vision_heads must be a multiple of 4 (two-dimensional rotary positions)"
+            )
+        if (
+            any(index not in range(self.vision_depth) for index in self.deepstack)
+            or len(self.deepstack) > self.depth
+        ):
+            raise ValueError(
+                "deepstack must name blocks of the vision model, no more of them than text layers"
+            )
         return self
 
 
@@ -141,7 +164,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(chain(texts, *(repeat(word, repeats) for word in whole)), trainer)
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in REPLY_TOKENS])
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in REPLY_TOKENS]
+    )
     missing = [number for number in WHOLE_NUMBERS if len(tokenizer.encode(f" {number}").ids) != 1]
     if missing:
         problem = f"vocab_size {vocab_size} leaves no single token for the numbers {missing}"
@@ -150,7 +175,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in ("<|im_end|>", "<|endoftext|>")],
+        extra_special_tokens=[
+            token for token in SPECIAL_TOKENS if token not in ("<|im_end|>", "<|endoftext|>")
+        ],
         model_max_length=MAX_LENGTH,
         padding_side="right",
     )
@@ -164,7 +191,9 @@ def _write_grid_positions(embedding: torch.Tensor) -> None:
     """
     side, quarter = int(len(embedding) ** 0.5), embedding.shape[1] // 4
     cell = torch.arange(side, dtype=embedding.dtype) / side
-    frequencies = torch.pi / 2 * 2 ** torch.linspace(0, 4, quarter)  # from a quarter turn over the image to four turns
+    frequencies = (
+        torch.pi / 2 * 2 ** torch.linspace(0, 4, quarter)
+    )  # from a quarter turn over the image to four turns
     rows, columns = torch.meshgrid(cell, cell, indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]
     table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
@@ -177,7 +206,9 @@ def _model_config(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwe
     vocabulary = tokenizer.get_vocab()
     ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
     head_dim = config.width // config.heads
-    spatial = head_dim // 2 // 3  # of the head's rotary pairs: a third each to height and width, the rest to time
+    spatial = (
+        head_dim // 2 // 3
+    )  # of the head's rotary pairs: a third each to height and width, the rest to time
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": config.width,

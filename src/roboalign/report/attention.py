@@ -11,23 +11,38 @@ SATURATED = 0.05  # share of rows at the limits from which it is named
 
 def attention(survey: Survey) -> list[str]:
     """Every finding, those that cost data first; [] where there is nothing."""
-    rules = (_faults, _near_constant, _cameras, _instructions, _repeats, _outliers, _saturated, _mixed, _lengths,
-             _tokens, _meaning)
+    rules = (
+        _faults,
+        _near_constant,
+        _cameras,
+        _instructions,
+        _repeats,
+        _outliers,
+        _saturated,
+        _mixed,
+        _lengths,
+        _tokens,
+        _meaning,
+    )
     return [sentence for rule in rules for sentence in rule(survey)]
 
 
 def _faults(survey: Survey) -> Iterator[str]:
     if survey.faults:
         first = survey.first_faults[0]
-        yield (f"{_some(survey.faults, 'fault')}, {_some(survey.left_out, 'episode')} left out of all numbers. "
-               f"The first: {first.where}: {first.problem}.")
+        yield (
+            f"{_some(survey.faults, 'fault')}, {_some(survey.left_out, 'episode')} left out of all numbers. "
+            f"The first: {first.where}: {first.problem}."
+        )
 
 
 def _near_constant(survey: Survey) -> Iterator[str]:
     for vector, found in _vectors(survey):
         if names := [d.name for d in found if d.near_constant]:
-            yield (f"{vector} hardly changes in {_list(names)}: there is little to learn, and scaling to −1 to 1 would "
-                   "blow up what noise there is.")
+            yield (
+                f"{vector} hardly changes in {_list(names)}: there is little to learn, and scaling to −1 to 1 would "
+                "blow up what noise there is."
+            )
 
 
 def _cameras(survey: Survey) -> Iterator[str]:
@@ -39,8 +54,10 @@ def _cameras(survey: Survey) -> Iterator[str]:
                 share = "all" if found == camera.frames else f"{found:,} of"
                 yield f"Camera {camera.name} is {what} in {share} {camera.frames:,} frames looked at."
         if camera.frozen:
-            yield (f"Camera {camera.name} shows the same frame from beginning to end in {camera.frozen:,} of "
-                   f"{camera.looked_at:,} episodes looked at.")
+            yield (
+                f"Camera {camera.name} shows the same frame from beginning to end in {camera.frozen:,} of "
+                f"{camera.looked_at:,} episodes looked at."
+            )
         if camera.episodes < survey.episodes:
             yield f"Camera {camera.name} is missing in {_some(survey.episodes - camera.episodes, 'episode')}."
         if len(camera.sizes) > 1:
@@ -49,15 +66,19 @@ def _cameras(survey: Survey) -> Iterator[str]:
 
 def _instructions(survey: Survey) -> Iterator[str]:
     if survey.without_instruction:
-        yield (f"{_some(survey.without_instruction, 'episode')} of {survey.episodes:,} "
-               f"({percent(survey.without_instruction / survey.episodes)}) without an instruction.")
+        yield (
+            f"{_some(survey.without_instruction, 'episode')} of {survey.episodes:,} "
+            f"({percent(survey.without_instruction / survey.episodes)}) without an instruction."
+        )
 
 
 def _repeats(survey: Survey) -> Iterator[str]:
     for found, what in ((survey.same_actions, "the actions"), (survey.same_frames, "a frame")):
         if found.contents:
-            yield (f"{_some(found.copies, 'time')} {what} of one episode came again, equal, in another; "
-                   f"for example {_list(found.examples[0])}. A split by episodes would leak.")
+            yield (
+                f"{_some(found.copies, 'time')} {what} of one episode came again, equal, in another; "
+                f"for example {_list(found.examples[0])}. A split by episodes would leak."
+            )
 
 
 def _outliers(survey: Survey) -> Iterator[str]:
@@ -66,27 +87,37 @@ def _outliers(survey: Survey) -> Iterator[str]:
         if beyond:
             names = [f"{d.name} ({_rare(d.outliers, survey)} of rows)" for d in beyond]
             episodes = list(dict.fromkeys(episode for d in beyond for episode in d.worst))
-            yield (f"{vector} has values far outside the rest in {_list(names)}; look first at "
-                   f"{_list(episodes[:3])}.")
+            yield (
+                f"{vector} has values far outside the rest in {_list(names)}; look first at "
+                f"{_list(episodes[:3])}."
+            )
 
 
 def _saturated(survey: Survey) -> Iterator[str]:
-    names = [f"{d.name} ({percent(d.at_extremes)})" for d in survey.action
-             if d.at_extremes >= SATURATED and not d.discrete and not d.near_constant]  # fmt: skip
+    names = [
+        f"{d.name} ({percent(d.at_extremes)})"
+        for d in survey.action
+        if d.at_extremes >= SATURATED and not d.discrete and not d.near_constant
+    ]
     if names:
         yield f"Action is often at its minimum or maximum, as if clipped, in {_list(names)}."
 
 
 def _mixed(survey: Survey) -> Iterator[str]:
-    for what, found in (("frame rates", survey.fps), ("meanings of the action", survey.action_spaces)):
+    for what, found in (
+        ("frame rates", survey.fps),
+        ("meanings of the action", survey.action_spaces),
+    ):
         if len(found) > 1:
             yield f"Several {what}: {_list([f'{name} ({n:,} episodes)' for name, n in found.items()])}."
 
 
 def _lengths(survey: Survey) -> Iterator[str]:
     if survey.length_median < survey.horizon:
-        yield (f"At least half of the episodes are shorter than a chunk of {survey.horizon} steps "
-               f"(median {survey.length_median:g}): the last action is repeated to fill it.")
+        yield (
+            f"At least half of the episodes are shorter than a chunk of {survey.horizon} steps "
+            f"(median {survey.length_median:g}): the last action is repeated to fill it."
+        )
 
 
 def _tokens(survey: Survey) -> Iterator[str]:

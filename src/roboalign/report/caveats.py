@@ -11,8 +11,18 @@ from roboalign.report.verdict import pair_of
 
 def caveats(run: RunSummary) -> list[str]:
     """Every limit that applies, the run's own notes last."""
-    rules = (_success_open, _controls, _seeds, _tasks, _direct_beats_reasoned, _format_gain, _lengths, _sight,
-             _causality, _crashes)
+    rules = (
+        _success_open,
+        _controls,
+        _seeds,
+        _tasks,
+        _direct_beats_reasoned,
+        _format_gain,
+        _lengths,
+        _sight,
+        _causality,
+        _crashes,
+    )
     found = [sentence for rule in rules for sentence in rule(run)]
     return [*found, *run.notes]
 
@@ -24,8 +34,10 @@ def _success_open(run: RunSummary) -> Iterator[str]:
         yield "Whether the aligned backbone makes a better policy: no paired rollouts of both were run."
     elif pair["p"] >= 0.05:
         bounds = interval(pair["difference"], "points") or "unknown"
-        yield (f"A difference in success between {run.title(before)} and {run.title(after)} beyond chance: "
-               f"{p_value(pair['p'])} over {pair['n']} paired episodes, interval {bounds} points.")
+        yield (
+            f"A difference in success between {run.title(before)} and {run.title(after)} beyond chance: "
+            f"{p_value(pair['p'])} over {pair['n']} paired episodes, interval {bounds} points."
+        )
 
 
 def _controls(run: RunSummary) -> Iterator[str]:
@@ -45,8 +57,10 @@ def _controls(run: RunSummary) -> Iterator[str]:
     for control, claim in reasons.items():
         pair = _success_pair(run, control, after)
         if pair is not None and not (pair["p"] < 0.05 and pair["difference"]["value"] > 0):
-            yield (f"By success, {claim}: against {run.title(control)} {run.title(after)} has {p_value(pair['p'])} "
-                   f"({pair['only_after']} episodes only it solved, {pair['only_before']} only the other).")
+            yield (
+                f"By success, {claim}: against {run.title(control)} {run.title(after)} has {p_value(pair['p'])} "
+                f"({pair['only_after']} episodes only it solved, {pair['only_before']} only the other)."
+            )
 
 
 def _seeds(run: RunSummary) -> Iterator[str]:
@@ -55,8 +69,10 @@ def _seeds(run: RunSummary) -> Iterator[str]:
     if seeds == 1:
         yield "What another training seed would give: each arm was trained once, and the intervals hold no such spread."
     elif seeds > 1:
-        yield (f"The spread over training seeds beyond {seeds}: the intervals are over episodes and samples; "
-               "the rows per training seed show how far the trainings differ.")
+        yield (
+            f"The spread over training seeds beyond {seeds}: the intervals are over episodes and samples; "
+            "the rows per training seed show how far the trainings differ."
+        )
 
 
 def _tasks(run: RunSummary) -> Iterator[str]:
@@ -65,7 +81,11 @@ def _tasks(run: RunSummary) -> Iterator[str]:
     if pair is None:
         return
     by_task = pair["difference_by_task"]
-    bounds = f"; drawing tasks anew, the interval is {interval(by_task, 'points')} points" if by_task else ""
+    bounds = (
+        f"; drawing tasks anew, the interval is {interval(by_task, 'points')} points"
+        if by_task
+        else ""
+    )
     yield f"How it does on other tasks: success was measured on {len(tasks)} task{'s' * (len(tasks) != 1)}{bounds}."
 
 
@@ -74,17 +94,21 @@ def _direct_beats_reasoned(run: RunSummary) -> Iterator[str]:
     direct = lookup(before.mllm, ("actions", "direct", "prefix")) if before else None
     reasoned = lookup(after.mllm, ("actions", "think", "prefix")) if after else None
     if before and after and direct and reasoned and direct["value"] >= reasoned["value"]:
-        yield (f"That reasoning gives better actions than none: {before.title} answering directly has prefix accuracy "
-               f"{number(direct['value'])}, {after.title} after reasoning {number(reasoned['value'])}.")
+        yield (
+            f"That reasoning gives better actions than none: {before.title} answering directly has prefix accuracy "
+            f"{number(direct['value'])}, {after.title} after reasoning {number(reasoned['value'])}."
+        )
 
 
 def _format_gain(run: RunSummary) -> Iterator[str]:
     pair = pair_of(run.mllm_pairs, *run.question)
     change, closer = lookup(pair, ("prefix_formed",)), lookup(pair, ("l1_formed",))
     if change and change["n"] and not (change["low"] is not None and change["low"] > 0):
-        sentence = ("That RL gained more than the format in prefix accuracy: where both models reason and then act, it "
-                    f"changed by {signed(change['value'])} (interval {interval(change, 'signed') or 'unknown'}, "
-                    f"{change['n']} frames)")
+        sentence = (
+            "That RL gained more than the format in prefix accuracy: where both models reason and then act, it "
+            f"changed by {signed(change['value'])} (interval {interval(change, 'signed') or 'unknown'}, "
+            f"{change['n']} frames)"
+        )
         if closer and closer["n"]:
             sentence += f"; L1 there by {signed(closer['value'])} ({interval(closer, 'signed') or 'no interval'})"
         yield sentence + "."
@@ -93,14 +117,18 @@ def _format_gain(run: RunSummary) -> Iterator[str]:
 def _lengths(run: RunSummary) -> Iterator[str]:
     shares = _both(run, ("actions", "think", "wrong_length"))
     if shares and shares[1]["value"] > shares[0]["value"]:
-        yield (f"That whole chunks got better: prefix accuracy ignores the tail, and answers of the wrong length rose "
-               f"from {percent(shares[0]['value'])} to {percent(shares[1]['value'])} of those with an action. Read L1.")
+        yield (
+            f"That whole chunks got better: prefix accuracy ignores the tail, and answers of the wrong length rose "
+            f"from {percent(shares[0]['value'])} to {percent(shares[1]['value'])} of those with an action. Read L1."
+        )
     errors = _both(run, ("actions", "think", "l1_all"))
     arm = run.arm(run.question[1])
     mean_action = lookup(arm.mllm, ("baselines", "mean_action_l1")) if arm else None
     if errors and mean_action and errors[1]["value"] >= mean_action["value"]:
-        yield (f"That the decoded actions are useful: their L1 ({number(errors[1]['value'])}) is no better than the "
-               f"mean action's ({number(mean_action['value'])}).")
+        yield (
+            f"That the decoded actions are useful: their L1 ({number(errors[1]['value'])}) is no better than the "
+            f"mean action's ({number(mean_action['value'])})."
+        )
 
 
 def _sight(run: RunSummary) -> Iterator[str]:
@@ -118,8 +146,10 @@ def _causality(run: RunSummary) -> Iterator[str]:
     for key, words in (("emptied_minus_kept", "emptying"), ("swapped_minus_kept", "swapping")):
         change = lookup(causal, (key,))
         if arm and change and (change["high"] is None or change["high"] >= 0):
-            yield (f"That the reasoning carries the action: {words} it does not measurably lower {arm.title}'s prefix "
-                   f"accuracy ({interval(change, 'signed') or 'no interval'}).")
+            yield (
+                f"That the reasoning carries the action: {words} it does not measurably lower {arm.title}'s prefix "
+                f"accuracy ({interval(change, 'signed') or 'no interval'})."
+            )
 
 
 def _crashes(run: RunSummary) -> Iterator[str]:

@@ -38,29 +38,61 @@ def compare_with_paper(run: Measured, metric: Metric, titles: Mapping[str, str])
     (successes, n, crashes, rate, low, high: Wilson 95%), "training_seeds", and "minus_sft" and "minus_base": the paired
     difference in success rate with its bootstrap interval and McNemar's p, None where there are no records of both.
     """
-    pairs = [(before, arm) for before in AGAINST for arm in run.episodes if before in run.episodes and arm != before]
-    compared = {(pair["before"], pair["after"]): pair for pair in success_table(run.episodes, pairs)["pairs"]}
-    rows = [_row(run, metric, arm, title, compared) for arm, title in titles.items()
-            if arm in run.success or arm in metric.values]
-    paper = {"source": SOURCE, "model": MODEL, "metric": metric.title, "unit": metric.unit, "trials": metric.trials}
-    return {"run": run.name, "paper": paper, "rows": rows, "not_comparable": not_comparable(run, metric)}
+    pairs = [
+        (before, arm)
+        for before in AGAINST
+        for arm in run.episodes
+        if before in run.episodes and arm != before
+    ]
+    compared = {
+        (pair["before"], pair["after"]): pair
+        for pair in success_table(run.episodes, pairs)["pairs"]
+    }
+    rows = [
+        _row(run, metric, arm, title, compared)
+        for arm, title in titles.items()
+        if arm in run.success or arm in metric.values
+    ]
+    paper = {
+        "source": SOURCE,
+        "model": MODEL,
+        "metric": metric.title,
+        "unit": metric.unit,
+        "trials": metric.trials,
+    }
+    return {
+        "run": run.name,
+        "paper": paper,
+        "rows": rows,
+        "not_comparable": not_comparable(run, metric),
+    }
 
 
 def _row(
-    run: Measured, metric: Metric, arm: str, title: str, compared: Mapping[tuple[str, str], Mapping[str, Any]]
+    run: Measured,
+    metric: Metric,
+    arm: str,
+    title: str,
+    compared: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> dict[str, Any]:
     paper, sft = metric.values.get(arm), metric.values.get("sft")
     measured = run.success.get(arm)
     wanted = ("successes", "n", "crashes", "rate", "low", "high")
     row = {
-        "arm": arm, "title": title, "paper": paper,
-        "paper_minus_sft": None if paper is None or sft is None or arm == "sft" else round(paper - sft, 2),
+        "arm": arm,
+        "title": title,
+        "paper": paper,
+        "paper_minus_sft": None
+        if paper is None or sft is None or arm == "sft"
+        else round(paper - sft, 2),
         "measured": {name: measured["overall"][name] for name in wanted} if measured else None,
         "training_seeds": sorted(map(int, measured["run_seeds"])) if measured else [],
-    }  # fmt: skip
+    }
     for before in AGAINST:
         pair = compared.get((before, arm))
-        row[f"minus_{before}"] = {**pair["difference"], "p": pair["p"]} if pair and pair["n"] else None
+        row[f"minus_{before}"] = (
+            {**pair["difference"], "p": pair["p"]} if pair and pair["n"] else None
+        )
     return row
 
 
@@ -68,19 +100,27 @@ def not_comparable(run: Measured, metric: Metric) -> list[str]:
     """Why a measured number is no reproduction of the one beside it; one sentence each."""
     found = []
     if run.benchmark != metric.benchmark:
-        found.append(f"Another benchmark: the paper's column is {metric.title} ({metric.trials}); measured were "
-                     f"{len(run.tasks)} tasks of {run.benchmark} ({', '.join(run.tasks)}).")
+        found.append(
+            f"Another benchmark: the paper's column is {metric.title} ({metric.trials}); measured were "
+            f"{len(run.tasks)} tasks of {run.benchmark} ({', '.join(run.tasks)})."
+        )
     if metric.unit == "tasks":
-        found.append("Another unit: the paper counts tasks in a row, of five; measured is the share of solved "
-                     "episodes.")
+        found.append(
+            "Another unit: the paper counts tasks in a row, of five; measured is the share of solved "
+            "episodes."
+        )
     if MODEL.lower() not in run.model.lower():
         found.append(f"Another model: the paper's is {MODEL}; measured was one of {run.model}.")
     if run.counts == "matched" and {"language-sft", "action-sft"} & set(run.success):
-        found.append("Other counts: the paper's language-only and action-only SFT have 1.88 of the 2.28 million "
-                     "samples of the whole mixture; measured ones have as many as it.")
+        found.append(
+            "Other counts: the paper's language-only and action-only SFT have 1.88 of the 2.28 million "
+            "samples of the whole mixture; measured ones have as many as it."
+        )
     if found:
-        found.append("So the two columns share no scale. Compare the signs of differences, where an interval leaves "
-                     "one.")
+        found.append(
+            "So the two columns share no scale. Compare the signs of differences, where an interval leaves "
+            "one."
+        )
     return found
 
 
@@ -88,8 +128,16 @@ def format_comparison(comparison: Mapping[str, Any], *, width: int = 130) -> str
     """The comparison as plain text: one arm a row, then what is not comparable."""
     paper = comparison["paper"]
     grid = RichTable(title=f"{comparison['run']} beside the paper ({paper['source']})")
-    for column in ("Backbone", f"Paper: {paper['metric']}", "Paper, minus SFT", "Measured success", "n",
-                   "Seeds", "Minus SFT, points", "Minus base, points"):  # fmt: skip
+    for column in (
+        "Backbone",
+        f"Paper: {paper['metric']}",
+        "Paper, minus SFT",
+        "Measured success",
+        "n",
+        "Seeds",
+        "Minus SFT, points",
+        "Minus base, points",
+    ):
         grid.add_column(column)
     for row in comparison["rows"]:
         percent = paper["unit"] == "percent"
@@ -97,12 +145,22 @@ def format_comparison(comparison: Mapping[str, Any], *, width: int = 130) -> str
         change = signed(row["paper_minus_sft"], 1 if percent else 2)
         measured = row["measured"]
         seeds = ", ".join(map(str, row["training_seeds"]))
-        grid.add_row(row["title"], number, change, _rate(measured), str(measured["n"]) if measured else "–",
-                     seeds or "–", _difference(row["minus_sft"]), _difference(row["minus_base"]))
+        grid.add_row(
+            row["title"],
+            number,
+            change,
+            _rate(measured),
+            str(measured["n"]) if measured else "–",
+            seeds or "–",
+            _difference(row["minus_sft"]),
+            _difference(row["minus_base"]),
+        )
     console = Console(width=width, no_color=True, highlight=False)
     with console.capture() as capture:
         console.print(grid)
-        console.print("Measured: Wilson 95% intervals; differences over the same episodes, bootstrap 95% intervals.")
+        console.print(
+            "Measured: Wilson 95% intervals; differences over the same episodes, bootstrap 95% intervals."
+        )
         for sentence in comparison["not_comparable"]:
             console.print(f"- {sentence}")
     return capture.get()
@@ -112,15 +170,27 @@ def markdown_comparison(comparison: Mapping[str, Any]) -> str:
     """The comparison as Markdown: the same table, then the same list."""
     paper = comparison["paper"]
     percent = paper["unit"] == "percent"
-    lines = [f"| backbone | paper: {paper['metric']} | paper, minus SFT | measured success | minus SFT, points |",
-             "|---|---|---|---|---|"]
+    lines = [
+        f"| backbone | paper: {paper['metric']} | paper, minus SFT | measured success | minus SFT, points |",
+        "|---|---|---|---|---|",
+    ]
     for row in comparison["rows"]:
         measured = row["measured"]
-        counted = f"{measured['successes']}/{measured['n']} = " if measured and measured["n"] else ""
-        cells = [row["title"], _number(row["paper"], percent), signed(row["paper_minus_sft"], 1 if percent else 2),
-                 counted + _in_brackets(_rate(measured)), _in_brackets(_difference(row["minus_sft"]))]
+        counted = (
+            f"{measured['successes']}/{measured['n']} = " if measured and measured["n"] else ""
+        )
+        cells = [
+            row["title"],
+            _number(row["paper"], percent),
+            signed(row["paper_minus_sft"], 1 if percent else 2),
+            counted + _in_brackets(_rate(measured)),
+            _in_brackets(_difference(row["minus_sft"])),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in comparison["not_comparable"])]) + "\n"
+    return (
+        "\n".join([*lines, "", *(f"- {sentence}" for sentence in comparison["not_comparable"])])
+        + "\n"
+    )
 
 
 def _in_brackets(cell: str) -> str:

@@ -38,12 +38,22 @@ def drawn_frame(episode: Episode, camera: str, t: int, stats: ActionStats) -> Dr
     frame = episode.frame(camera, t)
     height, width = frame.shape[:2]
     method = Image.Resampling.NEAREST if width < WIDTH else Image.Resampling.LANCZOS
-    image = np.array(Image.fromarray(frame).resize((WIDTH, max(1, round(height * WIDTH / width))), method))
-    view, gripper, space = episode.cameras.get(camera), episode.position("gripper"), episode.action_space
+    image = np.array(
+        Image.fromarray(frame).resize((WIDTH, max(1, round(height * WIDTH / width))), method)
+    )
+    view, gripper, space = (
+        episode.cameras.get(camera),
+        episode.position("gripper"),
+        episode.action_space,
+    )
     if view is not None and view.projection is not None and gripper is not None:
         pixels = view.pixels(gripper[t : t + STEPS + 1].astype(np.float64)) * (WIDTH / view.width)
         return Drawn(episode.episode_id, t, episode.instruction, draw_path(image, pixels), "path")
-    if space is not None and has_direction(space) and space.dim == stats.dim == episode.actions.shape[1]:
+    if (
+        space is not None
+        and has_direction(space)
+        and space.dim == stats.dim == episode.actions.shape[1]
+    ):
         image = draw_action(image, episode.actions[t], stats, space)
         return Drawn(episode.episode_id, t, episode.instruction, image, "arrow")
     return Drawn(episode.episode_id, t, episode.instruction, image, "none")
@@ -54,7 +64,9 @@ def has_direction(space: ActionSpace) -> bool:
     return space.control == "end-effector" and space.mode in ("delta", "velocity")
 
 
-def draw_action(frame: np.ndarray, action: np.ndarray, stats: ActionStats, space: ActionSpace) -> np.ndarray:
+def draw_action(
+    frame: np.ndarray, action: np.ndarray, stats: ActionStats, space: ActionSpace
+) -> np.ndarray:
     """`frame` (uint8 [H, W, 3]) with `action` ([D], raw) drawn in its own axes, which is no projection; a copy.
 
     An arrow from the centre, x to the right and y up; a bar at the right edge, z up from the middle; a square at the
@@ -71,10 +83,19 @@ def draw_action(frame: np.ndarray, action: np.ndarray, stats: ActionStats, space
     z = float(np.clip(action[2] / max(float(reach[2]), 1e-12), -1, 1))
     _bar(pen, image.size, round(LONGEST * unit * z))
     if space.gripper != "none":
-        openness = recoded(np.asarray(action, dtype=np.float64)[None, space.gripper_part], space.gripper, "open_one")
+        openness = recoded(
+            np.asarray(action, dtype=np.float64)[None, space.gripper_part],
+            space.gripper,
+            "open_one",
+        )
         side, edge = max(4, unit // 12), max(1, unit // 40)
         box = (edge, image.size[1] - 1 - edge - side, edge + side, image.size[1] - 1 - edge)
-        pen.rectangle(box, outline=SQUARE, width=max(1, unit // 120), fill=SQUARE if openness.item() < 0.5 else None)
+        pen.rectangle(
+            box,
+            outline=SQUARE,
+            width=max(1, unit // 120),
+            fill=SQUARE if openness.item() < 0.5 else None,
+        )
     return np.array(image)
 
 
@@ -90,7 +111,11 @@ def _arrow(pen: ImageDraw.ImageDraw, size: tuple[int, int], right: float, up: fl
     thick = max(1, min(size) // 80)
     pen.line([tuple(centre), tuple(tip)], fill=ARROW, width=thick)
     for sign in (1, -1):
-        pen.line([tuple(tip), tuple(tip - head * along + sign * 0.6 * head * across)], fill=ARROW, width=thick)
+        pen.line(
+            [tuple(tip), tuple(tip - head * along + sign * 0.6 * head * across)],
+            fill=ARROW,
+            width=thick,
+        )
 
 
 def _bar(pen: ImageDraw.ImageDraw, size: tuple[int, int], up: int) -> None:
@@ -111,7 +136,9 @@ def draw_path(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     if points:
         pen.line(points, fill=PATH, width=thick)
         u, v = points[0]
-        pen.ellipse((u - 2 * thick, v - 2 * thick, u + 2 * thick, v + 2 * thick), outline=PATH, width=thick)
+        pen.ellipse(
+            (u - 2 * thick, v - 2 * thick, u + 2 * thick, v + 2 * thick), outline=PATH, width=thick
+        )
     return np.array(image)
 
 
@@ -132,8 +159,9 @@ def histogram_plot(title: str, histogram: Histogram, marks: Sequence[float] = ()
 
     bars = "".join(
         f"M{x(left):.1f} 92V{92 - 68 * count / most:.1f}H{x(right) - 0.6:.1f}V92Z"
-        for left, right, count in zip(histogram.edges, histogram.edges[1:], histogram.counts) if count
-    )  # fmt: skip
+        for left, right, count in zip(histogram.edges, histogram.edges[1:], histogram.counts)
+        if count
+    )
     lines = "".join(f"M{x(mark):.1f} 22V92" for mark in marks if low <= mark <= high)
     described = f"{title}: {total} values from {low:.3g} to {high:.3g}"
     return Markup(

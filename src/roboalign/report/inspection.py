@@ -49,18 +49,33 @@ def write_inspection(survey: Survey, samples: Sequence[Episode], path: str | Pat
     written.
     """
     environment = Environment(
-        loader=PackageLoader("roboalign", "report"), autoescape=select_autoescape(["html", "html.j2"]),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("roboalign", "report"),
+        autoescape=select_autoescape(["html", "html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     tokens = survey.tokens
     page = environment.get_template("inspection.html.j2").render(
-        survey=survey, css=Markup(environment.get_template("report.css").render()), facts=facts(survey),
-        attention=attention(survey), frames=_frames(survey, samples), method=_method(survey),
+        survey=survey,
+        css=Markup(environment.get_template("report.css").render()),
+        facts=facts(survey),
+        attention=attention(survey),
+        frames=_frames(survey, samples),
+        method=_method(survey),
         vectors=[
-            {"id": "action", "title": "Action", "table": dimension_table(survey.action, survey, "action"),
-             "plots": _histograms(survey.action)},
-            {"id": "state", "title": "State", "table": dimension_table(survey.state, survey, "state"),
-             "plots": _histograms(survey.state)},
+            {
+                "id": "action",
+                "title": "Action",
+                "table": dimension_table(survey.action, survey, "action"),
+                "plots": _histograms(survey.action),
+            },
+            {
+                "id": "state",
+                "title": "State",
+                "table": dimension_table(survey.state, survey, "state"),
+                "plots": _histograms(survey.state),
+            },
         ],
         tokens=token_table(survey),
         token_plots=[histogram_plot("Tokens a chunk", tokens.lengths)] if tokens else [],
@@ -70,21 +85,30 @@ def write_inspection(survey: Survey, samples: Sequence[Episode], path: str | Pat
             {"id": "repeats", "title": "Repeats across episodes", "table": repeat_table(survey)},
             {"id": "faults", "title": "Faults", "table": fault_table(survey)},
         ],
-    )  # fmt: skip
+    )
     try:
         write_text(path, page)
     except OSError as error:
-        raise RoboAlignError(f"the page cannot be written ({error.strerror})", where=str(path),
-                             fix="give a path in a folder that can be written") from None
+        raise RoboAlignError(
+            f"the page cannot be written ({error.strerror})",
+            where=str(path),
+            fix="give a path in a folder that can be written",
+        ) from None
 
 
 def inspection_text(survey: Survey, *, width: int = 150) -> str:
     """The same facts, findings and tables as text, without the figures."""
     console = Console(width=width, no_color=True, highlight=False, markup=False)
     found = attention(survey) or ["Nothing that this inspection looks for."]
-    tables = (dimension_table(survey.action, survey, "action"), dimension_table(survey.state, survey, "state"),
-              token_table(survey), camera_table(survey), instruction_table(survey), repeat_table(survey),
-              fault_table(survey))  # fmt: skip
+    tables = (
+        dimension_table(survey.action, survey, "action"),
+        dimension_table(survey.state, survey, "state"),
+        token_table(survey),
+        camera_table(survey),
+        instruction_table(survey),
+        repeat_table(survey),
+        fault_table(survey),
+    )
     with console.capture() as capture:
         console.print(survey.name)
         console.print("; ".join(f"{name}: {fact}" for name, fact in facts(survey)))
@@ -103,19 +127,27 @@ def _text_grid(table: Table) -> RichTable:
     for column in table.columns:
         grid.add_column(column, overflow="fold")
     for head, cells in table.rows:
-        grid.add_row(head, *("\n".join(part for part in (cell.text, cell.small) if part) for cell in cells))
+        grid.add_row(
+            head, *("\n".join(part for part in (cell.text, cell.small) if part) for cell in cells)
+        )
     return grid
 
 
 def facts(survey: Survey) -> list[tuple[str, str]]:
     """What stands under the title: name and value."""
-    lengths = f"{count(survey.length_min)} to {count(survey.length_max)}, median {survey.length_median:g}"
+    lengths = (
+        f"{count(survey.length_min)} to {count(survey.length_max)}, median {survey.length_median:g}"
+    )
     return [
-        ("format", survey.format), ("episodes", count(survey.episodes)), ("steps", count(survey.steps)),
-        ("steps an episode", lengths), ("frames per second", ", ".join(survey.fps)),
+        ("format", survey.format),
+        ("episodes", count(survey.episodes)),
+        ("steps", count(survey.steps)),
+        ("steps an episode", lengths),
+        ("frames per second", ", ".join(survey.fps)),
         ("action", f"{len(survey.action)} dimensions: {', '.join(survey.action_spaces)}"),
-        ("state", f"{len(survey.state)} dimensions"), ("instructions", f"{count(survey.instructions)} distinct"),
-    ]  # fmt: skip
+        ("state", f"{len(survey.state)} dimensions"),
+        ("instructions", f"{count(survey.instructions)} distinct"),
+    ]
 
 
 def dimension_table(found: list[Dimension], survey: Survey, what: str) -> Table | None:
@@ -124,20 +156,37 @@ def dimension_table(found: list[Dimension], survey: Survey, what: str) -> Table 
         return None
     columns = ("minimum", "q01", "median", "q99", "maximum", "mean", "std")
     rows = [
-        (d.name, [*(Cell(_short(getattr(d, column))) for column in columns), Cell(percent(d.at_extremes)),
-                  Cell(f"{100 * d.outliers:.2f}%", mark="worse" if d.worst else ""), _remark(d)])
+        (
+            d.name,
+            [
+                *(Cell(_short(getattr(d, column))) for column in columns),
+                Cell(percent(d.at_extremes)),
+                Cell(f"{100 * d.outliers:.2f}%", mark="worse" if d.worst else ""),
+                _remark(d),
+            ],
+        )
         for d in found
-    ]  # fmt: skip
+    ]
     sample = "all" if survey.rows == survey.steps else f"a sample of {count(survey.rows)}"
-    caption = (f"Raw units of the {what}. Minimum, maximum, mean and std are exact; quantiles and shares are from "
-               f"{sample} of {count(survey.steps)} rows. Outliers lie beyond 3 times q99 − q01 outside of them.")
+    caption = (
+        f"Raw units of the {what}. Minimum, maximum, mean and std are exact; quantiles and shares are from "
+        f"{sample} of {count(survey.steps)} rows. Outliers lie beyond 3 times q99 − q01 outside of them."
+    )
     return Table(caption, ("Dimension", *columns, "at min or max", "outliers", "remark"), rows)
 
 
 def _remark(dimension: Dimension) -> Cell:
-    words = [word for word, holds in (("near-constant", dimension.near_constant), ("discrete", dimension.discrete))
-             if holds]  # fmt: skip
-    return Cell(", ".join(words), "\n".join(dimension.worst), "worse" if dimension.near_constant else "")
+    words = [
+        word
+        for word, holds in (
+            ("near-constant", dimension.near_constant),
+            ("discrete", dimension.discrete),
+        )
+        if holds
+    ]
+    return Cell(
+        ", ".join(words), "\n".join(dimension.worst), "worse" if dimension.near_constant else ""
+    )
 
 
 def token_table(survey: Survey) -> Table | None:
@@ -146,18 +195,30 @@ def token_table(survey: Survey) -> Table | None:
     if tokens is None:
         return None
     rows = [
-        ("Tokens a chunk", f"{tokens.length_mean:.1f} (5% to 95%: {tokens.length_q05:.0f} to {tokens.length_q95:.0f})"),
-        ("Numbers a chunk", f"{tokens.horizon} steps x {len(tokens.l1_dims)} dimensions = "
-                            f"{tokens.horizon * len(tokens.l1_dims)}"),
+        (
+            "Tokens a chunk",
+            f"{tokens.length_mean:.1f} (5% to 95%: {tokens.length_q05:.0f} to {tokens.length_q95:.0f})",
+        ),
+        (
+            "Numbers a chunk",
+            f"{tokens.horizon} steps x {len(tokens.l1_dims)} dimensions = "
+            f"{tokens.horizon * len(tokens.l1_dims)}",
+        ),
         ("L1 of reconstruction", f"{tokens.l1:.4f}"),
         *((f"L1, {d.name}", f"{error:.4f}") for d, error in zip(survey.action, tokens.l1_dims)),
-        ("Chunks that do not decode", count(tokens.undecodable)), ("Coefficients out of range", count(tokens.clipped)),
+        ("Chunks that do not decode", count(tokens.undecodable)),
+        ("Coefficients out of range", count(tokens.clipped)),
         ("Vocabulary", f"{count(tokens.vocab_size)}, scale {tokens.scale:g}"),
-    ]  # fmt: skip
-    origin = (f"Fitted here on {count(tokens.fitted_on)} chunks of one half of the episodes"
-              if tokens.fitted_here else "The tokenizer was given and may have seen these chunks")
-    caption = (f"{origin}; measured on {count(tokens.chunks)} chunks of the other half, copies of one episode kept "
-               "together. L1 in normalised units: q01 to q99 is −1 to 1, and what lies beyond is cut first.")
+    ]
+    origin = (
+        f"Fitted here on {count(tokens.fitted_on)} chunks of one half of the episodes"
+        if tokens.fitted_here
+        else "The tokenizer was given and may have seen these chunks"
+    )
+    caption = (
+        f"{origin}; measured on {count(tokens.chunks)} chunks of the other half, copies of one episode kept "
+        "together. L1 in normalised units: q01 to q99 is −1 to 1, and what lies beyond is cut first."
+    )
     return Table(caption, ("Measure", "value"), [(name, [Cell(value)]) for name, value in rows])
 
 
@@ -166,34 +227,72 @@ def camera_table(survey: Survey) -> Table | None:
     if not survey.cameras:
         return None
     rows = [
-        (c.name, [Cell(", ".join(c.sizes) or "–"), Cell(count(c.episodes)), Cell(count(c.looked_at)),
-                  Cell(count(c.frames)),
-                  *(Cell(count(n), mark="worse" if n else "") for n in (c.black, c.flat, c.frozen, c.unreadable))])
+        (
+            c.name,
+            [
+                Cell(", ".join(c.sizes) or "–"),
+                Cell(count(c.episodes)),
+                Cell(count(c.looked_at)),
+                Cell(count(c.frames)),
+                *(
+                    Cell(count(n), mark="worse" if n else "")
+                    for n in (c.black, c.flat, c.frozen, c.unreadable)
+                ),
+            ],
+        )
         for c in survey.cameras
-    ]  # fmt: skip
-    caption = ("Black and flat (one colour) count frames; frozen counts episodes whose frames are all equal; broken "
-               "counts unreadable frames, and episodes with another number of frames than of actions.")
-    return Table(caption, ("Camera", "pixels", "episodes", "looked at", "frames", "black", "flat", "frozen",
-                           "broken"), rows)  # fmt: skip
+    ]
+    caption = (
+        "Black and flat (one colour) count frames; frozen counts episodes whose frames are all equal; broken "
+        "counts unreadable frames, and episodes with another number of frames than of actions."
+    )
+    return Table(
+        caption,
+        (
+            "Camera",
+            "pixels",
+            "episodes",
+            "looked at",
+            "frames",
+            "black",
+            "flat",
+            "frozen",
+            "broken",
+        ),
+        rows,
+    )
 
 
 def instruction_table(survey: Survey) -> Table | None:
     """The most frequent instructions."""
     if not survey.frequent:
         return None
-    caption = (f"The {len(survey.frequent)} most frequent of {count(survey.instructions)} instructions; "
-               f"{count(survey.without_instruction)} episodes have none.")
-    return Table(caption, ("Instruction", "episodes"), [(t, [Cell(count(n))]) for t, n in survey.frequent])
+    caption = (
+        f"The {len(survey.frequent)} most frequent of {count(survey.instructions)} instructions; "
+        f"{count(survey.without_instruction)} episodes have none."
+    )
+    return Table(
+        caption, ("Instruction", "episodes"), [(t, [Cell(count(n))]) for t, n in survey.frequent]
+    )
 
 
 def repeat_table(survey: Survey) -> Table | None:
     """Repeated episodes and frames with examples; None where nothing is repeated."""
     rows = [
-        (name, [Cell(count(found.contents)), Cell(count(found.copies)),
-                Cell("", "\n".join(", ".join(ids) for ids in found.examples))])
-        for name, found in (("Actions of an episode", survey.same_actions), ("Frames", survey.same_frames))
+        (
+            name,
+            [
+                Cell(count(found.contents)),
+                Cell(count(found.copies)),
+                Cell("", "\n".join(", ".join(ids) for ids in found.examples)),
+            ],
+        )
+        for name, found in (
+            ("Actions of an episode", survey.same_actions),
+            ("Frames", survey.same_frames),
+        )
         if found.contents
-    ]  # fmt: skip
+    ]
     watched = min(survey.same_actions.watched, survey.same_frames.watched)
     caption = "Frames: of those looked at, black and flat ones aside."
     if watched < 1:
@@ -211,10 +310,14 @@ def fault_table(survey: Survey) -> Table | None:
 
 
 def _histograms(found: list[Dimension]) -> list[Markup]:
-    return [histogram_plot(d.name, d.histogram, (d.q01, d.median, d.q99)) for d in found if d.histogram]
+    return [
+        histogram_plot(d.name, d.histogram, (d.q01, d.median, d.q99)) for d in found if d.histogram
+    ]
 
 
-def _frames(survey: Survey, samples: Sequence[Episode]) -> list[tuple[str, list[Figure], list[str]]]:
+def _frames(
+    survey: Survey, samples: Sequence[Episode]
+) -> list[tuple[str, list[Figure], list[str]]]:
     """camera, its drawn frames, and what the drawing means, for each camera of the survey that has any."""
     shown = []
     for camera in survey.cameras:
@@ -223,10 +326,18 @@ def _frames(survey: Survey, samples: Sequence[Episode]) -> list[tuple[str, list[
         drawn = [frame for episode in those for frame in _drawn(survey, episode, camera.name, each)]
         how = {frame.how for frame in drawn}
         captions = {"arrow": ARROW_CAPTION, "path": PATH_CAPTION, "none": _undrawn(survey)}
-        figures = [Figure(frame, "data:image/jpeg;base64," + base64.b64encode(jpeg(frame.image)).decode())
-                   for frame in drawn]  # fmt: skip
+        figures = [
+            Figure(frame, "data:image/jpeg;base64," + base64.b64encode(jpeg(frame.image)).decode())
+            for frame in drawn
+        ]
         if figures:
-            shown.append((camera.name, figures, [caption for kind, caption in captions.items() if kind in how]))
+            shown.append(
+                (
+                    camera.name,
+                    figures,
+                    [caption for kind, caption in captions.items() if kind in how],
+                )
+            )
     return shown
 
 
@@ -237,7 +348,10 @@ def _drawn(survey: Survey, episode: Episode, camera: str, frames: int) -> list[D
     for t in sorted(set(steps.tolist())):
         try:
             found.append(drawn_frame(episode, camera, t, survey.action_stats))
-        except (RoboAlignError, IndexError):  # counted by the survey: unreadable, or fewer frames than actions
+        except (
+            RoboAlignError,
+            IndexError,
+        ):  # counted by the survey: unreadable, or fewer frames than actions
             continue
     return found
 
@@ -252,8 +366,10 @@ def _method(survey: Survey) -> list[str]:
     looked = max((camera.looked_at for camera in survey.cameras), default=0)
     halves = f"Action tokens: chunks of {survey.horizon} steps, at most 2,000 from each half of the episodes."
     if survey.tokens:
-        halves = (f"Action tokens: chunks of {survey.horizon} steps, {count(survey.tokens.fitted_on)} from one half of "
-                  f"the episodes and {count(survey.tokens.chunks)} from the other.")
+        halves = (
+            f"Action tokens: chunks of {survey.horizon} steps, {count(survey.tokens.fitted_on)} from one half of "
+            f"the episodes and {count(survey.tokens.chunks)} from the other."
+        )
     return [
         f"Quantiles, shares and histograms: {count(survey.rows)} of {count(survey.steps)} rows, drawn at random.",
         halves,

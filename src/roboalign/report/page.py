@@ -16,9 +16,15 @@ from roboalign.report.plots import interval_plot, line_plot
 from roboalign.report.summary import Curve, RunSummary, Video
 from roboalign.report.verdict import findings, headline, success_finding
 
-STAGES = {"base": "Base model", "language-sft": "Language-only SFT", "action-sft": "Action-only SFT", "sft": "SFT",
-          "ecot": "SFT on reasoned actions of the RL subset", "extra-sft": "Extra SFT on the RL subset",
-          "head": "Action head"}
+STAGES = {
+    "base": "Base model",
+    "language-sft": "Language-only SFT",
+    "action-sft": "Action-only SFT",
+    "sft": "SFT",
+    "ecot": "SFT on reasoned actions of the RL subset",
+    "extra-sft": "Extra SFT on the RL subset",
+    "head": "Action head",
+}
 # Panels: the title, and the names under which the stages log what it shows.
 TRAINING_PANELS = (
     ("Loss", ("loss", "train_loss")),
@@ -48,7 +54,9 @@ GRPO_PANELS = (
 
 def write_report(run: RunSummary, out_html: str | Path) -> None:
     """Write the page of `run`. Raises RoboAlignError where a video or image that the run names cannot be read."""
-    both = all(run.arm(name) for name in run.question)  # else there is no answer to what the page asks first
+    both = all(
+        run.arm(name) for name in run.question
+    )  # else there is no answer to what the page asks first
     environment = Environment(
         loader=PackageLoader("roboalign", "report"),
         autoescape=select_autoescape(["html", "html.j2"]),
@@ -59,7 +67,9 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
     page = environment.get_template("report.html.j2").render(
         run=run,
         css=Markup(environment.get_template("report.css").render()),
-        headline=headline(run) if both else "RL on action accuracy was not run beside SFT: nothing to compare.",
+        headline=headline(run)
+        if both
+        else "RL on action accuracy was not run beside SFT: nothing to compare.",
         findings=findings(run) if both else [],
         control=_control(run),
         arms=tables.arms_table(run),
@@ -73,7 +83,10 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
         grpo=_panels([c for c in run.curves if c.stage == "rl"], GRPO_PANELS),
         rl_share=_rl_share(run.manifest),
         counts=tables.counts_table(run.manifest),
-        samples=[{"sample": s, "image": _data_uri(s.image, "image/png") if s.image else ""} for s in run.samples],
+        samples=[
+            {"sample": s, "image": _data_uri(s.image, "image/png") if s.image else ""}
+            for s in run.samples
+        ],
         videos=[{"video": v, "data": _data_uri(_read_video(v), "video/mp4")} for v in run.videos],
         ledger=tables.ledger_table(run),
         caveats=caveats(run),
@@ -90,12 +103,16 @@ def _control(run: RunSummary) -> Any:
 def _arm_plots(run: RunSummary) -> list[Markup]:
     """Success and prefix accuracy of all arms with their intervals."""
     plots = []
-    success = [(arm.title, tables.lookup(run.success, ("arms", arm.name, "overall"))) for arm in run.arms]
+    success = [
+        (arm.title, tables.lookup(run.success, ("arms", arm.name, "overall"))) for arm in run.arms
+    ]
     rows = [(title, {**row, "value": row["rate"]}) for title, row in success if row]
     if rows:
         plots.append(Markup(interval_plot("Success, %", rows, kind="percent")))
-    for title, path in (("Prefix accuracy, reasoned", ("actions", "think", "prefix")),
-                        ("VQA accuracy, direct, %", ("vqa", "direct", "accuracy"))):
+    for title, path in (
+        ("Prefix accuracy, reasoned", ("actions", "think", "prefix")),
+        ("VQA accuracy, direct, %", ("vqa", "direct", "accuracy")),
+    ):
         found = [(arm.title, tables.lookup(arm.mllm, path)) for arm in run.arms]
         estimates = [(name, estimate) for name, estimate in found if estimate]
         if estimates:
@@ -123,7 +140,9 @@ def _panels(curves: list[Curve], panels: tuple[tuple[str, tuple[str, ...]], ...]
             logged = [key for key in keys if any(r.get(key) is not None for r in curve.records)]
             for key in logged:
                 label = curve.label if len(logged) == 1 else f"{key}, {curve.label}"
-                lines[label] = [(r["step"], r[key]) for r in curve.records if r.get(key) is not None]
+                lines[label] = [
+                    (r["step"], r[key]) for r in curve.records if r.get(key) is not None
+                ]
         if lines:
             plots.append(Markup(line_plot(title, lines)))
     return plots
@@ -141,8 +160,11 @@ def _read_video(video: Video) -> bytes:
     try:
         return video.path.read_bytes()
     except OSError as error:
-        raise RoboAlignError(f"cannot read the rollout video ({error.strerror})", where=str(video.path),
-                             fix="evaluate the arm again, or leave the video out") from None
+        raise RoboAlignError(
+            f"cannot read the rollout video ({error.strerror})",
+            where=str(video.path),
+            fix="evaluate the arm again, or leave the video out",
+        ) from None
 
 
 def _data_uri(content: bytes, kind: str) -> str:

@@ -51,15 +51,36 @@ def _column(rows: Mapping[str, tuple[float | None, ...]], number: int) -> dict[s
 
 
 METRICS: dict[str, Metric] = {
-    **{f"libero-{suite}": Metric(
-        "LIBERO, average of the four suites" if suite == "avg" else f"LIBERO-{suite.capitalize()}", "libero", "percent",
-        "500 episodes a suite", _column(_LIBERO_ROWS, number)) for number, suite in enumerate(_LIBERO)},
-    **{f"calvin-{column}": Metric(
-        "CALVIN ABC to D, mean number of tasks in a row" if column == "mean" else
-        f"CALVIN ABC to D, {column} task{'s' * (column != '1')} in a row", "calvin",
-        "tasks" if column == "mean" else "percent", "1000 chains of five tasks", _column(_CALVIN_ROWS, number))
-       for number, column in enumerate(_CALVIN)},
-    "real-avg": Metric("Franka Research 3, average of four pick-and-place tasks", "real robot", "percent",
-                       "24 episodes a task", {"base": 32.3, "sft": 55.2, "roboalign": 66.7}),
-}  # fmt: skip
+    **{
+        f"libero-{suite}": Metric(
+            "LIBERO, average of the four suites"
+            if suite == "avg"
+            else f"LIBERO-{suite.capitalize()}",
+            "libero",
+            "percent",
+            "500 episodes a suite",
+            _column(_LIBERO_ROWS, number),
+        )
+        for number, suite in enumerate(_LIBERO)
+    },
+    **{
+        f"calvin-{column}": Metric(
+            "CALVIN ABC to D, mean number of tasks in a row"
+            if column == "mean"
+            else f"CALVIN ABC to D, {column} task{'s' * (column != '1')} in a row",
+            "calvin",
+            "tasks" if column == "mean" else "percent",
+            "1000 chains of five tasks",
+            _column(_CALVIN_ROWS, number),
+        )
+        for number, column in enumerate(_CALVIN)
+    },
+    "real-avg": Metric(
+        "Franka Research 3, average of four pick-and-place tasks",
+        "real robot",
+        "percent",
+        "24 episodes a task",
+        {"base": 32.3, "sft": 55.2, "roboalign": 66.7},
+    ),
+}
 """The columns by the name under which they are asked for."""

@@ -17,13 +17,31 @@ from roboalign.report.text import interval, value
 # Drawn in these colours, then exchanged for CSS variables.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 LINES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406", "#040407", "#040408")
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", **{c: f"--line-{i}" for i, c in enumerate(LINES, start=1)}}
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--rule",
+    **{c: f"--line-{i}" for i, c in enumerate(LINES, start=1)},
+}
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "roboalign", "font.family": "sans-serif", "font.size": 9,
-    "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "xtick.color": GRID, "ytick.color": GRID,
-    "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "roboalign",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+}
 
 Points = Sequence[tuple[float, float]]
 
@@ -44,7 +62,10 @@ def line_plot(title: str, lines: Mapping[str, Points], *, x_label: str = "step")
         axes.margins(x=0.02)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=7.5, handlelength=1.2, labelcolor=INK)
-        return _svg(figure, f"{title}: " + "; ".join(_describe(label, points) for label, points in lines.items()))
+        return _svg(
+            figure,
+            f"{title}: " + "; ".join(_describe(label, points) for label, points in lines.items()),
+        )
 
 
 def interval_plot(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], *, kind: str) -> str:
@@ -62,7 +83,9 @@ def interval_plot(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], *, 
             colour = LINES[index % len(LINES)] if kind in ("percent", "number") else LINES[0]
             if estimate["low"] is not None:
                 bounds = [factor * estimate["low"], factor * estimate["high"]]
-                axes.plot(bounds, [index, index], color=colour, linewidth=2.2, solid_capstyle="round")
+                axes.plot(
+                    bounds, [index, index], color=colour, linewidth=2.2, solid_capstyle="round"
+                )
             axes.plot([factor * estimate["value"]], [index], "o", color=colour, markersize=5.5)
         if kind in ("points", "signed"):
             axes.axvline(0, color=MUTED, linewidth=1)
@@ -71,14 +94,18 @@ def interval_plot(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], *, 
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_title(title, fontsize=9.5, loc="left", color=INK)
-        described = "; ".join(f"{label} {value(e, kind)} ({interval(e, kind) or 'no interval'})" for label, e in rows)
+        described = "; ".join(
+            f"{label} {value(e, kind)} ({interval(e, kind) or 'no interval'})" for label, e in rows
+        )
         return _svg(figure, f"{title}: {described}")
 
 
 def _draw(axes: Axes, label: str, points: Points, colour: str) -> None:
     x, y = [p[0] for p in points], [p[1] for p in points]
     if len(points) <= 40:
-        axes.plot(x, y, color=colour, linewidth=1.5, label=label, marker="o" if len(points) == 1 else None)
+        axes.plot(
+            x, y, color=colour, linewidth=1.5, label=label, marker="o" if len(points) == 1 else None
+        )
         return
     window = max(3, len(points) // 20)
     smooth = [_mean(y[max(0, i - window) : i + window + 1]) for i in range(len(y))]
@@ -112,4 +139,7 @@ def _svg(figure: Figure, description: str) -> str:
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     box = text.split('viewBox="', 1)[1].split('"', 1)[0]
-    return f'<svg role="img" aria-label="{escape(description)}" viewBox="{box}">' + text.split(">", 1)[1]
+    return (
+        f'<svg role="img" aria-label="{escape(description)}" viewBox="{box}">'
+        + text.split(">", 1)[1]
+    )

@@ -46,7 +46,9 @@ def _reasoned(records: Sequence[Mapping[str, Any]], probe: str) -> dict[str, Map
     return {r["id"]: r for r in records if r["probe"] == probe and r["mode"] == "think"}
 
 
-def _sample(conversation: Conversation, answers: Mapping[str, Mapping[str, Any]], key: str) -> Sample:
+def _sample(
+    conversation: Conversation, answers: Mapping[str, Mapping[str, Any]], key: str
+) -> Sample:
     turn = conversation.turns[0]
     return Sample(
         question=turn.question,

@@ -80,7 +80,13 @@ def _mllm_cells(arm: Arm) -> list[Cell]:
 
 def _baseline_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
     """Guessing, the language prior, the mean action and zero action, each in the columns to which it is a baseline."""
-    names = ("guessing", "prior of the question type", "prior of the question text", "mean action", "zero action")
+    names = (
+        "guessing",
+        "prior of the question type",
+        "prior of the question text",
+        "mean action",
+        "zero action",
+    )
     rows = {name: [Cell("")] * (len(ARM_COLUMNS) + 1) for name in names}
     for column, mode in ((1, "direct"), (2, "think")):
         vqa = lookup(metrics, ("vqa", mode))
@@ -89,7 +95,9 @@ def _baseline_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
             rows["prior of the question type"][column] = estimate_cell(vqa["prior"], "percent")
             rows["prior of the question text"][column] = estimate_cell(vqa["text_prior"], "percent")
     for column in (9, 10):
-        rows["mean action"][column] = estimate_cell(metrics["baselines"]["mean_action_l1"], "number")
+        rows["mean action"][column] = estimate_cell(
+            metrics["baselines"]["mean_action_l1"], "number"
+        )
         rows["zero action"][column] = estimate_cell(metrics["baselines"]["zero_l1"], "number")
     return [(name, cells) for name, cells in rows.items() if any(cell.text for cell in cells)]
 
@@ -104,7 +112,9 @@ def success_cell(row: Mapping[str, Any]) -> Cell:
     if not row["n"]:
         return Cell("–", f"{row['crashes']} crashed")
     crashed = f", {row['crashes']} crashed" if row["crashes"] else ""
-    small = f"{100 * row['low']:.1f}–{100 * row['high']:.1f}\n{row['successes']}/{row['n']}{crashed}"
+    small = (
+        f"{100 * row['low']:.1f}–{100 * row['high']:.1f}\n{row['successes']}/{row['n']}{crashed}"
+    )
     return Cell(percent(row["rate"]), small)
 
 
@@ -116,10 +126,16 @@ def estimate_cell(estimate: Mapping[str, Any] | None, kind: str) -> Cell:
     return Cell(value(estimate, kind), f"{bounds}\nn = {count(estimate['n'])}".lstrip())
 
 
-def difference_cell(estimate: Mapping[str, Any] | None, kind: str, *, lower_is_better: bool = False) -> Cell:
+def difference_cell(
+    estimate: Mapping[str, Any] | None, kind: str, *, lower_is_better: bool = False
+) -> Cell:
     """A judged difference: better or worse only where the whole interval lies on that side of zero."""
     cell = estimate_cell(estimate, kind)
-    return cell if estimate is None else Cell(cell.text, cell.small, side(estimate, lower_is_better=lower_is_better))
+    return (
+        cell
+        if estimate is None
+        else Cell(cell.text, cell.small, side(estimate, lower_is_better=lower_is_better))
+    )
 
 
 def token_differences_table(run: RunSummary) -> Table | None:
@@ -128,7 +144,10 @@ def token_differences_table(run: RunSummary) -> Table | None:
         return None
     rows = []
     for pair in run.mllm_pairs:
-        cells = [difference_cell(pair.get(key), kind, lower_is_better=lower) for _, key, kind, lower in DIFFERENCES]
+        cells = [
+            difference_cell(pair.get(key), kind, lower_is_better=lower)
+            for _, key, kind, lower in DIFFERENCES
+        ]
         rows.append((f"{run.title(pair['before'])} → {run.title(pair['after'])}", cells))
     caption = "Same held-out samples, after minus before. VQA and format in percentage points; for L1, lower is better."
     return Table(caption, ("Backbones", *(name for name, _, _, _ in DIFFERENCES)), rows)
@@ -147,7 +166,13 @@ def success_differences_table(run: RunSummary) -> Table | None:
             Cell(p_value(pair["p"]), f"Holm: {p_value(pair['p_holm'])}"),
         ]
         rows.append((f"{run.title(pair['before'])} → {run.title(pair['after'])}", cells))
-    columns = ("Policies", "Difference, points", "Interval over tasks", "Only before / only after", "McNemar, exact")
+    columns = (
+        "Policies",
+        "Difference, points",
+        "Interval over tasks",
+        "Only before / only after",
+        "McNemar, exact",
+    )
     caption = "Same task and initial state, after minus before. Holm corrects p for the number of pairs in this table."
     return Table(caption, columns, rows)
 
@@ -168,8 +193,13 @@ def task_table(run: RunSummary) -> Table | None:
     rows = [(task, [_row_cell(arm["tasks"].get(task)) for arm in arms.values()]) for task in tasks]
     seeds = sorted({seed for arm in arms.values() for seed in arm["run_seeds"]}, key=int)
     if len(seeds) > 1:
-        rows += [(f"all, training seed {seed}", [_row_cell(arm["run_seeds"].get(seed)) for arm in arms.values()])
-                 for seed in seeds]
+        rows += [
+            (
+                f"all, training seed {seed}",
+                [_row_cell(arm["run_seeds"].get(seed)) for arm in arms.values()],
+            )
+            for seed in seeds
+        ]
     rows.append(("all", [_row_cell(arm["overall"]) for arm in arms.values()]))
     columns = ("Task", *(run.title(name) for name in arms))
     return Table("Success, Wilson 95% interval in percent, successes / episodes.", columns, rows)
@@ -211,16 +241,31 @@ def reasoning_table(run: RunSummary) -> Table | None:
     for arm in arms:
         causal = lookup(arm.mllm, ("reasoning",)) or {}
         cells = [estimate_cell(lookup(arm.mllm, ("actions", "think", "reasoned")), "percent")]
-        cells += [estimate_cell(causal.get(key), "number") for key in ("kept", "emptied", "swapped")]
-        cells += [difference_cell(causal.get(key), "signed") for key in ("emptied_minus_kept", "swapped_minus_kept")]
+        cells += [
+            estimate_cell(causal.get(key), "number") for key in ("kept", "emptied", "swapped")
+        ]
+        cells += [
+            difference_cell(causal.get(key), "signed")
+            for key in ("emptied_minus_kept", "swapped_minus_kept")
+        ]
         gain = lookup(arm.mllm, ("think_minus_direct",)) or {}
-        cells += [difference_cell(gain.get("prefix"), "signed"),
-                  difference_cell(gain.get("l1"), "signed", lower_is_better=True)]
+        cells += [
+            difference_cell(gain.get("prefix"), "signed"),
+            difference_cell(gain.get("l1"), "signed", lower_is_better=True),
+        ]
         rows.append((arm.title, cells))
     conditions = ("Own reasoning", "Emptied", "Another's", "Emptied − own", "Another's − own")
-    columns = ("Backbone", "Reasons when asked", *conditions, "Reasoned − direct, prefix", "the same, L1")
-    caption = ("Prefix accuracy after a forced reasoning, on the samples where the model reasoned; then answers that "
-               "reason first against direct ones, over all frames.")
+    columns = (
+        "Backbone",
+        "Reasons when asked",
+        *conditions,
+        "Reasoned − direct, prefix",
+        "the same, L1",
+    )
+    caption = (
+        "Prefix accuracy after a forced reasoning, on the samples where the model reasoned; then answers that "
+        "reason first against direct ones, over all frames."
+    )
     return Table(caption, columns, rows)
 
 
@@ -229,14 +274,27 @@ def counts_table(manifest: Mapping[str, Any] | None) -> Table | None:
     if not manifest:
         return None
     counts = manifest["counts"]
-    names = {group: sorted({name for split in counts.values() for name in split[group]}) for group in ("kind", "mode")}
+    names = {
+        group: sorted({name for split in counts.values() for name in split[group]})
+        for group in ("kind", "mode")
+    }
     rows = []
     for split, numbers in counts.items():
         cells = [Cell(count(numbers[total])) for total in ("conversations", "turns")]
-        cells += [Cell(count(numbers[group].get(name, 0))) for group in names for name in names[group]]
+        cells += [
+            Cell(count(numbers[group].get(name, 0))) for group in names for name in names[group]
+        ]
         rows.append((split, cells))
-    columns = ("Split", "conversations", "turns", *names["kind"], *(f"asked {name}" for name in names["mode"]))
-    caption = "Samples (turns) of the mixture; held-out ones come from episodes that training never saw."
+    columns = (
+        "Split",
+        "conversations",
+        "turns",
+        *names["kind"],
+        *(f"asked {name}" for name in names["mode"]),
+    )
+    caption = (
+        "Samples (turns) of the mixture; held-out ones come from episodes that training never saw."
+    )
     return Table(caption, columns, rows)
 
 
@@ -244,17 +302,24 @@ def ledger_table(run: RunSummary) -> Table | None:
     """What each stage cost, and the total of all that can be added."""
     if not run.ledger:
         return None
-    scalars = [{k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-               for row in run.ledger]
-    names = [name for name in dict.fromkeys(name for row in scalars for name in row) if name != "seconds"]
-    rows = [(str(row["stage"]), _cost_cells(values, names)) for row, values in zip(run.ledger, scalars)]
+    scalars = [
+        {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        for row in run.ledger
+    ]
+    names = [
+        name for name in dict.fromkeys(name for row in scalars for name in row) if name != "seconds"
+    ]
+    rows = [
+        (str(row["stage"]), _cost_cells(values, names)) for row, values in zip(run.ledger, scalars)
+    ]
     seconds = sum(values.get("seconds", 0) for values in scalars)
     rows.append(("all stages", [Cell(format_seconds(seconds)), *([Cell("")] * len(names))]))
     columns = ("Stage", "Time", *(name.replace("_", " ") for name in names))
-    return Table("Wall-clock time (stages may run side by side) and what was counted.", columns, rows)
+    return Table(
+        "Wall-clock time (stages may run side by side) and what was counted.", columns, rows
+    )
 
 
 def _cost_cells(values: Mapping[str, Any], names: list[str]) -> list[Cell]:
     time = Cell(format_seconds(values["seconds"])) if "seconds" in values else Cell("–")
     return [time, *(Cell(count(values[name])) if name in values else Cell("") for name in names)]
-

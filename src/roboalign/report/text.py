@@ -28,8 +28,11 @@ def points(share: float | None) -> str:
 
 
 WRITERS: dict[str, Callable[[float | None], str]] = {
-    "percent": percent, "number": number, "points": points, "signed": signed,
-}  # fmt: skip
+    "percent": percent,
+    "number": number,
+    "points": points,
+    "signed": signed,
+}
 
 
 def interval(estimate: Mapping[str, Any], kind: str) -> str:
@@ -37,7 +40,11 @@ def interval(estimate: Mapping[str, Any], kind: str) -> str:
     if estimate["low"] is None:
         return ""
     low, high = WRITERS[kind](estimate["low"]), WRITERS[kind](estimate["high"])
-    return f"{low} to {high}" if kind in ("points", "signed") else f"{low.rstrip('%')}–{high.rstrip('%')}"
+    return (
+        f"{low} to {high}"
+        if kind in ("points", "signed")
+        else f"{low.rstrip('%')}–{high.rstrip('%')}"
+    )
 
 
 def value(estimate: Mapping[str, Any], kind: str) -> str:

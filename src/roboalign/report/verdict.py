@@ -31,41 +31,86 @@ class Finding:
 
 def pair_of(pairs: list[Mapping[str, Any]], before: str, after: str) -> Mapping[str, Any] | None:
     """The comparison of these two arms, or None."""
-    return next((pair for pair in pairs if (pair["before"], pair["after"]) == (before, after)), None)
+    return next(
+        (pair for pair in pairs if (pair["before"], pair["after"]) == (before, after)), None
+    )
 
 
 def findings(run: RunSummary) -> list[Finding]:
     """Action tokens after reasoning, the policy's success, and the questions answered: before against after RL."""
     return [
-        _token_finding(run, "Action tokens, asked to reason", "prefix_think", ("actions", "think", "prefix"), "number"),
+        _token_finding(
+            run,
+            "Action tokens, asked to reason",
+            "prefix_think",
+            ("actions", "think", "prefix"),
+            "number",
+        ),
         success_finding(run, "Success of the policy", *run.question),
-        _token_finding(run, "Questions answered (kept?)", "vqa_direct", ("vqa", "direct", "accuracy"), "percent"),
+        _token_finding(
+            run,
+            "Questions answered (kept?)",
+            "vqa_direct",
+            ("vqa", "direct", "accuracy"),
+            "percent",
+        ),
     ]
 
 
-def _token_finding(run: RunSummary, label: str, key: str, path: tuple[str, ...], kind: str) -> Finding:
+def _token_finding(
+    run: RunSummary, label: str, key: str, path: tuple[str, ...], kind: str
+) -> Finding:
     before, after = run.question
     difference = (pair_of(run.mllm_pairs, before, after) or {}).get(key)
-    estimates = [lookup(arm.mllm, path) if (arm := run.arm(name)) else None for name in run.question]
+    estimates = [
+        lookup(arm.mllm, path) if (arm := run.arm(name)) else None for name in run.question
+    ]
     shown = [value(e, kind) if e else "–" for e in estimates]
     if difference is None or difference["value"] is None:
-        return Finding(label, shown[0], shown[1], "", "the two were not compared on the same samples", "missing")
+        return Finding(
+            label,
+            shown[0],
+            shown[1],
+            "",
+            "the two were not compared on the same samples",
+            "missing",
+        )
     unit = "points" if kind == "percent" else "signed"
-    text = f"{points(difference['value'])} points" if unit == "points" else signed(difference["value"])
-    detail = f"95% interval {interval(difference, unit) or 'unknown'}, {difference['n']} paired samples"
+    text = (
+        f"{points(difference['value'])} points" if unit == "points" else signed(difference["value"])
+    )
+    detail = (
+        f"95% interval {interval(difference, unit) or 'unknown'}, {difference['n']} paired samples"
+    )
     return Finding(label, shown[0], shown[1], text, detail, side(difference))
 
 
 def success_finding(run: RunSummary, label: str, before: str, after: str) -> Finding:
     """Judged by McNemar's exact test at 5%, with the bootstrap interval beside it."""
-    shown = [percent(lookup(run.success, ("arms", name, "overall", "rate"))) for name in (before, after)]
+    shown = [
+        percent(lookup(run.success, ("arms", name, "overall", "rate"))) for name in (before, after)
+    ]
     pair = pair_of(run.success["pairs"], before, after) if run.success else None
     if pair is None or not pair["n"]:
-        return Finding(label, shown[0], shown[1], "", "no policy of both was measured on the same episodes", "missing")
+        return Finding(
+            label,
+            shown[0],
+            shown[1],
+            "",
+            "no policy of both was measured on the same episodes",
+            "missing",
+        )
     difference = pair["difference"]
     bounds = interval(difference, "points") or "unknown"
     detail = f"95% interval {bounds}, {p_value(pair['p'])}, {pair['n']} paired episodes"
-    return Finding(label, shown[0], shown[1], f"{points(difference['value'])} points", detail, success_mark(pair))
+    return Finding(
+        label,
+        shown[0],
+        shown[1],
+        f"{points(difference['value'])} points",
+        detail,
+        success_mark(pair),
+    )
 
 
 def _reasoned(run: RunSummary) -> float | None:
@@ -95,5 +140,7 @@ def headline(run: RunSummary) -> str:
             f"Asked to reason, the model after RL gives better action tokens, but it has dropped the reasoning: "
             f"{percent(share)} of its answers reason and then act"
         )
-    kept = " It answers measurably fewer questions than before." if questions.mark == "worse" else ""
+    kept = (
+        " It answers measurably fewer questions than before." if questions.mark == "worse" else ""
+    )
     return f"{token_words[tokens.mark]}; {success_words[success.mark]}.{kept}"

@@ -9,7 +9,11 @@ import numpy as np
 
 from roboalign.sim.cameras import CameraGeometry
 
-_STATE_BROKEN = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
+_STATE_BROKEN = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
 
 
 class EnvironmentCrash(RuntimeError):

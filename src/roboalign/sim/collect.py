@@ -86,7 +86,9 @@ class Collected:
     failures: tuple[Failure, ...]
 
 
-def smooth_noise(rng: np.random.Generator, config: CollectConfig, action_dim: int) -> Iterator[np.ndarray]:
+def smooth_noise(
+    rng: np.random.Generator, config: CollectConfig, action_dim: int
+) -> Iterator[np.ndarray]:
     """Autoregressive noise [A] of standard deviation `noise` on x, y and z.
 
     The rest has none: a jittering gripper drops what it holds.
@@ -99,7 +101,10 @@ def smooth_noise(rng: np.random.Generator, config: CollectConfig, action_dim: in
 
 
 def collect_episode(
-    benchmark: DemonstratedBenchmark, environment: DemonstratedEnvironment, seed: int, config: CollectConfig
+    benchmark: DemonstratedBenchmark,
+    environment: DemonstratedEnvironment,
+    seed: int,
+    config: CollectConfig,
 ) -> EpisodeRecord | Failure:
     """Run the expert in the episode of `seed`; a crash and an unsolved episode give a Failure.
 
@@ -159,9 +164,13 @@ def _replay(
     """Camera name -> uint8 [T, H, W, 3] of the episode replayed. Raises EnvironmentCrash where it goes another way."""
     environment.reset(seed)
     frames: dict[str, list[np.ndarray]] = defaultdict(list)
-    for step, (action, points) in enumerate(zip(columns["executed"], columns["privileged"], strict=True)):
+    for step, (action, points) in enumerate(
+        zip(columns["executed"], columns["privileged"], strict=True)
+    ):
         if not np.array_equal(environment.privileged(), points):
-            raise EnvironmentCrash(f"{environment.task.name}: the replay of seed {seed} differs at step {step}")
+            raise EnvironmentCrash(
+                f"{environment.task.name}: the replay of seed {seed} differs at step {step}"
+            )
         for camera, image in environment.render().items():
             frames[camera].append(image)
         environment.step(action)
@@ -182,15 +191,22 @@ def collect(
     neither the order nor a failure elsewhere changes it. Wanted episodes one of whose ids is in `existing` are skipped:
     a collection that was stopped goes on. A worker that dies raises `concurrent.futures.process.BrokenProcessPool`.
     """
-    wanted = [(task, _seeds(index, config)) for task in tasks for index in range(config.episodes_per_task)]
+    wanted = [
+        (task, _seeds(index, config)) for task in tasks for index in range(config.episodes_per_task)
+    ]
     existing = set(existing)
-    jobs = [(task, seeds) for task, seeds in wanted
-            if not existing & {benchmark.episode_id(task, seed) for seed in seeds}]
+    jobs = [
+        (task, seeds)
+        for task, seeds in wanted
+        if not existing & {benchmark.episode_id(task, seed) for seed in seeds}
+    ]
     gl_backend()
     context = multiprocessing.get_context("spawn")
     with (
         Progress("collect", total=len(wanted), start=len(wanted) - len(jobs)) as progress,
-        ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=die_with_parent) as pool,
+        ProcessPoolExecutor(
+            max_workers=workers, mp_context=context, initializer=die_with_parent
+        ) as pool,
     ):
         pending: deque[Future[Collected]] = deque()
         for job in [*jobs, *[None] * len(jobs)]:
@@ -207,7 +223,9 @@ def success_table(outcomes: Iterable[Collected]) -> dict[str, dict[str, int]]:
     """Per task: attempts, demonstrations, unsolved and crashed attempts, and the demonstrations' frames."""
     table: dict[str, dict[str, int]] = {}
     for outcome in outcomes:
-        row = table.setdefault(outcome.task, dict.fromkeys(("attempts", "solved", "unsolved", "crashed", "frames"), 0))
+        row = table.setdefault(
+            outcome.task, dict.fromkeys(("attempts", "solved", "unsolved", "crashed", "frames"), 0)
+        )
         row["attempts"] += len(outcome.failures) + (outcome.record is not None)
         row["solved"] += outcome.record is not None
         row["crashed"] += sum(failure.crashed for failure in outcome.failures)
@@ -217,7 +235,10 @@ def success_table(outcomes: Iterable[Collected]) -> dict[str, dict[str, int]]:
 
 
 def _seeds(index: int, config: CollectConfig) -> list[int]:
-    return [config.first_seed + index + attempt * config.episodes_per_task for attempt in range(config.attempts)]
+    return [
+        config.first_seed + index + attempt * config.episodes_per_task
+        for attempt in range(config.attempts)
+    ]
 
 
 _environments: dict[tuple[str, DemonstratedBenchmark], DemonstratedEnvironment] = {}
@@ -233,7 +254,9 @@ def _worker_environment(task: str, benchmark: DemonstratedBenchmark) -> Demonstr
     return _environments[key]
 
 
-def _collect_wanted(benchmark: DemonstratedBenchmark, config: CollectConfig, task: str, seeds: list[int]) -> Collected:
+def _collect_wanted(
+    benchmark: DemonstratedBenchmark, config: CollectConfig, task: str, seeds: list[int]
+) -> Collected:
     failures: list[Failure] = []
     for seed in seeds:
         outcome = collect_episode(benchmark, _worker_environment(task, benchmark), seed, config)

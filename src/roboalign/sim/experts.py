@@ -8,11 +8,15 @@ from roboalign.sim.instructions import TASKS
 from roboalign.sim.metaworld import MetaWorld
 
 
-def expert_table(tasks: Sequence[str], noises: Sequence[float], *, episodes: int, workers: int) -> str:
+def expert_table(
+    tasks: Sequence[str], noises: Sequence[float], *, episodes: int, workers: int
+) -> str:
     """A Markdown table: of the seeds 0 to `episodes` - 1, how many end in success, and the mean steps to it."""
     columns = []
     for noise in noises:
-        config = CollectConfig(episodes_per_task=episodes, attempts=1, noise=noise, steps_after_success=0)
+        config = CollectConfig(
+            episodes_per_task=episodes, attempts=1, noise=noise, steps_after_success=0
+        )
         columns.append(success_table(collect(tasks, MetaWorld(), config, workers=workers)))
     head = "".join(f" noise {noise:g} | steps |" for noise in noises)
     lines = [f"| task |{head}", "|---|" + "---|---|" * len(noises)]
@@ -30,12 +34,18 @@ def _cells(row: Mapping[str, int]) -> str:
 def main() -> None:
     """Print the table for the tasks asked for."""
     parser = argparse.ArgumentParser(prog="python -m roboalign.sim.experts", description=__doc__)
-    parser.add_argument("--tasks", nargs="+", default=sorted(TASKS), choices=sorted(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--tasks", nargs="+", default=sorted(TASKS), choices=sorted(TASKS), metavar="TASK"
+    )
     parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.15])
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    print(expert_table(options.tasks, options.noise, episodes=options.episodes, workers=options.workers))
+    print(
+        expert_table(
+            options.tasks, options.noise, episodes=options.episodes, workers=options.workers
+        )
+    )
 
 
 if __name__ == "__main__":

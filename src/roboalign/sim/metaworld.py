@@ -40,8 +40,10 @@ def _environment_classes() -> dict[str, type]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-    return {name: type(environment.__name__, (_CopiedModel, environment), {})
-            for name, environment in ALL_V3_ENVIRONMENTS.items()}  # fmt: skip
+    return {
+        name: type(environment.__name__, (_CopiedModel, environment), {})
+        for name, environment in ALL_V3_ENVIRONMENTS.items()
+    }
 
 
 @functools.cache
@@ -98,7 +100,9 @@ class MetaWorld:
     def make(self, task: str) -> "MetaWorldEnvironment":
         """Build one task. Raises RoboAlignError where the name is unknown."""
         if task not in TASKS:
-            raise RoboAlignError(f"unknown Meta-World task {task!r}", where="task", fix=f"use one of {sorted(TASKS)}")
+            raise RoboAlignError(
+                f"unknown Meta-World task {task!r}", where="task", fix=f"use one of {sorted(TASKS)}"
+            )
         return MetaWorldEnvironment(TASKS[task], self.config)
 
     @property
@@ -107,7 +111,9 @@ class MetaWorld:
 
     def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """Every name of these tasks' environments, in the order in which they first come."""
-        return tuple(dict.fromkeys(name for task in tasks for name in _privileged_names(TASKS[task])))
+        return tuple(
+            dict.fromkeys(name for task in tasks for name in _privileged_names(TASKS[task]))
+        )
 
     def episode_id(self, task: str, seed: int) -> str:
         """For example `metaworld/reach-v3/seed-17`."""
@@ -170,7 +176,9 @@ class MetaWorldEnvironment:
         """
         action = np.asarray(action, np.float64)
         if action.shape != (4,) or not np.isfinite(action).all():
-            raise EnvironmentCrash(f"{self.task.name}: an action must be 4 finite numbers, got {action}")
+            raise EnvironmentCrash(
+                f"{self.task.name}: an action must be 4 finite numbers, got {action}"
+            )
         try:
             self._full_observation, _, _, _, info = self.simulation.step(np.clip(action, -1.0, 1.0))
         except mujoco.FatalError as error:
@@ -185,7 +193,10 @@ class MetaWorldEnvironment:
     def render(self) -> dict[str, np.ndarray]:
         """Camera name -> uint8 [size, size, 3]."""
         renderer = _renderer(self.task.name, self.config.image_size, self.config.render)
-        return {name: renderer.render(self.model, self.data, VIEWS[name]) for name in self.config.cameras}
+        return {
+            name: renderer.render(self.model, self.data, VIEWS[name])
+            for name in self.config.cameras
+        }
 
     def state(self) -> np.ndarray:
         """Proprioception float32 [4]: hand x, y, z (metres), gripper opening (0 closed .. 1 open)."""
@@ -216,7 +227,9 @@ class MetaWorldEnvironment:
         def action() -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the experts warn that the environment clips
-                return np.clip(policy.get_action(self._full_observation), -1.0, 1.0).astype(np.float32)
+                return np.clip(policy.get_action(self._full_observation), -1.0, 1.0).astype(
+                    np.float32
+                )
 
         return action
 
@@ -226,7 +239,9 @@ class MetaWorldEnvironment:
         geometry: dict[str, CameraGeometry] = {}
         for name in self.config.cameras:
             pose = pose_of(VIEWS[name], self.model, self.data)
-            geometry[name] = CameraGeometry(size, size, projection_matrix(VIEWS[name], pose, size, size))
+            geometry[name] = CameraGeometry(
+                size, size, projection_matrix(VIEWS[name], pose, size, size)
+            )
         return geometry
 
     def close(self) -> None:
@@ -235,7 +250,9 @@ class MetaWorldEnvironment:
 
     def _check(self) -> None:
         if broken := diverged(self.data):
-            raise EnvironmentCrash(f"{self.task.name}: the simulation diverged ({', '.join(broken)})")
+            raise EnvironmentCrash(
+                f"{self.task.name}: the simulation diverged ({', '.join(broken)})"
+            )
         if not np.isfinite(self._full_observation).all():
             raise EnvironmentCrash(f"{self.task.name}: the observation is not finite")
 
@@ -250,6 +267,8 @@ def _copy_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
     """Copy containers and owned arrays; keep the rest (model, data, spaces, live views of the simulation) as it is."""
     copied = {}
     for name, value in attributes.items():
-        owned = value.base is None if isinstance(value, np.ndarray) else isinstance(value, (list, dict))
+        owned = (
+            value.base is None if isinstance(value, np.ndarray) else isinstance(value, (list, dict))
+        )
         copied[name] = copy.deepcopy(value) if owned else value
     return copied

@@ -88,7 +88,10 @@ def evaluate_parallel(
 
 
 def run_queue(
-    site: Site[AnyWorker], episodes: Sequence[EpisodeKey], batch_size: int, finish: Callable[[EpisodeResult], None]
+    site: Site[AnyWorker],
+    episodes: Sequence[EpisodeKey],
+    batch_size: int,
+    finish: Callable[[EpisodeResult], None],
 ) -> None:
     """`finish` every episode once, by the workers of `site`. Raises what `evaluate_parallel` raises."""
     batches = _batches(episodes, batch_size, site.limit)
@@ -155,7 +158,10 @@ def _redistribute(
 
 
 def work(
-    make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig, batches: Iterable[list[EpisodeKey]]
+    make_act: Callable[[], Act],
+    benchmark: Benchmark,
+    config: RolloutConfig,
+    batches: Iterable[list[EpisodeKey]],
 ) -> Iterator[Message]:
     """What every worker does, wherever it is: load the policy, run the batches, and say what failed, if anything."""
     try:
@@ -197,7 +203,9 @@ class _LocalWorker:
         self.process.join()
 
 
-def _start(make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig) -> tuple[SpawnProcess, Connection]:
+def _start(
+    make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig
+) -> tuple[SpawnProcess, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, make_act, benchmark, config), daemon=True)
@@ -210,7 +218,9 @@ def _wait(crew: Sequence[_LocalWorker]) -> None:
     wait([worker.pipe for worker in crew])
 
 
-def _work(pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig) -> None:
+def _work(
+    pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig
+) -> None:
     die_with_parent()
     # Either end of the pipe fails where the parent has gone.
     with contextlib.suppress(BrokenPipeError):

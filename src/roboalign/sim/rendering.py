@@ -93,7 +93,9 @@ class Renderer:
         if self.fast:
             inside = geoms_in_view(model, data, pose_of(view, model, data))
             model.geom_group[:] = np.where(inside, groups, _HIDDEN_GROUP)
-        mujoco.mjv_updateScene(model, data, self.options, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene)
+        mujoco.mjv_updateScene(
+            model, data, self.options, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene
+        )
         model.geom_group[:] = groups
         mujoco.mjr_render(self.viewport, self.scene, self.context)
         pixels = np.empty((self.size, self.size, 3), np.uint8)
@@ -116,7 +118,11 @@ def geoms_in_view(model: mujoco.MjModel, data: mujoco.MjData, pose: Pose) -> np.
     """
     center, half = model.geom_aabb[:, :3], model.geom_aabb[:, 3:]
     corners = center[:, None] + half[:, None] * _CORNERS
-    corners = corners @ data.geom_xmat.reshape(-1, 3, 3).transpose(0, 2, 1) + data.geom_xpos[:, None] - pose.position
+    corners = (
+        corners @ data.geom_xmat.reshape(-1, 3, 3).transpose(0, 2, 1)
+        + data.geom_xpos[:, None]
+        - pose.position
+    )
     right, up, depth = (corners @ axis for axis in (pose.right, pose.up, pose.forward))
     reach = depth * np.tan(np.radians(pose.fovy) / 2)
     beyond = [(side > reach).all(1) for side in (right, -right, up, -up)]

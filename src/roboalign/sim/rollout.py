@@ -68,7 +68,9 @@ class _Running:
 
     def result(self) -> EpisodeResult:
         seconds = time.monotonic() - self.began
-        return EpisodeResult(self.task, self.seed, self.success, self.steps, self.crash, seconds, self.film)
+        return EpisodeResult(
+            self.task, self.seed, self.success, self.steps, self.crash, seconds, self.film
+        )
 
 
 class EnvironmentPool:
@@ -87,7 +89,9 @@ class EnvironmentPool:
             if name == task:
                 del self.idle[index]
                 return environment
-        if len(self.idle) >= self.limit:  # a whole batch of another task's: batches come task by task
+        if (
+            len(self.idle) >= self.limit
+        ):  # a whole batch of another task's: batches come task by task
             self.close()
         return self.benchmark.make(task)
 
@@ -104,10 +108,7 @@ class EnvironmentPool:
 
 
 def rollout_batch(
-    act: Act,
-    pool: EnvironmentPool,
-    episodes: Sequence[tuple[str, int]],
-    config: RolloutConfig,
+    act: Act, pool: EnvironmentPool, episodes: Sequence[tuple[str, int]], config: RolloutConfig
 ) -> Iterator[EpisodeResult]:
     """Run (task, seed) episodes in lockstep; yield each result as soon as it is known.
 
@@ -124,13 +125,20 @@ def rollout_batch(
             yield episode.result()
     while running:
         seen = [(episode, _observe(episode)) for episode in running]
-        planned = [(episode, observation) for episode, observation in seen if observation is not None]
+        planned = [
+            (episode, observation) for episode, observation in seen if observation is not None
+        ]
         if planned:
             keys = [(episode.task, episode.seed, episode.steps) for episode, _ in planned]
             chunks = act([observation for _, observation in planned], keys)
             _check_chunks(chunks, len(planned), config.replan_every)
             for (episode, _), chunk in zip(planned, chunks, strict=True):
-                _guarded(episode, functools.partial(_execute, episode, chunk[: config.replan_every], config.max_steps))
+                _guarded(
+                    episode,
+                    functools.partial(
+                        _execute, episode, chunk[: config.replan_every], config.max_steps
+                    ),
+                )
         still = []
         for episode in running:
             if episode.success or episode.crash or episode.steps >= config.max_steps:
@@ -179,7 +187,9 @@ def _guarded(episode: _Running, work: Callable[[], None]) -> bool:
 
 def _check_chunks(chunks: np.ndarray, count: int, replan_every: int) -> None:
     if chunks.ndim != 3 or len(chunks) != count or chunks.shape[1] < replan_every:
-        raise ValueError(f"act gave {chunks.shape} for {count} observations and replan_every={replan_every}")
+        raise ValueError(
+            f"act gave {chunks.shape} for {count} observations and replan_every={replan_every}"
+        )
 
 
 def write_video(path: str | Path, frames: Collection[np.ndarray], fps: float) -> None:

@@ -43,7 +43,9 @@ def random_backbone(context: Context) -> dict[str, Any]:
 
 def rl(context: Context) -> dict[str, Any]:
     """GRPO from the SFT model on the RL subset; writes model/, metrics.jsonl and samples.jsonl."""
-    return refine(context, read_conversations(mixture_folder(context.run_dir), "rl"), context.recipe.rl)
+    return refine(
+        context, read_conversations(mixture_folder(context.run_dir), "rl"), context.recipe.rl
+    )
 
 
 def refine(context: Context, prompts: list[Conversation], settings: RlConfig) -> dict[str, Any]:
@@ -52,7 +54,9 @@ def refine(context: Context, prompts: list[Conversation], settings: RlConfig) ->
     replay = _replayed(mixture_folder(context.run_dir), config) if config.replay_weight else []
     mllm = context.load(context.seed_dir / "sft" / "model")
     fast = action_tokens(context.run_dir).fast
-    return train_grpo(mllm, fast, prompts, config, context.folder, replay=replay, label=context.name)
+    return train_grpo(
+        mllm, fast, prompts, config, context.folder, replay=replay, label=context.name
+    )
 
 
 def extra_sft(context: Context) -> dict[str, Any]:
@@ -73,28 +77,43 @@ def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
     mixture, config = mixture_folder(context.run_dir), context.recipe.rl
     rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
     updates = config.updates or rollouts * config.updates_per_rollout
-    order = sample_order([0] * len(prompts), config.prompts_per_update, updates, context.seed)  # as train_grpo draws
+    order = sample_order(
+        [0] * len(prompts), config.prompts_per_update, updates, context.seed
+    )  # as train_grpo draws
     conversations = [prompts[index] for index in order]
     batch = config.prompts_per_update
     if config.replay_weight:
         batch += config.replay_batch
-        replayed = random.Random(context.seed).choices(_replayed(mixture, config), k=updates * config.replay_batch)
+        replayed = random.Random(context.seed).choices(
+            _replayed(mixture, config), k=updates * config.replay_batch
+        )
         conversations += replayed
     micro = micro_batch_of(batch, context.recipe.sft.micro_batch_size, world_size())
     shared = {name: getattr(config, name) for name in TuneConfig.model_fields}
-    settings = SftConfig(**{**shared, "seed": context.seed}, max_steps=updates, batch_size=batch,
-                         micro_batch_size=micro, schedule=config.schedule, warmup_ratio=0.0,
-                         workers=context.recipe.sft.workers)
+    settings = SftConfig(
+        **{**shared, "seed": context.seed},
+        max_steps=updates,
+        batch_size=batch,
+        micro_batch_size=micro,
+        schedule=config.schedule,
+        warmup_ratio=0.0,
+        workers=context.recipe.sft.workers,
+    )
     mllm = context.load(context.seed_dir / "sft" / "model")
     return train_sft(mllm, conversations, settings, context.folder, label=context.name)
 
 
 def _replayed(mixture: Path, config: RlConfig) -> Sequence[Conversation]:
     """What `rl.replay` names, of the SFT samples."""
-    found = StoredConversations(mixture, "train", kinds=LANGUAGE if config.replay == "language" else None)
+    found = StoredConversations(
+        mixture, "train", kinds=LANGUAGE if config.replay == "language" else None
+    )
     if not found:
-        raise RoboAlignError("the mixture has no answers in words to replay", where="rl.replay",
-                             fix="set rl.replay: all, or rl.replay_weight: 0")
+        raise RoboAlignError(
+            "the mixture has no answers in words to replay",
+            where="rl.replay",
+            fix="set rl.replay: all, or rl.replay_weight: 0",
+        )
     return found
 
 

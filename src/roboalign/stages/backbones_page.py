@@ -4,8 +4,13 @@ from roboalign.mllm.presets import PRESETS, image_tokens, meta_model, preset_con
 from roboalign.mllm.tiny_classes import BUILDERS, DEPTH, WIDTH
 
 IMAGE = 224
-TITLES = {"qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "smolvlm": "SmolVLM2", "llava": "LLaVA-1.5",
-          "llava_onevision": "LLaVA-OneVision"}  # fmt: skip
+TITLES = {
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "smolvlm": "SmolVLM2",
+    "llava": "LLaVA-1.5",
+    "llava_onevision": "LLaVA-OneVision",
+}
 INTRODUCTION = f"""# Backbones
 
 Any folder that `AutoModelForImageTextToText` opens can be named as `backbone.source`
@@ -40,13 +45,27 @@ def page(cells: dict[str, dict[str, str]], meanings: dict[str, str]) -> str:
 
 
 def _presets() -> list[str]:
-    rows = [_row("preset", "repository", "parameters", "layers", "layer", "width", "tokens"), _row(*["---"] * 7)]
+    rows = [
+        _row("preset", "repository", "parameters", "layers", "layer", "width", "tokens"),
+        _row(*["---"] * 7),
+    ]
     for name, preset in PRESETS.items():
         text = preset_config(name).get_text_config()
-        count = preset.published or sum(p.numel() for p in meta_model(preset_config(name)).parameters())
+        count = preset.published or sum(
+            p.numel() for p in meta_model(preset_config(name)).parameters()
+        )
         shown = f"{count / 1e9:.2f} B" + ("" if preset.published else "*")
-        rows.append(_row(f"`{name}`", preset.repository, shown, text.num_hidden_layers,
-                         preset.layer, text.hidden_size, image_tokens(preset.image, IMAGE, IMAGE)))  # fmt: skip
+        rows.append(
+            _row(
+                f"`{name}`",
+                preset.repository,
+                shown,
+                text.num_hidden_layers,
+                preset.layer,
+                text.hidden_size,
+                image_tokens(preset.image, IMAGE, IMAGE),
+            )
+        )
     return rows
 
 

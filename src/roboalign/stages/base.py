@@ -46,40 +46,63 @@ def base(context: Context) -> dict[str, Any]:
     if not leads():
         return ledger  # the first process alone writes what is no training
     n_fast = action_tokens(context.run_dir).fast.vocab_size
-    mllm = with_action_tokens(load_mllm(pretrained), n_fast, recipe.backbone.action_start, recipe.mix.weights)
+    mllm = with_action_tokens(
+        load_mllm(pretrained), n_fast, recipe.backbone.action_start, recipe.mix.weights
+    )
     save_mllm(mllm, context.folder / "model")
     parameters = sum(p.numel() for p in mllm.model.parameters())
     return {**ledger, "parameters": parameters, "fast_tokens": n_fast}
 
 
-def with_action_tokens(mllm: Mllm, n_fast: int, action_start: str, weights: Mapping[str, float]) -> Mllm:
+def with_action_tokens(
+    mllm: Mllm, n_fast: int, action_start: str, weights: Mapping[str, float]
+) -> Mllm:
     """The same model with the action tokens; `action_start` is `BackboneConfig.action_start`, and `weights` are those
     of the mixture, whose labels it means."""
     mllm.vocabulary = extend_tokenizer(mllm.tokenizer, n_fast)
-    labels = sorted({label_of(name) for name in asked_types(weights)}) if action_start == "labels" else ()
+    labels = (
+        sorted({label_of(name) for name in asked_types(weights)})
+        if action_start == "labels"
+        else ()
+    )
     extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary, start_like=labels)
     return mllm
 
 
 def _pretrain(context: Context) -> dict[str, Any]:
     """A new tiny model: its vision tower on keypoints, then all of it on the language-only part of the mixture."""
-    recipe, conversations = context.recipe, read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
+    recipe, conversations = (
+        context.recipe,
+        read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE),
+    )
     if not (context.folder / "vision" / "model").exists():
         turns = [turn for conversation in conversations for turn in conversation.turns]
-        mllm = build_tiny(recipe.backbone.tiny, [text for turn in turns for text in (turn.question, turn.answer)])
-        training, heldout = split_episodes(read_demonstrations(context.run_dir, "align"), recipe.mix)
+        mllm = build_tiny(
+            recipe.backbone.tiny, [text for turn in turns for text in (turn.question, turn.answer)]
+        )
+        training, heldout = split_episodes(
+            read_demonstrations(context.run_dir, "align"), recipe.mix
+        )
         config, camera = recipe.backbone.vision, recipe.mix.camera
         # The held-out frames are of the same tasks; their queries have the same numbers where every task is in both.
         same = {episode.task for episode in training} == {episode.task for episode in heldout}
-        pretrain_vision(mllm, keypoints(training, camera, config.every),
-                        keypoints(heldout, camera, 5) if same else None, camera, config, context.folder / "vision")
+        pretrain_vision(
+            mllm,
+            keypoints(training, camera, config.every),
+            keypoints(heldout, camera, 5) if same else None,
+            camera,
+            config,
+            context.folder / "vision",
+        )
         if leads():
             save_mllm(mllm, context.folder / "vision" / "model")
             shutil.rmtree(context.folder / "vision" / "checkpoints")
         wait_for_all()
     seen = read_json(context.folder / "vision" / "ledger.json")
     mllm = load_mllm(context.folder / "vision" / "model")
-    ledger = train_sft(mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base")
+    ledger = train_sft(
+        mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base"
+    )
     return {**ledger, **{f"vision_{name}": value for name, value in seen.items()}}
 
 
@@ -102,8 +125,11 @@ def builtin_folder() -> Path:
     """The tiny pretrained model that ships with the package. Raises RoboAlignError where the install lacks it."""
     folder = pretrained_folder()
     if not (folder / "config.json").is_file():
-        raise RoboAlignError("the shipped base model is missing", where=str(folder),
-                             fix="install the package again, or remake the model with `make base`")
+        raise RoboAlignError(
+            "the shipped base model is missing",
+            where=str(folder),
+            fix="install the package again, or remake the model with `make base`",
+        )
     return folder
 
 
@@ -113,6 +139,9 @@ def source_folder(source: str) -> Path:
         return builtin_folder()
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file():
-        raise RoboAlignError(f"`{source}` is no folder of a Hugging Face model", where="backbone.source",
-                             fix="give `builtin`, `train`, or the path of a folder with config.json")
+        raise RoboAlignError(
+            f"`{source}` is no folder of a Hugging Face model",
+            where="backbone.source",
+            fix="give `builtin`, `train`, or the path of a folder with config.json",
+        )
     return folder

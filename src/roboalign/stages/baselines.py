@@ -24,20 +24,31 @@ from roboalign.stages.base import LANGUAGE
 from roboalign.stages.data import action_tokens, mixture_folder, read_demonstrations
 from roboalign.stages.stage import Context
 
-PAPER_SHARE = 1.88 / 2.28  # samples of the paper's language-only and action-only SFT, of those of its whole mixture
-ALONE = {"rl_share": 0.0, "heldout_questions": 0, "heldout_actions": 0}  # the whole mixture has both for all arms
+PAPER_SHARE = (
+    1.88 / 2.28
+)  # samples of the paper's language-only and action-only SFT, of those of its whole mixture
+ALONE = {
+    "rl_share": 0.0,
+    "heldout_questions": 0,
+    "heldout_actions": 0,
+}  # the whole mixture has both for all arms
 
 
 def language_mix(context: Context) -> dict[str, Any]:
     """The mixture with one more question in the place of every action: the same frames, as many turns."""
     config = context.recipe.mix
-    return _build(context, {"conversations": round(_share(context) * config.conversations), "action_share": 0.0})
+    return _build(
+        context,
+        {"conversations": round(_share(context) * config.conversations), "action_share": 0.0},
+    )
 
 
 def action_mix(context: Context) -> dict[str, Any]:
     """One action a conversation, as many as the mixture has turns, of as many different frames as there are."""
     count = round(_share(context) * _whole(context)["turns"])
-    return _build(context, {"conversations": count, "action_share": 1.0, "min_turns": 1, "max_turns": 1})
+    return _build(
+        context, {"conversations": count, "action_share": 1.0, "min_turns": 1, "max_turns": 1}
+    )
 
 
 def language_sft(context: Context) -> dict[str, Any]:
@@ -59,9 +70,14 @@ def action_sft(context: Context) -> dict[str, Any]:
 def ecot(context: Context) -> dict[str, Any]:
     """Imitation of a reasoning from the simulator's state, followed by the recorded action (ECoT's kind of SFT)."""
     recorded = _rl_frames(context)
-    thoughts = [question.reasoning for question in _questions(context, recorded, "movement") if question]
+    thoughts = [
+        question.reasoning for question in _questions(context, recorded, "movement") if question
+    ]
     assert len(thoughts) == len(recorded)  # which way to move can be asked of every frame
-    return imitate(context, [_reasoned(conversation, thought) for conversation, thought in zip(recorded, thoughts)])
+    return imitate(
+        context,
+        [_reasoned(conversation, thought) for conversation, thought in zip(recorded, thoughts)],
+    )
 
 
 def language_rl(context: Context) -> dict[str, Any]:
@@ -77,12 +93,19 @@ def trajectory_rl(context: Context) -> dict[str, Any]:
 def _build(context: Context, changes: dict[str, Any]) -> dict[str, Any]:
     """Writes mixture/, the training split of the recipe's mixture with these settings changed."""
     config = MixConfig.model_validate({**context.recipe.mix.model_dump(), **ALONE, **changes})
-    actions, episodes = action_tokens(context.run_dir), read_demonstrations(context.run_dir, "align")
+    actions, episodes = (
+        action_tokens(context.run_dir),
+        read_demonstrations(context.run_dir, "align"),
+    )
     folder = mixture_folder(context.run_dir, context.name)
     counts = build_mixture(episodes, actions.fast, actions.stats, config, folder)["counts"]["train"]
     frames = {(one.episode_id, one.frame) for one in read_conversations(folder, "train")}
-    return {"conversations": counts["conversations"], "samples": counts["turns"], "frames": len(frames),
-            "samples_of_the_whole_mixture": _whole(context)["turns"]}
+    return {
+        "conversations": counts["conversations"],
+        "samples": counts["turns"],
+        "frames": len(frames),
+        "samples_of_the_whole_mixture": _whole(context)["turns"],
+    }
 
 
 def _share(context: Context) -> float:
@@ -99,13 +122,22 @@ def _sft(context: Context, mixture: str, kinds: tuple[str, ...], batch_size: int
 
     It makes as many updates as SFT on the whole mixture, or the paper's share of them.
     """
-    heldout = {image_hash(one.image) for one in read_conversations(mixture_folder(context.run_dir), "heldout")}
+    heldout = {
+        image_hash(one.image)
+        for one in read_conversations(mixture_folder(context.run_dir), "heldout")
+    }
     found = read_conversations(mixture_folder(context.run_dir, mixture), "train", kinds=kinds)
     conversations = [one for one in found if image_hash(one.image) not in heldout]
     mllm = context.load(context.run_dir / "base" / "model")
     config = context.recipe.sft
-    updates = config.max_steps or math.ceil(_whole(context)["conversations"] * config.epochs / config.batch_size)
-    changes = {"seed": context.seed, "batch_size": batch_size, "max_steps": max(1, round(_share(context) * updates))}
+    updates = config.max_steps or math.ceil(
+        _whole(context)["conversations"] * config.epochs / config.batch_size
+    )
+    changes = {
+        "seed": context.seed,
+        "batch_size": batch_size,
+        "max_steps": max(1, round(_share(context) * updates)),
+    }
     settings = config.model_copy(update=changes)
     ledger = train_sft(mllm, conversations, settings, context.folder, label=context.name)
     return {**ledger, "dropped_as_heldout": len(found) - len(conversations)}
@@ -115,33 +147,63 @@ def _rl_on_questions(context: Context, kind: str, reward: str) -> dict[str, Any]
     """GRPO as RoboAlign's, each action prompt replaced by a question about its frame."""
     recorded = _rl_frames(context)
     questions = _questions(context, recorded, kind)
-    asked = [replace(conversation, id=f"{kind}-{conversation.id}", turns=(question_turn(question, "think"),),
-                     target=None, chunk=None, direct_question=None)
-             for conversation, question in zip(recorded, questions) if question]
+    asked = [
+        replace(
+            conversation,
+            id=f"{kind}-{conversation.id}",
+            turns=(question_turn(question, "think"),),
+            target=None,
+            chunk=None,
+            direct_question=None,
+        )
+        for conversation, question in zip(recorded, questions)
+        if question
+    ]
     if not asked:
-        raise RoboAlignError(f"no frame of the RL subset can be asked `{kind}`", where=f"stage {context.name}",
-                             fix="raise mix.rl_share")
+        raise RoboAlignError(
+            f"no frame of the RL subset can be asked `{kind}`",
+            where=f"stage {context.name}",
+            fix="raise mix.rl_share",
+        )
     config = context.recipe.rl.model_copy(update={"reward": reward})
-    return {**refine(context, asked, config), "frames_that_cannot_be_asked": len(recorded) - len(asked)}
+    return {
+        **refine(context, asked, config),
+        "frames_that_cannot_be_asked": len(recorded) - len(asked),
+    }
 
 
 def _rl_frames(context: Context) -> list[Conversation]:
     return read_conversations(mixture_folder(context.run_dir), "rl")
 
 
-def _questions(context: Context, conversations: list[Conversation], kind: str) -> list[Question | None]:
+def _questions(
+    context: Context, conversations: list[Conversation], kind: str
+) -> list[Question | None]:
     """A question of this type with its reasoning about the frame of each conversation; None where it has none."""
     mix, horizon = context.recipe.mix, action_tokens(context.run_dir).fast.horizon
     episodes = read_demonstrations(context.run_dir, "align")
     wanted = {conversation.episode_id for conversation in conversations}
-    scenes = {episode.episode_id: EpisodeScenes(episode, mix.camera, mix.grid, horizon)
-              for episode in episodes if episode.episode_id in wanted}
+    scenes = {
+        episode.episode_id: EpisodeScenes(episode, mix.camera, mix.grid, horizon)
+        for episode in episodes
+        if episode.episode_id in wanted
+    }
     world = survey(episodes)
-    return [ask(kind, "think", scenes[one.episode_id].at(one.frame), world,
-                random.Random(f"{mix.seed}-{kind}-{one.id}")) for one in conversations]
+    return [
+        ask(
+            kind,
+            "think",
+            scenes[one.episode_id].at(one.frame),
+            world,
+            random.Random(f"{mix.seed}-{kind}-{one.id}"),
+        )
+        for one in conversations
+    ]
 
 
 def _reasoned(conversation: Conversation, reasoning: str | None) -> Conversation:
     """An RL prompt with the reasoning before its action."""
     turn = conversation.turns[0]
-    return replace(conversation, turns=(replace(turn, answer=prompts.reply(turn.expected, reasoning)),))
+    return replace(
+        conversation, turns=(replace(turn, answer=prompts.reply(turn.expected, reasoning)),)
+    )

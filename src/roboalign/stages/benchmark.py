@@ -13,7 +13,11 @@ from roboalign.sim.rollout import RolloutConfig
 def measured_benchmark(recipe: Recipe) -> Benchmark:
     """Where policies are run."""
     config = recipe.collect
-    return MetaWorld(config.world) if config.benchmark == "metaworld" else Libero(config.benchmark, config.libero)
+    return (
+        MetaWorld(config.world)
+        if config.benchmark == "metaworld"
+        else Libero(config.benchmark, config.libero)
+    )
 
 
 def demonstrated_benchmark(recipe: Recipe) -> DemonstratedBenchmark:
@@ -59,9 +63,10 @@ def rollout_config(recipe: Recipe) -> RolloutConfig:
         return recipe.rollout
     protocol = recipe.collect.libero
     return RolloutConfig(
-        replan_every=protocol.replan_every, max_steps=getattr(protocol.max_steps, recipe.collect.benchmark),
+        replan_every=protocol.replan_every,
+        max_steps=getattr(protocol.max_steps, recipe.collect.benchmark),
         batch_size=recipe.rollout.batch_size,
-    )  # fmt: skip
+    )
 
 
 def head_cameras(recipe: Recipe) -> tuple[str, ...]:
@@ -69,7 +74,9 @@ def head_cameras(recipe: Recipe) -> tuple[str, ...]:
     if recipe.collect.head_cameras:
         return recipe.collect.head_cameras
     config = recipe.collect
-    cameras: tuple[str, ...] = config.world.cameras if config.benchmark == "metaworld" else config.libero.cameras
+    cameras: tuple[str, ...] = (
+        config.world.cameras if config.benchmark == "metaworld" else config.libero.cameras
+    )
     return (recipe.mix.camera,) if recipe.mix.camera in cameras else cameras[:1]
 
 
@@ -77,13 +84,22 @@ def protocol_record(recipe: Recipe) -> dict[str, Any]:
     """Everything that moves a success rate beside the policy, to be written beside the episodes."""
     rollout = rollout_config(recipe)
     settings: dict[str, Any] = {
-        "benchmark": recipe.collect.benchmark, "episodes_per_task": recipe.rollout.episodes,
-        "max_steps": rollout.max_steps, "replan_every": rollout.replan_every, "cameras": list(head_cameras(recipe)),
-    }  # fmt: skip
+        "benchmark": recipe.collect.benchmark,
+        "episodes_per_task": recipe.rollout.episodes,
+        "max_steps": rollout.max_steps,
+        "replan_every": rollout.replan_every,
+        "cameras": list(head_cameras(recipe)),
+    }
     if recipe.collect.benchmark == "metaworld":
-        return settings | {"first_seed": ROLLOUT_SEEDS, **recipe.collect.world.model_dump(mode="json")}
+        return settings | {
+            "first_seed": ROLLOUT_SEEDS,
+            **recipe.collect.world.model_dump(mode="json"),
+        }
     libero = recipe.collect.libero
-    return settings | {"protocol": libero.model_dump(mode="json"), "departs_from_preset_in": departures(libero)}
+    return settings | {
+        "protocol": libero.model_dump(mode="json"),
+        "departs_from_preset_in": departures(libero),
+    }
 
 
 def protocol_line(recipe: Recipe) -> str:
@@ -94,8 +110,10 @@ def protocol_line(recipe: Recipe) -> str:
         return f"{world.render}, {world.image_size} px, camera {cameras}"
     libero = recipe.collect.libero
     changed = ", ".join(departures(libero)) or "nothing"
-    return (f"{libero.render}, drawn at {libero.render_size} and seen at {libero.image_size} px, camera {cameras}; "
-            f"protocol {libero.preset}, changed: {changed}")
+    return (
+        f"{libero.render}, drawn at {libero.render_size} and seen at {libero.image_size} px, camera {cameras}; "
+        f"protocol {libero.preset}, changed: {changed}"
+    )
 
 
 def simulator_packages(recipe: Recipe) -> tuple[str, ...]:

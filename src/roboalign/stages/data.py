@@ -12,9 +12,19 @@ from roboalign.data.lerobot import read_lerobot
 from roboalign.files import read_json
 
 # The stage that makes each arm's backbone. The blind arm has RoboAlign's, and is shown a gray image.
-BACKBONE_OF = {"base": "base", "language-sft": "language-sft", "action-sft": "action-sft", "sft": "sft", "ecot": "ecot",
-               "language-rl": "language-rl", "trajectory-rl": "trajectory-rl", "roboalign": "rl",
-               "extra-sft": "extra-sft", "random": "random", "blind": "rl"}
+BACKBONE_OF = {
+    "base": "base",
+    "language-sft": "language-sft",
+    "action-sft": "action-sft",
+    "sft": "sft",
+    "ecot": "ecot",
+    "language-rl": "language-rl",
+    "trajectory-rl": "trajectory-rl",
+    "roboalign": "rl",
+    "extra-sft": "extra-sft",
+    "random": "random",
+    "blind": "rl",
+}
 
 
 def read_demonstrations(run_dir: Path, part: str) -> list[Episode]:
@@ -35,9 +45,13 @@ class ActionTokens:
 def action_tokens(run_dir: Path) -> ActionTokens:
     """What the tokenizer stage left."""
     folder = run_dir / "tokenizer"
-    stats = ActionStats.from_dict(read_json(folder / "stats.json"), where=str(folder / "stats.json"))
+    stats = ActionStats.from_dict(
+        read_json(folder / "stats.json"), where=str(folder / "stats.json")
+    )
     described = read_json(folder / "tokenizer.json")
-    fast = FastTokenizer.load(folder / "fast", horizon=described["horizon"], action_dim=described["action_dim"])
+    fast = FastTokenizer.load(
+        folder / "fast", horizon=described["horizon"], action_dim=described["action_dim"]
+    )
     return ActionTokens(fast, stats, np.array(described["mean_chunk"], dtype=np.float32))
 
 

@@ -30,7 +30,11 @@ def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) ->
     for setting in at:
         name, equals, path = setting.partition("=")
         if not name or not equals or not path:
-            raise RoboAlignError("a place is name=path", where=f"--at {setting}", fix="for example --at llava=/data/qa")
+            raise RoboAlignError(
+                "a place is name=path",
+                where=f"--at {setting}",
+                fix="for example --at llava=/data/qa",
+            )
         moved[name] = path
     config, expected = load_mixture(mixture, moved)
     if workers < 1:
@@ -38,25 +42,34 @@ def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) ->
     lengths = None
     if config.model is not None:
         # What is wrong with the folder is said now, not when all else is done.
-        load_words(config.model, config.tokenizer.vocab_size if config.tokenizer and config.tokenizer.fit else None)
+        load_words(
+            config.model,
+            config.tokenizer.vocab_size if config.tokenizer and config.tokenizer.fit else None,
+        )
         lengths = partial(write_lengths, model=config.model)
     manifest = build(config, out, workers=workers, lengths=lengths, expected=expected)
     counts = manifest["counts"]
     rl = manifest["rl"]
     for_rl = f", {rl['samples']} of them for RL ({100 * rl['share']:.2f}%)" if rl else ""
-    return (f"{text_of(manifest)}\n{counts['train']['conversations']} samples in {len(manifest['shards'])} shards"
-            f"{for_rl}, {counts['heldout']['conversations']} held out: {Path(out).resolve()}")  # fmt: skip
+    return (
+        f"{text_of(manifest)}\n{counts['train']['conversations']} samples in {len(manifest['shards'])} shards"
+        f"{for_rl}, {counts['heldout']['conversations']} held out: {Path(out).resolve()}"
+    )
 
 
 def write_lengths(shard: Path, path: Path, *, model: str) -> None:
     """Write the length in tokens of every sample of a shard, the image's included: uint32 [N], in the shard's order."""
-    tokenizer = shard.parent.parent / "tokenizer" / "tokenizer.json"  # where a mixture keeps it while it is built
+    tokenizer = (
+        shard.parent.parent / "tokenizer" / "tokenizer.json"
+    )  # where a mixture keeps it while it is built
     words = load_words(model, read_json(tokenizer)["vocab_size"] if tokenizer.exists() else None)
     lengths = []
     for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(ROWS, columns=["image", "turns"]):
         for row in batch.to_pylist():
             with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                blank = np.zeros((image.height, image.width, 3), dtype=np.uint8)  # the size alone counts
+                blank = np.zeros(
+                    (image.height, image.width, 3), dtype=np.uint8
+                )  # the size alone counts
             lengths.append(len(encode_conversation(words, row["turns"], blank).input_ids))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(lengths, dtype=np.uint32))
@@ -70,18 +83,27 @@ def load_words(model: str, n_fast: int | None) -> Mllm:
     """
     folder = Path(model)
     if not (folder / "config.json").is_file():
-        raise RoboAlignError("no model here: config.json does not exist", where=str(folder),
-                             fix="give the folder of a Hugging Face image-text-to-text model as `model`")  # fmt: skip
+        raise RoboAlignError(
+            "no model here: config.json does not exist",
+            where=str(folder),
+            fix="give the folder of a Hugging Face image-text-to-text model as `model`",
+        )
     try:
         processor = load_processor(folder)
         settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise RoboAlignError(f"its processor cannot be opened ({error})", where=str(folder),
-                             fix="check that the folder is complete") from None  # fmt: skip
+        raise RoboAlignError(
+            f"its processor cannot be opened ({error})",
+            where=str(folder),
+            fix="check that the folder is complete",
+        ) from None
     vocabulary = find_vocabulary(processor.tokenizer)
     if n_fast and vocabulary is None:
         vocabulary = extend_tokenizer(processor.tokenizer, n_fast)
     if n_fast and vocabulary and len(vocabulary.fast_ids) < n_fast:
-        raise RoboAlignError(f"it has {len(vocabulary.fast_ids)} action tokens and the mixture's tokenizer {n_fast}",
-                             where=str(folder), fix="give the `tokenizer.path` that it was made with")  # fmt: skip
+        raise RoboAlignError(
+            f"it has {len(vocabulary.fast_ids)} action tokens and the mixture's tokenizer {n_fast}",
+            where=str(folder),
+            fix="give the `tokenizer.path` that it was made with",
+        )
     return Mllm(SimpleNamespace(generation_config=settings), processor, vocabulary, folder)

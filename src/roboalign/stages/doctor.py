@@ -68,16 +68,20 @@ def _memory() -> str:
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) / 2**20
     if free < MEMORY_NEEDED_GB:
-        raise RoboAlignError(f"{free:.1f} GB of memory are free, the quickstart wants {MEMORY_NEEDED_GB:.0f}",
-                             fix="close other programs, or run with --set parallel=1")
+        raise RoboAlignError(
+            f"{free:.1f} GB of memory are free, the quickstart wants {MEMORY_NEEDED_GB:.0f}",
+            fix="close other programs, or run with --set parallel=1",
+        )
     return f"{free:.1f} GB free"
 
 
 def _disk() -> str:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if free < DISK_NEEDED_GB:
-        raise RoboAlignError(f"{free:.1f} GB of disk are free here, a run wants {DISK_NEEDED_GB:.0f}",
-                             fix="pass --out with a folder on another disk")
+        raise RoboAlignError(
+            f"{free:.1f} GB of disk are free here, a run wants {DISK_NEEDED_GB:.0f}",
+            fix="pass --out with a folder on another disk",
+        )
     return f"{free:.1f} GB free in the current folder"
 
 
@@ -88,6 +92,12 @@ def _base_model() -> str:
 
 
 CHECKS: dict[str, Callable[[], str]] = {
-    "python": _python, "packages": _packages, "rendering": _rendering, "libero": _libero, "device": _device,
-    "memory": _memory, "disk": _disk, "base model": _base_model,
+    "python": _python,
+    "packages": _packages,
+    "rendering": _rendering,
+    "libero": _libero,
+    "device": _device,
+    "memory": _memory,
+    "disk": _disk,
+    "base model": _base_model,
 }

@@ -16,8 +16,18 @@ from roboalign.sim.base import Benchmark, Observation
 from roboalign.sim.cluster import evaluate_on_cluster
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.rollout import Act, EpisodeResult, Key, write_video
-from roboalign.stages.benchmark import evaluation_episodes, measured_benchmark, protocol_record, rollout_config
-from roboalign.stages.data import action_tokens, backbone_folder, mixture_folder, read_demonstrations
+from roboalign.stages.benchmark import (
+    evaluation_episodes,
+    measured_benchmark,
+    protocol_record,
+    rollout_config,
+)
+from roboalign.stages.data import (
+    action_tokens,
+    backbone_folder,
+    mixture_folder,
+    read_demonstrations,
+)
 from roboalign.stages.stage import Context, limit_threads
 from roboalign.vla.policy import Policy, policy_files
 
@@ -30,10 +40,16 @@ def tokens(context: Context) -> dict[str, Any]:
     actions = action_tokens(context.run_dir)
     metrics = evaluate_mllm(
         context.load(backbone_folder(context.run_dir, context.seed, context.arm)),
-        read_conversations(mixture, "heldout"), language_priors(read_conversations(mixture, "train")),
-        actions.fast, actions.stats, actions.mean_chunk, context.recipe.tokens, context.folder / "answers.jsonl",
-        grid=context.recipe.mix.grid, run_seed=context.seed,
-    )  # fmt: skip
+        read_conversations(mixture, "heldout"),
+        language_priors(read_conversations(mixture, "train")),
+        actions.fast,
+        actions.stats,
+        actions.mean_chunk,
+        context.recipe.tokens,
+        context.folder / "answers.jsonl",
+        grid=context.recipe.mix.grid,
+        run_seed=context.seed,
+    )
     write_json(context.folder / "metrics.json", metrics)
     return metrics["cost"]
 
@@ -53,19 +69,28 @@ def rollouts(context: Context) -> dict[str, Any]:
     done = {(row["task"], row["seed"]) for row in read_jsonl(path)}
 
     def keep(result: EpisodeResult) -> None:
-        _keep_film(context.folder / "videos", result)  # before the row: an episode that has one does not run again
+        _keep_film(
+            context.folder / "videos", result
+        )  # before the row: an episode that has one does not run again
         append_jsonl(path, {**result.record(), "run_seed": context.seed})
 
     _measure(recipe, policy, benchmark, [key for key in wanted if key not in done], keep)
     rows = read_jsonl(path)
-    return {"episodes": len(rows), "successes": sum(row["success"] for row in rows),
-            "crashes": sum(row["crash"] is not None for row in rows), "steps": sum(row["steps"] for row in rows)}
+    return {
+        "episodes": len(rows),
+        "successes": sum(row["success"] for row in rows),
+        "crashes": sum(row["crash"] is not None for row in rows),
+        "steps": sum(row["steps"] for row in rows),
+    }
 
 
 def _measure(
-    recipe: Recipe, policy: Path, benchmark: Benchmark, episodes: Sequence[tuple[str, int]],
+    recipe: Recipe,
+    policy: Path,
+    benchmark: Benchmark,
+    episodes: Sequence[tuple[str, int]],
     keep: Callable[[EpisodeResult], None],
-) -> None:  # fmt: skip
+) -> None:
     """Run the episodes in processes of this machine, or on the machines of a Ray cluster."""
     cluster, config = recipe.hardware.ray, rollout_config(recipe)
     if cluster is None:
@@ -104,8 +129,11 @@ def _refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[st
             trained |= set(read_table(path, columns=["episode_id"])["episode_id"].to_pylist())
     leaks = sorted(trained & {benchmark.episode_id(task, seed) for task, seed in wanted})
     if leaks:
-        raise RoboAlignError(f"evaluation episode {leaks[0]} is among the demonstrations", where="collect",
-                             fix="collect demonstrations with other seeds than those that measure")  # fmt: skip
+        raise RoboAlignError(
+            f"evaluation episode {leaks[0]} is among the demonstrations",
+            where="collect",
+            fix="collect demonstrations with other seeds than those that measure",
+        )
 
 
 def _keep_film(folder: Path, result: EpisodeResult) -> None:
@@ -120,4 +148,6 @@ def _keep_film(folder: Path, result: EpisodeResult) -> None:
     path = f"{result.task.replace('/', '-')}-{outcome}.mp4"
     write_video(folder / path, result.film, VIDEO_FPS)
     row = {"task": result.task, "outcome": outcome, "seed": result.seed, "path": path}
-    write_json(folder / "index.json", sorted([*others, row], key=lambda one: (one["task"], one["outcome"])))
+    write_json(
+        folder / "index.json", sorted([*others, row], key=lambda one: (one["task"], one["outcome"]))
+    )

@@ -51,7 +51,9 @@ Set `trainer.n_gpus_per_node` ({gpus} in the files), the sizes of micro-batches 
 """
 
 
-def export_verl_folder(run: str | Path, out: str | Path, *, seed: int | None = None, gpus: int = 8) -> str:
+def export_verl_folder(
+    run: str | Path, out: str | Path, *, seed: int | None = None, gpus: int = 8
+) -> str:
     """Write `out` from the mix and SFT stages of `run`; return one line about it. `run` is only read.
 
     A folder that stands at `out` is replaced if an export wrote it, else refused. Raises RoboAlignError where a stage
@@ -59,19 +61,29 @@ def export_verl_folder(run: str | Path, out: str | Path, *, seed: int | None = N
     """
     run, out = Path(run), Path(out)
     if not (run / "recipe.yaml").is_file():
-        raise RoboAlignError("no run here: recipe.yaml does not exist", where=str(run), fix="give a run's folder")
+        raise RoboAlignError(
+            "no run here: recipe.yaml does not exist", where=str(run), fix="give a run's folder"
+        )
     if out.exists() and not (out / "reward.json").is_file():
-        raise RoboAlignError("something else than an export stands here", where=str(out), fix="give a new folder")
+        raise RoboAlignError(
+            "something else than an export stands here", where=str(out), fix="give a new folder"
+        )
     recipe = load_recipe(run / "recipe.yaml")
     seed = recipe.seeds[0] if seed is None else seed
     model = run / f"seed-{seed}" / "sft" / "model"
     if not (model.parent / "stage.json").is_file():
-        raise RoboAlignError(f"the SFT stage of seed {seed} is not done", where=str(run),
-                             fix=f"roboalign sft {run / 'recipe.yaml'} --out {run}")
+        raise RoboAlignError(
+            f"the SFT stage of seed {seed} is not done",
+            where=str(run),
+            fix=f"roboalign sft {run / 'recipe.yaml'} --out {run}",
+        )
     rl = recipe.rl.model_copy(update={"seed": seed})
     prompts = read_conversations(mixture_folder(run), "rl")
-    heldout = [c for c in read_conversations(mixture_folder(run), "heldout", kinds=["action"])
-               if c.target and c.turns[0].mode == "think"]
+    heldout = [
+        c
+        for c in read_conversations(mixture_folder(run), "heldout", kinds=["action"])
+        if c.target and c.turns[0].mode == "think"
+    ]
     mllm, fast = load_mllm(model), action_tokens(run).fast
     processor_files = export_verl.processor_files(mllm)
     export_verl.check_prompts(prompts, heldout, fast, rl)
@@ -83,18 +95,35 @@ def export_verl_folder(run: str | Path, out: str | Path, *, seed: int | None = N
             pq.write_table(export_verl.verl_table(mllm, part), folder / f"verl-{name}.parquet")
             pq.write_table(export_verl.easyr1_table(part), folder / f"easyr1-{name}.parquet")
         write_json(folder / "reward.json", export_verl.reward_settings(mllm, fast, rl.reward))
-        shutil.copy(Path(str(files("roboalign"))) / "align" / "verl_files" / "reward.py", folder / "reward.py")
+        shutil.copy(
+            Path(str(files("roboalign"))) / "align" / "verl_files" / "reward.py",
+            folder / "reward.py",
+        )
         check_reward(folder / "reward.py", prompts)
-        for name, config in (("verl", export_verl.verl_config(rl, patch_size=patch, **size)),
-                             ("easyr1", export_verl.easyr1_config(rl, **size))):
+        for name, config in (
+            ("verl", export_verl.verl_config(rl, patch_size=patch, **size)),
+            ("easyr1", export_verl.easyr1_config(rl, **size)),
+        ):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         shutil.copytree(model, folder / "model")
         for file, settings in processor_files.items():
             write_json(folder / "model" / file, settings)
-        (folder / "README.md").write_text(README.format(
-            prompts=len(prompts), heldout=len(heldout), run=run.name, seed=seed, preset=rl.reward, gpus=gpus,
-            per_rollout=rl.prompts_per_rollout, per_update=rl.prompts_per_update, samples=rl.samples,
-            lr=rl.learning_rate, kl=rl.kl, differences="\n".join(f"- {line}" for line in differences(rl))))
+        (folder / "README.md").write_text(
+            README.format(
+                prompts=len(prompts),
+                heldout=len(heldout),
+                run=run.name,
+                seed=seed,
+                preset=rl.reward,
+                gpus=gpus,
+                per_rollout=rl.prompts_per_rollout,
+                per_update=rl.prompts_per_update,
+                samples=rl.samples,
+                lr=rl.learning_rate,
+                kl=rl.kl,
+                differences="\n".join(f"- {line}" for line in differences(rl)),
+            )
+        )
     return f"{len(prompts)} prompts, {len(heldout)} held-out ones and the model in {out}; {out / 'README.md'} says how"
 
 
@@ -106,8 +135,11 @@ def check_reward(path: Path, prompts: Sequence[Conversation]) -> None:
         text = f"<think>Go.</think><answer><ACTION_START>{block}<ACTION_END></answer>"
         earned = reward.compute_score("", text, export_verl.ground_truth(c.target or ()))["score"]
         if earned != 1:
-            raise RoboAlignError(f"the recorded action earns {earned}, not 1", where=f"prompt {c.id}",
-                                 fix="build the mixture again")
+            raise RoboAlignError(
+                f"the recorded action earns {earned}, not 1",
+                where=f"prompt {c.id}",
+                fix="build the mixture again",
+            )
 
 
 def load_file(path: Path) -> Any:
@@ -130,7 +162,11 @@ def differences(rl: RlConfig) -> list[str]:
         "An incomplete last rollout is dropped; `roboalign rl` completes it.",
     ]
     if rl.replay_weight:
-        lines.append(f"`rl.replay_weight` {rl.replay_weight} (an SFT loss beside GRPO) has no counterpart: left out.")
+        lines.append(
+            f"`rl.replay_weight` {rl.replay_weight} (an SFT loss beside GRPO) has no counterpart: left out."
+        )
     if rl.updates is not None:
-        lines.append(f"{rl.updates} updates are {rl.updates // rl.updates_per_rollout} steps of these trainers.")
+        lines.append(
+            f"{rl.updates} updates are {rl.updates // rl.updates_per_rollout} steps of these trainers."
+        )
     return lines

@@ -20,12 +20,24 @@ def head(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     training, heldout = _split(read_demonstrations(context.run_dir, "downstream"))
     stats = ActionStats.fit(np.concatenate([episode.actions for episode in training]))
-    view = View(layer=recipe.backbone.layer, cameras=head_cameras(recipe), blind=context.arm == "blind",
-                dtype=recipe.backbone.layer_dtype)
+    view = View(
+        layer=recipe.backbone.layer,
+        cameras=head_cameras(recipe),
+        blind=context.arm == "blind",
+        dtype=recipe.backbone.layer_dtype,
+    )
     mllm = context.load(backbone_folder(context.run_dir, context.seed, context.arm))
     return train_head(
-        mllm, training, heldout, recipe.head, recipe.head_training, view, stats, context.folder,
-        horizon=recipe.tokenizer.horizon, seed=context.seed,
+        mllm,
+        training,
+        heldout,
+        recipe.head,
+        recipe.head_training,
+        view,
+        stats,
+        context.folder,
+        horizon=recipe.tokenizer.horizon,
+        seed=context.seed,
     )
 
 
@@ -36,7 +48,9 @@ def _split(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
         by_task.setdefault(episode.task, []).append(episode)
     training, heldout = [], []
     for members in by_task.values():
-        last = len(members) - max(1, round(HELD_OUT_SHARE * len(members))) if len(members) > 1 else 1
+        last = (
+            len(members) - max(1, round(HELD_OUT_SHARE * len(members))) if len(members) > 1 else 1
+        )
         training += members[:last]
         heldout += members[last:]
     return training, heldout

@@ -17,19 +17,28 @@ def mix(context: Context) -> dict[str, Any]:
         return _given(context, Path(context.recipe.mixture))
     actions = action_tokens(context.run_dir)
     episodes = read_demonstrations(context.run_dir, "align")
-    manifest = build_mixture(episodes, actions.fast, actions.stats, context.recipe.mix, mixture_folder(context.run_dir))
+    manifest = build_mixture(
+        episodes, actions.fast, actions.stats, context.recipe.mix, mixture_folder(context.run_dir)
+    )
     counts = manifest["counts"]
-    return {"conversations": counts["train"]["conversations"], "samples": counts["train"]["turns"],
-            "rl_samples": counts["rl"]["turns"], "rl_share": manifest["rl_share"],
-            "heldout_samples": counts["heldout"]["turns"]}
+    return {
+        "conversations": counts["train"]["conversations"],
+        "samples": counts["train"]["turns"],
+        "rl_samples": counts["rl"]["turns"],
+        "rl_share": manifest["rl_share"],
+        "heldout_samples": counts["heldout"]["turns"],
+    }
 
 
 def given_manifest(mixture: str) -> Path:
     """manifest.json of a folder of `roboalign data mix`. Raises RoboAlignError where there is none."""
     path = Path(mixture) / "manifest.json"
     if not path.is_file():
-        raise RoboAlignError("there is no manifest.json of a mixture", where=f"mixture: {mixture}",
-                             fix="build one: roboalign data mix FILE --out FOLDER")
+        raise RoboAlignError(
+            "there is no manifest.json of a mixture",
+            where=f"mixture: {mixture}",
+            fix="build one: roboalign data mix FILE --out FOLDER",
+        )
     return path
 
 
@@ -41,17 +50,27 @@ def _given(context: Context, given: Path) -> dict[str, Any]:
     manifest = read_manifest(given)
     for name, digest in manifest["shards"].items():
         if not (given / name).is_file() or hash_file(given / name) != digest:
-            raise RoboAlignError("it is missing, or not the one that manifest.json lists", where=str(given / name),
-                                 fix="build the mixture again with `roboalign data mix`")
+            raise RoboAlignError(
+                "it is missing, or not the one that manifest.json lists",
+                where=str(given / name),
+                fix="build the mixture again with `roboalign data mix`",
+            )
     rl_is_asked = {BACKBONE_OF[arm] for arm in context.recipe.arms} & {"rl", "extra-sft"}
     for split in ("heldout", "rl") if rl_is_asked else ("heldout",):
         if not manifest["counts"][split]["conversations"]:
-            raise RoboAlignError(f"the mixture has no {split} samples", where=str(given),
-                                 fix=f"give its mixture file `{split}:` and build it again")
+            raise RoboAlignError(
+                f"the mixture has no {split} samples",
+                where=str(given),
+                fix=f"give its mixture file `{split}:` and build it again",
+            )
     link = mixture_folder(context.run_dir)
     link.unlink(missing_ok=True)
     link.symlink_to(given.resolve(), target_is_directory=True)
     counts = manifest["counts"]
-    return {"conversations": counts["train"]["conversations"], "samples": counts["train"]["turns"],
-            "rl_samples": counts["rl"]["turns"], "rl_share": (manifest["rl"] or {"share": 0.0})["share"],
-            "heldout_samples": counts["heldout"]["turns"]}
+    return {
+        "conversations": counts["train"]["conversations"],
+        "samples": counts["train"]["turns"],
+        "rl_samples": counts["rl"]["turns"],
+        "rl_share": (manifest["rl"] or {"share": 0.0})["share"],
+        "heldout_samples": counts["heldout"]["turns"],
+    }

@@ -10,10 +10,18 @@ from roboalign.stages.plan_costs import StageCost, plan_costs
 from roboalign.stages.plan_model import Assumptions, Model
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-PARTS = {"optimizer": "AdamW", "casts": "bf16 copies", "gathered": "gathered weights", "reference": "frozen model",
-         "tables": "tables with trained rows", "cache": "rollout cache",
-         "sampler": "policy gathered to sample", "whole": "whole model at the start",
-         "server": "vLLM while it samples", "asleep": "vLLM asleep"}  # fmt: skip
+PARTS = {
+    "optimizer": "AdamW",
+    "casts": "bf16 copies",
+    "gathered": "gathered weights",
+    "reference": "frozen model",
+    "tables": "tables with trained rows",
+    "cache": "rollout cache",
+    "sampler": "policy gathered to sample",
+    "whole": "whole model at the start",
+    "server": "vLLM while it samples",
+    "asleep": "vLLM asleep",
+}
 MOST_GPUS = 1024  # over which sharding is tried
 
 
@@ -73,7 +81,9 @@ def _shares(stage: StageCost, count: int) -> tuple[list[int], list[int]]:
     return sorted({1, count}), [2**i for i in range(1, MOST_GPUS.bit_length()) if 2**i > count]
 
 
-def _changes(stage: StageCost, micro: int, checkpointing: bool, share: int, count: int) -> Iterator[str]:
+def _changes(
+    stage: StageCost, micro: int, checkpointing: bool, share: int, count: int
+) -> Iterator[str]:
     batch = _divided(stage)[0]
     if not stage.micro_key and micro != stage.micro:
         batch = micro * stage.gpus
@@ -96,7 +106,9 @@ def _last_resort(stage: StageCost) -> str:
     return f"no sharding over up to {MOST_GPUS} is enough: use larger GPUs, a smaller backbone, or shorter samples"
 
 
-def describe_plan(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, price: float | None) -> str:
+def describe_plan(
+    recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, price: float | None
+) -> str:
     """The whole plan as text. `price` is that of one GPU for an hour, in any currency; None leaves money out."""
     model, stages = plan_costs(recipe, gpu, count, assumed)
     usable = gpu.memory * assumed.usable
@@ -131,7 +143,9 @@ def _stage(stage: StageCost, usable: float, count: int, price: float | None) -> 
     if stage.checkpointing_key:
         other = stage.memory(not stage.checkpointing, stage.micro, 1)
         how = "without" if stage.checkpointing else "with"
-        lines.append(f"  {how} gradient checkpointing {size(other.total)}: activations {size(other.activations)}")
+        lines.append(
+            f"  {how} gradient checkpointing {size(other.total)}: activations {size(other.activations)}"
+        )
     faults = []
     if stage.batch % (stage.micro * stage.gpus) if stage.micro_key else stage.batch < stage.gpus:
         faults.append(f"{_batch(stage)} DOES NOT DIVIDE over {stage.gpus} GPUs x {stage.micro}")
@@ -144,7 +158,10 @@ def _stage(stage: StageCost, usable: float, count: int, price: float | None) -> 
             lines.append(f"  then {size(mending.memory.total)} a GPU: {_parts(mending.memory)}")
     else:
         lines.append(f"  fits into {size(usable)}")
-    return [*lines, "  disk: " + ", ".join(f"{name} {size(amount)}" for name, amount in stage.disk.items())]
+    return [
+        *lines,
+        "  disk: " + ", ".join(f"{name} {size(amount)}" for name, amount in stage.disk.items()),
+    ]
 
 
 def _batch(stage: StageCost) -> str:
@@ -154,17 +171,27 @@ def _batch(stage: StageCost) -> str:
 
 def _parts(memory: Memory) -> str:
     parts = {field.name: getattr(memory, field.name) for field in fields(memory)}
-    return ", ".join(f"{PARTS.get(name, name)} {size(amount)}" for name, amount in parts.items() if amount)
+    return ", ".join(
+        f"{PARTS.get(name, name)} {size(amount)}" for name, amount in parts.items() if amount
+    )
 
 
 def _sum(stages: list[StageCost], price: float | None) -> str:
     hours = sum(stage.runs * stage.seconds * stage.gpus for stage in stages) / 3600
-    kept = sum(stage.runs * sum(amount for name, amount in stage.disk.items() if not name.startswith("checkpoint"))
-               for stage in stages)  # fmt: skip
-    peak = max(sum(amount for name, amount in stage.disk.items() if name.startswith("checkpoint")) for stage in stages)
+    kept = sum(
+        stage.runs
+        * sum(amount for name, amount in stage.disk.items() if not name.startswith("checkpoint"))
+        for stage in stages
+    )
+    peak = max(
+        sum(amount for name, amount in stage.disk.items() if name.startswith("checkpoint"))
+        for stage in stages
+    )
     money = f", {hours * price:,.2f} at {price:g} an hour" if price is not None else ""
-    return (f"All runs: {hours:.3g} GPU hours{money}; disk {size(kept)} in the end, and up to {size(peak)} of "
-            "checkpoints while a stage runs")  # fmt: skip
+    return (
+        f"All runs: {hours:.3g} GPU hours{money}; disk {size(kept)} in the end, and up to {size(peak)} of "
+        "checkpoints while a stage runs"
+    )
 
 
 def _notes(recipe: Recipe, gpu: Gpu, assumed: Assumptions) -> list[str]:

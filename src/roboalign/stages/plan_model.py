@@ -13,7 +13,14 @@ from roboalign.config import Config
 from roboalign.costs import Backbone
 from roboalign.errors import RoboAlignError
 from roboalign.mllm.load import load_processor
-from roboalign.mllm.presets import PRESETS, Preset, image_tokens, meta_model, preset_config, preset_of
+from roboalign.mllm.presets import (
+    PRESETS,
+    Preset,
+    image_tokens,
+    meta_model,
+    preset_config,
+    preset_of,
+)
 from roboalign.mllm.tiny import build_tiny
 from roboalign.recipe import Recipe
 from roboalign.stages.base import source_folder
@@ -67,11 +74,17 @@ def backbone_numbers(model: Any) -> Backbone:
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Backbone(
         parameters=sum(p.numel() for p in model.parameters()),
-        vision=sum(p.numel() for p in vision_parameters(model).values()), table=table.numel(),
-        tied=table is model.get_input_embeddings().weight, layers=text.num_hidden_layers, width=text.hidden_size,
-        query=text.num_attention_heads * head, key_value=text.num_key_value_heads * head, mlp=text.intermediate_size,
-        vocabulary=table.shape[0], normed_queries=hasattr(model.get_decoder().layers[0].self_attn, "q_norm"),
-    )  # fmt: skip
+        vision=sum(p.numel() for p in vision_parameters(model).values()),
+        table=table.numel(),
+        tied=table is model.get_input_embeddings().weight,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        query=text.num_attention_heads * head,
+        key_value=text.num_key_value_heads * head,
+        mlp=text.intermediate_size,
+        vocabulary=table.shape[0],
+        normed_queries=hasattr(model.get_decoder().layers[0].self_attn, "q_norm"),
+    )
 
 
 def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
@@ -82,15 +95,20 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
     config, name, tokens = _described(recipe)
     numbers = backbone_numbers(meta_model(config))
     if recipe.backbone.layer > numbers.layers:
-        raise RoboAlignError(f"the model has text layers 1..{numbers.layers}", where="backbone.layer",
-                             fix="choose one of them")  # fmt: skip
+        raise RoboAlignError(
+            f"the model has text layers 1..{numbers.layers}",
+            where="backbone.layer",
+            fix="choose one of them",
+        )
     tokens = assumed.image_tokens or tokens
     rows = len(getattr(config, "action_token_ids", None) or ())
     if not rows:
         # Qwen's table has some hundred rows to spare, which the first new tokens fill: these are counted twice here.
         rows = 2 + (FAST_PLUS if recipe.tokenizer.path else recipe.tokenizer.vocab_size)
         numbers = numbers.grown(rows)
-    merge = int(getattr(config.vision_config, "spatial_merge_size", 0) or getattr(config, "scale_factor", 1))
+    merge = int(
+        getattr(config.vision_config, "spatial_merge_size", 0) or getattr(config, "scale_factor", 1)
+    )
     return Model(name, numbers, tokens, tokens * merge**2, rows)
 
 
@@ -124,8 +142,11 @@ def existing_folder(source: str) -> Path:
         return source_folder(source)
     except RoboAlignError as error:
         known = ", ".join(preset.repository for preset in PRESETS.values())
-        raise RoboAlignError(error.problem, where=error.where,
-                             fix=f"give a folder with config.json, or one named like {known}") from None  # fmt: skip
+        raise RoboAlignError(
+            error.problem,
+            where=error.where,
+            fix=f"give a folder with config.json, or one named like {known}",
+        ) from None
 
 
 def assumptions(given: list[str]) -> Assumptions:
@@ -135,5 +156,8 @@ def assumptions(given: list[str]) -> Assumptions:
         return Assumptions.model_validate(dict(pairs))
     except ValidationError as error:
         fault = error.errors()[0]
-        raise RoboAlignError(f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}", where="--assume",
-                             fix=f"known: {', '.join(Assumptions.model_fields)}") from None  # fmt: skip
+        raise RoboAlignError(
+            f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}",
+            where="--assume",
+            fix=f"known: {', '.join(Assumptions.model_fields)}",
+        ) from None

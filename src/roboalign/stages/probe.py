@@ -76,11 +76,15 @@ class Backbone:
 def probe_settings(given: Mapping[str, Any]) -> ProbeSettings:
     """Settings from the options that were given; None is the default. Raises RoboAlignError on an impossible value."""
     try:
-        return ProbeSettings.model_validate({name: value for name, value in given.items() if value is not None})
+        return ProbeSettings.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
     except ValidationError as error:
         fault = error.errors()[0]
         option = f"--{str(fault['loc'][0]).replace('_', '-')}"
-        raise RoboAlignError(f"{fault['msg']}, got {fault['input']}", where=option, fix="give another value") from None
+        raise RoboAlignError(
+            f"{fault['msg']}, got {fault['input']}", where=option, fix="give another value"
+        ) from None
 
 
 Correct = Mapping[int, np.ndarray]
@@ -97,23 +101,35 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     run_dir = Path(run)
     recipe = load_recipe(run_dir / "recipe.yaml")
     if settings.pool not in POOLS:
-        raise RoboAlignError(f"tokens cannot be pooled by {settings.pool!r}", where="--pool",
-                             fix=f"choose one of {', '.join(POOLS)}")
+        raise RoboAlignError(
+            f"tokens cannot be pooled by {settings.pool!r}",
+            where="--pool",
+            fix=f"choose one of {', '.join(POOLS)}",
+        )
     found, absent = find_backbones(recipe, run_dir, settings.arms, settings.seeds)
     chosen = choose_episodes(read_demonstrations(run_dir, "downstream"), settings)
-    frames = {task: label_frames(task, [one.state for one in episodes], settings.phases, settings.every)
-              for task, episodes in chosen.items()}
+    frames = {
+        task: label_frames(task, [one.state for one in episodes], settings.phases, settings.every)
+        for task, episodes in chosen.items()
+    }
     cameras = head_cameras(recipe)
-    plain = [baselines(frames[task], _pixels(episodes, frames[task], cameras), settings.k)
-             for task, episodes in chosen.items()]
+    plain = [
+        baselines(frames[task], _pixels(episodes, frames[task], cameras), settings.k)
+        for task, episodes in chosen.items()
+    ]
     labels = np.concatenate([one.label for one in frames.values()])
     predicted = {name: np.concatenate([one[name] for one in plain]) for name in plain[0]}
     correct = _classify(found, chosen, frames, cameras, settings)
     owners = [f"{task}/{number}" for task, one in frames.items() for number in one.owner]
     result = {
-        "run": str(run), "recipe": recipe.name, "settings": settings.model_dump(mode="json"),
-        "head_layer": recipe.backbone.layer, "camera": ", ".join(cameras), "absent": absent,
-        "frames": len(labels), "episodes": len(set(owners)),
+        "run": str(run),
+        "recipe": recipe.name,
+        "settings": settings.model_dump(mode="json"),
+        "head_layer": recipe.backbone.layer,
+        "camera": ", ".join(cameras),
+        "absent": absent,
+        "frames": len(labels),
+        "episodes": len(set(owners)),
         "tasks": {task: _describe(chosen[task], frames[task]) for task in chosen},
         **_measure({name: found == labels for name, found in predicted.items()}, correct, owners),
     }
@@ -121,18 +137,24 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     return format_probe(result) + f"written to {out}\n"
 
 
-def find_backbones(recipe: Recipe, run_dir: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None = None
-                   ) -> tuple[list[Backbone], list[str]]:
+def find_backbones(
+    recipe: Recipe, run_dir: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None = None
+) -> tuple[list[Backbone], list[str]]:
     """The backbones of `arms` under the training seeds `seeds` (None: all), and the stages of those not done.
 
     The blind arm has RoboAlign's backbone; its gray image is the head's affair. Raises RoboAlignError where an arm
     or a seed is not the recipe's, or an arm that was asked for is not done under any seed.
     """
     for seed in set(seeds or ()) - set(recipe.seeds):
-        raise RoboAlignError(f"the run has no training seed {seed}", where="--seeds",
-                             fix=f"choose of {', '.join(map(str, recipe.seeds))}")
+        raise RoboAlignError(
+            f"the run has no training seed {seed}",
+            where="--seeds",
+            fix=f"choose of {', '.join(map(str, recipe.seeds))}",
+        )
     for arm in set(arms or ()) - set(recipe.arms):
-        raise RoboAlignError(f"the run has no arm {arm!r}", where="--arms", fix=f"choose of {', '.join(recipe.arms)}")
+        raise RoboAlignError(
+            f"the run has no arm {arm!r}", where="--arms", fix=f"choose of {', '.join(recipe.arms)}"
+        )
     fix = f"roboalign run {run_dir / 'recipe.yaml'} --out {run_dir}"
     found: dict[Path, Backbone] = {}
     absent: list[str] = []
@@ -153,33 +175,53 @@ def find_backbones(recipe: Recipe, run_dir: Path, arms: Sequence[str] | None, se
     return list(found.values()), absent
 
 
-def choose_episodes(episodes: Sequence[Episode], settings: ProbeSettings) -> dict[str, list[Episode]]:
+def choose_episodes(
+    episodes: Sequence[Episode], settings: ProbeSettings
+) -> dict[str, list[Episode]]:
     """Task -> its first demonstrations in the order of the data set. Raises RoboAlignError where they are too few."""
     tasks: dict[str, list[Episode]] = {}
     for one in episodes:
         tasks.setdefault(one.task, []).append(one)
     if settings.task is not None:
         if settings.task not in tasks:
-            raise RoboAlignError(f"no downstream demonstration is of {settings.task!r}", where="--task",
-                                 fix=f"choose one of {', '.join(tasks)}")
+            raise RoboAlignError(
+                f"no downstream demonstration is of {settings.task!r}",
+                where="--task",
+                fix=f"choose one of {', '.join(tasks)}",
+            )
         tasks = {settings.task: tasks[settings.task]}
     for task, found in tasks.items():
         if settings.demonstrations is not None and len(found) < settings.demonstrations:
-            raise RoboAlignError(f"{task} has {len(found)} demonstrations, not {settings.demonstrations}",
-                                 where="--demonstrations", fix=f"ask for {len(found)} or fewer")
-    return {task: found[: settings.demonstrations or PAPER_DEMONSTRATIONS] for task, found in tasks.items()}
+            raise RoboAlignError(
+                f"{task} has {len(found)} demonstrations, not {settings.demonstrations}",
+                where="--demonstrations",
+                fix=f"ask for {len(found)} or fewer",
+            )
+    return {
+        task: found[: settings.demonstrations or PAPER_DEMONSTRATIONS]
+        for task, found in tasks.items()
+    }
 
 
-def pooled_states(mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], pool: str) -> np.ndarray:
+def pooled_states(
+    mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], pool: str
+) -> np.ndarray:
     """float32 [layers, B, W]: hidden states after each of `layers`, over the tokens of each prompt: mean or last.
 
     Equal to `mllm.hidden.hidden_states` for every layer, in one forward pass for all of them; padding is left out.
     """
-    batch = collate(mllm, [encode_prompt(mllm, one.question, one.image) for one in prompts], padding_side="right")
+    batch = collate(
+        mllm,
+        [encode_prompt(mllm, one.question, one.image) for one in prompts],
+        padding_side="right",
+    )
     del batch["labels"]
     with torch.no_grad():
-        output = mllm.model.model(**{key: value.to(mllm.device) for key, value in batch.items()}, use_cache=False,
-                                  output_hidden_states=True)
+        output = mllm.model.model(
+            **{key: value.to(mllm.device) for key, value in batch.items()},
+            use_cache=False,
+            output_hidden_states=True,
+        )
     mask = batch["attention_mask"].to(mllm.device)
     states = torch.stack([output.hidden_states[layer] for layer in layers]).float()
     if pool == "last":
@@ -187,12 +229,19 @@ def pooled_states(mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], 
     else:
         pooled = (states * mask[None, :, :, None]).sum(dim=2) / mask.sum(dim=1)[None, :, None]
     if not torch.isfinite(pooled).all():
-        raise RoboAlignError("hidden states are not finite", where=str(mllm.folder), fix="check the weights for NaN")
+        raise RoboAlignError(
+            "hidden states are not finite", where=str(mllm.folder), fix="check the weights for NaN"
+        )
     return pooled.cpu().numpy()
 
 
-def _classify(backbones: Sequence[Backbone], chosen: Mapping[str, list[Episode]], frames: Mapping[str, LabelledFrames],
-              cameras: tuple[str, ...], settings: ProbeSettings) -> list[tuple[Backbone, Correct]]:
+def _classify(
+    backbones: Sequence[Backbone],
+    chosen: Mapping[str, list[Episode]],
+    frames: Mapping[str, LabelledFrames],
+    cameras: tuple[str, ...],
+    settings: ProbeSettings,
+) -> list[tuple[Backbone, Correct]]:
     """For each backbone and layer whether each frame, task after task, was given its label."""
     results: list[tuple[Backbone, Correct]] = []
     total = len(backbones) * sum(len(one.label) for one in frames.values())
@@ -205,8 +254,12 @@ def _classify(backbones: Sequence[Backbone], chosen: Mapping[str, list[Episode]]
                 one = frames[task]
                 states = _states(mllm, episodes, one, cameras, layers, settings, progress)
                 for layer, features in zip(layers, states):
-                    right[layer].append(knn(features, one.label, one.owner, k=settings.k) == one.label)
-            results.append((backbone, {layer: np.concatenate(parts) for layer, parts in right.items()}))
+                    right[layer].append(
+                        knn(features, one.label, one.owner, k=settings.k) == one.label
+                    )
+            results.append(
+                (backbone, {layer: np.concatenate(parts) for layer, parts in right.items()})
+            )
     return results
 
 
@@ -214,30 +267,51 @@ def _layers(mllm: Mllm, wanted: tuple[int, ...] | None) -> list[int]:
     present = len(text_layers(mllm))
     layers = sorted(set(wanted)) if wanted else list(range(1, present + 1))
     if layers[0] < 1 or layers[-1] > present:
-        raise RoboAlignError(f"layers {layers}: the model has text layers 1..{present}", where="--layers",
-                             fix="choose of these")
+        raise RoboAlignError(
+            f"layers {layers}: the model has text layers 1..{present}",
+            where="--layers",
+            fix="choose of these",
+        )
     return layers
 
 
-def _states(mllm: Mllm, episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...],
-            layers: Sequence[int], settings: ProbeSettings, progress: Progress) -> np.ndarray:
+def _states(
+    mllm: Mllm,
+    episodes: Sequence[Episode],
+    frames: LabelledFrames,
+    cameras: tuple[str, ...],
+    layers: Sequence[int],
+    settings: ProbeSettings,
+    progress: Progress,
+) -> np.ndarray:
     """float32 [layers, N, W] of the frames of one task."""
-    view = View(layer=layers[0], cameras=cameras)  # its layer is not used: the prompt is the same for all
+    view = View(
+        layer=layers[0], cameras=cameras
+    )  # its layer is not used: the prompt is the same for all
     parts = []
     for start in range(0, len(frames.label), settings.batch_size):
         places = slice(start, start + settings.batch_size)
-        shown = [(episodes[number], t) for number, t in zip(frames.owner[places], frames.step[places])]
-        prompts = [view.prompt({name: one.frame(name, t) for name in cameras}, one.instruction) for one, t in shown]
+        shown = [
+            (episodes[number], t) for number, t in zip(frames.owner[places], frames.step[places])
+        ]
+        prompts = [
+            view.prompt({name: one.frame(name, t) for name in cameras}, one.instruction)
+            for one, t in shown
+        ]
         parts.append(pooled_states(mllm, prompts, layers, settings.pool))
         progress.advance(len(prompts), note=f"{mllm.folder}, {frames.task}")
     return np.concatenate(parts, axis=1)
 
 
-def _pixels(episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...]) -> np.ndarray:
+def _pixels(
+    episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...]
+) -> np.ndarray:
     """float32 [N, P]: the images themselves, side by side, their longest side at most PIXELS."""
     rows = []
     for number, t in zip(frames.owner, frames.step):
-        image = Image.fromarray(np.concatenate([episodes[number].frame(name, int(t)) for name in cameras], axis=1))
+        image = Image.fromarray(
+            np.concatenate([episodes[number].frame(name, int(t)) for name in cameras], axis=1)
+        )
         image.thumbnail((PIXELS, PIXELS), Image.Resampling.BOX)
         rows.append(np.asarray(image, dtype=np.float32).ravel())
     return np.stack(rows)
@@ -245,34 +319,67 @@ def _pixels(episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[
 
 def _describe(episodes: Sequence[Episode], frames: LabelledFrames) -> dict[str, Any]:
     return {
-        "demonstrations": [one.episode_id for one in episodes], "steps": [len(one) for one in episodes],
-        "reference": episodes[frames.reference].episode_id, "frames": len(frames.label),
+        "demonstrations": [one.episode_id for one in episodes],
+        "steps": [len(one) for one in episodes],
+        "reference": episodes[frames.reference].episode_id,
+        "frames": len(frames.label),
         "frames_of_phase": np.bincount(frames.label, minlength=frames.phases).tolist(),
-    }  # fmt: skip
+    }
 
 
-def _measure(plain: Mapping[str, np.ndarray], backbones: Sequence[tuple[Backbone, Correct]], owners: list[str]
-             ) -> dict[str, Any]:
+def _measure(
+    plain: Mapping[str, np.ndarray],
+    backbones: Sequence[tuple[Backbone, Correct]],
+    owners: list[str],
+) -> dict[str, Any]:
     """Accuracies of baselines, backbones and arms (training seeds averaged), and paired differences, with intervals."""
     row = functools.partial(_row, errs=~plain["time"], owners=owners)
     arms: dict[str, Seeds] = {}
     for backbone, correct in backbones:
         arms[backbone.arm] = {**arms.get(backbone.arm, {}), backbone.seed: correct}
     layers = list(backbones[0][1])
-    without: dict[str, Seeds] = {name: {None: dict.fromkeys(layers, plain[name])} for name in ("time", "pixels")}
+    without: dict[str, Seeds] = {
+        name: {None: dict.fromkeys(layers, plain[name])} for name in ("time", "pixels")
+    }
     sides = {**arms, **without}
-    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)] + [(name, arm) for name in without for arm in arms]
+    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)] + [
+        (name, arm) for name in without for arm in arms
+    ]
     return {
         "baselines": {name: row(correct) for name, correct in plain.items()},
-        "backbones": [{"arm": backbone.arm, "seed": backbone.seed, "folder": str(backbone.folder),
-                       "layers": {str(layer): row(one) for layer, one in correct.items()}}
-                      for backbone, correct in backbones],
-        "arms": {arm: {str(layer): row(_mean(seeds, layer)) for layer in layers} for arm, seeds in arms.items()},
-        "differences": [{"before": a, "after": b, "seeds": shared, "layers": {
-            str(layer): asdict(paired_difference(_mean(sides[a], layer, shared), _mean(sides[b], layer, shared),
-                                                 clusters=owners)) for layer in layers}}
-            for a, b in pairs if (shared := _shared(sides[a], sides[b]))],
-    }  # fmt: skip
+        "backbones": [
+            {
+                "arm": backbone.arm,
+                "seed": backbone.seed,
+                "folder": str(backbone.folder),
+                "layers": {str(layer): row(one) for layer, one in correct.items()},
+            }
+            for backbone, correct in backbones
+        ],
+        "arms": {
+            arm: {str(layer): row(_mean(seeds, layer)) for layer in layers}
+            for arm, seeds in arms.items()
+        },
+        "differences": [
+            {
+                "before": a,
+                "after": b,
+                "seeds": shared,
+                "layers": {
+                    str(layer): asdict(
+                        paired_difference(
+                            _mean(sides[a], layer, shared),
+                            _mean(sides[b], layer, shared),
+                            clusters=owners,
+                        )
+                    )
+                    for layer in layers
+                },
+            }
+            for a, b in pairs
+            if (shared := _shared(sides[a], sides[b]))
+        ],
+    }
 
 
 def _row(correct: np.ndarray, errs: np.ndarray, owners: list[str]) -> dict[str, Any]:
@@ -281,11 +388,19 @@ def _row(correct: np.ndarray, errs: np.ndarray, owners: list[str]) -> dict[str, 
     A model whose features were that clock would have 0 there.
     """
     tasks = [owner.rsplit("/", 1)[0] for owner in owners]
-    by_task = {task: [i for i, one in enumerate(tasks) if one == task] for task in dict.fromkeys(tasks)}
+    by_task = {
+        task: [i for i, one in enumerate(tasks) if one == task] for task in dict.fromkeys(tasks)
+    }
     parts = {"where_time_errs": np.flatnonzero(errs).tolist(), **by_task}
-    found = {name: asdict(accuracy(correct[places], [owners[i] for i in places])) for name, places in parts.items()}
-    return {"accuracy": asdict(accuracy(correct, owners)), "where_time_errs": found.pop("where_time_errs"),
-            "tasks": found}
+    found = {
+        name: asdict(accuracy(correct[places], [owners[i] for i in places]))
+        for name, places in parts.items()
+    }
+    return {
+        "accuracy": asdict(accuracy(correct, owners)),
+        "where_time_errs": found.pop("where_time_errs"),
+        "tasks": found,
+    }
 
 
 def _shared(a: Seeds, b: Seeds) -> list[int | None]:
@@ -297,4 +412,11 @@ def _shared(a: Seeds, b: Seeds) -> list[int | None]:
 
 def _mean(seeds: Seeds, layer: int, wanted: Sequence[int | None] | None = None) -> np.ndarray:
     """float [N]: the share of training seeds (those `wanted`; None: the only one) that found a frame's label."""
-    return np.mean([correct[layer] for seed, correct in seeds.items() if not wanted or seed in (None, *wanted)], axis=0)
+    return np.mean(
+        [
+            correct[layer]
+            for seed, correct in seeds.items()
+            if not wanted or seed in (None, *wanted)
+        ],
+        axis=0,
+    )

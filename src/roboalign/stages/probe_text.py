@@ -30,16 +30,19 @@ def format_probe(result: Mapping[str, Any]) -> str:
         f"{result['episodes']} demonstrations, {result['frames']} frames (one of {settings['every']}); the "
         f"{settings['k']} nearest frames of other episodes vote; tokens: {settings['pool']}. Percent, with 95% "
         "intervals that draw episodes anew.",
-    ]  # fmt: skip
+    ]
     if result["absent"]:
         lines.append(f"not done yet, and left out: {', '.join(result['absent'])}")
     console = Console(width=WIDTH, no_color=True, highlight=False)
     with console.capture() as capture:
         for line in lines:
             console.print(line, soft_wrap=True)
-        for table in (_baselines(result), _layers(result, "accuracy", "Backbones"),
-                      _layers(result, "where_time_errs", "The same on the frames where steps / length errs"),
-                      _differences(result)):
+        for table in (
+            _baselines(result),
+            _layers(result, "accuracy", "Backbones"),
+            _layers(result, "where_time_errs", "The same on the frames where steps / length errs"),
+            _differences(result),
+        ):
             console.print(table)
         for line in _notes(result):
             console.print(line, soft_wrap=True)
@@ -59,37 +62,59 @@ def _layers(result: Mapping[str, Any], measure: str, title: str) -> Table:
     table = Table("layer", *result["arms"], title=title)
     for layer in next(iter(result["arms"].values())):
         mark = " (head)" if int(layer) == result["head_layer"] else ""
-        table.add_row(layer + mark, *(_percent(arm[layer][measure]) for arm in result["arms"].values()))
+        table.add_row(
+            layer + mark, *(_percent(arm[layer][measure]) for arm in result["arms"].values())
+        )
     return table
 
 
 def _differences(result: Mapping[str, Any]) -> Table:
     """A pair a row, a layer a column."""
     layers = list(next(iter(result["arms"].values())))
-    table = Table("after minus before, points", *(f"layer {layer}" for layer in layers), title="Same frames")
+    table = Table(
+        "after minus before, points", *(f"layer {layer}" for layer in layers), title="Same frames"
+    )
     for pair in result["differences"]:
         cells = []
         for layer in layers:
             one = pair["layers"][layer]
-            bounds = "" if one["low"] is None else f" ({points(one['low'])} to {points(one['high'])})"
+            bounds = (
+                "" if one["low"] is None else f" ({points(one['low'])} to {points(one['high'])})"
+            )
             cells.append(points(one["value"]) + bounds)
         table.add_row(f"{pair['after']} − {pair['before']}", *cells)
     return table
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
-    seeds = {arm: [one["seed"] for one in result["backbones"] if one["arm"] == arm] for arm in result["arms"]}
-    told = [f"{arm} {', '.join(map(str, found))}" for arm, found in seeds.items() if found != [None]]
-    notes = ["The recipe chose the layer that the head reads; the best of several layers leans to the favourable side."]
+    seeds = {
+        arm: [one["seed"] for one in result["backbones"] if one["arm"] == arm]
+        for arm in result["arms"]
+    }
+    told = [
+        f"{arm} {', '.join(map(str, found))}" for arm, found in seeds.items() if found != [None]
+    ]
+    notes = [
+        "The recipe chose the layer that the head reads; the best of several layers leans to the favourable side."
+    ]
     if told:
-        notes.append(f"Training seeds, averaged frame by frame; pairs by those that both have: {'; '.join(told)}.")
+        notes.append(
+            f"Training seeds, averaged frame by frame; pairs by those that both have: {'; '.join(told)}."
+        )
     paper = ", ".join(f"{arm} {value:.2f}" for arm, value in PAPER.items())
-    return [*notes, f"The paper, 7B, one task of LIBERO-Long, 20 demonstrations, classes and layer not given: {paper}. "
-                    "Other classes: not comparable in level."]
+    return [
+        *notes,
+        f"The paper, 7B, one task of LIBERO-Long, 20 demonstrations, classes and layer not given: {paper}. "
+        "Other classes: not comparable in level.",
+    ]
 
 
 def _percent(estimate: Mapping[str, Any]) -> str:
     if estimate["value"] is None:
         return "–"
-    bounds = "" if estimate["low"] is None else f" ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
+    bounds = (
+        ""
+        if estimate["low"] is None
+        else f" ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
+    )
     return f"{100 * estimate['value']:.1f}{bounds}"

@@ -14,7 +14,14 @@ from roboalign.stages.report import ARMS, OTHER_RL
 from roboalign.stages.table import comparison
 
 BASELINES = ("language-sft", "action-sft", "ecot", *OTHER_RL)
-COLUMNS = ("VQA, direct", "Prefix, direct", "Prefix, reasoned", "Format", "L1, direct", "L1, reasoned")
+COLUMNS = (
+    "VQA, direct",
+    "Prefix, direct",
+    "Prefix, reasoned",
+    "Format",
+    "L1, direct",
+    "L1, reasoned",
+)
 
 
 def publish(run_dir: str | Path, target: str | Path) -> str:
@@ -24,7 +31,9 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
     stands at `target` is replaced. Raises RoboAlignError where the run has no report.
     """
     run_dir = Path(run_dir)
-    summary = read_json(run_dir / "report" / "summary.json", fix=f"roboalign report RECIPE --out {run_dir}")
+    summary = read_json(
+        run_dir / "report" / "summary.json", fix=f"roboalign report RECIPE --out {run_dir}"
+    )
     arms = sorted((summary.get("success") or {}).get("arms", {}))
     with atomic_path(target) as folder:
         folder.mkdir(parents=True)
@@ -35,15 +44,22 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
         for seed in sorted(run_dir.glob("seed-*")):
             for stage in ("rl", *OTHER_RL):
                 if (seed / stage / "metrics.jsonl").is_file():
-                    shutil.copy(seed / stage / "metrics.jsonl", folder / f"{seed.name}-{stage}-metrics.jsonl")
+                    shutil.copy(
+                        seed / stage / "metrics.jsonl",
+                        folder / f"{seed.name}-{stage}-metrics.jsonl",
+                    )
             for arm in arms:  # and no other folder: those of outdated settings stand beside them
                 if (episodes := seed / "eval" / "rollouts" / arm / "episodes.jsonl").is_file():
                     shutil.copy(episodes, folder / f"{seed.name}-episodes-{arm}.jsonl")
                 if (protocol := seed / "eval" / "rollouts" / arm / "protocol.json").is_file():
-                    shutil.copy(protocol, folder / "protocol.json")  # one for all: the recipe alone decides it
+                    shutil.copy(
+                        protocol, folder / "protocol.json"
+                    )  # one for all: the recipe alone decides it
     if not set(BASELINES) & set(arms):
         return markdown_table(summary)
-    return markdown_table(summary) + "\n" + markdown_comparison(comparison(Path(target), "libero-avg"))
+    return (
+        markdown_table(summary) + "\n" + markdown_comparison(comparison(Path(target), "libero-avg"))
+    )
 
 
 def markdown_table(summary: Mapping[str, Any]) -> str:
@@ -56,8 +72,11 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
         if name not in summary["arms"] and name not in success:
             continue
         cells = [_rate(lookup(success, (name, "overall")))]
-        cells += [_estimate(lookup(summary["arms"], (name, *path)), kind)
-                  for column, path, kind in ARM_COLUMNS if column in COLUMNS]
+        cells += [
+            _estimate(lookup(summary["arms"], (name, *path)), kind)
+            for column, path, kind in ARM_COLUMNS
+            if column in COLUMNS
+        ]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

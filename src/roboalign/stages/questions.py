@@ -27,7 +27,11 @@ Checked = TypeVar("Checked", bound=Config)
 Prices = tuple[float | None, float | None]
 LOOKED_AT = 20
 """Parts of the plan that are searched for a frame to estimate the cost from."""
-MENDED = {NO_SPACE.reason: "--space NAME", NO_AXES.reason: "--axes X,Y,Z", NO_POSITION.reason: "--position COLUMN"}
+MENDED = {
+    NO_SPACE.reason: "--space NAME",
+    NO_AXES.reason: "--axes X,Y,Z",
+    NO_POSITION.reason: "--position COLUMN",
+}
 """Reason for which a question was not asked -> the option that mends it."""
 
 
@@ -40,24 +44,44 @@ def question_data(data: RobotData, options: Mapping[str, Any]) -> str:
     if count < 1:
         raise RoboAlignError(f"--count is {count}", where="count", fix="give 1 or more")
     if out.exists() and not out.is_dir():
-        raise RoboAlignError("this is a file, not a folder", where=str(out), fix="pass --out with another folder")
-    settings = {"source": source_of(data, options), "by": options["by"], **config.model_dump(mode="json")}
+        raise RoboAlignError(
+            "this is a file, not a folder", where=str(out), fix="pass --out with another folder"
+        )
+    settings = {
+        "source": source_of(data, options),
+        "by": options["by"],
+        **config.model_dump(mode="json"),
+    }
     if options["by"] == "teacher":
         return ask_teacher(data, options, config, settings)
     unused = [name for name in ("endpoint", "model", "key_env", "dry_run") if options[name]]
     if unused:
-        raise RoboAlignError(f"--{unused[0].replace('_', '-')} belongs to a teacher", where="--by states",
-                             fix="leave it out, or add --by teacher")  # fmt: skip
-    manifest = write_questions(data, StateQuestions(config), out, count=count, seed=config.seed, settings=settings,
-                               each=config.frames)  # fmt: skip
+        raise RoboAlignError(
+            f"--{unused[0].replace('_', '-')} belongs to a teacher",
+            where="--by states",
+            fix="leave it out, or add --by teacher",
+        )
+    manifest = write_questions(
+        data,
+        StateQuestions(config),
+        out,
+        count=count,
+        seed=config.seed,
+        settings=settings,
+        each=config.frames,
+    )
     return summary_text(manifest, out)
 
 
-def ask_teacher(data: RobotData, options: Mapping[str, Any], config: QuestionConfig, settings: dict[str, Any]) -> str:
+def ask_teacher(
+    data: RobotData, options: Mapping[str, Any], config: QuestionConfig, settings: dict[str, Any]
+) -> str:
     """Tell what it will cost, ask, and tell what it did cost."""
     endpoint, prices, out = endpoint_of(options), prices_of(options), Path(options["out"])
     if not options["model"]:
-        raise RoboAlignError("--model is missing", where="--by teacher", fix="name the model at the endpoint")
+        raise RoboAlignError(
+            "--model is missing", where="--by teacher", fix="name the model at the endpoint"
+        )
     if options["dry_run"]:
         plan = make_plan(data, options["count"], config.seed, config.frames)
         return cost_ahead(data, plan, config, out / "answers.jsonl", prices)
@@ -69,9 +93,15 @@ def ask_teacher(data: RobotData, options: Mapping[str, Any], config: QuestionCon
     before = cache.prompt_tokens, cache.completion_tokens
     try:
         manifest = write_questions(
-            data, TeacherQuestions(config, options["model"], client, cache), out, count=options["count"],
-            seed=config.seed, settings={**settings, "model": options["model"]}, each=config.frames, planned=planned,
-        )  # fmt: skip
+            data,
+            TeacherQuestions(config, options["model"], client, cache),
+            out,
+            count=options["count"],
+            seed=config.seed,
+            settings={**settings, "model": options["model"]},
+            each=config.frames,
+            planned=planned,
+        )
     finally:  # what was spent is told after a failure too
         client.stop.set()
         client.close()
@@ -80,7 +110,9 @@ def ask_teacher(data: RobotData, options: Mapping[str, Any], config: QuestionCon
     return summary_text(manifest, out)
 
 
-def cost_ahead(data: RobotData, plan: Plan, config: QuestionConfig, answers: Path, prices: Prices) -> str:
+def cost_ahead(
+    data: RobotData, plan: Plan, config: QuestionConfig, answers: Path, prices: Prices
+) -> str:
     """`100 requests, .. 60,000 tokens in and 40,000 out, ..`: estimated from the first frame that can be shown."""
     kept = answers.read_bytes().count(b"\n") if answers.is_file() else 0
     for work in islice(read_work(data, plan, 0), LOOKED_AT):
@@ -94,9 +126,14 @@ def cost_ahead(data: RobotData, plan: Plan, config: QuestionConfig, answers: Pat
     else:
         return f"{plan.count:,} requests at most; none of the first frames can be shown, so no tokens are estimated"
     found = estimate(plan.count, kept, prompt, (frame.shape[1], frame.shape[0]), config.questions)
-    told = price(found.prompt_tokens, found.completion_tokens, *prices) or ", price not known (--price-in, --price-out)"
-    return (f"{found.requests:,} requests, {found.kept:,} of them answered before; the rest takes about "
-            f"{found.prompt_tokens:,} tokens in and {found.completion_tokens:,} out{told}")  # fmt: skip
+    told = (
+        price(found.prompt_tokens, found.completion_tokens, *prices)
+        or ", price not known (--price-in, --price-out)"
+    )
+    return (
+        f"{found.requests:,} requests, {found.kept:,} of them answered before; the rest takes about "
+        f"{found.prompt_tokens:,} tokens in and {found.completion_tokens:,} out{told}"
+    )
 
 
 def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> str:
@@ -106,12 +143,16 @@ def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> s
     told = f"counted by the endpoint: {spent[0]:,} tokens in and {spent[1]:,} out{price(*spent, *prices)}"
     if total == spent:
         return told
-    return f"{told}; with earlier calls {total[0]:,} in and {total[1]:,} out{price(*total, *prices)}"
+    return (
+        f"{told}; with earlier calls {total[0]:,} in and {total[1]:,} out{price(*total, *prices)}"
+    )
 
 
 def question_config(options: Mapping[str, Any]) -> QuestionConfig:
     """The settings of the questions; the axes are those that are given, else those known for the action space."""
-    axes = parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
+    axes = (
+        parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
+    )
     names = ("position", "camera", "frames", "questions", "horizon", "think_share", "grid", "seed")
     return checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})
 
@@ -119,11 +160,18 @@ def question_config(options: Mapping[str, Any]) -> QuestionConfig:
 def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
     """Where the teacher is. Raises RoboAlignError on a key that was named and is not set."""
     if not options["endpoint"]:
-        raise RoboAlignError("--endpoint is missing", where="--by teacher",
-                             fix="give the base URL of an OpenAI-compatible endpoint, for example http://127.0.0.1:8000/v1")
+        raise RoboAlignError(
+            "--endpoint is missing",
+            where="--by teacher",
+            fix="give the base URL of an OpenAI-compatible endpoint, for example http://127.0.0.1:8000/v1",
+        )
     named = options["key_env"]
     if named and not os.environ.get(named, "").strip():
-        raise RoboAlignError(f"the environment variable {named} is not set", where="--key-env", fix="put the key in it")
+        raise RoboAlignError(
+            f"the environment variable {named} is not set",
+            where="--key-env",
+            fix="put the key in it",
+        )
     key = {"key_env": named} if named else {}
     asked = {name: options[name] for name in ("concurrency", "timeout", "retries")}
     return checked(Endpoint, url=options["endpoint"], **asked, **key)
@@ -133,7 +181,9 @@ def prices_of(options: Mapping[str, Any]) -> Prices:
     """Of a million tokens in and out."""
     prices = options["price_in"], options["price_out"]
     if any(given is not None and not (math.isfinite(given) and given >= 0) for given in prices):
-        raise RoboAlignError(f"prices {prices}", where="--price-in, --price-out", fix="give numbers from 0 on")
+        raise RoboAlignError(
+            f"prices {prices}", where="--price-in, --price-out", fix="give numbers from 0 on"
+        )
     return prices
 
 
@@ -151,20 +201,29 @@ def checked(kind: type[Checked], **values: Any) -> Checked:
 def source_of(data: RobotData, options: Mapping[str, Any]) -> dict[str, Any]:
     """What the episodes are read from, and how."""
     path = str(Path(options["path"]).resolve())
-    return {"path": path, "format": data.format, "read": sorted(options["read"]), "space": options["space"]}
+    return {
+        "path": path,
+        "format": data.format,
+        "read": sorted(options["read"]),
+        "space": options["space"],
+    }
 
 
 def summary_text(manifest: Mapping[str, Any], out: Path) -> str:
     """The counts of a manifest, a line each."""
-    lines = [f"{manifest['conversations']:,} conversations with {manifest['questions']:,} questions from "
-             f"{len(manifest['episodes']):,} episodes in {out.resolve()}"]  # fmt: skip
+    lines = [
+        f"{manifest['conversations']:,} conversations with {manifest['questions']:,} questions from "
+        f"{len(manifest['episodes']):,} episodes in {out.resolve()}"
+    ]
     for name, modes in manifest["types"].items():
         lines.append(f"  {name}: {', '.join(f'{times:,} {mode}' for mode, times in modes.items())}")
     if manifest["refused"]:
         lines += ["not asked:", *refused_lines(manifest["refused"])]
     faults = manifest["faults"]
     if faults["count"]:
-        listed = f", the first {MOST_FAULTS} in manifest.json" if faults["count"] > MOST_FAULTS else ""
+        listed = (
+            f", the first {MOST_FAULTS} in manifest.json" if faults["count"] > MOST_FAULTS else ""
+        )
         lines.append(f"{faults['count']:,} left out{listed}:")
         lines += [f"  {fault['where']}: {fault['problem']}" for fault in faults["listed"][:10]]
     return "\n".join(lines)

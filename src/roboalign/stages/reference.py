@@ -1,6 +1,6 @@
 """The recipe reference, from the settings classes.
 
-    python -m roboalign.stages.reference > docs/recipe-reference.md
+python -m roboalign.stages.reference > docs/recipe-reference.md
 """
 
 import json
@@ -50,7 +50,9 @@ def _section(path: str, node: Node, defaults: Node, definitions: dict[str, Node]
 
 def _class_of(field: Node) -> str:
     """The reference to a settings class, for a section that may be left out too; "" for a plain value."""
-    return str(next((option["$ref"] for option in field.get("anyOf", [field]) if "$ref" in option), ""))
+    return str(
+        next((option["$ref"] for option in field.get("anyOf", [field]) if "$ref" in option), "")
+    )
 
 
 def _row(key: str, field: Node, default: str) -> str:

@@ -31,7 +31,14 @@ from roboalign.recipe import Recipe
 from roboalign.stages.plan_costs import GENERATED_ROWS, plan_costs
 from roboalign.stages.plan_costs_text import size
 from roboalign.stages.plan_model import Assumptions
-from roboalign.stages.rehearse_model import Lengths, fake_backbone, image_tokens_of, lengths_of, talks, word_token
+from roboalign.stages.rehearse_model import (
+    Lengths,
+    fake_backbone,
+    image_tokens_of,
+    lengths_of,
+    talks,
+    word_token,
+)
 from roboalign.stages.rehearse_split import split_over
 from roboalign.vla.features import View
 from roboalign.vla.frames import Frames
@@ -39,7 +46,9 @@ from roboalign.vla.head import FlowMatchingHead, HeadShape
 from roboalign.vla.train import Trained, average_of, loss_module, make_optimizer, train_step
 
 NEVER = 10**9
-PASSES = 2  # micro-batches of the rehearsed update, at most: gradients are there when the second begins
+PASSES = (
+    2  # micro-batches of the rehearsed update, at most: gradients are there when the second begins
+)
 WEIGHTS, OPTIMIZER, FROZEN = "weights", "AdamW", "frozen model"
 
 
@@ -62,8 +71,14 @@ class Rehearsed:
     def line(self) -> str:
         """What is printed of it."""
         names = {name: name or "what comes and goes" for name in self.peak}
-        held = ", ".join(f"{names[name]} {size(amount)}" for name, amount in self.peak.items() if amount)
-        planned = f"; the plan says {size(self.planned)}, {self.planned / self.total - 1:+.1%}" if self.planned else ""
+        held = ", ".join(
+            f"{names[name]} {size(amount)}" for name, amount in self.peak.items() if amount
+        )
+        planned = (
+            f"; the plan says {size(self.planned)}, {self.planned / self.total - 1:+.1%}"
+            if self.planned
+            else ""
+        )
         return f"  {self.stage}, {self.part}: {size(self.total)} ({held}){planned}"
 
 
@@ -85,7 +100,9 @@ class Rehearsal:
     def turns(self) -> int:
         return round((self.recipe.mix.min_turns + self.recipe.mix.max_turns) / 2)
 
-    def passes(self, batch: int, micro: int, unit: Literal["conversations", "prompts"] = "conversations") -> int:
+    def passes(
+        self, batch: int, micro: int, unit: Literal["conversations", "prompts"] = "conversations"
+    ) -> int:
         """Micro-batches of the rehearsed update. Raises RoboAlignError where the recipe's do not divide."""
         return min(PASSES, accumulation_of(batch, micro, self.count, unit))
 
@@ -101,34 +118,53 @@ def describe_rehearsal(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumption
     _, stages = plan_costs(recipe, gpu, count, assumed)
     usable = gpu.memory * assumed.usable
     split = count > 1 and any(
-        stage.checkpointing_key and not stage.whole
-        and stage.memory(stage.checkpointing, stage.micro, 1).total > usable for stage in stages
-    )  # fmt: skip
+        stage.checkpointing_key
+        and not stage.whole
+        and stage.memory(stage.checkpointing, stage.micro, 1).total > usable
+        for stage in stages
+    )
     how = f"split over {count} GPUs by FSDP2" if split else "whole on each GPU"
     yield f"Rehearsal on tensors without numbers, the model {how} (the head's whole). The most that tensors hold there:"
     for one in rehearse(recipe, gpu, count, assumed, split=split):
         yield one.line()
 
 
-def rehearse(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, *, split: bool) -> Iterator[Rehearsed]:
+def rehearse(
+    recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, *, split: bool
+) -> Iterator[Rehearsed]:
     """Each kind of training of the recipe, as one of `count` GPUs does it; `split`: FSDP2 splits the model over them.
 
     The head is always trained on a whole model. Raises RoboAlignError as the trainings do, where a batch does not
     divide over the GPUs, and where the backbone's processor is not known.
     """
-    recipe = recipe.model_copy(update={"rl": recipe.rl.model_copy(update={"vllm": None})})  # there is no server
+    recipe = recipe.model_copy(
+        update={"rl": recipe.rl.model_copy(update={"vllm": None})}
+    )  # there is no server
     model, stages = plan_costs(recipe, gpu, count, assumed)
-    parts: dict[str, Callable[[Rehearsal], tuple[Peaks, Lengths]]] = {"sft": _sft, "rl": _rl, "head": _head}
+    parts: dict[str, Callable[[Rehearsal], tuple[Peaks, Lengths]]] = {
+        "sft": _sft,
+        "rl": _rl,
+        "head": _head,
+    }
     for name in (name for name in parts if any(name in stage.names for stage in stages)):
         share = count if split and name != "head" else 1
-        with split_over(share) if share > 1 else nullcontext(), fixed_in_place(), warnings.catch_warnings():
+        with (
+            split_over(share) if share > 1 else nullcontext(),
+            fixed_in_place(),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             made = Rehearsal(recipe, assumed, count, fake_backbone(recipe, model.rows))
             peaks, lengths = parts[name](made)
         _, again = plan_costs(recipe, gpu, count, assumed.model_copy(update=lengths.assumed()))
         stage = next(one for one in again if name in one.names)
         memory = stage.memory(stage.checkpointing, stage.micro, share)
-        planned = {"start": memory.start, "rollout": memory.rollout, "update": memory.update, "step": memory.update}
+        planned = {
+            "start": memory.start,
+            "rollout": memory.rollout,
+            "update": memory.update,
+            "step": memory.update,
+        }
         for part, peak in peaks.items():
             yield Rehearsed(name, part, peak, planned.get(part, 0.0))
 
@@ -138,35 +174,60 @@ def rehearse(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, *, spli
 
 def _sft(made: Rehearsal) -> tuple[Peaks, Lengths]:
     config = made.recipe.sft
-    batch = made.passes(config.batch_size, config.micro_batch_size) * config.micro_batch_size * world_size()
-    config = config.model_copy(update={"batch_size": batch, "max_steps": 1, "workers": 0, "compile": False,
-                                       "liger": False, "save_every": NEVER})  # fmt: skip
+    batch = (
+        made.passes(config.batch_size, config.micro_batch_size)
+        * config.micro_batch_size
+        * world_size()
+    )
+    config = config.model_copy(
+        update={
+            "batch_size": batch,
+            "max_steps": 1,
+            "workers": 0,
+            "compile": False,
+            "liger": False,
+            "save_every": NEVER,
+        }
+    )
     data = made.talks(made.turns, batch)
     with fake_weights():  # adapters are new weights
         lora = config.choose_trained(made.mllm)
     with _training(made.mllm) as (meter, folder):
-        trainer = sft.build_trainer(made.mllm, data, config, folder, list(range(batch)), 1, "sft", lora)
+        trainer = sft.build_trainer(
+            made.mllm, data, config, folder, list(range(batch)), 1, "sft", lora
+        )
         return _run(trainer, meter), lengths_of(made.mllm, data[0])
 
 
 def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
     """One batch of answers is sampled: a longer rollout samples one after the other."""
     config, mllm = made.recipe.rl, made.mllm
-    own = made.passes(config.prompts_per_update, config.micro_batch_size, "prompts") * config.micro_batch_size
-    sampled = min(-(-config.prompts_per_rollout // made.count), max(1, GENERATED_ROWS // config.samples))
+    own = (
+        made.passes(config.prompts_per_update, config.micro_batch_size, "prompts")
+        * config.micro_batch_size
+    )
+    sampled = min(
+        -(-config.prompts_per_rollout // made.count), max(1, GENERATED_ROWS // config.samples)
+    )
     updates = -(-sampled // own)
     update = own * world_size()
-    config = config.model_copy(update={
-        "prompts_per_update": update, "prompts_per_rollout": updates * update, "updates": updates,
-        "replay_batch": -(-config.replay_batch * update // config.prompts_per_update), "save_every": NEVER,
-    })  # fmt: skip
+    config = config.model_copy(
+        update={
+            "prompts_per_update": update,
+            "prompts_per_rollout": updates * update,
+            "updates": updates,
+            "replay_batch": -(-config.replay_batch * update // config.prompts_per_update),
+            "save_every": NEVER,
+        }
+    )
     data, fast = _prompts(made, updates * update)
     replay = made.talks(made.turns, config.replay_batch) if config.replay_weight else []
     with fake_weights():
         lora = config.choose_trained(mllm)
     with _training(mllm) as (meter, folder):
-        trainer = grpo.build_trainer(mllm, fast, data, replay, config, folder, list(range(len(data))), updates, "rl",
-                                     lora)  # fmt: skip
+        trainer = grpo.build_trainer(
+            mllm, fast, data, replay, config, folder, list(range(len(data))), updates, "rl", lora
+        )
         if trainer.reference is not None:
             meter.label(FROZEN, trainer.reference.parameters())
         return _run(trainer, meter), lengths_of(mllm, made.talks(1, 1)[0])
@@ -175,18 +236,25 @@ def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
 def _prompts(made: Rehearsal, count: int) -> tuple[list[Conversation], FastTokenizer]:
     """Action questions with a target, and what reads it."""
     assert made.mllm.vocabulary is not None
-    chunks = np.random.default_rng(0).uniform(-1, 1, (64, made.recipe.tokenizer.horizon, made.assumed.action_dim))
+    chunks = np.random.default_rng(0).uniform(
+        -1, 1, (64, made.recipe.tokenizer.horizon, made.assumed.action_dim)
+    )
     fast = FastTokenizer.fit(chunks, scale=10, vocab_size=len(made.mllm.vocabulary.fast_ids))
     target, single = tuple(fast.encode(chunks[:1])[0]), made.talks(1, 1)[0]
     asked = Turn("action", "action", "think", single.turns[0].question, "", "")
-    return [Conversation(f"rl-{i}", "episode", i, "task", single.image, (asked,), target=target)
-            for i in range(count)], fast  # fmt: skip
+    return [
+        Conversation(f"rl-{i}", "episode", i, "task", single.image, (asked,), target=target)
+        for i in range(count)
+    ], fast
 
 
 @contextmanager
 def _training(mllm: Mllm) -> Iterator[tuple[Meter, Path]]:
     """What counts, and a folder to write into. Weights without numbers have no fingerprint."""
-    with tempfile.TemporaryDirectory() as folder, patch("roboalign.align.trainer.weights_fingerprint", lambda _: ""):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch("roboalign.align.trainer.weights_fingerprint", lambda _: ""),
+    ):
         yield Meter(word_token(mllm)), Path(folder)
 
 
@@ -254,7 +322,9 @@ def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
     """A batch of hidden states, and two steps of the head on such; the frozen model stays where it is."""
     recipe, mllm, assumed, config = made.recipe, made.mllm, made.assumed, made.recipe.head_training
     view = View(layer=recipe.backbone.layer, cameras=("camera",), dtype=recipe.backbone.layer_dtype)
-    prompt = view.prompt({"camera": np.zeros((made.side, made.side, 3), np.uint8)}, "open the drawer")
+    prompt = view.prompt(
+        {"camera": np.zeros((made.side, made.side, 3), np.uint8)}, "open the drawer"
+    )
     ids = encode_prompt(mllm, prompt.question, prompt.image).input_ids
     image = image_tokens_of(mllm, ids)
     meter, micro = Meter(word_token(mllm)), -(-config.batch_size // made.count)
@@ -263,12 +333,19 @@ def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
     with meter:
         states, mask = view.encode(mllm, [prompt] * config.features.batch_size)
     peaks = {"hidden states": meter.peak}
-    shape = HeadShape(vlm_width=states.shape[2], action_dim=assumed.action_dim, state_dim=assumed.state_dim,
-                      horizon=recipe.tokenizer.horizon)  # fmt: skip
+    shape = HeadShape(
+        vlm_width=states.shape[2],
+        action_dim=assumed.action_dim,
+        state_dim=assumed.state_dim,
+        horizon=recipe.tokenizer.horizon,
+    )
     with fake_weights():
         head = FlowMatchingHead(recipe.head, shape)
         kept = torch.empty(micro, *states.shape[1:], dtype=states.dtype)
-        actions, state = torch.empty(micro, shape.horizon, shape.action_dim), torch.empty(micro, shape.state_dim)
+        actions, state = (
+            torch.empty(micro, shape.horizon, shape.action_dim),
+            torch.empty(micro, shape.state_dim),
+        )
     del states
     store: Any = _Stored(kept, mask[:1].expand(micro, -1))
     frames = Frames(store, actions, state if recipe.head.proprioception else None)
@@ -279,5 +356,8 @@ def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
         for step in range(PASSES):
             meter.reset()
             train_step(loss_module(head, compiled=False), trained, frames, config, step, 0)
-            meter.label(OPTIMIZER, [value for one in trained.optimizer.state.values() for value in one.values()])
+            meter.label(
+                OPTIMIZER,
+                [value for one in trained.optimizer.state.values() for value in one.values()],
+            )
     return {**peaks, "step": meter.peak}, Lengths(image, len(ids) - image, assumed.answer_tokens)

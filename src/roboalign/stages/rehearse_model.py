@@ -21,7 +21,21 @@ from roboalign.mllm.tiny import build_tiny
 from roboalign.recipe import Recipe
 from roboalign.stages.plan_model import Assumptions, existing_folder, named_preset
 
-WORDS = ("gripper", "is", "left", "right", "drawer", "handle", "up", "down", "forward", "and", "move", "open", "close")
+WORDS = (
+    "gripper",
+    "is",
+    "left",
+    "right",
+    "drawer",
+    "handle",
+    "up",
+    "down",
+    "forward",
+    "and",
+    "move",
+    "open",
+    "close",
+)
 
 
 def fake_backbone(recipe: Recipe, rows: int) -> Mllm:
@@ -34,7 +48,9 @@ def fake_backbone(recipe: Recipe, rows: int) -> Mllm:
     text.vocab_size = max(text.vocab_size, len(processor.tokenizer))
     config.action_token_ids = sorted(vocabulary.ids)
     with fake_weights():
-        model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, recipe.hardware.dtype))
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=getattr(torch, recipe.hardware.dtype)
+        )
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return Mllm(model.eval(), processor, vocabulary)
@@ -50,7 +66,10 @@ def _parts(recipe: Recipe, n_fast: int) -> tuple[PretrainedConfig, Any, ActionVo
         config, processor = tiny.model.config, tiny.processor
     else:
         folder = existing_folder(source)
-        config, processor = AutoConfig.from_pretrained(folder, local_files_only=True), load_processor(folder)
+        config, processor = (
+            AutoConfig.from_pretrained(folder, local_files_only=True),
+            load_processor(folder),
+        )
     there = find_vocabulary(processor.tokenizer)
     return config, processor, there or extend_tokenizer(processor.tokenizer, n_fast)
 
@@ -65,16 +84,28 @@ class Lengths:
 
     def assumed(self) -> dict[str, float]:
         """As a plan's assumptions."""
-        return {"image_tokens": self.image, "question_tokens": self.question, "answer_tokens": self.answer}
+        return {
+            "image_tokens": self.image,
+            "question_tokens": self.question,
+            "answer_tokens": self.answer,
+        }
 
 
-def talks(mllm: Mllm, assumed: Assumptions, side: int, turns: int, count: int) -> list[Conversation]:
+def talks(
+    mllm: Mllm, assumed: Assumptions, side: int, turns: int, count: int
+) -> list[Conversation]:
     """`count` conversations of `turns` turns about an image of `side` pixels, as long as assumed, to a token or so."""
     question, answer = _words(mllm, assumed, side)
     asked = " ".join(islice(cycle(WORDS), question))
     told = " ".join(islice(cycle(WORDS), answer))
-    image, turn = encode_png(np.zeros((side, side, 3), np.uint8)), Turn("general", "words", "direct", asked, told, told)
-    return [Conversation(f"talk-{i}", "episode", i, "task", image, (turn,) * turns) for i in range(count)]
+    image, turn = (
+        encode_png(np.zeros((side, side, 3), np.uint8)),
+        Turn("general", "words", "direct", asked, told, told),
+    )
+    return [
+        Conversation(f"talk-{i}", "episode", i, "task", image, (turn,) * turns)
+        for i in range(count)
+    ]
 
 
 def _words(mllm: Mllm, assumed: Assumptions, side: int) -> tuple[int, int]:
@@ -103,8 +134,13 @@ def lengths_of(mllm: Mllm, conversation: Conversation) -> Lengths:
     """What a conversation comes to, a turn."""
     turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
     encoded = encode_conversation(mllm, turns, Image.open(io.BytesIO(conversation.image)))
-    image, answers = image_tokens_of(mllm, encoded.input_ids), int((encoded.labels != IGNORED).sum())
-    return Lengths(image, (len(encoded.input_ids) - image - answers) / len(turns), answers / len(turns))
+    image, answers = (
+        image_tokens_of(mllm, encoded.input_ids),
+        int((encoded.labels != IGNORED).sum()),
+    )
+    return Lengths(
+        image, (len(encoded.input_ids) - image - answers) / len(turns), answers / len(turns)
+    )
 
 
 def word_token(mllm: Mllm) -> int:

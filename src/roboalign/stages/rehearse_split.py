@@ -13,10 +13,14 @@ from roboalign.mllm.fake import own_addresses
 
 # What accelerate's launcher tells its processes by launch/accelerate/eight_gpus_fsdp2.yaml.
 LAUNCHED = {
-    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "FSDP_OFFLOAD_PARAMS": "false",
-}  # fmt: skip
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_OFFLOAD_PARAMS": "false",
+}
 
 
 @contextmanager
@@ -27,7 +31,11 @@ def split_over(processes: int) -> Iterator[None]:
     """
     place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     settings = {**LAUNCHED, **{name: str(value) for name, value in place.items()}}
-    with patch.dict(os.environ, settings), patch("roboalign.align.grpo.gather_object", list), own_addresses():
+    with (
+        patch.dict(os.environ, settings),
+        patch("roboalign.align.grpo.gather_object", list),
+        own_addresses(),
+    ):
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
         try:
             yield

@@ -19,21 +19,31 @@ from roboalign.report.inspection import inspection_text, write_inspection
 
 def open_data(
     path: str, format: str | None, settings: Sequence[str], space: str | None, strict: bool
-) -> RobotData:  # fmt: skip
+) -> RobotData:
     """The data set that the command line names. Raises RoboAlignError on a setting that is not key=value."""
     options: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not key or not equals:
-            raise RoboAlignError("a reader option is key=value", where=f"--read {setting}",
-                                 fix="for example --read fps=5")
+            raise RoboAlignError(
+                "a reader option is key=value",
+                where=f"--read {setting}",
+                fix="for example --read fps=5",
+            )
         options[key] = yaml.safe_load(value)
-    return open_robot_data(path, format, options=options, space=known_space(space) if space else None, strict=strict)
+    return open_robot_data(
+        path, format, options=options, space=known_space(space) if space else None, strict=strict
+    )
 
 
 def inspect_data(
-    data: RobotData, out: str, *, camera: str | None = None, horizon: int = 16, fast: str | None = None
-) -> str:  # fmt: skip
+    data: RobotData,
+    out: str,
+    *,
+    camera: str | None = None,
+    horizon: int = 16,
+    fast: str | None = None,
+) -> str:
     """Write the page to `out`; return its tables as text and where it is."""
     tokenizer = FastTokenizer.load(fast) if fast else None
     kept: list[Episode] = []
@@ -46,6 +56,13 @@ def convert_data(data: RobotData, out: str, target: str | None) -> str:
     """Write the data set to the folder `out`; return what was written and what was left out."""
     written = rewrite(data, out, target=known_space(target) if target else None)
     lines = [f"left out: {fault.where}: {fault.problem}" for fault in written.faults]
-    before = f", {written.already_there} of them by an earlier call" if written.already_there else ""
-    return "\n".join([*lines, f"{written.episodes} episodes in {Path(out).resolve()}{before}, "
-                      f"{len(written.faults)} left out"])
+    before = (
+        f", {written.already_there} of them by an earlier call" if written.already_there else ""
+    )
+    return "\n".join(
+        [
+            *lines,
+            f"{written.episodes} episodes in {Path(out).resolve()}{before}, "
+            f"{len(written.faults)} left out",
+        ]
+    )

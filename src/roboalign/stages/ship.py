@@ -27,14 +27,24 @@ def ship(run_dir: str | Path) -> Path:
         save_mllm(load_mllm(run_dir / "base" / "pretrain" / "model"), folder, dtype=torch.float16)
         weights = (folder / "model.safetensors").stat().st_size
         if weights > MAX_BYTES:
-            raise RoboAlignError(f"the weights take {weights / 1e6:.1f} MB", where="backbone.tiny",
-                                 fix="a model that ships with the package takes at most 10 MB: lower its widths")
-        write_json(folder / "training.json", {
-            "recipe": "recipes/base.yaml", "key": stage["key"], "updates": stage["updates"],
-            "samples": stage["samples"], "seconds": stage["seconds"], "parameters": stage["parameters"],
-            "episodes": sorted(manifest["splits"]["train"]),
-            "mixture_sha256": hash_file(mixture_folder(run_dir) / "manifest.json"),
-        })
+            raise RoboAlignError(
+                f"the weights take {weights / 1e6:.1f} MB",
+                where="backbone.tiny",
+                fix="a model that ships with the package takes at most 10 MB: lower its widths",
+            )
+        write_json(
+            folder / "training.json",
+            {
+                "recipe": "recipes/base.yaml",
+                "key": stage["key"],
+                "updates": stage["updates"],
+                "samples": stage["samples"],
+                "seconds": stage["seconds"],
+                "parameters": stage["parameters"],
+                "episodes": sorted(manifest["splits"]["train"]),
+                "mixture_sha256": hash_file(mixture_folder(run_dir) / "manifest.json"),
+            },
+        )
     return target
 
 

@@ -33,7 +33,9 @@ def small(out: str | Path, *, image_size: int = 224) -> Path:
     file is broken, or `out` is there already."""
     out = Path(out)
     if out.exists():
-        raise RoboAlignError("something is there already", where=str(out), fix="remove it, or give another --out")
+        raise RoboAlignError(
+            "something is there already", where=str(out), fix="remove it, or give another --out"
+        )
     sources = packaged(*TEXT), packaged(*VISION)
     save_mllm(join(*read_gguf(sources[0]), read_dinov2(sources[1]), image_size=image_size), out)
     return out
@@ -41,11 +43,17 @@ def small(out: str | Path, *, image_size: int = 224) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. 0, or 2 after an error."""
-    parser = argparse.ArgumentParser(prog="python -m roboalign.stages.small", description="Join SmolLM2 and a ViT.")
+    parser = argparse.ArgumentParser(
+        prog="python -m roboalign.stages.small", description="Join SmolLM2 and a ViT."
+    )
     parser.add_argument("--out", required=True, help="the folder to write")
-    parser.add_argument("--image-size", type=int, default=224,
-                        help="side of the square into which an image is put, pixels, a multiple of 14 (default: 224, "
-                             "256 tokens; 126 are 81 tokens)")  # fmt: skip
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=224,
+        help="side of the square into which an image is put, pixels, a multiple of 14 (default: 224, "
+        "256 tokens; 126 are 81 tokens)",
+    )
     given = parser.parse_args(arguments)
     try:
         print(small(given.out, image_size=given.image_size))

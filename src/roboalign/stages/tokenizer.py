@@ -23,7 +23,9 @@ def tokenizer(context: Context) -> dict[str, Any]:
     config = context.recipe.tokenizer
     episodes, _ = split_episodes(read_demonstrations(context.run_dir, "align"), context.recipe.mix)
     stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
-    chunks = stats.normalize(np.concatenate([episode.chunks(config.horizon) for episode in episodes]))
+    chunks = stats.normalize(
+        np.concatenate([episode.chunks(config.horizon) for episode in episodes])
+    )
     if config.path is None:
         fast = FastTokenizer.fit(chunks, scale=config.scale, vocab_size=config.vocab_size)
     else:
@@ -33,18 +35,27 @@ def tokenizer(context: Context) -> dict[str, Any]:
     failures = [one for one in decoded if isinstance(one, DecodeFailure)]
     again = [one for one in decoded if isinstance(one, np.ndarray)]
     if failures:
-        raise RoboAlignError(f"{len(failures)} of {len(chunks)} chunks do not decode ({failures[0].reason})",
-                             where="tokenizer", fix="use a finer tokenizer.scale or another tokenizer.path")
+        raise RoboAlignError(
+            f"{len(failures)} of {len(chunks)} chunks do not decode ({failures[0].reason})",
+            where="tokenizer",
+            fix="use a finer tokenizer.scale or another tokenizer.path",
+        )
     lengths = np.array([len(one) for one in tokens])
     fast.save(context.folder / "fast")
     write_json(context.folder / "stats.json", stats.to_dict())
     row = {
-        "chunks": len(chunks), "horizon": config.horizon, "action_dim": int(chunks.shape[-1]), "scale": fast.scale,
-        "vocab_size": fast.vocab_size, "tokens_per_chunk": round(float(lengths.mean()), 2),
+        "chunks": len(chunks),
+        "horizon": config.horizon,
+        "action_dim": int(chunks.shape[-1]),
+        "scale": fast.scale,
+        "vocab_size": fast.vocab_size,
+        "tokens_per_chunk": round(float(lengths.mean()), 2),
         "tokens_per_chunk_max": int(lengths.max()),
         "reconstruction_l1": round(float(np.abs(np.stack(again) - chunks).mean()), 4),
     }
-    write_json(context.folder / "tokenizer.json", {**row, "mean_chunk": chunks.mean(axis=0).tolist()})
+    write_json(
+        context.folder / "tokenizer.json", {**row, "mean_chunk": chunks.mean(axis=0).tolist()}
+    )
     return row
 
 
@@ -52,11 +63,17 @@ def _given(context: Context, mixture: Path) -> dict[str, Any]:
     """The action tokens of a mixture, copied. Raises RoboAlignError where it has none, or others than its manifest."""
     folder, described = mixture / "tokenizer", read_manifest(mixture)["tokenizer"]
     if not folder.is_dir() or described is None:
-        raise RoboAlignError("the mixture has no action tokens", where=str(folder),
-                             fix="give the mixture file a `robot` source and a `tokenizer`, and build it again")
+        raise RoboAlignError(
+            "the mixture has no action tokens",
+            where=str(folder),
+            fix="give the mixture file a `robot` source and a `tokenizer`, and build it again",
+        )
     if hash_tree(folder) != described.get("sha256"):
-        raise RoboAlignError("it is not the folder that manifest.json lists", where=str(folder),
-                             fix="build the mixture again with `roboalign data mix`")
+        raise RoboAlignError(
+            "it is not the folder that manifest.json lists",
+            where=str(folder),
+            fix="build the mixture again with `roboalign data mix`",
+        )
     shutil.copytree(folder, context.folder, dirs_exist_ok=True)
     row: dict[str, Any] = read_json(context.folder / "tokenizer.json")
     return {name: value for name, value in row.items() if name != "mean_chunk"}

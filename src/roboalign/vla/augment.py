@@ -29,8 +29,12 @@ def augment(image: np.ndarray, config: AugmentConfig, *name: str | int) -> np.nd
     digest = hashlib.sha256("\0".join(map(str, name)).encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     drawn = _crop(Image.fromarray(image), config.crop, rng)
-    kinds = ((ImageEnhance.Brightness, config.brightness), (ImageEnhance.Contrast, config.contrast),
-             (ImageEnhance.Color, config.saturation), (None, config.hue))  # fmt: skip
+    kinds = (
+        (ImageEnhance.Brightness, config.brightness),
+        (ImageEnhance.Contrast, config.contrast),
+        (ImageEnhance.Color, config.saturation),
+        (None, config.hue),
+    )
     for index in rng.permutation(len(kinds)):
         enhance, most = kinds[index]
         if not most:
@@ -43,7 +47,9 @@ def augment(image: np.ndarray, config: AugmentConfig, *name: str | int) -> np.nd
 def _crop(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
     width, height = share * image.width, share * image.height
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-    return image.resize(image.size, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+    return image.resize(
+        image.size, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
+    )
 
 
 def _turn_hue(image: Image.Image, amount: float) -> Image.Image:

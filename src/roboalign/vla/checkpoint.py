@@ -37,10 +37,15 @@ class Trained:
 def save(path: Path, trained: Trained, progress: dict[str, Any]) -> None:
     """`progress`: step, settings, seconds, and the losses since the last line of metrics."""
     with atomic_path(path) as temporary:
-        torch.save(progress | {name: part.state_dict() for name, part in trained.parts().items()}, temporary)
+        torch.save(
+            progress | {name: part.state_dict() for name, part in trained.parts().items()},
+            temporary,
+        )
 
 
-def resume(path: Path, metrics: Path, trained: Trained, settings: str) -> tuple[int, float, list[float]]:
+def resume(
+    path: Path, metrics: Path, trained: Trained, settings: str
+) -> tuple[int, float, list[float]]:
     """Put the checkpoint into `trained`; its step, seconds and losses. Without one: 0, 0, [].
 
     Lines of `metrics` after its step are removed. Raises RoboAlignError where it cannot be read or is of other
@@ -52,11 +57,17 @@ def resume(path: Path, metrics: Path, trained: Trained, settings: str) -> tuple[
             metrics.unlink(missing_ok=True)
         return 0, 0.0, []
     try:
-        saved = torch.load(path, weights_only=True, map_location=next(trained.head.parameters()).device)
+        saved = torch.load(
+            path, weights_only=True, map_location=next(trained.head.parameters()).device
+        )
     except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise RoboAlignError(f"the checkpoint cannot be read ({error})", where=str(path), fix=fix) from None
+        raise RoboAlignError(
+            f"the checkpoint cannot be read ({error})", where=str(path), fix=fix
+        ) from None
     if saved["settings"] != settings:
-        raise RoboAlignError("the checkpoint is of other settings or data", where=str(path), fix=fix)
+        raise RoboAlignError(
+            "the checkpoint is of other settings or data", where=str(path), fix=fix
+        )
     for name, part in trained.parts().items():
         part.load_state_dict(saved[name])
     if leads():

@@ -13,7 +13,9 @@ KeyValue = tuple[Tensor, Tensor]
 def sinusoid(positions: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
     """[...] -> [..., width]: sines of the positions at `width / 2` geometric frequencies, then the cosines."""
     half = width // 2
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, device=positions.device))
+    frequencies = torch.exp(
+        -math.log(max_period) / half * torch.arange(half, device=positions.device)
+    )
     angles = positions[..., None].float() * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
@@ -23,13 +25,17 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # torch's bfloat16 attention on a CPU takes 4 to 12 times as long as its float32 one (forward and backward).
     with torch.autocast(query.device.type, enabled=False):
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
+        return F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask=mask
+        )
 
 
 class Attention(nn.Module):
     """Multi-head attention of `width`-wide queries over a context that is `context_width` wide."""
 
-    def __init__(self, width: int, context_width: int, heads: int, head_dim: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, context_width: int, heads: int, head_dim: int, dropout: float
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, heads * head_dim)
@@ -39,13 +45,19 @@ class Attention(nn.Module):
 
     def project(self, context: Tensor) -> KeyValue:
         """[B, L, context_width] -> keys and values [B, heads, L, head_dim]; reusable while the context stands."""
-        key, value = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = (
+            self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         return key, value
 
     def forward(self, x: Tensor, key_value: KeyValue, mask: Tensor | None = None) -> Tensor:
         """`x` [B * K, N, width], K sequences over each of the B contexts; `mask` bool [B, 1, 1, L], False: padding."""
         # The K sequences are laid end to end, so that keys and values are neither computed nor copied K times.
-        query = self.query(x).view(len(key_value[0]), -1, self.heads, key_value[0].shape[-1]).transpose(1, 2)
+        query = (
+            self.query(x)
+            .view(len(key_value[0]), -1, self.heads, key_value[0].shape[-1])
+            .transpose(1, 2)
+        )
         attended = _attend(query, *key_value, mask)
         return self.dropout(self.out(attended.transpose(1, 2).reshape(*x.shape[:2], -1)))
 
@@ -55,9 +67,12 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__(
-            nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Dropout(dropout),
-            nn.Linear(4 * width, width), nn.Dropout(dropout),
-        )  # fmt: skip
+            nn.Linear(width, 4 * width),
+            nn.GELU("tanh"),
+            nn.Dropout(dropout),
+            nn.Linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
 
 
 class SelfAttentionBlock(nn.Module):
@@ -92,14 +107,20 @@ class AdaptiveNorm(nn.Module):
 class DiTBlock(nn.Module):
     """AdaLN, attention (to the VLM tokens where `cross`, else to itself), plain norm, feed-forward."""
 
-    def __init__(self, width: int, context_width: int, heads: int, dropout: float, *, cross: bool) -> None:
+    def __init__(
+        self, width: int, context_width: int, heads: int, dropout: float, *, cross: bool
+    ) -> None:
         super().__init__()
         self.cross = cross
         self.norm = AdaptiveNorm(width)
-        self.attention = Attention(width, context_width if cross else width, heads, width // heads, dropout)
+        self.attention = Attention(
+            width, context_width if cross else width, heads, width // heads, dropout
+        )
         self.feed_forward = FeedForward(width, dropout)
 
-    def forward(self, x: Tensor, condition: Tensor, context: KeyValue | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor, context: KeyValue | None, mask: Tensor | None
+    ) -> Tensor:
         normed = self.norm(x, condition)
         key_value = context if context is not None else self.attention.project(normed)
         x = x + self.attention(normed, key_value, mask)
@@ -112,10 +133,21 @@ class DiT(nn.Module):
     Sizes of GR00T-N1.5: width 1536, context 2048, 16 layers of 32 heads, output 1024: 550,386,688 parameters.
     """
 
-    def __init__(self, width: int, context_width: int, out_width: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        context_width: int,
+        out_width: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        blocks = [DiTBlock(width, context_width, heads, dropout, cross=index % 2 == 0) for index in range(layers)]
+        blocks = [
+            DiTBlock(width, context_width, heads, dropout, cross=index % 2 == 0)
+            for index in range(layers)
+        ]
         self.blocks: Sequence[DiTBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm_out = AdaptiveNorm(width)
         self.out = nn.Linear(width, out_width)
@@ -124,7 +156,9 @@ class DiT(nn.Module):
         """Keys and values of the VLM tokens for every block (None where it attends to itself); once for all steps."""
         return [block.attention.project(context) if block.cross else None for block in self.blocks]
 
-    def forward(self, x: Tensor, bucket: Tensor, context: list[KeyValue | None], mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, bucket: Tensor, context: list[KeyValue | None], mask: Tensor
+    ) -> Tensor:
         """`x` [B, N, width], `bucket` [B] time in 0..999, `context` from `project`, `mask` [B, 1, 1, L]."""
         condition = self.time(sinusoid(bucket, 256).to(x.dtype))
         for block, key_value in zip(self.blocks, context, strict=True):

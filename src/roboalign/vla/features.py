@@ -30,7 +30,9 @@ from roboalign.ranks import each_by_one, leads, world_size
 from roboalign.vla.augment import AugmentConfig, augment
 from roboalign.vla.store import FORMAT, FeatureStore, write_shard
 
-BACKBONE_FILES = re.compile(r".*\.safetensors|config\.json|tokenizer\.json|.*processor_config\.json|chat_template\..*")
+BACKBONE_FILES = re.compile(
+    r".*\.safetensors|config\.json|tokenizer\.json|.*processor_config\.json|chat_template\..*"
+)
 GRAY = 128
 """Every pixel of the image that a blind policy is shown."""
 
@@ -78,26 +80,39 @@ class View(Config):
         """The MLLM's prompt for uint8 images [H, W, 3] by camera. Raises RoboAlignError on a missing camera."""
         missing = [camera for camera in self.cameras if camera not in images]
         if missing:
-            raise RoboAlignError(f"no image of camera {missing[0]!r}; there are {sorted(images)}", where="observation")
+            raise RoboAlignError(
+                f"no image of camera {missing[0]!r}; there are {sorted(images)}",
+                where="observation",
+            )
         heights = {images[camera].shape[0] for camera in self.cameras}
         if len(heights) > 1:
-            raise RoboAlignError(f"cameras {self.cameras} differ in height: {sorted(heights)}", where="observation")
+            raise RoboAlignError(
+                f"cameras {self.cameras} differ in height: {sorted(heights)}", where="observation"
+            )
         image = np.concatenate([images[camera] for camera in self.cameras], axis=1)
-        return Prompt(action_question(instruction, "direct"), np.full_like(image, GRAY) if self.blind else image)
+        return Prompt(
+            action_question(instruction, "direct"),
+            np.full_like(image, GRAY) if self.blind else image,
+        )
 
-    def encode(self, mllm: Mllm, prompts: Sequence[Prompt], *, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, mllm: Mllm, prompts: Sequence[Prompt], *, multiple: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """Hidden states [B, L, W] rounded to `dtype` and the mask bool [B, L] of what is no padding.
 
         L is the next multiple of `multiple`.
 
         Raises RoboAlignError where a value does not fit into `dtype`.
         """
-        states, mask = hidden_states(mllm, prompts, self.layer, batch_size=len(prompts), multiple=multiple)
+        states, mask = hidden_states(
+            mllm, prompts, self.layer, batch_size=len(prompts), multiple=multiple
+        )
         rounded = unpack(*pack(states, self.dtype))
         if not torch.isfinite(rounded[mask]).all():
             raise RoboAlignError(
                 f"hidden states of layer {self.layer} are not finite as {self.dtype}",
-                where=str(mllm.folder), fix="use bfloat16, or check the weights for NaN",
+                where=str(mllm.folder),
+                fix="use bfloat16, or check the weights for NaN",
             )
         return rounded, mask
 
@@ -105,36 +120,57 @@ class View(Config):
 def backbone_hash(folder: str | Path) -> str:
     """sha256 over weights, configuration, tokenizer and processor of a Hugging Face folder; not over its logs."""
     root = Path(folder)
-    return hash_tree(root, lambda path: path.parent == root and bool(BACKBONE_FILES.fullmatch(path.name)))
+    return hash_tree(
+        root, lambda path: path.parent == root and bool(BACKBONE_FILES.fullmatch(path.name))
+    )
 
 
 def feature_bytes(
-    mllm: Mllm, episodes: Sequence[Episode], view: View, config: FeatureConfig, *, augmented: bool = False
+    mllm: Mllm,
+    episodes: Sequence[Episode],
+    view: View,
+    config: FeatureConfig,
+    *,
+    augmented: bool = False,
 ) -> int:
     """Bytes that the hidden states of `episodes` take on disk, before they are computed."""
     tokens = 0
     for episode in episodes:
         prompt = _prompt(episode, 0, view)
-        tokens += len(config.frames(episode)) * len(encode_prompt(mllm, prompt.question, prompt.image).input_ids)
+        tokens += len(config.frames(episode)) * len(
+            encode_prompt(mllm, prompt.question, prompt.image).input_ids
+        )
     width = mllm.model.config.get_text_config().hidden_size
     return tokens * token_bytes(width, view.dtype) * ((augmented and config.copies(view)) or 1)
 
 
 def describe_features(
-    mllm: Mllm, training: Sequence[Episode], heldout: Sequence[Episode], view: View, config: FeatureConfig,
-    folder: str | Path, *, size: int, drawn: int,
+    mllm: Mllm,
+    training: Sequence[Episode],
+    heldout: Sequence[Episode],
+    view: View,
+    config: FeatureConfig,
+    folder: str | Path,
+    *,
+    size: int,
+    drawn: int,
 ) -> str:
     """What keeping the hidden states takes and gains, in one line, before they are computed.
 
     `size`: their bytes. `drawn`: training frames that all steps together use. A forward pass is timed for it.
-    """  # fmt: skip
-    copies, seconds = config.copies(view), _seconds_a_frame(mllm, training[0], view, config) / world_size()
+    """
+    copies, seconds = (
+        config.copies(view),
+        _seconds_a_frame(mllm, training[0], view, config) / world_size(),
+    )
     kept = sum(len(config.frames(episode)) for episode in training) * (copies or 1)
     frames = kept + sum(len(config.frames(episode)) for episode in heldout)
     width = mllm.model.config.get_text_config().hidden_size
     mebibytes = size / token_bytes(width, view.dtype) / 2**20
     sizes = {dtype: mebibytes * token_bytes(width, dtype) for dtype in get_args(Dtype)}
-    others = ", ".join(f"{size:.1f} as {dtype}" for dtype, size in sizes.items() if dtype != view.dtype)
+    others = ", ".join(
+        f"{size:.1f} as {dtype}" for dtype, size in sizes.items() if dtype != view.dtype
+    )
     augmented = f" ({copies} augmented copies of each training frame)" if copies else ""
     return (
         f"hidden states of {len(training) + len(heldout)} episodes: {frames:,} frames{augmented}, "
@@ -145,7 +181,12 @@ def describe_features(
 
 
 def compute_features(
-    mllm: Mllm, episodes: Sequence[Episode], view: View, config: FeatureConfig, folder: str | Path, *,
+    mllm: Mllm,
+    episodes: Sequence[Episode],
+    view: View,
+    config: FeatureConfig,
+    folder: str | Path,
+    *,
     augmented: bool = False,
 ) -> FeatureStore:
     """Hidden states of every `config.every`-th frame of `episodes`, kept in `folder`.
@@ -155,16 +196,21 @@ def compute_features(
 
     A file's name is a hash of the backbone's weights, the settings and its frames: what an earlier run left is used
     if, and only if, it would come out the same. Raises RoboAlignError where the MLLM was not loaded from a folder.
-    """  # fmt: skip
+    """
     if mllm.folder is None:
-        raise RoboAlignError("the MLLM has no folder to identify it by", fix="save it with save_mllm and load it")
+        raise RoboAlignError(
+            "the MLLM has no folder to identify it by", fix="save it with save_mllm and load it"
+        )
     backbone = backbone_hash(mllm.folder)
     copies = config.copies(view) if augmented else 0
     numbers = range(1, copies + 1) if copies else (0,)
     parts = [(group, copy) for copy in numbers for group in _groups(episodes, config)]
 
     def find(part: tuple[list[Episode], int]) -> tuple[str, bool]:
-        path = Path(folder) / f"features-{_shard_key(backbone, part[0], view, config, part[1])}.safetensors"
+        path = (
+            Path(folder)
+            / f"features-{_shard_key(backbone, part[0], view, config, part[1])}.safetensors"
+        )
         return str(path), path.exists()
 
     found = each_by_one(find, parts)
@@ -176,7 +222,12 @@ def compute_features(
         def compute(part: tuple[Path, list[Episode], int]) -> None:
             _compute_shard(*part, mllm, view, config)
             # As many are taken to be done by each of the other processes.
-            progress.advance(min(world_size() * sum(len(config.frames(e)) for e in part[1]), total - progress.done))
+            progress.advance(
+                min(
+                    world_size() * sum(len(config.frames(e)) for e in part[1]),
+                    total - progress.done,
+                )
+            )
 
         each_by_one(compute, missing)
     return FeatureStore([Path(path) for path, _ in found])
@@ -194,7 +245,9 @@ def _groups(episodes: Sequence[Episode], config: FeatureConfig) -> list[list[Epi
     return groups
 
 
-def _shard_key(backbone: str, episodes: Sequence[Episode], view: View, config: FeatureConfig, copy: int) -> str:
+def _shard_key(
+    backbone: str, episodes: Sequence[Episode], view: View, config: FeatureConfig, copy: int
+) -> str:
     settings = [FORMAT, backbone, view.model_dump(), config.every]
     if copy:
         settings += [config.augment.model_dump(), copy]
@@ -207,23 +260,34 @@ def _shard_key(backbone: str, episodes: Sequence[Episode], view: View, config: F
     return digest.hexdigest()[:32]
 
 
-def _prompt(episode: Episode, t: int, view: View, config: AugmentConfig | None = None, copy: int = 0) -> Prompt:
+def _prompt(
+    episode: Episode, t: int, view: View, config: AugmentConfig | None = None, copy: int = 0
+) -> Prompt:
     """What the MLLM is shown of step `t`: the plain frame, or augmented copy `copy` of it."""
     images = {camera: episode.frame(camera, t) for camera in view.cameras}
     if config is not None and copy:
-        images = {camera: augment(image, config, episode.episode_id, camera, t, copy)
-                  for camera, image in images.items()}  # fmt: skip
+        images = {
+            camera: augment(image, config, episode.episode_id, camera, t, copy)
+            for camera, image in images.items()
+        }
     return view.prompt(images, episode.instruction)
 
 
 def _compute_shard(
-    path: Path, episodes: Sequence[Episode], copy: int, mllm: Mllm, view: View, config: FeatureConfig
+    path: Path,
+    episodes: Sequence[Episode],
+    copy: int,
+    mllm: Mllm,
+    view: View,
+    config: FeatureConfig,
 ) -> None:
     frames = [(episode, t) for episode in episodes for t in config.frames(episode)]
     tokens, lengths = [], []
     for start in range(0, len(frames), config.batch_size):
         batch = frames[start : start + config.batch_size]
-        states, mask = view.encode(mllm, [_prompt(episode, t, view, config.augment, copy) for episode, t in batch])
+        states, mask = view.encode(
+            mllm, [_prompt(episode, t, view, config.augment, copy) for episode, t in batch]
+        )
         numbers, exponents = pack(states[mask], view.dtype)  # as they were rounded
         tokens.append((numbers.cpu(), None if exponents is None else exponents.cpu()))
         lengths.append(mask.sum(dim=1).cpu())

@@ -34,7 +34,9 @@ class Frames:
         """Hidden states that there are of each frame."""
         return len(self.store) // len(self)
 
-    def batch(self, frames: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def batch(
+        self, frames: np.ndarray, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Store's numbers [B] -> hidden states [B, L, W], mask [B, L], state [B, S] or None, actions [B, H, A]."""
         states, mask = self.store.gather(frames, device)
         index = torch.from_numpy(frames % len(self))
@@ -55,9 +57,14 @@ def make_frames(
     actions = torch.from_numpy(action_stats.normalize(chunks))
     state = None
     if state_stats is not None:
-        state = torch.from_numpy(state_stats.normalize(np.concatenate([e.state[:: config.every] for e in episodes])))
+        state = torch.from_numpy(
+            state_stats.normalize(np.concatenate([e.state[:: config.every] for e in episodes]))
+        )
     if not len(store) or len(store) % len(actions):
-        raise RoboAlignError(f"{len(store)} stored frames for {len(actions)} frames of the episodes", where="features")
+        raise RoboAlignError(
+            f"{len(store)} stored frames for {len(actions)} frames of the episodes",
+            where="features",
+        )
     return Frames(store, actions, state)
 
 
@@ -68,11 +75,15 @@ def batch_frames(count: int, batch_size: int, step: int, seed: int, copies: int 
     """
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = places // count
-    order = np.concatenate([_permutation(count, epoch, seed) for epoch in range(epochs[0], epochs[-1] + 1)])
+    order = np.concatenate(
+        [_permutation(count, epoch, seed) for epoch in range(epochs[0], epochs[-1] + 1)]
+    )
     frames = order[places - epochs[0] * count]
     if copies == 1:
         return frames
-    return frames + count * np.random.default_rng([seed, step, copies]).integers(copies, size=batch_size)
+    return frames + count * np.random.default_rng([seed, step, copies]).integers(
+        copies, size=batch_size
+    )
 
 
 @lru_cache(maxsize=4)

@@ -17,14 +17,28 @@ TIME_SHIFT = 0.999
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gr00t-n1.5": {
-        "width": 1536, "layers": 16, "heads": 32, "hidden_width": 1024, "future_tokens": 32,
-        "vlm_layers": 4, "vlm_heads": 32, "vlm_inner_width": 2048, "dropout": 0.2,
+        "width": 1536,
+        "layers": 16,
+        "heads": 32,
+        "hidden_width": 1024,
+        "future_tokens": 32,
+        "vlm_layers": 4,
+        "vlm_heads": 32,
+        "vlm_inner_width": 2048,
+        "dropout": 0.2,
     },
     "tiny": {
-        "width": 128, "layers": 4, "heads": 4, "hidden_width": 128, "future_tokens": 2,
-        "vlm_layers": 1, "vlm_heads": 4, "vlm_inner_width": 128, "dropout": 0.0,
+        "width": 128,
+        "layers": 4,
+        "heads": 4,
+        "hidden_width": 128,
+        "future_tokens": 2,
+        "vlm_layers": 1,
+        "vlm_heads": 4,
+        "vlm_inner_width": 128,
+        "dropout": 0.0,
     },
-}  # fmt: skip
+}
 
 
 class HeadConfig(Config):
@@ -66,7 +80,9 @@ class HeadConfig(Config):
         """Raises ValueError where a width cannot be split over its heads."""
         for width, heads in (("width", "heads"), ("vlm_inner_width", "vlm_heads")):
             if getattr(self, width) % getattr(self, heads):
-                raise ValueError(f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}")
+                raise ValueError(
+                    f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}"
+                )
         return self
 
 
@@ -102,18 +118,24 @@ class FlowMatchingHead(nn.Module):
         self.config, self.shape = config, shape
         width, inner = config.width, config.vlm_inner_width
         self.vlm_norm = nn.LayerNorm(shape.vlm_width)
-        self.vlm_projection = nn.Linear(shape.vlm_width, inner) if shape.vlm_width != inner else nn.Identity()
+        self.vlm_projection = (
+            nn.Linear(shape.vlm_width, inner) if shape.vlm_width != inner else nn.Identity()
+        )
         self.vlm_blocks = nn.ModuleList(
             SelfAttentionBlock(inner, config.vlm_heads, inner // config.vlm_heads, config.dropout)
             for _ in range(config.vlm_layers)
         )
-        self.state_encoder = _mlp(shape.state_dim, config.hidden_width, width) if config.proprioception else None
+        self.state_encoder = (
+            _mlp(shape.state_dim, config.hidden_width, width) if config.proprioception else None
+        )
         self.future = nn.Parameter(0.02 * torch.randn(config.future_tokens, width))
         self.positions = nn.Parameter(0.02 * torch.randn(shape.horizon, width))
         self.action_in = nn.Linear(shape.action_dim, width)
         self.action_mix = nn.Linear(2 * width, width)
         self.action_out = nn.Linear(width, width)
-        self.dit = DiT(width, inner, config.hidden_width, config.layers, config.heads, config.dropout)
+        self.dit = DiT(
+            width, inner, config.hidden_width, config.layers, config.heads, config.dropout
+        )
         self.decoder = _mlp(config.hidden_width, config.hidden_width, shape.action_dim)
 
     def encode_vlm(self, vlm: Tensor, vlm_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,18 +146,31 @@ class FlowMatchingHead(nn.Module):
             tokens = block(tokens, mask)
         return tokens, mask
 
-    def velocity(self, noisy: Tensor, t: Tensor, state: Tensor | None, context: list, mask: Tensor) -> Tensor:
+    def velocity(
+        self, noisy: Tensor, t: Tensor, state: Tensor | None, context: list, mask: Tensor
+    ) -> Tensor:
         """Noisy actions [B, H, A] at times `t` [B] -> velocity [B, H, A]; `context` from `DiT.project`."""
         bucket = (t * TIME_BUCKETS).long()
-        time = sinusoid(bucket, self.config.width).to(noisy.dtype)[:, None].expand(-1, self.shape.horizon, -1)
+        time = (
+            sinusoid(bucket, self.config.width)
+            .to(noisy.dtype)[:, None]
+            .expand(-1, self.shape.horizon, -1)
+        )
         actions = F.silu(self.action_mix(torch.cat([self.action_in(noisy), time], dim=-1)))
-        sequence = [self.future.expand(len(noisy), -1, -1), self.action_out(actions) + self.positions]
+        sequence = [
+            self.future.expand(len(noisy), -1, -1),
+            self.action_out(actions) + self.positions,
+        ]
         if self.state_encoder is not None:
             if state is None:
-                raise RoboAlignError("this head was built with proprioception and needs a state", where="state")
+                raise RoboAlignError(
+                    "this head was built with proprioception and needs a state", where="state"
+                )
             sequence.insert(0, self.state_encoder(state)[:, None])
         elif state is not None:
-            raise RoboAlignError("this head has no proprioception", where="state", fix="pass state=None")
+            raise RoboAlignError(
+                "this head has no proprioception", where="state", fix="pass state=None"
+            )
         hidden = self.dit(torch.cat(sequence, dim=1), bucket, context, mask)
         return self.decoder(hidden[:, -self.shape.horizon :])
 
@@ -159,15 +194,21 @@ class FlowMatchingHead(nn.Module):
         draws = len(noise) // len(actions)
         actions = actions.repeat_interleave(draws, dim=0)
         state = state if state is None else state.repeat_interleave(draws, dim=0)
-        action_mask = action_mask if action_mask is None else action_mask.repeat_interleave(draws, dim=0)
+        action_mask = (
+            action_mask if action_mask is None else action_mask.repeat_interleave(draws, dim=0)
+        )
         tokens, mask = self.encode_vlm(vlm, vlm_mask)
         noisy = torch.lerp(noise, actions, t[:, None, None])
         predicted = self.velocity(noisy, t, state, self.dit.project(tokens), mask)
         error = (predicted.float() - (actions - noise)).square()
-        return error.mean() if action_mask is None else (error * action_mask).sum() / action_mask.sum()
+        return (
+            error.mean() if action_mask is None else (error * action_mask).sum() / action_mask.sum()
+        )
 
     @torch.no_grad()
-    def sample(self, vlm: Tensor, vlm_mask: Tensor, state: Tensor | None, noise: Tensor, *, steps: int = 4) -> Tensor:
+    def sample(
+        self, vlm: Tensor, vlm_mask: Tensor, state: Tensor | None, noise: Tensor, *, steps: int = 4
+    ) -> Tensor:
         """Integrate the velocity from `noise` [B, H, A] at t = 0 by `steps` Euler steps: normalised actions [B, H, A].
 
         The VLM tokens and their keys and values are computed once for all steps. No other randomness enters: the

@@ -43,9 +43,10 @@ def own_part(batch_size: int) -> slice:
     size, here = world_size(), rank()
     if batch_size < size:
         raise RoboAlignError(
-            f"a batch of {batch_size} cannot be shared by {size} processes", where="head_training.batch_size",
+            f"a batch of {batch_size} cannot be shared by {size} processes",
+            where="head_training.batch_size",
             fix=f"give {size} or more, or start fewer processes",
-        )  # fmt: skip
+        )
     return slice(batch_size * here // size, batch_size * (here + 1) // size)
 
 

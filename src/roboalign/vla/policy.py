@@ -81,7 +81,9 @@ class Policy:
         return self.act_batch([observation], [noise_key])[0]
 
     def act_batch(
-        self, observations: Sequence[Observation], noise_keys: Sequence[NoiseKey | None] | None = None
+        self,
+        observations: Sequence[Observation],
+        noise_keys: Sequence[NoiseKey | None] | None = None,
     ) -> np.ndarray:
         """Chunks for a batch of observations: raw units, float32 [B, H, A].
 
@@ -91,13 +93,20 @@ class Policy:
         """
         keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
         if len(keys) != len(observations):
-            raise RoboAlignError(f"{len(observations)} observations but {len(keys)} noise keys", where="noise_keys")
+            raise RoboAlignError(
+                f"{len(observations)} observations but {len(keys)} noise keys", where="noise_keys"
+            )
         device = self.mllm.device
         noise = torch.stack([self._noise(key) for key in keys]).to(device)
-        prompts = [self.view.prompt(observation.images, observation.instruction) for observation in observations]
+        prompts = [
+            self.view.prompt(observation.images, observation.instruction)
+            for observation in observations
+        ]
         states, mask = self.view.encode(self.mllm, prompts, multiple=self.multiple)
         self.head.eval()
-        chunk = self.head.sample(states.float(), mask, self._state(observations), noise, steps=self.sampling_steps)
+        chunk = self.head.sample(
+            states.float(), mask, self._state(observations), noise, steps=self.sampling_steps
+        )
         return self.action_stats.denormalize(chunk.cpu().numpy())
 
     def compile(self) -> None:
@@ -113,26 +122,34 @@ class Policy:
     def save(self, folder: str | Path) -> None:
         """Write head.safetensors and policy.json; the backbone stays where it is, named by relative path and hash."""
         if self.mllm.folder is None:
-            raise RoboAlignError("the MLLM has no folder to refer to", fix="save it with save_mllm and load it")
+            raise RoboAlignError(
+                "the MLLM has no folder to refer to", fix="save it with save_mllm and load it"
+            )
         folder = Path(folder)
         backbone = os.path.relpath(self.mllm.folder.resolve(), folder.resolve())
         dtype = str(self.mllm.model.dtype).removeprefix("torch.")
         record = {
             "format": FORMAT,
-            "backbone": {"path": backbone, "sha256": backbone_hash(self.mllm.folder),
-                         **({"dtype": dtype} if dtype != "float32" else {})},
+            "backbone": {
+                "path": backbone,
+                "sha256": backbone_hash(self.mllm.folder),
+                **({"dtype": dtype} if dtype != "float32" else {}),
+            },
             "view": self.view.model_dump(),
             "head": self.head.config.model_dump(),
             "shape": self.head.shape.model_dump(),
             "sampling_steps": self.sampling_steps,
             "action_stats": self.action_stats.to_dict(),
             "state_stats": None if self.state_stats is None else self.state_stats.to_dict(),
-            "versions": {"roboalign": roboalign.__version__} | {n: version(n) for n in ("torch", "transformers")},
+            "versions": {"roboalign": roboalign.__version__}
+            | {n: version(n) for n in ("torch", "transformers")},
         }
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            save_file({name: value.contiguous() for name, value in self.head.state_dict().items()},
-                      temporary / "head.safetensors")  # fmt: skip
+            save_file(
+                {name: value.contiguous() for name, value in self.head.state_dict().items()},
+                temporary / "head.safetensors",
+            )
             write_json(temporary / "policy.json", record)
 
     @classmethod
@@ -153,7 +170,9 @@ class Policy:
         config = _parse(HeadConfig, record, "head", path)
         sampling_steps = _parse(PositiveInt, record, "sampling_steps", path)
         action_stats = _stats(record, "action_stats", shape.action_dim, path)
-        state_stats = _stats(record, "state_stats", shape.state_dim, path) if config.proprioception else None
+        state_stats = (
+            _stats(record, "state_stats", shape.state_dim, path) if config.proprioception else None
+        )
         reference = _parse(BackboneReference, record, "backbone", path)
         backbone = _find_backbone(reference, path)
         head = FlowMatchingHead(config, shape)
@@ -161,11 +180,15 @@ class Policy:
         mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
         text = mllm.model.config.get_text_config()
         if text.hidden_size != shape.vlm_width or text.num_hidden_layers < view.layer:
-            problem = (f"the head reads layer {view.layer} of width {shape.vlm_width}, the backbone has "
-                       f"{text.num_hidden_layers} layers of width {text.hidden_size}")  # fmt: skip
+            problem = (
+                f"the head reads layer {view.layer} of width {shape.vlm_width}, the backbone has "
+                f"{text.num_hidden_layers} layers of width {text.hidden_size}"
+            )
             raise RoboAlignError(problem, where=str(path), fix=FIX)
         truncate_layers(mllm, view.layer)
-        policy = cls(mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps)
+        policy = cls(
+            mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps
+        )
         if compile:
             policy.compile()
         return policy
@@ -192,9 +215,13 @@ def policy_files(folder: str | Path) -> tuple[str, dict[str, Path]]:
     Raises RoboAlignError where policy.json or the backbone is missing or broken.
     """
     path = Path(folder).resolve() / "policy.json"
-    backbone = _find_backbone(_parse(BackboneReference, read_json(path, fix=FIX), "backbone", path), path)
+    backbone = _find_backbone(
+        _parse(BackboneReference, read_json(path, fix=FIX), "backbone", path), path
+    )
     root = Path(os.path.commonpath([path.parent, backbone]))
-    files = [file for one in (path.parent, backbone) for file in sorted(one.iterdir()) if file.is_file()]
+    files = [
+        file for one in (path.parent, backbone) for file in sorted(one.iterdir()) if file.is_file()
+    ]
     return str(path.parent.relative_to(root)), {str(file.relative_to(root)): file for file in files}
 
 
@@ -216,7 +243,9 @@ def _stats(record: dict[str, Any], name: str, dim: int, path: Path) -> ActionSta
         raise RoboAlignError("the statistics are missing", where=where, fix=FIX)
     stats = ActionStats.from_dict(record[name], where=where)
     if stats.dim != dim:
-        raise RoboAlignError(f"statistics of {stats.dim} dimensions for a head of {dim}", where=where, fix=FIX)
+        raise RoboAlignError(
+            f"statistics of {stats.dim} dimensions for a head of {dim}", where=where, fix=FIX
+        )
     return stats
 
 
@@ -224,9 +253,10 @@ def _find_backbone(reference: BackboneReference, path: Path) -> Path:
     folder = (path.parent / reference.path).resolve()
     if not folder.is_dir():
         raise RoboAlignError(
-            f"the backbone {folder} does not exist", where=str(path),
+            f"the backbone {folder} does not exist",
+            where=str(path),
             fix="move it there, or set backbone.path (relative to this file's folder)",
-        )  # fmt: skip
+        )
     if backbone_hash(folder) != reference.sha256:
         problem = "the backbone is not the one that this head was trained on (sha256 differs)"
         raise RoboAlignError(problem, where=str(folder), fix=FIX)
@@ -239,7 +269,9 @@ def _load_weights(head: FlowMatchingHead, path: Path) -> None:
         head.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]
-        raise RoboAlignError(f"the head's weights cannot be read ({problem})", where=str(path), fix=FIX) from None
+        raise RoboAlignError(
+            f"the head's weights cannot be read ({problem})", where=str(path), fix=FIX
+        ) from None
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise RoboAlignError(f"weights {broken[0]!r} are not finite", where=str(path), fix=FIX)

@@ -37,7 +37,9 @@ class FeatureStore:
         """W, the backbone's width."""
         return self.tokens[0].shape[1]
 
-    def gather(self, frames: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    def gather(
+        self, frames: np.ndarray, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
         """Frame numbers [B] -> hidden states [B, L, W] as `View.encode` gives them and mask bool [B, L]; L is the
         longest one's. They go to `device` as they are stored."""
         lengths = self.lengths[frames][:, None]
@@ -65,9 +67,14 @@ class Shard(NamedTuple):
     """[its frames], tokens of each."""
 
 
-def write_shard(path: Path, parts: Sequence[tuple[Tensor, Tensor | None]], lengths: Sequence[Tensor]) -> None:
+def write_shard(
+    path: Path, parts: Sequence[tuple[Tensor, Tensor | None]], lengths: Sequence[Tensor]
+) -> None:
     """Write what `rounding.pack` gave of batches of tokens [n, W], and how many tokens each frame has."""
-    tensors = {"tokens": torch.cat([numbers for numbers, _ in parts]), "lengths": torch.cat(list(lengths))}
+    tensors = {
+        "tokens": torch.cat([numbers for numbers, _ in parts]),
+        "lengths": torch.cat(list(lengths)),
+    }
     exponents = [one for _, one in parts if one is not None]
     if exponents:
         tensors["exponents"] = torch.cat(exponents)
@@ -81,10 +88,19 @@ def _read_shard(path: Path) -> Shard:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
             found = {name: file.get_tensor(name) for name in names}
-            known = (file.metadata() or {}).get("format") == FORMAT and {"tokens", "lengths"} <= names
+            known = (file.metadata() or {}).get("format") == FORMAT and {
+                "tokens",
+                "lengths",
+            } <= names
     except (OSError, SafetensorError) as error:
-        raise RoboAlignError(f"not a readable feature file ({error})", where=str(path), fix=fix) from None
+        raise RoboAlignError(
+            f"not a readable feature file ({error})", where=str(path), fix=fix
+        ) from None
     eight = known and found["tokens"].dtype == torch.float8_e4m3fn
-    if not known or found["lengths"].sum() != len(found["tokens"]) or eight != ("exponents" in names):
+    if (
+        not known
+        or found["lengths"].sum() != len(found["tokens"])
+        or eight != ("exponents" in names)
+    ):
         raise RoboAlignError("not a feature file of this version", where=str(path), fix=fix)
     return Shard(found["tokens"], found.get("exponents"), found["lengths"].numpy())

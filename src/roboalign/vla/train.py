@@ -22,7 +22,13 @@ from roboalign.mllm.load import Mllm
 from roboalign.progress import Progress
 from roboalign.ranks import leads, rank, wait_for_all, world_size
 from roboalign.vla.checkpoint import Trained, resume, save
-from roboalign.vla.features import FeatureConfig, View, compute_features, describe_features, feature_bytes
+from roboalign.vla.features import (
+    FeatureConfig,
+    View,
+    compute_features,
+    describe_features,
+    feature_bytes,
+)
 from roboalign.vla.frames import Frames, batch_frames, make_frames
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape, flow_times
 from roboalign.vla.parallel import loss_module, own_part, sum_over_processes
@@ -94,18 +100,33 @@ def train_head(
     size += feature_bytes(mllm, heldout, view, config.features)
     if leads():
         drawn = config.steps * config.batch_size
-        told = describe_features(mllm, episodes, heldout, view, config.features, feature_dir, size=size,
-                                 drawn=drawn)  # fmt: skip
+        told = describe_features(
+            mllm, episodes, heldout, view, config.features, feature_dir, size=size, drawn=drawn
+        )
         print(told, flush=True)
-    state_stats = ActionStats.fit(np.concatenate([e.state for e in episodes])) if head_config.proprioception else None
+    state_stats = (
+        ActionStats.fit(np.concatenate([e.state for e in episodes]))
+        if head_config.proprioception
+        else None
+    )
     data = [
-        make_frames(compute_features(mllm, group, view, config.features, feature_dir, augmented=group is episodes),
-                    group, action_stats, state_stats, horizon, config.features)
+        make_frames(
+            compute_features(
+                mllm, group, view, config.features, feature_dir, augmented=group is episodes
+            ),
+            group,
+            action_stats,
+            state_stats,
+            horizon,
+            config.features,
+        )
         for group in (episodes, heldout)
-    ]  # fmt: skip
+    ]
     feature_seconds = time.monotonic() - began
     width, state_dim = data[0].store.width, episodes[0].state.shape[1]
-    shape = HeadShape(vlm_width=width, action_dim=action_stats.dim, state_dim=state_dim, horizon=horizon)
+    shape = HeadShape(
+        vlm_width=width, action_dim=action_stats.dim, state_dim=state_dim, horizon=horizon
+    )
     torch.manual_seed(seed)
     head = FlowMatchingHead(head_config, shape).to(mllm.device)
     ledger = fit(head, data[0], data[1], config, out_dir, seed=seed)
@@ -117,7 +138,13 @@ def train_head(
 
 
 def fit(
-    head: FlowMatchingHead, train: Frames, heldout: Frames, config: HeadTrainConfig, out_dir: str | Path, *, seed: int
+    head: FlowMatchingHead,
+    train: Frames,
+    heldout: Frames,
+    config: HeadTrainConfig,
+    out_dir: str | Path,
+    *,
+    seed: int,
 ) -> dict[str, Any]:
     """Train `head` in place; checkpoint and metrics.jsonl in `out_dir`. Returns the ledger record.
 
@@ -138,13 +165,22 @@ def fit(
             done = step + 1
             progress.advance(note=f"loss {np.mean(losses[-50:]):.4f}")
             if done % config.eval_every == 0 or done == config.steps:
-                record = {"step": done, "train_loss": float(np.mean(losses)), "seconds": time.monotonic() - began}
+                record = {
+                    "step": done,
+                    "train_loss": float(np.mean(losses)),
+                    "seconds": time.monotonic() - began,
+                }
                 record |= evaluate_head(trained.result, heldout, config, seed)
                 if leads():
                     append_jsonl(metrics, record)
                 losses = []
             if leads() and (done % config.checkpoint_every == 0 or done == config.steps):
-                now = {"step": done, "settings": settings, "seconds": time.monotonic() - began, "losses": losses}
+                now = {
+                    "step": done,
+                    "settings": settings,
+                    "seconds": time.monotonic() - began,
+                    "losses": losses,
+                }
                 save(checkpoint, trained, now)
     wait_for_all()
     head.load_state_dict(trained.result.state_dict())
@@ -165,7 +201,11 @@ def fit(
 def make_optimizer(head: FlowMatchingHead, config: HeadTrainConfig) -> torch.optim.AdamW:
     """GR00T-N1.5's: betas (0.95, 0.999), weight decay 1e-5."""
     return torch.optim.AdamW(
-        head.parameters(), lr=config.learning_rate, betas=(0.95, 0.999), weight_decay=1e-5, fused=True
+        head.parameters(),
+        lr=config.learning_rate,
+        betas=(0.95, 0.999),
+        weight_decay=1e-5,
+        fused=True,
     )
 
 
@@ -178,7 +218,9 @@ def learning_rate_factor(step: int, config: HeadTrainConfig) -> float:
 
 
 @torch.no_grad()
-def evaluate_head(head: FlowMatchingHead, frames: Frames, config: HeadTrainConfig, seed: int) -> dict[str, float]:
+def evaluate_head(
+    head: FlowMatchingHead, frames: Frames, config: HeadTrainConfig, seed: int
+) -> dict[str, float]:
     """`heldout_loss`: the flow-matching loss; `heldout_l1`: mean distance of sampled chunks, normalised units.
 
     Noise and times are the same at every call, so that the numbers of a run are comparable. Processes that train
@@ -186,7 +228,11 @@ def evaluate_head(head: FlowMatchingHead, frames: Frames, config: HeadTrainConfi
     """
     head.eval()
     device = next(head.parameters()).device
-    chosen = np.linspace(0, len(frames) - 1, min(len(frames), config.eval_frames)).round().astype(np.int64)
+    chosen = (
+        np.linspace(0, len(frames) - 1, min(len(frames), config.eval_frames))
+        .round()
+        .astype(np.int64)
+    )
     generator = torch.Generator().manual_seed(seed)
     losses = distances = 0.0
     for number, start in enumerate(range(0, len(chosen), config.batch_size)):
@@ -197,13 +243,17 @@ def evaluate_head(head: FlowMatchingHead, frames: Frames, config: HeadTrainConfi
             continue
         states, mask, state, actions = frames.batch(batch, device)
         with _autocast(device, config):
-            losses += head.loss(states, mask, state, actions, noise=noise, t=t).item() * len(actions)
+            losses += head.loss(states, mask, state, actions, noise=noise, t=t).item() * len(
+                actions
+            )
             sampled = head.sample(states, mask, state, noise, steps=config.sampling_steps)
         distances += (sampled - actions).abs().mean(dim=(1, 2)).sum().item()
     losses, distances = sum_over_processes([losses, distances])
     result = {"heldout_loss": losses / len(chosen), "heldout_l1": distances / len(chosen)}
     if not all(map(math.isfinite, result.values())):
-        raise RoboAlignError(f"the head's held-out metrics are not finite: {result}", fix="lower learning_rate")
+        raise RoboAlignError(
+            f"the head's held-out metrics are not finite: {result}", fix="lower learning_rate"
+        )
     return result
 
 
@@ -212,11 +262,18 @@ def average_of(head: FlowMatchingHead, config: HeadTrainConfig) -> AveragedModel
 
     It has weights of its own: 4 bytes more a parameter, on the device and in the checkpoints.
     """
-    return AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+    return (
+        AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+    )
 
 
 def train_step(
-    loss_of: nn.Module, trained: Trained, train: Frames, config: HeadTrainConfig, step: int, seed: int
+    loss_of: nn.Module,
+    trained: Trained,
+    train: Frames,
+    config: HeadTrainConfig,
+    step: int,
+    seed: int,
 ) -> float:
     """One update; the loss over the whole batch. Noise and times are drawn for all of it in each process."""
     device = next(loss_of.parameters()).device
@@ -230,19 +287,24 @@ def train_step(
     noise = torch.randn(config.draws * len(chosen), *actions.shape[1:])
     t = flow_times(len(noise))
     if rank():
-        torch.manual_seed(_number(seed, step, rank()))  # dropout: other masks than the first process has
+        torch.manual_seed(
+            _number(seed, step, rank())
+        )  # dropout: other masks than the first process has
     drawn = slice(config.draws * mine.start, config.draws * mine.stop)
     with _autocast(device, config):
-        loss = loss_of(states, mask, state, actions, noise=noise[drawn].to(device), t=t[drawn].to(device))
+        loss = loss_of(
+            states, mask, state, actions, noise=noise[drawn].to(device), t=t[drawn].to(device)
+        )
     share = len(actions) / len(chosen)
     (value,) = sum_over_processes([share * loss.item()])
     (share * world_size() * loss).backward()
     norm = torch.nn.utils.clip_grad_norm_(trained.head.parameters(), 1.0).item()
     if not (math.isfinite(value) and math.isfinite(norm)):
         raise RoboAlignError(
-            f"the loss is {value}, the gradient's norm {norm}, at step {step}", where="head training",
+            f"the loss is {value}, the gradient's norm {norm}, at step {step}",
+            where="head training",
             fix="lower learning_rate, and check the features and actions for outliers",
-        )  # fmt: skip
+        )
     trained.optimizer.step()
     trained.optimizer.zero_grad()
     if trained.average is not None:
@@ -261,10 +323,16 @@ def _autocast(device: torch.device, config: HeadTrainConfig) -> torch.autocast:
 def _check_episodes(episodes: Sequence[Episode], heldout: Sequence[Episode]) -> None:
     for name, group in (("training", episodes), ("held-out", heldout)):
         if not group:
-            raise RoboAlignError(f"there are no {name} episodes", where="head training", fix="collect some")
-    shared = {episode.episode_id for episode in episodes} & {episode.episode_id for episode in heldout}
+            raise RoboAlignError(
+                f"there are no {name} episodes", where="head training", fix="collect some"
+            )
+    shared = {episode.episode_id for episode in episodes} & {
+        episode.episode_id for episode in heldout
+    }
     if shared:
-        raise RoboAlignError(f"episode {min(shared)} is both trained on and held out", where="head training")
+        raise RoboAlignError(
+            f"episode {min(shared)} is both trained on and held out", where="head training"
+        )
 
 
 def _fingerprint(head: FlowMatchingHead, train: Frames, config: HeadTrainConfig, seed: int) -> str:

@@ -23,6 +23,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def three(made: Path) -> list[dict]:
     """A source of each kind."""
-    return [{"name": "qa", "qa": str(made / "qa/qa.json"), "kind": "embodied", "count": 40},
-            {"name": "acts", "robot": str(made / "robot"), "count": 50},
-            {"name": "talks", "conversations": str(made / "talks"), "count": 20}]  # fmt: skip
+    return [
+        {"name": "qa", "qa": str(made / "qa/qa.json"), "kind": "embodied", "count": 40},
+        {"name": "acts", "robot": str(made / "robot"), "count": 50},
+        {"name": "talks", "conversations": str(made / "talks"), "count": 20},
+    ]

@@ -31,27 +31,42 @@ def llava_record(id: str, image: str, question: str, answer: str) -> dict:
     return {"id": id, "image": image, "conversations": turns}
 
 
-def write_qa(folder: Path, count: int, first: int = 0, suffix: str = ".json", pictures: int | None = None) -> Path:
+def write_qa(
+    folder: Path, count: int, first: int = 0, suffix: str = ".json", pictures: int | None = None
+) -> Path:
     """`count` records, each with a picture of its own, or sharing `pictures` of them."""
     folder.mkdir(parents=True, exist_ok=True)
     shown = [first + (n % pictures if pictures else n) for n in range(count)]
     for seed in set(shown):
         (folder / f"{seed}.jpg").write_bytes(encoded(picture(seed), "JPEG", quality=92))
-    records = [llava_record(f"q{first + n}", f"{seed}.jpg", f"What is number {first + n}?", f"It is {first + n}.")
-               for n, seed in enumerate(shown)]  # fmt: skip
-    lines = "\n".join(map(json.dumps, records)) + "\n" if suffix == ".jsonl" else json.dumps(records)
+    records = [
+        llava_record(
+            f"q{first + n}", f"{seed}.jpg", f"What is number {first + n}?", f"It is {first + n}."
+        )
+        for n, seed in enumerate(shown)
+    ]
+    lines = (
+        "\n".join(map(json.dumps, records)) + "\n" if suffix == ".jsonl" else json.dumps(records)
+    )
     (folder / f"qa{suffix}").write_text(lines)
     return folder / f"qa{suffix}"
 
 
-def write_talks(folder: Path, images: list[bytes], split: str = "train", prefix: str = "talk") -> Path:
+def write_talks(
+    folder: Path, images: list[bytes], split: str = "train", prefix: str = "talk"
+) -> Path:
     """A shard of conversations, one an image, each of an episode of its own."""
     reply = "<think>I look.</think><answer>answer it</answer>"
     turn = Turn("reasoning", "text", "think", "What is there?", reply, "it")
     folder.mkdir(parents=True, exist_ok=True)
     name = "train-00000.parquet" if split == "train" else f"{split}.parquet"
-    write_conversations(folder / name, [Conversation(f"{prefix}-{n}", f"{prefix}/episode-{n}", 0, "t", image, (turn,))
-                                        for n, image in enumerate(images)])  # fmt: skip
+    write_conversations(
+        folder / name,
+        [
+            Conversation(f"{prefix}-{n}", f"{prefix}/episode-{n}", 0, "t", image, (turn,))
+            for n, image in enumerate(images)
+        ],
+    )
     return folder
 
 

@@ -17,9 +17,15 @@ RECIPES = Path(__file__).parents[3] / "recipes" / "mixtures"
 QA = {"name": "a", "qa": "a.json", "count": 3}
 
 
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8), st.integers(1, 5000), st.integers(0, 50))
-def test_weights_are_honoured_within_rounding_and_add_up(weights: list[float], left: int, counted: int):
-    sources = [{"name": f"w{n}", "qa": "x.json", "weight": weight} for n, weight in enumerate(weights)]
+@given(
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=8), st.integers(1, 5000), st.integers(0, 50)
+)
+def test_weights_are_honoured_within_rounding_and_add_up(
+    weights: list[float], left: int, counted: int
+):
+    sources = [
+        {"name": f"w{n}", "qa": "x.json", "weight": weight} for n, weight in enumerate(weights)
+    ]
     if counted:
         sources.append({"name": "c", "qa": "x.json", "count": counted})
     asked = settings(*sources, total=left + counted).asked()
@@ -30,7 +36,11 @@ def test_weights_are_honoured_within_rounding_and_add_up(weights: list[float], l
 
 def test_a_golden_share():
     sources = [{"name": n, "qa": "x", "weight": w} for n, w in (("a", 1.0), ("b", 2.0), ("c", 4.0))]
-    assert settings(*sources, total=10).asked() == [1, 3, 6]  # 1.43, 2.86, 5.71: two more to the largest remainders
+    assert settings(*sources, total=10).asked() == [
+        1,
+        3,
+        6,
+    ]  # 1.43, 2.86, 5.71: two more to the largest remainders
 
 
 @pytest.mark.parametrize(
@@ -40,20 +50,35 @@ def test_a_golden_share():
         ([{**QA, "answers": {"stile": "pixels"}}], {}, "did you mean `style`"),
         ([QA], {"tokenizr": {}}, "did you mean `tokenizer`"),
         ([QA], {"rl": {"source": "a", "count": 1, "share": 1}}, "unknown key `rl.share`"),
-        ([{**QA, "robot": "x"}], {}, "needs one of robot, preset, qa, conversations; it has robot and qa"),
+        (
+            [{**QA, "robot": "x"}],
+            {},
+            "needs one of robot, preset, qa, conversations; it has robot and qa",
+        ),
         ([{**QA, "camera": "front"}], {}, "source a is qa, and `camera` does not belong"),
         ([{**QA, "weight": 1.0}], {}, "either a count or a weight"),
         ([QA, QA], {}, "two sources are called a"),
         ([QA], {"total": 5}, "leave out `total`"),
-        ([QA, {"name": "b", "qa": "b", "weight": 1}], {"total": 3}, "leaves nothing to the weights"),
+        (
+            [QA, {"name": "b", "qa": "b", "weight": 1}],
+            {"total": 3},
+            "leaves nothing to the weights",
+        ),
         ([{"name": "r", "robot": "r", "count": 9}], {}, "needs `tokenizer`"),
-        ([{"name": "r", "robot": "r", "count": 9}], {"tokenizer": {}}, "`path` of a FAST tokenizer, or `fit: true`"),
-        ([{"name": "r", "robot": "r", "count": 9}], {"tokenizer": {"fit": True}, "rl": {"source": "r", "count": 1}},
-         "rl.at_most"),
+        (
+            [{"name": "r", "robot": "r", "count": 9}],
+            {"tokenizer": {}},
+            "`path` of a FAST tokenizer, or `fit: true`",
+        ),
+        (
+            [{"name": "r", "robot": "r", "count": 9}],
+            {"tokenizer": {"fit": True}, "rl": {"source": "r", "count": 1}},
+            "rl.at_most",
+        ),
         ([{**QA, "kind": "action"}], {}, "kind action does not go with `qa`"),
         ([{**QA, "count": 0}], {}, "sources.0.count.*greater than or equal to 1, got 0"),
     ],
-)  # fmt: skip
+)
 def test_faults_name_the_key(tmp_path: Path, sources: list[dict], more: dict, message: str):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"name": "mine", "sources": sources, **more}))
@@ -76,8 +101,17 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path):
 
 
 def test_places_are_replaced_by_name(tmp_path: Path):
-    values = {"name": "m", "evaluation": ["e"], "model": "m", "tokenizer": {"path": "t"}, "sources": [
-        QA, {"name": "p", "preset": "robopoint", "path": "p", "count": 1}, {"name": "r", "robot": "r", "count": 2}]}
+    values = {
+        "name": "m",
+        "evaluation": ["e"],
+        "model": "m",
+        "tokenizer": {"path": "t"},
+        "sources": [
+            QA,
+            {"name": "p", "preset": "robopoint", "path": "p", "count": 1},
+            {"name": "r", "robot": "r", "count": 2},
+        ],
+    }
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(values))
     names = ("a", "a.images", "p", "r", "tokenizer", "model", "evaluation.0")
     config, _ = load_mixture(tmp_path / "m.yaml", {name: f"/x/{name}" for name in names})
@@ -94,13 +128,18 @@ def test_the_recipes_are_valid_and_come_back_from_a_manifest(path: Path, tmp_pat
     config, manifest = load_mixture(path)
     assert manifest is None
     listed = {name: {} for name in ("files", "shards", "lengths")}
-    (tmp_path / "manifest.json").write_text(json.dumps({"settings": config.model_dump(mode="json"), **listed}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"settings": config.model_dump(mode="json"), **listed})
+    )
     assert load_mixture(tmp_path / "manifest.json")[0] == config
 
 
 def test_the_papers_mixture_has_its_sources_and_counts():
     config, _ = load_mixture(RECIPES / "paper.yaml")
     counts = {source.name: source.count for source in config.sources}
-    assert counts == {**{name: preset.count for name, preset in PRESETS.items()}, "bridge-actions": 400_000}
+    assert counts == {
+        **{name: preset.count for name, preset in PRESETS.items()},
+        "bridge-actions": 400_000,
+    }
     assert round(sum(counts.values()), -4) == 2_280_000 and config.rl.count == 12_800
     assert isinstance(config, MixtureConfig) and config.rl.count / sum(counts.values()) < 0.0057

@@ -23,8 +23,12 @@ from roboalign.data.mixing.sources import conversation_rows
 from roboalign.errors import RoboAlignError
 
 TOKENS = {"fit": True, "horizon": 4, "scale": 2.0, "vocab_size": 256}
-EXAMPLES = hypothesis_settings(max_examples=15, deadline=None, derandomize=True,
-                               suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+EXAMPLES = hypothesis_settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 PLACES = st.floats(0, 1, exclude_max=True)
 CHANGES = st.lists(st.tuples(PLACES, st.integers(0, 255)), min_size=1, max_size=4)
 
@@ -48,7 +52,11 @@ def attempt(source: dict, folder: Path, **more) -> RoboAlignError | None:
         assert not (folder / "out").exists() and error.where
         return error
     row = told["sources"][source["name"]]
-    assert len(read_conversations(folder / "out", "train")) == row["kept"] == row["asked"] - row["short"]
+    assert (
+        len(read_conversations(folder / "out", "train"))
+        == row["kept"]
+        == row["asked"] - row["short"]
+    )
     return None
 
 
@@ -76,9 +84,14 @@ def test_a_file_cut_anywhere_is_named(sources: Path, tmp_path: Path, name: str, 
     data = (sources / name).read_bytes()
     file = with_file(sources / name, data[: int(share * len(data))], tmp_path)
     place = str(file) if name.startswith("qa") else str(file.parent)
-    error = attempt({"name": "a", name.split("/")[0].replace("talks", "conversations"): place, "count": 8}, tmp_path)
+    error = attempt(
+        {"name": "a", name.split("/")[0].replace("talks", "conversations"): place, "count": 8},
+        tmp_path,
+    )
     # Lines that are whole are samples all the same; there are fewer than asked then, which says why.
-    assert error is not None and (file.name in str(error) or "8 samples are asked and it has" in str(error))
+    assert error is not None and (
+        file.name in str(error) or "8 samples are asked and it has" in str(error)
+    )
 
 
 @pytest.mark.parametrize("name", ["qa/qa.json", "qa/qa.jsonl", "talks/train-00000.parquet"])
@@ -86,23 +99,28 @@ def test_a_file_cut_anywhere_is_named(sources: Path, tmp_path: Path, name: str, 
 @EXAMPLES
 def test_a_file_with_other_bytes_is_read_or_named(
     sources: Path, tmp_path: Path, name: str, changes: list[tuple[float, int]]
-):  # fmt: skip
+):
     file = with_file(sources / name, changed((sources / name).read_bytes(), changes), tmp_path)
     place = str(file) if name.startswith("qa") else str(file.parent)
-    attempt({"name": "a", name.split("/")[0].replace("talks", "conversations"): place, "count": 5}, tmp_path)
+    attempt(
+        {"name": "a", name.split("/")[0].replace("talks", "conversations"): place, "count": 5},
+        tmp_path,
+    )
 
 
 @given(which=st.integers(0, 100), share=PLACES)
 @EXAMPLES
 def test_robot_data_with_a_file_cut_anywhere_is_read_without_it_or_named(
     sources: Path, tmp_path: Path, which: int, share: float
-):  # fmt: skip
+):
     shutil.rmtree(tmp_path / "robot", ignore_errors=True)
     shutil.copytree(sources / "robot", tmp_path / "robot")
     files = sorted(path for path in (tmp_path / "robot").rglob("*") if path.is_file())
     file = files[which % len(files)]
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    error = attempt({"name": "acts", "robot": str(tmp_path / "robot"), "count": 3}, tmp_path, tokenizer=TOKENS)
+    error = attempt(
+        {"name": "acts", "robot": str(tmp_path / "robot"), "count": 3}, tmp_path, tokenizer=TOKENS
+    )
     assert error is None or str(tmp_path / "robot") in str(error) or "source acts" in str(error)
 
 
@@ -110,8 +128,10 @@ def test_robot_data_with_a_file_cut_anywhere_is_read_without_it_or_named(
     "spoil",
     [lambda data: b"", lambda data: data[:-40], lambda data: b"PAR1" + data[4:-4] + b"RAP1"],
     ids=["empty", "cut", "no end"],
-)  # fmt: skip
-def test_an_evaluation_set_that_is_broken_is_named(sources: Path, tmp_path: Path, spoil: Callable[[bytes], bytes]):
+)
+def test_an_evaluation_set_that_is_broken_is_named(
+    sources: Path, tmp_path: Path, spoil: Callable[[bytes], bytes]
+):
     folder = write_talks(tmp_path / "eval", [encoded(picture(0))], split="heldout")
     (folder / "heldout.parquet").write_bytes(spoil((folder / "heldout.parquet").read_bytes()))
     source = {"name": "qa", "qa": str(sources / "qa/qa.json"), "count": 3}
@@ -119,10 +139,24 @@ def test_an_evaluation_set_that_is_broken_is_named(sources: Path, tmp_path: Path
     assert error is not None and "heldout.parquet" in str(error)
 
 
-@given(st.one_of(st.text(max_size=60), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
-    max_leaves=10).map(yaml.safe_dump)))  # fmt: skip
+@given(
+    st.one_of(
+        st.text(max_size=60),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats()
+            | st.text(max_size=8)
+            | st.dates(),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3)
+            ),
+            max_leaves=10,
+        ).map(yaml.safe_dump),
+    )
+)
 @example("a: 2026-13-01")
 @example("[" * 3000)
 @example("sources: [{name: a, qa: x, count: 1}]\nname: a\n1: 2")
@@ -137,9 +171,12 @@ def test_what_is_no_mixture_file_is_an_error_with_its_name(tmp_path: Path, text:
 @EXAMPLES
 def test_a_manifest_that_is_spoilt_is_an_error_or_still_one(
     sources: Path, tmp_path: Path, cut: float, changes: list[tuple[float, int]]
-):  # fmt: skip
+):
     if not (tmp_path / "made").exists():
-        build(settings({"name": "qa", "qa": str(sources / "qa/qa.json"), "count": 5}), tmp_path / "made")
+        build(
+            settings({"name": "qa", "qa": str(sources / "qa/qa.json"), "count": 5}),
+            tmp_path / "made",
+        )
     data = (tmp_path / "made/manifest.json").read_bytes()
     (tmp_path / "cut.json").write_bytes(data[: int(cut * (len(data) - 1))])
     with pytest.raises(RoboAlignError, match=r"cut.json"):
@@ -172,10 +209,20 @@ def test_empty_fields_of_stored_conversations_are_refused(tmp_path: Path):
     rows[3]["image"] = None
     rows[4]["id"] = None
     pq.write_table(pa.Table.from_pylist(rows, schema=ROW), shard)
-    told = build(settings({"name": "t", "conversations": str(folder), "count": 2}), tmp_path / "out")["sources"]["t"]
-    assert (told["found"], told["kept"], told["refused"], told["faults"], told["short"]) == (6, 1, 4, 1, 1)
-    assert [json.loads(line)["what"] for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()].count(
-        "refused") == 4  # fmt: skip
+    told = build(
+        settings({"name": "t", "conversations": str(folder), "count": 2}), tmp_path / "out"
+    )["sources"]["t"]
+    assert (told["found"], told["kept"], told["refused"], told["faults"], told["short"]) == (
+        6,
+        1,
+        4,
+        1,
+        1,
+    )
+    assert [
+        json.loads(line)["what"]
+        for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()
+    ].count("refused") == 4
 
 
 def test_reading_a_shard_holds_some_rows_at_a_time(tmp_path: Path):
@@ -184,5 +231,7 @@ def test_reading_a_shard_holds_some_rows_at_a_time(tmp_path: Path):
     shard = folder / "train-00000.parquet"
     pq.write_table(pq.read_table(shard), shard, row_group_size=100)
     before = pa.total_allocated_bytes()
-    most = max(pa.total_allocated_bytes() for _ in conversation_rows(Part(0, 0, shard, ""), ROW.names))
+    most = max(
+        pa.total_allocated_bytes() for _ in conversation_rows(Part(0, 0, shard, ""), ROW.names)
+    )
     assert most - before < 12e6  # the file has 24e6, a group of rows 3e6

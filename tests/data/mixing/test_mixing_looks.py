@@ -30,12 +30,15 @@ SEEDS = range(20)
 
 @pytest.mark.parametrize(
     "change",
-    [lambda im: encoded(im, "JPEG", quality=80), lambda im: encoded(im, "JPEG", quality=50),
-     lambda im: encoded(im.resize((48, 36), Image.Resampling.LANCZOS)),
-     lambda im: encoded(im.resize((250, 188), Image.Resampling.BICUBIC), "JPEG", quality=80),
-     lambda im: encoded(im, "WEBP", quality=80)],
+    [
+        lambda im: encoded(im, "JPEG", quality=80),
+        lambda im: encoded(im, "JPEG", quality=50),
+        lambda im: encoded(im.resize((48, 36), Image.Resampling.LANCZOS)),
+        lambda im: encoded(im.resize((250, 188), Image.Resampling.BICUBIC), "JPEG", quality=80),
+        lambda im: encoded(im, "WEBP", quality=80),
+    ],
     ids=["q80", "q50", "half", "larger", "webp"],
-)  # fmt: skip
+)
 def test_a_re_encoded_or_rescaled_picture_is_found_and_no_other(change):
     seen = seen_of([encoded(picture(seed)) for seed in SEEDS])
     for seed in SEEDS:
@@ -56,9 +59,15 @@ def test_a_camera_that_does_not_move_sees_other_pictures():
     assert seen.near(look_of(thumb), thumb).tolist() == []  # .. the thumbnail can
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.integers(0, 2**64 - 1), st.lists(st.integers(0, 63)),
-       st.integers(0, 7))
-def test_the_sieve_finds_what_going_through_all_finds(looks: list[int], look: int, flips: list[int], distance: int):
+@given(
+    st.lists(st.integers(0, 2**64 - 1), max_size=30),
+    st.integers(0, 2**64 - 1),
+    st.lists(st.integers(0, 63)),
+    st.integers(0, 7),
+)
+def test_the_sieve_finds_what_going_through_all_finds(
+    looks: list[int], look: int, flips: list[int], distance: int
+):
     near = look
     for bit in flips[:8]:
         near ^= 1 << bit
@@ -74,7 +83,11 @@ def test_exact_bytes_are_found_among_signed_hashes():
     images = np.zeros(4, dtype=SEEN)
     images["sha"] = [5, -7, 5, 2**62]
     seen = Seen(images, 7, 12)
-    assert sorted(seen.exact(5).tolist()) == [0, 2] and seen.exact(-7).tolist() == [1] and seen.exact(6).size == 0
+    assert (
+        sorted(seen.exact(5).tolist()) == [0, 2]
+        and seen.exact(-7).tolist() == [1]
+        and seen.exact(6).size == 0
+    )
 
 
 def test_nothing_to_compare_with():

@@ -26,18 +26,35 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def config(tmp_path: Path, three: list[dict]) -> MixtureConfig:
-    return settings(*three, tokenizer={"fit": True, "horizon": 6, "scale": 4.0, "vocab_size": 128}, shard_size=20,
-                    rl={"source": "acts", "count": 5, "at_most": 0.1}, heldout={"share": 0.15})  # fmt: skip
+    return settings(
+        *three,
+        tokenizer={"fit": True, "horizon": 6, "scale": 4.0, "vocab_size": 128},
+        shard_size=20,
+        rl={"source": "acts", "count": 5, "at_most": 0.1},
+        heldout={"share": 0.15},
+    )
 
 
 @pytest.mark.parametrize(
     ("module", "name", "call"),
-    [(building, "scan_part", 2), (building, "make_tokens", 1), (building, "examine_part", 4), (choose, "place", 1),
-     (choose, "release_seen", 1), (write, "write_shard", 3), (building, "describe", 1)],
+    [
+        (building, "scan_part", 2),
+        (building, "make_tokens", 1),
+        (building, "examine_part", 4),
+        (choose, "place", 1),
+        (choose, "release_seen", 1),
+        (write, "write_shard", 3),
+        (building, "describe", 1),
+    ],
     ids=lambda value: getattr(value, "__name__", str(value)).rsplit(".", 1)[-1],
-)  # fmt: skip
+)
 def test_stopped_anywhere_the_same_call_ends_with_the_same_bytes(
-    config: MixtureConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module, name: str, call: int
+    config: MixtureConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module,
+    name: str,
+    call: int,
 ) -> None:
     build(config, tmp_path / "whole")
     work, calls = getattr(module, name), []
@@ -59,7 +76,9 @@ def test_stopped_anywhere_the_same_call_ends_with_the_same_bytes(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_other_settings_begin_anew(config: MixtureConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_settings_begin_anew(
+    config: MixtureConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stops(*arguments):
         raise KeyboardInterrupt
 
@@ -73,15 +92,26 @@ def test_other_settings_begin_anew(config: MixtureConfig, tmp_path: Path, monkey
 
 
 def test_after_kill_9_only_the_missing_shards_are_written(tmp_path: Path) -> None:
-    source = {"name": "qa", "qa": str(write_qa(tmp_path / "qa", 600, suffix=".jsonl", pictures=10)), "count": 600}
+    source = {
+        "name": "qa",
+        "qa": str(write_qa(tmp_path / "qa", 600, suffix=".jsonl", pictures=10)),
+        "count": 600,
+    }
     config = settings(source, shard_size=6)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "config.json"), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        str(tmp_path / "script.py"),
+        str(tmp_path / "config.json"),
+        str(tmp_path / "out"),
+    ]
     out = tmp_path / ".out.building/out"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     give_up = time.monotonic() + 120
-    while len(list(out.glob("train-*"))) < 5 and time.monotonic() < give_up and process.poll() is None:
+    while (
+        len(list(out.glob("train-*"))) < 5 and time.monotonic() < give_up and process.poll() is None
+    ):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -33,8 +33,14 @@ def write_file(path: Path, sources: list[dict], **more) -> str:
 
 
 def test_the_lengths_are_those_of_the_encoded_samples(three: list[dict], tmp_path: Path):
-    file = write_file(tmp_path / "m.yaml", three, tokenizer=TOKENS, model=str(TINY), shard_size=60,
-                      heldout={"share": 0.1})  # fmt: skip
+    file = write_file(
+        tmp_path / "m.yaml",
+        three,
+        tokenizer=TOKENS,
+        model=str(TINY),
+        shard_size=60,
+        heldout={"share": 0.1},
+    )
     told = mix_data(file, str(tmp_path / "out"), workers=1)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     held = manifest["counts"]["heldout"]["conversations"]
@@ -47,12 +53,16 @@ def test_the_lengths_are_those_of_the_encoded_samples(three: list[dict], tmp_pat
         assert found[-1].dtype == np.uint32
     mllm = load.load_mllm(TINY)
     if load.find_vocabulary(mllm.tokenizer) is None:
-        mllm = replace(mllm, vocabulary=extend_tokenizer(mllm.tokenizer, manifest["tokenizer"]["vocab_size"]))
+        mllm = replace(
+            mllm, vocabulary=extend_tokenizer(mllm.tokenizer, manifest["tokenizer"]["vocab_size"])
+        )
     expected = []
     for c in read_conversations(tmp_path / "out", "train"):
         with Image.open(io.BytesIO(c.image)) as image:
             picture = np.array(image.convert("RGB"))
-        expected.append(len(encode_conversation(mllm, [vars(turn) for turn in c.turns], picture).input_ids))
+        expected.append(
+            len(encode_conversation(mllm, [vars(turn) for turn in c.turns], picture).input_ids)
+        )
     assert np.concatenate(found).tolist() == expected and len(set(expected)) > 3
 
 
@@ -64,7 +74,8 @@ def test_a_model_that_is_none_is_named_before_anything_is_read(three: list[dict]
 
 
 @pytest.mark.parametrize(
-    ("at", "message"), [("qa", "name=path"), ("qa=", "name=path"), ("other=x", "names no such path")]
+    ("at", "message"),
+    [("qa", "name=path"), ("qa=", "name=path"), ("other=x", "names no such path")],
 )
 def test_a_place_that_is_none_is_refused(three: list[dict], tmp_path: Path, at: str, message: str):
     file = write_file(tmp_path / "m.yaml", three, tokenizer=TOKENS)
@@ -80,7 +91,9 @@ def test_another_evaluation_set_is_named_when_a_manifest_is_rebuilt(made: Path, 
     file = write_file(tmp_path / "m.yaml", [source], evaluation=[str(tmp_path / "held")])
     mix_data(file, str(tmp_path / "out"), workers=1)
     again = str(tmp_path / "out/manifest.json")
-    with pytest.raises(RoboAlignError, match=r"what is evaluated on images differs.*--at evaluation.0="):
+    with pytest.raises(
+        RoboAlignError, match=r"what is evaluated on images differs.*--at evaluation.0="
+    ):
         mix_data(again, str(tmp_path / "two"), workers=1, at=[f"evaluation.0={tmp_path / 'other'}"])
     shutil.copytree(tmp_path / "held", tmp_path / "moved")
     mix_data(again, str(tmp_path / "two"), workers=1, at=[f"evaluation.0={tmp_path / 'moved'}"])
@@ -89,27 +102,46 @@ def test_another_evaluation_set_is_named_when_a_manifest_is_rebuilt(made: Path, 
 
 @pytest.mark.parametrize(
     ("id", "there", "named", "expected"),
-    [("foo/episode-000003", "/data/foo", "x/bar", "bar/episode-000003"),
-     ("ABC/training/annotation-00001", "/mnt/ABC/training", "/data/task_ABC/training",
-      "task_ABC/training/annotation-00001"),
-     ("foobar/episode-000003", "/data/foo", "x/bar", "foobar/episode-000003"),
-     ("bridge/train/file/3", "/data/1.0.0", "x/1.0.0", "bridge/train/file/3")],
-)  # fmt: skip
-def test_ids_that_hold_a_folders_name_keep_that_of_the_mixture_file(id: str, there: str, named: str, expected: str):
+    [
+        ("foo/episode-000003", "/data/foo", "x/bar", "bar/episode-000003"),
+        (
+            "ABC/training/annotation-00001",
+            "/mnt/ABC/training",
+            "/data/task_ABC/training",
+            "task_ABC/training/annotation-00001",
+        ),
+        ("foobar/episode-000003", "/data/foo", "x/bar", "foobar/episode-000003"),
+        ("bridge/train/file/3", "/data/1.0.0", "x/1.0.0", "bridge/train/file/3"),
+    ],
+)
+def test_ids_that_hold_a_folders_name_keep_that_of_the_mixture_file(
+    id: str, there: str, named: str, expected: str
+):
     episode = replace(make_episode("puck-push", steps=4), episode_id=id)
     assert renamed(episode, Path(there), Path(named)).episode_id == expected
 
 
-@pytest.mark.skipif(not (SHARED / "lerobot_v2_picknplace").is_dir(), reason="the sample is not here")
+@pytest.mark.skipif(
+    not (SHARED / "lerobot_v2_picknplace").is_dir(), reason="the sample is not here"
+)
 def test_a_real_data_set_in_a_folder_of_another_name_makes_the_same_bytes(tmp_path: Path):
     first = shutil.copytree(SHARED / "lerobot_v2_picknplace", tmp_path / "first")
     source = {"name": "gr1", "robot": str(first), "count": 6}
-    file = write_file(tmp_path / "m.yaml", [source], tokenizer={**TOKENS, "horizon": 4, "vocab_size": 512},
-                      rl={"source": "gr1", "count": 2, "at_most": 0.5})  # fmt: skip
+    file = write_file(
+        tmp_path / "m.yaml",
+        [source],
+        tokenizer={**TOKENS, "horizon": 4, "vocab_size": 512},
+        rl={"source": "gr1", "count": 2, "at_most": 0.5},
+    )
     mix_data(file, str(tmp_path / "out"), workers=1)
     first.rename(tmp_path / "second")
     with pytest.raises(RoboAlignError, match=str(first)):
         mix_data(str(tmp_path / "out/manifest.json"), str(tmp_path / "again"), workers=1)
-    mix_data(str(tmp_path / "out/manifest.json"), str(tmp_path / "again"), workers=1, at=[f"gr1={tmp_path / 'second'}"])
+    mix_data(
+        str(tmp_path / "out/manifest.json"),
+        str(tmp_path / "again"),
+        workers=1,
+        at=[f"gr1={tmp_path / 'second'}"],
+    )
     assert shard_bytes(tmp_path / "again") == shard_bytes(tmp_path / "out")
     assert (tmp_path / "again/rl-ids.txt").read_text().startswith("gr1/first/episode-")

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from roboalign.data.qa import images
-from roboalign.data.qa.images import Folder, LazyImage, TarArchive, ZipArchive, image_of, inner_path, open_store
+from roboalign.data.qa.images import (
+    Folder,
+    LazyImage,
+    TarArchive,
+    ZipArchive,
+    image_of,
+    inner_path,
+    open_store,
+)
 from roboalign.data.robot.base import Fault
 from roboalign.errors import RoboAlignError
 
@@ -45,7 +53,11 @@ def test_same_image_from_every_store(stores):
         assert image.data() == png() and image.size() == (9, 6)
         assert np.array_equal(image.pixels(), PIXELS)
         missing = image_of("a/c.png", store, "record 1").pixels()
-        assert isinstance(missing, Fault) and missing.where.startswith("record 1, ") and "c.png" in missing.where
+        assert (
+            isinstance(missing, Fault)
+            and missing.where.startswith("record 1, ")
+            and "c.png" in missing.where
+        )
 
 
 def test_types_of_stores_and_refused_ones(stores, tmp_path):
@@ -59,7 +71,9 @@ def test_types_of_stores_and_refused_ones(stores, tmp_path):
 def test_a_tar_is_searched_once_and_only_when_asked(stores, monkeypatch):
     opened = []
     original = tarfile.open
-    monkeypatch.setattr(tarfile, "open", lambda *args, **kw: opened.append(args) or original(*args, **kw))
+    monkeypatch.setattr(
+        tarfile, "open", lambda *args, **kw: opened.append(args) or original(*args, **kw)
+    )
     image = image_of("a/b.png", stores["x.tar"], "record 1")
     assert opened == []
     for _ in range(3):
@@ -83,12 +97,24 @@ def test_every_mode_becomes_rgb(mode):
     assert isinstance(pixels, np.ndarray) and pixels.shape == (6, 9, 3) and pixels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("name, problem", [
-    ("http://x.org/a.png", "URL"), ("HTTPS://x.org/a.png", "URL"), ("s3://b/a.png", "URL"), ("file:///etc/a", "URL"),
-    ("data:image/png;base64,AAAA", "URL"), ("/etc/passwd", "leaves"), ("../a.png", "leaves"), ("a/../../b", "leaves"),
-    ("a\\..\\b", "leaves"), ("C:\\a.png", "leaves"), ("\\\\host\\a.png", "leaves"), ("..", "leaves"),
-    ("/x/frames/../../a.png", "leaves"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("http://x.org/a.png", "URL"),
+        ("HTTPS://x.org/a.png", "URL"),
+        ("s3://b/a.png", "URL"),
+        ("file:///etc/a", "URL"),
+        ("data:image/png;base64,AAAA", "URL"),
+        ("/etc/passwd", "leaves"),
+        ("../a.png", "leaves"),
+        ("a/../../b", "leaves"),
+        ("a\\..\\b", "leaves"),
+        ("C:\\a.png", "leaves"),
+        ("\\\\host\\a.png", "leaves"),
+        ("..", "leaves"),
+        ("/x/frames/../../a.png", "leaves"),
+    ],
+)
 def test_paths_that_lead_out_are_refused(name, problem):
     with pytest.raises(RoboAlignError, match=problem):
         inner_path(name, "frames")

@@ -12,66 +12,133 @@ from roboalign.data import prompts
 from roboalign.data.conversation import messages, read_conversations, write_conversations
 from roboalign.data.qa import normal
 from roboalign.data.qa.images import LazyImage
-from roboalign.data.qa.normal import Boxes, Choice, Points, Refused, Sample, parse_boxes, parse_choice, parse_points
+from roboalign.data.qa.normal import (
+    Boxes,
+    Choice,
+    Points,
+    Refused,
+    Sample,
+    parse_boxes,
+    parse_choice,
+    parse_points,
+)
 from roboalign.data.robot.base import Fault
 from roboalign.errors import RoboAlignError
 
 UNIT = st.floats(0, 1)
-STYLES = st.sampled_from([("fraction", None), ("percent", None), ("per-mille", None), ("pixels", (640, 480))])
+STYLES = st.sampled_from(
+    [("fraction", None), ("percent", None), ("per-mille", None), ("pixels", (640, 480))]
+)
 FORMS = st.sampled_from(["tuple", "list", "tag", "json"])
 HALF_STEP = {"fraction": 0.0005, "percent": 0.0005, "per-mille": 0.0005, "pixels": 0.5 / 480}
 
 
-@pytest.mark.parametrize("text, style, size, expected", [
-    ("[(0.461, 0.527), (0.5, .25)]", "fraction", None, ((0.461, 0.527), (0.5, 0.25))),
-    ("(0.1, 0.2)", "fraction", None, ((0.1, 0.2),)),
-    ("[0.1,0.2]", "fraction", None, ((0.1, 0.2),)),
-    (" [[10, 20], [30, 40]]\n", "percent", None, ((0.1, 0.2), (0.3, 0.4))),
-    ("(500, 1000) (0, 250)", "per-mille", None, ((0.5, 1.0), (0.0, 0.25))),
-    ("(320, 120)", "pixels", (640, 480), ((0.5, 0.25),)),
-    ('<point x="61.5" y="40.4" alt="mug">mug</point>', "percent", None, ((0.615, 0.404),)),
-    ("<point x=50 y=25></point><point y='75' x='50'>", "percent", None, ((0.5, 0.25), (0.5, 0.75))),
-    ('```json\n[{"point_2d": [500, 250], "label": "cup"}]\n```', "per-mille", None, ((0.5, 0.25),)),
-    ('{"point_2d": [500, 250]}', "per-mille", None, ((0.5, 0.25),)),
-    ("[(5e-1, +0.25)]", "fraction", None, ((0.5, 0.25),)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, style, size, expected",
+    [
+        ("[(0.461, 0.527), (0.5, .25)]", "fraction", None, ((0.461, 0.527), (0.5, 0.25))),
+        ("(0.1, 0.2)", "fraction", None, ((0.1, 0.2),)),
+        ("[0.1,0.2]", "fraction", None, ((0.1, 0.2),)),
+        (" [[10, 20], [30, 40]]\n", "percent", None, ((0.1, 0.2), (0.3, 0.4))),
+        ("(500, 1000) (0, 250)", "per-mille", None, ((0.5, 1.0), (0.0, 0.25))),
+        ("(320, 120)", "pixels", (640, 480), ((0.5, 0.25),)),
+        ('<point x="61.5" y="40.4" alt="mug">mug</point>', "percent", None, ((0.615, 0.404),)),
+        (
+            "<point x=50 y=25></point><point y='75' x='50'>",
+            "percent",
+            None,
+            ((0.5, 0.25), (0.5, 0.75)),
+        ),
+        (
+            '```json\n[{"point_2d": [500, 250], "label": "cup"}]\n```',
+            "per-mille",
+            None,
+            ((0.5, 0.25),),
+        ),
+        ('{"point_2d": [500, 250]}', "per-mille", None, ((0.5, 0.25),)),
+        ("[(5e-1, +0.25)]", "fraction", None, ((0.5, 0.25),)),
+    ],
+)
 def test_points_by_hand(text, style, size, expected):
     found = parse_points(text, style, size)
     assert isinstance(found, Points)
     assert np.allclose(found.xy, expected, atol=1e-12) and len(found.xy) == len(expected)
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("[(1.2, 0.5)]", "1.2 lies outside 0 to 1"), ("(-0.1, 0.5)", "outside"), ("(1e999, 0.5)", "outside"),
-    ("[(0.1, 0.2), (0.3, 7)]", "outside"), ("", "no coordinates"), ("[]", "no coordinates"), ("[[]]", "not made of"),
-    ("the cup", "not made of"), ("at (0.1, 0.2) or so", "not made of"), ("[(0.1, 0.2), 0.3]", "not made of"),
-    ("(0.1, 0.2]", "not made of"), ("(0.1, 0.2, 0.3)", "not made of"), ("(0.1, 0.2, 0.3, 0.4)", "not made of"),
-    ("(nan, 0.2)", "not made of"), ("(0.1 0.2)", "not made of"), ('[{"point_2d": [0.1]}]', "without 2 numbers"),
-    ('[{"point_2d": [0.1, NaN]}]', "outside"), ('[{"point_2d": [0.1, true]}]', "without 2 numbers"),
-    ('[{"bbox_2d": [0, 0, 1, 1]}]', "without 2 numbers"), ('[{"point_2d": [0.1, 0.2]', "not valid JSON"),
-    ('{"point_2d": [1' + "0" * 400 + ", 0]}", "beyond every image"), ("[" * 100_000 + "{", "not"),
-    ('<point x="0.1">a</point>', "not made of"), ('<point x="0.1" y="0.2cm">', "not made of"),
-    ('<point x="0.1" y="0.2">a</point> there', "not made of"), ("<points>", "not made of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("[(1.2, 0.5)]", "1.2 lies outside 0 to 1"),
+        ("(-0.1, 0.5)", "outside"),
+        ("(1e999, 0.5)", "outside"),
+        ("[(0.1, 0.2), (0.3, 7)]", "outside"),
+        ("", "no coordinates"),
+        ("[]", "no coordinates"),
+        ("[[]]", "not made of"),
+        ("the cup", "not made of"),
+        ("at (0.1, 0.2) or so", "not made of"),
+        ("[(0.1, 0.2), 0.3]", "not made of"),
+        ("(0.1, 0.2]", "not made of"),
+        ("(0.1, 0.2, 0.3)", "not made of"),
+        ("(0.1, 0.2, 0.3, 0.4)", "not made of"),
+        ("(nan, 0.2)", "not made of"),
+        ("(0.1 0.2)", "not made of"),
+        ('[{"point_2d": [0.1]}]', "without 2 numbers"),
+        ('[{"point_2d": [0.1, NaN]}]', "outside"),
+        ('[{"point_2d": [0.1, true]}]', "without 2 numbers"),
+        ('[{"bbox_2d": [0, 0, 1, 1]}]', "without 2 numbers"),
+        ('[{"point_2d": [0.1, 0.2]', "not valid JSON"),
+        ('{"point_2d": [1' + "0" * 400 + ", 0]}", "beyond every image"),
+        ("[" * 100_000 + "{", "not"),
+        ('<point x="0.1">a</point>', "not made of"),
+        ('<point x="0.1" y="0.2cm">', "not made of"),
+        ('<point x="0.1" y="0.2">a</point> there', "not made of"),
+        ("<points>", "not made of"),
+    ],
+)
 def test_points_refused_with_a_reason(text, reason):
     found = parse_points(text, "fraction")
     assert isinstance(found, Refused) and reason in found.reason and len(found.reason) < 200
 
 
-@pytest.mark.parametrize("text, style, size, expected", [
-    ("[0.1, 0.2, 0.3, 0.4]", "fraction", None, ((0.1, 0.2, 0.3, 0.4),)),
-    ("[[100, 200, 300, 400], [0, 0, 1000, 1000]]", "per-mille", None, ((0.1, 0.2, 0.3, 0.4), (0, 0, 1, 1))),
-    ("<box>(100,200),(300,400)</box>", "per-mille", None, ((0.1, 0.2, 0.3, 0.4),)),
-    ("<box>[[64, 48, 128, 96]]</box>", "pixels", (640, 480), ((0.1, 0.1, 0.2, 0.2),)),
-    ('[{"bbox_2d": [64, 48, 128, 96], "label": "a"}]', "pixels", (640, 480), ((0.1, 0.1, 0.2, 0.2),)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, style, size, expected",
+    [
+        ("[0.1, 0.2, 0.3, 0.4]", "fraction", None, ((0.1, 0.2, 0.3, 0.4),)),
+        (
+            "[[100, 200, 300, 400], [0, 0, 1000, 1000]]",
+            "per-mille",
+            None,
+            ((0.1, 0.2, 0.3, 0.4), (0, 0, 1, 1)),
+        ),
+        ("<box>(100,200),(300,400)</box>", "per-mille", None, ((0.1, 0.2, 0.3, 0.4),)),
+        ("<box>[[64, 48, 128, 96]]</box>", "pixels", (640, 480), ((0.1, 0.1, 0.2, 0.2),)),
+        (
+            '[{"bbox_2d": [64, 48, 128, 96], "label": "a"}]',
+            "pixels",
+            (640, 480),
+            ((0.1, 0.1, 0.2, 0.2),),
+        ),
+    ],
+)
 def test_boxes_by_hand(text, style, size, expected):
     found = parse_boxes(text, style, size)
     assert isinstance(found, Boxes) and np.allclose(found.corners, expected)
 
 
-@pytest.mark.parametrize("text", ["[0.3, 0.2, 0.1, 0.4]", "[0.1, 0.4, 0.3, 0.2]", "[0.1, 0.2]", "<box>1, 0, 1</box>",
-                                  "<box>a 0, 0, 1, 1</box>", "[0, 0, 2, 2]", "<box>", "[[0, 0], [1, 1]]"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[0.3, 0.2, 0.1, 0.4]",
+        "[0.1, 0.4, 0.3, 0.2]",
+        "[0.1, 0.2]",
+        "<box>1, 0, 1</box>",
+        "<box>a 0, 0, 1, 1</box>",
+        "[0, 0, 2, 2]",
+        "<box>",
+        "[[0, 0], [1, 1]]",
+    ],
+)
 def test_boxes_refused(text):
     assert isinstance(parse_boxes(text, "fraction"), Refused)
 
@@ -106,10 +173,18 @@ def test_written_by_hand():
     points = Points(((0.5, 0.25), (0.1234, 1.0)))
     assert normal.write_points(points, "fraction") == "[(0.500, 0.250), (0.123, 1.000)]"
     assert normal.write_points(points, "per-mille", "list") == "[[500, 250], [123, 1000]]"
-    assert normal.write_points(points, "pixels", "json", (640, 480)) == \
-        '[{"point_2d": [320, 120]}, {"point_2d": [79, 480]}]'
-    assert normal.write_points(Points(((0.5, 0.25),)), "percent", "tag") == '<point x="50.0" y="25.0"></point>'
-    assert normal.write_boxes(Boxes(((0.1, 0.2, 0.3, 0.4),)), "per-mille", "tag") == "<box>100, 200, 300, 400</box>"
+    assert (
+        normal.write_points(points, "pixels", "json", (640, 480))
+        == '[{"point_2d": [320, 120]}, {"point_2d": [79, 480]}]'
+    )
+    assert (
+        normal.write_points(Points(((0.5, 0.25),)), "percent", "tag")
+        == '<point x="50.0" y="25.0"></point>'
+    )
+    assert (
+        normal.write_boxes(Boxes(((0.1, 0.2, 0.3, 0.4),)), "per-mille", "tag")
+        == "<box>100, 200, 300, 400</box>"
+    )
     for wrong in (Points(()), Points(((1.1, 0),)), Points(((float("nan"), 0),))):
         with pytest.raises(RoboAlignError, match="not fractions"):
             normal.write_points(wrong, "fraction")
@@ -122,34 +197,66 @@ def test_any_text_is_read_or_refused(text):
     for parse, kind in ((parse_points, Points), (parse_boxes, Boxes)):
         found = parse(text, "per-mille")
         values = np.ravel(getattr(found, "xy", None) or getattr(found, "corners", None) or [])
-        assert isinstance(found, Refused) or (isinstance(found, kind) and (values >= 0).all() and (values <= 1).all())
+        assert isinstance(found, Refused) or (
+            isinstance(found, kind) and (values >= 0).all() and (values <= 1).all()
+        )
 
 
 def test_reading_long_garbage_takes_no_time():
-    for text in ("1" * 200_000, "[" * 200_000, "(1," * 70_000, "<point " * 30_000, "(" + " " * 200_000):
+    for text in (
+        "1" * 200_000,
+        "[" * 200_000,
+        "(1," * 70_000,
+        "<point " * 30_000,
+        "(" + " " * 200_000,
+    ):
         assert isinstance(parse_points(text, "fraction"), Refused)
 
 
 QUESTION = "<image>\nWhat next?\nA. take the cup\n{}\nC. wait."
 
 
-@pytest.mark.parametrize("answer", ["B", "B.", "(B)", "B)", "B. Open the door.", "(B) open the door", "open the door",
-                                    "Open  the door.", "B open the door", " B \n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "B",
+        "B.",
+        "(B)",
+        "B)",
+        "B. Open the door.",
+        "(B) open the door",
+        "open the door",
+        "Open  the door.",
+        "B open the door",
+        " B \n",
+    ],
+)
 def test_choice_by_hand(answer):
     expected = Choice(("take the cup", "open the door", "wait."), 1)
     assert parse_choice(QUESTION.format("B. open the door"), answer) == expected
-    for form in ("(A) take the cup\r\n(B) open the door\n(C) wait.", "A) take the cup\n  B) open the door\nC) wait."):
+    for form in (
+        "(A) take the cup\r\n(B) open the door\n(C) wait.",
+        "A) take the cup\n  B) open the door\nC) wait.",
+    ):
         assert parse_choice("What next?\n" + form, answer) == expected
 
 
-@pytest.mark.parametrize("question, answer, reason", [
-    (QUESTION.format("B. open"), "D", "fits 0"), (QUESTION.format("B. open"), "B. wait", "fits 0"),
-    (QUESTION.format("B. open"), "I would open", "fits 0"), (QUESTION.format("B. open"), "", "fits 0"),
-    (QUESTION.format("B. take the cup"), "take the cup", "fits 2"), ("A. B\nB. A", "A", "fits 2"),
-    (QUESTION.format("D. open"), "A", "lettered ADC"), (QUESTION.format("open"), "A", "lettered AC"),
-    ("What next?", "A", "no lettered"), ("Take vitamin A. It is good.", "A", "no lettered"),
-    ("A. b\n(B) c", "A", "no lettered"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "question, answer, reason",
+    [
+        (QUESTION.format("B. open"), "D", "fits 0"),
+        (QUESTION.format("B. open"), "B. wait", "fits 0"),
+        (QUESTION.format("B. open"), "I would open", "fits 0"),
+        (QUESTION.format("B. open"), "", "fits 0"),
+        (QUESTION.format("B. take the cup"), "take the cup", "fits 2"),
+        ("A. B\nB. A", "A", "fits 2"),
+        (QUESTION.format("D. open"), "A", "lettered ADC"),
+        (QUESTION.format("open"), "A", "lettered AC"),
+        ("What next?", "A", "no lettered"),
+        ("Take vitamin A. It is good.", "A", "no lettered"),
+        ("A. b\n(B) c", "A", "no lettered"),
+    ],
+)
 def test_choice_refused(question, answer, reason):
     found = parse_choice(question, answer)
     assert isinstance(found, Refused) and reason in found.reason
@@ -158,8 +265,12 @@ def test_choice_refused(question, answer, reason):
 OPTION = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=2, max_size=12)
 
 
-@given(st.lists(OPTION, min_size=2, max_size=26, unique_by=normal._plain), st.data(),
-       st.sampled_from(normal.MARKERS), st.booleans())  # fmt: skip
+@given(
+    st.lists(OPTION, min_size=2, max_size=26, unique_by=normal._plain),
+    st.data(),
+    st.sampled_from(normal.MARKERS),
+    st.booleans(),
+)
 def test_choice_survives_writing(options, data, marker, text):
     choice = Choice(tuple(options), data.draw(st.integers(0, len(options) - 1)))
     lines, answer = normal.write_choice(choice, marker, text=text)
@@ -171,14 +282,21 @@ def test_choice_survives_writing(options, data, marker, text):
 
 
 def test_choice_that_cannot_be_written():
-    for wrong in (Choice(("a",), 0), Choice(("a", "b"), 2), Choice(("a\nb", "c"), 0), Choice(("", "c"), 0)):
+    for wrong in (
+        Choice(("a",), 0),
+        Choice(("a", "b"), 2),
+        Choice(("a\nb", "c"), 0),
+        Choice(("", "c"), 0),
+    ):
         with pytest.raises(RoboAlignError):
             normal.write_choice(wrong)
     with pytest.raises(RoboAlignError, match="marker"):
         normal.write_choice(Choice(("a", "b"), 0), "{}: ")
 
 
-def sample(*turns: tuple[str, str], images: int = 1, targets: tuple = (), kind: str = "embodied", **more) -> Sample:
+def sample(
+    *turns: tuple[str, str], images: int = 1, targets: tuple = (), kind: str = "embodied", **more
+) -> Sample:
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 8, 3), 7, np.uint8)).save(buffer, "PNG")
     pictures = tuple(LazyImage("x", "r", held=buffer.getvalue()) for _ in range(images))
@@ -187,19 +305,33 @@ def sample(*turns: tuple[str, str], images: int = 1, targets: tuple = (), kind: 
 
 def test_conversation_by_hand(tmp_path):
     request = "Your answer should be formatted as a list of tuples."
-    turns = (("<image>\nPoint at the cup. " + request, "[(0.5, 1.0)]"), ("Which?\nA. a\nB. b", "b"), ("Why?", "So."))
+    turns = (
+        ("<image>\nPoint at the cup. " + request, "[(0.5, 1.0)]"),
+        ("Which?\nA. a\nB. b", "b"),
+        ("Why?", "So."),
+    )
     targets = (Points(((0.5, 1.0),)), Choice(("a", "b"), 1), None)
     found = normal.to_conversation(sample(*turns, targets=targets, system="Be brief."), grid=32)
-    assert (found.id, found.task, found.frame) == ("src/7", "src", 0) and found.episode_id.startswith("src/")
+    assert (found.id, found.task, found.frame) == (
+        "src/7",
+        "src",
+        0,
+    ) and found.episode_id.startswith("src/")
     assert [turn.question for turn in found.turns] == [
         'Be brief.\nPoint at the cup. Answer directly as "point".',
-        'Which?\nA. a\nB. b Answer directly as "letter".', 'Why? Answer directly as "answer".']
+        'Which?\nA. a\nB. b Answer directly as "letter".',
+        'Why? Answer directly as "answer".',
+    ]
     assert [turn.answer for turn in found.turns] == [
-        "<think></think><answer>point 16 31</answer>", "<think></think><answer>letter B</answer>",
-        "<think></think><answer>answer So.</answer>"]
+        "<think></think><answer>point 16 31</answer>",
+        "<think></think><answer>letter B</answer>",
+        "<think></think><answer>answer So.</answer>",
+    ]
     assert [(t.kind, t.type, t.mode, t.expected) for t in found.turns] == [
-        ("embodied", "point", "direct", "16 31"), ("embodied", "choice", "direct", "B"),
-        ("embodied", "text", "direct", "So.")]
+        ("embodied", "point", "direct", "16 31"),
+        ("embodied", "choice", "direct", "B"),
+        ("embodied", "text", "direct", "So."),
+    ]
     assert [prompts.bare(turn.question) for turn in found.turns][2] == "Why?"
     assert messages(found)[0]["content"][0] == {"type": "image"}
     write_conversations(tmp_path / "train-0.parquet", [found])
@@ -212,21 +344,36 @@ def test_conversation_by_hand(tmp_path):
 def test_conversation_with_a_reasoning():
     reply = "<think>It is left.</think><answer>B</answer>"
     (turn,) = normal.to_conversation(sample(("<image>\nSide?", reply), kind="reasoning")).turns
-    assert (turn.mode, turn.answer) == ("think", "<think>It is left.</think><answer>answer B</answer>")
+    assert (turn.mode, turn.answer) == (
+        "think",
+        "<think>It is left.</think><answer>answer B</answer>",
+    )
     assert turn.question == 'Side? Think first, then answer as "answer".'
 
 
-@pytest.mark.parametrize("given_, reason", [
-    (sample(("Q", "A"), images=0), "0 images"), (sample(("<image><image> Q", "A"), images=2), "2 images"),
-    (sample(("Given <image> say", "A")), "inside the text"), (sample(("Q", "A"), ("<image> Q", "A")), "inside"),
-    (sample(("<image> Q", "(3, 3)"), targets=(Refused("outside"),)), "outside"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given_, reason",
+    [
+        (sample(("Q", "A"), images=0), "0 images"),
+        (sample(("<image><image> Q", "A"), images=2), "2 images"),
+        (sample(("Given <image> say", "A")), "inside the text"),
+        (sample(("Q", "A"), ("<image> Q", "A")), "inside"),
+        (sample(("<image> Q", "(3, 3)"), targets=(Refused("outside"),)), "outside"),
+    ],
+)
 def test_what_has_no_place_in_a_conversation_is_a_value(given_, reason):
     found = normal.to_conversation(given_)
     assert isinstance(found, Refused) and reason in found.reason
 
 
 def test_broken_image_is_a_fault():
-    broken = Sample("1", "s", (LazyImage("x", "record 9", held=b"no"),), (("<image> Q", "A"),), "general", (None,))
+    broken = Sample(
+        "1",
+        "s",
+        (LazyImage("x", "record 9", held=b"no"),),
+        (("<image> Q", "A"),),
+        "general",
+        (None,),
+    )
     found = normal.to_conversation(broken)
     assert isinstance(found, Fault) and found.where == "record 9, image x"

@@ -20,13 +20,22 @@ ROBOPOINT = {  # the record that RoboPoint's README shows, its question shortene
     "image": "region_ref/1033888784-63bd2a7_cam05_obj5-obj18.png",
     "conversations": [
         {"from": "human", "value": "<image>\nPinpoint several points left of the object."},
-        {"from": "gpt", "value": "[(0.461, 0.527), (0.498, 0.521), (0.481, 0.521), (0.445, 0.529)]"},
+        {
+            "from": "gpt",
+            "value": "[(0.461, 0.527), (0.498, 0.521), (0.481, 0.521), (0.445, 0.529)]",
+        },
     ],
 }
 EGOPLAN = {  # the record that EgoPlan's README shows
-    "sample_id": 39, "video_source": "EpicKitchens", "video_id": "P07_113", "task_goal": "Cut and peel the onion",
-    "question": "Considering the progress shown in the video, what action should I take next?", "answer": "grab onion",
-    "current_observation_frame": 9308, "task_progress_metadata": [], "negative_answers": ["open drawer"],
+    "sample_id": 39,
+    "video_source": "EpicKitchens",
+    "video_id": "P07_113",
+    "task_goal": "Cut and peel the onion",
+    "question": "Considering the progress shown in the video, what action should I take next?",
+    "answer": "grab onion",
+    "current_observation_frame": 9308,
+    "task_progress_metadata": [],
+    "negative_answers": ["open drawer"],
 }
 
 
@@ -48,10 +57,17 @@ def turns(question: str, answer: str) -> list[dict]:
 def test_counts_are_the_papers():
     counts = {name: preset.count for name, preset in PRESETS.items()}
     assert counts == {
-        "llava-onevision": 100_000, "refspatial": 300_000, "robopoint": 200_000, "egoplan-it": 50_000,
-        "multi-view": 500_000, "sharerobot": 100_000, "robotvqa": 100_000, "roboalign-vqa": 150_000,
-        "robot-qa": 300_000, "reasoning": 76_000,
-    }  # fmt: skip
+        "llava-onevision": 100_000,
+        "refspatial": 300_000,
+        "robopoint": 200_000,
+        "egoplan-it": 50_000,
+        "multi-view": 500_000,
+        "sharerobot": 100_000,
+        "robotvqa": 100_000,
+        "roboalign-vqa": 150_000,
+        "robot-qa": 300_000,
+        "reasoning": 76_000,
+    }
     assert round(sum(counts.values()), -4) == 1_880_000
 
 
@@ -68,7 +84,11 @@ def test_what_is_not_known_is_said(preset):
 
 
 def test_robopoint(tmp_path):
-    boxes = {"id": "b", "image": "coco/1.jpg", "conversations": turns("<image>\nFind cups.", "[(0.5, 0.4, 0.1, 0.2)]")}
+    boxes = {
+        "id": "b",
+        "image": "coco/1.jpg",
+        "conversations": turns("<image>\nFind cups.", "[(0.5, 0.4, 0.1, 0.2)]"),
+    }
     put(tmp_path / "robopoint_1432k.json", [ROBOPOINT, boxes])
     put(tmp_path / "images" / ROBOPOINT["image"], picture())
     points, text = read_preset("robopoint", tmp_path)
@@ -80,7 +100,12 @@ def test_robopoint(tmp_path):
 
 
 def test_refspatial_parts_have_their_own_image_folders(tmp_path):
-    record = {"id": 1, "image": ["x.png"], "depth": ["d.png"], "conversations": turns("Point at it.", "[(0.5, 0.25)]")}
+    record = {
+        "id": 1,
+        "image": ["x.png"],
+        "depth": ["d.png"],
+        "conversations": turns("Point at it.", "[(0.5, 0.25)]"),
+    }
     put(tmp_path / "2D/choice_qa.json", [record])
     put(tmp_path / "2D/image/x.png", picture())
     put(tmp_path / "3D/multi_view_qa.json", [record | {"image": ["x.png", "y.png"]}])
@@ -91,14 +116,20 @@ def test_refspatial_parts_have_their_own_image_folders(tmp_path):
     assert [image.size() for image in samples[0].images] == [(8, 4)]
     assert isinstance(samples[1].images[0].size(), Fault) and samples[1].images[1].size() == (8, 4)
     missing = [item for item in found if isinstance(item, Fault)]
-    assert len(missing) == 6 and all("missing" in fault.problem and "unzip" in fault.fix for fault in missing)
+    assert len(missing) == 6 and all(
+        "missing" in fault.problem and "unzip" in fault.fix for fault in missing
+    )
 
 
 def test_sharerobot_takes_the_training_half_and_cuts_the_authors_paths(tmp_path):
     inner = "rt_frames_success/rtx_frames_success_42/62_robo_set#episode_15700/frame_{}.png"
-    record = {"id": "e", "task": "Planning_Task", "selected_step": 1,
-              "image": ["/mnt/x/" + inner.format(0), inner.format(1)],
-              "conversations": turns("<image> <image>\nWhat next?", "<grasp>")}  # fmt: skip
+    record = {
+        "id": "e",
+        "task": "Planning_Task",
+        "selected_step": 1,
+        "image": ["/mnt/x/" + inner.format(0), inner.format(1)],
+        "conversations": turns("<image> <image>\nWhat next?", "<grasp>"),
+    }
     put(tmp_path / "planning/train/planning_task.json", [record])
     put(tmp_path / "planning/test/planning_task.json", [record])
     for number in range(2):
@@ -109,29 +140,53 @@ def test_sharerobot_takes_the_training_half_and_cuts_the_authors_paths(tmp_path)
 
 def test_egoplan(tmp_path):
     ego4d = EGOPLAN | {"video_source": "Ego4D", "video_id": "000786a7"}
-    put(tmp_path / "EgoPlan_IT.json", [EGOPLAN, ego4d, EGOPLAN | {"current_observation_frame": "x"}])
+    put(
+        tmp_path / "EgoPlan_IT.json", [EGOPLAN, ego4d, EGOPLAN | {"current_observation_frame": "x"}]
+    )
     put(tmp_path / "EPIC-KITCHENS/P07/rgb_frames/P07_113/frame_0000009308.jpg", picture())
     sample, video, broken = read_preset("egoplan-it", tmp_path)
-    assert sample.id == "39" and sample.turns[0][1] == "grab onion" and sample.images[0].size() == (8, 4)
+    assert (
+        sample.id == "39"
+        and sample.turns[0][1] == "grab onion"
+        and sample.images[0].size() == (8, 4)
+    )
     assert video.where.endswith("record 2, field video_source") and "000786a7" in video.problem
     assert broken.where.endswith("record 3, field current_observation_frame")
 
 
 def test_onevision(tmp_path):
     (tmp_path / "textcaps").mkdir()
-    table = {"id": ["a", "b"], "image": [{"bytes": picture(), "path": "1.jpg"}, None], "data_source": ["textcaps"] * 2,
-             "conversations": [turns("<image>\nSay.", "A sign."), turns("Hi", "Ho")]}  # fmt: skip
+    table = {
+        "id": ["a", "b"],
+        "image": [{"bytes": picture(), "path": "1.jpg"}, None],
+        "data_source": ["textcaps"] * 2,
+        "conversations": [turns("<image>\nSay.", "A sign."), turns("Hi", "Ho")],
+    }
     pq.write_table(pa.table(table), tmp_path / "textcaps/train-00000-of-00001.parquet")
     seen, text = read_preset("llava-onevision", tmp_path)
     assert seen.images[0].size() == (8, 4) and text.images == () and text.kind == "general"
 
 
-@pytest.mark.parametrize("name, parts", [
-    ("sharerobot", ["planning/train", "huggingface-cli download BAAI/ShareRobot --repo-type dataset", "tar xz"]),
-    ("egoplan-it", ["EgoPlan_IT.json", "github.com/ChenYi99/EgoPlan", "absent/EPIC-KITCHENS/P01"]),
-    ("robotvqa", ["cannot be downloaded", "unverified", "read_qa"]), ("reasoning", ["not published"]),
-    ("robopint", ["unknown source 'robopint'", "robopoint"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        (
+            "sharerobot",
+            [
+                "planning/train",
+                "huggingface-cli download BAAI/ShareRobot --repo-type dataset",
+                "tar xz",
+            ],
+        ),
+        (
+            "egoplan-it",
+            ["EgoPlan_IT.json", "github.com/ChenYi99/EgoPlan", "absent/EPIC-KITCHENS/P01"],
+        ),
+        ("robotvqa", ["cannot be downloaded", "unverified", "read_qa"]),
+        ("reasoning", ["not published"]),
+        ("robopint", ["unknown source 'robopint'", "robopoint"]),
+    ],
+)
 def test_what_is_absent_is_one_error_with_what_to_do(tmp_path, name, parts):
     with pytest.raises(RoboAlignError) as raised:
         read_preset(name, tmp_path / "absent")

@@ -27,9 +27,15 @@ from roboalign.data.robot.hdf5_walk import endless
 from roboalign.data.robot.open import open_robot_data
 from roboalign.errors import RoboAlignError
 
-STATES = {"libero": {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2},
-          "robomimic": {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}}  # fmt: skip
-BASES = (("robomimic", None, "earliest"), ("libero", None, "earliest"), ("libero", "gzip", "latest"))
+STATES = {
+    "libero": {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2},
+    "robomimic": {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2},
+}
+BASES = (
+    ("robomimic", None, "earliest"),
+    ("libero", None, "earliest"),
+    ("libero", "gzip", "latest"),
+)
 """Observations, compression and version of the file format (the latest has checksums of its own)."""
 DAMAGES = ("cut", "bit", "bits", "block")
 SCRIPT = [sys.executable, __file__]
@@ -45,7 +51,9 @@ def write_base(path: Path, layout: str, compression: str | None, version: str) -
     with h5py.File(path, "w", libver=(version, "latest")) as file:
         data = file.create_group("data")
         data.attrs["problem_info"] = json.dumps({"language_instruction": "open the drawer"})
-        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "env_kwargs": {"control_freq": 20}})
+        data.attrs["env_args"] = json.dumps(
+            {"env_name": "Lift", "env_kwargs": {"control_freq": 20}}
+        )
         for n in range(2):
             demo = data.create_group(f"demo_{n}")
             demo.attrs["num_samples"] = 3
@@ -79,8 +87,12 @@ def contents(path: Path) -> tuple[Contents, int]:
             faults += 1
             continue
         try:
-            frames = b"".join(item.frame(name, t).tobytes() for name in item.cameras for t in range(len(item)))
-            found.append((item.instruction, item.task, item.actions.tobytes(), item.state.tobytes(), frames))
+            frames = b"".join(
+                item.frame(name, t).tobytes() for name in item.cameras for t in range(len(item))
+            )
+            found.append(
+                (item.instruction, item.task, item.actions.tobytes(), item.state.tobytes(), frames)
+            )
         except RoboAlignError:
             faults += 1
     return found, faults
@@ -109,7 +121,9 @@ def read_batch(seeds: Iterable[int], folder: Path) -> None:
     assert all(len(one) == 2 for one in sound)
     for seed in seeds:
         files[seed] = folder / f"{seed}.hdf5"
-        files[seed].write_bytes(damaged((folder / f"base{seed % len(BASES)}.hdf5").read_bytes(), seed))
+        files[seed].write_bytes(
+            damaged((folder / f"base{seed % len(BASES)}.hdf5").read_bytes(), seed)
+        )
     robomimic.endless(files.values())  # in one process for all
     for seed, file in files.items():
         print(seed, flush=True)
@@ -137,7 +151,9 @@ def fuzz(first: int, seeds: int, batch: int) -> tuple[Counter[str], list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seeds", type=int, required=True)
     parser.add_argument("--batch", type=int, default=100)
@@ -149,7 +165,10 @@ def main() -> int:
     how, wrong = fuzz(options.first, options.seeds, options.batch)
     for result, count in how.most_common():
         print(f"{count:>7,} {result}")
-    print("\n".join(wrong) or f"{how.total():,} files: no crash, no hang, no other exception", flush=True)
+    print(
+        "\n".join(wrong) or f"{how.total():,} files: no crash, no hang, no other exception",
+        flush=True,
+    )
     return int(bool(wrong))
 
 

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.linalg import expm
 
-from roboalign.data.action_space import GRIPPER_VALUES, ROTATION_NAMES, SCALABLE, ActionSpace, convert
+from roboalign.data.action_space import (
+    GRIPPER_VALUES,
+    ROTATION_NAMES,
+    SCALABLE,
+    ActionSpace,
+    convert,
+)
 from roboalign.errors import RoboAlignError
 
 CODES = sorted(GRIPPER_VALUES)
@@ -34,11 +40,13 @@ def about(axis: str, angle: float) -> np.ndarray:
 def quaternion_matrix(x: float, y: float, z: float, w: float) -> np.ndarray:
     n = np.sqrt(x * x + y * y + z * z + w * w)
     x, y, z, w = x / n, y / n, z / n, w / n
-    return np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ])
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def matrix_of(values: np.ndarray, form: str) -> np.ndarray:
@@ -77,7 +85,9 @@ def integrate(action: np.ndarray, meaning: ActionSpace, pose: np.ndarray) -> np.
 def spaces(draw, forms=tuple(FORMS)) -> ActionSpace:
     mode, form = draw(st.sampled_from(["absolute", "delta"])), draw(st.sampled_from(forms))
     return space(
-        mode, form, gripper=draw(st.sampled_from(CODES)),
+        mode,
+        form,
+        gripper=draw(st.sampled_from(CODES)),
         frame=draw(st.sampled_from(["base", "tool"])) if mode == "delta" else "base",
         position_scale=draw(st.sampled_from([1.0, 0.02, 0.05])),
         rotation_scale=draw(st.sampled_from([1.0, 0.05, 0.5])) if form in SCALABLE else 1.0,
@@ -95,7 +105,9 @@ def random_actions(seed: int, length: int, meaning: ActionSpace) -> np.ndarray:
     """Actions that hold rotations, whatever the form: by way of quaternions, which hand-made cases check."""
     rng = np.random.default_rng(seed + 1)
     plain = space(meaning.mode, "quaternion_xyzw", frame=meaning.frame, gripper="open_one")
-    values = np.concatenate([random_poses(seed + 2, length), rng.uniform(0, 1, (length, 1))], axis=1)
+    values = np.concatenate(
+        [random_poses(seed + 2, length), rng.uniform(0, 1, (length, 1))], axis=1
+    )
     return convert(values, plain, meaning)
 
 
@@ -104,25 +116,36 @@ seeds = st.integers(0, 10_000)
 
 @given(source=spaces(), target=spaces(), seed=seeds)
 @settings(max_examples=150, deadline=None)
-def test_there_and_back_is_the_identity(source: ActionSpace, target: ActionSpace, seed: int) -> None:
+def test_there_and_back_is_the_identity(
+    source: ActionSpace, target: ActionSpace, seed: int
+) -> None:
     poses, actions = random_poses(seed, 5), random_actions(seed, 5, source)
     there = convert(actions, source, target, poses=poses)
     back = convert(there, target, source, poses=poses)
     assert back.dtype == np.float32 and back.shape == actions.shape
-    for t in range(5):  # as rotations: two sets of Euler angles, or +q and -q, can name the same one
-        before, after = integrate(actions[t], source, poses[t]), integrate(back[t], source, poses[t])
+    for t in range(
+        5
+    ):  # as rotations: two sets of Euler angles, or +q and -q, can name the same one
+        before, after = (
+            integrate(actions[t], source, poses[t]),
+            integrate(back[t], source, poses[t]),
+        )
         np.testing.assert_allclose(after, before, atol=2e-5)
     np.testing.assert_allclose(back[:, -1], actions[:, -1], atol=1e-6)
 
 
 @given(source=spaces(), target=spaces(), seed=seeds)
 @settings(max_examples=150, deadline=None)
-def test_converted_actions_lead_to_the_same_poses(source: ActionSpace, target: ActionSpace, seed: int) -> None:
+def test_converted_actions_lead_to_the_same_poses(
+    source: ActionSpace, target: ActionSpace, seed: int
+) -> None:
     poses, actions = random_poses(seed, 4), random_actions(seed, 4, source)
     converted = convert(actions, source, target, poses=poses)
     for t in range(4):
         np.testing.assert_allclose(
-            integrate(converted[t], target, poses[t]), integrate(actions[t], source, poses[t]), atol=1e-5
+            integrate(converted[t], target, poses[t]),
+            integrate(actions[t], source, poses[t]),
+            atol=1e-5,
         )
 
 
@@ -171,7 +194,9 @@ def test_forms_by_hand() -> None:
     for form, numbers in expected.items():
         converted = convert(action, space(rotation="euler_xyz"), space(rotation=form))
         np.testing.assert_allclose(converted, [[0, 0, 0, *numbers]], atol=1e-6)
-    about_x = convert(np.array([[0, 0, 0, QUARTER, 0, 0]]), space(), space(rotation="quaternion_wxyz"))
+    about_x = convert(
+        np.array([[0, 0, 0, QUARTER, 0, 0]]), space(), space(rotation="quaternion_wxyz")
+    )
     np.testing.assert_allclose(about_x, [[0, 0, 0, HALF_ROOT, HALF_ROOT, 0, 0]], atol=1e-6)
 
 
@@ -183,11 +208,15 @@ def test_quaternions_come_out_with_positive_w() -> None:
 
 def test_units_by_hand() -> None:
     coarse = space(position_scale=0.05, rotation_scale=0.5)
-    np.testing.assert_allclose(convert(np.array([[1, -1, 0.5, 1, 0, -0.2]]), coarse, space()),
-                               [[0.05, -0.05, 0.025, 0.5, 0, -0.1]], atol=1e-7)
+    np.testing.assert_allclose(
+        convert(np.array([[1, -1, 0.5, 1, 0, -0.2]]), coarse, space()),
+        [[0.05, -0.05, 0.025, 0.5, 0, -0.1]],
+        atol=1e-7,
+    )
     fine = space(position_scale=0.02, rotation_scale=0.05)
-    np.testing.assert_allclose(convert(np.array([[1, 0, 0, 0.1, 0, 0]]), coarse, fine),
-                               [[2.5, 0, 0, 1, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        convert(np.array([[1, 0, 0, 0.1, 0, 0]]), coarse, fine), [[2.5, 0, 0, 1, 0, 0]], atol=1e-6
+    )
 
 
 def test_euler_differences_are_added_not_composed() -> None:
@@ -202,17 +231,29 @@ def test_euler_differences_are_added_not_composed() -> None:
     actions = np.concatenate([np.zeros((20, 3)), change], axis=1)
     added = space(rotation="euler_xyz_difference")
     rot6d = convert(actions, added, space("absolute", "rot6d"), poses=poses)
-    np.testing.assert_allclose([matrix_of(row[3:].astype(float), "rot6d") for row in rot6d], goals, atol=1e-6)
-    np.testing.assert_allclose(convert(rot6d, space("absolute", "rot6d"), added, poses=poses), actions, atol=1e-6)
-    composed = convert(actions, space(rotation="euler_xyz"), space("absolute", "rot6d"), poses=poses)
+    np.testing.assert_allclose(
+        [matrix_of(row[3:].astype(float), "rot6d") for row in rot6d], goals, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        convert(rot6d, space("absolute", "rot6d"), added, poses=poses), actions, atol=1e-6
+    )
+    composed = convert(
+        actions, space(rotation="euler_xyz"), space("absolute", "rot6d"), poses=poses
+    )
     assert np.abs(composed - rot6d).max() > 0.05
 
 
 def quaternion_from_euler(angles: np.ndarray) -> np.ndarray:
     """x, y, z, w by the half angle formula."""
     (cr, cp, cy), (sr, sp, sy) = np.cos(angles / 2), np.sin(angles / 2)
-    return np.array([sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy,
-                     cr * cp * cy + sr * sp * sy])
+    return np.array(
+        [
+            sr * cp * cy - cr * sp * sy,
+            cr * sp * cy + sr * cp * sy,
+            cr * cp * sy - sr * sp * cy,
+            cr * cp * cy + sr * sp * sy,
+        ]
+    )
 
 
 def test_euler_differences_wrap_and_refuse_a_right_angle() -> None:
@@ -231,7 +272,9 @@ def test_euler_differences_wrap_and_refuse_a_right_angle() -> None:
 def test_at_a_right_angle_of_pitch_the_rotation_is_still_right(recwarn) -> None:
     turned = np.array([[0, 0, 0, 0, HALF_ROOT, 0, HALF_ROOT]])
     out = convert(turned, space(rotation="quaternion_xyzw"), space(rotation="euler_xyz"))
-    np.testing.assert_allclose(matrix_of(out[0, 3:].astype(float), "euler_xyz"), about("y", QUARTER), atol=1e-6)
+    np.testing.assert_allclose(
+        matrix_of(out[0, 3:].astype(float), "euler_xyz"), about("y", QUARTER), atol=1e-6
+    )
     assert not recwarn.list
 
 
@@ -241,7 +284,10 @@ def test_rot6d_that_is_not_orthogonal_is_made_so() -> None:
 
 
 GRIPPER = {
-    "open_positive": (1, -1, 0), "closed_positive": (-1, 1, 0), "open_one": (1, 0, 0.5), "closed_one": (0, 1, 0.5),
+    "open_positive": (1, -1, 0),
+    "closed_positive": (-1, 1, 0),
+    "open_one": (1, 0, 0.5),
+    "closed_one": (0, 1, 0.5),
 }
 
 
@@ -254,7 +300,9 @@ def test_gripper_codes_open_closed_half(source: str, target: str) -> None:
     assert out[:, -1].tolist() == list(GRIPPER[target])
 
 
-@given(value=st.floats(-2, 2, width=32), source=st.sampled_from(CODES), target=st.sampled_from(CODES))
+@given(
+    value=st.floats(-2, 2, width=32), source=st.sampled_from(CODES), target=st.sampled_from(CODES)
+)
 def test_gripper_codes_are_inverse(value: float, source: str, target: str) -> None:
     joint = {"control": "joint", "mode": "absolute", "joints": 1}
     a, b = ActionSpace(**joint, gripper=source), ActionSpace(**joint, gripper=target)
@@ -276,50 +324,96 @@ def test_dims_and_names_agree(meaning: ActionSpace) -> None:
 def test_dims_and_names_of_joints() -> None:
     meaning = ActionSpace(control="joint", mode="absolute", joints=2, gripper="open_one")
     assert meaning.names == ("joint_0", "joint_1", "gripper") and meaning.dim == 3
-    assert meaning.names[meaning.position] == () and meaning.names[meaning.rotation_part] == ("joint_0", "joint_1")
+    assert meaning.names[meaning.position] == () and meaning.names[meaning.rotation_part] == (
+        "joint_0",
+        "joint_1",
+    )
     bare = space("absolute", "none")
-    assert bare.names == ("x", "y", "z") and bare.names[bare.gripper_part] == bare.names[bare.rotation_part] == ()
+    assert (
+        bare.names == ("x", "y", "z")
+        and bare.names[bare.gripper_part] == bare.names[bare.rotation_part] == ()
+    )
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"control": "joint", "mode": "delta"}, "needs `joints`"),
-    ({"control": "joint", "mode": "delta", "joints": 7, "rotation": "rot6d"}, "belong to end-effector control"),
-    ({"control": "joint", "mode": "delta", "joints": 7, "frame": "tool"}, "belong to end-effector control"),
-    ({"control": "joint", "mode": "delta", "joints": 7, "position_scale": 0.05}, "belong to end-effector control"),
-    ({"control": "end-effector", "mode": "delta", "joints": 7}, "belongs to joint control"),
-    ({"control": "end-effector", "mode": "absolute", "frame": "tool"}, "an absolute pose is in the base frame"),
-    ({"control": "end-effector", "mode": "absolute", "rotation": "euler_xyz_difference"}, "mode delta in the base"),
-    ({"control": "end-effector", "mode": "delta", "rotation": "rot6d", "rotation_scale": 0.5}, "no unit to scale"),
-    ({"control": "end-effector", "mode": "delta", "position_scale": 0.0}, "position_scale"),
-    ({"control": "end-effector", "mode": "delta", "position_scale": float("inf")}, "position_scale"),
-    ({"control": "end-effector", "mode": "relative"}, "mode"),
-    ({"control": "end-effector", "mode": "delta", "grip": "open_one"}, "grip"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"control": "joint", "mode": "delta"}, "needs `joints`"),
+        (
+            {"control": "joint", "mode": "delta", "joints": 7, "rotation": "rot6d"},
+            "belong to end-effector control",
+        ),
+        (
+            {"control": "joint", "mode": "delta", "joints": 7, "frame": "tool"},
+            "belong to end-effector control",
+        ),
+        (
+            {"control": "joint", "mode": "delta", "joints": 7, "position_scale": 0.05},
+            "belong to end-effector control",
+        ),
+        ({"control": "end-effector", "mode": "delta", "joints": 7}, "belongs to joint control"),
+        (
+            {"control": "end-effector", "mode": "absolute", "frame": "tool"},
+            "an absolute pose is in the base frame",
+        ),
+        (
+            {"control": "end-effector", "mode": "absolute", "rotation": "euler_xyz_difference"},
+            "mode delta in the base",
+        ),
+        (
+            {
+                "control": "end-effector",
+                "mode": "delta",
+                "rotation": "rot6d",
+                "rotation_scale": 0.5,
+            },
+            "no unit to scale",
+        ),
+        ({"control": "end-effector", "mode": "delta", "position_scale": 0.0}, "position_scale"),
+        (
+            {"control": "end-effector", "mode": "delta", "position_scale": float("inf")},
+            "position_scale",
+        ),
+        ({"control": "end-effector", "mode": "relative"}, "mode"),
+        ({"control": "end-effector", "mode": "delta", "grip": "open_one"}, "grip"),
+    ],
+)
 def test_contradictions_are_one_message(fields: dict, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         ActionSpace(**fields)
     assert caught.value.error_count() == 1 and message in str(caught.value)
 
 
-@pytest.mark.parametrize("source, target, message", [
-    (space(), ActionSpace(control="joint", mode="delta", joints=6), "kinematics"),
-    (ActionSpace(control="joint", mode="delta", joints=6), space(), "kinematics"),
-    (ActionSpace(control="joint", mode="delta", joints=6), ActionSpace(control="joint", mode="delta", joints=7),
-     "kinematics"),
-    (ActionSpace(control="joint", mode="delta", joints=6), ActionSpace(control="joint", mode="absolute", joints=6),
-     "joint angles before each action"),
-    (space("velocity"), space(), "velocities are not converted"),
-    (space("absolute"), space("velocity"), "velocities are not converted"),
-    (space("velocity"), space("velocity", frame="tool"), "velocities are not converted"),
-    (space("velocity"), space("velocity", "euler_xyz"), "velocities are not converted"),
-    (space(), space(rotation="none"), "only one of the two has a rotation"),
-    (space(), space(gripper="open_one"), "only one of the two has a gripper"),
-    (space(), space("absolute"), "poses before the actions are missing"),
-    (space("absolute"), space(frame="tool"), "poses before the actions are missing"),
-    (space(), space(frame="tool"), "poses before the actions are missing"),
-    (space(), space(rotation="euler_xyz_difference"), "poses before the actions are missing"),
-])
-def test_what_cannot_be_converted_is_refused(source: ActionSpace, target: ActionSpace, message: str) -> None:
+@pytest.mark.parametrize(
+    "source, target, message",
+    [
+        (space(), ActionSpace(control="joint", mode="delta", joints=6), "kinematics"),
+        (ActionSpace(control="joint", mode="delta", joints=6), space(), "kinematics"),
+        (
+            ActionSpace(control="joint", mode="delta", joints=6),
+            ActionSpace(control="joint", mode="delta", joints=7),
+            "kinematics",
+        ),
+        (
+            ActionSpace(control="joint", mode="delta", joints=6),
+            ActionSpace(control="joint", mode="absolute", joints=6),
+            "joint angles before each action",
+        ),
+        (space("velocity"), space(), "velocities are not converted"),
+        (space("absolute"), space("velocity"), "velocities are not converted"),
+        (space("velocity"), space("velocity", frame="tool"), "velocities are not converted"),
+        (space("velocity"), space("velocity", "euler_xyz"), "velocities are not converted"),
+        (space(), space(rotation="none"), "only one of the two has a rotation"),
+        (space(), space(gripper="open_one"), "only one of the two has a gripper"),
+        (space(), space("absolute"), "poses before the actions are missing"),
+        (space("absolute"), space(frame="tool"), "poses before the actions are missing"),
+        (space(), space(frame="tool"), "poses before the actions are missing"),
+        (space(), space(rotation="euler_xyz_difference"), "poses before the actions are missing"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(
+    source: ActionSpace, target: ActionSpace, message: str
+) -> None:
     with pytest.raises(RoboAlignError, match=message) as caught:
         convert(np.zeros((2, 6)), source, target)
     assert caught.value.fix and str(source) in caught.value.where
@@ -327,7 +421,9 @@ def test_what_cannot_be_converted_is_refused(source: ActionSpace, target: Action
 
 def test_a_velocity_may_change_units_and_gripper_code() -> None:
     source = space("velocity", gripper="open_one", position_scale=0.5)
-    out = convert(np.array([[1, 0, 0, 0, 0, 2, 0]]), source, space("velocity", gripper="closed_one"))
+    out = convert(
+        np.array([[1, 0, 0, 0, 0, 2, 0]]), source, space("velocity", gripper="closed_one")
+    )
     assert out.tolist() == [[0.5, 0, 0, 0, 0, 2, 1]]
 
 
@@ -337,28 +433,44 @@ def poses_with(column: int, value: float) -> np.ndarray:
     return poses
 
 
-@pytest.mark.parametrize("actions, poses, message", [
-    (np.zeros((2, 7)), poses_with(0, 0), r"shape \[2, 7\], expected numbers \[T, 6\]"),
-    (np.zeros(6), poses_with(0, 0), r"expected numbers \[T, 6\]"),
-    (np.zeros((2, 6), dtype=object), poses_with(0, 0), "object"),
-    (np.zeros((2, 6), dtype=complex), poses_with(0, 0), "complex"),
-    (np.array([[0.0] * 6, [0, 0, np.nan, 0, 0, 0]]), poses_with(0, 0), "not finite at step 1, column 2"),
-    (np.array([[0.0] * 6, [0, np.inf, 0, 0, 0, 0]]), poses_with(0, 0), "not finite at step 1, column 1"),
-    (np.zeros((2, 6)), np.repeat(IDENTITY, 3, axis=0), "3 poses for 2 actions"),
-    (np.zeros((2, 6)), np.zeros((2, 6)), r"poses: .*expected numbers \[T, 7\]"),
-    (np.zeros((2, 6)), poses_with(4, np.nan), "poses: not finite at step 1"),
-    (np.zeros((2, 6)), poses_with(6, 0.0), "quaternion of step 1 has length 0, not 1"),
-    (np.zeros((2, 6)), poses_with(6, 1.05), "quaternion of step 1 has length 1.05"),
-])
+@pytest.mark.parametrize(
+    "actions, poses, message",
+    [
+        (np.zeros((2, 7)), poses_with(0, 0), r"shape \[2, 7\], expected numbers \[T, 6\]"),
+        (np.zeros(6), poses_with(0, 0), r"expected numbers \[T, 6\]"),
+        (np.zeros((2, 6), dtype=object), poses_with(0, 0), "object"),
+        (np.zeros((2, 6), dtype=complex), poses_with(0, 0), "complex"),
+        (
+            np.array([[0.0] * 6, [0, 0, np.nan, 0, 0, 0]]),
+            poses_with(0, 0),
+            "not finite at step 1, column 2",
+        ),
+        (
+            np.array([[0.0] * 6, [0, np.inf, 0, 0, 0, 0]]),
+            poses_with(0, 0),
+            "not finite at step 1, column 1",
+        ),
+        (np.zeros((2, 6)), np.repeat(IDENTITY, 3, axis=0), "3 poses for 2 actions"),
+        (np.zeros((2, 6)), np.zeros((2, 6)), r"poses: .*expected numbers \[T, 7\]"),
+        (np.zeros((2, 6)), poses_with(4, np.nan), "poses: not finite at step 1"),
+        (np.zeros((2, 6)), poses_with(6, 0.0), "quaternion of step 1 has length 0, not 1"),
+        (np.zeros((2, 6)), poses_with(6, 1.05), "quaternion of step 1 has length 1.05"),
+    ],
+)
 def test_broken_input_is_one_message(actions: np.ndarray, poses: np.ndarray, message: str) -> None:
     with pytest.raises(RoboAlignError, match=message):
         convert(actions, space(), space("absolute"), poses=poses)
 
 
-@pytest.mark.parametrize("form, numbers", [
-    ("quaternion_xyzw", [0, 0, 0, 0]), ("quaternion_wxyz", [0, 0, 0, 0]),
-    ("rot6d", [0, 0, 0, 0, 1, 0]), ("rot6d", [1, 0, 0, 2, 0, 0]),
-])
+@pytest.mark.parametrize(
+    "form, numbers",
+    [
+        ("quaternion_xyzw", [0, 0, 0, 0]),
+        ("quaternion_wxyz", [0, 0, 0, 0]),
+        ("rot6d", [0, 0, 0, 0, 1, 0]),
+        ("rot6d", [1, 0, 0, 2, 0, 0]),
+    ],
+)
 def test_numbers_that_are_no_rotation_are_named(form: str, numbers: list[float]) -> None:
     with pytest.raises(RoboAlignError, match=f"the {form} of step 0 is no rotation"):
         convert(np.array([[0, 0, 0, *numbers]], dtype=np.float32), space(rotation=form), space())
@@ -369,9 +481,17 @@ def test_input_is_left_alone_and_no_steps_are_no_steps() -> None:
     source = space(gripper="open_one")
     out = convert(actions, source, source)
     assert out is not actions and out.dtype == np.float32 and (out == actions).all()
-    convert(actions, source, space("absolute", "rot6d", gripper="closed_one"), poses=np.repeat(IDENTITY, 3, axis=0))
+    convert(
+        actions,
+        source,
+        space("absolute", "rot6d", gripper="closed_one"),
+        poses=np.repeat(IDENTITY, 3, axis=0),
+    )
     assert (actions == 0.25).all()
-    assert convert(np.zeros((0, 7)), source, space(rotation="rot6d", gripper="open_one")).shape == (0, 10)
+    assert convert(np.zeros((0, 7)), source, space(rotation="rot6d", gripper="open_one")).shape == (
+        0,
+        10,
+    )
 
 
 def test_a_space_survives_json() -> None:

@@ -22,12 +22,15 @@ TASKS = ["lift_red_block_table", "push_into_drawer", "open_drawer"]
 def step_arrays(step: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(step)
     return {
-        "actions": rng.normal(size=7), "rel_actions": rng.normal(size=7), "robot_obs": rng.normal(size=15),
-        "scene_obs": rng.normal(size=24), "depth_static": rng.random((4, 6), dtype=np.float32),
+        "actions": rng.normal(size=7),
+        "rel_actions": rng.normal(size=7),
+        "robot_obs": rng.normal(size=15),
+        "scene_obs": rng.normal(size=24),
+        "depth_static": rng.random((4, 6), dtype=np.float32),
         "rgb_static": rng.integers(0, 256, (4, 6, 3), dtype=np.uint8),
         "rgb_gripper": rng.integers(0, 256, (2, 3, 3), dtype=np.uint8),
         "rgb_tactile": rng.integers(0, 256, (4, 2, 6), dtype=np.uint8),
-    }  # fmt: skip
+    }
 
 
 def step_path(split: Path, step: int) -> Path:
@@ -42,7 +45,10 @@ def annotate(split: Path, record) -> None:
 
 def record(spans=SPANS, sentences=SENTENCES, tasks=TASKS) -> dict:
     embeddings = np.zeros((len(sentences), 1, 8), dtype=np.float32)
-    return {"language": {"ann": sentences, "task": tasks, "emb": embeddings}, "info": {"episodes": [], "indx": spans}}
+    return {
+        "language": {"ann": sentences, "task": tasks, "emb": embeddings},
+        "info": {"episodes": [], "indx": spans},
+    }
 
 
 @pytest.fixture
@@ -64,7 +70,11 @@ def test_one_episode_for_each_annotation(split):
     assert [len(episode) for episode in episodes] == [4, 5, 1]  # both ends belong to it
     second = episodes[1]
     assert second.episode_id == "task_D_D/training/annotation-00001"
-    assert (second.task, second.instruction, second.fps) == ("push_into_drawer", "push the button", 30.0)
+    assert (second.task, second.instruction, second.fps) == (
+        "push_into_drawer",
+        "push the button",
+        30.0,
+    )
     rows = [step_arrays(step) for step in range(5, 10)]
     np.testing.assert_array_equal(second.actions, np.float32([row["rel_actions"] for row in rows]))
     np.testing.assert_array_equal(second.state, np.float32([row["robot_obs"] for row in rows]))
@@ -103,13 +113,19 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(split, tmp_path, monkey
     with pytest.raises(RoboAlignError, match=r"posix\.system, which is not data") as caught:
         read_calvin(split)
     assert str(split / ANNOTATIONS) in caught.value.where and not (tmp_path / "ran.txt").exists()
-    assert np.load(split / ANNOTATIONS, allow_pickle=True).item() and (tmp_path / "ran.txt").exists()  # it would have
+    assert (
+        np.load(split / ANNOTATIONS, allow_pickle=True).item() and (tmp_path / "ran.txt").exists()
+    )  # it would have
 
 
-@pytest.mark.parametrize("value", [np.ndarray, np.load, Path("x"), complex(1), {1}, len, np.random.default_rng()])
+@pytest.mark.parametrize(
+    "value", [np.ndarray, np.load, Path("x"), complex(1), {1}, len, np.random.default_rng()]
+)
 def test_anything_but_arrays_and_plain_values_is_refused(split, value):
     annotate(split, {"x": [value]})
-    if value is np.ndarray:  # the name is let through for the arrays' sake, but nothing can be made with it
+    if (
+        value is np.ndarray
+    ):  # the name is let through for the arrays' sake, but nothing can be made with it
         assert load_dict(split / ANNOTATIONS) == {"x": ["ndarray"]}
         return
     if value == {1}:
@@ -120,17 +136,33 @@ def test_anything_but_arrays_and_plain_values_is_refused(split, value):
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.text(), PLAIN, max_size=4), st.sampled_from(["<f4", "<i8", "|b1", "<U3", "|O"]))
+@given(
+    st.dictionaries(st.text(), PLAIN, max_size=4),
+    st.sampled_from(["<f4", "<i8", "|b1", "<U3", "|O"]),
+)
 def test_plain_values_arrays_and_scalars_round_trip(tmp_path_factory, plain, dtype):
     path = tmp_path_factory.mktemp("c") / "a.npy"
-    arrays = {"array": np.ones((2, 3)).astype(dtype), "scalar": np.float32(0.5), "text": np.str_("a")}
+    arrays = {
+        "array": np.ones((2, 3)).astype(dtype),
+        "scalar": np.float32(0.5),
+        "text": np.str_("a"),
+    }
     np.save(path, plain | arrays, allow_pickle=True)
     found = load_dict(path)
     assert {name: found[name] for name in plain if name not in arrays} == {
@@ -143,7 +175,9 @@ def test_plain_values_arrays_and_scalars_round_trip(tmp_path_factory, plain, dty
 def test_old_numpy_names_are_known(split):
     """CALVIN's own files come from numpy 1.x, which calls its modules numpy.core."""
     path = split / ANNOTATIONS
-    old = pickle.dumps(np.load(path, allow_pickle=True), protocol=3).replace(b"numpy._core", b"numpy.core")
+    old = pickle.dumps(np.load(path, allow_pickle=True), protocol=3).replace(
+        b"numpy._core", b"numpy.core"
+    )
     assert b"numpy.core.multiarray" in old
     path.write_bytes(path.read_bytes()[:128] + old)  # the header of the numpy file, then the pickle
     assert [episode.instruction for episode in read_calvin(split)] == SENTENCES
@@ -153,13 +187,20 @@ HOSTILE = {
     "a place of the memory beyond the machine's": b"\x80\x03}r\xff\xff\xff\x7f.",
     "a string longer than the file": b"\x80\x04}\x8d\xff\xff\xff\xff\xff\xff\x00\x00a" + b"K\x01s.",
     "a key whose hash overflows the stack": b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s.",
-    "an array of more values than bytes": pickle.dumps({"a": np.zeros((3, 5))}, 4).replace(b"K\x05", b"K\xff"),
+    "an array of more values than bytes": pickle.dumps({"a": np.zeros((3, 5))}, 4).replace(
+        b"K\x05", b"K\xff"
+    ),
     "an array of objects made of bytes": pickle.dumps({"a": np.zeros(3)}, 4).replace(b"f8", b"O8"),
-    "text beyond the last character": pickle.dumps({"a": np.array(["abc"])}, 4).replace(b"a\0\0\0b", b"a\0\0\xffb"),
+    "text beyond the last character": pickle.dumps({"a": np.array(["abc"])}, 4).replace(
+        b"a\0\0\0b", b"a\0\0\xffb"
+    ),
     "an array as its own dtype": b"\x80\x04}\x8c\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
-                                 b"C\x01b\x87R\x94(K\x01)h\x00\x89]tbs.",
-    "no end": b"\x80\x04}", "a mark that is not there": b"\x80\x04}u.", "code": b"cos\nsystem\n.", "nothing": b"",
-}  # fmt: skip
+    b"C\x01b\x87R\x94(K\x01)h\x00\x89]tbs.",
+    "no end": b"\x80\x04}",
+    "a mark that is not there": b"\x80\x04}u.",
+    "code": b"cos\nsystem\n.",
+    "nothing": b"",
+}
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
@@ -204,17 +245,27 @@ def test_wrong_arguments(split):
 @pytest.mark.parametrize(
     "value",
     [
-        {}, {"info": {"indx": SPANS}}, record(SPANS[:2]), record(tasks=TASKS[:1]), record([(1.5, 2), *SPANS[1:]]),
-        record([(1, 2, 3), *SPANS[1:]]), record("abc"), {"info": 3, "language": 4}, [1, 2], np.zeros(3),
+        {},
+        {"info": {"indx": SPANS}},
+        record(SPANS[:2]),
+        record(tasks=TASKS[:1]),
+        record([(1.5, 2), *SPANS[1:]]),
+        record([(1, 2, 3), *SPANS[1:]]),
+        record("abc"),
+        {"info": 3, "language": 4},
+        [1, 2],
+        np.zeros(3),
     ],
     ids=range(10),
-)  # fmt: skip
+)
 def test_annotations_of_another_kind(split, value):
     annotate(split, value)
     assert "auto_lang_ann.npy" in refused(split).where
 
 
-@pytest.mark.parametrize("runs", [np.zeros(3, int), np.zeros((2, 2)), np.array([[None, 3]], dtype=object)])
+@pytest.mark.parametrize(
+    "runs", [np.zeros(3, int), np.zeros((2, 2)), np.array([[None, 3]], dtype=object)]
+)
 def test_recordings_of_another_kind(split, runs):
     np.save(split / "ep_start_end_ids.npy", runs, allow_pickle=True)
     assert "ep_start_end_ids.npy" in refused(split).where
@@ -229,7 +280,9 @@ def test_truncated_annotations_are_refused(split):
 
 @settings(max_examples=50, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_in_the_annotations_raises_nothing_but_the_one_error(tmp_path_factory, place, bit):
+def test_a_flipped_bit_in_the_annotations_raises_nothing_but_the_one_error(
+    tmp_path_factory, place, bit
+):
     path = tmp_path_factory.mktemp("flip") / "a.npy"
     np.save(path, record(), allow_pickle=True)
     data = bytearray(path.read_bytes())
@@ -258,18 +311,24 @@ def test_a_missing_step_costs_the_annotations_that_hold_it(split):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"rel_actions": None}, "no arrays ['rel_actions']"), ({"robot_obs": None}, "no arrays ['robot_obs']"),
-        ({"rel_actions": np.zeros(6)}, "shape [6], expected [7]"), ({"robot_obs": np.zeros((1, 15))}, "expected [15]"),
+        ({"rel_actions": None}, "no arrays ['rel_actions']"),
+        ({"robot_obs": None}, "no arrays ['robot_obs']"),
+        ({"rel_actions": np.zeros(6)}, "shape [6], expected [7]"),
+        ({"robot_obs": np.zeros((1, 15))}, "expected [15]"),
         ({"rel_actions": np.full(7, np.nan)}, "not finite at step 3"),
         ({"rel_actions": np.array(["x"] * 7)}, "expected numbers"),
         ({"robot_obs": np.array([None] * 15)}, "not a readable npz"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_step_is_named(split, changes, problem):
     arrays = step_arrays(8) | changes
-    np.savez(step_path(split, 8), **{name: value for name, value in arrays.items() if value is not None})
+    np.savez(
+        step_path(split, 8), **{name: value for name, value in arrays.items() if value is not None}
+    )
     (fault,) = faults(split)
-    assert problem in fault.problem and ("0000008.npz" in fault.where or "annotation 1" in fault.where)
+    assert problem in fault.problem and (
+        "0000008.npz" in fault.where or "annotation 1" in fault.where
+    )
 
 
 def test_truncated_and_flipped_steps(split):
@@ -282,8 +341,12 @@ def test_truncated_and_flipped_steps(split):
         damaged[place] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         item = list(read_calvin(split))[1]
-        if isinstance(item, Episode):  # then numbers are those that were written: a zip file has checksums
-            np.testing.assert_array_equal(item.actions[3], np.float32(step_arrays(8)["rel_actions"]))
+        if isinstance(
+            item, Episode
+        ):  # then numbers are those that were written: a zip file has checksums
+            np.testing.assert_array_equal(
+                item.actions[3], np.float32(step_arrays(8)["rel_actions"])
+            )
 
 
 def test_a_damaged_frame_is_the_one_error(split):

@@ -17,13 +17,19 @@ SEEDS = int(os.environ.get("HDF5_FUZZ_SEEDS", "12"))
 def test_every_damaged_file_ends_in_a_known_way() -> None:
     how, wrong = fuzz(0, SEEDS, 100)
     assert not wrong and how.total() == SEEDS
-    assert how["refused"] and how["read, as it was written"]  # damage that is found, and damage that changes nothing
+    assert (
+        how["refused"] and how["read, as it was written"]
+    )  # damage that is found, and damage that changes nothing
 
 
 def test_what_brings_the_process_down_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hdf5_fuzz.SCRIPT", [sys.executable, "-c", "print('= refused'); raise OSError('torn')"])
+    monkeypatch.setattr(
+        "hdf5_fuzz.SCRIPT", [sys.executable, "-c", "print('= refused'); raise OSError('torn')"]
+    )
     how, wrong = fuzz(5, 4, 3)
-    assert wrong == [f"seed {seed}: exit status 1 ['OSError: torn']" for seed in (6, 8)] and how == {"refused": 2}
+    assert wrong == [
+        f"seed {seed}: exit status 1 ['OSError: torn']" for seed in (6, 8)
+    ] and how == {"refused": 2}
 
 
 def test_each_seed_damages_the_file_and_does_so_again() -> None:

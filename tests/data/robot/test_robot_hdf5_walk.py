@@ -23,7 +23,12 @@ def write(path: Path, demos: int = 1) -> Path:
     with h5py.File(path, "w") as file:
         file.create_group("data").attrs["env_args"] = '{"env_name": "Lift"}'
         for n in range(demos):
-            for name, width in (("actions", 7), ("obs/ee_pos", 3), ("obs/ee_ori", 3), ("obs/gripper_states", 2)):
+            for name, width in (
+                ("actions", 7),
+                ("obs/ee_pos", 3),
+                ("obs/ee_ori", 3),
+                ("obs/gripper_states", 2),
+            ):
                 file[f"data/demo_{n}/{name}"] = np.full((4, width), n, float)
     return path
 
@@ -38,23 +43,36 @@ def write_endless(path: Path) -> Path:
     return path
 
 
-def test_it_is_named_and_the_others_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_named_and_the_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(robomimic, "endless", partial(endless, seconds=1.0))
     write(tmp_path / "a.hdf5", demos=2)
     bad = write_endless(tmp_path / "b.hdf5")
     write(tmp_path / "c.hdf5")
     *_, fault, last = open_robot_data(tmp_path, options={"state": ["ee_pos"]}).read()
-    assert isinstance(fault, Fault) and fault.where == str(bad) and "does not come to an end" in fault.problem
+    assert (
+        isinstance(fault, Fault)
+        and fault.where == str(bad)
+        and "does not come to an end" in fault.problem
+    )
     assert isinstance(last, Episode) and last.episode_id == "c.hdf5/demo_0"
-    with pytest.raises(RoboAlignError, match=r"b\.hdf5: the HDF5 library does not come to an end .* Fix: download"):
+    with pytest.raises(
+        RoboAlignError, match=r"b\.hdf5: the HDF5 library does not come to an end .* Fix: download"
+    ):
         open_robot_data(bad)
 
 
 def test_the_walk_ends_with_its_processor_time_also_alone(tmp_path: Path) -> None:
-    assert walk_apart([write(tmp_path / "a.hdf5"), write_endless(tmp_path / "b.hdf5")], 0.5) == (1, -27)
+    assert walk_apart([write(tmp_path / "a.hdf5"), write_endless(tmp_path / "b.hdf5")], 0.5) == (
+        1,
+        -27,
+    )
 
 
-def test_a_sound_file_is_walked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sound_file_is_walked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     walked = []
 
     def counting(files: list[Path], seconds: float) -> tuple[int, int]:
@@ -68,7 +86,9 @@ def test_a_sound_file_is_walked_through_once(tmp_path: Path, monkeypatch: pytest
     assert endless([one, other]) == {} and walked == [one, other, one]
 
 
-def test_a_walk_that_breaks_off_is_the_files_fault_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_that_breaks_off_is_the_files_fault_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [write(tmp_path / name) for name in ("a.hdf5", "b.hdf5", "c.hdf5")]
     ended = iter([(1, -11), (1, 0)])
     monkeypatch.setattr(hdf5_walk, "walk_apart", lambda files, seconds: next(ended))

@@ -12,16 +12,35 @@ from roboalign.data.action_space import ActionSpace, convert
 from roboalign.data.robot.known import KNOWN, known_space
 from roboalign.errors import RoboAlignError
 
-BRIDGE = Path(__file__).parents[3].parent / "shared/data/bridge_sample/bridge_dataset-train.tfrecord-00000-of-00001"
-POSE = ActionSpace(control="end-effector", mode="absolute", rotation="quaternion_xyzw", gripper="open_one")
-METRES = ActionSpace(control="end-effector", mode="delta", rotation="axis_angle", gripper="open_one")
+BRIDGE = (
+    Path(__file__).parents[3].parent
+    / "shared/data/bridge_sample/bridge_dataset-train.tfrecord-00000-of-00001"
+)
+POSE = ActionSpace(
+    control="end-effector", mode="absolute", rotation="quaternion_xyzw", gripper="open_one"
+)
+METRES = ActionSpace(
+    control="end-effector", mode="delta", rotation="axis_angle", gripper="open_one"
+)
 
 
-@pytest.mark.parametrize("name, dim", [
-    ("bridge", 7), ("bridge_relabelled", 7), ("droid_cartesian_position", 7), ("droid_cartesian_velocity", 7),
-    ("droid_oxe", 7), ("droid_joint_position", 8), ("droid_joint_velocity", 8), ("libero", 7),
-    ("robomimic_osc_pose", 7), ("calvin_relative", 7), ("calvin_absolute", 7), ("metaworld", 4),
-])
+@pytest.mark.parametrize(
+    "name, dim",
+    [
+        ("bridge", 7),
+        ("bridge_relabelled", 7),
+        ("droid_cartesian_position", 7),
+        ("droid_cartesian_velocity", 7),
+        ("droid_oxe", 7),
+        ("droid_joint_position", 8),
+        ("droid_joint_velocity", 8),
+        ("libero", 7),
+        ("robomimic_osc_pose", 7),
+        ("calvin_relative", 7),
+        ("calvin_absolute", 7),
+        ("metaworld", 4),
+    ],
+)
 def test_widths(name: str, dim: int) -> None:
     assert known_space(name).dim == dim and known_space(name).names[-1] == "gripper"
 
@@ -46,7 +65,10 @@ def test_libero_units_and_gripper() -> None:
 
 def test_calvin_relative_is_what_calvin_computes() -> None:
     """(target - measured) / 0.02 m; wrapped Euler differences / 0.05 rad; a hand that points down, so roll near pi."""
-    measured, target = np.array([0.1, -0.2, 0.5, 3.13, 0.02, 1.5]), np.array([0.11, -0.21, 0.5, -3.14, 0.01, 1.52])
+    measured, target = (
+        np.array([0.1, -0.2, 0.5, 3.13, 0.02, 1.5]),
+        np.array([0.11, -0.21, 0.5, -3.14, 0.01, 1.52]),
+    )
     pose = np.concatenate([measured[:3], Rotation.from_euler("xyz", measured[3:]).as_quat()])[None]
     difference = target - measured
     difference[3] += 2 * np.pi
@@ -66,7 +88,9 @@ def test_droid_velocity_and_position_agree() -> None:
     expected = np.concatenate([pose[:3] + velocity[:3] * 0.075, turned.as_euler("xyz"), [0.25]])
     poses = np.concatenate([pose[:3], Rotation.from_euler("xyz", pose[3:]).as_quat()])[None]
     action = np.append(velocity, 0.25)[None]
-    out = convert(action, KNOWN["droid_cartesian_velocity"], KNOWN["droid_cartesian_position"], poses=poses)
+    out = convert(
+        action, KNOWN["droid_cartesian_velocity"], KNOWN["droid_cartesian_position"], poses=poses
+    )
     np.testing.assert_allclose(out[0], expected, atol=1e-6)
     oxe = convert(action, KNOWN["droid_cartesian_velocity"], KNOWN["droid_oxe"])
     np.testing.assert_allclose(oxe[0], [*velocity, 0.75], atol=1e-6)
@@ -87,7 +111,9 @@ def test_metaworld_moves_and_grips_as_the_space_says() -> None:
         environment.step(convert(step, metres, space)[0])
         np.testing.assert_allclose(environment.data.mocap_pos[0] - before, step[0, :3], atol=1e-7)
         for _ in range(20):
-            observation = environment.step(convert(np.array([[0, 0, 0, code]]), metres, space)[0])[0]
+            observation = environment.step(convert(np.array([[0, 0, 0, code]]), metres, space)[0])[
+                0
+            ]
         opening[word] = observation[3]
     environment.close()
     assert opening["open"] > 0.9 and opening["closed"] < 0.5
@@ -133,12 +159,20 @@ def test_bridge_commands_predict_where_the_arm_goes_next() -> None:
         rotation = Rotation.from_euler("xyz", state[:, 3:6]) * WIDOWX_DEFAULT
         poses = np.concatenate([state[:, :3], rotation.as_quat()], axis=1)
         for frame in ("base", "tool"):
-            goal = convert(actions, KNOWN["bridge"].model_copy(update={"frame": frame}), POSE, poses=poses)
+            goal = convert(
+                actions, KNOWN["bridge"].model_copy(update={"frame": frame}), POSE, poses=poses
+            )
             turn = (Rotation.from_quat(goal[1:-1, 3:7]) * rotation[2:].inv()).magnitude()
-            errors[frame].append(np.column_stack([np.linalg.norm(goal[1:-1, :3] - state[2:, :3], axis=1), turn]))
+            errors[frame].append(
+                np.column_stack([np.linalg.norm(goal[1:-1, :3] - state[2:, :3], axis=1), turn])
+            )
         turn = (rotation[1:-1] * rotation[2:].inv()).magnitude()
-        errors["still"].append(np.column_stack([np.linalg.norm(state[1:-1, :3] - state[2:, :3], axis=1), turn]))
-    base, tool, still = (np.concatenate(errors[key]).mean(axis=0) for key in ("base", "tool", "still"))
+        errors["still"].append(
+            np.column_stack([np.linalg.norm(state[1:-1, :3] - state[2:, :3], axis=1), turn])
+        )
+    base, tool, still = (
+        np.concatenate(errors[key]).mean(axis=0) for key in ("base", "tool", "still")
+    )
     assert len(errors["base"]) == 25
     assert (base < 0.5 * still).all(), (base, still)
     assert (tool > still).all(), (tool, still)
@@ -148,7 +182,9 @@ def test_bridge_commands_predict_where_the_arm_goes_next() -> None:
 def test_bridge_relabelled_is_the_difference_of_following_states() -> None:
     worst = 0.0
     for actions, state in bridge_episodes():
-        poses = np.concatenate([state[:, :3], Rotation.from_euler("xyz", state[:, 3:6]).as_quat()], axis=1)
+        poses = np.concatenate(
+            [state[:, :3], Rotation.from_euler("xyz", state[:, 3:6]).as_quat()], axis=1
+        )
         reached = np.concatenate([poses[1:], actions[:-1, 6:]], axis=1)
         out = convert(reached, POSE, KNOWN["bridge_relabelled"], poses=poses[:-1])
         worst = max(worst, float(np.abs(out[:, :6] - (state[1:, :6] - state[:-1, :6])).max()))

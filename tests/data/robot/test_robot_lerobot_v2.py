@@ -33,8 +33,14 @@ def vector(width: int) -> dict:
     return {"dtype": "float32", "shape": [width], "names": None}
 
 
-FEATURES = {FRONT: camera("video"), WRIST: camera("image"), "observation.state": vector(3), "action": vector(2),
-            "action.base": vector(4), "task_index": {"dtype": "int64", "shape": [1], "names": None}}
+FEATURES = {
+    FRONT: camera("video"),
+    WRIST: camera("image"),
+    "observation.state": vector(3),
+    "action": vector(2),
+    "action.base": vector(4),
+    "task_index": {"dtype": "int64", "shape": [1], "names": None},
+}
 
 
 def actions_of(index: int, length: int) -> np.ndarray:
@@ -42,11 +48,21 @@ def actions_of(index: int, length: int) -> np.ndarray:
 
 
 def columns_of(index: int, length: int, features: dict) -> dict:
-    rows = {"observation.state": np.full((length, 3), index), "action": actions_of(index, length),
-            "action.base": np.zeros((length, 4))}
-    numbers = {"task_index": np.full(length, index % 2), "timestamp": np.arange(length) / 20 + 0.05,
-               "episode_index": np.full(length, index)}
-    columns = {key: pa.array(value.tolist(), pa.list_(pa.float64())) for key, value in rows.items() if key in features}
+    rows = {
+        "observation.state": np.full((length, 3), index),
+        "action": actions_of(index, length),
+        "action.base": np.zeros((length, 4)),
+    }
+    numbers = {
+        "task_index": np.full(length, index % 2),
+        "timestamp": np.arange(length) / 20 + 0.05,
+        "episode_index": np.full(length, index),
+    }
+    columns = {
+        key: pa.array(value.tolist(), pa.list_(pa.float64()))
+        for key, value in rows.items()
+        if key in features
+    }
     columns |= {key: pa.array(value) for key, value in numbers.items()}
     if WRIST in features:
         image = encode_png(np.full((48, 48, 3), index, np.uint8))
@@ -58,20 +74,38 @@ def write_json_lines(path: Path, rows: list[dict], end: str = "") -> None:
     path.write_text("\n".join(json.dumps(row) for row in rows) + end)
 
 
-def write_set(folder: Path, lengths=LENGTHS, *, features=FEATURES, version="v2.1", per_chunk=2, video=True) -> Path:
+def write_set(
+    folder: Path, lengths=LENGTHS, *, features=FEATURES, version="v2.1", per_chunk=2, video=True
+) -> Path:
     (folder / "meta").mkdir(parents=True)
-    info = {"codebase_version": version, "fps": 20, "chunks_size": per_chunk, "total_episodes": len(lengths),
-            "data_path": DATA, "video_path": VIDEO, "features": features}
+    info = {
+        "codebase_version": version,
+        "fps": 20,
+        "chunks_size": per_chunk,
+        "total_episodes": len(lengths),
+        "data_path": DATA,
+        "video_path": VIDEO,
+        "features": features,
+    }
     (folder / "meta/info.json").write_text(json.dumps(info))
-    write_json_lines(folder / "meta/tasks.jsonl", [{"task_index": 0, "task": "open it"}, {"task_index": 1, "task": ""}])
-    write_json_lines(folder / "meta/episodes.jsonl", [{"episode_index": i, "length": n} for i, n in enumerate(lengths)])
+    write_json_lines(
+        folder / "meta/tasks.jsonl",
+        [{"task_index": 0, "task": "open it"}, {"task_index": 1, "task": ""}],
+    )
+    write_json_lines(
+        folder / "meta/episodes.jsonl",
+        [{"episode_index": i, "length": n} for i, n in enumerate(lengths)],
+    )
     for index, length in enumerate(lengths):
         place = {"episode_chunk": index // per_chunk, "episode_index": index}
         path = folder / DATA.format(**place)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns_of(index, length, features)), path)
         if video and FRONT in features:
-            write_video(folder / VIDEO.format(video_key=FRONT, **place), range(10 * index, 10 * index + length))
+            write_video(
+                folder / VIDEO.format(video_key=FRONT, **place),
+                range(10 * index, 10 * index + length),
+            )
     return folder
 
 
@@ -118,7 +152,11 @@ def test_opening_decodes_no_video(stored, monkeypatch):
 
 def test_no_state_and_channels_first(tmp_path):
     features = {key: FEATURES[key] for key in ("action", "task_index")} | {FRONT: camera("video")}
-    features[FRONT] = {"dtype": "video", "shape": [3, 48, 48], "names": ["channels", "height", "width"]}
+    features[FRONT] = {
+        "dtype": "video",
+        "shape": [3, 48, 48],
+        "names": ["channels", "height", "width"],
+    }
     episode = read_lerobot(write_set(tmp_path / "set", (4,), features=features))[0]
     assert episode.state.shape == (4, 0) and episode.cameras["front"].height == 48
     assert number_in(episode.frame("front", 2)) == 2
@@ -142,7 +180,9 @@ def test_modality_names_the_cameras_that_are_used(stored):
     modality.write_text(json.dumps({"video": {"ego": {"original_key": FRONT}, "wrist": {}}}))
     assert [list(episode.images) for episode in read_lerobot(stored)] == [["front", "wrist"]] * 3
     modality.write_text(json.dumps({"video": {"ego": {"original_key": "observation.images.gone"}}}))
-    with pytest.raises(RoboAlignError, match=r"modality.json: it names the cameras \['observation.images.gone'\]"):
+    with pytest.raises(
+        RoboAlignError, match=r"modality.json: it names the cameras \['observation.images.gone'\]"
+    ):
         read_lerobot(stored)
 
 
@@ -156,24 +196,80 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(("fault", "where", "problem"), [
-    (lambda f: (f / "data/chunk-000/episode_000001.parquet").unlink(), "episode_000001.parquet", "does not exist"),
-    (lambda f: cut(f / "data/chunk-000/episode_000001.parquet"), "episode_000001.parquet", "not a readable parquet"),
-    (lambda f: (f / f"videos/chunk-000/{FRONT}/episode_000001.mp4").unlink(), "episode_000001.mp4", "does not exist"),
-    (lambda f: change_data(f, "action", nan_at(4)), "episode_000001.parquet", "column action is not finite at row 4"),
-    (lambda f: change_data(f, "action", [[1.0, 1e300]] * 12), "episode_000001.parquet", "column action is not finite"),
-    (lambda f: change_data(f, "action", [[1.0, None]] * 12), "episode_000001.parquet", "column action is not finite"),
-    (lambda f: change_data(f, "action", [[1.0, 1.0]] * 11 + [None]), "episode_000001.parquet", "action holds 22 value"),
-    (lambda f: change_data(f, "action", [[1.0]] * 12), "episode_000001.parquet", "column action holds 12 values in 12"),
-    (lambda f: change_data(f, "action", [[1.0], [1.0] * 3] * 6), "episode_000001.parquet", "rows of different widths"),
-    (lambda f: change_data(f, "action", [["a", "b"]] * 12), "episode_000001.parquet", "column action holds string"),
-    (lambda f: change_data(f, "observation.state", None), "episode_000001.parquet", "column observation.state is miss"),
-    (lambda f: change_data(f, WRIST, None), "episode_000001.parquet", f"column {WRIST} is missing"),
-    (lambda f: change_data(f, "task_index", [9] * 12), "meta", "no task with task_index 9"),
-    (lambda f: write_json_lines(f / "meta/episodes.jsonl", [{"episode_index": i, "length": n} for i, n in
-                                                            enumerate((7, 11, 5))]),
-     "episode_000001.parquet", "12 rows, meta/episodes.jsonl says 11"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "where", "problem"),
+    [
+        (
+            lambda f: (f / "data/chunk-000/episode_000001.parquet").unlink(),
+            "episode_000001.parquet",
+            "does not exist",
+        ),
+        (
+            lambda f: cut(f / "data/chunk-000/episode_000001.parquet"),
+            "episode_000001.parquet",
+            "not a readable parquet",
+        ),
+        (
+            lambda f: (f / f"videos/chunk-000/{FRONT}/episode_000001.mp4").unlink(),
+            "episode_000001.mp4",
+            "does not exist",
+        ),
+        (
+            lambda f: change_data(f, "action", nan_at(4)),
+            "episode_000001.parquet",
+            "column action is not finite at row 4",
+        ),
+        (
+            lambda f: change_data(f, "action", [[1.0, 1e300]] * 12),
+            "episode_000001.parquet",
+            "column action is not finite",
+        ),
+        (
+            lambda f: change_data(f, "action", [[1.0, None]] * 12),
+            "episode_000001.parquet",
+            "column action is not finite",
+        ),
+        (
+            lambda f: change_data(f, "action", [[1.0, 1.0]] * 11 + [None]),
+            "episode_000001.parquet",
+            "action holds 22 value",
+        ),
+        (
+            lambda f: change_data(f, "action", [[1.0]] * 12),
+            "episode_000001.parquet",
+            "column action holds 12 values in 12",
+        ),
+        (
+            lambda f: change_data(f, "action", [[1.0], [1.0] * 3] * 6),
+            "episode_000001.parquet",
+            "rows of different widths",
+        ),
+        (
+            lambda f: change_data(f, "action", [["a", "b"]] * 12),
+            "episode_000001.parquet",
+            "column action holds string",
+        ),
+        (
+            lambda f: change_data(f, "observation.state", None),
+            "episode_000001.parquet",
+            "column observation.state is miss",
+        ),
+        (
+            lambda f: change_data(f, WRIST, None),
+            "episode_000001.parquet",
+            f"column {WRIST} is missing",
+        ),
+        (lambda f: change_data(f, "task_index", [9] * 12), "meta", "no task with task_index 9"),
+        (
+            lambda f: write_json_lines(
+                f / "meta/episodes.jsonl",
+                [{"episode_index": i, "length": n} for i, n in enumerate((7, 11, 5))],
+            ),
+            "episode_000001.parquet",
+            "12 rows, meta/episodes.jsonl says 11",
+        ),
+    ],
+)
 def test_a_broken_episode_is_a_fault_and_the_others_are_read(stored, fault, where, problem):
     fault(stored)
     first, second, third = iterate_lerobot(stored)
@@ -186,25 +282,51 @@ def test_a_broken_episode_is_a_fault_and_the_others_are_read(stored, fault, wher
         read_lerobot(stored)
 
 
-@pytest.mark.parametrize(("fault", "message"), [
-    (lambda f: edit_info(f, codebase_version="v4.0"), "info.json: LeRobot format v4.0, this reads v2.0, v2.1 and v3.0"),
-    (lambda f: edit_info(f, codebase_version="v1.6"), "LeRobot format v1.6"),
-    (lambda f: edit_info(f, codebase_version=None), "LeRobot format None"),
-    (lambda f: edit_info(f, fps=0), "fps is 0"),
-    (lambda f: edit_info(f, fps="20"), "fps is '20'"),
-    (lambda f: edit_info(f, chunks_size=0), "chunks_size is 0"),
-    (lambda f: edit_info(f, total_episodes=2), "info.json counts 2 episodes, meta/episodes 3"),
-    (lambda f: edit_info(f, data_path="data/{episode}.parquet"), "info.json: data_path is 'data/{episode}.parquet'"),
-    (lambda f: edit_info(f, video_path=None), "info.json: video_path is None"),
-    (lambda f: edit_info(f, features=FEATURES | {"action": {"dtype": "float32"}}), "feature action has no dtype and"),
-    (lambda f: edit_info(f, features=FEATURES | {FRONT: camera("video") | {"shape": [48]}}), r"shape \[48\]"),
-    (lambda f: (f / "meta/info.json").write_text("[]"), "codebase_version is missing"),
-    (lambda f: (f / "meta/episodes.jsonl").unlink(), "episodes.jsonl: the file does not exist"),
-    (lambda f: cut(f / "meta/episodes.jsonl"), "episodes.jsonl, line 2: not valid JSON"),
-    (lambda f: write_json_lines(f / "meta/episodes.jsonl", [{"episode_index": 0}] * 3), "line 1: length of episode 0"),
-    (lambda f: write_json_lines(f / "meta/episodes.jsonl", [{"episode_index": 0, "length": 7}] * 3), "twice"),
-    (lambda f: write_json_lines(f / "meta/tasks.jsonl", [{"task": "a"}]), "tasks.jsonl, line 1: no task_index"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            lambda f: edit_info(f, codebase_version="v4.0"),
+            "info.json: LeRobot format v4.0, this reads v2.0, v2.1 and v3.0",
+        ),
+        (lambda f: edit_info(f, codebase_version="v1.6"), "LeRobot format v1.6"),
+        (lambda f: edit_info(f, codebase_version=None), "LeRobot format None"),
+        (lambda f: edit_info(f, fps=0), "fps is 0"),
+        (lambda f: edit_info(f, fps="20"), "fps is '20'"),
+        (lambda f: edit_info(f, chunks_size=0), "chunks_size is 0"),
+        (lambda f: edit_info(f, total_episodes=2), "info.json counts 2 episodes, meta/episodes 3"),
+        (
+            lambda f: edit_info(f, data_path="data/{episode}.parquet"),
+            "info.json: data_path is 'data/{episode}.parquet'",
+        ),
+        (lambda f: edit_info(f, video_path=None), "info.json: video_path is None"),
+        (
+            lambda f: edit_info(f, features=FEATURES | {"action": {"dtype": "float32"}}),
+            "feature action has no dtype and",
+        ),
+        (
+            lambda f: edit_info(f, features=FEATURES | {FRONT: camera("video") | {"shape": [48]}}),
+            r"shape \[48\]",
+        ),
+        (lambda f: (f / "meta/info.json").write_text("[]"), "codebase_version is missing"),
+        (lambda f: (f / "meta/episodes.jsonl").unlink(), "episodes.jsonl: the file does not exist"),
+        (lambda f: cut(f / "meta/episodes.jsonl"), "episodes.jsonl, line 2: not valid JSON"),
+        (
+            lambda f: write_json_lines(f / "meta/episodes.jsonl", [{"episode_index": 0}] * 3),
+            "line 1: length of episode 0",
+        ),
+        (
+            lambda f: write_json_lines(
+                f / "meta/episodes.jsonl", [{"episode_index": 0, "length": 7}] * 3
+            ),
+            "twice",
+        ),
+        (
+            lambda f: write_json_lines(f / "meta/tasks.jsonl", [{"task": "a"}]),
+            "tasks.jsonl, line 1: no task_index",
+        ),
+    ],
+)
 def test_broken_meta_files_are_refused(stored, fault, message):
     fault(stored)
     with pytest.raises(RoboAlignError, match=message):
@@ -215,7 +337,9 @@ def test_a_cut_video_shows_when_its_frame_is_asked_for(stored):
     path = stored / f"videos/chunk-000/{FRONT}/episode_000001.mp4"
     cut(path)
     episode = read_lerobot(stored)[1]
-    with pytest.raises(RoboAlignError, match=r"episode_000001.mp4, at 0.100 s: not a readable video"):
+    with pytest.raises(
+        RoboAlignError, match=r"episode_000001.mp4, at 0.100 s: not a readable video"
+    ):
         episode.frame("front", 2)
     with pytest.raises(RoboAlignError, match=r"episode_000001.mp4: not a readable video"):
         episode.images["front"].check()
@@ -224,14 +348,20 @@ def test_a_cut_video_shows_when_its_frame_is_asked_for(stored):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_damaged_files_give_faults_and_no_other_error(tmp_path_factory, data):
-    folder = write_set(tmp_path_factory.mktemp("damaged") / "set", (3, 2), video=False,
-                       features={key: value for key, value in FEATURES.items() if key != FRONT})  # fmt: skip
+    folder = write_set(
+        tmp_path_factory.mktemp("damaged") / "set",
+        (3, 2),
+        video=False,
+        features={key: value for key, value in FEATURES.items() if key != FRONT},
+    )
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     path = data.draw(st.sampled_from(paths))
     content = bytearray(path.read_bytes())
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
         content[place] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content)
+    path.write_bytes(
+        content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content
+    )
     try:
         for item in iterate_lerobot(folder):
             if isinstance(item, Episode):
@@ -243,9 +373,21 @@ def test_damaged_files_give_faults_and_no_other_error(tmp_path_factory, data):
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data is not here")
 def test_real_data():
     episodes = read_lerobot(REAL)
-    assert [len(episode) for episode in episodes] == [416, 470, 470, 412, 328]  # meta/episodes.jsonl; 2096 frames
+    assert [len(episode) for episode in episodes] == [
+        416,
+        470,
+        470,
+        412,
+        328,
+    ]  # meta/episodes.jsonl; 2096 frames
     things = [episode.instruction.split(" from ")[0] for episode in episodes]
-    assert things == ["pick the squash", "pick the ketchup", "pick the candle", "pick the bar", "pick the spray"]
+    assert things == [
+        "pick the squash",
+        "pick the ketchup",
+        "pick the candle",
+        "pick the bar",
+        "pick the spray",
+    ]
     for index, episode in enumerate(episodes):
         stored = pq.read_table(REAL / f"data/chunk-000/episode_{index:06d}.parquet").to_pandas()
         assert (episode.fps, list(episode.images)) == (20.0, ["ego_view"])

@@ -19,7 +19,9 @@ from roboalign.data.robot.open import format_of, open_robot_data, options_of
 from roboalign.data.robot.rewrite import rewrite
 from roboalign.errors import RoboAlignError
 
-SPACE = ActionSpace(control="end-effector", mode="delta", gripper="closed_positive", position_scale=0.05)
+SPACE = ActionSpace(
+    control="end-effector", mode="delta", gripper="closed_positive", position_scale=0.05
+)
 BRIDGE = Path(__file__).parents[4] / "shared" / "data" / "bridge_sample"
 
 
@@ -41,8 +43,12 @@ def test_faults_are_counted_anew_in_each_pass_or_raised():
 
 
 def test_the_format_is_told_by_the_files(tmp_path):
-    for format, name in (("lerobot", "meta/info.json"), ("rlds", "features.json"), ("robomimic", "deep/demo.hdf5"),
-                         ("calvin", "lang_annotations/auto_lang_ann.npy")):  # fmt: skip
+    for format, name in (
+        ("lerobot", "meta/info.json"),
+        ("rlds", "features.json"),
+        ("robomimic", "deep/demo.hdf5"),
+        ("calvin", "lang_annotations/auto_lang_ann.npy"),
+    ):
         path = tmp_path / format / name
         path.parent.mkdir(parents=True)
         path.touch()
@@ -109,7 +115,9 @@ def test_an_episode_that_does_not_fit_is_left_out_and_named(tmp_path):
     broken = replace(two, episode_id="broken", images={"workspace": [b"no image"] * 6})
     written = rewrite(stream(one, slow, broken), tmp_path / "out")
     assert written.episodes == 1 and [fault.where for fault in written.faults] == [
-        f"episode {slow.episode_id}", "episode broken"]  # fmt: skip
+        f"episode {slow.episode_id}",
+        "episode broken",
+    ]
     with pytest.raises(RoboAlignError, match=r"7\.0 steps a second"):
         rewrite(stream(one, slow, strict=True), tmp_path / "strict")
     with pytest.raises(RoboAlignError, match=r"no episode could be read: file x: cut"):
@@ -118,7 +126,9 @@ def test_an_episode_that_does_not_fit_is_left_out_and_named(tmp_path):
 
 def test_a_space_of_other_dimensions_is_a_fault(tmp_path):
     rewrite(stream(replace(episodes(1)[0], action_space=None)), tmp_path / "out")
-    wrong = open_robot_data(tmp_path / "out", space=ActionSpace(control="joint", mode="absolute", joints=7))
+    wrong = open_robot_data(
+        tmp_path / "out", space=ActionSpace(control="joint", mode="absolute", joints=7)
+    )
     assert list(wrong) == [] and "actions of 4 dimensions" in wrong.faults[0].problem
     (right,) = open_robot_data(tmp_path / "out", space=SPACE)
     assert right.action_space == SPACE
@@ -129,8 +139,12 @@ def test_the_meaning_of_the_actions_is_kept_with_them(tmp_path):
     rewrite(stream(*episodes(2)), tmp_path / "out")
     assert [episode.action_space for episode in open_robot_data(tmp_path / "out")] == [SPACE, SPACE]
     contradicted = open_robot_data(tmp_path / "out", space=other)
-    assert list(contradicted) == [] and "gripper is closed_positive" in contradicted.faults[0].problem
-    with pytest.raises(RoboAlignError, match="another fps or action space"):  # half in one meaning, half in another
+    assert (
+        list(contradicted) == [] and "gripper is closed_positive" in contradicted.faults[0].problem
+    )
+    with pytest.raises(
+        RoboAlignError, match="another fps or action space"
+    ):  # half in one meaning, half in another
         rewrite(stream(*episodes(3)), tmp_path / "out", target=other)
     extras = tmp_path / "out" / "meta" / "roboalign.json"
     extras.write_text(extras.read_text().replace('"end-effector"', '"elbow"'))
@@ -140,14 +154,21 @@ def test_the_meaning_of_the_actions_is_kept_with_them(tmp_path):
 
 def test_names_of_dimensions_pass_from_set_to_set(tmp_path):
     made = [replace(episode, action_space=None) for episode in episodes()]
-    named = RobotData("made", "test", lambda: iter(made), action_names=tuple("abcd"), state_names=tuple("efgh"))
+    named = RobotData(
+        "made", "test", lambda: iter(made), action_names=tuple("abcd"), state_names=tuple("efgh")
+    )
     rewrite(named, tmp_path / "named")
     data = open_robot_data(tmp_path / "named")
     assert (data.action_names, data.state_names) == (tuple("abcd"), tuple("efgh"))
     rewrite(data, tmp_path / "again")
     assert open_robot_data(tmp_path / "again").state_names == tuple("efgh")
     rewrite(stream(*episodes()), tmp_path / "numbered")
-    assert open_robot_data(tmp_path / "numbered").state_names == ("state_0", "state_1", "state_2", "state_3")
+    assert open_robot_data(tmp_path / "numbered").state_names == (
+        "state_0",
+        "state_1",
+        "state_2",
+        "state_3",
+    )
 
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason="no BridgeV2 sample")

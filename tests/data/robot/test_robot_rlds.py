@@ -32,19 +32,30 @@ def tree(children: dict) -> dict:
 
 TEXT = {"text": {}}
 STEPS = {
-    "action": numbers(2), "reward": numbers(), "language_instruction": TEXT,
+    "action": numbers(2),
+    "reward": numbers(),
+    "language_instruction": TEXT,
     "observation": tree({"state": numbers(3), "front": image(4, 6, 3), "depth": image(4, 6, 1)}),
-}  # fmt: skip
+}
 DROID_STEPS = {
     "action": numbers(7, dtype="float64"),
-    "action_dict": tree({"joint_velocity": numbers(7, dtype="float64"), "gripper_position": numbers(1)}),
-    "is_first": numbers(dtype="bool"), "language_instruction": TEXT, "language_instruction_2": TEXT,
+    "action_dict": tree(
+        {"joint_velocity": numbers(7, dtype="float64"), "gripper_position": numbers(1)}
+    ),
+    "is_first": numbers(dtype="bool"),
+    "language_instruction": TEXT,
+    "language_instruction_2": TEXT,
     "language_instruction_3": TEXT,
-    "observation": tree({
-        "cartesian_position": numbers(6), "gripper_position": numbers(1), "joint_position": numbers(7),
-        "exterior_image_1_left": image(180, 320, 3), "wrist_image_left": image(180, 320, 3),
-    }),
-}  # fmt: skip
+    "observation": tree(
+        {
+            "cartesian_position": numbers(6),
+            "gripper_position": numbers(1),
+            "joint_position": numbers(7),
+            "exterior_image_1_left": image(180, 320, 3),
+            "wrist_image_left": image(180, 320, 3),
+        }
+    ),
+}
 
 
 def picture(shade: int, kind: str = "PNG", size=(6, 4)) -> bytes:
@@ -58,20 +69,31 @@ def record(steps: int = 3, **changes) -> dict:
     features = {
         "steps/action": [float(v) for t in range(steps) for v in (t, -t)],
         "steps/observation/state": [float(t) for t in range(steps) for _ in range(3)],
-        "steps/reward": [0.0] * steps, "steps/language_instruction": [b"push the block"] * steps,
+        "steps/reward": [0.0] * steps,
+        "steps/language_instruction": [b"push the block"] * steps,
         "steps/observation/front": [picture(10 * t) for t in range(steps)],
         "steps/observation/depth": [picture(0)] * steps,
-    }  # fmt: skip
+    }
     features |= {f"steps/{name}": value for name, value in changes.items()}
     return {name: value for name, value in features.items() if value is not None}
 
 
-def write_set(folder: Path, shards: dict[str, list[dict]], *, name="bridge_x", steps=STEPS, **info) -> Path:
+def write_set(
+    folder: Path, shards: dict[str, list[dict]], *, name="bridge_x", steps=STEPS, **info
+) -> Path:
     """`shards`: file name without the set's name -> its records."""
     folder.mkdir(exist_ok=True)
-    features = tree({"steps": {"sequence": {"feature": tree(steps)}}, "episode_metadata": tree({"file_path": TEXT})})
+    features = tree(
+        {
+            "steps": {"sequence": {"feature": tree(steps)}},
+            "episode_metadata": tree({"file_path": TEXT}),
+        }
+    )
     (folder / "features.json").write_text(json.dumps(features))
-    splits = [{"name": shard.split(".")[0], "shardLengths": [str(len(rows))]} for shard, rows in shards.items()]
+    splits = [
+        {"name": shard.split(".")[0], "shardLengths": [str(len(rows))]}
+        for shard, rows in shards.items()
+    ]
     (folder / "dataset_info.json").write_text(json.dumps({"name": name, "splits": splits} | info))
     for shard, rows in shards.items():
         (folder / f"{name}-{shard}").write_bytes(b"".join(framed(example(row)) for row in rows))
@@ -91,37 +113,55 @@ def faults(items) -> list[Fault]:
 def test_an_episode(tmp_path):
     (episode,) = read_rlds(write_set(tmp_path / "s", {ONE: [record()]}))
     assert episode.episode_id == f"bridge_x/train/bridge_x-{ONE}/0"
-    assert (episode.task, episode.instruction, episode.fps) == ("push the block", "push the block", 5.0)
+    assert (episode.task, episode.instruction, episode.fps) == (
+        "push the block",
+        "push the block",
+        5.0,
+    )
     np.testing.assert_array_equal(episode.actions, [[0, 0], [1, -1], [2, -2]])
     np.testing.assert_array_equal(episode.state, [[0, 0, 0], [1, 1, 1], [2, 2, 2]])
     assert episode.actions.dtype == episode.state.dtype == np.float32
     assert list(episode.images) == list(episode.cameras) == ["front"]  # the depth map is none
     assert (episode.cameras["front"].width, episode.cameras["front"].height) == (6, 4)
-    assert episode.png("front", 2) == picture(20) and episode.frame("front", 2)[0, 0].tolist() == [20, 20, 20]
+    assert episode.png("front", 2) == picture(20) and episode.frame("front", 2)[0, 0].tolist() == [
+        20,
+        20,
+        20,
+    ]
 
 
 def test_splits_in_name_order_and_stable_unique_ids(tmp_path):
-    shards = {"val.tfrecord-00000-of-00001": [record()], "train.tfrecord-00001-of-00002": [record()],
-              "train.tfrecord-00000-of-00002": [record(), record()]}  # fmt: skip
+    shards = {
+        "val.tfrecord-00000-of-00001": [record()],
+        "train.tfrecord-00001-of-00002": [record()],
+        "train.tfrecord-00000-of-00002": [record(), record()],
+    }
     folder = write_set(tmp_path / "s", shards, splits=[])
     ids = [item.episode_id.removeprefix("bridge_x/") for item in read_rlds(folder)]
     assert ids == [
-        "train/bridge_x-train.tfrecord-00000-of-00002/0", "train/bridge_x-train.tfrecord-00000-of-00002/1",
-        "train/bridge_x-train.tfrecord-00001-of-00002/0", "val/bridge_x-val.tfrecord-00000-of-00001/0",
-    ]  # fmt: skip
+        "train/bridge_x-train.tfrecord-00000-of-00002/0",
+        "train/bridge_x-train.tfrecord-00000-of-00002/1",
+        "train/bridge_x-train.tfrecord-00001-of-00002/0",
+        "val/bridge_x-val.tfrecord-00000-of-00001/0",
+    ]
     assert [item.episode_id for item in read_rlds(folder, split="val")] == [f"bridge_x/{ids[-1]}"]
 
 
 def droid_record(second: bytes = b"") -> dict:
     return {
-        "steps/action": [0.5] * 14, "steps/action_dict/joint_velocity": [float(v) for v in range(14)],
-        "steps/action_dict/gripper_position": [0.25, 0.75], "steps/is_first": [1, 0],
-        "steps/language_instruction": [b""] * 2, "steps/language_instruction_2": [second] * 2,
-        "steps/language_instruction_3": [b"third"] * 2, "steps/observation/cartesian_position": [1.0] * 12,
-        "steps/observation/gripper_position": [2.0, 3.0], "steps/observation/joint_position": [4.0] * 14,
+        "steps/action": [0.5] * 14,
+        "steps/action_dict/joint_velocity": [float(v) for v in range(14)],
+        "steps/action_dict/gripper_position": [0.25, 0.75],
+        "steps/is_first": [1, 0],
+        "steps/language_instruction": [b""] * 2,
+        "steps/language_instruction_2": [second] * 2,
+        "steps/language_instruction_3": [b"third"] * 2,
+        "steps/observation/cartesian_position": [1.0] * 12,
+        "steps/observation/gripper_position": [2.0, 3.0],
+        "steps/observation/joint_position": [4.0] * 14,
         "steps/observation/exterior_image_1_left": [picture(1, "JPEG", (320, 180))] * 2,
         "steps/observation/wrist_image_left": [picture(2, "JPEG", (320, 180))] * 2,
-    }  # fmt: skip
+    }
 
 
 def test_droid(tmp_path):
@@ -132,9 +172,14 @@ def test_droid(tmp_path):
     np.testing.assert_array_equal(first.state, [[1] * 6 + [2], [1] * 6 + [3]])
     np.testing.assert_array_equal(first.actions, np.full((2, 7), 0.5))
     assert set(first.cameras) == {"exterior_image_1_left", "wrist_image_left"}
-    assert first.png("wrist_image_left", 1).startswith(b"\xff\xd8") and first.cameras["wrist_image_left"].width == 320
+    assert (
+        first.png("wrist_image_left", 1).startswith(b"\xff\xd8")
+        and first.cameras["wrist_image_left"].width == 320
+    )
     names = ["action_dict/joint_velocity", "action_dict/gripper_position"]
-    first, _ = read_rlds(folder, action=names, state="joint_position", instruction="language_instruction_2")
+    first, _ = read_rlds(
+        folder, action=names, state="joint_position", instruction="language_instruction_2"
+    )
     np.testing.assert_array_equal(first.actions, [[*range(7), 0.25], [*range(7, 14), 0.75]])
     np.testing.assert_array_equal(first.state, np.full((2, 7), 4.0))
     assert first.instruction == ""
@@ -167,12 +212,22 @@ def test_the_control_rate_has_to_be_known_or_given(tmp_path):
 
 def test_an_ambiguous_state_lists_the_features(tmp_path):
     observation = tree({"state": numbers(3), "proprio": numbers(3)})
-    folder = write_set(tmp_path / "s", {ONE: [record()]}, name="mine", steps=STEPS | {"observation": observation})
+    folder = write_set(
+        tmp_path / "s", {ONE: [record()]}, name="mine", steps=STEPS | {"observation": observation}
+    )
     error = refused(folder, fps=5)
-    assert "state and proprio" in error.problem and "observation/proprio" in error.problem and "state=" in error.fix
+    assert (
+        "state and proprio" in error.problem
+        and "observation/proprio" in error.problem
+        and "state=" in error.fix
+    )
     assert next(read_rlds(folder, fps=5, state="state")).state.shape == (3, 3)
-    observation = tree({"joints": numbers(3), "blob": numbers(3, encoding="zlib"), "open": numbers(-1)})
-    folder = write_set(tmp_path / "s", {ONE: []}, name="mine", steps=STEPS | {"observation": observation})
+    observation = tree(
+        {"joints": numbers(3), "blob": numbers(3, encoding="zlib"), "open": numbers(-1)}
+    )
+    folder = write_set(
+        tmp_path / "s", {ONE: []}, name="mine", steps=STEPS | {"observation": observation}
+    )
     assert "['action', 'observation/joints', 'reward']" in refused(folder, fps=5).problem
 
 
@@ -183,9 +238,13 @@ def test_wrong_names_are_refused(tmp_path):
     assert "steps/language_instruction" in refused(folder, instruction="nothing").problem
     assert "'train'" in refused(folder, split="test").problem
     assert "action" in refused(folder, action=()).problem
-    other = {name: value for name, value in STEPS.items() if name != "language_instruction"} | {"caption": TEXT}
+    other = {name: value for name, value in STEPS.items() if name != "language_instruction"} | {
+        "caption": TEXT
+    }
     assert "steps/caption" in refused(write_set(tmp_path / "s", {ONE: []}, steps=other)).problem
-    folder = write_set(tmp_path / "s", {ONE: [record()]}, steps=STEPS | {"action": tree({"arm": numbers(2)})})
+    folder = write_set(
+        tmp_path / "s", {ONE: [record()]}, steps=STEPS | {"action": tree({"arm": numbers(2)})}
+    )
     assert "action/arm" in refused(folder).problem
 
 
@@ -197,7 +256,14 @@ def test_folders_that_are_none(tmp_path):
     assert "riegeli" in refused(folder).problem
     write_set(tmp_path / "s", {ONE: [record()], "train.tfrecord-00000-of-00002": [record()]})
     assert "several versions" in refused(tmp_path / "s").problem
-    texts = ("[]", "{}", "null", "{", '{"featuresDict": {"features": {"steps": 3}}}', '{"name": "x", "splits": 3}')
+    texts = (
+        "[]",
+        "{}",
+        "null",
+        "{",
+        '{"featuresDict": {"features": {"steps": 3}}}',
+        '{"name": "x", "splits": 3}',
+    )
     for name in ("features.json", "dataset_info.json"):
         for text in texts:
             folder = write_set(tmp_path / "t", {ONE: [record()]})
@@ -209,31 +275,50 @@ def test_folders_that_are_none(tmp_path):
 
 
 def test_missing_shards_splits_and_records(tmp_path):
-    splits = [{"name": "train", "shardLengths": ["1", "1", "5"]}, {"name": "val", "shardLengths": ["9"]}]
-    shards = {"train.tfrecord-00000-of-00003": [record()], "train.tfrecord-00002-of-00003": [record()]}
+    splits = [
+        {"name": "train", "shardLengths": ["1", "1", "5"]},
+        {"name": "val", "shardLengths": ["9"]},
+    ]
+    shards = {
+        "train.tfrecord-00000-of-00003": [record()],
+        "train.tfrecord-00002-of-00003": [record()],
+    }
     items = list(read_rlds(write_set(tmp_path / "s", shards, splits=splits)))
     shard, records, val = faults(items)
     assert len(items) == 5 and "1 of 3 shards" in shard.problem and "00001" in shard.problem
-    assert "1 records, dataset_info.json says 5" in records.problem and "00002-of-00003" in records.where
+    assert (
+        "1 records, dataset_info.json says 5" in records.problem
+        and "00002-of-00003" in records.where
+    )
     assert "split val" in val.where and "1 of 1" in val.problem
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"action": None}, "steps/action is missing"), ({"action": [b"x"]}, "holds no numbers"),
-        ({"action": []}, "no steps"), ({"action": [1.0] * 5}, "no multiple of 2"),
+        ({"action": None}, "steps/action is missing"),
+        ({"action": [b"x"]}, "holds no numbers"),
+        ({"action": []}, "no steps"),
+        ({"action": [1.0] * 5}, "no multiple of 2"),
         ({"action": [float("nan")] * 6}, "not finite at step 0"),
-        ({"observation/state": [0.0] * 5 + [float("inf")] + [0.0] * 3}, "state is not finite at step 1"),
+        (
+            {"observation/state": [0.0] * 5 + [float("inf")] + [0.0] * 3},
+            "state is not finite at step 1",
+        ),
         ({"observation/state": [0.0] * 6}, "3 actions, but 2 states"),
         ({"observation/front": [picture(0)] * 2}, "2 images for 3 steps"),
-        ({"observation/front": None}, "0 images"), ({"observation/front": [1, 2, 3]}, "images"),
-        ({"observation/front": [picture(0), b"GIF89a", picture(0)]}, "neither JPEG nor PNG at step 1"),
+        ({"observation/front": None}, "0 images"),
+        ({"observation/front": [1, 2, 3]}, "images"),
+        (
+            {"observation/front": [picture(0), b"GIF89a", picture(0)]},
+            "neither JPEG nor PNG at step 1",
+        ),
         ({"observation/front": [picture(0)[:9]] * 3}, "first image of front is broken"),
         ({"language_instruction": [b"a", b"b", b"b"]}, "changes at step 1"),
-        ({"language_instruction": [b"a"]}, "one text a step"), ({"language_instruction": [b"\xff"] * 3}, "UTF-8"),
+        ({"language_instruction": [b"a"]}, "one text a step"),
+        ({"language_instruction": [b"\xff"] * 3}, "UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_episode_is_one_fault(tmp_path, changes, problem):
     folder = write_set(tmp_path / "s", {ONE: [record(), record(**changes), record()]})
     items = list(read_rlds(folder))
@@ -259,7 +344,11 @@ def test_damaged_bytes_and_cut_files(tmp_path):
     assert len(faults(read_rlds(folder))) >= 1
     path.write_bytes(framed(b"no example") + framed(example(record())))
     fault, episode = read_rlds(folder)
-    assert isinstance(fault, Fault) and "tf.train.Example" in fault.problem and isinstance(episode, Episode)
+    assert (
+        isinstance(fault, Fault)
+        and "tf.train.Example" in fault.problem
+        and isinstance(episode, Episode)
+    )
 
 
 # Real data ------------------------------------------------------------------------------------------------------------

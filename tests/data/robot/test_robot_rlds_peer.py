@@ -23,16 +23,30 @@ def frames(seed: int, length: int, channels: int = 3) -> np.ndarray:
 def episode(seed: int, length: int) -> dict:
     """What is given to TFDS; the depth image and the flags are for the reader to leave alone."""
     rng = np.random.default_rng(seed)
-    front, wrist, depth = frames(seed, length), frames(seed + 100, length), frames(seed + 200, length, 1)
-    steps = [{
-        "observation": {"image": front[t], "wrist_image": wrist[t], "depth": depth[t],
-                        "state": rng.normal(size=8).astype(np.float32)},
-        "action": rng.normal(size=7).astype(np.float64), "discount": np.float32(1),
-        "reward": np.float32(t == length - 1), "is_first": t == 0, "is_last": t == length - 1,
-        "is_terminal": t == length - 1,
-        "language_instruction": f"Öffne Schublade {seed}.",
-        "language_embedding": rng.normal(size=512).astype(np.float32),
-    } for t in range(length)]  # fmt: skip
+    front, wrist, depth = (
+        frames(seed, length),
+        frames(seed + 100, length),
+        frames(seed + 200, length, 1),
+    )
+    steps = [
+        {
+            "observation": {
+                "image": front[t],
+                "wrist_image": wrist[t],
+                "depth": depth[t],
+                "state": rng.normal(size=8).astype(np.float32),
+            },
+            "action": rng.normal(size=7).astype(np.float64),
+            "discount": np.float32(1),
+            "reward": np.float32(t == length - 1),
+            "is_first": t == 0,
+            "is_last": t == length - 1,
+            "is_terminal": t == length - 1,
+            "language_instruction": f"Öffne Schublade {seed}.",
+            "language_embedding": rng.normal(size=512).astype(np.float32),
+        }
+        for t in range(length)
+    ]
     return {"steps": steps, "episode_metadata": {"file_path": f"/raw/{seed}.npy"}}
 
 
@@ -45,22 +59,36 @@ class Made(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         image = {"shape": (24, 32, 3), "dtype": np.uint8}
         features = tfds.features
-        return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict({
-            "steps": features.Dataset({
-                "observation": features.FeaturesDict({
-                    "image": features.Image(**image, encoding_format="jpeg"),
-                    "wrist_image": features.Image(**image, encoding_format="png"),
-                    "depth": features.Image(shape=(24, 32, 1), dtype=np.uint8, encoding_format="png"),
-                    "state": features.Tensor(shape=(8,), dtype=np.float32),
-                }),
-                "action": features.Tensor(shape=(7,), dtype=np.float64),
-                "discount": features.Scalar(dtype=np.float32), "reward": features.Scalar(dtype=np.float32),
-                "is_first": features.Scalar(dtype=np.bool_), "is_last": features.Scalar(dtype=np.bool_),
-                "is_terminal": features.Scalar(dtype=np.bool_), "language_instruction": features.Text(),
-                "language_embedding": features.Tensor(shape=(512,), dtype=np.float32),
-            }),
-            "episode_metadata": features.FeaturesDict({"file_path": features.Text()}),
-        }))  # fmt: skip
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {
+                    "steps": features.Dataset(
+                        {
+                            "observation": features.FeaturesDict(
+                                {
+                                    "image": features.Image(**image, encoding_format="jpeg"),
+                                    "wrist_image": features.Image(**image, encoding_format="png"),
+                                    "depth": features.Image(
+                                        shape=(24, 32, 1), dtype=np.uint8, encoding_format="png"
+                                    ),
+                                    "state": features.Tensor(shape=(8,), dtype=np.float32),
+                                }
+                            ),
+                            "action": features.Tensor(shape=(7,), dtype=np.float64),
+                            "discount": features.Scalar(dtype=np.float32),
+                            "reward": features.Scalar(dtype=np.float32),
+                            "is_first": features.Scalar(dtype=np.bool_),
+                            "is_last": features.Scalar(dtype=np.bool_),
+                            "is_terminal": features.Scalar(dtype=np.bool_),
+                            "language_instruction": features.Text(),
+                            "language_embedding": features.Tensor(shape=(512,), dtype=np.float32),
+                        }
+                    ),
+                    "episode_metadata": features.FeaturesDict({"file_path": features.Text()}),
+                }
+            ),
+        )
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in LENGTHS}
@@ -79,7 +107,10 @@ def builder(tmp_path_factory):
 
 
 def by_instruction(split: str) -> dict[str, dict]:
-    given = [episode(number + 50 * (split == "val"), length) for number, length in enumerate(LENGTHS[split])]
+    given = [
+        episode(number + 50 * (split == "val"), length)
+        for number, length in enumerate(LENGTHS[split])
+    ]
     return {one["steps"][0]["language_instruction"]: one for one in given}
 
 
@@ -91,18 +122,33 @@ def test_we_read_what_tfds_writes_as_tfds_does(builder, split):
     theirs = list(builder.as_dataset(split=split, shuffle_files=False, decoders=as_stored))
     assert len(found) == len(theirs) == len(LENGTHS[split])
     given = by_instruction(split)
-    for ours, their in zip(found, theirs, strict=True):  # TFDS shuffles by key; both read in the order of the files
+    for ours, their in zip(
+        found, theirs, strict=True
+    ):  # TFDS shuffles by key; both read in the order of the files
         steps = list(their["steps"])
         source = given.pop(ours.instruction)["steps"]
-        assert len(ours) == len(steps) == len(source) and sorted(ours.images) == ["image", "wrist_image"]
+        assert len(ours) == len(steps) == len(source) and sorted(ours.images) == [
+            "image",
+            "wrist_image",
+        ]
         assert ours.instruction == steps[0]["language_instruction"].numpy().decode()
-        np.testing.assert_array_equal(ours.actions, [step["action"].numpy().astype(np.float32) for step in steps])
+        np.testing.assert_array_equal(
+            ours.actions, [step["action"].numpy().astype(np.float32) for step in steps]
+        )
         np.testing.assert_array_equal(ours.actions, np.float32([step["action"] for step in source]))
-        np.testing.assert_array_equal(ours.state, [step["observation"]["state"].numpy() for step in steps])
+        np.testing.assert_array_equal(
+            ours.state, [step["observation"]["state"].numpy() for step in steps]
+        )
         for t, step in enumerate(steps):
-            np.testing.assert_array_equal(ours.frame("wrist_image", t), source[t]["observation"]["wrist_image"])
-            np.testing.assert_array_equal(ours.frame("wrist_image", t), step["observation"]["wrist_image"].numpy())
-            assert ours.png("image", t) == step["observation"]["image"].numpy()  # JPEG: decoders round differently
+            np.testing.assert_array_equal(
+                ours.frame("wrist_image", t), source[t]["observation"]["wrist_image"]
+            )
+            np.testing.assert_array_equal(
+                ours.frame("wrist_image", t), step["observation"]["wrist_image"].numpy()
+            )
+            assert (
+                ours.png("image", t) == step["observation"]["image"].numpy()
+            )  # JPEG: decoders round differently
     assert not given
 
 

@@ -32,7 +32,9 @@ def values(number: int, steps: int, width: int) -> np.ndarray:
     return np.random.default_rng([number, width]).normal(size=(steps, width))
 
 
-def add_demo(data: h5py.Group, number: int, obs: dict[str, int], cameras=("agentview_rgb",), steps: int = 5) -> None:
+def add_demo(
+    data: h5py.Group, number: int, obs: dict[str, int], cameras=("agentview_rgb",), steps: int = 5
+) -> None:
     demo = data.create_group(f"demo_{number}")
     demo["actions"] = values(number, steps, 7)
     demo["states"] = np.full((steps, 45), np.nan)  # the simulator's: never read
@@ -49,9 +51,15 @@ def libero(path: Path, demos=(0, 1), **attributes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        data.attrs["problem_info"] = json.dumps({"language_instruction": "turn on the stove", "domain_name": "x"})
-        data.attrs["bddl_file_name"] = "chiliocosm/bddl_files/libero_90/KITCHEN_SCENE3_turn_on_the_stove.bddl"
-        data.attrs["env_args"] = json.dumps({"env_name": "Libero_Kitchen", "env_kwargs": {"control_freq": 20}})
+        data.attrs["problem_info"] = json.dumps(
+            {"language_instruction": "turn on the stove", "domain_name": "x"}
+        )
+        data.attrs["bddl_file_name"] = (
+            "chiliocosm/bddl_files/libero_90/KITCHEN_SCENE3_turn_on_the_stove.bddl"
+        )
+        data.attrs["env_args"] = json.dumps(
+            {"env_name": "Libero_Kitchen", "env_kwargs": {"control_freq": 20}}
+        )
         for name, value in attributes.items():
             data.attrs[name] = value
         for number in demos:
@@ -62,7 +70,9 @@ def libero(path: Path, demos=(0, 1), **attributes) -> Path:
 def robomimic(path: Path, env_args=None, cameras=()) -> Path:
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps(env_args or {"env_name": "Lift", "type": 1, "env_kwargs": {}})
+        data.attrs["env_args"] = json.dumps(
+            env_args or {"env_name": "Lift", "type": 1, "env_kwargs": {}}
+        )
         add_demo(data, 0, ROBOMIMIC_OBS, cameras)
     return path
 
@@ -76,7 +86,10 @@ def decoded(png: bytes) -> np.ndarray:
 
 def test_libero(tmp_path):
     episodes = list(read_robomimic(libero(tmp_path / "stove_demo.hdf5")))
-    assert [episode.episode_id for episode in episodes] == ["stove_demo.hdf5/demo_0", "stove_demo.hdf5/demo_1"]
+    assert [episode.episode_id for episode in episodes] == [
+        "stove_demo.hdf5/demo_0",
+        "stove_demo.hdf5/demo_1",
+    ]
     second = episodes[1]
     assert (second.instruction, second.fps) == ("turn on the stove", 20.0)
     assert second.task == "KITCHEN_SCENE3_turn_on_the_stove"
@@ -85,7 +98,10 @@ def test_libero(tmp_path):
     np.testing.assert_array_equal(second.state, expected.astype(np.float32))
     assert list(second.cameras) == ["agentview_rgb", "eye_in_hand_rgb"]
     assert (second.cameras["agentview_rgb"].width, second.cameras["agentview_rgb"].height) == (6, 4)
-    assert second.png("agentview_rgb", 3).startswith(b"\x89PNG") and len(second.images["agentview_rgb"]) == 5
+    assert (
+        second.png("agentview_rgb", 3).startswith(b"\x89PNG")
+        and len(second.images["agentview_rgb"]) == 5
+    )
     np.testing.assert_array_equal(second.frame("agentview_rgb", 3), frames(1, 5)[3])
     np.testing.assert_array_equal(decoded(second.images["agentview_rgb"][1:][-1]), frames(1, 5)[4])
     with pytest.raises(IndexError):
@@ -95,8 +111,14 @@ def test_libero(tmp_path):
 def test_the_rewards_tell_the_first_success(tmp_path):
     path = libero(tmp_path / "a.hdf5", demos=[0, 1])
     assert [episode.success_step for episode in read_robomimic(path)] == [4, 4]
-    for rewards, expected in (([0, 1.0, 0, 1, 1], 1), (np.zeros(5), None), ([0, 0.5, 0, 1, 1], None), ([0, 1], None),
-                              ([b"x"] * 5, None), (None, None)):  # fmt: skip
+    for rewards, expected in (
+        ([0, 1.0, 0, 1, 1], 1),
+        (np.zeros(5), None),
+        ([0, 0.5, 0, 1, 1], None),
+        ([0, 1], None),
+        ([b"x"] * 5, None),
+        (None, None),
+    ):
         damage(path, rewards=rewards)
         assert [episode.success_step for episode in read_robomimic(path)] == [4, expected]
 
@@ -109,7 +131,12 @@ def test_flip_turns_the_rows_around_and_nothing_else(tmp_path):
 
 def test_robomimic_without_images_and_instruction(tmp_path):
     (episode,) = read_robomimic(robomimic(tmp_path / "low_dim.hdf5"))
-    assert (episode.task, episode.instruction, episode.fps, episode.cameras) == ("Lift", "", 20.0, {})
+    assert (episode.task, episode.instruction, episode.fps, episode.cameras) == (
+        "Lift",
+        "",
+        20.0,
+        {},
+    )
     assert episode.state.shape == (5, 9) and np.isfinite(episode.state).all()
 
 
@@ -120,7 +147,9 @@ def test_the_control_rate(tmp_path):
 
 
 def test_a_named_state(tmp_path):
-    (episode,) = read_robomimic(libero(tmp_path / "a.hdf5", demos=[3]), state=["joint_states", "ee_pos"])
+    (episode,) = read_robomimic(
+        libero(tmp_path / "a.hdf5", demos=[3]), state=["joint_states", "ee_pos"]
+    )
     np.testing.assert_array_equal(episode.state[:, 7:], values(3, 5, 3).astype(np.float32))
     assert next(read_robomimic(tmp_path / "a.hdf5", state="ee_pos")).state.shape == (5, 3)
     assert next(read_robomimic(tmp_path / "a.hdf5", state=())).state.shape == (5, 0)
@@ -133,7 +162,9 @@ def test_demonstrations_come_in_the_order_of_their_numbers(tmp_path):
 
 @given(st.lists(st.integers(0, 10**6), unique=True))
 def test_by_number(numbers):
-    assert sorted((f"demo_{n}" for n in numbers), key=by_number) == [f"demo_{n}" for n in sorted(numbers)]
+    assert sorted((f"demo_{n}" for n in numbers), key=by_number) == [
+        f"demo_{n}" for n in sorted(numbers)
+    ]
 
 
 def test_a_folder_of_files(tmp_path):
@@ -146,11 +177,17 @@ def test_a_folder_of_files(tmp_path):
 
 def test_a_file_without_an_ending_is_told_by_its_first_bytes(tmp_path):
     libero(tmp_path / "sets/libero_10", demos=[0])  # as LIBERO's create_dataset.py names it
-    libero(tmp_path / "sets/libero_10_x0.2", demos=[0])  # an ending of another kind: only where it is given itself
+    libero(
+        tmp_path / "sets/libero_10_x0.2", demos=[0]
+    )  # an ending of another kind: only where it is given itself
     (tmp_path / "sets/LICENSE").write_text("no data")
     (tmp_path / "sets/notes.hdf5").mkdir()
-    assert format_of(tmp_path / "sets") == format_of(tmp_path / "sets/libero_10_x0.2") == "robomimic"
-    assert [episode.episode_id for episode in read_robomimic(tmp_path / "sets")] == ["libero_10/demo_0"]
+    assert (
+        format_of(tmp_path / "sets") == format_of(tmp_path / "sets/libero_10_x0.2") == "robomimic"
+    )
+    assert [episode.episode_id for episode in read_robomimic(tmp_path / "sets")] == [
+        "libero_10/demo_0"
+    ]
     (episode,) = open_robot_data(tmp_path / "sets/libero_10_x0.2")
     assert episode.instruction == "turn on the stove"
     with pytest.raises(RoboAlignError, match="no known data set here"):
@@ -165,7 +202,9 @@ def test_compressed_chunks_read_as_what_was_stored(tmp_path, compression):
         for name in ("actions", *(f"obs/{key}" for key in demo["obs"])):
             data = demo[name][()]
             del demo[name]
-            stored = demo.create_dataset(name, data=data, chunks=(2, *data.shape[1:]), compression=compression)
+            stored = demo.create_dataset(
+                name, data=data, chunks=(2, *data.shape[1:]), compression=compression
+            )
             assert stored.id.get_num_chunks() == 3
     (episode,) = open_robot_data(tmp_path / "small.hdf5")
     np.testing.assert_array_equal(episode.actions, plain.actions)
@@ -180,8 +219,13 @@ def test_a_damaged_compressed_chunk_is_the_one_error(tmp_path):
     path = libero(tmp_path / "a.hdf5", demos=[0])
     with h5py.File(path, "r+") as file:
         del file["data/demo_0/obs/agentview_rgb"]
-        stored = file.create_dataset("data/demo_0/obs/agentview_rgb", data=frames(0, 5), chunks=(2, 4, 6, 3),
-                                     compression="gzip", fletcher32=True)  # fmt: skip
+        stored = file.create_dataset(
+            "data/demo_0/obs/agentview_rgb",
+            data=frames(0, 5),
+            chunks=(2, 4, 6, 3),
+            compression="gzip",
+            fletcher32=True,
+        )
         place = stored.id.get_chunk_info(0).byte_offset
     data = bytearray(path.read_bytes())
     data[place + 10] ^= 1
@@ -195,7 +239,9 @@ def test_a_damaged_compressed_chunk_is_the_one_error(tmp_path):
 def test_no_file_stays_open_and_episodes_can_be_sent_to_workers(tmp_path):
     stream = read_robomimic(libero(tmp_path / "a.hdf5"))
     first = next(stream)
-    with h5py.File(tmp_path / "a.hdf5", "r+") as file:  # refused while another handle is open for reading
+    with h5py.File(
+        tmp_path / "a.hdf5", "r+"
+    ) as file:  # refused while another handle is open for reading
         file["data/demo_0/obs/agentview_rgb"][0] = 7
     assert (first.frame("agentview_rgb", 0) == 7).all()  # read now, not when the episode was
     assert (pickle.loads(pickle.dumps(first)).frame("agentview_rgb", 0) == 7).all()
@@ -205,7 +251,10 @@ def test_no_file_stays_open_and_episodes_can_be_sent_to_workers(tmp_path):
 def test_an_instruction_in_words_or_quotes(tmp_path):
     for stored in ('"open it"', ["open", "it"]):
         info = json.dumps({"language_instruction": stored})
-        assert next(read_robomimic(libero(tmp_path / "a.hdf5", problem_info=info))).instruction == "open it"
+        assert (
+            next(read_robomimic(libero(tmp_path / "a.hdf5", problem_info=info))).instruction
+            == "open it"
+        )
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
@@ -230,11 +279,12 @@ def test_wrong_arguments(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "problem"),
     [
-        ({"env_args": "{"}, "env_args is not valid JSON"), ({"problem_info": "[]"}, "problem_info is no JSON object"),
+        ({"env_args": "{"}, "env_args is not valid JSON"),
+        ({"problem_info": "[]"}, "problem_info is no JSON object"),
         ({"env_args": json.dumps({"env_kwargs": {"control_freq": "fast"}})}, "control_freq"),
         ({"env_args": json.dumps({"env_kwargs": {"control_freq": 0}})}, "control_freq"),
     ],
-)  # fmt: skip
+)
 def test_broken_attributes(tmp_path, attributes, problem):
     assert problem in refused(libero(tmp_path / "a.hdf5", **attributes)).problem
 
@@ -274,15 +324,24 @@ def damage(path: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"actions": None}, "no dataset /data/demo_1/actions"), ({"obs": None}, "no group /data/demo_1/obs"),
-        ({"obs__ee_pos": None}, "no dataset /data/demo_1/obs/ee_pos"), ({"num_samples": 6}, "num_samples is 6"),
-        ({"actions": np.full((5, 7), np.nan)}, "not finite at step 0"), ({"actions": np.full((5, 7), 1e300)}, "finite"),
-        ({"actions": np.zeros((4, 7))}, "4 actions"), ({"actions": np.zeros((5, 7, 1))}, "expected numbers [T, D]"),
-        ({"actions": np.zeros((0, 7))}, "expected numbers"), ({"actions": np.full((5, 7), b"x")}, "expected numbers"),
-        ({"rewards": np.dtype("f8")}, "no dataset /data/demo_1/rewards"),  # a named type in its place: seed 2046
-        ({"obs__agentview_rgb": frames(0, 3)}, "5 actions"), ({"obs__ee_ori": np.zeros((6, 3))}, "5 actions"),
+        ({"actions": None}, "no dataset /data/demo_1/actions"),
+        ({"obs": None}, "no group /data/demo_1/obs"),
+        ({"obs__ee_pos": None}, "no dataset /data/demo_1/obs/ee_pos"),
+        ({"num_samples": 6}, "num_samples is 6"),
+        ({"actions": np.full((5, 7), np.nan)}, "not finite at step 0"),
+        ({"actions": np.full((5, 7), 1e300)}, "finite"),
+        ({"actions": np.zeros((4, 7))}, "4 actions"),
+        ({"actions": np.zeros((5, 7, 1))}, "expected numbers [T, D]"),
+        ({"actions": np.zeros((0, 7))}, "expected numbers"),
+        ({"actions": np.full((5, 7), b"x")}, "expected numbers"),
+        (
+            {"rewards": np.dtype("f8")},
+            "no dataset /data/demo_1/rewards",
+        ),  # a named type in its place: seed 2046
+        ({"obs__agentview_rgb": frames(0, 3)}, "5 actions"),
+        ({"obs__ee_ori": np.zeros((6, 3))}, "5 actions"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_demonstration_is_one_fault(tmp_path, changes, problem):
     path = libero(tmp_path / "a.hdf5", demos=[0, 1, 2])
     damage(path, **changes)

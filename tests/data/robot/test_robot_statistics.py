@@ -32,7 +32,9 @@ def plain(number: int, actions: np.ndarray, state: np.ndarray | None = None, **c
     """An episode without cameras."""
     actions = np.asarray(actions, dtype=np.float32)
     state = np.zeros((len(actions), 1), dtype=np.float32) if state is None else state
-    episode = Episode(f"made/{number}", "task", "Do it.", 10.0, actions, state, images={}, cameras={})
+    episode = Episode(
+        f"made/{number}", "task", "Do it.", 10.0, actions, state, images={}, cameras={}
+    )
     return replace(episode, **changes)
 
 
@@ -62,7 +64,11 @@ def test_numbers_by_hand():
     assert (found.episodes, found.steps, found.rows) == (2, 4, 4)
     assert (found.length_min, found.length_median, found.length_max) == (1, 2.0, 3)
     assert found.fps == {"10": 1, "unknown": 1}
-    assert (found.without_instruction, found.instructions, found.frequent) == (1, 1, [("Do it.", 1)])
+    assert (found.without_instruction, found.instructions, found.frequent) == (
+        1,
+        1,
+        [("Do it.", 1)],
+    )
     x, constant = found.action
     assert (x.minimum, x.median, x.maximum, x.mean) == (0.0, 3.0, 6.0, 3.0)
     assert x.std == pytest.approx(np.sqrt(5.0))  # ((9 + 1) * 2) / 4
@@ -88,7 +94,10 @@ def test_a_sample_gives_the_quantiles_of_all_rows_nearly_and_the_moments_exactly
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6), min_size=1, max_size=6), st.floats(-1e6, 1e6))
+@given(
+    st.lists(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6), min_size=1, max_size=6),
+    st.floats(-1e6, 1e6),
+)
 def test_moments_do_not_depend_on_the_batches(batches, shift):
     moments = Moments(1)
     for batch in batches:
@@ -109,7 +118,9 @@ def test_a_reservoir_keeps_every_row_with_the_same_chance():
             reservoir.store[places] = start + kept
         assert len(set(reservoir.rows.tolist())) == 6
         times[reservoir.rows.astype(int)] += 1
-    assert np.abs(times - 150).max() < 5 * np.sqrt(150 * 0.9)  # each row 1500 * 6 / 60 times, five deviations
+    assert np.abs(times - 150).max() < 5 * np.sqrt(
+        150 * 0.9
+    )  # each row 1500 * 6 / 60 times, five deviations
 
 
 def test_repeats_are_found_within_the_limit_and_none_by_halves_beyond():
@@ -170,10 +181,16 @@ def test_a_spike_that_the_sample_missed_still_names_its_episode():
 def test_cameras_that_show_nothing():
     same = noise(9)
     dark = [flat(0), flat(4), flat(10)]
-    found = survey(data_of(
-        seen_by(*dark, number=0), seen_by(*dark, number=1), seen_by(flat(90), flat(90), noise(1), number=2),
-        seen_by(same, same, same, number=3), seen_by(noise(2), noise(3), noise(4), number=4), plain(5, np.ones((3, 2))),
-    ))  # fmt: skip
+    found = survey(
+        data_of(
+            seen_by(*dark, number=0),
+            seen_by(*dark, number=1),
+            seen_by(flat(90), flat(90), noise(1), number=2),
+            seen_by(same, same, same, number=3),
+            seen_by(noise(2), noise(3), noise(4), number=4),
+            plain(5, np.ones((3, 2))),
+        )
+    )
     (camera,) = found.cameras
     assert (camera.episodes, camera.looked_at, camera.frames, camera.sizes) == (5, 5, 15, ["8 x 6"])
     assert (camera.black, camera.flat, camera.frozen, camera.unreadable) == (6, 2, 1, 0)
@@ -182,10 +199,15 @@ def test_cameras_that_show_nothing():
 
 def test_a_frame_of_two_episodes_and_an_episode_twice():
     shared = noise(5)
-    first, second = seen_by(shared, noise(6), noise(7), number=0), seen_by(noise(8), noise(9), shared, number=1)
+    first, second = (
+        seen_by(shared, noise(6), noise(7), number=0),
+        seen_by(noise(8), noise(9), shared, number=1),
+    )
     twin = replace(first, episode_id="made/twin")
     found = survey(data_of(first, second, twin))
-    assert found.same_actions.examples == [["made/0", "made/twin"]] and found.same_actions.copies == 1
+    assert (
+        found.same_actions.examples == [["made/0", "made/twin"]] and found.same_actions.copies == 1
+    )
     assert found.same_frames.contents == 3 and found.same_frames.copies == 4
     assert ["made/0", "made/1", "made/twin"] in found.same_frames.examples
 
@@ -218,14 +240,18 @@ def test_an_episode_with_broken_numbers_is_left_out_and_counted(problem):
     found = survey(data_of(*items))
     assert (found.episodes, found.steps, found.left_out, found.faults) == (2, 3, 2, 2)
     assert found.first_faults[0] == Fault("shard 3", "truncated")
-    assert problem in found.first_faults[1].problem and found.first_faults[1].where == "episode made/1"
+    assert (
+        problem in found.first_faults[1].problem and found.first_faults[1].where == "episode made/1"
+    )
     with pytest.raises(RoboAlignError) as caught:
         survey(data_of(*items, strict=True))
     assert problem in caught.value.problem
 
 
 def test_what_cannot_be_surveyed_is_one_error():
-    with pytest.raises(RoboAlignError, match=r"no episode could be read; the first of 2 faults is a: torn"):
+    with pytest.raises(
+        RoboAlignError, match=r"no episode could be read; the first of 2 faults is a: torn"
+    ):
         survey(data_of(Fault("a", "torn"), Fault("b", "torn")))
     with pytest.raises(RoboAlignError, match="no episode could be read"):
         survey(data_of())
@@ -233,7 +259,9 @@ def test_what_cannot_be_surveyed_is_one_error():
         survey(data_of(seen_by(noise(0))), camera="wrist")
     with pytest.raises(RoboAlignError, match="1 or more"):
         survey(data_of(plain(0, [[1, 2]])), horizon=0)
-    fast = FastTokenizer.fit(np.random.default_rng(0).uniform(-1, 1, (9, 4, 3)), scale=5, vocab_size=400)
+    fast = FastTokenizer.fit(
+        np.random.default_rng(0).uniform(-1, 1, (9, 4, 3)), scale=5, vocab_size=400
+    )
     with pytest.raises(RoboAlignError, match="3 action dimensions, the data has 2"):
         survey(data_of(plain(0, [[1, 2]])), fast=fast)
 
@@ -241,12 +269,18 @@ def test_what_cannot_be_surveyed_is_one_error():
 def test_only_the_first_faults_are_kept_word_for_word():
     faults = [Fault(f"record {i}", "torn") for i in range(50)]
     found = survey(data_of(*faults, plain(0, [[1.0]])))
-    assert found.faults == 50 and [fault.where for fault in found.first_faults] == [f"record {i}" for i in range(20)]
+    assert found.faults == 50 and [fault.where for fault in found.first_faults] == [
+        f"record {i}" for i in range(20)
+    ]
 
 
 def test_no_chunk_of_an_episode_or_of_its_copy_is_on_both_sides(monkeypatch):
     sides = {}
-    monkeypatch.setattr(statistics, "measure_tokens", lambda fit, held, fast: sides.update(a=fit, b=held) or (None, ""))
+    monkeypatch.setattr(
+        statistics,
+        "measure_tokens",
+        lambda fit, held, fast: sides.update(a=fit, b=held) or (None, ""),
+    )
     episodes = [plain(i // 2, np.full((5, 1), i // 2)) for i in range(40)]  # each twice
     survey(data_of(*episodes), horizon=3)
     fit, held = (set(np.unique(side).tolist()) for side in (sides["a"], sides["b"]))
@@ -256,7 +290,9 @@ def test_no_chunk_of_an_episode_or_of_its_copy_is_on_both_sides(monkeypatch):
 
 
 def test_reconstruction_is_that_of_the_rounded_transform_on_held_out_chunks(monkeypatch):
-    episodes = [plain(i, np.random.default_rng(i).normal(size=(40, 2)).cumsum(axis=0)) for i in range(6)]
+    episodes = [
+        plain(i, np.random.default_rng(i).normal(size=(40, 2)).cumsum(axis=0)) for i in range(6)
+    ]
     captured = {}
     measure = statistics.measure_tokens
 
@@ -267,7 +303,10 @@ def test_reconstruction_is_that_of_the_rounded_transform_on_held_out_chunks(monk
     monkeypatch.setattr(statistics, "measure_tokens", capture)
     measured = survey(data_of(*episodes), horizon=8).tokens
     stats = ActionStats.fit(captured["fit"][:, 0])
-    fit, held = (np.around(dct(stats.normalize(captured[side]), axis=1, norm="ortho") * 10) for side in ("fit", "held"))
+    fit, held = (
+        np.around(dct(stats.normalize(captured[side]), axis=1, norm="ortho") * 10)
+        for side in ("fit", "held")
+    )
     inside = np.clip(held, fit.min(), fit.max())  # the tokenizer has no symbol for more
     again = idct(inside / 10, axis=1, norm="ortho")
     assert (measured.clipped, measured.undecodable) == ((inside != held).sum(), 0)
@@ -279,7 +318,9 @@ def test_reconstruction_is_that_of_the_rounded_transform_on_held_out_chunks(monk
 
 
 def test_a_given_tokenizer_brings_its_horizon_and_one_episode_has_no_held_out_half():
-    fast = FastTokenizer.fit(np.random.default_rng(0).uniform(-1, 1, (99, 4, 4)), scale=5, vocab_size=400)
+    fast = FastTokenizer.fit(
+        np.random.default_rng(0).uniform(-1, 1, (99, 4, 4)), scale=5, vocab_size=400
+    )
     found = survey(data_of(make_episode("puck-push", 0), make_episode("puck-push", 1)), fast=fast)
     assert found.horizon == found.tokens.horizon == 4 and found.tokens.vocab_size == fast.vocab_size
     assert not found.tokens.fitted_here
@@ -331,7 +372,9 @@ def test_kept_episodes_are_drawn_evenly_in_order_and_faults_pass():
             data_of(*episodes[:6], Fault("a", "torn"), *episodes[6:]), kept, count=3, seed=seed
         )
         assert len(list(watched)) == 12 and len(watched.faults) == 1
-        assert [e.episode_id for e in kept] == [e.episode_id for e in episodes if e in kept] and len(kept) == 3
+        assert [e.episode_id for e in kept] == [
+            e.episode_id for e in episodes if e in kept
+        ] and len(kept) == 3
         for episode in kept:
             times[episode.episode_id] += 1
     assert max(abs(n - 100) for n in times.values()) < 5 * np.sqrt(75)
@@ -351,10 +394,17 @@ def kept_of(episodes: list[Episode], **settings) -> list[str]:
 def test_kept_episodes_are_of_as_many_instructions_as_there_are():
     in_blocks = of_tasks(*(n for n in range(15) for _ in range(20)))
     assert all(len(set(kept_of(in_blocks, seed=seed))) == 6 for seed in range(50))
-    first, last = (sum(f"do {n}" in kept_of(in_blocks, seed=seed) for seed in range(200)) for n in (0, 14))
-    assert min(first, last) > 200 * 6 / 15 - 5 * np.sqrt(200 * 0.4 * 0.6)  # no place in the stream is favoured
+    first, last = (
+        sum(f"do {n}" in kept_of(in_blocks, seed=seed) for seed in range(200)) for n in (0, 14)
+    )
+    assert min(first, last) > 200 * 6 / 15 - 5 * np.sqrt(
+        200 * 0.4 * 0.6
+    )  # no place in the stream is favoured
     few = of_tasks(*[0] * 90, *[1] * 5, 2)
-    assert sorted(kept_of(few)) in (["do 0"] * 3 + ["do 1"] * 2 + ["do 2"], ["do 0"] * 2 + ["do 1"] * 3 + ["do 2"])
+    assert sorted(kept_of(few)) in (
+        ["do 0"] * 3 + ["do 1"] * 2 + ["do 2"],
+        ["do 0"] * 2 + ["do 1"] * 3 + ["do 2"],
+    )
     assert kept_of(of_tasks(3, 1, 2)) == ["do 3", "do 1", "do 2"]
     assert len(kept_of(of_tasks(*range(40)), count=4)) == 4
 
@@ -364,16 +414,29 @@ def test_dimensions_are_called_what_the_action_space_or_the_data_set_calls_them(
         found = survey(data)
         return [d.name for d in (*found.action, *found.state)]
 
-    episodes = [plain(i, np.random.default_rng(i).normal(size=(4, 2)), np.ones((4, 1))) for i in range(2)]
-    assert names(RobotData("made", "memory", lambda: iter(episodes))) == ["action 0", "action 1", "state 0"]
+    episodes = [
+        plain(i, np.random.default_rng(i).normal(size=(4, 2)), np.ones((4, 1))) for i in range(2)
+    ]
+    assert names(RobotData("made", "memory", lambda: iter(episodes))) == [
+        "action 0",
+        "action 1",
+        "state 0",
+    ]
     own = {"action_names": ("left", "right"), "state_names": ("height",)}
     named = RobotData("made", "memory", lambda: iter(episodes), **own)
     assert names(keep_episodes(named, [])) == ["left", "right", "height"]
     space = ActionSpace(control="joint", mode="delta", joints=2, gripper="none")
     spaced = [replace(episode, action_space=space) for episode in episodes]
-    assert names(RobotData("made", "memory", lambda: iter(spaced), **own)) == [*space.names, "height"]
+    assert names(RobotData("made", "memory", lambda: iter(spaced), **own)) == [
+        *space.names,
+        "height",
+    ]
     own = {"action_names": ("left",), "state_names": ("height", "width")}  # of another number
-    assert names(RobotData("made", "memory", lambda: iter(episodes), **own)) == ["action 0", "action 1", "state 0"]
+    assert names(RobotData("made", "memory", lambda: iter(episodes), **own)) == [
+        "action 0",
+        "action 1",
+        "state 0",
+    ]
 
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason="no real data here")
@@ -382,8 +445,12 @@ def test_the_real_bridge_sample():
     found = survey(data)
     actions = np.concatenate([episode.actions for episode in data])
     assert (found.episodes, found.steps, len(found.action), len(found.state)) == (25, 250, 7, 7)
-    assert [d.mean for d in found.action] == pytest.approx(actions.mean(axis=0, dtype=np.float64).tolist())
-    assert [d.q99 for d in found.action] == pytest.approx(np.quantile(actions, 0.99, axis=0).tolist())
+    assert [d.mean for d in found.action] == pytest.approx(
+        actions.mean(axis=0, dtype=np.float64).tolist()
+    )
+    assert [d.q99 for d in found.action] == pytest.approx(
+        np.quantile(actions, 0.99, axis=0).tolist()
+    )
     cameras = {camera.name: camera for camera in found.cameras}
     assert cameras["image_3"].black == cameras["image_3"].frames == 75
     assert not any(cameras[f"image_{i}"].black for i in range(3))

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign.data.robot.base import Fault
-from roboalign.data.robot.tfrecord import Record, crc32c, masked_crc, parse_example, read_tfrecord, short_crc32c
+from roboalign.data.robot.tfrecord import (
+    Record,
+    crc32c,
+    masked_crc,
+    parse_example,
+    read_tfrecord,
+    short_crc32c,
+)
 from roboalign.errors import RoboAlignError
 
 BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
@@ -36,19 +43,31 @@ def feature(values, packed: bool = True) -> bytes:
         return field(1, b"".join(field(1, value) for value in values))
     if values and isinstance(values[0], float):
         items = [struct.pack("<f", value) for value in values]
-        return field(2, field(1, b"".join(items)) if packed else b"".join(varint(8 + 5) + item for item in items))
+        return field(
+            2,
+            field(1, b"".join(items))
+            if packed
+            else b"".join(varint(8 + 5) + item for item in items),
+        )
     items = [varint(int(value)) for value in values]
-    return field(3, field(1, b"".join(items)) if packed else b"".join(varint(8) + item for item in items))
+    return field(
+        3, field(1, b"".join(items)) if packed else b"".join(varint(8) + item for item in items)
+    )
 
 
 def example(features: dict, packed: bool = True) -> bytes:
-    entries = [field(1, field(1, name.encode()) + field(2, feature(v, packed))) for name, v in features.items()]
+    entries = [
+        field(1, field(1, name.encode()) + field(2, feature(v, packed)))
+        for name, v in features.items()
+    ]
     return field(1, b"".join(entries))
 
 
 def framed(data: bytes) -> bytes:
     length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
+    return (
+        length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
+    )
 
 
 def write(path: Path, records: list[bytes]) -> Path:
@@ -67,10 +86,14 @@ def as_lists(values: dict) -> dict:
     ("data", "expected"),
     [
         # RFC 3720, appendix B.4, and the check value of CRC-32/ISCSI
-        (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E),
-        (bytes(range(31, -1, -1)), 0x113FDB5C), (b"123456789", 0xE3069283), (b"", 0),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+        (b"123456789", 0xE3069283),
+        (b"", 0),
     ],
-)  # fmt: skip
+)
 def test_crc32c_golden(data, expected):
     assert crc32c(data) == short_crc32c(data) == expected
 
@@ -83,7 +106,9 @@ def test_the_vectorised_checksum_is_the_one_byte_by_byte(length, seed):
 
 
 def test_the_header_of_a_real_file_holds_the_masked_checksum():
-    header = bytes.fromhex("0435020000000000 8c1fcfa2")  # the first 12 bytes of the BridgeV2 sample, by TensorFlow
+    header = bytes.fromhex(
+        "0435020000000000 8c1fcfa2"
+    )  # the first 12 bytes of the BridgeV2 sample, by TensorFlow
     assert masked_crc(header[:8]) == int.from_bytes(header[8:], "little")
 
 
@@ -110,7 +135,9 @@ def test_any_flipped_byte_is_found(tmp_path):
         (tmp_path / "f").write_bytes(damaged)
         found = list(read_tfrecord(tmp_path / "f"))
         assert sum(isinstance(item, Fault) for item in found) == 1, place
-        assert all(originals[item.number] == item.data for item in found if isinstance(item, Record))
+        assert all(
+            originals[item.number] == item.data for item in found if isinstance(item, Record)
+        )
 
 
 def test_a_wrong_data_checksum_skips_that_record_alone(tmp_path):
@@ -137,7 +164,9 @@ def test_every_truncation_is_found(tmp_path):
         found = list(read_tfrecord(tmp_path / "f"))
         faults = [item for item in found if isinstance(item, Fault)]
         assert len(faults) == (size not in (0, 19)), size
-        assert all("ends inside the record" in fault.problem and fault is found[-1] for fault in faults)
+        assert all(
+            "ends inside the record" in fault.problem and fault is found[-1] for fault in faults
+        )
 
 
 def test_a_missing_file_is_a_fault(tmp_path):
@@ -167,7 +196,15 @@ def test_an_example_by_hand():
 
 def test_unknown_fields_and_empty_features_are_passed_over():
     data = example({"a": [7]})
-    data += field(9, b"?") + varint(8 * 8) + varint(5) + varint(9 * 8 + 5) + b"1234" + varint(10 * 8 + 1) + bytes(8)
+    data += (
+        field(9, b"?")
+        + varint(8 * 8)
+        + varint(5)
+        + varint(9 * 8 + 5)
+        + b"1234"
+        + varint(10 * 8 + 1)
+        + bytes(8)
+    )
     data += field(1, field(1, field(1, b"none") + field(2, b"")))
     assert as_lists(parse_example(data)) == {"a": [7], "none": []}
 
@@ -188,11 +225,18 @@ def one_feature(kind: int, data: bytes, name: bytes = b"a") -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x0a", b"\x0b\x00", b"\x00\x00", b"\xff" * 11, b"\x0a\x05\x0a\x01", example({"a": [1.0]})[:-1],
-        one_feature(2, field(1, b"123")), one_feature(3, field(1, b"\x80")),
-        one_feature(3, field(1, b"\x80" * 11 + b"\x01")), one_feature(3, b"", name=b"\xff"),
+        b"\x0a",
+        b"\x0b\x00",
+        b"\x00\x00",
+        b"\xff" * 11,
+        b"\x0a\x05\x0a\x01",
+        example({"a": [1.0]})[:-1],
+        one_feature(2, field(1, b"123")),
+        one_feature(3, field(1, b"\x80")),
+        one_feature(3, field(1, b"\x80" * 11 + b"\x01")),
+        one_feature(3, b"", name=b"\xff"),
     ],
-)  # fmt: skip
+)
 def test_malformed_examples_are_refused(data):
     with pytest.raises(RoboAlignError, match=r"no tf\.train\.Example") as caught:
         parse_example(data, "f, record 3")

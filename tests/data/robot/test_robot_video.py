@@ -25,7 +25,9 @@ REAL = Path(__file__).parents[3].parent / "shared/data/lerobot_v2_picknplace/vid
 def picture(number: int, size: int = SIZE) -> np.ndarray:
     """A frame that tells its number: bit b of it is the brightness of block b of 3 x 3."""
     bits = (number >> np.arange(9) & 1).reshape(3, 3).astype(np.uint8) * 255
-    return np.repeat(np.kron(bits, np.ones((size // 3, size // 3), np.uint8))[..., None], 3, axis=-1)
+    return np.repeat(
+        np.kron(bits, np.ones((size // 3, size // 3), np.uint8))[..., None], 3, axis=-1
+    )
 
 
 def number_in(frame: np.ndarray) -> int:
@@ -34,7 +36,9 @@ def number_in(frame: np.ndarray) -> int:
     return int((middles.ravel() << np.arange(9)).sum())
 
 
-def write_video(path: Path, numbers, *, gop=10, codec="libx264", fps=FPS, size=SIZE, options=(), movflags=None) -> Path:
+def write_video(
+    path: Path, numbers, *, gop=10, codec="libx264", fps=FPS, size=SIZE, options=(), movflags=None
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -42,7 +46,9 @@ def write_video(path: Path, numbers, *, gop=10, codec="libx264", fps=FPS, size=S
         stream.pix_fmt, stream.gop_size = "yuv420p", gop
         stream.options = ENCODERS[codec] | dict(options)
         for number in numbers:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")):
+            for packet in stream.encode(
+                av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")
+            ):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
@@ -54,7 +60,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("video")
     for gop in (1, 2, 10, 250):
         write_video(folder / f"{gop}.mp4", range(LENGTH), gop=gop)
-    write_video(folder / "open.mp4", range(LENGTH), options={"x264-params": "open-gop=1", "bf": "3"})
+    write_video(
+        folder / "open.mp4", range(LENGTH), options={"x264-params": "open-gop=1", "bf": "3"}
+    )
     write_video(folder / "av1.mp4", range(LENGTH), gop=20, codec="libsvtav1", size=96)
     return folder
 
@@ -86,7 +94,9 @@ def test_the_pattern_can_be_read():
 @pytest.mark.parametrize("name", ["1", "2", "10", "250", "open", "av1"])
 @settings(max_examples=15, deadline=None)
 @given(order=st.lists(st.integers(-LENGTH, LENGTH - 1), min_size=1, max_size=12))
-@example(order=[299, 199, 189, 109, 29, 9])  # the last before a key frame, which an open group shows after it
+@example(
+    order=[299, 199, 189, 109, 29, 9]
+)  # the last before a key frame, which an open group shows after it
 def test_frames_are_found_in_any_order(folder, name, order):
     frames = VideoFrames(folder / f"{name}.mp4", 0, LENGTH, FPS)
     assert [number_in(frames.frame(t)) for t in order] == [t % LENGTH for t in order]
@@ -110,8 +120,16 @@ def test_every_second_frame_of_a_video_that_is_twice_as_fast(folder):
 
 def test_png_and_pixels_agree(folder):
     frames = VideoFrames(folder / "10.mp4", 0.5, 20, FPS)
-    episode = Episode("e", "", "", FPS, np.zeros((20, 1)), np.zeros((20, 0)), {"c": frames, "png": frames[:]},
-                      {"c": Camera("c", SIZE, SIZE)})  # fmt: skip
+    episode = Episode(
+        "e",
+        "",
+        "",
+        FPS,
+        np.zeros((20, 1)),
+        np.zeros((20, 0)),
+        {"c": frames, "png": frames[:]},
+        {"c": Camera("c", SIZE, SIZE)},
+    )
     for t in (0, 19, -1):
         np.testing.assert_array_equal(episode.frame("c", t), episode.frame("png", t))
         assert number_in(episode.frame("c", t)) == 10 + t % 20
@@ -141,12 +159,17 @@ def test_a_jump_costs_at_most_the_frames_from_the_key_frame(folder, counts):
     sparse = VideoFrames(folder / "250.mp4", 0, LENGTH, FPS)
     counts["_advance"] = 0
     assert [number_in(sparse.frame(t)) for t in every] == list(every)
-    assert counts["_advance"] < 2 * LENGTH  # going on, not from the only key frame each time, which would be 2000
+    assert (
+        counts["_advance"] < 2 * LENGTH
+    )  # going on, not from the only key frame each time, which would be 2000
 
 
 def test_few_files_stay_open_and_all_can_be_closed(tmp_path, folder):
     close_videos()
-    copies = [Path(shutil.copy(folder / "10.mp4", tmp_path / f"{n}.mp4")) for n in range(video.MAX_OPEN + 4)]
+    copies = [
+        Path(shutil.copy(folder / "10.mp4", tmp_path / f"{n}.mp4"))
+        for n in range(video.MAX_OPEN + 4)
+    ]
     for copy in copies:
         VideoFrames(copy, 0, LENGTH, FPS).frame(0)
     opened = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
@@ -168,11 +191,15 @@ def read_in_worker(frames: VideoFrames, order: list[int], queue) -> None:
 
 def test_forked_and_pickled_readers_do_not_disturb_each_other(folder):
     frames = VideoFrames(folder / "10.mp4", 0, LENGTH, FPS)
-    assert number_in(pickle.loads(pickle.dumps(frames)).frame(40)) == 40  # the decoder is open when the fork happens
+    assert (
+        number_in(pickle.loads(pickle.dumps(frames)).frame(40)) == 40
+    )  # the decoder is open when the fork happens
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     orders = [random.Random(seed).sample(range(LENGTH), 60) for seed in range(2)]
-    workers = [context.Process(target=read_in_worker, args=(frames, order, queue)) for order in orders]
+    workers = [
+        context.Process(target=read_in_worker, args=(frames, order, queue)) for order in orders
+    ]
     for worker in workers:
         worker.start()
     own = [number_in(frames.frame(t)) for t in range(41, 101)]
@@ -193,9 +220,13 @@ def refused(frames: VideoFrames, t: int, message: str) -> None:
 
 def test_times_without_a_frame_are_refused(folder):
     path = folder / "10.mp4"
-    with pytest.raises(RoboAlignError, match=r"at 15.000 s: no frame of step 300: the nearest frame is at 14.950 s"):
+    with pytest.raises(
+        RoboAlignError, match=r"at 15.000 s: no frame of step 300: the nearest frame is at 14.950 s"
+    ):
         VideoFrames(path, 0, 301, FPS).frame(300)
-    with pytest.raises(RoboAlignError, match=r"1 of 301 steps have no frame, the first of them step 300"):
+    with pytest.raises(
+        RoboAlignError, match=r"1 of 301 steps have no frame, the first of them step 300"
+    ):
         VideoFrames(path, 0, 301, FPS).check()
     with pytest.raises(RoboAlignError, match="10 of 10 steps have no frame"):
         VideoFrames(path, 100, 10, FPS).check()
@@ -206,7 +237,9 @@ def test_times_without_a_frame_are_refused(folder):
 
 
 def test_a_frame_of_another_size_is_refused(folder):
-    with pytest.raises(RoboAlignError, match=r"10.mp4, at 0.000 s: the frames are 48x48, described as 64x48"):
+    with pytest.raises(
+        RoboAlignError, match=r"10.mp4, at 0.000 s: the frames are 48x48, described as 64x48"
+    ):
         VideoFrames(folder / "10.mp4", 0, LENGTH, FPS, size=(64, 48)).frame(0)
 
 
@@ -231,7 +264,9 @@ def test_broken_files_are_named(folder, tmp_path):
 
 @pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
 def test_a_cut_file_with_its_index_in_front_gives_the_frames_that_it_has(tmp_path, codec):
-    whole = write_video(tmp_path / "whole.mp4", range(120), codec=codec, size=96, movflags="faststart")
+    whole = write_video(
+        tmp_path / "whole.mp4", range(120), codec=codec, size=96, movflags="faststart"
+    )
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
     frames = VideoFrames(cut, 0, 120, FPS)
@@ -265,8 +300,11 @@ def test_damage_between_two_key_frames_costs_no_other_frame(tmp_path, intact):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 0.999999), st.integers(1, 255)), min_size=1, max_size=4), st.booleans(),
-       st.floats(0.3, 1.0))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.floats(0, 0.999999), st.integers(1, 255)), min_size=1, max_size=4),
+    st.booleans(),
+    st.floats(0.3, 1.0),
+)
 def test_flipped_bytes_give_a_frame_or_one_error(folder, tmp_path_factory, flips, av1, kept):
     data = bytearray((folder / ("av1.mp4" if av1 else "10.mp4")).read_bytes())
     for place, value in flips:

@@ -14,7 +14,16 @@ from roboalign.data.robot.known import KNOWN
 from roboalign.data.scene import AXES
 from roboalign.data.vqa.axes import KNOWN_AXES, SEEN, matrix_of, parse_axes
 from roboalign.data.vqa.base import QuestionConfig
-from roboalign.data.vqa.motion import FEW_LEFT, FIRST, NO_AXES, NO_SPACE, Motion, dominant, hysteresis, subtasks_of
+from roboalign.data.vqa.motion import (
+    FEW_LEFT,
+    FIRST,
+    NO_AXES,
+    NO_SPACE,
+    Motion,
+    dominant,
+    hysteresis,
+    subtasks_of,
+)
 from roboalign.errors import RoboAlignError
 
 CONFIG = QuestionConfig(axes=ROS, horizon=5)
@@ -22,9 +31,16 @@ CONFIG = QuestionConfig(axes=ROS, horizon=5)
 
 @pytest.mark.parametrize(
     ("step", "signs"),
-    [((0, -0.01, 0), (1, 0, 0)), ((0, 0.01, 0), (-1, 0, 0)), ((0.01, 0, 0), (0, 1, 0)), ((-0.01, 0, 0), (0, -1, 0)),
-     ((0, 0, 0.01), (0, 0, 1)), ((0.01, -0.01, -0.01), (1, 1, -1)), ((0, 0, 0), (0, 0, 0))],
-)  # fmt: skip
+    [
+        ((0, -0.01, 0), (1, 0, 0)),
+        ((0, 0.01, 0), (-1, 0, 0)),
+        ((0.01, 0, 0), (0, 1, 0)),
+        ((-0.01, 0, 0), (0, -1, 0)),
+        ((0, 0, 0.01), (0, 0, 1)),
+        ((0.01, -0.01, -0.01), (1, 1, -1)),
+        ((0, 0, 0), (0, 0, 0)),
+    ],
+)
 def test_the_words_of_a_straight_line(step, signs) -> None:
     assert Motion(straight(step), CONFIG).movement(0) == signs
 
@@ -71,7 +87,9 @@ def test_the_turn_is_the_same_in_every_form_and_that_of_the_poses(angles) -> Non
     np.testing.assert_allclose(motion.rotation(0), expected, atol=1e-5)
     for form in ("axis_angle", "quaternion_xyzw", "rot6d"):
         other = DELTA.model_copy(update={"rotation": form})
-        same = Motion(episode(convert(actions.astype(np.float32), DELTA, other), other), motion.config)
+        same = Motion(
+            episode(convert(actions.astype(np.float32), DELTA, other), other), motion.config
+        )
         np.testing.assert_allclose(same.rotation(0), expected, atol=1e-5)
 
 
@@ -81,7 +99,9 @@ def test_a_position_in_the_state_is_what_is_measured() -> None:
     made = straight((0.01, 0, 0), steps=8, state=state)
     motion = Motion(made, QuestionConfig(axes=ROS, horizon=5, position=1))
     np.testing.assert_allclose(motion.displacement(2), [-0.1, 0, 0], atol=1e-6)
-    assert motion.displacement(3) == FEW_LEFT  # the position after the last action is not in the episode
+    assert (
+        motion.displacement(3) == FEW_LEFT
+    )  # the position after the last action is not in the episode
     with pytest.raises(RoboAlignError, match="no three columns from 3 on"):
         Motion(made, QuestionConfig(axes=ROS, position=3))
     made.state[4, 1] = np.nan
@@ -103,34 +123,61 @@ def test_the_trace_is_where_the_camera_shows_the_positions() -> None:
     assert motion.trace(4) == FEW_LEFT
     made.state[3, 0] = 1.2
     gone = Motion(made, QuestionConfig(grid=4, horizon=3, position=0))
-    assert gone.trace(0) == Refused("the gripper leaves the image") and isinstance(gone.cell(3), Refused)
+    assert gone.trace(0) == Refused("the gripper leaves the image") and isinstance(
+        gone.cell(3), Refused
+    )
     blind = Motion(straight((0, 0, 0)), CONFIG)
     assert blind.trace(0) == Refused("the camera is not calibrated")
 
 
 def test_no_convention_is_guessed() -> None:
     unknown = Motion(straight((0.01, 0, 0), space=None), CONFIG)
-    assert unknown.movement(0) == unknown.fingers(5) == unknown.command(0) == unknown.subtask(0) == NO_SPACE
+    assert (
+        unknown.movement(0)
+        == unknown.fingers(5)
+        == unknown.command(0)
+        == unknown.subtask(0)
+        == NO_SPACE
+    )
     no_axes = Motion(straight((0.01, 0, 0)), QuestionConfig())
     assert no_axes.movement(0) == no_axes.rotation(0) == NO_AXES and no_axes.fingers(5) == "open"
     tool = Motion(straight((0.01, 0, 0), space=DELTA.model_copy(update={"frame": "tool"})), CONFIG)
     joints = ActionSpace(control="joint", mode="absolute", joints=6, gripper="open_one")
     arm = Motion(straight((0.01, 0, 0), space=joints), CONFIG)
     difference = Motion(straight((0.01, 0, 0), space=KNOWN["bridge_relabelled"]), CONFIG)
-    for refused, word in ((tool.movement(0), "tool"), (tool.rotation(0), "tool"), (arm.movement(0), "kinematics"),
-                          (arm.rotation(0), "do not turn"), (difference.rotation(0), "Euler")):  # fmt: skip
+    for refused, word in (
+        (tool.movement(0), "tool"),
+        (tool.rotation(0), "tool"),
+        (arm.movement(0), "kinematics"),
+        (arm.rotation(0), "do not turn"),
+        (difference.rotation(0), "Euler"),
+    ):
         assert isinstance(refused, Refused) and word in refused.reason
     assert arm.subtask(0) == "reach" and difference.movement(0) == (0, 1, 0)
 
 
 def test_fingers_and_commands_of_a_grasp() -> None:
-    motion = Motion(straight((0, 0, 0)), CONFIG)  # closes at 8, opens at 14; 5 fps: three steps to settle
+    motion = Motion(
+        straight((0, 0, 0)), CONFIG
+    )  # closes at 8, opens at 14; 5 fps: three steps to settle
     assert motion.fingers(0) == FIRST
-    assert [motion.fingers(t) for t in (2, 8, 11, 14, 17)] == ["open", "open", "closed", "closed", "open"]
+    assert [motion.fingers(t) for t in (2, 8, 11, 14, 17)] == [
+        "open",
+        "open",
+        "closed",
+        "closed",
+        "open",
+    ]
     assert all(isinstance(motion.fingers(t), Refused) for t in (9, 10, 15, 16))
     assert [motion.command(t) for t in (0, 3, 4, 8, 9, 10, 15)] == [
-        "keep", "keep", "close", "close", "keep", "open", "keep",
-    ]  # fmt: skip
+        "keep",
+        "keep",
+        "close",
+        "close",
+        "keep",
+        "open",
+        "keep",
+    ]
     assert motion.command(16) == FEW_LEFT
 
 
@@ -138,15 +185,30 @@ def test_subtasks_of_a_grasp_and_a_release() -> None:
     motion = Motion(straight((0, 0, 0)), CONFIG)  # 0.4 s at 5 fps: two steps around each event
     expected = ["reach"] * 6 + ["grasp"] * 4 + ["move"] * 2 + ["release"] * 4 + ["retreat"] * 4
     assert [motion.subtask(t) for t in range(20)] == expected
-    assert [motion.next_subtask(t) for t in (0, 6, 10, 12)] == ["grasp", "move", "release", "retreat"]
+    assert [motion.next_subtask(t) for t in (0, 6, 10, 12)] == [
+        "grasp",
+        "move",
+        "release",
+        "retreat",
+    ]
     assert motion.next_subtask(16) == Refused("no other subtask follows")
 
 
 def test_subtasks_of_a_failed_grasp_and_of_two_objects() -> None:
     flags = "oooo" + "c" + "oooo" + "cccccc" + "oooo" + "cccc"
     names = subtasks_of(np.array([flag == "o" for flag in flags]), 2)
-    assert names == (["reach"] * 7 + ["grasp"] * 4 + ["move"] * 2 + ["release"] * 4 + ["grasp"] * 4 + ["move"] * 2)
-    for is_open, word in (([True] * 9, "never closes"), ([False] * 4 + [True] * 5, "begins closed")):
+    assert names == (
+        ["reach"] * 7
+        + ["grasp"] * 4
+        + ["move"] * 2
+        + ["release"] * 4
+        + ["grasp"] * 4
+        + ["move"] * 2
+    )
+    for is_open, word in (
+        ([True] * 9, "never closes"),
+        ([False] * 4 + [True] * 5, "begins closed"),
+    ):
         refused = subtasks_of(np.array(is_open), 2)
         assert isinstance(refused, Refused) and word in refused.reason
 
@@ -181,7 +243,9 @@ def test_movements_near_the_threshold_and_without_a_main_direction_are_refused()
 
 
 def test_axes_are_checked_and_known_ones_are_of_known_spaces() -> None:
-    assert parse_axes("right, forward,up") == ("right", "forward", "up") and set(KNOWN_AXES) < set(KNOWN)
+    assert parse_axes("right, forward,up") == ("right", "forward", "up") and set(KNOWN_AXES) < set(
+        KNOWN
+    )
     for axes in KNOWN_AXES.values():
         assert parse_axes(",".join(axes)) == axes
     for wrong in ("forward,left", "forward,left,north", "forward,back,up", "right,forward,down"):

@@ -26,7 +26,14 @@ CONFIG = QuestionConfig(axes=ROS, questions=3)
 
 @contextmanager
 def teacher(url: str, folder: Path, config: QuestionConfig = CONFIG, **given):
-    settings = {"url": url, "retries": 1, "first_wait": 0.01, "timeout": 10.0, "concurrency": 4, **given}
+    settings = {
+        "url": url,
+        "retries": 1,
+        "first_wait": 0.01,
+        "timeout": 10.0,
+        "concurrency": 4,
+        **given,
+    }
     client, cache = ChatClient(Endpoint(**settings)), AnswerCache(folder / "answers.jsonl")
     try:
         yield TeacherQuestions(config, "teach-1", client, cache)
@@ -61,9 +68,13 @@ def test_the_request_holds_the_image_the_task_and_what_is_known(tmp_path: Path) 
     (tmp_path / "seen.png").write_bytes(base64.b64decode(data))
     from PIL import Image
 
-    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "seen.png")), made.frame("front", 4))
+    np.testing.assert_array_equal(
+        np.array(Image.open(tmp_path / "seen.png")), made.frame("front", 4)
+    )
     assert head == "data:image/png;base64" and "put the cup on the plate." in text["text"]
-    assert "The gripper is open. The subtask is reach. The gripper should move right." in text["text"]
+    assert (
+        "The gripper is open. The subtask is reach. The gripper should move right." in text["text"]
+    )
     assert "Nothing else is known" in prompt_of(Motion(straight((0, 0, 0), space=None), CONFIG), 4)
 
 
@@ -79,26 +90,42 @@ def test_questions_come_in_the_order_of_the_frames_whatever_comes_first(tmp_path
     ids = [one.id for each in made for one in each.conversations]
     assert ids == [f"teacher/made/{n}/{t}" for n in range(3) for t in range(4)]
     turns = [turn for each in made for one in each.conversations for turn in one.turns]
-    assert {turn.mode for turn in turns if turn.type == "point"} == {"direct"}  # no reasoning was written
+    assert {turn.mode for turn in turns if turn.type == "point"} == {
+        "direct"
+    }  # no reasoning was written
     assert {turn.mode for turn in turns if turn.type == "text"} == {"direct", "think"}
     thought = next(turn for turn in turns if turn.mode == "think")
-    assert thought.answer == f"<think>A cup stands there.</think><answer>answer {thought.expected}</answer>"
+    assert (
+        thought.answer
+        == f"<think>A cup stands there.</think><answer>answer {thought.expected}</answer>"
+    )
     again = [refused.reason for each in made for refused in each.refused]
-    assert again == ["a question is asked twice in one episode"] * 9  # the same point in each frame of an episode
+    assert (
+        again == ["a question is asked twice in one episode"] * 9
+    )  # the same point in each frame of an episode
 
 
 def test_refusals_are_counted_by_reason_and_only_so_many_questions_kept(tmp_path: Path) -> None:
     answers = [
-        completion(None, refusal="I cannot"), completion("", "content_filter"), completion("cut {", "length"),
-        completion("I see a cup."), completion(listed({**GOOD[0], "answer": ""}, GOOD[1])),
+        completion(None, refusal="I cannot"),
+        completion("", "content_filter"),
+        completion("cut {", "length"),
+        completion("I see a cup."),
+        completion(listed({**GOOD[0], "answer": ""}, GOOD[1])),
         completion(listed(*[{**GOOD[0], "answer": f"cup number {n}"} for n in range(9)])),
-    ]  # fmt: skip
-    with serving(lambda body, number: answers[number]) as server, teacher(server.url, tmp_path, concurrency=1) as asked:
+    ]
+    with (
+        serving(lambda body, number: answers[number]) as server,
+        teacher(server.url, tmp_path, concurrency=1) as asked,
+    ):
         (made,) = asked.questions(work(1, 6))
     assert [refused.reason for refused in made.refused] == [
-        "the teacher refused", "the teacher refused", "the teacher's answer was cut at its token limit",
-        "the teacher's answer holds no JSON list of questions", "a question or answer is empty",
-    ]  # fmt: skip
+        "the teacher refused",
+        "the teacher refused",
+        "the teacher's answer was cut at its token limit",
+        "the teacher's answer holds no JSON list of questions",
+        "a question or answer is empty",
+    ]
     assert [len(one.turns) for one in made.conversations] == [1, 3] and not made.faults
 
 
@@ -111,12 +138,19 @@ def test_one_frame_that_fails_is_a_fault_and_a_dead_endpoint_ends_the_run(tmp_pa
 
     with serving(failing) as server, teacher(server.url, tmp_path / "one", concurrency=1) as asked:
         made = list(asked.questions(work()))
-    assert [len(one.faults) for one in made] == [1, 0, 0] and sum(len(one.conversations) for one in made) == 11
+    assert [len(one.faults) for one in made] == [1, 0, 0] and sum(
+        len(one.conversations) for one in made
+    ) == 11
     assert "made/0, frame 0" in made[0].faults[0].where and len(server.seen) == 13
     for status, word in ((500, "no answer after 2"), (400, "does not take the request")):
         refuse = (status, {}, b"")
-        with serving(lambda *_, refuse=refuse: refuse) as server, teacher(server.url, tmp_path / str(status)) as asked:
-            with pytest.raises(RoboAlignError, match=f"5 requests failed one after the other.*{word}"):
+        with (
+            serving(lambda *_, refuse=refuse: refuse) as server,
+            teacher(server.url, tmp_path / str(status)) as asked,
+        ):
+            with pytest.raises(
+                RoboAlignError, match=f"5 requests failed one after the other.*{word}"
+            ):
                 list(asked.questions(work(10)))
             assert len(server.seen) < 30
 
@@ -137,7 +171,9 @@ def test_what_is_read_ahead_is_bounded(tmp_path: Path) -> None:
         made = asked.questions(many())
         threading.Timer(0.2, gate.set).start()
         next(made)
-        assert len(taken) <= 5  # frames and ends of works count alike: 4 ahead of the one that is waited for
+        assert (
+            len(taken) <= 5
+        )  # frames and ends of works count alike: 4 ahead of the one that is waited for
         made.close()
     assert list(read_ahead([], 3)) == [] and list(read_ahead(iter("abcde"), 2)) == list("abcde")  # type: ignore
 
@@ -145,7 +181,9 @@ def test_what_is_read_ahead_is_bounded(tmp_path: Path) -> None:
 def run(url: str, folder: Path, episodes, count: int = 40) -> dict:
     with teacher(url, folder) as asked:
         data = data_of(*episodes)
-        return write_questions(data, asked, folder, count=count, seed=0, settings={"model": "teach-1"}, shard=8)
+        return write_questions(
+            data, asked, folder, count=count, seed=0, settings={"model": "teach-1"}, shard=8
+        )
 
 
 EPISODES = [straight((0, -0.01, 0), steps=10, number=n) for n in range(6)]
@@ -157,7 +195,9 @@ def test_a_run_that_stops_repeats_no_request(tmp_path: Path) -> None:
         whole = run(server.url, tmp_path / "whole", EPISODES)
         assert len(server.seen) == 40 == whole["conversations"]
         server.seen.clear()
-        answering[0] = lambda body, number: well(body, number) if number < 17 else (401, {}, b"no credit")
+        answering[0] = lambda body, number: (
+            well(body, number) if number < 17 else (401, {}, b"no credit")
+        )
         with pytest.raises(RoboAlignError, match="no credit"):
             run(server.url, tmp_path / "stopped", EPISODES)
         kept = (tmp_path / "stopped" / "answers.jsonl").read_bytes().count(b"\n")
@@ -172,7 +212,9 @@ def test_a_run_that_stops_repeats_no_request(tmp_path: Path) -> None:
         server.seen.clear()
         assert run(server.url, tmp_path / "stopped", EPISODES) == whole and not server.seen
     for name in whole["shards"]:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+        assert (tmp_path / "whole" / name).read_bytes() == (
+            tmp_path / "stopped" / name
+        ).read_bytes()
     assert len(read_conversations(tmp_path / "stopped", "train")) == 40
 
 
@@ -182,17 +224,26 @@ def test_a_server_that_dies_ends_the_run_and_another_one_goes_on(tmp_path: Path)
             raise ConnectionResetError  # the handler ends: the connection breaks without a response
         return well(body, number)
 
-    with serving(dying) as server, pytest.raises(RoboAlignError, match="5 requests failed one after the other"):
+    with (
+        serving(dying) as server,
+        pytest.raises(RoboAlignError, match="5 requests failed one after the other"),
+    ):
         run(server.url, tmp_path, EPISODES)
     with serving(well) as server:
-        assert run(server.url, tmp_path, EPISODES)["conversations"] == 40 and len(server.seen) == 40 - 11
+        assert (
+            run(server.url, tmp_path, EPISODES)["conversations"] == 40
+            and len(server.seen) == 40 - 11
+        )
 
 
 def test_answers_that_were_kept_say_nothing_about_the_endpoint(tmp_path: Path) -> None:
     with serving(well) as server, teacher(server.url, tmp_path) as asked:
         list(asked.questions(work(12, 2)))
     frames = [Work(one.episode, (0, 1, 5)) for one in work(12, 2)]  # every third is new
-    down, failed = (500, {}, b""), pytest.raises(RoboAlignError, match="5 requests failed one after the other")
+    down, failed = (
+        (500, {}, b""),
+        pytest.raises(RoboAlignError, match="5 requests failed one after the other"),
+    )
     with serving(lambda *_: down) as server, teacher(server.url, tmp_path) as asked, failed:
         list(asked.questions(frames))
 

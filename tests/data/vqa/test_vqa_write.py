@@ -32,7 +32,9 @@ def make(folder: Path, episodes=EPISODES, config: QuestionConfig | None = None, 
     return write_questions(data, StateQuestions(config), folder, **arguments)
 
 
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=8), st.integers(1, 500), st.integers(0, 5))
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=8), st.integers(1, 500), st.integers(0, 5)
+)
 def test_frames_are_drawn_without_repeats_up_to_the_count(lengths, count, seed) -> None:
     named = [(f"e{n}", length) for n, length in enumerate(lengths)]
     if not sum(lengths):
@@ -68,9 +70,15 @@ def test_so_many_frames_of_each_episode() -> None:
     assert list(spaced(10, 2)) == [2, 7] and list(spaced(9, 3)) == [1, 4, 7]
     lengths = [("a", 10), ("b", 1), ("c", 9)]
     plan = draw_frames(lengths, [], 100, 0, "x", 2)
-    assert plan.frames == [(0, (2, 7)), (1, (0,)), (2, (2, 6))] == draw_frames(lengths, [], 5, 7, "x", 2).frames
+    assert (
+        plan.frames
+        == [(0, (2, 7)), (1, (0,)), (2, (2, 6))]
+        == draw_frames(lengths, [], 5, 7, "x", 2).frames
+    )
     fewer = draw_frames(lengths, [], 3, 0, "x", 2)
-    assert fewer.count == 3 and all(set(ts) <= set(dict(plan.frames)[place]) for place, ts in fewer.frames)
+    assert fewer.count == 3 and all(
+        set(ts) <= set(dict(plan.frames)[place]) for place, ts in fewer.frames
+    )
 
 
 def test_the_manifest_tells_what_the_shards_hold(tmp_path: Path) -> None:
@@ -80,12 +88,18 @@ def test_the_manifest_tells_what_the_shards_hold(tmp_path: Path) -> None:
     turns = [turn for one in conversations for turn in one.turns]
     assert manifest["conversations"] == len(conversations) and manifest["questions"] == len(turns)
     for name, modes in manifest["types"].items():
-        assert modes == {mode: sum(t.type == name and t.mode == mode for t in turns) for mode in modes}
+        assert modes == {
+            mode: sum(t.type == name and t.mode == mode for t in turns) for mode in modes
+        }
     assert sum(manifest["modes"].values()) == len(turns)
     assert manifest["episodes"] == list(dict.fromkeys(one.episode_id for one in conversations))
-    assert manifest["shards"] == {path.name: hash_file(path) for path in sorted((tmp_path / "a").glob("*.parquet"))}
+    assert manifest["shards"] == {
+        path.name: hash_file(path) for path in sorted((tmp_path / "a").glob("*.parquet"))
+    }
     assert len(manifest["shards"]) == 4 and manifest["spent"] == {}
-    assert any("gripper_trace: the camera is not calibrated" in reason for reason in manifest["refused"])
+    assert any(
+        "gripper_trace: the camera is not calibrated" in reason for reason in manifest["refused"]
+    )
 
 
 def test_the_same_settings_give_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
@@ -99,10 +113,17 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(tmp_path:
 
 
 @pytest.mark.parametrize("killed_at", ["shard 0", "line 0", "shard 2", "line 2", "manifest"])
-def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path, monkeypatch, killed_at: str) -> None:
+def test_a_killed_run_goes_on_after_its_last_whole_shard(
+    tmp_path: Path, monkeypatch, killed_at: str
+) -> None:
     whole = make(tmp_path / "whole")
     calls = {"write_conversations": 0, "append_jsonl": 0, "write_json": 0}
-    name, limit = {"shard": "write_conversations", "line": "append_jsonl"}.get(killed_at.split()[0], "write_json"), 0
+    name, limit = (
+        {"shard": "write_conversations", "line": "append_jsonl"}.get(
+            killed_at.split()[0], "write_json"
+        ),
+        0,
+    )
     limit = int(killed_at.split()[1]) if name != "write_json" else 1
     real = getattr(write, name)
 
@@ -124,7 +145,9 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path, monkeyp
     assert make(tmp_path / "killed", seen) == whole
     assert len(asked) < 12 or killed_at in ("shard 0", "line 0")  # what was done is not asked again
     for shard in whole["shards"]:
-        assert (tmp_path / "killed" / shard).read_bytes() == (tmp_path / "whole" / shard).read_bytes()
+        assert (tmp_path / "killed" / shard).read_bytes() == (
+            tmp_path / "whole" / shard
+        ).read_bytes()
 
 
 def watch(real, asked: list[str]):
@@ -166,8 +189,10 @@ def test_other_settings_begin_anew_where_nothing_was_made(tmp_path: Path) -> Non
 
 def test_more_frames_hold_the_fewer() -> None:
     lengths = [("a", 30), ("b", 50)]
-    drawn = [{(place, t) for place, ts in draw_frames(lengths, [], count, 3, "x").frames for t in ts}
-             for count in (5, 40, 80)]  # fmt: skip
+    drawn = [
+        {(place, t) for place, ts in draw_frames(lengths, [], count, 3, "x").frames for t in ts}
+        for count in (5, 40, 80)
+    ]
     assert drawn[0] < drawn[1] < drawn[2]
 
 
@@ -177,7 +202,10 @@ def test_faults_are_listed_and_strict_stops_at_the_first(tmp_path: Path) -> None
     items = [EPISODES[0], Fault("episode 1", "it is torn"), wild, EPISODES[2]]
     manifest = make(tmp_path / "a", RobotData("made", "test", lambda: iter(items)), count=60)
     assert manifest["faults"]["count"] == 2 and manifest["episodes"] == ["made/0", "made/2"]
-    assert [fault["problem"] for fault in manifest["faults"]["listed"]] == ["it is torn", "an action is not finite"]
+    assert [fault["problem"] for fault in manifest["faults"]["listed"]] == [
+        "it is torn",
+        "an action is not finite",
+    ]
     with pytest.raises(RoboAlignError, match="not finite"):
         make(tmp_path / "b", data_of(wild, strict=True))
 
@@ -185,7 +213,9 @@ def test_faults_are_listed_and_strict_stops_at_the_first(tmp_path: Path) -> None
 def test_where_nothing_can_be_asked_the_reasons_are_told(tmp_path: Path) -> None:
     made = [straight((0, 0, 0), number=n, space=None, instruction="") for n in range(3)]
     for _ in range(2):  # the second call finds what the first one left
-        with pytest.raises(RoboAlignError, match=r"no question could be made: .*no action space.*--space"):
+        with pytest.raises(
+            RoboAlignError, match=r"no question could be made: .*no action space.*--space"
+        ):
             make(tmp_path / "a", made)
     assert not (tmp_path / "a" / "manifest.json").exists()
     with pytest.raises(RoboAlignError, match="no episode could be read: episode 1: torn"):
@@ -205,7 +235,9 @@ def test_work_is_read_one_episode_at_a_time(tmp_path: Path) -> None:
     work = read_work(data, plan, 0)
     assert next(work).episode.episode_id == read[-1]
     assert len(list(work)) == len(plan.frames) - 1
-    assert len(read) == plan.frames[-1][0] + 1  # what lies behind the last planned frame is not read
+    assert (
+        len(read) == plan.frames[-1][0] + 1
+    )  # what lies behind the last planned frame is not read
     assert json.loads(json.dumps(plan.lengths))[0] == ["made/0", 20]
 
 
@@ -215,7 +247,9 @@ def test_the_real_bridge_sample(tmp_path: Path) -> None:
     config = QuestionConfig(axes=KNOWN_AXES["bridge"])
     manifest = make(tmp_path, data, config, count=250, shard=1000)
     assert len(manifest["episodes"]) == 25 and manifest["questions"] > 700
-    assert {"next_movement", "next_rotation", "fingers_next", "subtask_next", "frame_order"} <= set(manifest["types"])
+    assert {"next_movement", "next_rotation", "fingers_next", "subtask_next", "frame_order"} <= set(
+        manifest["types"]
+    )
     assert manifest["faults"]["count"] == 1  # the split that is not in the sample
     # What the state shows to have moved agrees with what is answered from the actions, where it says anything clear.
     by_id = {episode.episode_id: episode for episode in data}
@@ -223,8 +257,16 @@ def test_the_real_bridge_sample(tmp_path: Path) -> None:
     for one in read_conversations(tmp_path, "train"):
         for turn in one.turns:
             if turn.type == "main_direction" and one.frame + 5 < 10:
-                moved = np.diff(by_id[one.episode_id].state[[one.frame, one.frame + 5], :3], axis=0)[0]
-                axis, sign = {"forward": (0, 1), "back": (0, -1), "left": (1, 1), "right": (1, -1), "up": (2, 1),
-                              "down": (2, -1)}[turn.expected]  # fmt: skip
+                moved = np.diff(
+                    by_id[one.episode_id].state[[one.frame, one.frame + 5], :3], axis=0
+                )[0]
+                axis, sign = {
+                    "forward": (0, 1),
+                    "back": (0, -1),
+                    "left": (1, 1),
+                    "right": (1, -1),
+                    "up": (2, 1),
+                    "down": (2, -1),
+                }[turn.expected]
                 agree.append(moved[axis] * sign > 0)
     assert len(agree) > 20 and np.mean(agree) > 0.9

@@ -19,21 +19,35 @@ ROS = ("forward", "left", "up")
 
 
 def episode(
-    actions: np.ndarray, space: ActionSpace | None = DELTA, *, state: np.ndarray | None = None, number: int = 0,
-    instruction: str = "put the cup on the plate", cameras: dict[str, Camera] | None = None, fps: float = 5.0,
-) -> Episode:  # fmt: skip
+    actions: np.ndarray,
+    space: ActionSpace | None = DELTA,
+    *,
+    state: np.ndarray | None = None,
+    number: int = 0,
+    instruction: str = "put the cup on the plate",
+    cameras: dict[str, Camera] | None = None,
+    fps: float = 5.0,
+) -> Episode:
     """An episode of these actions; every frame is noise of its own, 16 x 12 pixels."""
     rng = np.random.default_rng(number)
     frames = rng.integers(0, 255, (len(actions), 12, 16, 3), dtype=np.uint8)
     state = np.zeros((len(actions), 0), np.float32) if state is None else state
     return Episode(
-        episode_id=f"made/{number}", task="cup", instruction=instruction, fps=fps, actions=actions.astype(np.float32),
-        state=state.astype(np.float32), images={"front": [encode_png(frame) for frame in frames]},
-        cameras=cameras or {"front": Camera("front", 16, 12)}, action_space=space,
-    )  # fmt: skip
+        episode_id=f"made/{number}",
+        task="cup",
+        instruction=instruction,
+        fps=fps,
+        actions=actions.astype(np.float32),
+        state=state.astype(np.float32),
+        images={"front": [encode_png(frame) for frame in frames]},
+        cameras=cameras or {"front": Camera("front", 16, 12)},
+        action_space=space,
+    )
 
 
-def straight(step: tuple[float, float, float], steps: int = 20, number: int = 0, **given: Any) -> Episode:
+def straight(
+    step: tuple[float, float, float], steps: int = 20, number: int = 0, **given: Any
+) -> Episode:
     """Every action moves by `step`; the gripper closes at step 8 and opens at step 14."""
     actions = np.zeros((steps, 7))
     actions[:, :3] = step
@@ -51,12 +65,20 @@ def listed(*questions: dict[str, Any]) -> str:
 
 
 GOOD = (
-    {"question": "What is left of the gripper?", "answer": "a red cup", "reasoning": "A cup stands there.",
-     "kind": "text"},
-    {"question": "Where should it go?\nA. the sink\nB. the plate", "answer": "B", "reasoning": "The task says so.",
-     "kind": "choice"},
+    {
+        "question": "What is left of the gripper?",
+        "answer": "a red cup",
+        "reasoning": "A cup stands there.",
+        "kind": "text",
+    },
+    {
+        "question": "Where should it go?\nA. the sink\nB. the plate",
+        "answer": "B",
+        "reasoning": "The task says so.",
+        "kind": "choice",
+    },
     {"question": "Point to the cup.", "answer": "[500, 250]", "reasoning": "", "kind": "point"},
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -73,15 +95,26 @@ class Server:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def completion(text: str | None, finish: str = "stop", **message: Any) -> tuple[int, dict[str, str], bytes]:
+def completion(
+    text: str | None, finish: str = "stop", **message: Any
+) -> tuple[int, dict[str, str], bytes]:
     """A chat completion of 100 tokens in and 20 out."""
-    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
-    body = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}}
+    choice = {
+        "index": 0,
+        "finish_reason": finish,
+        "message": {"role": "assistant", "content": text, **message},
+    }
+    body = {
+        "choices": [choice],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+    }
     return 200, {}, json.dumps(body).encode()
 
 
 @contextmanager
-def serving(answer: Callable[[dict[str, Any], int], tuple[int, dict[str, str], bytes]]) -> Iterator[Server]:
+def serving(
+    answer: Callable[[dict[str, Any], int], tuple[int, dict[str, str], bytes]],
+) -> Iterator[Server]:
     """A real HTTP server in a thread."""
     server = Server(answer)
 
@@ -119,7 +152,9 @@ def serving(answer: Callable[[dict[str, Any], int], tuple[int, dict[str, str], b
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     server.url = f"http://127.0.0.1:{http.server_port}/v1"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield server

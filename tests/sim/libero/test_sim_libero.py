@@ -53,7 +53,9 @@ def test_suites_have_their_tasks_and_stored_states() -> None:
     for name in (SOUP, BOWL):
         assert stored_states(name).shape[0] == 50
     assert find_task(SOUP).instruction == "pick up the alphabet soup and place it in the basket"
-    assert find_task(SOUP, "bddl").instruction == "pick the alphabet soup and place it in the basket"
+    assert (
+        find_task(SOUP, "bddl").instruction == "pick the alphabet soup and place it in the basket"
+    )
     long = suite_tasks("libero_10")[0]
     assert "SCENE" in long.name and "scene" not in long.instruction.lower()
     with pytest.raises(RoboAlignError, match="no task is called"):
@@ -73,7 +75,9 @@ def test_instructions_are_those_of_the_library() -> None:
         ]
 
 
-def test_stored_states_that_are_objects_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_states_that_are_objects_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "init_files" / "libero_object" / "evil.pruned_init.npz"
     path.parent.mkdir(parents=True)
     np.savez(path, states=np.array([{"a": 1}], dtype=object))
@@ -88,16 +92,35 @@ def test_stored_states_that_are_objects_are_refused(tmp_path: Path, monkeypatch:
 def test_presets() -> None:
     openpi = preset("openpi")
     steps = openpi.max_steps
-    assert (steps.libero_spatial, steps.libero_object, steps.libero_goal, steps.libero_10) == (220, 280, 300, 520)
-    assert (openpi.settle_steps, openpi.image_size, openpi.replan_every, openpi.seed) == (10, 224, 5, 7)
+    assert (steps.libero_spatial, steps.libero_object, steps.libero_goal, steps.libero_10) == (
+        220,
+        280,
+        300,
+        520,
+    )
+    assert (openpi.settle_steps, openpi.image_size, openpi.replan_every, openpi.seed) == (
+        10,
+        224,
+        5,
+        7,
+    )
     assert preset("rlinf").settle_steps == 15
-    assert preset("lerobot").max_steps.libero_spatial == 280 and preset("lerobot").render_size == 360
+    assert (
+        preset("lerobot").max_steps.libero_spatial == 280 and preset("lerobot").render_size == 360
+    )
     assert set(preset("simplevla-rl").max_steps.model_dump().values()) == {512}
     gr00t = preset("gr00t")
-    assert (gr00t.max_steps.libero_goal, gr00t.max_steps.libero_10, gr00t.replan_every, gr00t.image_size) == (
-        600, 1000, 1, 256)  # fmt: skip
+    assert (
+        gr00t.max_steps.libero_goal,
+        gr00t.max_steps.libero_10,
+        gr00t.replan_every,
+        gr00t.image_size,
+    ) == (600, 1000, 1, 256)
     for name, config in PRESETS.items():
-        differing = {key for key, value in config if value != getattr(openpi, key)} - {"preset", "assumed"}
+        differing = {key for key, value in config if value != getattr(openpi, key)} - {
+            "preset",
+            "assumed",
+        }
         assert not differing & set(config.assumed), f"{name}: a value that differs is not assumed"
     with pytest.raises(RoboAlignError, match="unknown LIBERO preset"):
         preset("mine")
@@ -106,9 +129,17 @@ def test_presets() -> None:
 def test_a_preset_is_what_is_not_given() -> None:
     for name, config in PRESETS.items():
         assert LiberoConfig.model_validate({"preset": name}) == config and not departures(config)
-        assert LiberoConfig.model_validate(config.model_dump()) == config, "what a run wrote down reads as it was"
-    own = LiberoConfig.model_validate({"preset": "lerobot", "image_size": 64, "max_steps": {"libero_goal": 9}})
-    assert own.render_size == 360 and own.max_steps.libero_spatial == 280 and own.max_steps.libero_goal == 9
+        assert LiberoConfig.model_validate(config.model_dump()) == config, (
+            "what a run wrote down reads as it was"
+        )
+    own = LiberoConfig.model_validate(
+        {"preset": "lerobot", "image_size": 64, "max_steps": {"libero_goal": 9}}
+    )
+    assert (
+        own.render_size == 360
+        and own.max_steps.libero_spatial == 280
+        and own.max_steps.libero_goal == 9
+    )
     assert departures(own) == {"image_size": 64, "max_steps": own.max_steps.model_dump()}
     with pytest.raises(ValueError, match="preset"):
         LiberoConfig.model_validate({"preset": "mine"})
@@ -150,7 +181,11 @@ def test_success_fires_on_a_state_that_satisfies_the_goal(environment: LiberoEnv
     assert not environment.step(rest)
     _, moved, target = environment.simulation.parsed_problem["goal_state"][0]
     sites = environment.simulation.object_sites_dict
-    where = environment.data.site(target).xpos if target in sites else environment.data.body(f"{target}_main").xpos
+    where = (
+        environment.data.site(target).xpos
+        if target in sites
+        else environment.data.body(f"{target}_main").xpos
+    )
     joint = environment.simulation.objects_dict[moved].joints[-1]
     pose = environment.data.joint(joint).qpos.copy()
     pose[:3] = where + np.array([0, 0, 0.02])
@@ -194,17 +229,25 @@ def test_rollouts_run_on_it() -> None:
     results = list(
         rollout_batch(
             lambda observations, keys: np.zeros((len(observations), 4, 7), np.float32),
-            pool, [(SOUP, 0)], RolloutConfig(replan_every=4, max_steps=8),
+            pool,
+            [(SOUP, 0)],
+            RolloutConfig(replan_every=4, max_steps=8),
         )
-    )  # fmt: skip
+    )
     pool.close()
-    assert [(result.success, result.steps, result.crash) for result in results] == [(False, 8, None)]
+    assert [(result.success, result.steps, result.crash) for result in results] == [
+        (False, 8, None)
+    ]
 
 
 def test_axis_angle_by_hand() -> None:
     half = np.sqrt(0.5)
-    np.testing.assert_allclose(axis_angle(np.array([half, half, 0, 0])), [np.pi / 2, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(axis_angle(np.array([-half, half, 0, 0])), [1.5 * np.pi, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        axis_angle(np.array([half, half, 0, 0])), [np.pi / 2, 0, 0], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        axis_angle(np.array([-half, half, 0, 0])), [1.5 * np.pi, 0, 0], atol=1e-12
+    )
     assert not axis_angle(np.array([1.0, 0, 0, 0])).any()
 
 
@@ -229,13 +272,19 @@ def test_nothing_is_asked_printed_or_written(tmp_path: Path) -> None:
     log = Path("/tmp/robosuite.log")
 
     def snapshot() -> list[tuple[str, int]]:
-        files = [*installed.rglob("*"), *load_library().rglob("*.yaml"), *([log] if log.exists() else [])]
+        files = [
+            *installed.rglob("*"),
+            *load_library().rglob("*.yaml"),
+            *([log] if log.exists() else []),
+        ]
         return sorted((str(path), path.stat().st_mtime_ns) for path in files if path.is_file())
 
     before = snapshot()
     variables = os.environ | {"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     variables.pop("LIBERO_CONFIG_PATH", None)
-    ended = subprocess.run([sys.executable, "-c", _QUIET], env=variables, stdin=subprocess.DEVNULL, capture_output=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", _QUIET], env=variables, stdin=subprocess.DEVNULL, capture_output=True
+    )
     assert ended.returncode == 0, ended.stderr.decode()
     assert not ended.stdout.strip() and not ended.stderr.strip()
     # Matplotlib, which LIBERO imports, keeps its fonts in the home folder's cache.
@@ -247,7 +296,10 @@ def test_nothing_is_asked_printed_or_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [0, FIRST_PLACEMENT])
 def test_the_arm_is_driven_as_by_robosuite(environment: LiberoEnvironment, seed: int) -> None:
     # Its own step, from the reset on: the first action to rounding, a whole grasp to a fraction of a millimetre.
-    suite, config = environment.task.name.partition("/")[0], SMALL.model_copy(update={"settle_steps": 0})
+    suite, config = (
+        environment.task.name.partition("/")[0],
+        SMALL.model_copy(update={"settle_steps": 0}),
+    )
     ours, theirs = (Libero(suite, config).make(environment.task.name) for _ in range(2))
     for one in (ours, theirs):
         one.reset(seed)

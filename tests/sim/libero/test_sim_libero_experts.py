@@ -13,7 +13,13 @@ from roboalign.files import write_json
 from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.libero.experts import measure as measuring
 from roboalign.sim.libero.experts.doors import inwards_through
-from roboalign.sim.libero.experts.grasps import FINGER_INNER, closing_axis, in_hand_frame, lowest_hand, plan_grasps
+from roboalign.sim.libero.experts.grasps import (
+    FINGER_INNER,
+    closing_axis,
+    in_hand_frame,
+    lowest_hand,
+    plan_grasps,
+)
 from roboalign.sim.libero.experts.motion import DOWN, pointing_down, yaw_of
 from roboalign.sim.libero.experts.scene import Joint
 
@@ -42,7 +48,9 @@ def test_an_obstacle_beside_the_object_turns_the_hand() -> None:
     free, walled = plan_grasps(cube, NOTHING, 0.0, BASE)[0], plan_grasps(cube, wall, 0.0, BASE)
     assert free.yaw == 0.0
     assert walled and all(abs(grasp.yaw) > np.deg2rad(40) for grasp in walled)
-    assert not plan_grasps(cube, np.concatenate([np.add(cube, (0, 0, 0.06)), wall]), 0.0, BASE)  # covered from above
+    assert not plan_grasps(
+        cube, np.concatenate([np.add(cube, (0, 0, 0.06)), wall]), 0.0, BASE
+    )  # covered from above
 
 
 def test_the_fingers_stay_above_the_ground() -> None:
@@ -57,7 +65,9 @@ def test_yaw_and_frames_agree(yaw: float) -> None:
     assert yaw_of(orientation) == pytest.approx(yaw, abs=1e-9)
     np.testing.assert_allclose(orientation[:2, 0], closing_axis(yaw), atol=1e-12)
     np.testing.assert_allclose(orientation[:, 2], [0, 0, -1], atol=1e-12)
-    np.testing.assert_allclose(in_hand_frame(orientation[:, 0][None], yaw)[0], [1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        in_hand_frame(orientation[:, 0][None], yaw)[0], [1, 0, 0], atol=1e-12
+    )
 
 
 def test_at_rest_the_fingers_close_along_world_y() -> None:
@@ -85,12 +95,18 @@ class DoorAjar:
 
     def points(self, geoms: list[int]) -> np.ndarray:
         along = np.array([np.cos(self.heading), np.sin(self.heading), 0.0])
-        return self.joint("door").anchor + np.linspace(0.0, 0.26, 5)[:, None] * along + [0.0, 0.0, 0.02]
+        return (
+            self.joint("door").anchor
+            + np.linspace(0.0, 0.26, 5)[:, None] * along
+            + [0.0, 0.0, 0.02]
+        )
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-2.0, 0.0), st.floats(-3.0, 3.0))
-def test_the_way_through_a_door_does_not_depend_on_how_far_it_is_open(value: float, facing: float) -> None:
+def test_the_way_through_a_door_does_not_depend_on_how_far_it_is_open(
+    value: float, facing: float
+) -> None:
     inwards = inwards_through(DoorAjar(value, facing), "door")  # type: ignore[arg-type]
     np.testing.assert_allclose(inwards, [-np.sin(facing), np.cos(facing), 0.0], atol=1e-9)
 
@@ -108,7 +124,9 @@ def test_a_killed_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
         def close(self) -> None: ...
 
-    def attempt(environment: Environment, seed: int, max_steps: int, noise: float) -> tuple[bool, np.ndarray]:
+    def attempt(
+        environment: Environment, seed: int, max_steps: int, noise: float
+    ) -> tuple[bool, np.ndarray]:
         ran.append((environment.name, seed))
         if len(ran) == 2:
             raise EnvironmentCrash("diverged")
@@ -122,9 +140,13 @@ def test_a_killed_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         list(measuring.measure("libero_goal", SETTINGS, path))
     kept = measuring.read_attempts(path, SETTINGS)
-    assert [(a.success, a.crashed) for a in kept] == [(True, False), (False, True)] + [(True, False)] * 4
+    assert [(a.success, a.crashed) for a in kept] == [(True, False), (False, True)] + [
+        (True, False)
+    ] * 4
     again = list(measuring.measure("libero_goal", SETTINGS, path))
-    assert len(ran) == 8 + 7 * 2  # the three finished tasks are not run again, the fourth is, from its start
+    assert (
+        len(ran) == 8 + 7 * 2
+    )  # the three finished tasks are not run again, the fourth is, from its start
     assert [a for task in again[:3] for a in task] == kept
     assert [a for task in again for a in task] == measuring.read_attempts(path, SETTINGS)
     assert len({(a.task, a.seed) for task in again for a in task}) == 20
@@ -161,9 +183,13 @@ def test_an_expert_solves_its_task_and_the_actions_replay(name: str) -> None:
     environment = Libero(name.partition("/")[0]).make(name)
     solved, executed = run_expert(environment, 1003, 300, noise=0.1)
     assert solved
-    assert executed.dtype == np.float32 and executed.shape[1:] == (7,) and np.abs(executed).max() <= 1
+    assert (
+        executed.dtype == np.float32 and executed.shape[1:] == (7,) and np.abs(executed).max() <= 1
+    )
     environment.reset(1003)
-    assert [environment.step(action) for action in executed] == [False] * (len(executed) - 1) + [True]
+    assert [environment.step(action) for action in executed] == [False] * (len(executed) - 1) + [
+        True
+    ]
     expert = make_expert(environment)  # nothing left to do: it rests
     before = environment.state()[:3]
     for _ in range(10):

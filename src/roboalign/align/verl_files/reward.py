@@ -29,7 +29,11 @@ _TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def compute_score(
-    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **_: Any
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: dict[str, Any] | None = None,
+    **_: Any,
 ) -> dict[str, Any]:
     """verl's signature. `ground_truth` holds the target's FAST ids, "12 3 7"; verl trains on `score`."""
     return score(solution_str, [int(i) for i in ground_truth.split()])
@@ -40,7 +44,13 @@ def compute_scores(reward_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     results = []
     for one in reward_inputs:
         scored = score(one["response"], [int(i) for i in one["ground_truth"].split()])
-        names = {"overall": "score", "format": "format", "accuracy": "action", "prefix": "prefix", "length": "length"}
+        names = {
+            "overall": "score",
+            "format": "format",
+            "accuracy": "action",
+            "prefix": "prefix",
+            "length": "length",
+        }
         results.append({theirs: scored[ours] for theirs, ours in names.items()})
     return results
 
@@ -57,9 +67,16 @@ def score(text: str, target: list[int]) -> dict[str, Any]:
             break
         matched += 1
     prefix = matched / len(target)
-    action = prefix if SETTINGS["preset"] == "paper" else _decoded(well_formed, fast, target, prefix)
-    return {"score": (well_formed + action) / 2, "format": float(well_formed), "action": action, "prefix": prefix,
-            "length": len(fast)}
+    action = (
+        prefix if SETTINGS["preset"] == "paper" else _decoded(well_formed, fast, target, prefix)
+    )
+    return {
+        "score": (well_formed + action) / 2,
+        "format": float(well_formed),
+        "action": action,
+        "prefix": prefix,
+        "length": len(fast),
+    }
 
 
 def parse(text: str) -> tuple[bool, list[int]]:
@@ -68,7 +85,11 @@ def parse(text: str) -> tuple[bool, list[int]]:
     if len(found) < 3 or [match[0] for match in found].count("<ACTION_START>") != 1:
         return False, []
     start, *fast, end = found
-    if start[0] != "<ACTION_START>" or end[0] != "<ACTION_END>" or any("ACTION" in match[0] for match in fast):
+    if (
+        start[0] != "<ACTION_START>"
+        or end[0] != "<ACTION_END>"
+        or any("ACTION" in match[0] for match in fast)
+    ):
         return False, []
     if any(left.end() != right.start() for left, right in itertools.pairwise(found)):
         return False, []  # text inside the block
@@ -106,6 +127,15 @@ def _chunk(fast: list[int]) -> list[float] | None:
     if len(spelled) != horizon * dims or "\ufffd" in spelled:
         return None
     values = [(ord(character) + SETTINGS["min_token"]) / SETTINGS["scale"] for character in spelled]
-    waves = [[math.sqrt((2 if k else 1) / horizon) * math.cos(math.pi * (t + 0.5) * k / horizon)
-              for k in range(horizon)] for t in range(horizon)]
-    return [sum(wave[k] * values[k * dims + d] for k in range(horizon)) for wave in waves for d in range(dims)]
+    waves = [
+        [
+            math.sqrt((2 if k else 1) / horizon) * math.cos(math.pi * (t + 0.5) * k / horizon)
+            for k in range(horizon)
+        ]
+        for t in range(horizon)
+    ]
+    return [
+        sum(wave[k] * values[k * dims + d] for k in range(horizon))
+        for wave in waves
+        for d in range(dims)
+    ]

@@ -33,20 +33,32 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
         row = {
             "asked": asked,
             "found": ask("SELECT count(*) FROM items WHERE source = ?")
-            + ask("SELECT count(*) FROM dropped d WHERE source = ? AND NOT EXISTS (SELECT 1 FROM items i WHERE "
-                  "i.source = d.source AND i.part = d.part AND i.place = d.place)"),
+            + ask(
+                "SELECT count(*) FROM dropped d WHERE source = ? AND NOT EXISTS (SELECT 1 FROM items i WHERE "
+                "i.source = d.source AND i.part = d.part AND i.place = d.place)"
+            ),
             "kept": kept,
             "repeats": ask("SELECT count(*) FROM kept WHERE source = ? AND copy > 1"),
             "short": asked - ask("SELECT count(*) FROM kept WHERE source = ?"),
-            "heldout": ask("SELECT count(*) FROM placed p JOIN drawn d ON d.item = p.item WHERE d.source = ? AND "
-                           "p.split = 'heldout'"),
+            "heldout": ask(
+                "SELECT count(*) FROM placed p JOIN drawn d ON d.item = p.item WHERE d.source = ? AND "
+                "p.split = 'heldout'"
+            ),
             "heldout_seen": ask("SELECT count(*) FROM drawn WHERE source = ? AND what = 'seen'"),
-            "duplicates": ask("SELECT count(*) FROM dropped WHERE source = ? AND what = 'duplicate'"),
-            "leaks": leaks, "refused": refused, "faults": faults,
-            "not_drawn": ask("SELECT count(*) FROM items WHERE source = ? AND item NOT IN (SELECT item FROM drawn)")
-            + ask("SELECT count(*) FROM drawn WHERE source = ? AND what = 'good' AND item NOT IN "
-                  "(SELECT item FROM kept)"),
-        }  # fmt: skip
+            "duplicates": ask(
+                "SELECT count(*) FROM dropped WHERE source = ? AND what = 'duplicate'"
+            ),
+            "leaks": leaks,
+            "refused": refused,
+            "faults": faults,
+            "not_drawn": ask(
+                "SELECT count(*) FROM items WHERE source = ? AND item NOT IN (SELECT item FROM drawn)"
+            )
+            + ask(
+                "SELECT count(*) FROM drawn WHERE source = ? AND what = 'good' AND item NOT IN "
+                "(SELECT item FROM kept)"
+            ),
+        }
         check_sums(source.name, row)
         result[source.name] = row | {"reasons": reasons(index, number)}
     return result
@@ -54,7 +66,16 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
 
 def check_sums(name: str, row: dict[str, int]) -> None:
     """Every sample is accounted for."""
-    parts = ("kept", "heldout", "heldout_seen", "duplicates", "leaks", "refused", "faults", "not_drawn")
+    parts = (
+        "kept",
+        "heldout",
+        "heldout_seen",
+        "duplicates",
+        "leaks",
+        "refused",
+        "faults",
+        "not_drawn",
+    )
     assert row["found"] == sum(row[part] for part in parts), (name, row)
     assert row["asked"] == row["kept"] + row["repeats"] + row["short"], (name, row)
 
@@ -62,8 +83,11 @@ def check_sums(name: str, row: dict[str, int]) -> None:
 def reasons(index: sqlite3.Connection, source: int) -> dict[str, int]:
     """How often each reason for leaving a sample out came; names and numbers in it do not count as different."""
     counts: dict[str, int] = {}
-    for what, reason, times in index.execute("SELECT what, reason, count(*) FROM dropped WHERE source = ? AND "
-                                             "what != 'duplicate' GROUP BY what, reason", (source,)):  # fmt: skip
+    for what, reason, times in index.execute(
+        "SELECT what, reason, count(*) FROM dropped WHERE source = ? AND "
+        "what != 'duplicate' GROUP BY what, reason",
+        (source,),
+    ):
         key = f"{what}: {plain(reason)}"
         if key not in counts and len(counts) == REASONS:
             key = "others"
@@ -82,21 +106,29 @@ def note_duplicates(index: sqlite3.Connection, config: MixtureConfig) -> None:
     What was looked at beyond the last sample that a source needed was not drawn, whatever its content.
     """
     for number, asked in enumerate(config.asked()):
-        last, kept = index.execute("SELECT max(key), count(*) FROM kept WHERE source = ? AND copy = 1",
-                                   (number,)).fetchone()  # fmt: skip
-        index.execute("UPDATE drawn SET what = 'duplicate' WHERE source = ? AND what = 'good' AND key <= ? AND item "
-                      "NOT IN (SELECT item FROM kept) AND content IN (SELECT content FROM kept)",
-                      (number, last if kept == asked else TOP - 1))  # fmt: skip
-    index.execute("UPDATE drawn SET what = 'held duplicate' WHERE what = 'held' AND item NOT IN (SELECT item FROM "
-                  "placed WHERE split = 'heldout')")  # fmt: skip
-    others = {"duplicate": "SELECT item, content FROM kept WHERE copy = 1",
-              "held duplicate": "SELECT item, content FROM drawn WHERE what IN ('held', 'seen')"}  # fmt: skip
+        last, kept = index.execute(
+            "SELECT max(key), count(*) FROM kept WHERE source = ? AND copy = 1", (number,)
+        ).fetchone()
+        index.execute(
+            "UPDATE drawn SET what = 'duplicate' WHERE source = ? AND what = 'good' AND key <= ? AND item "
+            "NOT IN (SELECT item FROM kept) AND content IN (SELECT content FROM kept)",
+            (number, last if kept == asked else TOP - 1),
+        )
+    index.execute(
+        "UPDATE drawn SET what = 'held duplicate' WHERE what = 'held' AND item NOT IN (SELECT item FROM "
+        "placed WHERE split = 'heldout')"
+    )
+    others = {
+        "duplicate": "SELECT item, content FROM kept WHERE copy = 1",
+        "held duplicate": "SELECT item, content FROM drawn WHERE what IN ('held', 'seen')",
+    }
     for what, query in others.items():
         index.execute(
             "INSERT INTO dropped SELECT d.source, i.part, i.place, d.id, 'duplicate', 'same image and turns', "
             f"(SELECT e.id FROM ({query}) o JOIN drawn e ON e.item = o.item WHERE o.content = d.content LIMIT 1) "
-            "FROM drawn d JOIN items i ON i.item = d.item WHERE d.what = ?", (what,),
-        )  # fmt: skip
+            "FROM drawn d JOIN items i ON i.item = d.item WHERE d.what = ?",
+            (what,),
+        )
 
 
 def list_dropped(index: sqlite3.Connection, config: MixtureConfig, path: Path) -> None:
@@ -107,22 +139,42 @@ def list_dropped(index: sqlite3.Connection, config: MixtureConfig, path: Path) -
         ):
             row = dict(zip(("id", "what", "reason", "other"), values))
             file.write(json.dumps({"source": config.sources[source].name} | row) + "\n")
-        for source, id_ in index.execute("SELECT source, id FROM drawn WHERE what = 'seen' ORDER BY item"):
-            row = {"source": config.sources[source].name, "id": id_, "what": "heldout seen",
-                   "reason": "training shows the same picture", "other": None}  # fmt: skip
+        for source, id_ in index.execute(
+            "SELECT source, id FROM drawn WHERE what = 'seen' ORDER BY item"
+        ):
+            row = {
+                "source": config.sources[source].name,
+                "id": id_,
+                "what": "heldout seen",
+                "reason": "training shows the same picture",
+                "other": None,
+            }
             file.write(json.dumps(row) + "\n")
 
 
 def images(index: sqlite3.Connection) -> dict[str, int]:
     """How many different images train: by their bytes, and by their perceptual hash (frames of one camera share it)."""
     query = "SELECT count(DISTINCT {}) FROM kept k JOIN drawn d ON d.item = k.item"
-    return {"different": store.number(index, query.format("sha")),
-            "different_hashes": store.number(index, query.format("look"))}  # fmt: skip
+    return {
+        "different": store.number(index, query.format("sha")),
+        "different_hashes": store.number(index, query.format("look")),
+    }
 
 
 def text_of(manifest: dict[str, Any]) -> str:
     """The account as a table."""
-    columns = ("asked", "kept", "repeats", "short", "heldout", "duplicates", "leaks", "refused", "faults", "not_drawn")
+    columns = (
+        "asked",
+        "kept",
+        "repeats",
+        "short",
+        "heldout",
+        "duplicates",
+        "leaks",
+        "refused",
+        "faults",
+        "not_drawn",
+    )
     width = max(len(name) for name in [*manifest["sources"], "source"])
     lines = ["  ".join([f"{'source':{width}}", *(f"{name:>10}" for name in columns)])]
     for name, row in manifest["sources"].items():
@@ -130,9 +182,13 @@ def text_of(manifest: dict[str, Any]) -> str:
     for name, row in manifest["sources"].items():
         lines += [f"{name}: {times} x {reason}" for reason, times in row["reasons"].items()]
     if any(row["reasons"] for row in manifest["sources"].values()):
-        lines.append("dropped.jsonl names each sample that was left out (N and .. stand for numbers and names)")
+        lines.append(
+            "dropped.jsonl names each sample that was left out (N and .. stand for numbers and names)"
+        )
     for name, row in manifest["sources"].items():
         if row["short"]:
-            lines.append(f"{name} is {row['short']} samples short of the {row['asked']} asked: what else it had is "
-                         "left out, as dropped.jsonl says; set `repeat: true` to go through it again")  # fmt: skip
+            lines.append(
+                f"{name} is {row['short']} samples short of the {row['asked']} asked: what else it had is "
+                "left out, as dropped.jsonl says; set `repeat: true` to go through it again"
+            )
     return "\n".join(lines)

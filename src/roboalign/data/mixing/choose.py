@@ -24,12 +24,22 @@ def check_enough(index: sqlite3.Connection, config: MixtureConfig) -> None:
     for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
         there = store.number(index, "SELECT count(*) FROM items WHERE source = ?", number)
         if not there or (there < asked and not source.repeat):
-            dropped = index.execute("SELECT what, reason, count(*) FROM dropped WHERE source = ? GROUP BY what, reason "
-                                    "ORDER BY 3 DESC LIMIT 1", (number,)).fetchone()  # fmt: skip
+            dropped = index.execute(
+                "SELECT what, reason, count(*) FROM dropped WHERE source = ? GROUP BY what, reason "
+                "ORDER BY 3 DESC LIMIT 1",
+                (number,),
+            ).fetchone()
             most = f"; {dropped[2]} are left out as {dropped[0]}: {dropped[1]}" if dropped else ""
-            fix = f"lower its count to {there}, or set `repeat: true`" if there else "check what the source holds"
-            raise RoboAlignError(f"{asked} samples are asked and it has {there}{most}", where=f"source {source.name}",
-                                 fix=fix)  # fmt: skip
+            fix = (
+                f"lower its count to {there}, or set `repeat: true`"
+                if there
+                else "check what the source holds"
+            )
+            raise RoboAlignError(
+                f"{asked} samples are asked and it has {there}{most}",
+                where=f"source {source.name}",
+                fix=fix,
+            )
 
 
 def draw(index: sqlite3.Connection, config: MixtureConfig, turn: int) -> None:
@@ -38,11 +48,16 @@ def draw(index: sqlite3.Connection, config: MixtureConfig, turn: int) -> None:
         for number, missing in enumerate(missing_of(index, config)):
             if missing:
                 chosen = store.number(
-                    index, "SELECT count(*) FROM chosen c JOIN items i ON i.item = c.item WHERE source = ?", number
+                    index,
+                    "SELECT count(*) FROM chosen c JOIN items i ON i.item = c.item WHERE source = ?",
+                    number,
                 )
                 missing = int(missing / (1 - config.heldout.share)) if config.heldout else missing
-                index.execute("INSERT INTO chosen SELECT item, ? FROM items WHERE source = ? ORDER BY key, item "
-                              "LIMIT ? OFFSET ?", (turn, number, missing + missing // SPARE + 16, chosen))  # fmt: skip
+                index.execute(
+                    "INSERT INTO chosen SELECT item, ? FROM items WHERE source = ? ORDER BY key, item "
+                    "LIMIT ? OFFSET ?",
+                    (turn, number, missing + missing // SPARE + 16, chosen),
+                )
 
 
 def missing_of(index: sqlite3.Connection, config: MixtureConfig) -> list[int]:
@@ -50,9 +65,9 @@ def missing_of(index: sqlite3.Connection, config: MixtureConfig) -> list[int]:
     result = []
     for number, asked in enumerate(config.asked()):
         kept = store.number(index, "SELECT count(*) FROM kept WHERE source = ?", number)
-        left = store.number(index, "SELECT count(*) FROM items WHERE source = ?", number) - store.number(
-            index, "SELECT count(*) FROM drawn WHERE source = ?", number
-        )
+        left = store.number(
+            index, "SELECT count(*) FROM items WHERE source = ?", number
+        ) - store.number(index, "SELECT count(*) FROM drawn WHERE source = ?", number)
         result.append(asked - kept if left else 0)
     return result
 
@@ -68,8 +83,9 @@ def settle(index: sqlite3.Connection, config: MixtureConfig) -> None:
         index.execute(
             "INSERT INTO kept SELECT source, item, 1, key, content FROM (SELECT *, row_number() OVER (PARTITION BY "
             "content ORDER BY key, item) AS n FROM drawn WHERE source = ? AND what = 'good') WHERE n = 1 AND content "
-            "NOT IN (SELECT content FROM kept) ORDER BY key, item LIMIT ?", (number, asked),
-        )  # fmt: skip
+            "NOT IN (SELECT content FROM kept) ORDER BY key, item LIMIT ?",
+            (number, asked),
+        )
     index.execute("COMMIT")
 
 
@@ -80,20 +96,28 @@ def place(index: sqlite3.Connection, config: MixtureConfig, work: Path) -> None:
         for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
             once = store.number(index, "SELECT count(*) FROM kept WHERE source = ?", number)
             for copy in range(2, -(-asked // once) + 1 if source.repeat and once else 2):
-                index.execute("INSERT INTO kept SELECT source, item, ?, key, content FROM kept WHERE source = ? AND "
-                              "copy = 1 ORDER BY key, item LIMIT ?",
-                              (copy, number, asked - (copy - 1) * once))  # fmt: skip
-        order = "row_number() OVER (ORDER BY key_of(?, ?, d.key, {copy}), d.item) - 1, d.item, {copy}"
-        index.execute(f"INSERT INTO placed SELECT 'train', {order.format(copy='k.copy')} FROM kept k JOIN drawn d ON "
-                      "d.item = k.item", (config.seed, "order"))  # fmt: skip
+                index.execute(
+                    "INSERT INTO kept SELECT source, item, ?, key, content FROM kept WHERE source = ? AND "
+                    "copy = 1 ORDER BY key, item LIMIT ?",
+                    (copy, number, asked - (copy - 1) * once),
+                )
+        order = (
+            "row_number() OVER (ORDER BY key_of(?, ?, d.key, {copy}), d.item) - 1, d.item, {copy}"
+        )
+        index.execute(
+            f"INSERT INTO placed SELECT 'train', {order.format(copy='k.copy')} FROM kept k JOIN drawn d ON "
+            "d.item = k.item",
+            (config.seed, "order"),
+        )
         if config.rl:
             place_rl(index, config, order.format(copy="1"))
         if config.heldout:
             index.execute(
                 f"INSERT INTO placed SELECT 'heldout', {order.format(copy='1')} FROM drawn d WHERE what = 'held' AND "
                 "NOT EXISTS (SELECT 1 FROM drawn e WHERE e.content = d.content AND e.what = 'held' AND "
-                "(e.source, e.key, e.item) < (d.source, d.key, d.item))", (config.seed, "order"),
-            )  # fmt: skip
+                "(e.source, e.key, e.item) < (d.source, d.key, d.item))",
+                (config.seed, "order"),
+            )
             release_seen(index, config, work)
 
 
@@ -105,13 +129,14 @@ def place_rl(index: sqlite3.Connection, config: MixtureConfig, order: str) -> No
         f"INSERT INTO placed SELECT 'rl', {order} FROM (SELECT item, key FROM kept WHERE source = ? AND copy = 1 "
         "ORDER BY key_of(?, 'rl', key), item LIMIT ?) d",
         (config.seed, "order", number, config.seed, config.rl.count),
-    )  # fmt: skip
+    )
     there = store.number(index, "SELECT count(*) FROM placed WHERE split = 'rl'")
     kept = store.number(index, "SELECT count(*) FROM kept")
     if there < config.rl.count or there > config.rl.at_most * kept:
         raise RoboAlignError(
             f"{config.rl.count} samples are asked; {there} were kept, and {config.rl.at_most} of the {kept} SFT "
-            f"samples are {int(config.rl.at_most * kept)}", where=f"rl, source {config.rl.source}",
+            f"samples are {int(config.rl.at_most * kept)}",
+            where=f"rl, source {config.rl.source}",
             fix="lower rl.count",
         )
 
@@ -132,18 +157,24 @@ def release_seen(index: sqlite3.Connection, config: MixtureConfig, work: Path) -
     gone = [(int(items[number]),) for number in sorted(trained)]
     index.executemany("DELETE FROM placed WHERE split = 'heldout' AND item = ?", gone)
     index.executemany("UPDATE drawn SET what = 'seen' WHERE item = ?", gone)
-    left = index.execute("SELECT item FROM placed WHERE split = 'heldout' ORDER BY position").fetchall()
+    left = index.execute(
+        "SELECT item FROM placed WHERE split = 'heldout' ORDER BY position"
+    ).fetchall()
     index.execute("DELETE FROM placed WHERE split = 'heldout'")
-    index.executemany("INSERT INTO placed VALUES ('heldout', ?, ?, 1)",
-                      ((position, item) for position, (item,) in enumerate(left)))  # fmt: skip
+    index.executemany(
+        "INSERT INTO placed VALUES ('heldout', ?, ?, 1)",
+        ((position, item) for position, (item,) in enumerate(left)),
+    )
 
 
 def looks(
     index: sqlite3.Connection, work: Path, query: str
-) -> Iterator[tuple[int, int, int, Callable[[], np.ndarray]]]:  # fmt: skip
+) -> Iterator[tuple[int, int, int, Callable[[], np.ndarray]]]:
     """(item, first bytes of the sha256, hash, what reads the thumbnail) of samples; `query` gives the first three and
     the file. The thumbnail is to be read before the next sample is asked for."""
-    for file, group in groupby(index.execute(f"{query} ORDER BY d.file, d.item"), key=itemgetter(3)):
+    for file, group in groupby(
+        index.execute(f"{query} ORDER BY d.file, d.item"), key=itemgetter(3)
+    ):
         with store.reading(work / "examined" / file) as rows:
             for item, sha, look, _ in group:
                 yield item, sha, look & (2**64 - 1), partial(thumb_of, rows, item)
@@ -151,4 +182,6 @@ def looks(
 
 def thumb_of(rows: sqlite3.Connection, item: int) -> np.ndarray:
     """uint8 [256], the thumbnail of a sample that was looked at."""
-    return np.frombuffer(rows.execute("SELECT thumb FROM rows WHERE item = ?", (item,)).fetchone()[0], np.uint8)
+    return np.frombuffer(
+        rows.execute("SELECT thumb FROM rows WHERE item = ?", (item,)).fetchone()[0], np.uint8
+    )

@@ -16,9 +16,11 @@ from roboalign.files import read_json
 
 PLACES = ("robot", "preset", "qa", "conversations")
 FIELDS_OF = {
-    "robot": {"robot", "named", "format", "read", "space", "camera"}, "preset": {"preset", "path"},
-    "qa": {"qa", "layout", "images", "answers"}, "conversations": {"conversations"},
-}  # fmt: skip
+    "robot": {"robot", "named", "format", "read", "space", "camera"},
+    "preset": {"preset", "path"},
+    "qa": {"qa", "layout", "images", "answers"},
+    "conversations": {"conversations"},
+}
 START = "start from recipes/mixtures/bridge-tiny.yaml"
 KIND_OF = {"robot": ("action",), "qa": ("general", "embodied", "reasoning")}
 
@@ -85,10 +87,14 @@ class SourceConfig(Config):
             found = f"it has {' and '.join(given)}" if given else "it has none of them"
             raise ValueError(f"source {self.name} needs one of {', '.join(PLACES)}; {found}")
         foreign = set().union(*FIELDS_OF.values()) - FIELDS_OF[given[0]]
-        defaults = {name: field.get_default(call_default_factory=True) for name, field in
-                    type(self).model_fields.items()}  # fmt: skip
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in type(self).model_fields.items()
+        }
         if strange := sorted(name for name in foreign if getattr(self, name) != defaults[name]):
-            raise ValueError(f"source {self.name} is {given[0]}, and `{strange[0]}` does not belong to that")
+            raise ValueError(
+                f"source {self.name} is {given[0]}, and `{strange[0]}` does not belong to that"
+            )
         if (self.preset is None) != (self.path is None):
             raise ValueError(f"source {self.name}: `preset` and `path` go together")
         if (self.count is None) == (self.weight is None):
@@ -190,7 +196,11 @@ class MixtureConfig(Config):
     @field_validator("evaluation", mode="before")
     @classmethod
     def _paths(cls, value: Any) -> Any:
-        return [{"path": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+        return (
+            [{"path": one} if isinstance(one, str) else one for one in value]
+            if isinstance(value, list)
+            else value
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> "MixtureConfig":
@@ -199,20 +209,30 @@ class MixtureConfig(Config):
             raise ValueError(f"two sources are called {twice[0]}")
         robots = [source.name for source in self.sources if source.robot is not None]
         if bool(robots) != (self.tokenizer is not None):
-            raise ValueError("a mixture with a robot source needs `tokenizer`" if robots else
-                             "`tokenizer` is for robot sources, and there is none")  # fmt: skip
+            raise ValueError(
+                "a mixture with a robot source needs `tokenizer`"
+                if robots
+                else "`tokenizer` is for robot sources, and there is none"
+            )
         weights = any(source.weight is not None for source in self.sources)
         if weights != (self.total is not None):
-            raise ValueError("sources with a weight need `total`" if weights else
-                             "every source has a count, which makes the total: leave out `total`")  # fmt: skip
+            raise ValueError(
+                "sources with a weight need `total`"
+                if weights
+                else "every source has a count, which makes the total: leave out `total`"
+            )
         counted = sum(source.count or 0 for source in self.sources)
         if self.total is not None and self.total <= counted:
-            raise ValueError(f"total {self.total} leaves nothing to the weights: the counts make {counted}")
+            raise ValueError(
+                f"total {self.total} leaves nothing to the weights: the counts make {counted}"
+            )
         if self.rl and self.rl.source not in robots:
             raise ValueError(f"rl.source {self.rl.source!r} is none of the robot sources {robots}")
         if self.rl and self.rl.count > self.rl.at_most * (self.total or counted):
-            raise ValueError(f"rl.count {self.rl.count} is above the share {self.rl.at_most} of "
-                             f"{self.total or counted} samples; set rl.at_most to allow more")  # fmt: skip
+            raise ValueError(
+                f"rl.count {self.rl.count} is above the share {self.rl.at_most} of "
+                f"{self.total or counted} samples; set rl.at_most to allow more"
+            )
         return self
 
     def asked(self) -> list[int]:
@@ -229,7 +249,9 @@ class MixtureConfig(Config):
         return [source.count or floors[i] + (i in more) for i, source in enumerate(self.sources)]
 
 
-def load_mixture(path: str | Path, at: Mapping[str, str] | None = None) -> tuple[MixtureConfig, dict[str, Any] | None]:
+def load_mixture(
+    path: str | Path, at: Mapping[str, str] | None = None
+) -> tuple[MixtureConfig, dict[str, Any] | None]:
     """(settings, manifest or None) of a mixture file, or of the manifest.json of a mixture to be built again.
 
     `at`: what `moved` takes, for what lies elsewhere on this machine. Paths are relative to the current folder. Raises
@@ -247,8 +269,14 @@ def load_mixture(path: str | Path, at: Mapping[str, str] | None = None) -> tuple
         fix = START
         try:
             values = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-13-01 is a ValueError
-            raise RoboAlignError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path), fix=fix) from None
+        except (
+            yaml.YAMLError,
+            ValueError,
+            RecursionError,
+        ) as error:  # a date such as 2026-13-01 is a ValueError
+            raise RoboAlignError(
+                f"not valid YAML: {' '.join(str(error).split())}", where=str(path), fix=fix
+            ) from None
     if not isinstance(values, dict):
         raise RoboAlignError("there are no settings of a mixture in it", where=str(path), fix=fix)
     try:
@@ -271,8 +299,9 @@ def moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
     """The settings with some paths replaced: of a source by its name, of its images by `NAME.images`, and those called
     `tokenizer`, `model` and `evaluation.0`, `evaluation.1`, .."""
     values = config.model_dump(mode="json")
-    slots: dict[str, tuple[Any, str]] = {f"evaluation.{i}": (entry, "path") for i, entry in
-                                         enumerate(values["evaluation"])}  # fmt: skip
+    slots: dict[str, tuple[Any, str]] = {
+        f"evaluation.{i}": (entry, "path") for i, entry in enumerate(values["evaluation"])
+    }
     if config.model:
         slots["model"] = (values, "model")
     if config.tokenizer and config.tokenizer.path:
@@ -283,8 +312,11 @@ def moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
             slots[f"{source.name}.images"] = (entry, "images")
     for name, path in at.items():
         if name not in slots:
-            raise RoboAlignError("the mixture names no such path", where=f"--at {name}",
-                                 fix=f"name one of {', '.join(slots)}")  # fmt: skip
+            raise RoboAlignError(
+                "the mixture names no such path",
+                where=f"--at {name}",
+                fix=f"name one of {', '.join(slots)}",
+            )
         holder, key = slots[name]
         if key == "robot" and holder["named"] is None:
             holder["named"] = holder["robot"]
@@ -296,7 +328,11 @@ def explain(error: ValidationError, path: Path) -> RoboAlignError:
     """The first fault of a validation as one message, with the nearest known key for an unknown one."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
-    more = f" ({error.error_count() - 1} more faults after this one)" if error.error_count() > 1 else ""
+    more = (
+        f" ({error.error_count() - 1} more faults after this one)"
+        if error.error_count() > 1
+        else ""
+    )
     if fault["type"] == "extra_forbidden":
         known = list(getattr(settings_at(fault["loc"][:-1]), "model_fields", {}))
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
@@ -305,7 +341,9 @@ def explain(error: ValidationError, path: Path) -> RoboAlignError:
     message = fault["msg"].removeprefix("Value error, ")
     given = "" if isinstance(fault["input"], dict) else f", got {fault['input']!r}"
     subject = f"`{key}`: {message}{given}" if key else message
-    return RoboAlignError(subject + more, where=str(path), fix=f"correct `{key}` there" if key else "correct it there")
+    return RoboAlignError(
+        subject + more, where=str(path), fix=f"correct `{key}` there" if key else "correct it there"
+    )
 
 
 def settings_at(location: Sequence[int | str]) -> Any:

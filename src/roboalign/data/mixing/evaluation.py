@@ -28,18 +28,25 @@ def evaluation_tasks(work: Path, number: int, config: EvaluationConfig) -> list[
     """The tasks that read one evaluation set: one a conversation shard, or some that share a robot data set."""
     folder = Path(config.path)
     if not folder.exists():
-        raise RoboAlignError("no such folder", where=f"evaluation {folder}",
-                             fix="give a folder of conversation shards or of robot data")  # fmt: skip
+        raise RoboAlignError(
+            "no such folder",
+            where=f"evaluation {folder}",
+            fix="give a folder of conversation shards or of robot data",
+        )
     found = sorted(folder.glob("*.parquet"))
     held = [path for path in found if path.name == "heldout.parquet"]
     if found:
         return [(work, number, path, config, 0, 1) for path in held or found]
     slices = 1 if (config.format or format_of(folder)) == "rlds" else SLICES
-    open_robot_data(folder, config.format, options=config.read)  # what is wrong with all of it is said now
+    open_robot_data(
+        folder, config.format, options=config.read
+    )  # what is wrong with all of it is said now
     return [(work, number, folder, config, k, slices) for k in range(slices)]
 
 
-def read_evaluation(work: Path, number: int, path: Path, config: EvaluationConfig, part: int, of: int) -> None:
+def read_evaluation(
+    work: Path, number: int, path: Path, config: EvaluationConfig, part: int, of: int
+) -> None:
     """One task: the images (SEEN) and the episodes (hashes) of a shard or of every `of`-th episode, to two files."""
     stem = f"{number}-{path.stem}-{part}"
     told, found = work / EVALUATED / f"{stem}.json", work / EVALUATED / f"{stem}.bin"
@@ -60,7 +67,9 @@ def read_evaluation(work: Path, number: int, path: Path, config: EvaluationConfi
             except Exception:  # decoders of damaged files fail in many ways
                 faults += 1
                 continue
-            batch.append((first_bytes(hashlib.sha256(data).digest()), look_of(thumb), thumb.reshape(-1)))
+            batch.append(
+                (first_bytes(hashlib.sha256(data).digest()), look_of(thumb), thumb.reshape(-1))
+            )
             if len(batch) == ROWS:
                 np.array(batch, dtype=SEEN).tofile(file)
                 batch.clear()
@@ -76,13 +85,18 @@ def shard_images(path: Path) -> Iterator[tuple[str, bytes | None]]:
             for row in batch.select(schema.names).cast(schema).to_pylist():
                 yield row["episode_id"] or "", (row["image"] or {}).get("bytes")
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise RoboAlignError(f"not a readable conversation shard ({error})", where=str(path),
-                             fix="write it again") from None  # fmt: skip
+        raise RoboAlignError(
+            f"not a readable conversation shard ({error})", where=str(path), fix="write it again"
+        ) from None
 
 
-def robot_images(config: EvaluationConfig, part: int, of: int) -> Iterator[tuple[str, bytes | None]]:
+def robot_images(
+    config: EvaluationConfig, part: int, of: int
+) -> Iterator[tuple[str, bytes | None]]:
     """(episode id, image file) of every frame of every camera."""
-    for number, episode in enumerate(open_robot_data(config.path, config.format, options=config.read).read()):
+    for number, episode in enumerate(
+        open_robot_data(config.path, config.format, options=config.read).read()
+    ):
         if number % of != part:
             continue
         if isinstance(episode, Fault):
@@ -100,7 +114,10 @@ def robot_images(config: EvaluationConfig, part: int, of: int) -> Iterator[tuple
 def join_evaluation(work: Path, sets: Sequence[EvaluationConfig]) -> None:
     """Put what the tasks found together, with what the manifest says of each evaluation set."""
     files = sorted((work / EVALUATED).glob("*-*.json"))
-    told = [(file.with_name(f"{file.name.removesuffix('.json')}.bin"), read_json(file)) for file in files]
+    told = [
+        (file.with_name(f"{file.name.removesuffix('.json')}.bin"), read_json(file))
+        for file in files
+    ]
     summary = []
     episodes: set[int] = set()
     with atomic_path(work / "evaluation.bin") as temporary, temporary.open("wb") as out:
@@ -110,8 +127,14 @@ def join_evaluation(work: Path, sets: Sequence[EvaluationConfig]) -> None:
                 out.write(file.read_bytes())
             episodes |= {episode for _, facts in own for episode in facts["episodes"]}
             images = sum(file.stat().st_size for file, _ in own) // SEEN.itemsize
-            summary.append({"name": Path(one.path).name, "images": images, "faults": sum(f["faults"] for _, f in own),
-                            "episodes": len({e for _, facts in own for e in facts["episodes"]})})  # fmt: skip
+            summary.append(
+                {
+                    "name": Path(one.path).name,
+                    "images": images,
+                    "faults": sum(f["faults"] for _, f in own),
+                    "episodes": len({e for _, facts in own for e in facts["episodes"]}),
+                }
+            )
     write_json(work / "evaluation.json", {"sets": summary, "episodes": sorted(episodes)})
 
 
@@ -124,12 +147,21 @@ class Evaluated:
         self.ends = np.cumsum([one["images"] for one in told["sets"]])
         self.episodes = set(told["episodes"])
         empty = not self.ends.size or self.ends[-1] == 0  # an empty file cannot be mapped
-        images = np.zeros(0, SEEN) if empty else np.memmap(work / "evaluation.bin", dtype=SEEN, mode="r")
+        images = (
+            np.zeros(0, SEEN) if empty else np.memmap(work / "evaluation.bin", dtype=SEEN, mode="r")
+        )
         self.images = Seen(images, near.distance, near.difference)
 
     def leak(self, sha: int, look: int, thumb: np.ndarray, episode: str) -> tuple[str, str] | None:
         """(same image, same picture or same episode; the evaluation set that has it); None where there is none."""
-        for what, found in (("same image", self.images.exact(sha)), ("same picture", self.images.near(look, thumb))):
+        for what, found in (
+            ("same image", self.images.exact(sha)),
+            ("same picture", self.images.near(look, thumb)),
+        ):
             if found.size:
                 return what, self.names[int(np.searchsorted(self.ends, found.min(), side="right"))]
-        return ("same episode", "") if episode and key_of("episode", episode) in self.episodes else None
+        return (
+            ("same episode", "")
+            if episode and key_of("episode", episode) in self.episodes
+            else None
+        )

@@ -44,11 +44,22 @@ def scan_part(work: Path, config: MixtureConfig, part: Part) -> str:
         with store.task_file(path, store.SCANNED) as out:
             for batch in batches(sources.scan(config, part), store.BATCH):
                 # The place is in the key: ids need not differ, and records that share one must not be drawn together.
-                out.executemany("INSERT INTO items VALUES (?, ?)", (
-                    (one[0], key_of(config.seed, "draw", part.name, *one)) for one in batch
-                    if not isinstance(one, Dropped)))  # fmt: skip
-                out.executemany("INSERT INTO dropped VALUES (?, ?, ?, ?)", (
-                    (one.place, one.id, one.what, one.reason) for one in batch if isinstance(one, Dropped)))
+                out.executemany(
+                    "INSERT INTO items VALUES (?, ?)",
+                    (
+                        (one[0], key_of(config.seed, "draw", part.name, *one))
+                        for one in batch
+                        if not isinstance(one, Dropped)
+                    ),
+                )
+                out.executemany(
+                    "INSERT INTO dropped VALUES (?, ?, ?, ?)",
+                    (
+                        (one.place, one.id, one.what, one.reason)
+                        for one in batch
+                        if isinstance(one, Dropped)
+                    ),
+                )
     return sources.fingerprint(part)
 
 
@@ -57,7 +68,9 @@ def scanned_file(work: Path, part: Part) -> Path:
     return work / "scanned" / f"{part.source}-{part.number}.sqlite"
 
 
-def examine_part(work: Path, config: MixtureConfig, part: Part, turn: int, slice_: int, threads: int) -> None:
+def examine_part(
+    work: Path, config: MixtureConfig, part: Part, turn: int, slice_: int, threads: int
+) -> None:
     """Look at the samples of a part that were drawn in this round, and store them with what was found."""
     path = examined_file(work, part, turn, slice_)
     if path.exists():
@@ -65,16 +78,23 @@ def examine_part(work: Path, config: MixtureConfig, part: Part, turn: int, slice
     tokens = load_tokens(work / "tokenizer") if config.tokenizer else None
     evaluated = Evaluated(work, config.near) if config.evaluation else None
     with (
-        store.reading(work / "index.sqlite") as index, store.task_file(path, store.EXAMINED) as out,
+        store.reading(work / "index.sqlite") as index,
+        store.task_file(path, store.EXAMINED) as out,
         ThreadPoolExecutor(threads) as pool,
-    ):  # fmt: skip
-        wanted = map(Wanted._make, index.execute(
-            "SELECT i.place, i.item, i.key FROM items i CROSS JOIN chosen c ON c.item = i.item WHERE c.round = ? "
-            "AND i.source = ? AND i.part = ? AND (i.place >> ?) % ? = ? ORDER BY i.place",
-            (turn, part.source, part.number, FRAMES, part.slices, slice_)))  # fmt: skip
+    ):
+        wanted = map(
+            Wanted._make,
+            index.execute(
+                "SELECT i.place, i.item, i.key FROM items i CROSS JOIN chosen c ON c.item = i.item WHERE c.round = ? "
+                "AND i.source = ? AND i.part = ? AND (i.place >> ?) % ? = ? ORDER BY i.place",
+                (turn, part.source, part.number, FRAMES, part.slices, slice_),
+            ),
+        )
         for batch in batches(sources.fetch(config, part, wanted, tokens), WINDOW):
             # Threads decode; one alone would only be handed each image. What is returned keeps the order.
-            looked = list((pool.map if threads > 1 else map)(lambda one: look_at(one[1], evaluated), batch))
+            looked = list(
+                (pool.map if threads > 1 else map)(lambda one: look_at(one[1], evaluated), batch)
+            )
             put_away(out, config, part, [one for one, _ in batch], looked)
 
 
@@ -100,38 +120,64 @@ def look_at(draft: Draft | Dropped, evaluated: Evaluated | None) -> Looked | Dro
         return Dropped(0, ascii(conversation.id)[1:-1], "fault", data.problem)
     try:
         thumb = thumbnail(data)
-    except Exception as error:  # decoders of damaged files fail in many ways, and none of them may end the run
+    except (
+        Exception
+    ) as error:  # decoders of damaged files fail in many ways, and none of them may end the run
         return Dropped(0, ascii(conversation.id)[1:-1], "fault", f"not a readable image ({error})")
     try:
-        json.dumps([vars(turn) for turn in conversation.turns] + [conversation.id], ensure_ascii=False).encode()
+        json.dumps(
+            [vars(turn) for turn in conversation.turns] + [conversation.id], ensure_ascii=False
+        ).encode()
     except UnicodeEncodeError:  # half of a surrogate pair: JSON can hold one, parquet cannot
         return Dropped(0, ascii(conversation.id)[1:-1], "fault", "a text is not Unicode")
     sha, look = hashlib.sha256(data).digest(), look_of(thumb)
     if draft.image is not None:
         episode = f"{conversation.task}/{sha.hex()[:16]}"  # samples of one image belong together
         conversation = Conversation(**{**vars(conversation), "image": data, "episode_id": episode})
-    leak = evaluated.leak(first_bytes(sha), look, thumb, conversation.episode_id) if evaluated else None
+    leak = (
+        evaluated.leak(first_bytes(sha), look, thumb, conversation.episode_id)
+        if evaluated
+        else None
+    )
     return Looked(conversation, sha, look, thumb.tobytes(), draft.group or sha.hex(), leak)
 
 
 def put_away(
-    out: sqlite3.Connection, config: MixtureConfig, part: Part, wanted: list[Wanted], looked: list[Looked | Dropped]
+    out: sqlite3.Connection,
+    config: MixtureConfig,
+    part: Part,
+    wanted: list[Wanted],
+    looked: list[Looked | Dropped],
 ) -> None:
     """Store samples, and what became of each."""
     rows, drawn = [], []
     for (place, item, key), one in zip(wanted, looked, strict=True):
         if isinstance(one, Dropped):
-            out.execute("INSERT INTO dropped VALUES (?, ?, ?, ?, NULL)", (place, one.id, one.what, one.reason))
+            out.execute(
+                "INSERT INTO dropped VALUES (?, ?, ?, ?, NULL)",
+                (place, one.id, one.what, one.reason),
+            )
             row: tuple[Any, ...] = (item, part.source, key, one.id, one.what, None, None, None)
         else:
             conversation = one.conversation
             what = "leak" if one.leak else "held" if held_out(config, one.group) else "good"
             if one.leak:
-                out.execute("INSERT INTO dropped VALUES (?, ?, 'leak', ?, ?)", (place, conversation.id, *one.leak))
+                out.execute(
+                    "INSERT INTO dropped VALUES (?, ?, 'leak', ?, ?)",
+                    (place, conversation.id, *one.leak),
+                )
             else:
                 rows.append((item, to_text(conversation), one.thumb, conversation.image))
-            row = (item, part.source, key, conversation.id, what, first_bytes(one.sha), signed(one.look),
-                   content_of(one))  # fmt: skip
+            row = (
+                item,
+                part.source,
+                key,
+                conversation.id,
+                what,
+                first_bytes(one.sha),
+                signed(one.look),
+                content_of(one),
+            )
         drawn.append(row)
     out.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
     out.executemany("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?, ?)", drawn)
@@ -140,17 +186,25 @@ def put_away(
 def content_of(looked: Looked) -> int:
     """The same for two samples with the same image file and the same turns."""
     turns = [list(vars(turn).values()) for turn in looked.conversation.turns]
-    return first_bytes(hashlib.blake2b(looked.sha + json.dumps(turns).encode(), digest_size=8).digest())
+    return first_bytes(
+        hashlib.blake2b(looked.sha + json.dumps(turns).encode(), digest_size=8).digest()
+    )
 
 
 def held_out(config: MixtureConfig, group: str) -> bool:
     """Whether an image or episode is kept out of training."""
-    return config.heldout is not None and key_of(config.seed, "heldout", group) < config.heldout.share * TOP
+    return (
+        config.heldout is not None
+        and key_of(config.seed, "heldout", group) < config.heldout.share * TOP
+    )
 
 
 def to_text(conversation: Conversation) -> str:
     """A conversation without its image."""
-    values: dict[str, Any] = {**vars(conversation), "turns": [list(vars(t).values()) for t in conversation.turns]}
+    values: dict[str, Any] = {
+        **vars(conversation),
+        "turns": [list(vars(t).values()) for t in conversation.turns],
+    }
     del values["image"]
     return json.dumps(values)
 
@@ -159,5 +213,12 @@ def from_text(text: str, image: bytes) -> Conversation:
     """The inverse of `to_text`."""
     values = json.loads(text)
     chunk = values["chunk"] and tuple(map(tuple, values["chunk"]))
-    return Conversation(**{**values, "turns": tuple(Turn(*turn) for turn in values["turns"]), "image": image,
-                           "target": values["target"] and tuple(values["target"]), "chunk": chunk})  # fmt: skip
+    return Conversation(
+        **{
+            **values,
+            "turns": tuple(Turn(*turn) for turn in values["turns"]),
+            "image": image,
+            "target": values["target"] and tuple(values["target"]),
+            "chunk": chunk,
+        }
+    )

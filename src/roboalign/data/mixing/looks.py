@@ -37,7 +37,9 @@ def look_of(thumb: np.ndarray) -> int:
     """64 bits: which of the 8 x 8 lowest frequencies of the thumbnail, without its mean, are above their median."""
     low = (COSINES @ thumb.astype(np.float64) @ COSINES.T).ravel()
     low[0] = 0.0
-    median = np.partition(low, (31, 32))[31:33].mean()  # of 64 numbers; np.median takes four times as long
+    median = np.partition(low, (31, 32))[
+        31:33
+    ].mean()  # of 64 numbers; np.median takes four times as long
     return int.from_bytes(np.packbits(low > median).tobytes())
 
 
@@ -56,23 +58,36 @@ class Seen:
     def __post_init__(self) -> None:
         self.looks, self.thumbs = np.ascontiguousarray(self.images["look"]), self.images["thumb"]
         octets = self.looks.view(np.uint8).reshape(-1, BANDS)
-        self.by_octet = [np.argsort(octets[:, band], kind="stable").astype(np.uint32) for band in range(BANDS)]
-        self.starts = [np.searchsorted(octets[order, band], np.arange(257)) for band, order in enumerate(self.by_octet)]
+        self.by_octet = [
+            np.argsort(octets[:, band], kind="stable").astype(np.uint32) for band in range(BANDS)
+        ]
+        self.starts = [
+            np.searchsorted(octets[order, band], np.arange(257))
+            for band, order in enumerate(self.by_octet)
+        ]
         self.by_sha = np.argsort(self.images["sha"], kind="stable")
         self.shas = self.images["sha"][self.by_sha]
 
     def exact(self, sha: int) -> np.ndarray:
         """Numbers of the images with these bytes."""
-        return self.by_sha[np.searchsorted(self.shas, sha) : np.searchsorted(self.shas, sha, side="right")]
+        return self.by_sha[
+            np.searchsorted(self.shas, sha) : np.searchsorted(self.shas, sha, side="right")
+        ]
 
     def alike(self, look: int) -> np.ndarray:
         """Numbers of the images whose hash is near this one: the sieve."""
         if len(self.looks) <= self.few:
             return np.flatnonzero(np.bitwise_count(self.looks ^ np.uint64(look)) <= self.distance)
         octets = np.array([look], dtype="<u8").view(np.uint8)
-        found = np.concatenate([order[start[octet] : start[octet + 1]] for order, start, octet in
-                                zip(self.by_octet, self.starts, octets.astype(int))])  # fmt: skip
-        return np.unique(found[np.bitwise_count(self.looks[found] ^ np.uint64(look)) <= self.distance])
+        found = np.concatenate(
+            [
+                order[start[octet] : start[octet + 1]]
+                for order, start, octet in zip(self.by_octet, self.starts, octets.astype(int))
+            ]
+        )
+        return np.unique(
+            found[np.bitwise_count(self.looks[found] ^ np.uint64(look)) <= self.distance]
+        )
 
     def near(self, look: int, thumb: np.ndarray) -> np.ndarray:
         """Numbers of the images that are the same picture as the one with this hash and thumbnail."""

@@ -58,7 +58,9 @@ class Wanted(NamedTuple):
     key: int
 
 
-def matched(read: Iterable[tuple[int, Read]], wanted: Iterable[Wanted], where: str) -> Iterator[tuple[Wanted, Read]]:
+def matched(
+    read: Iterable[tuple[int, Read]], wanted: Iterable[Wanted], where: str
+) -> Iterator[tuple[Wanted, Read]]:
     """What stands at the wanted places; both come in the order of their places, and neither is held in memory.
 
     Reading ends with the last of them. Raises RoboAlignError where one is not there any more.
@@ -78,4 +80,6 @@ def matched(read: Iterable[tuple[int, Read]], wanted: Iterable[Wanted], where: s
 
 def changed(where: str) -> RoboAlignError:
     """The error of a file that no longer holds what it held in the first pass."""
-    return RoboAlignError("it has changed while it was read", where=where, fix="run the same command again")
+    return RoboAlignError(
+        "it has changed while it was read", where=where, fix="run the same command again"
+    )

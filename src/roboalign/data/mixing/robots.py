@@ -47,8 +47,11 @@ def renamed(episode: Episode | Fault, there: Path, named: Path) -> Episode | Fau
 def camera_of(source: SourceConfig, episode: Episode) -> str:
     """The camera whose frames are shown. Raises RoboAlignError where several are there and none is named."""
     if source.camera is None and len(episode.images) != 1:
-        raise RoboAlignError(f"its cameras are {', '.join(sorted(episode.images))}", where=f"source {source.name}",
-                             fix="name one of them as `camera`")  # fmt: skip
+        raise RoboAlignError(
+            f"its cameras are {', '.join(sorted(episode.images))}",
+            where=f"source {source.name}",
+            fix="name one of them as `camera`",
+        )
     return source.camera or next(iter(episode.images))
 
 
@@ -58,11 +61,23 @@ def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
         if isinstance(episode, Fault):
             yield Dropped(first, f"{source.name}/episode number {number}", "fault", episode.problem)
         elif camera_of(source, episode) not in episode.images:
-            yield Dropped(first, f"{source.name}/{episode.episode_id}", "refused", "the episode lacks the camera")
+            yield Dropped(
+                first,
+                f"{source.name}/{episode.episode_id}",
+                "refused",
+                "the episode lacks the camera",
+            )
         elif not episode.instruction.strip():
-            yield Dropped(first, f"{source.name}/{episode.episode_id}", "refused", "the episode has no instruction")
+            yield Dropped(
+                first,
+                f"{source.name}/{episode.episode_id}",
+                "refused",
+                "the episode has no instruction",
+            )
         else:
-            yield from ((first + t, f"{source.name}/{episode.episode_id}#{t}") for t in range(len(episode)))
+            yield from (
+                (first + t, f"{source.name}/{episode.episode_id}#{t}") for t in range(len(episode))
+            )
 
 
 def fetch_robot(
@@ -71,13 +86,21 @@ def fetch_robot(
     for episode, those in wanted_episodes(source, wanted):
         frames = [frame_of(one) for one in those]
         camera = camera_of(source, episode)
-        for one, t, draft in zip(those, frames, drafts_of(tokens, episode, frames, source.name, seed)):
+        for one, t, draft in zip(
+            those, frames, drafts_of(tokens, episode, frames, source.name, seed)
+        ):
             try:
                 image = episode.png(camera, t)
             except RoboAlignError as error:
                 yield one, Dropped(one.place, draft.conversation.id, "fault", error.problem)
             else:
-                yield one, Draft(Conversation(**{**vars(draft.conversation), "image": image}), group=draft.group)
+                yield (
+                    one,
+                    Draft(
+                        Conversation(**{**vars(draft.conversation), "image": image}),
+                        group=draft.group,
+                    ),
+                )
 
 
 def frame_of(wanted: Wanted) -> int:
@@ -85,7 +108,9 @@ def frame_of(wanted: Wanted) -> int:
     return wanted.place & ((1 << FRAMES) - 1)
 
 
-def wanted_episodes(source: SourceConfig, wanted: Iterable[Wanted]) -> Iterator[tuple[Episode, list[Wanted]]]:
+def wanted_episodes(
+    source: SourceConfig, wanted: Iterable[Wanted]
+) -> Iterator[tuple[Episode, list[Wanted]]]:
     """The episodes of which frames are wanted, with these in order: `wanted` is held for one episode at a time."""
     episodes = read_robot(source)
     for wanted_number, those in groupby(wanted, lambda one: one.place >> FRAMES):
@@ -95,7 +120,9 @@ def wanted_episodes(source: SourceConfig, wanted: Iterable[Wanted]) -> Iterator[
         yield episode, list(those)
 
 
-def drafts_of(tokens: Tokens, episode: Episode, frames: list[int], source: str, seed: int) -> list[Draft]:
+def drafts_of(
+    tokens: Tokens, episode: Episode, frames: list[int], source: str, seed: int
+) -> list[Draft]:
     """The action samples of these frames, without their images: asked in direct mode, in a wording that the sample's
     name decides, with the target and chunk that RL and the held-out set need."""
     chunks, ids = tokens.of(episode, frames)
@@ -103,10 +130,22 @@ def drafts_of(tokens: Tokens, episode: Episode, frames: list[int], source: str, 
     for t, chunk, target in zip(frames, chunks, ids):
         name = f"{source}/{episode.episode_id}#{t}"
         turn = action_turn(episode, target, "direct", random.Random(key_of(seed, "wording", name)))
-        drafts.append(Draft(Conversation(
-            name, episode.episode_id, t, episode.task, b"", (turn,), tuple(target), tuple(map(tuple, chunk.tolist())),
-            prompts.action_question(episode.instruction, "direct"),
-        ), group=episode.episode_id))  # fmt: skip
+        drafts.append(
+            Draft(
+                Conversation(
+                    name,
+                    episode.episode_id,
+                    t,
+                    episode.task,
+                    b"",
+                    (turn,),
+                    tuple(target),
+                    tuple(map(tuple, chunk.tolist())),
+                    prompts.action_question(episode.instruction, "direct"),
+                ),
+                group=episode.episode_id,
+            )
+        )
     return drafts
 
 
@@ -125,10 +164,18 @@ def chunks_at(
         chunks += [episode.chunk(frame_of(one), horizon) for one in those]
         space = episode.action_space
         if chunks[-1].shape != chunks[0].shape:
-            problem = f"actions of {chunks[-1].shape[1]} dimensions, others have {chunks[0].shape[1]}"
-            raise RoboAlignError(problem, where=f"source {source.name}, episode {episode.episode_id}",
-                                 fix="split the data set")  # fmt: skip
+            problem = (
+                f"actions of {chunks[-1].shape[1]} dimensions, others have {chunks[0].shape[1]}"
+            )
+            raise RoboAlignError(
+                problem,
+                where=f"source {source.name}, episode {episode.episode_id}",
+                fix="split the data set",
+            )
     if not chunks:
-        raise RoboAlignError("none of the drawn samples is left to fit the tokenizer on", where=f"source {source.name}",
-                             fix="draw more samples, or lower heldout.share")  # fmt: skip
+        raise RoboAlignError(
+            "none of the drawn samples is left to fit the tokenizer on",
+            where=f"source {source.name}",
+            fix="draw more samples, or lower heldout.share",
+        )
     return np.stack(chunks), space.model_dump(mode="json") if space else None

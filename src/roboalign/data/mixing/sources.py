@@ -11,7 +11,16 @@ import pyarrow.parquet as pq
 
 from roboalign.data.conversation import KINDS, ROW, Conversation, Turn, shards
 from roboalign.data.mixing.config import MixtureConfig, SourceConfig
-from roboalign.data.mixing.parts import FRAMES, STREAMED, Draft, Dropped, Part, Wanted, changed, matched
+from roboalign.data.mixing.parts import (
+    FRAMES,
+    STREAMED,
+    Draft,
+    Dropped,
+    Part,
+    Wanted,
+    changed,
+    matched,
+)
 from roboalign.data.mixing.robots import fetch_robot, read_robot, scan_robot
 from roboalign.data.mixing.tokens import Tokens
 from roboalign.data.qa.images import LazyImage
@@ -35,16 +44,23 @@ def parts_of(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]
     """The parts of a source in order, and those that are missing. Raises RoboAlignError where nothing is there."""
     given = getattr(source, source.place)
     if source.place != "preset" and not Path(given).exists():
-        raise RoboAlignError("no such file or folder", where=f"source {source.name}, {given}",
-                             fix=f"correct `{source.place}`, or give --at {source.name}=PATH")  # fmt: skip
+        raise RoboAlignError(
+            "no such file or folder",
+            where=f"source {source.name}, {given}",
+            fix=f"correct `{source.place}`, or give --at {source.name}=PATH",
+        )
     if source.qa is not None:
         file = Path(source.qa)
-        return [Part(number, 0, file, file.name, Path(source.images) if source.images else file.parent)], []
+        return [
+            Part(number, 0, file, file.name, Path(source.images) if source.images else file.parent)
+        ], []
     if source.preset is not None:
         return preset_parts(number, source)
     if source.conversations is not None:
         folder = Path(source.conversations)
-        return [Part(number, i, path, path.name) for i, path in enumerate(shards(folder, "train"))], []
+        return [
+            Part(number, i, path, path.name) for i, path in enumerate(shards(folder, "train"))
+        ], []
     assert source.robot is not None
     robot = Path(source.robot)
     read_robot(source)  # what is wrong with the whole data set is said now
@@ -64,9 +80,13 @@ def preset_parts(number: int, source: SourceConfig) -> tuple[list[Part], list[Fa
     for pattern, images in preset.parts:
         files = sorted(folder.glob(pattern))
         if not files:
-            faults.append(Fault(pattern, "this part of the source is missing", how_to_get(preset, folder)))
+            faults.append(
+                Fault(pattern, "this part of the source is missing", how_to_get(preset, folder))
+            )
         for file in files:
-            parts.append(Part(number, len(parts), file, str(file.relative_to(folder)), folder / images))
+            parts.append(
+                Part(number, len(parts), file, str(file.relative_to(folder)), folder / images)
+            )
     return parts, faults
 
 
@@ -88,8 +108,10 @@ def scan(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Droppe
     if source.robot is not None:
         return scan_robot(source)
     if source.conversations is not None:
-        return ((place, f"{source.name}/{row['id']}") if isinstance(row, dict) else row for place, row in
-                conversation_rows(part, ["id", "turns"]))  # fmt: skip
+        return (
+            (place, f"{source.name}/{row['id']}") if isinstance(row, dict) else row
+            for place, row in conversation_rows(part, ["id", "turns"])
+        )
     return scan_samples(config, part)
 
 
@@ -104,7 +126,10 @@ def fetch(
         return fetch_robot(source, wanted, tokens, config.seed)
     if source.conversations is not None:
         rows = matched(conversation_rows(part, ROW.names), wanted, str(part.file))
-        return ((one, row if isinstance(row, Dropped) else stored_draft(source.name, row)) for one, row in rows)
+        return (
+            (one, row if isinstance(row, Dropped) else stored_draft(source.name, row))
+            for one, row in rows
+        )
     return fetch_samples(config, part, wanted)
 
 
@@ -135,17 +160,33 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[Sample | Fault]:
     source = config.sources[part.source]
     if source.preset is None:
         answers = Answers(source.answers.kinds, source.answers.style)
-        return read_qa(part.file, source.layout, images=part.images, source=source.name, kind=source.kind or "general",
-                       answers=answers)  # fmt: skip
+        return read_qa(
+            part.file,
+            source.layout,
+            images=part.images,
+            source=source.name,
+            kind=source.kind or "general",
+            answers=answers,
+        )
     preset = PRESETS[source.preset]
     assert preset.layout is not None
-    return read_qa(part.file, preset.layout, columns=preset.columns, images=part.images, source=source.name,
-                   kind=preset.kind, answers=preset.answers, prepare=preset.prepare)  # fmt: skip
+    return read_qa(
+        part.file,
+        preset.layout,
+        columns=preset.columns,
+        images=part.images,
+        source=source.name,
+        kind=preset.kind,
+        answers=preset.answers,
+        prepare=preset.prepare,
+    )
 
 
 def converted(sample: Sample, grid: int | None, image: LazyImage) -> Conversation | Refused | Fault:
     """`to_conversation`, with this image in the place of the sample's own."""
-    return to_conversation(Sample(**{**vars(sample), "images": (image,) * len(sample.images)}), grid)
+    return to_conversation(
+        Sample(**{**vars(sample), "images": (image,) * len(sample.images)}), grid
+    )
 
 
 def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Dropped]:
@@ -161,11 +202,18 @@ def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] 
             yield Dropped(place, f"{sample.source}/{sample.id}", "refused", found.reason)
 
 
-def fetch_samples(config: MixtureConfig, part: Part, wanted: Iterable[Wanted]) -> Iterator[tuple[Wanted, Draft]]:
+def fetch_samples(
+    config: MixtureConfig, part: Part, wanted: Iterable[Wanted]
+) -> Iterator[tuple[Wanted, Draft]]:
     unread = Unread("", "")
-    numbered = ((number << FRAMES, sample) for number, sample in enumerate(read_samples(config, part), start=1))
+    numbered = (
+        (number << FRAMES, sample)
+        for number, sample in enumerate(read_samples(config, part), start=1)
+    )
     for one, sample in matched(numbered, wanted, str(part.file)):
-        conversation = converted(sample, config.grid, unread) if isinstance(sample, Sample) else sample
+        conversation = (
+            converted(sample, config.grid, unread) if isinstance(sample, Sample) else sample
+        )
         if not isinstance(conversation, Conversation):
             raise changed(str(part.file))
         assert isinstance(sample, Sample)
@@ -175,14 +223,19 @@ def fetch_samples(config: MixtureConfig, part: Part, wanted: Iterable[Wanted]) -
 # Conversations that are stored ----------------------------------------------------------------------------------------
 
 
-def conversation_rows(part: Part, columns: list[str]) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
+def conversation_rows(
+    part: Part, columns: list[str]
+) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
     """(place, row) of a shard, some at a time. Raises RoboAlignError where it is broken or of another schema."""
     number = 0
     try:
         file = pq.ParquetFile(part.file, **STREAMED)
         if missing := [name for name in columns if name not in file.schema_arrow.names]:
-            raise RoboAlignError(f"no column {', '.join(missing)}", where=str(part.file),
-                                 fix="give a folder of conversation shards")  # fmt: skip
+            raise RoboAlignError(
+                f"no column {', '.join(missing)}",
+                where=str(part.file),
+                fix="give a folder of conversation shards",
+            )
         schema = pa.schema([ROW.field(name) for name in columns])
         for batch in file.iter_batches(ROWS, columns=columns):
             for row in batch.select(columns).cast(schema).to_pylist():
@@ -190,8 +243,11 @@ def conversation_rows(part: Part, columns: list[str]) -> Iterator[tuple[int, dic
                 place, reason = number << FRAMES, wrong_with(row)
                 yield place, Dropped(place, str(row["id"]), "refused", reason) if reason else row
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RoboAlignError(f"not a readable conversation shard ({error})", where=str(part.file),
-                             fix="write it again") from None  # fmt: skip
+        raise RoboAlignError(
+            f"not a readable conversation shard ({error})",
+            where=str(part.file),
+            fix="write it again",
+        ) from None
 
 
 def wrong_with(row: dict[str, Any]) -> str:
@@ -210,6 +266,12 @@ def wrong_with(row: dict[str, Any]) -> str:
 def stored_draft(source: str, row: dict[str, Any]) -> Draft:
     """A stored row as a sample of this mixture; held out with its episode."""
     turns = tuple(Turn(**turn) for turn in row["turns"])
-    conversation = Conversation(f"{source}/{row['id']}", row["episode_id"] or "", row["frame"] or 0,
-                                row["task"] or source, (row["image"] or {}).get("bytes") or b"", turns)  # fmt: skip
+    conversation = Conversation(
+        f"{source}/{row['id']}",
+        row["episode_id"] or "",
+        row["frame"] or 0,
+        row["task"] or source,
+        (row["image"] or {}).get("bytes") or b"",
+        turns,
+    )
     return Draft(conversation, group=row["episode_id"] or "")

@@ -64,8 +64,13 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 @contextmanager
 def task_file(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
     """A file for what one task finds, in place once it is whole: it needs no journal."""
-    with atomic_path(path) as temporary, closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-        connection.executescript("PRAGMA page_size = 16384; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+    with (
+        atomic_path(path) as temporary,
+        closing(sqlite3.connect(temporary, isolation_level=None)) as connection,
+    ):
+        connection.executescript(
+            "PRAGMA page_size = 16384; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+        )
         connection.executescript(schema)
         connection.execute("BEGIN")
         yield connection

@@ -28,7 +28,11 @@ def processes(workers: int) -> Iterator[Executor | None]:
 
 
 def run_tasks(
-    label: str, pool: Executor | None, work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], workers: int
+    label: str,
+    pool: Executor | None,
+    work: Callable[..., Any],
+    tasks: Iterable[tuple[Any, ...]],
+    workers: int,
 ) -> list[Any]:
     """`work(*task)` of every task; what they return, in the order of the tasks. At most twice as many as there are
     processes are waiting at a time. Raises what the first of them that fails raises."""
@@ -53,5 +57,8 @@ def run_tasks(
                     progress.advance(1)
         except BrokenProcessPool:
             fix = "run the same command again: it goes on from here; --workers takes fewer"
-            raise RoboAlignError("a worker process was ended from outside, perhaps for want of memory", where=label,
-                                 fix=fix) from None  # fmt: skip
+            raise RoboAlignError(
+                "a worker process was ended from outside, perhaps for want of memory",
+                where=label,
+                fix=fix,
+            ) from None

@@ -27,9 +27,10 @@ def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dic
     tally: dict[str, Any] = {"conversations": 0, "turns": 0, **{by: Counter() for by in TALLIED}}
     path = work / "out" / name
     with (
-        store.reading(work / "index.sqlite") as index, atomic_path(path) as temporary,
+        store.reading(work / "index.sqlite") as index,
+        atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, ROW, use_dictionary=False) as writer,
-    ):  # fmt: skip
+    ):
         for start in range(first, max(last, first + 1), GROUP):
             conversations = group(work, index, split, start, min(start + GROUP, last))
             count(tally, conversations)
@@ -41,9 +42,11 @@ def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dic
 
 def group(work: Path, index: Any, split: str, first: int, last: int) -> list[Conversation]:
     """The samples at these positions, in order."""
-    entries = index.execute("SELECT p.item, p.copy, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE "
-                            "p.split = ? AND p.position >= ? AND p.position < ? ORDER BY p.position",
-                            (split, first, last)).fetchall()  # fmt: skip
+    entries = index.execute(
+        "SELECT p.item, p.copy, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE "
+        "p.split = ? AND p.position >= ? AND p.position < ? ORDER BY p.position",
+        (split, first, last),
+    ).fetchall()
     items: dict[str, list[int]] = {}
     for item, _, file in entries:
         items.setdefault(file, []).append(item)
@@ -51,7 +54,9 @@ def group(work: Path, index: Any, split: str, first: int, last: int) -> list[Con
     for file, wanted in items.items():
         with store.reading(work / "examined" / file) as rows:
             for item in wanted:
-                text, image = rows.execute("SELECT text, image FROM rows WHERE item = ?", (item,)).fetchone()
+                text, image = rows.execute(
+                    "SELECT text, image FROM rows WHERE item = ?", (item,)
+                ).fetchone()
                 stored[item] = from_text(text, image)
     return [as_asked(stored[item], split, copy) for item, copy, _ in entries]
 
@@ -64,7 +69,9 @@ def as_asked(conversation: Conversation, split: str, copy: int) -> Conversation:
         return replace(conversation, target=None, chunk=None, direct_question=None)
     if split == "rl":
         assert conversation.direct_question is not None
-        question = prompts.question(prompts.bare(conversation.direct_question), "think", prompts.ACTIONS)
+        question = prompts.question(
+            prompts.bare(conversation.direct_question), "think", prompts.ACTIONS
+        )
         turn = replace(conversation.turns[0], mode="think", question=question)
         return replace(conversation, turns=(turn,))
     return conversation
@@ -72,7 +79,9 @@ def as_asked(conversation: Conversation, split: str, copy: int) -> Conversation:
 
 def row_of(c: Conversation) -> dict[str, Any]:
     """A parquet row."""
-    row = {name: getattr(c, name) for name in ("id", "episode_id", "frame", "task", "target", "chunk")}
+    row = {
+        name: getattr(c, name) for name in ("id", "episode_id", "frame", "task", "target", "chunk")
+    }
     row |= {"image": {"bytes": c.image, "path": None}, "image_sha256": image_hash(c.image)}
     return row | {"turns": [vars(turn) for turn in c.turns], "direct_question": c.direct_question}
 

@@ -64,7 +64,9 @@ class ZipArchive:
         where = f"{self.path}, member {name}"
         archive = self._opened
         if isinstance(archive, str):
-            raise RoboAlignError(f"not a readable zip archive ({archive})", where=where, fix="download it again")
+            raise RoboAlignError(
+                f"not a readable zip archive ({archive})", where=where, fix="download it again"
+            )
         try:
             if (size := archive.getinfo(name).file_size) > LIMIT:
                 raise RoboAlignError(f"{size} bytes are too many for an image", where=where)
@@ -102,8 +104,12 @@ class TarArchive:
         where = f"{self.path}, member {name}"
         index, damage = self._index
         if name not in index:
-            problem = f"the archive is damaged ({damage})" if damage else "the archive has no such member"
-            raise RoboAlignError(problem, where=where, fix="download the archive again" if damage else "")
+            problem = (
+                f"the archive is damaged ({damage})" if damage else "the archive has no such member"
+            )
+            raise RoboAlignError(
+                problem, where=where, fix="download the archive again" if damage else ""
+            )
         offset, size = index[name]
         if size > LIMIT:
             raise RoboAlignError(f"{size} bytes are too many for an image", where=where)
@@ -115,7 +121,9 @@ class TarArchive:
             raise RoboAlignError(f"the archive cannot be read ({error})", where=where) from None
         if len(data) < size:
             fix = "download the archive again"
-            raise RoboAlignError(f"the archive ends after {len(data)} of {size} bytes", where=where, fix=fix)
+            raise RoboAlignError(
+                f"the archive ends after {len(data)} of {size} bytes", where=where, fix=fix
+            )
         return data
 
 
@@ -130,7 +138,9 @@ def open_store(path: str | Path) -> Store:
     path = Path(path)
     if path.name.lower().endswith(PACKED):
         fix = f"unpack it: tar xf {path.name}, and give the folder"
-        raise RoboAlignError("a compressed tar cannot be read image by image", where=str(path), fix=fix)
+        raise RoboAlignError(
+            "a compressed tar cannot be read image by image", where=str(path), fix=fix
+        )
     if path.suffix.lower() not in (".zip", ".tar") or path.is_dir():
         return Folder(path)
     if not path.is_file():
@@ -167,7 +177,11 @@ class LazyImage:
     def pixels(self) -> np.ndarray | Fault:
         """uint8 [H, W, 3]."""
         data = self.data()
-        return data if isinstance(data, Fault) else self._decode(data, lambda image: np.array(image.convert("RGB")))
+        return (
+            data
+            if isinstance(data, Fault)
+            else self._decode(data, lambda image: np.array(image.convert("RGB")))
+        )
 
     def _decode(self, data: bytes, read: Any) -> Any:
         try:
@@ -175,8 +189,14 @@ class LazyImage:
                 if image.width * image.height > MOST_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels are too many")
                 return read(image)
-        except Exception as error:  # decoders of damaged files fail in many ways, and none of them may end the run
-            return Fault(f"{self.where}, image {self.name}", f"not a readable image ({error})", "drop this record")
+        except (
+            Exception
+        ) as error:  # decoders of damaged files fail in many ways, and none of them may end the run
+            return Fault(
+                f"{self.where}, image {self.name}",
+                f"not a readable image ({error})",
+                "drop this record",
+            )
 
 
 def image_of(value: Any, store: Store, where: str, *, anchor: str = "") -> LazyImage:
@@ -193,7 +213,9 @@ def image_of(value: Any, store: Store, where: str, *, anchor: str = "") -> LazyI
     if isinstance(value, bytes):
         return LazyImage("bytes", where, held=value)
     if not isinstance(value, str) or not value.strip():
-        raise RoboAlignError(f"an image is {type(value).__name__}, not a path or bytes", where="image")
+        raise RoboAlignError(
+            f"an image is {type(value).__name__}, not a path or bytes", where="image"
+        )
     return LazyImage(inner_path(value, anchor), where, store)
 
 
@@ -201,12 +223,16 @@ def inner_path(name: str, anchor: str = "") -> str:
     """A relative path as it stands, shortened to begin at `anchor`. Raises RoboAlignError where it may lead outside."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", name):
         fix = "download it below the image folder and write its path"
-        raise RoboAlignError(f"{name[:80]!r} is a URL; nothing is downloaded", where="image", fix=fix)
+        raise RoboAlignError(
+            f"{name[:80]!r} is a URL; nothing is downloaded", where="image", fix=fix
+        )
     parts = name.replace("\\", "/").split("/")
     if anchor and anchor in parts:
-        name = "/".join(parts[parts.index(anchor):])
+        name = "/".join(parts[parts.index(anchor) :])
     path = PurePosixPath(name)
     if path.is_absolute() or re.match(r"[\\/]|[A-Za-z]:", name) or ".." in re.split(r"[\\/]", name):
         fix = "write the path relative to the image folder"
-        raise RoboAlignError(f"the path {name[:80]!r} leaves the image folder", where="image", fix=fix)
+        raise RoboAlignError(
+            f"the path {name[:80]!r} leaves the image folder", where="image", fix=fix
+        )
     return str(path)

@@ -30,7 +30,11 @@ FORMAT_REQUEST = "Your answer should be formatted"
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 KEYS = {2: "point_2d", 4: "bbox_2d"}
 WRITTEN = re.compile(rf"\s*(?:```\w*\s*)?(?:[\[(][\[(\s]*{NUMBER}|\[?\s*{{\s*\"|<point\b|<box\b)")
-OPTIONS = (r"^[ \t]*([A-Z])\.[ \t]+(.+)$", r"^[ \t]*\(([A-Z])\)[ \t]+(.+)$", r"^[ \t]*([A-Z])\)[ \t]+(.+)$")
+OPTIONS = (
+    r"^[ \t]*([A-Z])\.[ \t]+(.+)$",
+    r"^[ \t]*\(([A-Z])\)[ \t]+(.+)$",
+    r"^[ \t]*([A-Z])\)[ \t]+(.+)$",
+)
 MARKERS = ("{}. ", "({}) ", "{}) ")
 
 
@@ -100,11 +104,15 @@ def parse_boxes(text: str, style: Style, size: Size | None = None) -> Boxes | Re
         return found
     for left, top, right, bottom in found:
         if left > right or top > bottom:
-            return Refused(f"the corners ({left:g}, {top:g}) and ({right:g}, {bottom:g}) are in the wrong order")
+            return Refused(
+                f"the corners ({left:g}, {top:g}) and ({right:g}, {bottom:g}) are in the wrong order"
+            )
     return Boxes(tuple((a, b, c, d) for a, b, c, d in found))
 
 
-def _fractions(text: str, width: int, style: Style, size: Size | None) -> list[tuple[float, ...]] | Refused:
+def _fractions(
+    text: str, width: int, style: Style, size: Size | None
+) -> list[tuple[float, ...]] | Refused:
     scales = _scales(style, size) * (width // 2)
     groups = _groups(text, width)
     if isinstance(groups, Refused):
@@ -118,7 +126,9 @@ def _fractions(text: str, width: int, style: Style, size: Size | None) -> list[t
 def _scales(style: Style, size: Size | None) -> tuple[float, float]:
     if style == "pixels":
         if size is None or min(size) < 1:
-            raise RoboAlignError(f"pixels need the image's size, which is {size}", fix="give size=(width, height)")
+            raise RoboAlignError(
+                f"pixels need the image's size, which is {size}", fix="give size=(width, height)"
+            )
         return size
     if style not in SCALES:
         fix = f"use one of {', '.join(DECIMALS)}"
@@ -152,15 +162,21 @@ def _bracket_groups(text: str, width: int) -> tuple[list[tuple[float, ...]], str
 def _tag_groups(text: str, width: int) -> tuple[list[tuple[float, ...]], str]:
     if width == 2:
         pattern = re.compile(r"<point\s([^<>]*)>(?:[^<]*</point>)?")
-        named = [dict(re.findall(rf"\b([xy])\s*=\s*[\"']?({NUMBER})(?=[\"'\s/]|$)", tag)) for tag in
-                 pattern.findall(text)]
+        named = [
+            dict(re.findall(rf"\b([xy])\s*=\s*[\"']?({NUMBER})(?=[\"'\s/]|$)", tag))
+            for tag in pattern.findall(text)
+        ]
         found = [tuple(float(tag[axis]) for axis in "xy" if axis in tag) for tag in named]
     else:
         pattern = re.compile(r"<box>([^<]*)</box>")
-        inner = [tag for tag in pattern.findall(text) if not re.sub(rf"{NUMBER}|[\[\](),\s]", "", tag)]
+        inner = [
+            tag for tag in pattern.findall(text) if not re.sub(rf"{NUMBER}|[\[\](),\s]", "", tag)
+        ]
         found = [tuple(map(float, re.findall(NUMBER, tag))) for tag in inner]
     rest = re.sub(r"[\s,;]", "", pattern.sub("", text))
-    complete = len(found) == len(pattern.findall(text)) and all(len(group) == width for group in found)
+    complete = len(found) == len(pattern.findall(text)) and all(
+        len(group) == width for group in found
+    )
     return (found, rest) if complete else ([], "incomplete")
 
 
@@ -172,7 +188,10 @@ def _json_groups(text: str, width: int) -> list[tuple[float, ...]] | Refused:
     groups: list[tuple[float, ...]] = []
     for entry in entries if isinstance(entries, list) else [entries]:
         values = entry.get(KEYS[width]) if isinstance(entry, dict) else None
-        if not isinstance(values, list) or [type(v) in (int, float) for v in values] != [True] * width:
+        if (
+            not isinstance(values, list)
+            or [type(v) in (int, float) for v in values] != [True] * width
+        ):
             return Refused(f"an entry without {width} numbers under {KEYS[width]}")
         if any(abs(v) > 1e9 for v in values):  # also what does not fit a float
             return Refused("a coordinate beyond every image")
@@ -180,7 +199,9 @@ def _json_groups(text: str, width: int) -> list[tuple[float, ...]] | Refused:
     return groups or Refused("the JSON list is empty")
 
 
-def write_points(points: Points, style: Style, form: Form = "tuple", size: Size | None = None) -> str:
+def write_points(
+    points: Points, style: Style, form: Form = "tuple", size: Size | None = None
+) -> str:
     """The inverse of `parse_points`, rounded: 3 decimals of a fraction, 1 of a percent, whole per-mille and pixels."""
     groups = _written(points.xy, style, size)
     if form == "tag":
@@ -205,11 +226,18 @@ def _write_groups(groups: list[list[str]], form: Form) -> str:
     return "[" + ", ".join(opening + ", ".join(group) + closing for group in groups) + "]"
 
 
-def _written(groups: Sequence[tuple[float, ...]], style: Style, size: Size | None) -> list[list[str]]:
+def _written(
+    groups: Sequence[tuple[float, ...]], style: Style, size: Size | None
+) -> list[list[str]]:
     scales = _scales(style, size)
     if not groups or not all(0 <= v <= 1 for group in groups for v in group):
-        raise RoboAlignError(f"{groups} are not fractions of an image", fix="give one or more, each from 0 to 1")
-    return [[f"{v * scales[i % 2]:.{DECIMALS[style]}f}" for i, v in enumerate(group)] for group in groups]
+        raise RoboAlignError(
+            f"{groups} are not fractions of an image", fix="give one or more, each from 0 to 1"
+        )
+    return [
+        [f"{v * scales[i % 2]:.{DECIMALS[style]}f}" for i, v in enumerate(group)]
+        for group in groups
+    ]
 
 
 def parse_choice(question: str, answer: str) -> Choice | Refused:
@@ -221,12 +249,16 @@ def parse_choice(question: str, answer: str) -> Choice | Refused:
     answer = answer.strip()
     marked = re.fullmatch(r"\(?([A-Z])(?:[.)]+|(?=\s|$))\s*(.*)", answer, re.DOTALL)
     right = {index for index, text in enumerate(options) if _plain(text) == _plain(answer)}
-    if marked and (index := ord(marked[1]) - ord("A")) < len(options) and (
-        not marked[2] or _plain(marked[2]) == _plain(options[index])
+    if (
+        marked
+        and (index := ord(marked[1]) - ord("A")) < len(options)
+        and (not marked[2] or _plain(marked[2]) == _plain(options[index]))
     ):
         right.add(index)
     if len(right) != 1:
-        return Refused(f"the answer {answer[:60]!r} fits {len(right)} of the {len(options)} options")
+        return Refused(
+            f"the answer {answer[:60]!r} fits {len(right)} of the {len(options)} options"
+        )
     return Choice(options, right.pop())
 
 
@@ -256,7 +288,9 @@ def write_choice(choice: Choice, marker: str = "{}. ", *, text: bool = False) ->
     letters = [marker.format(chr(ord("A") + i)) for i in range(len(choice.options))]
     lines = "\n".join(letter + option for letter, option in zip(letters, choice.options))
     if _options(lines) != choice.options:
-        raise RoboAlignError("an option is empty or longer than a line", fix="give each as one line of text")
+        raise RoboAlignError(
+            "an option is empty or longer than a line", fix="give each as one line of text"
+        )
     letter = chr(ord("A") + choice.index)
     return lines, letters[choice.index] + choice.options[choice.index] if text else letter
 
@@ -272,7 +306,9 @@ def parse_target(
     for kind, parse in (("points", parse_points), ("boxes", parse_boxes)):
         if kind in kinds:
             if style is None:
-                raise RoboAlignError(f"{kind} without a coordinate style", fix=f"use one of {', '.join(DECIMALS)}")
+                raise RoboAlignError(
+                    f"{kind} without a coordinate style", fix=f"use one of {', '.join(DECIMALS)}"
+                )
             target: Target | Refused = parse(answer, style, size)  # type: ignore[operator]
             if not isinstance(target, Refused):
                 return target
@@ -308,9 +344,13 @@ def to_conversation(sample: Sample, grid: int | None = None) -> Conversation | R
     pixels = sample.images[0].pixels()
     if isinstance(pixels, Fault):
         return pixels
-    questions[0] = "\n".join(part for part in (sample.system, first.replace(IMAGE_MARK, "").strip()) if part)
-    turns = tuple(_turn(sample.kind, question, answer, target, grid) for question, (_, answer), target in
-                  zip(questions, sample.turns, sample.targets))
+    questions[0] = "\n".join(
+        part for part in (sample.system, first.replace(IMAGE_MARK, "").strip()) if part
+    )
+    turns = tuple(
+        _turn(sample.kind, question, answer, target, grid)
+        for question, (_, answer), target in zip(questions, sample.turns, sample.targets)
+    )
     png = encode_png(pixels)
     episode = f"{sample.source}/{image_hash(png)[:16]}"
     return Conversation(f"{sample.source}/{sample.id}", episode, 0, sample.source, png, turns)

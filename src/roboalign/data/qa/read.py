@@ -59,10 +59,14 @@ class Columns:
 LAYOUTS = {
     "messages": Columns("messages", "role", "content", ("user",), ("assistant",), ("system",)),
     "llava": Columns("conversations"),
-    "sharegpt": Columns("conversations", user=("human", "user"), assistant=("gpt", "assistant", "model"),
-                        system=("system",)),
+    "sharegpt": Columns(
+        "conversations",
+        user=("human", "user"),
+        assistant=("gpt", "assistant", "model"),
+        system=("system",),
+    ),
     "pairs": Columns(),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,26 @@ class Answers:
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.kinds) - {"points", "boxes", "choice"})
-        if unknown or (self.style is None and set(self.kinds) - {"choice"}) or self.style not in (None, *DECIMALS):
+        if (
+            unknown
+            or (self.style is None and set(self.kinds) - {"choice"})
+            or self.style not in (None, *DECIMALS)
+        ):
             fix = f"kinds are points, boxes and choice; the first two need a style of {', '.join(DECIMALS)}"
-            raise RoboAlignError(f"answers of kinds {self.kinds} in the style {self.style}", fix=fix)
+            raise RoboAlignError(
+                f"answers of kinds {self.kinds} in the style {self.style}", fix=fix
+            )
 
 
 def read_qa(
-    path: str | Path, layout: str, *, columns: Columns | None = None, images: str | Path | None = None,
-    source: str = "", kind: str = "general", answers: Answers | None = None,
+    path: str | Path,
+    layout: str,
+    *,
+    columns: Columns | None = None,
+    images: str | Path | None = None,
+    source: str = "",
+    kind: str = "general",
+    answers: Answers | None = None,
     prepare: Callable[[Record], Record] | None = None,
 ) -> Iterator[Sample | Fault]:
     """Every record of a .json (an array), .jsonl or .parquet file, in order; a `Fault` for each that does not fit.
@@ -95,16 +111,37 @@ def read_qa(
         fix = f"use one of {', '.join(LAYOUTS)}"
         raise RoboAlignError(f"unknown layout {layout!r}", where=str(path), fix=fix)
     if kind not in KINDS:
-        raise RoboAlignError(f"unknown kind {kind!r}", where=str(path), fix=f"use one of {', '.join(KINDS)}")
+        raise RoboAlignError(
+            f"unknown kind {kind!r}", where=str(path), fix=f"use one of {', '.join(KINDS)}"
+        )
     if not path.is_file():
-        raise RoboAlignError("the file does not exist", where=str(path), fix="give a .json, .jsonl or .parquet file")
-    columns, store = columns or LAYOUTS[layout], open_store(path.parent if images is None else images)
-    return _samples(path, records(path, columns), columns, store, source or path.stem, kind, answers or Answers(),
-                    prepare)  # fmt: skip
+        raise RoboAlignError(
+            "the file does not exist", where=str(path), fix="give a .json, .jsonl or .parquet file"
+        )
+    columns, store = (
+        columns or LAYOUTS[layout],
+        open_store(path.parent if images is None else images),
+    )
+    return _samples(
+        path,
+        records(path, columns),
+        columns,
+        store,
+        source or path.stem,
+        kind,
+        answers or Answers(),
+        prepare,
+    )
 
 
 def _samples(
-    path: Path, found: Iterator[Any], columns: Columns, store: Store, source: str, kind: str, answers: Answers,
+    path: Path,
+    found: Iterator[Any],
+    columns: Columns,
+    store: Store,
+    source: str,
+    kind: str,
+    answers: Answers,
     prepare: Callable[[Record], Record] | None,
 ) -> Iterator[Sample | Fault]:
     for number, record in enumerate(found, start=1):
@@ -114,15 +151,21 @@ def _samples(
             continue
         try:
             if not isinstance(record, dict):
-                raise RoboAlignError(f"a record is {type(record).__name__}, not an object", where="record")
+                raise RoboAlignError(
+                    f"a record is {type(record).__name__}, not an object", where="record"
+                )
             record = prepare(record) if prepare else record
             id_ = record.get(columns.id)
             id_ = f"{path.stem}-{number}" if id_ is None or id_ == "" else str(id_)
             system, turns, pictures = read_record(record, columns, store, where)
-            targets = tuple(_target(question, answer, answers, pictures) for question, answer in turns)
+            targets = tuple(
+                _target(question, answer, answers, pictures) for question, answer in turns
+            )
             yield Sample(id_, source, pictures, turns, kind, targets, system)
         except RoboAlignError as error:
-            yield Fault(f"{where}, field {error.where}", error.problem, error.fix or "drop this record")
+            yield Fault(
+                f"{where}, field {error.where}", error.problem, error.fix or "drop this record"
+            )
 
 
 def _target(question: str, answer: str, answers: Answers, pictures: Sequence[LazyImage]) -> Any:
@@ -135,7 +178,9 @@ def _target(question: str, answer: str, answers: Answers, pictures: Sequence[Laz
             raise RoboAlignError(found.problem, where="image", fix=found.fix)
         size = found
     if answers.style == "pixels" and size is None:
-        answers = Answers(tuple(kind for kind in answers.kinds if kind == "choice"))  # no coordinates in the answer
+        answers = Answers(
+            tuple(kind for kind in answers.kinds if kind == "choice")
+        )  # no coordinates in the answer
     return parse_target(question, answer, answers.kinds, answers.style, size)
 
 
@@ -177,7 +222,9 @@ def _fill(inline: list[Any], listed: list[Any], field: str) -> list[Any]:
     if sum(value is None for value in inline) != len(listed):
         given = len(listed) + sum(value is not None for value in inline)
         fix = "mark every image once, or none"
-        raise RoboAlignError(f"{len(inline)} {IMAGE_MARK} marks and {given} images", where=field, fix=fix)
+        raise RoboAlignError(
+            f"{len(inline)} {IMAGE_MARK} marks and {given} images", where=field, fix=fix
+        )
     waiting = iter(listed)
     return [next(waiting) if value is None else value for value in inline]
 
@@ -188,9 +235,14 @@ def _messages(record: Record, columns: Columns) -> list[tuple[str, Any]]:
         for name in (columns.question, columns.answer):
             if record.get(name) is None:
                 raise RoboAlignError("there is no such field, or it is empty", where=name)
-        return [(columns.user[0], record[columns.question]), (columns.assistant[0], record[columns.answer])]
+        return [
+            (columns.user[0], record[columns.question]),
+            (columns.assistant[0], record[columns.answer]),
+        ]
     turns = record.get(columns.turns)
-    if isinstance(turns, dict):  # a Sequence of structs, as the datasets library stores it: one list for each field
+    if isinstance(
+        turns, dict
+    ):  # a Sequence of structs, as the datasets library stores it: one list for each field
         roles, texts = turns.get(columns.role), turns.get(columns.text)
         if isinstance(roles, list) and isinstance(texts, list) and len(roles) == len(texts):
             turns = [{columns.role: role, columns.text: text} for role, text in zip(roles, texts)]
@@ -228,12 +280,21 @@ def _content(content: Any, field: str) -> tuple[str, list[Any]]:
             placed += [None] * text.count(IMAGE_MARK)
         elif kind in ("image", "image_url"):
             url = part.get("image_url")
-            value = next((v for v in (part.get("image"), part.get("path"), part.get("url")) if v is not None), None)
+            value = next(
+                (
+                    v
+                    for v in (part.get("image"), part.get("path"), part.get("url"))
+                    if v is not None
+                ),
+                None,
+            )
             value = (url.get("url") if isinstance(url, dict) else url) if value is None else value
             text = IMAGE_MARK
             placed.append(value)
         else:
-            raise RoboAlignError(f"a content part of the type {kind!r}, not text or image", where=field)
+            raise RoboAlignError(
+                f"a content part of the type {kind!r}, not text or image", where=field
+            )
         texts.append(text)
     return "\n".join(texts), placed
 
@@ -247,7 +308,9 @@ def records(path: Path, columns: Columns) -> Iterator[Any]:
         return _lines(path)
     if suffix == ".json":
         return _array(path)
-    raise RoboAlignError(f"unknown file type {suffix!r}", where=str(path), fix="give .json, .jsonl or .parquet")
+    raise RoboAlignError(
+        f"unknown file type {suffix!r}", where=str(path), fix="give .json, .jsonl or .parquet"
+    )
 
 
 def _array(path: Path) -> Iterator[Any]:
@@ -255,7 +318,9 @@ def _array(path: Path) -> Iterator[Any]:
         with path.open(encoding="utf-8-sig") as file:
             yield from read_array(file)
     except UnicodeDecodeError as error:
-        raise RoboAlignError(f"not UTF-8 ({error})", where=str(path), fix="get this file again") from None
+        raise RoboAlignError(
+            f"not UTF-8 ({error})", where=str(path), fix="get this file again"
+        ) from None
     except RoboAlignError as error:
         raise RoboAlignError(error.problem, where=f"{path}, {error.where}", fix=error.fix) from None
 
@@ -270,7 +335,9 @@ def read_array(file: TextIO, chunk: int = CHUNK) -> Iterator[Any]:
     mark = window.take()
     if mark != "[":
         fix = "write one array of records, or one record a line in a .jsonl file"
-        raise RoboAlignError(f"the file begins with {mark!r}, not with [", where="record 1", fix=fix)
+        raise RoboAlignError(
+            f"the file begins with {mark!r}, not with [", where="record 1", fix=fix
+        )
     if window.peek() == "]":
         mark = window.take()
     while mark != "]":
@@ -281,7 +348,9 @@ def read_array(file: TextIO, chunk: int = CHUNK) -> Iterator[Any]:
             problem = f"{mark!r} behind the record" if mark else "the array is cut short"
             raise RoboAlignError(problem, where=f"record {count}", fix="get this file again")
     if window.peek():
-        raise RoboAlignError("more text behind the array", where=f"record {count}", fix="get this file again")
+        raise RoboAlignError(
+            "more text behind the array", where=f"record {count}", fix="get this file again"
+        )
 
 
 class _Window:
@@ -313,7 +382,9 @@ class _Window:
     def element(self, number: int) -> Any:
         while True:
             if not self.peek():
-                raise RoboAlignError("the array is cut short", where=f"record {number}", fix="get this file again")
+                raise RoboAlignError(
+                    "the array is cut short", where=f"record {number}", fix="get this file again"
+                )
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
                 # A number may go on behind the window, and `1.` is read as 1: an element ends where one may end.
@@ -326,7 +397,9 @@ class _Window:
             except ValueError as error:
                 problem = f"not valid JSON ({error})"
             if self.ended or len(self.text) - self.at > LONGEST:
-                raise RoboAlignError(problem, where=f"record {number}", fix="get this file again") from None
+                raise RoboAlignError(
+                    problem, where=f"record {number}", fix="get this file again"
+                ) from None
             self.more()
 
 
@@ -335,7 +408,9 @@ def _lines(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         while line := file.readline(LONGEST + 1):
             if len(line) > LONGEST:
-                raise RoboAlignError(f"a line of more than {LONGEST} bytes", where=f"{path}, line {number + 1}")
+                raise RoboAlignError(
+                    f"a line of more than {LONGEST} bytes", where=f"{path}, line {number + 1}"
+                )
             text = line.removeprefix(b"\xef\xbb\xbf").strip()
             if not text:
                 continue
@@ -343,7 +418,9 @@ def _lines(path: Path) -> Iterator[Any]:
             try:
                 yield json.loads(text)
             except (ValueError, RecursionError) as error:
-                yield Fault(f"{path}, record {number}", f"not valid JSON ({error})", "remove that line")
+                yield Fault(
+                    f"{path}, record {number}", f"not valid JSON ({error})", "remove that line"
+                )
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Any]:
@@ -360,4 +437,6 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Any]:
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         fix = "download it again"
-        raise RoboAlignError(f"not a readable parquet file ({error})", where=str(path), fix=fix) from None
+        raise RoboAlignError(
+            f"not a readable parquet file ({error})", where=str(path), fix=fix
+        ) from None

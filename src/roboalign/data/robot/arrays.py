@@ -36,5 +36,7 @@ def float_rows(values: Any, where: str) -> np.ndarray:
         rows = values.reshape(len(values), -1).astype(np.float32)
     if not np.isfinite(rows).all():
         step = int(np.argwhere(~np.isfinite(rows))[0][0])
-        raise RoboAlignError(f"not finite at step {step}", where=where, fix="drop this episode, or download it again")
+        raise RoboAlignError(
+            f"not finite at step {step}", where=where, fix="drop this episode, or download it again"
+        )
     return rows

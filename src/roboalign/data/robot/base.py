@@ -24,17 +24,29 @@ class RobotData:
     """
 
     def __init__(
-        self, name: str, format: str, read: Callable[[], Iterator[Episode | Fault]], *, strict: bool = False,
-        action_names: tuple[str, ...] = (), state_names: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        format: str,
+        read: Callable[[], Iterator[Episode | Fault]],
+        *,
+        strict: bool = False,
+        action_names: tuple[str, ...] = (),
+        state_names: tuple[str, ...] = (),
+    ) -> None:
         self.name, self.format, self.read, self.strict = name, format, read, strict
         self.action_names, self.state_names = action_names, state_names
         self.faults: list[Fault] = []
 
     def through(self, read: Callable[[], Iterator[Episode | Fault]]) -> "RobotData":
         """The same data set, its episodes given by another function."""
-        return RobotData(self.name, self.format, read, strict=self.strict, action_names=self.action_names,
-                         state_names=self.state_names)  # fmt: skip
+        return RobotData(
+            self.name,
+            self.format,
+            read,
+            strict=self.strict,
+            action_names=self.action_names,
+            state_names=self.state_names,
+        )
 
     def __iter__(self) -> Iterator[Episode]:
         self.faults = []
@@ -42,7 +54,12 @@ class RobotData:
             if isinstance(item, Episode):
                 yield item
             elif self.strict:
-                raise RoboAlignError(item.problem, where=item.where, fix=item.fix or "drop this episode, or read "
-                                     "without --strict: it is then left out and counted")  # fmt: skip
+                raise RoboAlignError(
+                    item.problem,
+                    where=item.where,
+                    fix=item.fix
+                    or "drop this episode, or read "
+                    "without --strict: it is then left out and counted",
+                )
             else:
                 self.faults.append(item)

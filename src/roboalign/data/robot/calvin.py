@@ -49,10 +49,14 @@ def read_calvin(folder: str | Path, *, actions: str = "relative") -> Iterator[Ep
     """
     folder = Path(folder)
     if actions not in ACTIONS:
-        raise RoboAlignError(f"actions is {actions!r}", where="actions", fix=f"give one of {sorted(ACTIONS)}")
+        raise RoboAlignError(
+            f"actions is {actions!r}", where="actions", fix=f"give one of {sorted(ACTIONS)}"
+        )
     if not (folder / ANNOTATIONS).is_file():
         raise RoboAlignError(
-            f"no {ANNOTATIONS}", where=str(folder), fix="give a split with language, such as task_D_D/training"
+            f"no {ANNOTATIONS}",
+            where=str(folder),
+            fix="give a split with language, such as task_D_D/training",
         )
     annotations = read_annotations(folder / ANNOTATIONS)
     return read_annotated(folder, annotations, read_runs(folder / RUNS), ACTIONS[actions])
@@ -90,7 +94,10 @@ def read_annotations(path: Path) -> list[Annotation]:
         problem = f"{len(spans)} spans, {len(sentences)} sentences and {len(tasks)} tasks"
         raise RoboAlignError(problem, where=where, fix=AGAIN)
     rows = zip(spans, tasks, sentences)
-    return [Annotation(number, *span, task, sentence) for number, (span, task, sentence) in enumerate(rows)]
+    return [
+        Annotation(number, *span, task, sentence)
+        for number, (span, task, sentence) in enumerate(rows)
+    ]
 
 
 def step_number(value: Any) -> int:
@@ -113,7 +120,10 @@ def load_dict(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
-            headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            headers = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
             dtype = headers[version](file)[2]
             loaded = unpickle(file.read()) if dtype.hasobject else None
         if isinstance(loaded, np.ndarray) and loaded.dtype.hasobject and loaded.shape == ():
@@ -133,7 +143,12 @@ def read_runs(path: Path) -> np.ndarray | None:
         runs = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged file can raise nearly anything
         raise RoboAlignError(f"cannot be read ({error})", where=str(path), fix=AGAIN) from None
-    if not isinstance(runs, np.ndarray) or runs.dtype.kind not in "iu" or runs.ndim != 2 or runs.shape[1] != 2:
+    if (
+        not isinstance(runs, np.ndarray)
+        or runs.dtype.kind not in "iu"
+        or runs.ndim != 2
+        or runs.shape[1] != 2
+    ):
         raise RoboAlignError("not an array of integers [N, 2]", where=str(path), fix=AGAIN)
     return runs
 
@@ -156,7 +171,9 @@ def read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
     """The episode of one annotation, without its frames."""
     paths: list[Path] = []
     rows: list[dict[str, np.ndarray]] = []
-    for step in range(annotation.first, annotation.last + 1):  # a damaged span ends at the first step that is missing
+    for step in range(
+        annotation.first, annotation.last + 1
+    ):  # a damaged span ends at the first step that is missing
         paths.append(folder / f"episode_{step:07d}.npz")
         rows.append(read_arrays(paths[-1], (actions, "robot_obs")))
     for path, row in zip(paths, rows):
@@ -168,12 +185,17 @@ def read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
     shapes = camera_shapes(paths[0])
     return Episode(
         episode_id=f"{folder.resolve().parent.name}/{folder.resolve().name}/annotation-{annotation.number:05d}",
-        task=annotation.task, instruction=annotation.instruction, fps=FPS,
+        task=annotation.task,
+        instruction=annotation.instruction,
+        fps=FPS,
         actions=float_rows([row[actions] for row in rows], f"{where}, {actions}"),
         state=float_rows([row["robot_obs"] for row in rows], f"{where}, robot_obs"),
-        images={name: PngFrames(len(paths), partial(read_frame, paths, name, shapes[name])) for name in shapes},
+        images={
+            name: PngFrames(len(paths), partial(read_frame, paths, name, shapes[name]))
+            for name in shapes
+        },
         cameras={name: Camera(name, shape[1], shape[0]) for name, shape in shapes.items()},
-    )  # fmt: skip
+    )
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -183,9 +205,13 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             missing = [name for name in names if name not in file.files]
             arrays = {name: file[name] for name in names if name not in missing}
     except FileNotFoundError:
-        raise RoboAlignError("the step does not exist", where=str(path), fix="download the split again") from None
+        raise RoboAlignError(
+            "the step does not exist", where=str(path), fix="download the split again"
+        ) from None
     except Exception as error:  # a damaged zip file can raise nearly anything
-        raise RoboAlignError(f"not a readable npz file ({error})", where=str(path), fix=AGAIN) from None
+        raise RoboAlignError(
+            f"not a readable npz file ({error})", where=str(path), fix=AGAIN
+        ) from None
     if missing:
         raise RoboAlignError(f"no arrays {missing}", where=str(path), fix=AGAIN)
     return arrays
@@ -196,13 +222,19 @@ def camera_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if name.startswith("rgb")]
     arrays = read_arrays(path, names)
-    return {name: a.shape for name, a in arrays.items() if a.dtype == np.uint8 and a.ndim == 3 and a.shape[2] == 3}
+    return {
+        name: a.shape
+        for name, a in arrays.items()
+        if a.dtype == np.uint8 and a.ndim == 3 and a.shape[2] == 3
+    }
 
 
 def read_frame(paths: list[Path], camera: str, shape: tuple[int, ...], t: int) -> np.ndarray:
     """uint8 [H, W, 3]: the frame of one step."""
     frame = read_arrays(paths[t], (camera,))[camera]
     if frame.dtype != np.uint8 or frame.shape != shape:
-        problem = f"{frame.dtype} of shape {list(frame.shape)}, the first step's is uint8 {list(shape)}"
+        problem = (
+            f"{frame.dtype} of shape {list(frame.shape)}, the first step's is uint8 {list(shape)}"
+        )
         raise RoboAlignError(problem, where=f"{paths[t]}, {camera}", fix=AGAIN)
     return frame

@@ -25,7 +25,11 @@ def endless(files: Iterable[Path], seconds: float = SECONDS) -> dict[Path, str]:
 
     A file is walked through once in the life of this process, unless its size or its time of change differs.
     """
-    stamps = {file: (str(file), state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]}
+    stamps = {
+        file: (str(file), state.st_size, state.st_mtime_ns)
+        for file in files
+        for state in [file.stat()]
+    }
     left = [file for file, stamp in stamps.items() if stamp not in _WALKED]
     while left:
         done, ended = walk_apart(left, seconds)
@@ -34,15 +38,21 @@ def endless(files: Iterable[Path], seconds: float = SECONDS) -> dict[Path, str]:
             by_time = ended == -signal.SIGPROF
             _WALKED[stamps[left[done]]] = (
                 f"the HDF5 library does not come to an end with it within {seconds:g} s of processor time"
-                if by_time else f"the HDF5 library breaks off at it (exit status {ended})"
-            )  # fmt: skip
+                if by_time
+                else f"the HDF5 library breaks off at it (exit status {ended})"
+            )
         left = left[done + 1 :]
     return {file: problem for file, stamp in stamps.items() if (problem := _WALKED[stamp])}
 
 
 def walk_apart(files: Sequence[Path], seconds: float) -> tuple[int, int]:
     """Walk through the files in a child process: how many it got through, and its exit status."""
-    command = [sys.executable, "-P", __file__, str(seconds)]  # this file alone and h5py: it starts in 0.2 s
+    command = [
+        sys.executable,
+        "-P",
+        __file__,
+        str(seconds),
+    ]  # this file alone and h5py: it starts in 0.2 s
     paths = b"\0".join(os.fsencode(file.absolute()) for file in files)
     ended = subprocess.run(command, input=paths, capture_output=True, check=False)
     return ended.stdout.count(b"\n"), ended.returncode

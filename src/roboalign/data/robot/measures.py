@@ -71,7 +71,10 @@ def dimensions(columns: list[Column], *, histograms: bool) -> list[Dimension]:
     """Judge the dimensions of one vector, each also against the widest of them."""
     quantiles = [np.quantile(column.sample, [0.01, 0.5, 0.99]) for column in columns]
     widest = max((q[2] - q[0] for q in quantiles), default=0.0)
-    return [_dimension(c, q.tolist(), widest, histograms) for c, q in zip(columns, quantiles, strict=True)]
+    return [
+        _dimension(c, q.tolist(), widest, histograms)
+        for c, q in zip(columns, quantiles, strict=True)
+    ]
 
 
 def _dimension(column: Column, quantiles: list[float], widest: float, histogram: bool) -> Dimension:
@@ -81,14 +84,21 @@ def _dimension(column: Column, quantiles: list[float], widest: float, histogram:
     judged = column.std >= NEGLIGIBLE
     beyond = (column.sample < low) | (column.sample > high)
     return Dimension(
-        name=column.name, minimum=column.minimum, q01=q01, median=median, q99=q99, maximum=column.maximum,
-        mean=column.mean, std=column.std, discrete=_discrete(column.sample),
+        name=column.name,
+        minimum=column.minimum,
+        q01=q01,
+        median=median,
+        q99=q99,
+        maximum=column.maximum,
+        mean=column.mean,
+        std=column.std,
+        discrete=_discrete(column.sample),
         at_extremes=float(np.isin(column.sample, (column.minimum, column.maximum)).mean()),
         near_constant=bool(spread < widest / 1000 or column.std < NEGLIGIBLE),
         outliers=float(beyond.mean()) if judged else 0.0,
         worst=_worst(column.extremes, low, high) if judged else [],
         histogram=histogram_of(column.sample, q01 - spread, q99 + spread) if histogram else None,
-    )  # fmt: skip
+    )
 
 
 def _discrete(sample: np.ndarray) -> bool:
@@ -99,7 +109,10 @@ def _discrete(sample: np.ndarray) -> bool:
 
 def _worst(extremes: list[tuple[float, str]], low: float, high: float) -> list[str]:
     """The owners of the values farthest beyond the bounds, each once."""
-    ranked = sorted(((max(value - high, low - value), owner) for value, owner in extremes), key=lambda pair: -pair[0])
+    ranked = sorted(
+        ((max(value - high, low - value), owner) for value, owner in extremes),
+        key=lambda pair: -pair[0],
+    )
     return list(dict.fromkeys(owner for excess, owner in ranked if excess > 0))[:3]
 
 
@@ -137,7 +150,9 @@ class CameraTally:
     """Counts over the frames of one camera."""
 
     def __init__(self) -> None:
-        self.episodes = self.looked_at = self.frames = self.black = self.flat = self.frozen = self.unreadable = 0
+        self.episodes = self.looked_at = self.frames = self.black = self.flat = self.frozen = (
+            self.unreadable
+        ) = 0
         self.sizes: set[str] = set()
 
     def look(self, episode: Episode, name: str) -> tuple[set[bytes], list[Fault]]:
@@ -147,7 +162,9 @@ class CameraTally:
         if stored != len(episode):
             self.unreadable += 1
             problem = f"camera {name} has {stored} frames for {len(episode)} actions"
-            return set(), [Fault(f"episode {episode.episode_id}", problem, "drop or repair this episode")]
+            return set(), [
+                Fault(f"episode {episode.episode_id}", problem, "drop or repair this episode")
+            ]
         hashes: list[bytes] = []
         faults = []
         steps = np.unique(np.linspace(0, stored - 1, FRAMES).astype(int)).tolist()
@@ -170,13 +187,22 @@ class CameraTally:
         self.flat += flat
         if black or flat:
             return []
-        return [hashlib.blake2b(repr(frame.shape).encode() + frame.tobytes(), digest_size=16).digest()]
+        return [
+            hashlib.blake2b(repr(frame.shape).encode() + frame.tobytes(), digest_size=16).digest()
+        ]
 
     def survey(self, name: str) -> CameraSurvey:
         """The counts."""
         return CameraSurvey(
-            name=name, episodes=self.episodes, looked_at=self.looked_at, sizes=sorted(self.sizes), frames=self.frames,
-            black=self.black, flat=self.flat, frozen=self.frozen, unreadable=self.unreadable,
+            name=name,
+            episodes=self.episodes,
+            looked_at=self.looked_at,
+            sizes=sorted(self.sizes),
+            frames=self.frames,
+            black=self.black,
+            flat=self.flat,
+            frozen=self.frozen,
+            unreadable=self.unreadable,
         )
 
 
@@ -222,19 +248,33 @@ def measure_tokens(
     chunks, clipped_before = stats.normalize(held), tokenizer.clipped
     ids = tokenizer.encode(chunks)
     decoded = tokenizer.decode_batch(ids)
-    errors = [np.abs(again - chunk) for again, chunk in zip(decoded, chunks, strict=True)
-              if not isinstance(again, DecodeFailure)]  # fmt: skip
+    errors = [
+        np.abs(again - chunk)
+        for again, chunk in zip(decoded, chunks, strict=True)
+        if not isinstance(again, DecodeFailure)
+    ]
     per_dim = np.mean(errors, axis=(0, 1)) if errors else np.zeros(chunks.shape[2])
     lengths = np.array([len(one) for one in ids])
     q05, q95 = np.quantile(lengths, [0.05, 0.95])
-    ends = (int(lengths.min()) - 0.5, int(lengths.max()) + 0.5)  # bins centred on whole numbers, where these are few
+    ends = (
+        int(lengths.min()) - 0.5,
+        int(lengths.max()) + 0.5,
+    )  # bins centred on whole numbers, where these are few
     counts, edges = np.histogram(lengths, bins=min(BINS, int(ends[1] - ends[0])), range=ends)
     found = TokenSurvey(
-        fitted_here=fast is None, fitted_on=len(fit), chunks=len(held), horizon=chunks.shape[1],
-        scale=float(tokenizer.scale), vocab_size=tokenizer.vocab_size, length_mean=float(lengths.mean()),
-        length_q05=float(q05), length_q95=float(q95),
+        fitted_here=fast is None,
+        fitted_on=len(fit),
+        chunks=len(held),
+        horizon=chunks.shape[1],
+        scale=float(tokenizer.scale),
+        vocab_size=tokenizer.vocab_size,
+        length_mean=float(lengths.mean()),
+        length_q05=float(q05),
+        length_q95=float(q95),
         lengths=Histogram(edges.tolist(), counts.tolist()),
-        l1=float(per_dim.mean()), l1_dims=per_dim.tolist(), clipped=tokenizer.clipped - clipped_before,
+        l1=float(per_dim.mean()),
+        l1_dims=per_dim.tolist(),
+        clipped=tokenizer.clipped - clipped_before,
         undecodable=len(chunks) - len(errors),
-    )  # fmt: skip
+    )
     return found, ""

@@ -25,10 +25,17 @@ NAMES = {
     "numpy.core.multiarray.scalar": Name("scalar"),
 }
 VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}
+EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+    "EMPTY_TUPLE": tuple,
+}
 TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
 TAKE_ALL = ("TUPLE", "APPENDS", "SETITEMS", "ADDITEMS")  # since the last mark
-WITH_ARGUMENT = re.compile(r"(?:SHORT_)?(?:BINUNICODE|BINBYTES)8?|BININT[12]?|BINFLOAT|LONG[14]|UNICODE|INT|LONG|FLOAT")
+WITH_ARGUMENT = re.compile(
+    r"(?:SHORT_)?(?:BINUNICODE|BINBYTES)8?|BININT[12]?|BINFLOAT|LONG[14]|UNICODE|INT|LONG|FLOAT"
+)
 KEYS = (str, bytes, int, float, type(None))
 """What may be a key or in a set. A tuple may not: the hash of a deep one overflows the stack."""
 DTYPE = re.compile(r"b1|[iuf][1248]|[US]\d{1,9}|O8?")
@@ -102,7 +109,11 @@ def unpickle(data: bytes) -> Any:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(machine.memo[int(argument)])
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            stack.append(name_of(*(argument.split(" ") if name == "GLOBAL" else (stack.pop(-2), stack.pop()))))
+            stack.append(
+                name_of(
+                    *(argument.split(" ") if name == "GLOBAL" else (stack.pop(-2), stack.pop()))
+                )
+            )
         elif name == "REDUCE":
             arguments = stack.pop()
             stack.append(called_with(stack.pop(), *arguments))
@@ -175,7 +186,11 @@ def built(begun: Any, version: Any, *state: Any) -> Any:
 
 def array_of(shape: Any, dtype: Any, content: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
     """The array of these bytes, or of objects the list of them. Raises ValueError where the sizes do not agree."""
-    if not isinstance(dtype, np.dtype) or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
+    if (
+        not isinstance(dtype, np.dtype)
+        or not isinstance(shape, tuple)
+        or not all(type(n) is int for n in shape)
+    ):
         raise ValueError("an array has no shape or no dtype")
     if not all(0 <= n < 2**40 for n in shape) or len(shape) > 8:
         raise ValueError("an array has a shape that none can have")
@@ -191,6 +206,9 @@ def array_of(shape: Any, dtype: Any, content: Any, order: Literal["C", "F"] = "C
         flat = np.zeros(0, dtype)
     else:
         flat = np.frombuffer(bytes(content), dtype)
-        if dtype.kind == "U" and flat.astype(dtype.newbyteorder("=")).view(np.uint32).max() > 0x10FFFF:
+        if (
+            dtype.kind == "U"
+            and flat.astype(dtype.newbyteorder("=")).view(np.uint32).max() > 0x10FFFF
+        ):
             raise ValueError("an array of text holds what is no character")
     return flat.reshape(shape, order=order).copy(order)

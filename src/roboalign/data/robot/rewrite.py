@@ -47,7 +47,9 @@ def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None =
             progress.advance(1)
     if writer is None:
         first = f": {data.faults[0].where}: {data.faults[0].problem}" if data.faults else ""
-        raise RoboAlignError(f"no episode could be read{first}", where=data.name, fix="check that it is complete")
+        raise RoboAlignError(
+            f"no episode could be read{first}", where=data.name, fix="check that it is complete"
+        )
     writer.finalize()
     return Rewritten(len(writer.episode_ids), there, [*data.faults, *faults])
 
@@ -57,33 +59,63 @@ def in_space(episode: Episode, target: ActionSpace | None) -> np.ndarray:
     if target is None:
         return episode.actions
     if episode.action_space is None:
-        raise RoboAlignError("what its actions mean is not known, so they cannot be converted",
-                             where=f"episode {episode.episode_id}", fix="name the action space of the data set")
+        raise RoboAlignError(
+            "what its actions mean is not known, so they cannot be converted",
+            where=f"episode {episode.episode_id}",
+            fix="name the action space of the data set",
+        )
     return convert(episode.actions, episode.action_space, target)
 
 
 def start_writer(
-    folder: str | Path, data: RobotData, first: Episode, actions: np.ndarray, target: ActionSpace | None
-) -> LeRobotWriter:  # fmt: skip
+    folder: str | Path,
+    data: RobotData,
+    first: Episode,
+    actions: np.ndarray,
+    target: ActionSpace | None,
+) -> LeRobotWriter:
     """A writer for episodes like the first one; dimensions that nobody names are numbered."""
     space, width = target or first.action_space, first.state.shape[1]
-    names = space.names if space else data.action_names or tuple(f"action_{i}" for i in range(actions.shape[1]))
+    names = (
+        space.names
+        if space
+        else data.action_names or tuple(f"action_{i}" for i in range(actions.shape[1]))
+    )
     return LeRobotWriter(
-        folder, fps=first.fps, cameras={name: (c.width, c.height) for name, c in first.cameras.items()},
-        action_names=names, state_names=data.state_names or tuple(f"state_{i}" for i in range(width)),
-        privileged_names=first.privileged_names, action_space=space, axes=first.axes,
-    )  # fmt: skip
+        folder,
+        fps=first.fps,
+        cameras={name: (c.width, c.height) for name, c in first.cameras.items()},
+        action_names=names,
+        state_names=data.state_names or tuple(f"state_{i}" for i in range(width)),
+        privileged_names=first.privileged_names,
+        action_space=space,
+        axes=first.axes,
+    )
 
 
 def write_episode(writer: LeRobotWriter, episode: Episode, actions: np.ndarray) -> None:
     """Add one episode, its frames decoded."""
     if episode.fps != writer.fps:
-        raise RoboAlignError(f"{episode.fps} steps a second, the data set has {writer.fps}",
-                             where=f"episode {episode.episode_id}", fix="write it to a data set of its own")
-    frames = {name: np.stack([episode.frame(name, t) for t in range(len(episode))])
-              for name in writer.cameras if name in episode.images}
+        raise RoboAlignError(
+            f"{episode.fps} steps a second, the data set has {writer.fps}",
+            where=f"episode {episode.episode_id}",
+            fix="write it to a data set of its own",
+        )
+    frames = {
+        name: np.stack([episode.frame(name, t) for t in range(len(episode))])
+        for name in writer.cameras
+        if name in episode.images
+    }
     writer.add(
-        episode_id=episode.episode_id, task=episode.task, instruction=episode.instruction, actions=actions,
-        state=episode.state, frames=frames, cameras=episode.cameras, privileged=episode.privileged,
-        privileged_names=episode.privileged_names, nouns=episode.nouns, success_step=episode.success_step,
-    )  # fmt: skip
+        episode_id=episode.episode_id,
+        task=episode.task,
+        instruction=episode.instruction,
+        actions=actions,
+        state=episode.state,
+        frames=frames,
+        cameras=episode.cameras,
+        privileged=episode.privileged,
+        privileged_names=episode.privileged_names,
+        nouns=episode.nouns,
+        success_step=episode.success_step,
+    )

@@ -46,7 +46,9 @@ KNOWN = {
 DEFAULT_STATES = ("state", "proprio")
 INSTRUCTION = re.compile(r"(natural_)?language_instruction(_\d+)?")
 SHARD = re.compile(r"(?P<set>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
-FOLDER = "give the folder that holds features.json and the tfrecord files, such as bridge_dataset/1.0.0"
+FOLDER = (
+    "give the folder that holds features.json and the tfrecord files, such as bridge_dataset/1.0.0"
+)
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
@@ -76,8 +78,13 @@ class Split:
 
 
 def read_rlds(
-    folder: str | Path, *, split: str | None = None, fps: float | None = None, action: str | Sequence[str] = "action",
-    state: str | Sequence[str] | None = None, instruction: str | None = None,
+    folder: str | Path,
+    *,
+    split: str | None = None,
+    fps: float | None = None,
+    action: str | Sequence[str] = "action",
+    state: str | Sequence[str] | None = None,
+    instruction: str | None = None,
 ) -> Iterator[Episode | Fault]:
     """The episodes of one RLDS data set, one at a time: all splits in name order, or only `split`.
 
@@ -99,7 +106,9 @@ def read_rlds(
     folder = Path(folder)
     name, lengths = read_info(folder / "dataset_info.json")
     features = read_features(folder / "features.json")
-    layout = find_layout(name, features, str(folder / "features.json"), fps, action, state, instruction)
+    layout = find_layout(
+        name, features, str(folder / "features.json"), fps, action, state, instruction
+    )
     return read_splits(find_splits(folder, lengths, split), layout, folder)
 
 
@@ -108,12 +117,19 @@ def read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
     info = read_json(path, fix=FOLDER)
     try:
         name, file_format = info["name"], info.get("fileFormat", "tfrecord")
-        lengths = {item["name"]: tuple(int(n) for n in item.get("shardLengths", ())) for item in info.get("splits", ())}
+        lengths = {
+            item["name"]: tuple(int(n) for n in item.get("shardLengths", ()))
+            for item in info.get("splits", ())
+        }
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise RoboAlignError("not the description of a TFDS data set", where=str(path), fix=AGAIN) from None
+        raise RoboAlignError(
+            "not the description of a TFDS data set", where=str(path), fix=AGAIN
+        ) from None
     if file_format != "tfrecord":
         fix = "prepare the data set again with file_format='tfrecord'"
-        raise RoboAlignError(f"the files are {file_format}, this reads tfrecord", where=str(path), fix=fix)
+        raise RoboAlignError(
+            f"the files are {file_format}, this reads tfrecord", where=str(path), fix=fix
+        )
     return str(name), lengths
 
 
@@ -126,7 +142,9 @@ def read_features(path: Path) -> Features:
         return flat_features(tree)
     except (AttributeError, KeyError, TypeError, ValueError):
         fix = "download it again; where an old TFDS wrote it, prepare the data set with a newer one"
-        raise RoboAlignError("not the features of an RLDS data set", where=str(path), fix=fix) from None
+        raise RoboAlignError(
+            "not the features of an RLDS data set", where=str(path), fix=fix
+        ) from None
 
 
 def flat_features(feature: dict[str, Any], path: str = "") -> Features:
@@ -160,30 +178,43 @@ def leaf(feature: dict[str, Any]) -> Feature:
 
 
 def find_layout(
-    name: str, features: Features, where: str, fps: float | None, action: str | Sequence[str],
-    state: str | Sequence[str] | None, instruction: str | None,
+    name: str,
+    features: Features,
+    where: str,
+    fps: float | None,
+    action: str | Sequence[str],
+    state: str | Sequence[str] | None,
+    instruction: str | None,
 ) -> Layout:
     """The layout of the data set `name`. Raises RoboAlignError naming the argument that is missing or wrong."""
-    known = next((value for key, value in KNOWN.items() if re.fullmatch(rf"{key}(\d*|_.*)", name)), None)
+    known = next(
+        (value for key, value in KNOWN.items() if re.fullmatch(rf"{key}(\d*|_.*)", name)), None
+    )
     fps = fps if fps is not None else known.fps if known else None
     if fps is None:
         raise RoboAlignError(
-            f"RLDS files do not record the control rate, and that of {name!r} is not known", where=where,
+            f"RLDS files do not record the control rate, and that of {name!r} is not known",
+            where=where,
             fix="give it as fps=, steps a second",
-        )  # fmt: skip
+        )
     if not 0 < fps < math.inf:
-        raise RoboAlignError(f"fps is {fps}", where="fps", fix="give the control rate, steps a second")
+        raise RoboAlignError(
+            f"fps is {fps}", where="fps", fix="give the control rate, steps a second"
+        )
     below = {path: feature for path, feature in features.items() if path.startswith("steps/")}
     widths = {path: feature.width for path, feature in below.items() if feature.kind == "numbers"}
     images = [path for path, feature in below.items() if feature.kind == "image"]
     if state is None:
         state = default_state(widths, known, where)
     return Layout(
-        name=name, fps=float(fps), actions=named(action, ("steps/",), widths, "action", where),
+        name=name,
+        fps=float(fps),
+        actions=named(action, ("steps/",), widths, "action", where),
         state=named(state, ("steps/observation/", "steps/"), widths, "state", where),
         instructions=find_instructions(features, instruction, where),
-        images={path.removeprefix("steps/").removeprefix("observation/"): path for path in images}, widths=widths,
-    )  # fmt: skip
+        images={path.removeprefix("steps/").removeprefix("observation/"): path for path in images},
+        widths=widths,
+    )
 
 
 def default_state(widths: dict[str, int], known: KnownSet | None, where: str) -> tuple[str, ...]:
@@ -192,16 +223,25 @@ def default_state(widths: dict[str, int], known: KnownSet | None, where: str) ->
         return known.state
     found = [name for name in DEFAULT_STATES if f"steps/observation/{name}" in widths]
     if len(found) != 1:
-        problem = f"both {' and '.join(found)} could be the state" if found else "no observation is called state"
+        problem = (
+            f"both {' and '.join(found)} could be the state"
+            if found
+            else "no observation is called state"
+        )
         raise RoboAlignError(
-            f"{problem}; numeric features are {short_names(widths)}", where=where,
+            f"{problem}; numeric features are {short_names(widths)}",
+            where=where,
             fix="name one or several with state=, or give state=() for none",
-        )  # fmt: skip
+        )
     return (found[0],)
 
 
 def named(
-    names: str | Sequence[str], bases: Sequence[str], widths: dict[str, int], argument: str, where: str
+    names: str | Sequence[str],
+    bases: Sequence[str],
+    widths: dict[str, int],
+    argument: str,
+    where: str,
 ) -> tuple[str, ...]:
     """The paths of the numeric features called `names`, each below the first of `bases` that holds it."""
     paths = []
@@ -209,12 +249,15 @@ def named(
         found = [base + name for base in bases if base + name in widths]
         if not found:
             raise RoboAlignError(
-                f"no numeric feature {bases[0]}{name}; there are {short_names(widths)}", where=where,
+                f"no numeric feature {bases[0]}{name}; there are {short_names(widths)}",
+                where=where,
                 fix=f"name one or several of them with {argument}=",
-            )  # fmt: skip
+            )
         paths.append(found[0])
     if not paths and argument == "action":
-        raise RoboAlignError("no action is named", where="action", fix=f"name some of {short_names(widths)}")
+        raise RoboAlignError(
+            "no action is named", where="action", fix=f"name some of {short_names(widths)}"
+        )
     return tuple(paths)
 
 
@@ -234,7 +277,11 @@ def find_instructions(features: Features, instruction: str | None, where: str) -
         found = [path for path in (f"steps/{instruction}", instruction) if path in texts][:1]
     others = [path for path in texts if path.startswith("steps/")]
     if not found and (instruction is not None or others):
-        wanted = f"called {instruction}" if instruction is not None else "that is clearly the instruction"
+        wanted = (
+            f"called {instruction}"
+            if instruction is not None
+            else "that is clearly the instruction"
+        )
         fix = "name one of them with instruction=, or give instruction='' for none"
         raise RoboAlignError(f"no text feature {wanted}; there are {texts}", where=where, fix=fix)
     return tuple(found)
@@ -243,7 +290,9 @@ def find_instructions(features: Features, instruction: str | None, where: str) -
 # Which file holds what ------------------------------------------------------------------------------------------------
 
 
-def find_splits(folder: Path, lengths: dict[str, tuple[int, ...]], wanted: str | None) -> list[Split]:
+def find_splits(
+    folder: Path, lengths: dict[str, tuple[int, ...]], wanted: str | None
+) -> list[Split]:
     """The splits that have files or are promised by dataset_info.json (`lengths`), in name order."""
     paths: dict[str, dict[int, Path]] = defaultdict(dict)
     counts: dict[str, set[int]] = defaultdict(set)
@@ -252,17 +301,29 @@ def find_splits(folder: Path, lengths: dict[str, tuple[int, ...]], wanted: str |
             paths[match["split"]][int(match["number"])] = path
             counts[match["split"]].add(int(match["count"]))
     if not paths or (wanted is not None and wanted not in paths):
-        problem = f"no files of the split {wanted!r}; there are {sorted(paths)}" if paths else "no tfrecord files"
-        raise RoboAlignError(problem, where=str(folder), fix="give another split, or download the files of this one")
+        problem = (
+            f"no files of the split {wanted!r}; there are {sorted(paths)}"
+            if paths
+            else "no tfrecord files"
+        )
+        raise RoboAlignError(
+            problem, where=str(folder), fix="give another split, or download the files of this one"
+        )
     for name, found in counts.items():
         if len(found) > 1:
             raise RoboAlignError(
                 f"the files of the split {name} come from several versions: of {sorted(found)} shards",
-                where=str(folder), fix="keep the files of one version",
-            )  # fmt: skip
+                where=str(folder),
+                fix="keep the files of one version",
+            )
     names = sorted({*paths, *lengths}) if wanted is None else [wanted]
     return [
-        Split(name, paths[name], min(counts[name], default=len(lengths.get(name, ()))), lengths.get(name, ()))
+        Split(
+            name,
+            paths[name],
+            min(counts[name], default=len(lengths.get(name, ()))),
+            lengths.get(name, ()),
+        )
         for name in names
     ]
 
@@ -272,15 +333,27 @@ def read_splits(splits: list[Split], layout: Layout, folder: Path) -> Iterator[E
     for split in splits:
         missing = [number for number in range(split.count) if number not in split.paths]
         if missing or not split.count:
-            which = ", ".join(f"{number:05d}" for number in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            problem = f"{len(missing)} of {split.count} shards are missing ({which})" if missing else "it has no files"
-            yield Fault(f"{folder}, split {split.name}", problem, "download them, or name the splits to read: split=")
+            which = ", ".join(f"{number:05d}" for number in missing[:5]) + (
+                ", ..." if len(missing) > 5 else ""
+            )
+            problem = (
+                f"{len(missing)} of {split.count} shards are missing ({which})"
+                if missing
+                else "it has no files"
+            )
+            yield Fault(
+                f"{folder}, split {split.name}",
+                problem,
+                "download them, or name the splits to read: split=",
+            )
         for number, path in sorted(split.paths.items()):
             expected = split.lengths[number] if len(split.lengths) == split.count else None
             yield from read_shard(path, split.name, layout, expected)
 
 
-def read_shard(path: Path, split: str, layout: Layout, expected: int | None) -> Iterator[Episode | Fault]:
+def read_shard(
+    path: Path, split: str, layout: Layout, expected: int | None
+) -> Iterator[Episode | Fault]:
     """The episodes of one file, which should hold `expected` of them."""
     count, item = 0, None
     for item in read_tfrecord(path):
@@ -290,7 +363,9 @@ def read_shard(path: Path, split: str, layout: Layout, expected: int | None) -> 
             continue
         where = f"{path}, record {item.number}"
         try:
-            episode = read_episode(item, layout, f"{layout.name}/{split}/{path.name}/{item.number}", where)
+            episode = read_episode(
+                item, layout, f"{layout.name}/{split}/{path.name}/{item.number}", where
+            )
         except RoboAlignError as error:
             yield Fault(error.where, error.problem, error.fix)
         else:
@@ -309,30 +384,49 @@ def read_episode(record: Record, layout: Layout, episode_id: str, where: str) ->
     steps = len(actions)
     if not steps:
         raise RoboAlignError("the episode has no steps", where=where)
-    state = numbers(values, layout.state, layout.widths, where) if layout.state else np.zeros((steps, 0), np.float32)
+    state = (
+        numbers(values, layout.state, layout.widths, where)
+        if layout.state
+        else np.zeros((steps, 0), np.float32)
+    )
     if len(state) != steps:
         raise RoboAlignError(f"{steps} actions, but {len(state)} states", where=where)
-    images = {camera: image_files(values, path, steps, where) for camera, path in layout.images.items()}
+    images = {
+        camera: image_files(values, path, steps, where) for camera, path in layout.images.items()
+    }
     instruction = find_instruction(values, layout.instructions, steps, where)
     return Episode(
-        episode_id=episode_id, task=instruction or layout.name, instruction=instruction, fps=layout.fps,
-        actions=actions, state=state, images=images,
+        episode_id=episode_id,
+        task=instruction or layout.name,
+        instruction=instruction,
+        fps=layout.fps,
+        actions=actions,
+        state=state,
+        images=images,
         cameras={camera: measured(camera, files[0], where) for camera, files in images.items()},
-    )  # fmt: skip
+    )
 
 
-def numbers(values: dict[str, Values], paths: Sequence[str], widths: dict[str, int], where: str) -> np.ndarray:
+def numbers(
+    values: dict[str, Values], paths: Sequence[str], widths: dict[str, int], where: str
+) -> np.ndarray:
     """float32 [T, D]: the features `paths` side by side."""
     columns = []
     for path in paths:
         flat = values.get(path)
         if not isinstance(flat, np.ndarray):
-            raise RoboAlignError(f"{path} {'is missing' if path not in values else 'holds no numbers'}", where=where)
+            raise RoboAlignError(
+                f"{path} {'is missing' if path not in values else 'holds no numbers'}", where=where
+            )
         if len(flat) % widths[path]:
-            raise RoboAlignError(f"{path} has {len(flat)} values, no multiple of {widths[path]}", where=where)
+            raise RoboAlignError(
+                f"{path} has {len(flat)} values, no multiple of {widths[path]}", where=where
+            )
         columns.append(flat.reshape(-1, widths[path]).astype(np.float32))
         if len(columns[-1]) != len(columns[0]):
-            raise RoboAlignError(f"{path} has {len(columns[-1])} steps, {paths[0]} {len(columns[0])}", where=where)
+            raise RoboAlignError(
+                f"{path} has {len(columns[-1])} steps, {paths[0]} {len(columns[0])}", where=where
+            )
         if not np.isfinite(columns[-1]).all():
             step = int(np.argwhere(~np.isfinite(columns[-1]))[0][0])
             raise RoboAlignError(f"{path} is not finite at step {step}", where=where)
@@ -343,7 +437,9 @@ def image_files(values: dict[str, Values], path: str, steps: int, where: str) ->
     """The image files of one camera, one a step."""
     files = values.get(path)
     if not isinstance(files, list) or len(files) != steps:
-        raise RoboAlignError(f"{path} has {0 if files is None else len(files)} images for {steps} steps", where=where)
+        raise RoboAlignError(
+            f"{path} has {0 if files is None else len(files)} images for {steps} steps", where=where
+        )
     for step, file in enumerate(files):
         if not file.startswith(SIGNATURES):
             raise RoboAlignError(f"{path} is neither JPEG nor PNG at step {step}", where=where)
@@ -355,11 +451,15 @@ def measured(camera: str, file: bytes, where: str) -> Camera:
     try:
         width, height = Image.open(io.BytesIO(file)).size
     except (OSError, SyntaxError, ValueError) as error:
-        raise RoboAlignError(f"the first image of {camera} is broken ({error})", where=where) from None
+        raise RoboAlignError(
+            f"the first image of {camera} is broken ({error})", where=where
+        ) from None
     return Camera(camera, width, height)
 
 
-def find_instruction(values: dict[str, Values], paths: Sequence[str], steps: int, where: str) -> str:
+def find_instruction(
+    values: dict[str, Values], paths: Sequence[str], steps: int, where: str
+) -> str:
     """The first instruction that is not empty, else "". One that changes within the episode is refused."""
     for path in paths:
         texts = values.get(path)
@@ -367,7 +467,9 @@ def find_instruction(values: dict[str, Values], paths: Sequence[str], steps: int
             raise RoboAlignError(f"{path} does not have one text a step", where=where)
         if len(set(texts)) > 1:
             step = next(t for t, text in enumerate(texts) if text != texts[0])
-            raise RoboAlignError(f"{path} changes at step {step}", where=where, fix="split the episode there")
+            raise RoboAlignError(
+                f"{path} changes at step {step}", where=where, fix="split the episode there"
+            )
         try:
             text = texts[0].decode()
         except UnicodeDecodeError:

@@ -46,7 +46,11 @@ class TaskFile:
 
 
 def read_robomimic(
-    path: str | Path, *, state: Sequence[str] | None = None, fps: float | None = None, flip: bool = False
+    path: str | Path,
+    *,
+    state: Sequence[str] | None = None,
+    fps: float | None = None,
+    flip: bool = False,
 ) -> Iterator[Episode | Fault]:
     """The demonstrations of one HDF5 file, or of every one below a folder (`is_hdf5`), one at a time.
 
@@ -64,7 +68,9 @@ def read_robomimic(
     """
     path = Path(path)
     if fps is not None and not 0 < fps < math.inf:
-        raise RoboAlignError(f"fps is {fps}", where="fps", fix="give the control rate, steps a second")
+        raise RoboAlignError(
+            f"fps is {fps}", where="fps", fix="give the control rate, steps a second"
+        )
     files: list[TaskFile | Fault] = []
     found = hdf5_files(path)
     damaged = endless(file for file, _ in found)
@@ -79,7 +85,9 @@ def read_robomimic(
             files.append(Fault(error.where, error.problem, error.fix))
     good = [file for file in files if isinstance(file, TaskFile)]
     if not good:
-        raise RoboAlignError(f"none of {len(files)} files can be read: {files[0]}", where=str(path), fix=AGAIN)
+        raise RoboAlignError(
+            f"none of {len(files)} files can be read: {files[0]}", where=str(path), fix=AGAIN
+        )
     keys = state_keys(good[0].observations, state, str(good[0].path))
     return read_files(files, keys, flip)
 
@@ -92,7 +100,9 @@ def hdf5_files(path: Path) -> list[tuple[Path, str]]:
     if not found:
         none = "no HDF5 file (.hdf5, .h5 or no ending) below this folder"
         problem = none if path.is_dir() else "neither a file nor a folder"
-        raise RoboAlignError(problem, where=str(path), fix="give a robomimic or LIBERO file, or a folder of them")
+        raise RoboAlignError(
+            problem, where=str(path), fix="give a robomimic or LIBERO file, or a folder of them"
+        )
     return [(file, file.relative_to(path).as_posix()) for file in found]
 
 
@@ -120,14 +130,18 @@ def opened(path: Path) -> Iterator["h5py.File"]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, RuntimeError, ValueError, MemoryError) as error:
-        raise RoboAlignError(f"not a readable HDF5 file ({error})", where=str(path), fix=AGAIN) from None
+        raise RoboAlignError(
+            f"not a readable HDF5 file ({error})", where=str(path), fix=AGAIN
+        ) from None
 
 
 def member(group: "h5py.Group", name: str, kind: str, where: str) -> Any:
     """`group[name]`, which has to be a `Group` or a `Dataset` (`kind`)."""
     found = group.get(name)
     if type(found).__name__ != kind:
-        raise RoboAlignError(f"no {kind.lower()} {group.name.rstrip('/')}/{name}", where=where, fix=AGAIN)
+        raise RoboAlignError(
+            f"no {kind.lower()} {group.name.rstrip('/')}/{name}", where=where, fix=AGAIN
+        )
     return found
 
 
@@ -150,16 +164,25 @@ def read_task_file(path: Path, name: str, fps: float | None) -> TaskFile:
         demos = sorted(names_in(data, where), key=by_number)
         if not demos:
             raise RoboAlignError("no demonstration in the group data", where=where, fix=AGAIN)
-        observations = tuple(names_in(member(member(data, demos[0], "Group", where), "obs", "Group", where), where))
-        problem, env = json_attribute(data, "problem_info", where), json_attribute(data, "env_args", where)
+        observations = tuple(
+            names_in(member(member(data, demos[0], "Group", where), "obs", "Group", where), where)
+        )
+        problem, env = (
+            json_attribute(data, "problem_info", where),
+            json_attribute(data, "env_args", where),
+        )
         bddl = text_attribute(data, "bddl_file_name")
     instruction = problem.get("language_instruction", "")
     instruction = instruction if isinstance(instruction, str) else " ".join(map(str, instruction))
     return TaskFile(
-        path=path, name=name, demos=tuple(demos), observations=observations,
+        path=path,
+        name=name,
+        demos=tuple(demos),
+        observations=observations,
         task=Path(bddl).stem or str(env.get("env_name") or "") or Path(name).stem,
-        instruction=instruction.strip().strip('"'), fps=float(fps) if fps is not None else control_rate(env, where),
-    )  # fmt: skip
+        instruction=instruction.strip().strip('"'),
+        fps=float(fps) if fps is not None else control_rate(env, where),
+    )
 
 
 def by_number(demo: str) -> tuple[str, int]:
@@ -180,7 +203,9 @@ def json_attribute(data: "h5py.Group", name: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text_attribute(data, name) or "{}")
     except ValueError as error:
-        raise RoboAlignError(f"the attribute {name} is not valid JSON ({error})", where=where, fix=AGAIN) from None
+        raise RoboAlignError(
+            f"the attribute {name} is not valid JSON ({error})", where=where, fix=AGAIN
+        ) from None
     if not isinstance(value, dict):
         raise RoboAlignError(f"the attribute {name} is no JSON object", where=where, fix=AGAIN)
     return value
@@ -191,11 +216,15 @@ def control_rate(env: dict[str, Any], where: str) -> float:
     arguments = env.get("env_kwargs")
     rate = arguments.get("control_freq", FPS) if isinstance(arguments, dict) else FPS
     if not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise RoboAlignError(f"control_freq in env_args is {rate!r}", where=where, fix="give the rate as fps=")
+        raise RoboAlignError(
+            f"control_freq in env_args is {rate!r}", where=where, fix="give the rate as fps="
+        )
     return float(rate)
 
 
-def state_keys(observations: Sequence[str], state: Sequence[str] | None, where: str) -> tuple[str, ...]:
+def state_keys(
+    observations: Sequence[str], state: Sequence[str] | None, where: str
+) -> tuple[str, ...]:
     """The observations that make the state: those named, else the first default set of which all are there."""
     if isinstance(state, str):
         state = (state,)
@@ -205,15 +234,18 @@ def state_keys(observations: Sequence[str], state: Sequence[str] | None, where: 
             return keys
     names = " nor ".join(" + ".join(keys) for keys in wanted)
     raise RoboAlignError(
-        f"no {names} in obs; there are {sorted(observations)}", where=where,
+        f"no {names} in obs; there are {sorted(observations)}",
+        where=where,
         fix="name the observations of the state with state=",
-    )  # fmt: skip
+    )
 
 
 # One demonstration ----------------------------------------------------------------------------------------------------
 
 
-def read_files(files: Sequence[TaskFile | Fault], keys: tuple[str, ...], flip: bool) -> Iterator[Episode | Fault]:
+def read_files(
+    files: Sequence[TaskFile | Fault], keys: tuple[str, ...], flip: bool
+) -> Iterator[Episode | Fault]:
     """The demonstrations of the files. A file is open only while one of them is read."""
     for file in files:
         if isinstance(file, Fault):
@@ -235,7 +267,10 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...], flip: bool) -> E
         demo = member(opened_file["data"], name, "Group", where)
         obs = member(demo, "obs", "Group", where)
         actions = float_rows(member(demo, "actions", "Dataset", where)[()], f"{where}, actions")
-        columns = [float_rows(member(obs, key, "Dataset", where)[()], f"{where}, obs/{key}") for key in keys]
+        columns = [
+            float_rows(member(obs, key, "Dataset", where)[()], f"{where}, obs/{key}")
+            for key in keys
+        ]
         shapes = {key: value.shape for key in names_in(obs, where) if is_camera(value := obs[key])}
         stated = demo.attrs.get("num_samples", len(actions))
         rewards = member(demo, "rewards", "Dataset", where)[()] if "rewards" in demo else None
@@ -243,22 +278,34 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...], flip: bool) -> E
     if any(length != len(actions) for length in lengths) or str(stated) != str(len(actions)):
         raise RoboAlignError(
             f"{len(actions)} actions, but num_samples is {stated} and {[*keys, *shapes]} have {lengths} steps",
-            where=where, fix=AGAIN,
-        )  # fmt: skip
+            where=where,
+            fix=AGAIN,
+        )
     paths = {key: f"data/{name}/obs/{key}" for key in shapes}
     return Episode(
-        episode_id=f"{file.name}/{name}", task=file.task, instruction=file.instruction, fps=file.fps, actions=actions,
+        episode_id=f"{file.name}/{name}",
+        task=file.task,
+        instruction=file.instruction,
+        fps=file.fps,
+        actions=actions,
         state=np.concatenate([np.zeros((len(actions), 0), np.float32), *columns], axis=1),
-        images={key: PngFrames(len(actions), partial(read_frame, file.path, paths[key], flip)) for key in shapes},
+        images={
+            key: PngFrames(len(actions), partial(read_frame, file.path, paths[key], flip))
+            for key in shapes
+        },
         cameras={key: Camera(key, shape[2], shape[1]) for key, shape in shapes.items()},
         success_step=first_success(rewards, len(actions)),
-    )  # fmt: skip
+    )
 
 
 def first_success(rewards: Any, steps: int) -> int | None:
     """The first step whose reward is 1, where each is 0 or 1; None where none is, or where they are shaped."""
     rewards = np.asarray(rewards)
-    if rewards.shape != (steps,) or rewards.dtype.kind not in "fiub" or not np.isin(rewards, (0, 1)).all():
+    if (
+        rewards.shape != (steps,)
+        or rewards.dtype.kind not in "fiub"
+        or not np.isin(rewards, (0, 1)).all()
+    ):
         return None
     return int(np.argmax(rewards)) if rewards.any() else None
 

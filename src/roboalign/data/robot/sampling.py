@@ -51,7 +51,12 @@ class Spread(Generic[T]):
         if len(self.kept) > self.size:
             members = Counter(group for _, _, group, _ in self.kept)
             fullest = max(members, key=lambda name: (members[name], self._lot(name)))
-            self.kept.remove(max((entry for entry in self.kept if entry[2] == fullest), key=lambda entry: entry[1]))
+            self.kept.remove(
+                max(
+                    (entry for entry in self.kept if entry[2] == fullest),
+                    key=lambda entry: entry[1],
+                )
+            )
 
     @property
     def items(self) -> list[T]:
@@ -97,7 +102,9 @@ class Highest:
     def add(self, values: np.ndarray, owner: str) -> None:
         """One value a column [D]; each owner comes once."""
         for column in np.flatnonzero(values > self.bar):
-            ranked = sorted([*self.found[column], (float(values[column]), owner)], key=lambda pair: -pair[0])
+            ranked = sorted(
+                [*self.found[column], (float(values[column]), owner)], key=lambda pair: -pair[0]
+            )
             self.found[column] = ranked[: self.count]
             if len(ranked) >= self.count:
                 self.bar[column] = ranked[self.count - 1][0]
@@ -123,7 +130,9 @@ class Seen:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.watched, self.distinct = limit, 1.0, 0
-        self.known: dict[int, tuple[int, int, tuple[str, ...]]] = {}  # hash -> its number, how often, first owners
+        self.known: dict[
+            int, tuple[int, int, tuple[str, ...]]
+        ] = {}  # hash -> its number, how often, first owners
 
     def add(self, content: bytes, owner: str) -> int:
         """Count a content; its number among the distinct ones, the same for each copy of it."""
@@ -142,4 +151,6 @@ class Seen:
         """What was repeated so far."""
         repeated = sorted(entry for entry in self.known.values() if entry[1] > 1)
         copies = sum(times - 1 for _, times, _ in repeated)
-        return Duplicates(len(repeated), copies, [list(owners) for _, _, owners in repeated[:5]], self.watched)
+        return Duplicates(
+            len(repeated), copies, [list(owners) for _, _, owners in repeated[:5]], self.watched
+        )

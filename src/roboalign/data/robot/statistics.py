@@ -89,8 +89,13 @@ class Survey:
 
 
 def survey(
-    data: RobotData, *, camera: str | None = None, horizon: int = 16, fast: FastTokenizer | None = None,
-    rows: int = 20_000, seed: int = 0,
+    data: RobotData,
+    *,
+    camera: str | None = None,
+    horizon: int = 16,
+    fast: FastTokenizer | None = None,
+    rows: int = 20_000,
+    seed: int = 0,
 ) -> Survey:
     """Read `data` once and describe it. With `camera` only this one is looked at; with `fast` its own horizon holds.
 
@@ -100,7 +105,9 @@ def survey(
     where `fast` is for another number of action dimensions.
     """
     if rows < 1 or horizon < 1:
-        raise RoboAlignError(f"rows is {rows}, horizon {horizon}: both must be 1 or more", where="survey")
+        raise RoboAlignError(
+            f"rows is {rows}, horizon {horizon}: both must be 1 or more", where="survey"
+        )
     tally: Tally | None = None
     own: list[Fault] = []
     odd = 0
@@ -117,16 +124,28 @@ def survey(
         own = [*own, *found][:FIRST]
     faults, left_out = [*data.faults[:FIRST], *own][:FIRST], len(data.faults) + odd
     if tally is None:
-        first = f"; the first of {left_out} faults is {faults[0].where}: {faults[0].problem}" if faults else ""
-        raise RoboAlignError(f"no episode could be read{first}", where=data.name,
-                             fix=(faults[0].fix if faults else "") or "check that this is the whole data set")
+        first = (
+            f"; the first of {left_out} faults is {faults[0].where}: {faults[0].problem}"
+            if faults
+            else ""
+        )
+        raise RoboAlignError(
+            f"no episode could be read{first}",
+            where=data.name,
+            fix=(faults[0].fix if faults else "") or "check that this is the whole data set",
+        )
     if camera is not None and camera not in tally.cameras:
-        raise RoboAlignError(f"no camera {camera!r}; it has {sorted(tally.camera_names)}", where=data.name,
-                             fix="name one of these cameras")  # fmt: skip
+        raise RoboAlignError(
+            f"no camera {camera!r}; it has {sorted(tally.camera_names)}",
+            where=data.name,
+            fix="name one of these cameras",
+        )
     return tally.survey(data, fast, faults, left_out)
 
 
-def keep_episodes(data: RobotData, kept: list[Episode], *, count: int = 6, seed: int = 0) -> RobotData:
+def keep_episodes(
+    data: RobotData, kept: list[Episode], *, count: int = 6, seed: int = 0
+) -> RobotData:
     """The same data; while it is read, `kept` holds up to `count` of its episodes, in their order: of as many different
     instructions as there are, and drawn at random from these."""
 
@@ -143,14 +162,30 @@ def keep_episodes(data: RobotData, kept: list[Episode], *, count: int = 6, seed:
 
 
 def _start(
-    data: RobotData, first: Episode, camera: str | None, horizon: int, fast: FastTokenizer | None, rows: int, seed: int
+    data: RobotData,
+    first: Episode,
+    camera: str | None,
+    horizon: int,
+    fast: FastTokenizer | None,
+    rows: int,
+    seed: int,
 ) -> "Tally":
     width = first.actions.shape[1]
     if fast and fast.action_dim != width:
-        raise RoboAlignError(f"the FAST tokenizer is for {fast.action_dim} action dimensions, the data has {width}",
-                             where="fast", fix="give a tokenizer for this data, or none")  # fmt: skip
+        raise RoboAlignError(
+            f"the FAST tokenizer is for {fast.action_dim} action dimensions, the data has {width}",
+            where="fast",
+            fix="give a tokenizer for this data, or none",
+        )
     found = (width, first.state.shape[1])
-    return Tally(found, _names(data, first.action_space, found), camera, fast.horizon if fast else horizon, rows, seed)
+    return Tally(
+        found,
+        _names(data, first.action_space, found),
+        camera,
+        fast.horizon if fast else horizon,
+        rows,
+        seed,
+    )
 
 
 def _problem(episode: Episode, widths: tuple[int, int] | None) -> str:
@@ -175,8 +210,10 @@ def _problem(episode: Episode, widths: tuple[int, int] | None) -> str:
 def _names(data: RobotData, space: ActionSpace | None, widths: tuple[int, int]) -> list[str]:
     """Of the actions those of their space, where it is stated; else the data set's own; else numbers."""
     given = (space.names if space else data.action_names, data.state_names)
-    names = [own if len(own) == width else [f"{kind} {d}" for d in range(width)]
-             for kind, own, width in zip(("action", "state"), given, widths, strict=True)]  # fmt: skip
+    names = [
+        own if len(own) == width else [f"{kind} {d}" for d in range(width)]
+        for kind, own, width in zip(("action", "state"), given, widths, strict=True)
+    ]
     return [*names[0], *names[1]]
 
 
@@ -184,7 +221,13 @@ class Tally:
     """What is remembered of the episodes seen so far."""
 
     def __init__(
-        self, widths: tuple[int, int], names: list[str], camera: str | None, horizon: int, rows: int, seed: int
+        self,
+        widths: tuple[int, int],
+        names: list[str],
+        camera: str | None,
+        horizon: int,
+        rows: int,
+        seed: int,
     ) -> None:
         """`widths`: dimensions of the action and of the state; `names`: of all of them."""
         self.widths, self.names = widths, names
@@ -198,7 +241,9 @@ class Tally:
         self.moments, self.highest, self.lowest = Moments(width), Highest(width), Highest(width)
         self.sample = Reservoir(rows, (width,), np.random.default_rng([seed, 0]))
         chunk = (horizon, self.widths[0])
-        self.halves = [Reservoir(CHUNKS, chunk, np.random.default_rng([seed, 1, half])) for half in (0, 1)]
+        self.halves = [
+            Reservoir(CHUNKS, chunk, np.random.default_rng([seed, 1, half])) for half in (0, 1)
+        ]
         self.same_actions, self.same_frames = Seen(DISTINCT), Seen(DISTINCT)
         self.cameras: dict[str, CameraTally] = {}
         self.camera_names: set[str] = set()
@@ -209,13 +254,18 @@ class Tally:
         number = self.lengths.total()
         self.lengths[len(episode)] += 1
         self.spaces[str(episode.action_space or "not stated")] += 1
-        self.fps[f"{episode.fps:g}" if np.isfinite(episode.fps) and episode.fps > 0 else "unknown"] += 1
+        self.fps[
+            f"{episode.fps:g}" if np.isfinite(episode.fps) and episode.fps > 0 else "unknown"
+        ] += 1
         text = episode.instruction.strip()
         self.without_instruction += not text
         if text and (text in self.instructions or len(self.instructions) < INSTRUCTIONS):
             self.instructions[text] += 1
         self._add_numbers(episode)
-        return self._look(episode, number < EPISODES_LOOKED_AT or self.looks.random() < EPISODES_LOOKED_AT / number)
+        return self._look(
+            episode,
+            number < EPISODES_LOOKED_AT or self.looks.random() < EPISODES_LOOKED_AT / number,
+        )
 
     def _add_numbers(self, episode: Episode) -> None:
         values = np.concatenate([episode.actions, episode.state], axis=1).astype(np.float32)
@@ -224,7 +274,10 @@ class Tally:
         self.lowest.add(-values.min(axis=0), episode.episode_id)
         kept, places = self.sample.places(len(values))
         self.sample.store[places] = values[kept]
-        content = repr((episode.actions.dtype, episode.actions.shape)).encode() + episode.actions.tobytes()
+        content = (
+            repr((episode.actions.dtype, episode.actions.shape)).encode()
+            + episode.actions.tobytes()
+        )
         half = self.halves[self._half(self.same_actions.add(content, episode.episode_id))]
         for t, place in zip(*half.places(len(episode)), strict=True):
             half.store[place] = episode.chunk(int(t), self.horizon)
@@ -254,30 +307,56 @@ class Tally:
             self.same_frames.add(content, episode.episode_id)
         return faults
 
-    def survey(self, data: RobotData, fast: FastTokenizer | None, faults: list[Fault], left_out: int) -> Survey:
+    def survey(
+        self, data: RobotData, fast: FastTokenizer | None, faults: list[Fault], left_out: int
+    ) -> Survey:
         """The numbers after the last episode."""
         lengths = np.repeat(sorted(self.lengths), [self.lengths[n] for n in sorted(self.lengths)])
         columns, actions = self._columns(), self.widths[0]
         tokens, tokens_problem = measure_tokens(self.halves[0].rows, self.halves[1].rows, fast)
         return Survey(
-            name=data.name, format=data.format, episodes=len(lengths), steps=int(lengths.sum()),
-            action_spaces=dict(self.spaces), fps=dict(self.fps),
-            length_min=int(lengths[0]), length_median=float(np.median(lengths)), length_max=int(lengths[-1]),
-            instructions=len(self.instructions), without_instruction=self.without_instruction,
+            name=data.name,
+            format=data.format,
+            episodes=len(lengths),
+            steps=int(lengths.sum()),
+            action_spaces=dict(self.spaces),
+            fps=dict(self.fps),
+            length_min=int(lengths[0]),
+            length_median=float(np.median(lengths)),
+            length_max=int(lengths[-1]),
+            instructions=len(self.instructions),
+            without_instruction=self.without_instruction,
             frequent=self.instructions.most_common(10),
             cameras=[camera.survey(name) for name, camera in sorted(self.cameras.items())],
-            rows=len(self.sample.rows), action=dimensions(columns[:actions], histograms=True),
-            state=dimensions(columns[actions:], histograms=self.widths[1] <= WIDEST_WITH_HISTOGRAMS),
-            same_actions=self.same_actions.duplicates(), same_frames=self.same_frames.duplicates(), left_out=left_out,
-            faults=left_out + sum(camera.unreadable for camera in self.cameras.values()), first_faults=faults,
-            horizon=self.horizon, tokens=tokens, tokens_problem=tokens_problem,
-        )  # fmt: skip
+            rows=len(self.sample.rows),
+            action=dimensions(columns[:actions], histograms=True),
+            state=dimensions(
+                columns[actions:], histograms=self.widths[1] <= WIDEST_WITH_HISTOGRAMS
+            ),
+            same_actions=self.same_actions.duplicates(),
+            same_frames=self.same_frames.duplicates(),
+            left_out=left_out,
+            faults=left_out + sum(camera.unreadable for camera in self.cameras.values()),
+            first_faults=faults,
+            horizon=self.horizon,
+            tokens=tokens,
+            tokens_problem=tokens_problem,
+        )
 
     def _columns(self) -> list[Column]:
         sample, moments = self.sample.rows.astype(np.float64), self.moments
         return [
-            Column(name, sample[:, d], float(moments.minimum[d]), float(moments.maximum[d]), float(moments.mean[d]),
-                   float(moments.std[d]),
-                   [*self.highest.found[d], *((-value, owner) for value, owner in self.lowest.found[d])])
+            Column(
+                name,
+                sample[:, d],
+                float(moments.minimum[d]),
+                float(moments.maximum[d]),
+                float(moments.mean[d]),
+                float(moments.std[d]),
+                [
+                    *self.highest.found[d],
+                    *((-value, owner) for value, owner in self.lowest.found[d]),
+                ],
+            )
             for d, name in enumerate(self.names)
-        ]  # fmt: skip
+        ]

@@ -44,7 +44,11 @@ def read_tfrecord(path: str | Path) -> Iterator[Record | Fault]:
         with Path(path).open("rb") as file:
             yield from read_records(file, str(path))
     except OSError as error:
-        yield Fault(str(path), f"the file cannot be read ({error.strerror})", "check that it exists and is readable")
+        yield Fault(
+            str(path),
+            f"the file cannot be read ({error.strerror})",
+            "check that it exists and is readable",
+        )
 
 
 def read_records(file: BinaryIO, name: str) -> Iterator[Record | Fault]:
@@ -54,15 +58,25 @@ def read_records(file: BinaryIO, name: str) -> Iterator[Record | Fault]:
         where = f"{name}, record {number}, byte {offset}"
         header = file.read(12)
         if len(header) < 12:
-            yield Fault(where, f"the file ends inside the record's header ({len(header)} of 12 bytes)", AGAIN)
+            yield Fault(
+                where,
+                f"the file ends inside the record's header ({len(header)} of 12 bytes)",
+                AGAIN,
+            )
             return
         length, crc = struct.unpack("<QI", header)
         if masked_crc(header[:8]) != crc:
-            yield Fault(where, "the length does not match its checksum, so the rest of the file is lost", AGAIN)
+            yield Fault(
+                where,
+                "the length does not match its checksum, so the rest of the file is lost",
+                AGAIN,
+            )
             return
         if length + 4 > size - offset - 12:
             left = size - offset - 12
-            yield Fault(where, f"the file ends inside the record ({left} of {length + 4} bytes)", AGAIN)
+            yield Fault(
+                where, f"the file ends inside the record ({left} of {length + 4} bytes)", AGAIN
+            )
             return
         data, stored = file.read(length), file.read(4)
         if masked_crc(data) == int.from_bytes(stored, "little"):
@@ -82,7 +96,9 @@ def lane_tables() -> np.ndarray:
         last = (last >> 1) ^ ((last & 1) * np.uint32(POLYNOMIAL))
     tables = np.empty((LANE, 256), dtype=np.uint32)
     tables[-1] = last
-    for place in range(LANE - 2, -1, -1):  # one more zero byte behind the value than at the place after it
+    for place in range(
+        LANE - 2, -1, -1
+    ):  # one more zero byte behind the value than at the place after it
         tables[place] = last[tables[place + 1] & 255] ^ (tables[place + 1] >> 8)
     return tables
 
@@ -117,7 +133,9 @@ def crc32c(data: bytes) -> int:
 
 def moved(crc: np.ndarray, past: np.ndarray) -> np.ndarray:
     """Checksums [N] moved past the number of zero bytes that the four tables `past` [4, 256] stand for."""
-    return past[0][crc & 255] ^ past[1][crc >> 8 & 255] ^ past[2][crc >> 16 & 255] ^ past[3][crc >> 24]
+    return (
+        past[0][crc & 255] ^ past[1][crc >> 8 & 255] ^ past[2][crc >> 16 & 255] ^ past[3][crc >> 24]
+    )
 
 
 def short_crc32c(data: bytes) -> int:
@@ -149,7 +167,9 @@ def parse_example(data: bytes, where: str = "") -> dict[str, Values]:
                 name = b"".join(list(messages(entry, 1))[-1:]).decode()
                 found[name] = feature_values(list(messages(entry, 2)))
     except ValueError as error:
-        raise RoboAlignError(f"the record is no tf.train.Example ({error})", where=where, fix=AGAIN) from None
+        raise RoboAlignError(
+            f"the record is no tf.train.Example ({error})", where=where, fix=AGAIN
+        ) from None
     return found
 
 
@@ -177,8 +197,9 @@ def int_values(message: memoryview) -> np.ndarray:
     """int64 [N] of an Int64List: varints, one field each or all in one."""
     parts = [
         np.array([value], dtype=np.uint64) if isinstance(value, int) else packed_varints(value)
-        for number, value in fields(message) if number == 1
-    ]  # fmt: skip
+        for number, value in fields(message)
+        if number == 1
+    ]
     return np.concatenate([np.zeros(0, dtype=np.uint64), *parts]).view(np.int64)
 
 
@@ -201,7 +222,9 @@ def packed_varints(data: memoryview) -> np.ndarray:
 
 def messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
     """The fields of number `wanted` that hold bytes: strings, messages, packed lists and fixed-width numbers."""
-    return (value for number, value in fields(data) if number == wanted and not isinstance(value, int))
+    return (
+        value for number, value in fields(data) if number == wanted and not isinstance(value, int)
+    )
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

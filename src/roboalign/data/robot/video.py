@@ -29,10 +29,21 @@ class VideoFrames(LazyFrames):
     """
 
     def __init__(
-        self, path: str | Path, first_time: float, length: int, fps: float, size: tuple[int, int] | None = None
+        self,
+        path: str | Path,
+        first_time: float,
+        length: int,
+        fps: float,
+        size: tuple[int, int] | None = None,
     ) -> None:
         """`first_time` in seconds, `length` in steps. `size`: the (width, height) that every frame must have."""
-        self.path, self.first_time, self.length, self.fps, self.size = Path(path), first_time, length, fps, size
+        self.path, self.first_time, self.length, self.fps, self.size = (
+            Path(path),
+            first_time,
+            length,
+            fps,
+            size,
+        )
 
     def file(self, t: int) -> bytes:
         """The frame as PNG."""
@@ -50,7 +61,11 @@ class VideoFrames(LazyFrames):
             decoder = decoder_of(self.path)
             picture = decoder.nearest(time, slack=0.1 / self.fps)
             if picture is None or abs(picture.time - time) > 0.5 / self.fps:
-                found = "no frame" if picture is None else f"the nearest frame is at {picture.time:.3f} s"
+                found = (
+                    "no frame"
+                    if picture is None
+                    else f"the nearest frame is at {picture.time:.3f} s"
+                )
                 raise RoboAlignError(f"no frame of step {t}: {found}", where=where, fix=AGAIN)
             if picture.damaged:
                 raise RoboAlignError(f"the frame of step {t} is damaged", where=where, fix=AGAIN)
@@ -61,8 +76,9 @@ class VideoFrames(LazyFrames):
         if self.size not in (None, (pixels.shape[1], pixels.shape[0])):
             raise RoboAlignError(
                 f"the frames are {pixels.shape[1]}x{pixels.shape[0]}, described as {self.size[0]}x{self.size[1]}",
-                where=where, fix="correct the shape in meta/info.json, or get this file again",
-            )  # fmt: skip
+                where=where,
+                fix="correct the shape in meta/info.json, or get this file again",
+            )
         return pixels
 
     def check(self) -> None:
@@ -80,8 +96,9 @@ class VideoFrames(LazyFrames):
         if len(missing):
             raise RoboAlignError(
                 f"{len(missing)} of {self.length} steps have no frame, the first of them step {missing[0]}",
-                where=f"{self.path}, at {wanted[missing[0]]:.3f} s", fix=AGAIN,
-            )  # fmt: skip
+                where=f"{self.path}, at {wanted[missing[0]]:.3f} s",
+                fix=AGAIN,
+            )
         self.frame(0)
         self.frame(self.length - 1)
 
@@ -100,7 +117,9 @@ class Decoder:
     def __init__(self, path: Path) -> None:
         self.container = av.open(str(path), metadata_errors="replace")
         self.stream, self.tick = video_stream(self.container, path)
-        self.stream.codec_context.thread_count = 1  # decoding runs inside data workers, which fill the cores already
+        self.stream.codec_context.thread_count = (
+            1  # decoding runs inside data workers, which fill the cores already
+        )
         self.to_rgb = VideoReformatter()
         self.frames: Iterator[av.VideoFrame] = iter(())
         self.previous: Picture | None = None
@@ -114,7 +133,11 @@ class Decoder:
         Raises av.FFmpegError where the file cannot be decoded up to there from the key frame before it.
         """
         earliest = self.previous or self.current
-        if earliest and self.current and earliest.time - slack <= time <= self.current.time + self.reach:
+        if (
+            earliest
+            and self.current
+            and earliest.time - slack <= time <= self.current.time + self.reach
+        ):
             try:
                 return self._walk(time, slack)
             except av.FFmpegError:
@@ -150,7 +173,10 @@ class Decoder:
         if frame.time is None:
             raise av.InvalidDataError(0, "a frame without a time")
         inherited = self.current is not None and self.current.damaged and not frame.key_frame
-        self.previous, self.current = self.current, Picture(frame, frame.time, frame.is_corrupt or inherited)
+        self.previous, self.current = (
+            self.current,
+            Picture(frame, frame.time, frame.is_corrupt or inherited),
+        )
         return True
 
 
@@ -181,12 +207,18 @@ def close_videos(path: Path | None = None) -> None:
         decoders.pop(key).container.close()
 
 
-def video_stream(container: av.container.InputContainer, path: Path) -> tuple[av.VideoStream, float]:
+def video_stream(
+    container: av.container.InputContainer, path: Path
+) -> tuple[av.VideoStream, float]:
     """The video of an open file, and the seconds that one unit of its times lasts."""
     stream = next(iter(container.streams.video), None)
-    if stream is None or not stream.time_base or stream.codec_context is None:  # None: a codec that is not known
+    if (
+        stream is None or not stream.time_base or stream.codec_context is None
+    ):  # None: a codec that is not known
         container.close()
-        raise RoboAlignError("the file holds no video that can be decoded", where=str(path), fix=AGAIN)
+        raise RoboAlignError(
+            "the file holds no video that can be decoded", where=str(path), fix=AGAIN
+        )
     return stream, float(stream.time_base)
 
 
@@ -208,4 +240,8 @@ def unreadable(error: Exception, where: str) -> RoboAlignError:
     """What the user sees of an error of the decoder or of the file system."""
     if isinstance(error, FileNotFoundError):
         return RoboAlignError("the file does not exist", where=where, fix=AGAIN)
-    return RoboAlignError(f"not a readable video ({getattr(error, 'strerror', None) or error})", where=where, fix=AGAIN)
+    return RoboAlignError(
+        f"not a readable video ({getattr(error, 'strerror', None) or error})",
+        where=where,
+        fix=AGAIN,
+    )

@@ -38,7 +38,9 @@ def read_reply(reply: Reply) -> list[Any] | Refused:
     """The list under `questions` of the JSON in a reply: bare, in a code fence, or with words around it."""
     if reply.refusal or reply.finish == "content_filter":
         return Refused("the teacher refused")
-    if reply.finish == "length":  # also of a reply without text: a reasoning that is not shown used it up
+    if (
+        reply.finish == "length"
+    ):  # also of a reply without text: a reasoning that is not shown used it up
         return Refused("the teacher's answer was cut at its token limit")
     text = reply.text.rpartition("</think>")[2]  # a reasoning may draft the list
     if not text.strip():
@@ -98,7 +100,9 @@ def faults_of(question: str, answer: str, reasoning: str) -> Refused | None:
     return None
 
 
-def read_answer(kind: str, question: str, answer: str, reasoning: str, grid: int) -> Answered | Refused:
+def read_answer(
+    kind: str, question: str, answer: str, reasoning: str, grid: int
+) -> Answered | Refused:
     """The answer in the form that its label asks for: a cell, a letter, or the text."""
     if kind == "point":
         found = parse_points(answer, "per-mille")

@@ -13,20 +13,31 @@ from roboalign.errors import RoboAlignError
 Direction = Literal["right", "left", "forward", "back", "up", "down"]
 Axes = tuple[Direction, Direction, Direction]
 """Where +x, +y and +z point."""
-SEEN = {"right": (0, 1), "left": (0, -1), "forward": (1, 1), "back": (1, -1), "up": (2, 1), "down": (2, -1)}
+SEEN = {
+    "right": (0, 1),
+    "left": (0, -1),
+    "forward": (1, 1),
+    "back": (1, -1),
+    "up": (2, 1),
+    "down": (2, -1),
+}
 """direction -> which of right, forward, up it lies on, and its sign there."""
 ROS: Axes = ("forward", "left", "up")
 
 KNOWN_AXES: dict[str, Axes] = {
     # WidowX 250: interbotix_xsarm_descriptions, the arm reaches along +x of base_link, z up (REP 103)
-    "bridge": ROS, "bridge_relabelled": ROS,
+    "bridge": ROS,
+    "bridge_relabelled": ROS,
     # Franka: franka_description, the arm reaches along +x of link0, z up; droid gives poses in that frame
-    "droid_cartesian_position": ROS, "droid_cartesian_velocity": ROS, "droid_oxe": ROS,
+    "droid_cartesian_position": ROS,
+    "droid_cartesian_velocity": ROS,
+    "droid_oxe": ROS,
     # robosuite and LIBERO: base_xpos_offset of their Panda puts the base behind the table on x, unturned
-    "libero": ROS, "robomimic_osc_pose": ROS,
+    "libero": ROS,
+    "robomimic_osc_pose": ROS,
     # Metaworld: the Sawyer stands behind the table on y, looking along +y, x to its right (scene.py)
     "metaworld": ("right", "forward", "up"),
-}  # fmt: skip
+}
 """Action space of known.py -> axes. CALVIN's are missing: how its robot faces the desk was not confirmed."""
 
 

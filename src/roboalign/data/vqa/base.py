@@ -99,12 +99,17 @@ def draw_mode(config: QuestionConfig, rng: random.Random) -> Mode:
 def camera_of(episode: Episode, camera: str | None) -> str:
     """The camera that is asked about. Raises RoboAlignError where the episode has not got it."""
     if not episode.images:
-        raise RoboAlignError("it has no camera", where=f"episode {episode.episode_id}",
-                             fix="questions need an image: use a data set with one")  # fmt: skip
+        raise RoboAlignError(
+            "it has no camera",
+            where=f"episode {episode.episode_id}",
+            fix="questions need an image: use a data set with one",
+        )
     name = next(iter(episode.images)) if camera is None else camera
     if name not in episode.images:
         problem = f"no camera {name!r}; it has {sorted(episode.images)}"
-        raise RoboAlignError(problem, where=f"episode {episode.episode_id}", fix="name one of these with --camera")
+        raise RoboAlignError(
+            problem, where=f"episode {episode.episode_id}", fix="name one of these with --camera"
+        )
     return name
 
 
@@ -113,8 +118,11 @@ def look(episode: Episode, camera: str | None, t: int) -> np.ndarray | Refused |
     try:
         name = camera_of(episode, camera)
         if len(episode.images[name]) != len(episode):
-            return Fault(f"episode {episode.episode_id}", f"camera {name} has {len(episode.images[name])} frames for "
-                         f"{len(episode)} actions", "drop or repair this episode")  # fmt: skip
+            return Fault(
+                f"episode {episode.episode_id}",
+                f"camera {name} has {len(episode.images[name])} frames for {len(episode)} actions",
+                "drop or repair this episode",
+            )
         frame = episode.frame(name, t)
     except RoboAlignError as error:
         return Fault(error.where, error.problem, error.fix)
@@ -123,7 +131,9 @@ def look(episode: Episode, camera: str | None, t: int) -> np.ndarray | Refused |
     return frame
 
 
-def make_turn(type_: str, label: str, mode: Mode, text: str, answer: str, reasoning: str | None) -> Turn:
+def make_turn(
+    type_: str, label: str, mode: Mode, text: str, answer: str, reasoning: str | None
+) -> Turn:
     """A question and its reply in the form of `prompts`; the reasoning goes with the mode think only."""
     thought = reasoning if mode == "think" else None
     kind = "reasoning" if mode == "think" else "embodied"
@@ -133,6 +143,6 @@ def make_turn(type_: str, label: str, mode: Mode, text: str, answer: str, reason
 
 def make_conversation(
     name: str, episode_id: str, task: str, t: int, png: bytes, turns: list[Turn]
-) -> Conversation:  # fmt: skip
+) -> Conversation:
     """The turns about one frame."""
     return Conversation(f"{name}/{episode_id}/{t}", episode_id, t, task, png, tuple(turns))

@@ -34,10 +34,14 @@ class AnswerCache:
         self.prompt_tokens = self.completion_tokens = 0
         self.file = self.path.open("ab+", buffering=0)
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of when the file is closed
+            fcntl.flock(
+                self.file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # let go of when the file is closed
         except BlockingIOError:
             fix = "wait until it has ended, or give another folder with --out"
-            raise RoboAlignError("another command is at work with this file", where=str(path), fix=fix) from None
+            raise RoboAlignError(
+                "another command is at work with this file", where=str(path), fix=fix
+            ) from None
         end = 0
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -55,7 +59,9 @@ class AnswerCache:
                 return record
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
-        raise RoboAlignError("not a record of an answer", where=f"{self.path}, line {number}", fix="remove that line")
+        raise RoboAlignError(
+            "not a record of an answer", where=f"{self.path}, line {number}", fix="remove that line"
+        )
 
     def _count(self, record: dict[str, Any], place: int, length: int) -> None:
         self.places[record["key"]] = place, length
@@ -86,8 +92,11 @@ class AnswerCache:
                 write_whole(self.file.fileno(), line)
             except OSError as error:
                 self.file.truncate(place)  # what follows would stand behind half a line
-                raise RoboAlignError(f"an answer cannot be written ({error.strerror})", where=str(self.path),
-                                     fix="make room on the disk; the same command goes on from here") from None
+                raise RoboAlignError(
+                    f"an answer cannot be written ({error.strerror})",
+                    where=str(self.path),
+                    fix="make room on the disk; the same command goes on from here",
+                ) from None
             self._count(record, place, len(line))
 
     def close(self) -> None:

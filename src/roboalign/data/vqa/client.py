@@ -68,7 +68,9 @@ class ChatClient:
         self.endpoint, self.stop = endpoint, threading.Event()
         self._tell = Telling("teacher")
         self._key = os.environ.get(endpoint.key_env, "").strip()
-        self._http = open_client(self._key, timeout=endpoint.timeout, connections=endpoint.concurrency)
+        self._http = open_client(
+            self._key, timeout=endpoint.timeout, connections=endpoint.concurrency
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -82,7 +84,9 @@ class ChatClient:
         problem, asked = "", 0.0
         for attempt in range(self.endpoint.retries + 1):
             if attempt:
-                wait = min(self.endpoint.first_wait * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1.0)
+                wait = min(
+                    self.endpoint.first_wait * 2 ** (attempt - 1), LONGEST_WAIT
+                ) * random.uniform(0.5, 1.0)
                 wait = max(wait, min(asked, LONGEST_WAIT))
                 self._tell(f"{problem}; asked again in {wait:.0f} s")
                 self.stop.wait(wait)
@@ -93,14 +97,21 @@ class ChatClient:
                 return answered
             problem, asked = answered.problem, answered.wait
         fix = "see that the endpoint is up, and takes so many requests at once (--concurrency)"
-        return Fault(self.endpoint.url, f"no answer after {self.endpoint.retries + 1} requests ({problem})", fix)
+        return Fault(
+            self.endpoint.url,
+            f"no answer after {self.endpoint.retries + 1} requests ({problem})",
+            fix,
+        )
 
     def _once(self, body: dict[str, Any]) -> "Reply | Fault | Passing":
         try:
             response = self._post(body)
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
-            raise RoboAlignError(self._safe(f"the request cannot be sent ({error})"), where=self.endpoint.url,
-                                 fix=f"check the URL, and the key in {self.endpoint.key_env}") from None
+            raise RoboAlignError(
+                self._safe(f"the request cannot be sent ({error})"),
+                where=self.endpoint.url,
+                fix=f"check the URL, and the key in {self.endpoint.key_env}",
+            ) from None
         except httpx2.HTTPError as error:
             return Passing(self._safe(f"{type(error).__name__}: {error}".rstrip(": ")))
         if isinstance(response, Passing):
@@ -116,13 +127,18 @@ class ChatClient:
         if status in (400, 413, 415, 422):
             said = f"the endpoint does not take the request: HTTP {status}: {self._said(response)}"
             return Fault(self.endpoint.url, said, "check --model, and that it takes images")
-        raise RoboAlignError(f"HTTP {status}: {self._said(response)}", where=self.endpoint.url,
-                             fix=self._remedy(status))  # fmt: skip
+        raise RoboAlignError(
+            f"HTTP {status}: {self._said(response)}",
+            where=self.endpoint.url,
+            fix=self._remedy(status),
+        )
 
     def _post(self, body: dict[str, Any]) -> "httpx2.Response | Passing":
         """The whole response, within bounds: the client's timeout is one of silence alone."""
         end, content = time.monotonic() + MOST_TIMES * self.endpoint.timeout, bytearray()
-        with self._http.stream("POST", f"{self.endpoint.url}/chat/completions", json=body) as response:
+        with self._http.stream(
+            "POST", f"{self.endpoint.url}/chat/completions", json=body
+        ) as response:
             for part in response.iter_bytes():
                 content += part
                 if len(content) > MOST_BYTES or time.monotonic() > end:
@@ -161,7 +177,9 @@ def reply_of(response: httpx2.Response) -> Reply | Passing:
         message = choice.get("message") or {} if finish == "content_filter" else choice["message"]
         usage = data.get("usage") or {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        prompt, completion = (count if isinstance(count, int) and count >= 0 else 0 for count in counts)
+        prompt, completion = (
+            count if isinstance(count, int) and count >= 0 else 0 for count in counts
+        )
         refusal = message.get("refusal")
         refusal = refusal if isinstance(refusal, str) else ""
         return Reply(text_of(message.get("content")), finish, refusal, prompt, completion)
@@ -172,7 +190,11 @@ def reply_of(response: httpx2.Response) -> Reply | Passing:
 def text_of(content: Any) -> str:
     """The text of a message: a string, or a list of parts of which some are text; "" where there is none."""
     if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [
+            part.get("text")
+            for part in content
+            if isinstance(part, dict) and part.get("type") == "text"
+        ]
         return "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
 
@@ -195,6 +217,9 @@ def retry_after(value: str | None) -> float:
     except ValueError:
         pass
     try:
-        return max(0.0, min(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), LONGEST_WAIT))
+        return max(
+            0.0,
+            min(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), LONGEST_WAIT),
+        )
     except (ValueError, TypeError, OverflowError):
         return 0.0

@@ -25,12 +25,17 @@ Subtask = Literal["reach", "grasp", "move", "release", "retreat"]
 Fingers = Literal["open", "closed"]
 Command = Literal["open", "close", "keep"]
 
-STILL, CLEAR = 0.005, 0.01  # metres: below the first no movement on an axis, above the second one; between, not asked
+STILL, CLEAR = (
+    0.005,
+    0.01,
+)  # metres: below the first no movement on an axis, above the second one; between, not asked
 LEVEL, TURNED = np.radians(5), np.radians(10)  # the same of a turn about an axis
 DOMINANT = 1.5  # times the second largest component, for the largest to stand for all
 CLOSED, OPENED = 0.4, 0.6  # openness at which a gripper counts as told to close, and to open
 SETTLING = 0.5  # seconds after a command in which the fingers may still be moving
-EVENT = 0.4  # seconds before and after a command of the fingers that belong to the grasp or the release
+EVENT = (
+    0.4  # seconds before and after a command of the fingers that belong to the grasp or the release
+)
 TRACE = 3  # points of a trace
 
 NO_SPACE = Refused("what the actions mean is not known (no action space)")
@@ -46,8 +51,11 @@ class Motion:
     def __init__(self, episode: Episode, config: QuestionConfig) -> None:
         """Raises RoboAlignError where an action or a position is not finite, or the camera is missing."""
         if not np.isfinite(episode.actions).all():
-            raise RoboAlignError("an action is not finite", where=f"episode {episode.episode_id}",
-                                 fix="drop or repair this episode")  # fmt: skip
+            raise RoboAlignError(
+                "an action is not finite",
+                where=f"episode {episode.episode_id}",
+                fix="drop or repair this episode",
+            )
         self.episode, self.config, self.space = episode, config, episode.action_space
         self.turn_axes = None if config.axes is None else matrix_of(config.axes)
         self.positions = measured_positions(episode, config)
@@ -83,7 +91,9 @@ class Motion:
             return NO_AXES
         if t + self.config.horizon > len(self.episode):
             return FEW_LEFT
-        moved = commanded_movement(self.episode.actions, self.space, self.episode.fps, t, self.config.horizon)
+        moved = commanded_movement(
+            self.episode.actions, self.space, self.episode.fps, t, self.config.horizon
+        )
         return moved if isinstance(moved, Refused) else self.turn_axes @ moved
 
     def rotation(self, t: int) -> np.ndarray | Refused:
@@ -92,7 +102,9 @@ class Motion:
             return NO_AXES
         if t + self.config.horizon > len(self.episode):
             return FEW_LEFT
-        turned = commanded_rotation(self.episode.actions, self.space, self.episode.fps, t, self.config.horizon)
+        turned = commanded_rotation(
+            self.episode.actions, self.space, self.episode.fps, t, self.config.horizon
+        )
         return turned if isinstance(turned, Refused) else self.turn_axes @ turned
 
     def fingers(self, t: int) -> Fingers | Refused:
@@ -104,7 +116,9 @@ class Motion:
             return FIRST
         if past.min() > OPENED:
             return "open"
-        return "closed" if past.max() < CLOSED else Refused("the fingers are moving, or partly open")
+        return (
+            "closed" if past.max() < CLOSED else Refused("the fingers are moving, or partly open")
+        )
 
     def command(self, t: int) -> Command | Refused:
         """What the next `horizon` actions tell the fingers to do."""
@@ -141,7 +155,9 @@ class Motion:
             return self.cells
         if not self.ahead(t):
             return FEW_LEFT
-        later = [self.cells[t + round(self.config.horizon * i / TRACE)] for i in range(1, TRACE + 1)]
+        later = [
+            self.cells[t + round(self.config.horizon * i / TRACE)] for i in range(1, TRACE + 1)
+        ]
         inside = tuple(cell for cell in later if cell is not None)
         return inside if len(inside) == TRACE else Refused("the gripper leaves the image")
 
@@ -169,9 +185,15 @@ def measured_positions(episode: Episode, config: QuestionConfig) -> np.ndarray |
         found = episode.state[:, config.position : config.position + 3]
         if found.shape != (len(episode), 3):
             problem = f"a state of shape {list(episode.state.shape)} has no three columns from {config.position} on"
-            raise RoboAlignError(problem, where=where, fix="name the first column of the position, counted from 0")
+            raise RoboAlignError(
+                problem, where=where, fix="name the first column of the position, counted from 0"
+            )
     if found is not None and not np.isfinite(found).all():
-        raise RoboAlignError("a position of the gripper is not finite", where=where, fix="drop or repair this episode")
+        raise RoboAlignError(
+            "a position of the gripper is not finite",
+            where=where,
+            fix="drop or repair this episode",
+        )
     return None if found is None else found.astype(np.float64)
 
 
@@ -182,9 +204,13 @@ def commanded_movement(
     if space is None:
         return NO_SPACE
     if space.control == "joint":
-        return Refused("the actions drive joints: where they move the gripper needs the robot's kinematics")
+        return Refused(
+            "the actions drive joints: where they move the gripper needs the robot's kinematics"
+        )
     if space.frame == "tool":
-        return Refused("the actions are in the tool frame, and the gripper's orientation is not known")
+        return Refused(
+            "the actions are in the tool frame, and the gripper's orientation is not known"
+        )
     position = actions[:, space.position].astype(np.float64) * space.position_scale
     if space.mode == "absolute":
         return position[t + steps - 1] - position[t - 1] if t else FIRST
@@ -201,9 +227,13 @@ def commanded_rotation(
     if space.rotation == "none":
         return Refused("the actions do not turn the gripper")
     if space.frame == "tool":
-        return Refused("the actions are in the tool frame, and the gripper's orientation is not known")
+        return Refused(
+            "the actions are in the tool frame, and the gripper's orientation is not known"
+        )
     if space.rotation == "euler_xyz_difference":
-        return Refused("the actions change Euler angles, and the gripper's orientation is not known")
+        return Refused(
+            "the actions change Euler angles, and the gripper's orientation is not known"
+        )
     if space.mode == "velocity" and space.rotation != "axis_angle":
         return Refused("the actions are rates of a rotation that is no rotation vector")
     if space.mode == "absolute" and not t:
@@ -225,7 +255,9 @@ def commanded_opening(actions: np.ndarray, space: ActionSpace | None) -> np.ndar
         return NO_SPACE
     if space.gripper == "none":
         return Refused("the actions do not move a gripper")
-    return recoded(actions[:, space.gripper_part].astype(np.float64), space.gripper, "open_one")[:, 0]
+    return recoded(actions[:, space.gripper_part].astype(np.float64), space.gripper, "open_one")[
+        :, 0
+    ]
 
 
 def hysteresis(opening: np.ndarray) -> np.ndarray:

@@ -18,12 +18,23 @@ from roboalign.data.qa.normal import Refused
 from roboalign.data.robot.base import Fault
 from roboalign.data.scene import AXES, Signs
 from roboalign.data.sentences import Draft, option_sentence, options, phrase, point, words
-from roboalign.data.vqa.base import Made, QuestionConfig, Work, draw_mode, look, make_conversation, make_turn, rng_of
+from roboalign.data.vqa.base import (
+    Made,
+    QuestionConfig,
+    Work,
+    draw_mode,
+    look,
+    make_conversation,
+    make_turn,
+    rng_of,
+)
 from roboalign.data.vqa.motion import CLEAR, LEVEL, TURNED, Motion, dominant
 from roboalign.errors import RoboAlignError
 
 KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
-ORDER_SHARE = 0.1  # share of the frames that are shown beside a later one, and asked which comes first
+ORDER_SHARE = (
+    0.1  # share of the frames that are shown beside a later one, and asked which comes first
+)
 TURNS = (("tilt down", "tilt up"), ("roll left", "roll right"), ("turn right", "turn left"))
 """Words of the negative and of the positive rotation about right, forward, up (right-handed)."""
 QUARTERS = ("first", "second", "third", "last")
@@ -70,10 +81,19 @@ def next_movement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
     signs = motion.movement(t)
     if isinstance(signs, Refused):
         return signs
-    text = rng.choice(("Seen from the robot, which way should the gripper move {}?",
-                       "Which way does the gripper go {}, seen from the robot?"))  # fmt: skip
+    text = rng.choice(
+        (
+            "Seen from the robot, which way should the gripper move {}?",
+            "Which way does the gripper go {}, seen from the robot?",
+        )
+    )
     answer = ", ".join(words(signs)) or "stay"
-    return Draft(_ask(motion, text.format(_steps(motion))), answer, facts(motion, t), movement_sentence(motion, signs))
+    return Draft(
+        _ask(motion, text.format(_steps(motion))),
+        answer,
+        facts(motion, t),
+        movement_sentence(motion, signs),
+    )
 
 
 def next_movement_choice(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -97,7 +117,10 @@ def next_movement_choice(motion: Motion, t: int, rng: random.Random) -> Draft | 
 def centimetres(moved: np.ndarray) -> str:
     """[3] metres -> `4 cm right, 2 cm up`, whole centimetres, right, forward, up in that order; `0 cm` for none."""
     whole = np.rint(moved * 100).astype(int).tolist()
-    return ", ".join(f"{abs(cm)} cm {AXES[axis][cm > 0]}" for axis, cm in enumerate(whole) if cm) or "0 cm"
+    return (
+        ", ".join(f"{abs(cm)} cm {AXES[axis][cm > 0]}" for axis, cm in enumerate(whole) if cm)
+        or "0 cm"
+    )
 
 
 def displacement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -105,11 +128,19 @@ def displacement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
     moved = motion.displacement(t)
     if isinstance(moved, Refused):
         return moved
-    text = f"How far does the gripper move {_steps(motion)}" if motion.measured else (
-        f"How far do the actions send the gripper {_steps(motion)}")  # fmt: skip
+    text = (
+        f"How far does the gripper move {_steps(motion)}"
+        if motion.measured
+        else (f"How far do the actions send the gripper {_steps(motion)}")
+    )
     answer = centimetres(moved)
     conclusion = f"The gripper should move {phrase(answer.split(', '))}."
-    return Draft(_ask(motion, f"{text}, in centimetres, seen from the robot?"), answer, facts(motion, t), conclusion)
+    return Draft(
+        _ask(motion, f"{text}, in centimetres, seen from the robot?"),
+        answer,
+        facts(motion, t),
+        conclusion,
+    )
 
 
 def main_direction(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -121,8 +152,13 @@ def main_direction(motion: Motion, t: int, rng: random.Random) -> Draft | Refuse
     if isinstance(largest, Refused):
         return largest
     answer = AXES[largest[0]][largest[1] > 0]
-    text = f"Seen from the robot, in which one direction does the gripper move most {_steps(motion)}?"
-    known = [*facts(motion, t), f"The gripper should move {phrase(centimetres(moved).split(', '))}."]
+    text = (
+        f"Seen from the robot, in which one direction does the gripper move most {_steps(motion)}?"
+    )
+    known = [
+        *facts(motion, t),
+        f"The gripper should move {phrase(centimetres(moved).split(', '))}.",
+    ]
     return Draft(_ask(motion, text), answer, known, f"Most of it is {answer}.")
 
 
@@ -137,15 +173,21 @@ def next_rotation(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
         if isinstance(largest, Refused):
             return Refused("no rotation is clearly the largest")
         answer = TURNS[largest[0]][largest[1] > 0]
-    text = (f"Seen from the robot, how should the gripper rotate most {_steps(motion)}: turn left or right, tilt up or "
-            "down, roll left or right, or stay?")
+    text = (
+        f"Seen from the robot, how should the gripper rotate most {_steps(motion)}: turn left or right, tilt up or "
+        "down, roll left or right, or stay?"
+    )
     return Draft(_ask(motion, text), answer, facts(motion, t), f"The gripper should {answer}.")
 
 
 def degrees(turned: np.ndarray) -> str:
     """[3] rotation vector, radians -> `tilt up 4 degrees, turn left 12 degrees`, whole ones; `0 degrees` for none."""
     whole = np.rint(np.degrees(turned)).astype(int).tolist()
-    parts = [f"{TURNS[axis][n > 0]} {abs(n)} degree{'s'[: abs(n) - 1]}" for axis, n in enumerate(whole) if n]
+    parts = [
+        f"{TURNS[axis][n > 0]} {abs(n)} degree{'s'[: abs(n) - 1]}"
+        for axis, n in enumerate(whole)
+        if n
+    ]
     return ", ".join(parts) or "0 degrees"
 
 
@@ -159,17 +201,28 @@ def relative_pose(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
         return moved
     if isinstance(turned, Refused):
         return turned
-    text = (f"To which pose, relative to the gripper's pose now and seen from the robot, do the actions send it "
-            f"{_steps(motion)}: how many centimetres, and how many degrees about each axis (rotation vector)?")
+    text = (
+        f"To which pose, relative to the gripper's pose now and seen from the robot, do the actions send it "
+        f"{_steps(motion)}: how many centimetres, and how many degrees about each axis (rotation vector)?"
+    )
     answer = f"{centimetres(moved)}, {degrees(turned)}"
-    return Draft(_ask(motion, text), answer, facts(motion, t), f"The gripper should {pose_phrase(moved, turned)}.")
+    return Draft(
+        _ask(motion, text),
+        answer,
+        facts(motion, t),
+        f"The gripper should {pose_phrase(moved, turned)}.",
+    )
 
 
 def pose_phrase(moved: np.ndarray, turned: np.ndarray) -> str:
     """`move 5 cm right and 2 cm up, and turn left 12 degrees`"""
     first = f"move {phrase(centimetres(moved).split(', '))}"
     second = degrees(turned)
-    return f"{first} and not rotate" if second == "0 degrees" else f"{first}, and {phrase(second.split(', '))}"
+    return (
+        f"{first} and not rotate"
+        if second == "0 degrees"
+        else f"{first}, and {phrase(second.split(', '))}"
+    )
 
 
 def fingers_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -177,7 +230,9 @@ def fingers_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
     state = motion.fingers(t)
     if isinstance(state, Refused):
         return state
-    text = rng.choice(("Is the gripper open or closed?", "What is the state of the gripper: open or closed?"))
+    text = rng.choice(
+        ("Is the gripper open or closed?", "What is the state of the gripper: open or closed?")
+    )
     known = [fact for fact in facts(motion, t) if not fact.startswith("The gripper")]
     return Draft(text, state, known, f"The gripper is {state}.")
 
@@ -197,8 +252,12 @@ def fingers_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
 def quarter(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
     """In which quarter of the demonstration is this frame?"""
     name = QUARTERS[4 * t // len(motion.episode)]
-    text = rng.choice(("Which quarter of the task is this: first, second, third or last?",
-                       "How much of the task is done: is this its first, second, third or last quarter?"))  # fmt: skip
+    text = rng.choice(
+        (
+            "Which quarter of the task is this: first, second, third or last?",
+            "How much of the task is done: is this its first, second, third or last quarter?",
+        )
+    )
     return Draft(_ask(motion, text), name, facts(motion, t), f"This is the {name} quarter.")
 
 
@@ -236,13 +295,22 @@ def gripper_trace(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
     if isinstance(trace, Refused):
         return trace
     now = motion.cell(t)
-    known = facts(motion, t) if isinstance(now, Refused) else [*facts(motion, t), f"The gripper is at {point(now)}."]
+    known = (
+        facts(motion, t)
+        if isinstance(now, Refused)
+        else [*facts(motion, t), f"The gripper is at {point(now)}."]
+    )
     text = f"Over which three points does the gripper move {_steps(motion)}?"
     answer = ", ".join(point(cell) for cell in trace)
-    return Draft(_ask(motion, text), answer, known, f"The gripper goes over {phrase(answer.split(', '))}.")
+    return Draft(
+        _ask(motion, text), answer, known, f"The gripper goes over {phrase(answer.split(', '))}."
+    )
 
 
-PRESENT = (StateType("fingers_now", "gripper", fingers_now), StateType("gripper_cell", "point", gripper_cell))
+PRESENT = (
+    StateType("fingers_now", "gripper", fingers_now),
+    StateType("gripper_cell", "point", gripper_cell),
+)
 """Types that ask what the image shows, whatever the task."""
 FUTURE = (
     StateType("next_movement", "movement", next_movement),
@@ -279,7 +347,9 @@ class StateQuestions:
                 made = Made()
                 for t in one.frames:
                     add_frame(made, motion, t)
-            except RoboAlignError as error:  # the episode is broken as a whole: nothing of it is kept
+            except (
+                RoboAlignError
+            ) as error:  # the episode is broken as a whole: nothing of it is kept
                 made = Made(faults=[Fault(error.where, error.problem, error.fix)])
             yield made
 
@@ -331,15 +401,21 @@ def turn_of(kind: StateType, draft: Draft, mode: Mode, rng: random.Random) -> Tu
     """The draft in one mode: its facts in random order, then its conclusion."""
     known = list(dict.fromkeys(draft.facts))
     rng.shuffle(known)
-    return make_turn(kind.name, kind.label, mode, draft.text, draft.answer, " ".join([*known, draft.conclusion]))
+    return make_turn(
+        kind.name, kind.label, mode, draft.text, draft.answer, " ".join([*known, draft.conclusion])
+    )
 
 
 def converse(episode: Episode, t: int, picture: np.ndarray, turns: list[Turn]) -> Conversation:
     """The turns about one picture."""
-    return make_conversation("states", episode.episode_id, episode.task, t, encode_png(picture), turns)
+    return make_conversation(
+        "states", episode.episode_id, episode.task, t, encode_png(picture), turns
+    )
 
 
-def frame_order(motion: Motion, t: int, frame: np.ndarray, rng: random.Random) -> Conversation | Refused:
+def frame_order(
+    motion: Motion, t: int, frame: np.ndarray, rng: random.Random
+) -> Conversation | Refused:
     """Which of two frames of the demonstration, side by side in one image, comes first? They are a quarter apart."""
     episode, apart = motion.episode, max(1, len(motion.episode) // 4)
     if not episode.instruction.strip():
@@ -347,11 +423,18 @@ def frame_order(motion: Motion, t: int, frame: np.ndarray, rng: random.Random) -
     if t + apart >= len(episode):
         return Refused("frame_order: too near to the end for a later frame")
     later = look(episode, motion.config.camera, t + apart)
-    if isinstance(later, Refused | Fault) or later.shape != frame.shape or np.array_equal(later, frame):
+    if (
+        isinstance(later, Refused | Fault)
+        or later.shape != frame.shape
+        or np.array_equal(later, frame)
+    ):
         return Refused("frame_order: the later frame shows nothing else, or is broken")
     side = rng.choice(("left", "right"))
     pair = [(frame, t), (later, t + apart)] if side == "left" else [(later, t + apart), (frame, t)]
-    text = _ask(motion, "The image shows two moments of the task side by side. Which comes first, left or right?")
+    text = _ask(
+        motion,
+        "The image shows two moments of the task side by side. Which comes first, left or right?",
+    )
     known = _beside(motion, [step for _, step in pair])
     draft = Draft(text, side, known, f"The {side} one comes first.")
     picture = np.concatenate([part for part, _ in pair], axis=1)

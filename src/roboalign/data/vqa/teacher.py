@@ -70,7 +70,9 @@ class TeacherQuestions:
 
     name = "teacher"
 
-    def __init__(self, config: QuestionConfig, model: str, client: ChatClient, cache: AnswerCache) -> None:
+    def __init__(
+        self, config: QuestionConfig, model: str, client: ChatClient, cache: AnswerCache
+    ) -> None:
         self.config, self.model, self.client, self.cache = config, model, client, cache
         self._failed = 0
         self._under_way: dict[str, Future[Reply | Fault]] = {}
@@ -90,7 +92,9 @@ class TeacherQuestions:
                     continue
                 held.append(made)
                 made, seen = Made(), set()
-                if not self._failed:  # else the endpoint may be down: what failed is asked again by the next command
+                if (
+                    not self._failed
+                ):  # else the endpoint may be down: what failed is asked again by the next command
                     yield from held
                     held = []
             yield from held
@@ -101,7 +105,10 @@ class TeacherQuestions:
     def spent(self) -> dict[str, int]:
         """Replies and tokens, as the endpoint counts them."""
         cache = self.cache
-        counted = {"prompt_tokens": cache.prompt_tokens, "completion_tokens": cache.completion_tokens}
+        counted = {
+            "prompt_tokens": cache.prompt_tokens,
+            "completion_tokens": cache.completion_tokens,
+        }
         return {"replies": len(cache), **counted}
 
     def _ask_all(self, work: Iterable[Work], pool: ThreadPoolExecutor) -> Iterator[Asked | None]:
@@ -113,7 +120,13 @@ class TeacherQuestions:
                 for t in one.frames:
                     yield self._ask(motion, t, pool)
             except RoboAlignError as error:
-                yield Asked(episode.episode_id, episode.task, 0, b"", Fault(error.where, error.problem, error.fix))
+                yield Asked(
+                    episode.episode_id,
+                    episode.task,
+                    0,
+                    b"",
+                    Fault(error.where, error.problem, error.fix),
+                )
             yield None
 
     def _ask(self, motion: Motion, t: int, pool: ThreadPoolExecutor) -> Asked:
@@ -124,7 +137,9 @@ class TeacherQuestions:
         png = encode_png(frame)
         body = request_body(self.model, prompt_of(motion, t), png)
         key = request_key(body)
-        reply: Any = self._under_way.get(key)  # where a data set holds an episode twice; an answer leaves it when kept
+        reply: Any = self._under_way.get(
+            key
+        )  # where a data set holds an episode twice; an answer leaves it when kept
         known = self.cache.get(key)
         if known is not None:
             reply = Reply(**{name: known[name] for name in asdict(Reply("", "", "", 0, 0))})
@@ -135,7 +150,9 @@ class TeacherQuestions:
 
     def _send(self, key: str, body: dict[str, Any]) -> Reply | Fault:
         reply = self.client.ask(body)
-        if isinstance(reply, Reply):  # kept by the thread that got it: what waits for its turn would be lost by a kill
+        if isinstance(
+            reply, Reply
+        ):  # kept by the thread that got it: what waits for its turn would be lost by a kill
             self.cache.put(key, asdict(reply))
         return reply
 
@@ -144,7 +161,11 @@ class TeacherQuestions:
         reply = asked.reply.result() if isinstance(asked.reply, Future) else asked.reply
         if isinstance(reply, Fault):
             self._count_fault(reply, sent=isinstance(asked.reply, Future))
-            made.faults.append(Fault(f"{asked.episode_id}, frame {asked.t}: {reply.where}", reply.problem, reply.fix))
+            made.faults.append(
+                Fault(
+                    f"{asked.episode_id}, frame {asked.t}: {reply.where}", reply.problem, reply.fix
+                )
+            )
             return
         if isinstance(reply, Reply) and isinstance(asked.reply, Future):
             self._failed = 0
@@ -160,17 +181,23 @@ class TeacherQuestions:
                 made.refused.append(one)
             elif len(turns) < self.config.questions:
                 mode = draw_mode(self.config, rng) if one.reasoning else "direct"
-                turns.append(make_turn(one.type, one.label, mode, one.question, one.answer, one.reasoning))
+                turns.append(
+                    make_turn(one.type, one.label, mode, one.question, one.answer, one.reasoning)
+                )
         if turns:
             made.conversations.append(
-                make_conversation(self.name, asked.episode_id, asked.task, asked.t, asked.png, turns)
+                make_conversation(
+                    self.name, asked.episode_id, asked.task, asked.t, asked.png, turns
+                )
             )
 
     def _count_fault(self, fault: Fault, *, sent: bool) -> None:
         self._failed += sent
         if self._failed >= FAILED_IN_A_ROW:
             problem = f"{self._failed} requests failed one after the other: {fault.problem}"
-            raise RoboAlignError(problem, where=fault.where, fix=f"{fault.fix}; the same command goes on from here")
+            raise RoboAlignError(
+                problem, where=fault.where, fix=f"{fault.fix}; the same command goes on from here"
+            )
 
 
 def read_ahead(items: Iterable[Asked | None], most: int) -> Iterator[Asked | None]:
@@ -187,18 +214,34 @@ def prompt_of(motion: Motion, t: int) -> str:
     """What the teacher is asked about a frame; what is known of it from the actions is told."""
     config, episode = motion.config, motion.episode
     signs = motion.movement(t)
-    known = facts(motion, t) + ([] if isinstance(signs, Refused) else [movement_sentence(motion, signs)])
-    told = f"Known, seen from the robot: {' '.join(known)}" if known else "Nothing else is known of it."
+    known = facts(motion, t) + (
+        [] if isinstance(signs, Refused) else [movement_sentence(motion, signs)]
+    )
+    told = (
+        f"Known, seen from the robot: {' '.join(known)}"
+        if known
+        else "Nothing else is known of it."
+    )
     instruction = " ".join(episode.instruction.split()).rstrip(".") or "not known"
-    return PROMPT.format(frame=t + 1, frames=len(episode), instruction=instruction, facts=told,
-                         count=config.questions, **LONGEST)  # fmt: skip
+    return PROMPT.format(
+        frame=t + 1,
+        frames=len(episode),
+        instruction=instruction,
+        facts=told,
+        count=config.questions,
+        **LONGEST,
+    )
 
 
 def request_body(model: str, prompt: str, png: bytes) -> dict[str, Any]:
     """A chat completion request: the image as a data URL, then the prompt."""
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
-    return {"model": model, "messages": [{"role": "user", "content": content}], "max_completion_tokens": MAX_TOKENS}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_completion_tokens": MAX_TOKENS,
+    }
 
 
 TOKENS_A_QUESTION = 100
@@ -219,14 +262,20 @@ class Estimate:
     """Of those that remain: TOKENS_A_QUESTION for each question."""
 
 
-def estimate(requests: int, kept: int, prompt: str, size: tuple[int, int], questions: int) -> Estimate:
+def estimate(
+    requests: int, kept: int, prompt: str, size: tuple[int, int], questions: int
+) -> Estimate:
     """`prompt` and `size` (width, height) are those of one request, the others being like it."""
     left = max(0, requests - kept)
     each = len(prompt) / 4 + size[0] * size[1] / 28**2
-    return Estimate(requests, min(kept, requests), round(left * each), left * questions * TOKENS_A_QUESTION)
+    return Estimate(
+        requests, min(kept, requests), round(left * each), left * questions * TOKENS_A_QUESTION
+    )
 
 
-def price(prompt_tokens: int, completion_tokens: int, price_in: float | None, price_out: float | None) -> str:
+def price(
+    prompt_tokens: int, completion_tokens: int, price_in: float | None, price_out: float | None
+) -> str:
     """`, price 1.23`, in the currency of the prices, which are of a million tokens; "" where one is not given."""
     if price_in is None or price_out is None:
         return ""

@@ -95,10 +95,14 @@ class Tally:
         types = {name: dict(sorted(modes.items())) for name, modes in sorted(self.types.items())}
         modes = sum(self.types.values(), Counter[str]())
         return {
-            "conversations": self.conversations, "questions": modes.total(), "modes": dict(sorted(modes.items())),
-            "types": types, "refused": dict(sorted(self.refused.items())),
-            "faults": {"count": self.fault_count, "listed": self.faults}, "episodes": self.episodes,
-        }  # fmt: skip
+            "conversations": self.conversations,
+            "questions": modes.total(),
+            "modes": dict(sorted(modes.items())),
+            "types": types,
+            "refused": dict(sorted(self.refused.items())),
+            "faults": {"count": self.fault_count, "listed": self.faults},
+            "episodes": self.episodes,
+        }
 
 
 def make_plan(data: RobotData, count: int, seed: int, each: int | None = None) -> Plan:
@@ -123,21 +127,30 @@ def spaced(length: int, each: int | None) -> Sequence[int]:
 
 
 def draw_frames(
-    lengths: list[tuple[str, int]], faults: list[Fault], count: int, seed: int, name: str, each: int | None = None
-) -> Plan:  # fmt: skip
+    lengths: list[tuple[str, int]],
+    faults: list[Fault],
+    count: int,
+    seed: int,
+    name: str,
+    each: int | None = None,
+) -> Plan:
     """The plan of a data set whose episodes are known."""
     frames_of = [spaced(length, each) for _, length in lengths]
     total = sum(map(len, frames_of))
     if not total:
         first = f": {faults[0].where}: {faults[0].problem}" if faults else ""
-        raise RoboAlignError(f"no episode could be read{first}", where=name, fix="check that it is complete")
+        raise RoboAlignError(
+            f"no episode could be read{first}", where=name, fix="check that it is complete"
+        )
     # The first of one order of all: more frames of the same data set are these and others, so answers serve again.
     drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count]).tolist()
     frames, place, before = [], 0, 0
     chosen: list[int] = []
     for number in [*drawn, total]:
         while number >= before + len(frames_of[place]):
-            frames += [(place, tuple(chosen[i : i + AT_ONCE])) for i in range(0, len(chosen), AT_ONCE)]
+            frames += [
+                (place, tuple(chosen[i : i + AT_ONCE])) for i in range(0, len(chosen), AT_ONCE)
+            ]
             chosen, before, place = [], before + len(frames_of[place]), place + 1
             if place == len(lengths):
                 return Plan(lengths, frames, faults)
@@ -146,9 +159,17 @@ def draw_frames(
 
 
 def write_questions(
-    data: RobotData, generator: Generator, folder: str | Path, *, count: int, seed: int, settings: dict[str, Any],
-    each: int | None = None, shard: int = SHARD, planned: Callable[[Plan], None] = lambda plan: None,
-) -> dict[str, Any]:  # fmt: skip
+    data: RobotData,
+    generator: Generator,
+    folder: str | Path,
+    *,
+    count: int,
+    seed: int,
+    settings: dict[str, Any],
+    each: int | None = None,
+    shard: int = SHARD,
+    planned: Callable[[Plan], None] = lambda plan: None,
+) -> dict[str, Any]:
     """Write `count` conversations at most, one for each frame that is drawn (`make_plan`); return the manifest.
 
     `settings` is what else makes the result: it stands in the manifest, and a folder of other settings is refused. The
@@ -157,7 +178,14 @@ def write_questions(
     where `data.strict`, on the first fault. `planned` is called before the first frame is asked about.
     """
     folder = Path(folder)
-    settings = {**settings, "count": count, "seed": seed, "frames": each, "shard": shard, "version": __version__}
+    settings = {
+        **settings,
+        "count": count,
+        "seed": seed,
+        "frames": each,
+        "shard": shard,
+        "version": __version__,
+    }
     settings = json.loads(json.dumps(settings))  # as they are read back
     with locked(folder):
         plan = open_plan(data, folder, count, seed, each, settings)
@@ -174,19 +202,33 @@ def write_questions(
             done.append(record)
             tally.merge(record["tally"])
         if not tally.conversations:
-            often = "; ".join(f"{reason} ({times})" for reason, times in tally.refused.most_common(3))
-            first = f"; {tally.faults[0]['where']}: {tally.faults[0]['problem']}" if tally.faults else ""
-            raise RoboAlignError(f"no question could be made: {often or 'nothing was refused'}{first}", where=data.name,
-                                 fix="say what is missing: --space, --axes, --camera, --position")
+            often = "; ".join(
+                f"{reason} ({times})" for reason, times in tally.refused.most_common(3)
+            )
+            first = (
+                f"; {tally.faults[0]['where']}: {tally.faults[0]['problem']}"
+                if tally.faults
+                else ""
+            )
+            raise RoboAlignError(
+                f"no question could be made: {often or 'nothing was refused'}{first}",
+                where=data.name,
+                fix="say what is missing: --space, --axes, --camera, --position",
+            )
         shards = {record["shard"]: record["sha256"] for record in done if record["shard"]}
-        manifest = {"settings": settings, **tally.summary(), "spent": generator.spent(), "shards": shards}
+        manifest = {
+            "settings": settings,
+            **tally.summary(),
+            "spent": generator.spent(),
+            "shards": shards,
+        }
         write_json(folder / "manifest.json", manifest)
         return manifest
 
 
 def open_plan(
     data: RobotData, folder: Path, count: int, seed: int, each: int | None, settings: dict[str, Any]
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The plan that the folder was begun with, else a new one, also where nothing was made under other settings.
 
     Raises RoboAlignError where something was.
@@ -197,14 +239,24 @@ def open_plan(
     if not begun or (begun.get("settings") != settings and not made):
         (folder / "shards.jsonl").unlink(missing_ok=True)
         plan = make_plan(data, count, seed, each)
-        record = {"settings": settings, "episodes": plan.lengths, "faults": [asdict(fault) for fault in plan.faults]}
+        record = {
+            "settings": settings,
+            "episodes": plan.lengths,
+            "faults": [asdict(fault) for fault in plan.faults],
+        }
         write_json(path, record)
         return plan
     if begun.get("settings") != settings:
-        other = sorted(key for key in {*settings, *begun.get("settings", {})}
-                       if settings.get(key) != begun.get("settings", {}).get(key))  # fmt: skip
-        raise RoboAlignError(f"it was begun with other settings ({', '.join(other)})", where=str(folder),
-                             fix="give another folder with --out, or the same settings")
+        other = sorted(
+            key
+            for key in {*settings, *begun.get("settings", {})}
+            if settings.get(key) != begun.get("settings", {}).get(key)
+        )
+        raise RoboAlignError(
+            f"it was begun with other settings ({', '.join(other)})",
+            where=str(folder),
+            fix="give another folder with --out, or the same settings",
+        )
     faults = [Fault(**fault) for fault in begun["faults"]]
     lengths = [(ident, length) for ident, length in begun["episodes"]]
     return draw_frames(lengths, faults, count, seed, data.name, each)
@@ -215,13 +267,21 @@ def check_shards(folder: Path, done: list[dict[str, Any]]) -> None:
     for record in done:
         path = folder / str(record["shard"])
         if record["shard"] and (not path.is_file() or hash_file(path) != record["sha256"]):
-            raise RoboAlignError("it is missing, or not the one in shards.jsonl", where=str(path),
-                                 fix="remove the folder and run the command again")
+            raise RoboAlignError(
+                "it is missing, or not the one in shards.jsonl",
+                where=str(path),
+                fix="remove the folder and run the command again",
+            )
 
 
 def write_shards(
-    data: RobotData, generator: Generator, folder: Path, plan: Plan, done: list[dict[str, Any]], shard: int
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    data: RobotData,
+    generator: Generator,
+    folder: Path,
+    plan: Plan,
+    done: list[dict[str, Any]],
+    shard: int,
+) -> Iterator[dict[str, Any]]:
     """Write the shards that are missing; yield the record of each once it is on the disk.
 
     The last record may have no shard: what was refused behind the last conversation.
@@ -264,14 +324,22 @@ def read_work(data: RobotData, plan: Plan, skip: int) -> Iterator[Work]:
     wanted = iter(plan.frames[skip:])
     place, frames = next(wanted, (-1, ()))
     for number, episode in enumerate(data if place >= 0 else ()):
-        if number >= len(plan.lengths) or (episode.episode_id, len(episode)) != tuple(plan.lengths[number]):
-            raise RoboAlignError("the data set has changed since the folder was begun", where=f"episode "
-                                 f"{episode.episode_id}", fix="remove the folder and run the command again")
+        if number >= len(plan.lengths) or (episode.episode_id, len(episode)) != tuple(
+            plan.lengths[number]
+        ):
+            raise RoboAlignError(
+                "the data set has changed since the folder was begun",
+                where=f"episode {episode.episode_id}",
+                fix="remove the folder and run the command again",
+            )
         while number == place:
             yield Work(episode, frames)
             place, frames = next(wanted, (-1, ()))
         if place < 0:
             return
     if place >= 0:
-        raise RoboAlignError("the data set has fewer episodes than when the folder was begun", where=data.name,
-                             fix="remove the folder and run the command again")
+        raise RoboAlignError(
+            "the data set has fewer episodes than when the folder was begun",
+            where=data.name,
+            fix="remove the folder and run the command again",
+        )

@@ -24,9 +24,17 @@ class ArmControl:
     """Drives the one arm of a robosuite simulation whose controller is OSC_POSE with fixed gains, as LIBERO has it."""
 
     def __init__(self, simulation: Any) -> None:
-        from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
+        from robosuite.utils.control_utils import (
+            nullspace_torques,
+            opspace_matrices,
+            orientation_error,
+        )
 
-        self._matrices, self._posture, self._rotation = opspace_matrices, nullspace_torques, orientation_error
+        self._matrices, self._posture, self._rotation = (
+            opspace_matrices,
+            nullspace_torques,
+            orientation_error,
+        )
         self.simulation = simulation
         self._substeps = int(simulation.control_timestep / simulation.model_timestep)
 
@@ -37,10 +45,14 @@ class ArmControl:
         self.model: mujoco.MjModel = self.simulation.sim.model._model
         self.data: mujoco.MjData = self.simulation.sim.data._data
         self._site = self.model.site(self.controller.eef_name).id
-        self._qpos, self._qvel = (np.array(index) for index in (self.controller.qpos_index, self.controller.qvel_index))
+        self._qpos, self._qvel = (
+            np.array(index) for index in (self.controller.qpos_index, self.controller.qvel_index)
+        )
         self._joints = np.array(robot._ref_joint_actuator_indexes)
         self._fingers = np.array(robot._ref_joint_gripper_actuator_indexes)
-        self._low, self._high = (self.model.actuator_ctrlrange[self._joints, side] for side in (0, 1))
+        self._low, self._high = (
+            self.model.actuator_ctrlrange[self._joints, side] for side in (0, 1)
+        )
         finger_range = self.model.actuator_ctrlrange[self._fingers]
         self._finger_middle = 0.5 * (finger_range[:, 1] + finger_range[:, 0])
         self._finger_half = 0.5 * (finger_range[:, 1] - finger_range[:, 0])
@@ -56,7 +68,9 @@ class ArmControl:
             self.data.ctrl[self._joints] = np.clip(torques, self._low, self._high)
             gripper = self.robot.gripper
             gripper.current_action = np.clip(gripper.current_action + _GRIPPER * closing, -1.0, 1.0)
-            self.data.ctrl[self._fingers] = self._finger_middle + self._finger_half * gripper.current_action
+            self.data.ctrl[self._fingers] = (
+                self._finger_middle + self._finger_half * gripper.current_action
+            )
             mujoco.mj_step2(self.model, self.data)
 
     def _torques_to(self, action: Floats) -> Floats:
@@ -80,7 +94,9 @@ class ArmControl:
         full = np.vstack([linear, angular])
         mujoco.mj_fullM(self.model, self._mass, data.qM)
         mass = self._mass[self._qvel, :][:, self._qvel]
-        rotation = self._rotation(np.array(controller.goal_ori), data.site_xmat[self._site].reshape(3, 3).copy())
+        rotation = self._rotation(
+            np.array(controller.goal_ori), data.site_xmat[self._site].reshape(3, 3).copy()
+        )
         kp, kd = controller.kp, controller.kd
         force = (controller.goal_pos - data.site_xpos[self._site]) * kp[:3] + -velocity * kd[:3]
         torque = rotation * kp[3:6] + -spin * kd[3:6]
@@ -88,4 +104,6 @@ class ArmControl:
         wrench = np.concatenate([np.dot(for_position, force), np.dot(for_rotation, torque)])
         torques = np.dot(full.T, wrench) + data.qfrc_bias[self._qvel]
         positions, velocities = data.qpos[self._qpos], data.qvel[self._qvel]
-        return torques + self._posture(mass, nullspace, controller.initial_joint, positions, velocities)
+        return torques + self._posture(
+            mass, nullspace, controller.initial_joint, positions, velocities
+        )

@@ -25,10 +25,25 @@ class DemonstratedLibero(Libero):
 
     robot_type: str = "panda"
     action_space: str = "libero"
-    action_names: tuple[str, ...] = ("x", "y", "z", "rotation.x", "rotation.y", "rotation.z", "gripper")
+    action_names: tuple[str, ...] = (
+        "x",
+        "y",
+        "z",
+        "rotation.x",
+        "rotation.y",
+        "rotation.z",
+        "gripper",
+    )
     state_names: tuple[str, ...] = (
-        "hand.x", "hand.y", "hand.z", "rotation.x", "rotation.y", "rotation.z", "finger.left", "finger.right",
-    )  # fmt: skip
+        "hand.x",
+        "hand.y",
+        "hand.z",
+        "rotation.x",
+        "rotation.y",
+        "rotation.z",
+        "finger.left",
+        "finger.right",
+    )
 
     @property
     def image_size(self) -> int:
@@ -41,7 +56,9 @@ class DemonstratedLibero(Libero):
     def make(self, task: str) -> "DemonstratedLiberoEnvironment":
         """Build one task, `suite/task`, with its expert. Raises RoboAlignError where the suite has no such task."""
         if task.partition("/")[0] != self.suite:
-            raise RoboAlignError(f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/...")
+            raise RoboAlignError(
+                f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/..."
+            )
         return DemonstratedLiberoEnvironment(find_task(task, self.config.instruction), self.config)
 
 
@@ -52,16 +69,20 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
         super().__init__(task, config)
         self.points = goal_points(self._scene.goals())
         kinds = instances(self.simulation.parsed_problem)
-        nouns = {point: point_noun(name, predicate, kinds) for point, (predicate, name) in self.points.items()}
+        nouns = {
+            point: point_noun(name, predicate, kinds)
+            for point, (predicate, name) in self.points.items()
+        }
         self.task = Task(task.name, task.instruction, {**nouns, "scene": scene_nouns(kinds)})
 
     def reset(self, seed: int) -> None:
         """Start the placement of `seed`. Raises RoboAlignError for a stored initial state."""
         if seed < FIRST_PLACEMENT:
             raise RoboAlignError(
-                f"seed {seed} is no demonstration: LIBERO's stored initial states only measure", where=self.task.name,
+                f"seed {seed} is no demonstration: LIBERO's stored initial states only measure",
+                where=self.task.name,
                 fix=f"use seeds from {FIRST_PLACEMENT} on for demonstrations",
-            )  # fmt: skip
+            )
         super().reset(seed)
         # What stands lowest stands on the table, whose surface LIBERO's workspace_offset misses by up to 4 cm.
         geoms = [geom for name in self.simulation.objects_dict for geom in self._scene.geoms(name)]
@@ -85,7 +106,9 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
         """
         scene = self._scene
         gripper = [*scene.hand()[0], scene.opening() / 0.08, scene.held() is not None, self._table]
-        return np.hstack([gripper, *(position(scene, *point) for point in self.points.values())]).astype(np.float32)
+        return np.hstack(
+            [gripper, *(position(scene, *point) for point in self.points.values())]
+        ).astype(np.float32)
 
     @functools.cached_property
     def _scene(self) -> Scene:
@@ -94,7 +117,15 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
 
 def _names(points: Iterable[str]) -> tuple[str, ...]:
     axes = tuple(f"{point}.{axis}" for point in points for axis in "xyz")
-    return ("gripper.x", "gripper.y", "gripper.z", "gripper.opening", "gripper.holding", "table.z", *axes)
+    return (
+        "gripper.x",
+        "gripper.y",
+        "gripper.z",
+        "gripper.opening",
+        "gripper.holding",
+        "table.z",
+        *axes,
+    )
 
 
 def goal_points(goals: Iterable[Goal]) -> dict[str, tuple[str, str]]:
@@ -115,5 +146,11 @@ def position(scene: Scene, predicate: str, name: str) -> Floats:
     """Where the point of a goal is, [3] world, metres: see `DemonstratedLiberoEnvironment.privileged`."""
     if predicate in ("open", "close", "turnon", "turnoff"):
         joint = scene.joint_of(name)
-        return handle(scene, joint) if scene.is_drawer(name) else scene.middle(scene.moved_by(joint))
-    return scene.middle(scene.geoms(name)) if name in scene.simulation.objects_dict else scene.position(name)
+        return (
+            handle(scene, joint) if scene.is_drawer(name) else scene.middle(scene.moved_by(joint))
+        )
+    return (
+        scene.middle(scene.geoms(name))
+        if name in scene.simulation.objects_dict
+        else scene.position(name)
+    )

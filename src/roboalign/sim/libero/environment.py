@@ -33,8 +33,10 @@ from roboalign.sim.libero.suites import (
 )
 from roboalign.sim.rendering import Renderer, RenderMode
 
-CAMERAS = {name: View(name, fixed=fixed)
-           for name, fixed in zip(CAMERA_NAMES, ("agentview", "robot0_eye_in_hand"), strict=True)}  # fmt: skip
+CAMERAS = {
+    name: View(name, fixed=fixed)
+    for name, fixed in zip(CAMERA_NAMES, ("agentview", "robot0_eye_in_hand"), strict=True)
+}
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
 _COLLISION_GROUP = 0
 RENDERERS = 2
@@ -63,7 +65,9 @@ class Libero:
     def make(self, task: str) -> "LiberoEnvironment":
         """Build one task, `suite/task`. Raises RoboAlignError where the suite has none of this name."""
         if task.partition("/")[0] != self.suite:
-            raise RoboAlignError(f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/...")
+            raise RoboAlignError(
+                f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/..."
+            )
         return LiberoEnvironment(find_task(task, self.config.instruction), self.config)
 
     def episode_id(self, task: str, seed: int) -> str:
@@ -78,7 +82,9 @@ class LiberoEnvironment:
         self.task, self.config = task, config
         suite = task.name.partition("/")[0]
         if suite not in SUITES:
-            raise RoboAlignError(f"unknown suite {suite!r}", where="task", fix=f"use one of {', '.join(SUITES)}")
+            raise RoboAlignError(
+                f"unknown suite {suite!r}", where="task", fix=f"use one of {', '.join(SUITES)}"
+            )
         self.max_steps: int = getattr(config.max_steps, suite)
         self.simulation: Any = _build(task.name)
         self._control = ArmControl(self.simulation)
@@ -110,7 +116,9 @@ class LiberoEnvironment:
             raise RoboAlignError(
                 f"LIBERO has no episode of seed {seed}",
                 where=self.task.name,
-                fix=(f"0 to {STORED_STATES - 1} are the stored initial states, {FIRST_PLACEMENT} and above placements"),
+                fix=(
+                    f"0 to {STORED_STATES - 1} are the stored initial states, {FIRST_PLACEMENT} and above placements"
+                ),
             )
         for _ in range(self.config.settle_steps):
             self.step(REST)
@@ -142,7 +150,9 @@ class LiberoEnvironment:
         """
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
-            raise EnvironmentCrash(f"{self.task.name}: an action must be 7 finite numbers, got {action}")
+            raise EnvironmentCrash(
+                f"{self.task.name}: an action must be 7 finite numbers, got {action}"
+            )
         try:
             self._control.step(np.clip(action, -1.0, 1.0))
             self.simulation._post_process()
@@ -150,7 +160,9 @@ class LiberoEnvironment:
             raise EnvironmentCrash(f"{self.task.name}: the simulation stopped: {error}") from error
         broken = diverged(self.data)
         if broken or not np.isfinite(self.data.qpos).all():
-            raise EnvironmentCrash(f"{self.task.name}: the simulation diverged ({', '.join(broken)})")
+            raise EnvironmentCrash(
+                f"{self.task.name}: the simulation diverged ({', '.join(broken)})"
+            )
         return bool(self.simulation._check_success())
 
     def observe(self) -> Observation:
@@ -163,8 +175,9 @@ class LiberoEnvironment:
         images: dict[str, np.ndarray] = {}
         for name in self.config.cameras:
             upright = renderer.render(self.model, self.data, CAMERAS[name])
-            images[name] = resize_with_padding(upright[:, ::-1] if self.config.rotate else upright[::-1],
-                                               self.config.image_size)  # fmt: skip
+            images[name] = resize_with_padding(
+                upright[:, ::-1] if self.config.rotate else upright[::-1], self.config.image_size
+            )
         return images
 
     def state(self) -> np.ndarray:
@@ -172,7 +185,9 @@ class LiberoEnvironment:
         robot = self.simulation.robots[0]
         rotation = axis_angle(self.data.xquat[self.model.body(robot.robot_model.eef_name).id])
         fingers = self.data.qpos[robot._ref_gripper_joint_pos_indexes]
-        return np.concatenate([self.data.site_xpos[robot.eef_site_id], rotation, fingers]).astype(np.float32)
+        return np.concatenate([self.data.site_xpos[robot.eef_site_id], rotation, fingers]).astype(
+            np.float32
+        )
 
     def physics(self) -> np.ndarray:
         """The simulation's positions and velocities, float64 [nq + nv]: equal where two episodes are the same."""
@@ -186,8 +201,10 @@ class LiberoEnvironment:
         # Turned by 180 degrees, robosuite's upside-down image is upright, and mirrored left to right.
         mirrored = 0 if self.config.rotate else 1
         projection[mirrored] = size * projection[2] - projection[mirrored]
-        return {name: CameraGeometry(size, size, projection if name == "agentview" else None)
-                for name in self.config.cameras}  # fmt: skip
+        return {
+            name: CameraGeometry(size, size, projection if name == "agentview" else None)
+            for name in self.config.cameras
+        }
 
     def close(self) -> None:
         """Free the simulation. Uploaded meshes and textures stay for other environments of the task."""
@@ -211,9 +228,12 @@ def _build(task: str) -> Any:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         control = ControlEnv(
-            bddl_file_name=str(bddl_file(task)), use_camera_obs=False, has_offscreen_renderer=False,
-            hard_reset=False, ignore_done=True,
-        )  # fmt: skip
+            bddl_file_name=str(bddl_file(task)),
+            use_camera_obs=False,
+            has_offscreen_renderer=False,
+            hard_reset=False,
+            ignore_done=True,
+        )
     return control.env
 
 
@@ -232,7 +252,9 @@ def resize_with_padding(image: np.ndarray, size: int) -> np.ndarray:
     height, width = image.shape[:2]
     scale = size / max(height, width)
     new = max(1, round(width * scale)), max(1, round(height * scale))
-    resized = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(new, Image.Resampling.BILINEAR))
+    resized = np.asarray(
+        Image.fromarray(np.ascontiguousarray(image)).resize(new, Image.Resampling.BILINEAR)
+    )
     if resized.shape[:2] == (size, size):
         return resized
     canvas = np.zeros((size, size, 3), np.uint8)

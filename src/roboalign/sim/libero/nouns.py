@@ -14,26 +14,47 @@ Goal = list[str]
 """[predicate, object] or [predicate, object, target], in LIBERO's names."""
 
 _KINDS = {
-    "akita_black_bowl": "black bowl", "chefmate_8_frypan": "frying pan", "porcelain_mug": "white mug",
-    "white_yellow_mug": "white yellow mug", "red_coffee_mug": "red mug", "new_salad_dressing": "salad dressing",
-    "glazed_rim_porcelain_ramekin": "ramekin", "cookies": "cookie box", "wooden_tray": "tray", "flat_stove": "stove",
-    "wooden_cabinet": "cabinet", "white_cabinet": "cabinet", "wooden_two_layer_shelf": "shelf", "desk_caddy": "caddy",
-}  # fmt: skip
+    "akita_black_bowl": "black bowl",
+    "chefmate_8_frypan": "frying pan",
+    "porcelain_mug": "white mug",
+    "white_yellow_mug": "white yellow mug",
+    "red_coffee_mug": "red mug",
+    "new_salad_dressing": "salad dressing",
+    "glazed_rim_porcelain_ramekin": "ramekin",
+    "cookies": "cookie box",
+    "wooden_tray": "tray",
+    "flat_stove": "stove",
+    "wooden_cabinet": "cabinet",
+    "white_cabinet": "cabinet",
+    "wooden_two_layer_shelf": "shelf",
+    "desk_caddy": "caddy",
+}
 """Where the words of a file's name are not what the instructions say."""
 _PARTS = {"cabinet": "drawer handle", "stove": "stove knob", "microwave": "microwave door"}
 """What a fixture has that a task may be about."""
 _TABLES = ("table", "floor")
 _REGIONS = {
-    "contain_region": "{}", "cook_region": "{}", "heating_region": "inside of the {}", "top_side": "top of the {}",
-    "left_contain_region": "left compartment of the {}", "right_contain_region": "right compartment of the {}",
-    "front_contain_region": "front compartment of the {}", "back_contain_region": "back compartment of the {}",
-}  # fmt: skip
+    "contain_region": "{}",
+    "cook_region": "{}",
+    "heating_region": "inside of the {}",
+    "top_side": "top of the {}",
+    "left_contain_region": "left compartment of the {}",
+    "right_contain_region": "right compartment of the {}",
+    "front_contain_region": "front compartment of the {}",
+    "back_contain_region": "back compartment of the {}",
+}
 _LEVELS = {
-    "shelf": {"top_region": "{}", "bottom_region": "place under the {}"}, "wine rack": {"top_region": "{}"},
+    "shelf": {"top_region": "{}", "bottom_region": "place under the {}"},
+    "wine rack": {"top_region": "{}"},
     "cabinet": {f"{level}_region": f"{level} drawer" for level in ("top", "middle", "bottom")},
-}  # fmt: skip
+}
 """What a region of the same name is on different things."""
-_BESIDE = {"left": "to the left of", "right": "to the right of", "front": "in front of", "back": "behind"}
+_BESIDE = {
+    "left": "to the left of",
+    "right": "to the right of",
+    "front": "in front of",
+    "back": "behind",
+}
 
 
 def kind_noun(kind: str) -> str:
@@ -56,15 +77,21 @@ def point_noun(name: str, predicate: str, kinds: Mapping[str, str]) -> str:
         return thing
     if thing.endswith(_TABLES):  # living_room_table_plate_right_region
         neighbour, _, side = rest.removesuffix("_region").rpartition("_")
-        return f"place {_BESIDE[side]} the {kind_noun(neighbour)}" if side in _BESIDE else _plain(rest)
-    return {**_REGIONS, **_LEVELS.get(thing, {})}.get(rest, f"{_plain(rest)} of the {thing}").format(thing)
+        return (
+            f"place {_BESIDE[side]} the {kind_noun(neighbour)}" if side in _BESIDE else _plain(rest)
+        )
+    return {**_REGIONS, **_LEVELS.get(thing, {})}.get(
+        rest, f"{_plain(rest)} of the {thing}"
+    ).format(thing)
 
 
 def owner_of(name: str, kinds: Mapping[str, str]) -> str:
     """The instance that a name of an instance or of its region begins with. Raises RoboAlignError where none is."""
     owners = [instance for instance in kinds if name == instance or name.startswith(f"{instance}_")]
     if not owners:
-        raise RoboAlignError(f"{name!r} is of nothing in the scene", where="LIBERO task", fix="check its bddl file")
+        raise RoboAlignError(
+            f"{name!r} is of nothing in the scene", where="LIBERO task", fix="check its bddl file"
+        )
     return max(owners, key=len)
 
 
@@ -83,17 +110,26 @@ def require_alignable(task: str) -> None:
     goals, kinds = read_task(task)
     fix = "leave it out of collect.align_tasks"
     if len(goals) != 1:
-        raise RoboAlignError(f"its goal has {len(goals)} parts, and questions know one object and one goal",
-                             where=task, fix=fix)  # fmt: skip
+        raise RoboAlignError(
+            f"its goal has {len(goals)} parts, and questions know one object and one goal",
+            where=task,
+            fix=fix,
+        )
     for name in goals[0][1:]:
         kind = kinds[owner_of(name, kinds)]
         same = sum(kind_noun(other) == kind_noun(kind) for other in kinds.values())
         if same > 1:
-            raise RoboAlignError(f"its scene has {same} of `{kind_noun(kind)}`: a question cannot say which",
-                                 where=task, fix=fix)  # fmt: skip
+            raise RoboAlignError(
+                f"its scene has {same} of `{kind_noun(kind)}`: a question cannot say which",
+                where=task,
+                fix=fix,
+            )
     if side := re.search(r"\b(left|right)\b", find_task(task).instruction):
-        raise RoboAlignError(f"its `{side[1]}` is that of one who faces the robot, questions mean the robot's",
-                             where=task, fix=fix)  # fmt: skip
+        raise RoboAlignError(
+            f"its `{side[1]}` is that of one who faces the robot, questions mean the robot's",
+            where=task,
+            fix=fix,
+        )
 
 
 def read_task(task: str) -> tuple[list[Goal], dict[str, str]]:

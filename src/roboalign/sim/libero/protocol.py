@@ -12,8 +12,18 @@ from roboalign.sim.rendering import RenderMode
 PresetName = Literal["openpi", "lerobot", "simplevla-rl", "rlinf", "gr00t"]
 
 
-_SETTINGS = ("settle_steps", "max_steps", "render_size", "image_size", "cameras", "rotate", "replan_every", "seed",
-             "instruction", "render")
+_SETTINGS = (
+    "settle_steps",
+    "max_steps",
+    "render_size",
+    "image_size",
+    "cameras",
+    "rotate",
+    "replan_every",
+    "seed",
+    "instruction",
+    "render",
+)
 
 
 def _but(*checked: str) -> tuple[str, ...]:
@@ -21,12 +31,20 @@ def _but(*checked: str) -> tuple[str, ...]:
 
 
 _DIFFERENCES: dict[str, dict[str, Any]] = {
-    "lerobot": {"max_steps": {"libero_spatial": 280}, "render_size": 360, "assumed": _but("max_steps", "render_size")},
+    "lerobot": {
+        "max_steps": {"libero_spatial": 280},
+        "render_size": 360,
+        "assumed": _but("max_steps", "render_size"),
+    },
     "simplevla-rl": {"max_steps": dict.fromkeys(SUITES, 512), "assumed": _but("max_steps")},
     "rlinf": {"settle_steps": 15, "assumed": _but("settle_steps")},
     # Isaac-GR00T (N1.5): examples/Libero/eval/run_libero_eval.py; how it turns the images stands in a file not seen
-    "gr00t": {"max_steps": {"libero_goal": 600, "libero_10": 1000}, "image_size": 256, "replan_every": 1,
-              "assumed": ("rotate", "seed", "render")},
+    "gr00t": {
+        "max_steps": {"libero_goal": 600, "libero_10": 1000},
+        "image_size": 256,
+        "replan_every": 1,
+        "assumed": ("rotate", "seed", "render"),
+    },
 }
 """The settings of each preset that are not openpi's."""
 
@@ -88,13 +106,19 @@ class LiberoConfig(Config):
         return {**theirs, **values}
 
 
-PRESETS: dict[str, LiberoConfig] = {name: LiberoConfig(preset=name) for name in get_args(PresetName)}
+PRESETS: dict[str, LiberoConfig] = {
+    name: LiberoConfig(preset=name) for name in get_args(PresetName)
+}
 
 
 def preset(name: str) -> LiberoConfig:
     """The protocol of a known harness. Raises RoboAlignError for an unknown name."""
     if name not in PRESETS:
-        raise RoboAlignError(f"unknown LIBERO preset {name!r}", where="preset", fix=f"use one of {', '.join(PRESETS)}")
+        raise RoboAlignError(
+            f"unknown LIBERO preset {name!r}",
+            where="preset",
+            fix=f"use one of {', '.join(PRESETS)}",
+        )
     return PRESETS[name]
 
 

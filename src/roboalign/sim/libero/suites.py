@@ -44,8 +44,12 @@ def load_library() -> Path:
     if found is None or importlib.util.find_spec("libero") is None:
         raise RoboAlignError("LIBERO is not installed", where="libero", fix=INSTALL)
     # A file of paths in the home folder would be read where it exists; this folder has none.
-    os.environ.setdefault("LIBERO_CONFIG_PATH", str(Path(tempfile.gettempdir()) / "roboalign-no-libero-config"))
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"roboalign-numba-{os.getuid()}"))
+    os.environ.setdefault(
+        "LIBERO_CONFIG_PATH", str(Path(tempfile.gettempdir()) / "roboalign-no-libero-config")
+    )
+    os.environ.setdefault(
+        "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"roboalign-numba-{os.getuid()}")
+    )
     if "robosuite" not in sys.modules:
         folder = Path(next(iter(found.submodule_search_locations or ())))
         spec = importlib.util.spec_from_file_location("robosuite.macros", folder / "macros.py")
@@ -60,7 +64,9 @@ def load_library() -> Path:
             warnings.simplefilter("ignore")
             import libero.libero
     except ImportError as error:
-        raise RoboAlignError(f"LIBERO cannot be imported ({error})", where="libero", fix=INSTALL) from None
+        raise RoboAlignError(
+            f"LIBERO cannot be imported ({error})", where="libero", fix=INSTALL
+        ) from None
     return Path(libero.libero.get_libero_path("benchmark_root"))
 
 
@@ -71,11 +77,16 @@ def suite_tasks(suite: str, instruction: Instruction = "name") -> tuple[Task, ..
     Raises RoboAlignError where the suite is unknown or LIBERO is missing.
     """
     if suite not in SUITES:
-        raise RoboAlignError(f"unknown suite {suite!r}", where="suite", fix=f"use one of {', '.join(SUITES)}")
+        raise RoboAlignError(
+            f"unknown suite {suite!r}", where="suite", fix=f"use one of {', '.join(SUITES)}"
+        )
     load_library()
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
-    return tuple(Task(f"{suite}/{name}", _instruction(suite, name, instruction), {}) for name in libero_task_map[suite])
+    return tuple(
+        Task(f"{suite}/{name}", _instruction(suite, name, instruction), {})
+        for name in libero_task_map[suite]
+    )
 
 
 def find_task(name: str, instruction: Instruction = "name") -> Task:
@@ -106,9 +117,17 @@ def stored_states(name: str) -> np.ndarray:
         raise RoboAlignError(
             f"the stored initial states cannot be read ({error})", where=str(path), fix=INSTALL
         ) from None
-    if states.ndim != 2 or len(states) < STORED_STATES or states.dtype.kind != "f" or not np.isfinite(states).all():
-        raise RoboAlignError(f"not {STORED_STATES} rows of finite numbers: {states.dtype} {states.shape}",
-                             where=str(path), fix=INSTALL)  # fmt: skip
+    if (
+        states.ndim != 2
+        or len(states) < STORED_STATES
+        or states.dtype.kind != "f"
+        or not np.isfinite(states).all()
+    ):
+        raise RoboAlignError(
+            f"not {STORED_STATES} rows of finite numbers: {states.dtype} {states.shape}",
+            where=str(path),
+            fix=INSTALL,
+        )
     return states[:STORED_STATES]
 
 

@@ -24,23 +24,39 @@ def _row(name: str, attempts: list[Attempt]) -> str:
 
 def main() -> int:
     """Print one line a task, one a suite and one over all, and write the attempts; goes on where it was killed."""
-    parser = argparse.ArgumentParser(prog="python -m roboalign.sim.libero.experts", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m roboalign.sim.libero.experts", description=__doc__
+    )
     parser.add_argument("--suites", nargs="+", default=list(MAX_STEPS)[:4], choices=list(MAX_STEPS))
-    parser.add_argument("--tasks", nargs="+", default=[], help="suite/task of these suites: only these are measured")
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], help="suite/task of these suites: only these are measured"
+    )
     parser.add_argument("--episodes", type=int, default=10, help="placements of each task")
     parser.add_argument(
-        "--noise", type=float, default=0.0, help="standard deviation of the noise on the position action"
+        "--noise",
+        type=float,
+        default=0.0,
+        help="standard deviation of the noise on the position action",
     )
-    parser.add_argument("--seed", type=int, default=FIRST_PLACEMENT, help="the first placement's seed")
-    parser.add_argument("--out", type=Path, default=Path("libero-experts.json"), help="where the attempts are kept")
+    parser.add_argument(
+        "--seed", type=int, default=FIRST_PLACEMENT, help="the first placement's seed"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("libero-experts.json"), help="where the attempts are kept"
+    )
     args = parser.parse_args()
     settings = Settings(args.episodes, args.noise, args.seed, code_digest())
     everything: list[Attempt] = []
     try:
         for name in args.tasks:
             if find_task(name).name.partition("/")[0] not in args.suites:
-                raise RoboAlignError(f"{name!r} is of none of the suites", where="--tasks", fix="name its suite too")
-        print("| task | successes | 95% interval | mean steps | crashes |\n|---|---|---|---|---|", flush=True)
+                raise RoboAlignError(
+                    f"{name!r} is of none of the suites", where="--tasks", fix="name its suite too"
+                )
+        print(
+            "| task | successes | 95% interval | mean steps | crashes |\n|---|---|---|---|---|",
+            flush=True,
+        )
         for suite in args.suites:
             attempts = []
             for of_task in measure(suite, settings, args.out, args.tasks):

@@ -4,7 +4,16 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from roboalign.sim.libero.experts.fixtures import UP
-from roboalign.sim.libero.experts.motion import CLOSED, OPEN, Motion, action_towards, grip, move, pointing_down, rise
+from roboalign.sim.libero.experts.motion import (
+    CLOSED,
+    OPEN,
+    Motion,
+    action_towards,
+    grip,
+    move,
+    pointing_down,
+    rise,
+)
 from roboalign.sim.libero.experts.scene import Floats, Scene
 
 TILT = np.deg2rad(70)
@@ -46,10 +55,21 @@ def insert(scene: Scene, name: str, region: str) -> Motion:
         return np.array([*point[:2], point[2] + up])
 
     start = float((middle - scene.position(name)) @ inwards)
-    yield from move(scene, lambda: at(start, CLEARANCE), orientation, CLOSED, tolerance=0.01, speed=0.6)
+    yield from move(
+        scene, lambda: at(start, CLEARANCE), orientation, CLOSED, tolerance=0.01, speed=0.6
+    )
     for distance in np.linspace(start, SHORT, int(np.ceil((start - SHORT) / STRIDE)) + 1):
-        yield from move(scene, lambda: at(distance, CLEARANCE), orientation, CLOSED, tolerance=0.012, limit=15)  # noqa: B023
-    yield from move(scene, lambda: at(SHORT, 0.002), orientation, CLOSED, tolerance=0.006, speed=0.3, limit=40)
+        yield from move(
+            scene,
+            lambda: at(distance, CLEARANCE),  # noqa: B023
+            orientation,
+            CLOSED,
+            tolerance=0.012,
+            limit=15,
+        )
+    yield from move(
+        scene, lambda: at(SHORT, 0.002), orientation, CLOSED, tolerance=0.006, speed=0.3, limit=40
+    )
     yield from grip(scene, OPEN, 8)
     back = scene.hand()[0] - 0.12 * inwards
     yield from move(scene, lambda: back, orientation, OPEN, tolerance=0.02, limit=40)
@@ -96,8 +116,17 @@ def close_door(scene: Scene, fixture: str) -> Motion:
         point = joint.anchor + turn.apply(LEVER * shut - distance * inwards)
         return np.array([*point[:2], up])
 
-    yield from move(scene, lambda: outside(0, 0.1, height + 0.12), orientation, CLOSED, tolerance=0.02, limit=150)
-    yield from move(scene, lambda: outside(0, 0.1, height), orientation, CLOSED, tolerance=0.015, limit=60)
+    yield from move(
+        scene,
+        lambda: outside(0, 0.1, height + 0.12),
+        orientation,
+        CLOSED,
+        tolerance=0.02,
+        limit=150,
+    )
+    yield from move(
+        scene, lambda: outside(0, 0.1, height), orientation, CLOSED, tolerance=0.015, limit=60
+    )
     for _ in range(PUSHING_STEPS):
         if scene.holds(["close", fixture]):
             break

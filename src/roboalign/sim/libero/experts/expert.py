@@ -72,7 +72,11 @@ def _bring(scene: Scene, name: str, target: str) -> Motion:
     if name.startswith("plate"):
         return (yield from push(scene, name, spot))
     sharing = [goal[1] for goal in scene.goals() if goal[0] == "on" and goal[-1] == target]
-    side = np.array([SIDE_BY_SIDE * (2 * sharing.index(name) - 1), 0.0, 0.0]) if len(sharing) == 2 else np.zeros(3)
+    side = (
+        np.array([SIDE_BY_SIDE * (2 * sharing.index(name) - 1), 0.0, 0.0])
+        if len(sharing) == 2
+        else np.zeros(3)
+    )
     if not (yield from pick(scene, name)):
         return False
     return (yield from place(scene, name, lambda: spot() + side))

@@ -69,7 +69,14 @@ def close_drawer(scene: Scene, region: str) -> Motion:
     closing = np.cross(UP, inwards)
     orientation = np.column_stack([closing, np.cross(approach, closing), approach])
     front = grip_at - 0.06 * inwards
-    yield from move(scene, lambda: front + np.array([0, 0, 0.15]), orientation, CLOSED, tolerance=0.02, limit=120)
+    yield from move(
+        scene,
+        lambda: front + np.array([0, 0, 0.15]),
+        orientation,
+        CLOSED,
+        tolerance=0.02,
+        limit=120,
+    )
     yield from move(scene, lambda: front, orientation, CLOSED, tolerance=0.015, limit=60)
     yield from move(scene, lambda: front + PUSH * inwards, orientation, CLOSED, speed=0.5, limit=60)
     back = front - 0.04 * inwards

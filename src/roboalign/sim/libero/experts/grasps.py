@@ -98,7 +98,9 @@ def _is_free(hand: Floats, along: float, across: float, height: float) -> bool:
     palm = (distance < PALM[0]) & (hand[:, 2] > height + PALM_ABOVE)
     if palm.any():
         return False
-    fingers = (distance > FINGER_INNER) & (distance < FINGER_OUTER) & (hand[:, 2] > height - TIP_BELOW)
+    fingers = (
+        (distance > FINGER_INNER) & (distance < FINGER_OUTER) & (hand[:, 2] > height - TIP_BELOW)
+    )
     return not (fingers & (np.abs(hand[:, 1] - across) < FINGER_HALF_WIDTH)).any()
 
 

@@ -14,7 +14,13 @@ from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.libero.environment import Libero, LiberoEnvironment
 from roboalign.sim.libero.experts.expert import make_expert
 
-MAX_STEPS = {"libero_spatial": 300, "libero_object": 300, "libero_goal": 400, "libero_10": 700, "libero_90": 400}
+MAX_STEPS = {
+    "libero_spatial": 300,
+    "libero_object": 300,
+    "libero_goal": 400,
+    "libero_10": 700,
+    "libero_90": 400,
+}
 """Policy steps after which an expert has failed."""
 NOISE_MEMORY = 0.8
 """Correlation of the noise between two steps, as in the collection of demonstrations."""
@@ -42,7 +48,9 @@ class Attempt:
     seconds: float
 
 
-def run_expert(environment: LiberoEnvironment, seed: int, max_steps: int, noise: float) -> tuple[bool, np.ndarray]:
+def run_expert(
+    environment: LiberoEnvironment, seed: int, max_steps: int, noise: float
+) -> tuple[bool, np.ndarray]:
     """Run the expert in the placement of `seed`: whether it succeeded, and the executed actions float32 [T, 7].
 
     `noise` is the standard deviation of the smooth noise on the executed position action. Raises EnvironmentCrash.
@@ -62,7 +70,9 @@ def run_expert(environment: LiberoEnvironment, seed: int, max_steps: int, noise:
     return False, np.stack(executed)
 
 
-def measure(suite: str, settings: Settings, path: Path, only: Collection[str] = ()) -> Iterator[list[Attempt]]:
+def measure(
+    suite: str, settings: Settings, path: Path, only: Collection[str] = ()
+) -> Iterator[list[Attempt]]:
     """The attempts of each task of a suite (of those in `only`, where it names any); `path` holds them after each.
 
     A task whose attempts are in the file is not run again: a measurement that was killed goes on. Raises RoboAlignError
@@ -74,7 +84,13 @@ def measure(suite: str, settings: Settings, path: Path, only: Collection[str] = 
         attempts = [attempt for attempt in done if attempt.task == task.name]
         if not attempts:
             attempts = _measure_task(benchmark, task.name, settings)
-            write_json(path, {**asdict(settings), "attempts": [asdict(attempt) for attempt in [*done, *attempts]]})
+            write_json(
+                path,
+                {
+                    **asdict(settings),
+                    "attempts": [asdict(attempt) for attempt in [*done, *attempts]],
+                },
+            )
         yield attempts
 
 
@@ -84,7 +100,9 @@ def _measure_task(benchmark: Libero, task: str, settings: Settings) -> list[Atte
     for seed in range(settings.first_seed, settings.first_seed + settings.episodes):
         start, crashed, success, steps = time.perf_counter(), False, False, 0
         try:
-            success, executed = run_expert(environment, seed, MAX_STEPS[benchmark.suite], settings.noise)
+            success, executed = run_expert(
+                environment, seed, MAX_STEPS[benchmark.suite], settings.noise
+            )
             steps = len(executed)
         except EnvironmentCrash:
             crashed = True
@@ -104,9 +122,13 @@ def read_attempts(path: Path, settings: Settings) -> list[Attempt]:
         attempts = [Attempt(**record) for record in stored.pop("attempts")]
         found = Settings(**stored)
     except (AttributeError, KeyError, TypeError):
-        raise RoboAlignError("not the attempts of LIBERO's experts", where=str(path), fix=fix) from None
+        raise RoboAlignError(
+            "not the attempts of LIBERO's experts", where=str(path), fix=fix
+        ) from None
     if found != settings:
-        raise RoboAlignError(f"measured with {found}, not with {settings}", where=str(path), fix=fix)
+        raise RoboAlignError(
+            f"measured with {found}, not with {settings}", where=str(path), fix=fix
+        )
     return attempts
 
 

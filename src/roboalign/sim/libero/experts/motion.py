@@ -9,7 +9,13 @@ from collections.abc import Callable, Generator
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from roboalign.sim.libero.experts.grasps import FINGER_OUTER, PALM, PALM_ABOVE, TIP_BELOW, lowest_hand
+from roboalign.sim.libero.experts.grasps import (
+    FINGER_OUTER,
+    PALM,
+    PALM_ABOVE,
+    TIP_BELOW,
+    lowest_hand,
+)
 from roboalign.sim.libero.experts.scene import Floats, Scene
 
 Motion = Generator[np.ndarray, None, bool]
@@ -37,7 +43,9 @@ def yaw_of(orientation: Floats) -> float:
     return float(np.arctan2(-orientation[0, 0], orientation[1, 0]))
 
 
-def action_towards(scene: Scene, point: Floats, orientation: Floats, gripper: float, speed: float = 1.0) -> np.ndarray:
+def action_towards(
+    scene: Scene, point: Floats, orientation: Floats, gripper: float, speed: float = 1.0
+) -> np.ndarray:
     """The action float32 [7] that drives the hand to a pose, slower than `speed` (1 is about 0.3 m/s)."""
     position, current = scene.hand()
     move = GAIN * (point - position) / POSITION_UNIT
@@ -80,7 +88,11 @@ def rise(scene: Scene, gripper: float, height: float, speed: float = 1.0) -> Mot
     """Straight up by `height` metres."""
     start, orientation = scene.hand()
     point = start + np.array([0.0, 0.0, height])
-    return (yield from move(scene, lambda: point, orientation, gripper, tolerance=0.01, speed=speed, limit=30))
+    return (
+        yield from move(
+            scene, lambda: point, orientation, gripper, tolerance=0.01, speed=speed, limit=30
+        )
+    )
 
 
 def grip(scene: Scene, gripper: float, steps: int = 10) -> Motion:
@@ -91,19 +103,26 @@ def grip(scene: Scene, gripper: float, steps: int = 10) -> Motion:
     return True
 
 
-def travel(scene: Scene, point: Point, orientation: Floats, gripper: float, carried: list[int]) -> Motion:
+def travel(
+    scene: Scene, point: Point, orientation: Floats, gripper: float, carried: list[int]
+) -> Motion:
     """Go over `point` at a height that clears everything on the way, with what is carried; not down to it."""
     obstacles = scene.around(carried)
     start, facing = scene.hand()
     over = obstacles[:, 2] > start[2] + 0.02
     if carried and (np.linalg.norm(obstacles[over, :2] - start[:2], axis=1) < PALM[0]).any():
         # Something hangs over the hand, an open drawer: away from it first, towards the robot.
-        back = start + RETREAT * (scene.base() - start) * [1, 1, 0] / np.linalg.norm((scene.base() - start)[:2])
+        back = start + RETREAT * (scene.base() - start) * [1, 1, 0] / np.linalg.norm(
+            (scene.base() - start)[:2]
+        )
         yield from move(scene, lambda: back, facing, gripper, tolerance=0.02, limit=40)
         start, facing = scene.hand()
     goal = point()
     held = scene.points(carried) if carried else np.add(start, [[0.0, FINGER_OUTER, -TIP_BELOW]])
-    hang, radius = start[2] - held[:, 2].min(), np.linalg.norm(held[:, :2] - start[:2], axis=1).max() + 0.02
+    hang, radius = (
+        start[2] - held[:, 2].min(),
+        np.linalg.norm(held[:, :2] - start[:2], axis=1).max() + 0.02,
+    )
     beside = _beside(obstacles[:, :2], start[:2], goal[:2])
     low = obstacles[beside < radius, 2].max(initial=scene.ground) + hang + 0.03
     high = obstacles[beside < PALM[0] + 0.015, 2].max(initial=scene.ground) - PALM_ABOVE + 0.02
@@ -111,7 +130,12 @@ def travel(scene: Scene, point: Point, orientation: Floats, gripper: float, carr
     yield from move(scene, lambda: np.array([*start[:2], height]), facing, gripper, tolerance=0.025)
     return (
         yield from move(
-            scene, lambda: np.array([*point()[:2], height]), orientation, gripper, tolerance=0.015, limit=120
+            scene,
+            lambda: np.array([*point()[:2], height]),
+            orientation,
+            gripper,
+            tolerance=0.015,
+            limit=120,
         )
     )
 
@@ -130,6 +154,10 @@ def resting_height(scene: Scene, carried: list[int], xy: Floats, yaw: float) -> 
     bottom = held[:, 2].min()
     foot = held[held[:, 2] < bottom + 0.015, :2] + xy - position[:2]
     obstacles = scene.around(carried)
-    inside = ((obstacles[:, :2] > foot.min(axis=0)) & (obstacles[:, :2] < foot.max(axis=0))).all(axis=1)
+    inside = ((obstacles[:, :2] > foot.min(axis=0)) & (obstacles[:, :2] < foot.max(axis=0))).all(
+        axis=1
+    )
     support = obstacles[inside, 2].max(initial=scene.ground)
-    return float(max(support + position[2] - bottom + 0.004, lowest_hand(obstacles, xy, yaw, opened=False)))
+    return float(
+        max(support + position[2] - bottom + 0.004, lowest_hand(obstacles, xy, yaw, opened=False))
+    )

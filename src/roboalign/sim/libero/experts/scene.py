@@ -60,7 +60,10 @@ class Scene:
 
     def _is_solid(self, geom: int) -> bool:
         box = self.model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX
-        arena = self._owner[geom] in ("world", "table", "floor") or max(self.model.geom_size[geom]) > 0.4
+        arena = (
+            self._owner[geom] in ("world", "table", "floor")
+            or max(self.model.geom_size[geom]) > 0.4
+        )
         robot = self._owner[geom].startswith(_ROBOT)
         collides = self.model.geom_contype[geom] or self.model.geom_conaffinity[geom]
         return bool(box and collides and not arena and not robot)
@@ -90,8 +93,14 @@ class Scene:
         for geoms in self.data.contact.geom:
             owners = [self._owner[geom] for geom in geoms]
             for finger, things in zip(self._fingers, touched, strict=True):
-                things.update(owner for owner, geom in zip(owners, reversed(geoms), strict=True) if geom in finger)
-        return min(touched[0] & touched[1] & {self._owner[geom] for geom in self._solid}, default=None)
+                things.update(
+                    owner
+                    for owner, geom in zip(owners, reversed(geoms), strict=True)
+                    if geom in finger
+                )
+        return min(
+            touched[0] & touched[1] & {self._owner[geom] for geom in self._solid}, default=None
+        )
 
     def position(self, name: str) -> Floats:
         """Origin [3] of an object's body, or centre of a region."""
@@ -117,7 +126,10 @@ class Scene:
             return np.zeros((0, 3))
         data = self.data
         return np.concatenate(
-            [self._local[geom] @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom] for geom in geoms]
+            [
+                self._local[geom] @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
+                for geom in geoms
+            ]
         )
 
     def around(self, excluded: Collection[int] = ()) -> Floats:
@@ -129,7 +141,9 @@ class Scene:
         number = self.model.joint(name).id
         hinge = self.model.jnt_type[number] == mujoco.mjtJoint.mjJNT_HINGE
         value = float(self.data.qpos[self.model.jnt_qposadr[number]])
-        return Joint(bool(hinge), value, self.data.xaxis[number].copy(), self.data.xanchor[number].copy())
+        return Joint(
+            bool(hinge), value, self.data.xaxis[number].copy(), self.data.xanchor[number].copy()
+        )
 
     def moved_by(self, joint: str) -> list[int]:
         """Collision boxes of the body that a joint moves."""

@@ -30,7 +30,11 @@ SLIPPED, ENGAGEMENTS = 0.025, 4
 def grasp_from_above(scene: Scene, geoms: list[int], avoid: list[Grasp]) -> Motion:
     """Close the hand on boxes with the best grasp that is not one of those in `avoid`, to which it is added."""
     grasps = plan_grasps(scene.points(geoms), scene.around(geoms), scene.ground, scene.base())
-    fresh = [g for g in grasps if all(np.linalg.norm(g.point - old.point) > 0.012 or g.yaw != old.yaw for old in avoid)]
+    fresh = [
+        g
+        for g in grasps
+        if all(np.linalg.norm(g.point - old.point) > 0.012 or g.yaw != old.yaw for old in avoid)
+    ]
     if not fresh:
         avoid.clear()
         yield from grip(scene, OPEN, 5)
@@ -40,7 +44,9 @@ def grasp_from_above(scene: Scene, geoms: list[int], avoid: list[Grasp]) -> Moti
     above = grasp.point + np.array([0.0, 0.0, 0.05])
     yield from travel(scene, lambda: above, orientation, OPEN, [])
     yield from move(scene, lambda: above, orientation, OPEN)
-    yield from move(scene, lambda: grasp.point, orientation, OPEN, tolerance=0.005, speed=0.5, limit=40)
+    yield from move(
+        scene, lambda: grasp.point, orientation, OPEN, tolerance=0.005, speed=0.5, limit=40
+    )
     yield from grip(scene, CLOSED)
     return True
 
@@ -105,7 +111,9 @@ def _drag(scene: Scene, name: str, target: Point) -> Motion:
         return np.array([*reach, start[2] - PRESS])
 
     yield from travel(scene, lambda: fingers(0.0) + np.array([0, 0, 0.06]), orientation, CLOSED, [])
-    yield from move(scene, lambda: fingers(0.0), orientation, CLOSED, tolerance=0.01, speed=0.4, limit=50)
+    yield from move(
+        scene, lambda: fingers(0.0), orientation, CLOSED, tolerance=0.01, speed=0.4, limit=50
+    )
     for _ in range(100):
         slip = np.linalg.norm((scene.hand()[0] - scene.position(name))[:2]) - before
         if _is_over(scene, name, target) or slip > SLIPPED:
