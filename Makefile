@@ -23,7 +23,7 @@ lint: setup
 
 # Remakes the base model that ships with the package (about half an hour on two cores).
 base: setup
-	cd $(ROOT) && $(BIN)/roboalign base recipes/base.yaml && $(BIN)/python -m roboalign.stages.ship runs/base
+	cd $(ROOT) && $(BIN)/roboalign base recipes/base.yaml && $(BIN)/python -m tools.ship runs/base
 
 setup: $(VENV)/.ready
 

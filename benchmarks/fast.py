@@ -19,7 +19,7 @@ from scipy.fft import dct, idct
 from transformers import PreTrainedTokenizerFast
 
 from roboalign.actions.fast import FastTokenizer
-from roboalign.files import write_json
+from roboalign.core.files import write_json
 
 HORIZON, ACTION_DIM = 16, 7
 

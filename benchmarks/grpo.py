@@ -26,9 +26,9 @@ from transformers import TrainerCallback
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
-from roboalign.align.grpo import RlConfig, build_trainer
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.prompts import action_question
+from roboalign.align.grpo.trainer import RlConfig, build_trainer
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.prompts import action_question
 from roboalign.mllm.generate import suppressed_ids
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny

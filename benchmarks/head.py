@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.data.episode import Camera, Episode, encode_png
+from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.mllm.load import Mllm, load_mllm
-from roboalign.stages.base import builtin_folder
+from roboalign.run.stages.base import builtin_folder
 from roboalign.vla import train
 from roboalign.vla.checkpoint import Trained
 from roboalign.vla.features import View, compute_features

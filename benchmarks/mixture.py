@@ -33,23 +33,29 @@ import pyarrow.parquet as pq
 from memory import family
 from PIL import Image
 
-from roboalign.data.conversation import ROW, Conversation, Turn, shards, write_conversations
-from roboalign.data.mixing.build import build
-from roboalign.data.mixing.config import MixtureConfig
-from roboalign.data.mixing.evaluation import (
+from roboalign.conversations.conversation import (
+    ROW,
+    Conversation,
+    Turn,
+    shards,
+    write_conversations,
+)
+from roboalign.core.files import write_json
+from roboalign.mixture.mixing.build import build
+from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture.mixing.evaluation import (
     EVALUATED,
     Evaluated,
     evaluation_tasks,
     join_evaluation,
     read_evaluation,
 )
-from roboalign.data.mixing.examine import Looked, content_of, held_out, look_at
-from roboalign.data.mixing.keys import first_bytes, signed
-from roboalign.data.mixing.looks import SEEN, Seen
-from roboalign.data.mixing.parts import FRAMES, Part, Wanted
-from roboalign.data.mixing.sources import fetch, parts_of
-from roboalign.data.mixing.write import row_of
-from roboalign.files import write_json
+from roboalign.mixture.mixing.examine import Looked, content_of, held_out, look_at
+from roboalign.mixture.mixing.keys import first_bytes, signed
+from roboalign.mixture.mixing.looks import SEEN, Seen
+from roboalign.mixture.mixing.parts import FRAMES, Part, Wanted
+from roboalign.mixture.mixing.sources import fetch, parts_of
+from roboalign.mixture.mixing.write import row_of
 
 WEIGHTS = {"qa-a": 0.25, "qa-b": 0.25, "qa-c": 0.15, "qa-d": 0.15, "talks": 0.2}
 SHOWN = 500

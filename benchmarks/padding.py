@@ -14,8 +14,8 @@ import numpy as np
 from transformers import AutoConfig
 
 from roboalign.align.dataset import Conversations, lengths_of, sample_order
-from roboalign.data.stored import StoredConversations
-from roboalign.files import write_json
+from roboalign.conversations.stored import StoredConversations
+from roboalign.core.files import write_json
 from roboalign.mllm.load import Mllm, find_vocabulary, load_processor
 from roboalign.mllm.presets import meta_model
 

@@ -26,7 +26,7 @@ import transformers
 from scale_model import SHAPES, Shape
 from scale_parts import PARTS, Row, Setting, begin, matrix_rate
 
-from roboalign.files import write_json, write_text
+from roboalign.core.files import write_json, write_text
 
 SHARE_ASSUMED = 0.2  # of the matrix rate, for the estimate of time alone
 STEP_SECONDS = {"cuda": 0.06, "cpu": 0.03}  # a decoding step of a rollout, for that estimate

@@ -13,15 +13,15 @@ from transformers import AutoModelForImageTextToText
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.trained import vision_parameters
-from roboalign.costs import Backbone, forward_flops
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.prompts import action_question
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.prompts import action_question
 from roboalign.mllm.encode import Encoded
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.presets import PRESETS
 from roboalign.mllm.stand_in import published
 from roboalign.mllm.tiny import TinyConfig, build_tiny
-from roboalign.stages.plan_model import backbone_numbers
+from roboalign.plan.arithmetic import Backbone, forward_flops
+from roboalign.plan.model import backbone_numbers
 
 WORDS = (
     "gripper",

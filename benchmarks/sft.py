@@ -22,7 +22,7 @@ from PIL import Image
 
 from roboalign.align.dataset import Conversations, sample_order
 from roboalign.align.sft import SftConfig, train_sft
-from roboalign.data.conversation import Conversation, Turn
+from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.mllm.encode import collate
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny

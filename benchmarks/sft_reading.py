@@ -22,9 +22,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from roboalign.data.conversation import Conversation, Turn, read_conversations, write_conversations
-from roboalign.data.stored import StoredConversations
-from roboalign.files import read_json, write_json
+from roboalign.conversations.conversation import (
+    Conversation,
+    Turn,
+    read_conversations,
+    write_conversations,
+)
+from roboalign.conversations.stored import StoredConversations
+from roboalign.core.files import read_json, write_json
 
 SHARD, GROUP, READS, REPEATS = 2000, 100, 400, 5
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from roboalign.files import write_json
+from roboalign.core.files import write_json
 from roboalign.sim.base import Observation
-from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig, MetaWorldEnvironment
+from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig, MetaWorldEnvironment
 from roboalign.sim.rollout import EnvironmentPool, Key, RolloutConfig, rollout_batch
 
 TASKS = ("reach-v3", "drawer-open-v3", "hammer-v3")

@@ -14,15 +14,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from roboalign.align.sft import train_sft
-from roboalign.data.conversation import Conversation, read_conversations
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.conversation import Conversation, read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_json
 from roboalign.evaluate.tokens import TokenEvalConfig, draw_actions, evaluate_mllm, language_priors
-from roboalign.files import write_json
 from roboalign.mllm.load import load_mllm
-from roboalign.recipe import Recipe, load_recipe
-from roboalign.stages.base import source_folder, with_action_tokens
-from roboalign.stages.data import action_tokens, mixture_folder
-from roboalign.stages.report import commit
+from roboalign.run.folder import action_tokens, mixture_folder
+from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.stages.base import source_folder, with_action_tokens
+from roboalign.run.stages.report import commit
 
 VARIANTS = {  # action_start, neutral_reasoning
     "neither": ("mean", False),

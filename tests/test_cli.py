@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from roboalign import pipeline
-from roboalign.cli import VERBS, main
-from roboalign.errors import RoboAlignError
-from roboalign.stages import doctor as checks
-from roboalign.stages.stage import Context, Stage
+from roboalign.cli import doctor as checks
+from roboalign.cli.main import VERBS, main
+from roboalign.core.errors import RoboAlignError
+from roboalign.run import scheduler as pipeline
+from roboalign.run.stage import Context, Stage
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_verb_that_does_not_exist_prints_the_usage(capsys: pytest.CaptureFixtu
 
 
 def test_every_verb_has_a_stage_and_every_stage_a_verb(recipe: Path) -> None:
-    from roboalign.recipe import load_recipe
+    from roboalign.run.recipe import load_recipe
 
     tables = {verb: pipeline.stage_table(load_recipe(recipe), verb) for verb in VERBS}
     selected = {verb: pipeline.select(tables[verb], verb) for verb in VERBS}

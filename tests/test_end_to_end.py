@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from roboalign.files import hash_file, read_json, read_jsonl
+from roboalign.core.files import hash_file, read_json, read_jsonl
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smoke.yaml"
 ARMS = ("sft", "roboalign", "blind")
@@ -31,7 +31,7 @@ DEADLINE = 280.0  # seconds, for each start
 
 
 def start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "roboalign.cli", "run", str(RECIPE), "--out", str(out)]
+    command = [sys.executable, "-m", "roboalign.cli.main", "run", str(RECIPE), "--out", str(out)]
     for override in OVERRIDES:
         command += ["--set", override]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

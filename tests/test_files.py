@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import (
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import (
     append_jsonl,
     atomic_path,
     hash_file,
@@ -140,7 +140,7 @@ def test_hashes(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path: Path) -> None:
-    program = f"import time; from roboalign.files import locked\nwith locked({str(tmp_path / 'run')!r}):\n"
+    program = f"import time; from roboalign.core.files import locked\nwith locked({str(tmp_path / 'run')!r}):\n"
     program += "    print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"

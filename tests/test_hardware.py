@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from roboalign.errors import RoboAlignError
-from roboalign.pipeline import stage_keys, stage_table
-from roboalign.recipe import HardwareConfig, Recipe, device_of
-from roboalign.stages.base import builtin_folder
-from roboalign.stages.stage import Context
+from roboalign.core.errors import RoboAlignError
+from roboalign.run.recipe import HardwareConfig, Recipe, device_of
+from roboalign.run.scheduler import stage_keys, stage_table
+from roboalign.run.stage import Context
+from roboalign.run.stages.base import builtin_folder
 
 
 def recipe(**hardware: object) -> Recipe:

@@ -13,13 +13,13 @@ from typing import Any, get_args
 
 import pytest
 
-from roboalign import pipeline
 from roboalign.align.distill import DistillConfig
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json
-from roboalign.pipeline import run_stages, select, stage_keys, stage_table
-from roboalign.recipe import ArmName, Recipe, load_recipe
-from roboalign.stages.stage import Context, Stage
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json
+from roboalign.run import scheduler as pipeline
+from roboalign.run.recipe import ArmName, Recipe, load_recipe
+from roboalign.run.scheduler import run_stages, select, stage_keys, stage_table
+from roboalign.run.stage import Context, Stage
 
 Work = Callable[[Context], dict[str, Any]]
 

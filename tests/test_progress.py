@@ -2,8 +2,8 @@
 
 import pytest
 
-from roboalign import progress
-from roboalign.progress import Progress, format_seconds
+from roboalign.core import progress
+from roboalign.core.progress import Progress, format_seconds
 
 
 class Clock:

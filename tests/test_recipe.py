@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from roboalign import recipe as recipes
-from roboalign.errors import RoboAlignError
-from roboalign.recipe import ROLLOUT_SEEDS, Recipe, cores, dump_recipe, load_recipe, processes
-from roboalign.sim.instructions import HELD_OUT, TRAIN
+from roboalign.core.errors import RoboAlignError
+from roboalign.run import recipe as recipes
+from roboalign.run.recipe import ROLLOUT_SEEDS, Recipe, cores, dump_recipe, load_recipe, processes
+from roboalign.sim.metaworld.instructions import HELD_OUT, TRAIN
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))

@@ -2,7 +2,7 @@
 
 import sys
 
-from roboalign.cli import main
+from roboalign.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

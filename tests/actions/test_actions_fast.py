@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 
 FAST_PLUS = Path(__file__).parents[2].parent / "shared/data/fast_plus"
 needs_fast_plus = pytest.mark.skipif(

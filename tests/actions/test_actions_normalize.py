@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 
 NORM_STATS = Path(__file__).parents[2].parent / "shared/data/norm_stats"
 

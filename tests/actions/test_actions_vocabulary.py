@@ -18,7 +18,7 @@ from roboalign.actions.vocabulary import (
     extend_model,
     extend_tokenizer,
 )
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 
 N_FAST = 24
 

@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.mllm.load import save_mllm
-from roboalign.stages import backbones
+from tools import backbones
 
 
 def complete_the_interpreter() -> None:

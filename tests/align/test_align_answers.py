@@ -11,10 +11,10 @@ from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.answers import conversation_loss, logits_at_answers
 from roboalign.align.dataset import action_ids, collate_conversations
 from roboalign.align.sft import SftConfig, train_sft
-from roboalign.data import prompts
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.episode import encode_png
-from roboalign.files import read_jsonl
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.core.files import read_jsonl
+from roboalign.episodes.episode import encode_png
 from roboalign.mllm.encode import IGNORED, Encoded, encode_conversation
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny

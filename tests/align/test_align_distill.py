@@ -14,11 +14,11 @@ from roboalign.align.distill import (
     leaks,
     states,
 )
-from roboalign.align.reward_answers import Reply, parse_reply
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.prompts import answer, question, reply
-from roboalign.data.qa.normal import Refused
-from roboalign.data.questions import label_of, score_answer
+from roboalign.align.rewards.answers import Reply, parse_reply
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.prompts import answer, question, reply
+from roboalign.conversations.qa.normal import Refused
+from roboalign.questions.ask import label_of, score_answer
 
 CONFIG = DistillConfig()
 

@@ -21,7 +21,7 @@ from PIL import Image
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
-from roboalign.align.export_verl import (
+from roboalign.align.export.verl import (
     check_prompts,
     easyr1_config,
     easyr1_table,
@@ -31,18 +31,18 @@ from roboalign.align.export_verl import (
     verl_config,
     verl_table,
 )
-from roboalign.align.grpo import RlConfig
-from roboalign.align.reward import score_responses
-from roboalign.cli import main
-from roboalign.data.conversation import Conversation, Turn, write_conversations
-from roboalign.data.prompts import action_answer, action_question, reply
-from roboalign.errors import RoboAlignError
-from roboalign.files import write_json
+from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.rewards.actions import score_responses
+from roboalign.cli.export import differences, load_file
+from roboalign.cli.main import main
+from roboalign.conversations.conversation import Conversation, Turn, write_conversations
+from roboalign.conversations.prompts import action_answer, action_question, reply
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_json
 from roboalign.mllm.encode import collate, encode_prompt, end_ids
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
-from roboalign.recipe import Recipe
-from roboalign.stages.export import differences, load_file
+from roboalign.run.recipe import Recipe
 
 VERL = "0.9.1"
 TINY = {
@@ -147,7 +147,15 @@ def exported(run, tmp_path_factory) -> Path:
 def reward(request, mllm, fast, tmp_path_factory):
     """The preset's name, and the exported function file, loaded as a file."""
     folder = tmp_path_factory.mktemp(request.param)
-    source = Path(__file__).parents[2] / "src" / "roboalign" / "align" / "verl_files" / "reward.py"
+    source = (
+        Path(__file__).parents[2]
+        / "src"
+        / "roboalign"
+        / "align"
+        / "export"
+        / "verl_files"
+        / "reward.py"
+    )
     shutil.copy(source, folder / "reward.py")
     write_json(folder / "reward.json", reward_settings(mllm, fast, request.param))
     return request.param, load_file(folder / "reward.py")

@@ -24,17 +24,17 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
-from roboalign.align import rollout as rollout_module
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations, action_ids, collate_conversations, picture
-from roboalign.align.grpo import GrpoTrainer, RlConfig, train_grpo
-from roboalign.align.logprobs import completion_statistics
-from roboalign.align.reward import Reward
-from roboalign.align.rollout import Rollout, batch_of, describe, groups_of, roll_out
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.prompts import action_question
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_jsonl
+from roboalign.align.grpo import rollout as rollout_module
+from roboalign.align.grpo.logprobs import completion_statistics
+from roboalign.align.grpo.rollout import Rollout, batch_of, describe, groups_of, roll_out
+from roboalign.align.grpo.trainer import GrpoTrainer, RlConfig, train_grpo
+from roboalign.align.rewards.actions import Reward
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.prompts import action_question
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_jsonl
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm, load_mllm
@@ -299,7 +299,7 @@ def test_two_updates_on_one_rollout_are_hand_written_ones(
         rolled.append((inner(mllm, tokenizer, asked, **named), list(asked)))
         return rolled[-1][0]
 
-    monkeypatch.setattr("roboalign.align.grpo.roll_out", recorded)
+    monkeypatch.setattr("roboalign.align.grpo.trainer.roll_out", recorded)
     train_grpo(tiny(), fast(), prompts(), config, tmp_path)
     (rollout, asked), mllm, start = rolled[0], tiny(), tiny()
     decay = [p for p in mllm.model.parameters() if p.ndim > 1]
@@ -393,7 +393,7 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path: Path, even_ids_rewarded:
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_align_grpo as t
-        from roboalign.align.grpo import GrpoTrainer
+        from roboalign.align.grpo.trainer import GrpoTrainer
         patch = t.pytest.MonkeyPatch()
         t.even_ids_rewarded.__wrapped__(patch)
         inner = GrpoTrainer.training_step

@@ -9,18 +9,24 @@ import pytest
 import torch
 from PIL import Image
 
-from roboalign.align import rollout as rollout_module
-from roboalign.align.grpo import RlConfig, train_grpo
+from roboalign.align.grpo import rollout as rollout_module
+from roboalign.align.grpo.rollout import (
+    check_prompts,
+    describe,
+    groups_of,
+    roll_out,
+    sample_records,
+)
+from roboalign.align.grpo.trainer import RlConfig, train_grpo
 from roboalign.align.lora import LoraConfig
-from roboalign.align.rollout import check_prompts, describe, groups_of, roll_out, sample_records
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.prompts import question
-from roboalign.data.questions import label_of
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_jsonl
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.prompts import question
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_jsonl
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm, load_mllm
-from roboalign.stages.base import pretrained_folder
+from roboalign.questions.ask import label_of
+from roboalign.run.stages.base import pretrained_folder
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 from test_align_grpo import CONFIG, fast, prompts, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from roboalign.align import grpo
-from roboalign.align.grpo import RlConfig, train_grpo
-from roboalign.files import read_jsonl
+from roboalign.align.grpo import trainer as grpo
+from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.core.files import read_jsonl
 
 
 class Casts(TorchDispatchMode):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from roboalign.align.grpo_math import (
+from roboalign.align.grpo.loss import (
     clipped_loss,
     clipped_loss_tokens,
     group_advantages,

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from roboalign.align.sft import SftConfig, train_sft
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_jsonl
-from roboalign.stages import backbones
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_jsonl
+from tools import backbones
 
 pytest.importorskip("triton")
 pytest.importorskip("liger_kernel")

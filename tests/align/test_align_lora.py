@@ -18,21 +18,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Trainer
 
-from roboalign.align import rollout as rollout_module
 from roboalign.align.checkpoints import MANIFEST, _needed
-from roboalign.align.grpo import RlConfig, train_grpo
-from roboalign.align.logprobs import completion_statistics
+from roboalign.align.engines.vllm.weights import write_policy
+from roboalign.align.grpo import rollout as rollout_module
+from roboalign.align.grpo.logprobs import completion_statistics
+from roboalign.align.grpo.rollout import batch_of
+from roboalign.align.grpo.trainer import RlConfig, train_grpo
 from roboalign.align.lora import FILE, LoraConfig, adapted, adapters_off, add_lora, merged_state
-from roboalign.align.rollout import batch_of
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.align.trainer import TrainConfig
-from roboalign.align.vllm_weights import write_policy
-from roboalign.data.conversation import Conversation
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, read_jsonl, write_json
+from roboalign.conversations.conversation import Conversation
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl, write_json
 from roboalign.mllm.encode import collate, encode_conversation
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
-from roboalign.stages.backbones import FRAMES, TURNS, model_of
+from tools.backbones import FRAMES, TURNS, model_of
 
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from test_align_lora import RL, assert_only_the_trained_changed, build, state_of, weights
 from torch import Tensor
 
-from roboalign.align import grpo
-from roboalign.align import rollout as rollout_module
-from roboalign.align.grpo import GrpoTrainer, RlConfig, train_grpo
-from roboalign.align.logprobs import completion_statistics
+from roboalign.align.engines.vllm.client import VllmConfig
+from roboalign.align.grpo import rollout as rollout_module
+from roboalign.align.grpo import trainer as grpo
+from roboalign.align.grpo.logprobs import completion_statistics
+from roboalign.align.grpo.rollout import Rollout, batch_of
+from roboalign.align.grpo.trainer import GrpoTrainer, RlConfig, train_grpo
 from roboalign.align.lora import FILE
-from roboalign.align.rollout import Rollout, batch_of
-from roboalign.align.vllm_client import VllmConfig
-from roboalign.files import read_jsonl
+from roboalign.core.files import read_jsonl
 from roboalign.mllm.load import load_mllm
 
 even_ids_rewarded = tiny_grpo.even_ids_rewarded

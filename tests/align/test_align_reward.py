@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.vocabulary import ActionVocabulary
-from roboalign.align.reward import (
+from roboalign.align.rewards.actions import (
     PRESETS,
     TAU,
     Parsed,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign.align.reward_answers import (
+from roboalign.align.rewards.answers import (
     PRESETS,
     TAU_CELLS,
     AnswerReward,
@@ -14,10 +14,10 @@ from roboalign.align.reward_answers import (
     score_answers,
     trace_closeness,
 )
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.prompts import answer, question, reply
-from roboalign.data.questions import label_of
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.prompts import answer, question, reply
+from roboalign.core.errors import RoboAlignError
+from roboalign.questions.ask import label_of
 
 GOOD = "<think>It is left. So B.</think><answer>letter B</answer>"
 

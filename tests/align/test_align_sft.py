@@ -27,9 +27,9 @@ from roboalign.align.checkpoints import MANIFEST, last_checkpoint
 from roboalign.align.dataset import Conversations, sample_order
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.align.trainer import accumulation_of
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_jsonl
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_jsonl
 from roboalign.mllm.encode import Prompt, collate
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm

@@ -23,9 +23,9 @@ from roboalign.align import liger, sft
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations
 from roboalign.align.sft import SftConfig, train_sft
-from roboalign.data.conversation import write_conversations
-from roboalign.data.stored import StoredConversations
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.conversation import write_conversations
+from roboalign.conversations.stored import StoredConversations
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import collate
 
 unbroken = plain_sft.unbroken

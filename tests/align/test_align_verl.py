@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from roboalign.align.grpo_math import clipped_loss, group_advantages, kl_k3, masked_mean
+from roboalign.align.grpo.loss import clipped_loss, group_advantages, kl_k3, masked_mean
 
 VERSION = "0.9.1"
 

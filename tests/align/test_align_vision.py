@@ -22,10 +22,10 @@ from roboalign.align.vision import (
     pretrain_vision,
     reader_errors,
 )
-from roboalign.data.episode import Camera, Episode, encode_png
-from roboalign.data.keypoints import Keypoints, keypoints
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, read_jsonl
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl
+from roboalign.episodes.episode import Camera, Episode, encode_png
+from roboalign.episodes.keypoints import Keypoints, keypoints
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 

@@ -14,18 +14,18 @@ from fake_vllm import FakeVllm, Fault, no_fault
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from roboalign.align.grpo import RlConfig, train_grpo
-from roboalign.align.logprobs import completion_statistics
-from roboalign.align.rollout import STOP, batch_of, prompt_of, roll_out
-from roboalign.align.vllm import Drift, VllmSampler, own_logp, read_reply
-from roboalign.align.vllm_client import VllmClient, VllmConfig
-from roboalign.align.vllm_weights import check_served, write_policy
-from roboalign.errors import RoboAlignError
-from roboalign.files import locked, read_jsonl
+from roboalign.align.engines.vllm.client import VllmClient, VllmConfig
+from roboalign.align.engines.vllm.sampler import Drift, VllmSampler, own_logp, read_reply
+from roboalign.align.engines.vllm.weights import check_served, write_policy
+from roboalign.align.grpo.logprobs import completion_statistics
+from roboalign.align.grpo.rollout import STOP, batch_of, prompt_of, roll_out
+from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import locked, read_jsonl
 from roboalign.mllm.encode import Prompt, encode_prompt
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
-from roboalign.stages import backbones
+from tools import backbones
 
 torch.set_num_threads(1)
 SETTINGS = {"concurrency": 3, "timeout": 60.0, "patience": 0.3, "tolerance": 1e-3}

@@ -15,12 +15,12 @@ from fake_vllm import FakeVllm, Fault, no_fault, running, vllm_executable
 from pydantic import ValidationError
 from test_align_vllm import SETTINGS, nth, train
 
-from roboalign.align import vllm_guard
-from roboalign.align.grpo import RlConfig
-from roboalign.align.vllm_client import VllmConfig
-from roboalign.align.vllm_process import VllmProcess, environment
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, read_jsonl
+from roboalign.align.engines.vllm import guard as vllm_guard
+from roboalign.align.engines.vllm.client import VllmConfig
+from roboalign.align.engines.vllm.process import VllmProcess, environment
+from roboalign.align.grpo.trainer import RlConfig
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl
 from roboalign.mllm.load import Mllm
 
 PATIENT = {**SETTINGS, "patience": 30.0}

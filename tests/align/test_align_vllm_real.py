@@ -22,15 +22,15 @@ import pytest
 import test_align_grpo as tiny_grpo
 import torch
 
-from roboalign.align.rollout import STOP, prompt_of
-from roboalign.align.vllm import VllmSampler
-from roboalign.align.vllm_client import VllmConfig
-from roboalign.align.vllm_weights import write_policy
+from roboalign.align.engines.vllm.client import VllmConfig
+from roboalign.align.engines.vllm.sampler import VllmSampler
+from roboalign.align.engines.vllm.weights import write_policy
+from roboalign.align.grpo.rollout import STOP, prompt_of
 from roboalign.mllm import tiny_classes
 from roboalign.mllm.encode import Prompt, encode_prompt
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm
-from roboalign.stages import backbones
+from tools import backbones
 
 URL, WEIGHTS, NAME, SERVE, MODEL, OPTIONS = (
     os.environ.get(f"ROBOALIGN_VLLM_{name}", "")

@@ -3,7 +3,7 @@
 import pytest
 from data_episodes import TASKS, make_episode
 
-from roboalign.data.episode import Episode
+from roboalign.episodes.episode import Episode
 
 
 @pytest.fixture(scope="session")

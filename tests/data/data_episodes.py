@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from roboalign.data.episode import Camera, Episode, encode_png
+from roboalign.episodes.episode import Camera, Episode, encode_png
 
 NAMES = (
     *(f"gripper.{axis}" for axis in "xyz"),

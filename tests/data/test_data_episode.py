@@ -6,8 +6,8 @@ from data_episodes import make_episode, overhead
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign.data.episode import encode_png
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import encode_png
 
 
 def test_a_chunk_begins_now_and_repeats_the_last_action():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from data_episodes import make_episode
 
-from roboalign.data.episode import Camera, Episode, encode_png
-from roboalign.data.keypoints import BODIES, keypoints
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Camera, Episode, encode_png
+from roboalign.episodes.keypoints import BODIES, keypoints
 
 # Looks down: u = 10 x + 20, v = 20 - 10 y in an image of 40 x 20 pixels, depth z + 1.
 CAMERA = Camera("top", 40, 20, np.array([[10.0, 0, 20, 20], [0, -10, 20, 20], [0, 0, 1, 1]]))

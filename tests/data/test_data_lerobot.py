@@ -14,12 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from roboalign.data import lerobot_layout as layout
-from roboalign.data.episode import Camera, Episode
-from roboalign.data.feature_stats import image_stats, pool, vector_stats
-from roboalign.data.lerobot import LeRobotWriter, iterate_lerobot, lerobot_names, read_lerobot
-from roboalign.data.robot.base import Fault
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Camera, Episode
+from roboalign.episodes.formats import lerobot_layout as layout
+from roboalign.episodes.formats.feature_stats import image_stats, pool, vector_stats
+from roboalign.episodes.formats.lerobot import (
+    LeRobotWriter,
+    iterate_lerobot,
+    lerobot_names,
+    read_lerobot,
+)
+from roboalign.episodes.robot_data import Fault
 
 
 def open_writer(folder: Path, episode: Episode, **changes) -> LeRobotWriter:

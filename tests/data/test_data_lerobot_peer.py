@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_episodes import make_episode
 
-from roboalign.data.lerobot import LeRobotWriter, read_lerobot
-from roboalign.data.robot.open import open_robot_data
-from roboalign.data.robot.rewrite import rewrite
-from roboalign.data.robot.video import VideoFrames
+from roboalign.episodes.formats.lerobot import LeRobotWriter, read_lerobot
+from roboalign.episodes.formats.video import VideoFrames
+from roboalign.episodes.open import open_robot_data
+from roboalign.episodes.rewrite import rewrite
 
 peer = pytest.importorskip("lerobot.datasets.lerobot_dataset", reason="lerobot is not installed")
 V3 = peer.CODEBASE_VERSION == "v3.0"

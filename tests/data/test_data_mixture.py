@@ -16,12 +16,12 @@ from pydantic import ValidationError
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
-from roboalign.data import prompts
-from roboalign.data.conversation import messages, read_conversations
-from roboalign.data.manifest import assert_disjoint, read_manifest, verify_manifest
-from roboalign.data.mixture import MixConfig, build_mixture, draw_types
-from roboalign.data.questions import TYPES, asked_types, label_of
-from roboalign.errors import RoboAlignError
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import messages, read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.mixture.builder import MixConfig, build_mixture, draw_types
+from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
+from roboalign.questions.ask import TYPES, asked_types, label_of
 
 CONFIG = MixConfig(
     conversations=120,

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roboalign.actions.vocabulary import ActionVocabulary
-from roboalign.data import prompts
-from roboalign.data.questions import TYPES, label_of
+from roboalign.conversations import prompts
+from roboalign.questions.ask import TYPES, label_of
 
 LABELS = sorted({label_of(name) for name in TYPES})
 

@@ -9,11 +9,11 @@ from data_episodes import NAMES, TASKS, make_episode, overhead
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign.data import prompts
-from roboalign.data.episode import Camera, Episode
-from roboalign.data.questions import TYPES, ask, chance, label_of, score_answer, survey
-from roboalign.data.scene import AXES, WAYPOINT, EpisodeScenes
-from roboalign.errors import RoboAlignError
+from roboalign.conversations import prompts
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Camera, Episode
+from roboalign.questions.ask import TYPES, ask, chance, label_of, score_answer, survey
+from roboalign.questions.scene import AXES, WAYPOINT, EpisodeScenes
 
 GRID, HORIZON = 16, 6
 EPISODES = [make_episode(task, seed) for task in TASKS for seed in range(3)]

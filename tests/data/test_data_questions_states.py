@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign.align.reward_answers import score_answers
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.questions import TYPES, chance, label_of, score_answer
-from roboalign.data.questions_states import STATES, read_numbers
-from roboalign.data.vqa.states import TURNS, centimetres, degrees
-from roboalign.data.vqa.states import TYPES as STATE_TYPES
-from roboalign.errors import RoboAlignError
+from roboalign.align.rewards.answers import score_answers
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.core.errors import RoboAlignError
+from roboalign.questions.ask import TYPES, chance, label_of, score_answer
+from roboalign.questions.states import STATES, read_numbers
+from roboalign.questions.vqa.states import TURNS, centimetres, degrees
+from roboalign.questions.vqa.states import TYPES as STATE_TYPES
 
 
 def test_every_type_is_scored_under_the_label_that_its_question_names() -> None:

@@ -9,10 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from roboalign.align.dataset import digest_of, lengths_of
-from roboalign.data import stored
-from roboalign.data.conversation import Conversation, Turn, read_conversations, write_conversations
-from roboalign.data.stored import StoredConversations
-from roboalign.errors import RoboAlignError
+from roboalign.conversations import stored
+from roboalign.conversations.conversation import (
+    Conversation,
+    Turn,
+    read_conversations,
+    write_conversations,
+)
+from roboalign.conversations.stored import StoredConversations
+from roboalign.core.errors import RoboAlignError
 
 KINDS = ("general", "embodied", "reasoning", "action")
 LANGUAGE = ("general", "embodied", "reasoning")

@@ -11,7 +11,7 @@ from test_align_sft import CONFIG, talks, tiny
 
 from roboalign.align import sft
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
-from roboalign.data.conversation import Conversation
+from roboalign.conversations.conversation import Conversation
 
 
 def uneven(n: int) -> list[Conversation]:

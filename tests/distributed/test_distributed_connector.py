@@ -16,13 +16,13 @@ sys.path.append(str(HERE.parent / "stages"))
 from stage_run import do, recipe, write_episodes
 
 from roboalign.align.sft import SftTrainer
-from roboalign.files import read_json, read_jsonl
+from roboalign.core.distributed import join_team
+from roboalign.core.files import read_json, read_jsonl
 from roboalign.mllm.load import save_mllm
 from roboalign.mllm.tiny_classes import build_class
-from roboalign.pipeline import run_stages
-from roboalign.ranks import join_team
-from roboalign.recipe import Recipe
-from roboalign.stages.plan import plan_stages
+from roboalign.run.graph import plan_stages
+from roboalign.run.recipe import Recipe
+from roboalign.run.scheduler import run_stages
 
 CONNECTOR = {
     "max_steps": 6,

@@ -24,15 +24,15 @@ import test_distributed_sft as sft_runs  # isort: skip
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
-from roboalign.align import grpo
-from roboalign.align.grpo import RlConfig, train_grpo
+from roboalign.align.engines.fsdp2 import plain_copy, prepare_accelerator, whole_weights
+from roboalign.align.grpo import trainer as grpo
+from roboalign.align.grpo.trainer import RlConfig, train_grpo
 from roboalign.align.sft import SftTrainer, train_sft
-from roboalign.align.sharding import plain_copy, prepare_accelerator, whole_weights
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_jsonl
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_jsonl
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
-from roboalign.stages import backbones
+from tools import backbones
 
 
 class Killed(Exception):

@@ -16,10 +16,10 @@ sys.path.insert(0, str(HERE.parent / "vla"))
 from synthetic_episodes import make_episodes, save_backbone  # noqa: E402
 
 from roboalign.actions.normalize import ActionStats  # noqa: E402
-from roboalign.errors import RoboAlignError  # noqa: E402
-from roboalign.files import read_json, read_jsonl, write_json  # noqa: E402
+from roboalign.core.distributed import join_team, rank, world_size  # noqa: E402
+from roboalign.core.errors import RoboAlignError  # noqa: E402
+from roboalign.core.files import read_json, read_jsonl, write_json  # noqa: E402
 from roboalign.mllm.load import load_mllm  # noqa: E402
-from roboalign.ranks import join_team, rank, world_size  # noqa: E402
 from roboalign.vla import features  # noqa: E402
 from roboalign.vla import train as training  # noqa: E402
 from roboalign.vla.features import FeatureConfig, View  # noqa: E402

@@ -11,9 +11,9 @@ from two_ranks import two_ranks  # makes tests/align importable
 
 import test_align_lora as tiny_lora  # isort: skip
 
-from roboalign.align.grpo import GrpoTrainer, RlConfig, train_grpo
+from roboalign.align.grpo.trainer import GrpoTrainer, RlConfig, train_grpo
 from roboalign.align.sft import SftConfig, train_sft
-from roboalign.files import read_jsonl
+from roboalign.core.files import read_jsonl
 
 # Adam's first steps are as large as the learning rate whatever the gradient: smaller ones keep rounding small.
 SFT = SftConfig(**{**tiny_lora.SFT, "micro_batch_size": 1, "max_steps": 4, "learning_rate": 1e-3})

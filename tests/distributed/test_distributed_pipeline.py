@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from two_ranks import two_ranks
 
-from roboalign.cli import main
-from roboalign.files import locked, read_json, read_jsonl
-from roboalign.pipeline import run_stages, stage_table
-from roboalign.ranks import join_team
-from roboalign.recipe import load_recipe
+from roboalign.cli.main import main
+from roboalign.core.distributed import join_team
+from roboalign.core.files import locked, read_json, read_jsonl
+from roboalign.run.recipe import load_recipe
+from roboalign.run.scheduler import run_stages, stage_table
 
 IMITATIONS = ("ecot", "extra-sft")
 HEAD = "head/roboalign"

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from two_ranks import two_ranks
 
-from roboalign.errors import RoboAlignError
-from roboalign.ranks import Team, join_team
+from roboalign.core.distributed import Team, join_team
+from roboalign.core.errors import RoboAlignError
 
 
 def command(work: Callable[[Team], None], timeout: float) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from roboalign.files import read_json, read_jsonl
+from roboalign.core.files import read_json, read_jsonl
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "align")]

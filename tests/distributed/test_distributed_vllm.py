@@ -15,9 +15,9 @@ from two_ranks import split_model, two_ranks  # makes test_align_grpo importable
 import test_align_grpo as tiny_grpo  # isort: skip
 from fake_vllm import FakeVllm, vllm_executable  # isort: skip
 
-from roboalign.align.grpo import RlConfig, train_grpo
-from roboalign.align.vllm_client import VllmConfig
-from roboalign.files import read_json, read_jsonl
+from roboalign.align.engines.vllm.client import VllmConfig
+from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.core.files import read_json, read_jsonl
 
 
 def train(folder: Path, server: dict[str, str] | None, split: bool = False) -> int:

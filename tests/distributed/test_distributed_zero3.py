@@ -25,14 +25,14 @@ import test_distributed_sft as sft_runs  # isort: skip
 from safetensors.torch import load_file
 
 from roboalign.align import sft as sft_module
-from roboalign.align import zero3
 from roboalign.align.answers import answer_loss
 from roboalign.align.checkpoints import _needed
-from roboalign.align.grpo import RlConfig, train_grpo
+from roboalign.align.engines import zero3
+from roboalign.align.engines.fsdp2 import whole_weights
+from roboalign.align.grpo.trainer import RlConfig, train_grpo
 from roboalign.align.sft import SftTrainer, train_sft
-from roboalign.align.sharding import whole_weights
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, read_jsonl
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl
 from roboalign.mllm.load import Mllm, load_mllm
 
 needs_deepspeed = pytest.mark.skipif(

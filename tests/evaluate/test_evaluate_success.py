@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.success import format_success, success_table
 
 

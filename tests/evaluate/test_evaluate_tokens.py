@@ -12,8 +12,8 @@ import roboalign.evaluate.tokens as tokens
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
-from roboalign.data import prompts
-from roboalign.data.conversation import Conversation, Turn
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.evaluate.token_metrics import compare, reasoned_minus_direct, summarize
 from roboalign.evaluate.tokens import (
     TokenEvalConfig,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import normalizers
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import IGNORED, collate, encode_conversation, encode_prompt
 from roboalign.mllm.tiny_classes import build_class
 

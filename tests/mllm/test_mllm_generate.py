@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm import generate as module
 from roboalign.mllm.encode import Encoded, collate, encode_prompt, end_ids
 from roboalign.mllm.generate import generate, suppressed_ids

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.hidden import hidden_states, text_layers, truncate_layers
 from roboalign.mllm.load import Mllm

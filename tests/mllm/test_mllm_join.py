@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from roboalign.align.trained import keep_connector_alone
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.join import join, read_dinov2, read_gguf
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
-from roboalign.stages import backbones, small
+from tools import backbones, small
 
 gguf = pytest.importorskip("gguf", reason="optional: requirements-small.lock")
 onnx = pytest.importorskip("onnx", reason="optional: requirements-small.lock")

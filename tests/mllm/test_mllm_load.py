@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import (

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.data.action_space import ActionSpace
-from roboalign.data.episode import Camera, Episode, encode_png
-from roboalign.data.robot.base import Fault, RobotData
-from roboalign.data.robot.measures import Histogram
-from roboalign.data.robot.statistics import Survey, keep_episodes, survey
-from roboalign.errors import RoboAlignError
+from roboalign.actions.spaces import ActionSpace
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Camera, Episode, encode_png
+from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.survey.measures import Histogram
+from roboalign.episodes.survey.statistics import Survey, keep_episodes, survey
 from roboalign.report.attention import attention
 from roboalign.report.drawing import (
     ARROW,

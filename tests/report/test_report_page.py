@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_run import answers, synthetic_run
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.token_metrics import summarize
 from roboalign.report.caveats import caveats
 from roboalign.report.page import write_report

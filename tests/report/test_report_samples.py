@@ -2,7 +2,7 @@
 
 import pytest
 
-from roboalign.data.conversation import Conversation, Turn
+from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.report.samples import even_ranks, side_by_side
 
 

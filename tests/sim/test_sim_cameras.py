@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim import rendering
 from roboalign.sim.cameras import VIEWS, Pose, View, pose_of, project, projection_matrix
-from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig
+from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 
 SIZE = 256
 BOTH = MetaWorldConfig(cameras=("workspace", "corner2"), image_size=SIZE)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from walks import Strides, Walks, load_broken, load_refused, slow_strides
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import append_jsonl, read_jsonl
-from roboalign.sim.cluster import ClusterConfig, evaluate_on_cluster
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import append_jsonl, read_jsonl
 from roboalign.sim.parallel import EpisodeKey
+from roboalign.sim.ray import ClusterConfig, evaluate_on_cluster
 from roboalign.sim.rollout import EnvironmentPool, EpisodeResult, RolloutConfig, rollout_batch
 
 pytest.importorskip("ray")
@@ -126,8 +126,8 @@ def test_a_fault_of_the_policy_is_the_one_that_local_workers_show(
 COMMAND = """
 import sys
 from pathlib import Path
-from roboalign.files import append_jsonl, read_jsonl
-from roboalign.sim.cluster import ClusterConfig, evaluate_on_cluster
+from roboalign.core.files import append_jsonl, read_jsonl
+from roboalign.sim.ray import ClusterConfig, evaluate_on_cluster
 from roboalign.sim.rollout import RolloutConfig
 from walks import Walks, slow_strides
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from roboalign.sim.collect import (
     smooth_noise,
     success_table,
 )
-from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig
+from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 
 BLIND = MetaWorld(MetaWorldConfig(cameras=()))
 TASK = "reach-v3"

@@ -3,7 +3,7 @@
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, ML45_V3
 from metaworld.policies import ENV_POLICY_MAP
 
-from roboalign.sim.instructions import HELD_OUT, TASKS, TRAIN
+from roboalign.sim.metaworld.instructions import HELD_OUT, TASKS, TRAIN
 
 
 def test_every_task_has_one_instruction_of_its_own():

@@ -5,10 +5,10 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash
-from roboalign.sim.instructions import TASKS
-from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig, MetaWorldEnvironment
+from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig, MetaWorldEnvironment
+from roboalign.sim.metaworld.instructions import TASKS
 
 BLIND = MetaWorld(MetaWorldConfig(cameras=()))
 ACTIONS = np.random.default_rng(0).uniform(-1.2, 1.2, (15, 4))
@@ -122,7 +122,9 @@ def test_only_tasks_with_a_second_object_have_the_noun():
 def test_step_never_renders(monkeypatch):
     environment = MetaWorld().make("reach-v3")
     environment.reset(0)
-    monkeypatch.setattr("roboalign.sim.metaworld._renderer", lambda *_: pytest.fail("rendered"))
+    monkeypatch.setattr(
+        "roboalign.sim.metaworld.environment._renderer", lambda *_: pytest.fail("rendered")
+    )
     environment.step(np.zeros(4))
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from walks import Walks, load_broken, load_refused, one_step
 
-from roboalign.errors import RoboAlignError
-from roboalign.sim import cluster
-from roboalign.sim.cluster import ClusterConfig, evaluate_on_cluster
+from roboalign.core.errors import RoboAlignError
+from roboalign.sim import ray as cluster
 from roboalign.sim.parallel import EpisodeKey, Message, Site, WorkerDied, run_queue
+from roboalign.sim.ray import ClusterConfig, evaluate_on_cluster
 from roboalign.sim.rollout import EpisodeResult, RolloutConfig
 
 

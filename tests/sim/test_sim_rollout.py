@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from walks import Walks, make_broken, make_one_step, make_refused, one_step
 
-from roboalign.errors import RoboAlignError
-from roboalign.sim.metaworld import MetaWorld, MetaWorldConfig
+from roboalign.core.errors import RoboAlignError
+from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch, write_video
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task
 
 

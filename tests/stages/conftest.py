@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from stage_run import do, recipe, write_episodes
 
-from roboalign.stages.plan import plan_stages
+from roboalign.run.graph import plan_stages
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ sys.path.append(
 )  # the synthetic episodes of the data room's tests
 from data_episodes import NAMES, TASKS, make_episode
 
-from roboalign.data.lerobot_writer import LeRobotWriter
-from roboalign.files import write_json
-from roboalign.recipe import Recipe
-from roboalign.stages.stage import Context, Stage
+from roboalign.core.files import write_json
+from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
+from roboalign.run.recipe import Recipe
+from roboalign.run.stage import Context, Stage
 
 torch.set_num_threads(1)
 

@@ -13,15 +13,15 @@ from stage_run import SETTINGS, context, recipe
 from roboalign.align.lora import LoraConfig
 from roboalign.align.sft import SftConfig
 from roboalign.align.trained import TuneConfig
-from roboalign.data.conversation import Conversation, read_conversations
-from roboalign.data.prompts import MODES, bare
-from roboalign.files import read_json
+from roboalign.conversations.conversation import Conversation, read_conversations
+from roboalign.conversations.prompts import MODES, bare
+from roboalign.core.files import read_json
 from roboalign.mllm.load import Mllm, load_mllm
-from roboalign.recipe import ArmName
-from roboalign.stages import align
-from roboalign.stages.base import LANGUAGE
-from roboalign.stages.data import BACKBONE_OF, backbone_folder, mixture_folder
-from roboalign.stages.stage import Context
+from roboalign.run.folder import BACKBONE_OF, backbone_folder, mixture_folder
+from roboalign.run.recipe import ArmName
+from roboalign.run.stage import Context
+from roboalign.run.stages import align
+from roboalign.run.stages.base import LANGUAGE
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def prompts_of_rl(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0, **rl: Any
 ) -> Counter[str]:
     """How often train_grpo answers each prompt, from the order that it hands to its trainer."""
-    from roboalign.align import grpo
+    from roboalign.align.grpo import trainer as grpo
 
     class Stop(Exception):
         pass

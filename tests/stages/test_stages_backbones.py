@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from roboalign.mllm.tiny_classes import BUILDERS
-from roboalign.stages.backbones import CHECKS, run_check
-from roboalign.stages.backbones_page import INTRODUCTION, PRESET_TEXT, page
+from tools.backbones import CHECKS, run_check
+from tools.backbones_page import INTRODUCTION, PRESET_TEXT, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
@@ -34,9 +34,7 @@ def test_each_check_ends_as_the_page_says(name: str, tmp_path: Path) -> None:
 
 def test_the_page_is_what_the_module_writes() -> None:
     meanings = {title: check.__doc__ or "" for title, check in CHECKS.items()}
-    assert page(committed(), meanings) == PAGE.read_text(), (
-        "run `python -m roboalign.stages.backbones` again"
-    )
+    assert page(committed(), meanings) == PAGE.read_text(), "run `python -m tools.backbones` again"
 
 
 def test_a_failing_check_is_shown_as_failing_with_its_reason(tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ import torch
 from stage_run import context, do, recipe
 
 from roboalign.align.sft import train_sft
-from roboalign.data.conversation import Conversation, read_conversations
-from roboalign.errors import RoboAlignError
-from roboalign.files import hash_file, read_json
+from roboalign.conversations.conversation import Conversation, read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file, read_json
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny import build_tiny
 from roboalign.mllm.tiny_classes import build_class
-from roboalign.recipe import BackboneConfig
-from roboalign.stages import base as stage
-from roboalign.stages.data import action_tokens, mixture_folder, read_demonstrations
-from roboalign.stages.plan import plan_stages
+from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
+from roboalign.run.graph import plan_stages
+from roboalign.run.recipe import BackboneConfig
+from roboalign.run.stages import base as stage
 
 
 def test_tokens_decode_to_the_actions_that_were_encoded(run_dir: Path) -> None:

@@ -11,18 +11,22 @@ import torch
 from safetensors.torch import load_file
 from stage_run import context, do, recipe
 
-from roboalign.data import mixture
-from roboalign.data.conversation import Conversation, read_conversations, write_conversations
-from roboalign.data.prompts import MODES
-from roboalign.data.scene import AXES
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json
-from roboalign.recipe import Recipe
-from roboalign.stages import align, baselines
-from roboalign.stages.base import LANGUAGE
-from roboalign.stages.data import mixture_folder
-from roboalign.stages.plan import plan_stages
-from roboalign.stages.stage import Context
+from roboalign.conversations.conversation import (
+    Conversation,
+    read_conversations,
+    write_conversations,
+)
+from roboalign.conversations.prompts import MODES
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json
+from roboalign.mixture import builder as mixture
+from roboalign.questions.scene import AXES
+from roboalign.run.folder import mixture_folder
+from roboalign.run.graph import plan_stages
+from roboalign.run.recipe import Recipe
+from roboalign.run.stage import Context
+from roboalign.run.stages import align, baselines
+from roboalign.run.stages.base import LANGUAGE
 
 TRACED = {"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0, "trace": 1.0}
 

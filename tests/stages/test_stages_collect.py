@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from stage_run import context
 
-from roboalign.data.lerobot import read_lerobot
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json
-from roboalign.recipe import Recipe
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json
+from roboalign.episodes.formats.lerobot import read_lerobot
+from roboalign.run.recipe import Recipe
+from roboalign.run.stages import collect as stage
 from roboalign.sim.cameras import CameraGeometry
 from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, Failure, _seeds
-from roboalign.sim.metaworld import MetaWorld
-from roboalign.stages import collect as stage
+from roboalign.sim.metaworld.environment import MetaWorld
 
 ALIGN, DOWNSTREAM = ("reach-v3", "button-press-v3"), ("door-unlock-v3",)
 NAMES = ("gripper.x", "gripper.y", "gripper.z", "goal.x", "goal.y", "goal.z")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import write_json, write_text
-from roboalign.recipe import ROLLOUT_SEEDS, Recipe, dump_recipe
-from roboalign.stages.compare import compare, differences
+from roboalign.cli.compare import compare, differences
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_json, write_text
+from roboalign.run.recipe import ROLLOUT_SEEDS, Recipe, dump_recipe
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 TASKS = ("door-lock-v3", "door-unlock-v3")

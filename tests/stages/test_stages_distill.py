@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from stage_run import context, do, recipe
 
-from roboalign.data.conversation import read_conversations
-from roboalign.data.prompts import MODES, bare
-from roboalign.data.questions import score_answer
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, read_jsonl, write_json, write_text
-from roboalign.recipe import Recipe
-from roboalign.stages import distill
-from roboalign.stages.data import mixture_folder
-from roboalign.stages.plan import distill_stages
+from roboalign.conversations.conversation import read_conversations
+from roboalign.conversations.prompts import MODES, bare
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl, write_json, write_text
+from roboalign.questions.ask import score_answer
+from roboalign.run.folder import mixture_folder
+from roboalign.run.graph import distill_stages
+from roboalign.run.recipe import Recipe
+from roboalign.run.stages import distill
 
 SMALL: dict[str, Any] = {
     "rl_questions": 8,

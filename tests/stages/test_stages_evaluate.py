@@ -10,15 +10,15 @@ import pytest
 from data_episodes import make_episode
 from stage_run import context, recipe, write_episodes
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, read_jsonl
-from roboalign.recipe import ROLLOUT_SEEDS, HardwareConfig
-from roboalign.sim.cluster import ClusterConfig
-from roboalign.sim.metaworld import MetaWorld
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl
+from roboalign.run.benchmark import evaluation_episodes
+from roboalign.run.recipe import ROLLOUT_SEEDS, HardwareConfig
+from roboalign.run.stages import evaluate
+from roboalign.run.stages.head import _split
+from roboalign.sim.metaworld.environment import MetaWorld
+from roboalign.sim.ray import ClusterConfig
 from roboalign.sim.rollout import EpisodeResult
-from roboalign.stages import evaluate
-from roboalign.stages.benchmark import evaluation_episodes
-from roboalign.stages.head import _split
 
 TASKS = ("door-unlock-v3", "hand-insert-v3")
 RECIPE = recipe(collect={"downstream_tasks": TASKS}, rollout={"episodes": 3})

@@ -7,13 +7,13 @@ import pytest
 import yaml
 from stage_run import SETTINGS, do, recipe, write_episodes
 
-from roboalign.data.conversation import read_conversations
-from roboalign.errors import RoboAlignError
+from roboalign.cli.data_mix import mix_data
+from roboalign.conversations.conversation import read_conversations
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm
-from roboalign.recipe import Recipe
-from roboalign.stages.data import action_tokens, mixture_folder
-from roboalign.stages.data_mix import mix_data
-from roboalign.stages.plan import plan_stages
+from roboalign.run.folder import action_tokens, mixture_folder
+from roboalign.run.graph import plan_stages
+from roboalign.run.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from roboalign import costs
 from roboalign.align.lora import LoraConfig, add_lora
-from roboalign.costs import GPUS, Memory, parse_gpus
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_conversation
 from roboalign.mllm.presets import PRESETS, meta_model, preset_config
-from roboalign.recipe import Recipe, load_recipe
-from roboalign.stages.backbones import FRAMES, TURNS, model_of
-from roboalign.stages.plan_costs import StageCost, plan_costs
-from roboalign.stages.plan_costs_text import describe_plan, duration, mend, quantity, size
-from roboalign.stages.plan_model import Assumptions, assumptions, backbone_numbers
+from roboalign.plan import arithmetic as costs
+from roboalign.plan.arithmetic import GPUS, Memory, parse_gpus
+from roboalign.plan.costs import StageCost, plan_costs
+from roboalign.plan.model import Assumptions, assumptions, backbone_numbers
+from roboalign.plan.text import describe_plan, duration, mend, quantity, size
+from roboalign.run.recipe import Recipe, load_recipe
+from tools.backbones import FRAMES, TURNS, model_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = RECIPES / "paper" / "qwen2_5_vl_7b.yaml"

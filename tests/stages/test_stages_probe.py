@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from stage_run import do, recipe
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, write_json, write_text
-from roboalign.mllm.hidden import hidden_states, text_layers
-from roboalign.mllm.load import load_mllm
-from roboalign.recipe import dump_recipe
-from roboalign.stages.data import read_demonstrations
-from roboalign.stages.plan import plan_stages
-from roboalign.stages.probe import (
+from roboalign.cli.probe import (
     ProbeSettings,
     find_backbones,
     pooled_states,
     probe,
     probe_settings,
 )
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, write_json, write_text
+from roboalign.mllm.hidden import hidden_states, text_layers
+from roboalign.mllm.load import load_mllm
+from roboalign.run.folder import read_demonstrations
+from roboalign.run.graph import plan_stages
+from roboalign.run.recipe import dump_recipe
 from roboalign.vla.features import View
 
 TASK = "puck-push"

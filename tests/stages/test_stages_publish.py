@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from roboalign.errors import RoboAlignError
-from roboalign.stages.publish import publish
+from roboalign.core.errors import RoboAlignError
+from tools.publish import publish
 
 
 def estimate(value: float, low: float, high: float) -> dict[str, float]:

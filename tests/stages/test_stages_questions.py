@@ -16,13 +16,13 @@ sys.path += [
 from data_episodes import make_episode
 from vqa_made import GOOD, completion, listed, serving
 
-from roboalign.cli import main
-from roboalign.data.conversation import read_conversations
-from roboalign.data.robot.base import RobotData
-from roboalign.data.robot.rewrite import rewrite
-from roboalign.data.vqa.motion import NO_AXES
-from roboalign.files import read_json
-from roboalign.stages.questions import endpoint_of, refused_lines
+from roboalign.cli.main import main
+from roboalign.cli.questions import endpoint_of, refused_lines
+from roboalign.conversations.conversation import read_conversations
+from roboalign.core.files import read_json
+from roboalign.episodes.rewrite import rewrite
+from roboalign.episodes.robot_data import RobotData
+from roboalign.questions.vqa.motion import NO_AXES
 
 
 @pytest.fixture(autouse=True)
@@ -318,7 +318,7 @@ def test_a_run_that_was_killed_repeats_no_paid_request(data_set, tmp_path: Path)
             "3",
         ]
         process = subprocess.Popen(
-            [sys.executable, "-m", "roboalign.cli", *command],
+            [sys.executable, "-m", "roboalign.cli.main", *command],
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

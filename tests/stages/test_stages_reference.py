@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from roboalign.recipe import Recipe
-from roboalign.stages.reference import reference
+from roboalign.run.recipe import Recipe
+from tools.reference import reference
 
 PAGE = Path(__file__).parents[2] / "docs/recipe-reference.md"
 
@@ -19,7 +19,7 @@ def keys(values: dict, prefix: str = "") -> list[str]:
 
 def test_committed_page_is_up_to_date() -> None:
     assert PAGE.read_text() == reference(), (
-        "run: python -m roboalign.stages.reference > docs/recipe-reference.md"
+        "run: python -m tools.reference > docs/recipe-reference.md"
     )
 
 

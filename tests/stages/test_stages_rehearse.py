@@ -10,17 +10,17 @@ import torch.distributed as dist
 import yaml
 from torch.profiler import ProfilerActivity, profile
 
-from roboalign.cli import main
-from roboalign.costs import parse_gpus
-from roboalign.errors import RoboAlignError
+from roboalign.cli.main import main
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny_classes import build_class
-from roboalign.recipe import Recipe, load_recipe
-from roboalign.stages import rehearse as module
-from roboalign.stages.plan_model import Assumptions
-from roboalign.stages.rehearse import Rehearsal, Rehearsed, rehearse
-from roboalign.stages.rehearse_model import WORDS, fake_backbone
-from roboalign.stages.rehearse_split import LAUNCHED
+from roboalign.plan import rehearse as module
+from roboalign.plan.arithmetic import parse_gpus
+from roboalign.plan.model import Assumptions
+from roboalign.plan.rehearse import Rehearsal, Rehearsed, rehearse
+from roboalign.plan.rehearse_model import WORDS, fake_backbone
+from roboalign.plan.rehearse_split import LAUNCHED
+from roboalign.run.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHRUNKEN = ("sft.micro_batch_size=4", "rl.micro_batch_size=4", "rl.max_new_tokens=24")

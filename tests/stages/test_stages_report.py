@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 from stage_run import recipe
 
-from roboalign.files import write_json
-from roboalign.recipe import ArmName
-from roboalign.stages import report
+from roboalign.core.files import write_json
+from roboalign.run.recipe import ArmName
+from roboalign.run.stages import report
 
 
 def test_the_ledger_holds_the_recipes_stages_and_nothing_that_an_earlier_one_left(

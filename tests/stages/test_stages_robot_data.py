@@ -9,11 +9,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from data_episodes import make_episode
 
-from roboalign.cli import main
-from roboalign.data.lerobot import read_lerobot
-from roboalign.data.robot.base import RobotData
-from roboalign.data.robot.known import KNOWN
-from roboalign.data.robot.rewrite import rewrite
+from roboalign.actions.known_spaces import KNOWN
+from roboalign.cli.main import main
+from roboalign.episodes.formats.lerobot import read_lerobot
+from roboalign.episodes.rewrite import rewrite
+from roboalign.episodes.robot_data import RobotData
 
 
 @pytest.fixture

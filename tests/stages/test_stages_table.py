@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from roboalign.cli import main
-from roboalign.errors import RoboAlignError
+from roboalign.cli.main import main
+from roboalign.cli.table import read_measured, table
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, write_json, write_text
 from roboalign.evaluate.success import success_table
-from roboalign.files import read_json, write_json, write_text
-from roboalign.recipe import Recipe, dump_recipe
-from roboalign.stages.publish import publish
-from roboalign.stages.table import read_measured, table
+from roboalign.run.recipe import Recipe, dump_recipe
+from tools.publish import publish
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 EPISODES = {

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from roboalign.errors import RoboAlignError
-from roboalign.pipeline import run_stages, stage_keys, stage_table
-from roboalign.ranks import Team
-from roboalign.recipe import Recipe, load_recipe
+from roboalign.core.distributed import Team
+from roboalign.core.errors import RoboAlignError
+from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.scheduler import run_stages, stage_keys, stage_table
 
 
 def test_that_a_server_samples_counts_and_where_it_is_does_not() -> None:

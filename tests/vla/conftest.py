@@ -1,7 +1,7 @@
 import pytest
 from synthetic_episodes import make_episodes, save_backbone
 
-from roboalign.data.episode import Episode
+from roboalign.episodes.episode import Episode
 from roboalign.mllm.load import load_mllm
 
 

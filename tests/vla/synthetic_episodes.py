@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roboalign.data.episode import Camera, Episode, encode_png
-from roboalign.data.prompts import action_question
+from roboalign.conversations.prompts import action_question
+from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.mllm.load import save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from synthetic_episodes import make_episode
 
-from roboalign.data.prompts import action_question
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.prompts import action_question
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Prompt
 from roboalign.mllm.hidden import hidden_states
 from roboalign.vla import features

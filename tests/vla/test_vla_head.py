@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.vla.dit import DiT, SelfAttentionBlock, sinusoid
 from roboalign.vla.head import PRESETS, FlowMatchingHead, HeadConfig, HeadShape, flow_times
 

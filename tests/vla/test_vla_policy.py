@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm
 from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape

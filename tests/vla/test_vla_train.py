@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from synthetic_frames import CONFIG, make_head, synthetic
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_jsonl
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_jsonl
 from roboalign.vla import train as training
 from roboalign.vla.features import FeatureConfig, View, feature_bytes
 from roboalign.vla.frames import Frames, batch_frames

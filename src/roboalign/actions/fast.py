@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path, read_json, write_json
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, read_json, write_json
 
 LARGEST_OFFSET = 0xD7FF  # the next code points are surrogates, which no text can hold
 REPLACEMENT = "\ufffd"  # what a byte-level decoder writes for bytes that are not UTF-8

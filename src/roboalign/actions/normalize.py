@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 
 ARRAYS = ("q01", "q99", "mean", "std", "minimum", "maximum")
 

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 
 ACTION_START, ACTION_END = "<ACTION_START>", "<ACTION_END>"
 FAST_TOKEN = re.compile(r"<FAST_(\d+)>")

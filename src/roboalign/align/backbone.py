@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from roboalign.align.sft import ConnectorConfig, SftConfig
 from roboalign.align.vision import VisionConfig
-from roboalign.config import Config
+from roboalign.core.config import Config
 from roboalign.mllm.rounding import Dtype
 from roboalign.mllm.tiny import TinyConfig
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from roboalign.align.engines.zero3 import size_of
 from roboalign.align.lora import adapted
-from roboalign.align.zero3 import size_of
-from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path, no_room, read_json, read_jsonl
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, no_room, read_json, read_jsonl
 
 MANIFEST = (
     "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from roboalign.data.conversation import Conversation
-from roboalign.data.stored import StoredConversations
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.conversation import Conversation
+from roboalign.conversations.stored import StoredConversations
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, collate, encode_conversation
 from roboalign.mllm.load import Mllm
 

@@ -23,14 +23,14 @@ from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from roboalign.align.grpo import RlConfig
-from roboalign.align.reward_answers import Reply, parse_reply
-from roboalign.config import Config
-from roboalign.data import prompts
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.qa.normal import Refused
-from roboalign.data.questions import label_of, score_answer
-from roboalign.errors import RoboAlignError
+from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.rewards.answers import Reply, parse_reply
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.qa.normal import Refused
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.questions.ask import label_of, score_answer
 
 PAPER = {"kept": 76_000, "questions": 100_000}
 """What the paper kept of what it asked."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers.utils import is_liger_kernel_available
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 
 KERNELS = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 """What Liger is asked to leave as it is; the rest is its choice for the class of model."""

@@ -20,8 +20,8 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from roboalign.config import Config
-from roboalign.errors import RoboAlignError
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 
 ADAPTER = "default"  # peft's name for the only one

@@ -26,13 +26,13 @@ from roboalign.align.dataset import (
     sample_order,
     worker_errors,
 )
+from roboalign.align.engines.zero3 import size_of
 from roboalign.align.liger import KERNELS, check_liger
 from roboalign.align.trained import TuneConfig, keep_connector_alone
 from roboalign.align.trainer import AlignTrainer, Schedule, accumulation_of, training_arguments
-from roboalign.align.zero3 import size_of
-from roboalign.data.conversation import Conversation
-from roboalign.errors import RoboAlignError
-from roboalign.files import write_json
+from roboalign.conversations.conversation import Conversation
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_json
 from roboalign.mllm.compiled import compile_layers, restore_layers
 from roboalign.mllm.encode import IGNORED
 from roboalign.mllm.load import Mllm

@@ -7,7 +7,7 @@ from torch import nn
 
 from roboalign.align.lora import LoraConfig, add_lora
 from roboalign.align.trainer import TrainConfig
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 
 

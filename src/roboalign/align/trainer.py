@@ -24,14 +24,14 @@ from roboalign.align.checkpoints import (
     truncate_records,
     weights_fingerprint,
 )
+from roboalign.align.engines.fsdp2 import ShardedTrainer
+from roboalign.align.engines.zero3 import check_installed
 from roboalign.align.lora import load_adapters, save_adapters
-from roboalign.align.sharding import ShardedTrainer
-from roboalign.align.zero3 import check_installed
-from roboalign.config import Config
-from roboalign.errors import RoboAlignError
-from roboalign.files import append_jsonl, read_json, write_json
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import append_jsonl, read_json, write_json
+from roboalign.core.progress import Progress
 from roboalign.mllm.load import save_processor
-from roboalign.progress import Progress
 
 KEPT = 2  # checkpoints on disk: the newest, and one to fall back on should it be damaged
 

@@ -24,9 +24,9 @@ from roboalign.align.trainer import (
     accumulation_of,
     training_arguments,
 )
-from roboalign.data.keypoints import Keypoints
-from roboalign.errors import RoboAlignError
-from roboalign.files import write_json
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_json
+from roboalign.episodes.keypoints import Keypoints
 from roboalign.mllm.load import Mllm
 
 PIXEL_BETA, METRE_BETA = (

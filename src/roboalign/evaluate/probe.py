@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.statistics import Estimate, mean_interval
 
 Metric = Literal["cosine", "euclidean"]

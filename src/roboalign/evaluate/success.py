@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.statistics import holm, mcnemar_exact, paired_difference, wilson
 
 Record = Mapping[str, Any]

@@ -22,18 +22,18 @@ from pydantic import Field
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import ActionVocabulary
-from roboalign.align.reward import Parsed, answer_of, parse_response, prefix_accuracy
-from roboalign.config import Config
-from roboalign.data import prompts
-from roboalign.data.conversation import Conversation, Turn
-from roboalign.data.questions import chance, label_of, score_answer
-from roboalign.errors import RoboAlignError
+from roboalign.align.rewards.actions import Parsed, answer_of, parse_response, prefix_accuracy
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_text
+from roboalign.core.progress import Progress
 from roboalign.evaluate.token_metrics import summarize
-from roboalign.files import write_text
 from roboalign.mllm.encode import Encoded, encode_prompt, end_ids
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
-from roboalign.progress import Progress
+from roboalign.questions.ask import chance, label_of, score_answer
 
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 EMPTY_REASONING = "<think></think><answer>"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 
 IGNORED = -100  # the label that the loss leaves out

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache, DynamicLayer
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids
 from roboalign.mllm.load import Mllm
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt
 from roboalign.mllm.load import Mllm
 

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from roboalign.actions.vocabulary import ActionVocabulary
-from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path, write_json
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, write_json
 
 
 class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, Qwen2VLImageProcessorPil
 
 from roboalign.actions.vocabulary import ActionVocabulary, extend_tokenizer
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import IMAGE_ONLY
 from roboalign.mllm.presets import Preset
 from roboalign.mllm.tiny import CHAT_TEMPLATE, train_tokenizer

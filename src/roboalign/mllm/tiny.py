@@ -17,8 +17,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from roboalign.config import Config
-from roboalign.errors import RoboAlignError
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import ImageOnlyQwen3VLProcessor, Mllm
 
 SPECIAL_TOKENS = (

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from roboalign.data.robot.measures import Dimension
-from roboalign.data.robot.statistics import Survey
+from roboalign.episodes.survey.measures import Dimension
+from roboalign.episodes.survey.statistics import Survey
 from roboalign.report.text import count, percent
 
 SATURATED = 0.05  # share of rows at the limits from which it is named

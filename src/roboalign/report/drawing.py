@@ -9,9 +9,9 @@ from markupsafe import Markup, escape
 from PIL import Image, ImageDraw
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.data.action_space import ActionSpace, recoded
-from roboalign.data.episode import Episode
-from roboalign.data.robot.measures import Histogram
+from roboalign.actions.spaces import ActionSpace, recoded
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.survey.measures import Histogram
 
 ARROW, BAR, SQUARE, PATH = (255, 120, 0), (0, 190, 255), (255, 0, 200), (60, 255, 60)
 WIDTH = 320  # pixels of a frame on the page

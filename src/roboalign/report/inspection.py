@@ -12,12 +12,12 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from roboalign.data.episode import Episode
-from roboalign.data.robot.measures import FRAMES as LOOKED_AT
-from roboalign.data.robot.measures import Dimension
-from roboalign.data.robot.statistics import Survey
-from roboalign.errors import RoboAlignError
-from roboalign.files import write_text
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_text
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.survey.measures import FRAMES as LOOKED_AT
+from roboalign.episodes.survey.measures import Dimension
+from roboalign.episodes.survey.statistics import Survey
 from roboalign.report.attention import attention
 from roboalign.report.drawing import STEPS, Drawn, draw_action, drawn_frame, histogram_plot, jpeg
 from roboalign.report.tables import Cell, Table

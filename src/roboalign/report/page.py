@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import write_text
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_text
 from roboalign.report import tables
 from roboalign.report.caveats import caveats
 from roboalign.report.plots import interval_plot, line_plot

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from roboalign.data.conversation import Conversation
+from roboalign.conversations.conversation import Conversation
 from roboalign.evaluate.tokens import sample_id
 from roboalign.report.summary import Sample
 

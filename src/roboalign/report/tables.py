@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from roboalign.progress import format_seconds
+from roboalign.core.progress import format_seconds
 from roboalign.report.summary import Arm, RunSummary
 from roboalign.report.text import NOT_RUN, count, interval, p_value, percent, side, value
 

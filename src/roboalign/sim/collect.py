@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roboalign.config import Config
-from roboalign.processes import die_with_parent
-from roboalign.progress import Progress
+from roboalign.core.config import Config
+from roboalign.core.processes import die_with_parent
+from roboalign.core.progress import Progress
 from roboalign.sim.base import DemonstratedBenchmark, DemonstratedEnvironment, EnvironmentCrash
 from roboalign.sim.cameras import CameraGeometry
 from roboalign.sim.rendering import gl_backend

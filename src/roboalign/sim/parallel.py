@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Generic, Protocol, TypeVar
 
-from roboalign.errors import RoboAlignError
-from roboalign.processes import die_with_parent
-from roboalign.progress import Progress
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.processes import die_with_parent
+from roboalign.core.progress import Progress
 from roboalign.sim.base import Benchmark
 from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, RolloutConfig, rollout_batch
 

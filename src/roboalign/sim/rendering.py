@@ -15,7 +15,7 @@ from typing import Any, Literal
 import mujoco
 import numpy as np
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.cameras import Pose, View, mujoco_camera, pose_of
 
 RenderMode = Literal["fast", "default"]

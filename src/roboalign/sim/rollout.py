@@ -14,8 +14,8 @@ from typing import Any
 import av
 import numpy as np
 
-from roboalign.config import Config
-from roboalign.files import atomic_path
+from roboalign.core.config import Config
+from roboalign.core.files import atomic_path
 from roboalign.sim.base import Benchmark, Environment, EnvironmentCrash, Observation
 
 Key = tuple[str, int, int]

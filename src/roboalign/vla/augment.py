@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from pydantic import Field
 
-from roboalign.config import Config
+from roboalign.core.config import Config
 
 
 class AugmentConfig(Config):

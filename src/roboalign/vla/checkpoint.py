@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path, read_jsonl, write_text
-from roboalign.ranks import leads
+from roboalign.core.distributed import leads
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, read_jsonl, write_text
 from roboalign.vla.head import FlowMatchingHead
 
 

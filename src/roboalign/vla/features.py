@@ -16,17 +16,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from roboalign.config import Config
-from roboalign.data.episode import Episode
-from roboalign.data.prompts import action_question
-from roboalign.errors import RoboAlignError
-from roboalign.files import hash_tree
+from roboalign.conversations.prompts import action_question
+from roboalign.core.config import Config
+from roboalign.core.distributed import each_by_one, leads, world_size
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_tree
+from roboalign.core.progress import Progress, format_seconds
+from roboalign.episodes.episode import Episode
 from roboalign.mllm.encode import Prompt, encode_prompt
 from roboalign.mllm.hidden import hidden_states
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.rounding import Dtype, pack, token_bytes, unpack
-from roboalign.progress import Progress, format_seconds
-from roboalign.ranks import each_by_one, leads, world_size
 from roboalign.vla.augment import AugmentConfig, augment
 from roboalign.vla.store import FORMAT, FeatureStore, write_shard
 

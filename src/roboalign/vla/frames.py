@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.data.episode import Episode
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
 from roboalign.vla.features import FeatureConfig
 from roboalign.vla.store import FeatureStore
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from roboalign.config import Config
-from roboalign.errors import RoboAlignError
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
 from roboalign.vla.dit import DiT, SelfAttentionBlock, sinusoid
 
 TIME_BUCKETS = 1000

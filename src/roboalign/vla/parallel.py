@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from roboalign.errors import RoboAlignError
-from roboalign.ranks import rank, world_size
+from roboalign.core.distributed import rank, world_size
+from roboalign.core.errors import RoboAlignError
 from roboalign.vla.head import FlowMatchingHead
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 import roboalign
 from roboalign.actions.normalize import ActionStats
-from roboalign.config import Config
-from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path, read_json, write_json
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, read_json, write_json
 from roboalign.mllm.compiled import compile_layers
 from roboalign.mllm.hidden import truncate_layers
 from roboalign.mllm.load import Mllm, load_mllm

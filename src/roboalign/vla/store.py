@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import atomic_path
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path
 from roboalign.mllm.rounding import unpack
 
 FORMAT = "1"  # of a shard; a change makes every older shard unknown

@@ -14,13 +14,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.config import Config
-from roboalign.data.episode import Episode
-from roboalign.errors import RoboAlignError
-from roboalign.files import append_jsonl, read_jsonl
+from roboalign.core.config import Config
+from roboalign.core.distributed import leads, rank, wait_for_all, world_size
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import append_jsonl, read_jsonl
+from roboalign.core.progress import Progress
+from roboalign.episodes.episode import Episode
 from roboalign.mllm.load import Mllm
-from roboalign.progress import Progress
-from roboalign.ranks import leads, rank, wait_for_all, world_size
 from roboalign.vla.checkpoint import Trained, resume, save
 from roboalign.vla.features import (
     FeatureConfig,

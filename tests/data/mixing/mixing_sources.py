@@ -8,10 +8,10 @@ import numpy as np
 from data_episodes import make_episode
 from PIL import Image
 
-from roboalign.data.conversation import Conversation, Turn, write_conversations
-from roboalign.data.mixing.config import MixtureConfig
-from roboalign.data.robot.base import RobotData
-from roboalign.data.robot.rewrite import rewrite
+from roboalign.conversations.conversation import Conversation, Turn, write_conversations
+from roboalign.episodes.rewrite import rewrite
+from roboalign.episodes.robot_data import RobotData
+from roboalign.mixture.mixing.config import MixtureConfig
 
 
 def picture(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:

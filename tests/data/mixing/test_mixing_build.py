@@ -13,12 +13,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from mixing_sources import settings, shard_bytes, write_qa, write_robot
 
-from roboalign.data import prompts
-from roboalign.data.conversation import read_conversations
-from roboalign.data.mixing.build import build
-from roboalign.data.mixing.config import load_mixture
-from roboalign.data.mixing.tokens import load_tokens
-from roboalign.errors import RoboAlignError
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.mixture.mixing.build import build
+from roboalign.mixture.mixing.config import load_mixture
+from roboalign.mixture.mixing.tokens import load_tokens
 
 TOKENS = {"fit": True, "horizon": 6, "scale": 4.0, "vocab_size": 128}
 RL = {"source": "acts", "count": 8, "at_most": 0.1}

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixing_sources import settings
 
-from roboalign.data.mixing.config import MixtureConfig, load_mixture
-from roboalign.data.qa.presets import PRESETS
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.qa.presets import PRESETS
+from roboalign.core.errors import RoboAlignError
+from roboalign.mixture.mixing.config import MixtureConfig, load_mixture
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "mixtures"
 QA = {"name": "a", "qa": "a.json", "count": 3}

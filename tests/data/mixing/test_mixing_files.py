@@ -15,12 +15,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from mixing_sources import encoded, picture, settings, write_qa, write_robot, write_talks
 
-from roboalign.data.conversation import ROW, read_conversations
-from roboalign.data.mixing.build import build
-from roboalign.data.mixing.config import load_mixture
-from roboalign.data.mixing.parts import Part
-from roboalign.data.mixing.sources import conversation_rows
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.conversation import ROW, read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.mixture.mixing.build import build
+from roboalign.mixture.mixing.config import load_mixture
+from roboalign.mixture.mixing.parts import Part
+from roboalign.mixture.mixing.sources import conversation_rows
 
 TOKENS = {"fit": True, "horizon": 4, "scale": 2.0, "vocab_size": 256}
 EXAMPLES = hypothesis_settings(

@@ -18,11 +18,11 @@ from mixing_sources import (
 )
 from PIL import Image
 
-from roboalign.data.conversation import read_conversations
-from roboalign.data.mixing.build import build
-from roboalign.data.robot.base import RobotData
-from roboalign.data.robot.rewrite import rewrite
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.conversation import read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.rewrite import rewrite
+from roboalign.episodes.robot_data import RobotData
+from roboalign.mixture.mixing.build import build
 
 
 def qa(path: Path, count: int, **more) -> dict:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mixing_sources import encoded, picture
 from PIL import Image, ImageDraw
 
-from roboalign.data.mixing.looks import SEEN, Seen, look_of, thumbnail
+from roboalign.mixture.mixing.looks import SEEN, Seen, look_of, thumbnail
 
 
 def seen_of(files: list[bytes], distance: int = 7, difference: int = 12) -> Seen:

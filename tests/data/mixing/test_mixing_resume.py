@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from mixing_sources import settings, shard_bytes, write_qa
 
-from roboalign.data.mixing import build as building
-from roboalign.data.mixing import choose, write
-from roboalign.data.mixing.build import build
-from roboalign.data.mixing.config import MixtureConfig
+from roboalign.mixture.mixing import build as building
+from roboalign.mixture.mixing import choose, write
+from roboalign.mixture.mixing.build import build
+from roboalign.mixture.mixing.config import MixtureConfig
 
 SCRIPT = """
 import sys
-from roboalign.data.mixing.build import build
-from roboalign.data.mixing.config import MixtureConfig
+from roboalign.mixture.mixing.build import build
+from roboalign.mixture.mixing.config import MixtureConfig
 if __name__ == "__main__":
     build(MixtureConfig.model_validate_json(open(sys.argv[1]).read()), sys.argv[2], workers=2)
 """

@@ -14,13 +14,13 @@ from mixing_sources import shard_bytes, write_talks
 from PIL import Image
 
 from roboalign.actions.vocabulary import extend_tokenizer
-from roboalign.data.conversation import read_conversations
-from roboalign.data.mixing.robots import renamed
-from roboalign.errors import RoboAlignError
-from roboalign.files import hash_file
+from roboalign.cli.data_mix import mix_data
+from roboalign.conversations.conversation import read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file
+from roboalign.mixture.mixing.robots import renamed
 from roboalign.mllm import load
 from roboalign.mllm.encode import encode_conversation
-from roboalign.stages.data_mix import mix_data
 
 TINY = Path(load.__file__).parent / "pretrained" / "tiny"
 SHARED = Path(__file__).parents[3].parent / "shared/data"

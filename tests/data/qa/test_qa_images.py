@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from roboalign.data.qa import images
-from roboalign.data.qa.images import (
+from roboalign.conversations.qa import images
+from roboalign.conversations.qa.images import (
     Folder,
     LazyImage,
     TarArchive,
@@ -21,8 +21,8 @@ from roboalign.data.qa.images import (
     inner_path,
     open_store,
 )
-from roboalign.data.robot.base import Fault
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.robot_data import Fault
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from roboalign.data import prompts
-from roboalign.data.conversation import messages, read_conversations, write_conversations
-from roboalign.data.qa import normal
-from roboalign.data.qa.images import LazyImage
-from roboalign.data.qa.normal import (
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import messages, read_conversations, write_conversations
+from roboalign.conversations.qa import normal
+from roboalign.conversations.qa.images import LazyImage
+from roboalign.conversations.qa.normal import (
     Boxes,
     Choice,
     Points,
@@ -22,8 +22,8 @@ from roboalign.data.qa.normal import (
     parse_choice,
     parse_points,
 )
-from roboalign.data.robot.base import Fault
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.robot_data import Fault
 
 UNIT = st.floats(0, 1)
 STYLES = st.sampled_from(

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from roboalign.data.qa.normal import Points, Sample, to_conversation
-from roboalign.data.qa.presets import PRESETS, read_preset
-from roboalign.data.qa.read import LAYOUTS
-from roboalign.data.robot.base import Fault
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.qa.normal import Points, Sample, to_conversation
+from roboalign.conversations.qa.presets import PRESETS, read_preset
+from roboalign.conversations.qa.read import LAYOUTS
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.robot_data import Fault
 
 ROBOPOINT = {  # the record that RoboPoint's README shows, its question shortened
     "id": "region_ref/1033888784-63bd2a7_cam05_obj5-obj18_left",

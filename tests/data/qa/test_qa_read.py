@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign.data.qa import read as qa
-from roboalign.data.qa.normal import Choice, Points, Refused, Sample
-from roboalign.data.robot.base import Fault
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.qa import read as qa
+from roboalign.conversations.qa.normal import Choice, Points, Refused, Sample
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.robot_data import Fault
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -21,11 +21,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from roboalign.data.robot import robomimic
-from roboalign.data.robot.base import Fault
-from roboalign.data.robot.hdf5_walk import endless
-from roboalign.data.robot.open import open_robot_data
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.formats import robomimic
+from roboalign.episodes.formats.hdf5_walk import endless
+from roboalign.episodes.open import open_robot_data
+from roboalign.episodes.robot_data import Fault
 
 STATES = {
     "libero": {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2},

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.linalg import expm
 
-from roboalign.data.action_space import (
+from roboalign.actions.spaces import (
     GRIPPER_VALUES,
     ROTATION_NAMES,
     SCALABLE,
     ActionSpace,
     convert,
 )
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 
 CODES = sorted(GRIPPER_VALUES)
 FORMS = [form for form in ROTATION_NAMES if form not in ("none", "euler_xyz_difference")]

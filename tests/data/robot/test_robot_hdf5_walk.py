@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-from roboalign.data.episode import Episode
-from roboalign.data.robot import hdf5_walk, robomimic
-from roboalign.data.robot.base import Fault
-from roboalign.data.robot.hdf5_walk import endless, walk_apart
-from roboalign.data.robot.open import open_robot_data
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.formats import hdf5_walk, robomimic
+from roboalign.episodes.formats.hdf5_walk import endless, walk_apart
+from roboalign.episodes.open import open_robot_data
+from roboalign.episodes.robot_data import Fault
 
 
 def write(path: Path, demos: int = 1) -> Path:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from roboalign.data.action_space import ActionSpace, convert
-from roboalign.data.robot.known import KNOWN, known_space
-from roboalign.errors import RoboAlignError
+from roboalign.actions.known_spaces import KNOWN, known_space
+from roboalign.actions.spaces import ActionSpace, convert
+from roboalign.core.errors import RoboAlignError
 
 BRIDGE = (
     Path(__file__).parents[3].parent

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_robot_video import number_in, write_video
 
-from roboalign.data.episode import Episode, encode_png
-from roboalign.data.lerobot import iterate_lerobot, read_lerobot
-from roboalign.data.robot.base import Fault, RobotData
-from roboalign.data.robot.video import Decoder
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode, encode_png
+from roboalign.episodes.formats.lerobot import iterate_lerobot, read_lerobot
+from roboalign.episodes.formats.video import Decoder
+from roboalign.episodes.robot_data import Fault, RobotData
 
 REAL = Path(__file__).parents[3].parent / "shared/data/lerobot_v2_picknplace"
 LENGTHS = (7, 12, 5)

@@ -11,13 +11,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data_episodes import make_episode
 
-from roboalign.data.action_space import ActionSpace
-from roboalign.data.episode import Episode
-from roboalign.data.lerobot import read_lerobot
-from roboalign.data.robot.base import Fault, RobotData
-from roboalign.data.robot.open import format_of, open_robot_data, options_of
-from roboalign.data.robot.rewrite import rewrite
-from roboalign.errors import RoboAlignError
+from roboalign.actions.spaces import ActionSpace
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.formats.lerobot import read_lerobot
+from roboalign.episodes.open import format_of, open_robot_data, options_of
+from roboalign.episodes.rewrite import rewrite
+from roboalign.episodes.robot_data import Fault, RobotData
 
 SPACE = ActionSpace(
     control="end-effector", mode="delta", gripper="closed_positive", position_scale=0.05

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from test_robot_tfrecord import example, framed
 
-from roboalign.data.episode import Episode
-from roboalign.data.robot.base import Fault, RobotData
-from roboalign.data.robot.rlds import read_rlds
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.formats.rlds import read_rlds
+from roboalign.episodes.robot_data import Fault, RobotData
 
 BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
 

@@ -14,15 +14,15 @@ from scipy.fft import dct, idct
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
-from roboalign.data.action_space import ActionSpace
-from roboalign.data.episode import Camera, Episode, encode_png
-from roboalign.data.robot import statistics
-from roboalign.data.robot.base import Fault, RobotData
-from roboalign.data.robot.measures import BINS
-from roboalign.data.robot.rlds import read_rlds
-from roboalign.data.robot.sampling import Highest, Moments, Reservoir, Seen
-from roboalign.data.robot.statistics import keep_episodes, survey
-from roboalign.errors import RoboAlignError
+from roboalign.actions.spaces import ActionSpace
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Camera, Episode, encode_png
+from roboalign.episodes.formats.rlds import read_rlds
+from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.survey import statistics
+from roboalign.episodes.survey.measures import BINS
+from roboalign.episodes.survey.sampling import Highest, Moments, Reservoir, Seen
+from roboalign.episodes.survey.statistics import keep_episodes, survey
 
 BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
 SPACE = ActionSpace(control="end-effector", mode="delta", gripper="open_one")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign.data.robot.base import Fault
-from roboalign.data.robot.tfrecord import (
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.formats.tfrecord import (
     Record,
     crc32c,
     masked_crc,
@@ -17,7 +17,7 @@ from roboalign.data.robot.tfrecord import (
     read_tfrecord,
     short_crc32c,
 )
-from roboalign.errors import RoboAlignError
+from roboalign.episodes.robot_data import Fault
 
 BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vqa_made import GOOD, listed
 
-from roboalign.data.qa.normal import Refused
-from roboalign.data.vqa.answers import Answered, check, read_reply
-from roboalign.data.vqa.client import Reply
+from roboalign.conversations.qa.normal import Refused
+from roboalign.questions.vqa.answers import Answered, check, read_reply
+from roboalign.questions.vqa.client import Reply
 
 
 def reply(text: str, finish: str = "stop", refusal: str = "") -> Reply:

@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from vqa_made import DELTA, ROS, episode, straight
 
-from roboalign.data.action_space import ActionSpace, convert
-from roboalign.data.episode import Camera
-from roboalign.data.qa.normal import Refused
-from roboalign.data.robot.known import KNOWN
-from roboalign.data.scene import AXES
-from roboalign.data.vqa.axes import KNOWN_AXES, SEEN, matrix_of, parse_axes
-from roboalign.data.vqa.base import QuestionConfig
-from roboalign.data.vqa.motion import (
+from roboalign.actions.axes import KNOWN_AXES, SEEN, matrix_of, parse_axes
+from roboalign.actions.known_spaces import KNOWN
+from roboalign.actions.spaces import ActionSpace, convert
+from roboalign.conversations.qa.normal import Refused
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Camera
+from roboalign.questions.scene import AXES
+from roboalign.questions.vqa.base import QuestionConfig
+from roboalign.questions.vqa.motion import (
     FEW_LEFT,
     FIRST,
     NO_AXES,
@@ -24,7 +25,6 @@ from roboalign.data.vqa.motion import (
     hysteresis,
     subtasks_of,
 )
-from roboalign.errors import RoboAlignError
 
 CONFIG = QuestionConfig(axes=ROS, horizon=5)
 

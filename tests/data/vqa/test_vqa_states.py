@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from vqa_made import DELTA, ROS, episode, straight
 
-from roboalign.data import prompts
-from roboalign.data.conversation import KINDS
-from roboalign.data.episode import Camera, encode_png
-from roboalign.data.qa.normal import Refused
-from roboalign.data.questions import TYPES as SCENE_TYPES
-from roboalign.data.vqa.base import QuestionConfig, Work
-from roboalign.data.vqa.motion import Motion
-from roboalign.data.vqa.states import TYPES, StateQuestions, centimetres, degrees, frame_order
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import KINDS
+from roboalign.conversations.qa.normal import Refused
+from roboalign.episodes.episode import Camera, encode_png
+from roboalign.questions.ask import TYPES as SCENE_TYPES
+from roboalign.questions.vqa.base import QuestionConfig, Work
+from roboalign.questions.vqa.motion import Motion
+from roboalign.questions.vqa.states import TYPES, StateQuestions, centimetres, degrees, frame_order
 
 CONFIG = QuestionConfig(axes=ROS, horizon=5, questions=3)
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from vqa_made import GOOD, ROS, completion, data_of, listed, serving, straight
 
-from roboalign.data.conversation import read_conversations
-from roboalign.data.vqa.base import Made, QuestionConfig, Work
-from roboalign.data.vqa.cache import AnswerCache
-from roboalign.data.vqa.client import ChatClient, Endpoint
-from roboalign.data.vqa.motion import Motion
-from roboalign.data.vqa.teacher import TeacherQuestions, estimate, price, prompt_of, read_ahead
-from roboalign.data.vqa.write import write_questions
-from roboalign.errors import RoboAlignError
+from roboalign.conversations.conversation import read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.questions.vqa.base import Made, QuestionConfig, Work
+from roboalign.questions.vqa.cache import AnswerCache
+from roboalign.questions.vqa.client import ChatClient, Endpoint
+from roboalign.questions.vqa.motion import Motion
+from roboalign.questions.vqa.teacher import TeacherQuestions, estimate, price, prompt_of, read_ahead
+from roboalign.questions.vqa.write import write_questions
 
 CONFIG = QuestionConfig(axes=ROS, questions=3)
 

@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vqa_made import ROS, data_of, straight
 
-from roboalign.data.conversation import read_conversations
-from roboalign.data.robot.base import Fault, RobotData
-from roboalign.data.robot.known import known_space
-from roboalign.data.robot.open import open_robot_data
-from roboalign.data.vqa import write
-from roboalign.data.vqa.axes import KNOWN_AXES
-from roboalign.data.vqa.base import QuestionConfig
-from roboalign.data.vqa.states import StateQuestions
-from roboalign.data.vqa.write import AT_ONCE, draw_frames, read_work, spaced, write_questions
-from roboalign.errors import RoboAlignError
-from roboalign.files import hash_file, read_json
+from roboalign.actions.axes import KNOWN_AXES
+from roboalign.actions.known_spaces import known_space
+from roboalign.conversations.conversation import read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file, read_json
+from roboalign.episodes.open import open_robot_data
+from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.questions.vqa import write
+from roboalign.questions.vqa.base import QuestionConfig
+from roboalign.questions.vqa.states import StateQuestions
+from roboalign.questions.vqa.write import AT_ONCE, draw_frames, read_work, spaced, write_questions
 
 BRIDGE = Path(__file__).parents[4] / "shared" / "data" / "bridge_sample"
 EPISODES = [straight((0, -0.01, 0), number=n) for n in range(12)]

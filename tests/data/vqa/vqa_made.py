@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from roboalign.data.action_space import ActionSpace
-from roboalign.data.episode import Camera, Episode, encode_png
-from roboalign.data.robot.base import RobotData
+from roboalign.actions.spaces import ActionSpace
+from roboalign.episodes.episode import Camera, Episode, encode_png
+from roboalign.episodes.robot_data import RobotData
 
 DELTA = ActionSpace(control="end-effector", mode="delta", rotation="euler_xyz", gripper="open_one")
 ROS = ("forward", "left", "up")

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-libero.lock")
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.libero import environment as libero
 from roboalign.sim.libero.environment import (

@@ -9,11 +9,12 @@ import pytest
 
 pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-libero.lock")
 
-from roboalign.data.lerobot import read_lerobot
-from roboalign.data.questions import TYPES, ask, survey
-from roboalign.data.scene import EpisodeScenes
-from roboalign.data.vqa.axes import KNOWN_AXES, matrix_of
-from roboalign.errors import RoboAlignError
+from roboalign.actions.axes import KNOWN_AXES, matrix_of
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.formats.lerobot import read_lerobot
+from roboalign.questions.ask import TYPES, ask, survey
+from roboalign.questions.scene import EpisodeScenes
+from roboalign.run.stages import collect as stage
 from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, collect_episode
 from roboalign.sim.libero.demonstrations import (
     DemonstratedLibero,
@@ -23,7 +24,6 @@ from roboalign.sim.libero.demonstrations import (
 from roboalign.sim.libero.environment import Libero
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import FIRST_PLACEMENT
-from roboalign.stages import collect as stage
 
 SIZE = 128
 SOUP = "libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import write_json
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_json
 from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.libero.experts import measure as measuring
 from roboalign.sim.libero.experts.doors import inwards_through

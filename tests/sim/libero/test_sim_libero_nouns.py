@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-libero.lock")
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.libero.demonstrations import DemonstratedLibero
 from roboalign.sim.libero.nouns import point_noun, read_task, require_alignable, scene_nouns
 from roboalign.sim.libero.protocol import LiberoConfig

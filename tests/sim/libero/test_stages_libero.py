@@ -7,14 +7,14 @@ import pytest
 
 pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-libero.lock")
 
-from roboalign.data.lerobot import read_lerobot
-from roboalign.errors import RoboAlignError
-from roboalign.files import read_json, read_jsonl
-from roboalign.pipeline import run_stages, select, stage_table
-from roboalign.recipe import Recipe
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl
+from roboalign.episodes.formats.lerobot import read_lerobot
+from roboalign.run.benchmark import evaluation_episodes, protocol_line, rollout_config
+from roboalign.run.recipe import Recipe
+from roboalign.run.scheduler import run_stages, select, stage_table
+from roboalign.run.stages.evaluate import _refuse_leaks
 from roboalign.sim.libero.environment import Libero
-from roboalign.stages.benchmark import evaluation_episodes, protocol_line, rollout_config
-from roboalign.stages.evaluate import _refuse_leaks
 from roboalign.vla.policy import Policy
 
 TASKS = ("libero_goal/turn_on_the_stove", "libero_goal/put_the_bowl_on_the_plate")  # short ones

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import Task
 from roboalign.sim.libero.environment import FIRST_PLACEMENT, Libero, LiberoEnvironment
 from roboalign.sim.libero.experts import make_expert

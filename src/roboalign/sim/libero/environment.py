@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from PIL import Image
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task, diverged
 from roboalign.sim.cameras import CameraGeometry, View, pose_of, projection_matrix
 from roboalign.sim.libero.control import ArmControl

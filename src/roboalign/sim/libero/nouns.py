@@ -7,7 +7,7 @@ instructions. A noun of an object has no `of`, `the` or `and`: words of objects 
 import re
 from collections.abc import Mapping
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.libero.suites import bddl_file, find_task
 
 Goal = list[str]

@@ -4,8 +4,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from roboalign.config import Config
-from roboalign.errors import RoboAlignError
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.libero.suites import CAMERA_NAMES, SUITES, CameraName, Instruction
 from roboalign.sim.rendering import RenderMode
 

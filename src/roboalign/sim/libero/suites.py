@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import Task
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from roboalign.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.libero.environment import FIRST_PLACEMENT
 from roboalign.sim.libero.experts.measure import MAX_STEPS, Attempt, Settings, code_digest, measure
 from roboalign.sim.libero.suites import find_task

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from roboalign.errors import RoboAlignError
-from roboalign.files import hash_tree, read_json, write_json
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_tree, read_json, write_json
 from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.libero.environment import Libero, LiberoEnvironment
 from roboalign.sim.libero.experts.expert import make_expert

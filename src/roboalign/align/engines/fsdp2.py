@@ -1,0 +1,313 @@
+"""Weights, gradients and optimizer split over processes (FSDP2): how a split model is set up, read whole, and resumed.
+
+A launcher asks for it (launch/accelerate/eight_gpus_fsdp2.yaml); `accelerate` shards the model. What is written is what
+an unsplit training writes, so that a checkpoint serves any number of processes, split or not. DeepSpeed's ZeRO-3 is
+`zero3.py`'s; the trainer here is that of both.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from roboalign.align.engines import zero3
+from roboalign.core.errors import RoboAlignError
+from roboalign.mllm.presets import meta_model
+
+ASKED = "ACCELERATE_USE_FSDP"  # how accelerate's launcher tells its processes
+LAUNCH = "launch/accelerate/eight_gpus_fsdp2.yaml"
+
+
+class ShardedTrainer(Trainer):
+    """`transformers.Trainer` whose model may be split; its checkpoints are then those of a whole one.
+
+    A checkpoint names the weights as the model in memory does. A Hugging Face folder may not: Qwen2.5-VL's and LLaVA's
+    have older names, and Trainer, which would store these, passes over what it does not find when it resumes.
+    """
+
+    model: Any
+    lr_scheduler: Any
+    trained: list[
+        list[nn.Parameter]
+    ]  # under DeepSpeed: of the optimizer's groups, which it flattens
+
+    @property
+    def splits(self) -> bool:
+        """Whether the launch splits the model over the processes."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if os.environ.get(ASKED, "false").lower() == "true":
+            prepare_accelerator(self.accelerator, self.model)
+            self.is_fsdp_enabled = True
+        elif zero3.asked():
+            zero3.prepare_accelerator(self.accelerator, self.model, self.args)
+            self.is_deepspeed_enabled = True
+
+    def create_optimizer(self, *arguments: Any) -> Any:
+        made = super().create_optimizer(*arguments)
+        if self.is_deepspeed_enabled:
+            self.trained = [list(group["params"]) for group in made.param_groups]
+        return made
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+        if resume_from_checkpoint is not None:
+            load_weights(self.model, Path(resume_from_checkpoint))
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """DeepSpeed has clipped and stepped by now, unless the norm is not finite: then it has changed nothing."""
+        norm = super()._clip_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the whole model into a folder; every process takes part, the first writes."""
+        if not self.splits:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = whole_weights(self.model, keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        if not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = whole_weights(self.model, keep=True) if state_dict is None else state_dict
+            stored = {name: state[name].contiguous() for name in _kept(self.model)}
+            save_file(stored, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.splits:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self.is_deepspeed_enabled:
+            state = zero3.whole_optimizer(self.optimizer, self.trained, keep=self.args.should_save)
+        else:
+            state = whole_optimizer(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.splits or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        if self.is_deepspeed_enabled:
+            zero3.load_optimizer(self.optimizer, self.trained, Path(checkpoint) / OPTIMIZER_NAME)
+        else:
+            load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        self.lr_scheduler.load_state_dict(
+            torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        )
+
+
+def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
+    """Make `accelerator` split `model` layer by layer with FSDP2, as the launcher asked it to.
+
+    Raises RoboAlignError where the launcher asked for FSDP1, started one process, or had the first alone load weights.
+    """
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate shards on GPUs alone and would train whole copies here, silently; FSDP2 itself works over gloo.
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = DistributedType.FSDP
+    if not accelerator.is_fsdp2:
+        raise RoboAlignError(
+            "this launch asks for FSDP, but not for FSDP2 in several processes",
+            where=ASKED,
+            fix=f"launch several processes with {LAUNCH}",
+        )
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.cpu_ram_efficient_loading:
+        # transformers has then given the other processes a model without weights; the KL reference is taken from it.
+        raise RoboAlignError(
+            "fsdp_cpu_ram_efficient_loading is on, and every process must load the weights",
+            where=ASKED,
+            fix=f"set it to false, as in {LAUNCH}",
+        )
+    if plugin.transformer_cls_names_to_wrap is None:
+        # accelerate refuses a class that is not there; LLaVA names layers of every vision tower that it could have.
+        there = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = sorted(
+            there & set(getattr(model, "_no_split_modules", None) or ())
+        )
+    # A gradient that waits for the last micro-batch would wait whole, on each device.
+    accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+    if accelerator.mixed_precision == "bf16":
+        # accelerate's own choice would also sum gradients in bfloat16.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        plugin.mixed_precision_policy = policy
+
+
+def computes_in(accelerator: Accelerator) -> torch.dtype | None:
+    """The type in which a split model's weights are gathered and multiplied; None: the one they are stored in."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+
+
+def shard(accelerator: Accelerator, model: nn.Module) -> Any:
+    """Split `model` in place, by the same plan as the one that is trained, and move its parts to the devices."""
+    return fsdp2_prepare_model(accelerator, model)
+
+
+# Whole again. These are collectives: every process calls them, and one parameter at a time is whole beside the parts.
+
+
+def whole_parameters(
+    model: nn.Module, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole value of each parameter, one that several modules share once, in `dtype` (None: its own)."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what a forward pass without a backward pass has left gathered
+    for name, parameter in model.named_parameters():
+        part = zero3.whole(parameter) if zero3.is_split(parameter) else parameter.detach()
+        part = part if dtype is None else part.to(dtype)
+        yield name, part.full_tensor() if isinstance(part, DTensor) else part
+
+
+def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """The state dict of a model in the CPU's memory, as of one that is not split; {} without `keep`."""
+    state = {}
+    for name, value in whole_parameters(model):
+        if keep:
+            state[name] = value.cpu()
+    if not keep:
+        return {}
+    owners = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(owners[name]): value for name, value in state.items()}
+    shared = {name: first[id(parameter)] for name, parameter in owners.items()}
+    return shared | {name: value.cpu() for name, value in _persistent_buffers(model).items()}
+
+
+def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    kept = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: each parameter once, and the buffers that a state dict has."""
+    return dict(model.named_parameters()) | _persistent_buffers(model)
+
+
+def plain_copy(
+    model: Any, *, dtype: torch.dtype | None, device: torch.device, keep: bool = True
+) -> Any:
+    """A whole, frozen copy of a split Hugging Face model in eval mode, on `device`; None without `keep`.
+
+    It is a module of its own: its forward passes take no part in any collective, so that each process may make as many
+    as it needs.
+    """
+    whole: dict[str, Tensor] = {}
+    for name, value in whole_parameters(model, dtype):
+        if keep:
+            whole[name] = nn.Parameter(value.to(device, copy=True), requires_grad=False)
+    if not keep:
+        return None
+    copy = meta_model(model.config)
+    assert whole.keys() == {name for name, _ in copy.named_parameters()}, (
+        "the configuration is of another model"
+    )
+    buffers = {
+        name: buffer.detach().to(device, copy=True) for name, buffer in model.named_buffers()
+    }
+    for name, tensor in (whole | buffers).items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(copy.get_submodule(owner), leaf, tensor)
+    copy.tie_weights()
+    copy.generation_config = model.generation_config
+    if (renamed := getattr(model, "_weight_conversions", None)) is not None:
+        copy._weight_conversions = (
+            renamed  # the names that the policy's own folder gives its weights
+        )
+    return copy.eval()
+
+
+def whole_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
+    """The optimizer's state dict with whole tensors in the CPU's memory, as torch saves that of an unsplit model."""
+    found = optimizer.state_dict()
+    whole: dict[int, dict[str, Any]] = {}
+    for index, moments in found["state"].items():
+        entry = {
+            name: value.full_tensor() if isinstance(value, DTensor) else value
+            for name, value in moments.items()
+        }
+        if keep:
+            whole[index] = {
+                name: value.cpu() if isinstance(value, Tensor) else value
+                for name, value in entry.items()
+            }
+    return {"state": whole, "param_groups": found["param_groups"]} if keep else {}
+
+
+# From whole files into the parts: each process reads what is its own.
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Read the weights of a checkpoint into a model, split or not. Raises RoboAlignError where it lacks some."""
+    left = _kept(model)
+    with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as stored, torch.no_grad():
+        for name in left.keys() & set(stored.keys()):
+            weight = left.pop(name)
+            weight.copy_(_like(stored.get_tensor(name), weight))
+    if left:
+        raise RoboAlignError(
+            f"{len(left)} of its weights are not there ({', '.join(sorted(left)[:3])})",
+            where=str(folder),
+            fix=f"remove {folder.parent} to begin this training again",
+        )
+
+
+def load_optimizer(optimizer: Any, file: Path) -> None:
+    """Read the state of an optimizer, as an unsplit training or `whole_optimizer` wrote it, into that of split weights.
+
+    The parameters have the same numbers in both: the order in which the optimizer's groups list them.
+    """
+    stored = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, moments in stored["state"].items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape and value.ndim:
+                moments[name] = _like(value, parameters[index])
+    optimizer.load_state_dict(stored)
+
+
+def _like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """`whole`, which each process has, split as `parameter` is and on its device."""
+    if not isinstance(parameter, DTensor):
+        return whole.to(parameter.device)
+    mesh = parameter.device_mesh
+    return distribute_tensor(
+        whole.to(parameter.device), mesh, parameter.placements, src_data_rank=None
+    )

@@ -1,0 +1,206 @@
+"""JSON over HTTP with a vLLM server: where it is or how it is started, and how long it is waited for.
+
+What passes (429, 5xx, a timeout, a refused connection) is tried again until `patience` is over; what does not is an
+error at once.
+"""
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import httpx2
+from pydantic import Field, field_validator, model_validator
+
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.http import Telling, open_client, passes, plain_url
+
+KEY = "VLLM_API_KEY"  # the variable from which `vllm serve` takes the key that it asks for
+# Sampling defaults are not the folder's; images are resized by Pillow, as here, and not by torchvision.
+OPTIONS = """--generation-config vllm --mm-processor-kwargs '{"use_fast": false}'"""
+SET_HERE = frozenset(
+    {"--uds", "--host", "--port", "--api-key", "--gpu-memory-utilization", "--enable-sleep-mode"}
+)
+LONGEST_WAIT = 30.0  # seconds between two tries
+GOES_ON = "the same command goes on from the last checkpoint"
+
+
+class VllmConfig(Config):
+    """vLLM servers that sample GRPO's answers in place of the own loop (docs/vllm.md)."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"serve", "memory", "sleep", "options"})
+
+    url: str | None = None
+    """Base URL of a server that runs on a device of its own, as `http://host:8000`. Where it asks for an API key,
+    `VLLM_API_KEY` holds it. Exactly one of `url` and `serve` is given."""
+    serve: str | None = None
+    """The `vllm` executable of any environment, as `/opt/vllm/bin/vllm`: each process then starts a server of its own
+    on its own GPU, and puts it to sleep while it trains."""
+    weights: str
+    """Folder, under this same path on the server's machine, to whose `model/` the policy is written before every
+    rollout; the server is started with that `model/`, and with nothing else's."""
+    memory: float = Field(0.4, gt=0, lt=1)
+    """With `serve`: share of the GPU's memory that the server takes during a rollout, for its weights, its cache and
+    its computing (`--gpu-memory-utilization`)."""
+    sleep: bool = True
+    """With `serve`: whether the server gives its memory back while the trainer computes. Not on a CPU, where vLLM
+    cannot."""
+    options: tuple[str, ...] = ()
+    """With `serve`: what else follows on the command line of `vllm serve`, as `["--max-model-len", "2048"]`."""
+    concurrency: int = Field(64, ge=1, le=1000)
+    """Prompts that each process asks about at the same time."""
+    timeout: float = Field(300.0, gt=0)
+    """Seconds without an answer after which a request is given up and sent again: longer than the longest group of
+    answers takes on a full server."""
+    patience: float = Field(600.0, gt=0)
+    """Seconds for which the server may fail or be away before the command ends. Where several processes train, this and
+    `timeout` together must be below `hardware.timeout`."""
+    tolerance: float = Field(0.02, gt=0)
+    """Mean difference of the log-probabilities (nats a token) between the server and the trainer's model above which
+    the server is held to have other weights. 0.001 is enough where both compute in float32."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, url: str | None) -> str | None:
+        """Where the URL holds a password, it would be written to disk with the settings."""
+        return url and plain_url(url).removesuffix("/v1").rstrip("/")
+
+    @field_validator("options")
+    @classmethod
+    def _free(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        taken = sorted(
+            SET_HERE & {option.partition("=")[0].replace("_", "-") for option in options}
+        )
+        if taken:
+            raise ValueError(f"{taken[0]} is set by `rl.vllm` itself")
+        return options
+
+    @model_validator(mode="after")
+    def _one_server(self) -> "VllmConfig":
+        if (self.url is None) == (self.serve is None):
+            raise ValueError(
+                "give either `url`, of a server that runs, or `serve`, a vllm executable to start"
+            )
+        alone = [
+            name
+            for name in ("memory", "sleep", "options")
+            if self.url is not None and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if alone:
+            raise ValueError(
+                f"`{alone[0]}` goes with `serve`: a server at `url` is started by somebody else"
+            )
+        return self
+
+
+class VllmClient:
+    """Sends requests; threads may share it. Setting `stop` ends every wait between two tries."""
+
+    def __init__(
+        self,
+        config: VllmConfig,
+        fix: str,
+        *,
+        socket: str | None = None,
+        where: str = "",
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`fix` is what an error about a lost server says that the user should do.
+
+        A server that is no URL's is asked through its Unix `socket`; errors then name it as `where`. `check` is called
+        before a request is sent again, and raises where none can succeed.
+        """
+        self.config, self.fix, self.stop, self.check = config, fix, threading.Event(), check
+        self.base, self.where = config.url or "http://localhost", config.url or where
+        self._tell = Telling("vllm")
+        key = os.environ.get(KEY, "").strip()
+        self._http = open_client(
+            key, timeout=config.timeout, connections=config.concurrency, socket=socket
+        )
+
+    def place(self, path: str) -> str:
+        """What an error about a request to `path` names."""
+        return f"{self.where}{path}" if self.config.url else f"{self.where}, {path}"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def request(self, path: str, body: dict[str, Any] | None = None, *, final: bool = False) -> Any:
+        """POST `body` to `path`, or GET it without one; what the reply's JSON holds, None for an empty reply.
+
+        Raises RoboAlignError where the server refuses it, answers with something else than JSON, or fails for
+        `patience` seconds. With `final` any refusal is for good, 429 and 5xx too.
+        """
+        end = time.monotonic() + self.config.patience
+        for attempt in itertools.count():
+            response, problem = self._once(path, body)
+            if response is not None and response.status_code == 200:
+                return self._json(response, path)
+            if response is not None:
+                status = response.status_code
+                problem = (
+                    f"HTTP {status}: {' '.join(response.text[:2000].split())[:300] or 'no text'}"
+                )
+                if final or not passes(status):
+                    raise RoboAlignError(
+                        f"the request is refused, {problem}",
+                        where=self.place(path),
+                        fix=remedy(status, path),
+                    )
+            self.check()
+            wait = min(0.5 * 2**attempt, LONGEST_WAIT)
+            if self.stop.is_set() or time.monotonic() + wait > end:
+                raise RoboAlignError(
+                    f"no answer after {attempt + 1} tries ({problem})",
+                    where=self.place(path),
+                    fix=self.fix,
+                )
+            self._tell(f"{self.place(path)}: {problem}; tried again")
+            self.stop.wait(wait)
+        raise AssertionError("unreachable")
+
+    def _once(self, path: str, body: dict[str, Any] | None) -> tuple[httpx2.Response | None, str]:
+        try:
+            return self._http.request(
+                "GET" if body is None else "POST", self.base + path, json=body
+            ), ""
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
+            raise RoboAlignError(
+                f"the request cannot be sent ({error})",
+                where=self.where,
+                fix=f"check rl.vllm.url, and the key in {KEY}",
+            ) from None
+        except httpx2.HTTPError as error:
+            return None, f"{type(error).__name__}: {error}".rstrip(": ")
+
+    def _json(self, response: httpx2.Response, path: str) -> Any:
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except (ValueError, RecursionError):
+            said = " ".join(response.text[:200].split())[:80]
+            raise RoboAlignError(
+                f"the reply is not JSON: {said!r}",
+                where=self.place(path),
+                fix="check that rl.vllm.url is that of a vLLM server",
+            ) from None
+
+
+def remedy(status: int, path: str) -> str:
+    """What to do about a refusal."""
+    if path == "/wake_up":
+        return f"see its log; where its share of the GPU is not free, lower rl.vllm.memory (docs/vllm.md); {GOES_ON}"
+    if status in (401, 403):
+        return f"set the environment variable {KEY} to the server's key"
+    if status in (404, 405):
+        return (
+            "check rl.vllm.url"
+            if path.startswith("/v1")
+            else "start the server with VLLM_SERVER_DEV_MODE=1"
+        )
+    return "see what the server says; --max-model-len must hold the prompt and rl.max_new_tokens"

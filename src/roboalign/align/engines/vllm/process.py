@@ -1,0 +1,206 @@
+"""A `vllm serve` of this process's own, on its own GPU: started, watched and ended (docs/vllm.md)."""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from roboalign.align.engines.vllm import guard as vllm_guard
+from roboalign.align.engines.vllm.client import GOES_ON, OPTIONS, VllmConfig
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.http import Telling
+
+POLL = 0.2  # seconds between two looks at a server that is starting
+ENDING = (
+    2 * vllm_guard.GRACE + 5.0
+)  # seconds after which a guard that was told to end is killed itself
+QUOTED, WIDE = (
+    3,
+    400,
+)  # lines of the log in a message, where there is no error in it, and letters of each
+ERROR, REMARK = re.compile(r"(Error|Exception)\b: "), re.compile(r"\b(DEBUG|INFO|WARNING)\b")
+TAIL = 200_000  # bytes of the log that are searched for them
+OURS = frozenset(
+    {
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "ROLE_RANK",
+        "ROLE_NAME",
+        "ROLE_WORLD_SIZE",
+        "NODE_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "VIRTUAL_ENV",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_ALLOC_CONF",
+    }
+)
+"""Variables of this process, its launcher and its Python that a server in another environment must not see."""
+LAUNCHERS = ("TORCHELASTIC_", "TORCH_NCCL_", "ACCELERATE_", "FSDP_")
+"""What other such variables begin with."""
+
+
+class VllmProcess:
+    """One server. It listens on a Unix socket in a folder that only this user can enter: no port, no key.
+
+    It ends with this process, however that ends (vllm_guard.py).
+    """
+
+    def __init__(self, config: VllmConfig, folder: Path, log: Path, device: torch.device) -> None:
+        """Nothing is started yet. Raises RoboAlignError where `config.serve` names no executable."""
+        self.config, self.log, self.device = config, log, device
+        program = shutil.which(str(config.serve))
+        if program is None:
+            raise RoboAlignError(
+                "it is no executable file",
+                where=f"rl.vllm.serve: {config.serve}",
+                fix="name the `vllm` of an environment in which vLLM is installed, as "
+                "/opt/vllm/bin/vllm",
+            )
+        self._private = tempfile.TemporaryDirectory(
+            prefix="roboalign-vllm-", ignore_cleanup_errors=True
+        )
+        self.socket = str(Path(self._private.name) / "socket")
+        self.command = serve_command(config, program, folder, self.socket)
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def started(self) -> bool:
+        return self._guard is not None
+
+    def start(self) -> None:
+        """Start the server and wait until it listens.
+
+        Raises RoboAlignError, with the end of its log, where it ends instead, or `patience` is over.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        guard = [
+            sys.executable,
+            "-I",
+            "-S",
+            vllm_guard.__file__,
+            str(os.getpid()),
+            self._private.name,
+        ]
+        with self.log.open("wb") as log:
+            self._guard = subprocess.Popen(
+                [*guard, *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(self.device),
+                start_new_session=True,
+            )
+        tell, end = Telling("vllm"), time.monotonic() + self.config.patience
+        while not listens(self.socket):
+            self.check()
+            if time.monotonic() > end:
+                raise RoboAlignError(
+                    f"the vLLM server is not up after {self.config.patience:g} s; {self._said()}",
+                    where=str(self.log),
+                    fix=f"see what it waits for, or give it more rl.vllm.patience; {GOES_ON}",
+                )
+            tell(f"the server is starting: {self.log}")
+            time.sleep(POLL)
+
+    def check(self) -> None:
+        """Raises RoboAlignError, with the end of its log, where the server has ended."""
+        if self._guard is not None and (status := self._guard.poll()) is not None:
+            raise RoboAlignError(
+                f"the vLLM server of this process has ended (status {status}); {self._said()}",
+                where=str(self.log),
+                fix=f"mend what the log names; {GOES_ON}",
+            )
+
+    def stop(self) -> None:
+        """End the server, and all that it started; nothing where it is not running."""
+        if self._guard is not None:
+            self._guard.terminate()
+            try:
+                self._guard.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                self._guard.kill()  # the kernel then tells the server
+                self._guard.wait()
+            self._guard = None
+        self._private.cleanup()
+
+    def _said(self) -> str:
+        """The first error in its log, from which others follow, and the last, with a line more each; or how it ends."""
+        with self.log.open("rb") as log:
+            log.seek(max(0, self.log.stat().st_size - TAIL))
+            lines = [
+                " ".join(line.split()) for line in log.read().decode(errors="replace").splitlines()
+            ]
+        lines = list(dict.fromkeys(line for line in lines if line))
+        errors = [
+            place
+            for place, line in enumerate(lines)
+            if ERROR.search(line) and not REMARK.search(line)
+        ]
+        chosen = sorted({place + after for place in errors[:1] + errors[-1:] for after in (0, 1)})
+        quoted = [lines[place] for place in chosen if place < len(lines)] or lines[-QUOTED:]
+        said = " | ".join(line[:WIDE] for line in quoted)
+        return f"its log says: {said}" if said else "its log is empty"
+
+
+def serve_command(config: VllmConfig, program: str, folder: Path, path: str) -> list[str]:
+    """How the server is started; `path` is that of its socket. What the user gives comes last, and so prevails."""
+    sleep = ["--enable-sleep-mode"] if config.sleep else []
+    return [
+        program,
+        "serve",
+        str(folder),
+        "--uds",
+        path,
+        *shlex.split(OPTIONS),
+        "--limit-mm-per-prompt",
+        '{"image":1,"video":0}',
+        "--gpu-memory-utilization",
+        f"{config.memory:g}",
+        *sleep,
+        *config.options,
+    ]
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """The server's variables: this process's, less what is ours alone, and `device` as the only GPU."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OURS and not name.startswith(LAUNCHERS)
+    }
+    kept["VLLM_SERVER_DEV_MODE"] = "1"
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        kept["CUDA_VISIBLE_DEVICES"] = seen.split(",")[index].strip() if seen else str(index)
+    return kept
+
+
+def listens(path: str) -> bool:
+    """Whether a server accepts connections on this socket."""
+    with socket.socket(socket.AF_UNIX) as one:
+        try:
+            one.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def shown(command: list[str]) -> str:
+    """The command as it would be typed."""
+    return shlex.join(command)

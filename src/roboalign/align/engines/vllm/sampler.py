@@ -1,0 +1,423 @@
+"""Answers sampled by a vLLM server: one request a prompt, answers as token ids, and weights that are proven to be ours.
+
+The server runs on the policy's folder: one that somebody else has started, for all processes, or one that each process
+starts on its own GPU (docs/vllm.md). Whatever it says is checked before it is trained on; the importance ratios come
+from the trainer's own log-probabilities, never from its.
+"""
+
+import base64
+import io
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from roboalign.align.engines.vllm.client import GOES_ON, OPTIONS, VllmClient, VllmConfig
+from roboalign.align.engines.vllm.process import VllmProcess, shown
+from roboalign.align.engines.vllm.weights import write_policy
+from roboalign.align.grpo.logprobs import completion_statistics
+from roboalign.align.grpo.rollout import Batch, Rollout, batch_of
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import locked
+from roboalign.mllm.encode import Encoded, Prompt, adds_bos, encode_prompt, end_ids
+from roboalign.mllm.generate import Generation, suppressed_ids
+from roboalign.mllm.load import Mllm
+
+CHAT = "/v1/chat/completions"
+PROBES = 4  # prompts whose greedy answers must have our log-probabilities after every reload
+CPU = torch.device("cpu")
+FORBIDDEN = -100.0  # the bias of a suppressed token: OpenAI's lowest
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the server's log-probabilities are from ours, over some tokens; nats."""
+
+    total: float
+    largest: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.tokens)
+
+    @classmethod
+    def over(cls, parts: "Sequence[Drift]") -> "Drift":
+        """That of all parts together."""
+        return cls(
+            sum(p.total for p in parts), max(p.largest for p in parts), sum(p.tokens for p in parts)
+        )
+
+
+class VllmSampler:
+    """What `roll_out` samples with in place of `generate`."""
+
+    def __init__(
+        self, config: VllmConfig, out_dir: Path = Path(), device: torch.device = CPU, rank: int = 0
+    ) -> None:
+        """With `config.serve` a server of this process's own will run on `device`, and log to `out_dir`/vllm-RANK.log.
+
+        Raises RoboAlignError where it names no executable.
+        """
+        self.config = config
+        self.folder = Path(config.weights).resolve() / "model"
+        self.own: VllmProcess | None = None
+        self.served_as = ""
+        if config.serve:
+            log = out_dir / f"vllm-{rank}.log"
+            self.own = VllmProcess(config, self.folder, log, device)
+            self.client = VllmClient(
+                config,
+                f"see the log; {GOES_ON}",
+                socket=self.own.socket,
+                where=str(log),
+                check=self.own.check,
+            )
+            self.says = f"each process samples its answers with `{shown(self.own.command)}`"
+        else:
+            command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} {OPTIONS}"
+            self.client = VllmClient(
+                config, f"see that the server is up: `{command}` (docs/vllm.md); {GOES_ON}"
+            )
+            self.says = f"{config.url} samples the answers: `{command}`"
+
+    def write(self, mllm: Mllm, update: int) -> None:
+        """Write the model, as it is after `update` updates, to where servers read it. Raises as `write_policy` does."""
+        write_policy(mllm, self.folder, update)
+        if not self.served_as:
+            print(f"[vllm] {self.says}", file=sys.stderr, flush=True)
+
+    def load(
+        self,
+        mllm: Mllm,
+        probes: Sequence[Prompt],
+        update: int,
+        max_new_tokens: int,
+        *,
+        share_prompt: bool = True,
+    ) -> Drift:
+        """Have the server load what was written, and prove by greedy answers to `probes` that it answers as `mllm`.
+
+        An own server is started or woken first. Where `mllm` is split over processes, all of them call this at once.
+        Returns how far the server's log-probabilities are from the model's. Raises RoboAlignError where the server
+        cannot be started or reached, cannot load the folder, or answers as another model would.
+        """
+        if self.own is not None:
+            self._rouse(self.own)
+        self._name()  # waits for a server that is still starting
+        loading = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
+        self.client.request("/collective_rpc", loading)
+        # What was computed from the old weights: processed images (their keys are shared by two processes of the
+        # server: one-sided, the next request ends it), what the vision tower made of them, keys and values.
+        self.client.request("/reset_mm_cache", {})
+        self.client.request("/reset_encoder_cache", {})
+        self._reset_prefix_cache()
+        prompts = [encode_prompt(mllm, probe.question, probe.image) for probe in probes]
+        greedy = self.sample(
+            mllm,
+            probes,
+            prompts,
+            samples=1,
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            stop=None,
+            seed=[0] * len(prompts),
+        )
+        found = drift_of(mllm, prompts, greedy, share_prompt=share_prompt)
+        self.check(
+            found,
+            f"greedy answers to {len(prompts)} prompts after the weights of update {update} were loaded",
+        )
+        return found
+
+    def _rouse(self, own: VllmProcess) -> None:
+        """The server takes its share of the GPU: what the trainer has let go of must be free first."""
+        if own.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not own.started:
+            own.start()
+        elif self.config.sleep:
+            self.client.request(
+                "/wake_up", {}, final=True
+            )  # what fails is memory, and the trainer frees no more
+
+    def rest(self) -> None:
+        """An own server gives its memory back until the next `load`."""
+        if self.own is not None and self.config.sleep:
+            # Level 1 keeps the weights in the host's memory. Level 2 would not, but tensors that are neither parameters
+            # nor buffers come back undefined: Qwen3-VL's deepstack_input_embeds, taken to be zeros (vLLM 0.32).
+            self.client.request("/sleep?level=1", {})
+
+    def close(self) -> None:
+        """End the connections, and an own server; one at a URL stays up."""
+        self.client.close()
+        if self.own is not None:
+            self.own.stop()
+
+    def check(self, drift: Drift, what: str) -> None:
+        """Raises RoboAlignError where the server's log-probabilities are not those of our weights."""
+        if not drift.mean <= self.config.tolerance:  # NaN too
+            raise RoboAlignError(
+                f"the server answers with other weights than the trainer's: its log-probabilities differ by "
+                f"{drift.mean:.3g} a token ({drift.largest:.3g} at most) in {what}; {self.config.tolerance:g} is "
+                "allowed",
+                where=self.client.where,
+                fix=("" if self.own else f"start the server on {self.folder}, for this run alone; ")
+                + f"where it computes in less precision, raise rl.vllm.tolerance; {GOES_ON}",
+            )
+
+    def sample(
+        self,
+        mllm: Mllm,
+        asked: Sequence[Prompt],
+        prompts: Sequence[Encoded],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        stop: str | None,
+        seed: Sequence[int],
+    ) -> Generation:
+        """As `generate` on `prompts`, which are `asked` encoded; a prompt's answers have the seeds `seed + 0, 1, ...`.
+
+        `logprobs` are those of the model's logits whatever the temperature. Raises RoboAlignError where the server is
+        lost, or a reply is not the answers to the prompt that was sent.
+        """
+        settings = sampling(mllm, samples, max_new_tokens, temperature, stop)
+        bodies = [
+            {"model": self._name(), "messages": messages(one), **settings, "seed": number}
+            for one, number in zip(asked, seed, strict=True)
+        ]
+        replies = self._all(bodies)
+        answers = [
+            read_reply(mllm, reply, encoded, samples, max_new_tokens, stop, self.client.where)
+            for reply, encoded in zip(replies, prompts, strict=True)
+        ]
+        tokens = [[ids for ids, _, _ in group] for group in answers]
+        return Generation(
+            tokens=tokens,
+            logprobs=[[logp for _, logp, _ in group] for group in answers],
+            finished=[[end for _, _, end in group] for group in answers],
+            n_prefill_tokens=sum(len(one.input_ids) for one in prompts),
+            n_decoded_tokens=sum(len(ids) for group in tokens for ids in group),
+        )
+
+    def _all(self, bodies: list[dict[str, Any]]) -> list[Any]:
+        """The replies to all requests; the first that fails for good ends the others."""
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
+            futures = [pool.submit(self.client.request, CHAT, body) for body in bodies]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            failed = [future for future in done if future.exception() is not None]
+            if failed:
+                self.client.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                failed[0].result()
+            return [future.result() for future in futures]
+
+    def _name(self) -> str:
+        """The name under which the server answers."""
+        if not self.served_as:
+            reply = self.client.request("/v1/models")
+            try:
+                self.served_as = str(reply["data"][0]["id"])
+            except (KeyError, IndexError, TypeError):
+                raise RoboAlignError(
+                    "the reply names no model",
+                    where=self.client.place("/v1/models"),
+                    fix="check that rl.vllm.url is that of a vLLM server",
+                ) from None
+        return self.served_as
+
+    def _reset_prefix_cache(self) -> None:
+        """The server refuses while requests are at work: those of a run that was killed end by themselves."""
+        end = time.monotonic() + self.config.patience
+        while (said := self.client.request("/reset_prefix_cache", {})) is not None and said.get(
+            "success"
+        ) is False:
+            if time.monotonic() > end:
+                raise RoboAlignError(
+                    "the server does not let go of its prefix cache",
+                    where=self.client.where,
+                    fix="see that nothing else asks this server, or start it again",
+                )
+            time.sleep(0.5)
+
+
+@contextmanager
+def serving(sampler: VllmSampler | None, leads: bool) -> Iterator[None]:
+    """Around a training: its folder is for it alone, and its sampler is closed with it.
+
+    Raises RoboAlignError where another training holds the folder: one server has one policy.
+    """
+    if sampler is None:
+        yield
+        return
+    with locked(sampler.config.weights) if leads else nullcontext():
+        try:
+            yield
+        finally:
+            sampler.close()
+
+
+def messages(asked: Prompt) -> list[dict[str, Any]]:
+    """The question as chat messages, its image as a PNG in a data URL: the same pixels, whatever it was stored as."""
+    buffer = io.BytesIO()
+    Image.fromarray(asked.image).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": asked.question.strip()},
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def sampling(
+    mllm: Mllm, samples: int, max_new_tokens: int, temperature: float, stop: str | None
+) -> dict[str, Any]:
+    """What a request says beside its prompt: sampling as `generate` does it, every default of the server overridden."""
+    return {
+        "n": samples,
+        "max_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        **({"stop": [stop], "include_stop_str_in_output": True} if stop else {}),
+        "stop_token_ids": sorted(end_ids(mllm)),
+        "logit_bias": {str(token): FORBIDDEN for token in suppressed_ids(mllm)},
+        "add_special_tokens": adds_bos(mllm),
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+        "logprobs": True,
+        "top_logprobs": 0,
+        "return_token_ids": True,
+    }
+
+
+def read_reply(
+    mllm: Mllm,
+    reply: Any,
+    prompt: Encoded,
+    samples: int,
+    max_new_tokens: int,
+    stop: str | None,
+    where: str,
+) -> list[tuple[list[int], list[float], bool]]:
+    """The answers of a chat completion: token ids, log-probabilities [n], and whether the answer ended by itself.
+
+    Raises RoboAlignError where these are not `samples` answers to `prompt`, token by token.
+    """
+
+    def refused(
+        problem: str, fix: str = "docs/vllm.md says which vLLM, and how it is started"
+    ) -> RoboAlignError:
+        return RoboAlignError(
+            f"a reply cannot be trained on: {problem}", where=where, fix=f"{fix}; {GOES_ON}"
+        )
+
+    try:
+        read = list(reply["prompt_token_ids"] or [])
+        choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+        answers = [
+            (
+                list(choice["token_ids"] or []),
+                [float(one["logprob"]) for one in choice["logprobs"]["content"]],
+            )
+            for choice in choices
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise refused("it is no chat completion with token ids and log-probabilities") from None
+    ours = prompt.input_ids.tolist()
+    if read != ours:
+        place = next(
+            (i for i, (a, b) in enumerate(zip(read, ours)) if a != b), min(len(read), len(ours))
+        )
+        raise refused(
+            f"the server read the prompt as other tokens than the trainer ({len(read)} and {len(ours)}, "
+            f"the first difference at {place})",
+            "start the server on the folder in rl.vllm.weights, without another chat template",
+        )
+    if len(answers) != samples:
+        raise refused(f"it holds {len(answers)} answers, not {samples}")
+    known, never = len(mllm.tokenizer), set(suppressed_ids(mllm))
+    found = []
+    for ids, logp in answers:
+        if not ids:
+            raise refused("an answer is empty")
+        if len(ids) > max_new_tokens or len(ids) != len(logp) or not all(map(math.isfinite, logp)):
+            raise refused(
+                f"an answer of {len(ids)} tokens has {len(logp)} log-probabilities, {max_new_tokens} tokens "
+                "were asked for"
+            )
+        strange = [
+            token
+            for token in ids
+            if not isinstance(token, int) or not 0 <= token < known or token in never
+        ]
+        if strange:
+            raise refused(f"token {strange[0]} is none that may be sampled")
+        ended = ids[-1] in end_ids(mllm) or (
+            bool(stop) and str(stop) in _tail(mllm, ids, str(stop))
+        )
+        if not ended and len(ids) < max_new_tokens:
+            raise refused(
+                f"an answer stops after {len(ids)} tokens, at neither an end token nor `{stop}`"
+            )
+        found.append((ids, logp, ended))
+    return found
+
+
+def drift_of(
+    mllm: Mllm, prompts: Sequence[Encoded], generation: Generation, *, share_prompt: bool = True
+) -> Drift:
+    """How far `generation.logprobs` are from the model's own, over all its tokens."""
+    ids = [row for group in generation.tokens for row in group]
+    logp = [row for group in generation.logprobs for row in group]
+    rollout = Rollout(list(prompts), ids, logp, [], torch.zeros(len(ids)), generation)
+    return own_logp(
+        mllm, batch_of(mllm, rollout, 0, len(prompts)), temperature=1.0, share_prompt=share_prompt
+    )[1]
+
+
+def own_logp(
+    mllm: Mllm, batch: Batch, *, temperature: float, share_prompt: bool = True
+) -> tuple[Batch, Drift]:
+    """The batch with the model's own log-probabilities, at `temperature`, in place of the server's; and their distance.
+
+    The server's are of the logits, as at temperature 1, and are compared with ours at that.
+    """
+    training = mllm.model.training
+    mllm.model.eval()
+    with torch.no_grad():
+        logp = {
+            one: completion_statistics(
+                mllm.model,
+                batch.prompts,
+                batch.completions,
+                batch.mask,
+                temperature=one,
+                share_prompt=share_prompt,
+            ).logp
+            for one in {temperature, 1.0}
+        }
+    mllm.model.train(training)
+    apart = (logp[1.0] - batch.old_logp).abs()[batch.mask.bool()]
+    return replace(batch, old_logp=logp[temperature]), Drift(
+        float(apart.sum()), float(apart.max()), len(apart)
+    )
+
+
+def _tail(mllm: Mllm, ids: list[int], stop: str) -> str:
+    """The end of an answer as text, as long as can hold `stop`: a token is at least a byte."""
+    return str(mllm.tokenizer.decode(ids[-len(stop.encode()) :], skip_special_tokens=False))

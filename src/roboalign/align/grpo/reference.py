@@ -1,0 +1,23 @@
+"""The model against which GRPO's KL term is measured: the policy as it was before the first update."""
+
+import copy
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from roboalign.align.engines.fsdp2 import computes_in, plain_copy, shard
+
+
+def reference_model(policy: Any, accelerator: Accelerator) -> Any:
+    """A frozen copy of `policy` in eval mode; split by the same plan where `accelerator` splits the policy.
+
+    To be called before the policy is split and trained. A split copy is stored in the type that it computes in; it is
+    made in the CPU's memory, from which the devices take their parts layer by layer.
+    """
+    if not accelerator.is_fsdp2:
+        return copy.deepcopy(policy).eval().requires_grad_(False)
+    whole = plain_copy(policy, dtype=computes_in(accelerator), device=torch.device("cpu"))
+    split = shard(accelerator, whole)
+    split.set_reshard_after_forward(True)  # the embeddings too: no backward pass will free them
+    return split

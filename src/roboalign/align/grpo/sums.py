@@ -1,0 +1,62 @@
+"""What GRPO's updates were like: sums over answer tokens, of which the records of metrics.jsonl are means."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roboalign.align.grpo.rollout import Batch
+
+MEANS = ("kl", "entropy", "ratio", "clipped", "drift")
+
+
+class UpdateSums:
+    """Of the micro-batches since the last record; `drift` is |log ratio|."""
+
+    def __init__(self, clip_low: float, clip_high: float) -> None:
+        self.clip_low, self.clip_high = clip_low, clip_high
+        self.sums: dict[str, float] = {}
+
+    def add(
+        self, batch: Batch, logp: Tensor, entropy: Tensor, kl: Tensor, replayed: Tensor | None
+    ) -> None:
+        """Count a micro-batch; `logp`, `entropy` and `kl` are float32 [P * S, C], `replayed` its replay loss []."""
+        kept, sums = batch.mask.bool(), self.sums
+        ratio = torch.exp(logp - batch.old_logp)
+        positive = batch.advantages[:, None] > 0
+        clipped = (positive & (ratio > 1 + self.clip_high)) | (
+            ~positive & (ratio < 1 - self.clip_low)
+        )
+        values = {
+            "kl": kl,
+            "entropy": entropy,
+            "ratio": ratio,
+            "clipped": clipped.float(),
+            "drift": (logp - batch.old_logp).abs(),
+        }
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + float(value[kept].sum())
+        sums["tokens"] = sums.get("tokens", 0.0) + float(kept.sum())
+        sums["ratio_max"] = max(sums.get("ratio_max", 0.0), float(ratio[kept].max()))
+        if replayed is not None:
+            sums["replay"] = sums.get("replay", 0.0) + float(replayed.detach())
+        sums["micro"] = sums.get("micro", 0.0) + 1
+
+    def take(self) -> dict[str, float]:
+        """What was counted, which is forgotten."""
+        taken, self.sums = self.sums, {}
+        return taken
+
+
+def means_of(parts: Sequence[dict[str, float]], accumulation: int) -> dict[str, Any]:
+    """Means over the answer tokens of all processes, of what each has taken; updates have `accumulation` micro-batches
+    a process."""
+    largest = max(part["ratio_max"] for part in parts)
+    sums = {name: sum(part[name] for part in parts) for name in parts[0] if name != "ratio_max"}
+    means = {name: sums[name] / sums["tokens"] for name in MEANS}
+    # Each micro-batch's replay loss has been divided by those of its process in an update.
+    replay = (
+        {"replay_loss": sums["replay"] * accumulation / sums["micro"]} if "replay" in sums else {}
+    )
+    return {**means, "ratio_max": largest, **replay}

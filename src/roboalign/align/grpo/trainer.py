@@ -1,0 +1,511 @@
+"""GRPO on action accuracy (paper, section 3.2), with EasyR1's arithmetic, on `transformers.Trainer`.
+
+A rollout samples a group of answers to each of its prompts; a few updates are then made on it. Why not TRL's
+GRPOTrainer: docs/design.md; `benchmarks/grpo.py` times both, tests/align/test_align_grpo_trl.py compares their losses.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import gather_object
+from peft import LoraModel
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from roboalign.actions.fast import FastTokenizer
+from roboalign.align.answers import conversation_loss
+from roboalign.align.dataset import (
+    Conversations,
+    action_ids,
+    collate_conversations,
+    digest_of,
+    sample_order,
+)
+from roboalign.align.engines.fsdp2 import LAUNCH, computes_in, plain_copy
+from roboalign.align.engines.vllm.client import VllmConfig
+from roboalign.align.engines.vllm.sampler import PROBES, Drift, VllmSampler, own_logp, serving
+from roboalign.align.grpo.logprobs import completion_statistics
+from roboalign.align.grpo.loss import clipped_loss_tokens, kl_k3
+from roboalign.align.grpo.reference import reference_model
+from roboalign.align.grpo.rollout import (
+    Batch,
+    Rollout,
+    batch_of,
+    check_prompts,
+    describe,
+    groups_of,
+    prompt_of,
+    roll_out,
+    sample_records,
+)
+from roboalign.align.grpo.sums import UpdateSums, means_of
+from roboalign.align.lora import adapters_off
+from roboalign.align.trained import TuneConfig
+from roboalign.align.trainer import AlignTrainer, Schedule, accumulation_of, training_arguments
+from roboalign.conversations.conversation import Conversation
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import append_jsonl, write_json
+from roboalign.mllm.load import Mllm
+
+
+class RlConfig(TuneConfig):
+    """Settings of GRPO. The defaults are the paper's, and EasyR1's where the paper names none."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Learning rate of AdamW."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Shape of the learning rate (paper: constant). Under `cosine` it ends at 0: a small model at a high rate else ends
+    wherever its last few noisy updates left it."""
+    prompts_per_rollout: int = Field(512, ge=1)
+    """Prompts answered with one and the same policy, over all devices."""
+    prompts_per_update: int = Field(128, ge=1)
+    """Prompts per update, over all devices; divides prompts_per_rollout."""
+    micro_batch_size: int = Field(16, ge=1)
+    """Prompts (each with all its answers) per forward pass and device."""
+    samples: int = Field(5, ge=2)
+    """Answers to a prompt: the group within which rewards are compared."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the prompts; a started rollout is completed."""
+    updates: int | None = Field(None, ge=1)
+    """Updates; where given, it replaces `epochs`. A multiple of the updates per rollout."""
+    reward: Literal["paper", "decoded", "answer", "trace"] = "paper"
+    """`paper`: prefix accuracy as written. `decoded`: also the distance of the decoded chunk, and 0 for
+    an answer that is not well formed (reward.py). Of questions in words: `answer`, right or wrong; `trace`, the
+    distance of the points in the image (reward_answers.py)."""
+    kl: float = Field(1e-2, ge=0)
+    """Coefficient of the k3 estimate of KL(policy || model at the start) in the loss; 0 keeps no reference model."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """The probability ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(0.3, gt=0)
+    """The probability ratio is clipped above at 1 + clip_high."""
+    dual_clip: float = Field(3.0, gt=1)
+    """For a negative advantage A the loss of a token is at most -A * dual_clip."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the loss uses the same distribution."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Longest answer, tokens."""
+    replay_weight: float = Field(0.0, ge=0)
+    """Weight of an SFT loss on `replay_batch` conversations in each update (not in the paper; 0: none)."""
+    replay_batch: int = Field(16, ge=1)
+    """Replayed conversations per update, over all devices."""
+    replay: Literal["language", "all"] = "language"
+    """What is replayed: the questions, or the actions answered directly as well."""
+    log_every: int = Field(1, ge=1)
+    """Updates between two records in metrics.jsonl."""
+    save_every: int = Field(10, ge=1)
+    """Rollouts between two checkpoints. A killed run goes on from the last."""
+    logged_samples: int = Field(4, ge=0)
+    """Decoded answers per rollout in samples.jsonl."""
+    vllm: VllmConfig | None = None
+    """vLLM servers that sample the answers; where not given, the trainer samples them itself."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As of any training; of a server counts that there is one, not where."""
+        settings = super().fingerprint()
+        return {**settings, "sampler": "vllm"} if settings.pop("vllm") else settings
+
+    @model_validator(mode="after")
+    def _divides(self) -> "RlConfig":
+        if self.prompts_per_rollout % self.prompts_per_update:
+            raise ValueError(
+                f"prompts_per_rollout {self.prompts_per_rollout} is no multiple of prompts_per_update "
+                f"{self.prompts_per_update}"
+            )
+        if self.updates is not None and self.updates % self.updates_per_rollout:
+            raise ValueError(
+                f"updates {self.updates} is no multiple of {self.updates_per_rollout}, those of a rollout"
+            )
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                "lora.dropout is for SFT: GRPO's ratios compare with the model that sampled, whole"
+            )
+        return self
+
+    @property
+    def updates_per_rollout(self) -> int:
+        return self.prompts_per_rollout // self.prompts_per_update
+
+
+class Numbers(Dataset):
+    """0, 1, 2, ...: the numbers of the micro-batches. What is in them is sampled when their rollout begins."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class GrpoTrainer(AlignTrainer):
+    """One micro-batch is `micro_batch_size` prompts with all their answers; a group is never split.
+
+    Each process samples the prompts of its own micro-batches. Nothing of a rollout outlives it: checkpoints fall on
+    rollout boundaries, and a prompt's seed is that of its place in the run, on however many processes it runs.
+    """
+
+    def __init__(
+        self,
+        mllm: Mllm,
+        fast: FastTokenizer | None,
+        conversations: Sequence[Conversation],
+        replay: Schedule | None,
+        config: RlConfig,
+        order: list[int],
+        *named: Any,
+        **rest: Any,
+    ) -> None:
+        self.mllm, self.fast, self.conversations, self.replay = mllm, fast, conversations, replay
+        self.config, self.order = config, order
+        self.batches: dict[int, tuple[Batch, Tensor | None]] = {}
+        self.update_tokens: dict[int, float] = {}
+        self.rollout_record: dict[str, Any] = {}
+        self.sums = UpdateSums(config.clip_low, config.clip_high)
+        super().__init__(*named, **rest)
+        here = self.out_dir, self.args.device, self.args.process_index
+        self.sampler = VllmSampler(config.vllm, *here) if config.vllm else None
+        copied = config.kl and not config.lora  # with adapters it is the policy without them
+        self.reference = reference_model(mllm.model, self.accelerator) if copied else None
+        self.loss_is_scaled_for_ga = True  # the loss below is already a mean over the whole update
+
+    # Rollouts.
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
+        number = int(inputs["number"])
+        if number not in self.batches:
+            self.begin_rollout()
+        began = time.monotonic()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.count(seconds_update=time.monotonic() - began)
+        return loss
+
+    def begin_rollout(self) -> None:
+        """Sample, reward and score what this process needs for the updates of the rollout that begins now."""
+        config, first = self.config, self.state.global_step
+        numbers = self.numbers_of(first, config.updates_per_rollout)
+        micro = config.micro_batch_size
+        places = [place for n in numbers for place in range(n * micro, (n + 1) * micro)]
+        chosen = [self.conversations[self.order[place]] for place in places]
+        if self.sampler is not None:
+            self.publish(self.sampler)
+        began = time.monotonic()
+        with self.autocast():
+            rollout = roll_out(
+                self.mllm if self.sampler else self.whole_policy(),
+                self.fast,
+                chosen,
+                samples=config.samples,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                preset=config.reward,
+                seed=[_seed(config.seed, place) for place in places],
+                sampler=self.sampler,
+            )
+        if self.sampler is not None:
+            self.sampler.rest()
+        sampled = time.monotonic()
+        batches = [batch_of(self.mllm, rollout, i * micro, micro) for i in range(len(numbers))]
+        drift = None
+        if self.sampler is not None:
+            batches, drift = self.with_own_logp(self.sampler, batches)
+        self.batches = {
+            n: (batch, self.reference_logp(batch)) for n, batch in zip(numbers, batches)
+        }
+        self.update_tokens = {}
+        for update in range(first, first + config.updates_per_rollout):
+            local = sum(int(self.batches[n][0].mask.sum()) for n in self.numbers_of(update, 1))
+            count = torch.tensor(local, dtype=torch.float64, device=self.args.device)
+            self.update_tokens[update] = float(self.accelerator.reduce(count, reduction="sum"))
+        self.account(rollout, places, sampled - began, time.monotonic() - sampled, drift)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Of `bf16`, around many forward passes: else each of them, one a sampled token, would cast all weights anew.
+
+        A split model's copies are in bfloat16 as a whole.
+        """
+        return nullcontext() if self.is_fsdp_enabled else self.accelerator.autocast()
+
+    def publish(self, sampler: VllmSampler) -> None:
+        """Give the servers the policy as it is now; the first process writes it, and asks a server that all share."""
+        began, first, update = (
+            time.monotonic(),
+            self.is_world_process_zero(),
+            self.state.global_step,
+        )
+        asked = (
+            [prompt_of(c) for c in self.conversations[:PROBES]],
+            update,
+            self.config.max_new_tokens,
+        )
+        policy = self.whole_policy(keep=first)
+        if first:
+            sampler.write(policy, update)
+            if not sampler.own:
+                sampler.load(policy, *asked)
+        del (
+            policy
+        )  # a gathered copy must be gone when a server of our own takes its share of the GPU
+        self.accelerator.wait_for_everyone()
+        if sampler.own:
+            sampler.load(self.mllm, *asked, share_prompt=not self.config.gradient_checkpointing)
+            self.accelerator.wait_for_everyone()
+        self.count(seconds_publishing=time.monotonic() - began)
+
+    def whole_policy(self, keep: bool = True) -> Mllm:
+        """The policy as a module whose forward passes wait for no other process: where it is split, a copy (`keep`)."""
+        if not self.is_fsdp_enabled:
+            return self.mllm
+        dtype, device = computes_in(self.accelerator), self.args.device
+        return replace(
+            self.mllm, model=plain_copy(self.mllm.model, dtype=dtype, device=device, keep=keep)
+        )
+
+    def with_own_logp(
+        self, sampler: VllmSampler, batches: list[Batch]
+    ) -> tuple[list[Batch], Drift]:
+        """The batches with our log-probabilities, so that the first ratios are 1; and how far the server's were off."""
+        share = not self.config.gradient_checkpointing
+        pairs = [
+            own_logp(self.mllm, batch, temperature=self.config.temperature, share_prompt=share)
+            for batch in batches
+        ]
+        drift = Drift.over([one for _, one in pairs])
+        sampler.check(
+            drift, f"a rollout of {drift.tokens} tokens after update {self.state.global_step}"
+        )
+        return [batch for batch, _ in pairs], drift
+
+    def numbers_of(self, update: int, updates: int) -> list[int]:
+        """The micro-batches that this process handles in `updates` updates from `update` on."""
+        per_update = self.args.gradient_accumulation_steps * self.args.world_size
+        everyones = range(update * per_update, (update + updates) * per_update)
+        return [n for n in everyones if n % self.args.world_size == self.args.process_index]
+
+    def reference_logp(self, batch: Batch) -> Tensor | None:
+        """Of the model at the start: of its copy, or of the policy without what LoRA has added. None without KL."""
+        if not self.config.kl:
+            return None
+        with (
+            torch.no_grad(),
+            self.autocast(),
+            adapters_off(self.lora) if self.lora else nullcontext(),
+        ):
+            return self.statistics(self.reference or self.mllm.model, batch).logp
+
+    def statistics(self, model: nn.Module, batch: Batch) -> Any:
+        return completion_statistics(
+            model,
+            batch.prompts,
+            batch.completions,
+            batch.mask,
+            temperature=self.config.temperature,
+            share_prompt=not self.config.gradient_checkpointing,
+        )
+
+    def account(
+        self,
+        rollout: Rollout,
+        places: list[int],
+        sampling: float,
+        scoring: float,
+        drift: Drift | None,
+    ) -> None:
+        """Counters, and the rollout's part of metrics.jsonl and samples.jsonl, of all processes' prompts."""
+        self.count(
+            prompts=len(places),
+            answers=len(rollout.ids),
+            generated_tokens=rollout.generation.n_decoded_tokens,
+            prefill_tokens=rollout.generation.n_prefill_tokens,
+            seconds_generation=sampling,
+            seconds_reference=scoring,
+            rollouts=int(self.is_world_process_zero()),
+        )
+        everyones = sorted(
+            gather_object(list(zip(places, groups_of(rollout)))), key=lambda pair: pair[0]
+        )
+        chosen = [self.conversations[self.order[place]] for place, _ in everyones]
+        groups = [group for _, group in everyones]
+        self.rollout_record = describe(groups, chosen)
+        if drift is not None:
+            found = Drift.over(gather_object([drift]))
+            self.rollout_record |= {"sampler_drift": found.mean, "sampler_drift_max": found.largest}
+        if self.is_world_process_zero():
+            for record in sample_records(self.mllm, groups, chosen, self.config.logged_samples):
+                append_jsonl(
+                    self.out_dir / "samples.jsonl", {"step": self.state.global_step + 1, **record}
+                )
+
+    # The loss.
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
+        """This micro-batch's share of the loss, whose sum over an update is its mean over all its answer tokens."""
+        number, config = int(inputs["number"]), self.config
+        batch, reference = self.batches[number]
+        statistics = self.statistics(model, batch)
+        tokens = clipped_loss_tokens(
+            statistics.logp,
+            batch.old_logp,
+            batch.advantages,
+            config.clip_low,
+            config.clip_high,
+            config.dual_clip,
+        )
+        kl = (
+            kl_k3(statistics.logp, reference) if reference is not None else torch.zeros_like(tokens)
+        )
+        share = (
+            self.args.world_size / self.update_tokens[self.state.global_step]
+        )  # DDP averages over processes
+        loss = ((tokens + config.kl * kl) * batch.mask).sum() * share
+        replayed = self.replay_loss(model, number)
+        self.sums.add(batch, statistics.logp.detach(), statistics.entropy, kl.detach(), replayed)
+        return loss if replayed is None else loss + config.replay_weight * replayed
+
+    def replay_loss(self, model: nn.Module, number: int) -> Tensor | None:
+        """The SFT loss on this micro-batch's share of the replayed conversations; None without replay."""
+        if self.replay is None:
+            return None
+        per_update = self.args.gradient_accumulation_steps * self.args.world_size
+        size = self.config.replay_batch // per_update
+        chosen = [self.replay[number * size + i] for i in range(size)]
+        batch = collate_conversations(self.mllm, chosen, neutral=self.config.neutral_reasoning)
+        batch = {key: value.to(self.args.device) for key, value in batch.items()}
+        return (
+            conversation_loss(model, batch, action_ids(self.mllm))
+            / self.args.gradient_accumulation_steps
+        )
+
+    # Logging.
+
+    def step_metrics(self) -> dict[str, Any]:
+        """Of the updates since the last record, and of the rollout; over all processes."""
+        taken = gather_object([self.sums.take()])
+        return {**means_of(taken, self.args.gradient_accumulation_steps), **self.rollout_record}
+
+
+def train_grpo(
+    mllm: Mllm,
+    fast: FastTokenizer | None,
+    prompts: Sequence[Conversation],
+    config: RlConfig,
+    out_dir: str | Path,
+    *,
+    replay: Sequence[Conversation] = (),
+    label: str = "rl",
+) -> dict[str, Any]:
+    """Refine `mllm` in place on the accuracy of the actions or words it answers with, and write it to `out_dir/model`.
+
+    `prompts` is the rl split of a mixture: one action question each, with the FAST ids of its target. Under the rewards
+    `answer` and `trace` it is questions in think mode whose first turn says what is expected, and `fast` may be None.
+    `replay` are SFT conversations for `config.replay_weight`. `out_dir` also gets `metrics.jsonl`, `samples.jsonl`,
+    `ledger.json` and, while it trains, `checkpoints/`; a killed run goes on from the last and ends with the same
+    weights.
+
+    Returns the ledger: updates, rollouts, unique prompts, answers, tokens generated and prefilled, seconds by part.
+    Raises RoboAlignError as train_sft does, and where a prompt has nothing that the reward could compare with, or the
+    model no action tokens to answer with.
+    """
+    out_dir = Path(out_dir)
+    check_prompts(mllm, prompts, config.reward, str(out_dir))
+    if bool(replay) != bool(config.replay_weight):
+        raise RoboAlignError(
+            "replay_weight and replayed conversations go together",
+            where="replay_weight",
+            fix="give both or neither.",
+        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
+    updates = config.updates or rollouts * config.updates_per_rollout
+    # Equal lengths: the order is then plain random permutations.
+    order = sample_order([0] * len(prompts), config.prompts_per_update, updates, config.seed)
+    lora = config.choose_trained(mllm)
+    trainer = build_trainer(
+        mllm, fast, prompts, replay, config, out_dir, order, updates, label, lora
+    )
+    if trainer.is_deepspeed_enabled:
+        raise RoboAlignError(
+            "GRPO gathers a model that is split by FSDP2, not by DeepSpeed",
+            where=label,
+            fix=f"launch with {LAUNCH}",
+        )
+    with serving(trainer.sampler, leads=trainer.is_world_process_zero()):
+        totals = trainer.run()
+    trainer.save_final(mllm.processor, out_dir / "model")
+    ledger = {"updates": updates, "unique_prompts": len(set(order)), **totals}
+    if trainer.is_world_process_zero():
+        write_json(out_dir / "ledger.json", ledger)
+    return ledger
+
+
+def build_trainer(
+    mllm: Mllm,
+    fast: FastTokenizer | None,
+    prompts: Sequence[Conversation],
+    replay: Sequence[Conversation],
+    config: RlConfig,
+    out_dir: Path,
+    order: list[int],
+    updates: int,
+    label: str,
+    lora: LoraModel | None = None,
+) -> GrpoTrainer:
+    """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other."""
+    arguments = training_arguments(
+        config,
+        out_dir,
+        updates=updates,
+        micro_batch=1,
+        accumulation=1,
+        schedule=config.schedule,
+        warmup_ratio=0.0,
+        save_every=config.save_every * config.updates_per_rollout,
+        on_cpu=mllm.device.type == "cpu",
+    )
+    per_update = config.prompts_per_update // config.micro_batch_size
+    arguments.gradient_accumulation_steps = accumulation_of(
+        config.prompts_per_update, config.micro_batch_size, arguments.world_size, unit="prompts"
+    )
+    replayed = None
+    if replay:
+        accumulation_of(config.replay_batch, 1, per_update, unit="conversations")
+        size = config.replay_batch
+        replayed = Schedule(
+            Conversations(mllm, replay), sample_order([0] * len(replay), size, updates, config.seed)
+        )
+    return GrpoTrainer(
+        mllm,
+        fast,
+        prompts,
+        replayed,
+        config,
+        order,
+        mllm.model,
+        arguments,
+        Numbers(updates * per_update),
+        _number,
+        label=label,
+        out_dir=out_dir,
+        fingerprint={**config.fingerprint(), "conversations": digest_of(prompts, replay)},
+        lora=lora,
+    )
+
+
+def _seed(seed: int, place: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {place}".encode()).digest()[:6])
+
+
+def _number(batch: list[int]) -> dict[str, Tensor]:
+    return {"number": torch.tensor(batch[0])}

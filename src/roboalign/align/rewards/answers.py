@@ -1,0 +1,138 @@
+"""The reward of a sampled answer in words: questions whose answer can be checked.
+
+A response is `<think> reasoning </think><answer>LABEL text</answer>`, LABEL being what the question asked for. As for
+actions, r = (r_f + r_a) / 2; r_f is 1 where the format holds. The two presets differ in r_a alone:
+
+| preset | r_a of a well-formed answer |
+|---|---|
+| `answer` | the score that evaluation gives: 1 where the answer is right, else 0 (`questions.score_answer`) |
+| `trace` | exp(-d / TAU_CELLS), d the mean distance to the expected points; 0 for another number of points |
+
+What is not well formed earns nothing, as under `decoded` (reward.py): a guess among three options is right a third of
+the time without any reasoning, so that a policy paid for it would drop its reasoning and guess. An action token or a
+special token anywhere, a tag missing or written twice, text around the tags, an empty reasoning, another label, and a
+label without an answer behind it each break the format. How good the reasoning is earns nothing: one word is one.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from roboalign.align.rewards.actions import MARK, answer_of
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.prompts import answer_text
+from roboalign.questions.ask import label_of, score_answer
+
+TAU_CELLS = 4.0
+"""Scale of the closeness of a trace, in cells of the grid: points that miss by 2 cells, the tolerance of a point, earn
+0.61; by 8, a quarter of an image of 32 cells, 0.14."""
+
+_REPLY = re.compile(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
+_ACTION = re.compile(r"<ACTION_(?:START|END)>|<FAST_\d+>")
+_TRACE = re.compile(r"\s*\d{1,4}\s+\d{1,4}(?:\s*,\s*\d{1,4}\s+\d{1,4})*\s*\.?\s*")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a response in words holds. `reason` says why it is not well formed ("ok" where it is)."""
+
+    well_formed: bool
+    reasoning: str
+    """Empty where it is not well formed."""
+    answer: str | None
+    """What stands behind the label in the only <answer>, well formed or not; None where that cannot be read."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class AnswerReward:
+    """One response's reward and its parts, all in [0, 1]; total = (format + score) / 2."""
+
+    total: float
+    format: float
+    score: float
+    """r_a: `accuracy` where the response is well formed, else 0."""
+    accuracy: float
+    """What the answer would earn in the right format; under `answer` the score that evaluation gives."""
+    reason: str
+    """Why the format failed, or "ok"."""
+
+
+def parse_reply(text: str, label: str, special: Sequence[str] = ()) -> Reply:
+    """Read a decoded response, without its end token, to a question that names `label`.
+
+    `special` are the tokenizer's special tokens (of images, of turns): a text that spells one is not well formed, and
+    could not be trained on.
+    """
+    found = answer_of(text)
+    answer = None if found is None else answer_text(found, label)
+    whole = _REPLY.fullmatch(text)
+    if _ACTION.search(text):
+        reason = "action tokens in an answer in words"
+    elif any(token in text for token in special):
+        reason = "a special token"
+    elif found is None:
+        reason = "not one <answer>"
+    elif whole is None or any(MARK.search(part) for part in whole.groups()):
+        reason = "text around <think>reasoning</think><answer>"
+    elif not whole[1].strip():
+        reason = "empty reasoning"
+    elif not answer:
+        reason = (
+            "another label than the question's" if answer is None else "nothing behind the label"
+        )
+    else:
+        return Reply(True, whole[1].strip(), answer, "ok")
+    return Reply(False, "", answer, reason)
+
+
+def read_trace(text: str) -> list[tuple[int, int]] | None:
+    """`12 20, 13 22` -> [(12, 20), (13, 22)]: column and row of each point; None where the text is anything else."""
+    if not _TRACE.fullmatch(text):
+        return None
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    return list(zip(numbers[::2], numbers[1::2]))
+
+
+def trace_closeness(expected: str, predicted: str | None, tau: float = TAU_CELLS) -> float:
+    """exp(-d / tau), d the mean Euclidean distance of the predicted points to the expected ones, in cells; in [0, 1].
+
+    0.0 where `predicted` is None, no trace, or has another number of points. Raises ValueError where `expected` is no
+    trace: the data is broken, not the answer.
+    """
+    target, found = read_trace(expected), read_trace(predicted or "")
+    if target is None:
+        raise ValueError(f"the expected answer {expected!r} is no list of points")
+    if found is None or len(found) != len(target):
+        return 0.0
+    return math.exp(-sum(map(math.dist, target, found)) / len(target) / tau)
+
+
+PRESETS: dict[str, Callable[[Turn, str | None], float]] = {
+    "answer": lambda turn, answer: score_answer(turn.type, turn.expected, answer),
+    "trace": lambda turn, answer: trace_closeness(turn.expected, answer),
+}
+"""The score of an answer by the name that a recipe gives."""
+
+
+def score_answers(
+    texts: Sequence[str],
+    conversations: Sequence[Conversation],
+    *,
+    preset: str,
+    special: Sequence[str] = (),
+) -> list[AnswerReward]:
+    """Rewards of decoded responses to the first question of each conversation. `preset` names one of `PRESETS`,
+    `special` is as in `parse_reply`.
+
+    Raises ValueError where the lengths differ and, as `PRESETS` do, on an expected answer that is broken.
+    """
+    rewards = []
+    for text, conversation in zip(texts, conversations, strict=True):
+        turn = conversation.turns[0]
+        reply = parse_reply(text, label_of(turn.type), special)
+        form, accuracy = float(reply.well_formed), PRESETS[preset](turn, reply.answer)
+        paid = form * accuracy
+        rewards.append(AnswerReward((form + paid) / 2, form, paid, accuracy, reply.reason))
+    return rewards

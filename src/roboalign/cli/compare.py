@@ -1,0 +1,317 @@
+"""`roboalign compare`: two runs, or two arms of one, on the same initial states, pair by pair.
+
+Reads runs' folders and folders of published results. What would make a difference of two rates meaningless (other
+episodes, another benchmark, other cameras, other limits) is refused, each by name. What else the recipes differ in is
+what such a comparison is about, and is listed.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl
+from roboalign.evaluate.statistics import Estimate, paired_difference
+from roboalign.evaluate.success import Record, format_success, success_table
+from roboalign.report.text import count, p_value, points
+from roboalign.run.benchmark import evaluation_episodes, simulator_packages
+from roboalign.run.recipe import Recipe, load_recipe
+
+MEANING = (
+    "collect.benchmark",
+    "collect.world",
+    "collect.libero",
+    "collect.head_cameras",
+    "mix.camera",
+    "rollout.max_steps",
+    "rollout.replan_every",
+)
+"""Keys of a recipe that must agree: what the world is, what a policy is shown of it and how often, and how long."""
+ALIGNMENTS = (
+    "collect.world",
+    "mix.camera",
+)  # of these on LIBERO: there they are of what the MLLM was aligned on
+EPISODES = (
+    "collect.downstream_tasks",
+    "rollout.episodes",
+    "seeds",
+)  # these are compared episode by episode
+MIN_TASKS = 8  # a bootstrap of fewer tasks gives intervals that are far too narrow
+NEUTRAL = ("name", "arms", "parallel", "rollout.batch_size")  # change no outcome
+
+
+@dataclass(frozen=True)
+class Side:
+    """One arm of one run. `name` tells it from the other one."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    records: list[Record]
+
+
+def compare(
+    runs: Sequence[str],
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    *,
+    as_json: bool = False,
+) -> str:
+    """Two runs with one arm of both (or an arm of each), or one run with two of its arms, as text or JSON.
+
+    `seeds`: these training seeds only. Raises RoboAlignError where they do not share episodes and settings.
+    """
+    first, second = _sides(runs, arms)
+    before, after = (
+        read_side(Path(run), arm, seeds, named=first[0] != second[0])
+        for run, arm in (first, second)
+    )
+    refuse_other_settings(before, after)
+    refuse_other_episodes(before, after)
+    table = success_table({before.name: before.records, after.name: after.records})
+    (pair,) = table.pop("pairs")
+    pair |= {
+        "tasks": len({row["task"] for row in before.records}),
+        "by_training_seed": _by_training_seed(before, after),
+        "by_state": asdict(_by_state(before, after)),
+    }
+    other = [
+        {"key": key, "before": a, "after": b}
+        for key, a, b in differences(before.recipe, after.recipe)
+        if not _below(key, (*_meaning(before.recipe), *EPISODES, *NEUTRAL))
+    ]
+    result = {
+        **table,
+        "pair": pair,
+        "recipes_differ_in": other,
+        "versions": [_versions(before), _versions(after)],
+    }
+    return json.dumps(result, indent=2) if as_json else format_compared(result)
+
+
+def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool = True) -> Side:
+    """The recipe and the episodes of an arm. Raises RoboAlignError where the run lacks it or some of its episodes."""
+    if not (folder / "recipe.yaml").is_file():
+        raise RoboAlignError(
+            "no run here: recipe.yaml does not exist",
+            where=str(folder),
+            fix="give a run's folder, or one of docs/results/",
+        )
+    recipe = load_recipe(folder / "recipe.yaml")
+    if arm not in recipe.arms:
+        raise RoboAlignError(
+            f"the run has no arm {arm!r}",
+            where=str(folder),
+            fix=f"choose of {', '.join(recipe.arms)} with --arm",
+        )
+    if unknown := sorted(set(seeds) - set(recipe.seeds)):
+        raise RoboAlignError(
+            f"the run has no training seed {unknown[0]}",
+            where=str(folder),
+            fix=f"choose of {', '.join(map(str, recipe.seeds))} with --seed",
+        )
+    wanted, records = set(evaluation_episodes(recipe)), list[Record]()
+    for seed in seeds or recipe.seeds:
+        path = _records_path(folder, seed, arm)
+        found = [{**row, "run_seed": seed} for row in read_jsonl(path)]
+        if missing := wanted - {(row.get("task", ""), row.get("seed", -1)) for row in found}:
+            task, number = min(missing)
+            raise RoboAlignError(
+                f"{len(missing)} of {len(wanted)} episodes are missing, as {task} seed {number}",
+                where=str(path),
+                fix=f"roboalign eval {folder / 'recipe.yaml'} --out {folder}",
+            )
+        records += found
+    return Side(f"{folder} {arm}" if named else arm, folder, recipe, records)
+
+
+def differences(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
+    """Dotted key, value before, value after, of every setting that is not the same; None where a side lacks it."""
+    a, b = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (before, after))
+    return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def refuse_other_settings(before: Side, after: Side) -> None:
+    """Raises RoboAlignError that names every setting of benchmark and rollout in which the two differ."""
+    found = [
+        f"`{key}` is {a!r} and {b!r}"
+        for key, a, b in differences(before.recipe, after.recipe)
+        if _below(key, _meaning(before.recipe))
+    ]
+    if found:
+        raise RoboAlignError(
+            f"not measured alike: {'; '.join(found)}",
+            where=f"{before.folder} and {after.folder}",
+            fix="run one of them again under the settings of the other",
+        )
+
+
+def _meaning(recipe: Recipe) -> tuple[str, ...]:
+    metaworld = recipe.collect.benchmark == "metaworld"
+    return MEANING if metaworld else tuple(key for key in MEANING if key not in ALIGNMENTS)
+
+
+def refuse_other_episodes(before: Side, after: Side) -> None:
+    """Raises RoboAlignError where the episodes (training seed, task, episode seed) are not the same."""
+    a, b = (
+        {(row["run_seed"], row["task"], row["seed"]) for row in side.records}
+        for side in (before, after)
+    )
+    for side, extra in ((before, a - b), (after, b - a)):
+        if extra:
+            run_seed, task, seed = min(extra)
+            shape = " and ".join(
+                f"{len({t for _, t, _ in keys})} tasks, {len({s for _, _, s in keys})} episodes of "
+                f"each, training seeds {sorted({r for r, _, _ in keys})}"
+                for keys in (a, b)
+            )
+            raise RoboAlignError(
+                f"{len(extra)} episodes are in this one only, as {task} seed {seed} of training seed {run_seed} "
+                f"({shape})",
+                where=side.name,
+                fix="evaluate both on the same episodes"
+                + (
+                    ""
+                    if before.recipe.seeds == after.recipe.seeds
+                    else ", or take --seed N, a training seed of both"
+                ),
+            )
+
+
+def format_compared(result: Mapping[str, Any]) -> str:
+    """Rates, then the pairs: counts first, and percentages of these counts."""
+    pair = result["pair"]
+    after, n = pair["after"], pair["n"]
+    lines = [format_success({"arms": result["arms"], "pairs": []}, width=120)]
+    lines += [f"before: {pair['before']}", f"after:  {after}"]
+    crashed = pair["crashes_left_out"]
+    lines.append(
+        f"{count(n)} pairs of the same initial state and training seed"
+        + (f", without {crashed} in which either simulator crashed" if crashed else "; no crash")
+    )
+    if n:
+        gained = pair["only_after"] - pair["only_before"]
+        lines += [
+            f"solved by after alone {pair['only_after']}, by before alone {pair['only_before']}: "
+            f"{p_value(pair['p'])} (McNemar, exact, two-sided)",
+            f"after minus before: {gained:+d} of {n} = {points(gained / n)} points",
+            *_intervals(pair),
+        ]
+        lines += [
+            f"  training seed {seed}: {row['gained']:+d} of {row['n']} = {points(row['gained'] / row['n'])}"
+            for seed, row in pair["by_training_seed"].items()
+            if row["n"] and len(pair["by_training_seed"]) > 1
+        ]
+    lines += _told(result)
+    return "\n".join(lines) + "\n"
+
+
+def _intervals(pair: Mapping[str, Any]) -> Iterator[str]:
+    """95% intervals of the difference, by what is drawn anew."""
+    several = len(pair["by_training_seed"]) > 1
+    drawn = {
+        "difference": "episodes (these tasks, other initial states)",
+        "by_state": "initial states, each with all its training seeds" if several else "",
+        "difference_by_task": "tasks (other tasks)" if pair["tasks"] >= MIN_TASKS else "",
+    }
+    for name, text in drawn.items():
+        estimate = pair[name]
+        if text and estimate and estimate["low"] is not None:
+            yield f"  {points(estimate['low'])} to {points(estimate['high'])}  95%, drawing {text}"
+
+
+def _told(result: Mapping[str, Any]) -> Iterator[str]:
+    """What the reader has to know beside the numbers."""
+    for name in sorted({name for versions in result["versions"] for name in versions}):
+        a, b = (versions.get(name) for versions in result["versions"])
+        if a and b and a != b:
+            yield f"caution: {name} {a} before, {b} after"
+    if result["recipes_differ_in"]:
+        yield "the recipes differ in:"
+    for one in result["recipes_differ_in"]:
+        yield f"  {one['key']}: {one['before']} before, {one['after']} after"
+
+
+def _sides(runs: Sequence[str], arms: Sequence[str]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """(run, arm) before and after. RoboAlign is the arm where none is named."""
+    if not 1 <= len(runs) <= 2 or len(arms) > 2:
+        raise RoboAlignError(
+            f"{len(runs)} runs and {len(arms)} arms: a comparison has two sides",
+            where="compare",
+            fix="give two runs, or one run and two arms",
+        )
+    chosen = list(arms) or ["roboalign"]
+    first, second = (str(runs[0]), chosen[0]), (str(runs[-1]), chosen[-1])
+    if (Path(first[0]).resolve(), first[1]) == (Path(second[0]).resolve(), second[1]):
+        raise RoboAlignError(
+            f"{first[1]} of {first[0]} would be compared with itself",
+            where="compare",
+            fix="give a second run, or --arm twice: before, then after",
+        )
+    return first, second
+
+
+def _records_path(folder: Path, seed: int, arm: str) -> Path:
+    """Published results (`tools/publish.py`) keep their records beside the recipe."""
+    published = (folder / "summary.json").is_file()
+    name = (
+        f"seed-{seed}-episodes-{arm}.jsonl"
+        if published
+        else f"seed-{seed}/eval/rollouts/{arm}/episodes.jsonl"
+    )
+    return folder / name
+
+
+def _pairs(before: Side, after: Side) -> list[tuple[Record, Record]]:
+    """The same episodes of both, without those in which either crashed; refusals have come before."""
+    others = {(row["run_seed"], row["task"], row["seed"]): row for row in after.records}
+    both = [(row, others[row["run_seed"], row["task"], row["seed"]]) for row in before.records]
+    return [(a, b) for a, b in both if a["crash"] is None and b["crash"] is None]
+
+
+def _by_state(before: Side, after: Side) -> Estimate:
+    """The difference with an interval that draws initial states: under several training seeds one state is no news."""
+    pairs = _pairs(before, after)
+    return paired_difference(
+        [a["success"] for a, _ in pairs],
+        [b["success"] for _, b in pairs],
+        clusters=[(a["task"], a["seed"]) for a, _ in pairs],
+    )
+
+
+def _by_training_seed(before: Side, after: Side) -> dict[str, dict[str, int]]:
+    rows: dict[str, dict[str, int]] = {}
+    for a, b in _pairs(before, after):
+        row = rows.setdefault(str(a["run_seed"]), {"n": 0, "gained": 0})
+        row["n"] += 1
+        row["gained"] += int(b["success"]) - int(a["success"])
+    return rows
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _below(key: str, groups: Sequence[str]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def _versions(side: Side) -> dict[str, str]:
+    """Package -> version, as the report wrote them down; {} where there is no report yet."""
+    path = side.folder / "summary.json"
+    path = path if path.is_file() else side.folder / "report" / "summary.json"
+    if not path.is_file():
+        return {}
+    written = str((read_json(path).get("environment") or {}).get("versions", ""))
+    return {
+        name: found[1]
+        for name in simulator_packages(side.recipe)
+        if (found := re.search(rf"{name} ([\w.+-]+)", written))
+    }

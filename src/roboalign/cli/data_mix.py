@@ -1,0 +1,109 @@
+"""The verb `data mix`: a mixture from any sources, or one built again from its manifest."""
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from transformers import GenerationConfig
+
+from roboalign.actions.vocabulary import extend_tokenizer
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, read_json
+from roboalign.mixture.mixing.account import text_of
+from roboalign.mixture.mixing.build import build
+from roboalign.mixture.mixing.config import load_mixture
+from roboalign.mixture.mixing.parts import STREAMED
+from roboalign.mllm.encode import encode_conversation
+from roboalign.mllm.load import Mllm, find_vocabulary, load_processor
+
+ROWS = 100
+
+
+def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) -> str:
+    """Build the mixture of a file, or of a manifest.json anew; return what became of the samples as a table."""
+    moved = {}
+    for setting in at:
+        name, equals, path = setting.partition("=")
+        if not name or not equals or not path:
+            raise RoboAlignError(
+                "a place is name=path",
+                where=f"--at {setting}",
+                fix="for example --at llava=/data/qa",
+            )
+        moved[name] = path
+    config, expected = load_mixture(mixture, moved)
+    if workers < 1:
+        raise RoboAlignError(f"{workers} processes", where="--workers", fix="give 1 or more")
+    lengths = None
+    if config.model is not None:
+        # What is wrong with the folder is said now, not when all else is done.
+        load_words(
+            config.model,
+            config.tokenizer.vocab_size if config.tokenizer and config.tokenizer.fit else None,
+        )
+        lengths = partial(write_lengths, model=config.model)
+    manifest = build(config, out, workers=workers, lengths=lengths, expected=expected)
+    counts = manifest["counts"]
+    rl = manifest["rl"]
+    for_rl = f", {rl['samples']} of them for RL ({100 * rl['share']:.2f}%)" if rl else ""
+    return (
+        f"{text_of(manifest)}\n{counts['train']['conversations']} samples in {len(manifest['shards'])} shards"
+        f"{for_rl}, {counts['heldout']['conversations']} held out: {Path(out).resolve()}"
+    )
+
+
+def write_lengths(shard: Path, path: Path, *, model: str) -> None:
+    """Write the length in tokens of every sample of a shard, the image's included: uint32 [N], in the shard's order."""
+    tokenizer = (
+        shard.parent.parent / "tokenizer" / "tokenizer.json"
+    )  # where a mixture keeps it while it is built
+    words = load_words(model, read_json(tokenizer)["vocab_size"] if tokenizer.exists() else None)
+    lengths = []
+    for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(ROWS, columns=["image", "turns"]):
+        for row in batch.to_pylist():
+            with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+                blank = np.zeros(
+                    (image.height, image.width, 3), dtype=np.uint8
+                )  # the size alone counts
+            lengths.append(len(encode_conversation(words, row["turns"], blank).input_ids))
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(lengths, dtype=np.uint32))
+
+
+@lru_cache(maxsize=2)
+def load_words(model: str, n_fast: int | None) -> Mllm:
+    """The processor of a model without its weights, with `n_fast` action tokens where it has none yet.
+
+    Raises RoboAlignError where the folder is none of a model, and where its action tokens are fewer than `n_fast`.
+    """
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        raise RoboAlignError(
+            "no model here: config.json does not exist",
+            where=str(folder),
+            fix="give the folder of a Hugging Face image-text-to-text model as `model`",
+        )
+    try:
+        processor = load_processor(folder)
+        settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise RoboAlignError(
+            f"its processor cannot be opened ({error})",
+            where=str(folder),
+            fix="check that the folder is complete",
+        ) from None
+    vocabulary = find_vocabulary(processor.tokenizer)
+    if n_fast and vocabulary is None:
+        vocabulary = extend_tokenizer(processor.tokenizer, n_fast)
+    if n_fast and vocabulary and len(vocabulary.fast_ids) < n_fast:
+        raise RoboAlignError(
+            f"it has {len(vocabulary.fast_ids)} action tokens and the mixture's tokenizer {n_fast}",
+            where=str(folder),
+            fix="give the `tokenizer.path` that it was made with",
+        )
+    return Mllm(SimpleNamespace(generation_config=settings), processor, vocabulary, folder)

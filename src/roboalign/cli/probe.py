@@ -1,0 +1,422 @@
+"""`roboalign probe`: what a run's backbones know of the robot's progress, layer by layer (`evaluate/probe.py`).
+
+The frames are of the downstream demonstrations, on which no backbone was trained. A frame's features are the hidden
+states of the direct action question, as the head reads them, and of these by default the mean over all tokens: the
+head attends to every token, and in a low layer the last one has hardly gathered anything yet.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, ValidationError
+
+from roboalign.cli.probe_text import format_probe
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_json
+from roboalign.core.progress import Progress
+from roboalign.episodes.episode import Episode
+from roboalign.evaluate.probe import LabelledFrames, accuracy, baselines, knn, label_frames
+from roboalign.evaluate.statistics import paired_difference
+from roboalign.mllm.encode import Prompt, collate, encode_prompt
+from roboalign.mllm.hidden import text_layers
+from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.run.benchmark import head_cameras
+from roboalign.run.folder import backbone_folder, read_demonstrations
+from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.stages.report import PAIRS
+from roboalign.vla.features import View
+
+PAPER_DEMONSTRATIONS = 20
+PIXELS = 64  # longest side of the images of the baseline on raw pixels: larger ones say no more and take the memory
+POOLS = ("mean", "last")
+
+
+class ProbeSettings(Config):
+    """What is asked of the backbones. The paper does not give phases, k, layer or how tokens are pooled."""
+
+    task: str | None = None
+    """One task; without it every downstream task, each with neighbours of its own only."""
+    demonstrations: int | None = Field(default=None, ge=2)
+    """The first so many of a task; without it 20, as in the paper, or all where there are fewer."""
+    layers: tuple[int, ...] | None = None
+    """Text layers, 1 the lowest; without it all of them."""
+    arms: tuple[str, ...] | None = None
+    """Arms of the recipe; without it all whose backbone is there."""
+    seeds: tuple[int, ...] | None = None
+    """Training seeds of the recipe; without it all."""
+    phases: int = Field(default=10, ge=2)
+    """Equal stretches of the reference demonstration, the classes."""
+    k: int = Field(default=5, ge=1)
+    """Neighbours that vote."""
+    every: int = Field(default=3, ge=1)
+    """Every so manieth frame is classified and a neighbour; all take part in the alignment."""
+    pool: str = "mean"
+    """Over the tokens of a frame: their `mean`, or the `last` one, from which the answer is written."""
+    batch_size: int = Field(default=32, ge=1)
+    """Frames a forward pass."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One trained model: the arms that share it have one."""
+
+    arm: str
+    seed: int | None
+    """None for the base, which all training seeds share."""
+    folder: Path
+
+
+def probe_settings(given: Mapping[str, Any]) -> ProbeSettings:
+    """Settings from the options that were given; None is the default. Raises RoboAlignError on an impossible value."""
+    try:
+        return ProbeSettings.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        option = f"--{str(fault['loc'][0]).replace('_', '-')}"
+        raise RoboAlignError(
+            f"{fault['msg']}, got {fault['input']}", where=option, fix="give another value"
+        ) from None
+
+
+Correct = Mapping[int, np.ndarray]
+"""Layer -> bool [N]: whether each frame was given its label."""
+Seeds = Mapping[int | None, Correct]
+"""The same by training seed; None for what all seeds share."""
+
+
+def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
+    """Write the results to `out` as JSON; return them as text. The run's folder is only read.
+
+    Raises RoboAlignError where the run lacks what is asked for.
+    """
+    run_dir = Path(run)
+    recipe = load_recipe(run_dir / "recipe.yaml")
+    if settings.pool not in POOLS:
+        raise RoboAlignError(
+            f"tokens cannot be pooled by {settings.pool!r}",
+            where="--pool",
+            fix=f"choose one of {', '.join(POOLS)}",
+        )
+    found, absent = find_backbones(recipe, run_dir, settings.arms, settings.seeds)
+    chosen = choose_episodes(read_demonstrations(run_dir, "downstream"), settings)
+    frames = {
+        task: label_frames(task, [one.state for one in episodes], settings.phases, settings.every)
+        for task, episodes in chosen.items()
+    }
+    cameras = head_cameras(recipe)
+    plain = [
+        baselines(frames[task], _pixels(episodes, frames[task], cameras), settings.k)
+        for task, episodes in chosen.items()
+    ]
+    labels = np.concatenate([one.label for one in frames.values()])
+    predicted = {name: np.concatenate([one[name] for one in plain]) for name in plain[0]}
+    correct = _classify(found, chosen, frames, cameras, settings)
+    owners = [f"{task}/{number}" for task, one in frames.items() for number in one.owner]
+    result = {
+        "run": str(run),
+        "recipe": recipe.name,
+        "settings": settings.model_dump(mode="json"),
+        "head_layer": recipe.backbone.layer,
+        "camera": ", ".join(cameras),
+        "absent": absent,
+        "frames": len(labels),
+        "episodes": len(set(owners)),
+        "tasks": {task: _describe(chosen[task], frames[task]) for task in chosen},
+        **_measure({name: found == labels for name, found in predicted.items()}, correct, owners),
+    }
+    write_json(out, result)
+    return format_probe(result) + f"written to {out}\n"
+
+
+def find_backbones(
+    recipe: Recipe, run_dir: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None = None
+) -> tuple[list[Backbone], list[str]]:
+    """The backbones of `arms` under the training seeds `seeds` (None: all), and the stages of those not done.
+
+    The blind arm has RoboAlign's backbone; its gray image is the head's affair. Raises RoboAlignError where an arm
+    or a seed is not the recipe's, or an arm that was asked for is not done under any seed.
+    """
+    for seed in set(seeds or ()) - set(recipe.seeds):
+        raise RoboAlignError(
+            f"the run has no training seed {seed}",
+            where="--seeds",
+            fix=f"choose of {', '.join(map(str, recipe.seeds))}",
+        )
+    for arm in set(arms or ()) - set(recipe.arms):
+        raise RoboAlignError(
+            f"the run has no arm {arm!r}", where="--arms", fix=f"choose of {', '.join(recipe.arms)}"
+        )
+    fix = f"roboalign run {run_dir / 'recipe.yaml'} --out {run_dir}"
+    found: dict[Path, Backbone] = {}
+    absent: list[str] = []
+    for arm in arms or recipe.arms:
+        there = False
+        for seed in seeds or recipe.seeds:
+            folder = backbone_folder(run_dir, seed, arm)
+            shared = folder.parent.parent == run_dir
+            if (folder.parent / "stage.json").is_file():  # written last: the model is whole
+                found.setdefault(folder, Backbone(arm, None if shared else seed, folder))
+                there = True
+            elif (name := str(folder.parent.relative_to(run_dir))) not in absent:
+                absent.append(name)
+        if arms and not there:
+            raise RoboAlignError(f"the backbone of {arm} is not done", where=str(run_dir), fix=fix)
+    if not found:
+        raise RoboAlignError("no backbone is done", where=str(run_dir), fix=fix)
+    return list(found.values()), absent
+
+
+def choose_episodes(
+    episodes: Sequence[Episode], settings: ProbeSettings
+) -> dict[str, list[Episode]]:
+    """Task -> its first demonstrations in the order of the data set. Raises RoboAlignError where they are too few."""
+    tasks: dict[str, list[Episode]] = {}
+    for one in episodes:
+        tasks.setdefault(one.task, []).append(one)
+    if settings.task is not None:
+        if settings.task not in tasks:
+            raise RoboAlignError(
+                f"no downstream demonstration is of {settings.task!r}",
+                where="--task",
+                fix=f"choose one of {', '.join(tasks)}",
+            )
+        tasks = {settings.task: tasks[settings.task]}
+    for task, found in tasks.items():
+        if settings.demonstrations is not None and len(found) < settings.demonstrations:
+            raise RoboAlignError(
+                f"{task} has {len(found)} demonstrations, not {settings.demonstrations}",
+                where="--demonstrations",
+                fix=f"ask for {len(found)} or fewer",
+            )
+    return {
+        task: found[: settings.demonstrations or PAPER_DEMONSTRATIONS]
+        for task, found in tasks.items()
+    }
+
+
+def pooled_states(
+    mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], pool: str
+) -> np.ndarray:
+    """float32 [layers, B, W]: hidden states after each of `layers`, over the tokens of each prompt: mean or last.
+
+    Equal to `mllm.hidden.hidden_states` for every layer, in one forward pass for all of them; padding is left out.
+    """
+    batch = collate(
+        mllm,
+        [encode_prompt(mllm, one.question, one.image) for one in prompts],
+        padding_side="right",
+    )
+    del batch["labels"]
+    with torch.no_grad():
+        output = mllm.model.model(
+            **{key: value.to(mllm.device) for key, value in batch.items()},
+            use_cache=False,
+            output_hidden_states=True,
+        )
+    mask = batch["attention_mask"].to(mllm.device)
+    states = torch.stack([output.hidden_states[layer] for layer in layers]).float()
+    if pool == "last":
+        pooled = states[:, torch.arange(len(prompts)), mask.sum(dim=1) - 1]
+    else:
+        pooled = (states * mask[None, :, :, None]).sum(dim=2) / mask.sum(dim=1)[None, :, None]
+    if not torch.isfinite(pooled).all():
+        raise RoboAlignError(
+            "hidden states are not finite", where=str(mllm.folder), fix="check the weights for NaN"
+        )
+    return pooled.cpu().numpy()
+
+
+def _classify(
+    backbones: Sequence[Backbone],
+    chosen: Mapping[str, list[Episode]],
+    frames: Mapping[str, LabelledFrames],
+    cameras: tuple[str, ...],
+    settings: ProbeSettings,
+) -> list[tuple[Backbone, Correct]]:
+    """For each backbone and layer whether each frame, task after task, was given its label."""
+    results: list[tuple[Backbone, Correct]] = []
+    total = len(backbones) * sum(len(one.label) for one in frames.values())
+    with Progress("probe", total) as progress:
+        for backbone in backbones:
+            mllm = load_mllm(backbone.folder)
+            layers = _layers(mllm, settings.layers)
+            right: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+            for task, episodes in chosen.items():
+                one = frames[task]
+                states = _states(mllm, episodes, one, cameras, layers, settings, progress)
+                for layer, features in zip(layers, states):
+                    right[layer].append(
+                        knn(features, one.label, one.owner, k=settings.k) == one.label
+                    )
+            results.append(
+                (backbone, {layer: np.concatenate(parts) for layer, parts in right.items()})
+            )
+    return results
+
+
+def _layers(mllm: Mllm, wanted: tuple[int, ...] | None) -> list[int]:
+    present = len(text_layers(mllm))
+    layers = sorted(set(wanted)) if wanted else list(range(1, present + 1))
+    if layers[0] < 1 or layers[-1] > present:
+        raise RoboAlignError(
+            f"layers {layers}: the model has text layers 1..{present}",
+            where="--layers",
+            fix="choose of these",
+        )
+    return layers
+
+
+def _states(
+    mllm: Mllm,
+    episodes: Sequence[Episode],
+    frames: LabelledFrames,
+    cameras: tuple[str, ...],
+    layers: Sequence[int],
+    settings: ProbeSettings,
+    progress: Progress,
+) -> np.ndarray:
+    """float32 [layers, N, W] of the frames of one task."""
+    view = View(
+        layer=layers[0], cameras=cameras
+    )  # its layer is not used: the prompt is the same for all
+    parts = []
+    for start in range(0, len(frames.label), settings.batch_size):
+        places = slice(start, start + settings.batch_size)
+        shown = [
+            (episodes[number], t) for number, t in zip(frames.owner[places], frames.step[places])
+        ]
+        prompts = [
+            view.prompt({name: one.frame(name, t) for name in cameras}, one.instruction)
+            for one, t in shown
+        ]
+        parts.append(pooled_states(mllm, prompts, layers, settings.pool))
+        progress.advance(len(prompts), note=f"{mllm.folder}, {frames.task}")
+    return np.concatenate(parts, axis=1)
+
+
+def _pixels(
+    episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...]
+) -> np.ndarray:
+    """float32 [N, P]: the images themselves, side by side, their longest side at most PIXELS."""
+    rows = []
+    for number, t in zip(frames.owner, frames.step):
+        image = Image.fromarray(
+            np.concatenate([episodes[number].frame(name, int(t)) for name in cameras], axis=1)
+        )
+        image.thumbnail((PIXELS, PIXELS), Image.Resampling.BOX)
+        rows.append(np.asarray(image, dtype=np.float32).ravel())
+    return np.stack(rows)
+
+
+def _describe(episodes: Sequence[Episode], frames: LabelledFrames) -> dict[str, Any]:
+    return {
+        "demonstrations": [one.episode_id for one in episodes],
+        "steps": [len(one) for one in episodes],
+        "reference": episodes[frames.reference].episode_id,
+        "frames": len(frames.label),
+        "frames_of_phase": np.bincount(frames.label, minlength=frames.phases).tolist(),
+    }
+
+
+def _measure(
+    plain: Mapping[str, np.ndarray],
+    backbones: Sequence[tuple[Backbone, Correct]],
+    owners: list[str],
+) -> dict[str, Any]:
+    """Accuracies of baselines, backbones and arms (training seeds averaged), and paired differences, with intervals."""
+    row = functools.partial(_row, errs=~plain["time"], owners=owners)
+    arms: dict[str, Seeds] = {}
+    for backbone, correct in backbones:
+        arms[backbone.arm] = {**arms.get(backbone.arm, {}), backbone.seed: correct}
+    layers = list(backbones[0][1])
+    without: dict[str, Seeds] = {
+        name: {None: dict.fromkeys(layers, plain[name])} for name in ("time", "pixels")
+    }
+    sides = {**arms, **without}
+    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)] + [
+        (name, arm) for name in without for arm in arms
+    ]
+    return {
+        "baselines": {name: row(correct) for name, correct in plain.items()},
+        "backbones": [
+            {
+                "arm": backbone.arm,
+                "seed": backbone.seed,
+                "folder": str(backbone.folder),
+                "layers": {str(layer): row(one) for layer, one in correct.items()},
+            }
+            for backbone, correct in backbones
+        ],
+        "arms": {
+            arm: {str(layer): row(_mean(seeds, layer)) for layer in layers}
+            for arm, seeds in arms.items()
+        },
+        "differences": [
+            {
+                "before": a,
+                "after": b,
+                "seeds": shared,
+                "layers": {
+                    str(layer): asdict(
+                        paired_difference(
+                            _mean(sides[a], layer, shared),
+                            _mean(sides[b], layer, shared),
+                            clusters=owners,
+                        )
+                    )
+                    for layer in layers
+                },
+            }
+            for a, b in pairs
+            if (shared := _shared(sides[a], sides[b]))
+        ],
+    }
+
+
+def _row(correct: np.ndarray, errs: np.ndarray, owners: list[str]) -> dict[str, Any]:
+    """Accuracy over all frames, in each task, and where the clock step / length errs (bool [N]).
+
+    A model whose features were that clock would have 0 there.
+    """
+    tasks = [owner.rsplit("/", 1)[0] for owner in owners]
+    by_task = {
+        task: [i for i, one in enumerate(tasks) if one == task] for task in dict.fromkeys(tasks)
+    }
+    parts = {"where_time_errs": np.flatnonzero(errs).tolist(), **by_task}
+    found = {
+        name: asdict(accuracy(correct[places], [owners[i] for i in places]))
+        for name, places in parts.items()
+    }
+    return {
+        "accuracy": asdict(accuracy(correct, owners)),
+        "where_time_errs": found.pop("where_time_errs"),
+        "tasks": found,
+    }
+
+
+def _shared(a: Seeds, b: Seeds) -> list[int | None]:
+    """The training seeds by which two arms are compared; what has none stands beside every seed of the other."""
+    if None in a or None in b:
+        return list({**a, **b})
+    return [seed for seed in a if seed in b]
+
+
+def _mean(seeds: Seeds, layer: int, wanted: Sequence[int | None] | None = None) -> np.ndarray:
+    """float [N]: the share of training seeds (those `wanted`; None: the only one) that found a frame's label."""
+    return np.mean(
+        [
+            correct[layer]
+            for seed, correct in seeds.items()
+            if not wanted or seed in (None, *wanted)
+        ],
+        axis=0,
+    )

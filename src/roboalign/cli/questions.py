@@ -1,0 +1,247 @@
+"""`roboalign data questions`: question-answering data from robot episodes, computed or written by a teacher."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from roboalign.actions.axes import KNOWN_AXES, parse_axes
+from roboalign.conversations.qa.normal import Refused
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.questions.vqa.base import QuestionConfig, look
+from roboalign.questions.vqa.cache import AnswerCache
+from roboalign.questions.vqa.client import ChatClient, Endpoint
+from roboalign.questions.vqa.motion import NO_AXES, NO_POSITION, NO_SPACE, Motion
+from roboalign.questions.vqa.states import TYPES, StateQuestions
+from roboalign.questions.vqa.teacher import TeacherQuestions, estimate, price, prompt_of
+from roboalign.questions.vqa.write import MOST_FAULTS, Plan, make_plan, read_work, write_questions
+
+Checked = TypeVar("Checked", bound=Config)
+Prices = tuple[float | None, float | None]
+LOOKED_AT = 20
+"""Parts of the plan that are searched for a frame to estimate the cost from."""
+MENDED = {
+    NO_SPACE.reason: "--space NAME",
+    NO_AXES.reason: "--axes X,Y,Z",
+    NO_POSITION.reason: "--position COLUMN",
+}
+"""Reason for which a question was not asked -> the option that mends it."""
+
+
+def question_data(data: RobotData, options: Mapping[str, Any]) -> str:
+    """Write the folder `options["out"]`, or with `dry_run` say what it would cost; return what there is to print.
+
+    `options` are those of the command line, by name. Raises RoboAlignError on one that does not fit.
+    """
+    config, count, out = question_config(options), options["count"], Path(options["out"])
+    if count < 1:
+        raise RoboAlignError(f"--count is {count}", where="count", fix="give 1 or more")
+    if out.exists() and not out.is_dir():
+        raise RoboAlignError(
+            "this is a file, not a folder", where=str(out), fix="pass --out with another folder"
+        )
+    settings = {
+        "source": source_of(data, options),
+        "by": options["by"],
+        **config.model_dump(mode="json"),
+    }
+    if options["by"] == "teacher":
+        return ask_teacher(data, options, config, settings)
+    unused = [name for name in ("endpoint", "model", "key_env", "dry_run") if options[name]]
+    if unused:
+        raise RoboAlignError(
+            f"--{unused[0].replace('_', '-')} belongs to a teacher",
+            where="--by states",
+            fix="leave it out, or add --by teacher",
+        )
+    manifest = write_questions(
+        data,
+        StateQuestions(config),
+        out,
+        count=count,
+        seed=config.seed,
+        settings=settings,
+        each=config.frames,
+    )
+    return summary_text(manifest, out)
+
+
+def ask_teacher(
+    data: RobotData, options: Mapping[str, Any], config: QuestionConfig, settings: dict[str, Any]
+) -> str:
+    """Tell what it will cost, ask, and tell what it did cost."""
+    endpoint, prices, out = endpoint_of(options), prices_of(options), Path(options["out"])
+    if not options["model"]:
+        raise RoboAlignError(
+            "--model is missing", where="--by teacher", fix="name the model at the endpoint"
+        )
+    if options["dry_run"]:
+        plan = make_plan(data, options["count"], config.seed, config.frames)
+        return cost_ahead(data, plan, config, out / "answers.jsonl", prices)
+
+    def planned(plan: Plan) -> None:
+        print(cost_ahead(data, plan, config, out / "answers.jsonl", prices), flush=True)
+
+    cache, client = AnswerCache(out / "answers.jsonl"), ChatClient(endpoint)
+    before = cache.prompt_tokens, cache.completion_tokens
+    try:
+        manifest = write_questions(
+            data,
+            TeacherQuestions(config, options["model"], client, cache),
+            out,
+            count=options["count"],
+            seed=config.seed,
+            settings={**settings, "model": options["model"]},
+            each=config.frames,
+            planned=planned,
+        )
+    finally:  # what was spent is told after a failure too
+        client.stop.set()
+        client.close()
+        cache.close()
+        print(cost_after(cache, before, prices), flush=True)
+    return summary_text(manifest, out)
+
+
+def cost_ahead(
+    data: RobotData, plan: Plan, config: QuestionConfig, answers: Path, prices: Prices
+) -> str:
+    """`100 requests, .. 60,000 tokens in and 40,000 out, ..`: estimated from the first frame that can be shown."""
+    kept = answers.read_bytes().count(b"\n") if answers.is_file() else 0
+    for work in islice(read_work(data, plan, 0), LOOKED_AT):
+        frame = look(work.episode, config.camera, work.frames[0])
+        try:
+            prompt = prompt_of(Motion(work.episode, config), work.frames[0])
+        except RoboAlignError:  # this episode will be a fault
+            continue
+        if not isinstance(frame, Refused | Fault):
+            break
+    else:
+        return f"{plan.count:,} requests at most; none of the first frames can be shown, so no tokens are estimated"
+    found = estimate(plan.count, kept, prompt, (frame.shape[1], frame.shape[0]), config.questions)
+    told = (
+        price(found.prompt_tokens, found.completion_tokens, *prices)
+        or ", price not known (--price-in, --price-out)"
+    )
+    return (
+        f"{found.requests:,} requests, {found.kept:,} of them answered before; the rest takes about "
+        f"{found.prompt_tokens:,} tokens in and {found.completion_tokens:,} out{told}"
+    )
+
+
+def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> str:
+    """The tokens of this run and of all, as the endpoint counted them."""
+    total = cache.prompt_tokens, cache.completion_tokens
+    spent = total[0] - before[0], total[1] - before[1]
+    told = f"counted by the endpoint: {spent[0]:,} tokens in and {spent[1]:,} out{price(*spent, *prices)}"
+    if total == spent:
+        return told
+    return (
+        f"{told}; with earlier calls {total[0]:,} in and {total[1]:,} out{price(*total, *prices)}"
+    )
+
+
+def question_config(options: Mapping[str, Any]) -> QuestionConfig:
+    """The settings of the questions; the axes are those that are given, else those known for the action space."""
+    axes = (
+        parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
+    )
+    names = ("position", "camera", "frames", "questions", "horizon", "think_share", "grid", "seed")
+    return checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})
+
+
+def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
+    """Where the teacher is. Raises RoboAlignError on a key that was named and is not set."""
+    if not options["endpoint"]:
+        raise RoboAlignError(
+            "--endpoint is missing",
+            where="--by teacher",
+            fix="give the base URL of an OpenAI-compatible endpoint, for example http://127.0.0.1:8000/v1",
+        )
+    named = options["key_env"]
+    if named and not os.environ.get(named, "").strip():
+        raise RoboAlignError(
+            f"the environment variable {named} is not set",
+            where="--key-env",
+            fix="put the key in it",
+        )
+    key = {"key_env": named} if named else {}
+    asked = {name: options[name] for name in ("concurrency", "timeout", "retries")}
+    return checked(Endpoint, url=options["endpoint"], **asked, **key)
+
+
+def prices_of(options: Mapping[str, Any]) -> Prices:
+    """Of a million tokens in and out."""
+    prices = options["price_in"], options["price_out"]
+    if any(given is not None and not (math.isfinite(given) and given >= 0) for given in prices):
+        raise RoboAlignError(
+            f"prices {prices}", where="--price-in, --price-out", fix="give numbers from 0 on"
+        )
+    return prices
+
+
+def checked(kind: type[Checked], **values: Any) -> Checked:
+    """The settings, the first fault as a RoboAlignError that names the option."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = str(fault["loc"][0]).replace("_", "-").replace("url", "endpoint")
+        message = fault["msg"].removeprefix("Value error, ")
+        raise RoboAlignError(message, where=f"--{name}", fix=f"correct --{name}") from None
+
+
+def source_of(data: RobotData, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the episodes are read from, and how."""
+    path = str(Path(options["path"]).resolve())
+    return {
+        "path": path,
+        "format": data.format,
+        "read": sorted(options["read"]),
+        "space": options["space"],
+    }
+
+
+def summary_text(manifest: Mapping[str, Any], out: Path) -> str:
+    """The counts of a manifest, a line each."""
+    lines = [
+        f"{manifest['conversations']:,} conversations with {manifest['questions']:,} questions from "
+        f"{len(manifest['episodes']):,} episodes in {out.resolve()}"
+    ]
+    for name, modes in manifest["types"].items():
+        lines.append(f"  {name}: {', '.join(f'{times:,} {mode}' for mode, times in modes.items())}")
+    if manifest["refused"]:
+        lines += ["not asked:", *refused_lines(manifest["refused"])]
+    faults = manifest["faults"]
+    if faults["count"]:
+        listed = (
+            f", the first {MOST_FAULTS} in manifest.json" if faults["count"] > MOST_FAULTS else ""
+        )
+        lines.append(f"{faults['count']:,} left out{listed}:")
+        lines += [f"  {fault['where']}: {fault['problem']}" for fault in faults["listed"][:10]]
+    return "\n".join(lines)
+
+
+def refused_lines(refused: Mapping[str, int]) -> list[str]:
+    """A line for each reason, the most frequent first, with the types that it was given for, and what would mend it."""
+    types: dict[str, list[str]] = {}
+    times: Counter[str] = Counter()
+    for name, count in refused.items():
+        type_, colon, reason = name.partition(": ")
+        known = colon and type_ in TYPES
+        reason = reason if known else name
+        times[reason] += count
+        types.setdefault(reason, []).extend([type_] if known else [])
+    lines = []
+    for reason, count in times.most_common():
+        mended = f" ({MENDED[reason]})" if reason in MENDED else ""
+        of = f": {', '.join(types[reason])}" if types[reason] else ""
+        lines.append(f"  {count:,} x {reason}{mended}{of}")
+    return lines

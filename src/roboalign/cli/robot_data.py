@@ -1,0 +1,68 @@
+"""The verb `data`: look at a robot data set of any format, or write it as LeRobot v3.0."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roboalign.actions.fast import FastTokenizer
+from roboalign.actions.known_spaces import known_space
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.open import open_robot_data
+from roboalign.episodes.rewrite import rewrite
+from roboalign.episodes.robot_data import RobotData
+from roboalign.episodes.survey.statistics import keep_episodes, survey
+from roboalign.report.inspection import inspection_text, write_inspection
+
+
+def open_data(
+    path: str, format: str | None, settings: Sequence[str], space: str | None, strict: bool
+) -> RobotData:
+    """The data set that the command line names. Raises RoboAlignError on a setting that is not key=value."""
+    options: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not key or not equals:
+            raise RoboAlignError(
+                "a reader option is key=value",
+                where=f"--read {setting}",
+                fix="for example --read fps=5",
+            )
+        options[key] = yaml.safe_load(value)
+    return open_robot_data(
+        path, format, options=options, space=known_space(space) if space else None, strict=strict
+    )
+
+
+def inspect_data(
+    data: RobotData,
+    out: str,
+    *,
+    camera: str | None = None,
+    horizon: int = 16,
+    fast: str | None = None,
+) -> str:
+    """Write the page to `out`; return its tables as text and where it is."""
+    tokenizer = FastTokenizer.load(fast) if fast else None
+    kept: list[Episode] = []
+    found = survey(keep_episodes(data, kept), camera=camera, horizon=horizon, fast=tokenizer)
+    write_inspection(found, kept, out)
+    return f"{inspection_text(found)}\npage: {Path(out).resolve()}"
+
+
+def convert_data(data: RobotData, out: str, target: str | None) -> str:
+    """Write the data set to the folder `out`; return what was written and what was left out."""
+    written = rewrite(data, out, target=known_space(target) if target else None)
+    lines = [f"left out: {fault.where}: {fault.problem}" for fault in written.faults]
+    before = (
+        f", {written.already_there} of them by an earlier call" if written.already_there else ""
+    )
+    return "\n".join(
+        [
+            *lines,
+            f"{written.episodes} episodes in {Path(out).resolve()}{before}, "
+            f"{len(written.faults)} left out",
+        ]
+    )

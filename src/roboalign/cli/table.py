@@ -1,0 +1,71 @@
+"""`roboalign table`: the success rates of runs and of published results beside the paper's numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl
+from roboalign.evaluate.success import Record
+from roboalign.report.comparison import Measured, compare_with_paper, format_comparison
+from roboalign.report.paper_numbers import METRICS
+from roboalign.run.recipe import load_recipe
+from roboalign.run.stages.report import ARMS
+
+
+def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:
+    """One table a folder, as text or as JSON (a list). Raises RoboAlignError where one holds no results."""
+    if metric not in METRICS:
+        raise RoboAlignError(
+            f"the paper has no column `{metric}` here",
+            where="--metric",
+            fix=f"use one of {', '.join(METRICS)}",
+        )
+    compared = [comparison(Path(folder), metric) for folder in folders]
+    return (
+        json.dumps(compared, indent=2) if as_json else "\n".join(map(format_comparison, compared))
+    )
+
+
+def comparison(folder: Path, metric: str) -> dict[str, Any]:
+    """`compare_with_paper` of one folder."""
+    titles = {arm: title for arm, (title, _) in ARMS.items()}
+    return compare_with_paper(read_measured(folder), METRICS[metric], titles)
+
+
+def read_measured(folder: Path) -> Measured:
+    """What a run's folder, or a folder of published results (`tools/publish.py`), says about its policies."""
+    published = (folder / "summary.json").is_file()
+    path = folder / "summary.json" if published else folder / "report" / "summary.json"
+    summary: dict[str, Any] = read_json(
+        path, fix="give a run's folder whose report is made, or one of docs/results/"
+    )
+    recipe = load_recipe(folder / "recipe.yaml")
+    try:
+        arms, model = summary["success"]["arms"], summary["environment"]["model"]
+    except (KeyError, TypeError):
+        raise RoboAlignError(
+            "it has no success rates or no environment",
+            where=str(path),
+            fix="make the report again",
+        ) from None
+    return Measured(
+        name=recipe.name,
+        benchmark=recipe.collect.benchmark,
+        tasks=recipe.collect.downstream_names(),
+        model=model,
+        counts=recipe.baselines.counts,
+        success=arms,
+        episodes={
+            arm: found for arm in arms if (found := _episodes(folder, arm, recipe.seeds, published))
+        },
+    )
+
+
+def _episodes(folder: Path, arm: str, seeds: tuple[int, ...], published: bool) -> list[Record]:
+    """Records of an arm over all training seeds; [] where those of one seed are missing."""
+    pattern = (
+        "seed-{}-episodes-{}.jsonl" if published else "seed-{}/eval/rollouts/{}/episodes.jsonl"
+    )
+    found = [read_jsonl(folder / pattern.format(seed, arm)) for seed in seeds]
+    return [row for rows in found for row in rows] if all(found) else []

@@ -1,0 +1,196 @@
+"""A conversation: one image, several turns. Stored as one parquet row."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from roboalign.conversations import prompts
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path
+
+KINDS = ("general", "embodied", "reasoning", "action")
+SPLITS = ("train", "rl", "heldout")
+ROW = pa.schema(
+    [
+        ("id", pa.string()),
+        ("episode_id", pa.string()),
+        ("frame", pa.int32()),
+        ("task", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("image_sha256", pa.string()),
+        (
+            "turns",
+            pa.list_(
+                pa.struct(
+                    [
+                        (name, pa.string())
+                        for name in ("kind", "type", "mode", "question", "answer", "expected")
+                    ]
+                )
+            ),
+        ),
+        ("target", pa.list_(pa.int32())),
+        ("chunk", pa.list_(pa.list_(pa.float32()))),
+        ("direct_question", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its reply."""
+
+    kind: str
+    """general, embodied, reasoning or action."""
+    type: str
+    """A name of questions.TYPES, or action."""
+    mode: str
+    """direct or think: whether the question asks for a reasoning."""
+    question: str
+    """The whole user message."""
+    answer: str
+    """The whole reply, tags and all, that training imitates."""
+    expected: str
+    """What stands inside `<answer>`, behind the label; of an action the whole block. A score compares with it."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One image and the turns about it."""
+
+    id: str
+    episode_id: str
+    frame: int
+    task: str
+    image: bytes
+    """PNG."""
+    turns: tuple[Turn, ...]
+    target: tuple[int, ...] | None = None
+    """FAST ids of the clean action chunk; in the rl split and in action samples of the held-out split."""
+    chunk: tuple[tuple[float, ...], ...] | None = None
+    """[H, A] normalised actions that `target` encodes."""
+    direct_question: str | None = None
+    """The action question in direct mode, where the turn asks it in think mode."""
+
+
+def messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """The Hugging Face messages form: user and assistant in turn, the image first in the first user message."""
+    result = []
+    for number, turn in enumerate(conversation.turns):
+        result += [
+            prompts.user_message(turn.question, image=number == 0),
+            prompts.assistant_message(turn.answer),
+        ]
+    return result
+
+
+def image_hash(png: bytes) -> str:
+    """sha256 of a PNG file, hex: by it the same frame is found in two data sets written by LeRobotWriter."""
+    return hashlib.sha256(png).hexdigest()
+
+
+def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
+    """Write one parquet shard."""
+    rows = []
+    for c in conversations:
+        row = {
+            name: getattr(c, name)
+            for name in ("id", "episode_id", "frame", "task", "target", "chunk")
+        }
+        row |= {"image": {"bytes": c.image, "path": None}, "image_sha256": image_hash(c.image)}
+        row |= {"turns": [vars(turn) for turn in c.turns], "direct_question": c.direct_question}
+        rows.append(row)
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=ROW), temporary, use_dictionary=False)
+
+
+def read_conversations(
+    folder: str | Path, split: str, kinds: Sequence[str] | None = None
+) -> list[Conversation]:
+    """The conversations of a split, as `iterate_conversations` gives them."""
+    return list(iterate_conversations(folder, split, kinds))
+
+
+def iterate_conversations(
+    folder: str | Path, split: str, kinds: Sequence[str] | None = None
+) -> Iterator[Conversation]:
+    """The conversations of a split ("train", "rl" or "heldout") of a mixture, one shard in memory at a time.
+
+    With `kinds`, only turns of these kinds are kept and conversations without any are dropped: ("general", "embodied",
+    "reasoning") is the language-only part. Raises RoboAlignError on an unknown split or kind and on a broken shard.
+    """
+    wanted = wanted_kinds(folder, split, kinds)
+    for path in shards(folder, split):
+        for row in read_table(path).to_pylist():
+            conversation = from_row(row, wanted)
+            if conversation.turns:
+                yield conversation
+
+
+def wanted_kinds(folder: str | Path, split: str, kinds: Sequence[str] | None) -> frozenset[str]:
+    """The kinds of turns that are kept. Raises RoboAlignError on an unknown split or kind."""
+    if split not in SPLITS:
+        raise RoboAlignError(
+            f"unknown split {split!r}", where=str(folder), fix=f"use one of {', '.join(SPLITS)}"
+        )
+    unknown = sorted(set(kinds or ()) - set(KINDS))
+    if unknown:
+        raise RoboAlignError(
+            f"unknown kinds {unknown}", where=str(folder), fix=f"use some of {', '.join(KINDS)}"
+        )
+    return frozenset(kinds if kinds is not None else KINDS)
+
+
+def from_row(row: dict[str, Any], wanted: frozenset[str]) -> Conversation:
+    """A stored row with its turns of the wanted kinds, of which there may be none."""
+    turns = tuple(Turn(**turn) for turn in row["turns"] if turn["kind"] in wanted)
+    same = {name: row[name] for name in ("id", "episode_id", "frame", "task", "direct_question")}
+    chunk = None if row["chunk"] is None else tuple(tuple(step) for step in row["chunk"])
+    target = None if row["target"] is None else tuple(row["target"])
+    return Conversation(
+        **same, image=row["image"]["bytes"], turns=turns, target=target, chunk=chunk
+    )
+
+
+def shards(folder: str | Path, split: str) -> list[Path]:
+    """The parquet files of a split, in order. Raises RoboAlignError where there is none."""
+    paths = sorted(Path(folder).glob("train-*.parquet" if split == "train" else f"{split}.parquet"))
+    if not paths:
+        raise RoboAlignError(f"no {split} shard", where=str(folder), fix="build the mixture first")
+    return paths
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One shard; RoboAlignError where it is truncated or of another schema."""
+    with _readable(path):
+        return pq.read_table(path, schema=ROW, columns=columns, memory_map=False)
+
+
+def row_groups(path: Path) -> list[int]:
+    """Rows of each row group of a shard. Raises RoboAlignError as `read_table` does."""
+    with _readable(path):
+        metadata = pq.read_metadata(path)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def read_group(path: Path, group: int) -> pa.Table:
+    """One row group of a shard. Raises RoboAlignError as `read_table` does."""
+    with _readable(path), pq.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=ROW.names, use_threads=False).select(ROW.names)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
+        fix = "build the mixture again"
+        raise RoboAlignError(
+            f"not a readable mixture shard ({error})", where=str(path), fix=fix
+        ) from None

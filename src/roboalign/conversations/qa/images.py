@@ -1,0 +1,238 @@
+"""Images of question-answering data: in a folder, in a zip or tar archive, or beside the text as bytes.
+
+Nothing is opened before it is asked for, and nothing is ever downloaded.
+"""
+
+import io
+import re
+import tarfile
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.robot_data import Fault
+
+LIMIT = 256 << 20
+"""Bytes of one image file; what is larger is taken for damage, or for a bomb."""
+MOST_PIXELS = 50_000_000
+"""Pixels of one image: a damaged or hostile header can claim a size that fills the memory."""
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Image files below a folder."""
+
+    path: Path
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file; raises RoboAlignError where it is missing or too large."""
+        file = self.path / name
+        try:
+            size = file.stat().st_size
+            if size > LIMIT:
+                raise RoboAlignError(f"{size} bytes are too many for an image", where=str(file))
+            return file.read_bytes()
+        except FileNotFoundError:
+            fix = "unpack the images there, or give their folder"
+            raise RoboAlignError("the image does not exist", where=str(file), fix=fix) from None
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            raise RoboAlignError(f"the image cannot be read ({error})", where=str(file)) from None
+
+
+@dataclass(frozen=True)
+class ZipArchive:
+    """Members of a zip file, read one at a time. Forked workers need one each: they would share the file's position."""
+
+    path: Path
+
+    @cached_property
+    def _opened(self) -> zipfile.ZipFile | str:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            return str(error)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a member; raises RoboAlignError where it is missing, damaged or too large."""
+        where = f"{self.path}, member {name}"
+        archive = self._opened
+        if isinstance(archive, str):
+            raise RoboAlignError(
+                f"not a readable zip archive ({archive})", where=where, fix="download it again"
+            )
+        try:
+            if (size := archive.getinfo(name).file_size) > LIMIT:
+                raise RoboAlignError(f"{size} bytes are too many for an image", where=where)
+            return archive.read(name)
+        except KeyError:
+            raise RoboAlignError("the archive has no such member", where=where) from None
+        except RoboAlignError:
+            raise
+        except Exception as error:  # a damaged member: zlib, struct, EOF, password and more
+            problem = f"the member cannot be read ({error})"
+            raise RoboAlignError(problem, where=where, fix="download the archive again") from None
+
+
+@dataclass(frozen=True)
+class TarArchive:
+    """Members of an uncompressed tar file; where each lies is looked up once, on the first access."""
+
+    path: Path
+
+    @cached_property
+    def _index(self) -> tuple[dict[str, tuple[int, int]], str]:
+        """name -> (offset, size), and what ended the search early, "" where nothing did."""
+        found: dict[str, tuple[int, int]] = {}
+        try:
+            with tarfile.open(self.path, "r:") as archive:
+                for member in archive:
+                    if member.isfile() and member.sparse is None:  # links could lead anywhere
+                        found[str(PurePosixPath(member.name))] = (member.offset_data, member.size)
+        except (tarfile.TarError, OSError, ValueError) as error:
+            return found, str(error)
+        return found, ""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a member; raises RoboAlignError where it is missing, cut short or too large."""
+        where = f"{self.path}, member {name}"
+        index, damage = self._index
+        if name not in index:
+            problem = (
+                f"the archive is damaged ({damage})" if damage else "the archive has no such member"
+            )
+            raise RoboAlignError(
+                problem, where=where, fix="download the archive again" if damage else ""
+            )
+        offset, size = index[name]
+        if size > LIMIT:
+            raise RoboAlignError(f"{size} bytes are too many for an image", where=where)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise RoboAlignError(f"the archive cannot be read ({error})", where=where) from None
+        if len(data) < size:
+            fix = "download the archive again"
+            raise RoboAlignError(
+                f"the archive ends after {len(data)} of {size} bytes", where=where, fix=fix
+            )
+        return data
+
+
+Store = Folder | ZipArchive | TarArchive
+
+
+def open_store(path: str | Path) -> Store:
+    """The place that image paths are relative to: a folder, a .zip or a .tar.
+
+    Raises RoboAlignError on a compressed tar: reading one member would unpack all before it. A folder may come later.
+    """
+    path = Path(path)
+    if path.name.lower().endswith(PACKED):
+        fix = f"unpack it: tar xf {path.name}, and give the folder"
+        raise RoboAlignError(
+            "a compressed tar cannot be read image by image", where=str(path), fix=fix
+        )
+    if path.suffix.lower() not in (".zip", ".tar") or path.is_dir():
+        return Folder(path)
+    if not path.is_file():
+        raise RoboAlignError("the archive does not exist", where=str(path))
+    return ZipArchive(path) if path.suffix.lower() == ".zip" else TarArchive(path)
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """An image that is read when asked for. What is wrong with it is a `Fault`, so that one cannot end a long run."""
+
+    name: str
+    where: str
+    """The record that names it."""
+    store: Store | None = None
+    held: bytes | None = field(default=None, repr=False)
+    """The image file, where the record carries it."""
+
+    def data(self) -> bytes | Fault:
+        """The image file as stored."""
+        if self.held is not None:
+            return self.held
+        assert self.store is not None
+        try:
+            return self.store.read(self.name)
+        except RoboAlignError as error:
+            return Fault(f"{self.where}, {error.where}", error.problem, error.fix)
+
+    def size(self) -> tuple[int, int] | Fault:
+        """(width, height) in pixels, from the file's header."""
+        data = self.data()
+        return data if isinstance(data, Fault) else self._decode(data, lambda image: image.size)
+
+    def pixels(self) -> np.ndarray | Fault:
+        """uint8 [H, W, 3]."""
+        data = self.data()
+        return (
+            data
+            if isinstance(data, Fault)
+            else self._decode(data, lambda image: np.array(image.convert("RGB")))
+        )
+
+    def _decode(self, data: bytes, read: Any) -> Any:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels are too many")
+                return read(image)
+        except (
+            Exception
+        ) as error:  # decoders of damaged files fail in many ways, and none of them may end the run
+            return Fault(
+                f"{self.where}, image {self.name}",
+                f"not a readable image ({error})",
+                "drop this record",
+            )
+
+
+def image_of(value: Any, store: Store, where: str, *, anchor: str = "") -> LazyImage:
+    """An image as a record names it: a path relative to the store, bytes, or {"bytes": .., "path": ..}.
+
+    `anchor` is a folder name: of a path only the part from it on counts, where a data set was written with the paths of
+    its authors' machine. Raises RoboAlignError on a URL and on a path that leaves the store.
+    """
+    if isinstance(value, dict):
+        held, path = value.get("bytes"), value.get("path")
+        value = path if held is None else held
+        if isinstance(value, bytes):
+            return LazyImage(str(path or "bytes"), where, held=value)
+    if isinstance(value, bytes):
+        return LazyImage("bytes", where, held=value)
+    if not isinstance(value, str) or not value.strip():
+        raise RoboAlignError(
+            f"an image is {type(value).__name__}, not a path or bytes", where="image"
+        )
+    return LazyImage(inner_path(value, anchor), where, store)
+
+
+def inner_path(name: str, anchor: str = "") -> str:
+    """A relative path as it stands, shortened to begin at `anchor`. Raises RoboAlignError where it may lead outside."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", name):
+        fix = "download it below the image folder and write its path"
+        raise RoboAlignError(
+            f"{name[:80]!r} is a URL; nothing is downloaded", where="image", fix=fix
+        )
+    parts = name.replace("\\", "/").split("/")
+    if anchor and anchor in parts:
+        name = "/".join(parts[parts.index(anchor) :])
+    path = PurePosixPath(name)
+    if path.is_absolute() or re.match(r"[\\/]|[A-Za-z]:", name) or ".." in re.split(r"[\\/]", name):
+        fix = "write the path relative to the image folder"
+        raise RoboAlignError(
+            f"the path {name[:80]!r} leaves the image folder", where="image", fix=fix
+        )
+    return str(path)

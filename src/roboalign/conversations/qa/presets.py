@@ -1,0 +1,256 @@
+"""The question-answering sources of the paper's first stage (arXiv 2603.21341): what they are called and how they lie.
+
+A field that no public page or code confirmed is None, and `notes` says `unverified` of it. `count` is the paper's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roboalign.conversations.qa.normal import Sample
+from roboalign.conversations.qa.read import LAYOUTS, Answers, Columns, read_qa
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.robot_data import Fault
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One source."""
+
+    name: str
+    hub: str | None
+    """The data set on the Hugging Face Hub."""
+    licence: str | None
+    count: int
+    """Samples that the paper used of it."""
+    kind: str
+    """general, embodied or reasoning."""
+    layout: str | None
+    """A name of read.LAYOUTS."""
+    notes: str
+    columns: Columns | None = None
+    answers: Answers | None = None
+    """The coordinate style, and which answers are read into the normal form."""
+    parts: tuple[tuple[str, str], ...] = ()
+    """(pattern of files, folder of their images), both below the folder of the download."""
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    fetch: str = ""
+    """What to do besides, or in place of, the download from the Hub."""
+
+
+def egoplan_record(record: dict[str, Any]) -> dict[str, Any]:
+    """An EgoPlan-IT record with the path of its current observation, a frame of EPIC-KITCHENS-100, under `image`.
+
+    Raises RoboAlignError for records about Ego4D, whose frames lie in videos.
+    """
+    source, video, frame = (
+        record.get(key) for key in ("video_source", "video_id", "current_observation_frame")
+    )
+    if not isinstance(video, str) or type(frame) is not int or frame < 0:
+        raise RoboAlignError(
+            f"video {video!r} and frame {frame!r}", where="current_observation_frame"
+        )
+    if source != "EpicKitchens":
+        fix = "extract that frame and write the record in the layout pairs, with the frame's path under image"
+        raise RoboAlignError(
+            f"frame {frame} lies in video {video} of {source!r}", where="video_source", fix=fix
+        )
+    path = f"EPIC-KITCHENS/{video.split('_')[0]}/rgb_frames/{video}/frame_{frame:010d}.jpg"
+    return record | {"image": path}
+
+
+REFSPATIAL = (
+    ("2D/choice_qa.json", "2D/image"),
+    ("2D/reasoning_template_qa.json", "2D/image"),
+    ("3D/choice_qa.json", "3D/image"),
+    ("3D/multi_view_qa.json", "3D/image_multi_view"),
+    ("3D/reasoning_template_qa.json", "3D/image"),
+    ("3D/vacant_qa.json", "3D/image"),
+    ("3D/visual_choice_qa.json", "3D/image_visual_choice"),
+    ("Simulator/metadata.json", "Simulator/image"),
+)
+UNPUBLISHED = (
+    "Made by the authors and not published. unverified: hub, licence, layout, coordinate style."
+)
+
+_ALL = (
+    Preset(
+        "llava-onevision",
+        "lmms-lab/LLaVA-OneVision-Data",
+        "apache-2.0",
+        100_000,
+        "general",
+        "llava",
+        "Licence: the Hub's tag of the whole; its subsets carry their own. Columns id, image, conversations, "
+        "data_source, one folder of parquet files a subset. unverified: which 100K the paper drew; coordinate style.",
+        parts=(("*/*.parquet", "."),),
+    ),
+    Preset(
+        "refspatial",
+        "JingkunAn/RefSpatial",
+        "apache-2.0",
+        300_000,
+        "embodied",
+        "llava",
+        "The folders of each file are those of RoboRefer's README, the fields those that public readers use: image, a "
+        "list of file names, and conversations. Point answers are tuples of fractions. unverified: which 300K the "
+        "paper drew; the fields of Simulator/metadata.json; how the choice files write their options; whether "
+        "questions hold marks for images or depth.",
+        answers=Answers(("points", "choice"), "fraction"),
+        parts=REFSPATIAL,
+        fetch="unpack its archives with bash unzip_dataset.sh in that folder",
+    ),
+    Preset(
+        "robopoint",
+        "wentao-yuan/robopoint-data",
+        "apache-2.0",
+        200_000,
+        "embodied",
+        "llava",
+        "Its card and README show the record: id, image, conversations; points as a list of tuples between 0 and 1. "
+        "unverified: which 200K the paper drew; what the four numbers of its LVIS boxes are, so they stay text.",
+        answers=Answers(("points",), "fraction"),
+        parts=(("robopoint_1432k.json", "images"),),
+        fetch="join the .part files of images/ with cat, and unpack its archives there with tar xzf",
+    ),
+    Preset(
+        "egoplan-it",
+        None,
+        None,
+        50_000,
+        "embodied",
+        "pairs",
+        "EgoPlan_IT.json (50K) lies on Google Drive, not on the Hub: github.com/ChenYi99/EgoPlan, whose README shows "
+        "the record and the folder of EPIC-KITCHENS frames. Read as question, answer and the current frame; the video "
+        "before it is left out. Ego4D records are Faults. unverified: hub, licence; how the paper showed the video.",
+        columns=Columns(images=("image",), id="sample_id"),
+        parts=(("EgoPlan_IT.json", "."),),
+        prepare=egoplan_record,
+        fetch="download EgoPlan_IT.json (the link is in github.com/ChenYi99/EgoPlan) and the RGB frames of "
+        "EPIC-KITCHENS-100 as {folder}/EPIC-KITCHENS/P01/rgb_frames/P01_01/frame_0000000001.jpg",
+    ),
+    Preset(
+        "multi-view",
+        None,
+        None,
+        500_000,
+        "embodied",
+        None,
+        UNPUBLISHED + " Multi-view instructions.",
+    ),
+    Preset(
+        "sharerobot",
+        "BAAI/ShareRobot",
+        None,
+        100_000,
+        "embodied",
+        "llava",
+        "The planning questions of the train folder: id, image (a list of frames), conversations. Its affordance and "
+        "trajectory files are of another layout and not read. unverified: licence; which 100K of 1,027,990 the paper "
+        "drew; whether image paths are relative: what stands before rt_frames_success is cut off.",
+        columns=Columns("conversations", anchor="rt_frames_success"),
+        parts=(("planning/train/*.json", "planning"),),
+        fetch="unpack the frames: cat planning/images/rt_frames_success.tar.gz.part.* | "
+        "tar xz --strip-components=6 -C planning",
+    ),
+    Preset(
+        "robotvqa",
+        None,
+        None,
+        100_000,
+        "embodied",
+        None,
+        "unverified: everything but the count. No data set of this very name for MLLM training was found; RoboVQA "
+        "(829,502 video and text pairs, robovqa.github.io) has a similar one, and which was meant is not said.",
+    ),
+    Preset(
+        "roboalign-vqa",
+        None,
+        None,
+        150_000,
+        "embodied",
+        None,
+        UNPUBLISHED + " Generated with Gemini.",
+    ),
+    Preset(
+        "robot-qa",
+        None,
+        None,
+        300_000,
+        "embodied",
+        None,
+        UNPUBLISHED + " Questions on BridgeV2 and DROID.",
+    ),
+    Preset(
+        "reasoning",
+        None,
+        None,
+        76_000,
+        "reasoning",
+        None,
+        UNPUBLISHED
+        + " 50K multiple choice and 50K spatial questions, of which 76K were kept, answered by a model "
+        "trained with GRPO.",
+    ),
+)
+PRESETS = {preset.name: preset for preset in _ALL}
+
+
+def read_preset(name: str, folder: str | Path) -> Iterator[Sample | Fault]:
+    """Every record of a source that lies in `folder`, as it was downloaded and unpacked.
+
+    A part of it that is missing is a `Fault`, and so is a record that does not fit. Raises RoboAlignError on an unknown
+    name, on a source that cannot be had, and where nothing of it is in the folder: with what to download, and where to.
+    """
+    if name not in PRESETS:
+        raise RoboAlignError(f"unknown source {name!r}", fix=f"use one of {', '.join(PRESETS)}")
+    preset, folder = PRESETS[name], Path(folder)
+    if not preset.parts:
+        fix = f"read your own files with read_qa(path, layout); layouts: {', '.join(LAYOUTS)}"
+        raise RoboAlignError(
+            f"the source {name} cannot be downloaded. {preset.notes}", where=str(folder), fix=fix
+        )
+    found = [
+        (pattern, sorted(folder.glob(pattern)), folder / images) for pattern, images in preset.parts
+    ]
+    if not any(files for _, files, _ in found):
+        problem = f"none of {', '.join(pattern for pattern, _ in preset.parts)} is in this folder"
+        raise RoboAlignError(problem, where=str(folder), fix=how_to_get(preset, folder))
+    return _read_parts(preset, folder, found)
+
+
+def how_to_get(preset: Preset, folder: Path) -> str:
+    """What to run so that the source lies in `folder`."""
+    steps = (
+        [f"huggingface-cli download {preset.hub} --repo-type dataset --local-dir {folder}"]
+        if preset.hub
+        else []
+    )
+    return ", then ".join(
+        [*steps, *([preset.fetch.replace("{folder}", str(folder))] if preset.fetch else [])]
+    )
+
+
+def _read_parts(
+    preset: Preset, folder: Path, found: list[tuple[str, list[Path], Path]]
+) -> Iterator[Sample | Fault]:
+    assert preset.layout is not None
+    for pattern, files, images in found:
+        if not files:
+            yield Fault(
+                str(folder / pattern),
+                "this part of the source is missing",
+                how_to_get(preset, folder),
+            )
+        for file in files:
+            yield from read_qa(
+                file,
+                preset.layout,
+                columns=preset.columns,
+                images=images,
+                source=preset.name,
+                kind=preset.kind,
+                answers=preset.answers,
+                prepare=preset.prepare,
+            )

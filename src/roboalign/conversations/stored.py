@@ -1,0 +1,105 @@
+"""A split of a mixture on disk as a sequence: an index in memory, images and texts read when they are asked for."""
+
+import bisect
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from roboalign.conversations.conversation import (
+    Conversation,
+    from_row,
+    read_group,
+    read_table,
+    row_groups,
+    shards,
+    wanted_kinds,
+)
+
+CACHE = 128 * 2**20
+"""Bytes of row groups that a process keeps: all of a small mixture, so that it is read once."""
+
+
+class StoredConversations(Sequence[Conversation]):
+    """The conversations that `iterate_conversations` gives, in its order, by their number.
+
+    In memory is an index of some ten bytes a conversation, and up to CACHE bytes of the row groups read last. To read
+    one conversation takes its whole row group: `roboalign data mix` writes groups of 100 rows. No file is kept open, so
+    that forked processes may share an instance. Raises RoboAlignError as `iterate_conversations` does.
+    """
+
+    def __init__(self, folder: str | Path, split: str, kinds: Sequence[str] | None = None) -> None:
+        self.wanted = wanted_kinds(folder, split, kinds)
+        self.paths = shards(folder, split)
+        self.groups: list[tuple[int, int]] = []  # (shard, row group in it)
+        self.starts: list[
+            int
+        ] = []  # the number of the first row of each group, among the rows of all shards
+        self.total = 0
+        found = [self._survey(number, path) for number, path in enumerate(self.paths)]
+        turns, lengths = (np.concatenate(parts) for parts in zip(*found))
+        self.rows = np.flatnonzero(turns)
+        """int64 [N], the row of each conversation: those without a wanted turn are left out."""
+        self.turns = turns[self.rows]
+        """int32 [N], turns of each conversation."""
+        self.lengths = lengths[self.rows]
+        """int32 [N], characters of its questions and answers."""
+        self.cache: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        row = int(self.rows[index])
+        group = bisect.bisect_right(self.starts, row) - 1
+        record = self._table(group).slice(row - self.starts[group], 1).to_pylist()[0]
+        return from_row(record, self.wanted)
+
+    def ids(self) -> Iterator[str]:
+        """The conversations' ids, in order; nothing else is read."""
+        first = 0
+        for path in self.paths:
+            column = read_table(path, ["id"]).column("id")
+            low, high = np.searchsorted(self.rows, [first, first + len(column)])
+            yield from column.take(pa.array(self.rows[low:high] - first)).to_pylist()
+            first += len(column)
+
+    def _survey(self, number: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Wanted turns and their characters of each row of a shard, int32 [rows]; its row groups join the index."""
+        for group, rows in enumerate(row_groups(path)):
+            self.groups.append((number, group))
+            self.starts.append(self.total)
+            self.total += rows
+        turns = read_table(path, ["turns"]).column("turns").combine_chunks()
+        row, flat = pc.list_parent_indices(turns).to_numpy(), pc.list_flatten(turns)
+        kept = pc.is_in(flat.field("kind"), pa.array(sorted(self.wanted))).to_numpy(
+            zero_copy_only=False
+        )
+        size = pc.add(
+            pc.utf8_length(flat.field("question")), pc.utf8_length(flat.field("answer"))
+        ).to_numpy()
+        counts = np.bincount(row[kept], minlength=len(turns)).astype(np.int32)
+        return counts, np.bincount(row[kept], weights=size[kept], minlength=len(turns)).astype(
+            np.int32
+        )
+
+    def _table(self, group: int) -> pa.Table:
+        if group not in self.cache:
+            number, place = self.groups[group]
+            self.cache[group] = read_group(self.paths[number], place)
+            while (
+                len(self.cache) > 1 and sum(table.nbytes for table in self.cache.values()) > CACHE
+            ):
+                self.cache.popitem(last=False)
+        self.cache.move_to_end(group)
+        return self.cache[group]

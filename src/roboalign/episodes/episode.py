@@ -1,0 +1,148 @@
+"""`Episode`: one demonstration, the same type whatever its source."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+import numpy as np
+from PIL import Image
+
+from roboalign.actions.axes import Axes
+from roboalign.actions.spaces import ActionSpace
+from roboalign.core.errors import RoboAlignError
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera of an episode. It does not move.
+
+    `projection` is the 3x4 matrix from homogeneous world coordinates (metres) to homogeneous pixels (u right, v down,
+    origin at the top left corner of the image, depth positive in front of the camera). None where it is unknown:
+    then no question about image points can be asked.
+    """
+
+    name: str
+    width: int
+    height: int
+    projection: np.ndarray | None = None
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """World points [..., 3] -> pixels [..., 2] (u, v); NaN for points behind the camera."""
+        if self.projection is None:
+            raise RoboAlignError("the camera has no projection matrix", where=f"camera {self.name}")
+        homogeneous = (
+            np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ self.projection.T
+        )
+        depth = np.where(homogeneous[..., 2:] > 0, homogeneous[..., 2:], np.nan)
+        return homogeneous[..., :2] / depth
+
+
+@dataclass
+class Episode:
+    """One demonstration of T steps. Frames stay encoded (PNG or JPEG files) until `frame` decodes one."""
+
+    episode_id: str
+    """Unique in its data set and stable: `metaworld/reach-v3/seed-17`."""
+    task: str
+    instruction: str
+    fps: float
+    actions: np.ndarray
+    """float32 [T, A], raw units: the expert's clean label."""
+    state: np.ndarray
+    """float32 [T, S], proprioception."""
+    images: Mapping[str, Sequence[bytes]]
+    """camera -> T image files (PNG or JPEG), or what gives one when asked for it."""
+    cameras: dict[str, Camera]
+    privileged: np.ndarray | None = None
+    """float32 [T, P], the simulator's state; read by the question generators only, never by a policy."""
+    privileged_names: tuple[str, ...] = ()
+    """`gripper.x` .. `gripper.opening`, `object.x` .., `goal.x` .., in the world frame, metres. A simulator that knows
+    them adds `gripper.holding` (0 or 1) and `table.z`."""
+    nouns: dict[str, str] = field(default_factory=dict)
+    """What the bodies are called: `{"object": "drawer handle", "goal": "open position"}`. `scene` lists all that is in
+    view, where that is more than these."""
+    success_step: int | None = None
+    """Index of the first action after which the task counts as solved; None where unknown or never."""
+    action_space: ActionSpace | None = None
+    """What the numbers of `actions` mean; None where the source does not say."""
+    axes: Axes = ("right", "forward", "up")
+    """Where +x, +y and +z of the world frame point, as the robot has them; the default is Meta-World's."""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def png(self, camera: str, t: int) -> bytes:
+        """The image file of one frame, as stored."""
+        if camera not in self.images:
+            raise RoboAlignError(
+                f"no camera {camera!r}; it has {sorted(self.images)}",
+                where=f"episode {self.episode_id}",
+                fix="name one of these cameras",
+            )
+        return self.images[camera][t]
+
+    def frame(self, camera: str, t: int) -> np.ndarray:
+        """uint8 [H, W, 3]. Raises RoboAlignError where the stored image is broken."""
+        decode = getattr(self.images.get(camera), "frame", None)
+        if decode is not None:  # a video gives pixels: no detour through PNG
+            return decode(t)
+        try:
+            return np.array(Image.open(io.BytesIO(self.png(camera, t))).convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise RoboAlignError(
+                f"frame {t} of camera {camera} is not a readable image ({error})",
+                where=f"episode {self.episode_id}",
+                fix="collect this episode again",
+            ) from None
+
+    def chunk(self, t: int, horizon: int) -> np.ndarray:
+        """float32 [horizon, A]: the actions from step t on; past the end the last action is repeated."""
+        return self.actions[np.minimum(np.arange(t, t + horizon), len(self) - 1)]
+
+    def chunks(self, horizon: int) -> np.ndarray:
+        """float32 [T, horizon, A]: the chunk of every step."""
+        steps = np.arange(len(self))[:, None] + np.arange(horizon)
+        return self.actions[np.minimum(steps, len(self) - 1)]
+
+    def position(self, body: str) -> np.ndarray | None:
+        """float32 [T, 3], world frame, metres; None where the privileged state does not hold this body."""
+        names = [f"{body}.{axis}" for axis in "xyz"]
+        if self.privileged is None or not all(name in self.privileged_names for name in names):
+            return None
+        return self.privileged[:, [self.privileged_names.index(name) for name in names]]
+
+
+class LazyFrames(Sequence[bytes]):
+    """The image files of T frames, each made or read when it is asked for: a subclass gives `file(t)`, 0 <= t < T."""
+
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, t: int) -> bytes: ...
+    @overload
+    def __getitem__(self, t: slice) -> list[bytes]: ...
+    def __getitem__(self, t: int | slice) -> bytes | list[bytes]:
+        if isinstance(t, slice):
+            return [self[i] for i in range(*t.indices(self.length))]
+        return self.file(self.step(t))
+
+    def step(self, t: int) -> int:
+        """`t` counted from the start. Raises IndexError outside of the episode."""
+        if not -self.length <= t < self.length:
+            raise IndexError(f"step {t} of an episode of {self.length} steps")
+        return t % self.length
+
+    def file(self, t: int) -> bytes:
+        """The image file of frame t."""
+        raise NotImplementedError
+
+
+def encode_png(frame: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> PNG. Compression level 1: at these sizes three times as fast, a few percent larger."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()

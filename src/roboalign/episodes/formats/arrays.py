@@ -1,0 +1,42 @@
+"""What the readers of array files (HDF5, npz) share: frames encoded late, and numbers checked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import LazyFrames, encode_png
+
+AGAIN = "download the file again"
+
+
+class PngFrames(LazyFrames):
+    """T frames that are encoded as PNG each time one is asked for: `read(t)` gives uint8 [H, W, 3]."""
+
+    def __init__(self, length: int, read: Callable[[int], np.ndarray]) -> None:
+        self.length, self.read = length, read
+
+    def file(self, t: int) -> bytes:
+        """The frame as PNG."""
+        return encode_png(self.frame(t))
+
+    def frame(self, t: int) -> np.ndarray:
+        """uint8 [H, W, 3], without the way through PNG."""
+        return self.read(self.step(t))
+
+
+def float_rows(values: Any, where: str) -> np.ndarray:
+    """float32 [T, D] of numbers [T, D] or [T]. Raises RoboAlignError where they are not, none, or not finite."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiub" or values.ndim not in (1, 2) or 0 in values.shape:
+        problem = f"{values.dtype} of shape {list(values.shape)}, expected numbers [T, D]"
+        raise RoboAlignError(problem, where=where, fix=AGAIN)
+    with np.errstate(over="ignore"):
+        rows = values.reshape(len(values), -1).astype(np.float32)
+    if not np.isfinite(rows).all():
+        step = int(np.argwhere(~np.isfinite(rows))[0][0])
+        raise RoboAlignError(
+            f"not finite at step {step}", where=where, fix="drop this episode, or download it again"
+        )
+    return rows

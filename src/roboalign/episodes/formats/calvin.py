@@ -1,0 +1,240 @@
+"""CALVIN's folders (one npz file a step, and language annotations) as a stream of `Episode`s."""
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Camera, Episode
+from roboalign.episodes.formats.arrays import PngFrames, float_rows
+from roboalign.episodes.formats.plain_pickle import unpickle
+from roboalign.episodes.robot_data import Fault
+
+FPS = 30.0
+ACTIONS = {"relative": "rel_actions", "absolute": "actions"}
+WIDTHS = {"rel_actions": 7, "actions": 7, "robot_obs": 15}
+ANNOTATIONS = Path("lang_annotations/auto_lang_ann.npy")
+RUNS = "ep_start_end_ids.npy"
+AGAIN = "download the file again"
+STEP_DIGITS = 9
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A stretch of steps, first and last, that one sentence describes."""
+
+    number: int
+    first: int
+    last: int
+    task: str
+    instruction: str
+
+
+def read_calvin(folder: str | Path, *, actions: str = "relative") -> Iterator[Episode | Fault]:
+    """One episode for each language annotation of a split (training/ or validation/), in the file's order, 30 Hz.
+
+    `actions` is relative (rel_actions: scaled changes of position and Euler angles, gripper) or absolute (actions: pose
+    in the world frame, gripper); both have 7 values. The state is robot_obs [15]. Every uint8 [H, W, 3] array of a step
+    is a camera (rgb_static, rgb_gripper), read and encoded as PNG when asked for. Ids are
+    `<data set>/<split>/annotation-<number>`.
+
+    Raises RoboAlignError where the folder is no split, the annotations cannot be read or hold anything but arrays and
+    plain values, or `actions` is neither. An annotation whose steps are missing or broken, or that reaches past the
+    recording it begins in (ep_start_end_ids.npy, where there is one), is a Fault in the stream.
+    """
+    folder = Path(folder)
+    if actions not in ACTIONS:
+        raise RoboAlignError(
+            f"actions is {actions!r}", where="actions", fix=f"give one of {sorted(ACTIONS)}"
+        )
+    if not (folder / ANNOTATIONS).is_file():
+        raise RoboAlignError(
+            f"no {ANNOTATIONS}",
+            where=str(folder),
+            fix="give a split with language, such as task_D_D/training",
+        )
+    annotations = read_annotations(folder / ANNOTATIONS)
+    return read_annotated(folder, annotations, read_runs(folder / RUNS), ACTIONS[actions])
+
+
+def read_annotated(
+    folder: Path, annotations: list[Annotation], runs: np.ndarray | None, actions: str
+) -> Iterator[Episode | Fault]:
+    """The episodes of the annotations."""
+    for annotation in annotations:
+        try:
+            check_span(annotation, runs, folder)
+            episode = read_episode(folder, annotation, actions)
+        except RoboAlignError as error:
+            yield Fault(error.where, error.problem, error.fix)
+        else:
+            yield episode
+
+
+# Annotations ----------------------------------------------------------------------------------------------------------
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """The annotations of one auto_lang_ann.npy, which is a pickled dict in a numpy file."""
+    where = str(path)
+    record = load_dict(path)
+    try:
+        spans = [(step_number(first), step_number(last)) for first, last in record["info"]["indx"]]
+        sentences = [text_of(sentence) for sentence in record["language"]["ann"]]
+        tasks = [text_of(task) for task in record["language"].get("task", sentences)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"no lists info.indx and language.ann of the expected kind ({error})"
+        raise RoboAlignError(problem, where=where, fix=AGAIN) from None
+    if not len(spans) == len(sentences) == len(tasks):
+        problem = f"{len(spans)} spans, {len(sentences)} sentences and {len(tasks)} tasks"
+        raise RoboAlignError(problem, where=where, fix=AGAIN)
+    rows = zip(spans, tasks, sentences)
+    return [
+        Annotation(number, *span, task, sentence)
+        for number, (span, task, sentence) in enumerate(rows)
+    ]
+
+
+def step_number(value: Any) -> int:
+    """A whole number that a step can have: one that is larger would be counted up to."""
+    number = operator.index(value)
+    if abs(number) >= 10**STEP_DIGITS:
+        raise ValueError(f"a step has more than {STEP_DIGITS} digits")
+    return number
+
+
+def text_of(value: Any) -> str:
+    """Text that can be written; a list is not turned into it: it could hold itself."""
+    if not isinstance(value, str):
+        raise TypeError(f"a sentence is a {type(value).__name__}")
+    return value.encode().decode()
+
+
+def load_dict(path: Path) -> dict[str, Any]:
+    """The dict in a numpy file of one Python object."""
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            headers = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
+            dtype = headers[version](file)[2]
+            loaded = unpickle(file.read()) if dtype.hasobject else None
+        if isinstance(loaded, np.ndarray) and loaded.dtype.hasobject and loaded.shape == ():
+            loaded = loaded.item()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise RoboAlignError(f"cannot be read ({error})", where=str(path), fix=AGAIN) from None
+    if not isinstance(loaded, dict):
+        raise RoboAlignError("does not hold a dict", where=str(path), fix=AGAIN)
+    return loaded
+
+
+def read_runs(path: Path) -> np.ndarray | None:
+    """int [N, 2]: first and last step of each recording; None where the file does not exist."""
+    if not path.is_file():
+        return None
+    try:
+        runs = np.load(path, allow_pickle=False)
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise RoboAlignError(f"cannot be read ({error})", where=str(path), fix=AGAIN) from None
+    if (
+        not isinstance(runs, np.ndarray)
+        or runs.dtype.kind not in "iu"
+        or runs.ndim != 2
+        or runs.shape[1] != 2
+    ):
+        raise RoboAlignError("not an array of integers [N, 2]", where=str(path), fix=AGAIN)
+    return runs
+
+
+def check_span(annotation: Annotation, runs: np.ndarray | None, folder: Path) -> None:
+    """Raise RoboAlignError where the span is empty, or runs from one recording into the next."""
+    first, last = annotation.first, annotation.last
+    where = f"{folder / ANNOTATIONS}, annotation {annotation.number}"
+    if not 0 <= first <= last:
+        raise RoboAlignError(f"it runs from step {first} to step {last}", where=where, fix=AGAIN)
+    if runs is not None and not ((runs[:, 0] <= first) & (last <= runs[:, 1])).any():
+        problem = f"steps {first} to {last} are not within one recording of {RUNS}"
+        raise RoboAlignError(problem, where=where, fix="drop this annotation")
+
+
+# Steps ----------------------------------------------------------------------------------------------------------------
+
+
+def read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
+    """The episode of one annotation, without its frames."""
+    paths: list[Path] = []
+    rows: list[dict[str, np.ndarray]] = []
+    for step in range(
+        annotation.first, annotation.last + 1
+    ):  # a damaged span ends at the first step that is missing
+        paths.append(folder / f"episode_{step:07d}.npz")
+        rows.append(read_arrays(paths[-1], (actions, "robot_obs")))
+    for path, row in zip(paths, rows):
+        for name, values in row.items():
+            if values.shape != (WIDTHS[name],):
+                problem = f"shape {list(values.shape)}, expected [{WIDTHS[name]}]"
+                raise RoboAlignError(problem, where=f"{path}, {name}", fix=AGAIN)
+    where = f"{folder}, annotation {annotation.number}"
+    shapes = camera_shapes(paths[0])
+    return Episode(
+        episode_id=f"{folder.resolve().parent.name}/{folder.resolve().name}/annotation-{annotation.number:05d}",
+        task=annotation.task,
+        instruction=annotation.instruction,
+        fps=FPS,
+        actions=float_rows([row[actions] for row in rows], f"{where}, {actions}"),
+        state=float_rows([row["robot_obs"] for row in rows], f"{where}, robot_obs"),
+        images={
+            name: PngFrames(len(paths), partial(read_frame, paths, name, shapes[name]))
+            for name in shapes
+        },
+        cameras={name: Camera(name, shape[1], shape[0]) for name, shape in shapes.items()},
+    )
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays `names` of one step. Raises RoboAlignError where the file or one of them is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file.files]
+            arrays = {name: file[name] for name in names if name not in missing}
+    except FileNotFoundError:
+        raise RoboAlignError(
+            "the step does not exist", where=str(path), fix="download the split again"
+        ) from None
+    except Exception as error:  # a damaged zip file can raise nearly anything
+        raise RoboAlignError(
+            f"not a readable npz file ({error})", where=str(path), fix=AGAIN
+        ) from None
+    if missing:
+        raise RoboAlignError(f"no arrays {missing}", where=str(path), fix=AGAIN)
+    return arrays
+
+
+def camera_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """camera -> [H, W, 3]. The tactile image has six channels, depth maps one: they are left out."""
+    with np.load(path, allow_pickle=False) as file:
+        names = [name for name in file.files if name.startswith("rgb")]
+    arrays = read_arrays(path, names)
+    return {
+        name: a.shape
+        for name, a in arrays.items()
+        if a.dtype == np.uint8 and a.ndim == 3 and a.shape[2] == 3
+    }
+
+
+def read_frame(paths: list[Path], camera: str, shape: tuple[int, ...], t: int) -> np.ndarray:
+    """uint8 [H, W, 3]: the frame of one step."""
+    frame = read_arrays(paths[t], (camera,))[camera]
+    if frame.dtype != np.uint8 or frame.shape != shape:
+        problem = (
+            f"{frame.dtype} of shape {list(frame.shape)}, the first step's is uint8 {list(shape)}"
+        )
+        raise RoboAlignError(problem, where=f"{paths[t]}, {camera}", fix=AGAIN)
+    return frame

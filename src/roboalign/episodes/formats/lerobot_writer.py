@@ -1,0 +1,350 @@
+"""Write demonstrations as a LeRobot v3.0 data set, one episode after another, in bounded memory, resumably."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from roboalign.actions.axes import Axes
+from roboalign.actions.spaces import ActionSpace
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, write_json
+from roboalign.episodes.episode import Camera, encode_png
+from roboalign.episodes.formats import lerobot_layout as layout
+from roboalign.episodes.formats.feature_stats import image_stats, pool, vector_stats
+
+
+class LeRobotWriter:
+    """Appends episodes; an episode is wholly in the data set or not at all.
+
+    A group of `episodes_per_file` episodes becomes one parquet file, written beside and renamed. The file carries the
+    records of its episodes, so a killed writer goes on after the last whole file: `episode_ids` says what is there.
+    `finalize` writes the meta files; the data set is complete, and opens in LeRobot, only after it.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        fps: float,
+        cameras: dict[str, tuple[int, int]],
+        action_names: Sequence[str],
+        state_names: Sequence[str],
+        privileged_names: Sequence[str] = (),
+        robot_type: str | None = None,
+        action_space: ActionSpace | None = None,
+        axes: Axes = ("right", "forward", "up"),
+        episodes_per_file: int = 20,
+    ) -> None:
+        """`cameras`: name -> (width, height) in pixels. `privileged_names`: all that any episode has; an episode may
+        hold a part of them. `action_space` and `axes` are kept with the data and read back with every episode.
+        One-dimensional actions or states are refused: LeRobot stores those as scalars.
+
+        Raises RoboAlignError where the folder holds data of another shape.
+        """
+        self.folder, self.fps, self.robot_type = Path(folder), fps, robot_type
+        self.cameras, self.episodes_per_file = dict(cameras), episodes_per_file
+        self.vectors = {layout.STATE: tuple(state_names), layout.ACTION: tuple(action_names)}
+        if privileged_names:
+            self.vectors[layout.PRIVILEGED] = tuple(privileged_names)
+        for key, names in self.vectors.items():
+            if len(names) < 2:
+                raise RoboAlignError(
+                    f"{key} needs at least 2 dimensions, not {len(names)}", where=str(folder)
+                )
+        self.features = layout.make_features(self.cameras, self.vectors)
+        self.schema = layout.arrow_schema(self.features)
+        self.action_space = None if action_space is None else action_space.model_dump(mode="json")
+        self.axes = ",".join(axes)
+        self.records: list[dict[str, Any]] = []
+        self.pending: list[pa.Table] = []
+        self.episode_ids: set[str] = set()
+        """Ids of the episodes already in the data set."""
+        self.tasks: dict[str, int] = {}
+        self.n_frames = self.n_files = 0
+        while (path := layout.data_path(self.folder, self.n_files)).exists():
+            for record in read_records(path, self._settings()):
+                self._count(record)
+            self.n_files += 1
+
+    def add(
+        self,
+        *,
+        episode_id: str,
+        task: str,
+        instruction: str,
+        actions: np.ndarray,
+        state: np.ndarray,
+        frames: dict[str, np.ndarray],
+        cameras: dict[str, Camera],
+        privileged: np.ndarray | None = None,
+        privileged_names: Sequence[str] = (),
+        nouns: dict[str, str] | None = None,
+        success_step: int | None = None,
+    ) -> None:
+        """Append one episode of T steps: actions [T, A], state [T, S], privileged [T, P], frames uint8 [T, H, W, 3].
+
+        Raises RoboAlignError naming the episode and the field where a shape is wrong or a value is not finite.
+        """
+        where = f"episode {episode_id}"
+        if episode_id in self.episode_ids:
+            raise RoboAlignError(
+                "this episode is already in the data set",
+                where=where,
+                fix="skip writer.episode_ids",
+            )
+        vectors = {layout.ACTION: actions, layout.STATE: state}
+        if layout.PRIVILEGED in self.vectors:
+            vectors[layout.PRIVILEGED] = self._spread(
+                privileged, privileged_names, len(actions), where
+            )
+        vectors = {
+            key: self._checked(values, key, len(actions), where) for key, values in vectors.items()
+        }
+        for name in self.cameras:
+            self._check_frames(frames, cameras, name, len(actions), where)
+        record = {
+            "episode_id": episode_id,
+            "task": task,
+            "instruction": instruction,
+            "length": len(actions),
+            "file": self.n_files,
+            "nouns": dict(nouns or {}),
+            "success_step": success_step,
+            "privileged_names": list(privileged_names),
+            "cameras": {name: as_list(cameras[name].projection) for name in self.cameras},
+            "stats": {key: vector_stats(values) for key, values in vectors.items()}
+            | {layout.IMAGE_PREFIX + name: image_stats(frames[name]) for name in self.cameras},
+        }
+        self.pending.append(self._table(record, vectors, frames))
+        self._count(record)
+        if len(self.pending) >= self.episodes_per_file:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit the pending episodes as one data file."""
+        if not self.pending:
+            return
+        extras = {**self._settings(), "episodes": self.records[-len(self.pending) :]}
+        metadata = {**self.schema.metadata, layout.EXTRAS_KEY: json.dumps(extras).encode()}
+        schema = self.schema.with_metadata(metadata)
+        # PNG bytes do not compress further; dictionaries would only cost time on them.
+        with (
+            atomic_path(layout.data_path(self.folder, self.n_files)) as path,
+            pq.ParquetWriter(path, schema, use_dictionary=False) as writer,
+        ):
+            for table in self.pending:
+                writer.write_table(
+                    table.replace_schema_metadata(metadata), row_group_size=len(table)
+                )
+        self.pending = []
+        self.n_files += 1
+
+    def finalize(self) -> None:
+        """Commit what is pending and write the meta files, info.json last. May be called again after more episodes."""
+        self.flush()
+        if not self.records:
+            raise RoboAlignError(
+                "no episode was added, so there is no data set to finish", where=str(self.folder)
+            )
+        index = pd.Index(list(self.tasks), name="task")
+        tasks = pd.DataFrame({"task_index": list(self.tasks.values())}, index=index)
+        self._write_table(layout.TASKS, pa.Table.from_pandas(tasks))
+        self._write_table(layout.EPISODES_PATH, pa.Table.from_pylist(self._episode_rows()))
+        keys = self.records[0]["stats"]
+        write_json(
+            self.folder / layout.STATS,
+            {key: pool([r["stats"][key] for r in self.records]) for key in keys},
+        )
+        extras = [
+            {key: value for key, value in record.items() if key != "stats"}
+            for record in self.records
+        ]
+        write_json(
+            self.folder / layout.EXTRAS,
+            {
+                "version": 1,
+                "action_space": self.action_space,
+                "axes": self.axes,
+                "episodes": extras,
+            },
+        )
+        write_json(
+            self.folder / layout.INFO,
+            {
+                "codebase_version": layout.VERSION,
+                "robot_type": self.robot_type,
+                "total_episodes": len(self.records),
+                "total_frames": self.n_frames,
+                "total_tasks": len(self.tasks),
+                "chunks_size": layout.FILES_PER_CHUNK,
+                "data_files_size_in_mb": 100,
+                "video_files_size_in_mb": 200,
+                "fps": self.fps,
+                "splits": {"train": f"0:{len(self.records)}"},
+                "data_path": layout.DATA_PATH,
+                "video_path": None,
+                "features": self.features,
+            },
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """What all data files of one data set share."""
+        return {
+            "fps": self.fps,
+            "features": self.features,
+            "action_space": self.action_space,
+            "axes": self.axes,
+        }
+
+    def _count(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        self.episode_ids.add(record["episode_id"])
+        self.tasks.setdefault(record["instruction"], len(self.tasks))
+        self.n_frames += record["length"]
+
+    def _episode_rows(self) -> list[dict[str, Any]]:
+        rows, start = [], 0
+        for number, record in enumerate(self.records):
+            flat = {
+                f"stats/{key}/{name}": value
+                for key, stats in record["stats"].items()
+                for name, value in stats.items()
+            }
+            rows.append(
+                {
+                    "episode_index": number,
+                    "tasks": [record["instruction"]],
+                    "length": record["length"],
+                    "data/chunk_index": record["file"] // layout.FILES_PER_CHUNK,
+                    "data/file_index": record["file"] % layout.FILES_PER_CHUNK,
+                    "dataset_from_index": start,
+                    "dataset_to_index": start + record["length"],
+                    "meta/episodes/chunk_index": 0,
+                    "meta/episodes/file_index": 0,
+                    **flat,
+                }
+            )
+            start += record["length"]
+        return rows
+
+    def _table(
+        self, record: dict[str, Any], vectors: dict[str, np.ndarray], frames: dict[str, np.ndarray]
+    ) -> pa.Table:
+        """The rows of one episode, in the order of the schema."""
+        steps = np.arange(record["length"])
+        solved = record["success_step"] is not None
+        columns: dict[str, Any] = {
+            "timestamp": steps / self.fps,
+            "frame_index": steps,
+            "episode_index": np.full(len(steps), len(self.records)),
+            "index": steps + self.n_frames,
+            "task_index": np.full(
+                len(steps), self.tasks.get(record["instruction"], len(self.tasks))
+            ),
+            "next.success": steps >= record["success_step"]
+            if solved
+            else np.zeros(len(steps), bool),
+            "next.done": steps == len(steps) - 1,
+        }
+        for name in self.cameras:
+            columns[layout.IMAGE_PREFIX + name] = [
+                {"bytes": encode_png(frame), "path": f"frame-{t:06d}.png"}
+                for t, frame in enumerate(frames[name])
+            ]
+        for key, values in vectors.items():
+            columns[key] = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
+        arrays = [
+            pa.array(columns[field.name], type=field.type)
+            if not isinstance(columns[field.name], pa.Array)
+            else columns[field.name]
+            for field in self.schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def _spread(
+        self, values: np.ndarray | None, names: Sequence[str], length: int, where: str
+    ) -> np.ndarray:
+        """The episode's privileged columns laid into those of the data set; columns that it lacks hold 0."""
+        known = self.vectors[layout.PRIVILEGED]
+        width = 0 if values is None else values.shape[-1]
+        if width != len(names) or not set(names) <= set(known):
+            raise RoboAlignError(
+                f"privileged state has {width} columns named {list(names)}; the data set knows {list(known)}",
+                where=where,
+                fix="pass every name as privileged_names to LeRobotWriter",
+            )
+        spread = np.zeros((length, len(known)), np.float32)
+        if values is not None:
+            if len(values) != length:
+                raise RoboAlignError(
+                    f"privileged has {len(values)} steps, actions have {length}", where=where
+                )
+            spread[:, [known.index(name) for name in names]] = values
+        return spread
+
+    def _checked(self, values: np.ndarray, key: str, length: int, where: str) -> np.ndarray:
+        values = np.asarray(values, np.float32)
+        expected = (length, len(self.vectors[key]))
+        if values.shape != expected or not length:
+            raise RoboAlignError(
+                f"{key} has shape {values.shape}, expected {expected}", where=where
+            )
+        if not np.isfinite(values).all():
+            step, dimension = np.argwhere(~np.isfinite(values))[0]
+            raise RoboAlignError(
+                f"{key} is not finite at step {step}, dimension {self.vectors[key][dimension]}",
+                where=where,
+                fix="drop this episode or repair its source",
+            )
+        return values
+
+    def _check_frames(
+        self,
+        frames: dict[str, np.ndarray],
+        cameras: dict[str, Camera],
+        name: str,
+        length: int,
+        where: str,
+    ) -> None:
+        width, height = self.cameras[name]
+        if name not in frames or name not in cameras:
+            raise RoboAlignError(f"camera {name} is missing", where=where)
+        if frames[name].shape != (length, height, width, 3) or frames[name].dtype != np.uint8:
+            raise RoboAlignError(
+                f"frames of {name} are {frames[name].dtype} {frames[name].shape}, "
+                f"expected uint8 {(length, height, width, 3)}",
+                where=where,
+            )
+
+    def _write_table(self, name: str, table: pa.Table) -> None:
+        with atomic_path(self.folder / name) as path:
+            pq.write_table(table, path)
+
+
+def as_list(matrix: np.ndarray | None) -> list[list[float]] | None:
+    """A matrix as JSON holds it."""
+    return None if matrix is None else np.asarray(matrix, np.float64).tolist()
+
+
+def read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of the episodes in one data file. Raises RoboAlignError where the file is broken or where its fps,
+    features, action space and axes are not those of `settings`."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RoboAlignError(
+            f"not a readable parquet file ({error})", where=str(path), fix="delete it"
+        ) from None
+    extras = json.loads(metadata.get(layout.EXTRAS_KEY, b"{}"))
+    if {key: extras.get(key) for key in settings} != settings:
+        problem = (
+            "the data set there has another fps or action space, other cameras, names or shapes"
+        )
+        raise RoboAlignError(problem, where=str(path), fix="choose an empty folder")
+    return extras["episodes"]

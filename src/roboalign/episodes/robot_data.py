@@ -1,0 +1,65 @@
+"""Robot data sets of any format as one stream of `Episode`s; what cannot be read is named and counted."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An episode that was left out: where it lies, what is wrong with it, and what mends it."""
+
+    where: str
+    problem: str
+    fix: str = ""
+
+
+class RobotData:
+    """The episodes of one data set, read one at a time: memory holds the one that is looked at.
+
+    `action_names` and `state_names` are what the data set itself calls their dimensions, empty where it does not.
+    Each pass reads anew and fills `faults`. With `strict`, the first fault raises RoboAlignError instead.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        format: str,
+        read: Callable[[], Iterator[Episode | Fault]],
+        *,
+        strict: bool = False,
+        action_names: tuple[str, ...] = (),
+        state_names: tuple[str, ...] = (),
+    ) -> None:
+        self.name, self.format, self.read, self.strict = name, format, read, strict
+        self.action_names, self.state_names = action_names, state_names
+        self.faults: list[Fault] = []
+
+    def through(self, read: Callable[[], Iterator[Episode | Fault]]) -> "RobotData":
+        """The same data set, its episodes given by another function."""
+        return RobotData(
+            self.name,
+            self.format,
+            read,
+            strict=self.strict,
+            action_names=self.action_names,
+            state_names=self.state_names,
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        self.faults = []
+        for item in self.read():
+            if isinstance(item, Episode):
+                yield item
+            elif self.strict:
+                raise RoboAlignError(
+                    item.problem,
+                    where=item.where,
+                    fix=item.fix
+                    or "drop this episode, or read "
+                    "without --strict: it is then left out and counted",
+                )
+            else:
+                self.faults.append(item)

@@ -1,0 +1,280 @@
+"""What is measured on the samples of a data set: one dimension, one camera, the action tokens."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign.actions.fast import DecodeFailure, FastTokenizer
+from roboalign.actions.normalize import ActionStats
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.robot_data import Fault
+
+BINS = 40
+FRAMES = 3  # frames looked at, an episode and camera: the first, the middle, the last
+DARK = 10  # grey levels; JPEG noise stays below
+NEGLIGIBLE = 1e-6  # std of a dimension that only rounding moves
+SCALE, VOCAB_SIZE = 10.0, 1024  # FAST's own choice
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of the bins between `edges` (one more than counts)."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One action or state dimension, raw units."""
+
+    name: str
+    minimum: float
+    q01: float
+    median: float
+    q99: float
+    maximum: float
+    mean: float
+    std: float
+    at_extremes: float
+    """Share of the rows at the minimum or the maximum."""
+    near_constant: bool
+    """q99 - q01 is below a thousandth of the widest dimension's, or std is below 1e-6."""
+    discrete: bool
+    """2 to 10 values, each in at least 1% of the rows and in 10, make up 90% of them: a gripper command, say."""
+    outliers: float
+    """Share of the rows beyond q01 - 3 (q99 - q01) .. q99 + 3 (q99 - q01)."""
+    worst: list[str]
+    """Episodes with the values farthest beyond, at most 3, the worst first; found even where the sample has none."""
+    histogram: Histogram | None
+    """From q01 - (q99 - q01) to q99 + (q99 - q01) at most; the bins at the ends hold what lies beyond."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is known of one dimension before it is judged."""
+
+    name: str
+    sample: np.ndarray
+    """[N]"""
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    extremes: list[tuple[float, str]]
+    """The lowest and the highest values with their episodes."""
+
+
+def dimensions(columns: list[Column], *, histograms: bool) -> list[Dimension]:
+    """Judge the dimensions of one vector, each also against the widest of them."""
+    quantiles = [np.quantile(column.sample, [0.01, 0.5, 0.99]) for column in columns]
+    widest = max((q[2] - q[0] for q in quantiles), default=0.0)
+    return [
+        _dimension(c, q.tolist(), widest, histograms)
+        for c, q in zip(columns, quantiles, strict=True)
+    ]
+
+
+def _dimension(column: Column, quantiles: list[float], widest: float, histogram: bool) -> Dimension:
+    q01, median, q99 = quantiles
+    spread = q99 - q01
+    low, high = q01 - 3 * spread, q99 + 3 * spread
+    judged = column.std >= NEGLIGIBLE
+    beyond = (column.sample < low) | (column.sample > high)
+    return Dimension(
+        name=column.name,
+        minimum=column.minimum,
+        q01=q01,
+        median=median,
+        q99=q99,
+        maximum=column.maximum,
+        mean=column.mean,
+        std=column.std,
+        discrete=_discrete(column.sample),
+        at_extremes=float(np.isin(column.sample, (column.minimum, column.maximum)).mean()),
+        near_constant=bool(spread < widest / 1000 or column.std < NEGLIGIBLE),
+        outliers=float(beyond.mean()) if judged else 0.0,
+        worst=_worst(column.extremes, low, high) if judged else [],
+        histogram=histogram_of(column.sample, q01 - spread, q99 + spread) if histogram else None,
+    )
+
+
+def _discrete(sample: np.ndarray) -> bool:
+    times = np.unique(sample, return_counts=True)[1]
+    often = times[times >= max(10, 0.01 * len(sample))]
+    return 2 <= len(often) <= 10 and bool(often.sum() >= 0.9 * len(sample))
+
+
+def _worst(extremes: list[tuple[float, str]], low: float, high: float) -> list[str]:
+    """The owners of the values farthest beyond the bounds, each once."""
+    ranked = sorted(
+        ((max(value - high, low - value), owner) for value, owner in extremes),
+        key=lambda pair: -pair[0],
+    )
+    return list(dict.fromkeys(owner for excess, owner in ranked if excess > 0))[:3]
+
+
+def histogram_of(values: np.ndarray, low: float, high: float) -> Histogram:
+    """Of `values` [N], N > 0, between `low` and `high`, or their own bounds where those are narrower."""
+    low, high = max(low, float(values.min())), min(high, float(values.max()))
+    if high - low <= NEGLIGIBLE * max(1.0, abs(low)):
+        return Histogram([low - 0.5, low + 0.5], [len(values)])
+    counts, edges = np.histogram(np.clip(values, low, high), bins=BINS, range=(low, high))
+    return Histogram(edges.tolist(), counts.tolist())
+
+
+@dataclass(frozen=True)
+class CameraSurvey:
+    """What the frames of one camera that were looked at show."""
+
+    name: str
+    episodes: int
+    """Episodes that have this camera."""
+    looked_at: int
+    """Episodes of which frames were decoded: the first, the middle and the last."""
+    sizes: list[str]
+    """`width x height` of the decoded frames."""
+    frames: int
+    black: int
+    flat: int
+    """Frames of one colour that is not black."""
+    frozen: int
+    """Episodes whose frames are all equal, black and flat ones aside."""
+    unreadable: int
+    """Frames that do not decode, and episodes with another number of frames than of actions."""
+
+
+class CameraTally:
+    """Counts over the frames of one camera."""
+
+    def __init__(self) -> None:
+        self.episodes = self.looked_at = self.frames = self.black = self.flat = self.frozen = (
+            self.unreadable
+        ) = 0
+        self.sizes: set[str] = set()
+
+    def look(self, episode: Episode, name: str) -> tuple[set[bytes], list[Fault]]:
+        """Count the frames of one more episode; the hashes of those that show something, and what is broken."""
+        self.looked_at += 1
+        stored = len(episode.images[name])
+        if stored != len(episode):
+            self.unreadable += 1
+            problem = f"camera {name} has {stored} frames for {len(episode)} actions"
+            return set(), [
+                Fault(f"episode {episode.episode_id}", problem, "drop or repair this episode")
+            ]
+        hashes: list[bytes] = []
+        faults = []
+        steps = np.unique(np.linspace(0, stored - 1, FRAMES).astype(int)).tolist()
+        for t in steps:
+            try:
+                hashes += self._count(episode.frame(name, t))
+            except RoboAlignError as error:
+                self.unreadable += 1
+                faults.append(Fault(error.where, error.problem, error.fix))
+        self.frozen += len(hashes) == len(steps) > 1 == len(set(hashes))
+        return set(hashes), faults
+
+    def _count(self, frame: np.ndarray) -> list[bytes]:
+        """The hash of the frame, or nothing where it is black or flat."""
+        self.frames += 1
+        self.sizes.add(f"{frame.shape[1]} x {frame.shape[0]}")
+        black = int(frame.max()) <= DARK
+        flat = not black and int(np.ptp(frame, axis=(0, 1)).max()) <= DARK
+        self.black += black
+        self.flat += flat
+        if black or flat:
+            return []
+        return [
+            hashlib.blake2b(repr(frame.shape).encode() + frame.tobytes(), digest_size=16).digest()
+        ]
+
+    def survey(self, name: str) -> CameraSurvey:
+        """The counts."""
+        return CameraSurvey(
+            name=name,
+            episodes=self.episodes,
+            looked_at=self.looked_at,
+            sizes=sorted(self.sizes),
+            frames=self.frames,
+            black=self.black,
+            flat=self.flat,
+            frozen=self.frozen,
+            unreadable=self.unreadable,
+        )
+
+
+@dataclass(frozen=True)
+class TokenSurvey:
+    """FAST on held-out chunks: no episode, and no copy of one, is both in the fitted and in the measured half."""
+
+    fitted_here: bool
+    """False: the tokenizer was given, and may have seen these chunks."""
+    fitted_on: int
+    """Chunks of the half that the statistics, and the tokenizer where none was given, are fitted on."""
+    chunks: int
+    """Chunks of the other half, on which everything below is measured."""
+    horizon: int
+    scale: float
+    vocab_size: int
+    length_mean: float
+    length_q05: float
+    length_q95: float
+    lengths: Histogram
+    l1: float
+    """Mean absolute error of encoding and decoding, in normalised units: [-1, 1] is q01 to q99. 0 if none decodes."""
+    l1_dims: list[float]
+    clipped: int
+    """Coefficients outside the tokenizer's range."""
+    undecodable: int
+    """Chunks that do not decode; they are not in l1."""
+
+
+def measure_tokens(
+    fit: np.ndarray, held: np.ndarray, fast: FastTokenizer | None
+) -> tuple[TokenSurvey | None, str]:
+    """Fit on `fit` [N, H, D], raw, unless `fast` is given; measure on `held`. Or None and why it cannot be."""
+    if not len(fit) or not len(held):
+        return None, "fewer than two different episodes: none to hold out"
+    stats = ActionStats.fit(fit[:, 0])
+    tokenizer = fast
+    try:
+        if tokenizer is None:
+            tokenizer = FastTokenizer.fit(stats.normalize(fit), scale=SCALE, vocab_size=VOCAB_SIZE)
+    except RoboAlignError as error:
+        return None, error.problem
+    chunks, clipped_before = stats.normalize(held), tokenizer.clipped
+    ids = tokenizer.encode(chunks)
+    decoded = tokenizer.decode_batch(ids)
+    errors = [
+        np.abs(again - chunk)
+        for again, chunk in zip(decoded, chunks, strict=True)
+        if not isinstance(again, DecodeFailure)
+    ]
+    per_dim = np.mean(errors, axis=(0, 1)) if errors else np.zeros(chunks.shape[2])
+    lengths = np.array([len(one) for one in ids])
+    q05, q95 = np.quantile(lengths, [0.05, 0.95])
+    ends = (
+        int(lengths.min()) - 0.5,
+        int(lengths.max()) + 0.5,
+    )  # bins centred on whole numbers, where these are few
+    counts, edges = np.histogram(lengths, bins=min(BINS, int(ends[1] - ends[0])), range=ends)
+    found = TokenSurvey(
+        fitted_here=fast is None,
+        fitted_on=len(fit),
+        chunks=len(held),
+        horizon=chunks.shape[1],
+        scale=float(tokenizer.scale),
+        vocab_size=tokenizer.vocab_size,
+        length_mean=float(lengths.mean()),
+        length_q05=float(q05),
+        length_q95=float(q95),
+        lengths=Histogram(edges.tolist(), counts.tolist()),
+        l1=float(per_dim.mean()),
+        l1_dims=per_dim.tolist(),
+        clipped=tokenizer.clipped - clipped_before,
+        undecodable=len(chunks) - len(errors),
+    )
+    return found, ""

@@ -1,0 +1,194 @@
+"""What became of every sample: counts that must add up, and the list of what was left out."""
+
+import json
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from roboalign.core.files import atomic_path
+from roboalign.mixture.mixing import store
+from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture.mixing.keys import TOP
+
+REASONS = 20
+"""Different reasons that are counted by name."""
+
+
+def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[str, Any]]:
+    """What became of the samples of each source.
+
+    found = kept + heldout + heldout_seen + duplicates + leaks + refused + faults + not_drawn, and
+    asked = kept + repeats + short. Each is counted by itself. An episode that is broken counts as one sample.
+    """
+    result = {}
+    for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
+
+        def ask(query: str, number: int = number) -> int:
+            return store.number(index, query, number)
+
+        kept = ask("SELECT count(*) FROM kept WHERE source = ? AND copy = 1")
+        lost = "SELECT count(*) FROM dropped WHERE source = ? AND what = "
+        refused, faults, leaks = (ask(f"{lost} '{what}'") for what in ("refused", "fault", "leak"))
+        row = {
+            "asked": asked,
+            "found": ask("SELECT count(*) FROM items WHERE source = ?")
+            + ask(
+                "SELECT count(*) FROM dropped d WHERE source = ? AND NOT EXISTS (SELECT 1 FROM items i WHERE "
+                "i.source = d.source AND i.part = d.part AND i.place = d.place)"
+            ),
+            "kept": kept,
+            "repeats": ask("SELECT count(*) FROM kept WHERE source = ? AND copy > 1"),
+            "short": asked - ask("SELECT count(*) FROM kept WHERE source = ?"),
+            "heldout": ask(
+                "SELECT count(*) FROM placed p JOIN drawn d ON d.item = p.item WHERE d.source = ? AND "
+                "p.split = 'heldout'"
+            ),
+            "heldout_seen": ask("SELECT count(*) FROM drawn WHERE source = ? AND what = 'seen'"),
+            "duplicates": ask(
+                "SELECT count(*) FROM dropped WHERE source = ? AND what = 'duplicate'"
+            ),
+            "leaks": leaks,
+            "refused": refused,
+            "faults": faults,
+            "not_drawn": ask(
+                "SELECT count(*) FROM items WHERE source = ? AND item NOT IN (SELECT item FROM drawn)"
+            )
+            + ask(
+                "SELECT count(*) FROM drawn WHERE source = ? AND what = 'good' AND item NOT IN "
+                "(SELECT item FROM kept)"
+            ),
+        }
+        check_sums(source.name, row)
+        result[source.name] = row | {"reasons": reasons(index, number)}
+    return result
+
+
+def check_sums(name: str, row: dict[str, int]) -> None:
+    """Every sample is accounted for."""
+    parts = (
+        "kept",
+        "heldout",
+        "heldout_seen",
+        "duplicates",
+        "leaks",
+        "refused",
+        "faults",
+        "not_drawn",
+    )
+    assert row["found"] == sum(row[part] for part in parts), (name, row)
+    assert row["asked"] == row["kept"] + row["repeats"] + row["short"], (name, row)
+
+
+def reasons(index: sqlite3.Connection, source: int) -> dict[str, int]:
+    """How often each reason for leaving a sample out came; names and numbers in it do not count as different."""
+    counts: dict[str, int] = {}
+    for what, reason, times in index.execute(
+        "SELECT what, reason, count(*) FROM dropped WHERE source = ? AND "
+        "what != 'duplicate' GROUP BY what, reason",
+        (source,),
+    ):
+        key = f"{what}: {plain(reason)}"
+        if key not in counts and len(counts) == REASONS:
+            key = "others"
+        counts[key] = counts.get(key, 0) + times
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def plain(reason: str) -> str:
+    """A reason without what is quoted and without numbers."""
+    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "..", reason))[:120]
+
+
+def note_duplicates(index: sqlite3.Connection, config: MixtureConfig) -> None:
+    """List the samples whose content another one has, with that one.
+
+    What was looked at beyond the last sample that a source needed was not drawn, whatever its content.
+    """
+    for number, asked in enumerate(config.asked()):
+        last, kept = index.execute(
+            "SELECT max(key), count(*) FROM kept WHERE source = ? AND copy = 1", (number,)
+        ).fetchone()
+        index.execute(
+            "UPDATE drawn SET what = 'duplicate' WHERE source = ? AND what = 'good' AND key <= ? AND item "
+            "NOT IN (SELECT item FROM kept) AND content IN (SELECT content FROM kept)",
+            (number, last if kept == asked else TOP - 1),
+        )
+    index.execute(
+        "UPDATE drawn SET what = 'held duplicate' WHERE what = 'held' AND item NOT IN (SELECT item FROM "
+        "placed WHERE split = 'heldout')"
+    )
+    others = {
+        "duplicate": "SELECT item, content FROM kept WHERE copy = 1",
+        "held duplicate": "SELECT item, content FROM drawn WHERE what IN ('held', 'seen')",
+    }
+    for what, query in others.items():
+        index.execute(
+            "INSERT INTO dropped SELECT d.source, i.part, i.place, d.id, 'duplicate', 'same image and turns', "
+            f"(SELECT e.id FROM ({query}) o JOIN drawn e ON e.item = o.item WHERE o.content = d.content LIMIT 1) "
+            "FROM drawn d JOIN items i ON i.item = d.item WHERE d.what = ?",
+            (what,),
+        )
+
+
+def list_dropped(index: sqlite3.Connection, config: MixtureConfig, path: Path) -> None:
+    """Write what was left out, one line a sample, in the order of the sources."""
+    with atomic_path(path) as temporary, temporary.open("w") as file:
+        for source, *values in index.execute(
+            "SELECT source, id, what, reason, other FROM dropped ORDER BY source, part, place, what"
+        ):
+            row = dict(zip(("id", "what", "reason", "other"), values))
+            file.write(json.dumps({"source": config.sources[source].name} | row) + "\n")
+        for source, id_ in index.execute(
+            "SELECT source, id FROM drawn WHERE what = 'seen' ORDER BY item"
+        ):
+            row = {
+                "source": config.sources[source].name,
+                "id": id_,
+                "what": "heldout seen",
+                "reason": "training shows the same picture",
+                "other": None,
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def images(index: sqlite3.Connection) -> dict[str, int]:
+    """How many different images train: by their bytes, and by their perceptual hash (frames of one camera share it)."""
+    query = "SELECT count(DISTINCT {}) FROM kept k JOIN drawn d ON d.item = k.item"
+    return {
+        "different": store.number(index, query.format("sha")),
+        "different_hashes": store.number(index, query.format("look")),
+    }
+
+
+def text_of(manifest: dict[str, Any]) -> str:
+    """The account as a table."""
+    columns = (
+        "asked",
+        "kept",
+        "repeats",
+        "short",
+        "heldout",
+        "duplicates",
+        "leaks",
+        "refused",
+        "faults",
+        "not_drawn",
+    )
+    width = max(len(name) for name in [*manifest["sources"], "source"])
+    lines = ["  ".join([f"{'source':{width}}", *(f"{name:>10}" for name in columns)])]
+    for name, row in manifest["sources"].items():
+        lines.append("  ".join([f"{name:{width}}", *(f"{row[column]:>10}" for column in columns)]))
+    for name, row in manifest["sources"].items():
+        lines += [f"{name}: {times} x {reason}" for reason, times in row["reasons"].items()]
+    if any(row["reasons"] for row in manifest["sources"].values()):
+        lines.append(
+            "dropped.jsonl names each sample that was left out (N and .. stand for numbers and names)"
+        )
+    for name, row in manifest["sources"].items():
+        if row["short"]:
+            lines.append(
+                f"{name} is {row['short']} samples short of the {row['asked']} asked: what else it had is "
+                "left out, as dropped.jsonl says; set `repeat: true` to go through it again"
+            )
+    return "\n".join(lines)

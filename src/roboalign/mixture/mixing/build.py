@@ -1,0 +1,431 @@
+"""A mixture from any sources: two passes over them, an index on disk between, and the manifest that rebuilds it."""
+
+import hashlib
+import platform
+import shutil
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow as pa
+
+from roboalign import __version__
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, hash_file, hash_tree, locked, read_json, write_json
+from roboalign.episodes.robot_data import Fault
+from roboalign.mixture.mixing import account, choose, store, write
+from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture.mixing.evaluation import (
+    EVALUATED,
+    evaluation_tasks,
+    join_evaluation,
+    read_evaluation,
+)
+from roboalign.mixture.mixing.examine import (
+    examine_part,
+    examined_file,
+    held_out,
+    scan_part,
+    scanned_file,
+)
+from roboalign.mixture.mixing.parts import Part, Wanted
+from roboalign.mixture.mixing.robots import chunks_at
+from roboalign.mixture.mixing.sources import parts_of
+from roboalign.mixture.mixing.tasks import processes, run_tasks
+from roboalign.mixture.mixing.tokens import check_same_actions, make_tokens
+
+Lengths = Callable[[Path, Path], None]
+"""Writes the tokenised lengths of the samples of a shard (first path) to the second."""
+
+
+class Building:
+    """A mixture while it is made: its settings, parts and folder, the index, and the processes that share the work."""
+
+    def __init__(
+        self, config: MixtureConfig, work: Path, pool: Executor | None, workers: int
+    ) -> None:
+        self.config, self.work, self.pool, self.workers = config, work, pool, workers
+        found = parts_of_all(config)
+        self.parts: list[Part] = [part for parts, _ in found for part in parts]
+        self.missing: list[tuple[int, Fault]] = [
+            (n, fault) for n, (_, faults) in enumerate(found) for fault in faults
+        ]
+
+    def run(
+        self, label: str, function: Callable[..., Any], tasks: list[tuple[Any, ...]]
+    ) -> list[Any]:
+        """The results of independent tasks."""
+        return run_tasks(f"mix: {label}", self.pool, function, tasks, self.workers)
+
+
+def build(
+    config: MixtureConfig,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    lengths: Lengths | None = None,
+    expected: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the mixture to the folder `out`, which appears whole; return its manifest.
+
+    Written are train-*.parquet, and rl.parquet, heldout.parquet, tokenizer/ and *.lengths.npy where asked, with
+    dropped.jsonl, rl-ids.txt and manifest.json. A call that was killed is gone on with by the same call. `expected`
+    is a manifest to be rebuilt: the shards must be its shards.
+
+    Raises RoboAlignError where a source cannot be read or has fewer samples than asked, where `out` is there already,
+    and where a source or a shard is not what `expected` lists.
+    """
+    out = Path(out)
+    work = out.parent / f".{out.name}.building"
+    if out.exists():
+        there = read_json(out / "manifest.json") if (out / "manifest.json").is_file() else None
+        if isinstance(there, dict) and there.get("settings") == dump(config):
+            shutil.rmtree(
+                work, ignore_errors=True
+            )  # a kill between the last rename and this leaves it
+            return there
+        raise RoboAlignError(
+            "the folder is there already", where=str(out), fix="give another --out, or remove it"
+        )
+    with locked(work), processes(workers) as pool:
+        building = Building(config, work, pool, workers)
+        begin(building)
+        index = store.open_index(work / "index.sqlite")
+        try:
+            fingerprints = scan(building, index)
+            check_same("source file", fingerprints, expected and expected["files"])
+            choose.check_enough(index, config)
+            evaluation = evaluate(building)
+            check_same(
+                "file of what is evaluated on",
+                digest_of(evaluation),
+                expected and digest_of(expected.get("evaluation")),
+            )
+            tokens = fit(building, index)
+            if not store.is_done(index, "placed"):
+                examine(building, index)
+                choose.place(index, config, work)
+            shards = write_all(building, index)
+            manifest = describe(building, index, fingerprints, evaluation, tokens, shards)
+        finally:
+            index.close()
+        check_same("shard", manifest["shards"], expected and expected["shards"])
+        if lengths:
+            add_lengths(building, lengths, manifest)
+        check_same("file of lengths", manifest["lengths"], expected and expected["lengths"])
+        write_json(work / "out" / "manifest.json", manifest)
+        (work / "out").replace(out)
+        shutil.rmtree(work)
+    return manifest
+
+
+def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
+    """`parts_of` of every source. Raises the RoboAlignError of the first that cannot be read, naming the others."""
+    found, errors = [], []
+    for number, source in enumerate(config.sources):
+        try:
+            found.append(parts_of(number, source))
+        except RoboAlignError as error:
+            errors.append((source.name, error))
+    if errors:
+        first, others = errors[0][1], ", ".join(name for name, _ in errors[1:])
+        more = f" (nor can {others} be read)" if others else ""
+        raise RoboAlignError(first.problem + more, where=first.where, fix=first.fix)
+    return found
+
+
+def dump(config: MixtureConfig) -> dict[str, Any]:
+    """The settings as the manifest has them."""
+    return config.model_dump(mode="json")
+
+
+def begin(building: Building) -> None:
+    """Empty the working folder where it belongs to other settings or to files that have changed since.
+
+    The images of question-answering sources are not looked at: a change of them while the mixture is made goes unseen.
+    """
+    config, digest = building.config, hashlib.sha256()
+    given = [
+        *(part.file for part in building.parts),
+        *(Path(one.path) for one in config.evaluation),
+    ]
+    given += [Path(config.tokenizer.path)] if config.tokenizer and config.tokenizer.path else []
+    for root in given:
+        for path in [root] if root.is_file() else sorted(root.rglob("*")):
+            if path.is_file():
+                state = path.stat()
+                digest.update(
+                    f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(
+                        "utf-8", "surrogateescape"
+                    )
+                )
+    stamp = {"settings": dump(config), "version": __version__, "sources": digest.hexdigest()}
+    kept = building.work / "settings.json"
+    if not kept.exists() or read_json(kept) != stamp:
+        for path in building.work.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_json(kept, stamp)
+    (building.work / "out").mkdir(exist_ok=True)
+
+
+def scan(building: Building, index: sqlite3.Connection) -> dict[str, str]:
+    """First pass: which samples there are. Returns the fingerprint of each file."""
+    work, config = building.work, building.config
+    found = building.run(
+        "what there is", scan_part, [(work, config, part) for part in building.parts]
+    )
+    if not store.is_done(index, "scanned"):
+        with store.transaction(index, "scanned"):
+            for part in building.parts:
+                with store.reading(scanned_file(work, part)) as rows:
+                    index.executemany(
+                        "INSERT INTO items (source, part, place, key) VALUES (?, ?, ?, ?)",
+                        (
+                            (part.source, part.number, *row)
+                            for row in rows.execute("SELECT * FROM items ORDER BY place")
+                        ),
+                    )
+                    index.executemany(
+                        "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?, NULL)",
+                        (
+                            (part.source, part.number, *row)
+                            for row in rows.execute("SELECT * FROM dropped")
+                        ),
+                    )
+            for place, (source, fault) in enumerate(building.missing):
+                index.execute(
+                    "INSERT INTO dropped VALUES (?, -1, ?, ?, 'fault', ?, NULL)",
+                    (source, place, fault.where, fault.problem),
+                )
+            index.execute("CREATE INDEX items_by_key ON items (source, key, item)")
+            index.execute("CREATE INDEX items_by_place ON items (source, part, place)")
+    return {
+        f"{config.sources[part.source].name}/{part.name}".rstrip("/"): digest
+        for part, digest in zip(building.parts, found)
+    }
+
+
+def evaluate(building: Building) -> dict[str, Any] | None:
+    """Read what is evaluated on; what the manifest says of it."""
+    if not building.config.evaluation:
+        return None
+    told = building.work / "evaluation.json"
+    if not told.exists():
+        (building.work / EVALUATED).mkdir(exist_ok=True)
+        sets = building.config.evaluation
+        tasks = [
+            task for n, one in enumerate(sets) for task in evaluation_tasks(building.work, n, one)
+        ]
+        building.run("evaluation sets", read_evaluation, tasks)
+        join_evaluation(building.work, sets)
+    return {"sets": read_json(told)["sets"], "sha256": hash_file(building.work / "evaluation.bin")}
+
+
+def digest_of(evaluation: dict[str, Any] | None) -> dict[str, str]:
+    """What `check_same` takes: the fingerprint of all images that are evaluated on."""
+    return {"images": evaluation["sha256"]} if evaluation else {}
+
+
+def fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None:
+    """Fit or load the action tokens, on the first chunks that are drawn and not held out."""
+    config, folder = building.config, building.work / "tokenizer"
+    if config.tokenizer is None:
+        return None
+    if not folder.exists():
+        robots = [(n, source) for n, source in enumerate(config.sources) if source.robot]
+        asked = config.asked()
+        whole = sum(asked[n] for n, _ in robots)
+        found = []
+        for number, source in robots:
+            most = max(1, min(asked[number], config.tokenizer.chunks * asked[number] // whole))
+            wanted = map(
+                Wanted._make,
+                index.execute(
+                    "SELECT place, item, key FROM (SELECT * FROM items WHERE source = ? ORDER BY key, item LIMIT ?) "
+                    "ORDER BY place",
+                    (number, most),
+                ),
+            )
+            found.append(
+                (
+                    source.name,
+                    *chunks_at(
+                        source,
+                        wanted,
+                        config.tokenizer.horizon,
+                        lambda group: held_out(config, group),
+                    ),
+                )
+            )
+        check_same_actions(found)
+        make_tokens(config.tokenizer, np.concatenate([chunks for _, chunks, _ in found]), folder)
+    described = read_json(folder / "tokenizer.json")
+    return {name: value for name, value in described.items() if name != "mean_chunk"} | {
+        "sha256": hash_tree(folder)
+    }
+
+
+def examine(building: Building, index: sqlite3.Connection) -> None:
+    """Second pass: look at what is drawn, in rounds until no source lacks a sample or has more to look at."""
+    config, work = building.config, building.work
+    turn = store.number(index, "SELECT count(*) FROM done WHERE step LIKE 'looked %'")
+    while True:
+        if not store.is_done(index, f"round {turn}"):
+            choose.settle(index, config)
+            if not any(choose.missing_of(index, config)):
+                return
+            choose.draw(index, config, turn)
+        drawn = set(
+            index.execute(
+                "SELECT DISTINCT source, part FROM items WHERE item IN (SELECT item FROM chosen "
+                "WHERE round = ?)",
+                (turn,),
+            )
+        )
+        parts = [part for part in building.parts if (part.source, part.number) in drawn]
+        slices = [(part, k) for part in parts for k in range(part.slices)]
+        threads = max(1, building.workers // max(1, len(slices)))
+        building.run(
+            "images", examine_part, [(work, config, part, turn, k, threads) for part, k in slices]
+        )
+        take_over(building, index, slices, turn)
+        turn += 1
+
+
+def take_over(
+    building: Building, index: sqlite3.Connection, slices: list[tuple[Part, int]], turn: int
+) -> None:
+    """Put what the tasks of a round found into the index."""
+    with store.transaction(index, f"looked {turn}"):
+        for part, k in slices:
+            path = examined_file(building.work, part, turn, k)
+            with store.reading(path) as rows:
+                index.executemany(
+                    "INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    ((*row, path.name) for row in rows.execute("SELECT * FROM drawn")),
+                )
+                index.executemany(
+                    "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        (part.source, part.number, *row)
+                        for row in rows.execute("SELECT * FROM dropped")
+                    ),
+                )
+
+
+def write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+    """Write the shards of every split; name -> sha256 and counts."""
+    tasks = []
+    for split in ("train", "rl", "heldout"):
+        count = store.number(index, "SELECT count(*) FROM placed WHERE split = ?", split)
+        if split == "train":
+            size = building.config.shard_size
+            tasks += [
+                (building.work, split, f"train-{n:05d}.parquet", first, min(first + size, count))
+                for n, first in enumerate(range(0, count, size))
+            ]
+        elif getattr(building.config, split) is not None:
+            tasks.append((building.work, split, f"{split}.parquet", 0, count))
+    return {
+        task[2]: row for task, row in zip(tasks, building.run("shards", write.write_shard, tasks))
+    }
+
+
+def describe(
+    building: Building,
+    index: sqlite3.Connection,
+    files: dict[str, str],
+    evaluation: dict[str, Any] | None,
+    tokens: dict[str, Any] | None,
+    shards: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Write what lies beside the shards; return the manifest."""
+    config, out = building.config, building.work / "out"
+    if not store.is_done(index, "duplicates"):
+        with store.transaction(index, "duplicates"):
+            account.note_duplicates(index, config)
+    account.list_dropped(index, config, out / "dropped.jsonl")
+    if tokens and not (out / "tokenizer").exists():
+        with atomic_path(out / "tokenizer") as temporary:
+            shutil.copytree(building.work / "tokenizer", temporary)
+    kept = store.number(index, "SELECT count(*) FROM kept")
+    manifest: dict[str, Any] = {
+        "mixture": 1,
+        "settings": dump(config),
+        "files": files,
+        "evaluation": evaluation,
+        "sources": account.account(index, config),
+        "images": account.images(index),
+        "tokenizer": tokens,
+        "rl": None,
+        "counts": {
+            split: write.sum_of(
+                [row["counts"] for name, row in shards.items() if name.startswith(split)]
+            )
+            for split in ("train", "rl", "heldout")
+        },
+        "shards": {name: row["sha256"] for name, row in sorted(shards.items())},
+        "lengths": {},
+        "versions": {
+            "roboalign": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "pyarrow": pa.__version__,
+            "pillow": PIL.__version__,
+        },
+    }
+    if config.rl:
+        with atomic_path(out / "rl-ids.txt") as temporary, temporary.open("w") as file:
+            for (id_,) in index.execute(
+                "SELECT d.id FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'rl' "
+                "ORDER BY position"
+            ):
+                file.write(id_ + "\n")
+        manifest["rl"] = {
+            "ids": "rl-ids.txt",
+            "sha256": hash_file(out / "rl-ids.txt"),
+            "samples": config.rl.count,
+            "share": config.rl.count / kept,
+        }
+    return manifest
+
+
+def add_lengths(building: Building, lengths: Lengths, manifest: dict[str, Any]) -> None:
+    """Write the tokenised length of every training sample beside its shard."""
+    out = building.work / "out"
+    pairs = [
+        (out / name, out / f"{Path(name).stem}.lengths.npy")
+        for name in manifest["shards"]
+        if name[:5] == "train"
+    ]
+    building.run("lengths", lengths, [pair for pair in pairs if not pair[1].exists()])
+    manifest["lengths"] = {path.name: hash_file(path) for _, path in pairs}
+
+
+def check_same(what: str, found: dict[str, str], expected: dict[str, str] | None) -> None:
+    """Raise RoboAlignError where a file is not the one that the manifest to be rebuilt lists."""
+    if expected is None or found == expected:
+        return
+    name = next(
+        name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)
+    )
+    state = (
+        "is missing"
+        if name not in found
+        else "is not in the manifest"
+        if name not in expected
+        else "differs"
+    )
+    fix = {
+        "source file": "say with --at NAME=PATH where the same file lies",
+        "file of what is evaluated on": "say with --at evaluation.0=PATH where the same data lies",
+        "file of lengths": "say with --at model=PATH where the same model lies",
+    }.get(what, "an image of a source has changed, or use the versions that the manifest lists")
+    raise RoboAlignError(
+        f"the {what} {name} {state}: this would be another mixture", where="manifest.json", fix=fix
+    )

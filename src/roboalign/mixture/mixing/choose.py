@@ -1,0 +1,187 @@
+"""Which samples are looked at, which of them train, and in what order: decided in the index, by hashes."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.mixture.mixing import store
+from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture.mixing.keys import key_of
+from roboalign.mixture.mixing.looks import SEEN, Seen
+
+SPARE = 100
+"""One sample in so many is looked at beyond those asked, for those that fall out: a second round reads all anew."""
+
+
+def check_enough(index: sqlite3.Connection, config: MixtureConfig) -> None:
+    """Raise RoboAlignError where a source has fewer samples than asked, and may not be repeated."""
+    for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
+        there = store.number(index, "SELECT count(*) FROM items WHERE source = ?", number)
+        if not there or (there < asked and not source.repeat):
+            dropped = index.execute(
+                "SELECT what, reason, count(*) FROM dropped WHERE source = ? GROUP BY what, reason "
+                "ORDER BY 3 DESC LIMIT 1",
+                (number,),
+            ).fetchone()
+            most = f"; {dropped[2]} are left out as {dropped[0]}: {dropped[1]}" if dropped else ""
+            fix = (
+                f"lower its count to {there}, or set `repeat: true`"
+                if there
+                else "check what the source holds"
+            )
+            raise RoboAlignError(
+                f"{asked} samples are asked and it has {there}{most}",
+                where=f"source {source.name}",
+                fix=fix,
+            )
+
+
+def draw(index: sqlite3.Connection, config: MixtureConfig, turn: int) -> None:
+    """Choose what is looked at in this round: of each source the next samples by key, as many as are missing."""
+    with store.transaction(index, f"round {turn}"):
+        for number, missing in enumerate(missing_of(index, config)):
+            if missing:
+                chosen = store.number(
+                    index,
+                    "SELECT count(*) FROM chosen c JOIN items i ON i.item = c.item WHERE source = ?",
+                    number,
+                )
+                missing = int(missing / (1 - config.heldout.share)) if config.heldout else missing
+                index.execute(
+                    "INSERT INTO chosen SELECT item, ? FROM items WHERE source = ? ORDER BY key, item "
+                    "LIMIT ? OFFSET ?",
+                    (turn, number, missing + missing // SPARE + 16, chosen),
+                )
+
+
+def missing_of(index: sqlite3.Connection, config: MixtureConfig) -> list[int]:
+    """How many samples each source lacks; 0 where all it has were looked at."""
+    result = []
+    for number, asked in enumerate(config.asked()):
+        kept = store.number(index, "SELECT count(*) FROM kept WHERE source = ?", number)
+        left = store.number(
+            index, "SELECT count(*) FROM items WHERE source = ?", number
+        ) - store.number(index, "SELECT count(*) FROM drawn WHERE source = ?", number)
+        result.append(asked - kept if left else 0)
+    return result
+
+
+def settle(index: sqlite3.Connection, config: MixtureConfig) -> None:
+    """Keep of each source the first good samples by key, as many as asked, none with the content of another.
+
+    Of two with one content that of the earlier source stays, in one source that of the smaller key.
+    """
+    index.execute("BEGIN")
+    index.execute("DELETE FROM kept")
+    for number, asked in enumerate(config.asked()):
+        index.execute(
+            "INSERT INTO kept SELECT source, item, 1, key, content FROM (SELECT *, row_number() OVER (PARTITION BY "
+            "content ORDER BY key, item) AS n FROM drawn WHERE source = ? AND what = 'good') WHERE n = 1 AND content "
+            "NOT IN (SELECT content FROM kept) ORDER BY key, item LIMIT ?",
+            (number, asked),
+        )
+    index.execute("COMMIT")
+
+
+def place(index: sqlite3.Connection, config: MixtureConfig, work: Path) -> None:
+    """Repeat what is to be repeated, take the RL subset and the held-out set, and put each split in its order."""
+    index.create_function("key_of", -1, key_of, deterministic=True)
+    with store.transaction(index, "placed"):
+        for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
+            once = store.number(index, "SELECT count(*) FROM kept WHERE source = ?", number)
+            for copy in range(2, -(-asked // once) + 1 if source.repeat and once else 2):
+                index.execute(
+                    "INSERT INTO kept SELECT source, item, ?, key, content FROM kept WHERE source = ? AND "
+                    "copy = 1 ORDER BY key, item LIMIT ?",
+                    (copy, number, asked - (copy - 1) * once),
+                )
+        order = (
+            "row_number() OVER (ORDER BY key_of(?, ?, d.key, {copy}), d.item) - 1, d.item, {copy}"
+        )
+        index.execute(
+            f"INSERT INTO placed SELECT 'train', {order.format(copy='k.copy')} FROM kept k JOIN drawn d ON "
+            "d.item = k.item",
+            (config.seed, "order"),
+        )
+        if config.rl:
+            place_rl(index, config, order.format(copy="1"))
+        if config.heldout:
+            index.execute(
+                f"INSERT INTO placed SELECT 'heldout', {order.format(copy='1')} FROM drawn d WHERE what = 'held' AND "
+                "NOT EXISTS (SELECT 1 FROM drawn e WHERE e.content = d.content AND e.what = 'held' AND "
+                "(e.source, e.key, e.item) < (d.source, d.key, d.item))",
+                (config.seed, "order"),
+            )
+            release_seen(index, config, work)
+
+
+def place_rl(index: sqlite3.Connection, config: MixtureConfig, order: str) -> None:
+    """The RL subset: of the source's kept samples those that a hash of its own puts first."""
+    assert config.rl
+    number = [source.name for source in config.sources].index(config.rl.source)
+    index.execute(
+        f"INSERT INTO placed SELECT 'rl', {order} FROM (SELECT item, key FROM kept WHERE source = ? AND copy = 1 "
+        "ORDER BY key_of(?, 'rl', key), item LIMIT ?) d",
+        (config.seed, "order", number, config.seed, config.rl.count),
+    )
+    there = store.number(index, "SELECT count(*) FROM placed WHERE split = 'rl'")
+    kept = store.number(index, "SELECT count(*) FROM kept")
+    if there < config.rl.count or there > config.rl.at_most * kept:
+        raise RoboAlignError(
+            f"{config.rl.count} samples are asked; {there} were kept, and {config.rl.at_most} of the {kept} SFT "
+            f"samples are {int(config.rl.at_most * kept)}",
+            where=f"rl, source {config.rl.source}",
+            fix="lower rl.count",
+        )
+
+
+def release_seen(index: sqlite3.Connection, config: MixtureConfig, work: Path) -> None:
+    """Take out of the held-out set what training shows too, in another file: the same bytes or the same picture."""
+    held = "SELECT d.item, d.sha, d.look, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'heldout'"
+    count = store.number(index, f"SELECT count(*) FROM ({held})")
+    images, items = np.zeros(count, dtype=SEEN), np.zeros(count, dtype=np.int64)
+    for number, (item, sha, look, thumb) in enumerate(looks(index, work, held)):
+        images[number], items[number] = (sha, look, thumb()), item
+    seen, trained = Seen(images, config.near.distance, config.near.difference), set()
+    kept = "SELECT d.item, d.sha, d.look, d.file FROM kept k JOIN drawn d ON d.item = k.item WHERE k.copy = 1"
+    for _, sha, look, thumb in looks(index, work, kept) if count else ():
+        trained.update(seen.exact(sha).tolist())
+        if seen.alike(look).size:
+            trained.update(seen.near(look, thumb()).tolist())
+    gone = [(int(items[number]),) for number in sorted(trained)]
+    index.executemany("DELETE FROM placed WHERE split = 'heldout' AND item = ?", gone)
+    index.executemany("UPDATE drawn SET what = 'seen' WHERE item = ?", gone)
+    left = index.execute(
+        "SELECT item FROM placed WHERE split = 'heldout' ORDER BY position"
+    ).fetchall()
+    index.execute("DELETE FROM placed WHERE split = 'heldout'")
+    index.executemany(
+        "INSERT INTO placed VALUES ('heldout', ?, ?, 1)",
+        ((position, item) for position, (item,) in enumerate(left)),
+    )
+
+
+def looks(
+    index: sqlite3.Connection, work: Path, query: str
+) -> Iterator[tuple[int, int, int, Callable[[], np.ndarray]]]:
+    """(item, first bytes of the sha256, hash, what reads the thumbnail) of samples; `query` gives the first three and
+    the file. The thumbnail is to be read before the next sample is asked for."""
+    for file, group in groupby(
+        index.execute(f"{query} ORDER BY d.file, d.item"), key=itemgetter(3)
+    ):
+        with store.reading(work / "examined" / file) as rows:
+            for item, sha, look, _ in group:
+                yield item, sha, look & (2**64 - 1), partial(thumb_of, rows, item)
+
+
+def thumb_of(rows: sqlite3.Connection, item: int) -> np.ndarray:
+    """uint8 [256], the thumbnail of a sample that was looked at."""
+    return np.frombuffer(
+        rows.execute("SELECT thumb FROM rows WHERE item = ?", (item,)).fetchone()[0], np.uint8
+    )

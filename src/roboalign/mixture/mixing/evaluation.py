@@ -1,0 +1,167 @@
+"""What is evaluated on, as something that training samples can be compared with."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from roboalign.conversations.conversation import ROW
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, read_json, write_json
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.open import format_of, open_robot_data
+from roboalign.episodes.robot_data import Fault
+from roboalign.mixture.mixing.config import EvaluationConfig, NearConfig
+from roboalign.mixture.mixing.keys import first_bytes, key_of
+from roboalign.mixture.mixing.looks import SEEN, Seen, look_of, thumbnail
+from roboalign.mixture.mixing.parts import STREAMED
+from roboalign.mixture.mixing.sources import ROWS, SLICES
+
+EVALUATED = "evaluation"
+
+
+def evaluation_tasks(work: Path, number: int, config: EvaluationConfig) -> list[tuple[Any, ...]]:
+    """The tasks that read one evaluation set: one a conversation shard, or some that share a robot data set."""
+    folder = Path(config.path)
+    if not folder.exists():
+        raise RoboAlignError(
+            "no such folder",
+            where=f"evaluation {folder}",
+            fix="give a folder of conversation shards or of robot data",
+        )
+    found = sorted(folder.glob("*.parquet"))
+    held = [path for path in found if path.name == "heldout.parquet"]
+    if found:
+        return [(work, number, path, config, 0, 1) for path in held or found]
+    slices = 1 if (config.format or format_of(folder)) == "rlds" else SLICES
+    open_robot_data(
+        folder, config.format, options=config.read
+    )  # what is wrong with all of it is said now
+    return [(work, number, folder, config, k, slices) for k in range(slices)]
+
+
+def read_evaluation(
+    work: Path, number: int, path: Path, config: EvaluationConfig, part: int, of: int
+) -> None:
+    """One task: the images (SEEN) and the episodes (hashes) of a shard or of every `of`-th episode, to two files."""
+    stem = f"{number}-{path.stem}-{part}"
+    told, found = work / EVALUATED / f"{stem}.json", work / EVALUATED / f"{stem}.bin"
+    if told.exists():
+        return
+    shard = path.suffix == ".parquet"
+    images = shard_images(path) if shard else robot_images(config, part, of)
+    episodes, faults, batch = set(), 0, []
+    with atomic_path(found) as temporary, temporary.open("wb") as file:
+        for episode, data in images:
+            if episode:
+                episodes.add(key_of("episode", episode))
+            if data is None:
+                faults += 1
+                continue
+            try:
+                thumb = thumbnail(data)
+            except Exception:  # decoders of damaged files fail in many ways
+                faults += 1
+                continue
+            batch.append(
+                (first_bytes(hashlib.sha256(data).digest()), look_of(thumb), thumb.reshape(-1))
+            )
+            if len(batch) == ROWS:
+                np.array(batch, dtype=SEEN).tofile(file)
+                batch.clear()
+        np.array(batch, dtype=SEEN).tofile(file)
+    write_json(told, {"number": number, "episodes": sorted(episodes), "faults": faults})
+
+
+def shard_images(path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """(episode id, image file) of a conversation shard."""
+    try:
+        schema = pa.schema([ROW.field("episode_id"), ROW.field("image")])
+        for batch in pq.ParquetFile(path, **STREAMED).iter_batches(ROWS, columns=schema.names):
+            for row in batch.select(schema.names).cast(schema).to_pylist():
+                yield row["episode_id"] or "", (row["image"] or {}).get("bytes")
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise RoboAlignError(
+            f"not a readable conversation shard ({error})", where=str(path), fix="write it again"
+        ) from None
+
+
+def robot_images(
+    config: EvaluationConfig, part: int, of: int
+) -> Iterator[tuple[str, bytes | None]]:
+    """(episode id, image file) of every frame of every camera."""
+    for number, episode in enumerate(
+        open_robot_data(config.path, config.format, options=config.read).read()
+    ):
+        if number % of != part:
+            continue
+        if isinstance(episode, Fault):
+            yield "", None
+            continue
+        assert isinstance(episode, Episode)
+        for camera in episode.images:
+            for t in range(len(episode)):
+                try:
+                    yield episode.episode_id, episode.png(camera, t)
+                except RoboAlignError:
+                    yield episode.episode_id, None
+
+
+def join_evaluation(work: Path, sets: Sequence[EvaluationConfig]) -> None:
+    """Put what the tasks found together, with what the manifest says of each evaluation set."""
+    files = sorted((work / EVALUATED).glob("*-*.json"))
+    told = [
+        (file.with_name(f"{file.name.removesuffix('.json')}.bin"), read_json(file))
+        for file in files
+    ]
+    summary = []
+    episodes: set[int] = set()
+    with atomic_path(work / "evaluation.bin") as temporary, temporary.open("wb") as out:
+        for number, one in enumerate(sets):
+            own = [(file, facts) for file, facts in told if facts["number"] == number]
+            for file, _ in own:
+                out.write(file.read_bytes())
+            episodes |= {episode for _, facts in own for episode in facts["episodes"]}
+            images = sum(file.stat().st_size for file, _ in own) // SEEN.itemsize
+            summary.append(
+                {
+                    "name": Path(one.path).name,
+                    "images": images,
+                    "faults": sum(f["faults"] for _, f in own),
+                    "episodes": len({e for _, facts in own for e in facts["episodes"]}),
+                }
+            )
+    write_json(work / "evaluation.json", {"sets": summary, "episodes": sorted(episodes)})
+
+
+class Evaluated:
+    """The evaluation sets, to compare samples with."""
+
+    def __init__(self, work: Path, near: NearConfig) -> None:
+        told = read_json(work / "evaluation.json")
+        self.names = [one["name"] for one in told["sets"]]
+        self.ends = np.cumsum([one["images"] for one in told["sets"]])
+        self.episodes = set(told["episodes"])
+        empty = not self.ends.size or self.ends[-1] == 0  # an empty file cannot be mapped
+        images = (
+            np.zeros(0, SEEN) if empty else np.memmap(work / "evaluation.bin", dtype=SEEN, mode="r")
+        )
+        self.images = Seen(images, near.distance, near.difference)
+
+    def leak(self, sha: int, look: int, thumb: np.ndarray, episode: str) -> tuple[str, str] | None:
+        """(same image, same picture or same episode; the evaluation set that has it); None where there is none."""
+        for what, found in (
+            ("same image", self.images.exact(sha)),
+            ("same picture", self.images.near(look, thumb)),
+        ):
+            if found.size:
+                return what, self.names[int(np.searchsorted(self.ends, found.min(), side="right"))]
+        return (
+            ("same episode", "")
+            if episode and key_of("episode", episode) in self.episodes
+            else None
+        )

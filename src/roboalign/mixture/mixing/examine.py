@@ -1,0 +1,224 @@
+"""The tasks of the two passes over the sources: which samples there are, and those that were drawn, looked at."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.episodes.robot_data import Fault
+from roboalign.mixture.mixing import sources, store
+from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture.mixing.evaluation import Evaluated
+from roboalign.mixture.mixing.keys import TOP, first_bytes, key_of, signed
+from roboalign.mixture.mixing.looks import look_of, thumbnail
+from roboalign.mixture.mixing.parts import FRAMES, Draft, Dropped, Part, Wanted
+from roboalign.mixture.mixing.tokens import load_tokens
+
+WINDOW = 64
+"""Images decoded at a time."""
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A sample with what its image says."""
+
+    conversation: Conversation
+    sha: bytes
+    look: int
+    thumb: bytes
+    group: str
+    leak: tuple[str, str] | None
+
+
+def scan_part(work: Path, config: MixtureConfig, part: Part) -> str:
+    """Write the samples of a part, each with its key in the draw, to a file; return the part's fingerprint."""
+    path = scanned_file(work, part)
+    if not path.exists():
+        with store.task_file(path, store.SCANNED) as out:
+            for batch in batches(sources.scan(config, part), store.BATCH):
+                # The place is in the key: ids need not differ, and records that share one must not be drawn together.
+                out.executemany(
+                    "INSERT INTO items VALUES (?, ?)",
+                    (
+                        (one[0], key_of(config.seed, "draw", part.name, *one))
+                        for one in batch
+                        if not isinstance(one, Dropped)
+                    ),
+                )
+                out.executemany(
+                    "INSERT INTO dropped VALUES (?, ?, ?, ?)",
+                    (
+                        (one.place, one.id, one.what, one.reason)
+                        for one in batch
+                        if isinstance(one, Dropped)
+                    ),
+                )
+    return sources.fingerprint(part)
+
+
+def scanned_file(work: Path, part: Part) -> Path:
+    """Where `scan_part` writes."""
+    return work / "scanned" / f"{part.source}-{part.number}.sqlite"
+
+
+def examine_part(
+    work: Path, config: MixtureConfig, part: Part, turn: int, slice_: int, threads: int
+) -> None:
+    """Look at the samples of a part that were drawn in this round, and store them with what was found."""
+    path = examined_file(work, part, turn, slice_)
+    if path.exists():
+        return
+    tokens = load_tokens(work / "tokenizer") if config.tokenizer else None
+    evaluated = Evaluated(work, config.near) if config.evaluation else None
+    with (
+        store.reading(work / "index.sqlite") as index,
+        store.task_file(path, store.EXAMINED) as out,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        wanted = map(
+            Wanted._make,
+            index.execute(
+                "SELECT i.place, i.item, i.key FROM items i CROSS JOIN chosen c ON c.item = i.item WHERE c.round = ? "
+                "AND i.source = ? AND i.part = ? AND (i.place >> ?) % ? = ? ORDER BY i.place",
+                (turn, part.source, part.number, FRAMES, part.slices, slice_),
+            ),
+        )
+        for batch in batches(sources.fetch(config, part, wanted, tokens), WINDOW):
+            # Threads decode; one alone would only be handed each image. What is returned keeps the order.
+            looked = list(
+                (pool.map if threads > 1 else map)(lambda one: look_at(one[1], evaluated), batch)
+            )
+            put_away(out, config, part, [one for one, _ in batch], looked)
+
+
+def examined_file(work: Path, part: Part, turn: int, slice_: int) -> Path:
+    """Where `examine_part` writes."""
+    return work / "examined" / f"{turn}-{part.source}-{part.number}-{slice_}.sqlite"
+
+
+def batches(stream: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """The stream in lists of at most `size`."""
+    stream = iter(stream)
+    while batch := list(islice(stream, size)):
+        yield batch
+
+
+def look_at(draft: Draft | Dropped, evaluated: Evaluated | None) -> Looked | Dropped:
+    """Open the image of a sample; compare it with what is evaluated on. Broken images are dropped."""
+    if isinstance(draft, Dropped):
+        return draft
+    conversation = draft.conversation
+    data = conversation.image if draft.image is None else draft.image.data()
+    if isinstance(data, Fault):
+        return Dropped(0, ascii(conversation.id)[1:-1], "fault", data.problem)
+    try:
+        thumb = thumbnail(data)
+    except (
+        Exception
+    ) as error:  # decoders of damaged files fail in many ways, and none of them may end the run
+        return Dropped(0, ascii(conversation.id)[1:-1], "fault", f"not a readable image ({error})")
+    try:
+        json.dumps(
+            [vars(turn) for turn in conversation.turns] + [conversation.id], ensure_ascii=False
+        ).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can hold one, parquet cannot
+        return Dropped(0, ascii(conversation.id)[1:-1], "fault", "a text is not Unicode")
+    sha, look = hashlib.sha256(data).digest(), look_of(thumb)
+    if draft.image is not None:
+        episode = f"{conversation.task}/{sha.hex()[:16]}"  # samples of one image belong together
+        conversation = Conversation(**{**vars(conversation), "image": data, "episode_id": episode})
+    leak = (
+        evaluated.leak(first_bytes(sha), look, thumb, conversation.episode_id)
+        if evaluated
+        else None
+    )
+    return Looked(conversation, sha, look, thumb.tobytes(), draft.group or sha.hex(), leak)
+
+
+def put_away(
+    out: sqlite3.Connection,
+    config: MixtureConfig,
+    part: Part,
+    wanted: list[Wanted],
+    looked: list[Looked | Dropped],
+) -> None:
+    """Store samples, and what became of each."""
+    rows, drawn = [], []
+    for (place, item, key), one in zip(wanted, looked, strict=True):
+        if isinstance(one, Dropped):
+            out.execute(
+                "INSERT INTO dropped VALUES (?, ?, ?, ?, NULL)",
+                (place, one.id, one.what, one.reason),
+            )
+            row: tuple[Any, ...] = (item, part.source, key, one.id, one.what, None, None, None)
+        else:
+            conversation = one.conversation
+            what = "leak" if one.leak else "held" if held_out(config, one.group) else "good"
+            if one.leak:
+                out.execute(
+                    "INSERT INTO dropped VALUES (?, ?, 'leak', ?, ?)",
+                    (place, conversation.id, *one.leak),
+                )
+            else:
+                rows.append((item, to_text(conversation), one.thumb, conversation.image))
+            row = (
+                item,
+                part.source,
+                key,
+                conversation.id,
+                what,
+                first_bytes(one.sha),
+                signed(one.look),
+                content_of(one),
+            )
+        drawn.append(row)
+    out.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+    out.executemany("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?, ?)", drawn)
+
+
+def content_of(looked: Looked) -> int:
+    """The same for two samples with the same image file and the same turns."""
+    turns = [list(vars(turn).values()) for turn in looked.conversation.turns]
+    return first_bytes(
+        hashlib.blake2b(looked.sha + json.dumps(turns).encode(), digest_size=8).digest()
+    )
+
+
+def held_out(config: MixtureConfig, group: str) -> bool:
+    """Whether an image or episode is kept out of training."""
+    return (
+        config.heldout is not None
+        and key_of(config.seed, "heldout", group) < config.heldout.share * TOP
+    )
+
+
+def to_text(conversation: Conversation) -> str:
+    """A conversation without its image."""
+    values: dict[str, Any] = {
+        **vars(conversation),
+        "turns": [list(vars(t).values()) for t in conversation.turns],
+    }
+    del values["image"]
+    return json.dumps(values)
+
+
+def from_text(text: str, image: bytes) -> Conversation:
+    """The inverse of `to_text`."""
+    values = json.loads(text)
+    chunk = values["chunk"] and tuple(map(tuple, values["chunk"]))
+    return Conversation(
+        **{
+            **values,
+            "turns": tuple(Turn(*turn) for turn in values["turns"]),
+            "image": image,
+            "target": values["target"] and tuple(values["target"]),
+            "chunk": chunk,
+        }
+    )

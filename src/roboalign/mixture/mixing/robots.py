@@ -1,0 +1,181 @@
+"""Robot data as a source: every frame of an episode is an action sample."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboalign.actions.known_spaces import known_space
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import Conversation
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.open import open_robot_data
+from roboalign.episodes.robot_data import Fault
+from roboalign.mixture.builder import action_turn
+from roboalign.mixture.mixing.config import SourceConfig
+from roboalign.mixture.mixing.keys import key_of
+from roboalign.mixture.mixing.parts import FRAMES, Draft, Dropped, Wanted, changed
+from roboalign.mixture.mixing.tokens import Tokens
+
+
+def read_robot(source: SourceConfig) -> Iterator[tuple[int, Episode | Fault]]:
+    """The episodes of a robot source, numbered from 1."""
+    assert source.robot is not None
+    space = known_space(source.space) if source.space else None
+    data = open_robot_data(source.robot, source.format, options=source.read, space=space)
+    found = data.read()
+    if source.named is not None:
+        found = (renamed(one, Path(source.robot), Path(source.named)) for one in found)
+    return enumerate(found, start=1)
+
+
+def renamed(episode: Episode | Fault, there: Path, named: Path) -> Episode | Fault:
+    """The episode with the names of the folder `named` where its id begins with those of the folder `there`."""
+    if isinstance(episode, Episode):
+        for most in (2, 1):  # CALVIN's ids hold two names, those of other formats one or none
+            own, other = ("/".join(path.absolute().parts[-most:]) for path in (there, named))
+            if episode.episode_id.startswith(f"{own}/"):
+                return replace(episode, episode_id=other + episode.episode_id.removeprefix(own))
+    return episode
+
+
+def camera_of(source: SourceConfig, episode: Episode) -> str:
+    """The camera whose frames are shown. Raises RoboAlignError where several are there and none is named."""
+    if source.camera is None and len(episode.images) != 1:
+        raise RoboAlignError(
+            f"its cameras are {', '.join(sorted(episode.images))}",
+            where=f"source {source.name}",
+            fix="name one of them as `camera`",
+        )
+    return source.camera or next(iter(episode.images))
+
+
+def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
+    for number, episode in read_robot(source):
+        first = number << FRAMES
+        if isinstance(episode, Fault):
+            yield Dropped(first, f"{source.name}/episode number {number}", "fault", episode.problem)
+        elif camera_of(source, episode) not in episode.images:
+            yield Dropped(
+                first,
+                f"{source.name}/{episode.episode_id}",
+                "refused",
+                "the episode lacks the camera",
+            )
+        elif not episode.instruction.strip():
+            yield Dropped(
+                first,
+                f"{source.name}/{episode.episode_id}",
+                "refused",
+                "the episode has no instruction",
+            )
+        else:
+            yield from (
+                (first + t, f"{source.name}/{episode.episode_id}#{t}") for t in range(len(episode))
+            )
+
+
+def fetch_robot(
+    source: SourceConfig, wanted: Iterable[Wanted], tokens: Tokens, seed: int
+) -> Iterator[tuple[Wanted, Draft | Dropped]]:
+    for episode, those in wanted_episodes(source, wanted):
+        frames = [frame_of(one) for one in those]
+        camera = camera_of(source, episode)
+        for one, t, draft in zip(
+            those, frames, drafts_of(tokens, episode, frames, source.name, seed)
+        ):
+            try:
+                image = episode.png(camera, t)
+            except RoboAlignError as error:
+                yield one, Dropped(one.place, draft.conversation.id, "fault", error.problem)
+            else:
+                yield (
+                    one,
+                    Draft(
+                        Conversation(**{**vars(draft.conversation), "image": image}),
+                        group=draft.group,
+                    ),
+                )
+
+
+def frame_of(wanted: Wanted) -> int:
+    """The frame in its episode."""
+    return wanted.place & ((1 << FRAMES) - 1)
+
+
+def wanted_episodes(
+    source: SourceConfig, wanted: Iterable[Wanted]
+) -> Iterator[tuple[Episode, list[Wanted]]]:
+    """The episodes of which frames are wanted, with these in order: `wanted` is held for one episode at a time."""
+    episodes = read_robot(source)
+    for wanted_number, those in groupby(wanted, lambda one: one.place >> FRAMES):
+        episode = next((episode for number, episode in episodes if number == wanted_number), None)
+        if not isinstance(episode, Episode):
+            raise changed(f"source {source.name}")
+        yield episode, list(those)
+
+
+def drafts_of(
+    tokens: Tokens, episode: Episode, frames: list[int], source: str, seed: int
+) -> list[Draft]:
+    """The action samples of these frames, without their images: asked in direct mode, in a wording that the sample's
+    name decides, with the target and chunk that RL and the held-out set need."""
+    chunks, ids = tokens.of(episode, frames)
+    drafts = []
+    for t, chunk, target in zip(frames, chunks, ids):
+        name = f"{source}/{episode.episode_id}#{t}"
+        turn = action_turn(episode, target, "direct", random.Random(key_of(seed, "wording", name)))
+        drafts.append(
+            Draft(
+                Conversation(
+                    name,
+                    episode.episode_id,
+                    t,
+                    episode.task,
+                    b"",
+                    (turn,),
+                    tuple(target),
+                    tuple(map(tuple, chunk.tolist())),
+                    prompts.action_question(episode.instruction, "direct"),
+                ),
+                group=episode.episode_id,
+            )
+        )
+    return drafts
+
+
+def chunks_at(
+    source: SourceConfig, wanted: Iterable[Wanted], horizon: int, held_out: Callable[[str], bool]
+) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """float32 [N, H, D] raw: the wanted chunks, in the order of their places, without those of episodes that are held
+    out; and the space of the actions.
+
+    Raises RoboAlignError where episodes differ in the number of dimensions, and where nothing is left.
+    """
+    chunks, space = [], None
+    for episode, those in wanted_episodes(source, wanted):
+        if held_out(episode.episode_id):
+            continue
+        chunks += [episode.chunk(frame_of(one), horizon) for one in those]
+        space = episode.action_space
+        if chunks[-1].shape != chunks[0].shape:
+            problem = (
+                f"actions of {chunks[-1].shape[1]} dimensions, others have {chunks[0].shape[1]}"
+            )
+            raise RoboAlignError(
+                problem,
+                where=f"source {source.name}, episode {episode.episode_id}",
+                fix="split the data set",
+            )
+    if not chunks:
+        raise RoboAlignError(
+            "none of the drawn samples is left to fit the tokenizer on",
+            where=f"source {source.name}",
+            fix="draw more samples, or lower heldout.share",
+        )
+    return np.stack(chunks), space.model_dump(mode="json") if space else None

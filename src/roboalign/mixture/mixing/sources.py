@@ -1,0 +1,277 @@
+"""Sources as parts that are read on their own: first which samples there are, then those that were drawn."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from roboalign.conversations.conversation import KINDS, ROW, Conversation, Turn, shards
+from roboalign.conversations.qa.images import LazyImage
+from roboalign.conversations.qa.normal import Refused, Sample, to_conversation
+from roboalign.conversations.qa.presets import PRESETS, how_to_get, read_preset
+from roboalign.conversations.qa.read import Answers, read_qa
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file
+from roboalign.episodes.open import format_of
+from roboalign.episodes.robot_data import Fault
+from roboalign.mixture.mixing.config import MixtureConfig, SourceConfig
+from roboalign.mixture.mixing.parts import (
+    FRAMES,
+    STREAMED,
+    Draft,
+    Dropped,
+    Part,
+    Wanted,
+    changed,
+    matched,
+)
+from roboalign.mixture.mixing.robots import fetch_robot, read_robot, scan_robot
+from roboalign.mixture.mixing.tokens import Tokens
+
+ROWS = 64
+"""Conversations read at a time: they carry their images."""
+SLICES = 8
+"""Tasks that share a robot data set, by episode. Reading an episode's actions is cheap, its frames are not."""
+SMALL = 1 << 16
+"""Bytes up to which a file of robot data is fingerprinted by its content; larger ones by name and size."""
+
+
+def parts_of(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]]:
+    """The parts of a source in order, and those that are missing. Raises RoboAlignError where nothing is there."""
+    given = getattr(source, source.place)
+    if source.place != "preset" and not Path(given).exists():
+        raise RoboAlignError(
+            "no such file or folder",
+            where=f"source {source.name}, {given}",
+            fix=f"correct `{source.place}`, or give --at {source.name}=PATH",
+        )
+    if source.qa is not None:
+        file = Path(source.qa)
+        return [
+            Part(number, 0, file, file.name, Path(source.images) if source.images else file.parent)
+        ], []
+    if source.preset is not None:
+        return preset_parts(number, source)
+    if source.conversations is not None:
+        folder = Path(source.conversations)
+        return [
+            Part(number, i, path, path.name) for i, path in enumerate(shards(folder, "train"))
+        ], []
+    assert source.robot is not None
+    robot = Path(source.robot)
+    read_robot(source)  # what is wrong with the whole data set is said now
+    # The records of an RLDS file are unpacked to be passed over: sharing it would read all of it many times.
+    slices = 1 if (source.format or format_of(robot)) == "rlds" else SLICES
+    return [Part(number, 0, robot, "", slices=slices)], []
+
+
+def preset_parts(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]]:
+    """The files of a preset in order, each with the folder of its images."""
+    assert source.preset is not None and source.path is not None
+    folder = Path(source.path)
+    read_preset(source.preset, folder)  # raises where it cannot be had, or nothing of it is there
+    preset = PRESETS[source.preset]
+    parts: list[Part] = []
+    faults: list[Fault] = []
+    for pattern, images in preset.parts:
+        files = sorted(folder.glob(pattern))
+        if not files:
+            faults.append(
+                Fault(pattern, "this part of the source is missing", how_to_get(preset, folder))
+            )
+        for file in files:
+            parts.append(
+                Part(number, len(parts), file, str(file.relative_to(folder)), folder / images)
+            )
+    return parts, faults
+
+
+def fingerprint(part: Part) -> str:
+    """sha256 of the file; of a robot data set over the names and sizes of its files and the bytes of the small ones."""
+    if part.file.is_file():
+        return hash_file(part.file)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in part.file.rglob("*") if p.is_file()):
+        size = path.stat().st_size
+        content = hash_file(path) if size <= SMALL else ""
+        digest.update(f"{path.relative_to(part.file)}\0{size}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def scan(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Dropped]:
+    """(place, id) of every sample of a part, in order, by what its text says; no image is opened."""
+    source = config.sources[part.source]
+    if source.robot is not None:
+        return scan_robot(source)
+    if source.conversations is not None:
+        return (
+            (place, f"{source.name}/{row['id']}") if isinstance(row, dict) else row
+            for place, row in conversation_rows(part, ["id", "turns"])
+        )
+    return scan_samples(config, part)
+
+
+def fetch(
+    config: MixtureConfig, part: Part, wanted: Iterable[Wanted], tokens: Tokens | None
+) -> Iterator[tuple[Wanted, Draft | Dropped]]:
+    """The wanted samples of a part, which come in the order of their places; `tokens` makes the action samples of robot
+    data."""
+    source = config.sources[part.source]
+    if source.robot is not None:
+        assert tokens
+        return fetch_robot(source, wanted, tokens, config.seed)
+    if source.conversations is not None:
+        rows = matched(conversation_rows(part, ROW.names), wanted, str(part.file))
+        return (
+            (one, row if isinstance(row, Dropped) else stored_draft(source.name, row))
+            for one, row in rows
+        )
+    return fetch_samples(config, part, wanted)
+
+
+# Question-answering sources -------------------------------------------------------------------------------------------
+
+
+class Unread(LazyImage):
+    """Answers `to_conversation` without opening the image: it is looked at once, by whoever stores it."""
+
+    def pixels(self) -> np.ndarray | Fault:
+        """One gray pixel."""
+        return np.zeros((1, 1, 3), dtype=np.uint8)
+
+
+class Unopened(LazyImage):
+    """Tells that `to_conversation` would go on to the image: the text is in order."""
+
+    def pixels(self) -> np.ndarray | Fault:
+        """The fault IN_ORDER."""
+        return IN_ORDER
+
+
+IN_ORDER = Fault("", "the text is in order")
+
+
+def read_samples(config: MixtureConfig, part: Part) -> Iterator[Sample | Fault]:
+    """The records of one file."""
+    source = config.sources[part.source]
+    if source.preset is None:
+        answers = Answers(source.answers.kinds, source.answers.style)
+        return read_qa(
+            part.file,
+            source.layout,
+            images=part.images,
+            source=source.name,
+            kind=source.kind or "general",
+            answers=answers,
+        )
+    preset = PRESETS[source.preset]
+    assert preset.layout is not None
+    return read_qa(
+        part.file,
+        preset.layout,
+        columns=preset.columns,
+        images=part.images,
+        source=source.name,
+        kind=preset.kind,
+        answers=preset.answers,
+        prepare=preset.prepare,
+    )
+
+
+def converted(sample: Sample, grid: int | None, image: LazyImage) -> Conversation | Refused | Fault:
+    """`to_conversation`, with this image in the place of the sample's own."""
+    return to_conversation(
+        Sample(**{**vars(sample), "images": (image,) * len(sample.images)}), grid
+    )
+
+
+def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Dropped]:
+    unopened = Unopened("", "")
+    for number, sample in enumerate(read_samples(config, part), start=1):
+        place = number << FRAMES
+        if isinstance(sample, Fault):
+            yield Dropped(place, f"{part.name}, record {number}", "fault", sample.problem)
+        elif (found := converted(sample, config.grid, unopened)) is IN_ORDER:
+            yield place, f"{sample.source}/{sample.id}"
+        else:
+            assert isinstance(found, Refused)
+            yield Dropped(place, f"{sample.source}/{sample.id}", "refused", found.reason)
+
+
+def fetch_samples(
+    config: MixtureConfig, part: Part, wanted: Iterable[Wanted]
+) -> Iterator[tuple[Wanted, Draft]]:
+    unread = Unread("", "")
+    numbered = (
+        (number << FRAMES, sample)
+        for number, sample in enumerate(read_samples(config, part), start=1)
+    )
+    for one, sample in matched(numbered, wanted, str(part.file)):
+        conversation = (
+            converted(sample, config.grid, unread) if isinstance(sample, Sample) else sample
+        )
+        if not isinstance(conversation, Conversation):
+            raise changed(str(part.file))
+        assert isinstance(sample, Sample)
+        yield one, Draft(conversation, sample.images[0])
+
+
+# Conversations that are stored ----------------------------------------------------------------------------------------
+
+
+def conversation_rows(
+    part: Part, columns: list[str]
+) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
+    """(place, row) of a shard, some at a time. Raises RoboAlignError where it is broken or of another schema."""
+    number = 0
+    try:
+        file = pq.ParquetFile(part.file, **STREAMED)
+        if missing := [name for name in columns if name not in file.schema_arrow.names]:
+            raise RoboAlignError(
+                f"no column {', '.join(missing)}",
+                where=str(part.file),
+                fix="give a folder of conversation shards",
+            )
+        schema = pa.schema([ROW.field(name) for name in columns])
+        for batch in file.iter_batches(ROWS, columns=columns):
+            for row in batch.select(columns).cast(schema).to_pylist():
+                number += 1
+                place, reason = number << FRAMES, wrong_with(row)
+                yield place, Dropped(place, str(row["id"]), "refused", reason) if reason else row
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RoboAlignError(
+            f"not a readable conversation shard ({error})",
+            where=str(part.file),
+            fix="write it again",
+        ) from None
+
+
+def wrong_with(row: dict[str, Any]) -> str:
+    """Why a stored conversation has no place in a mixture; "" where it has."""
+    turns = row["turns"] or ()
+    if row["id"] is None or any(turn is None or None in turn.values() for turn in turns):
+        return "a field of it is empty"
+    kinds = {turn["kind"] for turn in turns}
+    if not kinds or kinds - set(KINDS):
+        return "it has no turn of a known kind"
+    if "action" in kinds:
+        return "it holds action tokens, of which tokenizer is not known: take the robot data itself"
+    return ""
+
+
+def stored_draft(source: str, row: dict[str, Any]) -> Draft:
+    """A stored row as a sample of this mixture; held out with its episode."""
+    turns = tuple(Turn(**turn) for turn in row["turns"])
+    conversation = Conversation(
+        f"{source}/{row['id']}",
+        row["episode_id"] or "",
+        row["frame"] or 0,
+        row["task"] or source,
+        (row["image"] or {}).get("bytes") or b"",
+        turns,
+    )
+    return Draft(conversation, group=row["episode_id"] or "")

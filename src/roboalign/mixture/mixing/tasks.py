@@ -1,0 +1,64 @@
+"""Independent tasks in processes of their own, and what each returns as it ends."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.processes import die_with_parent
+from roboalign.core.progress import Progress
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Executor | None]:
+    """`workers` processes; None for one: it does the work here."""
+    if workers == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_tasks(
+    label: str,
+    pool: Executor | None,
+    work: Callable[..., Any],
+    tasks: Iterable[tuple[Any, ...]],
+    workers: int,
+) -> list[Any]:
+    """`work(*task)` of every task; what they return, in the order of the tasks. At most twice as many as there are
+    processes are waiting at a time. Raises what the first of them that fails raises."""
+    tasks = list(tasks)
+    results: list[Any] = [None] * len(tasks)
+    with Progress(label, total=len(tasks)) as progress:
+        if pool is None:
+            for place, task in enumerate(tasks):
+                results[place] = work(*task)
+                progress.advance(1)
+            return results
+        waiting: dict[Future[Any], int] = {}
+        left = iter(enumerate(tasks))
+        try:
+            while True:
+                while len(waiting) < 2 * workers and (following := next(left, None)):
+                    waiting[pool.submit(work, *following[1])] = following[0]
+                if not waiting:
+                    return results
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    results[waiting.pop(future)] = future.result()
+                    progress.advance(1)
+        except BrokenProcessPool:
+            fix = "run the same command again: it goes on from here; --workers takes fewer"
+            raise RoboAlignError(
+                "a worker process was ended from outside, perhaps for want of memory",
+                where=label,
+                fix=fix,
+            ) from None

@@ -1,0 +1,117 @@
+"""The action tokens of a mixture: statistics and FAST of its robot sources, found or fitted."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboalign.actions.fast import DecodeFailure, FastTokenizer
+from roboalign.actions.normalize import ActionStats
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, read_json, write_json
+from roboalign.episodes.episode import Episode
+from roboalign.mixture.mixing.config import TokensConfig
+
+BLOCK = 4_096
+"""Chunks encoded at a time: their tokens are Python lists."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What turns raw actions into tokens."""
+
+    fast: FastTokenizer
+    stats: ActionStats
+
+    def of(self, episode: Episode, frames: Sequence[int]) -> tuple[np.ndarray, list[list[int]]]:
+        """Normalised chunks [N, H, D] of these frames and their FAST ids."""
+        chunks = self.stats.normalize(
+            np.stack([episode.chunk(t, self.fast.horizon) for t in frames])
+        )
+        return chunks, self.fast.encode(chunks)
+
+
+def check_same_actions(found: Iterable[tuple[str, np.ndarray, dict[str, Any] | None]]) -> None:
+    """Raise RoboAlignError where the actions of two sources mean different things: one head could not learn both."""
+    (first, chunks, space), *others = found
+    for name, other, other_space in others:
+        if other.shape[1:] != chunks.shape[1:] or other_space != space:
+            raise RoboAlignError(
+                f"its actions are not those of the source {first}: {other.shape[2]} and {chunks.shape[2]} dimensions, "
+                f"spaces {other_space} and {space}",
+                where=f"source {name}",
+                fix="convert one of them with `roboalign data convert`, or name the `space` of both",
+            )
+
+
+def make_tokens(config: TokensConfig, raw: np.ndarray, folder: Path) -> dict[str, Any]:
+    """Fit or load the tokenizer for chunks [N, H, D] of raw actions and write it to `folder`: fast/, stats.json and
+    tokenizer.json, as a run does. Returns what the manifest says of it."""
+    given = Path(config.path) if config.path is not None else None
+    inner = given / "fast" if given is not None and (given / "fast").is_dir() else given
+    if given is not None and (given / "stats.json").is_file():
+        stats = ActionStats.from_dict(
+            read_json(given / "stats.json"), where=str(given / "stats.json")
+        )
+    else:
+        stats = ActionStats.fit(raw.reshape(-1, raw.shape[2]))
+    chunks = stats.normalize(raw)
+    if inner is None:
+        fast = FastTokenizer.fit(chunks, scale=config.scale, vocab_size=config.vocab_size)
+    else:
+        fast = FastTokenizer.load(inner, horizon=config.horizon, action_dim=chunks.shape[2])
+    row = {
+        "chunks": len(chunks),
+        "horizon": fast.horizon,
+        "action_dim": fast.action_dim,
+        "scale": fast.scale,
+        "vocab_size": fast.vocab_size,
+        **round_trip(fast, chunks),
+    }
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        fast.save(temporary / "fast")
+        write_json(temporary / "stats.json", stats.to_dict())
+        write_json(
+            temporary / "tokenizer.json", {**row, "mean_chunk": chunks.mean(axis=0).tolist()}
+        )
+    return row
+
+
+def round_trip(fast: FastTokenizer, chunks: np.ndarray) -> dict[str, float]:
+    """Tokens a chunk and the mean absolute error of chunks [N, H, D] that are encoded and decoded. Raises
+    RoboAlignError where some do not decode."""
+    lengths, apart = [], 0.0
+    for first in range(0, len(chunks), BLOCK):
+        block = chunks[first : first + BLOCK]
+        tokens = fast.encode(block)
+        lengths += [len(one) for one in tokens]
+        decoded = fast.decode_batch(tokens)
+        good = [one for one in decoded if not isinstance(one, DecodeFailure)]
+        if len(good) < len(block):
+            reason = next(one.reason for one in decoded if isinstance(one, DecodeFailure))
+            raise RoboAlignError(
+                f"{len(block) - len(good)} of {len(block)} chunks do not decode ({reason})",
+                where="tokenizer",
+                fix="use a finer scale or another tokenizer.path",
+            )
+        apart += float(np.abs(np.stack(good) - block).mean(axis=(1, 2)).sum())
+    return {
+        "tokens_per_chunk": round(float(np.mean(lengths)), 2),
+        "tokens_per_chunk_max": max(lengths),
+        "reconstruction_l1": round(apart / len(chunks), 4),
+    }
+
+
+def load_tokens(folder: Path) -> Tokens:
+    """What `make_tokens` wrote."""
+    described = read_json(folder / "tokenizer.json")
+    fast = FastTokenizer.load(
+        folder / "fast", horizon=described["horizon"], action_dim=described["action_dim"]
+    )
+    return Tokens(
+        fast,
+        ActionStats.from_dict(read_json(folder / "stats.json"), where=str(folder / "stats.json")),
+    )

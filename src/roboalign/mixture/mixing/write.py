@@ -1,0 +1,104 @@
+"""The shards: what lies in one depends on its number and the index, not on who writes it."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import ROW, Conversation, image_hash
+from roboalign.core.files import atomic_path, hash_file, read_json, write_json
+from roboalign.mixture.mixing import store
+from roboalign.mixture.mixing.examine import from_text
+
+GROUP = 100
+"""Rows in memory, and in one row group."""
+TALLIED = ("kind", "type", "mode", "source")
+
+
+def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dict[str, Any]:
+    """Write the samples at positions `first` to below `last` of a split; return the shard's sha256 and counts."""
+    told = work / "written" / f"{name}.json"
+    if told.exists():
+        return read_json(told)
+    tally: dict[str, Any] = {"conversations": 0, "turns": 0, **{by: Counter() for by in TALLIED}}
+    path = work / "out" / name
+    with (
+        store.reading(work / "index.sqlite") as index,
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, ROW, use_dictionary=False) as writer,
+    ):
+        for start in range(first, max(last, first + 1), GROUP):
+            conversations = group(work, index, split, start, min(start + GROUP, last))
+            count(tally, conversations)
+            writer.write_table(pa.Table.from_pylist([row_of(c) for c in conversations], schema=ROW))
+    row = {"sha256": hash_file(path), "counts": tally}
+    write_json(told, row)
+    return row
+
+
+def group(work: Path, index: Any, split: str, first: int, last: int) -> list[Conversation]:
+    """The samples at these positions, in order."""
+    entries = index.execute(
+        "SELECT p.item, p.copy, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE "
+        "p.split = ? AND p.position >= ? AND p.position < ? ORDER BY p.position",
+        (split, first, last),
+    ).fetchall()
+    items: dict[str, list[int]] = {}
+    for item, _, file in entries:
+        items.setdefault(file, []).append(item)
+    stored: dict[int, Conversation] = {}
+    for file, wanted in items.items():
+        with store.reading(work / "examined" / file) as rows:
+            for item in wanted:
+                text, image = rows.execute(
+                    "SELECT text, image FROM rows WHERE item = ?", (item,)
+                ).fetchone()
+                stored[item] = from_text(text, image)
+    return [as_asked(stored[item], split, copy) for item, copy, _ in entries]
+
+
+def as_asked(conversation: Conversation, split: str, copy: int) -> Conversation:
+    """The sample as its split has it: targets in rl and heldout alone, the action asked in think mode in rl."""
+    if copy > 1:
+        conversation = replace(conversation, id=f"{conversation.id}~{copy}")
+    if split == "train":
+        return replace(conversation, target=None, chunk=None, direct_question=None)
+    if split == "rl":
+        assert conversation.direct_question is not None
+        question = prompts.question(
+            prompts.bare(conversation.direct_question), "think", prompts.ACTIONS
+        )
+        turn = replace(conversation.turns[0], mode="think", question=question)
+        return replace(conversation, turns=(turn,))
+    return conversation
+
+
+def row_of(c: Conversation) -> dict[str, Any]:
+    """A parquet row."""
+    row = {
+        name: getattr(c, name) for name in ("id", "episode_id", "frame", "task", "target", "chunk")
+    }
+    row |= {"image": {"bytes": c.image, "path": None}, "image_sha256": image_hash(c.image)}
+    return row | {"turns": [vars(turn) for turn in c.turns], "direct_question": c.direct_question}
+
+
+def count(tally: dict[str, Any], conversations: list[Conversation]) -> None:
+    """Add samples to a tally."""
+    for conversation in conversations:
+        tally["conversations"] += 1
+        tally["source"][conversation.id.split("/")[0]] += 1
+        tally["turns"] += len(conversation.turns)
+        for turn in conversation.turns:
+            for by in ("kind", "type", "mode"):
+                tally[by][getattr(turn, by)] += 1
+
+
+def sum_of(tallies: list[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of several shards together."""
+    by = {name: sum((Counter(tally[name]) for tally in tallies), Counter()) for name in TALLIED}
+    whole = {name: sum(tally[name] for tally in tallies) for name in ("conversations", "turns")}
+    return {**whole, **{name: dict(sorted(counter.items())) for name, counter in by.items()}}

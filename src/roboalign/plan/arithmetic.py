@@ -1,0 +1,323 @@
+"""Bytes, operations and seconds of a training, by arithmetic alone: what a run will need before anything starts.
+
+Memory of weights, gradients and optimizer is exact; activations are counted tensor by tensor for a pre-norm decoder
+with a gated feed-forward layer and fused attention, as Hugging Face's models compute it: the tests compare them with
+what autograd keeps. Time is operations over the GPU's peak times an assumed utilisation: an order of magnitude, no
+promise. Nothing of this has been compared with a GPU yet.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from roboalign.core.errors import RoboAlignError
+
+FLOAT32, BFLOAT16 = 4, 2  # bytes
+ADAMW_BYTES = 8  # both moments, float32
+KEPT_CHECKPOINTS = 3  # the two that are kept, and the one that is being written
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: memory in bytes, dense peaks in operations a second, memory bandwidth in bytes a second."""
+
+    name: str
+    memory: float
+    bfloat16: float
+    float32: float
+    bandwidth: float
+
+
+# NVIDIA's data sheets: tensor-core peaks without sparsity, float32 without TF32 (torch's default), SXM where there is
+# one. Memory in their gigabytes, of 10^9 bytes: drivers report up to 7% more.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A100-40", 40e9, 312e12, 19.5e12, 1.555e12),
+        Gpu("A100", 80e9, 312e12, 19.5e12, 2.039e12),
+        Gpu("H100", 80e9, 989e12, 67e12, 3.35e12),
+        Gpu("H200", 141e9, 989e12, 67e12, 4.8e12),
+        Gpu("L40S", 48e9, 362e12, 91.6e12, 0.864e12),
+        Gpu("A6000", 48e9, 154.8e12, 38.7e12, 0.768e12),
+        Gpu("L4", 24e9, 121e12, 30.3e12, 0.3e12),
+        Gpu("RTX4090", 24e9, 165.2e12, 82.6e12, 1.008e12),
+    )
+}
+
+
+def parse_gpus(text: str) -> tuple[Gpu, int]:
+    """`8xH100` or `H100` -> the GPU and how many. Raises RoboAlignError on another form or an unknown name."""
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([A-Za-z0-9-]+)", text)
+    names = {name.lower(): name for name in GPUS}
+    if match is None or match[2].lower() not in names:
+        raise RoboAlignError(
+            f"`{text}` is no number of known GPUs",
+            where="--gpus",
+            fix=f"write for example 8xH100; known: {', '.join(GPUS)}",
+        )
+    return GPUS[names[match[2].lower()]], int(match[1] or 1)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What costs depend on, of a multimodal LLM; widths in numbers, counts in parameters."""
+
+    parameters: int
+    vision: int
+    """Of these, outside the text model and the embeddings."""
+    table: int
+    """Of these, one embedding table."""
+    tied: bool
+    layers: int
+    width: int
+    query: int
+    """Attention heads x their width."""
+    key_value: int
+    """Key (or value) heads x their width."""
+    mlp: int
+    vocabulary: int
+    normed_queries: bool = False
+    """Queries and keys pass a norm of their own (Qwen3)."""
+
+    @property
+    def body(self) -> int:
+        """Parameters of the text layers: what every token is multiplied with."""
+        return self.parameters - self.vision - self.tables
+
+    @property
+    def tables(self) -> int:
+        """Parameters of the embeddings, input and output."""
+        return self.table * (1 if self.tied else 2)
+
+    @property
+    def multiplied(self) -> int:
+        """Parameters of text layers and output layer; rows of an input embedding are looked up, not multiplied."""
+        return self.body + self.table
+
+    @property
+    def unit(self) -> int:
+        """Parameters that a GPU holds whole under sharding by layer: the embeddings and one text layer."""
+        return self.tables + self.body // self.layers
+
+    def grown(self, rows: int) -> "Backbone":
+        """The same with `rows` more tokens in its vocabulary."""
+        added = rows * self.width
+        total = self.parameters + added * (1 if self.tied else 2)
+        return replace(
+            self, parameters=total, table=self.table + added, vocabulary=self.vocabulary + rows
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, by what holds them."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    casts: float = 0
+    """Autocast's bfloat16 copies of the weights."""
+    gathered: float = 0
+    """Under sharding: the whole embeddings, and the whole layer that is at work."""
+    reference: float = 0
+    """A model that is not trained: GRPO's reference, the head's backbone."""
+    tables: float = 0
+    """With LoRA: the output embedding with the trained rows put in, once a forward pass, and its gradient."""
+    activations: float = 0
+    logits: float = 0
+    cache: float = 0
+    """Keys and values of the rollouts; they are gone before the update begins."""
+    sampler: float = 0
+    """Under sharding: the whole copy of the policy that samples, or that a server is given; gone likewise."""
+    server: float = 0
+    """The share of a vLLM server on this same GPU, while it samples."""
+    asleep: float = 0
+    """What it keeps of that while the trainer computes."""
+    whole: float = 0
+    """Under sharding: the whole model, which each GPU has loaded before it keeps its part alone."""
+
+    @property
+    def held(self) -> float:
+        """What stays there all the time."""
+        return self.weights + self.optimizer + self.gathered + self.reference
+
+    @property
+    def start(self) -> float:
+        """Before the first update."""
+        return self.weights + self.reference + self.whole
+
+    @property
+    def rollout(self) -> float:
+        """While answers are sampled: activations and gradients are not there, the bfloat16 copies are.
+
+        Nor is a copy of the policy that is written out for a server there when that samples.
+        """
+        own = self.cache + self.casts if self.cache else 0
+        return self.held + max(self.server, self.asleep + own + self.sampler)
+
+    @property
+    def update(self) -> float:
+        """While the weights are trained."""
+        held = self.held + self.asleep
+        return held + self.gradients + self.casts + self.tables + self.activations + self.logits
+
+    @property
+    def total(self) -> float:
+        """The peak."""
+        return max(self.start, self.rollout, self.update)
+
+
+def training_state(
+    parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1
+) -> Memory:
+    """Weights, gradients and AdamW's moments in float32, each divided over `share` GPUs.
+
+    `cast`: trained parameters of which autocast keeps a bfloat16 copy, those that products are made with (0: no bf16).
+    `unit`: parameters that a GPU holds whole while it works, where they are sharded: gathered in the type of the
+    products, without autocast.
+    """
+    sharded = share > 1
+    return Memory(
+        weights=FLOAT32 * parameters / share,
+        gradients=FLOAT32 * trainable / share,
+        optimizer=ADAMW_BYTES * trainable / share,
+        casts=0 if sharded else BFLOAT16 * cast,
+        gathered=(BFLOAT16 if cast else FLOAT32) * unit if sharded else 0,
+        whole=FLOAT32 * parameters if sharded else 0,
+    )
+
+
+def lora_parameters(b: Backbone, rank: int, rows: int) -> int:
+    """What LoRA trains: two matrices beside each linear layer of the text model, and `rows` rows of the embeddings."""
+    ends = 2 * (b.width + b.query) + 2 * (b.width + b.key_value) + 3 * (b.width + b.mlp)
+    return rank * b.layers * ends + rows * b.width * (1 if b.tied else 2)
+
+
+def lora_state(
+    b: Backbone, trained: int, *, number: int, bf16: bool, checkpointing: bool, passes: int
+) -> Memory:
+    """Frozen weights of `number` bytes each, `trained` parameters beside them in float32, and what goes with both.
+
+    `passes`: forward passes that are kept for one backward pass. In each, autocast casts frozen float32 weights anew,
+    and autograd keeps the casts: of all text layers, or under checkpointing of the one that is at work.
+    """
+    product = BFLOAT16 if bf16 else number
+    frozen = b.body / b.layers if checkpointing else b.body * passes
+    recast = BFLOAT16 * frozen if product < number else 0
+    return Memory(
+        weights=number * b.parameters + FLOAT32 * trained,
+        gradients=FLOAT32 * trained,
+        optimizer=ADAMW_BYTES * trained,
+        casts=recast + (BFLOAT16 * trained if bf16 else 0),
+        tables=(passes * product + number) * b.table,
+    )
+
+
+def layer_bytes(b: Backbone, *, bf16: bool, rank: int = 0) -> int:
+    """What one text layer keeps of one token for the backward pass; with LoRA, what its adapters of `rank` keep too.
+
+    In float32: each norm's input and its normalised form. In the type of the products: what the two norms give,
+    queries, keys, values (repeated for each query head, as torch's attention wants them where a batch is padded), what
+    attention gives, gate, its activation, up, and their product. Under bf16 the residual stream and the norms stay in
+    float32, and autocast makes a copy of what a norm gives for each of its five readers (query, key, value; gate, up).
+    """
+    normed = 2 * b.width + (b.query + b.key_value if b.normed_queries else 0)
+    products = (5 if bf16 else 2) * b.width + 4 * b.query + 4 * b.mlp + 7 * rank
+    kept = (
+        1 if rank else 2
+    )  # the normalised form is for the gradient of the norm's weights, which LoRA freezes
+    return kept * FLOAT32 * normed + (BFLOAT16 if bf16 else FLOAT32) * products
+
+
+def activation_bytes(
+    b: Backbone, tokens: float, *, bf16: bool, checkpointing: bool, rank: int = 0
+) -> float:
+    """Of `tokens` tokens through all text layers. Checkpointing keeps each layer's input, and one whole layer a time.
+
+    A vision tower keeps nothing where it is frozen; where it is trained, what it keeps is not counted.
+    """
+    whole = layer_bytes(b, bf16=bf16, rank=rank)
+    return tokens * (b.layers * FLOAT32 * b.width + whole if checkpointing else b.layers * whole)
+
+
+def logit_bytes(b: Backbone, tokens: float, *, bf16: bool) -> float:
+    """Of the loss on `tokens` answer tokens: the logits, their float32 form, its log-softmax, and the gradient."""
+    return tokens * b.vocabulary * ((BFLOAT16 if bf16 else 0) + 3 * FLOAT32)
+
+
+def cache_bytes(b: Backbone, rows: int, length: float, number: int) -> float:
+    """Keys and values, of `number` bytes each, of `rows` answers of `length` tokens, prompt included."""
+    return 2 * number * b.layers * b.key_value * rows * length
+
+
+def drawing_bytes(b: Backbone, rows: int) -> float:
+    """Of the next token of `rows` answers: logits, their log-softmax with and without the suppressed tokens in float32,
+    probabilities and their sums in float64."""
+    return rows * b.vocabulary * (3 * FLOAT32 + 2 * 8)
+
+
+def checkpoint_bytes(parameters: int, trainable: int) -> float:
+    """On disk while a stage trains: weights and both moments of each checkpoint that is kept or being written."""
+    return KEPT_CHECKPOINTS * (FLOAT32 * parameters + ADAMW_BYTES * trainable)
+
+
+def forward_flops(
+    b: Backbone, tokens: float, length: float, *, answers: float = 0, layers: int | None = None
+) -> float:
+    """One pass over `tokens` text-model tokens in sequences of `length`, and the output layer for `answers` of them.
+
+    Two operations a parameter and token; causal attention takes two products of `length`/2 keys a query channel.
+    """
+    share = (layers or b.layers) / b.layers
+    attention = 2 * b.layers * b.query * length  # 2 products x 2 operations x length / 2
+    return share * tokens * (2 * b.body + attention) + 2 * b.table * answers
+
+
+def vision_flops(b: Backbone, patches: float) -> float:
+    """One pass of the vision tower over `patches` patches; attention within the image is left out."""
+    return 2 * b.vision * patches
+
+
+def training_flops(
+    b: Backbone,
+    tokens: float,
+    length: float,
+    answers: float,
+    *,
+    checkpointing: bool,
+    adapters: int = 0,
+) -> float:
+    """Forward, and a backward pass of twice that; checkpointing computes the forward pass of the layers once more.
+
+    With `adapters`, trained parameters beside frozen weights, the backward pass is half of that, as it leaves out the
+    products that give the gradients of weights; those of the adapters come on top.
+    """
+    again = forward_flops(b, tokens, length) if checkpointing else 0
+    return (
+        (2 if adapters else 3) * forward_flops(b, tokens, length, answers=answers)
+        + again
+        + 6 * adapters * tokens
+    )
+
+
+def compute_seconds(flops: float, peak: float, utilisation: float, gpus: int) -> float:
+    """Seconds of `flops` operations at `utilisation` of the peak of each of `gpus` GPUs."""
+    return flops / (peak * utilisation * gpus)
+
+
+def decode_seconds(steps: float, bytes_read: float, gpu: Gpu, use: float) -> float:
+    """Seconds of `steps` decoding steps, each of which reads `bytes_read` at the share `use` of the memory's rate."""
+    return steps * bytes_read / (gpu.bandwidth * use)
+
+
+def block_bytes(width: int, *, bf16: bool) -> int:
+    """What one block of the head (attention, feed-forward four times as wide) keeps of one token.
+
+    Two norms' inputs in float32; in the type of the products the norms' outputs, queries, keys, values, what attention
+    gives, and the inner layer before and behind its activation.
+    """
+    return 2 * FLOAT32 * width + (BFLOAT16 if bf16 else FLOAT32) * (2 + 3 + 1 + 2 * 4) * width
+
+
+def block_context_bytes(width: int, *, bf16: bool) -> int:
+    """Keys and values that a cross-attending block keeps of one token of its context."""
+    return 2 * width * (BFLOAT16 if bf16 else FLOAT32)

@@ -1,0 +1,163 @@
+"""What `roboalign plan` knows of a recipe's backbone before it is there, and what it assumes of the data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+from transformers import AutoConfig, PretrainedConfig
+
+from roboalign.align.trained import vision_parameters
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.mllm.load import load_processor
+from roboalign.mllm.presets import (
+    PRESETS,
+    Preset,
+    image_tokens,
+    meta_model,
+    preset_config,
+    preset_of,
+)
+from roboalign.mllm.tiny import build_tiny
+from roboalign.plan.arithmetic import Backbone
+from roboalign.run.recipe import Recipe
+from roboalign.run.stages.base import source_folder
+
+FAST_PLUS = 2048  # entries of the published FAST tokenizer
+
+
+class Assumptions(Config):
+    """What a plan cannot know. Each can be given with --assume NAME=VALUE."""
+
+    utilisation: float = Field(0.35, gt=0, le=1)
+    """Share of the GPU's peak that training reaches (MFU)."""
+    bandwidth: float = Field(0.5, gt=0, le=1)
+    """Share of the GPU's memory bandwidth that decoding reaches."""
+    usable: float = Field(0.92, gt=0, le=1)
+    """Share of the GPU's memory that tensors may take; the rest is for CUDA and for gaps between them."""
+    image_tokens: int = Field(0, ge=0)
+    """Tokens of an image; 0: what the backbone's processor makes of one of the alignment's size."""
+    question_tokens: float = Field(45, gt=0)
+    """Tokens of a question, chat template included."""
+    answer_tokens: float = Field(40, gt=0)
+    """Tokens of an answer of the mixture."""
+    reply_tokens: float = Field(120, gt=0)
+    """Mean tokens of a sampled answer; `rl.max_new_tokens` is the bound of memory and of the decoding steps."""
+    asleep: float = Field(2e9, ge=0)
+    """Bytes of a GPU that a vLLM server keeps while it sleeps: CUDA's own, captured graphs."""
+    episode_steps: float = Field(100, gt=0)
+    """Steps of a demonstration."""
+    action_dim: int = Field(7, ge=1)
+    """Numbers of an action."""
+    state_dim: int = Field(8, ge=1)
+    """Numbers of the robot's state."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The backbone of a recipe with its action tokens."""
+
+    name: str
+    numbers: Backbone
+    image_tokens: int
+    patches: int
+    """Vision tokens of an image before they are merged."""
+    rows: int
+    """Action tokens."""
+
+
+def backbone_numbers(model: Any) -> Backbone:
+    """The numbers of a model, whether it has weights or lies on `meta`."""
+    text, table = model.config.get_text_config(), model.get_output_embeddings().weight
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Backbone(
+        parameters=sum(p.numel() for p in model.parameters()),
+        vision=sum(p.numel() for p in vision_parameters(model).values()),
+        table=table.numel(),
+        tied=table is model.get_input_embeddings().weight,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        query=text.num_attention_heads * head,
+        key_value=text.num_key_value_heads * head,
+        mlp=text.intermediate_size,
+        vocabulary=table.shape[0],
+        normed_queries=hasattr(model.get_decoder().layers[0].self_attn, "q_norm"),
+    )
+
+
+def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
+    """The recipe's backbone, its action tokens added. A folder that is not there counts as the preset of its name.
+
+    Raises RoboAlignError where there is neither, and where the model has no layer `backbone.layer`.
+    """
+    config, name, tokens = _described(recipe)
+    numbers = backbone_numbers(meta_model(config))
+    if recipe.backbone.layer > numbers.layers:
+        raise RoboAlignError(
+            f"the model has text layers 1..{numbers.layers}",
+            where="backbone.layer",
+            fix="choose one of them",
+        )
+    tokens = assumed.image_tokens or tokens
+    rows = len(getattr(config, "action_token_ids", None) or ())
+    if not rows:
+        # Qwen's table has some hundred rows to spare, which the first new tokens fill: these are counted twice here.
+        rows = 2 + (FAST_PLUS if recipe.tokenizer.path else recipe.tokenizer.vocab_size)
+        numbers = numbers.grown(rows)
+    merge = int(
+        getattr(config.vision_config, "spatial_merge_size", 0) or getattr(config, "scale_factor", 1)
+    )
+    return Model(name, numbers, tokens, tokens * merge**2, rows)
+
+
+def named_preset(source: str) -> Preset | None:
+    """The preset that `source` stands for, as there is no such folder."""
+    return None if (Path(source).expanduser() / "config.json").is_file() else preset_of(source)
+
+
+def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
+    """Of the backbone: configuration, name, and the tokens of an image of the alignment's size."""
+    source, size = recipe.backbone.source, recipe.collect.align_image_size()
+    if source == "train":
+        tiny = recipe.backbone.tiny
+        config = build_tiny(tiny, ["a"]).model.config
+        config.text_config.vocab_size = tiny.vocab_size
+        return config, "a new tiny model", (tiny.image_size // tiny.patch_size // tiny.merge) ** 2
+    if (preset := named_preset(source)) is not None:
+        config = preset_config(next(name for name, one in PRESETS.items() if one is preset))
+        return config, preset.repository, image_tokens(preset.image, size, size)
+    folder = existing_folder(source)
+    processor: Any = load_processor(folder)
+    blank = np.zeros((size, size, 3), dtype=np.uint8)
+    read = processor(text=[processor.image_token], images=[[blank]], add_special_tokens=False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config, folder.name, len(read["input_ids"][0])
+
+
+def existing_folder(source: str) -> Path:
+    """The folder of a backbone. Raises RoboAlignError where there is none."""
+    try:
+        return source_folder(source)
+    except RoboAlignError as error:
+        known = ", ".join(preset.repository for preset in PRESETS.values())
+        raise RoboAlignError(
+            error.problem,
+            where=error.where,
+            fix=f"give a folder with config.json, or one named like {known}",
+        ) from None
+
+
+def assumptions(given: list[str]) -> Assumptions:
+    """`NAME=VALUE` texts -> Assumptions. Raises RoboAlignError on an unknown name or a value out of range."""
+    pairs = [text.partition("=")[::2] for text in given]
+    try:
+        return Assumptions.model_validate(dict(pairs))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise RoboAlignError(
+            f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}",
+            where="--assume",
+            fix=f"known: {', '.join(Assumptions.model_fields)}",
+        ) from None

@@ -1,0 +1,44 @@
+"""One process that believes itself the first of many, between which FSDP2 splits a model: nothing is sent anywhere."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch.distributed as dist
+from accelerate.state import AcceleratorState
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from roboalign.mllm.fake import own_addresses
+
+# What accelerate's launcher tells its processes by launch/accelerate/eight_gpus_fsdp2.yaml.
+LAUNCHED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_OFFLOAD_PARAMS": "false",
+}
+
+
+@contextmanager
+def split_over(processes: int) -> Iterator[None]:
+    """Within, trainings split their model over `processes`, of which there is only the first.
+
+    What the others would send is of the right size and means nothing; what they would tell of their samples is missing.
+    """
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    settings = {**LAUNCHED, **{name: str(value) for name, value in place.items()}}
+    with (
+        patch.dict(os.environ, settings),
+        patch("roboalign.align.grpo.trainer.gather_object", list),
+        own_addresses(),
+    ):
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)

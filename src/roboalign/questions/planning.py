@@ -1,0 +1,166 @@
+"""Planning questions: what the robot should do next. They begin with the task, as the action question does.
+
+All questions about the next movement share one text and one reasoning: the situation, then the movement. Whether words,
+a letter or a point follow is told by the label alone that the question names. Were it told by the wording, or by how
+the reasoning ends, a small model would go by that, and never answer with actions after a reasoning.
+"""
+
+import random
+from functools import partial
+
+from roboalign.conversations.prompts import NEXT_STEP, next_step, task_prefix
+from roboalign.questions.scene import AXES, Scene
+from roboalign.questions.sentences import (
+    Draft,
+    QuestionType,
+    World,
+    distance_sentence,
+    gripper_sentence,
+    movement_label,
+    movement_sentence,
+    option_sentence,
+    options,
+    point,
+    situation,
+    words,
+)
+
+KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
+APART = 3  # steps between two events below which their order is not asked
+QUARTERS = ("first", "second", "third", "last")
+
+
+def _ask(scene: Scene, rng: random.Random, *wordings: str) -> str:
+    return f"{task_prefix(scene.instruction)} {rng.choice(wordings)}"
+
+
+def _facts(scene: Scene, rng: random.Random) -> list[str]:
+    """The situation of the gripper and what it works towards, and sometimes the fingers."""
+    facts = situation(scene, rng, scene.target)
+    return [*facts, gripper_sentence(scene)] if rng.random() < 0.4 else facts
+
+
+def _next_step(scene: Scene, rng: random.Random) -> str:
+    return next_step(scene.instruction, rng.randrange(len(NEXT_STEP)))
+
+
+def movement(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """Which way should the gripper move, and should it open or close?"""
+    return Draft(
+        _next_step(scene, rng), movement_label(scene), _facts(scene, rng), movement_sentence(scene)
+    )
+
+
+def movement_choice(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """The same with three options."""
+    right = ", ".join(words(scene.move)) or "stay"
+    wrong: list[str] = []
+    while len(wrong) < 2:
+        signs = (rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1)))
+        label = ", ".join(words(signs)) or "stay"
+        if label != right and label not in wrong:
+            wrong.append(label)
+    listed, letter = options(rng, right, wrong)
+    text = f"{_next_step(scene, rng)} {listed}"
+    return Draft(text, letter, _facts(scene, rng), movement_sentence(scene))
+
+
+def movement_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """Should the gripper move left or right (back or forward, down or up), or stay on this axis?"""
+    sign = scene.move[axis]
+    answer = AXES[axis][sign > 0] if sign else "stay"
+    return Draft(_next_step(scene, rng), answer, _facts(scene, rng), movement_sentence(scene))
+
+
+def command(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """Should the gripper open, close or keep as it is? Asked of most frames it would be a question about keeping."""
+    if scene.command == "keep" and rng.random() < KEEP_DROPPED:
+        return None
+    return Draft(
+        _next_step(scene, rng), scene.command, _facts(scene, rng), movement_sentence(scene)
+    )
+
+
+def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """Where in the image will the gripper be in WAYPOINT steps?"""
+    if scene.waypoint is None:
+        return None
+    return Draft(
+        _next_step(scene, rng), point(scene.waypoint), _facts(scene, rng), movement_sentence(scene)
+    )
+
+
+def trace(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """Along which points of the image will the gripper move (the paper's 2D visual trajectory)?"""
+    if scene.trace is None:
+        return None
+    answer = ", ".join(point(cell) for cell in scene.trace)
+    return Draft(_next_step(scene, rng), answer, _facts(scene, rng), movement_sentence(scene))
+
+
+def phase(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """Which phase is the robot in: reach, grasp, move or done?"""
+    if scene.target not in scene.distances:
+        return None
+    text = _ask(
+        scene,
+        rng,
+        "Is the phase reach, grasp, move or done?",
+        "In which phase is the robot?",
+        "Which phase of the task is this?",
+    )
+    facts = [distance_sentence(scene, scene.target), gripper_sentence(scene)]
+    return Draft(text, scene.phase, facts, f"The phase is {scene.phase}.")
+
+
+def progress(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """In which quarter of the demonstration is this frame?"""
+    text = _ask(
+        scene,
+        rng,
+        "Which quarter of the task is this?",
+        "How much of the task is done?",
+        "Is this the first, second, third or last quarter?",
+    )
+    facts = [distance_sentence(scene, scene.target)] if scene.target in scene.distances else []
+    quarter = QUARTERS[scene.quarter]
+    return Draft(
+        text, quarter, [*facts, gripper_sentence(scene)], f"This is the {quarter} quarter."
+    )
+
+
+def order(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+    """Which of two things that are still to come does the robot do first?"""
+    pairs = [
+        (a, b)
+        for a in scene.events
+        for b in scene.events
+        if scene.events[a] + APART <= scene.events[b]
+    ]
+    if not pairs:
+        return None
+    first, second = rng.choice(pairs)
+    listed, letter = options(rng, first, [second])
+    text = _ask(
+        scene, rng, "What happens first?", "What should the robot do first?", "Which comes first?"
+    )
+    facts = [gripper_sentence(scene)]
+    if scene.target in scene.distances:
+        facts.append(distance_sentence(scene, scene.target))
+    conclusion = f"The robot should {first} and then {second}. {option_sentence(letter, 'first')}"
+    return Draft(f"{text} {listed}", letter, facts, conclusion)
+
+
+TYPES = (
+    QuestionType("movement", "embodied", "planning", movement, 1 / 81),
+    QuestionType("movement_choice", "embodied", "planning", movement_choice, 1 / 3),
+    QuestionType("move_left_right", "embodied", "planning", partial(movement_axis, 0), 1 / 3),
+    QuestionType("move_back_forward", "embodied", "planning", partial(movement_axis, 1), 1 / 3),
+    QuestionType("move_down_up", "embodied", "planning", partial(movement_axis, 2), 1 / 3),
+    QuestionType("gripper_command", "embodied", "planning", command, 1 / 3),
+    QuestionType("waypoint", "embodied", "planning", waypoint, None),
+    QuestionType("phase", "embodied", "planning", phase, 1 / 4),
+    QuestionType("progress", "embodied", "planning", progress, 1 / 4),
+    QuestionType("order", "embodied", "planning", order, 1 / 2),
+    QuestionType("trace", "embodied", "trace", trace, 0.0),
+)

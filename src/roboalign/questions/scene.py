@@ -1,0 +1,246 @@
+"""What is true in each frame of an episode, from its privileged state: the facts that questions are made of.
+
+Directions are the robot's: right, forward (away from it), up. `Episode.axes` says how the axes of its positions and
+actions, metres and up z in all, point in them: x to the right and y forward in Meta-World, x forward and y to the left
+in LIBERO. Actions: the first three dimensions move the gripper along x, y, z; the last one closes the gripper where it
+is positive and opens it where it is negative (Meta-World and LIBERO agree on this).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign.actions.axes import matrix_of
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+
+BODIES = ("gripper", "object", "object2", "goal")
+AXES = (("left", "right"), ("back", "forward"), ("down", "up"))
+"""Word of the negative and of the positive direction of each axis."""
+
+ALIGNED = 0.03  # metres: a body within this of the gripper on an axis counts as aligned on it
+NEAR, FAR = 0.08, 0.20  # metres: near is below the first, far above the second
+LOW, HIGH = 0.10, 0.20  # metres above the table
+HELD = 0.07  # metres: a gripper that is not open holds an object that is this close
+MOVED = 0.02  # metres: an object that is this far from where it started is being moved
+OPEN = 0.75  # share of the gripper's full opening
+STILL = 0.15  # mean action on an axis below this is no movement, in units of the largest action
+COMMAND = 0.10  # mean gripper action below this asks for nothing
+WAYPOINT = 10  # steps from a frame to its waypoint
+TRACE_POINTS = 3  # points of the gripper's trace, evenly spaced
+TRACE_HORIZONS = 2  # action chunks that the trace spans
+
+Cell = tuple[int, int]
+Signs = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The facts of one frame. Bodies that the episode lacks are absent from the dictionaries."""
+
+    task: str
+    instruction: str
+    nouns: dict[str, str]
+    points: dict[str, Cell]
+    """body -> (column, row) on the grid, for bodies inside the image."""
+    relations: dict[str, Signs]
+    """body -> sign of (body - gripper) to the right, forward, up; 0 = aligned."""
+    distances: dict[str, float]
+    """body -> metres from the gripper."""
+    height: float
+    """metres of the gripper above the table."""
+    gripper: str
+    """open, closed or holding."""
+    phase: str
+    """reach, grasp, move or done."""
+    quarter: int
+    """0..3: the quarter of the demonstration that the frame lies in."""
+    move: Signs
+    """sign of the expert's mean action over the next steps to the right, forward, up; 0 = still."""
+    command: str
+    """what the expert does with the gripper in these steps: open, close or keep."""
+    waypoint: Cell | None
+    """where the gripper will be in WAYPOINT steps, where that is inside episode and image."""
+    trace: tuple[Cell, ...] | None
+    """where the gripper will be at TRACE_POINTS even steps over the next TRACE_HORIZONS chunks; an episode that ends
+    before stays at its last frame. None where one of the points is outside the image."""
+    events: dict[str, int]
+    """event, as `the robot should` is followed by it -> steps until it first happens; only what is still to come."""
+    target: str
+    """the body that the gripper works towards: the object, or the goal once the object is being moved (and always
+    where the instruction does not speak of the object)."""
+
+
+class EpisodeScenes:
+    """The scenes of one episode, computed for all its frames at once."""
+
+    def __init__(self, episode: Episode, camera: str, grid: int, horizon: int) -> None:
+        """`grid`: cells a side of the image. `horizon`: steps over which movement is averaged.
+
+        Raises RoboAlignError where the episode has no privileged gripper position or its camera no projection.
+        """
+        where = f"episode {episode.episode_id}"
+        if camera not in episode.cameras:
+            raise RoboAlignError(
+                f"no camera {camera!r}; it has {sorted(episode.cameras)}", where=where
+            )
+        positions = {body: episode.position(body) for body in BODIES}
+        if positions["gripper"] is None or "gripper.opening" not in episode.privileged_names:
+            raise RoboAlignError(
+                f"the privileged state has no gripper.x, y, z and opening, only {list(episode.privileged_names)}",
+                where=where,
+                fix="collect the data set with a simulator that records it",
+            )
+        self.episode, self.length = episode, len(episode)
+        named = {"gripper", *episode.nouns}
+        self.positions = {
+            body: p for body, p in positions.items() if p is not None and body in named
+        }
+        hand = self.positions["gripper"]
+        self.cells = {
+            body: grid_cells(episode, camera, p, grid) for body, p in self.positions.items()
+        }
+        turn = matrix_of(episode.axes).T.astype(np.float32)
+        offsets = {
+            body: (p - hand) @ turn for body, p in self.positions.items() if body != "gripper"
+        }
+        self.relations = {
+            b: (np.sign(o) * (np.abs(o) > ALIGNED)).astype(int).tolist() for b, o in offsets.items()
+        }
+        self.distances = {body: np.linalg.norm(o, axis=1).tolist() for body, o in offsets.items()}
+        opening, holding, table = (
+            _column(episode, name) for name in ("gripper.opening", "gripper.holding", "table.z")
+        )
+        assert opening is not None
+        if holding is None and "object" in self.distances:
+            holding = (np.array(self.distances["object"]) < HELD) & (opening <= OPEN)
+        self.gripper = gripper_states(opening, holding)
+        self.heights = (hand[:, 2] - (0.0 if table is None else table)).tolist()
+        self.uses_object = "object" in self.positions and names_object(episode)
+        to_object = self.distances["object"] if self.uses_object else None
+        self.phases = phases(
+            self.positions.get("object"), to_object, self.gripper, episode.success_step, self.length
+        )
+        mean = episode.chunks(horizon).mean(axis=1)
+        moved = mean[:, :3] @ turn
+        self.moves = (np.sign(moved) * (np.abs(moved) > STILL)).astype(int).tolist()
+        self.commands = gripper_commands(mean[:, -1], self.gripper)
+        self.events = future_events(self._happening())
+        self.trace_steps = [
+            round(TRACE_HORIZONS * horizon * i / TRACE_POINTS) for i in range(1, TRACE_POINTS + 1)
+        ]
+
+    def _happening(self) -> dict[str, list[bool]]:
+        """event -> [T] whether it is happening."""
+        happening = {
+            "close the gripper": [command == "close" for command in self.commands],
+            "open the gripper": [command == "open" for command in self.commands],
+            "lift the gripper": [move[2] > 0 for move in self.moves],
+            "lower the gripper": [move[2] < 0 for move in self.moves],
+        }
+        bodies = ("object", "goal") if self.uses_object else ("goal",)
+        for body in bodies:
+            if body in self.distances:
+                event = f"reach the {self.episode.nouns[body]}"
+                happening[event] = [metres < NEAR for metres in self.distances[body]]
+        return happening
+
+    def _trace(self, t: int) -> tuple[Cell, ...] | None:
+        ahead = [self.cells["gripper"][min(t + step, self.length - 1)] for step in self.trace_steps]
+        points = tuple(cell for cell in ahead if cell is not None)
+        return points if len(points) == len(ahead) else None
+
+    def at(self, t: int) -> Scene:
+        """The scene of frame t."""
+        episode, cells = self.episode, self.cells
+        to_goal = "goal" in self.positions and (self.phases[t] == "move" or not self.uses_object)
+        return Scene(
+            task=episode.task,
+            instruction=episode.instruction,
+            nouns={**episode.nouns, "gripper": "gripper"},
+            points={
+                body: cell for body, column in cells.items() if (cell := column[t]) is not None
+            },
+            relations={body: tuple(column[t]) for body, column in self.relations.items()},
+            distances={body: column[t] for body, column in self.distances.items()},
+            height=self.heights[t],
+            gripper=self.gripper[t],
+            phase=self.phases[t],
+            quarter=4 * t // self.length,
+            move=tuple(self.moves[t]),
+            command=self.commands[t],
+            waypoint=cells["gripper"][t + WAYPOINT] if t + WAYPOINT < self.length else None,
+            trace=self._trace(t),
+            events={event: steps[t] for event, steps in self.events.items() if steps[t] > 0},
+            target="goal" if to_goal else "object" if self.uses_object else "gripper",
+        )
+
+
+def _column(episode: Episode, name: str) -> np.ndarray | None:
+    """[T] of the privileged state; None where it does not hold this."""
+    if episode.privileged is None or name not in episode.privileged_names:
+        return None
+    return episode.privileged[:, episode.privileged_names.index(name)]
+
+
+def names_object(episode: Episode) -> bool:
+    """Whether the instruction speaks of the object: Meta-World's reach tasks have one that is not to be touched."""
+    instruction = episode.instruction.lower().rstrip(".").replace(",", " ").split()
+    return any(word in instruction for word in episode.nouns["object"].lower().split())
+
+
+def grid_cells(
+    episode: Episode, camera: str, positions: np.ndarray, grid: int
+) -> list[Cell | None]:
+    """[T, 3] world points -> the cell of the image that shows each; None outside the image."""
+    view = episode.cameras[camera]
+    cells = np.floor(view.pixels(positions) / (view.width, view.height) * grid)
+    # NaN, behind the camera, compares false.
+    return [
+        (int(u), int(v)) if 0 <= u < grid and 0 <= v < grid else None for u, v in cells.tolist()
+    ]
+
+
+def gripper_states(opening: np.ndarray, holding: np.ndarray | None) -> list[str]:
+    """[T] opening in [0, 1] and whether something is held -> open, closed or holding."""
+    held = np.zeros(len(opening)) if holding is None else holding
+    return [
+        "holding" if holds else "open" if wide > OPEN else "closed"
+        for wide, holds in zip(opening, held)
+    ]
+
+
+def phases(
+    object_at: np.ndarray | None,
+    to_object: list[float] | None,
+    gripper: list[str],
+    success_step: int | None,
+    length: int,
+) -> list[str]:
+    """reach (far from the object), grasp (at it, or holding it by its end), move (it has left its place), done."""
+    names = np.full(length, "reach", dtype=object)
+    if object_at is not None and to_object is not None:
+        names[(np.array(to_object) < NEAR) | (np.array(gripper) == "holding")] = "grasp"
+        names[np.linalg.norm(object_at - object_at[0], axis=1) > MOVED] = "move"
+    if success_step is not None:
+        names[success_step + 1 :] = "done"  # frame t precedes action t
+    return names.tolist()
+
+
+def gripper_commands(mean: np.ndarray, states: list[str]) -> list[str]:
+    """Mean gripper action of the next steps against the present state -> open, close or keep."""
+    is_open = np.array(states) == "open"
+    closing, opening_up = (mean > COMMAND) & is_open, (mean < -COMMAND) & ~is_open
+    return ["close" if c else "open" if o else "keep" for c, o in zip(closing, opening_up)]
+
+
+def future_events(happening: dict[str, list[bool]]) -> dict[str, list[int]]:
+    """event -> [T] steps until it next happens; 0 where it is happening now, -1 where it never will."""
+    events = {}
+    for event, now in happening.items():
+        steps, wait = [-1] * len(now), -1
+        for t in reversed(range(len(now))):
+            wait = 0 if now[t] else wait + (wait >= 0)
+            steps[t] = wait
+        events[event] = steps
+    return events

@@ -1,0 +1,154 @@
+"""Reading what a teacher wrote: JSON out of its text, and of its questions those that can be trained on."""
+
+import json
+import re
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from roboalign.conversations import prompts
+from roboalign.conversations.qa.normal import OPTIONS, Points, Refused, parse_choice, parse_points
+from roboalign.questions.vqa.client import Reply
+
+LONGEST = {"question": 500, "answer": 200, "reasoning": 1500}
+"""Characters."""
+MOST_STARTS = 100
+"""Brackets in a reply at which its JSON is looked for."""
+KINDS = {"text": "answer", "choice": "letter", "point": "point"}
+"""kind in the teacher's JSON, the type, as of question-answering data (conversations/qa) -> label."""
+RESERVED = re.compile(r"</?(?:think|answer|image)>|<\|[a-z_]+\|>|<ACTION_|<FAST_", re.I)
+"""Tags of a reply, action tokens, and the special tokens of chat templates."""
+FRAME_NUMBER = re.compile(r"\bframe\s+(?:number\s+)?\d", re.I)
+"""The teacher is told it, the image does not show it."""
+REQUESTS = tuple(prompts.MODES.values())
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question that passed; `reasoning` is empty where the teacher gave none."""
+
+    type: str
+    label: str
+    question: str
+    answer: str
+    reasoning: str
+
+
+def read_reply(reply: Reply) -> list[Any] | Refused:
+    """The list under `questions` of the JSON in a reply: bare, in a code fence, or with words around it."""
+    if reply.refusal or reply.finish == "content_filter":
+        return Refused("the teacher refused")
+    if (
+        reply.finish == "length"
+    ):  # also of a reply without text: a reasoning that is not shown used it up
+        return Refused("the teacher's answer was cut at its token limit")
+    text = reply.text.rpartition("</think>")[2]  # a reasoning may draft the list
+    if not text.strip():
+        return Refused("the teacher wrote nothing")
+    for start in islice(re.finditer(r"[{\[]", text), MOST_STARTS):
+        try:
+            found, _ = json.JSONDecoder().raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and isinstance(found.get("questions"), list):
+            return found["questions"]
+        if isinstance(found, list) and found and isinstance(found[0], dict):
+            return found
+    return Refused("the teacher's answer holds no JSON list of questions")
+
+
+def check(item: Any, seen: set[str], grid: int) -> Answered | Refused:
+    """One entry of that list, if it can be trained on. `seen` holds what was accepted before, and grows by it."""
+    if not isinstance(item, dict):
+        return Refused("a question is not a JSON object")
+    kind = item.get("kind", "text")
+    if not isinstance(kind, str) or kind not in KINDS:
+        return Refused("a question is of no known kind")
+    texts = {name: item.get(name, "") for name in LONGEST}
+    if isinstance(texts["answer"], int | float | list) and not isinstance(texts["answer"], bool):
+        texts["answer"] = json.dumps(texts["answer"])
+    texts["reasoning"] = texts["reasoning"] or ""
+    if not all(isinstance(text, str) for text in texts.values()):
+        return Refused("a question, answer or reasoning is not text")
+    question, answer, reasoning = (tidy(texts[name]) for name in LONGEST)
+    refused = faults_of(question, answer, reasoning)
+    answered = refused or read_answer(kind, question, answer, reasoning, grid)
+    if isinstance(answered, Refused):
+        return answered
+    if leaks(answered):
+        return Refused("the question gives its answer away")
+    key = f"{plain(answered.question)}|{plain(answered.answer)}"
+    if key in seen:
+        return Refused("a question is asked twice in one episode")
+    seen.add(key)
+    return answered
+
+
+def faults_of(question: str, answer: str, reasoning: str) -> Refused | None:
+    """What is wrong with the texts as such."""
+    if not question or not answer:
+        return Refused("a question or answer is empty")
+    for name, text in zip(LONGEST, (question, answer, reasoning), strict=True):
+        if len(text) > LONGEST[name]:
+            return Refused(f"the {name} is too long")
+        if RESERVED.search(text) or any(request in text for request in REQUESTS):
+            return Refused(f"the {name} holds a tag or a request of the reply form")
+        if FRAME_NUMBER.search(text):
+            return Refused(f"the {name} names the frame's number")
+        if not text.isprintable() and any(not c.isprintable() and c != "\n" for c in text):
+            return Refused(f"the {name} holds control characters")
+    return None
+
+
+def read_answer(
+    kind: str, question: str, answer: str, reasoning: str, grid: int
+) -> Answered | Refused:
+    """The answer in the form that its label asks for: a cell, a letter, or the text."""
+    if kind == "point":
+        found = parse_points(answer, "per-mille")
+        if isinstance(found, Refused) or len(found.xy) != 1:
+            return Refused("a point is not one point inside the image")
+        answer = cell_of(found, grid)
+        reasoning = ""  # it would speak of per-mille where the answer gives a cell
+    elif kind == "choice":
+        choice = parse_choice(question, answer)
+        if isinstance(choice, Refused):
+            return Refused("the answer of a choice is not exactly one of its options")
+        if len({plain(option) for option in choice.options}) != len(choice.options):
+            return Refused("two options of a choice are the same")
+        answer = chr(ord("A") + choice.index)
+    return Answered(kind, KINDS[kind], question, answer, reasoning)
+
+
+def cell_of(points: Points, grid: int) -> str:
+    """`12 20`: the cell of the first point."""
+    return " ".join(str(min(int(v * grid), grid - 1)) for v in points.xy[0])
+
+
+def leaks(answered: Answered) -> bool:
+    """Whether the question names its answer. One that offers alternatives (`or`) may, and so may yes and no."""
+    question = answered.question
+    if answered.type == "choice":
+        for pattern in OPTIONS:
+            listed = dict(re.findall(pattern, question, re.M))
+            right = listed.get(answered.answer, "")
+            if right:
+                question, said = re.sub(pattern, "", question, flags=re.M), plain(right)
+                break
+        else:
+            return False
+    else:
+        said = plain(answered.answer)
+    asked = f" {plain(question)} "
+    return bool(said) and f" {said} " in asked and " or " not in asked and said not in ("yes", "no")
+
+
+def tidy(text: str) -> str:
+    """Spaces within lines made single, empty lines dropped."""
+    lines = (" ".join(line.split()) for line in text.split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def plain(text: str) -> str:
+    """Lower case words without marks: what two texts are compared by."""
+    return " ".join(re.findall(r"\w+", text.casefold()))

@@ -1,0 +1,449 @@
+"""Questions from states and actions, right by construction.
+
+They stand in for the paper's RoboAlign VQA, which a teacher model wrote: `teacher.py` is that way.
+
+Types have names of their own, none of `questions.TYPES`: those speak of a simulator's bodies.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.prompts import Mode, task_prefix
+from roboalign.conversations.qa.normal import Refused
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode, encode_png
+from roboalign.episodes.robot_data import Fault
+from roboalign.questions.scene import AXES, Signs
+from roboalign.questions.sentences import Draft, option_sentence, options, phrase, point, words
+from roboalign.questions.vqa.base import (
+    Made,
+    QuestionConfig,
+    Work,
+    draw_mode,
+    look,
+    make_conversation,
+    make_turn,
+    rng_of,
+)
+from roboalign.questions.vqa.motion import CLEAR, LEVEL, TURNED, Motion, dominant
+
+KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
+ORDER_SHARE = (
+    0.1  # share of the frames that are shown beside a later one, and asked which comes first
+)
+TURNS = (("tilt down", "tilt up"), ("roll left", "roll right"), ("turn right", "turn left"))
+"""Words of the negative and of the positive rotation about right, forward, up (right-handed)."""
+QUARTERS = ("first", "second", "third", "last")
+SUBTASKS = ("reach", "grasp", "move", "release", "retreat")
+NO_TASK = Refused("the episode has no instruction, and what comes next depends on it")
+
+Make = Callable[[Motion, int, random.Random], Draft | Refused]
+
+
+@dataclass(frozen=True)
+class StateType:
+    """A family of questions with the same answers."""
+
+    name: str
+    label: str
+    make: Make
+
+
+def facts(motion: Motion, t: int) -> list[str]:
+    """What is known of a frame, as sentences: the fingers, the subtask, the next movement."""
+    fingers, subtask = motion.fingers(t), motion.subtask(t)
+    found = [] if isinstance(fingers, Refused) else [f"The gripper is {fingers}."]
+    return found if isinstance(subtask, Refused) else [*found, f"The subtask is {subtask}."]
+
+
+def movement_sentence(motion: Motion, signs: Signs) -> str:
+    """`The gripper should move right and up.`"""
+    parts = words(signs)
+    return f"The gripper should {'move ' + phrase(parts) if parts else 'stay'}."
+
+
+def _ask(motion: Motion, text: str) -> str:
+    instruction = motion.episode.instruction.strip()
+    return f"{task_prefix(instruction)} {text}" if instruction else text
+
+
+def _steps(motion: Motion) -> str:
+    k = motion.config.horizon
+    return f"in the next {k} steps" if k > 1 else "in the next step"
+
+
+def next_movement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """Which way should the gripper move? `right, up`, or `stay`."""
+    signs = motion.movement(t)
+    if isinstance(signs, Refused):
+        return signs
+    text = rng.choice(
+        (
+            "Seen from the robot, which way should the gripper move {}?",
+            "Which way does the gripper go {}, seen from the robot?",
+        )
+    )
+    answer = ", ".join(words(signs)) or "stay"
+    return Draft(
+        _ask(motion, text.format(_steps(motion))),
+        answer,
+        facts(motion, t),
+        movement_sentence(motion, signs),
+    )
+
+
+def next_movement_choice(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """The same with three options."""
+    signs = motion.movement(t)
+    if isinstance(signs, Refused):
+        return signs
+    right = ", ".join(words(signs)) or "stay"
+    wrong: list[str] = []
+    while len(wrong) < 2:
+        other: Signs = (rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1)))
+        label = ", ".join(words(other)) or "stay"
+        if label != right and label not in wrong:
+            wrong.append(label)
+    listed, letter = options(rng, right, wrong)
+    text = f"Seen from the robot, which way should the gripper move {_steps(motion)}? {listed}"
+    known = [*facts(motion, t), movement_sentence(motion, signs)]
+    return Draft(_ask(motion, text), letter, known, option_sentence(letter, right))
+
+
+def centimetres(moved: np.ndarray) -> str:
+    """[3] metres -> `4 cm right, 2 cm up`, whole centimetres, right, forward, up in that order; `0 cm` for none."""
+    whole = np.rint(moved * 100).astype(int).tolist()
+    return (
+        ", ".join(f"{abs(cm)} cm {AXES[axis][cm > 0]}" for axis, cm in enumerate(whole) if cm)
+        or "0 cm"
+    )
+
+
+def displacement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """How far, in centimetres, on each axis?"""
+    moved = motion.displacement(t)
+    if isinstance(moved, Refused):
+        return moved
+    text = (
+        f"How far does the gripper move {_steps(motion)}"
+        if motion.measured
+        else (f"How far do the actions send the gripper {_steps(motion)}")
+    )
+    answer = centimetres(moved)
+    conclusion = f"The gripper should move {phrase(answer.split(', '))}."
+    return Draft(
+        _ask(motion, f"{text}, in centimetres, seen from the robot?"),
+        answer,
+        facts(motion, t),
+        conclusion,
+    )
+
+
+def main_direction(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """On which axis, and which way on it, is the next movement largest?"""
+    moved = motion.displacement(t)
+    if isinstance(moved, Refused):
+        return moved
+    largest = dominant(moved, CLEAR)
+    if isinstance(largest, Refused):
+        return largest
+    answer = AXES[largest[0]][largest[1] > 0]
+    text = (
+        f"Seen from the robot, in which one direction does the gripper move most {_steps(motion)}?"
+    )
+    known = [
+        *facts(motion, t),
+        f"The gripper should move {phrase(centimetres(moved).split(', '))}.",
+    ]
+    return Draft(_ask(motion, text), answer, known, f"Most of it is {answer}.")
+
+
+def next_rotation(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """About which axis, and which way, does it turn most; or not at all?"""
+    turned = motion.rotation(t)
+    if isinstance(turned, Refused):
+        return turned
+    answer = "stay"
+    if np.abs(turned).max() >= LEVEL:
+        largest = dominant(turned, TURNED)
+        if isinstance(largest, Refused):
+            return Refused("no rotation is clearly the largest")
+        answer = TURNS[largest[0]][largest[1] > 0]
+    text = (
+        f"Seen from the robot, how should the gripper rotate most {_steps(motion)}: turn left or right, tilt up or "
+        "down, roll left or right, or stay?"
+    )
+    return Draft(_ask(motion, text), answer, facts(motion, t), f"The gripper should {answer}.")
+
+
+def degrees(turned: np.ndarray) -> str:
+    """[3] rotation vector, radians -> `tilt up 4 degrees, turn left 12 degrees`, whole ones; `0 degrees` for none."""
+    whole = np.rint(np.degrees(turned)).astype(int).tolist()
+    parts = [
+        f"{TURNS[axis][n > 0]} {abs(n)} degree{'s'[: abs(n) - 1]}"
+        for axis, n in enumerate(whole)
+        if n
+    ]
+    return ", ".join(parts) or "0 degrees"
+
+
+def relative_pose(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """Where is the gripper sent, and how is it turned, relative to its pose now?
+
+    Both are what the actions command: a measured position beside a commanded rotation would be no one's pose.
+    """
+    moved, turned = motion.translation(t), motion.rotation(t)
+    if isinstance(moved, Refused):
+        return moved
+    if isinstance(turned, Refused):
+        return turned
+    text = (
+        f"To which pose, relative to the gripper's pose now and seen from the robot, do the actions send it "
+        f"{_steps(motion)}: how many centimetres, and how many degrees about each axis (rotation vector)?"
+    )
+    answer = f"{centimetres(moved)}, {degrees(turned)}"
+    return Draft(
+        _ask(motion, text),
+        answer,
+        facts(motion, t),
+        f"The gripper should {pose_phrase(moved, turned)}.",
+    )
+
+
+def pose_phrase(moved: np.ndarray, turned: np.ndarray) -> str:
+    """`move 5 cm right and 2 cm up, and turn left 12 degrees`"""
+    first = f"move {phrase(centimetres(moved).split(', '))}"
+    second = degrees(turned)
+    return (
+        f"{first} and not rotate"
+        if second == "0 degrees"
+        else f"{first}, and {phrase(second.split(', '))}"
+    )
+
+
+def fingers_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """Is the gripper open or closed?"""
+    state = motion.fingers(t)
+    if isinstance(state, Refused):
+        return state
+    text = rng.choice(
+        ("Is the gripper open or closed?", "What is the state of the gripper: open or closed?")
+    )
+    known = [fact for fact in facts(motion, t) if not fact.startswith("The gripper")]
+    return Draft(text, state, known, f"The gripper is {state}.")
+
+
+def fingers_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """Should the gripper open, close or keep as it is? Asked of most frames it would be a question about keeping."""
+    command = motion.command(t)
+    if isinstance(command, Refused):
+        return command
+    if command == "keep" and rng.random() < KEEP_DROPPED:
+        return Refused("the fingers keep as they are, which is not asked of every frame")
+    text = f"Should the gripper open, close or keep {_steps(motion)}?"
+    conclusion = f"The gripper should {'keep as it is' if command == 'keep' else command}."
+    return Draft(_ask(motion, text), command, facts(motion, t), conclusion)
+
+
+def quarter(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """In which quarter of the demonstration is this frame?"""
+    name = QUARTERS[4 * t // len(motion.episode)]
+    text = rng.choice(
+        (
+            "Which quarter of the task is this: first, second, third or last?",
+            "How much of the task is done: is this its first, second, third or last quarter?",
+        )
+    )
+    return Draft(_ask(motion, text), name, facts(motion, t), f"This is the {name} quarter.")
+
+
+def subtask_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """What is the robot at?"""
+    name = motion.subtask(t)
+    if isinstance(name, Refused):
+        return name
+    known = [fact for fact in facts(motion, t) if not fact.startswith("The subtask")]
+    text = f"Which subtask is the robot at: {', '.join(SUBTASKS[:-1])} or {SUBTASKS[-1]}?"
+    return Draft(_ask(motion, text), name, known, f"The subtask is {name}.")
+
+
+def subtask_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """What follows it?"""
+    name = motion.next_subtask(t)
+    if isinstance(name, Refused):
+        return name
+    text = f"Which subtask comes next: {', '.join(SUBTASKS[:-1])} or {SUBTASKS[-1]}?"
+    return Draft(_ask(motion, text), name, facts(motion, t), f"The next subtask is {name}.")
+
+
+def gripper_cell(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """Where in the image is the gripper?"""
+    cell = motion.cell(t)
+    if isinstance(cell, Refused):
+        return cell
+    text = rng.choice(("Where is the gripper?", "Point to the gripper."))
+    return Draft(text, point(cell), facts(motion, t), f"The gripper is at {point(cell)}.")
+
+
+def gripper_trace(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
+    """Where in the image will the gripper be, in three points?"""
+    trace = motion.trace(t)
+    if isinstance(trace, Refused):
+        return trace
+    now = motion.cell(t)
+    known = (
+        facts(motion, t)
+        if isinstance(now, Refused)
+        else [*facts(motion, t), f"The gripper is at {point(now)}."]
+    )
+    text = f"Over which three points does the gripper move {_steps(motion)}?"
+    answer = ", ".join(point(cell) for cell in trace)
+    return Draft(
+        _ask(motion, text), answer, known, f"The gripper goes over {phrase(answer.split(', '))}."
+    )
+
+
+PRESENT = (
+    StateType("fingers_now", "gripper", fingers_now),
+    StateType("gripper_cell", "point", gripper_cell),
+)
+"""Types that ask what the image shows, whatever the task."""
+FUTURE = (
+    StateType("next_movement", "movement", next_movement),
+    StateType("next_movement_choice", "letter", next_movement_choice),
+    StateType("displacement", "displacement", displacement),
+    StateType("main_direction", "direction", main_direction),
+    StateType("next_rotation", "rotation", next_rotation),
+    StateType("relative_pose", "pose", relative_pose),
+    StateType("fingers_next", "fingers", fingers_next),
+    StateType("quarter", "progress", quarter),
+    StateType("subtask_now", "subtask", subtask_now),
+    StateType("subtask_next", "subtask", subtask_next),
+    StateType("gripper_trace", "trace", gripper_trace),
+)
+"""Types whose answer depends on the task."""
+ORDER = StateType("frame_order", "side", lambda motion, t, rng: NO_TASK)
+"""Asked of two frames side by side: `frame_order`."""
+TYPES = {kind.name: kind for kind in (*PRESENT, *FUTURE, ORDER)}
+
+
+class StateQuestions:
+    """Questions whose answers are computed (a `base.Generator`)."""
+
+    name = "states"
+
+    def __init__(self, config: QuestionConfig) -> None:
+        self.config = config
+
+    def questions(self, work: Iterable[Work]) -> Iterator[Made]:
+        """One episode at a time."""
+        for one in work:
+            try:
+                motion = Motion(one.episode, self.config)
+                made = Made()
+                for t in one.frames:
+                    add_frame(made, motion, t)
+            except (
+                RoboAlignError
+            ) as error:  # the episode is broken as a whole: nothing of it is kept
+                made = Made(faults=[Fault(error.where, error.problem, error.fix)])
+            yield made
+
+    def spent(self) -> dict[str, int]:
+        """Nothing."""
+        return {}
+
+
+def add_frame(made: Made, motion: Motion, t: int) -> None:
+    """Ask about one frame, and count what could not be asked."""
+    config, rng = motion.config, rng_of(motion.config.seed, motion.episode.episode_id, t)
+    frame = look(motion.episode, config.camera, t)
+    if isinstance(frame, Fault):
+        made.faults.append(frame)
+        return
+    if isinstance(frame, Refused):
+        made.refused.append(frame)
+        return
+    if rng.random() < ORDER_SHARE:
+        order = frame_order(motion, t, frame, rng)
+        if isinstance(order, Refused):
+            made.refused.append(order)
+        else:
+            made.conversations.append(order)
+        return
+    turns, refused = ask(motion, t, rng)
+    made.refused.extend(refused)
+    if turns:
+        made.conversations.append(converse(motion.episode, t, frame, turns))
+
+
+def ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[Refused]]:
+    """At most `config.questions` turns of different types in random order, and the types that were drawn in vain."""
+    kinds = [*PRESENT, *FUTURE] if motion.episode.instruction.strip() else [*PRESENT]
+    turns: list[Turn] = []
+    refused = [] if len(kinds) > len(PRESENT) else [NO_TASK]
+    for kind in rng.sample(kinds, len(kinds)):
+        if len(turns) == motion.config.questions:
+            break
+        draft = kind.make(motion, t, rng)
+        if isinstance(draft, Refused):
+            refused.append(Refused(f"{kind.name}: {draft.reason}"))
+        else:
+            turns.append(turn_of(kind, draft, draw_mode(motion.config, rng), rng))
+    return turns, refused
+
+
+def turn_of(kind: StateType, draft: Draft, mode: Mode, rng: random.Random) -> Turn:
+    """The draft in one mode: its facts in random order, then its conclusion."""
+    known = list(dict.fromkeys(draft.facts))
+    rng.shuffle(known)
+    return make_turn(
+        kind.name, kind.label, mode, draft.text, draft.answer, " ".join([*known, draft.conclusion])
+    )
+
+
+def converse(episode: Episode, t: int, picture: np.ndarray, turns: list[Turn]) -> Conversation:
+    """The turns about one picture."""
+    return make_conversation(
+        "states", episode.episode_id, episode.task, t, encode_png(picture), turns
+    )
+
+
+def frame_order(
+    motion: Motion, t: int, frame: np.ndarray, rng: random.Random
+) -> Conversation | Refused:
+    """Which of two frames of the demonstration, side by side in one image, comes first? They are a quarter apart."""
+    episode, apart = motion.episode, max(1, len(motion.episode) // 4)
+    if not episode.instruction.strip():
+        return NO_TASK
+    if t + apart >= len(episode):
+        return Refused("frame_order: too near to the end for a later frame")
+    later = look(episode, motion.config.camera, t + apart)
+    if (
+        isinstance(later, Refused | Fault)
+        or later.shape != frame.shape
+        or np.array_equal(later, frame)
+    ):
+        return Refused("frame_order: the later frame shows nothing else, or is broken")
+    side = rng.choice(("left", "right"))
+    pair = [(frame, t), (later, t + apart)] if side == "left" else [(later, t + apart), (frame, t)]
+    text = _ask(
+        motion,
+        "The image shows two moments of the task side by side. Which comes first, left or right?",
+    )
+    known = _beside(motion, [step for _, step in pair])
+    draft = Draft(text, side, known, f"The {side} one comes first.")
+    picture = np.concatenate([part for part, _ in pair], axis=1)
+    turn = turn_of(ORDER, draft, draw_mode(motion.config, rng), rng)
+    return converse(episode, t, picture, [turn])
+
+
+def _beside(motion: Motion, steps: Sequence[int]) -> list[str]:
+    names = [motion.subtask(step) for step in steps]
+    if any(isinstance(name, Refused) for name in names):
+        return []
+    return [f"On the {side} the subtask is {name}." for side, name in zip(("left", "right"), names)]

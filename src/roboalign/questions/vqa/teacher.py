@@ -1,0 +1,282 @@
+"""Questions that a teacher MLLM writes about the frames of robot episodes (the paper's way to RoboAlign VQA).
+
+Every reply is kept on disk as it comes: the same request is never sent twice. What of it can be trained on,
+`answers.py` decides.
+"""
+
+import base64
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from roboalign.conversations.conversation import Turn
+from roboalign.conversations.qa.normal import Refused
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import encode_png
+from roboalign.episodes.robot_data import Fault
+from roboalign.questions.vqa.answers import LONGEST, check, read_reply
+from roboalign.questions.vqa.base import (
+    Made,
+    QuestionConfig,
+    Work,
+    draw_mode,
+    look,
+    make_conversation,
+    make_turn,
+    rng_of,
+)
+from roboalign.questions.vqa.cache import AnswerCache, request_key
+from roboalign.questions.vqa.client import ChatClient, Reply
+from roboalign.questions.vqa.motion import Motion
+from roboalign.questions.vqa.states import facts, movement_sentence
+
+MAX_TOKENS = 4096
+"""Tokens of a reply; a teacher that reasons first needs most of them for that."""
+FAILED_IN_A_ROW = 5
+"""Requests that fail one after the other end the run: the endpoint is down, or takes none of them."""
+PROMPT = """\
+The image is one moment of a robot's work, frame {frame} of {frames}. The task is: {instruction}.
+{facts}
+Write {count} different questions about this image for training a robot's vision-language model: what is where, how
+things stand to each other and to the gripper, what state they are in, what the robot should do next and why.
+Each must be answerable from the image and the task alone. Do not name the frame's number. Do not let a question give
+its answer away.
+
+"kind" is one of
+- "text": the answer is a few words
+- "choice": the question ends with options, each on a line of its own, `A. ...` to `D. ...`; the answer is the letter
+- "point": the answer is one point [x, y] of the image, from 0 to 1000, the origin at the top left
+"reasoning" is two or three sentences that lead from what is visible to the answer.
+At most {question} characters a question, {answer} an answer, {reasoning} a reasoning.
+
+Reply with JSON alone: {{"questions": [{{"question": "...", "answer": "...", "reasoning": "...", "kind": "..."}}]}}"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One frame, and what is known or under way about it."""
+
+    episode_id: str
+    task: str
+    t: int
+    png: bytes
+    reply: "Future[Reply | Fault] | Reply | Refused | Fault"
+
+
+class TeacherQuestions:
+    """Questions that the model `model` writes (a `base.Generator`)."""
+
+    name = "teacher"
+
+    def __init__(
+        self, config: QuestionConfig, model: str, client: ChatClient, cache: AnswerCache
+    ) -> None:
+        self.config, self.model, self.client, self.cache = config, model, client, cache
+        self._failed = 0
+        self._under_way: dict[str, Future[Reply | Fault]] = {}
+
+    def questions(self, work: Iterable[Work]) -> Iterator[Made]:
+        """Frames are asked about ahead of what is yielded, at most twice as many as requests may be under way.
+
+        Raises RoboAlignError where the endpoint answers nothing any more; what it answered before is kept.
+        """
+        workers = self.client.endpoint.concurrency
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="teacher")
+        made, seen, held = Made(), set[str](), list[Made]()
+        try:
+            for asked in read_ahead(self._ask_all(work, pool), 2 * workers):
+                if asked is not None:
+                    self._add(made, asked, seen)
+                    continue
+                held.append(made)
+                made, seen = Made(), set()
+                if (
+                    not self._failed
+                ):  # else the endpoint may be down: what failed is asked again by the next command
+                    yield from held
+                    held = []
+            yield from held
+        finally:
+            self.client.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def spent(self) -> dict[str, int]:
+        """Replies and tokens, as the endpoint counts them."""
+        cache = self.cache
+        counted = {
+            "prompt_tokens": cache.prompt_tokens,
+            "completion_tokens": cache.completion_tokens,
+        }
+        return {"replies": len(cache), **counted}
+
+    def _ask_all(self, work: Iterable[Work], pool: ThreadPoolExecutor) -> Iterator[Asked | None]:
+        """The frames in order; None ends each `Work`."""
+        for one in work:
+            episode = one.episode
+            try:
+                motion = Motion(episode, self.config)
+                for t in one.frames:
+                    yield self._ask(motion, t, pool)
+            except RoboAlignError as error:
+                yield Asked(
+                    episode.episode_id,
+                    episode.task,
+                    0,
+                    b"",
+                    Fault(error.where, error.problem, error.fix),
+                )
+            yield None
+
+    def _ask(self, motion: Motion, t: int, pool: ThreadPoolExecutor) -> Asked:
+        episode = motion.episode
+        frame = look(episode, self.config.camera, t)
+        if isinstance(frame, Refused | Fault):
+            return Asked(episode.episode_id, episode.task, t, b"", frame)
+        png = encode_png(frame)
+        body = request_body(self.model, prompt_of(motion, t), png)
+        key = request_key(body)
+        reply: Any = self._under_way.get(
+            key
+        )  # where a data set holds an episode twice; an answer leaves it when kept
+        known = self.cache.get(key)
+        if known is not None:
+            reply = Reply(**{name: known[name] for name in asdict(Reply("", "", "", 0, 0))})
+        elif reply is None:
+            reply = self._under_way[key] = pool.submit(self._send, key, body)
+            reply.add_done_callback(lambda _: self._under_way.pop(key, None))
+        return Asked(episode.episode_id, episode.task, t, png, reply)
+
+    def _send(self, key: str, body: dict[str, Any]) -> Reply | Fault:
+        reply = self.client.ask(body)
+        if isinstance(
+            reply, Reply
+        ):  # kept by the thread that got it: what waits for its turn would be lost by a kill
+            self.cache.put(key, asdict(reply))
+        return reply
+
+    def _add(self, made: Made, asked: Asked, seen: set[str]) -> None:
+        """Wait for the reply and keep what of it passes."""
+        reply = asked.reply.result() if isinstance(asked.reply, Future) else asked.reply
+        if isinstance(reply, Fault):
+            self._count_fault(reply, sent=isinstance(asked.reply, Future))
+            made.faults.append(
+                Fault(
+                    f"{asked.episode_id}, frame {asked.t}: {reply.where}", reply.problem, reply.fix
+                )
+            )
+            return
+        if isinstance(reply, Reply) and isinstance(asked.reply, Future):
+            self._failed = 0
+        items = reply if isinstance(reply, Refused) else read_reply(reply)
+        if isinstance(items, Refused):
+            made.refused.append(items)
+            return
+        rng = rng_of(self.config.seed, asked.episode_id, asked.t)
+        turns: list[Turn] = []
+        for item in items:
+            one = check(item, seen, self.config.grid)
+            if isinstance(one, Refused):
+                made.refused.append(one)
+            elif len(turns) < self.config.questions:
+                mode = draw_mode(self.config, rng) if one.reasoning else "direct"
+                turns.append(
+                    make_turn(one.type, one.label, mode, one.question, one.answer, one.reasoning)
+                )
+        if turns:
+            made.conversations.append(
+                make_conversation(
+                    self.name, asked.episode_id, asked.task, asked.t, asked.png, turns
+                )
+            )
+
+    def _count_fault(self, fault: Fault, *, sent: bool) -> None:
+        self._failed += sent
+        if self._failed >= FAILED_IN_A_ROW:
+            problem = f"{self._failed} requests failed one after the other: {fault.problem}"
+            raise RoboAlignError(
+                problem, where=fault.where, fix=f"{fault.fix}; the same command goes on from here"
+            )
+
+
+def read_ahead(items: Iterable[Asked | None], most: int) -> Iterator[Asked | None]:
+    """The same items, each once the `most` after it were made too."""
+    waiting: deque[Asked | None] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > most:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def prompt_of(motion: Motion, t: int) -> str:
+    """What the teacher is asked about a frame; what is known of it from the actions is told."""
+    config, episode = motion.config, motion.episode
+    signs = motion.movement(t)
+    known = facts(motion, t) + (
+        [] if isinstance(signs, Refused) else [movement_sentence(motion, signs)]
+    )
+    told = (
+        f"Known, seen from the robot: {' '.join(known)}"
+        if known
+        else "Nothing else is known of it."
+    )
+    instruction = " ".join(episode.instruction.split()).rstrip(".") or "not known"
+    return PROMPT.format(
+        frame=t + 1,
+        frames=len(episode),
+        instruction=instruction,
+        facts=told,
+        count=config.questions,
+        **LONGEST,
+    )
+
+
+def request_body(model: str, prompt: str, png: bytes) -> dict[str, Any]:
+    """A chat completion request: the image as a data URL, then the prompt."""
+    url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_completion_tokens": MAX_TOKENS,
+    }
+
+
+TOKENS_A_QUESTION = 100
+"""Of a reply: a question, its answer and its reasoning, before any was seen."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will ask for, before it does."""
+
+    requests: int
+    kept: int
+    """Of these, answered before."""
+    prompt_tokens: int
+    """Of those that remain: one for 4 characters of the prompt and one for 28 x 28 pixels of the image, which is how
+    Qwen2.5-VL counts; others count images otherwise."""
+    completion_tokens: int
+    """Of those that remain: TOKENS_A_QUESTION for each question."""
+
+
+def estimate(
+    requests: int, kept: int, prompt: str, size: tuple[int, int], questions: int
+) -> Estimate:
+    """`prompt` and `size` (width, height) are those of one request, the others being like it."""
+    left = max(0, requests - kept)
+    each = len(prompt) / 4 + size[0] * size[1] / 28**2
+    return Estimate(
+        requests, min(kept, requests), round(left * each), left * questions * TOKENS_A_QUESTION
+    )
+
+
+def price(
+    prompt_tokens: int, completion_tokens: int, price_in: float | None, price_out: float | None
+) -> str:
+    """`, price 1.23`, in the currency of the prices, which are of a million tokens; "" where one is not given."""
+    if price_in is None or price_out is None:
+        return ""
+    return f", price {(prompt_tokens * price_in + completion_tokens * price_out) / 1e6:.2f}"

@@ -1,0 +1,469 @@
+"""The recipe: every setting of a run in one validated, immutable object, read from YAML.
+
+Each room owns the settings of what it does; this module composes them, reads the file, applies `--set` overrides and
+turns a validation failure into one message that names the key and the fix.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from roboalign.align.backbone import BackboneConfig
+from roboalign.align.distill import DistillConfig
+from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.rewards.answers import PRESETS as IN_WORDS
+from roboalign.align.sft import SftConfig
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.evaluate.tokens import TokenEvalConfig
+from roboalign.mixture.builder import MixConfig
+from roboalign.questions.ask import TYPES
+from roboalign.sim.collect import CollectConfig
+from roboalign.sim.libero.protocol import LiberoConfig
+from roboalign.sim.libero.suites import FIRST_PLACEMENT, STORED_STATES, suite_tasks
+from roboalign.sim.metaworld.environment import MetaWorldConfig
+from roboalign.sim.metaworld.instructions import HELD_OUT, TASKS, TRAIN
+from roboalign.sim.ray import ClusterConfig
+from roboalign.sim.rollout import RolloutConfig
+from roboalign.vla.head import HeadConfig
+from roboalign.vla.train import HeadTrainConfig
+
+ArmName = Literal[
+    "base",
+    "language-sft",
+    "action-sft",
+    "sft",
+    "ecot",
+    "language-rl",
+    "trajectory-rl",
+    "roboalign",
+    "extra-sft",
+    "random",
+    "blind",
+]
+RL_QUESTIONS = {"language-rl": "movement_choice", "trajectory-rl": "trace"}
+"""The question type that these arms' RL asks: SFT must have shown it, or there is nothing to reward."""
+ROLLOUT_SEEDS = (
+    1_000_000  # evaluation uses these and above, demonstrations those below: they never meet
+)
+
+
+def _require_distinct(field: str, values: Sequence[Any]) -> None:
+    """A value named twice would be measured once and counted twice."""
+    if not values:
+        raise ValueError(f"{field} is empty")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{field} names something twice: {list(values)}")
+
+
+BenchmarkName = Literal[
+    "metaworld", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"
+]
+
+
+class DemonstrationsConfig(Config):
+    """Demonstrations by scripted experts. Alignment and downstream tasks are disjoint."""
+
+    benchmark: BenchmarkName = "metaworld"
+    """Where the head is trained and the policy measured: Meta-World or a suite of LIBERO."""
+    align_benchmark: BenchmarkName = "metaworld"
+    """Where the alignment demonstrations come from (where no mixture gives them): questions, action tokens and their
+    FAST tokenizer are of its robot, and `mix.camera` is one of its cameras."""
+    align_tasks: tuple[str, ...] | Literal["ml45"] = "ml45"
+    """Tasks of `align_benchmark` whose demonstrations align the MLLM; `ml45` is ML45's 45 training tasks."""
+    downstream_tasks: tuple[str, ...] | Literal["all"] = HELD_OUT
+    """Tasks of `benchmark` on which the head is trained and the policy measured, none of them an alignment task; `all`
+    is every task of a LIBERO suite, whose tasks are called like `libero_object/pick_up_the_milk_and_...`."""
+    align: CollectConfig = CollectConfig()
+    """How the alignment tasks are collected."""
+    downstream: CollectConfig = CollectConfig()
+    """How the downstream tasks are collected."""
+    world: MetaWorldConfig = MetaWorldConfig()
+    """Meta-World's cameras and rendering, the same for demonstrations and rollouts."""
+    libero: LiberoConfig = LiberoConfig()
+    """LIBERO's protocol, the same for demonstrations and rollouts; it also limits a rollout's steps and says when the
+    policy looks again."""
+    head_cameras: tuple[str, ...] = ()
+    """Cameras of `benchmark` that the head is shown, laid side by side; none given: `mix.camera` on Meta-World,
+    the first of `libero.cameras` on LIBERO."""
+
+    def align_names(self) -> tuple[str, ...]:
+        """The alignment tasks by name."""
+        return TRAIN if self.align_tasks == "ml45" else self.align_tasks
+
+    def align_cameras(self) -> tuple[str, ...]:
+        """The cameras of the alignment demonstrations."""
+        return self.world.cameras if self.align_benchmark == "metaworld" else self.libero.cameras
+
+    def align_image_size(self) -> int:
+        """Width and height of their images, pixels."""
+        return (
+            self.world.image_size if self.align_benchmark == "metaworld" else self.libero.image_size
+        )
+
+    def downstream_names(self) -> tuple[str, ...]:
+        """The downstream tasks by name. Raises RoboAlignError where `all` asks for LIBERO and it is not installed."""
+        if self.downstream_tasks == "all":
+            return tuple(task.name for task in suite_tasks(self.benchmark))
+        return self.downstream_tasks
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DemonstrationsConfig":
+        _require_distinct("align_tasks", self.align_names())
+        if self.benchmark == "metaworld":
+            self._require_metaworld()
+        else:
+            self._require_libero()
+        if self.align_benchmark != "metaworld":
+            self._require_libero_to_align()
+        elif unknown := sorted({*self.align_names()} - set(TASKS)):
+            raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
+        named = () if self.downstream_tasks == "all" else self.downstream_tasks
+        if both := sorted({*self.align_names()} & {*named}):
+            raise ValueError(
+                f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one"
+            )
+        for settings in (self.align, self.downstream):
+            after_last = settings.first_seed + settings.episodes_per_task * settings.attempts
+            if settings.first_seed < 0 or after_last > ROLLOUT_SEEDS:
+                raise ValueError(
+                    f"demonstrations may use seeds from 0 to below {ROLLOUT_SEEDS}; those above are for "
+                    "evaluation"
+                )
+        return self
+
+    def _require_metaworld(self) -> None:
+        if self.downstream_tasks == "all":
+            raise ValueError(
+                "downstream_tasks `all` is for LIBERO's suites; name Meta-World's: the others may align"
+            )
+        _require_distinct("downstream_tasks", self.downstream_tasks)
+        if unknown := sorted({*self.downstream_tasks} - set(TASKS)):
+            raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
+        if unknown := sorted({*self.head_cameras} - {*self.world.cameras}):
+            raise ValueError(
+                f"head_cameras {unknown} are not among world.cameras {list(self.world.cameras)}"
+            )
+
+    def _require_libero(self) -> None:
+        if self.downstream_tasks != "all":
+            _require_distinct("downstream_tasks", self.downstream_tasks)
+            if other := [
+                task for task in self.downstream_tasks if not task.startswith(f"{self.benchmark}/")
+            ]:
+                raise ValueError(
+                    f"downstream_tasks {other[:3]} are not of {self.benchmark}; give `all`, or tasks that "
+                    f"are called {self.benchmark}/..."
+                )
+        if self.downstream.first_seed < FIRST_PLACEMENT:
+            raise ValueError(
+                f"downstream.first_seed is {self.downstream.first_seed}, and LIBERO's demonstrations use "
+                f"seeds from {FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)"
+            )
+        if unknown := sorted({*self.head_cameras} - {*self.libero.cameras}):
+            raise ValueError(
+                f"head_cameras {unknown} are not among libero.cameras {list(self.libero.cameras)}"
+            )
+
+    def _require_libero_to_align(self) -> None:
+        suite = self.align_benchmark
+        if other := [task for task in self.align_names() if not task.startswith(f"{suite}/")]:
+            raise ValueError(
+                f"align_tasks {other[:3]} are not of {suite}; name tasks that are called {suite}/..."
+            )
+        if suite == self.benchmark and self.downstream_tasks == "all":
+            raise ValueError(
+                f"downstream_tasks `all` are also align_tasks of {suite}; name those that do not align"
+            )
+        if self.align.first_seed < FIRST_PLACEMENT:
+            raise ValueError(
+                f"align.first_seed is {self.align.first_seed}, and LIBERO's demonstrations use seeds from "
+                f"{FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)"
+            )
+
+
+class TokenizerConfig(Config):
+    """The FAST action tokenizer."""
+
+    path: str | None = None
+    """Folder of a published FAST tokenizer (FAST+); without it, one is fitted on the alignment chunks."""
+    horizon: int = Field(8, ge=1)
+    """Action steps a chunk."""
+    scale: float = Field(2.0, gt=0)
+    """Factor before rounding a DCT coefficient: larger is finer and gives more tokens."""
+    vocab_size: int = Field(128, ge=8)
+    """Entries of the fitted byte-pair vocabulary."""
+
+
+class EvaluationConfig(RolloutConfig):
+    """How a policy is measured."""
+
+    episodes: int = Field(10, ge=1)
+    """Episodes a downstream task; every arm meets the same initial states."""
+
+
+class BaselinesConfig(Config):
+    """The paper's baselines, for the recipes that name them among their arms."""
+
+    counts: Literal["matched", "paper"] = "matched"
+    """Samples (turns) of `language-sft` and `action-sft`: as many as the whole mixture has, or the paper's share of
+    that (1.88M of 2.28M)."""
+
+
+class HardwareConfig(Config):
+    """Where models are trained and used. Only `dtype` changes what a stage is held to have done."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one. Each process that torchrun starts on a machine takes a GPU of its own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the MLLM's weights in memory from SFT on. AdamW changes them in it: in bfloat16 small steps round to
+    nothing; `sft.bf16` and `rl.bf16` compute in bfloat16 on float32 weights."""
+    timeout: float = Field(1800.0, gt=0)
+    """Seconds for which the processes of one training wait for one another before they hold one to be dead. Rollouts
+    of unequal length are such waits too."""
+    ray: ClusterConfig | None = None
+    """A Ray cluster on whose machines policies are measured; without it, processes of this machine do it."""
+
+
+class Recipe(Config):
+    """All settings of a run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    """The run's name; results go to runs/<name> unless --out says otherwise."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """SFT, RL, head training and flow noise are repeated under each seed; data and base model are shared."""
+    parallel: int = Field(0, ge=0)
+    """Independent stages run side by side in this many processes; 0: one a core, or one where there is a GPU."""
+    arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
+    """Backbones that get a head and are measured."""
+    mixture: str | None = None
+    """Folder made by `roboalign data mix`: SFT and RL learn from it, with its action tokens, and no alignment
+    demonstrations are collected; `tokenizer` and most of `mix` then say nothing."""
+    hardware: HardwareConfig = HardwareConfig()
+    collect: DemonstrationsConfig = DemonstrationsConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    mix: MixConfig = MixConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    distill: DistillConfig = DistillConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
+    tokens: TokenEvalConfig = TokenEvalConfig()
+    head: HeadConfig = HeadConfig()
+    head_training: HeadTrainConfig = HeadTrainConfig()
+    rollout: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        _require_distinct("seeds", self.seeds)
+        _require_distinct("arms", self.arms)
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds are 0 or more, not {min(self.seeds)}")
+        if self.collect.benchmark != "metaworld":
+            self._require_the_protocol()
+        if self.mix.camera not in self.collect.align_cameras():
+            place = "world" if self.collect.align_benchmark == "metaworld" else "libero"
+            raise ValueError(
+                f"mix.camera {self.mix.camera!r} is not among collect.{place}.cameras "
+                f"{list(self.collect.align_cameras())}"
+            )
+        if self.mix.camera == "wrist":
+            raise ValueError(
+                "mix.camera `wrist` moves with the hand, and questions about points of the image need a "
+                "camera that stands still; give `agentview`"
+            )
+        if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
+            raise ValueError(
+                f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
+                f"{self.backbone.tiny.depth}"
+            )
+        if self.backbone.pretrain.lora is not None:
+            raise ValueError(
+                "backbone.pretrain trains a new model, all of it; remove backbone.pretrain.lora"
+            )
+        if self.mixture is not None:
+            self._require_what_a_mixture_has()
+        if self.rl.reward in IN_WORDS:
+            raise ValueError(
+                f"rl.reward `{self.rl.reward}` is of questions in words, and RL asks for actions; give "
+                "`paper` or `decoded`"
+            )
+        for arm in self.arms:
+            group = TYPES[RL_QUESTIONS[arm]].group if arm in RL_QUESTIONS else None
+            if group and not self.mix.weights.get(group):
+                raise ValueError(
+                    f"arm {arm} asks `{RL_QUESTIONS[arm]}` questions, but mix.weights gives `{group}` "
+                    "nothing: SFT never shows the type"
+                )
+        return self
+
+    def _require_the_protocol(self) -> None:
+        """LIBERO's protocol has the settings of a rollout: given twice, they could differ."""
+        for field in ("replan_every", "max_steps"):
+            default = EvaluationConfig.model_fields[field].default
+            if getattr(self.rollout, field) != default:
+                raise ValueError(
+                    f"rollout.{field} is Meta-World's; on {self.collect.benchmark} "
+                    f"collect.libero.{field} says it"
+                )
+        if self.rollout.episodes > STORED_STATES:
+            raise ValueError(
+                f"rollout.episodes is {self.rollout.episodes}, and a LIBERO task has {STORED_STATES} "
+                "stored initial states"
+            )
+        if self.collect.libero.replan_every > self.tokenizer.horizon:
+            raise ValueError(
+                f"collect.libero.replan_every {self.collect.libero.replan_every} is above "
+                f"tokenizer.horizon {self.tokenizer.horizon}"
+            )
+
+    def _require_what_a_mixture_has(self) -> None:
+        if self.backbone.source == "train":
+            raise ValueError(
+                "backbone.source `train` learns to see from demonstrations in the simulator; with "
+                "`mixture` give `builtin` or a model's folder"
+            )
+        asked = sorted(
+            {*self.arms} & {"language-sft", "action-sft", "ecot", "language-rl", "trajectory-rl"}
+        )
+        if asked:
+            raise ValueError(
+                f"arms {asked} make their data from demonstrations in the simulator; leave them out where "
+                "`mixture` is given"
+            )
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read and validate a recipe; `overrides` are `dotted.key=value` with YAML values.
+
+    Raises RoboAlignError that names the key and the fix.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RoboAlignError(
+            "no such recipe", where=str(path), fix=f"choose one of {_known_recipes(path)}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RoboAlignError(
+            f"not valid YAML: {' '.join(str(error).split())}", where=str(path)
+        ) from None
+    if not isinstance(values, dict):
+        raise RoboAlignError(
+            "a recipe is a mapping of keys to values",
+            where=str(path),
+            fix="start from recipes/quickstart.yaml",
+        )
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, path) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_of(hardware: HardwareConfig) -> torch.device:
+    """The device of this process. Raises RoboAlignError where a GPU is asked for and there is none for it."""
+    place = int(os.environ.get("LOCAL_RANK", 0))
+    found = torch.cuda.device_count()
+    if hardware.device == "cpu" or (hardware.device == "auto" and not found):
+        return torch.device("cpu")
+    if place >= found:
+        raise RoboAlignError(
+            f"process {place} of this machine has no GPU: {found} found",
+            where="hardware.device",
+            fix="start as many processes as there are GPUs, or set hardware.device: cpu",
+        )
+    return torch.device("cuda", place)
+
+
+def processes(recipe: Recipe) -> int:
+    """How many stages run side by side: as the recipe says, else one a core, or one where there is a GPU."""
+    return recipe.parallel or (1 if torch.cuda.is_available() else cores())
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RoboAlignError(
+            "an override is dotted.key=value",
+            where=f"--set {override}",
+            fix="for example --set sft.max_steps=100",
+        )
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RoboAlignError(
+                f"`{parent}` is a value, not a group of settings", where=f"--set {override}"
+            )
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RoboAlignError(
+            f"not valid YAML: {' '.join(str(error).split())}",
+            where=f"--set {override}",
+            fix="put the value in quotes",
+        ) from None
+
+
+def _explain(error: ValidationError, path: Path) -> RoboAlignError:
+    """The first fault of a validation as one message, with the nearest known key for an unknown one."""
+    fault = error.errors()[0]
+    # pydantic names the member of a union that it tried, as `tuple[str, ...]`: no key of the recipe.
+    key = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
+    more = (
+        f" ({error.error_count() - 1} more faults after this one)"
+        if error.error_count() > 1
+        else ""
+    )
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
+        return RoboAlignError(f"unknown key `{key}`{more}", where=str(path), fix=fix)
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key:  # a fault between two groups of settings, both of which the message names
+        return RoboAlignError(
+            f"{message}{more}", where=str(path), fix="correct one of them in the recipe"
+        )
+    given = f", got {fault['input']!r}" if not isinstance(fault["input"], dict) else ""
+    return RoboAlignError(
+        f"`{key}`: {message}{given}{more}",
+        where=str(path),
+        fix=f"correct `{key}` in the recipe" + (f", or pass --set {key}=VALUE" if given else ""),
+    )
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        annotation = field.annotation if field is not None else None
+        # Of a section that may be left out, the class.
+        model = next(
+            (one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation
+        )
+    return list(getattr(model, "model_fields", {}))
+
+
+def _known_recipes(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path()
+    return ", ".join(sorted(str(p) for p in folder.rglob("*.yaml"))) or "the files in recipes/"

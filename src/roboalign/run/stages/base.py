@@ -1,0 +1,147 @@
+"""Stage `base`: the pretrained MLLM of the run, with the action tokens added.
+
+Three sources: the tiny model that ships with the package, one pretrained here on the language-only part of the
+mixture (the stand-in of a pretrained MLLM), or the folder of any Hugging Face image-text-to-text model. One of LLaVA's
+kind whose parts were never trained together gets its connector trained first, on the same part of the mixture.
+"""
+
+import shutil
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from roboalign.actions.vocabulary import extend_model, extend_tokenizer
+from roboalign.align.sft import ConnectorConfig, train_sft
+from roboalign.align.vision import pretrain_vision
+from roboalign.conversations.conversation import read_conversations
+from roboalign.conversations.stored import StoredConversations
+from roboalign.core.distributed import leads, wait_for_all
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json
+from roboalign.episodes.keypoints import keypoints
+from roboalign.mixture.builder import split_episodes
+from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+from roboalign.mllm.tiny import build_tiny
+from roboalign.questions.ask import asked_types, label_of
+from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
+from roboalign.run.stage import Context
+
+LANGUAGE = ("general", "embodied", "reasoning")
+
+
+def base(context: Context) -> dict[str, Any]:
+    """Writes pretrained/ (the MLLM as it came) and model/ (the same with the action tokens)."""
+    recipe = context.recipe
+    source = recipe.backbone.source
+    ledger: dict[str, Any] = {"source": source}
+    if source == "train":
+        ledger |= _pretrain(context)
+        pretrained = context.folder / "pretrain" / "model"
+    elif recipe.backbone.connector is not None:
+        ledger |= _connect(context, recipe.backbone.connector)
+        pretrained = context.folder / "connector" / "model"
+    else:
+        pretrained = source_folder(source)
+    if not leads():
+        return ledger  # the first process alone writes what is no training
+    n_fast = action_tokens(context.run_dir).fast.vocab_size
+    mllm = with_action_tokens(
+        load_mllm(pretrained), n_fast, recipe.backbone.action_start, recipe.mix.weights
+    )
+    save_mllm(mllm, context.folder / "model")
+    parameters = sum(p.numel() for p in mllm.model.parameters())
+    return {**ledger, "parameters": parameters, "fast_tokens": n_fast}
+
+
+def with_action_tokens(
+    mllm: Mllm, n_fast: int, action_start: str, weights: Mapping[str, float]
+) -> Mllm:
+    """The same model with the action tokens; `action_start` is `BackboneConfig.action_start`, and `weights` are those
+    of the mixture, whose labels it means."""
+    mllm.vocabulary = extend_tokenizer(mllm.tokenizer, n_fast)
+    labels = (
+        sorted({label_of(name) for name in asked_types(weights)})
+        if action_start == "labels"
+        else ()
+    )
+    extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary, start_like=labels)
+    return mllm
+
+
+def _pretrain(context: Context) -> dict[str, Any]:
+    """A new tiny model: its vision tower on keypoints, then all of it on the language-only part of the mixture."""
+    recipe, conversations = (
+        context.recipe,
+        read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE),
+    )
+    if not (context.folder / "vision" / "model").exists():
+        turns = [turn for conversation in conversations for turn in conversation.turns]
+        mllm = build_tiny(
+            recipe.backbone.tiny, [text for turn in turns for text in (turn.question, turn.answer)]
+        )
+        training, heldout = split_episodes(
+            read_demonstrations(context.run_dir, "align"), recipe.mix
+        )
+        config, camera = recipe.backbone.vision, recipe.mix.camera
+        # The held-out frames are of the same tasks; their queries have the same numbers where every task is in both.
+        same = {episode.task for episode in training} == {episode.task for episode in heldout}
+        pretrain_vision(
+            mllm,
+            keypoints(training, camera, config.every),
+            keypoints(heldout, camera, 5) if same else None,
+            camera,
+            config,
+            context.folder / "vision",
+        )
+        if leads():
+            save_mllm(mllm, context.folder / "vision" / "model")
+            shutil.rmtree(context.folder / "vision" / "checkpoints")
+        wait_for_all()
+    seen = read_json(context.folder / "vision" / "ledger.json")
+    mllm = load_mllm(context.folder / "vision" / "model")
+    ledger = train_sft(
+        mllm, conversations, recipe.backbone.pretrain, context.folder / "pretrain", label="base"
+    )
+    return {**ledger, **{f"vision_{name}": value for name, value in seen.items()}}
+
+
+def _connect(context: Context, config: ConnectorConfig) -> dict[str, Any]:
+    """The folder's model with its connector trained on the language-only part of the mixture."""
+    folder = context.folder / "connector"
+    if (folder / "ledger.json").is_file():  # written last
+        return read_json(folder / "ledger.json")
+    conversations = StoredConversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
+    mllm = context.load(source_folder(context.recipe.backbone.source))
+    return train_sft(mllm, conversations, config, folder, label="connector")
+
+
+def pretrained_folder() -> Path:
+    """Where the shipped base model lies."""
+    return Path(str(files("roboalign"))) / "mllm" / "pretrained" / "tiny"
+
+
+def builtin_folder() -> Path:
+    """The tiny pretrained model that ships with the package. Raises RoboAlignError where the install lacks it."""
+    folder = pretrained_folder()
+    if not (folder / "config.json").is_file():
+        raise RoboAlignError(
+            "the shipped base model is missing",
+            where=str(folder),
+            fix="install the package again, or remake the model with `make base`",
+        )
+    return folder
+
+
+def source_folder(source: str) -> Path:
+    """The folder that `backbone.source` names."""
+    if source == "builtin":
+        return builtin_folder()
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        raise RoboAlignError(
+            f"`{source}` is no folder of a Hugging Face model",
+            where="backbone.source",
+            fix="give `builtin`, `train`, or the path of a folder with config.json",
+        )
+    return folder

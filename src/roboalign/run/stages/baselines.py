@@ -1,0 +1,209 @@
+"""The paper's baselines: the stages of RoboAlign with one thing changed, what is imitated or what is rewarded.
+
+`language-sft` and `action-sft` start from the base, on a mixture of their own with as many samples (turns) as the whole
+one, in as many updates. `ecot`, `language-rl` and `trajectory-rl` start from the SFT model, on the frames, updates,
+replay and learning rate of RL.
+"""
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+from roboalign.align.sft import train_sft
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import Conversation, image_hash, read_conversations
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json
+from roboalign.mixture.builder import MixConfig, build_mixture, question_turn
+from roboalign.questions.ask import Question, ask, survey
+from roboalign.questions.scene import EpisodeScenes
+from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
+from roboalign.run.recipe import RL_QUESTIONS
+from roboalign.run.stage import Context
+from roboalign.run.stages.align import imitate, refine
+from roboalign.run.stages.base import LANGUAGE
+
+PAPER_SHARE = (
+    1.88 / 2.28
+)  # samples of the paper's language-only and action-only SFT, of those of its whole mixture
+ALONE = {
+    "rl_share": 0.0,
+    "heldout_questions": 0,
+    "heldout_actions": 0,
+}  # the whole mixture has both for all arms
+
+
+def language_mix(context: Context) -> dict[str, Any]:
+    """The mixture with one more question in the place of every action: the same frames, as many turns."""
+    config = context.recipe.mix
+    return _build(
+        context,
+        {"conversations": round(_share(context) * config.conversations), "action_share": 0.0},
+    )
+
+
+def action_mix(context: Context) -> dict[str, Any]:
+    """One action a conversation, as many as the mixture has turns, of as many different frames as there are."""
+    count = round(_share(context) * _whole(context)["turns"])
+    return _build(
+        context, {"conversations": count, "action_share": 1.0, "min_turns": 1, "max_turns": 1}
+    )
+
+
+def language_sft(context: Context) -> dict[str, Any]:
+    """SFT from the base on questions alone. The action tokens are in its vocabulary and stay as they began."""
+    return _sft(context, "mix-language", LANGUAGE, context.recipe.sft.batch_size)
+
+
+def action_sft(context: Context) -> dict[str, Any]:
+    """SFT from the base on actions alone.
+
+    A batch has as many times more conversations as the mixture has turns in one, rounded, so that as many updates see
+    about as many turns. Each turn has an image of its own here: more images are seen, and more time is needed.
+    """
+    whole = _whole(context)
+    turns = max(1, round(whole["turns"] / whole["conversations"]))
+    return _sft(context, "mix-action", ("action",), context.recipe.sft.batch_size * turns)
+
+
+def ecot(context: Context) -> dict[str, Any]:
+    """Imitation of a reasoning from the simulator's state, followed by the recorded action (ECoT's kind of SFT)."""
+    recorded = _rl_frames(context)
+    thoughts = [
+        question.reasoning for question in _questions(context, recorded, "movement") if question
+    ]
+    assert len(thoughts) == len(recorded)  # which way to move can be asked of every frame
+    return imitate(
+        context,
+        [_reasoned(conversation, thought) for conversation, thought in zip(recorded, thoughts)],
+    )
+
+
+def language_rl(context: Context) -> dict[str, Any]:
+    """GRPO on the next movement as multiple choice, right or wrong."""
+    return _rl_on_questions(context, RL_QUESTIONS["language-rl"], "answer")
+
+
+def trajectory_rl(context: Context) -> dict[str, Any]:
+    """GRPO on the path of the gripper in the image, by its distance from the recorded one."""
+    return _rl_on_questions(context, RL_QUESTIONS["trajectory-rl"], "trace")
+
+
+def _build(context: Context, changes: dict[str, Any]) -> dict[str, Any]:
+    """Writes mixture/, the training split of the recipe's mixture with these settings changed."""
+    config = MixConfig.model_validate({**context.recipe.mix.model_dump(), **ALONE, **changes})
+    actions, episodes = (
+        action_tokens(context.run_dir),
+        read_demonstrations(context.run_dir, "align"),
+    )
+    folder = mixture_folder(context.run_dir, context.name)
+    counts = build_mixture(episodes, actions.fast, actions.stats, config, folder)["counts"]["train"]
+    frames = {(one.episode_id, one.frame) for one in read_conversations(folder, "train")}
+    return {
+        "conversations": counts["conversations"],
+        "samples": counts["turns"],
+        "frames": len(frames),
+        "samples_of_the_whole_mixture": _whole(context)["turns"],
+    }
+
+
+def _share(context: Context) -> float:
+    return PAPER_SHARE if context.recipe.baselines.counts == "paper" else 1.0
+
+
+def _whole(context: Context) -> dict[str, Any]:
+    """Counts of the whole mixture's training split."""
+    return read_json(mixture_folder(context.run_dir) / "manifest.json")["counts"]["train"]
+
+
+def _sft(context: Context, mixture: str, kinds: tuple[str, ...], batch_size: int) -> dict[str, Any]:
+    """SFT from the base on these kinds of a mixture, without the images that every arm is asked about at the end.
+
+    It makes as many updates as SFT on the whole mixture, or the paper's share of them.
+    """
+    heldout = {
+        image_hash(one.image)
+        for one in read_conversations(mixture_folder(context.run_dir), "heldout")
+    }
+    found = read_conversations(mixture_folder(context.run_dir, mixture), "train", kinds=kinds)
+    conversations = [one for one in found if image_hash(one.image) not in heldout]
+    mllm = context.load(context.run_dir / "base" / "model")
+    config = context.recipe.sft
+    updates = config.max_steps or math.ceil(
+        _whole(context)["conversations"] * config.epochs / config.batch_size
+    )
+    changes = {
+        "seed": context.seed,
+        "batch_size": batch_size,
+        "max_steps": max(1, round(_share(context) * updates)),
+    }
+    settings = config.model_copy(update=changes)
+    ledger = train_sft(mllm, conversations, settings, context.folder, label=context.name)
+    return {**ledger, "dropped_as_heldout": len(found) - len(conversations)}
+
+
+def _rl_on_questions(context: Context, kind: str, reward: str) -> dict[str, Any]:
+    """GRPO as RoboAlign's, each action prompt replaced by a question about its frame."""
+    recorded = _rl_frames(context)
+    questions = _questions(context, recorded, kind)
+    asked = [
+        replace(
+            conversation,
+            id=f"{kind}-{conversation.id}",
+            turns=(question_turn(question, "think"),),
+            target=None,
+            chunk=None,
+            direct_question=None,
+        )
+        for conversation, question in zip(recorded, questions)
+        if question
+    ]
+    if not asked:
+        raise RoboAlignError(
+            f"no frame of the RL subset can be asked `{kind}`",
+            where=f"stage {context.name}",
+            fix="raise mix.rl_share",
+        )
+    config = context.recipe.rl.model_copy(update={"reward": reward})
+    return {
+        **refine(context, asked, config),
+        "frames_that_cannot_be_asked": len(recorded) - len(asked),
+    }
+
+
+def _rl_frames(context: Context) -> list[Conversation]:
+    return read_conversations(mixture_folder(context.run_dir), "rl")
+
+
+def _questions(
+    context: Context, conversations: list[Conversation], kind: str
+) -> list[Question | None]:
+    """A question of this type with its reasoning about the frame of each conversation; None where it has none."""
+    mix, horizon = context.recipe.mix, action_tokens(context.run_dir).fast.horizon
+    episodes = read_demonstrations(context.run_dir, "align")
+    wanted = {conversation.episode_id for conversation in conversations}
+    scenes = {
+        episode.episode_id: EpisodeScenes(episode, mix.camera, mix.grid, horizon)
+        for episode in episodes
+        if episode.episode_id in wanted
+    }
+    world = survey(episodes)
+    return [
+        ask(
+            kind,
+            "think",
+            scenes[one.episode_id].at(one.frame),
+            world,
+            random.Random(f"{mix.seed}-{kind}-{one.id}"),
+        )
+        for one in conversations
+    ]
+
+
+def _reasoned(conversation: Conversation, reasoning: str | None) -> Conversation:
+    """An RL prompt with the reasoning before its action."""
+    turn = conversation.turns[0]
+    return replace(
+        conversation, turns=(replace(turn, answer=prompts.reply(turn.expected, reasoning)),)
+    )

@@ -1,0 +1,132 @@
+"""Stage `collect`: demonstrations of the alignment and of the downstream tasks, as two LeRobot v3.0 data sets."""
+
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from roboalign.actions.axes import KNOWN_AXES
+from roboalign.actions.known_spaces import known_space
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import append_jsonl, read_jsonl, write_json
+from roboalign.episodes.episode import Camera
+from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
+from roboalign.run.benchmark import alignment_benchmark, demonstrated_benchmark
+from roboalign.run.recipe import cores
+from roboalign.run.stage import Context
+from roboalign.sim.base import DemonstratedBenchmark
+from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord
+from roboalign.sim.collect import collect as collect_episodes
+
+
+def collect(context: Context) -> dict[str, Any]:
+    """Writes align/ (not with a given mixture), downstream/ and experts.json (per task: attempts, solved, ...)."""
+    config = context.recipe.collect
+    table: dict[str, dict[str, int]] = {}
+    if context.recipe.mixture is None:  # else SFT and RL learn from what is given
+        benchmark = alignment_benchmark(context.recipe)
+        table |= _collect_set(
+            context.folder / "align", config.align_names(), benchmark, config.align
+        )
+    benchmark = demonstrated_benchmark(context.recipe)
+    table |= _collect_set(
+        context.folder / "downstream", config.downstream_names(), benchmark, config.downstream
+    )
+    write_json(context.folder / "experts.json", table)
+    totals = {
+        key: sum(row[key] for row in table.values())
+        for key in ("attempts", "solved", "crashed", "frames")
+    }
+    return {"tasks": len(table), **totals}
+
+
+def _collect_set(
+    folder: Path, tasks: Sequence[str], benchmark: DemonstratedBenchmark, settings: CollectConfig
+) -> dict[str, dict[str, int]]:
+    """One data set. What an earlier, killed call wrote is kept; its failed attempts stand in attempts.jsonl."""
+    writer = LeRobotWriter(
+        folder,
+        fps=benchmark.fps,
+        robot_type=benchmark.robot_type,
+        action_names=benchmark.action_names,
+        state_names=benchmark.state_names,
+        privileged_names=benchmark.privileged_names(tasks),
+        episodes_per_file=10,
+        action_space=known_space(benchmark.action_space),
+        axes=KNOWN_AXES[benchmark.action_space],
+        cameras=dict.fromkeys(benchmark.cameras, (benchmark.image_size, benchmark.image_size)),
+    )
+    log = folder / "attempts.jsonl"
+    existing = set(writer.episode_ids)
+    try:
+        for outcome in collect_episodes(
+            tasks, benchmark, settings, workers=cores(), existing=existing
+        ):
+            append_jsonl(log, _log_row(outcome))
+            if outcome.record is not None:
+                _add(writer, outcome.record)
+    except BrokenProcessPool:
+        raise RoboAlignError(
+            "a collecting process was killed (out of memory?)",
+            where=str(folder),
+            fix="run the same command again: it goes on from the last episode",
+        ) from None
+    writer.finalize()
+    return _table(tasks, read_jsonl(log))
+
+
+def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:
+    cameras = {
+        name: Camera(name, c.width, c.height, c.projection) for name, c in record.cameras.items()
+    }
+    writer.add(
+        episode_id=record.episode_id,
+        task=record.task,
+        instruction=record.instruction,
+        actions=record.actions,
+        state=record.state,
+        frames=record.frames,
+        cameras=cameras,
+        privileged=record.privileged,
+        privileged_names=record.privileged_names,
+        nouns=dict(record.nouns),
+        success_step=record.success_step,
+    )
+
+
+def _log_row(outcome: Collected) -> dict[str, Any]:
+    record = outcome.record
+    first = outcome.failures[0].seed if outcome.failures else record.seed if record else None
+    return {
+        "task": outcome.task,
+        "first_seed": first,
+        "episode_id": record.episode_id if record else None,
+        "frames": len(record.actions) if record else 0,
+        "unsolved": sum(not failure.crashed for failure in outcome.failures),
+        "crashed": sum(failure.crashed for failure in outcome.failures),
+        "reasons": [failure.reason for failure in outcome.failures],
+    }
+
+
+def _table(tasks: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Per task; a wanted episode that was tried again after a kill counts once. Its first seed is its name."""
+    latest = {(row["task"], row["first_seed"]): row for row in rows}
+    table = {
+        task: dict.fromkeys(("attempts", "solved", "unsolved", "crashed", "frames"), 0)
+        for task in tasks
+    }
+    for row in latest.values():
+        entry, solved = table[row["task"]], int(row["episode_id"] is not None)
+        entry["solved"] += solved
+        entry["frames"] += row["frames"]
+        entry["unsolved"] += row["unsolved"]
+        entry["crashed"] += row["crashed"]
+        entry["attempts"] += solved + row["unsolved"] + row["crashed"]
+    empty = [task for task, row in table.items() if not row["solved"]]
+    if empty:
+        raise RoboAlignError(
+            f"no demonstration succeeded for {', '.join(empty)}",
+            where="collect",
+            fix="lower collect.align.noise, or leave the task out of the recipe",
+        )
+    return table

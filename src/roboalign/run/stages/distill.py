@@ -1,0 +1,296 @@
+"""The stages of `roboalign distill`: GRPO on questions that can be checked, sampled answers, and what is kept of them.
+
+Questions come from the training split of the run's mixture, so that none is held out. Their order is that of a hash:
+the first are trained on, the next are sampled, and a larger number contains the smaller. The model is the pretrained
+MLLM without action tokens.
+"""
+
+import hashlib
+import heapq
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from roboalign import __version__
+from roboalign.align.dataset import picture
+from roboalign.align.distill import (
+    DUPLICATE,
+    ENOUGH,
+    PAPER,
+    DistillConfig,
+    as_prompt,
+    as_trace,
+    judge,
+)
+from roboalign.align.grpo.rollout import STOP, text_of
+from roboalign.align.grpo.trainer import train_grpo
+from roboalign.align.rewards.answers import Reply
+from roboalign.conversations.conversation import (
+    Conversation,
+    image_hash,
+    iterate_conversations,
+    write_conversations,
+)
+from roboalign.conversations.prompts import bare
+from roboalign.conversations.qa.normal import Refused
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file, read_json, read_jsonl, write_json, write_text
+from roboalign.core.progress import Progress
+from roboalign.evaluate.statistics import proportion
+from roboalign.mixture.builder import Tally
+from roboalign.mllm.encode import encode_prompt
+from roboalign.mllm.generate import generate
+from roboalign.mllm.load import Mllm
+from roboalign.run.folder import mixture_folder
+from roboalign.run.stage import Context
+from roboalign.run.stages.base import LANGUAGE, source_folder
+
+SHARD = 256  # questions whose answers are written together: what a kill costs at most
+
+
+def distill_rl(context: Context) -> dict[str, Any]:
+    """GRPO with the reward `answer` from the pretrained MLLM; writes model/, metrics.jsonl and samples.jsonl."""
+    config = context.recipe.distill
+    prompts, _ = draw(context)
+    mllm = context.load(pretrained(context))
+    settings = config.rl.model_copy(update={"seed": config.seed})
+    return train_grpo(mllm, None, prompts, settings, context.folder, label=context.name)
+
+
+def sample(context: Context) -> dict[str, Any]:
+    """Samples answers to the questions that GRPO did not see.
+
+    Writes answers/NNNNN.jsonl, each whole or not at all, and special_tokens.json: what no trace may spell.
+    """
+    config, (_, questions) = context.recipe.distill, draw(context)
+    if not questions:
+        raise RoboAlignError(
+            "the training split has no question left to sample",
+            where="distill.questions",
+            fix="lower distill.rl_questions, or raise mix.conversations",
+        )
+    mllm = context.load(context.run_dir / "distill" / "rl" / "model")
+    write_json(context.folder / "special_tokens.json", mllm.tokenizer.all_special_tokens)
+    parts = [questions[first : first + SHARD] for first in range(0, len(questions), SHARD)]
+    paths = [context.folder / "answers" / f"{number:05d}.jsonl" for number in range(len(parts))]
+    done = sum(len(part) for part, path in zip(parts, paths) if path.exists())
+    with Progress(context.name, len(questions), start=done) as progress:
+        for number, (part, path) in enumerate(zip(parts, paths)):
+            if not path.exists():
+                records = ask(mllm, part, config, number)
+                write_text(
+                    path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+                )
+                progress.advance(len(part))
+    records = [record for path in paths for record in read_jsonl(path)]
+    return {
+        "questions": len(questions),
+        "answers": len(questions) * config.samples,
+        "generated_tokens": sum(record["tokens"] for record in records),
+    }
+
+
+def traces(context: Context) -> dict[str, Any]:
+    """Judges the answers; writes train-*.parquet, a source for a mixture, and manifest.json."""
+    config, (_, questions) = context.recipe.distill, draw(context)
+    sampled = context.run_dir / "distill" / "sample"
+    answers, special = read_answers(sampled / "answers"), read_json(sampled / "special_tokens.json")
+    judged = [
+        (question, judge(question, answers[question.id], config, special)) for question in questions
+    ]
+    tally = Tally()
+    kept = tally.count(
+        [
+            as_trace(question, verdict, number)
+            for question, verdicts in judged
+            for number, verdict in enumerate(verdicts)
+            if isinstance(verdict, Reply)
+        ]
+    )
+    for path in context.folder.glob("train-*.parquet"):
+        path.unlink()  # of a start that was killed
+    size = context.recipe.mix.shard_size
+    for number, first in enumerate(range(0, len(kept), size)):
+        write_conversations(
+            context.folder / f"train-{number:05d}.parquet", kept[first : first + size]
+        )
+    manifest = {
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "counts": {"train": tally.summary()},
+        **keep_rates(judged),
+        "paper": {**PAPER, "share": PAPER["kept"] / PAPER["questions"]},
+        "shards": {path.name: hash_file(path) for path in sorted(context.folder.glob("*.parquet"))},
+        "versions": {
+            "roboalign": __version__,
+            "python": platform.python_version(),
+            "pyarrow": pa.__version__,
+        },
+    }
+    write_json(context.folder / "manifest.json", manifest)
+    if not kept:
+        raise RoboAlignError(
+            "no answer passed the filters",
+            where=str(context.folder / "manifest.json"),
+            fix="see its outcomes; raise distill.rl.updates, or begin with a model that reasons",
+        )
+    share = manifest["kept_questions"]
+    return {
+        "questions": len(questions),
+        "samples": len(kept),
+        "keep_rate": share["value"],
+        "keep_rate_low": share["low"],
+        "keep_rate_high": share["high"],
+        "passing_answers": manifest["passing_answers"],
+    }
+
+
+def draw(context: Context) -> tuple[list[Conversation], list[Conversation]]:
+    """(the questions that GRPO trains on, those that are sampled), each a prompt of `as_prompt`.
+
+    Each group gives its share of both, or what it has; a question about an image counts once, however often the mixture
+    asks it.
+    """
+    config = context.recipe.distill
+    found = iterate_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
+    trained, sampled = (
+        count // len(config.groups) for count in (config.rl_questions, config.questions)
+    )
+    chosen = first_of_groups(found, config, trained + sampled)
+    return (
+        [question for group in chosen for question in group[:trained]],
+        [question for group in chosen for question in group[trained:]],
+    )
+
+
+def first_of_groups(
+    found: Iterable[Conversation], config: DistillConfig, count: int
+) -> list[list[Conversation]]:
+    """Of each group the `count` questions that come first, in the order of a hash of the seed, image and question.
+
+    No more than these are held in memory, beside the hashes of those that were seen.
+    """
+    group_of = {name: group for group, types in config.groups.items() for name in types}
+    heaps: dict[str, list[tuple[int, Conversation]]] = {group: [] for group in config.groups}
+    seen: set[int] = set()
+    for conversation in found:
+        image = image_hash(conversation.image)
+        for number, turn in enumerate(conversation.turns):
+            if turn.type not in group_of:
+                continue
+            key = place(f"{config.seed} {image} {bare(turn.question)} {turn.type}")
+            heap = heaps[group_of[turn.type]]
+            if key in seen or (len(heap) == count and key > -heap[0][0]):
+                continue
+            seen.add(key)
+            (heapq.heappush if len(heap) < count else heapq.heapreplace)(
+                heap, (-key, as_prompt(conversation, number))
+            )
+    return [
+        [question for _, question in sorted(heap, key=lambda entry: -entry[0])]
+        for heap in heaps.values()
+    ]
+
+
+def place(text: str) -> int:
+    """A number of 64 bits by which to order."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def ask(
+    mllm: Mllm, questions: Sequence[Conversation], config: DistillConfig, number: int
+) -> list[dict[str, Any]]:
+    """Sampled answers to one shard of questions, decoded: {id, answers, tokens} each."""
+    generation = generate(
+        mllm,
+        [
+            encode_prompt(mllm, question.turns[0].question, picture(question))
+            for question in questions
+        ],
+        samples=config.samples,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        stop=STOP,
+        seed=place(f"{config.seed} answers {number}") >> 1,
+    )
+    return [
+        {
+            "id": question.id,
+            "answers": [text_of(mllm, row) for row in rows],
+            "tokens": sum(map(len, rows)),
+        }
+        for question, rows in zip(questions, generation.tokens)
+    ]
+
+
+def read_answers(folder: Path) -> dict[str, list[str]]:
+    """The sampled answers by the id of their question."""
+    return {
+        record["id"]: record["answers"]
+        for path in sorted(folder.glob("*.jsonl"))
+        for record in read_jsonl(path)
+    }
+
+
+def keep_rates(judged: Sequence[tuple[Conversation, Sequence[Reply | Refused]]]) -> dict[str, Any]:
+    """What was kept, overall and by question type.
+
+    `kept_questions`: share of the questions that gave a trace, with its Wilson interval; the more answers are sampled
+    to each, the larger. `passing_answers`: share of the answers that pass by themselves, which does not depend on that.
+    `outcomes`: what became of each answer. These have no interval: answers to one question are alike.
+    """
+    by_type: dict[str, list[Sequence[Reply | Refused]]] = {}
+    for question, verdicts in judged:
+        by_type.setdefault(question.turns[0].type, []).append(verdicts)
+    return {
+        **_rates([verdicts for _, verdicts in judged]),
+        "by_type": {name: _rates(verdicts) for name, verdicts in sorted(by_type.items())},
+    }
+
+
+def _rates(judged: Sequence[Sequence[Reply | Refused]]) -> dict[str, Any]:
+    outcomes = Counter(
+        "kept" if isinstance(one, Reply) else one.reason for verdicts in judged for one in verdicts
+    )
+    kept = [float(any(isinstance(one, Reply) for one in verdicts)) for verdicts in judged]
+    passing = sum(outcomes[name] for name in ("kept", DUPLICATE, ENOUGH))
+    return {
+        "questions": len(judged),
+        "answers": outcomes.total(),
+        "kept_questions": asdict(proportion(kept)),
+        "passing_answers": passing / max(outcomes.total(), 1),
+        "outcomes": dict(outcomes.most_common()),
+    }
+
+
+def pretrained(context: Context) -> Path:
+    """The folder of the MLLM as it came, or was pretrained in this run: without action tokens."""
+    source = context.recipe.backbone.source
+    return (
+        context.run_dir / "base" / "pretrain" / "model"
+        if source == "train"
+        else source_folder(source)
+    )
+
+
+def print_keep_rate(run_dir: Path) -> None:
+    """What was kept, and why the rest was not."""
+    folder = run_dir / "distill" / "traces"
+    manifest = read_json(folder / "manifest.json")
+    share, paper = manifest["kept_questions"], manifest["paper"]
+    print(
+        f"distill: {share['value']:.1%} of {share['n']} questions gave a trace (95%: {share['low']:.1%} to "
+        f"{share['high']:.1%}; the paper: {paper['share']:.0%} of {paper['questions']:,})"
+    )
+    print(
+        f"  {manifest['passing_answers']:.1%} of the {manifest['answers']} answers pass the filters by themselves:"
+    )
+    for reason, count in manifest["outcomes"].items():
+        print(f"  {count:8d}  {reason}")
+    print(f"traces: {folder}")

@@ -1,0 +1,153 @@
+"""Stages below `eval/`: token metrics of each backbone on held-out frames, and rollouts of each policy."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboalign.conversations.conversation import read_conversations, read_table, shards
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import append_jsonl, read_json, read_jsonl, write_json
+from roboalign.evaluate.tokens import evaluate_mllm, language_priors
+from roboalign.run.benchmark import (
+    evaluation_episodes,
+    measured_benchmark,
+    protocol_record,
+    rollout_config,
+)
+from roboalign.run.folder import (
+    action_tokens,
+    backbone_folder,
+    mixture_folder,
+    read_demonstrations,
+)
+from roboalign.run.recipe import Recipe, cores, device_of, processes
+from roboalign.run.stage import Context, limit_threads
+from roboalign.sim.base import Benchmark, Observation
+from roboalign.sim.parallel import evaluate_parallel
+from roboalign.sim.ray import evaluate_on_cluster
+from roboalign.sim.rollout import Act, EpisodeResult, Key, write_video
+from roboalign.vla.policy import Policy, policy_files
+
+VIDEO_FPS = 10.0
+
+
+def tokens(context: Context) -> dict[str, Any]:
+    """Writes answers.jsonl (one record an answer) and metrics.json (with intervals)."""
+    mixture = mixture_folder(context.run_dir)
+    actions = action_tokens(context.run_dir)
+    metrics = evaluate_mllm(
+        context.load(backbone_folder(context.run_dir, context.seed, context.arm)),
+        read_conversations(mixture, "heldout"),
+        language_priors(read_conversations(mixture, "train")),
+        actions.fast,
+        actions.stats,
+        actions.mean_chunk,
+        context.recipe.tokens,
+        context.folder / "answers.jsonl",
+        grid=context.recipe.mix.grid,
+        run_seed=context.seed,
+    )
+    write_json(context.folder / "metrics.json", metrics)
+    return metrics["cost"]
+
+
+def rollouts(context: Context) -> dict[str, Any]:
+    """Writes protocol.json (what moves a success rate beside the policy), episodes.jsonl (one record an episode) and
+    videos/ of each task's first success and first failure.
+
+    A stage that was killed runs only the episodes that its file lacks.
+    """
+    recipe = context.recipe
+    path = context.folder / "episodes.jsonl"
+    wanted, benchmark = evaluation_episodes(recipe), measured_benchmark(recipe)
+    _refuse_leaks(context.run_dir, benchmark, wanted)
+    write_json(context.folder / "protocol.json", protocol_record(recipe))
+    policy = context.seed_dir / "head" / context.arm / "policy"
+    done = {(row["task"], row["seed"]) for row in read_jsonl(path)}
+
+    def keep(result: EpisodeResult) -> None:
+        _keep_film(
+            context.folder / "videos", result
+        )  # before the row: an episode that has one does not run again
+        append_jsonl(path, {**result.record(), "run_seed": context.seed})
+
+    _measure(recipe, policy, benchmark, [key for key in wanted if key not in done], keep)
+    rows = read_jsonl(path)
+    return {
+        "episodes": len(rows),
+        "successes": sum(row["success"] for row in rows),
+        "crashes": sum(row["crash"] is not None for row in rows),
+        "steps": sum(row["steps"] for row in rows),
+    }
+
+
+def _measure(
+    recipe: Recipe,
+    policy: Path,
+    benchmark: Benchmark,
+    episodes: Sequence[tuple[str, int]],
+    keep: Callable[[EpisodeResult], None],
+) -> None:
+    """Run the episodes in processes of this machine, or on the machines of a Ray cluster."""
+    cluster, config = recipe.hardware.ray, rollout_config(recipe)
+    if cluster is None:
+        workers = max(1, cores() // processes(recipe))
+        act = functools.partial(load_act, policy, workers, str(device_of(recipe.hardware)))
+        evaluate_parallel(act, benchmark, episodes, config, workers=workers, on_result=keep)
+        return
+    inside, files = policy_files(policy)
+    load = functools.partial(_load_copy, inside, cluster.cpus, "cuda" if cluster.gpus else "cpu")
+    evaluate_on_cluster(load, files, benchmark, episodes, config, cluster, on_result=keep)
+
+
+def _load_copy(inside: str, threads: int, device: str, folder: Path) -> Act:
+    """`load_act` of the policy whose copy lies in `folder`."""
+    return load_act(folder / inside, threads, device)
+
+
+def load_act(policy_folder: Path, threads: int, device: str) -> Act:
+    """The policy as the simulator's workers call it; its flow noise is keyed by (task, seed, step)."""
+    limit_threads(threads)
+    policy = Policy.load(policy_folder, device)
+
+    def act(observations: list[Observation], keys: list[Key]) -> np.ndarray:
+        return policy.act_batch(observations, keys)
+
+    return act
+
+
+def _refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[str, int]]) -> None:
+    """No evaluation episode may be among the demonstrations, whatever their seeds were set to."""
+    trained = {episode.episode_id for episode in read_demonstrations(run_dir, "downstream")}
+    if (run_dir / "collect" / "align").exists():
+        trained |= {episode.episode_id for episode in read_demonstrations(run_dir, "align")}
+    else:  # SFT and RL learned from a given mixture
+        for path in shards(mixture_folder(run_dir), "train"):
+            trained |= set(read_table(path, columns=["episode_id"])["episode_id"].to_pylist())
+    leaks = sorted(trained & {benchmark.episode_id(task, seed) for task, seed in wanted})
+    if leaks:
+        raise RoboAlignError(
+            f"evaluation episode {leaks[0]} is among the demonstrations",
+            where="collect",
+            fix="collect demonstrations with other seeds than those that measure",
+        )
+
+
+def _keep_film(folder: Path, result: EpisodeResult) -> None:
+    """Write a task's first success and first failure, by seed, as videos: a later one gives way to an earlier one."""
+    if result.crash is not None or not result.film:
+        return
+    outcome = "success" if result.success else "failure"
+    index = read_json(folder / "index.json") if (folder / "index.json").exists() else []
+    others = [row for row in index if (row["task"], row["outcome"]) != (result.task, outcome)]
+    if any(row["seed"] < result.seed for row in index if row not in others):
+        return
+    path = f"{result.task.replace('/', '-')}-{outcome}.mp4"
+    write_video(folder / path, result.film, VIDEO_FPS)
+    row = {"task": result.task, "outcome": outcome, "seed": result.seed, "path": path}
+    write_json(
+        folder / "index.json", sorted([*others, row], key=lambda one: (one["task"], one["outcome"]))
+    )

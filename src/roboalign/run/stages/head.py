@@ -1,0 +1,56 @@
+"""Stage `head`: a flow-matching head on one arm's frozen backbone, trained on the downstream demonstrations."""
+
+from typing import Any
+
+import numpy as np
+
+from roboalign.actions.normalize import ActionStats
+from roboalign.episodes.episode import Episode
+from roboalign.run.benchmark import head_cameras
+from roboalign.run.folder import backbone_folder, read_demonstrations
+from roboalign.run.stage import Context
+from roboalign.vla.features import View
+from roboalign.vla.train import train_head
+
+HELD_OUT_SHARE = 0.1  # of each task's demonstrations, for the head's own validation curve
+
+
+def head(context: Context) -> dict[str, Any]:
+    """Writes policy/ and metrics.jsonl."""
+    recipe = context.recipe
+    training, heldout = _split(read_demonstrations(context.run_dir, "downstream"))
+    stats = ActionStats.fit(np.concatenate([episode.actions for episode in training]))
+    view = View(
+        layer=recipe.backbone.layer,
+        cameras=head_cameras(recipe),
+        blind=context.arm == "blind",
+        dtype=recipe.backbone.layer_dtype,
+    )
+    mllm = context.load(backbone_folder(context.run_dir, context.seed, context.arm))
+    return train_head(
+        mllm,
+        training,
+        heldout,
+        recipe.head,
+        recipe.head_training,
+        view,
+        stats,
+        context.folder,
+        horizon=recipe.tokenizer.horizon,
+        seed=context.seed,
+    )
+
+
+def _split(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
+    """(training, held out): of each task the last tenth, one at least where there are two."""
+    by_task: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        by_task.setdefault(episode.task, []).append(episode)
+    training, heldout = [], []
+    for members in by_task.values():
+        last = (
+            len(members) - max(1, round(HELD_OUT_SHARE * len(members))) if len(members) > 1 else 1
+        )
+        training += members[:last]
+        heldout += members[last:]
+    return training, heldout

@@ -1,0 +1,262 @@
+"""Stage `report`: gathers what the stages left and writes one HTML page, summary.json and table.txt."""
+
+import datetime
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roboalign.conversations.conversation import read_conversations
+from roboalign.core.files import read_json, read_jsonl, write_json, write_text
+from roboalign.core.progress import format_seconds
+from roboalign.evaluate.success import format_success, success_table
+from roboalign.evaluate.token_metrics import compare, summarize
+from roboalign.report.page import write_report
+from roboalign.report.samples import side_by_side
+from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
+from roboalign.report.terminal import format_arms
+from roboalign.run.benchmark import protocol_line, simulator_packages
+from roboalign.run.folder import mixture_folder
+from roboalign.run.recipe import Recipe, cores, dump_recipe
+from roboalign.run.stage import Context
+
+ARMS = {
+    "base": ("Base", "the pretrained MLLM, action tokens added but never trained"),
+    "language-sft": (
+        "Language-only SFT",
+        "the base after SFT on as many samples, none of them an action",
+    ),
+    "action-sft": ("Action-only SFT", "the base after SFT on as many samples, all of them actions"),
+    "sft": ("SFT", "the base after SFT on question-answering, reasoning and action samples"),
+    "ecot": (
+        "SFT + ECoT",
+        "SFT, then as many further updates on the RL subset as GRPO made, imitating a reasoning "
+        "from the simulator's state and the recorded action after it",
+    ),
+    "language-rl": (
+        "SFT + language RL",
+        "SFT, then GRPO on the RL subset's frames, asked for the next movement as multiple choice",
+    ),
+    "trajectory-rl": (
+        "SFT + trajectory RL",
+        "SFT, then GRPO on the RL subset's frames, asked for the gripper's path in the image",
+    ),
+    "roboalign": ("RoboAlign", "SFT, then GRPO on the accuracy of the actions after the reasoning"),
+    "extra-sft": (
+        "SFT + extra SFT",
+        "SFT, then as many further SFT updates on the RL subset as GRPO made",
+    ),
+    "random": ("Random", "the same architecture with random weights"),
+    "blind": ("Blind", "RoboAlign's backbone and head, shown a gray image"),
+}
+PAIRS = (
+    ("sft", "roboalign"),
+    ("extra-sft", "roboalign"),
+    ("base", "sft"),
+    ("base", "roboalign"),
+    ("random", "base"),
+    ("blind", "roboalign"),
+    ("base", "language-sft"),
+    ("base", "action-sft"),
+    ("language-sft", "roboalign"),
+    ("action-sft", "roboalign"),
+    ("sft", "ecot"),
+    ("ecot", "roboalign"),
+    ("sft", "language-rl"),
+    ("language-rl", "roboalign"),
+    ("sft", "trajectory-rl"),
+    ("trajectory-rl", "roboalign"),
+)
+OTHER_RL = ("language-rl", "trajectory-rl")
+NOTES = [
+    "Everything here is simulated: MuJoCo's physics and a renderer, no camera noise, no real robot.",
+    "The model has a few million parameters and its own small vocabulary: these numbers say how the recipe behaves at "
+    "this scale, not what Qwen2.5-VL-7B would do.",
+    "The questions are generated from templates in a controlled English; free-form language is not tested.",
+]
+
+
+def report(context: Context) -> dict[str, Any]:
+    """Writes index.html, summary.json (arms, success, paired differences) and table.txt."""
+    recipe, run_dir = context.recipe, context.run_dir
+    answers: dict[str, list[dict[str, Any]]] = {
+        arm: _answers(run_dir, recipe, arm) for arm in recipe.arms
+    }
+    episodes: dict[str, list[dict[str, Any]]] = {
+        arm: _episodes(run_dir, recipe, arm) for arm in recipe.arms
+    }
+    pairs = [pair for pair in PAIRS if set(pair) <= set(recipe.arms)]
+    success = success_table(episodes, pairs)
+    summary = RunSummary(
+        name=recipe.name,
+        environment=_environment(run_dir, recipe),
+        arms=[
+            Arm(arm, *ARMS[arm], mllm=summarize(answers[arm]) if answers[arm] else None)
+            for arm in recipe.arms
+        ],
+        success=success,
+        mllm_pairs=[
+            {"before": a, "after": b, **compare(answers[a], answers[b])}
+            for a, b in pairs
+            if answers[a] and answers[b]
+        ],
+        curves=_curves(run_dir, recipe),
+        manifest=read_json(mixture_folder(run_dir) / "manifest.json"),
+        samples=_samples(run_dir, recipe, answers),
+        videos=_videos(run_dir, recipe),
+        ledger=list(_ledger(run_dir, recipe)),
+        recipe=dump_recipe(recipe),
+        notes=NOTES,
+    )
+    write_report(summary, context.folder / "index.html")
+    write_json(
+        context.folder / "summary.json",
+        {
+            "environment": summary.environment,
+            "success": success,
+            "pairs": summary.mllm_pairs,
+            "arms": {arm.name: arm.mllm for arm in summary.arms},
+        },
+    )
+    write_text(context.folder / "table.txt", format_arms(summary) + "\n" + format_success(success))
+    return {"arms": len(recipe.arms), "bytes": (context.folder / "index.html").stat().st_size}
+
+
+def print_summary(run_dir: Path) -> None:
+    """The table of a finished run and where its page is."""
+    print((run_dir / "report" / "table.txt").read_text())
+    print(f"report: {(run_dir / 'report' / 'index.html').resolve()}")
+
+
+def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
+    """Token records of an arm over all seeds. The blind arm has none of its own: its backbone is RoboAlign's."""
+    return [
+        row
+        for seed in recipe.seeds
+        for row in read_jsonl(run_dir / f"seed-{seed}" / "eval" / "tokens" / arm / "answers.jsonl")
+    ]
+
+
+def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
+    return [
+        row
+        for seed in recipe.seeds
+        for row in read_jsonl(
+            run_dir / f"seed-{seed}" / "eval" / "rollouts" / arm / "episodes.jsonl"
+        )
+    ]
+
+
+def _environment(run_dir: Path, recipe: Recipe) -> dict[str, str]:
+    seconds = sum(row["seconds"] for row in _ledger(run_dir, recipe))
+    base = read_json(run_dir / "base" / "stage.json")
+    packages = ("torch", "transformers", *simulator_packages(recipe))
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "machine": f"{cores()} x {_processor()}" + gpu,
+        "stage time": f"{format_seconds(seconds)} summed over the stages, some of which ran side by side",
+        "training seeds": ", ".join(map(str, recipe.seeds)),
+        "model": f"{base['parameters'] / 1e6:.2f} million parameters, base: {base['source']}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages)
+        + f", Python {platform.python_version()}",
+        "rendering": protocol_line(recipe),
+    }
+
+
+def commit() -> str:
+    """The commit of the source that runs, with `+changes` where files differ from it; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head, state = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+            for words in (
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "--", str(here.parent)],
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if state.stdout.strip() else "")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _ledger(run_dir: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """One row a finished stage of the recipe, in its order: what it counted and its seconds.
+
+    Stages of arms or seeds that an earlier recipe had are still in the folder, but no part of this run.
+    """
+    from roboalign.run.graph import plan_stages  # which itself names this module's stage
+
+    hidden = {"key", "needs", "settings"}
+    files = [run_dir / stage.name / "stage.json" for stage in plan_stages(recipe)]
+    rows = [read_json(path) for path in files if path.exists()]
+    return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+
+
+def _curves(run_dir: Path, recipe: Recipe) -> list[Curve]:
+    curves = []
+    if records := read_jsonl(run_dir / "base" / "pretrain" / "metrics.jsonl"):
+        curves.append(Curve("base", "pretraining", records))
+    for seed in recipe.seeds:
+        folder = run_dir / f"seed-{seed}"
+        for stage in ("language-sft", "action-sft", "sft", "ecot", "extra-sft"):
+            if records := read_jsonl(folder / stage / "metrics.jsonl"):
+                curves.append(Curve(stage, f"seed {seed}", records))
+        several = set(OTHER_RL) & set(recipe.arms)
+        for stage, arm in (("rl", "roboalign"), *((arm, arm) for arm in OTHER_RL)):
+            if records := read_jsonl(folder / stage / "metrics.jsonl"):
+                curves.append(
+                    Curve("rl", f"{arm}, seed {seed}" if several else f"seed {seed}", records)
+                )
+        for arm in recipe.arms:
+            if records := read_jsonl(folder / "head" / arm / "metrics.jsonl"):
+                curves.append(Curve("head", f"{arm}, seed {seed}", records))
+    return curves
+
+
+def _samples(
+    run_dir: Path, recipe: Recipe, answers: dict[str, list[dict[str, Any]]]
+) -> list[Sample]:
+    """What SFT and RoboAlign said about the same frames, of the first training seed."""
+    if not {"sft", "roboalign"} <= set(recipe.arms):
+        return []
+    first = {
+        arm: [row for row in answers[arm] if row["run_seed"] == recipe.seeds[0]]
+        for arm in ("sft", "roboalign")
+    }
+    heldout = read_conversations(mixture_folder(run_dir), "heldout")
+    return side_by_side(("sft", first["sft"]), ("roboalign", first["roboalign"]), heldout)
+
+
+def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:
+    videos: list[Video] = []
+    for arm in recipe.arms:
+        folder = run_dir / f"seed-{recipe.seeds[0]}" / "eval" / "rollouts" / arm / "videos"
+        found: dict[
+            str, Video
+        ] = {}  # of all that the folder has, one of each outcome: the page holds them all
+        for row in read_json(folder / "index.json") if (folder / "index.json").exists() else []:
+            found.setdefault(
+                row["outcome"],
+                Video(arm, row["task"], row["seed"], row["outcome"], folder / row["path"]),
+            )
+        videos += found.values()
+    return videos

