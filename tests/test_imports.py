@@ -1,4 +1,4 @@
-"""Imports run downwards only (docs/design.md): a room never imports a room beside it or above it."""
+"""Imports run downwards only (docs/explanation/design.md): a room never imports a room beside it or above it."""
 
 import ast
 from pathlib import Path
@@ -30,7 +30,9 @@ def room_of(path: Path) -> str:
 
 def level_of(room: str) -> int:
     found = [index for index, rooms in enumerate(LEVELS) if room in rooms]
-    assert found, f"room {room!r} has no level: add it to docs/design.md and to this test"
+    assert found, (
+        f"room {room!r} has no level: add it to docs/explanation/design.md and to this test"
+    )
     return found[0]
 
 

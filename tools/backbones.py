@@ -1,6 +1,6 @@
 """Which classes of backbone pass which check, on small random models of each class. Nothing is fetched.
 
-    python -m tools.backbones > docs/backbones.md
+    python -m tools.backbones > docs/reference/backbones.md
 
 A check returns a note for its cell of the table, often empty, and raises where the class fails it. The tests run the
 same checks and compare the page.

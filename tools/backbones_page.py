@@ -13,25 +13,25 @@ TITLES = {
 }
 INTRODUCTION = f"""# Backbones
 
-Any folder that `AutoModelForImageTextToText` opens can be named as `backbone.source`
-([your-own-model.md](your-own-model.md)). This page says for which classes every step of the recipe is known to work. It
-is made by `python -m tools.backbones`, and a test fails where it is out of date.
+`backbone.source` takes any folder that `AutoModelForImageTextToText` opens
+([choose a backbone](../how-to/choose-a-backbone.md)). This page lists the model classes for which every step of the
+recipe is known to work. `python -m tools.backbones` generates it, and a test fails when it is out of date.
 
 ## What passes
 
-Each check runs on a small random model of the class (text {WIDTH} wide, {DEPTH} layers) with the class's own
-processor and its family's kind of chat template, in float32 on the CPU. It says that the code handles the class:
-positions, templates, image tokens, caches, tied embeddings. It says nothing about published weights, which could not be
-had where this was written, nor about how well a model does.
+Each check runs on a small random model of the class (text width {WIDTH}, {DEPTH} layers). It uses the class's own
+processor and its family's kind of chat template, in float32 on the CPU. A pass means that the code handles the class:
+positions, templates, image tokens, caches, tied embeddings. It says nothing about published weights or about how well a
+model performs.
 """
 PRESET_TEXT = f"""## Presets
 
-Shapes of published models, from each repository's config.json: `roboalign plan` and recipes under `recipes/paper/` know
-them by the name of their folder before any weight is there. The shapes were written down by hand. A test builds each on
-the `meta` device and compares its parameters with the count that its safetensors files state; a star marks those whose
-count was not at hand. "Layer" is the one whose hidden states the action head reads: 18 of 28 for Qwen2.5-VL-7B is the
-paper's, elsewhere it is the same share, rounded, which is ours. "Tokens" are those of one {IMAGE} x {IMAGE} image,
-which a test compares with the stock image processor for every family.
+Shapes of published models, taken from each repository's config.json. `roboalign plan` and the recipes under
+`recipes/paper/` recognize a preset by its folder name before any weight is on disk. The shapes were written by hand. A
+test builds each one on the `meta` device and compares its parameter count with the count in its safetensors files. A
+star marks presets whose count was not available. "Layer" is the layer whose hidden states the action head reads. The
+paper uses 18 of 28 for Qwen2.5-VL-7B; for other models we take the same share, rounded. "Tokens" is the number of
+tokens of one {IMAGE} x {IMAGE} image. A test compares it with the stock image processor of every family.
 """
 
 

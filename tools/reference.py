@@ -1,6 +1,6 @@
 """The recipe reference, from the settings classes.
 
-python -m tools.reference > docs/recipe-reference.md
+python -m tools.reference > docs/reference/recipe.md
 """
 
 import json
@@ -10,12 +10,14 @@ from roboalign.run.recipe import Recipe
 
 PREFACE = """# Recipe reference
 
-Every key of a recipe file with its type, default and meaning. Made by `python -m tools.reference` from the
-settings classes in `src/roboalign/`; a test fails where this file is out of date, so change the classes and not the
-file. A key that is not here is refused. Any key can be overridden on the command line by its dotted name, with a YAML
-value: `roboalign run recipes/quickstart.yaml --set sft.max_steps=100 --set 'arms=[base, sft]'`. The stages under
-`seed-N/` take N, from `seeds`, in place of `sft.seed` and `rl.seed`. The defaults of `head` are those of the preset
-`tiny`; with another preset, keys that are not given take its values.
+Every key of a recipe file, with its type, default and meaning. `python -m tools.reference` generates this page from the
+settings classes in `src/roboalign/`, and a test fails when it is out of date. Change the classes, not this file. A
+recipe with a key that is not listed here is refused.
+
+Override any key on the command line by its dotted name, with a YAML value:
+`roboalign run recipes/quickstart.yaml --set sft.max_steps=100 --set 'arms=[base, sft]'`. The stages under `seed-N/` use
+N, from `seeds`, in place of `sft.seed` and `rl.seed`. The defaults shown for `head` are those of the preset `tiny`. With
+another preset, keys that you leave out take that preset's values.
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 Node = dict[str, Any]

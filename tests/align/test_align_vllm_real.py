@@ -1,4 +1,4 @@
-"""The sampler against a real vLLM (docs/vllm.md); skipped without one. A server that runs already,
+"""The sampler against a real vLLM (docs/how-to/vllm-and-verl.md); skipped without one. A server that runs already,
 
     export ROBOALIGN_VLLM_URL=http://localhost:8000 ROBOALIGN_VLLM_WEIGHTS=/shared/policy
 

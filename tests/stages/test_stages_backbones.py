@@ -1,4 +1,4 @@
-"""The checks of docs/backbones.md, run again: a class that stops passing one fails here and names the reason."""
+"""The checks of docs/reference/backbones.md, run again: a class that stops passing one fails here and names the reason."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from roboalign.mllm.tiny_classes import BUILDERS
 from tools.backbones import CHECKS, run_check
 from tools.backbones_page import INTRODUCTION, PRESET_TEXT, page
 
-PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "backbones.md"
 
 
 def committed() -> dict[str, dict[str, str]]:

@@ -1,11 +1,11 @@
-"""docs/recipe-reference.md is what the settings classes say, and says something about every key."""
+"""docs/reference/recipe.md is what the settings classes say, and says something about every key."""
 
 from pathlib import Path
 
 from roboalign.run.recipe import Recipe
 from tools.reference import reference
 
-PAGE = Path(__file__).parents[2] / "docs/recipe-reference.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/recipe.md"
 
 
 def keys(values: dict, prefix: str = "") -> list[str]:
@@ -19,7 +19,7 @@ def keys(values: dict, prefix: str = "") -> list[str]:
 
 def test_committed_page_is_up_to_date() -> None:
     assert PAGE.read_text() == reference(), (
-        "run: python -m tools.reference > docs/recipe-reference.md"
+        "run: python -m tools.reference > docs/reference/recipe.md"
     )
 
 

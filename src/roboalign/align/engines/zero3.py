@@ -38,7 +38,7 @@ def check_installed() -> None:
         raise RoboAlignError(
             "this launch asks for DeepSpeed, which is not installed",
             where=ASKED,
-            fix="install requirements-deepspeed.lock (docs/scale.md), or launch with "
+            fix="install requirements-deepspeed.lock (docs/how-to/scale-out.md), or launch with "
             "launch/accelerate/eight_gpus_fsdp2.yaml, which needs no other package",
         )
 

@@ -1,6 +1,6 @@
 """The RL subset, the reward and the settings of GRPO in the forms that verl (0.9.1) and EasyR1 (0.3.3.dev0) read.
 
-What both need is the same; where it lies differs: see docs/verl.md.
+What both need is the same; where it lies differs: see docs/how-to/vllm-and-verl.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -188,7 +188,7 @@ def processor_files(mllm: Mllm) -> dict[str, dict[str, Any]]:
     """`mllm.load.stock_files`, for the model of a run that has been saved without them.
 
     Raises RoboAlignError on another family than Qwen's, whose images verl would resize once more and whose image tokens
-    it would have vLLM expand twice (docs/verl.md).
+    it would have vLLM expand twice (docs/how-to/vllm-and-verl.md).
     """
     family = mllm.model.config.model_type
     if family not in FAMILIES:

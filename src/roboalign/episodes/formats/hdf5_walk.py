@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 20.0
-"""Processor time for one demonstration; a sound one takes milliseconds (docs/data.md)."""
+"""Processor time for one demonstration; a sound one takes milliseconds (docs/how-to/read-robot-data.md)."""
 _WALKED: dict[tuple[str, int, int], str] = {}
 """Path, size and time of change of the files that were walked through -> what is wrong with it, or ""."""
 

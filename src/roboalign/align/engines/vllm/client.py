@@ -29,7 +29,7 @@ GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class VllmConfig(Config):
-    """vLLM servers that sample GRPO's answers in place of the own loop (docs/vllm.md)."""
+    """vLLM servers that sample GRPO's answers in place of the own loop (docs/how-to/vllm-and-verl.md)."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset({"serve", "memory", "sleep", "options"})
 
@@ -194,7 +194,7 @@ class VllmClient:
 def remedy(status: int, path: str) -> str:
     """What to do about a refusal."""
     if path == "/wake_up":
-        return f"see its log; where its share of the GPU is not free, lower rl.vllm.memory (docs/vllm.md); {GOES_ON}"
+        return f"see its log; where its share of the GPU is not free, lower rl.vllm.memory (docs/how-to/vllm-and-verl.md); {GOES_ON}"
     if status in (401, 403):
         return f"set the environment variable {KEY} to the server's key"
     if status in (404, 405):

@@ -1,4 +1,4 @@
-"""A `vllm serve` of this process's own, on its own GPU: started, watched and ended (docs/vllm.md)."""
+"""A `vllm serve` of this process's own, on its own GPU: started, watched and ended (docs/how-to/vllm-and-verl.md)."""
 
 import os
 import re

@@ -1,7 +1,7 @@
 """Answers sampled by a vLLM server: one request a prompt, answers as token ids, and weights that are proven to be ours.
 
 The server runs on the policy's folder: one that somebody else has started, for all processes, or one that each process
-starts on its own GPU (docs/vllm.md). Whatever it says is checked before it is trained on; the importance ratios come
+starts on its own GPU (docs/how-to/vllm-and-verl.md). Whatever it says is checked before it is trained on; the importance ratios come
 from the trainer's own log-probabilities, never from its.
 """
 
@@ -85,7 +85,8 @@ class VllmSampler:
         else:
             command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} {OPTIONS}"
             self.client = VllmClient(
-                config, f"see that the server is up: `{command}` (docs/vllm.md); {GOES_ON}"
+                config,
+                f"see that the server is up: `{command}` (docs/how-to/vllm-and-verl.md); {GOES_ON}",
             )
             self.says = f"{config.url} samples the answers: `{command}`"
 
@@ -320,7 +321,8 @@ def read_reply(
     """
 
     def refused(
-        problem: str, fix: str = "docs/vllm.md says which vLLM, and how it is started"
+        problem: str,
+        fix: str = "docs/how-to/vllm-and-verl.md says which vLLM, and how it is started",
     ) -> RoboAlignError:
         return RoboAlignError(
             f"a reply cannot be trained on: {problem}", where=where, fix=f"{fix}; {GOES_ON}"
