@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.episode import encode_png
+from roboalign.episodes.episode import content_id, encode_png
 
 
 def test_a_chunk_begins_now_and_repeats_the_last_action():
@@ -44,3 +44,14 @@ def test_what_is_missing_is_named():
 
 def test_pixels_by_hand():
     assert overhead(32).pixels(np.array([0.25, 0.75, 0.4])).tolist() == [24.0, 8.0]
+
+
+def test_an_id_depends_on_the_actions_alone():
+    actions = np.arange(6, dtype=np.float32).reshape(3, 2)
+    # sha256 of b"(3, 2)" and the 24 bytes, by sha256sum
+    assert content_id("train/episode-000000", actions) == "train/episode-000000-88740844"
+    assert content_id("a", actions.astype(np.float64)) == content_id("a", actions)
+    assert content_id("a", actions.reshape(2, 3)) != content_id("a", actions)
+    changed = actions.copy()
+    changed[2, 1] += 1e-6
+    assert content_id("a", changed) != content_id("a", actions)

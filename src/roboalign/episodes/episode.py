@@ -1,5 +1,6 @@
 """`Episode`: one demonstration, the same type whatever its source."""
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,6 +140,17 @@ class LazyFrames(Sequence[bytes]):
     def file(self, t: int) -> bytes:
         """The image file of frame t."""
         raise NotImplementedError
+
+
+def content_id(name: str, actions: np.ndarray) -> str:
+    """`train/episode-000003-5f1c09ab`: the id of an episode that no source names itself.
+
+    `name` says where it is in its data set. The digest of its actions (float32 [T, A], as stored, before any
+    conversion) tells data sets in folders of the same name apart. A copy of an episode keeps its id.
+    """
+    values = np.ascontiguousarray(actions, dtype="<f4")
+    digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes())
+    return f"{name}-{digest.hexdigest()[:8]}"
 
 
 def encode_png(frame: np.ndarray) -> bytes:
