@@ -6,7 +6,8 @@ import pytest
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.run import recipe as recipes
-from roboalign.run.recipe import ROLLOUT_SEEDS, Recipe, cores, dump_recipe, load_recipe, processes
+from roboalign.run.demonstrations import ROLLOUT_SEEDS
+from roboalign.run.recipe import Recipe, cores, dump_recipe, load_recipe, processes
 from roboalign.sim.metaworld.instructions import HELD_OUT, TRAIN
 
 FOLDER = Path(__file__).parents[1] / "recipes"

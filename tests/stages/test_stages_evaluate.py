@@ -13,7 +13,8 @@ from stage_run import context, recipe, write_episodes
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.run.benchmark import evaluation_episodes
-from roboalign.run.recipe import ROLLOUT_SEEDS, HardwareConfig
+from roboalign.run.demonstrations import ROLLOUT_SEEDS
+from roboalign.run.recipe import HardwareConfig
 from roboalign.run.stages import evaluate
 from roboalign.run.stages.head import _split
 from roboalign.sim.metaworld.environment import MetaWorld

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from roboalign.run.recipe import ROLLOUT_SEEDS, BenchmarkName, Recipe
+from roboalign.run.demonstrations import ROLLOUT_SEEDS, BenchmarkName
+from roboalign.run.recipe import Recipe
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.libero.environment import Libero
 from roboalign.sim.libero.protocol import departures
