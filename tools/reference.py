@@ -15,9 +15,9 @@ settings classes in `src/roboalign/`, and a test fails when it is out of date. C
 recipe with a key that is not listed here is refused.
 
 Override any key on the command line by its dotted name, with a YAML value:
-`roboalign run recipes/quickstart.yaml --set sft.max_steps=100 --set 'arms=[base, sft]'`. The stages under `seed-N/` use
-N, from `seeds`, in place of `sft.seed` and `rl.seed`. The defaults shown for `head` are those of the preset `tiny`. With
-another preset, keys that you leave out take that preset's values.
+`roboalign run recipes/quickstart.yaml --set sft.max_steps=100 --set 'arms=[base, sft]'`. The stages under `seed-N/`
+use N, from `seeds`, in place of `sft.seed` and `rl.seed`. The defaults shown for `head` are those of the preset `tiny`.
+With another preset, keys that you leave out take that preset's values.
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 Node = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The checks of docs/reference/backbones.md, run again: a class that stops passing one fails here and names the reason."""
+"""The checks of docs/reference/backbones.md, run again: a class that stops passing one fails here with the reason."""
 
 from pathlib import Path
 

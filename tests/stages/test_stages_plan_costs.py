@@ -235,7 +235,7 @@ def test_the_head_shares_its_batch_and_keeps_what_the_recipe_says() -> None:
 
 
 def test_the_papers_counts() -> None:
-    """2.28M samples of the paper's size take about its 30 hours on 8 H200 (docs/how-to/forecast-cost.md), and RL its 25 rollouts."""
+    """2.28M samples of the paper's size take about its 30 hours on 8 H200, and RL its 25 rollouts."""
     changes = (
         "mix.conversations=2280000",
         "mix.min_turns=1",

@@ -15,8 +15,8 @@ class TuneConfig(TrainConfig):
     """Settings of the trainings of a whole MLLM: SFT and GRPO."""
 
     lora: LoraConfig | None = None
-    """Train low-rank adapters and the action tokens' rows, and merge them at the end (docs/how-to/train-lora.md); where not given,
-    all weights are trained. With it the vision tower stays as it is, whatever `freeze_vision` says."""
+    """Train low-rank adapters and the action tokens' rows, and merge them at the end (docs/how-to/train-lora.md).
+    Without it, all weights are trained. With it the vision tower stays as it is, whatever `freeze_vision` says."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset({"lora"})
 

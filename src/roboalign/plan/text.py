@@ -203,7 +203,8 @@ def _notes(recipe: Recipe, gpu: Gpu, assumed: Assumptions) -> list[str]:
         "Not counted: collection, the mixture, `distill`, the pretraining of `backbone.source: train`, "
         "`backbone.connector`, token metrics, rollouts in the simulator, the exchange between GPUs.",
         "No number above has been compared with a GPU yet. Memory is what tensors hold; time is an order of magnitude.",
-        "Sharding is the launcher's, not the recipe's: docs/how-to/scale-out.md says how, docs/how-to/forecast-cost.md how to read this.",
+        "The launcher shards, not the recipe: see docs/how-to/scale-out.md.",
+        "How to read this plan: docs/how-to/forecast-cost.md.",
     ]
 
 

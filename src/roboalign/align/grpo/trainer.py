@@ -1,7 +1,8 @@
 """GRPO on action accuracy (paper, section 3.2), with EasyR1's arithmetic, on `transformers.Trainer`.
 
 A rollout samples a group of answers to each of its prompts; a few updates are then made on it. Why not TRL's
-GRPOTrainer: docs/explanation/design.md; `benchmarks/grpo.py` times both, tests/align/test_align_grpo_trl.py compares their losses.
+GRPOTrainer: docs/explanation/design.md; `benchmarks/grpo.py` times both, and tests/align/test_align_grpo_trl.py
+compares their losses.
 """
 
 import hashlib

@@ -194,7 +194,8 @@ class VllmClient:
 def remedy(status: int, path: str) -> str:
     """What to do about a refusal."""
     if path == "/wake_up":
-        return f"see its log; where its share of the GPU is not free, lower rl.vllm.memory (docs/how-to/vllm-and-verl.md); {GOES_ON}"
+        lower = "where its share of the GPU is not free, lower rl.vllm.memory"
+        return f"see its log; {lower} (docs/how-to/vllm-and-verl.md); {GOES_ON}"
     if status in (401, 403):
         return f"set the environment variable {KEY} to the server's key"
     if status in (404, 405):

@@ -1,8 +1,8 @@
 """Answers sampled by a vLLM server: one request a prompt, answers as token ids, and weights that are proven to be ours.
 
 The server runs on the policy's folder: one that somebody else has started, for all processes, or one that each process
-starts on its own GPU (docs/how-to/vllm-and-verl.md). Whatever it says is checked before it is trained on; the importance ratios come
-from the trainer's own log-probabilities, never from its.
+starts on its own GPU (docs/how-to/vllm-and-verl.md). Whatever it says is checked before it is trained on; the
+importance ratios come from the trainer's own log-probabilities, never from its.
 """
 
 import base64

@@ -21,7 +21,7 @@ SERVED = {
     "llava": "clip_vision_model",
     "llava_onevision": "siglip_vision_model",
 }
-"""Models, with the vision tower of each, whose answers by vLLM were compared with `generate`'s (docs/how-to/vllm-and-verl.md)."""
+"""Models, with the vision tower of each, whose answers by vLLM were compared with those of `generate`."""
 
 
 def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
