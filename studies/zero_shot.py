@@ -15,7 +15,7 @@ from typing import Any
 
 from roboalign.align.sft import train_sft
 from roboalign.conversations.conversation import Conversation, read_conversations
-from roboalign.core.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError, format_error
 from roboalign.core.files import write_json
 from roboalign.evaluate.tokens import TokenEvalConfig, draw_actions, evaluate_mllm, language_priors
 from roboalign.mllm.load import load_mllm
@@ -45,7 +45,7 @@ def main() -> int:
     try:
         rows = study(options.run, options.only.split(","), options.frames, options.seed)
     except RoboAlignError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(format_error(error), file=sys.stderr)
         return 2
     print(
         f"\ncommit {commit()}, seed {options.seed}, {options.frames} held-out frames of {options.run}"

@@ -32,7 +32,7 @@ def recipe(tmp_path: Path) -> Path:
         ["run", "{recipe}", "--set", "backbone.source=no/such/folder"],
     ],
 )
-def test_a_fault_of_the_input_is_one_line_and_status_2(
+def test_a_fault_of_the_input_is_one_message_and_status_2(
     arguments: list[str],
     recipe: Path,
     tmp_path: Path,
@@ -42,8 +42,8 @@ def test_a_fault_of_the_input_is_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     assert main([argument.format(recipe=recipe) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
-    assert "Fix: " in error
+    assert error.startswith("error: ") and error.count("\n") == 2 and "Traceback" not in error
+    assert error.splitlines()[1].startswith("  fix: ")
     assert not (tmp_path / "runs").exists()
 
 
@@ -110,10 +110,9 @@ def test_a_full_disk_is_one_message(
     monkeypatch.setattr(pipeline, "plan_stages", lambda recipe: [Stage("mix", (), {}, work)])
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     assert main(["mix", str(recipe), "--out", str(tmp_path / "out")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        "error: mix/train.parquet: cannot be written (No space left on device) Fix: free space"
-    )
+    problem, fix = capsys.readouterr().err.splitlines()
+    assert problem == "error: mix/train.parquet: cannot be written (No space left on device)."
+    assert fix.startswith("  fix: free space")
 
 
 def test_doctor_names_each_check_and_fails_on_one(
@@ -127,7 +126,7 @@ def test_doctor_names_each_check_and_fails_on_one(
     assert capsys.readouterr().out == "ok   python: 3.11\nok   memory: 8 GB\n"
     monkeypatch.setattr(checks, "CHECKS", {"python": lambda: "3.11", "memory": broken})
     assert main(["doctor", "--quiet"]) == 2
-    assert capsys.readouterr().out == "FAIL memory: 0.1 GB are free Fix: close other programs\n"
+    assert capsys.readouterr().out == "FAIL memory: 0.1 GB are free.\n  fix: close other programs\n"
 
 
 @pytest.mark.parametrize("name", ["python", "packages", "device"])

@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from roboalign.core.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError, format_error
 from roboalign.mllm.join import join, read_dinov2, read_gguf
 from roboalign.mllm.load import save_mllm
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(small(given.out, image_size=given.image_size))
     except RoboAlignError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(format_error(error), file=sys.stderr)
         return 2
     return 0
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from roboalign.core.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError, format_fault
 from roboalign.run.recipe import cores
 
 MEMORY_NEEDED_GB = 6.0
@@ -20,7 +20,7 @@ def doctor(*, quiet: bool = False) -> int:
         try:
             line, mark = check(), "ok  "
         except RoboAlignError as error:
-            line, mark = str(error), "FAIL"
+            line, mark = format_fault(error), "FAIL"
             failed += 1
         if mark == "FAIL" or not quiet:
             print(f"{mark} {name}: {line}")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roboalign.core.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError, format_error
 
 if TYPE_CHECKING:
     from roboalign.core.distributed import Team
@@ -64,18 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return _run(options)
     except RoboAlignError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(format_error(error), file=sys.stderr)
         return 2
     except OSError as error:
         from roboalign.core.files import no_room
 
         if not (reason := no_room(error)):
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}cannot be written ({reason}) Fix: free space; the same command goes on from here",
-            file=sys.stderr,
+        full = RoboAlignError(
+            f"cannot be written ({reason})",
+            where=str(error.filename or ""),
+            fix="free space, then run the same command again: it continues from here",
         )
+        print(format_error(full), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from roboalign.core.errors import RoboAlignError
+from roboalign.core.errors import RoboAlignError, format_error
 from roboalign.sim.libero.environment import FIRST_PLACEMENT
 from roboalign.sim.libero.experts.measure import MAX_STEPS, Attempt, Settings, code_digest, measure
 from roboalign.sim.libero.suites import find_task
@@ -66,7 +66,7 @@ def main() -> int:
                 print(_row(f"**{suite}**", attempts), flush=True)
             everything += attempts
     except RoboAlignError as error:
-        print(error, file=sys.stderr)
+        print(format_error(error), file=sys.stderr)
         return 2
     print(_row("**all**", everything))
     return 0
