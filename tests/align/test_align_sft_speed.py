@@ -5,11 +5,9 @@ import json
 import os
 import re
 import signal
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from test_align_sft import CONFIG, assert_equal_weights, stop_in_update_6, talks
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import trainer
 
-from roboalign.align import liger, sft
+from roboalign.align import sft
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations
 from roboalign.align.sft import SftConfig, train_sft
@@ -98,41 +96,25 @@ def test_products_are_in_bfloat16_and_the_optimizer_is_fused(tmp_path: Path) -> 
     )
 
 
-def test_liger_needs_its_package_and_a_model_it_knows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What Trainer is told to ask of it is looked at, with a stand-in; test_align_liger.py runs its kernels."""
-    config, asked = SftConfig(**{**CONFIG, "max_steps": 1}, liger=True), []
-    monkeypatch.setattr(liger, "is_liger_kernel_available", lambda: False)
-    with pytest.raises(
-        RoboAlignError,
-        match=r"^sft\.liger: liger-kernel is not installed Fix: install requirements-l",
-    ):
+def test_liger_is_trainers_own_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package, one error; with it, Trainer is asked for the kernels without the losses."""
+    config = SftConfig(**{**CONFIG, "max_steps": 1}, liger=True)
+    asked: list[Any] = []
+    monkeypatch.setattr(sft, "is_liger_kernel_available", lambda: False)
+    with pytest.raises(RoboAlignError, match=r"^sft\.liger: liger-kernel is not installed"):
         train_sft(tiny(), talks(4), config, tmp_path)
-    known, classes = (
-        dict.fromkeys(["qwen3_vl"]),
-        SimpleNamespace(LigerCausalLMOutputWithPast=object),
-    )
-    for name, stand_in in {
-        "liger_kernel": SimpleNamespace(),
-        "liger_kernel.transformers": SimpleNamespace(),
-        "liger_kernel.transformers.model": SimpleNamespace(output_classes=classes),
-        "liger_kernel.transformers.monkey_patch": SimpleNamespace(
-            MODEL_TYPE_TO_APPLY_LIGER_FN=known
-        ),
-    }.items():
-        monkeypatch.setitem(sys.modules, name, stand_in)
-    monkeypatch.setattr(liger, "is_liger_kernel_available", lambda: True)
+    monkeypatch.setattr(sft, "is_liger_kernel_available", lambda: True)
     monkeypatch.setattr(trainer, "apply_liger_kernel", lambda model, config: asked.append(config))
     train_sft(tiny(), talks(4), config, tmp_path)
     assert asked == [{"fused_linear_cross_entropy": False, "cross_entropy": False}]
-    assert classes.LigerQwen3VLCausalLMOutputWithPast is object
-    known.clear()
-    with pytest.raises(
-        RoboAlignError,
-        match=r"^sft\.liger: Liger has no kernels for models of type qwen3_vl Fix: set",
-    ):
-        train_sft(tiny(), talks(4), config, tmp_path / "other")
+
+
+def test_a_launch_for_deepspeed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the refusal, each process would train a whole copy of the model on a CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RoboAlignError, match="asks for DeepSpeed") as caught:
+        train_sft(tiny(), talks(4), SftConfig(**CONFIG), tmp_path)
+    assert "eight_gpus_fsdp2.yaml" in caught.value.fix
 
 
 def test_a_workers_error_is_the_one_message(tmp_path: Path) -> None:

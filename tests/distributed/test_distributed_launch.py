@@ -21,7 +21,6 @@ def test_accelerate_reads_it(path: Path) -> None:
         "one_gpu": "NO",
         "eight_gpus": "MULTI_GPU",
         "eight_gpus_fsdp2": "FSDP",
-        "eight_gpus_zero3": "DEEPSPEED",
     }
     assert config.distributed_type.value == kind[path.stem]
     # What the file tells of, it also says in its first line.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "align")]
@@ -43,20 +43,15 @@ def with_one_table(mllm: Any) -> Any:
     return mllm
 
 
-def split_model(by: str = "fsdp2") -> None:
-    """Set this process's environment as `accelerate launch` does with a file that splits the model (fsdp2, zero3)."""
-    file = HERE.parents[1] / "launch" / "accelerate" / f"eight_gpus_{by}.yaml"
-    given, said, _ = _validate_launch_command(
+def split_model() -> None:
+    """Set this process's environment as `accelerate launch` does with the file that splits the model."""
+    file = HERE.parents[1] / "launch" / "accelerate" / "eight_gpus_fsdp2.yaml"
+    given, *_ = _validate_launch_command(
         launch_command_parser().parse_args(
             ["--config_file", str(file), "--main_process_port", "0", "script.py"]
         )
     )
-    if by == "zero3":
-        given.deepspeed_fields_from_accelerate_config = ",".join(said.deepspeed_config)
-        _, told = prepare_deepspeed_cmd_env(given)
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    else:
-        told = prepare_multi_gpu_env(given)
+    told = prepare_multi_gpu_env(given)
     os.environ.update(
         {name: told[name] for name in told if name.startswith(("FSDP_", "ACCELERATE_"))}
     )

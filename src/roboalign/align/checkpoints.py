@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from roboalign.align.engines.zero3 import size_of
 from roboalign.align.lora import adapted
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, no_room, read_json, read_jsonl
@@ -57,11 +56,9 @@ def room_on_disk(
 
 def _needed(model: Any, optimizer: bool) -> int:
     """Bytes of the parameters (of adapters alone where there are any), and of AdamW's two moments of the trained."""
-    trained = sum(size_of(p) * p.element_size() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     written = (
-        trained
-        if adapted(model)
-        else sum(size_of(p) * p.element_size() for p in model.parameters())
+        trained if adapted(model) else sum(p.numel() * p.element_size() for p in model.parameters())
     )
     return written + 2 * trained * optimizer
 

@@ -15,6 +15,7 @@ from peft import LoraModel
 from pydantic import Field
 from torch import nn
 from transformers import TrainerCallback
+from transformers.utils import is_liger_kernel_available
 
 from roboalign.align.answers import answer_loss, logits_at_answers
 from roboalign.align.dataset import (
@@ -26,8 +27,6 @@ from roboalign.align.dataset import (
     sample_order,
     worker_errors,
 )
-from roboalign.align.engines.zero3 import size_of
-from roboalign.align.liger import KERNELS, check_liger
 from roboalign.align.trained import TuneConfig, keep_connector_alone
 from roboalign.align.trainer import AlignTrainer, Schedule, accumulation_of, training_arguments
 from roboalign.conversations.conversation import Conversation
@@ -36,6 +35,9 @@ from roboalign.core.files import write_json
 from roboalign.mllm.compiled import compile_layers, restore_layers
 from roboalign.mllm.encode import IGNORED
 from roboalign.mllm.load import Mllm
+
+LIGER_KEEPS = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+"""Liger's losses stay off: logits are computed at the answers only."""
 
 
 class SftConfig(TuneConfig):
@@ -61,8 +63,8 @@ class SftConfig(TuneConfig):
     """Compile the model's layers with torch.compile: minutes at the start, then fused kernels; the results differ by
     rounding. For a GPU."""
     liger: bool = False
-    """Liger's kernels for norms, rotary positions and gated layers, where liger-kernel is installed: for a GPU. Its
-    fused loss is not used: logits are computed at the answers alone in any case."""
+    """Set `Trainer`'s `use_liger_kernel`: Liger's kernels for norms, rotary positions and gated layers, on a GPU.
+    Needs liger-kernel; does nothing for a class of model that it does not know. Its fused loss stays off."""
     workers: int = Field(0, ge=0)
     """Processes beside each training process that decode images and tokenise; 0: the training process does it itself,
     between its steps. What is learned is the same. A GPU waits for a single process."""
@@ -152,9 +154,9 @@ def train_sft(
     trainer = build_trainer(mllm, conversations, config, out_dir, order, updates, label, lora)
     with worker_errors():
         totals = trainer.run()
-    trainable = sum(size_of(p) for p in mllm.model.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in mllm.model.parameters() if p.requires_grad)
     trainer.save_final(mllm.processor, out_dir / "model")
-    parameters = sum(size_of(p) for p in mllm.model.parameters())
+    parameters = sum(p.numel() for p in mllm.model.parameters())
     ledger = {
         "updates": updates,
         **totals,
@@ -165,6 +167,16 @@ def train_sft(
     if trainer.is_world_process_zero():
         write_json(out_dir / "ledger.json", ledger)
     return ledger
+
+
+def check_liger() -> None:
+    """Raises RoboAlignError where liger-kernel is not installed."""
+    if not is_liger_kernel_available():
+        raise RoboAlignError(
+            "liger-kernel is not installed",
+            where="sft.liger",
+            fix="pip install 'roboalign[liger]', or set sft.compile instead",
+        )
 
 
 def build_trainer(
@@ -193,9 +205,9 @@ def build_trainer(
         config.batch_size, config.micro_batch_size, arguments.world_size
     )
     if config.liger:
-        check_liger(mllm.model)
+        check_liger()
         arguments.use_liger_kernel = True
-        arguments.liger_kernel_config = KERNELS
+        arguments.liger_kernel_config = LIGER_KEEPS
     arguments.dataloader_num_workers = config.workers
     arguments.dataloader_multiprocessing_context = (
         "fork" if config.workers else None

@@ -24,8 +24,7 @@ from roboalign.align.checkpoints import (
     truncate_records,
     weights_fingerprint,
 )
-from roboalign.align.engines.fsdp2 import ShardedTrainer
-from roboalign.align.engines.zero3 import check_installed
+from roboalign.align.engines.fsdp2 import ShardedTrainer, refuse_deepspeed
 from roboalign.align.lora import load_adapters, save_adapters
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
@@ -107,7 +106,7 @@ def training_arguments(
     on_cpu: bool,
 ) -> TrainingArguments:
     """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
-    check_installed()
+    refuse_deepspeed()
     arguments = TrainingArguments(
         output_dir=str(out_dir / "checkpoints"),
         max_steps=updates,

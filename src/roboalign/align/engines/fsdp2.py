@@ -1,8 +1,7 @@
 """Weights, gradients and optimizer split over processes (FSDP2): how a split model is set up, read whole, and resumed.
 
 A launcher asks for it (launch/accelerate/eight_gpus_fsdp2.yaml); `accelerate` shards the model. What is written is what
-an unsplit training writes, so that a checkpoint serves any number of processes, split or not. DeepSpeed's ZeRO-3 is
-`zero3.py`'s; the trainer here is that of both.
+an unsplit training writes, so that a checkpoint serves any number of processes, split or not.
 """
 
 import os
@@ -24,11 +23,11 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from roboalign.align.engines import zero3
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.presets import meta_model
 
 ASKED = "ACCELERATE_USE_FSDP"  # how accelerate's launcher tells its processes
+DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 LAUNCH = "launch/accelerate/eight_gpus_fsdp2.yaml"
 
 
@@ -41,45 +40,19 @@ class ShardedTrainer(Trainer):
 
     model: Any
     lr_scheduler: Any
-    trained: list[
-        list[nn.Parameter]
-    ]  # under DeepSpeed: of the optimizer's groups, which it flattens
 
     @property
     def splits(self) -> bool:
         """Whether the launch splits the model over the processes."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        return bool(self.is_fsdp_enabled)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if os.environ.get(ASKED, "false").lower() == "true":
             prepare_accelerator(self.accelerator, self.model)
             self.is_fsdp_enabled = True
-        elif zero3.asked():
-            zero3.prepare_accelerator(self.accelerator, self.model, self.args)
-            self.is_deepspeed_enabled = True
-
-    def create_optimizer(self, *arguments: Any) -> Any:
-        made = super().create_optimizer(*arguments)
-        if self.is_deepspeed_enabled:
-            self.trained = [list(group["params"]) for group in made.param_groups]
-        return made
-
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
-    ) -> Any:
-        if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
-        if resume_from_checkpoint is not None:
-            load_weights(self.model, Path(resume_from_checkpoint))
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """DeepSpeed has clipped and stepped by now, unless the norm is not finite: then it has changed nothing."""
         norm = super()._clip_grad_norm(model)
         return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
 
@@ -108,10 +81,7 @@ class ShardedTrainer(Trainer):
         if not self.splits:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        if self.is_deepspeed_enabled:
-            state = zero3.whole_optimizer(self.optimizer, self.trained, keep=self.args.should_save)
-        else:
-            state = whole_optimizer(self.optimizer, keep=self.args.should_save)
+        state = whole_optimizer(self.optimizer, keep=self.args.should_save)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -125,12 +95,19 @@ class ShardedTrainer(Trainer):
         if not self.splits or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        if self.is_deepspeed_enabled:
-            zero3.load_optimizer(self.optimizer, self.trained, Path(checkpoint) / OPTIMIZER_NAME)
-        else:
-            load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
         self.lr_scheduler.load_state_dict(
             torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        )
+
+
+def refuse_deepspeed() -> None:
+    """Raises RoboAlignError where accelerate launched this process for DeepSpeed."""
+    if os.environ.get(DEEPSPEED, "false").lower() == "true":
+        raise RoboAlignError(
+            "this launch asks for DeepSpeed, and models are split by FSDP2 only",
+            where=DEEPSPEED,
+            fix=f"launch with {LAUNCH}",
         )
 
 
@@ -192,8 +169,7 @@ def whole_parameters(
         if isinstance(module, FSDPModule):
             module.reshard()  # what a forward pass without a backward pass has left gathered
     for name, parameter in model.named_parameters():
-        part = zero3.whole(parameter) if zero3.is_split(parameter) else parameter.detach()
-        part = part if dtype is None else part.to(dtype)
+        part = parameter.detach() if dtype is None else parameter.detach().to(dtype)
         yield name, part.full_tensor() if isinstance(part, DTensor) else part
 
 

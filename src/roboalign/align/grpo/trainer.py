@@ -30,7 +30,7 @@ from roboalign.align.dataset import (
     digest_of,
     sample_order,
 )
-from roboalign.align.engines.fsdp2 import LAUNCH, computes_in, plain_copy
+from roboalign.align.engines.fsdp2 import computes_in, plain_copy
 from roboalign.align.engines.vllm.client import VllmConfig
 from roboalign.align.engines.vllm.sampler import PROBES, Drift, VllmSampler, own_logp, serving
 from roboalign.align.grpo.logprobs import completion_statistics
@@ -436,12 +436,6 @@ def train_grpo(
     trainer = build_trainer(
         mllm, fast, prompts, replay, config, out_dir, order, updates, label, lora
     )
-    if trainer.is_deepspeed_enabled:
-        raise RoboAlignError(
-            "GRPO gathers a model that is split by FSDP2, not by DeepSpeed",
-            where=label,
-            fix=f"launch with {LAUNCH}",
-        )
     with serving(trainer.sampler, leads=trainer.is_world_process_zero()):
         totals = trainer.run()
     trainer.save_final(mllm.processor, out_dir / "model")
