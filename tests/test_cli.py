@@ -9,6 +9,7 @@ import pytest
 from roboalign.cli import doctor as checks
 from roboalign.cli.main import VERBS, main
 from roboalign.core.errors import RoboAlignError
+from roboalign.run import graph
 from roboalign.run import scheduler as pipeline
 from roboalign.run.stage import Context, Stage
 
@@ -56,11 +57,13 @@ def test_a_verb_that_does_not_exist_prints_the_usage(capsys: pytest.CaptureFixtu
 def test_every_verb_has_a_stage_and_every_stage_a_verb(recipe: Path) -> None:
     from roboalign.run.recipe import load_recipe
 
-    tables = {verb: pipeline.stage_table(load_recipe(recipe), verb) for verb in VERBS}
-    selected = {verb: pipeline.select(tables[verb], verb) for verb in VERBS}
-    assert all(selected.values())
-    assert selected["run"] == list(tables["run"]) == selected["report"]
-    assert selected["distill"] == list(tables["distill"])
+    given = load_recipe(recipe)
+    run = pipeline.Run(given, recipe.parent, graph.plan_stages(given))
+    for verb in set(VERBS) - {"run", "distill"}:
+        assert run.select(verb)
+    assert run.select() == list(run.stages) == run.select("report")
+    distill = pipeline.Run(given, recipe.parent, graph.distill_stages(given))
+    assert distill.select("distill") == list(distill.stages)
 
 
 def test_run_goes_to_the_runs_folder_and_stops_with_130_when_interrupted(
@@ -74,8 +77,8 @@ def test_run_goes_to_the_runs_folder_and_stops_with_130_when_interrupted(
             raise KeyboardInterrupt
         return {}
 
-    stages = [Stage("mix", (), {}, work), Stage("sft", ("mix",), {}, work)]
-    monkeypatch.setattr(pipeline, "plan_stages", lambda recipe: stages)
+    stages = [Stage("mix", work), Stage("sft", work, ("mix",))]
+    monkeypatch.setattr(graph, "plan_stages", lambda recipe: stages)
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     monkeypatch.chdir(tmp_path)
     assert main(["mix", str(recipe)]) == 0
@@ -92,7 +95,7 @@ def test_a_fault_of_the_program_is_not_hidden(
     def work(context: Context) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pipeline, "plan_stages", lambda recipe: [Stage("mix", (), {}, work)])
+    monkeypatch.setattr(graph, "plan_stages", lambda recipe: [Stage("mix", work)])
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     with pytest.raises(ZeroDivisionError):
         main(["mix", str(recipe), "--out", str(tmp_path / "out")])
@@ -107,7 +110,7 @@ def test_a_full_disk_is_one_message(
     def work(context: Context) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device", "mix/train.parquet")
 
-    monkeypatch.setattr(pipeline, "plan_stages", lambda recipe: [Stage("mix", (), {}, work)])
+    monkeypatch.setattr(graph, "plan_stages", lambda recipe: [Stage("mix", work)])
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     assert main(["mix", str(recipe), "--out", str(tmp_path / "out")]) == 2
     problem, fix = capsys.readouterr().err.splitlines()

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import HardwareConfig, Recipe, device_of
-from roboalign.run.scheduler import stage_keys, stage_table
-from roboalign.run.stage import Context
+from roboalign.run.scheduler import by_name, stage_keys
+from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.base import builtin_folder
 
 
@@ -46,13 +47,17 @@ def test_a_process_without_a_gpu_is_told(
         device_of(HardwareConfig(device=device))
 
 
+def table(recipe: Recipe) -> dict[str, Stage]:
+    return by_name(plan_stages(recipe))
+
+
 def test_only_the_precision_enters_the_keys() -> None:
-    plain = stage_keys(stage_table(recipe()))
-    assert stage_keys(stage_table(recipe(device="cuda", timeout=60))) == plain
+    plain = stage_keys(table(recipe()))
+    assert stage_keys(table(recipe(device="cuda", timeout=60))) == plain
     assert (
-        "dtype" not in stage_table(recipe())["base"].settings
+        "dtype" not in table(recipe())["base"].settings
     )  # a run made without this setting stays done
-    other = stage_keys(stage_table(recipe(dtype="bfloat16")))
+    other = stage_keys(table(recipe(dtype="bfloat16")))
     same = {name for name in plain if plain[name] == other[name]}
     assert same == {"collect", "tokenizer", "mix"}
 
@@ -60,7 +65,7 @@ def test_only_the_precision_enters_the_keys() -> None:
 def test_a_stage_loads_in_the_precision_of_the_recipe(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        mllm = Context(recipe(device="cpu", dtype=name), tmp_path, tmp_path, "sft").load(
-            builtin_folder()
-        )
+        mllm = Context(
+            recipe(device="cpu", dtype=name), tmp_path, Stage("sft", lambda context: {})
+        ).load(builtin_folder())
         assert {p.dtype for p in mllm.model.parameters()} == {dtype} and mllm.device.type == "cpu"

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,9 +17,12 @@ import pytest
 from roboalign.align.distill import DistillConfig
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
+from roboalign.core.progress import Progress
 from roboalign.run import scheduler as pipeline
+from roboalign.run.graph import distill_stages, plan_stages
+from roboalign.run.observer import Observer, PlainLines
 from roboalign.run.recipe import ArmName, Recipe, load_recipe
-from roboalign.run.scheduler import run_stages, select, stage_keys, stage_table
+from roboalign.run.scheduler import Run, by_name, stage_keys
 from roboalign.run.stage import Context, Stage
 
 Work = Callable[[Context], dict[str, Any]]
@@ -37,11 +41,13 @@ class Stubs:
         self.said: list[str] = []
         self.threads: list[int] = []
 
-    def plan(self, recipe: Recipe) -> list[Stage]:
-        return [
-            Stage(name, needs, self.settings.get(name, {}), self._work, name in self.exclusive)
-            for name, needs in self.needs.items()
-        ]
+    def stages(self) -> list[Stage]:
+        return [self._stage(name, needs) for name, needs in self.needs.items()]
+
+    def _stage(self, name: str, needs: tuple[str, ...]) -> Stage:
+        settings, alone = self.settings.get(name, {}), name in self.exclusive
+        seed = int(name[len("seed-")]) if name.startswith("seed-") else None
+        return Stage(name, self._work, needs, settings, seed=seed, exclusive=alone)
 
     def _work(self, context: Context) -> dict[str, Any]:
         self.ran.append(context.name)
@@ -54,7 +60,7 @@ class Stubs:
         """Run the named stages, or all; what actually ran."""
         self.ran, self.events, self.said = [], [], []
         recipe = Recipe(name="stub", parallel=parallel)
-        run_stages(recipe, folder, names or self.needs, say=self.said.append)
+        Run(recipe, folder, self.stages(), PlainLines(self.said.append)).execute(names or None)
         return self.ran
 
 
@@ -70,7 +76,6 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
             "report": ("rl", "head"),
         }
     )
-    monkeypatch.setattr(pipeline, "plan_stages", stubs.plan)
     monkeypatch.setattr(pipeline, "limit_threads", stubs.threads.append)
     return stubs
 
@@ -78,20 +83,13 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
 class Threads(ThreadPoolExecutor):
     """Stands in for the process pool, so that the stubs share memory with the test."""
 
-    def __init__(self, workers: int, mp_context: Any, initializer: Any) -> None:
+    def __init__(self, workers: int, mp_context: Any, initializer: Any, initargs: Any) -> None:
         super().__init__(workers)
 
 
 @pytest.fixture
 def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "ProcessPoolExecutor", Threads)
-
-
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real processes that have the stubs: forked, because a spawned one would plan the real stages."""
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(pipeline.multiprocessing, "get_context", lambda method: fork)
 
 
 def test_what_is_done_is_not_done_again(stubs: Stubs, tmp_path: Path) -> None:
@@ -246,37 +244,99 @@ def test_threads_are_shared_out(
     monkeypatch.setattr(pipeline, "processes", lambda recipe: 3)
     stubs.exclusive = {"collect"}
     for name in ("collect", "sft"):
-        pipeline.run_stage(Recipe(name="stub"), tmp_path, name, "key")
+        Run(Recipe(name="stub"), tmp_path, stubs.stages()).do(name)
     assert stubs.threads == [8, 2]
 
 
-def test_an_error_of_another_process_arrives_whole(
-    stubs: Stubs, forked: None, tmp_path: Path
-) -> None:
-    def broken(context: Context) -> dict[str, Any]:
-        raise RoboAlignError("its file is cut", where="a.parquet", fix="roboalign mix")
+# Real processes, forked: spawned ones would import torch for seconds. Their work is pickled all the same.
 
-    stubs.work["sft"] = broken
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(pipeline.multiprocessing, "get_context", lambda method: fork)
+
+
+def _nothing(context: Context) -> dict[str, Any]:
+    return {}
+
+
+def _broken(context: Context) -> dict[str, Any]:
+    raise RoboAlignError("its file is cut", where="a.parquet", fix="roboalign mix")
+
+
+def _killed(context: Context) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def _counting(context: Context) -> dict[str, Any]:
+    with Progress(context.name, total=3, interval=0) as progress:
+        progress.advance(3, note="half a loss")
+    return {"samples": 3}
+
+
+def in_processes(folder: Path, work: Work, observer: Observer | None = None) -> None:
+    recipe = Recipe(name="stub", parallel=2)
+    stages = [Stage("collect", _nothing), Stage("sft", work, ("collect",))]
+    Run(recipe, folder, stages, observer).execute()
+
+
+def test_an_error_of_another_process_arrives_whole(forked: None, tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError) as error:
-        stubs.run(tmp_path, "collect", "sft", parallel=2)
-    assert str(error.value) == "a.parquet: its file is cut Fix: roboalign mix"
-    assert (error.value.where, error.value.fix) == ("a.parquet", "roboalign mix")
+        in_processes(tmp_path, _broken)
+    assert (error.value.problem, error.value.where, error.value.fix) == (
+        "its file is cut",
+        "a.parquet",
+        "roboalign mix",
+    )
     assert (tmp_path / "collect" / "stage.json").exists()
 
 
 def test_a_process_that_dies_is_named_and_the_next_run_goes_on(
-    stubs: Stubs, forked: None, tmp_path: Path
+    forked: None, tmp_path: Path
 ) -> None:
-    def killed(context: Context) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-    stubs.work["sft"] = killed
     with pytest.raises(RoboAlignError, match="stage sft: its process was killed") as error:
-        stubs.run(tmp_path, "collect", "sft", parallel=2)
+        in_processes(tmp_path, _killed)
     assert "run the same command again" in error.value.fix
-    stubs.work.clear()
-    assert stubs.run(tmp_path, "collect", "sft") == ["sft"]
+    channel = multiprocessing.get_context("fork").Queue()
+    heard = Recorded(channel)
+    in_processes(tmp_path, _counting, heard)
+    assert heard.events == [
+        ("run_started", ["sft"], ["collect"]),
+        ("stage_started", "sft", 1, 1),
+        ("stage_finished", "sft", 3),
+        ("run_ended", tmp_path),
+    ]
+    label, done, total, elapsed, note = channel.get(timeout=20)  # of the stage's own process
+    assert (label, done, total, note) == ("sft", 3, 3, "half a loss") and elapsed >= 0
+
+
+class Recorded:
+    """An observer that keeps what it is told, and takes the stages' progress through a queue."""
+
+    def __init__(self, channel: "Queue[Any]") -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.queue = channel
+
+    def run_started(self, stages_to_do: Sequence[Stage], done_before: Sequence[str]) -> None:
+        names = [stage.name for stage in stages_to_do]
+        self.events.append(("run_started", names, list(done_before)))
+
+    def stage_started(self, name: str, number: int, total: int) -> None:
+        self.events.append(("stage_started", name, number, total))
+
+    def stage_finished(self, name: str, row: dict[str, Any]) -> None:
+        self.events.append(("stage_finished", name, row["samples"]))
+
+    def note(self, text: str) -> None:
+        self.events.append(("note", text))
+
+    def run_ended(self, seconds: float, run_dir: Path) -> None:
+        self.events.append(("run_ended", run_dir))
+
+    def channel(self) -> "Queue[Any]":
+        return self.queue
 
 
 def test_select(stubs: Stubs) -> None:
@@ -290,20 +350,33 @@ def test_select(stubs: Stubs) -> None:
         "seed-0/head/sft": ("seed-0/sft",),
         "seed-0/eval/rollouts/sft": ("seed-0/head/sft",),
     }
-    table = stage_table(Recipe(name="x"))
-    assert select(table, "run") == list(stubs.needs)
-    assert select(table, "mix") == ["mix"]
-    assert select(table, "sft") == ["mix", "base", "seed-0/sft", "seed-1/sft"]
-    assert select(table, "head") == ["mix", "base", "seed-0/sft", "seed-0/head/sft"]
-    assert set(select(table, "eval")) == set(stubs.needs) - {"tokenizer", "seed-1/sft"}
-    with pytest.raises(RoboAlignError, match="no stage `rl`"):
-        select(table, "rl")
+    run = Run(Recipe(name="x"), "nowhere", stubs.stages())
+    assert run.select() == list(stubs.needs)
+    assert run.select("mix") == ["mix"]
+    assert run.select("sft") == ["mix", "base", "seed-0/sft", "seed-1/sft"]
+    assert run.select("seed-1/sft") == ["mix", "base", "seed-1/sft"]
+    assert run.select("seed-1") == ["mix", "base", "seed-1/sft"]
+    assert run.select("head") == ["mix", "base", "seed-0/sft", "seed-0/head/sft"]
+    assert run.select("eval/tokens") == ["mix", "base", "seed-0/sft", "seed-0/eval/tokens/sft"]
+    assert set(run.select("eval")) == set(stubs.needs) - {"tokenizer", "seed-1/sft"}
+
+
+@pytest.mark.parametrize("until", ["rl", "tokens", "hea", "seed-2", "", "seed-0/eval/tokens/rl"])
+def test_a_stage_that_there_is_not_is_refused_with_those_that_there_are(
+    stubs: Stubs, until: str
+) -> None:
+    stubs.needs = {"mix": (), "seed-0/head/sft": ("mix",), "seed-0/eval/tokens/sft": ("mix",)}
+    with pytest.raises(RoboAlignError) as error:
+        Run(Recipe(name="x"), "nowhere", stubs.stages()).select(until)
+    assert error.value.problem == (
+        f"stage `{until}` not found. Available: mix, seed-0/head/sft, seed-0/eval/tokens/sft"
+    )
 
 
 def test_a_plan_out_of_order_is_refused(stubs: Stubs) -> None:
     stubs.needs = {"sft": ("mix",), "mix": ()}
     with pytest.raises(AssertionError, match="which come later"):
-        stage_table(Recipe(name="x"))
+        by_name(stubs.stages())
 
 
 # The real plan.
@@ -311,7 +384,7 @@ def test_a_plan_out_of_order_is_refused(stubs: Stubs) -> None:
 
 def keys_of(**changes: Any) -> dict[str, str]:
     values = {"name": "x", "backbone": {"source": "train"}, **changes}
-    return stage_keys(stage_table(Recipe.model_validate(values)))
+    return stage_keys(by_name(plan_stages(Recipe.model_validate(values))))
 
 
 def changed(**changes: Any) -> set[str]:
@@ -370,13 +443,12 @@ def test_lora_counts_where_it_is_asked_for_and_else_no_key_knows_of_it() -> None
         arms=list(get_args(ArmName)),  # type: ignore[arg-type]
         mix={"weights": {"planning": 1.0, "trace": 1.0}},
     )
-    for verb in ("run", "distill"):
-        for stage in stage_table(recipe, verb).values():
-            assert "lora" not in json.dumps(stage.settings), stage.name
+    for stage in [*plan_stages(recipe), *distill_stages(recipe)]:
+        assert "lora" not in json.dumps(stage.settings), stage.name
     asked = recipe.model_copy(
         update={"distill": DistillConfig(rl={"reward": "answer", "lora": {}})}
     )  # type: ignore[arg-type]
-    one, two = (stage_keys(stage_table(each, "distill")) for each in (recipe, asked))
+    one, two = (stage_keys(by_name(distill_stages(each))) for each in (recipe, asked))
     assert {name for name in one if one[name] != two[name]} == {
         "distill/rl",
         "distill/sample",
@@ -426,7 +498,7 @@ TRACED = {"weights": {"spatial": 1.0, "planning": 1.0, "trace": 1.0}}
 def test_each_baseline_brings_its_own_stages() -> None:
     def needs(*arms: str) -> dict[str, tuple[str, ...]]:
         values = {"name": "x", "backbone": {"source": "train"}, "mix": TRACED, "arms": arms}
-        table = stage_table(Recipe.model_validate(values))
+        table = by_name(plan_stages(Recipe.model_validate(values)))
         return {
             name: stage.needs
             for name, stage in table.items()
@@ -466,7 +538,7 @@ def test_counts_change_the_mixtures_that_they_are_about() -> None:
 def test_sft_has_every_core_only_where_nothing_runs_beside_it() -> None:
     def exclusive(*arms: str) -> bool:
         values = {"name": "x", "backbone": {"source": "train"}, "arms": arms}
-        return stage_table(Recipe.model_validate(values))["seed-0/sft"].exclusive
+        return by_name(plan_stages(Recipe.model_validate(values)))["seed-0/sft"].exclusive
 
     assert exclusive("sft", "roboalign")
     assert (

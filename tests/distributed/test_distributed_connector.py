@@ -22,7 +22,7 @@ from roboalign.mllm.load import save_mllm
 from roboalign.mllm.tiny_classes import build_class
 from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import Recipe
-from roboalign.run.scheduler import run_stages
+from roboalign.run.scheduler import Run
 
 CONNECTOR = {
     "max_steps": 6,
@@ -59,7 +59,8 @@ def connect(shared: Path, run: Path, stop_at: int = -1, split: bool = False) -> 
 
     with pytest.MonkeyPatch.context() as patch, team.guarded() if team else nullcontext():
         patch.setattr(SftTrainer, "training_step", step)
-        run_stages(settings(shared), run, ["base"], team=team)
+        recipe = settings(shared)
+        Run(recipe, run, plan_stages(recipe), team=team).execute(["base"])
     return 0
 
 

@@ -14,8 +14,9 @@ from two_ranks import two_ranks
 from roboalign.cli.main import main
 from roboalign.core.distributed import join_team
 from roboalign.core.files import locked, read_json, read_jsonl
+from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import load_recipe
-from roboalign.run.scheduler import run_stages, stage_table
+from roboalign.run.scheduler import Run
 
 IMITATIONS = ("ecot", "extra-sft")
 HEAD = "head/roboalign"
@@ -44,7 +45,8 @@ def imitations(folder: Path) -> int:
     recipe = load_recipe(RECIPE, SHRUNK)
     team = join_team()
     with team.guarded() if team else nullcontext():
-        run_stages(recipe, folder, [f"seed-0/{name}" for name in (*IMITATIONS, HEAD)], team=team)
+        run = Run(recipe, folder, plan_stages(recipe), team=team)
+        run.execute([f"seed-0/{name}" for name in (*IMITATIONS, HEAD)])
     return 0
 
 
@@ -108,7 +110,8 @@ def test_a_run_to_the_end_of_rl_and_its_imitations(tmp_path: Path) -> None:
         moved = max(float((one[key] - sft[key]).abs().max()) for key in sft)
         apart = max(float((one[key] - two[key]).abs().max()) for key in sft)
         assert moved > 1e-4 and apart < 0.01 * moved, (name, moved, apart)
-    assert stage_table(load_recipe(RECIPE, SHRUNK))[f"seed-0/{HEAD}"].together
+    stages = {stage.name: stage for stage in plan_stages(load_recipe(RECIPE, SHRUNK))}
+    assert stages[f"seed-0/{HEAD}"].together
     heads = [read_json(folder / HEAD / "stage.json") for folder in (tmp_path, tmp_path / "seed-0")]
     for name in ("samples", "feature_bytes", "train_frames"):
         assert heads[0][name] == heads[1][name] > 0

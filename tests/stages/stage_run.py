@@ -90,13 +90,23 @@ def write_episodes(folder: Path, seeds: range, prefix: str = "synthetic") -> Non
 
 
 def context(run_dir: Path, name: str, settings: Recipe) -> Context:
-    folder = run_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return Context(recipe=settings, run_dir=run_dir, folder=folder, name=name)
+    """The context of a stage that is called by its function: `seed-3/head/sft` is of seed 3 and arm `sft`."""
+    parts = name.split("/")
+    seed = int(parts[0].removeprefix("seed-")) if parts[0].startswith("seed-") else None
+    return _context(run_dir, Stage(name, _not_called, seed=seed, arm=parts[-1]), settings)
+
+
+def _context(run_dir: Path, stage: Stage, settings: Recipe) -> Context:
+    (run_dir / stage.name).mkdir(parents=True, exist_ok=True)
+    return Context(settings, run_dir, stage)
+
+
+def _not_called(context: Context) -> dict[str, Any]:
+    raise AssertionError("the test calls the stage's function itself")
 
 
 def do(stages: dict[str, Stage], run_dir: Path, name: str, settings: Recipe) -> dict[str, Any]:
     """One stage as the pipeline does it, without its choice of threads."""
-    row = stages[name].work(context(run_dir, name, settings))
+    row = stages[name].work(_context(run_dir, stages[name], settings))
     write_json(run_dir / name / "stage.json", row)
     return row

@@ -7,6 +7,7 @@ import pytest
 from stage_run import recipe
 
 from roboalign.core.files import write_json
+from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import ArmName
 from roboalign.run.stages import report
 
@@ -36,7 +37,8 @@ def test_the_ledger_holds_the_recipes_stages_and_nothing_that_an_earlier_one_lef
                 "samples": 2,
             },
         )
-    rows = report._ledger(tmp_path, recipe(arms=("sft",)))
+    stages = [stage.name for stage in plan_stages(recipe(arms=("sft",)))]
+    rows = report.read_ledger(tmp_path, stages)
     assert rows == [
         {"stage": "collect", "seconds": 2, "samples": 2},
         {"stage": "mix", "seconds": 3, "samples": 2},

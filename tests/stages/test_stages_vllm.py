@@ -7,8 +7,9 @@ import torch.distributed as dist
 
 from roboalign.core.distributed import Team
 from roboalign.core.errors import RoboAlignError
+from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import Recipe, load_recipe
-from roboalign.run.scheduler import run_stages, stage_keys, stage_table
+from roboalign.run.scheduler import Run, by_name, stage_keys
 
 
 def test_that_a_server_samples_counts_and_where_it_is_does_not() -> None:
@@ -22,7 +23,7 @@ def test_that_a_server_samples_counts_and_where_it_is_does_not() -> None:
         "options": ["--dtype", "half"],
     }
     own, one, two, three = (
-        stage_keys(stage_table(Recipe.model_validate({"name": "x", "rl": {"vllm": vllm}})))
+        stage_keys(by_name(plan_stages(Recipe.model_validate({"name": "x", "rl": {"vllm": vllm}}))))
         for vllm in (None, here, there, beside)
     )
     assert one == two == three
@@ -65,12 +66,12 @@ def test_waiting_for_the_server_longer_than_for_one_another_is_refused(
     for timeout in (151, 150):
         recipe = Recipe.model_validate({"name": "x", **given, "hardware": {"timeout": timeout}})
         if timeout > 150:
-            run_stages(recipe, tmp_path, [], team=team)
+            Run(recipe, tmp_path, [], team=team).execute()
             continue
         with pytest.raises(
             RoboAlignError,
             match=r"rl\.vllm: a process may wait 150 s .*after 150 s Fix: set hardware",
         ):
-            run_stages(recipe, tmp_path, [], team=team)
-    run_stages(recipe, tmp_path, [])  # alone it waits as long as it likes
+            Run(recipe, tmp_path, [], team=team).execute()
+    Run(recipe, tmp_path, []).execute()  # alone it waits as long as it likes
     assert formed == [True]

@@ -92,8 +92,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_recipe(options: argparse.Namespace, team: "Team | None") -> int:
+    from roboalign.run.graph import distill_stages, plan_stages
     from roboalign.run.recipe import load_recipe
-    from roboalign.run.scheduler import run_stages, select, stage_table
+    from roboalign.run.scheduler import Run
     from roboalign.run.stages.distill import print_keep_rate
     from roboalign.run.stages.report import print_summary
 
@@ -103,15 +104,9 @@ def _run_recipe(options: argparse.Namespace, team: "Team | None") -> int:
         raise RoboAlignError(
             "this is a file, not a folder", where=str(run_dir), fix="pass --out with another folder"
         )
-    names = select(stage_table(recipe, options.verb), options.verb)
-    run_stages(
-        recipe,
-        run_dir,
-        names,
-        say=lambda line: print(line, flush=True),
-        verb=options.verb,
-        team=team,
-    )
+    stages = distill_stages(recipe) if options.verb == "distill" else plan_stages(recipe)
+    run = Run(recipe, run_dir, stages, team=team)
+    run.execute(run.select(None if options.verb == "run" else options.verb))
     if team and not team.leads:
         return 0
     if options.verb in ("run", "report"):

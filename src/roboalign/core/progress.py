@@ -2,7 +2,17 @@
 
 import sys
 import time
+from multiprocessing.queues import Queue
 from types import TracebackType
+from typing import Any
+
+_channel: "Queue[Any] | None" = None
+
+
+def send_to(channel: "Queue[Any]") -> None:
+    """From now on, put the progress of this process into `channel`, as (label, done, total, elapsed seconds, note)."""
+    global _channel
+    _channel = channel
 
 
 def format_seconds(seconds: float) -> str:
@@ -56,6 +66,10 @@ class Progress:
         if not self.shown:
             return
         elapsed = time.monotonic() - self.began
+        self.printed = time.monotonic()
+        if _channel is not None:
+            _channel.put((self.label, self.done, self.total, elapsed, note))
+            return
         fresh = self.done - self.start
         if self.total is None:
             ahead, of = f"{fresh / elapsed if elapsed else 0:.1f} a second", ""
@@ -65,4 +79,3 @@ class Progress:
         line = f"[{self.label}] {self.done}{of}  {format_seconds(elapsed)} elapsed, {ahead}  {note}"
         sys.stderr.write(f"{line.rstrip()}\n")
         sys.stderr.flush()
-        self.printed = time.monotonic()

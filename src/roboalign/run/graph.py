@@ -1,5 +1,8 @@
 """The stages of a recipe in order: what each needs and which settings change its result."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
 from roboalign.run.folder import BACKBONE_OF
 from roboalign.run.recipe import Recipe
-from roboalign.run.stage import Stage
+from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.align import extra_sft, random_backbone, rl, sft
 from roboalign.run.stages.base import base
 from roboalign.run.stages.baselines import (
@@ -27,27 +30,30 @@ from roboalign.run.stages.mix import given_manifest, mix
 from roboalign.run.stages.report import report
 from roboalign.run.stages.tokenizer import tokenizer
 
+Work = Callable[[Context], dict[str, Any]]
+
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of `roboalign run`, each after those it needs."""
     stages = _first_stages(recipe)
     own = {**_settings(recipe.mix), **_settings(recipe.baselines)}
     if "language-sft" in recipe.arms:
-        stages.append(Stage("mix-language", ("mix",), own, language_mix))
+        stages.append(Stage("mix-language", language_mix, ("mix",), own))
     if "action-sft" in recipe.arms:
-        stages.append(Stage("mix-action", ("mix",), own, action_mix))
+        stages.append(Stage("mix-action", action_mix, ("mix",), own))
     for seed in recipe.seeds:
-        stages += _seed_stages(recipe, f"seed-{seed}")
-    measured = [stage.name for stage in stages if "/eval/" in stage.name]
-    stages.append(
-        Stage(
-            "report",
-            tuple(measured),
-            {"arms": list(recipe.arms), "seeds": list(recipe.seeds)},
-            report,
-        )
+        stages += _seed_stages(recipe, seed)
+    return [*stages, _report_stage(recipe, stages)]
+
+
+def _report_stage(recipe: Recipe, stages: list[Stage]) -> Stage:
+    """The report reads what the stages before it wrote; it is made again when what was measured changes."""
+    return Stage(
+        "report",
+        partial(report, stages=tuple(stage.name for stage in stages)),
+        needs=tuple(stage.name for stage in stages if stage.kind.startswith("eval/")),
+        settings={"arms": list(recipe.arms), "seeds": list(recipe.seeds)},
     )
-    return stages
 
 
 def distill_stages(recipe: Recipe) -> list[Stage]:
@@ -64,119 +70,92 @@ def distill_stages(recipe: Recipe) -> list[Stage]:
         **settings("max_per_question", "min_words", "max_words"),
         "shard_size": recipe.mix.shard_size,
     }
+    trained = Stage(
+        "distill/rl", distill_rl, ("mix", "base"), training, exclusive=True, together=True
+    )
     return [
         *_first_stages(recipe),
-        Stage("distill/rl", ("mix", "base"), training, distill_rl, exclusive=True, together=True),
-        Stage("distill/sample", ("distill/rl",), sampling, sample, exclusive=True),
-        Stage("distill/traces", ("distill/sample",), filters, traces),
+        trained,
+        Stage("distill/sample", sample, ("distill/rl",), sampling, exclusive=True),
+        Stage("distill/traces", traces, ("distill/sample",), filters),
     ]
 
 
 def _first_stages(recipe: Recipe) -> list[Stage]:
     """What every training starts from."""
-    demonstrations = {
-        **_settings(recipe.collect),
-        **({"part": "downstream"} if recipe.mixture else {}),
-    }
+    demonstrations = _settings(recipe.collect)
     tokens: dict[str, Any] = {**_settings(recipe.tokenizer), "split": _settings(recipe.mix)}
     mixed = _settings(recipe.mix)
     if recipe.mixture:
-        # What it holds counts, not where it lies.
+        demonstrations["part"] = "downstream"
+        # What it holds counts, not where it is.
         tokens = mixed = {"mixture": hash_file(given_manifest(recipe.mixture))}
+    trains = recipe.backbone.source == "train" or recipe.backbone.connector is not None
+    start = _backbone_settings(recipe)
     return [
-        Stage("collect", (), demonstrations, collect, exclusive=True),
-        Stage("tokenizer", ("collect",), tokens, tokenizer),
-        Stage("mix", ("tokenizer",), mixed, mix),
-        Stage(
-            "base",
-            ("mix",),
-            _backbone_settings(recipe),
-            base,
-            exclusive=True,
-            together=recipe.backbone.source == "train" or recipe.backbone.connector is not None,
-        ),
+        Stage("collect", collect, (), demonstrations, exclusive=True),
+        Stage("tokenizer", tokenizer, ("collect",), tokens),
+        Stage("mix", mix, ("tokenizer",), mixed),
+        Stage("base", base, ("mix",), start, exclusive=True, together=trains),
     ]
 
 
-def _seed_stages(recipe: Recipe, prefix: str) -> list[Stage]:
+def _seed_stages(recipe: Recipe, seed: int) -> list[Stage]:
     wanted = {BACKBONE_OF[arm] for arm in recipe.arms}
+    prefix = f"seed-{seed}"
+
+    def training(name: str, work: Work, needs: tuple[str, ...], settings: dict[str, Any]) -> Stage:
+        return Stage(f"{prefix}/{name}", work, needs, settings, seed=seed, together=True)
+
+    imitation = _settings(recipe.sft)
+    refinement = _settings(recipe.rl)
     stages = []
     if "language-sft" in wanted:
-        needs = ("base", "mix-language")
-        stages.append(
-            Stage(
-                f"{prefix}/language-sft", needs, _settings(recipe.sft), language_sft, together=True
-            )
-        )
+        stages.append(training("language-sft", language_sft, ("base", "mix-language"), imitation))
     if "action-sft" in wanted:
-        needs = ("base", "mix-action")
-        stages.append(
-            Stage(f"{prefix}/action-sft", needs, _settings(recipe.sft), action_sft, together=True)
-        )
+        stages.append(training("action-sft", action_sft, ("base", "mix-action"), imitation))
     if wanted & {"sft", "rl", "extra-sft", "ecot", "language-rl", "trajectory-rl"}:
-        # Where nothing could run beside it, it may as well have every core. A second one makes it a quarter faster:
-        # whatever can run beside it (another seed, another SFT, a head that does not wait for it) uses that better.
-        alone = len(recipe.seeds) == 1 and not wanted & {
-            "language-sft",
-            "action-sft",
-            "base",
-            "random",
-        }
-        stages.append(
-            Stage(
-                f"{prefix}/sft",
-                ("base",),
-                _settings(recipe.sft),
-                sft,
-                exclusive=alone,
-                together=True,
-            )
-        )
+        # Where nothing could run at the same time, it may as well have every core. A second one makes it a quarter
+        # faster: another seed, another SFT or a head that does not wait for it uses that better.
+        others = wanted & {"language-sft", "action-sft", "base", "random"}
+        alone = len(recipe.seeds) == 1 and not others
+        stages.append(replace(training("sft", sft, ("base",), imitation), exclusive=alone))
+    after = (f"{prefix}/sft",)
     if "rl" in wanted:
-        stages.append(
-            Stage(f"{prefix}/rl", (f"{prefix}/sft",), _settings(recipe.rl), rl, together=True)
-        )
+        stages.append(training("rl", rl, after, refinement))
     for name, work in (
         ("ecot", ecot),
         ("language-rl", language_rl),
         ("trajectory-rl", trajectory_rl),
     ):
         if name in wanted:
-            stages.append(
-                Stage(
-                    f"{prefix}/{name}",
-                    (f"{prefix}/sft",),
-                    _settings(recipe.rl),
-                    work,
-                    together=True,
-                )
-            )
+            stages.append(training(name, work, after, refinement))
     if "extra-sft" in wanted:
-        settings = {"sft": _settings(recipe.sft), "rl": _settings(recipe.rl)}
-        stages.append(
-            Stage(f"{prefix}/extra-sft", (f"{prefix}/sft",), settings, extra_sft, together=True)
-        )
+        both = {"sft": imitation, "rl": refinement}
+        stages.append(training("extra-sft", extra_sft, after, both))
     if "random" in wanted:
-        stages.append(Stage(f"{prefix}/random", ("base",), {}, random_backbone))
+        stages.append(Stage(f"{prefix}/random", random_backbone, ("base",), seed=seed))
+    return [*stages, *_measuring_stages(recipe, seed)]
+
+
+def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
+    """Token metrics, head and rollouts of each arm, under one seed."""
+    prefix = f"seed-{seed}"
+    stages = []
+
+    def stage(kind: str, work: Work, arm: str, source: str, settings: dict[str, Any]) -> Stage:
+        return Stage(f"{prefix}/{kind}/{arm}", work, (source,), settings, seed=seed, arm=arm)
+
     for arm in recipe.arms:
         source = BACKBONE_OF[arm] if arm == "base" else f"{prefix}/{BACKBONE_OF[arm]}"
         if arm != "blind":  # the blind arm's backbone is measured as roboalign
-            stages.append(
-                Stage(f"{prefix}/eval/tokens/{arm}", (source,), _settings(recipe.tokens), tokens)
-            )
-        stages.append(
-            Stage(f"{prefix}/head/{arm}", (source,), _head_settings(recipe), head, together=True)
-        )
+            stages.append(stage("eval/tokens", tokens, arm, source, _settings(recipe.tokens)))
+        training = stage("head", head, arm, source, _head_settings(recipe))
+        stages.append(replace(training, together=True))
     # All heads before all rollouts: else the last head and then its rollouts run alone at the end.
-    stages += [
-        Stage(
-            f"{prefix}/eval/rollouts/{arm}",
-            (f"{prefix}/head/{arm}",),
-            _settings(recipe.rollout),
-            rollouts,
-        )
-        for arm in recipe.arms
-    ]
+    for arm in recipe.arms:
+        source = f"{prefix}/head/{arm}"
+        stages.append(stage("eval/rollouts", rollouts, arm, source, _settings(recipe.rollout)))
     return stages
 
 

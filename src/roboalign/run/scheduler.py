@@ -1,8 +1,8 @@
-"""The stages of a run: which need which, what is already done, and what must run again.
+"""A run: which stages it has, what is already done, and what must run again.
 
 A run is a folder. Each stage owns one folder in it; `stage.json` there is written last and names the key under which
 the stage was done: a hash of its settings and of the keys of the stages it needs. The same key is never run twice; a
-folder whose key differs is moved aside, never deleted; a folder without `stage.json` was killed and goes on.
+folder whose key differs is moved aside, never deleted; a folder without `stage.json` was killed and is resumed.
 """
 
 import hashlib
@@ -10,28 +10,196 @@ import itertools
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+from roboalign.core import progress
 from roboalign.core.distributed import Team, leave_team
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import locked, read_json, write_json, write_text
 from roboalign.core.processes import die_with_parent, give_memory_back
-from roboalign.core.progress import format_seconds
-from roboalign.run.graph import distill_stages, plan_stages
+from roboalign.run.observer import Observer, PlainLines
 from roboalign.run.recipe import Recipe, cores, device_of, dump_recipe, processes
 from roboalign.run.stage import Context, Stage, limit_threads
 
-Say = Callable[[str], None]
+Row = dict[str, Any]
 
 
-def stage_table(recipe: Recipe, verb: str = "run") -> dict[str, Stage]:
-    """Every stage of the recipe by name, in an order in which they can run; `distill` has stages of its own."""
+class Run:
+    """The stages of one recipe in one folder.
+
+        run = Run(recipe, "runs/mine", plan_stages(recipe))
+        run.execute(run.select(until="rl"))
+
+    `observer` is told what happens. Where this process is one of a `team`, its leader does all the work but for the
+    `together` stages, in which the others take part.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: str | Path,
+        stages: Iterable[Stage],
+        observer: Observer | None = None,
+        team: Team | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.run_dir = Path(run_dir)
+        self.stages = by_name(stages)
+        self.keys = stage_keys(self.stages)
+        self.observer: Observer = observer or PlainLines()
+        self.team = team
+
+    def select(self, until: str | None = None) -> list[str]:
+        """Names of the stages that end with `until`, with all that they need, in order; None: all stages.
+
+        `until` is a stage's name (`seed-0/head/roboalign`), or the first words of it, with or without the seed:
+        `head` is every head, `eval/tokens` all token metrics, `seed-1` everything of that seed.
+        Raises RoboAlignError where the recipe has no such stage.
+        """
+        if until is None:
+            return list(self.stages)
+        wanted = {stage.name for stage in self.stages.values() if _is_part(stage, until)}
+        if not wanted:
+            available = ", ".join(self.stages)
+            raise RoboAlignError(
+                f"stage `{until}` not found. Available: {available}",
+                fix="name one of them, or the first words of several, as `head`",
+            )
+        for stage in reversed(self.stages.values()):
+            if stage.name in wanted:
+                wanted |= set(stage.needs)
+        return [name for name in self.stages if name in wanted]
+
+    def execute(self, names: Iterable[str] | None = None) -> None:
+        """Do the named stages, or all, skipping those done under the same key.
+
+        Independent stages run side by side in `processes(recipe)` processes. The first stage that fails ends the run
+        with its error once the stages beside it have ended; what is done stays done.
+        """
+        wanted = list(self.stages if names is None else names)
+        if self.team is None:
+            with locked(self.run_dir):
+                self._lead(wanted)
+            return
+        _check_patience(self.recipe)
+        hardware = self.recipe.hardware
+        self.team.form_group(device_of(hardware), hardware.timeout)
+        if self.team.leads:
+            with locked(self.run_dir):
+                self._lead(wanted)
+        else:
+            self._follow(self.team)
+        self.team.part()
+
+    def do(self, name: str, threads: int = 0) -> Row:
+        """Do one stage in this process; its row of the ledger. See `do_stage`."""
+        stage = self.stages[name]
+        return do_stage(self.recipe, self.run_dir, stage, self.keys[name], threads)
+
+    def _lead(self, names: list[str]) -> None:
+        write_text(self.run_dir / "recipe.yaml", dump_recipe(self.recipe))
+        done = [name for name in names if self._prepare(name)]
+        todo = [name for name in names if name not in done]
+        self.observer.run_started([self.stages[name] for name in todo], done)
+        began = time.monotonic()
+        if self.team:
+            self._with_team(todo, self.team)
+        elif processes(self.recipe) == 1:
+            for name in todo:
+                self._here(name, todo)
+        elif todo:
+            self._side_by_side(todo, todo)
+        self.observer.run_ended(time.monotonic() - began, self.run_dir)
+
+    def _follow(self, team: Team) -> None:
+        """What a process that does not lead does: its part of each stage that the leader names."""
+        for name in team.words():
+            limit_threads(max(1, cores() // team.local_size))
+            stage = self.stages[name]
+            stage.work(Context(self.recipe, self.run_dir, stage))
+
+    def _with_team(self, todo: list[str], team: Team) -> None:
+        """The leader's part, in order: stretches of stages of its own, each in a process that trains alone, and those
+        that all ranks do together."""
+        told = 0
+        for together, names in itertools.groupby(todo, lambda name: self.stages[name].together):
+            if not together:
+                self._side_by_side(list(names), todo)
+                continue
+            for name in names:
+                team.tell(told, name)
+                told += 1
+                self._here(name, todo, cores() // team.local_size)
+        team.tell(told, "")
+
+    def _here(self, name: str, todo: list[str], threads: int = 0) -> None:
+        """One stage, in this process."""
+        self._tell_start(name, todo)
+        self.observer.stage_finished(name, self.do(name, threads))
+
+    def _side_by_side(self, names: list[str], todo: list[str]) -> None:
+        """These stages, of all those of the run that are `todo`: one starts when those it needs are done and a process
+        is free; an exclusive one waits for all of them."""
+        waiting = list(names)
+        running: dict[Future[Row], str] = {}
+        with ProcessPoolExecutor(
+            processes(self.recipe),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin_worker,
+            initargs=(self.observer.channel(),),
+        ) as pool:
+            while waiting or running:
+                for name in list(waiting):
+                    if self._may_start(name, waiting, list(running.values())):
+                        self._tell_start(name, todo)
+                        work = (self.recipe, self.run_dir, self.stages[name], self.keys[name])
+                        running[pool.submit(do_stage, *work)] = name
+                        waiting.remove(name)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    row = _row_of(future, [name, *running.values()])
+                    self.observer.stage_finished(name, row)
+
+    def _may_start(self, name: str, waiting: list[str], running: list[str]) -> bool:
+        """Whether what the stage needs is done and there is a process for it."""
+        if set(self.stages[name].needs) & {*waiting, *running}:
+            return False
+        alone = any(self.stages[one].exclusive for one in (name, *running))
+        return len(running) < (1 if alone else processes(self.recipe))
+
+    def _tell_start(self, name: str, todo: list[str]) -> None:
+        self.observer.stage_started(name, todo.index(name) + 1, len(todo))
+
+    def _prepare(self, name: str) -> bool:
+        """Whether the stage is done under its key; a folder of another key is moved aside."""
+        folder = self.run_dir / name
+        started = folder / "started.json"
+        if not started.exists():
+            return False
+        old = read_json(started)["key"]
+        if old == self.keys[name]:
+            return (folder / "stage.json").exists()
+        aside = next(
+            path
+            for count in range(1, 1000)
+            if not (path := folder.with_name(f"{folder.name}.outdated-{old[:8]}-{count}")).exists()
+        )
+        folder.rename(aside)
+        self.observer.note(
+            f"{folder.name}: settings or inputs changed; the old result is kept in {aside}"
+        )
+        return False
+
+
+def by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """The stages by name, each after those it needs."""
     table: dict[str, Stage] = {}
-    for stage in distill_stages(recipe) if verb == "distill" else plan_stages(recipe):
+    for stage in stages:
         unknown = [need for need in stage.needs if need not in table]
         assert not unknown, f"stage {stage.name} needs {unknown}, which come later"
         table[stage.name] = stage
@@ -49,56 +217,31 @@ def stage_keys(table: dict[str, Stage]) -> dict[str, str]:
     return keys
 
 
-def select(table: dict[str, Stage], verb: str) -> list[str]:
-    """Names of the stages that `verb` asks for, with all that they need, in order.
+def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int = 0) -> Row:
+    """Do one stage in this process and write its `stage.json`; its row of the ledger is returned.
 
-    `verb` is `run` (everything), or the first part of a stage's name below its seed: `mix`, `sft`, `head`, `eval`.
-    Raises RoboAlignError where the recipe has no such stage.
+    `seconds` is the wall time of this process in the stage. What a training loop itself took, killed processes before
+    this one included, is `training_seconds`. `threads` 0: every core for an exclusive stage, else this process's share.
     """
-    wanted = set(table) if verb == "run" else {name for name in table if verb == _verb(name)}
-    if not wanted:
-        raise RoboAlignError(
-            f"this recipe has no stage `{verb}`", fix=f"choose one of: {', '.join(table)}"
-        )
-    for stage in reversed(list(table.values())):
-        if stage.name in wanted:
-            wanted |= set(stage.needs)
-    return [name for name in table if name in wanted]
+    folder = run_dir / stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "started.json", {"key": key})
+    began = time.monotonic()
+    share = cores() if stage.exclusive else cores() // processes(recipe)
+    limit_threads(max(1, threads or share))
+    ledger = stage.work(Context(recipe, run_dir, stage))
+    row = {"stage": stage.name, "key": key, "seconds": round(time.monotonic() - began, 2)}
+    for count, value in ledger.items():
+        row["training_seconds" if count == "seconds" else count] = value
+    described = {**row, "needs": list(stage.needs), "settings": stage.settings}
+    write_json(folder / "stage.json", described)
+    give_memory_back()
+    return row
 
 
-def _verb(name: str) -> str:
-    """`seed-0/head/roboalign` -> `head`."""
-    parts = name.split("/")
-    return parts[1] if parts[0].startswith("seed-") else parts[0]
-
-
-def run_stages(
-    recipe: Recipe,
-    run_dir: str | Path,
-    names: Iterable[str],
-    say: Say = print,
-    verb: str = "run",
-    team: Team | None = None,
-) -> None:
-    """Run the named stages of `stage_table(recipe, verb)` in `run_dir`, skipping those done under the same key.
-
-    Independent stages run side by side in `processes(recipe)` processes. The first stage that fails ends the run with
-    its error once the stages beside it have ended; what is done stays done.
-
-    Where this process is one of a `team`, its leader does all this, and the others take part in the `together` stages.
-    """
-    run_dir = Path(run_dir)
-    if team:
-        _check_patience(recipe)
-        team.form_group(device_of(recipe.hardware), recipe.hardware.timeout)
-    if team and not team.leads:
-        for name in team.words():
-            _work(recipe, run_dir, stage_table(recipe, verb)[name], cores() // team.local_size)
-    else:
-        with locked(run_dir):
-            _run_stages(recipe, run_dir, names, say, verb, team)
-    if team:
-        team.part()
+def _is_part(stage: Stage, until: str) -> bool:
+    """Whether `until` is the stage's name or the first words of it, with or without the seed."""
+    return any(f"{name}/".startswith(f"{until}/") for name in (stage.name, stage.kind))
 
 
 def _check_patience(recipe: Recipe) -> None:
@@ -106,9 +249,8 @@ def _check_patience(recipe: Recipe) -> None:
     for where, config in (("rl.vllm", recipe.rl), ("distill.rl.vllm", recipe.distill.rl)):
         if config.vllm is None:
             continue
-        longest = (
-            config.vllm.patience + config.vllm.timeout
-        )  # the last try begins when patience ends
+        # The last try begins when patience ends.
+        longest = config.vllm.patience + config.vllm.timeout
         if longest >= recipe.hardware.timeout:
             raise RoboAlignError(
                 f"a process may wait {longest:g} s for the server (patience {config.vllm.patience:g}, timeout "
@@ -118,170 +260,21 @@ def _check_patience(recipe: Recipe) -> None:
             )
 
 
-def _run_stages(
-    recipe: Recipe, run_dir: Path, names: Iterable[str], say: Say, verb: str, team: Team | None
-) -> None:
-    table = stage_table(recipe, verb)
-    keys = stage_keys(table)
-    write_text(run_dir / "recipe.yaml", dump_recipe(recipe))
-    todo = []
-    for name in names:
-        state = _prepare(run_dir / name, keys[name], say)
-        if state == "done":
-            say(f"{name}: done before, nothing to do")
-        else:
-            todo.append(name)
-    began = time.monotonic()
-    if team:
-        _run_with_team(recipe, run_dir, table, keys, todo, say, verb, team)
-    elif processes(recipe) == 1:
-        for number, name in enumerate(todo, start=1):
-            _announce(say, name, number, len(todo), began)
-            _finish(say, run_stage(recipe, run_dir, name, keys[name], verb))
-    elif todo:
-        _run_side_by_side(recipe, run_dir, table, keys, todo, say, verb, todo)
-    say(
-        f"run: {len(todo)} stages in {format_seconds(time.monotonic() - began)}, results in {run_dir}"
-    )
+def _row_of(future: Future[Row], names: list[str]) -> Row:
+    """What the stage of this future returned. A process that died may have run any of the stages `names`."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise RoboAlignError(
+            "its process was killed (out of memory?)",
+            where=" or ".join(f"stage {name}" for name in names),
+            fix="run the same command again: it goes on from the last checkpoint",
+        ) from None
 
 
-def run_stage(
-    recipe: Recipe, run_dir: Path, name: str, key: str, verb: str = "run", threads: int = 0
-) -> dict[str, Any]:
-    """Do one stage in this process and write its `stage.json`; its row of the ledger is returned.
-
-    `seconds` is the wall time of this process in the stage. What a training loop itself took, killed processes before
-    this one included, is `training_seconds`. `threads` 0: every core for an exclusive stage, else this process's share.
-    """
-    stage = stage_table(recipe, verb)[name]
-    folder = run_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "started.json", {"key": key})
-    began = time.monotonic()
-    ledger = _work(
-        recipe,
-        run_dir,
-        stage,
-        threads or (cores() if stage.exclusive else cores() // processes(recipe)),
-    )
-    row = {"stage": name, "key": key, "seconds": round(time.monotonic() - began, 2)}
-    row |= {
-        "training_seconds" if count == "seconds" else count: value
-        for count, value in ledger.items()
-    }
-    write_json(
-        folder / "stage.json", {**row, "needs": list(stage.needs), "settings": stage.settings}
-    )
-    give_memory_back()
-    return row
-
-
-def _work(recipe: Recipe, run_dir: Path, stage: Stage, threads: int) -> dict[str, Any]:
-    limit_threads(max(1, threads))
-    return stage.work(
-        Context(recipe=recipe, run_dir=run_dir, folder=run_dir / stage.name, name=stage.name)
-    )
-
-
-def _run_with_team(
-    recipe: Recipe,
-    run_dir: Path,
-    table: dict[str, Stage],
-    keys: dict[str, str],
-    todo: list[str],
-    say: Say,
-    verb: str,
-    team: Team,
-) -> None:
-    """The leader's part, in order: stretches of stages of its own, each in a process that trains alone, and those that
-    all ranks do together."""
-    began, told = time.monotonic(), 0
-    for together, names in itertools.groupby(todo, lambda name: table[name].together):
-        if not together:
-            _run_side_by_side(recipe, run_dir, table, keys, list(names), say, verb, todo)
-            continue
-        for name in names:
-            team.tell(told, name)
-            told += 1
-            _announce(say, name, todo.index(name) + 1, len(todo), began)
-            _finish(
-                say, run_stage(recipe, run_dir, name, keys[name], verb, cores() // team.local_size)
-            )
-    team.tell(told, "")
-
-
-def _run_side_by_side(
-    recipe: Recipe,
-    run_dir: Path,
-    table: dict[str, Stage],
-    keys: dict[str, str],
-    names: list[str],
-    say: Say,
-    verb: str,
-    todo: list[str],
-) -> None:
-    """These stages, of all those of the run that are `todo`: one starts when those it needs are done and a process is
-    free; an exclusive one waits for all of them."""
-    began = time.monotonic()
-    waiting, running = list(names), dict[Future[dict[str, Any]], str]()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        processes(recipe), mp_context=context, initializer=_begin_worker
-    ) as pool:
-        while waiting or running:
-            unfinished = {*waiting, *running.values()}
-            for name in list(waiting):
-                blocked = any(need in unfinished for need in table[name].needs)
-                alone = table[name].exclusive or any(
-                    table[other].exclusive for other in running.values()
-                )
-                if blocked or len(running) >= (1 if alone else processes(recipe)):
-                    continue
-                _announce(say, name, todo.index(name) + 1, len(todo), began)
-                running[pool.submit(run_stage, recipe, run_dir, name, keys[name], verb)] = name
-                waiting.remove(name)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = running.pop(future)
-                try:
-                    row = future.result()
-                except BrokenProcessPool:
-                    fix = "run the same command again: it goes on from the last checkpoint"
-                    where = " or ".join(f"stage {one}" for one in (name, *running.values()))
-                    raise RoboAlignError(
-                        "its process was killed (out of memory?)", where=where, fix=fix
-                    ) from None
-                except BaseException:
-                    waiting.clear()
-                    raise
-                _finish(say, row)
-
-
-def _begin_worker() -> None:
+def _begin_worker(channel: "Queue[Any] | None") -> None:
+    """Prepare a process that runs stages: it ends with its parent, and its progress goes where the observer says."""
     die_with_parent()
     leave_team()
-
-
-def _announce(say: Say, name: str, number: int, total: int, began: float) -> None:
-    say(f"[{number}/{total}] {name}: started at {format_seconds(time.monotonic() - began)}")
-
-
-def _finish(say: Say, row: dict[str, Any]) -> None:
-    say(f"{row['stage']}: finished in {format_seconds(row['seconds'])}")
-
-
-def _prepare(folder: Path, key: str, say: Say) -> str:
-    """`new`, `done` or `killed` (started under this key, not finished); a folder of another key is moved aside."""
-    started, finished = folder / "started.json", folder / "stage.json"
-    if not started.exists():
-        return "new"
-    old = read_json(started)["key"]
-    if old == key:
-        return "done" if finished.exists() else "killed"
-    aside = next(
-        path
-        for count in range(1, 1000)
-        if not (path := folder.with_name(f"{folder.name}.outdated-{old[:8]}-{count}")).exists()
-    )
-    folder.rename(aside)
-    say(f"{folder.name}: settings or inputs changed; the old result is kept in {aside}")
-    return "new"
+    if channel is not None:
+        progress.send_to(channel)

@@ -1,7 +1,7 @@
-"""The shape of a stage, and where a run keeps things."""
+"""The shape of a stage, and what it is given to work with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,61 @@ from roboalign.run.recipe import Recipe, device_of
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One unit of work: `name` is also its folder; `settings` is all of the recipe that changes its result.
+
+    `work` returns its row of the cost ledger (samples, rollouts, tokens, ...). It must be picklable, a function of a
+    module or a `functools.partial` of one: stages run in processes of their own.
+    """
+
+    name: str
+    work: "Callable[[Context], dict[str, Any]]"
+    needs: tuple[str, ...] = ()
+    """Names of the stages whose results this one reads."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    """The training seed; None for a stage that all seeds share."""
+    arm: str | None = None
+    """The arm that this stage measures or trains a head for; None for a stage that arms may share."""
+    exclusive: bool = False
+    """Whether it uses every core by itself, so that nothing runs beside it."""
+    together: bool = False
+    """Whether all processes of a team do it; the first process alone does the others."""
+
+    @property
+    def kind(self) -> str:
+        """The name without the seed: `seed-0/head/roboalign` -> `head/roboalign`."""
+        return self.name if self.seed is None else self.name.removeprefix(f"seed-{self.seed}/")
+
+
+@dataclass(frozen=True)
 class Context:
-    """What a stage is given: the recipe, the run's folder, its own folder and name (`seed-0/head/roboalign`)."""
+    """What a stage is given: the recipe, the run's folder and the stage itself."""
 
     recipe: Recipe
     run_dir: Path
-    folder: Path
-    name: str
+    stage: Stage
+
+    @property
+    def name(self) -> str:
+        """The stage's name, as `seed-0/head/roboalign`."""
+        return self.stage.name
+
+    @property
+    def folder(self) -> Path:
+        """The stage's own folder; it exists."""
+        return self.run_dir / self.stage.name
 
     @property
     def seed(self) -> int:
-        """The seed in the stage's name; 0 for stages that all seeds share."""
-        first = self.name.split("/")[0]
-        return int(first.removeprefix("seed-")) if first.startswith("seed-") else 0
+        """The stage's training seed; 0 for a stage that all seeds share."""
+        return self.stage.seed or 0
 
     @property
     def arm(self) -> str:
-        """The arm in the stage's name, its last part."""
-        return self.name.rsplit("/", 1)[-1]
+        """The stage's arm. Only stages that belong to one arm may ask."""
+        assert self.stage.arm is not None, f"stage {self.name} belongs to no arm"
+        return self.stage.arm
 
     @property
     def seed_dir(self) -> Path:
@@ -40,23 +77,6 @@ class Context:
         """The MLLM of a folder, on the device and in the precision that the recipe says."""
         hardware = self.recipe.hardware
         return load_mllm(folder, dtype=getattr(torch, hardware.dtype), device=device_of(hardware))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One unit of work: `name` is also its folder; `settings` is all of the recipe that changes its result.
-
-    `work` returns its row of the cost ledger (samples, rollouts, tokens, ...). An exclusive stage uses every core by
-    itself, so nothing runs beside it. Where several processes train together, all of them do a `together` stage, and
-    the first alone does the others.
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    settings: dict[str, Any]
-    work: Callable[[Context], dict[str, Any]]
-    exclusive: bool = False
-    together: bool = False
 
 
 def limit_threads(count: int) -> None:

@@ -11,8 +11,10 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.episodes.formats.lerobot import read_lerobot
 from roboalign.run.benchmark import evaluation_episodes, protocol_line, rollout_config
+from roboalign.run.graph import plan_stages
+from roboalign.run.observer import PlainLines
 from roboalign.run.recipe import Recipe
-from roboalign.run.scheduler import run_stages, select, stage_table
+from roboalign.run.scheduler import Run
 from roboalign.run.stages.evaluate import _refuse_leaks
 from roboalign.sim.libero.environment import Libero
 from roboalign.vla.policy import Policy
@@ -59,7 +61,8 @@ RECIPE = Recipe.model_validate(
 
 def run(folder: Path) -> list[str]:
     said: list[str] = []
-    run_stages(RECIPE, folder, select(stage_table(RECIPE), "eval"), said.append)
+    run = Run(RECIPE, folder, plan_stages(RECIPE), PlainLines(said.append))
+    run.execute(run.select("eval"))
     return said
 
 

@@ -3,6 +3,7 @@
 import datetime
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,11 @@ NOTES = [
 ]
 
 
-def report(context: Context) -> dict[str, Any]:
-    """Writes index.html, summary.json (arms, success, paired differences) and table.txt."""
+def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
+    """Writes index.html, summary.json (arms, success, paired differences) and table.txt.
+
+    `stages` are the stages of the run before this one, in order: those of its ledger.
+    """
     recipe, run_dir = context.recipe, context.run_dir
     answers: dict[str, list[dict[str, Any]]] = {
         arm: _answers(run_dir, recipe, arm) for arm in recipe.arms
@@ -90,9 +94,10 @@ def report(context: Context) -> dict[str, Any]:
     }
     pairs = [pair for pair in PAIRS if set(pair) <= set(recipe.arms)]
     success = success_table(episodes, pairs)
+    ledger = read_ledger(run_dir, stages)
     summary = RunSummary(
         name=recipe.name,
-        environment=_environment(run_dir, recipe),
+        environment=_environment(run_dir, recipe, ledger),
         arms=[
             Arm(arm, *ARMS[arm], mllm=summarize(answers[arm]) if answers[arm] else None)
             for arm in recipe.arms
@@ -107,7 +112,7 @@ def report(context: Context) -> dict[str, Any]:
         manifest=read_json(mixture_folder(run_dir) / "manifest.json"),
         samples=_samples(run_dir, recipe, answers),
         videos=_videos(run_dir, recipe),
-        ledger=list(_ledger(run_dir, recipe)),
+        ledger=ledger,
         recipe=dump_recipe(recipe),
         notes=NOTES,
     )
@@ -150,8 +155,8 @@ def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
     ]
 
 
-def _environment(run_dir: Path, recipe: Recipe) -> dict[str, str]:
-    seconds = sum(row["seconds"] for row in _ledger(run_dir, recipe))
+def _environment(run_dir: Path, recipe: Recipe, ledger: list[Mapping[str, Any]]) -> dict[str, str]:
+    seconds = sum(row["seconds"] for row in ledger)
     base = read_json(run_dir / "base" / "stage.json")
     packages = ("torch", "transformers", *simulator_packages(recipe))
     gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
@@ -198,15 +203,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _ledger(run_dir: Path, recipe: Recipe) -> list[dict[str, Any]]:
-    """One row a finished stage of the recipe, in its order: what it counted and its seconds.
+def read_ledger(run_dir: Path, stages: Iterable[str]) -> list[Mapping[str, Any]]:
+    """One row a finished stage, in the order of `stages`: what it counted and its seconds.
 
     Stages of arms or seeds that an earlier recipe had are still in the folder, but no part of this run.
     """
-    from roboalign.run.graph import plan_stages  # which itself names this module's stage
-
     hidden = {"key", "needs", "settings"}
-    files = [run_dir / stage.name / "stage.json" for stage in plan_stages(recipe)]
+    files = [run_dir / name / "stage.json" for name in stages]
     rows = [read_json(path) for path in files if path.exists()]
     return [{key: value for key, value in row.items() if key not in hidden} for row in rows]
 
