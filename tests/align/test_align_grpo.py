@@ -26,6 +26,7 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations, action_ids, collate_conversations, picture
+from roboalign.align.grpo import logprobs as logprobs_module
 from roboalign.align.grpo import rollout as rollout_module
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.rollout import Rollout, batch_of, describe, groups_of, roll_out
@@ -522,3 +523,37 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     mllm.vocabulary = None
     with pytest.raises(RoboAlignError, match="no action tokens"):
         train_grpo(mllm, fast(), prompts(), config, tmp_path)
+
+
+def test_samples_that_the_trainer_scores_otherwise_stop_the_training(
+    tmp_path, monkeypatch, even_ids_rewarded
+):
+    """Images handed to the wrong answers: each ratio of the first update would be wrong without a word."""
+    real = logprobs_module.repeat_prompts
+
+    def shifted(prompts, times):
+        repeated = real(prompts, times)
+        return repeated | {"pixel_values": 3 * repeated["pixel_values"].flip(0)}
+
+    monkeypatch.setattr(logprobs_module, "repeat_prompts", shifted)
+    config = RlConfig(**CONFIG | {"gradient_checkpointing": True, "micro_batch_size": 2})
+    with pytest.raises(RoboAlignError, match="with the same weights"):
+        train_grpo(sensitive(), fast(), prompts(), config, tmp_path)
+
+
+def test_equal_samples_and_scores_train_on(tmp_path, even_ids_rewarded):
+    config = RlConfig(
+        **CONFIG | {"gradient_checkpointing": True, "micro_batch_size": 2, "updates": 2}
+    )
+    train_grpo(sensitive(), fast(), prompts(), config, tmp_path)
+    first = read_jsonl(tmp_path / "metrics.jsonl")[0]
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-4)
+
+
+def sensitive() -> Mllm:
+    """A model whose output depends strongly on the image: its random weights are enlarged."""
+    mllm = tiny()
+    with torch.no_grad():
+        for parameter in mllm.model.parameters():
+            parameter.mul_(4)
+    return mllm

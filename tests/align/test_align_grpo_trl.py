@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_align_grpo import fast, prompts, tiny
 
 from roboalign.align.dataset import picture
-from roboalign.align.grpo.logprobs import repeat_rows
+from roboalign.align.grpo.logprobs import repeat_prompts
 from roboalign.align.grpo.loss import group_advantages
 from roboalign.align.grpo.rollout import Batch, batch_of, roll_out
 from roboalign.align.grpo.trainer import RlConfig, build_trainer
@@ -83,19 +83,21 @@ def batch_and_reference() -> tuple[Batch, Tensor]:
 def test_loss_and_gradient_are_trls(trl_trainer: trl.GRPOTrainer, tmp_path: Path) -> None:
     batch, reference = batch_and_reference()
     config = RlConfig(
-        prompts_per_rollout=2,
+        prompts_per_rollout=4,
         prompts_per_update=2,
         micro_batch_size=2,
         samples=SAMPLES,
         kl=0.05,
-        updates=1,
+        updates=2,
     )
-    ours = build_trainer(tiny(), fast(), prompts(2), (), config, tmp_path, [0, 1], 1, "rl")
-    ours.batches, ours.update_tokens = {0: (batch, reference)}, {0: float(batch.mask.sum())}
+    ours = build_trainer(tiny(), fast(), prompts(2), (), config, tmp_path, [0, 1] * 2, 2, "rl")
+    # The second update of a rollout: the policy has moved since it was sampled.
+    ours.state.global_step = 1
+    ours.batches, ours.update_tokens = {0: (batch, reference)}, {1: float(batch.mask.sum())}
     loss = ours.compute_loss(ours.model, {"number": torch.tensor(0)})
     loss.backward()
 
-    inputs = {key: repeat_rows(value, 2, SAMPLES) for key, value in batch.prompts.items()}
+    inputs = repeat_prompts(batch.prompts, SAMPLES)
     kinds = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(batch.completions)], dim=1)
     trl_trainer.model.train()
     trl_trainer.current_gradient_accumulation_steps = 1

@@ -57,3 +57,24 @@ def test_the_image_is_seen(any_mllm, prompts):
 def test_layers_that_are_not_there_are_refused(qwen3, prompts, layer):
     with pytest.raises(RoboAlignError, match=r"layers 1\.\.3"):
         hidden_states(qwen3, prompts, layer)
+
+
+def test_final_norm_is_that_of_a_model_cut_off_at_the_layer(any_mllm, prompts):
+    """Hugging Face normalizes the last layer's output, so a model cut to two layers gives the reference."""
+    cut = Mllm(copy.deepcopy(any_mllm.model), any_mllm.processor)
+    truncate_layers(cut, 2)
+    batch = collate(cut, [encode_prompt(cut, p.question, p.image) for p in prompts])
+    del batch["labels"]
+    if cut.model.config.model_type == "qwen3_vl":
+        cut.model.config.text_config.num_hidden_layers = 2
+    with torch.no_grad():
+        expected = cut.model.model(**batch, use_cache=False).last_hidden_state
+    normed, mask = hidden_states(any_mllm, prompts, 2, final_norm=True)
+    torch.testing.assert_close(normed, expected * mask[..., None], atol=1e-4, rtol=1e-4)
+    plain, _ = hidden_states(any_mllm, prompts, 2)
+    assert (plain - normed).abs().max() > 0.1
+
+
+def test_final_norm_changes_nothing_at_the_top(any_mllm, prompts):
+    plain, _ = hidden_states(any_mllm, prompts, 3)
+    assert torch.equal(hidden_states(any_mllm, prompts, 3, final_norm=True)[0], plain)

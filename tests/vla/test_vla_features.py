@@ -1,6 +1,4 @@
-import hashlib
 import itertools
-import json
 import shutil
 
 import numpy as np
@@ -145,20 +143,6 @@ def test_a_blind_view_is_not_augmented(mllm, episodes, tmp_path):
     assert len(compute_features(mllm, episodes[:1], view, config, tmp_path, augmented=True)) == len(
         episodes[0]
     )
-
-
-def test_files_of_before_there_were_variants_are_still_known(mllm, backbone, tmp_path):
-    """The name is a hash of these, as it was when a store had none."""
-    episode = make_episode(0)
-    view = {"layer": 2, "cameras": ["front"], "blind": False, "dtype": "float16"}
-    digest = hashlib.sha256(json.dumps(["1", backbone_hash(backbone), view, 1]).encode())
-    digest.update(json.dumps([episode.episode_id, episode.instruction, len(episode)]).encode())
-    for t in range(len(episode)):
-        digest.update(hashlib.sha256(episode.png("front", t)).digest())
-    compute_features(mllm, [episode], VIEW, FeatureConfig(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [
-        f"features-{digest.hexdigest()[:32]}.safetensors"
-    ]
 
 
 def test_a_killed_run_computes_only_what_is_missing(mllm, episodes, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.vla.dit import DiT, SelfAttentionBlock, sinusoid
+from roboalign.vla.dit import Attention, DiT, SelfAttentionBlock, sinusoid
 from roboalign.vla.head import PRESETS, FlowMatchingHead, HeadConfig, HeadShape, flow_times
 
 SHAPE = HeadShape(vlm_width=24, action_dim=4, state_dim=3, horizon=5)
@@ -134,7 +134,7 @@ def test_time_modulates_only_the_first_norm_of_a_block():
     block = make().dit.blocks[0]
     x, condition = torch.randn(2, 7, 32), torch.randn(2, 32)
     scale, shift = block.norm.modulation(torch.nn.functional.silu(condition)).chunk(2, dim=-1)
-    plain = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    plain = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(
         block.norm(x, condition), plain * (1 + scale[:, None]) + shift[:, None]
     )
@@ -221,3 +221,16 @@ def test_head_overfits_a_few_samples():
     assert (sampled - actions).abs().mean() < 0.15
     # Each sample found its own actions, so they were read from its VLM tokens.
     assert (sampled.roll(1, dims=0) - actions).abs().mean() > 0.3
+
+
+def test_attention_drops_twice_as_in_gr00t():
+    # 1 - 0.8 * 0.8 = 36% of the outputs are zero in training; the others are scaled by 1 / 0.64.
+    torch.manual_seed(0)
+    attention = Attention(64, 64, heads=2, head_dim=32, dropout=0.2).train()
+    with torch.no_grad():
+        attention.out.weight.zero_()
+        attention.out.bias.fill_(1.0)
+    x = torch.randn(64, 32, 64)
+    out = attention(x, attention.project(x))
+    assert (out == 0).float().mean().item() == pytest.approx(0.36, abs=0.01)
+    torch.testing.assert_close(out[out != 0].unique(), torch.tensor([1 / 0.64]))

@@ -31,6 +31,9 @@ class BackboneConfig(Config):
     or as that of the words that answers open with (`labels`)."""
     layer: int = Field(2, ge=1)
     """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
+    final_norm: bool = False
+    """Put these hidden states through the model's last norm, as GR00T-N1.5 does: it evens out channels that are far
+    larger than the others. The topmost layer's always are."""
     layer_dtype: Dtype = "float16"
     """Type to which they are rounded, on disk and in serving alike; `float8`: half the size, one scale a token."""
 

@@ -33,11 +33,14 @@ def hidden_states(
     *,
     batch_size: int = 32,
     multiple: int = 1,
+    final_norm: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states [B, L, W] after text layer `layer` (1 = the lowest), and the mask [B, L], True on real tokens.
 
     Equal to `hidden_states[layer]` of Hugging Face's output_hidden_states (so the topmost one is normalised), but the
-    layers above are not computed. Padded on the right with zeros; L is the next multiple of `multiple`. On the model's
+    layers above are not computed. With `final_norm` a lower layer's states go through the model's last norm too, as in
+    a model that was cut off there (GR00T-N1.5).
+    Padded on the right with zeros; L is the next multiple of `multiple`. On the model's
     device, in its dtype, without gradients; dropout is off. Raises RoboAlignError where the model has no such layer.
     """
     _check_layer(mllm, layer)
@@ -63,6 +66,8 @@ def hidden_states(
             )
             is_top = layer == mllm.model.config.get_text_config().num_hidden_layers
             output = last.last_hidden_state if is_top else captured.pop()
+            if final_norm and not is_top:
+                output = mllm.model.get_decoder().norm(output)
             rows, columns = slice(start, start + len(output)), slice(0, output.shape[1])
             mask[rows, columns] = batch["attention_mask"].bool().to(mllm.device)
             states[rows, columns] = output * mask[rows, columns, None]

@@ -322,7 +322,12 @@ class _Stored:
 def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
     """A batch of hidden states, and two steps of the head on such; the frozen model stays where it is."""
     recipe, mllm, assumed, config = made.recipe, made.mllm, made.assumed, made.recipe.head_training
-    view = View(layer=recipe.backbone.layer, cameras=("camera",), dtype=recipe.backbone.layer_dtype)
+    view = View(
+        layer=recipe.backbone.layer,
+        cameras=("camera",),
+        final_norm=recipe.backbone.final_norm,
+        dtype=recipe.backbone.layer_dtype,
+    )
     prompt = view.prompt(
         {"camera": np.zeros((made.side, made.side, 3), np.uint8)}, "open the drawer"
     )

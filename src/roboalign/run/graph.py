@@ -184,7 +184,8 @@ def _head_settings(recipe: Recipe) -> dict[str, Any]:
         "head": _settings(recipe.head),
         "training": _settings(recipe.head_training),
         "layer": recipe.backbone.layer,
-        **({"layer_dtype": dtype} if dtype != "float16" else {}),
+        "final_norm": recipe.backbone.final_norm,
+        "layer_dtype": dtype,
     }
 
 

@@ -10,14 +10,29 @@ from torch import Tensor, nn
 KeyValue = tuple[Tensor, Tensor]
 
 
+def _angles(positions: Tensor, half: int, spacing: int, max_period: float) -> Tensor:
+    """[...] -> [..., half]: each position times `half` geometric frequencies, from 1 downwards."""
+    exponent = -math.log(max_period) / spacing
+    frequencies = torch.exp(exponent * torch.arange(half, device=positions.device))
+    return positions[..., None].float() * frequencies
+
+
 def sinusoid(positions: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
-    """[...] -> [..., width]: sines of the positions at `width / 2` geometric frequencies, then the cosines."""
-    half = width // 2
-    frequencies = torch.exp(
-        -math.log(max_period) / half * torch.arange(half, device=positions.device)
-    )
-    angles = positions[..., None].float() * frequencies
+    """[...] -> [..., width]: sines of the positions at `width / 2` geometric frequencies, then the cosines.
+
+    GR00T-N1.5's encoding of the flow time in its action encoder.
+    """
+    angles = _angles(positions, width // 2, width // 2, max_period)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def timestep_features(bucket: Tensor, width: int = 256, *, max_period: float = 10_000.0) -> Tensor:
+    """[...] -> [..., width]: the DiT's time features, cosines first, the last frequency exactly 1 / `max_period`.
+
+    GR00T-N1.5 takes them from diffusers, `Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=1)`.
+    """
+    angles = _angles(bucket, width // 2, width // 2 - 1, max_period)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -59,7 +74,9 @@ class Attention(nn.Module):
             .transpose(1, 2)
         )
         attended = _attend(query, *key_value, mask)
-        return self.dropout(self.out(attended.transpose(1, 2).reshape(*x.shape[:2], -1)))
+        out = self.out(attended.transpose(1, 2).reshape(*x.shape[:2], -1))
+        # GR00T-N1.5 drops twice here: inside its attention and again in the block around it.
+        return self.dropout(self.dropout(out))
 
 
 class FeedForward(nn.Sequential):
@@ -92,16 +109,20 @@ class SelfAttentionBlock(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """AdaLN: a layer norm without weights of its own, scaled and shifted by the condition; no gate."""
+    """AdaLN: a layer norm without weights of its own, scaled and shifted by the condition; no gate.
 
-    def __init__(self, width: int) -> None:
+    GR00T-N1.5 takes `eps` 1e-5 inside its blocks and 1e-6 before its output.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
+        self.eps = eps
         self.modulation = nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`x` [B, N, width], `condition` [B, width]."""
         scale, shift = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
-        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
 
 
 class DiTBlock(nn.Module):
@@ -149,7 +170,7 @@ class DiT(nn.Module):
             for index in range(layers)
         ]
         self.blocks: Sequence[DiTBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
-        self.norm_out = AdaptiveNorm(width)
+        self.norm_out = AdaptiveNorm(width, eps=1e-6)
         self.out = nn.Linear(width, out_width)
 
     def project(self, context: Tensor) -> list[KeyValue | None]:
@@ -160,7 +181,7 @@ class DiT(nn.Module):
         self, x: Tensor, bucket: Tensor, context: list[KeyValue | None], mask: Tensor
     ) -> Tensor:
         """`x` [B, N, width], `bucket` [B] time in 0..999, `context` from `project`, `mask` [B, 1, 1, L]."""
-        condition = self.time(sinusoid(bucket, 256).to(x.dtype))
+        condition = self.time(timestep_features(bucket).to(x.dtype))
         for block, key_value in zip(self.blocks, context, strict=True):
             x = block(x, condition, key_value, mask if block.cross else None)
         return self.out(self.norm_out(x, condition))

@@ -73,6 +73,8 @@ class View(Config):
     blind: bool = False
     """Show a gray image of the same size instead. The token count, and so the head's compute, stays the same, and no
     position of the sequence, text included, can know the scene."""
+    final_norm: bool = False
+    """Put the hidden states through the MLLM's last norm, as GR00T-N1.5 does. The topmost layer's always are."""
     dtype: Dtype = "float16"
     """Hidden states are rounded to it, on disk and in serving alike (`rounding.pack`)."""
 
@@ -105,7 +107,12 @@ class View(Config):
         Raises RoboAlignError where a value does not fit into `dtype`.
         """
         states, mask = hidden_states(
-            mllm, prompts, self.layer, batch_size=len(prompts), multiple=multiple
+            mllm,
+            prompts,
+            self.layer,
+            batch_size=len(prompts),
+            multiple=multiple,
+            final_norm=self.final_norm,
         )
         rounded = unpack(*pack(states, self.dtype))
         if not torch.isfinite(rounded[mask]).all():

@@ -78,7 +78,7 @@ def _repeated_forward(
     """The same logits from one pass over prompt and completion, the prompt and its image repeated."""
     rows = len(prompts["input_ids"])
     samples = len(completions) // rows
-    repeated = {key: repeat_rows(value, rows, samples) for key, value in prompts.items()}
+    repeated = repeat_prompts(prompts, samples)
     repeated["input_ids"] = torch.cat([repeated["input_ids"], completions], dim=1)
     repeated["attention_mask"] = torch.cat([repeated["attention_mask"], mask], dim=1)
     if "mm_token_type_ids" in repeated:
@@ -101,10 +101,28 @@ def _positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
-def repeat_rows(value: Tensor, rows: int, times: int) -> Tensor:
-    """Repeat each prompt's part of `value` `times` times, side by side; a part may be several rows (Qwen's patches).
+def repeat_prompts(prompts: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Repeat each prompt's part of every argument `times` times, side by side.
 
-    Every prompt has one image of the same size, so that the parts are equally long.
+    Most arguments have as many rows a prompt for each of them. Qwen's `pixel_values` are the patches of all images in
+    a row, as many as `image_grid_thw` [images, 3] says: two prompts' images may differ in size.
+    Raises ValueError where rows cannot be assigned to prompts.
     """
-    parts = value.view(rows, len(value) // rows, *value.shape[1:])
-    return parts.repeat_interleave(times, dim=0).flatten(0, 1)
+    rows = len(prompts["input_ids"])
+    grid = prompts.get("image_grid_thw")
+    repeated = {}
+    for name, value in prompts.items():
+        if name == "pixel_values" and grid is not None:
+            patches = grid.prod(dim=1).view(rows, -1).sum(dim=1).tolist()
+            if sum(patches) != len(value):
+                raise ValueError(
+                    f"image_grid_thw says {sum(patches)} patches, pixel_values has {len(value)}"
+                )
+            parts = value.split(patches)
+            repeated[name] = torch.cat([part for part in parts for _ in range(times)])
+        elif len(value) % rows:
+            raise ValueError(f"{name} has {len(value)} rows for {rows} prompts")
+        else:
+            parts = value.view(rows, len(value) // rows, *value.shape[1:])
+            repeated[name] = parts.repeat_interleave(times, dim=0).flatten(0, 1)
+    return repeated

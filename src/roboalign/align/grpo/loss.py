@@ -73,3 +73,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     if not kept.any():
         raise ValueError("the mask keeps no token")
     return values.masked_fill(~kept, 0.0).sum() / kept.sum()
+
+
+def mean_drift(logp: Tensor, old_logp: Tensor, mask: Tensor) -> float:
+    """Mean of |logp - old_logp| over the tokens that `mask` [B, T] keeps, nats: 0 where every ratio is 1."""
+    return float(masked_mean((logp - old_logp).detach().abs(), mask))

@@ -24,6 +24,7 @@ def head(context: Context) -> dict[str, Any]:
         layer=recipe.backbone.layer,
         cameras=head_cameras(recipe),
         blind=context.arm == "blind",
+        final_norm=recipe.backbone.final_norm,
         dtype=recipe.backbone.layer_dtype,
     )
     mllm = context.load(backbone_folder(context.run_dir, context.seed, context.arm))
