@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.episode import Camera, Episode
+from roboalign.episodes.episode import Camera, Episode, content_id
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.feature_stats import image_stats, pool, vector_stats
 from roboalign.episodes.formats.lerobot import (
     LeRobotWriter,
     iterate_lerobot,
-    lerobot_names,
+    about_lerobot,
     read_lerobot,
 )
 from roboalign.episodes.robot_data import Fault
@@ -256,8 +256,11 @@ def break_action(value: float, width: int):
             lambda f: edit_info(f, codebase_version="v4.0"),
             "format v4.0, this reads v2.0, v2.1 and v3.0",
         ),
-        (lambda f: edit_info(f, total_episodes=9), "info.json counts 9 episodes"),
-        (lambda f: edit_info(f, features={}), "the feature action is missing"),
+        (
+            lambda f: edit_info(f, total_episodes=9),
+            "meta/episodes: it lists 5 episodes, total_episodes in meta/info.json is 9",
+        ),
+        (lambda f: edit_info(f, features={}), "features describes nothing"),
         (break_action(np.nan, 4), "file-000.parquet: column action is not finite at row 5"),
         (break_action(0.0, 3), "column action holds 180 values in 60 rows, info.json says 4 a row"),
     ],
@@ -364,7 +367,7 @@ def other_rows(folder: Path) -> None:
         (
             lambda f: set_meta(f, 4, length=31),
             [4],
-            "file-002.parquet: 30 rows, the episode ends at 31",
+            "file-002.parquet: 30 rows of episode_index 4, meta/episodes says 31",
         ),
         (lambda f: set_meta(f, 4, length=0), [4], "file-002.parquet: no steps"),
         (
@@ -416,7 +419,8 @@ def test_a_set_of_another_tool_needs_no_extras(copied, episodes):
         pq.read_table(path), path, row_group_size=7
     )  # row groups that do not follow the episodes
     found = read_lerobot(copied)
-    assert found[1].episode_id == "set/episode-000001" and found[1].task == episodes[1].instruction
+    assert found[1].episode_id == content_id("set/episode-000001", episodes[1].actions)
+    assert found[1].task == episodes[1].instruction
     assert found[1].cameras["workspace"].projection is None and found[1].nouns == {}
     for t in (0, 13, 29):
         assert found[1].png("workspace", t) == episodes[1].png("workspace", t)
@@ -507,11 +511,15 @@ def test_names_of_dimensions(stated, width, names):
 
 
 def test_a_data_set_tells_what_its_dimensions_are_called(copied):
-    assert lerobot_names(copied) == (("x", "y", "z", "gripper"), ("x", "y", "z", "opening"))
+    about = about_lerobot(copied)
+    assert about.action_names == ("x", "y", "z", "gripper")
+    assert about.state_names == ("x", "y", "z", "opening")
+    assert (about.episodes, about.notes) == (5, ())
     features = json.loads((copied / "meta/info.json").read_text())["features"]
     del features["observation.state"], features["action"]["names"]
     edit_info(copied, features=features)
-    assert lerobot_names(copied) == ((), ())
+    about = about_lerobot(copied)
+    assert (about.action_names, about.state_names) == ((), ())
     (copied / "meta/info.json").unlink()
     with pytest.raises(RoboAlignError, match=r"info\.json"):
-        lerobot_names(copied)
+        about_lerobot(copied)

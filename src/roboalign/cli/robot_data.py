@@ -49,7 +49,12 @@ def inspect_data(
     kept: list[Episode] = []
     found = survey(keep_episodes(data, kept), camera=camera, horizon=horizon, fast=tokenizer)
     write_inspection(found, kept, out)
-    return f"{inspection_text(found)}\npage: {Path(out).resolve()}"
+    return "\n".join([*notes_of(data), inspection_text(found), f"page: {Path(out).resolve()}"])
+
+
+def notes_of(data: RobotData) -> list[str]:
+    """What a user has to know of how the data set is read, a line each."""
+    return [f"note: {note}" for note in data.notes]
 
 
 def convert_data(data: RobotData, out: str, target: str | None) -> str:
@@ -61,6 +66,7 @@ def convert_data(data: RobotData, out: str, target: str | None) -> str:
     )
     return "\n".join(
         [
+            *notes_of(data),
             *lines,
             f"{written.episodes} episodes in {Path(out).resolve()}{before}, "
             f"{len(written.faults)} left out",

@@ -7,8 +7,9 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,90 @@ def no_room(error: BaseException) -> str:
     return "a file could not be written to its end" if SAYS_CUT_SHORT.search(str(error)) else ""
 
 
+def check_output(
+    folder: str | Path, *, sources: Iterable[str | Path] = (), marks: Iterable[str] | None = None
+) -> None:
+    """Raise RoboAlignError where a command may not write to `folder`; called before any work.
+
+    Refused are a file, a folder that cannot be made or written, a source itself or a folder inside one. With `marks`,
+    files relative to the folder, so is a folder that holds something but none of them: it is not this command's.
+    """
+    folder = Path(folder)
+    fix = "pass --out with another folder"
+    target = folder.resolve()
+    for source in sources:
+        root = Path(source).resolve()
+        if target == root or root in target.parents:
+            where_from = "the source itself" if target == root else f"inside the source {source}"
+            raise RoboAlignError(f"the output is {where_from}", where=str(folder), fix=fix)
+    there = target
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        what = "the output" if there == target else "a parent of the output"
+        raise RoboAlignError(f"{what} is a file, not a folder", where=str(there), fix=fix)
+    if not os.access(there, os.W_OK | os.X_OK):
+        problem = f"this folder cannot be written, so {folder} cannot be made"
+        if there == target:
+            problem = "this folder cannot be written"
+        raise RoboAlignError(problem, where=str(there), fix=fix)
+    if marks is None or there != target:
+        return
+    marks = list(marks)
+    if holds_files(target) and not any((target / mark).is_file() for mark in marks):
+        raise RoboAlignError(
+            "the folder holds other files, and nothing that this command wrote",
+            where=str(folder),
+            fix="pass --out with an empty folder",
+        )
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether a file is below `folder`; names that begin with a dot do not count."""
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(not name.startswith(".") for name in files):
+            return True
+    return False
+
+
+def check_source(path: str | Path, within: Path, *, links: bool = False) -> None:
+    """Raise RoboAlignError where `path`, named by the index of the data set `within`, is outside of it.
+
+    Links are followed first. A snapshot of the Hugging Face cache may link to the blobs of its own repository.
+    `links` allows every place.
+    """
+    if links:
+        return
+    root, target = within.resolve(), Path(path).resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parents[1] / "blobs")
+    if not any(place == target or place in target.parents for place in allowed):
+        raise RoboAlignError(
+            f"it is outside of the data set, at {target}",
+            where=str(path),
+            fix="pass --read links=true if that is meant",
+        )
+
+
+def check_readable(path: str | Path, *, fix: str = "") -> None:
+    """Raise RoboAlignError where `path` is missing, no plain file (a folder, FIFO or device), or may not be read."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise RoboAlignError("the file does not exist", where=str(path), fix=fix) from None
+    except OSError as error:
+        raise RoboAlignError(f"it cannot be read ({error.strerror})", where=str(path)) from None
+    if not stat.S_ISREG(mode):
+        raise RoboAlignError("this is not a plain file", where=str(path), fix=fix)
+    if not os.access(path, os.R_OK):
+        raise RoboAlignError(
+            "it may not be read (Permission denied)", where=str(path), fix="allow it with chmod u+r"
+        )
+
+
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Hold `folder`, which is made where it is missing, for this process alone; a killed process lets go of it.
@@ -86,13 +171,12 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, *, fix: str = "") -> Any:
-    """Read a JSON file. Raises RoboAlignError naming the file where it is missing or broken."""
-    path = Path(path)
-    if not path.is_file():
-        raise RoboAlignError("the file does not exist", where=str(path), fix=fix)
+    """Read a JSON file, with or without a byte-order mark. Raises RoboAlignError naming the file where it is missing,
+    may not be read, or is broken."""
+    check_readable(path, fix=fix)
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise RoboAlignError(f"not valid JSON ({error})", where=str(path), fix=fix) from None
 
 

@@ -13,6 +13,9 @@ from roboalign.actions.axes import Axes
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 
+MAX_PIXELS = 1 << 26
+"""Pixels that a picture may declare: a larger one is refused before it is decoded."""
+
 
 @dataclass(frozen=True)
 class Camera:

@@ -1,19 +1,21 @@
 """Open a robot data set whatever its format, told by its files or by name."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.calvin import read_calvin
-from roboalign.episodes.formats.lerobot import iterate_lerobot, lerobot_names
+from roboalign.episodes.formats.lerobot import about_lerobot, iterate_lerobot
 from roboalign.episodes.formats.rlds import read_rlds
 from roboalign.episodes.formats.robomimic import begins_as_hdf5, is_hdf5, read_robomimic
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import About, Fault, RobotData
 
 READERS: dict[str, Callable[..., Iterator[Episode | Fault]]] = {
     "lerobot": iterate_lerobot,
@@ -21,8 +23,17 @@ READERS: dict[str, Callable[..., Iterator[Episode | Fault]]] = {
     "robomimic": read_robomimic,
     "calvin": read_calvin,
 }
-NAMES = {"lerobot": lerobot_names}
-"""Formats that name dimensions: what gives those of the actions and of the state."""
+ABOUT: dict[str, Callable[..., About]] = {"lerobot": about_lerobot}
+"""Formats that say something of themselves before their episodes are read."""
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a name",
+    Sequence: "a list of names",
+}
+EXAMPLES = {bool: "true", int: "5", float: "5", Sequence: "[NAME]"}
+"""What an option of a type takes, in words and as an example."""
 EXPECTED = (
     "a LeRobot data set has meta/info.json, an RLDS one features.json, a CALVIN split "
     "lang_annotations/auto_lang_ann.npy; robomimic's and LIBERO's are HDF5 files"
@@ -63,6 +74,8 @@ def open_robot_data(
             where=str(path),
             fix=f"it takes {listed}",
         )
+    for key, value in given.items():
+        check_option(format, key, value)
     READERS[format](
         path, **given
     )  # what is wrong with the whole data set is said now, not at the first episode
@@ -71,14 +84,18 @@ def open_robot_data(
         for item in READERS[format](path, **given):
             yield item if space is None or isinstance(item, Fault) else with_space(item, space)
 
-    action_names, state_names = NAMES[format](path) if format in NAMES else ((), ())
+    about = ABOUT[format](path, **given) if format in ABOUT else About()
     return RobotData(
         path.resolve().name,
         format,
         read,
         strict=strict,
-        action_names=action_names,
-        state_names=state_names,
+        action_names=about.action_names,
+        state_names=about.state_names,
+        notes=about.notes,
+        expected=about.episodes,
+        path=path,
+        options=given,
     )
 
 
@@ -106,6 +123,39 @@ def options_of(format: str) -> list[str]:
         for name, p in inspect.signature(READERS[format]).parameters.items()
         if p.kind is p.KEYWORD_ONLY
     ]
+
+
+def check_option(format: str, key: str, value: Any) -> None:
+    """Raise RoboAlignError where an option of a format's reader is of another type than it takes; 5 is no text, and
+    only true and false are a flag."""
+    kind = get_type_hints(READERS[format])[key]
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError:
+        raise RoboAlignError(
+            f"the {format} reader takes {words_for(kind)}, not {value!r}",
+            where=f"--read {key}",
+            fix=f"pass --read {key}={EXAMPLES.get(first_of(kind), 'NAME')}",
+        ) from None
+
+
+def words_for(kind: Any) -> str:
+    """`true or false`, `a number`: what an option of this type takes."""
+    kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return " or ".join(
+        f"one of {', '.join(map(str, get_args(one)))}"
+        if get_origin(one) is Literal
+        else WORDS.get(get_origin(one) or one, str(one))
+        for one in kinds
+    )
+
+
+def first_of(kind: Any) -> Any:
+    """The type of an optional option."""
+    first = next((one for one in get_args(kind) if one is not type(None)), kind)
+    return get_origin(first) or first
 
 
 def with_space(episode: Episode, space: ActionSpace) -> Episode | Fault:

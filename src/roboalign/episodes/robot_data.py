@@ -1,7 +1,10 @@
 """Robot data sets of any format as one stream of `Episode`s; what cannot be read is named and counted."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
@@ -14,6 +17,19 @@ class Fault:
     where: str
     problem: str
     fix: str = ""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a data set says of itself before its episodes are read."""
+
+    action_names: tuple[str, ...] = ()
+    """What it calls the dimensions of its actions; () where it does not."""
+    state_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a user has to know of how it is read, one sentence each."""
+    episodes: int | None = None
+    """How many it has; None where that is not known before they are read."""
 
 
 class RobotData:
@@ -32,21 +48,24 @@ class RobotData:
         strict: bool = False,
         action_names: tuple[str, ...] = (),
         state_names: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
+        expected: int | None = None,
+        path: Path | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
+        """`notes`: what a user has to know of how it is read. `expected`: how many episodes it has, None where that is
+        not known. `path` and the reader's `options` are where it comes from."""
         self.name, self.format, self.read, self.strict = name, format, read, strict
         self.action_names, self.state_names = action_names, state_names
+        self.notes, self.expected = notes, expected
+        self.path, self.options = path, dict(options or {})
         self.faults: list[Fault] = []
 
     def through(self, read: Callable[[], Iterator[Episode | Fault]]) -> "RobotData":
         """The same data set, its episodes given by another function."""
-        return RobotData(
-            self.name,
-            self.format,
-            read,
-            strict=self.strict,
-            action_names=self.action_names,
-            state_names=self.state_names,
-        )
+        other = copy.copy(self)
+        other.read, other.faults = read, []
+        return other
 
     def __iter__(self) -> Iterator[Episode]:
         self.faults = []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_robot_video import number_in, write_video
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.episode import Episode, encode_png
+from roboalign.episodes.episode import Episode, content_id, encode_png
 from roboalign.episodes.formats.lerobot import iterate_lerobot, read_lerobot
 from roboalign.episodes.formats.video import Decoder
 from roboalign.episodes.robot_data import Fault, RobotData
@@ -132,7 +132,9 @@ def change_data(folder: Path, key: str, column, episode: int = 1) -> None:
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])
 def test_what_is_stored_is_read(tmp_path, version):
     episodes = read_lerobot(write_set(tmp_path / "set", version=version))
-    assert [e.episode_id for e in episodes] == [f"set/episode-00000{i}" for i in range(3)]
+    assert [e.episode_id for e in episodes] == [
+        content_id(f"set/episode-00000{i}", actions_of(i, n)) for i, n in enumerate(LENGTHS)
+    ]
     assert [e.instruction for e in episodes] == ["open it", "", "open it"]
     for index, (episode, length) in enumerate(zip(episodes, LENGTHS)):
         assert episode.fps == 20.0 and len(episode) == length
@@ -259,7 +261,11 @@ def cut(path: Path) -> None:
             "episode_000001.parquet",
             f"column {WRIST} is missing",
         ),
-        (lambda f: change_data(f, "task_index", [9] * 12), "meta", "no task with task_index 9"),
+        (
+            lambda f: change_data(f, "task_index", [9] * 12),
+            "tasks.jsonl",
+            "no task with task_index 9",
+        ),
         (
             lambda f: write_json_lines(
                 f / "meta/episodes.jsonl",
@@ -294,7 +300,10 @@ def test_a_broken_episode_is_a_fault_and_the_others_are_read(stored, fault, wher
         (lambda f: edit_info(f, fps=0), "fps is 0"),
         (lambda f: edit_info(f, fps="20"), "fps is '20'"),
         (lambda f: edit_info(f, chunks_size=0), "chunks_size is 0"),
-        (lambda f: edit_info(f, total_episodes=2), "info.json counts 2 episodes, meta/episodes 3"),
+        (
+            lambda f: edit_info(f, total_episodes=2),
+            "episodes.jsonl: it lists 3 episodes, total_episodes in meta/info.json is 2",
+        ),
         (
             lambda f: edit_info(f, data_path="data/{episode}.parquet"),
             "info.json: data_path is 'data/{episode}.parquet'",
@@ -338,7 +347,7 @@ def test_a_cut_video_shows_when_its_frame_is_asked_for(stored):
     cut(path)
     episode = read_lerobot(stored)[1]
     with pytest.raises(
-        RoboAlignError, match=r"episode_000001.mp4, at 0.100 s: not a readable video"
+        RoboAlignError, match=r"episode_000001.mp4, at 0.150 s: not a readable video"
     ):
         episode.frame("front", 2)
     with pytest.raises(RoboAlignError, match=r"episode_000001.mp4: not a readable video"):

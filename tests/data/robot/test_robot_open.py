@@ -67,7 +67,33 @@ def test_what_is_wrong_is_said_when_it_is_opened(tmp_path):
         open_robot_data(tmp_path, "robomimic", options={"flop": True})
     with pytest.raises(RoboAlignError, match=r"meta/info\.json"):
         open_robot_data(tmp_path, "lerobot")
-    assert "fps" in options_of("rlds") and options_of("lerobot") == []
+    assert "fps" in options_of("rlds") and options_of("lerobot") == [
+        "action",
+        "state",
+        "instruction",
+        "links",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("format", "option", "message"),
+    [
+        (
+            "robomimic",
+            {"fps": "abc"},
+            r"--read fps: the robomimic reader takes a number, not 'abc'",
+        ),
+        ("robomimic", {"fps": True}, r"takes a number, not True.*--read fps=5"),
+        ("robomimic", {"flip": "maybe"}, r"--read flip: .* not 'maybe'"),
+        ("rlds", {"fps": "abc"}, r"--read fps: the rlds reader takes a number, not 'abc'"),
+        ("rlds", {"state": 3}, r"--read state: .* takes a name or a list of names, not 3"),
+        ("lerobot", {"links": "maybe"}, r"--read links: .* takes true or false, not 'maybe'"),
+        ("lerobot", {"action": [1]}, r"--read action: .* a list of names, not \[1\]"),
+    ],
+)
+def test_an_option_of_another_type_is_named(tmp_path, format, option, message):
+    with pytest.raises(RoboAlignError, match=message):
+        open_robot_data(tmp_path, format, options=option)
 
 
 def test_written_as_lerobot_it_reads_the_same(tmp_path):

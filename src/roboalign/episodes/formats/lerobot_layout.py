@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import MAX_PIXELS
 
 VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
@@ -65,6 +66,10 @@ class Record:
     videos: dict[str, StoredVideo]
     alone: bool
     """Whether the file holds this episode and nothing else."""
+
+    def paths(self) -> list[Path]:
+        """Every file that holds a part of the episode."""
+        return [self.path, *(video.path for video in self.videos.values())]
 
 
 def data_path(folder: Path, number: int) -> Path:
@@ -132,25 +137,32 @@ def check_info(info: Any, folder: Path) -> None:
         )
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf"):
         raise RoboAlignError(f"fps is {fps!r}, expected frames a second", where=where, fix=AGAIN)
-    if not isinstance(features, dict) or ACTION not in features:
-        raise RoboAlignError(f"the feature {ACTION} is missing", where=where)
-    for key, feature in features.items():
-        shape, dtype = (
-            (feature.get("shape"), feature.get("dtype"))
-            if isinstance(feature, dict)
-            else (None, None)
-        )
-        if (
-            not isinstance(dtype, str)
-            or not isinstance(shape, list)
-            or not all(isinstance(size, int) and size > 0 for size in shape)
-        ):
-            raise RoboAlignError(
-                f"the feature {key} has no dtype and shape", where=where, fix=AGAIN
-            )
-        if dtype in ("image", "video") and len(shape) != 3:
+    if not isinstance(features, dict) or not features:
+        raise RoboAlignError("features describes nothing", where=where, fix=AGAIN)
+
+
+def check_feature(features: Features, key: str, where: str) -> None:
+    """Raise RoboAlignError where a feature that is read has no type, or a shape that cannot be."""
+    feature = features[key]
+    shape, dtype = (
+        (feature.get("shape"), feature.get("dtype")) if isinstance(feature, dict) else (None, None)
+    )
+    if (
+        not isinstance(dtype, str)
+        or not isinstance(shape, list)
+        or not all(isinstance(size, int) and 0 < size <= MAX_PIXELS for size in shape)
+    ):
+        raise RoboAlignError(f"the feature {key} has no dtype and shape", where=where, fix=AGAIN)
+    if dtype in ("image", "video"):
+        if len(shape) != 3:
             raise RoboAlignError(
                 f"the camera {key} has shape {shape}, expected [H, W, 3]", where=where
+            )
+        if math.prod(shape) > 4 * MAX_PIXELS:
+            raise RoboAlignError(
+                f"the camera {key} has shape {shape}, more than {MAX_PIXELS:,} pixels",
+                where=where,
+                fix="correct the shape",
             )
 
 
@@ -169,7 +181,7 @@ def dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
     elif isinstance(stated, dict):
         names = [name for part in stated.values() if isinstance(part, list) for name in part]
     named = all(isinstance(name, str) and name for name in names)
-    return tuple(names) if named and feature["shape"] == [len(names)] else ()
+    return tuple(names) if named and feature.get("shape") == [len(names)] else ()
 
 
 def fill(info: dict[str, Any], key: str, folder: Path, **values: int | str) -> Path:

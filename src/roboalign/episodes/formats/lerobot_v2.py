@@ -2,21 +2,19 @@
 
 meta/info.json  meta/episodes.jsonl  meta/tasks.jsonl
 data/chunk-000/episode_000000.parquet  videos/chunk-000/<key>/episode_000000.mp4
-meta/modality.json      GR00T's: which cameras and which columns of words a robot of this data set uses
 """
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import read_json
+from roboalign.core.files import check_readable
 from roboalign.episodes.formats import lerobot_layout as layout
-from roboalign.episodes.formats.lerobot_layout import AGAIN, Features, Record, StoredVideo, number
+from roboalign.episodes.formats.lerobot_layout import AGAIN, Record, StoredVideo, number
 
-EPISODES, TASKS, MODALITY = "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/modality.json"
-LANGUAGE = "annotation.human.action.task_description"
-"""GR00T's column of indices into the tasks; read where a data set has no column task_index."""
+EPISODES, TASKS = "meta/episodes.jsonl", "meta/tasks.jsonl"
 
 
 def read_records(folder: Path, info: dict[str, Any], videos: list[str]) -> list[Record]:
@@ -59,10 +57,10 @@ def read_tasks(path: Path) -> dict[int, str]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """One JSON object a line. A line that was cut short is refused, the last one too: an episode would be lost."""
-    if not path.is_file():
-        raise RoboAlignError("the file does not exist", where=str(path), fix=AGAIN)
+    check_readable(path, fix=AGAIN)
     rows = []
-    for line, text in enumerate(path.read_bytes().splitlines(), start=1):
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    for line, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
@@ -75,26 +73,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise RoboAlignError(f"not a record: {row!r}", where=f"{path}, line {line}", fix=AGAIN)
         rows.append(row)
     return rows
-
-
-def used_cameras(folder: Path, features: Features) -> list[str]:
-    """The columns that are cameras: those that meta/modality.json names, and all where there is no such file.
-
-    info.json may describe cameras that were never stored. Raises RoboAlignError where modality.json names one that
-    info.json does not describe.
-    """
-    described = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
-    path = folder / MODALITY
-    modality = read_json(path) if path.exists() else {}
-    named = modality.get("video") if isinstance(modality, dict) else None
-    if not isinstance(named, dict) or not all(isinstance(value, dict) for value in named.values()):
-        return described
-    used = [value.get("original_key", layout.IMAGE_PREFIX + name) for name, value in named.items()]
-    unknown = [key for key in used if key not in described]
-    if unknown:
-        raise RoboAlignError(
-            f"it names the cameras {unknown}, meta/info.json describes {described}",
-            where=str(path),
-            fix="correct original_key in meta/modality.json, or remove the file to read every camera",
-        )
-    return used

@@ -1,9 +1,12 @@
 """Frames of a video file by their time: found from the key frame before them, and one after another without seeking."""
 
+import copy
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +15,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.episode import LazyFrames, encode_png
+from roboalign.episodes.episode import MAX_PIXELS, LazyFrames, encode_png
 
 MAX_OPEN = 8
 """Video files that one thread keeps open: the cameras of an episode, and of another one beside it."""
@@ -22,7 +25,7 @@ AGAIN = "get this file again, or drop its episodes"
 
 
 class VideoFrames(LazyFrames):
-    """The frames of one camera of one episode in a video file: step t is shown at `first_time` + t / `fps` seconds.
+    """The frames of one camera of one episode in a video file, each found by its time.
 
     A frame is decoded when it is asked for, as PNG bytes by `[t]` and as pixels by `frame(t)`. A file may hold several
     episodes. The object itself is a few numbers: it can be pickled and used in any process or thread.
@@ -35,29 +38,83 @@ class VideoFrames(LazyFrames):
         length: int,
         fps: float,
         size: tuple[int, int] | None = None,
+        *,
+        times: np.ndarray | None = None,
+        span: tuple[float, float | None] | None = None,
     ) -> None:
-        """`first_time` in seconds, `length` in steps. `size`: the (width, height) that every frame must have."""
-        self.path, self.first_time, self.length, self.fps, self.size = (
-            Path(path),
-            first_time,
-            length,
-            fps,
-            size,
-        )
+        """Step t is shown at `times[t]` seconds of the file, without `times` at `first_time` + t / `fps`.
+
+        `length` in steps. `size`: the (width, height) that every frame must have. `span`: from when to when the file
+        shows this episode, to its end where that is None. A recording and its table may count from different
+        times: where a step has no frame at its time, and the span holds as many frames as there are steps, they are
+        paired in order.
+        """
+        self.path, self.length, self.fps, self.size = Path(path), length, fps, size
+        self.wanted = first_time + np.arange(length) / fps if times is None else times
+        self.span = span
+        self.first = 0
+        """Of a part of an episode, its first step there."""
+
+    def part(self, first: int, end: int) -> "VideoFrames":
+        """Steps `first` to `end` - 1. Their times are those that they have in the whole episode."""
+        part = copy.copy(self)
+        part.first, part.length = self.first + first, end - first
+        return part
 
     def file(self, t: int) -> bytes:
         """The frame as PNG."""
         return encode_png(self.frame(t))
 
+    @cached_property
+    def times(self) -> np.ndarray:
+        """float64 [T]: when each step of the whole episode is shown, in seconds of the file. Reads the span's packets.
+
+        Raises RoboAlignError where the span does not show each step, other than the last ones of a file that ends early.
+        """
+        if self.span is None:
+            return self.wanted
+        half, slack, steps = 0.5 / self.fps, 0.1 / self.fps, len(self.wanted)
+        start, end = self.span
+        if end is None:
+            own = with_last = np.sort(packet_times(self.path, start, np.inf))
+        else:
+            # Some tools record the time of the last frame as the end, others when it is over.
+            stored = np.sort(packet_times(self.path, start, end + half))
+            with_last = stored[(stored > start - half) & (stored <= end + slack)]
+            own = with_last[with_last < end - slack]
+        if self._shown_in(own):
+            return self.wanted
+        if len(own) == steps:
+            return own
+        if self._shown_in(with_last) and self.wanted[0] < start + half:
+            return self.wanted
+        if end is None and (not len(own) or self.wanted[0] >= own[0] - half):
+            return self.wanted  # the steps that it does not show are refused one by one
+        shown = f"at {own[0]:.3f} to {own[-1]:.3f} s" if len(own) else "none"
+        raise RoboAlignError(
+            f"the video has {len(own)} frames of this episode, {shown}; its {steps} steps are at "
+            f"{self.wanted[0]:.3f} to {self.wanted[-1]:.3f} s",
+            where=str(self.path),
+            fix=AGAIN,
+        )
+
+    def _shown_in(self, times: np.ndarray) -> bool:
+        """Whether the first and the last step have a frame among those at `times`."""
+        half = 0.5 / self.fps
+        return bool(
+            len(times) and times[0] - half <= self.wanted[0] and self.wanted[-1] <= times[-1] + half
+        )
+
     def frame(self, t: int) -> np.ndarray:
         """uint8 [H, W, 3] of step t.
 
-        Raises RoboAlignError naming the file and the time where the file is missing or broken, where no frame lies
+        Raises RoboAlignError naming the file and the time where the file is missing or broken, where no frame is
         within half a step of that time, and where the frame has another size.
         """
-        time = self.first_time + self.step(t) / self.fps
-        where = f"{self.path}, at {time:.3f} s"
+        step = self.first + self.step(t)
+        where = f"{self.path}, at {self.wanted[step]:.3f} s"
         try:
+            time = float(self.times[step])
             decoder = decoder_of(self.path)
             picture = decoder.nearest(time, slack=0.1 / self.fps)
             if picture is None or abs(picture.time - time) > 0.5 / self.fps:
@@ -66,12 +123,12 @@ class VideoFrames(LazyFrames):
                     if picture is None
                     else f"the nearest frame is at {picture.time:.3f} s"
                 )
-                raise RoboAlignError(f"no frame of step {t}: {found}", where=where, fix=AGAIN)
+                raise RoboAlignError(f"no frame of step {step}: {found}", where=where, fix=AGAIN)
             if picture.damaged:
-                raise RoboAlignError(f"the frame of step {t} is damaged", where=where, fix=AGAIN)
+                raise RoboAlignError(f"the frame of step {step} is damaged", where=where, fix=AGAIN)
             pixels = decoder.to_rgb.reformat(picture.frame, format="rgb24").to_ndarray()
         except BROKEN as error:
-            close_videos(self.path)  # a decoder that failed stands nowhere
+            close_videos(self.path)  # the position of a decoder that failed is unknown
             raise unreadable(error, where) from None
         if self.size not in (None, (pixels.shape[1], pixels.shape[0])):
             raise RoboAlignError(
@@ -84,8 +141,8 @@ class VideoFrames(LazyFrames):
     def check(self) -> None:
         """Raise RoboAlignError where a step has no frame. Reads this episode's part of the file, and decodes its first
         and last frame only: damage inside a frame between them shows when that frame is asked for."""
-        wanted = self.first_time + np.arange(self.length) / self.fps
         try:
+            wanted = self.times[self.first : self.first + self.length]
             stored = packet_times(self.path, wanted[0], wanted[-1] + 0.5 / self.fps)
         except BROKEN as error:
             raise unreadable(error, str(self.path)) from None
@@ -117,6 +174,11 @@ class Decoder:
     def __init__(self, path: Path) -> None:
         self.container = av.open(str(path), metadata_errors="replace")
         self.stream, self.tick = video_stream(self.container, path)
+        width, height = self.stream.codec_context.width, self.stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            self.container.close()
+            problem = f"its frames are {width}x{height}, more than {MAX_PIXELS:,} pixels"
+            raise RoboAlignError(problem, where=str(path), fix="drop its episodes")
         self.stream.codec_context.thread_count = (
             1  # decoding runs inside data workers, which fill the cores already
         )
@@ -191,6 +253,7 @@ def decoder_of(path: Path) -> Decoder:
     """
     decoders: OrderedDict[tuple, Decoder] = opened.__dict__.setdefault("decoders", OrderedDict())
     status = path.stat()
+    check_plain(status)
     key = (path, os.getpid(), status.st_mtime_ns, status.st_size)
     if key not in decoders:
         while len(decoders) >= MAX_OPEN:
@@ -224,6 +287,7 @@ def video_stream(
 
 def packet_times(path: Path, first: float, last: float) -> list[float]:
     """When the whole packets between two times are shown, in seconds, read without decoding."""
+    check_plain(path.stat())
     with av.open(str(path), metadata_errors="replace") as container:
         stream, tick = video_stream(container, path)
         container.seek(int(first / tick), stream=stream)
@@ -231,9 +295,15 @@ def packet_times(path: Path, first: float, last: float) -> list[float]:
         for packet in container.demux(stream):
             if packet.dts is not None and packet.dts * tick > last:
                 break
-            if packet.pts is not None and not packet.is_corrupt:
+            if packet.pts is not None and not (packet.is_corrupt or packet.is_discard):
                 times.append(packet.pts * tick)
         return times
+
+
+def check_plain(status: os.stat_result) -> None:
+    """Raise OSError for a FIFO or a device, whose reading may never end."""
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a plain file")
 
 
 def unreadable(error: Exception, where: str) -> RoboAlignError:
