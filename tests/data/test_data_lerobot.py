@@ -20,8 +20,8 @@ from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.feature_stats import image_stats, pool, vector_stats
 from roboalign.episodes.formats.lerobot import (
     LeRobotWriter,
-    iterate_lerobot,
     about_lerobot,
+    iterate_lerobot,
     read_lerobot,
 )
 from roboalign.episodes.robot_data import Fault

@@ -155,7 +155,7 @@ def find_instruction(
     elif not choice and TASK_INDEX in features:
         return TASK_INDEX, ()
     elif not choice:
-        choice, where = found and list(found) or described, str(folder / layout.INFO)
+        choice, where = (found and list(found)) or described, str(folder / layout.INFO)
     if len(choice) != 1:
         raise RoboAlignError(
             f"{'several columns' if choice else 'no column'} may hold the instruction"
