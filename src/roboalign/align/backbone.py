@@ -16,7 +16,8 @@ class BackboneConfig(Config):
 
     source: str = "builtin"
     """`builtin` (the tiny model that ships with the package), `train` (pretrain it in this run on the language-only
-    part of the mixture), or the folder of any Hugging Face image-text-to-text model."""
+    part of the mixture), or any Hugging Face image-text-to-text model: its folder, or its Hub id, for example
+    `Qwen/Qwen2.5-VL-3B-Instruct` or `owner/name@revision`."""
     tiny: TinyConfig = TinyConfig()
     """Shape of the model that `train` builds."""
     vision: VisionConfig = VisionConfig()

@@ -14,9 +14,10 @@ from transformers import GenerationConfig
 from roboalign.actions.vocabulary import extend_tokenizer
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json
+from roboalign.core.hub import resolve
 from roboalign.mixture.mixing.account import text_of
 from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import load_mixture
+from roboalign.mixture.mixing.config import load_mixture, pin_hub_ids
 from roboalign.mixture.mixing.parts import STREAMED
 from roboalign.mllm.encode import encode_conversation
 from roboalign.mllm.load import Mllm, find_vocabulary, load_processor
@@ -37,6 +38,7 @@ def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) ->
             )
         moved[name] = path
     config, expected = load_mixture(mixture, moved)
+    config = pin_hub_ids(config)
     if workers < 1:
         raise RoboAlignError(f"{workers} processes", where="--workers", fix="give 1 or more")
     lengths = None
@@ -81,7 +83,7 @@ def load_words(model: str, n_fast: int | None) -> Mllm:
 
     Raises RoboAlignError where the folder is none of a model, and where its action tokens are fewer than `n_fast`.
     """
-    folder = Path(model)
+    folder = resolve(model, "settings", where="model")
     if not (folder / "config.json").is_file():
         raise RoboAlignError(
             "no model here: config.json does not exist",

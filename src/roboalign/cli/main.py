@@ -62,6 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
                 export_verl_folder(options.run, options.out, seed=options.seed, gpus=options.gpus)
             )
             return 0
+        if options.verb == "push":
+            from roboalign.cli.push import push
+
+            print(push(options))
+            return 0
         return _run(options)
     except RoboAlignError as error:
         print(format_error(error), file=sys.stderr)
@@ -92,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_recipe(options: argparse.Namespace, team: "Team | None") -> int:
-    from roboalign.run.graph import distill_stages, plan_stages
+    from roboalign.run.graph import distill_stages, pin_hub_ids, plan_stages
     from roboalign.run.recipe import load_recipe
     from roboalign.run.scheduler import Run
     from roboalign.run.stages.distill import print_keep_rate
@@ -104,6 +109,7 @@ def _run_recipe(options: argparse.Namespace, team: "Team | None") -> int:
         raise RoboAlignError(
             "this is a file, not a folder", where=str(run_dir), fix="pass --out with another folder"
         )
+    recipe = pin_hub_ids(recipe)
     stages = distill_stages(recipe) if options.verb == "distill" else plan_stages(recipe)
     run = Run(recipe, run_dir, stages, team=team)
     run.execute(run.select(None if options.verb == "run" else options.verb))
@@ -230,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(
         verbs.add_parser("export", help="a run's RL stage for another trainer: verl or EasyR1")
     )
+    _add_push(
+        verbs.add_parser("push", help="upload a policy or a model, with its card, to the Hub")
+    )
     checks = verbs.add_parser("doctor", help="check this machine and say what is missing")
     checks.add_argument("--quiet", action="store_true", help="print only what is wrong")
     return parser
@@ -315,6 +324,19 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_push(command: argparse.ArgumentParser) -> None:
+    """The options of `roboalign push`."""
+    add = command.add_argument
+    add("folder", metavar="RUN_OR_POLICY", help="a run's folder, or a policy's; it is only read")
+    add("--to", required=True, metavar="USER/NAME", help="the repository of the Hub to make")
+    add("--what", choices=("policy", "model"), help="of a run: policy (default), or aligned model")
+    add("--arm", help="of a run: this arm (default: roboalign)")
+    add("--seed", type=int, help="of a run: this training seed (default: the first)")
+    add("--private", action="store_true", help="make the repository private")
+    add("--update", action="store_true", help="add to a repository that exists")
+    add("--dry-run", action="store_true", help="print the card and the files, upload nothing")
+
+
 def _add_data(data: argparse.ArgumentParser) -> None:
     """The options of `roboalign data inspect`, `convert`, `questions` and `mix`."""
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -327,7 +349,9 @@ def _add_data(data: argparse.ArgumentParser) -> None:
     )
     for command in (inspect, convert, questions):
         command.add_argument(
-            "path", help="LeRobot v2.0 to v3.0, RLDS, robomimic or LIBERO HDF5, or a CALVIN split"
+            "path",
+            help="LeRobot v2.0 to v3.0 (a folder or a Hub id, owner/name@revision), RLDS, robomimic or "
+            "LIBERO HDF5, or a CALVIN split",
         )
         command.add_argument(
             "--format", help="lerobot, rlds, robomimic or calvin, where the files do not tell"
@@ -352,7 +376,9 @@ def _add_data(data: argparse.ArgumentParser) -> None:
     inspect.add_argument(
         "--horizon", type=int, default=16, help="steps of an action chunk (default: 16)"
     )
-    inspect.add_argument("--fast", help="the folder of a FAST tokenizer; one is fitted without it")
+    inspect.add_argument(
+        "--fast", help="a FAST tokenizer, folder or Hub id; one is fitted without it"
+    )
     convert.add_argument(
         "--out", required=True, help="the folder to write; an unfinished one is gone on with"
     )

@@ -9,6 +9,7 @@ import yaml
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.known_spaces import known_space
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.hub import resolve
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.rewrite import rewrite
@@ -45,7 +46,7 @@ def inspect_data(
     fast: str | None = None,
 ) -> str:
     """Write the page to `out`; return its tables as text and where it is."""
-    tokenizer = FastTokenizer.load(fast) if fast else None
+    tokenizer = FastTokenizer.load(resolve(fast, "tokenizer", where="--fast")) if fast else None
     kept: list[Episode] = []
     found = survey(keep_episodes(data, kept), camera=camera, horizon=horizon, fast=tokenizer)
     write_inspection(found, kept, out)

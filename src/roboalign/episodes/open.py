@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.hub import hub_id, resolve
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.calvin import read_calvin
 from roboalign.episodes.formats.lerobot import about_lerobot, iterate_lerobot
@@ -48,18 +49,15 @@ def open_robot_data(
     space: ActionSpace | None = None,
     strict: bool = False,
 ) -> RobotData:
-    """The data set at `path` as a stream of episodes.
+    """The data set at `path`, or of the Hub id `path`, as a stream of episodes.
 
     `format` is one of READERS, told by the files where it is None. `options` are the reader's own keyword arguments
     (`fps`, `state`, `flip`, ...). `space` says what the actions mean, and is kept with every episode.
     Raises RoboAlignError where the format cannot be told, an option is not the reader's, or the data set cannot be
     opened; `strict` is RobotData's.
     """
-    path = Path(path)
-    if not path.exists():
-        raise RoboAlignError(
-            "no such file or folder", where=str(path), fix="give the folder of a robot data set"
-        )
+    identity = hub_id(path)
+    path = resolve(path, "data set")
     format = format or format_of(path)
     if format not in READERS:
         raise RoboAlignError(
@@ -80,13 +78,17 @@ def open_robot_data(
         path, **given
     )  # what is wrong with the whole data set is said now, not at the first episode
 
+    name = identity.repository.split("/")[1] if identity else path.resolve().name
+
     def read() -> Iterator[Episode | Fault]:
         for item in READERS[format](path, **given):
+            if identity is not None and isinstance(item, Episode):
+                item = with_name(item, path, name)
             yield item if space is None or isinstance(item, Fault) else with_space(item, space)
 
     about = ABOUT[format](path, **given) if format in ABOUT else About()
     return RobotData(
-        path.resolve().name,
+        name,
         format,
         read,
         strict=strict,
@@ -156,6 +158,14 @@ def first_of(kind: Any) -> Any:
     """The type of an optional option."""
     first = next((one for one in get_args(kind) if one is not type(None)), kind)
     return get_origin(first) or first
+
+
+def with_name(episode: Episode, folder: Path, name: str) -> Episode:
+    """The episode with the data set's name where its id begins with that of the folder in the cache, a commit."""
+    prefix = f"{folder.name}/"
+    if not episode.episode_id.startswith(prefix):
+        return episode
+    return replace(episode, episode_id=f"{name}/{episode.episode_id.removeprefix(prefix)}")
 
 
 def with_space(episode: Episode, space: ActionSpace) -> Episode | Fault:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 from roboalign.align.trained import vision_parameters
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.hub import hub_id
 from roboalign.mllm.load import load_processor
 from roboalign.mllm.presets import (
     PRESETS,
@@ -133,19 +134,19 @@ def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
     blank = np.zeros((size, size, 3), dtype=np.uint8)
     read = processor(text=[processor.image_token], images=[[blank]], add_special_tokens=False)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return config, folder.name, len(read["input_ids"][0])
+    return config, source if hub_id(source) else folder.name, len(read["input_ids"][0])
 
 
 def existing_folder(source: str) -> Path:
     """The folder of a backbone. Raises RoboAlignError where there is none."""
     try:
-        return source_folder(source)
+        return source_folder(source, "settings")
     except RoboAlignError as error:
         known = ", ".join(preset.repository for preset in PRESETS.values())
         raise RoboAlignError(
             error.problem,
             where=error.where,
-            fix=f"give a folder with config.json, or one named like {known}",
+            fix=f"give a folder with config.json, a Hub id, or a name like {known}",
         ) from None
 
 

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
+from roboalign.core.hub import content_key, hub_id, pinned
 from roboalign.run.folder import BACKBONE_OF
-from roboalign.run.recipe import Recipe
+from roboalign.run.recipe import Recipe, TokenizerConfig
 from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.align import extra_sft, random_backbone, rl, sft
-from roboalign.run.stages.base import base
+from roboalign.run.stages.base import base, source_folder
 from roboalign.run.stages.baselines import (
     action_mix,
     action_sft,
@@ -56,6 +56,22 @@ def _report_stage(recipe: Recipe, stages: list[Stage]) -> Stage:
     )
 
 
+def pin_hub_ids(recipe: Recipe) -> Recipe:
+    """The recipe with Hub ids at the commits that they now name, for all of a run's processes to read the same files.
+
+    Raises RoboAlignError where one cannot be fetched.
+    """
+    source, path = recipe.backbone.source, recipe.tokenizer.path
+    if source not in ("builtin", "train"):
+        source = pinned(source, "model", where="backbone.source")
+    path = path and pinned(path, "tokenizer", where="tokenizer.path")
+    parts = {
+        "backbone": recipe.backbone.model_copy(update={"source": source}),
+        "tokenizer": recipe.tokenizer.model_copy(update={"path": path}),
+    }
+    return recipe.model_copy(update=parts)
+
+
 def distill_stages(recipe: Recipe) -> list[Stage]:
     """All stages of `roboalign distill`, each after those it needs."""
     config = _settings(recipe.distill)
@@ -84,7 +100,10 @@ def distill_stages(recipe: Recipe) -> list[Stage]:
 def _first_stages(recipe: Recipe) -> list[Stage]:
     """What every training starts from."""
     demonstrations = _settings(recipe.collect)
-    tokens: dict[str, Any] = {**_settings(recipe.tokenizer), "split": _settings(recipe.mix)}
+    tokens: dict[str, Any] = {
+        **_tokenizer_settings(recipe.tokenizer),
+        "split": _settings(recipe.mix),
+    }
     mixed = _settings(recipe.mix)
     if recipe.mixture:
         demonstrations["part"] = "downstream"
@@ -190,7 +209,7 @@ def _head_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
-    """A folder given from outside counts by its content: other weights are another base."""
+    """A model given from outside counts by its content or commit: other weights are another base."""
     backbone = recipe.backbone
     dtype = recipe.hardware.dtype
     start = {
@@ -202,7 +221,13 @@ def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
             **start,
             **{name: _settings(getattr(backbone, name)) for name in ("tiny", "vision", "pretrain")},
         }
-    from roboalign.run.stages.base import source_folder
-
+    folder = source_folder(backbone.source)
     connector = {"connector": _settings(backbone.connector)} if backbone.connector else {}
-    return {**start, **connector, "weights": hash_tree(Path(source_folder(backbone.source)))}
+    weights = folder.name if hub_id(backbone.source) else hash_tree(folder)
+    return {**start, **connector, "weights": weights}
+
+
+def _tokenizer_settings(config: TokenizerConfig) -> dict[str, Any]:
+    """A tokenizer given from outside counts by its content or commit."""
+    given = config.path and content_key(config.path, "tokenizer", where="tokenizer.path")
+    return {**_settings(config), "path": given}

@@ -51,7 +51,8 @@ class TokenizerConfig(Config):
     """The FAST action tokenizer."""
 
     path: str | None = None
-    """Folder of a published FAST tokenizer (FAST+); without it, one is fitted on the alignment chunks."""
+    """A published FAST tokenizer (FAST+): its folder, or its Hub id, `physical-intelligence/fast`; without it, one is
+    fitted on the alignment chunks."""
     horizon: int = Field(8, ge=1)
     """Action steps a chunk."""
     scale: float = Field(2.0, gt=0)

@@ -210,11 +210,15 @@ def stage_keys(table: dict[str, Stage]) -> dict[str, str]:
     """The key of each stage: sha256 over its settings and the keys of what it needs."""
     keys: dict[str, str] = {}
     for stage in table.values():
-        content = json.dumps(
-            [stage.name, stage.settings, [keys[need] for need in stage.needs]], sort_keys=True
-        )
-        keys[stage.name] = hashlib.sha256(content.encode()).hexdigest()[:16]
+        needs = [keys[need] for need in stage.needs]
+        keys[stage.name] = stage_key(stage.name, stage.settings, needs)
     return keys
+
+
+def stage_key(name: str, settings: dict[str, Any], needs: list[str]) -> str:
+    """The key of one stage; `needs` are the keys of the stages it needs, in their order."""
+    content = json.dumps([name, settings, needs], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int = 0) -> Row:

@@ -20,6 +20,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json, write_json
+from roboalign.core.hub import resolve
 from roboalign.mllm.compiled import compile_layers
 from roboalign.mllm.hidden import truncate_layers
 from roboalign.mllm.load import Mllm, load_mllm
@@ -154,14 +155,17 @@ class Policy:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", *, compile: bool = False) -> "Policy":
-        """Read a policy folder and its backbone, whose layers above `view.layer` are dropped.
+        """Read a policy and its backbone, whose layers above `view.layer` are dropped.
+
+        `folder` is a folder, or the Hub id of what `roboalign push` uploaded.
 
         The backbone has the precision that the head's hidden states were computed in. `compile`: see the method.
 
         Raises RoboAlignError, naming file and field, where anything is missing, broken or does not fit together, and
         where the backbone is not the one that the head was trained on.
         """
-        path = Path(folder) / "policy.json"
+        folder = resolve(folder, "policy")
+        path = folder / "policy.json"
         record = read_json(path, fix=FIX)
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise RoboAlignError(f"not a policy of format {FORMAT}", where=str(path), fix=FIX)
@@ -176,7 +180,7 @@ class Policy:
         reference = _parse(BackboneReference, record, "backbone", path)
         backbone = _find_backbone(reference, path)
         head = FlowMatchingHead(config, shape)
-        _load_weights(head, Path(folder) / "head.safetensors")
+        _load_weights(head, folder / "head.safetensors")
         mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
         text = mllm.model.config.get_text_config()
         if text.hidden_size != shape.vlm_width or text.num_hidden_layers < view.layer:

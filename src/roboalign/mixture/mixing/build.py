@@ -16,6 +16,7 @@ import pyarrow as pa
 from roboalign import __version__
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file, hash_tree, locked, read_json, write_json
+from roboalign.core.hub import resolve
 from roboalign.episodes.robot_data import Fault
 from roboalign.mixture.mixing import account, choose, store, write
 from roboalign.mixture.mixing.config import MixtureConfig
@@ -151,9 +152,10 @@ def begin(building: Building) -> None:
     config, digest = building.config, hashlib.sha256()
     given = [
         *(part.file for part in building.parts),
-        *(Path(one.path) for one in config.evaluation),
+        *(resolve(one.path, "data set", where="evaluation") for one in config.evaluation),
     ]
-    given += [Path(config.tokenizer.path)] if config.tokenizer and config.tokenizer.path else []
+    if config.tokenizer and config.tokenizer.path:
+        given.append(resolve(config.tokenizer.path, "tokenizer", where="tokenizer.path"))
     for root in given:
         for path in [root] if root.is_file() else sorted(root.rglob("*")):
             if path.is_file():

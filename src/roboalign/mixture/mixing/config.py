@@ -13,6 +13,7 @@ from roboalign.conversations.qa.normal import Style
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
+from roboalign.core.hub import pinned
 
 PLACES = ("robot", "preset", "qa", "conversations")
 FIELDS_OF = {
@@ -322,6 +323,30 @@ def moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
             holder["named"] = holder["robot"]
         holder[key] = path
     return MixtureConfig.model_validate(values)
+
+
+def pin_hub_ids(config: MixtureConfig) -> MixtureConfig:
+    """The settings with Hub ids at the commits that they now name, so that the manifest says which data it was.
+
+    Raises RoboAlignError where one cannot be fetched.
+    """
+
+    def robot(source: SourceConfig) -> SourceConfig:
+        where = f"source {source.name}"
+        held = source.robot and pinned(source.robot, "data set", where=where)
+        return source.model_copy(update={"robot": held})
+
+    tokenizer = config.tokenizer
+    if tokenizer and tokenizer.path:
+        path = pinned(tokenizer.path, "tokenizer", where="tokenizer.path")
+        tokenizer = tokenizer.model_copy(update={"path": path})
+    evaluation = tuple(
+        one.model_copy(update={"path": pinned(one.path, "data set", where="evaluation")})
+        for one in config.evaluation
+    )
+    model = config.model and pinned(config.model, "settings", where="model")
+    parts = {"tokenizer": tokenizer, "evaluation": evaluation, "model": model}
+    return config.model_copy(update={"sources": tuple(map(robot, config.sources)), **parts})
 
 
 def explain(error: ValidationError, path: Path) -> RoboAlignError:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from roboalign.conversations.conversation import ROW
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json, write_json
+from roboalign.core.hub import resolve
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.open import format_of, open_robot_data
 from roboalign.episodes.robot_data import Fault
@@ -26,13 +27,7 @@ EVALUATED = "evaluation"
 
 def evaluation_tasks(work: Path, number: int, config: EvaluationConfig) -> list[tuple[Any, ...]]:
     """The tasks that read one evaluation set: one a conversation shard, or some that share a robot data set."""
-    folder = Path(config.path)
-    if not folder.exists():
-        raise RoboAlignError(
-            "no such folder",
-            where=f"evaluation {folder}",
-            fix="give a folder of conversation shards or of robot data",
-        )
+    folder = resolve(config.path, "data set", where="evaluation")
     found = sorted(folder.glob("*.parquet"))
     held = [path for path in found if path.name == "heldout.parquet"]
     if found:

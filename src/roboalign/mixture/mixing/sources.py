@@ -16,6 +16,7 @@ from roboalign.conversations.qa.presets import PRESETS, how_to_get, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
+from roboalign.core.hub import resolve
 from roboalign.episodes.open import format_of
 from roboalign.episodes.robot_data import Fault
 from roboalign.mixture.mixing.config import MixtureConfig, SourceConfig
@@ -43,7 +44,9 @@ SMALL = 1 << 16
 def parts_of(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]]:
     """The parts of a source in order, and those that are missing. Raises RoboAlignError where nothing is there."""
     given = getattr(source, source.place)
-    if source.place != "preset" and not Path(given).exists():
+    if source.robot is not None:
+        given = str(resolve(given, "data set", where=f"source {source.name}"))
+    elif source.place != "preset" and not Path(given).exists():
         raise RoboAlignError(
             "no such file or folder",
             where=f"source {source.name}, {given}",
@@ -62,7 +65,7 @@ def parts_of(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]
             Part(number, i, path, path.name) for i, path in enumerate(shards(folder, "train"))
         ], []
     assert source.robot is not None
-    robot = Path(source.robot)
+    robot = Path(given)
     read_robot(source)  # what is wrong with the whole data set is said now
     # The records of an RLDS file are unpacked to be passed over: sharing it would read all of it many times.
     slices = 1 if (source.format or format_of(robot)) == "rlds" else SLICES

@@ -11,6 +11,7 @@ from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json, write_json
+from roboalign.core.hub import resolve
 from roboalign.episodes.episode import Episode
 from roboalign.mixture.mixing.config import TokensConfig
 
@@ -49,7 +50,7 @@ def check_same_actions(found: Iterable[tuple[str, np.ndarray, dict[str, Any] | N
 def make_tokens(config: TokensConfig, raw: np.ndarray, folder: Path) -> dict[str, Any]:
     """Fit or load the tokenizer for chunks [N, H, D] of raw actions and write it to `folder`: fast/, stats.json and
     tokenizer.json, as a run does. Returns what the manifest says of it."""
-    given = Path(config.path) if config.path is not None else None
+    given = resolve(config.path, "tokenizer", where="tokenizer.path") if config.path else None
     inner = given / "fast" if given is not None and (given / "fast").is_dir() else given
     if given is not None and (given / "stats.json").is_file():
         stats = ActionStats.from_dict(

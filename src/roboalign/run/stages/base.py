@@ -19,6 +19,7 @@ from roboalign.conversations.stored import StoredConversations
 from roboalign.core.distributed import leads, wait_for_all
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
+from roboalign.core.hub import Kind, resolve
 from roboalign.episodes.keypoints import keypoints
 from roboalign.mixture.builder import split_episodes
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
@@ -133,15 +134,15 @@ def builtin_folder() -> Path:
     return folder
 
 
-def source_folder(source: str) -> Path:
-    """The folder that `backbone.source` names."""
+def source_folder(source: str, kind: Kind = "model") -> Path:
+    """The folder of the model that `backbone.source` names; a Hub id is fetched."""
     if source == "builtin":
         return builtin_folder()
-    folder = Path(source).expanduser()
+    folder = resolve(source, kind, where="backbone.source")
     if not (folder / "config.json").is_file():
         raise RoboAlignError(
             f"`{source}` is no folder of a Hugging Face model",
             where="backbone.source",
-            fix="give `builtin`, `train`, or the path of a folder with config.json",
+            fix="give `builtin`, `train`, a folder with config.json, or a Hub id (owner/name)",
         )
     return folder

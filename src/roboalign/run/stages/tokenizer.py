@@ -10,6 +10,7 @@ from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_tree, read_json, write_json
+from roboalign.core.hub import resolve
 from roboalign.mixture.builder import split_episodes
 from roboalign.mixture.manifest import read_manifest
 from roboalign.run.folder import read_demonstrations
@@ -29,7 +30,8 @@ def tokenizer(context: Context) -> dict[str, Any]:
     if config.path is None:
         fast = FastTokenizer.fit(chunks, scale=config.scale, vocab_size=config.vocab_size)
     else:
-        fast = FastTokenizer.load(config.path, horizon=config.horizon, action_dim=chunks.shape[-1])
+        folder = resolve(config.path, "tokenizer", where="tokenizer.path")
+        fast = FastTokenizer.load(folder, horizon=config.horizon, action_dim=chunks.shape[-1])
     tokens = fast.encode(chunks)
     decoded = fast.decode_batch(tokens)
     failures = [one for one in decoded if isinstance(one, DecodeFailure)]
