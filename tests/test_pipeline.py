@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -19,9 +19,10 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.progress import Progress
 from roboalign.run import scheduler as pipeline
+from roboalign.run.arms import ARMS
 from roboalign.run.graph import distill_stages, plan_stages
 from roboalign.run.observer import Observer, PlainLines
-from roboalign.run.recipe import ArmName, Recipe, load_recipe
+from roboalign.run.recipe import Recipe, load_recipe
 from roboalign.run.scheduler import Run, by_name, stage_keys
 from roboalign.run.stage import Context, Stage
 
@@ -440,7 +441,7 @@ def test_lora_counts_where_it_is_asked_for_and_else_no_key_knows_of_it() -> None
     recipe = Recipe(
         name="x",
         backbone={"source": "train"},
-        arms=list(get_args(ArmName)),  # type: ignore[arg-type]
+        arms=list(ARMS),  # type: ignore[arg-type]
         mix={"weights": {"planning": 1.0, "trace": 1.0}},
     )
     for stage in [*plan_stages(recipe), *distill_stages(recipe)]:

@@ -11,9 +11,10 @@ from roboalign.core.files import atomic_path, read_json
 from roboalign.report.comparison import markdown_comparison
 from roboalign.report.tables import ARM_COLUMNS, lookup
 from roboalign.report.text import interval, value
-from roboalign.run.stages.report import ARMS, OTHER_RL
+from roboalign.run.arms import ARMS
 
-BASELINES = ("language-sft", "action-sft", "ecot", *OTHER_RL)
+BASELINES = {name for name, arm in ARMS.items() if arm.simulated}
+RL = {arm.backbone.stage for arm in ARMS.values() if arm.backbone.curve == "rl"}
 COLUMNS = (
     "VQA, direct",
     "Prefix, direct",
@@ -42,7 +43,7 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
         shutil.copy(run_dir / "recipe.yaml", folder / "recipe.yaml")
         shutil.copy(run_dir / "collect" / "experts.json", folder / "experts.json")
         for seed in sorted(run_dir.glob("seed-*")):
-            for stage in ("rl", *OTHER_RL):
+            for stage in sorted(RL):
                 if (seed / stage / "metrics.jsonl").is_file():
                     shutil.copy(
                         seed / stage / "metrics.jsonl",
@@ -55,7 +56,7 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
                     shutil.copy(
                         protocol, folder / "protocol.json"
                     )  # one for all: the recipe alone decides it
-    if not set(BASELINES) & set(arms):
+    if not BASELINES & set(arms):
         return markdown_table(summary)
     return (
         markdown_table(summary) + "\n" + markdown_comparison(comparison(Path(target), "libero-avg"))
@@ -68,7 +69,7 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     first = next(iter(success.values()), {"overall": {"n": 0}})
     head = ["backbone", f"success, {first['overall']['n']} episodes", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, (title, _) in ARMS.items():
+    for name, row in ARMS.items():
         if name not in summary["arms"] and name not in success:
             continue
         cells = [_rate(lookup(success, (name, "overall")))]
@@ -77,7 +78,7 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
             for column, path, kind in ARM_COLUMNS
             if column in COLUMNS
         ]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

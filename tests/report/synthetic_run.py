@@ -9,6 +9,7 @@ from PIL import Image
 from roboalign.evaluate.success import success_table
 from roboalign.evaluate.token_metrics import compare, summarize
 from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
+from roboalign.run.arms import ARMS
 
 TASKS = ("bin-picking-v3", "box-close-v3", "door-lock-v3")
 SKILL = {
@@ -149,6 +150,7 @@ def synthetic_run(folder: Path, video: bytes) -> RunSummary:
             title,
             f"What {title} was trained on.",
             None if name == "blind" else summarize(records[name]),
+            claim=ARMS[name].claim,
         )
         for name, title in titles.items()
     ]

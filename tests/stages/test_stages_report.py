@@ -1,14 +1,12 @@
 """What the report stage gathers from a run's folder."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from stage_run import recipe
 
 from roboalign.core.files import write_json
 from roboalign.run.graph import plan_stages
-from roboalign.run.recipe import ArmName
 from roboalign.run.stages import report
 
 
@@ -63,8 +61,3 @@ def test_the_commit_is_a_hash_or_said_to_be_unknown(monkeypatch: pytest.MonkeyPa
     assert found == "unknown" or len(found.removesuffix("+changes")) == 12
     monkeypatch.setenv("PATH", "")
     assert report.commit() == "unknown"
-
-
-def test_every_arm_of_the_recipe_has_a_name_on_the_page() -> None:
-    assert set(report.ARMS) == set(get_args(ArmName))
-    assert all(set(pair) <= set(report.ARMS) for pair in report.PAIRS)

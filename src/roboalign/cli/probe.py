@@ -27,10 +27,10 @@ from roboalign.evaluate.statistics import paired_difference
 from roboalign.mllm.encode import Prompt, collate, encode_prompt
 from roboalign.mllm.hidden import text_layers
 from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import head_cameras
 from roboalign.run.folder import backbone_folder, read_demonstrations
 from roboalign.run.recipe import Recipe, load_recipe
-from roboalign.run.stages.report import PAIRS
 from roboalign.vla.features import View
 
 PAPER_DEMONSTRATIONS = 20
@@ -342,9 +342,7 @@ def _measure(
         name: {None: dict.fromkeys(layers, plain[name])} for name in ("time", "pixels")
     }
     sides = {**arms, **without}
-    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)] + [
-        (name, arm) for name in without for arm in arms
-    ]
+    pairs = compared(arms) + [(name, arm) for name in without for arm in arms]
     return {
         "baselines": {name: row(correct) for name, correct in plain.items()},
         "backbones": [

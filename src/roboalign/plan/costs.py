@@ -17,7 +17,7 @@ from roboalign.mllm.rounding import token_bytes
 from roboalign.plan import arithmetic as costs
 from roboalign.plan.arithmetic import BFLOAT16, FLOAT32, Gpu, Memory
 from roboalign.plan.model import Assumptions, Model, model_of
-from roboalign.run.folder import BACKBONE_OF
+from roboalign.run.arms import backbones
 from roboalign.run.recipe import Recipe
 from roboalign.vla.head import FlowMatchingHead, HeadShape
 
@@ -76,12 +76,11 @@ def plan_costs(
     Raises RoboAlignError as model_of does.
     """
     model = model_of(recipe, assumed)
-    made = {BACKBONE_OF[arm] for arm in recipe.arms} - {"base", "random"}
-    rl = sorted(name for name in made if name == "rl" or name.endswith("-rl"))
-    again = sorted(made & {"extra-sft", "ecot"})
-    whole = sorted(made & {"language-sft", "action-sft"})
-    if made - set(whole):
-        whole.insert(0, "sft")  # what the others start from
+    trained: dict[str, list[str]] = {"sft": [], "imitation": [], "rl": []}
+    for backbone in backbones(recipe.arms):
+        if backbone.like:
+            trained[backbone.like].append(backbone.stage)
+    whole, again, rl = trained.values()
     asked = (recipe, model, gpu, count, assumed)
     stages = []
     if whole:

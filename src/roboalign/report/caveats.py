@@ -43,23 +43,13 @@ def _success_open(run: RunSummary) -> Iterator[str]:
 def _controls(run: RunSummary) -> Iterator[str]:
     """Arms that share everything but the thing claimed: without a step over them, the claim is not the cause."""
     _, after = run.question
-    reasons = {
-        "extra-sft": "that the gain is RL's and not that of more training on the same samples",
-        "language-sft": "that actions in SFT, and RL on them, beat SFT on language alone",
-        "action-sft": "that language in SFT, and RL after it, beat SFT on actions alone",
-        "ecot": "that RL beats the imitation of a reasoning and the same actions",
-        "language-rl": "that RL on actions beats RL on the next movement as multiple choice",
-        "trajectory-rl": "that RL on actions beats RL on the gripper's path in the image",
-        "base": "that alignment (SFT and RL together) beats the base model",
-        "random": "that pretraining and alignment of the backbone matter to this policy at all",
-        "blind": "that the policy needs to see",
-    }
-    for control, claim in reasons.items():
-        pair = _success_pair(run, control, after)
+    for control in (arm for arm in run.arms if arm.claim):
+        pair = _success_pair(run, control.name, after)
         if pair is not None and not (pair["p"] < 0.05 and pair["difference"]["value"] > 0):
             yield (
-                f"By success, {claim}: against {run.title(control)} {run.title(after)} has {p_value(pair['p'])} "
-                f"({pair['only_after']} episodes only it solved, {pair['only_before']} only the other)."
+                f"By success, that {control.claim}: against {control.title} {run.title(after)} has "
+                f"{p_value(pair['p'])} ({pair['only_after']} episodes only it solved, {pair['only_before']} "
+                "only the other)."
             )
 
 

@@ -124,10 +124,11 @@ def _arm_plots(run: RunSummary) -> list[Markup]:
 def _training_plots(curves: list[Curve]) -> list[tuple[str, list[Markup]]]:
     """(stage title, its plots) for each stage but RL that has a log."""
     found = []
-    for stage, title in STAGES.items():
+    logged = {curve.stage for curve in curves} - {"rl"}
+    for stage in [*STAGES, *sorted(logged - set(STAGES))]:
         plots = _panels([curve for curve in curves if curve.stage == stage], TRAINING_PANELS)
         if plots:
-            found.append((title, plots))
+            found.append((STAGES.get(stage, stage), plots))
     return found
 
 

@@ -23,6 +23,8 @@ class Arm:
     """One sentence: what this arm was trained on."""
     mllm: Metrics | None = None
     """Its token and VQA metrics, as `evaluate.token_metrics.summarize` gives them."""
+    claim: str = ""
+    """What a better success of the arm after RL against this one would show, after "that"."""
 
 
 @dataclass(frozen=True)

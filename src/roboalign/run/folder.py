@@ -10,21 +10,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.core.files import read_json
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.lerobot import read_lerobot
-
-# The stage that makes each arm's backbone. The blind arm has RoboAlign's, and is shown a gray image.
-BACKBONE_OF = {
-    "base": "base",
-    "language-sft": "language-sft",
-    "action-sft": "action-sft",
-    "sft": "sft",
-    "ecot": "ecot",
-    "language-rl": "language-rl",
-    "trajectory-rl": "trajectory-rl",
-    "roboalign": "rl",
-    "extra-sft": "extra-sft",
-    "random": "random",
-    "blind": "rl",
-}
+from roboalign.run.arms import ARMS
 
 
 def read_demonstrations(run_dir: Path, part: str) -> list[Episode]:
@@ -62,5 +48,6 @@ def mixture_folder(run_dir: Path, stage: str = "mix") -> Path:
 
 def backbone_folder(run_dir: Path, seed: int, arm: str) -> Path:
     """The Hugging Face folder of an arm's backbone."""
-    stage = BACKBONE_OF[arm]
-    return (run_dir if stage == "base" else run_dir / f"seed-{seed}") / stage / "model"
+    backbone = ARMS[arm].backbone
+    folder = run_dir if backbone.shared else run_dir / f"seed-{seed}"
+    return folder / backbone.stage / "model"

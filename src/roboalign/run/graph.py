@@ -8,20 +8,10 @@ from typing import Any
 from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
 from roboalign.core.hub import content_key, hub_id, pinned
-from roboalign.run.folder import BACKBONE_OF
+from roboalign.run.arms import ARMS, BASE, MIX, SFT, Backbone, backbones
 from roboalign.run.recipe import Recipe, TokenizerConfig
 from roboalign.run.stage import Context, Stage
-from roboalign.run.stages.align import extra_sft, random_backbone, rl, sft
 from roboalign.run.stages.base import base, source_folder
-from roboalign.run.stages.baselines import (
-    action_mix,
-    action_sft,
-    ecot,
-    language_mix,
-    language_rl,
-    language_sft,
-    trajectory_rl,
-)
 from roboalign.run.stages.collect import collect
 from roboalign.run.stages.distill import distill_rl, sample, traces
 from roboalign.run.stages.evaluate import rollouts, tokens
@@ -35,14 +25,12 @@ Work = Callable[[Context], dict[str, Any]]
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of `roboalign run`, each after those it needs."""
+    made = [one for one in backbones(recipe.arms) if one not in (MIX, BASE)]
     stages = _first_stages(recipe)
-    own = {**_settings(recipe.mix), **_settings(recipe.baselines)}
-    if "language-sft" in recipe.arms:
-        stages.append(Stage("mix-language", language_mix, ("mix",), own))
-    if "action-sft" in recipe.arms:
-        stages.append(Stage("mix-action", action_mix, ("mix",), own))
+    stages += [_backbone_stage(recipe, one, None) for one in made if one.shared]
     for seed in recipe.seeds:
-        stages += _seed_stages(recipe, seed)
+        stages += [_backbone_stage(recipe, one, seed) for one in made if not one.shared]
+        stages += _measuring_stages(recipe, seed)
     return [*stages, _report_stage(recipe, stages)]
 
 
@@ -119,42 +107,31 @@ def _first_stages(recipe: Recipe) -> list[Stage]:
     ]
 
 
-def _seed_stages(recipe: Recipe, seed: int) -> list[Stage]:
-    wanted = {BACKBONE_OF[arm] for arm in recipe.arms}
-    prefix = f"seed-{seed}"
+def _backbone_stage(recipe: Recipe, backbone: Backbone, seed: int | None) -> Stage:
+    """The stage of a row of the arms' table, under one seed where the seeds do not share it."""
+    settings = {name: _settings(getattr(recipe, name)) for name in backbone.settings}
+    return Stage(
+        _stage_of(backbone, seed),
+        backbone.work(),
+        needs=tuple(_stage_of(need, seed) for need in backbone.needs),
+        settings=settings,
+        seed=seed,
+        exclusive=backbone is SFT and _nothing_else_to_do(recipe),
+        together=backbone.together,
+    )
 
-    def training(name: str, work: Work, needs: tuple[str, ...], settings: dict[str, Any]) -> Stage:
-        return Stage(f"{prefix}/{name}", work, needs, settings, seed=seed, together=True)
 
-    imitation = _settings(recipe.sft)
-    refinement = _settings(recipe.rl)
-    stages = []
-    if "language-sft" in wanted:
-        stages.append(training("language-sft", language_sft, ("base", "mix-language"), imitation))
-    if "action-sft" in wanted:
-        stages.append(training("action-sft", action_sft, ("base", "mix-action"), imitation))
-    if wanted & {"sft", "rl", "extra-sft", "ecot", "language-rl", "trajectory-rl"}:
-        # Where nothing could run at the same time, it may as well have every core. A second one makes it a quarter
-        # faster: another seed, another SFT or a head that does not wait for it uses that better.
-        others = wanted & {"language-sft", "action-sft", "base", "random"}
-        alone = len(recipe.seeds) == 1 and not others
-        stages.append(replace(training("sft", sft, ("base",), imitation), exclusive=alone))
-    after = (f"{prefix}/sft",)
-    if "rl" in wanted:
-        stages.append(training("rl", rl, after, refinement))
-    for name, work in (
-        ("ecot", ecot),
-        ("language-rl", language_rl),
-        ("trajectory-rl", trajectory_rl),
-    ):
-        if name in wanted:
-            stages.append(training(name, work, after, refinement))
-    if "extra-sft" in wanted:
-        both = {"sft": imitation, "rl": refinement}
-        stages.append(training("extra-sft", extra_sft, after, both))
-    if "random" in wanted:
-        stages.append(Stage(f"{prefix}/random", random_backbone, ("base",), seed=seed))
-    return [*stages, *_measuring_stages(recipe, seed)]
+def _stage_of(backbone: Backbone, seed: int | None) -> str:
+    return backbone.stage if backbone.shared else f"seed-{seed}/{backbone.stage}"
+
+
+def _nothing_else_to_do(recipe: Recipe) -> bool:
+    """Whether every other stage waits for SFT, which may then have every core.
+
+    A second core makes SFT a quarter faster: another seed, another SFT or a head that does not wait uses it better.
+    """
+    waiting = all(ARMS[arm].backbone.comes_from(SFT) for arm in recipe.arms)
+    return waiting and len(recipe.seeds) == 1
 
 
 def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
@@ -166,8 +143,8 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
         return Stage(f"{prefix}/{kind}/{arm}", work, (source,), settings, seed=seed, arm=arm)
 
     for arm in recipe.arms:
-        source = BACKBONE_OF[arm] if arm == "base" else f"{prefix}/{BACKBONE_OF[arm]}"
-        if arm != "blind":  # the blind arm's backbone is measured as roboalign
+        source = _stage_of(ARMS[arm].backbone, seed)
+        if not ARMS[arm].blind:  # its backbone is measured as that of another arm
             stages.append(stage("eval/tokens", tokens, arm, source, _settings(recipe.tokens)))
         training = stage("head", head, arm, source, _head_settings(recipe))
         stages.append(replace(training, together=True))

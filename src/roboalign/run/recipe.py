@@ -23,28 +23,13 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.builder import MixConfig
 from roboalign.questions.ask import TYPES
+from roboalign.run.arms import ARMS, ArmName
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
 from roboalign.sim.libero.suites import STORED_STATES
 from roboalign.sim.ray import ClusterConfig
 from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
 from roboalign.vla.train import HeadTrainConfig
-
-ArmName = Literal[
-    "base",
-    "language-sft",
-    "action-sft",
-    "sft",
-    "ecot",
-    "language-rl",
-    "trajectory-rl",
-    "roboalign",
-    "extra-sft",
-    "random",
-    "blind",
-]
-RL_QUESTIONS = {"language-rl": "movement_choice", "trajectory-rl": "trace"}
-"""The question type that these arms' RL asks: SFT must have shown it, or there is nothing to reward."""
 
 
 class TokenizerConfig(Config):
@@ -155,13 +140,18 @@ class Recipe(Config):
                 "`paper` or `decoded`"
             )
         for arm in self.arms:
-            group = TYPES[RL_QUESTIONS[arm]].group if arm in RL_QUESTIONS else None
-            if group and not self.mix.weights.get(group):
-                raise ValueError(
-                    f"arm {arm} asks `{RL_QUESTIONS[arm]}` questions, but mix.weights gives `{group}` "
-                    "nothing: SFT never shows the type"
-                )
+            self._require_its_question(arm)
         return self
+
+    def _require_its_question(self, arm: str) -> None:
+        """SFT must have shown the type of question that the arm's RL asks, or there is nothing to reward."""
+        kind = ARMS[arm].question
+        group = TYPES[kind].group if kind else None
+        if group and not self.mix.weights.get(group):
+            raise ValueError(
+                f"arm {arm} asks `{kind}` questions, but mix.weights gives `{group}` nothing: SFT never "
+                "shows the type"
+            )
 
     def _require_the_protocol(self) -> None:
         """LIBERO's protocol has the settings of a rollout: given twice, they could differ."""
@@ -189,9 +179,7 @@ class Recipe(Config):
                 "backbone.source `train` learns to see from demonstrations in the simulator; with "
                 "`mixture` give `builtin` or a model's folder"
             )
-        asked = sorted(
-            {*self.arms} & {"language-sft", "action-sft", "ecot", "language-rl", "trajectory-rl"}
-        )
+        asked = sorted(arm for arm in self.arms if ARMS[arm].simulated)
         if asked:
             raise ValueError(
                 f"arms {asked} make their data from demonstrations in the simulator; leave them out where "

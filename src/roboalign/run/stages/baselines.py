@@ -18,8 +18,8 @@ from roboalign.core.files import read_json
 from roboalign.mixture.builder import MixConfig, build_mixture, question_turn
 from roboalign.questions.ask import Question, ask, survey
 from roboalign.questions.scene import EpisodeScenes
+from roboalign.run.arms import ARMS
 from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
-from roboalign.run.recipe import RL_QUESTIONS
 from roboalign.run.stage import Context
 from roboalign.run.stages.align import imitate, refine
 from roboalign.run.stages.base import LANGUAGE
@@ -82,12 +82,12 @@ def ecot(context: Context) -> dict[str, Any]:
 
 def language_rl(context: Context) -> dict[str, Any]:
     """GRPO on the next movement as multiple choice, right or wrong."""
-    return _rl_on_questions(context, RL_QUESTIONS["language-rl"], "answer")
+    return _rl_on_questions(context, ARMS["language-rl"].question, "answer")
 
 
 def trajectory_rl(context: Context) -> dict[str, Any]:
     """GRPO on the path of the gripper in the image, by its distance from the recorded one."""
-    return _rl_on_questions(context, RL_QUESTIONS["trajectory-rl"], "trace")
+    return _rl_on_questions(context, ARMS["trajectory-rl"].question, "trace")
 
 
 def _build(context: Context, changes: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.episodes.episode import Episode
+from roboalign.run.arms import ARMS
 from roboalign.run.benchmark import head_cameras
 from roboalign.run.folder import backbone_folder, read_demonstrations
 from roboalign.run.stage import Context
@@ -23,7 +24,7 @@ def head(context: Context) -> dict[str, Any]:
     view = View(
         layer=recipe.backbone.layer,
         cameras=head_cameras(recipe),
-        blind=context.arm == "blind",
+        blind=ARMS[context.arm].blind,
         final_norm=recipe.backbone.final_norm,
         dtype=recipe.backbone.layer_dtype,
     )

@@ -7,7 +7,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import read_manifest
-from roboalign.run.folder import BACKBONE_OF, action_tokens, mixture_folder, read_demonstrations
+from roboalign.run.arms import ARMS
+from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
 from roboalign.run.stage import Context
 
 
@@ -55,7 +56,7 @@ def _given(context: Context, given: Path) -> dict[str, Any]:
                 where=str(given / name),
                 fix="build the mixture again with `roboalign data mix`",
             )
-    rl_is_asked = {BACKBONE_OF[arm] for arm in context.recipe.arms} & {"rl", "extra-sft"}
+    rl_is_asked = any(ARMS[arm].uses_rl_subset for arm in context.recipe.arms)
     for split in ("heldout", "rl") if rl_is_asked else ("heldout",):
         if not manifest["counts"][split]["conversations"]:
             raise RoboAlignError(

@@ -3,6 +3,7 @@
 import datetime
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,59 +20,13 @@ from roboalign.report.page import write_report
 from roboalign.report.samples import side_by_side
 from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
 from roboalign.report.terminal import format_arms
+from roboalign.run.arms import ARMS, Backbone, backbones
+from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import protocol_line, simulator_packages
 from roboalign.run.folder import mixture_folder
 from roboalign.run.recipe import Recipe, cores, dump_recipe
 from roboalign.run.stage import Context
 
-ARMS = {
-    "base": ("Base", "the pretrained MLLM, action tokens added but never trained"),
-    "language-sft": (
-        "Language-only SFT",
-        "the base after SFT on as many samples, none of them an action",
-    ),
-    "action-sft": ("Action-only SFT", "the base after SFT on as many samples, all of them actions"),
-    "sft": ("SFT", "the base after SFT on question-answering, reasoning and action samples"),
-    "ecot": (
-        "SFT + ECoT",
-        "SFT, then as many further updates on the RL subset as GRPO made, imitating a reasoning "
-        "from the simulator's state and the recorded action after it",
-    ),
-    "language-rl": (
-        "SFT + language RL",
-        "SFT, then GRPO on the RL subset's frames, asked for the next movement as multiple choice",
-    ),
-    "trajectory-rl": (
-        "SFT + trajectory RL",
-        "SFT, then GRPO on the RL subset's frames, asked for the gripper's path in the image",
-    ),
-    "roboalign": ("RoboAlign", "SFT, then GRPO on the accuracy of the actions after the reasoning"),
-    "extra-sft": (
-        "SFT + extra SFT",
-        "SFT, then as many further SFT updates on the RL subset as GRPO made",
-    ),
-    "random": ("Random", "the same architecture with random weights"),
-    "blind": ("Blind", "RoboAlign's backbone and head, shown a gray image"),
-}
-PAIRS = (
-    ("sft", "roboalign"),
-    ("extra-sft", "roboalign"),
-    ("base", "sft"),
-    ("base", "roboalign"),
-    ("random", "base"),
-    ("blind", "roboalign"),
-    ("base", "language-sft"),
-    ("base", "action-sft"),
-    ("language-sft", "roboalign"),
-    ("action-sft", "roboalign"),
-    ("sft", "ecot"),
-    ("ecot", "roboalign"),
-    ("sft", "language-rl"),
-    ("language-rl", "roboalign"),
-    ("sft", "trajectory-rl"),
-    ("trajectory-rl", "roboalign"),
-)
-OTHER_RL = ("language-rl", "trajectory-rl")
 NOTES = [
     "Everything here is simulated: MuJoCo's physics and a renderer, no camera noise, no real robot.",
     "The model has a few million parameters and its own small vocabulary: these numbers say how the recipe behaves at "
@@ -92,16 +47,13 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
     episodes: dict[str, list[dict[str, Any]]] = {
         arm: _episodes(run_dir, recipe, arm) for arm in recipe.arms
     }
-    pairs = [pair for pair in PAIRS if set(pair) <= set(recipe.arms)]
+    pairs = compared(recipe.arms)
     success = success_table(episodes, pairs)
     ledger = read_ledger(run_dir, stages)
     summary = RunSummary(
         name=recipe.name,
         environment=_environment(run_dir, recipe, ledger),
-        arms=[
-            Arm(arm, *ARMS[arm], mllm=summarize(answers[arm]) if answers[arm] else None)
-            for arm in recipe.arms
-        ],
+        arms=[_arm(arm, answers[arm]) for arm in recipe.arms],
         success=success,
         mllm_pairs=[
             {"before": a, "after": b, **compare(answers[a], answers[b])}
@@ -128,6 +80,12 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
     )
     write_text(context.folder / "table.txt", format_arms(summary) + "\n" + format_success(success))
     return {"arms": len(recipe.arms), "bytes": (context.folder / "index.html").stat().st_size}
+
+
+def _arm(name: str, answers: list[dict[str, Any]]) -> Arm:
+    row = ARMS[name]
+    mllm = summarize(answers) if answers else None
+    return Arm(name, row.title, row.description, mllm, claim=row.claim)
 
 
 def print_summary(run_dir: Path) -> None:
@@ -218,21 +176,24 @@ def _curves(run_dir: Path, recipe: Recipe) -> list[Curve]:
     curves = []
     if records := read_jsonl(run_dir / "base" / "pretrain" / "metrics.jsonl"):
         curves.append(Curve("base", "pretraining", records))
+    trained = [backbone for backbone in backbones(recipe.arms) if backbone.curve]
+    axes = Counter(backbone.curve for backbone in trained)
     for seed in recipe.seeds:
         folder = run_dir / f"seed-{seed}"
-        for stage in ("language-sft", "action-sft", "sft", "ecot", "extra-sft"):
-            if records := read_jsonl(folder / stage / "metrics.jsonl"):
-                curves.append(Curve(stage, f"seed {seed}", records))
-        several = set(OTHER_RL) & set(recipe.arms)
-        for stage, arm in (("rl", "roboalign"), *((arm, arm) for arm in OTHER_RL)):
-            if records := read_jsonl(folder / stage / "metrics.jsonl"):
-                curves.append(
-                    Curve("rl", f"{arm}, seed {seed}" if several else f"seed {seed}", records)
-                )
+        for backbone in trained:
+            if records := read_jsonl(folder / backbone.stage / "metrics.jsonl"):
+                label = f"seed {seed}"
+                if axes[backbone.curve] > 1:
+                    label = f"{_first_arm(backbone)}, {label}"
+                curves.append(Curve(backbone.curve, label, records))
         for arm in recipe.arms:
             if records := read_jsonl(folder / "head" / arm / "metrics.jsonl"):
                 curves.append(Curve("head", f"{arm}, seed {seed}", records))
     return curves
+
+
+def _first_arm(backbone: Backbone) -> str:
+    return next(arm.name for arm in ARMS.values() if arm.backbone == backbone)
 
 
 def _samples(

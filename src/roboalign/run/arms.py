@@ -1,0 +1,250 @@
+"""The arms that a run compares: one row an arm. The graph, the report and the recipe read this table.
+
+To add an arm, add its row to `ARMS`, and the function of the stage that makes its backbone to `run/stages/`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, WithJsonSchema
+
+STAGES = "roboalign.run.stages"
+MAIN = "roboalign"
+"""The arm that the others are controls of."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A stage that makes what arms share: a model, or the mixture of its own that one is trained on."""
+
+    stage: str
+    """Its name, below the training seed's folder unless it is `shared`."""
+    function: str
+    """`module:function` in `run/stages/`, imported when the stages are planned."""
+    needs: "tuple[Backbone, ...]" = ()
+    settings: tuple[str, ...] = ()
+    """The sections of the recipe that change its result."""
+    shared: bool = False
+    """Whether all training seeds use the same one."""
+    together: bool = True
+    """Whether all processes of a team do it."""
+    curve: str = ""
+    """The axes of the report on which its training log is drawn: `sft`, `rl`, or a name of its own; "": no log."""
+    like: str = ""
+    """The training that `roboalign plan` costs it as: `sft`, `imitation` (of what RL is asked), `rl`; "": none."""
+
+    def work(self) -> Callable[[Any], dict[str, Any]]:
+        """The function that does the stage."""
+        module, name = self.function.split(":")
+        work: Callable[[Any], dict[str, Any]] = getattr(import_module(f"{STAGES}.{module}"), name)
+        return work
+
+    def comes_from(self, other: "Backbone") -> bool:
+        """Whether `other` is this one, or one that it starts from."""
+        return self is other or any(need.comes_from(other) for need in self.needs)
+
+
+MIX = Backbone("mix", "mix:mix", shared=True)
+BASE = Backbone("base", "base:base", (MIX,), shared=True)
+SFT = Backbone("sft", "align:sft", (BASE,), ("sft",), curve="sft", like="sft")
+RL = Backbone("rl", "align:rl", (SFT,), ("rl",), curve="rl", like="rl")
+
+
+def _own_mixture(stage: str, function: str) -> Backbone:
+    return Backbone(
+        stage,
+        f"baselines:{function}",
+        (MIX,),
+        ("mix", "baselines"),
+        shared=True,
+        together=False,
+    )
+
+
+def _own_sft(stage: str, function: str, mixture: Backbone) -> Backbone:
+    """SFT from the base on a mixture of its own."""
+    work = f"baselines:{function}"
+    return Backbone(stage, work, (BASE, mixture), ("sft",), curve=stage, like="sft")
+
+
+def _own_rl(stage: str, function: str) -> Backbone:
+    return Backbone(stage, f"baselines:{function}", (SFT,), ("rl",), curve="rl", like="rl")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One backbone that gets a head and is measured."""
+
+    name: str
+    title: str
+    """As the report shows it."""
+    description: str
+    """One sentence: what this arm was trained on."""
+    backbone: Backbone
+    compared_with: tuple[str, ...] = ()
+    """Arms that this one is measured against, in pairs: it is the one after."""
+    claim: str = ""
+    """What MAIN's better success against this arm would show, after "that"; "" where that pair is not asked."""
+    question: str = ""
+    """The type of question that its RL asks in place of the action; SFT must have shown it."""
+    simulated: bool = False
+    """Whether its data are made from demonstrations in the simulator, so that a given mixture does not do."""
+    uses_rl_subset: bool = False
+    """Whether it needs the mixture's RL subset."""
+    blind: bool = False
+    """Whether its policy is shown a gray image; it answers no questions of its own."""
+
+
+def _rows() -> Iterator[Arm]:
+    """The table, in the order of the paper's."""
+    yield Arm(
+        "base",
+        "Base",
+        "the pretrained MLLM, action tokens added but never trained",
+        BASE,
+        compared_with=("random",),
+        claim="alignment (SFT and RL together) beats the base model",
+    )
+    yield Arm(
+        "language-sft",
+        "Language-only SFT",
+        "the base after SFT on as many samples, none of them an action",
+        _own_sft("language-sft", "language_sft", _own_mixture("mix-language", "language_mix")),
+        compared_with=("base",),
+        claim="actions in SFT, and RL on them, beat SFT on language alone",
+        simulated=True,
+    )
+    yield Arm(
+        "action-sft",
+        "Action-only SFT",
+        "the base after SFT on as many samples, all of them actions",
+        _own_sft("action-sft", "action_sft", _own_mixture("mix-action", "action_mix")),
+        compared_with=("base",),
+        claim="language in SFT, and RL after it, beat SFT on actions alone",
+        simulated=True,
+    )
+    yield Arm(
+        "sft",
+        "SFT",
+        "the base after SFT on question-answering, reasoning and action samples",
+        SFT,
+        compared_with=("base",),
+    )
+    yield Arm(
+        "ecot",
+        "SFT + ECoT",
+        "SFT, then as many further updates on the RL subset as GRPO made, imitating a reasoning "
+        "from the simulator's state and the recorded action after it",
+        Backbone("ecot", "baselines:ecot", (SFT,), ("rl",), curve="ecot", like="imitation"),
+        compared_with=("sft",),
+        claim="RL beats the imitation of a reasoning and the same actions",
+        simulated=True,
+    )
+    yield Arm(
+        "language-rl",
+        "SFT + language RL",
+        "SFT, then GRPO on the RL subset's frames, asked for the next movement as multiple choice",
+        _own_rl("language-rl", "language_rl"),
+        compared_with=("sft",),
+        claim="RL on actions beats RL on the next movement as multiple choice",
+        question="movement_choice",
+        simulated=True,
+    )
+    yield Arm(
+        "trajectory-rl",
+        "SFT + trajectory RL",
+        "SFT, then GRPO on the RL subset's frames, asked for the gripper's path in the image",
+        _own_rl("trajectory-rl", "trajectory_rl"),
+        compared_with=("sft",),
+        claim="RL on actions beats RL on the gripper's path in the image",
+        question="trace",
+        simulated=True,
+    )
+    yield Arm(
+        "roboalign",
+        "RoboAlign",
+        "SFT, then GRPO on the accuracy of the actions after the reasoning",
+        RL,
+        compared_with=("sft",),
+        uses_rl_subset=True,
+    )
+    yield Arm(
+        "extra-sft",
+        "SFT + extra SFT",
+        "SFT, then as many further SFT updates on the RL subset as GRPO made",
+        Backbone(
+            "extra-sft",
+            "align:extra_sft",
+            (SFT,),
+            ("sft", "rl"),
+            curve="extra-sft",
+            like="imitation",
+        ),
+        claim="the gain is RL's and not that of more training on the same samples",
+        uses_rl_subset=True,
+    )
+    yield Arm(
+        "random",
+        "Random",
+        "the same architecture with random weights",
+        Backbone("random", "align:random_backbone", (BASE,), together=False),
+        claim="pretraining and alignment of the backbone matter to this policy at all",
+    )
+    yield Arm(
+        "blind",
+        "Blind",
+        "RoboAlign's backbone and head, shown a gray image",
+        RL,
+        claim="the policy needs to see",
+        uses_rl_subset=True,
+        blind=True,
+    )
+
+
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _rows()}
+"""Every arm by name."""
+
+
+def _known(name: str) -> str:
+    if name not in ARMS:
+        raise ValueError(f"arm `{name}` not found. Available: {', '.join(ARMS)}")
+    return name
+
+
+ArmName = Annotated[
+    str, AfterValidator(_known), WithJsonSchema({"enum": list(ARMS), "type": "string"})
+]
+"""The name of a row of `ARMS`."""
+
+
+def backbones(arms: Iterable[str]) -> list[Backbone]:
+    """What makes these arms' backbones, each once and after those that it starts from."""
+    found: list[Backbone] = []
+
+    def add(backbone: Backbone) -> None:
+        for need in backbone.needs:
+            add(need)
+        if backbone not in found:
+            found.append(backbone)
+
+    wanted = set(arms)
+    for name, arm in ARMS.items():
+        if name in wanted:
+            add(arm.backbone)
+    return found
+
+
+def pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """The pairs (before, after) of these arms that are compared: MAIN's first, then each other arm's."""
+    wanted = set(arms)
+    found = [(name, MAIN) for name in ARMS[MAIN].compared_with]
+    found += [(arm.name, MAIN) for arm in ARMS.values() if arm.claim]
+    found += [
+        (before, arm.name)
+        for arm in ARMS.values()
+        if arm.name != MAIN
+        for before in arm.compared_with
+    ]
+    return [pair for pair in found if set(pair) <= wanted]

@@ -1,0 +1,80 @@
+"""The table of arms: what follows from its rows, and that one row more is an arm."""
+
+from pathlib import Path
+
+import pytest
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.run.arms import ARMS, BASE, MAIN, MIX, RL, SFT, Arm, Backbone, backbones, pairs
+from roboalign.run.graph import plan_stages
+from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.stages.align import extra_sft
+
+OWN = Backbone("twice-sft", "align:extra_sft", (SFT,), ("sft",), curve="twice-sft", like="sft")
+TWICE = Arm(
+    "twice",
+    "SFT, twice",
+    "SFT, then the same again",
+    OWN,
+    compared_with=("sft",),
+    claim="RL beats a second SFT",
+)
+
+
+def test_every_row_names_functions_that_there_are_and_arms_that_there_are() -> None:
+    for name, arm in ARMS.items():
+        assert arm.name == name and set(arm.compared_with) <= set(ARMS)
+    for backbone in backbones(ARMS):
+        assert callable(backbone.work())
+
+
+def test_backbones_come_after_what_they_start_from_and_once() -> None:
+    assert backbones(["blind", "sft", "roboalign"]) == [MIX, BASE, SFT, RL]
+    assert [one.stage for one in backbones(["action-sft"])] == [
+        "mix",
+        "base",
+        "mix-action",
+        "action-sft",
+    ]
+
+
+def test_the_pairs_that_the_paper_compares() -> None:
+    assert pairs(["sft", "roboalign", "base"]) == [
+        ("sft", "roboalign"),
+        ("base", "roboalign"),
+        ("base", "sft"),
+    ]
+    found = pairs(ARMS)
+    assert len(found) == len(set(found)) == 16
+    assert {before for before, after in found if after == MAIN} == set(ARMS) - {MAIN}
+    assert {pair for pair in found if pair[1] != MAIN} == {
+        ("random", "base"),
+        ("base", "sft"),
+        ("base", "language-sft"),
+        ("base", "action-sft"),
+        ("sft", "ecot"),
+        ("sft", "language-rl"),
+        ("sft", "trajectory-rl"),
+    }
+
+
+def test_one_row_more_is_an_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"name": "x", "arms": ["sft", "twice", "roboalign"], "backbone": {"source": "train"}}
+    with pytest.raises(ValueError, match=r"arm `twice` not found\. Available: base, language-sft"):
+        Recipe.model_validate(given)
+    monkeypatch.setitem(ARMS, "twice", TWICE)
+    recipe = Recipe.model_validate(given)
+    stages = {stage.name: stage for stage in plan_stages(recipe)}
+    made = stages["seed-0/twice-sft"]
+    assert made.work is extra_sft and made.needs == ("seed-0/sft",) and made.together
+    assert made.settings["sft"]["learning_rate"] == recipe.sft.learning_rate
+    assert stages["seed-0/head/twice"].needs == ("seed-0/twice-sft",)
+    assert {"seed-0/eval/tokens/twice", "seed-0/eval/rollouts/twice"} <= set(stages)
+    assert {("twice", "roboalign"), ("sft", "twice")} < set(pairs(recipe.arms))
+
+
+def test_an_unknown_arm_in_a_file_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\narms: [sft, robalign]\n")
+    with pytest.raises(RoboAlignError, match=r"`arms\.1`: arm `robalign` not found\. Available:"):
+        load_recipe(path)
