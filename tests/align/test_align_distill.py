@@ -17,7 +17,7 @@ from roboalign.align.distill import (
 from roboalign.align.rewards.answers import Reply, parse_reply
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import answer, question, reply
-from roboalign.conversations.qa.normal import Refused
+from roboalign.core.outcomes import Refused
 from roboalign.questions.ask import label_of, score_answer
 
 CONFIG = DistillConfig()

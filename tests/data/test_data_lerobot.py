@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, content_id
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.feature_stats import image_stats, pool, vector_stats
@@ -24,7 +25,6 @@ from roboalign.episodes.formats.lerobot import (
     iterate_lerobot,
     read_lerobot,
 )
-from roboalign.episodes.robot_data import Fault
 
 
 def open_writer(folder: Path, episode: Episode, **changes) -> LeRobotWriter:

@@ -13,8 +13,9 @@ from PIL import Image
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, encode_png
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 from roboalign.episodes.survey.measures import Histogram
 from roboalign.episodes.survey.statistics import Survey, keep_episodes, survey
 from roboalign.report.attention import attention

@@ -27,9 +27,9 @@ from roboalign.align.grpo.trainer import RlConfig
 from roboalign.align.rewards.answers import Reply, parse_reply
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.qa.normal import Refused
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Refused
 from roboalign.questions.ask import label_of, score_answer
 
 PAPER = {"kept": 76_000, "questions": 100_000}

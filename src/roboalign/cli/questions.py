@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from roboalign.actions.axes import KNOWN_AXES, parse_axes
-from roboalign.conversations.qa.normal import Refused
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.core.outcomes import Fault, Refused
+from roboalign.episodes.robot_data import RobotData
 from roboalign.questions.vqa.base import QuestionConfig, look
 from roboalign.questions.vqa.cache import AnswerCache
 from roboalign.questions.vqa.client import ChatClient, Endpoint

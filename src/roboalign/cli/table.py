@@ -9,8 +9,8 @@ from roboalign.core.files import read_json, read_jsonl
 from roboalign.evaluate.success import Record
 from roboalign.report.comparison import Measured, compare_with_paper, format_comparison
 from roboalign.report.paper_numbers import METRICS
+from roboalign.run.arms import ARMS
 from roboalign.run.recipe import load_recipe
-from roboalign.run.stages.report import ARMS
 
 
 def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:
@@ -29,7 +29,7 @@ def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:
 
 def comparison(folder: Path, metric: str) -> dict[str, Any]:
     """`compare_with_paper` of one folder."""
-    titles = {arm: title for arm, (title, _) in ARMS.items()}
+    titles = {name: arm.title for name, arm in ARMS.items()}
     return compare_with_paper(read_measured(folder), METRICS[metric], titles)
 
 

@@ -11,12 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import hub_id, resolve
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.calvin import read_calvin
 from roboalign.episodes.formats.lerobot import about_lerobot, iterate_lerobot
 from roboalign.episodes.formats.rlds import read_rlds
 from roboalign.episodes.formats.robomimic import begins_as_hdf5, is_hdf5, read_robomimic
-from roboalign.episodes.robot_data import About, Fault, RobotData
+from roboalign.episodes.robot_data import About, RobotData
 
 READERS: dict[str, Callable[..., Iterator[Episode | Fault]]] = {
     "lerobot": iterate_lerobot,

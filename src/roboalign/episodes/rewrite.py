@@ -7,10 +7,11 @@ import numpy as np
 
 from roboalign.actions.spaces import ActionSpace, convert
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.core.progress import Progress
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.lerobot import LeRobotWriter
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An episode that was left out: where it lies, what is wrong with it, and what mends it."""
-
-    where: str
-    problem: str
-    fix: str = ""
 
 
 @dataclass(frozen=True)

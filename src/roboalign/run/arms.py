@@ -190,7 +190,6 @@ def _rows() -> Iterator[Arm]:
         "Random",
         "the same architecture with random weights",
         Backbone("random", "align:random_backbone", (BASE,), together=False),
-        claim="pretraining and alignment of the backbone matter to this policy at all",
     )
     yield Arm(
         "blind",

@@ -16,14 +16,13 @@ from roboalign.conversations.qa.normal import (
     Boxes,
     Choice,
     Points,
-    Refused,
     Sample,
     parse_boxes,
     parse_choice,
     parse_points,
 )
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault, Refused
 
 UNIT = st.floats(0, 1)
 STYLES = st.sampled_from(

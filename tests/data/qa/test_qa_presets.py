@@ -13,7 +13,7 @@ from roboalign.conversations.qa.normal import Points, Sample, to_conversation
 from roboalign.conversations.qa.presets import PRESETS, read_preset
 from roboalign.conversations.qa.read import LAYOUTS
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault
 
 ROBOPOINT = {  # the record that RoboPoint's README shows, its question shortened
     "id": "region_ref/1033888784-63bd2a7_cam05_obj5-obj18_left",

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign.conversations.qa import read as qa
-from roboalign.conversations.qa.normal import Choice, Points, Refused, Sample
+from roboalign.conversations.qa.normal import Choice, Points, Sample
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault, Refused
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

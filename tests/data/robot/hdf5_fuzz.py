@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.formats import robomimic
 from roboalign.episodes.formats.hdf5_walk import endless
 from roboalign.episodes.open import open_robot_data
-from roboalign.episodes.robot_data import Fault
 
 STATES = {
     "libero": {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2},

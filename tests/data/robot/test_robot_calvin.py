@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.calvin import ANNOTATIONS, load_dict, read_calvin
-from roboalign.episodes.robot_data import Fault
 
 SPANS = [(3, 6), (5, 9), (12, 12)]
 SENTENCES = ["lift the red block", "push the button", "open the drawer"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats import hdf5_walk, robomimic
 from roboalign.episodes.formats.hdf5_walk import endless, walk_apart
 from roboalign.episodes.open import open_robot_data
-from roboalign.episodes.robot_data import Fault
 
 
 def write(path: Path, demos: int = 1) -> Path:

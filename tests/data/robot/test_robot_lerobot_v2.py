@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from test_robot_video import number_in, write_video
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode, content_id, encode_png
 from roboalign.episodes.formats.lerobot import iterate_lerobot, read_lerobot
 from roboalign.episodes.formats.video import Decoder
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 
 REAL = Path(__file__).parents[3].parent / "shared/data/lerobot_v2_picknplace"
 LENGTHS = (7, 12, 5)

@@ -13,11 +13,12 @@ from data_episodes import make_episode
 
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.lerobot import read_lerobot
 from roboalign.episodes.open import format_of, open_robot_data, options_of
 from roboalign.episodes.rewrite import rewrite
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 
 SPACE = ActionSpace(
     control="end-effector", mode="delta", gripper="closed_positive", position_scale=0.05

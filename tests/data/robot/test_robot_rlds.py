@@ -10,9 +10,10 @@ from PIL import Image
 from test_robot_tfrecord import example, framed
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.rlds import read_rlds
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 
 BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
 

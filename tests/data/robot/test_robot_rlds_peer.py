@@ -6,9 +6,9 @@
 import numpy as np
 import pytest
 
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.formats.rlds import read_rlds
 from roboalign.episodes.open import open_robot_data
-from roboalign.episodes.robot_data import Fault
 
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed")

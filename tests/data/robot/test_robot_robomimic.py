@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats import robomimic as robomimic_files
 from roboalign.episodes.formats.arrays import float_rows
 from roboalign.episodes.formats.robomimic import by_number, read_robomimic
 from roboalign.episodes.open import format_of, open_robot_data
-from roboalign.episodes.robot_data import Fault
 
 LIBERO_OBS = {"ee_pos": 3, "ee_ori": 3, "ee_states": 6, "gripper_states": 2, "joint_states": 7}
 ROBOMIMIC_OBS = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10}

@@ -16,9 +16,10 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.episodes.formats.rlds import read_rlds
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 from roboalign.episodes.survey import statistics
 from roboalign.episodes.survey.measures import BINS
 from roboalign.episodes.survey.sampling import Highest, Moments, Reservoir, Seen

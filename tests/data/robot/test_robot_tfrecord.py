@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.formats.tfrecord import (
     Record,
     crc32c,
@@ -17,7 +18,6 @@ from roboalign.episodes.formats.tfrecord import (
     read_tfrecord,
     short_crc32c,
 )
-from roboalign.episodes.robot_data import Fault
 
 BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
 

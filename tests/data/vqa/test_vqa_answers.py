@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vqa_made import GOOD, listed
 
-from roboalign.conversations.qa.normal import Refused
+from roboalign.core.outcomes import Refused
 from roboalign.questions.vqa.answers import Answered, check, read_reply
 from roboalign.questions.vqa.client import Reply
 

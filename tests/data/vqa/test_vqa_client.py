@@ -11,7 +11,7 @@ import pytest
 from vqa_made import completion, serving
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault
 from roboalign.questions.vqa.cache import AnswerCache, request_key
 from roboalign.questions.vqa.client import LONGEST_WAIT, ChatClient, Endpoint, Reply, retry_after
 

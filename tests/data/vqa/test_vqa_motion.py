@@ -10,8 +10,8 @@ from vqa_made import DELTA, ROS, episode, straight
 from roboalign.actions.axes import KNOWN_AXES, SEEN, matrix_of, parse_axes
 from roboalign.actions.known_spaces import KNOWN
 from roboalign.actions.spaces import ActionSpace, convert
-from roboalign.conversations.qa.normal import Refused
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Camera
 from roboalign.questions.scene import AXES
 from roboalign.questions.vqa.base import QuestionConfig

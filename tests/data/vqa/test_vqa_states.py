@@ -10,7 +10,7 @@ from vqa_made import DELTA, ROS, episode, straight
 
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import KINDS
-from roboalign.conversations.qa.normal import Refused
+from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Camera, encode_png
 from roboalign.questions.ask import TYPES as SCENE_TYPES
 from roboalign.questions.vqa.base import QuestionConfig, Work

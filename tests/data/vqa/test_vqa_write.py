@@ -14,8 +14,9 @@ from roboalign.actions.known_spaces import known_space
 from roboalign.conversations.conversation import read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.open import open_robot_data
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 from roboalign.questions.vqa import write
 from roboalign.questions.vqa.base import QuestionConfig
 from roboalign.questions.vqa.states import StateQuestions

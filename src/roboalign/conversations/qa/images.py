@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault
 
 LIMIT = 256 << 20
 """Bytes of one image file; what is larger is taken for damage, or for a bomb."""

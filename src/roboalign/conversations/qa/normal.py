@@ -15,8 +15,8 @@ from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn, image_hash
 from roboalign.conversations.qa.images import LazyImage
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import encode_png
-from roboalign.episodes.robot_data import Fault
 
 Style = Literal["fraction", "percent", "per-mille", "pixels"]
 Form = Literal["tuple", "list", "tag", "json"]
@@ -36,13 +36,6 @@ OPTIONS = (
     r"^[ \t]*([A-Z])\)[ \t]+(.+)$",
 )
 MARKERS = ("{}. ", "({}) ", "{}) ")
-
-
-@dataclass(frozen=True)
-class Refused:
-    """What could not be read or carried over, and why."""
-
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from roboalign.conversations.qa.normal import Sample
 from roboalign.conversations.qa.read import LAYOUTS, Answers, Columns, read_qa
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault
 
 
 @dataclass(frozen=True)

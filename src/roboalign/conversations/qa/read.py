@@ -18,14 +18,13 @@ from roboalign.conversations.qa.normal import (
     IMAGE_MARK,
     KINDS,
     WRITTEN,
-    Refused,
     Sample,
     Style,
     parse_target,
     split_reply,
 )
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault, Refused
 
 CHUNK = 1 << 20
 LONGEST = 64 << 20

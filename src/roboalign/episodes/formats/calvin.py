@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode
 from roboalign.episodes.formats.arrays import PngFrames, float_rows
 from roboalign.episodes.formats.plain_pickle import unpickle
-from roboalign.episodes.robot_data import Fault
 
 FPS = 30.0
 ACTIONS = {"relative": "rel_actions", "absolute": "actions"}

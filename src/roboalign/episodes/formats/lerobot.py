@@ -12,6 +12,7 @@ from roboalign.actions.axes import parse_axes
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, content_id
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.lerobot_columns import TASK_INDEX, camera_name, names_of
@@ -26,7 +27,7 @@ from roboalign.episodes.formats.lerobot_rows import (
 )
 from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
 from roboalign.episodes.formats.video import VideoFrames
-from roboalign.episodes.robot_data import About, Fault
+from roboalign.episodes.robot_data import About
 
 __all__ = ["LeRobotWriter", "about_lerobot", "iterate_lerobot", "read_lerobot"]
 

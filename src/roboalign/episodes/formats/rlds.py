@@ -14,9 +14,9 @@ from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode
 from roboalign.episodes.formats.tfrecord import AGAIN, Record, Values, parse_example, read_tfrecord
-from roboalign.episodes.robot_data import Fault
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode
 from roboalign.episodes.formats.arrays import AGAIN, PngFrames, float_rows
 from roboalign.episodes.formats.hdf5_walk import endless
-from roboalign.episodes.robot_data import Fault
 
 if TYPE_CHECKING:
     import h5py

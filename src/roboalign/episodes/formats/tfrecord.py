@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.formats.arrays import AGAIN
-from roboalign.episodes.robot_data import Fault
 
 Values = np.ndarray | list[bytes]
 

@@ -8,8 +8,8 @@ import numpy as np
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
-from roboalign.episodes.robot_data import Fault
 
 BINS = 40
 FRAMES = 3  # frames looked at, an episode and camera: the first, the middle, the last

@@ -17,8 +17,9 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 from roboalign.episodes.survey.measures import (
     CameraSurvey,
     CameraTally,

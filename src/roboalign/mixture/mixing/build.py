@@ -17,7 +17,7 @@ from roboalign import __version__
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file, hash_tree, locked, read_json, write_json
 from roboalign.core.hub import resolve
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault
 from roboalign.mixture.mixing import account, choose, store, write
 from roboalign.mixture.mixing.config import MixtureConfig
 from roboalign.mixture.mixing.evaluation import (

@@ -13,9 +13,9 @@ from roboalign.conversations.conversation import ROW
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json, write_json
 from roboalign.core.hub import resolve
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.open import format_of, open_robot_data
-from roboalign.episodes.robot_data import Fault
 from roboalign.mixture.mixing.config import EvaluationConfig, NearConfig
 from roboalign.mixture.mixing.keys import first_bytes, key_of
 from roboalign.mixture.mixing.looks import SEEN, Seen, look_of, thumbnail

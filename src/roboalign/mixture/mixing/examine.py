@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault
 from roboalign.mixture.mixing import sources, store
 from roboalign.mixture.mixing.config import MixtureConfig
 from roboalign.mixture.mixing.evaluation import Evaluated

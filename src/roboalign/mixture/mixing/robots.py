@@ -13,9 +13,9 @@ from roboalign.actions.known_spaces import known_space
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.open import open_robot_data
-from roboalign.episodes.robot_data import Fault
 from roboalign.mixture.builder import action_turn
 from roboalign.mixture.mixing.config import SourceConfig
 from roboalign.mixture.mixing.keys import key_of

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 
 from roboalign.conversations.conversation import KINDS, ROW, Conversation, Turn, shards
 from roboalign.conversations.qa.images import LazyImage
-from roboalign.conversations.qa.normal import Refused, Sample, to_conversation
+from roboalign.conversations.qa.normal import Sample, to_conversation
 from roboalign.conversations.qa.presets import PRESETS, how_to_get, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.core.hub import resolve
+from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.open import format_of
-from roboalign.episodes.robot_data import Fault
 from roboalign.mixture.mixing.config import MixtureConfig, SourceConfig
 from roboalign.mixture.mixing.parts import (
     FRAMES,

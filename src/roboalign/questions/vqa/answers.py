@@ -7,7 +7,8 @@ from itertools import islice
 from typing import Any
 
 from roboalign.conversations import prompts
-from roboalign.conversations.qa.normal import OPTIONS, Points, Refused, parse_choice, parse_points
+from roboalign.conversations.qa.normal import OPTIONS, Points, parse_choice, parse_points
+from roboalign.core.outcomes import Refused
 from roboalign.questions.vqa.client import Reply
 
 LONGEST = {"question": 500, "answer": 200, "reasoning": 1500}

@@ -12,11 +12,10 @@ from roboalign.actions.axes import Axes, parse_axes
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import Mode
-from roboalign.conversations.qa.normal import Refused
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import Episode
-from roboalign.episodes.robot_data import Fault
 
 FLAT = 10
 """Grey levels: an image that spans no more on any channel shows nothing, and nothing is asked about it."""

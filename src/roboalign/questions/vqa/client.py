@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.http import Telling, open_client, passes, plain_url
-from roboalign.episodes.robot_data import Fault
+from roboalign.core.outcomes import Fault
 
 FILTERED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
 """Codes of an error by which a filter before the model refuses a request (Azure, OpenAI): an answer, not a failure."""

@@ -15,8 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from roboalign.actions.axes import matrix_of
 from roboalign.actions.spaces import ActionSpace, recoded, to_rotation
-from roboalign.conversations.qa.normal import Refused
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Episode
 from roboalign.questions.scene import Cell, Signs, grid_cells
 from roboalign.questions.vqa.base import QuestionConfig, camera_of

@@ -13,10 +13,9 @@ import numpy as np
 
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import Mode, task_prefix
-from roboalign.conversations.qa.normal import Refused
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import Episode, encode_png
-from roboalign.episodes.robot_data import Fault
 from roboalign.questions.scene import AXES, Signs
 from roboalign.questions.sentences import Draft, option_sentence, options, phrase, point, words
 from roboalign.questions.vqa.base import (

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from roboalign.conversations.conversation import Turn
-from roboalign.conversations.qa.normal import Refused
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import encode_png
-from roboalign.episodes.robot_data import Fault
 from roboalign.questions.vqa.answers import LONGEST, check, read_reply
 from roboalign.questions.vqa.base import (
     Made,

@@ -21,8 +21,9 @@ from roboalign import __version__
 from roboalign.conversations.conversation import Conversation, write_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, hash_file, locked, read_json, read_jsonl, write_json
+from roboalign.core.outcomes import Fault
 from roboalign.core.progress import Progress
-from roboalign.episodes.robot_data import Fault, RobotData
+from roboalign.episodes.robot_data import RobotData
 from roboalign.questions.vqa.base import Generator, Made, Work
 
 SHARD = 1000

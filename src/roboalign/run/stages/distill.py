@@ -38,9 +38,9 @@ from roboalign.conversations.conversation import (
     write_conversations,
 )
 from roboalign.conversations.prompts import bare
-from roboalign.conversations.qa.normal import Refused
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json, read_jsonl, write_json, write_text
+from roboalign.core.outcomes import Refused
 from roboalign.core.progress import Progress
 from roboalign.evaluate.statistics import proportion
 from roboalign.mixture.builder import Tally
