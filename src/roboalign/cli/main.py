@@ -112,10 +112,11 @@ def _run_recipe(options: argparse.Namespace, team: "Team | None") -> int:
     recipe = pin_hub_ids(recipe)
     stages = distill_stages(recipe) if options.verb == "distill" else plan_stages(recipe)
     run = Run(recipe, run_dir, stages, team=team)
-    run.execute(run.select(None if options.verb == "run" else options.verb))
+    until = getattr(options, "until", None) or options.verb
+    run.execute(run.select(None if until == "run" else until))
     if team and not team.leads:
         return 0
-    if options.verb in ("run", "report"):
+    if until in ("run", "report"):
         print_summary(run_dir)
     if options.verb == "distill":
         print_keep_rate(run_dir)
@@ -188,6 +189,13 @@ def _parser() -> argparse.ArgumentParser:
             "done under the same settings is not done again.",
         )
         command.add_argument("recipe", help="a recipe file, for example recipes/quickstart.yaml")
+        if verb == "run":
+            command.add_argument(
+                "--until",
+                choices=[name for name in VERBS if name not in ("run", "distill")],
+                metavar="STAGE",
+                help="stop after this stage: collect, tokenizer, mix, base, sft, rl, head, eval or report",
+            )
         command.add_argument("--out", help="the run's folder (default: runs/<name of the recipe>)")
         command.add_argument(
             "--set",
