@@ -6,15 +6,15 @@ import pytest
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.run import recipe as recipes
-from roboalign.run.demonstrations import ROLLOUT_SEEDS
 from roboalign.run.recipe import Recipe, cores, dump_recipe, load_recipe, processes
 from roboalign.sim.metaworld.instructions import HELD_OUT, TRAIN
+from roboalign.sim.registry import FIRST_EVALUATION_SEED
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
 TO_ALIGN = (
     "collect: {align_benchmark: libero_90, align: {first_seed: 1000}, downstream: {first_seed: 1000}, "
-    "align_tasks: [libero_90/x]"
+    "align_tasks: [libero_90/KITCHEN_SCENE6_close_the_microwave]"
 )
 LIBERO = "collect: {benchmark: libero_goal, downstream_tasks: all, downstream: {first_seed: 1000}"
 
@@ -82,6 +82,12 @@ def test_the_default_tasks_are_ml45s_and_disjoint() -> None:
             "tokenizer.zzz",
             "known keys here: path, horizon, scale, vocab_size",
         ),
+        ("name: x\ncollect: {wold: {}}", "collect.wold", "did you mean `world`?"),
+        (
+            "name: x\ncollect: {libero: {rendr: fast}}",
+            "collect.libero.rendr",
+            "did you mean `render`?",
+        ),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(
@@ -100,6 +106,17 @@ def test_an_unknown_key_is_named_with_the_nearest(
         ),
         ("name: x\ncollect: {align_tasks: 3}", ["`collect.align_tasks`", "got 3"]),
         ("name: x\nseeds: [a]", ["`seeds.0`", "'a'"]),
+        (
+            "name: x\ncollect: {benchmark: libero_long}",
+            [
+                "`collect.benchmark`",
+                "`libero_long` not found. Available: metaworld, libero_spatial,",
+            ],
+        ),
+        (
+            "name: x\ncollect: {world: {image_size: big}}",
+            ["`collect.world.image_size`", "integer", "'big'"],
+        ),
         ("name: x\narms: [sft, robo]", ["`arms.1`", "'roboalign'", "'robo'"]),
         ("name: X Y", ["`name`", "pattern"]),
         ("seeds: [0]", ["`name`", "Field required"]),
@@ -134,38 +151,52 @@ def test_a_wrong_value_is_named_with_what_was_given(
             ["downstream_tasks names something twice"],
         ),
         (
-            f"collect: {{downstream: {{first_seed: {ROLLOUT_SEEDS}}}}}",
-            ["evaluation", str(ROLLOUT_SEEDS)],
+            f"collect: {{downstream: {{first_seed: {FIRST_EVALUATION_SEED}}}}}",
+            ["evaluation", str(FIRST_EVALUATION_SEED)],
         ),
-        # 20 episodes of up to 5 seeds each: the last seed would be ROLLOUT_SEEDS itself
+        # 20 episodes of up to 5 seeds each: the last seed would be FIRST_EVALUATION_SEED itself
         (
-            f"collect: {{align: {{first_seed: {ROLLOUT_SEEDS - 99}}}}}",
-            ["evaluation", str(ROLLOUT_SEEDS)],
+            f"collect: {{align: {{first_seed: {FIRST_EVALUATION_SEED - 99}}}}}",
+            ["evaluation", str(FIRST_EVALUATION_SEED)],
         ),
-        ("collect: {align: {first_seed: -1}}", ["seeds from 0"]),
-        ("collect: {downstream_tasks: all}", ["`all`", "LIBERO"]),
+        (
+            "collect: {align: {first_seed: -1}}",
+            ["align.first_seed is -1", "seeds from 0 to 999999"],
+        ),
+        ("collect: {downstream_tasks: all}", ["metaworld has no set of tasks `all`", "`ml45`"]),
         ("collect: {head_cameras: [wrist]}", ["head_cameras ['wrist']", "workspace"]),
         (
             f"{LIBERO}, downstream: {{first_seed: 0}}}}",
-            ["downstream.first_seed is 0", "from 1000 on"],
+            ["downstream.first_seed is 0", "seeds from 1000 to 999999"],
         ),
-        (f"{LIBERO}, downstream_tasks: [reach-v3]}}", ["['reach-v3'] are not of libero_goal"]),
+        (
+            f"{LIBERO}, downstream_tasks: [reach-v3]}}",
+            ["unknown tasks ['reach-v3']", "like libero_goal/open_the_middle"],
+        ),
         (f"{LIBERO}, head_cameras: [corner2]}}", ["head_cameras ['corner2']", "wrist"]),
         (
             f"{LIBERO}}}\nrollout: {{max_steps: 99}}",
             ["rollout.max_steps", "collect.libero.max_steps"],
         ),
-        (f"{LIBERO}}}\nrollout: {{episodes: 51}}", ["rollout.episodes is 51", "50 stored"]),
-        (f"{LIBERO}}}\ntokenizer: {{horizon: 4}}", ["replan_every 5", "tokenizer.horizon 4"]),
-        (f"{TO_ALIGN}, align_tasks: ml45}}", ["'assembly-v3'", "not of libero_90"]),
-        (f"{TO_ALIGN}, align: {{first_seed: 0}}}}", ["align.first_seed is 0", "from 1000 on"]),
         (
-            f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: all}}",
-            ["`all` are also align_tasks of libero_90"],
+            f"{LIBERO}}}\nrollout: {{episodes: 51}}",
+            ["rollout.episodes is 51", "50 evaluation episodes"],
+        ),
+        (f"{LIBERO}}}\ntokenizer: {{horizon: 4}}", ["replan_every 5", "tokenizer.horizon 4"]),
+        (f"{TO_ALIGN}, align_tasks: ml45}}", ["libero_90 has no set of tasks `ml45`", "`all`"]),
+        (
+            f"{TO_ALIGN}, align: {{first_seed: 0}}}}",
+            ["align.first_seed is 0", "seeds from 1000 to 999999"],
         ),
         (
-            f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: [libero_90/x]}}",
-            ["['libero_90/x'] are in align_tasks and in downstream_tasks"],
+            f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: all}}",
+            ["KITCHEN_SCENE6_close_the_microwave'] are in align_tasks and in downstream_tasks"],
+        ),
+        (
+            f"{TO_ALIGN}, benchmark: libero_90, downstream_tasks: [libero_90/KITCHEN_SCENE6_close_the_microwave]}}",
+            [
+                "['libero_90/KITCHEN_SCENE6_close_the_microwave'] are in align_tasks and in downstream_tasks"
+            ],
         ),
         (f"{TO_ALIGN}}}", ["mix.camera 'workspace'", "collect.libero.cameras"]),
         (f"{TO_ALIGN}}}\nmix: {{camera: wrist}}", ["`wrist` moves", "`agentview`"]),
@@ -201,8 +232,8 @@ def test_values_that_contradict_each_other(tmp_path: Path, text: str, parts: lis
 
 def test_the_last_seed_below_the_evaluation_range_is_allowed(tmp_path: Path) -> None:
     path = tmp_path / "edge.yaml"
-    path.write_text(f"name: x\ncollect: {{align: {{first_seed: {ROLLOUT_SEEDS - 100}}}}}")
-    assert load_recipe(path).collect.align.first_seed == ROLLOUT_SEEDS - 100
+    path.write_text(f"name: x\ncollect: {{align: {{first_seed: {FIRST_EVALUATION_SEED - 100}}}}}")
+    assert load_recipe(path).collect.align.first_seed == FIRST_EVALUATION_SEED - 100
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:

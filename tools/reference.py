@@ -38,13 +38,14 @@ def _section(path: str, node: Node, defaults: Node, definitions: dict[str, Node]
         key = f"{path}.{name}" if path else name
         default = defaults.get(name, field.get("default"))
         named = _class_of(field)
-        if not named:
+        inline = field if "properties" in field else None  # a benchmark's section
+        if not named and not inline:
             required = "default" not in field
             lines.append(_row(key, field, "required" if required else f"`{json.dumps(default)}`"))
             continue
-        settings = definitions[named.rsplit("/", 1)[-1]]
+        settings = inline or definitions[named.rsplit("/", 1)[-1]]
         meaning = _paragraph(field.get("description") or settings["description"].split("\n\n")[0])
-        kind = "section |" if "$ref" in field else "section or null | `null`"
+        kind = "section |" if "$ref" in field or inline else "section or null | `null`"
         lines.append(f"| `{key}` | {kind} | {meaning} |")
         below += _section(key, settings, default or {}, definitions)
     return [*lines, "", *below]

@@ -10,8 +10,8 @@ from scipy.stats import binomtest
 from roboalign.cli.compare import compare, differences
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json, write_text
-from roboalign.run.demonstrations import ROLLOUT_SEEDS
 from roboalign.run.recipe import Recipe, dump_recipe
+from roboalign.sim.registry import FIRST_EVALUATION_SEED
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 TASKS = ("door-lock-v3", "door-unlock-v3")
@@ -39,7 +39,7 @@ def write_run(
     if published or versions:
         path = folder / ("summary.json" if published else "report/summary.json")
         write_json(path, {"environment": {"versions": versions}})
-    evaluation_seed = ROLLOUT_SEEDS if recipe.collect.benchmark == "metaworld" else 0
+    evaluation_seed = FIRST_EVALUATION_SEED if recipe.collect.benchmark == "metaworld" else 0
     for arm, numbers in solved.items():
         for seed in recipe.seeds:
             rows = [
@@ -241,7 +241,10 @@ def test_what_the_recipes_differ_in_is_told(tmp_path: Path) -> None:
 def test_on_libero_runs_compare_whatever_their_mllm_was_aligned_on(tmp_path: Path) -> None:
     measured = {
         "benchmark": "libero_goal",
-        "downstream_tasks": ("libero_goal/a", "libero_goal/b"),
+        "downstream_tasks": (
+            "libero_goal/turn_on_the_stove",
+            "libero_goal/put_the_bowl_on_the_plate",
+        ),
         "downstream": {"first_seed": 1000},
     }
     one = write_run(
@@ -249,7 +252,7 @@ def test_on_libero_runs_compare_whatever_their_mllm_was_aligned_on(tmp_path: Pat
     )
     aligned = {
         "align_benchmark": "libero_90",
-        "align_tasks": ("libero_90/c",),
+        "align_tasks": ("libero_90/KITCHEN_SCENE6_close_the_microwave",),
         "align": {"first_seed": 1000},
     }
     two = write_run(

@@ -13,17 +13,17 @@ from stage_run import context, recipe, write_episodes
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.run.benchmark import evaluation_episodes
-from roboalign.run.demonstrations import ROLLOUT_SEEDS
 from roboalign.run.recipe import HardwareConfig
 from roboalign.run.stages import evaluate
 from roboalign.run.stages.head import _split
 from roboalign.sim.metaworld.environment import MetaWorld
 from roboalign.sim.ray import ClusterConfig
+from roboalign.sim.registry import FIRST_EVALUATION_SEED
 from roboalign.sim.rollout import EpisodeResult
 
 TASKS = ("door-unlock-v3", "hand-insert-v3")
 RECIPE = recipe(collect={"downstream_tasks": TASKS}, rollout={"episodes": 3})
-WANTED = [(task, ROLLOUT_SEEDS + number) for task in TASKS for number in range(3)]
+WANTED = [(task, FIRST_EVALUATION_SEED + number) for task in TASKS for number in range(3)]
 
 
 def test_evaluation_episodes_are_the_same_for_every_arm_and_seed() -> None:
@@ -48,7 +48,7 @@ def leak(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch, seed: int) ->
 def test_a_demonstration_that_is_an_evaluation_episode_stops_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    leak(tmp_path, part, monkeypatch, ROLLOUT_SEEDS + 2)
+    leak(tmp_path, part, monkeypatch, FIRST_EVALUATION_SEED + 2)
     monkeypatch.setattr(
         evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("it was measured")
     )
@@ -59,7 +59,7 @@ def test_a_demonstration_that_is_an_evaluation_episode_stops_the_stage(
     assert not (tmp_path / "seed-0/eval/rollouts/sft/episodes.jsonl").exists()
 
 
-@pytest.mark.parametrize("seed", [0, ROLLOUT_SEEDS - 1, ROLLOUT_SEEDS + 3])
+@pytest.mark.parametrize("seed", [0, FIRST_EVALUATION_SEED - 1, FIRST_EVALUATION_SEED + 3])
 def test_other_seeds_are_no_leak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -81,7 +81,7 @@ def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.Monkey
     ) -> None:
         for task, seed in episodes:
             ran.append((task, seed))
-            crash = "the simulation broke" if seed == ROLLOUT_SEEDS else None
+            crash = "the simulation broke" if seed == FIRST_EVALUATION_SEED else None
             on_result(EpisodeResult(task, seed, seed % 2 == 1, 7, crash, 0.5))
             if len(ran) == 2:
                 raise KeyboardInterrupt

@@ -17,23 +17,17 @@ from roboalign.core.files import read_json, read_jsonl
 from roboalign.evaluate.statistics import Estimate, paired_difference
 from roboalign.evaluate.success import Record, format_success, success_table
 from roboalign.report.text import count, p_value, points
-from roboalign.run.benchmark import evaluation_episodes, simulator_packages
+from roboalign.run.benchmark import evaluation_episodes, head_cameras, simulator_packages
 from roboalign.run.recipe import Recipe, load_recipe
 
 MEANING = (
     "collect.benchmark",
-    "collect.world",
-    "collect.libero",
     "collect.head_cameras",
-    "mix.camera",
     "rollout.max_steps",
     "rollout.replan_every",
 )
-"""Keys of a recipe that must agree: what the world is, what a policy is shown of it and how often, and how long."""
-ALIGNMENTS = (
-    "collect.world",
-    "mix.camera",
-)  # of these on LIBERO: there they are of what the MLLM was aligned on
+"""Keys of a recipe that must agree, with the benchmark's own section: what the world is, what a policy is shown of it
+and how often, and how long."""
 EPISODES = (
     "collect.downstream_tasks",
     "rollout.episodes",
@@ -81,7 +75,7 @@ def compare(
     other = [
         {"key": key, "before": a, "after": b}
         for key, a, b in differences(before.recipe, after.recipe)
-        if not _below(key, (*_meaning(before.recipe), *EPISODES, *NEUTRAL))
+        if not _below(key, (*_meaning(before.recipe, after.recipe), *EPISODES, *NEUTRAL))
     ]
     result = {
         **table,
@@ -139,7 +133,7 @@ def refuse_other_settings(before: Side, after: Side) -> None:
     found = [
         f"`{key}` is {a!r} and {b!r}"
         for key, a, b in differences(before.recipe, after.recipe)
-        if _below(key, _meaning(before.recipe))
+        if _below(key, _meaning(before.recipe, after.recipe))
     ]
     if found:
         raise RoboAlignError(
@@ -149,9 +143,10 @@ def refuse_other_settings(before: Side, after: Side) -> None:
         )
 
 
-def _meaning(recipe: Recipe) -> tuple[str, ...]:
-    metaworld = recipe.collect.benchmark == "metaworld"
-    return MEANING if metaworld else tuple(key for key in MEANING if key not in ALIGNMENTS)
+def _meaning(before: Recipe, after: Recipe) -> tuple[str, ...]:
+    """`mix.camera` counts only where the head is shown another camera for it."""
+    shown = ("mix.camera",) if head_cameras(before) != head_cameras(after) else ()
+    return (*MEANING, *shown, f"collect.{before.collect.spec.section}")
 
 
 def refuse_other_episodes(before: Side, after: Side) -> None:

@@ -1,150 +1,238 @@
-"""The recipe's section on demonstrations: which benchmarks, which tasks align, which measure, and with which seeds."""
+"""The recipe's section on demonstrations: which benchmarks, which tasks align, which measure, and with which seeds.
 
-from collections.abc import Sequence
-from typing import Any, Literal
+What a benchmark allows is asked of its `BenchmarkSpec` (sim/registry.py); nothing here knows a simulator.
+"""
 
-from pydantic import model_validator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.collect import CollectConfig
-from roboalign.sim.libero.protocol import LiberoConfig
-from roboalign.sim.libero.suites import FIRST_PLACEMENT, STORED_STATES, suite_tasks
-from roboalign.sim.metaworld.environment import MetaWorldConfig
-from roboalign.sim.metaworld.instructions import HELD_OUT, TASKS, TRAIN
-
-ROLLOUT_SEEDS = 1_000_000
-"""Evaluation uses this seed and those above, demonstrations those below: they never meet."""
+from roboalign.sim.registry import BenchmarkSpec, benchmark_names, find_benchmark, sections
+from roboalign.sim.rollout import RolloutConfig
 
 
 def require_distinct(field: str, values: Sequence[Any]) -> None:
-    """A value named twice would be measured once and counted twice."""
+    """A value named twice would be measured once and counted twice. Raises ValueError."""
     if not values:
         raise ValueError(f"{field} is empty")
     if len(set(values)) < len(values):
         raise ValueError(f"{field} names something twice: {list(values)}")
 
 
-BenchmarkName = Literal[
-    "metaworld", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"
-]
-
-
 class DemonstrationsConfig(Config):
-    """Demonstrations by scripted experts. Alignment and downstream tasks are disjoint."""
+    """Demonstrations by scripted experts. Alignment and downstream tasks are disjoint.
 
-    benchmark: BenchmarkName = "metaworld"
-    """Where the head is trained and the policy measured: Meta-World or a suite of LIBERO."""
-    align_benchmark: BenchmarkName = "metaworld"
+    Each benchmark's own settings are a section here (`world` of Meta-World, `libero` of LIBERO's suites), the same for
+    demonstrations and rollouts. A section of a benchmark that the recipe does not use is checked and left out.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    benchmark: str = "metaworld"
+    """Where the head is trained and the policy measured: `metaworld`, a suite of LIBERO (`libero_spatial`,
+    `libero_object`, `libero_goal`, `libero_10`, `libero_90`), or a benchmark of an installed package."""
+    align_benchmark: str = "metaworld"
     """Where the alignment demonstrations come from (where no mixture gives them): questions, action tokens and their
     FAST tokenizer are of its robot, and `mix.camera` is one of its cameras."""
-    align_tasks: tuple[str, ...] | Literal["ml45"] = "ml45"
-    """Tasks of `align_benchmark` whose demonstrations align the MLLM; `ml45` is ML45's 45 training tasks."""
-    downstream_tasks: tuple[str, ...] | Literal["all"] = HELD_OUT
-    """Tasks of `benchmark` on which the head is trained and the policy measured, none of them an alignment task; `all`
-    is every task of a LIBERO suite, whose tasks are called like `libero_object/pick_up_the_milk_and_...`."""
+    align_tasks: tuple[str, ...] | str | None = None
+    """Tasks of `align_benchmark` whose demonstrations align the MLLM, or the name of a set of them. Not given: the
+    benchmark's default, on Meta-World `ml45`, ML45's 45 training tasks."""
+    downstream_tasks: tuple[str, ...] | str | None = None
+    """Tasks of `benchmark` on which the head is trained and the policy measured, none of them an alignment task, or the
+    name of a set of them. Not given: the benchmark's default, on Meta-World ML45's 5 test tasks, on LIBERO `all`."""
     align: CollectConfig = CollectConfig()
     """How the alignment tasks are collected."""
     downstream: CollectConfig = CollectConfig()
     """How the downstream tasks are collected."""
-    world: MetaWorldConfig = MetaWorldConfig()
-    """Meta-World's cameras and rendering, the same for demonstrations and rollouts."""
-    libero: LiberoConfig = LiberoConfig()
-    """LIBERO's protocol, the same for demonstrations and rollouts; it also limits a rollout's steps and says when the
-    policy looks again."""
     head_cameras: tuple[str, ...] = ()
-    """Cameras of `benchmark` that the head is shown, laid side by side; none given: `mix.camera` on Meta-World,
-    the first of `libero.cameras` on LIBERO."""
+    """Cameras of `benchmark` that the head is shown, side by side. None given: `mix.camera` where `benchmark` has it,
+    else its first camera."""
+
+    @property
+    def spec(self) -> BenchmarkSpec:
+        """The benchmark that measures."""
+        return find_benchmark(self.benchmark)
+
+    @property
+    def align_spec(self) -> BenchmarkSpec:
+        """The benchmark that aligns."""
+        return find_benchmark(self.align_benchmark)
+
+    @property
+    def settings(self) -> Any:
+        """Settings of the benchmark that measures, an instance of `spec.config`."""
+        return getattr(self, self.spec.section)
+
+    @property
+    def align_settings(self) -> Any:
+        """Settings of the benchmark that aligns, an instance of `align_spec.config`."""
+        return getattr(self, self.align_spec.section)
 
     def align_names(self) -> tuple[str, ...]:
         """The alignment tasks by name."""
-        return TRAIN if self.align_tasks == "ml45" else self.align_tasks
+        return _task_names("align_tasks", self.align_tasks, self.align_spec)
 
     def align_cameras(self) -> tuple[str, ...]:
         """The cameras of the alignment demonstrations."""
-        return self.world.cameras if self.align_benchmark == "metaworld" else self.libero.cameras
+        return self.align_spec.cameras(self.align_settings)
 
     def align_image_size(self) -> int:
         """Width and height of their images, pixels."""
-        return (
-            self.world.image_size if self.align_benchmark == "metaworld" else self.libero.image_size
-        )
+        return self.align_spec.image_size(self.align_settings)
 
     def downstream_names(self) -> tuple[str, ...]:
-        """The downstream tasks by name. Raises RoboAlignError where `all` asks for LIBERO and it is not installed."""
-        if self.downstream_tasks == "all":
-            return tuple(task.name for task in suite_tasks(self.benchmark))
-        return self.downstream_tasks
+        """The downstream tasks by name."""
+        return _task_names("downstream_tasks", self.downstream_tasks, self.spec)
+
+    def shown_cameras(self, preferred: str) -> tuple[str, ...]:
+        """The cameras that the head is shown: `head_cameras`, else `preferred` where there is one, else the first."""
+        cameras = self.spec.cameras(self.settings)
+        return self.head_cameras or ((preferred,) if preferred in cameras else cameras[:1])
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Config]]:
+        """Keys that are no fields: the benchmarks' sections, with the class of each."""
+        return {section: spec.config for section, spec in sections().items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_sections(cls, values: Any) -> Any:
+        """Check each benchmark's section by its own class, and fill in what the benchmarks themselves say."""
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        measure, align = (
+            _named(field, values.get(field, cls.model_fields[field].default))
+            for field in ("benchmark", "align_benchmark")
+        )
+        used = {spec.section: spec.config for spec in (align, measure) if spec}
+        given = [key for key in values if key not in cls.model_fields]
+        known = used if set(given) <= set(used) else {**cls.sections(), **used}
+        for section in given:
+            if section not in known:
+                raise _unknown_key(section, values[section])
+            value = values.pop(section)
+            checked = TypeAdapter(dict[str, known[section]]).validate_python({section: value})  # type: ignore[valid-type]
+            values |= checked if section in used else {}
+        for section, kind in used.items():
+            values.setdefault(section, kind())
+        for field, default in (
+            ("align_tasks", align and align.default_align),
+            ("downstream_tasks", measure and measure.default_downstream),
+        ):
+            if values.get(field) is None:
+                values[field] = default
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> "DemonstrationsConfig":
-        require_distinct("align_tasks", self.align_names())
-        if self.benchmark == "metaworld":
-            self._require_metaworld()
-        else:
-            self._require_libero()
-        if self.align_benchmark != "metaworld":
-            self._require_libero_to_align()
-        elif unknown := sorted({*self.align_names()} - set(TASKS)):
-            raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
-        named = () if self.downstream_tasks == "all" else self.downstream_tasks
-        if both := sorted({*self.align_names()} & {*named}):
+        aligning, measuring = self.align_names(), self.downstream_names()
+        if both := sorted({*aligning} & {*measuring}):
             raise ValueError(
-                f"tasks {both} are in align_tasks and in downstream_tasks; remove them from one"
+                f"tasks {both[:3]} are in align_tasks and in downstream_tasks; remove them from one"
             )
-        for settings in (self.align, self.downstream):
-            after_last = settings.first_seed + settings.episodes_per_task * settings.attempts
-            if settings.first_seed < 0 or after_last > ROLLOUT_SEEDS:
-                raise ValueError(
-                    f"demonstrations may use seeds from 0 to below {ROLLOUT_SEEDS}; those above are for "
-                    "evaluation"
-                )
+        _check_seeds("align", self.align, self.align_spec)
+        _check_seeds("downstream", self.downstream, self.spec)
+        cameras = self.spec.cameras(self.settings)
+        if unknown := sorted({*self.head_cameras} - {*cameras}):
+            raise ValueError(
+                f"head_cameras {unknown} are not among {self.spec.section}.cameras {list(cameras)}"
+            )
         return self
 
-    def _require_metaworld(self) -> None:
-        if self.downstream_tasks == "all":
-            raise ValueError(
-                "downstream_tasks `all` is for LIBERO's suites; name Meta-World's: the others may align"
-            )
-        require_distinct("downstream_tasks", self.downstream_tasks)
-        if unknown := sorted({*self.downstream_tasks} - set(TASKS)):
-            raise ValueError(f"unknown tasks {unknown}; tasks are called like {sorted(TASKS)[0]}")
-        if unknown := sorted({*self.head_cameras} - {*self.world.cameras}):
-            raise ValueError(
-                f"head_cameras {unknown} are not among world.cameras {list(self.world.cameras)}"
-            )
+    def check_run(self, camera: str, rollout: RolloutConfig, episodes: int, horizon: int) -> None:
+        """Raise ValueError where `mix.camera`, `rollout` or `tokenizer.horizon` contradict the benchmarks.
 
-    def _require_libero(self) -> None:
-        if self.downstream_tasks != "all":
-            require_distinct("downstream_tasks", self.downstream_tasks)
-            if other := [
-                task for task in self.downstream_tasks if not task.startswith(f"{self.benchmark}/")
-            ]:
-                raise ValueError(
-                    f"downstream_tasks {other[:3]} are not of {self.benchmark}; give `all`, or tasks that "
-                    f"are called {self.benchmark}/..."
-                )
-        if self.downstream.first_seed < FIRST_PLACEMENT:
+        `episodes`: evaluation episodes a task.
+        """
+        if camera not in self.align_cameras():
             raise ValueError(
-                f"downstream.first_seed is {self.downstream.first_seed}, and LIBERO's demonstrations use "
-                f"seeds from {FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)"
+                f"mix.camera {camera!r} is not among collect.{self.align_spec.section}.cameras "
+                f"{list(self.align_cameras())}"
             )
-        if unknown := sorted({*self.head_cameras} - {*self.libero.cameras}):
+        if camera in self.align_spec.moving_cameras():
+            still = [c for c in self.align_cameras() if c not in self.align_spec.moving_cameras()]
             raise ValueError(
-                f"head_cameras {unknown} are not among libero.cameras {list(self.libero.cameras)}"
+                f"mix.camera `{camera}` moves with the hand, and questions about points of the image need "
+                f"a camera that does not move; give {' or '.join(f'`{c}`' for c in still) or 'another'}"
             )
+        if episodes > len(self.spec.evaluation_seeds):
+            raise ValueError(
+                f"rollout.episodes is {episodes}, and {self.benchmark} has "
+                f"{len(self.spec.evaluation_seeds)} evaluation episodes a task"
+            )
+        defaults = type(rollout)()
+        self.spec.check(self.settings, rollout, defaults, horizon)
 
-    def _require_libero_to_align(self) -> None:
-        suite = self.align_benchmark
-        if other := [task for task in self.align_names() if not task.startswith(f"{suite}/")]:
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The fields, then the sections of this package's benchmarks and of those installed."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        schema["additionalProperties"] = False
+        for section, kind in cls.sections().items():
+            schema["properties"][section] = handler(kind.__pydantic_core_schema__)
+        return schema
+
+
+def _named(field: str, name: Any) -> BenchmarkSpec | None:
+    """The benchmark of a recipe's key; None where the value is no text, which the field's own check says."""
+    if not isinstance(name, str):
+        return None
+    if name in benchmark_names():
+        return find_benchmark(name)  # a package that cannot be loaded is its own error
+    try:
+        return find_benchmark(name)
+    except RoboAlignError as error:
+        fault = PydanticCustomError("benchmark", "{problem}", {"problem": error.problem})
+        raise _fault(fault, field, name) from None
+
+
+def _unknown_key(key: str, value: Any) -> ValidationError:
+    return _fault("extra_forbidden", key, value)
+
+
+def _fault(kind: str | PydanticCustomError, key: str, value: Any) -> ValidationError:
+    details = InitErrorDetails(type=kind, loc=(key,), input=value)
+    return ValidationError.from_exception_data("DemonstrationsConfig", [details])
+
+
+def _task_names(
+    field: str, tasks: tuple[str, ...] | str | None, spec: BenchmarkSpec
+) -> tuple[str, ...]:
+    """Tasks by name. Raises ValueError for a set or a task that the benchmark does not have."""
+    sets = spec.task_sets()
+    known = ", ".join(f"`{name}`" for name in sets)
+    if tasks is None:
+        raise ValueError(f"{field} is not given; name tasks of {spec.name}, or {known}")
+    if isinstance(tasks, str):
+        if tasks not in sets:
             raise ValueError(
-                f"align_tasks {other[:3]} are not of {suite}; name tasks that are called {suite}/..."
+                f"{field}: {spec.name} has no set of tasks `{tasks}`; name tasks, or {known}"
             )
-        if suite == self.benchmark and self.downstream_tasks == "all":
-            raise ValueError(
-                f"downstream_tasks `all` are also align_tasks of {suite}; name those that do not align"
-            )
-        if self.align.first_seed < FIRST_PLACEMENT:
-            raise ValueError(
-                f"align.first_seed is {self.align.first_seed}, and LIBERO's demonstrations use seeds from "
-                f"{FIRST_PLACEMENT} on (0 to {STORED_STATES - 1} are the states that measure)"
-            )
+        tasks = sets[tasks]
+    require_distinct(field, tasks)
+    names = spec.task_names()
+    if unknown := sorted({*tasks} - {*names}):
+        raise ValueError(
+            f"{field}: unknown tasks {unknown[:3]} of {spec.name}; its tasks are called like {names[0]}"
+        )
+    return tasks
+
+
+def _check_seeds(part: str, settings: CollectConfig, spec: BenchmarkSpec) -> None:
+    first = settings.first_seed
+    last = first + settings.episodes_per_task * settings.attempts - 1
+    allowed, measuring = spec.demonstration_seeds, spec.evaluation_seeds
+    if first < allowed.start or last >= allowed.stop:
+        raise ValueError(
+            f"{part}.first_seed is {first}, and seeds up to {last} would be used; demonstrations of "
+            f"{spec.name} use seeds from {allowed.start} to {allowed.stop - 1}, evaluation those from "
+            f"{measuring.start} on"
+        )

@@ -25,7 +25,6 @@ from roboalign.mixture.builder import MixConfig
 from roboalign.questions.ask import TYPES
 from roboalign.run.arms import ARMS, ArmName
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
-from roboalign.sim.libero.suites import STORED_STATES
 from roboalign.sim.ray import ClusterConfig
 from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
@@ -110,19 +109,9 @@ class Recipe(Config):
         require_distinct("arms", self.arms)
         if min(self.seeds) < 0:
             raise ValueError(f"seeds are 0 or more, not {min(self.seeds)}")
-        if self.collect.benchmark != "metaworld":
-            self._require_the_protocol()
-        if self.mix.camera not in self.collect.align_cameras():
-            place = "world" if self.collect.align_benchmark == "metaworld" else "libero"
-            raise ValueError(
-                f"mix.camera {self.mix.camera!r} is not among collect.{place}.cameras "
-                f"{list(self.collect.align_cameras())}"
-            )
-        if self.mix.camera == "wrist":
-            raise ValueError(
-                "mix.camera `wrist` moves with the hand, and questions about points of the image need a "
-                "camera that stands still; give `agentview`"
-            )
+        self.collect.check_run(
+            self.mix.camera, self.rollout, self.rollout.episodes, self.tokenizer.horizon
+        )
         if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
             raise ValueError(
                 f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
@@ -151,26 +140,6 @@ class Recipe(Config):
             raise ValueError(
                 f"arm {arm} asks `{kind}` questions, but mix.weights gives `{group}` nothing: SFT never "
                 "shows the type"
-            )
-
-    def _require_the_protocol(self) -> None:
-        """LIBERO's protocol has the settings of a rollout: given twice, they could differ."""
-        for field in ("replan_every", "max_steps"):
-            default = EvaluationConfig.model_fields[field].default
-            if getattr(self.rollout, field) != default:
-                raise ValueError(
-                    f"rollout.{field} is Meta-World's; on {self.collect.benchmark} "
-                    f"collect.libero.{field} says it"
-                )
-        if self.rollout.episodes > STORED_STATES:
-            raise ValueError(
-                f"rollout.episodes is {self.rollout.episodes}, and a LIBERO task has {STORED_STATES} "
-                "stored initial states"
-            )
-        if self.collect.libero.replan_every > self.tokenizer.horizon:
-            raise ValueError(
-                f"collect.libero.replan_every {self.collect.libero.replan_every} is above "
-                f"tokenizer.horizon {self.tokenizer.horizon}"
             )
 
     def _require_what_a_mixture_has(self) -> None:
@@ -303,13 +272,21 @@ def _explain(error: ValidationError, path: Path) -> RoboAlignError:
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Recipe
     for part in location:
+        if part in (sections := _sections(model)):  # of a benchmark
+            model = sections[str(part)]
+            continue
         field = getattr(model, "model_fields", {}).get(part)
         annotation = field.annotation if field is not None else None
         # Of a section that may be left out, the class.
         model = next(
             (one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation
         )
-    return list(getattr(model, "model_fields", {}))
+    return [*getattr(model, "model_fields", {}), *_sections(model)]
+
+
+def _sections(model: Any) -> dict[str, type[Config]]:
+    """Keys of a group of settings that are no fields: sections of benchmarks."""
+    return model.sections() if model is DemonstrationsConfig else {}
 
 
 def _known_recipes(path: Path) -> str:

@@ -4,25 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import mujoco
 import numpy as np
 
+from roboalign.actions.axes import Axes
+from roboalign.actions.spaces import ActionSpace
 from roboalign.sim.cameras import CameraGeometry
-
-_STATE_BROKEN = (
-    mujoco.mjtWarning.mjWARN_BADQPOS,
-    mujoco.mjtWarning.mjWARN_BADQVEL,
-    mujoco.mjtWarning.mjWARN_BADQACC,
-)
 
 
 class EnvironmentCrash(RuntimeError):
-    """The simulation itself broke (a MuJoCo error, a diverged state, a NaN). Never counted as a failed episode."""
-
-
-def diverged(data: mujoco.MjData) -> list[str]:
-    """What broke in the state, by MuJoCo's names: it answers a diverged one with a silent reset and a warning count."""
-    return [warning.name for warning in _STATE_BROKEN if data.warning[warning].number]
+    """The simulation itself broke (a simulator error, a diverged state, a NaN). Never counted as a failure."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +118,13 @@ class DemonstratedBenchmark(Benchmark, Protocol):
     def robot_type(self) -> str: ...
 
     @property
-    def action_space(self) -> str:
-        """Name of the action space in `data.robot.known`."""
+    def action_space(self) -> str | ActionSpace:
+        """What the actions mean: a name of `actions.known_spaces.KNOWN`, or the space itself."""
+        ...
+
+    @property
+    def axes(self) -> Axes:
+        """Where +x, +y and +z of actions and privileged points are, seen from the robot."""
         ...
 
     @property
@@ -142,6 +137,9 @@ class DemonstratedBenchmark(Benchmark, Protocol):
     def image_size(self) -> int:
         """Width and height of every camera's image, pixels."""
         ...
+
+    def prepare(self) -> None:
+        """Called once before worker processes start, for what they would otherwise each find out (a renderer)."""
 
     def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """Every name of these tasks' environments, without building one."""

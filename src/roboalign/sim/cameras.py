@@ -1,9 +1,17 @@
 """Viewpoints and their exact projection from the world to pixels."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import mujoco
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import mujoco
+
+RenderMode = Literal["fast", "default"]
+"""`default` draws a model as it asks; `fast` leaves out shadows, reflections and multi-sampling (`sim.rendering`)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,8 @@ def pose_of(view: View, model: mujoco.MjModel, data: mujoco.MjData) -> Pose:
 
 def mujoco_camera(view: View, model: mujoco.MjModel) -> mujoco.MjvCamera:
     """The same viewpoint for MuJoCo's renderer. A free camera takes its field of view from `model.vis.global_.fovy`."""
+    import mujoco
+
     camera = mujoco.MjvCamera()
     if view.fixed is not None:
         camera.type = mujoco.mjtCamera.mjCAMERA_FIXED

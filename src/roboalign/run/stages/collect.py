@@ -5,8 +5,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from roboalign.actions.axes import KNOWN_AXES
 from roboalign.actions.known_spaces import known_space
+from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, read_jsonl, write_json
 from roboalign.episodes.episode import Camera
@@ -23,14 +23,14 @@ def collect(context: Context) -> dict[str, Any]:
     """Writes align/ (not with a given mixture), downstream/ and experts.json (per task: attempts, solved, ...)."""
     config = context.recipe.collect
     table: dict[str, dict[str, int]] = {}
+    downstream = demonstrated_benchmark(context.recipe)  # first: its simulator may be missing
     if context.recipe.mixture is None:  # else SFT and RL learn from what is given
         benchmark = alignment_benchmark(context.recipe)
         table |= _collect_set(
             context.folder / "align", config.align_names(), benchmark, config.align
         )
-    benchmark = demonstrated_benchmark(context.recipe)
     table |= _collect_set(
-        context.folder / "downstream", config.downstream_names(), benchmark, config.downstream
+        context.folder / "downstream", config.downstream_names(), downstream, config.downstream
     )
     write_json(context.folder / "experts.json", table)
     totals = {
@@ -52,8 +52,8 @@ def _collect_set(
         state_names=benchmark.state_names,
         privileged_names=benchmark.privileged_names(tasks),
         episodes_per_file=10,
-        action_space=known_space(benchmark.action_space),
-        axes=KNOWN_AXES[benchmark.action_space],
+        action_space=_space(benchmark),
+        axes=benchmark.axes,
         cameras=dict.fromkeys(benchmark.cameras, (benchmark.image_size, benchmark.image_size)),
     )
     log = folder / "attempts.jsonl"
@@ -73,6 +73,11 @@ def _collect_set(
         ) from None
     writer.finalize()
     return _table(tasks, read_jsonl(log))
+
+
+def _space(benchmark: DemonstratedBenchmark) -> ActionSpace:
+    space = benchmark.action_space
+    return known_space(space) if isinstance(space, str) else space
 
 
 def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:

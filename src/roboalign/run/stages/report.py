@@ -5,7 +5,6 @@ import platform
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,17 @@ from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
 from roboalign.report.terminal import format_arms
 from roboalign.run.arms import ARMS, Backbone, backbones
 from roboalign.run.arms import pairs as compared
-from roboalign.run.benchmark import protocol_line, simulator_packages
+from roboalign.run.benchmark import (
+    benchmark_notes,
+    installed_versions,
+    protocol_line,
+    simulator_packages,
+)
 from roboalign.run.folder import mixture_folder
 from roboalign.run.recipe import Recipe, cores, dump_recipe
 from roboalign.run.stage import Context
 
 NOTES = [
-    "Everything here is simulated: MuJoCo's physics and a renderer, no camera noise, no real robot.",
     "The model has a few million parameters and its own small vocabulary: these numbers say how the recipe behaves at "
     "this scale, not what Qwen2.5-VL-7B would do.",
     "The questions are generated from templates in a controlled English; free-form language is not tested.",
@@ -66,7 +69,7 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         videos=_videos(run_dir, recipe),
         ledger=ledger,
         recipe=dump_recipe(recipe),
-        notes=NOTES,
+        notes=[*benchmark_notes(recipe), *NOTES],
     )
     write_report(summary, context.folder / "index.html")
     write_json(
@@ -125,8 +128,7 @@ def _environment(run_dir: Path, recipe: Recipe, ledger: list[Mapping[str, Any]])
         "stage time": f"{format_seconds(seconds)} summed over the stages, some of which ran side by side",
         "training seeds": ", ".join(map(str, recipe.seeds)),
         "model": f"{base['parameters'] / 1e6:.2f} million parameters, base: {base['source']}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in packages)
-        + f", Python {platform.python_version()}",
+        "versions": installed_versions(packages) + f", Python {platform.python_version()}",
         "rendering": protocol_line(recipe),
     }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roboalign.actions.axes import KNOWN_AXES, Axes
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import Task
 from roboalign.sim.libero.environment import FIRST_PLACEMENT, Libero, LiberoEnvironment
@@ -15,6 +16,7 @@ from roboalign.sim.libero.experts.scene import Floats, Scene
 from roboalign.sim.libero.nouns import Goal, instances, point_noun, scene_nouns
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import find_task
+from roboalign.sim.rendering import gl_backend
 
 _POINTS = ("object", "object2", "goal")
 
@@ -25,6 +27,7 @@ class DemonstratedLibero(Libero):
 
     robot_type: str = "panda"
     action_space: str = "libero"
+    axes: Axes = KNOWN_AXES["libero"]
     action_names: tuple[str, ...] = (
         "x",
         "y",
@@ -48,6 +51,10 @@ class DemonstratedLibero(Libero):
     @property
     def image_size(self) -> int:
         return self.config.image_size
+
+    def prepare(self) -> None:
+        """Find the OpenGL backend once for all worker processes."""
+        gl_backend()
 
     def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """The names of all points: which of them a task has, its file tells when it is opened."""

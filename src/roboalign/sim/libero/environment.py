@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.sim.base import EnvironmentCrash, Observation, Task, diverged
-from roboalign.sim.cameras import CameraGeometry, View, pose_of, projection_matrix
+from roboalign.sim.base import EnvironmentCrash, Observation, Task
+from roboalign.sim.cameras import CameraGeometry, RenderMode, View, pose_of, projection_matrix
 from roboalign.sim.libero.control import ArmControl
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import (
@@ -31,7 +31,8 @@ from roboalign.sim.libero.suites import (
     stored_states,
     suite_tasks,
 )
-from roboalign.sim.rendering import Renderer, RenderMode
+from roboalign.sim.physics import diverged
+from roboalign.sim.rendering import Renderer
 
 CAMERAS = {
     name: View(name, fixed=fixed)

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
+from roboalign.sim.cameras import RenderMode
 from roboalign.sim.libero.suites import CAMERA_NAMES, SUITES, CameraName, Instruction
-from roboalign.sim.rendering import RenderMode
 
 PresetName = Literal["openpi", "lerobot", "simplevla-rl", "rlinf", "gr00t"]
 
@@ -65,7 +65,9 @@ class SuiteSteps(Config):
 
 
 class LiberoConfig(Config):
-    """The protocol. The defaults are openpi's."""
+    """LIBERO's protocol, which also limits a rollout's steps and says when the policy looks again.
+
+    The defaults are openpi's."""
 
     preset: PresetName = "openpi"
     """The harness whose value a setting has that is not given."""

@@ -19,8 +19,9 @@ import numpy as np
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import Task
+from roboalign.sim.libero.task_names import SUITE_TASKS
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+SUITES = tuple(SUITE_TASKS)
 Instruction = Literal["name", "bddl"]
 """What the robot is told: the task's name in words, as LIBERO's own `Task.language`, or the BDDL file's sentence."""
 STORED_STATES = 50
@@ -74,18 +75,15 @@ def load_library() -> Path:
 def suite_tasks(suite: str, instruction: Instruction = "name") -> tuple[Task, ...]:
     """The tasks of a suite in LIBERO's order, called `libero_object/<task>`.
 
-    Raises RoboAlignError where the suite is unknown or LIBERO is missing.
+    Raises RoboAlignError where the suite is unknown, or its files are asked for instructions and LIBERO is missing.
     """
     if suite not in SUITES:
         raise RoboAlignError(
             f"unknown suite {suite!r}", where="suite", fix=f"use one of {', '.join(SUITES)}"
         )
-    load_library()
-    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
-
     return tuple(
         Task(f"{suite}/{name}", _instruction(suite, name, instruction), {})
-        for name in libero_task_map[suite]
+        for name in SUITE_TASKS[suite]
     )
 
 

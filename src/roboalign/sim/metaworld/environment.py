@@ -9,30 +9,19 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import mujoco
 import numpy as np
 
-from roboalign.core.config import Config
+from roboalign.actions.axes import KNOWN_AXES, Axes
 from roboalign.core.errors import RoboAlignError
-from roboalign.sim.base import EnvironmentCrash, Observation, Task, diverged
-from roboalign.sim.cameras import VIEWS, CameraGeometry, pose_of, projection_matrix
+from roboalign.sim.base import EnvironmentCrash, Observation, Task
+from roboalign.sim.cameras import VIEWS, CameraGeometry, RenderMode, pose_of, projection_matrix
+from roboalign.sim.metaworld.config import MetaWorldConfig
 from roboalign.sim.metaworld.instructions import TASKS
-from roboalign.sim.rendering import Renderer, RenderMode
-
-CameraName = Literal["workspace", "corner2"]
-
-
-class MetaWorldConfig(Config):
-    """How Meta-World is drawn."""
-
-    cameras: tuple[CameraName, ...] = ("workspace",)
-    """`workspace` frames the table tightly for small images; `corner2` is Meta-World's own."""
-    image_size: int = 64
-    """Width and height of every image, pixels."""
-    render: RenderMode = "fast"
-    """`fast` draws no shadows, reflections and multi-sampling; `default` draws the model as it is."""
+from roboalign.sim.physics import diverged
+from roboalign.sim.rendering import Renderer, gl_backend
 
 
 @functools.cache
@@ -86,12 +75,17 @@ class MetaWorld:
     """Control rate: five simulation steps of 2.5 ms an action."""
     robot_type: str = "sawyer"
     action_space: str = "metaworld"
+    axes: Axes = KNOWN_AXES["metaworld"]
     action_names: tuple[str, ...] = ("x", "y", "z", "gripper")
     state_names: tuple[str, ...] = ("hand.x", "hand.y", "hand.z", "gripper.opening")
 
     @property
     def cameras(self) -> tuple[str, ...]:
         return self.config.cameras
+
+    def prepare(self) -> None:
+        """Find the OpenGL backend once for all worker processes."""
+        gl_backend()
 
     def tasks(self) -> list[Task]:
         """All 50 tasks, by name."""

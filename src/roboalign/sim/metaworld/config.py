@@ -1,0 +1,19 @@
+"""Settings of Meta-World, without the simulator."""
+
+from typing import Literal
+
+from roboalign.core.config import Config
+from roboalign.sim.cameras import RenderMode
+
+CameraName = Literal["workspace", "corner2"]
+
+
+class MetaWorldConfig(Config):
+    """How Meta-World is drawn."""
+
+    cameras: tuple[CameraName, ...] = ("workspace",)
+    """`workspace` frames the table tightly for small images; `corner2` is Meta-World's own."""
+    image_size: int = 64
+    """Width and height of every image, pixels."""
+    render: RenderMode = "fast"
+    """`fast` draws no shadows, reflections and multi-sampling; `default` draws the model as it is."""

@@ -1,0 +1,53 @@
+"""Meta-World as recipes name it: 50 tasks, of which ML45's training tasks align by default."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from roboalign.sim.metaworld.config import MetaWorldConfig
+from roboalign.sim.metaworld.instructions import HELD_OUT, TASKS, TRAIN
+from roboalign.sim.registry import BenchmarkSpec
+
+if TYPE_CHECKING:
+    from roboalign.sim.metaworld.environment import MetaWorld
+
+
+class MetaWorldSpec(BenchmarkSpec):
+    """`metaworld`. Evaluation starts at seed 1,000,000."""
+
+    title = "Meta-World"
+    section = "world"
+    config = MetaWorldConfig
+    packages = ("metaworld", "mujoco")
+    notes = (
+        "Everything here is simulated: MuJoCo's physics and a renderer, no camera noise, no real robot.",
+    )
+    default_align = "ml45"
+    default_downstream = HELD_OUT
+
+    def task_names(self) -> tuple[str, ...]:
+        """All 50 tasks, by name."""
+        return tuple(sorted(TASKS))
+
+    def task_sets(self) -> Mapping[str, tuple[str, ...]]:
+        """`ml45`: ML45's 45 training tasks."""
+        return {"ml45": TRAIN}
+
+    def cameras(self, settings: MetaWorldConfig) -> tuple[str, ...]:
+        """Cameras of the configuration."""
+        return settings.cameras
+
+    def image_size(self, settings: MetaWorldConfig) -> int:
+        """Width and height of every image, pixels."""
+        return settings.image_size
+
+    def make(self, settings: MetaWorldConfig) -> "MetaWorld":
+        """The 50 tasks as a `Benchmark`."""
+        from roboalign.sim.metaworld.environment import MetaWorld
+
+        return MetaWorld(settings)
+
+    demonstrated = make
+
+    def protocol_line(self, settings: MetaWorldConfig, cameras: tuple[str, ...]) -> str:
+        """How the images are drawn."""
+        return f"{settings.render}, {settings.image_size} px, camera {', '.join(cameras)}"

@@ -1,0 +1,233 @@
+"""The benchmarks that a recipe can name: those of this package, and those of installed packages.
+
+A package adds one by an entry point in the group `roboalign.benchmarks`, whose name is what recipes write and whose
+value is a subclass of `BenchmarkSpec`. Nothing of a simulator is imported before its benchmark is used.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar
+
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.sim.base import Benchmark, DemonstratedBenchmark
+from roboalign.sim.rollout import RolloutConfig
+
+GROUP = "roboalign.benchmarks"
+FIRST_EVALUATION_SEED = 1_000_000
+"""By default evaluation uses this seed and those above, demonstrations those below."""
+_ENDLESS = 2**31
+_BUILT_IN = {
+    "metaworld": "roboalign.sim.metaworld.spec:MetaWorldSpec",
+    **{
+        f"libero_{suite}": "roboalign.sim.libero.spec:LiberoSpec"
+        for suite in ("spatial", "object", "goal", "10", "90")
+    },
+}
+
+
+class BenchmarkSpec(ABC):
+    """What the rest of the program asks about a benchmark. `name` is what a recipe calls it.
+
+    `settings` is an instance of `config`, read from the section `section` below `collect` in the recipe.
+    """
+
+    title: ClassVar[str]
+    """The benchmark in words, for messages and reports."""
+    section: ClassVar[str]
+    """Key of its settings below `collect`; benchmarks of one family may share it."""
+    config: ClassVar[type[Config]]
+    """Class of its settings. Every field needs a default."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version may change what an episode is; reports name them."""
+    notes: ClassVar[tuple[str, ...]] = ()
+    """Sentences for a report: which physics, and what is simulated."""
+    evaluation_seeds: ClassVar[range] = range(FIRST_EVALUATION_SEED, _ENDLESS)
+    """Episodes that measure are the first of these. Demonstrations never use them."""
+    demonstration_seeds: ClassVar[range] = range(FIRST_EVALUATION_SEED)
+    """Seeds of demonstrations, disjoint from `evaluation_seeds`."""
+    default_align: ClassVar[str | None] = None
+    """Task set that aligns where a recipe names none."""
+    default_downstream: ClassVar[str | tuple[str, ...] | None] = "all"
+    """Task set, or tasks, that measure where a recipe names none."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def task_names(self) -> tuple[str, ...]:
+        """Every task, in a fixed order. Must not need the simulator: published results are read without it."""
+
+    def task_sets(self) -> Mapping[str, tuple[str, ...]]:
+        """Sets of tasks that a recipe may give by name."""
+        return {"all": self.task_names()}
+
+    @abstractmethod
+    def cameras(self, settings: Any) -> tuple[str, ...]:
+        """Cameras of every observation, in their order."""
+
+    def moving_cameras(self) -> frozenset[str]:
+        """Cameras without a fixed place: no question about points of the image can be asked of them."""
+        return frozenset()
+
+    @abstractmethod
+    def image_size(self, settings: Any) -> int:
+        """Width and height of every image, pixels."""
+
+    @abstractmethod
+    def make(self, settings: Any) -> Benchmark:
+        """The benchmark, to measure a policy on. Raises RoboAlignError where its simulator is missing."""
+
+    @abstractmethod
+    def demonstrated(self, settings: Any) -> DemonstratedBenchmark:
+        """The benchmark with its experts, to collect demonstrations from."""
+
+    def require_alignable(self, task: str) -> None:
+        """Raise RoboAlignError where questions about the task would have no one right answer."""
+        return
+
+    def check(
+        self, settings: Any, rollout: RolloutConfig, defaults: RolloutConfig, horizon: int
+    ) -> None:
+        """Raise ValueError where a recipe's `rollout` (its defaults are given too) contradicts the settings.
+
+        `horizon`: action steps a chunk.
+        """
+        return
+
+    def rollout(self, settings: Any, rollout: RolloutConfig) -> RolloutConfig:
+        """How a policy is run. A benchmark with a protocol of its own says it here."""
+        return rollout
+
+    def departures(self, settings: Any) -> dict[str, Any]:
+        """Settings that differ from the protocol under which others publish results, with their values."""
+        return {}
+
+    def protocol(self, settings: Any) -> dict[str, Any]:
+        """Settings that move a success rate, as JSON values to be stored with the episodes."""
+        return {
+            "first_seed": self.evaluation_seeds.start,
+            **settings.model_dump(mode="json"),
+        }
+
+    def protocol_line(self, settings: Any, cameras: tuple[str, ...]) -> str:
+        """The same in a line for a report. `cameras` are those that the policy is shown."""
+        return f"{self.image_size(settings)} px, camera {', '.join(cameras)}"
+
+
+_registered: dict[str, type[BenchmarkSpec]] = {}
+_specs: dict[str, BenchmarkSpec] = {}
+
+
+def register_benchmark(name: str, kind: type[BenchmarkSpec]) -> None:
+    """Add a benchmark to this process. Worker processes import it by the class's module.
+
+    Raises RoboAlignError where another benchmark has the name, or the class contradicts itself.
+    """
+    if name in benchmark_names() and _registered.get(name) is not kind:
+        raise RoboAlignError(
+            f"a benchmark `{name}` exists already",
+            where="register_benchmark",
+            fix="choose another name",
+        )
+    _specs[name] = _checked(name, kind, f"register_benchmark({name!r})")
+    _registered[name] = kind
+
+
+def benchmark_names() -> tuple[str, ...]:
+    """Names of all benchmarks, without importing one: built in, installed, registered."""
+    return tuple(dict.fromkeys((*_BUILT_IN, *sorted(_installed()), *_registered)))
+
+
+def find_benchmark(name: str) -> BenchmarkSpec:
+    """The benchmark of this name.
+
+    Raises RoboAlignError, listing the names, where there is none, and naming the package where its entry point fails.
+    """
+    if name not in _specs:
+        _specs[name] = _load(name)
+    return _specs[name]
+
+
+def make_benchmark(name: str, **settings: Any) -> DemonstratedBenchmark:
+    """A benchmark with its experts by name, under `settings` of its section.
+
+    Raises RoboAlignError for an unknown name, pydantic's ValidationError for a wrong setting.
+    """
+    spec = find_benchmark(name)
+    return spec.demonstrated(spec.config(**settings))
+
+
+def sections() -> dict[str, BenchmarkSpec]:
+    """Key below `collect` -> a benchmark that reads it. A package that cannot be loaded is left out."""
+    found: dict[str, BenchmarkSpec] = {}
+    for name in benchmark_names():
+        try:
+            spec = find_benchmark(name)
+        except RoboAlignError:
+            continue
+        found.setdefault(spec.section, spec)
+    return found
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _load(name: str) -> BenchmarkSpec:
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        return _checked(name, getattr(importlib.import_module(module), attribute), module)
+    point = _installed().get(name)
+    if point is None:
+        raise RoboAlignError(
+            f"benchmark `{name}` not found. Available: {', '.join(benchmark_names())}",
+            where="benchmark",
+            fix="choose one of these, or install the package that has it",
+        )
+    where = f"package {point.dist.name if point.dist else '?'} (entry point {GROUP}: {name})"
+    try:
+        kind = point.load()
+    except Exception as error:  # whatever the package's own code raises
+        raise RoboAlignError(
+            f"`{point.value}` cannot be loaded ({type(error).__name__}: {error})",
+            where=where,
+            fix="correct or uninstall the package",
+        ) from error
+    return _checked(name, kind, where)
+
+
+def _checked(name: str, kind: Any, where: str) -> BenchmarkSpec:
+    """An instance of `kind`, whose class says all that it has to."""
+    if not (isinstance(kind, type) and issubclass(kind, BenchmarkSpec)):
+        raise RoboAlignError(
+            f"{kind!r} is no subclass of roboalign.sim.registry.BenchmarkSpec",
+            where=where,
+            fix="let the entry point name a subclass",
+        )
+    try:
+        spec = kind(name)
+        tasks = spec.task_names()
+    except Exception as error:
+        raise RoboAlignError(
+            f"{kind.__name__}({name!r}) fails ({type(error).__name__}: {error})", where=where
+        ) from error
+    missing = [field for field in ("title", "section", "config") if not hasattr(kind, field)]
+    if missing:
+        raise RoboAlignError(f"{kind.__name__} has no {', '.join(missing)}", where=where)
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise RoboAlignError(
+            f"{kind.__name__}.task_names() is empty or names a task twice", where=where
+        )
+    measure, train = spec.evaluation_seeds, spec.demonstration_seeds
+    if measure.step != 1 or train.step != 1 or not measure or not train:
+        raise RoboAlignError("its ranges of seeds are empty or have a step", where=where)
+    if measure.start < train.stop and train.start < measure.stop:
+        raise RoboAlignError(
+            f"its demonstrations {train} use seeds that measure {measure}",
+            where=where,
+            fix="make demonstration_seeds and evaluation_seeds disjoint",
+        )
+    return spec
