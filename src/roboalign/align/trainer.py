@@ -28,8 +28,9 @@ from roboalign.align.engines.fsdp2 import ShardedTrainer, refuse_deepspeed
 from roboalign.align.lora import load_adapters, save_adapters
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import append_jsonl, read_json, write_json
+from roboalign.core.files import read_json, write_json
 from roboalign.core.progress import Progress
+from roboalign.core.trackers import record_metrics
 from roboalign.mllm.load import save_processor
 
 KEPT = 2  # checkpoints on disk: the newest, and one to fall back on should it be damaged
@@ -335,7 +336,7 @@ class AlignTrainer(ShardedTrainer):
             **self.step_metrics(),
         }
         if self.is_world_process_zero():
-            append_jsonl(self.out_dir / "metrics.jsonl", self.last_record)
+            record_metrics(self.out_dir / "metrics.jsonl", self.last_record)
 
     def step_metrics(self) -> dict[str, Any]:
         """More fields for the record of this step."""

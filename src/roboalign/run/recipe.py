@@ -20,6 +20,7 @@ from roboalign.align.rewards.answers import PRESETS as IN_WORDS
 from roboalign.align.sft import SftConfig
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.trackers import TrackerName
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.builder import MixConfig
 from roboalign.questions.ask import TYPES
@@ -89,6 +90,9 @@ class Recipe(Config):
     mixture: str | None = None
     """Folder made by `roboalign data mix`: SFT and RL learn from it, with its action tokens, and no alignment
     demonstrations are collected; `tokenizer` and most of `mix` then say nothing."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Experiment trackers that also get what metrics.jsonl gets: `tensorboard`, `wandb`, `trackio` (each an extra to
+    install). A tracker that fails never stops a training."""
     hardware: HardwareConfig = HardwareConfig()
     collect: DemonstrationsConfig = DemonstrationsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

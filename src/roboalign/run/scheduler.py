@@ -22,6 +22,7 @@ from roboalign.core.distributed import Team, leave_team
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import locked, read_json, write_json, write_text
 from roboalign.core.processes import die_with_parent, give_memory_back
+from roboalign.core.trackers import check_trackers, tracking
 from roboalign.run.observer import Observer, PlainLines
 from roboalign.run.recipe import Recipe, cores, device_of, dump_recipe, processes
 from roboalign.run.stage import Context, Stage, limit_threads
@@ -82,6 +83,7 @@ class Run:
         with its error once the stages beside it have ended; what is done stays done.
         """
         wanted = list(self.stages if names is None else names)
+        check_trackers(self.recipe.trackers)
         if self.team is None:
             with locked(self.run_dir):
                 self._lead(wanted)
@@ -233,7 +235,8 @@ def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int
     began = time.monotonic()
     share = cores() if stage.exclusive else cores() // processes(recipe)
     limit_threads(max(1, threads or share))
-    ledger = stage.work(Context(recipe, run_dir, stage))
+    with tracking(recipe.trackers, recipe.name, stage.name):
+        ledger = stage.work(Context(recipe, run_dir, stage))
     row = {"stage": stage.name, "key": key, "seconds": round(time.monotonic() - began, 2)}
     for count, value in ledger.items():
         row["training_seconds" if count == "seconds" else count] = value

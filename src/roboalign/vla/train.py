@@ -17,8 +17,9 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.core.config import Config
 from roboalign.core.distributed import leads, rank, wait_for_all, world_size
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import append_jsonl, read_jsonl
+from roboalign.core.files import read_jsonl
 from roboalign.core.progress import Progress
+from roboalign.core.trackers import record_metrics
 from roboalign.episodes.episode import Episode
 from roboalign.mllm.load import Mllm
 from roboalign.vla.checkpoint import Trained, resume, save
@@ -172,7 +173,7 @@ def fit(
                 }
                 record |= evaluate_head(trained.result, heldout, config, seed)
                 if leads():
-                    append_jsonl(metrics, record)
+                    record_metrics(metrics, record)
                 losses = []
             if leads() and (done % config.checkpoint_every == 0 or done == config.steps):
                 now = {
