@@ -14,10 +14,10 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, write_json
 from roboalign.core.hub import LOG_IN, MB, HubId, hub_id, resolve
 from roboalign.report.card import CardFacts, License, model_card
+from roboalign.run.arms import ARMS
 from roboalign.run.folder import backbone_folder, mixture_folder
 from roboalign.run.recipe import Recipe, load_recipe
 from roboalign.run.scheduler import stage_key
-from roboalign.run.stages.report import ARMS
 from roboalign.vla.policy import policy_files
 
 UPLOADED = {".safetensors", ".json", ".jinja", ".txt", ".md"}
@@ -119,7 +119,7 @@ def card_facts(chosen: Upload, name: str) -> CardFacts:
         name,
         chosen.what,
         arm=chosen.arm,
-        arm_means=ARMS[chosen.arm][1],
+        arm_means=ARMS[chosen.arm].description,
         seed=chosen.seed,
         backbone=backbone,
         base_model=base_model,
