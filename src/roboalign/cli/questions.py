@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from roboalign.actions.axes import KNOWN_AXES, parse_axes
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import check_output
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.robot_data import RobotData
 from roboalign.questions.vqa.base import QuestionConfig, look
@@ -43,10 +44,7 @@ def question_data(data: RobotData, options: Mapping[str, Any]) -> str:
     config, count, out = question_config(options), options["count"], Path(options["out"])
     if count < 1:
         raise RoboAlignError(f"--count is {count}", where="count", fix="give 1 or more")
-    if out.exists() and not out.is_dir():
-        raise RoboAlignError(
-            "this is a file, not a folder", where=str(out), fix="pass --out with another folder"
-        )
+    check_output(out, sources=[data.path] if data.path else [])
     settings = {
         "source": source_of(data, options),
         "by": options["by"],

@@ -156,6 +156,17 @@ def content_id(name: str, actions: np.ndarray) -> str:
     return f"{name}-{digest.hexdigest()[:8]}"
 
 
+def part_id(episode_id: str, first: int, end: int) -> str:
+    """`<id>/steps-6-11`: the id of steps `first` to `end` - 1 of an episode."""
+    return f"{episode_id}/steps-{first}-{end - 1}"
+
+
+def begins_recording(episode_id: str) -> bool:
+    """Whether it is the id of a whole episode or of its first part: each recording has one such."""
+    _, parted, steps = episode_id.rpartition("/steps-")
+    return not parted or steps.startswith("0-")
+
+
 def encode_png(frame: np.ndarray) -> bytes:
     """uint8 [H, W, 3] -> PNG. Compression level 1: at these sizes three times as fast, a few percent larger."""
     buffer = io.BytesIO()

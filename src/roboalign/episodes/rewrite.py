@@ -1,5 +1,7 @@
 """Write any robot data as a LeRobot v3.0 data set, its actions converted on purpose or as they are."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,11 +9,17 @@ import numpy as np
 
 from roboalign.actions.spaces import ActionSpace, convert
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import check_output, locked
 from roboalign.core.outcomes import Fault
 from roboalign.core.progress import Progress
-from roboalign.episodes.episode import Episode
-from roboalign.episodes.formats.lerobot import LeRobotWriter
+from roboalign.episodes.episode import Episode, begins_recording
+from roboalign.episodes.formats import lerobot_layout as layout
+from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
 from roboalign.episodes.robot_data import RobotData
+
+FILE_BYTES = 100_000_000
+"""A data file is closed once its pictures exceed this."""
+COMPLETE = "check that it is complete"
 
 
 @dataclass(frozen=True)
@@ -24,19 +32,36 @@ class Rewritten:
 
 
 def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None = None) -> Rewritten:
-    """Write the episodes of `data` to `folder`; a call that was killed goes on after the last whole file.
+    """Write the episodes of `data` to `folder`; a call that was killed continues after the last whole file.
 
     With `target` the actions are converted to that space first (`action_space.convert`, without poses: units, gripper
     code and form of rotation). The cameras and dimensions are those of the first episode; an episode of others, or
-    with a broken frame, is a fault. Raises RoboAlignError where no episode can be read, where `data.strict` and there
-    is a fault, or where `target` is given and the data's own space is not known or cannot be converted.
+    with a broken frame, is a fault. Memory holds the pictures of one file (`FILE_BYTES`) and one episode.
+
+    Raises RoboAlignError before any work where the folder cannot be written, is the source, or holds other files; and
+    where it holds another source's episodes, no episode can be read or written, `data.strict` and there is a fault, or
+    where `target` is given and the data's own space is not known or cannot be converted.
     """
+    folder = Path(folder)
+    check_output(
+        folder, sources=[data.path] if data.path else [], marks=[str(layout.data_path(Path(), 0))]
+    )
+    with locked(folder):
+        for left in (folder / "data").rglob(".*.partial"):
+            left.unlink()
+        return write_all(data, folder, target)
+
+
+def write_all(data: RobotData, folder: Path, target: ActionSpace | None) -> Rewritten:
+    """As `rewrite`, in a folder that is this call's."""
     writer: LeRobotWriter | None = None
-    there, faults = 0, []
-    with Progress(f"rewrite {data.name}", total=None) as progress:
+    earlier, there, faults = 0, 0, []
+    with Progress(f"rewrite {data.name}", total=data.expected) as progress:
         for episode in data:
             actions = in_space(episode, target)
-            writer = writer or start_writer(folder, data, episode, actions, target)
+            if writer is None:
+                writer = start_writer(folder, data, episode, actions, target)
+                earlier = len(writer.records)
             there += episode.episode_id in writer.episode_ids
             if episode.episode_id not in writer.episode_ids:
                 try:
@@ -45,14 +70,31 @@ def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None =
                     if data.strict:
                         raise
                     faults.append(Fault(error.where, error.problem, error.fix))
-            progress.advance(1)
-    if writer is None:
-        first = f": {data.faults[0].where}: {data.faults[0].problem}" if data.faults else ""
+            progress.advance(
+                begins_recording(episode.episode_id), note=size_of(writer, earlier, data.expected)
+            )
+    faults = [*data.faults, *faults]
+    if writer is None or not writer.records:
+        if not faults:
+            raise RoboAlignError("it holds no episode", where=data.name, fix=COMPLETE)
         raise RoboAlignError(
-            f"no episode could be read{first}", where=data.name, fix="check that it is complete"
+            f"no episode could be {'read' if writer is None else 'written'}, {len(faults)} were left out; "
+            f"the first: {faults[0].where}: {faults[0].problem}",
+            where=data.name,
+            fix=faults[0].fix or COMPLETE,
         )
     writer.finalize()
-    return Rewritten(len(writer.episode_ids), there, [*data.faults, *faults])
+    return Rewritten(len(writer.episode_ids), there, faults)
+
+
+def size_of(writer: LeRobotWriter, earlier: int, expected: int | None) -> str:
+    """How large the pictures are, and will be in all: as PNG a recording is some 40 times its video."""
+    added = len(writer.records) - earlier
+    if not added:
+        return ""
+    size = writer.picture_bytes / 1e9
+    whole = f" of about {size / added * expected:.2f}" if expected else ""
+    return f"{size:.2f}{whole} GB of pictures"
 
 
 def in_space(episode: Episode, target: ActionSpace | None) -> np.ndarray:
@@ -91,22 +133,31 @@ def start_writer(
         privileged_names=first.privileged_names,
         action_space=space,
         axes=first.axes,
+        bytes_per_file=FILE_BYTES,
+        source={
+            "name": data.name,
+            "format": data.format,
+            "options": json.loads(json.dumps(data.options, default=str)),
+            "first_episode": first.episode_id,
+        },
     )
 
 
+def frames_of(episode: Episode, camera: str) -> Iterator[np.ndarray]:
+    """The frames of one camera, each decoded when it is asked for."""
+    for t in range(len(episode)):
+        yield episode.frame(camera, t)
+
+
 def write_episode(writer: LeRobotWriter, episode: Episode, actions: np.ndarray) -> None:
-    """Add one episode, its frames decoded."""
+    """Add one episode; its frames are decoded one at a time."""
     if episode.fps != writer.fps:
         raise RoboAlignError(
             f"{episode.fps} steps a second, the data set has {writer.fps}",
             where=f"episode {episode.episode_id}",
             fix="write it to a data set of its own",
         )
-    frames = {
-        name: np.stack([episode.frame(name, t) for t in range(len(episode))])
-        for name in writer.cameras
-        if name in episode.images
-    }
+    frames = {name: frames_of(episode, name) for name in writer.cameras if name in episode.images}
     writer.add(
         episode_id=episode.episode_id,
         task=episode.task,

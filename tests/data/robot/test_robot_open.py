@@ -147,7 +147,9 @@ def test_an_episode_that_does_not_fit_is_left_out_and_named(tmp_path):
     ]
     with pytest.raises(RoboAlignError, match=r"7\.0 steps a second"):
         rewrite(stream(one, slow, strict=True), tmp_path / "strict")
-    with pytest.raises(RoboAlignError, match=r"no episode could be read: file x: cut"):
+    with pytest.raises(
+        RoboAlignError, match=r"no episode could be read, 1 were left out; the first: file x: cut"
+    ):
         rewrite(stream(Fault("file x", "cut")), tmp_path / "none")
 
 

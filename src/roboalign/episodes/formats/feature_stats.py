@@ -20,9 +20,13 @@ def vector_stats(values: np.ndarray) -> Stats:
     return {name: value.tolist() for name, value in stats.items()} | {"count": [len(values)]}
 
 
-def image_stats(frames: np.ndarray, at_most: int = 16) -> Stats:
-    """uint8 [T, H, W, 3] -> the same per colour channel, in [0, 1], shaped [3, 1, 1]; from `at_most` even frames."""
-    chosen = frames[np.linspace(0, len(frames) - 1, min(at_most, len(frames))).astype(int)]
+def looked_at(length: int, at_most: int = 16) -> list[int]:
+    """The steps of an episode whose frames its image statistics are taken from: `at_most`, evenly spread."""
+    return np.linspace(0, length - 1, min(at_most, length)).astype(int).tolist()
+
+
+def image_stats(chosen: np.ndarray) -> Stats:
+    """uint8 [N, H, W, 3] -> the same per color channel, in [0, 1], shaped [3, 1, 1]."""
     stats = vector_stats(chosen.reshape(-1, 3) / 255.0)
     shaped = {name: [[[x]] for x in values] for name, values in stats.items() if name != "count"}
     return shaped | {"count": [len(chosen)]}

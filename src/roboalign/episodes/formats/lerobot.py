@@ -13,7 +13,7 @@ from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.episode import Camera, Episode, content_id
+from roboalign.episodes.episode import Camera, Episode, content_id, part_id
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.lerobot_columns import TASK_INDEX, camera_name, names_of
 from roboalign.episodes.formats.lerobot_layout import Record
@@ -200,7 +200,7 @@ def part_of(
     own = solved[(solved >= first) & (solved < end)]
     return replace(
         episode,
-        episode_id=f"{episode.episode_id}/steps-{first}-{end - 1}",
+        episode_id=part_id(episode.episode_id, first, end),
         task=instruction,
         instruction=instruction,
         actions=episode.actions[first:end].copy(),

@@ -1,7 +1,7 @@
 """Write demonstrations as a LeRobot v3.0 data set, one episode after another, in bounded memory, resumably."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, write_json
 from roboalign.episodes.episode import Camera, encode_png
 from roboalign.episodes.formats import lerobot_layout as layout
-from roboalign.episodes.formats.feature_stats import image_stats, pool, vector_stats
+from roboalign.episodes.formats.feature_stats import image_stats, looked_at, pool, vector_stats
 
 
 class LeRobotWriter:
@@ -40,15 +40,20 @@ class LeRobotWriter:
         action_space: ActionSpace | None = None,
         axes: Axes = ("right", "forward", "up"),
         episodes_per_file: int = 20,
+        bytes_per_file: int | None = None,
+        source: Mapping[str, Any] | None = None,
     ) -> None:
         """`cameras`: name -> (width, height) in pixels. `privileged_names`: all that any episode has; an episode may
         hold a part of them. `action_space` and `axes` are kept with the data and read back with every episode.
+        A file is closed after `episodes_per_file` episodes, or once its pictures exceed `bytes_per_file`. `source` says
+        where the episodes come from; a folder of another source is refused.
         One-dimensional actions or states are refused: LeRobot stores those as scalars.
 
         Raises RoboAlignError where the folder holds data of another shape.
         """
         self.folder, self.fps, self.robot_type = Path(folder), fps, robot_type
         self.cameras, self.episodes_per_file = dict(cameras), episodes_per_file
+        self.bytes_per_file, self.source = bytes_per_file, source
         self.vectors = {layout.STATE: tuple(state_names), layout.ACTION: tuple(action_names)}
         if privileged_names:
             self.vectors[layout.PRIVILEGED] = tuple(privileged_names)
@@ -63,6 +68,8 @@ class LeRobotWriter:
         self.axes = ",".join(axes)
         self.records: list[dict[str, Any]] = []
         self.pending: list[pa.Table] = []
+        self.pending_bytes = self.picture_bytes = 0
+        """Of the pictures that wait for their file, and of all that were added here."""
         self.episode_ids: set[str] = set()
         """Ids of the episodes already in the data set."""
         self.tasks: dict[str, int] = {}
@@ -80,14 +87,16 @@ class LeRobotWriter:
         instruction: str,
         actions: np.ndarray,
         state: np.ndarray,
-        frames: dict[str, np.ndarray],
+        frames: Mapping[str, Iterable[np.ndarray]],
         cameras: dict[str, Camera],
         privileged: np.ndarray | None = None,
         privileged_names: Sequence[str] = (),
         nouns: dict[str, str] | None = None,
         success_step: int | None = None,
     ) -> None:
-        """Append one episode of T steps: actions [T, A], state [T, S], privileged [T, P], frames uint8 [T, H, W, 3].
+        """Append one episode of T steps: actions [T, A], state [T, S], privileged [T, P], T frames uint8 [H, W, 3].
+
+        Frames are encoded one at a time: an iterator of them needs no memory for the others.
 
         Raises RoboAlignError naming the episode and the field where a shape is wrong or a value is not finite.
         """
@@ -106,8 +115,11 @@ class LeRobotWriter:
         vectors = {
             key: self._checked(values, key, len(actions), where) for key, values in vectors.items()
         }
+        pictures, chosen = {}, {}
         for name in self.cameras:
-            self._check_frames(frames, cameras, name, len(actions), where)
+            if name not in frames or name not in cameras:
+                raise RoboAlignError(f"camera {name} is missing", where=where)
+            pictures[name], chosen[name] = self._encoded(frames[name], name, len(actions), where)
         record = {
             "episode_id": episode_id,
             "task": task,
@@ -119,11 +131,15 @@ class LeRobotWriter:
             "privileged_names": list(privileged_names),
             "cameras": {name: as_list(cameras[name].projection) for name in self.cameras},
             "stats": {key: vector_stats(values) for key, values in vectors.items()}
-            | {layout.IMAGE_PREFIX + name: image_stats(frames[name]) for name in self.cameras},
+            | {layout.IMAGE_PREFIX + name: image_stats(chosen[name]) for name in self.cameras},
         }
-        self.pending.append(self._table(record, vectors, frames))
+        self.pending.append(self._table(record, vectors, pictures))
         self._count(record)
-        if len(self.pending) >= self.episodes_per_file:
+        added = sum(array.nbytes for array in pictures.values())
+        self.pending_bytes += added
+        self.picture_bytes += added
+        full = self.bytes_per_file is not None and self.pending_bytes >= self.bytes_per_file
+        if full or len(self.pending) >= self.episodes_per_file:
             self.flush()
 
     def flush(self) -> None:
@@ -142,7 +158,7 @@ class LeRobotWriter:
                 writer.write_table(
                     table.replace_schema_metadata(metadata), row_group_size=len(table)
                 )
-        self.pending = []
+        self.pending, self.pending_bytes = [], 0
         self.n_files += 1
 
     def finalize(self) -> None:
@@ -171,6 +187,7 @@ class LeRobotWriter:
                 "version": 1,
                 "action_space": self.action_space,
                 "axes": self.axes,
+                **({} if self.source is None else {"source": dict(self.source)}),
                 "episodes": extras,
             },
         )
@@ -200,6 +217,7 @@ class LeRobotWriter:
             "features": self.features,
             "action_space": self.action_space,
             "axes": self.axes,
+            **({} if self.source is None else {"source": dict(self.source)}),
         }
 
     def _count(self, record: dict[str, Any]) -> None:
@@ -234,7 +252,7 @@ class LeRobotWriter:
         return rows
 
     def _table(
-        self, record: dict[str, Any], vectors: dict[str, np.ndarray], frames: dict[str, np.ndarray]
+        self, record: dict[str, Any], vectors: dict[str, np.ndarray], pictures: dict[str, pa.Array]
     ) -> pa.Table:
         """The rows of one episode, in the order of the schema."""
         steps = np.arange(record["length"])
@@ -253,10 +271,7 @@ class LeRobotWriter:
             "next.done": steps == len(steps) - 1,
         }
         for name in self.cameras:
-            columns[layout.IMAGE_PREFIX + name] = [
-                {"bytes": encode_png(frame), "path": f"frame-{t:06d}.png"}
-                for t, frame in enumerate(frames[name])
-            ]
+            columns[layout.IMAGE_PREFIX + name] = pictures[name]
         for key, values in vectors.items():
             columns[key] = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
         arrays = [
@@ -304,23 +319,36 @@ class LeRobotWriter:
             )
         return values
 
-    def _check_frames(
-        self,
-        frames: dict[str, np.ndarray],
-        cameras: dict[str, Camera],
-        name: str,
-        length: int,
-        where: str,
-    ) -> None:
+    def _encoded(
+        self, frames: Iterable[np.ndarray], name: str, length: int, where: str
+    ) -> tuple[pa.Array, np.ndarray]:
+        """The frames of one camera as their column, and those that its statistics are taken from."""
         width, height = self.cameras[name]
-        if name not in frames or name not in cameras:
-            raise RoboAlignError(f"camera {name} is missing", where=where)
-        if frames[name].shape != (length, height, width, 3) or frames[name].dtype != np.uint8:
-            raise RoboAlignError(
-                f"frames of {name} are {frames[name].dtype} {frames[name].shape}, "
-                f"expected uint8 {(length, height, width, 3)}",
-                where=where,
-            )
+        given = len(frames) if isinstance(frames, Sized) else length
+        if given != length:
+            raise RoboAlignError(f"frames of {name} are {given}, expected {length}", where=where)
+        steps, chosen = set(looked_at(length)), []
+
+        def rows() -> Iterator[dict[str, Any]]:
+            t = -1
+            for t, frame in enumerate(frames):
+                if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
+                    raise RoboAlignError(
+                        f"frames of {name} are {frame.dtype} {frame.shape} at step {t}, expected "
+                        f"{length} times uint8 {(height, width, 3)}",
+                        where=where,
+                    )
+                if t in steps:
+                    chosen.append(frame)
+                yield {"bytes": encode_png(frame), "path": f"frame-{t:06d}.png"}
+            if t + 1 != length:
+                raise RoboAlignError(
+                    f"frames of {name} are {t + 1}, expected {length}", where=where
+                )
+
+        # With a size, pyarrow takes one row after another: no list of all the files beside the column.
+        column = pa.array(rows(), type=layout.ARROW_IMAGE, size=length)
+        return column, np.stack(chosen)
 
     def _write_table(self, name: str, table: pa.Table) -> None:
         with atomic_path(self.folder / name) as path:
@@ -330,6 +358,14 @@ class LeRobotWriter:
 def as_list(matrix: np.ndarray | None) -> list[list[float]] | None:
     """A matrix as JSON holds it."""
     return None if matrix is None else np.asarray(matrix, np.float64).tolist()
+
+
+def told(source: Any) -> str:
+    """A source as a message names it."""
+    if not isinstance(source, dict):
+        return "not recorded"
+    options = ", ".join(f"{key}={value}" for key, value in source.get("options", {}).items())
+    return f"{source.get('name')} from {source.get('first_episode')}{' with ' * bool(options)}{options}"
 
 
 def read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -342,7 +378,14 @@ def read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             f"not a readable parquet file ({error})", where=str(path), fix="delete it"
         ) from None
     extras = json.loads(metadata.get(layout.EXTRAS_KEY, b"{}"))
-    if {key: extras.get(key) for key in settings} != settings:
+    found = {key: extras.get(key) for key in settings}
+    if found != settings and {**found, "source": settings.get("source")} == settings:
+        raise RoboAlignError(
+            f"the data set there is of another source: {told(found['source'])}; this one is {told(settings['source'])}",
+            where=str(path),
+            fix="choose an empty folder",
+        )
+    if found != settings:
         problem = (
             "the data set there has another fps or action space, other cameras, names or shapes"
         )

@@ -69,7 +69,7 @@ class VideoFrames(LazyFrames):
     def times(self) -> np.ndarray:
         """float64 [T]: when each step of the whole episode is shown, in seconds of the file. Reads the span's packets.
 
-        Raises RoboAlignError where the span does not show each step, other than the last ones of a file that ends early.
+        Raises RoboAlignError where the span does not show each step; the last ones of a file that ends early may lack.
         """
         if self.span is None:
             return self.wanted

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from roboalign.conversations.conversation import read_conversations
+from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl, write_json, write_text
 from roboalign.core.progress import format_seconds
 from roboalign.evaluate.success import format_success, success_table
@@ -31,6 +32,7 @@ from roboalign.run.folder import mixture_folder
 from roboalign.run.recipe import Recipe, cores, dump_recipe
 from roboalign.run.stage import Context
 
+REMADE = "delete the folder videos/, or the stage eval's folder to roll out again"
 NOTES = [
     "The model has a few million parameters and its own small vocabulary: these numbers say how the recipe behaves at "
     "this scale, not what Qwen2.5-VL-7B would do.",
@@ -216,13 +218,38 @@ def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:
     videos: list[Video] = []
     for arm in recipe.arms:
         folder = run_dir / f"seed-{recipe.seeds[0]}" / "eval" / "rollouts" / arm / "videos"
-        found: dict[
-            str, Video
-        ] = {}  # of all that the folder has, one of each outcome: the page holds them all
-        for row in read_json(folder / "index.json") if (folder / "index.json").exists() else []:
+        # Of all that the folder has, one of each outcome: the page holds them all.
+        found: dict[str, Video] = {}
+        for number, row in enumerate(stored_videos(folder)):
+            path = video_file(folder, row, number)
             found.setdefault(
-                row["outcome"],
-                Video(arm, row["task"], row["seed"], row["outcome"], folder / row["path"]),
+                row["outcome"], Video(arm, row["task"], row["seed"], row["outcome"], path)
             )
         videos += found.values()
     return videos
+
+
+def stored_videos(folder: Path) -> list[Any]:
+    """The rows of the index of a folder of videos; [] where it has none."""
+    index = folder / "index.json"
+    rows = read_json(index) if index.exists() else []
+    if not isinstance(rows, list):
+        raise RoboAlignError("expected a list of videos", where=str(index), fix=REMADE)
+    return rows
+
+
+def video_file(folder: Path, row: Any, number: int) -> Path:
+    """The file of one row. Raises RoboAlignError where it is no plain file of this folder: the page would hold it."""
+    where = f"{folder / 'index.json'}, row {number}"
+    kinds = {"task": str, "seed": int, "outcome": str, "path": str}
+    for key, kind in kinds.items():
+        if not isinstance(row, dict) or not isinstance(row.get(key), kind):
+            raise RoboAlignError(f"{key} is missing or no {kind.__name__}", where=where, fix=REMADE)
+    path = folder / row["path"]
+    if path.name in ("", "..") or path.name != row["path"] or path.is_symlink():
+        raise RoboAlignError(
+            f"path is {row['path']!r}, which is no plain file name in this folder",
+            where=where,
+            fix=REMADE,
+        )
+    return path
