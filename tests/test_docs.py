@@ -9,12 +9,21 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from roboalign.actions.normalize import ActionStats
 from roboalign.cli.main import _parser as parser
 from roboalign.core.errors import RoboAlignError
+from roboalign.mllm.load import load_mllm
+from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import load_recipe
+from roboalign.run.stages.base import pretrained_folder
+from roboalign.vla.features import View
+from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.policy import Policy
 from tools import cli_reference
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +40,11 @@ FILE = re.compile(
     r"\b(?:recipes|tests|benchmarks|tools|studies|launch)/[\w/.-]+\.(?:yaml|py|sh|sbatch)\b"
 )
 LINK = re.compile(r"(?<!\w)!?\[[^\]]*\]\(([^)\s]+)\)")
+STAGES = {
+    part
+    for stage in plan_stages(load_recipe(ROOT / "recipes/quickstart.yaml"))
+    for part in stage.name.split("/")
+}
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -94,6 +108,8 @@ def _check_verb(words: list[str], whole: bool) -> None:
         if error.code and (whole or "arguments are required" not in said.getvalue()):
             raise ValueError(said.getvalue().splitlines()[-1]) from None
         return
+    if (until := getattr(options, "until", None)) and until not in STAGES:
+        raise ValueError(f"there is no stage {until}")
     recipe = getattr(options, "recipe", None)
     if recipe and (ROOT / recipe).is_file():
         load_recipe(ROOT / recipe, tuple(options.set))
@@ -159,6 +175,27 @@ def test_imports_of_python_blocks_exist(page: Path) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
+def small_policy(folder: Path) -> None:
+    """A policy as a run of the quickstart leaves one: the shipped model, and a head that is not trained."""
+    mllm = load_mllm(pretrained_folder())
+    width = mllm.model.config.get_text_config().hidden_size
+    config = HeadConfig(width=32, heads=2, layers=2, vlm_inner_width=32, vlm_heads=2)
+    head = FlowMatchingHead(
+        config, HeadShape(vlm_width=width, action_dim=4, state_dim=4, horizon=8)
+    )
+    stats = ActionStats.fit(np.random.default_rng(0).uniform(-1, 1, (50, 4)))
+    Policy(mllm, head, View(layer=2, cameras=("workspace",)), stats, None).save(folder)
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [b for name, b in fences((ROOT / "README.md").read_text()) if name == "python"]
+    monkeypatch.chdir(tmp_path)
+    small_policy(tmp_path / "runs/quickstart/seed-0/head/roboalign/policy")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["action"].shape == (4,) and names["solved"] in (True, False)
+
+
 def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs/index.md"
     linked = {
@@ -183,6 +220,7 @@ def test_command_reference_is_up_to_date() -> None:
     [
         "roboalign run recipes/quickstart.yaml --unheard-of",
         "roboalign run recipes/quickstart.yaml --set sft.unheard_of=1",
+        "roboalign run recipes/quickstart.yaml --until unheard_of",
         "roboalign fly recipes/quickstart.yaml",
         "make dinner",
         "python -m tools.unheard_of",

@@ -31,14 +31,13 @@ def reference() -> str:
 def commands(
     parser: argparse.ArgumentParser, prefix: str = ""
 ) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
-    """(name, parser, what it does) of each command that the help lists, parents before their actions."""
+    """(name, parser, what it does) of each command but the hidden ones, parents before their actions."""
     for group in (a for a in parser._actions if isinstance(a, argparse._SubParsersAction)):
-        for choice in group._choices_actions:
-            if choice.help == argparse.SUPPRESS:
-                continue
-            name = f"{prefix}{choice.dest}"
-            below = group.choices[choice.dest]
-            yield name, below, choice.help or ""
+        for verb, below in group.choices.items():
+            if not prefix and verb not in cli.VERBS:
+                continue  # a stage's own name, kept for old scripts
+            name = f"{prefix}{verb}"
+            yield name, below, below.description or ""
             yield from commands(below, f"{name} ")
 
 
@@ -73,7 +72,11 @@ def _usage(action: argparse.Action) -> str:
 
 
 def _row(action: argparse.Action) -> str:
-    return f"| `{_name(action)}` | {_sentence(action.help or '')} |".replace("||", "|")
+    text = _sentence(action.help or "")
+    silent = action.default in (None, False, argparse.SUPPRESS) or action.default == []
+    if action.option_strings and not silent and "default" not in text:
+        text += f" Default: `{action.default}`."
+    return f"| `{_name(action)}` | {text} |"
 
 
 def _sentence(text: str) -> str:
