@@ -39,7 +39,7 @@ def draw(
     task: str, seed: int, actions: list[np.ndarray], size: int, every: int
 ) -> list[np.ndarray]:
     """Every n-th picture of the replayed episode, and the last, uint8 [size, size, 3]."""
-    environment = MetaWorld(MetaWorldConfig(image_size=size, render="default")).make(task)
+    environment = MetaWorld(MetaWorldConfig(image_size=size)).make(task)
     environment.reset(seed)
     pictures = [environment.render()["workspace"]]
     for number, action in enumerate(actions, start=1):
