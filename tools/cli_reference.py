@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from roboalign.cli import main as cli
 
+STAGES = ("collect", "tokenizer", "mix", "base", "sft", "rl", "head", "eval", "report")
 PREFACE = """# Command reference
 
 Every command of `roboalign` with its arguments. `python -m tools.cli_reference` generates this page from the parser. A
@@ -34,10 +35,11 @@ def commands(
     """(name, parser, what it does) of each command but the hidden ones, parents before their actions."""
     for group in (a for a in parser._actions if isinstance(a, argparse._SubParsersAction)):
         for verb, below in group.choices.items():
-            if not prefix and verb not in cli.VERBS:
+            if not prefix and verb in STAGES:
                 continue  # a stage's own name, kept for old scripts
             name = f"{prefix}{verb}"
-            yield name, below, below.description or ""
+            listed = {choice.dest: choice.help for choice in group._choices_actions}
+            yield name, below, below.description or listed.get(verb) or ""
             yield from commands(below, f"{name} ")
 
 
