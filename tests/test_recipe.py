@@ -80,7 +80,7 @@ def test_the_default_tasks_are_ml45s_and_disjoint() -> None:
         (
             "name: x\ntokenizer: {zzz: 1}",
             "tokenizer.zzz",
-            "known keys here: path, horizon, scale, vocab_size",
+            "known keys here: path, horizon, scale, vocab_size, statistics, clip",
         ),
         ("name: x\ncollect: {wold: {}}", "collect.wold", "did you mean `world`?"),
         (

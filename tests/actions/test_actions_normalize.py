@@ -49,18 +49,98 @@ def test_threshold_grows_with_the_magnitude():
 
 @settings(max_examples=60, deadline=None)
 @given(arrays(np.float64, (30, 3), elements=st.floats(-1e3, 1e3)))
-def test_round_trip_inside_the_quantiles(actions):
+def test_round_trip_inside_the_interval(actions):
     stats = ActionStats.fit(actions)
-    inside = np.clip(actions, stats.q01, stats.q99)
+    inside = np.clip(actions, *stats.interval)
     normalized = stats.normalize(actions)
     assert np.abs(normalized).max() <= 1.0
     back = stats.denormalize(normalized)
     varying = ~stats.constant
-    tolerance = 2e-6 * (np.abs(stats.q01) + np.abs(stats.q99) + 1e-3)[varying]
+    tolerance = 2e-6 * sum(np.abs(end) + 1e-3 for end in stats.interval)[varying]
     assert (np.abs(back - inside)[:, varying] <= tolerance).all()
     assert np.array_equal(
         back[:, ~varying], np.broadcast_to(stats.mean.astype(np.float32), back.shape)[:, ~varying]
     )
+
+
+def sparse_gripper() -> np.ndarray:
+    """[600, 2]: a usual dimension, and a gripper that is told to move in 4 steps of 600."""
+    actions = np.stack([np.linspace(-1, 1, 600), np.zeros(600)], axis=1)
+    actions[75::150, 1] = 1.0
+    return actions
+
+
+def test_a_sparse_dimension_keeps_its_information():
+    actions = sparse_gripper()
+    stats = ActionStats.fit(actions)
+    assert stats.q01[1] == stats.q99[1] == 0.0 and stats.sparse.tolist() == [False, True]
+    assert not stats.constant.any()
+    normalized = stats.normalize(actions)
+    assert normalized[74:77, 1].tolist() == [-1.0, 1.0, -1.0]
+    assert np.array_equal(stats.denormalize(normalized)[:, 1], actions[:, 1])
+    assert stats.notes(["x", "gripper"]) == [
+        "dimension 1 (gripper): its 1% and 99% quantiles are both 0, its values go from 0 to 1; "
+        "it is normalized by minimum and maximum"
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(-50, 50), st.floats(1e-3, 50), st.sets(st.integers(0, 999), min_size=1, max_size=9)
+)
+def test_any_sparse_dimension_round_trips(usual, apart, steps):
+    values = np.full((1000, 1), usual)
+    values[sorted(steps)] += apart
+    stats = ActionStats.fit(values)
+    assert stats.sparse.all()
+    assert stats.denormalize(stats.normalize(values)) == pytest.approx(values, rel=1e-5, abs=1e-5)
+
+
+def test_usual_dimensions_are_the_same_beside_a_sparse_one():
+    actions = sparse_gripper()
+    alone = ActionStats.fit(actions[:, :1]).normalize(actions[:, :1])
+    assert np.array_equal(ActionStats.fit(actions).normalize(actions)[:, :1], alone)
+    low, high = np.quantile(actions[:, 0], [0.01, 0.99])
+    by_hand = np.clip(2.0 * (actions[:, 0] - low) / (high - low) - 1.0, -1, 1).astype(np.float32)
+    assert np.array_equal(alone[:, 0], by_hand)
+
+
+def test_methods_and_clip_by_hand():
+    actions = np.arange(101.0)[:, None]
+    given = np.array([[0.0], [50.0], [100.0], [150.0]])
+
+    def normalized(**settings):
+        return ActionStats.fit(actions, **settings).normalize(given)[:, 0].tolist()
+
+    assert normalized(method="min_max") == [-1.0, 0.0, 1.0, 1.0]
+    assert normalized(method="min_max", clip=False) == [-1.0, 0.0, 1.0, 2.0]
+    assert normalized(clip=False) == pytest.approx([-50 / 49, 0, 50 / 49, 100 / 49])
+    std = np.sqrt((101**2 - 1) / 12)
+    assert normalized(method="mean_std") == pytest.approx([-50 / std, 0, 50 / std, 100 / std])
+    stats = ActionStats.fit(actions, method="mean_std")
+    assert stats.denormalize([[2.0]]) == pytest.approx(50 + 2 * std)
+
+
+def test_constant_dimensions_are_named():
+    actions = np.stack([np.arange(9.0), np.full(9, 0.5), np.full(9, 2.0)], axis=1)
+    assert ActionStats.fit(actions).notes() == [
+        "constant, normalized to 0 and decoded to the mean: dimension 1, 2"
+    ]
+
+
+def test_settings_travel_and_the_usual_ones_are_not_written():
+    stats = ActionStats.fit(np.eye(3), method="min_max", clip=False)
+    again = ActionStats.from_dict(json.loads(json.dumps(stats.to_dict())))
+    assert (again.method, again.clip) == ("min_max", False)
+    assert set(ActionStats.fit(np.eye(3)).to_dict()) == {
+        "q01",
+        "q99",
+        "mean",
+        "std",
+        "minimum",
+        "maximum",
+        "count",
+    }
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -104,6 +184,8 @@ def test_dict_round_trip_through_json():
         ({"count": 0}, "count"),
         ({"count": 1.5}, "count"),
         ({"surplus": 1}, "unknown field `surplus`"),
+        ({"method": "guess"}, "method is 'guess', not one of quantiles, min_max, mean_std"),
+        ({"clip": 1}, "clip is 1, not true or false"),
     ],
 )
 def test_from_dict_names_file_and_field(change, message):

@@ -19,8 +19,9 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import messages, read_conversations
 from roboalign.core.errors import RoboAlignError
-from roboalign.mixture.builder import MixConfig, build_mixture, draw_types
+from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
+from roboalign.mixture.packed import MixConfig, draw_types
 from roboalign.questions.ask import TYPES, asked_types, label_of
 
 CONFIG = MixConfig(

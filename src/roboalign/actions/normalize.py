@@ -1,15 +1,18 @@
 """Action statistics and the map between raw actions and [-1, 1]."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from roboalign.core.errors import RoboAlignError
 
+Method = Literal["quantiles", "min_max", "mean_std"]
 ARRAYS = ("q01", "q99", "mean", "std", "minimum", "maximum")
+SETTINGS = {"method": "quantiles", "clip": True}
+"""Written to JSON only where they differ from these: statistics of older runs have neither."""
 
 # Raw actions are metres, radians or commands in [-1, 1], stored as float32. A spread of a millionth of such a unit
 # (or of the dimension's own magnitude, where that is larger) is rounding noise: dividing by it would blow it up.
@@ -20,8 +23,15 @@ CONSTANT_SPREAD = 1e-6
 class ActionStats:
     """Per-dimension statistics of raw actions, float64 [D]; they travel inside every checkpoint.
 
-    `normalize` maps q01 to -1 and q99 to +1 and clips, as FAST (arXiv 2501.09747) and openpi do. A dimension with
-    q99 - q01 <= 1e-6 * max(1, |q01|, |q99|) counts as constant: it normalises to 0 and denormalises to its mean.
+    `normalize` maps the `interval` of each dimension linearly to [-1, 1]. Its ends are q01 and q99 with the method
+    quantiles (FAST, arXiv 2501.09747; openpi and OpenVLA), the extremes with min_max (GR00T-N1.5's data
+    configurations), mean - std and mean + std with mean_std. With `clip`, what lies beyond is cut, as OpenVLA does;
+    openpi does not cut, and FAST tokens can hold values beyond 1. mean_std is never cut.
+
+    Where the ends coincide although the values differ, as q01 and q99 do for a gripper that is told to move in fewer
+    than one step of a hundred, the interval is that of the extremes: the dimension keeps its information (`notes`
+    names it). Where the extremes coincide too (a spread of at most 1e-6 * max(1, |low|, |high|)), the dimension is
+    constant: it normalizes to 0 and denormalizes to its mean.
     """
 
     q01: np.ndarray
@@ -31,9 +41,13 @@ class ActionStats:
     minimum: np.ndarray
     maximum: np.ndarray
     count: int
+    method: Method = "quantiles"
+    clip: bool = True
 
     @classmethod
-    def fit(cls, actions: np.ndarray) -> "ActionStats":
+    def fit(
+        cls, actions: np.ndarray, *, method: Method = "quantiles", clip: bool = True
+    ) -> "ActionStats":
         """Statistics of `actions` [N, D], raw units. Raises RoboAlignError on no rows, NaN or infinity."""
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim != 2 or 0 in actions.shape:
@@ -51,6 +65,8 @@ class ActionStats:
             minimum=actions.min(axis=0),
             maximum=actions.max(axis=0),
             count=len(actions),
+            method=method,
+            clip=clip,
         )
 
     @property
@@ -59,33 +75,81 @@ class ActionStats:
         return len(self.q01)
 
     @property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high), float64 [D] each: the raw values that normalize to -1 and +1."""
+        low, high = self._ends()
+        flat = coincide(low, high)
+        return np.where(flat, self.minimum, low), np.where(flat, self.maximum, high)
+
+    @property
+    def sparse(self) -> np.ndarray:
+        """bool [D]: the dimensions whose interval is that of the extremes, since the method's own ends coincide."""
+        return coincide(*self._ends()) & ~self.constant
+
+    @property
     def constant(self) -> np.ndarray:
         """bool [D]: the dimensions whose spread is too small to divide by."""
-        magnitude = np.maximum(1.0, np.maximum(np.abs(self.q01), np.abs(self.q99)))
-        return self.q99 - self.q01 <= CONSTANT_SPREAD * magnitude
+        return coincide(*self.interval)
+
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.method == "quantiles":
+            return self.q01, self.q99
+        if self.method == "min_max":
+            return self.minimum, self.maximum
+        return self.mean - self.std, self.mean + self.std
+
+    def sparse_notes(self, names: Sequence[str] = ()) -> list[str]:
+        """One sentence for each dimension of `sparse`; `names` are those of the dimensions."""
+        low = self._ends()[0]
+        ends = "1% and 99% quantiles" if self.method == "quantiles" else "mean and mean plus std"
+        return [
+            f"dimension {_called(d, names)}: its {ends} are both {low[d]:g}, its values go from "
+            f"{self.minimum[d]:g} to {self.maximum[d]:g}; it is normalized by minimum and maximum"
+            for d in np.flatnonzero(self.sparse)
+        ]
+
+    def notes(self, names: Sequence[str] = ()) -> list[str]:
+        """`sparse_notes`, and one sentence that names the constant dimensions."""
+        found = self.sparse_notes(names)
+        if constant := [_called(d, names) for d in np.flatnonzero(self.constant)]:
+            found.append(
+                f"constant, normalized to 0 and decoded to the mean: dimension {', '.join(constant)}"
+            )
+        return found
 
     def normalize(self, actions: ArrayLike) -> np.ndarray:
-        """Raw [..., D] to float32 [..., D] in [-1, 1]. Raises RoboAlignError on NaN, infinity or another D."""
+        """Raw [..., D] to float32 [..., D], in [-1, 1] with `clip`. Raises RoboAlignError on NaN, infinity or
+        another D."""
         actions = self._checked(actions)
-        spread = np.where(self.constant, 1.0, self.q99 - self.q01)
-        scaled = np.where(self.constant, 0.0, 2.0 * (actions - self.q01) / spread - 1.0)
-        return np.clip(scaled, -1.0, 1.0).astype(np.float32)
+        low, high = self.interval
+        spread = np.where(self.constant, 1.0, high - low)
+        scaled = np.where(self.constant, 0.0, 2.0 * (actions - low) / spread - 1.0)
+        if self.clip and self.method != "mean_std":
+            scaled = np.clip(scaled, -1.0, 1.0)
+        return scaled.astype(np.float32)
 
     def denormalize(self, actions: ArrayLike) -> np.ndarray:
-        """Normalised [..., D] to raw float32 [..., D]; linear beyond [-1, 1] too. Raises as `normalize`."""
+        """Normalized [..., D] to raw float32 [..., D]; linear beyond [-1, 1] too. Raises as `normalize`."""
         actions = self._checked(actions)
-        raw = self.q01 + (actions + 1.0) / 2.0 * (self.q99 - self.q01)
+        low, high = self.interval
+        raw = low + (actions + 1.0) / 2.0 * (high - low)
         return np.where(self.constant, self.mean, raw).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
-        return {name: getattr(self, name).tolist() for name in ARRAYS} | {"count": self.count}
+        settings = {
+            name: getattr(self, name)
+            for name, usual in SETTINGS.items()
+            if getattr(self, name) != usual
+        }
+        arrays = {name: getattr(self, name).tolist() for name in ARRAYS}
+        return arrays | {"count": self.count} | settings
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "") -> "ActionStats":
         """The inverse of `to_dict`. Raises RoboAlignError, naming `where` and the field, on anything invalid."""
         fix = "compute the statistics again with ActionStats.fit"
-        wrong = set(values) ^ {*ARRAYS, "count"}
+        wrong = (set(values) - set(SETTINGS)) ^ {*ARRAYS, "count"}
         if wrong:
             problems = [
                 f"{'unknown' if name in values else 'missing'} field `{name}`"
@@ -109,7 +173,13 @@ class ActionStats:
             raise RoboAlignError(
                 f"count must be a positive integer, got {count!r}", where=where, fix=fix
             )
-        return cls(**arrays, count=count)
+        method, clip = (values.get(name, usual) for name, usual in SETTINGS.items())
+        if method not in get_args(Method):
+            known = ", ".join(get_args(Method))
+            raise RoboAlignError(f"method is {method!r}, not one of {known}", where=where, fix=fix)
+        if not isinstance(clip, bool):
+            raise RoboAlignError(f"clip is {clip!r}, not true or false", where=where, fix=fix)
+        return cls(**arrays, count=count, method=method, clip=clip)
 
     def _checked(self, actions: ArrayLike) -> np.ndarray:
         actions = np.asarray(actions, dtype=np.float64)
@@ -119,6 +189,16 @@ class ActionStats:
             )
         _refuse_non_finite(actions)
         return actions
+
+
+def coincide(low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """bool [D]: where nothing but rounding noise lies between them."""
+    magnitude = np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+    return np.subtract(high, low) <= CONSTANT_SPREAD * magnitude
+
+
+def _called(dimension: Any, names: Sequence[str]) -> str:
+    return f"{dimension} ({names[dimension]})" if names else str(dimension)
 
 
 def _refuse_non_finite(actions: np.ndarray) -> None:

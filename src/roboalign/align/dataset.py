@@ -1,7 +1,6 @@
 """Conversations as a training set, and the order in which a run sees them."""
 
 import hashlib
-import io
 import itertools
 import math
 import re
@@ -16,7 +15,8 @@ from torch.utils.data import Dataset
 from roboalign.conversations.conversation import Conversation
 from roboalign.conversations.stored import StoredConversations
 from roboalign.core.errors import RoboAlignError
-from roboalign.mllm.encode import Encoded, collate, encode_conversation
+from roboalign.episodes.pictures import rgb_of_file
+from roboalign.mllm.encode import Encoded, collate, encode_conversation, special_tokens
 from roboalign.mllm.load import Mllm
 
 WINDOW = 50  # batches among which conversations of like length are put together
@@ -40,13 +40,37 @@ class Conversations(Dataset):
 def picture(conversation: Conversation) -> Image.Image:
     """The image of a conversation. Raises RoboAlignError naming the conversation where its bytes are no image."""
     try:
-        return Image.open(io.BytesIO(conversation.image)).convert("RGB")
-    except OSError as error:
+        return Image.fromarray(rgb_of_file(conversation.image))
+    except RoboAlignError as error:
         raise RoboAlignError(
-            f"its image cannot be read ({error})",
+            f"its image is {error.problem}",
             where=f"conversation {conversation.id}",
             fix="build the mixture again.",
         ) from None
+
+
+def check_texts(mllm: Mllm, conversations: Sequence[Conversation]) -> None:
+    """Raise RoboAlignError where a text spells a special token of the model: before the first update, with the id."""
+    tokens = special_tokens(mllm)
+    if isinstance(conversations, StoredConversations):
+        found = conversations.spelling(tokens)
+    else:
+        found = next(
+            (
+                (c.id, token)
+                for c in conversations
+                for turn in c.turns
+                for token in tokens
+                if token in turn.question or token in turn.answer
+            ),
+            None,
+        )
+    if found:
+        raise RoboAlignError(
+            f"a question or answer spells the special token {found[1]}",
+            where=f"conversation {found[0]}",
+            fix="remove the token from the text, or build the mixture with `model:` set to this model's folder",
+        )
 
 
 def collate_conversations(

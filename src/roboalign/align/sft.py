@@ -21,6 +21,7 @@ from roboalign.align.answers import answer_loss, logits_at_answers
 from roboalign.align.dataset import (
     Conversations,
     action_ids,
+    check_texts,
     collate_conversations,
     digest_of,
     lengths_of,
@@ -212,6 +213,7 @@ def build_trainer(
     arguments.dataloader_multiprocessing_context = (
         "fork" if config.workers else None
     )  # the model is not copied
+    check_texts(mllm, conversations)
     trainer = SftTrainer(
         mllm,
         arguments,

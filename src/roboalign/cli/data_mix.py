@@ -1,6 +1,5 @@
 """The verb `data mix`: a mixture from any sources, or one built again from its manifest."""
 
-import io
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -8,13 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 from transformers import GenerationConfig
 
 from roboalign.actions.vocabulary import extend_tokenizer
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json
 from roboalign.core.hub import resolve
+from roboalign.episodes.pictures import size_of_file
 from roboalign.mixture.mixing.account import text_of
 from roboalign.mixture.mixing.build import build
 from roboalign.mixture.mixing.config import load_mixture, pin_hub_ids
@@ -68,10 +67,8 @@ def write_lengths(shard: Path, path: Path, *, model: str) -> None:
     lengths = []
     for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(ROWS, columns=["image", "turns"]):
         for row in batch.to_pylist():
-            with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                blank = np.zeros(
-                    (image.height, image.width, 3), dtype=np.uint8
-                )  # the size alone counts
+            width, height = size_of_file(row["image"]["bytes"])
+            blank = np.zeros((height, width, 3), dtype=np.uint8)  # the size alone counts
             lengths.append(len(encode_conversation(words, row["turns"], blank).input_ids))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(lengths, dtype=np.uint32))

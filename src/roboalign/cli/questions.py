@@ -20,7 +20,8 @@ from roboalign.questions.vqa.base import QuestionConfig, look
 from roboalign.questions.vqa.cache import AnswerCache
 from roboalign.questions.vqa.client import ChatClient, Endpoint
 from roboalign.questions.vqa.motion import NO_AXES, NO_POSITION, NO_SPACE, Motion
-from roboalign.questions.vqa.states import TYPES, StateQuestions
+from roboalign.questions.vqa.state_questions import StateQuestions
+from roboalign.questions.vqa.states import TYPES
 from roboalign.questions.vqa.teacher import TeacherQuestions, estimate, price, prompt_of
 from roboalign.questions.vqa.write import MOST_FAULTS, Plan, make_plan, read_work, write_questions
 

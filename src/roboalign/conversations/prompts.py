@@ -16,6 +16,7 @@ NEXT_STEP = (
     "How does the robot go on?",
 )
 ACTIONS = "<ACTION_START>"
+_LAST_OPTION = re.compile(r"\n[ \t]*(?:\([A-Z]\)|[A-Z][.)])[ \t]+\S[^\n]*$")
 _REQUEST = re.compile(r"\s*(?:" + "|".join(map(re.escape, MODES.values())) + r') "[^"]*"\.\s*')
 
 
@@ -29,11 +30,15 @@ def question(text: str, mode: Mode, label: str, *, lead: bool = False) -> str:
 
     Every answer opens with the label that its question names (`answer`), an action chunk with <ACTION_START>. How an
     answer opens is thus told by the question alone, reasoned about or not, and a model that has never seen a reasoning
-    before an action can still open one after a reasoning. With `lead` the request comes first: in training its place
+    before an action can still open one after a reasoning. Behind a list of options (`B. dog`) the request has a line
+    of its own: it would read as part of the last one. With `lead` the request comes first: in training its place
     varies, or a small model would look for it at a fixed distance, where a reasoning moves it away.
     """
     request = f'{MODES[mode]} "{label}".'
-    return f"{request} {text}" if lead else f"{text} {request}"
+    if lead:
+        return f"{request} {text}"
+    space = "\n" if _LAST_OPTION.search(text) else " "
+    return f"{text}{space}{request}"
 
 
 def bare(text: str) -> str:

@@ -74,6 +74,22 @@ class StoredConversations(Sequence[Conversation]):
             yield from column.take(pa.array(self.rows[low:high] - first)).to_pylist()
             first += len(column)
 
+    def spelling(self, tokens: Sequence[str]) -> tuple[str, str] | None:
+        """(id, token) of the first conversation whose text spells one of the tokens; no image is read."""
+        for path in self.paths:
+            table = read_table(path, ["id", "turns"])
+            turns = table.column("turns").combine_chunks()
+            row, flat = pc.list_parent_indices(turns).to_numpy(), pc.list_flatten(turns)
+            for token in tokens:
+                spelled = pc.or_(
+                    pc.match_substring(flat.field("question"), token),
+                    pc.match_substring(flat.field("answer"), token),
+                ).to_numpy(zero_copy_only=False)
+                if spelled.any():
+                    place = int(row[np.flatnonzero(spelled)[0]])
+                    return table.column("id")[place].as_py(), token
+        return None
+
     def _survey(self, number: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """Wanted turns and their characters of each row of a shard, int32 [rows]; its row groups join the index."""
         for group, rows in enumerate(row_groups(path)):

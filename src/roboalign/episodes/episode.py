@@ -12,6 +12,7 @@ from PIL import Image
 from roboalign.actions.axes import Axes
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.pictures import rgb_of_file
 
 MAX_PIXELS = 1 << 26
 """Pixels that a picture may declare: a larger one is refused before it is decoded."""
@@ -92,10 +93,10 @@ class Episode:
         if decode is not None:  # a video gives pixels: no detour through PNG
             return decode(t)
         try:
-            return np.array(Image.open(io.BytesIO(self.png(camera, t))).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+            return rgb_of_file(self.png(camera, t))
+        except RoboAlignError as error:
             raise RoboAlignError(
-                f"frame {t} of camera {camera} is not a readable image ({error})",
+                f"frame {t} of camera {camera} is {error.problem}",
                 where=f"episode {self.episode_id}",
                 fix="collect this episode again",
             ) from None

@@ -15,8 +15,13 @@ from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.calvin import read_calvin
 from roboalign.episodes.formats.lerobot import about_lerobot, iterate_lerobot
-from roboalign.episodes.formats.rlds import read_rlds
-from roboalign.episodes.formats.robomimic import begins_as_hdf5, is_hdf5, read_robomimic
+from roboalign.episodes.formats.rlds import about_rlds, read_rlds
+from roboalign.episodes.formats.robomimic import (
+    about_robomimic,
+    begins_as_hdf5,
+    is_hdf5,
+    read_robomimic,
+)
 from roboalign.episodes.robot_data import About, RobotData
 
 READERS: dict[str, Callable[..., Iterator[Episode | Fault]]] = {
@@ -25,7 +30,11 @@ READERS: dict[str, Callable[..., Iterator[Episode | Fault]]] = {
     "robomimic": read_robomimic,
     "calvin": read_calvin,
 }
-ABOUT: dict[str, Callable[..., About]] = {"lerobot": about_lerobot}
+ABOUT: dict[str, Callable[..., About]] = {
+    "lerobot": about_lerobot,
+    "rlds": about_rlds,
+    "robomimic": about_robomimic,
+}
 """Formats that say something of themselves before their episodes are read."""
 WORDS = {
     bool: "true or false",

@@ -4,7 +4,6 @@ Decoding is greedy. Every answer becomes one record (`token_metrics` says which 
 that two MLLMs can be compared sample by sample.
 """
 
-import io
 import json
 import random
 import re
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from roboalign.actions.fast import FastTokenizer
@@ -29,6 +27,7 @@ from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_text
 from roboalign.core.progress import Progress
+from roboalign.episodes.pictures import rgb_of_file
 from roboalign.evaluate.token_metrics import summarize
 from roboalign.mllm.encode import Encoded, encode_prompt, end_ids
 from roboalign.mllm.generate import generate
@@ -157,9 +156,7 @@ class Asker:
 
     def prompt(self, question: str, png: bytes) -> Encoded:
         """A question about a PNG."""
-        return encode_prompt(
-            self.mllm, question, np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        )
+        return encode_prompt(self.mllm, question, rgb_of_file(png))
 
     def cost(self) -> dict[str, Any]:
         """Ledger of what was asked."""

@@ -121,7 +121,7 @@ def adds_bos(mllm: Mllm) -> bool:
 def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> Encoded:
     """`texts` alternate question and answer. Where they end with a question, the assistant's header is the end."""
     for text in texts:
-        if any(token in text for token in _special_tokens(mllm)):
+        if any(token in text for token in special_tokens(mllm)):
             raise RoboAlignError(
                 f"a question or answer spells a special token: {text!r}",
                 fix="remove it from the text",
@@ -172,7 +172,8 @@ def _rgb(image: np.ndarray | Image.Image) -> np.ndarray:
 # cost more than the tokenising of a conversation.
 
 
-def _special_tokens(mllm: Mllm) -> list[str]:
+def special_tokens(mllm: Mllm) -> list[str]:
+    """What no text may spell: the tokenizer would read a command."""
     if "special" not in mllm.cache:
         mllm.cache["special"] = list(mllm.tokenizer.all_special_tokens)
     return mllm.cache["special"]
@@ -198,7 +199,7 @@ def _frames(mllm: Mllm, n_texts: int) -> tuple[list[str], str]:
                     where=str(mllm.folder or type(mllm.processor).__name__),
                     fix="use a template that opens every turn of the assistant with its generation prompt",
                 )
-            closed = any(token in frames[-1] for token in _special_tokens(mllm))
+            closed = any(token in frames[-1] for token in special_tokens(mllm))
             end = "" if closed else mllm.tokenizer.eos_token or ""
             frames[1::2] = [header] * (n_texts // 2)
             frames[2::2] = [end + frame for frame in frames[2::2]]

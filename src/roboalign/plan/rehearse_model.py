@@ -1,18 +1,17 @@
 """What a rehearsal trains on: a recipe's backbone without numbers, and samples of the assumed lengths."""
 
-import io
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 
 from roboalign.actions.vocabulary import ActionVocabulary, extend_tokenizer
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.episodes.episode import encode_png
+from roboalign.episodes.pictures import rgb_of_file
 from roboalign.mllm.encode import IGNORED, encode_conversation
 from roboalign.mllm.fake import fake_weights
 from roboalign.mllm.load import Mllm, find_vocabulary, load_processor
@@ -133,7 +132,7 @@ def image_tokens_of(mllm: Mllm, ids: np.ndarray) -> int:
 def lengths_of(mllm: Mllm, conversation: Conversation) -> Lengths:
     """What a conversation comes to, a turn."""
     turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
-    encoded = encode_conversation(mllm, turns, Image.open(io.BytesIO(conversation.image)))
+    encoded = encode_conversation(mllm, turns, rgb_of_file(conversation.image))
     image, answers = (
         image_tokens_of(mllm, encoded.input_ids),
         int((encoded.labels != IGNORED).sum()),

@@ -14,6 +14,7 @@ def attention(survey: Survey) -> list[str]:
     rules = (
         _faults,
         _near_constant,
+        _sparse,
         _cameras,
         _instructions,
         _repeats,
@@ -43,6 +44,11 @@ def _near_constant(survey: Survey) -> Iterator[str]:
                 f"{vector} hardly changes in {_list(names)}: there is little to learn, and scaling to −1 to 1 would "
                 "blow up what noise there is."
             )
+
+
+def _sparse(survey: Survey) -> Iterator[str]:
+    for note in survey.sparse:
+        yield f"{note}."
 
 
 def _cameras(survey: Survey) -> Iterator[str]:

@@ -7,12 +7,13 @@ turns a validation failure into one message that names the key and the fix.
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from roboalign.actions.normalize import Method
 from roboalign.align.backbone import BackboneConfig
 from roboalign.align.distill import DistillConfig
 from roboalign.align.grpo.trainer import RlConfig
@@ -22,7 +23,7 @@ from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.trackers import TrackerName
 from roboalign.evaluate.tokens import TokenEvalConfig
-from roboalign.mixture.builder import MixConfig
+from roboalign.mixture.packed import MixConfig
 from roboalign.questions.ask import TYPES
 from roboalign.run.arms import ARMS, ArmName
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
@@ -44,6 +45,12 @@ class TokenizerConfig(Config):
     """Factor before rounding a DCT coefficient: larger is finer and gives more tokens."""
     vocab_size: int = Field(128, ge=8)
     """Entries of the fitted byte-pair vocabulary."""
+    statistics: Method = "quantiles"
+    """Which values normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus and plus std)."""
+    clip: bool = True
+    """Cut normalized actions at -1 and 1, as OpenVLA does; openpi does not. Without effect on mean_std."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"statistics", "clip"})
 
 
 class EvaluationConfig(RolloutConfig):

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from roboalign.actions.normalize import ActionStats
+from roboalign.actions.normalize import ActionStats, Method
 from roboalign.core.config import Config
 from roboalign.core.distributed import leads, rank, wait_for_all, world_size
 from roboalign.core.errors import RoboAlignError
@@ -67,8 +67,13 @@ class HeadTrainConfig(Config):
     dropout draws."""
     features: FeatureConfig = FeatureConfig()
     """How the hidden states are computed and kept."""
+    statistics: Method = "quantiles"
+    """Which actions normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus and plus std)."""
+    clip: bool = True
+    """Cut normalized actions at -1 and 1, as OpenVLA does; openpi does not. Without effect on
+    mean_std. The state is normalized in the same way."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"ema", "compile"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"ema", "compile", "statistics", "clip"})
 
 
 def train_head(
@@ -106,7 +111,11 @@ def train_head(
         )
         print(told, flush=True)
     state_stats = (
-        ActionStats.fit(np.concatenate([e.state for e in episodes]))
+        ActionStats.fit(
+            np.concatenate([e.state for e in episodes]),
+            method=config.statistics,
+            clip=config.clip,
+        )
         if head_config.proprioception
         else None
     )

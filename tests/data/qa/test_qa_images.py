@@ -23,6 +23,7 @@ from roboalign.conversations.qa.images import (
 )
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
+from roboalign.episodes import pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -183,11 +184,12 @@ def test_flipped_and_cut_images_are_faults_or_pixels(form, data):
 
 
 def test_a_bomb_is_not_unpacked(stores, monkeypatch):
-    monkeypatch.setattr(images, "LIMIT", 100)
+    monkeypatch.setattr(pictures, "MOST_BYTES", 100)
+    monkeypatch.setattr(images, "MOST_BYTES", 100)
     for store in stores.values():
         fault = image_of("a/b.png", store, "r").data()
         assert isinstance(fault, Fault) and "too many for an image" in fault.problem
-    monkeypatch.setattr(images, "MOST_PIXELS", 50)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 50)
     fault = LazyImage("x", "r", held=png()).pixels()
     assert isinstance(fault, Fault) and "9 x 6 pixels are too many" in fault.problem
 

@@ -318,7 +318,7 @@ def test_conversation_by_hand(tmp_path):
     ) and found.episode_id.startswith("src/")
     assert [turn.question for turn in found.turns] == [
         'Be brief.\nPoint at the cup. Answer directly as "point".',
-        'Which?\nA. a\nB. b Answer directly as "letter".',
+        'Which?\nA. a\nB. b\nAnswer directly as "letter".',
         'Why? Answer directly as "answer".',
     ]
     assert [turn.answer for turn in found.turns] == [

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign.conversations.qa import read as qa
+from roboalign.conversations.qa import records
 from roboalign.conversations.qa.normal import Choice, Points, Sample
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
@@ -46,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 def test_array_in_chunks_equals_json_load(values, chunk, indent, spaced):
     text = json.dumps(values, indent=indent, ensure_ascii=False)
     text = f" \n\t{text}\r\n" if spaced else text
-    assert list(qa.read_array(io.StringIO(text), chunk)) == json.load(io.StringIO(text))
+    assert list(records.read_array(io.StringIO(text), chunk)) == json.load(io.StringIO(text))
 
 
 @settings(max_examples=100, deadline=None)
@@ -62,9 +63,9 @@ def test_array_that_json_load_refuses_is_refused(values, data, chunk):
         assert isinstance(expected, list)
     except (ValueError, AssertionError):
         with pytest.raises(RoboAlignError):
-            list(qa.read_array(io.StringIO(broken), chunk))
+            list(records.read_array(io.StringIO(broken), chunk))
     else:
-        assert repr(list(qa.read_array(io.StringIO(broken), chunk))) == repr(
+        assert repr(list(records.read_array(io.StringIO(broken), chunk))) == repr(
             expected
         )  # repr: NaN equals itself
 
@@ -74,7 +75,7 @@ def test_array_that_json_load_refuses_is_refused(values, data, chunk):
 )
 def test_no_array(text):
     with pytest.raises(RoboAlignError, match="record"):
-        list(qa.read_array(io.StringIO(text), 2))
+        list(records.read_array(io.StringIO(text), 2))
 
 
 def test_array_holds_one_record_and_a_chunk_not_the_file():
@@ -86,9 +87,9 @@ def test_array_holds_one_record_and_a_chunk_not_the_file():
             return super().read(size)
 
     file = Endless(json.dumps([{"text": "x" * 100}] * 20_000))
-    assert next(qa.read_array(file, 1000)) == {"text": "x" * 100}
+    assert next(records.read_array(file, 1000)) == {"text": "x" * 100}
     assert file.taken <= 2000
-    assert sum(1 for _ in qa.read_array(Endless(file.getvalue()), 1000)) == 20_000
+    assert sum(1 for _ in records.read_array(Endless(file.getvalue()), 1000)) == 20_000
 
 
 def test_llava_by_hand(path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.episode import Episode
+from roboalign.episodes.episode import Episode, content_id
 from roboalign.episodes.formats.calvin import ANNOTATIONS, load_dict, read_calvin
 
 SPANS = [(3, 6), (5, 9), (12, 12)]
@@ -69,7 +69,7 @@ def test_one_episode_for_each_annotation(split):
     episodes = list(read_calvin(split))
     assert [len(episode) for episode in episodes] == [4, 5, 1]  # both ends belong to it
     second = episodes[1]
-    assert second.episode_id == "task_D_D/training/annotation-00001"
+    assert second.episode_id == content_id("task_D_D/training/annotation-00001", second.actions)
     assert (second.task, second.instruction, second.fps) == (
         "push_into_drawer",
         "push the button",

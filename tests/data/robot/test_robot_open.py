@@ -85,7 +85,7 @@ def test_what_is_wrong_is_said_when_it_is_opened(tmp_path):
             r"--read fps: the robomimic reader takes a number, not 'abc'",
         ),
         ("robomimic", {"fps": True}, r"takes a number, not True.*--read fps=5"),
-        ("robomimic", {"flip": "maybe"}, r"--read flip: .* not 'maybe'"),
+        ("robomimic", {"flip": 3}, r"--read flip: .* not 3"),
         ("rlds", {"fps": "abc"}, r"--read fps: the rlds reader takes a number, not 'abc'"),
         ("rlds", {"state": 3}, r"--read state: .* takes a name or a list of names, not 3"),
         ("lerobot", {"links": "maybe"}, r"--read links: .* takes true or false, not 'maybe'"),

@@ -15,7 +15,8 @@ from roboalign.episodes.episode import Camera, encode_png
 from roboalign.questions.ask import TYPES as SCENE_TYPES
 from roboalign.questions.vqa.base import QuestionConfig, Work
 from roboalign.questions.vqa.motion import Motion
-from roboalign.questions.vqa.states import TYPES, StateQuestions, centimetres, degrees, frame_order
+from roboalign.questions.vqa.state_questions import StateQuestions, frame_order
+from roboalign.questions.vqa.states import TYPES, centimetres, degrees
 
 CONFIG = QuestionConfig(axes=ROS, horizon=5, questions=3)
 

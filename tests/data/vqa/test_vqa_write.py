@@ -19,7 +19,7 @@ from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.robot_data import RobotData
 from roboalign.questions.vqa import write
 from roboalign.questions.vqa.base import QuestionConfig
-from roboalign.questions.vqa.states import StateQuestions
+from roboalign.questions.vqa.state_questions import StateQuestions
 from roboalign.questions.vqa.write import AT_ONCE, draw_frames, read_work, spaced, write_questions
 
 BRIDGE = Path(__file__).parents[4] / "shared" / "data" / "bridge_sample"

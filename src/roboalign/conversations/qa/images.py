@@ -3,47 +3,40 @@
 Nothing is opened before it is asked for, and nothing is ever downloaded.
 """
 
-import io
 import re
 import tarfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
+from roboalign.episodes.pictures import (
+    MOST_BYTES,
+    read_picture_file,
+    rgb_of_file,
+    size_of_file,
+)
 
-LIMIT = 256 << 20
-"""Bytes of one image file; what is larger is taken for damage, or for a bomb."""
-MOST_PIXELS = 50_000_000
-"""Pixels of one image: a damaged or hostile header can claim a size that fills the memory."""
+Result = TypeVar("Result")
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files below a folder."""
+    """Image files below a folder; with `links` they may be links out of it."""
 
     path: Path
+    links: bool = False
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; raises RoboAlignError where it is missing or too large."""
-        file = self.path / name
-        try:
-            size = file.stat().st_size
-            if size > LIMIT:
-                raise RoboAlignError(f"{size} bytes are too many for an image", where=str(file))
-            return file.read_bytes()
-        except FileNotFoundError:
-            fix = "unpack the images there, or give their folder"
-            raise RoboAlignError("the image does not exist", where=str(file), fix=fix) from None
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            raise RoboAlignError(f"the image cannot be read ({error})", where=str(file)) from None
+        """The bytes of a file. Raises RoboAlignError as `read_picture_file`."""
+        return read_picture_file(self.path / name, self.path, links=self.links)
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class ZipArchive:
                 f"not a readable zip archive ({archive})", where=where, fix="download it again"
             )
         try:
-            if (size := archive.getinfo(name).file_size) > LIMIT:
+            if (size := archive.getinfo(name).file_size) > MOST_BYTES:
                 raise RoboAlignError(f"{size} bytes are too many for an image", where=where)
             return archive.read(name)
         except KeyError:
@@ -111,7 +104,7 @@ class TarArchive:
                 problem, where=where, fix="download the archive again" if damage else ""
             )
         offset, size = index[name]
-        if size > LIMIT:
+        if size > MOST_BYTES:
             raise RoboAlignError(f"{size} bytes are too many for an image", where=where)
         try:
             with self.path.open("rb") as file:
@@ -130,8 +123,8 @@ class TarArchive:
 Store = Folder | ZipArchive | TarArchive
 
 
-def open_store(path: str | Path) -> Store:
-    """The place that image paths are relative to: a folder, a .zip or a .tar.
+def open_store(path: str | Path, *, links: bool = False) -> Store:
+    """The place that image paths are relative to: a folder (`links`: see there), a .zip or a .tar.
 
     Raises RoboAlignError on a compressed tar: reading one member would unpack all before it. A folder may come later.
     """
@@ -142,7 +135,7 @@ def open_store(path: str | Path) -> Store:
             "a compressed tar cannot be read image by image", where=str(path), fix=fix
         )
     if path.suffix.lower() not in (".zip", ".tar") or path.is_dir():
-        return Folder(path)
+        return Folder(path, links)
     if not path.is_file():
         raise RoboAlignError("the archive does not exist", where=str(path))
     return ZipArchive(path) if path.suffix.lower() == ".zip" else TarArchive(path)
@@ -170,33 +163,21 @@ class LazyImage:
             return Fault(f"{self.where}, {error.where}", error.problem, error.fix)
 
     def size(self) -> tuple[int, int] | Fault:
-        """(width, height) in pixels, from the file's header."""
-        data = self.data()
-        return data if isinstance(data, Fault) else self._decode(data, lambda image: image.size)
+        """(width, height) in pixels as it is shown, from the file's header."""
+        return self._read(size_of_file)
 
     def pixels(self) -> np.ndarray | Fault:
-        """uint8 [H, W, 3]."""
-        data = self.data()
-        return (
-            data
-            if isinstance(data, Fault)
-            else self._decode(data, lambda image: np.array(image.convert("RGB")))
-        )
+        """uint8 [H, W, 3], as `rgb_of_file`."""
+        return self._read(rgb_of_file)
 
-    def _decode(self, data: bytes, read: Any) -> Any:
+    def _read(self, read: Callable[[bytes], Result]) -> Result | Fault:
+        data = self.data()
+        if isinstance(data, Fault):
+            return data
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels are too many")
-                return read(image)
-        except (
-            Exception
-        ) as error:  # decoders of damaged files fail in many ways, and none of them may end the run
-            return Fault(
-                f"{self.where}, image {self.name}",
-                f"not a readable image ({error})",
-                "drop this record",
-            )
+            return read(data)
+        except RoboAlignError as error:
+            return Fault(f"{self.where}, image {self.name}", error.problem, "drop this record")
 
 
 def image_of(value: Any, store: Store, where: str, *, anchor: str = "") -> LazyImage:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn, image_hash
 from roboalign.conversations.qa.images import LazyImage
+from roboalign.conversations.qa.texts import control_token, split_reply
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import encode_png
@@ -313,17 +314,15 @@ def parse_target(
     return reasons[0] if reasons and WRITTEN.match(answer) else None
 
 
-def split_reply(text: str) -> tuple[str | None, str]:
-    """(reasoning, answer) of `<think>..</think><answer>..</answer>`; (None, text) of any other answer."""
-    match = re.fullmatch(r"\s*<think>(.*?)</think>\s*<answer>(.*)</answer>\s*", text, re.DOTALL)
-    return (match[1].strip() or None, match[2].strip()) if match else (None, text.strip())
-
-
-def to_conversation(sample: Sample, grid: int | None = None) -> Conversation | Refused | Fault:
+def to_conversation(
+    sample: Sample, grid: int | None = None, special: frozenset[str] = frozenset()
+) -> Conversation | Refused | Fault:
     """The sample as this project's mixture stores it; Refused where it has no place there, Fault on a broken image.
 
-    With `grid`, a single point is answered by its cell, as the generated questions are. Samples of one image share an
-    `episode_id`, so that a split by episodes does not divide them.
+    A text that spells a control token (`control_token`, with those of `special`) is refused, and so is a reply whose
+    tags cannot be told from its text (`split_reply`). With `grid`, a single point is answered by its cell, as the
+    generated questions are. Samples of one image share an `episode_id`, so that a split by episodes does not divide
+    them.
     """
     if len(sample.images) != 1:
         return Refused(f"{len(sample.images)} images, and a conversation has one")
@@ -334,6 +333,8 @@ def to_conversation(sample: Sample, grid: int | None = None) -> Conversation | R
     wrong = next((target for target in sample.targets if isinstance(target, Refused)), None)
     if wrong is not None:
         return wrong
+    if unfit := _unfit_text(sample, special):
+        return unfit
     pixels = sample.images[0].pixels()
     if isinstance(pixels, Fault):
         return pixels
@@ -349,8 +350,23 @@ def to_conversation(sample: Sample, grid: int | None = None) -> Conversation | R
     return Conversation(f"{sample.source}/{sample.id}", episode, 0, sample.source, png, turns)
 
 
+def _unfit_text(sample: Sample, special: frozenset[str]) -> Refused | None:
+    """Why the texts of a sample cannot be trained on; None where they can."""
+    for question, answer in sample.turns:
+        if isinstance(reply := split_reply(answer), Refused):
+            return reply
+        for what, text in (("question", question.replace(IMAGE_MARK, "")), ("answer", answer)):
+            if token := control_token(text, special):
+                return Refused(f"the {what} spells {token}, which a model reads as a command")
+    if token := control_token(sample.system, special):
+        return Refused(f"the system text spells {token}, which a model reads as a command")
+    return None
+
+
 def _turn(kind: str, question: str, answer: str, target: Any, grid: int | None) -> Turn:
-    reasoning, expected = split_reply(answer)
+    split = split_reply(answer)
+    assert not isinstance(split, Refused)
+    reasoning, expected = split
     type_, label = "text", "answer"
     if isinstance(target, Choice):
         type_, label, expected = "choice", "letter", chr(ord("A") + target.index)

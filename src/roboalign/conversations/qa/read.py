@@ -3,14 +3,10 @@
 Files are streamed: what is in memory is one record, whatever the file's size.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from roboalign.conversations.qa.images import LazyImage, Store, image_of, open_store
 from roboalign.conversations.qa.normal import (
@@ -21,39 +17,11 @@ from roboalign.conversations.qa.normal import (
     Sample,
     Style,
     parse_target,
-    split_reply,
 )
+from roboalign.conversations.qa.records import Columns, Record, records
+from roboalign.conversations.qa.texts import split_reply
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
-
-CHUNK = 1 << 20
-LONGEST = 64 << 20
-"""Characters of one record; past it a file is taken for broken."""
-ROWS = 32
-"""Parquet rows read at a time: they may carry their images."""
-SPACE = " \t\n\r"
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What the fields of a layout are called in one data set."""
-
-    turns: str = ""
-    """The list of turns; "" where `question` and `answer` hold the one turn."""
-    role: str = "from"
-    text: str = "value"
-    user: tuple[str, ...] = ("human",)
-    assistant: tuple[str, ...] = ("gpt",)
-    system: tuple[str, ...] = ()
-    images: tuple[str, ...] = ("images", "image")
-    """The first of these that a record fills: one image or a list."""
-    question: str = "question"
-    answer: str = "answer"
-    id: str = "id"
-    anchor: str = ""
-    """Of an image path only the part from this folder on counts."""
-
 
 LAYOUTS = {
     "messages": Columns("messages", "role", "content", ("user",), ("assistant",), ("system",)),
@@ -94,6 +62,7 @@ def read_qa(
     *,
     columns: Columns | None = None,
     images: str | Path | None = None,
+    links: bool = False,
     source: str = "",
     kind: str = "general",
     answers: Answers | None = None,
@@ -102,8 +71,9 @@ def read_qa(
     """Every record of a .json (an array), .jsonl or .parquet file, in order; a `Fault` for each that does not fit.
 
     `layout`: a name of LAYOUTS; `columns` replaces its field names. `images`: the folder, .zip or .tar that image paths
-    are relative to; the file's own folder where None. `prepare` changes a record before it is read. A `Fault` names the
-    file, the record (counted from 1) and the field. Raises RoboAlignError where the file as a whole cannot be read.
+    are relative to; the file's own folder where None; with `links` an image may be a link out of it. `prepare` changes
+    a record before it is read. A `Fault` names the file, the record (counted from 1) and the field. Raises
+    RoboAlignError where the file as a whole cannot be read.
     """
     path = Path(path)
     if layout not in LAYOUTS:
@@ -119,7 +89,7 @@ def read_qa(
         )
     columns, store = (
         columns or LAYOUTS[layout],
-        open_store(path.parent if images is None else images),
+        open_store(path.parent if images is None else images, links=links),
     )
     return _samples(
         path,
@@ -168,7 +138,10 @@ def _samples(
 
 
 def _target(question: str, answer: str, answers: Answers, pictures: Sequence[LazyImage]) -> Any:
-    answer, size = split_reply(answer)[1], None
+    reply, size = split_reply(answer), None
+    if isinstance(reply, Refused):
+        return reply
+    answer = reply[1]
     if answers.style == "pixels" and WRITTEN.match(answer):
         if len(pictures) != 1:
             return Refused(f"pixels of which of {len(pictures)} images is not said")
@@ -296,146 +269,3 @@ def _content(content: Any, field: str) -> tuple[str, list[Any]]:
             )
         texts.append(text)
     return "\n".join(texts), placed
-
-
-def records(path: Path, columns: Columns) -> Iterator[Any]:
-    """The records of a file as they stand, a Fault for a broken line. Raises RoboAlignError on a broken file."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return _parquet(path, columns)
-    if suffix in (".jsonl", ".ndjson"):
-        return _lines(path)
-    if suffix == ".json":
-        return _array(path)
-    raise RoboAlignError(
-        f"unknown file type {suffix!r}", where=str(path), fix="give .json, .jsonl or .parquet"
-    )
-
-
-def _array(path: Path) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from read_array(file)
-    except UnicodeDecodeError as error:
-        raise RoboAlignError(
-            f"not UTF-8 ({error})", where=str(path), fix="get this file again"
-        ) from None
-    except RoboAlignError as error:
-        raise RoboAlignError(error.problem, where=f"{path}, {error.where}", fix=error.fix) from None
-
-
-def read_array(file: TextIO, chunk: int = CHUNK) -> Iterator[Any]:
-    """The elements of a JSON array, one at a time, as `json.load` would give them.
-
-    No more than the current element and a chunk is held. Raises RoboAlignError where the text is no JSON array, at the
-    element that is broken: what follows it cannot be found again.
-    """
-    window, count = _Window(file, chunk), 0
-    mark = window.take()
-    if mark != "[":
-        fix = "write one array of records, or one record a line in a .jsonl file"
-        raise RoboAlignError(
-            f"the file begins with {mark!r}, not with [", where="record 1", fix=fix
-        )
-    if window.peek() == "]":
-        mark = window.take()
-    while mark != "]":
-        count += 1
-        yield window.element(count)
-        mark = window.take()
-        if mark not in (",", "]"):
-            problem = f"{mark!r} behind the record" if mark else "the array is cut short"
-            raise RoboAlignError(problem, where=f"record {count}", fix="get this file again")
-    if window.peek():
-        raise RoboAlignError(
-            "more text behind the array", where=f"record {count}", fix="get this file again"
-        )
-
-
-class _Window:
-    """What has been read of a file and not been taken yet."""
-
-    def __init__(self, file: TextIO, chunk: int) -> None:
-        self.file, self.chunk, self.text, self.at, self.ended = file, chunk, "", 0, False
-        self.decoder = json.JSONDecoder()
-
-    def more(self) -> None:
-        # What is not whole yet is parsed again from its start: reading as much again keeps that linear.
-        read = self.file.read(max(self.chunk, len(self.text) - self.at))
-        self.text, self.at, self.ended = self.text[self.at :] + read, 0, not read
-
-    def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
-        while True:
-            while self.at < len(self.text) and self.text[self.at] in SPACE:
-                self.at += 1
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
-            self.more()
-
-    def take(self) -> str:
-        char = self.peek()
-        self.at += len(char)
-        return char
-
-    def element(self, number: int) -> Any:
-        while True:
-            if not self.peek():
-                raise RoboAlignError(
-                    "the array is cut short", where=f"record {number}", fix="get this file again"
-                )
-            try:
-                value, end = self.decoder.raw_decode(self.text, self.at)
-                # A number may go on behind the window, and `1.` is read as 1: an element ends where one may end.
-                if self.ended or self.text[end : end + 1] in (*SPACE, ",", "]"):
-                    self.at = end
-                    return value
-                problem = "not valid JSON"
-            except RecursionError:
-                raise RoboAlignError("nested too deeply", where=f"record {number}") from None
-            except ValueError as error:
-                problem = f"not valid JSON ({error})"
-            if self.ended or len(self.text) - self.at > LONGEST:
-                raise RoboAlignError(
-                    problem, where=f"record {number}", fix="get this file again"
-                ) from None
-            self.more()
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    number = 0
-    with path.open("rb") as file:
-        while line := file.readline(LONGEST + 1):
-            if len(line) > LONGEST:
-                raise RoboAlignError(
-                    f"a line of more than {LONGEST} bytes", where=f"{path}, line {number + 1}"
-                )
-            text = line.removeprefix(b"\xef\xbb\xbf").strip()
-            if not text:
-                continue
-            number += 1
-            try:
-                yield json.loads(text)
-            except (ValueError, RecursionError) as error:
-                yield Fault(
-                    f"{path}, record {number}", f"not valid JSON ({error})", "remove that line"
-                )
-
-
-def _parquet(path: Path, columns: Columns) -> Iterator[Any]:
-    try:
-        # pre_buffer, on by default, keeps all that was read of the file until it is closed.
-        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-        there = file.schema_arrow.names
-        needed = [columns.turns] if columns.turns else [columns.question, columns.answer]
-        if missing := [name for name in needed if name not in there]:
-            problem = f"no column {', '.join(missing)}; it has {', '.join(there)}"
-            raise RoboAlignError(problem, where=str(path), fix="name the fields with columns=")
-        wanted = [name for name in there if name in {*needed, columns.id, *columns.images}]
-        for batch in file.iter_batches(ROWS, columns=wanted):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        fix = "download it again"
-        raise RoboAlignError(
-            f"not a readable parquet file ({error})", where=str(path), fix=fix
-        ) from None

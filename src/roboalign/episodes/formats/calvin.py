@@ -11,7 +11,7 @@ import numpy as np
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.episode import Camera, Episode
+from roboalign.episodes.episode import Camera, Episode, content_id
 from roboalign.episodes.formats.arrays import PngFrames, float_rows
 from roboalign.episodes.formats.plain_pickle import unpickle
 
@@ -183,12 +183,16 @@ def read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
                 raise RoboAlignError(problem, where=f"{path}, {name}", fix=AGAIN)
     where = f"{folder}, annotation {annotation.number}"
     shapes = camera_shapes(paths[0])
+    name = (
+        f"{folder.resolve().parent.name}/{folder.resolve().name}/annotation-{annotation.number:05d}"
+    )
+    values = float_rows([row[actions] for row in rows], f"{where}, {actions}")
     return Episode(
-        episode_id=f"{folder.resolve().parent.name}/{folder.resolve().name}/annotation-{annotation.number:05d}",
+        episode_id=content_id(name, values),
         task=annotation.task,
         instruction=annotation.instruction,
         fps=FPS,
-        actions=float_rows([row[actions] for row in rows], f"{where}, {actions}"),
+        actions=values,
         state=float_rows([row["robot_obs"] for row in rows], f"{where}, robot_obs"),
         images={
             name: PngFrames(len(paths), partial(read_frame, paths, name, shapes[name]))

@@ -72,6 +72,11 @@ def walk(path: str, seconds: float) -> None:
 
     signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF without a handler ends the process
     with h5py.File(path, "r") as file:
+        with suppress(Exception):
+            if not leaving(file, "mask"):
+                touch(file["mask"])
+        if leaving(file, "data"):
+            return
         data = file["data"]
         with suppress(Exception):
             list(data.attrs.items())
@@ -79,9 +84,45 @@ def walk(path: str, seconds: float) -> None:
             signal.setitimer(signal.ITIMER_PROF, seconds)
             for name in ("actions", "rewards", "obs"):
                 with suppress(Exception):
-                    touch(data[demo][name])
+                    if not leaving(data, demo) and not leaving(data[demo], name):
+                        touch(data[demo][name])
             with suppress(Exception):
                 list(data[demo].attrs.items())
+
+
+def leaving(group: Any, name: str) -> str:
+    """How `group[name]` is stored outside of the file, "" where it is not; nothing outside is opened to tell.
+
+    A link to another file, raw bytes of another file, or a virtual data set of others (HDF5 File Format, IV.A.2).
+    """
+    import h5py
+
+    link = group.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        return f"a link to another file, {link.filename}"
+    if isinstance(link, h5py.SoftLink):
+        return softly_leaving(group, link.path)
+    stored = group.get(name)
+    if not isinstance(stored, h5py.Dataset):
+        return ""
+    if stored.external:
+        return f"stored in another file, {stored.external[0][0]}"
+    if stored.is_virtual:
+        files = [source.file_name for source in stored.virtual_sources()]
+        return next((f"made of another file, {file}" for file in files if file != "."), "")
+    return ""
+
+
+def softly_leaving(group: Any, path: str) -> str:
+    """`leaving` of the first part of a soft link's path that is outside of the file."""
+    at = group.file if path.startswith("/") else group
+    for part in [part for part in path.split("/") if part not in ("", ".")]:
+        if outside := leaving(at, part):
+            return outside
+        at = at.get(part)
+        if not hasattr(at, "keys"):
+            break
+    return ""
 
 
 def touch(found: Any) -> None:
@@ -89,8 +130,8 @@ def touch(found: Any) -> None:
     if hasattr(found, "keys"):
         for name in list(found):
             with suppress(Exception):
-                member = found[name]
-                if not hasattr(member, "keys"):
+                member = None if leaving(found, name) else found[name]
+                if member is not None and not hasattr(member, "keys"):
                     touch(member)
         return
     if found.chunks:

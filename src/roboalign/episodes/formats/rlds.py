@@ -1,8 +1,7 @@
 """RLDS data sets in TFDS folders (features.json, dataset_info.json, *.tfrecord-*-of-*) as a stream of `Episode`s."""
 
-import io
-import math
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,61 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.episode import Camera, Episode
-from roboalign.episodes.formats.tfrecord import AGAIN, Record, Values, parse_example, read_tfrecord
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A leaf of features.json. `kind` is numbers, text, image (three channels, encoded) or other."""
-
-    kind: str
-    width: int = 0
-    """Of numbers: values a step."""
-
-
-Features = dict[str, Feature]
-
-
-@dataclass(frozen=True)
-class KnownSet:
-    """What RLDS files do not record, of a data set that is known by name."""
-
-    fps: float
-    state: tuple[str, ...]
-
-
-KNOWN = {
-    "bridge": KnownSet(5.0, ("state",)),
-    "droid": KnownSet(15.0, ("cartesian_position", "gripper_position")),
-}
-DEFAULT_STATES = ("state", "proprio")
-INSTRUCTION = re.compile(r"(natural_)?language_instruction(_\d+)?")
-SHARD = re.compile(r"(?P<set>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
-FOLDER = (
-    "give the folder that holds features.json and the tfrecord files, such as bridge_dataset/1.0.0"
+from roboalign.episodes.episode import Camera, Episode, content_id
+from roboalign.episodes.formats.arrays import PngFrames
+from roboalign.episodes.formats.rlds_layout import (
+    FOLDER,
+    Feature,
+    Layout,
+    find_layout,
+    notes_of,
+    read_features,
 )
+from roboalign.episodes.formats.tfrecord import AGAIN, Record, Values, parse_example, read_tfrecord
+from roboalign.episodes.pictures import size_of_file
+from roboalign.episodes.robot_data import About
+
+SHARD = re.compile(r"(?P<set>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parts of an episode lie in a record: paths such as `steps/action`."""
-
-    name: str
-    fps: float
-    actions: tuple[str, ...]
-    state: tuple[str, ...]
-    instructions: tuple[str, ...]
-    images: dict[str, str]
-    """camera -> path"""
-    widths: dict[str, int]
-    """path of a numeric feature -> values a step"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +49,7 @@ def read_rlds(
     action: str | Sequence[str] = "action",
     state: str | Sequence[str] | None = None,
     instruction: str | None = None,
+    name: str | None = None,
 ) -> Iterator[Episode | Fault]:
     """The episodes of one RLDS data set, one at a time: all splits in name order, or only `split`.
 
@@ -94,22 +59,37 @@ def read_rlds(
     `state=()` reads none. Without `state` it is that of the known set, else `state` or `proprio`, whichever there is.
     `instruction` names a text feature; without it the first that is not empty of language_instruction,
     language_instruction_2, ... and natural_language_instruction counts. An empty instruction stays "", and
-    `instruction=""` reads none.
+    `instruction=""` reads none. `name` chooses the data set where the folder has the files of several.
 
-    Every image feature of three channels below steps/ is a camera; its files stay as stored, also where all are black.
-    Episode ids are `<data set>/<split>/<shard file>/<record>`.
+    Every image feature below steps/ is a camera, and so is every tensor that holds a picture (`pictures.layout_of`).
+    Image files stay as stored, also where all are black; of a tensor a frame is encoded as PNG when asked for.
+    Episode ids are `<data set>/<split>/<shard file>/<record>-<digest of its actions>`.
 
     Raises RoboAlignError where the folder, a name or the fps does not fit. Faults in the stream: a broken record or
     episode, and what is promised but not there (shards `-of-N`, a split of dataset_info.json, records of a shard):
     often one has only a part of a data set, and that part is good.
     """
     folder = Path(folder)
-    name, lengths = read_info(folder / "dataset_info.json")
+    described, lengths = read_info(folder / "dataset_info.json")
+    chosen = choose_set(folder, described, name)
     features = read_features(folder / "features.json")
     layout = find_layout(
-        name, features, str(folder / "features.json"), fps, action, state, instruction
+        chosen or described,
+        features,
+        str(folder / "features.json"),
+        fps,
+        action,
+        state,
+        instruction,
     )
-    return read_splits(find_splits(folder, lengths, split), layout, folder)
+    if chosen and chosen != described:
+        lengths = {}
+    return read_splits(find_splits(folder, lengths, split, chosen), layout, folder)
+
+
+def about_rlds(folder: str | Path, **_: Any) -> About:
+    """What a user has to know of how `read_rlds` reads this data set."""
+    return About(notes=notes_of(read_features(Path(folder) / "features.json")))
 
 
 def read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
@@ -133,171 +113,43 @@ def read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
     return str(name), lengths
 
 
-def read_features(path: Path) -> Features:
-    """features.json as path of a leaf -> what it is, in name order."""
-    tree = read_json(path, fix=FOLDER)
-    try:
-        if "sequence" not in tree["featuresDict"]["features"]["steps"]:
-            raise ValueError("no sequence of steps")
-        return flat_features(tree)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        fix = "download it again; where an old TFDS wrote it, prepare the data set with a newer one"
-        raise RoboAlignError(
-            "not the features of an RLDS data set", where=str(path), fix=fix
-        ) from None
-
-
-def flat_features(feature: dict[str, Any], path: str = "") -> Features:
-    """The leaves below one feature. The steps are one level: `steps/action`."""
-    if path == "steps" and "sequence" in feature:
-        return flat_features(feature["sequence"]["feature"], path)
-    if "featuresDict" not in feature:
-        return {path: leaf(feature)}
-    children = sorted(feature["featuresDict"]["features"].items())
-    flat = [flat_features(child, f"{path}/{name}" if path else name) for name, child in children]
-    return {key: value for part in flat for key, value in part.items()}
-
-
-def leaf(feature: dict[str, Any]) -> Feature:
-    """What one leaf is. Numbers of open shape or stored encoded, depth maps and the like are `other`."""
-    tensor = feature.get("tensor") or {}
-    dtype = tensor.get("dtype", "")
-    if "text" in feature or dtype in ("string", "object"):
-        return Feature("text")
-    if "image" in feature:
-        channels = feature["image"].get("shape", {}).get("dimensions", ["3"])[-1:]
-        return Feature("image" if channels == ["3"] else "other")
-    sizes = [int(size) for size in tensor.get("shape", {}).get("dimensions", ())]
-    plain = tensor.get("encoding", "none").lower() == "none" and all(size > 0 for size in sizes)
-    if plain and re.fullmatch(r"(bfloat|float|u?int)\d+|bool", dtype):
-        return Feature("numbers", math.prod(sizes))
-    return Feature("other")
-
-
-# Which feature is what ------------------------------------------------------------------------------------------------
-
-
-def find_layout(
-    name: str,
-    features: Features,
-    where: str,
-    fps: float | None,
-    action: str | Sequence[str],
-    state: str | Sequence[str] | None,
-    instruction: str | None,
-) -> Layout:
-    """The layout of the data set `name`. Raises RoboAlignError naming the argument that is missing or wrong."""
-    known = next(
-        (value for key, value in KNOWN.items() if re.fullmatch(rf"{key}(\d*|_.*)", name)), None
-    )
-    fps = fps if fps is not None else known.fps if known else None
-    if fps is None:
-        raise RoboAlignError(
-            f"RLDS files do not record the control rate, and that of {name!r} is not known",
-            where=where,
-            fix="give it as fps=, steps a second",
-        )
-    if not 0 < fps < math.inf:
-        raise RoboAlignError(
-            f"fps is {fps}", where="fps", fix="give the control rate, steps a second"
-        )
-    below = {path: feature for path, feature in features.items() if path.startswith("steps/")}
-    widths = {path: feature.width for path, feature in below.items() if feature.kind == "numbers"}
-    images = [path for path, feature in below.items() if feature.kind == "image"]
-    if state is None:
-        state = default_state(widths, known, where)
-    return Layout(
-        name=name,
-        fps=float(fps),
-        actions=named(action, ("steps/",), widths, "action", where),
-        state=named(state, ("steps/observation/", "steps/"), widths, "state", where),
-        instructions=find_instructions(features, instruction, where),
-        images={path.removeprefix("steps/").removeprefix("observation/"): path for path in images},
-        widths=widths,
-    )
-
-
-def default_state(widths: dict[str, int], known: KnownSet | None, where: str) -> tuple[str, ...]:
-    """The names of the state where the caller gives none."""
-    if known and all(f"steps/observation/{name}" in widths for name in known.state):
-        return known.state
-    found = [name for name in DEFAULT_STATES if f"steps/observation/{name}" in widths]
-    if len(found) != 1:
-        problem = (
-            f"both {' and '.join(found)} could be the state"
-            if found
-            else "no observation is called state"
-        )
-        raise RoboAlignError(
-            f"{problem}; numeric features are {short_names(widths)}",
-            where=where,
-            fix="name one or several with state=, or give state=() for none",
-        )
-    return (found[0],)
-
-
-def named(
-    names: str | Sequence[str],
-    bases: Sequence[str],
-    widths: dict[str, int],
-    argument: str,
-    where: str,
-) -> tuple[str, ...]:
-    """The paths of the numeric features called `names`, each below the first of `bases` that holds it."""
-    paths = []
-    for name in (names,) if isinstance(names, str) else tuple(names):
-        found = [base + name for base in bases if base + name in widths]
-        if not found:
-            raise RoboAlignError(
-                f"no numeric feature {bases[0]}{name}; there are {short_names(widths)}",
-                where=where,
-                fix=f"name one or several of them with {argument}=",
-            )
-        paths.append(found[0])
-    if not paths and argument == "action":
-        raise RoboAlignError(
-            "no action is named", where="action", fix=f"name some of {short_names(widths)}"
-        )
-    return tuple(paths)
-
-
-def short_names(widths: dict[str, int]) -> list[str]:
-    """Paths without steps/, for messages."""
-    return [path.removeprefix("steps/") for path in widths]
-
-
-def find_instructions(features: Features, instruction: str | None, where: str) -> tuple[str, ...]:
-    """The paths of the text features that may hold the instruction, in order of preference."""
-    texts = [path for path, feature in features.items() if feature.kind == "text"]
-    if instruction == "":
-        return ()
-    if instruction is None:
-        found = [path for path in texts if INSTRUCTION.fullmatch(path.rsplit("/", 1)[-1])]
-    else:
-        found = [path for path in (f"steps/{instruction}", instruction) if path in texts][:1]
-    others = [path for path in texts if path.startswith("steps/")]
-    if not found and (instruction is not None or others):
-        wanted = (
-            f"called {instruction}"
-            if instruction is not None
-            else "that is clearly the instruction"
-        )
-        fix = "name one of them with instruction=, or give instruction='' for none"
-        raise RoboAlignError(f"no text feature {wanted}; there are {texts}", where=where, fix=fix)
-    return tuple(found)
-
-
 # Which file holds what ------------------------------------------------------------------------------------------------
 
 
+def choose_set(folder: Path, described: str, name: str | None) -> str | None:
+    """The data set whose files are read; None where there is only one and none is named.
+
+    Raises RoboAlignError where there are several and none is named, and where `name` is none of them.
+    """
+    there = sorted({match["set"] for p in folder.iterdir() if (match := SHARD.fullmatch(p.name))})
+    if name is not None and name not in there:
+        raise RoboAlignError(
+            f"no files of the data set {name!r}; there are {there}",
+            where=str(folder),
+            fix="name one of these with name=",
+        )
+    if name is None and len(there) > 1:
+        raise RoboAlignError(
+            f"the files of {len(there)} data sets are in one folder: {', '.join(there)}; "
+            f"dataset_info.json is of {described}",
+            where=str(folder),
+            fix="choose one with --read name=NAME, or put each into a folder of its own",
+        )
+    return name
+
+
 def find_splits(
-    folder: Path, lengths: dict[str, tuple[int, ...]], wanted: str | None
+    folder: Path, lengths: dict[str, tuple[int, ...]], wanted: str | None, name: str | None
 ) -> list[Split]:
-    """The splits that have files or are promised by dataset_info.json (`lengths`), in name order."""
+    """The splits that have files or are promised by dataset_info.json (`lengths`), in name order.
+
+    With `name`, files of other data sets do not count.
+    """
     paths: dict[str, dict[int, Path]] = defaultdict(dict)
     counts: dict[str, set[int]] = defaultdict(set)
     for path in sorted(folder.iterdir()):
-        if match := SHARD.fullmatch(path.name):
+        match = SHARD.fullmatch(path.name)
+        if match and name in (None, match["set"]):
             paths[match["split"]][int(match["number"])] = path
             counts[match["split"]].add(int(match["count"]))
     if not paths or (wanted is not None and wanted not in paths):
@@ -377,8 +229,8 @@ def read_shard(
 # One episode ----------------------------------------------------------------------------------------------------------
 
 
-def read_episode(record: Record, layout: Layout, episode_id: str, where: str) -> Episode:
-    """The episode in one record. Raises RoboAlignError where it is not what features.json says."""
+def read_episode(record: Record, layout: Layout, name: str, where: str) -> Episode:
+    """The episode in one record; `name` begins its id. Raises RoboAlignError where it is not as features.json says."""
     values = parse_example(record.data, where)
     actions = numbers(values, layout.actions, layout.widths, where)
     steps = len(actions)
@@ -391,19 +243,25 @@ def read_episode(record: Record, layout: Layout, episode_id: str, where: str) ->
     )
     if len(state) != steps:
         raise RoboAlignError(f"{steps} actions, but {len(state)} states", where=where)
-    images = {
-        camera: image_files(values, path, steps, where) for camera, path in layout.images.items()
-    }
+    images: dict[str, Sequence[bytes]] = {}
+    cameras: dict[str, Camera] = {}
+    for camera, path in layout.images.items():
+        if feature := layout.pixels.get(path):
+            images[camera] = pixel_frames(values, path, feature, steps, where)
+            cameras[camera] = Camera(camera, feature.layout.width, feature.layout.height)
+        else:
+            images[camera] = image_files(values, path, steps, where)
+            cameras[camera] = measured(camera, images[camera][0], where)
     instruction = find_instruction(values, layout.instructions, steps, where)
     return Episode(
-        episode_id=episode_id,
+        episode_id=content_id(name, actions),
         task=instruction or layout.name,
         instruction=instruction,
         fps=layout.fps,
         actions=actions,
         state=state,
         images=images,
-        cameras={camera: measured(camera, files[0], where) for camera, files in images.items()},
+        cameras=cameras,
     )
 
 
@@ -446,14 +304,55 @@ def image_files(values: dict[str, Values], path: str, steps: int, where: str) ->
     return files
 
 
+def pixel_frames(
+    values: dict[str, Values], path: str, feature: Feature, steps: int, where: str
+) -> PngFrames:
+    """The pictures of one camera that is stored as a tensor, one a step."""
+    stored = values.get(path)
+    if stored is None or (isinstance(stored, list) != (feature.encoding != "none")):
+        raise RoboAlignError(f"{path} is missing, or not stored as features.json says", where=where)
+    try:
+        array = unpacked(stored, feature, steps)
+    except ValueError as error:
+        raise RoboAlignError(f"{path}: {error}", where=where) from None
+    layout = feature.layout
+    return PngFrames(steps, lambda t: layout.rgb(array[t], f"{where}, {path}, step {t}"))
+
+
+def unpacked(stored: Values, feature: Feature, steps: int) -> np.ndarray:
+    """[T, ...] of a tensor feature. Raises ValueError where its size or its values do not fit."""
+    dtype = np.dtype(feature.dtype)
+    if isinstance(stored, list):
+        size = feature.width * dtype.itemsize
+        if feature.encoding == "zlib":
+            stored = [inflated(item, size) for item in stored]
+        if len(stored) != steps or any(len(item) != size for item in stored):
+            raise ValueError(f"expected {steps} pictures of {size} bytes")
+        flat = np.frombuffer(b"".join(stored), dtype)
+    else:
+        flat = stored
+        if len(flat) != steps * feature.width:
+            raise ValueError(f"{len(flat)} values, expected {steps} x {feature.width}")
+        if dtype.kind == "u" and (flat.min() < 0 or flat.max() > np.iinfo(dtype).max):
+            raise ValueError(f"values outside of {dtype}")
+    return flat.astype(dtype).reshape(steps, *feature.shape)
+
+
+def inflated(data: bytes, size: int) -> bytes:
+    """Zlib data that should be `size` bytes; no more than one byte beyond is unpacked."""
+    try:
+        return zlib.decompressobj().decompress(data, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"not zlib data ({error})") from None
+
+
 def measured(camera: str, file: bytes, where: str) -> Camera:
     """The camera with the size that its first image has; features.json may leave it open."""
     try:
-        width, height = Image.open(io.BytesIO(file)).size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RoboAlignError(
-            f"the first image of {camera} is broken ({error})", where=where
-        ) from None
+        width, height = size_of_file(file)
+    except RoboAlignError as error:
+        problem = f"the first image of {camera} is {error.problem}"
+        raise RoboAlignError(problem, where=where, fix=error.fix) from None
     return Camera(camera, width, height)
 
 

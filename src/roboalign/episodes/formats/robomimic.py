@@ -1,27 +1,32 @@
 """robomimic's HDF5 files, which LIBERO uses too (one file a task), as a stream of `Episode`s."""
 
-import json
 import math
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.episode import Camera, Episode
+from roboalign.episodes.episode import Camera, Episode, content_id
 from roboalign.episodes.formats.arrays import AGAIN, PngFrames, float_rows
 from roboalign.episodes.formats.hdf5_walk import endless
+from roboalign.episodes.formats.robomimic_file import (
+    TaskFile,
+    cameras_of,
+    check_inside,
+    flip_of,
+    member,
+    names_in,
+    opened,
+    read_task_file,
+    turned,
+)
+from roboalign.episodes.pictures import Layout
+from roboalign.episodes.robot_data import About
 
-if TYPE_CHECKING:
-    import h5py
-
-FPS = 20.0  # robosuite's default control rate, that of LIBERO and of robomimic's own data sets
 DEFAULT_STATES = (
     ("ee_pos", "ee_ori", "gripper_states"),  # LIBERO
     ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),  # robomimic
@@ -31,46 +36,66 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """The first bytes of an HDF5 file (HDF5 File Format Specification, superblock)."""
 
 
-@dataclass(frozen=True)
-class TaskFile:
-    """What one file says about all its demonstrations."""
-
-    path: Path
-    name: str
-    demos: tuple[str, ...]
-    observations: tuple[str, ...]
-    """of the first demonstration"""
-    task: str
-    instruction: str
-    fps: float
-
-
 def read_robomimic(
     path: str | Path,
     *,
     state: Sequence[str] | None = None,
     fps: float | None = None,
-    flip: bool = False,
+    flip: bool | str | None = None,
+    filter: str | None = None,
+    external: bool = False,
 ) -> Iterator[Episode | Fault]:
     """The demonstrations of one HDF5 file, or of every one below a folder (`is_hdf5`), one at a time.
 
-    Files come in name order, demonstrations in that of their numbers; ids are `<file>/<demo>`. `state` names the
-    observations that are joined; without it LIBERO's (ee_pos, ee_ori, gripper_states) or robomimic's (robot0_eef_pos,
-    robot0_eef_quat, robot0_gripper_qpos). The simulator's `states` are never read. `fps` is the file's control_freq,
-    20 where it has none. Observations that are uint8 [T, H, W, 3] are cameras; a frame is read and encoded as PNG when
-    asked for. `flip` turns the rows of every camera around: LIBERO's files hold images upside down, and nothing in the
-    frames tells. Without an instruction in the file (robomimic's own sets) it is "". Rewards that are all 0 or 1 tell
-    the first step of success. Steps are paired as stored; LIBERO's files hold the observation after the action of the
-    same index.
+    Files come in name order, demonstrations in that of their numbers; ids are `<file>/<demo>-<digest of its actions>`.
+    `filter` is a filter key of the file (mask/train): only its demonstrations are read. `state` names the observations
+    that are joined; without it LIBERO's (ee_pos, ee_ori, gripper_states) or robomimic's (robot0_eef_pos,
+    robot0_eef_quat, robot0_gripper_qpos). The simulator's `states` are never read. `fps` is the file's control_freq, 20
+    where it has none.
 
-    Raises RoboAlignError where the path, the state or the fps does not fit; a file of several, or a demonstration,
+    Observations that are pictures (`pictures.layout_of`: channels last or first, RGBA, uint8, uint16, float) are
+    cameras; a frame is read and encoded as PNG when asked for. Frames are turned as the file's attribute
+    macros_image_convention says: with `opengl` their rows are turned around, and LIBERO's are rotated by 180 degrees,
+    as its evaluation shows them. `flip` overrides it: rotate (or true), rows, none (or false).
+
+    What is stored outside of the file (HDF5 external storage, links to other files, virtual data sets) is refused
+    unless `external`. Without an instruction in the file (robomimic's own sets) it is "". Rewards that are all 0 or 1
+    tell the first step of success. Steps are paired as stored; LIBERO's files hold the observation after the action of
+    the same index.
+
+    Raises RoboAlignError where the path, an option or the state does not fit; a file of several, or a demonstration,
     that is broken is a Fault in the stream. A file that keeps the HDF5 library busy without end is broken as a whole.
     """
-    path = Path(path)
+    files = task_files(Path(path), fps=fps, flip=flip, filter=filter, external=external)
+    good = [file for file in files if isinstance(file, TaskFile)]
+    keys = state_keys(good[0].observations, state, str(good[0].path))
+    return read_files(files, keys)
+
+
+def about_robomimic(path: str | Path, **options: Any) -> About:
+    """How many demonstrations there are, and what a user has to know of how they are read, each sentence once."""
+    options.pop("state", None)
+    files = task_files(Path(path), **options)
+    good = [file for file in files if isinstance(file, TaskFile)]
+    notes = dict.fromkeys(note for file in good for note in file.notes)
+    whole = sum(len(file.demos) for file in good) if len(good) == len(files) else None
+    return About(notes=tuple(notes), episodes=whole)
+
+
+def task_files(
+    path: Path,
+    *,
+    fps: float | None = None,
+    flip: bool | str | None = None,
+    filter: str | None = None,
+    external: bool = False,
+) -> list[TaskFile | Fault]:
+    """What each file says. Raises RoboAlignError where none can be read, and for the one that `path` is."""
     if fps is not None and not 0 < fps < math.inf:
         raise RoboAlignError(
             f"fps is {fps}", where="fps", fix="give the control rate, steps a second"
         )
+    turn = flip_of(flip)
     files: list[TaskFile | Fault] = []
     found = hdf5_files(path)
     damaged = endless(file for file, _ in found)
@@ -78,18 +103,18 @@ def read_robomimic(
         try:
             if file in damaged:
                 raise RoboAlignError(damaged[file], where=str(file), fix=AGAIN)
-            files.append(read_task_file(file, name, fps))
+            files.append(
+                read_task_file(file, name, fps=fps, filter=filter, flip=turn, external=external)
+            )
         except RoboAlignError as error:
             if file == path:
                 raise
             files.append(Fault(error.where, error.problem, error.fix))
-    good = [file for file in files if isinstance(file, TaskFile)]
-    if not good:
+    if not any(isinstance(file, TaskFile) for file in files):
         raise RoboAlignError(
             f"none of {len(files)} files can be read: {files[0]}", where=str(path), fix=AGAIN
         )
-    keys = state_keys(good[0].observations, state, str(good[0].path))
-    return read_files(files, keys, flip)
+    return files
 
 
 def hdf5_files(path: Path) -> list[tuple[Path, str]]:
@@ -121,107 +146,6 @@ def begins_as_hdf5(path: Path) -> bool:
         return False
 
 
-@contextmanager
-def opened(path: Path) -> Iterator["h5py.File"]:
-    """An open HDF5 file; whatever h5py finds wrong within it becomes a RoboAlignError naming the file."""
-    import h5py  # a slow import, and only this format needs it
-
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, KeyError, RuntimeError, ValueError, MemoryError) as error:
-        raise RoboAlignError(
-            f"not a readable HDF5 file ({error})", where=str(path), fix=AGAIN
-        ) from None
-
-
-def member(group: "h5py.Group", name: str, kind: str, where: str) -> Any:
-    """`group[name]`, which has to be a `Group` or a `Dataset` (`kind`)."""
-    found = group.get(name)
-    if type(found).__name__ != kind:
-        raise RoboAlignError(
-            f"no {kind.lower()} {group.name.rstrip('/')}/{name}", where=where, fix=AGAIN
-        )
-    return found
-
-
-def names_in(group: "h5py.Group", where: str) -> list[str]:
-    """The names in a group; h5py gives one that is no UTF-8 as bytes, which no data set has."""
-    names = list(group)
-    if not all(isinstance(name, str) for name in names):
-        raise RoboAlignError(f"a name in {group.name} is no text", where=where, fix=AGAIN)
-    return names
-
-
-# What a file says of all its demonstrations ---------------------------------------------------------------------------
-
-
-def read_task_file(path: Path, name: str, fps: float | None) -> TaskFile:
-    """Names, task and control rate. Raises RoboAlignError where the file is not one of robomimic's layout."""
-    where = str(path)
-    with opened(path) as file:
-        data = member(file, "data", "Group", where)
-        demos = sorted(names_in(data, where), key=by_number)
-        if not demos:
-            raise RoboAlignError("no demonstration in the group data", where=where, fix=AGAIN)
-        observations = tuple(
-            names_in(member(member(data, demos[0], "Group", where), "obs", "Group", where), where)
-        )
-        problem, env = (
-            json_attribute(data, "problem_info", where),
-            json_attribute(data, "env_args", where),
-        )
-        bddl = text_attribute(data, "bddl_file_name")
-    instruction = problem.get("language_instruction", "")
-    instruction = instruction if isinstance(instruction, str) else " ".join(map(str, instruction))
-    return TaskFile(
-        path=path,
-        name=name,
-        demos=tuple(demos),
-        observations=observations,
-        task=Path(bddl).stem or str(env.get("env_name") or "") or Path(name).stem,
-        instruction=instruction.strip().strip('"'),
-        fps=float(fps) if fps is not None else control_rate(env, where),
-    )
-
-
-def by_number(demo: str) -> tuple[str, int]:
-    """Sorts demo_10 behind demo_9."""
-    number = re.search(r"\d*$", demo)
-    digits = number[0] if number else ""
-    return demo.removesuffix(digits), int(digits or 0)
-
-
-def text_attribute(data: "h5py.Group", name: str) -> str:
-    """An attribute of the group data as text; "" where it is not there."""
-    value = data.attrs.get(name, "")
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def json_attribute(data: "h5py.Group", name: str, where: str) -> dict[str, Any]:
-    """An attribute that holds a JSON object; {} where it is not there."""
-    try:
-        value = json.loads(text_attribute(data, name) or "{}")
-    except ValueError as error:
-        raise RoboAlignError(
-            f"the attribute {name} is not valid JSON ({error})", where=where, fix=AGAIN
-        ) from None
-    if not isinstance(value, dict):
-        raise RoboAlignError(f"the attribute {name} is no JSON object", where=where, fix=AGAIN)
-    return value
-
-
-def control_rate(env: dict[str, Any], where: str) -> float:
-    """control_freq of env_args, else the default."""
-    arguments = env.get("env_kwargs")
-    rate = arguments.get("control_freq", FPS) if isinstance(arguments, dict) else FPS
-    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise RoboAlignError(
-            f"control_freq in env_args is {rate!r}", where=where, fix="give the rate as fps="
-        )
-    return float(rate)
-
-
 def state_keys(
     observations: Sequence[str], state: Sequence[str] | None, where: str
 ) -> tuple[str, ...]:
@@ -244,7 +168,7 @@ def state_keys(
 
 
 def read_files(
-    files: Sequence[TaskFile | Fault], keys: tuple[str, ...], flip: bool
+    files: Sequence[TaskFile | Fault], keys: tuple[str, ...]
 ) -> Iterator[Episode | Fault]:
     """The demonstrations of the files. A file is open only while one of them is read."""
     for file in files:
@@ -253,47 +177,59 @@ def read_files(
             continue
         for demo in file.demos:
             try:
-                episode = read_demo(file, demo, keys, flip)
+                episode = read_demo(file, demo, keys)
             except RoboAlignError as error:
                 yield Fault(error.where, error.problem, error.fix)
             else:
                 yield episode
 
 
-def read_demo(file: TaskFile, name: str, keys: tuple[str, ...], flip: bool) -> Episode:
+def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
     """One demonstration without its frames. Raises RoboAlignError naming file, demonstration and what is wrong."""
     where = f"{file.path}, {name}"
+    external = file.external
     with opened(file.path) as opened_file:
-        demo = member(opened_file["data"], name, "Group", where)
-        obs = member(demo, "obs", "Group", where)
-        actions = float_rows(member(demo, "actions", "Dataset", where)[()], f"{where}, actions")
+        demo = member(opened_file["data"], name, "Group", where, external=external)
+        obs = member(demo, "obs", "Group", where, external=external)
+        stored = member(demo, "actions", "Dataset", where, external=external)
+        actions = float_rows(stored[()], f"{where}, actions")
         columns = [
-            float_rows(member(obs, key, "Dataset", where)[()], f"{where}, obs/{key}")
+            float_rows(
+                member(obs, key, "Dataset", where, external=external)[()], f"{where}, obs/{key}"
+            )
             for key in keys
         ]
-        shapes = {key: value.shape for key in names_in(obs, where) if is_camera(value := obs[key])}
+        for key in names_in(obs, where):
+            check_inside(obs, key, where, external)
+        layouts = cameras_of(obs, external)[0]
+        steps = {key: obs[key].shape[0] for key in layouts}
         stated = demo.attrs.get("num_samples", len(actions))
-        rewards = member(demo, "rewards", "Dataset", where)[()] if "rewards" in demo else None
-    lengths = [len(column) for column in columns] + [shape[0] for shape in shapes.values()]
+        rewards = None
+        check_inside(demo, "rewards", where, external)
+        if "rewards" in demo:
+            rewards = member(demo, "rewards", "Dataset", where, external=external)[()]
+    lengths = [len(column) for column in columns] + list(steps.values())
     if any(length != len(actions) for length in lengths) or str(stated) != str(len(actions)):
         raise RoboAlignError(
-            f"{len(actions)} actions, but num_samples is {stated} and {[*keys, *shapes]} have {lengths} steps",
+            f"{len(actions)} actions, but num_samples is {stated} and {[*keys, *steps]} have {lengths} steps",
             where=where,
             fix=AGAIN,
         )
-    paths = {key: f"data/{name}/obs/{key}" for key in shapes}
+    paths = {key: f"data/{name}/obs/{key}" for key in layouts}
     return Episode(
-        episode_id=f"{file.name}/{name}",
+        episode_id=content_id(f"{file.name}/{name}", actions),
         task=file.task,
         instruction=file.instruction,
         fps=file.fps,
         actions=actions,
         state=np.concatenate([np.zeros((len(actions), 0), np.float32), *columns], axis=1),
         images={
-            key: PngFrames(len(actions), partial(read_frame, file.path, paths[key], flip))
-            for key in shapes
+            key: PngFrames(
+                len(actions), partial(read_frame, file.path, paths[key], layout, file.flip)
+            )
+            for key, layout in layouts.items()
         },
-        cameras={key: Camera(key, shape[2], shape[1]) for key, shape in shapes.items()},
+        cameras={key: Camera(key, layout.width, layout.height) for key, layout in layouts.items()},
         success_step=first_success(rewards, len(actions)),
     )
 
@@ -310,14 +246,8 @@ def first_success(rewards: Any, steps: int) -> int | None:
     return int(np.argmax(rewards)) if rewards.any() else None
 
 
-def is_camera(value: Any) -> bool:
-    """Datasets uint8 [T, H, W, 3]."""
-    shape: tuple[int, ...] = getattr(value, "shape", ())
-    return len(shape) == 4 and shape[-1] == 3 and value.dtype == np.uint8
-
-
-def read_frame(path: Path, dataset: str, flip: bool, t: int) -> np.ndarray:
+def read_frame(path: Path, dataset: str, layout: Layout, flip: str, t: int) -> np.ndarray:
     """uint8 [H, W, 3]: one frame of one camera."""
     with opened(path) as file:
-        frame = file[dataset][t]
-    return np.ascontiguousarray(frame[::-1]) if flip else frame
+        stored = file[dataset][t]
+    return turned(layout.rgb(stored, f"{path}, {dataset}, frame {t}"), flip)

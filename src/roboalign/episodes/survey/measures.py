@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
-from roboalign.actions.normalize import ActionStats
+from roboalign.actions.normalize import ActionStats, coincide
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
@@ -41,7 +41,8 @@ class Dimension:
     at_extremes: float
     """Share of the rows at the minimum or the maximum."""
     near_constant: bool
-    """q99 - q01 is below a thousandth of the widest dimension's, or std is below 1e-6."""
+    """q99 - q01 (maximum - minimum where the quantiles coincide) is below a thousandth of the widest dimension's, or
+    std is below 1e-6."""
     discrete: bool
     """2 to 10 values, each in at least 1% of the rows and in 10, make up 90% of them: a gripper command, say."""
     outliers: float
@@ -82,6 +83,7 @@ def _dimension(column: Column, quantiles: list[float], widest: float, histogram:
     spread = q99 - q01
     low, high = q01 - 3 * spread, q99 + 3 * spread
     judged = column.std >= NEGLIGIBLE
+    reach = column.maximum - column.minimum if coincide(q01, q99) else spread
     beyond = (column.sample < low) | (column.sample > high)
     return Dimension(
         name=column.name,
@@ -94,7 +96,7 @@ def _dimension(column: Column, quantiles: list[float], widest: float, histogram:
         std=column.std,
         discrete=_discrete(column.sample),
         at_extremes=float(np.isin(column.sample, (column.minimum, column.maximum)).mean()),
-        near_constant=bool(spread < widest / 1000 or column.std < NEGLIGIBLE),
+        near_constant=bool(reach < widest / 1000 or column.std < NEGLIGIBLE),
         outliers=float(beyond.mean()) if judged else 0.0,
         worst=_worst(column.extremes, low, high) if judged else [],
         histogram=histogram_of(column.sample, q01 - spread, q99 + spread) if histogram else None,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign.actions.fast import FastTokenizer
-from roboalign.actions.normalize import ActionStats
+from roboalign.actions.normalize import ARRAYS, ActionStats
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
@@ -84,8 +84,20 @@ class Survey:
     @property
     def action_stats(self) -> ActionStats:
         """The statistics that normalise these actions; the quantiles are those of the sample."""
-        names = ("q01", "q99", "mean", "std", "minimum", "maximum")
-        columns = {name: np.array([getattr(d, name) for d in self.action]) for name in names}
+        return self._stats(self.action)
+
+    @property
+    def sparse(self) -> list[str]:
+        """A sentence for each dimension whose quantiles coincide although its values differ."""
+        return [
+            f"{vector} {note}"
+            for vector, found in (("Action", self.action), ("State", self.state))
+            if found
+            for note in self._stats(found).sparse_notes([d.name for d in found])
+        ]
+
+    def _stats(self, found: list[Dimension]) -> ActionStats:
+        columns = {name: np.array([getattr(d, name) for d in found]) for name in ARRAYS}
         return ActionStats(**columns, count=self.steps)
 
 

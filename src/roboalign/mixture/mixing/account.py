@@ -11,6 +11,17 @@ from roboalign.mixture.mixing import store
 from roboalign.mixture.mixing.config import MixtureConfig
 from roboalign.mixture.mixing.keys import TOP
 
+PARTS = (
+    "kept",
+    "heldout",
+    "heldout_seen",
+    "duplicates",
+    "leaks",
+    "refused",
+    "faults",
+    "not_drawn",
+)
+"""What a sample that was found can become: these add up to `found`."""
 REASONS = 20
 """Different reasons that are counted by name."""
 
@@ -66,17 +77,7 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
 
 def check_sums(name: str, row: dict[str, int]) -> None:
     """Every sample is accounted for."""
-    parts = (
-        "kept",
-        "heldout",
-        "heldout_seen",
-        "duplicates",
-        "leaks",
-        "refused",
-        "faults",
-        "not_drawn",
-    )
-    assert row["found"] == sum(row[part] for part in parts), (name, row)
+    assert row["found"] == sum(row[part] for part in PARTS), (name, row)
     assert row["asked"] == row["kept"] + row["repeats"] + row["short"], (name, row)
 
 
@@ -125,8 +126,8 @@ def note_duplicates(index: sqlite3.Connection, config: MixtureConfig) -> None:
     for what, query in others.items():
         index.execute(
             "INSERT INTO dropped SELECT d.source, i.part, i.place, d.id, 'duplicate', 'same image and turns', "
-            f"(SELECT e.id FROM ({query}) o JOIN drawn e ON e.item = o.item WHERE o.content = d.content LIMIT 1) "
-            "FROM drawn d JOIN items i ON i.item = d.item WHERE d.what = ?",
+            f"(SELECT e.id FROM ({query}) o JOIN drawn e ON e.item = o.item WHERE o.content = d.content "
+            "ORDER BY o.item LIMIT 1) FROM drawn d JOIN items i ON i.item = d.item WHERE d.what = ?",
             (what,),
         )
 
@@ -162,29 +163,20 @@ def images(index: sqlite3.Connection) -> dict[str, int]:
 
 
 def text_of(manifest: dict[str, Any]) -> str:
-    """The account as a table."""
-    columns = (
-        "asked",
-        "kept",
-        "repeats",
-        "short",
-        "heldout",
-        "duplicates",
-        "leaks",
-        "refused",
-        "faults",
-        "not_drawn",
-    )
+    """The account as a table: asked = kept + repeats + short, and found = the columns behind it."""
+    columns = ("asked", "repeats", "short", "found", *PARTS)
     width = max(len(name) for name in [*manifest["sources"], "source"])
-    lines = ["  ".join([f"{'source':{width}}", *(f"{name:>10}" for name in columns)])]
+    lines = [" ".join([f"{'source':{width}}", *(f"{name:>12}" for name in columns)])]
     for name, row in manifest["sources"].items():
-        lines.append("  ".join([f"{name:{width}}", *(f"{row[column]:>10}" for column in columns)]))
+        lines.append(" ".join([f"{name:{width}}", *(f"{row[column]:>12}" for column in columns)]))
     for name, row in manifest["sources"].items():
         lines += [f"{name}: {times} x {reason}" for reason, times in row["reasons"].items()]
     if any(row["reasons"] for row in manifest["sources"].values()):
         lines.append(
             "dropped.jsonl names each sample that was left out (N and .. stand for numbers and names)"
         )
+    tokenizer = manifest["tokenizer"] or {}
+    lines += [f"tokenizer: {note}" for note in tokenizer.get("notes", ())]
     for name, row in manifest["sources"].items():
         if row["short"]:
             lines.append(

@@ -1,7 +1,6 @@
 """A mixture from any sources: two passes over them, an index on disk between, and the manifest that rebuilds it."""
 
 import hashlib
-import platform
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-import pyarrow as pa
 
 from roboalign import __version__
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import atomic_path, hash_file, hash_tree, locked, read_json, write_json
+from roboalign.core.files import hash_file, hash_tree, locked, read_json, write_json
 from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault
-from roboalign.mixture.mixing import account, choose, store, write
+from roboalign.mixture.mixing import choose, store, write
 from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture.mixing.describe import describe, dump
 from roboalign.mixture.mixing.evaluation import (
     EVALUATED,
     evaluation_tasks,
@@ -110,8 +108,9 @@ def build(
             if not store.is_done(index, "placed"):
                 examine(building, index)
                 choose.place(index, config, work)
+            check_some(index)
             shards = write_all(building, index)
-            manifest = describe(building, index, fingerprints, evaluation, tokens, shards)
+            manifest = describe(config, work, index, fingerprints, evaluation, tokens, shards)
         finally:
             index.close()
         check_same("shard", manifest["shards"], expected and expected["shards"])
@@ -122,6 +121,23 @@ def build(
         (work / "out").replace(out)
         shutil.rmtree(work)
     return manifest
+
+
+def check_some(index: sqlite3.Connection) -> None:
+    """Raise RoboAlignError where no sample is left to train on."""
+    if store.number(index, "SELECT count(*) FROM kept"):
+        return
+    lost = ", ".join(
+        f"{times} x {what}: {reason}"
+        for what, reason, times in index.execute(
+            "SELECT what, reason, count(*) FROM dropped GROUP BY what, reason ORDER BY 3 DESC, 1, 2 LIMIT 3"
+        )
+    )
+    raise RoboAlignError(
+        f"no sample is left to train on ({lost or 'all are held out'})",
+        where="mixture",
+        fix="correct the sources, or `evaluation` where it names what is to be trained on",
+    )
 
 
 def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
@@ -137,11 +153,6 @@ def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
         more = f" (nor can {others} be read)" if others else ""
         raise RoboAlignError(first.problem + more, where=first.where, fix=first.fix)
     return found
-
-
-def dump(config: MixtureConfig) -> dict[str, Any]:
-    """The settings as the manifest has them."""
-    return config.model_dump(mode="json")
 
 
 def begin(building: Building) -> None:
@@ -254,18 +265,16 @@ def fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None:
                 ),
             )
             found.append(
-                (
-                    source.name,
-                    *chunks_at(
-                        source,
-                        wanted,
-                        config.tokenizer.horizon,
-                        lambda group: held_out(config, group),
-                    ),
+                chunks_at(
+                    source,
+                    wanted,
+                    config.tokenizer.horizon,
+                    lambda group: held_out(config, group),
                 )
             )
-        check_same_actions(found)
-        make_tokens(config.tokenizer, np.concatenate([chunks for _, chunks, _ in found]), folder)
+        notes = check_same_actions(found, mixed=config.tokenizer.mixed)
+        raw = np.concatenate([one.chunks for one in found])
+        make_tokens(config.tokenizer, raw, folder, notes)
     described = read_json(folder / "tokenizer.json")
     return {name: value for name, value in described.items() if name != "mean_chunk"} | {
         "sha256": hash_tree(folder)
@@ -336,65 +345,6 @@ def write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[s
     return {
         task[2]: row for task, row in zip(tasks, building.run("shards", write.write_shard, tasks))
     }
-
-
-def describe(
-    building: Building,
-    index: sqlite3.Connection,
-    files: dict[str, str],
-    evaluation: dict[str, Any] | None,
-    tokens: dict[str, Any] | None,
-    shards: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
-    """Write what lies beside the shards; return the manifest."""
-    config, out = building.config, building.work / "out"
-    if not store.is_done(index, "duplicates"):
-        with store.transaction(index, "duplicates"):
-            account.note_duplicates(index, config)
-    account.list_dropped(index, config, out / "dropped.jsonl")
-    if tokens and not (out / "tokenizer").exists():
-        with atomic_path(out / "tokenizer") as temporary:
-            shutil.copytree(building.work / "tokenizer", temporary)
-    kept = store.number(index, "SELECT count(*) FROM kept")
-    manifest: dict[str, Any] = {
-        "mixture": 1,
-        "settings": dump(config),
-        "files": files,
-        "evaluation": evaluation,
-        "sources": account.account(index, config),
-        "images": account.images(index),
-        "tokenizer": tokens,
-        "rl": None,
-        "counts": {
-            split: write.sum_of(
-                [row["counts"] for name, row in shards.items() if name.startswith(split)]
-            )
-            for split in ("train", "rl", "heldout")
-        },
-        "shards": {name: row["sha256"] for name, row in sorted(shards.items())},
-        "lengths": {},
-        "versions": {
-            "roboalign": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pyarrow": pa.__version__,
-            "pillow": PIL.__version__,
-        },
-    }
-    if config.rl:
-        with atomic_path(out / "rl-ids.txt") as temporary, temporary.open("w") as file:
-            for (id_,) in index.execute(
-                "SELECT d.id FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'rl' "
-                "ORDER BY position"
-            ):
-                file.write(id_ + "\n")
-        manifest["rl"] = {
-            "ids": "rl-ids.txt",
-            "sha256": hash_file(out / "rl-ids.txt"),
-            "samples": config.rl.count,
-            "share": config.rl.count / kept,
-        }
-    return manifest
 
 
 def add_lengths(building: Building, lengths: Lengths, manifest: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def check_enough(index: sqlite3.Connection, config: MixtureConfig) -> None:
         if not there or (there < asked and not source.repeat):
             dropped = index.execute(
                 "SELECT what, reason, count(*) FROM dropped WHERE source = ? GROUP BY what, reason "
-                "ORDER BY 3 DESC LIMIT 1",
+                "ORDER BY 3 DESC, 1, 2 LIMIT 1",
                 (number,),
             ).fetchone()
             most = f"; {dropped[2]} are left out as {dropped[0]}: {dropped[1]}" if dropped else ""

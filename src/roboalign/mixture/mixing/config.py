@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from roboalign.actions.normalize import Method
 from roboalign.conversations.qa.normal import Style
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
@@ -19,7 +20,7 @@ PLACES = ("robot", "preset", "qa", "conversations")
 FIELDS_OF = {
     "robot": {"robot", "named", "format", "read", "space", "camera"},
     "preset": {"preset", "path"},
-    "qa": {"qa", "layout", "images", "answers"},
+    "qa": {"qa", "layout", "images", "links", "answers"},
     "conversations": {"conversations"},
 }
 START = "start from recipes/mixtures/bridge-tiny.yaml"
@@ -65,6 +66,8 @@ class SourceConfig(Config):
     """Of a qa file: messages, llava, sharegpt or pairs."""
     images: str | None = None
     """Of a qa file: the folder, .zip or .tar of its images; the file's own folder where it is not given."""
+    links: bool = False
+    """Of a qa file: whether an image may be a link that leads out of the image folder."""
     answers: AnswersConfig = AnswersConfig()
     """Of a qa file: how its answers are written."""
     format: str | None = None
@@ -120,6 +123,12 @@ class TokensConfig(Config):
     """Entries of the fitted byte-pair vocabulary."""
     chunks: int = Field(100_000, ge=1)
     """Most chunks on which the statistics and the tokenizer are fitted: the first that are drawn."""
+    mixed: bool = False
+    """Whether sources whose dimensions have other names, or other rates, may share statistics without a `space`."""
+    statistics: Method = "quantiles"
+    """Which values normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus and plus std)."""
+    clip: bool = True
+    """Cut normalized actions at -1 and 1, as OpenVLA does; openpi does not. Without effect on mean_std."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TokensConfig":

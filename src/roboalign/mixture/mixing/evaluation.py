@@ -14,7 +14,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json, write_json
 from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.episode import Episode
+from roboalign.episodes.episode import Episode, content_id
 from roboalign.episodes.open import format_of, open_robot_data
 from roboalign.mixture.mixing.config import EvaluationConfig, NearConfig
 from roboalign.mixture.mixing.keys import first_bytes, key_of
@@ -49,17 +49,21 @@ def read_evaluation(
         return
     shard = path.suffix == ".parquet"
     images = shard_images(path) if shard else robot_images(config, part, of)
-    episodes, faults, batch = set(), 0, []
+    episodes: set[int] = set()
+    actions: set[int] = set()
+    faults, batch = 0, []
     with atomic_path(found) as temporary, temporary.open("wb") as file:
-        for episode, data in images:
+        for episode, digest, data in images:
             if episode:
-                episodes.add(key_of("episode", episode))
+                episodes.add(key_of("recorded" if digest else "stored", episode))
+            if digest:
+                actions.add(key_of("actions", digest))
             if data is None:
                 faults += 1
                 continue
             try:
                 thumb = thumbnail(data)
-            except Exception:  # decoders of damaged files fail in many ways
+            except RoboAlignError:
                 faults += 1
                 continue
             batch.append(
@@ -69,16 +73,24 @@ def read_evaluation(
                 np.array(batch, dtype=SEEN).tofile(file)
                 batch.clear()
         np.array(batch, dtype=SEEN).tofile(file)
-    write_json(told, {"number": number, "episodes": sorted(episodes), "faults": faults})
+    write_json(
+        told,
+        {
+            "number": number,
+            "episodes": sorted(episodes),
+            "actions": sorted(actions),
+            "faults": faults,
+        },
+    )
 
 
-def shard_images(path: Path) -> Iterator[tuple[str, bytes | None]]:
-    """(episode id, image file) of a conversation shard."""
+def shard_images(path: Path) -> Iterator[tuple[str, str, bytes | None]]:
+    """(episode id, "", image file) of a conversation shard, which holds no actions."""
     try:
         schema = pa.schema([ROW.field("episode_id"), ROW.field("image")])
         for batch in pq.ParquetFile(path, **STREAMED).iter_batches(ROWS, columns=schema.names):
             for row in batch.select(schema.names).cast(schema).to_pylist():
-                yield row["episode_id"] or "", (row["image"] or {}).get("bytes")
+                yield row["episode_id"] or "", "", (row["image"] or {}).get("bytes")
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RoboAlignError(
             f"not a readable conversation shard ({error})", where=str(path), fix="write it again"
@@ -87,23 +99,24 @@ def shard_images(path: Path) -> Iterator[tuple[str, bytes | None]]:
 
 def robot_images(
     config: EvaluationConfig, part: int, of: int
-) -> Iterator[tuple[str, bytes | None]]:
-    """(episode id, image file) of every frame of every camera."""
+) -> Iterator[tuple[str, str, bytes | None]]:
+    """(episode id, digest of its actions, image file) of every frame of every camera."""
     for number, episode in enumerate(
         open_robot_data(config.path, config.format, options=config.read).read()
     ):
         if number % of != part:
             continue
         if isinstance(episode, Fault):
-            yield "", None
+            yield "", "", None
             continue
         assert isinstance(episode, Episode)
+        digest = content_id("", episode.actions)
         for camera in episode.images:
             for t in range(len(episode)):
                 try:
-                    yield episode.episode_id, episode.png(camera, t)
+                    yield episode.episode_id, digest, episode.png(camera, t)
                 except RoboAlignError:
-                    yield episode.episode_id, None
+                    yield episode.episode_id, digest, None
 
 
 def join_evaluation(work: Path, sets: Sequence[EvaluationConfig]) -> None:
@@ -115,12 +128,14 @@ def join_evaluation(work: Path, sets: Sequence[EvaluationConfig]) -> None:
     ]
     summary = []
     episodes: set[int] = set()
+    actions: set[int] = set()
     with atomic_path(work / "evaluation.bin") as temporary, temporary.open("wb") as out:
         for number, one in enumerate(sets):
             own = [(file, facts) for file, facts in told if facts["number"] == number]
             for file, _ in own:
                 out.write(file.read_bytes())
             episodes |= {episode for _, facts in own for episode in facts["episodes"]}
+            actions |= {digest for _, facts in own for digest in facts["actions"]}
             images = sum(file.stat().st_size for file, _ in own) // SEEN.itemsize
             summary.append(
                 {
@@ -130,7 +145,8 @@ def join_evaluation(work: Path, sets: Sequence[EvaluationConfig]) -> None:
                     "episodes": len({e for _, facts in own for e in facts["episodes"]}),
                 }
             )
-    write_json(work / "evaluation.json", {"sets": summary, "episodes": sorted(episodes)})
+    found = {"sets": summary, "episodes": sorted(episodes), "actions": sorted(actions)}
+    write_json(work / "evaluation.json", found)
 
 
 class Evaluated:
@@ -140,14 +156,16 @@ class Evaluated:
         told = read_json(work / "evaluation.json")
         self.names = [one["name"] for one in told["sets"]]
         self.ends = np.cumsum([one["images"] for one in told["sets"]])
-        self.episodes = set(told["episodes"])
+        self.episodes, self.actions = set(told["episodes"]), set(told["actions"])
         empty = not self.ends.size or self.ends[-1] == 0  # an empty file cannot be mapped
         images = (
             np.zeros(0, SEEN) if empty else np.memmap(work / "evaluation.bin", dtype=SEEN, mode="r")
         )
         self.images = Seen(images, near.distance, near.difference)
 
-    def leak(self, sha: int, look: int, thumb: np.ndarray, episode: str) -> tuple[str, str] | None:
+    def leak(
+        self, sha: int, look: int, thumb: np.ndarray, episode: str, actions: str = ""
+    ) -> tuple[str, str] | None:
         """(same image, same picture or same episode; the evaluation set that has it); None where there is none."""
         for what, found in (
             ("same image", self.images.exact(sha)),
@@ -155,8 +173,12 @@ class Evaluated:
         ):
             if found.size:
                 return what, self.names[int(np.searchsorted(self.ends, found.min(), side="right"))]
-        return (
-            ("same episode", "")
-            if episode and key_of("episode", episode) in self.episodes
-            else None
-        )
+        return ("same episode", "") if self.has_episode(episode, actions) else None
+
+    def has_episode(self, episode: str, actions: str) -> bool:
+        """Whether an episode is evaluated on: by its actions where both are known, for folders of one name give
+        different episodes one id; else by its id."""
+        if actions and key_of("actions", actions) in self.actions:
+            return True
+        kinds = ("stored",) if actions else ("stored", "recorded")
+        return bool(episode) and any(key_of(kind, episode) in self.episodes for kind in kinds)

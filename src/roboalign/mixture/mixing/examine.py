@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.mixture.mixing import sources, store
 from roboalign.mixture.mixing.config import MixtureConfig
@@ -120,10 +121,8 @@ def look_at(draft: Draft | Dropped, evaluated: Evaluated | None) -> Looked | Dro
         return Dropped(0, ascii(conversation.id)[1:-1], "fault", data.problem)
     try:
         thumb = thumbnail(data)
-    except (
-        Exception
-    ) as error:  # decoders of damaged files fail in many ways, and none of them may end the run
-        return Dropped(0, ascii(conversation.id)[1:-1], "fault", f"not a readable image ({error})")
+    except RoboAlignError as error:
+        return Dropped(0, ascii(conversation.id)[1:-1], "fault", error.problem)
     try:
         json.dumps(
             [vars(turn) for turn in conversation.turns] + [conversation.id], ensure_ascii=False
@@ -135,7 +134,7 @@ def look_at(draft: Draft | Dropped, evaluated: Evaluated | None) -> Looked | Dro
         episode = f"{conversation.task}/{sha.hex()[:16]}"  # samples of one image belong together
         conversation = Conversation(**{**vars(conversation), "image": data, "episode_id": episode})
     leak = (
-        evaluated.leak(first_bytes(sha), look, thumb, conversation.episode_id)
+        evaluated.leak(first_bytes(sha), look, thumb, conversation.episode_id, draft.actions)
         if evaluated
         else None
     )

@@ -6,13 +6,12 @@ quality 80 and rescaling to between half and 2.4 times the size changed no cell 
 255 gray levels; in 99 of 100 pairs of frames two steps apart, the robot's movement changed some cell by more than 24.
 """
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from roboalign.conversations.qa.images import MOST_PIXELS
+from roboalign.episodes.pictures import decoded, plain, rgb_of_image
 
 SIDE = 16
 BANDS = 8
@@ -24,13 +23,17 @@ SEEN = np.dtype([("sha", "<i8"), ("look", "<u8"), ("thumb", "u1", (SIDE * SIDE,)
 
 
 def thumbnail(data: bytes) -> np.ndarray:
-    """uint8 [16, 16], the gray of each cell. Raises an error of any type where the file is no whole image."""
-    with Image.open(io.BytesIO(data)) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+    """uint8 [16, 16], the gray of each cell. Raises RoboAlignError where the file is no whole image."""
+    return decoded(data, _thumbnail)
+
+
+def _thumbnail(image: Image.Image) -> np.ndarray:
+    if plain(image):
         image.draft("L", (8 * SIDE, 8 * SIDE))  # a JPEG is decoded no larger than needed
         gray = image if image.mode == "L" else image.convert("RGB").convert("L")
-        return np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.HAMMING))
+    else:
+        gray = Image.fromarray(rgb_of_image(image)).convert("L")
+    return np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.HAMMING))
 
 
 def look_of(thumb: np.ndarray) -> int:

@@ -48,6 +48,8 @@ class Draft:
     image: LazyImage | None = None
     group: str = ""
     """By which it is held out or not; "" for the image itself."""
+    actions: str = ""
+    """Of robot data: the digest of its episode's actions, by which an evaluated episode is known."""
 
 
 class Wanted(NamedTuple):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,21 +13,27 @@ from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.episode import Episode
+from roboalign.episodes.episode import Episode, content_id
 from roboalign.episodes.open import open_robot_data
-from roboalign.mixture.builder import action_turn
+from roboalign.episodes.robot_data import RobotData
 from roboalign.mixture.mixing.config import SourceConfig
 from roboalign.mixture.mixing.keys import key_of
 from roboalign.mixture.mixing.parts import FRAMES, Draft, Dropped, Wanted, changed
-from roboalign.mixture.mixing.tokens import Tokens
+from roboalign.mixture.mixing.tokens import RawChunks, Tokens
+from roboalign.mixture.packed import action_turn
+
+
+def opened_robot(source: SourceConfig) -> RobotData:
+    """The data set of a robot source. Raises RoboAlignError where it cannot be opened."""
+    assert source.robot is not None
+    space = known_space(source.space) if source.space else None
+    return open_robot_data(source.robot, source.format, options=source.read, space=space)
 
 
 def read_robot(source: SourceConfig) -> Iterator[tuple[int, Episode | Fault]]:
     """The episodes of a robot source, numbered from 1."""
     assert source.robot is not None
-    space = known_space(source.space) if source.space else None
-    data = open_robot_data(source.robot, source.format, options=source.read, space=space)
-    found = data.read()
+    found = opened_robot(source).read()
     if source.named is not None:
         found = (renamed(one, Path(source.robot), Path(source.named)) for one in found)
     return enumerate(found, start=1)
@@ -99,6 +104,7 @@ def fetch_robot(
                     Draft(
                         Conversation(**{**vars(draft.conversation), "image": image}),
                         group=draft.group,
+                        actions=draft.actions,
                     ),
                 )
 
@@ -126,7 +132,7 @@ def drafts_of(
     """The action samples of these frames, without their images: asked in direct mode, in a wording that the sample's
     name decides, with the target and chunk that RL and the held-out set need."""
     chunks, ids = tokens.of(episode, frames)
-    drafts = []
+    drafts, digest = [], content_id("", episode.actions)
     for t, chunk, target in zip(frames, chunks, ids):
         name = f"{source}/{episode.episode_id}#{t}"
         turn = action_turn(episode, target, "direct", random.Random(key_of(seed, "wording", name)))
@@ -144,6 +150,7 @@ def drafts_of(
                     prompts.action_question(episode.instruction, "direct"),
                 ),
                 group=episode.episode_id,
+                actions=digest,
             )
         )
     return drafts
@@ -151,18 +158,27 @@ def drafts_of(
 
 def chunks_at(
     source: SourceConfig, wanted: Iterable[Wanted], horizon: int, held_out: Callable[[str], bool]
-) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """float32 [N, H, D] raw: the wanted chunks, in the order of their places, without those of episodes that are held
-    out; and the space of the actions.
+) -> RawChunks:
+    """The wanted chunks, in the order of their places, without those of episodes that are held out.
 
-    Raises RoboAlignError where episodes differ in the number of dimensions, and where nothing is left.
+    Raises RoboAlignError where episodes differ in the number of dimensions, in their rate or in what their actions
+    mean, and where nothing is left.
     """
-    chunks, space = [], None
+    chunks: list[np.ndarray] = []
+    meanings: set[tuple[float, str]] = set()
+    space = None
     for episode, those in wanted_episodes(source, wanted):
         if held_out(episode.episode_id):
             continue
         chunks += [episode.chunk(frame_of(one), horizon) for one in those]
         space = episode.action_space
+        meanings.add((episode.fps, str(space)))
+        if len(meanings) > 1:
+            raise RoboAlignError(
+                f"its actions are of several kinds: {' and '.join(described(*m) for m in sorted(meanings))}",
+                where=f"source {source.name}, episode {episode.episode_id}",
+                fix="split the data set, and name each part as a source",
+            )
         if chunks[-1].shape != chunks[0].shape:
             problem = (
                 f"actions of {chunks[-1].shape[1]} dimensions, others have {chunks[0].shape[1]}"
@@ -178,4 +194,19 @@ def chunks_at(
             where=f"source {source.name}",
             fix="draw more samples, or lower heldout.share",
         )
-    return np.stack(chunks), space.model_dump(mode="json") if space else None
+    return RawChunks(
+        source.name,
+        np.stack(chunks),
+        space.model_dump(mode="json") if space else None,
+        opened_robot(source).action_names,
+        next(iter(meanings))[0],
+    )
+
+
+def described(fps: float, space: str) -> str:
+    """A rate and a meaning, for a message."""
+    return (
+        f"{fps:g} steps a second in the space {space}"
+        if space != "None"
+        else f"{fps:g} steps a second"
+    )

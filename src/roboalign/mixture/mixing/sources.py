@@ -14,6 +14,7 @@ from roboalign.conversations.qa.images import LazyImage
 from roboalign.conversations.qa.normal import Sample, to_conversation
 from roboalign.conversations.qa.presets import PRESETS, how_to_get, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
+from roboalign.conversations.qa.texts import control_token, special_tokens
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.core.hub import resolve
@@ -113,7 +114,7 @@ def scan(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Droppe
     if source.conversations is not None:
         return (
             (place, f"{source.name}/{row['id']}") if isinstance(row, dict) else row
-            for place, row in conversation_rows(part, ["id", "turns"])
+            for place, row in conversation_rows(part, ["id", "turns"], special_of(config))
         )
     return scan_samples(config, part)
 
@@ -167,6 +168,7 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[Sample | Fault]:
             part.file,
             source.layout,
             images=part.images,
+            links=source.links,
             source=source.name,
             kind=source.kind or "general",
             answers=answers,
@@ -185,11 +187,21 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[Sample | Fault]:
     )
 
 
-def converted(sample: Sample, grid: int | None, image: LazyImage) -> Conversation | Refused | Fault:
+def converted(
+    sample: Sample, config: MixtureConfig, image: LazyImage
+) -> Conversation | Refused | Fault:
     """`to_conversation`, with this image in the place of the sample's own."""
+    images = (image,) * len(sample.images)
     return to_conversation(
-        Sample(**{**vars(sample), "images": (image,) * len(sample.images)}), grid
+        Sample(**{**vars(sample), "images": images}), config.grid, special_of(config)
     )
+
+
+def special_of(config: MixtureConfig) -> frozenset[str]:
+    """The special tokens of the model that the mixture is for; none where it names no model."""
+    if not config.model:
+        return frozenset()
+    return special_tokens(resolve(config.model, "settings", where="model"))
 
 
 def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Dropped]:
@@ -198,7 +210,7 @@ def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] 
         place = number << FRAMES
         if isinstance(sample, Fault):
             yield Dropped(place, f"{part.name}, record {number}", "fault", sample.problem)
-        elif (found := converted(sample, config.grid, unopened)) is IN_ORDER:
+        elif (found := converted(sample, config, unopened)) is IN_ORDER:
             yield place, f"{sample.source}/{sample.id}"
         else:
             assert isinstance(found, Refused)
@@ -214,9 +226,7 @@ def fetch_samples(
         for number, sample in enumerate(read_samples(config, part), start=1)
     )
     for one, sample in matched(numbered, wanted, str(part.file)):
-        conversation = (
-            converted(sample, config.grid, unread) if isinstance(sample, Sample) else sample
-        )
+        conversation = converted(sample, config, unread) if isinstance(sample, Sample) else sample
         if not isinstance(conversation, Conversation):
             raise changed(str(part.file))
         assert isinstance(sample, Sample)
@@ -227,7 +237,7 @@ def fetch_samples(
 
 
 def conversation_rows(
-    part: Part, columns: list[str]
+    part: Part, columns: list[str], special: frozenset[str] = frozenset()
 ) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
     """(place, row) of a shard, some at a time. Raises RoboAlignError where it is broken or of another schema."""
     number = 0
@@ -243,7 +253,7 @@ def conversation_rows(
         for batch in file.iter_batches(ROWS, columns=columns):
             for row in batch.select(columns).cast(schema).to_pylist():
                 number += 1
-                place, reason = number << FRAMES, wrong_with(row)
+                place, reason = number << FRAMES, wrong_with(row, special)
                 yield place, Dropped(place, str(row["id"]), "refused", reason) if reason else row
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RoboAlignError(
@@ -253,7 +263,7 @@ def conversation_rows(
         ) from None
 
 
-def wrong_with(row: dict[str, Any]) -> str:
+def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> str:
     """Why a stored conversation has no place in a mixture; "" where it has."""
     turns = row["turns"] or ()
     if row["id"] is None or any(turn is None or None in turn.values() for turn in turns):
@@ -261,6 +271,9 @@ def wrong_with(row: dict[str, Any]) -> str:
     kinds = {turn["kind"] for turn in turns}
     if not kinds or kinds - set(KINDS):
         return "it has no turn of a known kind"
+    for text in (turn[key] for turn in turns for key in ("question", "answer")):
+        if token := control_token(text, special):
+            return f"a text spells {token}, which a model reads as a command"
     if "action" in kinds:
         return "it holds action tokens, of which tokenizer is not known: take the robot data itself"
     return ""

@@ -1,6 +1,6 @@
 """The action tokens of a mixture: statistics and FAST of its robot sources, found or fitted."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,67 @@ class Tokens:
         return chunks, self.fast.encode(chunks)
 
 
-def check_same_actions(found: Iterable[tuple[str, np.ndarray, dict[str, Any] | None]]) -> None:
-    """Raise RoboAlignError where the actions of two sources mean different things: one head could not learn both."""
-    (first, chunks, space), *others = found
-    for name, other, other_space in others:
-        if other.shape[1:] != chunks.shape[1:] or other_space != space:
+@dataclass(frozen=True)
+class RawChunks:
+    """The chunks of one source, on which the tokenizer is fitted, and what is known of their meaning."""
+
+    source: str
+    chunks: np.ndarray
+    """float32 [N, H, D], raw units."""
+    space: dict[str, Any] | None
+    """What the actions mean; None where nobody says."""
+    names: tuple[str, ...]
+    """What the data set calls their dimensions; () where it does not."""
+    fps: float
+    """Steps a second."""
+
+
+def check_same_actions(found: Sequence[RawChunks], *, mixed: bool = False) -> list[str]:
+    """What a reader should know of sources that share statistics and tokens, one sentence each.
+
+    Raises RoboAlignError where the actions of two sources have other dimensions or another space, and unless `mixed`,
+    where their names or rates differ and no `space` says that they mean the same: one head could not learn both.
+    """
+    first, *others = found
+    notes = []
+    for other in others:
+        sizes = f"{other.chunks.shape[2]} and {first.chunks.shape[2]} dimensions"
+        if other.chunks.shape[1:] != first.chunks.shape[1:] or other.space != first.space:
             raise RoboAlignError(
-                f"its actions are not those of the source {first}: {other.shape[2]} and {chunks.shape[2]} dimensions, "
-                f"spaces {other_space} and {space}",
-                where=f"source {name}",
+                f"its actions are not those of the source {first.source}: {sizes}, spaces {other.space} and "
+                f"{first.space}",
+                where=f"source {other.source}",
                 fix="convert one of them with `roboalign data convert`, or name the `space` of both",
             )
+        differing = differences(first, other)
+        if differing and first.space is None and not mixed:
+            raise RoboAlignError(
+                f"its actions are recorded otherwise than those of the source {first.source}: "
+                f"{'; '.join(differing)}; they would share statistics",
+                where=f"source {other.source}",
+                fix="name the `space` of both where they mean the same, or set `tokenizer: {mixed: true}`",
+            )
+        notes += [
+            f"{other.source} and {first.source} share statistics although {d}" for d in differing
+        ]
+    return notes
 
 
-def make_tokens(config: TokensConfig, raw: np.ndarray, folder: Path) -> dict[str, Any]:
+def differences(first: RawChunks, other: RawChunks) -> list[str]:
+    """How two sources record their actions otherwise: names of dimensions, steps a second."""
+    found = []
+    if first.names and other.names and first.names != other.names:
+        found.append(f"the dimensions are {', '.join(other.names)} and {', '.join(first.names)}")
+    if first.fps != other.fps:
+        found.append(f"the rates are {other.fps:g} and {first.fps:g} steps a second")
+    return found
+
+
+def make_tokens(
+    config: TokensConfig, raw: np.ndarray, folder: Path, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Fit or load the tokenizer for chunks [N, H, D] of raw actions and write it to `folder`: fast/, stats.json and
-    tokenizer.json, as a run does. Returns what the manifest says of it."""
+    tokenizer.json, as a run does, with `notes` for the reader. Returns what the manifest says of it."""
     given = resolve(config.path, "tokenizer", where="tokenizer.path") if config.path else None
     inner = given / "fast" if given is not None and (given / "fast").is_dir() else given
     if given is not None and (given / "stats.json").is_file():
@@ -57,7 +102,9 @@ def make_tokens(config: TokensConfig, raw: np.ndarray, folder: Path) -> dict[str
             read_json(given / "stats.json"), where=str(given / "stats.json")
         )
     else:
-        stats = ActionStats.fit(raw.reshape(-1, raw.shape[2]))
+        stats = ActionStats.fit(
+            raw.reshape(-1, raw.shape[2]), method=config.statistics, clip=config.clip
+        )
     chunks = stats.normalize(raw)
     if inner is None:
         fast = FastTokenizer.fit(chunks, scale=config.scale, vocab_size=config.vocab_size)
@@ -69,6 +116,7 @@ def make_tokens(config: TokensConfig, raw: np.ndarray, folder: Path) -> dict[str
         "action_dim": fast.action_dim,
         "scale": fast.scale,
         "vocab_size": fast.vocab_size,
+        "notes": [*notes, *stats.notes()],
         **round_trip(fast, chunks),
     }
     with atomic_path(folder) as temporary:

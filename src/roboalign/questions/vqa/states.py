@@ -6,34 +6,18 @@ Types have names of their own, none of `questions.TYPES`: those speak of a simul
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.prompts import Mode, task_prefix
-from roboalign.core.errors import RoboAlignError
-from roboalign.core.outcomes import Fault, Refused
-from roboalign.episodes.episode import Episode, encode_png
+from roboalign.conversations.prompts import task_prefix
+from roboalign.core.outcomes import Refused
 from roboalign.questions.scene import AXES, Signs
 from roboalign.questions.sentences import Draft, option_sentence, options, phrase, point, words
-from roboalign.questions.vqa.base import (
-    Made,
-    QuestionConfig,
-    Work,
-    draw_mode,
-    look,
-    make_conversation,
-    make_turn,
-    rng_of,
-)
 from roboalign.questions.vqa.motion import CLEAR, LEVEL, TURNED, Motion, dominant
 
 KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
-ORDER_SHARE = (
-    0.1  # share of the frames that are shown beside a later one, and asked which comes first
-)
 TURNS = (("tilt down", "tilt up"), ("roll left", "roll right"), ("turn right", "turn left"))
 """Words of the negative and of the positive rotation about right, forward, up (right-handed)."""
 QUARTERS = ("first", "second", "third", "last")
@@ -65,7 +49,7 @@ def movement_sentence(motion: Motion, signs: Signs) -> str:
     return f"The gripper should {'move ' + phrase(parts) if parts else 'stay'}."
 
 
-def _ask(motion: Motion, text: str) -> str:
+def asked(motion: Motion, text: str) -> str:
     instruction = motion.episode.instruction.strip()
     return f"{task_prefix(instruction)} {text}" if instruction else text
 
@@ -88,7 +72,7 @@ def next_movement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
     )
     answer = ", ".join(words(signs)) or "stay"
     return Draft(
-        _ask(motion, text.format(_steps(motion))),
+        asked(motion, text.format(_steps(motion))),
         answer,
         facts(motion, t),
         movement_sentence(motion, signs),
@@ -110,7 +94,7 @@ def next_movement_choice(motion: Motion, t: int, rng: random.Random) -> Draft | 
     listed, letter = options(rng, right, wrong)
     text = f"Seen from the robot, which way should the gripper move {_steps(motion)}? {listed}"
     known = [*facts(motion, t), movement_sentence(motion, signs)]
-    return Draft(_ask(motion, text), letter, known, option_sentence(letter, right))
+    return Draft(asked(motion, text), letter, known, option_sentence(letter, right))
 
 
 def centimetres(moved: np.ndarray) -> str:
@@ -135,7 +119,7 @@ def displacement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
     answer = centimetres(moved)
     conclusion = f"The gripper should move {phrase(answer.split(', '))}."
     return Draft(
-        _ask(motion, f"{text}, in centimetres, seen from the robot?"),
+        asked(motion, f"{text}, in centimetres, seen from the robot?"),
         answer,
         facts(motion, t),
         conclusion,
@@ -158,7 +142,7 @@ def main_direction(motion: Motion, t: int, rng: random.Random) -> Draft | Refuse
         *facts(motion, t),
         f"The gripper should move {phrase(centimetres(moved).split(', '))}.",
     ]
-    return Draft(_ask(motion, text), answer, known, f"Most of it is {answer}.")
+    return Draft(asked(motion, text), answer, known, f"Most of it is {answer}.")
 
 
 def next_rotation(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -176,7 +160,7 @@ def next_rotation(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
         f"Seen from the robot, how should the gripper rotate most {_steps(motion)}: turn left or right, tilt up or "
         "down, roll left or right, or stay?"
     )
-    return Draft(_ask(motion, text), answer, facts(motion, t), f"The gripper should {answer}.")
+    return Draft(asked(motion, text), answer, facts(motion, t), f"The gripper should {answer}.")
 
 
 def degrees(turned: np.ndarray) -> str:
@@ -206,7 +190,7 @@ def relative_pose(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
     )
     answer = f"{centimetres(moved)}, {degrees(turned)}"
     return Draft(
-        _ask(motion, text),
+        asked(motion, text),
         answer,
         facts(motion, t),
         f"The gripper should {pose_phrase(moved, turned)}.",
@@ -245,7 +229,7 @@ def fingers_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
         return Refused("the fingers keep as they are, which is not asked of every frame")
     text = f"Should the gripper open, close or keep {_steps(motion)}?"
     conclusion = f"The gripper should {'keep as it is' if command == 'keep' else command}."
-    return Draft(_ask(motion, text), command, facts(motion, t), conclusion)
+    return Draft(asked(motion, text), command, facts(motion, t), conclusion)
 
 
 def quarter(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -257,7 +241,7 @@ def quarter(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
             "How much of the task is done: is this its first, second, third or last quarter?",
         )
     )
-    return Draft(_ask(motion, text), name, facts(motion, t), f"This is the {name} quarter.")
+    return Draft(asked(motion, text), name, facts(motion, t), f"This is the {name} quarter.")
 
 
 def subtask_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -267,7 +251,7 @@ def subtask_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
         return name
     known = [fact for fact in facts(motion, t) if not fact.startswith("The subtask")]
     text = f"Which subtask is the robot at: {', '.join(SUBTASKS[:-1])} or {SUBTASKS[-1]}?"
-    return Draft(_ask(motion, text), name, known, f"The subtask is {name}.")
+    return Draft(asked(motion, text), name, known, f"The subtask is {name}.")
 
 
 def subtask_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -276,7 +260,7 @@ def subtask_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
     if isinstance(name, Refused):
         return name
     text = f"Which subtask comes next: {', '.join(SUBTASKS[:-1])} or {SUBTASKS[-1]}?"
-    return Draft(_ask(motion, text), name, facts(motion, t), f"The next subtask is {name}.")
+    return Draft(asked(motion, text), name, facts(motion, t), f"The next subtask is {name}.")
 
 
 def gripper_cell(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
@@ -302,7 +286,7 @@ def gripper_trace(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
     text = f"Over which three points does the gripper move {_steps(motion)}?"
     answer = ", ".join(point(cell) for cell in trace)
     return Draft(
-        _ask(motion, text), answer, known, f"The gripper goes over {phrase(answer.split(', '))}."
+        asked(motion, text), answer, known, f"The gripper goes over {phrase(answer.split(', '))}."
     )
 
 
@@ -328,121 +312,3 @@ FUTURE = (
 ORDER = StateType("frame_order", "side", lambda motion, t, rng: NO_TASK)
 """Asked of two frames side by side: `frame_order`."""
 TYPES = {kind.name: kind for kind in (*PRESENT, *FUTURE, ORDER)}
-
-
-class StateQuestions:
-    """Questions whose answers are computed (a `base.Generator`)."""
-
-    name = "states"
-
-    def __init__(self, config: QuestionConfig) -> None:
-        self.config = config
-
-    def questions(self, work: Iterable[Work]) -> Iterator[Made]:
-        """One episode at a time."""
-        for one in work:
-            try:
-                motion = Motion(one.episode, self.config)
-                made = Made()
-                for t in one.frames:
-                    add_frame(made, motion, t)
-            except (
-                RoboAlignError
-            ) as error:  # the episode is broken as a whole: nothing of it is kept
-                made = Made(faults=[Fault(error.where, error.problem, error.fix)])
-            yield made
-
-    def spent(self) -> dict[str, int]:
-        """Nothing."""
-        return {}
-
-
-def add_frame(made: Made, motion: Motion, t: int) -> None:
-    """Ask about one frame, and count what could not be asked."""
-    config, rng = motion.config, rng_of(motion.config.seed, motion.episode.episode_id, t)
-    frame = look(motion.episode, config.camera, t)
-    if isinstance(frame, Fault):
-        made.faults.append(frame)
-        return
-    if isinstance(frame, Refused):
-        made.refused.append(frame)
-        return
-    if rng.random() < ORDER_SHARE:
-        order = frame_order(motion, t, frame, rng)
-        if isinstance(order, Refused):
-            made.refused.append(order)
-        else:
-            made.conversations.append(order)
-        return
-    turns, refused = ask(motion, t, rng)
-    made.refused.extend(refused)
-    if turns:
-        made.conversations.append(converse(motion.episode, t, frame, turns))
-
-
-def ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[Refused]]:
-    """At most `config.questions` turns of different types in random order, and the types that were drawn in vain."""
-    kinds = [*PRESENT, *FUTURE] if motion.episode.instruction.strip() else [*PRESENT]
-    turns: list[Turn] = []
-    refused = [] if len(kinds) > len(PRESENT) else [NO_TASK]
-    for kind in rng.sample(kinds, len(kinds)):
-        if len(turns) == motion.config.questions:
-            break
-        draft = kind.make(motion, t, rng)
-        if isinstance(draft, Refused):
-            refused.append(Refused(f"{kind.name}: {draft.reason}"))
-        else:
-            turns.append(turn_of(kind, draft, draw_mode(motion.config, rng), rng))
-    return turns, refused
-
-
-def turn_of(kind: StateType, draft: Draft, mode: Mode, rng: random.Random) -> Turn:
-    """The draft in one mode: its facts in random order, then its conclusion."""
-    known = list(dict.fromkeys(draft.facts))
-    rng.shuffle(known)
-    return make_turn(
-        kind.name, kind.label, mode, draft.text, draft.answer, " ".join([*known, draft.conclusion])
-    )
-
-
-def converse(episode: Episode, t: int, picture: np.ndarray, turns: list[Turn]) -> Conversation:
-    """The turns about one picture."""
-    return make_conversation(
-        "states", episode.episode_id, episode.task, t, encode_png(picture), turns
-    )
-
-
-def frame_order(
-    motion: Motion, t: int, frame: np.ndarray, rng: random.Random
-) -> Conversation | Refused:
-    """Which of two frames of the demonstration, side by side in one image, comes first? They are a quarter apart."""
-    episode, apart = motion.episode, max(1, len(motion.episode) // 4)
-    if not episode.instruction.strip():
-        return NO_TASK
-    if t + apart >= len(episode):
-        return Refused("frame_order: too near to the end for a later frame")
-    later = look(episode, motion.config.camera, t + apart)
-    if (
-        isinstance(later, Refused | Fault)
-        or later.shape != frame.shape
-        or np.array_equal(later, frame)
-    ):
-        return Refused("frame_order: the later frame shows nothing else, or is broken")
-    side = rng.choice(("left", "right"))
-    pair = [(frame, t), (later, t + apart)] if side == "left" else [(later, t + apart), (frame, t)]
-    text = _ask(
-        motion,
-        "The image shows two moments of the task side by side. Which comes first, left or right?",
-    )
-    known = _beside(motion, [step for _, step in pair])
-    draft = Draft(text, side, known, f"The {side} one comes first.")
-    picture = np.concatenate([part for part, _ in pair], axis=1)
-    turn = turn_of(ORDER, draft, draw_mode(motion.config, rng), rng)
-    return converse(episode, t, picture, [turn])
-
-
-def _beside(motion: Motion, steps: Sequence[int]) -> list[str]:
-    names = [motion.subtask(step) for step in steps]
-    if any(isinstance(name, Refused) for name in names):
-        return []
-    return [f"On the {side} the subtask is {name}." for side, name in zip(("left", "right"), names)]

@@ -15,7 +15,8 @@ from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, image_hash, read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
-from roboalign.mixture.builder import MixConfig, build_mixture, question_turn
+from roboalign.mixture.builder import build_mixture
+from roboalign.mixture.packed import MixConfig, question_turn
 from roboalign.questions.ask import Question, ask, survey
 from roboalign.questions.scene import EpisodeScenes
 from roboalign.run.arms import ARMS

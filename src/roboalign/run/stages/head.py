@@ -20,7 +20,13 @@ def head(context: Context) -> dict[str, Any]:
     """Writes policy/ and metrics.jsonl."""
     recipe = context.recipe
     training, heldout = _split(read_demonstrations(context.run_dir, "downstream"))
-    stats = ActionStats.fit(np.concatenate([episode.actions for episode in training]))
+    stats = ActionStats.fit(
+        np.concatenate([episode.actions for episode in training]),
+        method=recipe.head_training.statistics,
+        clip=recipe.head_training.clip,
+    )
+    for note in stats.notes():
+        print(f"head: {note}", flush=True)
     view = View(
         layer=recipe.backbone.layer,
         cameras=head_cameras(recipe),

@@ -23,7 +23,13 @@ def tokenizer(context: Context) -> dict[str, Any]:
         return _given(context, Path(context.recipe.mixture))
     config = context.recipe.tokenizer
     episodes, _ = split_episodes(read_demonstrations(context.run_dir, "align"), context.recipe.mix)
-    stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
+    stats = ActionStats.fit(
+        np.concatenate([episode.actions for episode in episodes]),
+        method=config.statistics,
+        clip=config.clip,
+    )
+    for note in stats.notes():
+        print(f"tokenizer: {note}", flush=True)
     chunks = stats.normalize(
         np.concatenate([episode.chunks(config.horizon) for episode in episodes])
     )

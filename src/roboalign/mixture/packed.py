@@ -1,0 +1,281 @@
+"""Packed conversations: from frames to turns about one image, in random order."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from roboalign.actions.fast import FastTokenizer
+from roboalign.actions.normalize import ActionStats
+from roboalign.conversations import prompts
+from roboalign.conversations.conversation import Conversation, Turn, image_hash
+from roboalign.conversations.prompts import MODES, Mode
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+from roboalign.questions.ask import TYPES, Question, ask, asked_types, label_of
+from roboalign.questions.scene import EpisodeScenes
+from roboalign.questions.sentences import World
+
+
+class MixConfig(Config):
+    """What the mixture holds."""
+
+    conversations: int = Field(20_000, ge=1)
+    """Number of training conversations."""
+    min_turns: int = Field(4, ge=1)
+    """Fewest turns of a conversation."""
+    max_turns: int = Field(8, ge=1)
+    """Most turns of a conversation."""
+    action_share: float = Field(0.8, ge=0, le=1)
+    """Share of the conversations that hold one action turn."""
+    think_share: float = Field(0.45, ge=0, le=1)
+    """Share of the question turns that are asked in think mode."""
+    weights: dict[str, float] = Field(
+        {"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0}
+    )
+    """Relative weight of the question groups; the types of a group are equally likely. `trace`, the path of the gripper
+    in the image, is asked, and measured, only where it is named."""
+    rl_share: float = Field(0.0056, ge=0, lt=0.01)
+    """RL samples as a share of the SFT samples (turns); the paper uses 12.8K of 2.28M."""
+    heldout_episode_share: float = Field(0.1, ge=0, lt=1)
+    """Share of each task's episodes that is kept out of training and gives the held-out questions."""
+    heldout_questions: int = Field(40, ge=0)
+    """Held-out questions of each type; each is asked in both modes."""
+    heldout_actions: int = Field(400, ge=0)
+    """Held-out action samples; each is asked in both modes."""
+    camera: str = "workspace"
+    """The camera whose image the model sees."""
+    grid: int = Field(32, ge=4, le=1000)
+    """Cells a side of the image, in which points are given."""
+    seed: int = 0
+    """Fixes every draw: the same episodes and settings give the same bytes."""
+    shard_size: int = Field(5_000, ge=1)
+    """Conversations in one parquet file."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MixConfig":
+        if self.min_turns > self.max_turns:
+            raise ValueError(f"min_turns {self.min_turns} is above max_turns {self.max_turns}")
+        groups = {kind.group for kind in TYPES.values()}
+        if (
+            set(self.weights) - groups
+            or min(self.weights.values(), default=0) < 0
+            or not sum(self.weights.values())
+        ):
+            raise ValueError(
+                f"weights must be non-negative, not all 0, and name some of {sorted(groups)}"
+            )
+        return self
+
+
+@dataclass
+class Source:
+    """What samples are drawn from: the episodes of one split and all that turns a frame into samples."""
+
+    episodes: list[Episode]
+    world: World
+    fast: FastTokenizer
+    stats: ActionStats
+    config: MixConfig
+    scenes: dict[str, EpisodeScenes] = field(default_factory=dict)
+    undrawn: Counter[str] = field(default_factory=Counter)
+    """type -> how often it was drawn for a frame of which it cannot be asked."""
+
+    def __post_init__(self) -> None:
+        settings = (self.config.camera, self.config.grid, self.fast.horizon)
+        self.scenes = {
+            episode.episode_id: EpisodeScenes(episode, *settings) for episode in self.episodes
+        }
+
+    def targets(self, frames: Sequence[tuple[Episode, int]]) -> tuple[np.ndarray, list[list[int]]]:
+        """Normalised clean chunks [N, H, A] of these frames and their FAST ids."""
+        horizon = self.fast.horizon
+        chunks = self.stats.normalize(
+            np.stack([episode.chunk(t, horizon) for episode, t in frames])
+        )
+        return chunks, self.fast.encode(chunks)
+
+
+def training_conversations(
+    source: Source, frames: Sequence[tuple[Episode, int]], with_action: Sequence[bool]
+) -> Iterator[Conversation]:
+    """The training conversations in order; actions are encoded a shard at a time."""
+    config = source.config
+    for first in range(0, len(frames), config.shard_size):
+        numbers = range(first, min(first + config.shard_size, len(frames)))
+        acting = [i for i in numbers if with_action[i]]
+        ids = dict(zip(acting, source.targets([frames[i] for i in acting])[1])) if acting else {}
+        for i in numbers:
+            episode, t = frames[i]
+            rng = random.Random(f"{config.seed}-train-{i}")
+            count = rng.randint(config.min_turns, config.max_turns) - (i in ids)
+            turns = question_turns(source, episode, t, count, rng)
+            if i in ids:
+                turns.insert(
+                    rng.randint(0, len(turns)), action_turn(episode, ids[i], "direct", rng)
+                )
+            yield Conversation(
+                f"train-{i:07d}",
+                episode.episode_id,
+                t,
+                episode.task,
+                episode.png(config.camera, t),
+                tuple(turns),
+            )
+
+
+def question_turns(
+    source: Source, episode: Episode, t: int, count: int, rng: random.Random
+) -> list[Turn]:
+    """`count` questions of different types about one frame, each in a mode of its own."""
+    config = source.config
+    scene = source.scenes[episode.episode_id].at(t)
+    waiting = draw_types(config.weights, rng)
+    turns: list[Turn] = []
+    while len(turns) < count and waiting:
+        name = waiting.pop()
+        mode: Mode = "think" if rng.random() < config.think_share else "direct"
+        question = ask(name, mode, scene, source.world, rng)
+        if question is None:
+            source.undrawn[name] += 1
+        else:
+            turns.append(question_turn(question, mode, lead=rng.random() < 0.5))
+    return turns
+
+
+def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
+    """All question types of positive weight in a weighted random order, the first drawn last in the list.
+
+    Sampling without replacement by the exponential keys of Efraimidis and Spirakis (2006).
+    """
+    sizes = Counter(kind.group for kind in TYPES.values())
+    keyed = [
+        (rng.random() ** (sizes[kind.group] / weights[kind.group]), name)
+        for name, kind in TYPES.items()
+        if weights.get(kind.group, 0) > 0
+    ]
+    return [name for _, name in sorted(keyed)]
+
+
+def question_turn(question: Question, mode: Mode, *, lead: bool = False) -> Turn:
+    """A question as a turn with its prompt and reply."""
+    label = label_of(question.type)
+    reply = prompts.reply(prompts.answer(question.answer, label), question.reasoning)
+    text = prompts.question(question.text, mode, label, lead=lead)
+    return Turn(question.kind, question.type, mode, text, reply, question.answer)
+
+
+def action_turn(
+    episode: Episode, ids: Sequence[int], mode: Mode, rng: random.Random | None = None
+) -> Turn:
+    """The action question, with `rng` in a random wording. Its answer never has a reasoning, in either mode."""
+    expected = prompts.action_answer(ids)
+    wording, lead = (
+        (rng.randrange(len(prompts.NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
+    )
+    question = prompts.action_question(episode.instruction, mode, wording, lead=lead)
+    return Turn("action", "action", mode, question, prompts.reply(expected), expected)
+
+
+def rl_conversations(
+    source: Source,
+    frames: Sequence[tuple[Episode, int]],
+    with_action: Sequence[bool],
+    sft_turns: int,
+) -> list[Conversation]:
+    """The RL subset: action samples of the training set, asked in think mode, with target ids and chunk."""
+    acting = [i for i, acts in enumerate(with_action) if acts]
+    count = min(int(source.config.rl_share * sft_turns), len(acting))
+    if source.config.rl_share > 0 and not count:
+        problem = f"rl_share {source.config.rl_share} of {sft_turns} turns ({len(acting)} of them actions) is no sample"
+        raise RoboAlignError(
+            problem, where="mixture", fix="raise conversations, or set rl_share to 0"
+        )
+    chosen = sorted(random.Random(f"{source.config.seed}-rl").sample(acting, count))
+    return (
+        list(action_samples(source, [frames[i] for i in chosen], ("think",), "rl"))
+        if chosen
+        else []
+    )
+
+
+def action_samples(
+    source: Source, frames: Sequence[tuple[Episode, int]], modes: Sequence[Mode], prefix: str
+) -> Iterator[Conversation]:
+    """Single-turn action conversations with target ids and chunk, one of each mode for each frame."""
+    chunks, ids = source.targets(frames)
+    for number, ((episode, t), chunk, target) in enumerate(zip(frames, chunks, ids)):
+        for mode in modes:
+            turn = action_turn(episode, target, mode)
+            yield Conversation(
+                f"{prefix}-{number:06d}-{mode}",
+                episode.episode_id,
+                t,
+                episode.task,
+                episode.png(source.config.camera, t),
+                (turn,),
+                tuple(target),
+                tuple(map(tuple, chunk.tolist())),
+                prompts.action_question(episode.instruction, "direct"),
+            )
+
+
+def unseen_frames(
+    episodes: Sequence[Episode], camera: str, training_hashes: set[str]
+) -> tuple[list[tuple[Episode, int]], int]:
+    """(frames whose image is no training image, how many were dropped because it is)."""
+    frames = [(episode, t) for episode in episodes for t in range(len(episode))]
+    kept = [
+        (episode, t)
+        for episode, t in frames
+        if image_hash(episode.png(camera, t)) not in training_hashes
+    ]
+    return kept, len(frames) - len(kept)
+
+
+def heldout_conversations(
+    source: Source, frames: Sequence[tuple[Episode, int]]
+) -> Iterator[Conversation]:
+    """Single-turn questions of every type and action samples, each in both modes, from held-out frames."""
+    config = source.config
+    if not frames:
+        return
+    for name in asked_types(config.weights):
+        rng = random.Random(f"{config.seed}-heldout-{name}")
+        found = 0
+        for attempt in range(20 * config.heldout_questions):
+            if found == config.heldout_questions:
+                break
+            episode, t = rng.choice(frames)
+            scene = source.scenes[episode.episode_id].at(t)
+            for mode in MODES:
+                # The same seed, so that both modes ask the same question.
+                question = ask(
+                    name,
+                    mode,
+                    scene,
+                    source.world,
+                    random.Random(f"{config.seed}-{name}-{attempt}"),
+                )
+                if question is None:
+                    source.undrawn[name] += 1
+                    break
+                yield Conversation(
+                    f"heldout-{name}-{found:05d}-{mode}",
+                    episode.episode_id,
+                    t,
+                    episode.task,
+                    episode.png(config.camera, t),
+                    (question_turn(question, mode),),
+                )
+            else:
+                found += 1
+    chosen = random.Random(f"{config.seed}-heldout-actions").sample(
+        frames, min(config.heldout_actions, len(frames))
+    )
+    if chosen:
+        yield from action_samples(source, chosen, tuple(MODES), "heldout-action")
