@@ -88,12 +88,13 @@ def test_what_leaks_is_replaced_or_told_as_missing(tmp_path: Path):
 def test_robot_data_that_is_evaluated_on_is_not_trained_on_by_image_or_by_episode(tmp_path: Path):
     write_robot(tmp_path / "robot", 3, steps=10)
     same = make_episode("puck-push", seed=1, steps=10)
-    other = make_episode(
-        "drawer-open", seed=1, steps=10
-    )  # the name of a training episode, and other images
-    other.episode_id = "synthetic/puck-push/seed-2"
+    # The actions of a training episode, and other images; and the name of one alone, which is no leak.
+    other = make_episode("drawer-open", seed=1, steps=10)
+    other.actions, other.episode_id = make_episode("puck-push", seed=2, steps=10).actions, "again"
+    named = make_episode("drawer-open", seed=3, steps=10)
+    named.episode_id = "synthetic/puck-push/seed-0"
     same.episode_id = "elsewhere"
-    rewrite(RobotData("held", "test", lambda: iter([same, other])), tmp_path / "held")
+    rewrite(RobotData("held", "test", lambda: iter([same, other, named])), tmp_path / "held")
     source = {"name": "acts", "robot": str(tmp_path / "robot"), "count": 10}
     config = settings(
         source,
