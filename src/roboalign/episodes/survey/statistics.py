@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,9 @@ class Survey:
         ]
 
     def _stats(self, found: list[Dimension]) -> ActionStats:
-        columns = {name: np.array([getattr(d, name) for d in found]) for name in ARRAYS}
+        columns: dict[str, Any] = {
+            name: np.array([getattr(d, name) for d in found]) for name in ARRAYS
+        }
         return ActionStats(**columns, count=self.steps)
 
 
