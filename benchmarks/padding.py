@@ -16,8 +16,9 @@ from transformers import AutoConfig
 from roboalign.align.dataset import Conversations, lengths_of, sample_order
 from roboalign.conversations.stored import StoredConversations
 from roboalign.core.files import write_json
-from roboalign.mllm.load import Mllm, find_vocabulary, load_processor
+from roboalign.mllm.load import Mllm, find_vocabulary
 from roboalign.mllm.presets import meta_model
+from roboalign.mllm.processors import load_processor
 
 
 def padding(lengths: np.ndarray, batch: int) -> float:

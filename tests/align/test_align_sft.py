@@ -445,3 +445,33 @@ def test_order_groups_by_length() -> None:
     assert (
         abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
     )  # and long batches do not come in a row
+
+
+@pytest.mark.parametrize("damage", ["flipped", "empty", "list", "no totals", "other step"])
+def test_a_damaged_checkpoint_is_passed_over(
+    damage: str,
+    unbroken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A flipped block keeps the size of a file; only its hash tells. The checkpoint before is used."""
+    stop_in_update_6(monkeypatch, tmp_path)
+    last = tmp_path / "checkpoints" / "checkpoint-4"
+    manifest = json.loads((last / MANIFEST).read_text())
+    if damage == "flipped":
+        data = bytearray((last / "optimizer.pt").read_bytes())
+        data[len(data) // 2] ^= 255
+        (last / "optimizer.pt").write_bytes(data)
+    else:
+        other = {
+            "empty": manifest | {"files": {}},
+            "list": manifest | {"files": []},
+            "no totals": manifest | {"totals": {}},
+            "other step": manifest | {"step": 2},
+        }
+        (last / MANIFEST).write_text(json.dumps(other[damage]))
+    train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
+    said = capsys.readouterr().err
+    assert "checkpoint-4: ignored" in said and "resuming from" in said and "checkpoint-2" in said
+    assert_equal_weights(weights(tmp_path), weights(unbroken))

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from roboalign.mllm.encode import Prompt
-from roboalign.mllm.load import ImageOnlyQwen2_5_VLProcessor, Mllm
+from roboalign.mllm.load import Mllm
+from roboalign.mllm.processors import ImageOnlyQwen2_5_VLProcessor
 from roboalign.mllm.tiny import CHAT_TEMPLATE, TinyConfig, build_tiny, train_tokenizer
 
 torch.set_num_threads(1)  # models this small only lose time to a second thread

@@ -13,11 +13,10 @@ from torch import nn
 
 from roboalign.align.lora import adapted
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import atomic_path, no_room, read_json, read_jsonl
+from roboalign.core.files import atomic_path, hash_file, no_room, read_jsonl, write_json
 
-MANIFEST = (
-    "roboalign.json"  # written last into a checkpoint: sizes of its files, settings, counters
-)
+MANIFEST = "roboalign.json"
+"""Written last into a checkpoint: its files with their hashes, settings, counters."""
 ROUNDING = {
     "micro_batch_size"
 }  # settings that change how sums round and no more, as the number of processes does
@@ -73,7 +72,7 @@ def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
         if fault:
             print(f"{checkpoint}: ignored, {fault}", file=sys.stderr)
             continue
-        written_for = read_json(checkpoint / MANIFEST)["fingerprint"]
+        written_for = read_manifest(checkpoint)["fingerprint"]
         current = json.loads(json.dumps(fingerprint))
         names = (written_for.keys() | current.keys()) - ROUNDING
         if changed := sorted(name for name in names if written_for.get(name) != current.get(name)):
@@ -92,18 +91,47 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
 
+def write_manifest(
+    checkpoint: Path, step: int, fingerprint: dict[str, Any], totals: dict[str, float]
+) -> None:
+    """Write what makes a checkpoint whole: step, settings, counters, and each file's size and sha256."""
+    files = {
+        str(path.relative_to(checkpoint)): [path.stat().st_size, hash_file(path)]
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"step": step, "files": files, "fingerprint": fingerprint, "totals": totals}
+    write_json(checkpoint / MANIFEST, manifest)
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """What `write_manifest` wrote. Raises ValueError where it is anything else."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    shape = {"step": int, "files": dict, "fingerprint": dict, "totals": dict}
+    for name, kind in shape.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
+            raise ValueError(f"`{name}` is missing or no {kind.__name__}")
+    if checkpoint.name != f"checkpoint-{manifest['step']}" or not manifest["files"]:
+        raise ValueError("it is not that of this checkpoint")
+    if not isinstance(manifest["totals"].get("seconds"), (int, float)):
+        raise ValueError("`totals` has no seconds")
+    return manifest
+
+
 def _damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint; "" where each file has the size that was recorded."""
+    """What is wrong with a checkpoint; "" where each file has the size and the sha256 that were recorded."""
     try:
-        sizes: dict[str, int] = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        recorded = read_manifest(checkpoint)["files"]
+        for name, (size, digest) in recorded.items():
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, {size} were written"
+            if hash_file(file) != digest:
+                return f"{name} is not what was written (sha256)"
+    except (OSError, ValueError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    for name, size in sizes.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, {size} were written"
     return ""
 
 

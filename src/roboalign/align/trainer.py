@@ -17,21 +17,22 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from roboalign.align.checkpoints import (
-    MANIFEST,
     checkpoints_in,
     last_checkpoint,
+    read_manifest,
     room_on_disk,
     truncate_records,
     weights_fingerprint,
+    write_manifest,
 )
 from roboalign.align.engines.fsdp2 import ShardedTrainer, refuse_deepspeed
 from roboalign.align.lora import load_adapters, save_adapters
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import read_json, write_json
+from roboalign.core.files import open_to_others
 from roboalign.core.progress import Progress
 from roboalign.core.trackers import record_metrics
-from roboalign.mllm.load import save_processor
+from roboalign.mllm.processors import save_processor
 
 KEPT = 2  # checkpoints on disk: the newest, and one to fall back on should it be damaged
 
@@ -190,7 +191,7 @@ class AlignTrainer(ShardedTrainer):
         checkpoint = self._last_whole()
         done, seconds, first = 0, 0.0, self.is_world_process_zero()
         if checkpoint is not None:
-            manifest = read_json(checkpoint / MANIFEST)
+            manifest = read_manifest(checkpoint)
             done, seconds = manifest["step"], manifest["totals"].pop("seconds")
             # One process carries what all had consumed.
             self.counters = {
@@ -283,20 +284,8 @@ class AlignTrainer(ShardedTrainer):
         totals = self.totals()
         if not self.args.should_save:
             return
-        sizes = {
-            str(p.relative_to(written)): p.stat().st_size
-            for p in sorted(written.rglob("*"))
-            if p.is_file()
-        }
-        write_json(
-            written / MANIFEST,
-            {
-                "step": self.state.global_step,
-                "files": sizes,
-                "fingerprint": self.fingerprint,
-                "totals": totals,
-            },
-        )
+        open_to_others(written)
+        write_manifest(written, self.state.global_step, self.fingerprint, totals)
         final = self.checkpoints / written.name
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
         written.replace(final)
@@ -368,6 +357,7 @@ class AlignTrainer(ShardedTrainer):
         if self.args.should_save:
             save_processor(processor, staging)
             (staging / "training_args.bin").unlink()  # a pickle; the settings are in the recipe
+            open_to_others(staging)
             shutil.rmtree(folder, ignore_errors=True)
             staging.replace(folder)
             shutil.rmtree(self.checkpoints)

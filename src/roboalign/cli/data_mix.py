@@ -19,7 +19,8 @@ from roboalign.mixture.mixing.build import build
 from roboalign.mixture.mixing.config import load_mixture, pin_hub_ids
 from roboalign.mixture.mixing.parts import STREAMED
 from roboalign.mllm.encode import encode_conversation
-from roboalign.mllm.load import Mllm, find_vocabulary, load_processor
+from roboalign.mllm.load import Mllm, find_vocabulary
+from roboalign.mllm.processors import load_processor
 
 ROWS = 100
 

@@ -36,6 +36,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         yield temporary
+        open_to_others(temporary)
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
@@ -44,6 +45,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         elif temporary.exists():
             temporary.unlink()
+
+
+def open_to_others(path: Path) -> None:
+    """Give new files the mode that the umask asks for: safetensors makes its files readable to their owner alone."""
+    mode = 0o666 & ~_umask()
+    files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
+    for file in files:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode | file.stat().st_mode & 0o111)
+
+
+def _umask() -> int:
+    """This process's umask. Reading it through os.umask would change it for other threads for a moment."""
+    status = Path("/proc/self/status")
+    found = (
+        re.search(r"^Umask:\s+([0-7]+)$", status.read_text(), re.MULTILINE)
+        if status.exists()
+        else None
+    )
+    if found:
+        return int(found[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def no_room(error: BaseException) -> str:

@@ -6,6 +6,10 @@ import gc
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 def die_with_parent() -> None:
@@ -30,3 +34,29 @@ def give_memory_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def within(seconds: float, work: Callable[[], Result]) -> Result:
+    """Return `work()`, in a thread of its own. Raises TimeoutError where it runs longer than `seconds`.
+
+    The thread is then ended by an exception, which reaches Python code alone, not a call into another language.
+    """
+    done: list[Result] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        stop = ctypes.py_object(TimeoutError)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), stop)
+        raise TimeoutError(f"not done after {seconds:g} s")
+    if failed:
+        raise failed[0]
+    return done[0]

@@ -14,10 +14,13 @@ import torch
 from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.processes import within
 from roboalign.mllm.load import Mllm
 
 IGNORED = -100  # the label that the loss leaves out
 _REASONING = re.compile(r"<think>(?!\s*</think>).*?</think>", re.DOTALL)
+TEMPLATE_SECONDS = 10.0
+"""Longest time that a chat template may take; published ones take milliseconds."""
 PLACE = (
     "\ue000text\ue000"  # stands for a text while the template is rendered; private-use characters
 )
@@ -226,8 +229,7 @@ def _render(mllm: Mllm, n_texts: int) -> list[str]:
         messages.append({"role": ("user", "assistant")[number % 2], "content": content})
     messages[0]["content"].insert(0, {"type": "image"})
     asks = n_texts % 2 == 1
-    text = mllm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-    frames = text.split(PLACE)
+    frames = _apply_template(mllm, messages, asks).split(PLACE)
     if len(frames) != n_texts + 1 or frames[0].count(mllm.processor.image_token) != 1:
         raise RoboAlignError(
             "the chat template does not show each message and the image exactly once",
@@ -235,6 +237,25 @@ def _render(mllm: Mllm, n_texts: int) -> list[str]:
             fix="use a model whose processor has a chat template with images",
         )
     return frames
+
+
+def _apply_template(mllm: Mllm, messages: list[dict[str, Any]], asks: bool) -> str:
+    """Render the folder's chat template, a program of somebody else, within TEMPLATE_SECONDS."""
+
+    def render() -> str:
+        return mllm.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=asks
+        )
+
+    try:
+        return within(TEMPLATE_SECONDS, render)
+    except Exception as error:  # jinja2's own, and whatever the template raises
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RoboAlignError(
+            f"the chat template cannot be rendered ({said})",
+            where=str(mllm.folder or type(mllm.processor).__name__),
+            fix="copy the chat template of the model that this one comes from",
+        ) from error
 
 
 def _leading_ids(mllm: Mllm, text: str) -> list[int]:

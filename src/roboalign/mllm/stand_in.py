@@ -7,8 +7,8 @@ from transformers import AutoConfig, PretrainedConfig, Qwen2VLImageProcessorPil
 
 from roboalign.actions.vocabulary import ActionVocabulary, extend_tokenizer
 from roboalign.core.errors import RoboAlignError
-from roboalign.mllm.load import IMAGE_ONLY
 from roboalign.mllm.presets import Preset
+from roboalign.mllm.processors import IMAGE_ONLY
 from roboalign.mllm.tiny import CHAT_TEMPLATE, train_tokenizer
 
 VOCABULARY = 1000  # of the small tokenizer

@@ -19,7 +19,8 @@ from transformers import (
 
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
-from roboalign.mllm.load import ImageOnlyQwen3VLProcessor, Mllm
+from roboalign.mllm.load import Mllm
+from roboalign.mllm.processors import ImageOnlyQwen3VLProcessor
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

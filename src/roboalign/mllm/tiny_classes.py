@@ -27,11 +27,11 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
-from roboalign.mllm.load import (
+from roboalign.mllm.load import Mllm
+from roboalign.mllm.processors import (
     ImageOnlyLlavaOnevisionProcessor,
     ImageOnlyQwen2_5_VLProcessor,
     ImageOnlySmolVLMProcessor,
-    Mllm,
 )
 from roboalign.mllm.tiny import (
     CHAT_TEMPLATE,

@@ -12,7 +12,6 @@ from roboalign.align.trained import vision_parameters
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import hub_id
-from roboalign.mllm.load import load_processor
 from roboalign.mllm.presets import (
     PRESETS,
     Preset,
@@ -21,6 +20,7 @@ from roboalign.mllm.presets import (
     preset_config,
     preset_of,
 )
+from roboalign.mllm.processors import load_processor
 from roboalign.mllm.tiny import build_tiny
 from roboalign.plan.arithmetic import Backbone
 from roboalign.run.recipe import Recipe

@@ -14,7 +14,8 @@ from roboalign.episodes.episode import encode_png
 from roboalign.episodes.pictures import rgb_of_file
 from roboalign.mllm.encode import IGNORED, encode_conversation
 from roboalign.mllm.fake import fake_weights
-from roboalign.mllm.load import Mllm, find_vocabulary, load_processor
+from roboalign.mllm.load import Mllm, find_vocabulary
+from roboalign.mllm.processors import load_processor
 from roboalign.mllm.stand_in import published
 from roboalign.mllm.tiny import build_tiny
 from roboalign.plan.model import Assumptions, existing_folder, named_preset

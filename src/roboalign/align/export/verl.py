@@ -16,7 +16,8 @@ from roboalign.align.rewards.actions import PRESETS, TAU
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import encode_prompt, end_ids
-from roboalign.mllm.load import Mllm, stock_files
+from roboalign.mllm.load import Mllm
+from roboalign.mllm.processors import stock_files
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")  # both cut a prompt at these

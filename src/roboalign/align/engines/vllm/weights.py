@@ -11,7 +11,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from roboalign.align.lora import merged_state
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, write_json
-from roboalign.mllm.load import Mllm, save_processor
+from roboalign.mllm.load import Mllm
+from roboalign.mllm.processors import save_processor
 
 MARK = "roboalign-policy.json"  # tells a folder of policies, which may be replaced, from any other
 SERVED = {

@@ -1,0 +1,141 @@
+"""The one place that opens other people's model folders: what must be there, and what is refused, in one message each.
+
+No code of a folder is ever run or asked about, and nothing in it is unpickled.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from roboalign.core.errors import RoboAlignError
+
+TRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""How every loader of transformers is called: from the folder alone, without its code."""
+LFS = b"version https://git-lfs.github.com/spec"
+CONTENT = "check that the folder is complete and holds an image-text-to-text model; save or download it again"
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.json",
+    "model.safetensors.index.json",
+)
+"""Files that hold a JSON object."""
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise RoboAlignError where a folder cannot be opened here, before transformers looks at it."""
+    if not (folder / "config.json").is_file():
+        raise RoboAlignError(
+            "no model here: config.json does not exist",
+            where=str(folder),
+            fix="give the folder of a Hugging Face model (config.json, *.safetensors, tokenizer and processor files)",
+        )
+    _refuse_pointers(folder)
+    for name in SETTINGS:
+        if (folder / name).exists():
+            read_settings(folder / name)
+    _refuse_own_code(folder)
+    _require_safetensors(folder)
+    _check_tokenizer(folder / "tokenizer.json")
+
+
+def config_of(folder: Path) -> Any:
+    """The folder's configuration, an instance of a class of transformers."""
+    check_model_folder(folder)
+    with opened(folder, "config.json"):
+        return AutoConfig.from_pretrained(folder, **TRUSTED)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object of a settings file. Raises RoboAlignError where it holds anything else."""
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RoboAlignError(
+            f"cannot be read as JSON ({error})", where=str(path), fix=CONTENT
+        ) from None
+    if not isinstance(settings, dict):
+        kind = type(settings).__name__
+        raise RoboAlignError(f"holds a {kind}, not an object", where=str(path), fix=CONTENT)
+    return settings
+
+
+@contextmanager
+def opened(folder: Path, file: str) -> Iterator[None]:
+    """Turn whatever a loader of another library raises on a damaged folder into one RoboAlignError.
+
+    transformers, tokenizers and huggingface_hub raise twenty kinds of errors here, a bare Exception among them.
+    """
+    try:
+        yield
+    except RoboAlignError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RoboAlignError(
+            f"cannot be opened as a multimodal LLM ({file}: {said})", where=str(folder), fix=CONTENT
+        ) from error
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """A clone without Git LFS holds a few lines of text in the place of each large file."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size < 1024:
+            with path.open("rb") as file:
+                pointer = file.read(len(LFS)) == LFS
+            if pointer:
+                raise RoboAlignError(
+                    "is a Git LFS pointer, not the file itself",
+                    where=str(path),
+                    fix=f"run `git lfs pull` in {folder}",
+                )
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """A class that comes with the folder would have to be run."""
+    settings = read_settings(folder / "config.json")
+    kind = settings.get("model_type")
+    if kind in CONFIG_MAPPING:
+        return
+    own = " and its class comes with the folder (auto_map)" if "auto_map" in settings else ""
+    raise RoboAlignError(
+        f"model_type {kind!r} is not a class of transformers{own}; models with code of their own are not supported",
+        where=str(folder / "config.json"),
+        fix="use a version of the model that transformers itself has a class for (names often end in -hf)",
+    )
+
+
+def _require_safetensors(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        raise RoboAlignError(
+            f"the weights are pickles ({pickles[0]}), which are never opened",
+            where=str(folder),
+            fix="save the model as safetensors, as `model.save_pretrained(folder)` of transformers 5 does",
+        )
+
+
+def _check_tokenizer(path: Path) -> None:
+    """Tell a file of a newer tokenizers library from a damaged one."""
+    if not path.exists():
+        return
+    read_settings(path)
+    try:
+        tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise RoboAlignError(
+            f"tokenizers {tokenizers.__version__} cannot read it ({error})",
+            where=str(path),
+            fix="the file is damaged, or a newer tokenizers library wrote it: install that version, or save it again",
+        ) from None

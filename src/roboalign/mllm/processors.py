@@ -1,0 +1,219 @@
+"""A folder's processor with the PIL image backend and without a video half, and how it is saved for stock tools."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaOnevisionProcessor,
+    ProcessorMixin,
+    Qwen2_5_VLProcessor,
+    Qwen3VLProcessor,
+    SmolVLMProcessor,
+)
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_json
+from roboalign.mllm.model_folder import TRUSTED, config_of, opened, read_settings
+
+
+class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is not installed."""
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        return super().to_dict() | {"processor_class": "Qwen2_5_VLProcessor"}
+
+
+class ImageOnlyQwen3VLProcessor(Qwen3VLProcessor):
+    """Qwen3-VL's processor without its video half, which cannot be built where torchvision is not installed."""
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        return super().to_dict() | {"processor_class": "Qwen3VLProcessor"}
+
+
+class ImageOnlySmolVLMProcessor(SmolVLMProcessor):
+    """SmolVLM's processor without its video half, which wants torchvision, and num2words to spell a video's length."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_len: int = 169,
+        chat_template: str | None = None,
+        **_: Any,
+    ) -> None:
+        self.image_seq_len = image_seq_len
+        self.fake_image_token = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
+        self.global_image_token = getattr(tokenizer, "global_image_token", "<global-img>")
+        self.image_token = getattr(tokenizer, "image_token", "<image>")
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        # The stock __init__ refuses to begin without num2words: its parent's is called in its place.
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
+        """The stock one reads the video processor's settings first."""
+        return ProcessorMixin.apply_chat_template(self, *arguments, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        return super().to_dict() | {"processor_class": "SmolVLMProcessor"}
+
+
+class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor without its video half, which cannot be built where torchvision is not installed."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_image_tokens: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        vision_aspect_ratio: str = "anyres_max_9",
+        **_: Any,
+    ) -> None:
+        super().__init__(
+            image_processor,
+            tokenizer,
+            num_image_tokens=num_image_tokens,
+            chat_template=chat_template,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            vision_aspect_ratio=vision_aspect_ratio,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        return super().to_dict() | {"processor_class": "LlavaOnevisionProcessor"}
+
+
+IMAGE_ONLY: dict[str, Any] = {
+    "qwen2_5_vl": ImageOnlyQwen2_5_VLProcessor,
+    "qwen3_vl": ImageOnlyQwen3VLProcessor,
+    "smolvlm": ImageOnlySmolVLMProcessor,
+    "llava_onevision": ImageOnlyLlavaOnevisionProcessor,
+}
+VIDEO_PROCESSORS = {
+    "Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor",
+    "Qwen3VLProcessor": "Qwen3VLVideoProcessor",
+    "SmolVLMProcessor": "SmolVLMVideoProcessor",
+    "LlavaOnevisionProcessor": "LlavaOnevisionVideoProcessor",
+}
+"""The video half of stock processors that insist on one even where there are only images."""
+
+
+def load_processor(folder: str | Path) -> ProcessorMixin:
+    """The folder's processor with the PIL image backend, so that pixels do not depend on what else is installed.
+
+    Raises RoboAlignError where a file cannot be read, where there is no chat template, or no token to pad with.
+    """
+    folder = Path(folder)
+    model_type = config_of(folder).model_type
+    if model_type in IMAGE_ONLY:
+        processor = _image_only(folder, IMAGE_ONLY[model_type])
+    else:
+        with opened(folder, "processor_config.json, preprocessor_config.json"):
+            processor = AutoProcessor.from_pretrained(folder, backend="pil", **TRUSTED)
+    processor.chat_template = processor.chat_template or _tokenizers_template(processor, folder)
+    _require_padding(processor.tokenizer, folder)
+    return processor
+
+
+def _image_only(folder: Path, kind: Any) -> Any:
+    """The processor of a class whose video half is left out."""
+    with opened(folder, "preprocessor_config.json"):
+        image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **TRUSTED)
+    with opened(folder, "tokenizer_config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **TRUSTED)
+    with opened(folder, "processor_config.json"):
+        stored, _ = kind.get_processor_dict(folder, local_files_only=True)
+        # The folder's own settings of the processor: tokens an image, which layer is read, how images are cut.
+        names = set(inspect.signature(kind.__init__).parameters) - set(kind.get_attributes())
+        settings = {name: stored[name] for name in names if name in stored}
+        settings["chat_template"] = settings.get("chat_template") or _template_file(folder)
+        return kind(image_processor, tokenizer, **settings)
+
+
+def _template_file(folder: Path) -> str | None:
+    """The folder's chat template in a file of its own; it wins over the tokenizer's, as in transformers."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text()
+    if (folder / "chat_template.json").is_file():
+        return read_settings(folder / "chat_template.json").get("chat_template")
+    return None
+
+
+def _tokenizers_template(processor: Any, folder: Path) -> str:
+    template = processor.tokenizer.chat_template
+    if not isinstance(template, str):
+        raise RoboAlignError(
+            "there is no chat template in chat_template.jinja, chat_template.json, processor_config.json or "
+            "tokenizer_config.json",
+            where=str(folder),
+            fix="copy chat_template.jinja (or .json) from the folder of the instruct model that this one comes from",
+        )
+    return template
+
+
+def _require_padding(tokenizer: Any, folder: Path) -> None:
+    """Pad with the end token where the folder names no other: padding is masked, so any token will do."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise RoboAlignError(
+            "the tokenizer has neither a pad token nor an end token",
+            where=str(folder / "tokenizer_config.json"),
+            fix="set pad_token there to a token of the vocabulary",
+        )
+
+
+def save_processor(processor: Any, folder: str | Path) -> None:
+    """Write a processor with its tokenizer into `folder`, so that stock tools (vLLM, verl) can open it too."""
+    processor.save_pretrained(folder)
+    for name, settings in stock_files(processor).items():
+        write_json(Path(folder) / name, settings)
+
+
+def stock_files(processor: Any) -> dict[str, dict[str, Any]]:
+    """Name -> contents of the files that other tools need to open a folder; {} where `save_pretrained` is enough.
+
+    Here such a model has no video half, and `save_pretrained` writes no settings of one; the stock processors insist on
+    them. The settings of the image half in a file of their own are where transformers before 5 looks for them.
+    """
+    stock = type(processor).__name__.removeprefix("ImageOnly")
+    if stock not in VIDEO_PROCESSORS:
+        return {}
+    image = processor.image_processor.to_dict()
+    image["image_processor_type"] = image["image_processor_type"].removesuffix("Pil")
+    same = [
+        "patch_size",
+        "merge_size",
+        "temporal_patch_size",
+        "max_image_size",
+        "image_mean",
+        "image_std",
+    ]
+    if not stock.startswith("Qwen"):  # whose two halves give `size` two meanings
+        same.append("size")
+    video = {
+        "video_processor_type": VIDEO_PROCESSORS[stock],
+        **{name: image[name] for name in same if name in image},
+    }
+    return {
+        "preprocessor_config.json": {**image, "processor_class": stock},
+        "video_preprocessor_config.json": {**video, "processor_class": stock},
+    }
