@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from roboalign.core import plugins
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.run.recipe import Recipe
@@ -81,7 +82,9 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     point = EntryPoint(name, value, registry.GROUP)._for(SimpleNamespace(name="lab-robots"))  # type: ignore[arg-type]
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group: [point] if group == point.group else []
+    )
 
 
 def test_the_built_in_benchmarks_say_what_they_are() -> None:

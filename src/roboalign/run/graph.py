@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.rewards.registry import reward_content
 from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
 from roboalign.core.hub import content_key, hub_id, pinned
@@ -168,9 +170,11 @@ def _settings(config: Config) -> dict[str, Any]:
         "vllm",
     }
     sampler = {"sampler": "vllm"} if getattr(config, "vllm", None) else {}
+    reward = reward_content(config.reward) if isinstance(config, RlConfig) else {}
     return {
         **{name: value for name, value in config.identity().items() if name not in unsaid},
         **sampler,
+        **reward,
     }
 
 

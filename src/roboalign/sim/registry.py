@@ -7,11 +7,11 @@ value is a subclass of `BenchmarkSpec`. Nothing of a simulator is imported befor
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.plugins import installed, load_plugin, package_of
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.rollout import RolloutConfig
 
@@ -138,7 +138,7 @@ def register_benchmark(name: str, kind: type[BenchmarkSpec]) -> None:
 
 def benchmark_names() -> tuple[str, ...]:
     """Names of all benchmarks, without importing one: built in, installed, registered."""
-    return tuple(dict.fromkeys((*_BUILT_IN, *sorted(_installed()), *_registered)))
+    return tuple(dict.fromkeys((*_BUILT_IN, *sorted(installed(GROUP)), *_registered)))
 
 
 def find_benchmark(name: str) -> BenchmarkSpec:
@@ -172,31 +172,18 @@ def sections() -> dict[str, BenchmarkSpec]:
     return found
 
 
-def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def _load(name: str) -> BenchmarkSpec:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         return _checked(name, getattr(importlib.import_module(module), attribute), module)
-    point = _installed().get(name)
+    point = installed(GROUP).get(name)
     if point is None:
         raise RoboAlignError(
             f"benchmark `{name}` not found. Available: {', '.join(benchmark_names())}",
             where="benchmark",
             fix="choose one of these, or install the package that has it",
         )
-    where = f"package {point.dist.name if point.dist else '?'} (entry point {GROUP}: {name})"
-    try:
-        kind = point.load()
-    except Exception as error:  # whatever the package's own code raises
-        raise RoboAlignError(
-            f"`{point.value}` cannot be loaded ({type(error).__name__}: {error})",
-            where=where,
-            fix="correct or uninstall the package",
-        ) from error
-    return _checked(name, kind, where)
+    return _checked(name, load_plugin(point), package_of(point))
 
 
 def _checked(name: str, kind: Any, where: str) -> BenchmarkSpec:

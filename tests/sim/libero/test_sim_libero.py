@@ -169,6 +169,28 @@ def test_a_stored_state_is_where_its_episode_starts(environment: LiberoEnvironme
     unsettled.close()
 
 
+def fixtures_of(environment: LiberoEnvironment, seed: int) -> np.ndarray:
+    """Positions [F, 3] of the fixtures after the reset, metres."""
+    environment.reset(seed)
+    fixtures = environment.simulation.fixtures_dict.values()
+    return np.array([environment.model.body(one.root_body).pos for one in fixtures])
+
+
+def test_each_trial_draws_its_own_fixtures_and_a_setting_keeps_the_one_draw() -> None:
+    task = find_task("libero_goal/turn_on_the_stove")
+    of_trial = LiberoEnvironment(task, LiberoConfig(settle_steps=0))
+    first, second = fixtures_of(of_trial, 0), fixtures_of(of_trial, 1)
+    apart = np.abs(first - second).max()
+    assert 1e-4 < apart < 0.05  # within LIBERO's own regions, centimetres
+    assert np.array_equal(fixtures_of(of_trial, 0), first)  # whatever ran before
+    of_trial.config = LiberoConfig(settle_steps=0, seed=8)
+    assert not np.array_equal(fixtures_of(of_trial, 0), first)
+    of_trial.config = LiberoConfig(settle_steps=0, fixtures="task")
+    assert np.array_equal(fixtures_of(of_trial, 0), fixtures_of(of_trial, 1))
+    assert departures(of_trial.config) == {"settle_steps": 0, "fixtures": "task"}
+    of_trial.close()
+
+
 def test_seeds_between_stored_and_placed_are_refused(environment: LiberoEnvironment) -> None:
     for seed in (-1, 50, FIRST_PLACEMENT - 1):
         with pytest.raises(RoboAlignError, match="no episode of seed"):

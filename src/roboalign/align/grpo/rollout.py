@@ -1,5 +1,6 @@
 """One rollout of GRPO: sample a group of answers to each prompt, reward them, turn rewards into advantages."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from torch import Tensor
 from roboalign.actions.fast import FastTokenizer
 from roboalign.align.dataset import picture
 from roboalign.align.grpo.loss import group_advantages
-from roboalign.align.rewards.actions import Reward, score_responses
+from roboalign.align.rewards.actions import PRESETS, Reward, score_responses
 from roboalign.align.rewards.answers import PRESETS as IN_WORDS
 from roboalign.align.rewards.answers import AnswerReward, read_trace, score_answers
+from roboalign.align.rewards.registry import score_action
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids
@@ -129,6 +131,7 @@ def roll_out(
             ids,
             [c.target or () for c in asked],
             preset=preset,
+            score=None if preset in PRESETS else functools.partial(score_action, preset),
             vocabulary=mllm.vocabulary,
             fast=fast,
             decode_text=lambda row: str(

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import gather_object
 from peft import LoraModel
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -49,6 +49,7 @@ from roboalign.align.grpo.rollout import (
 )
 from roboalign.align.grpo.sums import UpdateSums, means_of
 from roboalign.align.lora import adapters_off
+from roboalign.align.rewards.registry import check_reward_name
 from roboalign.align.trained import TuneConfig
 from roboalign.align.trainer import AlignTrainer, Schedule, accumulation_of, training_arguments
 from roboalign.conversations.conversation import Conversation
@@ -77,10 +78,11 @@ class RlConfig(TuneConfig):
     """Passes over the prompts; a started rollout is completed."""
     updates: int | None = Field(None, ge=1)
     """Updates; where given, it replaces `epochs`. A multiple of the updates per rollout."""
-    reward: Literal["paper", "decoded", "answer", "trace"] = "paper"
+    reward: Annotated[str, AfterValidator(check_reward_name)] = "paper"
     """`paper`: prefix accuracy as written. `decoded`: also the distance of the decoded chunk, and 0 for
     an answer that is not well formed (reward.py). Of questions in words: `answer`, right or wrong; `trace`, the
-    distance of the points in the image (reward_answers.py)."""
+    distance of the points in the image (reward_answers.py). Or a reward of an installed package by its name, or
+    `path/to/file.py:function` (rewards/registry.py says what it is given); the file's content counts as a setting."""
     kl: float = Field(1e-2, ge=0)
     """Coefficient of the k3 estimate of KL(policy || model at the start) in the loss; 0 keeps no reference model."""
     clip_low: float = Field(0.2, gt=0, lt=1)

@@ -28,7 +28,7 @@ small policy that was paid for its actions in either format dropped its reasonin
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,7 +62,10 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Reward:
-    """One response's reward and its parts, all in [0, 1]; total = (format + action) / 2."""
+    """One response's reward and its parts, all in [0, 1]; total = (format + action) / 2.
+
+    A reward from outside (`rewards.registry`) gives `total` and `action`, which may be any finite number.
+    """
 
     total: float
     format: float
@@ -178,6 +181,11 @@ def decoded_reward(
     return _reward(parsed, action=action, prefix=prefix, l1=l1)
 
 
+def action_reward(measured: Reward, *, total: float) -> Reward:
+    """`measured` with another total: a reward from outside pays one number, and the parts are still logged."""
+    return replace(measured, total=total, action=total)
+
+
 PRESETS: dict[str, Callable[..., Reward]] = {"paper": paper_reward, "decoded": decoded_reward}
 """The reward functions by the name that a recipe gives."""
 
@@ -187,12 +195,14 @@ def score_responses(
     targets: Sequence[Sequence[int]],
     *,
     preset: str,
+    score: Callable[..., Reward] | None = None,
     vocabulary: ActionVocabulary,
     fast: FastTokenizer,
     decode_text: Callable[[Sequence[int]], str],
     eos_ids: Collection[int] = (),
 ) -> list[Reward]:
-    """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a function of `PRESETS`.
+    """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a function of `PRESETS`,
+    unless `score` is given: `rewards.registry.score_action` of a name, which takes the response's text too.
 
     The target chunk is the target's own decoding, so that an exact answer earns 1 under both presets. Raises
     ValueError where a target decodes to no chunk: the data is broken, not the response.
@@ -200,14 +210,19 @@ def score_responses(
     parsed = [parse_response(ids, vocabulary, decode_text, eos_ids) for ids in responses]
     rewards = []
     chunks = fast.decode_batch([p.action_ids or [] for p in parsed])
-    for p, target, chunk, target_chunk in zip(
-        parsed, targets, chunks, fast.decode_batch(targets), strict=True
+    for ids, p, target, chunk, target_chunk in zip(
+        responses, parsed, targets, chunks, fast.decode_batch(targets), strict=True
     ):
         if isinstance(target_chunk, DecodeFailure):
             raise ValueError(
                 f"a target of {len(target)} tokens decodes to no chunk: {target_chunk}"
             )
-        rewards.append(PRESETS[preset](p, target, chunk, target_chunk))
+        if score is None:
+            rewards.append(PRESETS[preset](p, target, chunk, target_chunk))
+        else:
+            ended = bool(ids) and ids[-1] in eos_ids
+            text = decode_text(ids[:-1] if ended else ids)
+            rewards.append(score(text, p, target, chunk, target_chunk))
     return rewards
 
 

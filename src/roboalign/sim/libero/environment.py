@@ -107,7 +107,8 @@ class LiberoEnvironment:
         Raises RoboAlignError for a seed between the two.
         """
         if 0 <= seed < STORED_STATES:
-            self._restart(self.config.seed)
+            own = self.config.fixtures == "trial"
+            self._restart((self.config.seed, seed) if own else self.config.seed)
             self.simulation.sim.set_state_from_flattened(self._stored[seed])
             self.simulation.sim.forward()
             self.simulation._post_process()
@@ -124,7 +125,7 @@ class LiberoEnvironment:
         for _ in range(self.config.settle_steps):
             self.step(REST)
 
-    def _restart(self, seed: int) -> None:
+    def _restart(self, seed: int | tuple[int, int]) -> None:
         """Draw a placement and put back all that an earlier episode changed, without building the model anew."""
         from robosuite.utils.errors import RandomizationError
 

@@ -21,6 +21,7 @@ _SETTINGS = (
     "rotate",
     "replan_every",
     "seed",
+    "fixtures",
     "instruction",
     "render",
 )
@@ -43,7 +44,7 @@ _DIFFERENCES: dict[str, dict[str, Any]] = {
         "max_steps": {"libero_goal": 600, "libero_10": 1000},
         "image_size": 256,
         "replan_every": 1,
-        "assumed": ("rotate", "seed", "render"),
+        "assumed": ("rotate", "seed", "fixtures", "render"),
     },
 }
 """The settings of each preset that are not openpi's."""
@@ -89,6 +90,9 @@ class LiberoConfig(Config):
     """Actions of a chunk that are executed before the policy looks again."""
     seed: int = Field(7, ge=0)
     """Seed of the random numbers before a stored initial state is set: it places fixtures, which the state lacks."""
+    fixtures: Literal["trial", "task"] = "trial"
+    """`trial`: each stored initial state draws its own fixtures from (seed, number of the state), as each trial of
+    openpi's does. `task`: all states of a task have the one draw of `seed`, which a rate then depends on."""
     instruction: Instruction = "name"
     """`name`: the task's name in words, which openpi sends and the public data sets hold; `bddl`: the task file's
     sentence, which differs in some suites."""
