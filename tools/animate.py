@@ -77,13 +77,15 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=2)
     options = parser.parse_args()
     policy = Policy.load(options.policy)
-    films = []
-    for episode in options.episodes:
-        task, seed = episode.split(":")
-        actions = roll_out(policy, task, int(seed))
-        films.append(draw(task, int(seed), actions, options.size, options.every))
-        print(f"{episode}: solved after {len(actions)} steps", flush=True)
-    captions = [episode.split(":")[0].removesuffix("-v3") for episode in options.episodes]
+    episodes = [(task, int(seed)) for task, seed in (e.split(":") for e in options.episodes)]
+    # All are rolled out before one is drawn larger: the two sizes are two OpenGL contexts, used one after the other.
+    actions = [roll_out(policy, task, seed) for task, seed in episodes]
+    print(f"solved after {', '.join(str(len(taken)) for taken in actions)} steps", flush=True)
+    films = [
+        draw(task, seed, taken, options.size, options.every)
+        for (task, seed), taken in zip(episodes, actions, strict=True)
+    ]
+    captions = [task.removesuffix("-v3") for task, _ in episodes]
     animate(films, captions, options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
 
