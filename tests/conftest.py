@@ -1,5 +1,9 @@
 """What every test shares."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+
 import pytest
 import torch
 
