@@ -190,7 +190,7 @@ def test_action_start_moves_one_embedding_only(run_dir: Path) -> None:
 
 
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RoboAlignError, match="backbone.source, .*no such file or folder"):
+    with pytest.raises(RoboAlignError, match=r"backbone.source, .*no such file or folder"):
         plan_stages(recipe(backbone={"source": "./models/none", "layer": 1}))
     monkeypatch.setattr(stage, "pretrained_folder", lambda: tmp_path / "nothing")
     with pytest.raises(RoboAlignError, match="shipped base model is missing") as missing:
