@@ -117,7 +117,7 @@ def test_an_unknown_key_is_named_with_the_nearest(
             "name: x\ncollect: {world: {image_size: big}}",
             ["`collect.world.image_size`", "integer", "'big'"],
         ),
-        ("name: x\narms: [sft, robo]", ["`arms.1`", "'roboalign'", "'robo'"]),
+        ("name: x\narms: [sft, robo]", ["`arms.1`", "Available: base", "'robo'"]),
         ("name: X Y", ["`name`", "pattern"]),
         ("seeds: [0]", ["`name`", "Field required"]),
         ("name: x\nmix: {rl_share: 0.01}", ["`mix.rl_share`", "less than 0.01", "got 0.01"]),
