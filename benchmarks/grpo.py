@@ -26,7 +26,8 @@ from transformers import TrainerCallback
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
-from roboalign.align.grpo.trainer import RlConfig, build_trainer
+from roboalign.align.grpo.config import RlConfig
+from roboalign.align.grpo.train import build_trainer
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import action_question
 from roboalign.mllm.generate import suppressed_ids

@@ -32,7 +32,7 @@ from transformers.utils import is_liger_kernel_available
 from roboalign.actions.normalize import ActionStats
 from roboalign.align import sft
 from roboalign.align.dataset import Conversations
-from roboalign.align.grpo import trainer as grpo
+from roboalign.align.grpo import train as grpo
 from roboalign.align.trained import freeze_vision
 from roboalign.mllm.encode import IGNORED, collate, encode_conversation, encode_prompt
 from roboalign.mllm.hidden import truncate_layers

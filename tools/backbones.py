@@ -17,10 +17,11 @@ import torch
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.loss import clipped_loss, group_advantages
 from roboalign.align.grpo.rollout import batch_of, roll_out
-from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.align.grpo.train import train_grpo
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.align.trained import vision_parameters
 from roboalign.conversations import prompts

@@ -31,7 +31,7 @@ from roboalign.align.export.verl import (
     verl_config,
     verl_table,
 )
-from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.actions import score_responses
 from roboalign.cli.export import differences, load_file
 from roboalign.cli.main import main

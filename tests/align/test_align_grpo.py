@@ -28,9 +28,11 @@ from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations, action_ids, collate_conversations, picture
 from roboalign.align.grpo import logprobs as logprobs_module
 from roboalign.align.grpo import rollout as rollout_module
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.rollout import Rollout, batch_of, describe, groups_of, roll_out
-from roboalign.align.grpo.trainer import GrpoTrainer, RlConfig, train_grpo
+from roboalign.align.grpo.train import train_grpo
+from roboalign.align.grpo.trainer import GrpoTrainer
 from roboalign.align.rewards.actions import Reward
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import action_question

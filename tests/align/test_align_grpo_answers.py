@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from roboalign.align.grpo import rollout as rollout_module
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.rollout import (
     check_prompts,
     describe,
@@ -17,7 +18,7 @@ from roboalign.align.grpo.rollout import (
     roll_out,
     sample_records,
 )
-from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.align.grpo.train import train_grpo
 from roboalign.align.lora import LoraConfig
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import question

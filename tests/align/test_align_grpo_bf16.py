@@ -9,7 +9,8 @@ from test_align_grpo import CONFIG, fast, prompts, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from roboalign.align.grpo import trainer as grpo
-from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.align.grpo.config import RlConfig
+from roboalign.align.grpo.train import train_grpo
 from roboalign.core.files import read_jsonl
 
 

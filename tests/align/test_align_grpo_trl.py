@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_align_grpo import fast, prompts, tiny
 
 from roboalign.align.dataset import picture
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import repeat_prompts
 from roboalign.align.grpo.loss import group_advantages
 from roboalign.align.grpo.rollout import Batch, batch_of, roll_out
-from roboalign.align.grpo.trainer import RlConfig, build_trainer
+from roboalign.align.grpo.train import build_trainer
 from roboalign.mllm.load import save_mllm
 
 SAMPLES = 3

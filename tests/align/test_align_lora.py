@@ -21,12 +21,13 @@ from transformers import Trainer
 from roboalign.align.checkpoints import MANIFEST, _needed
 from roboalign.align.engines.vllm.weights import write_policy
 from roboalign.align.grpo import rollout as rollout_module
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.rollout import batch_of
-from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.align.grpo.train import train_grpo
 from roboalign.align.lora import FILE, LoraConfig, adapted, adapters_off, add_lora, merged_state
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
-from roboalign.align.trainer import TrainConfig
+from roboalign.align.train_config import TrainConfig
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl, write_json

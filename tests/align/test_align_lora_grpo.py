@@ -15,9 +15,11 @@ from torch import Tensor
 from roboalign.align.engines.vllm.client import VllmConfig
 from roboalign.align.grpo import rollout as rollout_module
 from roboalign.align.grpo import trainer as grpo
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.rollout import Rollout, batch_of
-from roboalign.align.grpo.trainer import GrpoTrainer, RlConfig, train_grpo
+from roboalign.align.grpo.train import train_grpo
+from roboalign.align.grpo.trainer import GrpoTrainer
 from roboalign.align.lora import FILE
 from roboalign.core.files import read_jsonl
 from roboalign.mllm.load import load_mllm

@@ -25,8 +25,8 @@ from roboalign.align import sft
 from roboalign.align.answers import conversation_loss
 from roboalign.align.checkpoints import MANIFEST, last_checkpoint
 from roboalign.align.dataset import Conversations, sample_order
+from roboalign.align.schedule import accumulation_of
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
-from roboalign.align.trainer import accumulation_of
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl

@@ -14,12 +14,14 @@ from fake_vllm import FakeVllm, Fault, no_fault
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from roboalign.align.engines.vllm.chat import read_reply
 from roboalign.align.engines.vllm.client import VllmClient, VllmConfig
-from roboalign.align.engines.vllm.sampler import Drift, VllmSampler, own_logp, read_reply
+from roboalign.align.engines.vllm.sampler import Drift, VllmSampler, own_logp
 from roboalign.align.engines.vllm.weights import check_served, write_policy
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.rollout import STOP, batch_of, prompt_of, roll_out
-from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.align.grpo.train import train_grpo
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import locked, read_jsonl
 from roboalign.mllm.encode import Prompt, encode_prompt

@@ -18,7 +18,7 @@ from test_align_vllm import SETTINGS, nth, train
 from roboalign.align.engines.vllm import guard as vllm_guard
 from roboalign.align.engines.vllm.client import VllmConfig
 from roboalign.align.engines.vllm.process import VllmProcess, environment
-from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.grpo.config import RlConfig
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.mllm.load import Mllm

@@ -13,7 +13,9 @@ from two_ranks import split_model, two_ranks  # makes test_align_grpo importable
 
 import test_align_grpo as tiny_grpo  # isort: skip
 
-from roboalign.align.grpo.trainer import GrpoTrainer, RlConfig, train_grpo
+from roboalign.align.grpo.config import RlConfig
+from roboalign.align.grpo.train import train_grpo
+from roboalign.align.grpo.trainer import GrpoTrainer
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.files import read_json, read_jsonl
 

@@ -11,7 +11,9 @@ from two_ranks import two_ranks  # makes tests/align importable
 
 import test_align_lora as tiny_lora  # isort: skip
 
-from roboalign.align.grpo.trainer import GrpoTrainer, RlConfig, train_grpo
+from roboalign.align.grpo.config import RlConfig
+from roboalign.align.grpo.train import train_grpo
+from roboalign.align.grpo.trainer import GrpoTrainer
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.core.files import read_jsonl
 

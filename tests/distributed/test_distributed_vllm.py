@@ -16,7 +16,8 @@ import test_align_grpo as tiny_grpo  # isort: skip
 from fake_vllm import FakeVllm, vllm_executable  # isort: skip
 
 from roboalign.align.engines.vllm.client import VllmConfig
-from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.align.grpo.config import RlConfig
+from roboalign.align.grpo.train import train_grpo
 from roboalign.core.files import read_json, read_jsonl
 
 

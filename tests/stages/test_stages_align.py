@@ -56,7 +56,7 @@ def prompts_of_rl(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0, **rl: Any
 ) -> Counter[str]:
     """How often train_grpo answers each prompt, from the order that it hands to its trainer."""
-    from roboalign.align.grpo import trainer as grpo
+    from roboalign.align.grpo import train as grpo
 
     class Stop(Exception):
         pass

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.answers import Reply, parse_reply
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn

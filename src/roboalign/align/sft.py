@@ -28,8 +28,10 @@ from roboalign.align.dataset import (
     sample_order,
     worker_errors,
 )
+from roboalign.align.schedule import Schedule, accumulation_of
+from roboalign.align.train_config import training_arguments
 from roboalign.align.trained import TuneConfig, keep_connector_alone
-from roboalign.align.trainer import AlignTrainer, Schedule, accumulation_of, training_arguments
+from roboalign.align.trainer import AlignTrainer
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json

@@ -6,7 +6,7 @@ from peft import LoraModel
 from torch import nn
 
 from roboalign.align.lora import LoraConfig, add_lora
-from roboalign.align.trainer import TrainConfig
+from roboalign.align.train_config import TrainConfig
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 

@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from peft import LoraModel
-from pydantic import Field
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,9 +24,8 @@ from roboalign.align.checkpoints import (
     weights_fingerprint,
     write_manifest,
 )
-from roboalign.align.engines.fsdp2 import ShardedTrainer, refuse_deepspeed
+from roboalign.align.engines.fsdp2 import ShardedTrainer
 from roboalign.align.lora import load_adapters, save_adapters
-from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import open_to_others
 from roboalign.core.progress import Progress
@@ -35,109 +33,6 @@ from roboalign.core.trackers import record_metrics
 from roboalign.mllm.processors import save_processor
 
 KEPT = 2  # checkpoints on disk: the newest, and one to fall back on should it be damaged
-
-
-class TrainConfig(Config):
-    """Settings that every training stage of an MLLM has."""
-
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate of AdamW (betas 0.9, 0.999)."""
-    weight_decay: float = Field(0.01, ge=0)
-    """AdamW's decay; norms and biases are exempt."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
-    freeze_vision: bool = False
-    """Keep the vision tower (encoder and projector) as it is."""
-    bf16: bool = False
-    """Autocast to bfloat16; the weights keep the precision they were loaded in."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    neutral_reasoning: bool = False
-    """Leave the action tokens out of the softmax in answers given in words after a reasoning. Such answers then say
-    nothing about whether actions may follow a reasoning; to a model with little pretraining they say never. Not in
-    the paper."""
-    seed: int = 0
-    """Order of the samples and, in GRPO, of the sampling."""
-    log_every: int = Field(10, ge=1)
-    """Updates between two records in metrics.jsonl."""
-    save_every: int = Field(200, ge=1)
-    """Updates (SFT) or rollouts (GRPO) between two checkpoints. A killed run goes on from the last."""
-    threads: int = Field(0, ge=0)
-    """CPU threads of torch; 0 leaves them as they are."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """The settings that decide the weights: a checkpoint of others is not resumed."""
-        unsaid = {
-            "log_every",
-            "save_every",
-            "threads",
-            "workers",
-            "compile",
-            "liger",
-            "logged_samples",
-        }
-        return self.model_dump(mode="json", exclude=unsaid)
-
-
-class Schedule(Dataset):
-    """Items in the order in which the whole run will see them: one pass over it is the run, so resuming is skipping.
-
-    `order` holds one item index per position. Nothing depends on random state that a kill could lose.
-    """
-
-    def __init__(self, items: Any, order: list[int]) -> None:
-        self.items, self.order = items, order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, position: int) -> Any:
-        return self.items[self.order[position]]
-
-
-def training_arguments(
-    config: TrainConfig,
-    out_dir: Path,
-    *,
-    updates: int,
-    micro_batch: int,
-    accumulation: int,
-    schedule: str,
-    warmup_ratio: float,
-    save_every: int,
-    on_cpu: bool,
-) -> TrainingArguments:
-    """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
-    refuse_deepspeed()
-    arguments = TrainingArguments(
-        output_dir=str(out_dir / "checkpoints"),
-        max_steps=updates,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
-        warmup_steps=int(-(-warmup_ratio * updates // 1)),
-        bf16=config.bf16,
-        activation_checkpointing=config.gradient_checkpointing,
-        seed=config.seed,
-        logging_steps=config.log_every,
-        save_strategy="steps",
-        save_steps=save_every,
-        save_total_limit=None,  # rotation happens here, after the rename
-        use_cpu=on_cpu,
-        report_to=[],
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,  # a NaN stops the run instead of being replaced
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=not on_cpu,
-    )
-    # With several GPUs in sight of one process, Trainer would spread each batch over them: one process, one device.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
 
 
 class AlignTrainer(ShardedTrainer):
@@ -377,31 +272,6 @@ class _Advance(TrainerCallback):
         self.progress.advance(1, note=f"loss {record['loss']:.4f}" if record else "")
         control.should_log = control.should_log or control.should_save
         return control
-
-
-def accumulation_of(
-    batch: int,
-    micro: int,
-    world: int,
-    unit: Literal["conversations", "prompts", "frames"] = "conversations",
-) -> int:
-    """Micro-batches per update and device, so that an update has `batch` samples over all devices."""
-    if batch % (micro * world):
-        raise RoboAlignError(
-            f"{batch} {unit} per update cannot be split into micro-batches of {micro} on {world} device(s)",
-            where="micro_batch_size" if micro > 1 else "batch size",
-            fix=f"choose a batch that is a multiple of {micro * world}.",
-        )
-    return batch // (micro * world)
-
-
-def micro_batch_of(batch: int, at_most: int, world: int) -> int:
-    """The largest micro-batch up to `at_most` into which `batch` conversations over `world` devices can be split.
-
-    Raises RoboAlignError where the batch is no multiple of `world`.
-    """
-    each = accumulation_of(batch, 1, world)
-    return max(size for size in range(1, min(at_most, each) + 1) if each % size == 0)
 
 
 @contextmanager

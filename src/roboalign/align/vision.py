@@ -17,13 +17,9 @@ from torch.nn.functional import smooth_l1_loss
 from torch.utils.data import Dataset
 
 from roboalign.align.dataset import sample_order
-from roboalign.align.trainer import (
-    AlignTrainer,
-    Schedule,
-    TrainConfig,
-    accumulation_of,
-    training_arguments,
-)
+from roboalign.align.schedule import Schedule, accumulation_of
+from roboalign.align.train_config import TrainConfig, training_arguments
+from roboalign.align.trainer import AlignTrainer
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json
 from roboalign.episodes.keypoints import Keypoints

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from roboalign.align.export import verl as export_verl
-from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.grpo.config import RlConfig
 from roboalign.conversations.conversation import Conversation, read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, write_json

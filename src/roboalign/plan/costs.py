@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from roboalign.align.schedule import micro_batch_of
 from roboalign.align.trained import TuneConfig
-from roboalign.align.trainer import micro_batch_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.rounding import token_bytes
 from roboalign.plan import arithmetic as costs

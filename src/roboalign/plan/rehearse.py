@@ -20,8 +20,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.align import sft
-from roboalign.align.grpo import trainer as grpo
-from roboalign.align.trainer import AlignTrainer, accumulation_of
+from roboalign.align.grpo import train as grpo
+from roboalign.align.schedule import accumulation_of
+from roboalign.align.trainer import AlignTrainer
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.core.distributed import world_size
 from roboalign.mllm.encode import encode_prompt

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from roboalign.actions.normalize import Method
 from roboalign.align.backbone import BackboneConfig
 from roboalign.align.distill import DistillConfig
-from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.answers import PRESETS as IN_WORDS
 from roboalign.align.sft import SftConfig
 from roboalign.core.config import Config

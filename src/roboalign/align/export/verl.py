@@ -11,7 +11,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.align.dataset import picture
-from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.actions import PRESETS, TAU
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError

@@ -6,33 +6,25 @@ compares their losses.
 """
 
 import hashlib
-import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from peft import LoraModel
-from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import (
-    Conversations,
     action_ids,
     collate_conversations,
-    digest_of,
-    sample_order,
 )
 from roboalign.align.engines.fsdp2 import computes_in, plain_copy
-from roboalign.align.engines.vllm.client import VllmConfig
-from roboalign.align.engines.vllm.sampler import PROBES, Drift, VllmSampler, own_logp, serving
+from roboalign.align.engines.vllm.sampler import PROBES, Drift, VllmSampler, own_logp
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.loss import clipped_loss_tokens, kl_k3, mean_drift
 from roboalign.align.grpo.reference import reference_model
@@ -40,7 +32,6 @@ from roboalign.align.grpo.rollout import (
     Batch,
     Rollout,
     batch_of,
-    check_prompts,
     describe,
     groups_of,
     prompt_of,
@@ -49,106 +40,12 @@ from roboalign.align.grpo.rollout import (
 )
 from roboalign.align.grpo.sums import UpdateSums, means_of
 from roboalign.align.lora import adapters_off
-from roboalign.align.rewards.registry import check_reward_name
-from roboalign.align.trained import TuneConfig
-from roboalign.align.trainer import AlignTrainer, Schedule, accumulation_of, training_arguments
+from roboalign.align.schedule import Schedule
+from roboalign.align.trainer import AlignTrainer
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import append_jsonl, write_json
+from roboalign.core.files import append_jsonl
 from roboalign.mllm.load import Mllm
-
-
-class RlConfig(TuneConfig):
-    """Settings of GRPO. The defaults are the paper's, and EasyR1's where the paper names none."""
-
-    learning_rate: float = Field(1e-6, gt=0)
-    """Learning rate of AdamW."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Shape of the learning rate (paper: constant). Under `cosine` it ends at 0: a small model at a high rate else ends
-    wherever its last few noisy updates left it."""
-    prompts_per_rollout: int = Field(512, ge=1)
-    """Prompts answered with one and the same policy, over all devices."""
-    prompts_per_update: int = Field(128, ge=1)
-    """Prompts per update, over all devices; divides prompts_per_rollout."""
-    micro_batch_size: int = Field(16, ge=1)
-    """Prompts (each with all its answers) per forward pass and device."""
-    samples: int = Field(5, ge=2)
-    """Answers to a prompt: the group within which rewards are compared."""
-    epochs: float = Field(1.0, gt=0)
-    """Passes over the prompts; a started rollout is completed."""
-    updates: int | None = Field(None, ge=1)
-    """Updates; where given, it replaces `epochs`. A multiple of the updates per rollout."""
-    reward: Annotated[str, AfterValidator(check_reward_name)] = "paper"
-    """`paper`: prefix accuracy as written. `decoded`: also the distance of the decoded chunk, and 0 for
-    an answer that is not well formed (reward.py). Of questions in words: `answer`, right or wrong; `trace`, the
-    distance of the points in the image (reward_answers.py). Or a reward of an installed package by its name, or
-    `path/to/file.py:function` (rewards/registry.py says what it is given); the file's content counts as a setting."""
-    kl: float = Field(1e-2, ge=0)
-    """Coefficient of the k3 estimate of KL(policy || model at the start) in the loss; 0 keeps no reference model."""
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: float = Field(0.3, gt=0)
-    """The probability ratio is clipped above at 1 + clip_high."""
-    dual_clip: float = Field(3.0, gt=1)
-    """For a negative advantage A the loss of a token is at most -A * dual_clip."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; the loss uses the same distribution."""
-    max_new_tokens: int = Field(512, ge=1)
-    """Longest answer, tokens."""
-    replay_weight: float = Field(0.0, ge=0)
-    """Weight of an SFT loss on `replay_batch` conversations in each update (not in the paper; 0: none)."""
-    replay_batch: int = Field(16, ge=1)
-    """Replayed conversations per update, over all devices."""
-    replay: Literal["language", "all"] = "language"
-    """What is replayed: the questions, or the actions answered directly as well."""
-    log_every: int = Field(1, ge=1)
-    """Updates between two records in metrics.jsonl."""
-    save_every: int = Field(10, ge=1)
-    """Rollouts between two checkpoints. A killed run goes on from the last."""
-    logged_samples: int = Field(4, ge=0)
-    """Decoded answers per rollout in samples.jsonl."""
-    vllm: VllmConfig | None = None
-    """vLLM servers that sample the answers; where not given, the trainer samples them itself."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """As of any training; of a server counts that there is one, not where."""
-        settings = super().fingerprint()
-        return {**settings, "sampler": "vllm"} if settings.pop("vllm") else settings
-
-    @model_validator(mode="after")
-    def _divides(self) -> "RlConfig":
-        if self.prompts_per_rollout % self.prompts_per_update:
-            raise ValueError(
-                f"prompts_per_rollout {self.prompts_per_rollout} is no multiple of prompts_per_update "
-                f"{self.prompts_per_update}"
-            )
-        if self.updates is not None and self.updates % self.updates_per_rollout:
-            raise ValueError(
-                f"updates {self.updates} is no multiple of {self.updates_per_rollout}, those of a rollout"
-            )
-        if self.lora is not None and self.lora.dropout:
-            raise ValueError(
-                "lora.dropout is for SFT: GRPO's ratios compare with the model that sampled, whole"
-            )
-        return self
-
-    @property
-    def updates_per_rollout(self) -> int:
-        return self.prompts_per_rollout // self.prompts_per_update
-
-
-class Numbers(Dataset):
-    """0, 1, 2, ...: the numbers of the micro-batches. What is in them is sampled when their rollout begins."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
 
 LARGEST_DRIFT = 0.1
 """Nats that rounding may move a log-probability by on average; bfloat16 was measured at 0.01."""
@@ -419,111 +316,5 @@ class GrpoTrainer(AlignTrainer):
         return {**means_of(taken, self.args.gradient_accumulation_steps), **self.rollout_record}
 
 
-def train_grpo(
-    mllm: Mllm,
-    fast: FastTokenizer | None,
-    prompts: Sequence[Conversation],
-    config: RlConfig,
-    out_dir: str | Path,
-    *,
-    replay: Sequence[Conversation] = (),
-    label: str = "rl",
-) -> dict[str, Any]:
-    """Refine `mllm` in place on the accuracy of the actions or words it answers with, and write it to `out_dir/model`.
-
-    `prompts` is the rl split of a mixture: one action question each, with the FAST ids of its target. Under the rewards
-    `answer` and `trace` it is questions in think mode whose first turn says what is expected, and `fast` may be None.
-    `replay` are SFT conversations for `config.replay_weight`. `out_dir` also gets `metrics.jsonl`, `samples.jsonl`,
-    `ledger.json` and, while it trains, `checkpoints/`; a killed run goes on from the last and ends with the same
-    weights.
-
-    Returns the ledger: updates, rollouts, unique prompts, answers, tokens generated and prefilled, seconds by part.
-    Raises RoboAlignError as train_sft does, and where a prompt has nothing that the reward could compare with, or the
-    model no action tokens to answer with.
-    """
-    out_dir = Path(out_dir)
-    check_prompts(mllm, prompts, config.reward, str(out_dir))
-    if bool(replay) != bool(config.replay_weight):
-        raise RoboAlignError(
-            "replay_weight and replayed conversations go together",
-            where="replay_weight",
-            fix="give both or neither.",
-        )
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
-    updates = config.updates or rollouts * config.updates_per_rollout
-    # Equal lengths: the order is then plain random permutations.
-    order = sample_order([0] * len(prompts), config.prompts_per_update, updates, config.seed)
-    lora = config.choose_trained(mllm)
-    trainer = build_trainer(
-        mllm, fast, prompts, replay, config, out_dir, order, updates, label, lora
-    )
-    with serving(trainer.sampler, leads=trainer.is_world_process_zero()):
-        totals = trainer.run()
-    trainer.save_final(mllm.processor, out_dir / "model")
-    ledger = {"updates": updates, "unique_prompts": len(set(order)), **totals}
-    if trainer.is_world_process_zero():
-        write_json(out_dir / "ledger.json", ledger)
-    return ledger
-
-
-def build_trainer(
-    mllm: Mllm,
-    fast: FastTokenizer | None,
-    prompts: Sequence[Conversation],
-    replay: Sequence[Conversation],
-    config: RlConfig,
-    out_dir: Path,
-    order: list[int],
-    updates: int,
-    label: str,
-    lora: LoraModel | None = None,
-) -> GrpoTrainer:
-    """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other."""
-    arguments = training_arguments(
-        config,
-        out_dir,
-        updates=updates,
-        micro_batch=1,
-        accumulation=1,
-        schedule=config.schedule,
-        warmup_ratio=0.0,
-        save_every=config.save_every * config.updates_per_rollout,
-        on_cpu=mllm.device.type == "cpu",
-    )
-    per_update = config.prompts_per_update // config.micro_batch_size
-    arguments.gradient_accumulation_steps = accumulation_of(
-        config.prompts_per_update, config.micro_batch_size, arguments.world_size, unit="prompts"
-    )
-    replayed = None
-    if replay:
-        accumulation_of(config.replay_batch, 1, per_update, unit="conversations")
-        size = config.replay_batch
-        replayed = Schedule(
-            Conversations(mllm, replay), sample_order([0] * len(replay), size, updates, config.seed)
-        )
-    return GrpoTrainer(
-        mllm,
-        fast,
-        prompts,
-        replayed,
-        config,
-        order,
-        mllm.model,
-        arguments,
-        Numbers(updates * per_update),
-        _number,
-        label=label,
-        out_dir=out_dir,
-        fingerprint={**config.fingerprint(), "conversations": digest_of(prompts, replay)},
-        lora=lora,
-    )
-
-
 def _seed(seed: int, place: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {place}".encode()).digest()[:6])
-
-
-def _number(batch: list[int]) -> dict[str, Tensor]:
-    return {"number": torch.tensor(batch[0])}

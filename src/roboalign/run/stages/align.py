@@ -10,10 +10,11 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, set_seed
 
 from roboalign.align.dataset import sample_order
-from roboalign.align.grpo.trainer import RlConfig, train_grpo
+from roboalign.align.grpo.config import RlConfig
+from roboalign.align.grpo.train import train_grpo
+from roboalign.align.schedule import micro_batch_of
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.align.trained import TuneConfig
-from roboalign.align.trainer import micro_batch_of
 from roboalign.conversations.conversation import Conversation, read_conversations
 from roboalign.conversations.stored import StoredConversations
 from roboalign.core.distributed import world_size

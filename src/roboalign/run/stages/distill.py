@@ -29,7 +29,7 @@ from roboalign.align.distill import (
     judge,
 )
 from roboalign.align.grpo.rollout import STOP, text_of
-from roboalign.align.grpo.trainer import train_grpo
+from roboalign.align.grpo.train import train_grpo
 from roboalign.align.rewards.answers import Reply
 from roboalign.conversations.conversation import (
     Conversation,

@@ -1,0 +1,97 @@
+"""Settings of every training of an MLLM, and `transformers.Trainer`'s arguments made from them."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from transformers import TrainingArguments
+
+from roboalign.align.engines.fsdp2 import refuse_deepspeed
+from roboalign.core.config import Config
+
+
+class TrainConfig(Config):
+    """Settings that every training stage of an MLLM has."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW (betas 0.9, 0.999)."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decay; norms and biases are exempt."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    freeze_vision: bool = False
+    """Keep the vision tower (encoder and projector) as it is."""
+    bf16: bool = False
+    """Autocast to bfloat16; the weights keep the precision they were loaded in."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    neutral_reasoning: bool = False
+    """Leave the action tokens out of the softmax in answers given in words after a reasoning. Such answers then say
+    nothing about whether actions may follow a reasoning; to a model with little pretraining they say never. Not in
+    the paper."""
+    seed: int = 0
+    """Order of the samples and, in GRPO, of the sampling."""
+    log_every: int = Field(10, ge=1)
+    """Updates between two records in metrics.jsonl."""
+    save_every: int = Field(200, ge=1)
+    """Updates (SFT) or rollouts (GRPO) between two checkpoints. A killed run goes on from the last."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of torch; 0 leaves them as they are."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that decide the weights: a checkpoint of others is not resumed."""
+        unsaid = {
+            "log_every",
+            "save_every",
+            "threads",
+            "workers",
+            "compile",
+            "liger",
+            "logged_samples",
+        }
+        return self.model_dump(mode="json", exclude=unsaid)
+
+
+def training_arguments(
+    config: TrainConfig,
+    out_dir: Path,
+    *,
+    updates: int,
+    micro_batch: int,
+    accumulation: int,
+    schedule: str,
+    warmup_ratio: float,
+    save_every: int,
+    on_cpu: bool,
+) -> TrainingArguments:
+    """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
+    refuse_deepspeed()
+    arguments = TrainingArguments(
+        output_dir=str(out_dir / "checkpoints"),
+        max_steps=updates,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        warmup_steps=int(-(-warmup_ratio * updates // 1)),
+        bf16=config.bf16,
+        activation_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+        logging_steps=config.log_every,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=None,  # rotation happens here, after the rename
+        use_cpu=on_cpu,
+        report_to=[],
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,  # a NaN stops the run instead of being replaced
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=not on_cpu,
+    )
+    # With several GPUs in sight of one process, Trainer would spread each batch over them: one process, one device.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
