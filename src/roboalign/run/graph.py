@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from roboalign.align.grpo.trainer import RlConfig
+from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.registry import reward_content
 from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
