@@ -13,12 +13,13 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, content_id
 from roboalign.episodes.formats.arrays import PngFrames, float_rows
-from roboalign.episodes.formats.plain_pickle import unpickle
+from roboalign.episodes.formats.plain_pickle import read_parts
 
 FPS = 30.0
 ACTIONS = {"relative": "rel_actions", "absolute": "actions"}
 WIDTHS = {"rel_actions": 7, "actions": 7, "robot_obs": 15}
 ANNOTATIONS = Path("lang_annotations/auto_lang_ann.npy")
+PARTS = ("info.indx", "language.ann", "language.task")
 RUNS = "ep_start_end_ids.npy"
 AGAIN = "download the file again"
 STEP_DIGITS = 9
@@ -82,11 +83,14 @@ def read_annotated(
 def read_annotations(path: Path) -> list[Annotation]:
     """The annotations of one auto_lang_ann.npy, which is a pickled dict in a numpy file."""
     where = str(path)
-    record = load_dict(path)
     try:
-        spans = [(step_number(first), step_number(last)) for first, last in record["info"]["indx"]]
-        sentences = [text_of(sentence) for sentence in record["language"]["ann"]]
-        tasks = [text_of(task) for task in record["language"].get("task", sentences)]
+        record = read_parts(path, PARTS)
+    except (OSError, ValueError) as error:
+        raise RoboAlignError(f"cannot be read ({error})", where=where, fix=AGAIN) from None
+    try:
+        spans = [(step_number(first), step_number(last)) for first, last in record[PARTS[0]]]
+        sentences = [text_of(sentence) for sentence in record[PARTS[1]]]
+        tasks = [text_of(task) for task in record.get(PARTS[2], sentences)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"no lists info.indx and language.ann of the expected kind ({error})"
         raise RoboAlignError(problem, where=where, fix=AGAIN) from None
@@ -113,26 +117,6 @@ def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a sentence is a {type(value).__name__}")
     return value.encode().decode()
-
-
-def load_dict(path: Path) -> dict[str, Any]:
-    """The dict in a numpy file of one Python object."""
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            headers = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            dtype = headers[version](file)[2]
-            loaded = unpickle(file.read()) if dtype.hasobject else None
-        if isinstance(loaded, np.ndarray) and loaded.dtype.hasobject and loaded.shape == ():
-            loaded = loaded.item()
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise RoboAlignError(f"cannot be read ({error})", where=str(path), fix=AGAIN) from None
-    if not isinstance(loaded, dict):
-        raise RoboAlignError("does not hold a dict", where=str(path), fix=AGAIN)
-    return loaded
 
 
 def read_runs(path: Path) -> np.ndarray | None:

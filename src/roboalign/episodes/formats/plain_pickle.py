@@ -1,214 +1,119 @@
-"""The plain values and numpy arrays of a pickle, read without calling anything that it names.
+"""Parts of a pickle in a NumPy file, read in a process of its own that may crash instead of this one.
 
-pickle.load would call whatever a file names, and numpy's part of it crashes the process on a damaged array. So the
-few instructions that plain values and arrays need are followed here, in Python alone; pickletools only splits them.
+The unpickler there knows the four names that NumPy's arrays need and no other, so no code of the file runs. A damaged
+array can still crash NumPy or ask for much memory: hence the process, its limits, and JSON on the way back. This file
+is also the script of that process, and imports the standard library and NumPy only.
 """
 
-import math
-import pickletools
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import contextlib
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-
-class Name(str):
-    """One of the functions that a pickled array names; unlike text, it may be called."""
-
-
 NAMES = {
-    "numpy.dtype": Name("dtype"),
-    "numpy.ndarray": Name("ndarray"),  # is only ever handed to _reconstruct
-    "numpy.core.multiarray._reconstruct": Name("array"),
-    "numpy.core.multiarray.scalar": Name("scalar"),
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy.core.multiarray", "_reconstruct"): np.ones(0).__reduce__()[0],
+    ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
 }
-VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-EMPTY: dict[str, Callable[[], Any]] = {
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-    "EMPTY_TUPLE": tuple,
-}
-TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
-TAKE_ALL = ("TUPLE", "APPENDS", "SETITEMS", "ADDITEMS")  # since the last mark
-WITH_ARGUMENT = re.compile(
-    r"(?:SHORT_)?(?:BINUNICODE|BINBYTES)8?|BININT[12]?|BINFLOAT|LONG[14]|UNICODE|INT|LONG|FLOAT"
-)
-KEYS = (str, bytes, int, float, type(None))
-"""What may be a key or in a set. A tuple may not: the hash of a deep one overflows the stack."""
-DTYPE = re.compile(r"b1|[iuf][1248]|[US]\d{1,9}|O8?")
+SECONDS = 300
+MEMORY = 4 << 30  # bytes of address space for Python and NumPy; a file adds 16 times its size
 
 
-@dataclass
-class Begun:
-    """A dtype or an array whose state has not come yet, and where it is remembered."""
+def read_parts(path: Path, parts: Sequence[str]) -> dict[str, Any]:
+    """Dotted name -> plain value (None, bool, number, text, list, dict) of each of `parts` of the pickled dict.
 
-    name: str
-    code: str = ""
-    places: list[int] = field(default_factory=list)
-
-
-@dataclass
-class Machine:
-    """The stack of a pickle, the stacks that marks put aside, and what it remembers."""
-
-    stack: list[Any] = field(default_factory=list)
-    aside: list[list[Any]] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
-
-    def since_mark(self) -> list[Any]:
-        """What was pushed since the last mark."""
-        items, self.stack = self.stack, self.aside.pop()
-        return items
-
-    def take(self, count: int) -> list[Any]:
-        """The last `count` values."""
-        if len(self.stack) < count:
-            raise ValueError(f"{count} values of {len(self.stack)}")
-        items = self.stack[-count:]
-        del self.stack[-count:]
-        return items
-
-    def remember(self, place: int) -> None:
-        """Keep the top of the stack; what is only begun has to be replaced there when it is whole."""
-        top = self.memo[place] = self.stack[-1]
-        if isinstance(top, Begun):
-            top.places.append(place)
-
-    def finish(self, whole: Any) -> None:
-        """Put `whole` where the Begun on top of the stack is."""
-        begun = self.stack.pop()
-        self.stack.append(whole)
-        self.memo |= {place: whole for place in begun.places if self.memo[place] is begun}
+    A part that the dict lacks is left out; arrays and tuples are lists. Raises ValueError with what is wrong: a name
+    that is not data, another kind of value, damage, or a process that crashed or reached its limits.
+    """
+    command = [sys.executable, "-I", __file__, str(path), *parts]
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"reading it took more than {SECONDS} seconds") from None
+    if ended.returncode != 0:
+        raise ValueError(f"reading it ended the process with status {ended.returncode}")
+    answer: dict[str, Any] = json.loads(ended.stdout)
+    if "problem" in answer:
+        raise ValueError(answer["problem"])
+    found: dict[str, Any] = answer["found"]
+    return found
 
 
-def unpickle(data: bytes) -> Any:
-    """The plain values, numpy arrays and numpy scalars of a pickle; on anything else or damage, an Exception."""
-    machine = Machine()
-    argument: Any  # of the type that its instruction says
-    for opcode, argument, _ in pickletools.genops(data):
-        name, stack = opcode.name, machine.stack
-        if name == "STOP":
-            (value,) = stack
-            return value
-        if name in VALUES:
-            stack.append(VALUES[name])
-        elif WITH_ARGUMENT.fullmatch(name):
-            stack.append(argument)
-        elif name in EMPTY:
-            stack.append(EMPTY[name]())
-        elif name == "MARK":
-            machine.aside.append(stack)
-            machine.stack = []
-        elif name == "MEMOIZE":
-            machine.remember(len(machine.memo))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            machine.remember(int(argument))
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(machine.memo[int(argument)])
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            stack.append(
-                name_of(
-                    *(argument.split(" ") if name == "GLOBAL" else (stack.pop(-2), stack.pop()))
-                )
-            )
-        elif name == "REDUCE":
-            arguments = stack.pop()
-            stack.append(called_with(stack.pop(), *arguments))
-        elif name == "BUILD":
-            machine.finish(built(stack[-2], *stack.pop()))
-        elif name not in ("PROTO", "FRAME"):
-            fill(machine, name)
-    raise ValueError("it has no end")
+class PlainUnpickler(pickle.Unpickler):
+    """An unpickler of plain values, arrays and NumPy scalars."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = NAMES.get((module.replace("numpy._core.", "numpy.core."), name))
+        if known is None:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not data")
+        return known
 
 
-def name_of(module: Any, called: Any) -> Name:
-    """The function of that name, where an array needs it."""
-    if not isinstance(module, str) or not isinstance(called, str):
-        raise ValueError("the name of a function is no text")
-    full = f"{module}.{called}".replace("numpy._core.", "numpy.core.")
-    if full not in NAMES:
-        raise ValueError(f"it holds {module}.{called}, which is not data")
-    return NAMES[full]
+def load_plain(file: BinaryIO) -> Any:
+    """The value in an opened NumPy file of one pickled object."""
+    version = np.lib.format.read_magic(file)
+    headers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if not headers[version](file)[2].hasobject:
+        raise ValueError("it does not hold a dict")
+    loaded = PlainUnpickler(file).load()
+    return loaded.item() if isinstance(loaded, np.ndarray) and loaded.shape == () else loaded
 
 
-def fill(machine: Machine, name: str) -> None:
-    """Follow one of the instructions that put what was pushed last into a container."""
-    if name not in TAKES and name not in TAKE_ALL:
-        raise ValueError(f"it holds {name}, which is not data")
-    items = machine.take(TAKES[name]) if name in TAKES else machine.since_mark()
-    if name.startswith("TUPLE"):
-        machine.stack.append(tuple(items))
-    elif name in ("APPEND", "APPENDS") and isinstance(machine.stack[-1], list):
-        machine.stack[-1].extend(items)
-    elif name in ("SETITEM", "SETITEMS") and isinstance(machine.stack[-1], dict):
-        machine.stack[-1].update(zip(map(key_of, items[::2]), items[1::2], strict=True))
-    elif name == "ADDITEMS" and isinstance(machine.stack[-1], set):
-        machine.stack[-1].update(map(key_of, items))
-    else:
-        raise ValueError(f"{name} to a {type(machine.stack[-1]).__name__}")
+def parts_of(value: Any, parts: Sequence[str]) -> dict[str, Any]:
+    """The parts that are there, by their dotted names."""
+    if not isinstance(value, dict):
+        raise ValueError("it does not hold a dict")
+    found = {}
+    for part in parts:
+        inner: Any = value
+        for key in part.split("."):
+            inner = inner.get(key) if isinstance(inner, Mapping) else None
+        if inner is not None:
+            found[part] = inner
+    return found
 
 
-def key_of(value: Any) -> Any:
-    """The value, where it may be a key."""
-    if not isinstance(value, KEYS):
-        raise ValueError(f"a key is a {type(value).__name__}")
-    return value
+def plain_value(value: Any) -> Any:
+    """What JSON does not know: an array as a list, a scalar as a number or text."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"it holds a {type(value).__name__}, which is not data")
 
 
-def called_with(function: Any, *arguments: Any) -> Any:
-    """What `function` makes: a dtype or an array that waits for its state, or a scalar."""
-    if not isinstance(function, Name) or function == "ndarray":
-        raise ValueError(f"it calls {type(function).__name__}, which is not data")
-    if function == "scalar":
-        return array_of((), *arguments)[()]
-    if function == "dtype" and DTYPE.fullmatch(arguments[0]):
-        return Begun("dtype", arguments[0])
-    if function == "array" and arguments[0] is NAMES["numpy.ndarray"]:
-        return Begun("array")
-    raise ValueError(f"it holds a numpy {function} that is not plain")
+def limit_process(size: int) -> None:
+    """Limit the memory, seconds and files of this process, where the system can."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
 
-
-def built(begun: Any, version: Any, *state: Any) -> Any:
-    """The dtype or the array, from what __reduce__ of numpy puts into its state."""
-    if not isinstance(begun, Begun):
-        raise ValueError(f"it holds a {type(begun).__name__} with a state, which is not data")
-    if begun.name == "dtype":
-        order, subarray, names, fields = state[:4]
-        if order not in ("<", ">", "|", "=") or (subarray, names, fields) != (None, None, None):
-            raise ValueError("it holds a structured dtype, which is not data")
-        return np.dtype(object) if begun.code.startswith("O") else np.dtype(order + begun.code)
-    shape, dtype, columns_first, content = state
-    return array_of(shape, dtype, content, order="F" if columns_first else "C")
-
-
-def array_of(shape: Any, dtype: Any, content: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
-    """The array of these bytes, or of objects the list of them. Raises ValueError where the sizes do not agree."""
-    if (
-        not isinstance(dtype, np.dtype)
-        or not isinstance(shape, tuple)
-        or not all(type(n) is int for n in shape)
-    ):
-        raise ValueError("an array has no shape or no dtype")
-    if not all(0 <= n < 2**40 for n in shape) or len(shape) > 8:
-        raise ValueError("an array has a shape that none can have")
-    if type(content) is not (list if dtype.hasobject else bytes):
-        raise ValueError(f"an array of {dtype} is made of {type(content).__name__}")
-    if len(content) != math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize):
-        raise ValueError(f"an array {list(shape)} of {dtype} is made of {len(content)} parts")
-    if dtype.hasobject:
-        flat = np.empty(len(content), dtype=object)
-        for place, value in enumerate(content):
-            flat[place] = value
-    elif not content:
-        flat = np.zeros(0, dtype)
-    else:
-        flat = np.frombuffer(bytes(content), dtype)
-        if (
-            dtype.kind == "U"
-            and flat.astype(dtype.newbyteorder("=")).view(np.uint32).max() > 0x10FFFF
+        for limit, value in (
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_FSIZE, 0),
+            (resource.RLIMIT_CPU, SECONDS),
+            (resource.RLIMIT_AS, MEMORY + 16 * size),
         ):
-            raise ValueError("an array of text holds what is no character")
-    return flat.reshape(shape, order=order).copy(order)
+            resource.setrlimit(limit, (value, value))
+
+
+def main(path: str, *parts: str) -> None:
+    """Print the parts, or what is wrong, as one line of JSON."""
+    limit_process(Path(path).stat().st_size)
+    try:
+        with Path(path).open("rb") as file:
+            text = json.dumps({"found": parts_of(load_plain(file), parts)}, default=plain_value)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        text = json.dumps({"problem": f"{error}" or type(error).__name__})
+    print(text)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
