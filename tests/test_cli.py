@@ -1,15 +1,21 @@
 """The command: exit status, one message and no traceback for a fault of the input, nothing written before the check."""
 
+import argparse
 import errno
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from roboalign import __version__
 from roboalign.cli import doctor as checks
-from roboalign.cli.main import VERBS, main
+from roboalign.cli.main import STAGES, VERBS, _parser, main
 from roboalign.core.errors import RoboAlignError
-from roboalign.run import graph
+from roboalign.evaluate.probe_features import ProbeSettings
+from roboalign.run import graph, start
 from roboalign.run import scheduler as pipeline
 from roboalign.run.stage import Context, Stage
 
@@ -48,18 +54,94 @@ def test_a_fault_of_the_input_is_one_message_and_status_2(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_verb_that_does_not_exist_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "problem", "fix"),
+    [
+        (["comparee", "a"], "no verb `comparee`. Available: run, plan", "`roboalign compare`?"),
+        (["xyzzy"], "no verb `xyzzy`", "see roboalign --help"),
+        (["eval", "x.yaml"], "`eval` is a stage", "roboalign run RECIPE --until eval"),
+        (["probe", "x", "--phasess", "3"], "no option --phasess", "did you mean --phases?"),
+        (["data", "mix", "x", "--out", "y", "--worker=3"], "no option --worker", "--workers?"),
+        (["data", "inspct", "x"], "invalid choice: 'inspct'", "roboalign data --help"),
+        (["run"], "required: recipe", "see roboalign run --help"),
+        (["run", "a.yaml", "b.yaml"], "no argument b.yaml", "see roboalign --help"),
+    ],
+)
+def test_a_wrong_word_is_two_lines_with_the_nearest_one(
+    arguments: list[str], problem: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:
+        status = stopped.code  # type: ignore[assignment]
+    first, second = capsys.readouterr().err.splitlines()
+    assert status == 2 and first.startswith("error: roboalign") and problem in first
+    assert second.startswith("  fix: ") and fix in second
+
+
+def test_help_lists_the_verbs_and_hides_those_of_stages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    for verb, text in VERBS.items():
+        assert f"  {verb:<9} {text}\n" in listed
+    words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
+    assert not words & {*STAGES, "eval"}
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "x.yaml"])
-    assert stopped.value.code == 2 and "usage: roboalign" in capsys.readouterr().err
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"roboalign {__version__}\n"
 
 
-def test_every_verb_has_a_stage_and_every_stage_a_verb(recipe: Path) -> None:
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser and all below it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+def test_every_option_has_a_help_text_and_its_default_once() -> None:
+    seen = 0
+    for parser in parsers(_parser()):
+        text = " ".join(parser.format_help().split())
+        assert text.count("(default: ") <= len(parser._actions)
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction | argparse._VersionAction):
+                continue
+            assert action.help and "None" not in action.help, (parser.prog, action.dest)
+            assert "default" not in action.help.lower().replace("by default", ""), action.help
+            if action.option_strings and action.default not in (None, False, [], "==SUPPRESS=="):
+                assert f"(default: {action.default})" in text, (parser.prog, action.dest)
+                seen += 1
+    assert seen > 15
+
+
+def test_the_help_does_not_import_torch() -> None:
+    program = "import sys; from roboalign.cli.main import main; main([]); print(*sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(ended.stdout.split())
+    assert "roboalign.cli.main" in loaded and not loaded & {"torch", "numpy", "transformers"}
+
+
+def test_settings_have_their_defaults_from_the_config() -> None:
+    options = _parser("probe").parse_args(["probe", "runs/a"])
+    given = {name: getattr(options, name) for name in ProbeSettings.model_fields}
+    assert ProbeSettings(**given) == ProbeSettings()
+    options = _parser("probe").parse_args(["probe", "runs/a", "--layers", "1", "2", "--k", "7"])
+    assert options.layers == [1, 2] and options.k == 7
+
+
+def test_every_hidden_verb_has_a_stage(recipe: Path) -> None:
     from roboalign.run.recipe import load_recipe
 
     given = load_recipe(recipe)
     run = pipeline.Run(given, recipe.parent, graph.plan_stages(given))
-    for verb in set(VERBS) - {"run", "distill"}:
+    for verb in STAGES:
         assert run.select(verb)
     assert run.select() == list(run.stages) == run.select("report")
     distill = pipeline.Run(given, recipe.parent, graph.distill_stages(given))
@@ -78,13 +160,13 @@ def test_run_goes_to_the_runs_folder_and_stops_with_130_when_interrupted(
         return {}
 
     stages = [Stage("mix", work), Stage("sft", work, ("mix",))]
-    monkeypatch.setattr(graph, "plan_stages", lambda recipe: stages)
+    monkeypatch.setattr(start, "plan_stages", lambda recipe: stages)
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     monkeypatch.chdir(tmp_path)
-    assert main(["mix", str(recipe)]) == 0
+    assert main(["run", str(recipe), "--until", "mix"]) == 0
     assert (tmp_path / "runs" / "mine" / "mix" / "stage.json").exists()
     assert main(["sft", str(recipe), "--out", str(tmp_path / "else")]) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err
     assert (tmp_path / "else" / "mix" / "stage.json").exists()
     assert not (tmp_path / "else" / "sft" / "stage.json").exists()
 
@@ -95,7 +177,7 @@ def test_a_fault_of_the_program_is_not_hidden(
     def work(context: Context) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(graph, "plan_stages", lambda recipe: [Stage("mix", work)])
+    monkeypatch.setattr(start, "plan_stages", lambda recipe: [Stage("mix", work)])
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     with pytest.raises(ZeroDivisionError):
         main(["mix", str(recipe), "--out", str(tmp_path / "out")])
@@ -110,7 +192,7 @@ def test_a_full_disk_is_one_message(
     def work(context: Context) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device", "mix/train.parquet")
 
-    monkeypatch.setattr(graph, "plan_stages", lambda recipe: [Stage("mix", work)])
+    monkeypatch.setattr(start, "plan_stages", lambda recipe: [Stage("mix", work)])
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     assert main(["mix", str(recipe), "--out", str(tmp_path / "out")]) == 2
     problem, fix = capsys.readouterr().err.splitlines()

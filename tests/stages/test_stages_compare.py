@@ -211,7 +211,8 @@ def test_other_episodes_are_refused(tmp_path: Path) -> None:
     path = Path(one) / "seed-0/eval/rollouts/roboalign/episodes.jsonl"
     write_text(path, "".join(path.read_text().splitlines(keepends=True)[:-3]))
     with pytest.raises(
-        RoboAlignError, match=r"episodes.jsonl: 3 of 20 episodes are missing.*Fix: roboalign eval"
+        RoboAlignError,
+        match=r"episodes.jsonl: 3 of 20 episodes are missing.*Fix: roboalign run .* --until eval",
     ):
         compare([one, more])
 

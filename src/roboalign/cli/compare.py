@@ -5,6 +5,7 @@ episodes, another benchmark, other cameras, other limits) is refused, each by na
 what such a comparison is about, and is listed.
 """
 
+import argparse
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,35 @@ EPISODES = (
 )  # these are compared episode by episode
 MIN_TASKS = 8  # a bootstrap of fewer tasks gives intervals that are far too narrow
 NEUTRAL = ("name", "arms", "parallel", "rollout.batch_size")  # change no outcome
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which runs, arms and seeds."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="two runs' folders (or of docs/results/), or one"
+    )
+    parser.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        help="the arm of both runs (roboalign where none is given); twice: of the first and of "
+        "the second run, or two arms of one run",
+    )
+    parser.add_argument(
+        "--seed",
+        action="append",
+        type=int,
+        default=[],
+        metavar="N",
+        help="compare this training seed only; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the comparison."""
+    print(compare(options.runs, options.arm, options.seed, as_json=options.json))
+    return 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +146,7 @@ def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool 
             raise RoboAlignError(
                 f"{len(missing)} of {len(wanted)} episodes are missing, as {task} seed {number}",
                 where=str(path),
-                fix=f"roboalign eval {folder / 'recipe.yaml'} --out {folder}",
+                fix=f"roboalign run {folder / 'recipe.yaml'} --out {folder} --until eval",
             )
         records += found
     return Side(f"{folder} {arm}" if named else arm, folder, recipe, records)

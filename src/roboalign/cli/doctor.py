@@ -1,5 +1,6 @@
 """`roboalign doctor`: every check of this machine, one line each, with what mends it."""
 
+import argparse
 import importlib.metadata
 import shutil
 import sys
@@ -11,6 +12,16 @@ from roboalign.run.recipe import cores
 
 MEMORY_NEEDED_GB = 6.0
 DISK_NEEDED_GB = 3.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How much to print."""
+    parser.add_argument("--quiet", action="store_true", help="print only what is wrong")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Do the checks."""
+    return doctor(quiet=options.quiet)
 
 
 def doctor(*, quiet: bool = False) -> int:

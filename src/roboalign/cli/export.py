@@ -1,5 +1,6 @@
 """`roboalign export verl`: a finished run's RL stage as a folder that verl and EasyR1 train from."""
 
+import argparse
 import importlib.util
 import shutil
 from collections.abc import Sequence
@@ -51,8 +52,29 @@ Set `trainer.n_gpus_per_node` ({gpus} in the files), the sizes of micro-batches 
 """
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which run, and where to."""
+    parser.add_argument("trainer", choices=("verl",), help="one folder serves verl and EasyR1")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run whose mix and sft stages are done; it is only read"
+    )
+    parser.add_argument(
+        "--out", required=True, help="the folder to write; an earlier export is replaced"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="training seed of the SFT model; without it the first"
+    )
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs per node in the settings")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Write the folder."""
+    print(export_verl_folder(options.run, options.out, seed=options.seed, gpus=options.gpus))
+    return 0
+
+
 def export_verl_folder(
-    run: str | Path, out: str | Path, *, seed: int | None = None, gpus: int = 8
+    run: str | Path, out: str | Path, *, gpus: int, seed: int | None = None
 ) -> str:
     """Write `out` from the mix and SFT stages of `run`; return one line about it. `run` is only read.
 

@@ -5,6 +5,7 @@ states of the direct action question, as the head reads them, and of these by de
 head attends to every token, and in a low layer the last one has hardly gathered anything yet.
 """
 
+import argparse
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,55 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
+from roboalign.cli.options import add_settings
 from roboalign.cli.probe_text import format_probe
-from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json
 from roboalign.core.progress import Progress
 from roboalign.episodes.episode import Episode
 from roboalign.evaluate.probe import LabelledFrames, accuracy, baselines, knn, label_frames
+from roboalign.evaluate.probe_features import (
+    ProbeSettings,
+    choose_episodes,
+    chosen_layers,
+    frame_states,
+    small_images,
+)
 from roboalign.evaluate.statistics import paired_difference
-from roboalign.mllm.encode import Prompt, collate, encode_prompt
-from roboalign.mllm.hidden import text_layers
-from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.mllm.load import load_mllm
 from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import head_cameras
 from roboalign.run.folder import backbone_folder, read_demonstrations
 from roboalign.run.recipe import Recipe, load_recipe
-from roboalign.vla.features import View
-
-PAPER_DEMONSTRATIONS = 20
-PIXELS = 64  # longest side of the images of the baseline on raw pixels: larger ones say no more and take the memory
-POOLS = ("mean", "last")
 
 
-class ProbeSettings(Config):
-    """What is asked of the backbones. The paper does not give phases, k, layer or how tokens are pooled."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The run, and the fields of `ProbeSettings`."""
+    parser.add_argument("run", help="a run's folder; it is only read")
+    parser.add_argument("--out", default="probe.json", help="the file for the results")
+    add_settings(parser, ProbeSettings, *ProbeSettings.model_fields)
 
-    task: str | None = None
-    """One task; without it every downstream task, each with neighbours of its own only."""
-    demonstrations: int | None = Field(default=None, ge=2)
-    """The first so many of a task; without it 20, as in the paper, or all where there are fewer."""
-    layers: tuple[int, ...] | None = None
-    """Text layers, 1 the lowest; without it all of them."""
-    arms: tuple[str, ...] | None = None
-    """Arms of the recipe; without it all whose backbone is there."""
-    seeds: tuple[int, ...] | None = None
-    """Training seeds of the recipe; without it all."""
-    phases: int = Field(default=10, ge=2)
-    """Equal stretches of the reference demonstration, the classes."""
-    k: int = Field(default=5, ge=1)
-    """Neighbours that vote."""
-    every: int = Field(default=3, ge=1)
-    """Every so manieth frame is classified and a neighbour; all take part in the alignment."""
-    pool: str = "mean"
-    """Over the tokens of a frame: their `mean`, or the `last` one, from which the answer is written."""
-    batch_size: int = Field(default=32, ge=1)
-    """Frames a forward pass."""
+
+def main(options: argparse.Namespace) -> int:
+    """Probe, and print the table."""
+    given = {name: getattr(options, name) for name in ProbeSettings.model_fields}
+    print(probe(options.run, probe_settings(given), options.out))
+    return 0
 
 
 @dataclass(frozen=True)
@@ -100,12 +88,6 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     """
     run_dir = Path(run)
     recipe = load_recipe(run_dir / "recipe.yaml")
-    if settings.pool not in POOLS:
-        raise RoboAlignError(
-            f"tokens cannot be pooled by {settings.pool!r}",
-            where="--pool",
-            fix=f"choose one of {', '.join(POOLS)}",
-        )
     found, absent = find_backbones(recipe, run_dir, settings.arms, settings.seeds)
     chosen = choose_episodes(read_demonstrations(run_dir, "downstream"), settings)
     frames = {
@@ -114,7 +96,7 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     }
     cameras = head_cameras(recipe)
     plain = [
-        baselines(frames[task], _pixels(episodes, frames[task], cameras), settings.k)
+        baselines(frames[task], small_images(episodes, frames[task], cameras), settings.k)
         for task, episodes in chosen.items()
     ]
     labels = np.concatenate([one.label for one in frames.values()])
@@ -175,66 +157,6 @@ def find_backbones(
     return list(found.values()), absent
 
 
-def choose_episodes(
-    episodes: Sequence[Episode], settings: ProbeSettings
-) -> dict[str, list[Episode]]:
-    """Task -> its first demonstrations in the order of the data set. Raises RoboAlignError where they are too few."""
-    tasks: dict[str, list[Episode]] = {}
-    for one in episodes:
-        tasks.setdefault(one.task, []).append(one)
-    if settings.task is not None:
-        if settings.task not in tasks:
-            raise RoboAlignError(
-                f"no downstream demonstration is of {settings.task!r}",
-                where="--task",
-                fix=f"choose one of {', '.join(tasks)}",
-            )
-        tasks = {settings.task: tasks[settings.task]}
-    for task, found in tasks.items():
-        if settings.demonstrations is not None and len(found) < settings.demonstrations:
-            raise RoboAlignError(
-                f"{task} has {len(found)} demonstrations, not {settings.demonstrations}",
-                where="--demonstrations",
-                fix=f"ask for {len(found)} or fewer",
-            )
-    return {
-        task: found[: settings.demonstrations or PAPER_DEMONSTRATIONS]
-        for task, found in tasks.items()
-    }
-
-
-def pooled_states(
-    mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], pool: str
-) -> np.ndarray:
-    """float32 [layers, B, W]: hidden states after each of `layers`, over the tokens of each prompt: mean or last.
-
-    Equal to `mllm.hidden.hidden_states` for every layer, in one forward pass for all of them; padding is left out.
-    """
-    batch = collate(
-        mllm,
-        [encode_prompt(mllm, one.question, one.image) for one in prompts],
-        padding_side="right",
-    )
-    del batch["labels"]
-    with torch.no_grad():
-        output = mllm.model.model(
-            **{key: value.to(mllm.device) for key, value in batch.items()},
-            use_cache=False,
-            output_hidden_states=True,
-        )
-    mask = batch["attention_mask"].to(mllm.device)
-    states = torch.stack([output.hidden_states[layer] for layer in layers]).float()
-    if pool == "last":
-        pooled = states[:, torch.arange(len(prompts)), mask.sum(dim=1) - 1]
-    else:
-        pooled = (states * mask[None, :, :, None]).sum(dim=2) / mask.sum(dim=1)[None, :, None]
-    if not torch.isfinite(pooled).all():
-        raise RoboAlignError(
-            "hidden states are not finite", where=str(mllm.folder), fix="check the weights for NaN"
-        )
-    return pooled.cpu().numpy()
-
-
 def _classify(
     backbones: Sequence[Backbone],
     chosen: Mapping[str, list[Episode]],
@@ -248,11 +170,11 @@ def _classify(
     with Progress("probe", total) as progress:
         for backbone in backbones:
             mllm = load_mllm(backbone.folder)
-            layers = _layers(mllm, settings.layers)
+            layers = chosen_layers(mllm, settings.layers)
             right: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
             for task, episodes in chosen.items():
                 one = frames[task]
-                states = _states(mllm, episodes, one, cameras, layers, settings, progress)
+                states = frame_states(mllm, episodes, one, cameras, layers, settings, progress)
                 for layer, features in zip(layers, states):
                     right[layer].append(
                         knn(features, one.label, one.owner, k=settings.k) == one.label
@@ -261,60 +183,6 @@ def _classify(
                 (backbone, {layer: np.concatenate(parts) for layer, parts in right.items()})
             )
     return results
-
-
-def _layers(mllm: Mllm, wanted: tuple[int, ...] | None) -> list[int]:
-    present = len(text_layers(mllm))
-    layers = sorted(set(wanted)) if wanted else list(range(1, present + 1))
-    if layers[0] < 1 or layers[-1] > present:
-        raise RoboAlignError(
-            f"layers {layers}: the model has text layers 1..{present}",
-            where="--layers",
-            fix="choose of these",
-        )
-    return layers
-
-
-def _states(
-    mllm: Mllm,
-    episodes: Sequence[Episode],
-    frames: LabelledFrames,
-    cameras: tuple[str, ...],
-    layers: Sequence[int],
-    settings: ProbeSettings,
-    progress: Progress,
-) -> np.ndarray:
-    """float32 [layers, N, W] of the frames of one task."""
-    view = View(
-        layer=layers[0], cameras=cameras
-    )  # its layer is not used: the prompt is the same for all
-    parts = []
-    for start in range(0, len(frames.label), settings.batch_size):
-        places = slice(start, start + settings.batch_size)
-        shown = [
-            (episodes[number], t) for number, t in zip(frames.owner[places], frames.step[places])
-        ]
-        prompts = [
-            view.prompt({name: one.frame(name, t) for name in cameras}, one.instruction)
-            for one, t in shown
-        ]
-        parts.append(pooled_states(mllm, prompts, layers, settings.pool))
-        progress.advance(len(prompts), note=f"{mllm.folder}, {frames.task}")
-    return np.concatenate(parts, axis=1)
-
-
-def _pixels(
-    episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...]
-) -> np.ndarray:
-    """float32 [N, P]: the images themselves, side by side, their longest side at most PIXELS."""
-    rows = []
-    for number, t in zip(frames.owner, frames.step):
-        image = Image.fromarray(
-            np.concatenate([episodes[number].frame(name, int(t)) for name in cameras], axis=1)
-        )
-        image.thumbnail((PIXELS, PIXELS), Image.Resampling.BOX)
-        rows.append(np.asarray(image, dtype=np.float32).ravel())
-    return np.stack(rows)
 
 
 def _describe(episodes: Sequence[Episode], frames: LabelledFrames) -> dict[str, Any]:

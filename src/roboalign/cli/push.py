@@ -36,6 +36,29 @@ class Upload:
     seed: int | None = None
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What to upload, and where to."""
+    add = parser.add_argument
+    add("folder", metavar="RUN_OR_POLICY", help="a run's folder, or a policy's; it is only read")
+    add("--to", required=True, metavar="USER/NAME", help="the Hub repository to make")
+    add(
+        "--what",
+        choices=("policy", "model"),
+        help="of a run: the policy, also where this is left out, or the aligned model",
+    )
+    add("--arm", help="of a run: this arm; without it roboalign")
+    add("--seed", type=int, metavar="N", help="of a run: this training seed; without it the first")
+    add("--private", action="store_true", help="make the repository private")
+    add("--update", action="store_true", help="add to a repository that exists")
+    add("--dry-run", action="store_true", help="print the card and the files, upload nothing")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Upload, and print where it is."""
+    print(push(options))
+    return 0
+
+
 def push(options: argparse.Namespace) -> str:
     """Upload what the options name; return where it is, or for a dry run the card and the files.
 

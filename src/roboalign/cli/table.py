@@ -1,5 +1,6 @@
 """`roboalign table`: the success rates of runs and of published results beside the paper's numbers."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,23 @@ from roboalign.report.comparison import Measured, compare_with_paper, format_com
 from roboalign.report.paper_numbers import METRICS
 from roboalign.run.arms import ARMS
 from roboalign.run.recipe import load_recipe
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which runs, and which of the paper's numbers."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder, or one of docs/results/"
+    )
+    parser.add_argument(
+        "--metric", default="libero-avg", help=f"column of the paper: {', '.join(METRICS)}"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the tables."""
+    print(table(options.runs, options.metric, as_json=options.json))
+    return 0
 
 
 def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:

@@ -259,7 +259,7 @@ def test_recordings_of_another_kind(split, runs):
 
 def test_truncated_annotations_are_refused(split):
     whole = (split / ANNOTATIONS).read_bytes()
-    for size in range(0, len(whole), 37):
+    for size in range(0, len(whole), 67):
         (split / ANNOTATIONS).write_bytes(whole[:size])
         assert "auto_lang_ann.npy" in refused(split).where
 

@@ -25,23 +25,23 @@ class QuestionConfig(Config):
     """What is asked about robot episodes, whoever answers."""
 
     camera: str | None = None
-    """The camera whose image is asked about; None: each episode's first."""
+    """The camera whose image is asked about; without it each episode's first."""
     frames: int | None = Field(None, ge=1)
-    """Images of each episode, evenly spaced over it; None: as many as are drawn from all frames alike."""
+    """Images of each episode, evenly spaced over it; without it frames are drawn from all alike."""
     questions: int = Field(4, ge=1)
     """Most questions about one image."""
     think_share: float = Field(0.5, ge=0, le=1)
-    """Share of the questions that ask for a reasoning."""
+    """Share of the questions that ask for reasoning."""
     horizon: int = Field(5, ge=1)
     """Steps that a question about the next movement looks ahead."""
     grid: int = Field(32, ge=4, le=1000)
-    """Cells a side of the image, in which points are given."""
+    """Cells per side of the image, in which points are given."""
     axes: Axes | None = None
     """Where +x, +y, +z of the base frame point, seen from the robot: `(forward, left, up)`. Nothing else tells which
     way the robot looks, so without it no question names a direction."""
     position: int | None = Field(None, ge=0)
     """First of three columns of the state that hold the gripper's position in that frame (and in the world frame of the
-    cameras' projections), metres. None: the state is not read, and movement is what the actions command."""
+    cameras' projections), metres. Without it the state is not read, and movement is what the actions command."""
     seed: int = 0
     """Fixes every draw."""
 

@@ -39,7 +39,7 @@ class Endpoint(Config):
     timeout: float = Field(120.0, gt=0)
     """Seconds without a byte after which a request is given up."""
     retries: int = Field(6, ge=0)
-    """How often a request that failed in passing is sent again."""
+    """How often a request is sent again after a failure that may pass."""
     first_wait: float = Field(1.0, gt=0)
     """Seconds before the first of these; each further wait is twice as long, half of it drawn at random."""
 

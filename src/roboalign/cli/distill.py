@@ -1,0 +1,5 @@
+"""`roboalign distill`: GRPO on checkable questions, then reasoning traces that are sampled, filtered and kept."""
+
+from roboalign.cli.run import add_options, main
+
+__all__ = ["add_options", "main"]

@@ -1,0 +1,49 @@
+"""`roboalign plan`: memory, time and money of a recipe's trainings, before anything starts."""
+
+import argparse
+
+from roboalign.cli.options import add_set
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The recipe, the GPUs and what is assumed."""
+    parser.add_argument(
+        "recipe", help="a recipe file; a backbone that is absent is known by its folder's name"
+    )
+    parser.add_argument("--gpus", default="1xH100", help="count and kind, for example 8xH100")
+    add_set(parser)
+    parser.add_argument(
+        "--assume",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace an assumption, for example utilisation=0.4; may be repeated",
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="also run one update of each training at full size without its weights; takes minutes",
+    )
+    parser.add_argument(
+        "--price-per-gpu-hour", type=float, metavar="PRICE", help="also say what the run costs"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the plan and, where asked, the rehearsal."""
+    from roboalign.plan.arithmetic import parse_gpus
+    from roboalign.plan.model import assumptions
+    from roboalign.plan.text import describe_plan
+    from roboalign.run.recipe import load_recipe
+
+    gpu, count = parse_gpus(options.gpus)
+    recipe = load_recipe(options.recipe, tuple(options.set))
+    assumed = assumptions(options.assume)
+    print(describe_plan(recipe, gpu, count, assumed, options.price_per_gpu_hour))
+    if options.rehearse:
+        from roboalign.plan.rehearse import describe_rehearsal
+
+        print(flush=True)
+        for line in describe_rehearsal(recipe, gpu, count, assumed):
+            print(line, flush=True)
+    return 0

@@ -1,0 +1,55 @@
+"""`roboalign run`, and the hidden verbs that name a stage: do a recipe, all of it or up to a stage."""
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from roboalign.cli.options import add_set
+
+if TYPE_CHECKING:
+    from roboalign.core.distributed import Team
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What to do, where, and how far."""
+    parser.add_argument("recipe", help="a recipe file, for example recipes/quickstart.yaml")
+    parser.add_argument(
+        "--out", help="the run's folder; without it runs/NAME, NAME as in the recipe"
+    )
+    if parser.prog.endswith(" run"):
+        parser.add_argument(
+            "--until",
+            metavar="STAGE",
+            help="stop after this stage, for example sft, head or eval; what it needs is done first",
+        )
+    add_set(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Do the stages; under a launcher with several processes, each takes its part."""
+    from roboalign.core.distributed import join_team
+
+    team = join_team()
+    with team.guarded() if team else contextlib.nullcontext():
+        return _run(options, team)
+
+
+def _run(options: argparse.Namespace, team: "Team | None") -> int:
+    from roboalign.run.recipe import load_recipe
+    from roboalign.run.stages.distill import print_keep_rate
+    from roboalign.run.stages.report import print_summary
+    from roboalign.run.start import run_recipe
+
+    recipe, out = Path(options.recipe), options.out
+    if options.verb == "report" and recipe.is_dir():
+        recipe, out = recipe / "recipe.yaml", out or recipe
+    until = options.until if options.verb == "run" else options.verb
+    folder = run_recipe(load_recipe(recipe, tuple(options.set)), out, until, team=team)
+    if team and not team.leads:
+        return 0
+    if until in (None, "report"):
+        print_summary(folder)
+    if until == "distill":
+        print_keep_rate(folder)
+    return 0

@@ -1,0 +1,161 @@
+"""What a probe reads of a backbone and of a camera: the settings, the demonstrations, and the features of frames."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.progress import Progress
+from roboalign.episodes.episode import Episode
+from roboalign.evaluate.probe import LabelledFrames
+from roboalign.mllm.encode import Prompt, collate, encode_prompt
+from roboalign.mllm.hidden import text_layers
+from roboalign.mllm.load import Mllm
+from roboalign.vla.features import View
+
+PAPER_DEMONSTRATIONS = 20
+PIXELS = 64  # longest side of the images of the baseline on raw pixels: larger ones say no more and take the memory
+
+
+class ProbeSettings(Config):
+    """What is asked of the backbones. The paper does not give phases, k, layer or how tokens are pooled."""
+
+    task: str | None = None
+    """Probe this downstream task only; without it all, each with neighbors of its own task."""
+    demonstrations: int | None = Field(default=None, ge=2)
+    """First demonstrations of each task; without it 20, as in the paper, or all where there are fewer."""
+    layers: tuple[int, ...] | None = None
+    """Text layers, 1 the lowest; without it all."""
+    arms: tuple[str, ...] | None = None
+    """Arms of the recipe; without it all whose backbone is done."""
+    seeds: tuple[int, ...] | None = None
+    """Training seeds of the recipe; without it all."""
+    phases: int = Field(default=10, ge=2)
+    """Classes: equal stretches of the reference demonstration."""
+    k: int = Field(default=5, ge=1)
+    """Neighbors that vote."""
+    every: int = Field(default=3, ge=1)
+    """Classify one frame of this many; all frames take part in the alignment."""
+    pool: Literal["mean", "last"] = "mean"
+    """Feature of a frame: the mean over its tokens, or the last token, from which the answer is written."""
+    batch_size: int = Field(default=32, ge=1)
+    """Frames per forward pass."""
+
+
+def choose_episodes(
+    episodes: Sequence[Episode], settings: ProbeSettings
+) -> dict[str, list[Episode]]:
+    """Task -> its first demonstrations in the order of the data set. Raises RoboAlignError where they are too few."""
+    tasks: dict[str, list[Episode]] = {}
+    for one in episodes:
+        tasks.setdefault(one.task, []).append(one)
+    if settings.task is not None:
+        if settings.task not in tasks:
+            raise RoboAlignError(
+                f"no downstream demonstration is of {settings.task!r}",
+                where="--task",
+                fix=f"choose one of {', '.join(tasks)}",
+            )
+        tasks = {settings.task: tasks[settings.task]}
+    for task, found in tasks.items():
+        if settings.demonstrations is not None and len(found) < settings.demonstrations:
+            raise RoboAlignError(
+                f"{task} has {len(found)} demonstrations, not {settings.demonstrations}",
+                where="--demonstrations",
+                fix=f"ask for {len(found)} or fewer",
+            )
+    return {
+        task: found[: settings.demonstrations or PAPER_DEMONSTRATIONS]
+        for task, found in tasks.items()
+    }
+
+
+def pooled_states(
+    mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], pool: str
+) -> np.ndarray:
+    """float32 [layers, B, W]: hidden states after each of `layers`, over the tokens of each prompt: mean or last.
+
+    Equal to `mllm.hidden.hidden_states` for every layer, in one forward pass for all of them; padding is left out.
+    """
+    batch = collate(
+        mllm,
+        [encode_prompt(mllm, one.question, one.image) for one in prompts],
+        padding_side="right",
+    )
+    del batch["labels"]
+    with torch.no_grad():
+        output = mllm.model.model(
+            **{key: value.to(mllm.device) for key, value in batch.items()},
+            use_cache=False,
+            output_hidden_states=True,
+        )
+    mask = batch["attention_mask"].to(mllm.device)
+    states = torch.stack([output.hidden_states[layer] for layer in layers]).float()
+    if pool == "last":
+        pooled = states[:, torch.arange(len(prompts)), mask.sum(dim=1) - 1]
+    else:
+        pooled = (states * mask[None, :, :, None]).sum(dim=2) / mask.sum(dim=1)[None, :, None]
+    if not torch.isfinite(pooled).all():
+        raise RoboAlignError(
+            "hidden states are not finite", where=str(mllm.folder), fix="check the weights for NaN"
+        )
+    return pooled.cpu().numpy()
+
+
+def chosen_layers(mllm: Mllm, wanted: tuple[int, ...] | None) -> list[int]:
+    present = len(text_layers(mllm))
+    layers = sorted(set(wanted)) if wanted else list(range(1, present + 1))
+    if layers[0] < 1 or layers[-1] > present:
+        raise RoboAlignError(
+            f"layers {layers}: the model has text layers 1..{present}",
+            where="--layers",
+            fix="choose of these",
+        )
+    return layers
+
+
+def frame_states(
+    mllm: Mllm,
+    episodes: Sequence[Episode],
+    frames: LabelledFrames,
+    cameras: tuple[str, ...],
+    layers: Sequence[int],
+    settings: ProbeSettings,
+    progress: Progress,
+) -> np.ndarray:
+    """float32 [layers, N, W] of the frames of one task."""
+    view = View(
+        layer=layers[0], cameras=cameras
+    )  # its layer is not used: the prompt is the same for all
+    parts = []
+    for start in range(0, len(frames.label), settings.batch_size):
+        places = slice(start, start + settings.batch_size)
+        shown = [
+            (episodes[number], t) for number, t in zip(frames.owner[places], frames.step[places])
+        ]
+        prompts = [
+            view.prompt({name: one.frame(name, t) for name in cameras}, one.instruction)
+            for one, t in shown
+        ]
+        parts.append(pooled_states(mllm, prompts, layers, settings.pool))
+        progress.advance(len(prompts), note=f"{mllm.folder}, {frames.task}")
+    return np.concatenate(parts, axis=1)
+
+
+def small_images(
+    episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...]
+) -> np.ndarray:
+    """float32 [N, P]: the images themselves, side by side, their longest side at most PIXELS."""
+    rows = []
+    for number, t in zip(frames.owner, frames.step):
+        image = Image.fromarray(
+            np.concatenate([episodes[number].frame(name, int(t)) for name in cameras], axis=1)
+        )
+        image.thumbnail((PIXELS, PIXELS), Image.Resampling.BOX)
+        rows.append(np.asarray(image, dtype=np.float32).ravel())
+    return np.stack(rows)
