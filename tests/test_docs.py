@@ -107,7 +107,7 @@ def _check_verb(words: list[str], whole: bool) -> None:
             options = parser().parse_args(words)
     except SystemExit as error:
         if error.code and (whole or "arguments are required" not in said.getvalue()):
-            raise ValueError(said.getvalue().splitlines()[-1]) from None
+            raise ValueError(said.getvalue()) from None
         return
     if (until := getattr(options, "until", None)) and until not in STAGES:
         raise ValueError(f"there is no stage {until}")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from roboalign.cli import main as cli
 
-STAGES = ("collect", "tokenizer", "mix", "base", "sft", "rl", "head", "eval", "report")
 PREFACE = """# Command reference
 
 Every command of `roboalign` with its arguments. `python -m tools.cli_reference` generates this page from the parser. A
@@ -25,21 +24,26 @@ def reference() -> str:
         usage = " ".join([f"roboalign {name}", *map(_usage, _shown(parser))])
         lines += [f"## `{name}`", "", _sentence(text), "", f"    {usage}", ""]
         if _shown(parser):
-            lines += ["| argument | meaning |", "|---|---|", *map(_row, _shown(parser)), ""]
+            lines += [
+                "| argument | meaning |",
+                "|---|---|",
+                *(_row(parser, action) for action in _shown(parser)),
+                "",
+            ]
     return "\n".join(lines)
 
 
 def commands(
     parser: argparse.ArgumentParser, prefix: str = ""
 ) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
-    """(name, parser, what it does) of each command but the hidden ones, parents before their actions."""
+    """(name, parser, what it does) of each command that the help lists, parents before their actions."""
     for group in (a for a in parser._actions if isinstance(a, argparse._SubParsersAction)):
-        for verb, below in group.choices.items():
-            if not prefix and verb in STAGES:
-                continue  # a stage's own name, kept for old scripts
-            name = f"{prefix}{verb}"
-            listed = {choice.dest: choice.help for choice in group._choices_actions}
-            yield name, below, below.description or listed.get(verb) or ""
+        for choice in group._choices_actions:
+            if choice.help == argparse.SUPPRESS:
+                continue
+            name = f"{prefix}{choice.dest}"
+            below = group.choices[choice.dest]
+            yield name, below, choice.help or ""
             yield from commands(below, f"{name} ")
 
 
@@ -73,12 +77,9 @@ def _usage(action: argparse.Action) -> str:
     return name if action.required else f"[{name}]"
 
 
-def _row(action: argparse.Action) -> str:
-    text = _sentence(action.help or "")
-    silent = action.default in (None, False, argparse.SUPPRESS) or action.default == []
-    if action.option_strings and not silent and "default" not in text:
-        text += f" Default: `{action.default}`."
-    return f"| `{_name(action)}` | {text} |"
+def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    text = parser._get_formatter()._expand_help(action)
+    return f"| `{_name(action)}` | {_sentence(text)} |".replace("||", "|")
 
 
 def _sentence(text: str) -> str:

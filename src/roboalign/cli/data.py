@@ -106,17 +106,13 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
 
 
 def _add_mix(mix: argparse.ArgumentParser) -> None:
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     mix.add_argument(
         "mixture",
         help="a mixture file, for example recipes/mixtures/paper.yaml, or the manifest.json of "
         "a mixture to build again",
     )
     _add_out(mix)
-    mix.add_argument(
-        "--workers", type=int, default=cores, help="processes, by default one per core"
-    )
+    mix.add_argument("--workers", type=int, metavar="N", help="processes; without it one per core")
     mix.add_argument(
         "--at",
         action="append",
@@ -127,12 +123,18 @@ def _add_mix(mix: argparse.ArgumentParser) -> None:
     )
 
 
+def _cores() -> int:
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def main(options: argparse.Namespace) -> int:
     """Do the action."""
     if options.action == "mix":
         from roboalign.cli.data_mix import mix_data
 
-        print(mix_data(options.mixture, options.out, workers=options.workers, at=options.at))
+        workers = _cores() if options.workers is None else options.workers
+        print(mix_data(options.mixture, options.out, workers=workers, at=options.at))
         return 0
     from roboalign.cli.robot_data import convert_data, inspect_data, open_data
 

@@ -109,7 +109,8 @@ def _parser(only: str | None = None) -> argparse.ArgumentParser:
     )
     for verb in (*VERBS, *STAGES):
         text = VERBS.get(verb, f"do a recipe up to its stage `{verb}`")
-        command = verbs.add_parser(verb, description=f"{text[0].upper()}{text[1:]}.")
+        listed = {"help": text} if verb in VERBS else {}  # without it, hidden from references too
+        command = verbs.add_parser(verb, description=f"{text[0].upper()}{text[1:]}.", **listed)
         if only is None or only == verb:
             import_module(f"roboalign.cli.{_home(verb)}").add_options(command)
     return parser

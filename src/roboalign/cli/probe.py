@@ -41,7 +41,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The run, and the fields of `ProbeSettings`."""
     parser.add_argument("run", help="a run's folder; it is only read")
     parser.add_argument("--out", default="probe.json", help="the file for the results")
-    add_settings(parser, ProbeSettings, *ProbeSettings.model_fields)
+    names = [name for name in ProbeSettings.model_fields if name not in ("arms", "seeds")]
+    add_settings(parser, ProbeSettings, *names)
+    parser.add_argument(
+        "--arm",
+        action="append",
+        dest="arms",
+        help="probe this arm; without it all whose backbone is done; may be repeated",
+    )
+    parser.add_argument(
+        "--seed",
+        action="append",
+        type=int,
+        dest="seeds",
+        metavar="N",
+        help="probe this training seed; without it all; may be repeated",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -130,12 +145,12 @@ def find_backbones(
     for seed in set(seeds or ()) - set(recipe.seeds):
         raise RoboAlignError(
             f"the run has no training seed {seed}",
-            where="--seeds",
+            where="--seed",
             fix=f"choose of {', '.join(map(str, recipe.seeds))}",
         )
     for arm in set(arms or ()) - set(recipe.arms):
         raise RoboAlignError(
-            f"the run has no arm {arm!r}", where="--arms", fix=f"choose of {', '.join(recipe.arms)}"
+            f"the run has no arm {arm!r}", where="--arm", fix=f"choose of {', '.join(recipe.arms)}"
         )
     fix = f"roboalign run {run_dir / 'recipe.yaml'} --out {run_dir}"
     found: dict[Path, Backbone] = {}
