@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 from roboalign import __version__
 from roboalign.cli.options import Parser, nearest
@@ -109,7 +110,9 @@ def _parser(only: str | None = None) -> argparse.ArgumentParser:
     )
     for verb in (*VERBS, *STAGES):
         text = VERBS.get(verb, f"do a recipe up to its stage `{verb}`")
-        listed = {"help": text} if verb in VERBS else {}  # without it, hidden from references too
+        listed: dict[str, Any] = (
+            {"help": text} if verb in VERBS else {}
+        )  # without it, hidden from references too
         command = verbs.add_parser(verb, description=f"{text[0].upper()}{text[1:]}.", **listed)
         if only is None or only == verb:
             import_module(f"roboalign.cli.{_home(verb)}").add_options(command)
