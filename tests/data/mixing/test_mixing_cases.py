@@ -107,6 +107,14 @@ def test_a_mixture_without_a_sample_is_an_error(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mixture_is_not_written_into_a_source(tmp_path):
+    folder = robot(tmp_path / "a", 0)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(RoboAlignError, match="the output is inside the source"):
+        build(settings(source("first", folder), tokenizer=TOKENS), folder / "mixed")
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_the_printed_columns_add_up(tmp_path):
     a, b = robot(tmp_path / "a", 0), robot(tmp_path / "b", 1)
     config = settings(

@@ -12,7 +12,7 @@ import numpy as np
 
 from roboalign import __version__
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import hash_file, hash_tree, locked, read_json, write_json
+from roboalign.core.files import check_output, hash_file, hash_tree, locked, read_json, write_json
 from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault
 from roboalign.mixture.mixing import choose, store, write
@@ -90,6 +90,8 @@ def build(
         raise RoboAlignError(
             "the folder is there already", where=str(out), fix="give another --out, or remove it"
         )
+    given = [source.robot or source.conversations for source in config.sources]
+    check_output(out, sources=[path for path in given if path])
     with locked(work), processes(workers) as pool:
         building = Building(config, work, pool, workers)
         begin(building)
