@@ -92,8 +92,9 @@ class Episode:
         decode = getattr(self.images.get(camera), "frame", None)
         if decode is not None:  # a video gives pixels: no detour through PNG
             return decode(t)
+        stored = self.png(camera, t)
         try:
-            return rgb_of_file(self.png(camera, t))
+            return rgb_of_file(stored)
         except RoboAlignError as error:
             raise RoboAlignError(
                 f"frame {t} of camera {camera} is {error.problem}",

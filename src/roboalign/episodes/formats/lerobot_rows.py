@@ -16,6 +16,7 @@ from roboalign.core.files import check_readable
 from roboalign.episodes.episode import LazyFrames
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.lerobot_layout import Record
+from roboalign.episodes.pictures import shown_size
 
 BROKEN = (pa.ArrowException, OSError, ValueError)
 """What reading a truncated or damaged parquet file raises."""
@@ -46,7 +47,7 @@ class StoredImages(LazyFrames):
             raise RoboAlignError(f"no image at step {t}", where=where)
         try:
             with Image.open(io.BytesIO(value)) as header:
-                size, mode = header.size, header.mode
+                size, mode = shown_size(header), header.mode
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return value  # what is broken about it is said where it is decoded
         if mode in DEEP:
