@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import roboalign
 from roboalign.actions.normalize import ActionStats
 from roboalign.cli.main import _parser as parser
 from roboalign.core.errors import RoboAlignError
@@ -188,7 +187,6 @@ def small_policy(folder: Path) -> None:
     Policy(mllm, head, View(layer=2, cameras=("workspace",)), stats, None).save(folder)
 
 
-@pytest.mark.skipif(not hasattr(roboalign, "Policy"), reason="the public face is not there yet")
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = [b for name, b in fences((ROOT / "README.md").read_text()) if name == "python"]
     monkeypatch.chdir(tmp_path)
