@@ -56,7 +56,7 @@ def test_it_is_named_and_the_others_are_read(
         and fault.where == str(bad)
         and "does not come to an end" in fault.problem
     )
-    assert isinstance(last, Episode) and last.episode_id == "c.hdf5/demo_0"
+    assert isinstance(last, Episode) and last.episode_id.startswith("c.hdf5/demo_0-")
     with pytest.raises(
         RoboAlignError, match=r"b\.hdf5: the HDF5 library does not come to an end .* Fix: download"
     ):
