@@ -20,7 +20,8 @@ from roboalign.core.files import write_json
 from roboalign.evaluate.tokens import TokenEvalConfig, draw_actions, evaluate_mllm, language_priors
 from roboalign.mllm.load import load_mllm
 from roboalign.run.folder import action_tokens, mixture_folder
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
 from roboalign.run.stages.base import source_folder, with_action_tokens
 from roboalign.run.stages.report import commit
 

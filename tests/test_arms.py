@@ -7,7 +7,8 @@ import pytest
 from roboalign.core.errors import RoboAlignError
 from roboalign.run.arms import ARMS, BASE, MAIN, MIX, RL, SFT, Arm, Backbone, backbones, pairs
 from roboalign.run.graph import plan_stages
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
 from roboalign.run.stages.align import extra_sft
 
 OWN = Backbone("twice-sft", "align:extra_sft", (SFT,), ("sft",), curve="twice-sft", like="sft")

@@ -137,7 +137,7 @@ def test_settings_have_their_defaults_from_the_config() -> None:
 
 
 def test_every_hidden_verb_has_a_stage(recipe: Path) -> None:
-    from roboalign.run.recipe import load_recipe
+    from roboalign.run.load import load_recipe
 
     given = load_recipe(recipe)
     run = pipeline.Run(given, recipe.parent, graph.plan_stages(given))

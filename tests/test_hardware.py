@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.machine import device_of
 from roboalign.run.graph import plan_stages
-from roboalign.run.recipe import HardwareConfig, Recipe, device_of
+from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import by_name, stage_keys
 from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.base import builtin_folder
@@ -34,7 +35,7 @@ def test_the_device_of_a_process(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if place:
         monkeypatch.setenv("LOCAL_RANK", place)
-    assert device_of(HardwareConfig(device=device)) == torch.device(expected)
+    assert device_of(device) == torch.device(expected)
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda", 3), ("auto", 3)])
@@ -44,7 +45,7 @@ def test_a_process_without_a_gpu_is_told(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(RoboAlignError, match=f"process 3 of this machine has no GPU: {gpus} found"):
-        device_of(HardwareConfig(device=device))
+        device_of(device)
 
 
 def table(recipe: Recipe) -> dict[str, Stage]:
@@ -54,9 +55,6 @@ def table(recipe: Recipe) -> dict[str, Stage]:
 def test_only_the_precision_enters_the_keys() -> None:
     plain = stage_keys(table(recipe()))
     assert stage_keys(table(recipe(device="cuda", timeout=60))) == plain
-    assert (
-        "dtype" not in table(recipe())["base"].settings
-    )  # a run made without this setting stays done
     other = stage_keys(table(recipe(dtype="bfloat16")))
     same = {name for name in plain if plain[name] == other[name]}
     assert same == {"collect", "tokenizer", "mix"}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from roboalign.core.errors import RoboAlignError
     from roboalign.episodes.open import open_robot_data as open_episodes
-    from roboalign.run.recipe import Recipe, load_recipe
+    from roboalign.run.load import load_recipe
+    from roboalign.run.recipe import Recipe
     from roboalign.sim.registry import make_benchmark
     from roboalign.vla.policy import Policy
 

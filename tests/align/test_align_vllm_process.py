@@ -344,4 +344,3 @@ def test_how_it_samples_counts_and_which_server_does_not() -> None:
         )
     )
     assert other == one == two
-    assert "serve" not in VllmConfig(url="http://a", weights="w").identity()

@@ -15,7 +15,7 @@ from roboalign.cli.main import main
 from roboalign.core.distributed import join_team
 from roboalign.core.files import locked, read_json, read_jsonl
 from roboalign.run.graph import plan_stages
-from roboalign.run.recipe import load_recipe
+from roboalign.run.load import load_recipe
 from roboalign.run.scheduler import Run
 
 IMITATIONS = ("ecot", "extra-sft")

@@ -221,7 +221,7 @@ def test_recipes_and_published_results_are_read_without_any_simulator() -> None:
 from roboalign.cli.compare import compare
 from roboalign.cli.table import table
 from roboalign.run.benchmark import installed_versions
-from roboalign.run.recipe import load_recipe
+from roboalign.run.load import load_recipe
 
 load_recipe("recipes/libero-tiny.yaml")
 print(compare(["docs/results/libero-tiny"], ["sft", "roboalign"]))

@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 from roboalign.cli.compare import compare, differences
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json, write_text
-from roboalign.run.recipe import Recipe, dump_recipe
+from roboalign.run.load import dump_recipe
+from roboalign.run.recipe import Recipe
 from roboalign.sim.registry import FIRST_EVALUATION_SEED
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"

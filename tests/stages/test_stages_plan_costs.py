@@ -14,7 +14,8 @@ from roboalign.plan.arithmetic import GPUS, Memory, parse_gpus
 from roboalign.plan.costs import StageCost, plan_costs
 from roboalign.plan.model import Assumptions, assumptions, backbone_numbers
 from roboalign.plan.text import describe_plan, duration, mend, quantity, size
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
 from tools.backbones import FRAMES, TURNS, model_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -15,7 +15,7 @@ from roboalign.mllm.hidden import hidden_states, text_layers
 from roboalign.mllm.load import load_mllm
 from roboalign.run.folder import read_demonstrations
 from roboalign.run.graph import plan_stages
-from roboalign.run.recipe import dump_recipe
+from roboalign.run.load import dump_recipe
 from roboalign.vla.features import View
 
 TASK = "puck-push"

@@ -18,7 +18,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.cli.main import main
 from roboalign.core.files import read_json, write_json
 from roboalign.mllm.load import load_mllm
-from roboalign.run.recipe import dump_recipe
+from roboalign.run.load import dump_recipe
 from roboalign.run.scheduler import stage_key
 from roboalign.run.stages.base import builtin_folder
 from roboalign.vla.features import View

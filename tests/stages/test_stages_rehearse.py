@@ -20,7 +20,8 @@ from roboalign.plan.model import Assumptions
 from roboalign.plan.rehearse import Rehearsal, Rehearsed, rehearse
 from roboalign.plan.rehearse_model import WORDS, fake_backbone
 from roboalign.plan.rehearse_split import LAUNCHED
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHRUNKEN = ("sft.micro_batch_size=4", "rl.micro_batch_size=4", "rl.max_new_tokens=24")

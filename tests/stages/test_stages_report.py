@@ -8,6 +8,8 @@ from stage_run import recipe
 from roboalign.core.files import write_json
 from roboalign.run.graph import plan_stages
 from roboalign.run.stages import report
+from roboalign.sim.libero.spec import LiberoSpec
+from roboalign.sim.metaworld.spec import MetaWorldSpec
 
 
 def test_the_ledger_holds_the_recipes_stages_and_nothing_that_an_earlier_one_left(
@@ -61,3 +63,36 @@ def test_the_commit_is_a_hash_or_said_to_be_unknown(monkeypatch: pytest.MonkeyPa
     assert found == "unknown" or len(found.removesuffix("+changes")) == 12
     monkeypatch.setenv("PATH", "")
     assert report.commit() == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (8_291_375_616, "8.29 billion"),
+        (72_700_000_000, "72.7 billion"),
+        (3_210_000, "3.21 million"),
+        (178_656, "179 thousand"),
+        (999_900, "1.00 million"),
+        (512, "512"),
+    ],
+)
+def test_a_number_of_parameters_in_words(count: int, words: str) -> None:
+    assert report.number_in_words(count) == words
+
+
+def test_the_report_says_what_is_true_of_this_run() -> None:
+    tiny = report.notes(recipe(), 178_656)
+    assert tiny[0] == MetaWorldSpec.notes[0]
+    assert "179 thousand parameters and a small vocabulary of its own" in tiny[-2]
+    assert "generated from templates" in tiny[-1]
+    libero = {"benchmark": "libero_goal", "downstream_tasks": "all"}
+    given = recipe(
+        backbone={"source": "/models/Qwen2.5-VL-7B-Instruct"},
+        mixture="/data/mixtures/paper",
+        collect={**libero, "downstream": {"first_seed": 1000}},
+        tokenizer={"horizon": 8},
+    )
+    large = report.notes(given, 8_291_375_616)
+    assert large[:-2] == list(LiberoSpec.notes)
+    assert "8.29 billion parameters:" in large[-2] and "vocabulary" not in large[-2]
+    assert "mixture paper" in large[-1] and "templates" not in large[-1]

@@ -10,7 +10,8 @@ from roboalign.cli.table import read_measured, table
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, write_json, write_text
 from roboalign.evaluate.success import success_table
-from roboalign.run.recipe import Recipe, dump_recipe
+from roboalign.run.load import dump_recipe
+from roboalign.run.recipe import Recipe
 from tools.publish import publish
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results"

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from roboalign.core.distributed import Team
 from roboalign.core.errors import RoboAlignError
 from roboalign.run.graph import plan_stages
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import Run, by_name, stage_keys
 
 

@@ -24,7 +24,6 @@ from roboalign.vla.parallel import loss_module
 from roboalign.vla.policy import Policy
 from roboalign.vla.store import FeatureStore
 from roboalign.vla.train import (
-    HeadTrainConfig,
     evaluate_head,
     fit,
     learning_rate_factor,
@@ -242,28 +241,6 @@ def test_the_compiled_loss_is_the_eager_one(tmp_path):
                 (loss.detach(), {name: p.grad.clone() for name, p in head.named_parameters()})
             )
         torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
-
-
-def test_settings_of_before_are_known_by_what_they_were():
-    """A checkpoint and a stage that were made before these settings existed are still what the defaults ask for."""
-    before = {
-        "steps": 2000,
-        "batch_size": 16,
-        "draws": 4,
-        "learning_rate": 1e-3,
-        "warmup": 0.05,
-        "precision": "float32",
-        "sampling_steps": 4,
-        "eval_every": 500,
-        "eval_frames": 512,
-        "checkpoint_every": 500,
-        "features": {"every": 1, "batch_size": 64, "shard_frames": 2048},
-    }
-    assert json.dumps(HeadTrainConfig().identity()) == json.dumps(before)
-    changed = HeadTrainConfig(ema=0.9, features=FeatureConfig(variants=2)).identity()
-    assert (
-        changed["ema"] == 0.9 and changed["features"]["variants"] == 2 and "compile" not in changed
-    )
 
 
 def test_a_nan_loss_stops_the_training(tmp_path):

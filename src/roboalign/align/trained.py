@@ -1,7 +1,5 @@
 """Which weights of an MLLM a training changes: all, all but the vision tower's, the connector's, or adapters."""
 
-from typing import ClassVar
-
 from peft import LoraModel
 from torch import nn
 
@@ -17,8 +15,6 @@ class TuneConfig(TrainConfig):
     lora: LoraConfig | None = None
     """Train low-rank adapters and the action tokens' rows, and merge them at the end (docs/how-to/train-lora.md).
     Without it, all weights are trained. With it the vision tower stays as it is, whatever `freeze_vision` says."""
-
-    ADDED: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     def choose_trained(self, mllm: Mllm) -> LoraModel | None:
         """Freeze what these settings keep as it is. Returns the adapters, where there are any.

@@ -19,7 +19,8 @@ from roboalign.evaluate.statistics import Estimate, paired_difference
 from roboalign.evaluate.success import Record, format_success, success_table
 from roboalign.report.text import count, p_value, points
 from roboalign.run.benchmark import evaluation_episodes, head_cameras, simulator_packages
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
 
 MEANING = (
     "collect.benchmark",

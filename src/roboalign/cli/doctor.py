@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from roboalign.core.errors import RoboAlignError, format_fault
-from roboalign.run.recipe import cores
+from roboalign.core.machine import cores
 
 MEMORY_NEEDED_GB = 6.0
 DISK_NEEDED_GB = 3.0

@@ -18,7 +18,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, write_json
 from roboalign.mllm.load import load_mllm
 from roboalign.run.folder import action_tokens, mixture_folder
-from roboalign.run.recipe import load_recipe
+from roboalign.run.load import load_recipe
 
 README = """# GRPO on action tokens, with verl or EasyR1
 

@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> int:
     from roboalign.plan.arithmetic import parse_gpus
     from roboalign.plan.model import assumptions
     from roboalign.plan.text import describe_plan
-    from roboalign.run.recipe import load_recipe
+    from roboalign.run.load import load_recipe
 
     gpu, count = parse_gpus(options.gpus)
     recipe = load_recipe(options.recipe, tuple(options.set))

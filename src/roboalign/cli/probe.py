@@ -34,7 +34,8 @@ from roboalign.mllm.load import load_mllm
 from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import head_cameras
 from roboalign.run.folder import backbone_folder, read_demonstrations
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

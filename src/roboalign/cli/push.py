@@ -16,7 +16,8 @@ from roboalign.core.hub import LOG_IN, MB, HubId, hub_id, resolve
 from roboalign.report.card import CardFacts, License, model_card
 from roboalign.run.arms import ARMS
 from roboalign.run.folder import backbone_folder, mixture_folder
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import stage_key
 from roboalign.vla.policy import policy_files
 

@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, team: "Team | None") -> int:
-    from roboalign.run.recipe import load_recipe
+    from roboalign.run.load import load_recipe
     from roboalign.run.stages.distill import print_keep_rate
     from roboalign.run.stages.report import print_summary
     from roboalign.run.start import run_recipe

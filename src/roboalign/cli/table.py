@@ -11,7 +11,7 @@ from roboalign.evaluate.success import Record
 from roboalign.report.comparison import Measured, compare_with_paper, format_comparison
 from roboalign.report.paper_numbers import METRICS
 from roboalign.run.arms import ARMS
-from roboalign.run.recipe import load_recipe
+from roboalign.run.load import load_recipe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,34 +1,129 @@
-"""The base of every settings object: frozen, typed, unknown keys refused."""
+"""The base of every settings object: frozen, typed, unknown keys refused; and its errors as one message."""
 
-from typing import Any, ClassVar
+import difflib
+import reprlib
+from collections.abc import Sequence
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from roboalign.core.errors import RoboAlignError
 
 
 class Config(BaseModel):
-    """One stage's settings. Immutable; an unknown key or a wrong type is an error that names the key.
+    """One group of settings. Immutable; an unknown key or a wrong type is an error that names the key.
 
-    Each field is followed by a string that says what it means and in which unit; `roboalign doctor` does not
-    repeat it, the recipe reference in docs/reference/recipe.md is generated from it.
+    Numbers are finite, and `true` is no number. Each field is followed by a string that says what it means and in
+    which unit: the recipe reference is generated from it.
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
-    ADDED: ClassVar[frozenset[str]] = frozenset()
-    """Fields that came after results had been made. At its default such a field says what was the case before."""
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_true_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's `yes` and `on` are true, which pydantic would take as 1."""
+        field = cls.model_fields[info.field_name or ""]
+        takes_number = _takes(field.annotation, int, float) and not _takes(field.annotation, bool)
+        if takes_number and _holds_bool(value):
+            raise ValueError("true and false are no numbers")
+        return value
 
-    def identity(self) -> dict[str, Any]:
-        """The settings as JSON values, by which a result is known; fields of `ADDED` only where they are not default.
 
-        So what was made before a field existed is still known by the same settings.
-        """
-        values = self.model_dump(mode="json")
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if name in self.ADDED and value == field.default:
-                del values[name]
-            elif isinstance(value, Config):
-                values[name] = value.identity()
-        return values
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_bool(item) for item in value)
+    return isinstance(value, bool)
+
+
+def _takes(annotation: Any, *kinds: type) -> bool:
+    """Whether a type of these is part of an annotation, as of `tuple[int, ...] | None`."""
+    if annotation in kinds or annotation is Any:
+        return True
+    return any(_takes(part, *kinds) for part in get_args(annotation))
+
+
+def validated(kind: Any, values: Any, where: str, at: str = "", fix: str = "") -> Any:
+    """`values` as a `kind`, a settings class or any type of pydantic. Raises RoboAlignError; see `explain`."""
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise explain(error, kind, where, at, fix) from None
+
+
+def explain(
+    error: ValidationError, kind: Any, where: str, at: str = "", fix: str = ""
+) -> RoboAlignError:
+    """The first fault of a validation as one message that names the key, with the nearest known key for an unknown one.
+
+    `at` is the key below which the values are in the file. `fix` is used where the fault itself suggests none; `{key}`
+    in it is replaced.
+    """
+    fault = error.errors()[0]
+    # pydantic names the member of a union that it tried, as `tuple[str, ...]`: that is no key.
+    location = [part for part in fault["loc"] if "[" not in str(part)]
+    key = ".".join([*([at] if at else []), *map(str, location)])
+    count = error.error_count() - 1
+    more = f" ({count} more faults after this one)" if count else ""
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(kind, fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
+        return RoboAlignError(f"unknown key `{key}`{more}", where=where, fix=fix)
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key:  # a fault between two settings, both of which the message names
+        return RoboAlignError(f"{message}{more}", where=where, fix="correct one of them")
+    given = "" if isinstance(fault["input"], dict) else f", got {_short(fault['input'])}"
+    fix = (fix or "correct `{key}` there").replace("{key}", key)
+    return RoboAlignError(f"`{key}`: {message}{given}{more}", where=where, fix=fix)
+
+
+def _short(value: Any) -> str:
+    """A value as text of some 200 characters at most, however deep it is."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    short.maxstring = short.maxother = 120
+    short.maxlong = 40
+    return short.repr(value)[:200]
+
+
+def _fields_at(kind: Any, location: Sequence[int | str]) -> list[str]:
+    """The keys of the settings class at a place of `kind`."""
+    model: Any = kind
+    for part in location:
+        if isinstance(part, int) or "[" in part:
+            continue
+        if part in _sections(model):
+            model = _sections(model)[part]
+            continue
+        field = getattr(model, "model_fields", {}).get(part)
+        model = _class_in(field.annotation) if field is not None else None
+    return [*getattr(model, "model_fields", {}), *_sections(model)]
+
+
+def _sections(model: Any) -> dict[str, type[Config]]:
+    """Keys of a group of settings that are no fields of its class, with the class of each: `cls.sections()`."""
+    sections: dict[str, type[Config]] = getattr(model, "sections", dict)()
+    return sections
+
+
+def _class_in(annotation: Any) -> Any:
+    """The settings class of an annotation, as of `tuple[Source, ...] | None`; None where it has none."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next(filter(None, map(_class_in, get_args(annotation))), None)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 from transformers import AutoConfig, PretrainedConfig
 
 from roboalign.align.trained import vision_parameters
-from roboalign.core.config import Config
+from roboalign.core.config import Config, validated
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import hub_id
 from roboalign.mllm.presets import (
@@ -153,12 +153,6 @@ def existing_folder(source: str) -> Path:
 def assumptions(given: list[str]) -> Assumptions:
     """`NAME=VALUE` texts -> Assumptions. Raises RoboAlignError on an unknown name or a value out of range."""
     pairs = [text.partition("=")[::2] for text in given]
-    try:
-        return Assumptions.model_validate(dict(pairs))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise RoboAlignError(
-            f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}",
-            where="--assume",
-            fix=f"known: {', '.join(Assumptions.model_fields)}",
-        ) from None
+    known = f"known: {', '.join(Assumptions.model_fields)}"
+    assumed: Assumptions = validated(Assumptions, dict(pairs), where="--assume", fix=known)
+    return assumed

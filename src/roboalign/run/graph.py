@@ -169,43 +169,41 @@ def _settings(config: Config) -> dict[str, Any]:
         "liger",
         "vllm",
     }
-    sampler = {"sampler": "vllm"} if getattr(config, "vllm", None) else {}
-    reward = reward_content(config.reward) if isinstance(config, RlConfig) else {}
-    return {
-        **{name: value for name, value in config.identity().items() if name not in unsaid},
-        **sampler,
-        **reward,
-    }
+    values = config.model_dump(mode="json")
+    settings = {name: value for name, value in values.items() if name not in unsaid}
+    if values.get("vllm"):
+        settings["sampler"] = "vllm"
+    if isinstance(config, RlConfig):
+        settings |= reward_content(config.reward)
+    return settings
 
 
 def _head_settings(recipe: Recipe) -> dict[str, Any]:
-    dtype = recipe.backbone.layer_dtype
     return {
         "head": _settings(recipe.head),
         "training": _settings(recipe.head_training),
         "layer": recipe.backbone.layer,
         "final_norm": recipe.backbone.final_norm,
-        "layer_dtype": dtype,
+        "layer_dtype": recipe.backbone.layer_dtype,
     }
 
 
 def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
     """A model given from outside counts by its content or commit: other weights are another base."""
     backbone = recipe.backbone
-    dtype = recipe.hardware.dtype
-    start = {
+    settings: dict[str, Any] = {
         "action_start": backbone.action_start,
-        **({"dtype": dtype} if dtype != "float32" else {}),
+        "dtype": recipe.hardware.dtype,
     }
     if backbone.source == "train":
-        return {
-            **start,
-            **{name: _settings(getattr(backbone, name)) for name in ("tiny", "vision", "pretrain")},
-        }
+        for name in ("tiny", "vision", "pretrain"):
+            settings[name] = _settings(getattr(backbone, name))
+        return settings
+    if backbone.connector:
+        settings["connector"] = _settings(backbone.connector)
     folder = source_folder(backbone.source)
-    connector = {"connector": _settings(backbone.connector)} if backbone.connector else {}
-    weights = folder.name if hub_id(backbone.source) else hash_tree(folder)
-    return {**start, **connector, "weights": weights}
+    settings["weights"] = folder.name if hub_id(backbone.source) else hash_tree(folder)
+    return settings
 
 
 def _tokenizer_settings(config: TokenizerConfig) -> dict[str, Any]:

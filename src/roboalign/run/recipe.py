@@ -1,17 +1,11 @@
-"""The recipe: every setting of a run in one validated, immutable object, read from YAML.
+"""The recipe: every setting of a run in one validated, immutable object.
 
-Each room owns the settings of what it does; this module composes them, reads the file, applies `--set` overrides and
-turns a validation failure into one message that names the key and the fix.
+Each room owns the settings of what it does; this module composes them. `run/load.py` reads the file.
 """
 
-import difflib
-import os
-from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal
 
-import torch
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from roboalign.actions.normalize import Method
 from roboalign.align.backbone import BackboneConfig
@@ -20,7 +14,6 @@ from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.answers import PRESETS as IN_WORDS
 from roboalign.align.sft import SftConfig
 from roboalign.core.config import Config
-from roboalign.core.errors import RoboAlignError
 from roboalign.core.trackers import TrackerName
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.packed import MixConfig
@@ -49,8 +42,6 @@ class TokenizerConfig(Config):
     """Which values normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus and plus std)."""
     clip: bool = True
     """Cut normalized actions at -1 and 1, as OpenVLA does; openpi does not. Without effect on mean_std."""
-
-    ADDED: ClassVar[frozenset[str]] = frozenset({"statistics", "clip"})
 
 
 class EvaluationConfig(RolloutConfig):
@@ -165,141 +156,3 @@ class Recipe(Config):
                 f"arms {asked} make their data from demonstrations in the simulator; leave them out where "
                 "`mixture` is given"
             )
-
-
-def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read and validate a recipe; `overrides` are `dotted.key=value` with YAML values.
-
-    Raises RoboAlignError that names the key and the fix.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RoboAlignError(
-            "no such recipe", where=str(path), fix=f"choose one of {_known_recipes(path)}"
-        )
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RoboAlignError(
-            f"not valid YAML: {' '.join(str(error).split())}", where=str(path)
-        ) from None
-    if not isinstance(values, dict):
-        raise RoboAlignError(
-            "a recipe is a mapping of keys to values",
-            where=str(path),
-            fix="start from recipes/quickstart.yaml",
-        )
-    for override in overrides:
-        _apply(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error, path) from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def device_of(hardware: HardwareConfig) -> torch.device:
-    """The device of this process. Raises RoboAlignError where a GPU is asked for and there is none for it."""
-    place = int(os.environ.get("LOCAL_RANK", 0))
-    found = torch.cuda.device_count()
-    if hardware.device == "cpu" or (hardware.device == "auto" and not found):
-        return torch.device("cpu")
-    if place >= found:
-        raise RoboAlignError(
-            f"process {place} of this machine has no GPU: {found} found",
-            where="hardware.device",
-            fix="start as many processes as there are GPUs, or set hardware.device: cpu",
-        )
-    return torch.device("cuda", place)
-
-
-def processes(recipe: Recipe) -> int:
-    """How many stages run side by side: as the recipe says, else one a core, or one where there is a GPU."""
-    return recipe.parallel or (1 if torch.cuda.is_available() else cores())
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RoboAlignError(
-            "an override is dotted.key=value",
-            where=f"--set {override}",
-            fix="for example --set sft.max_steps=100",
-        )
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise RoboAlignError(
-                f"`{parent}` is a value, not a group of settings", where=f"--set {override}"
-            )
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RoboAlignError(
-            f"not valid YAML: {' '.join(str(error).split())}",
-            where=f"--set {override}",
-            fix="put the value in quotes",
-        ) from None
-
-
-def _explain(error: ValidationError, path: Path) -> RoboAlignError:
-    """The first fault of a validation as one message, with the nearest known key for an unknown one."""
-    fault = error.errors()[0]
-    # pydantic names the member of a union that it tried, as `tuple[str, ...]`: no key of the recipe.
-    key = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
-    more = (
-        f" ({error.error_count() - 1} more faults after this one)"
-        if error.error_count() > 1
-        else ""
-    )
-    if fault["type"] == "extra_forbidden":
-        known = _fields_at(fault["loc"][:-1])
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-        fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
-        return RoboAlignError(f"unknown key `{key}`{more}", where=str(path), fix=fix)
-    message = fault["msg"].removeprefix("Value error, ")
-    if not key:  # a fault between two groups of settings, both of which the message names
-        return RoboAlignError(
-            f"{message}{more}", where=str(path), fix="correct one of them in the recipe"
-        )
-    given = f", got {fault['input']!r}" if not isinstance(fault["input"], dict) else ""
-    return RoboAlignError(
-        f"`{key}`: {message}{given}{more}",
-        where=str(path),
-        fix=f"correct `{key}` in the recipe" + (f", or pass --set {key}=VALUE" if given else ""),
-    )
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Recipe
-    for part in location:
-        if part in (sections := _sections(model)):  # of a benchmark
-            model = sections[str(part)]
-            continue
-        field = getattr(model, "model_fields", {}).get(part)
-        annotation = field.annotation if field is not None else None
-        # Of a section that may be left out, the class.
-        model = next(
-            (one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation
-        )
-    return [*getattr(model, "model_fields", {}), *_sections(model)]
-
-
-def _sections(model: Any) -> dict[str, type[Config]]:
-    """Keys of a group of settings that are no fields: sections of benchmarks."""
-    return model.sections() if model is DemonstrationsConfig else {}
-
-
-def _known_recipes(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path()
-    return ", ".join(sorted(str(p) for p in folder.rglob("*.yaml"))) or "the files in recipes/"

@@ -21,10 +21,12 @@ from roboalign.core import progress
 from roboalign.core.distributed import Team, leave_team
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import locked, read_json, write_json, write_text
+from roboalign.core.machine import cores, device_of, side_by_side
 from roboalign.core.processes import die_with_parent, give_memory_back
 from roboalign.core.trackers import check_trackers, tracking
+from roboalign.run.load import dump_recipe
 from roboalign.run.observer import Observer, PlainLines
-from roboalign.run.recipe import Recipe, cores, device_of, dump_recipe, processes
+from roboalign.run.recipe import Recipe
 from roboalign.run.stage import Context, Stage, limit_threads
 
 Row = dict[str, Any]
@@ -79,8 +81,8 @@ class Run:
     def execute(self, names: Iterable[str] | None = None) -> None:
         """Do the named stages, or all, skipping those done under the same key.
 
-        Independent stages run side by side in `processes(recipe)` processes. The first stage that fails ends the run
-        with its error once the stages beside it have ended; what is done stays done.
+        Independent stages run at the same time, in as many processes as `recipe.parallel` says. The first stage that
+        fails ends the run with its error once the others that run have ended; what is done stays done.
         """
         wanted = list(self.stages if names is None else names)
         check_trackers(self.recipe.trackers)
@@ -90,7 +92,7 @@ class Run:
             return
         _check_patience(self.recipe)
         hardware = self.recipe.hardware
-        self.team.form_group(device_of(hardware), hardware.timeout)
+        self.team.form_group(device_of(hardware.device), hardware.timeout)
         if self.team.leads:
             with locked(self.run_dir):
                 self._lead(wanted)
@@ -111,7 +113,7 @@ class Run:
         began = time.monotonic()
         if self.team:
             self._with_team(todo, self.team)
-        elif processes(self.recipe) == 1:
+        elif side_by_side(self.recipe.parallel) == 1:
             for name in todo:
                 self._here(name, todo)
         elif todo:
@@ -150,7 +152,7 @@ class Run:
         waiting = list(names)
         running: dict[Future[Row], str] = {}
         with ProcessPoolExecutor(
-            processes(self.recipe),
+            side_by_side(self.recipe.parallel),
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin_worker,
             initargs=(self.observer.channel(),),
@@ -172,7 +174,7 @@ class Run:
         if set(self.stages[name].needs) & {*waiting, *running}:
             return False
         alone = any(self.stages[one].exclusive for one in (name, *running))
-        return len(running) < (1 if alone else processes(self.recipe))
+        return len(running) < (1 if alone else side_by_side(self.recipe.parallel))
 
     def _tell_start(self, name: str, todo: list[str]) -> None:
         self.observer.stage_started(name, todo.index(name) + 1, len(todo))
@@ -233,7 +235,7 @@ def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "started.json", {"key": key})
     began = time.monotonic()
-    share = cores() if stage.exclusive else cores() // processes(recipe)
+    share = cores() if stage.exclusive else cores() // side_by_side(recipe.parallel)
     limit_threads(max(1, threads or share))
     with tracking(recipe.trackers, recipe.name, stage.name):
         ledger = stage.work(Context(recipe, run_dir, stage))

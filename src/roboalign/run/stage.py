@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from roboalign.core.machine import device_of
 from roboalign.mllm.load import Mllm, load_mllm
-from roboalign.run.recipe import Recipe, device_of
+from roboalign.run.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Context:
     def load(self, folder: Path) -> Mllm:
         """The MLLM of a folder, on the device and in the precision that the recipe says."""
         hardware = self.recipe.hardware
-        return load_mllm(folder, dtype=getattr(torch, hardware.dtype), device=device_of(hardware))
+        return load_mllm(
+            folder, dtype=getattr(torch, hardware.dtype), device=device_of(hardware.device)
+        )
 
 
 def limit_threads(count: int) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from roboalign.core.distributed import Team
 from roboalign.core.errors import RoboAlignError
 from roboalign.run.graph import distill_stages, pin_hub_ids, plan_stages
+from roboalign.run.load import load_recipe
 from roboalign.run.observer import Observer
-from roboalign.run.recipe import Recipe, load_recipe
+from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import Run
 
 

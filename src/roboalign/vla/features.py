@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -51,8 +51,6 @@ class FeatureConfig(Config):
     step draws one of them. 0: the plain frames. Held-out frames and what a policy sees are never augmented."""
     augment: AugmentConfig = AugmentConfig()
     """How such a copy is drawn."""
-
-    ADDED: ClassVar[frozenset[str]] = frozenset({"variants", "augment"})
 
     def copies(self, view: "View") -> int:
         """Augmented copies of each training frame; a blind view's would all be the same, so it has none."""

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -72,8 +72,6 @@ class HeadTrainConfig(Config):
     clip: bool = True
     """Cut normalized actions at -1 and 1, as OpenVLA does; openpi does not. Without effect on
     mean_std. The state is normalized in the same way."""
-
-    ADDED: ClassVar[frozenset[str]] = frozenset({"ema", "compile", "statistics", "clip"})
 
 
 def train_head(
@@ -347,6 +345,6 @@ def _check_episodes(episodes: Sequence[Episode], heldout: Sequence[Episode]) -> 
 
 def _fingerprint(head: FlowMatchingHead, train: Frames, config: HeadTrainConfig, seed: int) -> str:
     """What must not change between a killed run and the one that goes on from it."""
-    settings = {name: value for name, value in config.identity().items() if name != "compile"}
+    settings = config.model_dump(mode="json", exclude={"compile"})
     parts = [settings, head.config.model_dump(), head.shape.model_dump(), len(train), seed]
     return json.dumps([*parts, train.actions.double().sum().item()])

@@ -9,10 +9,10 @@ from roboalign.actions.known_spaces import known_space
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, read_jsonl, write_json
+from roboalign.core.machine import cores
 from roboalign.episodes.episode import Camera
 from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
 from roboalign.run.benchmark import alignment_benchmark, demonstrated_benchmark
-from roboalign.run.recipe import cores
 from roboalign.run.stage import Context
 from roboalign.sim.base import DemonstratedBenchmark
 from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord

@@ -10,6 +10,7 @@ import numpy as np
 from roboalign.conversations.conversation import read_conversations, read_table, shards
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, read_json, read_jsonl, write_json
+from roboalign.core.machine import cores, device_of, side_by_side
 from roboalign.evaluate.tokens import evaluate_mllm, language_priors
 from roboalign.run.benchmark import (
     evaluation_episodes,
@@ -23,7 +24,7 @@ from roboalign.run.folder import (
     mixture_folder,
     read_demonstrations,
 )
-from roboalign.run.recipe import Recipe, cores, device_of, processes
+from roboalign.run.recipe import Recipe
 from roboalign.run.stage import Context, limit_threads
 from roboalign.sim.base import Benchmark, Observation
 from roboalign.sim.parallel import evaluate_parallel
@@ -94,8 +95,8 @@ def _measure(
     """Run the episodes in processes of this machine, or on the machines of a Ray cluster."""
     cluster, config = recipe.hardware.ray, rollout_config(recipe)
     if cluster is None:
-        workers = max(1, cores() // processes(recipe))
-        act = functools.partial(load_act, policy, workers, str(device_of(recipe.hardware)))
+        workers = max(1, cores() // side_by_side(recipe.parallel))
+        act = functools.partial(load_act, policy, workers, str(device_of(recipe.hardware.device)))
         evaluate_parallel(act, benchmark, episodes, config, workers=workers, on_result=keep)
         return
     inside, files = policy_files(policy)

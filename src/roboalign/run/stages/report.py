@@ -1,6 +1,7 @@
 """Stage `report`: gathers what the stages left and writes one HTML page, summary.json and table.txt."""
 
 import datetime
+import math
 import platform
 import subprocess
 from collections import Counter
@@ -13,6 +14,7 @@ import torch
 from roboalign.conversations.conversation import read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl, write_json, write_text
+from roboalign.core.machine import cores
 from roboalign.core.progress import format_seconds
 from roboalign.evaluate.success import format_success, success_table
 from roboalign.evaluate.token_metrics import compare, summarize
@@ -29,15 +31,11 @@ from roboalign.run.benchmark import (
     simulator_packages,
 )
 from roboalign.run.folder import mixture_folder
-from roboalign.run.recipe import Recipe, cores, dump_recipe
+from roboalign.run.load import dump_recipe
+from roboalign.run.recipe import Recipe
 from roboalign.run.stage import Context
 
 REMADE = "delete the folder videos/, or the stage eval's folder to roll out again"
-NOTES = [
-    "The model has a few million parameters and its own small vocabulary: these numbers say how the recipe behaves at "
-    "this scale, not what Qwen2.5-VL-7B would do.",
-    "The questions are generated from templates in a controlled English; free-form language is not tested.",
-]
 
 
 def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
@@ -71,7 +69,7 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         videos=_videos(run_dir, recipe),
         ledger=ledger,
         recipe=dump_recipe(recipe),
-        notes=[*benchmark_notes(recipe), *NOTES],
+        notes=notes(recipe, read_json(run_dir / "base" / "stage.json")["parameters"]),
     )
     write_report(summary, context.folder / "index.html")
     write_json(
@@ -85,6 +83,44 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
     )
     write_text(context.folder / "table.txt", format_arms(summary) + "\n" + format_success(success))
     return {"arms": len(recipe.arms), "bytes": (context.folder / "index.html").stat().st_size}
+
+
+def notes(recipe: Recipe, parameters: int) -> list[str]:
+    """What limits these results beside their own numbers: where they were measured, of what model, on which questions.
+
+    `parameters` is the number of the backbone's.
+    """
+    size = number_in_words(parameters)
+    model = (
+        f"The backbone has {size} parameters: these numbers say how the recipe behaves at this size, not how it would "
+        "with a model of another."
+    )
+    if recipe.backbone.source in ("builtin", "train"):
+        model = (
+            f"The backbone has {size} parameters and a small vocabulary of its own: these numbers say how the recipe "
+            "behaves at this size, not what a published MLLM would do."
+        )
+    questions = "The questions are generated from templates in a controlled English; free-form language is not tested."
+    if recipe.mixture:
+        questions = (
+            f"The held-out questions are those of the mixture {Path(recipe.mixture).name}, of the sources that SFT "
+            "learned from; other questions are not tested."
+        )
+    return [
+        *benchmark_notes(recipe),
+        model,
+        questions,
+    ]
+
+
+def number_in_words(count: int) -> str:
+    """`178656` -> `179 thousand`, `8291375616` -> `8.29 billion`: three digits."""
+    for unit, name in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= 0.9995 * unit:
+            value = count / unit
+            digits = 2 - int(math.log10(max(value, 1)))
+            return f"{value:.{max(digits, 0)}f} {name}"
+    return str(count)
 
 
 def _arm(name: str, answers: list[dict[str, Any]]) -> Arm:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx2
 from pydantic import Field, field_validator, model_validator
@@ -30,8 +30,6 @@ GOES_ON = "the same command goes on from the last checkpoint"
 
 class VllmConfig(Config):
     """vLLM servers that sample GRPO's answers in place of the own loop (docs/how-to/vllm-and-verl.md)."""
-
-    ADDED: ClassVar[frozenset[str]] = frozenset({"serve", "memory", "sleep", "options"})
 
     url: str | None = None
     """Base URL of a server that runs on a device of its own, as `http://host:8000`. Where it asks for an API key,

@@ -1,0 +1,84 @@
+"""YAML files of settings, read so that a slip is refused: a key given twice, endless aliases, a number too long."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roboalign.core.errors import RoboAlignError
+
+LARGEST = 10_000_000  # bytes of a file of settings
+MOST_NODES = 100_000  # values of one file, each counted as often as aliases repeat it
+
+
+def read_yaml(path: Path, fix: str = "") -> Any:
+    """What a file of settings holds. Raises RoboAlignError that names the file, and the line where there is one."""
+    if path.stat().st_size > LARGEST:
+        raise RoboAlignError(
+            f"it has {path.stat().st_size:,} bytes, and settings have {LARGEST:,} at most",
+            where=str(path),
+            fix=fix,
+        )
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise RoboAlignError(f"not valid YAML: {error}", where=str(path), fix=fix) from None
+    return parse_yaml(text, where=str(path), fix=fix)
+
+
+def parse_yaml(text: str, where: str, fix: str = "") -> Any:
+    """The value of a YAML text. Raises RoboAlignError at `where`."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except _Refused as error:
+        problem = str(error)
+    except RecursionError:
+        problem = "not valid YAML: nested too deeply"
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2026-13-01 is a ValueError
+        problem = f"not valid YAML: {' '.join(str(error).split())[:300]}"
+    finally:
+        loader.dispose()
+    raise RoboAlignError(problem, where=where, fix=fix)
+
+
+class _Refused(Exception):
+    """Well-formed YAML that no settings need."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in first:
+                raise _Refused(
+                    f"duplicate key `{name}` at line {line}; first at line {first[name]}"
+                )
+            first[name] = line
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values below a node, an aliased one as often as it is named."""
+    if id(node) in counted:
+        if not counted[id(node)]:
+            raise _Refused(f"the alias at line {node.start_mark.line + 1} holds itself")
+        return counted[id(node)]
+    counted[id(node)] = 0
+    total = 1
+    children = [] if isinstance(node, yaml.ScalarNode) else node.value
+    for child in children:
+        parts = child if isinstance(child, tuple) else (child,)
+        total += sum(_count(part, counted) for part in parts)
+        if total > MOST_NODES:
+            raise _Refused(f"its aliases make more than {MOST_NODES:,} values")
+    counted[id(node)] = total
+    return total

@@ -1,0 +1,69 @@
+"""A recipe from its YAML file, with `--set` overrides, and back."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roboalign.core.config import validated
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.yaml import parse_yaml, read_yaml
+from roboalign.run.recipe import Recipe
+
+CORRECT = "correct `{key}` in the recipe, or pass --set {key}=VALUE"
+START = "start from recipes/quickstart.yaml"
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read and validate a recipe; `overrides` are `dotted.key=value` with YAML values.
+
+    Raises RoboAlignError that names the key and the fix.
+    """
+    path = Path(path)
+    if not _is_file(path):
+        raise RoboAlignError(
+            "no such recipe", where=str(path)[:200], fix=f"choose one of {_known_recipes(path)}"
+        )
+    values = read_yaml(path, fix=START)
+    if not isinstance(values, dict):
+        raise RoboAlignError("a recipe is a mapping of keys to values", where=str(path), fix=START)
+    for override in overrides:
+        _apply(values, override)
+    recipe: Recipe = validated(Recipe, values, where=str(path), fix=CORRECT)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    where = f"--set {override}"
+    if not equals or not key:
+        raise RoboAlignError(
+            "an override is dotted.key=value",
+            where=where,
+            fix="for example --set sft.max_steps=100",
+        )
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RoboAlignError(f"`{parent}` is a value, not a group of settings", where=where)
+    values[last] = parse_yaml(text, where=where, fix="put the value in quotes")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def _known_recipes(path: Path) -> str:
+    folder = path.parent
+    if len(str(folder)) > 200 or not folder.is_dir():
+        folder = Path()
+    return ", ".join(sorted(str(p) for p in folder.rglob("*.yaml"))) or "the files in recipes/"
