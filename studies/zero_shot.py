@@ -15,7 +15,8 @@ from typing import Any
 
 from roboalign.align.sft import train_sft
 from roboalign.conversations.conversation import Conversation, read_conversations
-from roboalign.core.errors import RoboAlignError, format_error
+from roboalign.core.command import exit_status
+from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json
 from roboalign.evaluate.tokens import TokenEvalConfig, draw_actions, evaluate_mllm, language_priors
 from roboalign.mllm.load import load_mllm
@@ -43,11 +44,11 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(VARIANTS), help="some of " + ", ".join(VARIANTS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    try:
-        rows = study(options.run, options.only.split(","), options.frames, options.seed)
-    except RoboAlignError as error:
-        print(format_error(error), file=sys.stderr)
-        return 2
+    return exit_status(lambda: _study(options))
+
+
+def _study(options: argparse.Namespace) -> int:
+    rows = study(options.run, options.only.split(","), options.frames, options.seed)
     print(
         f"\ncommit {commit()}, seed {options.seed}, {options.frames} held-out frames of {options.run}"
     )

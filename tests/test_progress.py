@@ -67,3 +67,52 @@ def test_an_error_is_not_called_done(clock: Clock, capsys: pytest.CaptureFixture
     with pytest.raises(ValueError, match="broken"), Progress("rl", total=3):
         raise ValueError("broken")
     assert capsys.readouterr().err == "[rl] 0/3  0:00 elapsed, ? left  stopped\n"
+
+
+def test_ctrl_c_prints_no_line_of_its_own(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), Progress("rl", total=3):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "label", "start"),
+    [
+        ("", "data", "[data] 1/4  "),
+        ("collect", "collect", "[collect] 1/4  "),
+        ("seed-0/sft", "sft", "[seed-0/sft] 1/4  "),
+        ("seed-0/head/roboalign", "features", "[seed-0/head/roboalign] features 1/4  "),
+        ("seed-0/eval/tokens/sft", "evaluate sft", "[seed-0/eval/tokens/sft] evaluate 1/4  "),
+    ],
+)
+def test_a_line_names_its_stage(
+    stage: str, label: str, start: str, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.of_stage(stage), Progress(label, total=4) as count:
+        count.advance()
+    assert capsys.readouterr().err.startswith(start)
+
+
+def test_updates_go_to_the_channel_and_nothing_is_printed(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken: list[progress.Update] = []
+
+    class Here:
+        def put(self, update: progress.Update) -> None:
+            taken.append(update)
+
+    progress.send_to(Here())
+    try:
+        with progress.of_stage("mix"), Progress("mixture", total=10, start=2) as count:
+            clock.now += 4
+            count.advance(2, note="x")
+    finally:
+        progress.send_to(None)
+    assert capsys.readouterr().err == ""
+    assert [(u.done, u.fresh, u.elapsed, u.left, u.note, u.ended) for u in taken] == [
+        (2, 0, 0.0, None, "", False),
+        (4, 2, 4.0, 12.0, "x", False),
+        (4, 2, 4.0, 12.0, "done", True),
+    ]
+    assert {update.stage for update in taken} == {"mix"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.cli.table import comparison
+from roboalign.core.command import exit_status
 from roboalign.core.files import atomic_path, read_json
 from roboalign.report.comparison import markdown_comparison
 from roboalign.report.tables import ARM_COLUMNS, lookup
@@ -97,4 +98,4 @@ def _estimate(estimate: Mapping[str, Any] | None, kind: str) -> str:
 
 
 if __name__ == "__main__":
-    print(publish(sys.argv[1], sys.argv[2]))
+    sys.exit(exit_status(lambda: print(publish(sys.argv[1], sys.argv[2])) or 0))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from roboalign.core.command import exit_status
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file, read_json, write_json
 from roboalign.mllm.load import load_mllm, save_mllm
@@ -49,4 +50,4 @@ def ship(run_dir: str | Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(ship(sys.argv[1]))
+    sys.exit(exit_status(lambda: print(ship(sys.argv[1])) or 0))

@@ -12,7 +12,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from roboalign.core.errors import RoboAlignError, format_error
+from roboalign.core.command import exit_status
+from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.join import join, read_dinov2, read_gguf
 from roboalign.mllm.load import save_mllm
 
@@ -55,12 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
         "256 tokens; 126 are 81 tokens)",
     )
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         print(small(given.out, image_size=given.image_size))
-    except RoboAlignError as error:
-        print(format_error(error), file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """The `roboalign` command: which verbs there are, and the file that has the options and the work of each."""
 
 import argparse
-import os
 import sys
 from importlib import import_module
 from typing import Any
 
 from roboalign import __version__
 from roboalign.cli.options import Parser, nearest
-from roboalign.core.errors import RoboAlignError, format_error
+from roboalign.core.command import exit_status
+from roboalign.core.errors import RoboAlignError
 
 GROUPS = {
     "make a policy": {
@@ -38,30 +38,8 @@ STAGES = ("collect", "tokenizer", "mix", "base", "sft", "rl", "head", "report")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 2 for a fault of the input, 130 when interrupted."""
-    # Threads that spin while they wait slow down every process that shares the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        return _dispatch(sys.argv[1:] if arguments is None else arguments)
-    except RoboAlignError as error:
-        print(format_error(error), file=sys.stderr)
-        return 2
-    except OSError as error:
-        from roboalign.core.files import no_room
-
-        if not (reason := no_room(error)):
-            raise
-        full = RoboAlignError(
-            f"cannot be written ({reason})",
-            where=str(error.filename or ""),
-            fix="free space, then run the same command again: it continues from here",
-        )
-        print(format_error(full), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from here", file=sys.stderr)
-        return 130
+    """Entry point; returns the exit status, as `exit_status` says."""
+    return exit_status(lambda: _dispatch(sys.argv[1:] if arguments is None else arguments))
 
 
 def _dispatch(arguments: list[str]) -> int:

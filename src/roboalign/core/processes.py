@@ -5,11 +5,85 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+JOIN_SECONDS = 1.0
+"""Given to a worker that was told to end, before it is killed."""
+
+
+@contextmanager
+def worker_pool(
+    workers: int, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of spawned processes that end with this one, hear no Ctrl-C, and die at once where this one is stopped.
+
+    After an ordinary error the tasks that run are let end, and those that wait are dropped.
+    """
+    before = set(multiprocessing.active_children())
+    with deaf():
+        pool = _DeafPool(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(initializer, initargs),
+        )
+    try:
+        yield pool
+    except (KeyboardInterrupt, BrokenPipeError):
+        end_processes([one for one in multiprocessing.active_children() if one not in before])
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+class _DeafPool(ProcessPoolExecutor):
+    """A pool spawns its processes at the first submit, from the thread that submits."""
+
+    def submit(self, *task: Any, **named: Any) -> Any:
+        with deaf():
+            return super().submit(*task, **named)
+
+
+def _begin(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+    die_with_parent()
+    if initializer:
+        initializer(*initargs)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Processes that are started within never hear SIGINT and SIGHUP.
+
+    A terminal sends them to all processes; the parent ends its workers itself. It holds for multiprocessing's own
+    resource tracker too, which is started with the first semaphore.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_processes(processes: list[BaseProcess]) -> None:
+    """End them at once, whatever they are doing."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(JOIN_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def die_with_parent() -> None:

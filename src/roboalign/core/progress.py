@@ -1,18 +1,12 @@
-"""Progress with an estimate: a plain line every few seconds, on a terminal, in a log and from parallel stages."""
+"""Progress with an estimate: a plain line every few seconds, or updates for who shows the progress of a whole run."""
 
 import sys
 import time
-from multiprocessing.queues import Queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
-
-_channel: "Queue[Any] | None" = None
-
-
-def send_to(channel: "Queue[Any]") -> None:
-    """From now on, put the progress of this process into `channel`, as (label, done, total, elapsed seconds, note)."""
-    global _channel
-    _channel = channel
+from typing import Protocol
 
 
 def format_seconds(seconds: float) -> str:
@@ -22,14 +16,97 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+@dataclass(frozen=True)
+class Update:
+    """How far one count is."""
+
+    stage: str
+    """The stage that counts, "" outside a run."""
+    label: str
+    done: int
+    total: int | None
+    """None where it is not known beforehand."""
+    fresh: int
+    """Units of `done` that this process did; the others are an earlier process's."""
+    elapsed: float
+    """Seconds since this process began to count."""
+    note: str
+    """A few words, as `loss 0.41`."""
+    ended: bool
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the total at the rate so far; None where that is not known."""
+        if self.total is None or not self.fresh:
+            return None
+        return self.elapsed / self.fresh * (self.total - self.done)
+
+    @property
+    def title(self) -> str:
+        """The stage and, where it says more, the label: `seed-0/sft`, `seed-0/head/sft features`."""
+        if not self.stage or self.label == self.stage:
+            return self.label
+        known = {part for words in self.stage.split("/") for part in words.split("-")}
+        known |= set(self.stage.split("/"))
+        own = " ".join(word for word in self.label.split() if word not in known)
+        return f"{self.stage} {own}".rstrip()
+
+    def line(self) -> str:
+        """As in a log: `[seed-0/sft] 95/438  0:20 elapsed, 1:12 left  loss 0.41`."""
+        stage, _, label = self.title.partition(" ") if self.stage else (self.title, "", "")
+        of = "" if self.total is None else f"/{self.total}"
+        if self.total is None:
+            ahead = f"{self.fresh / self.elapsed if self.elapsed else 0:.1f} a second"
+        else:
+            ahead = f"{'?' if self.left is None else format_seconds(self.left)} left"
+        counted = f"{label} {self.done}{of}".strip()
+        elapsed = format_seconds(self.elapsed)
+        return f"[{stage}] {counted}  {elapsed} elapsed, {ahead}  {self.note}".rstrip()
+
+
+class Channel(Protocol):
+    """Where updates can be put: a queue of multiprocessing, or an object of this process."""
+
+    def put(self, update: Update, /) -> None:
+        """Take an update."""
+
+
+_channel: Channel | None = None
+_stage = ""
+
+
+def send_to(channel: Channel | None) -> None:
+    """Send this process's updates there instead of printing them; None: print them again.
+
+    A queue of multiprocessing is not waited for: a process ends although nobody reads its last updates.
+    """
+    global _channel
+    _channel = channel
+    if channel is not None and hasattr(channel, "cancel_join_thread"):
+        channel.cancel_join_thread()
+
+
+@contextmanager
+def of_stage(name: str) -> Iterator[None]:
+    """Within, what this process counts is counted for this stage."""
+    global _stage
+    before = _stage
+    _stage = name
+    try:
+        yield
+    finally:
+        _stage = before
+
+
 class Progress:
-    """Counts units of work and prints done/total, elapsed and the estimated time left.
+    """Counts units of work and says done/total, elapsed and the estimated time left.
 
         with Progress("sft", total=1000, start=resumed_from) as progress:
             progress.advance(32, note="loss 0.41")
 
     `start` units were done by an earlier run; they do not enter the rate. Where the total is not known beforehand
     (None), the rate is printed in place of an estimate. Of several processes that count the same, one is `shown`.
+    `interval` is in seconds; where the updates are sent, they are at most half a second apart.
     """
 
     def __init__(
@@ -40,12 +117,18 @@ class Progress:
         interval: float = 5.0,
         shown: bool = True,
     ) -> None:
-        self.label, self.total, self.done, self.start = label, total, start, start
-        self.interval, self.shown = interval, shown
+        self.label = label
+        self.total = total
+        self.done = start
+        self.start = start
+        self.interval = interval if _channel is None else min(interval, 0.5)
+        self.shown = shown
         self.began = time.monotonic()
-        self.printed = 0.0
+        self.said = 0.0
 
     def __enter__(self) -> "Progress":
+        if _channel is not None:
+            self._say("")
         return self
 
     def __exit__(
@@ -54,28 +137,33 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._print("stopped" if kind else "done")
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            return  # The command says that it was stopped.
+        self._say("stopped" if kind else "done", ended=True)
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Count `units` more; print where the last line is old enough."""
+        """Count `units` more; say so where the last line is old enough."""
         self.done += units
-        if time.monotonic() - self.printed >= self.interval:
-            self._print(note)
+        if time.monotonic() - self.said >= self.interval:
+            self._say(note)
 
-    def _print(self, note: str) -> None:
+    def _say(self, note: str, *, ended: bool = False) -> None:
         if not self.shown:
             return
-        elapsed = time.monotonic() - self.began
-        self.printed = time.monotonic()
+        self.said = time.monotonic()
+        update = Update(
+            stage=_stage,
+            label=self.label,
+            done=self.done,
+            total=self.total,
+            fresh=self.done - self.start,
+            elapsed=self.said - self.began,
+            note=note,
+            ended=ended,
+        )
         if _channel is not None:
-            _channel.put((self.label, self.done, self.total, elapsed, note))
+            _channel.put(update)
             return
-        fresh = self.done - self.start
-        if self.total is None:
-            ahead, of = f"{fresh / elapsed if elapsed else 0:.1f} a second", ""
-        else:
-            ahead = f"{format_seconds(elapsed / fresh * (self.total - self.done)) if fresh else '?'} left"
-            of = f"/{self.total}"
-        line = f"[{self.label}] {self.done}{of}  {format_seconds(elapsed)} elapsed, {ahead}  {note}"
-        sys.stderr.write(f"{line.rstrip()}\n")
+        # One write a line, so that lines of several processes do not mix.
+        sys.stderr.write(f"{update.line()}\n")
         sys.stderr.flush()

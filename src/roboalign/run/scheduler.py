@@ -8,10 +8,9 @@ folder whose key differs is moved aside, never deleted; a folder without `stage.
 import hashlib
 import itertools
 import json
-import multiprocessing
 import time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -22,7 +21,7 @@ from roboalign.core.distributed import Team, leave_team
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import locked, read_json, write_json, write_text
 from roboalign.core.machine import cores, device_of, side_by_side
-from roboalign.core.processes import die_with_parent, give_memory_back
+from roboalign.core.processes import give_memory_back, worker_pool
 from roboalign.core.trackers import check_trackers, tracking
 from roboalign.run.load import dump_recipe
 from roboalign.run.observer import Observer, PlainLines
@@ -151,12 +150,9 @@ class Run:
         is free; an exclusive one waits for all of them."""
         waiting = list(names)
         running: dict[Future[Row], str] = {}
-        with ProcessPoolExecutor(
-            side_by_side(self.recipe.parallel),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin_worker,
-            initargs=(self.observer.channel(),),
-        ) as pool:
+        channel = self.observer.channel()
+        workers = side_by_side(self.recipe.parallel)
+        with worker_pool(workers, _begin_worker, (channel,)) as pool:
             while waiting or running:
                 for name in list(waiting):
                     if self._may_start(name, waiting, list(running.values())):
@@ -237,7 +233,7 @@ def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int
     began = time.monotonic()
     share = cores() if stage.exclusive else cores() // side_by_side(recipe.parallel)
     limit_threads(max(1, threads or share))
-    with tracking(recipe.trackers, recipe.name, stage.name):
+    with progress.of_stage(stage.name), tracking(recipe.trackers, recipe.name, stage.name):
         ledger = stage.work(Context(recipe, run_dir, stage))
     row = {"stage": stage.name, "key": key, "seconds": round(time.monotonic() - began, 2)}
     for count, value in ledger.items():
@@ -282,8 +278,7 @@ def _row_of(future: Future[Row], names: list[str]) -> Row:
 
 
 def _begin_worker(channel: "Queue[Any] | None") -> None:
-    """Prepare a process that runs stages: it ends with its parent, and its progress goes where the observer says."""
-    die_with_parent()
+    """Prepare a process that runs stages: it trains alone, and its progress goes where the observer says."""
     leave_team()
     if channel is not None:
         progress.send_to(channel)

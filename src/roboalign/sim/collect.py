@@ -5,17 +5,16 @@ recorded label is always the expert's clean action. What is recorded depends on 
 alone, however many processes take part.
 """
 
-import multiprocessing
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
 from roboalign.core.config import Config
-from roboalign.core.processes import die_with_parent
+from roboalign.core.processes import worker_pool
 from roboalign.core.progress import Progress
 from roboalign.sim.base import DemonstratedBenchmark, DemonstratedEnvironment, EnvironmentCrash
 from roboalign.sim.cameras import CameraGeometry
@@ -200,12 +199,9 @@ def collect(
         if not existing & {benchmark.episode_id(task, seed) for seed in seeds}
     ]
     benchmark.prepare()
-    context = multiprocessing.get_context("spawn")
     with (
         Progress("collect", total=len(wanted), start=len(wanted) - len(jobs)) as progress,
-        ProcessPoolExecutor(
-            max_workers=workers, mp_context=context, initializer=die_with_parent
-        ) as pool,
+        worker_pool(workers) as pool,
     ):
         pending: deque[Future[Collected]] = deque()
         for job in [*jobs, *[None] * len(jobs)]:

@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Generic, Protocol, TypeVar
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.processes import die_with_parent
+from roboalign.core.processes import JOIN_SECONDS, deaf, die_with_parent, end_processes
 from roboalign.core.progress import Progress
 from roboalign.sim.base import Benchmark
 from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, RolloutConfig, rollout_batch
@@ -199,8 +199,9 @@ class _LocalWorker:
 
     def stop(self) -> None:
         self.pipe.close()
-        self.process.terminate()
-        self.process.join()
+        if not self.open:  # It is idle, and ends by itself: it releases what it holds.
+            self.process.join(JOIN_SECONDS)
+        end_processes([self.process])
 
 
 def _start(
@@ -209,7 +210,8 @@ def _start(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, make_act, benchmark, config), daemon=True)
-    process.start()
+    with deaf():
+        process.start()
     theirs.close()
     return process, ours
 

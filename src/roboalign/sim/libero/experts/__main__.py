@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from roboalign.core.errors import RoboAlignError, format_error
+from roboalign.core.command import exit_status
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.libero.environment import FIRST_PLACEMENT
 from roboalign.sim.libero.experts.measure import MAX_STEPS, Attempt, Settings, code_digest, measure
 from roboalign.sim.libero.suites import find_task
@@ -45,29 +46,29 @@ def main() -> int:
         "--out", type=Path, default=Path("libero-experts.json"), help="where the attempts are kept"
     )
     args = parser.parse_args()
+    return exit_status(lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
     settings = Settings(args.episodes, args.noise, args.seed, code_digest())
     everything: list[Attempt] = []
-    try:
-        for name in args.tasks:
-            if find_task(name).name.partition("/")[0] not in args.suites:
-                raise RoboAlignError(
-                    f"{name!r} is of none of the suites", where="--tasks", fix="name its suite too"
-                )
-        print(
-            "| task | successes | 95% interval | mean steps | crashes |\n|---|---|---|---|---|",
-            flush=True,
-        )
-        for suite in args.suites:
-            attempts = []
-            for of_task in measure(suite, settings, args.out, args.tasks):
-                attempts += of_task
-                print(_row(of_task[0].task, of_task), flush=True)
-            if attempts:
-                print(_row(f"**{suite}**", attempts), flush=True)
-            everything += attempts
-    except RoboAlignError as error:
-        print(format_error(error), file=sys.stderr)
-        return 2
+    for name in args.tasks:
+        if find_task(name).name.partition("/")[0] not in args.suites:
+            raise RoboAlignError(
+                f"{name!r} is of none of the suites", where="--tasks", fix="name its suite too"
+            )
+    print(
+        "| task | successes | 95% interval | mean steps | crashes |\n|---|---|---|---|---|",
+        flush=True,
+    )
+    for suite in args.suites:
+        attempts = []
+        for of_task in measure(suite, settings, args.out, args.tasks):
+            attempts += of_task
+            print(_row(of_task[0].task, of_task), flush=True)
+        if attempts:
+            print(_row(f"**{suite}**", attempts), flush=True)
+        everything += attempts
     print(_row("**all**", everything))
     return 0
 

@@ -1,0 +1,149 @@
+"""How long a run still takes, from the stages that are done and a table of what the quickstart's stages took."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from roboalign.core.progress import Update
+
+QUICKSTART_SECONDS: Mapping[str, float] = {
+    "collect": 111,
+    "tokenizer": 1,
+    "mix": 2,
+    "base": 1,
+    "sft": 257,
+    "rl": 167,
+    "extra-sft": 24,
+    "ecot": 24,
+    "random": 1,
+    "eval/tokens": 15,
+    "head": 69,
+    "eval/rollouts": 60,
+    "report": 10,
+}
+"""Seconds of each kind of stage of recipes/quickstart.yaml on two idle cores: the ledger of its published results
+(`ecot`, which it lacks, as `extra-sft`). Only their ratios are used, until stages of this run have told its own."""
+LONG_ENOUGH = 5.0
+"""Seconds in the table from which a stage tells how fast this machine is."""
+
+
+class AnyStage(Protocol):
+    """What is asked of a stage here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def exclusive(self) -> bool: ...
+
+
+def kind_of(name: str) -> str:
+    """`seed-0/head/roboalign` -> `head`, `seed-1/eval/tokens/sft` -> `eval/tokens`, `collect` -> `collect`."""
+    parts = name.split("/")
+    if parts[0].startswith("seed-"):
+        parts = parts[1:]
+    for count in range(len(parts), 0, -1):
+        if "/".join(parts[:count]) in QUICKSTART_SECONDS:
+            return "/".join(parts[:count])
+    return "/".join(parts)
+
+
+def reference_seconds(kind: str) -> float:
+    """What a stage of this kind takes in the quickstart; of one that it lacks, what the most similar one takes."""
+    for known in (kind, kind.rsplit("-", 1)[-1]):
+        if known in QUICKSTART_SECONDS:
+            return QUICKSTART_SECONDS[known]
+    return QUICKSTART_SECONDS["head"]
+
+
+@dataclass
+class Forecast:
+    """The stages of a run that are to be done, of which `at_once` run side by side."""
+
+    stages: Sequence[AnyStage]
+    at_once: int
+    began: dict[str, float] = field(default_factory=dict)
+    """When the running stages started, by `time.monotonic`."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What the finished stages took."""
+    updates: dict[str, Update] = field(default_factory=dict)
+    """The last count of each stage that has one."""
+
+    def start(self, name: str) -> None:
+        self.began[name] = time.monotonic()
+
+    def finish(self, name: str, seconds: float) -> None:
+        self.began.pop(name, None)
+        self.seconds[name] = seconds
+
+    def left_of(self, name: str) -> float | None:
+        """Seconds until this stage, once started, is done; None while nothing is known of this run."""
+        if name in self.seconds:
+            return 0.0
+        whole = self._whole(name)
+        if name not in self.began:
+            return whole
+        counted = self._counted_left(name)
+        guesses = [guess for guess in (counted,) if guess is not None]
+        if whole is not None:
+            guesses.append(whole - (time.monotonic() - self.began[name]))
+        return max(0.0, *guesses) if guesses else None
+
+    def left(self) -> float | None:
+        """Seconds until the run is done; None while nothing is known."""
+        left = {stage.name: self.left_of(stage.name) for stage in self.stages}
+        known = {name: seconds for name, seconds in left.items() if seconds is not None}
+        return self._play(known) if len(known) == len(left) else None
+
+    def _whole(self, name: str) -> float | None:
+        """Seconds of the whole stage: those of its kind in this run, else its share of the table at this run's pace."""
+        kind = kind_of(name)
+        same = [seconds for other, seconds in self.seconds.items() if kind_of(other) == kind]
+        if same:
+            return sum(same) / len(same)
+        pace = self._pace()
+        return None if pace is None else pace * reference_seconds(kind)
+
+    def _pace(self) -> float | None:
+        """This run's seconds for a second of the table."""
+        ours = 0.0
+        theirs = 0.0
+        now = time.monotonic()
+        for name, seconds in self.seconds.items():
+            if (reference := reference_seconds(kind_of(name))) >= LONG_ENOUGH:
+                ours += seconds
+                theirs += reference
+        if theirs:
+            return ours / theirs
+        for name, began in self.began.items():
+            reference = reference_seconds(kind_of(name))
+            left = self._counted_left(name)
+            if left is not None and reference >= LONG_ENOUGH:
+                ours += now - began + left
+                theirs += reference
+        return ours / theirs if theirs else None
+
+    def _counted_left(self, name: str) -> float | None:
+        update = self.updates.get(name)
+        return None if update is None or update.ended else update.left
+
+    def _play(self, left: Mapping[str, float]) -> float:
+        """The end of the schedule in which every stage takes what is left of it (see `Run`)."""
+        running = {name: left[name] for name in self.began}
+        waiting = [s for s in self.stages if s.name not in running and s.name not in self.seconds]
+        exclusive = {stage.name for stage in self.stages if stage.exclusive}
+        clock = 0.0
+        while waiting or running:
+            for stage in list(waiting):
+                open_names = {*running, *(other.name for other in waiting)}
+                alone = bool(exclusive & {stage.name, *running})
+                if set(stage.needs) & open_names or len(running) >= (1 if alone else self.at_once):
+                    continue
+                running[stage.name] = left[stage.name]
+                waiting.remove(stage)
+            step = min(running.values())
+            clock += step
+            running = {name: rest - step for name, rest in running.items() if rest > step}
+        return clock
