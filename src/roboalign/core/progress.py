@@ -67,8 +67,8 @@ class Update:
 class Channel(Protocol):
     """Where updates can be put: a queue of multiprocessing, or an object of this process."""
 
-    def put(self, update: Update, /) -> None:
-        """Take an update."""
+    def put(self, update: Update | str, /) -> None:
+        """Take an update, or a line to print."""
 
 
 _channel: Channel | None = None
@@ -96,6 +96,14 @@ def of_stage(name: str) -> Iterator[None]:
         yield
     finally:
         _stage = before
+
+
+def say(text: str) -> None:
+    """Print a line on standard output, or send it where the updates go, so that a live view is not broken."""
+    if _channel is not None:
+        _channel.put(text)
+    else:
+        print(text, flush=True)
 
 
 class Progress:

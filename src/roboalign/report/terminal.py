@@ -1,10 +1,16 @@
 """The headline table as plain text, for the terminal and for logs."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from roboalign.report.summary import RunSummary
-from roboalign.report.tables import arms_table
+from roboalign.report.tables import arms_table, lookup
+from roboalign.report.text import interval, value
+from roboalign.report.verdict import Finding, findings
 
 
 def format_arms(run: RunSummary, *, width: int = 150) -> str:
@@ -25,3 +31,39 @@ def format_arms(run: RunSummary, *, width: int = 150) -> str:
     with console.capture() as capture:
         console.print(grid)
     return capture.get()
+
+
+def format_end(run: RunSummary, *, width: int = 80) -> str:
+    """What a run ends with on a terminal: three sentences, and one table that fits `width` columns."""
+    console = Console(width=width, no_color=True, highlight=False)
+    grid = RichTable(title=run.name, padding=(0, 1))
+    for column in ("arm", "success", "reasoned action error", "kept answers"):
+        grid.add_column(column)
+    for arm in run.arms:
+        success = lookup(run.success, ("arms", arm.name, "overall"))
+        error = lookup(arm.mllm, ("actions", "think", "l1_all")) if arm.mllm else None
+        answers = lookup(arm.mllm, ("vqa", "direct", "accuracy")) if arm.mllm else None
+        rate = {**success, "value": success["rate"]} if success and success["n"] else None
+        cells = ((rate, "percent"), (error, "number"), (answers, "percent"))
+        grid.add_row(arm.name, *(_cell(estimate, kind) for estimate, kind in cells))
+    with console.capture() as capture:
+        for finding in findings(run):
+            console.print(Text(_sentence(finding)))
+        console.print()
+        console.print(grid)
+        console.print(Text("With 95% intervals. Action error: mean L1, lower is better."))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _cell(estimate: Mapping[str, Any] | None, kind: str) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    bounds = interval(estimate, kind)
+    return f"{value(estimate, kind)} ({bounds})" if bounds else value(estimate, kind)
+
+
+def _sentence(finding: Finding) -> str:
+    if finding.mark == "missing":
+        return f"{finding.label}: {finding.detail}."
+    change = f"{finding.before} before RL, {finding.after} after: {finding.word}"
+    return f"{finding.label}: {change} ({finding.difference}; {finding.detail})."

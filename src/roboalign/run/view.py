@@ -62,7 +62,7 @@ class LiveView:
         self.lock = threading.Lock()
         self.marks = MARKS if console.encoding.startswith("utf") else PLAIN_MARKS
         self.live: Live | None = None
-        self.queue: Queue[Update] | None = None
+        self.queue: Queue[Update | str] | None = None
 
     def run_started(self, stages_to_do: Sequence[AnyStage], done_before: Sequence[str]) -> None:
         self.forecast = Forecast(stages_to_do, self.at_once)
@@ -93,7 +93,7 @@ class LiveView:
         self.ended = seconds
         self.close()
 
-    def channel(self) -> "Queue[Update]":
+    def channel(self) -> "Queue[Update | str]":
         """The queue of the stages in other processes; one thread here reads it."""
         if self.queue is None:
             with deaf():
@@ -101,8 +101,11 @@ class LiveView:
             threading.Thread(target=self._read, args=(self.queue,), daemon=True).start()
         return self.queue
 
-    def put(self, update: Update) -> None:
-        """Take an update, from a stage in this process or from the queue."""
+    def put(self, update: Update | str) -> None:
+        """Take an update or a line, from a stage in this process or from the queue."""
+        if isinstance(update, str):
+            self.note(update)
+            return
         with self.lock:
             self.forecast.updates[update.stage] = update
 
@@ -117,7 +120,7 @@ class LiveView:
             self.queue.cancel_join_thread()
             self.queue = None
 
-    def _read(self, updates: "Queue[Update]") -> None:
+    def _read(self, updates: "Queue[Update | str]") -> None:
         # A worker that is ended while it writes leaves half a message: what follows is no loss.
         with contextlib.suppress(EOFError, OSError, ValueError, TypeError):
             while self.queue is updates:

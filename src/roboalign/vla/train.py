@@ -18,7 +18,7 @@ from roboalign.core.config import Config
 from roboalign.core.distributed import leads, rank, wait_for_all, world_size
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
-from roboalign.core.progress import Progress
+from roboalign.core.progress import Progress, say
 from roboalign.core.trackers import record_metrics
 from roboalign.episodes.episode import Episode
 from roboalign.mllm.load import Mllm
@@ -107,7 +107,7 @@ def train_head(
         told = describe_features(
             mllm, episodes, heldout, view, config.features, feature_dir, size=size, drawn=drawn
         )
-        print(told, flush=True)
+        say(told)
     state_stats = (
         ActionStats.fit(
             np.concatenate([e.state for e in episodes]),

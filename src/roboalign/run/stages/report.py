@@ -21,7 +21,7 @@ from roboalign.evaluate.token_metrics import compare, summarize
 from roboalign.report.page import write_report
 from roboalign.report.samples import side_by_side
 from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
-from roboalign.report.terminal import format_arms
+from roboalign.report.terminal import format_arms, format_end
 from roboalign.run.arms import ARMS, Backbone, backbones
 from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import (
@@ -81,6 +81,7 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
             "arms": {arm.name: arm.mllm for arm in summary.arms},
         },
     )
+    write_text(context.folder / "end.txt", format_end(summary))
     write_text(context.folder / "table.txt", format_arms(summary) + "\n" + format_success(success))
     return {"arms": len(recipe.arms), "bytes": (context.folder / "index.html").stat().st_size}
 
@@ -130,9 +131,15 @@ def _arm(name: str, answers: list[dict[str, Any]]) -> Arm:
 
 
 def print_summary(run_dir: Path) -> None:
-    """The table of a finished run and where its page is."""
-    print((run_dir / "report" / "table.txt").read_text())
-    print(f"report: {(run_dir / 'report' / 'index.html').resolve()}")
+    """What a finished run ends with: the verdict and one table of 80 columns, where its page is, and what to try next.
+
+    The wide table is in `report/table.txt`; a run of an earlier version has that one alone.
+    """
+    folder = run_dir / "report"
+    end = folder / "end.txt"
+    print((end if end.exists() else folder / "table.txt").read_text())
+    print(f"report: {(folder / 'index.html').resolve()}")
+    print(f"next:   roboalign compare {run_dir} --arm sft --arm roboalign")
 
 
 def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
