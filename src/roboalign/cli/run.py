@@ -36,16 +36,21 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, team: "Team | None") -> int:
+    from roboalign.core.machine import side_by_side
     from roboalign.run.load import load_recipe
     from roboalign.run.stages.distill import print_keep_rate
     from roboalign.run.stages.report import print_summary
     from roboalign.run.start import run_recipe
+    from roboalign.run.view import watch
 
-    recipe, out = Path(options.recipe), options.out
-    if options.verb == "report" and recipe.is_dir():
-        recipe, out = recipe / "recipe.yaml", out or recipe
+    path = Path(options.recipe)
+    out = options.out
+    if options.verb == "report" and path.is_dir():
+        path, out = path / "recipe.yaml", out or path
     until = options.until if options.verb == "run" else options.verb
-    folder = run_recipe(load_recipe(recipe, tuple(options.set)), out, until, team=team)
+    recipe = load_recipe(path, tuple(options.set))
+    with watch(side_by_side(recipe.parallel), live=team is None) as observer:
+        folder = run_recipe(recipe, out, until, observer, team=team)
     if team and not team.leads:
         return 0
     if until in (None, "report"):

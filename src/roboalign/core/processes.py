@@ -95,6 +95,9 @@ def die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    # `deaf` blocks these, but multiprocessing's resource tracker unblocks SIGINT when a worker first needs it.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         parent.join()
