@@ -77,7 +77,6 @@ class Renderer:
             model.vis.quality.offsamples = 0
             model.vis.quality.shadowsize = 0
         self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
         self.scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
         if self.fast:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
@@ -96,6 +95,8 @@ class Renderer:
             model, data, self.options, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene
         )
         model.geom_group[:] = groups
+        # All models share one OpenGL context: without this the first image after another model's is a stale one.
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
         mujoco.mjr_render(self.viewport, self.scene, self.context)
         pixels = np.empty((self.size, self.size, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, self.viewport, self.context)
