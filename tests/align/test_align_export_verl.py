@@ -39,7 +39,7 @@ from roboalign.conversations.conversation import Conversation, Turn, write_conve
 from roboalign.conversations.prompts import action_answer, action_question, reply
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json
-from roboalign.mllm.encode import collate, encode_prompt, end_ids
+from roboalign.mllm.encode import collate, encode_prompt, end_ids, special_ids
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 from roboalign.run.recipe import Recipe
@@ -171,6 +171,7 @@ def ours(mllm, fast, text: str, target, preset: str):
         vocabulary=mllm.vocabulary,
         fast=fast,
         eos_ids=end_ids(mllm),
+        special_ids=special_ids(mllm),
         decode_text=lambda row: str(mllm.tokenizer.decode(list(row), skip_special_tokens=False)),
     )
     return scored, str(mllm.tokenizer.decode(ids, skip_special_tokens=False))
@@ -230,7 +231,9 @@ def test_answers_near_the_target_earn_what_their_ids_earn(reward, mllm, fast, co
             [target, of_another, target[:kept] + other, target[:kept] + of_another[kept:]]
         )
     )
-    reasoning = data.draw(st.sampled_from(["Go.", "", "  ", "a <answer>", "<FAST_2>", "\n up \n"]))
+    reasoning = data.draw(
+        st.sampled_from(["Go.", "", "  ", "a <answer>", "<FAST_2>", "\n up \n", "a<|im_start|>b"])
+    )
     end = data.draw(st.sampled_from(["", "<|im_end|>", "<|im_end|><|im_end|>", " ", " x"]))
     text = f"<think>{reasoning}</think><answer>{mllm.vocabulary.text(block)}</answer>{end}"
     scored, written = ours(mllm, fast, text, target, preset)

@@ -298,3 +298,15 @@ def test_score_responses_with_a_real_tokenizer(fast):
 )
 def test_answer_of(text, answer):
     assert answer_of(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text", ["<think>go@$@</think>", "<think>go</think>@$@", "@$@<think>go</think>"]
+)
+def test_a_special_token_before_the_block_is_no_reasoning(text):
+    """Decoded with `skip_special_tokens` it would look well formed, and a chat would end there."""
+    ids = ids_of(text + "<answer>@S35E@</answer>")
+    parsed = parse_response(ids, VOCABULARY, decode_text, special_ids=(EOS,))
+    assert not parsed.well_formed and parsed.action_ids == [3, 5]
+    plain = ids_of("<think>go</think><answer>@S35E@</answer>@$@")
+    assert parse_response(plain, VOCABULARY, decode_text, (EOS,), special_ids=(EOS,)).well_formed

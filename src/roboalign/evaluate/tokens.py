@@ -29,7 +29,7 @@ from roboalign.core.files import write_text
 from roboalign.core.progress import Progress
 from roboalign.episodes.pictures import rgb_of_file
 from roboalign.evaluate.token_metrics import summarize
-from roboalign.mllm.encode import Encoded, encode_prompt, end_ids
+from roboalign.mllm.encode import Encoded, encode_prompt, end_ids, special_ids
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 from roboalign.questions.ask import chance, label_of, score_answer
@@ -109,7 +109,9 @@ def evaluate_mllm(
     asker = Asker(mllm, config)
     records = ask_questions(asker, questions, priors, grid)
     if mllm.vocabulary:
-        scorer = ActionScorer(asker.text, mllm.vocabulary, fast, stats, mean_chunk)
+        scorer = ActionScorer(
+            asker.text, mllm.vocabulary, fast, stats, mean_chunk, special_ids(mllm)
+        )
         records += ask_actions(asker, scorer, actions, config.seed)
     for record in records:
         record["run_seed"] = run_seed
@@ -220,10 +222,11 @@ class ActionScorer:
     fast: FastTokenizer
     stats: ActionStats
     mean_chunk: np.ndarray
+    special_ids: frozenset[int] = frozenset()
 
     def parse(self, ids: Sequence[int]) -> Parsed:
         """The action block and whether the format of RL holds."""
-        return parse_response(ids, self.vocabulary, self.text)
+        return parse_response(ids, self.vocabulary, self.text, special_ids=self.special_ids)
 
     def record(self, conversation: Conversation, ids: Sequence[int]) -> dict[str, Any]:
         """One "action" record. A directly asked answer is well formed where it is the action reply and nothing else."""

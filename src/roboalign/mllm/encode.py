@@ -116,6 +116,13 @@ def end_ids(mllm: Mllm) -> frozenset[int]:
     )
 
 
+def special_ids(mllm: Mllm) -> frozenset[int]:
+    """The ids of the tokenizer's special tokens, which belong to the chat template and never to a text."""
+    if "special_ids" not in mllm.cache:
+        mllm.cache["special_ids"] = frozenset(mllm.tokenizer.all_special_ids)
+    return mllm.cache["special_ids"]
+
+
 def adds_bos(mllm: Mllm) -> bool:
     """Whether a prompt begins with a token that the tokenizer puts there and the chat template does not write."""
     return bool(_leading_ids(mllm, _frames(mllm, 1)[0][0]))

@@ -139,6 +139,7 @@ def reward_settings(mllm: Mllm, fast: FastTokenizer, preset: str) -> dict[str, A
         "preset": preset,
         "n_fast": fast.vocab_size,
         "end_texts": sorted(tokenizer.decode([i]) for i in end_ids(mllm)),
+        "special_texts": sorted(tokenizer.all_special_tokens),
     }
     if preset == "paper":
         return settings

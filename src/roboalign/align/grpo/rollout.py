@@ -19,7 +19,7 @@ from roboalign.align.rewards.answers import AnswerReward, read_trace, score_answ
 from roboalign.align.rewards.registry import score_action
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.core.errors import RoboAlignError
-from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids
+from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids, special_ids
 from roboalign.mllm.generate import Generation, generate
 from roboalign.mllm.load import Mllm
 from roboalign.questions.ask import label_of
@@ -138,6 +138,7 @@ def roll_out(
                 mllm.tokenizer.decode(list(row), skip_special_tokens=False)
             ),
             eos_ids=end_ids(mllm),
+            special_ids=special_ids(mllm),
         )
     totals = torch.tensor([reward.total for reward in rewards])
     logp = [row for group in generation.logprobs for row in group]

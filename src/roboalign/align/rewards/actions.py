@@ -12,6 +12,7 @@ What the paper leaves open, and what holds here:
 | shorter than the target, all matching | 1 | matched / m |
 | longer than the target, the whole target a prefix | 1 | 1: the formula as written; `length` is logged beside |
 | tags missing, nested, repeated, or other text around them; empty reasoning | 0 | of the one block, as below |
+| a special token (<|im_start|>, <|image_pad|>) in the reasoning | 0 | of the one block |
 | two blocks, an unclosed, empty or interrupted block, action tokens outside it (as in the reasoning) | 0 | 0 |
 | one block that is not inside `<answer>` | 0 | 0 |
 
@@ -87,11 +88,13 @@ def parse_response(
     vocabulary: ActionVocabulary,
     decode_text: Callable[[Sequence[int]], str],
     eos_ids: Collection[int] = (),
+    special_ids: Collection[int] = (),
 ) -> Parsed:
     """Find the action block by ids and judge the format.
 
     `ids` is what was sampled after the prompt, without padding; one of `eos_ids` may end it. `decode_text` turns ids
-    into text and keeps special tokens (`skip_special_tokens=False`), so that a stray one counts as extra text.
+    into text and keeps special tokens (`skip_special_tokens=False`), so that a stray one counts as extra text. One of
+    `special_ids` inside the reasoning, such as <|im_end|>, is refused too: no reader of the answer would get past it.
     """
     ids = list(ids)
     if ids and ids[-1] in eos_ids:
@@ -112,6 +115,8 @@ def parse_response(
             action_ids,
             "text before the action block is not <think>reasoning</think><answer>",
         )
+    if any(i in special_ids for i in ids[:start]):
+        return Parsed(False, action_ids, "a special token in the reasoning")
     if not _AFTER.fullmatch(after):
         return Parsed(False, action_ids, "text after the action block is not </answer>")
     return Parsed(True, action_ids, "ok")
@@ -200,6 +205,7 @@ def score_responses(
     fast: FastTokenizer,
     decode_text: Callable[[Sequence[int]], str],
     eos_ids: Collection[int] = (),
+    special_ids: Collection[int] = (),
 ) -> list[Reward]:
     """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a function of `PRESETS`,
     unless `score` is given: `rewards.registry.score_action` of a name, which takes the response's text too.
@@ -207,7 +213,9 @@ def score_responses(
     The target chunk is the target's own decoding, so that an exact answer earns 1 under both presets. Raises
     ValueError where a target decodes to no chunk: the data is broken, not the response.
     """
-    parsed = [parse_response(ids, vocabulary, decode_text, eos_ids) for ids in responses]
+    parsed = [
+        parse_response(ids, vocabulary, decode_text, eos_ids, special_ids) for ids in responses
+    ]
     rewards = []
     chunks = fast.decode_batch([p.action_ids or [] for p in parsed])
     for ids, p, target, chunk, target_chunk in zip(

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS: dict[str, Any] = json.loads(Path(__file__).with_name("reward.json").read_text())
-"""preset, n_fast, end_texts, and for the preset `decoded` tau, horizon, action_dim, scale, min_token and fast_bytes
-(hexadecimal, one a FAST token)."""
+"""preset, n_fast, end_texts, special_texts, and for the preset `decoded` tau, horizon, action_dim, scale, min_token and
+fast_bytes (hexadecimal, one a FAST token)."""
 
 REWARD_NAME = "roboalign"  # read by EasyR1, as is the next
 REWARD_TYPE = "batch"
@@ -98,6 +98,8 @@ def parse(text: str) -> tuple[bool, list[int]]:
         return False, []
     opening = _BEFORE.fullmatch(before)
     reasoned = opening is not None and bool(opening[1].strip()) and not _MARK.search(opening[1])
+    if any(special in before for special in SETTINGS["special_texts"]):
+        reasoned = False
     return reasoned and bool(_AFTER.fullmatch(after)), [int(match[0][6:-1]) for match in fast]
 
 
