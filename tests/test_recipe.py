@@ -162,7 +162,7 @@ def test_a_wrong_value_is_named_with_what_was_given(
         ),
         (
             "collect: {align: {first_seed: -1}}",
-            ["align.first_seed is -1", "seeds from 0 to 999999"],
+            ["`collect.align.first_seed`", "greater than or equal to 0, got -1"],
         ),
         ("collect: {downstream_tasks: all}", ["metaworld has no set of tasks `all`", "`ml45`"]),
         ("collect: {head_cameras: [wrist]}", ["head_cameras ['wrist']", "workspace"]),
@@ -205,7 +205,7 @@ def test_a_wrong_value_is_named_with_what_was_given(
         (f"{TO_ALIGN}}}", ["mix.camera 'workspace'", "collect.libero.cameras"]),
         (f"{TO_ALIGN}}}\nmix: {{camera: wrist}}", ["`wrist` moves", "`agentview`"]),
         ("seeds: [1, 1]", ["seeds names something twice"]),
-        ("seeds: [-1]", ["0 or more"]),
+        ("seeds: [-1]", ["`seeds.0`", "equal to 0", "--set seeds=VALUE"]),
         ("arms: []", ["arms is empty"]),
         ("arms: [sft, sft]", ["arms names something twice"]),
         ("mix: {camera: corner2}", ["mix.camera 'corner2'", "collect.world.cameras"]),
@@ -352,3 +352,60 @@ def test_aliases_that_are_few_are_read(tmp_path: Path) -> None:
 def test_numbers_are_finite_and_true_is_none(tmp_path: Path, text: str, parts: list[str]) -> None:
     message = str(fault(tmp_path, f"name: x\n{text}"))
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("rollout.replan_every=0", ["`rollout.replan_every`", "equal to 1, got 0"]),
+        (
+            "rollout.replan_every=100",
+            ["rollout.replan_every 100 is above tokenizer.horizon 8"],
+        ),
+        ("rollout.max_steps=0", ["`rollout.max_steps`", "equal to 1, got 0"]),
+        ("rollout.batch_size=-1", ["`rollout.batch_size`", "equal to 1, got -1"]),
+        ("collect.align.noise=.nan", ["`collect.align.noise`", "finite", "got nan"]),
+        ("collect.downstream.noise=-1", ["`collect.downstream.noise`", "equal to 0"]),
+        ("collect.align.noise_memory=1", ["`collect.align.noise_memory`", "less than 1"]),
+        ("collect.align.episodes_per_task=0", ["`collect.align.episodes_per_task`", "equal to 1"]),
+        ("collect.align.attempts=-1", ["`collect.align.attempts`", "equal to 1"]),
+        ("collect.align.max_steps=0", ["`collect.align.max_steps`", "equal to 1"]),
+        ("collect.align.steps_after_success=-1", ["`collect.align.steps_after_success`"]),
+        ("collect.world.image_size=0", ["`collect.world.image_size`", "equal to 8"]),
+        ("mix.weights.general=.nan", ["`mix.weights.general`", "finite", "got nan"]),
+        ("mix.weights.general=-1", ["`mix.weights.general`", "equal to 0, got -1"]),
+        ("seeds=[4294967296]", ["`seeds`", "at most 4294967295, got [4294967296]"]),
+        ("sft.seed=4294967296", ["`sft.seed`", "at most 4294967295"]),
+        ("sft.epochs=.inf", ["`sft.epochs`", "finite"]),
+        ("sft.epochs=1.0e+7", ["`sft.epochs`", "equal to 1000000"]),
+        (f"sft.max_steps={10**30}", ["`sft.max_steps`", "at most 4294967295"]),
+        ("sft.max_grad_norm=.inf", ["`sft.max_grad_norm`", "finite", "got inf"]),
+        ("sft.max_grad_norm=1.0e+31", ["`sft.max_grad_norm`", "at most 1e+30"]),
+        ("rl.dual_clip=.inf", ["`rl.dual_clip`", "finite"]),
+        ("rl.temperature=1.0e-300", ["`rl.temperature`", "equal to 0.001"]),
+        ("tokenizer.vocab_size=1000000000", ["`tokenizer.vocab_size`", "equal to 1000000"]),
+        ("tokenizer.scale=1.0e+300", ["`tokenizer.scale`", "at most 1e+30"]),
+        (f"backbone.tiny.width={10**30}", ["`backbone.tiny.width`", "at most 4294967295"]),
+        ("backbone.tiny.depth=100000", ["`backbone.tiny.depth`", "equal to 1000"]),
+        ("head.layers=100000", ["`head.layers`", "equal to 1000"]),
+        ("hardware.timeout=1.0e+18", ["`hardware.timeout`", "10000000"]),
+    ],
+)
+def test_a_number_without_sense_is_refused_when_the_recipe_is_read(
+    tmp_path: Path, setting: str, parts: list[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: x\n")
+    with pytest.raises(RoboAlignError) as caught:
+        load_recipe(path, (setting,))
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+
+
+def test_the_last_number_with_sense_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: x\n")
+    recipe = load_recipe(
+        path, ("rollout.replan_every=8", "seeds=[4294967295]", "rollout.max_steps=1")
+    )
+    assert (recipe.rollout.replan_every, recipe.seeds) == (8, (2**32 - 1,))

@@ -71,7 +71,7 @@ def _type(field: Node) -> str:
         return f"list of {_type(field['items'])}"
     if field["type"] == "object":
         return f"mapping of string to {_type(field['additionalProperties'])}"
-    bounds = [f" {sign} {field[name]:g}" for name, sign in BOUNDS.items() if name in field]
+    bounds = [f" {sign} {field[name]:.12g}" for name, sign in BOUNDS.items() if name in field]
     return field["type"] + ",".join(bounds)
 
 

@@ -30,7 +30,7 @@ class BackboneConfig(Config):
     action_start: Literal["mean", "labels"] = "mean"
     """How the embedding of <ACTION_START> begins: as the `mean` of all tokens, like those of the other action tokens,
     or as that of the words that answers open with (`labels`)."""
-    layer: int = Field(2, ge=1)
+    layer: int = Field(2, ge=1, le=1000)
     """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
     final_norm: bool = False
     """Put these hidden states through the model's last norm, as GR00T-N1.5 does: it evens out channels that are far

@@ -27,7 +27,7 @@ from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.answers import Reply, parse_reply
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
 from roboalign.questions.ask import label_of, score_answer
@@ -103,19 +103,19 @@ class DistillConfig(Config):
     """Questions of the training split on which GRPO trains."""
     questions: int = Field(100_000, ge=2)
     """Questions whose answers are sampled (paper: 50K multiple-choice and 50K spatial); none of those above."""
-    samples: int = Field(4, ge=1)
+    samples: int = Field(4, ge=1, le=10_000)
     """Answers sampled to each of them."""
     max_per_question: int = Field(1, ge=1)
     """Traces kept of one question, the first that pass."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-3, le=100)
     """Sampling temperature."""
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int = Field(512, ge=1, le=1_000_000)
     """Longest answer, tokens."""
     min_words: int = Field(4, ge=1)
     """Words of the shortest reasoning that is kept."""
     max_words: int = Field(300, ge=1)
     """Words of the longest."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the questions and samples the answers; it takes the place of `rl.seed`."""
     rl: RlConfig = RlConfig(reward="answer")
     """GRPO before the sampling. Its reward is `answer`."""

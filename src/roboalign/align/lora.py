@@ -31,9 +31,9 @@ FILE = "adapters.safetensors"  # in a checkpoint: all that is trained
 class LoraConfig(Config):
     """Low-rank adapters in place of all weights: on every linear layer of the text model, none in the vision tower."""
 
-    rank: int = Field(64, ge=1)
+    rank: int = Field(64, ge=1, le=65_536)
     """Rank of an adapter: a layer of M x N numbers is trained by (M + N) x rank."""
-    alpha: int = Field(128, ge=1)
+    alpha: int = Field(128, ge=1, le=1_000_000)
     """An adapter's output is added times alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of an adapter's inputs that is dropped while it trains; 0 in GRPO."""

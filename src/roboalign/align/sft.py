@@ -46,13 +46,13 @@ LIGER_KEEPS = {"fused_linear_cross_entropy": False, "cross_entropy": False}
 class SftConfig(TuneConfig):
     """Settings of supervised fine-tuning. The defaults are the paper's."""
 
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(2e-5, gt=0, le=1)
     """Peak learning rate of AdamW (betas 0.9, 0.999)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on after the warm-up: down to 0, or as it is."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the updates over which the learning rate rises from 0."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=1e6)
     """Passes over the conversations."""
     max_steps: int | None = Field(None, ge=1)
     """Updates; where given, it replaces `epochs`."""
@@ -68,7 +68,7 @@ class SftConfig(TuneConfig):
     liger: bool = False
     """Set `Trainer`'s `use_liger_kernel`: Liger's kernels for norms, rotary positions and gated layers, on a GPU.
     Needs liger-kernel; does nothing for a class of model that it does not know. Its fused loss stays off."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Processes beside each training process that decode images and tokenise; 0: the training process does it itself,
     between its steps. What is learned is the same. A GPU waits for a single process."""
 
@@ -77,7 +77,7 @@ class ConnectorConfig(SftConfig):
     """Settings of the connector's training, LLaVA's first stage: what leads from the vision encoder to the text model
     learns from answers in words, all else stays as it is."""
 
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
     """Peak learning rate of AdamW (LLaVA's)."""
     freeze_vision: Literal[True] = True
     """Here the encoder, not the projector, stays as it is."""

@@ -7,15 +7,15 @@ from pydantic import Field
 from transformers import TrainingArguments
 
 from roboalign.align.engines.fsdp2 import refuse_deepspeed
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 
 
 class TrainConfig(Config):
     """Settings that every training stage of an MLLM has."""
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=1)
     """Peak learning rate of AdamW (betas 0.9, 0.999)."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=100)
     """AdamW's decay; norms and biases are exempt."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
@@ -29,13 +29,13 @@ class TrainConfig(Config):
     """Leave the action tokens out of the softmax in answers given in words after a reasoning. Such answers then say
     nothing about whether actions may follow a reasoning; to a model with little pretraining they say never. Not in
     the paper."""
-    seed: int = 0
+    seed: Seed = 0
     """Order of the samples and, in GRPO, of the sampling."""
     log_every: int = Field(10, ge=1)
     """Updates between two records in metrics.jsonl."""
     save_every: int = Field(200, ge=1)
     """Updates (SFT) or rollouts (GRPO) between two checkpoints. A killed run goes on from the last."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=4096)
     """CPU threads of torch; 0 leaves them as they are."""
 
     def fingerprint(self) -> dict[str, Any]:

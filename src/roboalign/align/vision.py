@@ -36,7 +36,7 @@ PIXEL_WEIGHT = 4.0
 class VisionConfig(TrainConfig):
     """Settings of the vision tower's pretraining."""
 
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
     """Peak learning rate of AdamW, cosine to 0."""
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     """Share of the updates over which the learning rate rises from 0."""

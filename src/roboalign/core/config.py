@@ -1,13 +1,16 @@
 """The base of every settings object: frozen, typed, unknown keys refused; and its errors as one message."""
 
 import difflib
+import math
+import re
 import reprlib
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -16,12 +19,20 @@ from pydantic import (
 
 from roboalign.core.errors import RoboAlignError
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed that every library takes: numpy's and transformers' are 32 bits wide."""
+Weight = Annotated[float, Field(ge=0, le=1e12)]
+"""A weight relative to others."""
+LARGEST_WHOLE = 2**32 - 1
+LARGEST = 1e30
+"""No setting means anything beyond these; arithmetic on it overflows."""
+
 
 class Config(BaseModel):
     """One group of settings. Immutable; an unknown key or a wrong type is an error that names the key.
 
-    Numbers are finite, and `true` is no number. Each field is followed by a string that says what it means and in
-    which unit: the recipe reference is generated from it.
+    Numbers are finite and at most LARGEST, and `true` is no number. Each field is followed by a string that says what
+    it means and in which unit: the recipe reference is generated from it.
     """
 
     model_config = ConfigDict(
@@ -34,21 +45,30 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_true_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _sane_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML's `yes` and `on` are true, which pydantic would take as 1."""
         field = cls.model_fields[info.field_name or ""]
-        takes_number = _takes(field.annotation, int, float) and not _takes(field.annotation, bool)
-        if takes_number and _holds_bool(value):
-            raise ValueError("true and false are no numbers")
+        if not _takes(field.annotation, int, float) or _takes(field.annotation, bool):
+            return value
+        for number in _scalars(value):
+            if isinstance(number, bool):
+                raise ValueError("true and false are no numbers")
+            if isinstance(number, int) and abs(number) > LARGEST_WHOLE:
+                raise ValueError(f"a whole number here is at most {LARGEST_WHOLE}")
+            if isinstance(number, float) and LARGEST < abs(number) < math.inf:
+                raise ValueError(f"a number here is at most {LARGEST:g}")
         return value
 
 
-def _holds_bool(value: Any) -> bool:
+def _scalars(value: Any) -> Iterator[Any]:
+    """The values inside lists and mappings, at any depth."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return any(_holds_bool(item) for item in value)
-    return isinstance(value, bool)
+        for item in value:
+            yield from _scalars(item)
+    else:
+        yield value
 
 
 def _takes(annotation: Any, *kinds: type) -> bool:
@@ -89,8 +109,13 @@ def explain(
     if not key:  # a fault between two settings, both of which the message names
         return RoboAlignError(f"{message}{more}", where=where, fix="correct one of them")
     given = "" if isinstance(fault["input"], dict) else f", got {_short(fault['input'])}"
-    fix = (fix or "correct `{key}` there").replace("{key}", key)
+    fix = (fix or "correct `{key}` there").replace("{key}", _settable(key))
     return RoboAlignError(f"`{key}`: {message}{given}{more}", where=where, fix=fix)
+
+
+def _settable(key: str) -> str:
+    """The key of the whole list, where `key` names one of its items: an item cannot be set alone."""
+    return re.sub(r"\.\d+(\..*)?$", "", key)
 
 
 def _short(value: Any) -> str:

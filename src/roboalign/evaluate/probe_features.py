@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.progress import Progress
 from roboalign.episodes.episode import Episode
@@ -33,7 +33,7 @@ class ProbeSettings(Config):
     """Text layers, 1 the lowest; without it all."""
     arms: tuple[str, ...] | None = None
     """Arms of the recipe; without it all whose backbone is done."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
     """Training seeds of the recipe; without it all."""
     phases: int = Field(default=10, ge=2)
     """Classes: equal stretches of the reference demonstration."""

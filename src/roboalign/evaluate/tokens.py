@@ -23,7 +23,7 @@ from roboalign.actions.vocabulary import ActionVocabulary
 from roboalign.align.rewards.actions import Parsed, answer_of, parse_response, prefix_accuracy
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_text
 from roboalign.core.progress import Progress
@@ -47,9 +47,9 @@ class TokenEvalConfig(Config):
     """Held-out frames for which actions are asked, directly and with reasoning."""
     batch_size: int = Field(64, ge=1)
     """Prompts generated at once."""
-    max_new_tokens: int = Field(96, ge=1)
+    max_new_tokens: int = Field(96, ge=1, le=1_000_000)
     """Tokens after which an answer is cut; a cut answer counts as it stands."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the samples and the swaps; two MLLMs are compared under the same one."""
 
 

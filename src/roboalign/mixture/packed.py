@@ -13,7 +13,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn, image_hash
 from roboalign.conversations.prompts import MODES, Mode
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed, Weight
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
 from roboalign.questions.ask import TYPES, Question, ask, asked_types, label_of
@@ -26,15 +26,15 @@ class MixConfig(Config):
 
     conversations: int = Field(20_000, ge=1)
     """Number of training conversations."""
-    min_turns: int = Field(4, ge=1)
+    min_turns: int = Field(4, ge=1, le=1000)
     """Fewest turns of a conversation."""
-    max_turns: int = Field(8, ge=1)
+    max_turns: int = Field(8, ge=1, le=1000)
     """Most turns of a conversation."""
     action_share: float = Field(0.8, ge=0, le=1)
     """Share of the conversations that hold one action turn."""
     think_share: float = Field(0.45, ge=0, le=1)
     """Share of the question turns that are asked in think mode."""
-    weights: dict[str, float] = Field(
+    weights: dict[str, Weight] = Field(
         {"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0}
     )
     """Relative weight of the question groups; the types of a group are equally likely. `trace`, the path of the gripper
@@ -51,7 +51,7 @@ class MixConfig(Config):
     """The camera whose image the model sees."""
     grid: int = Field(32, ge=4, le=1000)
     """Cells a side of the image, in which points are given."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes every draw: the same episodes and settings give the same bytes."""
     shard_size: int = Field(5_000, ge=1)
     """Conversations in one parquet file."""
@@ -61,11 +61,7 @@ class MixConfig(Config):
         if self.min_turns > self.max_turns:
             raise ValueError(f"min_turns {self.min_turns} is above max_turns {self.max_turns}")
         groups = {kind.group for kind in TYPES.values()}
-        if (
-            set(self.weights) - groups
-            or min(self.weights.values(), default=0) < 0
-            or not sum(self.weights.values())
-        ):
+        if set(self.weights) - groups or not sum(self.weights.values()):
             raise ValueError(
                 f"weights must be non-negative, not all 0, and name some of {sorted(groups)}"
             )

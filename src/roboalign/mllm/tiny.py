@@ -17,7 +17,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.processors import ImageOnlyQwen3VLProcessor
@@ -56,41 +56,41 @@ CHAT_TEMPLATE = (
 class TinyConfig(Config):
     """Shape of the tiny model. The defaults hold about 2.5 million parameters."""
 
-    image_size: int = Field(default=64, ge=8)
+    image_size: int = Field(default=64, ge=8, le=4096)
     """Side to which a square image is resized, pixels; a multiple of patch_size x merge."""
-    patch_size: int = Field(default=16, ge=2)
+    patch_size: int = Field(default=16, ge=2, le=4096)
     """Side of one vision patch, pixels."""
-    merge: int = Field(default=1, ge=1)
+    merge: int = Field(default=1, ge=1, le=64)
     """merge x merge patches become one visual token."""
     pixel_mean: float = Field(default=0.4, ge=0, le=1)
     """Mean that is subtracted from pixels in 0..1. The data's own mean is best."""
-    pixel_std: float = Field(default=0.15, gt=0)
+    pixel_std: float = Field(default=0.15, ge=1e-3, le=100)
     """Deviation by which pixels are divided. The data's own is best: a larger one dims what moves in the image."""
-    vision_width: int = Field(default=128, ge=8)
+    vision_width: int = Field(default=128, ge=8, le=65_536)
     """Width of the vision transformer."""
-    vision_depth: int = Field(default=3, ge=1)
+    vision_depth: int = Field(default=3, ge=1, le=1000)
     """Blocks of the vision transformer."""
-    vision_heads: int = Field(default=4, ge=1)
+    vision_heads: int = Field(default=4, ge=1, le=65_536)
     """Attention heads of the vision transformer."""
     deepstack: tuple[int, ...] = (1,)
     """Vision blocks whose features are also added to the first text layers (Qwen3-VL's DeepStack)."""
-    width: int = Field(default=192, ge=8)
+    width: int = Field(default=192, ge=8, le=65_536)
     """Width of the text model."""
-    depth: int = Field(default=4, ge=1)
+    depth: int = Field(default=4, ge=1, le=1000)
     """Layers of the text model."""
-    heads: int = Field(default=6, ge=1)
+    heads: int = Field(default=6, ge=1, le=65_536)
     """Attention heads of the text model."""
-    kv_heads: int = Field(default=3, ge=1)
+    kv_heads: int = Field(default=3, ge=1, le=65_536)
     """Key and value heads of the text model (grouped-query attention)."""
-    mlp_width: int = Field(default=512, ge=8)
+    mlp_width: int = Field(default=512, ge=8, le=1_000_000)
     """Inner width of the text model's gated feed-forward layers."""
-    vocab_size: int = Field(default=1000, ge=400)
+    vocab_size: int = Field(default=1000, ge=400, le=1_000_000)
     """Upper bound of the tokenizer's size, before the action tokens are added."""
-    init_std: float = Field(default=0.08, gt=0)
+    init_std: float = Field(default=0.08, gt=0, le=100)
     """Standard deviation of the initial weights. At Hugging Face's 0.02 a model this small hardly learns to see."""
-    query_gain: float = Field(default=2.0, gt=0)
+    query_gain: float = Field(default=2.0, gt=0, le=1000)
     """Initial weight of the query normalisation. Above 1, attention starts out on few tokens instead of all alike."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights."""
 
     @model_validator(mode="after")

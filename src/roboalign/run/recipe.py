@@ -13,7 +13,7 @@ from roboalign.align.distill import DistillConfig
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.answers import PRESETS as IN_WORDS
 from roboalign.align.sft import SftConfig
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.trackers import TrackerName
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.packed import MixConfig
@@ -32,11 +32,11 @@ class TokenizerConfig(Config):
     path: str | None = None
     """A published FAST tokenizer (FAST+): its folder, or its Hub id, `physical-intelligence/fast`; without it, one is
     fitted on the alignment chunks."""
-    horizon: int = Field(8, ge=1)
+    horizon: int = Field(8, ge=1, le=10_000)
     """Action steps a chunk."""
-    scale: float = Field(2.0, gt=0)
+    scale: float = Field(2.0, ge=1e-6, le=1e6)
     """Factor before rounding a DCT coefficient: larger is finer and gives more tokens."""
-    vocab_size: int = Field(128, ge=8)
+    vocab_size: int = Field(128, ge=8, le=1_000_000)
     """Entries of the fitted byte-pair vocabulary."""
     statistics: Method = "quantiles"
     """Which values normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus and plus std)."""
@@ -67,7 +67,7 @@ class HardwareConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the MLLM's weights in memory from SFT on. AdamW changes them in it: in bfloat16 small steps round to
     nothing; `sft.bf16` and `rl.bf16` compute in bfloat16 on float32 weights."""
-    timeout: float = Field(1800.0, gt=0)
+    timeout: float = Field(1800.0, gt=0, le=1e7)
     """Seconds for which the processes of one training wait for one another before they hold one to be dead. Rollouts
     of unequal length are such waits too."""
     ray: ClusterConfig | None = None
@@ -79,9 +79,9 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     """The run's name; results go to runs/<name> unless --out says otherwise."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """SFT, RL, head training and flow noise are repeated under each seed; data and base model are shared."""
-    parallel: int = Field(0, ge=0)
+    parallel: int = Field(0, ge=0, le=1024)
     """Independent stages run side by side in this many processes; 0: one a core, or one where there is a GPU."""
     arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
     """Backbones that get a head and are measured."""
@@ -109,8 +109,6 @@ class Recipe(Config):
     def _consistent(self) -> "Recipe":
         require_distinct("seeds", self.seeds)
         require_distinct("arms", self.arms)
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds are 0 or more, not {min(self.seeds)}")
         self.collect.check_run(
             self.mix.camera, self.rollout, self.rollout.episodes, self.tokenizer.horizon
         )

@@ -12,8 +12,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.processes import worker_pool
 from roboalign.core.progress import Progress
 from roboalign.sim.base import DemonstratedBenchmark, DemonstratedEnvironment, EnvironmentCrash
@@ -23,20 +24,20 @@ from roboalign.sim.cameras import CameraGeometry
 class CollectConfig(Config):
     """How demonstrations are collected."""
 
-    episodes_per_task: int = 20
+    episodes_per_task: int = Field(20, ge=1)
     """Solved episodes wanted of each task."""
-    noise: float = 0.15
+    noise: float = Field(0.15, ge=0, le=10)
     """Standard deviation of the noise on the executed x, y and z action, in action units (1 is a centimetre a step in
     Meta-World, five in LIBERO)."""
-    noise_memory: float = 0.8
+    noise_memory: float = Field(0.8, ge=0, lt=1)
     """Correlation of the noise between two steps: 0 is white noise."""
-    max_steps: int = 250
+    max_steps: int = Field(250, ge=1, le=100_000)
     """An expert that has not succeeded by then has failed. LIBERO's two-object tasks need about 600."""
-    steps_after_success: int = 5
+    steps_after_success: int = Field(5, ge=0, le=100_000)
     """Frames kept after the first success, so that the data shows the solved scene."""
-    attempts: int = 5
+    attempts: int = Field(5, ge=1)
     """Seeds tried for one wanted episode before it is given up."""
-    first_seed: int = 0
+    first_seed: Seed = 0
     """The seeds `first_seed` to `first_seed + episodes_per_task * attempts - 1` are used."""
 
 

@@ -49,7 +49,7 @@ class ClusterConfig(Config):
 
     address: str = Field("auto", pattern=r"^[^/\s]+$")
     """Its head as `host:port`; `auto`: the cluster that `ray start` joined this machine to."""
-    cpus: int = Field(1, ge=1)
+    cpus: int = Field(1, ge=1, le=4096)
     """Cores of a worker, and threads of its policy."""
     gpus: float = Field(0.0, ge=0, le=1)
     """GPU of a worker, 0.5 for two workers a GPU; with 0 its policy is on the CPU (`hardware.device` is not asked)."""

@@ -95,7 +95,11 @@ class BenchmarkSpec(ABC):
 
         `horizon`: action steps a chunk.
         """
-        return
+        if rollout.replan_every > horizon:
+            raise ValueError(
+                f"rollout.replan_every {rollout.replan_every} is above tokenizer.horizon {horizon}: a chunk "
+                "has no more actions"
+            )
 
     def rollout(self, settings: Any, rollout: RolloutConfig) -> RolloutConfig:
         """How a policy is run. A benchmark with a protocol of its own says it here."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from pydantic import Field
 
 from roboalign.core.config import Config
 from roboalign.core.files import atomic_path
@@ -26,11 +27,11 @@ Act = Callable[[list[Observation], list[Key]], np.ndarray]
 class RolloutConfig(Config):
     """How a policy is run. Every field belongs beside a reported number."""
 
-    replan_every: int = 8
+    replan_every: int = Field(8, ge=1)
     """Actions of a chunk that are executed before the policy looks again."""
-    max_steps: int = 250
+    max_steps: int = Field(250, ge=1, le=100_000)
     """Steps after which an unsolved episode ends as a failure."""
-    batch_size: int = 8
+    batch_size: int = Field(8, ge=1, le=4096)
     """Episodes that a process runs in lockstep."""
 
 

@@ -46,7 +46,7 @@ class FeatureConfig(Config):
     """Frames a forward pass."""
     shard_frames: int = Field(default=2048, ge=1)
     """Frames a file, rounded up to whole episodes; a killed run loses at most one file's work."""
-    variants: int = Field(default=0, ge=0)
+    variants: int = Field(default=0, ge=0, le=10_000)
     """Augmented copies of each training frame that are kept, each as large as the plain frame, which they replace: a
     step draws one of them. 0: the plain frames. Held-out frames and what a policy sees are never augmented."""
     augment: AugmentConfig = AugmentConfig()

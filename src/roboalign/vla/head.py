@@ -46,21 +46,21 @@ class HeadConfig(Config):
 
     preset: Literal["gr00t-n1.5", "tiny"] = "tiny"
     """`gr00t-n1.5`: the published sizes; `tiny`: for a tiny backbone on a CPU."""
-    width: int = Field(default=PRESETS["tiny"]["width"], gt=0)
+    width: int = Field(default=PRESETS["tiny"]["width"], gt=0, le=65_536)
     """Width of the diffusion transformer."""
-    layers: int = Field(default=PRESETS["tiny"]["layers"], gt=0)
+    layers: int = Field(default=PRESETS["tiny"]["layers"], gt=0, le=1000)
     """Its blocks; even ones cross-attend to the VLM tokens, odd ones attend to the sequence itself."""
-    heads: int = Field(default=PRESETS["tiny"]["heads"], gt=0)
+    heads: int = Field(default=PRESETS["tiny"]["heads"], gt=0, le=65_536)
     """Its attention heads; they divide `width`."""
-    hidden_width: int = Field(default=PRESETS["tiny"]["hidden_width"], gt=0)
+    hidden_width: int = Field(default=PRESETS["tiny"]["hidden_width"], gt=0, le=65_536)
     """Width of its output and inside the state encoder and the action decoder."""
-    future_tokens: int = Field(default=PRESETS["tiny"]["future_tokens"], ge=0)
+    future_tokens: int = Field(default=PRESETS["tiny"]["future_tokens"], ge=0, le=65_536)
     """Learned tokens between the state and the actions."""
-    vlm_layers: int = Field(default=PRESETS["tiny"]["vlm_layers"], ge=0)
+    vlm_layers: int = Field(default=PRESETS["tiny"]["vlm_layers"], ge=0, le=1000)
     """Self-attention blocks over the VLM tokens."""
-    vlm_heads: int = Field(default=PRESETS["tiny"]["vlm_heads"], gt=0)
+    vlm_heads: int = Field(default=PRESETS["tiny"]["vlm_heads"], gt=0, le=65_536)
     """Their attention heads; they divide `vlm_inner_width`."""
-    vlm_inner_width: int = Field(default=PRESETS["tiny"]["vlm_inner_width"], gt=0)
+    vlm_inner_width: int = Field(default=PRESETS["tiny"]["vlm_inner_width"], gt=0, le=65_536)
     """Width of the VLM tokens inside the head. A backbone of another width is projected to it once."""
     dropout: float = Field(default=PRESETS["tiny"]["dropout"], ge=0, lt=1)
     """Dropout after every attention and inside every feed-forward."""
@@ -89,13 +89,13 @@ class HeadConfig(Config):
 class HeadShape(Config):
     """What the backbone and the data dictate."""
 
-    vlm_width: int = Field(gt=0)
+    vlm_width: int = Field(gt=0, le=1_000_000)
     """Width of the backbone's hidden states."""
-    action_dim: int = Field(gt=0)
+    action_dim: int = Field(gt=0, le=10_000)
     """Numbers of an action."""
-    state_dim: int = Field(ge=0)
+    state_dim: int = Field(ge=0, le=100_000)
     """Numbers of the robot's state."""
-    horizon: int = Field(gt=0)
+    horizon: int = Field(gt=0, le=10_000)
     """Actions of a chunk."""
 
 

@@ -43,15 +43,15 @@ class HeadTrainConfig(Config):
     """Optimiser steps (paper: 60,000 on LIBERO, 100,000 on CALVIN, 30,000 on the real robot)."""
     batch_size: int = Field(default=16, ge=1)
     """Frames a step (GR00T: 32)."""
-    draws: int = Field(default=4, ge=1)
+    draws: int = Field(default=4, ge=1, le=65_536)
     """Noise and flow time are drawn this many times for each frame; its VLM tokens are encoded once (GR00T: 1)."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Highest learning rate (paper's scale: 1e-4); linear warm-up, then cosine to 0."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the head's matrix products; its weights and the optimiser stay float32."""
-    sampling_steps: int = Field(default=4, ge=1)
+    sampling_steps: int = Field(default=4, ge=1, le=10_000)
     """Euler steps from noise to actions, in evaluation and in the policy."""
     eval_every: int = Field(default=500, ge=1)
     """Steps between measurements on the held-out episodes."""

@@ -12,7 +12,7 @@ from roboalign.align.trained import TuneConfig
 class RlConfig(TuneConfig):
     """Settings of GRPO. The defaults are the paper's, and EasyR1's where the paper names none."""
 
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float = Field(1e-6, gt=0, le=1)
     """Learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Shape of the learning rate (paper: constant). Under `cosine` it ends at 0: a small model at a high rate else ends
@@ -23,9 +23,9 @@ class RlConfig(TuneConfig):
     """Prompts per update, over all devices; divides prompts_per_rollout."""
     micro_batch_size: int = Field(16, ge=1)
     """Prompts (each with all its answers) per forward pass and device."""
-    samples: int = Field(5, ge=2)
+    samples: int = Field(5, ge=2, le=10_000)
     """Answers to a prompt: the group within which rewards are compared."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=1e6)
     """Passes over the prompts; a started rollout is completed."""
     updates: int | None = Field(None, ge=1)
     """Updates; where given, it replaces `epochs`. A multiple of the updates per rollout."""
@@ -34,7 +34,7 @@ class RlConfig(TuneConfig):
     an answer that is not well formed (reward.py). Of questions in words: `answer`, right or wrong; `trace`, the
     distance of the points in the image (reward_answers.py). Or a reward of an installed package by its name, or
     `path/to/file.py:function` (rewards/registry.py says what it is given); the file's content counts as a setting."""
-    kl: float = Field(1e-2, ge=0)
+    kl: float = Field(1e-2, ge=0, le=1e6)
     """Coefficient of the k3 estimate of KL(policy || model at the start) in the loss; 0 keeps no reference model."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     """The probability ratio is clipped below at 1 - clip_low."""
@@ -42,11 +42,11 @@ class RlConfig(TuneConfig):
     """The probability ratio is clipped above at 1 + clip_high."""
     dual_clip: float = Field(3.0, gt=1)
     """For a negative advantage A the loss of a token is at most -A * dual_clip."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-3, le=100)
     """Sampling temperature; the loss uses the same distribution."""
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int = Field(512, ge=1, le=1_000_000)
     """Longest answer, tokens."""
-    replay_weight: float = Field(0.0, ge=0)
+    replay_weight: float = Field(0.0, ge=0, le=1e6)
     """Weight of an SFT loss on `replay_batch` conversations in each update (not in the paper; 0: none)."""
     replay_batch: int = Field(16, ge=1)
     """Replayed conversations per update, over all devices."""

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from roboalign.actions.normalize import Method
 from roboalign.conversations.qa.normal import Style
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.hub import pinned
@@ -54,7 +54,7 @@ class SourceConfig(Config):
     """A folder of conversation shards (train-*.parquet): a mixture, generated questions, distilled reasoning."""
     count: int | None = Field(None, ge=1)
     """Samples of it; a sample is one record, conversation or action."""
-    weight: float | None = Field(None, gt=0, allow_inf_nan=False)
+    weight: float | None = Field(None, gt=0, le=1e12)
     """Share of what `total` leaves to the sources without a count, relative to their weights."""
     repeat: bool = False
     """Whether a source with fewer samples than asked is gone through again until they are reached."""
@@ -115,11 +115,11 @@ class TokensConfig(Config):
     """A FAST folder, or the tokenizer/ folder of a mixture or a run, whose action statistics are then used too."""
     fit: bool = False
     """Fit one on the drawn samples."""
-    horizon: int = Field(16, ge=1)
+    horizon: int = Field(16, ge=1, le=10_000)
     """Action steps a chunk."""
-    scale: float = Field(10.0, gt=0)
+    scale: float = Field(10.0, ge=1e-6, le=1e6)
     """Factor before rounding a DCT coefficient, of a fitted one."""
-    vocab_size: int = Field(1024, ge=8)
+    vocab_size: int = Field(1024, ge=8, le=1_000_000)
     """Entries of the fitted byte-pair vocabulary."""
     chunks: int = Field(100_000, ge=1)
     """Most chunks on which the statistics and the tokenizer are fitted: the first that are drawn."""
@@ -180,7 +180,7 @@ class MixtureConfig(Config):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     """The mixture's name."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes every draw."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """Where the samples come from."""

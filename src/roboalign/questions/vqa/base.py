@@ -12,7 +12,7 @@ from roboalign.actions.axes import Axes, parse_axes
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import Mode
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import Episode
@@ -42,7 +42,7 @@ class QuestionConfig(Config):
     position: int | None = Field(None, ge=0)
     """First of three columns of the state that hold the gripper's position in that frame (and in the world frame of the
     cameras' projections), metres. Without it the state is not read, and movement is what the actions command."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes every draw."""
 
     @field_validator("axes")

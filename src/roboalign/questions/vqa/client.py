@@ -36,11 +36,11 @@ class Endpoint(Config):
     """Environment variable that holds the API key; an endpoint of one's own may need none."""
     concurrency: int = Field(8, ge=1, le=1000)
     """Requests under way at the same time."""
-    timeout: float = Field(120.0, gt=0)
+    timeout: float = Field(120.0, gt=0, le=1e7)
     """Seconds without a byte after which a request is given up."""
-    retries: int = Field(6, ge=0)
+    retries: int = Field(6, ge=0, le=1000)
     """How often a request is sent again after a failure that may pass."""
-    first_wait: float = Field(1.0, gt=0)
+    first_wait: float = Field(1.0, gt=0, le=3600)
     """Seconds before the first of these; each further wait is twice as long, half of it drawn at random."""
 
     @field_validator("url")

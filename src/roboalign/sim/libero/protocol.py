@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from roboalign.core.config import Config
+from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.cameras import RenderMode
 from roboalign.sim.libero.suites import CAMERA_NAMES, SUITES, CameraName, Instruction
@@ -74,13 +74,13 @@ class LiberoConfig(Config):
     """The harness whose value a setting has that is not given."""
     assumed: tuple[str, ...] = ()
     """Settings of the preset that its harness was not checked for: they are openpi's."""
-    settle_steps: int = Field(10, ge=0)
+    settle_steps: int = Field(10, ge=0, le=100_000)
     """Steps of the action [0, 0, 0, 0, 0, 0, -1] after a reset, not counted among the policy's."""
     max_steps: SuiteSteps = SuiteSteps()
     """Step limit of each suite."""
-    render_size: int = Field(256, ge=16)
+    render_size: int = Field(256, ge=16, le=4096)
     """Width and height at which both cameras are drawn, pixels."""
-    image_size: int = Field(224, ge=16)
+    image_size: int = Field(224, ge=16, le=4096)
     """Width and height that the policy sees, resized bilinearly (with padding where an image is not square)."""
     cameras: tuple[CameraName, ...] = Field(CAMERA_NAMES, min_length=1)
     """Cameras that are drawn and stored; peers' policies see both. Each takes most of a look's time."""
@@ -88,7 +88,7 @@ class LiberoConfig(Config):
     """Turn the images of both cameras, as robosuite gives them (upside down), by 180 degrees."""
     replan_every: int = Field(5, ge=1)
     """Actions of a chunk that are executed before the policy looks again."""
-    seed: int = Field(7, ge=0)
+    seed: Seed = 7
     """Seed of the random numbers before a stored initial state is set: it places fixtures, which the state lacks."""
     fixtures: Literal["trial", "task"] = "trial"
     """`trial`: each stored initial state draws its own fixtures from (seed, number of the state), as each trial of

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from roboalign.core.config import Config
 from roboalign.sim.cameras import RenderMode
 
@@ -13,7 +15,7 @@ class MetaWorldConfig(Config):
 
     cameras: tuple[CameraName, ...] = ("workspace",)
     """`workspace` frames the table tightly for small images; `corner2` is Meta-World's own."""
-    image_size: int = 64
+    image_size: int = Field(64, ge=8, le=4096)
     """Width and height of every image, pixels."""
     render: RenderMode = "fast"
     """`fast` draws no shadows, reflections and multi-sampling; `default` draws the model as it is."""

@@ -50,10 +50,10 @@ class VllmConfig(Config):
     """With `serve`: what else follows on the command line of `vllm serve`, as `["--max-model-len", "2048"]`."""
     concurrency: int = Field(64, ge=1, le=1000)
     """Prompts that each process asks about at the same time."""
-    timeout: float = Field(300.0, gt=0)
+    timeout: float = Field(300.0, gt=0, le=1e7)
     """Seconds without an answer after which a request is given up and sent again: longer than the longest group of
     answers takes on a full server."""
-    patience: float = Field(600.0, gt=0)
+    patience: float = Field(600.0, gt=0, le=1e7)
     """Seconds for which the server may fail or be away before the command ends. Where several processes train, this and
     `timeout` together must be below `hardware.timeout`."""
     tolerance: float = Field(0.02, gt=0)
