@@ -11,9 +11,10 @@ from roboalign.mllm.encode import collate, encode_conversation
 from roboalign.mllm.presets import PRESETS, meta_model, preset_config
 from roboalign.plan import arithmetic as costs
 from roboalign.plan.arithmetic import GPUS, Memory, parse_gpus
-from roboalign.plan.costs import StageCost, plan_costs
+from roboalign.plan.costs import plan_costs
 from roboalign.plan.model import Assumptions, assumptions, backbone_numbers
-from roboalign.plan.text import describe_plan, duration, mend, quantity, size
+from roboalign.plan.stage_cost import StageCost
+from roboalign.plan.text import describe_plan, duration, find_fix, quantity, size
 from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
 from tools.backbones import FRAMES, TURNS, model_of
@@ -106,7 +107,7 @@ def test_the_7b_model_with_lora_fits_one_gpu_and_is_never_split() -> None:
         assert stage.disk["model"] == 2 * b.parameters
     whole = plan_costs(load_recipe(PAPER), GPUS["H100"], 1, Assumptions())[1][0]
     assert 1.9 * sft.flops < 1.5 * whole.flops < 2.1 * sft.flops  # with checkpointing 3 passes of 4
-    small = mend(sft, 10e9, 8)
+    small = find_fix(sft, 10e9, 8)
     assert small.memory is None and small.changes[0].startswith("LoRA is not sharded")
 
 
@@ -138,18 +139,16 @@ def test_every_mending_fits() -> None:
         gpu, count = parse_gpus(gpus)
         usable = 0.92 * gpu.memory
         for stage in plan_costs(load_recipe(PAPER), gpu, count, Assumptions())[1]:
-            mending = mend(stage, usable, count)
-            assert mending.memory is None or mending.memory.total <= usable
-            assert (
-                mending.changes or stage.memory(stage.checkpointing, stage.micro, 1).total <= usable
-            )
+            fix = find_fix(stage, usable, count)
+            assert fix.memory is None or fix.memory.total <= usable
+            assert fix.changes or stage.memory(stage.checkpointing, stage.micro, 1).total <= usable
 
 
 def test_checkpointing_is_advised_where_it_is_enough() -> None:
     recipe = load_recipe(PAPER, ("sft.gradient_checkpointing=false", "sft.micro_batch_size=16"))
     stage = plan_costs(recipe, GPUS["H200"], 8, Assumptions())[1][0]
     bare, saved = (stage.memory(checkpointing, 16, 1).total for checkpointing in (False, True))
-    between = mend(stage, (bare + saved) / 2, 8)
+    between = find_fix(stage, (bare + saved) / 2, 8)
     assert between.changes == ("--set sft.gradient_checkpointing=true",)
 
 
@@ -183,7 +182,7 @@ def test_extra_sft_is_split_as_sft_is() -> None:
     stage = plan_costs(even, GPUS["H100"], 2, Assumptions())[1][1]
     assert (stage.names, stage.gpus, stage.batch, stage.micro) == (("extra-sft",), 2, 24, 6)
     stage = plan_costs(odd, GPUS["H100"], 4, Assumptions())[1][1]
-    assert mend(stage, GPUS["H100"].memory, 4).changes == (
+    assert find_fix(stage, GPUS["H100"].memory, 4).changes == (
         "--set rl.prompts_per_update=4",
     )  # 4 + 8 divide
     assert "rl.prompts_per_update 2 + 8 replayed DOES NOT DIVIDE over 4 GPUs x 3" in described(
@@ -229,8 +228,8 @@ def test_the_head_shares_its_batch_and_keeps_what_the_recipe_says() -> None:
     too_few = described(load_recipe(PAPER, ("head_training.batch_size=6",)), "8xH100")
     assert "head_training.batch_size 6 DOES NOT DIVIDE over 8 GPUs x 1" in too_few
     few = head(8, "head_training.batch_size=6")
-    assert mend(few, GPUS["H200"].memory, 8).changes == ("--set head_training.batch_size=8",)
-    assert mend(one, one.memory(False, 1, 1).total, 1).changes == (
+    assert find_fix(few, GPUS["H200"].memory, 8).changes == ("--set head_training.batch_size=8",)
+    assert find_fix(one, one.memory(False, 1, 1).total, 1).changes == (
         "--set head_training.batch_size=1",
     )
 
@@ -316,12 +315,12 @@ def test_a_server_on_the_same_gpus_takes_its_share_in_the_rollout_and_next_to_no
 
 def test_a_share_that_is_too_large_is_cut_and_one_that_is_too_small_refused() -> None:
     stage = with_vllm(serve="v", memory=0.85)
-    mending = mend(stage, 0.92 * 80e9, 8)
-    assert mending.changes == (
+    fix = find_fix(stage, 0.92 * 80e9, 8)
+    assert fix.changes == (
         "--set rl.vllm.memory=0.65",
         "shard weights, gradients and optimizer over 8 GPUs (FSDP)",
     )
-    assert mending.memory is not None and mending.memory.server == pytest.approx(52e9)
+    assert fix.memory is not None and fix.memory.server == pytest.approx(52e9)
     with pytest.raises(
         RoboAlignError, match=r"rl.vllm.memory: 0.2 of H100 is 16 GB, .* weights are 16.6 GB"
     ):

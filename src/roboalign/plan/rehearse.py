@@ -29,7 +29,7 @@ from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.fake import Meter, fake_weights, fixed_in_place
 from roboalign.mllm.load import Mllm
 from roboalign.plan.arithmetic import Gpu
-from roboalign.plan.costs import GENERATED_ROWS, plan_costs
+from roboalign.plan.costs import plan_costs
 from roboalign.plan.model import Assumptions
 from roboalign.plan.rehearse_model import (
     Lengths,
@@ -40,6 +40,7 @@ from roboalign.plan.rehearse_model import (
     word_token,
 )
 from roboalign.plan.rehearse_split import split_over
+from roboalign.plan.rl_cost import GENERATED_ROWS
 from roboalign.plan.text import size
 from roboalign.run.recipe import Recipe
 from roboalign.vla.features import View

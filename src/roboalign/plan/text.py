@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from roboalign.plan.arithmetic import Gpu, Memory
-from roboalign.plan.costs import StageCost, plan_costs
+from roboalign.plan.costs import plan_costs
 from roboalign.plan.model import Assumptions, Model
+from roboalign.plan.stage_cost import StageCost
 from roboalign.run.recipe import Recipe
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -26,14 +27,14 @@ MOST_GPUS = 1024  # over which sharding is tried
 
 
 @dataclass(frozen=True)
-class Mending:
+class Fix:
     """What makes a stage run: changes in words, and the memory of a GPU under them; None where nothing is enough."""
 
     changes: tuple[str, ...] = ()
     memory: Memory | None = None
 
 
-def mend(stage: StageCost, usable: float, count: int) -> Mending:
+def find_fix(stage: StageCost, usable: float, count: int) -> Fix:
     """The fewest changes under which the stage fits into `usable` bytes and its batch divides over its GPUs.
 
     Tried in order: the recipe as it is, checkpointing, a micro-batch of 1, and these sharded over the `count` GPUs that
@@ -48,11 +49,11 @@ def mend(stage: StageCost, usable: float, count: int) -> Mending:
                     memory = smaller.memory(checkpointing, micro, share)
                     if memory.total <= usable:
                         changes = _changes(smaller, micro, checkpointing, share, count)
-                        return Mending((*([change] if change else []), *changes), memory)
+                        return Fix((*([change] if change else []), *changes), memory)
             if smaller.smaller is None:
                 break
             change, smaller = smaller.smaller
-    return Mending((_last_resort(stage),))
+    return Fix((_last_resort(stage),))
 
 
 def _ways(stage: StageCost) -> Iterator[tuple[int, bool]]:
@@ -88,7 +89,7 @@ def _changes(
     if not stage.micro_key and micro != stage.micro:
         batch = micro * stage.gpus
     if batch != stage.batch:
-        yield f"--set {stage.batch_key}={batch - stage.beside}"
+        yield f"--set {stage.batch_key}={batch - stage.replayed}"
     if checkpointing != stage.checkpointing:
         yield f"--set {stage.checkpointing_key}=true"
     if stage.micro_key and micro != stage.micro:
@@ -152,10 +153,10 @@ def _stage(stage: StageCost, usable: float, count: int, price: float | None) -> 
     if memory.total > usable:
         faults.append(f"DOES NOT FIT into {size(usable)}")
     if faults:
-        mending = mend(stage, usable, count)
-        lines += [f"  {'; '.join(faults)}", f"  Fix: {'; '.join(mending.changes)}"]
-        if mending.memory:
-            lines.append(f"  then {size(mending.memory.total)} a GPU: {_parts(mending.memory)}")
+        fix = find_fix(stage, usable, count)
+        lines += [f"  {'; '.join(faults)}", f"  Fix: {'; '.join(fix.changes)}"]
+        if fix.memory:
+            lines.append(f"  then {size(fix.memory.total)} a GPU: {_parts(fix.memory)}")
     else:
         lines.append(f"  fits into {size(usable)}")
     return [
@@ -165,8 +166,8 @@ def _stage(stage: StageCost, usable: float, count: int, price: float | None) -> 
 
 
 def _batch(stage: StageCost) -> str:
-    beside = f" + {stage.beside} replayed" if stage.beside else ""
-    return f"{stage.batch_key} {stage.batch - stage.beside}{beside}"
+    replayed = f" + {stage.replayed} replayed" if stage.replayed else ""
+    return f"{stage.batch_key} {stage.batch - stage.replayed}{replayed}"
 
 
 def _parts(memory: Memory) -> str:

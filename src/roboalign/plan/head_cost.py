@@ -1,0 +1,127 @@
+"""What the head costs: features of the frozen backbone once, then the head on them."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from roboalign.mllm.rounding import token_bytes
+from roboalign.plan import arithmetic
+from roboalign.plan.arithmetic import BFLOAT16, FLOAT32, Memory
+from roboalign.plan.stage_cost import Asked, StageCost
+from roboalign.vla.head import FlowMatchingHead, HeadShape
+
+
+def head_cost(asked: Asked) -> StageCost:
+    """Each GPU takes a part of the frames and of the batch. The backbone stays loaded."""
+    recipe, config, head = asked.recipe, asked.recipe.head_training, _Head(asked)
+    frames, length = head.frames, head.length
+    width, dtype = asked.model.numbers.width, recipe.backbone.layer_dtype
+    work = f"{frames:,.0f} frames of {length:,.0f} tokens, then {config.steps:,} steps of {config.batch_size}"
+    seconds = asked.seconds(head.feature_flops, bf16=asked.number == BFLOAT16)
+    seconds += asked.seconds(head.training_flops, bf16=head.bf16)
+    return StageCost(
+        names=("head",),
+        runs=len(recipe.arms) * len(recipe.seeds),
+        gpus=asked.count,
+        work=work,
+        tokens=frames * length,
+        flops=head.feature_flops + head.training_flops,
+        seconds=seconds,
+        memory=head.memory,
+        disk={
+            "features": frames * length * token_bytes(width, dtype),
+            "checkpoint": (16 if config.ema else 12) * head.parameters,
+            "head": FLOAT32 * head.parameters,
+        },
+        checkpointing=False,
+        checkpointing_key="",
+        micro=math.ceil(config.batch_size / asked.count),
+        micro_key="",
+        batch=config.batch_size,
+        batch_key="head_training.batch_size",
+    )
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The sizes of a recipe's head and of what it is trained on."""
+
+    asked: Asked
+
+    @cached_property
+    def built(self) -> FlowMatchingHead:
+        """The head without its weights."""
+        recipe, assumed = self.asked.recipe, self.asked.assumed
+        shape = HeadShape(
+            vlm_width=self.asked.model.numbers.width,
+            action_dim=assumed.action_dim,
+            state_dim=assumed.state_dim,
+            horizon=recipe.tokenizer.horizon,
+        )
+        with torch.device("meta"):
+            return FlowMatchingHead(recipe.head, shape)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.built.parameters())
+
+    @property
+    def over_vlm(self) -> int:
+        """Of these, what every token of the backbone is multiplied with."""
+        own = sum(p.numel() for p in self.built.vlm_blocks.parameters())
+        return own + self.asked.model.numbers.width * self.asked.recipe.head.vlm_inner_width
+
+    @property
+    def length(self) -> float:
+        """Tokens of a prompt."""
+        return self.asked.model.image_tokens + self.asked.assumed.question_tokens
+
+    @property
+    def sequence(self) -> int:
+        """Tokens that the head adds to a prompt: actions, future tokens, state."""
+        recipe = self.asked.recipe
+        own = recipe.tokenizer.horizon + recipe.head.future_tokens + recipe.head.proprioception
+        return recipe.head_training.draws * own
+
+    @property
+    def frames(self) -> float:
+        """Frames that the backbone encodes."""
+        collect, features = self.asked.recipe.collect, self.asked.recipe.head_training.features
+        collected = collect.downstream.episodes_per_task * len(collect.downstream_names())
+        steps = collected * self.asked.assumed.episode_steps
+        return steps / features.every * (features.variants or 1)
+
+    @property
+    def feature_flops(self) -> float:
+        b, layer = self.asked.model.numbers, self.asked.recipe.backbone.layer
+        text = arithmetic.forward_flops(b, self.frames * self.length, self.length, layers=layer)
+        return text + arithmetic.vision_flops(b, self.frames * self.asked.model.patches)
+
+    @property
+    def training_flops(self) -> float:
+        config = self.asked.recipe.head_training
+        rest = (self.parameters - self.over_vlm) * self.sequence
+        return 3 * 2 * config.steps * config.batch_size * (self.over_vlm * self.length + rest)
+
+    @property
+    def bf16(self) -> bool:
+        return self.asked.recipe.head_training.precision == "bfloat16"
+
+    def memory(self, checkpointing: bool, micro: int, share: int) -> Memory:
+        """As StageCost.memory; a head is never sharded."""
+        config, parameters, bf16 = self.asked.recipe.head, self.parameters, self.bf16
+        state = arithmetic.training_state(parameters, parameters, cast=parameters if bf16 else 0)
+        vlm_block = arithmetic.block_bytes(config.vlm_inner_width, bf16=bf16)
+        block = arithmetic.block_bytes(config.width, bf16=bf16)
+        context = arithmetic.block_context_bytes(config.width, bf16=bf16)
+        kept = config.vlm_layers * self.length * vlm_block
+        kept += config.layers * self.sequence * block
+        kept += config.layers / 2 * self.length * context  # every other block reads the backbone
+        return replace(
+            state,
+            weights=state.weights * (2 if self.asked.recipe.head_training.ema else 1),
+            reference=self.asked.number * self.asked.model.numbers.parameters,
+            activations=micro * kept,
+        )
