@@ -135,6 +135,9 @@ def _damage(checkpoint: Path) -> str:
     return ""
 
 
+WeightsDigest = Callable[[nn.Module], str]
+
+
 def weights_fingerprint(model: nn.Module) -> str:
     """sha256 over the names and the first values of all parameters: tells two models apart without reading them all."""
     digest = hashlib.sha256()

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from transformers.utils import is_liger_kernel_available
 
 from roboalign.align.answers import answer_loss, logits_at_answers
+from roboalign.align.checkpoints import WeightsDigest, weights_fingerprint
 from roboalign.align.dataset import (
     Conversations,
     action_ids,
@@ -191,8 +192,12 @@ def build_trainer(
     updates: int,
     label: str,
     lora: LoraModel | None = None,
+    digest: WeightsDigest = weights_fingerprint,
 ) -> SftTrainer:
-    """The trainer of `train_sft`; `order` holds the conversations of all updates, one after the other."""
+    """The trainer of `train_sft`; `order` holds the conversations of all updates, one after the other.
+
+    `digest` tells initial weights apart: a checkpoint of others is not resumed.
+    """
     arguments = training_arguments(
         config,
         out_dir,
@@ -226,6 +231,7 @@ def build_trainer(
         out_dir=out_dir,
         fingerprint={**config.fingerprint(), "conversations": digest_of(conversations)},
         lora=lora,
+        digest=digest,
     )
     if config.compile:
         trainer.add_callback(CompileLayers())

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from roboalign.align.checkpoints import (
+    WeightsDigest,
     checkpoints_in,
     last_checkpoint,
     read_manifest,
@@ -56,10 +57,11 @@ class AlignTrainer(ShardedTrainer):
         fingerprint: dict[str, Any],
         loss: Any = None,
         lora: LoraModel | None = None,
+        digest: WeightsDigest = weights_fingerprint,
     ) -> None:
         self.label, self.out_dir, self.lora = label, out_dir, lora
         self.checkpoints = out_dir / "checkpoints"
-        self.fingerprint = {**fingerprint, "initial weights": weights_fingerprint(model)}
+        self.fingerprint = {**fingerprint, "initial weights": digest(model)}
         self.counters: dict[str, float] = {}  # this process's share; totals() has them all
         self.staging: Path | None = None
         self.began = 0.0

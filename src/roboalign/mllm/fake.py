@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Self
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +36,23 @@ def fixed_in_place() -> Iterator[None]:
 
     And a deep copy of a fake tensor is one more of the same kind: torch's own would copy the whole kind.
     """
-    stay = patch.object(nn.Module, "to", lambda module, *_, **__: module)
-    with stay, patch.object(FakeTensor, "__deepcopy__", _copied):
+    stay = _replaced(nn.Module, "to", lambda module, *_, **__: module)
+    with stay, _replaced(FakeTensor, "__deepcopy__", _copied):
         yield
+
+
+@contextmanager
+def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+    """Within, PyTorch's class `owner` has another attribute `name`, as fake tensors need it."""
+    own, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
 
 
 def _copied(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
@@ -52,7 +65,7 @@ def _copied(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
 
 def own_addresses() -> AbstractContextManager[Any]:
     """Within, each fake tensor tells an address of its own, by which accelerate finds the split form of a weight."""
-    return patch.object(FakeTensor, "data_ptr", lambda tensor: id(tensor.untyped_storage()))
+    return _replaced(FakeTensor, "data_ptr", lambda tensor: id(tensor.untyped_storage()))
 
 
 class Meter(TorchDispatchMode):
@@ -101,12 +114,12 @@ class Meter(TorchDispatchMode):
                 self._resize(id(storage), size)
             return resize(storage, size)
 
-        self.patched = patch.object(torch.UntypedStorage, "resize_", resized)
-        self.patched.start()
+        self.patched = _replaced(torch.UntypedStorage, "resize_", resized)
+        self.patched.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self.patched.stop()
+        self.patched.__exit__(*error)
         super().__exit__(*error)
 
     def __torch_dispatch__(

@@ -12,10 +12,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from roboalign.actions.fast import FastTokenizer
@@ -195,9 +195,10 @@ def _sft(made: Rehearsal) -> tuple[Peaks, Lengths]:
     data = made.talks(made.turns, batch)
     with fake_weights():  # adapters are new weights
         lora = config.choose_trained(made.mllm)
-    with _training(made.mllm) as (meter, folder):
+    meter, order = Meter(word_token(made.mllm)), list(range(batch))
+    with _folder() as folder:
         trainer = sft.build_trainer(
-            made.mllm, data, config, folder, list(range(batch)), 1, "sft", lora
+            made.mllm, data, config, folder, order, 1, "sft", lora, digest=_no_numbers
         )
         return _run(trainer, meter), lengths_of(made.mllm, data[0])
 
@@ -227,10 +228,22 @@ def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
     replay = made.talks(made.turns, config.replay_batch) if config.replay_weight else []
     with fake_weights():
         lora = config.choose_trained(mllm)
-    with _training(mllm) as (meter, folder):
+    meter, order = Meter(word_token(mllm)), list(range(len(data)))
+    with _folder() as folder:
         trainer = grpo.build_trainer(
-            mllm, fast, data, replay, config, folder, list(range(len(data))), updates, "rl", lora
+            mllm,
+            fast,
+            data,
+            replay,
+            config,
+            folder,
+            order,
+            updates,
+            "rl",
+            lora,
+            digest=_no_numbers,
         )
+        trainer.gather = list  # the other processes are not there
         if trainer.reference is not None:
             meter.label(FROZEN, trainer.reference.parameters())
         return _run(trainer, meter), lengths_of(mllm, made.talks(1, 1)[0])
@@ -252,13 +265,14 @@ def _prompts(made: Rehearsal, count: int) -> tuple[list[Conversation], FastToken
 
 
 @contextmanager
-def _training(mllm: Mllm) -> Iterator[tuple[Meter, Path]]:
-    """What counts, and a folder to write into. Weights without numbers have no fingerprint."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patch("roboalign.align.trainer.weights_fingerprint", lambda _: ""),
-    ):
-        yield Meter(word_token(mllm)), Path(folder)
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _no_numbers(model: nn.Module) -> str:
+    """Weights without numbers have no digest."""
+    return ""
 
 
 def _run(trainer: AlignTrainer, meter: Meter) -> Peaks:

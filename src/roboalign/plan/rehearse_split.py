@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
@@ -27,18 +26,26 @@ LAUNCHED = {
 def split_over(processes: int) -> Iterator[None]:
     """Within, trainings split their model over `processes`, of which there is only the first.
 
-    What the others would send is of the right size and means nothing; what they would tell of their samples is missing.
+    What the others would send is of the right size and means nothing.
     """
     place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     settings = {**LAUNCHED, **{name: str(value) for name, value in place.items()}}
-    with (
-        patch.dict(os.environ, settings),
-        patch("roboalign.align.grpo.trainer.gather_object", list),
-        own_addresses(),
-    ):
+    with _environment(settings), own_addresses():
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
         try:
             yield
         finally:
             dist.destroy_process_group()
             AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Within, these variables are set; afterwards all are as they were."""
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

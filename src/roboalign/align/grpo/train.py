@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from roboalign.actions.fast import FastTokenizer
+from roboalign.align.checkpoints import WeightsDigest, weights_fingerprint
 from roboalign.align.dataset import (
     Conversations,
     digest_of,
@@ -103,8 +104,12 @@ def build_trainer(
     updates: int,
     label: str,
     lora: LoraModel | None = None,
+    digest: WeightsDigest = weights_fingerprint,
 ) -> GrpoTrainer:
-    """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other."""
+    """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other.
+
+    `digest` tells initial weights apart: a checkpoint of others is not resumed.
+    """
     arguments = training_arguments(
         config,
         out_dir,
@@ -142,6 +147,7 @@ def build_trainer(
         out_dir=out_dir,
         fingerprint={**config.fingerprint(), "conversations": digest_of(prompts, replay)},
         lora=lora,
+        digest=digest,
     )
 
 

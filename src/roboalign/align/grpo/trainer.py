@@ -7,7 +7,7 @@ compares their losses.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -57,6 +57,9 @@ class GrpoTrainer(AlignTrainer):
     Each process samples the prompts of its own micro-batches. Nothing of a rollout outlives it: checkpoints fall on
     rollout boundaries, and a prompt's seed is that of its place in the run, on however many processes it runs.
     """
+
+    gather: Callable[[list[Any]], list[Any]] = staticmethod(gather_object)
+    """All processes' lists as one, on each of them."""
 
     def __init__(
         self,
@@ -237,13 +240,13 @@ class GrpoTrainer(AlignTrainer):
             rollouts=int(self.is_world_process_zero()),
         )
         everyones = sorted(
-            gather_object(list(zip(places, groups_of(rollout)))), key=lambda pair: pair[0]
+            self.gather(list(zip(places, groups_of(rollout)))), key=lambda pair: pair[0]
         )
         chosen = [self.conversations[self.order[place]] for place, _ in everyones]
         groups = [group for _, group in everyones]
         self.rollout_record = describe(groups, chosen)
         if drift is not None:
-            found = Drift.over(gather_object([drift]))
+            found = Drift.over(self.gather([drift]))
             self.rollout_record |= {"sampler_drift": found.mean, "sampler_drift_max": found.largest}
         if self.is_world_process_zero():
             for record in sample_records(self.mllm, groups, chosen, self.config.logged_samples):
@@ -312,7 +315,7 @@ class GrpoTrainer(AlignTrainer):
 
     def step_metrics(self) -> dict[str, Any]:
         """Of the updates since the last record, and of the rollout; over all processes."""
-        taken = gather_object([self.sums.take()])
+        taken = self.gather([self.sums.take()])
         return {**means_of(taken, self.args.gradient_accumulation_steps), **self.rollout_record}
 
 
