@@ -1,4 +1,13 @@
-"""Copy what a run has to show into a small folder: `python -m tools.publish runs/quickstart FOLDER`."""
+"""Copies what a run has to show into a small folder, and prints its tables.
+
+    python -m tools.publish runs/quickstart docs/results/quickstart
+
+The page is not kept: `roboalign report FOLDER --out page.html` makes it again from the records. The picture of its
+head is made by a browser, on the page of the run, below 300 kB:
+
+    chromium --headless --hide-scrollbars --window-size=1200,1250 \\
+        --screenshot=docs/results/quickstart/report.png runs/quickstart/report/index.html
+"""
 
 import shutil
 import sys
@@ -27,10 +36,10 @@ COLUMNS = (
 
 
 def publish(run_dir: str | Path, target: str | Path) -> str:
-    """Write the page, the summary, the recipe and the raw records of `run_dir` to `target`; return its tables.
+    """Write the summary, the recipe and the raw records of `run_dir` to `target`; return its tables.
 
     They are Markdown, with 95% intervals; the second, of a run with baselines, has the paper's numbers. A folder that
-    stands at `target` is replaced. Raises RoboAlignError where the run has no report.
+    exists at `target` is replaced, its picture too. Raises RoboAlignError where the run has no report.
     """
     run_dir = Path(run_dir)
     summary = read_json(
@@ -39,7 +48,7 @@ def publish(run_dir: str | Path, target: str | Path) -> str:
     arms = sorted((summary.get("success") or {}).get("arms", {}))
     with atomic_path(target) as folder:
         folder.mkdir(parents=True)
-        for name in ("index.html", "summary.json", "table.txt"):
+        for name in ("summary.json", "table.txt"):
             shutil.copy(run_dir / "report" / name, folder / name)
         shutil.copy(run_dir / "recipe.yaml", folder / "recipe.yaml")
         shutil.copy(run_dir / "collect" / "experts.json", folder / "experts.json")

@@ -216,25 +216,33 @@ def test_the_names_of_libero_s_tasks_are_the_library_s() -> None:
         assert list(tasks) == libero_task_map[suite], suite
 
 
-def test_recipes_and_published_results_are_read_without_any_simulator() -> None:
+def test_recipes_and_published_results_are_read_without_any_simulator(tmp_path: Path) -> None:
     code = f"""{BLOCKED}
 from roboalign.cli.compare import compare
 from roboalign.cli.table import table
 from roboalign.run.benchmark import installed_versions
 from roboalign.run.load import load_recipe
+from roboalign.run.published import write_published
+import sys
+from pathlib import Path
 
 load_recipe("recipes/libero-tiny.yaml")
 print(compare(["docs/results/libero-tiny"], ["sft", "roboalign"]))
 print(compare(["docs/results/libero-tiny", "docs/results/libero-aligned"]))
 print(table(["docs/results/libero-tiny-spatial"], "libero-spatial"))
+write_published(Path("docs/results/libero-tiny"), Path(sys.argv[1]))
 print(installed_versions(("numpy", "no-such-simulator")))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=RESULTS.parents[1], capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path / "page.html")],
+        cwd=RESULTS.parents[1],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "pairs of the same initial state" in done.stdout
     assert "no-such-simulator not installed" in done.stdout
+    assert "<h1>libero-tiny</h1>" in (tmp_path / "page.html").read_text()
 
 
 def test_the_blocker_blocks() -> None:

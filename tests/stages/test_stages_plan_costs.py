@@ -199,7 +199,7 @@ def test_stages_are_counted_by_arms_and_seeds() -> None:
     recipe = load_recipe(PAPER, ("seeds=[0, 1]", "arms=[base, language-sft, roboalign, extra-sft]"))
     stages = plan_costs(recipe, GPUS["H200"], 8, Assumptions())[1]
     assert [(stage.names, stage.runs) for stage in stages] == [
-        (("sft", "language-sft"), 4),
+        (("language-sft", "sft"), 4),
         (("extra-sft",), 2),
         (("rl",), 2),
         (("head",), 8),

@@ -45,7 +45,6 @@ def test_the_records_are_copied_and_nothing_large(tmp_path: Path) -> None:
     (tmp_path / "kept" / "of-an-earlier-run").touch()
     table = publish(finished_run(tmp_path / "run"), tmp_path / "kept")
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {
-        "index.html",
         "summary.json",
         "table.txt",
         "recipe.yaml",

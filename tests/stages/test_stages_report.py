@@ -81,7 +81,7 @@ def test_a_number_of_parameters_in_words(count: int, words: str) -> None:
 
 
 def test_the_report_says_what_is_true_of_this_run() -> None:
-    tiny = report.notes(recipe(), 178_656)
+    tiny = report.notes(recipe(), report.number_in_words(178_656))
     assert tiny[0] == MetaWorldSpec.notes[0]
     assert "179 thousand parameters and a small vocabulary of its own" in tiny[-2]
     assert "generated from templates" in tiny[-1]
@@ -92,7 +92,7 @@ def test_the_report_says_what_is_true_of_this_run() -> None:
         collect={**libero, "downstream": {"first_seed": 1000}},
         tokenizer={"horizon": 8},
     )
-    large = report.notes(given, 8_291_375_616)
+    large = report.notes(given, "8.29 billion")
     assert large[:-2] == list(LiberoSpec.notes)
     assert "8.29 billion parameters:" in large[-2] and "vocabulary" not in large[-2]
     assert "mixture paper" in large[-1] and "templates" not in large[-1]

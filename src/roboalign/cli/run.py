@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What to do, where, and how far."""
-    parser.add_argument("recipe", help="a recipe file, for example recipes/quickstart.yaml")
-    parser.add_argument(
-        "--out", help="the run's folder; without it runs/NAME, NAME as in the recipe"
-    )
+    what, out = "a recipe file, for example recipes/quickstart.yaml", "the run's folder"
+    if parser.prog.endswith(" report"):
+        what += "; a run's folder; or one of docs/results/"
+        out += ", or the HTML file that is made of published results"
+    parser.add_argument("recipe", help=what)
+    parser.add_argument("--out", help=f"{out}; without it runs/NAME, NAME as in the recipe")
     if parser.prog.endswith(" run"):
         parser.add_argument(
             "--until",
@@ -38,6 +40,7 @@ def main(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, team: "Team | None") -> int:
     from roboalign.core.machine import side_by_side
     from roboalign.run.load import load_recipe
+    from roboalign.run.published import is_published, write_published
     from roboalign.run.stages.distill import print_keep_rate
     from roboalign.run.stages.report import print_summary
     from roboalign.run.start import run_recipe
@@ -45,6 +48,11 @@ def _run(options: argparse.Namespace, team: "Team | None") -> int:
 
     path = Path(options.recipe)
     out = options.out
+    if options.verb == "report" and is_published(path):
+        page = Path(out or f"{path.resolve().name}.html")
+        write_published(path, page)
+        print(page.resolve())
+        return 0
     if options.verb == "report" and path.is_dir():
         path, out = path / "recipe.yaml", out or path
     until = options.until if options.verb == "run" else options.verb

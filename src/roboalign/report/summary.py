@@ -1,6 +1,6 @@
 """What a report shows: the facts of one run, gathered by the pipeline from the files of its stages.
 
-Everything but the name may be missing; the page then says "not run" in its place and invents nothing.
+Everything but the name may be missing; the page then says so (`RunSummary.absent`) and invents nothing.
 """
 
 from collections.abc import Mapping
@@ -93,6 +93,8 @@ class RunSummary:
     """The resolved recipe, YAML."""
     notes: list[str] = field(default_factory=list)
     """Limits that numbers cannot tell, e.g. "simulated robot"; shown under "What this does not show"."""
+    absent: str = "Not run."
+    """Shown in a section without data."""
 
     def arm(self, name: str) -> Arm | None:
         """The arm of that name, or None."""

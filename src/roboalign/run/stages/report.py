@@ -5,7 +5,7 @@ import math
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,9 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         videos=_videos(run_dir, recipe),
         ledger=ledger,
         recipe=dump_recipe(recipe),
-        notes=notes(recipe, read_json(run_dir / "base" / "stage.json")["parameters"]),
+        notes=notes(
+            recipe, number_in_words(read_json(run_dir / "base" / "stage.json")["parameters"])
+        ),
     )
     write_report(summary, context.folder / "index.html")
     write_json(
@@ -86,12 +88,11 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
     return {"arms": len(recipe.arms), "bytes": (context.folder / "index.html").stat().st_size}
 
 
-def notes(recipe: Recipe, parameters: int) -> list[str]:
+def notes(recipe: Recipe, size: str) -> list[str]:
     """What limits these results beside their own numbers: where they were measured, of what model, on which questions.
 
-    `parameters` is the number of the backbone's.
+    `size` is the number of the backbone's parameters in words.
     """
-    size = number_in_words(parameters)
     model = (
         f"The backbone has {size} parameters: these numbers say how the recipe behaves at this size, not how it would "
         "with a model of another."
@@ -172,7 +173,7 @@ def _environment(run_dir: Path, recipe: Recipe, ledger: list[Mapping[str, Any]])
         "machine": f"{cores()} x {_processor()}" + gpu,
         "stage time": f"{format_seconds(seconds)} summed over the stages, some of which ran side by side",
         "training seeds": ", ".join(map(str, recipe.seeds)),
-        "model": f"{base['parameters'] / 1e6:.2f} million parameters, base: {base['source']}",
+        "model": f"{number_in_words(base['parameters'])} parameters, base: {base['source']}",
         "versions": installed_versions(packages) + f", Python {platform.python_version()}",
         "rendering": protocol_line(recipe),
     }
@@ -224,18 +225,31 @@ def _curves(run_dir: Path, recipe: Recipe) -> list[Curve]:
     if records := read_jsonl(run_dir / "base" / "pretrain" / "metrics.jsonl"):
         curves.append(Curve("base", "pretraining", records))
     trained = [backbone for backbone in backbones(recipe.arms) if backbone.curve]
-    axes = Counter(backbone.curve for backbone in trained)
     for seed in recipe.seeds:
         folder = run_dir / f"seed-{seed}"
-        for backbone in trained:
-            if records := read_jsonl(folder / backbone.stage / "metrics.jsonl"):
-                label = f"seed {seed}"
-                if axes[backbone.curve] > 1:
-                    label = f"{_first_arm(backbone)}, {label}"
-                curves.append(Curve(backbone.curve, label, records))
+        curves += stage_curves(
+            trained,
+            seed,
+            lambda stage, folder=folder: read_jsonl(folder / stage / "metrics.jsonl"),
+        )
         for arm in recipe.arms:
             if records := read_jsonl(folder / "head" / arm / "metrics.jsonl"):
                 curves.append(Curve("head", f"{arm}, seed {seed}", records))
+    return curves
+
+
+def stage_curves(
+    trained: Sequence[Backbone], seed: int, log: Callable[[str], list[dict[str, Any]]]
+) -> list[Curve]:
+    """The logs of the stages that train backbones with `seed`; `log` reads that of a stage, [] where there is none."""
+    axes = Counter(backbone.curve for backbone in trained)
+    curves = []
+    for backbone in trained:
+        if records := log(backbone.stage):
+            label = f"seed {seed}"
+            if axes[backbone.curve] > 1:
+                label = f"{_first_arm(backbone)}, {label}"
+            curves.append(Curve(backbone.curve, label, records))
     return curves
 
 

@@ -1,0 +1,76 @@
+"""Published results: the small folder that `tools/publish.py` keeps of a run, and the page made from it again."""
+
+from pathlib import Path
+from typing import Any
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl
+from roboalign.report.page import write_report
+from roboalign.report.summary import Arm, Curve, RunSummary
+from roboalign.run.arms import ARMS, backbones
+from roboalign.run.load import dump_recipe, load_recipe
+from roboalign.run.recipe import Recipe
+from roboalign.run.stages.report import notes, stage_curves
+
+NOT_PUBLISHED = "Not in the published records. Run the recipe to have it."
+FIX = "give one of docs/results/, or a folder that tools/publish.py wrote"
+
+
+def is_published(folder: Path) -> bool:
+    """Whether this is a folder of published results, not a run's."""
+    return (folder / "summary.json").is_file()
+
+
+def write_published(folder: Path, out: Path) -> None:
+    """Write the page of published results to the file `out`. What was not published is named as such.
+
+    Raises RoboAlignError where the summary or the recipe is missing or incomplete.
+    """
+    if out.is_dir() or out.suffix != ".html":
+        raise RoboAlignError("the page is one HTML file", where=str(out), fix="--out page.html")
+    write_report(read_published(folder), out)
+
+
+def read_published(folder: Path) -> RunSummary:
+    """The facts of a run as its published folder has them: numbers, RL's curves and the recipe."""
+    path = folder / "summary.json"
+    summary: dict[str, Any] = read_json(path, fix=FIX)
+    recipe = load_recipe(folder / "recipe.yaml")
+    try:
+        environment, success = summary["environment"], summary["success"]
+        pairs, metrics = summary["pairs"], summary["arms"]
+        size = environment["model"].partition(" parameters")[0]
+    except (KeyError, TypeError, AttributeError):
+        raise RoboAlignError(
+            "it lacks one of environment, success, pairs and arms", where=str(path), fix=FIX
+        ) from None
+    return RunSummary(
+        name=recipe.name,
+        environment=environment,
+        arms=[_arm(name, metrics.get(name)) for name in recipe.arms],
+        success=success,
+        mllm_pairs=pairs,
+        curves=_curves(folder, recipe),
+        recipe=dump_recipe(recipe),
+        notes=notes(recipe, size),
+        absent=NOT_PUBLISHED,
+    )
+
+
+def _arm(name: str, metrics: dict[str, Any] | None) -> Arm:
+    row = ARMS[name]
+    return Arm(name, row.title, row.description, metrics, claim=row.claim)
+
+
+def _curves(folder: Path, recipe: Recipe) -> list[Curve]:
+    """The logs that are published: those of RL."""
+    trained = [backbone for backbone in backbones(recipe.arms) if backbone.curve]
+    return [
+        curve
+        for seed in recipe.seeds
+        for curve in stage_curves(
+            trained,
+            seed,
+            lambda stage, seed=seed: read_jsonl(folder / f"seed-{seed}-{stage}-metrics.jsonl"),
+        )
+    ]
