@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
         "vision": {"updates": 2, "batch_size": 4},
         "pretrain": {"max_steps": 2, "batch_size": 4, "micro_batch_size": 4},
     },
+    "rollout": {"replan_every": 4},
     "sft": {"max_steps": 2, "batch_size": 4, "micro_batch_size": 4},
     "rl": {
         "prompts_per_rollout": 4,

@@ -4,9 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from roboalign.cli.main import main
 from roboalign.core.errors import RoboAlignError
+from roboalign.run.published import NOT_PUBLISHED, read_published, write_published
 from tools.publish import publish
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+PUBLISHED = sorted(path for path in RESULTS.iterdir() if path.is_dir())
 
 
 def estimate(value: float, low: float, high: float) -> dict[str, float]:
@@ -66,3 +72,40 @@ def test_a_run_without_a_report_is_refused_by_name(tmp_path: Path) -> None:
     ):
         publish(tmp_path, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_results_are_records_and_one_picture(folder: Path) -> None:
+    run = read_published(folder)
+    overall = json.loads((folder / "summary.json").read_text())["success"]["arms"]
+    assert {arm.name for arm in run.arms} == set(overall)
+    assert run.curves and all(curve.stage == "rl" and curve.records for curve in run.curves)
+    size = run.environment["model"].split(" parameters")[0]
+    assert any(f"The backbone has {size} parameters" in note for note in run.notes)
+    assert not list(folder.glob("*.html"))
+    picture = folder / "report.png"
+    with Image.open(picture) as opened:
+        assert opened.width == 1200 and picture.stat().st_size < 300_000
+
+
+def test_the_page_of_published_results_has_their_numbers_and_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert main(["report", str(RESULTS / "quickstart"), "--out", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    text = page.read_text()
+    assert "Success, %: Base 15.0% (7.1–29.1)" in text and "Reward: seed 0 from 0.242" in text
+    sections = {part.split('"')[0]: part for part in text.split('<section id="')[1:]}
+    absent = {name for name, part in sections.items() if NOT_PUBLISHED in part}
+    assert absent == {"samples", "videos", "curves", "data", "cost"}
+    assert "  align_tasks:" in sections["settings"] and "trackers" not in sections["settings"]
+
+
+def test_a_page_is_a_file_and_a_summary_is_whole(tmp_path: Path) -> None:
+    with pytest.raises(RoboAlignError, match=r"one HTML file Fix: --out page.html"):
+        write_published(RESULTS / "quickstart", tmp_path)
+    (tmp_path / "recipe.yaml").write_text((RESULTS / "quickstart" / "recipe.yaml").read_text())
+    (tmp_path / "summary.json").write_text('{"success": {}}')
+    with pytest.raises(RoboAlignError, match=r"summary.json: it lacks one of environment"):
+        read_published(tmp_path)

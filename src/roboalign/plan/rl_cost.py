@@ -219,7 +219,7 @@ class _Rl:
         """As StageCost.memory, without a server."""
         asked, config, rollout = self.asked, self.asked.recipe.rl, self.rollout
         b, replayed = asked.model.numbers, micro * self.replayed
-        answers = micro * config.samples * rollout.longest + 0.0
+        answers: float = micro * config.samples * rollout.longest
         held = micro * rollout.prompt * (config.samples if checkpointing else 1) + answers
         held += replayed * asked.conversation_tokens(asked.turns)
         answers += replayed * asked.turns * asked.assumed.answer_tokens

@@ -1,5 +1,6 @@
 """Published results: the small folder that `tools/publish.py` keeps of a run, and the page made from it again."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from roboalign.core.files import read_json, read_jsonl
 from roboalign.report.page import write_report
 from roboalign.report.summary import Arm, Curve, RunSummary
 from roboalign.run.arms import ARMS, backbones
-from roboalign.run.load import dump_recipe, load_recipe
+from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
 from roboalign.run.stages.report import notes, stage_curves
 
@@ -51,7 +52,7 @@ def read_published(folder: Path) -> RunSummary:
         success=success,
         mllm_pairs=pairs,
         curves=_curves(folder, recipe),
-        recipe=dump_recipe(recipe),
+        recipe=(folder / "recipe.yaml").read_text(),  # as it was then, without later settings
         notes=notes(recipe, size),
         absent=NOT_PUBLISHED,
     )
@@ -65,12 +66,11 @@ def _arm(name: str, metrics: dict[str, Any] | None) -> Arm:
 def _curves(folder: Path, recipe: Recipe) -> list[Curve]:
     """The logs that are published: those of RL."""
     trained = [backbone for backbone in backbones(recipe.arms) if backbone.curve]
-    return [
-        curve
-        for seed in recipe.seeds
-        for curve in stage_curves(
-            trained,
-            seed,
-            lambda stage, seed=seed: read_jsonl(folder / f"seed-{seed}-{stage}-metrics.jsonl"),
-        )
-    ]
+    curves: list[Curve] = []
+    for seed in recipe.seeds:
+        curves += stage_curves(trained, seed, partial(_log, folder, seed))
+    return curves
+
+
+def _log(folder: Path, seed: int, stage: str) -> list[dict[str, Any]]:
+    return read_jsonl(folder / f"seed-{seed}-{stage}-metrics.jsonl")

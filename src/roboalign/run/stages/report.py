@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,15 +228,15 @@ def _curves(run_dir: Path, recipe: Recipe) -> list[Curve]:
     trained = [backbone for backbone in backbones(recipe.arms) if backbone.curve]
     for seed in recipe.seeds:
         folder = run_dir / f"seed-{seed}"
-        curves += stage_curves(
-            trained,
-            seed,
-            lambda stage, folder=folder: read_jsonl(folder / stage / "metrics.jsonl"),
-        )
+        curves += stage_curves(trained, seed, partial(_log, folder))
         for arm in recipe.arms:
             if records := read_jsonl(folder / "head" / arm / "metrics.jsonl"):
                 curves.append(Curve("head", f"{arm}, seed {seed}", records))
     return curves
+
+
+def _log(folder: Path, stage: str) -> list[dict[str, Any]]:
+    return read_jsonl(folder / stage / "metrics.jsonl")
 
 
 def stage_curves(
