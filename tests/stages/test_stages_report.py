@@ -91,6 +91,7 @@ def test_the_report_says_what_is_true_of_this_run() -> None:
         mixture="/data/mixtures/paper",
         collect={**libero, "downstream": {"first_seed": 1000}},
         tokenizer={"horizon": 8},
+        rollout={},
     )
     large = report.notes(given, "8.29 billion")
     assert large[:-2] == list(LiberoSpec.notes)

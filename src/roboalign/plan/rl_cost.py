@@ -209,7 +209,7 @@ class _Rl:
         b, config, rollout = self.asked.model.numbers, self.asked.recipe.rl, self.rollout
         multiplied = BFLOAT16 if config.bf16 and not config.lora else self.loaded
         length = rollout.prompt + rollout.reply
-        read = multiplied * b.multiplied
+        read: float = multiplied * b.multiplied
         read += arithmetic.cache_bytes(b, rollout.rows, length, self.loaded)
         if config.lora:  # peft copies the tables, rows put in, at every token
             read += FLOAT32 * self.tuning.adapters + 2 * self.loaded * b.tables
