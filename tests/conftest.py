@@ -7,8 +7,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which 
 import pytest
 import torch
 
+from roboalign.core import progress
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Stages set the thread count of their process; sums over another number of threads differ in their last bits."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def of_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that run stages in threads of one process leave the name of one of them behind."""
+    monkeypatch.setattr(progress, "_stage", "")

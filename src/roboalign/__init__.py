@@ -34,7 +34,7 @@ _HOMES = {
     "Policy": ("roboalign.vla.policy", "Policy"),
     "Recipe": ("roboalign.run.recipe", "Recipe"),
     "RoboAlignError": ("roboalign.core.errors", "RoboAlignError"),
-    "load_recipe": ("roboalign.run.recipe", "load_recipe"),
+    "load_recipe": ("roboalign.run.load", "load_recipe"),
     "make_benchmark": ("roboalign.sim.registry", "make_benchmark"),
     "open_episodes": ("roboalign.episodes.open", "open_robot_data"),
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from roboalign.align.checkpoints import MANIFEST, read_manifest, write_manifest
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.core.errors import RoboAlignError
 from tools.backbones import conversations, model_of
@@ -54,15 +55,18 @@ def test_a_checkpoint_that_lacks_weights_is_no_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed("qwen3_vl", tmp_path, monkeypatch)
-    file = tmp_path / "checkpoints" / "checkpoint-2" / "model.safetensors"
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-2"
+    file = checkpoint / "model.safetensors"
     stored = load_file(file)
     gone = "model.language_model.norm.weight"
-    # Another name of the same length: the file keeps the size by which a damaged one is known.
     save_file(
         {name if name != gone else gone[:-1] + "_": value for name, value in stored.items()},
         file,
         metadata={"format": "pt"},
     )
+    manifest = read_manifest(checkpoint)
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint, manifest["step"], manifest["fingerprint"], manifest["totals"])
     with pytest.raises(
         RoboAlignError, match=rf"checkpoint-2: 1 of its weights are not there \({gone}\)"
     ):

@@ -95,7 +95,7 @@ def test_a_folder_from_outside_is_the_base(run_dir: Path, tmp_path: Path) -> Non
     )
     settings = recipe(backbone={"source": str(tmp_path / "mine"), "layer": 1})
     stages = {one.name: one for one in plan_stages(settings)}
-    assert stages["base"].settings.keys() == {"action_start", "weights"}
+    assert stages["base"].settings.keys() == {"action_start", "dtype", "weights"}
     row = do(stages, tmp_path, "base", settings)
     assert row["source"] == str(tmp_path / "mine") and "updates" not in row
     mine, base = load_mllm(tmp_path / "mine"), load_mllm(tmp_path / "base" / "model")

@@ -216,8 +216,8 @@ def test_bad_input_is_one_message(
     data_set, tmp_path: Path, capsys, arguments: list[str], message: str
 ) -> None:
     assert ask(data_set, tmp_path / "q", *arguments) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and message in error and "Fix: " in error
+    *_, error, fix = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and fix.startswith("  fix: ") and message in error + fix
     assert not (tmp_path / "q" / "manifest.json").exists()
 
 
