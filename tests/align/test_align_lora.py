@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import test_align_grpo as tiny_grpo
 import torch
+from backbone_checks import FRAMES, TURNS, model_of
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,7 +34,6 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl, write_json
 from roboalign.mllm.encode import collate, encode_conversation
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
-from tools.backbones import FRAMES, TURNS, model_of
 
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
 

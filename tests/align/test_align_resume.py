@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from backbone_checks import conversations, model_of
 from safetensors.torch import load_file, save_file
 
 from roboalign.align.checkpoints import MANIFEST, read_manifest, write_manifest
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.core.errors import RoboAlignError
-from tools.backbones import conversations, model_of
 
 CONFIG = SftConfig(
     learning_rate=1e-2, max_steps=4, batch_size=2, micro_batch_size=2, warmup_ratio=0, save_every=2

@@ -22,7 +22,7 @@ from roboalign.sim.registry import FIRST_EVALUATION_SEED
 from roboalign.sim.rollout import EpisodeResult
 
 TASKS = ("door-unlock-v3", "hand-insert-v3")
-RECIPE = recipe(collect={"downstream_tasks": TASKS}, rollout={"episodes": 3})
+RECIPE = recipe(collect={"downstream_tasks": TASKS}, rollout={"episodes": 3, "replan_every": 4})
 WANTED = [(task, FIRST_EVALUATION_SEED + number) for task in TASKS for number in range(3)]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbone_checks import FRAMES, TURNS, model_of
 
 from roboalign.align.lora import LoraConfig, add_lora
 from roboalign.core.errors import RoboAlignError
@@ -17,7 +18,6 @@ from roboalign.plan.stage_cost import StageCost
 from roboalign.plan.text import describe_plan, duration, find_fix, quantity, size
 from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
-from tools.backbones import FRAMES, TURNS, model_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = RECIPES / "paper" / "qwen2_5_vl_7b.yaml"

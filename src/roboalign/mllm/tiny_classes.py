@@ -1,6 +1,6 @@
 """Small random models of other classes than the tiny model's, each with the processor and the kind of template it has.
 
-Nothing is fetched. They are for checks (`tools.backbones`) and tests: what holds of them holds of the class,
+Nothing is fetched. They are for checks (`tests/backbones/`) and tests: what holds of them holds of the class,
 its processor and the shape of its chat template. It says nothing about published weights.
 """
 

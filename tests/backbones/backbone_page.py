@@ -1,4 +1,4 @@
-"""The page of `tools.backbones`: presets, and which class passes which check."""
+"""The page of `backbone_checks.py`: presets, and which class passes which check."""
 
 from roboalign.mllm.presets import PRESETS, image_tokens, meta_model, preset_config
 from roboalign.mllm.tiny_classes import BUILDERS, DEPTH, WIDTH
@@ -15,7 +15,7 @@ INTRODUCTION = f"""# Backbones
 
 `backbone.source` takes any folder that `AutoModelForImageTextToText` opens
 ([choose a backbone](../how-to/choose-a-backbone.md)). This page lists the model classes for which every step of the
-recipe is known to work. `python -m tools.backbones` generates it, and a test fails when it is out of date.
+recipe is known to work. `python tests/backbones/backbone_checks.py` generates it; a test fails when it is out of date.
 
 ## What passes
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from backbone_checks import CHECKS, run_check
+from backbone_page import INTRODUCTION, PRESET_TEXT, page
 
 from roboalign.mllm.tiny_classes import BUILDERS
-from tools.backbones import CHECKS, run_check
-from tools.backbones_page import INTRODUCTION, PRESET_TEXT, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "backbones.md"
 
@@ -34,7 +34,9 @@ def test_each_check_ends_as_the_page_says(name: str, tmp_path: Path) -> None:
 
 def test_the_page_is_what_the_module_writes() -> None:
     meanings = {title: check.__doc__ or "" for title, check in CHECKS.items()}
-    assert page(committed(), meanings) == PAGE.read_text(), "run `python -m tools.backbones` again"
+    assert page(committed(), meanings) == PAGE.read_text(), (
+        "run `python tests/backbones/backbone_checks.py` again"
+    )
 
 
 def test_a_failing_check_is_shown_as_failing_with_its_reason(tmp_path: Path) -> None:

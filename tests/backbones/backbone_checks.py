@@ -1,6 +1,6 @@
 """Which classes of backbone pass which check, on small random models of each class. Nothing is fetched.
 
-    python -m tools.backbones > docs/reference/backbones.md
+    python tests/backbones/backbone_checks.py > docs/reference/backbones.md
 
 A check returns a note for its cell of the table, often empty, and raises where the class fails it. The tests run the
 same checks and compare the page.
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from backbone_page import page
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
@@ -43,7 +44,6 @@ from roboalign.mllm.tiny_classes import BUILDERS, DEPTH, WIDTH, build_class
 from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy import Policy
-from tools.backbones_page import page
 
 TASKS = ("open the drawer", "push the red cube to the left of the box", "reach")
 CHUNKS = (
