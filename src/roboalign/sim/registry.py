@@ -95,7 +95,7 @@ class BenchmarkSpec(ABC):
 
         `horizon`: action steps a chunk.
         """
-        if rollout.replan_every > horizon:
+        if rollout.replan_every > max(horizon, defaults.replan_every):
             raise ValueError(
                 f"rollout.replan_every {rollout.replan_every} is above tokenizer.horizon {horizon}: a chunk "
                 "has no more actions"
