@@ -16,6 +16,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import (
     append_jsonl,
     atomic_path,
+    check_source,
     hash_file,
     hash_tree,
     locked,
@@ -153,3 +154,10 @@ def test_a_folder_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path:
     holder.wait()
     with locked(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
+
+
+def test_a_link_that_leads_to_itself_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").symlink_to("video.mp4")
+    with pytest.raises(RoboAlignError) as caught:
+        check_source(tmp_path / "video.mp4", tmp_path)
+    assert caught.value.where == str(tmp_path / "video.mp4")

@@ -136,7 +136,10 @@ def check_source(path: str | Path, within: Path, *, links: bool = False) -> None
     """
     if links:
         return
-    root, target = within.resolve(), Path(path).resolve()
+    try:
+        root, target = within.resolve(), Path(path).resolve()
+    except (OSError, RuntimeError):  # RuntimeError until Python 3.12
+        raise RoboAlignError("it is a link that leads to itself", where=str(path)) from None
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parents[1] / "blobs")
