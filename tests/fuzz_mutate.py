@@ -351,10 +351,6 @@ def hdf5_row(path: Path, rng: random.Random) -> tuple[str, ...]:
     return ("actions",)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1)
-
-
 WHOLE = {
     "file removed": removed,
     "file emptied": emptied,
@@ -380,8 +376,8 @@ LINES = {
 }
 CHANGES: dict[str, dict[str, Callable[[Path, random.Random], Any]]] = {
     ".json": {
-        "value of another type": in_document(json.loads, _json, other_type),
-        "key removed": in_document(json.loads, _json, lambda rng: without),
+        "value of another type": in_document(json.loads, json.dumps, other_type),
+        "key removed": in_document(json.loads, json.dumps, lambda rng: without),
         "key doubled": key_doubled,
     },
     ".jsonl": LINES,
