@@ -114,7 +114,7 @@ def test_the_last_start_repeats_nothing_that_was_done(killed: tuple[Path, str]) 
     out, output = killed
     stages = [read_json(path)["stage"] for path in out.rglob("stage.json")]
     for stage in stages:
-        assert stage == "report" or f"{stage}: done before, nothing to do" in output
+        assert stage == "report" or f"[{stage}] done before, nothing to do" in output
     assert "Traceback" not in output
 
 
@@ -171,5 +171,5 @@ def test_the_report_stands_alone(whole: tuple[Path, str]) -> None:
 def test_the_ledger_has_one_row_a_stage(whole: tuple[Path, str]) -> None:
     out, output = whole
     stages = {read_json(path)["stage"] for path in out.rglob("stage.json")}
-    assert f"run: {len(stages)} stages in" in output
+    assert f"[run] {len(stages)} stages in" in output
     assert {"collect", "mix", "seed-0/rl", "seed-0/eval/rollouts/blind", "report"} <= stages

@@ -100,7 +100,7 @@ def test_what_is_done_is_not_done_again(stubs: Stubs, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.yaml") == Recipe(name="stub", parallel=1)
     assert stubs.run(tmp_path) == []
     assert [line for line in stubs.said if "done before" in line] == [
-        f"{n}: done before, nothing to do" for n in stubs.needs
+        f"[{n}] done before, nothing to do" for n in stubs.needs
     ]
 
 
@@ -201,8 +201,9 @@ def test_independent_stages_run_at_the_same_time(
     stubs.work |= dict.fromkeys(("rl", "head"), lambda context: {"place": both.wait()})
     ran = stubs.run(tmp_path, parallel=2)
     assert ran[:2] == ["collect", "sft"] and set(ran[2:4]) == {"rl", "head"} and ran[4] == "report"
-    assert sorted(line.split(":")[0] for line in stubs.said if "started at" in line) == sorted(
-        f"[{number}/5] {name}"
+    started = [line.split(" at ")[0] + line.split(",")[1] for line in stubs.said if " at " in line]
+    assert sorted(started) == sorted(
+        f"[{name}] started stage {number} of 5"
         for number, name in enumerate(("collect", "sft", "rl", "head", "report"), start=1)
     )
 

@@ -82,7 +82,7 @@ def test_ctrl_c_prints_no_line_of_its_own(clock: Clock, capsys: pytest.CaptureFi
         ("collect", "collect", "[collect] 1/4  "),
         ("seed-0/sft", "sft", "[seed-0/sft] 1/4  "),
         ("seed-0/head/roboalign", "features", "[seed-0/head/roboalign] features 1/4  "),
-        ("seed-0/eval/tokens/sft", "evaluate sft", "[seed-0/eval/tokens/sft] evaluate 1/4  "),
+        ("seed-0/eval/tokens/sft", "tokens sft", "[seed-0/eval/tokens/sft] 1/4  "),
     ],
 )
 def test_a_line_names_its_stage(

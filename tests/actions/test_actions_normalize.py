@@ -124,7 +124,7 @@ def test_methods_and_clip_by_hand():
 def test_constant_dimensions_are_named():
     actions = np.stack([np.arange(9.0), np.full(9, 0.5), np.full(9, 2.0)], axis=1)
     assert ActionStats.fit(actions).notes() == [
-        "constant, normalized to 0 and decoded to the mean: dimension 1, 2"
+        "constant, normalized to 0, decoded to the mean: dimension 1, 2"
     ]
 
 

@@ -160,7 +160,7 @@ def test_two_processes_train_as_one(alone: Path, backbone: Path, tmp_path: Path)
         assert (alone / "features" / name).read_bytes() == (
             tmp_path / "features" / name
         ).read_bytes()
-    assert "hidden states of 5 episodes" in ended[0].stdout and ended[1].stdout == ""
+    assert "hidden states of 5 episodes" in ended[0].stderr and ended[1].stdout == ""
     assert "[features]" in ended[0].stderr and "[head]" in ended[0].stderr
     assert "[features]" not in ended[1].stderr and "[head]" not in ended[1].stderr
 

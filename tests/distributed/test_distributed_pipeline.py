@@ -68,9 +68,9 @@ def test_a_run_to_the_end_of_rl_and_its_imitations(tmp_path: Path) -> None:
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    started = [line.split()[1] for line in done.stdout.splitlines() if "started at" in line]
+    started = [line.split()[0] for line in done.stdout.splitlines() if "started at" in line]
     names = ["collect", "tokenizer", "mix", "base", "seed-0/sft", "seed-0/rl"]
-    assert started == [f"{name}:" for name in names]  # once each: the first process alone speaks
+    assert started == [f"[{name}]" for name in names]  # once each: the first process alone speaks
     rows = {name: read_json(tmp_path / name / "stage.json") for name in names}
     assert (
         rows["seed-0/sft"]["samples"]

@@ -81,6 +81,11 @@ def test_what_it_takes_and_gains_is_told_beforehand(mllm, episodes, tmp_path, mo
     config = CONFIG.model_copy(update={"variants": 2})
     size = feature_bytes(mllm, episodes[:4], VIEW, config, augmented=True)
     size += feature_bytes(mllm, episodes[4:], VIEW, config)
+    short = describe_features(
+        mllm, episodes[:4], episodes[4:], VIEW, config, tmp_path, size=size, drawn=500
+    )
+    assert short == f"hidden states of 5 episodes: {size / 2**20:.1f} MiB, about 2:02"
+    monkeypatch.setattr(features, "LARGE", size)
     told = describe_features(
         mllm, episodes[:4], episodes[4:], VIEW, config, tmp_path, size=size, drawn=500
     )
@@ -94,7 +99,7 @@ def test_what_it_takes_and_gains_is_told_beforehand(mllm, episodes, tmp_path, mo
         and f"{size / 2**21 * 49 / 48:.1f} as float8" in told
     )
     assert (
-        "computing them once takes about 2:02, anew for each of the 500 frames drawn it would take 16:40"
+        "computing them once takes about 2:02, for each of the 500 frames drawn it would take 16:40"
         in told
     )
     assert list(tmp_path.iterdir()) == []

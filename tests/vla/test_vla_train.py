@@ -262,7 +262,7 @@ def test_train_head_from_episodes_to_a_policy_that_loads(mllm, episodes, tmp_pat
     assert ledger["train_frames"] == sum((len(episode) + 1) // 2 for episode in episodes[:4])
     assert ledger["feature_bytes"] > 0 and np.isfinite(ledger["heldout_l1"])
     json.dumps(ledger)
-    assert "hidden states of 5 episodes" in capfd.readouterr().out
+    assert "hidden states of 5 episodes" in capfd.readouterr().err
     policy = Policy.load(tmp_path / "run" / "policy")
     assert (policy.horizon, policy.view, policy.sampling_steps) == (3, view, 4)
     np.testing.assert_array_equal(policy.action_stats.q99, stats.q99)

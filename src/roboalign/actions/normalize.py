@@ -113,7 +113,7 @@ class ActionStats:
         found = self.sparse_notes(names)
         if constant := [_called(d, names) for d in np.flatnonzero(self.constant)]:
             found.append(
-                f"constant, normalized to 0 and decoded to the mean: dimension {', '.join(constant)}"
+                f"constant, normalized to 0, decoded to the mean: dimension {', '.join(constant)}"
             )
         return found
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from roboalign.align.lora import adapted
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file, no_room, read_jsonl, write_json
+from roboalign.core.progress import say
 
 MANIFEST = "roboalign.json"
 """Written last into a checkpoint: its files with their hashes, settings, counters."""
@@ -70,7 +70,7 @@ def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
     for checkpoint in reversed(checkpoints_in(folder)):
         fault = _damage(checkpoint)
         if fault:
-            print(f"{checkpoint}: ignored, {fault}", file=sys.stderr)
+            say(f"{checkpoint}: ignored, {fault}")
             continue
         written_for = read_manifest(checkpoint)["fingerprint"]
         current = json.loads(json.dumps(fingerprint))

@@ -1,7 +1,6 @@
 """What SFT and GRPO share: `transformers.Trainer` with whole-or-absent checkpoints, exact resume and no silent NaN."""
 
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from roboalign.align.engines.fsdp2 import ShardedTrainer
 from roboalign.align.lora import load_adapters, save_adapters
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import open_to_others
-from roboalign.core.progress import Progress
+from roboalign.core.progress import Progress, say
 from roboalign.core.trackers import record_metrics
 from roboalign.mllm.processors import save_processor
 
@@ -95,7 +94,7 @@ class AlignTrainer(ShardedTrainer):
                 name: amount if first else 0 for name, amount in manifest["totals"].items()
             }
             if first:
-                print(f"[{self.label}] resuming from {checkpoint} (update {done})", file=sys.stderr)
+                say(f"resuming from {checkpoint} (update {done})", self.label)
         self.began = time.monotonic() - seconds
         if first:
             for records in sorted(self.out_dir.glob("*.jsonl")):

@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roboalign.cli.options import add_set
+from roboalign.core.progress import say
 
 if TYPE_CHECKING:
     from roboalign.core.distributed import Team
@@ -30,6 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Do the stages; under a launcher with several processes, each takes its part."""
+    if os.environ.get("RANK", "0") == "0":
+        # Importing PyTorch and the simulator takes seconds, on a busy machine half a minute.
+        say(f"reading {options.recipe}", "run")
     from roboalign.core.distributed import join_team
 
     team = join_team()
@@ -62,7 +67,7 @@ def _run(options: argparse.Namespace, team: "Team | None") -> int:
     if team and not team.leads:
         return 0
     if until in (None, "report"):
-        print_summary(folder)
+        print_summary(folder, recipe.arms)
     if until == "distill":
         print_keep_rate(folder)
     return 0

@@ -1,11 +1,12 @@
 """What the package's HTTP clients share: a URL without secrets, which failures pass, how long waits are told of."""
 
-import sys
 import threading
 import time
 from urllib.parse import urlsplit
 
 import httpx2
+
+from roboalign.core.progress import say
 
 PASSING = (408, 409, 425, 429)
 """With these and 5xx a later request may be answered; 501 and 505 are for good."""
@@ -67,4 +68,4 @@ class Telling:
             now = time.monotonic()
             if now >= self._next:
                 self._next = now + TELL_EVERY
-                print(f"[{self.label}] {text}", file=sys.stderr, flush=True)
+                say(text, self.label)

@@ -98,12 +98,19 @@ def of_stage(name: str) -> Iterator[None]:
         _stage = before
 
 
-def say(text: str) -> None:
-    """Print a line on standard output, or send it where the updates go, so that a live view is not broken."""
+def say(text: str, label: str = "") -> None:
+    """Print a line on standard error, or send it where the updates go, so that a live view is not broken.
+
+    It begins with the stage of this process, or, outside a run, with `label`.
+    """
+    name = _stage or label
+    line = f"[{name}] {text}" if name else text
     if _channel is not None:
-        _channel.put(text)
-    else:
-        print(text, flush=True)
+        _channel.put(line)
+        return
+    # One write a line, so that lines of several processes do not mix.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 class Progress:

@@ -7,7 +7,6 @@ because it was added later or failed before, is sent from metrics.jsonl. A track
 
 import importlib
 import os
-import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, read_json, read_jsonl, write_json
+from roboalign.core.progress import say
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 STATE = "trackers.json"
@@ -165,8 +165,8 @@ class Session:
         except Exception as error:  # whatever a tracker or its network raises
             self.failed.add(name)
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            told = f"[{self.name}] {name} failed ({said}); training continues without it"
-            print(f"{told}, metrics.jsonl has all numbers", file=sys.stderr, flush=True)
+            told = f"{name} failed ({said}); training continues without it"
+            say(f"{told}, metrics.jsonl has all numbers", self.name)
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, float]:

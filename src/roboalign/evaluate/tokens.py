@@ -134,7 +134,7 @@ class Asker:
         """Generated ids of each prompt, without the end token. Prompts of like length share a batch: less padding."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
         answers: list[list[int]] = [[] for _ in encoded]
-        with Progress(f"evaluate {label}", len(order)) as progress:
+        with Progress(f"tokens {label}", len(order)) as progress:
             for start in range(0, len(order), self.config.batch_size):
                 chosen = order[start : start + self.config.batch_size]
                 generation = generate(

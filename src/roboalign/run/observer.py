@@ -45,22 +45,22 @@ class PlainLines:
 
     def run_started(self, stages_to_do: Sequence[Stage], done_before: Sequence[str]) -> None:
         for name in done_before:
-            self.say(f"{name}: done before, nothing to do")
+            self.say(f"[{name}] done before, nothing to do")
         self.began = time.monotonic()
         self.count = len(stages_to_do)
 
     def stage_started(self, name: str, number: int, total: int) -> None:
         elapsed = format_seconds(time.monotonic() - self.began)
-        self.say(f"[{number}/{total}] {name}: started at {elapsed}")
+        self.say(f"[{name}] started at {elapsed}, stage {number} of {total}")
 
     def stage_finished(self, name: str, row: dict[str, Any]) -> None:
-        self.say(f"{name}: finished in {format_seconds(row['seconds'])}")
+        self.say(f"[{name}] finished in {format_seconds(row['seconds'])}")
 
     def note(self, text: str) -> None:
         self.say(text)
 
     def run_ended(self, seconds: float, run_dir: Path) -> None:
-        self.say(f"run: {self.count} stages in {format_seconds(seconds)}, results in {run_dir}")
+        self.say(f"[run] {self.count} stages in {format_seconds(seconds)}, results in {run_dir}")
 
     def channel(self) -> None:
         return None

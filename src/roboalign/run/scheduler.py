@@ -191,7 +191,7 @@ class Run:
         )
         folder.rename(aside)
         self.observer.note(
-            f"{folder.name}: settings or inputs changed; the old result is kept in {aside}"
+            f"[{name}] settings or inputs changed; the old result is kept in {aside}"
         )
         return False
 

@@ -87,7 +87,8 @@ class LiveView:
             self.forecast.finish(name, row["seconds"])
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        # As Text: in a string, `[seed-0/sft]` would be taken for markup and left out.
+        self.console.print(Text(text), soft_wrap=True)
 
     def run_ended(self, seconds: float, run_dir: Path) -> None:
         self.ended = seconds
@@ -186,10 +187,11 @@ class LiveView:
         mark = Text(self.marks["running"], "cyan")
         elapsed = format_seconds(time.monotonic() - self.forecast.began[name])
         update = self.forecast.updates.get(name)
-        if update is None:
-            return mark, name, "", "", elapsed, ""
         left = self.forecast.left_of(name)
-        ahead = elapsed if left is None else f"{elapsed}, {format_seconds(left)} left"
+        # 0 is no estimate: the stage has taken longer than its guess.
+        ahead = f"{elapsed}, {format_seconds(left)} left" if left else elapsed
+        if update is None:
+            return mark, name, "", "", ahead, ""
         if update.total is None:
             return mark, update.title, "", str(update.done), ahead, update.note
         bar = ProgressBar(total=max(1, update.total), completed=update.done, width=14)

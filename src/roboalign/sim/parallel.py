@@ -78,7 +78,7 @@ def evaluate_parallel(
     its traceback.
     """
     site = Site(workers, lambda: _LocalWorker(*_start(make_act, benchmark, config)), _wait)
-    with Progress("evaluate", total=len(episodes)) as progress:
+    with Progress("rollouts", total=len(episodes)) as progress:
 
         def finish(result: EpisodeResult) -> None:
             on_result(result)

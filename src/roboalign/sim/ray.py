@@ -87,7 +87,7 @@ def evaluate_on_cluster(
     process.start()
     theirs.close()
     try:
-        with Progress("evaluate", total=len(episodes)) as progress:
+        with Progress("rollouts", total=len(episodes)) as progress:
             for _ in episodes:
                 result = result_of(ours.recv())
                 on_result(result)

@@ -35,6 +35,8 @@ BACKBONE_FILES = re.compile(
 )
 GRAY = 128
 """Every pixel of the image that a blind policy is shown."""
+LARGE = 2**30
+"""Bytes of hidden states from which `describe_features` says all."""
 
 
 class FeatureConfig(Config):
@@ -160,7 +162,7 @@ def describe_features(
     size: int,
     drawn: int,
 ) -> str:
-    """What keeping the hidden states takes and gains, in one line, before they are computed.
+    """What keeping the hidden states takes, in one line, before they are computed; of large ones what it gains too.
 
     `size`: their bytes. `drawn`: training frames that all steps together use. A forward pass is timed for it.
     """
@@ -170,6 +172,9 @@ def describe_features(
     )
     kept = sum(len(config.frames(episode)) for episode in training) * (copies or 1)
     frames = kept + sum(len(config.frames(episode)) for episode in heldout)
+    subject = f"hidden states of {len(training) + len(heldout)} episodes"
+    if size < LARGE:
+        return f"{subject}: {size / 2**20:.1f} MiB, about {format_seconds(frames * seconds)}"
     width = mllm.model.config.get_text_config().hidden_size
     mebibytes = size / token_bytes(width, view.dtype) / 2**20
     sizes = {dtype: mebibytes * token_bytes(width, dtype) for dtype in get_args(Dtype)}
@@ -178,9 +183,9 @@ def describe_features(
     )
     augmented = f" ({copies} augmented copies of each training frame)" if copies else ""
     return (
-        f"hidden states of {len(training) + len(heldout)} episodes: {frames:,} frames{augmented}, "
+        f"{subject}: {frames:,} frames{augmented}, "
         f"{sizes[view.dtype]:.1f} MiB as {view.dtype} ({others}) in {folder}; computing them once takes about "
-        f"{format_seconds(frames * seconds)}, anew for each of the {drawn:,} frames drawn it would take "
+        f"{format_seconds(frames * seconds)}, for each of the {drawn:,} frames drawn it would take "
         f"{format_seconds(drawn * seconds)}"
     )
 

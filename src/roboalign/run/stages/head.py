@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from roboalign.actions.normalize import ActionStats
+from roboalign.core.progress import say
 from roboalign.episodes.episode import Episode
 from roboalign.run.arms import ARMS
 from roboalign.run.benchmark import head_cameras
@@ -25,8 +26,9 @@ def head(context: Context) -> dict[str, Any]:
         method=recipe.head_training.statistics,
         clip=recipe.head_training.clip,
     )
-    for note in stats.notes():
-        print(f"head: {note}", flush=True)
+    if (context.seed, context.arm) == (recipe.seeds[0], recipe.arms[0]):
+        for note in stats.notes():  # the same for all arms: their demonstrations are the same
+            say(note, "head")
     view = View(
         layer=recipe.backbone.layer,
         cameras=head_cameras(recipe),

@@ -132,16 +132,23 @@ def _arm(name: str, answers: list[dict[str, Any]]) -> Arm:
     return Arm(name, row.title, row.description, mllm, claim=row.claim)
 
 
-def print_summary(run_dir: Path) -> None:
+def print_summary(run_dir: Path, arms: Sequence[str]) -> None:
     """What a finished run ends with: the verdict and one table of 80 columns, where its page is, and what to try next.
 
-    The wide table is in `report/table.txt`; a run of an earlier version has that one alone.
+    `arms` are the run's. The wide table is in `report/table.txt`; a run of an earlier version has that one alone.
     """
     folder = run_dir / "report"
     end = folder / "end.txt"
     print((end if end.exists() else folder / "table.txt").read_text())
     print(f"report: {(folder / 'index.html').resolve()}")
-    print(f"next:   roboalign compare {run_dir} --arm sft --arm roboalign")
+    print(f"next:   {next_command(run_dir, arms)}")
+
+
+def next_command(run_dir: Path, arms: Sequence[str]) -> str:
+    """What to try after a run of these arms: the comparison that it is about; for one arm, what its backbone knows."""
+    for before, after in compared(arms):
+        return f"roboalign compare {run_dir} --arm {before} --arm {after}"
+    return f"roboalign probe {run_dir} --arm {arms[0]}"
 
 
 def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_tree, read_json, write_json
 from roboalign.core.hub import resolve
+from roboalign.core.progress import say
 from roboalign.mixture.builder import split_episodes
 from roboalign.mixture.manifest import read_manifest
 from roboalign.run.folder import read_demonstrations
@@ -29,7 +30,7 @@ def tokenizer(context: Context) -> dict[str, Any]:
         clip=config.clip,
     )
     for note in stats.notes():
-        print(f"tokenizer: {note}", flush=True)
+        say(note, "tokenizer")
     chunks = stats.normalize(
         np.concatenate([episode.chunks(config.horizon) for episode in episodes])
     )

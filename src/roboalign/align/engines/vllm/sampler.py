@@ -5,7 +5,6 @@ starts on its own GPU (docs/how-to/vllm-and-verl.md). Whatever it says is checke
 importance ratios come from the trainer's own log-probabilities, never from its.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -24,6 +23,7 @@ from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.rollout import Batch, Rollout, batch_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import locked
+from roboalign.core.progress import say
 from roboalign.mllm.encode import Encoded, Prompt, encode_prompt
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm
@@ -90,7 +90,7 @@ class VllmSampler:
         """Write the model, as it is after `update` updates, to where servers read it. Raises as `write_policy` does."""
         write_policy(mllm, self.folder, update)
         if not self.served_as:
-            print(f"[vllm] {self.says}", file=sys.stderr, flush=True)
+            say(self.says, "vllm")
 
     def load(
         self,
