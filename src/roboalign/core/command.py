@@ -13,7 +13,7 @@ from types import FrameType
 from typing import IO, Any
 
 from roboalign.core.errors import RoboAlignError, format_error
-from roboalign.core.files import no_room
+from roboalign.core.files import FREE_SPACE, as_message, no_room
 
 CLOSED_PIPE = 141
 """Exit status where the reader of the output has gone, as of a program that SIGPIPE ended."""
@@ -64,19 +64,15 @@ def exit_status(work: Callable[[], int]) -> int:
         _silence()
         return CLOSED_PIPE
     except OSError as error:
-        if not (reason := no_room(error)):
-            raise
-        return _fail(
-            RoboAlignError(
-                f"cannot be written ({reason})",
-                where=str(error.filename or ""),
-                fix="free space, then run the same command again: it continues from here",
-            )
-        )
+        return _fail(as_message(error))
     except KeyboardInterrupt as stop:
         _said.set()
         _say_stopped()
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+    except Exception as error:  # other libraries' errors of a full disk are no OSError
+        if not (reason := no_room(error)):
+            raise
+        return _fail(RoboAlignError(f"a file cannot be written ({reason})", fix=FREE_SPACE))
 
 
 def be_quiet() -> None:

@@ -10,7 +10,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,90 @@ SAYS_CUT_SHORT = re.compile(
     r"PytorchStreamWriter failed|unexpected pos|iostream error"
 )  # torch does not quote them
 
+FREE_SPACE = "free space, then run the same command again: it continues from here"
+PARTIAL = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.partial")
+"""What `atomic_path` writes to; the number is that of the process."""
+_writing: set[str] = set()
+"""Names of the temporaries that this process writes now."""
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on failure removed.
 
-    Works for a file and for a folder. A folder that stands at `path` is replaced.
+    Works for a file and for a folder. A folder that stands at `path` is replaced. What a killed process left of the
+    same name is removed. Raises OSError that names `path`, and RoboAlignError where another library had no room.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    _remove_partial(path.parent, f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    _writing.add(temporary.name)
     try:
-        yield temporary
-        open_to_others(temporary)
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        with _naming(path, temporary):
+            yield temporary
+            open_to_others(temporary)
+            if temporary.is_dir() and path.is_dir():
+                shutil.rmtree(path)
+            temporary.replace(path)
     finally:
+        _writing.discard(temporary.name)
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         elif temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors within name `path`: those of an open file name nothing, others the temporary."""
+    try:
+        yield
+    except OSError as error:
+        named = str(error.filename or "")
+        if not named or named.startswith(str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
+    except RoboAlignError:
+        raise
+    except Exception as error:  # safetensors and torch have errors of their own
+        if not (reason := no_room(error)):
+            raise
+        raise RoboAlignError(
+            f"cannot be written ({reason})", where=str(path), fix=FREE_SPACE
+        ) from None
+
+
+def remove_partial(folder: str | Path) -> None:
+    """Remove what killed processes of this machine left half-written below `folder`."""
+    for place, _, _ in os.walk(folder):
+        _remove_partial(Path(place), ".")
+
+
+def _remove_partial(folder: Path, start: str) -> None:
+    """Those of `folder` whose names begin with `start` and whose writer is gone."""
+    for entry in os.scandir(folder):
+        found = PARTIAL.fullmatch(entry.name) if entry.name.startswith(start) else None
+        if found is None or entry.name in _writing or _alive(int(found[1])):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                Path(entry.path).unlink()
+
+
+def _alive(process: int) -> bool:
+    """Whether another process of this number runs. This process knows what it writes itself."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def open_to_others(path: Path) -> None:
@@ -79,6 +142,39 @@ def no_room(error: BaseException) -> str:
     if found:
         return found[0]
     return "a file could not be written to its end" if SAYS_CUT_SHORT.search(str(error)) else ""
+
+
+def as_message(error: OSError) -> RoboAlignError:
+    """What the file system refused, as one message that names the path and what to do."""
+    path = str(error.filename or "")
+    reason = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
+    if no_room(error):
+        return RoboAlignError(f"cannot be written ({reason})", where=path, fix=FREE_SPACE)
+    if not path or error.errno is None:
+        return RoboAlignError(f"the system refused ({reason})", where=path)
+    fix = {
+        errno.EACCES: "allow it (chmod, chown), or give another path",
+        errno.EPERM: "allow it (chmod, chown), or give another path",
+        errno.EROFS: "give a path on a disk that can be written",
+        errno.ENOENT: "check the path, and where its links lead",
+        errno.ENOTDIR: "a file is where a folder belongs: move it, or give another path",
+        errno.EEXIST: "a file or a link to nowhere is where a folder belongs: move it",
+        errno.EISDIR: "a folder is where a file belongs: move it, or give another path",
+        errno.ELOOP: "its links lead in a circle: remove them",
+        errno.ENAMETOOLONG: "give a shorter name",
+    }.get(error.errno, "check the path and its disk")
+    return RoboAlignError(f"{_verb(error, path)} ({reason})", where=path[:300], fix=fix)
+
+
+def _verb(error: OSError, path: str) -> str:
+    """Whether reading or writing was refused; Python does not say."""
+    if error.errno == errno.EROFS:
+        return "cannot be written"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        readable = os.access(path, os.R_OK) or not os.access(Path(path).parent, os.W_OK)
+        missing = not os.path.lexists(path)
+        return "cannot be written" if missing or readable else "cannot be read"
+    return "cannot be used"
 
 
 def check_output(
@@ -131,24 +227,38 @@ def holds_files(folder: Path) -> bool:
 def check_source(path: str | Path, within: Path, *, links: bool = False) -> None:
     """Raise RoboAlignError where `path`, named by the index of the data set `within`, is outside of it.
 
-    Links are followed first. A snapshot of the Hugging Face cache may link to the blobs of its own repository.
-    `links` allows every place.
+    Links are followed first; see `is_inside`. `links` allows every place.
     """
-    if links:
+    if links or is_inside(path, within):
         return
+    raise RoboAlignError(
+        f"it is outside of the data set, at {_resolved(path)}",
+        where=str(path),
+        fix="pass --read links=true if that is meant",
+    )
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path is in the folder once links are followed.
+
+    The Hugging Face cache keeps a data set as `snapshots/REVISION`, whose files are links to `blobs` beside it: these
+    belong to the data set. Raises RoboAlignError on a link that leads to itself.
+    """
+    target, home = _resolved(path), _resolved(folder)
+    if target.is_relative_to(home):
+        return True
+    parts = home.parts
+    if "snapshots" not in parts:
+        return False
+    repository = Path(*parts[: len(parts) - 1 - parts[::-1].index("snapshots")])
+    return target.is_relative_to(repository / "blobs")
+
+
+def _resolved(path: str | Path) -> Path:
     try:
-        root, target = within.resolve(), Path(path).resolve()
+        return Path(path).resolve()
     except (OSError, RuntimeError):  # RuntimeError until Python 3.12
         raise RoboAlignError("it is a link that leads to itself", where=str(path)) from None
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parents[1] / "blobs")
-    if not any(place == target or place in target.parents for place in allowed):
-        raise RoboAlignError(
-            f"it is outside of the data set, at {target}",
-            where=str(path),
-            fix="pass --read links=true if that is meant",
-        )
 
 
 def check_readable(path: str | Path, *, fix: str = "") -> None:
@@ -184,6 +294,7 @@ def locked(folder: str | Path) -> Iterator[None]:
             raise RoboAlignError(
                 "another command is at work in this folder", where=str(folder), fix=fix
             ) from None
+        remove_partial(folder)
         yield
 
 
@@ -229,19 +340,29 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     A line counts once its end is written, so that what is read here is what `append_jsonl` keeps.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    *lines, _ = path.read_text().split("\n")
+    check_readable(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RoboAlignError(f"not text ({error})", where=str(path), fix="restore it") from None
+    *lines, _ = text.split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             raise RoboAlignError(
                 "not valid JSON", where=f"{path}, line {number}", fix="remove that line"
             ) from None
+        if not isinstance(record, dict):
+            raise RoboAlignError(
+                "a record is a mapping", where=f"{path}, line {number}", fix="remove that line"
+            )
+        records.append(record)
     return records
 
 

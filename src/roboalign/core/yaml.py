@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import check_readable
 
 LARGEST = 10_000_000  # bytes of a file of settings
 MOST_NODES = 100_000  # values of one file, each counted as often as aliases repeat it
@@ -13,6 +14,7 @@ MOST_NODES = 100_000  # values of one file, each counted as often as aliases rep
 
 def read_yaml(path: Path, fix: str = "") -> Any:
     """What a file of settings holds. Raises RoboAlignError that names the file, and the line where there is one."""
+    check_readable(path, fix=fix)
     if path.stat().st_size > LARGEST:
         raise RoboAlignError(
             f"it has {path.stat().st_size:,} bytes, and settings have {LARGEST:,} at most",

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import is_inside
 
 MOST_BYTES = 256 << 20
 """Bytes of one image file; what is larger is taken for damage, or for a bomb."""
@@ -108,7 +109,7 @@ def read_picture_file(path: Path, within: Path, *, links: bool = False) -> bytes
     """
     where = str(path)
     try:
-        if not links and not inside(path, within):
+        if not links and not is_inside(path, within):
             problem = "a link leads out of the image folder"
             raise RoboAlignError(problem, where=where, fix="copy the file, or set `links: true`")
         state = path.stat()
@@ -127,22 +128,6 @@ def read_picture_file(path: Path, within: Path, *, links: bool = False) -> bytes
     except ValueError:
         problem = "the image cannot be read (a zero byte in its name)"
         raise RoboAlignError(problem, where=where, fix="correct the name") from None
-
-
-def inside(path: Path, folder: Path) -> bool:
-    """Whether a path is in the folder once links are followed.
-
-    The Hugging Face cache keeps a data set as `snapshots/REVISION`, whose files are links to `blobs` beside it: these
-    belong to the data set.
-    """
-    real, home = path.resolve(), folder.resolve()
-    if real.is_relative_to(home):
-        return True
-    parts = home.parts
-    if "snapshots" not in parts:
-        return False
-    repository = Path(*parts[: len(parts) - 1 - parts[::-1].index("snapshots")])
-    return real.is_relative_to(repository / "blobs")
 
 
 # Arrays ---------------------------------------------------------------------------------------------------------------
