@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def test_a_fault_of_the_input_is_one_message_and_status_2(
     monkeypatch.chdir(tmp_path)
     assert main([argument.format(recipe=recipe) for argument in arguments]) == 2
     error = capsys.readouterr().err
+    error = re.sub(r"^\[run\] reading .*\n", "", error)  # said before the recipe is read
     assert error.startswith("error: ") and error.count("\n") == 2 and "Traceback" not in error
     assert error.splitlines()[1].startswith("  fix: ")
     assert not (tmp_path / "runs").exists()
@@ -195,7 +197,7 @@ def test_a_full_disk_is_one_message(
     monkeypatch.setattr(start, "plan_stages", lambda recipe: [Stage("mix", work)])
     monkeypatch.setattr(pipeline, "limit_threads", lambda count: None)
     assert main(["mix", str(recipe), "--out", str(tmp_path / "out")]) == 2
-    problem, fix = capsys.readouterr().err.splitlines()
+    *_, problem, fix = capsys.readouterr().err.splitlines()
     assert problem == "error: mix/train.parquet: cannot be written (No space left on device)."
     assert fix.startswith("  fix: free space")
 
