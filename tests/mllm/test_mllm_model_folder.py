@@ -163,6 +163,8 @@ def test_a_template_that_cannot_be_rendered(folder, template, says, monkeypatch)
         ("processor_config.json", {"image_processor": 3}),
         ("generation_config.json", [None]),
         ("config.json", "text"),
+        ("config.json", {"model_type": []}),
+        ("config.json", {"model_type": {}}),
     ],
 )
 def test_damaged_settings_are_one_message(folder, file, values):

@@ -104,7 +104,7 @@ def _refuse_own_code(folder: Path) -> None:
     """A class that comes with the folder would have to be run."""
     settings = read_settings(folder / "config.json")
     kind = settings.get("model_type")
-    if kind in CONFIG_MAPPING:
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
         return
     own = " and its class comes with the folder (auto_map)" if "auto_map" in settings else ""
     raise RoboAlignError(
