@@ -1,4 +1,4 @@
-"""What a simulator offers to the rest: observations and steps, nothing of models or training."""
+"""What a simulator offers: observations and steps. Nothing here knows of models or training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from roboalign.sim.cameras import CameraGeometry
 
 
 class EnvironmentCrash(RuntimeError):
-    """The simulation itself broke (a simulator error, a diverged state, a NaN). Never counted as a failure."""
+    """The simulation itself broke: a simulator error, a diverged state, a NaN. Never counted as a failed episode."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Task:
 
     name: str
     instruction: str
-    """What the robot is told, in English."""
+    """The instruction that the policy reads, in English."""
     nouns: Mapping[str, str]
-    """What the privileged points are: {"object": "drawer handle", "goal": ...}; "object2" where the task has one."""
+    """Words for the privileged points: {"object": "drawer handle", "goal": ...}; "object2" if the task has one."""
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,27 @@ class Observation:
     images: dict[str, np.ndarray]
     """Camera name -> uint8 [H, W, 3], RGB, upright."""
     state: np.ndarray
-    """float32 [S], proprioception."""
+    """float32 [S], proprioception; the benchmark says the units (`state_names`)."""
     instruction: str
+    """`Task.instruction`."""
 
 
 class Environment(Protocol):
     """One running task. Results depend on the seed and the actions alone, not on earlier episodes."""
 
     max_steps: int
+    """The simulator's own limit of an episode, in steps. A rollout has its own."""
 
     def reset(self, seed: int) -> None:
-        """Start the episode of `seed`: the same initial state for every policy, in every process."""
+        """Start the episode of `seed`. The initial state is the same for every policy, in every process."""
 
     def observe(self) -> Observation:
-        """Render now and return what the policy sees."""
+        """Render the current state and return what the policy sees."""
 
     def step(self, action: np.ndarray) -> bool:
-        """Execute one raw action [A] without rendering; True where the task is solved after it.
+        """Execute one raw action [A] without rendering. Return True if the task is solved after it.
 
-        Raises EnvironmentCrash where the simulation breaks.
+        Raises EnvironmentCrash if the simulation breaks.
         """
 
     def close(self) -> None:
@@ -62,17 +64,23 @@ class Benchmark(Protocol):
     """A set of tasks with one action and one observation space. Picklable: workers build their own environments."""
 
     @property
-    def action_dim(self) -> int: ...
+    def action_dim(self) -> int:
+        """A: numbers of an action."""
+        ...
 
     @property
-    def state_dim(self) -> int: ...
+    def state_dim(self) -> int:
+        """S: numbers of the proprioception."""
+        ...
 
     @property
-    def cameras(self) -> tuple[str, ...]: ...
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras, in the order of `Observation.images`."""
+        ...
 
     @property
     def fps(self) -> float:
-        """Policy steps a second."""
+        """Policy steps per second."""
         ...
 
     def tasks(self) -> list[Task]:
@@ -82,7 +90,7 @@ class Benchmark(Protocol):
         """Build the environment of one task. Raises RoboAlignError for an unknown name."""
 
     def episode_id(self, task: str, seed: int) -> str:
-        """The stable name of an episode, in data sets and in the check that no measured one is among them."""
+        """The stable name of an episode. Data sets use it, and the check that no measured episode is in one."""
 
 
 class DemonstratedEnvironment(Environment, Protocol):
@@ -96,10 +104,10 @@ class DemonstratedEnvironment(Environment, Protocol):
         ...
 
     def expert(self) -> Callable[[], np.ndarray]:
-        """The expert of the episode that was just reset: each call gives its action float32 [A] in this state."""
+        """The expert of the episode that was just reset. Each call returns its action, float32 [A], in this state."""
 
     def privileged(self) -> np.ndarray:
-        """float32 [P], world coordinates in metres."""
+        """float32 [P], world coordinates in meters."""
 
     def state(self) -> np.ndarray:
         """Proprioception float32 [S], as `observe` gives it."""
@@ -108,14 +116,16 @@ class DemonstratedEnvironment(Environment, Protocol):
         """Camera name -> uint8 [H, W, 3], as `observe` gives them."""
 
     def camera_geometry(self) -> dict[str, CameraGeometry]:
-        """Camera name -> image size and projection."""
+        """Camera name -> image size in pixels and projection."""
 
 
 class DemonstratedBenchmark(Benchmark, Protocol):
-    """A benchmark whose tasks have scripted experts. What is collected is written under these names."""
+    """A benchmark whose tasks have scripted experts. Demonstrations are written with these names."""
 
     @property
-    def robot_type(self) -> str: ...
+    def robot_type(self) -> str:
+        """The robot's name in a data set, for example `sawyer`."""
+        ...
 
     @property
     def action_space(self) -> str | ActionSpace:
@@ -124,14 +134,18 @@ class DemonstratedBenchmark(Benchmark, Protocol):
 
     @property
     def axes(self) -> Axes:
-        """Where +x, +y and +z of actions and privileged points are, seen from the robot."""
+        """Where +x, +y and +z of actions and privileged points are, as the robot sees them."""
         ...
 
     @property
-    def action_names(self) -> tuple[str, ...]: ...
+    def action_names(self) -> tuple[str, ...]:
+        """A names, one for each number of an action."""
+        ...
 
     @property
-    def state_names(self) -> tuple[str, ...]: ...
+    def state_names(self) -> tuple[str, ...]:
+        """S names, one for each number of the proprioception."""
+        ...
 
     @property
     def image_size(self) -> int:
@@ -139,7 +153,7 @@ class DemonstratedBenchmark(Benchmark, Protocol):
         ...
 
     def prepare(self) -> None:
-        """Called once before worker processes start, for what they would otherwise each find out (a renderer)."""
+        """Called once before worker processes start, for what each would otherwise find out itself (a renderer)."""
 
     def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """Every name of these tasks' environments, without building one."""

@@ -35,7 +35,7 @@ class View:
 
 # Fitted to the fingertip, object and goal points of the scripted experts of all 50 tasks: 99.9% of them are inside.
 # Seen from the robot's right, a little from behind: the fronts of drawers, doors and buttons show, and the arm comes in
-# from the top left, so that it seldom hides the object. Looking down by 50 degrees, the tabletop tells depth.
+# from the top left, so that it seldom hides the object. Seen from 50 degrees above, the tabletop shows depth.
 WORKSPACE = View(
     "workspace",
     lookat=(0.118, 0.599, 0.12),
@@ -59,7 +59,7 @@ class CameraGeometry:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a camera stands: position [3], orthonormal axes [3] each, and its vertical field of view in degrees."""
+    """A camera's position [3] in meters, orthonormal axes [3] each, and vertical field of view in degrees."""
 
     position: np.ndarray
     right: np.ndarray
@@ -108,7 +108,7 @@ def projection_matrix(view: View, pose: Pose, width: int, height: int) -> np.nda
     """The 3x4 matrix P with (u w, v w, w) = P (x, y, z, 1), float64.
 
     u counts pixels to the right and v downwards from the top left corner of the image: the pixel of column i covers
-    [i, i + 1). w > 0 is the depth in metres along the viewing direction.
+    [i, i + 1). w > 0 is the depth in meters along the viewing direction.
     """
     focal = height / 2 / np.tan(np.radians(pose.fovy) / 2)
     turn = -1.0 if view.upside_down else 1.0
@@ -118,6 +118,6 @@ def projection_matrix(view: View, pose: Pose, width: int, height: int) -> np.nda
 
 
 def project(projection: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """World points [..., 3] -> pixels (u, v) [..., 2] by a 3x4 matrix."""
+    """World points [..., 3], meters -> pixels (u, v) [..., 2] by a 3x4 matrix. The depth's sign is not checked."""
     homogeneous = points @ projection[:, :3].T + projection[:, 3]
     return homogeneous[..., :2] / homogeneous[..., 2:]

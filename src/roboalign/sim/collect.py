@@ -1,6 +1,6 @@
 """Demonstrations from the scripted experts of a benchmark.
 
-The executed action is the expert's plus noise, so that the data also holds states beside the expert's path; the
+The executed action is the expert's plus noise, so that the data also holds states off the expert's path; the
 recorded label is always the expert's clean action. What is recorded depends on the task, the seed and the settings
 alone, however many processes take part.
 """
@@ -27,7 +27,7 @@ class CollectConfig(Config):
     episodes_per_task: int = Field(20, ge=1)
     """Solved episodes wanted of each task."""
     noise: float = Field(0.15, ge=0, le=10)
-    """Standard deviation of the noise on the executed x, y and z action, in action units (1 is a centimetre a step in
+    """Standard deviation of the noise on the executed x, y and z action, in action units (1 is a centimeter per step in
     Meta-World, five in LIBERO)."""
     noise_memory: float = Field(0.8, ge=0, lt=1)
     """Correlation of the noise between two steps: 0 is white noise."""
@@ -36,7 +36,7 @@ class CollectConfig(Config):
     steps_after_success: int = Field(5, ge=0, le=100_000)
     """Frames kept after the first success, so that the data shows the solved scene."""
     attempts: int = Field(5, ge=1)
-    """Seeds tried for one wanted episode before it is given up."""
+    """Seeds tried for each wanted episode before it is skipped."""
     first_seed: Seed = 0
     """The seeds `first_seed` to `first_seed + episodes_per_task * attempts - 1` are used."""
 
@@ -78,7 +78,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Collected:
-    """The outcome of one wanted episode: the record, or None where every attempt failed, and what failed before."""
+    """The outcome of one wanted episode: the record, or None if every attempt failed, and the failed attempts."""
 
     task: str
     record: EpisodeRecord | None
@@ -187,8 +187,8 @@ def collect(
     """Collect `episodes_per_task` demonstrations of each task, in the order of `tasks` and of the seeds.
 
     Wanted episode i of a task tries the seeds first_seed + i, first_seed + i + n, ... (n wanted episodes), so that
-    neither the order nor a failure elsewhere changes it. Wanted episodes one of whose ids is in `existing` are skipped:
-    a collection that was stopped goes on. A worker that dies raises `concurrent.futures.process.BrokenProcessPool`.
+    neither the order nor a failure elsewhere changes it. A wanted episode is skipped if `existing` has one of its ids,
+    which resumes a stopped collection. Raises `concurrent.futures.process.BrokenProcessPool` if a worker dies.
     """
     wanted = [
         (task, _seeds(index, config)) for task in tasks for index in range(config.episodes_per_task)
@@ -238,7 +238,7 @@ def _seeds(index: int, config: CollectConfig) -> list[int]:
 
 
 _environments: dict[tuple[str, DemonstratedBenchmark], DemonstratedEnvironment] = {}
-"""This worker's environments by task: to build one takes as long as many episodes."""
+"""This worker's environments by task. Building one takes as long as many episodes."""
 
 
 def _worker_environment(task: str, benchmark: DemonstratedBenchmark) -> DemonstratedEnvironment:

@@ -1,7 +1,7 @@
-"""Episodes spread over workers, so that a dead worker costs its episodes a retry and nobody else anything.
+"""Episodes spread over workers. If a worker dies, its own episodes run again and no others.
 
-The queue knows of a worker only what `Worker` says. Here a worker is a process of this machine; those of other machines
-are in `sim.cluster`.
+The queue knows only the protocol `Worker`. Here a worker is a process of this machine; `sim.ray` has those of other
+machines.
 """
 
 import contextlib
@@ -23,26 +23,26 @@ from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, RolloutCo
 EpisodeKey = tuple[str, int]
 """(task, seed)."""
 Message = EpisodeResult | RoboAlignError | str
-"""What a worker sends: a result, or last the error that ended it; a str is another exception's traceback."""
+"""What a worker sends: a result, or at last the error that ended it. A str is the traceback of any other exception."""
 
 
 class WorkerDied(Exception):
-    """A worker is no more; the text says how it ended."""
+    """A worker died; the text says how."""
 
 
 class Worker(Protocol):
     """One of those that share the queue."""
 
     open: list[EpisodeKey]
-    """Episodes handed over whose results have not come back."""
+    """Episodes given to it whose results have not come back."""
     ready: bool
-    """Whether a batch may be handed over; a worker for which there is no room yet keeps none from the others."""
+    """Whether it can take a batch. A worker that waits for room on a machine takes none from the others."""
 
     def give(self, batch: list[EpisodeKey]) -> None:
-        """Hand over a batch. Where the worker has just died, `take` says so."""
+        """Give it a batch. If the worker has just died, `take` raises."""
 
     def take(self) -> Iterator[Message]:
-        """What it has sent by now, without waiting. Raises WorkerDied after the last message of a dead one."""
+        """Messages that have arrived, without waiting. Raises WorkerDied after the last message of a dead worker."""
 
     def stop(self) -> None:
         """End it, whatever it is doing."""
@@ -53,7 +53,7 @@ AnyWorker = TypeVar("AnyWorker", bound=Worker)
 
 @dataclass(frozen=True)
 class Site(Generic[AnyWorker]):
-    """Where workers are: how many there may be, how one is started, and how to wait until any has something to say."""
+    """Where workers run: how many at most, how to start one, and how to wait until any has sent something."""
 
     limit: int
     start: Callable[[], AnyWorker]
@@ -71,11 +71,11 @@ def evaluate_parallel(
 ) -> None:
     """Run every (task, seed) once and call `on_result` in this process as each ends, in no fixed order.
 
-    `make_act` is called once in every worker (spawned, so it must be picklable) and loads the policy there. The caller
+    Each worker calls `make_act` once to load the policy; workers are spawned, so it must be picklable. The caller
     appends results to a file and, after a kill, passes the episodes that are missing from it. Episodes of a worker that
-    died run once more, each alone; where the worker dies again the episode is a crash. A RoboAlignError in
-    `make_act` or in the policy stops everything and is raised here; any other exception, as a RuntimeError that carries
-    its traceback.
+    died run once more, each alone. An episode whose worker dies a second time is a crash. A RoboAlignError of
+    `make_act` or of the policy stops everything and is raised here; any other exception is raised as a RuntimeError
+    with its traceback.
     """
     site = Site(workers, lambda: _LocalWorker(*_start(make_act, benchmark, config)), _wait)
     with Progress("rollouts", total=len(episodes)) as progress:
@@ -118,7 +118,7 @@ def run_queue(
 
 
 def _batches(episodes: Sequence[EpisodeKey], size: int, workers: int) -> deque[list[EpisodeKey]]:
-    """Batches of one task where possible (its environments are then at hand), no larger than a fair share."""
+    """Batches, of one task where possible so that its environments are reused, no larger than a fair share."""
     size = max(1, min(size, -(-len(episodes) // workers)))
     ordered = sorted(episodes)
     return deque(ordered[start : start + size] for start in range(0, len(ordered), size))
@@ -147,7 +147,7 @@ def _redistribute(
     retried: set[EpisodeKey],
     finish: Callable[[EpisodeResult], None],
 ) -> None:
-    """A dead worker's open episodes run again, each alone; those that had their second chance are crashes."""
+    """Queue a dead worker's open episodes again, each alone. Those that have already been retried are crashes."""
     for task, seed in episodes:
         if (task, seed) in retried:
             crash = f"the rollout process died twice ({end})"
@@ -163,7 +163,7 @@ def work(
     config: RolloutConfig,
     batches: Iterable[list[EpisodeKey]],
 ) -> Iterator[Message]:
-    """What every worker does, wherever it is: load the policy, run the batches, and say what failed, if anything."""
+    """The work of every worker, local or remote: load the policy, run the batches, and send an error if one ends it."""
     try:
         act, pool = make_act(), EnvironmentPool(benchmark, limit=config.batch_size)
         for batch in batches:

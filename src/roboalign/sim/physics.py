@@ -1,4 +1,4 @@
-"""What MuJoCo says about a simulation that broke."""
+"""Whether MuJoCo reports that a simulation broke."""
 
 import mujoco
 
@@ -10,5 +10,8 @@ _STATE_BROKEN = (
 
 
 def diverged(data: mujoco.MjData) -> list[str]:
-    """What broke in the state, by MuJoCo's names: it answers a diverged one with a silent reset and a warning count."""
+    """MuJoCo's names of what broke in the state, empty if nothing did.
+
+    MuJoCo answers a diverged state with a silent reset and a warning count, which is read here.
+    """
     return [warning.name for warning in _STATE_BROKEN if data.warning[warning].number]

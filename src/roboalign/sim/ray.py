@@ -1,7 +1,7 @@
 """Rollout workers on the machines of a Ray cluster, which share one queue (`sim.parallel`) and one caller.
 
-Ray ends a program that has lost its cluster, without an exception. A process of its own therefore speaks with Ray and
-hands the results over a pipe; where it is gone, the caller has an error to show and keeps what was measured.
+Ray ends a program that has lost its cluster, without an exception. Therefore a separate process talks to Ray and sends
+the results through a pipe. If that process dies, the caller reports an error and keeps what was measured.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from roboalign.sim.registry import sections
 from roboalign.sim.rollout import Act, EpisodeResult, RolloutConfig
 
 WHERE = "hardware.ray"
-PIECE = 256 * 2**20  # bytes of a file that lie in the object store as one object
+PIECE = 256 * 2**20  # bytes of a file in one object of the object store
 LOOK_EVERY = 10.0  # seconds of silence after which the cluster is asked whether any machine is left
 Load = Callable[[Path], Act]
 """Loads the policy from the folder into which its files were put."""
@@ -67,10 +67,10 @@ def evaluate_on_cluster(
 ) -> None:
     """`evaluate_parallel` with workers on the machines of a Ray cluster, this one among them.
 
-    `cargo` names the policy's files by their path below the folder that `load` is given. They travel through Ray's
-    object store, once to a machine, so no disk need be shared; the package itself must be installed everywhere.
-    Raises RoboAlignError also where Ray is not installed, no cluster is found or it is lost, and where a machine has
-    another version of what an episode depends on.
+    `cargo` maps each path below the folder that `load` is given to a file of the policy. The files go through Ray's
+    object store, once to each machine, so that no disk has to be shared. The package itself must be installed on each.
+    Raises RoboAlignError, besides what `evaluate_parallel` raises, if Ray is not installed, if no cluster is found or
+    the cluster is lost, and if a machine has another version of what an episode depends on.
     """
     if importlib.util.find_spec("ray") is None:
         raise RoboAlignError(
@@ -117,7 +117,7 @@ def _drive(
     config: RolloutConfig,
     cluster: ClusterConfig,
 ) -> None:
-    """The process that speaks with Ray: every result goes into the pipe, last perhaps an error."""
+    """The process that talks to Ray: it sends every result through the pipe, and an error if there is one."""
     die_with_parent()
     # What Ray prints of its own is in its logs; the command has one message to show.
     with Path(os.devnull).open("w") as nowhere:
@@ -160,7 +160,7 @@ def _connect(cluster: ClusterConfig) -> None:
 
 
 def _room(cluster: ClusterConfig) -> int:
-    """Workers that the machines now in the cluster hold together. Raises RoboAlignError where it is none."""
+    """How many workers fit on the machines now in the cluster. Raises RoboAlignError if none does."""
     import ray
 
     count = 0
@@ -182,7 +182,7 @@ def _room(cluster: ClusterConfig) -> int:
 
 
 def _stow(cargo: Mapping[str, Path]) -> dict[str, list[Any]]:
-    """The files in Ray's object store, in pieces: a machine fetches each once, whatever the number of its workers."""
+    """Put the files into Ray's object store, in pieces. A machine fetches each once, for all its workers."""
     import ray
 
     stowed: dict[str, list[Any]] = {}
@@ -195,7 +195,7 @@ def _stow(cargo: Mapping[str, Path]) -> dict[str, list[Any]]:
 
 
 def _loaded(load: Load, cargo: Mapping[str, Sequence[Any]]) -> Act:
-    """The policy from files that lie on this machine's disk only while it is read, one worker's at a time."""
+    """Load the policy from files that are on this machine's disk only meanwhile, for one worker at a time."""
     import ray
 
     with _one_at_a_time(), tempfile.TemporaryDirectory(prefix="roboalign-policy-") as name:
@@ -218,7 +218,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 @functools.cache
 def _installed() -> dict[str, str]:
-    """What an episode depends on beside its policy, as it is on this machine."""
+    """Versions on this machine of what an episode depends on, apart from its policy."""
     folder = Path(roboalign.__file__).parent
     found = {
         "Python": platform.python_version(),
@@ -237,11 +237,11 @@ def messages(
     cargo: Mapping[str, Sequence[Any]],
     batches: Iterator[list[EpisodeKey]],
 ) -> Iterator[Message]:
-    """A worker's part on its machine: the same as a local worker's, once what is installed has been compared."""
+    """The work of a worker on its machine: compare what is installed there, then do what a local worker does."""
     here = _installed()
     other = [name for name in {**installed, **here} if installed.get(name) != here.get(name)]
     if other:
-        problem = f"machine {socket.gethostname()} has another {', '.join(other)} than the one that commands"
+        problem = f"machine {socket.gethostname()} has another {', '.join(other)} than the one that runs the command"
         yield RoboAlignError(
             problem, where=WHERE, fix="install the same there, then run the same command"
         )
@@ -252,7 +252,7 @@ def messages(
 
 @functools.cache
 def _actor() -> Any:
-    """The class that Ray makes a worker of. Local, so that it travels by value: its import tells what is missing."""
+    """The class that Ray makes a worker of. It is local: Ray sends it by value, and a failed import is a message."""
     import ray
 
     class RolloutWorker:
@@ -273,7 +273,8 @@ def _actor() -> Any:
                     yield socket.gethostname(), str(error)
                     return
                 self.messages = messages(*self.arguments, iter(self.inbox.popleft, None))
-            for _ in batch:  # not `yield from`: Ray sends into the generator, and this may be one that takes nothing
+            # Not `yield from`: Ray sends into the generator, and this may be an iterator.
+            for _ in batch:
                 message = next(self.messages, None)
                 if message is None:  # the last one was an error
                     return
@@ -292,7 +293,7 @@ def _message(sent: Any) -> Message:
 
 
 class _RayWorker:
-    """A worker on some machine; Ray finds one with room for it."""
+    """A worker on a machine that Ray chooses because it has room."""
 
     def __init__(
         self, cluster: ClusterConfig, sent: bytes, cargo: Mapping[str, Sequence[Any]]
@@ -328,9 +329,8 @@ class _RayWorker:
                     return
                 yield _message(ray.get(reference))
         except died as error:
-            if (
-                not self.ready
-            ):  # nothing was handed over that could run again: another would fare no better
+            # It had no episode that could run again, and another worker would end the same way.
+            if not self.ready:
                 raise _lost(self.cluster, _line(error)) from None
             raise WorkerDied(_line(error)) from None
 

@@ -1,6 +1,6 @@
-"""Offscreen images of a MuJoCo model, as fast as one core renders them.
+"""Offscreen images of a MuJoCo model, drawn fast on one core.
 
-Mode `default` draws the scene as the model asks for. Mode `fast` leaves out shadows, multi-sampling and reflections,
+Mode `default` draws the scene as the model asks. Mode `fast` leaves out shadows, multi-sampling and reflections,
 which cost ten times the rest in a software renderer, and does not send geoms outside the image to the renderer.
 Pixels differ between the modes: train and evaluate in one.
 """
@@ -34,8 +34,8 @@ _MAX_GEOMS = 2000
 def gl_backend() -> str:
     """The OpenGL backend that works here: `MUJOCO_GL` where it is set, else EGL, else OSMesa.
 
-    Each is tried in a process of its own, because a process that has loaded one cannot load the other. The answer is
-    put into `MUJOCO_GL` for child processes. Raises RoboAlignError where none works.
+    Each is tried in a separate process, because a process that has loaded one cannot load the other. `MUJOCO_GL` is set
+    to the answer, for child processes. Raises RoboAlignError if none works.
     """
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     candidates = (wanted,) if wanted in BACKENDS else BACKENDS
@@ -57,7 +57,7 @@ def gl_backend() -> str:
 @functools.cache
 def _gl_context() -> Any:
     """This process' one OpenGL context, made current. All models are drawn in it."""
-    # Mesa's software renderer otherwise starts a thread a core in every worker, and they get in each other's way.
+    # Mesa's software renderer otherwise starts a thread per core in every worker, and they slow each other down.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     context = import_module(f"mujoco.{gl_backend()}").GLContext(64, 64)
     context.make_current()
@@ -112,7 +112,7 @@ _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1
 
 
 def geoms_in_view(model: mujoco.MjModel, data: mujoco.MjData, pose: Pose) -> np.ndarray:
-    """bool [ngeom]: False only where the geom's bounding box lies wholly beyond one side of a square image.
+    """bool [ngeom]: False only if the geom's bounding box is wholly beyond one side of a square image.
 
     Leaving these geoms out changes no pixel. Planes are unbounded and always True.
     """

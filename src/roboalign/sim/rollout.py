@@ -1,7 +1,8 @@
-"""Closed-loop episodes of a policy: several in lockstep in a process, many processes, every result handed on at once.
+"""Closed-loop episodes of a policy: several in lockstep in a process, each result returned as soon as it is known.
 
-A policy is a function `act(observations, keys) -> actions [k, H, A]` in raw units. The keys (task, seed, step) let it
-draw its noise per episode, so that a result does not depend on which episodes happen to share a batch.
+A policy is a function `act(observations, keys) -> actions [k, H, A]` in raw units, k the number of observations. The
+keys (task, seed, step) let it draw its noise per episode, so that a result does not depend on which episodes share a
+batch.
 """
 
 import functools
@@ -25,10 +26,10 @@ Act = Callable[[list[Observation], list[Key]], np.ndarray]
 
 
 class RolloutConfig(Config):
-    """How a policy is run. Every field belongs beside a reported number."""
+    """How a policy is run. Report every field together with a success rate."""
 
     replan_every: int = Field(8, ge=1)
-    """Actions of a chunk that are executed before the policy looks again."""
+    """Actions of a chunk that are executed before the policy sees the next observation."""
     max_steps: int = Field(250, ge=1, le=100_000)
     """Steps after which an unsolved episode ends as a failure."""
     batch_size: int = Field(8, ge=1, le=4096)
@@ -45,15 +46,16 @@ class EpisodeResult:
     steps: int
     """Actions executed."""
     crash: str | None
-    """What broke, where the simulation or its process did. Such an episode is neither a success nor a failure."""
+    """What broke, if the simulation or its process did. Such an episode is neither a success nor a failure."""
     seconds: float
     """Wall time of the episode, shared with the episodes in lockstep with it."""
     film: list[np.ndarray] = field(default_factory=list, compare=False, repr=False)
-    """The first camera's uint8 [H, W, 3] at each replanning and at the end; what the policy saw, drawn once."""
+    """The first camera's images, uint8 [H, W, 3], at each replanning and at the end. They are what the policy saw."""
 
     def record(self) -> dict[str, Any]:
         """The episode as a JSON object, without its film."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "film"}
+        names = [field.name for field in fields(self) if field.name != "film"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -75,9 +77,9 @@ class _Running:
 
 
 class EnvironmentPool:
-    """Environments that are reused between episodes: to build one costs a hundred episode resets.
+    """Environments that are reused between episodes. Building one costs as much as a hundred resets.
 
-    At most `limit` idle ones are kept: each holds tens of megabytes, on LIBERO hundreds.
+    At most `limit` idle ones are kept, because each holds tens of megabytes, on LIBERO hundreds.
     """
 
     def __init__(self, benchmark: Benchmark, limit: int) -> None:
@@ -90,14 +92,13 @@ class EnvironmentPool:
             if name == task:
                 del self.idle[index]
                 return environment
-        if (
-            len(self.idle) >= self.limit
-        ):  # a whole batch of another task's: batches come task by task
+        # Batches come task by task: a full pool is a whole batch of another task's.
+        if len(self.idle) >= self.limit:
             self.close()
         return self.benchmark.make(task)
 
     def give_back(self, task: str, environment: Environment) -> None:
-        """Keep it for a later episode; the one idle longest is closed where there are too many."""
+        """Keep it for a later episode. If there are too many, close the one that has been idle longest."""
         self.idle.append((task, environment))
         if len(self.idle) > self.limit:
             self.idle.pop(0)[1].close()
@@ -113,9 +114,9 @@ def rollout_batch(
 ) -> Iterator[EpisodeResult]:
     """Run (task, seed) episodes in lockstep; yield each result as soon as it is known.
 
-    At a replanning every running environment is observed and `act` called once; then `replan_every` actions are
-    executed without rendering. An EnvironmentCrash ends its own episode; an error of `act` is the caller's and is
-    raised.
+    At each replanning every running environment is observed, and `act` is called once. Then `replan_every` actions are
+    executed without rendering. An EnvironmentCrash ends its own episode alone. Raises what `act` raises, and ValueError
+    if `act` returns an array of another shape than [k, at least replan_every, A].
     """
     running = []
     for task, seed in episodes:
@@ -177,7 +178,7 @@ def _finish(episode: _Running, pool: EnvironmentPool) -> EpisodeResult:
 
 
 def _guarded(episode: _Running, work: Callable[[], None]) -> bool:
-    """Run `work`; a crash of the environment is noted in the episode and gives False."""
+    """Run `work` and return True. If the environment crashes, record that in the episode and return False."""
     try:
         work()
     except EnvironmentCrash as crash:
@@ -194,7 +195,10 @@ def _check_chunks(chunks: np.ndarray, count: int, replan_every: int) -> None:
 
 
 def write_video(path: str | Path, frames: Collection[np.ndarray], fps: float) -> None:
-    """Write uint8 [H, W, 3] frames (even H and W) as an H.264 mp4, yuv420p, which every browser plays."""
+    """Write uint8 [H, W, 3] frames (even H and W) at `fps` frames per second as an H.264 mp4, yuv420p, for browsers.
+
+    Raises ValueError without a frame.
+    """
     frames = list(frames)
     if not frames:
         raise ValueError(f"{path}: a video needs at least one frame")

@@ -21,7 +21,7 @@ _GRIPPER = np.array([-1.0, 1.0])
 
 
 class ArmControl:
-    """Drives the one arm of a robosuite simulation whose controller is OSC_POSE with fixed gains, as LIBERO has it."""
+    """Drives the arm of a robosuite simulation whose controller is OSC_POSE with fixed gains, as in LIBERO."""
 
     def __init__(self, simulation: Any) -> None:
         from robosuite.utils.control_utils import (
@@ -39,7 +39,7 @@ class ArmControl:
         self._substeps = int(simulation.control_timestep / simulation.model_timestep)
 
     def reset(self) -> None:
-        """Look up what belongs to the episode that has just begun: robosuite makes a controller anew at each reset."""
+        """Look up what belongs to the episode that has just begun: robosuite makes a new controller at each reset."""
         robot = self.simulation.robots[0]
         self.robot, self.controller = robot, robot.controller
         self.model: mujoco.MjModel = self.simulation.sim.model._model

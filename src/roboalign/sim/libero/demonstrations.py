@@ -57,7 +57,7 @@ class DemonstratedLibero(Libero):
         gl_backend()
 
     def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
-        """The names of all points: which of them a task has, its file tells when it is opened."""
+        """The names of all points. Which of them a task has is known once its file is read."""
         return _names(_POINTS)
 
     def make(self, task: str) -> "DemonstratedLiberoEnvironment":
@@ -91,7 +91,7 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
                 fix=f"use seeds from {FIRST_PLACEMENT} on for demonstrations",
             )
         super().reset(seed)
-        # What stands lowest stands on the table, whose surface LIBERO's workspace_offset misses by up to 4 cm.
+        # The lowest object is on the table, whose surface LIBERO's workspace_offset misses by up to 4 cm.
         geoms = [geom for name in self.simulation.objects_dict for geom in self._scene.geoms(name)]
         self._table = float(self._scene.points(geoms)[:, 2].min())
 
@@ -105,7 +105,7 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
         return _names(self.points)
 
     def privileged(self) -> np.ndarray:
-        """float32 [P], world coordinates in metres; the opening from 0 (closed) to 1 (8 cm between the fingertips).
+        """float32 [P], world coordinates in meters; the opening from 0 (closed) to 1 (8 cm between the fingertips).
 
         `gripper.holding` is 1 where both fingers touch one thing. An object, or a target that is one, is at the middle
         of its collision boxes; a drawer to open or close at its handle, a knob or a door at the middle of what turns.
@@ -150,7 +150,7 @@ def goal_points(goals: Iterable[Goal]) -> dict[str, tuple[str, str]]:
 
 
 def position(scene: Scene, predicate: str, name: str) -> Floats:
-    """Where the point of a goal is, [3] world, metres: see `DemonstratedLiberoEnvironment.privileged`."""
+    """Where the point of a goal is, [3] world, meters: see `DemonstratedLiberoEnvironment.privileged`."""
     if predicate in ("open", "close", "turnon", "turnoff"):
         joint = scene.joint_of(name)
         return (

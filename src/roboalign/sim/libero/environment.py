@@ -41,7 +41,7 @@ CAMERAS = {
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
 _COLLISION_GROUP = 0
 RENDERERS = 2
-"""Tasks of which a process keeps what was uploaded to draw them."""
+"""Tasks whose uploaded meshes and textures a process keeps."""
 _renderers: dict[tuple[str, int, RenderMode], Renderer] = {}
 
 
@@ -126,7 +126,7 @@ class LiberoEnvironment:
             self.step(REST)
 
     def _restart(self, seed: int | tuple[int, int]) -> None:
-        """Draw a placement and put back all that an earlier episode changed, without building the model anew."""
+        """Draw a placement and restore all that an earlier episode changed, without building the model again."""
         from robosuite.utils.errors import RandomizationError
 
         simulation, model = self.simulation, self.model
@@ -183,7 +183,7 @@ class LiberoEnvironment:
         return images
 
     def state(self) -> np.ndarray:
-        """Proprioception float32 [8]: hand position (metres), hand rotation vector (rad), two finger positions."""
+        """Proprioception float32 [8]: hand position (meters), hand rotation vector (rad), two finger positions."""
         robot = self.simulation.robots[0]
         rotation = axis_angle(self.data.xquat[self.model.body(robot.robot_model.eef_name).id])
         fingers = self.data.qpos[robot._ref_gripper_joint_pos_indexes]

@@ -1,7 +1,7 @@
 """What the things of a LIBERO scene are called in questions, and which tasks questions can be asked about.
 
 LIBERO's names are those of its files (`akita_black_bowl_1`, `wooden_cabinet_1_top_region`); these are the words of its
-instructions. A noun of an object has no `of`, `the` or `and`: words of objects tell scenes apart.
+instructions. A noun of an object has no `of`, `the` or `and`, because scenes are distinguished by words of objects.
 """
 
 import re
@@ -29,7 +29,7 @@ _KINDS = {
     "wooden_two_layer_shelf": "shelf",
     "desk_caddy": "caddy",
 }
-"""Where the words of a file's name are not what the instructions say."""
+"""Kinds whose instructions use other words than the file's name."""
 _PARTS = {"cabinet": "drawer handle", "stove": "stove knob", "microwave": "microwave door"}
 """What a fixture has that a task may be about."""
 _TABLES = ("table", "floor")
@@ -104,8 +104,9 @@ def scene_nouns(kinds: Mapping[str, str]) -> str:
 def require_alignable(task: str) -> None:
     """Raise RoboAlignError where questions about the task would have no one right answer.
 
-    One predicate is to be made true, what it names is the only one of its kind in the scene, and the instruction says
-    neither left nor right: LIBERO means them as seen from before the robot, questions as the robot has them.
+    A task is alignable if its goal is one predicate, if each thing it names is the only one of its kind in the scene,
+    and if the instruction says neither left nor right. LIBERO means those as seen by someone who faces the robot;
+    questions mean the robot's own.
     """
     goals, kinds = read_task(task)
     fix = "leave it out of collect.align_tasks"

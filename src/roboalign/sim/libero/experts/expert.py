@@ -13,12 +13,12 @@ from roboalign.sim.libero.experts.scene import Scene
 from roboalign.sim.libero.experts.skills import pick, place, push
 
 ROUNDS = 3
-"""How often the whole goal is gone through again where a predicate does not hold."""
+"""How many times all predicates are gone through, as long as one does not hold."""
 SHUT, AJAR, WIDE = 0.08, 0.13, 0.18
 """A drawer opened by less than the first is shut; how far it is pulled to put something in, and where the goal is
-to open it (beyond its stop), metres. Wide open, it hangs over what stands before the cabinet."""
+to open it (beyond its stop), meters. Wide open, it covers what is in front of the cabinet."""
 SIDE_BY_SIDE = 0.045
-"""Two objects that share a target stand this far before and behind its middle, metres."""
+"""Two objects that share a target are placed this far before and behind its middle, meters."""
 
 
 class Expert:

@@ -9,7 +9,7 @@ from roboalign.sim.libero.experts.skills import grasp_from_above
 
 UP = np.array([0.0, 0.0, 1.0])
 PUSH = 0.19
-"""How far the hand goes to push a drawer shut, metres: a little beyond its stop."""
+"""How far the hand goes to push a drawer shut, meters: a little beyond its stop."""
 TURN = 1.2
 """How far a knob is turned, rad."""
 PULL_TILT, PUSH_TILT = np.deg2rad(25), np.deg2rad(45)
@@ -17,7 +17,7 @@ PULL_TILT, PUSH_TILT = np.deg2rad(25), np.deg2rad(45)
 
 
 def drive_joint(scene: Scene, joint: str, amount: float, steps: int) -> Motion:
-    """With the hand closed on a fixture's part, carry it along its joint by `amount` (metres or rad)."""
+    """With the hand closed on a fixture's part, carry it along its joint by `amount` (meters or rad)."""
     start = scene.joint(joint)
     point, orientation = scene.hand()
     for step in range(1, steps + 1):
@@ -42,7 +42,7 @@ def turn_knob(scene: Scene, fixture: str) -> Motion:
 
 
 def open_drawer(scene: Scene, region: str, distance: float) -> Motion:
-    """Grasp a drawer's handle from the front, the fingers above and below the bar, and pull it by `distance` metres."""
+    """Grasp a drawer's handle from the front, the fingers above and below the bar, and pull it by `distance` meters."""
     joint = scene.joint_of(region)
     inwards, grip_at = scene.joint(joint).axis, handle(scene, joint)
     approach = np.cos(PULL_TILT) * inwards - np.sin(PULL_TILT) * UP
@@ -85,7 +85,7 @@ def close_drawer(scene: Scene, region: str) -> Motion:
 
 
 def handle(scene: Scene, joint: str) -> Floats:
-    """Centre [3] of the handle: the box of the drawer that stands out farthest."""
+    """Center [3] of the handle: the box of the drawer that sticks out farthest."""
     boxes = scene.moved_by(joint)
     centres = np.array([scene.data.geom_xpos[box] for box in boxes])
     return np.asarray(centres[np.argmin(centres @ scene.joint(joint).axis)])

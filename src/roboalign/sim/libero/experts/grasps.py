@@ -11,16 +11,16 @@ import numpy as np
 from roboalign.sim.libero.experts.scene import Floats
 
 FINGER_INNER, FINGER_OUTER = 0.038, 0.056
-"""Metres from the middle of the open hand to a finger's inner and outer side."""
+"""Meters from the middle of the open hand to a finger's inner and outer side."""
 FINGER_HALF_WIDTH = 0.013
 TIP_BELOW = 0.008
-"""How far the fingertips reach below the grasp point, metres, with room to spare."""
+"""How far the fingertips reach below the grasp point, meters, with room to spare."""
 PALM_ABOVE = 0.028
-"""The palm's height above the grasp point, metres."""
+"""The palm's height above the grasp point, meters."""
 PALM = (0.106, 0.036)
-"""Half the palm's size along the closing axis and across it, metres."""
+"""Half the palm's size along the closing axis and across it, meters."""
 WIDEST = 0.068
-"""The widest piece taken between the fingers, metres."""
+"""The widest piece taken between the fingers, meters."""
 YAWS = np.deg2rad([0, 15, -15, 30, -30, 45, -45, 60, -60, 75, -75, 90])
 
 
@@ -79,7 +79,7 @@ def plan_grasps(points: Floats, obstacles: Floats, ground: float, base: Floats) 
 
 
 def _cost(beside: float, width: float, depth: float, yaw: float) -> float:
-    """Metres-like: far from the middle, wide, shallow and turned grasps cost more."""
+    """Meters-like: far from the middle, wide, shallow and turned grasps cost more."""
     return float(beside + 0.2 * width + 0.8 * abs(depth - 0.02) + 0.008 * abs(yaw))
 
 

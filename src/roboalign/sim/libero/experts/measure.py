@@ -75,11 +75,11 @@ def measure(
 ) -> Iterator[list[Attempt]]:
     """The attempts of each task of a suite (of those in `only`, where it names any); `path` holds them after each.
 
-    A task whose attempts are in the file is not run again: a measurement that was killed goes on. Raises RoboAlignError
+    A task whose attempts are in the file is not run again, so that a killed measurement resumes. Raises RoboAlignError
     where the file was measured with other settings or another state of the code.
     """
     benchmark = Libero(suite)
-    for task in [one for one in benchmark.tasks() if not only or one.name in only]:
+    for task in [task for task in benchmark.tasks() if not only or task.name in only]:
         done = read_attempts(path, settings)
         attempts = [attempt for attempt in done if attempt.task == task.name]
         if not attempts:

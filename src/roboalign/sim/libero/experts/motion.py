@@ -23,12 +23,12 @@ Point = Callable[[], Floats]
 
 OPEN, CLOSED = -1.0, 1.0
 POSITION_UNIT, ROTATION_UNIT = 0.05, 0.5
-"""What an action of 1 asks of the controller: metres, rad."""
+"""What an action of 1 asks of the controller: meters, rad."""
 GAIN = 1.6
 PATIENCE = 12
 """Steps without progress after which a motion is given up."""
 RETREAT = 0.1
-"""Metres by which the hand comes out from under something."""
+"""Meters by which the hand comes out from under something."""
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 """The hand's orientation at rest: it points down, the fingers close along world y."""
 
@@ -65,7 +65,7 @@ def move(
     speed: float = 1.0,
     limit: int = 80,
 ) -> Motion:
-    """Drive to `point`, which may itself move, until within `tolerance` metres and 0.08 rad.
+    """Drive to `point`, which may itself move, until within `tolerance` meters and 0.08 rad.
 
     Given up after `limit` steps, and where PATIENCE steps brought the hand no nearer: it is blocked or out of reach.
     """
@@ -85,7 +85,7 @@ def move(
 
 
 def rise(scene: Scene, gripper: float, height: float, speed: float = 1.0) -> Motion:
-    """Straight up by `height` metres."""
+    """Straight up by `height` meters."""
     start, orientation = scene.hand()
     point = start + np.array([0.0, 0.0, height])
     return (
@@ -148,7 +148,7 @@ def _beside(points: Floats, start: Floats, end: Floats) -> Floats:
 
 
 def resting_height(scene: Scene, carried: list[int], xy: Floats, yaw: float) -> float:
-    """Height of the hand over `xy` [2] at which what it holds stands just above its support and the hand is free."""
+    """Height of the hand over `xy` [2] at which what it holds is just above its support and the hand is free."""
     position, _ = scene.hand()
     held = scene.points(carried)
     bottom = held[:, 2].min()

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SPACING = 0.005
-"""Metres between the points by which a collision box is represented."""
+"""Meters between the points by which a collision box is represented."""
 WIDE_OPEN = 0.075
-"""Distance between the fingertips, metres, above which they hold nothing: they may touch the walls of a basket."""
+"""Distance between the fingertips, meters, above which they hold nothing: they may touch the walls of a basket."""
 _ROBOT = ("robot0", "gripper0", "mount0")
 
 
 @dataclass(frozen=True)
 class Joint:
-    """A hinge (rad) or slide (metres) of a fixture: its value, the axis and a point on it in the world, metres."""
+    """A hinge (rad) or slide (meters) of a fixture: its value, the axis and a point on it in the world, meters."""
 
     hinge: bool
     value: float
@@ -28,7 +28,7 @@ class Joint:
 
 
 class Scene:
-    """Reads a robosuite simulation of LIBERO at its current state. World coordinates in metres, z up."""
+    """Reads a robosuite simulation of LIBERO at its current state. World coordinates in meters, z up."""
 
     def __init__(self, simulation: Any) -> None:
         self.simulation = simulation
@@ -77,11 +77,11 @@ class Scene:
         return site.xpos.copy(), site.xmat.reshape(3, 3).copy()
 
     def base(self) -> Floats:
-        """Where the robot stands, [3]."""
+        """Position [3] of the robot's base, meters."""
         return np.array(self.data.body("robot0_base").xpos)
 
     def opening(self) -> float:
-        """Distance between the fingertips, metres: 0 (closed) to 0.08."""
+        """Distance between the fingertips, meters: 0 (closed) to 0.08."""
         fingers = [self.data.joint(f"gripper0_finger_joint{side}").qpos[0] for side in (1, 2)]
         return float(fingers[0] - fingers[1])
 
@@ -103,7 +103,7 @@ class Scene:
         )
 
     def position(self, name: str) -> Floats:
-        """Origin [3] of an object's body, or centre of a region."""
+        """Origin [3] of an object's body, or center of a region."""
         if name in self.simulation.obj_body_id:
             return np.array(self.data.xpos[self.simulation.obj_body_id[name]])
         return np.array(self.data.site(name).xpos)

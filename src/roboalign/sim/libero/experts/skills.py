@@ -21,10 +21,10 @@ from roboalign.sim.libero.experts.scene import Scene
 
 ATTEMPTS = 4
 EDGE, PRESS, PRESSING_STEP = 0.045, 0.0, 0.08
-"""Where and how a plate is pushed, metres: from its edge to the fingers, how far below its middle and how far ahead
+"""Where and how a plate is pushed, meters: from its edge to the fingers, how far below its middle and how far ahead
 they aim."""
 SLIPPED, ENGAGEMENTS = 0.025, 4
-"""How far the fingers slide over a plate, metres, before they are put down anew, and how often they are."""
+"""How far the fingers slide over a plate, meters, before they are put down again, and how often they are."""
 
 
 def grasp_from_above(scene: Scene, geoms: list[int], avoid: list[Grasp]) -> Motion:
@@ -52,7 +52,7 @@ def grasp_from_above(scene: Scene, geoms: list[int], avoid: list[Grasp]) -> Moti
 
 
 def pick(scene: Scene, name: str) -> Motion:
-    """Grasp an object from above and lift it; where it does not follow, try another grasp."""
+    """Grasp an object from above and lift it. If it does not follow, try another grasp."""
     geoms, tried = scene.geoms(name), list[Grasp]()
     for _ in range(ATTEMPTS):
         before = scene.position(name)
@@ -84,7 +84,7 @@ def place(scene: Scene, name: str, target: Point) -> Motion:
 
 
 def push(scene: Scene, name: str, target: Point) -> Motion:
-    """Draw a flat object over the table until it is over `target` [3]; where the fingers slip off, press anew."""
+    """Draw a flat object over the table until it is over `target` [3]. If the fingers slip off, press again."""
     for _ in range(ENGAGEMENTS):
         yield from _drag(scene, name, target)
         yield from rise(scene, CLOSED, 0.06)
