@@ -91,6 +91,7 @@ def export_verl_folder(
             "something else than an export stands here", where=str(out), fix="give a new folder"
         )
     recipe = load_recipe(run / "recipe.yaml")
+    export_verl.require_exportable(recipe.rl.reward)
     seed = recipe.seeds[0] if seed is None else seed
     model = run / f"seed-{seed}" / "sft" / "model"
     if not (model.parent / "stage.json").is_file():

@@ -1,6 +1,6 @@
 """The RL subset, the reward and the settings of GRPO in the forms that verl (0.9.1) and EasyR1 (0.3.3.dev0) read.
 
-What both need is the same; where it lies differs: see docs/how-to/vllm-and-verl.md.
+Both need the same content in different columns: see docs/how-to/vllm-and-verl.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.align.dataset import picture
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.actions import PRESETS, TAU
+from roboalign.align.rewards.answers import PRESETS as IN_WORDS
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import encode_prompt, end_ids
@@ -109,18 +110,32 @@ def ground_truth(target: Sequence[int]) -> str:
     return " ".join(map(str, target))
 
 
-def reward_settings(mllm: Mllm, fast: FastTokenizer, preset: str) -> dict[str, Any]:
-    """What `reward.json` holds beside `reward.py`.
+def require_exportable(reward: str) -> None:
+    """Raise RoboAlignError where `reward.py` of an export cannot compute this `rl.reward`.
 
-    Raises RoboAlignError where the reward is of answers in words, or the tokenizer does not write an answer as it was
-    read: text then says less than ids.
+    That file computes `paper` and `decoded` from text alone, without RoboAlign. A reward in words has no action to
+    score. A reward from a file or a package is given a `SampledAnswer`, which these trainers do not make.
     """
-    if preset not in PRESETS:
-        raise RoboAlignError(
-            f"the reward `{preset}` scores answers in words, not actions",
-            where="rl.reward",
-            fix=f"export a run whose rl.reward is one of {', '.join(PRESETS)}",
-        )
+    if reward in PRESETS:
+        return
+    if reward in IN_WORDS:
+        problem = f"the reward `{reward}` scores answers in words, not actions"
+    else:
+        problem = f"the reward `{reward}` is a function that needs RoboAlign, which the trainers run without"
+    raise RoboAlignError(
+        problem,
+        where="rl.reward",
+        fix=f"export a run whose rl.reward is {' or '.join(PRESETS)}, or train with roboalign",
+    )
+
+
+def reward_settings(mllm: Mllm, fast: FastTokenizer, preset: str) -> dict[str, Any]:
+    """What `reward.json` holds for `reward.py`.
+
+    Raises RoboAlignError as `require_exportable` does, and where the tokenizer does not write an answer as it was read:
+    text then says less than ids.
+    """
+    require_exportable(preset)
     vocabulary, tokenizer = mllm.vocabulary, mllm.tokenizer
     if vocabulary is None or len(vocabulary.fast_ids) != fast.vocab_size:
         raise RoboAlignError(
