@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign.actions.axes import matrix_of
+from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
 
@@ -77,7 +78,8 @@ class EpisodeScenes:
     def __init__(self, episode: Episode, camera: str, grid: int, horizon: int) -> None:
         """`grid`: cells a side of the image. `horizon`: steps over which movement is averaged.
 
-        Raises RoboAlignError where the episode has no privileged gripper position or its camera no projection.
+        Raises RoboAlignError where the episode has no privileged gripper position or its camera no projection, and as
+        `require_readable_actions` does.
         """
         where = f"episode {episode.episode_id}"
         if camera not in episode.cameras:
@@ -91,6 +93,8 @@ class EpisodeScenes:
                 where=where,
                 fix="collect the data set with a simulator that records it",
             )
+        if episode.action_space is not None:
+            require_readable_actions(episode.action_space, where)
         self.episode, self.length = episode, len(episode)
         named = {"gripper", *episode.nouns}
         self.positions = {
@@ -173,6 +177,27 @@ class EpisodeScenes:
             trace=self._trace(t),
             events={event: steps[t] for event, steps in self.events.items() if steps[t] > 0},
             target="goal" if to_goal else "object" if self.uses_object else "gripper",
+        )
+
+
+READABLE = {
+    "control": "end-effector",
+    "mode": "delta",
+    "frame": "base",
+    "gripper": "closed_positive",
+}
+"""What an action space must say for movements and gripper commands to be read from its numbers here."""
+
+
+def require_readable_actions(space: ActionSpace, where: str) -> None:
+    """Raise RoboAlignError where facts about movement read from such actions would be wrong."""
+    other = {name: value for name, value in READABLE.items() if getattr(space, name) != value}
+    if other:
+        found = ", ".join(f"{name} {getattr(space, name)}" for name in other)
+        raise RoboAlignError(
+            f"no questions can be made of actions with {found}",
+            where=where,
+            fix="give actions with " + ", ".join(f"{name} {other[name]}" for name in other),
         )
 
 

@@ -3,6 +3,9 @@
 import importlib.metadata
 from typing import Any
 
+from roboalign.actions.known_spaces import known_space
+from roboalign.actions.spaces import ActionSpace
+from roboalign.questions.scene import require_readable_actions
 from roboalign.run.recipe import Recipe
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.rollout import RolloutConfig
@@ -21,13 +24,21 @@ def demonstrated_benchmark(recipe: Recipe) -> DemonstratedBenchmark:
 def alignment_benchmark(recipe: Recipe) -> DemonstratedBenchmark:
     """Where the alignment demonstrations come from.
 
-    Raises RoboAlignError where questions about one of its tasks would have no one right answer.
+    Raises RoboAlignError where questions about one of its tasks would have no one right answer, or none can be made of
+    its actions.
     """
     spec = recipe.collect.align_spec
     benchmark = spec.demonstrated(recipe.collect.align_settings)
     for task in recipe.collect.align_names():
         spec.require_alignable(task)
+    require_readable_actions(action_space_of(benchmark), f"benchmark {spec.name}")
     return benchmark
+
+
+def action_space_of(benchmark: DemonstratedBenchmark) -> ActionSpace:
+    """What its actions mean. Raises RoboAlignError where it names a space that is not known."""
+    space = benchmark.action_space
+    return known_space(space) if isinstance(space, str) else space
 
 
 def evaluation_episodes(recipe: Recipe) -> list[tuple[str, int]]:

@@ -5,14 +5,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from roboalign.actions.known_spaces import known_space
-from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, read_jsonl, write_json
 from roboalign.core.machine import cores
 from roboalign.episodes.episode import Camera
 from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
-from roboalign.run.benchmark import alignment_benchmark, demonstrated_benchmark
+from roboalign.run.benchmark import action_space_of, alignment_benchmark, demonstrated_benchmark
 from roboalign.run.stage import Context
 from roboalign.sim.base import DemonstratedBenchmark
 from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord
@@ -52,7 +50,7 @@ def _collect_set(
         state_names=benchmark.state_names,
         privileged_names=benchmark.privileged_names(tasks),
         episodes_per_file=10,
-        action_space=_space(benchmark),
+        action_space=action_space_of(benchmark),
         axes=benchmark.axes,
         cameras=dict.fromkeys(benchmark.cameras, (benchmark.image_size, benchmark.image_size)),
     )
@@ -73,11 +71,6 @@ def _collect_set(
         ) from None
     writer.finalize()
     return _table(tasks, read_jsonl(log))
-
-
-def _space(benchmark: DemonstratedBenchmark) -> ActionSpace:
-    space = benchmark.action_space
-    return known_space(space) if isinstance(space, str) else space
 
 
 def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:
