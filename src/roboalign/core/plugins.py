@@ -11,6 +11,19 @@ def installed(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
+def find_plugin(group: str, name: str) -> EntryPoint | None:
+    """The entry point of this name; None without one. Raises RoboAlignError where two packages have it."""
+    points = [point for point in entry_points(group=group) if point.name == name]
+    if len({point.value for point in points}) > 1:
+        packages = " and ".join(sorted({point.dist.name for point in points if point.dist}))
+        raise RoboAlignError(
+            f"packages {packages} both have a `{name}`",
+            where=f"entry points {group}",
+            fix="uninstall one of them",
+        )
+    return points[0] if points else None
+
+
 def package_of(point: EntryPoint) -> str:
     """The package of an entry point, for messages."""
     name = point.dist.name if point.dist else "?"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.plugins import installed, load_plugin, package_of
+from roboalign.core.plugins import find_plugin, installed, load_plugin, package_of
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.rollout import RolloutConfig
 
@@ -41,7 +41,9 @@ class BenchmarkSpec(ABC):
     config: ClassVar[type[Config]]
     """Class of its settings. Every field needs a default."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose version may change what an episode is; reports name them."""
+    """Distributions that it needs and whose version may change what an episode is; reports name them."""
+    install: ClassVar[str] = ""
+    """Command that installs `packages`, for messages; not given: `pip install` of those that are missing."""
     notes: ClassVar[tuple[str, ...]] = ()
     """Sentences for a report: which physics, and what is simulated."""
     evaluation_seeds: ClassVar[range] = range(FIRST_EVALUATION_SEED, _ENDLESS)
@@ -180,7 +182,7 @@ def _load(name: str) -> BenchmarkSpec:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         return _checked(name, getattr(importlib.import_module(module), attribute), module)
-    point = installed(GROUP).get(name)
+    point = find_plugin(GROUP, name)
     if point is None:
         raise RoboAlignError(
             f"benchmark `{name}` not found. Available: {', '.join(benchmark_names())}",

@@ -22,7 +22,7 @@ from roboalign.align.rewards.actions import PRESETS, Parsed, Reward, action_rewa
 from roboalign.align.rewards.answers import PRESETS as IN_WORDS
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
-from roboalign.core.plugins import installed, load_plugin, package_of
+from roboalign.core.plugins import find_plugin, installed, load_plugin, package_of
 
 GROUP = "roboalign.rewards"
 WHERE = "rl.reward"
@@ -127,7 +127,7 @@ def _outside(name: str) -> Callable[[SampledAnswer], Any]:
     """The function of a package or a file, which takes one argument."""
     file = _file_of(name)
     if file is None:
-        if (point := installed(GROUP).get(name)) is None:
+        if (point := find_plugin(GROUP, name)) is None:
             raise RoboAlignError(
                 f"reward `{name}` not found. Available: {', '.join(reward_names())}", where=WHERE
             )

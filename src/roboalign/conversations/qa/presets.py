@@ -1,6 +1,7 @@
-"""The question-answering sources of the paper's first stage (arXiv 2603.21341): what they are called and how they lie.
+"""Question-answering sources by name: those of the paper's first stage (arXiv 2603.21341), and of installed packages.
 
-A field that no public page or code confirmed is None, and `notes` says `unverified` of it. `count` is the paper's.
+A field that no public page or code confirmed is None, and `notes` says `unverified` of it. `count` is the paper's. A
+package adds a source by an entry point in the group `roboalign.sources`, whose value is a `Preset` of the same name.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,22 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roboalign.conversations.qa.normal import Sample
+from roboalign.conversations.qa.normal import KINDS, Sample
 from roboalign.conversations.qa.read import LAYOUTS, Answers, Columns, read_qa
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
+from roboalign.core.plugins import find_plugin, installed, load_plugin, package_of
+
+GROUP = "roboalign.sources"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One source."""
+    """One source: what it is called, where it comes from, and which files of its download hold records."""
 
     name: str
     hub: str | None
     """The data set on the Hugging Face Hub."""
     licence: str | None
     count: int
-    """Samples that the paper used of it."""
+    """Samples that the paper used of it; of a package's source, as many as it says."""
     kind: str
     """general, embodied or reasoning."""
     layout: str | None
@@ -35,14 +39,15 @@ class Preset:
     parts: tuple[tuple[str, str], ...] = ()
     """(pattern of files, folder of their images), both below the folder of the download."""
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Changes a record before it is read; one that raises RoboAlignError is a `Fault`."""
     fetch: str = ""
-    """What to do besides, or in place of, the download from the Hub."""
+    """What to do besides, or in place of, the download from the Hub; `{folder}` stands for the download's folder."""
 
 
 def egoplan_record(record: dict[str, Any]) -> dict[str, Any]:
     """An EgoPlan-IT record with the path of its current observation, a frame of EPIC-KITCHENS-100, under `image`.
 
-    Raises RoboAlignError for records about Ego4D, whose frames lie in videos.
+    Raises RoboAlignError for records about Ego4D, whose frames are in videos.
     """
     source, video, frame = (
         record.get(key) for key in ("video_source", "video_id", "current_observation_frame")
@@ -54,7 +59,7 @@ def egoplan_record(record: dict[str, Any]) -> dict[str, Any]:
     if source != "EpicKitchens":
         fix = "extract that frame and write the record in the layout pairs, with the frame's path under image"
         raise RoboAlignError(
-            f"frame {frame} lies in video {video} of {source!r}", where="video_source", fix=fix
+            f"frame {frame} is in video {video} of {source!r}", where="video_source", fix=fix
         )
     path = f"EPIC-KITCHENS/{video.split('_')[0]}/rgb_frames/{video}/frame_{frame:010d}.jpg"
     return record | {"image": path}
@@ -121,7 +126,7 @@ _ALL = (
         50_000,
         "embodied",
         "pairs",
-        "EgoPlan_IT.json (50K) lies on Google Drive, not on the Hub: github.com/ChenYi99/EgoPlan, whose README shows "
+        "EgoPlan_IT.json (50K) is on Google Drive, not on the Hub: github.com/ChenYi99/EgoPlan, whose README shows "
         "the record and the folder of EPIC-KITCHENS frames. Read as question, answer and the current frame; the video "
         "before it is left out. Ego4D records are Faults. unverified: hub, licence; how the paper showed the video.",
         columns=Columns(images=("image",), id="sample_id"),
@@ -195,17 +200,55 @@ _ALL = (
     ),
 )
 PRESETS = {preset.name: preset for preset in _ALL}
+"""The paper's sources. `find_preset` knows those of installed packages too."""
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of all sources, without importing one: the paper's, then those of installed packages."""
+    return tuple(dict.fromkeys((*PRESETS, *sorted(installed(GROUP)))))
+
+
+def find_preset(name: str) -> Preset:
+    """The source of this name; the paper's own come first.
+
+    Raises RoboAlignError, listing the names, where there is none, and naming the package where its entry point is
+    wrong.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    point = find_plugin(GROUP, name)
+    if point is None:
+        raise RoboAlignError(
+            f"unknown source {name!r}", fix=f"use one of {', '.join(preset_names())}"
+        )
+    return _checked(load_plugin(point), name, package_of(point))
+
+
+def _checked(preset: Any, name: str, where: str) -> Preset:
+    """The source of a package. Raises RoboAlignError where it contradicts itself."""
+    problem = ""
+    if not isinstance(preset, Preset):
+        problem = f"{preset!r} is no roboalign.conversations.qa.presets.Preset"
+    elif preset.name != name:
+        problem = f"its source is called `{preset.name}`, its entry point `{name}`"
+    elif preset.layout not in LAYOUTS:
+        problem = f"layout {preset.layout!r} is none of {', '.join(LAYOUTS)}"
+    elif preset.kind not in KINDS:
+        problem = f"kind {preset.kind!r} is none of {', '.join(KINDS)}"
+    elif not preset.parts:
+        problem = "it has no parts: no file would be read"
+    if problem:
+        raise RoboAlignError(problem, where=where, fix="correct or uninstall the package")
+    return preset
 
 
 def read_preset(name: str, folder: str | Path) -> Iterator[Sample | Fault]:
-    """Every record of a source that lies in `folder`, as it was downloaded and unpacked.
+    """Every record of the source `name` in `folder`, as it was downloaded and unpacked.
 
-    A part of it that is missing is a `Fault`, and so is a record that does not fit. Raises RoboAlignError on an unknown
-    name, on a source that cannot be had, and where nothing of it is in the folder: with what to download, and where to.
+    A missing part is a `Fault`, and so is a record that does not fit. Raises RoboAlignError on an unknown name, on a
+    source that cannot be had, and where nothing of it is in the folder: with what to download, and where to.
     """
-    if name not in PRESETS:
-        raise RoboAlignError(f"unknown source {name!r}", fix=f"use one of {', '.join(PRESETS)}")
-    preset, folder = PRESETS[name], Path(folder)
+    preset, folder = find_preset(name), Path(folder)
     if not preset.parts:
         fix = f"read your own files with read_qa(path, layout); layouts: {', '.join(LAYOUTS)}"
         raise RoboAlignError(
@@ -221,7 +264,7 @@ def read_preset(name: str, folder: str | Path) -> Iterator[Sample | Fault]:
 
 
 def how_to_get(preset: Preset, folder: Path) -> str:
-    """What to run so that the source lies in `folder`."""
+    """What to run so that the source is in `folder`."""
     steps = (
         [f"huggingface-cli download {preset.hub} --repo-type dataset --local-dir {folder}"]
         if preset.hub

@@ -47,7 +47,7 @@ class SourceConfig(Config):
     """Of robot data: the path in the mixture file, noted where `--at` gives another. Ids that hold the name of a folder
     hold that of this path, so that they are the same wherever the data lies."""
     preset: str | None = None
-    """A name of conversations/qa/presets.py; `path` is the folder of its download."""
+    """A source of the paper (qa/presets.py) or of an installed package; `path` is the folder of its download."""
     qa: str | None = None
     """A .json, .jsonl or .parquet file of questions and answers."""
     conversations: str | None = None

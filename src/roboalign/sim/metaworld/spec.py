@@ -18,6 +18,7 @@ class MetaWorldSpec(BenchmarkSpec):
     section = "world"
     config = MetaWorldConfig
     packages = ("metaworld", "mujoco")
+    install = "make setup"
     notes = (
         "Everything here is simulated: MuJoCo's physics and a renderer, no camera noise, no real robot.",
     )
