@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_on_path import write_metadata
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.cli.main import _parser as parser
@@ -48,6 +49,15 @@ STAGES = {
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The package that a page installs, so that what follows can be checked."""
+    with pytest.MonkeyPatch.context() as patch:
+        for entry in write_metadata(tmp_path_factory.mktemp("site")):
+            patch.syspath_prepend(entry)
+        yield
 
 
 def fences(text: str) -> list[tuple[str, str]]:
