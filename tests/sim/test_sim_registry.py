@@ -133,6 +133,32 @@ def test_a_section_that_no_benchmark_of_the_recipe_reads_is_checked_and_left_out
         Recipe.model_validate({"name": "x", "collect": {"libero": {"render": "slow"}}})
 
 
+class Shadow(Plain):
+    """Its section is a key of `collect`."""
+
+    section = "align"
+
+
+class Twin(Plain):
+    """Its section is Meta-World's, its settings are not."""
+
+    section = "world"
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        (Shadow, "its section `align` is a key of collect itself"),
+        (Twin, "its section `world` is the section of the other benchmark of this recipe too"),
+    ],
+)
+def test_a_section_means_one_thing(kind: type[BenchmarkSpec], problem: str) -> None:
+    register_benchmark("mine", kind)
+    with pytest.raises(RoboAlignError) as error:
+        Recipe.model_validate({"name": "x", "collect": {"benchmark": "mine"}})
+    assert error.value.problem.startswith(problem) and error.value.where == "benchmark mine"
+
+
 def test_an_installed_benchmark_is_found_by_its_entry_point(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,7 +3,7 @@
 What a benchmark allows is asked of its `BenchmarkSpec` (sim/registry.py); nothing here knows a simulator.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
@@ -110,7 +110,7 @@ class DemonstrationsConfig(Config):
             _named(field, values.get(field, cls.model_fields[field].default))
             for field in ("benchmark", "align_benchmark")
         )
-        used = {spec.section: spec.config for spec in (align, measure) if spec}
+        used = _sections_of([spec for spec in (align, measure) if spec], cls.model_fields)
         given = [key for key in values if key not in cls.model_fields]
         known = used if set(given) <= set(used) else {**cls.sections(), **used}
         for section in given:
@@ -192,6 +192,26 @@ def _named(field: str, name: Any) -> BenchmarkSpec | None:
     except RoboAlignError as error:
         fault = PydanticCustomError("benchmark", "{problem}", {"problem": error.problem})
         raise _fault(fault, field, name) from None
+
+
+def _sections_of(
+    specs: Sequence[BenchmarkSpec], fields: Collection[str]
+) -> dict[str, type[Config]]:
+    """Section -> class of its settings. Raises RoboAlignError where a section is ambiguous."""
+    used: dict[str, type[Config]] = {}
+    for spec in specs:
+        problem = ""
+        if spec.section in fields:
+            problem = "a key of collect itself"
+        elif used.setdefault(spec.section, spec.config) is not spec.config:
+            problem = "the section of the other benchmark of this recipe too, with other settings"
+        if problem:
+            raise RoboAlignError(
+                f"its section `{spec.section}` is {problem}",
+                where=f"benchmark {spec.name}",
+                fix="give its BenchmarkSpec another section",
+            )
+    return used
 
 
 def _unknown_key(key: str, value: Any) -> ValidationError:
