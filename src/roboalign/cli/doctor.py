@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="fail where this benchmark's packages are missing; may be given several times",
+        help="fail where this benchmark's packages are missing; may be repeated",
     )
 
 
