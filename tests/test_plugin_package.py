@@ -82,7 +82,7 @@ def test_the_demonstrations_are_the_toy_s(run: tuple[Path, str]) -> None:
         "toy/touch-green": 2,
     }
     about = read_json(out / "collect/align/meta/roboalign.json")
-    assert about["axes"] == ["right", "forward", "up"]
+    assert about["axes"] == "right,forward,up"
     assert about["action_space"]["position_scale"] == 0.03
 
 
