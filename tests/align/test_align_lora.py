@@ -335,7 +335,7 @@ def test_checkpoints_hold_the_adapters_and_a_killed_run_ends_like_an_unbroken_on
     """SIGKILL in the middle of update 5, in a process of its own; then the same call again."""
     script = f"""
         import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1] / "backbones")!r}]
         import test_align_lora as t
         inner = t.SftTrainer.training_step
         def step(self, *arguments):

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import backbone_checks as backbones
 import pytest
 import test_align_grpo as tiny_grpo
 import torch
@@ -27,7 +28,6 @@ from roboalign.core.files import locked, read_jsonl
 from roboalign.mllm.encode import Prompt, encode_prompt
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
-from tools import backbones
 
 torch.set_num_threads(1)
 SETTINGS = {"concurrency": 3, "timeout": 60.0, "patience": 0.3, "tolerance": 1e-3}

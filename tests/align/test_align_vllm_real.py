@@ -17,6 +17,7 @@ import os
 import shlex
 from pathlib import Path
 
+import backbone_checks as backbones
 import numpy as np
 import pytest
 import test_align_grpo as tiny_grpo
@@ -30,7 +31,6 @@ from roboalign.mllm import tiny_classes
 from roboalign.mllm.encode import Prompt, encode_prompt
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm
-from tools import backbones
 
 URL, WEIGHTS, NAME, SERVE, MODEL, OPTIONS = (
     os.environ.get(f"ROBOALIGN_VLLM_{name}", "")

@@ -21,6 +21,7 @@ import test_align_grpo as tiny_grpo  # isort: skip
 import test_align_sft as tiny_sft  # isort: skip
 import test_distributed_grpo as grpo_runs  # isort: skip
 import test_distributed_sft as sft_runs  # isort: skip
+import backbone_checks as backbones
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
@@ -33,7 +34,6 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
-from tools import backbones
 
 
 class Killed(Exception):

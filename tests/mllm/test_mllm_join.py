@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import backbone_checks as backbones
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.join import join, read_dinov2, read_gguf
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
-from tools import backbones, small
+from tools import small
 
 gguf = pytest.importorskip("gguf", reason="optional: requirements-small.lock")
 onnx = pytest.importorskip("onnx", reason="optional: requirements-small.lock")

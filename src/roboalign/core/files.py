@@ -64,6 +64,8 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # a library's own, with a text of its own
+            raise
         named = str(error.filename or "")
         if not named or named.startswith(str(temporary)):
             error.filename, error.filename2 = str(path), None
