@@ -537,3 +537,13 @@ def test_sft_has_every_core_only_where_nothing_runs_beside_it() -> None:
         and not exclusive("base", "sft")
         and not exclusive("sft", "random")
     )
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"key": 3}', '{"key": "../../x"}'])
+def test_a_damaged_note_of_a_begun_stage_is_one_message(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "started.json"
+    path.write_text(content)
+    with pytest.raises(RoboAlignError, match=r"started\.json: this is not what a stage wrote"):
+        pipeline._key_in(path)
+    path.write_text('{"key": "0123456789abcdef"}')
+    assert pipeline._key_in(path) == "0123456789abcdef"

@@ -110,7 +110,7 @@ def test_usual_files_are_as_pillow_reads_them(seed):
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(pictures, "MOST_PIXELS", 23)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 23)
     with pytest.raises(RoboAlignError, match="6 x 4 pixels are too many"):
         rgb_of_file(file_of(corner()))
 

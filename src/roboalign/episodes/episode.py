@@ -14,9 +14,6 @@ from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.pictures import rgb_of_file
 
-MAX_PIXELS = 1 << 26
-"""Pixels that a picture may declare: a larger one is refused before it is decoded."""
-
 
 @dataclass(frozen=True)
 class Camera:

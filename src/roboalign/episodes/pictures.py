@@ -21,7 +21,7 @@ from roboalign.core.files import is_inside
 
 MOST_BYTES = 256 << 20
 """Bytes of one image file; what is larger is taken for damage, or for a bomb."""
-MOST_PIXELS = 50_000_000
+MAX_PIXELS = 1 << 26
 """Pixels of one image: a damaged or hostile header can claim a size that fills the memory."""
 SMALLEST_SIDE = 8
 """Pixels: a 4-axis array that is not uint8 RGB counts as pictures from this size on, not as a row of matrices."""
@@ -54,7 +54,7 @@ def decoded(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             return read(image)
     except Image.UnidentifiedImageError:  # its text holds an address in memory

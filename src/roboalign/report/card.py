@@ -25,8 +25,7 @@ LOAD = {
 WHAT = {
     "policy": "A robot policy: a multimodal LLM, aligned with actions, and a flow-matching head that turns its hidden "
     "states into a chunk of continuous actions.",
-    "model": "A multimodal LLM that was aligned with robot actions: it reasons in words and answers with FAST action "
-    "tokens.",
+    "model": "A multimodal LLM with FAST action tokens in its vocabulary.",
 }
 
 

@@ -8,6 +8,7 @@ folder whose key differs is moved aside, never deleted; a folder without `stage.
 import hashlib
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -181,7 +182,7 @@ class Run:
         started = folder / "started.json"
         if not started.exists():
             return False
-        old = read_json(started)["key"]
+        old = _key_in(started)
         if old == self.keys[name]:
             return (folder / "stage.json").exists()
         aside = next(
@@ -194,6 +195,19 @@ class Run:
             f"[{name}] settings or inputs changed; the old result is kept in {aside}"
         )
         return False
+
+
+def _key_in(started: Path) -> str:
+    """The key in a stage's started.json. Raises RoboAlignError where it holds anything else."""
+    content = read_json(started)
+    key = content.get("key") if isinstance(content, dict) else None
+    if not isinstance(key, str) or not re.fullmatch(r"[0-9a-f]{16}", key):
+        raise RoboAlignError(
+            "this is not what a stage wrote when it began",
+            where=str(started),
+            fix=f"remove the folder {started.parent}: its stage then runs again",
+        )
+    return key
 
 
 def by_name(stages: Iterable[Stage]) -> dict[str, Stage]:

@@ -97,7 +97,7 @@ class BenchmarkSpec(ABC):
 
         `horizon`: action steps a chunk.
         """
-        if rollout.replan_every > max(horizon, defaults.replan_every):
+        if rollout.replan_every > horizon:
             raise ValueError(
                 f"rollout.replan_every {rollout.replan_every} is above tokenizer.horizon {horizon}: a chunk "
                 "has no more actions"

@@ -189,7 +189,7 @@ def test_a_bomb_is_not_unpacked(stores, monkeypatch):
     for store in stores.values():
         fault = image_of("a/b.png", store, "r").data()
         assert isinstance(fault, Fault) and "too many for an image" in fault.problem
-    monkeypatch.setattr(pictures, "MOST_PIXELS", 50)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 50)
     fault = LazyImage("x", "r", held=png()).pixels()
     assert isinstance(fault, Fault) and "9 x 6 pixels are too many" in fault.problem
 

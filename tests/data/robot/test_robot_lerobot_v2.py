@@ -16,6 +16,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode, content_id, encode_png
 from roboalign.episodes.formats.lerobot import iterate_lerobot, read_lerobot
+from roboalign.episodes.formats.lerobot_layout import whole
+from roboalign.episodes.formats.lerobot_v2 import read_tasks
 from roboalign.episodes.formats.video import Decoder
 from roboalign.episodes.robot_data import RobotData
 
@@ -410,3 +412,18 @@ def test_real_data():
     assert len(wanted) == 470
     for t in (469, 251, 249, 0):
         np.testing.assert_array_equal(episodes[2].frame("ego_view", t), wanted[t])
+
+
+@pytest.mark.parametrize("value", [0.5, True, "1", -1, None])
+def test_a_number_of_an_episode_is_whole_or_named(value):
+    row = {"episode_index": 3, "length": value}
+    with pytest.raises(RoboAlignError, match="length of episode 3"):
+        whole(row, "length", "episodes.jsonl, line 1")
+    assert whole({"episode_index": 3, "length": 7.0}, "length", "") == 7
+
+
+def test_one_task_index_with_two_texts_is_refused(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"task_index": 0, "task": "lift"}\n{"task_index": 0, "task": "push"}\n')
+    with pytest.raises(RoboAlignError, match=r"tasks\.jsonl, line 2: task_index 0 has two texts"):
+        read_tasks(path)

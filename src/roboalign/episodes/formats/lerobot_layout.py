@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.episode import MAX_PIXELS
+from roboalign.episodes.pictures import MAX_PIXELS
 
 VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
@@ -150,7 +150,7 @@ def check_feature(features: Features, key: str, where: str) -> None:
     if (
         not isinstance(dtype, str)
         or not isinstance(shape, list)
-        or not all(isinstance(size, int) and 0 < size <= MAX_PIXELS for size in shape)
+        or not all(type(size) is int and 0 < size <= MAX_PIXELS for size in shape)
     ):
         raise RoboAlignError(f"the feature {key} has no dtype and shape", where=where, fix=AGAIN)
     if dtype in ("image", "video"):
@@ -208,3 +208,14 @@ def number(row: dict[str, Any], key: str, where: str) -> float:
         )
         raise RoboAlignError(problem, where=where, fix=AGAIN)
     return value
+
+
+def whole(row: dict[str, Any], key: str, where: str) -> int:
+    """A whole number of a record of the meta files. Raises RoboAlignError where it is anything else, 6.5 too."""
+    value = number(row, key, where)
+    if value != int(value):
+        problem = (
+            f"{key} of episode {row.get('episode_index')} is {value!r}, expected a whole number"
+        )
+        raise RoboAlignError(problem, where=where, fix=AGAIN)
+    return int(value)

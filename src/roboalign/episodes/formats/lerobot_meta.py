@@ -14,7 +14,7 @@ from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats import lerobot_v2
 from roboalign.episodes.formats.lerobot_columns import TASK_INDEX, Columns, find_columns
-from roboalign.episodes.formats.lerobot_layout import Record, StoredVideo, number
+from roboalign.episodes.formats.lerobot_layout import Record, StoredVideo, number, whole
 from roboalign.episodes.formats.lerobot_rows import open_parquet, read_table
 
 FOLDER = "give the folder that holds meta/ and data/"
@@ -127,16 +127,14 @@ def read_records(
     records: list[Record] = []
     starts: dict[Path, int] = {}
     for row in rows:
-        at = {
-            name: int(number(row, f"data/{name}", where)) for name in ("chunk_index", "file_index")
-        }
+        at = {name: whole(row, f"data/{name}", where) for name in ("chunk_index", "file_index")}
         path = layout.fill(info, "data_path", folder, **at)
-        start = int(number(row, "dataset_from_index", where))
+        start = whole(row, "dataset_from_index", where)
         starts[path] = min(start, starts.get(path, start))
         records.append(
             Record(
                 int(row["episode_index"]),
-                int(number(row, "length", where)),
+                whole(row, "length", where),
                 path,
                 start - starts[path],
                 alone=False,
@@ -150,10 +148,7 @@ def stored_video(
     folder: Path, info: dict[str, Any], row: dict[str, Any], key: str, where: str
 ) -> StoredVideo:
     """Where v3.0 keeps one camera of one episode: a part of a file that holds several."""
-    at = {
-        name: int(number(row, f"videos/{key}/{name}", where))
-        for name in ("chunk_index", "file_index")
-    }
+    at = {name: whole(row, f"videos/{key}/{name}", where) for name in ("chunk_index", "file_index")}
     path = layout.fill(info, "video_path", folder, video_key=key, **at)
     start, end = (
         number(row, f"videos/{key}/{name}", where) for name in ("from_timestamp", "to_timestamp")

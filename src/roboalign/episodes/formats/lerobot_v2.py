@@ -12,7 +12,7 @@ from typing import Any
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
 from roboalign.episodes.formats import lerobot_layout as layout
-from roboalign.episodes.formats.lerobot_layout import AGAIN, Record, StoredVideo, number
+from roboalign.episodes.formats.lerobot_layout import AGAIN, Record, StoredVideo, whole
 
 EPISODES, TASKS = "meta/episodes.jsonl", "meta/tasks.jsonl"
 
@@ -20,14 +20,14 @@ EPISODES, TASKS = "meta/episodes.jsonl", "meta/tasks.jsonl"
 def read_records(folder: Path, info: dict[str, Any], videos: list[str]) -> list[Record]:
     """The episodes in order. `videos`: the cameras that are stored as video. Raises RoboAlignError naming the line."""
     per_chunk, where = info.get("chunks_size"), str(folder / layout.INFO)
-    if not isinstance(per_chunk, int) or per_chunk < 1:
+    if type(per_chunk) is not int or per_chunk < 1:
         raise RoboAlignError(
             f"chunks_size is {per_chunk!r}, expected a count", where=where, fix=AGAIN
         )
     records = []
     for line, row in enumerate(read_lines(folder / EPISODES), start=1):
         where = f"{folder / EPISODES}, line {line}"
-        index, length = int(number(row, "episode_index", where)), int(number(row, "length", where))
+        index, length = whole(row, "episode_index", where), whole(row, "length", where)
         place = {"episode_chunk": index // per_chunk, "episode_index": index}
         paths = {
             key: layout.fill(info, "video_path", folder, video_key=key, **place) for key in videos
@@ -51,7 +51,12 @@ def read_tasks(path: Path) -> dict[int, str]:
     for line, row in enumerate(read_lines(path), start=1):
         if not isinstance(row.get("task_index"), int) or not isinstance(row.get("task"), str):
             raise RoboAlignError("no task_index and task", where=f"{path}, line {line}", fix=AGAIN)
-        tasks[row["task_index"]] = row["task"]
+        if tasks.setdefault(row["task_index"], row["task"]) != row["task"]:
+            raise RoboAlignError(
+                f"task_index {row['task_index']} has two texts",
+                where=f"{path}, line {line}",
+                fix=AGAIN,
+            )
     return tasks
 
 

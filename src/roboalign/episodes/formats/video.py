@@ -15,7 +15,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.episode import MAX_PIXELS, LazyFrames, encode_png
+from roboalign.episodes.episode import LazyFrames, encode_png
+from roboalign.episodes.pictures import MAX_PIXELS
 
 MAX_OPEN = 8
 """Video files that one thread keeps open: the cameras of an episode, and of another one beside it."""
