@@ -212,9 +212,9 @@ def test_a_server_that_never_listens_is_given_up_and_ended(tmp_path: Path) -> No
 GUARD = f"""
 import sys
 sys.path.insert(0, {str(Path(vllm_guard.__file__).parent)!r})
-import vllm_guard
-vllm_guard.GRACE = 0.5
-sys.exit(vllm_guard.main(int(sys.argv[1]), sys.argv[2:]))
+import guard
+guard.GRACE = 0.5
+sys.exit(guard.main(int(sys.argv[1]), sys.argv[2:]))
 """
 COMMAND = """
 import os, signal, subprocess, sys, time

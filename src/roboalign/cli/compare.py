@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import read_json, read_jsonl
+from roboalign.core.files import read_json
 from roboalign.evaluate.statistics import Estimate, paired_difference
-from roboalign.evaluate.success import Record, format_success, success_table
+from roboalign.evaluate.success import Record, format_success, read_episodes, success_table
 from roboalign.report.text import count, p_value, points
 from roboalign.run.benchmark import evaluation_episodes, head_cameras, simulator_packages
 from roboalign.run.load import load_recipe
@@ -138,18 +138,11 @@ def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool 
             where=str(folder),
             fix=f"choose of {', '.join(map(str, recipe.seeds))} with --seed",
         )
-    wanted, records = set(evaluation_episodes(recipe)), list[Record]()
+    wanted, records = evaluation_episodes(recipe), list[Record]()
+    fix = f"roboalign run {folder / 'recipe.yaml'} --out {folder} --until eval"
     for seed in seeds or recipe.seeds:
-        path = _records_path(folder, seed, arm)
-        found = [{**row, "run_seed": seed} for row in read_jsonl(path)]
-        if missing := wanted - {(row.get("task", ""), row.get("seed", -1)) for row in found}:
-            task, number = min(missing)
-            raise RoboAlignError(
-                f"{len(missing)} of {len(wanted)} episodes are missing, as {task} seed {number}",
-                where=str(path),
-                fix=f"roboalign run {folder / 'recipe.yaml'} --out {folder} --until eval",
-            )
-        records += found
+        found = read_episodes(_records_path(folder, seed, arm), wanted, fix)
+        records += [{**row, "run_seed": seed} for row in found]
     return Side(f"{folder} {arm}" if named else arm, folder, recipe, records)
 
 

@@ -1,9 +1,11 @@
 """A conversation: one image, several turns. Stored as one parquet row."""
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import pyarrow.parquet as pq
 
 from roboalign.conversations import prompts
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import atomic_path
+from roboalign.core.files import atomic_path, hash_file
+from roboalign.core.state import State, read_state
 
 KINDS = ("general", "embodied", "reasoning", "action")
 SPLITS = ("train", "rl", "heldout")
+REBUILD = "build the mixture again, or copy the whole folder"
 ROW = pa.schema(
     [
         ("id", pa.string()),
@@ -58,6 +62,12 @@ class Turn:
     """The whole reply, tags and all, that training imitates."""
     expected: str
     """What stands inside `<answer>`, behind the label; of an action the whole block. A score compares with it."""
+
+
+class Listed(State):
+    """What a mixture's manifest.json says of its files: name -> sha256."""
+
+    shards: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -159,11 +169,41 @@ def from_row(row: dict[str, Any], wanted: frozenset[str]) -> Conversation:
 
 
 def shards(folder: str | Path, split: str) -> list[Path]:
-    """The parquet files of a split, in order. Raises RoboAlignError where there is none."""
-    paths = sorted(Path(folder).glob("train-*.parquet" if split == "train" else f"{split}.parquet"))
+    """The parquet files of a split, in order, each the one that manifest.json lists.
+
+    Raises RoboAlignError where there is none, and where one is missing, unlisted, or of another sha256.
+    """
+    pattern = "train-*.parquet" if split == "train" else f"{split}.parquet"
+    paths = sorted(Path(folder).glob(pattern))
     if not paths:
         raise RoboAlignError(f"no {split} shard", where=str(folder), fix="build the mixture first")
+    manifest = Path(folder) / "manifest.json"
+    if manifest.is_file():  # the shards of a mixture that is being built have none yet
+        listed = read_state(manifest, Listed, fix=REBUILD)["shards"]
+        wanted = {name: digest for name, digest in listed.items() if fnmatch(name, pattern)}
+        _check_listed(paths, wanted)
     return paths
+
+
+def _check_listed(paths: Sequence[Path], wanted: dict[str, str]) -> None:
+    found = {path.name for path in paths}
+    if missing := sorted(wanted.keys() - found):
+        where = str(paths[0].with_name(missing[0]))
+        raise RoboAlignError("manifest.json lists it, and it is missing", where=where, fix=REBUILD)
+    for path in paths:
+        if path.name not in wanted:
+            raise RoboAlignError("manifest.json does not list it", where=str(path), fix=REBUILD)
+        state = path.stat()
+        if _digest(path, state.st_mtime_ns, state.st_size) != wanted[path.name]:
+            raise RoboAlignError(
+                "its sha256 is not the one in manifest.json", where=str(path), fix=REBUILD
+            )
+
+
+@functools.cache
+def _digest(path: Path, written: int, size: int) -> str:
+    """sha256 of a file as it was written at that time: one process reads a split several times."""
+    return hash_file(path)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

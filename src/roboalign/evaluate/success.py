@@ -5,18 +5,60 @@ One record is one rollout: {"task": str, "seed": int, "success": bool, "steps": 
 crashed says nothing about the policy: it is counted apart and never as a failure.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.state import State, read_records
 from roboalign.evaluate.statistics import holm, mcnemar_exact, paired_difference, wilson
 
 Record = Mapping[str, Any]
+
+
+class EpisodeState(State):
+    """One line of episodes.jsonl."""
+
+    task: str
+    seed: int
+    success: bool
+    steps: int = Field(ge=0)
+    crash: str | None
+    seconds: float = Field(0.0, ge=0)
+    run_seed: int = 0
+
+
+def read_episodes(
+    path: Path, wanted: Iterable[tuple[str, int]], fix: str = ""
+) -> list[dict[str, Any]]:
+    """The records of an episodes.jsonl, one of each of the `wanted` (task, seed).
+
+    Raises RoboAlignError that names the file where one is missing, doubled, not among the wanted, or damaged.
+    """
+    records, wanted = read_records(path, EpisodeState, fix), list(wanted)
+    found = Counter((row["task"], row["seed"]) for row in records)
+    if missing := set(wanted) - found.keys():
+        task, seed = min(missing)
+        problem = f"{len(missing)} of {len(wanted)} episodes are missing, as {task} seed {seed}"
+        raise RoboAlignError(problem, where=str(path), fix=fix)
+    for (task, seed), count in found.items():
+        if count > 1:
+            problem = f"{task} seed {seed} is recorded {count} times"
+            raise RoboAlignError(problem, where=str(path), fix=fix)
+    if others := found.keys() - set(wanted):
+        task, seed = min(others)
+        problem = f"{task} seed {seed} is none of the episodes of this run"
+        raise RoboAlignError(problem, where=str(path), fix=fix)
+    return records
+
+
 Key = tuple[int, str, int]  # run seed, task, episode seed
 
 

@@ -1,5 +1,6 @@
 """A recipe from its YAML file, with `--set` overrides, and back."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     values = read_yaml(path, fix=START)
     if not isinstance(values, dict):
         raise RoboAlignError("a recipe is a mapping of keys to values", where=str(path), fix=START)
+    written = copy.deepcopy(values)
     for override in overrides:
         _apply(values, override)
     recipe: Recipe = validated(Recipe, values, where=str(path), fix=CORRECT)
+    if _is_of_a_run(path):
+        _require_all(written, recipe.model_dump(mode="json"), path)
     return recipe
 
 
@@ -53,6 +57,24 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise RoboAlignError(f"`{parent}` is a value, not a group of settings", where=where)
     values[last] = parse_yaml(text, where=where, fix="put the value in quotes")
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a run wrote this file: then every key is in it."""
+    return path.name == "recipe.yaml" and any(path.parent.glob("*/started.json"))
+
+
+def _require_all(written: Any, whole: dict[str, Any], path: Path, at: str = "") -> None:
+    """Raise RoboAlignError where a key of `whole` is not in the file: a default would not be what the run had."""
+    for key, value in whole.items():
+        if not isinstance(written, dict) or key not in written:
+            raise RoboAlignError(
+                f"`{at}{key}` is missing: the file is damaged, or of an earlier version, as a run writes out every key",
+                where=str(path),
+                fix=f"run its recipe with --out {path.parent} again: that writes the file and does no stage twice",
+            )
+        if isinstance(value, dict) and not (at == "mix." and key == "weights"):
+            _require_all(written[key], value, path, f"{at}{key}.")
 
 
 def _is_file(path: Path) -> bool:

@@ -8,7 +8,6 @@ folder whose key differs is moved aside, never deleted; a folder without `stage.
 import hashlib
 import itertools
 import json
-import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -17,12 +16,15 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from roboalign.core import progress
 from roboalign.core.distributed import Team, leave_team
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import locked, read_json, write_json, write_text
+from roboalign.core.files import locked, write_json, write_text
 from roboalign.core.machine import cores, device_of, side_by_side
 from roboalign.core.processes import give_memory_back, worker_pool
+from roboalign.core.state import State, check_digests, digests, read_state
 from roboalign.core.trackers import check_trackers, tracking
 from roboalign.run.load import dump_recipe
 from roboalign.run.observer import Observer, PlainLines
@@ -30,6 +32,29 @@ from roboalign.run.recipe import Recipe
 from roboalign.run.stage import Context, Stage, limit_threads
 
 Row = dict[str, Any]
+AGAIN = "restore the file, or remove the stage's folder: the same command does the stage again"
+
+
+class Started(State):
+    """started.json: the key under which a stage was begun."""
+
+    key: str = Field(pattern=r"^[0-9a-f]{16}$")
+
+
+class Digest(State):
+    """What stage.json says of a file of its folder."""
+
+    sha256: str
+    lines: int | None = None
+
+
+class Finished(Started):
+    """stage.json, as far as every stage has it."""
+
+    stage: str
+    seconds: float
+    needs: list[str] = Field(default_factory=list)
+    files: dict[str, Digest] = Field(default_factory=dict)
 
 
 class Run:
@@ -182,9 +207,9 @@ class Run:
         started = folder / "started.json"
         if not started.exists():
             return False
-        old = _key_in(started)
+        old = read_state(started, Started, AGAIN)["key"]
         if old == self.keys[name]:
-            return (folder / "stage.json").exists()
+            return _is_done(folder, old)
         aside = next(
             path
             for count in range(1, 1000)
@@ -197,17 +222,16 @@ class Run:
         return False
 
 
-def _key_in(started: Path) -> str:
-    """The key in a stage's started.json. Raises RoboAlignError where it holds anything else."""
-    content = read_json(started)
-    key = content.get("key") if isinstance(content, dict) else None
-    if not isinstance(key, str) or not re.fullmatch(r"[0-9a-f]{16}", key):
-        raise RoboAlignError(
-            "this is not what a stage wrote when it began",
-            where=str(started),
-            fix=f"remove the folder {started.parent}: its stage then runs again",
-        )
-    return key
+def _is_done(folder: Path, key: str) -> bool:
+    """Whether a stage that was begun under this key has ended. Raises RoboAlignError where what it wrote is damaged."""
+    path = folder / "stage.json"
+    if not path.exists():
+        return False
+    row = read_state(path, Finished, AGAIN)
+    if row["key"] != key:
+        raise RoboAlignError("its key is not that of started.json", where=str(path), fix=AGAIN)
+    check_digests(folder, row.get("files", {}), AGAIN)
+    return True
 
 
 def by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
@@ -253,6 +277,7 @@ def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int
     for count, value in ledger.items():
         row["training_seconds" if count == "seconds" else count] = value
     described = {**row, "needs": list(stage.needs), "settings": stage.settings}
+    described["files"] = digests(folder, ("started.json", "stage.json"))
     write_json(folder / "stage.json", described)
     give_memory_back()
     return row

@@ -19,7 +19,7 @@ import roboalign
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import atomic_path, read_json, write_json
+from roboalign.core.files import atomic_path, check_readable, hash_file, read_json, write_json
 from roboalign.core.hub import resolve
 from roboalign.mllm.compiled import compile_layers
 from roboalign.mllm.hidden import truncate_layers
@@ -28,6 +28,7 @@ from roboalign.vla.features import View, backbone_hash
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
 FORMAT = 1
+WEIGHTS = "head.safetensors"
 COMPILED_MULTIPLE = 64  # tokens: instructions of like length share a compiled code
 FIX = "train the head again, or copy the whole policy folder"
 NoiseKey = tuple[str | int, ...]
@@ -134,7 +135,7 @@ class Policy:
             "backbone": {
                 "path": backbone,
                 "sha256": backbone_hash(self.mllm.folder),
-                **({"dtype": dtype} if dtype != "float32" else {}),
+                "dtype": dtype,
             },
             "view": self.view.model_dump(),
             "head": self.head.config.model_dump(),
@@ -149,8 +150,9 @@ class Policy:
             temporary.mkdir()
             save_file(
                 {name: value.contiguous() for name, value in self.head.state_dict().items()},
-                temporary / "head.safetensors",
+                temporary / WEIGHTS,
             )
+            record["head_sha256"] = hash_file(temporary / WEIGHTS)
             write_json(temporary / "policy.json", record)
 
     @classmethod
@@ -180,7 +182,8 @@ class Policy:
         reference = _parse(BackboneReference, record, "backbone", path)
         backbone = _find_backbone(reference, path)
         head = FlowMatchingHead(config, shape)
-        _load_weights(head, folder / "head.safetensors")
+        _check_weights(folder / WEIGHTS, record, path)
+        _load_weights(head, folder / WEIGHTS)
         mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
         text = mllm.model.config.get_text_config()
         if text.hidden_size != shape.vlm_width or text.num_hidden_layers < view.layer:
@@ -233,6 +236,11 @@ def _parse(kind: Any, record: dict[str, Any], name: str, path: Path) -> Any:
     """Entry `name` of policy.json as a `kind`; a missing, unknown or ill-typed field is refused by name."""
     if name not in record:
         raise RoboAlignError(f"field {name!r} is missing", where=str(path), fix=FIX)
+    fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, Config) else {}
+    for field in fields if isinstance(record[name], dict) else ():
+        # A default in its place would be another policy, which acts otherwise without a word.
+        if field not in record[name]:
+            raise RoboAlignError(f"field '{name}.{field}' is missing", where=str(path), fix=FIX)
     try:
         return TypeAdapter(kind).validate_python(record[name])
     except ValidationError as error:
@@ -267,9 +275,24 @@ def _find_backbone(reference: BackboneReference, path: Path) -> Path:
     return folder
 
 
+def _check_weights(path: Path, record: dict[str, Any], described: Path) -> None:
+    """Raise RoboAlignError where the head's weights are not those that were written with policy.json."""
+    check_readable(path, fix=FIX)
+    found = hash_file(path)
+    if "head_sha256" not in record:
+        fix = f'{FIX}; or, if you trust the file, add "head_sha256": "{found}"'
+        raise RoboAlignError("field 'head_sha256' is missing", where=str(described), fix=fix)
+    if record["head_sha256"] != found:
+        problem = "the head's weights are not those that were written (sha256 differs)"
+        raise RoboAlignError(problem, where=str(path), fix=FIX)
+
+
 def _load_weights(head: FlowMatchingHead, path: Path) -> None:
     try:
         weights = load_file(path)
+        for name, value in head.state_dict().items():
+            if name in weights and weights[name].dtype != value.dtype:
+                raise RuntimeError(f"{name} is {weights[name].dtype}, not {value.dtype}")
         head.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]

@@ -15,10 +15,17 @@ from roboalign.mixture.mixing import choose, write
 from roboalign.mixture.mixing.build import build
 from roboalign.mixture.mixing.config import MixtureConfig
 
+# Slowed down in every process, so that a kill always finds shards that are not written yet.
 SCRIPT = """
-import sys
+import sys, time
+from roboalign.mixture.mixing import write
 from roboalign.mixture.mixing.build import build
 from roboalign.mixture.mixing.config import MixtureConfig
+fast = write.group
+def slow(*arguments):
+    time.sleep(0.05)
+    return fast(*arguments)
+write.group = slow
 if __name__ == "__main__":
     build(MixtureConfig.model_validate_json(open(sys.argv[1]).read()), sys.argv[2], workers=2)
 """

@@ -9,8 +9,10 @@ import numpy as np
 
 from roboalign.conversations.conversation import read_conversations, read_table, shards
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import append_jsonl, read_json, read_jsonl, write_json
+from roboalign.core.files import append_jsonl, read_json, write_json
 from roboalign.core.machine import cores, device_of, side_by_side
+from roboalign.core.state import read_records
+from roboalign.evaluate.success import EpisodeState, read_episodes
 from roboalign.evaluate.tokens import evaluate_mllm, language_priors
 from roboalign.run.benchmark import (
     evaluation_episodes,
@@ -67,7 +69,7 @@ def rollouts(context: Context) -> dict[str, Any]:
     _refuse_leaks(context.run_dir, benchmark, wanted)
     write_json(context.folder / "protocol.json", protocol_record(recipe))
     policy = context.seed_dir / "head" / context.arm / "policy"
-    done = {(row["task"], row["seed"]) for row in read_jsonl(path)}
+    done = {(row["task"], row["seed"]) for row in read_records(path, EpisodeState)}
 
     def keep(result: EpisodeResult) -> None:
         _keep_film(
@@ -76,7 +78,7 @@ def rollouts(context: Context) -> dict[str, Any]:
         append_jsonl(path, {**result.record(), "run_seed": context.seed})
 
     _measure(recipe, policy, benchmark, [key for key in wanted if key not in done], keep)
-    rows = read_jsonl(path)
+    rows = read_episodes(path, wanted)
     return {
         "episodes": len(rows),
         "successes": sum(row["success"] for row in rows),

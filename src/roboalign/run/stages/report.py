@@ -17,7 +17,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl, write_json, write_text
 from roboalign.core.machine import cores
 from roboalign.core.progress import format_seconds
-from roboalign.evaluate.success import format_success, success_table
+from roboalign.evaluate.success import format_success, read_episodes, success_table
 from roboalign.evaluate.token_metrics import compare, summarize
 from roboalign.report.page import write_report
 from roboalign.report.samples import side_by_side
@@ -27,6 +27,7 @@ from roboalign.run.arms import ARMS, Backbone, backbones
 from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import (
     benchmark_notes,
+    evaluation_episodes,
     installed_versions,
     protocol_line,
     simulator_packages,
@@ -36,6 +37,9 @@ from roboalign.run.load import dump_recipe
 from roboalign.run.recipe import Recipe
 from roboalign.run.stage import Context
 
+ROLL_OUT = (
+    "remove {}/stage.json, and the damaged lines: the same command runs the episodes that lack"
+)
 REMADE = "delete the folder videos/, or the stage eval's folder to roll out again"
 
 
@@ -161,13 +165,13 @@ def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
 
 
 def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
-    return [
-        row
-        for seed in recipe.seeds
-        for row in read_jsonl(
-            run_dir / f"seed-{seed}" / "eval" / "rollouts" / arm / "episodes.jsonl"
-        )
-    ]
+    """Episode records of an arm over all seeds. Raises RoboAlignError where one is missing or damaged."""
+    wanted = evaluation_episodes(recipe)
+    records: list[dict[str, Any]] = []
+    for seed in recipe.seeds:
+        folder = run_dir / f"seed-{seed}" / "eval" / "rollouts" / arm
+        records += read_episodes(folder / "episodes.jsonl", wanted, fix=ROLL_OUT.format(folder))
+    return records
 
 
 def _environment(run_dir: Path, recipe: Recipe, ledger: list[Mapping[str, Any]]) -> dict[str, str]:
@@ -222,7 +226,7 @@ def read_ledger(run_dir: Path, stages: Iterable[str]) -> list[Mapping[str, Any]]
 
     Stages of arms or seeds that an earlier recipe had are still in the folder, but no part of this run.
     """
-    hidden = {"key", "needs", "settings"}
+    hidden = {"key", "needs", "settings", "files"}
     files = [run_dir / name / "stage.json" for name in stages]
     rows = [read_json(path) for path in files if path.exists()]
     return [{key: value for key, value in row.items() if key not in hidden} for row in rows]

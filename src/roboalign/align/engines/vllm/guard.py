@@ -1,4 +1,4 @@
-"""Runs a command as long as the process that asked for it lives: `python vllm_guard.py PID FOLDER COMMAND ...`. Linux.
+"""Runs a command as long as the process that asked for it lives: `python guard.py PID FOLDER COMMAND ...`. Linux.
 
 The command is the leader of a process group of its own. The group is ended, by SIGTERM and then by SIGKILL, as soon as
 process PID has ended, however it did; as soon as this one gets SIGTERM; and when the command itself has ended. This one

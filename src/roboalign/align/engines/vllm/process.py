@@ -57,7 +57,7 @@ LAUNCHERS = ("TORCHELASTIC_", "TORCH_NCCL_", "ACCELERATE_", "FSDP_")
 class VllmProcess:
     """One server. It listens on a Unix socket in a folder that only this user can enter: no port, no key.
 
-    It ends with this process, however that ends (vllm_guard.py).
+    It ends with this process, however that ends (guard.py).
     """
 
     def __init__(self, config: VllmConfig, folder: Path, log: Path, device: torch.device) -> None:
