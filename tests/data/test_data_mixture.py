@@ -19,6 +19,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import messages, read_conversations
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.mixture.packed import MixConfig, draw_types
@@ -266,6 +267,7 @@ def test_disjoint_passes_on_heldout_and_catches_each_planted_leak(copied, episod
     rows = pq.read_table(path).to_pylist()
     rows[7]["episode_id"] = heldout[0]
     pq.write_table(pq.read_table(path).from_pylist(rows, schema=pq.read_schema(path)), path)
+    (copied / "manifest.json").write_text(json.dumps(listing(manifest, path)))
     with pytest.raises(
         RoboAlignError, match=f"train-00001.parquet: it holds frames of .* {heldout[0]}"
     ):
@@ -288,6 +290,11 @@ def test_a_heldout_frame_that_is_a_training_image_is_dropped(tmp_path, tokens):
     )
 
 
+def listing(manifest: dict, shard: Path) -> dict:
+    """The manifest, with a changed shard listed as it now is."""
+    return manifest | {"shards": manifest["shards"] | {shard.name: hash_file(shard)}}
+
+
 def test_verify_finds_what_was_changed(copied):
     path = copied / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -301,6 +308,9 @@ def test_verify_finds_what_was_changed(copied):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(RoboAlignError, match=r"train-00002.parquet: its sha256"):
         verify_manifest(copied)
+    with pytest.raises(RoboAlignError, match=r"train-00002.parquet: its sha256"):
+        read_conversations(copied, "train")
+    path.write_text(json.dumps(listing(manifest, shard)))
     with pytest.raises(RoboAlignError, match="not a readable mixture shard"):
         read_conversations(copied, "train")
     shard.unlink()

@@ -10,6 +10,7 @@ import torch
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file
 from roboalign.mllm.load import load_mllm
 from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
@@ -125,7 +126,8 @@ def test_the_precision_of_the_backbone_is_that_of_the_heads_training(policy, bac
     dataclasses.replace(policy, mllm=half).save(tmp_path / "policy")
     assert Policy.load(tmp_path / "policy").mllm.model.dtype == torch.bfloat16
     policy.save(tmp_path / "other")
-    assert "dtype" not in json.loads((tmp_path / "other" / "policy.json").read_text())["backbone"]
+    record = json.loads((tmp_path / "other" / "policy.json").read_text())
+    assert record["backbone"]["dtype"] == "float32"
 
 
 def test_a_copy_of_what_a_policy_consists_of_acts_the_same(policy, episodes, saved, tmp_path):
@@ -237,6 +239,11 @@ def test_nan_head_weights_are_refused(saved):
     weights = load_file(folder / "head.safetensors")
     weights["positions"][0, 0] = float("nan")
     save_file(weights, folder / "head.safetensors")
+    with pytest.raises(RoboAlignError, match=r"head\.safetensors: .*sha256 differs"):
+        Policy.load(folder)
+    described = json.loads((folder / "policy.json").read_text())
+    described["head_sha256"] = hash_file(folder / "head.safetensors")
+    (folder / "policy.json").write_text(json.dumps(described))
     with pytest.raises(RoboAlignError, match=r"head\.safetensors.*positions.*not finite"):
         Policy.load(folder)
 

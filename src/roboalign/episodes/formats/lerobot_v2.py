@@ -47,7 +47,7 @@ def read_records(folder: Path, info: dict[str, Any], videos: list[str]) -> list[
 
 def read_tasks(path: Path) -> dict[int, str]:
     """task_index -> instruction."""
-    tasks = {}
+    tasks: dict[int, str] = {}
     for line, row in enumerate(read_lines(path), start=1):
         if not isinstance(row.get("task_index"), int) or not isinstance(row.get("task"), str):
             raise RoboAlignError("no task_index and task", where=f"{path}, line {line}", fix=AGAIN)
