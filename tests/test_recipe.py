@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from roboalign.core import machine
 from roboalign.core.errors import RoboAlignError
@@ -409,3 +410,22 @@ def test_the_last_number_with_sense_is_taken(tmp_path: Path) -> None:
         path, ("rollout.replan_every=8", "seeds=[4294967295]", "rollout.max_steps=1")
     )
     assert (recipe.rollout.replan_every, recipe.seeds) == (8, (2**32 - 1,))
+
+
+def test_a_cut_recipe_of_a_run_is_refused_and_another_file_has_its_defaults(tmp_path: Path) -> None:
+    """A run writes out every key: with one lost, its default would be another run's without a word."""
+    recipe = Recipe.model_validate({"name": "mine", "seeds": (3,), "rollout": {"episodes": 7}})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    (tmp_path / "collect").mkdir()
+    (tmp_path / "collect" / "started.json").write_text("{}")
+    assert load_recipe(path) == recipe
+    whole = yaml.safe_load(path.read_text())
+    del whole["rollout"]["episodes"]
+    path.write_text(yaml.safe_dump(whole))
+    with pytest.raises(RoboAlignError, match=r"recipe\.yaml: `rollout\.episodes` is missing"):
+        load_recipe(path)
+    (tmp_path / "collect" / "started.json").unlink()
+    assert (
+        load_recipe(path).rollout.episodes == Recipe.model_validate({"name": "x"}).rollout.episodes
+    )

@@ -115,13 +115,18 @@ def test_a_recipe_with_a_cluster_sends_the_policy_there(
     monkeypatch.setattr(
         evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("measured here")
     )
-    monkeypatch.setattr(
-        evaluate, "evaluate_on_cluster", lambda *arguments, **named: sent.append(arguments)
-    )
+
+    def on_cluster(*arguments: Any, on_result: Callable[[EpisodeResult], None]) -> None:
+        sent.append(arguments)
+        for task, seed in arguments[3]:
+            on_result(EpisodeResult(task, seed, True, 5, None, 0.1))
+
+    monkeypatch.setattr(evaluate, "evaluate_on_cluster", on_cluster)
     there = RECIPE.model_copy(
         update={"hardware": HardwareConfig(ray=ClusterConfig(cpus=3, gpus=0.5))}
     )
-    evaluate.rollouts(context(run_dir, "seed-5/eval/rollouts/sft", there))
+    row = evaluate.rollouts(context(run_dir, "seed-5/eval/rollouts/sft", there))
+    assert row == {"episodes": 6, "successes": 6, "crashes": 0, "steps": 30}
     [(load, files, _, episodes, _, cluster)] = sent
     assert load(Path("/copy")) == (Path("/copy/head/policy"), 3, "cuda")
     assert files == {"head/policy/policy.json": run_dir / "seed-5/head/sft/policy"}
