@@ -49,7 +49,7 @@ def test_a_value_of_another_type_names_file_and_field(
 def test_a_damaged_line_is_named_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     path.write_text(json.dumps(WHOLE) + "\n" + json.dumps(WHOLE | {"done": "no"}) + "\n")
-    with pytest.raises(RoboAlignError, match="record 2.*done"):
+    with pytest.raises(RoboAlignError, match=r"record 2.*done"):
         read_records(path, Note)
 
 
