@@ -160,6 +160,12 @@ def part_id(episode_id: str, first: int, end: int) -> str:
     return f"{episode_id}/steps-{first}-{end - 1}"
 
 
+def recording_id(episode_id: str) -> str:
+    """The id of the whole episode that a part is of; a whole episode's own id."""
+    name, parted, _ = episode_id.rpartition("/steps-")
+    return name if parted else episode_id
+
+
 def begins_recording(episode_id: str) -> bool:
     """Whether it is the id of a whole episode or of its first part: each recording has one such."""
     _, parted, steps = episode_id.rpartition("/steps-")

@@ -2,10 +2,14 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mixing_sources import settings
 from PIL import Image
@@ -27,9 +31,14 @@ NAMES = tuple("abcdefg")
 
 
 def robot(
-    folder: Path, seed: int, names: tuple[str, ...] = NAMES, fps: float = 10.0, gripper=None
+    folder: Path,
+    seed: int,
+    names: tuple[str, ...] = NAMES,
+    fps: float = 10.0,
+    gripper=None,
+    numbers: Sequence[int] = (0, 1),
 ) -> Path:
-    """Two episodes of 30 steps; frames are noise, so that none is another's."""
+    """Episodes of 30 steps; frames are noise, so that none is another's."""
     random = np.random.default_rng(seed)
 
     def made(number: int) -> Episode:
@@ -48,7 +57,7 @@ def robot(
             {"cam": Camera("cam", 16, 16)},
         )
 
-    episodes = [made(0), made(1)]
+    episodes = [made(number) for number in numbers]
     rewrite(RobotData("made", "test", lambda: iter(episodes), action_names=names), folder)
     return folder
 
@@ -350,3 +359,35 @@ def test_faults_have_the_same_text_on_every_run(tmp_path):
         texts.add((tmp_path / f"out{number}/dropped.jsonl").read_text())
     (text,) = texts
     assert text.count("not a readable image") == 2 and "0x" not in text
+
+
+def test_parts_of_one_recording_are_on_one_side_of_the_split(tmp_path: Path) -> None:
+    """An episode whose instruction changes is read in parts: one held out, its neighbor would be trained on."""
+    folder = robot(tmp_path / "a", 0, numbers=range(12))
+    change_instruction(folder, at=15)
+    build(
+        settings(source("a", folder, 200), tokenizer=TOKENS, heldout={"share": 0.4}),
+        tmp_path / "out",
+    )
+    sides = {
+        split: {c.episode_id for c in read_conversations(tmp_path / "out", split)}
+        for split in ("heldout", "train")
+    }
+    assert all("/steps-" in episode for ids in sides.values() for episode in ids)
+    held, trained = ({id.rpartition("/steps-")[0] for id in ids} for ids in sides.values())
+    assert held and trained and not held & trained
+
+
+def change_instruction(folder: Path, at: int) -> None:
+    """Give every episode another instruction from step `at` on."""
+    [tasks] = (folder / "meta").glob("tasks.parquet")
+    table = pd.read_parquet(tasks)
+    table.loc["put the block down"] = {"task_index": len(table)}
+    table.to_parquet(tasks)
+    for path in (folder / "data").rglob("*.parquet"):
+        rows = pq.read_table(path)
+        index = [int(frame >= at) for frame in rows["frame_index"].to_pylist()]
+        column = pa.array(index, rows.schema.field("task_index").type)
+        pq.write_table(
+            rows.set_column(rows.column_names.index("task_index"), "task_index", column), path
+        )

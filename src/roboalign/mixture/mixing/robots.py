@@ -13,7 +13,7 @@ from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.episode import Episode, content_id
+from roboalign.episodes.episode import Episode, content_id, recording_id
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.robot_data import RobotData
 from roboalign.mixture.mixing.config import SourceConfig
@@ -149,7 +149,7 @@ def drafts_of(
                     tuple(map(tuple, chunk.tolist())),
                     prompts.action_question(episode.instruction, "direct"),
                 ),
-                group=episode.episode_id,
+                group=recording_id(episode.episode_id),
                 actions=digest,
             )
         )
