@@ -15,6 +15,7 @@ LEVELS = [
     {"mixture"},
     {"align", "vla"},
     {"evaluate"},
+    {"serve"},
     {"report"},
     {"run"},
     {"plan"},
