@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 msgpack = pytest.importorskip("msgpack")
 
-from roboalign.core.errors import RoboAlignError
-from roboalign.serve import wire
+from roboalign.core.errors import RoboAlignError  # noqa: E402
+from roboalign.serve import wire  # noqa: E402
 
 GOLDEN = json.loads((Path(__file__).parent / "openpi_bytes.json").read_text())
 """Made by openpi-client 0.1.2's `msgpack_numpy.packb` with msgpack 1.2.4 and NumPy 2.4.6."""
@@ -55,8 +55,8 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_bytes_are_openpis(name):
-    assert wire.pack(VALUES[name]).hex() == GOLDEN[name]
-    read = wire.unpack(bytes.fromhex(GOLDEN[name]))
+    assert wire.pack_message(VALUES[name]).hex() == GOLDEN[name]
+    read = wire.unpack_message(bytes.fromhex(GOLDEN[name]))
     if name == "scalars":  # np.float64 is a Python float to msgpack, in openpi too
         assert type(read["d"]) is float
         read["d"] = np.float64(read["d"])
@@ -66,13 +66,13 @@ def test_bytes_are_openpis(name):
 def test_bytes_are_the_installed_clients():
     theirs = pytest.importorskip("openpi_client.msgpack_numpy")
     for name, value in VALUES.items():
-        assert theirs.packb(value).hex() == GOLDEN[name] == wire.pack(value).hex()
+        assert theirs.packb(value).hex() == GOLDEN[name] == wire.pack_message(value).hex()
 
 
 def test_keys_of_arrays_may_be_text():
     """vla-eval's codec has the same names as text."""
     described = {"__ndarray__": True, "data": b"\1\0\2\0", "dtype": "<u2", "shape": [2]}
-    assert wire.unpack(msgpack.packb({"x": described}))["x"].tolist() == [1, 2]
+    assert wire.unpack_message(msgpack.packb({"x": described}))["x"].tolist() == [1, 2]
 
 
 arrays = st.tuples(
@@ -109,7 +109,7 @@ def bits(value):
 def test_what_is_packed_is_read_back(value):
     if {"__ndarray__", "__npgeneric__"} & value.keys():
         return
-    assert bits(wire.unpack(wire.pack(value))) == bits(value)
+    assert bits(wire.unpack_message(wire.pack_message(value))) == bits(value)
 
 
 @settings(max_examples=300, deadline=None)
@@ -120,7 +120,7 @@ def test_broken_bytes_are_one_error(noise, name, place, data):
     place = place % (len(whole) + 1)
     for broken in (noise, whole[:place], whole[:place] + noise + whole[place:]):
         try:
-            wire.unpack(broken)
+            wire.unpack_message(broken)
         except RoboAlignError as error:
             assert error.where == "message" and error.fix and "\n" not in str(error)
 
@@ -164,21 +164,21 @@ class Evil:
 )
 def test_what_is_refused_is_named(data, problem, capsys):
     with pytest.raises(RoboAlignError) as caught:
-        wire.unpack(data)
+        wire.unpack_message(data)
     assert problem in caught.value.problem
     assert "executed" not in capsys.readouterr().out
 
 
 def test_size_and_entries_are_bounded_before_memory_is():
     with pytest.raises(RoboAlignError, match="a message of 101 bytes, at most 100"):
-        wire.unpack(b"\0" * 101, limit=100)
+        wire.unpack_message(b"\0" * 101, limit=100)
     nested = b"\xdc\x3f\xff" + b"\x90" * 16383  # 16,383 empty lists
     deep = b"\xdd\x00\x00\x3f\xff" * 400  # each announces 16,383 entries
     many = msgpack.packb([[0] * 1000] * 1000)
     tracemalloc.start()
     for data in (nested, deep, many, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"):
         with pytest.raises(RoboAlignError):
-            wire.unpack(data)
+            wire.unpack_message(data)
     assert tracemalloc.get_traced_memory()[1] < 80e6
     tracemalloc.stop()
 
@@ -188,4 +188,4 @@ def test_size_and_entries_are_bounded_before_memory_is():
 )
 def test_what_cannot_be_sent_is_refused(value):
     with pytest.raises(RoboAlignError, match="cannot be sent"):
-        wire.pack(value)
+        wire.pack_message(value)

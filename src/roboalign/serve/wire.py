@@ -25,7 +25,7 @@ DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|U\d{1,5})")
 UNREADABLE = "send a msgpack map packed as openpi's msgpack_numpy does"
 
 
-def pack(value: Any) -> bytes:
+def pack_message(value: Any) -> bytes:
     """A map, list, number, text or array as bytes; the same bytes as openpi's `packb`.
 
     Raises RoboAlignError for what the protocol does not carry: arrays of objects, records or complex numbers.
@@ -39,11 +39,11 @@ def pack(value: Any) -> bytes:
     return packed
 
 
-def unpack(data: bytes | str, *, limit: int = MAX_BYTES) -> Any:
-    """What `pack` was given; lists for tuples. Arrays are read-only views of `data`.
+def unpack_message(data: bytes | str, *, limit: int = MAX_BYTES) -> Any:
+    """What `pack_message` was given; lists for tuples. Arrays are read-only views of `data`.
 
     Map keys may be text or bytes, integers are refused, and so is a message above `limit` bytes.
-    Raises RoboAlignError, naming the fault, for everything that `pack` could not have made.
+    Raises RoboAlignError, naming the fault, for everything that `pack_message` could not have made.
     """
     if isinstance(data, str):
         raise _fault("a text frame instead of a binary one")
@@ -84,7 +84,7 @@ class _Reader:
 
     def read_map(self, items: dict[Any, Any]) -> Any:
         self._count(items)
-        for mark, read in (("__ndarray__", read_array), ("__npgeneric__", read_scalar)):
+        for mark, read in (("__ndarray__", _array), ("__npgeneric__", _scalar)):
             if mark.encode() in items or mark in items:
                 return read({_text(key): value for key, value in items.items()})
         return items
@@ -110,11 +110,14 @@ def _as_map(value: Any) -> dict[bytes, Any]:
     return {b"__ndarray__": True, b"data": value.tobytes(), **described, b"shape": value.shape}
 
 
-def read_array(items: dict[str, Any]) -> np.ndarray:
+def _array(items: dict[str, Any]) -> np.ndarray:
     """An array from its map. Raises RoboAlignError where dtype, shape and bytes do not make one."""
     dtype, shape, data = _dtype(items), items.get("shape"), items.get("data")
-    dimensions = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
-    if not dimensions or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMENSIONS
+        or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape)
+    ):
         raise _fault(f"an array's shape is {str(shape)[:60]}", fix="send a list of sizes")
     if not isinstance(data, bytes):
         raise _fault(f"an array's data is {type(data).__name__}, not bytes")
@@ -123,13 +126,17 @@ def read_array(items: dict[str, Any]) -> np.ndarray:
         raise _fault(
             f"an array of {dtype} {list(shape)} has {len(data):,} bytes instead of {expected:,}"
         )
+    if dtype.kind == "U":
+        points = np.frombuffer(data, dtype.str[0].replace("|", "=") + "u4")
+        if ((points > 0x10FFFF) | ((points >= 0xD800) & (points < 0xE000))).any():
+            raise _fault("an array of text holds what is no Unicode")
     return np.ndarray(tuple(shape), dtype, data)
 
 
-def read_scalar(items: dict[str, Any]) -> np.generic:
+def _scalar(items: dict[str, Any]) -> np.generic:
     """A NumPy scalar from its map. Raises RoboAlignError where its number does not fit its dtype."""
     dtype, data = _dtype(items), items.get("data")
-    kinds = {"b": bool, "i": int, "u": int, "f": (int, float), "U": str}[dtype.kind]
+    kinds: Any = {"b": bool, "i": int, "u": int, "f": (int, float), "U": str}[dtype.kind]
     if not isinstance(data, kinds) or (isinstance(data, bool) and dtype.kind != "b"):
         raise _fault(f"a scalar of {dtype} holds a {type(data).__name__}")
     scalar: np.generic = dtype.type(data)

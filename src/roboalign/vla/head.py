@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.vla.dit import DiT, SelfAttentionBlock, sinusoid
+from roboalign.vla.guidance import Guide
 
 TIME_BUCKETS = 1000
 TIME_SHIFT = 0.999
@@ -207,9 +208,18 @@ class FlowMatchingHead(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, vlm: Tensor, vlm_mask: Tensor, state: Tensor | None, noise: Tensor, *, steps: int = 4
+        self,
+        vlm: Tensor,
+        vlm_mask: Tensor,
+        state: Tensor | None,
+        noise: Tensor,
+        *,
+        steps: int = 4,
+        guide: Guide | None = None,
     ) -> Tensor:
         """Integrate the velocity from `noise` [B, H, A] at t = 0 by `steps` Euler steps: normalised actions [B, H, A].
+
+        `guide` pulls it towards what is left of the chunk before (real-time chunking).
 
         The VLM tokens and their keys and values are computed once for all steps. No other randomness enters: the
         result of a sample does not depend on what else is in its batch.
@@ -219,7 +229,10 @@ class FlowMatchingHead(nn.Module):
         actions = noise
         for step in range(steps):
             t = torch.full((len(noise),), step / steps, device=noise.device)
-            actions = actions + self.velocity(actions, t, state, context, mask).float() / steps
+            velocity = self.velocity(actions, t, state, context, mask).float()
+            if guide is not None:
+                velocity = velocity + guide.pull(actions, velocity, step, steps)
+            actions = actions + velocity / steps
         return actions
 
 

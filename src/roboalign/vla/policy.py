@@ -25,6 +25,7 @@ from roboalign.mllm.compiled import compile_layers
 from roboalign.mllm.hidden import truncate_layers
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.vla.features import View, backbone_hash
+from roboalign.vla.guidance import Guide, Rest, make_guide
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
 FORMAT = 1
@@ -86,11 +87,14 @@ class Policy:
         self,
         observations: Sequence[Observation],
         noise_keys: Sequence[NoiseKey | None] | None = None,
+        *,
+        guides: Sequence[Rest | None] | None = None,
     ) -> np.ndarray:
         """Chunks for a batch of observations: raw units, float32 [B, H, A].
 
         The flow's initial noise of a sample is a function of its key: the chunk does not depend on what else is in the
-        batch. A key None draws from torch's global generator.
+        batch. A key None draws from torch's global generator. `guides`: for real-time chunking, what the robot has left
+        of each last chunk, from its observation on.
         Raises RoboAlignError on a missing camera or a state of the wrong size.
         """
         keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
@@ -107,7 +111,12 @@ class Policy:
         states, mask = self.view.encode(self.mllm, prompts, multiple=self.multiple)
         self.head.eval()
         chunk = self.head.sample(
-            states.float(), mask, self._state(observations), noise, steps=self.sampling_steps
+            states.float(),
+            mask,
+            self._state(observations),
+            noise,
+            steps=self.sampling_steps,
+            **self._guide(guides),
         )
         return self.action_stats.denormalize(chunk.cpu().numpy())
 
@@ -207,6 +216,13 @@ class Policy:
         digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
         seed = int.from_bytes(digest[:8], "little", signed=True)
         return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+    def _guide(self, guides: Sequence[Rest | None] | None) -> dict[str, Guide]:
+        """What `sample` gets beside the rest: nothing, where no sample is guided."""
+        if guides is None or all(rest is None for rest in guides):
+            return {}
+        device = self.mllm.device
+        return {"guide": make_guide(guides, self.action_stats, self.horizon, device)}
 
     def _state(self, observations: Sequence[Observation]) -> Tensor | None:
         if self.state_stats is None:
