@@ -12,7 +12,8 @@ of the shrunken smoke recipe to start from; without it one is made (a minute). A
     traceback, crash, hang, unclear, silent: faults. `unclear` is a message without the place, `silent` are other
                 values, or fewer, where the format does let one know.
 
-Prints each fault with the line that repeats it, then a table; the exit status is 1 where there is a fault.
+Prints each fault with the line that repeats it, then a table; the exit status is 1 where there is a fault. With
+`--log FILE` every result is appended there, and seeds that it has are not run again: the same command continues.
 """
 
 import argparse
@@ -170,9 +171,8 @@ class Child:
         """The result, where there is one by now."""
         assert self.asked
         seed, name = self.asked
-        late = LIMIT * (
-            3 if self.fresh else 1
-        )  # a fresh worker imports, and works out the sound values
+        # A fresh worker imports, and works out the sound values.
+        late = LIMIT * (3 if self.fresh else 1)
         if self.line.poll():
             try:
                 result: Result = self.line.recv()
@@ -202,7 +202,7 @@ class Child:
 
 
 def fuzz(
-    seeds: range,
+    seeds: list[int],
     folder: Path,
     run: Path,
     *,
@@ -212,7 +212,7 @@ def fuzz(
 ) -> Iterator[Result]:
     """The result of every seed, in the order in which they end; none is begun after so many minutes."""
     until = time.monotonic() + 60 * minutes
-    known, waiting = formats(run), list(seeds)[::-1]
+    known, waiting = formats(run), seeds[::-1]
     children = [Child(folder / f"worker-{n}", run) for n in range(workers)]
     try:
         while waiting or any(child.asked for child in children):
@@ -249,6 +249,14 @@ def table(results: list[Result]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def logged(path: Path | None, seeds: range, format: str | None) -> list[Result]:
+    """Results of these seeds that an earlier call wrote."""
+    if path is None or not path.exists():
+        return []
+    found = [Result(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [one for one in found if one.seed in seeds and format in (None, one.format)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -259,22 +267,23 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after this")
-    parser.add_argument("--log", type=Path, help="write every result here, one JSON record a line")
+    parser.add_argument("--log", type=Path, help="append every result here")
     options = parser.parse_args()
-    results: list[Result] = []
+    seeds = range(options.first, options.first + options.seeds)
+    results = logged(options.log, seeds, options.format)
+    left = sorted(set(seeds) - {one.seed for one in results})
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         run = options.run or Path(place) / "run"
-        seeds = range(options.first, options.first + options.seeds)
         found = fuzz(
-            seeds,
+            left,
             Path(place),
             run.resolve(),
             format=options.format,
             workers=options.workers,
             minutes=options.minutes,
         )
-        for result in found:
+        for done, result in enumerate(found, start=1):
             results.append(result)
             if options.log:
                 with options.log.open("a") as log:
@@ -282,12 +291,11 @@ def main() -> int:
             if result.outcome in FAULTS or options.seeds == 1:
                 print(f"{result.outcome}: {result.command}, {result.mutation}: {result.detail}")
                 print(f"    {repeat(result)}", flush=True)
-            if len(results) % 50 == 0:
-                took = time.monotonic() - begun
-                left = took / len(results) * (len(seeds) - len(results))
+            if done % 50 == 0:
+                minutes = (time.monotonic() - begun) / done * (len(left) - done) / 60
                 faults = sum(result.outcome in FAULTS for result in results)
                 said = (
-                    f"{len(results):,} of {len(seeds):,}, {faults} faults, {left / 60:.0f} min left"
+                    f"{len(results):,} of {len(seeds):,}, {faults} faults, {minutes:.0f} min left"
                 )
                 print(said, file=sys.stderr, flush=True)
     print(table(results))
