@@ -66,6 +66,10 @@ def command_of(seed: int, name: str, known: dict[str, Format]) -> str:
     return random.Random(f"command {seed}").choice(known[name].commands)
 
 
+def content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
 class Worker:
     """What a child process does: one seed after another, in a folder of its own."""
 
@@ -113,12 +117,16 @@ class Worker:
         sound = self.baseline(name, command)
         root, out = self.place(name)
         mutation: Mutation = mutate(root, seed)
+        damaged = content(root / mutation.file)
         try:
             done = run(root, out, command)
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
             return Result(seed, name, command, str(mutation), "traceback", said[:400])
+        if mutation.file in done.digest and content(root / mutation.file) == damaged:
+            # The command did not write it: it is input, and shows in what was made of it.
+            done.digest[mutation.file] = sound.digest[mutation.file]
         outcome, detail = judged(name, command, mutation, sound, done, root)
         return Result(seed, name, command, str(mutation), outcome, detail[:600])
 

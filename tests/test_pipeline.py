@@ -105,6 +105,31 @@ def test_what_is_done_is_not_done_again(stubs: Stubs, tmp_path: Path) -> None:
     ]
 
 
+def test_weights_of_a_finished_stage_that_are_lost_or_cut_are_named(
+    stubs: Stubs, tmp_path: Path
+) -> None:
+    weights = tmp_path / "sft" / "model" / "model.safetensors"
+
+    def work(context: Context) -> dict[str, Any]:
+        weights.parent.mkdir()
+        weights.write_bytes(b"12345")
+        return {}
+
+    stubs.work["sft"] = work
+    stubs.run(tmp_path)
+    files = read_json(tmp_path / "sft" / "stage.json")["files"]
+    assert files == {"model/model.safetensors": {"bytes": 5}}
+    weights.write_bytes(b"1234")
+    with pytest.raises(RoboAlignError) as cut:
+        stubs.run(tmp_path)
+    assert cut.value.problem == "it has 4 bytes, and 5 were written"
+    weights.unlink()
+    with pytest.raises(RoboAlignError) as lost:
+        stubs.run(tmp_path)
+    assert (lost.value.where, lost.value.problem) == (str(weights), "the file is missing")
+    assert "remove the stage's folder" in lost.value.fix
+
+
 def test_seconds_are_the_stages_and_not_its_training_loops(stubs: Stubs, tmp_path: Path) -> None:
     def work(context: Context) -> dict[str, Any]:
         time.sleep(0.1)

@@ -247,6 +247,7 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         load_recipe(tmp_path / "otter.yaml")
     assert "other.yaml" in missing.value.fix
     assert "not valid YAML" in str(fault(tmp_path, "name: [x\nsft: }"))
+    assert "special characters are not allowed" in str(fault(tmp_path, "name: a\x07b"))
     assert "mapping" in str(fault(tmp_path, "- a\n- b"))
     assert "mapping" in str(fault(tmp_path, ""))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")

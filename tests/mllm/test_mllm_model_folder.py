@@ -174,6 +174,30 @@ def test_damaged_settings_are_one_message(folder, file, values):
     assert str(folder) in refused(folder)
 
 
+@pytest.mark.parametrize("length", ["x", {}, [], True])
+def test_a_length_that_is_no_number_is_named(folder, length):
+    path = folder / "tokenizer_config.json"
+    change(path, model_max_length=length)
+    assert refused(folder).startswith(
+        f"{path}: model_max_length is {length!r}, not a number of tokens"
+    )
+
+
+@pytest.mark.parametrize("length", [None, 2, 1e30])
+def test_texts_keep_their_tokens_whatever_length_is_said(saved, folder, length):
+    change(folder / "tokenizer_config.json", model_max_length=length)
+    tokens = [load_mllm(one).tokenizer(TEXTS[0])["input_ids"] for one in (saved, folder)]
+    assert tokens[0] == tokens[1] and len(tokens[0]) > 2
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "model.safetensors", "notes.txt"])
+def test_a_pipe_in_the_folder_is_refused_at_once(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    said = within(20, lambda: refused(folder))
+    assert said.startswith(f"{folder / name}: this is not a plain file")
+
+
 @given(data=st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_changed_settings_load_or_are_one_message(saved, tmp_path_factory, data):

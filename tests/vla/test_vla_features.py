@@ -1,5 +1,7 @@
 import itertools
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,6 +228,16 @@ def test_a_truncated_file_is_refused_by_name(mllm, episodes, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RoboAlignError, match=path.name):
         FeatureStore([path])
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_by_name(tmp_path, make):
+    path = tmp_path / "features-0.safetensors"
+    make(path)
+    with pytest.raises(RoboAlignError) as caught:
+        FeatureStore([path])
+    assert (caught.value.where, caught.value.problem) == (str(path), "this is not a plain file")
+    assert caught.value.fix == "remove the file; it is computed again"
 
 
 def test_a_file_of_float8_without_its_exponents_is_refused(tmp_path):

@@ -1,9 +1,12 @@
 """The verb `data mix`: a mixture from any sources, or one built again from its manifest."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,13 +19,15 @@ from roboalign.core.hub import resolve
 from roboalign.episodes.pictures import size_of_file
 from roboalign.mixture.mixing.account import text_of
 from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import load_mixture, pin_hub_ids
+from roboalign.mixture.mixing.config import MixtureConfig, load_mixture, pin_hub_ids
 from roboalign.mixture.mixing.parts import STREAMED
 from roboalign.mllm.encode import encode_conversation
 from roboalign.mllm.load import Mllm, find_vocabulary
 from roboalign.mllm.processors import load_processor
 
 ROWS = 100
+PART = re.compile(r"(source|rl|heldout|tokenizer(\.path)?|model|evaluation|mixture)(?=[, ]|$)|$")
+"""What a fault's place begins with where it is a part of the mixture file."""
 
 
 def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) -> str:
@@ -37,10 +42,36 @@ def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) ->
                 fix="for example --at llava=/data/qa",
             )
         moved[name] = path
-    config, expected = load_mixture(mixture, moved)
-    config = pin_hub_ids(config)
     if workers < 1:
         raise RoboAlignError(f"{workers} processes", where="--workers", fix="give 1 or more")
+    config, expected = load_mixture(mixture, moved)
+    with _naming(mixture):
+        manifest = _build(pin_hub_ids(config), out, workers, expected)
+    counts = manifest["counts"]
+    rl = manifest["rl"]
+    for_rl = f", {rl['samples']} of them for RL ({100 * rl['share']:.2f}%)" if rl else ""
+    return (
+        f"{text_of(manifest)}\n{counts['train']['conversations']} samples in {len(manifest['shards'])} shards"
+        f"{for_rl}, {counts['heldout']['conversations']} held out: {Path(out).resolve()}"
+    )
+
+
+@contextmanager
+def _naming(mixture: str) -> Iterator[None]:
+    """A fault in a part of the mixture names the file too."""
+    try:
+        yield
+    except RoboAlignError as error:
+        if not PART.match(error.where):
+            raise
+        where = f"{mixture}, {error.where}" if error.where else mixture
+        raise RoboAlignError(error.problem, where=where, fix=error.fix) from error
+
+
+def _build(
+    config: MixtureConfig, out: str, workers: int, expected: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The manifest of the mixture."""
     lengths = None
     if config.model is not None:
         # What is wrong with the folder is said now, not when all else is done.
@@ -49,14 +80,7 @@ def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) ->
             config.tokenizer.vocab_size if config.tokenizer and config.tokenizer.fit else None,
         )
         lengths = partial(write_lengths, model=config.model)
-    manifest = build(config, out, workers=workers, lengths=lengths, expected=expected)
-    counts = manifest["counts"]
-    rl = manifest["rl"]
-    for_rl = f", {rl['samples']} of them for RL ({100 * rl['share']:.2f}%)" if rl else ""
-    return (
-        f"{text_of(manifest)}\n{counts['train']['conversations']} samples in {len(manifest['shards'])} shards"
-        f"{for_rl}, {counts['heldout']['conversations']} held out: {Path(out).resolve()}"
-    )
+    return build(config, out, workers=workers, lengths=lengths, expected=expected)
 
 
 def write_lengths(shard: Path, path: Path, *, model: str) -> None:

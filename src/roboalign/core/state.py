@@ -37,8 +37,12 @@ def read_records(path: str | Path, kind: type[State], fix: str = "") -> list[dic
     return records
 
 
+LARGE = ("model/*.safetensors", "policy/*.safetensors", "mixture/*.parquet", "*/data/*/*.parquet")
+"""What `digests` describes by size alone: whoever uses such a file checks its sha256 then."""
+
+
 def digests(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """sha256 of each JSON file directly in `folder`, and the lines of each jsonl file."""
+    """What a stage's folder holds: sha256 of each JSON file directly in it, lines of each jsonl file, bytes of LARGE."""
     left_out = set(leave_out)
     found: dict[str, dict[str, Any]] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):
@@ -47,15 +51,22 @@ def digests(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, 
         found[path.name] = {"sha256": hash_file(path)}
         if path.suffix == ".jsonl":
             found[path.name]["lines"] = len(read_jsonl(path))
+    for path in sorted(path for pattern in LARGE for path in folder.glob(pattern)):
+        found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size}
     return found
 
 
 def check_digests(folder: Path, files: dict[str, dict[str, Any]], fix: str) -> None:
-    """Raise RoboAlignError where a file is not the one of `digests`: it names the file, and the lines lost or added."""
+    """Raise RoboAlignError where a file is not the one of `digests`: it names it, and the lines lost or added."""
     for name, described in files.items():
         path = folder / name
         if not path.is_file():
             raise RoboAlignError("the file is missing", where=str(path), fix=fix)
+        if "bytes" in described:
+            if (size := path.stat().st_size) != described["bytes"]:
+                problem = f"it has {size:,} bytes, and {described['bytes']:,} were written"
+                raise RoboAlignError(problem, where=str(path), fix=fix)
+            continue
         if hash_file(path) == described["sha256"]:
             continue
         wanted, lines = described.get("lines"), 0

@@ -30,8 +30,8 @@ def read_yaml(path: Path, fix: str = "") -> Any:
 
 def parse_yaml(text: str, where: str, fix: str = "") -> Any:
     """The value of a YAML text. Raises RoboAlignError at `where`."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)  # refuses control characters
         node = loader.get_single_node()
         if node is None:
             return None
@@ -43,8 +43,6 @@ def parse_yaml(text: str, where: str, fix: str = "") -> Any:
         problem = "not valid YAML: nested too deeply"
     except (yaml.YAMLError, ValueError) as error:  # a date such as 2026-13-01 is a ValueError
         problem = f"not valid YAML: {' '.join(str(error).split())[:300]}"
-    finally:
-        loader.dispose()
     raise RoboAlignError(problem, where=where, fix=fix)
 
 

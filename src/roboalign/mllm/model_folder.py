@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import check_readable
 
 TRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """How every loader of transformers is called: from the folder alone, without its code."""
@@ -39,10 +40,14 @@ def check_model_folder(folder: Path) -> None:
             where=str(folder),
             fix="give the folder of a Hugging Face model (config.json, *.safetensors, tokenizer and processor files)",
         )
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():  # a pipe would be waited for without end
+            check_readable(path, fix=CONTENT)
     _refuse_pointers(folder)
     for name in SETTINGS:
         if (folder / name).exists():
             read_settings(folder / name)
+    _check_length(folder / "tokenizer_config.json")
     _refuse_own_code(folder)
     _require_safetensors(folder)
     _check_tokenizer(folder / "tokenizer.json")
@@ -123,6 +128,15 @@ def _require_safetensors(folder: Path) -> None:
             f"the weights are pickles ({pickles[0]}), which are never opened",
             where=str(folder),
             fix="save the model as safetensors, as `model.save_pretrained(folder)` of transformers 5 does",
+        )
+
+
+def _check_length(path: Path) -> None:
+    """transformers compares the length of each text with model_max_length, whatever that is."""
+    length = read_settings(path).get("model_max_length") if path.exists() else None
+    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):
+        raise RoboAlignError(
+            f"model_max_length is {length!r}, not a number of tokens", where=str(path), fix=CONTENT
         )
 
 

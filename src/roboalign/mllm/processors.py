@@ -130,6 +130,8 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
             processor = AutoProcessor.from_pretrained(folder, backend="pil", **TRUSTED)
     processor.chat_template = processor.chat_template or _tokenizers_template(processor, folder)
     _require_padding(processor.tokenizer, folder)
+    with opened(folder, "tokenizer_config.json"):  # some settings are first read with a text
+        processor.tokenizer(["a", "two words"], padding=True)
     return processor
 
 

@@ -16,7 +16,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from roboalign.core import progress
 from roboalign.core.distributed import Team, leave_team
@@ -42,10 +42,17 @@ class Started(State):
 
 
 class Digest(State):
-    """What stage.json says of a file of its folder."""
+    """What stage.json says of a file of its folder: its sha256, or the size of a large one."""
 
-    sha256: str
+    sha256: str = ""
     lines: int | None = None
+    bytes: int | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Digest":
+        if bool(self.sha256) == (self.bytes is not None):
+            raise ValueError("one of sha256 and bytes belongs to a file")
+        return self
 
 
 class Finished(Started):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import atomic_path
+from roboalign.core.files import atomic_path, check_readable
 from roboalign.mllm.rounding import unpack
 
 FORMAT = "1"  # of a shard; a change makes every older shard unknown
@@ -84,6 +84,7 @@ def write_shard(
 
 def _read_shard(path: Path) -> Shard:
     fix = "remove the file; it is computed again"
+    check_readable(path, fix=fix)
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())

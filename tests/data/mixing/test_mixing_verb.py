@@ -145,3 +145,20 @@ def test_a_real_data_set_in_a_folder_of_another_name_makes_the_same_bytes(tmp_pa
     )
     assert shard_bytes(tmp_path / "again") == shard_bytes(tmp_path / "out")
     assert (tmp_path / "again/rl-ids.txt").read_text().startswith("gr1/first/episode-")
+
+
+def test_a_fault_in_a_source_names_the_mixture_file(three: list[dict], tmp_path: Path):
+    file = write_file(tmp_path / "m.yaml", [{**three[0], "name": "talks", "count": 10**6}])
+    with pytest.raises(RoboAlignError) as caught:
+        mix_data(file, str(tmp_path / "out"), workers=1)
+    assert caught.value.where == f"{file}, source talks"
+    assert caught.value.problem.startswith("1000000 samples are asked and it has ")
+
+
+def test_a_key_given_twice_in_a_mixture_file_is_refused(three: list[dict], tmp_path: Path):
+    file = write_file(tmp_path / "m.yaml", three)
+    with Path(file).open("a") as more:
+        more.write("name: other\n")
+    with pytest.raises(RoboAlignError) as caught:
+        mix_data(file, str(tmp_path / "out"), workers=1)
+    assert caught.value.where == file and "duplicate key `name`" in caught.value.problem

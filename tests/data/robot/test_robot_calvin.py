@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
+from roboalign.core.processes import within
 from roboalign.episodes.episode import Episode, content_id
 from roboalign.episodes.formats.calvin import ANNOTATIONS, PARTS, read_calvin
 from roboalign.episodes.formats.plain_pickle import read_parts
@@ -292,6 +293,19 @@ def test_a_missing_step_costs_the_annotations_that_hold_it(split):
     first, fault, last = read_calvin(split)
     assert isinstance(first, Episode) and isinstance(last, Episode)
     assert "does not exist" in fault.problem and fault.where == str(step_path(split, 8))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(split):
+    step_path(split, 8).unlink()
+    os.mkfifo(step_path(split, 8))
+    (fault,) = within(20, lambda: faults(split))
+    assert (fault.where, fault.problem) == (str(step_path(split, 8)), "this is not a plain file")
+    runs = split / "ep_start_end_ids.npy"
+    runs.unlink(missing_ok=True)
+    os.mkfifo(runs)
+    with pytest.raises(RoboAlignError) as caught:
+        within(20, lambda: list(read_calvin(split)))
+    assert (caught.value.where, caught.value.problem) == (str(runs), "this is not a plain file")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """CALVIN's folders (one npz file a step, and language annotations) as a stream of `Episode`s."""
 
 import operator
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import check_readable
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, content_id
 from roboalign.episodes.formats.arrays import PngFrames, float_rows
@@ -121,8 +123,9 @@ def text_of(value: Any) -> str:
 
 def read_runs(path: Path) -> np.ndarray | None:
     """int [N, 2]: first and last step of each recording; None where the file does not exist."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    check_readable(path, fix=AGAIN)
     try:
         runs = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged file can raise nearly anything
@@ -188,14 +191,11 @@ def read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """The arrays `names` of one step. Raises RoboAlignError where the file or one of them is missing or damaged."""
+    check_readable(path, fix="download the split again")
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in names if name not in file.files]
             arrays = {name: file[name] for name in names if name not in missing}
-    except FileNotFoundError:
-        raise RoboAlignError(
-            "the step does not exist", where=str(path), fix="download the split again"
-        ) from None
     except Exception as error:  # a damaged zip file can raise nearly anything
         raise RoboAlignError(
             f"not a readable npz file ({error})", where=str(path), fix=AGAIN

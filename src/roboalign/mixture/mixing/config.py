@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from roboalign.actions.normalize import Method
@@ -15,6 +14,7 @@ from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.hub import pinned
+from roboalign.core.yaml import read_yaml
 
 PLACES = ("robot", "preset", "qa", "conversations")
 FIELDS_OF = {
@@ -277,16 +277,7 @@ def load_mixture(
         values = manifest.get("settings") if is_manifest(manifest) else None
     else:
         fix = START
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (
-            yaml.YAMLError,
-            ValueError,
-            RecursionError,
-        ) as error:  # a date such as 2026-13-01 is a ValueError
-            raise RoboAlignError(
-                f"not valid YAML: {' '.join(str(error).split())}", where=str(path), fix=fix
-            ) from None
+        values = read_yaml(path, fix=fix)
     if not isinstance(values, dict):
         raise RoboAlignError("there are no settings of a mixture in it", where=str(path), fix=fix)
     try:
