@@ -122,14 +122,14 @@ QUESTIONS = 8
 SUFFIX = {"llava": ".json", "messages": ".jsonl", "sharegpt": ".parquet", "pairs": ".json"}
 
 
-def questions(layout: str) -> Callable[[Path], None]:
-    """Eight records of a layout in one of the file types, the mixture file, and the pictures beside them."""
+def questions(layout: str, number: int = QUESTIONS) -> Callable[[Path], None]:
+    """So many records of a layout in one of the file types, the mixture file, and the pictures beside them."""
 
     def make(root: Path) -> None:
         (root / "images").mkdir(parents=True)
-        for n in range(QUESTIONS):
+        for n in range(number):
             (root / "images" / f"{n}.jpg").write_bytes(picture(n))
-        records = [question(layout, n) for n in range(QUESTIONS)]
+        records = [question(layout, n) for n in range(number)]
         path = root / f"qa{SUFFIX[layout]}"
         if path.suffix == ".parquet":
             pq.write_table(pa.Table.from_pylist(records), path)
@@ -138,7 +138,7 @@ def questions(layout: str) -> Callable[[Path], None]:
         else:
             path.write_text(json.dumps(records))
         source = {"name": "qa", "qa": str(path), "layout": layout, "images": str(root / "images")}
-        mixture = {"name": "fuzz", "sources": [{**source, "count": QUESTIONS - 3}]}
+        mixture = {"name": "fuzz", "sources": [{**source, "count": number - 3}]}
         (root / "mixture.yaml").write_text(yaml.safe_dump(mixture))
 
     return make

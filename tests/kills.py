@@ -1,12 +1,14 @@
 """Kill commands at random moments, give the same command again, and compare what is there at the end.
 
-    python tests/kills.py --kills 100 [--seed 0] [--what convert|mix|distill|run] [--run FOLDER] [--minutes M]
+    python tests/kills.py --kills 100 [--seed 0] [--what NAME] [--run FOLDER] [--minutes M]
+
+What is killed: `data convert`, `data mix`, the rollouts and the report of a run, `distill`, and a whole run.
 
 SIGKILL goes to the command and all of its processes. A moment is a number of changes of the output folder, drawn by
 the seed, and up to half a second more, so that kills fall into the work on a busy machine too. A folder is killed one
 to five times before the command may end. Its weights, tables and records must then equal those of an unbroken one,
-without times. `--run` is a finished run of the shrunken smoke recipe (fuzz_files.py), from which `distill` takes its
-first stages. Prints the counts and each difference; the exit status is 1 where there is one.
+without times. `--run` is a finished run of the shrunken smoke recipe (fuzz_files.py), from which rollouts, report and
+`distill` take what comes before them. Prints the counts and each difference; the exit status is 1 where there is one.
 """
 
 import argparse
@@ -20,32 +22,58 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from fuzz_files import RECIPE, SHRINK, finished_run, questions
+from fuzz_files import RECIPE, SHRINK, TESTS, finished_run, questions
 
 LIMIT = 900.0
 """Seconds of one start; past it the command hangs."""
 POLL = 0.01
 State = dict[str, str]
 
+MODULE = (sys.executable, "-m", "roboalign")
 CONVERT = (
     "import sys; from roboalign.episodes import rewrite; rewrite.FILE_BYTES = 20_000; "
     "from roboalign.cli.main import main; sys.exit(main(sys.argv[1:]))"
 )
 """`data convert` closes a file of 100 MB; a small data set is to have several."""
 DISTILL = (
+    f"import sys; sys.path.insert(0, {str(TESTS)!r}); from kills import answer_right; answer_right(); "
+    "from roboalign.cli.main import main; sys.exit(main(sys.argv[1:]))"
+)
+FEW = (
+    "parallel=1",
     "distill.rl_questions=8",
     "distill.questions=12",
     "distill.samples=2",
     "distill.max_new_tokens=8",
     "distill.rl={reward: answer, prompts_per_rollout: 4, prompts_per_update: 4, micro_batch_size: 4, "
-    "samples: 2, updates: 3, max_new_tokens: 8}",
+    "samples: 2, updates: 3, save_every: 1, max_new_tokens: 8}",
 )
+RECORDS = 400
+"""Question records of each of the three sources that `mix` mixes."""
+
+
+def answer_right() -> None:
+    """`distill` with small shards and, since the tiny model does not reason, one right answer to each question."""
+    from roboalign.run.stages import distill
+
+    ask = distill.ask
+
+    def answered(mllm: Any, questions: Any, config: Any, number: int) -> list[dict[str, Any]]:
+        records = ask(mllm, questions, config, number)
+        for record, question in zip(records, questions):
+            (turn,) = question.turns
+            label = turn.question.rsplit('"', 2)[1]
+            thought = "<think>The gripper is open now. That settles it.</think>"
+            record["answers"][0] = f"{thought}<answer>{label} {turn.expected}</answer>"
+        return records
+
+    distill.ask, distill.SHARD = answered, 3
 
 
 @dataclass(frozen=True)
@@ -75,32 +103,44 @@ def targets(place: Path, run: Path) -> dict[str, Target]:
         names = ("llava", "messages", "pairs")
         sources = []
         for name in names:
-            questions(name)(place / "qa" / name)
+            questions(name, RECORDS)(place / "qa" / name)
             mixture = yaml.safe_load((place / "qa" / name / "mixture.yaml").read_text())
             sources += [{**mixture["sources"][0], "name": name}]
-        whole = {"name": "killed", "sources": sources, "shard_size": 3}
+        whole = {"name": "killed", "sources": sources, "shard_size": 60}
         (place / "qa" / "mixture.yaml").write_text(yaml.safe_dump(whole))
 
-    def first_stages(out: Path) -> None:
-        for name in ("collect", "tokenizer", "mix", "base"):
-            shutil.copytree(finished_run(run) / name, out / name)
+    def copied(*left_out: str) -> Callable[[Path], None]:
+        """The finished run without these stages."""
 
-    def recipe(verb: str, out: Path, *settings: str) -> list[str]:
+        def prepare(out: Path) -> None:
+            shutil.copytree(finished_run(run), out)
+            for name in left_out:
+                shutil.rmtree(out / name)
+
+        return prepare
+
+    def recipe(verb: str, out: Path, *settings: str, start: Sequence[str] = MODULE) -> list[str]:
         given = [part for setting in (*SHRINK, *settings) for part in ("--set", setting)]
-        return [*MODULE, verb, str(RECIPE), "--out", str(out), *given]
+        return [*start, verb, str(RECIPE), "--out", str(out), *given]
 
     mixture = str(place / "qa" / "mixture.yaml")
     robot = [sys.executable, "-c", CONVERT, "data", "convert", str(place / "robot")]
     mix = [*MODULE, "data", "mix", mixture, "--workers", "2"]
+    distilled = [sys.executable, "-c", DISTILL]
     return {
         "convert": Target(source, lambda out: [*robot, "--out", str(out)]),
         "mix": Target(qa, lambda out: [*mix, "--out", str(out)]),
-        "distill": Target(first_stages, lambda out: recipe("distill", out, *DISTILL)),
+        "rollouts": Target(
+            copied("seed-0/eval", "report"),
+            lambda out: [*recipe("run", out), "--until", "eval/rollouts"],
+        ),
+        "report": Target(copied("report"), lambda out: recipe("report", out)),
+        "distill": Target(
+            copied("seed-0", "report"),
+            lambda out: recipe("distill", out, *FEW, start=distilled),
+        ),
         "run": Target(lambda out: None, lambda out: recipe("run", out)),
     }
-
-
-MODULE = [sys.executable, "-m", "roboalign"]
 
 
 # What is there at the end ------------------------------------------------------------------------
@@ -137,9 +177,10 @@ def state(folder: Path) -> State:
 
 
 def changes(folder: Path) -> set[tuple[str, int]]:
-    """Names and sizes below a folder, unfinished files included."""
+    """Names and sizes below a folder and in the hidden one beside it in which `data mix` works."""
     found = set()
-    for base, _, files in os.walk(folder):
+    building = folder.parent / f".{folder.name}.building"
+    for base, _, files in (*os.walk(folder), *os.walk(building)):
         for name in files:
             try:
                 found.add((f"{base}/{name}", (Path(base) / name).stat().st_size))

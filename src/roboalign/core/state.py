@@ -42,7 +42,7 @@ LARGE = ("model/*.safetensors", "policy/*.safetensors", "mixture/*.parquet", "*/
 
 
 def digests(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """What a stage's folder holds: sha256 of each JSON file directly in it, lines of each jsonl file, bytes of LARGE."""
+    """Of a stage's folder: sha256 of each JSON file directly in it, lines of each jsonl file, bytes of LARGE."""
     left_out = set(leave_out)
     found: dict[str, dict[str, Any]] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import check_readable
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.formats.arrays import AGAIN
 
@@ -41,8 +42,11 @@ def read_tfrecord(path: str | Path) -> Iterator[Record | Fault]:
     unknown. Each Fault names the file, the record's number and its byte offset.
     """
     try:
+        check_readable(path, fix=AGAIN)
         with Path(path).open("rb") as file:
             yield from read_records(file, str(path))
+    except RoboAlignError as error:
+        yield Fault(error.where, error.problem, error.fix)
     except OSError as error:
         yield Fault(
             str(path),
