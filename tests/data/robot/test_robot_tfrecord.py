@@ -1,5 +1,6 @@
 """TFRecord: what a small writer writes is read back, and no damaged byte passes."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
+from roboalign.core.processes import within
 from roboalign.episodes.formats.tfrecord import (
     Record,
     crc32c,
@@ -252,3 +254,9 @@ def test_bridge_sample():
     # dataset_info.json counts 3474742 bytes of data: the file without the 16 bytes of framing a record
     assert sum(len(record.data) for record in records) == 3474742
     assert {len(parse_example(record.data)["steps/action"]) for record in records} == {70}
+
+
+def test_a_pipe_is_one_fault_and_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (fault,) = within(20, lambda: list(read_tfrecord(tmp_path / "pipe")))
+    assert (fault.where, fault.problem) == (str(tmp_path / "pipe"), "this is not a plain file")
