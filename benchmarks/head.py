@@ -24,7 +24,7 @@ from torch import Tensor
 from roboalign.actions.normalize import ActionStats
 from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.mllm.load import Mllm, load_mllm
-from roboalign.run.stages.base import builtin_folder
+from roboalign.mllm.shipped import builtin_folder
 from roboalign.vla import train
 from roboalign.vla.checkpoint import Trained
 from roboalign.vla.features import View, compute_features

@@ -19,9 +19,9 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.cli.main import _parser as parser
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm
+from roboalign.mllm.shipped import pretrained_folder
 from roboalign.run.graph import plan_stages
 from roboalign.run.load import load_recipe
-from roboalign.run.stages.base import pretrained_folder
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy import Policy

@@ -7,11 +7,11 @@ import torch
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.machine import device_of
+from roboalign.mllm.shipped import builtin_folder
 from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import by_name, stage_keys
 from roboalign.run.stage import Context, Stage
-from roboalign.run.stages.base import builtin_folder
 
 
 def recipe(**hardware: object) -> Recipe:

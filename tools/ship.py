@@ -9,8 +9,8 @@ from roboalign.core.command import exit_status
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file, read_json, write_json
 from roboalign.mllm.load import load_mllm, save_mllm
+from roboalign.mllm.shipped import pretrained_folder
 from roboalign.run.folder import mixture_folder
-from roboalign.run.stages.base import pretrained_folder
 
 MAX_BYTES = 10_000_000
 

@@ -26,8 +26,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.mllm.shipped import pretrained_folder
 from roboalign.questions.ask import label_of
-from roboalign.run.stages.base import pretrained_folder
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from roboalign.align.sft import train_sft
 from roboalign.conversations.conversation import Conversation, read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json
+from roboalign.mllm import shipped
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny import build_tiny
 from roboalign.mllm.tiny_classes import build_class
@@ -192,7 +193,7 @@ def test_action_start_moves_one_embedding_only(run_dir: Path) -> None:
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RoboAlignError, match=r"backbone.source, .*no such file or folder"):
         plan_stages(recipe(backbone={"source": "./models/none", "layer": 1}))
-    monkeypatch.setattr(stage, "pretrained_folder", lambda: tmp_path / "nothing")
+    monkeypatch.setattr(shipped, "pretrained_folder", lambda: tmp_path / "nothing")
     with pytest.raises(RoboAlignError, match="shipped base model is missing") as missing:
         plan_stages(recipe(backbone=BackboneConfig().model_dump()))
     assert str(tmp_path / "nothing") in str(missing.value)

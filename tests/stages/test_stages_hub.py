@@ -15,11 +15,12 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.episodes.formats.lerobot import read_lerobot
 from roboalign.episodes.open import open_robot_data
+from roboalign.mllm.shipped import builtin_folder
 from roboalign.run.graph import pin_hub_ids, plan_stages
 from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import by_name, stage_keys
 from roboalign.run.stage import Stage
-from roboalign.run.stages.base import builtin_folder, source_folder
+from roboalign.run.stages.base import source_folder
 
 
 @pytest.fixture

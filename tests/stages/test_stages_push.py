@@ -18,9 +18,9 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.cli.main import main
 from roboalign.core.files import read_json, write_json
 from roboalign.mllm.load import load_mllm
+from roboalign.mllm.shipped import builtin_folder
 from roboalign.run.load import dump_recipe
 from roboalign.run.scheduler import stage_key
-from roboalign.run.stages.base import builtin_folder
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy import Policy

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from roboalign.core.errors import RoboAlignError, format_fault
-from roboalign.core.machine import cores
 
 if TYPE_CHECKING:
     from roboalign.sim.registry import BenchmarkSpec
@@ -50,7 +49,7 @@ def doctor(*, quiet: bool = False, benchmarks: Sequence[str] = ()) -> int:
             line, mark = format_fault(error), "FAIL"
             failed += 1
         if mark == "FAIL" or not quiet:
-            print(f"{mark} {name}: {line}")
+            print(f"{mark} {name}: {line}", flush=True)
     return 2 if failed else 0
 
 
@@ -127,8 +126,12 @@ def _rendering() -> str:
 
 
 def _device() -> str:
-    import torch
+    try:
+        import torch
 
+        from roboalign.core.machine import cores
+    except ImportError as error:
+        raise RoboAlignError(f"PyTorch cannot be loaded: {error}", fix="make setup") from None
     if torch.cuda.is_available():
         return f"{cores()} cores, {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"{cores()} cores, no GPU (the quickstart needs none)"
@@ -159,7 +162,7 @@ def _disk() -> str:
 
 
 def _base_model() -> str:
-    from roboalign.run.stages.base import builtin_folder
+    from roboalign.mllm.shipped import builtin_folder
 
     return f"the shipped base model is in {builtin_folder()}"
 

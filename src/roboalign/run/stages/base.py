@@ -7,7 +7,6 @@ kind whose parts were never trained together gets its connector trained first, o
 
 import shutil
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from roboalign.core.hub import Kind, resolve
 from roboalign.episodes.keypoints import keypoints
 from roboalign.mixture.builder import split_episodes
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+from roboalign.mllm.shipped import builtin_folder
 from roboalign.mllm.tiny import build_tiny
 from roboalign.questions.ask import asked_types, label_of
 from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
@@ -115,23 +115,6 @@ def _connect(context: Context, config: ConnectorConfig) -> dict[str, Any]:
     conversations = StoredConversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
     mllm = context.load(source_folder(context.recipe.backbone.source))
     return train_sft(mllm, conversations, config, folder, label="connector")
-
-
-def pretrained_folder() -> Path:
-    """Where the shipped base model lies."""
-    return Path(str(files("roboalign"))) / "mllm" / "pretrained" / "tiny"
-
-
-def builtin_folder() -> Path:
-    """The tiny pretrained model that ships with the package. Raises RoboAlignError where the install lacks it."""
-    folder = pretrained_folder()
-    if not (folder / "config.json").is_file():
-        raise RoboAlignError(
-            "the shipped base model is missing",
-            where=str(folder),
-            fix="install the package again, or remake the model with `make base`",
-        )
-    return folder
 
 
 def source_folder(source: str, kind: Kind = "model") -> Path:

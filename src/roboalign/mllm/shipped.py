@@ -1,0 +1,23 @@
+"""Where the pretrained tiny model is that ships with the package; without PyTorch, so that a check is quick."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from roboalign.core.errors import RoboAlignError
+
+
+def pretrained_folder() -> Path:
+    """The folder of the shipped base model, whether or not it is complete."""
+    return Path(str(files("roboalign"))) / "mllm" / "pretrained" / "tiny"
+
+
+def builtin_folder() -> Path:
+    """The tiny pretrained model that ships with the package. Raises RoboAlignError where the install lacks it."""
+    folder = pretrained_folder()
+    if not (folder / "config.json").is_file():
+        raise RoboAlignError(
+            "the shipped base model is missing",
+            where=str(folder),
+            fix="install the package again, or remake the model with `make base`",
+        )
+    return folder
