@@ -20,7 +20,7 @@ SET_UP = @$(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) $(ROOT)/tools/set_up.py $(
 .PHONY: demo test setup setup-libero setup-small setup-all lint base clean
 
 demo: setup
-	@echo "checking this machine: the first start reads PyTorch from the disk, which can take a minute"
+	@echo "checking this machine (the first start of PyTorch can take a minute)"
 	@cd $(ROOT) && $(BIN)/roboalign doctor --quiet && $(BIN)/roboalign run recipes/quickstart.yaml
 
 test: setup-all lint

@@ -135,7 +135,8 @@ def test_the_text_has_every_number():
     run = measured(
         {"sft": episodes("ssffffffff"), "roboalign": episodes("sssssfffff"), "base": episodes("cc")}
     )
-    text = format_comparison(compare_with_paper(run, METRICS["libero-avg"], TITLES), width=160)
+    text = format_comparison(compare_with_paper(run, METRICS["libero-avg"], TITLES))
+    assert max(map(len, text.splitlines())) <= 80
     for part in (
         "86.8%",
         "+8.1",

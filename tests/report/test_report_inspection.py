@@ -29,7 +29,8 @@ from roboalign.report.drawing import (
     histogram_plot,
     jpeg,
 )
-from roboalign.report.inspection import draw_action, inspection_text, write_inspection
+from roboalign.report.inspection import draw_action, write_inspection
+from roboalign.report.inspection_text import inspection_text
 
 sys.path.append(
     str(Path(__file__).parents[1] / "data")
@@ -141,7 +142,7 @@ SENTENCES = (
 def test_what_needs_attention_is_said_on_the_page_and_as_text(faulty, html, sentence):
     assert any(found.startswith(sentence) for found in attention(faulty[0]))
     assert sentence in " ".join("".join(Page(html).texts).split())
-    assert sentence in " ".join(inspection_text(faulty[0], width=400).split())
+    assert sentence in " ".join(inspection_text(faulty[0]).split())
 
 
 def test_nothing_is_said_where_nothing_is_wrong(clean, tmp_path):
@@ -169,10 +170,11 @@ def test_limits_short_episodes_and_an_unstated_meaning_are_said():
 
 
 def test_the_numbers_are_in_the_tables(clean):
-    text = inspection_text(clean, width=300)
+    text = inspection_text(clean)
     assert f"{clean.action[0].q99:.4g}" in text and f"{clean.tokens.l1:.4f}" in text
     assert "16 steps x 4 dimensions = 64" in text and "32 x 24" in text
-    assert re.search(r"Lift it\.\s+│ 8", text)
+    assert re.search(r"Lift it\.\s+8", text)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_frames_of_every_camera_are_shown_and_broken_ones_left_out(faulty, html, tmp_path):

@@ -51,6 +51,7 @@ class Experts:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after, self.tried = stop_after, list[str]()
+        self.counted = list[tuple[int, int]]()
 
     def outcome(self, task: str, seeds: list[int]) -> Collected:
         failures = []
@@ -89,7 +90,10 @@ class Experts:
         *,
         workers: int,
         existing: Collection[str],
+        counted_before: int,
+        counted_after: int,
     ) -> Iterator[Collected]:
+        self.counted.append((counted_before, counted_after))
         for task in tasks:
             for index in range(config.episodes_per_task):
                 seeds = _seeds(index, config)
@@ -128,7 +132,9 @@ EXPECTED = {
 
 
 def test_the_table_and_the_ledger_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = collect(tmp_path, Experts(), monkeypatch)
+    experts = Experts()
+    ledger = collect(tmp_path, experts, monkeypatch)
+    assert experts.counted == [(0, 2), (16, 0)]  # one bar counts the 16 and the 2 wanted episodes
     assert read_json(tmp_path / "collect" / "experts.json") == EXPECTED
     assert ledger == {"tasks": 3, "attempts": 20, "solved": 17, "crashed": 1, "frames": 19 + 23 + 5}
     episodes = read_lerobot(tmp_path / "collect" / "align")

@@ -79,7 +79,9 @@ def test_numbers_by_hand_in_both_layouts(tmp_path: Path) -> None:
     assert (row["low"], row["high"]) == pytest.approx(
         (0.4810, 0.8545), abs=1e-3
     )  # Wilson's, from the formula
-    text = compare([one, two])
+    lines = compare([one, two]).splitlines()
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+    text = " ".join(" ".join(lines).split())
     assert "14/20 = 70.0%" in text and "8/20 = 40.0%" in text
     assert "alone 8, by before alone 2: p = 0.11" in text
     assert "+6 of 20 = +30.0 points" in text and "no crash" in text
@@ -110,7 +112,7 @@ def test_an_arm_of_each_run(tmp_path: Path) -> None:
 def test_a_crash_is_no_failure(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"roboalign": {0, 1}}, crashed={5, 6})
     two = write_run(tmp_path / "two", {"roboalign": {0, 1, 5}}, crashed={7})
-    text = compare([one, two])
+    text = " ".join(compare([one, two]).split())
     assert "17 pairs" in text and "without 3 in which either simulator crashed" in text
     assert "2/18 = 11.1%" in text and "3/19 = 15.8%" in text
     assert "+0 of 17" in text  # 5 was solved by the second run alone, and crashed in the first
@@ -118,7 +120,8 @@ def test_a_crash_is_no_failure(tmp_path: Path) -> None:
 
 def test_nothing_but_crashes_gives_no_percentage(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"roboalign": set()}, crashed=set(range(20)))
-    text = compare([one, write_run(tmp_path / "two", {"roboalign": {1}})])
+    two = write_run(tmp_path / "two", {"roboalign": {1}})
+    text = " ".join(compare([one, two]).split())
     assert "0 pairs" in text and "points" not in text
 
 
@@ -231,7 +234,7 @@ def test_what_the_recipes_differ_in_is_told(tmp_path: Path) -> None:
         rollout={"episodes": 10, "batch_size": 2},
         versions="torch 2, metaworld 3.1.1, mujoco 3.4.0",
     )
-    text = compare([one, two])
+    text = " ".join(compare([one, two]).split())
     assert (
         "rl.reward: paper before, decoded after" in text
         and "batch_size" not in text
@@ -263,7 +266,7 @@ def test_on_libero_runs_compare_whatever_their_mllm_was_aligned_on(tmp_path: Pat
         collect={**measured, **aligned},
         mix={"camera": "agentview"},
     )
-    text = compare([one, two])
+    text = " ".join(compare([one, two]).split())
     assert "mix.camera: workspace before, agentview after" in text
     assert "collect.align_benchmark: metaworld before, libero_90 after" in text
     other = write_run(

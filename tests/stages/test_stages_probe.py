@@ -62,6 +62,7 @@ def test_the_sweep_of_a_tiny_model(probed: Path, tmp_path: Path) -> None:
     gained = [found["arms"][arm]["2"]["accuracy"]["value"] for arm in ("sft", "base")]
     assert pair["layers"]["2"]["value"] == pytest.approx(gained[0] - gained[1])
     assert "1 (head)" in text and "seed-0/rl" in text and "69.79" in text
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
     probe(probed, ProbeSettings(**SMALL), tmp_path / "again.json")
     assert read_json(tmp_path / "again.json") == found
 

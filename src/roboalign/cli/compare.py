@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from roboalign.cli.compare_text import format_compared
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.evaluate.statistics import Estimate, paired_difference
-from roboalign.evaluate.success import Record, format_success, read_episodes, success_table
-from roboalign.report.text import count, p_value, points
+from roboalign.evaluate.success import Record, read_episodes, success_table
 from roboalign.run.benchmark import evaluation_episodes, head_cameras, simulator_packages
 from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
@@ -35,7 +35,6 @@ EPISODES = (
     "rollout.episodes",
     "seeds",
 )  # these are compared episode by episode
-MIN_TASKS = 8  # a bootstrap of fewer tasks gives intervals that are far too narrow
 NEUTRAL = ("name", "arms", "parallel", "rollout.batch_size")  # change no outcome
 
 
@@ -198,60 +197,6 @@ def refuse_other_episodes(before: Side, after: Side) -> None:
                     else ", or take --seed N, a training seed of both"
                 ),
             )
-
-
-def format_compared(result: Mapping[str, Any]) -> str:
-    """Rates, then the pairs: counts first, and percentages of these counts."""
-    pair = result["pair"]
-    after, n = pair["after"], pair["n"]
-    lines = [format_success({"arms": result["arms"], "pairs": []}, width=120)]
-    lines += [f"before: {pair['before']}", f"after:  {after}"]
-    crashed = pair["crashes_left_out"]
-    lines.append(
-        f"{count(n)} pairs of the same initial state and training seed"
-        + (f", without {crashed} in which either simulator crashed" if crashed else "; no crash")
-    )
-    if n:
-        gained = pair["only_after"] - pair["only_before"]
-        lines += [
-            f"solved by after alone {pair['only_after']}, by before alone {pair['only_before']}: "
-            f"{p_value(pair['p'])} (McNemar, exact, two-sided)",
-            f"after minus before: {gained:+d} of {n} = {points(gained / n)} points",
-            *_intervals(pair),
-        ]
-        lines += [
-            f"  training seed {seed}: {row['gained']:+d} of {row['n']} = {points(row['gained'] / row['n'])}"
-            for seed, row in pair["by_training_seed"].items()
-            if row["n"] and len(pair["by_training_seed"]) > 1
-        ]
-    lines += _told(result)
-    return "\n".join(lines) + "\n"
-
-
-def _intervals(pair: Mapping[str, Any]) -> Iterator[str]:
-    """95% intervals of the difference, by what is drawn anew."""
-    several = len(pair["by_training_seed"]) > 1
-    drawn = {
-        "difference": "episodes (these tasks, other initial states)",
-        "by_state": "initial states, each with all its training seeds" if several else "",
-        "difference_by_task": "tasks (other tasks)" if pair["tasks"] >= MIN_TASKS else "",
-    }
-    for name, text in drawn.items():
-        estimate = pair[name]
-        if text and estimate and estimate["low"] is not None:
-            yield f"  {points(estimate['low'])} to {points(estimate['high'])}  95%, drawing {text}"
-
-
-def _told(result: Mapping[str, Any]) -> Iterator[str]:
-    """What the reader has to know beside the numbers."""
-    for name in sorted({name for versions in result["versions"] for name in versions}):
-        a, b = (versions.get(name) for versions in result["versions"])
-        if a and b and a != b:
-            yield f"caution: {name} {a} before, {b} after"
-    if result["recipes_differ_in"]:
-        yield "the recipes differ in:"
-    for one in result["recipes_differ_in"]:
-        yield f"  {one['key']}: {one['before']} before, {one['after']} after"
 
 
 def _sides(runs: Sequence[str], arms: Sequence[str]) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -34,16 +34,17 @@ def main(options: argparse.Namespace) -> int:
     from roboalign.plan.arithmetic import parse_gpus
     from roboalign.plan.model import assumptions
     from roboalign.plan.text import describe_plan
+    from roboalign.report.console import fold
     from roboalign.run.load import load_recipe
 
     gpu, count = parse_gpus(options.gpus)
     recipe = load_recipe(options.recipe, tuple(options.set))
     assumed = assumptions(options.assume)
-    print(describe_plan(recipe, gpu, count, assumed, options.price_per_gpu_hour))
+    print(fold(describe_plan(recipe, gpu, count, assumed, options.price_per_gpu_hour)))
     if options.rehearse:
         from roboalign.plan.rehearse import describe_rehearsal
 
         print(flush=True)
         for line in describe_rehearsal(recipe, gpu, count, assumed):
-            print(line, flush=True)
+            print(fold(line), flush=True)
     return 0

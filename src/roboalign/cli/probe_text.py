@@ -1,14 +1,16 @@
 """The tables of `roboalign probe` as text."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from roboalign.report.console import fold, grid, render
 from roboalign.report.text import points
 
-WIDTH = 128
+ARMS_A_TABLE = 6
+LAYERS_A_TABLE = 3
+"""As many columns as 80 columns of text have room for."""
 PAPER = {"base": 39.06, "sft": 43.23, "roboalign": 69.79}
 """Accuracy, percent, of Qwen2.5-VL-7B-Instruct and what is made of it, on 20 demonstrations of one task of LIBERO-Long;
 arXiv 2603.21341, which gives no interval, number of classes, k or layer."""
@@ -22,68 +24,73 @@ BASELINES = {
 
 
 def format_probe(result: Mapping[str, Any]) -> str:
-    """The JSON of `stages.probe` as tables."""
+    """The results of `roboalign probe` as tables of 80 columns."""
     settings = result["settings"]
     tasks = ", ".join(result["tasks"])
     lines = [
         f"{result['run']}: which of {settings['phases']} phases is a frame of {tasks} in?",
         f"{result['episodes']} demonstrations, {result['frames']} frames (one of {settings['every']}); the "
         f"{settings['k']} nearest frames of other episodes vote; tokens: {settings['pool']}. Percent, with 95% "
-        "intervals that draw episodes anew.",
+        "intervals that draw episodes with replacement.",
     ]
     if result["absent"]:
         lines.append(f"not done yet, and left out: {', '.join(result['absent'])}")
-    console = Console(width=WIDTH, no_color=True, highlight=False)
-    with console.capture() as capture:
-        for line in lines:
-            console.print(line, soft_wrap=True)
-        for table in (
-            _baselines(result),
-            _layers(result, "accuracy", "Backbones"),
-            _layers(result, "where_time_errs", "The same on the frames where steps / length errs"),
-            _differences(result),
-        ):
-            console.print(table)
-        for line in _notes(result):
-            console.print(line, soft_wrap=True)
-    return capture.get()
+    tables = (
+        _baselines(result),
+        *_layers(result, "accuracy", "Backbones"),
+        *_layers(result, "where_time_errs", "The same on the frames where steps / length errs"),
+        _differences(result),
+    )
+    return (
+        "\n".join([*map(fold, lines), "", *map(render, tables), *map(fold, _notes(result))]) + "\n"
+    )
 
 
 def _baselines(result: Mapping[str, Any]) -> Table:
-    table = Table("without a model", "", "accuracy", "where steps / length errs")
+    table = grid("without a model", "", "accuracy", "where steps /\nlength errs")
     for name, text in BASELINES.items():
         row = result["baselines"][name]
         table.add_row(name, text, _percent(row["accuracy"]), _percent(row["where_time_errs"]))
     return table
 
 
-def _layers(result: Mapping[str, Any], measure: str, title: str) -> Table:
+def _layers(result: Mapping[str, Any], measure: str, title: str) -> Iterator[Table]:
     """A layer a row, an arm a column."""
-    table = Table("layer", *result["arms"], title=title)
-    for layer in next(iter(result["arms"].values())):
-        mark = " (head)" if int(layer) == result["head_layer"] else ""
-        table.add_row(
-            layer + mark, *(_percent(arm[layer][measure]) for arm in result["arms"].values())
-        )
-    return table
+    arms = result["arms"]
+    names = list(arms)
+    for first in range(0, len(names), ARMS_A_TABLE):
+        part = names[first : first + ARMS_A_TABLE]
+        table = grid("layer", *part, title=title)
+        for layer in next(iter(arms.values())):
+            mark = " (head)" if int(layer) == result["head_layer"] else ""
+            table.add_row(layer + mark, *(_percent(arms[arm][layer][measure]) for arm in part))
+        yield table
 
 
 def _differences(result: Mapping[str, Any]) -> Table:
-    """A pair a row, a layer a column."""
-    layers = list(next(iter(result["arms"].values())))
-    table = Table(
-        "after minus before, points", *(f"layer {layer}" for layer in layers), title="Same frames"
-    )
+    """A pair a row, a layer a column: every layer where there are few, else the head's."""
+    layers = shown_layers(result)
+    table = grid("after minus before, points", *(f"layer {layer}" for layer in layers))
     for pair in result["differences"]:
         cells = []
         for layer in layers:
-            one = pair["layers"][layer]
+            found = pair["layers"][layer]
             bounds = (
-                "" if one["low"] is None else f" ({points(one['low'])} to {points(one['high'])})"
+                ""
+                if found["low"] is None
+                else f"\n{points(found['low'])} to {points(found['high'])}"
             )
-            cells.append(points(one["value"]) + bounds)
+            cells.append(points(found["value"]) + bounds)
         table.add_row(f"{pair['after']} − {pair['before']}", *cells)
     return table
+
+
+def shown_layers(result: Mapping[str, Any]) -> list[str]:
+    """The layers whose differences are printed; the file has those of all."""
+    layers = list(next(iter(result["arms"].values())))
+    if len(layers) > LAYERS_A_TABLE and str(result["head_layer"]) in layers:
+        return [str(result["head_layer"])]
+    return layers[:LAYERS_A_TABLE]
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
@@ -94,9 +101,12 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     told = [
         f"{arm} {', '.join(map(str, found))}" for arm, found in seeds.items() if found != [None]
     ]
-    notes = [
-        "The recipe chose the layer that the head reads; the best of several layers leans to the favourable side."
-    ]
+    notes = []
+    if len(next(iter(result["arms"].values()))) > len(shown_layers(result)):
+        notes.append("Differences at the other layers are in the file.")
+    notes.append(
+        "The recipe chose the layer that the head reads; the best of several layers leans to the favorable side."
+    )
     if told:
         notes.append(
             f"Training seeds, averaged frame by frame; pairs by those that both have: {'; '.join(told)}."
@@ -110,11 +120,10 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(estimate: Mapping[str, Any]) -> str:
+    """The share in percent, its interval below it."""
     if estimate["value"] is None:
         return "–"
-    bounds = (
-        ""
-        if estimate["low"] is None
-        else f" ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
-    )
-    return f"{100 * estimate['value']:.1f}{bounds}"
+    share = f"{100 * estimate['value']:.1f}"
+    if estimate["low"] is None:
+        return share
+    return f"{share}\n{100 * estimate['low']:.1f}–{100 * estimate['high']:.1f}"

@@ -15,7 +15,9 @@ from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
 from roboalign.episodes.survey.statistics import keep_episodes, survey
-from roboalign.report.inspection import inspection_text, write_inspection
+from roboalign.report.console import fold
+from roboalign.report.inspection import write_inspection
+from roboalign.report.inspection_text import inspection_text
 
 
 def open_data(
@@ -50,7 +52,9 @@ def inspect_data(
     kept: list[Episode] = []
     found = survey(keep_episodes(data, kept), camera=camera, horizon=horizon, fast=tokenizer)
     write_inspection(found, kept, out)
-    return "\n".join([*notes_of(data), inspection_text(found), f"page: {Path(out).resolve()}"])
+    return "\n".join(
+        [*map(fold, notes_of(data)), inspection_text(found), f"page: {Path(out).resolve()}"]
+    )
 
 
 def notes_of(data: RobotData) -> list[str]:

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
 from roboalign.evaluate.success import Record, success_table
+from roboalign.report.console import fold, grid, render
 from roboalign.report.paper_numbers import MODEL, SOURCE, Metric
 from roboalign.report.text import points, signed
 
@@ -124,46 +122,43 @@ def not_comparable(run: Measured, metric: Metric) -> list[str]:
     return found
 
 
-def format_comparison(comparison: Mapping[str, Any], *, width: int = 130) -> str:
-    """The comparison as plain text: one arm a row, then what is not comparable."""
-    paper = comparison["paper"]
-    grid = RichTable(title=f"{comparison['run']} beside the paper ({paper['source']})")
-    for column in (
-        "Backbone",
-        f"Paper: {paper['metric']}",
-        "Paper, minus SFT",
-        "Measured success",
-        "n",
-        "Seeds",
-        "Minus SFT, points",
-        "Minus base, points",
-    ):
-        grid.add_column(column)
-    for row in comparison["rows"]:
-        percent = paper["unit"] == "percent"
-        number = _number(row["paper"], percent)
-        change = signed(row["paper_minus_sft"], 1 if percent else 2)
-        measured = row["measured"]
-        seeds = ", ".join(map(str, row["training_seeds"]))
-        grid.add_row(
+def format_comparison(comparison: Mapping[str, Any]) -> str:
+    """The comparison as plain text of 80 columns: an arm a row, then what is not comparable."""
+    paper, rows = comparison["paper"], comparison["rows"]
+    percent = paper["unit"] == "percent"
+    table = grid(
+        "backbone", "paper", "paper\n− SFT", "measured", "measured\n− SFT", "measured\n− base"
+    )
+    for row in rows:
+        table.add_row(
             row["title"],
-            number,
-            change,
-            _rate(measured),
-            str(measured["n"]) if measured else "–",
-            seeds or "–",
+            _number(row["paper"], percent),
+            signed(row["paper_minus_sft"], 1 if percent else 2),
+            _rate(row["measured"]),
             _difference(row["minus_sft"]),
             _difference(row["minus_base"]),
         )
-    console = Console(width=width, no_color=True, highlight=False)
-    with console.capture() as capture:
-        console.print(grid)
-        console.print(
-            "Measured: Wilson 95% intervals; differences over the same episodes, bootstrap 95% intervals."
-        )
-        for sentence in comparison["not_comparable"]:
-            console.print(f"- {sentence}")
-    return capture.get()
+    title = f"{comparison['run']} beside the paper ({paper['source']}), column {paper['metric']}\n"
+    notes = [
+        _measured(rows),
+        "Success with Wilson 95% intervals; differences in points over the same episodes, with bootstrap "
+        "95% intervals.",
+        *(f"- {sentence}" for sentence in comparison["not_comparable"]),
+    ]
+    return "\n".join([fold(title), render(table), *map(fold, notes)]) + "\n"
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many episodes an arm has, and of which training seeds: once where all agree."""
+    counted = {
+        row["title"]: f"{row['measured']['n']} episodes of training seeds "
+        f"{', '.join(map(str, row['training_seeds']))}"
+        for row in rows
+        if row["measured"]
+    }
+    if len(set(counted.values())) == 1:
+        return f"Measured for each arm: {next(iter(counted.values()))}."
+    return "Measured: " + "; ".join(f"{title} {text}" for title, text in counted.items()) + "."
 
 
 def markdown_comparison(comparison: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The inspection of a robot data set as one HTML page that opens offline, and as text for the terminal."""
+"""The inspection of a robot data set as one HTML page that opens offline."""
 
 import base64
 import math
@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_text
@@ -23,7 +21,7 @@ from roboalign.report.drawing import STEPS, Drawn, draw_action, drawn_frame, his
 from roboalign.report.tables import Cell, Table
 from roboalign.report.text import MINUS, count, percent
 
-__all__ = ["draw_action", "inspection_text", "write_inspection"]
+__all__ = ["draw_action", "write_inspection"]
 
 FRAMES = 6  # of each camera, at least, where that many can be read: one an episode where there are enough
 ARROW_CAPTION = (
@@ -94,43 +92,6 @@ def write_inspection(survey: Survey, samples: Sequence[Episode], path: str | Pat
             where=str(path),
             fix="give a path in a folder that can be written",
         ) from None
-
-
-def inspection_text(survey: Survey, *, width: int = 150) -> str:
-    """The same facts, findings and tables as text, without the figures."""
-    console = Console(width=width, no_color=True, highlight=False, markup=False)
-    found = attention(survey) or ["Nothing that this inspection looks for."]
-    tables = (
-        dimension_table(survey.action, survey, "action"),
-        dimension_table(survey.state, survey, "state"),
-        token_table(survey),
-        camera_table(survey),
-        instruction_table(survey),
-        repeat_table(survey),
-        fault_table(survey),
-    )
-    with console.capture() as capture:
-        console.print(survey.name)
-        console.print("; ".join(f"{name}: {fact}" for name, fact in facts(survey)))
-        console.print("\nWhat needs attention")
-        for sentence in found:
-            console.print(f"- {sentence}")
-        for table in tables:
-            if table is not None:
-                console.print()
-                console.print(_text_grid(table))
-    return capture.get()
-
-
-def _text_grid(table: Table) -> RichTable:
-    grid = RichTable(caption=table.caption, caption_justify="left")
-    for column in table.columns:
-        grid.add_column(column, overflow="fold")
-    for head, cells in table.rows:
-        grid.add_row(
-            head, *("\n".join(part for part in (cell.text, cell.small) if part) for cell in cells)
-        )
-    return grid
 
 
 def facts(survey: Survey) -> list[tuple[str, str]]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
-from rich.text import Text
 
+from roboalign.report.console import fold, grid, render
 from roboalign.report.summary import RunSummary
 from roboalign.report.tables import arms_table, lookup
 from roboalign.report.text import interval, value
@@ -33,26 +33,19 @@ def format_arms(run: RunSummary, *, width: int = 150) -> str:
     return capture.get()
 
 
-def format_end(run: RunSummary, *, width: int = 80) -> str:
-    """What a run ends with on a terminal: three sentences, and one table that fits `width` columns."""
-    console = Console(width=width, no_color=True, highlight=False)
-    grid = RichTable(title=run.name, padding=(0, 1))
-    for column in ("arm", "success", "reasoned action error", "kept answers"):
-        grid.add_column(column)
+def format_end(run: RunSummary) -> str:
+    """What a run ends with on a terminal: three sentences, and one table, in lines of 80 columns."""
+    table = grid("arm", "success", "reasoned action error", "kept answers")
     for arm in run.arms:
         success = lookup(run.success, ("arms", arm.name, "overall"))
         error = lookup(arm.mllm, ("actions", "think", "l1_all")) if arm.mllm else None
         answers = lookup(arm.mllm, ("vqa", "direct", "accuracy")) if arm.mllm else None
         rate = {**success, "value": success["rate"]} if success and success["n"] else None
         cells = ((rate, "percent"), (error, "number"), (answers, "percent"))
-        grid.add_row(arm.name, *(_cell(estimate, kind) for estimate, kind in cells))
-    with console.capture() as capture:
-        for finding in findings(run):
-            console.print(Text(_sentence(finding)))
-        console.print()
-        console.print(grid)
-        console.print(Text("With 95% intervals. Action error: mean L1, lower is better."))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+        table.add_row(arm.name, *(_cell(estimate, kind) for estimate, kind in cells))
+    sentences = (fold(_sentence(finding)) for finding in findings(run))
+    note = "With 95% intervals. Action error: mean L1, lower is better."
+    return "\n".join([*sentences, "", render(table), note]) + "\n"
 
 
 def _cell(estimate: Mapping[str, Any] | None, kind: str) -> str:

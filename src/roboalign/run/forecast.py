@@ -70,6 +70,8 @@ class Forecast:
     """What the finished stages took."""
     updates: dict[str, Update] = field(default_factory=dict)
     """The last count of each stage that has one."""
+    last_pace: float | None = None
+    """What `_pace` said last: a stage that begins another count has none for a while."""
 
     def start(self, name: str) -> None:
         self.began[name] = time.monotonic()
@@ -123,7 +125,9 @@ class Forecast:
             if left is not None and reference >= LONG_ENOUGH:
                 ours += now - began + left
                 theirs += reference
-        return ours / theirs if theirs else None
+        if theirs:
+            self.last_pace = ours / theirs
+        return self.last_pace
 
     def _counted_left(self, name: str) -> float | None:
         update = self.updates.get(name)

@@ -183,8 +183,12 @@ def collect(
     *,
     workers: int = 2,
     existing: Collection[str] = (),
+    counted_before: int = 0,
+    counted_after: int = 0,
 ) -> Iterator[Collected]:
     """Collect `episodes_per_task` demonstrations of each task, in the order of `tasks` and of the seeds.
+
+    `counted_before` and `counted_after`: wanted episodes of other calls, so that one progress bar counts all of them.
 
     Wanted episode i of a task tries the seeds first_seed + i, first_seed + i + n, ... (n wanted episodes), so that
     neither the order nor a failure elsewhere changes it. A wanted episode is skipped if `existing` has one of its ids,
@@ -200,8 +204,10 @@ def collect(
         if not existing & {benchmark.episode_id(task, seed) for seed in seeds}
     ]
     benchmark.prepare()
+    total = counted_before + len(wanted) + counted_after
+    done = counted_before + len(wanted) - len(jobs)
     with (
-        Progress("collect", total=len(wanted), start=len(wanted) - len(jobs)) as progress,
+        Progress("collect", total=total, start=done) as progress,
         worker_pool(workers) as pool,
     ):
         pending: deque[Future[Collected]] = deque()

@@ -22,13 +22,25 @@ def collect(context: Context) -> dict[str, Any]:
     config = context.recipe.collect
     table: dict[str, dict[str, int]] = {}
     downstream = demonstrated_benchmark(context.recipe)  # first: its simulator may be missing
+    align_tasks: Sequence[str] = ()
     if context.recipe.mixture is None:  # else SFT and RL learn from what is given
-        benchmark = alignment_benchmark(context.recipe)
+        align_tasks = config.align_names()
+    n_align = len(align_tasks) * config.align.episodes_per_task
+    n_downstream = len(config.downstream_names()) * config.downstream.episodes_per_task
+    if align_tasks:
         table |= _collect_set(
-            context.folder / "align", config.align_names(), benchmark, config.align
+            context.folder / "align",
+            align_tasks,
+            alignment_benchmark(context.recipe),
+            config.align,
+            counted_after=n_downstream,
         )
     table |= _collect_set(
-        context.folder / "downstream", config.downstream_names(), downstream, config.downstream
+        context.folder / "downstream",
+        config.downstream_names(),
+        downstream,
+        config.downstream,
+        counted_before=n_align,
     )
     write_json(context.folder / "experts.json", table)
     totals = {
@@ -39,9 +51,17 @@ def collect(context: Context) -> dict[str, Any]:
 
 
 def _collect_set(
-    folder: Path, tasks: Sequence[str], benchmark: DemonstratedBenchmark, settings: CollectConfig
+    folder: Path,
+    tasks: Sequence[str],
+    benchmark: DemonstratedBenchmark,
+    settings: CollectConfig,
+    counted_before: int = 0,
+    counted_after: int = 0,
 ) -> dict[str, dict[str, int]]:
-    """One data set. What an earlier, killed call wrote is kept; its failed attempts stand in attempts.jsonl."""
+    """One data set. What an earlier, killed call wrote is kept; its failed attempts are in attempts.jsonl.
+
+    `counted_before` and `counted_after`: wanted episodes of the other set, for one progress bar over both.
+    """
     writer = LeRobotWriter(
         folder,
         fps=benchmark.fps,
@@ -58,7 +78,13 @@ def _collect_set(
     existing = set(writer.episode_ids)
     try:
         for outcome in collect_episodes(
-            tasks, benchmark, settings, workers=cores(), existing=existing
+            tasks,
+            benchmark,
+            settings,
+            workers=cores(),
+            existing=existing,
+            counted_before=counted_before,
+            counted_after=counted_after,
         ):
             append_jsonl(log, _log_row(outcome))
             if outcome.record is not None:
@@ -67,7 +93,7 @@ def _collect_set(
         raise RoboAlignError(
             "a collecting process was killed (out of memory?)",
             where=str(folder),
-            fix="run the same command again: it goes on from the last episode",
+            fix="run the same command again: it continues after the last episode",
         ) from None
     writer.finalize()
     return _table(tasks, read_jsonl(log))

@@ -1,0 +1,93 @@
+"""What `roboalign compare` prints."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from roboalign.report.console import fold, grid, render
+from roboalign.report.text import count, p_value, points
+
+MIN_TASKS = 8  # a bootstrap of fewer tasks gives intervals that are far too narrow
+
+
+def format_compared(result: Mapping[str, Any]) -> str:
+    """Rates, then the pairs: counts first, and percentages of these counts. Lines of 80 columns."""
+    pair = result["pair"]
+    n = pair["n"]
+    lines = [f"before: {pair['before']}", f"after:  {pair['after']}", "", _rates(result)]
+    crashed = pair["crashes_left_out"]
+    lines.append(
+        f"{count(n)} pairs of the same initial state and training seed"
+        + (f", without {crashed} in which either simulator crashed" if crashed else "; no crash")
+    )
+    if n:
+        gained = pair["only_after"] - pair["only_before"]
+        lines += [
+            f"solved by after alone {pair['only_after']}, by before alone {pair['only_before']}: "
+            f"{p_value(pair['p'])} (McNemar, exact, two-sided)",
+            f"after minus before: {gained:+d} of {n} = {points(gained / n)} points",
+            *_intervals(pair),
+        ]
+        lines += [
+            f"  training seed {seed}: {row['gained']:+d} of {row['n']} = {points(row['gained'] / row['n'])}"
+            for seed, row in pair["by_training_seed"].items()
+            if row["n"] and len(pair["by_training_seed"]) > 1
+        ]
+    lines += _remarks(result)
+    return fold("\n".join(lines)) + "\n"
+
+
+def _rates(result: Mapping[str, Any]) -> str:
+    """Both success rates: over all episodes with the 95% interval, by training seed, and by task."""
+    pair, arms = result["pair"], result["arms"]
+    sides = [arms[pair["before"]], arms[pair["after"]]]
+    table = grid("success", "before", "after")
+    table.add_row("all tasks", *(_rate(side["overall"]) for side in sides))
+    table.add_row("  95% interval", *(_interval(side["overall"]) for side in sides))
+    seeds = dict.fromkeys(seed for side in sides for seed in side["run_seeds"])
+    if len(seeds) > 1:
+        for seed in seeds:
+            rows = (side["run_seeds"].get(seed) for side in sides)
+            table.add_row(f"  training seed {seed}", *map(_rate, rows))
+    tasks = sorted({task for side in sides for task in side["tasks"]})
+    for task in tasks:
+        name = task.rpartition("/")[2].replace("_", " ")  # LIBERO's names are sentences; they wrap
+        table.add_row(name, *(_rate(side["tasks"].get(task)) for side in sides))
+    return render(table)
+
+
+def _rate(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    if not row["n"]:
+        return f"all {row['crashes']} crashed"
+    return f"{row['successes']}/{row['n']} = {100 * row['rate']:.1f}%"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['low']:.1f} to {100 * row['high']:.1f}%" if row["n"] else ""
+
+
+def _intervals(pair: Mapping[str, Any]) -> Iterator[str]:
+    """95% intervals of the difference, by what is drawn with replacement."""
+    several = len(pair["by_training_seed"]) > 1
+    drawn = {
+        "difference": "episodes (these tasks, other initial states)",
+        "by_state": "initial states, each with all its training seeds" if several else "",
+        "difference_by_task": "tasks (other tasks)" if pair["tasks"] >= MIN_TASKS else "",
+    }
+    for name, text in drawn.items():
+        estimate = pair[name]
+        if text and estimate and estimate["low"] is not None:
+            yield f"  {points(estimate['low'])} to {points(estimate['high'])}  95%, drawing {text}"
+
+
+def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
+    """Other versions of a package, and in what else the recipes differ."""
+    for name in sorted({name for versions in result["versions"] for name in versions}):
+        a, b = (versions.get(name) for versions in result["versions"])
+        if a and b and a != b:
+            yield f"caution: {name} {a} before, {b} after"
+    if result["recipes_differ_in"]:
+        yield "the recipes differ in:"
+    for row in result["recipes_differ_in"]:
+        yield f"  {row['key']}: {row['before']} before, {row['after']} after"
