@@ -23,9 +23,11 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 QUICK = ("--retries", "0", "--timeout", "5")
 """For the question whether an index can be reached: seconds, not minutes of retries."""
 SAY_EVERY = 5.0
+PYTHONS = ((3, 11), (3, 12), (3, 13))
+"""Versions that can run RoboAlign, as in the Makefile and pyproject.toml."""
 LARGE = re.compile(r"\((\d+(?:\.\d+)?) ([MG]B)\)")
 PARTS = {
-    "base": "about 0.6 GB, two to four minutes",
+    "base": "about 0.6 GB without CUDA, two to four minutes on an idle machine",
     "libero": "LIBERO for its tests, about 1.6 GB, a minute or two",
     "small": "the small backbone's weights for their tests, about 0.3 GB, under a minute",
 }
@@ -52,6 +54,12 @@ class Environment:
         if not home or not any(self.folder.glob("bin/pip*")):
             return ""
         return str(self.python.resolve())
+
+    def version(self) -> tuple[int, int] | None:
+        """Major and minor version of its Python; None where pyvenv.cfg does not say."""
+        text = (self.folder / "pyvenv.cfg").read_text()
+        found = re.search(r"^version(?:_info)?\s*=\s*(\d+)\.(\d+)", text, re.MULTILINE)
+        return (int(found[1]), int(found[2])) if found else None
 
     def make(self) -> None:
         """Make it new, in place of what is there."""
@@ -119,6 +127,7 @@ def install(environment: Environment, label: str, arguments: Sequence[str]) -> N
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     )
     state = State()
+    before = len(environment.packages())
     assert process.stdout is not None
     reader = threading.Thread(target=state.read, args=(process.stdout,), daemon=True)
     reader.start()
@@ -128,7 +137,8 @@ def install(environment: Environment, label: str, arguments: Sequence[str]) -> N
                 process.wait(SAY_EVERY)
                 break
             except subprocess.TimeoutExpired:
-                say(f"{label}: {state.doing} ({clock(time.monotonic() - began)})")
+                done = len(environment.packages()) - before
+                say(f"{label}: {state.now(done)} ({clock(time.monotonic() - began)})")
     except BaseException:
         process.terminate()
         process.wait()
@@ -144,6 +154,7 @@ class State:
     def __init__(self) -> None:
         self.doing = "starting"
         self.count = 0
+        self.to_install = 0
         self.lines: list[str] = []
 
     def read(self, lines: Iterator[str]) -> None:
@@ -165,7 +176,14 @@ class State:
                 self.doing = f"package {self.count}, looking at {name}"
             elif line.startswith("Installing collected packages"):
                 names = line.split(":", 1)[1].split(",")
-                self.doing = f"installing {names[0].strip() if len(names) == 1 else f'{len(names)} packages'}"
+                self.to_install = len(names)
+                self.doing = f"installing {names[0].strip()}"
+
+    def now(self, installed: int) -> str:
+        """What pip is doing, in a few words. `installed`: packages that this call of pip has put in place."""
+        if self.to_install > 1:
+            return f"installing {self.to_install} packages, {installed} done"
+        return self.doing
 
     def tail(self) -> str:
         errors = [line for line in self.lines if line.startswith("ERROR")]
@@ -187,7 +205,7 @@ def install_torch(environment: Environment) -> None:
     else:
         say(
             f"torch {version}: {CPU_INDEX} cannot be reached; the default index it is, "
-            "where a build for NVIDIA GPUs is about 3 GB"
+            "whose build for Linux has CUDA libraries: about 3 GB, some minutes more"
         )
 
 
@@ -203,9 +221,11 @@ def set_up(environment: Environment, parts: Sequence[str], *, python_was_asked_f
     """Bring `environment` to where it has every part; nothing is done where it has."""
     maker = environment.made_by()
     ours = str(Path(sys.executable).resolve())
-    if not maker or (python_was_asked_for and maker != ours):
+    unusable = bool(maker) and environment.version() not in (None, *PYTHONS)
+    if not maker or unusable or (python_was_asked_for and maker != ours):
         if maker:
-            say(f"{environment.folder} was made by {maker}; it is made again by {ours}")
+            why = ", which cannot run RoboAlign" if unusable else ""
+            say(f"{environment.folder} was made by {maker}{why}; it is made again by {ours}")
         environment.make()
     for part in parts:
         mark, wanted = environment.mark(part), fingerprint(part)
