@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +54,6 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.syspath_prepend(entry)
 
 
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Processes started within see one core: one worker a stage, since starting workers is most of a small run."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run by the command line, and what it printed."""
@@ -78,10 +65,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for override in OVERRIDES:
         command += ["--set", override]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1"}
-    with one_core():
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500
-        )
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out, done.stdout + done.stderr
 

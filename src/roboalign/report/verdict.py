@@ -49,7 +49,7 @@ def findings(run: RunSummary) -> list[Finding]:
         success_finding(run, "Success of the policy", *run.question),
         _token_finding(
             run,
-            "Questions answered (kept?)",
+            "Questions answered correctly",
             "vqa_direct",
             ("vqa", "direct", "accuracy"),
             "percent",
