@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.grpo.train import build_trainer
+from roboalign.align.grpo.train import build_grpo_trainer
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import action_question
 from roboalign.mllm.generate import suppressed_ids
@@ -88,7 +88,7 @@ def ours(
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:
         order = list(range(args.prompts)) * (args.steps + 1)
-        trainer = build_trainer(
+        trainer = build_grpo_trainer(
             load_mllm(folder), fast, asked, (), config, Path(out), order, args.steps + 1, "ours"
         )
         trainer.add_callback(clock)

@@ -52,8 +52,8 @@ from roboalign.mixture.mixing.evaluation import (
 )
 from roboalign.mixture.mixing.examine import Looked, content_of, held_out, look_at
 from roboalign.mixture.mixing.keys import first_bytes, signed
-from roboalign.mixture.mixing.looks import SEEN, Seen
-from roboalign.mixture.mixing.parts import FRAMES, Part, Wanted
+from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages
+from roboalign.mixture.mixing.parts import FRAME_BITS, Part, Wanted
 from roboalign.mixture.mixing.sources import fetch, parts_of
 from roboalign.mixture.mixing.write import row_of
 
@@ -165,7 +165,8 @@ def rows_of(parts: list[Part], config: MixtureConfig, work: Path) -> Iterator[di
     evaluated = Evaluated(work, config.near)
     for part in parts:
         places = (
-            Wanted(n << FRAMES, 0, 0) for n in range(1, pq.read_metadata(part.file).num_rows + 1)
+            Wanted(n << FRAME_BITS, 0, 0)
+            for n in range(1, pq.read_metadata(part.file).num_rows + 1)
         )
         for _, draft in fetch(config, part, places, None):
             one = look_at(draft, evaluated)
@@ -218,10 +219,10 @@ def with_datasets(config: MixtureConfig, folder: Path, workers: int) -> None:
     chance.shuffle(kept)
 
     thumbs = found.select_columns(["thumb"])
-    images = np.zeros(len(out), dtype=SEEN)
+    images = np.zeros(len(out), dtype=LOOK_DTYPE)
     for place, number in enumerate(out.tolist()):
         images[place] = sha[number], look[number], np.frombuffer(thumbs[number]["thumb"], np.uint8)
-    seen, shown = Seen(images, config.near.distance, config.near.difference), set()
+    seen, shown = SeenImages(images, config.near.distance, config.near.difference), set()
     for number in kept.tolist():
         shown.update(seen.exact(int(sha[number])).tolist())
         if seen.alike(int(look[number])).size:

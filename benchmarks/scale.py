@@ -121,9 +121,9 @@ def page(about: dict[str, Any], shape: str, sizes: dict[int, float], rows: list[
 
 def parameters_of(shape: Shape) -> float:
     """Parameters of the model, for the estimate."""
-    from roboalign.mllm.presets import PRESETS
+    from roboalign.mllm.presets import MODEL_PRESETS
 
-    return PRESETS[shape.preset].published or 0 if shape.preset else 2.5e6
+    return MODEL_PRESETS[shape.preset].published or 0 if shape.preset else 2.5e6
 
 
 def main() -> int:

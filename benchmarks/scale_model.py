@@ -17,10 +17,10 @@ from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import action_question
 from roboalign.mllm.encode import Encoded
 from roboalign.mllm.load import Mllm
-from roboalign.mllm.presets import PRESETS
+from roboalign.mllm.presets import MODEL_PRESETS
 from roboalign.mllm.stand_in import published
 from roboalign.mllm.tiny import TinyConfig, build_tiny
-from roboalign.plan.arithmetic import Backbone, forward_flops
+from roboalign.plan.arithmetic import BackboneSize, forward_flops
 from roboalign.plan.model import backbone_numbers
 
 WORDS = (
@@ -78,7 +78,7 @@ def _published(preset: str, batch: int = 16) -> Shape:
         image=448,
         tokens=700,
         batch=batch,
-        layer=PRESETS[preset].layer,
+        layer=MODEL_PRESETS[preset].layer,
         head="gr00t-n1.5",
         action_dim=7,
         horizon=16,
@@ -128,7 +128,7 @@ def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Mllm:
         extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary)
         mllm.model.to(device=device, dtype=dtype)
         return mllm
-    config, processor, vocabulary = published(PRESETS[shape.preset], texts, n_fast)
+    config, processor, vocabulary = published(MODEL_PRESETS[shape.preset], texts, n_fast)
     with torch.device(device):  # weights never exist anywhere else
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
@@ -212,7 +212,7 @@ def rl_prompts(shape: Shape, count: int) -> list[Conversation]:
 class Work:
     """What of a model its matrix products depend on."""
 
-    text: Backbone
+    text: BackboneSize
     pixels: int
     """Parameters of what turns pixels into patches."""
     blocks: int

@@ -41,7 +41,7 @@ from roboalign.vla.features import View
 from roboalign.vla.frames import Frames
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy import Policy
-from roboalign.vla.store import FORMAT, FeatureStore
+from roboalign.vla.store import SHARD_FORMAT, FeatureStore
 from roboalign.vla.train import HeadTrainConfig, fit
 
 WARM = 2  # steps that are not counted
@@ -204,7 +204,7 @@ def _sft(setting: Setting, name: str, dtype: torch.dtype, way: str, micro: int) 
     answers = sum(int((one.labels != IGNORED).sum()) for one in encoded)
     needed = training_pass(work, lengths, answers, patches, frozen_vision=True) / setting.steps
     with tempfile.TemporaryDirectory() as out:
-        trainer = sft.build_trainer(mllm, data, config, Path(out), order, updates, "sft")
+        trainer = sft.build_sft_trainer(mllm, data, config, Path(out), order, updates, "sft")
         trainer.args.save_strategy = "no"  # its last update would write a checkpoint
         ticks = Ticks(trainer)
         trainer.add_callback(ticks)
@@ -297,7 +297,7 @@ def _rollout(setting: Setting, micro: int) -> list[Row]:
     )
     order = list(range(shape.prompts)) * (1 + rounds)
     with tempfile.TemporaryDirectory() as out:
-        trainer = grpo.build_trainer(
+        trainer = grpo.build_grpo_trainer(
             mllm,
             action_tokenizer(shape),
             asked,
@@ -394,7 +394,7 @@ def _head(setting: Setting) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         tensors = {"tokens": states[mask].cpu(), "lengths": mask.sum(1).cpu()}
-        save_file(tensors, Path(folder) / "features.safetensors", {"format": FORMAT})
+        save_file(tensors, Path(folder) / "features.safetensors", {"format": SHARD_FORMAT})
         actions = torch.from_numpy(random_chunks(shape, config.batch_size))
         sides = {
             "hidden states kept on disk": None,

@@ -20,7 +20,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json
 from roboalign.evaluate.tokens import TokenEvalConfig, draw_actions, evaluate_mllm, language_priors
 from roboalign.mllm.load import load_mllm
-from roboalign.run.folder import action_tokens, mixture_folder
+from roboalign.run.folder import mixture_folder, run_action_tokens
 from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
 from roboalign.run.stages.base import source_folder, with_action_tokens
@@ -90,7 +90,7 @@ def measure(
     seed: int,
 ) -> dict[str, Any]:
     """Train one variant and ask it."""
-    actions, trained = action_tokens(run_dir), recipe.backbone.source == "train"
+    actions, trained = run_action_tokens(run_dir), recipe.backbone.source == "train"
     pretrained = (
         run_dir / "base/pretrain/model" if trained else source_folder(recipe.backbone.source)
     )

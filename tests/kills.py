@@ -62,7 +62,7 @@ def answer_right() -> None:
     """`distill` with small shards and, since the tiny model does not reason, one right answer to each question."""
     from roboalign.run.stages import distill
 
-    ask = distill.ask
+    ask = distill.ask_mllm
 
     def answered(mllm: Any, questions: Any, config: Any, number: int) -> list[dict[str, Any]]:
         records = ask(mllm, questions, config, number)
@@ -73,7 +73,7 @@ def answer_right() -> None:
             record["answers"][0] = f"{thought}<answer>{label} {turn.expected}</answer>"
         return records
 
-    distill.ask, distill.SHARD = answered, 3
+    distill.ask_mllm, distill.SHARD = answered, 3
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import pytest
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.plan import arithmetic as costs
-from roboalign.plan.arithmetic import Backbone, Memory
+from roboalign.plan.arithmetic import BackboneSize, Memory
 
 # Two layers of width 4, queries of 4, keys of 2, feed-forward 8, 10 tokens, embeddings apart:
 # a layer 4*4 + 2*4*2 + 4*4 + 3*4*8 = 144, two 288; tables 2 * 40; vision 32.
-SMALL = Backbone(
+SMALL = BackboneSize(
     parameters=400,
     vision=32,
     table=40,

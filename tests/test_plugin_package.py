@@ -19,7 +19,7 @@ from roboalign.cli.data_mix import mix_data
 from roboalign.cli.doctor import doctor
 from roboalign.conversations.conversation import read_conversations
 from roboalign.conversations.qa import presets
-from roboalign.conversations.qa.presets import Preset, find_preset, preset_names
+from roboalign.conversations.qa.presets import QaPreset, find_preset, preset_names
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.core.plugins import find_plugin
@@ -228,7 +228,8 @@ def write_colors(folder: Path) -> None:
 
 def test_its_source_is_drawn_into_a_mixture(installed: None, tmp_path: Path) -> None:
     assert (
-        "toy-colors" in preset_names() and find_preset("robopoint") is presets.PRESETS["robopoint"]
+        "toy-colors" in preset_names()
+        and find_preset("robopoint") is presets.QA_PRESETS["robopoint"]
     )
     write_colors(tmp_path / "colors")
     mixture = tmp_path / "mixture.yaml"
@@ -260,11 +261,11 @@ COLORS: Any = {
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (COLORS, "is no roboalign.conversations.qa.presets.Preset"),
-        (Preset(**COLORS | {"name": "colors"}), "called `colors`, its entry point `toy-colors`"),
-        (Preset(**COLORS | {"layout": "jpeg"}), "layout 'jpeg' is none of messages, llava"),
-        (Preset(**COLORS | {"kind": "red"}), "kind 'red' is none of general, embodied"),
-        (Preset(**COLORS | {"parts": ()}), "no file would be read"),
+        (COLORS, "is no roboalign.conversations.qa.presets.QaPreset"),
+        (QaPreset(**COLORS | {"name": "colors"}), "called `colors`, its entry point `toy-colors`"),
+        (QaPreset(**COLORS | {"layout": "jpeg"}), "layout 'jpeg' is none of messages, llava"),
+        (QaPreset(**COLORS | {"kind": "red"}), "kind 'red' is none of general, embodied"),
+        (QaPreset(**COLORS | {"parts": ()}), "no file would be read"),
     ],
 )
 def test_a_source_that_contradicts_itself_names_its_package(

@@ -18,7 +18,7 @@ from roboalign.align.dataset import Conversations
 from roboalign.align.trained import freeze_vision
 from roboalign.mllm.encode import IGNORED, collate, encode_conversation
 from roboalign.mllm.load import Mllm
-from roboalign.mllm.presets import PRESETS
+from roboalign.mllm.presets import MODEL_PRESETS
 from roboalign.mllm.tiny_classes import build_class
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -91,7 +91,7 @@ def test_the_published_shapes(name: str) -> None:
     rows = len(mllm.vocabulary.ids) if mllm.vocabulary else 0
     added = rows * numbers.width * (1 if numbers.tied else 2)
     assert (
-        sum(p.numel() for p in parameters) == (PRESETS[shape.preset].published or 0) + added
+        sum(p.numel() for p in parameters) == (MODEL_PRESETS[shape.preset].published or 0) + added
         and rows > 100
     )
     assert {(p.device.type, p.dtype) for p in parameters} == {("meta", torch.bfloat16)}
@@ -103,7 +103,7 @@ def test_the_published_shapes(name: str) -> None:
 
 def small(preset: str, monkeypatch: pytest.MonkeyPatch) -> scale_parts.Setting:
     """A published model's configuration, narrow and with two layers, at the widths of its heads; one step of each."""
-    config = json.loads(json.dumps(PRESETS[preset].config))
+    config = json.loads(json.dumps(MODEL_PRESETS[preset].config))
     config["text_config"] |= {
         "hidden_size": 128,
         "intermediate_size": 64,
@@ -123,7 +123,7 @@ def small(preset: str, monkeypatch: pytest.MonkeyPatch) -> scale_parts.Setting:
         config["vision_config"]["deepstack_visual_indexes"] = [0]
     else:
         config["vision_config"]["fullatt_block_indexes"] = [1]
-    monkeypatch.setitem(PRESETS, preset, replace(PRESETS[preset], config=config))
+    monkeypatch.setitem(MODEL_PRESETS, preset, replace(MODEL_PRESETS[preset], config=config))
     monkeypatch.setattr(scale_parts, "CAMERA_SIDE", 64)
     monkeypatch.setattr(scale_parts, "WARM", 1)
     shape = scale_model.Shape(

@@ -14,7 +14,7 @@ from roboalign.align.distill import (
     leaks,
     states,
 )
-from roboalign.align.rewards.answers import Reply, parse_reply
+from roboalign.align.rewards.answers import ParsedReply, parse_reply
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import answer, question, reply
 from roboalign.core.outcomes import Refused
@@ -147,7 +147,7 @@ def test_a_trace_spells_no_special_token() -> None:
     assert judge(prompt, [spelled], CONFIG, ["<|image_pad|>"]) == [
         Refused("format: a special token")
     ]
-    assert isinstance(judge(prompt, [spelled], CONFIG)[0], Reply)
+    assert isinstance(judge(prompt, [spelled], CONFIG)[0], ParsedReply)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_what_is_kept_of_one_question() -> None:
         "ok",
         "the question has enough",
     ]
-    assert [type(v) for v in verdicts] == [Refused, Reply, Refused, Reply, Refused]
+    assert [type(v) for v in verdicts] == [Refused, ParsedReply, Refused, ParsedReply, Refused]
     one = [v.reason for v in judge(prompt, texts, CONFIG)]
     assert one == [
         "wrong answer",
@@ -197,7 +197,7 @@ def test_what_is_kept_of_one_question() -> None:
         "the question has enough",
     ]
     # Right where another reasoning was wrong: the wrong one does not make it a duplicate.
-    assert isinstance(judge(prompt, texts[:2], CONFIG)[1], Reply)
+    assert isinstance(judge(prompt, texts[:2], CONFIG)[1], ParsedReply)
 
 
 def test_a_trace_keeps_the_answer_that_was_given() -> None:
@@ -205,7 +205,7 @@ def test_a_trace_keeps_the_answer_that_was_given() -> None:
     (verdict,) = judge(
         prompt, [text_of(REASONING + "\n", "point: 13 19")], CONFIG
     )  # within the tolerance
-    assert isinstance(verdict, Reply)
+    assert isinstance(verdict, ParsedReply)
     trace = as_trace(prompt, verdict, 3)
     (turn,) = trace.turns
     assert (
@@ -233,13 +233,13 @@ def test_what_is_kept_is_right_well_formed_and_has_no_letter_before_its_end(
 ) -> None:
     prompt = asked("choice", "B")
     (verdict,) = judge(prompt, [text_of(reasoning, inside)], CONFIG)
-    if isinstance(verdict, Reply):
+    if isinstance(verdict, ParsedReply):
         stored = as_trace(prompt, verdict, 0).turns[0]
         again = parse_reply(stored.answer, "letter")
         assert again.well_formed and score_answer("choice", "B", again.answer) == 1.0
         assert "B" not in verdict.reasoning[: verdict.reasoning.rindex(".", 0, -1)]
         assert judge(prompt, [stored.answer], CONFIG) == [
-            Reply(True, again.reasoning, again.answer, "ok")
+            ParsedReply(True, again.reasoning, again.answer, "ok")
         ]
 
 

@@ -22,7 +22,7 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.export.verl import (
-    check_prompts,
+    check_verl_prompts,
     easyr1_config,
     easyr1_table,
     ground_truth,
@@ -33,7 +33,7 @@ from roboalign.align.export.verl import (
 )
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.actions import score_responses
-from roboalign.cli.export import differences, load_file
+from roboalign.cli.export import load_file, verl_differences
 from roboalign.cli.main import main
 from roboalign.conversations.conversation import Conversation, Turn, write_conversations
 from roboalign.conversations.prompts import action_answer, action_question, reply
@@ -373,21 +373,23 @@ def test_what_is_refused(run, mllm, fast, conversations, tmp_path, capsys):
     with pytest.raises(RoboAlignError, match="answers in words"):
         reward_settings(mllm, fast, "trace")
     with pytest.raises(RoboAlignError, match="5 RL prompts are fewer than the 512"):
-        check_prompts(conversations, conversations, fast, RlConfig())
+        check_verl_prompts(conversations, conversations, fast, RlConfig())
     with pytest.raises(RoboAlignError, match="decodes to no chunk"):
-        check_prompts(
+        check_verl_prompts(
             [replace(conversations[0], target=(0,))] * 4, conversations, fast, RlConfig(**RL)
         )
     with pytest.raises(RoboAlignError, match="no held-out action question"):
-        check_prompts(conversations, [], fast, RlConfig(**RL))
+        check_verl_prompts(conversations, [], fast, RlConfig(**RL))
     turn = replace(conversations[0].turns[0], question="Look at <image> here.")
     with pytest.raises(RoboAlignError, match="holds <image>"):
         easyr1_table([replace(conversations[0], turns=(turn,))])
 
 
 def test_what_has_no_counterpart_is_said():
-    assert not any("replay" in line for line in differences(RlConfig()))
-    assert any("rl.replay_weight` 0.3" in line for line in differences(RlConfig(replay_weight=0.3)))
+    assert not any("replay" in line for line in verl_differences(RlConfig()))
+    assert any(
+        "rl.replay_weight` 0.3" in line for line in verl_differences(RlConfig(replay_weight=0.3))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from roboalign.align.grpo import logprobs as logprobs_module
 from roboalign.align.grpo import rollout as rollout_module
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import completion_statistics
-from roboalign.align.grpo.rollout import Rollout, batch_of, describe, groups_of, roll_out
+from roboalign.align.grpo.rollout import Rollout, batch_of, describe_groups, groups_of, roll_out
 from roboalign.align.grpo.train import train_grpo
 from roboalign.align.grpo.trainer import GrpoTrainer
 from roboalign.align.rewards.actions import Reward
@@ -484,7 +484,7 @@ def test_describe_counts_by_hand() -> None:
     ids = [[1, 2, 3], [1], [1, 2], [1, 2]]
     generation = Generation([ids[:2], ids[2:]], [], [[True, False], [True, True]], 0, 8)
     rolled = Rollout([None, None], ids, [], rewards, torch.zeros(4), generation)  # type: ignore[list-item]
-    found = describe(groups_of(rolled), asked)
+    found = describe_groups(groups_of(rolled), asked)
     assert (
         found["reward"] == 0.375
         and found["format"] == 0.5

@@ -13,7 +13,7 @@ from roboalign.align.grpo import rollout as rollout_module
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.rollout import (
     check_prompts,
-    describe,
+    describe_groups,
     groups_of,
     roll_out,
     sample_records,
@@ -79,7 +79,7 @@ def test_rewards_of_chosen_answers(mllm: Mllm, monkeypatch: pytest.MonkeyPatch) 
     )
     assert [reward.total for reward in rollout.rewards] == [1.0, 0.0, 1.0, 0.5]
     assert rollout.advantages.tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)] * 2, abs=1e-4)
-    found = describe(groups_of(rollout), chosen)
+    found = describe_groups(groups_of(rollout), chosen)
     assert (found["reward"], found["format"], found["score"], found["accuracy"]) == (
         0.625,
         0.75,

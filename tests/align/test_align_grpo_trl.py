@@ -17,7 +17,7 @@ from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import repeat_prompts
 from roboalign.align.grpo.loss import group_advantages
 from roboalign.align.grpo.rollout import Batch, batch_of, roll_out
-from roboalign.align.grpo.train import build_trainer
+from roboalign.align.grpo.train import build_grpo_trainer
 from roboalign.mllm.load import save_mllm
 
 SAMPLES = 3
@@ -91,7 +91,7 @@ def test_loss_and_gradient_are_trls(trl_trainer: trl.GRPOTrainer, tmp_path: Path
         kl=0.05,
         updates=2,
     )
-    ours = build_trainer(tiny(), fast(), prompts(2), (), config, tmp_path, [0, 1] * 2, 2, "rl")
+    ours = build_grpo_trainer(tiny(), fast(), prompts(2), (), config, tmp_path, [0, 1] * 2, 2, "rl")
     # The second update of a rollout: the policy has moved since it was sampled.
     ours.state.global_step = 1
     ours.batches, ours.update_tokens = {0: (batch, reference)}, {1: float(batch.mask.sum())}

@@ -8,7 +8,7 @@ import torch
 from backbone_checks import conversations, model_of
 from safetensors.torch import load_file, save_file
 
-from roboalign.align.checkpoints import MANIFEST, read_manifest, write_manifest
+from roboalign.align.checkpoints import MANIFEST, read_checkpoint_manifest, write_manifest
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.core.errors import RoboAlignError
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_that_lacks_weights_is_no_start(
         file,
         metadata={"format": "pt"},
     )
-    manifest = read_manifest(checkpoint)
+    manifest = read_checkpoint_manifest(checkpoint)
     (checkpoint / MANIFEST).unlink()
     write_manifest(checkpoint, manifest["step"], manifest["fingerprint"], manifest["totals"])
     with pytest.raises(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.vocabulary import ActionVocabulary
 from roboalign.align.rewards.actions import (
-    PRESETS,
+    ACTION_REWARDS,
     TAU,
     Parsed,
     answer_of,
@@ -281,7 +281,7 @@ def test_score_responses_with_a_real_tokenizer(fast):
         score_responses(responses[:1], [[0]], preset="paper", **common)
     with pytest.raises(ValueError):
         score_responses(responses, aims[:2], preset="paper", **common)
-    assert set(PRESETS) == {"paper", "decoded"}
+    assert set(ACTION_REWARDS) == {"paper", "decoded"}
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roboalign.align.rewards.answers import (
-    PRESETS,
+    ANSWER_REWARDS,
     TAU_CELLS,
     AnswerReward,
-    Reply,
+    ParsedReply,
     parse_reply,
     read_trace,
     score_answers,
@@ -81,12 +81,12 @@ AROUND = "text around <think>reasoning</think><answer>"
     ],
 )
 def test_not_well_formed(text, read, reason):
-    assert parse_reply(text, "letter") == Reply(False, "", read, reason)
+    assert parse_reply(text, "letter") == ParsedReply(False, "", read, reason)
 
 
 def test_a_special_token_breaks_the_format():
     text = GOOD.replace("It is", "It <|image_pad|> is")
-    assert parse_reply(text, "letter", ["<|im_end|>", "<|image_pad|>"]) == Reply(
+    assert parse_reply(text, "letter", ["<|im_end|>", "<|image_pad|>"]) == ParsedReply(
         False, "", "B", "a special token"
     )
     (reward,) = score_answers(
@@ -103,7 +103,7 @@ def test_what_training_imitates_is_well_formed(reasoning, text, label):
     """Whatever has no tag in it and something in it: `prompts.reply` writes what `parse_reply` reads."""
     if reasoning.strip() and text.strip(" "):
         parsed = parse_reply(reply(answer(text, label), reasoning), label)
-        assert parsed == Reply(True, reasoning.strip(), text.strip(), "ok")
+        assert parsed == ParsedReply(True, reasoning.strip(), text.strip(), "ok")
 
 
 def asked(kind: str, expected: str) -> Conversation:
@@ -157,7 +157,7 @@ def test_faults_of_the_caller_are_errors():
             preset="answer",
         )
     with pytest.raises(ValueError, match="no list of points"):
-        PRESETS["trace"](Turn("reasoning", "point", "think", "", "", "left"), "1 2")
+        ANSWER_REWARDS["trace"](Turn("reasoning", "point", "think", "", "", "left"), "1 2")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from roboalign.actions.fast import DecodeFailure
-from roboalign.align.rewards.actions import PRESETS, Parsed
+from roboalign.align.rewards.actions import ACTION_REWARDS, Parsed
 from roboalign.align.rewards.registry import (
-    GROUP,
+    REWARD_ENTRY_POINTS,
     SampledAnswer,
     check_reward_name,
     reward_content,
@@ -37,7 +37,7 @@ def write(path: Path, body: str) -> str:
 def test_built_in_rewards_are_the_pure_functions() -> None:
     assert reward_names()[:4] == ("paper", "decoded", "answer", "trace")
     for name in ("paper", "decoded"):
-        expected = PRESETS[name](PARSED, [3, 5], CHUNK, TARGET)
+        expected = ACTION_REWARDS[name](PARSED, [3, 5], CHUNK, TARGET)
         assert score_action(name, "said", PARSED, [3, 5], CHUNK, TARGET) == expected
         assert reward_content(name) == {}
     assert score("paper") == 0.75  # format 1, one of two target tokens
@@ -107,10 +107,12 @@ def always_two(answer: SampledAnswer) -> float:
 def test_a_package_s_reward_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     package = SimpleNamespace(name="lab-rewards")
     points = [
-        EntryPoint("two", f"{__name__}:always_two", GROUP)._for(package),  # type: ignore[arg-type]
-        EntryPoint("broken", "no_such_module:f", GROUP)._for(package),  # type: ignore[arg-type]
+        EntryPoint("two", f"{__name__}:always_two", REWARD_ENTRY_POINTS)._for(package),  # type: ignore[arg-type]
+        EntryPoint("broken", "no_such_module:f", REWARD_ENTRY_POINTS)._for(package),  # type: ignore[arg-type]
     ]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == GROUP else [])
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group: points if group == REWARD_ENTRY_POINTS else []
+    )
     assert check_reward_name("two") == "two" and score("two") == 2.0
     assert set(reward_content("two")) == {"reward_file"}
     with pytest.raises(RoboAlignError, match="package lab-rewards"):

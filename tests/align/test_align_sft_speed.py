@@ -87,7 +87,7 @@ def test_products_are_in_bfloat16_and_the_optimizer_is_fused(tmp_path: Path) -> 
     with Watch(), torch.autocast("cpu", torch.bfloat16):
         conversation_loss(mllm.model, collate(mllm, [data[0], data[1]])).backward()
     assert set(types) == {torch.bfloat16} and types[torch.bfloat16] > 20
-    trainer = sft.build_trainer(
+    trainer = sft.build_sft_trainer(
         mllm, talks(4), SftConfig(**CONFIG, workers=3), tmp_path, [0, 1, 2, 3], 1, "sft"
     )
     assert (

@@ -15,7 +15,7 @@ from fake_vllm import FakeVllm, Fault, no_fault
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from roboalign.align.engines.vllm.chat import read_reply
+from roboalign.align.engines.vllm.chat import read_completion
 from roboalign.align.engines.vllm.client import VllmClient, VllmConfig
 from roboalign.align.engines.vllm.sampler import Drift, VllmSampler, own_logp
 from roboalign.align.engines.vllm.weights import check_served, write_policy
@@ -363,12 +363,12 @@ def reply_and_prompt(mllm: Mllm) -> tuple[dict[str, Any], Any]:
 def test_a_reply_that_is_not_the_answers_is_one_clear_error(change: Callable, message: str) -> None:
     mllm = tiny_grpo.tiny()
     reply, prompt = reply_and_prompt(mllm)
-    assert len(read_reply(mllm, copy.deepcopy(reply), prompt, 2, 4, STOP, "http://here")) == 2
+    assert len(read_completion(mllm, copy.deepcopy(reply), prompt, 2, 4, STOP, "http://here")) == 2
     change(reply)
     with pytest.raises(
         RoboAlignError, match=f"http://here: a reply cannot be trained on: .*{message}"
     ):
-        read_reply(mllm, reply, prompt, 2, 4, STOP, "http://here")
+        read_completion(mllm, reply, prompt, 2, 4, STOP, "http://here")
 
 
 def test_an_answer_that_ends_with_the_stop_text_is_finished() -> None:
@@ -379,7 +379,7 @@ def test_an_answer_that_ends_with_the_stop_text_is_finished() -> None:
     cut = {"token_ids": ids[:-1], "logprobs": {"content": [{"logprob": -1.0}] * (len(ids) - 1)}}
     for choice, found, limit in ((whole, True, len(ids) + 5), (cut, False, len(ids) - 1)):
         reply["choices"] = [{"index": 0, **choice}]
-        assert read_reply(mllm, reply, prompt, 1, limit, STOP, "")[0][2] is found
+        assert read_completion(mllm, reply, prompt, 1, limit, STOP, "")[0][2] is found
 
 
 # Weights and settings.

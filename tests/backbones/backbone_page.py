@@ -1,6 +1,6 @@
 """The page of `backbone_checks.py`: presets, and which class passes which check."""
 
-from roboalign.mllm.presets import PRESETS, image_tokens, meta_model, preset_config
+from roboalign.mllm.presets import MODEL_PRESETS, image_tokens, meta_model, preset_config
 from roboalign.mllm.tiny_classes import BUILDERS, DEPTH, WIDTH
 
 IMAGE = 224
@@ -49,7 +49,7 @@ def _presets() -> list[str]:
         _row("preset", "repository", "parameters", "layers", "layer", "width", "tokens"),
         _row(*["---"] * 7),
     ]
-    for name, preset in PRESETS.items():
+    for name, preset in MODEL_PRESETS.items():
         text = preset_config(name).get_text_config()
         count = preset.published or sum(
             p.numel() for p in meta_model(preset_config(name)).parameters()

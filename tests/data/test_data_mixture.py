@@ -23,7 +23,7 @@ from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.mixture.packed import MixConfig, draw_types
-from roboalign.questions.ask import TYPES, asked_types, label_of
+from roboalign.questions.ask import QUESTION_TYPES, asked_types, label_of
 
 CONFIG = MixConfig(
     conversations=120,
@@ -207,7 +207,7 @@ def test_the_trace_is_asked_and_measured_only_where_it_is_named(
     assert (
         unnamed["shards"] == read_manifest(mixture)["shards"]
     )  # the draws of a mixture without it do not move
-    assert "trace" in TYPES and "trace" not in unnamed["counts"]["heldout"]["type"]
+    assert "trace" in QUESTION_TYPES and "trace" not in unnamed["counts"]["heldout"]["type"]
     named = build_mixture(
         episodes,
         *tokens,
@@ -352,7 +352,8 @@ def test_config_refuses(wrong):
 def test_types_are_drawn_by_weight():
     rng = random.Random(0)
     first = Counter(
-        TYPES[draw_types({"general": 1.0, "planning": 3.0}, rng)[-1]].group for _ in range(4000)
+        QUESTION_TYPES[draw_types({"general": 1.0, "planning": 3.0}, rng)[-1]].group
+        for _ in range(4000)
     )
     assert set(first) == {"general", "planning"}
     assert abs(first["planning"] / 4000 - 0.75) < 0.03  # +-4 standard errors

@@ -12,7 +12,7 @@ from PIL import Image
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes import pictures
 from roboalign.episodes.pictures import (
-    Layout,
+    PixelLayout,
     layout_of,
     read_picture_file,
     rgb_of_file,
@@ -180,7 +180,7 @@ def test_every_layout_gives_the_same_picture():
         rgb.astype(np.uint16) * 257,
     ):
         layout = layout_of("front_rgb", stored.shape, stored.dtype)
-        assert isinstance(layout, Layout) and (layout.width, layout.height) == (12, 9)
+        assert isinstance(layout, PixelLayout) and (layout.width, layout.height) == (12, 9)
         assert np.array_equal(layout.rgb(stored), rgb)
 
 

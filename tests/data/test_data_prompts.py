@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from roboalign.actions.vocabulary import ActionVocabulary
 from roboalign.conversations import prompts
-from roboalign.questions.ask import TYPES, label_of
+from roboalign.questions.ask import QUESTION_TYPES, label_of
 
-LABELS = sorted({label_of(name) for name in TYPES})
+LABELS = sorted({label_of(name) for name in QUESTION_TYPES})
 
 
 def test_texts_by_hand():

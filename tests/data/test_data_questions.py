@@ -12,12 +12,19 @@ from hypothesis import strategies as st
 from roboalign.conversations import prompts
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Camera, Episode
-from roboalign.questions.ask import TYPES, ask, chance, label_of, score_answer, survey
+from roboalign.questions.ask import (
+    QUESTION_TYPES,
+    ask,
+    chance,
+    label_of,
+    score_answer,
+    survey_world,
+)
 from roboalign.questions.scene import AXES, WAYPOINT, EpisodeScenes
 
 GRID, HORIZON = 16, 6
 EPISODES = [make_episode(task, seed) for task in TASKS for seed in range(3)]
-WORLD = survey(EPISODES)
+WORLD = survey_world(EPISODES)
 SCENES = [EpisodeScenes(episode, "workspace", GRID, HORIZON) for episode in EPISODES]
 
 
@@ -152,9 +159,9 @@ def test_what_the_simulator_says_of_holding_is_believed():
 def test_where_more_is_in_view_no_name_is_asked_and_nothing_in_view_counts_as_absent():
     crowded, other = make_episode("puck-push"), make_episode("button-press")
     crowded.nouns = {**crowded.nouns, "scene": "button, puck"}
-    world = survey([crowded, other])
+    world = survey_world([crowded, other])
     assert world.objects == {"puck-push": (), "button-press": ()}
-    assert survey([make_episode("puck-push"), other]).objects == {
+    assert survey_world([make_episode("puck-push"), other]).objects == {
         "puck-push": ("button",),
         "button-press": ("puck",),
     }
@@ -243,7 +250,7 @@ CHECKS = {
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(sorted(TYPES)),
+    st.sampled_from(sorted(QUESTION_TYPES)),
     st.integers(0, len(EPISODES) - 1),
     st.integers(0, 29),
     st.integers(0, 10**6),
@@ -255,11 +262,11 @@ def test_every_question_is_right_and_alike_in_both_modes(name, number, t, seed):
     if direct is None:
         return
     assert (direct.text, direct.answer) == (think.text, think.answer)
-    assert direct.kind == TYPES[name].kind and direct.reasoning is None
+    assert direct.kind == QUESTION_TYPES[name].kind and direct.reasoning is None
     assert think.kind == "reasoning" and 4 <= len(think.reasoning.split()) <= 50
     assert score_answer(name, direct.answer, direct.answer) == 1.0
     assert not re.search(r"[{}]|  |None|\.\.", direct.text + think.reasoning)
-    if TYPES[name].group in ("planning", "trace"):
+    if QUESTION_TYPES[name].group in ("planning", "trace"):
         assert direct.text.startswith(prompts.task_prefix(episode.instruction))
     raw = {body: episode.position(body)[t] for body in ("gripper", "object", "goal")} | {
         "episode": episode,
@@ -274,11 +281,11 @@ def test_every_question_is_right_and_alike_in_both_modes(name, number, t, seed):
 
 def test_every_type_can_be_asked_with_several_wordings():
     rng = random.Random(0)
-    texts: dict[str, set[str]] = {name: set() for name in TYPES}
+    texts: dict[str, set[str]] = {name: set() for name in QUESTION_TYPES}
     for _ in range(200):
         episode_scenes = rng.choice(SCENES)
         s = episode_scenes.at(rng.randrange(30))
-        for name in TYPES:
+        for name in QUESTION_TYPES:
             if question := ask(name, "direct", s, WORLD, rng):
                 bare = question.text.split(" A: ")[0].removeprefix(
                     prompts.task_prefix(s.instruction)
@@ -311,7 +318,7 @@ def test_wrong_options_share_no_word_with_the_scene():
     button = make_episode()
     button.task, button.instruction = "coffee", "Press the button of the coffee machine."
     button.nouns = {"object": "coffee machine button"}
-    world = survey([mug, button, make_episode("plate-slide")])
+    world = survey_world([mug, button, make_episode("plate-slide")])
     assert world.objects == {
         "mug": ("plate",),
         "coffee": ("plate",),
@@ -407,11 +414,11 @@ NEXT_MOVEMENT = {
 
 
 def test_the_label_alone_tells_the_questions_about_the_next_movement_apart():
-    asked: dict[str, set[str]] = {name: set() for name in TYPES}
+    asked: dict[str, set[str]] = {name: set() for name in QUESTION_TYPES}
     rng = random.Random(0)
     for _ in range(200):
         s = SCENES[0].at(rng.randrange(30))
-        for name in TYPES:
+        for name in QUESTION_TYPES:
             if question := ask(name, "direct", s, WORLD, rng):
                 asked[name].add(question.text.split(" A: ")[0])  # without the options
     instruction = EPISODES[0].instruction
@@ -430,7 +437,7 @@ def test_the_label_alone_tells_the_questions_about_the_next_movement_apart():
 
 
 def test_labels():
-    labels = {name: label_of(name) for name in TYPES}
+    labels = {name: label_of(name) for name in QUESTION_TYPES}
     for name, label in {
         "presence": "verdict",
         "order": "letter",

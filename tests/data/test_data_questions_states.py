@@ -8,17 +8,16 @@ from hypothesis import strategies as st
 from roboalign.align.rewards.answers import score_answers
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.core.errors import RoboAlignError
-from roboalign.questions.ask import TYPES, chance, label_of, score_answer
+from roboalign.questions.ask import QUESTION_TYPES, chance, label_of, score_answer
 from roboalign.questions.states import STATES, read_numbers
-from roboalign.questions.vqa.states import TURNS, centimetres, degrees
-from roboalign.questions.vqa.states import TYPES as STATE_TYPES
+from roboalign.questions.vqa.states import STATE_TYPES, TURNS, centimetres, degrees
 
 
 def test_every_type_is_scored_under_the_label_that_its_question_names() -> None:
     assert {name: label_of(name) for name in STATE_TYPES} == {
         name: kind.label for name, kind in STATE_TYPES.items()
     }
-    assert set(STATES) == set(STATE_TYPES) and not set(STATES) & set(TYPES)
+    assert set(STATES) == set(STATE_TYPES) and not set(STATES) & set(QUESTION_TYPES)
     assert chance("gripper_cell", grid=32) == (5 / 32) ** 2 and chance("main_direction") == 1 / 6
 
 

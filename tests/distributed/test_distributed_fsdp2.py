@@ -28,7 +28,7 @@ from torch.distributed.fsdp import FSDPModule
 from roboalign.align.engines.fsdp2 import plain_copy, prepare_accelerator, whole_weights
 from roboalign.align.grpo import trainer as grpo
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.grpo.train import build_trainer, train_grpo
+from roboalign.align.grpo.train import build_grpo_trainer, train_grpo
 from roboalign.align.sft import SftTrainer, train_sft
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
@@ -260,7 +260,7 @@ def copies(mllm_of: Callable[[], Mllm]) -> int:
     before = {name: value.clone() for name, value in mllm.model.state_dict().items()}
     prompt = tiny_grpo.encode_prompt(mllm, "reach", grpo.prompt_of(tiny_grpo.prompts()[0]).image)
     expected = generate(mllm, [prompt], max_new_tokens=8, temperature=0.0)
-    trainer = build_trainer(
+    trainer = build_grpo_trainer(
         mllm,
         tiny_grpo.fast(),
         tiny_grpo.prompts(),

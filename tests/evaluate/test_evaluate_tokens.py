@@ -14,7 +14,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.evaluate.token_metrics import compare, reasoned_minus_direct, summarize
+from roboalign.evaluate.token_metrics import compare_metrics, reasoned_minus_direct, summarize
 from roboalign.evaluate.tokens import (
     TokenEvalConfig,
     continue_from,
@@ -273,7 +273,7 @@ def test_compare_is_paired_by_sample_and_mode(run):
         return "<answer>gripper open</answer>" if "directly" in asked else "no"
 
     _, after = run(right)
-    differences = compare(before, after)
+    differences = compare_metrics(before, after)
     assert differences["vqa_direct"]["value"] == 0.0
     assert differences["vqa_think"]["value"] == -0.5
     assert differences["vqa_think"]["n"] == 2 * EPISODES
@@ -294,7 +294,7 @@ def test_compare_averages_training_seeds_within_a_sample():
         for i in range(4)
         for seed in (0, 1)
     ]
-    difference = compare(before, after)["prefix_direct"]
+    difference = compare_metrics(before, after)["prefix_direct"]
     assert (difference["value"], difference["n"]) == (0.5, 4)
 
 
@@ -326,7 +326,7 @@ def test_the_gain_beyond_the_format_is_taken_where_both_are_well_formed():
     before += [answer("c", "think", 0.1, run_seed=1)]
     after += [answer("c", "think", 0.2, run_seed=1)]
     after[0]["l1"] = 0.1  # a: 0.2 -> 0.1; c: no change
-    difference = compare(before, after)
+    difference = compare_metrics(before, after)
     assert difference["prefix_formed"]["n"] == 2
     assert difference["prefix_formed"]["value"] == pytest.approx((0.3 + 0.1) / 2)
     assert difference["l1_formed"]["n"] == 2

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from roboalign.evaluate.success import success_table
-from roboalign.evaluate.token_metrics import compare, summarize
-from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
+from roboalign.evaluate.token_metrics import compare_metrics, summarize
+from roboalign.report.summary import ArmSummary, Curve, FrameSample, RunSummary, Video
 from roboalign.run.arms import ARMS
 
 TASKS = ("bin-picking-v3", "box-close-v3", "door-lock-v3")
@@ -145,7 +145,7 @@ def synthetic_run(folder: Path, video: bytes) -> RunSummary:
         "blind": "Blind",
     }
     arms = [
-        Arm(
+        ArmSummary(
             name,
             title,
             f"What {title} was trained on.",
@@ -172,7 +172,8 @@ def synthetic_run(folder: Path, video: bytes) -> RunSummary:
         arms=arms,
         success=success_table({arm: episodes(arm) for arm in SKILL}, pairs, resamples=500),
         mllm_pairs=[
-            {"before": a, "after": b, **compare(records[a], records[b])} for a, b in pairs[:3]
+            {"before": a, "after": b, **compare_metrics(records[a], records[b])}
+            for a, b in pairs[:3]
         ],
         curves=curves(),
         manifest={
@@ -192,7 +193,7 @@ def synthetic_run(folder: Path, video: bytes) -> RunSummary:
             }
         },
         samples=[
-            Sample(
+            FrameSample(
                 "Task: close the box. What should the robot do next? "
                 'Think first, then answer as "<ACTION_START>".',
                 "<ACTION_START><FAST_3><FAST_9><ACTION_END>",

@@ -17,7 +17,7 @@ from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.episodes.robot_data import RobotData
 from roboalign.episodes.survey.measures import Histogram
-from roboalign.episodes.survey.statistics import Survey, keep_episodes, survey
+from roboalign.episodes.survey.statistics import Survey, keep_episodes, survey_episodes
 from roboalign.report.attention import attention
 from roboalign.report.drawing import (
     ARROW,
@@ -98,13 +98,13 @@ def faulty_episodes() -> list[Episode | Fault]:
 
 @pytest.fixture(scope="module")
 def clean() -> Survey:
-    return survey(data_of(*clean_episodes()))
+    return survey_episodes(data_of(*clean_episodes()))
 
 
 @pytest.fixture(scope="module")
 def faulty() -> tuple[Survey, list[Episode]]:
     kept: list[Episode] = []
-    return survey(keep_episodes(data_of(*faulty_episodes()), kept, count=20)), kept
+    return survey_episodes(keep_episodes(data_of(*faulty_episodes()), kept, count=20)), kept
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +157,18 @@ def test_limits_short_episodes_and_an_unstated_meaning_are_said():
     episodes = clean_episodes(3)
     for episode in episodes:
         episode.actions[:] = np.clip(episode.actions, -1, 1)
-    found = survey(data_of(*episodes), horizon=50)
+    found = survey_episodes(data_of(*episodes), horizon=50)
     said = attention(found)
     share = np.mean(np.abs(np.concatenate([episode.actions[:, 0] for episode in episodes])) == 1)
     assert 0.2 < share < 0.5 and any(
         f"as if clipped, in x ({100 * share:.1f}%)" in sentence for sentence in said
     )
     assert any("shorter than a chunk of 50 steps (median 30)" in sentence for sentence in said)
-    silent = attention(survey(data_of(*(replace(e, action_space=None) for e in episodes))))
+    silent = attention(survey_episodes(data_of(*(replace(e, action_space=None) for e in episodes))))
     assert any("an action mean is not stated" in sentence for sentence in silent)
-    assert "Action tokens were not measured" in " ".join(attention(survey(data_of(episodes[0]))))
+    assert "Action tokens were not measured" in " ".join(
+        attention(survey_episodes(data_of(episodes[0])))
+    )
 
 
 def test_the_numbers_are_in_the_tables(clean):

@@ -12,7 +12,7 @@ from roboalign.evaluate.token_metrics import summarize
 from roboalign.report.caveats import caveats
 from roboalign.report.page import write_report
 from roboalign.report.plots import interval_plot, line_plot
-from roboalign.report.summary import Arm, RunSummary, Sample
+from roboalign.report.summary import ArmSummary, FrameSample, RunSummary
 from roboalign.report.verdict import findings, headline
 
 SECTIONS = (
@@ -114,7 +114,7 @@ def test_without_both_sides_of_rl_there_is_no_verdict(run, tmp_path):
 
 def test_text_of_models_and_people_is_escaped(run, tmp_path):
     evil = "<script>alert(1)</script>&\"'"
-    sample = Sample(evil, evil, {"sft": evil}, {}, caption=evil)
+    sample = FrameSample(evil, evil, {"sft": evil}, {}, caption=evil)
     evil_run = replace(
         run,
         name=evil,
@@ -122,7 +122,7 @@ def test_text_of_models_and_people_is_escaped(run, tmp_path):
         notes=[evil],
         environment={evil: evil},
         samples=[sample],
-        arms=[Arm("sft", evil, evil, run.arms[1].mllm)],
+        arms=[ArmSummary("sft", evil, evil, run.arms[1].mllm)],
     )
     write_report(evil_run, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
@@ -259,7 +259,10 @@ def test_limits_of_a_model_that_does_not_look_and_whose_reasoning_is_idle():
     }
     run = replace(
         with_results(),
-        arms=[Arm("sft", "SFT", mllm=before), Arm("roboalign", "RoboAlign", mllm=shy)],
+        arms=[
+            ArmSummary("sft", "SFT", mllm=before),
+            ArmSummary("roboalign", "RoboAlign", mllm=shy),
+        ],
     )
     text = " ".join(caveats(run))
     assert "looks at the image" in text
@@ -296,7 +299,7 @@ def test_a_model_that_never_acts_is_shown_without_numbers_it_has_not(tmp_path):
         for record in answers("sft")
         if record["probe"] == "action"
     ]
-    run = RunSummary(name="silent", arms=[Arm("sft", "SFT", mllm=summarize(silent))])
+    run = RunSummary(name="silent", arms=[ArmSummary("sft", "SFT", mllm=summarize(silent))])
     write_report(run, tmp_path / "report.html")
     text = " ".join(Page((tmp_path / "report.html").read_text()).texts)
     assert "n = 0" in text

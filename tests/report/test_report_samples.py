@@ -3,7 +3,7 @@
 import pytest
 
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.report.samples import even_ranks, side_by_side
+from roboalign.report.samples import even_ranks, frames_side_by_side
 
 
 def conversation(number: int, kind: str, mode: str) -> Conversation:
@@ -37,7 +37,7 @@ def test_both_ends_of_the_change_are_shown():
     after = [record(i, "action", "action", i / 8, "rl") for i in range(9)] + [
         record(3, "vqa", "reasoning", 1.0, "rl")
     ]
-    samples = side_by_side(("sft", before), ("rl", after), heldout, actions=3, questions=2)
+    samples = frames_side_by_side(("sft", before), ("rl", after), heldout, actions=3, questions=2)
     assert [sample.question for sample in samples] == [
         "question 8",
         "question 4",

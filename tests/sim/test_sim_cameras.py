@@ -5,7 +5,7 @@ import pytest
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim import rendering
-from roboalign.sim.cameras import VIEWS, Pose, View, pose_of, project, projection_matrix
+from roboalign.sim.cameras import VIEWS, CameraView, Pose, pose_of, project, projection_matrix
 from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 
 SIZE = 256
@@ -18,9 +18,9 @@ def test_projection_by_hand():
         np.zeros(3), np.array([1.0, 0, 0]), np.array([0, 0, 1.0]), np.array([0, 1.0, 0]), 90.0
     )
     points = np.array([[0, 2, 0], [2, 2, 0], [-1, 2, 2], [0, 4, -4]], np.float64)
-    pixels = project(projection_matrix(View("v"), pose, 64, 64), points)
+    pixels = project(projection_matrix(CameraView("v"), pose, 64, 64), points)
     np.testing.assert_allclose(pixels, [[32, 32], [64, 32], [16, 0], [32, 64]], atol=1e-9)
-    turned = project(projection_matrix(View("v", upside_down=True), pose, 64, 64), points)
+    turned = project(projection_matrix(CameraView("v", upside_down=True), pose, 64, 64), points)
     np.testing.assert_allclose(turned, 64 - pixels, atol=1e-9)
 
 

@@ -14,8 +14,8 @@ from roboalign.sim.collect import (
     Failure,
     collect,
     collect_episode,
+    collected_table,
     smooth_noise,
-    success_table,
 )
 from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 
@@ -151,7 +151,7 @@ def test_collection_is_the_same_with_one_and_two_processes_and_resumes():
     have = [o.record.episode_id for o in two[:3]]
     rest = list(collect(tasks, BLIND, config, workers=1, existing=have))
     assert summary(rest) == summary(two[3:])
-    table = success_table(
+    table = collected_table(
         [*two, Collected(tasks[0], None, (Failure(tasks[0], 9, "x", crashed=True),))]
     )
     assert (

@@ -94,7 +94,7 @@ CONFIG = RolloutConfig(replan_every=4, max_steps=20, batch_size=2)
 def test_a_worker_of_the_cluster_says_what_is_installed_otherwise():
     here = cluster._installed()
     sent = cluster.pickle.dumps((load_refused, Walks(), CONFIG))
-    [told] = cluster.messages({**here, "mujoco": "0.1"}, sent, {}, iter([]))
+    [told] = cluster.queue_messages({**here, "mujoco": "0.1"}, sent, {}, iter([]))
     assert isinstance(told, RoboAlignError) and "has another mujoco than" in str(told)
     assert here["roboalign"] != "" and here["numpy"] == np.__version__
 
@@ -138,7 +138,7 @@ def test_files_arrive_whole_and_do_not_stay(tmp_path: Path, store: list[np.ndarr
 
 def test_what_a_worker_sends_is_what_a_local_one_does(store: list[np.ndarray]) -> None:
     sent = cluster.pickle.dumps((load_broken, Walks(), CONFIG))
-    [told] = cluster.messages(cluster._installed(), sent, {}, iter([[("walk", 0)]]))
+    [told] = cluster.queue_messages(cluster._installed(), sent, {}, iter([[("walk", 0)]]))
     assert isinstance(told, str) and "the head is on fire" in told
 
 

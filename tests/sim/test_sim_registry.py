@@ -81,7 +81,9 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    point = EntryPoint(name, value, registry.GROUP)._for(SimpleNamespace(name="lab-robots"))  # type: ignore[arg-type]
+    point = EntryPoint(name, value, registry.BENCHMARK_ENTRY_POINTS)._for(
+        SimpleNamespace(name="lab-robots")
+    )  # type: ignore[arg-type]
     monkeypatch.setattr(
         plugins, "entry_points", lambda group: [point] if group == point.group else []
     )
@@ -244,7 +246,7 @@ def test_the_names_of_libero_s_tasks_are_the_library_s() -> None:
 
 def test_recipes_and_published_results_are_read_without_any_simulator(tmp_path: Path) -> None:
     code = f"""{BLOCKED}
-from roboalign.cli.compare import compare
+from roboalign.cli.compare import compare_runs
 from roboalign.cli.table import table
 from roboalign.run.benchmark import installed_versions
 from roboalign.run.load import load_recipe
@@ -253,8 +255,8 @@ import sys
 from pathlib import Path
 
 load_recipe("recipes/libero-tiny.yaml")
-print(compare(["docs/results/libero-tiny"], ["sft", "roboalign"]))
-print(compare(["docs/results/libero-tiny", "docs/results/libero-aligned"]))
+print(compare_runs(["docs/results/libero-tiny"], ["sft", "roboalign"]))
+print(compare_runs(["docs/results/libero-tiny", "docs/results/libero-aligned"]))
 print(table(["docs/results/libero-tiny-spatial"], "libero-spatial"))
 write_published(Path("docs/results/libero-tiny"), Path(sys.argv[1]))
 print(installed_versions(("numpy", "no-such-simulator")))

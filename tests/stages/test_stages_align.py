@@ -66,7 +66,7 @@ def prompts_of_rl(
         raise Stop([prompts[index].id for index in order], updates)
 
     settings = recipe(rl={**recipe().rl.model_dump(), **rl})
-    monkeypatch.setattr(grpo, "build_trainer", build)
+    monkeypatch.setattr(grpo, "build_grpo_trainer", build)
     monkeypatch.setattr(grpo, "check_prompts", lambda *arguments: None)
     monkeypatch.setattr(Context, "load", lambda self, folder: None)
     with pytest.raises(Stop) as stopped:

@@ -17,14 +17,14 @@ from roboalign.mllm import shipped
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny import build_tiny
 from roboalign.mllm.tiny_classes import build_class
-from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
+from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
 from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import BackboneConfig
 from roboalign.run.stages import base as stage
 
 
 def test_tokens_decode_to_the_actions_that_were_encoded(run_dir: Path) -> None:
-    tokens = action_tokens(run_dir)
+    tokens = run_action_tokens(run_dir)
     described = read_json(run_dir / "tokenizer" / "tokenizer.json")
     heldout = set(read_json(mixture_folder(run_dir) / "manifest.json")["splits"]["heldout"])
     episodes = [e for e in read_demonstrations(run_dir, "align") if e.episode_id not in heldout]
@@ -54,7 +54,7 @@ def test_the_base_knows_the_action_tokens_and_has_not_been_trained_on_them(run_d
     pretrained, base = (load_mllm(run_dir / "base" / name) for name in ("pretrain/model", "model"))
     row = read_json(run_dir / "base" / "stage.json")
     assert len(base.tokenizer.encode("<ACTION_START><FAST_0><ACTION_END>")) == 3
-    assert row["fast_tokens"] == action_tokens(run_dir).fast.vocab_size
+    assert row["fast_tokens"] == run_action_tokens(run_dir).fast.vocab_size
     assert row["parameters"] == sum(p.numel() for p in base.model.parameters())
     assert row["source"] == "train" and row["updates"] == 2 and row["vision_updates"] == 2
     rows = pretrained.model.get_input_embeddings().num_embeddings

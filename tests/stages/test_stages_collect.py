@@ -108,7 +108,7 @@ def collect(folder: Path, experts: Experts, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(stage, "alignment_benchmark", lambda recipe: World())
     monkeypatch.setattr(stage, "demonstrated_benchmark", lambda recipe: World())
     monkeypatch.setattr(stage, "collect_episodes", experts.collect)
-    return stage.collect(context(folder, "collect", RECIPE))
+    return stage.collect_stage(context(folder, "collect", RECIPE))
 
 
 EXPECTED = {

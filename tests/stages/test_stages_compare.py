@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from roboalign.cli.compare import compare, differences
+from roboalign.cli.compare import compare_runs, recipe_differences
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json, write_text
 from roboalign.run.load import dump_recipe
@@ -69,7 +69,7 @@ def write_run(
 def test_numbers_by_hand_in_both_layouts(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"roboalign": set(range(8))})
     two = write_run(tmp_path / "two", {"roboalign": set(range(2, 16))}, published=True)
-    found = json.loads(compare([one, two], as_json=True))
+    found = json.loads(compare_runs([one, two], as_json=True))
     pair, arms = found["pair"], found["arms"]
     assert (pair["n"], pair["only_before"], pair["only_after"]) == (20, 2, 8)
     assert pair["p"] == pytest.approx(binomtest(8, 10, 0.5).pvalue)
@@ -79,7 +79,7 @@ def test_numbers_by_hand_in_both_layouts(tmp_path: Path) -> None:
     assert (row["low"], row["high"]) == pytest.approx(
         (0.4810, 0.8545), abs=1e-3
     )  # Wilson's, from the formula
-    lines = compare([one, two]).splitlines()
+    lines = compare_runs([one, two]).splitlines()
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
     text = " ".join(" ".join(lines).split())
     assert "14/20 = 70.0%" in text and "8/20 = 40.0%" in text
@@ -90,7 +90,7 @@ def test_numbers_by_hand_in_both_layouts(tmp_path: Path) -> None:
 def test_two_arms_of_one_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"sft": {1, 2, 3}, "roboalign": {2, 3, 4, 5}})
     for runs in ([run], [run, run]):
-        found = json.loads(compare(runs, ["sft", "roboalign"], as_json=True))
+        found = json.loads(compare_runs(runs, ["sft", "roboalign"], as_json=True))
         assert set(found["arms"]) == {"sft", "roboalign"} and found["recipes_differ_in"] == []
         assert (
             found["pair"]["before"],
@@ -103,16 +103,18 @@ def test_an_arm_of_each_run(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"sft": {1}, "roboalign": set()})
     two = write_run(tmp_path / "two", {"roboalign": {1, 2}, "sft": set()})
     assert (
-        json.loads(compare([one, two], ["sft", "roboalign"], as_json=True))["pair"]["only_after"]
+        json.loads(compare_runs([one, two], ["sft", "roboalign"], as_json=True))["pair"][
+            "only_after"
+        ]
         == 1
     )
-    assert json.loads(compare([one, two], ["sft"], as_json=True))["pair"]["only_before"] == 1
+    assert json.loads(compare_runs([one, two], ["sft"], as_json=True))["pair"]["only_before"] == 1
 
 
 def test_a_crash_is_no_failure(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"roboalign": {0, 1}}, crashed={5, 6})
     two = write_run(tmp_path / "two", {"roboalign": {0, 1, 5}}, crashed={7})
-    text = " ".join(compare([one, two]).split())
+    text = " ".join(compare_runs([one, two]).split())
     assert "17 pairs" in text and "without 3 in which either simulator crashed" in text
     assert "2/18 = 11.1%" in text and "3/19 = 15.8%" in text
     assert "+0 of 17" in text  # 5 was solved by the second run alone, and crashed in the first
@@ -121,14 +123,14 @@ def test_a_crash_is_no_failure(tmp_path: Path) -> None:
 def test_nothing_but_crashes_gives_no_percentage(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"roboalign": set()}, crashed=set(range(20)))
     two = write_run(tmp_path / "two", {"roboalign": {1}})
-    text = " ".join(compare([one, two]).split())
+    text = " ".join(compare_runs([one, two]).split())
     assert "0 pairs" in text and "points" not in text
 
 
 def test_training_seeds_are_paired_by_number_and_shown_apart(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {"roboalign": {0, 1}}, seeds=(0, 1))
     two = write_run(tmp_path / "two", {"roboalign": {0, 1, 2}}, seeds=(0, 1))
-    found = json.loads(compare([one, two], as_json=True))["pair"]
+    found = json.loads(compare_runs([one, two], as_json=True))["pair"]
     assert found["n"] == 40 and found["by_training_seed"] == {
         seed: {"n": 20, "gained": 1} for seed in "01"
     }
@@ -139,10 +141,10 @@ def test_training_seeds_are_paired_by_number_and_shown_apart(tmp_path: Path) -> 
         RoboAlignError,
         match=r"20 episodes are in this one only.*training seeds \[0, 1\] and .*--seed",
     ):
-        compare([one, three])
-    assert json.loads(compare([one, three], seeds=[1], as_json=True))["pair"]["n"] == 20
+        compare_runs([one, three])
+    assert json.loads(compare_runs([one, three], seeds=[1], as_json=True))["pair"]["n"] == 20
     with pytest.raises(RoboAlignError, match="no training seed 2 Fix: choose of 0, 1"):
-        compare([one, three], seeds=[2])
+        compare_runs([one, three], seeds=[2])
 
 
 WORLD = {"downstream_tasks": TASKS}
@@ -184,7 +186,7 @@ def test_every_setting_that_changes_the_meaning_is_named(
     one = write_run(tmp_path / "one", {"roboalign": {1}})
     two = write_run(tmp_path / "two", {"roboalign": {1}}, **changed)
     with pytest.raises(RoboAlignError) as caught:
-        compare([one, two])
+        compare_runs([one, two])
     assert f"`{key}` is" in str(caught.value) and values in str(caught.value)
 
 
@@ -196,7 +198,7 @@ def test_all_differences_are_in_one_message(tmp_path: Path) -> None:
         rollout={"episodes": 10, "max_steps": 99, "replan_every": 2},
     )
     with pytest.raises(RoboAlignError, match=r"replan_every.*max_steps|max_steps.*replan_every"):
-        compare([one, two])
+        compare_runs([one, two])
 
 
 def test_other_episodes_are_refused(tmp_path: Path) -> None:
@@ -206,19 +208,19 @@ def test_other_episodes_are_refused(tmp_path: Path) -> None:
         RoboAlignError,
         match="more roboalign: 4 episodes are in this one only, as door-lock-v3 seed",
     ):
-        compare([one, more])
+        compare_runs([one, more])
     other = write_run(
         tmp_path / "other", {"roboalign": {1}}, collect={"downstream_tasks": ("door-lock-v3",)}
     )
     with pytest.raises(RoboAlignError, match="10 episodes are in this one only, as door-unlock-v3"):
-        compare([one, other])
+        compare_runs([one, other])
     path = Path(one) / "seed-0/eval/rollouts/roboalign/episodes.jsonl"
     write_text(path, "".join(path.read_text().splitlines(keepends=True)[:-3]))
     with pytest.raises(
         RoboAlignError,
         match=r"episodes.jsonl: 3 of 20 episodes are missing.*Fix: roboalign run .* --until eval",
     ):
-        compare([one, more])
+        compare_runs([one, more])
 
 
 def test_what_the_recipes_differ_in_is_told(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_what_the_recipes_differ_in_is_told(tmp_path: Path) -> None:
         rollout={"episodes": 10, "batch_size": 2},
         versions="torch 2, metaworld 3.1.1, mujoco 3.4.0",
     )
-    text = " ".join(compare([one, two]).split())
+    text = " ".join(compare_runs([one, two]).split())
     assert (
         "rl.reward: paper before, decoded after" in text
         and "batch_size" not in text
@@ -266,20 +268,20 @@ def test_on_libero_runs_compare_whatever_their_mllm_was_aligned_on(tmp_path: Pat
         collect={**measured, **aligned},
         mix={"camera": "agentview"},
     )
-    text = " ".join(compare([one, two]).split())
+    text = " ".join(compare_runs([one, two]).split())
     assert "mix.camera: workspace before, agentview after" in text
     assert "collect.align_benchmark: metaworld before, libero_90 after" in text
     other = write_run(
         tmp_path / "other", {"roboalign": {1}}, collect={**measured, "libero": {"render": "fast"}}
     )
     with pytest.raises(RoboAlignError, match=r"collect\.libero\.render"):
-        compare([one, other])
+        compare_runs([one, other])
 
 
 def test_differences_name_leaves() -> None:
     one = Recipe.model_validate({"name": "a"})
-    assert differences(one, one) == []
-    assert differences(one, Recipe.model_validate({"name": "b", "rl": {"kl": 0.5}})) == [
+    assert recipe_differences(one, one) == []
+    assert recipe_differences(one, Recipe.model_validate({"name": "b", "rl": {"kl": 0.5}})) == [
         ("name", "a", "b"),
         ("rl.kl", one.rl.kl, 0.5),
     ]
@@ -288,17 +290,19 @@ def test_differences_name_leaves() -> None:
 def test_what_is_no_comparison_is_one_message(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"roboalign": {1}, "sft": {1}})
     with pytest.raises(RoboAlignError, match="compared with itself"):
-        compare([run, f"{run}/"], ["sft"])
+        compare_runs([run, f"{run}/"], ["sft"])
     with pytest.raises(RoboAlignError, match="two sides"):
-        compare([run, run, run])
+        compare_runs([run, run, run])
     with pytest.raises(RoboAlignError, match=r"no run here: recipe.yaml"):
-        compare([run, str(tmp_path)])
+        compare_runs([run, str(tmp_path)])
     with pytest.raises(RoboAlignError, match=r"no arm 'base' Fix: choose of roboalign, sft"):
-        compare([run], ["base", "sft"])
+        compare_runs([run], ["base", "sft"])
 
 
 def test_published_results_can_be_compared() -> None:
-    found = json.loads(compare([str(PUBLISHED / "metaworld")], ["sft", "roboalign"], as_json=True))
+    found = json.loads(
+        compare_runs([str(PUBLISHED / "metaworld")], ["sft", "roboalign"], as_json=True)
+    )
     summary = json.loads((PUBLISHED / "metaworld" / "summary.json").read_text())
     (known,) = [
         one
@@ -307,4 +311,4 @@ def test_published_results_can_be_compared() -> None:
     ]
     assert found["pair"]["p"] == known["p"] and found["pair"]["n"] == known["n"]
     with pytest.raises(RoboAlignError, match=r"`rollout\.max_steps` is 250 and 200"):
-        compare([str(PUBLISHED / "metaworld"), str(PUBLISHED / "quickstart")])
+        compare_runs([str(PUBLISHED / "metaworld"), str(PUBLISHED / "quickstart")])

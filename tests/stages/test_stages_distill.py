@@ -48,7 +48,7 @@ def mine(run_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_questions_are_training_questions_of_the_groups_each_once(mine: Path) -> None:
-    trained, sampled = distill.draw(context(mine, "distill/rl", settings()))
+    trained, sampled = distill.draw_prompts(context(mine, "distill/rl", settings()))
     assert len(trained) == 8 and len(sampled) == 12
     config = settings().distill
     for questions, count in ((trained, 4), (sampled, 6)):
@@ -77,10 +77,10 @@ def test_questions_are_training_questions_of_the_groups_each_once(mine: Path) ->
 
 
 def test_more_questions_contain_the_fewer_and_another_seed_draws_others(mine: Path) -> None:
-    trained, sampled = distill.draw(context(mine, "distill/rl", settings()))
-    same, more = distill.draw(context(mine, "distill/rl", settings(questions=16)))
+    trained, sampled = distill.draw_prompts(context(mine, "distill/rl", settings()))
+    same, more = distill.draw_prompts(context(mine, "distill/rl", settings(questions=16)))
     assert same == trained and {one.id for one in sampled} < {one.id for one in more}
-    other, _ = distill.draw(context(mine, "distill/rl", settings(seed=1)))
+    other, _ = distill.draw_prompts(context(mine, "distill/rl", settings(seed=1)))
     assert {one.id for one in other} != {one.id for one in trained}
 
 
@@ -114,7 +114,7 @@ def test_a_killed_sampling_goes_on_with_the_shards_that_are_missing(
         ]
 
     monkeypatch.setattr(distill, "SHARD", 5)
-    monkeypatch.setattr(distill, "ask", ask)
+    monkeypatch.setattr(distill, "ask_mllm", ask)
     (mine / "distill/rl").mkdir(parents=True)
     (mine / "distill/rl/model").symlink_to(mine / "base/pretrain/model")
     sampling = context(mine, "distill/sample", settings())
@@ -128,7 +128,7 @@ def test_a_killed_sampling_goes_on_with_the_shards_that_are_missing(
 def test_what_is_kept_and_what_is_counted(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of twelve questions nine get a right answer twice, one a wrong and a right one, two only answers without tags."""
     asked = settings()
-    _, questions = distill.draw(context(mine, "distill/traces", asked))
+    _, questions = distill.draw_prompts(context(mine, "distill/traces", asked))
 
     def right(question: Any) -> str:
         label = question.turns[0].question.rsplit('"', 2)[1]

@@ -16,7 +16,7 @@ from roboalign.core.files import read_json
 from roboalign.episodes.formats.lerobot import read_lerobot
 from roboalign.episodes.open import open_robot_data
 from roboalign.mllm.shipped import builtin_folder
-from roboalign.run.graph import pin_hub_ids, plan_stages
+from roboalign.run.graph import pin_recipe, plan_stages
 from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import by_name, stage_keys
 from roboalign.run.stage import Stage
@@ -44,7 +44,7 @@ def table_of(settings: Recipe) -> dict[str, Stage]:
 
 def test_a_backbone_and_a_tokenizer_by_id(there: Hub) -> None:
     named = recipe(backbone={"source": "owner/tiny"}, tokenizer={"path": "owner/fast"})
-    pinned = pin_hub_ids(named)
+    pinned = pin_recipe(named)
     tiny, fast = (there.repositories["model", f"owner/{name}"] for name in ("tiny", "fast"))
     assert pinned.backbone.source == f"owner/tiny@{tiny.commit}"
     assert pinned.tokenizer.path == f"owner/fast@{fast.commit}"
@@ -63,7 +63,7 @@ def test_a_backbone_and_a_tokenizer_by_id(there: Hub) -> None:
 def test_names_that_are_no_ids_are_left_as_they_are() -> None:
     for source in ("builtin", "train", str(builtin_folder())):
         settings = recipe(backbone={"source": source})
-        assert pin_hub_ids(settings) == settings
+        assert pin_recipe(settings) == settings
 
 
 def test_a_data_set_by_id(there: Hub, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from roboalign.cli.data_mix import mix_data
 from roboalign.conversations.conversation import read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm
-from roboalign.run.folder import action_tokens, mixture_folder
+from roboalign.run.folder import mixture_folder, run_action_tokens
 from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import Recipe
 
@@ -64,7 +64,7 @@ def test_sft_and_rl_learn_from_it_with_its_tokens(
         name: do(stages, tmp_path, name, settings)
         for name in ("tokenizer", "mix", "base", "seed-0/sft", "seed-0/rl", "seed-0/extra-sft")
     }
-    assert action_tokens(tmp_path).fast.horizon == 3 != SETTINGS["tokenizer"]["horizon"]
+    assert run_action_tokens(tmp_path).fast.horizon == 3 != SETTINGS["tokenizer"]["horizon"]
     assert rows["tokenizer"]["vocab_size"] == rows["base"]["fast_tokens"]
     assert mixture_folder(tmp_path).resolve() == mixture.resolve()
     assert rows["mix"]["conversations"] == 60 and rows["mix"]["rl_samples"] == 4

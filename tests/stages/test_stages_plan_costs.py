@@ -9,7 +9,7 @@ from backbone_checks import FRAMES, TURNS, model_of
 from roboalign.align.lora import LoraConfig, add_lora
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import collate, encode_conversation
-from roboalign.mllm.presets import PRESETS, meta_model, preset_config
+from roboalign.mllm.presets import MODEL_PRESETS, meta_model, preset_config
 from roboalign.plan import arithmetic as costs
 from roboalign.plan.arithmetic import GPUS, Memory, parse_gpus
 from roboalign.plan.costs import plan_costs
@@ -113,7 +113,7 @@ def test_the_7b_model_with_lora_fits_one_gpu_and_is_never_split() -> None:
 
 def test_numbers_of_the_7b_model() -> None:
     b = backbone_numbers(meta_model(preset_config("qwen2.5-vl-7b")))
-    assert b.parameters == PRESETS["qwen2.5-vl-7b"].published
+    assert b.parameters == MODEL_PRESETS["qwen2.5-vl-7b"].published
     assert (b.layers, b.width, b.query, b.key_value, b.mlp) == (28, 3584, 3584, 512, 18944)
     assert b.table == 152064 * 3584 and not b.tied
     # queries, keys and values with biases, output, three of the feed-forward, two norms; the norm at the end

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.vla.dit import Attention, DiT, SelfAttentionBlock, sinusoid
-from roboalign.vla.head import PRESETS, FlowMatchingHead, HeadConfig, HeadShape, flow_times
+from roboalign.vla.head import HEAD_PRESETS, FlowMatchingHead, HeadConfig, HeadShape, flow_times
 
 SHAPE = HeadShape(vlm_width=24, action_dim=4, state_dim=3, horizon=5)
 
@@ -35,7 +35,7 @@ def inputs(batch: int = 3, length: int = 6) -> dict[str, torch.Tensor]:
 
 def test_published_parameter_counts():
     # GR00T-N1.5 prints both counts when it starts: 550386688 (DiT) and 201433088 (4 blocks of width 2048).
-    p = PRESETS["gr00t-n1.5"]
+    p = HEAD_PRESETS["gr00t-n1.5"]
     with torch.device("meta"):
         dit = DiT(
             p["width"],

@@ -13,7 +13,7 @@ from roboalign.core.errors import RoboAlignError
 Direction = Literal["right", "left", "forward", "back", "up", "down"]
 Axes = tuple[Direction, Direction, Direction]
 """Where +x, +y and +z point."""
-SEEN = {
+SEEN_DIRECTIONS = {
     "right": (0, 1),
     "left": (0, -1),
     "forward": (1, 1),
@@ -45,8 +45,10 @@ def parse_axes(text: str) -> Axes:
     """`forward,left,up` -> axes. Raises RoboAlignError where these are not three directions of a right-handed frame."""
     names = tuple(part.strip() for part in text.split(","))
     fix = "name where +x, +y, +z point, for example --axes forward,left,up"
-    if len(names) != 3 or not set(names) <= set(SEEN):
-        raise RoboAlignError(f"{text!r} is not three of {', '.join(SEEN)}", where="axes", fix=fix)
+    if len(names) != 3 or not set(names) <= set(SEEN_DIRECTIONS):
+        raise RoboAlignError(
+            f"{text!r} is not three of {', '.join(SEEN_DIRECTIONS)}", where="axes", fix=fix
+        )
     turn = matrix_of(names)  # type: ignore[arg-type]
     if round(np.linalg.det(turn)) != 1:
         problem = f"{text!r} names a direction twice or makes a left-handed frame"
@@ -58,6 +60,6 @@ def matrix_of(axes: Axes) -> np.ndarray:
     """[3, 3] from (x, y, z) of the frame to (right, forward, up)."""
     matrix = np.zeros((3, 3))
     for column, direction in enumerate(axes):
-        row, sign = SEEN[direction]
+        row, sign = SEEN_DIRECTIONS[direction]
         matrix[row, column] = sign
     return matrix

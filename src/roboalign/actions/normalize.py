@@ -11,7 +11,7 @@ from roboalign.core.errors import RoboAlignError
 
 Method = Literal["quantiles", "min_max", "mean_std"]
 ARRAYS = ("q01", "q99", "mean", "std", "minimum", "maximum")
-SETTINGS = {"method": "quantiles", "clip": True}
+_SETTINGS = {"method": "quantiles", "clip": True}
 """Written to JSON only where they differ from these: statistics of older runs have neither."""
 
 # Raw actions are metres, radians or commands in [-1, 1], stored as float32. A spread of a millionth of such a unit
@@ -139,7 +139,7 @@ class ActionStats:
         """Plain lists and numbers, for JSON."""
         settings = {
             name: getattr(self, name)
-            for name, usual in SETTINGS.items()
+            for name, usual in _SETTINGS.items()
             if getattr(self, name) != usual
         }
         arrays = {name: getattr(self, name).tolist() for name in ARRAYS}
@@ -149,7 +149,7 @@ class ActionStats:
     def from_dict(cls, values: Mapping[str, Any], where: str = "") -> "ActionStats":
         """The inverse of `to_dict`. Raises RoboAlignError, naming `where` and the field, on anything invalid."""
         fix = "compute the statistics again with ActionStats.fit"
-        wrong = (set(values) - set(SETTINGS)) ^ {*ARRAYS, "count"}
+        wrong = (set(values) - set(_SETTINGS)) ^ {*ARRAYS, "count"}
         if wrong:
             problems = [
                 f"{'unknown' if name in values else 'missing'} field `{name}`"
@@ -173,7 +173,7 @@ class ActionStats:
             raise RoboAlignError(
                 f"count must be a positive integer, got {count!r}", where=where, fix=fix
             )
-        method, clip = (values.get(name, usual) for name, usual in SETTINGS.items())
+        method, clip = (values.get(name, usual) for name, usual in _SETTINGS.items())
         if method not in get_args(Method):
             known = ", ".join(get_args(Method))
             raise RoboAlignError(f"method is {method!r}, not one of {known}", where=where, fix=fix)

@@ -161,14 +161,14 @@ def convert(
     are needed and missing, and for what is no change of form: end effector to joints or back, a delta of joints to a
     target or back, velocity to anything else, and a rotation or gripper that only one of the two has.
     """
-    values = checked(actions, source.dim, "actions")
+    values = _checked(actions, source.dim, "actions")
     check_convertible(source, target)
     if not len(values):
         return np.zeros((0, target.dim), dtype=np.float32)
     arm = (
         rescaled(values, source, target)
         if same_arm(source, target)
-        else moved(values, source, target, poses)
+        else _moved(values, source, target, poses)
     )
     gripper = recoded(values[:, source.gripper_part], source.gripper, target.gripper)
     return np.concatenate([arm, gripper], axis=1).astype(np.float32)
@@ -223,7 +223,7 @@ def rescaled(values: np.ndarray, source: ActionSpace, target: ActionSpace) -> np
     return np.concatenate([position, rotation], axis=1)
 
 
-def moved(
+def _moved(
     values: np.ndarray, source: ActionSpace, target: ActionSpace, poses: np.ndarray | None
 ) -> np.ndarray:
     """The arm's numbers by way of the pose that the action leads to.
@@ -352,7 +352,7 @@ def recoded(values: np.ndarray, source: str, target: str) -> np.ndarray:
     return closed + openness * (opened - closed)
 
 
-def checked(values: np.ndarray, width: int, where: str) -> np.ndarray:
+def _checked(values: np.ndarray, width: int, where: str) -> np.ndarray:
     """float64 [T, width]; RoboAlignError where it is not that, or not finite."""
     array = np.asarray(values)
     if array.ndim != 2 or array.shape[1] != width or array.dtype.kind not in "fiu":
@@ -371,7 +371,7 @@ def checked(values: np.ndarray, width: int, where: str) -> np.ndarray:
 
 def checked_poses(poses: np.ndarray, length: int) -> tuple[np.ndarray, Rotation]:
     """Positions [T, 3] and rotations of poses [T, 7]."""
-    values = checked(poses, 7, "poses")
+    values = _checked(poses, 7, "poses")
     if len(values) != length:
         raise RoboAlignError(
             f"{len(values)} poses for {length} actions",

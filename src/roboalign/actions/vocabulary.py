@@ -31,7 +31,7 @@ class ActionVocabulary:
         Raises RoboAlignError where a token is missing, is special (`skip_special_tokens=True` would strip it), is
         split, or is not written back as it was read.
         """
-        tokens = action_tokens(n_fast)
+        tokens = _action_tokens(n_fast)
         added = tokenizer.get_added_vocab()
         missing = [token for token in tokens if token not in added]
         fix = "add the tokens with roboalign.actions.vocabulary.extend_tokenizer"
@@ -73,7 +73,7 @@ class ActionVocabulary:
             raise ValueError(f"id {error} is no FAST token") from None
 
 
-def action_tokens(n_fast: int) -> list[str]:
+def _action_tokens(n_fast: int) -> list[str]:
     """The tokens' text, in the order start, end, FAST 0, FAST 1, ..."""
     return [ACTION_START, ACTION_END, *(f"<FAST_{i}>" for i in range(n_fast))]
 
@@ -106,7 +106,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, n_fast: int) -> ActionV
                 normalized=False,
                 special=False,
             )
-            for token in action_tokens(n_fast)
+            for token in _action_tokens(n_fast)
             if token not in present
         ]
     )

@@ -72,7 +72,7 @@ def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
         if fault:
             say(f"{checkpoint}: ignored, {fault}")
             continue
-        written_for = read_manifest(checkpoint)["fingerprint"]
+        written_for = read_checkpoint_manifest(checkpoint)["fingerprint"]
         current = json.loads(json.dumps(fingerprint))
         names = (written_for.keys() | current.keys()) - ROUNDING
         if changed := sorted(name for name in names if written_for.get(name) != current.get(name)):
@@ -104,7 +104,7 @@ def write_manifest(
     write_json(checkpoint / MANIFEST, manifest)
 
 
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
+def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
     """What `write_manifest` wrote. Raises ValueError where it is anything else."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     shape = {"step": int, "files": dict, "fingerprint": dict, "totals": dict}
@@ -121,7 +121,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 def _damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint; "" where each file has the size and the sha256 that were recorded."""
     try:
-        recorded = read_manifest(checkpoint)["files"]
+        recorded = read_checkpoint_manifest(checkpoint)["files"]
         for name, (size, digest) in recorded.items():
             file = checkpoint / name
             if not file.is_file():

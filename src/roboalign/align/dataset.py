@@ -19,7 +19,7 @@ from roboalign.episodes.pictures import rgb_of_file
 from roboalign.mllm.encode import Encoded, collate, encode_conversation, special_tokens
 from roboalign.mllm.load import Mllm
 
-WINDOW = 50  # batches among which conversations of like length are put together
+_WINDOW = 50  # batches among which conversations of like length are put together
 
 
 class Conversations(Dataset):
@@ -151,16 +151,16 @@ def sample_order(
 ) -> list[int]:
     """Indices of the items of `updates` batches, one after the other.
 
-    A stream of random permutations (each pass has every item once), in which each window of WINDOW batches is sorted by
-    length and its batches then shuffled: padding shrinks, the order stays random at the scale of the run.
+    A stream of random permutations (each pass has every item once), in which each window of _WINDOW batches is sorted
+    by length and its batches then shuffled: padding shrinks, the order stays random at the scale of the run.
     """
     rng = np.random.default_rng(seed)
     size = np.asarray(lengths)
     passes = math.ceil(batch * updates / len(size))
     stream = np.concatenate([rng.permutation(len(size)) for _ in range(passes)])[: batch * updates]
     ordered = []
-    for start in range(0, len(stream), WINDOW * batch):
-        window = stream[start : start + WINDOW * batch]
+    for start in range(0, len(stream), _WINDOW * batch):
+        window = stream[start : start + _WINDOW * batch]
         window = window[np.argsort(size[window], kind="stable")].reshape(-1, batch)
         ordered.append(rng.permutation(window).reshape(-1))
     return np.concatenate(ordered).tolist()

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.rewards.answers import Reply, parse_reply
+from roboalign.align.rewards.answers import ParsedReply, parse_reply
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.core.config import Config, Seed
@@ -32,9 +32,9 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
 from roboalign.questions.ask import label_of, score_answer
 
-PAPER = {"kept": 76_000, "questions": 100_000}
+PAPER_KEPT = {"kept": 76_000, "questions": 100_000}
 """What the paper kept of what it asked."""
-GROUPS: dict[str, tuple[str, ...]] = {
+_GROUPS: dict[str, tuple[str, ...]] = {
     "choice": ("object_choice", "task_choice", "movement_choice", "order", "choice"),
     "spatial": (
         "gripper_point",
@@ -83,7 +83,7 @@ FILLERS = frozenset(
     )
 )
 """Words that say nothing in a sentence that states the answer."""
-NAMES = frozenset(("answer", "choice", "option"))
+_NAMES = frozenset(("answer", "choice", "option"))
 """Words behind which a sentence says what the answer is."""
 DUPLICATE, ENOUGH = "duplicate", "the question has enough"
 """Why an answer that passes by itself is not kept."""
@@ -96,7 +96,7 @@ _NAMED = r"\b(?:option|answer|choice|letter)\b(?:\s+is)?[\s:]*\(?"
 class DistillConfig(Config):
     """Reasoning distillation: GRPO on questions that can be checked, then traces sampled from it and filtered."""
 
-    groups: dict[str, tuple[str, ...]] = Field(GROUPS)
+    groups: dict[str, tuple[str, ...]] = Field(_GROUPS)
     """Question types by group; each group gives the same number of questions. `choice`, `point` and `text` are those of
     question-answering sources."""
     rl_questions: int = Field(10_000, ge=2)
@@ -159,17 +159,17 @@ def as_prompt(conversation: Conversation, number: int) -> Conversation:
 
 def judge(
     question: Conversation, texts: Sequence[str], config: DistillConfig, special: Sequence[str] = ()
-) -> list[Reply | Refused]:
+) -> list[ParsedReply | Refused]:
     """Each decoded answer to one prompt of `as_prompt`: what is kept of it, or why nothing is.
 
     `special` is as in `parse_reply`.
     """
-    verdicts: list[Reply | Refused] = []
+    verdicts: list[ParsedReply | Refused] = []
     seen: set[str] = set()
     kept = 0
     for text in texts:
         verdict = judge_alone(text, question.turns[0], config, special)
-        if isinstance(verdict, Reply):
+        if isinstance(verdict, ParsedReply):
             said = " ".join(_words(verdict.reasoning))
             if said in seen:
                 verdict = Refused(DUPLICATE)
@@ -184,7 +184,7 @@ def judge(
 
 def judge_alone(
     text: str, turn: Turn, config: DistillConfig, special: Sequence[str] = ()
-) -> Reply | Refused:
+) -> ParsedReply | Refused:
     """One decoded answer to a question without regard to the others."""
     label = label_of(turn.type)
     reply = parse_reply(text, label, special)
@@ -222,7 +222,7 @@ def states(reasoning: str) -> bool:
     return any(len(words) >= STATEMENT and words != last for words in before)
 
 
-def as_trace(question: Conversation, reply: Reply, number: int) -> Conversation:
+def as_trace(question: Conversation, reply: ParsedReply, number: int) -> Conversation:
     """A kept answer to a prompt of `as_prompt` as training data; `number` tells those of one question apart.
 
     It keeps the answer that the model gave, a point 2 cells off included: the reasoning speaks of that one.
@@ -273,7 +273,7 @@ def _announces(sentence: str, answer: str, label: str) -> bool:
     opening = r"\W*" + r"\W+".join(map(re.escape, wanted)) + r"\s*[,:;–—]"
     if re.match(opening, sentence, re.IGNORECASE):
         return True
-    behind = [words[place + 1 :] for place, word in enumerate(words) if word in NAMES]
+    behind = [words[place + 1 :] for place, word in enumerate(words) if word in _NAMES]
     return any(_without_fillers(rest, wanted, label)[: len(wanted)] == wanted for rest in behind)
 
 

@@ -155,7 +155,7 @@ def train_sft(
     if config.bf16 and mllm.device.type == "cpu":
         # PyTorch's fused attention is several times slower in bfloat16 than in float32 on a CPU.
         mllm.model.set_attn_implementation("eager")
-    trainer = build_trainer(mllm, conversations, config, out_dir, order, updates, label, lora)
+    trainer = build_sft_trainer(mllm, conversations, config, out_dir, order, updates, label, lora)
     with worker_errors():
         totals = trainer.run()
     trainable = sum(p.numel() for p in mllm.model.parameters() if p.requires_grad)
@@ -183,7 +183,7 @@ def check_liger() -> None:
         )
 
 
-def build_trainer(
+def build_sft_trainer(
     mllm: Mllm,
     conversations: Sequence[Conversation],
     config: SftConfig,

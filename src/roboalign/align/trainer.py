@@ -18,7 +18,7 @@ from roboalign.align.checkpoints import (
     WeightsDigest,
     checkpoints_in,
     last_checkpoint,
-    read_manifest,
+    read_checkpoint_manifest,
     room_on_disk,
     truncate_records,
     weights_fingerprint,
@@ -87,7 +87,7 @@ class AlignTrainer(ShardedTrainer):
         checkpoint = self._last_whole()
         done, seconds, first = 0, 0.0, self.is_world_process_zero()
         if checkpoint is not None:
-            manifest = read_manifest(checkpoint)
+            manifest = read_checkpoint_manifest(checkpoint)
             done, seconds = manifest["step"], manifest["totals"].pop("seconds")
             # One process carries what all had consumed.
             self.counters = {

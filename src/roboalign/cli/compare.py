@@ -17,7 +17,7 @@ from roboalign.cli.compare_text import format_compared
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.evaluate.statistics import Estimate, paired_difference
-from roboalign.evaluate.success import Record, read_episodes, success_table
+from roboalign.evaluate.success import RolloutRecord, read_episodes, success_table
 from roboalign.run.benchmark import evaluation_episodes, head_cameras, simulator_packages
 from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
@@ -30,7 +30,7 @@ MEANING = (
 )
 """Keys of a recipe that must agree, with the benchmark's own section: what the world is, what a policy is shown of it
 and how often, and how long."""
-EPISODES = (
+EPISODE_KEYS = (
     "collect.downstream_tasks",
     "rollout.episodes",
     "seeds",
@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Print the comparison."""
-    print(compare(options.runs, options.arm, options.seed, as_json=options.json))
+    print(compare_runs(options.runs, options.arm, options.seed, as_json=options.json))
     return 0
 
 
@@ -74,10 +74,10 @@ class Side:
     name: str
     folder: Path
     recipe: Recipe
-    records: list[Record]
+    records: list[RolloutRecord]
 
 
-def compare(
+def compare_runs(
     runs: Sequence[str],
     arms: Sequence[str] = (),
     seeds: Sequence[int] = (),
@@ -104,8 +104,8 @@ def compare(
     }
     other = [
         {"key": key, "before": a, "after": b}
-        for key, a, b in differences(before.recipe, after.recipe)
-        if not _below(key, (*_meaning(before.recipe, after.recipe), *EPISODES, *NEUTRAL))
+        for key, a, b in recipe_differences(before.recipe, after.recipe)
+        if not _below(key, (*_meaning(before.recipe, after.recipe), *EPISODE_KEYS, *NEUTRAL))
     ]
     result = {
         **table,
@@ -137,7 +137,7 @@ def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool 
             where=str(folder),
             fix=f"choose of {', '.join(map(str, recipe.seeds))} with --seed",
         )
-    wanted, records = evaluation_episodes(recipe), list[Record]()
+    wanted, records = evaluation_episodes(recipe), list[RolloutRecord]()
     fix = f"roboalign run {folder / 'recipe.yaml'} --out {folder} --until eval"
     for seed in seeds or recipe.seeds:
         found = read_episodes(_records_path(folder, seed, arm), wanted, fix)
@@ -145,7 +145,7 @@ def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool 
     return Side(f"{folder} {arm}" if named else arm, folder, recipe, records)
 
 
-def differences(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
+def recipe_differences(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
     """Dotted key, value before, value after, of every setting that is not the same; None where a side lacks it."""
     a, b = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (before, after))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
@@ -155,7 +155,7 @@ def refuse_other_settings(before: Side, after: Side) -> None:
     """Raises RoboAlignError that names every setting of benchmark and rollout in which the two differ."""
     found = [
         f"`{key}` is {a!r} and {b!r}"
-        for key, a, b in differences(before.recipe, after.recipe)
+        for key, a, b in recipe_differences(before.recipe, after.recipe)
         if _below(key, _meaning(before.recipe, after.recipe))
     ]
     if found:
@@ -229,7 +229,7 @@ def _records_path(folder: Path, seed: int, arm: str) -> Path:
     return folder / name
 
 
-def _pairs(before: Side, after: Side) -> list[tuple[Record, Record]]:
+def _pairs(before: Side, after: Side) -> list[tuple[RolloutRecord, RolloutRecord]]:
     """The same episodes of both, without those in which either crashed; refusals have come before."""
     others = {(row["run_seed"], row["task"], row["seed"]): row for row in after.records}
     both = [(row, others[row["run_seed"], row["task"], row["seed"]]) for row in before.records]

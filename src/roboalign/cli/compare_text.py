@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from roboalign.report.console import fold, grid, render
-from roboalign.report.text import count, p_value, points
+from roboalign.report.text import count_text, p_value, points
 
 MIN_TASKS = 8  # a bootstrap of fewer tasks gives intervals that are far too narrow
 
@@ -16,7 +16,7 @@ def format_compared(result: Mapping[str, Any]) -> str:
     lines = [f"before: {pair['before']}", f"after:  {pair['after']}", "", _rates(result)]
     crashed = pair["crashes_left_out"]
     lines.append(
-        f"{count(n)} pairs of the same initial state and training seed"
+        f"{count_text(n)} pairs of the same initial state and training seed"
         + (f", without {crashed} in which either simulator crashed" if crashed else "; no crash")
     )
     if n:

@@ -17,15 +17,15 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json
 from roboalign.core.hub import resolve
 from roboalign.episodes.pictures import size_of_file
-from roboalign.mixture.mixing.account import text_of
+from roboalign.mixture.mixing.account import account_text
 from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import MixtureConfig, load_mixture, pin_hub_ids
+from roboalign.mixture.mixing.config import MixtureConfig, load_mixture, pin_mixture
 from roboalign.mixture.mixing.parts import STREAMED
 from roboalign.mllm.encode import encode_conversation
 from roboalign.mllm.load import Mllm, find_vocabulary
 from roboalign.mllm.processors import load_processor
 
-ROWS = 100
+_ROWS = 100
 PART = re.compile(r"(source|rl|heldout|tokenizer(\.path)?|model|evaluation|mixture)(?=[, ]|$)|$")
 """What a fault's place begins with where it is a part of the mixture file."""
 
@@ -46,12 +46,12 @@ def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) ->
         raise RoboAlignError(f"{workers} processes", where="--workers", fix="give 1 or more")
     config, expected = load_mixture(mixture, moved)
     with _naming(mixture):
-        manifest = _build(pin_hub_ids(config), out, workers, expected)
+        manifest = _build(pin_mixture(config), out, workers, expected)
     counts = manifest["counts"]
     rl = manifest["rl"]
     for_rl = f", {rl['samples']} of them for RL ({100 * rl['share']:.2f}%)" if rl else ""
     return (
-        f"{text_of(manifest)}\n{counts['train']['conversations']} samples in {len(manifest['shards'])} shards"
+        f"{account_text(manifest)}\n{counts['train']['conversations']} samples in {len(manifest['shards'])} shards"
         f"{for_rl}, {counts['heldout']['conversations']} held out: {Path(out).resolve()}"
     )
 
@@ -90,7 +90,7 @@ def write_lengths(shard: Path, path: Path, *, model: str) -> None:
     )  # where a mixture keeps it while it is built
     words = load_words(model, read_json(tokenizer)["vocab_size"] if tokenizer.exists() else None)
     lengths = []
-    for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(ROWS, columns=["image", "turns"]):
+    for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(_ROWS, columns=["image", "turns"]):
         for row in batch.to_pylist():
             width, height = size_of_file(row["image"]["bytes"])
             blank = np.zeros((height, width, 3), dtype=np.uint8)  # the size alone counts

@@ -17,7 +17,7 @@ from roboalign.conversations.conversation import Conversation, read_conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, write_json
 from roboalign.mllm.load import load_mllm
-from roboalign.run.folder import action_tokens, mixture_folder
+from roboalign.run.folder import mixture_folder, run_action_tokens
 from roboalign.run.load import load_recipe
 
 README = """# GRPO on action tokens, with verl or EasyR1
@@ -107,9 +107,9 @@ def export_verl_folder(
         for c in read_conversations(mixture_folder(run), "heldout", kinds=["action"])
         if c.target and c.turns[0].mode == "think"
     ]
-    mllm, fast = load_mllm(model), action_tokens(run).fast
+    mllm, fast = load_mllm(model), run_action_tokens(run).fast
     processor_files = export_verl.processor_files(mllm)
-    export_verl.check_prompts(prompts, heldout, fast, rl)
+    export_verl.check_verl_prompts(prompts, heldout, fast, rl)
     size = {"prompt_tokens": export_verl.longest_prompt(mllm, [*prompts, *heldout]), "gpus": gpus}
     patch = mllm.processor.image_processor.patch_size
     with atomic_path(out) as folder:
@@ -144,7 +144,7 @@ def export_verl_folder(
                 samples=rl.samples,
                 lr=rl.learning_rate,
                 kl=rl.kl,
-                differences="\n".join(f"- {line}" for line in differences(rl)),
+                differences="\n".join(f"- {line}" for line in verl_differences(rl)),
             )
         )
     return f"{len(prompts)} prompts, {len(heldout)} held-out ones and the model in {out}; {out / 'README.md'} says how"
@@ -174,7 +174,7 @@ def load_file(path: Path) -> Any:
     return module
 
 
-def differences(rl: RlConfig) -> list[str]:
+def verl_differences(rl: RlConfig) -> list[str]:
     """What these trainers do otherwise than `roboalign rl`, for the README."""
     lines = [
         "The reward sees text, not ids. An action token that a policy spells out of other tokens counts as one.",

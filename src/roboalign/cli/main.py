@@ -10,7 +10,7 @@ from roboalign.cli.options import Parser, nearest
 from roboalign.core.command import exit_status
 from roboalign.core.errors import RoboAlignError
 
-GROUPS = {
+_GROUPS = {
     "make a policy": {
         "run": "do a recipe: data, SFT, RL, action head, evaluation and report",
         "plan": "estimate memory, time and money of a recipe before it starts",
@@ -32,7 +32,7 @@ GROUPS = {
         "doctor": "check what is installed and say what is missing",
     },
 }
-VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
+VERBS = {verb: text for group in _GROUPS.values() for verb, text in group.items()}
 STAGES = ("collect", "tokenizer", "mix", "base", "sft", "rl", "head", "report")
 """Hidden verbs: `roboalign sft RECIPE` is `roboalign run RECIPE --until sft`."""
 
@@ -78,7 +78,7 @@ def _home(verb: str) -> str:
 def _parser(only: str | None = None) -> argparse.ArgumentParser:
     """The whole command's parser; with `only`, other verbs have no options and their files are not imported."""
     lines = ["Turn an open multimodal LLM into a robot policy."]
-    for title, group in GROUPS.items():
+    for title, group in _GROUPS.items():
         lines += ["", f"{title}:", *(f"  {verb:<9} {text}" for verb, text in group.items())]
     lines += ["", "roboalign VERB --help lists the options of a verb."]
     parser = Parser(prog="roboalign", description="\n".join(lines), usage="roboalign VERB ...")

@@ -68,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True)
-class Backbone:
+class ProbedBackbone:
     """One trained model: the arms that share it have one."""
 
     arm: str
@@ -137,7 +137,7 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
 
 def find_backbones(
     recipe: Recipe, run_dir: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None = None
-) -> tuple[list[Backbone], list[str]]:
+) -> tuple[list[ProbedBackbone], list[str]]:
     """The backbones of `arms` under the training seeds `seeds` (None: all), and the stages of those not done.
 
     The blind arm has RoboAlign's backbone; its gray image is the head's affair. Raises RoboAlignError where an arm
@@ -154,7 +154,7 @@ def find_backbones(
             f"the run has no arm {arm!r}", where="--arm", fix=f"choose of {', '.join(recipe.arms)}"
         )
     fix = f"roboalign run {run_dir / 'recipe.yaml'} --out {run_dir}"
-    found: dict[Path, Backbone] = {}
+    found: dict[Path, ProbedBackbone] = {}
     absent: list[str] = []
     for arm in arms or recipe.arms:
         there = False
@@ -162,7 +162,7 @@ def find_backbones(
             folder = backbone_folder(run_dir, seed, arm)
             shared = folder.parent.parent == run_dir
             if (folder.parent / "stage.json").is_file():  # written last: the model is whole
-                found.setdefault(folder, Backbone(arm, None if shared else seed, folder))
+                found.setdefault(folder, ProbedBackbone(arm, None if shared else seed, folder))
                 there = True
             elif (name := str(folder.parent.relative_to(run_dir))) not in absent:
                 absent.append(name)
@@ -174,14 +174,14 @@ def find_backbones(
 
 
 def _classify(
-    backbones: Sequence[Backbone],
+    backbones: Sequence[ProbedBackbone],
     chosen: Mapping[str, list[Episode]],
     frames: Mapping[str, LabelledFrames],
     cameras: tuple[str, ...],
     settings: ProbeSettings,
-) -> list[tuple[Backbone, Correct]]:
+) -> list[tuple[ProbedBackbone, Correct]]:
     """For each backbone and layer whether each frame, task after task, was given its label."""
-    results: list[tuple[Backbone, Correct]] = []
+    results: list[tuple[ProbedBackbone, Correct]] = []
     total = len(backbones) * sum(len(one.label) for one in frames.values())
     with Progress("probe", total) as progress:
         for backbone in backbones:
@@ -213,7 +213,7 @@ def _describe(episodes: Sequence[Episode], frames: LabelledFrames) -> dict[str, 
 
 def _measure(
     plain: Mapping[str, np.ndarray],
-    backbones: Sequence[tuple[Backbone, Correct]],
+    backbones: Sequence[tuple[ProbedBackbone, Correct]],
     owners: list[str],
 ) -> dict[str, Any]:
     """Accuracies of baselines, backbones and arms (training seeds averaged), and paired differences, with intervals."""

@@ -11,7 +11,7 @@ from roboalign.report.text import points
 ARMS_A_TABLE = 6
 LAYERS_A_TABLE = 3
 """As many columns as 80 columns of text have room for."""
-PAPER = {"base": 39.06, "sft": 43.23, "roboalign": 69.79}
+_PAPER = {"base": 39.06, "sft": 43.23, "roboalign": 69.79}
 """Accuracy, percent, of Qwen2.5-VL-7B-Instruct and what is made of it, on 20 demonstrations of one task of LIBERO-Long;
 arXiv 2603.21341, which gives no interval, number of classes, k or layer."""
 BASELINES = {
@@ -111,7 +111,7 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"Training seeds, averaged frame by frame; pairs by those that both have: {'; '.join(told)}."
         )
-    paper = ", ".join(f"{arm} {value:.2f}" for arm, value in PAPER.items())
+    paper = ", ".join(f"{arm} {value:.2f}" for arm, value in _PAPER.items())
     return [
         *notes,
         f"The paper, 7B, one task of LIBERO-Long, 20 demonstrations, classes and layer not given: {paper}. "

@@ -56,11 +56,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Upload, and print where it is."""
-    print(push(options))
+    print(_push(options))
     return 0
 
 
-def push(options: argparse.Namespace) -> str:
+def _push(options: argparse.Namespace) -> str:
     """Upload what the options name; return where it is, or for a dry run the card and the files.
 
     Raises RoboAlignError where there is nothing to upload, no token, no right, or the repository exists.

@@ -21,8 +21,8 @@ from roboalign.questions.vqa.cache import AnswerCache
 from roboalign.questions.vqa.client import ChatClient, Endpoint
 from roboalign.questions.vqa.motion import NO_AXES, NO_POSITION, NO_SPACE, Motion
 from roboalign.questions.vqa.state_questions import StateQuestions
-from roboalign.questions.vqa.states import TYPES
-from roboalign.questions.vqa.teacher import TeacherQuestions, estimate, price, prompt_of
+from roboalign.questions.vqa.states import STATE_TYPES
+from roboalign.questions.vqa.teacher import TeacherQuestions, estimate, price, teacher_prompt
 from roboalign.questions.vqa.write import MOST_FAULTS, Plan, make_plan, read_work, write_questions
 
 Checked = TypeVar("Checked", bound=Config)
@@ -117,7 +117,7 @@ def cost_ahead(
     for work in islice(read_work(data, plan, 0), LOOKED_AT):
         frame = look(work.episode, config.camera, work.frames[0])
         try:
-            prompt = prompt_of(Motion(work.episode, config), work.frames[0])
+            prompt = teacher_prompt(Motion(work.episode, config), work.frames[0])
         except RoboAlignError:  # this episode will be a fault
             continue
         if not isinstance(frame, Refused | Fault):
@@ -153,7 +153,7 @@ def question_config(options: Mapping[str, Any]) -> QuestionConfig:
         parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
     )
     names = ("position", "camera", "frames", "questions", "horizon", "think_share", "grid", "seed")
-    return checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})
+    return _checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})
 
 
 def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
@@ -173,7 +173,7 @@ def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
         )
     key = {"key_env": named} if named else {}
     asked = {name: options[name] for name in ("concurrency", "timeout", "retries")}
-    return checked(Endpoint, url=options["endpoint"], **asked, **key)
+    return _checked(Endpoint, url=options["endpoint"], **asked, **key)
 
 
 def prices_of(options: Mapping[str, Any]) -> Prices:
@@ -186,7 +186,7 @@ def prices_of(options: Mapping[str, Any]) -> Prices:
     return prices
 
 
-def checked(kind: type[Checked], **values: Any) -> Checked:
+def _checked(kind: type[Checked], **values: Any) -> Checked:
     """The settings, the first fault as a RoboAlignError that names the option."""
     try:
         return kind(**values)
@@ -234,7 +234,7 @@ def refused_lines(refused: Mapping[str, int]) -> list[str]:
     times: Counter[str] = Counter()
     for name, count in refused.items():
         type_, colon, reason = name.partition(": ")
-        known = colon and type_ in TYPES
+        known = colon and type_ in STATE_TYPES
         reason = reason if known else name
         times[reason] += count
         types.setdefault(reason, []).extend([type_] if known else [])

@@ -14,7 +14,7 @@ from roboalign.episodes.episode import Episode
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
-from roboalign.episodes.survey.statistics import keep_episodes, survey
+from roboalign.episodes.survey.statistics import keep_episodes, survey_episodes
 from roboalign.report.console import fold
 from roboalign.report.inspection import write_inspection
 from roboalign.report.inspection_text import inspection_text
@@ -50,14 +50,16 @@ def inspect_data(
     """Write the page to `out`; return its tables as text and where it is."""
     tokenizer = FastTokenizer.load(resolve(fast, "tokenizer", where="--fast")) if fast else None
     kept: list[Episode] = []
-    found = survey(keep_episodes(data, kept), camera=camera, horizon=horizon, fast=tokenizer)
+    found = survey_episodes(
+        keep_episodes(data, kept), camera=camera, horizon=horizon, fast=tokenizer
+    )
     write_inspection(found, kept, out)
     return "\n".join(
-        [*map(fold, notes_of(data)), inspection_text(found), f"page: {Path(out).resolve()}"]
+        [*map(fold, _notes_of(data)), inspection_text(found), f"page: {Path(out).resolve()}"]
     )
 
 
-def notes_of(data: RobotData) -> list[str]:
+def _notes_of(data: RobotData) -> list[str]:
     """What a user has to know of how the data set is read, a line each."""
     return [f"note: {note}" for note in data.notes]
 
@@ -71,7 +73,7 @@ def convert_data(data: RobotData, out: str, target: str | None) -> str:
     )
     return "\n".join(
         [
-            *notes_of(data),
+            *_notes_of(data),
             *lines,
             f"{written.episodes} episodes in {Path(out).resolve()}{before}, "
             f"{len(written.faults)} left out",

@@ -7,7 +7,7 @@ from typing import Any
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
-from roboalign.evaluate.success import Record
+from roboalign.evaluate.success import RolloutRecord
 from roboalign.report.comparison import Measured, compare_with_paper, format_comparison
 from roboalign.report.paper_numbers import METRICS
 from roboalign.run.arms import ARMS
@@ -80,7 +80,9 @@ def read_measured(folder: Path) -> Measured:
     )
 
 
-def _episodes(folder: Path, arm: str, seeds: tuple[int, ...], published: bool) -> list[Record]:
+def _episodes(
+    folder: Path, arm: str, seeds: tuple[int, ...], published: bool
+) -> list[RolloutRecord]:
     """Records of an arm over all training seeds; [] where those of one seed are missing."""
     pattern = (
         "seed-{}-episodes-{}.jsonl" if published else "seed-{}/eval/rollouts/{}/episodes.jsonl"

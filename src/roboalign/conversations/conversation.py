@@ -17,7 +17,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file
 from roboalign.core.state import State, read_state
 
-KINDS = ("general", "embodied", "reasoning", "action")
+TURN_KINDS = ("general", "embodied", "reasoning", "action")
 SPLITS = ("train", "rl", "heldout")
 REBUILD = "build the mixture again, or copy the whole folder"
 ROW = pa.schema(
@@ -149,12 +149,14 @@ def wanted_kinds(folder: str | Path, split: str, kinds: Sequence[str] | None) ->
         raise RoboAlignError(
             f"unknown split {split!r}", where=str(folder), fix=f"use one of {', '.join(SPLITS)}"
         )
-    unknown = sorted(set(kinds or ()) - set(KINDS))
+    unknown = sorted(set(kinds or ()) - set(TURN_KINDS))
     if unknown:
         raise RoboAlignError(
-            f"unknown kinds {unknown}", where=str(folder), fix=f"use some of {', '.join(KINDS)}"
+            f"unknown kinds {unknown}",
+            where=str(folder),
+            fix=f"use some of {', '.join(TURN_KINDS)}",
         )
-    return frozenset(kinds if kinds is not None else KINDS)
+    return frozenset(kinds if kinds is not None else TURN_KINDS)
 
 
 def from_row(row: dict[str, Any], wanted: frozenset[str]) -> Conversation:

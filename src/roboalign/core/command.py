@@ -17,7 +17,7 @@ from roboalign.core.files import FREE_SPACE, as_message, no_room
 
 CLOSED_PIPE = 141
 """Exit status where the reader of the output has gone, as of a program that SIGPIPE ended."""
-PATIENCE = 4.0
+_PATIENCE = 4.0
 """Seconds that a stopped command has to put things in order before it ends anyway."""
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -37,7 +37,7 @@ _said = threading.Event()
 """Set once the line of a stopped command is printed."""
 
 
-class Stopped(KeyboardInterrupt):
+class _CommandStopped(KeyboardInterrupt):
     """The user, or who runs the job, asked this command to end: SIGINT, SIGTERM or SIGHUP."""
 
     def __init__(self, number: int) -> None:
@@ -68,7 +68,7 @@ def exit_status(work: Callable[[], int]) -> int:
     except KeyboardInterrupt as stop:
         _said.set()
         _say_stopped()
-        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+        return 128 + (stop.number if isinstance(stop, _CommandStopped) else signal.SIGINT)
     except Exception as error:  # other libraries' errors of a full disk are no OSError
         if not (reason := no_room(error)):
             raise
@@ -85,7 +85,7 @@ def be_quiet() -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Within, SIGINT, SIGTERM and SIGHUP raise Stopped once; then this process ends within PATIENCE seconds."""
+    """Within, SIGINT, SIGTERM and SIGHUP raise Stopped once; then this process ends within _PATIENCE seconds."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -107,12 +107,12 @@ def _stop(number: int, frame: FrameType | None) -> Any:
     for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)
     threading.Thread(target=_end_anyway, args=(number,), daemon=True).start()
-    raise Stopped(number)
+    raise _CommandStopped(number)
 
 
 def _end_anyway(number: int) -> None:
     """Runs in a thread of its own; where the command has ended by itself, this thread has ended with it."""
-    time.sleep(PATIENCE)
+    time.sleep(_PATIENCE)
     if not _said.is_set():
         _say_stopped()
     os._exit(128 + number)

@@ -79,14 +79,14 @@ def _takes(annotation: Any, *kinds: type) -> bool:
 
 
 def validated(kind: Any, values: Any, where: str, at: str = "", fix: str = "") -> Any:
-    """`values` as a `kind`, a settings class or any type of pydantic. Raises RoboAlignError; see `explain`."""
+    """`values` as a `kind`, a settings class or any type of pydantic. Raises RoboAlignError; see `_explain`."""
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise explain(error, kind, where, at, fix) from None
+        raise _explain(error, kind, where, at, fix) from None
 
 
-def explain(
+def _explain(
     error: ValidationError, kind: Any, where: str, at: str = "", fix: str = ""
 ) -> RoboAlignError:
     """The first fault of a validation as one message that names the key, with the nearest known key for an unknown one.

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from roboalign.core.errors import RoboAlignError
 
-PLACE = (
+_PLACE = (
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -31,14 +31,14 @@ PLACE = (
     "ROLE_WORLD_SIZE",
 )
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-LOOK_EVERY = 0.2  # seconds between two looks for the leader's word
+_Result = TypeVar("_Result")
+_LOOK_EVERY = 0.2  # seconds between two looks for the leader's word
 SAYS_LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|was)|broken pipe|timed out", re.IGNORECASE
 )
 
 
-class Stopped(BaseException):
+class _Terminated(BaseException):
     """SIGTERM: the launcher ends this process because another one has ended, or the job was cancelled."""
 
 
@@ -81,7 +81,7 @@ class Team:
             while not self.store.check([f"word/{number}"]):
                 if self.store.check(["failed"]):
                     raise SystemExit(2)
-                time.sleep(LOOK_EVERY)
+                time.sleep(_LOOK_EVERY)
             if not (stage := self.store.get(f"word/{number}").decode()):
                 return
             yield stage
@@ -157,7 +157,7 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def each_by_one(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def each_by_one(work: Callable[[Item], _Result], items: Sequence[Item]) -> list[_Result]:
     """`work(item)` of every item, in their order; each is done by one of the processes that train together, in turn.
 
     Results go to all processes as pickles: they are small. All processes come here, with the same items.
@@ -172,16 +172,16 @@ def each_by_one(work: Callable[[Item], Result], items: Sequence[Item]) -> list[R
 
 def leave_team() -> None:
     """Make this process, which a rank has spawned for a stage of its own, one that trains alone."""
-    for name in PLACE:
+    for name in _PLACE:
         os.environ.pop(name, None)
 
 
 def _stop(number: int, frame: FrameType | None) -> Any:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Stopped
+    raise _Terminated
 
 
 def _lost(error: BaseException) -> bool:
     """Whether this is how a collective or the store fails when another process has gone."""
     told = isinstance(error, RuntimeError) and SAYS_LOST.search(str(error)) is not None
-    return told or isinstance(error, (Stopped, dist.DistError))
+    return told or isinstance(error, (_Terminated, dist.DistError))

@@ -21,10 +21,10 @@ from roboalign.core.progress import Progress
 
 Kind = Literal["model", "settings", "tokenizer", "data set", "policy"]
 """What a name stands for; `settings` is a model without its weights."""
-TEXT = ("*.json", "*.jinja", "*.txt")
+_TEXT = ("*.json", "*.jinja", "*.txt")
 WANTED: dict[Kind, tuple[str, ...]] = {
-    "model": ("*.safetensors", *TEXT, "README.md"),  # its card names its license
-    "settings": TEXT,
+    "model": ("*.safetensors", *_TEXT, "README.md"),  # its card names its license
+    "settings": _TEXT,
     "tokenizer": ("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
     "data set": (
         "meta/*.json",
@@ -33,7 +33,7 @@ WANTED: dict[Kind, tuple[str, ...]] = {
         "data/*.parquet",
         "videos/*.mp4",
     ),
-    "policy": ("*.safetensors", *TEXT),
+    "policy": ("*.safetensors", *_TEXT),
 }
 """Patterns of the files that are fetched; `*` matches `/` too."""
 UNWANTED: dict[Kind, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 JOIN_SECONDS = 1.0
 """Given to a worker that was told to end, before it is killed."""
@@ -113,12 +113,12 @@ def give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def within(seconds: float, work: Callable[[], Result]) -> Result:
+def within(seconds: float, work: Callable[[], _Result]) -> _Result:
     """Return `work()`, in a thread of its own. Raises TimeoutError where it runs longer than `seconds`.
 
     The thread is then ended by an exception, which reaches Python code alone, not a call into another language.
     """
-    done: list[Result] = []
+    done: list[_Result] = []
     failed: list[BaseException] = []
 
     def run() -> None:

@@ -19,7 +19,7 @@ from roboalign.core.files import append_jsonl, read_json, read_jsonl, write_json
 from roboalign.core.progress import say
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
-STATE = "trackers.json"
+_STATE = "trackers.json"
 
 
 class Tracker(Protocol):
@@ -92,7 +92,7 @@ class Trackio:
         self.run.finish()
 
 
-KINDS: dict[TrackerName, type[Tracker]] = {
+_KINDS: dict[TrackerName, type[Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "trackio": Trackio,
@@ -129,7 +129,7 @@ class Session:
         for name in self.names:
             if name not in self.failed:
                 self._guarded(name, self._send, name, metrics)
-        write_json(metrics.parent / STATE, self.state)
+        write_json(metrics.parent / _STATE, self.state)
 
     def finish(self) -> None:
         """End the open runs."""
@@ -139,7 +139,7 @@ class Session:
 
     def _begin(self, folder: Path) -> None:
         self.finish()
-        kept = folder / STATE
+        kept = folder / _STATE
         fresh = {"id": uuid.uuid4().hex[:8], "sent": {}}
         self.folder, self.state = folder, read_json(kept) if kept.is_file() else fresh
 
@@ -151,7 +151,7 @@ class Session:
         if name not in self.open:
             inner = metrics.parent.name
             run = self.name if self.name.endswith(inner) else f"{self.name}/{inner}"
-            self.open[name] = KINDS[name](metrics.parent, self.project, run, self.state["id"])
+            self.open[name] = _KINDS[name](metrics.parent, self.project, run, self.state["id"])
         for row in rows:
             self.open[name].log(row["step"], numbers_of(row))
             self.state["sent"][name] = row["step"]

@@ -8,16 +8,16 @@ import yaml
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
 
-LARGEST = 10_000_000  # bytes of a file of settings
+_LARGEST = 10_000_000  # bytes of a file of settings
 MOST_NODES = 100_000  # values of one file, each counted as often as aliases repeat it
 
 
 def read_yaml(path: Path, fix: str = "") -> Any:
     """What a file of settings holds. Raises RoboAlignError that names the file, and the line where there is one."""
     check_readable(path, fix=fix)
-    if path.stat().st_size > LARGEST:
+    if path.stat().st_size > _LARGEST:
         raise RoboAlignError(
-            f"it has {path.stat().st_size:,} bytes, and settings have {LARGEST:,} at most",
+            f"it has {path.stat().st_size:,} bytes, and settings have {_LARGEST:,} at most",
             where=str(path),
             fix=fix,
         )

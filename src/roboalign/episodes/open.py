@@ -36,7 +36,7 @@ ABOUT: dict[str, Callable[..., About]] = {
     "robomimic": about_robomimic,
 }
 """Formats that say something of themselves before their episodes are read."""
-WORDS = {
+_WORDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -159,7 +159,7 @@ def words_for(kind: Any) -> str:
     return " or ".join(
         f"one of {', '.join(map(str, get_args(one)))}"
         if get_origin(one) is Literal
-        else WORDS.get(get_origin(one) or one, str(one))
+        else _WORDS.get(get_origin(one) or one, str(one))
         for one in kinds
     )
 

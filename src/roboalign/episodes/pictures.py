@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import is_inside
 
-MOST_BYTES = 256 << 20
+MOST_IMAGE_BYTES = 256 << 20
 """Bytes of one image file; what is larger is taken for damage, or for a bomb."""
 MAX_PIXELS = 1 << 26
 """Pixels of one image: a damaged or hostile header can claim a size that fills the memory."""
@@ -31,7 +31,7 @@ NOT_COLOR = re.compile(
 """Names of what looks like a picture and is none: `agentview_depth`, `distance_to_image_plane`."""
 ORIENTATION = 0x0112
 """The EXIF tag (Exif 2.32, section 4.6.4)."""
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def size_of_file(data: bytes) -> tuple[int, int]:
     return decoded(data, shown_size)
 
 
-def decoded(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
+def decoded(data: bytes, read: Callable[[Image.Image], _Result]) -> _Result:
     """`read` of the opened file; nothing is decoded before its declared size was checked.
 
     Raises RoboAlignError with the same text on every run, whatever the decoder says.
@@ -104,8 +104,8 @@ def rgb_of_image(image: Image.Image) -> np.ndarray:
 def read_picture_file(path: Path, within: Path, *, links: bool = False) -> bytes:
     """The bytes of an image file below the folder `within`.
 
-    Raises RoboAlignError where it is no plain file (a FIFO, a device, a folder), where it has more than MOST_BYTES, and
-    unless `links`, where a link leads out of the folder.
+    Raises RoboAlignError where it is no plain file (a FIFO, a device, a folder), where it has more than
+    MOST_IMAGE_BYTES, and unless `links`, where a link leads out of the folder.
     """
     where = str(path)
     try:
@@ -115,7 +115,7 @@ def read_picture_file(path: Path, within: Path, *, links: bool = False) -> bytes
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):  # reading a FIFO or a device may never end
             raise RoboAlignError("not a plain file", where=where, fix="replace it by an image")
-        if state.st_size > MOST_BYTES:
+        if state.st_size > MOST_IMAGE_BYTES:
             problem = f"{state.st_size} bytes are too many for an image"
             raise RoboAlignError(problem, where=where, fix="store it smaller")
         return path.read_bytes()
@@ -134,7 +134,7 @@ def read_picture_file(path: Path, within: Path, *, links: bool = False) -> bytes
 
 
 @dataclass(frozen=True)
-class Layout:
+class PixelLayout:
     """How an array [H, W], [H, W, C] or [C, H, W] holds a picture."""
 
     height: int
@@ -159,7 +159,7 @@ class Layout:
         return np.ascontiguousarray(np.broadcast_to(pixels, (self.height, self.width, 3)))
 
 
-def layout_of(name: str, shape: tuple[int, ...], dtype: Any) -> Layout | str | None:
+def layout_of(name: str, shape: tuple[int, ...], dtype: Any) -> PixelLayout | str | None:
     """How one picture of this shape and type is stored; why not, where it looks like one and is none; else None.
 
     `name` is that of the camera: what it calls depth, a mask or the like is never a color image.
@@ -184,7 +184,7 @@ def layout_of(name: str, shape: tuple[int, ...], dtype: Any) -> Layout | str | N
     if dtype.kind == "i" or (dtype.kind == "u" and dtype.itemsize > 2):
         return f"{dtype} has no declared range; uint8, uint16 and float from 0 to 1 are read"
     height, width = shape[:2] if last else shape[1:]
-    return Layout(height, width, first=not last)
+    return PixelLayout(height, width, first=not last)
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:

@@ -49,10 +49,10 @@ def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None =
     with locked(folder):
         for left in (folder / "data").rglob(".*.partial"):
             left.unlink()
-        return write_all(data, folder, target)
+        return _write_all(data, folder, target)
 
 
-def write_all(data: RobotData, folder: Path, target: ActionSpace | None) -> Rewritten:
+def _write_all(data: RobotData, folder: Path, target: ActionSpace | None) -> Rewritten:
     """As `rewrite`, in a folder that is this call's."""
     writer: LeRobotWriter | None = None
     earlier, there, faults = 0, 0, []

@@ -15,7 +15,7 @@ import numpy as np
 from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.statistics import Estimate, mean_interval
 
-Metric = Literal["cosine", "euclidean"]
+_Metric = Literal["cosine", "euclidean"]
 CONSTANT = (
     1e-6  # a dimension of the state with a smaller standard deviation carries rounding noise only
 )
@@ -145,7 +145,7 @@ def knn(
     owner: np.ndarray,
     *,
     k: int,
-    metric: Metric = "cosine",
+    metric: _Metric = "cosine",
 ) -> np.ndarray:
     """Predicted labels int [N] of frames with features [N, W], by their k nearest frames of other episodes.
 
@@ -192,7 +192,7 @@ def baselines(frames: LabelledFrames, pixels: np.ndarray, k: int) -> dict[str, n
     one frame at a time: roughly what a perfect reading of the robot's state would give.
     """
 
-    def by(features: np.ndarray, metric: Metric) -> np.ndarray:
+    def by(features: np.ndarray, metric: _Metric) -> np.ndarray:
         return knn(features, frames.label, frames.owner, k=k, metric=metric)
 
     return {
@@ -231,7 +231,7 @@ def _accumulated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return total
 
 
-def _distances(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
+def _distances(a: np.ndarray, b: np.ndarray, metric: _Metric) -> np.ndarray:
     """[n, m] between the rows of a [n, W] and b [m, W]; for the cosine both are centred by the mean of b."""
     if (
         metric == "euclidean"

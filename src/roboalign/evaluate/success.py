@@ -20,7 +20,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.state import State, read_records
 from roboalign.evaluate.statistics import holm, mcnemar_exact, paired_difference, wilson
 
-Record = Mapping[str, Any]
+RolloutRecord = Mapping[str, Any]
 
 
 class EpisodeState(State):
@@ -59,11 +59,11 @@ def read_episodes(
     return records
 
 
-Key = tuple[int, str, int]  # run seed, task, episode seed
+_Key = tuple[int, str, int]  # run seed, task, episode seed
 
 
 def success_table(
-    arms: Mapping[str, Sequence[Record]],
+    arms: Mapping[str, Sequence[RolloutRecord]],
     pairs: Sequence[tuple[str, str]] | None = None,
     *,
     resamples: int = 10_000,
@@ -100,7 +100,10 @@ def success_table(
 
 
 def compare_arms(
-    before: Mapping[Key, Record], after: Mapping[Key, Record], *, resamples: int = 10_000
+    before: Mapping[_Key, RolloutRecord],
+    after: Mapping[_Key, RolloutRecord],
+    *,
+    resamples: int = 10_000,
 ) -> dict[str, Any]:
     """Paired comparison over the episodes that both arms finished.
 
@@ -154,8 +157,8 @@ def format_success(table: Mapping[str, Any], *, width: int = 100) -> str:
     return capture.get()
 
 
-def _by_key(records: Iterable[Record], arm: str) -> dict[Key, Record]:
-    keyed: dict[Key, Record] = {}
+def _by_key(records: Iterable[RolloutRecord], arm: str) -> dict[_Key, RolloutRecord]:
+    keyed: dict[_Key, RolloutRecord] = {}
     for number, record in enumerate(records, start=1):
         where = f"episodes of arm {arm!r}, record {number}"
         missing = {"task", "seed", "success", "steps", "crash"} - record.keys()
@@ -174,7 +177,7 @@ def _by_key(records: Iterable[Record], arm: str) -> dict[Key, Record]:
     return keyed
 
 
-def _arm_rows(keyed: Mapping[Key, Record]) -> dict[str, Any]:
+def _arm_rows(keyed: Mapping[_Key, RolloutRecord]) -> dict[str, Any]:
     tasks = sorted({task for _, task, _ in keyed})
     seeds = sorted({run_seed for run_seed, _, _ in keyed})
     return {
@@ -186,7 +189,7 @@ def _arm_rows(keyed: Mapping[Key, Record]) -> dict[str, Any]:
     }
 
 
-def _row(records: Iterable[Record]) -> dict[str, Any]:
+def _row(records: Iterable[RolloutRecord]) -> dict[str, Any]:
     records = list(records)
     finished = [r for r in records if r["crash"] is None]
     successes = [r for r in finished if r["success"]]

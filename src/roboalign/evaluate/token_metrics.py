@@ -22,11 +22,11 @@ import numpy as np
 
 from roboalign.evaluate.statistics import Estimate, mean_interval, paired_difference, proportion
 
-Record = Mapping[str, Any]
-MODES = ("direct", "think")
+_Record = Mapping[str, Any]
+_MODES = ("direct", "think")
 
 
-def summarize(records: Sequence[Record]) -> dict[str, Any]:
+def summarize(records: Sequence[_Record]) -> dict[str, Any]:
     """All metrics of one MLLM, ready for JSON; every estimate is {value, low, high, n} with a 95% interval.
 
     {"vqa": {mode: ...}, "image_shuffle": ..., "actions": {mode: ...}, "baselines": {mean_action_l1, zero_l1},
@@ -37,9 +37,9 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     # The baselines do not depend on the answer: count each sample once.
     targets = list({r["id"]: r for r in actions}.values())
     return {
-        "vqa": {mode: vqa_metrics(_select(records, "vqa", mode)) for mode in MODES},
+        "vqa": {mode: vqa_metrics(_select(records, "vqa", mode)) for mode in _MODES},
         "image_shuffle": shuffle_metrics(records),
-        "actions": {mode: action_metrics(_select(records, "action", mode)) for mode in MODES},
+        "actions": {mode: action_metrics(_select(records, "action", mode)) for mode in _MODES},
         "baselines": {
             "mean_action_l1": _mean(targets, "l1_mean_action"),
             "zero_l1": _mean(targets, "l1_zero"),
@@ -49,7 +49,7 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def vqa_metrics(rows: Sequence[Record]) -> dict[str, Any] | None:
+def vqa_metrics(rows: Sequence[_Record]) -> dict[str, Any] | None:
     """Accuracy overall, by kind and by type, beside chance and the two language priors. None without records."""
     if not rows:
         return None
@@ -61,7 +61,7 @@ def vqa_metrics(rows: Sequence[Record]) -> dict[str, Any] | None:
     }
 
 
-def shuffle_metrics(records: Sequence[Record]) -> dict[str, Any] | None:
+def shuffle_metrics(records: Sequence[_Record]) -> dict[str, Any] | None:
     """The image-shuffle control: the same direct questions with another episode's image. None without records.
 
     A model that looks falls to the language prior; "drop" (shuffled minus kept, paired) near zero says that it does
@@ -81,7 +81,7 @@ def shuffle_metrics(records: Sequence[Record]) -> dict[str, Any] | None:
     }
 
 
-def action_metrics(rows: Sequence[Record]) -> dict[str, Any] | None:
+def action_metrics(rows: Sequence[_Record]) -> dict[str, Any] | None:
     """Metrics of the action answers of one mode; None without records.
 
     - prefix: over all answers, 0 without a usable action block; prefix_well_formed: over the well-formed ones.
@@ -110,15 +110,15 @@ def action_metrics(rows: Sequence[Record]) -> dict[str, Any] | None:
     }
 
 
-def reasoned_minus_direct(actions: Sequence[Record]) -> dict[str, Any] | None:
+def reasoned_minus_direct(actions: Sequence[_Record]) -> dict[str, Any] | None:
     """Does reasoning first give better actions than none? Paired over frames, all answers; None without records."""
-    modes = {mode: [{**r, "mode": ""} for r in actions if r["mode"] == mode] for mode in MODES}
+    modes = {mode: [{**r, "mode": ""} for r in actions if r["mode"] == mode] for mode in _MODES}
     if not all(modes.values()):
         return None
     return {key: asdict(_paired(modes["direct"], modes["think"], key)) for key in ("prefix", "l1")}
 
 
-def reasoning_metrics(records: Sequence[Record]) -> dict[str, Any] | None:
+def reasoning_metrics(records: Sequence[_Record]) -> dict[str, Any] | None:
     """Prefix accuracy after the model's own, an empty and another sample's reasoning; None without records.
 
     Only samples on which the model reasoned by itself take part, the same ones in each condition.
@@ -133,7 +133,9 @@ def reasoning_metrics(records: Sequence[Record]) -> dict[str, Any] | None:
     }
 
 
-def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict[str, Any]]:
+def compare_metrics(
+    before: Sequence[_Record], after: Sequence[_Record]
+) -> dict[str, dict[str, Any]]:
     """Paired differences (after minus before) of two MLLMs on the samples both answered.
 
     {"vqa_direct", "vqa_think", "prefix_direct", "prefix_think", "format_think", "l1_direct", "l1_think"}
@@ -143,7 +145,7 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict
     trainings.
     """
     differences = {}
-    for mode in MODES:
+    for mode in _MODES:
         columns = {f"vqa_{mode}": ("vqa", "score"), f"prefix_{mode}": ("action", "prefix")}
         if mode == "think":
             columns["format_think"] = ("action", "well_formed")
@@ -165,13 +167,13 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, dict
     return differences
 
 
-def _paired(before: Iterable[Record], after: Iterable[Record], key: str) -> Estimate:
+def _paired(before: Iterable[_Record], after: Iterable[_Record], key: str) -> Estimate:
     first, second = _by_sample(before, key), _by_sample(after, key)
     shared = [sample for sample in first if sample in second]
     return paired_difference([first[s] for s in shared], [second[s] for s in shared])
 
 
-def _by_sample(rows: Iterable[Record], key: str) -> dict[Hashable, float]:
+def _by_sample(rows: Iterable[_Record], key: str) -> dict[Hashable, float]:
     """(id, mode) -> the value averaged over training seeds. An undecoded chunk has the mean action's L1."""
     values: dict[Hashable, list[float]] = {}
     for row in rows:
@@ -180,18 +182,18 @@ def _by_sample(rows: Iterable[Record], key: str) -> dict[Hashable, float]:
     return {sample: float(np.mean(group)) for sample, group in values.items()}
 
 
-def _select(records: Iterable[Record], probe: str, mode: str | None = None) -> list[Record]:
+def _select(records: Iterable[_Record], probe: str, mode: str | None = None) -> list[_Record]:
     return [r for r in records if r["probe"] == probe and mode in (None, r["mode"])]
 
 
-def _group(rows: Iterable[Record], key: str) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {}
+def _group(rows: Iterable[_Record], key: str) -> dict[str, list[_Record]]:
+    groups: dict[str, list[_Record]] = {}
     for row in rows:
         groups.setdefault(row[key], []).append(row)
     return dict(sorted(groups.items()))
 
 
-def _accuracy(rows: Sequence[Record]) -> dict[str, Any]:
+def _accuracy(rows: Sequence[_Record]) -> dict[str, Any]:
     return {
         "accuracy": _share(rows, lambda r: r["score"]),
         "chance": float(np.mean([r["chance"] for r in rows])),
@@ -200,13 +202,13 @@ def _accuracy(rows: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _share(rows: Sequence[Record], outcome: Callable[[Record], Any]) -> dict[str, Any]:
+def _share(rows: Sequence[_Record], outcome: Callable[[_Record], Any]) -> dict[str, Any]:
     values, ids = [float(outcome(r)) for r in rows], [r["id"] for r in rows]
     if len(set(ids)) == len(ids):
         return asdict(proportion(values))
     return asdict(mean_interval(values, clusters=ids))
 
 
-def _mean(rows: Sequence[Record], key: str) -> dict[str, Any]:
+def _mean(rows: Sequence[_Record], key: str) -> dict[str, Any]:
     values, ids = [float(r[key]) for r in rows], [r["id"] for r in rows]
     return asdict(mean_interval(values, clusters=None if len(set(ids)) == len(ids) else ids))

@@ -25,13 +25,13 @@ from roboalign.core.progress import Progress
 from roboalign.episodes.episode import Episode
 from roboalign.mixture.packed import (
     MixConfig,
-    Source,
+    PackedSource,
     heldout_conversations,
     rl_conversations,
     training_conversations,
     unseen_frames,
 )
-from roboalign.questions.ask import survey
+from roboalign.questions.ask import survey_world
 
 
 def build_mixture(
@@ -55,8 +55,8 @@ def build_mixture(
         )
         raise RoboAlignError(problem, where="episodes", fix="collect the data set again")
     train, heldout = split_episodes(episodes, config)
-    world = survey(episodes)
-    source, held = (Source(part, world, fast, stats, config) for part in (train, heldout))
+    world = survey_world(episodes)
+    source, held = (PackedSource(part, world, fast, stats, config) for part in (train, heldout))
     frames = sample_frames(train, config)
     draw = random.Random(f"{config.seed}-action")
     with_action = [draw.random() < config.action_share for _ in frames]

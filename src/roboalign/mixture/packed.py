@@ -16,7 +16,7 @@ from roboalign.conversations.prompts import MODES, Mode
 from roboalign.core.config import Config, Seed, Weight
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
-from roboalign.questions.ask import TYPES, Question, ask, asked_types, label_of
+from roboalign.questions.ask import QUESTION_TYPES, Question, ask, asked_types, label_of
 from roboalign.questions.scene import EpisodeScenes
 from roboalign.questions.sentences import World
 
@@ -60,7 +60,7 @@ class MixConfig(Config):
     def _consistent(self) -> "MixConfig":
         if self.min_turns > self.max_turns:
             raise ValueError(f"min_turns {self.min_turns} is above max_turns {self.max_turns}")
-        groups = {kind.group for kind in TYPES.values()}
+        groups = {kind.group for kind in QUESTION_TYPES.values()}
         if set(self.weights) - groups or not sum(self.weights.values()):
             raise ValueError(
                 f"weights must be non-negative, not all 0, and name some of {sorted(groups)}"
@@ -69,7 +69,7 @@ class MixConfig(Config):
 
 
 @dataclass
-class Source:
+class PackedSource:
     """What samples are drawn from: the episodes of one split and all that turns a frame into samples."""
 
     episodes: list[Episode]
@@ -97,7 +97,7 @@ class Source:
 
 
 def training_conversations(
-    source: Source, frames: Sequence[tuple[Episode, int]], with_action: Sequence[bool]
+    source: PackedSource, frames: Sequence[tuple[Episode, int]], with_action: Sequence[bool]
 ) -> Iterator[Conversation]:
     """The training conversations in order; actions are encoded a shard at a time."""
     config = source.config
@@ -125,7 +125,7 @@ def training_conversations(
 
 
 def question_turns(
-    source: Source, episode: Episode, t: int, count: int, rng: random.Random
+    source: PackedSource, episode: Episode, t: int, count: int, rng: random.Random
 ) -> list[Turn]:
     """`count` questions of different types about one frame, each in a mode of its own."""
     config = source.config
@@ -148,10 +148,10 @@ def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
 
     Sampling without replacement by the exponential keys of Efraimidis and Spirakis (2006).
     """
-    sizes = Counter(kind.group for kind in TYPES.values())
+    sizes = Counter(kind.group for kind in QUESTION_TYPES.values())
     keyed = [
         (rng.random() ** (sizes[kind.group] / weights[kind.group]), name)
-        for name, kind in TYPES.items()
+        for name, kind in QUESTION_TYPES.items()
         if weights.get(kind.group, 0) > 0
     ]
     return [name for _, name in sorted(keyed)]
@@ -178,7 +178,7 @@ def action_turn(
 
 
 def rl_conversations(
-    source: Source,
+    source: PackedSource,
     frames: Sequence[tuple[Episode, int]],
     with_action: Sequence[bool],
     sft_turns: int,
@@ -200,7 +200,7 @@ def rl_conversations(
 
 
 def action_samples(
-    source: Source, frames: Sequence[tuple[Episode, int]], modes: Sequence[Mode], prefix: str
+    source: PackedSource, frames: Sequence[tuple[Episode, int]], modes: Sequence[Mode], prefix: str
 ) -> Iterator[Conversation]:
     """Single-turn action conversations with target ids and chunk, one of each mode for each frame."""
     chunks, ids = source.targets(frames)
@@ -234,7 +234,7 @@ def unseen_frames(
 
 
 def heldout_conversations(
-    source: Source, frames: Sequence[tuple[Episode, int]]
+    source: PackedSource, frames: Sequence[tuple[Episode, int]]
 ) -> Iterator[Conversation]:
     """Single-turn questions of every type and action samples, each in both modes, from held-out frames."""
     config = source.config

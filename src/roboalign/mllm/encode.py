@@ -21,7 +21,7 @@ IGNORED = -100  # the label that the loss leaves out
 _REASONING = re.compile(r"<think>(?!\s*</think>).*?</think>", re.DOTALL)
 TEMPLATE_SECONDS = 10.0
 """Longest time that a chat template may take; published ones take milliseconds."""
-PLACE = (
+_PLACE = (
     "\ue000text\ue000"  # stands for a text while the template is rendered; private-use characters
 )
 
@@ -232,11 +232,11 @@ def _render(mllm: Mllm, n_texts: int) -> list[str]:
     """What the chat template itself writes around `n_texts` texts, question and answer in turn."""
     messages: list[dict[str, Any]] = []
     for number in range(n_texts):
-        content = [{"type": "text", "text": PLACE}]
+        content = [{"type": "text", "text": _PLACE}]
         messages.append({"role": ("user", "assistant")[number % 2], "content": content})
     messages[0]["content"].insert(0, {"type": "image"})
     asks = n_texts % 2 == 1
-    frames = _apply_template(mllm, messages, asks).split(PLACE)
+    frames = _apply_template(mllm, messages, asks).split(_PLACE)
     if len(frames) != n_texts + 1 or frames[0].count(mllm.processor.image_token) != 1:
         raise RoboAlignError(
             "the chat template does not show each message and the image exactly once",

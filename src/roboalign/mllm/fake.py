@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 ATEN = torch.ops.aten
 INDEXING = frozenset({ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default})
-READ = frozenset({ATEN._local_scalar_dense.default, ATEN.is_nonzero.default})
+_READ = frozenset({ATEN._local_scalar_dense.default, ATEN.is_nonzero.default})
 BLANK = frozenset({ATEN.empty.memory_format, ATEN.empty_strided.default})
 CHOSEN = frozenset({ATEN.searchsorted.Tensor, ATEN.argmax.default})
 
@@ -134,7 +134,7 @@ class Meter(TorchDispatchMode):
             kwargs["device"] = torch.device(
                 kwargs["device"].type
             )  # a fake tensor tells cpu:0 from cpu
-        if func in READ and isinstance(args[0], FakeTensor):
+        if func in _READ and isinstance(args[0], FakeTensor):
             return True if args[0].dtype == torch.bool or func is ATEN.is_nonzero.default else 1.0
         if func in CHOSEN and isinstance(args[0], FakeTensor):
             return torch.full(func(*args, **kwargs).shape, self.token)

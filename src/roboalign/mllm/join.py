@@ -36,7 +36,7 @@ MEAN, STD = (
 )  # of ImageNet's pixels, which DINOv2 was trained with
 HEAD_WIDTH = 64  # of every size of DINOv2
 PRE_TOKENIZER = "smollm"  # how GGUF calls SmolLM2's way of cutting a text into words
-AGAIN = "install the package again: the file is cut, or another one is in its place"
+_AGAIN = "install the package again: the file is cut, or another one is in its place"
 # transformers has renamed the attention's parts since the file was exported from it.
 RENAMED = {
     "attention.attention.query": "attention.q_proj",
@@ -65,7 +65,7 @@ def read_gguf(path: str | Path) -> tuple[Any, PreTrainedTokenizerFast]:
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
     except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
         raise RoboAlignError(
-            f"cannot be read as a text model in GGUF ({error})", where=str(path), fix=AGAIN
+            f"cannot be read as a text model in GGUF ({error})", where=str(path), fix=_AGAIN
         ) from error
     if kind != PRE_TOKENIZER or read.chat_template is None:
         raise RoboAlignError(
@@ -120,7 +120,7 @@ def read_dinov2(path: str | Path) -> Dinov2Model:
         raise RoboAlignError(
             f"holds no DINOv2 encoder under the name `backbone` ({error})",
             where=str(path),
-            fix=AGAIN,
+            fix=_AGAIN,
         ) from error
     return model.eval()
 
@@ -136,7 +136,7 @@ def _onnx_weights(path: Path) -> dict[str, np.ndarray]:
     try:
         graph = onnx.load(str(path)).graph
     except DecodeError as error:
-        raise RoboAlignError("not an ONNX file", where=str(path), fix=AGAIN) from error
+        raise RoboAlignError("not an ONNX file", where=str(path), fix=_AGAIN) from error
     tensors = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     weights = {name: values for name, values in tensors.items() if not name.startswith("onnx::")}
     table = []

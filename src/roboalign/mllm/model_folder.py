@@ -20,7 +20,7 @@ TRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """How every loader of transformers is called: from the folder alone, without its code."""
 LFS = b"version https://git-lfs.github.com/spec"
 CONTENT = "check that the folder is complete and holds an image-text-to-text model; save or download it again"
-SETTINGS = (
+_SETTINGS = (
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
@@ -44,7 +44,7 @@ def check_model_folder(folder: Path) -> None:
         if not path.is_dir():  # a pipe would be waited for without end
             check_readable(path, fix=CONTENT)
     _refuse_pointers(folder)
-    for name in SETTINGS:
+    for name in _SETTINGS:
         if (folder / name).exists():
             read_settings(folder / name)
     _check_length(folder / "tokenizer_config.json")

@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Preset:
+class ModelPreset:
     """A published model."""
 
     repository: str
@@ -101,22 +101,22 @@ _QWEN2: Json = {"model_type": "qwen2"}
 _SIGLIP: Json = {"model_type": "siglip_vision_model", "vision_use_head": False}
 _GRIDS = [[384 * row, 384 * column] for row in range(1, 7) for column in range(1, 7)]
 
-PRESETS: dict[str, Preset] = {
-    "qwen2.5-vl-3b": Preset(
+MODEL_PRESETS: dict[str, ModelPreset] = {
+    "qwen2.5-vl-3b": ModelPreset(
         "Qwen/Qwen2.5-VL-3B-Instruct",
         _model("qwen2_5_vl", _text(2048, 11008, 36, 16, 2, 151936), _qwen2_5(2048), tied=True),
         QWEN2_5_IMAGE,
         3_754_622_976,
         23,
     ),
-    "qwen2.5-vl-7b": Preset(
+    "qwen2.5-vl-7b": ModelPreset(
         "Qwen/Qwen2.5-VL-7B-Instruct",
         _model("qwen2_5_vl", _text(3584, 18944, 28, 28, 4, 152064), _qwen2_5(3584), tied=False),
         QWEN2_5_IMAGE,
         8_292_166_656,
         18,
     ),
-    "qwen3-vl-2b": Preset(
+    "qwen3-vl-2b": ModelPreset(
         "Qwen/Qwen3-VL-2B-Instruct",
         _model(
             "qwen3_vl",
@@ -128,7 +128,7 @@ PRESETS: dict[str, Preset] = {
         2_127_532_032,
         18,
     ),
-    "qwen3-vl-4b": Preset(
+    "qwen3-vl-4b": ModelPreset(
         "Qwen/Qwen3-VL-4B-Instruct",
         _model(
             "qwen3_vl",
@@ -140,7 +140,7 @@ PRESETS: dict[str, Preset] = {
         4_437_815_808,
         23,
     ),
-    "qwen3-vl-8b": Preset(
+    "qwen3-vl-8b": ModelPreset(
         "Qwen/Qwen3-VL-8B-Instruct",
         _model(
             "qwen3_vl",
@@ -152,7 +152,7 @@ PRESETS: dict[str, Preset] = {
         8_767_123_696,
         23,
     ),
-    "smolvlm2-256m": Preset(
+    "smolvlm2-256m": ModelPreset(
         "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
         _model(
             "smolvlm",
@@ -165,7 +165,7 @@ PRESETS: dict[str, Preset] = {
         256_484_928,
         19,
     ),
-    "smolvlm2-500m": Preset(
+    "smolvlm2-500m": ModelPreset(
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
         _model(
             "smolvlm",
@@ -178,7 +178,7 @@ PRESETS: dict[str, Preset] = {
         507_482_304,
         21,
     ),
-    "smolvlm2-2.2b": Preset(
+    "smolvlm2-2.2b": ModelPreset(
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         _model(
             "smolvlm",
@@ -191,7 +191,7 @@ PRESETS: dict[str, Preset] = {
         2_246_784_880,
         15,
     ),
-    "llava-1.5-7b": Preset(
+    "llava-1.5-7b": ModelPreset(
         "llava-hf/llava-1.5-7b-hf",
         _model(
             "llava",
@@ -208,7 +208,7 @@ PRESETS: dict[str, Preset] = {
         21,
     ),
     # Qwen2's vocabularies, 151936 and 152064, and 64 rows more: transformers' conversion adds two tokens and pads.
-    "llava-onevision-0.5b": Preset(
+    "llava-onevision-0.5b": ModelPreset(
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         _model(
             "llava_onevision",
@@ -220,7 +220,7 @@ PRESETS: dict[str, Preset] = {
         None,
         15,
     ),
-    "llava-onevision-7b": Preset(
+    "llava-onevision-7b": ModelPreset(
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",
         _model(
             "llava_onevision",
@@ -235,13 +235,17 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_of(source: str) -> Preset | None:
+def preset_of(source: str) -> ModelPreset | None:
     """The preset that `source` names, or that its folder is named like (`/models/SmolVLM2-2.2B-Instruct`); or None."""
-    if source in PRESETS:
-        return PRESETS[source]
+    if source in MODEL_PRESETS:
+        return MODEL_PRESETS[source]
     name = PurePath(source).name.lower()
     return next(
-        (preset for preset in PRESETS.values() if PurePath(preset.repository).name.lower() == name),
+        (
+            preset
+            for preset in MODEL_PRESETS.values()
+            if PurePath(preset.repository).name.lower() == name
+        ),
         None,
     )
 
@@ -249,7 +253,7 @@ def preset_of(source: str) -> Preset | None:
 @cache
 def preset_config(name: str) -> PretrainedConfig:
     """The transformers configuration of a preset."""
-    values = dict(PRESETS[name].config)
+    values = dict(MODEL_PRESETS[name].config)
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
@@ -260,7 +264,7 @@ def meta_model(config: PretrainedConfig) -> Any:
 
 
 def image_tokens(image: Json, height: int, width: int) -> int:
-    """Tokens that an image of this size becomes under `Preset.image`; separators in words are left out.
+    """Tokens that an image of this size becomes under `ModelPreset.image`; separators in words are left out.
 
     Four ways: Qwen keeps the size between two bounds, in whole steps of `factor` pixels; SmolVLM enlarges to `longest`
     and cuts tiles, and shows the whole once more; LLaVA-1.5 has one square; LLaVA-OneVision cuts the best grid, takes

@@ -7,7 +7,7 @@ from torch import Tensor
 
 Dtype = Literal["float16", "bfloat16", "float8"]
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-LARGEST = 0.875  # of an e4m3 number, 448 = 0.875 x 2^9
+_LARGEST = 0.875  # of an e4m3 number, 448 = 0.875 x 2^9
 EXPONENTS = (
     -100,
     119,
@@ -25,7 +25,7 @@ def pack(states: Tensor, dtype: Dtype) -> tuple[Tensor, Tensor | None]:
         return states.to(HALVES[dtype]), None
     states = states.float()
     mantissa, exponent = torch.frexp(states.abs().amax(dim=-1))
-    exponent = torch.where(mantissa <= LARGEST, exponent - 9, exponent - 8).clamp(*EXPONENTS)
+    exponent = torch.where(mantissa <= _LARGEST, exponent - 9, exponent - 8).clamp(*EXPONENTS)
     scaled = states * _power_of_two(-exponent)
     scaled[~torch.isfinite(scaled)] = (
         torch.nan

@@ -7,7 +7,7 @@ from transformers import AutoConfig, PretrainedConfig, Qwen2VLImageProcessorPil
 
 from roboalign.actions.vocabulary import ActionVocabulary, extend_tokenizer
 from roboalign.core.errors import RoboAlignError
-from roboalign.mllm.presets import Preset
+from roboalign.mllm.presets import ModelPreset
 from roboalign.mllm.processors import IMAGE_ONLY
 from roboalign.mllm.tiny import CHAT_TEMPLATE, train_tokenizer
 
@@ -23,7 +23,7 @@ SPELLED = {
 
 
 def published(
-    preset: Preset, texts: Iterable[str], n_fast: int
+    preset: ModelPreset, texts: Iterable[str], n_fast: int
 ) -> tuple[PretrainedConfig, Any, ActionVocabulary]:
     """Configuration, processor and action tokens of a model of Qwen's; its embeddings have rows for `n_fast` more.
 

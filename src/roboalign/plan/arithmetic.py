@@ -58,7 +58,7 @@ def parse_gpus(text: str) -> tuple[Gpu, int]:
 
 
 @dataclass(frozen=True)
-class Backbone:
+class BackboneSize:
     """What costs depend on, of a multimodal LLM; widths in numbers, counts in parameters."""
 
     parameters: int
@@ -98,7 +98,7 @@ class Backbone:
         """Parameters that a GPU holds whole under sharding by layer: the embeddings and one text layer."""
         return self.tables + self.body // self.layers
 
-    def grown(self, rows: int) -> "Backbone":
+    def grown(self, rows: int) -> "BackboneSize":
         """The same with `rows` more tokens in its vocabulary."""
         added = rows * self.width
         total = self.parameters + added * (1 if self.tied else 2)
@@ -186,14 +186,14 @@ def training_state(
     )
 
 
-def lora_parameters(b: Backbone, rank: int, rows: int) -> int:
+def lora_parameters(b: BackboneSize, rank: int, rows: int) -> int:
     """What LoRA trains: two matrices beside each linear layer of the text model, and `rows` rows of the embeddings."""
     ends = 2 * (b.width + b.query) + 2 * (b.width + b.key_value) + 3 * (b.width + b.mlp)
     return rank * b.layers * ends + rows * b.width * (1 if b.tied else 2)
 
 
 def lora_state(
-    b: Backbone, trained: int, *, number: int, bf16: bool, checkpointing: bool, passes: int
+    b: BackboneSize, trained: int, *, number: int, bf16: bool, checkpointing: bool, passes: int
 ) -> Memory:
     """Frozen weights of `number` bytes each, `trained` parameters beside them in float32, and what goes with both.
 
@@ -212,7 +212,7 @@ def lora_state(
     )
 
 
-def layer_bytes(b: Backbone, *, bf16: bool, rank: int = 0) -> int:
+def layer_bytes(b: BackboneSize, *, bf16: bool, rank: int = 0) -> int:
     """What one text layer keeps of one token for the backward pass; with LoRA, what its adapters of `rank` keep too.
 
     In float32: each norm's input and its normalised form. In the type of the products: what the two norms give,
@@ -229,7 +229,7 @@ def layer_bytes(b: Backbone, *, bf16: bool, rank: int = 0) -> int:
 
 
 def activation_bytes(
-    b: Backbone, tokens: float, *, bf16: bool, checkpointing: bool, rank: int = 0
+    b: BackboneSize, tokens: float, *, bf16: bool, checkpointing: bool, rank: int = 0
 ) -> float:
     """Of `tokens` tokens through all text layers. Checkpointing keeps each layer's input, and one whole layer a time.
 
@@ -239,17 +239,17 @@ def activation_bytes(
     return tokens * (b.layers * FLOAT32 * b.width + whole if checkpointing else b.layers * whole)
 
 
-def logit_bytes(b: Backbone, tokens: float, *, bf16: bool) -> float:
+def logit_bytes(b: BackboneSize, tokens: float, *, bf16: bool) -> float:
     """Of the loss on `tokens` answer tokens: the logits, their float32 form, its log-softmax, and the gradient."""
     return tokens * b.vocabulary * ((BFLOAT16 if bf16 else 0) + 3 * FLOAT32)
 
 
-def cache_bytes(b: Backbone, rows: int, length: float, number: int) -> float:
+def cache_bytes(b: BackboneSize, rows: int, length: float, number: int) -> float:
     """Keys and values, of `number` bytes each, of `rows` answers of `length` tokens, prompt included."""
     return 2 * number * b.layers * b.key_value * rows * length
 
 
-def drawing_bytes(b: Backbone, rows: int) -> float:
+def drawing_bytes(b: BackboneSize, rows: int) -> float:
     """Of the next token of `rows` answers: logits, their log-softmax with and without the suppressed tokens in float32,
     probabilities and their sums in float64."""
     return rows * b.vocabulary * (3 * FLOAT32 + 2 * 8)
@@ -261,7 +261,7 @@ def checkpoint_bytes(parameters: int, trainable: int) -> float:
 
 
 def forward_flops(
-    b: Backbone, tokens: float, length: float, *, answers: float = 0, layers: int | None = None
+    b: BackboneSize, tokens: float, length: float, *, answers: float = 0, layers: int | None = None
 ) -> float:
     """One pass over `tokens` text-model tokens in sequences of `length`, and the output layer for `answers` of them.
 
@@ -272,13 +272,13 @@ def forward_flops(
     return share * tokens * (2 * b.body + attention) + 2 * b.table * answers
 
 
-def vision_flops(b: Backbone, patches: float) -> float:
+def vision_flops(b: BackboneSize, patches: float) -> float:
     """One pass of the vision tower over `patches` patches; attention within the image is left out."""
     return 2 * b.vision * patches
 
 
 def training_flops(
-    b: Backbone,
+    b: BackboneSize,
     tokens: float,
     length: float,
     answers: float,

@@ -9,7 +9,7 @@ from roboalign.plan.head_cost import head_cost
 from roboalign.plan.model import Assumptions, Model, model_of
 from roboalign.plan.rl_cost import rl_cost
 from roboalign.plan.sft_cost import imitation_cost, sft_cost
-from roboalign.plan.stage_cost import Asked, StageCost
+from roboalign.plan.stage_cost import CostInputs, StageCost
 from roboalign.run.arms import backbones
 from roboalign.run.recipe import Recipe
 
@@ -24,7 +24,7 @@ def plan_costs(
 
     Raises RoboAlignError as model_of does, and where a vLLM server's share of a GPU does not hold its weights.
     """
-    asked = Asked(recipe, model_of(recipe, assumed), gpu, count, assumed)
+    asked = CostInputs(recipe, model_of(recipe, assumed), gpu, count, assumed)
     trained = [(backbone.like, backbone.stage) for backbone in backbones(recipe.arms)]
     stages = []
     for like, cost in COSTS.items():

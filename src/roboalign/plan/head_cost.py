@@ -9,11 +9,11 @@ import torch
 from roboalign.mllm.rounding import token_bytes
 from roboalign.plan import arithmetic
 from roboalign.plan.arithmetic import BFLOAT16, FLOAT32, Memory
-from roboalign.plan.stage_cost import Asked, StageCost
+from roboalign.plan.stage_cost import CostInputs, StageCost
 from roboalign.vla.head import FlowMatchingHead, HeadShape
 
 
-def head_cost(asked: Asked) -> StageCost:
+def head_cost(asked: CostInputs) -> StageCost:
     """Each GPU takes a part of the frames and of the batch. The backbone stays loaded."""
     recipe, config, head = asked.recipe, asked.recipe.head_training, _Head(asked)
     frames, length = head.frames, head.length
@@ -48,7 +48,7 @@ def head_cost(asked: Asked) -> StageCost:
 class _Head:
     """The sizes of a recipe's head and of what it is trained on."""
 
-    asked: Asked
+    asked: CostInputs
 
     @cached_property
     def built(self) -> FlowMatchingHead:

@@ -13,8 +13,8 @@ from roboalign.core.config import Config, validated
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import hub_id
 from roboalign.mllm.presets import (
-    PRESETS,
-    Preset,
+    MODEL_PRESETS,
+    ModelPreset,
     image_tokens,
     meta_model,
     preset_config,
@@ -22,7 +22,7 @@ from roboalign.mllm.presets import (
 )
 from roboalign.mllm.processors import load_processor
 from roboalign.mllm.tiny import build_tiny
-from roboalign.plan.arithmetic import Backbone
+from roboalign.plan.arithmetic import BackboneSize
 from roboalign.run.recipe import Recipe
 from roboalign.run.stages.base import source_folder
 
@@ -61,7 +61,7 @@ class Model:
     """The backbone of a recipe with its action tokens."""
 
     name: str
-    numbers: Backbone
+    numbers: BackboneSize
     image_tokens: int
     patches: int
     """Vision tokens of an image before they are merged."""
@@ -69,11 +69,11 @@ class Model:
     """Action tokens."""
 
 
-def backbone_numbers(model: Any) -> Backbone:
+def backbone_numbers(model: Any) -> BackboneSize:
     """The numbers of a model, whether it has weights or lies on `meta`."""
     text, table = model.config.get_text_config(), model.get_output_embeddings().weight
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Backbone(
+    return BackboneSize(
         parameters=sum(p.numel() for p in model.parameters()),
         vision=sum(p.numel() for p in vision_parameters(model).values()),
         table=table.numel(),
@@ -113,7 +113,7 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
     return Model(name, numbers, tokens, tokens * merge**2, rows)
 
 
-def named_preset(source: str) -> Preset | None:
+def named_preset(source: str) -> ModelPreset | None:
     """The preset that `source` stands for, as there is no such folder."""
     return None if (Path(source).expanduser() / "config.json").is_file() else preset_of(source)
 
@@ -127,7 +127,7 @@ def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
         config.text_config.vocab_size = tiny.vocab_size
         return config, "a new tiny model", (tiny.image_size // tiny.patch_size // tiny.merge) ** 2
     if (preset := named_preset(source)) is not None:
-        config = preset_config(next(name for name, one in PRESETS.items() if one is preset))
+        config = preset_config(next(name for name, one in MODEL_PRESETS.items() if one is preset))
         return config, preset.repository, image_tokens(preset.image, size, size)
     folder = existing_folder(source)
     processor: Any = load_processor(folder)
@@ -142,7 +142,7 @@ def existing_folder(source: str) -> Path:
     try:
         return source_folder(source, "settings")
     except RoboAlignError as error:
-        known = ", ".join(preset.repository for preset in PRESETS.values())
+        known = ", ".join(preset.repository for preset in MODEL_PRESETS.values())
         raise RoboAlignError(
             error.problem,
             where=error.where,

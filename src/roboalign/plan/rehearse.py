@@ -33,9 +33,9 @@ from roboalign.plan.costs import plan_costs
 from roboalign.plan.model import Assumptions
 from roboalign.plan.rehearse_model import (
     Lengths,
+    conversation_lengths,
     fake_backbone,
     image_tokens_of,
-    lengths_of,
     talks,
     word_token,
 )
@@ -52,7 +52,7 @@ NEVER = 10**9
 PASSES = (
     2  # micro-batches of the rehearsed update, at most: gradients are there when the second begins
 )
-WEIGHTS, OPTIMIZER, FROZEN = "weights", "AdamW", "frozen model"
+_WEIGHTS, OPTIMIZER, FROZEN = "weights", "AdamW", "frozen model"
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,10 @@ def _sft(made: Rehearsal) -> tuple[Peaks, Lengths]:
         lora = config.choose_trained(made.mllm)
     meter, order = Meter(word_token(made.mllm)), list(range(batch))
     with _folder() as folder:
-        trainer = sft.build_trainer(
+        trainer = sft.build_sft_trainer(
             made.mllm, data, config, folder, order, 1, "sft", lora, digest=_no_numbers
         )
-        return _run(trainer, meter), lengths_of(made.mllm, data[0])
+        return _run(trainer, meter), conversation_lengths(made.mllm, data[0])
 
 
 def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
@@ -230,7 +230,7 @@ def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
         lora = config.choose_trained(mllm)
     meter, order = Meter(word_token(mllm)), list(range(len(data)))
     with _folder() as folder:
-        trainer = grpo.build_trainer(
+        trainer = grpo.build_grpo_trainer(
             mllm,
             fast,
             data,
@@ -247,7 +247,7 @@ def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
         trainer.require_the_samplers_policy = _not_compared  # type: ignore[method-assign]
         if trainer.reference is not None:
             meter.label(FROZEN, trainer.reference.parameters())
-        return _run(trainer, meter), lengths_of(mllm, made.talks(1, 1)[0])
+        return _run(trainer, meter), conversation_lengths(mllm, made.talks(1, 1)[0])
 
 
 def _prompts(made: Rehearsal, count: int) -> tuple[list[Conversation], FastTokenizer]:
@@ -285,7 +285,7 @@ def _run(trainer: AlignTrainer, meter: Meter) -> Peaks:
     trainer.args.save_strategy = "no"  # type: ignore[assignment]
     watch = _OneUpdate(trainer, meter)
     trainer.add_callback(watch)
-    meter.label(WEIGHTS, trainer.model.parameters())
+    meter.label(_WEIGHTS, trainer.model.parameters())
     meter.reset()
     with meter:
         trainer.run()
@@ -305,7 +305,7 @@ class _OneUpdate(TrainerCallback):
         self.peaks["start"] = self.meter.peak
         optimizer = named["optimizer"]
         state = getattr(optimizer, "optimizer", optimizer).state
-        self.meter.label(WEIGHTS, named["model"].parameters())
+        self.meter.label(_WEIGHTS, named["model"].parameters())
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             self.meter.label(OPTIMIZER, moments.values())
@@ -378,7 +378,7 @@ def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
     frames = Frames(store, actions, state if recipe.head.proprioception else None)
     config = config.model_copy(update={"batch_size": micro, "compile": False})
     trained = Trained(head, make_optimizer(head, config), average_of(head, config))
-    meter.label(WEIGHTS, head.parameters())
+    meter.label(_WEIGHTS, head.parameters())
     with meter:
         for step in range(PASSES):
             meter.reset()

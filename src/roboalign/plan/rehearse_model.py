@@ -130,7 +130,7 @@ def image_tokens_of(mllm: Mllm, ids: np.ndarray) -> int:
     return int(np.isin(ids, mllm.processor.image_token_ids).sum())
 
 
-def lengths_of(mllm: Mllm, conversation: Conversation) -> Lengths:
+def conversation_lengths(mllm: Mllm, conversation: Conversation) -> Lengths:
     """What a conversation comes to, a turn."""
     turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
     encoded = encode_conversation(mllm, turns, rgb_of_file(conversation.image))

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from roboalign.core.errors import RoboAlignError
 from roboalign.plan import arithmetic
 from roboalign.plan.arithmetic import BFLOAT16, FLOAT32, Memory
-from roboalign.plan.stage_cost import Asked, StageCost, Tuning
+from roboalign.plan.stage_cost import CostInputs, StageCost, Tuning
 
 GENERATED_ROWS = 256  # answers that `mllm.generate` samples at a time
 STEP = 0.1  # by which `rl.vllm.memory` is tried smaller
 SHORTEST = 128  # tokens of an answer below which no plan advises to cut it: it must hold a reasoning and an action
 
 
-def rl_cost(asked: Asked, names: list[str]) -> StageCost:
+def rl_cost(asked: CostInputs, names: list[str]) -> StageCost:
     """The stages `names` that train as `rl` does.
 
     Raises RoboAlignError where a vLLM server's share of the GPU does not hold its weights.
@@ -66,7 +66,7 @@ class _Rollout:
     """Over all rollouts."""
 
 
-def _rollout(asked: Asked) -> _Rollout:
+def _rollout(asked: CostInputs) -> _Rollout:
     config = asked.recipe.rl
     own = math.ceil(config.prompts_per_rollout / asked.count)  # of one GPU
     at_once = min(own, max(1, GENERATED_ROWS // config.samples))
@@ -92,7 +92,7 @@ class _Server:
     """A smaller `rl.vllm.memory` that holds its weights and the cache of one group of answers; 0: there is none."""
 
 
-def _server(asked: Asked, rollout: _Rollout) -> _Server:
+def _server(asked: CostInputs, rollout: _Rollout) -> _Server:
     """Raises RoboAlignError where its share of the GPU does not hold its weights."""
     config, vllm, b, gpu = asked.recipe.rl, asked.recipe.rl.vllm, asked.model.numbers, asked.gpu
     if vllm is None:
@@ -129,7 +129,7 @@ def _server(asked: Asked, rollout: _Rollout) -> _Server:
     )
 
 
-def _smaller(asked: Asked, names: list[str], server: _Server) -> tuple[str, StageCost] | None:
+def _smaller(asked: CostInputs, names: list[str], server: _Server) -> tuple[str, StageCost] | None:
     """A change of the recipe under which a rollout takes less memory, and the cost under it."""
     config = asked.recipe.rl
     half = config.max_new_tokens // 2
@@ -150,7 +150,7 @@ def _smaller(asked: Asked, names: list[str], server: _Server) -> tuple[str, Stag
 class _Rl:
     """The trainer's own part: sampling without a server, scoring, and updates."""
 
-    asked: Asked
+    asked: CostInputs
     rollout: _Rollout
 
     @property

@@ -6,10 +6,10 @@ from dataclasses import replace
 from roboalign.align.schedule import micro_batch_of
 from roboalign.plan import arithmetic
 from roboalign.plan.arithmetic import Memory
-from roboalign.plan.stage_cost import Asked, StageCost, Tuning
+from roboalign.plan.stage_cost import CostInputs, StageCost, Tuning
 
 
-def sft_cost(asked: Asked, names: list[str]) -> StageCost:
+def sft_cost(asked: CostInputs, names: list[str]) -> StageCost:
     """The stages `names` that train as `sft` does."""
     recipe, config = asked.recipe, asked.recipe.sft
     samples = recipe.mix.conversations * config.epochs
@@ -32,7 +32,7 @@ def sft_cost(asked: Asked, names: list[str]) -> StageCost:
     return _trained_on(stage, tuning, samples, asked.turns)
 
 
-def imitation_cost(asked: Asked, names: list[str]) -> StageCost:
+def imitation_cost(asked: CostInputs, names: list[str]) -> StageCost:
     """SFT on what RL is asked, split as `run.stages.align.imitate` does it."""
     recipe, config, count = asked.recipe, asked.recipe.rl, asked.count
     replayed = config.replay_batch if config.replay_weight else 0

@@ -54,7 +54,7 @@ class StageCost:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CostInputs:
     """What a plan is asked about: a recipe with its backbone, on `count` GPUs, under assumptions."""
 
     recipe: Recipe
@@ -102,7 +102,7 @@ class Asked:
 class Tuning:
     """A training of the MLLM: what is asked, and the settings of SFT or RL."""
 
-    asked: Asked
+    asked: CostInputs
     config: TuneConfig
 
     @property

@@ -11,7 +11,7 @@ from roboalign.plan.stage_cost import StageCost
 from roboalign.run.recipe import Recipe
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-PARTS = {
+_PARTS = {
     "optimizer": "AdamW",
     "casts": "bf16 copies",
     "gathered": "gathered weights",
@@ -173,7 +173,7 @@ def _batch(stage: StageCost) -> str:
 def _parts(memory: Memory) -> str:
     parts = {field.name: getattr(memory, field.name) for field in fields(memory)}
     return ", ".join(
-        f"{PARTS.get(name, name)} {size(amount)}" for name, amount in parts.items() if amount
+        f"{_PARTS.get(name, name)} {size(amount)}" for name, amount in parts.items() if amount
     )
 
 

@@ -15,9 +15,13 @@ from roboalign.questions.scene import Scene
 from roboalign.questions.sentences import QuestionType, World
 from roboalign.questions.states import NUMBERS, STATES, numbers_right
 
-TYPES: dict[str, QuestionType] = {
+QUESTION_TYPES: dict[str, QuestionType] = {
     kind.name: kind
-    for kind in (*questions_general.TYPES, *questions_embodied.TYPES, *questions_planning.TYPES)
+    for kind in (
+        *questions_general.GENERAL_TYPES,
+        *questions_embodied.EMBODIED_TYPES,
+        *questions_planning.PLANNING_TYPES,
+    )
 }
 OPTIONAL = frozenset({"trace"})
 """Groups that a mixture asks, and measures, only where its weights name them; all others are always measured."""
@@ -35,7 +39,7 @@ LABELS = {
     "choice": "letter",
     "text": "answer",
 }
-READ: dict[str, float | None] = {"choice": 1 / 2, "point": None, "text": 0.0}
+_READ: dict[str, float | None] = {"choice": 1 / 2, "point": None, "text": 0.0}
 """Types of the questions that are read from a source (conversations/qa), with their chance as in `QuestionType`. How
 many options a choice has is not known here: two is the fewest, so that a guess among more scores less."""
 POINT_TOLERANCE = 2
@@ -56,7 +60,7 @@ class Question:
 
 def ask(name: str, mode: Mode, scene: Scene, world: World, rng: random.Random) -> Question | None:
     """Draw a question of type `name`; None where it cannot be asked of this scene."""
-    kind = TYPES[name]
+    kind = QUESTION_TYPES[name]
     draft = kind.make(scene, world, rng)
     if draft is None:
         return None
@@ -70,15 +74,15 @@ def ask(name: str, mode: Mode, scene: Scene, world: World, rng: random.Random) -
 
 
 def asked_types(weights: Mapping[str, float]) -> list[str]:
-    """The types that a mixture of these group weights asks or measures, in the order of TYPES."""
+    """The types that a mixture of these group weights asks or measures, in the order of QUESTION_TYPES."""
     return [
         name
-        for name, kind in TYPES.items()
+        for name, kind in QUESTION_TYPES.items()
         if kind.group not in OPTIONAL or weights.get(kind.group, 0) > 0
     ]
 
 
-def survey(episodes: Iterable[Episode]) -> World:
+def survey_world(episodes: Iterable[Episode]) -> World:
     """What the data set holds, and for each task the objects and instructions that cannot be true of its scenes.
 
     A scene holds more than its own object: the mug stands before the coffee machine whose button another task presses.
@@ -155,16 +159,16 @@ def label_of(name: str) -> str:
 
 
 def _chance(name: str) -> float | None:
-    if name in READ:
-        return READ[name]
+    if name in _READ:
+        return _READ[name]
     if name in STATES:
         return STATES[name].chance
-    if name not in TYPES:
+    if name not in QUESTION_TYPES:
         raise RoboAlignError(
             f"unknown question type {name!r}",
-            fix=f"use one of {', '.join([*TYPES, *STATES, *READ])}",
+            fix=f"use one of {', '.join([*QUESTION_TYPES, *STATES, *_READ])}",
         )
-    return TYPES[name].chance
+    return QUESTION_TYPES[name].chance
 
 
 def _near(name: str, expected: str, predicted: str) -> bool:

@@ -166,7 +166,7 @@ def height(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(text, bucket, facts, f"The gripper is {bucket}.")
 
 
-TYPES = (
+EMBODIED_TYPES = (
     QuestionType("gripper_point", "embodied", "spatial", partial(body_point, "gripper"), None),
     QuestionType("object_point", "embodied", "spatial", partial(body_point, "object"), None),
     QuestionType("goal_point", "embodied", "spatial", partial(body_point, "goal"), None),

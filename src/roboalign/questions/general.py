@@ -89,7 +89,7 @@ def task_choice(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     )
 
 
-TYPES = (
+GENERAL_TYPES = (
     QuestionType("presence", "general", "general", presence, 1 / 2),
     QuestionType("object_choice", "general", "general", object_choice, 1 / 3),
     QuestionType("object_name", "general", "general", object_name, 0.0),

@@ -11,6 +11,8 @@ from functools import partial
 from roboalign.conversations.prompts import NEXT_STEP, next_step, task_prefix
 from roboalign.questions.scene import AXES, Scene
 from roboalign.questions.sentences import (
+    KEEP_DROPPED,
+    QUARTERS,
     Draft,
     QuestionType,
     World,
@@ -25,9 +27,7 @@ from roboalign.questions.sentences import (
     words,
 )
 
-KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
 APART = 3  # steps between two events below which their order is not asked
-QUARTERS = ("first", "second", "third", "last")
 
 
 def _ask(scene: Scene, rng: random.Random, *wordings: str) -> str:
@@ -151,7 +151,7 @@ def order(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(f"{text} {listed}", letter, facts, conclusion)
 
 
-TYPES = (
+PLANNING_TYPES = (
     QuestionType("movement", "embodied", "planning", movement, 1 / 81),
     QuestionType("movement_choice", "embodied", "planning", movement_choice, 1 / 3),
     QuestionType("move_left_right", "embodied", "planning", partial(movement_axis, 0), 1 / 3),

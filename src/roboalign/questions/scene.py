@@ -14,8 +14,8 @@ from roboalign.actions.axes import matrix_of
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
+from roboalign.episodes.keypoints import BODIES
 
-BODIES = ("gripper", "object", "object2", "goal")
 AXES = (("left", "right"), ("back", "forward"), ("down", "up"))
 """Word of the negative and of the positive direction of each axis."""
 
@@ -24,14 +24,16 @@ NEAR, FAR = 0.08, 0.20  # metres: near is below the first, far above the second
 LOW, HIGH = 0.10, 0.20  # metres above the table
 HELD = 0.07  # metres: a gripper that is not open holds an object that is this close
 MOVED = 0.02  # metres: an object that is this far from where it started is being moved
-OPEN = 0.75  # share of the gripper's full opening
-STILL = 0.15  # mean action on an axis below this is no movement, in units of the largest action
+OPEN_SHARE = 0.75  # share of the gripper's full opening
+STILL_ACTION = (
+    0.15  # mean action on an axis below this is no movement, in units of the largest action
+)
 COMMAND = 0.10  # mean gripper action below this asks for nothing
 WAYPOINT = 10  # steps from a frame to its waypoint
 TRACE_POINTS = 3  # points of the gripper's trace, evenly spaced
 TRACE_HORIZONS = 2  # action chunks that the trace spans
 
-Cell = tuple[int, int]
+GridCell = tuple[int, int]
 Signs = tuple[int, int, int]
 
 
@@ -42,7 +44,7 @@ class Scene:
     task: str
     instruction: str
     nouns: dict[str, str]
-    points: dict[str, Cell]
+    points: dict[str, GridCell]
     """body -> (column, row) on the grid, for bodies inside the image."""
     relations: dict[str, Signs]
     """body -> sign of (body - gripper) to the right, forward, up; 0 = aligned."""
@@ -60,9 +62,9 @@ class Scene:
     """sign of the expert's mean action over the next steps to the right, forward, up; 0 = still."""
     command: str
     """what the expert does with the gripper in these steps: open, close or keep."""
-    waypoint: Cell | None
+    waypoint: GridCell | None
     """where the gripper will be in WAYPOINT steps, where that is inside episode and image."""
-    trace: tuple[Cell, ...] | None
+    trace: tuple[GridCell, ...] | None
     """where the gripper will be at TRACE_POINTS even steps over the next TRACE_HORIZONS chunks; an episode that ends
     before stays at its last frame. None where one of the points is outside the image."""
     events: dict[str, int]
@@ -117,7 +119,7 @@ class EpisodeScenes:
         )
         assert opening is not None
         if holding is None and "object" in self.distances:
-            holding = (np.array(self.distances["object"]) < HELD) & (opening <= OPEN)
+            holding = (np.array(self.distances["object"]) < HELD) & (opening <= OPEN_SHARE)
         self.gripper = gripper_states(opening, holding)
         self.heights = (hand[:, 2] - (0.0 if table is None else table)).tolist()
         self.uses_object = "object" in self.positions and names_object(episode)
@@ -127,7 +129,7 @@ class EpisodeScenes:
         )
         mean = episode.chunks(horizon).mean(axis=1)
         moved = mean[:, :3] @ turn
-        self.moves = (np.sign(moved) * (np.abs(moved) > STILL)).astype(int).tolist()
+        self.moves = (np.sign(moved) * (np.abs(moved) > STILL_ACTION)).astype(int).tolist()
         self.commands = gripper_commands(mean[:, -1], self.gripper)
         self.events = future_events(self._happening())
         self.trace_steps = [
@@ -149,7 +151,7 @@ class EpisodeScenes:
                 happening[event] = [metres < NEAR for metres in self.distances[body]]
         return happening
 
-    def _trace(self, t: int) -> tuple[Cell, ...] | None:
+    def _trace(self, t: int) -> tuple[GridCell, ...] | None:
         ahead = [self.cells["gripper"][min(t + step, self.length - 1)] for step in self.trace_steps]
         points = tuple(cell for cell in ahead if cell is not None)
         return points if len(points) == len(ahead) else None
@@ -216,7 +218,7 @@ def names_object(episode: Episode) -> bool:
 
 def grid_cells(
     episode: Episode, camera: str, positions: np.ndarray, grid: int
-) -> list[Cell | None]:
+) -> list[GridCell | None]:
     """[T, 3] world points -> the cell of the image that shows each; None outside the image."""
     view = episode.cameras[camera]
     cells = np.floor(view.pixels(positions) / (view.width, view.height) * grid)
@@ -230,7 +232,7 @@ def gripper_states(opening: np.ndarray, holding: np.ndarray | None) -> list[str]
     """[T] opening in [0, 1] and whether something is held -> open, closed or holding."""
     held = np.zeros(len(opening)) if holding is None else holding
     return [
-        "holding" if holds else "open" if wide > OPEN else "closed"
+        "holding" if holds else "open" if wide > OPEN_SHARE else "closed"
         for wide, holds in zip(opening, held)
     ]
 

@@ -9,7 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from roboalign.questions.scene import AXES, FAR, HIGH, LOW, NEAR, Cell, Scene, Signs
+from roboalign.questions.scene import AXES, FAR, HIGH, LOW, NEAR, GridCell, Scene, Signs
+
+KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
+QUARTERS = ("first", "second", "third", "last")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Draft:
     conclusion: str
 
 
-Make = Callable[[Scene, World, random.Random], Draft | None]
+_Make = Callable[[Scene, World, random.Random], Draft | None]
 """None where the question cannot be asked of this frame (a body is missing or outside the image)."""
 
 
@@ -43,12 +46,12 @@ class QuestionType:
     name: str
     kind: Literal["general", "embodied"]
     group: Literal["general", "spatial", "state", "planning", "trace"]
-    make: Make
+    make: _Make
     chance: float | None
     """Expected score of a uniform guess among the possible answers; None for image points (it depends on the grid)."""
 
 
-def point(cell: Cell) -> str:
+def point(cell: GridCell) -> str:
     """`(12, 20)` -> `12 20`: column and row."""
     return f"{cell[0]} {cell[1]}"
 

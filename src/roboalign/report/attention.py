@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from roboalign.episodes.survey.measures import Dimension
 from roboalign.episodes.survey.statistics import Survey
-from roboalign.report.text import count, percent
+from roboalign.report.text import count_text, percent
 
 SATURATED = 0.05  # share of rows at the limits from which it is named
 
@@ -144,7 +144,7 @@ def _vectors(survey: Survey) -> list[tuple[str, list[Dimension]]]:
 
 
 def _rare(share: float, survey: Survey) -> str:
-    return f"{100 * share:.2f}%" if share else f"fewer than 1 in {count(survey.rows)}"
+    return f"{100 * share:.2f}%" if share else f"fewer than 1 in {count_text(survey.rows)}"
 
 
 def _some(number: int, noun: str) -> str:

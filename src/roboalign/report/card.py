@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from roboalign.report.tables import ARM_COLUMNS, lookup
-from roboalign.report.text import count, interval, percent, value
+from roboalign.report.text import count_text, interval, percent, value
 
 LOAD = {
     "policy": (
@@ -140,7 +140,7 @@ def _success_rows(facts: CardFacts) -> list[tuple[str, str, str, str]]:
 
 def _episodes(row: Mapping[str, Any]) -> str:
     crashed = f", {row['crashes']} crashed" if row["crashes"] else ""
-    return f"{count(row['n'])} episodes{crashed}"
+    return f"{count_text(row['n'])} episodes{crashed}"
 
 
 def _token_rows(facts: CardFacts) -> list[tuple[str, str, str, str]]:
@@ -148,7 +148,7 @@ def _token_rows(facts: CardFacts) -> list[tuple[str, str, str, str]]:
     metrics = lookup(facts.summary, ("arms", facts.arm))
     found = ((title, lookup(metrics, path), kind) for title, path, kind in ARM_COLUMNS)
     return [
-        (title, value(row, kind), interval(row, kind), count(row["n"]))
+        (title, value(row, kind), interval(row, kind), count_text(row["n"]))
         for title, row, kind in found
         if row
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from roboalign.report.summary import RunSummary
 from roboalign.report.tables import lookup
-from roboalign.report.text import interval, number, p_value, percent, signed
+from roboalign.report.text import interval, number_text, p_value, percent, signed_text
 from roboalign.report.verdict import pair_of
 
 
@@ -86,7 +86,7 @@ def _direct_beats_reasoned(run: RunSummary) -> Iterator[str]:
     if before and after and direct and reasoned and direct["value"] >= reasoned["value"]:
         yield (
             f"That reasoning gives better actions than none: {before.title} answering directly has prefix accuracy "
-            f"{number(direct['value'])}, {after.title} after reasoning {number(reasoned['value'])}."
+            f"{number_text(direct['value'])}, {after.title} after reasoning {number_text(reasoned['value'])}."
         )
 
 
@@ -96,11 +96,11 @@ def _format_gain(run: RunSummary) -> Iterator[str]:
     if change and change["n"] and not (change["low"] is not None and change["low"] > 0):
         sentence = (
             "That RL gained more than the format in prefix accuracy: where both models reason and then act, it "
-            f"changed by {signed(change['value'])} (interval {interval(change, 'signed') or 'unknown'}, "
+            f"changed by {signed_text(change['value'])} (interval {interval(change, 'signed') or 'unknown'}, "
             f"{change['n']} frames)"
         )
         if closer and closer["n"]:
-            sentence += f"; L1 there by {signed(closer['value'])} ({interval(closer, 'signed') or 'no interval'})"
+            sentence += f"; L1 there by {signed_text(closer['value'])} ({interval(closer, 'signed') or 'no interval'})"
         yield sentence + "."
 
 
@@ -116,8 +116,8 @@ def _lengths(run: RunSummary) -> Iterator[str]:
     mean_action = lookup(arm.mllm, ("baselines", "mean_action_l1")) if arm else None
     if errors and mean_action and errors[1]["value"] >= mean_action["value"]:
         yield (
-            f"That the decoded actions are useful: their L1 ({number(errors[1]['value'])}) is no better than the "
-            f"mean action's ({number(mean_action['value'])})."
+            f"That the decoded actions are useful: their L1 ({number_text(errors[1]['value'])}) is no better than the "
+            f"mean action's ({number_text(mean_action['value'])})."
         )
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roboalign.evaluate.success import Record, success_table
+from roboalign.evaluate.success import RolloutRecord, success_table
 from roboalign.report.console import fold, grid, render
 from roboalign.report.paper_numbers import MODEL, SOURCE, Metric
-from roboalign.report.text import points, signed
+from roboalign.report.text import points, signed_text
 
 AGAINST = ("sft", "base")  # the arms that the others are paired with
 
@@ -25,7 +25,7 @@ class Measured:
     """`baselines.counts` of its recipe."""
     success: Mapping[str, Mapping[str, Any]]
     """Arm -> its rows, as `evaluate.success.success_table` gives them."""
-    episodes: Mapping[str, Sequence[Record]]
+    episodes: Mapping[str, Sequence[RolloutRecord]]
     """Arm -> its episode records, for the paired differences; arms whose records were not kept are left out."""
 
 
@@ -133,7 +133,7 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
         table.add_row(
             row["title"],
             _number(row["paper"], percent),
-            signed(row["paper_minus_sft"], 1 if percent else 2),
+            signed_text(row["paper_minus_sft"], 1 if percent else 2),
             _rate(row["measured"]),
             _difference(row["minus_sft"]),
             _difference(row["minus_base"]),
@@ -177,7 +177,7 @@ def markdown_comparison(comparison: Mapping[str, Any]) -> str:
         cells = [
             row["title"],
             _number(row["paper"], percent),
-            signed(row["paper_minus_sft"], 1 if percent else 2),
+            signed_text(row["paper_minus_sft"], 1 if percent else 2),
             counted + _in_brackets(_rate(measured)),
             _in_brackets(_difference(row["minus_sft"])),
         ]

@@ -14,9 +14,9 @@ from roboalign.episodes.episode import Episode
 from roboalign.episodes.survey.measures import Histogram
 
 ARROW, BAR, SQUARE, PATH = (255, 120, 0), (0, 190, 255), (255, 0, 200), (60, 255, 60)
-WIDTH = 320  # pixels of a frame on the page
+_WIDTH = 320  # pixels of a frame on the page
 STEPS = 16  # of the path that is drawn
-LONGEST = 0.4  # of the image's shorter side
+_LONGEST = 0.4  # of the image's shorter side
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Drawn:
     step: int
     instruction: str
     image: np.ndarray
-    """uint8 [H, W, 3], WIDTH wide."""
+    """uint8 [H, W, 3], _WIDTH wide."""
     how: str
 
 
@@ -37,9 +37,9 @@ def drawn_frame(episode: Episode, camera: str, t: int, stats: ActionStats) -> Dr
     """
     frame = episode.frame(camera, t)
     height, width = frame.shape[:2]
-    method = Image.Resampling.NEAREST if width < WIDTH else Image.Resampling.LANCZOS
+    method = Image.Resampling.NEAREST if width < _WIDTH else Image.Resampling.LANCZOS
     image = np.array(
-        Image.fromarray(frame).resize((WIDTH, max(1, round(height * WIDTH / width))), method)
+        Image.fromarray(frame).resize((_WIDTH, max(1, round(height * _WIDTH / width))), method)
     )
     view, gripper, space = (
         episode.cameras.get(camera),
@@ -47,7 +47,7 @@ def drawn_frame(episode: Episode, camera: str, t: int, stats: ActionStats) -> Dr
         episode.action_space,
     )
     if view is not None and view.projection is not None and gripper is not None:
-        pixels = view.pixels(gripper[t : t + STEPS + 1].astype(np.float64)) * (WIDTH / view.width)
+        pixels = view.pixels(gripper[t : t + STEPS + 1].astype(np.float64)) * (_WIDTH / view.width)
         return Drawn(episode.episode_id, t, episode.instruction, draw_path(image, pixels), "path")
     if (
         space is not None
@@ -79,9 +79,9 @@ def draw_action(
     reach = np.maximum(np.abs(stats.q01), np.abs(stats.q99))
     x, y = action[:2] / max(float(reach[:2].max()), 1e-12)
     size = max(1.0, float(np.hypot(x, y)))
-    _arrow(pen, image.size, LONGEST * unit * x / size, LONGEST * unit * y / size)
+    _arrow(pen, image.size, _LONGEST * unit * x / size, _LONGEST * unit * y / size)
     z = float(np.clip(action[2] / max(float(reach[2]), 1e-12), -1, 1))
-    _bar(pen, image.size, round(LONGEST * unit * z))
+    _bar(pen, image.size, round(_LONGEST * unit * z))
     if space.gripper != "none":
         openness = recoded(
             np.asarray(action, dtype=np.float64)[None, space.gripper_part],

@@ -13,17 +13,17 @@ from markupsafe import Markup
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_text
 from roboalign.episodes.episode import Episode
-from roboalign.episodes.survey.measures import FRAMES as LOOKED_AT
+from roboalign.episodes.survey.measures import FRAMES_PER_CAMERA as LOOKED_AT
 from roboalign.episodes.survey.measures import Dimension
 from roboalign.episodes.survey.statistics import Survey
 from roboalign.report.attention import attention
 from roboalign.report.drawing import STEPS, Drawn, draw_action, drawn_frame, histogram_plot, jpeg
 from roboalign.report.tables import Cell, Table
-from roboalign.report.text import MINUS, count, percent
+from roboalign.report.text import MINUS, count_text, percent
 
 __all__ = ["draw_action", "write_inspection"]
 
-FRAMES = 6  # of each camera, at least, where that many can be read: one an episode where there are enough
+_FRAMES = 6  # of each camera, at least, where that many can be read: one an episode where there are enough
 ARROW_CAPTION = (
     "The action of this step, in its own axes and not projected into the image. Orange arrow: x to the right, y up. "
     "Blue bar: z from the middle. Pink square: the gripper, filled when it is to close. Full length is the 99th (or "
@@ -57,7 +57,7 @@ def write_inspection(survey: Survey, samples: Sequence[Episode], path: str | Pat
     page = environment.get_template("inspection.html.j2").render(
         survey=survey,
         css=Markup(environment.get_template("report.css").render()),
-        facts=facts(survey),
+        facts=_facts(survey),
         attention=attention(survey),
         frames=_frames(survey, samples),
         method=_method(survey),
@@ -94,20 +94,18 @@ def write_inspection(survey: Survey, samples: Sequence[Episode], path: str | Pat
         ) from None
 
 
-def facts(survey: Survey) -> list[tuple[str, str]]:
+def _facts(survey: Survey) -> list[tuple[str, str]]:
     """What stands under the title: name and value."""
-    lengths = (
-        f"{count(survey.length_min)} to {count(survey.length_max)}, median {survey.length_median:g}"
-    )
+    lengths = f"{count_text(survey.length_min)} to {count_text(survey.length_max)}, median {survey.length_median:g}"
     return [
         ("format", survey.format),
-        ("episodes", count(survey.episodes)),
-        ("steps", count(survey.steps)),
+        ("episodes", count_text(survey.episodes)),
+        ("steps", count_text(survey.steps)),
         ("steps an episode", lengths),
         ("frames per second", ", ".join(survey.fps)),
         ("action", f"{len(survey.action)} dimensions: {', '.join(survey.action_spaces)}"),
         ("state", f"{len(survey.state)} dimensions"),
-        ("instructions", f"{count(survey.instructions)} distinct"),
+        ("instructions", f"{count_text(survey.instructions)} distinct"),
     ]
 
 
@@ -128,10 +126,10 @@ def dimension_table(found: list[Dimension], survey: Survey, what: str) -> Table 
         )
         for d in found
     ]
-    sample = "all" if survey.rows == survey.steps else f"a sample of {count(survey.rows)}"
+    sample = "all" if survey.rows == survey.steps else f"a sample of {count_text(survey.rows)}"
     caption = (
         f"Raw units of the {what}. Minimum, maximum, mean and std are exact; quantiles and shares are from "
-        f"{sample} of {count(survey.steps)} rows. Outliers lie beyond 3 times q99 − q01 outside of them."
+        f"{sample} of {count_text(survey.steps)} rows. Outliers lie beyond 3 times q99 − q01 outside of them."
     )
     return Table(caption, ("Dimension", *columns, "at min or max", "outliers", "remark"), rows)
 
@@ -167,17 +165,17 @@ def token_table(survey: Survey) -> Table | None:
         ),
         ("L1 of reconstruction", f"{tokens.l1:.4f}"),
         *((f"L1, {d.name}", f"{error:.4f}") for d, error in zip(survey.action, tokens.l1_dims)),
-        ("Chunks that do not decode", count(tokens.undecodable)),
-        ("Coefficients out of range", count(tokens.clipped)),
-        ("Vocabulary", f"{count(tokens.vocab_size)}, scale {tokens.scale:g}"),
+        ("Chunks that do not decode", count_text(tokens.undecodable)),
+        ("Coefficients out of range", count_text(tokens.clipped)),
+        ("Vocabulary", f"{count_text(tokens.vocab_size)}, scale {tokens.scale:g}"),
     ]
     origin = (
-        f"Fitted here on {count(tokens.fitted_on)} chunks of one half of the episodes"
+        f"Fitted here on {count_text(tokens.fitted_on)} chunks of one half of the episodes"
         if tokens.fitted_here
         else "The tokenizer was given and may have seen these chunks"
     )
     caption = (
-        f"{origin}; measured on {count(tokens.chunks)} chunks of the other half, copies of one episode kept "
+        f"{origin}; measured on {count_text(tokens.chunks)} chunks of the other half, copies of one episode kept "
         "together. L1 in normalised units: q01 to q99 is −1 to 1, and what lies beyond is cut first."
     )
     return Table(caption, ("Measure", "value"), [(name, [Cell(value)]) for name, value in rows])
@@ -192,11 +190,11 @@ def camera_table(survey: Survey) -> Table | None:
             c.name,
             [
                 Cell(", ".join(c.sizes) or "–"),
-                Cell(count(c.episodes)),
-                Cell(count(c.looked_at)),
-                Cell(count(c.frames)),
+                Cell(count_text(c.episodes)),
+                Cell(count_text(c.looked_at)),
+                Cell(count_text(c.frames)),
                 *(
-                    Cell(count(n), mark="worse" if n else "")
+                    Cell(count_text(n), mark="worse" if n else "")
                     for n in (c.black, c.flat, c.frozen, c.unreadable)
                 ),
             ],
@@ -229,11 +227,13 @@ def instruction_table(survey: Survey) -> Table | None:
     if not survey.frequent:
         return None
     caption = (
-        f"The {len(survey.frequent)} most frequent of {count(survey.instructions)} instructions; "
-        f"{count(survey.without_instruction)} episodes have none."
+        f"The {len(survey.frequent)} most frequent of {count_text(survey.instructions)} instructions; "
+        f"{count_text(survey.without_instruction)} episodes have none."
     )
     return Table(
-        caption, ("Instruction", "episodes"), [(t, [Cell(count(n))]) for t, n in survey.frequent]
+        caption,
+        ("Instruction", "episodes"),
+        [(t, [Cell(count_text(n))]) for t, n in survey.frequent],
     )
 
 
@@ -243,8 +243,8 @@ def repeat_table(survey: Survey) -> Table | None:
         (
             name,
             [
-                Cell(count(found.contents)),
-                Cell(count(found.copies)),
+                Cell(count_text(found.contents)),
+                Cell(count_text(found.copies)),
                 Cell("", "\n".join(", ".join(ids) for ids in found.examples)),
             ],
         )
@@ -266,7 +266,7 @@ def fault_table(survey: Survey) -> Table | None:
     if not survey.faults:
         return None
     rows = [(fault.where, [Cell(fault.problem), Cell(fault.fix)]) for fault in survey.first_faults]
-    caption = f"The first {len(rows)} of {count(survey.faults)}."
+    caption = f"The first {len(rows)} of {count_text(survey.faults)}."
     return Table(caption, ("Where", "problem", "fix"), rows)
 
 
@@ -283,7 +283,7 @@ def _frames(
     shown = []
     for camera in survey.cameras:
         those = [episode for episode in samples if camera.name in episode.images]
-        each = math.ceil(FRAMES / len(those)) if those else 0
+        each = math.ceil(_FRAMES / len(those)) if those else 0
         drawn = [frame for episode in those for frame in _drawn(survey, episode, camera.name, each)]
         how = {frame.how for frame in drawn}
         captions = {"arrow": ARROW_CAPTION, "path": PATH_CAPTION, "none": _undrawn(survey)}
@@ -328,14 +328,15 @@ def _method(survey: Survey) -> list[str]:
     halves = f"Action tokens: chunks of {survey.horizon} steps, at most 2,000 from each half of the episodes."
     if survey.tokens:
         halves = (
-            f"Action tokens: chunks of {survey.horizon} steps, {count(survey.tokens.fitted_on)} from one half of "
-            f"the episodes and {count(survey.tokens.chunks)} from the other."
+            f"Action tokens: chunks of {survey.horizon} steps, {count_text(survey.tokens.fitted_on)} from one half of "
+            f"the episodes and {count_text(survey.tokens.chunks)} from the other."
         )
     return [
-        f"Quantiles, shares and histograms: {count(survey.rows)} of {count(survey.steps)} rows, drawn at random.",
+        f"Quantiles, shares and histograms: {count_text(survey.rows)} of {count_text(survey.steps)} rows, "
+        "drawn at random.",
         halves,
-        f"Cameras: {LOOKED_AT} frames (first, middle, last) of up to {count(looked)} episodes. Between these, nothing "
-        "was looked at.",
+        f"Cameras: {LOOKED_AT} frames (first, middle, last) of up to {count_text(looked)} episodes. Between these, "
+        "nothing was looked at.",
         "Repeats: equal bytes alone; episodes or frames that differ by a bit are not found.",
         "Near-constant: q99 − q01 below a thousandth of the widest dimension’s, or std below 0.000001. Units differ "
         "between dimensions, so judge it yourself.",

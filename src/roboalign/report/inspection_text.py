@@ -5,9 +5,9 @@ from roboalign.episodes.survey.statistics import Survey
 from roboalign.report.attention import attention
 from roboalign.report.console import fold, grid, render
 from roboalign.report.inspection import (
+    _facts,
     camera_table,
     dimension_table,
-    facts,
     fault_table,
     instruction_table,
     repeat_table,
@@ -31,7 +31,7 @@ def inspection_text(survey: Survey) -> str:
         repeat_table(survey),
         fault_table(survey),
     )
-    lines = [survey.name, *(f"  {name}: {fact}" for name, fact in facts(survey))]
+    lines = [survey.name, *(f"  {name}: {fact}" for name, fact in _facts(survey))]
     lines += ["", "What needs attention", *(f"- {sentence}" for sentence in found)]
     for table in tables:
         if table is not None:

@@ -16,7 +16,7 @@ from roboalign.report.plots import interval_plot, line_plot
 from roboalign.report.summary import Curve, RunSummary, Video
 from roboalign.report.verdict import findings, headline, success_finding
 
-STAGES = {
+_STAGES = {
     "base": "Base model",
     "language-sft": "Language-only SFT",
     "action-sft": "Action-only SFT",
@@ -125,10 +125,10 @@ def _training_plots(curves: list[Curve]) -> list[tuple[str, list[Markup]]]:
     """(stage title, its plots) for each stage but RL that has a log."""
     found = []
     logged = {curve.stage for curve in curves} - {"rl"}
-    for stage in [*STAGES, *sorted(logged - set(STAGES))]:
+    for stage in [*_STAGES, *sorted(logged - set(_STAGES))]:
         plots = _panels([curve for curve in curves if curve.stage == stage], TRAINING_PANELS)
         if plots:
-            found.append((STAGES.get(stage, stage), plots))
+            found.append((_STAGES.get(stage, stage), plots))
     return found
 
 

@@ -43,10 +43,10 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
 }
 
-Points = Sequence[tuple[float, float]]
+_Points = Sequence[tuple[float, float]]
 
 
-def line_plot(title: str, lines: Mapping[str, Points], *, x_label: str = "step") -> str:
+def line_plot(title: str, lines: Mapping[str, _Points], *, x_label: str = "step") -> str:
     """One small plot of several (x, y) series with a legend where there is more than one. NaN leaves a gap.
 
     A series of more than 40 points is drawn faintly with its running mean over it.
@@ -100,7 +100,7 @@ def interval_plot(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], *, 
         return _svg(figure, f"{title}: {described}")
 
 
-def _draw(axes: Axes, label: str, points: Points, colour: str) -> None:
+def _draw(axes: Axes, label: str, points: _Points, colour: str) -> None:
     x, y = [p[0] for p in points], [p[1] for p in points]
     if len(points) <= 40:
         axes.plot(
@@ -118,7 +118,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def _describe(label: str, points: Points) -> str:
+def _describe(label: str, points: _Points) -> str:
     return f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g} in {len(points)} points"
 
 

@@ -5,17 +5,17 @@ from typing import Any
 
 from roboalign.conversations.conversation import Conversation
 from roboalign.evaluate.tokens import sample_id
-from roboalign.report.summary import Sample
+from roboalign.report.summary import FrameSample
 
 
-def side_by_side(
+def frames_side_by_side(
     before: tuple[str, Sequence[Mapping[str, Any]]],
     after: tuple[str, Sequence[Mapping[str, Any]]],
     heldout: Sequence[Conversation],
     *,
     actions: int = 6,
     questions: int = 4,
-) -> list[Sample]:
+) -> list[FrameSample]:
     """Reasoned answers of two arms, each given as (name, records of one training seed), to the same samples.
 
     Samples stand at even ranks of the change in score, the most improved first: `actions` of the action prompts (score:
@@ -48,9 +48,9 @@ def _reasoned(records: Sequence[Mapping[str, Any]], probe: str) -> dict[str, Map
 
 def _sample(
     conversation: Conversation, answers: Mapping[str, Mapping[str, Any]], key: str
-) -> Sample:
+) -> FrameSample:
     turn = conversation.turns[0]
-    return Sample(
+    return FrameSample(
         question=turn.question,
         target=turn.expected,
         answers={arm: record["text"] for arm, record in answers.items()},

@@ -12,7 +12,7 @@ Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmSummary:
     """One backbone of the comparison."""
 
     name: str
@@ -40,7 +40,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Sample:
+class FrameSample:
     """One held-out frame and what each arm said about it."""
 
     question: str
@@ -77,15 +77,15 @@ class RunSummary:
     """Names of the arms (before, after) RL: the difference that the page answers first."""
     environment: dict[str, str] = field(default_factory=dict)
     """Shown as given: date, commit, machine, versions, duration, parameters of the model."""
-    arms: list[Arm] = field(default_factory=list)
+    arms: list[ArmSummary] = field(default_factory=list)
     success: Mapping[str, Any] | None = None
     """`evaluate.success.success_table` over all arms."""
     mllm_pairs: list[Mapping[str, Any]] = field(default_factory=list)
-    """`evaluate.token_metrics.compare` results, each with "before" and "after" arm names added."""
+    """`evaluate.token_metrics.compare_metrics` results, each with "before" and "after" arm names added."""
     curves: list[Curve] = field(default_factory=list)
     manifest: Mapping[str, Any] | None = None
     """The mixture's manifest.json; of it "counts" is shown."""
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[FrameSample] = field(default_factory=list)
     videos: list[Video] = field(default_factory=list)
     ledger: list[Mapping[str, Any]] = field(default_factory=list)
     """One row a stage: "stage", "seconds" and what it counted (samples, rollouts, tokens, ...)."""
@@ -96,7 +96,7 @@ class RunSummary:
     absent: str = "Not run."
     """Shown in a section without data."""
 
-    def arm(self, name: str) -> Arm | None:
+    def arm(self, name: str) -> ArmSummary | None:
         """The arm of that name, or None."""
         return next((arm for arm in self.arms if arm.name == name), None)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from roboalign.core.progress import format_seconds
-from roboalign.report.summary import Arm, RunSummary
-from roboalign.report.text import NOT_RUN, count, interval, p_value, percent, side, value
+from roboalign.report.summary import ArmSummary, RunSummary
+from roboalign.report.text import NOT_RUN, count_text, interval, p_value, percent, side, value
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def arms_table(run: RunSummary) -> Table | None:
     return Table(caption, ("Backbone", "Success", *(column for column, _, _ in ARM_COLUMNS)), rows)
 
 
-def _mllm_cells(arm: Arm) -> list[Cell]:
+def _mllm_cells(arm: ArmSummary) -> list[Cell]:
     return [estimate_cell(lookup(arm.mllm, path), kind) for _, path, kind in ARM_COLUMNS]
 
 
@@ -123,7 +123,7 @@ def estimate_cell(estimate: Mapping[str, Any] | None, kind: str) -> Cell:
     if estimate is None:
         return Cell(NOT_RUN)
     bounds = interval(estimate, kind)
-    return Cell(value(estimate, kind), f"{bounds}\nn = {count(estimate['n'])}".lstrip())
+    return Cell(value(estimate, kind), f"{bounds}\nn = {count_text(estimate['n'])}".lstrip())
 
 
 def difference_cell(
@@ -280,9 +280,11 @@ def counts_table(manifest: Mapping[str, Any] | None) -> Table | None:
     }
     rows = []
     for split, numbers in counts.items():
-        cells = [Cell(count(numbers[total])) for total in ("conversations", "turns")]
+        cells = [Cell(count_text(numbers[total])) for total in ("conversations", "turns")]
         cells += [
-            Cell(count(numbers[group].get(name, 0))) for group in names for name in names[group]
+            Cell(count_text(numbers[group].get(name, 0)))
+            for group in names
+            for name in names[group]
         ]
         rows.append((split, cells))
     columns = (
@@ -322,4 +324,7 @@ def ledger_table(run: RunSummary) -> Table | None:
 
 def _cost_cells(values: Mapping[str, Any], names: list[str]) -> list[Cell]:
     time = Cell(format_seconds(values["seconds"])) if "seconds" in values else Cell("–")
-    return [time, *(Cell(count(values[name])) if name in values else Cell("") for name in names)]
+    return [
+        time,
+        *(Cell(count_text(values[name])) if name in values else Cell("") for name in names),
+    ]

@@ -7,7 +7,7 @@ NOT_RUN = "not run"
 MINUS = "−"
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number_text(value: float | None, digits: int = 3) -> str:
     """`0.1234` -> `0.123`; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
@@ -17,7 +17,7 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%".replace("-", MINUS)
 
 
-def signed(value: float | None, digits: int = 3) -> str:
+def signed_text(value: float | None, digits: int = 3) -> str:
     """A difference, always with its sign."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", MINUS)
 
@@ -29,9 +29,9 @@ def points(share: float | None) -> str:
 
 WRITERS: dict[str, Callable[[float | None], str]] = {
     "percent": percent,
-    "number": number,
+    "number": number_text,
     "points": points,
-    "signed": signed,
+    "signed": signed_text,
 }
 
 
@@ -57,7 +57,7 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def count(value: Any) -> str:
+def count_text(value: Any) -> str:
     """`12800` -> `12,800`; floats with one digit; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

@@ -6,9 +6,9 @@ from typing import Any
 
 from roboalign.report.summary import RunSummary
 from roboalign.report.tables import lookup, success_mark
-from roboalign.report.text import interval, p_value, percent, points, side, signed, value
+from roboalign.report.text import interval, p_value, percent, points, side, signed_text, value
 
-WORDS = {"better": "better", "worse": "worse", "open": "not settled", "missing": "not run"}
+_WORDS = {"better": "better", "worse": "worse", "open": "not settled", "missing": "not run"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Finding:
     @property
     def word(self) -> str:
         """The judgement in words."""
-        return WORDS[self.mark]
+        return _WORDS[self.mark]
 
 
 def pair_of(pairs: list[Mapping[str, Any]], before: str, after: str) -> Mapping[str, Any] | None:
@@ -77,7 +77,9 @@ def _token_finding(
         )
     unit = "points" if kind == "percent" else "signed"
     text = (
-        f"{points(difference['value'])} points" if unit == "points" else signed(difference["value"])
+        f"{points(difference['value'])} points"
+        if unit == "points"
+        else signed_text(difference["value"])
     )
     detail = (
         f"95% interval {interval(difference, unit) or 'unknown'}, {difference['n']} paired samples"

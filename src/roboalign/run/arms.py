@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
-STAGES = "roboalign.run.stages"
+_STAGES = "roboalign.run.stages"
 MAIN = "roboalign"
 """The arm that the others are controls of."""
 
@@ -38,7 +38,7 @@ class Backbone:
     def work(self) -> Callable[[Any], dict[str, Any]]:
         """The function that does the stage."""
         module, name = self.function.split(":")
-        work: Callable[[Any], dict[str, Any]] = getattr(import_module(f"{STAGES}.{module}"), name)
+        work: Callable[[Any], dict[str, Any]] = getattr(import_module(f"{_STAGES}.{module}"), name)
         return work
 
     def comes_from(self, other: "Backbone") -> bool:

@@ -28,7 +28,7 @@ class ActionTokens:
     """float32 [H, A], normalised: the mean chunk of the training frames, the baseline that sees nothing."""
 
 
-def action_tokens(run_dir: Path) -> ActionTokens:
+def run_action_tokens(run_dir: Path) -> ActionTokens:
     """What the tokenizer stage left."""
     folder = run_dir / "tokenizer"
     stats = ActionStats.from_dict(

@@ -14,7 +14,7 @@ from roboalign.run.arms import ARMS, BASE, MIX, SFT, Backbone, backbones
 from roboalign.run.recipe import Recipe, TokenizerConfig
 from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.base import base, source_folder
-from roboalign.run.stages.collect import collect
+from roboalign.run.stages.collect import collect_stage
 from roboalign.run.stages.distill import distill_rl, sample, traces
 from roboalign.run.stages.evaluate import rollouts, tokens
 from roboalign.run.stages.head import head
@@ -22,7 +22,7 @@ from roboalign.run.stages.mix import given_manifest, mix
 from roboalign.run.stages.report import report
 from roboalign.run.stages.tokenizer import tokenizer
 
-Work = Callable[[Context], dict[str, Any]]
+StageWork = Callable[[Context], dict[str, Any]]
 
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
@@ -46,7 +46,7 @@ def _report_stage(recipe: Recipe, stages: list[Stage]) -> Stage:
     )
 
 
-def pin_hub_ids(recipe: Recipe) -> Recipe:
+def pin_recipe(recipe: Recipe) -> Recipe:
     """The recipe with Hub ids at the commits that they now name, for all of a run's processes to read the same files.
 
     Raises RoboAlignError where one cannot be fetched.
@@ -102,7 +102,7 @@ def _first_stages(recipe: Recipe) -> list[Stage]:
     trains = recipe.backbone.source == "train" or recipe.backbone.connector is not None
     start = _backbone_settings(recipe)
     return [
-        Stage("collect", collect, (), demonstrations, exclusive=True),
+        Stage("collect", collect_stage, (), demonstrations, exclusive=True),
         Stage("tokenizer", tokenizer, ("collect",), tokens),
         Stage("mix", mix, ("tokenizer",), mixed),
         Stage("base", base, ("mix",), start, exclusive=True, together=trains),
@@ -141,7 +141,7 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
     prefix = f"seed-{seed}"
     stages = []
 
-    def stage(kind: str, work: Work, arm: str, source: str, settings: dict[str, Any]) -> Stage:
+    def stage(kind: str, work: StageWork, arm: str, source: str, settings: dict[str, Any]) -> Stage:
         return Stage(f"{prefix}/{kind}/{arm}", work, (source,), settings, seed=seed, arm=arm)
 
     for arm in recipe.arms:

@@ -11,8 +11,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.yaml import parse_yaml, read_yaml
 from roboalign.run.recipe import Recipe
 
-CORRECT = "correct `{key}` in the recipe, or pass --set {key}=VALUE"
-START = "start from recipes/quickstart.yaml"
+_CORRECT = "correct `{key}` in the recipe, or pass --set {key}=VALUE"
+_START = "start from recipes/quickstart.yaml"
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -25,13 +25,13 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RoboAlignError(
             "no such recipe", where=str(path)[:200], fix=f"choose one of {_known_recipes(path)}"
         )
-    values = read_yaml(path, fix=START)
+    values = read_yaml(path, fix=_START)
     if not isinstance(values, dict):
-        raise RoboAlignError("a recipe is a mapping of keys to values", where=str(path), fix=START)
+        raise RoboAlignError("a recipe is a mapping of keys to values", where=str(path), fix=_START)
     written = copy.deepcopy(values)
     for override in overrides:
         _apply(values, override)
-    recipe: Recipe = validated(Recipe, values, where=str(path), fix=CORRECT)
+    recipe: Recipe = validated(Recipe, values, where=str(path), fix=_CORRECT)
     if _is_of_a_run(path):
         _require_all(written, recipe.model_dump(mode="json"), path)
     return recipe

@@ -7,14 +7,14 @@ from typing import Any
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.report.page import write_report
-from roboalign.report.summary import Arm, Curve, RunSummary
+from roboalign.report.summary import ArmSummary, Curve, RunSummary
 from roboalign.run.arms import ARMS, backbones
 from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
 from roboalign.run.stages.report import notes, stage_curves
 
 NOT_PUBLISHED = "Not in the published records. Run the recipe to have it."
-FIX = "give one of docs/results/, or a folder that tools/publish.py wrote"
+_FIX = "give one of docs/results/, or a folder that tools/publish.py wrote"
 
 
 def is_published(folder: Path) -> bool:
@@ -35,7 +35,7 @@ def write_published(folder: Path, out: Path) -> None:
 def read_published(folder: Path) -> RunSummary:
     """The facts of a run as its published folder has them: numbers, RL's curves and the recipe."""
     path = folder / "summary.json"
-    summary: dict[str, Any] = read_json(path, fix=FIX)
+    summary: dict[str, Any] = read_json(path, fix=_FIX)
     recipe = load_recipe(folder / "recipe.yaml")
     try:
         environment, success = summary["environment"], summary["success"]
@@ -43,7 +43,7 @@ def read_published(folder: Path) -> RunSummary:
         size = environment["model"].partition(" parameters")[0]
     except (KeyError, TypeError, AttributeError):
         raise RoboAlignError(
-            "it lacks one of environment, success, pairs and arms", where=str(path), fix=FIX
+            "it lacks one of environment, success, pairs and arms", where=str(path), fix=_FIX
         ) from None
     return RunSummary(
         name=recipe.name,
@@ -58,9 +58,9 @@ def read_published(folder: Path) -> RunSummary:
     )
 
 
-def _arm(name: str, metrics: dict[str, Any] | None) -> Arm:
+def _arm(name: str, metrics: dict[str, Any] | None) -> ArmSummary:
     row = ARMS[name]
-    return Arm(name, row.title, row.description, metrics, claim=row.claim)
+    return ArmSummary(name, row.title, row.description, metrics, claim=row.claim)
 
 
 def _curves(folder: Path, recipe: Recipe) -> list[Curve]:

@@ -11,13 +11,13 @@ from roboalign.actions.normalize import Method
 from roboalign.align.backbone import BackboneConfig
 from roboalign.align.distill import DistillConfig
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.rewards.answers import PRESETS as IN_WORDS
+from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
 from roboalign.align.sft import SftConfig
 from roboalign.core.config import Config, Seed
 from roboalign.core.trackers import TrackerName
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.packed import MixConfig
-from roboalign.questions.ask import TYPES
+from roboalign.questions.ask import QUESTION_TYPES
 from roboalign.run.arms import ARMS, ArmName
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
 from roboalign.sim.ray import ClusterConfig
@@ -135,7 +135,7 @@ class Recipe(Config):
     def _require_its_question(self, arm: str) -> None:
         """SFT must have shown the type of question that the arm's RL asks, or there is nothing to reward."""
         kind = ARMS[arm].question
-        group = TYPES[kind].group if kind else None
+        group = QUESTION_TYPES[kind].group if kind else None
         if group and not self.mix.weights.get(group):
             raise ValueError(
                 f"arm {arm} asks `{kind}` questions, but mix.weights gives `{group}` nothing: SFT never "

@@ -31,7 +31,7 @@ from roboalign.run.observer import Observer, PlainLines
 from roboalign.run.recipe import Recipe
 from roboalign.run.stage import Context, Stage, limit_threads
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 AGAIN = "restore the file, or remove the stage's folder: the same command does the stage again"
 
 
@@ -132,7 +132,7 @@ class Run:
             self._follow(self.team)
         self.team.part()
 
-    def do(self, name: str, threads: int = 0) -> Row:
+    def do(self, name: str, threads: int = 0) -> _Row:
         """Do one stage in this process; its row of the ledger. See `do_stage`."""
         stage = self.stages[name]
         return do_stage(self.recipe, self.run_dir, stage, self.keys[name], threads)
@@ -182,7 +182,7 @@ class Run:
         """These stages, of all those of the run that are `todo`: one starts when those it needs are done and a process
         is free; an exclusive one waits for all of them."""
         waiting = list(names)
-        running: dict[Future[Row], str] = {}
+        running: dict[Future[_Row], str] = {}
         channel = self.observer.channel()
         workers = side_by_side(self.recipe.parallel)
         with worker_pool(workers, _begin_worker, (channel,)) as pool:
@@ -266,7 +266,7 @@ def stage_key(name: str, settings: dict[str, Any], needs: list[str]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int = 0) -> Row:
+def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int = 0) -> _Row:
     """Do one stage in this process and write its `stage.json`; its row of the ledger is returned.
 
     `seconds` is the wall time of this process in the stage. What a training loop itself took, killed processes before
@@ -311,7 +311,7 @@ def _check_patience(recipe: Recipe) -> None:
             )
 
 
-def _row_of(future: Future[Row], names: list[str]) -> Row:
+def _row_of(future: Future[_Row], names: list[str]) -> _Row:
     """What the stage of this future returned. A process that died may have run any of the stages `names`."""
     try:
         return future.result()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from roboalign.core.distributed import Team
 from roboalign.core.errors import RoboAlignError
-from roboalign.run.graph import distill_stages, pin_hub_ids, plan_stages
+from roboalign.run.graph import distill_stages, pin_recipe, plan_stages
 from roboalign.run.load import load_recipe
 from roboalign.run.observer import Observer
 from roboalign.run.recipe import Recipe
@@ -31,7 +31,7 @@ def run_recipe(
         raise RoboAlignError(
             "this is a file, not a folder", where=str(folder), fix="give another folder (--out)"
         )
-    recipe = pin_hub_ids(recipe)
+    recipe = pin_recipe(recipe)
     stages = distill_stages(recipe) if until == "distill" else plan_stages(recipe)
     run = Run(recipe, folder, stages, observer, team)
     run.execute(run.select(until))

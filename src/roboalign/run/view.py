@@ -24,7 +24,7 @@ from roboalign.core.progress import Update, format_seconds
 from roboalign.run.forecast import AnyStage, Forecast, kind_of
 from roboalign.run.observer import Observer, PlainLines
 
-WIDE = 96
+_WIDE = 96
 """Columns from which a running stage's note, such as its loss, is shown too."""
 NAME_WIDTH = 34
 MARKS = {"done": "✓", "running": "▸", "waiting": "·"}
@@ -153,7 +153,7 @@ class LiveView:
         table.add_column(width=14)
         table.add_column(justify="right", no_wrap=True, min_width=9)
         table.add_column(justify="right", no_wrap=True, min_width=15)
-        wide = self.console.width >= WIDE
+        wide = self.console.width >= _WIDE
         if wide:
             table.add_column(no_wrap=True, overflow="ellipsis")
         kinds: dict[str, list[AnyStage]] = {}

@@ -15,7 +15,7 @@ RenderMode = Literal["fast", "default"]
 
 
 @dataclass(frozen=True)
-class View:
+class CameraView:
     """A viewpoint: a camera of the model (`fixed`), or a free camera that looks at a point.
 
     Angles are MuJoCo's, in degrees: `azimuth` of the viewing direction around z from x, `elevation` above the horizon.
@@ -36,7 +36,7 @@ class View:
 # Fitted to the fingertip, object and goal points of the scripted experts of all 50 tasks: 99.9% of them are inside.
 # Seen from the robot's right, a little from behind: the fronts of drawers, doors and buttons show, and the arm comes in
 # from the top left, so that it seldom hides the object. Seen from 50 degrees above, the tabletop shows depth.
-WORKSPACE = View(
+WORKSPACE = CameraView(
     "workspace",
     lookat=(0.118, 0.599, 0.12),
     distance=1.416,
@@ -44,7 +44,7 @@ WORKSPACE = View(
     elevation=-50.0,
     fovy=30.0,
 )
-CORNER2 = View("corner2", fixed="corner2", upside_down=True)
+CORNER2 = CameraView("corner2", fixed="corner2", upside_down=True)
 VIEWS = {view.name: view for view in (WORKSPACE, CORNER2)}
 
 
@@ -68,7 +68,7 @@ class Pose:
     fovy: float
 
 
-def pose_of(view: View, model: mujoco.MjModel, data: mujoco.MjData) -> Pose:
+def pose_of(view: CameraView, model: mujoco.MjModel, data: mujoco.MjData) -> Pose:
     """The pose of `view` in the current state (a fixed camera may be mounted on a body)."""
     if view.fixed is not None:
         camera = model.camera(view.fixed).id
@@ -88,7 +88,7 @@ def pose_of(view: View, model: mujoco.MjModel, data: mujoco.MjData) -> Pose:
     return Pose(position, right, np.cross(right, forward), forward, view.fovy)
 
 
-def mujoco_camera(view: View, model: mujoco.MjModel) -> mujoco.MjvCamera:
+def mujoco_camera(view: CameraView, model: mujoco.MjModel) -> mujoco.MjvCamera:
     """The same viewpoint for MuJoCo's renderer. A free camera takes its field of view from `model.vis.global_.fovy`."""
     import mujoco
 
@@ -104,7 +104,7 @@ def mujoco_camera(view: View, model: mujoco.MjModel) -> mujoco.MjvCamera:
     return camera
 
 
-def projection_matrix(view: View, pose: Pose, width: int, height: int) -> np.ndarray:
+def projection_matrix(view: CameraView, pose: Pose, width: int, height: int) -> np.ndarray:
     """The 3x4 matrix P with (u w, v w, w) = P (x, y, z, 1), float64.
 
     u counts pixels to the right and v downwards from the top left corner of the image: the pixel of column i covers

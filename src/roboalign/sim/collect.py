@@ -221,7 +221,7 @@ def collect(
                 yield collected
 
 
-def success_table(outcomes: Iterable[Collected]) -> dict[str, dict[str, int]]:
+def collected_table(outcomes: Iterable[Collected]) -> dict[str, dict[str, int]]:
     """Per task: attempts, demonstrations, unsolved and crashed attempts, and the demonstrations' frames."""
     table: dict[str, dict[str, int]] = {}
     for outcome in outcomes:

@@ -37,9 +37,11 @@ from roboalign.sim.parallel import EpisodeKey, Message, Site, WorkerDied, result
 from roboalign.sim.registry import sections
 from roboalign.sim.rollout import Act, EpisodeResult, RolloutConfig
 
-WHERE = "hardware.ray"
+_WHERE = "hardware.ray"
 PIECE = 256 * 2**20  # bytes of a file in one object of the object store
-LOOK_EVERY = 10.0  # seconds of silence after which the cluster is asked whether any machine is left
+_LOOK_EVERY = (
+    10.0  # seconds of silence after which the cluster is asked whether any machine is left
+)
 Load = Callable[[Path], Act]
 """Loads the policy from the folder into which its files were put."""
 
@@ -75,7 +77,7 @@ def evaluate_on_cluster(
     if importlib.util.find_spec("ray") is None:
         raise RoboAlignError(
             "Ray is not installed",
-            where=WHERE,
+            where=_WHERE,
             fix="pip install 'roboalign[cluster]', or leave it out",
         )
     if not episodes:
@@ -104,7 +106,7 @@ def evaluate_on_cluster(
 def _lost(cluster: ClusterConfig, what: str) -> RoboAlignError:
     fix = "start Ray again (`ray start`) and run the same command: what was measured stays and does not run again"
     return RoboAlignError(
-        f"the Ray cluster `{cluster.address}` was lost: {what}", where=WHERE, fix=fix
+        f"the Ray cluster `{cluster.address}` was lost: {what}", where=_WHERE, fix=fix
     )
 
 
@@ -154,7 +156,7 @@ def _connect(cluster: ClusterConfig) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise RoboAlignError(
             f"no Ray cluster can be used at `{cluster.address}` ({_line(error)})",
-            where=WHERE,
+            where=_WHERE,
             fix="start one: `ray start --head` here, `ray start --address=HOST:6379` on the others",
         ) from None
 
@@ -175,7 +177,7 @@ def _room(cluster: ClusterConfig) -> int:
         )
         raise RoboAlignError(
             f"no machine of the cluster holds a worker, which needs {needs}",
-            where=WHERE,
+            where=_WHERE,
             fix="lower hardware.ray.cpus or hardware.ray.gpus, or add machines with `ray start`",
         )
     return count
@@ -231,7 +233,7 @@ def _installed() -> dict[str, str]:
     return found
 
 
-def messages(
+def queue_messages(
     installed: Mapping[str, str],
     sent: bytes,
     cargo: Mapping[str, Sequence[Any]],
@@ -243,7 +245,7 @@ def messages(
     if other:
         problem = f"machine {socket.gethostname()} has another {', '.join(other)} than the one that runs the command"
         yield RoboAlignError(
-            problem, where=WHERE, fix="install the same there, then run the same command"
+            problem, where=_WHERE, fix="install the same there, then run the same command"
         )
         return
     load, benchmark, config = pickle.loads(sent)
@@ -268,11 +270,11 @@ def _actor() -> Any:
             self.inbox.append(batch)
             if self.messages is None:
                 try:
-                    from roboalign.sim.ray import messages
+                    from roboalign.sim.ray import queue_messages
                 except ImportError as error:
                     yield socket.gethostname(), str(error)
                     return
-                self.messages = messages(*self.arguments, iter(self.inbox.popleft, None))
+                self.messages = queue_messages(*self.arguments, iter(self.inbox.popleft, None))
             # Not `yield from`: Ray sends into the generator, and this may be an iterator.
             for _ in batch:
                 message = next(self.messages, None)
@@ -287,7 +289,7 @@ def _message(sent: Any) -> Message:
     if isinstance(sent, tuple):
         problem = f"machine {sent[0]} lacks a package ({sent[1]})"
         return RoboAlignError(
-            problem, where=WHERE, fix="install the same there, then run the same command"
+            problem, where=_WHERE, fix="install the same there, then run the same command"
         )
     return sent  # type: ignore[no-any-return]
 
@@ -344,5 +346,5 @@ def _wait(cluster: ClusterConfig, crew: Sequence[_RayWorker]) -> None:
     import ray
 
     awaited = [worker.next for worker in crew if worker.next is not None]
-    while awaited and not ray.wait(awaited, timeout=LOOK_EVERY)[0]:
+    while awaited and not ray.wait(awaited, timeout=_LOOK_EVERY)[0]:
         _room(cluster)

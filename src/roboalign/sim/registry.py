@@ -15,7 +15,7 @@ from roboalign.core.plugins import find_plugin, installed, load_plugin, package_
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.rollout import RolloutConfig
 
-GROUP = "roboalign.benchmarks"
+BENCHMARK_ENTRY_POINTS = "roboalign.benchmarks"
 FIRST_EVALUATION_SEED = 1_000_000
 """By default evaluation uses this seed and those above, demonstrations those below."""
 _ENDLESS = 2**31
@@ -144,7 +144,9 @@ def register_benchmark(name: str, kind: type[BenchmarkSpec]) -> None:
 
 def benchmark_names() -> tuple[str, ...]:
     """Names of all benchmarks, without importing one: built in, installed, registered."""
-    return tuple(dict.fromkeys((*_BUILT_IN, *sorted(installed(GROUP)), *_registered)))
+    return tuple(
+        dict.fromkeys((*_BUILT_IN, *sorted(installed(BENCHMARK_ENTRY_POINTS)), *_registered))
+    )
 
 
 def find_benchmark(name: str) -> BenchmarkSpec:
@@ -182,7 +184,7 @@ def _load(name: str) -> BenchmarkSpec:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         return _checked(name, getattr(importlib.import_module(module), attribute), module)
-    point = find_plugin(GROUP, name)
+    point = find_plugin(BENCHMARK_ENTRY_POINTS, name)
     if point is None:
         raise RoboAlignError(
             f"benchmark `{name}` not found. Available: {', '.join(benchmark_names())}",

@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.sim.cameras import Pose, RenderMode, View, mujoco_camera, pose_of
+from roboalign.sim.cameras import CameraView, Pose, RenderMode, mujoco_camera, pose_of
 
 BACKENDS = ("egl", "osmesa")
 _PROBE = """
@@ -84,7 +84,7 @@ class Renderer:
         self.options = mujoco.MjvOption()
         self.viewport = mujoco.MjrRect(0, 0, size, size)
 
-    def render(self, model: mujoco.MjModel, data: mujoco.MjData, view: View) -> np.ndarray:
+    def render(self, model: mujoco.MjModel, data: mujoco.MjData, view: CameraView) -> np.ndarray:
         """The image of the current state from `view`: uint8 [size, size, 3], RGB, upright."""
         camera = mujoco_camera(view, model)
         groups = model.geom_group.copy()

@@ -28,7 +28,7 @@ from roboalign.mllm.hidden import hidden_states
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.rounding import Dtype, pack, token_bytes, unpack
 from roboalign.vla.augment import AugmentConfig, augment
-from roboalign.vla.store import FORMAT, FeatureStore, write_shard
+from roboalign.vla.store import SHARD_FORMAT, FeatureStore, write_feature_shard
 
 BACKBONE_FILES = re.compile(
     r".*\.safetensors|config\.json|tokenizer\.json|.*processor_config\.json|chat_template\..*"
@@ -258,7 +258,7 @@ def _groups(episodes: Sequence[Episode], config: FeatureConfig) -> list[list[Epi
 def _shard_key(
     backbone: str, episodes: Sequence[Episode], view: View, config: FeatureConfig, copy: int
 ) -> str:
-    settings = [FORMAT, backbone, view.model_dump(), config.every]
+    settings = [SHARD_FORMAT, backbone, view.model_dump(), config.every]
     if copy:
         settings += [config.augment.model_dump(), copy]
     digest = hashlib.sha256(json.dumps(settings).encode())
@@ -301,7 +301,7 @@ def _compute_shard(
         numbers, exponents = pack(states[mask], view.dtype)  # as they were rounded
         tokens.append((numbers.cpu(), None if exponents is None else exponents.cpu()))
         lengths.append(mask.sum(dim=1).cpu())
-    write_shard(path, tokens, lengths)
+    write_feature_shard(path, tokens, lengths)
 
 
 def _seconds_a_frame(mllm: Mllm, episode: Episode, view: View, config: FeatureConfig) -> float:

@@ -14,7 +14,7 @@ from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
 PREFIX = "action_head."
 """Of the head's tensors in the file of the whole published policy."""
-RENAMED = {
+_RENAMED = {
     "vlm_norm": "vlln",
     "dit.time.0": "model.timestep_encoder.timestep_embedder.linear_1",
     "dit.time.2": "model.timestep_encoder.timestep_embedder.linear_2",
@@ -85,7 +85,7 @@ def _shared(source: _Source, head: FlowMatchingHead) -> dict[str, Tensor]:
         "positions": source("position_embedding.weight")[: head.shape.horizon],
     }
     for kind in ("weight", "bias"):
-        for ours, theirs in RENAMED.items():
+        for ours, theirs in _RENAMED.items():
             state[f"{ours}.{kind}"] = source(f"{theirs}.{kind}")
         # The output's modulation is (shift, scale) there; everywhere else it is (scale, shift).
         shift, scale = source(f"model.proj_out_1.{kind}").chunk(2)

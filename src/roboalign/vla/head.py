@@ -16,7 +16,7 @@ TIME_BUCKETS = 1000
 TIME_SHIFT = 0.999
 """GR00T-N1.5's `noise_s`: the largest flow time drawn in training is just below 1."""
 
-PRESETS: dict[str, dict[str, Any]] = {
+HEAD_PRESETS: dict[str, dict[str, Any]] = {
     "gr00t-n1.5": {
         "width": 1536,
         "layers": 16,
@@ -47,23 +47,23 @@ class HeadConfig(Config):
 
     preset: Literal["gr00t-n1.5", "tiny"] = "tiny"
     """`gr00t-n1.5`: the published sizes; `tiny`: for a tiny backbone on a CPU."""
-    width: int = Field(default=PRESETS["tiny"]["width"], gt=0, le=65_536)
+    width: int = Field(default=HEAD_PRESETS["tiny"]["width"], gt=0, le=65_536)
     """Width of the diffusion transformer."""
-    layers: int = Field(default=PRESETS["tiny"]["layers"], gt=0, le=1000)
+    layers: int = Field(default=HEAD_PRESETS["tiny"]["layers"], gt=0, le=1000)
     """Its blocks; even ones cross-attend to the VLM tokens, odd ones attend to the sequence itself."""
-    heads: int = Field(default=PRESETS["tiny"]["heads"], gt=0, le=65_536)
+    heads: int = Field(default=HEAD_PRESETS["tiny"]["heads"], gt=0, le=65_536)
     """Its attention heads; they divide `width`."""
-    hidden_width: int = Field(default=PRESETS["tiny"]["hidden_width"], gt=0, le=65_536)
+    hidden_width: int = Field(default=HEAD_PRESETS["tiny"]["hidden_width"], gt=0, le=65_536)
     """Width of its output and inside the state encoder and the action decoder."""
-    future_tokens: int = Field(default=PRESETS["tiny"]["future_tokens"], ge=0, le=65_536)
+    future_tokens: int = Field(default=HEAD_PRESETS["tiny"]["future_tokens"], ge=0, le=65_536)
     """Learned tokens between the state and the actions."""
-    vlm_layers: int = Field(default=PRESETS["tiny"]["vlm_layers"], ge=0, le=1000)
+    vlm_layers: int = Field(default=HEAD_PRESETS["tiny"]["vlm_layers"], ge=0, le=1000)
     """Self-attention blocks over the VLM tokens."""
-    vlm_heads: int = Field(default=PRESETS["tiny"]["vlm_heads"], gt=0, le=65_536)
+    vlm_heads: int = Field(default=HEAD_PRESETS["tiny"]["vlm_heads"], gt=0, le=65_536)
     """Their attention heads; they divide `vlm_inner_width`."""
-    vlm_inner_width: int = Field(default=PRESETS["tiny"]["vlm_inner_width"], gt=0, le=65_536)
+    vlm_inner_width: int = Field(default=HEAD_PRESETS["tiny"]["vlm_inner_width"], gt=0, le=65_536)
     """Width of the VLM tokens inside the head. A backbone of another width is projected to it once."""
-    dropout: float = Field(default=PRESETS["tiny"]["dropout"], ge=0, lt=1)
+    dropout: float = Field(default=HEAD_PRESETS["tiny"]["dropout"], ge=0, lt=1)
     """Dropout after every attention and inside every feed-forward."""
     proprioception: bool = False
     """Whether the head sees the robot's state. Without, only what the MLLM saw can tell it what to do."""
@@ -74,7 +74,7 @@ class HeadConfig(Config):
         """Fields given win over the preset's."""
         if not isinstance(data, dict):
             return data
-        return PRESETS.get(data.get("preset", "tiny"), {}) | data
+        return HEAD_PRESETS.get(data.get("preset", "tiny"), {}) | data
 
     @model_validator(mode="after")
     def heads_divide_widths(self) -> "HeadConfig":

@@ -28,15 +28,15 @@ from roboalign.vla.features import View, backbone_hash
 from roboalign.vla.guidance import Guide, Rest, make_guide
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
-FORMAT = 1
-WEIGHTS = "head.safetensors"
+POLICY_FORMAT = 1
+HEAD_FILE = "head.safetensors"
 COMPILED_MULTIPLE = 64  # tokens: instructions of like length share a compiled code
-FIX = "train the head again, or copy the whole policy folder"
+_FIX = "train the head again, or copy the whole policy folder"
 NoiseKey = tuple[str | int, ...]
 """Names one decision, for example (task, seed, step); the flow's initial noise is a function of it."""
 
 
-class Observation(Protocol):
+class ObservationLike(Protocol):
     """What a policy is given; any object with these attributes."""
 
     @property
@@ -79,13 +79,13 @@ class Policy:
         """H, the actions of a chunk."""
         return self.head.shape.horizon
 
-    def act(self, observation: Observation, noise_key: NoiseKey | None = None) -> np.ndarray:
+    def act(self, observation: ObservationLike, noise_key: NoiseKey | None = None) -> np.ndarray:
         """The chunk for one observation: raw units, float32 [H, A]."""
         return self.act_batch([observation], [noise_key])[0]
 
     def act_batch(
         self,
-        observations: Sequence[Observation],
+        observations: Sequence[ObservationLike],
         noise_keys: Sequence[NoiseKey | None] | None = None,
         *,
         guides: Sequence[Rest | None] | None = None,
@@ -140,7 +140,7 @@ class Policy:
         backbone = os.path.relpath(self.mllm.folder.resolve(), folder.resolve())
         dtype = str(self.mllm.model.dtype).removeprefix("torch.")
         record = {
-            "format": FORMAT,
+            "format": POLICY_FORMAT,
             "backbone": {
                 "path": backbone,
                 "sha256": backbone_hash(self.mllm.folder),
@@ -159,9 +159,9 @@ class Policy:
             temporary.mkdir()
             save_file(
                 {name: value.contiguous() for name, value in self.head.state_dict().items()},
-                temporary / WEIGHTS,
+                temporary / HEAD_FILE,
             )
-            record["head_sha256"] = hash_file(temporary / WEIGHTS)
+            record["head_sha256"] = hash_file(temporary / HEAD_FILE)
             write_json(temporary / "policy.json", record)
 
     @classmethod
@@ -177,9 +177,11 @@ class Policy:
         """
         folder = resolve(folder, "policy")
         path = folder / "policy.json"
-        record = read_json(path, fix=FIX)
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise RoboAlignError(f"not a policy of format {FORMAT}", where=str(path), fix=FIX)
+        record = read_json(path, fix=_FIX)
+        if not isinstance(record, dict) or record.get("format") != POLICY_FORMAT:
+            raise RoboAlignError(
+                f"not a policy of format {POLICY_FORMAT}", where=str(path), fix=_FIX
+            )
         view = _parse(View, record, "view", path)
         shape = _parse(HeadShape, record, "shape", path)
         config = _parse(HeadConfig, record, "head", path)
@@ -191,8 +193,8 @@ class Policy:
         reference = _parse(BackboneReference, record, "backbone", path)
         backbone = _find_backbone(reference, path)
         head = FlowMatchingHead(config, shape)
-        _check_weights(folder / WEIGHTS, record, path)
-        _load_weights(head, folder / WEIGHTS)
+        _check_weights(folder / HEAD_FILE, record, path)
+        _load_weights(head, folder / HEAD_FILE)
         mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
         text = mllm.model.config.get_text_config()
         if text.hidden_size != shape.vlm_width or text.num_hidden_layers < view.layer:
@@ -200,7 +202,7 @@ class Policy:
                 f"the head reads layer {view.layer} of width {shape.vlm_width}, the backbone has "
                 f"{text.num_hidden_layers} layers of width {text.hidden_size}"
             )
-            raise RoboAlignError(problem, where=str(path), fix=FIX)
+            raise RoboAlignError(problem, where=str(path), fix=_FIX)
         truncate_layers(mllm, view.layer)
         policy = cls(
             mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps
@@ -224,7 +226,7 @@ class Policy:
         device = self.mllm.device
         return {"guide": make_guide(guides, self.action_stats, self.horizon, device)}
 
-    def _state(self, observations: Sequence[Observation]) -> Tensor | None:
+    def _state(self, observations: Sequence[ObservationLike]) -> Tensor | None:
         if self.state_stats is None:
             return None
         state = np.stack([observation.state for observation in observations])
@@ -239,7 +241,7 @@ def policy_files(folder: str | Path) -> tuple[str, dict[str, Path]]:
     """
     path = Path(folder).resolve() / "policy.json"
     backbone = _find_backbone(
-        _parse(BackboneReference, read_json(path, fix=FIX), "backbone", path), path
+        _parse(BackboneReference, read_json(path, fix=_FIX), "backbone", path), path
     )
     root = Path(os.path.commonpath([path.parent, backbone]))
     files = [
@@ -251,28 +253,30 @@ def policy_files(folder: str | Path) -> tuple[str, dict[str, Path]]:
 def _parse(kind: Any, record: dict[str, Any], name: str, path: Path) -> Any:
     """Entry `name` of policy.json as a `kind`; a missing, unknown or ill-typed field is refused by name."""
     if name not in record:
-        raise RoboAlignError(f"field {name!r} is missing", where=str(path), fix=FIX)
+        raise RoboAlignError(f"field {name!r} is missing", where=str(path), fix=_FIX)
     fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, Config) else {}
     for field in fields if isinstance(record[name], dict) else ():
         # A default in its place would be another policy, which acts otherwise without a word.
         if field not in record[name]:
-            raise RoboAlignError(f"field '{name}.{field}' is missing", where=str(path), fix=FIX)
+            raise RoboAlignError(f"field '{name}.{field}' is missing", where=str(path), fix=_FIX)
     try:
         return TypeAdapter(kind).validate_python(record[name])
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join([name, *(str(part) for part in fault["loc"])])
-        raise RoboAlignError(f"field {field!r}: {fault['msg']}", where=str(path), fix=FIX) from None
+        raise RoboAlignError(
+            f"field {field!r}: {fault['msg']}", where=str(path), fix=_FIX
+        ) from None
 
 
 def _stats(record: dict[str, Any], name: str, dim: int, path: Path) -> ActionStats:
     where = f"{path}, {name}"
     if not isinstance(record.get(name), dict):
-        raise RoboAlignError("the statistics are missing", where=where, fix=FIX)
+        raise RoboAlignError("the statistics are missing", where=where, fix=_FIX)
     stats = ActionStats.from_dict(record[name], where=where)
     if stats.dim != dim:
         raise RoboAlignError(
-            f"statistics of {stats.dim} dimensions for a head of {dim}", where=where, fix=FIX
+            f"statistics of {stats.dim} dimensions for a head of {dim}", where=where, fix=_FIX
         )
     return stats
 
@@ -287,20 +291,20 @@ def _find_backbone(reference: BackboneReference, path: Path) -> Path:
         )
     if backbone_hash(folder) != reference.sha256:
         problem = "the backbone is not the one that this head was trained on (sha256 differs)"
-        raise RoboAlignError(problem, where=str(folder), fix=FIX)
+        raise RoboAlignError(problem, where=str(folder), fix=_FIX)
     return folder
 
 
 def _check_weights(path: Path, record: dict[str, Any], described: Path) -> None:
     """Raise RoboAlignError where the head's weights are not those that were written with policy.json."""
-    check_readable(path, fix=FIX)
+    check_readable(path, fix=_FIX)
     found = hash_file(path)
     if "head_sha256" not in record:
-        fix = f'{FIX}; or, if you trust the file, add "head_sha256": "{found}"'
+        fix = f'{_FIX}; or, if you trust the file, add "head_sha256": "{found}"'
         raise RoboAlignError("field 'head_sha256' is missing", where=str(described), fix=fix)
     if record["head_sha256"] != found:
         problem = "the head's weights are not those that were written (sha256 differs)"
-        raise RoboAlignError(problem, where=str(path), fix=FIX)
+        raise RoboAlignError(problem, where=str(path), fix=_FIX)
 
 
 def _load_weights(head: FlowMatchingHead, path: Path) -> None:
@@ -313,8 +317,8 @@ def _load_weights(head: FlowMatchingHead, path: Path) -> None:
     except (OSError, SafetensorError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]
         raise RoboAlignError(
-            f"the head's weights cannot be read ({problem})", where=str(path), fix=FIX
+            f"the head's weights cannot be read ({problem})", where=str(path), fix=_FIX
         ) from None
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
-        raise RoboAlignError(f"weights {broken[0]!r} are not finite", where=str(path), fix=FIX)
+        raise RoboAlignError(f"weights {broken[0]!r} are not finite", where=str(path), fix=_FIX)

@@ -14,7 +14,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, check_readable
 from roboalign.mllm.rounding import unpack
 
-FORMAT = "1"  # of a shard; a change makes every older shard unknown
+SHARD_FORMAT = "1"  # of a shard; a change makes every older shard unknown
 
 
 class FeatureStore:
@@ -67,7 +67,7 @@ class Shard(NamedTuple):
     """[its frames], tokens of each."""
 
 
-def write_shard(
+def write_feature_shard(
     path: Path, parts: Sequence[tuple[Tensor, Tensor | None]], lengths: Sequence[Tensor]
 ) -> None:
     """Write what `rounding.pack` gave of batches of tokens [n, W], and how many tokens each frame has."""
@@ -79,7 +79,7 @@ def write_shard(
     if exponents:
         tensors["exponents"] = torch.cat(exponents)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT})
+        save_file(tensors, temporary, {"format": SHARD_FORMAT})
 
 
 def _read_shard(path: Path) -> Shard:
@@ -89,7 +89,7 @@ def _read_shard(path: Path) -> Shard:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
             found = {name: file.get_tensor(name) for name in names}
-            known = (file.metadata() or {}).get("format") == FORMAT and {
+            known = (file.metadata() or {}).get("format") == SHARD_FORMAT and {
                 "tokens",
                 "lengths",
             } <= names

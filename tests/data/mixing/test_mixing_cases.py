@@ -23,7 +23,7 @@ from roboalign.core.files import read_json
 from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
-from roboalign.mixture.mixing.account import text_of
+from roboalign.mixture.mixing.account import account_text
 from roboalign.mixture.mixing.build import build
 
 TOKENS = {"fit": True, "horizon": 4, "scale": 4.0, "vocab_size": 256}
@@ -68,7 +68,7 @@ def source(name: str, folder: Path, count: int = 20, **more) -> dict:
 
 def columns_of(manifest: dict) -> dict[str, dict[str, int]]:
     """source -> the printed columns."""
-    head, *rows = [line.split() for line in text_of(manifest).splitlines()]
+    head, *rows = [line.split() for line in account_text(manifest).splitlines()]
     there = [row for row in rows if len(row) == len(head) and row[1].isdigit()]
     return {row[0]: dict(zip(head[1:], map(int, row[1:]))) for row in there}
 
@@ -166,7 +166,7 @@ def test_two_robots_do_not_share_statistics_without_a_word(tmp_path, other, said
     manifest = build(settings(*sources, tokenizer={**TOKENS, "mixed": True}), tmp_path / "out")
     (note,) = manifest["tokenizer"]["notes"]
     assert note.startswith(f"b and a share statistics although {said}")
-    assert f"tokenizer: {note}" in text_of(manifest)
+    assert f"tokenizer: {note}" in account_text(manifest)
 
 
 def test_a_space_says_that_two_recordings_mean_the_same(tmp_path):
@@ -188,7 +188,7 @@ def test_a_sparse_gripper_is_kept_and_said(tmp_path):
     told = np.zeros((1, 7))
     told[0, 6] = 1.0
     assert stats.denormalize(stats.normalize(told))[0, 6] == 1.0
-    assert text_of(manifest).count("quantiles are both 0, its values go from 0 to 1") == 1
+    assert account_text(manifest).count("quantiles are both 0, its values go from 0 to 1") == 1
 
 
 def sparse_robot(folder: Path, gripper: np.ndarray) -> Path:

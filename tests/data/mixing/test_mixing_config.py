@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixing_sources import settings
 
-from roboalign.conversations.qa.presets import PRESETS
+from roboalign.conversations.qa.presets import QA_PRESETS
 from roboalign.core.errors import RoboAlignError
 from roboalign.mixture.mixing.config import MixtureConfig, load_mixture
 
@@ -138,7 +138,7 @@ def test_the_papers_mixture_has_its_sources_and_counts():
     config, _ = load_mixture(RECIPES / "paper.yaml")
     counts = {source.name: source.count for source in config.sources}
     assert counts == {
-        **{name: preset.count for name, preset in PRESETS.items()},
+        **{name: preset.count for name, preset in QA_PRESETS.items()},
         "bridge-actions": 400_000,
     }
     assert round(sum(counts.values()), -4) == 2_280_000 and config.rl.count == 12_800

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from mixing_sources import encoded, picture
 from PIL import Image, ImageDraw
 
-from roboalign.mixture.mixing.looks import SEEN, Seen, look_of, thumbnail
+from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages, look_of, thumbnail
 
 
-def seen_of(files: list[bytes], distance: int = 7, difference: int = 12) -> Seen:
-    images = np.zeros(len(files), dtype=SEEN)
+def seen_of(files: list[bytes], distance: int = 7, difference: int = 12) -> SeenImages:
+    images = np.zeros(len(files), dtype=LOOK_DTYPE)
     for number, file in enumerate(files):
         thumb = thumbnail(file)
         images[number] = (number, look_of(thumb), thumb.reshape(-1))
-    return Seen(images, distance, difference)
+    return SeenImages(images, distance, difference)
 
 
-def found(seen: Seen, file: bytes) -> list[int]:
+def found(seen: SeenImages, file: bytes) -> list[int]:
     thumb = thumbnail(file)
     return seen.near(look_of(thumb), thumb).tolist()
 
@@ -72,17 +72,17 @@ def test_the_sieve_finds_what_going_through_all_finds(
     for bit in flips[:8]:
         near ^= 1 << bit
     looks = [*looks, near]
-    images = np.zeros(len(looks), dtype=SEEN)
+    images = np.zeros(len(looks), dtype=LOOK_DTYPE)
     images["look"] = looks
     expected = [n for n, other in enumerate(looks) if (other ^ look).bit_count() <= distance]
     for few in (0, 4096):
-        assert Seen(images, distance, 0, few).alike(look).tolist() == expected
+        assert SeenImages(images, distance, 0, few).alike(look).tolist() == expected
 
 
 def test_exact_bytes_are_found_among_signed_hashes():
-    images = np.zeros(4, dtype=SEEN)
+    images = np.zeros(4, dtype=LOOK_DTYPE)
     images["sha"] = [5, -7, 5, 2**62]
-    seen = Seen(images, 7, 12)
+    seen = SeenImages(images, 7, 12)
     assert (
         sorted(seen.exact(5).tolist()) == [0, 2]
         and seen.exact(-7).tolist() == [1]
@@ -91,7 +91,7 @@ def test_exact_bytes_are_found_among_signed_hashes():
 
 
 def test_nothing_to_compare_with():
-    assert found(Seen(np.zeros(0, dtype=SEEN), 7, 12), encoded(picture(0))) == []
+    assert found(SeenImages(np.zeros(0, dtype=LOOK_DTYPE), 7, 12), encoded(picture(0))) == []
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])

@@ -51,7 +51,7 @@ def config(tmp_path: Path, three: list[dict]) -> MixtureConfig:
         (choose, "place", 1),
         (choose, "release_seen", 1),
         (write, "write_shard", 3),
-        (building, "describe", 1),
+        (building, "describe_mixture", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).rsplit(".", 1)[-1],
 )
@@ -90,7 +90,7 @@ def test_other_settings_begin_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "describe", stops)
+        patch.setattr(building, "describe_mixture", stops)
         with pytest.raises(KeyboardInterrupt):
             build(config.model_copy(update={"seed": 1}), tmp_path / "out")
     build(config, tmp_path / "out")

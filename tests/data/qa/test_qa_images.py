@@ -184,8 +184,8 @@ def test_flipped_and_cut_images_are_faults_or_pixels(form, data):
 
 
 def test_a_bomb_is_not_unpacked(stores, monkeypatch):
-    monkeypatch.setattr(pictures, "MOST_BYTES", 100)
-    monkeypatch.setattr(images, "MOST_BYTES", 100)
+    monkeypatch.setattr(pictures, "MOST_IMAGE_BYTES", 100)
+    monkeypatch.setattr(images, "MOST_IMAGE_BYTES", 100)
     for store in stores.values():
         fault = image_of("a/b.png", store, "r").data()
         assert isinstance(fault, Fault) and "too many for an image" in fault.problem

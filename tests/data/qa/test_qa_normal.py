@@ -16,7 +16,7 @@ from roboalign.conversations.qa.normal import (
     Boxes,
     Choice,
     Points,
-    Sample,
+    QaSample,
     parse_boxes,
     parse_choice,
     parse_points,
@@ -295,11 +295,11 @@ def test_choice_that_cannot_be_written():
 
 def sample(
     *turns: tuple[str, str], images: int = 1, targets: tuple = (), kind: str = "embodied", **more
-) -> Sample:
+) -> QaSample:
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 8, 3), 7, np.uint8)).save(buffer, "PNG")
     pictures = tuple(LazyImage("x", "r", held=buffer.getvalue()) for _ in range(images))
-    return Sample("7", "src", pictures, turns, kind, targets or (None,) * len(turns), **more)
+    return QaSample("7", "src", pictures, turns, kind, targets or (None,) * len(turns), **more)
 
 
 def test_conversation_by_hand(tmp_path):
@@ -366,7 +366,7 @@ def test_what_has_no_place_in_a_conversation_is_a_value(given_, reason):
 
 
 def test_broken_image_is_a_fault():
-    broken = Sample(
+    broken = QaSample(
         "1",
         "s",
         (LazyImage("x", "record 9", held=b"no"),),

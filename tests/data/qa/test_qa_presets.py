@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from roboalign.conversations.qa.normal import Points, Sample, to_conversation
-from roboalign.conversations.qa.presets import PRESETS, read_preset
+from roboalign.conversations.qa.normal import Points, QaSample, to_conversation
+from roboalign.conversations.qa.presets import QA_PRESETS, read_preset
 from roboalign.conversations.qa.read import LAYOUTS
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
@@ -55,7 +55,7 @@ def turns(question: str, answer: str) -> list[dict]:
 
 
 def test_counts_are_the_papers():
-    counts = {name: preset.count for name, preset in PRESETS.items()}
+    counts = {name: preset.count for name, preset in QA_PRESETS.items()}
     assert counts == {
         "llava-onevision": 100_000,
         "refspatial": 300_000,
@@ -71,7 +71,7 @@ def test_counts_are_the_papers():
     assert round(sum(counts.values()), -4) == 1_880_000
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("preset", QA_PRESETS.values(), ids=QA_PRESETS)
 def test_what_is_not_known_is_said(preset):
     unknown = preset.notes.split("unverified:")[-1]
     for field in ("hub", "licence", "layout"):
@@ -92,7 +92,7 @@ def test_robopoint(tmp_path):
     put(tmp_path / "robopoint_1432k.json", [ROBOPOINT, boxes])
     put(tmp_path / "images" / ROBOPOINT["image"], picture())
     points, text = read_preset("robopoint", tmp_path)
-    assert isinstance(points, Sample) and isinstance(points.targets[0], Points)
+    assert isinstance(points, QaSample) and isinstance(points.targets[0], Points)
     assert points.targets[0].xy[1] == (0.498, 0.521) and points.images[0].size() == (8, 4)
     assert points.source == "robopoint" and points.kind == "embodied" and text.targets == (None,)
     assert isinstance(to_conversation(text), Fault)  # its image is not there
@@ -111,7 +111,7 @@ def test_refspatial_parts_have_their_own_image_folders(tmp_path):
     put(tmp_path / "3D/multi_view_qa.json", [record | {"image": ["x.png", "y.png"]}])
     put(tmp_path / "3D/image_multi_view/y.png", picture())
     found = list(read_preset("refspatial", tmp_path))
-    samples = [item for item in found if isinstance(item, Sample)]
+    samples = [item for item in found if isinstance(item, QaSample)]
     assert [sample.targets for sample in samples] == [(Points(((0.5, 0.25),)),)] * 2
     assert [image.size() for image in samples[0].images] == [(8, 4)]
     assert isinstance(samples[1].images[0].size(), Fault) and samples[1].images[1].size() == (8, 4)

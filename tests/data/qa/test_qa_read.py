@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from roboalign.conversations.qa import read as qa
 from roboalign.conversations.qa import records
-from roboalign.conversations.qa.normal import Choice, Points, Sample
+from roboalign.conversations.qa.normal import Choice, Points, QaSample
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
 
@@ -30,7 +30,7 @@ def llava(*values: str, **fields: object) -> dict:
 
 def read(
     path: Path, records: list, layout: str = "llava", **options: object
-) -> list[Sample | Fault]:
+) -> list[QaSample | Fault]:
     path.write_text(json.dumps(records))
     return list(qa.read_qa(path, layout, **options))
 
@@ -99,7 +99,7 @@ def test_llava_by_hand(path):
     (sample,) = read(
         path, [record], source="s", kind="embodied", answers=qa.Answers(("points",), "fraction")
     )
-    assert isinstance(sample, Sample)
+    assert isinstance(sample, QaSample)
     assert (sample.id, sample.source, sample.kind, sample.system) == ("a", "s", "embodied", "")
     assert sample.turns == (
         ("<image>\nWhere?", "[(0.461, 0.527), (0.5, 0.25)]"),
@@ -150,7 +150,7 @@ def test_messages_with_parts_inline_and_listed_images(path):
 
 
 def test_columns_are_renamed_and_pairs_read(path):
-    columns = qa.Columns(
+    columns = qa.QaColumns(
         "dialog", "who", "says", ("U",), ("M",), images=("pic",), id="key", anchor="frames"
     )
     record = {
@@ -210,7 +210,7 @@ MISFITS = [
 @pytest.mark.parametrize("record, field, problem", MISFITS)
 def test_misfit_is_a_fault_that_names_file_record_and_field(path, record, field, problem):
     first, fault, last = read(path, [llava("Q", "A"), record, llava("Q", "A")])
-    assert isinstance(first, Sample) and isinstance(last, Sample) and isinstance(fault, Fault)
+    assert isinstance(first, QaSample) and isinstance(last, QaSample) and isinstance(fault, Fault)
     assert fault.where == f"{path}, record 2, field {field}"
     assert problem in fault.problem and fault.fix
 
@@ -222,7 +222,7 @@ def test_jsonl_leaves_out_broken_lines(tmp_path):
         f"\ufeff{line}\n\n{line[:-9]}\n{line}\n".encode() + b"\xff\xfe\n" + line[:20].encode()
     )
     found = list(qa.read_qa(path, "llava"))
-    assert [type(item) for item in found] == [Sample, Fault, Sample, Fault, Fault]
+    assert [type(item) for item in found] == [QaSample, Fault, QaSample, Fault, Fault]
     assert found[1].where == f"{path}, record 2"
 
 
@@ -322,7 +322,7 @@ def test_answers_are_read_in_the_named_style_only(path):
 def test_any_record_is_a_sample_or_a_fault(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "any.json"
     found = read(path, values)
-    assert len(found) == len(values) and all(isinstance(item, (Sample, Fault)) for item in found)
+    assert len(found) == len(values) and all(isinstance(item, (QaSample, Fault)) for item in found)
 
 
 @settings(max_examples=100, deadline=None)
@@ -351,6 +351,6 @@ def test_any_record_is_a_sample_or_a_fault(tmp_path_factory, values):
 def test_any_messages_keep_one_mark_an_image(tmp_path_factory, messages, images):
     path = tmp_path_factory.getbasetemp() / "any.json"
     (found,) = read(path, [{"messages": messages, "images": images}], "messages")
-    if isinstance(found, Sample):
+    if isinstance(found, QaSample):
         assert sum(question.count("<image>") for question, _ in found.turns) == len(found.images)
         assert all(q.replace("<image>", "").strip() and a.strip() for q, a in found.turns)

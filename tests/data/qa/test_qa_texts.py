@@ -7,8 +7,8 @@ import pytest
 
 from roboalign.conversations import prompts
 from roboalign.conversations.qa.images import LazyImage
-from roboalign.conversations.qa.normal import Sample, to_conversation
-from roboalign.conversations.qa.texts import control_token, special_tokens, split_reply
+from roboalign.conversations.qa.normal import QaSample, to_conversation
+from roboalign.conversations.qa.texts import control_token, folder_special_tokens, split_reply
 from roboalign.core.outcomes import Refused
 
 
@@ -52,9 +52,9 @@ def test_reasoning_without_an_answer_is_refused():
     assert split_reply("<think>hm</think>") == Refused("there is no answer behind the reasoning")
 
 
-def made(question: str, answer: str, system: str = "") -> Sample:
+def made(question: str, answer: str, system: str = "") -> QaSample:
     image = LazyImage("x", "r", held=PNG)
-    return Sample("1", "own", (image,), ((question, answer),), "general", (None,), system)
+    return QaSample("1", "own", (image,), ((question, answer),), "general", (None,), system)
 
 
 PNG = bytes.fromhex(  # one gray pixel
@@ -77,8 +77,8 @@ def test_a_control_token_is_refused_wherever_it_is(token):
 def test_a_models_own_tokens_are_refused_where_it_is_known(tmp_path: Path):
     added = [{"content": "</s>", "special": True}, {"content": "<FAST_1>", "special": False}]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    special = special_tokens(tmp_path)
-    assert special == {"</s>"} and special_tokens(tmp_path / "none") == frozenset()
+    special = folder_special_tokens(tmp_path)
+    assert special == {"</s>"} and folder_special_tokens(tmp_path / "none") == frozenset()
     assert control_token("strike </s>", special) == "</s>"
     assert control_token("strike </s> and x<y|z>") is None
 

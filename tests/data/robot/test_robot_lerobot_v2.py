@@ -17,7 +17,7 @@ from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode, content_id, encode_png
 from roboalign.episodes.formats.lerobot import iterate_lerobot, read_lerobot
 from roboalign.episodes.formats.lerobot_layout import whole
-from roboalign.episodes.formats.lerobot_v2 import read_tasks
+from roboalign.episodes.formats.lerobot_v2 import read_task_lines
 from roboalign.episodes.formats.video import Decoder
 from roboalign.episodes.robot_data import RobotData
 
@@ -426,4 +426,4 @@ def test_one_task_index_with_two_texts_is_refused(tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.write_text('{"task_index": 0, "task": "lift"}\n{"task_index": 0, "task": "push"}\n')
     with pytest.raises(RoboAlignError, match=r"tasks\.jsonl, line 2: task_index 0 has two texts"):
-        read_tasks(path)
+        read_task_lines(path)

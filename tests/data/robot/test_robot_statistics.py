@@ -22,8 +22,8 @@ from roboalign.episodes.formats.rlds import read_rlds
 from roboalign.episodes.robot_data import RobotData
 from roboalign.episodes.survey import statistics
 from roboalign.episodes.survey.measures import BINS
-from roboalign.episodes.survey.sampling import Highest, Moments, Reservoir, Seen
-from roboalign.episodes.survey.statistics import keep_episodes, survey
+from roboalign.episodes.survey.sampling import Highest, Moments, Reservoir, SeenContents
+from roboalign.episodes.survey.statistics import keep_episodes, survey_episodes
 
 BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
 SPACE = ActionSpace(control="end-effector", mode="delta", gripper="open_one")
@@ -61,7 +61,7 @@ def flat(level: int) -> np.ndarray:
 def test_numbers_by_hand():
     first = plain(0, [[0, 1], [2, 1], [4, 1]], instruction="")
     second = plain(1, [[6, 1]], fps=float("nan"))
-    found = survey(data_of(first, second), horizon=2)
+    found = survey_episodes(data_of(first, second), horizon=2)
     assert (found.episodes, found.steps, found.rows) == (2, 4, 4)
     assert (found.length_min, found.length_median, found.length_max) == (1, 2.0, 3)
     assert found.fps == {"10": 1, "unknown": 1}
@@ -83,15 +83,15 @@ def test_numbers_by_hand():
 def test_a_sample_gives_the_quantiles_of_all_rows_nearly_and_the_moments_exactly():
     episodes = [plain(i, np.random.default_rng(i).gamma(2.0, size=(50, 1))) for i in range(200)]
     everything = np.concatenate([episode.actions for episode in episodes]).astype(np.float64)
-    x = survey(data_of(*episodes), rows=2_000).action[0]
+    x = survey_episodes(data_of(*episodes), rows=2_000).action[0]
     assert x.mean == pytest.approx(everything.mean(), rel=1e-12)
     assert x.std == pytest.approx(everything.std(), rel=1e-12)
     assert (x.minimum, x.maximum) == (everything.min(), everything.max())
     ranks = [(everything < value).mean() for value in (x.q01, x.median, x.q99)]
     assert ranks == pytest.approx([0.01, 0.5, 0.99], abs=0.04)
     assert sum(x.histogram.counts) == 2_000
-    assert survey(data_of(*episodes), rows=2_000).action[0] == x
-    assert survey(data_of(*episodes), rows=2_000, seed=1).action[0] != x
+    assert survey_episodes(data_of(*episodes), rows=2_000).action[0] == x
+    assert survey_episodes(data_of(*episodes), rows=2_000, seed=1).action[0] != x
 
 
 @settings(max_examples=50, deadline=None)
@@ -126,7 +126,7 @@ def test_a_reservoir_keeps_every_row_with_the_same_chance():
 
 def test_repeats_are_found_within_the_limit_and_none_by_halves_beyond():
     contents = [str(i).encode() for i in range(500)]
-    small, large = Seen(64), Seen(10_000)
+    small, large = SeenContents(64), SeenContents(10_000)
     numbers = []
     for owner in ("a", "b", "c", "d"):
         for content in contents:
@@ -163,7 +163,7 @@ def test_flags_of_constant_discrete_and_broken_dimensions():
         if i in (7, 21):
             actions[3, 0] = 1e4 * i
         episodes.append(plain(i, actions))
-    wide, narrow, gripper, rare = survey(data_of(*episodes)).action
+    wide, narrow, gripper, rare = survey_episodes(data_of(*episodes)).action
     assert [d.near_constant for d in (wide, narrow, gripper, rare)] == [False, True, False, False]
     assert [d.discrete for d in (wide, narrow, gripper, rare)] == [False, False, True, True]
     assert wide.worst == ["made/21", "made/7"] and wide.outliers == pytest.approx(2 / 1200)
@@ -175,14 +175,14 @@ def test_flags_of_constant_discrete_and_broken_dimensions():
 def test_a_spike_that_the_sample_missed_still_names_its_episode():
     episodes = [plain(i, np.random.default_rng(i).normal(size=(50, 1))) for i in range(40)]
     episodes[11].actions[20] = -500.0
-    x = survey(data_of(*episodes), rows=30).action[0]
+    x = survey_episodes(data_of(*episodes), rows=30).action[0]
     assert x.worst[0] == "made/11" and x.minimum == -500.0
 
 
 def test_cameras_that_show_nothing():
     same = noise(9)
     dark = [flat(0), flat(4), flat(10)]
-    found = survey(
+    found = survey_episodes(
         data_of(
             seen_by(*dark, number=0),
             seen_by(*dark, number=1),
@@ -205,7 +205,7 @@ def test_a_frame_of_two_episodes_and_an_episode_twice():
         seen_by(noise(8), noise(9), shared, number=1),
     )
     twin = replace(first, episode_id="made/twin")
-    found = survey(data_of(first, second, twin))
+    found = survey_episodes(data_of(first, second, twin))
     assert (
         found.same_actions.examples == [["made/0", "made/twin"]] and found.same_actions.copies == 1
     )
@@ -217,12 +217,12 @@ def test_broken_frames_are_faults_and_their_episode_stays():
     good, cut, short = (seen_by(noise(i), noise(i, 1), noise(i, 2), number=i) for i in range(3))
     cut = replace(cut, images={"front": [image[:40] for image in cut.images["front"]]})
     short = replace(short, images={"front": short.images["front"][:2]})
-    found = survey(data_of(good, cut, short))
+    found = survey_episodes(data_of(good, cut, short))
     assert found.episodes == 3 and found.left_out == 0
     assert found.cameras[0].unreadable == found.faults == 4
     assert "2 frames for 3 actions" in found.first_faults[-1].problem
     with pytest.raises(RoboAlignError, match=r"made/1.*not a readable image"):
-        survey(data_of(good, cut, strict=True))
+        survey_episodes(data_of(good, cut, strict=True))
 
 
 BROKEN = {
@@ -238,14 +238,14 @@ def test_an_episode_with_broken_numbers_is_left_out_and_counted(problem):
     bad = plain(1, np.ones((len(BROKEN[problem]), 2)))
     bad.actions = BROKEN[problem]
     items = (plain(0, [[1, 2], [3, 4]]), bad, Fault("shard 3", "truncated"), plain(2, [[5, 6]]))
-    found = survey(data_of(*items))
+    found = survey_episodes(data_of(*items))
     assert (found.episodes, found.steps, found.left_out, found.faults) == (2, 3, 2, 2)
     assert found.first_faults[0] == Fault("shard 3", "truncated")
     assert (
         problem in found.first_faults[1].problem and found.first_faults[1].where == "episode made/1"
     )
     with pytest.raises(RoboAlignError) as caught:
-        survey(data_of(*items, strict=True))
+        survey_episodes(data_of(*items, strict=True))
     assert problem in caught.value.problem
 
 
@@ -253,23 +253,23 @@ def test_what_cannot_be_surveyed_is_one_error():
     with pytest.raises(
         RoboAlignError, match=r"no episode could be read; the first of 2 faults is a: torn"
     ):
-        survey(data_of(Fault("a", "torn"), Fault("b", "torn")))
+        survey_episodes(data_of(Fault("a", "torn"), Fault("b", "torn")))
     with pytest.raises(RoboAlignError, match="no episode could be read"):
-        survey(data_of())
+        survey_episodes(data_of())
     with pytest.raises(RoboAlignError, match=r"no camera 'wrist'; it has \['front'\]"):
-        survey(data_of(seen_by(noise(0))), camera="wrist")
+        survey_episodes(data_of(seen_by(noise(0))), camera="wrist")
     with pytest.raises(RoboAlignError, match="1 or more"):
-        survey(data_of(plain(0, [[1, 2]])), horizon=0)
+        survey_episodes(data_of(plain(0, [[1, 2]])), horizon=0)
     fast = FastTokenizer.fit(
         np.random.default_rng(0).uniform(-1, 1, (9, 4, 3)), scale=5, vocab_size=400
     )
     with pytest.raises(RoboAlignError, match="3 action dimensions, the data has 2"):
-        survey(data_of(plain(0, [[1, 2]])), fast=fast)
+        survey_episodes(data_of(plain(0, [[1, 2]])), fast=fast)
 
 
 def test_only_the_first_faults_are_kept_word_for_word():
     faults = [Fault(f"record {i}", "torn") for i in range(50)]
-    found = survey(data_of(*faults, plain(0, [[1.0]])))
+    found = survey_episodes(data_of(*faults, plain(0, [[1.0]])))
     assert found.faults == 50 and [fault.where for fault in found.first_faults] == [
         f"record {i}" for i in range(20)
     ]
@@ -283,7 +283,7 @@ def test_no_chunk_of_an_episode_or_of_its_copy_is_on_both_sides(monkeypatch):
         lambda fit, held, fast: sides.update(a=fit, b=held) or (None, ""),
     )
     episodes = [plain(i // 2, np.full((5, 1), i // 2)) for i in range(40)]  # each twice
-    survey(data_of(*episodes), horizon=3)
+    survey_episodes(data_of(*episodes), horizon=3)
     fit, held = (set(np.unique(side).tolist()) for side in (sides["a"], sides["b"]))
     assert fit | held == set(range(20)) and not fit & held
     assert len(fit) == len(held) == 10
@@ -302,7 +302,7 @@ def test_reconstruction_is_that_of_the_rounded_transform_on_held_out_chunks(monk
         return measure(fit, held, fast)
 
     monkeypatch.setattr(statistics, "measure_tokens", capture)
-    measured = survey(data_of(*episodes), horizon=8).tokens
+    measured = survey_episodes(data_of(*episodes), horizon=8).tokens
     stats = ActionStats.fit(captured["fit"][:, 0])
     fit, held = (
         np.around(dct(stats.normalize(captured[side]), axis=1, norm="ortho") * 10)
@@ -322,21 +322,25 @@ def test_a_given_tokenizer_brings_its_horizon_and_one_episode_has_no_held_out_ha
     fast = FastTokenizer.fit(
         np.random.default_rng(0).uniform(-1, 1, (99, 4, 4)), scale=5, vocab_size=400
     )
-    found = survey(data_of(make_episode("puck-push", 0), make_episode("puck-push", 1)), fast=fast)
+    found = survey_episodes(
+        data_of(make_episode("puck-push", 0), make_episode("puck-push", 1)), fast=fast
+    )
     assert found.horizon == found.tokens.horizon == 4 and found.tokens.vocab_size == fast.vocab_size
     assert not found.tokens.fitted_here
-    alone = survey(data_of(make_episode(), make_episode()))
+    alone = survey_episodes(data_of(make_episode(), make_episode()))
     assert alone.tokens is None and "none to hold out" in alone.tokens_problem
 
 
 def test_names_come_from_the_action_space_and_wide_states_have_no_histograms():
     stated = plain(0, np.ones((2, 4)), np.ones((2, 65), dtype=np.float32), action_space=SPACE)
-    found = survey(data_of(stated, plain(1, np.ones((2, 4)), np.ones((2, 65), dtype=np.float32))))
+    found = survey_episodes(
+        data_of(stated, plain(1, np.ones((2, 4)), np.ones((2, 65), dtype=np.float32)))
+    )
     assert [d.name for d in found.action] == ["x", "y", "z", "gripper"]
     assert found.action_spaces == {str(SPACE): 1, "not stated": 1}
     assert found.action[0].histogram is not None and len(found.state) == 65
     assert all(d.histogram is None for d in found.state)
-    assert survey(data_of(plain(1, np.ones((2, 4)), np.zeros((2, 0))))).state == []
+    assert survey_episodes(data_of(plain(1, np.ones((2, 4)), np.zeros((2, 0))))).state == []
 
 
 def test_memory_holds_few_episodes_whatever_their_number():
@@ -352,7 +356,7 @@ def test_memory_holds_few_episodes_whatever_their_number():
             yield episode
 
     kept: list[Episode] = []
-    survey(keep_episodes(RobotData("made", "memory", read), kept))
+    survey_episodes(keep_episodes(RobotData("made", "memory", read), kept))
     assert most <= 6 + 3  # those kept and those on their way
     assert len(kept) == 6
 
@@ -412,7 +416,7 @@ def test_kept_episodes_are_of_as_many_instructions_as_there_are():
 
 def test_dimensions_are_called_what_the_action_space_or_the_data_set_calls_them():
     def names(data: RobotData) -> list[str]:
-        found = survey(data)
+        found = survey_episodes(data)
         return [d.name for d in (*found.action, *found.state)]
 
     episodes = [
@@ -443,7 +447,7 @@ def test_dimensions_are_called_what_the_action_space_or_the_data_set_calls_them(
 @pytest.mark.skipif(not BRIDGE.exists(), reason="no real data here")
 def test_the_real_bridge_sample():
     data = RobotData("bridge", "rlds", lambda: read_rlds(BRIDGE, split="train"))
-    found = survey(data)
+    found = survey_episodes(data)
     actions = np.concatenate([episode.actions for episode in data])
     assert (found.episodes, found.steps, len(found.action), len(found.state)) == (25, 250, 7, 7)
     assert [d.mean for d in found.action] == pytest.approx(

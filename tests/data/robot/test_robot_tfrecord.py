@@ -13,7 +13,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.core.processes import within
 from roboalign.episodes.formats.tfrecord import (
-    Record,
+    TfRecord,
     crc32c,
     masked_crc,
     parse_example,
@@ -138,7 +138,7 @@ def test_any_flipped_byte_is_found(tmp_path):
         found = list(read_tfrecord(tmp_path / "f"))
         assert sum(isinstance(item, Fault) for item in found) == 1, place
         assert all(
-            originals[item.number] == item.data for item in found if isinstance(item, Record)
+            originals[item.number] == item.data for item in found if isinstance(item, TfRecord)
         )
 
 
@@ -249,7 +249,7 @@ def test_malformed_examples_are_refused(data):
 def test_bridge_sample():
     path = next(BRIDGE.glob("*.tfrecord-*"))
     records = list(read_tfrecord(path))
-    assert len(records) == 25 and all(isinstance(record, Record) for record in records)
+    assert len(records) == 25 and all(isinstance(record, TfRecord) for record in records)
     assert records[-1].offset + len(records[-1].data) + 16 == path.stat().st_size
     # dataset_info.json counts 3474742 bytes of data: the file without the 16 bytes of framing a record
     assert sum(len(record.data) for record in records) == 3474742

@@ -9,11 +9,11 @@ from vqa_made import GOOD, listed
 
 from roboalign.core.outcomes import Refused
 from roboalign.questions.vqa.answers import Answered, check, read_reply
-from roboalign.questions.vqa.client import Reply
+from roboalign.questions.vqa.client import TeacherReply
 
 
-def reply(text: str, finish: str = "stop", refusal: str = "") -> Reply:
-    return Reply(text, finish, refusal, 1, 1)
+def reply(text: str, finish: str = "stop", refusal: str = "") -> TeacherReply:
+    return TeacherReply(text, finish, refusal, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_json_is_found_bare_fenced_and_among_words(text: str) -> None:
     ],
 )
 def test_a_reply_without_questions_is_refused_with_the_reason(
-    given: Reply, reason: str | None
+    given: TeacherReply, reason: str | None
 ) -> None:
     found = read_reply(given)
     assert (

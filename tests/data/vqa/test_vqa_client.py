@@ -13,7 +13,13 @@ from vqa_made import completion, serving
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.questions.vqa.cache import AnswerCache, request_key
-from roboalign.questions.vqa.client import LONGEST_WAIT, ChatClient, Endpoint, Reply, retry_after
+from roboalign.questions.vqa.client import (
+    LONGEST_WAIT,
+    ChatClient,
+    Endpoint,
+    TeacherReply,
+    retry_after,
+)
 
 BODY = {"model": "m", "messages": []}
 
@@ -26,7 +32,7 @@ def client_of(url: str, **given) -> ChatClient:
 
 def test_a_reply_and_its_tokens() -> None:
     with serving(lambda body, number: completion("hello")) as server:
-        assert client_of(server.url + "/chat/completions/").ask(BODY) == Reply(
+        assert client_of(server.url + "/chat/completions/").ask(BODY) == TeacherReply(
             "hello", "stop", "", 100, 20
         )
         assert server.seen == [{"path": "/v1/chat/completions", **BODY}] and server.keys == [None]
@@ -49,7 +55,7 @@ def test_a_reply_and_its_tokens() -> None:
 def test_what_passes_is_asked_again(failure) -> None:
     with serving(lambda body, number: completion("at last") if number == 2 else failure) as server:
         reply = client_of(server.url, timeout=0.3).ask(BODY)
-        assert isinstance(reply, Reply) and reply.text == "at last" and len(server.seen) == 3
+        assert isinstance(reply, TeacherReply) and reply.text == "at last" and len(server.seen) == 3
 
 
 def test_a_timeout_is_asked_again_and_a_dead_endpoint_is_a_fault() -> None:
@@ -73,7 +79,7 @@ def test_a_filter_before_the_model_is_an_answer_that_refuses() -> None:
         with serving(lambda *_, answer=answer: answer) as server:
             reply = client_of(server.url).ask(BODY)
             assert (
-                isinstance(reply, Reply)
+                isinstance(reply, TeacherReply)
                 and reply.finish == "content_filter"
                 and len(server.seen) == 1
             )
@@ -91,7 +97,7 @@ def test_text_in_parts_is_joined() -> None:
 
 def test_a_response_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda body, number: (200, {}, b" " * 3_000_000)) as server:
-        monkeypatch.setattr("roboalign.questions.vqa.client.MOST_BYTES", 1_000_000)
+        monkeypatch.setattr("roboalign.questions.vqa.client.MOST_REPLY_BYTES", 1_000_000)
         assert "without an end" in client_of(server.url, retries=0).ask(BODY).problem
         monkeypatch.setattr("roboalign.questions.vqa.client.MOST_TIMES", 0)
         assert "without an end" in client_of(server.url, retries=0).ask(BODY).problem

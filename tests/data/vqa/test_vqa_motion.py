@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from vqa_made import DELTA, ROS, episode, straight
 
-from roboalign.actions.axes import KNOWN_AXES, SEEN, matrix_of, parse_axes
+from roboalign.actions.axes import KNOWN_AXES, SEEN_DIRECTIONS, matrix_of, parse_axes
 from roboalign.actions.known_spaces import KNOWN
 from roboalign.actions.spaces import ActionSpace, convert
 from roboalign.core.errors import RoboAlignError
@@ -253,5 +253,5 @@ def test_axes_are_checked_and_known_ones_are_of_known_spaces() -> None:
             parse_axes(wrong)
     with pytest.raises(RoboAlignError, match="left-handed"):
         QuestionConfig(axes=("right", "forward", "down"))
-    for word, (axis, sign) in SEEN.items():  # the words are those of the sentences
+    for word, (axis, sign) in SEEN_DIRECTIONS.items():  # the words are those of the sentences
         assert AXES[axis][sign > 0] == word

@@ -9,20 +9,20 @@ import pytest
 from vqa_made import DELTA, ROS, episode, straight
 
 from roboalign.conversations import prompts
-from roboalign.conversations.conversation import KINDS
+from roboalign.conversations.conversation import TURN_KINDS
 from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Camera, encode_png
-from roboalign.questions.ask import TYPES as SCENE_TYPES
+from roboalign.questions.ask import QUESTION_TYPES as SCENE_TYPES
 from roboalign.questions.vqa.base import QuestionConfig, Work
 from roboalign.questions.vqa.motion import Motion
 from roboalign.questions.vqa.state_questions import StateQuestions, frame_order
-from roboalign.questions.vqa.states import TYPES, centimetres, degrees
+from roboalign.questions.vqa.states import STATE_TYPES, centimetres, degrees
 
 CONFIG = QuestionConfig(axes=ROS, horizon=5, questions=3)
 
 
 def drawn(name: str, motion: Motion, t: int, seed: int = 0):
-    return TYPES[name].make(motion, t, random.Random(seed))
+    return STATE_TYPES[name].make(motion, t, random.Random(seed))
 
 
 @pytest.mark.parametrize(
@@ -173,19 +173,19 @@ def test_turns_are_in_the_form_of_the_prompts() -> None:
     for conversation in conversations:
         assert 1 <= len(conversation.turns) <= 3
         for turn in conversation.turns:
-            label = TYPES[turn.type].label
+            label = STATE_TYPES[turn.type].label
             modes[turn.mode] += 1
             names.add(turn.type)
-            assert turn.kind in KINDS and (turn.kind == "reasoning") == (turn.mode == "think")
+            assert turn.kind in TURN_KINDS and (turn.kind == "reasoning") == (turn.mode == "think")
             assert turn.question.endswith(f'{prompts.MODES[turn.mode]} "{label}".')
             thought, answered = re.fullmatch(
                 r"<think>(.*)</think><answer>(.*)</answer>", turn.answer
             ).groups()
             assert prompts.answer_text(answered, label) == turn.expected
             assert bool(thought) == (turn.mode == "think")
-    assert names == set(TYPES) - {"gripper_cell", "gripper_trace"}
+    assert names == set(STATE_TYPES) - {"gripper_cell", "gripper_trace"}
     assert 0.4 < modes["think"] / modes.total() < 0.6
-    assert not set(TYPES) & set(SCENE_TYPES)  # a score would compare with the other's answers
+    assert not set(STATE_TYPES) & set(SCENE_TYPES)  # a score would compare with the other's answers
 
 
 def test_a_share_of_thinking_is_kept_and_the_seed_fixes_all() -> None:

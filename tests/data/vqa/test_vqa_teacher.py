@@ -18,7 +18,13 @@ from roboalign.questions.vqa.base import Made, QuestionConfig, Work
 from roboalign.questions.vqa.cache import AnswerCache
 from roboalign.questions.vqa.client import ChatClient, Endpoint
 from roboalign.questions.vqa.motion import Motion
-from roboalign.questions.vqa.teacher import TeacherQuestions, estimate, price, prompt_of, read_ahead
+from roboalign.questions.vqa.teacher import (
+    TeacherQuestions,
+    estimate,
+    price,
+    read_ahead,
+    teacher_prompt,
+)
 from roboalign.questions.vqa.write import write_questions
 
 CONFIG = QuestionConfig(axes=ROS, questions=3)
@@ -75,7 +81,9 @@ def test_the_request_holds_the_image_the_task_and_what_is_known(tmp_path: Path) 
     assert (
         "The gripper is open. The subtask is reach. The gripper should move right." in text["text"]
     )
-    assert "Nothing else is known" in prompt_of(Motion(straight((0, 0, 0), space=None), CONFIG), 4)
+    assert "Nothing else is known" in teacher_prompt(
+        Motion(straight((0, 0, 0), space=None), CONFIG), 4
+    )
 
 
 def test_questions_come_in_the_order_of_the_frames_whatever_comes_first(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from roboalign.sim.libero.environment import (
     resize_with_padding,
 )
 from roboalign.sim.libero.experts import make_expert
-from roboalign.sim.libero.protocol import PRESETS, LiberoConfig, departures, preset
+from roboalign.sim.libero.protocol import LIBERO_PRESETS, LiberoConfig, departures, preset
 from roboalign.sim.libero.suites import SUITES, find_task, load_library, stored_states, suite_tasks
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
 
@@ -116,7 +116,7 @@ def test_presets() -> None:
         gr00t.replan_every,
         gr00t.image_size,
     ) == (600, 1000, 1, 256)
-    for name, config in PRESETS.items():
+    for name, config in LIBERO_PRESETS.items():
         differing = {key for key, value in config if value != getattr(openpi, key)} - {
             "preset",
             "assumed",
@@ -127,7 +127,7 @@ def test_presets() -> None:
 
 
 def test_a_preset_is_what_is_not_given() -> None:
-    for name, config in PRESETS.items():
+    for name, config in LIBERO_PRESETS.items():
         assert LiberoConfig.model_validate({"preset": name}) == config and not departures(config)
         assert LiberoConfig.model_validate(config.model_dump()) == config, (
             "what a run wrote down reads as it was"

@@ -12,7 +12,7 @@ pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-li
 from roboalign.actions.axes import KNOWN_AXES, matrix_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.formats.lerobot import read_lerobot
-from roboalign.questions.ask import TYPES, ask, survey
+from roboalign.questions.ask import QUESTION_TYPES, ask, survey_world
 from roboalign.questions.scene import EpisodeScenes
 from roboalign.run.stages import collect as stage
 from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, collect_episode
@@ -160,15 +160,20 @@ def test_questions_about_a_collected_set_are_right(
         "grasp",
         "move",
     ]  # nothing was recorded after the success
-    world = survey([episode])
+    world = survey_world([episode])
     asked = {
         name
-        for name in TYPES
+        for name in QUESTION_TYPES
         for t in range(0, len(episode), 5)
         if ask(name, "think", scenes.at(t), world, random.Random(t))
     }
     # Of one task no other is known: no thing and no instruction that is not of this scene.
-    assert set(TYPES) - asked == {"presence", "object_choice", "object_name", "task_choice"}
+    assert set(QUESTION_TYPES) - asked == {
+        "presence",
+        "object_choice",
+        "object_name",
+        "task_choice",
+    }
 
 
 @pytest.mark.parametrize("rotate", [True, False])

@@ -12,8 +12,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.align.dataset import picture
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.rewards.actions import PRESETS, TAU
-from roboalign.align.rewards.answers import PRESETS as IN_WORDS
+from roboalign.align.rewards.actions import ACTION_REWARDS, TAU
+from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import encode_prompt, end_ids
@@ -22,7 +22,7 @@ from roboalign.mllm.processors import stock_files
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")  # both cut a prompt at these
-SOURCE = "roboalign-actions"
+_SOURCE = "roboalign-actions"
 _IMAGE = pa.struct([("bytes", pa.binary()), ("min_pixels", pa.int64()), ("max_pixels", pa.int64())])
 VERL = pa.schema(
     [
@@ -74,7 +74,7 @@ def verl_table(mllm: Mllm, conversations: Sequence[Conversation]) -> pa.Table:
         ]
         rows.append(
             {
-                "data_source": SOURCE,
+                "data_source": _SOURCE,
                 "prompt": [{"role": "user", "content": _prompt(c)}],
                 "images": [{"bytes": c.image, **bounds}],
                 "ability": "action",
@@ -116,7 +116,7 @@ def require_exportable(reward: str) -> None:
     That file computes `paper` and `decoded` from text alone, without RoboAlign. A reward in words has no action to
     score. A reward from a file or a package is given a `SampledAnswer`, which these trainers do not make.
     """
-    if reward in PRESETS:
+    if reward in ACTION_REWARDS:
         return
     if reward in IN_WORDS:
         problem = f"the reward `{reward}` scores answers in words, not actions"
@@ -125,7 +125,7 @@ def require_exportable(reward: str) -> None:
     raise RoboAlignError(
         problem,
         where="rl.reward",
-        fix=f"export a run whose rl.reward is {' or '.join(PRESETS)}, or train with roboalign",
+        fix=f"export a run whose rl.reward is {' or '.join(ACTION_REWARDS)}, or train with roboalign",
     )
 
 
@@ -171,7 +171,7 @@ def reward_settings(mllm: Mllm, fast: FastTokenizer, preset: str) -> dict[str, A
     }
 
 
-def check_prompts(
+def check_verl_prompts(
     conversations: Sequence[Conversation],
     heldout: Sequence[Conversation],
     fast: FastTokenizer,

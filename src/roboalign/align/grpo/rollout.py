@@ -13,8 +13,8 @@ from torch import Tensor
 from roboalign.actions.fast import FastTokenizer
 from roboalign.align.dataset import picture
 from roboalign.align.grpo.loss import group_advantages
-from roboalign.align.rewards.actions import PRESETS, Reward, score_responses
-from roboalign.align.rewards.answers import PRESETS as IN_WORDS
+from roboalign.align.rewards.actions import ACTION_REWARDS, Reward, score_responses
+from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
 from roboalign.align.rewards.answers import AnswerReward, read_trace, score_answers
 from roboalign.align.rewards.registry import score_action
 from roboalign.conversations.conversation import Conversation, Turn
@@ -121,7 +121,7 @@ def roll_out(
     asked = [c for c in conversations for _ in range(samples)]
     rewards: Sequence[Reward | AnswerReward]
     if preset in IN_WORDS:
-        texts = [text_of(mllm, row) for row in ids]
+        texts = [decoded_text(mllm, row) for row in ids]
         rewards = score_answers(
             texts, asked, preset=preset, special=mllm.tokenizer.all_special_tokens
         )
@@ -131,7 +131,7 @@ def roll_out(
             ids,
             [c.target or () for c in asked],
             preset=preset,
-            score=None if preset in PRESETS else functools.partial(score_action, preset),
+            score=None if preset in ACTION_REWARDS else functools.partial(score_action, preset),
             vocabulary=mllm.vocabulary,
             fast=fast,
             decode_text=lambda row: str(
@@ -150,7 +150,7 @@ def prompt_of(conversation: Conversation) -> Prompt:
     return Prompt(conversation.turns[0].question, np.asarray(picture(conversation)))
 
 
-def text_of(mllm: Mllm, ids: Sequence[int]) -> str:
+def decoded_text(mllm: Mllm, ids: Sequence[int]) -> str:
     """Sampled ids as text, special tokens and all, without the end token."""
     ended = bool(ids) and ids[-1] in end_ids(mllm)
     return str(mllm.tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=False))
@@ -185,7 +185,9 @@ def groups_of(rollout: Rollout) -> list[Group]:
     ]
 
 
-def describe(groups: Sequence[Group], conversations: Sequence[Conversation]) -> dict[str, Any]:
+def describe_groups(
+    groups: Sequence[Group], conversations: Sequence[Conversation]
+) -> dict[str, Any]:
     """What one rollout was like, for metrics.jsonl. Shares and means are over its answers, unless said.
 
     `no_signal` is the share of groups whose answers all earned the same.

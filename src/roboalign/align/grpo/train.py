@@ -81,7 +81,7 @@ def train_grpo(
     # Equal lengths: the order is then plain random permutations.
     order = sample_order([0] * len(prompts), config.prompts_per_update, updates, config.seed)
     lora = config.choose_trained(mllm)
-    trainer = build_trainer(
+    trainer = build_grpo_trainer(
         mllm, fast, prompts, replay, config, out_dir, order, updates, label, lora
     )
     with serving(trainer.sampler, leads=trainer.is_world_process_zero()):
@@ -93,7 +93,7 @@ def train_grpo(
     return ledger
 
 
-def build_trainer(
+def build_grpo_trainer(
     mllm: Mllm,
     fast: FastTokenizer | None,
     prompts: Sequence[Conversation],

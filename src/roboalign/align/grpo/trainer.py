@@ -32,7 +32,7 @@ from roboalign.align.grpo.rollout import (
     Batch,
     Rollout,
     batch_of,
-    describe,
+    describe_groups,
     groups_of,
     prompt_of,
     roll_out,
@@ -244,7 +244,7 @@ class GrpoTrainer(AlignTrainer):
         )
         chosen = [self.conversations[self.order[place]] for place, _ in everyones]
         groups = [group for _, group in everyones]
-        self.rollout_record = describe(groups, chosen)
+        self.rollout_record = describe_groups(groups, chosen)
         if drift is not None:
             found = Drift.over(self.gather([drift]))
             self.rollout_record |= {"sampler_drift": found.mean, "sampler_drift_max": found.largest}

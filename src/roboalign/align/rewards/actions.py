@@ -191,7 +191,10 @@ def action_reward(measured: Reward, *, total: float) -> Reward:
     return replace(measured, total=total, action=total)
 
 
-PRESETS: dict[str, Callable[..., Reward]] = {"paper": paper_reward, "decoded": decoded_reward}
+ACTION_REWARDS: dict[str, Callable[..., Reward]] = {
+    "paper": paper_reward,
+    "decoded": decoded_reward,
+}
 """The reward functions by the name that a recipe gives."""
 
 
@@ -207,8 +210,9 @@ def score_responses(
     eos_ids: Collection[int] = (),
     special_ids: Collection[int] = (),
 ) -> list[Reward]:
-    """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a function of `PRESETS`,
-    unless `score` is given: `rewards.registry.score_action` of a name, which takes the response's text too.
+    """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a function of
+    `ACTION_REWARDS`, unless `score` is given: `rewards.registry.score_action` of a name, which takes the
+    response's text too.
 
     The target chunk is the target's own decoding, so that an exact answer earns 1 under both presets. Raises
     ValueError where a target decodes to no chunk: the data is broken, not the response.
@@ -226,7 +230,7 @@ def score_responses(
                 f"a target of {len(target)} tokens decodes to no chunk: {target_chunk}"
             )
         if score is None:
-            rewards.append(PRESETS[preset](p, target, chunk, target_chunk))
+            rewards.append(ACTION_REWARDS[preset](p, target, chunk, target_chunk))
         else:
             ended = bool(ids) and ids[-1] in eos_ids
             text = decode_text(ids[:-1] if ended else ids)

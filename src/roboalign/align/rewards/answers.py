@@ -34,7 +34,7 @@ _TRACE = re.compile(r"\s*\d{1,4}\s+\d{1,4}(?:\s*,\s*\d{1,4}\s+\d{1,4})*\s*\.?\s*
 
 
 @dataclass(frozen=True)
-class Reply:
+class ParsedReply:
     """What a response in words holds. `reason` says why it is not well formed ("ok" where it is)."""
 
     well_formed: bool
@@ -59,7 +59,7 @@ class AnswerReward:
     """Why the format failed, or "ok"."""
 
 
-def parse_reply(text: str, label: str, special: Sequence[str] = ()) -> Reply:
+def parse_reply(text: str, label: str, special: Sequence[str] = ()) -> ParsedReply:
     """Read a decoded response, without its end token, to a question that names `label`.
 
     `special` are the tokenizer's special tokens (of images, of turns): a text that spells one is not well formed, and
@@ -83,8 +83,8 @@ def parse_reply(text: str, label: str, special: Sequence[str] = ()) -> Reply:
             "another label than the question's" if answer is None else "nothing behind the label"
         )
     else:
-        return Reply(True, whole[1].strip(), answer, "ok")
-    return Reply(False, "", answer, reason)
+        return ParsedReply(True, whole[1].strip(), answer, "ok")
+    return ParsedReply(False, "", answer, reason)
 
 
 def read_trace(text: str) -> list[tuple[int, int]] | None:
@@ -109,7 +109,7 @@ def trace_closeness(expected: str, predicted: str | None, tau: float = TAU_CELLS
     return math.exp(-sum(map(math.dist, target, found)) / len(target) / tau)
 
 
-PRESETS: dict[str, Callable[[Turn, str | None], float]] = {
+ANSWER_REWARDS: dict[str, Callable[[Turn, str | None], float]] = {
     "answer": lambda turn, answer: score_answer(turn.type, turn.expected, answer),
     "trace": lambda turn, answer: trace_closeness(turn.expected, answer),
 }
@@ -123,16 +123,16 @@ def score_answers(
     preset: str,
     special: Sequence[str] = (),
 ) -> list[AnswerReward]:
-    """Rewards of decoded responses to the first question of each conversation. `preset` names one of `PRESETS`,
+    """Rewards of decoded responses to the first question of each conversation. `preset` names one of `ANSWER_REWARDS`,
     `special` is as in `parse_reply`.
 
-    Raises ValueError where the lengths differ and, as `PRESETS` do, on an expected answer that is broken.
+    Raises ValueError where the lengths differ and, as `ANSWER_REWARDS` do, on an expected answer that is broken.
     """
     rewards = []
     for text, conversation in zip(texts, conversations, strict=True):
         turn = conversation.turns[0]
         reply = parse_reply(text, label_of(turn.type), special)
-        form, accuracy = float(reply.well_formed), PRESETS[preset](turn, reply.answer)
+        form, accuracy = float(reply.well_formed), ANSWER_REWARDS[preset](turn, reply.answer)
         paid = form * accuracy
         rewards.append(AnswerReward((form + paid) / 2, form, paid, accuracy, reply.reason))
     return rewards

@@ -18,14 +18,20 @@ from typing import Any
 import numpy as np
 
 from roboalign.actions.fast import DecodeFailure
-from roboalign.align.rewards.actions import PRESETS, Parsed, Reward, action_reward, paper_reward
-from roboalign.align.rewards.answers import PRESETS as IN_WORDS
+from roboalign.align.rewards.actions import (
+    ACTION_REWARDS,
+    Parsed,
+    Reward,
+    action_reward,
+    paper_reward,
+)
+from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.core.plugins import find_plugin, installed, load_plugin, package_of
 
-GROUP = "roboalign.rewards"
-WHERE = "rl.reward"
+REWARD_ENTRY_POINTS = "roboalign.rewards"
+_WHERE = "rl.reward"
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class SampledAnswer:
 
 def reward_names() -> tuple[str, ...]:
     """Names of all rewards, without importing one."""
-    return tuple(dict.fromkeys((*PRESETS, *IN_WORDS, *sorted(installed(GROUP)))))
+    return tuple(
+        dict.fromkeys((*ACTION_REWARDS, *IN_WORDS, *sorted(installed(REWARD_ENTRY_POINTS))))
+    )
 
 
 def check_reward_name(name: str) -> str:
@@ -66,7 +74,7 @@ def reward_content(name: str) -> dict[str, str]:
 
     Raises RoboAlignError where the reward cannot be loaded, so that a run stops before it starts.
     """
-    if name in PRESETS or name in IN_WORDS:
+    if name in ACTION_REWARDS or name in IN_WORDS:
         return {}
     function = _outside(name)
     try:
@@ -89,8 +97,8 @@ def score_action(
     The built-in ones are pure functions of `rewards.actions`. Of one from outside, `total` and `action` are its number.
     Raises RoboAlignError where it is not found, raises, or returns anything but a finite number.
     """
-    if name in PRESETS:
-        return PRESETS[name](parsed, target, chunk, target_chunk)
+    if name in ACTION_REWARDS:
+        return ACTION_REWARDS[name](parsed, target, chunk, target_chunk)
     answer = SampledAnswer(
         text,
         parsed.well_formed,
@@ -127,21 +135,21 @@ def _outside(name: str) -> Callable[[SampledAnswer], Any]:
     """The function of a package or a file, which takes one argument."""
     file = _file_of(name)
     if file is None:
-        if (point := find_plugin(GROUP, name)) is None:
+        if (point := find_plugin(REWARD_ENTRY_POINTS, name)) is None:
             raise RoboAlignError(
-                f"reward `{name}` not found. Available: {', '.join(reward_names())}", where=WHERE
+                f"reward `{name}` not found. Available: {', '.join(reward_names())}", where=_WHERE
             )
         return _one_argument(load_plugin(point), package_of(point))
     path, attribute = file
     if not path.is_file():
         raise RoboAlignError(
-            f"the file {path} does not exist", where=WHERE, fix="give path/to/file.py:function"
+            f"the file {path} does not exist", where=_WHERE, fix="give path/to/file.py:function"
         )
     module = _run_file(path)
     if not hasattr(module, attribute):
         raise RoboAlignError(
             f"{path} has no function `{attribute}`",
-            where=WHERE,
+            where=_WHERE,
             fix="give path/to/file.py:function",
         )
     return _one_argument(getattr(module, attribute), name)

@@ -17,13 +17,13 @@ import numpy as np
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.pictures import (
-    MOST_BYTES,
+    MOST_IMAGE_BYTES,
     read_picture_file,
     rgb_of_file,
     size_of_file,
 )
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -61,7 +61,7 @@ class ZipArchive:
                 f"not a readable zip archive ({archive})", where=where, fix="download it again"
             )
         try:
-            if (size := archive.getinfo(name).file_size) > MOST_BYTES:
+            if (size := archive.getinfo(name).file_size) > MOST_IMAGE_BYTES:
                 raise RoboAlignError(f"{size} bytes are too many for an image", where=where)
             return archive.read(name)
         except KeyError:
@@ -104,7 +104,7 @@ class TarArchive:
                 problem, where=where, fix="download the archive again" if damage else ""
             )
         offset, size = index[name]
-        if size > MOST_BYTES:
+        if size > MOST_IMAGE_BYTES:
             raise RoboAlignError(f"{size} bytes are too many for an image", where=where)
         try:
             with self.path.open("rb") as file:
@@ -170,7 +170,7 @@ class LazyImage:
         """uint8 [H, W, 3], as `rgb_of_file`."""
         return self._read(rgb_of_file)
 
-    def _read(self, read: Callable[[bytes], Result]) -> Result | Fault:
+    def _read(self, read: Callable[[bytes], _Result]) -> _Result | Fault:
         data = self.data()
         if isinstance(data, Fault):
             return data

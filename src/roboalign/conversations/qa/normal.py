@@ -24,14 +24,14 @@ Form = Literal["tuple", "list", "tag", "json"]
 Size = tuple[int, int]
 SCALES = {"fraction": 1, "percent": 100, "per-mille": 1000}
 DECIMALS = {"fraction": 3, "percent": 1, "per-mille": 0, "pixels": 0}
-KINDS = ("general", "embodied", "reasoning")
+QA_KINDS = ("general", "embodied", "reasoning")
 IMAGE_MARK = "<image>"
 FORMAT_REQUEST = "Your answer should be formatted"
 """How RoboPoint and RefSpatial begin the sentences about the written form of a point."""
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 KEYS = {2: "point_2d", 4: "bbox_2d"}
 WRITTEN = re.compile(rf"\s*(?:```\w*\s*)?(?:[\[(][\[(\s]*{NUMBER}|\[?\s*{{\s*\"|<point\b|<box\b)")
-OPTIONS = (
+OPTION_PATTERNS = (
     r"^[ \t]*([A-Z])\.[ \t]+(.+)$",
     r"^[ \t]*\(([A-Z])\)[ \t]+(.+)$",
     r"^[ \t]*([A-Z])\)[ \t]+(.+)$",
@@ -65,7 +65,7 @@ Target = Points | Boxes | Choice
 
 
 @dataclass(frozen=True)
-class Sample:
+class QaSample:
     """One record of question-answering data, whatever its source."""
 
     id: str
@@ -257,7 +257,7 @@ def parse_choice(question: str, answer: str) -> Choice | Refused:
 
 
 def _options(question: str) -> tuple[str, ...] | Refused:
-    for pattern in OPTIONS:
+    for pattern in OPTION_PATTERNS:
         found = re.findall(pattern, question, re.MULTILINE)
         letters = "".join(letter for letter, _ in found)
         if len(letters) < 2:
@@ -315,7 +315,7 @@ def parse_target(
 
 
 def to_conversation(
-    sample: Sample, grid: int | None = None, special: frozenset[str] = frozenset()
+    sample: QaSample, grid: int | None = None, special: frozenset[str] = frozenset()
 ) -> Conversation | Refused | Fault:
     """The sample as this project's mixture stores it; Refused where it has no place there, Fault on a broken image.
 
@@ -350,7 +350,7 @@ def to_conversation(
     return Conversation(f"{sample.source}/{sample.id}", episode, 0, sample.source, png, turns)
 
 
-def _unfit_text(sample: Sample, special: frozenset[str]) -> Refused | None:
+def _unfit_text(sample: QaSample, special: frozenset[str]) -> Refused | None:
     """Why the texts of a sample cannot be trained on; None where they can."""
     for question, answer in sample.turns:
         if isinstance(reply := split_reply(answer), Refused):

@@ -1,7 +1,7 @@
 """Question-answering sources by name: those of the paper's first stage (arXiv 2603.21341), and of installed packages.
 
 A field that no public page or code confirmed is None, and `notes` says `unverified` of it. `count` is the paper's. A
-package adds a source by an entry point in the group `roboalign.sources`, whose value is a `Preset` of the same name.
+package adds a source by an entry point in the group `roboalign.sources`, whose value is a `QaPreset` of the same name.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roboalign.conversations.qa.normal import KINDS, Sample
-from roboalign.conversations.qa.read import LAYOUTS, Answers, Columns, read_qa
+from roboalign.conversations.qa.normal import QA_KINDS, QaSample
+from roboalign.conversations.qa.read import LAYOUTS, Answers, QaColumns, read_qa
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.core.plugins import find_plugin, installed, load_plugin, package_of
@@ -19,7 +19,7 @@ GROUP = "roboalign.sources"
 
 
 @dataclass(frozen=True)
-class Preset:
+class QaPreset:
     """One source: what it is called, where it comes from, and which files of its download hold records."""
 
     name: str
@@ -33,7 +33,7 @@ class Preset:
     layout: str | None
     """A name of read.LAYOUTS."""
     notes: str
-    columns: Columns | None = None
+    columns: QaColumns | None = None
     answers: Answers | None = None
     """The coordinate style, and which answers are read into the normal form."""
     parts: tuple[tuple[str, str], ...] = ()
@@ -80,7 +80,7 @@ UNPUBLISHED = (
 )
 
 _ALL = (
-    Preset(
+    QaPreset(
         "llava-onevision",
         "lmms-lab/LLaVA-OneVision-Data",
         "apache-2.0",
@@ -91,7 +91,7 @@ _ALL = (
         "data_source, one folder of parquet files a subset. unverified: which 100K the paper drew; coordinate style.",
         parts=(("*/*.parquet", "."),),
     ),
-    Preset(
+    QaPreset(
         "refspatial",
         "JingkunAn/RefSpatial",
         "apache-2.0",
@@ -106,7 +106,7 @@ _ALL = (
         parts=REFSPATIAL,
         fetch="unpack its archives with bash unzip_dataset.sh in that folder",
     ),
-    Preset(
+    QaPreset(
         "robopoint",
         "wentao-yuan/robopoint-data",
         "apache-2.0",
@@ -119,7 +119,7 @@ _ALL = (
         parts=(("robopoint_1432k.json", "images"),),
         fetch="join the .part files of images/ with cat, and unpack its archives there with tar xzf",
     ),
-    Preset(
+    QaPreset(
         "egoplan-it",
         None,
         None,
@@ -129,13 +129,13 @@ _ALL = (
         "EgoPlan_IT.json (50K) is on Google Drive, not on the Hub: github.com/ChenYi99/EgoPlan, whose README shows "
         "the record and the folder of EPIC-KITCHENS frames. Read as question, answer and the current frame; the video "
         "before it is left out. Ego4D records are Faults. unverified: hub, licence; how the paper showed the video.",
-        columns=Columns(images=("image",), id="sample_id"),
+        columns=QaColumns(images=("image",), id="sample_id"),
         parts=(("EgoPlan_IT.json", "."),),
         prepare=egoplan_record,
         fetch="download EgoPlan_IT.json (the link is in github.com/ChenYi99/EgoPlan) and the RGB frames of "
         "EPIC-KITCHENS-100 as {folder}/EPIC-KITCHENS/P01/rgb_frames/P01_01/frame_0000000001.jpg",
     ),
-    Preset(
+    QaPreset(
         "multi-view",
         None,
         None,
@@ -144,7 +144,7 @@ _ALL = (
         None,
         UNPUBLISHED + " Multi-view instructions.",
     ),
-    Preset(
+    QaPreset(
         "sharerobot",
         "BAAI/ShareRobot",
         None,
@@ -154,12 +154,12 @@ _ALL = (
         "The planning questions of the train folder: id, image (a list of frames), conversations. Its affordance and "
         "trajectory files are of another layout and not read. unverified: licence; which 100K of 1,027,990 the paper "
         "drew; whether image paths are relative: what stands before rt_frames_success is cut off.",
-        columns=Columns("conversations", anchor="rt_frames_success"),
+        columns=QaColumns("conversations", anchor="rt_frames_success"),
         parts=(("planning/train/*.json", "planning"),),
         fetch="unpack the frames: cat planning/images/rt_frames_success.tar.gz.part.* | "
         "tar xz --strip-components=6 -C planning",
     ),
-    Preset(
+    QaPreset(
         "robotvqa",
         None,
         None,
@@ -169,7 +169,7 @@ _ALL = (
         "unverified: everything but the count. No data set of this very name for MLLM training was found; RoboVQA "
         "(829,502 video and text pairs, robovqa.github.io) has a similar one, and which was meant is not said.",
     ),
-    Preset(
+    QaPreset(
         "roboalign-vqa",
         None,
         None,
@@ -178,7 +178,7 @@ _ALL = (
         None,
         UNPUBLISHED + " Generated with Gemini.",
     ),
-    Preset(
+    QaPreset(
         "robot-qa",
         None,
         None,
@@ -187,7 +187,7 @@ _ALL = (
         None,
         UNPUBLISHED + " Questions on BridgeV2 and DROID.",
     ),
-    Preset(
+    QaPreset(
         "reasoning",
         None,
         None,
@@ -199,23 +199,23 @@ _ALL = (
         "trained with GRPO.",
     ),
 )
-PRESETS = {preset.name: preset for preset in _ALL}
+QA_PRESETS = {preset.name: preset for preset in _ALL}
 """The paper's sources. `find_preset` knows those of installed packages too."""
 
 
 def preset_names() -> tuple[str, ...]:
     """Names of all sources, without importing one: the paper's, then those of installed packages."""
-    return tuple(dict.fromkeys((*PRESETS, *sorted(installed(GROUP)))))
+    return tuple(dict.fromkeys((*QA_PRESETS, *sorted(installed(GROUP)))))
 
 
-def find_preset(name: str) -> Preset:
+def find_preset(name: str) -> QaPreset:
     """The source of this name; the paper's own come first.
 
     Raises RoboAlignError, listing the names, where there is none, and naming the package where its entry point is
     wrong.
     """
-    if name in PRESETS:
-        return PRESETS[name]
+    if name in QA_PRESETS:
+        return QA_PRESETS[name]
     point = find_plugin(GROUP, name)
     if point is None:
         raise RoboAlignError(
@@ -224,17 +224,17 @@ def find_preset(name: str) -> Preset:
     return _checked(load_plugin(point), name, package_of(point))
 
 
-def _checked(preset: Any, name: str, where: str) -> Preset:
+def _checked(preset: Any, name: str, where: str) -> QaPreset:
     """The source of a package. Raises RoboAlignError where it contradicts itself."""
     problem = ""
-    if not isinstance(preset, Preset):
-        problem = f"{preset!r} is no roboalign.conversations.qa.presets.Preset"
+    if not isinstance(preset, QaPreset):
+        problem = f"{preset!r} is no roboalign.conversations.qa.presets.QaPreset"
     elif preset.name != name:
         problem = f"its source is called `{preset.name}`, its entry point `{name}`"
     elif preset.layout not in LAYOUTS:
         problem = f"layout {preset.layout!r} is none of {', '.join(LAYOUTS)}"
-    elif preset.kind not in KINDS:
-        problem = f"kind {preset.kind!r} is none of {', '.join(KINDS)}"
+    elif preset.kind not in QA_KINDS:
+        problem = f"kind {preset.kind!r} is none of {', '.join(QA_KINDS)}"
     elif not preset.parts:
         problem = "it has no parts: no file would be read"
     if problem:
@@ -242,7 +242,7 @@ def _checked(preset: Any, name: str, where: str) -> Preset:
     return preset
 
 
-def read_preset(name: str, folder: str | Path) -> Iterator[Sample | Fault]:
+def read_preset(name: str, folder: str | Path) -> Iterator[QaSample | Fault]:
     """Every record of the source `name` in `folder`, as it was downloaded and unpacked.
 
     A missing part is a `Fault`, and so is a record that does not fit. Raises RoboAlignError on an unknown name, on a
@@ -263,7 +263,7 @@ def read_preset(name: str, folder: str | Path) -> Iterator[Sample | Fault]:
     return _read_parts(preset, folder, found)
 
 
-def how_to_get(preset: Preset, folder: Path) -> str:
+def how_to_get(preset: QaPreset, folder: Path) -> str:
     """What to run so that the source is in `folder`."""
     steps = (
         [f"huggingface-cli download {preset.hub} --repo-type dataset --local-dir {folder}"]
@@ -276,8 +276,8 @@ def how_to_get(preset: Preset, folder: Path) -> str:
 
 
 def _read_parts(
-    preset: Preset, folder: Path, found: list[tuple[str, list[Path], Path]]
-) -> Iterator[Sample | Fault]:
+    preset: QaPreset, folder: Path, found: list[tuple[str, list[Path], Path]]
+) -> Iterator[QaSample | Fault]:
     assert preset.layout is not None
     for pattern, files, images in found:
         if not files:

@@ -12,27 +12,27 @@ from roboalign.conversations.qa.images import LazyImage, Store, image_of, open_s
 from roboalign.conversations.qa.normal import (
     DECIMALS,
     IMAGE_MARK,
-    KINDS,
+    QA_KINDS,
     WRITTEN,
-    Sample,
+    QaSample,
     Style,
     parse_target,
 )
-from roboalign.conversations.qa.records import Columns, Record, records
+from roboalign.conversations.qa.records import QaColumns, QaRecord, records
 from roboalign.conversations.qa.texts import split_reply
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
 
 LAYOUTS = {
-    "messages": Columns("messages", "role", "content", ("user",), ("assistant",), ("system",)),
-    "llava": Columns("conversations"),
-    "sharegpt": Columns(
+    "messages": QaColumns("messages", "role", "content", ("user",), ("assistant",), ("system",)),
+    "llava": QaColumns("conversations"),
+    "sharegpt": QaColumns(
         "conversations",
         user=("human", "user"),
         assistant=("gpt", "assistant", "model"),
         system=("system",),
     ),
-    "pairs": Columns(),
+    "pairs": QaColumns(),
 }
 
 
@@ -60,14 +60,14 @@ def read_qa(
     path: str | Path,
     layout: str,
     *,
-    columns: Columns | None = None,
+    columns: QaColumns | None = None,
     images: str | Path | None = None,
     links: bool = False,
     source: str = "",
     kind: str = "general",
     answers: Answers | None = None,
-    prepare: Callable[[Record], Record] | None = None,
-) -> Iterator[Sample | Fault]:
+    prepare: Callable[[QaRecord], QaRecord] | None = None,
+) -> Iterator[QaSample | Fault]:
     """Every record of a .json (an array), .jsonl or .parquet file, in order; a `Fault` for each that does not fit.
 
     `layout`: a name of LAYOUTS; `columns` replaces its field names. `images`: the folder, .zip or .tar that image paths
@@ -79,9 +79,9 @@ def read_qa(
     if layout not in LAYOUTS:
         fix = f"use one of {', '.join(LAYOUTS)}"
         raise RoboAlignError(f"unknown layout {layout!r}", where=str(path), fix=fix)
-    if kind not in KINDS:
+    if kind not in QA_KINDS:
         raise RoboAlignError(
-            f"unknown kind {kind!r}", where=str(path), fix=f"use one of {', '.join(KINDS)}"
+            f"unknown kind {kind!r}", where=str(path), fix=f"use one of {', '.join(QA_KINDS)}"
         )
     if not path.is_file():
         raise RoboAlignError(
@@ -106,13 +106,13 @@ def read_qa(
 def _samples(
     path: Path,
     found: Iterator[Any],
-    columns: Columns,
+    columns: QaColumns,
     store: Store,
     source: str,
     kind: str,
     answers: Answers,
-    prepare: Callable[[Record], Record] | None,
-) -> Iterator[Sample | Fault]:
+    prepare: Callable[[QaRecord], QaRecord] | None,
+) -> Iterator[QaSample | Fault]:
     for number, record in enumerate(found, start=1):
         where = f"{path}, record {number}"
         if isinstance(record, Fault):
@@ -130,7 +130,7 @@ def _samples(
             targets = tuple(
                 _target(question, answer, answers, pictures) for question, answer in turns
             )
-            yield Sample(id_, source, pictures, turns, kind, targets, system)
+            yield QaSample(id_, source, pictures, turns, kind, targets, system)
         except RoboAlignError as error:
             yield Fault(
                 f"{where}, field {error.where}", error.problem, error.fix or "drop this record"
@@ -157,7 +157,7 @@ def _target(question: str, answer: str, answers: Answers, pictures: Sequence[Laz
 
 
 def read_record(
-    record: Record, columns: Columns, store: Store, where: str
+    record: QaRecord, columns: QaColumns, store: Store, where: str
 ) -> tuple[str, tuple[tuple[str, str], ...], tuple[LazyImage, ...]]:
     """(system text, turns, images) of one record. Raises RoboAlignError whose `where` is the field that does not fit.
 
@@ -201,7 +201,7 @@ def _fill(inline: list[Any], listed: list[Any], field: str) -> list[Any]:
     return [next(waiting) if value is None else value for value in inline]
 
 
-def _messages(record: Record, columns: Columns) -> list[tuple[str, Any]]:
+def _messages(record: QaRecord, columns: QaColumns) -> list[tuple[str, Any]]:
     """(role, content) in order, whatever the layout."""
     if not columns.turns:
         for name in (columns.question, columns.answer):
@@ -227,7 +227,7 @@ def _messages(record: Record, columns: Columns) -> list[tuple[str, Any]]:
     return [(turn[columns.role], turn[columns.text]) for turn in turns]
 
 
-def _check_roles(messages: list[tuple[str, Any]], columns: Columns, field: str) -> None:
+def _check_roles(messages: list[tuple[str, Any]], columns: QaColumns, field: str) -> None:
     for number, (role, _) in enumerate(messages):
         expected = columns.assistant if number % 2 else columns.user
         if role not in expected:

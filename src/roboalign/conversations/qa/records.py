@@ -16,16 +16,16 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 
 CHUNK = 1 << 20
-LONGEST = 64 << 20
+_LONGEST = 64 << 20
 """Characters of one record; past it a file is taken for broken."""
-ROWS = 32
+_ROWS = 32
 """Parquet rows read at a time: they may carry their images."""
 SPACE = " \t\n\r"
-Record = dict[str, Any]
+QaRecord = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Columns:
+class QaColumns:
     """What the fields of a layout are called in one data set."""
 
     turns: str = ""
@@ -44,7 +44,7 @@ class Columns:
     """Of an image path only the part from this folder on counts."""
 
 
-def records(path: Path, columns: Columns) -> Iterator[Any]:
+def records(path: Path, columns: QaColumns) -> Iterator[Any]:
     """The records of a file as they stand, a Fault for a broken line. Raises RoboAlignError on a broken file."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -141,7 +141,7 @@ class _Window:
                 raise RoboAlignError("nested too deeply", where=f"record {number}") from None
             except ValueError as error:
                 problem = f"not valid JSON ({error})"
-            if self.ended or len(self.text) - self.at > LONGEST:
+            if self.ended or len(self.text) - self.at > _LONGEST:
                 raise RoboAlignError(
                     problem, where=f"record {number}", fix="get this file again"
                 ) from None
@@ -151,10 +151,10 @@ class _Window:
 def _lines(path: Path) -> Iterator[Any]:
     number = 0
     with path.open("rb") as file:
-        while line := file.readline(LONGEST + 1):
-            if len(line) > LONGEST:
+        while line := file.readline(_LONGEST + 1):
+            if len(line) > _LONGEST:
                 raise RoboAlignError(
-                    f"a line of more than {LONGEST} bytes", where=f"{path}, line {number + 1}"
+                    f"a line of more than {_LONGEST} bytes", where=f"{path}, line {number + 1}"
                 )
             text = line.removeprefix(b"\xef\xbb\xbf").strip()
             if not text:
@@ -168,7 +168,7 @@ def _lines(path: Path) -> Iterator[Any]:
                 )
 
 
-def _parquet(path: Path, columns: Columns) -> Iterator[Any]:
+def _parquet(path: Path, columns: QaColumns) -> Iterator[Any]:
     try:
         # pre_buffer, on by default, keeps all that was read of the file until it is closed.
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
@@ -178,7 +178,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Any]:
             problem = f"no column {', '.join(missing)}; it has {', '.join(there)}"
             raise RoboAlignError(problem, where=str(path), fix="name the fields with columns=")
         wanted = [name for name in there if name in {*needed, columns.id, *columns.images}]
-        for batch in file.iter_batches(ROWS, columns=wanted):
+        for batch in file.iter_batches(_ROWS, columns=wanted):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         fix = "download it again"

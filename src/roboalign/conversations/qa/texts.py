@@ -48,7 +48,7 @@ def control_token(text: str, special: frozenset[str] = frozenset()) -> str | Non
 
 
 @lru_cache(maxsize=4)
-def special_tokens(folder: Path) -> frozenset[str]:
+def folder_special_tokens(folder: Path) -> frozenset[str]:
     """The special tokens of a model folder, from its tokenizer.json; none where it has no such file."""
     file = folder / "tokenizer.json"
     if not file.is_file():

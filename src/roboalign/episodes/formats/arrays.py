@@ -8,7 +8,7 @@ import numpy as np
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import LazyFrames, encode_png
 
-AGAIN = "download the file again"
+FETCH_FILE_AGAIN = "download the file again"
 
 
 class PngFrames(LazyFrames):
@@ -31,7 +31,7 @@ def float_rows(values: Any, where: str) -> np.ndarray:
     values = np.asarray(values)
     if values.dtype.kind not in "fiub" or values.ndim not in (1, 2) or 0 in values.shape:
         problem = f"{values.dtype} of shape {list(values.shape)}, expected numbers [T, D]"
-        raise RoboAlignError(problem, where=where, fix=AGAIN)
+        raise RoboAlignError(problem, where=where, fix=FETCH_FILE_AGAIN)
     with np.errstate(over="ignore"):
         rows = values.reshape(len(values), -1).astype(np.float32)
     if not np.isfinite(rows).all():

@@ -17,13 +17,13 @@ from roboalign.episodes.episode import Camera, Episode, content_id
 from roboalign.episodes.formats.arrays import PngFrames, float_rows
 from roboalign.episodes.formats.plain_pickle import read_parts
 
-FPS = 30.0
-ACTIONS = {"relative": "rel_actions", "absolute": "actions"}
+_FPS = 30.0
+_ACTIONS = {"relative": "rel_actions", "absolute": "actions"}
 WIDTHS = {"rel_actions": 7, "actions": 7, "robot_obs": 15}
 ANNOTATIONS = Path("lang_annotations/auto_lang_ann.npy")
 PARTS = ("info.indx", "language.ann", "language.task")
 RUNS = "ep_start_end_ids.npy"
-AGAIN = "download the file again"
+_AGAIN = "download the file again"
 STEP_DIGITS = 9
 
 
@@ -51,9 +51,9 @@ def read_calvin(folder: str | Path, *, actions: str = "relative") -> Iterator[Ep
     recording it begins in (ep_start_end_ids.npy, where there is one), is a Fault in the stream.
     """
     folder = Path(folder)
-    if actions not in ACTIONS:
+    if actions not in _ACTIONS:
         raise RoboAlignError(
-            f"actions is {actions!r}", where="actions", fix=f"give one of {sorted(ACTIONS)}"
+            f"actions is {actions!r}", where="actions", fix=f"give one of {sorted(_ACTIONS)}"
         )
     if not (folder / ANNOTATIONS).is_file():
         raise RoboAlignError(
@@ -62,7 +62,7 @@ def read_calvin(folder: str | Path, *, actions: str = "relative") -> Iterator[Ep
             fix="give a split with language, such as task_D_D/training",
         )
     annotations = read_annotations(folder / ANNOTATIONS)
-    return read_annotated(folder, annotations, read_runs(folder / RUNS), ACTIONS[actions])
+    return read_annotated(folder, annotations, read_runs(folder / RUNS), _ACTIONS[actions])
 
 
 def read_annotated(
@@ -72,7 +72,7 @@ def read_annotated(
     for annotation in annotations:
         try:
             check_span(annotation, runs, folder)
-            episode = read_episode(folder, annotation, actions)
+            episode = _read_episode(folder, annotation, actions)
         except RoboAlignError as error:
             yield Fault(error.where, error.problem, error.fix)
         else:
@@ -88,17 +88,17 @@ def read_annotations(path: Path) -> list[Annotation]:
     try:
         record = read_parts(path, PARTS)
     except (OSError, ValueError) as error:
-        raise RoboAlignError(f"cannot be read ({error})", where=where, fix=AGAIN) from None
+        raise RoboAlignError(f"cannot be read ({error})", where=where, fix=_AGAIN) from None
     try:
         spans = [(step_number(first), step_number(last)) for first, last in record[PARTS[0]]]
-        sentences = [text_of(sentence) for sentence in record[PARTS[1]]]
-        tasks = [text_of(task) for task in record.get(PARTS[2], sentences)]
+        sentences = [_text_of(sentence) for sentence in record[PARTS[1]]]
+        tasks = [_text_of(task) for task in record.get(PARTS[2], sentences)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"no lists info.indx and language.ann of the expected kind ({error})"
-        raise RoboAlignError(problem, where=where, fix=AGAIN) from None
+        raise RoboAlignError(problem, where=where, fix=_AGAIN) from None
     if not len(spans) == len(sentences) == len(tasks):
         problem = f"{len(spans)} spans, {len(sentences)} sentences and {len(tasks)} tasks"
-        raise RoboAlignError(problem, where=where, fix=AGAIN)
+        raise RoboAlignError(problem, where=where, fix=_AGAIN)
     rows = zip(spans, tasks, sentences)
     return [
         Annotation(number, *span, task, sentence)
@@ -114,7 +114,7 @@ def step_number(value: Any) -> int:
     return number
 
 
-def text_of(value: Any) -> str:
+def _text_of(value: Any) -> str:
     """Text that can be written; a list is not turned into it: it could hold itself."""
     if not isinstance(value, str):
         raise TypeError(f"a sentence is a {type(value).__name__}")
@@ -125,18 +125,18 @@ def read_runs(path: Path) -> np.ndarray | None:
     """int [N, 2]: first and last step of each recording; None where the file does not exist."""
     if not os.path.lexists(path):
         return None
-    check_readable(path, fix=AGAIN)
+    check_readable(path, fix=_AGAIN)
     try:
         runs = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged file can raise nearly anything
-        raise RoboAlignError(f"cannot be read ({error})", where=str(path), fix=AGAIN) from None
+        raise RoboAlignError(f"cannot be read ({error})", where=str(path), fix=_AGAIN) from None
     if (
         not isinstance(runs, np.ndarray)
         or runs.dtype.kind not in "iu"
         or runs.ndim != 2
         or runs.shape[1] != 2
     ):
-        raise RoboAlignError("not an array of integers [N, 2]", where=str(path), fix=AGAIN)
+        raise RoboAlignError("not an array of integers [N, 2]", where=str(path), fix=_AGAIN)
     return runs
 
 
@@ -145,7 +145,7 @@ def check_span(annotation: Annotation, runs: np.ndarray | None, folder: Path) ->
     first, last = annotation.first, annotation.last
     where = f"{folder / ANNOTATIONS}, annotation {annotation.number}"
     if not 0 <= first <= last:
-        raise RoboAlignError(f"it runs from step {first} to step {last}", where=where, fix=AGAIN)
+        raise RoboAlignError(f"it runs from step {first} to step {last}", where=where, fix=_AGAIN)
     if runs is not None and not ((runs[:, 0] <= first) & (last <= runs[:, 1])).any():
         problem = f"steps {first} to {last} are not within one recording of {RUNS}"
         raise RoboAlignError(problem, where=where, fix="drop this annotation")
@@ -154,7 +154,7 @@ def check_span(annotation: Annotation, runs: np.ndarray | None, folder: Path) ->
 # Steps ----------------------------------------------------------------------------------------------------------------
 
 
-def read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
+def _read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
     """The episode of one annotation, without its frames."""
     paths: list[Path] = []
     rows: list[dict[str, np.ndarray]] = []
@@ -162,12 +162,12 @@ def read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
         annotation.first, annotation.last + 1
     ):  # a damaged span ends at the first step that is missing
         paths.append(folder / f"episode_{step:07d}.npz")
-        rows.append(read_arrays(paths[-1], (actions, "robot_obs")))
+        rows.append(_read_arrays(paths[-1], (actions, "robot_obs")))
     for path, row in zip(paths, rows):
         for name, values in row.items():
             if values.shape != (WIDTHS[name],):
                 problem = f"shape {list(values.shape)}, expected [{WIDTHS[name]}]"
-                raise RoboAlignError(problem, where=f"{path}, {name}", fix=AGAIN)
+                raise RoboAlignError(problem, where=f"{path}, {name}", fix=_AGAIN)
     where = f"{folder}, annotation {annotation.number}"
     shapes = camera_shapes(paths[0])
     name = (
@@ -178,18 +178,18 @@ def read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
         episode_id=content_id(name, values),
         task=annotation.task,
         instruction=annotation.instruction,
-        fps=FPS,
+        fps=_FPS,
         actions=values,
         state=float_rows([row["robot_obs"] for row in rows], f"{where}, robot_obs"),
         images={
-            name: PngFrames(len(paths), partial(read_frame, paths, name, shapes[name]))
+            name: PngFrames(len(paths), partial(_read_frame, paths, name, shapes[name]))
             for name in shapes
         },
         cameras={name: Camera(name, shape[1], shape[0]) for name, shape in shapes.items()},
     )
 
 
-def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """The arrays `names` of one step. Raises RoboAlignError where the file or one of them is missing or damaged."""
     check_readable(path, fix="download the split again")
     try:
@@ -198,10 +198,10 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in names if name not in missing}
     except Exception as error:  # a damaged zip file can raise nearly anything
         raise RoboAlignError(
-            f"not a readable npz file ({error})", where=str(path), fix=AGAIN
+            f"not a readable npz file ({error})", where=str(path), fix=_AGAIN
         ) from None
     if missing:
-        raise RoboAlignError(f"no arrays {missing}", where=str(path), fix=AGAIN)
+        raise RoboAlignError(f"no arrays {missing}", where=str(path), fix=_AGAIN)
     return arrays
 
 
@@ -209,7 +209,7 @@ def camera_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """camera -> [H, W, 3]. The tactile image has six channels, depth maps one: they are left out."""
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if name.startswith("rgb")]
-    arrays = read_arrays(path, names)
+    arrays = _read_arrays(path, names)
     return {
         name: a.shape
         for name, a in arrays.items()
@@ -217,12 +217,12 @@ def camera_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-def read_frame(paths: list[Path], camera: str, shape: tuple[int, ...], t: int) -> np.ndarray:
+def _read_frame(paths: list[Path], camera: str, shape: tuple[int, ...], t: int) -> np.ndarray:
     """uint8 [H, W, 3]: the frame of one step."""
-    frame = read_arrays(paths[t], (camera,))[camera]
+    frame = _read_arrays(paths[t], (camera,))[camera]
     if frame.dtype != np.uint8 or frame.shape != shape:
         problem = (
             f"{frame.dtype} of shape {list(frame.shape)}, the first step's is uint8 {list(shape)}"
         )
-        raise RoboAlignError(problem, where=f"{paths[t]}, {camera}", fix=AGAIN)
+        raise RoboAlignError(problem, where=f"{paths[t]}, {camera}", fix=_AGAIN)
     return frame

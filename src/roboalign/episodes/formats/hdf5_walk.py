@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SECONDS = 20.0
+_SECONDS = 20.0
 """Processor time for one demonstration; a sound one takes milliseconds (docs/how-to/read-robot-data.md)."""
 _WALKED: dict[tuple[str, int, int], str] = {}
 """Path, size and time of change of the files that were walked through -> what is wrong with it, or ""."""
 
 
-def endless(files: Iterable[Path], seconds: float = SECONDS) -> dict[Path, str]:
+def endless(files: Iterable[Path], seconds: float = _SECONDS) -> dict[Path, str]:
     """Those of the files that must not be opened here -> what is wrong with them.
 
     A file is walked through once in the life of this process, unless its size or its time of change differs.

@@ -16,8 +16,8 @@ from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, content_id, part_id
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.lerobot_columns import TASK_INDEX, camera_name, names_of
-from roboalign.episodes.formats.lerobot_layout import Record
-from roboalign.episodes.formats.lerobot_meta import Source, open_source
+from roboalign.episodes.formats.lerobot_layout import EpisodeRows
+from roboalign.episodes.formats.lerobot_meta import LerobotSource, open_source
 from roboalign.episodes.formats.lerobot_rows import (
     Arrays,
     StoredImages,
@@ -95,7 +95,7 @@ def about_lerobot(folder: str | Path, **options: Any) -> About:
     return About(names[0], names[1], notes=source.columns.notes, episodes=len(source.records))
 
 
-def read_source(source: Source) -> Iterator[Episode | Fault]:
+def read_source(source: LerobotSource) -> Iterator[Episode | Fault]:
     """The episodes that the meta files name, in order."""
     path: Path | None = None
     arrays: Arrays | RoboAlignError = {}
@@ -109,7 +109,7 @@ def read_source(source: Source) -> Iterator[Episode | Fault]:
         yield from read_items(source, record, arrays, extra)
 
 
-def read_file(path: Path, source: Source) -> Arrays:
+def read_file(path: Path, source: LerobotSource) -> Arrays:
     """The columns of one data file that are no images."""
     features, columns = source.info["features"], source.columns
     extra = [key for key in (layout.PRIVILEGED, SUCCESS) if key in features]
@@ -121,19 +121,22 @@ def read_file(path: Path, source: Source) -> Arrays:
 
 
 def read_items(
-    source: Source, record: Record, arrays: Arrays | RoboAlignError, extra: dict[str, Any] | None
+    source: LerobotSource,
+    record: EpisodeRows,
+    arrays: Arrays | RoboAlignError,
+    extra: dict[str, Any] | None,
 ) -> list[Episode] | list[Fault]:
     """One episode, in parts where its instruction changes; a Fault where it, or its file, is broken."""
     try:
         if isinstance(arrays, RoboAlignError):
             raise arrays
-        return read_episode(source, record, arrays, extra)
+        return _read_episode(source, record, arrays, extra)
     except RoboAlignError as error:
         return [Fault(error.where, f"{error.problem} (episode {record.index})", error.fix)]
 
 
-def read_episode(
-    source: Source, record: Record, arrays: Arrays, extra: dict[str, Any] | None
+def _read_episode(
+    source: LerobotSource, record: EpisodeRows, arrays: Arrays, extra: dict[str, Any] | None
 ) -> list[Episode]:
     """One episode, in parts where its instruction changes. Raises RoboAlignError naming file and column."""
     rows = rows_of(record, arrays)
@@ -215,7 +218,9 @@ def part_of(
     )
 
 
-def instructions_of(source: Source, record: Record, arrays: Arrays, rows: np.ndarray) -> list[str]:
+def instructions_of(
+    source: LerobotSource, record: EpisodeRows, arrays: Arrays, rows: np.ndarray
+) -> list[str]:
     """The instruction of each step. Raises RoboAlignError where one is no text or no task."""
     key = source.columns.instruction
     values = arrays[key][rows, 0]
@@ -230,11 +235,11 @@ def instructions_of(source: Source, record: Record, arrays: Arrays, rows: np.nda
         return list(values)
     for value in np.unique(values):
         if not isinstance(source.tasks.get(value), str):
-            tasks = "meta/tasks.jsonl" if record.alone else layout.TASKS
+            tasks = "meta/tasks.jsonl" if record.alone else layout.TASK_TABLE
             raise RoboAlignError(
                 f"no task with {TASK_INDEX} {value}, which column {key} of {record.path} holds",
                 where=str(source.folder / tasks),
-                fix=layout.AGAIN,
+                fix=layout.FETCH_DATA_SET_AGAIN,
             )
     return [source.tasks[value] for value in values]
 
@@ -263,8 +268,8 @@ def joined(keys: tuple[str, ...], arrays: Arrays, rows: np.ndarray, path: Path) 
 
 
 def stored_images(
-    source: Source,
-    record: Record,
+    source: LerobotSource,
+    record: EpisodeRows,
     key: str,
     camera: Camera,
     rows: np.ndarray,
@@ -280,7 +285,7 @@ def stored_images(
     # The end is that of the last frame, by some tools its beginning.
     if video.end is not None and video.end < video.start + times[-1] - times[0] - 0.5 / fps:
         problem = f"{record.length} steps at {fps:g} fps, but meta/episodes gives {video.start:g} to {video.end:g} s"
-        raise RoboAlignError(problem, where=str(video.path), fix=layout.AGAIN)
+        raise RoboAlignError(problem, where=str(video.path), fix=layout.FETCH_DATA_SET_AGAIN)
     return VideoFrames(
         video.path,
         video.start,

@@ -49,7 +49,7 @@ def find_columns(
     Raises RoboAlignError where there is none of these, but a feature that may be meant.
     """
     modality = read_modality(folder, links)
-    text, notes = find_instruction(folder, features, modality, instruction)
+    text, notes = _find_instruction(folder, features, modality, instruction)
     cameras, left_out = find_cameras(folder, features, modality)
     return Columns(
         find_vector(folder, features, modality, "action", action),
@@ -84,7 +84,7 @@ def find_vector(
 ) -> tuple[str, ...]:
     """The columns of `kind`, which is action or state; () for a state that no feature can be."""
     info = str(folder / layout.INFO)
-    own = layout.ACTION if kind == "action" else layout.STATE
+    own = layout.ACTION if kind == "action" else layout.STATE_FEATURE
     if named is not None:
         keys, where = (named,) if isinstance(named, str) else tuple(named), f"--read {kind}"
     else:
@@ -127,14 +127,14 @@ def refuse_unnamed(features: Features, kind: str, info: str) -> None:
         )
     if likely or kind == "action":
         raise RoboAlignError(
-            f"no column is called {layout.ACTION if kind == 'action' else layout.STATE}, and none "
+            f"no column is called {layout.ACTION if kind == 'action' else layout.STATE_FEATURE}, and none "
             f"was named; the numeric features are {listed(features)}",
             where=info,
             fix=f"pass --read {kind}=NAME with one or a list of these{none}",
         )
 
 
-def find_instruction(
+def _find_instruction(
     folder: Path,
     features: Features,
     modality: dict[str, dict[str, dict[str, Any]]],

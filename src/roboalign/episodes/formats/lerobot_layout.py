@@ -22,7 +22,7 @@ VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
-INFO, STATS, TASKS, EXTRAS = (
+INFO, STATS, TASK_TABLE, EXTRAS = (
     "meta/info.json",
     "meta/stats.json",
     "meta/tasks.parquet",
@@ -30,7 +30,7 @@ INFO, STATS, TASKS, EXTRAS = (
 )
 
 IMAGE_PREFIX = "observation.images."
-STATE, PRIVILEGED, ACTION = "observation.state", "observation.environment_state", "action"
+STATE_FEATURE, PRIVILEGED, ACTION = "observation.state", "observation.environment_state", "action"
 INDEX_COLUMNS = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -43,7 +43,7 @@ EXTRAS_KEY = b"roboalign"
 """Key in a data file's schema metadata: the records of the episodes in it, committed by the same rename."""
 
 Features = dict[str, dict[str, Any]]
-AGAIN = "download the data set again"
+FETCH_DATA_SET_AGAIN = "download the data set again"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StoredVideo:
 
 
 @dataclass(frozen=True)
-class Record:
+class EpisodeRows:
     """Where one episode lies, whatever the version: rows `start` .. `start + length` of a parquet file."""
 
     index: int
@@ -127,7 +127,9 @@ def check_info(info: Any, folder: Path) -> None:
     where = str(folder / INFO)
     for key in ("codebase_version", "fps", "features", "data_path", "total_episodes"):
         if not isinstance(info, dict) or key not in info:
-            raise RoboAlignError(f"the field {key} is missing", where=where, fix=AGAIN)
+            raise RoboAlignError(
+                f"the field {key} is missing", where=where, fix=FETCH_DATA_SET_AGAIN
+            )
     version, fps, features = str(info["codebase_version"]), info["fps"], info["features"]
     if not version.startswith(("v2.", "v3.")):
         raise RoboAlignError(
@@ -136,9 +138,11 @@ def check_info(info: Any, folder: Path) -> None:
             fix="convert it to v3.0 with LeRobot's own conversion script",
         )
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf"):
-        raise RoboAlignError(f"fps is {fps!r}, expected frames a second", where=where, fix=AGAIN)
+        raise RoboAlignError(
+            f"fps is {fps!r}, expected frames a second", where=where, fix=FETCH_DATA_SET_AGAIN
+        )
     if not isinstance(features, dict) or not features:
-        raise RoboAlignError("features describes nothing", where=where, fix=AGAIN)
+        raise RoboAlignError("features describes nothing", where=where, fix=FETCH_DATA_SET_AGAIN)
 
 
 def check_feature(features: Features, key: str, where: str) -> None:
@@ -152,7 +156,9 @@ def check_feature(features: Features, key: str, where: str) -> None:
         or not isinstance(shape, list)
         or not all(type(size) is int and 0 < size <= MAX_PIXELS for size in shape)
     ):
-        raise RoboAlignError(f"the feature {key} has no dtype and shape", where=where, fix=AGAIN)
+        raise RoboAlignError(
+            f"the feature {key} has no dtype and shape", where=where, fix=FETCH_DATA_SET_AGAIN
+        )
     if dtype in ("image", "video"):
         if len(shape) != 3:
             raise RoboAlignError(
@@ -191,10 +197,10 @@ def fill(info: dict[str, Any], key: str, folder: Path, **values: int | str) -> P
         return folder / template.format(**values)  # type: ignore[union-attr]
     except (AttributeError, LookupError, ValueError) as error:
         problem = f"{key} is {template!r}, which does not name a file ({error})"
-        raise RoboAlignError(problem, where=str(folder / INFO), fix=AGAIN) from None
+        raise RoboAlignError(problem, where=str(folder / INFO), fix=FETCH_DATA_SET_AGAIN) from None
 
 
-def number(row: dict[str, Any], key: str, where: str) -> float:
+def number_in(row: dict[str, Any], key: str, where: str) -> float:
     """A number of a record of the meta files. Raises RoboAlignError where it is missing, none, or negative."""
     value = row.get(key)
     if (
@@ -206,16 +212,16 @@ def number(row: dict[str, Any], key: str, where: str) -> float:
         problem = (
             f"{key} of episode {row.get('episode_index')} is {value!r}, expected a number from 0 on"
         )
-        raise RoboAlignError(problem, where=where, fix=AGAIN)
+        raise RoboAlignError(problem, where=where, fix=FETCH_DATA_SET_AGAIN)
     return value
 
 
 def whole(row: dict[str, Any], key: str, where: str) -> int:
     """A whole number of a record of the meta files. Raises RoboAlignError where it is anything else, 6.5 too."""
-    value = number(row, key, where)
+    value = number_in(row, key, where)
     if value != int(value):
         problem = (
             f"{key} of episode {row.get('episode_index')} is {value!r}, expected a whole number"
         )
-        raise RoboAlignError(problem, where=where, fix=AGAIN)
+        raise RoboAlignError(problem, where=where, fix=FETCH_DATA_SET_AGAIN)
     return int(value)

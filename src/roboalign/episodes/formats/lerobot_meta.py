@@ -14,20 +14,20 @@ from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats import lerobot_v2
 from roboalign.episodes.formats.lerobot_columns import TASK_INDEX, Columns, find_columns
-from roboalign.episodes.formats.lerobot_layout import Record, StoredVideo, number, whole
-from roboalign.episodes.formats.lerobot_rows import open_parquet, read_table
+from roboalign.episodes.formats.lerobot_layout import EpisodeRows, StoredVideo, number_in, whole
+from roboalign.episodes.formats.lerobot_rows import open_parquet, read_parquet
 
-FOLDER = "give the folder that holds meta/ and data/"
+_FOLDER = "give the folder that holds meta/ and data/"
 
 
 @dataclass(frozen=True)
-class Source:
+class LerobotSource:
     """The meta files of one data set. `extras`: what only our writer records, one entry a record, None where absent."""
 
     folder: Path
     info: dict[str, Any]
     columns: Columns
-    records: list[Record]
+    records: list[EpisodeRows]
     tasks: dict[int, str]
     extras: list[dict[str, Any] | None]
 
@@ -39,9 +39,9 @@ def open_source(
     state: str | Sequence[str] | None = None,
     instruction: str | None = None,
     links: bool = False,
-) -> Source:
+) -> LerobotSource:
     """Read the meta files. Raises RoboAlignError naming the file and field where they are broken or disagree."""
-    info = read_info(folder, links)
+    info = _read_info(folder, links)
     features = info["features"]
     columns = find_columns(
         folder, features, action=action, state=state, instruction=instruction, links=links
@@ -50,26 +50,26 @@ def open_source(
         layout.check_feature(features, key, str(folder / layout.INFO))
     videos = [key for key in columns.cameras if features[key]["dtype"] == "video"]
     second = info["codebase_version"].startswith("v2.")
-    tasks_path = folder / (lerobot_v2.TASKS if second else layout.TASKS)
-    for path in (tasks_path, folder / lerobot_v2.EPISODES, folder / layout.EXTRAS):
+    tasks_path = folder / (lerobot_v2.TASK_LINES if second else layout.TASK_TABLE)
+    for path in (tasks_path, folder / lerobot_v2.EPISODE_LINES, folder / layout.EXTRAS):
         check_source(path, folder, links=links)
     if second:
-        records = lerobot_v2.read_records(folder, info, videos)
-        tasks = lerobot_v2.read_tasks(tasks_path)
+        records = lerobot_v2.read_episode_lines(folder, info, videos)
+        tasks = lerobot_v2.read_task_lines(tasks_path)
     else:
-        records = read_records(folder, info, videos, links)
+        records = _read_records(folder, info, videos, links)
         tasks = read_tasks(tasks_path)
     for path in {path for one in records for path in one.paths()}:
         check_source(path, folder, links=links)
     extras = read_extras(folder / layout.EXTRAS, len(records))
     check_counts(folder, info, records, extras)
-    return Source(folder, info, columns, records, tasks, extras)
+    return LerobotSource(folder, info, columns, records, tasks, extras)
 
 
-def read_info(folder: Path, links: bool = False) -> dict[str, Any]:
+def _read_info(folder: Path, links: bool = False) -> dict[str, Any]:
     """meta/info.json. Raises RoboAlignError where it is not one that this reader understands."""
     check_source(folder / layout.INFO, folder, links=links)
-    info = read_json(folder / layout.INFO, fix=FOLDER)
+    info = read_json(folder / layout.INFO, fix=_FOLDER)
     layout.check_info(info, folder)
     return info
 
@@ -77,12 +77,12 @@ def read_info(folder: Path, links: bool = False) -> dict[str, Any]:
 def check_counts(
     folder: Path,
     info: dict[str, Any],
-    records: list[Record],
+    records: list[EpisodeRows],
     extras: list[dict[str, Any] | None],
 ) -> None:
     """Raise RoboAlignError where the meta files count different episodes, or one twice."""
     second = info["codebase_version"].startswith("v2.")
-    name = lerobot_v2.EPISODES if second else "meta/episodes"
+    name = lerobot_v2.EPISODE_LINES if second else "meta/episodes"
     if len(records) != info["total_episodes"]:
         raise RoboAlignError(
             f"it lists {len(records)} episodes, total_episodes in {layout.INFO} is "
@@ -100,13 +100,15 @@ def check_counts(
     if len(set(indices)) != len(indices):
         twice = next(index for index in indices if indices.count(index) > 1)
         raise RoboAlignError(
-            f"it lists episode {twice} twice", where=str(folder / name), fix=layout.AGAIN
+            f"it lists episode {twice} twice",
+            where=str(folder / name),
+            fix=layout.FETCH_DATA_SET_AGAIN,
         )
 
 
-def read_records(
+def _read_records(
     folder: Path, info: dict[str, Any], videos: list[str], links: bool
-) -> list[Record]:
+) -> list[EpisodeRows]:
     """meta/episodes of v3.0 in order. `videos`: the cameras that are stored as video."""
     where = str(folder / "meta/episodes")
     paths = sorted(
@@ -122,9 +124,9 @@ def read_records(
         names = [
             name for name in open_parquet(path).schema_arrow.names if not name.startswith("stats/")
         ]
-        rows += read_table(path, names).to_pylist()
-    rows.sort(key=lambda row: number(row, "episode_index", where))
-    records: list[Record] = []
+        rows += read_parquet(path, names).to_pylist()
+    rows.sort(key=lambda row: number_in(row, "episode_index", where))
+    records: list[EpisodeRows] = []
     starts: dict[Path, int] = {}
     for row in rows:
         at = {name: whole(row, f"data/{name}", where) for name in ("chunk_index", "file_index")}
@@ -132,7 +134,7 @@ def read_records(
         start = whole(row, "dataset_from_index", where)
         starts[path] = min(start, starts.get(path, start))
         records.append(
-            Record(
+            EpisodeRows(
                 int(row["episode_index"]),
                 whole(row, "length", where),
                 path,
@@ -151,7 +153,7 @@ def stored_video(
     at = {name: whole(row, f"videos/{key}/{name}", where) for name in ("chunk_index", "file_index")}
     path = layout.fill(info, "video_path", folder, video_key=key, **at)
     start, end = (
-        number(row, f"videos/{key}/{name}", where) for name in ("from_timestamp", "to_timestamp")
+        number_in(row, f"videos/{key}/{name}", where) for name in ("from_timestamp", "to_timestamp")
     )
     return StoredVideo(path, start, end)
 
@@ -162,7 +164,7 @@ def read_tasks(path: Path) -> dict[int, str]:
     Without pandas' description that is the column `task`, or the only one of text.
     Raises RoboAlignError where it cannot be told, or is no text.
     """
-    table = read_table(path)
+    table = read_parquet(path)
     names = [name for name in table.column_names if name != TASK_INDEX]
     texts = [name for name in names if is_text(table.schema.field(name).type)]
     known = [name for name in (*pandas_index(table), "__index_level_0__", "task") if name in texts]

@@ -15,14 +15,14 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
 from roboalign.episodes.episode import LazyFrames
 from roboalign.episodes.formats import lerobot_layout as layout
-from roboalign.episodes.formats.lerobot_layout import Record
+from roboalign.episodes.formats.lerobot_layout import EpisodeRows
 from roboalign.episodes.pictures import shown_size
 
-BROKEN = (pa.ArrowException, OSError, ValueError)
+_BROKEN = (pa.ArrowException, OSError, ValueError)
 """What reading a truncated or damaged parquet file raises."""
 Arrays = dict[str, np.ndarray]
 EPISODE, FRAME, TIME = "episode_index", "frame_index", "timestamp"
-CORRECT = "get this file again, or correct the meta files"
+_CORRECT = "get this file again, or correct the meta files"
 DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
 """PIL's modes of more than 8 bits: depth, never a color picture."""
 
@@ -82,8 +82,8 @@ class StoredImages(LazyFrames):
         first, groups = int(ends[group] - sizes[group]), list(range(group, last + 1))
         try:
             column = file.read_row_groups(groups, columns=[self.column]).column(0).combine_chunks()
-        except BROKEN as error:
-            raise unreadable(self.path, error) from None
+        except _BROKEN as error:
+            raise _unreadable(self.path, error) from None
         images = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
             images = images.field("bytes")
@@ -96,14 +96,14 @@ class StoredImages(LazyFrames):
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open one parquet file; RoboAlignError where it is missing, no plain file, or truncated."""
-    check_readable(path, fix=layout.AGAIN)
+    check_readable(path, fix=layout.FETCH_DATA_SET_AGAIN)
     try:
         return pq.ParquetFile(path)
-    except BROKEN as error:
-        raise unreadable(path, error) from None
+    except _BROKEN as error:
+        raise _unreadable(path, error) from None
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Some or all columns of one parquet file; RoboAlignError where it is missing, truncated or lacks one."""
     file = open_parquet(path)
     for key in columns or ():
@@ -113,11 +113,11 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
             )
     try:
         return file.read(columns=columns)
-    except BROKEN as error:
-        raise unreadable(path, error) from None
+    except _BROKEN as error:
+        raise _unreadable(path, error) from None
 
 
-def unreadable(path: Path, error: Exception) -> RoboAlignError:
+def _unreadable(path: Path, error: Exception) -> RoboAlignError:
     """What the user sees of an error of the parquet library."""
     return RoboAlignError(
         f"not a readable parquet file ({error})", where=str(path), fix="get it again"
@@ -138,7 +138,7 @@ def read_arrays(
                 f"the column {key} is missing", where=str(path), fix="get this file again"
             )
     order = [key for key in (EPISODE, FRAME, TIME) if key in stored and key not in needed]
-    table = read_table(path, [*needed, *order])
+    table = read_parquet(path, [*needed, *order])
     arrays = {}
     for key in table.column_names:
         if pa.types.is_string(table[key].type) and features.get(key, {}).get("dtype") == "string":
@@ -173,7 +173,7 @@ def as_array(column: pa.ChunkedArray, shape: list[int], name: str, path: Path) -
     return values.to_numpy(zero_copy_only=False).reshape(rows, width)
 
 
-def rows_of(record: Record, arrays: Arrays) -> np.ndarray:
+def rows_of(record: EpisodeRows, arrays: Arrays) -> np.ndarray:
     """int [T]: the rows of one episode in a file, in the order of time.
 
     Raises RoboAlignError where they are not as many as the meta files say, and where one is missing or doubled.
@@ -199,7 +199,7 @@ def rows_of(record: Record, arrays: Arrays) -> np.ndarray:
     elif end > count:
         problem = f"{count} rows, the episode ends at {end}"
     if problem:
-        raise RoboAlignError(problem, where=str(record.path), fix=CORRECT)
+        raise RoboAlignError(problem, where=str(record.path), fix=_CORRECT)
     if FRAME not in arrays:
         return rows
     rows = rows[np.argsort(arrays[FRAME][rows, 0], kind="stable")]

@@ -12,28 +12,33 @@ from typing import Any
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
 from roboalign.episodes.formats import lerobot_layout as layout
-from roboalign.episodes.formats.lerobot_layout import AGAIN, Record, StoredVideo, whole
+from roboalign.episodes.formats.lerobot_layout import (
+    FETCH_DATA_SET_AGAIN,
+    EpisodeRows,
+    StoredVideo,
+    whole,
+)
 
-EPISODES, TASKS = "meta/episodes.jsonl", "meta/tasks.jsonl"
+EPISODE_LINES, TASK_LINES = "meta/episodes.jsonl", "meta/tasks.jsonl"
 
 
-def read_records(folder: Path, info: dict[str, Any], videos: list[str]) -> list[Record]:
+def read_episode_lines(folder: Path, info: dict[str, Any], videos: list[str]) -> list[EpisodeRows]:
     """The episodes in order. `videos`: the cameras that are stored as video. Raises RoboAlignError naming the line."""
     per_chunk, where = info.get("chunks_size"), str(folder / layout.INFO)
     if type(per_chunk) is not int or per_chunk < 1:
         raise RoboAlignError(
-            f"chunks_size is {per_chunk!r}, expected a count", where=where, fix=AGAIN
+            f"chunks_size is {per_chunk!r}, expected a count", where=where, fix=FETCH_DATA_SET_AGAIN
         )
     records = []
-    for line, row in enumerate(read_lines(folder / EPISODES), start=1):
-        where = f"{folder / EPISODES}, line {line}"
+    for line, row in enumerate(read_lines(folder / EPISODE_LINES), start=1):
+        where = f"{folder / EPISODE_LINES}, line {line}"
         index, length = whole(row, "episode_index", where), whole(row, "length", where)
         place = {"episode_chunk": index // per_chunk, "episode_index": index}
         paths = {
             key: layout.fill(info, "video_path", folder, video_key=key, **place) for key in videos
         }
         records.append(
-            Record(
+            EpisodeRows(
                 index,
                 length,
                 layout.fill(info, "data_path", folder, **place),
@@ -45,24 +50,26 @@ def read_records(folder: Path, info: dict[str, Any], videos: list[str]) -> list[
     return sorted(records, key=lambda record: record.index)
 
 
-def read_tasks(path: Path) -> dict[int, str]:
+def read_task_lines(path: Path) -> dict[int, str]:
     """task_index -> instruction."""
     tasks: dict[int, str] = {}
     for line, row in enumerate(read_lines(path), start=1):
         if not isinstance(row.get("task_index"), int) or not isinstance(row.get("task"), str):
-            raise RoboAlignError("no task_index and task", where=f"{path}, line {line}", fix=AGAIN)
+            raise RoboAlignError(
+                "no task_index and task", where=f"{path}, line {line}", fix=FETCH_DATA_SET_AGAIN
+            )
         if tasks.setdefault(row["task_index"], row["task"]) != row["task"]:
             raise RoboAlignError(
                 f"task_index {row['task_index']} has two texts",
                 where=f"{path}, line {line}",
-                fix=AGAIN,
+                fix=FETCH_DATA_SET_AGAIN,
             )
     return tasks
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """One JSON object a line. A line that was cut short is refused, the last one too: an episode would be lost."""
-    check_readable(path, fix=AGAIN)
+    check_readable(path, fix=FETCH_DATA_SET_AGAIN)
     rows = []
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     for line, text in enumerate(lines, start=1):
@@ -72,9 +79,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             row = json.loads(text)
         except ValueError as error:
             raise RoboAlignError(
-                f"not valid JSON ({error})", where=f"{path}, line {line}", fix=AGAIN
+                f"not valid JSON ({error})", where=f"{path}, line {line}", fix=FETCH_DATA_SET_AGAIN
             ) from None
         if not isinstance(row, dict):
-            raise RoboAlignError(f"not a record: {row!r}", where=f"{path}, line {line}", fix=AGAIN)
+            raise RoboAlignError(
+                f"not a record: {row!r}", where=f"{path}, line {line}", fix=FETCH_DATA_SET_AGAIN
+            )
         rows.append(row)
     return rows

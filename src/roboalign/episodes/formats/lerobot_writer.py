@@ -54,7 +54,10 @@ class LeRobotWriter:
         self.folder, self.fps, self.robot_type = Path(folder), fps, robot_type
         self.cameras, self.episodes_per_file = dict(cameras), episodes_per_file
         self.bytes_per_file, self.source = bytes_per_file, source
-        self.vectors = {layout.STATE: tuple(state_names), layout.ACTION: tuple(action_names)}
+        self.vectors = {
+            layout.STATE_FEATURE: tuple(state_names),
+            layout.ACTION: tuple(action_names),
+        }
         if privileged_names:
             self.vectors[layout.PRIVILEGED] = tuple(privileged_names)
         for key, names in self.vectors.items():
@@ -75,7 +78,7 @@ class LeRobotWriter:
         self.tasks: dict[str, int] = {}
         self.n_frames = self.n_files = 0
         while (path := layout.data_path(self.folder, self.n_files)).exists():
-            for record in read_records(path, self._settings()):
+            for record in _read_records(path, self._settings()):
                 self._count(record)
             self.n_files += 1
 
@@ -107,7 +110,7 @@ class LeRobotWriter:
                 where=where,
                 fix="skip writer.episode_ids",
             )
-        vectors = {layout.ACTION: actions, layout.STATE: state}
+        vectors = {layout.ACTION: actions, layout.STATE_FEATURE: state}
         if layout.PRIVILEGED in self.vectors:
             vectors[layout.PRIVILEGED] = self._spread(
                 privileged, privileged_names, len(actions), where
@@ -170,7 +173,7 @@ class LeRobotWriter:
             )
         index = pd.Index(list(self.tasks), name="task")
         tasks = pd.DataFrame({"task_index": list(self.tasks.values())}, index=index)
-        self._write_table(layout.TASKS, pa.Table.from_pandas(tasks))
+        self._write_table(layout.TASK_TABLE, pa.Table.from_pandas(tasks))
         self._write_table(layout.EPISODES_PATH, pa.Table.from_pylist(self._episode_rows()))
         keys = self.records[0]["stats"]
         write_json(
@@ -368,7 +371,7 @@ def told(source: Any) -> str:
     return f"{source.get('name')} from {source.get('first_episode')}{' with ' * bool(options)}{options}"
 
 
-def read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def _read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The records of the episodes in one data file. Raises RoboAlignError where the file is broken or where its fps,
     features, action space and axes are not those of `settings`."""
     try:

@@ -16,13 +16,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-NAMES = {
+_NAMES = {
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy.core.multiarray", "_reconstruct"): np.ones(0).__reduce__()[0],
     ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
 }
-SECONDS = 300
+_SECONDS = 300
 MEMORY = 4 << 30  # bytes of address space for Python and NumPy; a file adds 16 times its size
 
 
@@ -34,9 +34,9 @@ def read_parts(path: Path, parts: Sequence[str]) -> dict[str, Any]:
     """
     command = [sys.executable, "-I", __file__, str(path), *parts]
     try:
-        ended = subprocess.run(command, capture_output=True, timeout=SECONDS)
+        ended = subprocess.run(command, capture_output=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ValueError(f"reading it took more than {SECONDS} seconds") from None
+        raise ValueError(f"reading it took more than {_SECONDS} seconds") from None
     if ended.returncode != 0:
         raise ValueError(f"reading it ended the process with status {ended.returncode}")
     answer: dict[str, Any] = json.loads(ended.stdout)
@@ -50,7 +50,7 @@ class PlainUnpickler(pickle.Unpickler):
     """An unpickler of plain values, arrays and NumPy scalars."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = NAMES.get((module.replace("numpy._core.", "numpy.core."), name))
+        known = _NAMES.get((module.replace("numpy._core.", "numpy.core."), name))
         if known is None:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not data")
         return known
@@ -69,7 +69,7 @@ def load_plain(file: BinaryIO) -> Any:
     return loaded.item() if isinstance(loaded, np.ndarray) and loaded.shape == () else loaded
 
 
-def parts_of(value: Any, parts: Sequence[str]) -> dict[str, Any]:
+def _parts_of(value: Any, parts: Sequence[str]) -> dict[str, Any]:
     """The parts that are there, by their dotted names."""
     if not isinstance(value, dict):
         raise ValueError("it does not hold a dict")
@@ -98,7 +98,7 @@ def limit_process(size: int) -> None:
         for limit, value in (
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_FSIZE, 0),
-            (resource.RLIMIT_CPU, SECONDS),
+            (resource.RLIMIT_CPU, _SECONDS),
             (resource.RLIMIT_AS, MEMORY + 16 * size),
         ):
             resource.setrlimit(limit, (value, value))
@@ -109,7 +109,7 @@ def main(path: str, *parts: str) -> None:
     limit_process(Path(path).stat().st_size)
     try:
         with Path(path).open("rb") as file:
-            text = json.dumps({"found": parts_of(load_plain(file), parts)}, default=plain_value)
+            text = json.dumps({"found": _parts_of(load_plain(file), parts)}, default=plain_value)
     except Exception as error:  # a damaged pickle can raise nearly anything
         text = json.dumps({"problem": f"{error}" or type(error).__name__})
     print(text)

@@ -18,16 +18,22 @@ from roboalign.episodes.formats.arrays import PngFrames
 from roboalign.episodes.formats.rlds_layout import (
     FOLDER,
     Feature,
-    Layout,
+    StepLayout,
     find_layout,
     notes_of,
     read_features,
 )
-from roboalign.episodes.formats.tfrecord import AGAIN, Record, Values, parse_example, read_tfrecord
+from roboalign.episodes.formats.tfrecord import (
+    FETCH_FILE_AGAIN,
+    TfRecord,
+    Values,
+    parse_example,
+    read_tfrecord,
+)
 from roboalign.episodes.pictures import size_of_file
 from roboalign.episodes.robot_data import About
 
-SHARD = re.compile(r"(?P<set>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
+_SHARD = re.compile(r"(?P<set>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
@@ -70,7 +76,7 @@ def read_rlds(
     often one has only a part of a data set, and that part is good.
     """
     folder = Path(folder)
-    described, lengths = read_info(folder / "dataset_info.json")
+    described, lengths = _read_info(folder / "dataset_info.json")
     chosen = choose_set(folder, described, name)
     features = read_features(folder / "features.json")
     layout = find_layout(
@@ -92,7 +98,7 @@ def about_rlds(folder: str | Path, **_: Any) -> About:
     return About(notes=notes_of(read_features(Path(folder) / "features.json")))
 
 
-def read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
+def _read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
     """The data set's name, and the number of records of each shard of each split."""
     info = read_json(path, fix=FOLDER)
     try:
@@ -103,7 +109,7 @@ def read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
         }
     except (AttributeError, KeyError, TypeError, ValueError):
         raise RoboAlignError(
-            "not the description of a TFDS data set", where=str(path), fix=AGAIN
+            "not the description of a TFDS data set", where=str(path), fix=FETCH_FILE_AGAIN
         ) from None
     if file_format != "tfrecord":
         fix = "prepare the data set again with file_format='tfrecord'"
@@ -121,7 +127,7 @@ def choose_set(folder: Path, described: str, name: str | None) -> str | None:
 
     Raises RoboAlignError where there are several and none is named, and where `name` is none of them.
     """
-    there = sorted({match["set"] for p in folder.iterdir() if (match := SHARD.fullmatch(p.name))})
+    there = sorted({match["set"] for p in folder.iterdir() if (match := _SHARD.fullmatch(p.name))})
     if name is not None and name not in there:
         raise RoboAlignError(
             f"no files of the data set {name!r}; there are {there}",
@@ -148,7 +154,7 @@ def find_splits(
     paths: dict[str, dict[int, Path]] = defaultdict(dict)
     counts: dict[str, set[int]] = defaultdict(set)
     for path in sorted(folder.iterdir()):
-        match = SHARD.fullmatch(path.name)
+        match = _SHARD.fullmatch(path.name)
         if match and name in (None, match["set"]):
             paths[match["split"]][int(match["number"])] = path
             counts[match["split"]].add(int(match["count"]))
@@ -180,7 +186,7 @@ def find_splits(
     ]
 
 
-def read_splits(splits: list[Split], layout: Layout, folder: Path) -> Iterator[Episode | Fault]:
+def read_splits(splits: list[Split], layout: StepLayout, folder: Path) -> Iterator[Episode | Fault]:
     """The episodes of the splits; before those of each, a Fault where some of its shards are missing."""
     for split in splits:
         missing = [number for number in range(split.count) if number not in split.paths]
@@ -204,7 +210,7 @@ def read_splits(splits: list[Split], layout: Layout, folder: Path) -> Iterator[E
 
 
 def read_shard(
-    path: Path, split: str, layout: Layout, expected: int | None
+    path: Path, split: str, layout: StepLayout, expected: int | None
 ) -> Iterator[Episode | Fault]:
     """The episodes of one file, which should hold `expected` of them."""
     count, item = 0, None
@@ -215,7 +221,7 @@ def read_shard(
             continue
         where = f"{path}, record {item.number}"
         try:
-            episode = read_episode(
+            episode = _read_episode(
                 item, layout, f"{layout.name}/{split}/{path.name}/{item.number}", where
             )
         except RoboAlignError as error:
@@ -223,13 +229,15 @@ def read_shard(
         else:
             yield episode
     if expected is not None and count != expected and not isinstance(item, Fault):
-        yield Fault(str(path), f"{count} records, dataset_info.json says {expected}", AGAIN)
+        yield Fault(
+            str(path), f"{count} records, dataset_info.json says {expected}", FETCH_FILE_AGAIN
+        )
 
 
 # One episode ----------------------------------------------------------------------------------------------------------
 
 
-def read_episode(record: Record, layout: Layout, name: str, where: str) -> Episode:
+def _read_episode(record: TfRecord, layout: StepLayout, name: str, where: str) -> Episode:
     """The episode in one record; `name` begins its id. Raises RoboAlignError where it is not as features.json says."""
     values = parse_example(record.data, where)
     actions = numbers(values, layout.actions, layout.widths, where)
@@ -252,7 +260,7 @@ def read_episode(record: Record, layout: Layout, name: str, where: str) -> Episo
         else:
             images[camera] = image_files(values, path, steps, where)
             cameras[camera] = measured(camera, images[camera][0], where)
-    instruction = find_instruction(values, layout.instructions, steps, where)
+    instruction = _find_instruction(values, layout.instructions, steps, where)
     return Episode(
         episode_id=content_id(name, actions),
         task=instruction or layout.name,
@@ -356,7 +364,7 @@ def measured(camera: str, file: bytes, where: str) -> Camera:
     return Camera(camera, width, height)
 
 
-def find_instruction(
+def _find_instruction(
     values: dict[str, Values], paths: Sequence[str], steps: int, where: str
 ) -> str:
     """The first instruction that is not empty, else "". One that changes within the episode is refused."""

@@ -31,14 +31,14 @@ class Feature:
     """Of pixels: none (a list of numbers), bytes or zlib (one string a step)."""
 
     @property
-    def layout(self) -> pictures.Layout:
+    def layout(self) -> pictures.PixelLayout:
         """Of pixels: how one picture is stored."""
         found = pictures.layout_of("", self.shape, self.dtype)
-        assert isinstance(found, pictures.Layout)
+        assert isinstance(found, pictures.PixelLayout)
         return found
 
 
-Features = dict[str, Feature]
+_Features = dict[str, Feature]
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class KnownSet:
     state: tuple[str, ...]
 
 
-KNOWN = {
+_KNOWN = {
     "bridge": KnownSet(5.0, ("state",)),
     "droid": KnownSet(15.0, ("cartesian_position", "gripper_position")),
 }
-DEFAULT_STATES = ("state", "proprio")
+_DEFAULT_STATES = ("state", "proprio")
 INSTRUCTION = re.compile(r"(natural_)?language_instruction(_\d+)?")
 
 
 @dataclass(frozen=True)
-class Layout:
+class StepLayout:
     """Where the parts of an episode are in a record: paths such as `steps/action`."""
 
     name: str
@@ -74,7 +74,7 @@ class Layout:
     """path of a numeric feature -> values a step"""
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: Path) -> _Features:
     """features.json as path of a leaf -> what it is, in name order."""
     tree = read_json(path, fix=FOLDER)
     try:
@@ -88,7 +88,7 @@ def read_features(path: Path) -> Features:
         ) from None
 
 
-def flat_features(feature: dict[str, Any], path: str = "") -> Features:
+def flat_features(feature: dict[str, Any], path: str = "") -> _Features:
     """The leaves below one feature. The steps are one level: `steps/action`."""
     if path == "steps" and "sequence" in feature:
         return flat_features(feature["sequence"]["feature"], path)
@@ -114,7 +114,7 @@ def leaf(feature: dict[str, Any], name: str) -> Feature:
     width = math.prod(sizes)
     if re.fullmatch(r"(float|u?int)\d+", dtype) and encoding in ("none", "bytes", "zlib"):
         found = pictures.layout_of(name, sizes, dtype)
-        if isinstance(found, pictures.Layout):
+        if isinstance(found, pictures.PixelLayout):
             return Feature("pixels", width, shape=sizes, dtype=dtype, encoding=encoding)
         if found:
             return Feature("other", why=found)
@@ -134,16 +134,16 @@ def image_leaf(image: dict[str, Any], name: str) -> Feature:
 
 def find_layout(
     name: str,
-    features: Features,
+    features: _Features,
     where: str,
     fps: float | None,
     action: str | Sequence[str],
     state: str | Sequence[str] | None,
     instruction: str | None,
-) -> Layout:
+) -> StepLayout:
     """The layout of the data set `name`. Raises RoboAlignError naming the argument that is missing or wrong."""
     known = next(
-        (value for key, value in KNOWN.items() if re.fullmatch(rf"{key}(\d*|_.*)", name)), None
+        (value for key, value in _KNOWN.items() if re.fullmatch(rf"{key}(\d*|_.*)", name)), None
     )
     fps = fps if fps is not None else known.fps if known else None
     if fps is None:
@@ -161,7 +161,7 @@ def find_layout(
     images = [path for path, feature in below.items() if feature.kind in ("image", "pixels")]
     if state is None:
         state = default_state(widths, known, where)
-    return Layout(
+    return StepLayout(
         name=name,
         fps=float(fps),
         actions=named(action, ("steps/",), widths, "action", where),
@@ -177,7 +177,7 @@ def default_state(widths: dict[str, int], known: KnownSet | None, where: str) ->
     """The names of the state where the caller gives none."""
     if known and all(f"steps/observation/{name}" in widths for name in known.state):
         return known.state
-    found = [name for name in DEFAULT_STATES if f"steps/observation/{name}" in widths]
+    found = [name for name in _DEFAULT_STATES if f"steps/observation/{name}" in widths]
     if len(found) != 1:
         problem = (
             f"both {' and '.join(found)} could be the state"
@@ -222,7 +222,7 @@ def short_names(widths: dict[str, int]) -> list[str]:
     return [path.removeprefix("steps/") for path in widths]
 
 
-def find_instructions(features: Features, instruction: str | None, where: str) -> tuple[str, ...]:
+def find_instructions(features: _Features, instruction: str | None, where: str) -> tuple[str, ...]:
     """The paths of the text features that may hold the instruction, in order of preference."""
     texts = [path for path, feature in features.items() if feature.kind == "text"]
     if instruction == "":
@@ -243,7 +243,7 @@ def find_instructions(features: Features, instruction: str | None, where: str) -
     return tuple(found)
 
 
-def notes_of(features: Features) -> tuple[str, ...]:
+def notes_of(features: _Features) -> tuple[str, ...]:
     """A sentence for each feature that looks like a picture and is left out."""
     return tuple(
         f"Feature {path.removeprefix('steps/')} is left out of the cameras: {feature.why}"

@@ -11,7 +11,7 @@ import numpy as np
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Camera, Episode, content_id
-from roboalign.episodes.formats.arrays import AGAIN, PngFrames, float_rows
+from roboalign.episodes.formats.arrays import FETCH_FILE_AGAIN, PngFrames, float_rows
 from roboalign.episodes.formats.hdf5_walk import endless
 from roboalign.episodes.formats.robomimic_file import (
     TaskFile,
@@ -20,14 +20,14 @@ from roboalign.episodes.formats.robomimic_file import (
     flip_of,
     member,
     names_in,
-    opened,
+    opened_hdf5,
     read_task_file,
     turned,
 )
-from roboalign.episodes.pictures import Layout
+from roboalign.episodes.pictures import PixelLayout
 from roboalign.episodes.robot_data import About
 
-DEFAULT_STATES = (
+_DEFAULT_STATES = (
     ("ee_pos", "ee_ori", "gripper_states"),  # LIBERO
     ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),  # robomimic
 )
@@ -102,7 +102,7 @@ def task_files(
     for file, name in found:
         try:
             if file in damaged:
-                raise RoboAlignError(damaged[file], where=str(file), fix=AGAIN)
+                raise RoboAlignError(damaged[file], where=str(file), fix=FETCH_FILE_AGAIN)
             files.append(
                 read_task_file(file, name, fps=fps, filter=filter, flip=turn, external=external)
             )
@@ -112,7 +112,9 @@ def task_files(
             files.append(Fault(error.where, error.problem, error.fix))
     if not any(isinstance(file, TaskFile) for file in files):
         raise RoboAlignError(
-            f"none of {len(files)} files can be read: {files[0]}", where=str(path), fix=AGAIN
+            f"none of {len(files)} files can be read: {files[0]}",
+            where=str(path),
+            fix=FETCH_FILE_AGAIN,
         )
     return files
 
@@ -152,7 +154,7 @@ def state_keys(
     """The observations that make the state: those named, else the first default set of which all are there."""
     if isinstance(state, str):
         state = (state,)
-    wanted = DEFAULT_STATES if state is None else (tuple(state),)
+    wanted = _DEFAULT_STATES if state is None else (tuple(state),)
     for keys in wanted:
         if all(key in observations for key in keys):
             return keys
@@ -188,7 +190,7 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
     """One demonstration without its frames. Raises RoboAlignError naming file, demonstration and what is wrong."""
     where = f"{file.path}, {name}"
     external = file.external
-    with opened(file.path) as opened_file:
+    with opened_hdf5(file.path) as opened_file:
         demo = member(opened_file["data"], name, "Group", where, external=external)
         obs = member(demo, "obs", "Group", where, external=external)
         stored = member(demo, "actions", "Dataset", where, external=external)
@@ -213,7 +215,7 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
         raise RoboAlignError(
             f"{len(actions)} actions, but num_samples is {stated} and {[*keys, *steps]} have {lengths} steps",
             where=where,
-            fix=AGAIN,
+            fix=FETCH_FILE_AGAIN,
         )
     paths = {key: f"data/{name}/obs/{key}" for key in layouts}
     return Episode(
@@ -225,7 +227,7 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
         state=np.concatenate([np.zeros((len(actions), 0), np.float32), *columns], axis=1),
         images={
             key: PngFrames(
-                len(actions), partial(read_frame, file.path, paths[key], layout, file.flip)
+                len(actions), partial(_read_frame, file.path, paths[key], layout, file.flip)
             )
             for key, layout in layouts.items()
         },
@@ -246,8 +248,8 @@ def first_success(rewards: Any, steps: int) -> int | None:
     return int(np.argmax(rewards)) if rewards.any() else None
 
 
-def read_frame(path: Path, dataset: str, layout: Layout, flip: str, t: int) -> np.ndarray:
+def _read_frame(path: Path, dataset: str, layout: PixelLayout, flip: str, t: int) -> np.ndarray:
     """uint8 [H, W, 3]: one frame of one camera."""
-    with opened(path) as file:
+    with opened_hdf5(path) as file:
         stored = file[dataset][t]
     return turned(layout.rgb(stored, f"{path}, {dataset}, frame {t}"), flip)

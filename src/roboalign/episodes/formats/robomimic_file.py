@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes.formats.arrays import AGAIN
+from roboalign.episodes.formats.arrays import FETCH_FILE_AGAIN
 from roboalign.episodes.formats.hdf5_walk import leaving
-from roboalign.episodes.pictures import Layout, layout_of
+from roboalign.episodes.pictures import PixelLayout, layout_of
 
 if TYPE_CHECKING:
     import h5py
 
-FPS = 20.0  # robosuite's default control rate, that of LIBERO and of robomimic's own data sets
+_FPS = 20.0  # robosuite's default control rate, that of LIBERO and of robomimic's own data sets
 LAYOUT = "this reads data/demo_N/actions and data/demo_N/obs"
 FLIPS = ("none", "rows", "rotate")
 
@@ -46,7 +46,7 @@ class TaskFile:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator["h5py.File"]:
+def opened_hdf5(path: Path) -> Iterator["h5py.File"]:
     """An open HDF5 file; whatever h5py finds wrong within it becomes a RoboAlignError naming the file."""
     import h5py  # a slow import, and only this format needs it
 
@@ -55,7 +55,7 @@ def opened(path: Path) -> Iterator["h5py.File"]:
             yield file
     except (OSError, KeyError, RuntimeError, ValueError, MemoryError) as error:
         raise RoboAlignError(
-            f"not a readable HDF5 file ({error})", where=str(path), fix=AGAIN
+            f"not a readable HDF5 file ({error})", where=str(path), fix=FETCH_FILE_AGAIN
         ) from None
 
 
@@ -81,7 +81,7 @@ def member(group: "h5py.Group", name: str, kind: str, where: str, *, external: b
         raise RoboAlignError(
             f"no {kind.lower()} {group.name.rstrip('/')}/{name}; there is {there}",
             where=where,
-            fix=AGAIN,
+            fix=FETCH_FILE_AGAIN,
         )
     return found
 
@@ -90,7 +90,9 @@ def names_in(group: "h5py.Group", where: str) -> list[str]:
     """The names in a group; h5py gives one that is no UTF-8 as bytes, which no data set has."""
     names = list(group)
     if not all(isinstance(name, str) for name in names):
-        raise RoboAlignError(f"a name in {group.name} is no text", where=where, fix=AGAIN)
+        raise RoboAlignError(
+            f"a name in {group.name} is no text", where=where, fix=FETCH_FILE_AGAIN
+        )
     return names
 
 
@@ -105,13 +107,15 @@ def read_task_file(
 ) -> TaskFile:
     """Names, task and control rate. Raises RoboAlignError where the file is not one of robomimic's layout."""
     where = str(path)
-    with opened(path) as file:
+    with opened_hdf5(path) as file:
         check_inside(file, "data", where, external)
         check_layout(file, where)
         data = member(file, "data", "Group", where, external=external)
         demos = sorted(names_in(data, where), key=by_number)
         if not demos:
-            raise RoboAlignError("no demonstration in the group data", where=where, fix=AGAIN)
+            raise RoboAlignError(
+                "no demonstration in the group data", where=where, fix=FETCH_FILE_AGAIN
+            )
         first = member(data, demos[0], "Group", where, external=external)
         check_inside(first, "obs", where, external)
         check_observations(first, where)
@@ -139,7 +143,9 @@ def read_task_file(
         instruction=instruction.strip().strip('"'),
         fps=float(fps) if fps is not None else control_rate(env, where),
         flip=how,
-        notes=notes_of(keys if filter is None else {}, None if flip else convention, how, left_out),
+        notes=_notes_of(
+            keys if filter is None else {}, None if flip else convention, how, left_out
+        ),
         external=external,
     )
 
@@ -203,7 +209,7 @@ def filtered(
         )
     if missing := [demo for demo in keys[filter] if demo not in demos]:
         problem = f"mask/{filter} names {missing[0]}, which is not in data"
-        raise RoboAlignError(problem, where=where, fix=AGAIN)
+        raise RoboAlignError(problem, where=where, fix=FETCH_FILE_AGAIN)
     wanted = set(keys[filter])
     return [demo for demo in demos if demo in wanted]
 
@@ -211,7 +217,7 @@ def filtered(
 # Cameras --------------------------------------------------------------------------------------------------------------
 
 
-def cameras_of(obs: "h5py.Group", external: bool) -> tuple[dict[str, Layout], dict[str, str]]:
+def cameras_of(obs: "h5py.Group", external: bool) -> tuple[dict[str, PixelLayout], dict[str, str]]:
     """(camera -> how its pictures are stored, observation that looks like one -> why it is none)."""
     cameras, left_out = {}, {}
     for name in obs:
@@ -222,7 +228,7 @@ def cameras_of(obs: "h5py.Group", external: bool) -> tuple[dict[str, Layout], di
         if len(shape) != 4:
             continue
         layout = layout_of(name, shape[1:], stored.dtype)
-        if isinstance(layout, Layout):
+        if isinstance(layout, PixelLayout):
             cameras[name] = layout
         elif layout:
             left_out[name] = layout
@@ -258,7 +264,7 @@ def turned(frame: np.ndarray, flip: str) -> np.ndarray:
     return np.ascontiguousarray(frame[::-1, ::-1]) if flip == "rotate" else frame
 
 
-def notes_of(
+def _notes_of(
     keys: dict[str, tuple[str, ...]], convention: str | None, flip: str, left_out: dict[str, str]
 ) -> tuple[str, ...]:
     """What a user has to know of how a file is read, one sentence each."""
@@ -295,17 +301,19 @@ def json_attribute(data: "h5py.Group", name: str, where: str) -> dict[str, Any]:
         value = json.loads(text_attribute(data, name) or "{}")
     except ValueError as error:
         raise RoboAlignError(
-            f"the attribute {name} is not valid JSON ({error})", where=where, fix=AGAIN
+            f"the attribute {name} is not valid JSON ({error})", where=where, fix=FETCH_FILE_AGAIN
         ) from None
     if not isinstance(value, dict):
-        raise RoboAlignError(f"the attribute {name} is no JSON object", where=where, fix=AGAIN)
+        raise RoboAlignError(
+            f"the attribute {name} is no JSON object", where=where, fix=FETCH_FILE_AGAIN
+        )
     return value
 
 
 def control_rate(env: dict[str, Any], where: str) -> float:
     """control_freq of env_args, else the default."""
     arguments = env.get("env_kwargs")
-    rate = arguments.get("control_freq", FPS) if isinstance(arguments, dict) else FPS
+    rate = arguments.get("control_freq", _FPS) if isinstance(arguments, dict) else _FPS
     if not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise RoboAlignError(
             f"control_freq in env_args is {rate!r}", where=where, fix="give the rate as fps="

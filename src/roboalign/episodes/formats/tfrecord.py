@@ -17,7 +17,7 @@ import numpy as np
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
 from roboalign.core.outcomes import Fault
-from roboalign.episodes.formats.arrays import AGAIN
+from roboalign.episodes.formats.arrays import FETCH_FILE_AGAIN
 
 Values = np.ndarray | list[bytes]
 
@@ -26,7 +26,7 @@ LANE = 64  # bytes that one lane of the vectorised checksum covers
 
 
 @dataclass(frozen=True)
-class Record:
+class TfRecord:
     """One record: its number in the file, the byte at which its length stands, and its data."""
 
     number: int
@@ -34,7 +34,7 @@ class Record:
     data: bytes
 
 
-def read_tfrecord(path: str | Path) -> Iterator[Record | Fault]:
+def read_tfrecord(path: str | Path) -> Iterator[TfRecord | Fault]:
     """The records of one file in order.
 
     A record whose data do not match their checksum is a Fault and is skipped. A length that does not match its
@@ -42,9 +42,9 @@ def read_tfrecord(path: str | Path) -> Iterator[Record | Fault]:
     unknown. Each Fault names the file, the record's number and its byte offset.
     """
     try:
-        check_readable(path, fix=AGAIN)
+        check_readable(path, fix=FETCH_FILE_AGAIN)
         with Path(path).open("rb") as file:
-            yield from read_records(file, str(path))
+            yield from _read_records(file, str(path))
     except RoboAlignError as error:
         yield Fault(error.where, error.problem, error.fix)
     except OSError as error:
@@ -55,7 +55,7 @@ def read_tfrecord(path: str | Path) -> Iterator[Record | Fault]:
         )
 
 
-def read_records(file: BinaryIO, name: str) -> Iterator[Record | Fault]:
+def _read_records(file: BinaryIO, name: str) -> Iterator[TfRecord | Fault]:
     """`read_tfrecord` on an open file."""
     size, offset, number = os.fstat(file.fileno()).st_size, 0, 0
     while offset < size:
@@ -65,7 +65,7 @@ def read_records(file: BinaryIO, name: str) -> Iterator[Record | Fault]:
             yield Fault(
                 where,
                 f"the file ends inside the record's header ({len(header)} of 12 bytes)",
-                AGAIN,
+                FETCH_FILE_AGAIN,
             )
             return
         length, crc = struct.unpack("<QI", header)
@@ -73,20 +73,22 @@ def read_records(file: BinaryIO, name: str) -> Iterator[Record | Fault]:
             yield Fault(
                 where,
                 "the length does not match its checksum, so the rest of the file is lost",
-                AGAIN,
+                FETCH_FILE_AGAIN,
             )
             return
         if length + 4 > size - offset - 12:
             left = size - offset - 12
             yield Fault(
-                where, f"the file ends inside the record ({left} of {length + 4} bytes)", AGAIN
+                where,
+                f"the file ends inside the record ({left} of {length + 4} bytes)",
+                FETCH_FILE_AGAIN,
             )
             return
         data, stored = file.read(length), file.read(4)
         if masked_crc(data) == int.from_bytes(stored, "little"):
-            yield Record(number, offset, data)
+            yield TfRecord(number, offset, data)
         else:
-            yield Fault(where, "the data do not match their checksum", AGAIN)
+            yield Fault(where, "the data do not match their checksum", FETCH_FILE_AGAIN)
         offset, number = offset + 12 + length + 4, number + 1
 
 
@@ -130,12 +132,12 @@ def crc32c(data: bytes) -> int:
     past = TABLES[:4]
     while len(crc) > 1:
         crc = np.concatenate([np.zeros(len(crc) % 2, dtype=np.uint32), crc])
-        crc = moved(crc[::2], past) ^ crc[1::2]
-        past = np.stack([moved(table, past) for table in past])  # past twice as many bytes
+        crc = _moved(crc[::2], past) ^ crc[1::2]
+        past = np.stack([_moved(table, past) for table in past])  # past twice as many bytes
     return int(crc[0]) ^ 0xFFFFFFFF
 
 
-def moved(crc: np.ndarray, past: np.ndarray) -> np.ndarray:
+def _moved(crc: np.ndarray, past: np.ndarray) -> np.ndarray:
     """Checksums [N] moved past the number of zero bytes that the four tables `past` [4, 256] stand for."""
     return (
         past[0][crc & 255] ^ past[1][crc >> 8 & 255] ^ past[2][crc >> 16 & 255] ^ past[3][crc >> 24]
@@ -166,13 +168,13 @@ def parse_example(data: bytes, where: str = "") -> dict[str, Values]:
     """
     found: dict[str, Values] = {}
     try:
-        for features in messages(memoryview(data), 1):
-            for entry in messages(features, 1):
-                name = b"".join(list(messages(entry, 1))[-1:]).decode()
-                found[name] = feature_values(list(messages(entry, 2)))
+        for features in _messages(memoryview(data), 1):
+            for entry in _messages(features, 1):
+                name = b"".join(list(_messages(entry, 1))[-1:]).decode()
+                found[name] = feature_values(list(_messages(entry, 2)))
     except ValueError as error:
         raise RoboAlignError(
-            f"the record is no tf.train.Example ({error})", where=where, fix=AGAIN
+            f"the record is no tf.train.Example ({error})", where=where, fix=FETCH_FILE_AGAIN
         ) from None
     return found
 
@@ -184,14 +186,14 @@ def feature_values(features: list[memoryview]) -> Values:
             if isinstance(value, int) or number not in (1, 2, 3):
                 continue
             if number == 1:
-                return [bytes(item) for item in messages(value, 1)]
+                return [bytes(item) for item in _messages(value, 1)]
             return float_values(value) if number == 2 else int_values(value)
     return []
 
 
 def float_values(message: memoryview) -> np.ndarray:
     """float32 [N] of a FloatList: 4 bytes a value, one field each or all in one."""
-    parts = list(messages(message, 1))
+    parts = list(_messages(message, 1))
     if any(len(part) % 4 for part in parts):
         raise ValueError("a list of floats is cut short")
     return np.frombuffer(b"".join(parts), dtype="<f4").astype(np.float32)
@@ -224,7 +226,7 @@ def packed_varints(data: memoryview) -> np.ndarray:
     return np.bitwise_or.reduceat(bits, starts)
 
 
-def messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
+def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
     """The fields of number `wanted` that hold bytes: strings, messages, packed lists and fixed-width numbers."""
     return (
         value for number, value in fields(data) if number == wanted and not isinstance(value, int)

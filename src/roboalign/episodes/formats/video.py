@@ -20,9 +20,9 @@ from roboalign.episodes.pictures import MAX_PIXELS
 
 MAX_OPEN = 8
 """Video files that one thread keeps open: the cameras of an episode, and of another one beside it."""
-BROKEN = (av.FFmpegError, OSError, ValueError, OverflowError)
+_BROKEN = (av.FFmpegError, OSError, ValueError, OverflowError)
 """What reading a missing, truncated or damaged file raises."""
-AGAIN = "get this file again, or drop its episodes"
+_AGAIN = "get this file again, or drop its episodes"
 
 
 class VideoFrames(LazyFrames):
@@ -96,7 +96,7 @@ class VideoFrames(LazyFrames):
             f"the video has {len(own)} frames of this episode, {shown}; its {steps} steps are at "
             f"{self.wanted[0]:.3f} to {self.wanted[-1]:.3f} s",
             where=str(self.path),
-            fix=AGAIN,
+            fix=_AGAIN,
         )
 
     def _shown_in(self, times: np.ndarray) -> bool:
@@ -124,13 +124,15 @@ class VideoFrames(LazyFrames):
                     if picture is None
                     else f"the nearest frame is at {picture.time:.3f} s"
                 )
-                raise RoboAlignError(f"no frame of step {step}: {found}", where=where, fix=AGAIN)
+                raise RoboAlignError(f"no frame of step {step}: {found}", where=where, fix=_AGAIN)
             if picture.damaged:
-                raise RoboAlignError(f"the frame of step {step} is damaged", where=where, fix=AGAIN)
+                raise RoboAlignError(
+                    f"the frame of step {step} is damaged", where=where, fix=_AGAIN
+                )
             pixels = decoder.to_rgb.reformat(picture.frame, format="rgb24").to_ndarray()
-        except BROKEN as error:
+        except _BROKEN as error:
             close_videos(self.path)  # the position of a decoder that failed is unknown
-            raise unreadable(error, where) from None
+            raise _unreadable(error, where) from None
         if self.size not in (None, (pixels.shape[1], pixels.shape[0])):
             raise RoboAlignError(
                 f"the frames are {pixels.shape[1]}x{pixels.shape[0]}, described as {self.size[0]}x{self.size[1]}",
@@ -145,8 +147,8 @@ class VideoFrames(LazyFrames):
         try:
             wanted = self.times[self.first : self.first + self.length]
             stored = packet_times(self.path, wanted[0], wanted[-1] + 0.5 / self.fps)
-        except BROKEN as error:
-            raise unreadable(error, str(self.path)) from None
+        except _BROKEN as error:
+            raise _unreadable(error, str(self.path)) from None
         times = np.array([-np.inf, *sorted(stored), np.inf])
         after = np.searchsorted(times, wanted)
         near = np.minimum(wanted - times[after - 1], times[after] - wanted)
@@ -155,7 +157,7 @@ class VideoFrames(LazyFrames):
             raise RoboAlignError(
                 f"{len(missing)} of {self.length} steps have no frame, the first of them step {missing[0]}",
                 where=f"{self.path}, at {wanted[missing[0]]:.3f} s",
-                fix=AGAIN,
+                fix=_AGAIN,
             )
         self.frame(0)
         self.frame(self.length - 1)
@@ -243,7 +245,7 @@ class Decoder:
         return True
 
 
-opened = threading.local()
+_opened = threading.local()
 """`decoders` of each thread, the one used last at the end. A decoder serves one caller at a time."""
 
 
@@ -252,7 +254,7 @@ def decoder_of(path: Path) -> Decoder:
 
     A forked process must not go on with its parent's: they would share one position in the file.
     """
-    decoders: OrderedDict[tuple, Decoder] = opened.__dict__.setdefault("decoders", OrderedDict())
+    decoders: OrderedDict[tuple, Decoder] = _opened.__dict__.setdefault("decoders", OrderedDict())
     status = path.stat()
     check_plain(status)
     key = (path, os.getpid(), status.st_mtime_ns, status.st_size)
@@ -266,7 +268,7 @@ def decoder_of(path: Path) -> Decoder:
 
 def close_videos(path: Path | None = None) -> None:
     """Close this thread's video files, or only `path`; a frame asked for later opens its file again."""
-    decoders = opened.__dict__.get("decoders", {})
+    decoders = _opened.__dict__.get("decoders", {})
     for key in [key for key in decoders if path in (None, key[0])]:
         decoders.pop(key).container.close()
 
@@ -281,7 +283,7 @@ def video_stream(
     ):  # None: a codec that is not known
         container.close()
         raise RoboAlignError(
-            "the file holds no video that can be decoded", where=str(path), fix=AGAIN
+            "the file holds no video that can be decoded", where=str(path), fix=_AGAIN
         )
     return stream, float(stream.time_base)
 
@@ -307,12 +309,12 @@ def check_plain(status: os.stat_result) -> None:
         raise OSError("not a plain file")
 
 
-def unreadable(error: Exception, where: str) -> RoboAlignError:
+def _unreadable(error: Exception, where: str) -> RoboAlignError:
     """What the user sees of an error of the decoder or of the file system."""
     if isinstance(error, FileNotFoundError):
-        return RoboAlignError("the file does not exist", where=where, fix=AGAIN)
+        return RoboAlignError("the file does not exist", where=where, fix=_AGAIN)
     return RoboAlignError(
         f"not a readable video ({getattr(error, 'strerror', None) or error})",
         where=where,
-        fix=AGAIN,
+        fix=_AGAIN,
     )

@@ -12,7 +12,7 @@ from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 
 BINS = 40
-FRAMES = 3  # frames looked at, an episode and camera: the first, the middle, the last
+FRAMES_PER_CAMERA = 3  # frames looked at, an episode and camera: the first, the middle, the last
 DARK = 10  # grey levels; JPEG noise stays below
 NEGLIGIBLE = 1e-6  # std of a dimension that only rounding moves
 SCALE, VOCAB_SIZE = 10.0, 1024  # FAST's own choice
@@ -169,7 +169,7 @@ class CameraTally:
             ]
         hashes: list[bytes] = []
         faults = []
-        steps = np.unique(np.linspace(0, stored - 1, FRAMES).astype(int)).tolist()
+        steps = np.unique(np.linspace(0, stored - 1, FRAMES_PER_CAMERA).astype(int)).tolist()
         for t in steps:
             try:
                 hashes += self._count(episode.frame(name, t))

@@ -124,7 +124,7 @@ class Duplicates:
     """Share of all contents that were compared; which ones, their hash decides."""
 
 
-class Seen:
+class SeenContents:
     """Which contents come more than once. Remembers at most `limit`: beyond, the half with the higher hashes is let go,
     so that of each content all copies are seen or none."""
 

@@ -1,4 +1,4 @@
-"""`survey`: what a robot data set holds and what looks wrong with it, from one pass in bounded memory.
+"""`survey_episodes`: what a robot data set holds and what looks wrong with it, from one pass in bounded memory.
 
 Exact: counts, lengths, minimum, maximum, mean, std, the worst episodes. From seeded samples: quantiles, histograms and
 shares (`rows` rows), action tokens (CHUNKS chunks a half), cameras (three frames an episode; of each of the first
@@ -30,13 +30,20 @@ from roboalign.episodes.survey.measures import (
     dimensions,
     measure_tokens,
 )
-from roboalign.episodes.survey.sampling import Duplicates, Highest, Moments, Reservoir, Seen, Spread
+from roboalign.episodes.survey.sampling import (
+    Duplicates,
+    Highest,
+    Moments,
+    Reservoir,
+    SeenContents,
+    Spread,
+)
 
 CHUNKS = 2_000
 EPISODES_LOOKED_AT = 300  # a frame of a video may take a second
 DISTINCT = 200_000
 INSTRUCTIONS = 100_000
-FIRST = 20  # faults that are kept word for word
+_FIRST = 20  # faults that are kept word for word
 WIDEST_WITH_HISTOGRAMS = 64  # state dimensions
 REPAIR = "drop or repair this episode"
 
@@ -104,7 +111,7 @@ class Survey:
         return ActionStats(**columns, count=self.steps)
 
 
-def survey(
+def survey_episodes(
     data: RobotData,
     *,
     camera: str | None = None,
@@ -124,7 +131,7 @@ def survey(
         raise RoboAlignError(
             f"rows is {rows}, horizon {horizon}: both must be 1 or more", where="survey"
         )
-    tally: Tally | None = None
+    tally: _Tally | None = None
     own: list[Fault] = []
     odd = 0
     for episode in data:
@@ -137,8 +144,8 @@ def survey(
             found = tally.add(episode)
         if found and data.strict:
             raise RoboAlignError(found[0].problem, where=found[0].where, fix=found[0].fix)
-        own = [*own, *found][:FIRST]
-    faults, left_out = [*data.faults[:FIRST], *own][:FIRST], len(data.faults) + odd
+        own = [*own, *found][:_FIRST]
+    faults, left_out = [*data.faults[:_FIRST], *own][:_FIRST], len(data.faults) + odd
     if tally is None:
         first = (
             f"; the first of {left_out} faults is {faults[0].where}: {faults[0].problem}"
@@ -185,7 +192,7 @@ def _start(
     fast: FastTokenizer | None,
     rows: int,
     seed: int,
-) -> "Tally":
+) -> "_Tally":
     width = first.actions.shape[1]
     if fast and fast.action_dim != width:
         raise RoboAlignError(
@@ -194,7 +201,7 @@ def _start(
             fix="give a tokenizer for this data, or none",
         )
     found = (width, first.state.shape[1])
-    return Tally(
+    return _Tally(
         found,
         _names(data, first.action_space, found),
         camera,
@@ -233,7 +240,7 @@ def _names(data: RobotData, space: ActionSpace | None, widths: tuple[int, int]) 
     return [*names[0], *names[1]]
 
 
-class Tally:
+class _Tally:
     """What is remembered of the episodes seen so far."""
 
     def __init__(
@@ -260,7 +267,7 @@ class Tally:
         self.halves = [
             Reservoir(CHUNKS, chunk, np.random.default_rng([seed, 1, half])) for half in (0, 1)
         ]
-        self.same_actions, self.same_frames = Seen(DISTINCT), Seen(DISTINCT)
+        self.same_actions, self.same_frames = SeenContents(DISTINCT), SeenContents(DISTINCT)
         self.cameras: dict[str, CameraTally] = {}
         self.camera_names: set[str] = set()
         self.looks = np.random.default_rng([seed, 2])

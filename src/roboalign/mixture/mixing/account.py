@@ -11,7 +11,7 @@ from roboalign.mixture.mixing import store
 from roboalign.mixture.mixing.config import MixtureConfig
 from roboalign.mixture.mixing.keys import TOP
 
-PARTS = (
+_PARTS = (
     "kept",
     "heldout",
     "heldout_seen",
@@ -77,7 +77,7 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
 
 def check_sums(name: str, row: dict[str, int]) -> None:
     """Every sample is accounted for."""
-    assert row["found"] == sum(row[part] for part in PARTS), (name, row)
+    assert row["found"] == sum(row[part] for part in _PARTS), (name, row)
     assert row["asked"] == row["kept"] + row["repeats"] + row["short"], (name, row)
 
 
@@ -89,14 +89,14 @@ def reasons(index: sqlite3.Connection, source: int) -> dict[str, int]:
         "what != 'duplicate' GROUP BY what, reason",
         (source,),
     ):
-        key = f"{what}: {plain(reason)}"
+        key = f"{what}: {_plain(reason)}"
         if key not in counts and len(counts) == REASONS:
             key = "others"
         counts[key] = counts.get(key, 0) + times
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def plain(reason: str) -> str:
+def _plain(reason: str) -> str:
     """A reason without what is quoted and without numbers."""
     return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "..", reason))[:120]
 
@@ -162,9 +162,9 @@ def images(index: sqlite3.Connection) -> dict[str, int]:
     }
 
 
-def text_of(manifest: dict[str, Any]) -> str:
+def account_text(manifest: dict[str, Any]) -> str:
     """The account as a table: asked = kept + repeats + short, and found = the columns behind it."""
-    columns = ("asked", "repeats", "short", "found", *PARTS)
+    columns = ("asked", "repeats", "short", "found", *_PARTS)
     width = max(len(name) for name in [*manifest["sources"], "source"])
     lines = [" ".join([f"{'source':{width}}", *(f"{name:>12}" for name in columns)])]
     for name, row in manifest["sources"].items():

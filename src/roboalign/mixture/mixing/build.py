@@ -17,7 +17,7 @@ from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault
 from roboalign.mixture.mixing import choose, store, write
 from roboalign.mixture.mixing.config import MixtureConfig
-from roboalign.mixture.mixing.describe import describe, dump
+from roboalign.mixture.mixing.describe import describe_mixture, dump
 from roboalign.mixture.mixing.evaluation import (
     EVALUATED,
     evaluation_tasks,
@@ -37,7 +37,7 @@ from roboalign.mixture.mixing.sources import parts_of
 from roboalign.mixture.mixing.tasks import processes, run_tasks
 from roboalign.mixture.mixing.tokens import check_same_actions, make_tokens
 
-Lengths = Callable[[Path, Path], None]
+_Lengths = Callable[[Path, Path], None]
 """Writes the tokenised lengths of the samples of a shard (first path) to the second."""
 
 
@@ -66,7 +66,7 @@ def build(
     out: str | Path,
     *,
     workers: int = 1,
-    lengths: Lengths | None = None,
+    lengths: _Lengths | None = None,
     expected: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the mixture to the folder `out`, which appears whole; return its manifest.
@@ -97,22 +97,24 @@ def build(
         begin(building)
         index = store.open_index(work / "index.sqlite")
         try:
-            fingerprints = scan(building, index)
+            fingerprints = _scan(building, index)
             check_same("source file", fingerprints, expected and expected["files"])
             choose.check_enough(index, config)
             evaluation = evaluate(building)
             check_same(
                 "file of what is evaluated on",
-                digest_of(evaluation),
-                expected and digest_of(expected.get("evaluation")),
+                _digest_of(evaluation),
+                expected and _digest_of(expected.get("evaluation")),
             )
-            tokens = fit(building, index)
+            tokens = _fit(building, index)
             if not store.is_done(index, "placed"):
                 examine(building, index)
-                choose.place(index, config, work)
+                choose.place_drawn(index, config, work)
             check_some(index)
-            shards = write_all(building, index)
-            manifest = describe(config, work, index, fingerprints, evaluation, tokens, shards)
+            shards = _write_all(building, index)
+            manifest = describe_mixture(
+                config, work, index, fingerprints, evaluation, tokens, shards
+            )
         finally:
             index.close()
         check_same("shard", manifest["shards"], expected and expected["shards"])
@@ -188,7 +190,7 @@ def begin(building: Building) -> None:
     (building.work / "out").mkdir(exist_ok=True)
 
 
-def scan(building: Building, index: sqlite3.Connection) -> dict[str, str]:
+def _scan(building: Building, index: sqlite3.Connection) -> dict[str, str]:
     """First pass: which samples there are. Returns the fingerprint of each file."""
     work, config = building.work, building.config
     found = building.run(
@@ -241,12 +243,12 @@ def evaluate(building: Building) -> dict[str, Any] | None:
     return {"sets": read_json(told)["sets"], "sha256": hash_file(building.work / "evaluation.bin")}
 
 
-def digest_of(evaluation: dict[str, Any] | None) -> dict[str, str]:
+def _digest_of(evaluation: dict[str, Any] | None) -> dict[str, str]:
     """What `check_same` takes: the fingerprint of all images that are evaluated on."""
     return {"images": evaluation["sha256"]} if evaluation else {}
 
 
-def fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None:
+def _fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None:
     """Fit or load the action tokens, on the first chunks that are drawn and not held out."""
     config, folder = building.config, building.work / "tokenizer"
     if config.tokenizer is None:
@@ -331,7 +333,7 @@ def take_over(
                 )
 
 
-def write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+def _write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[str, Any]]:
     """Write the shards of every split; name -> sha256 and counts."""
     tasks = []
     for split in ("train", "rl", "heldout"):
@@ -349,7 +351,7 @@ def write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[s
     }
 
 
-def add_lengths(building: Building, lengths: Lengths, manifest: dict[str, Any]) -> None:
+def add_lengths(building: Building, lengths: _Lengths, manifest: dict[str, Any]) -> None:
     """Write the tokenised length of every training sample beside its shard."""
     out = building.work / "out"
     pairs = [

@@ -13,7 +13,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.mixture.mixing import store
 from roboalign.mixture.mixing.config import MixtureConfig
 from roboalign.mixture.mixing.keys import key_of
-from roboalign.mixture.mixing.looks import SEEN, Seen
+from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages
 
 SPARE = 100
 """One sample in so many is looked at beyond those asked, for those that fall out: a second round reads all anew."""
@@ -89,7 +89,7 @@ def settle(index: sqlite3.Connection, config: MixtureConfig) -> None:
     index.execute("COMMIT")
 
 
-def place(index: sqlite3.Connection, config: MixtureConfig, work: Path) -> None:
+def place_drawn(index: sqlite3.Connection, config: MixtureConfig, work: Path) -> None:
     """Repeat what is to be repeated, take the RL subset and the held-out set, and put each split in its order."""
     index.create_function("key_of", -1, key_of, deterministic=True)
     with store.transaction(index, "placed"):
@@ -145,10 +145,10 @@ def release_seen(index: sqlite3.Connection, config: MixtureConfig, work: Path) -
     """Take out of the held-out set what training shows too, in another file: the same bytes or the same picture."""
     held = "SELECT d.item, d.sha, d.look, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'heldout'"
     count = store.number(index, f"SELECT count(*) FROM ({held})")
-    images, items = np.zeros(count, dtype=SEEN), np.zeros(count, dtype=np.int64)
+    images, items = np.zeros(count, dtype=LOOK_DTYPE), np.zeros(count, dtype=np.int64)
     for number, (item, sha, look, thumb) in enumerate(looks(index, work, held)):
         images[number], items[number] = (sha, look, thumb()), item
-    seen, trained = Seen(images, config.near.distance, config.near.difference), set()
+    seen, trained = SeenImages(images, config.near.distance, config.near.difference), set()
     kept = "SELECT d.item, d.sha, d.look, d.file FROM kept k JOIN drawn d ON d.item = k.item WHERE k.copy = 1"
     for _, sha, look, thumb in looks(index, work, kept) if count else ():
         trained.update(seen.exact(sha).tolist())

@@ -23,7 +23,7 @@ FIELDS_OF = {
     "qa": {"qa", "layout", "images", "links", "answers"},
     "conversations": {"conversations"},
 }
-START = "start from recipes/mixtures/bridge-tiny.yaml"
+_START = "start from recipes/mixtures/bridge-tiny.yaml"
 KIND_OF = {"robot": ("action",), "qa": ("general", "embodied", "reasoning")}
 
 
@@ -155,7 +155,7 @@ class HeldoutConfig(Config):
     """Share of the images or episodes."""
 
 
-class EvaluationConfig(Config):
+class HoldoutConfig(Config):
     """What will be evaluated on; written as its path alone where the rest is not needed."""
 
     path: str
@@ -192,7 +192,7 @@ class MixtureConfig(Config):
     """The RL subset."""
     heldout: HeldoutConfig | None = None
     """What is held out, written as heldout.parquet."""
-    evaluation: tuple[EvaluationConfig, ...] = ()
+    evaluation: tuple[HoldoutConfig, ...] = ()
     """What must not be in training, by image and by episode."""
     near: NearConfig = NearConfig()
     grid: int | None = Field(None, ge=4, le=1000)
@@ -264,27 +264,27 @@ def load_mixture(
 ) -> tuple[MixtureConfig, dict[str, Any] | None]:
     """(settings, manifest or None) of a mixture file, or of the manifest.json of a mixture to be built again.
 
-    `at`: what `moved` takes, for what lies elsewhere on this machine. Paths are relative to the current folder. Raises
+    `at`: what `_moved` takes, for what lies elsewhere on this machine. Paths are relative to the current folder. Raises
     RoboAlignError that names the key and the fix.
     """
     path = Path(path)
     if not path.is_file():
-        raise RoboAlignError("no such mixture file", where=str(path), fix=START)
+        raise RoboAlignError("no such mixture file", where=str(path), fix=_START)
     manifest = None
     if path.suffix == ".json":
         fix = "give the manifest.json that `roboalign data mix` wrote"
         manifest = read_json(path, fix=fix)
         values = manifest.get("settings") if is_manifest(manifest) else None
     else:
-        fix = START
+        fix = _START
         values = read_yaml(path, fix=fix)
     if not isinstance(values, dict):
         raise RoboAlignError("there are no settings of a mixture in it", where=str(path), fix=fix)
     try:
         config = MixtureConfig.model_validate(values)
     except ValidationError as error:
-        raise explain(error, path) from None
-    return moved(config, at or {}), manifest
+        raise _explain(error, path) from None
+    return _moved(config, at or {}), manifest
 
 
 def is_manifest(value: Any) -> bool:
@@ -296,7 +296,7 @@ def is_manifest(value: Any) -> bool:
     return evaluation is None or (isinstance(evaluation, dict) and "sha256" in evaluation)
 
 
-def moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
+def _moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
     """The settings with some paths replaced: of a source by its name, of its images by `NAME.images`, and those called
     `tokenizer`, `model` and `evaluation.0`, `evaluation.1`, .."""
     values = config.model_dump(mode="json")
@@ -325,7 +325,7 @@ def moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
     return MixtureConfig.model_validate(values)
 
 
-def pin_hub_ids(config: MixtureConfig) -> MixtureConfig:
+def pin_mixture(config: MixtureConfig) -> MixtureConfig:
     """The settings with Hub ids at the commits that they now name, so that the manifest says which data it was.
 
     Raises RoboAlignError where one cannot be fetched.
@@ -349,7 +349,7 @@ def pin_hub_ids(config: MixtureConfig) -> MixtureConfig:
     return config.model_copy(update={"sources": tuple(map(robot, config.sources)), **parts})
 
 
-def explain(error: ValidationError, path: Path) -> RoboAlignError:
+def _explain(error: ValidationError, path: Path) -> RoboAlignError:
     """The first fault of a validation as one message, with the nearest known key for an unknown one."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])

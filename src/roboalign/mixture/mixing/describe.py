@@ -21,7 +21,7 @@ def dump(config: MixtureConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def describe(
+def describe_mixture(
     config: MixtureConfig,
     work: Path,
     index: sqlite3.Connection,

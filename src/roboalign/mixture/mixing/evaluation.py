@@ -16,16 +16,16 @@ from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode, content_id
 from roboalign.episodes.open import format_of, open_robot_data
-from roboalign.mixture.mixing.config import EvaluationConfig, NearConfig
+from roboalign.mixture.mixing.config import HoldoutConfig, NearConfig
 from roboalign.mixture.mixing.keys import first_bytes, key_of
-from roboalign.mixture.mixing.looks import SEEN, Seen, look_of, thumbnail
+from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages, look_of, thumbnail
 from roboalign.mixture.mixing.parts import STREAMED
 from roboalign.mixture.mixing.sources import ROWS, SLICES
 
 EVALUATED = "evaluation"
 
 
-def evaluation_tasks(work: Path, number: int, config: EvaluationConfig) -> list[tuple[Any, ...]]:
+def evaluation_tasks(work: Path, number: int, config: HoldoutConfig) -> list[tuple[Any, ...]]:
     """The tasks that read one evaluation set: one a conversation shard, or some that share a robot data set."""
     folder = resolve(config.path, "data set", where="evaluation")
     found = sorted(folder.glob("*.parquet"))
@@ -40,7 +40,7 @@ def evaluation_tasks(work: Path, number: int, config: EvaluationConfig) -> list[
 
 
 def read_evaluation(
-    work: Path, number: int, path: Path, config: EvaluationConfig, part: int, of: int
+    work: Path, number: int, path: Path, config: HoldoutConfig, part: int, of: int
 ) -> None:
     """One task: the images (SEEN) and the episodes (hashes) of a shard or of every `of`-th episode, to two files."""
     stem = f"{number}-{path.stem}-{part}"
@@ -70,9 +70,9 @@ def read_evaluation(
                 (first_bytes(hashlib.sha256(data).digest()), look_of(thumb), thumb.reshape(-1))
             )
             if len(batch) == ROWS:
-                np.array(batch, dtype=SEEN).tofile(file)
+                np.array(batch, dtype=LOOK_DTYPE).tofile(file)
                 batch.clear()
-        np.array(batch, dtype=SEEN).tofile(file)
+        np.array(batch, dtype=LOOK_DTYPE).tofile(file)
     write_json(
         told,
         {
@@ -98,7 +98,7 @@ def shard_images(path: Path) -> Iterator[tuple[str, str, bytes | None]]:
 
 
 def robot_images(
-    config: EvaluationConfig, part: int, of: int
+    config: HoldoutConfig, part: int, of: int
 ) -> Iterator[tuple[str, str, bytes | None]]:
     """(episode id, digest of its actions, image file) of every frame of every camera."""
     for number, episode in enumerate(
@@ -119,7 +119,7 @@ def robot_images(
                     yield episode.episode_id, digest, None
 
 
-def join_evaluation(work: Path, sets: Sequence[EvaluationConfig]) -> None:
+def join_evaluation(work: Path, sets: Sequence[HoldoutConfig]) -> None:
     """Put what the tasks found together, with what the manifest says of each evaluation set."""
     files = sorted((work / EVALUATED).glob("*-*.json"))
     told = [
@@ -136,7 +136,7 @@ def join_evaluation(work: Path, sets: Sequence[EvaluationConfig]) -> None:
                 out.write(file.read_bytes())
             episodes |= {episode for _, facts in own for episode in facts["episodes"]}
             actions |= {digest for _, facts in own for digest in facts["actions"]}
-            images = sum(file.stat().st_size for file, _ in own) // SEEN.itemsize
+            images = sum(file.stat().st_size for file, _ in own) // LOOK_DTYPE.itemsize
             summary.append(
                 {
                     "name": Path(one.path).name,
@@ -159,9 +159,11 @@ class Evaluated:
         self.episodes, self.actions = set(told["episodes"]), set(told["actions"])
         empty = not self.ends.size or self.ends[-1] == 0  # an empty file cannot be mapped
         images = (
-            np.zeros(0, SEEN) if empty else np.memmap(work / "evaluation.bin", dtype=SEEN, mode="r")
+            np.zeros(0, LOOK_DTYPE)
+            if empty
+            else np.memmap(work / "evaluation.bin", dtype=LOOK_DTYPE, mode="r")
         )
-        self.images = Seen(images, near.distance, near.difference)
+        self.images = SeenImages(images, near.distance, near.difference)
 
     def leak(
         self, sha: int, look: int, thumb: np.ndarray, episode: str, actions: str = ""

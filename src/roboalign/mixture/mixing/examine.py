@@ -18,12 +18,12 @@ from roboalign.mixture.mixing.config import MixtureConfig
 from roboalign.mixture.mixing.evaluation import Evaluated
 from roboalign.mixture.mixing.keys import TOP, first_bytes, key_of, signed
 from roboalign.mixture.mixing.looks import look_of, thumbnail
-from roboalign.mixture.mixing.parts import FRAMES, Draft, Dropped, Part, Wanted
+from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Part, Wanted
 from roboalign.mixture.mixing.tokens import load_tokens
 
-WINDOW = 64
+_WINDOW = 64
 """Images decoded at a time."""
-Row = TypeVar("Row")
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def examine_part(
             index.execute(
                 "SELECT i.place, i.item, i.key FROM items i CROSS JOIN chosen c ON c.item = i.item WHERE c.round = ? "
                 "AND i.source = ? AND i.part = ? AND (i.place >> ?) % ? = ? ORDER BY i.place",
-                (turn, part.source, part.number, FRAMES, part.slices, slice_),
+                (turn, part.source, part.number, FRAME_BITS, part.slices, slice_),
             ),
         )
-        for batch in batches(sources.fetch(config, part, wanted, tokens), WINDOW):
+        for batch in batches(sources.fetch(config, part, wanted, tokens), _WINDOW):
             # Threads decode; one alone would only be handed each image. What is returned keeps the order.
             looked = list(
                 (pool.map if threads > 1 else map)(lambda one: look_at(one[1], evaluated), batch)
@@ -104,14 +104,14 @@ def examined_file(work: Path, part: Part, turn: int, slice_: int) -> Path:
     return work / "examined" / f"{turn}-{part.source}-{part.number}-{slice_}.sqlite"
 
 
-def batches(stream: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def batches(stream: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
     """The stream in lists of at most `size`."""
     stream = iter(stream)
     while batch := list(islice(stream, size)):
         yield batch
 
 
-def look_at(draft: Draft | Dropped, evaluated: Evaluated | None) -> Looked | Dropped:
+def look_at(draft: Candidate | Dropped, evaluated: Evaluated | None) -> Looked | Dropped:
     """Open the image of a sample; compare it with what is evaluated on. Broken images are dropped."""
     if isinstance(draft, Dropped):
         return draft

@@ -18,7 +18,7 @@ BANDS = 8
 """Two hashes that differ in at most 7 of 64 bits have one of 8 bytes in common."""
 COSINES = np.cos(np.pi * np.arange(8)[:, None] * (np.arange(SIDE) + 0.5) / SIDE)
 """The 8 lowest frequencies of the discrete cosine transform."""
-SEEN = np.dtype([("sha", "<i8"), ("look", "<u8"), ("thumb", "u1", (SIDE * SIDE,))])
+LOOK_DTYPE = np.dtype([("sha", "<i8"), ("look", "<u8"), ("thumb", "u1", (SIDE * SIDE,))])
 """An image that must not be in training: the first bytes of its sha256, its hash and its thumbnail."""
 
 
@@ -47,12 +47,12 @@ def look_of(thumb: np.ndarray) -> int:
 
 
 @dataclass
-class Seen:
+class SeenImages:
     """Images to compare with, found without going through all of them. Takes 56 bytes an image in memory, and 272
     where `images` lies: on disk, where it is a memory map."""
 
     images: np.ndarray
-    """SEEN [N]."""
+    """LOOK_DTYPE [N]."""
     distance: int
     difference: int
     few: int = 4_096

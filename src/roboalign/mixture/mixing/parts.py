@@ -9,7 +9,7 @@ from roboalign.conversations.conversation import Conversation
 from roboalign.conversations.qa.images import LazyImage
 from roboalign.core.errors import RoboAlignError
 
-FRAMES = 20
+FRAME_BITS = 20
 """Bits of a place that number the frame in its episode; those above number the record or episode in its part."""
 STREAMED = {"pre_buffer": False, "buffer_size": 1 << 20}
 """How a parquet file is opened to be read a batch at a time: by default pyarrow keeps all that it has read of it."""
@@ -40,7 +40,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Draft:
+class Candidate:
     """A drawn sample before its image has been looked at."""
 
     conversation: Conversation

@@ -18,7 +18,7 @@ from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.robot_data import RobotData
 from roboalign.mixture.mixing.config import SourceConfig
 from roboalign.mixture.mixing.keys import key_of
-from roboalign.mixture.mixing.parts import FRAMES, Draft, Dropped, Wanted, changed
+from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Wanted, changed
 from roboalign.mixture.mixing.tokens import RawChunks, Tokens
 from roboalign.mixture.packed import action_turn
 
@@ -49,7 +49,7 @@ def renamed(episode: Episode | Fault, there: Path, named: Path) -> Episode | Fau
     return episode
 
 
-def camera_of(source: SourceConfig, episode: Episode) -> str:
+def _camera_of(source: SourceConfig, episode: Episode) -> str:
     """The camera whose frames are shown. Raises RoboAlignError where several are there and none is named."""
     if source.camera is None and len(episode.images) != 1:
         raise RoboAlignError(
@@ -62,10 +62,10 @@ def camera_of(source: SourceConfig, episode: Episode) -> str:
 
 def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
     for number, episode in read_robot(source):
-        first = number << FRAMES
+        first = number << FRAME_BITS
         if isinstance(episode, Fault):
             yield Dropped(first, f"{source.name}/episode number {number}", "fault", episode.problem)
-        elif camera_of(source, episode) not in episode.images:
+        elif _camera_of(source, episode) not in episode.images:
             yield Dropped(
                 first,
                 f"{source.name}/{episode.episode_id}",
@@ -87,10 +87,10 @@ def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
 
 def fetch_robot(
     source: SourceConfig, wanted: Iterable[Wanted], tokens: Tokens, seed: int
-) -> Iterator[tuple[Wanted, Draft | Dropped]]:
+) -> Iterator[tuple[Wanted, Candidate | Dropped]]:
     for episode, those in wanted_episodes(source, wanted):
         frames = [frame_of(one) for one in those]
-        camera = camera_of(source, episode)
+        camera = _camera_of(source, episode)
         for one, t, draft in zip(
             those, frames, drafts_of(tokens, episode, frames, source.name, seed)
         ):
@@ -101,7 +101,7 @@ def fetch_robot(
             else:
                 yield (
                     one,
-                    Draft(
+                    Candidate(
                         Conversation(**{**vars(draft.conversation), "image": image}),
                         group=draft.group,
                         actions=draft.actions,
@@ -111,7 +111,7 @@ def fetch_robot(
 
 def frame_of(wanted: Wanted) -> int:
     """The frame in its episode."""
-    return wanted.place & ((1 << FRAMES) - 1)
+    return wanted.place & ((1 << FRAME_BITS) - 1)
 
 
 def wanted_episodes(
@@ -119,7 +119,7 @@ def wanted_episodes(
 ) -> Iterator[tuple[Episode, list[Wanted]]]:
     """The episodes of which frames are wanted, with these in order: `wanted` is held for one episode at a time."""
     episodes = read_robot(source)
-    for wanted_number, those in groupby(wanted, lambda one: one.place >> FRAMES):
+    for wanted_number, those in groupby(wanted, lambda one: one.place >> FRAME_BITS):
         episode = next((episode for number, episode in episodes if number == wanted_number), None)
         if not isinstance(episode, Episode):
             raise changed(f"source {source.name}")
@@ -128,7 +128,7 @@ def wanted_episodes(
 
 def drafts_of(
     tokens: Tokens, episode: Episode, frames: list[int], source: str, seed: int
-) -> list[Draft]:
+) -> list[Candidate]:
     """The action samples of these frames, without their images: asked in direct mode, in a wording that the sample's
     name decides, with the target and chunk that RL and the held-out set need."""
     chunks, ids = tokens.of(episode, frames)
@@ -137,7 +137,7 @@ def drafts_of(
         name = f"{source}/{episode.episode_id}#{t}"
         turn = action_turn(episode, target, "direct", random.Random(key_of(seed, "wording", name)))
         drafts.append(
-            Draft(
+            Candidate(
                 Conversation(
                     name,
                     episode.episode_id,

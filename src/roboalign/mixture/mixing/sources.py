@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from roboalign.conversations.conversation import KINDS, ROW, Conversation, Turn, shards
+from roboalign.conversations.conversation import ROW, TURN_KINDS, Conversation, Turn, shards
 from roboalign.conversations.qa.images import LazyImage
-from roboalign.conversations.qa.normal import Sample, to_conversation
+from roboalign.conversations.qa.normal import QaSample, to_conversation
 from roboalign.conversations.qa.presets import find_preset, how_to_get, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
-from roboalign.conversations.qa.texts import control_token, special_tokens
+from roboalign.conversations.qa.texts import control_token, folder_special_tokens
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.core.hub import resolve
@@ -22,9 +22,9 @@ from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.open import format_of
 from roboalign.mixture.mixing.config import MixtureConfig, SourceConfig
 from roboalign.mixture.mixing.parts import (
-    FRAMES,
+    FRAME_BITS,
     STREAMED,
-    Draft,
+    Candidate,
     Dropped,
     Part,
     Wanted,
@@ -121,7 +121,7 @@ def scan(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Droppe
 
 def fetch(
     config: MixtureConfig, part: Part, wanted: Iterable[Wanted], tokens: Tokens | None
-) -> Iterator[tuple[Wanted, Draft | Dropped]]:
+) -> Iterator[tuple[Wanted, Candidate | Dropped]]:
     """The wanted samples of a part, which come in the order of their places; `tokens` makes the action samples of robot
     data."""
     source = config.sources[part.source]
@@ -159,7 +159,7 @@ class Unopened(LazyImage):
 IN_ORDER = Fault("", "the text is in order")
 
 
-def read_samples(config: MixtureConfig, part: Part) -> Iterator[Sample | Fault]:
+def read_samples(config: MixtureConfig, part: Part) -> Iterator[QaSample | Fault]:
     """The records of one file."""
     source = config.sources[part.source]
     if source.preset is None:
@@ -188,12 +188,12 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[Sample | Fault]:
 
 
 def converted(
-    sample: Sample, config: MixtureConfig, image: LazyImage
+    sample: QaSample, config: MixtureConfig, image: LazyImage
 ) -> Conversation | Refused | Fault:
     """`to_conversation`, with this image in the place of the sample's own."""
     images = (image,) * len(sample.images)
     return to_conversation(
-        Sample(**{**vars(sample), "images": images}), config.grid, special_of(config)
+        QaSample(**{**vars(sample), "images": images}), config.grid, special_of(config)
     )
 
 
@@ -201,13 +201,13 @@ def special_of(config: MixtureConfig) -> frozenset[str]:
     """The special tokens of the model that the mixture is for; none where it names no model."""
     if not config.model:
         return frozenset()
-    return special_tokens(resolve(config.model, "settings", where="model"))
+    return folder_special_tokens(resolve(config.model, "settings", where="model"))
 
 
 def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Dropped]:
     unopened = Unopened("", "")
     for number, sample in enumerate(read_samples(config, part), start=1):
-        place = number << FRAMES
+        place = number << FRAME_BITS
         if isinstance(sample, Fault):
             yield Dropped(place, f"{part.name}, record {number}", "fault", sample.problem)
         elif (found := converted(sample, config, unopened)) is IN_ORDER:
@@ -219,18 +219,18 @@ def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] 
 
 def fetch_samples(
     config: MixtureConfig, part: Part, wanted: Iterable[Wanted]
-) -> Iterator[tuple[Wanted, Draft]]:
+) -> Iterator[tuple[Wanted, Candidate]]:
     unread = Unread("", "")
     numbered = (
-        (number << FRAMES, sample)
+        (number << FRAME_BITS, sample)
         for number, sample in enumerate(read_samples(config, part), start=1)
     )
     for one, sample in matched(numbered, wanted, str(part.file)):
-        conversation = converted(sample, config, unread) if isinstance(sample, Sample) else sample
+        conversation = converted(sample, config, unread) if isinstance(sample, QaSample) else sample
         if not isinstance(conversation, Conversation):
             raise changed(str(part.file))
-        assert isinstance(sample, Sample)
-        yield one, Draft(conversation, sample.images[0])
+        assert isinstance(sample, QaSample)
+        yield one, Candidate(conversation, sample.images[0])
 
 
 # Conversations that are stored ----------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def conversation_rows(
         for batch in file.iter_batches(ROWS, columns=columns):
             for row in batch.select(columns).cast(schema).to_pylist():
                 number += 1
-                place, reason = number << FRAMES, wrong_with(row, special)
+                place, reason = number << FRAME_BITS, wrong_with(row, special)
                 yield place, Dropped(place, str(row["id"]), "refused", reason) if reason else row
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RoboAlignError(
@@ -269,7 +269,7 @@ def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> st
     if row["id"] is None or any(turn is None or None in turn.values() for turn in turns):
         return "a field of it is empty"
     kinds = {turn["kind"] for turn in turns}
-    if not kinds or kinds - set(KINDS):
+    if not kinds or kinds - set(TURN_KINDS):
         return "it has no turn of a known kind"
     for text in (turn[key] for turn in turns for key in ("question", "answer")):
         if token := control_token(text, special):
@@ -279,7 +279,7 @@ def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> st
     return ""
 
 
-def stored_draft(source: str, row: dict[str, Any]) -> Draft:
+def stored_draft(source: str, row: dict[str, Any]) -> Candidate:
     """A stored row as a sample of this mixture; held out with its episode."""
     turns = tuple(Turn(**turn) for turn in row["turns"])
     conversation = Conversation(
@@ -290,4 +290,4 @@ def stored_draft(source: str, row: dict[str, Any]) -> Draft:
         (row["image"] or {}).get("bytes") or b"",
         turns,
     )
-    return Draft(conversation, group=row["episode_id"] or "")
+    return Candidate(conversation, group=row["episode_id"] or "")

@@ -36,7 +36,7 @@ CREATE TABLE drawn (item INTEGER PRIMARY KEY, source INTEGER, key INTEGER, id TE
                     look INTEGER, content INTEGER);
 CREATE TABLE dropped (place INTEGER, id TEXT, what TEXT, reason TEXT, other TEXT);
 """
-CACHE = 16_000
+_CACHE = 16_000
 """KB of pages in memory."""
 BATCH = 1_000
 """Rows in memory before they are written."""
@@ -48,7 +48,7 @@ def open_index(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute(f"PRAGMA cache_size = -{CACHE}")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE}")
     if new or not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         connection.executescript(f"BEGIN;{INDEX}COMMIT;")
     return connection

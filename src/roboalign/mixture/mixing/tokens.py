@@ -66,7 +66,7 @@ def check_same_actions(found: Sequence[RawChunks], *, mixed: bool = False) -> li
                 where=f"source {other.source}",
                 fix="convert one of them with `roboalign data convert`, or name the `space` of both",
             )
-        differing = differences(first, other)
+        differing = _differences(first, other)
         if differing and first.space is None and not mixed:
             raise RoboAlignError(
                 f"its actions are recorded otherwise than those of the source {first.source}: "
@@ -80,7 +80,7 @@ def check_same_actions(found: Sequence[RawChunks], *, mixed: bool = False) -> li
     return notes
 
 
-def differences(first: RawChunks, other: RawChunks) -> list[str]:
+def _differences(first: RawChunks, other: RawChunks) -> list[str]:
     """How two sources record their actions otherwise: names of dimensions, steps a second."""
     found = []
     if first.names and other.names and first.names != other.names:

@@ -14,7 +14,7 @@ from roboalign.core.files import atomic_path, hash_file, read_json, write_json
 from roboalign.mixture.mixing import store
 from roboalign.mixture.mixing.examine import from_text
 
-GROUP = 100
+_GROUP = 100
 """Rows in memory, and in one row group."""
 TALLIED = ("kind", "type", "mode", "source")
 
@@ -31,9 +31,9 @@ def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dic
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, ROW, use_dictionary=False) as writer,
     ):
-        for start in range(first, max(last, first + 1), GROUP):
-            conversations = group(work, index, split, start, min(start + GROUP, last))
-            count(tally, conversations)
+        for start in range(first, max(last, first + 1), _GROUP):
+            conversations = group(work, index, split, start, min(start + _GROUP, last))
+            _count(tally, conversations)
             writer.write_table(pa.Table.from_pylist([row_of(c) for c in conversations], schema=ROW))
     row = {"sha256": hash_file(path), "counts": tally}
     write_json(told, row)
@@ -86,7 +86,7 @@ def row_of(c: Conversation) -> dict[str, Any]:
     return row | {"turns": [vars(turn) for turn in c.turns], "direct_question": c.direct_question}
 
 
-def count(tally: dict[str, Any], conversations: list[Conversation]) -> None:
+def _count(tally: dict[str, Any], conversations: list[Conversation]) -> None:
     """Add samples to a tally."""
     for conversation in conversations:
         tally["conversations"] += 1

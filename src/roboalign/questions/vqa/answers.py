@@ -7,15 +7,15 @@ from itertools import islice
 from typing import Any
 
 from roboalign.conversations import prompts
-from roboalign.conversations.qa.normal import OPTIONS, Points, parse_choice, parse_points
+from roboalign.conversations.qa.normal import OPTION_PATTERNS, Points, parse_choice, parse_points
 from roboalign.core.outcomes import Refused
-from roboalign.questions.vqa.client import Reply
+from roboalign.questions.vqa.client import TeacherReply
 
 LONGEST = {"question": 500, "answer": 200, "reasoning": 1500}
 """Characters."""
 MOST_STARTS = 100
 """Brackets in a reply at which its JSON is looked for."""
-KINDS = {"text": "answer", "choice": "letter", "point": "point"}
+_KINDS = {"text": "answer", "choice": "letter", "point": "point"}
 """kind in the teacher's JSON, the type, as of question-answering data (conversations/qa) -> label."""
 RESERVED = re.compile(r"</?(?:think|answer|image)>|<\|[a-z_]+\|>|<ACTION_|<FAST_", re.I)
 """Tags of a reply, action tokens, and the special tokens of chat templates."""
@@ -35,7 +35,7 @@ class Answered:
     reasoning: str
 
 
-def read_reply(reply: Reply) -> list[Any] | Refused:
+def read_reply(reply: TeacherReply) -> list[Any] | Refused:
     """The list under `questions` of the JSON in a reply: bare, in a code fence, or with words around it."""
     if reply.refusal or reply.finish == "content_filter":
         return Refused("the teacher refused")
@@ -63,7 +63,7 @@ def check(item: Any, seen: set[str], grid: int) -> Answered | Refused:
     if not isinstance(item, dict):
         return Refused("a question is not a JSON object")
     kind = item.get("kind", "text")
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         return Refused("a question is of no known kind")
     texts = {name: item.get(name, "") for name in LONGEST}
     if isinstance(texts["answer"], int | float | list) and not isinstance(texts["answer"], bool):
@@ -76,9 +76,9 @@ def check(item: Any, seen: set[str], grid: int) -> Answered | Refused:
     answered = refused or read_answer(kind, question, answer, reasoning, grid)
     if isinstance(answered, Refused):
         return answered
-    if leaks(answered):
+    if _leaks(answered):
         return Refused("the question gives its answer away")
-    key = f"{plain(answered.question)}|{plain(answered.answer)}"
+    key = f"{_plain(answered.question)}|{_plain(answered.answer)}"
     if key in seen:
         return Refused("a question is asked twice in one episode")
     seen.add(key)
@@ -115,10 +115,10 @@ def read_answer(
         choice = parse_choice(question, answer)
         if isinstance(choice, Refused):
             return Refused("the answer of a choice is not exactly one of its options")
-        if len({plain(option) for option in choice.options}) != len(choice.options):
+        if len({_plain(option) for option in choice.options}) != len(choice.options):
             return Refused("two options of a choice are the same")
         answer = chr(ord("A") + choice.index)
-    return Answered(kind, KINDS[kind], question, answer, reasoning)
+    return Answered(kind, _KINDS[kind], question, answer, reasoning)
 
 
 def cell_of(points: Points, grid: int) -> str:
@@ -126,21 +126,21 @@ def cell_of(points: Points, grid: int) -> str:
     return " ".join(str(min(int(v * grid), grid - 1)) for v in points.xy[0])
 
 
-def leaks(answered: Answered) -> bool:
+def _leaks(answered: Answered) -> bool:
     """Whether the question names its answer. One that offers alternatives (`or`) may, and so may yes and no."""
     question = answered.question
     if answered.type == "choice":
-        for pattern in OPTIONS:
+        for pattern in OPTION_PATTERNS:
             listed = dict(re.findall(pattern, question, re.M))
             right = listed.get(answered.answer, "")
             if right:
-                question, said = re.sub(pattern, "", question, flags=re.M), plain(right)
+                question, said = re.sub(pattern, "", question, flags=re.M), _plain(right)
                 break
         else:
             return False
     else:
-        said = plain(answered.answer)
-    asked = f" {plain(question)} "
+        said = _plain(answered.answer)
+    asked = f" {_plain(question)} "
     return bool(said) and f" {said} " in asked and " or " not in asked and said not in ("yes", "no")
 
 
@@ -150,6 +150,6 @@ def tidy(text: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def plain(text: str) -> str:
+def _plain(text: str) -> str:
     """Lower case words without marks: what two texts are compared by."""
     return " ".join(re.findall(r"\w+", text.casefold()))

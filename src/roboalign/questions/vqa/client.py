@@ -21,7 +21,7 @@ from roboalign.core.outcomes import Fault
 
 FILTERED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
 """Codes of an error by which a filter before the model refuses a request (Azure, OpenAI): an answer, not a failure."""
-MOST_BYTES, MOST_TIMES = 20_000_000, 5
+MOST_REPLY_BYTES, MOST_TIMES = 20_000_000, 5
 """A response that is longer, or drips for longer than so many timeouts, is given up."""
 LONGEST_WAIT = 120.0
 """Seconds; also what a Retry-After may ask for at most."""
@@ -51,7 +51,7 @@ class Endpoint(Config):
 
 
 @dataclass(frozen=True)
-class Reply:
+class TeacherReply:
     """What the model wrote, and the tokens that the endpoint counted (0 where it counts none)."""
 
     text: str
@@ -76,7 +76,7 @@ class ChatClient:
         """Close the connections."""
         self._http.close()
 
-    def ask(self, body: dict[str, Any]) -> Reply | Fault:
+    def ask(self, body: dict[str, Any]) -> TeacherReply | Fault:
         """Send one request; a Fault where the endpoint does not take this one, or failed every time.
 
         Raises RoboAlignError where it would answer none: a wrong key, model or address.
@@ -103,7 +103,7 @@ class ChatClient:
             fix,
         )
 
-    def _once(self, body: dict[str, Any]) -> "Reply | Fault | Passing":
+    def _once(self, body: dict[str, Any]) -> "TeacherReply | Fault | Passing":
         try:
             response = self._post(body)
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
@@ -123,7 +123,7 @@ class ChatClient:
         if status == 200:
             return reply_of(response)
         if status in (400, 403) and error_code(response) in FILTERED:
-            return Reply("", "content_filter", self._said(response), 0, 0)
+            return TeacherReply("", "content_filter", self._said(response), 0, 0)
         if status in (400, 413, 415, 422):
             said = f"the endpoint does not take the request: HTTP {status}: {self._said(response)}"
             return Fault(self.endpoint.url, said, "check --model, and that it takes images")
@@ -141,7 +141,7 @@ class ChatClient:
         ) as response:
             for part in response.iter_bytes():
                 content += part
-                if len(content) > MOST_BYTES or time.monotonic() > end:
+                if len(content) > MOST_REPLY_BYTES or time.monotonic() > end:
                     return Passing("a response without an end")
         headers = {name: value for name, value in response.headers.items() if name == "retry-after"}
         return httpx2.Response(response.status_code, headers=headers, content=bytes(content))
@@ -168,7 +168,7 @@ class Passing:
     wait: float = 0.0
 
 
-def reply_of(response: httpx2.Response) -> Reply | Passing:
+def reply_of(response: httpx2.Response) -> TeacherReply | Passing:
     """The first choice of a chat completion. What is none came from something before the model."""
     try:
         data = response.json()
@@ -182,12 +182,12 @@ def reply_of(response: httpx2.Response) -> Reply | Passing:
         )
         refusal = message.get("refusal")
         refusal = refusal if isinstance(refusal, str) else ""
-        return Reply(text_of(message.get("content")), finish, refusal, prompt, completion)
+        return TeacherReply(_text_of(message.get("content")), finish, refusal, prompt, completion)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return Passing("HTTP 200, but the body is no chat completion")
 
 
-def text_of(content: Any) -> str:
+def _text_of(content: Any) -> str:
     """The text of a message: a string, or a list of parts of which some are text; "" where there is none."""
     if isinstance(content, list):
         texts = [

@@ -18,14 +18,14 @@ from roboalign.actions.spaces import ActionSpace, recoded, to_rotation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Episode
-from roboalign.questions.scene import Cell, Signs, grid_cells
+from roboalign.questions.scene import GridCell, Signs, grid_cells
 from roboalign.questions.vqa.base import QuestionConfig, camera_of
 
 Subtask = Literal["reach", "grasp", "move", "release", "retreat"]
 Fingers = Literal["open", "closed"]
 Command = Literal["open", "close", "keep"]
 
-STILL, CLEAR = (
+STILL_DISTANCE, CLEAR = (
     0.005,
     0.01,
 )  # metres: below the first no movement on an axis, above the second one; between, not asked
@@ -143,13 +143,13 @@ class Motion:
         following = next((name for name in self.subtasks[t + 1 :] if name != now), None)
         return following or Refused("no other subtask follows")
 
-    def cell(self, t: int) -> Cell | Refused:
+    def cell(self, t: int) -> GridCell | Refused:
         """The cell of the image that shows the gripper."""
         if isinstance(self.cells, Refused):
             return self.cells
         return self.cells[t] or Refused("the gripper is outside the image")
 
-    def trace(self, t: int) -> tuple[Cell, ...] | Refused:
+    def trace(self, t: int) -> tuple[GridCell, ...] | Refused:
         """Where in the image the gripper will be after a third, two thirds and all of `horizon` steps."""
         if isinstance(self.cells, Refused):
             return self.cells
@@ -166,7 +166,7 @@ class Motion:
             return cast(Refused, self.opening)
         return subtasks_of(self.is_open, max(1, round(EVENT * self.episode.fps)))
 
-    def _cells(self) -> list[Cell | None] | Refused:
+    def _cells(self) -> list[GridCell | None] | Refused:
         view = self.episode.cameras.get(camera_of(self.episode, self.config.camera))
         if view is None or view.projection is None:
             return Refused("the camera is not calibrated")
@@ -304,7 +304,7 @@ def _name(names: list[Subtask], event: int, around: int, name: Subtask) -> None:
 def signs_of(moved: np.ndarray) -> Signs | Refused:
     """[3] metres -> sign on each axis. Refused where a component is neither clearly there nor clearly not."""
     size = np.abs(moved)
-    if ((size > STILL) & (size < CLEAR)).any():
+    if ((size > STILL_DISTANCE) & (size < CLEAR)).any():
         return Refused("a movement so small that its direction is not clear")
     right, forward, up = (np.sign(moved) * (size >= CLEAR)).astype(int).tolist()
     return right, forward, up

@@ -73,13 +73,13 @@ def add_frame(made: Made, motion: Motion, t: int) -> None:
         else:
             made.conversations.append(order)
         return
-    turns, refused = ask(motion, t, rng)
+    turns, refused = _ask(motion, t, rng)
     made.refused.extend(refused)
     if turns:
         made.conversations.append(converse(motion.episode, t, frame, turns))
 
 
-def ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[Refused]]:
+def _ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[Refused]]:
     """At most `config.questions` turns of different types in random order, and the types that were drawn in vain."""
     kinds = [*PRESENT, *FUTURE] if motion.episode.instruction.strip() else [*PRESENT]
     turns: list[Turn] = []

@@ -14,17 +14,24 @@ import numpy as np
 from roboalign.conversations.prompts import task_prefix
 from roboalign.core.outcomes import Refused
 from roboalign.questions.scene import AXES, Signs
-from roboalign.questions.sentences import Draft, option_sentence, options, phrase, point, words
+from roboalign.questions.sentences import (
+    KEEP_DROPPED,
+    QUARTERS,
+    Draft,
+    option_sentence,
+    options,
+    phrase,
+    point,
+    words,
+)
 from roboalign.questions.vqa.motion import CLEAR, LEVEL, TURNED, Motion, dominant
 
-KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
 TURNS = (("tilt down", "tilt up"), ("roll left", "roll right"), ("turn right", "turn left"))
 """Words of the negative and of the positive rotation about right, forward, up (right-handed)."""
-QUARTERS = ("first", "second", "third", "last")
 SUBTASKS = ("reach", "grasp", "move", "release", "retreat")
 NO_TASK = Refused("the episode has no instruction, and what comes next depends on it")
 
-Make = Callable[[Motion, int, random.Random], Draft | Refused]
+_Make = Callable[[Motion, int, random.Random], Draft | Refused]
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class StateType:
 
     name: str
     label: str
-    make: Make
+    make: _Make
 
 
 def facts(motion: Motion, t: int) -> list[str]:
@@ -43,7 +50,7 @@ def facts(motion: Motion, t: int) -> list[str]:
     return found if isinstance(subtask, Refused) else [*found, f"The subtask is {subtask}."]
 
 
-def movement_sentence(motion: Motion, signs: Signs) -> str:
+def motion_sentence(motion: Motion, signs: Signs) -> str:
     """`The gripper should move right and up.`"""
     parts = words(signs)
     return f"The gripper should {'move ' + phrase(parts) if parts else 'stay'}."
@@ -75,7 +82,7 @@ def next_movement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
         asked(motion, text.format(_steps(motion))),
         answer,
         facts(motion, t),
-        movement_sentence(motion, signs),
+        motion_sentence(motion, signs),
     )
 
 
@@ -93,7 +100,7 @@ def next_movement_choice(motion: Motion, t: int, rng: random.Random) -> Draft | 
             wrong.append(label)
     listed, letter = options(rng, right, wrong)
     text = f"Seen from the robot, which way should the gripper move {_steps(motion)}? {listed}"
-    known = [*facts(motion, t), movement_sentence(motion, signs)]
+    known = [*facts(motion, t), motion_sentence(motion, signs)]
     return Draft(asked(motion, text), letter, known, option_sentence(letter, right))
 
 
@@ -311,4 +318,4 @@ FUTURE = (
 """Types whose answer depends on the task."""
 ORDER = StateType("frame_order", "side", lambda motion, t, rng: NO_TASK)
 """Asked of two frames side by side: `frame_order`."""
-TYPES = {kind.name: kind for kind in (*PRESENT, *FUTURE, ORDER)}
+STATE_TYPES = {kind.name: kind for kind in (*PRESENT, *FUTURE, ORDER)}

@@ -27,9 +27,9 @@ from roboalign.questions.vqa.base import (
     rng_of,
 )
 from roboalign.questions.vqa.cache import AnswerCache, request_key
-from roboalign.questions.vqa.client import ChatClient, Reply
+from roboalign.questions.vqa.client import ChatClient, TeacherReply
 from roboalign.questions.vqa.motion import Motion
-from roboalign.questions.vqa.states import facts, movement_sentence
+from roboalign.questions.vqa.states import facts, motion_sentence
 
 MAX_TOKENS = 4096
 """Tokens of a reply; a teacher that reasons first needs most of them for that."""
@@ -54,14 +54,14 @@ Reply with JSON alone: {{"questions": [{{"question": "...", "answer": "...", "re
 
 
 @dataclass(frozen=True)
-class Asked:
+class _Asked:
     """One frame, and what is known or under way about it."""
 
     episode_id: str
     task: str
     t: int
     png: bytes
-    reply: "Future[Reply | Fault] | Reply | Refused | Fault"
+    reply: "Future[TeacherReply | Fault] | TeacherReply | Refused | Fault"
 
 
 class TeacherQuestions:
@@ -74,7 +74,7 @@ class TeacherQuestions:
     ) -> None:
         self.config, self.model, self.client, self.cache = config, model, client, cache
         self._failed = 0
-        self._under_way: dict[str, Future[Reply | Fault]] = {}
+        self._under_way: dict[str, Future[TeacherReply | Fault]] = {}
 
     def questions(self, work: Iterable[Work]) -> Iterator[Made]:
         """Frames are asked about ahead of what is yielded, at most twice as many as requests may be under way.
@@ -110,7 +110,7 @@ class TeacherQuestions:
         }
         return {"replies": len(cache), **counted}
 
-    def _ask_all(self, work: Iterable[Work], pool: ThreadPoolExecutor) -> Iterator[Asked | None]:
+    def _ask_all(self, work: Iterable[Work], pool: ThreadPoolExecutor) -> Iterator[_Asked | None]:
         """The frames in order; None ends each `Work`."""
         for one in work:
             episode = one.episode
@@ -119,7 +119,7 @@ class TeacherQuestions:
                 for t in one.frames:
                     yield self._ask(motion, t, pool)
             except RoboAlignError as error:
-                yield Asked(
+                yield _Asked(
                     episode.episode_id,
                     episode.task,
                     0,
@@ -128,34 +128,36 @@ class TeacherQuestions:
                 )
             yield None
 
-    def _ask(self, motion: Motion, t: int, pool: ThreadPoolExecutor) -> Asked:
+    def _ask(self, motion: Motion, t: int, pool: ThreadPoolExecutor) -> _Asked:
         episode = motion.episode
         frame = look(episode, self.config.camera, t)
         if isinstance(frame, Refused | Fault):
-            return Asked(episode.episode_id, episode.task, t, b"", frame)
+            return _Asked(episode.episode_id, episode.task, t, b"", frame)
         png = encode_png(frame)
-        body = request_body(self.model, prompt_of(motion, t), png)
+        body = request_body(self.model, teacher_prompt(motion, t), png)
         key = request_key(body)
         reply: Any = self._under_way.get(
             key
         )  # where a data set holds an episode twice; an answer leaves it when kept
         known = self.cache.get(key)
         if known is not None:
-            reply = Reply(**{name: known[name] for name in asdict(Reply("", "", "", 0, 0))})
+            reply = TeacherReply(
+                **{name: known[name] for name in asdict(TeacherReply("", "", "", 0, 0))}
+            )
         elif reply is None:
             reply = self._under_way[key] = pool.submit(self._send, key, body)
             reply.add_done_callback(lambda _: self._under_way.pop(key, None))
-        return Asked(episode.episode_id, episode.task, t, png, reply)
+        return _Asked(episode.episode_id, episode.task, t, png, reply)
 
-    def _send(self, key: str, body: dict[str, Any]) -> Reply | Fault:
+    def _send(self, key: str, body: dict[str, Any]) -> TeacherReply | Fault:
         reply = self.client.ask(body)
         if isinstance(
-            reply, Reply
+            reply, TeacherReply
         ):  # kept by the thread that got it: what waits for its turn would be lost by a kill
             self.cache.put(key, asdict(reply))
         return reply
 
-    def _add(self, made: Made, asked: Asked, seen: set[str]) -> None:
+    def _add(self, made: Made, asked: _Asked, seen: set[str]) -> None:
         """Wait for the reply and keep what of it passes."""
         reply = asked.reply.result() if isinstance(asked.reply, Future) else asked.reply
         if isinstance(reply, Fault):
@@ -166,7 +168,7 @@ class TeacherQuestions:
                 )
             )
             return
-        if isinstance(reply, Reply) and isinstance(asked.reply, Future):
+        if isinstance(reply, TeacherReply) and isinstance(asked.reply, Future):
             self._failed = 0
         items = reply if isinstance(reply, Refused) else read_reply(reply)
         if isinstance(items, Refused):
@@ -199,9 +201,9 @@ class TeacherQuestions:
             )
 
 
-def read_ahead(items: Iterable[Asked | None], most: int) -> Iterator[Asked | None]:
+def read_ahead(items: Iterable[_Asked | None], most: int) -> Iterator[_Asked | None]:
     """The same items, each once the `most` after it were made too."""
-    waiting: deque[Asked | None] = deque()
+    waiting: deque[_Asked | None] = deque()
     for item in items:
         waiting.append(item)
         if len(waiting) > most:
@@ -209,12 +211,12 @@ def read_ahead(items: Iterable[Asked | None], most: int) -> Iterator[Asked | Non
     yield from waiting
 
 
-def prompt_of(motion: Motion, t: int) -> str:
+def teacher_prompt(motion: Motion, t: int) -> str:
     """What the teacher is asked about a frame; what is known of it from the actions is told."""
     config, episode = motion.config, motion.episode
     signs = motion.movement(t)
     known = facts(motion, t) + (
-        [] if isinstance(signs, Refused) else [movement_sentence(motion, signs)]
+        [] if isinstance(signs, Refused) else [motion_sentence(motion, signs)]
     )
     told = (
         f"Known, seen from the robot: {' '.join(known)}"
@@ -248,7 +250,7 @@ TOKENS_A_QUESTION = 100
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What a run will ask for, before it does."""
 
     requests: int
@@ -263,11 +265,11 @@ class Estimate:
 
 def estimate(
     requests: int, kept: int, prompt: str, size: tuple[int, int], questions: int
-) -> Estimate:
+) -> CostEstimate:
     """`prompt` and `size` (width, height) are those of one request, the others being like it."""
     left = max(0, requests - kept)
     each = len(prompt) / 4 + size[0] * size[1] / 28**2
-    return Estimate(
+    return CostEstimate(
         requests, min(kept, requests), round(left * each), left * questions * TOKENS_A_QUESTION
     )
 

@@ -1,7 +1,7 @@
 """Generated questions as a folder: shards of conversations, then a manifest of what they are and what was left out.
 
     plan.json        which frames of which episodes are asked about, under which settings
-    train-*.parquet  conversations, at most SHARD and the rest of a work of them in one file
+    train-*.parquet  conversations, at most _SHARD and the rest of a work of them in one file
     shards.jsonl     one line for each shard that is whole
     manifest.json    written last
 
@@ -26,7 +26,7 @@ from roboalign.core.progress import Progress
 from roboalign.episodes.robot_data import RobotData
 from roboalign.questions.vqa.base import Generator, Made, Work
 
-SHARD = 1000
+_SHARD = 1000
 """Conversations from which on a shard is written."""
 AT_ONCE = 100
 """Most frames of one episode that are asked about before a shard can be written."""
@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclass
-class Tally:
+class _Tally:
     """What was made, and what was not and why."""
 
     conversations: int = 0
@@ -168,7 +168,7 @@ def write_questions(
     seed: int,
     settings: dict[str, Any],
     each: int | None = None,
-    shard: int = SHARD,
+    shard: int = _SHARD,
     planned: Callable[[Plan], None] = lambda plan: None,
 ) -> dict[str, Any]:
     """Write `count` conversations at most, one for each frame that is drawn (`make_plan`); return the manifest.
@@ -195,7 +195,7 @@ def write_questions(
         planned(plan)
         done = read_jsonl(folder / "shards.jsonl")
         check_shards(folder, done)
-        tally = Tally()
+        tally = _Tally()
         tally.add_faults([asdict(fault) for fault in plan.faults], len(plan.faults))
         for record in done:
             tally.merge(record["tally"])
@@ -289,7 +289,7 @@ def write_shards(
     """
     skip, number = done[-1]["works"] if done else 0, sum(bool(record["shard"]) for record in done)
     held: list[Conversation] = []
-    tally, works = Tally(), skip
+    tally, works = _Tally(), skip
     start = sum(len(frames) for _, frames in plan.frames[:skip])
 
     def flush() -> dict[str, Any]:
@@ -312,7 +312,7 @@ def write_shards(
             works += 1
             if len(held) >= shard:
                 yield flush()
-                held, tally, number = [], Tally(), number + 1
+                held, tally, number = [], _Tally(), number + 1
         if works > skip and (held or tally.refused or tally.fault_count):
             yield flush()
 

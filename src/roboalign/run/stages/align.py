@@ -20,7 +20,7 @@ from roboalign.conversations.stored import StoredConversations
 from roboalign.core.distributed import world_size
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm, save_mllm
-from roboalign.run.folder import action_tokens, mixture_folder
+from roboalign.run.folder import mixture_folder, run_action_tokens
 from roboalign.run.stage import Context
 from roboalign.run.stages.base import LANGUAGE
 
@@ -54,7 +54,7 @@ def refine(context: Context, prompts: list[Conversation], settings: RlConfig) ->
     config = settings.model_copy(update={"seed": context.seed})
     replay = _replayed(mixture_folder(context.run_dir), config) if config.replay_weight else []
     mllm = context.load(context.seed_dir / "sft" / "model")
-    fast = action_tokens(context.run_dir).fast
+    fast = run_action_tokens(context.run_dir).fast
     return train_grpo(
         mllm, fast, prompts, config, context.folder, replay=replay, label=context.name
     )

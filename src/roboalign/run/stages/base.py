@@ -25,7 +25,7 @@ from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.shipped import builtin_folder
 from roboalign.mllm.tiny import build_tiny
 from roboalign.questions.ask import asked_types, label_of
-from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
+from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
 from roboalign.run.stage import Context
 
 LANGUAGE = ("general", "embodied", "reasoning")
@@ -46,7 +46,7 @@ def base(context: Context) -> dict[str, Any]:
         pretrained = source_folder(source)
     if not leads():
         return ledger  # the first process alone writes what is no training
-    n_fast = action_tokens(context.run_dir).fast.vocab_size
+    n_fast = run_action_tokens(context.run_dir).fast.vocab_size
     mllm = with_action_tokens(
         load_mllm(pretrained), n_fast, recipe.backbone.action_start, recipe.mix.weights
     )

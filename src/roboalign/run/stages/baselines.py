@@ -17,10 +17,10 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.packed import MixConfig, question_turn
-from roboalign.questions.ask import Question, ask, survey
+from roboalign.questions.ask import Question, ask, survey_world
 from roboalign.questions.scene import EpisodeScenes
 from roboalign.run.arms import ARMS
-from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
+from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
 from roboalign.run.stage import Context
 from roboalign.run.stages.align import imitate, refine
 from roboalign.run.stages.base import LANGUAGE
@@ -95,7 +95,7 @@ def _build(context: Context, changes: dict[str, Any]) -> dict[str, Any]:
     """Writes mixture/, the training split of the recipe's mixture with these settings changed."""
     config = MixConfig.model_validate({**context.recipe.mix.model_dump(), **ALONE, **changes})
     actions, episodes = (
-        action_tokens(context.run_dir),
+        run_action_tokens(context.run_dir),
         read_demonstrations(context.run_dir, "align"),
     )
     folder = mixture_folder(context.run_dir, context.name)
@@ -181,7 +181,7 @@ def _questions(
     context: Context, conversations: list[Conversation], kind: str
 ) -> list[Question | None]:
     """A question of this type with its reasoning about the frame of each conversation; None where it has none."""
-    mix, horizon = context.recipe.mix, action_tokens(context.run_dir).fast.horizon
+    mix, horizon = context.recipe.mix, run_action_tokens(context.run_dir).fast.horizon
     episodes = read_demonstrations(context.run_dir, "align")
     wanted = {conversation.episode_id for conversation in conversations}
     scenes = {
@@ -189,7 +189,7 @@ def _questions(
         for episode in episodes
         if episode.episode_id in wanted
     }
-    world = survey(episodes)
+    world = survey_world(episodes)
     return [
         ask(
             kind,

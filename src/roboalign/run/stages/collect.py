@@ -17,7 +17,7 @@ from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord
 from roboalign.sim.collect import collect as collect_episodes
 
 
-def collect(context: Context) -> dict[str, Any]:
+def collect_stage(context: Context) -> dict[str, Any]:
     """Writes align/ (not with a given mixture), downstream/ and experts.json (per task: attempts, solved, ...)."""
     config = context.recipe.collect
     table: dict[str, dict[str, int]] = {}

@@ -22,15 +22,15 @@ from roboalign.align.dataset import picture
 from roboalign.align.distill import (
     DUPLICATE,
     ENOUGH,
-    PAPER,
+    PAPER_KEPT,
     DistillConfig,
     as_prompt,
     as_trace,
     judge,
 )
-from roboalign.align.grpo.rollout import STOP, text_of
+from roboalign.align.grpo.rollout import STOP, decoded_text
 from roboalign.align.grpo.train import train_grpo
-from roboalign.align.rewards.answers import Reply
+from roboalign.align.rewards.answers import ParsedReply
 from roboalign.conversations.conversation import (
     Conversation,
     image_hash,
@@ -57,7 +57,7 @@ SHARD = 256  # questions whose answers are written together: what a kill costs a
 def distill_rl(context: Context) -> dict[str, Any]:
     """GRPO with the reward `answer` from the pretrained MLLM; writes model/, metrics.jsonl and samples.jsonl."""
     config = context.recipe.distill
-    prompts, _ = draw(context)
+    prompts, _ = draw_prompts(context)
     mllm = context.load(pretrained(context))
     settings = config.rl.model_copy(update={"seed": config.seed})
     return train_grpo(mllm, None, prompts, settings, context.folder, label=context.name)
@@ -68,7 +68,7 @@ def sample(context: Context) -> dict[str, Any]:
 
     Writes answers/NNNNN.jsonl, each whole or not at all, and special_tokens.json: what no trace may spell.
     """
-    config, (_, questions) = context.recipe.distill, draw(context)
+    config, (_, questions) = context.recipe.distill, draw_prompts(context)
     if not questions:
         raise RoboAlignError(
             "the training split has no question left to sample",
@@ -83,7 +83,7 @@ def sample(context: Context) -> dict[str, Any]:
     with Progress(context.name, len(questions), start=done) as progress:
         for number, (part, path) in enumerate(zip(parts, paths)):
             if not path.exists():
-                records = ask(mllm, part, config, number)
+                records = ask_mllm(mllm, part, config, number)
                 write_text(
                     path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
                 )
@@ -98,7 +98,7 @@ def sample(context: Context) -> dict[str, Any]:
 
 def traces(context: Context) -> dict[str, Any]:
     """Judges the answers; writes train-*.parquet, a source for a mixture, and manifest.json."""
-    config, (_, questions) = context.recipe.distill, draw(context)
+    config, (_, questions) = context.recipe.distill, draw_prompts(context)
     sampled = context.run_dir / "distill" / "sample"
     answers, special = read_answers(sampled / "answers"), read_json(sampled / "special_tokens.json")
     judged = [
@@ -110,7 +110,7 @@ def traces(context: Context) -> dict[str, Any]:
             as_trace(question, verdict, number)
             for question, verdicts in judged
             for number, verdict in enumerate(verdicts)
-            if isinstance(verdict, Reply)
+            if isinstance(verdict, ParsedReply)
         ]
     )
     for path in context.folder.glob("train-*.parquet"):
@@ -125,7 +125,7 @@ def traces(context: Context) -> dict[str, Any]:
         "seed": config.seed,
         "counts": {"train": tally.summary()},
         **keep_rates(judged),
-        "paper": {**PAPER, "share": PAPER["kept"] / PAPER["questions"]},
+        "paper": {**PAPER_KEPT, "share": PAPER_KEPT["kept"] / PAPER_KEPT["questions"]},
         "shards": {path.name: hash_file(path) for path in sorted(context.folder.glob("*.parquet"))},
         "versions": {
             "roboalign": __version__,
@@ -151,7 +151,7 @@ def traces(context: Context) -> dict[str, Any]:
     }
 
 
-def draw(context: Context) -> tuple[list[Conversation], list[Conversation]]:
+def draw_prompts(context: Context) -> tuple[list[Conversation], list[Conversation]]:
     """(the questions that GRPO trains on, those that are sampled), each a prompt of `as_prompt`.
 
     Each group gives its share of both, or what it has; a question about an image counts once, however often the mixture
@@ -184,7 +184,7 @@ def first_of_groups(
         for number, turn in enumerate(conversation.turns):
             if turn.type not in group_of:
                 continue
-            key = place(f"{config.seed} {image} {bare(turn.question)} {turn.type}")
+            key = _place(f"{config.seed} {image} {bare(turn.question)} {turn.type}")
             heap = heaps[group_of[turn.type]]
             if key in seen or (len(heap) == count and key > -heap[0][0]):
                 continue
@@ -198,12 +198,12 @@ def first_of_groups(
     ]
 
 
-def place(text: str) -> int:
+def _place(text: str) -> int:
     """A number of 64 bits by which to order."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
-def ask(
+def ask_mllm(
     mllm: Mllm, questions: Sequence[Conversation], config: DistillConfig, number: int
 ) -> list[dict[str, Any]]:
     """Sampled answers to one shard of questions, decoded: {id, answers, tokens} each."""
@@ -217,12 +217,12 @@ def ask(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         stop=STOP,
-        seed=place(f"{config.seed} answers {number}") >> 1,
+        seed=_place(f"{config.seed} answers {number}") >> 1,
     )
     return [
         {
             "id": question.id,
-            "answers": [text_of(mllm, row) for row in rows],
+            "answers": [decoded_text(mllm, row) for row in rows],
             "tokens": sum(map(len, rows)),
         }
         for question, rows in zip(questions, generation.tokens)
@@ -238,14 +238,16 @@ def read_answers(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def keep_rates(judged: Sequence[tuple[Conversation, Sequence[Reply | Refused]]]) -> dict[str, Any]:
+def keep_rates(
+    judged: Sequence[tuple[Conversation, Sequence[ParsedReply | Refused]]],
+) -> dict[str, Any]:
     """What was kept, overall and by question type.
 
     `kept_questions`: share of the questions that gave a trace, with its Wilson interval; the more answers are sampled
     to each, the larger. `passing_answers`: share of the answers that pass by themselves, which does not depend on that.
     `outcomes`: what became of each answer. These have no interval: answers to one question are alike.
     """
-    by_type: dict[str, list[Sequence[Reply | Refused]]] = {}
+    by_type: dict[str, list[Sequence[ParsedReply | Refused]]] = {}
     for question, verdicts in judged:
         by_type.setdefault(question.turns[0].type, []).append(verdicts)
     return {
@@ -254,11 +256,13 @@ def keep_rates(judged: Sequence[tuple[Conversation, Sequence[Reply | Refused]]])
     }
 
 
-def _rates(judged: Sequence[Sequence[Reply | Refused]]) -> dict[str, Any]:
+def _rates(judged: Sequence[Sequence[ParsedReply | Refused]]) -> dict[str, Any]:
     outcomes = Counter(
-        "kept" if isinstance(one, Reply) else one.reason for verdicts in judged for one in verdicts
+        "kept" if isinstance(one, ParsedReply) else one.reason
+        for verdicts in judged
+        for one in verdicts
     )
-    kept = [float(any(isinstance(one, Reply) for one in verdicts)) for verdicts in judged]
+    kept = [float(any(isinstance(one, ParsedReply) for one in verdicts)) for verdicts in judged]
     passing = sum(outcomes[name] for name in ("kept", DUPLICATE, ENOUGH))
     return {
         "questions": len(judged),

@@ -21,10 +21,10 @@ from roboalign.run.benchmark import (
     rollout_config,
 )
 from roboalign.run.folder import (
-    action_tokens,
     backbone_folder,
     mixture_folder,
     read_demonstrations,
+    run_action_tokens,
 )
 from roboalign.run.recipe import Recipe
 from roboalign.run.stage import Context, limit_threads
@@ -40,7 +40,7 @@ VIDEO_FPS = 10.0
 def tokens(context: Context) -> dict[str, Any]:
     """Writes answers.jsonl (one record an answer) and metrics.json (with intervals)."""
     mixture = mixture_folder(context.run_dir)
-    actions = action_tokens(context.run_dir)
+    actions = run_action_tokens(context.run_dir)
     metrics = evaluate_mllm(
         context.load(backbone_folder(context.run_dir, context.seed, context.arm)),
         read_conversations(mixture, "heldout"),

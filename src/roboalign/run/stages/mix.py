@@ -8,7 +8,7 @@ from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import read_manifest
 from roboalign.run.arms import ARMS
-from roboalign.run.folder import action_tokens, mixture_folder, read_demonstrations
+from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
 from roboalign.run.stage import Context
 
 
@@ -16,7 +16,7 @@ def mix(context: Context) -> dict[str, Any]:
     """Writes mixture/ (train-*.parquet, rl.parquet, heldout.parquet, manifest.json)."""
     if context.recipe.mixture is not None:
         return _given(context, Path(context.recipe.mixture))
-    actions = action_tokens(context.run_dir)
+    actions = run_action_tokens(context.run_dir)
     episodes = read_demonstrations(context.run_dir, "align")
     manifest = build_mixture(
         episodes, actions.fast, actions.stats, context.recipe.mix, mixture_folder(context.run_dir)

@@ -18,10 +18,10 @@ from roboalign.core.files import read_json, read_jsonl, write_json, write_text
 from roboalign.core.machine import cores
 from roboalign.core.progress import format_seconds
 from roboalign.evaluate.success import format_success, read_episodes, success_table
-from roboalign.evaluate.token_metrics import compare, summarize
+from roboalign.evaluate.token_metrics import compare_metrics, summarize
 from roboalign.report.page import write_report
-from roboalign.report.samples import side_by_side
-from roboalign.report.summary import Arm, Curve, RunSummary, Sample, Video
+from roboalign.report.samples import frames_side_by_side
+from roboalign.report.summary import ArmSummary, Curve, FrameSample, RunSummary, Video
 from roboalign.report.terminal import format_arms, format_end
 from roboalign.run.arms import ARMS, Backbone, backbones
 from roboalign.run.arms import pairs as compared
@@ -64,7 +64,7 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         arms=[_arm(arm, answers[arm]) for arm in recipe.arms],
         success=success,
         mllm_pairs=[
-            {"before": a, "after": b, **compare(answers[a], answers[b])}
+            {"before": a, "after": b, **compare_metrics(answers[a], answers[b])}
             for a, b in pairs
             if answers[a] and answers[b]
         ],
@@ -130,10 +130,10 @@ def number_in_words(count: int) -> str:
     return str(count)
 
 
-def _arm(name: str, answers: list[dict[str, Any]]) -> Arm:
+def _arm(name: str, answers: list[dict[str, Any]]) -> ArmSummary:
     row = ARMS[name]
     mllm = summarize(answers) if answers else None
-    return Arm(name, row.title, row.description, mllm, claim=row.claim)
+    return ArmSummary(name, row.title, row.description, mllm, claim=row.claim)
 
 
 def print_summary(run_dir: Path, arms: Sequence[str]) -> None:
@@ -271,7 +271,7 @@ def _first_arm(backbone: Backbone) -> str:
 
 def _samples(
     run_dir: Path, recipe: Recipe, answers: dict[str, list[dict[str, Any]]]
-) -> list[Sample]:
+) -> list[FrameSample]:
     """What SFT and RoboAlign said about the same frames, of the first training seed."""
     if not {"sft", "roboalign"} <= set(recipe.arms):
         return []
@@ -280,7 +280,7 @@ def _samples(
         for arm in ("sft", "roboalign")
     }
     heldout = read_conversations(mixture_folder(run_dir), "heldout")
-    return side_by_side(("sft", first["sft"]), ("roboalign", first["roboalign"]), heldout)
+    return frames_side_by_side(("sft", first["sft"]), ("roboalign", first["roboalign"]), heldout)
 
 
 def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:

@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 _GRIPPER = np.array([-1.0, 1.0])
 """Directions in which the two fingers' commands move when it closes."""
 
@@ -59,7 +59,7 @@ class ArmControl:
         self._mass = np.zeros((self.model.nv, self.model.nv))
         self._jacobian = np.zeros((2, 3, self.model.nv))
 
-    def step(self, action: Floats) -> None:
+    def step(self, action: _Floats) -> None:
         """Execute one action [7] in [-1, 1]: 25 simulation steps of 2 ms. Raises what MuJoCo and NumPy raise."""
         closing = self.robot.gripper.speed * np.sign(action[6:])
         for substep in range(self._substeps):
@@ -73,7 +73,7 @@ class ArmControl:
             )
             mujoco.mj_step2(self.model, self.data)
 
-    def _torques_to(self, action: Floats) -> Floats:
+    def _torques_to(self, action: _Floats) -> _Floats:
         """Set the hand's goal, relative to where it is now, and return the torques [7] towards it.
 
         After a reset robosuite's controller still holds the state of that reset: where a stored state was set since,
@@ -81,11 +81,11 @@ class ArmControl:
         """
         stale = not self.controller.new_update
         self.controller.set_goal(action)
-        torques: Floats = np.array(self.controller.run_controller()) if stale else self._torques()
+        torques: _Floats = np.array(self.controller.run_controller()) if stale else self._torques()
         self.controller.new_update = True
         return torques
 
-    def _torques(self) -> Floats:
+    def _torques(self) -> _Floats:
         """The arm's torques [7] in this state (Khatib 1987; gains and nullspace posture as robosuite sets them)."""
         data, controller = self.data, self.controller
         mujoco.mj_jacSite(self.model, data, self._jacobian[0], self._jacobian[1], self._site)

@@ -12,7 +12,7 @@ from roboalign.sim.base import Task
 from roboalign.sim.libero.environment import FIRST_PLACEMENT, Libero, LiberoEnvironment
 from roboalign.sim.libero.experts import make_expert
 from roboalign.sim.libero.experts.fixtures import handle
-from roboalign.sim.libero.experts.scene import Floats, Scene
+from roboalign.sim.libero.experts.scene import Floats, LiberoScene
 from roboalign.sim.libero.nouns import Goal, instances, point_noun, scene_nouns
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import find_task
@@ -118,8 +118,8 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
         ).astype(np.float32)
 
     @functools.cached_property
-    def _scene(self) -> Scene:
-        return Scene(self.simulation)
+    def _scene(self) -> LiberoScene:
+        return LiberoScene(self.simulation)
 
 
 def _names(points: Iterable[str]) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ def goal_points(goals: Iterable[Goal]) -> dict[str, tuple[str, str]]:
     return points | ({"goal": ("", targets[-1])} if targets else {})
 
 
-def position(scene: Scene, predicate: str, name: str) -> Floats:
+def position(scene: LiberoScene, predicate: str, name: str) -> Floats:
     """Where the point of a goal is, [3] world, meters: see `DemonstratedLiberoEnvironment.privileged`."""
     if predicate in ("open", "close", "turnon", "turnoff"):
         joint = scene.joint_of(name)

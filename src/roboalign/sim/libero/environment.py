@@ -17,7 +17,7 @@ from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task
-from roboalign.sim.cameras import CameraGeometry, RenderMode, View, pose_of, projection_matrix
+from roboalign.sim.cameras import CameraGeometry, CameraView, RenderMode, pose_of, projection_matrix
 from roboalign.sim.libero.control import ArmControl
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import (
@@ -35,7 +35,7 @@ from roboalign.sim.physics import diverged
 from roboalign.sim.rendering import Renderer
 
 CAMERAS = {
-    name: View(name, fixed=fixed)
+    name: CameraView(name, fixed=fixed)
     for name, fixed in zip(CAMERA_NAMES, ("agentview", "robot0_eye_in_hand"), strict=True)
 }
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)

@@ -110,23 +110,23 @@ class LiberoConfig(Config):
         return {**theirs, **values}
 
 
-PRESETS: dict[str, LiberoConfig] = {
+LIBERO_PRESETS: dict[str, LiberoConfig] = {
     name: LiberoConfig(preset=name) for name in get_args(PresetName)
 }
 
 
 def preset(name: str) -> LiberoConfig:
     """The protocol of a known harness. Raises RoboAlignError for an unknown name."""
-    if name not in PRESETS:
+    if name not in LIBERO_PRESETS:
         raise RoboAlignError(
             f"unknown LIBERO preset {name!r}",
             where="preset",
-            fix=f"use one of {', '.join(PRESETS)}",
+            fix=f"use one of {', '.join(LIBERO_PRESETS)}",
         )
-    return PRESETS[name]
+    return LIBERO_PRESETS[name]
 
 
 def departures(config: LiberoConfig) -> dict[str, Any]:
     """The settings that are not those of `config.preset`, with their values."""
-    theirs = PRESETS[config.preset].model_dump()
+    theirs = LIBERO_PRESETS[config.preset].model_dump()
     return {name: value for name, value in config.model_dump().items() if value != theirs[name]}

@@ -7,13 +7,13 @@ from pydantic import Field
 from roboalign.core.config import Config
 from roboalign.sim.cameras import RenderMode
 
-CameraName = Literal["workspace", "corner2"]
+_CameraName = Literal["workspace", "corner2"]
 
 
 class MetaWorldConfig(Config):
     """How Meta-World is drawn."""
 
-    cameras: tuple[CameraName, ...] = ("workspace",)
+    cameras: tuple[_CameraName, ...] = ("workspace",)
     """`workspace` frames the table tightly for small images; `corner2` is Meta-World's own."""
     image_size: int = Field(64, ge=8, le=4096)
     """Width and height of every image, pixels."""

@@ -6,7 +6,7 @@ Run `python -m roboalign.sim.metaworld.experts [--tasks TASK ...]`.
 import argparse
 from collections.abc import Mapping, Sequence
 
-from roboalign.sim.collect import CollectConfig, collect, success_table
+from roboalign.sim.collect import CollectConfig, collect, collected_table
 from roboalign.sim.metaworld.environment import MetaWorld
 from roboalign.sim.metaworld.instructions import TASKS
 
@@ -20,7 +20,7 @@ def expert_table(
         config = CollectConfig(
             episodes_per_task=episodes, attempts=1, noise=noise, steps_after_success=0
         )
-        columns.append(success_table(collect(tasks, MetaWorld(), config, workers=workers)))
+        columns.append(collected_table(collect(tasks, MetaWorld(), config, workers=workers)))
     head = "".join(f" noise {noise:g} | steps |" for noise in noises)
     lines = [f"| task |{head}", "|---|" + "---|---|" * len(noises)]
     for task in tasks:

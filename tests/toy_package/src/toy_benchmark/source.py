@@ -1,8 +1,8 @@
 """A source of questions and answers, which a mixture names by `preset: toy-colors`."""
 
-from roboalign.conversations.qa.presets import Preset
+from roboalign.conversations.qa.presets import QaPreset
 
-COLORS = Preset(
+COLORS = QaPreset(
     name="toy-colors",
     hub=None,
     licence="CC0-1.0",

@@ -16,7 +16,7 @@ from roboalign.mllm.load import Mllm
 FORBIDDEN = -100.0  # the bias of a suppressed token: OpenAI's lowest
 
 
-def messages(asked: Prompt) -> list[dict[str, Any]]:
+def chat_messages(asked: Prompt) -> list[dict[str, Any]]:
     """The question as chat messages, its image as a PNG in a data URL: the same pixels, whatever it was stored as."""
     buffer = io.BytesIO()
     Image.fromarray(asked.image).save(buffer, "PNG")
@@ -54,7 +54,7 @@ def sampling(
     }
 
 
-def read_reply(
+def read_completion(
     mllm: Mllm,
     reply: Any,
     prompt: Encoded,

@@ -20,11 +20,11 @@ from roboalign.core.http import Telling, open_client, passes, plain_url
 
 KEY = "VLLM_API_KEY"  # the variable from which `vllm serve` takes the key that it asks for
 # Sampling defaults are not the folder's; images are resized by Pillow, as here, and not by torchvision.
-OPTIONS = """--generation-config vllm --mm-processor-kwargs '{"use_fast": false}'"""
+SERVER_OPTIONS = """--generation-config vllm --mm-processor-kwargs '{"use_fast": false}'"""
 SET_HERE = frozenset(
     {"--uds", "--host", "--port", "--api-key", "--gpu-memory-utilization", "--enable-sleep-mode"}
 )
-LONGEST_WAIT = 30.0  # seconds between two tries
+_LONGEST_WAIT = 30.0  # seconds between two tries
 GOES_ON = "the same command goes on from the last checkpoint"
 
 
@@ -150,7 +150,7 @@ class VllmClient:
                         fix=remedy(status, path),
                     )
             self.check()
-            wait = min(0.5 * 2**attempt, LONGEST_WAIT)
+            wait = min(0.5 * 2**attempt, _LONGEST_WAIT)
             if self.stop.is_set() or time.monotonic() + wait > end:
                 raise RoboAlignError(
                     f"no answer after {attempt + 1} tries ({problem})",

@@ -16,7 +16,7 @@ import sys
 import time
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL, and those in which what was killed must be gone
-POLL = 0.1
+_POLL = 0.1
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 NOT_STARTED = 127  # a shell's status for a command that there is not
 
@@ -48,19 +48,19 @@ def main(parent: int, command: list[str]) -> int:
         print(f"{command[0]} cannot be started: {error}", file=sys.stderr, flush=True)
         return NOT_STARTED
     while not told and not ended(child.pid):
-        time.sleep(POLL)
+        time.sleep(_POLL)
     last = time.monotonic() + GRACE
     if told:
         child.terminate()
     while not ended(child.pid) and time.monotonic() < last:
-        time.sleep(POLL)
+        time.sleep(_POLL)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(
             child.pid, signal.SIGKILL
         )  # it is not waited for yet, so the number is still its own
     status, last = child.wait(), time.monotonic() + GRACE
     while left() and time.monotonic() < last:
-        time.sleep(POLL)
+        time.sleep(_POLL)
     return status if status >= 0 else 128 - status
 
 

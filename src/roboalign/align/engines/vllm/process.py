@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 
 from roboalign.align.engines.vllm import guard as vllm_guard
-from roboalign.align.engines.vllm.client import GOES_ON, OPTIONS, VllmConfig
+from roboalign.align.engines.vllm.client import GOES_ON, SERVER_OPTIONS, VllmConfig
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.http import Telling
 
-POLL = 0.2  # seconds between two looks at a server that is starting
+_POLL = 0.2  # seconds between two looks at a server that is starting
 ENDING = (
     2 * vllm_guard.GRACE + 5.0
 )  # seconds after which a guard that was told to end is killed itself
-QUOTED, WIDE = (
+QUOTED, _WIDE = (
     3,
     400,
 )  # lines of the log in a message, where there is no error in it, and letters of each
@@ -115,7 +115,7 @@ class VllmProcess:
                     fix=f"see what it waits for, or give it more rl.vllm.patience; {GOES_ON}",
                 )
             tell(f"the server is starting: {self.log}")
-            time.sleep(POLL)
+            time.sleep(_POLL)
 
     def check(self) -> None:
         """Raises RoboAlignError, with the end of its log, where the server has ended."""
@@ -153,7 +153,7 @@ class VllmProcess:
         ]
         chosen = sorted({place + after for place in errors[:1] + errors[-1:] for after in (0, 1)})
         quoted = [lines[place] for place in chosen if place < len(lines)] or lines[-QUOTED:]
-        said = " | ".join(line[:WIDE] for line in quoted)
+        said = " | ".join(line[:_WIDE] for line in quoted)
         return f"its log says: {said}" if said else "its log is empty"
 
 
@@ -166,7 +166,7 @@ def serve_command(config: VllmConfig, program: str, folder: Path, path: str) -> 
         str(folder),
         "--uds",
         path,
-        *shlex.split(OPTIONS),
+        *shlex.split(SERVER_OPTIONS),
         "--limit-mm-per-prompt",
         '{"image":1,"video":0}',
         "--gpu-memory-utilization",

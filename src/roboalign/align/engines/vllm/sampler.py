@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from roboalign.align.engines.vllm.chat import messages, read_reply, sampling
-from roboalign.align.engines.vllm.client import GOES_ON, OPTIONS, VllmClient, VllmConfig
+from roboalign.align.engines.vllm.chat import chat_messages, read_completion, sampling
+from roboalign.align.engines.vllm.client import GOES_ON, SERVER_OPTIONS, VllmClient, VllmConfig
 from roboalign.align.engines.vllm.process import VllmProcess, shown
 from roboalign.align.engines.vllm.weights import write_policy
 from roboalign.align.grpo.logprobs import completion_statistics
@@ -79,7 +79,7 @@ class VllmSampler:
             )
             self.says = f"each process samples its answers with `{shown(self.own.command)}`"
         else:
-            command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} {OPTIONS}"
+            command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {self.folder} {SERVER_OPTIONS}"
             self.client = VllmClient(
                 config,
                 f"see that the server is up: `{command}` (docs/how-to/vllm-and-verl.md); {GOES_ON}",
@@ -190,12 +190,12 @@ class VllmSampler:
         """
         settings = sampling(mllm, samples, max_new_tokens, temperature, stop)
         bodies = [
-            {"model": self._name(), "messages": messages(one), **settings, "seed": number}
+            {"model": self._name(), "messages": chat_messages(one), **settings, "seed": number}
             for one, number in zip(asked, seed, strict=True)
         ]
         replies = self._all(bodies)
         answers = [
-            read_reply(mllm, reply, encoded, samples, max_new_tokens, stop, self.client.where)
+            read_completion(mllm, reply, encoded, samples, max_new_tokens, stop, self.client.where)
             for reply, encoded in zip(replies, prompts, strict=True)
         ]
         tokens = [[ids for ids, _, _ in group] for group in answers]

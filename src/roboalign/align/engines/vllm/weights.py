@@ -14,7 +14,7 @@ from roboalign.core.files import atomic_path, write_json
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.processors import save_processor
 
-MARK = "roboalign-policy.json"  # tells a folder of policies, which may be replaced, from any other
+_MARK = "roboalign-policy.json"  # tells a folder of policies, which may be replaced, from any other
 SERVED = {
     "qwen2_5_vl": "qwen2_5_vl_vision",
     "qwen3_vl": "qwen3_vl_vision",
@@ -33,7 +33,7 @@ def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
     `folder`, or the model is none of those SERVED.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / MARK).is_file():
+    if folder.exists() and not (folder / _MARK).is_file():
         raise RoboAlignError(
             "something else than a policy written here stands at this place",
             where=str(folder),
@@ -54,7 +54,7 @@ def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
             for part in (config, config["text_config"]):
                 part["tie_word_embeddings"] = False
             write_json(path, config)
-        write_json(temporary / MARK, {"update": update})
+        write_json(temporary / _MARK, {"update": update})
 
 
 def check_served(config: Any) -> None:

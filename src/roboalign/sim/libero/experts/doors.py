@@ -5,16 +5,16 @@ from scipy.spatial.transform import Rotation
 
 from roboalign.sim.libero.experts.fixtures import UP
 from roboalign.sim.libero.experts.motion import (
-    CLOSED,
-    OPEN,
-    Motion,
+    CLOSE_GRIPPER,
+    OPEN_GRIPPER,
+    ExpertMotion,
     action_towards,
     grip,
     move,
     pointing_down,
     rise,
 )
-from roboalign.sim.libero.experts.scene import Floats, Scene
+from roboalign.sim.libero.experts.scene import Floats, LiberoScene
 
 TILT = np.deg2rad(70)
 """The hand's angle from the vertical where it reaches through a door: the palm stays behind the fingertips."""
@@ -31,7 +31,7 @@ AHEAD, PUSHING_STEPS = 0.5, 150
 """How far ahead of the door, rad, a hand that pushes it aims, and for how long."""
 
 
-def inwards_through(scene: Scene, door: str) -> Floats:
+def inwards_through(scene: LiberoScene, door: str) -> Floats:
     """Horizontal unit vector [3] into the fixture, across the plane of its shut door (the joint's zero)."""
     joint = scene.joint(door)
     panel = scene.points(scene.moved_by(door)).mean(axis=0) - joint.anchor
@@ -39,7 +39,7 @@ def inwards_through(scene: Scene, door: str) -> Floats:
     return np.asarray(np.cross(joint.axis, shut / np.linalg.norm(shut)))
 
 
-def insert(scene: Scene, name: str, region: str) -> Motion:
+def insert(scene: LiberoScene, name: str, region: str) -> ExpertMotion:
     """Carry an object by its handle through the open door of a fixture into its region, and let go."""
     inwards, geoms = inwards_through(scene, scene.joint_of(scene.parent(region))), scene.geoms(name)
     middle, aside = scene.position(region), np.cross(inwards, UP)
@@ -56,27 +56,33 @@ def insert(scene: Scene, name: str, region: str) -> Motion:
 
     start = float((middle - scene.position(name)) @ inwards)
     yield from move(
-        scene, lambda: at(start, CLEARANCE), orientation, CLOSED, tolerance=0.01, speed=0.6
+        scene, lambda: at(start, CLEARANCE), orientation, CLOSE_GRIPPER, tolerance=0.01, speed=0.6
     )
     for distance in np.linspace(start, SHORT, int(np.ceil((start - SHORT) / STRIDE)) + 1):
         yield from move(
             scene,
             lambda: at(distance, CLEARANCE),  # noqa: B023
             orientation,
-            CLOSED,
+            CLOSE_GRIPPER,
             tolerance=0.012,
             limit=15,
         )
     yield from move(
-        scene, lambda: at(SHORT, 0.002), orientation, CLOSED, tolerance=0.006, speed=0.3, limit=40
+        scene,
+        lambda: at(SHORT, 0.002),
+        orientation,
+        CLOSE_GRIPPER,
+        tolerance=0.006,
+        speed=0.3,
+        limit=40,
     )
-    yield from grip(scene, OPEN, 8)
+    yield from grip(scene, OPEN_GRIPPER, 8)
     back = scene.hand()[0] - 0.12 * inwards
-    yield from move(scene, lambda: back, orientation, OPEN, tolerance=0.02, limit=40)
-    return (yield from rise(scene, OPEN, 0.2))
+    yield from move(scene, lambda: back, orientation, OPEN_GRIPPER, tolerance=0.02, limit=40)
+    return (yield from rise(scene, OPEN_GRIPPER, 0.2))
 
 
-def _take_by_handle(scene: Scene, name: str, inwards: Floats) -> Motion:
+def _take_by_handle(scene: LiberoScene, name: str, inwards: Floats) -> ExpertMotion:
     """Close the tilted hand on the part of an object that sticks out farthest against `inwards` [3], and lift it."""
     approach, aside = np.sin(TILT) * inwards - np.cos(TILT) * UP, np.cross(inwards, UP)
     orientation = np.column_stack([aside, np.cross(approach, aside), approach])
@@ -84,26 +90,28 @@ def _take_by_handle(scene: Scene, name: str, inwards: Floats) -> Motion:
     handle = centres[np.argmin(centres @ inwards)]
     front, start = handle - 0.1 * approach, scene.position(name)
     high = np.array([*front[:2], max(front[2], scene.hand()[0][2])])
-    yield from move(scene, lambda: high, orientation, OPEN, tolerance=0.02, limit=150)
-    yield from move(scene, lambda: front, orientation, OPEN, tolerance=0.01, limit=60)
-    yield from move(scene, lambda: handle, orientation, OPEN, tolerance=0.006, speed=0.4, limit=60)
-    yield from grip(scene, CLOSED)
-    yield from rise(scene, CLOSED, 0.03, speed=0.5)
+    yield from move(scene, lambda: high, orientation, OPEN_GRIPPER, tolerance=0.02, limit=150)
+    yield from move(scene, lambda: front, orientation, OPEN_GRIPPER, tolerance=0.01, limit=60)
+    yield from move(
+        scene, lambda: handle, orientation, OPEN_GRIPPER, tolerance=0.006, speed=0.4, limit=60
+    )
+    yield from grip(scene, CLOSE_GRIPPER)
+    yield from rise(scene, CLOSE_GRIPPER, 0.03, speed=0.5)
     if scene.position(name)[2] > start[2] + 0.01:
         return True
-    yield from grip(scene, OPEN, 5)
-    yield from rise(scene, OPEN, 0.1)
+    yield from grip(scene, OPEN_GRIPPER, 5)
+    yield from rise(scene, OPEN_GRIPPER, 0.1)
     return False
 
 
-def _floor(scene: Scene, region: str) -> float:
+def _floor(scene: LiberoScene, region: str) -> float:
     """Height of what is under the middle of a region of a fixture."""
     points, middle = scene.points(scene.geoms(scene.parent(region))), scene.position(region)
     under = (np.abs(points[:, :2] - middle[:2]) < 0.03).all(axis=1) & (points[:, 2] < middle[2])
     return float(points[under, 2].max(initial=scene.ground))
 
 
-def close_door(scene: Scene, fixture: str) -> Motion:
+def close_door(scene: LiberoScene, fixture: str) -> ExpertMotion:
     """Push an open door shut: the fingertips from outside against its upper edge, the palm over it."""
     door = scene.joint_of(fixture)
     inwards, orientation = inwards_through(scene, door), pointing_down(0.0)
@@ -120,15 +128,20 @@ def close_door(scene: Scene, fixture: str) -> Motion:
         scene,
         lambda: outside(0, 0.1, height + 0.12),
         orientation,
-        CLOSED,
+        CLOSE_GRIPPER,
         tolerance=0.02,
         limit=150,
     )
     yield from move(
-        scene, lambda: outside(0, 0.1, height), orientation, CLOSED, tolerance=0.015, limit=60
+        scene,
+        lambda: outside(0, 0.1, height),
+        orientation,
+        CLOSE_GRIPPER,
+        tolerance=0.015,
+        limit=60,
     )
     for _ in range(PUSHING_STEPS):
         if scene.holds(["close", fixture]):
             break
-        yield action_towards(scene, outside(AHEAD, BESIDE, height), orientation, CLOSED, 0.5)
-    return (yield from rise(scene, CLOSED, 0.1))
+        yield action_towards(scene, outside(AHEAD, BESIDE, height), orientation, CLOSE_GRIPPER, 0.5)
+    return (yield from rise(scene, CLOSE_GRIPPER, 0.1))

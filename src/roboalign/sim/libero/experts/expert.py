@@ -8,13 +8,13 @@ import numpy as np
 from roboalign.sim.libero.environment import LiberoEnvironment
 from roboalign.sim.libero.experts.doors import close_door, insert
 from roboalign.sim.libero.experts.fixtures import close_drawer, open_drawer, turn_knob
-from roboalign.sim.libero.experts.motion import OPEN, Motion, grip
-from roboalign.sim.libero.experts.scene import Scene
+from roboalign.sim.libero.experts.motion import OPEN_GRIPPER, ExpertMotion, grip
+from roboalign.sim.libero.experts.scene import LiberoScene
 from roboalign.sim.libero.experts.skills import pick, place, push
 
 ROUNDS = 3
 """How many times all predicates are gone through, as long as one does not hold."""
-SHUT, AJAR, WIDE = 0.08, 0.13, 0.18
+SHUT, AJAR, _WIDE = 0.08, 0.13, 0.18
 """A drawer opened by less than the first is shut; how far it is pulled to put something in, and where the goal is
 to open it (beyond its stop), meters. Wide open, it covers what is in front of the cabinet."""
 SIDE_BY_SIDE = 0.045
@@ -24,7 +24,7 @@ SIDE_BY_SIDE = 0.045
 class Expert:
     """Yields the scripted expert's actions from the current state of the simulation. For one episode."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: LiberoScene) -> None:
         self._motion = _solve(scene)
 
     def action(self) -> np.ndarray:
@@ -34,19 +34,19 @@ class Expert:
 
 def make_expert(environment: LiberoEnvironment) -> Expert:
     """The expert of an environment's current episode: call it after the reset."""
-    return Expert(Scene(environment.simulation))
+    return Expert(LiberoScene(environment.simulation))
 
 
-def _solve(scene: Scene) -> Generator[np.ndarray, None, None]:
+def _solve(scene: LiberoScene) -> Generator[np.ndarray, None, None]:
     for _ in range(ROUNDS):
         for goal in sorted(scene.goals(), key=lambda goal: goal[0] == "close"):
             if not scene.holds(goal):
                 yield from _achieve(scene, goal)
     while True:
-        yield from grip(scene, OPEN, 1)
+        yield from grip(scene, OPEN_GRIPPER, 1)
 
 
-def _achieve(scene: Scene, goal: list[str]) -> Motion:
+def _achieve(scene: LiberoScene, goal: list[str]) -> ExpertMotion:
     """Make one predicate true."""
     predicate, name, *target = goal
     if predicate == "in" and scene.is_behind_door(target[0]):
@@ -56,15 +56,15 @@ def _achieve(scene: Scene, goal: list[str]) -> Motion:
     if predicate == "turnon":
         return (yield from turn_knob(scene, name))
     if predicate == "open":
-        return (yield from open_drawer(scene, name, WIDE))
+        return (yield from open_drawer(scene, name, _WIDE))
     if predicate == "close" and scene.is_drawer(name):
         return (yield from close_drawer(scene, name))
     if predicate == "close":
         return (yield from close_door(scene, name))
-    return (yield from grip(scene, OPEN, 1))
+    return (yield from grip(scene, OPEN_GRIPPER, 1))
 
 
-def _bring(scene: Scene, name: str, target: str) -> Motion:
+def _bring(scene: LiberoScene, name: str, target: str) -> ExpertMotion:
     """Bring an object to its target; a plate is pushed over the table, a shut drawer is opened first."""
     if scene.is_drawer(target) and abs(scene.joint(scene.joint_of(target)).value) < SHUT:
         yield from open_drawer(scene, target, AJAR)

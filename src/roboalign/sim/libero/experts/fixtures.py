@@ -3,8 +3,15 @@
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from roboalign.sim.libero.experts.motion import CLOSED, OPEN, Motion, grip, move, rise
-from roboalign.sim.libero.experts.scene import Floats, Scene
+from roboalign.sim.libero.experts.motion import (
+    CLOSE_GRIPPER,
+    OPEN_GRIPPER,
+    ExpertMotion,
+    grip,
+    move,
+    rise,
+)
+from roboalign.sim.libero.experts.scene import Floats, LiberoScene
 from roboalign.sim.libero.experts.skills import grasp_from_above
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -16,7 +23,7 @@ PULL_TILT, PUSH_TILT = np.deg2rad(25), np.deg2rad(45)
 """The hand's angle below the horizontal where it pulls and where it pushes a drawer."""
 
 
-def drive_joint(scene: Scene, joint: str, amount: float, steps: int) -> Motion:
+def drive_joint(scene: LiberoScene, joint: str, amount: float, steps: int) -> ExpertMotion:
     """With the hand closed on a fixture's part, carry it along its joint by `amount` (meters or rad)."""
     start = scene.joint(joint)
     point, orientation = scene.hand()
@@ -28,20 +35,20 @@ def drive_joint(scene: Scene, joint: str, amount: float, steps: int) -> Motion:
             facing = turn.as_matrix() @ orientation
         else:
             goal, facing = point + ahead * start.axis, orientation
-        yield from move(scene, lambda: goal, facing, CLOSED, tolerance=0.01, limit=3)  # noqa: B023
+        yield from move(scene, lambda: goal, facing, CLOSE_GRIPPER, tolerance=0.01, limit=3)  # noqa: B023
     return True
 
 
-def turn_knob(scene: Scene, fixture: str) -> Motion:
+def turn_knob(scene: LiberoScene, fixture: str) -> ExpertMotion:
     """Grasp a knob from above and turn it."""
     joint = scene.joint_of(fixture)
     yield from grasp_from_above(scene, scene.moved_by(joint), [])
     yield from drive_joint(scene, joint, TURN, 12)
-    yield from grip(scene, OPEN, 8)
-    return (yield from rise(scene, OPEN, 0.12))
+    yield from grip(scene, OPEN_GRIPPER, 8)
+    return (yield from rise(scene, OPEN_GRIPPER, 0.12))
 
 
-def open_drawer(scene: Scene, region: str, distance: float) -> Motion:
+def open_drawer(scene: LiberoScene, region: str, distance: float) -> ExpertMotion:
     """Grasp a drawer's handle from the front, the fingers above and below the bar, and pull it by `distance` meters."""
     joint = scene.joint_of(region)
     inwards, grip_at = scene.joint(joint).axis, handle(scene, joint)
@@ -50,18 +57,18 @@ def open_drawer(scene: Scene, region: str, distance: float) -> Motion:
     orientation = np.column_stack([np.cross(across, approach), across, approach])
     front = grip_at - 0.1 * approach
     above = np.array([*front[:2], max(front[2], scene.hand()[0][2])])
-    yield from move(scene, lambda: above, orientation, OPEN, tolerance=0.03, limit=120)
-    yield from move(scene, lambda: front, orientation, OPEN, tolerance=0.015, limit=60)
-    yield from move(scene, lambda: grip_at, orientation, OPEN, speed=0.4, limit=60)
-    yield from grip(scene, CLOSED)
+    yield from move(scene, lambda: above, orientation, OPEN_GRIPPER, tolerance=0.03, limit=120)
+    yield from move(scene, lambda: front, orientation, OPEN_GRIPPER, tolerance=0.015, limit=60)
+    yield from move(scene, lambda: grip_at, orientation, OPEN_GRIPPER, speed=0.4, limit=60)
+    yield from grip(scene, CLOSE_GRIPPER)
     yield from drive_joint(scene, joint, -distance, 18)
-    yield from grip(scene, OPEN, 8)
+    yield from grip(scene, OPEN_GRIPPER, 8)
     back = scene.hand()[0] - 0.08 * inwards
-    yield from move(scene, lambda: back, orientation, OPEN, tolerance=0.02, limit=30)
-    return (yield from rise(scene, OPEN, 0.15))
+    yield from move(scene, lambda: back, orientation, OPEN_GRIPPER, tolerance=0.02, limit=30)
+    return (yield from rise(scene, OPEN_GRIPPER, 0.15))
 
 
-def close_drawer(scene: Scene, region: str) -> Motion:
+def close_drawer(scene: LiberoScene, region: str) -> ExpertMotion:
     """Push a drawer shut by its handle with the closed fingers, the hand leaning away from the cabinet."""
     joint = scene.joint_of(region)
     inwards, grip_at = scene.joint(joint).axis, handle(scene, joint)
@@ -73,18 +80,20 @@ def close_drawer(scene: Scene, region: str) -> Motion:
         scene,
         lambda: front + np.array([0, 0, 0.15]),
         orientation,
-        CLOSED,
+        CLOSE_GRIPPER,
         tolerance=0.02,
         limit=120,
     )
-    yield from move(scene, lambda: front, orientation, CLOSED, tolerance=0.015, limit=60)
-    yield from move(scene, lambda: front + PUSH * inwards, orientation, CLOSED, speed=0.5, limit=60)
+    yield from move(scene, lambda: front, orientation, CLOSE_GRIPPER, tolerance=0.015, limit=60)
+    yield from move(
+        scene, lambda: front + PUSH * inwards, orientation, CLOSE_GRIPPER, speed=0.5, limit=60
+    )
     back = front - 0.04 * inwards
-    yield from move(scene, lambda: back, orientation, CLOSED, tolerance=0.02, limit=40)
-    return (yield from rise(scene, OPEN, 0.15))
+    yield from move(scene, lambda: back, orientation, CLOSE_GRIPPER, tolerance=0.02, limit=40)
+    return (yield from rise(scene, OPEN_GRIPPER, 0.15))
 
 
-def handle(scene: Scene, joint: str) -> Floats:
+def handle(scene: LiberoScene, joint: str) -> Floats:
     """Center [3] of the handle: the box of the drawer that sticks out farthest."""
     boxes = scene.moved_by(joint)
     centres = np.array([scene.data.geom_xpos[box] for box in boxes])

@@ -16,16 +16,16 @@ from roboalign.sim.libero.experts.grasps import (
     TIP_BELOW,
     lowest_hand,
 )
-from roboalign.sim.libero.experts.scene import Floats, Scene
+from roboalign.sim.libero.experts.scene import Floats, LiberoScene
 
-Motion = Generator[np.ndarray, None, bool]
+ExpertMotion = Generator[np.ndarray, None, bool]
 Point = Callable[[], Floats]
 
-OPEN, CLOSED = -1.0, 1.0
+OPEN_GRIPPER, CLOSE_GRIPPER = -1.0, 1.0
 POSITION_UNIT, ROTATION_UNIT = 0.05, 0.5
 """What an action of 1 asks of the controller: meters, rad."""
 GAIN = 1.6
-PATIENCE = 12
+_PATIENCE = 12
 """Steps without progress after which a motion is given up."""
 RETREAT = 0.1
 """Meters by which the hand comes out from under something."""
@@ -44,7 +44,7 @@ def yaw_of(orientation: Floats) -> float:
 
 
 def action_towards(
-    scene: Scene, point: Floats, orientation: Floats, gripper: float, speed: float = 1.0
+    scene: LiberoScene, point: Floats, orientation: Floats, gripper: float, speed: float = 1.0
 ) -> np.ndarray:
     """The action float32 [7] that drives the hand to a pose, slower than `speed` (1 is about 0.3 m/s)."""
     position, current = scene.hand()
@@ -56,7 +56,7 @@ def action_towards(
 
 
 def move(
-    scene: Scene,
+    scene: LiberoScene,
     point: Point,
     orientation: Floats,
     gripper: float,
@@ -64,10 +64,10 @@ def move(
     tolerance: float = 0.008,
     speed: float = 1.0,
     limit: int = 80,
-) -> Motion:
+) -> ExpertMotion:
     """Drive to `point`, which may itself move, until within `tolerance` meters and 0.08 rad.
 
-    Given up after `limit` steps, and where PATIENCE steps brought the hand no nearer: it is blocked or out of reach.
+    Given up after `limit` steps, and where _PATIENCE steps brought the hand no nearer: it is blocked or out of reach.
     """
     best, since = np.inf, 0
     for _ in range(limit):
@@ -78,13 +78,13 @@ def move(
             return True
         error = distance + 0.1 * turn
         best, since = (error, 0) if error < best - 0.001 else (best, since + 1)
-        if since > PATIENCE:
+        if since > _PATIENCE:
             return False
         yield action_towards(scene, point(), orientation, gripper, speed)
     return False
 
 
-def rise(scene: Scene, gripper: float, height: float, speed: float = 1.0) -> Motion:
+def rise(scene: LiberoScene, gripper: float, height: float, speed: float = 1.0) -> ExpertMotion:
     """Straight up by `height` meters."""
     start, orientation = scene.hand()
     point = start + np.array([0.0, 0.0, height])
@@ -95,7 +95,7 @@ def rise(scene: Scene, gripper: float, height: float, speed: float = 1.0) -> Mot
     )
 
 
-def grip(scene: Scene, gripper: float, steps: int = 10) -> Motion:
+def grip(scene: LiberoScene, gripper: float, steps: int = 10) -> ExpertMotion:
     """Hold the pose while the fingers move."""
     point, orientation = scene.hand()
     for _ in range(steps):
@@ -104,8 +104,8 @@ def grip(scene: Scene, gripper: float, steps: int = 10) -> Motion:
 
 
 def travel(
-    scene: Scene, point: Point, orientation: Floats, gripper: float, carried: list[int]
-) -> Motion:
+    scene: LiberoScene, point: Point, orientation: Floats, gripper: float, carried: list[int]
+) -> ExpertMotion:
     """Go over `point` at a height that clears everything on the way, with what is carried; not down to it."""
     obstacles = scene.around(carried)
     start, facing = scene.hand()
@@ -147,7 +147,7 @@ def _beside(points: Floats, start: Floats, end: Floats) -> Floats:
     return np.asarray(np.linalg.norm(points - start - share[:, None] * way, axis=1))
 
 
-def resting_height(scene: Scene, carried: list[int], xy: Floats, yaw: float) -> float:
+def resting_height(scene: LiberoScene, carried: list[int], xy: Floats, yaw: float) -> float:
     """Height of the hand over `xy` [2] at which what it holds is just above its support and the hand is free."""
     position, _ = scene.hand()
     held = scene.points(carried)

@@ -27,7 +27,7 @@ class Joint:
     anchor: Floats
 
 
-class Scene:
+class LiberoScene:
     """Reads a robosuite simulation of LIBERO at its current state. World coordinates in meters, z up."""
 
     def __init__(self, simulation: Any) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 
 from roboalign.sim.libero.experts.grasps import Grasp, plan_grasps
 from roboalign.sim.libero.experts.motion import (
-    CLOSED,
-    OPEN,
-    Motion,
+    CLOSE_GRIPPER,
+    OPEN_GRIPPER,
+    ExpertMotion,
     Point,
     action_towards,
     grip,
@@ -17,7 +17,7 @@ from roboalign.sim.libero.experts.motion import (
     travel,
     yaw_of,
 )
-from roboalign.sim.libero.experts.scene import Scene
+from roboalign.sim.libero.experts.scene import LiberoScene
 
 ATTEMPTS = 4
 EDGE, PRESS, PRESSING_STEP = 0.045, 0.0, 0.08
@@ -27,7 +27,7 @@ SLIPPED, ENGAGEMENTS = 0.025, 4
 """How far the fingers slide over a plate, meters, before they are put down again, and how often they are."""
 
 
-def grasp_from_above(scene: Scene, geoms: list[int], avoid: list[Grasp]) -> Motion:
+def grasp_from_above(scene: LiberoScene, geoms: list[int], avoid: list[Grasp]) -> ExpertMotion:
     """Close the hand on boxes with the best grasp that is not one of those in `avoid`, to which it is added."""
     grasps = plan_grasps(scene.points(geoms), scene.around(geoms), scene.ground, scene.base())
     fresh = [
@@ -37,36 +37,36 @@ def grasp_from_above(scene: Scene, geoms: list[int], avoid: list[Grasp]) -> Moti
     ]
     if not fresh:
         avoid.clear()
-        yield from grip(scene, OPEN, 5)
+        yield from grip(scene, OPEN_GRIPPER, 5)
         return False
     grasp, orientation = fresh[0], pointing_down(fresh[0].yaw)
     avoid.append(grasp)
     above = grasp.point + np.array([0.0, 0.0, 0.05])
-    yield from travel(scene, lambda: above, orientation, OPEN, [])
-    yield from move(scene, lambda: above, orientation, OPEN)
+    yield from travel(scene, lambda: above, orientation, OPEN_GRIPPER, [])
+    yield from move(scene, lambda: above, orientation, OPEN_GRIPPER)
     yield from move(
-        scene, lambda: grasp.point, orientation, OPEN, tolerance=0.005, speed=0.5, limit=40
+        scene, lambda: grasp.point, orientation, OPEN_GRIPPER, tolerance=0.005, speed=0.5, limit=40
     )
-    yield from grip(scene, CLOSED)
+    yield from grip(scene, CLOSE_GRIPPER)
     return True
 
 
-def pick(scene: Scene, name: str) -> Motion:
+def pick(scene: LiberoScene, name: str) -> ExpertMotion:
     """Grasp an object from above and lift it. If it does not follow, try another grasp."""
     geoms, tried = scene.geoms(name), list[Grasp]()
     for _ in range(ATTEMPTS):
         before = scene.position(name)
         if not (yield from grasp_from_above(scene, geoms, tried)):
             continue
-        yield from rise(scene, CLOSED, 0.06, speed=0.6)
+        yield from rise(scene, CLOSE_GRIPPER, 0.06, speed=0.6)
         if scene.position(name)[2] > before[2] + 0.02:
             return True
-        yield from grip(scene, OPEN, 5)
-        yield from rise(scene, OPEN, 0.06)
+        yield from grip(scene, OPEN_GRIPPER, 5)
+        yield from rise(scene, OPEN_GRIPPER, 0.06)
     return False
 
 
-def place(scene: Scene, name: str, target: Point) -> Motion:
+def place(scene: LiberoScene, name: str, target: Point) -> ExpertMotion:
     """Carry the held object until its origin is over `target` [3], put it down, let go and retreat."""
     geoms = scene.geoms(name)
     orientation = pointing_down(yaw_of(scene.hand()[1]))
@@ -75,29 +75,29 @@ def place(scene: Scene, name: str, target: Point) -> Motion:
         hand = scene.hand()[0]
         return np.array([*(target() + hand - scene.position(name))[:2], hand[2]])
 
-    yield from travel(scene, over, orientation, CLOSED, geoms)
+    yield from travel(scene, over, orientation, CLOSE_GRIPPER, geoms)
     height = resting_height(scene, geoms, over()[:2], yaw_of(orientation))
     down = lambda: np.array([*over()[:2], height])  # noqa: E731
-    yield from move(scene, down, orientation, CLOSED, tolerance=0.006, speed=0.4, limit=60)
-    yield from grip(scene, OPEN, 8)
-    return (yield from rise(scene, OPEN, 0.1))
+    yield from move(scene, down, orientation, CLOSE_GRIPPER, tolerance=0.006, speed=0.4, limit=60)
+    yield from grip(scene, OPEN_GRIPPER, 8)
+    return (yield from rise(scene, OPEN_GRIPPER, 0.1))
 
 
-def push(scene: Scene, name: str, target: Point) -> Motion:
+def push(scene: LiberoScene, name: str, target: Point) -> ExpertMotion:
     """Draw a flat object over the table until it is over `target` [3]. If the fingers slip off, press again."""
     for _ in range(ENGAGEMENTS):
         yield from _drag(scene, name, target)
-        yield from rise(scene, CLOSED, 0.06)
+        yield from rise(scene, CLOSE_GRIPPER, 0.06)
         if _is_over(scene, name, target):
             return True
     return False
 
 
-def _is_over(scene: Scene, name: str, target: Point) -> bool:
+def _is_over(scene: LiberoScene, name: str, target: Point) -> bool:
     return bool(np.linalg.norm((target() - scene.position(name))[:2]) < 0.01)
 
 
-def _drag(scene: Scene, name: str, target: Point) -> Motion:
+def _drag(scene: LiberoScene, name: str, target: Point) -> ExpertMotion:
     """Press the closed fingers on a flat object, before its middle, and draw it until they slip or it has arrived."""
     orientation = pointing_down(0.0)
     points, start = scene.points(scene.geoms(name)), scene.position(name)
@@ -110,13 +110,15 @@ def _drag(scene: Scene, name: str, target: Point) -> Motion:
         reach = scene.position(name)[:2] + way / distance * (before + min(ahead, distance))
         return np.array([*reach, start[2] - PRESS])
 
-    yield from travel(scene, lambda: fingers(0.0) + np.array([0, 0, 0.06]), orientation, CLOSED, [])
+    yield from travel(
+        scene, lambda: fingers(0.0) + np.array([0, 0, 0.06]), orientation, CLOSE_GRIPPER, []
+    )
     yield from move(
-        scene, lambda: fingers(0.0), orientation, CLOSED, tolerance=0.01, speed=0.4, limit=50
+        scene, lambda: fingers(0.0), orientation, CLOSE_GRIPPER, tolerance=0.01, speed=0.4, limit=50
     )
     for _ in range(100):
         slip = np.linalg.norm((scene.hand()[0] - scene.position(name))[:2]) - before
         if _is_over(scene, name, target) or slip > SLIPPED:
             return True
-        yield action_towards(scene, fingers(PRESSING_STEP), orientation, CLOSED)
+        yield action_towards(scene, fingers(PRESSING_STEP), orientation, CLOSE_GRIPPER)
     return False
