@@ -1,9 +1,10 @@
 """The paper's representation probe: do hidden states know how far the robot has come?
 
-Labels: demonstrations of one task are aligned by dynamic time warping (Sakoe and Chiba, 1978) over their states to one
-of them, the reference; a frame's label is the one of `phases` equal stretches of the reference that it is matched to.
-The probe: k-nearest-neighbour classification of these labels from features of a frame, where no neighbour is of the
-frame's own episode (arXiv 2603.21341 gives the idea and three numbers, not phases, k, metric or layer).
+Labels: demonstrations of one task are aligned by dynamic time warping (Sakoe and Chiba, 1978) over
+their states to one of them, the reference; a frame's label is the one of `phases` equal stretches
+of the reference that it is matched to. The probe: k-nearest-neighbour classification of these
+labels from features of a frame, where no neighbour is of the frame's own episode (arXiv 2603.21341
+gives the idea and three numbers, not phases, k, metric or layer).
 """
 
 from collections.abc import Sequence
@@ -44,9 +45,11 @@ class LabelledFrames:
 def label_frames(
     task: str, states: Sequence[np.ndarray], phases: int, every: int = 1
 ) -> LabelledFrames:
-    """Every `every`-th frame of demonstrations with states [T_i, S], labelled. All frames take part in the alignment.
+    """Every `every`-th frame of demonstrations with states [T_i, S], labelled. All frames take part
+    in the alignment.
 
-    Raises RoboAlignError where there are fewer than two demonstrations, or the reference is shorter than the phases.
+    Raises RoboAlignError where there are fewer than two demonstrations, or the reference is shorter
+    than the phases.
     """
     if len(states) < 2:
         raise RoboAlignError(
@@ -81,7 +84,8 @@ def label_frames(
 
 
 def standardize(states: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Every state [T_i, S] z-scored over all frames of all demonstrations: metres and openings count alike.
+    """Every state [T_i, S] z-scored over all frames of all demonstrations: metres and openings
+    count alike.
 
     A dimension that is constant becomes 0. Raises RoboAlignError on a value that is not finite.
     """
@@ -94,10 +98,12 @@ def standardize(states: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def warp(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
-    """Dynamic time warping of states a [n, S] and b [m, S]: the cost and the path int [P, 2] from (0, 0) to the end.
+    """Dynamic time warping of states a [n, S] and b [m, S]: the cost and the path int [P, 2] from
+    (0, 0) to the end.
 
-    The cost is the sum of Euclidean distances along the path; a step goes on in a, in b or in both. Of paths that cost
-    the same the one that goes on in both is taken, then the one that goes on in a.
+    The cost is the sum of Euclidean distances along the path; a step goes on in a, in b or in both.
+    Of paths that cost the same the one that goes on in both is taken, then the one that goes on in
+    a.
     """
     total = _accumulated(a, b)
     i, j = len(a), len(b)
@@ -110,10 +116,11 @@ def warp(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def medoid(states: Sequence[np.ndarray]) -> int:
-    """The demonstration with the least warping cost to all others, each cost divided by the steps of both.
+    """The demonstration with the least warping cost to all others, each cost divided by the steps
+    of both.
 
-    The reference's pace defines the phases. The first demonstration may be the one with a detour; this one is the
-    least odd. Of equals the first.
+    The reference's pace defines the phases. The first demonstration may be the one with a detour;
+    this one is the least odd. Of equals the first.
     """
     costs = np.zeros((len(states), len(states)))
     for i, a in enumerate(states):
@@ -125,7 +132,8 @@ def medoid(states: Sequence[np.ndarray]) -> int:
 
 
 def match_frames(a: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """int [T]: for each step of a [T, S] the step of the reference that it is matched to, the middle one of several."""
+    """int [T]: for each step of a [T, S] the step of the reference that it is matched to, the
+    middle one of several."""
     path = warp(a, reference)[1]
     first = np.full(len(a), len(reference))
     last = np.zeros(len(a), dtype=int)
@@ -147,12 +155,14 @@ def knn(
     k: int,
     metric: _Metric = "cosine",
 ) -> np.ndarray:
-    """Predicted labels int [N] of frames with features [N, W], by their k nearest frames of other episodes.
+    """Predicted labels int [N] of frames with features [N, W], by their k nearest frames of other
+    episodes.
 
-    `cosine` distances are taken after the mean of the other episodes' features is subtracted: hidden states share a
-    large common part, beside which all of them look alike. Frames as near as the k-th vote too: which of them comes
-    first says nothing. The most frequent label wins, of several the one whose neighbour is nearest. Raises
-    RoboAlignError where the frames of the other episodes are fewer than k.
+    `cosine` distances are taken after the mean of the other episodes' features is subtracted:
+    hidden states share a large common part, beside which all of them look alike. Frames as near as
+    the k-th vote too: which of them comes first says nothing. The most frequent label wins, of
+    several the one whose neighbour is nearest. Raises RoboAlignError where the frames of the other
+    episodes are fewer than k.
     """
     predicted = np.zeros(len(labels), dtype=int)
     for episode in np.unique(owner):
@@ -170,7 +180,8 @@ def knn(
 
 
 def majority(labels: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Predicted labels int [N] without any feature: the most frequent label of the other episodes, of equals the least.
+    """Predicted labels int [N] without any feature: the most frequent label of the other episodes,
+    of equals the least.
 
     Raises RoboAlignError where there is a single episode.
     """
@@ -187,9 +198,10 @@ def majority(labels: np.ndarray, owner: np.ndarray) -> np.ndarray:
 def baselines(frames: LabelledFrames, pixels: np.ndarray, k: int) -> dict[str, np.ndarray]:
     """Predicted labels int [N] of what is not a model, by name; pixels [N, P].
 
-    `time` is step / length: were the probe only a clock, hidden states would not beat it. A frame does not tell how
-    long its episode will be, so `step` is the clock that a policy could have. `state` is what the labels are made from,
-    one frame at a time: roughly what a perfect reading of the robot's state would give.
+    `time` is step / length: were the probe only a clock, hidden states would not beat it. A frame
+    does not tell how long its episode will be, so `step` is the clock that a policy could have.
+    `state` is what the labels are made from, one frame at a time: roughly what a perfect reading of
+    the robot's state would give.
     """
 
     def by(features: np.ndarray, metric: _Metric) -> np.ndarray:
@@ -205,7 +217,8 @@ def baselines(frames: LabelledFrames, pixels: np.ndarray, k: int) -> dict[str, n
 
 
 def accuracy(correct: np.ndarray, episodes: Sequence[str]) -> Estimate:
-    """Mean of `correct` [N] with its 95% interval; episodes, named for each frame, are drawn anew, not frames.
+    """Mean of `correct` [N] with its 95% interval; episodes, named for each frame, are drawn anew,
+    not frames.
 
     Frames of one episode are alike. An interval over frames would take each for news.
     """
@@ -232,7 +245,8 @@ def _accumulated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _distances(a: np.ndarray, b: np.ndarray, metric: _Metric) -> np.ndarray:
-    """[n, m] between the rows of a [n, W] and b [m, W]; for the cosine both are centred by the mean of b."""
+    """[n, m] between the rows of a [n, W] and b [m, W]; for the cosine both are centred by the mean
+    of b."""
     if (
         metric == "euclidean"
     ):  # squared, which keeps the order, and exact for small integers, which keeps ties
@@ -246,7 +260,8 @@ def _distances(a: np.ndarray, b: np.ndarray, metric: _Metric) -> np.ndarray:
 
 
 def _vote(distances: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Distances [n, m] to frames with these labels [m] -> the label that most of the k nearest have, int [n]."""
+    """Distances [n, m] to frames with these labels [m] -> the label that most of the k nearest
+    have, int [n]."""
     order = np.argsort(distances, axis=1, kind="stable")
     farthest = np.take_along_axis(distances, order[:, k - 1 : k], axis=1)
     counts = (distances <= farthest).astype(int) @ np.eye(labels.max() + 1, dtype=int)[labels]

@@ -1,7 +1,9 @@
-"""From a conversation about one image to token ids, labels and pixels: the one path of training and serving.
+"""From a conversation about one image to token ids, labels and pixels: the one path of training and
+serving.
 
-A conversation is tokenised in pieces, cut where the assistant begins to speak. The ids before a cut are then exactly
-those of the prompt that the model is asked to continue when it is used, whatever a tokenizer merges across the cut.
+A conversation is tokenised in pieces, cut where the assistant begins to speak. The ids before a cut
+are then exactly those of the prompt that the model is asked to continue when it is used, whatever a
+tokenizer merges across the cut.
 """
 
 import re
@@ -36,7 +38,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenised conversation. Pixels are made per batch (`collate`), so that a data set in memory stays small."""
+    """One tokenised conversation. Pixels are made per batch (`collate`), so that a data set in
+    memory stays small."""
 
     input_ids: np.ndarray
     """int64 [L], the image's tokens included."""
@@ -45,8 +48,8 @@ class Encoded:
     image: np.ndarray
     """uint8 [H, W, 3]."""
     after_reasoning: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    """bool [L], true on what a reply says behind its `<think>...</think>`, where that is not empty; of length 0 for
-    what was not made by encode_conversation."""
+    """bool [L], true on what a reply says behind its `<think>...</think>`, where that is not empty;
+    of length 0 for what was not made by encode_conversation."""
 
 
 def encode_conversation(
@@ -54,8 +57,8 @@ def encode_conversation(
 ) -> Encoded:
     """Tokenise a conversation of one or more turns, each with a "question" and an "answer" (str).
 
-    The image stands before the first question. Raises RoboAlignError on an empty conversation, a text that spells a
-    special token, or an image that is not RGB.
+    The image stands before the first question. Raises RoboAlignError on an empty conversation, a
+    text that spells a special token, or an image that is not RGB.
     """
     if not turns:
         raise RoboAlignError(
@@ -66,7 +69,8 @@ def encode_conversation(
 
 
 def encode_prompt(mllm: Mllm, question: str, image: np.ndarray | Image.Image) -> Encoded:
-    """Tokenise a question about `image` up to and including the header after which the assistant speaks."""
+    """Tokenise a question about `image` up to and including the header after which the assistant
+    speaks."""
     return _encode(mllm, [question.strip()], image)
 
 
@@ -77,10 +81,12 @@ def collate(
     padding_side: Literal["left", "right"] = "right",
     multiple: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """The model's keyword arguments for a batch, on the CPU: input_ids, labels, attention_mask [B, L] and pixels.
+    """The model's keyword arguments for a batch, on the CPU: input_ids, labels, attention_mask [B,
+    L] and pixels.
 
-    Pad right to train, left to generate; L is the next multiple of `multiple`. Pixels come from the model's own image
-    processor; which entries there are (pixel_values, image_grid_thw, pixel_attention_mask, ...) depends on the model.
+    Pad right to train, left to generate; L is the next multiple of `multiple`. Pixels come from the
+    model's own image processor; which entries there are (pixel_values, image_grid_thw,
+    pixel_attention_mask, ...) depends on the model.
     """
     length = max(len(one.input_ids) for one in batch)
     length += -length % multiple
@@ -108,7 +114,8 @@ def collate(
 
 
 def end_ids(mllm: Mllm) -> frozenset[int]:
-    """The ids that end the assistant's turn: the tokenizer's end token and those of the generation settings."""
+    """The ids that end the assistant's turn: the tokenizer's end token and those of the generation
+    settings."""
     configured = mllm.model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     return frozenset(
@@ -117,19 +124,22 @@ def end_ids(mllm: Mllm) -> frozenset[int]:
 
 
 def special_ids(mllm: Mllm) -> frozenset[int]:
-    """The ids of the tokenizer's special tokens, which belong to the chat template and never to a text."""
+    """The ids of the tokenizer's special tokens, which belong to the chat template and never to a
+    text."""
     if "special_ids" not in mllm.cache:
         mllm.cache["special_ids"] = frozenset(mllm.tokenizer.all_special_ids)
     return mllm.cache["special_ids"]
 
 
 def adds_bos(mllm: Mllm) -> bool:
-    """Whether a prompt begins with a token that the tokenizer puts there and the chat template does not write."""
+    """Whether a prompt begins with a token that the tokenizer puts there and the chat template does
+    not write."""
     return bool(_leading_ids(mllm, _frames(mllm, 1)[0][0]))
 
 
 def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> Encoded:
-    """`texts` alternate question and answer. Where they end with a question, the assistant's header is the end."""
+    """`texts` alternate question and answer. Where they end with a question, the assistant's header
+    is the end."""
     for text in texts:
         if any(token in text for token in special_tokens(mllm)):
             raise RoboAlignError(
@@ -190,11 +200,13 @@ def special_tokens(mllm: Mllm) -> list[str]:
 
 
 def _frames(mllm: Mllm, n_texts: int) -> tuple[list[str], str]:
-    """What is written around `n_texts` texts: one string before, between and after them; and what begins an answer.
+    """What is written around `n_texts` texts: one string before, between and after them; and what
+    begins an answer.
 
-    Some templates ask the assistant to speak with "Assistant:" and put a space before what it has said. The model is
-    to write that space itself, as it must when it is used: it goes to the answer, not to the header. A template
-    that closes no answer (LLaVA-1.5's) gets the tokenizer's end token behind each, as that model was trained.
+    Some templates ask the assistant to speak with "Assistant:" and put a space before what it has
+    said. The model is to write that space itself, as it must when it is used: it goes to the
+    answer, not to the header. A template that closes no answer (LLaVA-1.5's) gets the tokenizer's
+    end token behind each, as that model was trained.
     """
     key = ("frames", n_texts)
     if key not in mllm.cache:
@@ -219,8 +231,9 @@ def _frames(mllm: Mllm, n_texts: int) -> tuple[list[str], str]:
 
 
 def _tokenizer_leads(mllm: Mllm, header: str, lead: str) -> bool:
-    """Whether the tokenizer itself puts `lead` before each piece, as Llama's first one does with a space: written out
-    too, it would be there twice, and answers would begin with a token that the model never saw there."""
+    """Whether the tokenizer itself puts `lead` before each piece, as Llama's first one does with a
+    space: written out too, it would be there twice, and answers would begin with a token that the
+    model never saw there."""
     bare, led, whole = (
         mllm.tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in ("a", lead + "a", header + lead + "a")

@@ -1,9 +1,11 @@
-"""Bytes, operations and seconds of a training, by arithmetic alone: what a run will need before anything starts.
+"""Bytes, operations and seconds of a training, by arithmetic alone: what a run will need before
+anything starts.
 
-Memory of weights, gradients and optimizer is exact; activations are counted tensor by tensor for a pre-norm decoder
-with a gated feed-forward layer and fused attention, as Hugging Face's models compute it: the tests compare them with
-what autograd keeps. Time is operations over the GPU's peak times an assumed utilisation: an order of magnitude, no
-promise. Nothing of this has been compared with a GPU yet.
+Memory of weights, gradients and optimizer is exact; activations are counted tensor by tensor for a
+pre-norm decoder with a gated feed-forward layer and fused attention, as Hugging Face's models
+compute it: the tests compare them with what autograd keeps. Time is operations over the GPU's peak
+times an assumed utilisation: an order of magnitude, no promise. Nothing of this has been compared
+with a GPU yet.
 """
 
 import re
@@ -18,7 +20,8 @@ KEPT_CHECKPOINTS = 3  # the two that are kept, and the one that is being written
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: memory in bytes, dense peaks in operations a second, memory bandwidth in bytes a second."""
+    """One GPU: memory in bytes, dense peaks in operations a second, memory bandwidth in bytes a
+    second."""
 
     name: str
     memory: float
@@ -45,7 +48,8 @@ GPUS = {
 
 
 def parse_gpus(text: str) -> tuple[Gpu, int]:
-    """`8xH100` or `H100` -> the GPU and how many. Raises RoboAlignError on another form or an unknown name."""
+    """`8xH100` or `H100` -> the GPU and how many. Raises RoboAlignError on another form or an
+    unknown name."""
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([A-Za-z0-9-]+)", text)
     names = {name.lower(): name for name in GPUS}
     if match is None or match[2].lower() not in names:
@@ -90,12 +94,14 @@ class BackboneSize:
 
     @property
     def multiplied(self) -> int:
-        """Parameters of text layers and output layer; rows of an input embedding are looked up, not multiplied."""
+        """Parameters of text layers and output layer; rows of an input embedding are looked up, not
+        multiplied."""
         return self.body + self.table
 
     @property
     def unit(self) -> int:
-        """Parameters that a GPU holds whole under sharding by layer: the embeddings and one text layer."""
+        """Parameters that a GPU holds whole under sharding by layer: the embeddings and one text
+        layer."""
         return self.tables + self.body // self.layers
 
     def grown(self, rows: int) -> "BackboneSize":
@@ -121,13 +127,15 @@ class Memory:
     reference: float = 0
     """A model that is not trained: GRPO's reference, the head's backbone."""
     tables: float = 0
-    """With LoRA: the output embedding with the trained rows put in, once a forward pass, and its gradient."""
+    """With LoRA: the output embedding with the trained rows put in, once a forward pass, and its
+    gradient."""
     activations: float = 0
     logits: float = 0
     cache: float = 0
     """Keys and values of the rollouts; they are gone before the update begins."""
     sampler: float = 0
-    """Under sharding: the whole copy of the policy that samples, or that a server is given; gone likewise."""
+    """Under sharding: the whole copy of the policy that samples, or that a server is given; gone
+    likewise."""
     server: float = 0
     """The share of a vLLM server on this same GPU, while it samples."""
     asleep: float = 0
@@ -147,7 +155,8 @@ class Memory:
 
     @property
     def rollout(self) -> float:
-        """While answers are sampled: activations and gradients are not there, the bfloat16 copies are.
+        """While answers are sampled: activations and gradients are not there, the bfloat16 copies
+        are.
 
         Nor is a copy of the policy that is written out for a server there when that samples.
         """
@@ -171,9 +180,9 @@ def training_state(
 ) -> Memory:
     """Weights, gradients and AdamW's moments in float32, each divided over `share` GPUs.
 
-    `cast`: trained parameters of which autocast keeps a bfloat16 copy, those that products are made with (0: no bf16).
-    `unit`: parameters that a GPU holds whole while it works, where they are sharded: gathered in the type of the
-    products, without autocast.
+    `cast`: trained parameters of which autocast keeps a bfloat16 copy, those that products are made
+    with (0: no bf16). `unit`: parameters that a GPU holds whole while it works, where they are
+    sharded: gathered in the type of the products, without autocast.
     """
     sharded = share > 1
     return Memory(
@@ -187,7 +196,8 @@ def training_state(
 
 
 def lora_parameters(b: BackboneSize, rank: int, rows: int) -> int:
-    """What LoRA trains: two matrices beside each linear layer of the text model, and `rows` rows of the embeddings."""
+    """What LoRA trains: two matrices beside each linear layer of the text model, and `rows` rows of
+    the embeddings."""
     ends = 2 * (b.width + b.query) + 2 * (b.width + b.key_value) + 3 * (b.width + b.mlp)
     return rank * b.layers * ends + rows * b.width * (1 if b.tied else 2)
 
@@ -195,10 +205,12 @@ def lora_parameters(b: BackboneSize, rank: int, rows: int) -> int:
 def lora_state(
     b: BackboneSize, trained: int, *, number: int, bf16: bool, checkpointing: bool, passes: int
 ) -> Memory:
-    """Frozen weights of `number` bytes each, `trained` parameters beside them in float32, and what goes with both.
+    """Frozen weights of `number` bytes each, `trained` parameters beside them in float32, and what
+    goes with both.
 
-    `passes`: forward passes that are kept for one backward pass. In each, autocast casts frozen float32 weights anew,
-    and autograd keeps the casts: of all text layers, or under checkpointing of the one that is at work.
+    `passes`: forward passes that are kept for one backward pass. In each, autocast casts frozen
+    float32 weights anew, and autograd keeps the casts: of all text layers, or under checkpointing
+    of the one that is at work.
     """
     product = BFLOAT16 if bf16 else number
     frozen = b.body / b.layers if checkpointing else b.body * passes
@@ -213,12 +225,14 @@ def lora_state(
 
 
 def layer_bytes(b: BackboneSize, *, bf16: bool, rank: int = 0) -> int:
-    """What one text layer keeps of one token for the backward pass; with LoRA, what its adapters of `rank` keep too.
+    """What one text layer keeps of one token for the backward pass; with LoRA, what its adapters of
+    `rank` keep too.
 
-    In float32: each norm's input and its normalised form. In the type of the products: what the two norms give,
-    queries, keys, values (repeated for each query head, as torch's attention wants them where a batch is padded), what
-    attention gives, gate, its activation, up, and their product. Under bf16 the residual stream and the norms stay in
-    float32, and autocast makes a copy of what a norm gives for each of its five readers (query, key, value; gate, up).
+    In float32: each norm's input and its normalised form. In the type of the products: what the two
+    norms give, queries, keys, values (repeated for each query head, as torch's attention wants them
+    where a batch is padded), what attention gives, gate, its activation, up, and their product.
+    Under bf16 the residual stream and the norms stay in float32, and autocast makes a copy of what
+    a norm gives for each of its five readers (query, key, value; gate, up).
     """
     normed = 2 * b.width + (b.query + b.key_value if b.normed_queries else 0)
     products = (5 if bf16 else 2) * b.width + 4 * b.query + 4 * b.mlp + 7 * rank
@@ -231,41 +245,48 @@ def layer_bytes(b: BackboneSize, *, bf16: bool, rank: int = 0) -> int:
 def activation_bytes(
     b: BackboneSize, tokens: float, *, bf16: bool, checkpointing: bool, rank: int = 0
 ) -> float:
-    """Of `tokens` tokens through all text layers. Checkpointing keeps each layer's input, and one whole layer a time.
+    """Of `tokens` tokens through all text layers. Checkpointing keeps each layer's input, and one
+    whole layer a time.
 
-    A vision tower keeps nothing where it is frozen; where it is trained, what it keeps is not counted.
+    A vision tower keeps nothing where it is frozen; where it is trained, what it keeps is not
+    counted.
     """
     whole = layer_bytes(b, bf16=bf16, rank=rank)
     return tokens * (b.layers * FLOAT32 * b.width + whole if checkpointing else b.layers * whole)
 
 
 def logit_bytes(b: BackboneSize, tokens: float, *, bf16: bool) -> float:
-    """Of the loss on `tokens` answer tokens: the logits, their float32 form, its log-softmax, and the gradient."""
+    """Of the loss on `tokens` answer tokens: the logits, their float32 form, its log-softmax, and
+    the gradient."""
     return tokens * b.vocabulary * ((BFLOAT16 if bf16 else 0) + 3 * FLOAT32)
 
 
 def cache_bytes(b: BackboneSize, rows: int, length: float, number: int) -> float:
-    """Keys and values, of `number` bytes each, of `rows` answers of `length` tokens, prompt included."""
+    """Keys and values, of `number` bytes each, of `rows` answers of `length` tokens, prompt
+    included."""
     return 2 * number * b.layers * b.key_value * rows * length
 
 
 def drawing_bytes(b: BackboneSize, rows: int) -> float:
-    """Of the next token of `rows` answers: logits, their log-softmax with and without the suppressed tokens in float32,
-    probabilities and their sums in float64."""
+    """Of the next token of `rows` answers: logits, their log-softmax with and without the
+    suppressed tokens in float32, probabilities and their sums in float64."""
     return rows * b.vocabulary * (3 * FLOAT32 + 2 * 8)
 
 
 def checkpoint_bytes(parameters: int, trainable: int) -> float:
-    """On disk while a stage trains: weights and both moments of each checkpoint that is kept or being written."""
+    """On disk while a stage trains: weights and both moments of each checkpoint that is kept or
+    being written."""
     return KEPT_CHECKPOINTS * (FLOAT32 * parameters + ADAMW_BYTES * trainable)
 
 
 def forward_flops(
     b: BackboneSize, tokens: float, length: float, *, answers: float = 0, layers: int | None = None
 ) -> float:
-    """One pass over `tokens` text-model tokens in sequences of `length`, and the output layer for `answers` of them.
+    """One pass over `tokens` text-model tokens in sequences of `length`, and the output layer for
+    `answers` of them.
 
-    Two operations a parameter and token; causal attention takes two products of `length`/2 keys a query channel.
+    Two operations a parameter and token; causal attention takes two products of `length`/2 keys a
+    query channel.
     """
     share = (layers or b.layers) / b.layers
     attention = 2 * b.layers * b.query * length  # 2 products x 2 operations x length / 2
@@ -273,7 +294,8 @@ def forward_flops(
 
 
 def vision_flops(b: BackboneSize, patches: float) -> float:
-    """One pass of the vision tower over `patches` patches; attention within the image is left out."""
+    """One pass of the vision tower over `patches` patches; attention within the image is left
+    out."""
     return 2 * b.vision * patches
 
 
@@ -286,10 +308,12 @@ def training_flops(
     checkpointing: bool,
     adapters: int = 0,
 ) -> float:
-    """Forward, and a backward pass of twice that; checkpointing computes the forward pass of the layers once more.
+    """Forward, and a backward pass of twice that; checkpointing computes the forward pass of the
+    layers once more.
 
-    With `adapters`, trained parameters beside frozen weights, the backward pass is half of that, as it leaves out the
-    products that give the gradients of weights; those of the adapters come on top.
+    With `adapters`, trained parameters beside frozen weights, the backward pass is half of that, as
+    it leaves out the products that give the gradients of weights; those of the adapters come on
+    top.
     """
     again = forward_flops(b, tokens, length) if checkpointing else 0
     return (
@@ -305,15 +329,16 @@ def compute_seconds(flops: float, peak: float, utilisation: float, gpus: int) ->
 
 
 def decode_seconds(steps: float, bytes_read: float, gpu: Gpu, use: float) -> float:
-    """Seconds of `steps` decoding steps, each of which reads `bytes_read` at the share `use` of the memory's rate."""
+    """Seconds of `steps` decoding steps, each of which reads `bytes_read` at the share `use` of the
+    memory's rate."""
     return steps * bytes_read / (gpu.bandwidth * use)
 
 
 def block_bytes(width: int, *, bf16: bool) -> int:
     """What one block of the head (attention, feed-forward four times as wide) keeps of one token.
 
-    Two norms' inputs in float32; in the type of the products the norms' outputs, queries, keys, values, what attention
-    gives, and the inner layer before and behind its activation.
+    Two norms' inputs in float32; in the type of the products the norms' outputs, queries, keys,
+    values, what attention gives, and the inner layer before and behind its activation.
     """
     return 2 * FLOAT32 * width + (BFLOAT16 if bf16 else FLOAT32) * (2 + 3 + 1 + 2 * 4) * width
 

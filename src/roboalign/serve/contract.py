@@ -15,7 +15,7 @@ from roboalign.serve.wire import MAX_BYTES
 STATE, PROMPT, NOISE_KEY = "observation/state", "prompt", "noise_key"
 PREVIOUS, DELAY = "rtc/previous", "rtc/delay"
 ENDPOINT, REQUESTS = "endpoint", "requests"
-MAX_PIXELS = 1 << 24
+MAX_SENT_PIXELS = 1 << 24
 """Of one image, where the policy does not say which size it was trained on."""
 MAX_TEXT = 1000
 """Characters of an instruction or of a part of a noise key."""
@@ -223,7 +223,11 @@ def _picture(value: Any, where: str, size: tuple[int, int] | None) -> np.ndarray
     fix = f"send uint8 [{height}, {width}, 3], RGB, upright"
     if not isinstance(value, np.ndarray):
         raise RoboAlignError(f"a {type(value).__name__} instead of an array", where=where, fix=fix)
-    fits = value.ndim == 3 and value.shape[2] == 3 and 0 < math.prod(value.shape) <= 3 * MAX_PIXELS
+    fits = (
+        value.ndim == 3
+        and value.shape[2] == 3
+        and 0 < math.prod(value.shape) <= 3 * MAX_SENT_PIXELS
+    )
     if value.dtype != np.uint8 or not fits or (size and value.shape[:2] != tuple(size)):
         raise RoboAlignError(f"{value.dtype} {list(value.shape)}", where=where, fix=fix)
     return value

@@ -48,7 +48,7 @@ def config(tmp_path: Path, three: list[dict]) -> MixtureConfig:
         (building, "scan_part", 2),
         (building, "make_tokens", 1),
         (building, "examine_part", 4),
-        (choose, "place", 1),
+        (choose, "place_drawn", 1),
         (choose, "release_seen", 1),
         (write, "write_shard", 3),
         (building, "describe_mixture", 1),

@@ -1,8 +1,8 @@
 """The reward of a sampled answer: pure functions on token ids (paper, section on RL, eq. 1 and 2).
 
-A response is `<think> reasoning </think><answer><ACTION_START> FAST tokens <ACTION_END></answer>`. Action tokens are
-read as ids, never from decoded text; only the tags around them are read as text. r = (r_f + r_a) / 2.
-Answers in words have their rewards in reward_answers.py.
+A response is `<think> reasoning </think><answer><ACTION_START> FAST tokens <ACTION_END></answer>`.
+Action tokens are read as ids, never from decoded text; only the tags around them are read as text.
+r = (r_f + r_a) / 2. Answers in words have their rewards in reward_answers.py.
 
 What the paper leaves open, and what holds here:
 
@@ -16,14 +16,16 @@ What the paper leaves open, and what holds here:
 | two blocks, an unclosed, empty or interrupted block, action tokens outside it (as in the reasoning) | 0 | 0 |
 | one block that is not inside `<answer>` | 0 | 0 |
 
-Under `paper`, r_a does not wait for r_f: the formula adds them, and a policy that has the action right and a tag wrong
-should be told which of the two. But it is earned by the one block inside <answer> only. Were the first, or the best, of
-several blocks enough, the cheapest policy would be to list guesses.
+Under `paper`, r_a does not wait for r_f: the formula adds them, and a policy that has the action
+right and a tag wrong should be told which of the two. But it is earned by the one block inside
+<answer> only. Were the first, or the best, of several blocks enough, the cheapest policy would be
+to list guesses.
 
-The preset `decoded` differs in r_a alone: 0 unless r_f is 1 and the ids decode to a chunk, else the mean of the prefix
-accuracy and exp(-L1 / tau), L1 between the decoded and the target chunk. It pays a valid trajectory that differs from
-the one recorded, and nothing for an answer of the wrong length, which decodes to no chunk. It waits for r_f because a
-small policy that was paid for its actions in either format dropped its reasoning and lived on r_a.
+The preset `decoded` differs in r_a alone: 0 unless r_f is 1 and the ids decode to a chunk, else the
+mean of the prefix accuracy and exp(-L1 / tau), L1 between the decoded and the target chunk. It pays
+a valid trajectory that differs from the one recorded, and nothing for an answer of the wrong
+length, which decodes to no chunk. It waits for r_f because a small policy that was paid for its
+actions in either format dropped its reasoning and lived on r_a.
 """
 
 import math
@@ -37,8 +39,9 @@ from roboalign.actions.fast import DecodeFailure, FastTokenizer
 from roboalign.actions.vocabulary import ActionVocabulary
 
 TAU = 0.3
-"""Scale of the closeness, in normalised units: an L1 of 0.1 earns 0.72, the mean action (L1 about 0.5) earns 0.19. At
-half of this scale most samples of a model just after SFT earned next to nothing, whatever their distance."""
+"""Scale of the closeness, in normalised units: an L1 of 0.1 earns 0.72, the mean action (L1 about
+0.5) earns 0.19. At half of this scale most samples of a model just after SFT earned next to
+nothing, whatever their distance."""
 
 MARK = re.compile(
     r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>"
@@ -51,7 +54,8 @@ _TAG = re.compile(r"</?(?:think|answer)>")
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a response holds. `action_ids` are the FAST ids of its one block inside <answer>, None without one.
+    """What a response holds. `action_ids` are the FAST ids of its one block inside <answer>, None
+    without one.
 
     `reason` says why it is not well formed ("ok" where it is), in words few enough to be counted.
     """
@@ -65,7 +69,8 @@ class Parsed:
 class Reward:
     """One response's reward and its parts, all in [0, 1]; total = (format + action) / 2.
 
-    A reward from outside (`rewards.registry`) gives `total` and `action`, which may be any finite number.
+    A reward from outside (`rewards.registry`) gives `total` and `action`, which may be any finite
+    number.
     """
 
     total: float
@@ -74,7 +79,8 @@ class Reward:
     prefix: float
     """Prefix accuracy (paper, eq. 2), whatever the preset."""
     l1: float | None
-    """Mean absolute difference to the target chunk, normalised units; None where the ids decode to no chunk."""
+    """Mean absolute difference to the target chunk, normalised units; None where the ids decode to
+    no chunk."""
     decoded: bool
     """The ids decode to a chunk."""
     length: int
@@ -92,9 +98,10 @@ def parse_response(
 ) -> Parsed:
     """Find the action block by ids and judge the format.
 
-    `ids` is what was sampled after the prompt, without padding; one of `eos_ids` may end it. `decode_text` turns ids
-    into text and keeps special tokens (`skip_special_tokens=False`), so that a stray one counts as extra text. One of
-    `special_ids` inside the reasoning, such as <|im_end|>, is refused too: no reader of the answer would get past it.
+    `ids` is what was sampled after the prompt, without padding; one of `eos_ids` may end it.
+    `decode_text` turns ids into text and keeps special tokens (`skip_special_tokens=False`), so
+    that a stray one counts as extra text. One of `special_ids` inside the reasoning, such as
+    <|im_end|>, is refused too: no reader of the answer would get past it.
     """
     ids = list(ids)
     if ids and ids[-1] in eos_ids:
@@ -123,7 +130,8 @@ def parse_response(
 
 
 def _find_block(ids: list[int], vocabulary: ActionVocabulary) -> tuple[tuple[int, int] | None, str]:
-    """Positions of the start and end token of the only action block, or None and why there is not just one."""
+    """Positions of the start and end token of the only action block, or None and why there is not
+    just one."""
     starts = [position for position, i in enumerate(ids) if i == vocabulary.start_id]
     ends = [position for position, i in enumerate(ids) if i == vocabulary.end_id]
     n_fast = sum(i in vocabulary.fast_of for i in ids)
@@ -164,7 +172,8 @@ def paper_reward(
     chunk: np.ndarray | DecodeFailure | None,
     target_chunk: np.ndarray,
 ) -> Reward:
-    """The written reward: r_a is the prefix accuracy. `chunk` (see `decoded_reward`) is logged, never paid."""
+    """The written reward: r_a is the prefix accuracy. `chunk` (see `decoded_reward`) is logged,
+    never paid."""
     prefix = prefix_accuracy(parsed.action_ids or [], target)
     return _reward(parsed, action=prefix, prefix=prefix, l1=_l1(chunk, target_chunk))
 
@@ -176,10 +185,11 @@ def decoded_reward(
     target_chunk: np.ndarray,
     tau: float = TAU,
 ) -> Reward:
-    """r_a = (prefix accuracy + exp(-L1 / tau)) / 2 where the response is well formed and its ids decode, else 0.
+    """r_a = (prefix accuracy + exp(-L1 / tau)) / 2 where the response is well formed and its ids
+    decode, else 0.
 
-    `chunk` is what `FastTokenizer.decode` makes of `parsed.action_ids` (None without them), `target_chunk` what it
-    makes of `target`: normalised [H, D].
+    `chunk` is what `FastTokenizer.decode` makes of `parsed.action_ids` (None without them),
+    `target_chunk` what it makes of `target`: normalised [H, D].
     """
     prefix, l1 = prefix_accuracy(parsed.action_ids or [], target), _l1(chunk, target_chunk)
     action = 0.0 if l1 is None or not parsed.well_formed else (prefix + math.exp(-l1 / tau)) / 2
@@ -187,7 +197,8 @@ def decoded_reward(
 
 
 def action_reward(measured: Reward, *, total: float) -> Reward:
-    """`measured` with another total: a reward from outside pays one number, and the parts are still logged."""
+    """`measured` with another total: a reward from outside pays one number, and the parts are still
+    logged."""
     return replace(measured, total=total, action=total)
 
 
@@ -210,12 +221,13 @@ def score_responses(
     eos_ids: Collection[int] = (),
     special_ids: Collection[int] = (),
 ) -> list[Reward]:
-    """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a function of
-    `ACTION_REWARDS`, unless `score` is given: `rewards.registry.score_action` of a name, which takes the
-    response's text too.
+    """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a
+    function of `ACTION_REWARDS`, unless `score` is given: `rewards.registry.score_action` of a
+    name, which takes the response's text too.
 
-    The target chunk is the target's own decoding, so that an exact answer earns 1 under both presets. Raises
-    ValueError where a target decodes to no chunk: the data is broken, not the response.
+    The target chunk is the target's own decoding, so that an exact answer earns 1 under both
+    presets. Raises ValueError where a target decodes to no chunk: the data is broken, not the
+    response.
     """
     parsed = [
         parse_response(ids, vocabulary, decode_text, eos_ids, special_ids) for ids in responses
@@ -239,7 +251,8 @@ def score_responses(
 
 
 def answer_of(text: str) -> str | None:
-    """What stands between <answer> and </answer>, stripped; None where there is not exactly one such pair."""
+    """What stands between <answer> and </answer>, stripped; None where there is not exactly one
+    such pair."""
     answers = _ANSWER.findall(text)
     if len(answers) != 1 or text.count("<answer>") != 1:
         return None

@@ -45,26 +45,30 @@ def read_robomimic(
     filter: str | None = None,
     external: bool = False,
 ) -> Iterator[Episode | Fault]:
-    """The demonstrations of one HDF5 file, or of every one below a folder (`is_hdf5`), one at a time.
+    """The demonstrations of one HDF5 file, or of every one below a folder (`is_hdf5`), one at a
+    time.
 
-    Files come in name order, demonstrations in that of their numbers; ids are `<file>/<demo>-<digest of its actions>`.
-    `filter` is a filter key of the file (mask/train): only its demonstrations are read. `state` names the observations
-    that are joined; without it LIBERO's (ee_pos, ee_ori, gripper_states) or robomimic's (robot0_eef_pos,
-    robot0_eef_quat, robot0_gripper_qpos). The simulator's `states` are never read. `fps` is the file's control_freq, 20
-    where it has none.
+    Files come in name order, demonstrations in that of their numbers; ids are
+    `<file>/<demo>-<digest of its actions>`. `filter` is a filter key of the file (mask/train): only
+    its demonstrations are read. `state` names the observations that are joined; without it LIBERO's
+    (ee_pos, ee_ori, gripper_states) or robomimic's (robot0_eef_pos, robot0_eef_quat,
+    robot0_gripper_qpos). The simulator's `states` are never read. `fps` is the file's control_freq,
+    20 where it has none.
 
-    Observations that are pictures (`pictures.layout_of`: channels last or first, RGBA, uint8, uint16, float) are
-    cameras; a frame is read and encoded as PNG when asked for. Frames are turned as the file's attribute
-    macros_image_convention says: with `opengl` their rows are turned around, and LIBERO's are rotated by 180 degrees,
-    as its evaluation shows them. `flip` overrides it: rotate (or true), rows, none (or false).
+    Observations that are pictures (`pictures.layout_of`: channels last or first, RGBA, uint8,
+    uint16, float) are cameras; a frame is read and encoded as PNG when asked for. Frames are turned
+    as the file's attribute macros_image_convention says: with `opengl` their rows are turned
+    around, and LIBERO's are rotated by 180 degrees, as its evaluation shows them. `flip` overrides
+    it: rotate (or true), rows, none (or false).
 
-    What is stored outside of the file (HDF5 external storage, links to other files, virtual data sets) is refused
-    unless `external`. Without an instruction in the file (robomimic's own sets) it is "". Rewards that are all 0 or 1
-    tell the first step of success. Steps are paired as stored; LIBERO's files hold the observation after the action of
-    the same index.
+    What is stored outside of the file (HDF5 external storage, links to other files, virtual data
+    sets) is refused unless `external`. Without an instruction in the file (robomimic's own sets) it
+    is "". Rewards that are all 0 or 1 tell the first step of success. Steps are paired as stored;
+    LIBERO's files hold the observation after the action of the same index.
 
-    Raises RoboAlignError where the path, an option or the state does not fit; a file of several, or a demonstration,
-    that is broken is a Fault in the stream. A file that keeps the HDF5 library busy without end is broken as a whole.
+    Raises RoboAlignError where the path, an option or the state does not fit; a file of several, or
+    a demonstration, that is broken is a Fault in the stream. A file that keeps the HDF5 library
+    busy without end is broken as a whole.
     """
     files = task_files(Path(path), fps=fps, flip=flip, filter=filter, external=external)
     good = [file for file in files if isinstance(file, TaskFile)]
@@ -73,7 +77,8 @@ def read_robomimic(
 
 
 def about_robomimic(path: str | Path, **options: Any) -> About:
-    """How many demonstrations there are, and what a user has to know of how they are read, each sentence once."""
+    """How many demonstrations there are, and what a user has to know of how they are read, each
+    sentence once."""
     options.pop("state", None)
     files = task_files(Path(path), **options)
     good = [file for file in files if isinstance(file, TaskFile)]
@@ -90,7 +95,8 @@ def task_files(
     filter: str | None = None,
     external: bool = False,
 ) -> list[TaskFile | Fault]:
-    """What each file says. Raises RoboAlignError where none can be read, and for the one that `path` is."""
+    """What each file says. Raises RoboAlignError where none can be read, and for the one that
+    `path` is."""
     if fps is not None and not 0 < fps < math.inf:
         raise RoboAlignError(
             f"fps is {fps}", where="fps", fix="give the control rate, steps a second"
@@ -134,8 +140,8 @@ def hdf5_files(path: Path) -> list[tuple[Path, str]]:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file ends in .hdf5 or .h5, or has no ending and begins as HDF5 does: LIBERO's create_dataset.py names
-    its file by the suite alone."""
+    """Whether a file ends in .hdf5 or .h5, or has no ending and begins as HDF5 does: LIBERO's
+    create_dataset.py names its file by the suite alone."""
     return path.is_file() and (path.suffix in ENDINGS or (not path.suffix and begins_as_hdf5(path)))
 
 
@@ -151,7 +157,8 @@ def begins_as_hdf5(path: Path) -> bool:
 def state_keys(
     observations: Sequence[str], state: Sequence[str] | None, where: str
 ) -> tuple[str, ...]:
-    """The observations that make the state: those named, else the first default set of which all are there."""
+    """The observations that make the state: those named, else the first default set of which all
+    are there."""
     if isinstance(state, str):
         state = (state,)
     wanted = _DEFAULT_STATES if state is None else (tuple(state),)
@@ -187,7 +194,8 @@ def read_files(
 
 
 def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
-    """One demonstration without its frames. Raises RoboAlignError naming file, demonstration and what is wrong."""
+    """One demonstration without its frames. Raises RoboAlignError naming file, demonstration and
+    what is wrong."""
     where = f"{file.path}, {name}"
     external = file.external
     with opened_hdf5(file.path) as opened_file:
@@ -237,7 +245,8 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
 
 
 def first_success(rewards: Any, steps: int) -> int | None:
-    """The first step whose reward is 1, where each is 0 or 1; None where none is, or where they are shaped."""
+    """The first step whose reward is 1, where each is 0 or 1; None where none is, or where they are
+    shaped."""
     rewards = np.asarray(rewards)
     if (
         rewards.shape != (steps,)
