@@ -21,7 +21,7 @@ RESERVED = re.compile(r"</?(?:think|answer|image)>|<\|[a-z_]+\|>|<ACTION_|<FAST_
 """Tags of a reply, action tokens, and the special tokens of chat templates."""
 FRAME_NUMBER = re.compile(r"\bframe\s+(?:number\s+)?\d", re.I)
 """The teacher is told it, the image does not show it."""
-REQUESTS = tuple(prompts.MODES.values())
+_REQUESTS = tuple(prompts.MODES.values())
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def faults_of(question: str, answer: str, reasoning: str) -> Refused | None:
     for name, text in zip(LONGEST, (question, answer, reasoning), strict=True):
         if len(text) > LONGEST[name]:
             return Refused(f"the {name} is too long")
-        if RESERVED.search(text) or any(request in text for request in REQUESTS):
+        if RESERVED.search(text) or any(request in text for request in _REQUESTS):
             return Refused(f"the {name} holds a tag or a request of the reply form")
         if FRAME_NUMBER.search(text):
             return Refused(f"the {name} names the frame's number")

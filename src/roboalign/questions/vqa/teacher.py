@@ -35,7 +35,7 @@ MAX_TOKENS = 4096
 """Tokens of a reply; a teacher that reasons first needs most of them for that."""
 FAILED_IN_A_ROW = 5
 """Requests that fail one after the other end the run: the endpoint is down, or takes none of them."""
-PROMPT = """\
+TEACHER_PROMPT = """\
 The image is one moment of a robot's work, frame {frame} of {frames}. The task is: {instruction}.
 {facts}
 Write {count} different questions about this image for training a robot's vision-language model: what is where, how
@@ -224,7 +224,7 @@ def teacher_prompt(motion: Motion, t: int) -> str:
         else "Nothing else is known of it."
     )
     instruction = " ".join(episode.instruction.split()).rstrip(".") or "not known"
-    return PROMPT.format(
+    return TEACHER_PROMPT.format(
         frame=t + 1,
         frames=len(episode),
         instruction=instruction,

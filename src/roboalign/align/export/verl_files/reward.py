@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-_SETTINGS: dict[str, Any] = json.loads(Path(__file__).with_name("reward.json").read_text())
+SETTINGS: dict[str, Any] = json.loads(Path(__file__).with_name("reward.json").read_text())
 """preset, n_fast, end_texts, special_texts, and for the preset `decoded` tau, horizon, action_dim, scale, min_token and
 fast_bytes (hexadecimal, one a FAST token)."""
 
@@ -59,7 +59,7 @@ def score(text: str, target: list[int]) -> dict[str, Any]:
     """score, format, action, prefix (all in [0, 1]) and length (FAST tokens in the block) of one answer."""
     if not target:
         raise ValueError("the target is empty")
-    end = next((end for end in _SETTINGS["end_texts"] if text.endswith(end)), "")
+    end = next((end for end in SETTINGS["end_texts"] if text.endswith(end)), "")
     well_formed, fast = parse(text.removesuffix(end))
     matched = 0
     for ours, theirs in zip(fast, target):
@@ -68,7 +68,7 @@ def score(text: str, target: list[int]) -> dict[str, Any]:
         matched += 1
     prefix = matched / len(target)
     action = (
-        prefix if _SETTINGS["preset"] == "paper" else _decoded(well_formed, fast, target, prefix)
+        prefix if SETTINGS["preset"] == "paper" else _decoded(well_formed, fast, target, prefix)
     )
     return {
         "score": (well_formed + action) / 2,
@@ -98,13 +98,13 @@ def parse(text: str) -> tuple[bool, list[int]]:
         return False, []
     opening = _BEFORE.fullmatch(before)
     reasoned = opening is not None and bool(opening[1].strip()) and not _MARK.search(opening[1])
-    if any(special in before for special in _SETTINGS["special_texts"]):
+    if any(special in before for special in SETTINGS["special_texts"]):
         reasoned = False
     return reasoned and bool(_AFTER.fullmatch(after)), [int(match[0][6:-1]) for match in fast]
 
 
 def _known(name: str) -> bool:
-    return "ACTION" in name or int(name[6:-1]) < _SETTINGS["n_fast"]
+    return "ACTION" in name or int(name[6:-1]) < SETTINGS["n_fast"]
 
 
 def _decoded(well_formed: bool, fast: list[int], target: list[int], prefix: float) -> float:
@@ -116,21 +116,19 @@ def _decoded(well_formed: bool, fast: list[int], target: list[int], prefix: floa
     if chunk is None:
         return 0.0
     l1 = sum(abs(a - b) for a, b in zip(chunk, goal)) / len(goal)
-    return (prefix + math.exp(-l1 / _SETTINGS["tau"])) / 2
+    return (prefix + math.exp(-l1 / SETTINGS["tau"])) / 2
 
 
 def _chunk(fast: list[int]) -> list[float] | None:
     """horizon x action_dim normalised actions, flat, by FAST's inverse DCT; None where the ids give another count."""
-    horizon, dims = _SETTINGS["horizon"], _SETTINGS["action_dim"]
+    horizon, dims = SETTINGS["horizon"], SETTINGS["action_dim"]
     try:
-        spelled = b"".join(bytes.fromhex(_SETTINGS["fast_bytes"][i]) for i in fast).decode()
+        spelled = b"".join(bytes.fromhex(SETTINGS["fast_bytes"][i]) for i in fast).decode()
     except UnicodeDecodeError:
         return None
     if len(spelled) != horizon * dims or "\ufffd" in spelled:
         return None
-    values = [
-        (ord(character) + _SETTINGS["min_token"]) / _SETTINGS["scale"] for character in spelled
-    ]
+    values = [(ord(character) + SETTINGS["min_token"]) / SETTINGS["scale"] for character in spelled]
     waves = [
         [
             math.sqrt((2 if k else 1) / horizon) * math.cos(math.pi * (t + 0.5) * k / horizon)
