@@ -26,7 +26,7 @@ from roboalign.mllm.load import Mllm, find_vocabulary
 from roboalign.mllm.processors import load_processor
 
 _ROWS = 100
-PART = re.compile(r"(source|rl|heldout|tokenizer(\.path)?|model|evaluation|mixture)(?=[, ]|$)|$")
+_PART = re.compile(r"(source|rl|heldout|tokenizer(\.path)?|model|evaluation|mixture)(?=[, ]|$)|$")
 """What a fault's place begins with where it is a part of the mixture file."""
 
 
@@ -62,7 +62,7 @@ def _naming(mixture: str) -> Iterator[None]:
     try:
         yield
     except RoboAlignError as error:
-        if not PART.match(error.where):
+        if not _PART.match(error.where):
             raise
         where = f"{mixture}, {error.where}" if error.where else mixture
         raise RoboAlignError(error.problem, where=where, fix=error.fix) from error

@@ -37,12 +37,17 @@ def read_records(path: str | Path, kind: type[State], fix: str = "") -> list[dic
     return records
 
 
-LARGE = ("model/*.safetensors", "policy/*.safetensors", "mixture/*.parquet", "*/data/*/*.parquet")
+LARGE_FILES = (
+    "model/*.safetensors",
+    "policy/*.safetensors",
+    "mixture/*.parquet",
+    "*/data/*/*.parquet",
+)
 """What `digests` describes by size alone: whoever uses such a file checks its sha256 then."""
 
 
 def digests(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """Of a stage's folder: sha256 of each JSON file directly in it, lines of each jsonl file, bytes of LARGE."""
+    """Of a stage's folder: sha256 of each JSON file directly in it, lines of each jsonl file, bytes of LARGE_FILES."""
     left_out = set(leave_out)
     found: dict[str, dict[str, Any]] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):
@@ -51,7 +56,7 @@ def digests(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, 
         found[path.name] = {"sha256": hash_file(path)}
         if path.suffix == ".jsonl":
             found[path.name]["lines"] = len(read_jsonl(path))
-    for path in sorted(path for pattern in LARGE for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in LARGE_FILES for path in folder.glob(pattern)):
         found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size}
     return found
 

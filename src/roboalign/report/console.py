@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 80
+TERMINAL_WIDTH = 80
 """Columns of a terminal as it opens; wider tables are for the report."""
 _DEEPER = "  "
 
 
-def fold(text: str, *, width: int = WIDTH) -> str:
+def fold(text: str, *, width: int = TERMINAL_WIDTH) -> str:
     """The same text in lines of at most `width` columns, broken between words.
 
     What continues a line is indented two columns deeper than the line. A word that is longer than a line, such as a
@@ -49,7 +49,7 @@ def grid(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def render(table: Table, *, width: int = WIDTH) -> str:
+def render(table: Table, *, width: int = TERMINAL_WIDTH) -> str:
     """The table as text that ends with a line break, without color and without spaces at the ends of lines."""
     console = Console(width=width, no_color=True, highlight=False, markup=False)
     if table.title and isinstance(table.title, str):
