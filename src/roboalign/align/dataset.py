@@ -23,7 +23,7 @@ _WINDOW = 50  # batches among which conversations of like length are put togethe
 
 
 class Conversations(Dataset):
-    """Conversations, tokenised when they are asked for."""
+    """Conversations, tokenized when they are asked for."""
 
     def __init__(self, mllm: Mllm, conversations: Sequence[Conversation]) -> None:
         self.mllm, self.conversations = mllm, conversations

@@ -50,7 +50,7 @@ class SftConfig(TuneConfig):
     learning_rate: float = Field(2e-5, gt=0, le=1)
     """Peak learning rate of AdamW (betas 0.9, 0.999)."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """How the learning rate goes on after the warm-up: down to 0, or as it is."""
+    """What the learning rate does after the warm-up: falls to 0, or stays."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the updates over which the learning rate rises from 0."""
     epochs: float = Field(1.0, gt=0, le=1e6)
@@ -70,7 +70,7 @@ class SftConfig(TuneConfig):
     """Set `Trainer`'s `use_liger_kernel`: Liger's kernels for norms, rotary positions and gated layers, on a GPU.
     Needs liger-kernel; does nothing for a class of model that it does not know. Its fused loss stays off."""
     workers: int = Field(0, ge=0, le=1024)
-    """Processes beside each training process that decode images and tokenise; 0: the training process does it itself,
+    """Processes that decode images and tokenize for each training process; 0: the training process does it itself,
     between its steps. What is learned is the same. A GPU waits for a single process."""
 
 

@@ -34,7 +34,7 @@ class TrainConfig(Config):
     log_every: int = Field(10, ge=1)
     """Updates between two records in metrics.jsonl."""
     save_every: int = Field(200, ge=1)
-    """Updates (SFT) or rollouts (GRPO) between two checkpoints. A killed run goes on from the last."""
+    """Updates (SFT) or rollouts (GRPO) between two checkpoints. A killed run resumes from the last one."""
     threads: int = Field(0, ge=0, le=4096)
     """CPU threads of torch; 0 leaves them as they are."""
 

@@ -89,7 +89,7 @@ class TinyConfig(Config):
     init_std: float = Field(default=0.08, gt=0, le=100)
     """Standard deviation of the initial weights. At Hugging Face's 0.02 a model this small hardly learns to see."""
     query_gain: float = Field(default=2.0, gt=0, le=1000)
-    """Initial weight of the query normalisation. Above 1, attention starts out on few tokens instead of all alike."""
+    """Initial weight of the query normalization. Above 1, attention starts out on few tokens instead of all alike."""
     seed: Seed = 0
     """Seed of the initial weights."""
 

@@ -55,7 +55,7 @@ def _cameras(survey: Survey) -> Iterator[str]:
     for camera in survey.cameras:
         if camera.looked_at and not camera.frames:
             yield f"Camera {camera.name}: none of the frames looked at could be read."
-        for what, found in (("black", camera.black), ("one flat colour", camera.flat)):
+        for what, found in (("black", camera.black), ("one flat color", camera.flat)):
             if found:
                 share = "all" if found == camera.frames else f"{found:,} of"
                 yield f"Camera {camera.name} is {what} in {share} {camera.frames:,} frames looked at."

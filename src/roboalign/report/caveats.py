@@ -72,7 +72,7 @@ def _tasks(run: RunSummary) -> Iterator[str]:
         return
     by_task = pair["difference_by_task"]
     bounds = (
-        f"; drawing tasks anew, the interval is {interval(by_task, 'points')} points"
+        f"; drawing tasks with replacement, the interval is {interval(by_task, 'points')} points"
         if by_task
         else ""
     )

@@ -1,4 +1,4 @@
-"""What a run measured beside the paper's numbers, and what keeps the two from being compared."""
+"""What a run measured next to the paper's numbers, and what keeps the two from being compared."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def _row(
 
 
 def not_comparable(run: Measured, metric: Metric) -> list[str]:
-    """Why a measured number is no reproduction of the one beside it; one sentence each."""
+    """Why a measured number is no reproduction of the one next to it; one sentence each."""
     found = []
     if run.benchmark != metric.benchmark:
         found.append(
@@ -138,7 +138,7 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
             _difference(row["minus_sft"]),
             _difference(row["minus_base"]),
         )
-    title = f"{comparison['run']} beside the paper ({paper['source']}), column {paper['metric']}\n"
+    title = f"{comparison['run']} and the paper ({paper['source']}), column {paper['metric']}\n"
     notes = [
         _measured(rows),
         "Success with Wilson 95% intervals; differences in points over the same episodes, with bootstrap "

@@ -176,7 +176,7 @@ def token_table(survey: Survey) -> Table | None:
     )
     caption = (
         f"{origin}; measured on {count_text(tokens.chunks)} chunks of the other half, copies of one episode kept "
-        "together. L1 in normalised units: q01 to q99 is −1 to 1, and what lies beyond is cut first."
+        "together. L1 in normalized units: q01 to q99 is −1 to 1, and what lies beyond is cut first."
     )
     return Table(caption, ("Measure", "value"), [(name, [Cell(value)]) for name, value in rows])
 
@@ -202,7 +202,7 @@ def camera_table(survey: Survey) -> Table | None:
         for c in survey.cameras
     ]
     caption = (
-        "Black and flat (one colour) count frames; frozen counts episodes whose frames are all equal; broken "
+        "Black and flat (one color) count frames; frozen counts episodes whose frames are all equal; broken "
         "counts unreadable frames, and episodes with another number of frames than of actions."
     )
     return Table(

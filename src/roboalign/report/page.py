@@ -69,7 +69,7 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
         css=Markup(environment.get_template("report.css").render()),
         headline=headline(run)
         if both
-        else "RL on action accuracy was not run beside SFT: nothing to compare.",
+        else "RL on action accuracy was not run together with SFT: nothing to compare.",
         findings=findings(run) if both else [],
         control=_control(run),
         arms=tables.arms_table(run),

@@ -319,7 +319,7 @@ def _row_of(future: Future[_Row], names: list[str]) -> _Row:
         raise RoboAlignError(
             "its process was killed (out of memory?)",
             where=" or ".join(f"stage {name}" for name in names),
-            fix="run the same command again: it goes on from the last checkpoint",
+            fix="run the same command again: it continues from the last checkpoint",
         ) from None
 
 

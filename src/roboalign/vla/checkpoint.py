@@ -1,4 +1,4 @@
-"""What a head's training goes on from after a kill."""
+"""What a head's training resumes from after a kill."""
 
 import json
 import pickle

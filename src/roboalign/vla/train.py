@@ -37,7 +37,7 @@ from roboalign.vla.policy import Policy
 
 
 class HeadTrainConfig(Config):
-    """Training of the head. The optimiser's other settings are GR00T-N1.5's; see `make_optimizer`."""
+    """Training of the head. The optimizer's other settings are GR00T-N1.5's; see `make_optimizer`."""
 
     steps: int = Field(default=2000, ge=1)
     """Optimiser steps (paper: 60,000 on LIBERO, 100,000 on CALVIN, 30,000 on the real robot)."""
@@ -50,7 +50,7 @@ class HeadTrainConfig(Config):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the head's matrix products; its weights and the optimiser stay float32."""
+    """Type of the head's matrix products; its weights and the optimizer stay float32."""
     sampling_steps: int = Field(default=4, ge=1, le=10_000)
     """Euler steps from noise to actions, in evaluation and in the policy."""
     eval_every: int = Field(default=500, ge=1)
@@ -58,7 +58,7 @@ class HeadTrainConfig(Config):
     eval_frames: int = Field(default=512, ge=1)
     """At most so many held-out frames, evenly spaced, are measured."""
     checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between checkpoints from which a killed training goes on."""
+    """Steps between checkpoints from which a killed training resumes."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is measured and saved (openpi: 0.99);
     0: the weights themselves (GR00T)."""

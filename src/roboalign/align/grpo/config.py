@@ -55,7 +55,7 @@ class RlConfig(TuneConfig):
     log_every: int = Field(1, ge=1)
     """Updates between two records in metrics.jsonl."""
     save_every: int = Field(10, ge=1)
-    """Rollouts between two checkpoints. A killed run goes on from the last."""
+    """Rollouts between two checkpoints. A killed run resumes from the last one."""
     logged_samples: int = Field(4, ge=0)
     """Decoded answers per rollout in samples.jsonl."""
     vllm: VllmConfig | None = None

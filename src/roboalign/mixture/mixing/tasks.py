@@ -50,7 +50,7 @@ def run_tasks(
                     results[waiting.pop(future)] = future.result()
                     progress.advance(1)
         except BrokenProcessPool:
-            fix = "run the same command again: it goes on from here; --workers takes fewer"
+            fix = "run the same command again: it continues from here; --workers takes fewer"
             raise RoboAlignError(
                 "a worker process was ended from outside, perhaps for want of memory",
                 where=label,
