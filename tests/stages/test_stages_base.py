@@ -204,7 +204,9 @@ def test_a_mixture_cut_short_is_one_clear_error(run_dir: Path, tmp_path: Path) -
     shutil.copytree(run_dir / "mix", tmp_path / "mix")
     shard = mixture_folder(tmp_path) / "train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(RoboAlignError, match="its sha256 is not the one in manifest.json") as error:
+    with pytest.raises(
+        RoboAlignError, match=r"its sha256 is not the one in manifest\.json"
+    ) as error:
         stage.base(context(tmp_path, "base", recipe()))
     assert error.value.where == str(shard) and "build the mixture again" in error.value.fix
 
