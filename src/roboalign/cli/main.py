@@ -25,6 +25,7 @@ _GROUPS = {
         "probe": "measure what a run's backbones know of the robot's progress, by layer",
     },
     "use them elsewhere": {
+        "serve": "let a robot ask a policy over openpi's websocket protocol",
         "export": "write a run's RL stage as a folder for verl or EasyR1",
         "push": "upload a policy or a model, with its card, to the Hugging Face Hub",
     },

@@ -1,0 +1,110 @@
+"""What a policy wants to be sent, read from its folder and from the demonstrations that it was trained on."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_tree
+from roboalign.core.outcomes import Fault
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.formats.lerobot import about_lerobot, iterate_lerobot
+from roboalign.serve.contract import Contract
+from roboalign.vla.policy import Policy
+
+
+def demonstrations_of(policy_folder: str | Path) -> Path | None:
+    """The data set that the head was trained on, where the policy is still inside its run; else None."""
+    for parent in Path(policy_folder).resolve().parents:
+        if (parent / "recipe.yaml").is_file():
+            data = parent / "collect" / "downstream"
+            return data if (data / "meta" / "info.json").is_file() else None
+    return None
+
+
+def contract_of(
+    policy: Policy,
+    folder: str | Path,
+    *,
+    prompt: str | None = None,
+    keys: Mapping[str, str] | None = None,
+    needs_state: bool = False,
+) -> Contract:
+    """The contract of the policy in `folder`; what its run does not tell is not known, and so left open.
+
+    `needs_state`: ask for the state although the head does not read it. Raises RoboAlignError where `keys` names a
+    camera that the policy has not, or one key twice, and where the run's data are of other shapes than the policy.
+    """
+    shape, cameras = policy.head.shape, policy.view.cameras
+    check_keys(keys or {}, cameras)
+    fields: dict[str, Any] = {"cameras": dict.fromkeys(cameras)}
+    data = demonstrations_of(folder)
+    if data is not None:
+        fields = _told_by(data, cameras, shape.action_dim)
+    proprioception = policy.state_stats is not None
+    if proprioception:
+        fields["state_dim"] = shape.state_dim
+    return Contract(
+        model=hash_tree(Path(folder))[:16],
+        horizon=policy.horizon,
+        action_dim=shape.action_dim,
+        needs_state=proprioception or needs_state,
+        guided=True,
+        prompt=prompt,
+        keys=dict(keys or {}),
+        **fields,
+    )
+
+
+def check_keys(keys: Mapping[str, str], cameras: tuple[str, ...]) -> None:
+    """Raises RoboAlignError where a key is of no camera of these, or stands for two of them."""
+    for camera in keys:
+        if camera not in cameras:
+            near = difflib.get_close_matches(camera, cameras, 1)
+            raise RoboAlignError(
+                f"the policy has no camera {camera!r}",
+                where="--key",
+                fix=f"did you mean {near[0]}?" if near else f"it has {', '.join(cameras)}",
+            )
+    every = [keys.get(camera, f"observation/{camera}") for camera in cameras]
+    if len(set(every)) < len(every):
+        raise RoboAlignError("two cameras have one key", where="--key", fix="give each its own")
+
+
+def first_episode(folder: Path) -> Episode:
+    """The first episode of a LeRobot data set. Raises RoboAlignError where it is broken or missing."""
+    item = next(iter(iterate_lerobot(folder)), None)
+    if item is None:
+        raise RoboAlignError("the data set has no episode", where=str(folder))
+    if isinstance(item, Fault):
+        raise RoboAlignError(item.problem, where=item.where, fix=item.fix)
+    return item
+
+
+def facts_of(episode: Episode) -> dict[str, Any]:
+    """Fields of a contract that any episode of a data set tells."""
+    space = episode.action_space
+    return {
+        "fps": float(episode.fps),
+        "state_dim": episode.state.shape[1],
+        "action_space": None if space is None else space.model_dump(mode="json"),
+    }
+
+
+def _told_by(data: Path, cameras: tuple[str, ...], action_dim: int) -> dict[str, Any]:
+    episode, about = first_episode(data), about_lerobot(data)
+    missing = [camera for camera in cameras if camera not in episode.cameras]
+    if missing or episode.actions.shape[1] != action_dim:
+        raise RoboAlignError(
+            f"it has cameras {', '.join(episode.cameras)} and {episode.actions.shape[1]} actions, the policy "
+            f"{', '.join(cameras)} and {action_dim}",
+            where=str(data),
+            fix="copy the policy's folder out of this run, or restore the run",
+        )
+    return {
+        **facts_of(episode),
+        "cameras": {c: (episode.cameras[c].height, episode.cameras[c].width) for c in cameras},
+        "action_names": about.action_names,
+        "state_names": about.state_names,
+    }

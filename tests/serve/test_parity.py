@@ -1,0 +1,108 @@
+"""Rollouts over websockets are those in process: the same episodes solved, in the same number of steps."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("msgpack")
+pytest.importorskip("websockets")
+
+from serving import served
+from toy_on_path import PACKAGE
+
+from roboalign.actions.normalize import ActionStats
+from roboalign.core.errors import RoboAlignError
+from roboalign.mllm.load import load_mllm
+from roboalign.run.stages.base import pretrained_folder
+from roboalign.serve.client import RemotePolicy
+from roboalign.serve.describe import contract_of
+from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
+from roboalign.vla.features import View
+from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.policy import Policy
+
+SMALL = {"width": 32, "heads": 2, "layers": 2, "vlm_inner_width": 32, "vlm_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """The shipped model under a head that is not trained."""
+    torch.manual_seed(0)
+    mllm = load_mllm(pretrained_folder())
+    width = mllm.model.config.get_text_config().hidden_size
+    shape = HeadShape(vlm_width=width, action_dim=4, state_dim=4, horizon=8)
+    head = FlowMatchingHead(HeadConfig(**SMALL, proprioception=True), shape)
+    rng = np.random.default_rng(0)
+    actions = ActionStats.fit(rng.uniform(-1, 1, (50, 4)))
+    states = ActionStats.fit(rng.uniform(-0.25, 0.25, (50, 4)))
+    return Policy(mllm, head.eval(), View(layer=2, cameras=("top",)), actions, states)
+
+
+@pytest.fixture(scope="module")
+def saved(policy, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "policy"
+    policy.save(folder)
+    return folder
+
+
+def test_the_same_episodes_are_solved(policy, saved, monkeypatch):
+    monkeypatch.syspath_prepend(str(PACKAGE / "src"))
+    from toy_benchmark.spec import ToyConfig
+    from toy_benchmark.world import Toy
+
+    config = RolloutConfig(replan_every=4, max_steps=24, batch_size=5)
+    episodes = [("toy/touch-red", seed) for seed in range(5)]
+    episodes += [("toy/touch-blue", seed) for seed in range(5)]
+
+    def outcomes(act):
+        results = rollout_batch(
+            act, EnvironmentPool(Toy(ToyConfig(radius=0.15)), 10), episodes, config
+        )
+        return {(r.task, r.seed): (r.success, r.steps, r.crash) for r in results}
+
+    inside = outcomes(policy.act_batch)
+    contract = contract_of(policy, saved)
+    with served(policy, contract) as server, RemotePolicy(port=server.port) as remote:
+        outside = outcomes(remote.act_batch)
+
+        def one_by_one(observations, keys):
+            return np.stack([remote.act(one, key) for one, key in zip(observations, keys)])
+
+        alone = outcomes(one_by_one)
+    assert outside == inside == alone
+    assert 0 < sum(success for success, _, _ in inside.values()) < len(episodes)
+
+
+def test_a_contract_says_what_the_policy_knows(policy, saved):
+    contract = contract_of(policy, saved, keys={"top": "observation/image"})
+    metadata = contract.metadata()
+    assert metadata["observation"]["observation/image"]["shape"] == [None, None, 3]
+    assert metadata["observation"]["observation/state"]["required"]
+    assert metadata["fps"] is None and metadata["action"]["space"] is None
+    for keys in ({"tpo": "a"}, {"top": "x", "side": "x"}):
+        with pytest.raises(RoboAlignError, match="the policy has no camera"):
+            contract_of(policy, saved, keys=keys)
+
+
+def test_rest_of_a_chunk_travels_over_the_wire(policy, saved):
+    rng = np.random.default_rng(1)
+    observation = SimpleNamespace(
+        images={"top": rng.integers(0, 256, (64, 64, 3), np.uint8)},
+        state=np.zeros(4, np.float32),
+        instruction="Touch the red square.",
+    )
+    rest = rng.uniform(-0.5, 0.5, (6, 4)).astype(np.float32)
+    with (
+        served(policy, contract_of(policy, saved)) as server,
+        RemotePolicy(port=server.port) as remote,
+    ):
+        chunk = remote.act(observation, ("k",), previous=rest, delay=3)
+        plain = remote.act(observation, ("k",))
+        with pytest.raises(RoboAlignError, match="rtc/delay: 7 is not within the 6 actions"):
+            remote.act(observation, ("k",), previous=rest, delay=7)
+    expected = policy.act_batch([observation], [("k",)], guides=[(rest, 3)])[0]
+    np.testing.assert_allclose(chunk, expected, atol=1e-5)
+    assert np.abs(plain - rest[0]).max() > np.abs(chunk[:3] - rest[:3]).max()
