@@ -22,7 +22,7 @@ from roboalign.serve.wire import pack_message
 
 def test_importing_it_needs_numpy_msgpack_and_websockets_alone():
     code = (
-        "import sys, roboalign.serve.client\n"
+        "import sys, roboalign.serve.client, roboalign.serve.executor\n"
         "heavy = {'torch', 'scipy', 'pydantic', 'transformers', 'pandas', 'PIL', 'mujoco'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -1,0 +1,66 @@
+"""How a control loop kept its time: what is said at its end."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Cadence:
+    """Counts and times of a run. Times are in seconds, actions in raw units."""
+
+    fps: float
+    """Control steps a second that were asked for."""
+    steps: int = 0
+    seconds: float = 0.0
+    overruns: int = 0
+    """Control steps that took longer than their period."""
+    missed: int = 0
+    """Control steps that passed meanwhile without an action."""
+    late: int = 0
+    """Steps at which no chunk reached: the robot was held."""
+    stale: int = 0
+    """Steps at which every chunk was of an observation too old: the robot was held."""
+    clipped: int = 0
+    """Actions that the range changed."""
+    slowed: int = 0
+    """Actions that the largest step changed."""
+    errors: int = 0
+    """Requests that failed."""
+    latencies: list[float] = field(default_factory=list)
+    """From observation to chunk; without the first, which nothing waits for."""
+    observing: list[float] = field(default_factory=list)
+    sending: list[float] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    """What was sent."""
+    seams: list[int] = field(default_factory=list)
+    """Control steps, counted from 0, before which a chunk arrived."""
+
+    def seam_jumps(self) -> np.ndarray:
+        """float [n]: the largest change of any number of the action at each seam."""
+        sent = np.array(self.actions)
+        places = [seam for seam in sorted(set(self.seams)) if 0 < seam < len(sent)]
+        return np.array([np.abs(sent[place] - sent[place - 1]).max() for place in places])
+
+    def text(self) -> str:
+        """The report, a line each."""
+        rate = self.steps / self.seconds if self.seconds else 0.0
+        lines = [
+            f"{self.steps} control steps, {rate:.1f} a second of {self.fps:g}; {self.overruns} overran, "
+            f"{self.missed} missed",
+            f"held: {self.late} for want of a chunk, {self.stale} because it was stale; {self.errors} requests failed",
+            f"limited: {self.clipped} by range, {self.slowed} by step",
+        ]
+        for name, times in (
+            ("request", self.latencies),
+            ("observe", self.observing),
+            ("send", self.sending),
+        ):
+            if times:
+                p50, p95, worst = 1000 * np.quantile(times, [0.5, 0.95, 1.0])
+                lines.append(f"{name}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {worst:.1f} ms")
+        if len(jumps := self.seam_jumps()):
+            lines.append(
+                f"jump at {len(jumps)} seams: median {np.median(jumps):.3g}, largest {jumps.max():.3g}"
+            )
+        return "\n".join(lines)
