@@ -6,6 +6,7 @@ Needs NumPy, msgpack and websockets, nothing else: a robot's computer has no PyT
 import ipaddress
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -214,13 +215,15 @@ class RemotePolicy:
 
     def _reopen(self) -> None:
         self._drop()
-        before = self.metadata.get("model")
+        before = self.metadata
         self._open()
         self.reconnects += 1
-        if self.metadata.get("model") != before:
+        now, was = self.metadata.get("model"), before.get("model")
+        if now != was:
             self._drop()
+            self.metadata = before  # so that the next call is refused too
             raise RoboAlignError(
-                f"the server now has another policy ({self.metadata.get('model')}, was {before})",
+                f"the server now has another policy ({now}, was {was})",
                 where=self.uri,
                 fix="make a new RemotePolicy, if that is meant",
             )
@@ -228,7 +231,7 @@ class RemotePolicy:
     def _open(self) -> None:
         headers = {"Authorization": f"Api-Key {self.api_key}"} if self.api_key else None
         try:
-            connection = connect(
+            opening = connect(
                 self.uri,
                 compression=None,
                 max_size=1 << 26,
@@ -237,6 +240,7 @@ class RemotePolicy:
                 close_timeout=1.0,
                 proxy=None if _is_local(self.uri) else True,
             )
+            connection: ClientConnection = ExitStack().enter_context(opening)  # left by `_drop`
         except InvalidStatus as error:
             raise self._refused(error.response.status_code, bool(self.api_key)) from None
         except (InvalidURI, InvalidHandshake, InvalidMessage, OSError) as error:

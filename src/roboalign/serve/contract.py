@@ -172,7 +172,8 @@ class Contract:
             if key not in known:
                 name = str(key)[:60]
                 near = difflib.get_close_matches(name, known, 1)
-                fix = f"did you mean {near[0]}?" if near else f"send {', '.join(known)}"
+                meant = f"did you mean {near[0]}? " if near else ""
+                fix = f"{meant}Read are {', '.join(known)}"
                 raise RoboAlignError("this key is not read", where=at + name, fix=fix)
         for key in required:
             if key not in request:

@@ -63,6 +63,7 @@ class DatasetRecorder:
             )
         self.episodes = 0
         self.fault: RoboAlignError | None = None
+        self._said = False
         self._writer: LeRobotWriter | None = None
         self._open: dict[Hashable, _Open] = {}
         self._todo: queue.Queue[tuple[Any, ...] | None] = queue.Queue(maxsize=512)
@@ -126,7 +127,8 @@ class DatasetRecorder:
         episode = self._open.pop(key)
         rate = 1 / statistics.median(np.diff(episode.times)) if len(episode.times) > 1 else None
         writer = self._writer = self._writer or self._start(episode, rate)
-        if rate is not None and not 0.8 < rate / writer.fps < 1.25:
+        if not self._said and rate is not None and not 0.8 < rate / writer.fps < 1.25:
+            self._said = True
             say(
                 f"an episode of {rate:.3g} requests a second is kept at {writer.fps:g}; {ANSWERS} has the times",
                 "serve",
