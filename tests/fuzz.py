@@ -39,7 +39,7 @@ from fuzz_mutate import Mutation, mutate
 from fuzz_outcome import FAULTS, OUTCOMES, judged
 
 LIMIT = 90.0
-"""Seconds of one command; past it is a hang."""
+"""Seconds of one command where a core is free for it; past it is a hang."""
 MEMORY = 12 << 30
 """Bytes of address space of a worker: a length field that is believed becomes a MemoryError, not a dead machine."""
 
@@ -180,7 +180,8 @@ class Child:
         assert self.asked
         seed, name = self.asked
         # A fresh worker imports, and works out the sound values.
-        late = LIMIT * (3 if self.fresh else 1)
+        late = LIMIT * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        late *= 3 if self.fresh else 1
         if self.line.poll():
             try:
                 result: Result = self.line.recv()
