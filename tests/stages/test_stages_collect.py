@@ -176,6 +176,11 @@ def test_the_same_data_whether_stopped_or_not(
         for name in ("whole", "stopped")
     )
     assert whole.keys() == stopped.keys()
+    for part in ("align", "downstream"):  # an episode that was collected again has one row
+        logs = [
+            tmp_path / name / "collect" / part / "attempts.jsonl" for name in ("whole", "stopped")
+        ]
+        assert logs[0].read_bytes() == logs[1].read_bytes()
     for name, one in whole.items():
         np.testing.assert_array_equal(one.actions, stopped[name].actions)
         np.testing.assert_array_equal(

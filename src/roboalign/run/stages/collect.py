@@ -1,12 +1,13 @@
 """Stage `collect`: demonstrations of the alignment and of the downstream tasks, as two LeRobot v3.0 data sets."""
 
+import json
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import append_jsonl, read_jsonl, write_json
+from roboalign.core.files import append_jsonl, read_jsonl, write_json, write_text
 from roboalign.core.machine import cores
 from roboalign.episodes.episode import Camera
 from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
@@ -96,7 +97,9 @@ def _collect_set(
             fix="run the same command again: it continues after the last episode",
         ) from None
     writer.finalize()
-    return _table(tasks, read_jsonl(log))
+    rows = _settled(tasks, read_jsonl(log))
+    write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    return _table(tasks, rows)
 
 
 def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:
@@ -132,14 +135,21 @@ def _log_row(outcome: Collected) -> dict[str, Any]:
     }
 
 
+def _settled(tasks: Sequence[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a wanted episode, in order of task and first seed, as a collection that was never killed has them.
+
+    An episode that was tried again after a kill has two rows, of which the later one counts.
+    """
+    latest = {(tasks.index(row["task"]), row["first_seed"]): row for row in rows}
+    return [latest[key] for key in sorted(latest)]
+
+
 def _table(tasks: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Per task; a wanted episode that was tried again after a kill counts once. Its first seed is its name."""
-    latest = {(row["task"], row["first_seed"]): row for row in rows}
     table = {
         task: dict.fromkeys(("attempts", "solved", "unsolved", "crashed", "frames"), 0)
         for task in tasks
     }
-    for row in latest.values():
+    for row in rows:
         entry, solved = table[row["task"]], int(row["episode_id"] is not None)
         entry["solved"] += solved
         entry["frames"] += row["frames"]
