@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import (
     append_jsonl,
+    as_message,
     atomic_path,
     check_source,
     hash_file,
@@ -161,3 +163,23 @@ def test_a_link_that_leads_to_itself_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError) as caught:
         check_source(tmp_path / "video.mp4", tmp_path)
     assert caught.value.where == str(tmp_path / "video.mp4")
+
+
+@pytest.mark.parametrize(
+    ("exists", "may", "said"),
+    [
+        (False, (), "cannot be written"),
+        (True, (os.R_OK,), "cannot be written"),
+        (True, (os.W_OK,), "cannot be read"),
+        (True, (), "cannot be opened"),
+    ],
+)
+def test_what_permissions_refuse_is_said_by_what_they_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool, may: tuple[int, ...], said: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    if exists:
+        path.write_text("")
+    monkeypatch.setattr(os, "access", lambda _, mode: mode in may)
+    found = str(as_message(PermissionError(errno.EACCES, "Permission denied", str(path))))
+    assert f"{path}: {said} (Permission denied)" in found

@@ -173,9 +173,9 @@ def _verb(error: OSError, path: str) -> str:
     if error.errno == errno.EROFS:
         return "cannot be written"
     if error.errno in (errno.EACCES, errno.EPERM):
-        readable = os.access(path, os.R_OK) or not os.access(Path(path).parent, os.W_OK)
-        missing = not os.path.lexists(path)
-        return "cannot be written" if missing or readable else "cannot be read"
+        if not os.path.lexists(path) or os.access(path, os.R_OK):
+            return "cannot be written"
+        return "cannot be read" if os.access(path, os.W_OK) else "cannot be opened"
     return "cannot be used"
 
 
