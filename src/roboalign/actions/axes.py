@@ -1,7 +1,8 @@
-"""Which way the axes of a base frame point, seen from the robot: what turns numbers into words like `right`.
+"""Say which way the axes of a base frame point, seen from the robot.
 
-An `ActionSpace` says in which frame a movement is given, not how that frame lies to the robot. For the data sets below
-it is known from where it is defined; for any other it is told, never guessed.
+This turns numbers into words such as `right`. An `ActionSpace` gives the frame of a movement, but
+not how that frame is oriented relative to the robot. For the data sets below the orientation is
+known from their own definitions; for any other the user states it, and it is never guessed.
 """
 
 from typing import Literal
@@ -21,11 +22,11 @@ SEEN_DIRECTIONS = {
     "up": (2, 1),
     "down": (2, -1),
 }
-"""direction -> which of right, forward, up it lies on, and its sign there."""
+"""direction -> (which of right, forward, up it is on, its sign there)."""
 ROS: Axes = ("forward", "left", "up")
 
 KNOWN_AXES: dict[str, Axes] = {
-    # WidowX 250: interbotix_xsarm_descriptions, the arm reaches along +x of base_link, z up (REP 103)
+    # WidowX 250: interbotix_xsarm_descriptions, arm reaches along +x of base_link, z up (REP 103)
     "bridge": ROS,
     "bridge_relabelled": ROS,
     # Franka: franka_description, the arm reaches along +x of link0, z up; droid gives poses in that frame
@@ -38,11 +39,17 @@ KNOWN_AXES: dict[str, Axes] = {
     # Metaworld: the Sawyer stands behind the table on y, looking along +y, x to its right (scene.py)
     "metaworld": ("right", "forward", "up"),
 }
-"""Action space of known.py -> axes. CALVIN's are missing: how its robot faces the desk was not confirmed."""
+"""Action space in known_spaces.py -> axes.
+
+CALVIN is missing: which way its robot faces the desk was not confirmed.
+"""
 
 
 def parse_axes(text: str) -> Axes:
-    """`forward,left,up` -> axes. Raises RoboAlignError where these are not three directions of a right-handed frame."""
+    """Parse axes such as `forward,left,up`.
+
+    Raises RoboAlignError if these are not three directions of a right-handed frame.
+    """
     names = tuple(part.strip() for part in text.split(","))
     fix = "name where +x, +y, +z point, for example --axes forward,left,up"
     if len(names) != 3 or not set(names) <= set(SEEN_DIRECTIONS):
@@ -57,7 +64,7 @@ def parse_axes(text: str) -> Axes:
 
 
 def matrix_of(axes: Axes) -> np.ndarray:
-    """[3, 3] from (x, y, z) of the frame to (right, forward, up)."""
+    """Return the matrix [3, 3] from (x, y, z) of the frame to (right, forward, up)."""
     matrix = np.zeros((3, 3))
     for column, direction in enumerate(axes):
         row, sign = SEEN_DIRECTIONS[direction]

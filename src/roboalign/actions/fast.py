@@ -1,9 +1,10 @@
-"""FAST action tokens (arXiv 2501.09747): DCT along time, rounding, byte-level BPE.
+"""Encode actions as FAST tokens (arXiv 2501.09747): DCT along time, rounding, byte-level BPE.
 
-A chunk [H, D] of normalised actions becomes DCT coefficients, `round(scale * c)`, flattened low frequency first (all
-dimensions of frequency 0, then of frequency 1, ...). Each integer minus `min_token` is written as the Unicode
-character of that number, and a byte-level BPE turns the string into ids. Folders have the layout of
-`physical-intelligence/fast`, so the published FAST+ loads here and what is saved here loads there.
+A chunk [H, D] of normalized actions becomes DCT coefficients, `round(scale * c)`, flattened low
+frequency first (all dimensions of frequency 0, then of frequency 1, ...). Each integer minus
+`min_token` is written as the Unicode character of that number, and a byte-level BPE turns the
+string into ids. Folders have the layout of `physical-intelligence/fast`, so the published FAST+
+loads here and tokenizers saved here load there.
 """
 
 from collections.abc import Sequence
@@ -20,13 +21,16 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json, write_json
 
 LARGEST_OFFSET = 0xD7FF  # the next code points are surrogates, which no text can hold
-REPLACEMENT = "\ufffd"  # what a byte-level decoder writes for bytes that are not UTF-8
+REPLACEMENT = "\ufffd"  # what a byte-level decoder writes for invalid UTF-8
 LAYOUT_FIX = "give a folder with the layout of physical-intelligence/fast"
 
 
 @dataclass(frozen=True)
 class DecodeFailure:
-    """Ids that are no chunk: why, and how many coefficients they gave of how many. A value, for callers to count."""
+    """Ids that do not decode to a chunk: why, and how many of the coefficients they gave.
+
+    It is a value rather than an error, so that callers can count failures.
+    """
 
     reason: str
     n_coefficients: int
@@ -34,9 +38,10 @@ class DecodeFailure:
 
 
 class FastTokenizer:
-    """Chunks of `horizon` x `action_dim` normalised actions to FAST ids in [0, vocab_size) and back.
+    """Encode chunks of `horizon` x `action_dim` normalized actions as FAST ids, and decode them.
 
-    `clipped` counts the coefficients that `encode` had to clip into [min_token, max_token], since construction.
+    Ids are in [0, vocab_size). `clipped` counts the coefficients that `encode` had to clip into
+    [min_token, max_token], since construction.
     """
 
     def __init__(
@@ -57,10 +62,11 @@ class FastTokenizer:
 
     @classmethod
     def fit(cls, chunks: np.ndarray, *, scale: float, vocab_size: int) -> "FastTokenizer":
-        """Train the BPE on `chunks` [N, H, D], normalised.
+        """Train the BPE on normalized `chunks` [N, H, D].
 
-        `vocab_size` is a ceiling: where no pair of symbols is seen twice any more, the merges run out and the
-        attribute `vocab_size` is smaller. Raises RoboAlignError where it cannot hold the single symbols.
+        `vocab_size` is an upper bound: merging stops when no pair of symbols occurs twice any more,
+        and the attribute `vocab_size` is then smaller. Raises RoboAlignError if it is too small for
+        the single symbols.
         """
         chunks = _finite(chunks)
         if len(chunks) == 0:
@@ -79,8 +85,9 @@ class FastTokenizer:
                 fix="raise vocab_size or lower the scale",
             )
         tokenizer = Tokenizer(BPE())
-        # The published processor keeps GPT-2's word-splitting pattern here, which cuts runs of coefficients wherever
-        # their characters happen to be letters or digits; the strings are no language, so no pattern is used.
+        # The published processor keeps GPT-2's word-splitting pattern here, which cuts runs of
+        # coefficients wherever their characters happen to be letters or digits. The strings are not
+        # language, so no pattern is used.
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = BpeTrainer(
@@ -102,7 +109,10 @@ class FastTokenizer:
         )
 
     def encode(self, chunks: np.ndarray) -> list[list[int]]:
-        """FAST ids of each of `chunks` [N, H, D], normalised. Raises RoboAlignError on NaN or another shape."""
+        """Return FAST ids of each of the normalized `chunks` [N, H, D].
+
+        Raises RoboAlignError on NaN or another shape.
+        """
         chunks = _finite(chunks)
         if chunks.shape[1:] != (self.horizon, self.action_dim):
             raise RoboAlignError(
@@ -120,15 +130,21 @@ class FastTokenizer:
         ]
 
     def coefficients(self, ids: Sequence[int]) -> np.ndarray | DecodeFailure:
-        """The quantised DCT coefficients (int [n], low frequency first) that `ids` spell; n may not fill a chunk."""
+        """Return the quantized DCT coefficients that `ids` spell: int [n], low frequency first.
+
+        They may not fill a chunk.
+        """
         return self._coefficients_batch([ids])[0]
 
     def decode(self, ids: Sequence[int]) -> np.ndarray | DecodeFailure:
-        """Normalised actions float32 [H, D], or why `ids` are no chunk: an unknown id, broken text, a wrong count."""
+        """Return normalized actions float32 [H, D], or why `ids` are not a chunk.
+
+        The reason is an unknown id, broken text, or a wrong count.
+        """
         return self.decode_batch([ids])[0]
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray | DecodeFailure]:
-        """`decode` of each, with one inverse DCT over all that decode."""
+        """Return `decode` of each, using one inverse DCT for all that decode."""
         results = [self._complete(found) for found in self._coefficients_batch(batch)]
         good = [found for found in results if isinstance(found, np.ndarray)]
         if not good:
@@ -140,7 +156,7 @@ class FastTokenizer:
     def _coefficients_batch(
         self, batch: Sequence[Sequence[int]]
     ) -> list[np.ndarray | DecodeFailure]:
-        # `Tokenizer.decode` skips ids it does not know, so they are looked for first.
+        # `Tokenizer.decode` skips unknown ids, so check for them first.
         known = [all(0 <= i < self.vocab_size for i in ids) for ids in batch]
         texts = self.tokenizer.decode_batch(
             [list(ids) if ok else [] for ids, ok in zip(batch, known, strict=True)],
@@ -168,8 +184,9 @@ class FastTokenizer:
         return found
 
     def save(self, folder: str | Path) -> None:
-        """Write `folder` in the layout of physical-intelligence/fast. A folder that stands there is replaced."""
-        # The part before `--` tells transformers where the processor's code lives; none is copied beside the data.
+        """Write `folder` in the layout of physical-intelligence/fast; replace an existing one."""
+        # The part before `--` tells transformers which repository has the processor's code; no code
+        # is copied with the data.
         auto_map = {
             "AutoProcessor": "physical-intelligence/fast--processing_action_tokenizer.UniversalActionProcessor"
         }
@@ -202,10 +219,11 @@ class FastTokenizer:
     def load(
         cls, folder: str | Path, *, horizon: int | None = None, action_dim: int | None = None
     ) -> "FastTokenizer":
-        """Read a folder of `save` or of physical-intelligence/fast.
+        """Read a folder written by `save` or by physical-intelligence/fast.
 
-        The published FAST+ fits any chunk, so it needs `horizon` and `action_dim`; a folder that states its own must
-        agree with what is given. Raises RoboAlignError on a missing, broken or inconsistent file.
+        The published FAST+ fits any chunk, so it needs `horizon` and `action_dim`; a folder that
+        states its own must agree with the given ones. Raises RoboAlignError on a missing, broken or
+        inconsistent file.
         """
         folder = Path(folder)
         where = str(folder / "processor_config.json")
@@ -232,7 +250,8 @@ class FastTokenizer:
                 where=where,
                 fix="take both files from one folder",
             )
-        # The published layout has no upper bound: its alphabet is all bytes, which spell any character.
+        # The published layout has no upper bound: its alphabet is all bytes, which can spell any
+        # character.
         max_token = (
             int(_number(config, "max_token", where))
             if "max_token" in config
@@ -263,19 +282,25 @@ def _finite(chunks: np.ndarray) -> np.ndarray:
 
 
 def _quantise(chunks: np.ndarray, scale: float) -> np.ndarray:
-    """Normalised [N, H, D] to int64 [N, H, D], frequency along axis 1."""
+    """Quantize normalized [N, H, D] to int64 [N, H, D], frequency along axis 1."""
     return np.around(dct(chunks, axis=1, norm="ortho") * scale).astype(np.int64)
 
 
 def _to_texts(offsets: np.ndarray) -> list[str]:
-    """Offsets [N, H, D] from `min_token` to one string a chunk; H * D characters, low frequency first."""
+    """Convert offsets [N, H, D] from `min_token` to one string per chunk.
+
+    Each has H * D characters, low frequency first.
+    """
     width = offsets[0].size if len(offsets) else 0
     text = offsets.astype("<u4").tobytes().decode("utf-32-le")
     return [text[start : start + width] for start in range(0, len(text), width)] if width else []
 
 
 def _byte_symbols(largest: int) -> list[str]:
-    """The byte-level symbols that the characters 0..largest need: not all 256, so that small vocabularies work."""
+    """Return the byte-level symbols that the characters 0..largest need.
+
+    Not all 256 are used, so that small vocabularies work.
+    """
     text = "".join(map(chr, range(largest + 1)))
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return sorted(set("".join(piece for piece, _ in level.pre_tokenize_str(text))))

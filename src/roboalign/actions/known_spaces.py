@@ -1,7 +1,8 @@
-"""Action spaces of data sets and simulators that many use, each with the place in its own code that says so.
+"""Define the action spaces of common data sets and simulators, each with its source in their code.
 
-Commands are bounded where they come from: LIBERO, robosuite and Meta-World clip to [-1, 1], CALVIN's `rel_actions` are
-stored so clipped, DROID shortens a rotation or translation longer than 1. `convert` clips nothing.
+Commands are bounded at the source: LIBERO, robosuite and Meta-World clip to [-1, 1], CALVIN stores
+`rel_actions` clipped the same way, and DROID shortens a rotation or translation longer than 1.
+`convert` clips nothing.
 """
 
 import difflib
@@ -64,7 +65,8 @@ KNOWN: dict[str, ActionSpace] = {
     ),
     # LIBERO: libero/libero/envs/env_wrapper.py (robosuite's default OSC_POSE)
     "libero": OSC_POSE,
-    # robosuite: see OSC_POSE above. robomimic's files name the controller in `env_args`: check that it is this one.
+    # robosuite: see OSC_POSE above. robomimic's files name the controller in `env_args`: check that
+    # it is this one.
     "robomimic_osc_pose": OSC_POSE,
     # calvin: dataset/README.md (world frame, gripper 1 open); calvin_env: calvin_env/utils/utils.py,
     # to_relative_action, and calvin_env/robot/robot.py, relative_to_absolute (0.02 m, 0.05 rad; Euler angles are added,
@@ -90,7 +92,10 @@ KNOWN: dict[str, ActionSpace] = {
 
 
 def known_space(name: str) -> ActionSpace:
-    """The action space of this name in KNOWN. Raises RoboAlignError, with the nearest name, where there is none."""
+    """Return the known action space of this name.
+
+    Raises RoboAlignError with the nearest name if there is none.
+    """
     if name not in KNOWN:
         near = difflib.get_close_matches(name, KNOWN, n=1)
         fix = (

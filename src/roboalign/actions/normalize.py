@@ -1,4 +1,4 @@
-"""Action statistics and the map between raw actions and [-1, 1]."""
+"""Compute action statistics, and map raw actions to [-1, 1] and back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,26 +12,29 @@ from roboalign.core.errors import RoboAlignError
 Method = Literal["quantiles", "min_max", "mean_std"]
 ARRAYS = ("q01", "q99", "mean", "std", "minimum", "maximum")
 _SETTINGS = {"method": "quantiles", "clip": True}
-"""Written to JSON only where they differ from these: statistics of older runs have neither."""
+"""Written to JSON only if they differ from these defaults: statistics of older runs lack both."""
 
-# Raw actions are metres, radians or commands in [-1, 1], stored as float32. A spread of a millionth of such a unit
-# (or of the dimension's own magnitude, where that is larger) is rounding noise: dividing by it would blow it up.
+# Raw actions are meters, radians or commands in [-1, 1], stored as float32. A spread of a millionth
+# of such a unit (or of the dimension's own magnitude, where that is larger) is rounding noise,
+# which dividing by it would amplify.
 CONSTANT_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class ActionStats:
-    """Per-dimension statistics of raw actions, float64 [D]; they travel inside every checkpoint.
+    """Per-dimension statistics of raw actions, float64 [D]; every checkpoint contains them.
 
-    `normalize` maps the `interval` of each dimension linearly to [-1, 1]. Its ends are q01 and q99 with the method
-    quantiles (FAST, arXiv 2501.09747; openpi and OpenVLA), the extremes with min_max (GR00T-N1.5's data
-    configurations), mean - std and mean + std with mean_std. With `clip`, what lies beyond is cut, as OpenVLA does;
-    openpi does not cut, and FAST tokens can hold values beyond 1. mean_std is never cut.
+    `normalize` maps the `interval` of each dimension linearly to [-1, 1]. Its ends are q01 and q99
+    with the method quantiles (FAST, arXiv 2501.09747; openpi and OpenVLA), the extremes with
+    min_max (GR00T-N1.5's data configurations), mean - std and mean + std with mean_std. With
+    `clip`, values outside are clipped, as OpenVLA does; openpi does not clip, and FAST tokens can
+    represent values beyond 1. mean_std is never clipped.
 
-    Where the ends coincide although the values differ, as q01 and q99 do for a gripper that is told to move in fewer
-    than one step of a hundred, the interval is that of the extremes: the dimension keeps its information (`notes`
-    names it). Where the extremes coincide too (a spread of at most 1e-6 * max(1, |low|, |high|)), the dimension is
-    constant: it normalizes to 0 and denormalizes to its mean.
+    The ends can coincide although the values differ, as q01 and q99 do for a gripper that is told
+    to move in fewer than one step in a hundred. The interval is then that of the extremes: the
+    dimension keeps its information, and `notes` names it. If the extremes coincide too (a spread of
+    at most 1e-6 * max(1, |low|, |high|)), the dimension is constant: it normalizes to 0 and
+    denormalizes to its mean.
     """
 
     q01: np.ndarray
@@ -48,7 +51,10 @@ class ActionStats:
     def fit(
         cls, actions: np.ndarray, *, method: Method = "quantiles", clip: bool = True
     ) -> "ActionStats":
-        """Statistics of `actions` [N, D], raw units. Raises RoboAlignError on no rows, NaN or infinity."""
+        """Compute statistics of raw `actions` [N, D].
+
+        Raises RoboAlignError on no rows, NaN or infinity.
+        """
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim != 2 or 0 in actions.shape:
             raise RoboAlignError(
@@ -71,24 +77,24 @@ class ActionStats:
 
     @property
     def dim(self) -> int:
-        """D, the number of action dimensions."""
+        """The number of action dimensions, D."""
         return len(self.q01)
 
     @property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high), float64 [D] each: the raw values that normalize to -1 and +1."""
+        """The raw values that normalize to -1 and +1: (low, high), float64 [D] each."""
         low, high = self._ends()
         flat = coincide(low, high)
         return np.where(flat, self.minimum, low), np.where(flat, self.maximum, high)
 
     @property
     def sparse(self) -> np.ndarray:
-        """bool [D]: the dimensions whose interval is that of the extremes, since the method's own ends coincide."""
+        """bool [D]: dimensions that use the extremes because the method's own ends coincide."""
         return coincide(*self._ends()) & ~self.constant
 
     @property
     def constant(self) -> np.ndarray:
-        """bool [D]: the dimensions whose spread is too small to divide by."""
+        """bool [D]: dimensions whose spread is too small to divide by."""
         return coincide(*self.interval)
 
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +105,7 @@ class ActionStats:
         return self.mean - self.std, self.mean + self.std
 
     def sparse_notes(self, names: Sequence[str] = ()) -> list[str]:
-        """One sentence for each dimension of `sparse`; `names` are those of the dimensions."""
+        """Return one sentence for each `sparse` dimension; `names` names the dimensions."""
         low = self._ends()[0]
         ends = "1% and 99% quantiles" if self.method == "quantiles" else "mean and mean plus std"
         return [
@@ -109,7 +115,7 @@ class ActionStats:
         ]
 
     def notes(self, names: Sequence[str] = ()) -> list[str]:
-        """`sparse_notes`, and one sentence that names the constant dimensions."""
+        """Return `sparse_notes`, plus one sentence that names the constant dimensions."""
         found = self.sparse_notes(names)
         if constant := [_called(d, names) for d in np.flatnonzero(self.constant)]:
             found.append(
@@ -118,8 +124,10 @@ class ActionStats:
         return found
 
     def normalize(self, actions: ArrayLike) -> np.ndarray:
-        """Raw [..., D] to float32 [..., D], in [-1, 1] with `clip`. Raises RoboAlignError on NaN, infinity or
-        another D."""
+        """Normalize raw [..., D] to float32 [..., D], in [-1, 1] with `clip`.
+
+        Raises RoboAlignError on NaN, infinity or another D.
+        """
         actions = self._checked(actions)
         low, high = self.interval
         spread = np.where(self.constant, 1.0, high - low)
@@ -129,14 +137,17 @@ class ActionStats:
         return scaled.astype(np.float32)
 
     def denormalize(self, actions: ArrayLike) -> np.ndarray:
-        """Normalized [..., D] to raw float32 [..., D]; linear beyond [-1, 1] too. Raises as `normalize`."""
+        """Convert normalized [..., D] to raw float32 [..., D]; linear beyond [-1, 1] too.
+
+        Raises as `normalize`.
+        """
         actions = self._checked(actions)
         low, high = self.interval
         raw = low + (actions + 1.0) / 2.0 * (high - low)
         return np.where(self.constant, self.mean, raw).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
+        """Return plain lists and numbers, for JSON."""
         settings = {
             name: getattr(self, name)
             for name, usual in _SETTINGS.items()
@@ -147,7 +158,10 @@ class ActionStats:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "") -> "ActionStats":
-        """The inverse of `to_dict`. Raises RoboAlignError, naming `where` and the field, on anything invalid."""
+        """Invert `to_dict`.
+
+        Raises RoboAlignError, naming `where` and the field, on anything invalid.
+        """
         fix = "compute the statistics again with ActionStats.fit"
         wrong = (set(values) - set(_SETTINGS)) ^ {*ARRAYS, "count"}
         if wrong:
@@ -192,7 +206,7 @@ class ActionStats:
 
 
 def coincide(low: ArrayLike, high: ArrayLike) -> np.ndarray:
-    """bool [D]: where nothing but rounding noise lies between them."""
+    """Return bool [D]: whether only rounding noise separates `low` and `high`."""
     magnitude = np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
     return np.subtract(high, low) <= CONSTANT_SPREAD * magnitude
 

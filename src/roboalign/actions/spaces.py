@@ -1,13 +1,13 @@
-"""What the numbers of an action mean, and conversions from one meaning to another, on purpose.
+"""Define what the numbers of an action mean, and convert explicitly between meanings.
 
-Conventions, with the end effector at position p and orientation R (both in the base frame) before the action, and at
-p', R' where the action sends it:
+Conventions, with the end effector at position p and orientation R (both in the base frame) before
+the action, and at p', R' where the action sends it:
 
     absolute             p' = position            R' = rotation
     delta, base frame    p' = p + dp              R' = dR R
     delta, tool frame    p' = p + R dp            R' = R dR
 
-The base frame is the fixed one in which the poses are given: the robot's base, or the simulator's world.
+The base frame is the fixed frame of the poses: the robot's base, or the simulator's world.
 """
 
 import warnings
@@ -44,7 +44,7 @@ SCALABLE = (
     "euler_xyz",
     "euler_xyz_difference",
     "axis_angle",
-)  # angles: a unit of them can be worth less than a radian
+)  # angles: one unit can be less than a radian
 GRIPPER_VALUES = {  # (closed, open)
     "open_positive": (-1.0, 1.0),
     "closed_positive": (1.0, -1.0),
@@ -60,24 +60,26 @@ class ActionSpace(Config):
     """The meaning of each dimension of an action: the arm's first, the gripper's last."""
 
     control: Literal["end-effector", "joint"]
-    """What the arm's numbers drive: the pose of the end effector or the angles of the joints."""
+    """What the arm's numbers control: the pose of the end effector or the angles of the joints."""
     mode: Literal["absolute", "delta", "velocity"]
-    """A target, a change since the state before the action, or a rate per second."""
+    """A target, a change from the state before the action, or a rate per second."""
     frame: Literal["base", "tool"] = "base"
-    """In which axes a change or a rate of the end effector is given; an absolute pose is always in the base frame."""
+    """Axes of a change or rate of the end effector; absolute poses always use base."""
     rotation: RotationForm = "none"
-    """`euler_xyz`: extrinsic, R = Rz(yaw) Ry(pitch) Rx(roll). `euler_xyz_difference`: three numbers that are added to
-    the Euler angles of the pose, which is not the same as turning by them. `axis_angle`: axis times angle. `rot6d`: the
-    first column of R, then the second. Radians. `none`: no rotation is controlled, or `control` is joint."""
+    """`euler_xyz`: extrinsic, R = Rz(yaw) Ry(pitch) Rx(roll). `euler_xyz_difference`: three numbers
+    added to the Euler angles of the pose, unlike rotating by them. `axis_angle`: axis times angle.
+    `rot6d`: the first column of R, then the second. Radians. `none`: no rotation, or `control` is
+    joint."""
     joints: int = Field(0, ge=0)
-    """How many joints; 0 for an end effector."""
+    """Number of joints; 0 for an end effector."""
     gripper: GripperCode = "none"
-    """`open_positive`: +1 open, -1 closed. `closed_positive`: +1 closed, -1 open. `open_one`: 1 open, 0 closed.
-    `closed_one`: 1 closed, 0 open. Values between are partly open. `none`: no such dimension."""
+    """`open_positive`: +1 open, -1 closed. `closed_positive`: +1 closed, -1 open. `open_one`: 1
+    open, 0 closed. `closed_one`: 1 closed, 0 open. Values in between are partly open. `none`: no
+    gripper dimension."""
     position_scale: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Metres (for a velocity: per second) of one unit of the position."""
+    """Meters (for a velocity: per second) in one unit of the position."""
     rotation_scale: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Radians (for a velocity: per second) of one unit of the rotation, or of a joint."""
+    """Radians (for a velocity: per second) in one unit of the rotation, or of a joint."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -92,7 +94,7 @@ class ActionSpace(Config):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """x, y, z and the rotation's, or joint_0, joint_1 ..; then gripper."""
+        """Return x, y, z and the rotation's names, or joint_0, joint_1, ..; then gripper."""
         arm = ("x", "y", "z", *ROTATION_NAMES[self.rotation])
         if self.control == "joint":
             arm = tuple(f"joint_{i}" for i in range(self.joints))
@@ -100,17 +102,17 @@ class ActionSpace(Config):
 
     @property
     def position(self) -> slice:
-        """x, y, z; empty for joint control."""
+        """The dimensions x, y, z; empty for joint control."""
         return slice(0, 0 if self.control == "joint" else 3)
 
     @property
     def rotation_part(self) -> slice:
-        """What `rotation_scale` scales: the rotation, or the joints; empty where there is neither."""
+        """The dimensions that `rotation_scale` scales: rotation, joints, or none."""
         return slice(self.position.stop, self.gripper_part.start)
 
     @property
     def gripper_part(self) -> slice:
-        """The last dimension; empty where there is no gripper."""
+        """The last dimension; empty if there is no gripper."""
         return slice(self.dim - (self.gripper != "none"), self.dim)
 
     def __str__(self) -> str:
@@ -121,7 +123,7 @@ class ActionSpace(Config):
 
 
 def fault_of(space: ActionSpace) -> str:
-    """What contradicts itself in these settings; empty where nothing does."""
+    """Return the contradiction in these settings; empty if there is none."""
     if space.control == "joint":
         if not space.joints:
             return "joint control needs `joints`, the number of joints"
@@ -150,16 +152,18 @@ def convert(
     *,
     poses: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Actions [T, D] of one space as actions of another, float32 [T, D'].
+    """Convert actions [T, D] of one space to another, float32 [T, D'].
 
-    Changes the form of rotation, the gripper's code, the units, and between delta and absolute in the base or the tool
-    frame. That, and a change from or to `euler_xyz_difference`, needs `poses` [T, 7]: position (metres) and quaternion
-    (x, y, z, w) of the end effector in the base frame before each action. Quaternions come out with w >= 0. Gripper
-    values are mapped linearly and nothing is clipped: a target space that is bounded may be left.
+    Converts the form of rotation, the gripper's code, the units, and between delta and absolute in
+    the base or tool frame. The last, and any change from or to `euler_xyz_difference`, needs
+    `poses` [T, 7]: position (meters) and quaternion (x, y, z, w) of the end effector in the base
+    frame before each action. Quaternions come out with w >= 0. Gripper values are mapped linearly
+    and nothing is clipped: results may exceed the bounds of a target space.
 
-    Raises RoboAlignError where `actions` or `poses` have another shape, are not finite or hold no rotation, where poses
-    are needed and missing, and for what is no change of form: end effector to joints or back, a delta of joints to a
-    target or back, velocity to anything else, and a rotation or gripper that only one of the two has.
+    Raises RoboAlignError if `actions` or `poses` have the wrong shape, are not finite or hold no
+    rotation, or if needed poses are missing. Also for what is no change of form: end effector to
+    joints or back, a joint delta to a target or back, velocity to anything else, and a rotation or
+    gripper that only one of the two has.
     """
     values = _checked(actions, source.dim, "actions")
     check_convertible(source, target)
@@ -175,7 +179,7 @@ def convert(
 
 
 def check_convertible(source: ActionSpace, target: ActionSpace) -> None:
-    """Raise RoboAlignError for a conversion that would need kinematics, or would make up or drop something."""
+    """Raise RoboAlignError if this needs kinematics, or would invent or drop something."""
     where = f"{source} -> {target}"
     if source.control != target.control or source.joints != target.joints:
         raise RoboAlignError(
@@ -207,7 +211,7 @@ def check_convertible(source: ActionSpace, target: ActionSpace) -> None:
 
 
 def same_arm(source: ActionSpace, target: ActionSpace) -> bool:
-    """Whether the arm's numbers differ in their units at most."""
+    """Return whether the arm's numbers differ at most in their units."""
     return all(
         getattr(source, f) == getattr(target, f)
         for f in ("control", "joints", "mode", "frame", "rotation")
@@ -215,7 +219,7 @@ def same_arm(source: ActionSpace, target: ActionSpace) -> bool:
 
 
 def rescaled(values: np.ndarray, source: ActionSpace, target: ActionSpace) -> np.ndarray:
-    """The arm's numbers in the target's units."""
+    """Return the arm's numbers in the target's units."""
     position = values[:, source.position] * (source.position_scale / target.position_scale)
     rotation = values[:, source.rotation_part]
     if source.control == "joint" or source.rotation in SCALABLE:
@@ -226,10 +230,7 @@ def rescaled(values: np.ndarray, source: ActionSpace, target: ActionSpace) -> np
 def _moved(
     values: np.ndarray, source: ActionSpace, target: ActionSpace, poses: np.ndarray | None
 ) -> np.ndarray:
-    """The arm's numbers by way of the pose that the action leads to.
-
-    Within one mode and frame only the form changes, whatever the pose: then the identity serves as one.
-    """
+    """Convert through the goal pose; within one mode and frame any pose gives the same."""
     differences = "euler_xyz_difference" in (source.rotation, target.rotation)
     if source.mode == target.mode and source.frame == target.frame and not differences:
         position, rotation = np.zeros((len(values), 3)), Rotation.identity(len(values))
@@ -247,7 +248,7 @@ def _moved(
 def goal_of(
     values: np.ndarray, space: ActionSpace, position: np.ndarray, rotation: Rotation
 ) -> tuple[np.ndarray, Rotation]:
-    """Where actions [T, D] send an end effector that is at `position` [T, 3] and `rotation`, both in the base frame."""
+    """Return where actions [T, D] send an end effector, in the base frame like its pose."""
     step = values[:, space.position] * space.position_scale
     if space.rotation == "euler_xyz_difference":
         angles = euler_of_pose(rotation) + values[:, space.rotation_part] * space.rotation_scale
@@ -267,7 +268,7 @@ def action_of(
     position: np.ndarray,
     rotation: Rotation,
 ) -> np.ndarray:
-    """The arm's numbers [T, 3 + rotation] that send an end effector at `position`, `rotation` to the goal."""
+    """Return the arm's numbers [T, 3 + rotation] that move the end effector to the goal."""
     if space.mode == "absolute":
         step, turn = goal_position, goal_rotation
     elif space.frame == "base":
@@ -282,7 +283,7 @@ def action_of(
 
 
 def to_rotation(values: np.ndarray, form: str) -> Rotation:
-    """Rotations from [T, n] numbers of this form; those of no control are the identity."""
+    """Return rotations from [T, n] numbers of this form; `none` gives the identity."""
     if form == "none":
         return Rotation.identity(len(values))
     if form == "euler_xyz":
@@ -296,7 +297,7 @@ def to_rotation(values: np.ndarray, form: str) -> Rotation:
 
 
 def from_rotation(rotation: Rotation, form: str) -> np.ndarray:
-    """The inverse of `to_rotation`: float64 [T, n]."""
+    """Invert `to_rotation`: float64 [T, n]."""
     if form == "none":
         return np.zeros((len(rotation), 0))
     if form == "euler_xyz":
@@ -310,7 +311,7 @@ def from_rotation(rotation: Rotation, form: str) -> np.ndarray:
 
 
 def orthonormal(values: np.ndarray) -> np.ndarray:
-    """Rotation matrices [T, 3, 3] from two columns [T, 6], by Gram and Schmidt: predicted ones are never orthogonal."""
+    """Return rotation matrices [T, 3, 3] from two non-orthogonal columns [T, 6] (Gram-Schmidt)."""
     first, second = values[:, :3], values[:, 3:]
     length = np.linalg.norm(first, axis=1, keepdims=True)
     check_nonzero(length[:, 0], "rot6d")
@@ -323,14 +324,15 @@ def orthonormal(values: np.ndarray) -> np.ndarray:
 
 
 def euler_of(rotation: Rotation) -> np.ndarray:
-    """Extrinsic xyz angles [T, 3], pitch within a right angle. At exactly that, yaw is 0: one of the equal choices."""
+    """Return extrinsic xyz angles [T, 3], pitch within 90 degrees; at exactly 90, yaw is set to
+    0."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Gimbal lock")
         return rotation.as_euler("xyz")
 
 
 def euler_of_pose(rotation: Rotation) -> np.ndarray:
-    """The angles that Euler differences count from; refused where roll and yaw are not determined."""
+    """Return the angles that Euler differences start from; refuse undetermined ones."""
     angles = euler_of(rotation)
     locked = np.flatnonzero(np.pi / 2 - np.abs(angles[:, 1]) < 1e-6)
     if len(locked):
@@ -343,7 +345,7 @@ def euler_of_pose(rotation: Rotation) -> np.ndarray:
 
 
 def recoded(values: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Gripper values [T, 0 or 1] in another code; linear, so that half open stays half open."""
+    """Return gripper values [T, 0 or 1] in another code; linear, so half open stays half open."""
     if source == target:
         return values
     closed, opened = GRIPPER_VALUES[source]
@@ -353,7 +355,7 @@ def recoded(values: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def _checked(values: np.ndarray, width: int, where: str) -> np.ndarray:
-    """float64 [T, width]; RoboAlignError where it is not that, or not finite."""
+    """Return float64 [T, width]; RoboAlignError on another shape or non-finite values."""
     array = np.asarray(values)
     if array.ndim != 2 or array.shape[1] != width or array.dtype.kind not in "fiu":
         raise RoboAlignError(
@@ -370,7 +372,7 @@ def _checked(values: np.ndarray, width: int, where: str) -> np.ndarray:
 
 
 def checked_poses(poses: np.ndarray, length: int) -> tuple[np.ndarray, Rotation]:
-    """Positions [T, 3] and rotations of poses [T, 7]."""
+    """Return positions [T, 3] and rotations of poses [T, 7]."""
     values = _checked(poses, 7, "poses")
     if len(values) != length:
         raise RoboAlignError(
@@ -390,7 +392,7 @@ def checked_poses(poses: np.ndarray, length: int) -> tuple[np.ndarray, Rotation]
 
 
 def check_nonzero(lengths: np.ndarray, form: str) -> None:
-    """Raise RoboAlignError where a vector of length zero should give a direction."""
+    """Raise RoboAlignError if a vector that must give a direction has length zero."""
     zero = np.flatnonzero(lengths < 1e-8)
     if len(zero):
         raise RoboAlignError(

@@ -1,4 +1,4 @@
-"""Action tokens inside an MLLM's own vocabulary, for any Hugging Face tokenizer and model."""
+"""Add action tokens to an MLLM's own vocabulary, for any Hugging Face tokenizer and model."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ FAST_TOKEN = re.compile(r"<FAST_(\d+)>")
 
 @dataclass(frozen=True)
 class ActionVocabulary:
-    """Which ids of the MLLM mean what: `fast_ids[i]` is the id of FAST token i. Ids need not be contiguous."""
+    """The MLLM's ids of the action tokens: `fast_ids[i]` is FAST token i; gaps are allowed."""
 
     start_id: int
     end_id: int
@@ -26,10 +26,10 @@ class ActionVocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, n_fast: int) -> "ActionVocabulary":
-        """Derive the ids from the tokenizer and check that text -> ids -> text loses no action token.
+        """Derive the ids from the tokenizer; check that text -> ids -> text loses no action token.
 
-        Raises RoboAlignError where a token is missing, is special (`skip_special_tokens=True` would strip it), is
-        split, or is not written back as it was read.
+        Raises RoboAlignError if a token is missing, is special (`skip_special_tokens=True` would
+        strip it), is split, or does not decode to its own text.
         """
         tokens = _action_tokens(n_fast)
         added = tokenizer.get_added_vocab()
@@ -59,14 +59,17 @@ class ActionVocabulary:
         return frozenset((self.start_id, self.end_id, *self.fast_ids))
 
     def text(self, fast: Sequence[int]) -> str:
-        """FAST ids as `<ACTION_START><FAST_3>...<ACTION_END>`. Raises ValueError on a FAST id out of range."""
+        """Return FAST ids as `<ACTION_START><FAST_3>...<ACTION_END>`.
+
+        Raises ValueError on a FAST id out of range.
+        """
         for i in fast:
             if not 0 <= i < len(self.fast_ids):
                 raise ValueError(f"FAST id {i} is outside [0, {len(self.fast_ids)})")
         return ACTION_START + "".join(f"<FAST_{i}>" for i in fast) + ACTION_END
 
     def to_fast(self, ids: Sequence[int]) -> list[int]:
-        """MLLM ids to FAST ids. Raises ValueError on an id that is no FAST token."""
+        """Convert MLLM ids to FAST ids. Raises ValueError on an id that is not a FAST token."""
         try:
             return [self.fast_of[i] for i in ids]
         except KeyError as error:
@@ -74,19 +77,19 @@ class ActionVocabulary:
 
 
 def _action_tokens(n_fast: int) -> list[str]:
-    """The tokens' text, in the order start, end, FAST 0, FAST 1, ..."""
+    """Return the tokens' text, in the order start, end, FAST 0, FAST 1, ..."""
     return [ACTION_START, ACTION_END, *(f"<FAST_{i}>" for i in range(n_fast))]
 
 
 def count_fast_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many FAST tokens the tokenizer holds; 0 before `extend_tokenizer`."""
+    """Return how many FAST tokens the tokenizer has; 0 before `extend_tokenizer`."""
     return sum(FAST_TOKEN.fullmatch(token) is not None for token in tokenizer.get_added_vocab())
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, n_fast: int) -> ActionVocabulary:
-    """Add the action tokens as ordinary tokens; those already there are kept, so calling it again changes nothing.
+    """Add the action tokens as ordinary tokens; existing ones are kept, so repeating is safe.
 
-    Raises RoboAlignError where the tokenizer already holds FAST tokens of another vocabulary size.
+    Raises RoboAlignError if the tokenizer already has FAST tokens of another vocabulary size.
     """
     held = count_fast_tokens(tokenizer)
     if held not in (0, n_fast):
@@ -121,13 +124,15 @@ def extend_model(
     *,
     start_like: Sequence[str] = (),
 ) -> None:
-    """Give every action token a row in the input and output embeddings: the mean of the rows of the real tokens.
+    """Give every action token a row in the embeddings: the mean of the rows of the real tokens.
 
-    With words in `start_like`, <ACTION_START> gets the mean of the rows of their tokens instead.
+    This covers the input and output embeddings. If `start_like` lists words, <ACTION_START> gets
+    the mean of the rows of their tokens instead.
 
-    The table never shrinks: Qwen's is padded beyond its tokenizer, and action tokens that fall inside the padding get
-    the mean too. `model.config.action_token_ids` records what was done, so that calling it again, on a trained model
-    too, changes nothing. Raises RoboAlignError where the model was extended for other ids.
+    The table never shrinks: Qwen's is padded beyond its tokenizer, and action tokens that fall
+    inside the padding get the mean too. `model.config.action_token_ids` records what was done, so
+    that calling it again, even on a trained model, changes nothing. Raises RoboAlignError if the
+    model was extended for other ids.
     """
     wanted = sorted(vocabulary.ids)
     done = getattr(model.config, "action_token_ids", None)
@@ -152,7 +157,7 @@ def extend_model(
     like = [i for word in start_like for i in tokenizer.encode(word, add_special_tokens=False)]
     inputs, outputs = _weight(model.get_input_embeddings()), model.get_output_embeddings()
     tables = [inputs]
-    if outputs is not None and _weight(outputs) is not inputs:  # else tied: one table
+    if outputs is not None and _weight(outputs) is not inputs:  # otherwise tied: one table
         tables.append(_weight(outputs))
     if (bias := getattr(outputs, "bias", None)) is not None:
         tables.append(bias)
@@ -164,7 +169,7 @@ def extend_model(
 
 
 def _weight(layer: nn.Module) -> torch.Tensor:
-    """The table [rows, width] of an embedding or of an output layer."""
+    """Return the table [rows, width] of an embedding or of an output layer."""
     return layer.get_parameter("weight")
 
 
@@ -175,7 +180,10 @@ def _fill_with_mean(table: torch.Tensor, new: list[int], old: list[int]) -> None
 def _assert_round_trip(
     tokenizer: PreTrainedTokenizerBase, tokens: list[str], ids: list[int]
 ) -> None:
-    """Each token alone and all of them in running text give their own ids and, decoded, their own text."""
+    """Check that each token alone, and all in running text, keep their ids and text.
+
+    They must encode to their own ids, and decode to their own text.
+    """
     start, end, *fast = tokens
     text = f"Reach.<answer>{start}{''.join(fast)}{end}</answer> done"
     encoded = tokenizer.encode(text, add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""How a command begins and ends: one message for each fault, Ctrl-C, SIGTERM and a closed pipe end it quietly."""
+"""Start and end a command: one message per fault, a quiet exit after a signal or a closed pipe."""
 
 import os
 import select
@@ -16,9 +16,9 @@ from roboalign.core.errors import RoboAlignError, format_error
 from roboalign.core.files import FREE_SPACE, as_message, no_room
 
 CLOSED_PIPE = 141
-"""Exit status where the reader of the output has gone, as of a program that SIGPIPE ended."""
+"""Exit status after the reader of the output has closed it, as for a program ended by SIGPIPE."""
 _PATIENCE = 4.0
-"""Seconds that a stopped command has to put things in order before it ends anyway."""
+"""Seconds a stopped command has to clean up before it is ended anyway."""
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -29,16 +29,19 @@ QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONWARNINGS": "ignore",
 }
-"""Other libraries' bars and warnings are not ours to show; spinning threads starve the processes that share the cores.
-Each may be set otherwise by who wants to see them. Processes that are spawned inherit them."""
+"""Settings that hide other libraries' progress bars and warnings, and keep waiting threads idle.
+
+Spinning threads starve the processes that share the cores. A variable that the user has already set
+is kept. Spawned processes inherit these settings.
+"""
 
 
 _said = threading.Event()
-"""Set once the line of a stopped command is printed."""
+"""Set once the message of a stopped command is printed."""
 
 
 class _CommandStopped(KeyboardInterrupt):
-    """The user, or who runs the job, asked this command to end: SIGINT, SIGTERM or SIGHUP."""
+    """The user or the job scheduler asked this command to end: SIGINT, SIGTERM or SIGHUP."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -46,9 +49,11 @@ class _CommandStopped(KeyboardInterrupt):
 
 
 def exit_status(work: Callable[[], int]) -> int:
-    """What `work` returns; 2 after a fault of the input, 128 + the signal when stopped, 141 when nobody reads on.
+    """Run `work` and return the exit status of the command.
 
-    An error of the program is not caught. Everything but a fault of the program prints no traceback.
+    The status is what `work` returns, 2 after a fault in the input, 128 + the signal when stopped,
+    and 141 when nobody reads the output any more. A bug in the program is not caught; only that
+    prints a traceback.
     """
     be_quiet()
     try:
@@ -69,14 +74,14 @@ def exit_status(work: Callable[[], int]) -> int:
         _said.set()
         _say_stopped()
         return 128 + (stop.number if isinstance(stop, _CommandStopped) else signal.SIGINT)
-    except Exception as error:  # other libraries' errors of a full disk are no OSError
+    except Exception as error:  # other libraries' errors for a full disk are not OSError
         if not (reason := no_room(error)):
             raise
         return _fail(RoboAlignError(f"a file cannot be written ({reason})", fix=FREE_SPACE))
 
 
 def be_quiet() -> None:
-    """Switch other libraries' progress bars and warnings off, in this process and in those that it starts."""
+    """Switch off other libraries' progress bars and warnings, here and in child processes."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if os.environ["PYTHONWARNINGS"] == "ignore" and not sys.warnoptions:
@@ -85,19 +90,22 @@ def be_quiet() -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Within, SIGINT, SIGTERM and SIGHUP raise Stopped once; then this process ends within _PATIENCE seconds."""
+    """Raise `_CommandStopped` on the first SIGINT, SIGTERM or SIGHUP.
+
+    The process then ends within _PATIENCE seconds.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # A signal that the parent made us ignore (nohup) stays ignored.
+    # Keep ignoring a signal that the parent made us ignore (nohup).
     before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, _stop)
     try:
         yield
     finally:
-        # After a stop the handlers stay off, so that a second Ctrl-C cannot cut the clearing up.
+        # After a stop the handlers stay off, so that a second Ctrl-C cannot interrupt the cleanup.
         for number, handler in before.items():
             if signal.getsignal(number) == _stop:
                 signal.signal(number, handler)
@@ -111,7 +119,7 @@ def _stop(number: int, frame: FrameType | None) -> Any:
 
 
 def _end_anyway(number: int) -> None:
-    """Runs in a thread of its own; where the command has ended by itself, this thread has ended with it."""
+    """Run in a separate thread; if the command ends by itself, this thread ends with it."""
     time.sleep(_PATIENCE)
     if not _said.is_set():
         _say_stopped()
@@ -119,7 +127,7 @@ def _end_anyway(number: int) -> None:
 
 
 def _say_stopped() -> None:
-    """The one line of a command that was stopped; of several processes under torchrun the first says it."""
+    """Print the one message of a stopped command; under torchrun only from the first process."""
     if os.environ.get("RANK", "0") != "0":
         return
     try:
@@ -134,7 +142,7 @@ def _fail(error: RoboAlignError) -> int:
 
 
 def _reader_gone(stream: IO[str]) -> bool:
-    """Whether the other end of this pipe is closed."""
+    """Return whether the other end of this pipe is closed."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)
@@ -145,7 +153,7 @@ def _reader_gone(stream: IO[str]) -> bool:
 
 
 def _silence() -> None:
-    """Send what is still unwritten nowhere: Python flushes at its end, and would complain."""
+    """Discard unwritten output: Python flushes when it ends, and would complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         if _reader_gone(stream):

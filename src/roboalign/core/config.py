@@ -1,4 +1,7 @@
-"""The base of every settings object: frozen, typed, unknown keys refused; and its errors as one message."""
+"""Define the base of every settings object, and turn its errors into one message.
+
+Settings are frozen and typed, and unknown keys are refused.
+"""
 
 import difflib
 import math
@@ -20,19 +23,19 @@ from pydantic import (
 from roboalign.core.errors import RoboAlignError
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""A seed that every library takes: numpy's and transformers' are 32 bits wide."""
+"""A seed that every library accepts: those of numpy and transformers are 32 bits wide."""
 Weight = Annotated[float, Field(ge=0, le=1e12)]
-"""A weight relative to others."""
+"""A weight relative to the other weights."""
 LARGEST_WHOLE = 2**32 - 1
 LARGEST = 1e30
-"""No setting means anything beyond these; arithmetic on it overflows."""
+"""No setting has a meaning beyond these limits; arithmetic on larger numbers overflows."""
 
 
 class Config(BaseModel):
-    """One group of settings. Immutable; an unknown key or a wrong type is an error that names the key.
+    """One group of settings. Immutable; an unknown key or a wrong type is an error naming the key.
 
-    Numbers are finite and at most LARGEST, and `true` is no number. Each field is followed by a string that says what
-    it means and in which unit: the recipe reference is generated from it.
+    Numbers are finite and at most LARGEST, and `true` is not a number. Each field is followed by a
+    string that gives its meaning and unit; the recipe reference is generated from these strings.
     """
 
     model_config = ConfigDict(
@@ -46,7 +49,10 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _sane_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML's `yes` and `on` are true, which pydantic would take as 1."""
+        """Refuse booleans and very large numbers in number fields.
+
+        YAML's `yes` and `on` are true, which pydantic would accept as 1.
+        """
         field = cls.model_fields[info.field_name or ""]
         if not _takes(field.annotation, int, float) or _takes(field.annotation, bool):
             return value
@@ -61,7 +67,7 @@ class Config(BaseModel):
 
 
 def _scalars(value: Any) -> Iterator[Any]:
-    """The values inside lists and mappings, at any depth."""
+    """Yield the values inside lists and mappings, at any depth."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -72,14 +78,17 @@ def _scalars(value: Any) -> Iterator[Any]:
 
 
 def _takes(annotation: Any, *kinds: type) -> bool:
-    """Whether a type of these is part of an annotation, as of `tuple[int, ...] | None`."""
+    """Return whether an annotation such as `tuple[int, ...] | None` contains one of these types."""
     if annotation in kinds or annotation is Any:
         return True
     return any(_takes(part, *kinds) for part in get_args(annotation))
 
 
 def validated(kind: Any, values: Any, where: str, at: str = "", fix: str = "") -> Any:
-    """`values` as a `kind`, a settings class or any type of pydantic. Raises RoboAlignError; see `_explain`."""
+    """Return `values` as a `kind`: a settings class or any pydantic type.
+
+    Raises RoboAlignError; see `_explain`.
+    """
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -89,13 +98,13 @@ def validated(kind: Any, values: Any, where: str, at: str = "", fix: str = "") -
 def _explain(
     error: ValidationError, kind: Any, where: str, at: str = "", fix: str = ""
 ) -> RoboAlignError:
-    """The first fault of a validation as one message that names the key, with the nearest known key for an unknown one.
+    """Return the first validation error as one message that names the key.
 
-    `at` is the key below which the values are in the file. `fix` is used where the fault itself suggests none; `{key}`
-    in it is replaced.
+    For an unknown key it suggests the nearest known one. `at` is the key in the file that contains
+    the values. `fix` is used if the error itself suggests none; `{key}` in it is replaced.
     """
     fault = error.errors()[0]
-    # pydantic names the member of a union that it tried, as `tuple[str, ...]`: that is no key.
+    # pydantic adds the union member it tried, such as `tuple[str, ...]`, which is not a key.
     location = [part for part in fault["loc"] if "[" not in str(part)]
     key = ".".join([*([at] if at else []), *map(str, location)])
     count = error.error_count() - 1
@@ -106,7 +115,7 @@ def _explain(
         fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
         return RoboAlignError(f"unknown key `{key}`{more}", where=where, fix=fix)
     message = fault["msg"].removeprefix("Value error, ")
-    if not key:  # a fault between two settings, both of which the message names
+    if not key:  # a conflict between two settings, both of which the message names
         return RoboAlignError(f"{message}{more}", where=where, fix="correct one of them")
     given = "" if isinstance(fault["input"], dict) else f", got {_short(fault['input'])}"
     fix = (fix or "correct `{key}` there").replace("{key}", _settable(key))
@@ -114,12 +123,12 @@ def _explain(
 
 
 def _settable(key: str) -> str:
-    """The key of the whole list, where `key` names one of its items: an item cannot be set alone."""
+    """Return the key of the whole list if `key` names an item, which cannot be set alone."""
     return re.sub(r"\.\d+(\..*)?$", "", key)
 
 
 def _short(value: Any) -> str:
-    """A value as text of some 200 characters at most, however deep it is."""
+    """Return a value as text of at most about 200 characters, however deeply nested it is."""
     short = reprlib.Repr()
     short.maxlevel = 2
     short.maxstring = short.maxother = 120
@@ -128,7 +137,7 @@ def _short(value: Any) -> str:
 
 
 def _fields_at(kind: Any, location: Sequence[int | str]) -> list[str]:
-    """The keys of the settings class at a place of `kind`."""
+    """Return the keys of the settings class at a location inside `kind`."""
     model: Any = kind
     for part in location:
         if isinstance(part, int) or "[" in part:
@@ -142,13 +151,13 @@ def _fields_at(kind: Any, location: Sequence[int | str]) -> list[str]:
 
 
 def _sections(model: Any) -> dict[str, type[Config]]:
-    """Keys of a group of settings that are no fields of its class, with the class of each: `cls.sections()`."""
+    """Return the groups of settings that are not fields of the class: key -> class."""
     sections: dict[str, type[Config]] = getattr(model, "sections", dict)()
     return sections
 
 
 def _class_in(annotation: Any) -> Any:
-    """The settings class of an annotation, as of `tuple[Source, ...] | None`; None where it has none."""
+    """Return the settings class in an annotation such as `tuple[Source, ...] | None`, or None."""
     if hasattr(annotation, "model_fields"):
         return annotation
     return next(filter(None, map(_class_in, get_args(annotation))), None)

@@ -1,7 +1,9 @@
-"""Several processes on one training, as torchrun starts them: who leads, what the others do, one message at the end.
+"""Coordinate the processes that torchrun starts for one training.
 
-Rank 0 leads. It alone does what is not training, and writes the run's folder; the others wait for its word, which comes
-through the store that torchrun keeps beside the process group: unlike a collective, that wait has no time limit.
+Rank 0 leads. It alone does the work that is not training, and writes the run's folder. The others
+wait for its instructions, which come through the store that torchrun keeps next to the process
+group. Unlike a collective, that wait has no time limit. If processes fail, only one message is
+printed.
 """
 
 import itertools
@@ -32,24 +34,24 @@ _PLACE = (
 )
 Item = TypeVar("Item")
 _Result = TypeVar("_Result")
-_LOOK_EVERY = 0.2  # seconds between two looks for the leader's word
+_LOOK_EVERY = 0.2  # seconds between two checks for the leader's instruction
 SAYS_LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|was)|broken pipe|timed out", re.IGNORECASE
 )
 
 
 class _Terminated(BaseException):
-    """SIGTERM: the launcher ends this process because another one has ended, or the job was cancelled."""
+    """SIGTERM: the launcher ends this process; another one ended or the job was cancelled."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process's place among those of one training."""
+    """This process's place among the processes of one training."""
 
     rank: int
     size: int
     local_size: int
-    """Processes on this machine."""
+    """Number of processes on this machine."""
     store: dist.Store
 
     @property
@@ -57,9 +59,10 @@ class Team:
         return self.rank == 0
 
     def form_group(self, device: torch.device, timeout: float) -> None:
-        """Make the process group of the trainings: nccl on GPUs, gloo on CPUs.
+        """Create the process group of the trainings: nccl on GPUs, gloo on CPUs.
 
-        A rank that lets the others wait for more than `timeout` seconds in a collective is held to be dead.
+        A rank that keeps the others waiting in a collective for more than `timeout` seconds counts
+        as dead.
         """
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -72,11 +75,14 @@ class Team:
         )
 
     def tell(self, number: int, stage: str) -> None:
-        """The leader's word number `number`: take part in this stage; "" ends the team's work."""
+        """Tell the others to take part in this stage; "" ends the team's work.
+
+        This is the leader's instruction number `number`.
+        """
         self.store.set(f"word/{number}", stage)
 
     def words(self) -> Iterator[str]:
-        """What the leader tells the others to take part in, until it has nothing more."""
+        """Yield the stages that the leader asks the others to take part in."""
         for number in itertools.count():
             while not self.store.check([f"word/{number}"]):
                 if self.store.check(["failed"]):
@@ -87,16 +93,17 @@ class Team:
             yield stage
 
     def part(self) -> None:
-        """Leave the process group, all at the same time."""
+        """Leave the process group, all processes at the same time."""
         dist.barrier()
         dist.destroy_process_group()
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """However many processes fail within, one error leaves: the first; the others exit with status 2, silently.
+        """Raise only the first error, however many processes fail; the others exit with status 2.
 
-        A process that another one has left alone fails too, with whatever its library says; where no other has told
-        why, it raises RoboAlignError instead.
+        The others exit silently. A process fails too when another one disappears, with whatever
+        error its library raises. If no other process has reported the cause, this one raises
+        RoboAlignError instead.
         """
         before = signal.signal(signal.SIGTERM, _stop)
         try:
@@ -121,12 +128,12 @@ class Team:
     def _first_to_fail(self) -> bool:
         try:
             return int(self.store.compare_set("failed", "", str(self.rank))) == self.rank
-        except (RuntimeError, ValueError):  # the store has gone with the process that kept it
+        except (RuntimeError, ValueError):  # the process that kept the store has ended
             return True
 
 
 def join_team() -> Team | None:
-    """This process's team where torchrun started it as one of several; None where it is alone."""
+    """Return this process's team if torchrun started several processes; None if it runs alone."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or "RANK" not in os.environ:
         return None
@@ -137,30 +144,31 @@ def join_team() -> Team | None:
 
 
 def world_size() -> int:
-    """Processes that train together: those of the process group, or this one alone."""
+    """Return how many processes train together: those of the process group, or 1."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among those that train together, 0 where it is alone."""
+    """Return this process's number among those that train together; 0 if it runs alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def leads() -> bool:
-    """Whether this process is the first of those that train together."""
+    """Return whether this process is the first of those that train together."""
     return rank() == 0
 
 
 def wait_for_all() -> None:
-    """Go on once every process that trains with this one has come here; at once where it is alone."""
+    """Wait until every process of this training has called this; return at once if alone."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def each_by_one(work: Callable[[Item], _Result], items: Sequence[Item]) -> list[_Result]:
-    """`work(item)` of every item, in their order; each is done by one of the processes that train together, in turn.
+    """Return `work(item)` for every item, in order; processes that train together share the items.
 
-    Results go to all processes as pickles: they are small. All processes come here, with the same items.
+    Results are pickled and sent to all processes, so keep them small. All processes must call this
+    with the same items.
     """
     mine = [work(item) for item in items[rank() :: world_size()]]
     if not dist.is_initialized():
@@ -171,7 +179,7 @@ def each_by_one(work: Callable[[Item], _Result], items: Sequence[Item]) -> list[
 
 
 def leave_team() -> None:
-    """Make this process, which a rank has spawned for a stage of its own, one that trains alone."""
+    """Make this process, spawned by a rank for a stage of its own, train alone."""
     for name in _PLACE:
         os.environ.pop(name, None)
 
@@ -182,6 +190,6 @@ def _stop(number: int, frame: FrameType | None) -> Any:
 
 
 def _lost(error: BaseException) -> bool:
-    """Whether this is how a collective or the store fails when another process has gone."""
+    """Return whether a collective or the store fails this way because another process has ended."""
     told = isinstance(error, RuntimeError) and SAYS_LOST.search(str(error)) is not None
     return told or isinstance(error, (_Terminated, dist.DistError))

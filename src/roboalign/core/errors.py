@@ -1,10 +1,10 @@
-"""The one error that users see: what is wrong, where, and how to fix it."""
+"""Define the one error that users see: what is wrong, where, and how to fix it."""
 
 
 class RoboAlignError(Exception):
-    """A fault in what the user gave. `where` names the file or field, `fix` the command or edit that helps.
+    """A fault in the user's input. `where` names the file or field, `fix` a command or edit.
 
-    Every entry point prints it with `format_error` and exits with status 2; it never shows a traceback for it.
+    Every entry point prints it with `format_error`, without a traceback, and exits with status 2.
     `str` of it is one line, for logs and records.
     """
 
@@ -17,12 +17,12 @@ class RoboAlignError(Exception):
 
 
 def format_error(error: RoboAlignError) -> str:
-    """`error: WHERE: PROBLEM.` and, on a line of its own, `  fix: ...`; without a newline at the end."""
+    """Return `error: WHERE: PROBLEM.` and, on its own line, `  fix: ...`; no newline at the end."""
     return f"error: {format_fault(error)}"
 
 
 def format_fault(error: RoboAlignError) -> str:
-    """`format_error` without its first word, for a list of faults."""
+    """Return `format_error` without its first word, for a list of faults."""
     where = f"{error.where}: " if error.where else ""
     problem = error.problem.rstrip()
     stop = "" if problem.endswith((".", "!", "?", ":")) else "."

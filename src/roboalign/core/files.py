@@ -1,4 +1,4 @@
-"""Writing so that a killed process never leaves a half-written file, and reading it back."""
+"""Write files so that a killed process never leaves one half-written, and read them back."""
 
 import errno
 import fcntl
@@ -19,24 +19,25 @@ from roboalign.core.errors import RoboAlignError
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAYS_NO_ROOM = re.compile(
     r"No space left on device|Disk quota exceeded|File too large"
-)  # safetensors quotes these
+)  # safetensors quotes these messages of the system
 SAYS_CUT_SHORT = re.compile(
     r"PytorchStreamWriter failed|unexpected pos|iostream error"
-)  # torch does not quote them
+)  # torch does not quote the system's message
 
 FREE_SPACE = "free space, then run the same command again: it continues from here"
 PARTIAL = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.partial")
-"""What `atomic_path` writes to; the number is that of the process."""
+"""Name of what `atomic_path` writes to; the number is the process id."""
 _writing: set[str] = set()
-"""Names of the temporaries that this process writes now."""
+"""Names of the temporary files that this process is writing."""
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is renamed to `path`, on failure removed.
+    """Yield a temporary path next to `path`; rename it to `path` on success, remove it on failure.
 
-    Works for a file and for a folder. A folder that stands at `path` is replaced. What a killed process left of the
-    same name is removed. Raises OSError that names `path`, and RoboAlignError where another library had no room.
+    Works for a file and for a folder. An existing folder at `path` is replaced. A killed process's
+    leftovers for the same name are removed. Raises OSError that names `path`, and RoboAlignError if
+    another library ran out of disk space.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +61,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path, temporary: Path) -> Iterator[None]:
-    """Errors within name `path`: those of an open file name nothing, others the temporary."""
+    """Make errors name `path`: those of an open file name nothing, others the temporary."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # a library's own, with a text of its own
+        if error.errno is None:  # a library's own error, with its own text
             raise
         named = str(error.filename or "")
         if not named or named.startswith(str(temporary)):
@@ -72,7 +73,7 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
         raise
     except RoboAlignError:
         raise
-    except Exception as error:  # safetensors and torch have errors of their own
+    except Exception as error:  # safetensors and torch have their own error types
         if not (reason := no_room(error)):
             raise
         raise RoboAlignError(
@@ -81,13 +82,13 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Remove what killed processes of this machine left half-written below `folder`."""
+    """Remove half-written files that killed processes of this machine left below `folder`."""
     for place, _, _ in os.walk(folder):
         _remove_partial(Path(place), ".")
 
 
 def _remove_partial(folder: Path, start: str) -> None:
-    """Those of `folder` whose names begin with `start` and whose writer is gone."""
+    """Remove partial files whose names begin with `start` and whose writer has ended."""
     for entry in os.scandir(folder):
         found = PARTIAL.fullmatch(entry.name) if entry.name.startswith(start) else None
         if found is None or entry.name in _writing or _alive(int(found[1])):
@@ -100,7 +101,7 @@ def _remove_partial(folder: Path, start: str) -> None:
 
 
 def _alive(process: int) -> bool:
-    """Whether another process of this number runs. This process knows what it writes itself."""
+    """Return whether another process with this id is running; this process tracks its own files."""
     if process == os.getpid():
         return False
     try:
@@ -113,7 +114,7 @@ def _alive(process: int) -> bool:
 
 
 def open_to_others(path: Path) -> None:
-    """Give new files the mode that the umask asks for: safetensors makes its files readable to their owner alone."""
+    """Give new files the mode of the umask: safetensors lets only the owner read its files."""
     mode = 0o666 & ~_umask()
     files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
     for file in files:
@@ -122,7 +123,7 @@ def open_to_others(path: Path) -> None:
 
 
 def _umask() -> int:
-    """This process's umask. Reading it through os.umask would change it for other threads for a moment."""
+    """Return this process's umask. Calling os.umask would briefly change it for other threads."""
     status = Path("/proc/self/status")
     found = (
         re.search(r"^Umask:\s+([0-7]+)$", status.read_text(), re.MULTILINE)
@@ -137,7 +138,7 @@ def _umask() -> int:
 
 
 def no_room(error: BaseException) -> str:
-    """Why a file could not be written, where the disk is full or a quota is used up; "" for any other error."""
+    """Return why a file could not be written if the disk or quota is full; "" otherwise."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in NO_ROOM else ""
     found = SAYS_NO_ROOM.search(str(error))
@@ -147,7 +148,7 @@ def no_room(error: BaseException) -> str:
 
 
 def as_message(error: OSError) -> RoboAlignError:
-    """What the file system refused, as one message that names the path and what to do."""
+    """Return an error of the file system as one message that names the path and the fix."""
     path = str(error.filename or "")
     reason = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
     if no_room(error):
@@ -169,7 +170,7 @@ def as_message(error: OSError) -> RoboAlignError:
 
 
 def _verb(error: OSError, path: str) -> str:
-    """Whether reading or writing was refused; Python does not say."""
+    """Return whether reading or writing was refused; Python does not say."""
     if error.errno == errno.EROFS:
         return "cannot be written"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -182,10 +183,11 @@ def _verb(error: OSError, path: str) -> str:
 def check_output(
     folder: str | Path, *, sources: Iterable[str | Path] = (), marks: Iterable[str] | None = None
 ) -> None:
-    """Raise RoboAlignError where a command may not write to `folder`; called before any work.
+    """Raise RoboAlignError if a command may not write to `folder`; call it before any work.
 
-    Refused are a file, a folder that cannot be made or written, a source itself or a folder inside one. With `marks`,
-    files relative to the folder, so is a folder that holds something but none of them: it is not this command's.
+    Refused are a file, a folder that cannot be created or written, a source, and a folder inside a
+    source. With `marks`, files relative to the folder, a folder that is not empty but contains none
+    of them is refused too: another command wrote it.
     """
     folder = Path(folder)
     fix = "pass --out with another folder"
@@ -218,7 +220,7 @@ def check_output(
 
 
 def holds_files(folder: Path) -> bool:
-    """Whether a file is below `folder`; names that begin with a dot do not count."""
+    """Return whether a file is below `folder`; names that begin with a dot do not count."""
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if any(not name.startswith(".") for name in files):
@@ -227,9 +229,9 @@ def holds_files(folder: Path) -> bool:
 
 
 def check_source(path: str | Path, within: Path, *, links: bool = False) -> None:
-    """Raise RoboAlignError where `path`, named by the index of the data set `within`, is outside of it.
+    """Raise RoboAlignError if `path`, named by the index of the data set `within`, is outside it.
 
-    Links are followed first; see `is_inside`. `links` allows every place.
+    Links are followed first; see `is_inside`. With `links` every location is allowed.
     """
     if links or is_inside(path, within):
         return
@@ -241,10 +243,10 @@ def check_source(path: str | Path, within: Path, *, links: bool = False) -> None
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:
-    """Whether a path is in the folder once links are followed.
+    """Return whether a path is in the folder after links are followed.
 
-    The Hugging Face cache keeps a data set as `snapshots/REVISION`, whose files are links to `blobs` beside it: these
-    belong to the data set. Raises RoboAlignError on a link that leads to itself.
+    The Hugging Face cache keeps a data set as `snapshots/REVISION`, whose files are links to the
+    neighboring `blobs`: these belong to it. Raises RoboAlignError on a link that leads to itself.
     """
     target, home = _resolved(path), _resolved(folder)
     if target.is_relative_to(home):
@@ -264,7 +266,7 @@ def _resolved(path: str | Path) -> Path:
 
 
 def check_readable(path: str | Path, *, fix: str = "") -> None:
-    """Raise RoboAlignError where `path` is missing, no plain file (a folder, FIFO or device), or may not be read."""
+    """Raise RoboAlignError if `path` is missing, unreadable, or a folder, FIFO or device."""
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -282,9 +284,9 @@ def check_readable(path: str | Path, *, fix: str = "") -> None:
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold `folder`, which is made where it is missing, for this process alone; a killed process lets go of it.
+    """Lock `folder` for this process, creating it if missing; a killed process releases its lock.
 
-    Raises RoboAlignError where another process holds it.
+    Raises RoboAlignError if another process holds it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -301,19 +303,21 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` beside `path`, then rename."""
+    """Write `text` to a temporary file next to `path`, then rename it."""
     with atomic_path(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON beside `path`, then rename. NaN is refused: it is not JSON."""
+    """Write `value` as indented JSON next to `path`, then rename. NaN is refused: not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path, *, fix: str = "") -> Any:
-    """Read a JSON file, with or without a byte-order mark. Raises RoboAlignError naming the file where it is missing,
-    may not be read, or is broken."""
+    """Read a JSON file, with or without a byte-order mark.
+
+    Raises RoboAlignError naming the file if it is missing, unreadable or broken.
+    """
     check_readable(path, fix=fix)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -337,9 +341,9 @@ def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a jsonl file; [] where the file does not exist. A last line cut by a kill is dropped.
+    """Return the records of a jsonl file; [] if it does not exist. Drops a last line cut by a kill.
 
-    A line counts once its end is written, so that what is read here is what `append_jsonl` keeps.
+    A line counts once its newline is written, so this reads exactly what `append_jsonl` keeps.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -369,7 +373,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def hash_file(path: str | Path) -> str:
-    """sha256 of a file's bytes, hex."""
+    """Return the sha256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -378,7 +382,7 @@ def hash_file(path: str | Path) -> str:
 
 
 def hash_tree(folder: str | Path, keep: Callable[[Path], bool] = lambda path: True) -> str:
-    """sha256 over the names and bytes of every file below `folder` for which `keep` holds."""
+    """Return the sha256 over names and bytes of the files below `folder` that `keep` accepts."""
     folder = Path(folder)
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and keep(p)):

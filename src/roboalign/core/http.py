@@ -1,4 +1,4 @@
-"""What the package's HTTP clients share: a URL without secrets, which failures pass, how long waits are told of."""
+"""Share code between HTTP clients: URLs without secrets, retries, messages about waits."""
 
 import threading
 import time
@@ -9,19 +9,19 @@ import httpx2
 from roboalign.core.progress import say
 
 PASSING = (408, 409, 425, 429)
-"""With these and 5xx a later request may be answered; 501 and 505 are for good."""
+"""Statuses after which, as after 5xx, a retry may succeed; 501 and 505 are permanent."""
 FOR_GOOD = (501, 505)
 TELL_EVERY = 10.0
-"""Seconds between two lines about requests that failed in passing."""
+"""Seconds between two messages about requests that failed temporarily."""
 
 
 def passes(status: int) -> bool:
-    """Whether a later request may be answered, where this one had that status."""
+    """Return whether a retry may succeed after a response with this status."""
     return status in PASSING or (status >= 500 and status not in FOR_GOOD)
 
 
 def plain_url(url: str) -> str:
-    """The URL without a slash at its end. Raises ValueError where it is none, or holds a secret.
+    """Return the URL without a trailing slash. Raises ValueError if it is no URL or holds a secret.
 
     A key in it would be written to disk with the settings.
     """
@@ -42,21 +42,21 @@ def plain_url(url: str) -> str:
 def open_client(
     key: str, *, timeout: float, connections: int, socket: str | None = None
 ) -> httpx2.Client:
-    """A client that sends `key`, where it is not empty; `timeout` is in seconds without a byte.
+    """Return a client that sends `key` unless it is empty; `timeout` is in seconds without a byte.
 
-    With the path of a Unix `socket` every request goes there, whatever host it names.
+    With the path of a Unix `socket`, every request goes there, whatever host it names.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx2.Limits(max_connections=connections)
     transport = httpx2.HTTPTransport(uds=socket, limits=limits) if socket else None
-    # Redirects are not followed: the key would go along.
+    # Redirects are not followed: the key would be sent along.
     return httpx2.Client(
         headers=headers, timeout=timeout, limits=limits, transport=transport, follow_redirects=False
     )
 
 
 class Telling:
-    """Says on stderr why nothing comes, now and then: the waits add up to minutes. Threads may share it."""
+    """Print now and then on stderr why nothing arrives: waits add up to minutes. Thread-safe."""
 
     def __init__(self, label: str) -> None:
         self.label = label

@@ -1,8 +1,9 @@
-"""Names of models, tokenizers, data sets and policies: a folder on this machine, or an id of the Hugging Face Hub.
+"""Resolve names of models, tokenizers, data sets and policies: a local folder or a Hub repository.
 
-An id is `owner/name` or `owner/name@revision`; a revision is a branch, a tag or a commit. Files come through
-`huggingface_hub`, so its cache, token (`hf auth login`, HF_TOKEN), mirror (HF_ENDPOINT) and offline mode
-(HF_HUB_OFFLINE) apply. Only weights in safetensors, settings and data are fetched: no pickle and no code.
+An id of the Hugging Face Hub is `owner/name` or `owner/name@revision`; a revision is a branch, a
+tag or a commit. Files come through `huggingface_hub`, so its cache, token (`hf auth login`,
+HF_TOKEN), mirror (HF_ENDPOINT) and offline mode (HF_HUB_OFFLINE) apply. Only weights in
+safetensors, settings and data are fetched: no pickle and no code.
 """
 
 import io
@@ -20,7 +21,7 @@ from roboalign.core.files import hash_tree, no_room
 from roboalign.core.progress import Progress
 
 Kind = Literal["model", "settings", "tokenizer", "data set", "policy"]
-"""What a name stands for; `settings` is a model without its weights."""
+"""What a name refers to; `settings` is a model without its weights."""
 _TEXT = ("*.json", "*.jinja", "*.txt")
 WANTED: dict[Kind, tuple[str, ...]] = {
     "model": ("*.safetensors", *_TEXT, "README.md"),  # its card names its license
@@ -35,9 +36,10 @@ WANTED: dict[Kind, tuple[str, ...]] = {
     ),
     "policy": ("*.safetensors", *_TEXT),
 }
-"""Patterns of the files that are fetched; `*` matches `/` too."""
+"""Patterns of the files to fetch; `*` matches `/` too."""
 UNWANTED: dict[Kind, tuple[str, ...]] = {
-    # A model's own files are at the top; folders and `consolidated` files hold the same weights in other formats.
+    # A model's own files are at the top level. Folders and `consolidated` files hold the same
+    # weights in other formats.
     "model": ("*/*", "consolidated*"),
     "settings": ("*/*",),
 }
@@ -48,7 +50,7 @@ REQUIRED: dict[Kind, tuple[str, str]] = {
     "data set": ("meta/info.json", "a LeRobot data set"),
     "policy": ("policy.json", "a policy that `roboalign push` wrote"),
 }
-"""The file that tells whether a repository is of the kind, and what to name instead."""
+"""The file that identifies a repository of each kind, and what the user should name instead."""
 FORM = "give a folder, or a Hub id: owner/name or owner/name@revision"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -57,14 +59,14 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository of the Hub, at a revision; None is its main branch."""
+    """A repository of the Hub at a revision; None means its main branch."""
 
     repository: str
     revision: str | None = None
 
     @classmethod
     def parse(cls, name: str) -> "HubId | None":
-        """The id that `name` spells; None where it spells none (a path, an URL, a single word)."""
+        """Return the id that `name` spells; None for a path, a URL or a single word."""
         found = re.fullmatch(rf"({PART}/{PART})(?:@([\w.][\w./-]*))?", name)
         if found is None or "--" in found[1] or ".." in name or found[1].endswith((".git", ".")):
             return None
@@ -75,10 +77,11 @@ class HubId:
 
 
 def resolve(name: str | Path, kind: Kind, *, where: str = "") -> Path:
-    """The folder (or file) that `name` stands for: itself where it exists, else the Hub's files, fetched if needed.
+    """Return the folder (or file) that `name` refers to, fetching it from the Hub if needed.
 
-    `where` names the setting that holds the name, for messages. Raises RoboAlignError where the name is neither, the
-    repository is missing, private, gated or not of this kind, has no such revision, or cannot be reached.
+    An existing path is returned as it is. `where` names the setting that contains the name, for
+    messages. Raises RoboAlignError if the name is neither a path nor an id. Also raises it if the
+    repository is missing, private, gated, not of this kind or unreachable, or lacks the revision.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -102,14 +105,14 @@ def resolve(name: str | Path, kind: Kind, *, where: str = "") -> Path:
 
 
 def hub_id(name: str | Path) -> HubId | None:
-    """The Hub id that `name` is; None where it is a path that exists, or spells no id."""
+    """Return the Hub id that `name` spells; None if it is an existing path or not an id."""
     return None if Path(name).expanduser().exists() else HubId.parse(str(name))
 
 
 def pinned(name: str, kind: Kind, *, where: str = "") -> str:
-    """`owner/name@commit` for a Hub id, whose branch may move while a run lasts; any other name as it is.
+    """Return `owner/name@commit` for a Hub id; any other name is returned unchanged.
 
-    Raises RoboAlignError as `resolve` does.
+    The branch of an id may move during a run. Raises RoboAlignError as `resolve` does.
     """
     identity = hub_id(name)
     if identity is None:
@@ -118,9 +121,9 @@ def pinned(name: str, kind: Kind, *, where: str = "") -> str:
 
 
 def content_key(name: str, kind: Kind, *, where: str = "") -> str:
-    """What identifies the contents: the commit of a Hub id, the sha256 over a folder's names and bytes.
+    """Return what identifies the contents: a Hub id's commit, or the sha256 over a folder.
 
-    Raises RoboAlignError as `resolve` does.
+    The sha256 covers the names and bytes of the files. Raises RoboAlignError as `resolve` does.
     """
     folder = resolve(name, kind, where=where)
     return folder.name if hub_id(name) else hash_tree(folder)
@@ -132,10 +135,10 @@ def _place(where: str, name: str | Path) -> str:
 
 @lru_cache(maxsize=64)
 def _fetched(identity: HubId, kind: Kind, where: str) -> Path:
-    """The cached snapshot of a repository, complete for this kind; looked up once by each process."""
+    """Return the cached snapshot, complete for this kind; each process looks it up once."""
     import huggingface_hub
 
-    huggingface_hub.logging.set_verbosity_error()  # what it would warn of is an error here
+    huggingface_hub.logging.set_verbosity_error()  # what it would warn about is an error here
     with _explained(identity, kind, where), _bar_class(f"fetch {identity}") as bar:
         folder = huggingface_hub.snapshot_download(
             identity.repository,
@@ -150,16 +153,16 @@ def _fetched(identity: HubId, kind: Kind, where: str) -> Path:
 
 @contextmanager
 def _bar_class(label: str) -> Iterator[Any]:
-    """A class for `huggingface_hub` to use as its bars: bytes on disk become Progress lines, in MB."""
+    """Yield a bar class for `huggingface_hub`: bytes on disk become Progress lines, in MB."""
     from tqdm import tqdm
 
     progress: list[Progress] = []
 
     class Lines(tqdm):
-        monitor_interval = 0  # no thread of tqdm's
+        monitor_interval = 0  # disables tqdm's monitor thread
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            # Of its three bars, this one counts what is on disk; the others count requests and files.
+            # Of its three bars, this one counts bytes on disk; the others count requests and files.
             self.counts = str(options.get("desc", "")).startswith("Reconstructing")
             super().__init__(*arguments, **{**options, "disable": False, "file": io.StringIO()})
 
@@ -185,7 +188,7 @@ def _bar_class(label: str) -> Iterator[Any]:
 
 @contextmanager
 def _explained(identity: HubId, kind: Kind, where: str) -> Iterator[None]:
-    """Turns what `huggingface_hub` raises into one RoboAlignError; a full disk stays the OSError that it is."""
+    """Turn errors of `huggingface_hub` into one RoboAlignError; a full disk remains an OSError."""
     import httpx2
     from huggingface_hub import constants, errors
 
@@ -220,7 +223,7 @@ def _explained(identity: HubId, kind: Kind, where: str) -> Iterator[None]:
 
 
 def _unreached(error: Exception, where: str) -> RoboAlignError:
-    """For files that are not in the cache and cannot be fetched: offline by wish, or the network fails."""
+    """Return the error for files that are not cached and cannot be fetched (offline, network)."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -240,7 +243,7 @@ def _unreached(error: Exception, where: str) -> RoboAlignError:
 
 
 def _failed(error: Exception, where: str) -> RoboAlignError:
-    """For an answer of the Hub that nothing else explains."""
+    """Return the error for a Hub response that nothing else explains."""
     from huggingface_hub import constants
 
     response = getattr(error, "response", None)

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: processor cores and a GPU."""
+"""Determine what this process may use of the machine: processor cores and a GPU."""
 
 import os
 
@@ -8,14 +8,15 @@ from roboalign.core.errors import RoboAlignError
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_of(name: str) -> torch.device:
-    """The device of this process for `auto`, `cpu` or `cuda`: of the processes that torchrun starts, each has its own.
+    """Return the device of this process for `auto`, `cpu` or `cuda`.
 
-    Raises RoboAlignError where a GPU is asked for and there is none for it.
+    Each process that torchrun starts has its own. Raises RoboAlignError if a GPU is requested and
+    none is available to it.
     """
     place = int(os.environ.get("LOCAL_RANK", 0))
     count = torch.cuda.device_count()
@@ -31,7 +32,7 @@ def device_of(name: str) -> torch.device:
 
 
 def side_by_side(asked: int) -> int:
-    """How many stages run at the same time: as asked, or for 0 one a core, or one where there is a GPU."""
+    """Return how many stages run at once: `asked`, or for 0 one per core, or one with a GPU."""
     if asked:
         return asked
     return 1 if torch.cuda.is_available() else cores()

@@ -1,6 +1,6 @@
-"""Outcomes that are values: what could not be read or used is counted and named, and the rest goes on.
+"""Represent failures as values: what cannot be read or used is counted and named, the rest goes on.
 
-What ends the command is a `RoboAlignError` instead.
+A failure that ends the command is a `RoboAlignError` instead.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is broken: where it is, what is wrong with it, and how to repair it."""
+    """A broken item: where it is, what is wrong with it, and how to repair it."""
 
     where: str
     problem: str
@@ -17,6 +17,6 @@ class Fault:
 
 @dataclass(frozen=True)
 class Refused:
-    """Something whole that cannot be used or answered, and why."""
+    """An intact item that cannot be used or answered, and why."""
 
     reason: str

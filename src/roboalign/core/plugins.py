@@ -1,4 +1,4 @@
-"""What installed packages add: entry points, read by name and imported when they are used."""
+"""Find what installed packages add: entry points, found by name and imported when used."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -7,12 +7,15 @@ from roboalign.core.errors import RoboAlignError
 
 
 def installed(group: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of every installed package in this group, without importing one."""
+    """Return name -> entry point of the installed packages in this group; import none."""
     return {point.name: point for point in entry_points(group=group)}
 
 
 def find_plugin(group: str, name: str) -> EntryPoint | None:
-    """The entry point of this name; None without one. Raises RoboAlignError where two packages have it."""
+    """Return the entry point of this name, or None.
+
+    Raises RoboAlignError if two packages define it.
+    """
     points = [point for point in entry_points(group=group) if point.name == name]
     if len({point.value for point in points}) > 1:
         packages = " and ".join(sorted({point.dist.name for point in points if point.dist}))
@@ -25,13 +28,16 @@ def find_plugin(group: str, name: str) -> EntryPoint | None:
 
 
 def package_of(point: EntryPoint) -> str:
-    """The package of an entry point, for messages."""
+    """Return the package of an entry point, for messages."""
     name = point.dist.name if point.dist else "?"
     return f"package {name} (entry point {point.group}: {point.name})"
 
 
 def load_plugin(point: EntryPoint) -> Any:
-    """What an entry point names. Raises RoboAlignError, naming the package, where its code fails."""
+    """Import what an entry point names.
+
+    Raises RoboAlignError naming the package if its code fails.
+    """
     try:
         return point.load()
     except Exception as error:  # whatever the package's own code raises

@@ -1,4 +1,4 @@
-"""Worker processes that never outlive the command that started them."""
+"""Run worker processes that never outlive the command that started them."""
 
 import contextlib
 import ctypes
@@ -16,16 +16,17 @@ from typing import Any, TypeVar
 _Result = TypeVar("_Result")
 
 JOIN_SECONDS = 1.0
-"""Given to a worker that was told to end, before it is killed."""
+"""Seconds a worker has to end when told to, before it is killed."""
 
 
 @contextmanager
 def worker_pool(
     workers: int, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes that end with this one, hear no Ctrl-C, and die at once where this one is stopped.
+    """Yield a pool of spawned processes that end with this one and ignore Ctrl-C.
 
-    After an ordinary error the tasks that run are let end, and those that wait are dropped.
+    If this process is stopped, they die at once. After an ordinary error, running tasks finish and
+    waiting ones are dropped.
     """
     before = set(multiprocessing.active_children())
     with deaf():
@@ -48,7 +49,10 @@ def worker_pool(
 
 
 class _DeafPool(ProcessPoolExecutor):
-    """A pool spawns its processes at the first submit, from the thread that submits."""
+    """A pool that starts its processes `deaf`.
+
+    A pool spawns its processes at the first submit, from the thread that submits.
+    """
 
     def submit(self, *task: Any, **named: Any) -> Any:
         with deaf():
@@ -63,10 +67,10 @@ def _begin(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """Processes that are started within never hear SIGINT and SIGHUP.
+    """Make processes started inside this context ignore SIGINT and SIGHUP.
 
-    A terminal sends them to all processes; the parent ends its workers itself. It holds for multiprocessing's own
-    resource tracker too, which is started with the first semaphore.
+    A terminal sends these signals to all processes; the parent ends its workers itself. This also
+    covers multiprocessing's own resource tracker, which starts with the first semaphore.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
@@ -76,7 +80,7 @@ def deaf() -> Iterator[None]:
 
 
 def end_processes(processes: list[BaseProcess]) -> None:
-    """End them at once, whatever they are doing."""
+    """End these processes at once, whatever they are doing."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -87,15 +91,17 @@ def end_processes(processes: list[BaseProcess]) -> None:
 
 
 def die_with_parent() -> None:
-    """End this process as soon as the one that spawned it has gone, be it by `kill -9`.
+    """End this process as soon as its parent has ended, even by `kill -9`.
 
-    Left alone, a worker would go on with its stage for minutes, write into a folder that the next run already works in,
-    and take a core from it. Files are written beside and renamed, so ending anywhere is safe.
+    An orphaned worker would continue its stage for minutes, write into a folder that the next run
+    already uses, and occupy a core. Files are written to a temporary path and renamed, so ending at
+    any point is safe.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    # `deaf` blocks these, but multiprocessing's resource tracker unblocks SIGINT when a worker first needs it.
+    # `deaf` blocks these signals, but multiprocessing's resource tracker unblocks SIGINT when a
+    # worker first needs it.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -107,16 +113,17 @@ def die_with_parent() -> None:
 
 
 def give_memory_back() -> None:
-    """Return freed memory to the system. Without it a worker keeps the most that any of its stages ever used."""
+    """Return freed memory to the system; otherwise a worker keeps the peak of all its stages."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def within(seconds: float, work: Callable[[], _Result]) -> _Result:
-    """Return `work()`, in a thread of its own. Raises TimeoutError where it runs longer than `seconds`.
+    """Return `work()`, run in a separate thread. Raises TimeoutError after more than `seconds`.
 
-    The thread is then ended by an exception, which reaches Python code alone, not a call into another language.
+    The thread is then ended by an exception, which stops Python code but not a call into another
+    language.
     """
     done: list[_Result] = []
     failed: list[BaseException] = []

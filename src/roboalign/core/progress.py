@@ -1,4 +1,4 @@
-"""Progress with an estimate: a plain line every few seconds, or updates for who shows the progress of a whole run."""
+"""Report progress with an estimate: a log line every few seconds, or updates for a live view."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 def format_seconds(seconds: float) -> str:
-    """`95.2` -> `1:35`, `3725` -> `1:02:05`."""
+    """Format seconds: `95.2` -> `1:35`, `3725` -> `1:02:05`."""
     whole = int(seconds + 0.5)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
@@ -18,32 +18,32 @@ def format_seconds(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Update:
-    """How far one count is."""
+    """The state of one counter."""
 
     stage: str
-    """The stage that counts, "" outside a run."""
+    """The stage that counts; "" outside a run."""
     label: str
     done: int
     total: int | None
-    """None where it is not known beforehand."""
+    """None if it is not known in advance."""
     fresh: int
-    """Units of `done` that this process did; the others are an earlier process's."""
+    """Units of `done` that this process did; an earlier process did the others."""
     elapsed: float
     """Seconds since this process began to count."""
     note: str
-    """A few words, as `loss 0.41`."""
+    """A few words, such as `loss 0.41`."""
     ended: bool
 
     @property
     def left(self) -> float | None:
-        """Seconds until the total at the rate so far; None where that is not known."""
+        """Return the seconds left at the rate so far; None if unknown."""
         if self.total is None or not self.fresh:
             return None
         return self.elapsed / self.fresh * (self.total - self.done)
 
     @property
     def title(self) -> str:
-        """The stage and, where it says more, the label: `seed-0/sft`, `seed-0/head/sft features`."""
+        """Return the stage and any different label: `seed-0/sft`, `seed-0/head/sft features`."""
         if not self.stage or self.label == self.stage:
             return self.label
         known = {part for words in self.stage.split("/") for part in words.split("-")}
@@ -52,7 +52,7 @@ class Update:
         return f"{self.stage} {own}".rstrip()
 
     def line(self) -> str:
-        """As in a log: `[seed-0/sft] 95/438  0:20 elapsed, 1:12 left  loss 0.41`."""
+        """Return a log line: `[seed-0/sft] 95/438  0:20 elapsed, 1:12 left  loss 0.41`."""
         stage, _, label = self.title.partition(" ") if self.stage else (self.title, "", "")
         of = "" if self.total is None else f"/{self.total}"
         if self.total is None:
@@ -65,7 +65,7 @@ class Update:
 
 
 class Channel(Protocol):
-    """Where updates can be put: a queue of multiprocessing, or an object of this process."""
+    """Where updates are sent: a multiprocessing queue, or an object of this process."""
 
     def put(self, update: Update | str, /) -> None:
         """Take an update, or a line to print."""
@@ -76,9 +76,10 @@ _stage = ""
 
 
 def send_to(channel: Channel | None) -> None:
-    """Send this process's updates there instead of printing them; None: print them again.
+    """Send this process's updates to `channel` instead of printing them; None prints them again.
 
-    A queue of multiprocessing is not waited for: a process ends although nobody reads its last updates.
+    The process does not wait for a multiprocessing queue: it ends even if nobody reads its last
+    updates.
     """
     global _channel
     _channel = channel
@@ -88,7 +89,7 @@ def send_to(channel: Channel | None) -> None:
 
 @contextmanager
 def of_stage(name: str) -> Iterator[None]:
-    """Within, what this process counts is counted for this stage."""
+    """Assign what this process counts inside the context to this stage."""
     global _stage
     before = _stage
     _stage = name
@@ -99,29 +100,30 @@ def of_stage(name: str) -> Iterator[None]:
 
 
 def say(text: str, label: str = "") -> None:
-    """Print a line on standard error, or send it where the updates go, so that a live view is not broken.
+    """Print a line on standard error, or send it with the updates so that a live view stays intact.
 
-    It begins with the stage of this process, or, outside a run, with `label`.
+    The line begins with the stage of this process or, outside a run, with `label`.
     """
     name = _stage or label
     line = f"[{name}] {text}" if name else text
     if _channel is not None:
         _channel.put(line)
         return
-    # One write a line, so that lines of several processes do not mix.
+    # Write each line at once, so that lines of several processes do not mix.
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 class Progress:
-    """Counts units of work and says done/total, elapsed and the estimated time left.
+    """Count units of work and report done/total, elapsed time and the estimated time left.
 
         with Progress("sft", total=1000, start=resumed_from) as progress:
             progress.advance(32, note="loss 0.41")
 
-    `start` units were done by an earlier run; they do not enter the rate. Where the total is not known beforehand
-    (None), the rate is printed in place of an estimate. Of several processes that count the same, one is `shown`.
-    `interval` is in seconds; where the updates are sent, they are at most half a second apart.
+    `start` units were done by an earlier run and do not count toward the rate. If the total is
+    unknown (None), the rate is printed instead of an estimate. If several processes count the same
+    units, only one is `shown`. `interval` is in seconds; updates to a channel are at most half a
+    second apart.
     """
 
     def __init__(
@@ -153,11 +155,11 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            return  # The command says that it was stopped.
+            return  # The command itself says that it was stopped.
         self._say("stopped" if kind else "done", ended=True)
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Count `units` more; say so where the last line is old enough."""
+        """Count `units` more; print a line if the last one is old enough."""
         self.done += units
         if time.monotonic() - self.said >= self.interval:
             self._say(note)
@@ -179,6 +181,6 @@ class Progress:
         if _channel is not None:
             _channel.put(update)
             return
-        # One write a line, so that lines of several processes do not mix.
+        # Write each line at once, so that lines of several processes do not mix.
         sys.stderr.write(f"{update.line()}\n")
         sys.stderr.flush()

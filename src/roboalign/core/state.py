@@ -1,8 +1,9 @@
-"""Small files that the program wrote itself, read back by what they must hold: damage is one message.
+"""Read back small files that the program wrote, and check them: damage gives one message.
 
     row = read_state(folder / "started.json", Started, fix="remove it")
 
-`State` classes name the fields that a reader relies on; what else a file holds is kept as it is.
+A `State` class names the fields that a reader relies on; other contents of a file are kept
+unchanged.
 """
 
 from collections.abc import Iterable
@@ -17,20 +18,26 @@ from roboalign.core.files import hash_file, read_json, read_jsonl
 
 
 class State(BaseModel):
-    """The fields of one record. Types are not converted: "no" is no truth value, and true is no number."""
+    """The fields of one record. Types are not converted.
+
+    "no" is not a boolean, and true is not a number.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
 def read_state(path: str | Path, kind: type[State], fix: str = "") -> dict[str, Any]:
-    """The record in a JSON file. Raises RoboAlignError that names the file, the field and `fix`."""
+    """Return the record in a JSON file. Raises RoboAlignError naming the file, field and `fix`."""
     record: dict[str, Any] = read_json(path, fix=fix)
     validated(kind, record, where=str(path), fix=fix)
     return record
 
 
 def read_records(path: str | Path, kind: type[State], fix: str = "") -> list[dict[str, Any]]:
-    """The records of a jsonl file; [] where it does not exist. Raises RoboAlignError that also names the line."""
+    """Return the records of a jsonl file; [] if it does not exist.
+
+    Raises RoboAlignError that also names the line.
+    """
     records = read_jsonl(path)
     for number, record in enumerate(records, start=1):
         validated(kind, record, where=f"{path}, record {number}", fix=fix or "remove that line")
@@ -43,11 +50,15 @@ LARGE_FILES = (
     "mixture/*.parquet",
     "*/data/*/*.parquet",
 )
-"""What `digests` describes by size alone: whoever uses such a file checks its sha256 then."""
+"""Files that `digests` describes by size alone: whoever uses one checks its sha256 then."""
 
 
 def digests(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """Of a stage's folder: sha256 of each JSON file directly in it, lines of each jsonl file, bytes of LARGE_FILES."""
+    """Describe a stage's folder by file name.
+
+    Gives the sha256 of each JSON file directly in it, the lines of each jsonl file, and the bytes
+    of LARGE_FILES.
+    """
     left_out = set(leave_out)
     found: dict[str, dict[str, Any]] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):
@@ -62,7 +73,7 @@ def digests(folder: Path, leave_out: Iterable[str] = ()) -> dict[str, dict[str, 
 
 
 def check_digests(folder: Path, files: dict[str, dict[str, Any]], fix: str) -> None:
-    """Raise RoboAlignError where a file is not the one of `digests`: it names it, and the lines lost or added."""
+    """Raise RoboAlignError if a file differs from `digests`; name it and lines lost or added."""
     for name, described in files.items():
         path = folder / name
         if not path.is_file():

@@ -1,8 +1,10 @@
-"""Metrics of the trainings: a line each in metrics.jsonl, and the same numbers in the trackers that a recipe names.
+"""Record training metrics: a line each in metrics.jsonl, and the same numbers in the trackers.
 
-A tracker's run belongs to the folder of one metrics.jsonl. `trackers.json` beside it holds the run's id and the last
-step that was sent, so that a resumed training continues the same run and sends nothing twice. What a tracker lacks,
-because it was added later or failed before, is sent from metrics.jsonl. A tracker that fails never stops a training.
+The recipe names the trackers. A tracker's run belongs to the folder of one metrics.jsonl.
+`trackers.json` next to it holds the run's id and the last step that was sent, so that a resumed
+training continues the same run and sends nothing twice. Steps that a tracker lacks, because it was
+added later or failed before, are sent from metrics.jsonl. A tracker that fails never stops a
+training.
 """
 
 import importlib
@@ -26,17 +28,17 @@ class Tracker(Protocol):
     """One run of a tracker."""
 
     def __init__(self, folder: Path, project: str, name: str, id: str) -> None:
-        """Open the run `id` of `project`, or continue it; `folder` is that of metrics.jsonl."""
+        """Open or continue the run `id` of `project`; `folder` contains metrics.jsonl."""
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Send the numbers of a step."""
 
     def finish(self) -> None:
-        """Send what is held back, and end this session of the run."""
+        """Send what is buffered, and end this session of the run."""
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` beside metrics.jsonl: `tensorboard --logdir runs`."""
+    """Event files in `tensorboard/` next to metrics.jsonl: `tensorboard --logdir runs`."""
 
     def __init__(self, folder: Path, project: str, name: str, id: str) -> None:
         from tensorboard.summary import Writer
@@ -44,7 +46,7 @@ class TensorBoard:
         self.writer = Writer(str(folder / "tensorboard"))
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """One scalar for each number; a viewer sees them at once."""
+        """Write one scalar for each number, at once visible to a viewer."""
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, step)
         self.writer.flush()
@@ -55,7 +57,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb; WANDB_MODE, WANDB_PROJECT and the rest of its environment apply."""
+    """A run of wandb; WANDB_MODE, WANDB_PROJECT and its other environment variables apply."""
 
     def __init__(self, folder: Path, project: str, name: str, id: str) -> None:
         wandb: Any = importlib.import_module("wandb")
@@ -66,7 +68,7 @@ class WeightsAndBiases:
         )
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """One call for a step."""
+        """Send the numbers of a step in one call."""
         self.run.log(numbers, step=step)
 
     def finish(self) -> None:
@@ -75,16 +77,16 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A run of trackio; its environment applies (TRACKIO_DIR, TRACKIO_SPACE_ID)."""
+    """A run of trackio; its environment variables apply (TRACKIO_DIR, TRACKIO_SPACE_ID)."""
 
     def __init__(self, folder: Path, project: str, name: str, id: str) -> None:
         trackio: Any = importlib.import_module("trackio")
-        # Trackio knows a run by its name alone: the id keeps two runs of one recipe apart.
+        # Trackio identifies a run by its name alone; the id separates two runs of one recipe.
         own = f"{name}-{id}".replace("/", "-")
         self.run = trackio.init(project=project, name=own, resume="allow")
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """One call for a step."""
+        """Send the numbers of a step in one call."""
         self.run.log(numbers, step=step)
 
     def finish(self) -> None:
@@ -100,7 +102,7 @@ _KINDS: dict[TrackerName, type[Tracker]] = {
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:
-    """Raise RoboAlignError where a tracker's package is not installed."""
+    """Raise RoboAlignError if the package of a tracker is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise RoboAlignError(
@@ -111,7 +113,7 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 
 
 class Session:
-    """The trackers of the metrics.jsonl that is being written; another file's first record opens theirs."""
+    """The trackers of the metrics.jsonl being written; a record of another file opens its own."""
 
     def __init__(self, names: Sequence[TrackerName], project: str, name: str) -> None:
         self.names, self.project, self.name = names, project, name
@@ -157,7 +159,7 @@ class Session:
             self.state["sent"][name] = row["step"]
 
     def _guarded(self, name: TrackerName, work: Any, *arguments: Any) -> None:
-        """Run `work`; its failure is told once, and the tracker is left alone for the rest of this process."""
+        """Run `work`; report its failure once, then skip the tracker in this process."""
         if name in self.failed:
             return
         try:
@@ -170,7 +172,7 @@ class Session:
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record but for its step, which the trackers have apart."""
+    """Return the numbers of a record without its step, which trackers take separately."""
     return {
         name: value
         for name, value in row.items()
@@ -183,7 +185,7 @@ _session = Session((), "", "")
 
 @contextmanager
 def tracking(names: Sequence[TrackerName], project: str, name: str) -> Iterator[None]:
-    """Within it, `record_metrics` of this process also sends to these trackers."""
+    """Make `record_metrics` of this process also send to these trackers, inside the context."""
     global _session
     before, _session = _session, Session(names, project, name)
     try:
@@ -194,6 +196,9 @@ def tracking(names: Sequence[TrackerName], project: str, name: str) -> Iterator[
 
 
 def record_metrics(path: Path, record: dict[str, Any]) -> None:
-    """Append a record, which has a `step`, to the metrics.jsonl at `path`, and send it to the trackers."""
+    """Append a record, which has a `step`, to `path` and send it to the trackers.
+
+    `path` is that of a metrics.jsonl.
+    """
     append_jsonl(path, record)
     _session.record(path)

@@ -1,4 +1,4 @@
-"""YAML files of settings, read so that a slip is refused: a key given twice, endless aliases, a number too long."""
+"""Read YAML settings files; refuse duplicate keys, endless aliases and very long numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,15 @@ import yaml
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
 
-_LARGEST = 10_000_000  # bytes of a file of settings
-MOST_NODES = 100_000  # values of one file, each counted as often as aliases repeat it
+_LARGEST = 10_000_000  # maximum size of a settings file, in bytes
+MOST_NODES = 100_000  # values in one file, each counted once per alias that repeats it
 
 
 def read_yaml(path: Path, fix: str = "") -> Any:
-    """What a file of settings holds. Raises RoboAlignError that names the file, and the line where there is one."""
+    """Return the value of a settings file.
+
+    Raises RoboAlignError naming the file and, if known, the line.
+    """
     check_readable(path, fix=fix)
     if path.stat().st_size > _LARGEST:
         raise RoboAlignError(
@@ -29,7 +32,7 @@ def read_yaml(path: Path, fix: str = "") -> Any:
 
 
 def parse_yaml(text: str, where: str, fix: str = "") -> Any:
-    """The value of a YAML text. Raises RoboAlignError at `where`."""
+    """Return the value of a YAML text. Raises RoboAlignError at `where`."""
     try:
         loader = _Loader(text)  # refuses control characters
         node = loader.get_single_node()
@@ -47,11 +50,11 @@ def parse_yaml(text: str, where: str, fix: str = "") -> Any:
 
 
 class _Refused(Exception):
-    """Well-formed YAML that no settings need."""
+    """Well-formed YAML that no settings file needs."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML would silently take the last."""
+    """Refuse a key that appears twice in a mapping: YAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first: dict[str, int] = {}
@@ -67,7 +70,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, counted: dict[int, int]) -> int:
-    """Values below a node, an aliased one as often as it is named."""
+    """Count the values below a node; an aliased value counts once per use."""
     if id(node) in counted:
         if not counted[id(node)]:
             raise _Refused(f"the alias at line {node.start_mark.line + 1} holds itself")
