@@ -74,8 +74,7 @@ class ActionSpace(Config):
     """Number of joints; 0 for an end effector."""
     gripper: GripperCode = "none"
     """`open_positive`: +1 open, -1 closed. `closed_positive`: +1 closed, -1 open. `open_one`: 1
-    open, 0 closed. `closed_one`: 1 closed, 0 open. Values in between are partly open. `none`: no
-    gripper dimension."""
+    open, 0 closed. `closed_one`: 1 closed, 0 open. In between: partly open. `none`: no gripper."""
     position_scale: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Meters (for a velocity: per second) in one unit of the position."""
     rotation_scale: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -324,8 +323,7 @@ def orthonormal(values: np.ndarray) -> np.ndarray:
 
 
 def euler_of(rotation: Rotation) -> np.ndarray:
-    """Return extrinsic xyz angles [T, 3], pitch within 90 degrees; at exactly 90, yaw is set to
-    0."""
+    """Return extrinsic xyz angles [T, 3], pitch within 90 degrees; at exactly 90, yaw is 0."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Gimbal lock")
         return rotation.as_euler("xyz")

@@ -1,4 +1,4 @@
-"""A conversation: one image, several turns. Stored as one parquet row."""
+"""Define a conversation: one image and several turns, stored as one parquet row."""
 
 import functools
 import hashlib
@@ -55,17 +55,17 @@ class Turn:
     type: str
     """A name of questions.TYPES, or action."""
     mode: str
-    """direct or think: whether the question asks for a reasoning."""
+    """direct or think: whether the question asks for reasoning."""
     question: str
     """The whole user message."""
     answer: str
-    """The whole reply, tags and all, that training imitates."""
+    """The whole reply, with its tags, that training imitates."""
     expected: str
-    """What stands inside `<answer>`, behind the label; of an action the whole block. A score compares with it."""
+    """The text inside `<answer>` after the label; for an action the whole block. Scores use it."""
 
 
 class Listed(State):
-    """What a mixture's manifest.json says of its files: name -> sha256."""
+    """The file list in a mixture's manifest.json: name -> sha256."""
 
     shards: dict[str, str]
 
@@ -82,15 +82,18 @@ class Conversation:
     """PNG."""
     turns: tuple[Turn, ...]
     target: tuple[int, ...] | None = None
-    """FAST ids of the clean action chunk; in the rl split and in action samples of the held-out split."""
+    """FAST ids of the clean action chunk; in the rl split and in held-out action samples."""
     chunk: tuple[tuple[float, ...], ...] | None = None
-    """[H, A] normalised actions that `target` encodes."""
+    """The normalized actions [H, A] that `target` encodes."""
     direct_question: str | None = None
-    """The action question in direct mode, where the turn asks it in think mode."""
+    """The action question in direct mode, if the turn asks it in think mode."""
 
 
 def messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The Hugging Face messages form: user and assistant in turn, the image first in the first user message."""
+    """Return the Hugging Face messages form: alternating user and assistant messages.
+
+    The image comes first in the first user message.
+    """
     result = []
     for number, turn in enumerate(conversation.turns):
         result += [
@@ -101,7 +104,10 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
 
 
 def image_hash(png: bytes) -> str:
-    """sha256 of a PNG file, hex: by it the same frame is found in two data sets written by LeRobotWriter."""
+    """Return the sha256 of a PNG file, in hex.
+
+    It identifies the same frame in two data sets written by LeRobotWriter.
+    """
     return hashlib.sha256(png).hexdigest()
 
 
@@ -123,17 +129,18 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
 def read_conversations(
     folder: str | Path, split: str, kinds: Sequence[str] | None = None
 ) -> list[Conversation]:
-    """The conversations of a split, as `iterate_conversations` gives them."""
+    """Return the conversations of a split, as `iterate_conversations` yields them."""
     return list(iterate_conversations(folder, split, kinds))
 
 
 def iterate_conversations(
     folder: str | Path, split: str, kinds: Sequence[str] | None = None
 ) -> Iterator[Conversation]:
-    """The conversations of a split ("train", "rl" or "heldout") of a mixture, one shard in memory at a time.
+    """Yield the conversations of one split of a mixture, with one shard in memory at a time.
 
-    With `kinds`, only turns of these kinds are kept and conversations without any are dropped: ("general", "embodied",
-    "reasoning") is the language-only part. Raises RoboAlignError on an unknown split or kind and on a broken shard.
+    The splits are "train", "rl" and "heldout". With `kinds`, only turns of these kinds are kept and
+    conversations without any are dropped: ("general", "embodied", "reasoning") is the language-only
+    part. Raises RoboAlignError on an unknown split or kind and on a broken shard.
     """
     wanted = wanted_kinds(folder, split, kinds)
     for path in shards(folder, split):
@@ -144,7 +151,7 @@ def iterate_conversations(
 
 
 def wanted_kinds(folder: str | Path, split: str, kinds: Sequence[str] | None) -> frozenset[str]:
-    """The kinds of turns that are kept. Raises RoboAlignError on an unknown split or kind."""
+    """Return the kinds of turns to keep. Raises RoboAlignError on an unknown split or kind."""
     if split not in SPLITS:
         raise RoboAlignError(
             f"unknown split {split!r}", where=str(folder), fix=f"use one of {', '.join(SPLITS)}"
@@ -160,7 +167,7 @@ def wanted_kinds(folder: str | Path, split: str, kinds: Sequence[str] | None) ->
 
 
 def from_row(row: dict[str, Any], wanted: frozenset[str]) -> Conversation:
-    """A stored row with its turns of the wanted kinds, of which there may be none."""
+    """Return a stored row with only its turns of the wanted kinds, possibly none."""
     turns = tuple(Turn(**turn) for turn in row["turns"] if turn["kind"] in wanted)
     same = {name: row[name] for name in ("id", "episode_id", "frame", "task", "direct_question")}
     chunk = None if row["chunk"] is None else tuple(tuple(step) for step in row["chunk"])
@@ -171,16 +178,16 @@ def from_row(row: dict[str, Any], wanted: frozenset[str]) -> Conversation:
 
 
 def shards(folder: str | Path, split: str) -> list[Path]:
-    """The parquet files of a split, in order, each the one that manifest.json lists.
+    """Return the parquet files of a split, in order, each as manifest.json lists it.
 
-    Raises RoboAlignError where there is none, and where one is missing, unlisted, or of another sha256.
+    Raises RoboAlignError if there is none, or if one is missing, unlisted, or has another sha256.
     """
     pattern = "train-*.parquet" if split == "train" else f"{split}.parquet"
     paths = sorted(Path(folder).glob(pattern))
     if not paths:
         raise RoboAlignError(f"no {split} shard", where=str(folder), fix="build the mixture first")
     manifest = Path(folder) / "manifest.json"
-    if manifest.is_file():  # the shards of a mixture that is being built have none yet
+    if manifest.is_file():  # a mixture still being built has no manifest
         listed = read_state(manifest, Listed, fix=REBUILD)["shards"]
         wanted = {name: digest for name, digest in listed.items() if fnmatch(name, pattern)}
         _check_listed(paths, wanted)
@@ -204,25 +211,31 @@ def _check_listed(paths: Sequence[Path], wanted: dict[str, str]) -> None:
 
 @functools.cache
 def _digest(path: Path, written: int, size: int) -> str:
-    """sha256 of a file as it was written at that time: one process reads a split several times."""
+    """Return the sha256 of a file as written at that time.
+
+    It is cached, because one process reads a split several times.
+    """
     return hash_file(path)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One shard; RoboAlignError where it is truncated or of another schema."""
+    """Read one shard. Raises RoboAlignError if it is truncated or has another schema."""
     with _readable(path):
         return pq.read_table(path, schema=ROW, columns=columns, memory_map=False)
 
 
 def row_groups(path: Path) -> list[int]:
-    """Rows of each row group of a shard. Raises RoboAlignError as `read_table` does."""
+    """Return the number of rows of each row group of a shard.
+
+    Raises RoboAlignError as `read_table` does.
+    """
     with _readable(path):
         metadata = pq.read_metadata(path)
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def read_group(path: Path, group: int) -> pa.Table:
-    """One row group of a shard. Raises RoboAlignError as `read_table` does."""
+    """Read one row group of a shard. Raises RoboAlignError as `read_table` does."""
     with _readable(path), pq.ParquetFile(path) as file:
         return file.read_row_group(group, columns=ROW.names, use_threads=False).select(ROW.names)
 

@@ -1,7 +1,8 @@
-"""The prompt texts: the one place where they are written.
+"""Define all prompt texts in one place.
 
-Training, RL and serving build their questions here, so that a model never meets at test time a wording it was not
-trained on. A reply carries its reasoning in `<think>` and its answer in `<answer>` (paper, section 3.2).
+Training, RL and serving build their questions here, so that a model never meets a wording at test
+time that it was not trained on. A reply has its reasoning in `<think>` and its answer in `<answer>`
+(paper, section 3.2).
 """
 
 import re
@@ -21,18 +22,24 @@ _REQUEST = re.compile(r"\s*(?:" + "|".join(map(re.escape, MODES.values())) + r')
 
 
 def task_prefix(instruction: str) -> str:
-    """`open the drawer` -> `Task: open the drawer.`; shared by planning questions and the action question."""
+    """Return the prefix shared by planning questions and the action question.
+
+    For example, `open the drawer` -> `Task: open the drawer.`
+    """
     return f"Task: {instruction.strip().rstrip('.')}."
 
 
 def question(text: str, mode: Mode, label: str, *, lead: bool = False) -> str:
-    """A question with the request that says whether to reason and with which label the answer opens.
+    """Return a question with the request for its mode and label.
 
-    Every answer opens with the label that its question names (`answer`), an action chunk with <ACTION_START>. How an
-    answer opens is thus told by the question alone, reasoned about or not, and a model that has never seen a reasoning
-    before an action can still open one after a reasoning. Behind a list of options (`B. dog`) the request has a line
-    of its own: it would read as part of the last one. With `lead` the request comes first: in training its place
-    varies, or a small model would look for it at a fixed distance, where a reasoning moves it away.
+    The request says whether to reason, and with which label the answer opens. Every answer opens
+    with the label that its question names (`answer`), an action chunk with <ACTION_START>. The
+    question alone thus determines how an answer opens, with or without reasoning. A model that has
+    never seen reasoning before an action can therefore still open one after reasoning.
+
+    After a list of options (`B. dog`) the request is on its own line; otherwise it would read as
+    part of the last option. With `lead` the request comes first. In training its position varies,
+    because a small model would otherwise look for it at a fixed distance, which reasoning changes.
     """
     request = f'{MODES[mode]} "{label}".'
     if lead:
@@ -42,34 +49,35 @@ def question(text: str, mode: Mode, label: str, *, lead: bool = False) -> str:
 
 
 def bare(text: str) -> str:
-    """The question without that request, the same in both modes."""
+    """Return the question without that request; it is the same in both modes."""
     return _REQUEST.sub("", text)
 
 
 def next_step(instruction: str, wording: int = 0) -> str:
-    """What is asked about the next movement, whether the answer is in words, a point, a letter or actions.
+    """Return the question about the next movement, the same for every form of answer.
 
-    The label alone says which. Were the question to differ, a small model would read that and not the label.
+    The answer may be words, a point, a letter or actions; the label alone says which. If the
+    questions differed, a small model would read that difference and not the label.
     """
     return f"{task_prefix(instruction)} {NEXT_STEP[wording]}"
 
 
 def action_question(instruction: str, mode: Mode, wording: int = 0, *, lead: bool = False) -> str:
-    """The question whose answer is an action chunk."""
+    """Return the question whose answer is an action chunk."""
     return question(next_step(instruction, wording), mode, ACTIONS, lead=lead)
 
 
 def answer(text: str, label: str) -> str:
-    """`B` under the label `letter` -> `letter B`.
+    """Return an answer with its label: `B` under the label `letter` -> `letter B`.
 
-    Nothing stands between them: a small model that has always written a colon behind a label writes one behind
-    <ACTION_START> too, after a reasoning.
+    Nothing separates the two. A small model that has always written a colon after a label writes
+    one after <ACTION_START> too, following reasoning.
     """
     return f"{label} {text}"
 
 
 def answer_text(answered: str, label: str) -> str | None:
-    """The inverse of `answer`; a colon behind the label is let pass. None where it does not open with this label."""
+    """Invert `answer`, accepting a colon after the label; None if the label does not match."""
     rest = answered.removeprefix(label)
     if rest == answered or not rest.startswith((" ", ":")):
         return None
@@ -77,29 +85,30 @@ def answer_text(answered: str, label: str) -> str | None:
 
 
 def action_answer(fast: Sequence[int]) -> str:
-    """FAST ids as text: `<ACTION_START><FAST_3>...<ACTION_END>`.
+    """Return FAST ids as text: `<ACTION_START><FAST_3>...<ACTION_END>`.
 
-    The same as `ActionVocabulary.text`, but known before any MLLM is chosen: a mixture can be built first, and the tiny
-    model's tokenizer trained on it.
+    It equals `ActionVocabulary.text`, but is known before any MLLM is chosen. A mixture can thus be
+    built first, and the tiny model's tokenizer trained on it.
     """
     return "<ACTION_START>" + "".join(f"<FAST_{i}>" for i in fast) + "<ACTION_END>"
 
 
 def reply(answer: str, reasoning: str | None = None) -> str:
-    """`<think>..</think><answer>..</answer>`; a direct reply has an empty reasoning, as Qwen3 writes one.
+    """Return `<think>..</think><answer>..</answer>`.
 
-    So an action, which no sample ever reasons about, stands behind `</think>` in training too: were it not so, a small
-    model would learn that words, never actions, follow a reasoning.
+    A direct reply has empty reasoning, as Qwen3 writes one. An action, for which no sample ever has
+    reasoning, therefore follows `</think>` in training too. Otherwise a small model would learn
+    that words, never actions, follow reasoning.
     """
     return f"<think>{reasoning or ''}</think><answer>{answer}</answer>"
 
 
 def user_message(text: str, *, image: bool) -> dict[str, Any]:
-    """One user turn in the Hugging Face messages form; the image, where there is one, comes first."""
+    """Return one user turn in the Hugging Face messages form; any image comes first."""
     content: list[dict[str, str]] = [{"type": "image"}] if image else []
     return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 
 
 def assistant_message(text: str) -> dict[str, Any]:
-    """One assistant turn in the Hugging Face messages form."""
+    """Return one assistant turn in the Hugging Face messages form."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}

@@ -1,4 +1,7 @@
-"""A split of a mixture on disk as a sequence: an index in memory, images and texts read when they are asked for."""
+"""Read a split of a mixture from disk as a sequence.
+
+Its index is in memory; images and texts are read on request.
+"""
 
 import bisect
 from collections import OrderedDict
@@ -21,15 +24,16 @@ from roboalign.conversations.conversation import (
 )
 
 CACHE = 128 * 2**20
-"""Bytes of row groups that a process keeps: all of a small mixture, so that it is read once."""
+"""Bytes of row groups that a process caches: a small mixture fits and is read only once."""
 
 
 class StoredConversations(Sequence[Conversation]):
-    """The conversations that `iterate_conversations` gives, in its order, by their number.
+    """The conversations that `iterate_conversations` yields, in its order, by their number.
 
-    In memory is an index of some ten bytes a conversation, and up to CACHE bytes of the row groups read last. To read
-    one conversation takes its whole row group: `roboalign data mix` writes groups of 100 rows. No file is kept open, so
-    that forked processes may share an instance. Raises RoboAlignError as `iterate_conversations` does.
+    Memory holds an index of about ten bytes per conversation, and up to CACHE bytes of the row
+    groups read last. Reading one conversation reads its whole row group: `roboalign data mix`
+    writes groups of 100 rows. No file stays open, so that forked processes may share an instance.
+    Raises RoboAlignError as `iterate_conversations` does.
     """
 
     def __init__(self, folder: str | Path, split: str, kinds: Sequence[str] | None = None) -> None:
@@ -38,16 +42,16 @@ class StoredConversations(Sequence[Conversation]):
         self.groups: list[tuple[int, int]] = []  # (shard, row group in it)
         self.starts: list[
             int
-        ] = []  # the number of the first row of each group, among the rows of all shards
+        ] = []  # number of the first row of each group, among the rows of all shards
         self.total = 0
         found = [self._survey(number, path) for number, path in enumerate(self.paths)]
         turns, lengths = (np.concatenate(parts) for parts in zip(*found))
         self.rows = np.flatnonzero(turns)
-        """int64 [N], the row of each conversation: those without a wanted turn are left out."""
+        """int64 [N], the row of each conversation; those without a wanted turn are excluded."""
         self.turns = turns[self.rows]
-        """int32 [N], turns of each conversation."""
+        """int32 [N], number of turns of each conversation."""
         self.lengths = lengths[self.rows]
-        """int32 [N], characters of its questions and answers."""
+        """int32 [N], number of characters in its questions and answers."""
         self.cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
@@ -66,7 +70,7 @@ class StoredConversations(Sequence[Conversation]):
         return from_row(record, self.wanted)
 
     def ids(self) -> Iterator[str]:
-        """The conversations' ids, in order; nothing else is read."""
+        """Yield the conversations' ids, in order; nothing else is read."""
         first = 0
         for path in self.paths:
             column = read_table(path, ["id"]).column("id")
@@ -75,7 +79,10 @@ class StoredConversations(Sequence[Conversation]):
             first += len(column)
 
     def spelling(self, tokens: Sequence[str]) -> tuple[str, str] | None:
-        """(id, token) of the first conversation whose text spells one of the tokens; no image is read."""
+        """Return (id, token) of the first conversation whose text spells one of the tokens.
+
+        No image is read.
+        """
         for path in self.paths:
             table = read_table(path, ["id", "turns"])
             turns = table.column("turns").combine_chunks()
@@ -91,7 +98,10 @@ class StoredConversations(Sequence[Conversation]):
         return None
 
     def _survey(self, number: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Wanted turns and their characters of each row of a shard, int32 [rows]; its row groups join the index."""
+        """Return the wanted turns and their characters of each row of a shard, int32 [rows].
+
+        The shard's row groups are added to the index.
+        """
         for group, rows in enumerate(row_groups(path)):
             self.groups.append((number, group))
             self.starts.append(self.total)

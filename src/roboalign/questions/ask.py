@@ -1,4 +1,4 @@
-"""Every question type, how a question is drawn from a scene, and how an answer is scored."""
+"""Define every question type, draw questions from scenes, and score answers."""
 
 import random
 import re
@@ -24,7 +24,10 @@ QUESTION_TYPES: dict[str, QuestionType] = {
     )
 }
 OPTIONAL = frozenset({"trace"})
-"""Groups that a mixture asks, and measures, only where its weights name them; all others are always measured."""
+"""Groups that a mixture asks and measures only if its weights name them.
+
+All others are always measured.
+"""
 LABELS = {
     "presence": "verdict",
     "object_name": "object",
@@ -40,26 +43,29 @@ LABELS = {
     "text": "answer",
 }
 _READ: dict[str, float | None] = {"choice": 1 / 2, "point": None, "text": 0.0}
-"""Types of the questions that are read from a source (conversations/qa), with their chance as in `QuestionType`. How
-many options a choice has is not known here: two is the fewest, so that a guess among more scores less."""
+"""Types of questions read from a source (conversations/qa) and their chance, as in `QuestionType`.
+
+The number of options of a choice is unknown here. Two is the minimum, so that a guess among more
+scores less.
+"""
 POINT_TOLERANCE = 2
-"""Cells by which an answered point may miss, on each axis."""
+"""Cells by which an answered point may be off, on each axis."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with the answer that is right by construction."""
+    """A question whose answer is correct by construction."""
 
     type: str
     kind: str
-    """general or embodied, and reasoning where `reasoning` is given."""
+    """general or embodied; reasoning if `reasoning` is given."""
     text: str
     answer: str
     reasoning: str | None
 
 
 def ask(name: str, mode: Mode, scene: Scene, world: World, rng: random.Random) -> Question | None:
-    """Draw a question of type `name`; None where it cannot be asked of this scene."""
+    """Draw a question of type `name`; return None if it does not apply to this scene."""
     kind = QUESTION_TYPES[name]
     draft = kind.make(scene, world, rng)
     if draft is None:
@@ -74,7 +80,10 @@ def ask(name: str, mode: Mode, scene: Scene, world: World, rng: random.Random) -
 
 
 def asked_types(weights: Mapping[str, float]) -> list[str]:
-    """The types that a mixture of these group weights asks or measures, in the order of QUESTION_TYPES."""
+    """Return the types that a mixture of these group weights asks or measures.
+
+    They are in the order of QUESTION_TYPES.
+    """
     return [
         name
         for name, kind in QUESTION_TYPES.items()
@@ -83,10 +92,12 @@ def asked_types(weights: Mapping[str, float]) -> list[str]:
 
 
 def survey_world(episodes: Iterable[Episode]) -> World:
-    """What the data set holds, and for each task the objects and instructions that cannot be true of its scenes.
+    """Return what the data set contains, and per task what cannot be true of its scenes.
 
-    A scene holds more than its own object: the mug stands before the coffee machine whose button another task presses.
-    So two tasks count as apart only where what is said of them (instruction and nouns) shares no word of any object.
+    That is, the objects and instructions to use as wrong options. A scene contains more than its
+    own object: the mug is in front of the coffee machine whose button another task presses. Two
+    tasks therefore count as separate only if what is said of them (instruction and nouns) shares no
+    word of any object.
     """
     nouns: dict[str, set[str]] = {}
     instructions: dict[str, str] = {}
@@ -118,12 +129,13 @@ def survey_world(episodes: Iterable[Episode]) -> World:
 
 
 def score_answer(name: str, expected: str, predicted: str | None) -> float:
-    """1.0 for a right answer, else 0.0; None (no answer could be read) is wrong.
+    """Return 1.0 for a correct answer and 0.0 otherwise; None (no readable answer) is wrong.
 
-    A point is right within POINT_TOLERANCE cells on both axes, a trace where it has the expected number of points and
-    each of them is right; centimetres and degrees computed from states as in `questions_states`; every other type,
-    choices and free text that were read included, needs the expected words (case, spaces and a final full stop do not
-    count). Raises RoboAlignError on an unknown type.
+    A point is correct within POINT_TOLERANCE cells on both axes. A trace needs the expected number
+    of points, each of them correct. Centimeters and degrees computed from states are scored as in
+    `questions.states`. Every other type, including choices and free text from a source, must match
+    the expected words (ignoring case, spaces and a final period). Raises RoboAlignError on an
+    unknown type.
     """
     by_chance = _chance(name)
     if predicted is None:
@@ -140,17 +152,18 @@ def score_answer(name: str, expected: str, predicted: str | None) -> float:
 
 
 def chance(name: str, grid: int = 32) -> float:
-    """Expected score of a uniform guess among the answers of this type (0.0 where the answers are open).
+    """Return the expected score of a uniform guess among the answers of this type.
 
-    For a choice that was read from a source: the most that it can be. For points: the share of the grid that the
-    tolerance covers. A constant guess of the most frequent answer can score more than this: compare with both.
+    It is 0.0 for open answers. For a choice read from a source it is the upper bound. For points it
+    is the share of the grid that the tolerance covers. Always guessing the most frequent answer can
+    score higher: compare with both.
     """
     by_chance = _chance(name)
     return ((2 * POINT_TOLERANCE + 1) / grid) ** 2 if by_chance is None else by_chance
 
 
 def label_of(name: str) -> str:
-    """The label that the answers of this type open with: what they consist of."""
+    """Return the label that opens answers of this type: what they consist of."""
     if name in STATES:
         return STATES[name].label
     if _chance(name) is None:

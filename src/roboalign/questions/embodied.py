@@ -1,4 +1,4 @@
-"""Embodied questions: where things are, how they stand to the gripper, and the state of the gripper."""
+"""Ask embodied questions: positions, relations to the gripper, and the gripper's state."""
 
 import random
 from functools import partial
@@ -20,7 +20,7 @@ from roboalign.questions.sentences import (
     words,
 )
 
-CLEARLY_CLOSER = 0.03  # metres of difference below which "which is closer" is not asked
+CLEARLY_CLOSER = 0.03  # meters; "which is closer" is not asked below this difference
 
 
 def body_point(body: str, scene: Scene, world: World, rng: random.Random) -> Draft | None:
@@ -50,7 +50,7 @@ def body_point(body: str, scene: Scene, world: World, rng: random.Random) -> Dra
 
 
 def _body(scene: Scene, rng: random.Random) -> str | None:
-    """A body that can be related to the gripper; the object more often than the goal."""
+    """Return a body to relate to the gripper; the object more often than the goal."""
     known = [body for body in ("object", "object", "object2", "goal") if body in scene.relations]
     return rng.choice(known) if known else None
 
@@ -115,7 +115,7 @@ def distance(scene: Scene, world: World, rng: random.Random) -> Draft | None:
 
 
 def closer(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """Which is closer to the gripper, the object or the goal? Not asked where the two are about equally far."""
+    """Which is closer to the gripper, the object or the goal? Skipped at similar distances."""
     if not {"object", "goal"} <= scene.distances.keys():
         return None
     difference = scene.distances["object"] - scene.distances["goal"]

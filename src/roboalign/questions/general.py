@@ -1,4 +1,4 @@
-"""General questions: what is in the image, what is being done."""
+"""Ask general questions: what is in the image, and what is being done."""
 
 import random
 
@@ -15,14 +15,14 @@ from roboalign.questions.sentences import (
 
 
 def _shown(scene: Scene, rng: random.Random) -> list[str]:
-    """One or two facts that show the object."""
+    """Return one or two facts that show the object."""
     facts = [f"The image shows the {scene.nouns['object']}."]
     position = position_sentence(scene, "object")
     return [*facts, position] if position and rng.random() < 0.7 else facts
 
 
 def presence(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """Is this object in the image? yes / no, each half of the time."""
+    """Is this object in the image? The answers yes and no are equally likely."""
     absent = world.objects[scene.task]
     if "object" not in scene.nouns or not absent:
         return None
@@ -58,7 +58,7 @@ def object_choice(scene: Scene, world: World, rng: random.Random) -> Draft | Non
 
 
 def object_name(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """Name the object, without options: where the scene is known to hold no other."""
+    """Name the object, without options; asked only if the scene has no other object."""
     if "object" not in scene.nouns or "scene" in scene.nouns:
         return None
     text = rng.choice(
@@ -76,7 +76,7 @@ def object_name(scene: Scene, world: World, rng: random.Random) -> Draft | None:
 
 
 def task_choice(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """What is the robot doing? Two options whose objects differ, so that one frame decides."""
+    """What is the robot doing? The two options have different objects, so one frame decides."""
     others = world.instructions[scene.task]
     if "object" not in scene.nouns or not others:
         return None

@@ -1,8 +1,9 @@
-"""Planning questions: what the robot should do next. They begin with the task, as the action question does.
+"""Ask planning questions: what the robot should do next.
 
-All questions about the next movement share one text and one reasoning: the situation, then the movement. Whether words,
-a letter or a point follow is told by the label alone that the question names. Were it told by the wording, or by how
-the reasoning ends, a small model would go by that, and never answer with actions after a reasoning.
+They begin with the task, like the action question. All questions about the next movement share one
+text and one reasoning: the situation, then the movement. Only the label that the question names
+says whether words, a letter or a point follow. If the wording or the end of the reasoning said so,
+a small model would rely on that and never answer with actions after reasoning.
 """
 
 import random
@@ -27,7 +28,7 @@ from roboalign.questions.sentences import (
     words,
 )
 
-APART = 3  # steps between two events below which their order is not asked
+APART = 3  # minimum steps between two events for their order to be asked
 
 
 def _ask(scene: Scene, rng: random.Random, *wordings: str) -> str:
@@ -35,7 +36,7 @@ def _ask(scene: Scene, rng: random.Random, *wordings: str) -> str:
 
 
 def _facts(scene: Scene, rng: random.Random) -> list[str]:
-    """The situation of the gripper and what it works towards, and sometimes the fingers."""
+    """Return the gripper's situation and its target, and sometimes the fingers."""
     facts = situation(scene, rng, scene.target)
     return [*facts, gripper_sentence(scene)] if rng.random() < 0.4 else facts
 
@@ -73,7 +74,10 @@ def movement_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> 
 
 
 def command(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """Should the gripper open, close or keep as it is? Asked of most frames it would be a question about keeping."""
+    """Should the gripper open, close or keep as it is?
+
+    Most frames that answer keep are skipped, or most questions would be about keeping.
+    """
     if scene.command == "keep" and rng.random() < KEEP_DROPPED:
         return None
     return Draft(
@@ -91,7 +95,7 @@ def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | None:
 
 
 def trace(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """Along which points of the image will the gripper move (the paper's 2D visual trajectory)?"""
+    """Along which image points will the gripper move (the paper's 2D visual trajectory)?"""
     if scene.trace is None:
         return None
     answer = ", ".join(point(cell) for cell in scene.trace)
@@ -130,7 +134,7 @@ def progress(scene: Scene, world: World, rng: random.Random) -> Draft | None:
 
 
 def order(scene: Scene, world: World, rng: random.Random) -> Draft | None:
-    """Which of two things that are still to come does the robot do first?"""
+    """Which of two upcoming events does the robot do first?"""
     pairs = [
         (a, b)
         for a in scene.events

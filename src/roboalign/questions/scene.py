@@ -1,9 +1,10 @@
-"""What is true in each frame of an episode, from its privileged state: the facts that questions are made of.
+"""Compute what is true in each frame of an episode from its privileged state.
 
-Directions are the robot's: right, forward (away from it), up. `Episode.axes` says how the axes of its positions and
-actions, metres and up z in all, point in them: x to the right and y forward in Meta-World, x forward and y to the left
-in LIBERO. Actions: the first three dimensions move the gripper along x, y, z; the last one closes the gripper where it
-is positive and opens it where it is negative (Meta-World and LIBERO agree on this).
+Questions are made from these facts. Directions are the robot's: right, forward (away from it), up.
+`Episode.axes` says how the axes of its positions and actions (in meters, up always z) point in
+them: x to the right and y forward in Meta-World, x forward and y to the left in LIBERO. Actions:
+the first three dimensions move the gripper along x, y, z; the last closes it if positive and opens
+it if negative (Meta-World and LIBERO agree on this).
 """
 
 from dataclasses import dataclass
@@ -17,21 +18,21 @@ from roboalign.episodes.episode import Episode
 from roboalign.episodes.keypoints import BODIES
 
 AXES = (("left", "right"), ("back", "forward"), ("down", "up"))
-"""Word of the negative and of the positive direction of each axis."""
+"""Words for the negative and positive direction of each axis."""
 
-ALIGNED = 0.03  # metres: a body within this of the gripper on an axis counts as aligned on it
-NEAR, FAR = 0.08, 0.20  # metres: near is below the first, far above the second
-LOW, HIGH = 0.10, 0.20  # metres above the table
-HELD = 0.07  # metres: a gripper that is not open holds an object that is this close
-MOVED = 0.02  # metres: an object that is this far from where it started is being moved
+ALIGNED = 0.03  # meters: a body within this of the gripper on an axis is aligned on it
+NEAR, FAR = 0.08, 0.20  # meters: near is below the first, far above the second
+LOW, HIGH = 0.10, 0.20  # meters above the table
+HELD = 0.07  # meters: a gripper that is not open holds an object this close
+MOVED = 0.02  # meters: an object this far from its start is being moved
 OPEN_SHARE = 0.75  # share of the gripper's full opening
 STILL_ACTION = (
-    0.15  # mean action on an axis below this is no movement, in units of the largest action
+    0.15  # mean action below this on an axis is no movement, in units of the largest action
 )
-COMMAND = 0.10  # mean gripper action below this asks for nothing
+COMMAND = 0.10  # mean gripper action below this means no command
 WAYPOINT = 10  # steps from a frame to its waypoint
 TRACE_POINTS = 3  # points of the gripper's trace, evenly spaced
-TRACE_HORIZONS = 2  # action chunks that the trace spans
+TRACE_HORIZONS = 2  # action chunks spanned by the trace
 
 GridCell = tuple[int, int]
 Signs = tuple[int, int, int]
@@ -39,7 +40,7 @@ Signs = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of one frame. Bodies that the episode lacks are absent from the dictionaries."""
+    """The facts of one frame. Bodies missing from the episode are absent from the dictionaries."""
 
     task: str
     instruction: str
@@ -49,39 +50,47 @@ class Scene:
     relations: dict[str, Signs]
     """body -> sign of (body - gripper) to the right, forward, up; 0 = aligned."""
     distances: dict[str, float]
-    """body -> metres from the gripper."""
+    """body -> meters from the gripper."""
     height: float
-    """metres of the gripper above the table."""
+    """Meters of the gripper above the table."""
     gripper: str
     """open, closed or holding."""
     phase: str
     """reach, grasp, move or done."""
     quarter: int
-    """0..3: the quarter of the demonstration that the frame lies in."""
+    """0..3: the quarter of the demonstration that contains the frame."""
     move: Signs
-    """sign of the expert's mean action over the next steps to the right, forward, up; 0 = still."""
+    """Sign of the expert's mean action over the next steps to the right, forward, up; 0 = still."""
     command: str
-    """what the expert does with the gripper in these steps: open, close or keep."""
+    """What the expert does with the gripper in these steps: open, close or keep."""
     waypoint: GridCell | None
-    """where the gripper will be in WAYPOINT steps, where that is inside episode and image."""
+    """The gripper's cell in WAYPOINT steps; None outside the episode or image."""
     trace: tuple[GridCell, ...] | None
-    """where the gripper will be at TRACE_POINTS even steps over the next TRACE_HORIZONS chunks; an episode that ends
-    before stays at its last frame. None where one of the points is outside the image."""
+    """The gripper's cells at TRACE_POINTS even steps over the next TRACE_HORIZONS chunks.
+
+    An episode that ends earlier stays at its last frame. None if one of the points is outside the
+    image.
+    """
     events: dict[str, int]
-    """event, as `the robot should` is followed by it -> steps until it first happens; only what is still to come."""
+    """event -> steps until it first happens, for future events only.
+
+    The event is worded to follow `the robot should`.
+    """
     target: str
-    """the body that the gripper works towards: the object, or the goal once the object is being moved (and always
-    where the instruction does not speak of the object)."""
+    """The body that the gripper is approaching: the object, or the goal once the object is moving.
+
+    It is always the goal if the instruction does not mention the object.
+    """
 
 
 class EpisodeScenes:
-    """The scenes of one episode, computed for all its frames at once."""
+    """The scenes of one episode, computed for all frames at once."""
 
     def __init__(self, episode: Episode, camera: str, grid: int, horizon: int) -> None:
-        """`grid`: cells a side of the image. `horizon`: steps over which movement is averaged.
+        """`grid`: cells per side of the image. `horizon`: steps over which movement is averaged.
 
-        Raises RoboAlignError where the episode has no privileged gripper position or its camera no projection, and as
-        `require_readable_actions` does.
+        Raises RoboAlignError if the episode has no privileged gripper position, if its camera has
+        no projection, and as `require_readable_actions` does.
         """
         where = f"episode {episode.episode_id}"
         if camera not in episode.cameras:
@@ -137,7 +146,7 @@ class EpisodeScenes:
         ]
 
     def _happening(self) -> dict[str, list[bool]]:
-        """event -> [T] whether it is happening."""
+        """Return event -> [T], whether it is happening."""
         happening = {
             "close the gripper": [command == "close" for command in self.commands],
             "open the gripper": [command == "open" for command in self.commands],
@@ -157,7 +166,7 @@ class EpisodeScenes:
         return points if len(points) == len(ahead) else None
 
     def at(self, t: int) -> Scene:
-        """The scene of frame t."""
+        """Return the scene of frame t."""
         episode, cells = self.episode, self.cells
         to_goal = "goal" in self.positions and (self.phases[t] == "move" or not self.uses_object)
         return Scene(
@@ -188,11 +197,11 @@ READABLE = {
     "frame": "base",
     "gripper": "closed_positive",
 }
-"""What an action space must say for movements and gripper commands to be read from its numbers here."""
+"""Settings an action space must have for movements and gripper commands to be read here."""
 
 
 def require_readable_actions(space: ActionSpace, where: str) -> None:
-    """Raise RoboAlignError where facts about movement read from such actions would be wrong."""
+    """Raise RoboAlignError if facts about movement read from such actions would be wrong."""
     other = {name: value for name, value in READABLE.items() if getattr(space, name) != value}
     if other:
         found = ", ".join(f"{name} {getattr(space, name)}" for name in other)
@@ -204,14 +213,17 @@ def require_readable_actions(space: ActionSpace, where: str) -> None:
 
 
 def _column(episode: Episode, name: str) -> np.ndarray | None:
-    """[T] of the privileged state; None where it does not hold this."""
+    """Return [T] of the privileged state; None if it lacks this column."""
     if episode.privileged is None or name not in episode.privileged_names:
         return None
     return episode.privileged[:, episode.privileged_names.index(name)]
 
 
 def names_object(episode: Episode) -> bool:
-    """Whether the instruction speaks of the object: Meta-World's reach tasks have one that is not to be touched."""
+    """Return whether the instruction mentions the object.
+
+    Meta-World's reach tasks have an object that must not be touched.
+    """
     instruction = episode.instruction.lower().rstrip(".").replace(",", " ").split()
     return any(word in instruction for word in episode.nouns["object"].lower().split())
 
@@ -219,17 +231,20 @@ def names_object(episode: Episode) -> bool:
 def grid_cells(
     episode: Episode, camera: str, positions: np.ndarray, grid: int
 ) -> list[GridCell | None]:
-    """[T, 3] world points -> the cell of the image that shows each; None outside the image."""
+    """Return the image cell of each world point [T, 3]; None outside the image."""
     view = episode.cameras[camera]
     cells = np.floor(view.pixels(positions) / (view.width, view.height) * grid)
-    # NaN, behind the camera, compares false.
+    # A NaN, which marks a point behind the camera, compares false.
     return [
         (int(u), int(v)) if 0 <= u < grid and 0 <= v < grid else None for u, v in cells.tolist()
     ]
 
 
 def gripper_states(opening: np.ndarray, holding: np.ndarray | None) -> list[str]:
-    """[T] opening in [0, 1] and whether something is held -> open, closed or holding."""
+    """Return open, closed or holding for each frame.
+
+    The inputs are the opening [T] in [0, 1] and whether something is held.
+    """
     held = np.zeros(len(opening)) if holding is None else holding
     return [
         "holding" if holds else "open" if wide > OPEN_SHARE else "closed"
@@ -244,7 +259,10 @@ def phases(
     success_step: int | None,
     length: int,
 ) -> list[str]:
-    """reach (far from the object), grasp (at it, or holding it by its end), move (it has left its place), done."""
+    """Return the phase of each frame: reach, grasp, move or done.
+
+    reach: far from the object. grasp: at it, or holding it by its end. move: it has left its place.
+    """
     names = np.full(length, "reach", dtype=object)
     if object_at is not None and to_object is not None:
         names[(np.array(to_object) < NEAR) | (np.array(gripper) == "holding")] = "grasp"
@@ -255,14 +273,17 @@ def phases(
 
 
 def gripper_commands(mean: np.ndarray, states: list[str]) -> list[str]:
-    """Mean gripper action of the next steps against the present state -> open, close or keep."""
+    """Return open, close or keep from the mean next gripper actions and the present state."""
     is_open = np.array(states) == "open"
     closing, opening_up = (mean > COMMAND) & is_open, (mean < -COMMAND) & ~is_open
     return ["close" if c else "open" if o else "keep" for c, o in zip(closing, opening_up)]
 
 
 def future_events(happening: dict[str, list[bool]]) -> dict[str, list[int]]:
-    """event -> [T] steps until it next happens; 0 where it is happening now, -1 where it never will."""
+    """Return event -> [T] steps until it next happens.
+
+    0 if it is happening now, -1 if it never will.
+    """
     events = {}
     for event, now in happening.items():
         steps, wait = [-1] * len(now), -1

@@ -1,7 +1,7 @@
-"""The few sentence forms that every reasoning text is built of, and the parts that questions share.
+"""Define the few sentence forms of every reasoning text, and the parts that questions share.
 
-A small model learns to reason only where the same sentence says the same thing under every question, so the forms are
-written once, here: position, relation, distance, gripper, movement.
+A small model learns to reason only if one sentence means the same in every question. The forms are
+therefore written once, here: position, relation, distance, gripper, movement.
 """
 
 import random
@@ -11,23 +11,26 @@ from typing import Literal
 
 from roboalign.questions.scene import AXES, FAR, HIGH, LOW, NEAR, GridCell, Scene, Signs
 
-KEEP_DROPPED = 0.8  # share of the frames without an opening or closing that are not asked about it
+KEEP_DROPPED = 0.8  # share of the frames without opening or closing that are not asked about it
 QUARTERS = ("first", "second", "third", "last")
 
 
 @dataclass(frozen=True)
 class World:
-    """What the whole data set holds: where wrong options come from."""
+    """What the whole data set contains: the source of wrong options."""
 
     objects: dict[str, tuple[str, ...]]
-    """task -> names of objects that are certainly not in its scenes (they share no word with what is)."""
+    """task -> objects certainly not in its scenes (they share no word with what is)."""
     instructions: dict[str, tuple[str, ...]]
     """task -> instructions of tasks whose objects share no word with those of this task."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A question before its mode is chosen. `facts` are shuffled; the reasoning is facts + conclusion."""
+    """A question before its mode is chosen.
+
+    `facts` are shuffled; the reasoning is facts + conclusion.
+    """
 
     text: str
     answer: str
@@ -36,58 +39,58 @@ class Draft:
 
 
 _Make = Callable[[Scene, World, random.Random], Draft | None]
-"""None where the question cannot be asked of this frame (a body is missing or outside the image)."""
+"""Returns None if the frame does not support the question (no body, or outside the image)."""
 
 
 @dataclass(frozen=True)
 class QuestionType:
-    """A family of questions with the same answers. `group` is what the mixture weighs."""
+    """A family of questions with the same answers. The mixture weights apply to `group`."""
 
     name: str
     kind: Literal["general", "embodied"]
     group: Literal["general", "spatial", "state", "planning", "trace"]
     make: _Make
     chance: float | None
-    """Expected score of a uniform guess among the possible answers; None for image points (it depends on the grid)."""
+    """Expected score of a uniform guess; None for image points, where the grid decides."""
 
 
 def point(cell: GridCell) -> str:
-    """`(12, 20)` -> `12 20`: column and row."""
+    """Return column and row: `(12, 20)` -> `12 20`."""
     return f"{cell[0]} {cell[1]}"
 
 
 def words(signs: Signs) -> list[str]:
-    """Signs on x, y, z -> words of the axes that are not 0, in that order."""
+    """Return words for the signs on x, y, z that are not 0, in that order."""
     return [AXES[axis][sign > 0] for axis, sign in enumerate(signs) if sign]
 
 
 def phrase(parts: Sequence[str]) -> str:
-    """`right, forward and down`, as a sentence says it."""
+    """Return `right, forward and down`, as in a sentence."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
 def relation_label(signs: Signs) -> str:
-    """The answer form: `right, forward, down`, or `aligned`."""
+    """Return the answer form: `right, forward, down`, or `aligned`."""
     return ", ".join(words(signs)) or "aligned"
 
 
 def movement_label(scene: Scene) -> str:
-    """The answer form: `right, forward, down; keep`, or `stay; close`."""
+    """Return the answer form: `right, forward, down; keep`, or `stay; close`."""
     return f"{', '.join(words(scene.move)) or 'stay'}; {scene.command}"
 
 
 def distance_bucket(metres: float) -> str:
-    """near, medium or far."""
+    """Return near, medium or far."""
     return "near" if metres < NEAR else "far" if metres > FAR else "medium"
 
 
 def height_bucket(metres: float) -> str:
-    """low, middle or high."""
+    """Return low, middle or high."""
     return "low" if metres < LOW else "high" if metres > HIGH else "middle"
 
 
 def position_sentence(scene: Scene, body: str) -> str | None:
-    """`The drawer handle is at 25 14.`; None outside the image."""
+    """Return `The drawer handle is at 25 14.`; None outside the image."""
     return (
         f"The {scene.nouns[body]} is at {point(scene.points[body])}."
         if body in scene.points
@@ -96,13 +99,13 @@ def position_sentence(scene: Scene, body: str) -> str | None:
 
 
 def relation_sentence(scene: Scene, body: str) -> str:
-    """`The drawer handle is right, forward and down of the gripper.`"""
+    """Return `The drawer handle is right, forward and down of the gripper.`"""
     parts = words(scene.relations[body])
     return f"The {scene.nouns[body]} is {phrase(parts) + ' of' if parts else 'aligned with'} the gripper."
 
 
 def distance_sentence(scene: Scene, body: str) -> str:
-    """`The drawer handle is far from the gripper.`"""
+    """Return `The drawer handle is far from the gripper.`"""
     forms = {"near": "near", "medium": "at medium distance from", "far": "far from"}
     return (
         f"The {scene.nouns[body]} is {forms[distance_bucket(scene.distances[body])]} the gripper."
@@ -110,12 +113,12 @@ def distance_sentence(scene: Scene, body: str) -> str:
 
 
 def gripper_sentence(scene: Scene) -> str:
-    """`The gripper is open.`"""
+    """Return `The gripper is open.`"""
     return f"The gripper is {scene.gripper}."
 
 
 def movement_sentence(scene: Scene) -> str:
-    """`The gripper should move right, forward and down and stay open.`"""
+    """Return `The gripper should move right, forward and down and stay open.`"""
     parts = words(scene.move)
     fingers = {
         "open": "open",
@@ -126,7 +129,7 @@ def movement_sentence(scene: Scene) -> str:
 
 
 def situation(scene: Scene, rng: random.Random, body: str) -> list[str]:
-    """Two or three facts about the gripper and a body, chosen at random: what a reasoning starts from."""
+    """Return two or three random facts about the gripper and a body, to start a reasoning."""
     facts = [position_sentence(scene, "gripper")]
     if body != "gripper":
         facts += [position_sentence(scene, body), relation_sentence(scene, body)]
@@ -135,7 +138,7 @@ def situation(scene: Scene, rng: random.Random, body: str) -> list[str]:
 
 
 def options(rng: random.Random, right: str, wrong: Sequence[str]) -> tuple[str, str]:
-    """Options in random order -> (`A: cup. B: drawer.`, the letter of the right one)."""
+    """Return options in random order: (`A: cup. B: drawer.`, the letter of the correct one)."""
     choices = [right, *wrong]
     rng.shuffle(choices)
     letters = "ABCD"[: len(choices)]
@@ -145,5 +148,5 @@ def options(rng: random.Random, right: str, wrong: Sequence[str]) -> tuple[str, 
 
 
 def option_sentence(letter: str, text: str) -> str:
-    """The conclusion of a multiple choice: `Option B is the drawer.`"""
+    """Return the conclusion of a multiple choice: `Option B is the drawer.`"""
     return f"Option {letter} is {text}."

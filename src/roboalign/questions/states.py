@@ -1,4 +1,4 @@
-"""How answers to the questions computed from robot states (`questions/vqa/states.py`) are scored."""
+"""Score answers to questions computed from robot states (`questions/vqa/states.py`)."""
 
 import re
 from dataclasses import dataclass
@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from roboalign.core.errors import RoboAlignError
 
 TOLERANCE = {"cm": 1.0, "degrees": 5.0}
-"""What a number may miss by on each axis: the first step beyond rounding, and an angle that an image can show."""
+"""Allowed error of a number on each axis.
+
+It is the first step beyond rounding, and an angle that an image can show.
+"""
 SHARE = 0.2
-"""Or by this share of the expected number, where that is more."""
+"""Allowed share of the expected number, if that is more."""
 MIRRORED = {
     "left": ("right", -1),
     "back": ("forward", -1),
@@ -17,7 +20,7 @@ MIRRORED = {
     "roll left": ("roll right", -1),
     "turn right": ("turn left", -1),
 }
-"""The negative word of each axis -> (its positive word, the sign)."""
+"""Negative word of each axis -> (its positive word, the sign)."""
 POSITIVE = {"cm": ("right", "forward", "up"), "degrees": ("tilt up", "roll right", "turn left")}
 
 _CM = re.compile(r"(\d{1,5}) cm (right|left|forward|back|up|down)")
@@ -28,11 +31,11 @@ _DEGREES = re.compile(
 
 @dataclass(frozen=True)
 class StateAnswer:
-    """What an answer of a type consists of: the label it opens with, and the score of a uniform guess."""
+    """The label that opens an answer of a type, and the score of a uniform guess."""
 
     label: str
     chance: float | None
-    """As in `sentences.QuestionType`: None for points, 0.0 where the answers are open."""
+    """As in `sentences.QuestionType`: None for points, 0.0 for open answers."""
 
 
 STATES: dict[str, StateAnswer] = {
@@ -52,14 +55,15 @@ STATES: dict[str, StateAnswer] = {
     "frame_order": StateAnswer("side", 1 / 2),
 }
 NUMBERS = {"displacement": ("cm",), "relative_pose": ("cm", "degrees")}
-"""Types whose answers are numbers, with their units."""
+"""Types with numeric answers, and their units."""
 
 
 def read_numbers(text: str, units: tuple[str, ...]) -> dict[tuple[str, str], int] | None:
-    """`4 cm left, tilt up 3 degrees` -> {("cm", "right"): -4, ("degrees", "tilt up"): 3, the other axes: 0}.
+    """Parse `4 cm left, tilt up 3 degrees`.
 
-    `0 cm` and `0 degrees` stand for none. None where a part is anything else, is of another unit than `units`, an axis
-    comes twice, or a unit has no part.
+    Returns {("cm", "right"): -4, ("degrees", "tilt up"): 3, the other axes: 0}. `0 cm` and `0
+    degrees` mean none. Returns None if a part is anything else or has a unit outside `units`, if an
+    axis is repeated, or if a unit has no part.
     """
     found: dict[tuple[str, str], int] = {}
     said: set[str] = set()
@@ -84,9 +88,9 @@ def read_numbers(text: str, units: tuple[str, ...]) -> dict[tuple[str, str], int
 
 
 def numbers_right(name: str, expected: str, predicted: str) -> bool:
-    """Whether each axis is within TOLERANCE of its unit, or SHARE of the expected number.
+    """Return whether each axis is within its unit's TOLERANCE, or SHARE of the expected number.
 
-    Raises RoboAlignError where `expected` cannot be read: the data is broken, not the answer.
+    Raises RoboAlignError if `expected` cannot be read: the data is broken, not the answer.
     """
     target, found = read_numbers(expected, NUMBERS[name]), read_numbers(predicted, NUMBERS[name])
     if target is None:

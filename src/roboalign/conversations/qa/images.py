@@ -1,6 +1,6 @@
-"""Images of question-answering data: in a folder, in a zip or tar archive, or beside the text as bytes.
+"""Read images of question-answering data: from a folder, a zip or tar archive, or as stored bytes.
 
-Nothing is opened before it is asked for, and nothing is ever downloaded.
+Nothing is opened before it is requested, and nothing is ever downloaded.
 """
 
 import re
@@ -29,19 +29,22 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files below a folder; with `links` they may be links out of it."""
+    """Image files below a folder; with `links` they may be links that leave it."""
 
     path: Path
     links: bool = False
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises RoboAlignError as `read_picture_file`."""
+        """Return the bytes of a file. Raises RoboAlignError as `read_picture_file`."""
         return read_picture_file(self.path / name, self.path, links=self.links)
 
 
 @dataclass(frozen=True)
 class ZipArchive:
-    """Members of a zip file, read one at a time. Forked workers need one each: they would share the file's position."""
+    """Members of a zip file, read one at a time.
+
+    Each forked worker needs its own instance: shared ones would share the file position.
+    """
 
     path: Path
 
@@ -53,7 +56,10 @@ class ZipArchive:
             return str(error)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a member; raises RoboAlignError where it is missing, damaged or too large."""
+        """Return the bytes of a member.
+
+        Raises RoboAlignError if it is missing, damaged or too large.
+        """
         where = f"{self.path}, member {name}"
         archive = self._opened
         if isinstance(archive, str):
@@ -75,13 +81,13 @@ class ZipArchive:
 
 @dataclass(frozen=True)
 class TarArchive:
-    """Members of an uncompressed tar file; where each lies is looked up once, on the first access."""
+    """Members of an uncompressed tar file; their offsets are indexed on the first access."""
 
     path: Path
 
     @cached_property
     def _index(self) -> tuple[dict[str, tuple[int, int]], str]:
-        """name -> (offset, size), and what ended the search early, "" where nothing did."""
+        """Return name -> (offset, size), and why the search ended early ("" if it did not)."""
         found: dict[str, tuple[int, int]] = {}
         try:
             with tarfile.open(self.path, "r:") as archive:
@@ -93,7 +99,10 @@ class TarArchive:
         return found, ""
 
     def read(self, name: str) -> bytes:
-        """The bytes of a member; raises RoboAlignError where it is missing, cut short or too large."""
+        """Return the bytes of a member.
+
+        Raises RoboAlignError if it is missing, cut short or too large.
+        """
         where = f"{self.path}, member {name}"
         index, damage = self._index
         if name not in index:
@@ -124,9 +133,10 @@ Store = Folder | ZipArchive | TarArchive
 
 
 def open_store(path: str | Path, *, links: bool = False) -> Store:
-    """The place that image paths are relative to: a folder (`links`: see there), a .zip or a .tar.
+    """Return the store that image paths are relative to: a folder, a .zip or a .tar.
 
-    Raises RoboAlignError on a compressed tar: reading one member would unpack all before it. A folder may come later.
+    `links` applies to a folder; see `Folder`. A folder may be created later. Raises RoboAlignError
+    on a compressed tar: reading one member would unpack everything before it.
     """
     path = Path(path)
     if path.name.lower().endswith(PACKED):
@@ -143,17 +153,20 @@ def open_store(path: str | Path, *, links: bool = False) -> Store:
 
 @dataclass(frozen=True)
 class LazyImage:
-    """An image that is read when asked for. What is wrong with it is a `Fault`, so that one cannot end a long run."""
+    """An image that is read on request.
+
+    An error is a `Fault` value, so that one bad image cannot end a long run.
+    """
 
     name: str
     where: str
-    """The record that names it."""
+    """The record that names this image."""
     store: Store | None = None
     held: bytes | None = field(default=None, repr=False)
-    """The image file, where the record carries it."""
+    """The image file, if the record contains it."""
 
     def data(self) -> bytes | Fault:
-        """The image file as stored."""
+        """Return the image file as stored."""
         if self.held is not None:
             return self.held
         assert self.store is not None
@@ -163,11 +176,11 @@ class LazyImage:
             return Fault(f"{self.where}, {error.where}", error.problem, error.fix)
 
     def size(self) -> tuple[int, int] | Fault:
-        """(width, height) in pixels as it is shown, from the file's header."""
+        """Return (width, height) in pixels as displayed, from the file's header."""
         return self._read(size_of_file)
 
     def pixels(self) -> np.ndarray | Fault:
-        """uint8 [H, W, 3], as `rgb_of_file`."""
+        """Return uint8 [H, W, 3], as `rgb_of_file`."""
         return self._read(rgb_of_file)
 
     def _read(self, read: Callable[[bytes], _Result]) -> _Result | Fault:
@@ -181,10 +194,11 @@ class LazyImage:
 
 
 def image_of(value: Any, store: Store, where: str, *, anchor: str = "") -> LazyImage:
-    """An image as a record names it: a path relative to the store, bytes, or {"bytes": .., "path": ..}.
+    """Return the image that a record names: a store path, bytes, or {"bytes": .., "path": ..}.
 
-    `anchor` is a folder name: of a path only the part from it on counts, where a data set was written with the paths of
-    its authors' machine. Raises RoboAlignError on a URL and on a path that leaves the store.
+    `anchor` is a folder name. Only the part of a path from that folder on is used, for data sets
+    written with the paths of their authors' machine. Raises RoboAlignError on a URL and on a path
+    that leaves the store.
     """
     if isinstance(value, dict):
         held, path = value.get("bytes"), value.get("path")
@@ -201,7 +215,10 @@ def image_of(value: Any, store: Store, where: str, *, anchor: str = "") -> LazyI
 
 
 def inner_path(name: str, anchor: str = "") -> str:
-    """A relative path as it stands, shortened to begin at `anchor`. Raises RoboAlignError where it may lead outside."""
+    """Return a relative path unchanged, or shortened to begin at `anchor`.
+
+    Raises RoboAlignError if it may lead outside.
+    """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", name):
         fix = "download it below the image folder and write its path"
         raise RoboAlignError(

@@ -1,7 +1,8 @@
-"""Question-answering samples in one normal form; points, boxes and choices read from text and written as text.
+"""Represent question-answering samples in one normal form.
 
-Coordinates are fractions of the image's width and height, origin at the top left. In which style a source writes them
-is always said, never guessed: `[500, 250]` is one point in per-mille and another in pixels.
+Points, boxes and choices are read from text and written as text. Coordinates are fractions of the
+image's width and height, with the origin at the top left. The coordinate style of a source is
+always stated, never guessed: `[500, 250]` is one point in per-mille and another in pixels.
 """
 
 import json
@@ -27,7 +28,7 @@ DECIMALS = {"fraction": 3, "percent": 1, "per-mille": 0, "pixels": 0}
 QA_KINDS = ("general", "embodied", "reasoning")
 IMAGE_MARK = "<image>"
 FORMAT_REQUEST = "Your answer should be formatted"
-"""How RoboPoint and RefSpatial begin the sentences about the written form of a point."""
+"""How RoboPoint and RefSpatial begin their sentences about the format of a point."""
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 KEYS = {2: "point_2d", 4: "bbox_2d"}
 WRITTEN = re.compile(rf"\s*(?:```\w*\s*)?(?:[\[(][\[(\s]*{NUMBER}|\[?\s*{{\s*\"|<point\b|<box\b)")
@@ -55,7 +56,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Choice:
-    """Multiple choice: the options, and which is right."""
+    """Multiple choice: the options, and which one is right."""
 
     options: tuple[str, ...]
     index: int
@@ -66,33 +67,36 @@ Target = Points | Boxes | Choice
 
 @dataclass(frozen=True)
 class QaSample:
-    """One record of question-answering data, whatever its source."""
+    """One record of question-answering data from any source."""
 
     id: str
     source: str
     images: tuple[LazyImage, ...]
     turns: tuple[tuple[str, str], ...]
-    """(question, answer). The questions together hold one `<image>` for every image, in the order of `images`."""
+    """(question, answer). Together the questions contain one `<image>` per image, in order."""
     kind: str
     """general, embodied or reasoning."""
     targets: tuple[Target | Refused | None, ...]
-    """One for each turn: the answer in normal form; None where it is free text."""
+    """One per turn: the answer in normal form; None for free text."""
     system: str = ""
-    """The system text, where the record has one."""
+    """The system text, if the record has one."""
 
 
 def parse_points(text: str, style: Style, size: Size | None = None) -> Points | Refused:
-    """Points written `(x, y)`, `[x, y]`, as a list of these, `<point x= y=>`, or JSON with `point_2d`.
+    """Parse points: `(x, y)`, `[x, y]`, a list of these, `<point x= y=>`, or JSON with `point_2d`.
 
-    The whole text must be of the form. `size` (width, height) goes with the style pixels. Raises RoboAlignError on an
-    unknown style and on pixels without a size.
+    The whole text must have this form. `size` (width, height) is needed for the style pixels.
+    Raises RoboAlignError on an unknown style and on pixels without a size.
     """
     found = _fractions(text, 2, style, size)
     return found if isinstance(found, Refused) else Points(tuple((x, y) for x, y in found))
 
 
 def parse_boxes(text: str, style: Style, size: Size | None = None) -> Boxes | Refused:
-    """Boxes written `[x1, y1, x2, y2]`, `(x1, y1, x2, y2)`, as a list of these, `<box>..</box>`, or JSON `bbox_2d`."""
+    """Parse boxes: `[x1, y1, x2, y2]` or `(x1, y1, x2, y2)`, `<box>..</box>`, or JSON `bbox_2d`.
+
+    A list of the first two is accepted too.
+    """
     found = _fractions(text, 4, style, size)
     if isinstance(found, Refused):
         return found
@@ -131,7 +135,7 @@ def _scales(style: Style, size: Size | None) -> tuple[float, float]:
 
 
 def _groups(text: str, width: int) -> list[tuple[float, ...]] | Refused:
-    """The groups of `width` numbers that a text consists of."""
+    """Return the groups of `width` numbers that make up a text."""
     fence = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text.strip(), re.DOTALL)
     text = fence[1] if fence else text.strip()
     if re.match(r"\[?\s*\{", text):
@@ -146,7 +150,7 @@ def _groups(text: str, width: int) -> list[tuple[float, ...]] | Refused:
 
 
 def _bracket_groups(text: str, width: int) -> tuple[list[tuple[float, ...]], str]:
-    """The groups and what is left of the text without them."""
+    """Return the groups, and the text that remains without them."""
     inner = r"\s*" + r"\s*,\s*".join([NUMBER] * width) + r"\s*"
     pattern = re.compile(rf"\({inner}\)|\[{inner}\]")
     groups = [tuple(map(float, re.findall(NUMBER, group))) for group in pattern.findall(text)]
@@ -187,7 +191,7 @@ def _json_groups(text: str, width: int) -> list[tuple[float, ...]] | Refused:
             or [type(v) in (int, float) for v in values] != [True] * width
         ):
             return Refused(f"an entry without {width} numbers under {KEYS[width]}")
-        if any(abs(v) > 1e9 for v in values):  # also what does not fit a float
+        if any(abs(v) > 1e9 for v in values):  # also rejects what does not fit a float
             return Refused("a coordinate beyond every image")
         groups.append(tuple(map(float, values)))
     return groups or Refused("the JSON list is empty")
@@ -196,7 +200,10 @@ def _json_groups(text: str, width: int) -> list[tuple[float, ...]] | Refused:
 def write_points(
     points: Points, style: Style, form: Form = "tuple", size: Size | None = None
 ) -> str:
-    """The inverse of `parse_points`, rounded: 3 decimals of a fraction, 1 of a percent, whole per-mille and pixels."""
+    """Invert `parse_points`, with rounding.
+
+    Fractions get 3 decimals, percents 1; per-mille and pixels are whole.
+    """
     groups = _written(points.xy, style, size)
     if form == "tag":
         return "".join(f'<point x="{x}" y="{y}"></point>' for x, y in groups)
@@ -204,7 +211,7 @@ def write_points(
 
 
 def write_boxes(boxes: Boxes, style: Style, form: Form = "list", size: Size | None = None) -> str:
-    """The inverse of `parse_boxes`, rounded as points are."""
+    """Invert `parse_boxes`, rounding as for points."""
     groups = _written(boxes.corners, style, size)
     if form == "tag":
         return "".join(f"<box>{', '.join(group)}</box>" for group in groups)
@@ -235,8 +242,11 @@ def _written(
 
 
 def parse_choice(question: str, answer: str) -> Choice | Refused:
-    """Options are lines `A. text`, `(A) text` or `A) text`, lettered from A; the answer is a letter, a letter with the
-    text, or the text. Case, and a full stop at the end, do not count in texts."""
+    """Parse a choice whose options are lines `A. text`, `(A) text` or `A) text`, lettered from A.
+
+    The answer is a letter, a letter with the text, or the text. Case and a final period are ignored
+    in texts.
+    """
     options = _options(question)
     if isinstance(options, Refused):
         return options
@@ -273,7 +283,10 @@ def _plain(text: str) -> str:
 
 
 def write_choice(choice: Choice, marker: str = "{}. ", *, text: bool = False) -> tuple[str, str]:
-    """(the option lines, the answer): the letter, or with `text` the letter and its text behind the marker."""
+    """Return (the option lines, the answer).
+
+    The answer is the letter or, with `text`, the letter with its text after the marker.
+    """
     if marker not in MARKERS:
         raise RoboAlignError(f"unknown option marker {marker!r}", fix=f"use one of {MARKERS}")
     if not 2 <= len(choice.options) <= 26 or not 0 <= choice.index < len(choice.options):
@@ -292,9 +305,10 @@ def write_choice(choice: Choice, marker: str = "{}. ", *, text: bool = False) ->
 def parse_target(
     question: str, answer: str, kinds: Sequence[str], style: Style | None, size: Size | None = None
 ) -> Target | Refused | None:
-    """The answer in normal form: of `kinds` (points, boxes, choice) the first that fits; None where it is free text.
+    """Return the answer in the first matching form of `kinds`; None for free text.
 
-    Refused where it is written as coordinates are, but wrongly. A form that the source was not said to use is text.
+    `kinds` may contain points, boxes and choice. Malformed coordinates are Refused. A form that the
+    source was not declared to use is text.
     """
     reasons = []
     for kind, parse in (("points", parse_points), ("boxes", parse_boxes)):
@@ -317,12 +331,13 @@ def parse_target(
 def to_conversation(
     sample: QaSample, grid: int | None = None, special: frozenset[str] = frozenset()
 ) -> Conversation | Refused | Fault:
-    """The sample as this project's mixture stores it; Refused where it has no place there, Fault on a broken image.
+    """Return the sample as this project's mixture stores it.
 
-    A text that spells a control token (`control_token`, with those of `special`) is refused, and so is a reply whose
-    tags cannot be told from its text (`split_reply`). With `grid`, a single point is answered by its cell, as the
-    generated questions are. Samples of one image share an `episode_id`, so that a split by episodes does not divide
-    them.
+    Refused if it does not belong in a mixture, Fault on a broken image. A text that spells a
+    control token (`control_token`, with those of `special`) is refused, and so is a reply whose
+    tags cannot be separated from its text (`split_reply`). With `grid`, a single point is answered
+    by its cell, as in the generated questions. Samples of one image share an `episode_id`, so that
+    a split by episodes keeps them together.
     """
     if len(sample.images) != 1:
         return Refused(f"{len(sample.images)} images, and a conversation has one")
@@ -351,7 +366,7 @@ def to_conversation(
 
 
 def _unfit_text(sample: QaSample, special: frozenset[str]) -> Refused | None:
-    """Why the texts of a sample cannot be trained on; None where they can."""
+    """Return why the texts of a sample cannot be trained on; None if they can."""
     for question, answer in sample.turns:
         if isinstance(reply := split_reply(answer), Refused):
             return reply

@@ -1,7 +1,8 @@
-"""Question-answering sources by name: those of the paper's first stage (arXiv 2603.21341), and of installed packages.
+"""Define question-answering sources by name: the paper's first stage, and installed packages.
 
-A field that no public page or code confirmed is None, and `notes` says `unverified` of it. `count` is the paper's. A
-package adds a source by an entry point in the group `roboalign.sources`, whose value is a `QaPreset` of the same name.
+The paper is arXiv 2603.21341. A field that no public page or code confirmed is None, and `notes`
+says `unverified` about it. `count` is the paper's. A package adds a source by an entry point in the
+group `roboalign.sources`, whose value is a `QaPreset` of the same name.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,14 +21,14 @@ GROUP = "roboalign.sources"
 
 @dataclass(frozen=True)
 class QaPreset:
-    """One source: what it is called, where it comes from, and which files of its download hold records."""
+    """One source: its name, its origin, and which files of its download contain records."""
 
     name: str
     hub: str | None
     """The data set on the Hugging Face Hub."""
     licence: str | None
     count: int
-    """Samples that the paper used of it; of a package's source, as many as it says."""
+    """Samples that the paper used; for a package's source, the number it states."""
     kind: str
     """general, embodied or reasoning."""
     layout: str | None
@@ -37,17 +38,18 @@ class QaPreset:
     answers: Answers | None = None
     """The coordinate style, and which answers are read into the normal form."""
     parts: tuple[tuple[str, str], ...] = ()
-    """(pattern of files, folder of their images), both below the folder of the download."""
+    """(pattern of files, folder of their images), both relative to the download folder."""
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    """Changes a record before it is read; one that raises RoboAlignError is a `Fault`."""
+    """Changes a record before it is read; if it raises RoboAlignError, that is a `Fault`."""
     fetch: str = ""
-    """What to do besides, or in place of, the download from the Hub; `{folder}` stands for the download's folder."""
+    """Steps besides, or instead of, the Hub download; `{folder}` stands for its folder."""
 
 
 def egoplan_record(record: dict[str, Any]) -> dict[str, Any]:
-    """An EgoPlan-IT record with the path of its current observation, a frame of EPIC-KITCHENS-100, under `image`.
+    """Return an EgoPlan-IT record with the path of its current observation under `image`.
 
-    Raises RoboAlignError for records about Ego4D, whose frames are in videos.
+    The observation is a frame of EPIC-KITCHENS-100. Raises RoboAlignError for records about Ego4D,
+    whose frames are in videos.
     """
     source, video, frame = (
         record.get(key) for key in ("video_source", "video_id", "current_observation_frame")
@@ -200,19 +202,22 @@ _ALL = (
     ),
 )
 QA_PRESETS = {preset.name: preset for preset in _ALL}
-"""The paper's sources. `find_preset` knows those of installed packages too."""
+"""The paper's sources. `find_preset` also knows those of installed packages."""
 
 
 def preset_names() -> tuple[str, ...]:
-    """Names of all sources, without importing one: the paper's, then those of installed packages."""
+    """Return the names of all sources, without importing any.
+
+    The paper's come first, then those of installed packages.
+    """
     return tuple(dict.fromkeys((*QA_PRESETS, *sorted(installed(GROUP)))))
 
 
 def find_preset(name: str) -> QaPreset:
-    """The source of this name; the paper's own come first.
+    """Return the source of this name; the paper's own take precedence.
 
-    Raises RoboAlignError, listing the names, where there is none, and naming the package where its entry point is
-    wrong.
+    Raises RoboAlignError listing the names if there is none, or naming the package if its entry
+    point is wrong.
     """
     if name in QA_PRESETS:
         return QA_PRESETS[name]
@@ -225,7 +230,7 @@ def find_preset(name: str) -> QaPreset:
 
 
 def _checked(preset: Any, name: str, where: str) -> QaPreset:
-    """The source of a package. Raises RoboAlignError where it contradicts itself."""
+    """Check the source of a package. Raises RoboAlignError if it contradicts itself."""
     problem = ""
     if not isinstance(preset, QaPreset):
         problem = f"{preset!r} is no roboalign.conversations.qa.presets.QaPreset"
@@ -243,10 +248,11 @@ def _checked(preset: Any, name: str, where: str) -> QaPreset:
 
 
 def read_preset(name: str, folder: str | Path) -> Iterator[QaSample | Fault]:
-    """Every record of the source `name` in `folder`, as it was downloaded and unpacked.
+    """Yield every record of the source `name` in `folder`, as downloaded and unpacked.
 
-    A missing part is a `Fault`, and so is a record that does not fit. Raises RoboAlignError on an unknown name, on a
-    source that cannot be had, and where nothing of it is in the folder: with what to download, and where to.
+    A missing part or an invalid record is a `Fault`. Raises RoboAlignError on an unknown name, on a
+    source that is unavailable, and if nothing of it is in the folder; the error says what to
+    download, and where to.
     """
     preset, folder = find_preset(name), Path(folder)
     if not preset.parts:
@@ -264,7 +270,7 @@ def read_preset(name: str, folder: str | Path) -> Iterator[QaSample | Fault]:
 
 
 def how_to_get(preset: QaPreset, folder: Path) -> str:
-    """What to run so that the source is in `folder`."""
+    """Return the commands that put the source into `folder`."""
     steps = (
         [f"huggingface-cli download {preset.hub} --repo-type dataset --local-dir {folder}"]
         if preset.hub

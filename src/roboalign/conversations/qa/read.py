@@ -1,6 +1,7 @@
-"""Question-answering data in: Hugging Face messages, LLaVA and ShareGPT, from JSON, JSONL and parquet, as `Sample`s.
+"""Read question-answering data as `QaSample`s.
 
-Files are streamed: what is in memory is one record, whatever the file's size.
+The layouts are Hugging Face messages, LLaVA and ShareGPT; the files are JSON, JSONL and parquet.
+Files are streamed: only one record is in memory, whatever the file's size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Answers:
-    """How a source writes its answers: which of points, boxes and choice it has, and its coordinate style."""
+    """How a source writes answers: its use of points, boxes and choice, and coordinate style."""
 
     kinds: tuple[str, ...] = ()
     style: Style | None = None
@@ -68,12 +69,13 @@ def read_qa(
     answers: Answers | None = None,
     prepare: Callable[[QaRecord], QaRecord] | None = None,
 ) -> Iterator[QaSample | Fault]:
-    """Every record of a .json (an array), .jsonl or .parquet file, in order; a `Fault` for each that does not fit.
+    """Yield every record of a .json (an array), .jsonl or .parquet file, in order.
 
-    `layout`: a name of LAYOUTS; `columns` replaces its field names. `images`: the folder, .zip or .tar that image paths
-    are relative to; the file's own folder where None; with `links` an image may be a link out of it. `prepare` changes
-    a record before it is read. A `Fault` names the file, the record (counted from 1) and the field. Raises
-    RoboAlignError where the file as a whole cannot be read.
+    A record that does not fit is a `Fault`, which names the file, the record (counted from 1) and
+    the field. `layout` is a name of LAYOUTS; `columns` replaces its field names. `images` is the
+    folder, .zip or .tar that image paths are relative to; None means the file's own folder. With
+    `links`, an image may be a link that leaves it. `prepare` changes a record before it is read.
+    Raises RoboAlignError if the file as a whole cannot be read.
     """
     path = Path(path)
     if layout not in LAYOUTS:
@@ -159,9 +161,10 @@ def _target(question: str, answer: str, answers: Answers, pictures: Sequence[Laz
 def read_record(
     record: QaRecord, columns: QaColumns, store: Store, where: str
 ) -> tuple[str, tuple[tuple[str, str], ...], tuple[LazyImage, ...]]:
-    """(system text, turns, images) of one record. Raises RoboAlignError whose `where` is the field that does not fit.
+    """Return (system text, turns, images) of one record.
 
-    Afterwards the questions hold one `<image>` for each image; where the record marks none of them, they come first.
+    The questions then contain one `<image>` per image; if the record marks none, they come first.
+    Raises RoboAlignError whose `where` is the invalid field.
     """
     field = columns.turns or columns.question
     messages = _messages(record, columns)
@@ -190,7 +193,10 @@ def read_record(
 
 
 def _fill(inline: list[Any], listed: list[Any], field: str) -> list[Any]:
-    """The images in the order of their marks; a mark that carries none takes the next of the record's list."""
+    """Return the images in the order of their marks.
+
+    A mark without an image of its own takes the next one from the record's list.
+    """
     if sum(value is None for value in inline) != len(listed):
         given = len(listed) + sum(value is not None for value in inline)
         fix = "mark every image once, or none"
@@ -202,7 +208,7 @@ def _fill(inline: list[Any], listed: list[Any], field: str) -> list[Any]:
 
 
 def _messages(record: QaRecord, columns: QaColumns) -> list[tuple[str, Any]]:
-    """(role, content) in order, whatever the layout."""
+    """Return (role, content) in order, for any layout."""
     if not columns.turns:
         for name in (columns.question, columns.answer):
             if record.get(name) is None:
@@ -214,7 +220,7 @@ def _messages(record: QaRecord, columns: QaColumns) -> list[tuple[str, Any]]:
     turns = record.get(columns.turns)
     if isinstance(
         turns, dict
-    ):  # a Sequence of structs, as the datasets library stores it: one list for each field
+    ):  # a Sequence of structs, as the datasets library stores it: one list per field
         roles, texts = turns.get(columns.role), turns.get(columns.text)
         if isinstance(roles, list) and isinstance(texts, list) and len(roles) == len(texts):
             turns = [{columns.role: role, columns.text: text} for role, text in zip(roles, texts)]
@@ -239,7 +245,7 @@ def _check_roles(messages: list[tuple[str, Any]], columns: QaColumns, field: str
 
 
 def _content(content: Any, field: str) -> tuple[str, list[Any]]:
-    """(text with marks, one entry for each mark): the image where it stands inline, else None."""
+    """Return (text with marks, one entry per mark): the inline image, or None."""
     if isinstance(content, str):
         return content, [None] * content.count(IMAGE_MARK)
     if not isinstance(content, list):

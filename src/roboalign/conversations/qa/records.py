@@ -1,6 +1,7 @@
-"""The records of a question-answering file, one at a time: JSON arrays, JSON lines and parquet.
+"""Read the records of a question-answering file, one at a time.
 
-What is in memory is one record, whatever the file's size.
+JSON arrays, JSON lines and parquet are supported. Only one record is in memory, whatever the file's
+size.
 """
 
 import json
@@ -17,35 +18,38 @@ from roboalign.core.outcomes import Fault
 
 CHUNK = 1 << 20
 _LONGEST = 64 << 20
-"""Characters of one record; past it a file is taken for broken."""
+"""Maximum characters of one record; a file with a longer one counts as broken."""
 _ROWS = 32
-"""Parquet rows read at a time: they may carry their images."""
+"""Parquet rows read at a time: they may contain their images."""
 SPACE = " \t\n\r"
 QaRecord = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class QaColumns:
-    """What the fields of a layout are called in one data set."""
+    """The field names of a layout in one data set."""
 
     turns: str = ""
-    """The list of turns; "" where `question` and `answer` hold the one turn."""
+    """The list of turns; "" if `question` and `answer` contain the only turn."""
     role: str = "from"
     text: str = "value"
     user: tuple[str, ...] = ("human",)
     assistant: tuple[str, ...] = ("gpt",)
     system: tuple[str, ...] = ()
     images: tuple[str, ...] = ("images", "image")
-    """The first of these that a record fills: one image or a list."""
+    """Fields for one image or a list; the first one that a record fills is used."""
     question: str = "question"
     answer: str = "answer"
     id: str = "id"
     anchor: str = ""
-    """Of an image path only the part from this folder on counts."""
+    """Only the part of an image path from this folder on is used."""
 
 
 def records(path: Path, columns: QaColumns) -> Iterator[Any]:
-    """The records of a file as they stand, a Fault for a broken line. Raises RoboAlignError on a broken file."""
+    """Yield the records of a file unchanged, and a Fault for a broken line.
+
+    Raises RoboAlignError on a broken file.
+    """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _parquet(path, columns)
@@ -71,10 +75,10 @@ def _array(path: Path) -> Iterator[Any]:
 
 
 def read_array(file: TextIO, chunk: int = CHUNK) -> Iterator[Any]:
-    """The elements of a JSON array, one at a time, as `json.load` would give them.
+    """Yield the elements of a JSON array one at a time, as `json.load` would return them.
 
-    No more than the current element and a chunk is held. Raises RoboAlignError where the text is no JSON array, at the
-    element that is broken: what follows it cannot be found again.
+    Only the current element and a chunk are in memory. Raises RoboAlignError if the text is not a
+    JSON array, or at a broken element: the next one cannot be located.
     """
     window, count = _Window(file, chunk), 0
     mark = window.take()
@@ -99,19 +103,20 @@ def read_array(file: TextIO, chunk: int = CHUNK) -> Iterator[Any]:
 
 
 class _Window:
-    """What has been read of a file and not been taken yet."""
+    """Text that has been read from a file but not consumed yet."""
 
     def __init__(self, file: TextIO, chunk: int) -> None:
         self.file, self.chunk, self.text, self.at, self.ended = file, chunk, "", 0, False
         self.decoder = json.JSONDecoder()
 
     def more(self) -> None:
-        # What is not whole yet is parsed again from its start: reading as much again keeps that linear.
+        # Incomplete text is parsed again from its start. Reading as much again keeps the total time
+        # linear.
         read = self.file.read(max(self.chunk, len(self.text) - self.at))
         self.text, self.at, self.ended = self.text[self.at :] + read, 0, not read
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """Return the next character that is not a space; "" at the end."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in SPACE:
                 self.at += 1
@@ -132,7 +137,8 @@ class _Window:
                 )
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
-                # A number may go on behind the window, and `1.` is read as 1: an element ends where one may end.
+                # A number may continue after the window, and `1.` is read as 1: require a delimiter
+                # after an element.
                 if self.ended or self.text[end : end + 1] in (*SPACE, ",", "]"):
                     self.at = end
                     return value
@@ -170,7 +176,7 @@ def _lines(path: Path) -> Iterator[Any]:
 
 def _parquet(path: Path, columns: QaColumns) -> Iterator[Any]:
     try:
-        # pre_buffer, on by default, keeps all that was read of the file until it is closed.
+        # pre_buffer, on by default, keeps everything read from the file until it is closed.
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         there = file.schema_arrow.names
         needed = [columns.turns] if columns.turns else [columns.question, columns.answer]

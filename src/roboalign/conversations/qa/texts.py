@@ -1,4 +1,7 @@
-"""What texts of question-answering data may hold: replies with reasoning in several forms, no control tokens."""
+"""Check texts of question-answering data, and split replies into reasoning and answer.
+
+Reasoning comes in several forms; control tokens are not allowed.
+"""
 
 import json
 import re
@@ -10,20 +13,21 @@ from roboalign.core.outcomes import Refused
 THINK = r"think|thinking|thought|reasoning|reason"
 REASONED = re.compile(rf"\s*<({THINK})>(.*?)</\1>\s*(.*)", re.DOTALL | re.IGNORECASE)
 UNOPENED = re.compile(r"\s*(.*?)</think>\s*(.*)", re.DOTALL | re.IGNORECASE)
-"""As a chat template that writes `<think>` itself leaves it in a recorded reply."""
+"""A recorded reply whose `<think>` the chat template wrote itself."""
 ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL | re.IGNORECASE)
 TAG = re.compile(rf"</?(?:{THINK}|answer)>", re.IGNORECASE)
 CONTROL = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|<(?:image|video|IMG_CONTEXT|image_soft_token|start_of_turn|end_of_turn)>"
 )
-"""What chat models of several families read as a command, never as text: `<|im_end|>`, `<image>`."""
+"""What chat models of several families read as a command, not as text: `<|im_end|>`, `<image>`."""
 
 
 def split_reply(text: str) -> tuple[str | None, str] | Refused:
-    """(reasoning or None, answer) of a reply, whatever the form in which a data set writes the two.
+    """Return (reasoning or None, answer) of a reply, whichever form the data set uses.
 
-    Reasoning is in `<think>` (or `<thinking>`, `<thought>`, `<reasoning>`, `<reason>`), or ends with `</think>`; the
-    answer follows it, in `<answer>` or plain. Refused where a tag is left inside one of them, or no answer is there.
+    Reasoning is in `<think>` (or `<thinking>`, `<thought>`, `<reasoning>`, `<reason>`), or ends
+    with `</think>`. The answer follows it, in `<answer>` or plain. Refused if a tag remains inside
+    either of them, or there is no answer.
     """
     reasoning, rest = None, text
     if match := REASONED.fullmatch(text):
@@ -40,7 +44,10 @@ def split_reply(text: str) -> tuple[str | None, str] | Refused:
 
 
 def control_token(text: str, special: frozenset[str] = frozenset()) -> str | None:
-    """The first control token that a text spells: of any chat model, or of `special`; None where it spells none."""
+    """Return the first control token that a text spells; None if there is none.
+
+    It may be one of any chat model, or one of `special`.
+    """
     found = CONTROL.search(text)
     if found:
         return found[0]
@@ -49,7 +56,7 @@ def control_token(text: str, special: frozenset[str] = frozenset()) -> str | Non
 
 @lru_cache(maxsize=4)
 def folder_special_tokens(folder: Path) -> frozenset[str]:
-    """The special tokens of a model folder, from its tokenizer.json; none where it has no such file."""
+    """Return the special tokens in a model folder's tokenizer.json; none without that file."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return frozenset()

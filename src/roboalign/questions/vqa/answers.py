@@ -1,4 +1,4 @@
-"""Reading what a teacher wrote: JSON out of its text, and of its questions those that can be trained on."""
+"""Parse a teacher's reply: extract its JSON, and keep the questions that can be trained on."""
 
 import json
 import re
@@ -12,21 +12,21 @@ from roboalign.core.outcomes import Refused
 from roboalign.questions.vqa.client import TeacherReply
 
 LONGEST = {"question": 500, "answer": 200, "reasoning": 1500}
-"""Characters."""
+"""Maximum characters of each text."""
 MOST_STARTS = 100
-"""Brackets in a reply at which its JSON is looked for."""
+"""Maximum number of brackets in a reply at which to look for JSON."""
 _KINDS = {"text": "answer", "choice": "letter", "point": "point"}
-"""kind in the teacher's JSON, the type, as of question-answering data (conversations/qa) -> label."""
+"""kind in the teacher's JSON, same as the type in conversations/qa -> label."""
 RESERVED = re.compile(r"</?(?:think|answer|image)>|<\|[a-z_]+\|>|<ACTION_|<FAST_", re.I)
 """Tags of a reply, action tokens, and the special tokens of chat templates."""
 FRAME_NUMBER = re.compile(r"\bframe\s+(?:number\s+)?\d", re.I)
-"""The teacher is told it, the image does not show it."""
+"""The prompt tells the teacher this number, but the image does not show it."""
 _REQUESTS = tuple(prompts.MODES.values())
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A question that passed; `reasoning` is empty where the teacher gave none."""
+    """A question that passed; `reasoning` is empty if the teacher gave none."""
 
     type: str
     label: str
@@ -36,14 +36,15 @@ class Answered:
 
 
 def read_reply(reply: TeacherReply) -> list[Any] | Refused:
-    """The list under `questions` of the JSON in a reply: bare, in a code fence, or with words around it."""
+    """Return the list under `questions` of the JSON in a reply.
+
+    The JSON may be bare, in a code fence, or surrounded by text.
+    """
     if reply.refusal or reply.finish == "content_filter":
         return Refused("the teacher refused")
-    if (
-        reply.finish == "length"
-    ):  # also of a reply without text: a reasoning that is not shown used it up
+    if reply.finish == "length":  # also a reply without text: hidden reasoning used up its tokens
         return Refused("the teacher's answer was cut at its token limit")
-    text = reply.text.rpartition("</think>")[2]  # a reasoning may draft the list
+    text = reply.text.rpartition("</think>")[2]  # reasoning may contain a draft of the list
     if not text.strip():
         return Refused("the teacher wrote nothing")
     for start in islice(re.finditer(r"[{\[]", text), MOST_STARTS):
@@ -59,7 +60,10 @@ def read_reply(reply: TeacherReply) -> list[Any] | Refused:
 
 
 def check(item: Any, seen: set[str], grid: int) -> Answered | Refused:
-    """One entry of that list, if it can be trained on. `seen` holds what was accepted before, and grows by it."""
+    """Return one entry of that list if it can be trained on.
+
+    `seen` contains what was accepted before; an accepted entry is added.
+    """
     if not isinstance(item, dict):
         return Refused("a question is not a JSON object")
     kind = item.get("kind", "text")
@@ -86,7 +90,7 @@ def check(item: Any, seen: set[str], grid: int) -> Answered | Refused:
 
 
 def faults_of(question: str, answer: str, reasoning: str) -> Refused | None:
-    """What is wrong with the texts as such."""
+    """Return what is wrong with the texts themselves."""
     if not question or not answer:
         return Refused("a question or answer is empty")
     for name, text in zip(LONGEST, (question, answer, reasoning), strict=True):
@@ -104,13 +108,13 @@ def faults_of(question: str, answer: str, reasoning: str) -> Refused | None:
 def read_answer(
     kind: str, question: str, answer: str, reasoning: str, grid: int
 ) -> Answered | Refused:
-    """The answer in the form that its label asks for: a cell, a letter, or the text."""
+    """Return the answer in the form of its label: a cell, a letter, or the text."""
     if kind == "point":
         found = parse_points(answer, "per-mille")
         if isinstance(found, Refused) or len(found.xy) != 1:
             return Refused("a point is not one point inside the image")
         answer = cell_of(found, grid)
-        reasoning = ""  # it would speak of per-mille where the answer gives a cell
+        reasoning = ""  # it would mention per-mille, but the answer gives a cell
     elif kind == "choice":
         choice = parse_choice(question, answer)
         if isinstance(choice, Refused):
@@ -122,12 +126,15 @@ def read_answer(
 
 
 def cell_of(points: Points, grid: int) -> str:
-    """`12 20`: the cell of the first point."""
+    """Return the cell of the first point: `12 20`."""
     return " ".join(str(min(int(v * grid), grid - 1)) for v in points.xy[0])
 
 
 def _leaks(answered: Answered) -> bool:
-    """Whether the question names its answer. One that offers alternatives (`or`) may, and so may yes and no."""
+    """Return whether the question names its answer.
+
+    That is allowed if it offers alternatives (`or`), and for yes and no.
+    """
     question = answered.question
     if answered.type == "choice":
         for pattern in OPTION_PATTERNS:
@@ -145,11 +152,11 @@ def _leaks(answered: Answered) -> bool:
 
 
 def tidy(text: str) -> str:
-    """Spaces within lines made single, empty lines dropped."""
+    """Collapse spaces within lines and drop empty lines."""
     lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 def _plain(text: str) -> str:
-    """Lower case words without marks: what two texts are compared by."""
+    """Return lower-case words without punctuation, for comparing two texts."""
     return " ".join(re.findall(r"\w+", text.casefold()))

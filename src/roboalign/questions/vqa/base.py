@@ -1,4 +1,7 @@
-"""What the ways of generating questions from robot episodes share: settings, the frame's image, the turn."""
+"""Share settings, the frame's image and the turn between ways to generate questions.
+
+The questions are about robot episodes.
+"""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -18,32 +21,33 @@ from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import Episode
 
 FLAT = 10
-"""Grey levels: an image that spans no more on any channel shows nothing, and nothing is asked about it."""
+"""Gray levels: an image with no larger range on any channel shows nothing and is not used."""
 
 
 class QuestionConfig(Config):
-    """What is asked about robot episodes, whoever answers."""
+    """Settings of questions about robot episodes, whoever answers."""
 
     camera: str | None = None
-    """The camera whose image is asked about; without it each episode's first."""
+    """The camera whose image is asked about; by default each episode's first."""
     frames: int | None = Field(None, ge=1)
-    """Images of each episode, evenly spaced over it; without it frames are drawn from all alike."""
+    """Images of each episode, evenly spaced; without it, frames are drawn uniformly from all."""
     questions: int = Field(4, ge=1)
-    """Most questions about one image."""
+    """Maximum number of questions about one image."""
     think_share: float = Field(0.5, ge=0, le=1)
     """Share of the questions that ask for reasoning."""
     horizon: int = Field(5, ge=1)
-    """Steps that a question about the next movement looks ahead."""
+    """Steps ahead covered by a question about the next movement."""
     grid: int = Field(32, ge=4, le=1000)
-    """Cells per side of the image, in which points are given."""
+    """Cells per side of the image for point coordinates."""
     axes: Axes | None = None
-    """Where +x, +y, +z of the base frame point, seen from the robot: `(forward, left, up)`. Nothing else tells which
-    way the robot looks, so without it no question names a direction."""
+    """Directions of +x, +y, +z of the base frame, seen from the robot: `(forward, left, up)`.
+    Nothing else tells which way the robot faces, so without it no question names a direction."""
     position: int | None = Field(None, ge=0)
-    """First of three columns of the state that hold the gripper's position in that frame (and in the world frame of the
-    cameras' projections), metres. Without it the state is not read, and movement is what the actions command."""
+    """First of three state columns with the gripper's position in that frame (and in the world
+    frame of the cameras' projections), in meters. Without it the state is not read, and movement is
+    what the actions command."""
     seed: Seed = 0
-    """Fixes every draw."""
+    """Fixes every random draw."""
 
     @field_validator("axes")
     @classmethod
@@ -53,7 +57,7 @@ class QuestionConfig(Config):
 
 @dataclass(frozen=True)
 class Work:
-    """An episode and the frames of it that are asked about."""
+    """An episode and its frames to ask about."""
 
     episode: Episode
     frames: tuple[int, ...]
@@ -61,42 +65,45 @@ class Work:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of one `Work`."""
+    """The result of one `Work`."""
 
     conversations: list[Conversation] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
-    """What could not be asked, with reasons that repeat from frame to frame: they are counted."""
+    """What could not be asked. Reasons repeat from frame to frame, so they are counted."""
     faults: list[Fault] = field(default_factory=list)
-    """What is broken: an episode or a frame."""
+    """Broken items: an episode or a frame."""
 
 
 class Generator(Protocol):
     """A way to make questions."""
 
     name: str
-    """Opens the id of each conversation."""
+    """The start of each conversation's id."""
 
     def questions(self, work: Iterable[Work]) -> Iterator[Made]:
-        """One `Made` for each `Work`, in order; reads ahead at most as far as it works on several at once."""
+        """Yield one `Made` for each `Work`, in order.
+
+        It reads ahead at most as many as it processes at the same time.
+        """
         ...
 
     def spent(self) -> dict[str, int]:
-        """What the questions cost, this run and earlier ones together; empty where they cost nothing."""
+        """Return the cost of the questions over this run and earlier ones; empty if free."""
         ...
 
 
 def rng_of(seed: int, episode_id: str, t: int) -> random.Random:
-    """The draws about one frame: the same whatever was asked before it."""
+    """Return the generator for one frame: its draws do not depend on earlier questions."""
     return random.Random(f"{seed}/{episode_id}/{t}")
 
 
 def draw_mode(config: QuestionConfig, rng: random.Random) -> Mode:
-    """think with the config's share."""
+    """Return think with the configured probability, else direct."""
     return "think" if rng.random() < config.think_share else "direct"
 
 
 def camera_of(episode: Episode, camera: str | None) -> str:
-    """The camera that is asked about. Raises RoboAlignError where the episode has not got it."""
+    """Return the camera to ask about. Raises RoboAlignError if the episode lacks it."""
     if not episode.images:
         raise RoboAlignError(
             "it has no camera",
@@ -113,7 +120,10 @@ def camera_of(episode: Episode, camera: str | None) -> str:
 
 
 def look(episode: Episode, camera: str | None, t: int) -> np.ndarray | Refused | Fault:
-    """uint8 [H, W, 3]: one frame. Refused where it shows nothing, a Fault where it is missing or broken."""
+    """Return one frame, uint8 [H, W, 3].
+
+    Refused if it shows nothing, a Fault if it is missing or broken.
+    """
     try:
         name = camera_of(episode, camera)
         if len(episode.images[name]) != len(episode):
@@ -133,7 +143,10 @@ def look(episode: Episode, camera: str | None, t: int) -> np.ndarray | Refused |
 def make_turn(
     type_: str, label: str, mode: Mode, text: str, answer: str, reasoning: str | None
 ) -> Turn:
-    """A question and its reply in the form of `prompts`; the reasoning goes with the mode think only."""
+    """Return a question and its reply in the form of `prompts`.
+
+    The reasoning is included only in think mode.
+    """
     thought = reasoning if mode == "think" else None
     kind = "reasoning" if mode == "think" else "embodied"
     reply = prompts.reply(prompts.answer(answer, label), thought)
@@ -143,5 +156,5 @@ def make_turn(
 def make_conversation(
     name: str, episode_id: str, task: str, t: int, png: bytes, turns: list[Turn]
 ) -> Conversation:
-    """The turns about one frame."""
+    """Return the turns about one frame as a conversation."""
     return Conversation(f"{name}/{episode_id}/{t}", episode_id, t, task, png, tuple(turns))

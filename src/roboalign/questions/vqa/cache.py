@@ -1,4 +1,7 @@
-"""Answers that were paid for: an append-only jsonl file, which a killed run leaves whole but for its last line."""
+"""Cache paid answers in an append-only jsonl file.
+
+If a run is killed, at most the last line is incomplete.
+"""
 
 import fcntl
 import hashlib
@@ -12,20 +15,24 @@ from roboalign.core.errors import RoboAlignError
 
 
 def request_key(body: dict[str, Any]) -> str:
-    """sha256, hex, of a request: the model, the prompt, the image and every setting that goes with them."""
+    """Return the sha256 of a request, in hex.
+
+    It covers the model, the prompt, the image and every other setting of the request.
+    """
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 class AnswerCache:
-    """key -> record. Memory holds where each record lies, not the records. Threads may share it, processes may not.
+    """Map key -> record. Memory holds the location of each record, not the records.
 
-    `prompt_tokens` and `completion_tokens` are the sums over all records: what the answers cost.
+    Threads may share an instance, processes may not. `prompt_tokens` and `completion_tokens` are
+    the sums over all records: the cost of the answers.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open or create the file; a last line that a kill cut short is removed.
+        """Open or create the file, removing a last line that a kill cut short.
 
-        Raises RoboAlignError where another line is not a record, or another process has the file open.
+        Raises RoboAlignError if another line is not a record, or another process has the file open.
         """
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +43,7 @@ class AnswerCache:
         try:
             fcntl.flock(
                 self.file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # let go of when the file is closed
+            )  # released when the file is closed
         except BlockingIOError:
             fix = "wait until it has ended, or give another folder with --out"
             raise RoboAlignError(
@@ -72,7 +79,7 @@ class AnswerCache:
         return len(self.places)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The record of this key, if there is one."""
+        """Return the record of this key, or None."""
         with self.lock:
             if key not in self.places:
                 return None
@@ -80,9 +87,9 @@ class AnswerCache:
             return json.loads(os.pread(self.file.fileno(), length, place))
 
     def put(self, key: str, record: dict[str, Any]) -> None:
-        """Append a record, which holds both counts of tokens; it is on the disk before this returns.
+        """Append a record, which contains both token counts; it is on disk before this returns.
 
-        Raises RoboAlignError where it cannot be written.
+        Raises RoboAlignError if it cannot be written.
         """
         record = {"key": key, **record}
         line = (json.dumps(record) + "\n").encode()
@@ -91,7 +98,7 @@ class AnswerCache:
             try:
                 write_whole(self.file.fileno(), line)
             except OSError as error:
-                self.file.truncate(place)  # what follows would stand behind half a line
+                self.file.truncate(place)  # otherwise the next record would follow half a line
                 raise RoboAlignError(
                     f"an answer cannot be written ({error.strerror})",
                     where=str(self.path),
@@ -105,7 +112,7 @@ class AnswerCache:
 
 
 def write_whole(descriptor: int, line: bytes) -> None:
-    """Append the line, and wait until it is on the disk."""
+    """Append the line, and wait until it is on disk."""
     while line:
         line = line[os.write(descriptor, line) :]
     os.fsync(descriptor)

@@ -1,6 +1,7 @@
-"""A chat model at an OpenAI-compatible endpoint (vLLM, Gemini's compatible one, ...): one question with one image.
+"""Ask a chat model at an OpenAI-compatible endpoint one question with one image.
 
-What passes (429, 5xx, a timeout, a broken connection) is tried again; what does not is an error that says what to do.
+Such endpoints are vLLM, Gemini's compatible one, and others. Temporary failures (429, 5xx, a
+timeout, a broken connection) are retried; permanent ones are an error that says what to do.
 """
 
 import email.utils
@@ -20,39 +21,42 @@ from roboalign.core.http import Telling, open_client, passes, plain_url
 from roboalign.core.outcomes import Fault
 
 FILTERED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
-"""Codes of an error by which a filter before the model refuses a request (Azure, OpenAI): an answer, not a failure."""
+"""Error codes of a filter that refuses a request before the model (Azure, OpenAI).
+
+This counts as an answer, not as a failure.
+"""
 MOST_REPLY_BYTES, MOST_TIMES = 20_000_000, 5
-"""A response that is longer, or drips for longer than so many timeouts, is given up."""
+"""Limits after which a response is abandoned: its bytes, and its duration in timeouts."""
 LONGEST_WAIT = 120.0
-"""Seconds; also what a Retry-After may ask for at most."""
+"""Maximum wait in seconds, including one that Retry-After asks for."""
 
 
 class Endpoint(Config):
-    """Where the teacher is, and how it is asked. Nothing of it changes what is asked."""
+    """Where the teacher is, and how to reach it. None of this changes what is asked."""
 
     url: str
-    """Base URL; requests go to {url}/chat/completions."""
+    """Base URL; requests are sent to {url}/chat/completions."""
     key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the API key; an endpoint of one's own may need none."""
+    """Environment variable with the API key; a private endpoint may need none."""
     concurrency: int = Field(8, ge=1, le=1000)
-    """Requests under way at the same time."""
+    """Number of concurrent requests."""
     timeout: float = Field(120.0, gt=0, le=1e7)
-    """Seconds without a byte after which a request is given up."""
+    """Seconds without a byte after which a request is abandoned."""
     retries: int = Field(6, ge=0, le=1000)
-    """How often a request is sent again after a failure that may pass."""
+    """Number of retries after a temporary failure."""
     first_wait: float = Field(1.0, gt=0, le=3600)
-    """Seconds before the first of these; each further wait is twice as long, half of it drawn at random."""
+    """Seconds before the first retry; each further wait doubles, and half of it is random."""
 
     @field_validator("url")
     @classmethod
     def _plain(cls, url: str) -> str:
-        """Where the URL holds a key, it would be written to disk with the settings."""
+        """Refuse a URL that contains a key: it would be written to disk with the settings."""
         return plain_url(url).removesuffix("/chat/completions")
 
 
 @dataclass(frozen=True)
 class TeacherReply:
-    """What the model wrote, and the tokens that the endpoint counted (0 where it counts none)."""
+    """The model's text, and the token counts of the endpoint (0 if it reports none)."""
 
     text: str
     finish: str
@@ -62,7 +66,10 @@ class TeacherReply:
 
 
 class ChatClient:
-    """Sends requests. Threads may share it. `stop` ends every wait: set it before waiting for the threads."""
+    """Send requests. Threads may share it.
+
+    `stop` ends every wait: set it before waiting for the threads.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.stop = endpoint, threading.Event()
@@ -77,9 +84,9 @@ class ChatClient:
         self._http.close()
 
     def ask(self, body: dict[str, Any]) -> TeacherReply | Fault:
-        """Send one request; a Fault where the endpoint does not take this one, or failed every time.
+        """Send one request; a Fault if the endpoint rejects this one, or failed every time.
 
-        Raises RoboAlignError where it would answer none: a wrong key, model or address.
+        Raises RoboAlignError if it would answer no request: a wrong key, model or address.
         """
         problem, asked = "", 0.0
         for attempt in range(self.endpoint.retries + 1):
@@ -134,7 +141,7 @@ class ChatClient:
         )
 
     def _post(self, body: dict[str, Any]) -> "httpx2.Response | Passing":
-        """The whole response, within bounds: the client's timeout is one of silence alone."""
+        """Return the whole response, within limits: the client's timeout covers only silence."""
         end, content = time.monotonic() + MOST_TIMES * self.endpoint.timeout, bytearray()
         with self._http.stream(
             "POST", f"{self.endpoint.url}/chat/completions", json=body
@@ -156,20 +163,23 @@ class ChatClient:
         return self._safe(" ".join(response.text[:2000].split())[:200]) or "no text"
 
     def _safe(self, text: str) -> str:
-        """The text without the key: servers may quote it."""
+        """Return the text without the key, which servers may quote."""
         return text.replace(self._key, "***") if self._key else text
 
 
 @dataclass(frozen=True)
 class Passing:
-    """A failure that a later request may not meet, and the seconds that the endpoint asks to wait."""
+    """A failure that a later request may avoid, and the seconds that the endpoint asks to wait."""
 
     problem: str
     wait: float = 0.0
 
 
 def reply_of(response: httpx2.Response) -> TeacherReply | Passing:
-    """The first choice of a chat completion. What is none came from something before the model."""
+    """Return the first choice of a chat completion.
+
+    A response that is not one came from something in front of the model.
+    """
     try:
         data = response.json()
         choice = data["choices"][0]
@@ -188,7 +198,10 @@ def reply_of(response: httpx2.Response) -> TeacherReply | Passing:
 
 
 def _text_of(content: Any) -> str:
-    """The text of a message: a string, or a list of parts of which some are text; "" where there is none."""
+    """Return the text of a message; "" if there is none.
+
+    It is a string, or a list of parts of which some are text.
+    """
     if isinstance(content, list):
         texts = [
             part.get("text")
@@ -200,7 +213,7 @@ def _text_of(content: Any) -> str:
 
 
 def error_code(response: httpx2.Response) -> str:
-    """`code` of the error that a body holds; "" where it holds none."""
+    """Return `code` of the error in a body; "" if there is none."""
     try:
         error = response.json()["error"]
         return str(error.get("code") or "")
@@ -209,7 +222,10 @@ def error_code(response: httpx2.Response) -> str:
 
 
 def retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for: a number or a date; 0 where it says nothing readable."""
+    """Return the seconds that a Retry-After header asks for: a number or a date.
+
+    0 if it cannot be read.
+    """
     if not value:
         return 0.0
     try:

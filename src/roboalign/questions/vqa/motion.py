@@ -1,8 +1,8 @@
-"""How the gripper of an episode moves, turns and opens: the facts of each frame, from its actions and its state.
+"""Compute how an episode's gripper moves, turns and opens, per frame, from actions and state.
 
-All of it is exact about what it is taken from: positions that are measured where the config names them or a simulator
-gave them, else the movement that the actions command. Where the meaning of the numbers is not known, or what they say
-is near a threshold, the answer is `Refused` with the reason.
+Every fact is exact about its source: measured positions if the config names them or a simulator
+gave them, otherwise the movement that the actions command. If the meaning of the numbers is
+unknown, or a value is near a threshold, the answer is `Refused` with the reason.
 
 Directions are the robot's: (right, forward, up).
 """
@@ -28,15 +28,13 @@ Command = Literal["open", "close", "keep"]
 STILL_DISTANCE, CLEAR = (
     0.005,
     0.01,
-)  # metres: below the first no movement on an axis, above the second one; between, not asked
-LEVEL, TURNED = np.radians(5), np.radians(10)  # the same of a turn about an axis
-DOMINANT = 1.5  # times the second largest component, for the largest to stand for all
-CLOSED, OPENED = 0.4, 0.6  # openness at which a gripper counts as told to close, and to open
-SETTLING = 0.5  # seconds after a command in which the fingers may still be moving
-EVENT = (
-    0.4  # seconds before and after a command of the fingers that belong to the grasp or the release
-)
-TRACE = 3  # points of a trace
+)  # meters: no movement on an axis below the first, movement above the second; between, not asked
+LEVEL, TURNED = np.radians(5), np.radians(10)  # the same for a rotation about an axis
+DOMINANT = 1.5  # the largest component counts alone if it is this many times the second
+CLOSED, OPENED = 0.4, 0.6  # openness at which a gripper counts as commanded to close, and to open
+SETTLING = 0.5  # seconds after a command during which the fingers may still be moving
+EVENT = 0.4  # seconds around a command of the fingers that belong to the grasp or the release
+TRACE = 3  # points in a trace
 
 NO_SPACE = Refused("what the actions mean is not known (no action space)")
 NO_AXES = Refused("which way the axes of the base frame point is not known (no axes)")
@@ -46,10 +44,13 @@ FIRST = Refused("nothing was commanded before the first frame")
 
 
 class Motion:
-    """The facts of one episode. Every method takes a frame t and gives a value or Refused."""
+    """The facts of one episode. Every method takes a frame t and returns a value or Refused."""
 
     def __init__(self, episode: Episode, config: QuestionConfig) -> None:
-        """Raises RoboAlignError where an action or a position is not finite, or the camera is missing."""
+        """Compute the facts.
+
+        Raises RoboAlignError if an action or position is not finite, or the camera is missing.
+        """
         if not np.isfinite(episode.actions).all():
             raise RoboAlignError(
                 "an action is not finite",
@@ -66,12 +67,15 @@ class Motion:
         self.cells = self._cells()
 
     def ahead(self, t: int) -> bool:
-        """Whether the question's horizon lies inside the episode."""
+        """Return whether the question's horizon lies inside the episode."""
         last = len(self.episode) - 1 if self.measured else len(self.episode)
         return t + self.config.horizon <= last
 
     def displacement(self, t: int) -> np.ndarray | Refused:
-        """[3] metres right, forward, up over the next `horizon` steps: measured, or as commanded."""
+        """Return [3] meters right, forward, up over the next `horizon` steps.
+
+        They are measured, or as commanded.
+        """
         if self.turn_axes is None:
             return NO_AXES
         if self.positions is None:
@@ -81,12 +85,12 @@ class Motion:
         return self.turn_axes @ (self.positions[t + self.config.horizon] - self.positions[t])
 
     def movement(self, t: int) -> Signs | Refused:
-        """Sign of the displacement on each axis; 0 = still."""
+        """Return the sign of the displacement on each axis; 0 = still."""
         moved = self.displacement(t)
         return moved if isinstance(moved, Refused) else signs_of(moved)
 
     def translation(self, t: int) -> np.ndarray | Refused:
-        """[3] metres right, forward, up by which the next `horizon` actions send the gripper."""
+        """Return [3] meters right, forward, up that the next `horizon` actions command."""
         if self.turn_axes is None:
             return NO_AXES
         if t + self.config.horizon > len(self.episode):
@@ -97,7 +101,10 @@ class Motion:
         return moved if isinstance(moved, Refused) else self.turn_axes @ moved
 
     def rotation(self, t: int) -> np.ndarray | Refused:
-        """[3] radians: the rotation vector about right, forward, up that the next `horizon` actions command."""
+        """Return the rotation that the next `horizon` actions command.
+
+        [3] radians: the rotation vector about right, forward, up.
+        """
         if self.turn_axes is None:
             return NO_AXES
         if t + self.config.horizon > len(self.episode):
@@ -108,7 +115,7 @@ class Motion:
         return turned if isinstance(turned, Refused) else self.turn_axes @ turned
 
     def fingers(self, t: int) -> Fingers | Refused:
-        """Open or closed, once the command has stood long enough for the fingers to follow."""
+        """Return open or closed, once the fingers have had time to follow the command."""
         if isinstance(self.opening, Refused):
             return self.opening
         past = self.opening[max(0, t - math.ceil(SETTLING * self.episode.fps)) : t]
@@ -121,7 +128,7 @@ class Motion:
         )
 
     def command(self, t: int) -> Command | Refused:
-        """What the next `horizon` actions tell the fingers to do."""
+        """Return what the next `horizon` actions tell the fingers to do."""
         if self.is_open is None:
             return cast(Refused, self.opening)
         if t + self.config.horizon > len(self.episode):
@@ -132,11 +139,11 @@ class Motion:
         return "close" if now else "open"
 
     def subtask(self, t: int) -> Subtask | Refused:
-        """What the robot is at."""
+        """Return the robot's current subtask."""
         return self.subtasks if isinstance(self.subtasks, Refused) else self.subtasks[t]
 
     def next_subtask(self, t: int) -> Subtask | Refused:
-        """What follows it."""
+        """Return the subtask that comes next."""
         if isinstance(self.subtasks, Refused):
             return self.subtasks
         now = self.subtasks[t]
@@ -144,13 +151,13 @@ class Motion:
         return following or Refused("no other subtask follows")
 
     def cell(self, t: int) -> GridCell | Refused:
-        """The cell of the image that shows the gripper."""
+        """Return the image cell that shows the gripper."""
         if isinstance(self.cells, Refused):
             return self.cells
         return self.cells[t] or Refused("the gripper is outside the image")
 
     def trace(self, t: int) -> tuple[GridCell, ...] | Refused:
-        """Where in the image the gripper will be after a third, two thirds and all of `horizon` steps."""
+        """Return the gripper's image cells after a third, two thirds and all of `horizon` steps."""
         if isinstance(self.cells, Refused):
             return self.cells
         if not self.ahead(t):
@@ -176,9 +183,10 @@ class Motion:
 
 
 def measured_positions(episode: Episode, config: QuestionConfig) -> np.ndarray | None:
-    """float64 [T, 3], metres: the columns of the state that the config names, else the simulator's; None without both.
+    """Return measured positions float64 [T, 3], in meters; None if there are none.
 
-    Raises RoboAlignError where the state has not got these columns, or a position is not finite.
+    They are the state columns named in the config, else the simulator's. Raises RoboAlignError if
+    the state lacks these columns, or a position is not finite.
     """
     found, where = episode.position("gripper"), f"episode {episode.episode_id}"
     if config.position is not None:
@@ -200,7 +208,7 @@ def measured_positions(episode: Episode, config: QuestionConfig) -> np.ndarray |
 def commanded_movement(
     actions: np.ndarray, space: ActionSpace | None, fps: float, t: int, steps: int
 ) -> np.ndarray | Refused:
-    """[3] metres in the base frame by which actions t .. t + steps - 1 send the gripper."""
+    """Return [3] meters in the base frame that actions t .. t + steps - 1 command."""
     if space is None:
         return NO_SPACE
     if space.control == "joint":
@@ -221,7 +229,10 @@ def commanded_movement(
 def commanded_rotation(
     actions: np.ndarray, space: ActionSpace | None, fps: float, t: int, steps: int
 ) -> np.ndarray | Refused:
-    """[3] rotation vector in the base frame, radians, by which the actions turn the gripper."""
+    """Return the rotation that the actions command.
+
+    It is a rotation vector [3] in the base frame, in radians.
+    """
     if space is None:
         return NO_SPACE
     if space.rotation == "none":
@@ -250,7 +261,7 @@ def commanded_rotation(
 
 
 def commanded_opening(actions: np.ndarray, space: ActionSpace | None) -> np.ndarray | Refused:
-    """[T]: 1 where an action tells the gripper to be open, 0 closed."""
+    """Return [T]: 1 if an action commands an open gripper, 0 for closed."""
     if space is None:
         return NO_SPACE
     if space.gripper == "none":
@@ -261,7 +272,10 @@ def commanded_opening(actions: np.ndarray, space: ActionSpace | None) -> np.ndar
 
 
 def hysteresis(opening: np.ndarray) -> np.ndarray:
-    """[T] openness -> [T] bool: open until it falls below CLOSED, closed until it rises above OPENED."""
+    """Convert openness [T] to bool [T].
+
+    It is open until openness falls below CLOSED, and closed until openness rises above OPENED.
+    """
     states, state = [], bool(opening[0] > (CLOSED + OPENED) / 2)
     for value in opening.tolist():
         state = value >= CLOSED if state else value > OPENED
@@ -270,11 +284,11 @@ def hysteresis(opening: np.ndarray) -> np.ndarray:
 
 
 def subtasks_of(is_open: np.ndarray, around: int) -> list[Subtask] | Refused:
-    """[T] open or closed -> [T] reach, grasp, move, release, retreat, from when the fingers are told to close and open.
+    """Derive subtasks [T] from open or closed [T]: reach, grasp, move, release, retreat.
 
-    The `around` steps on both sides of a command are the grasp or the release; between them an open gripper reaches, or
-    retreats after its last release, and a closed one moves. Closings shorter than `around` hold nothing and are passed
-    over.
+    The `around` steps on both sides of a command to close or open are the grasp or the release.
+    Between them an open gripper reaches, or retreats after its last release, and a closed one
+    moves. Closings shorter than `around` hold nothing and are skipped.
     """
     if not is_open[0]:
         return Refused("the gripper begins closed: whether it holds something is not known")
@@ -302,7 +316,10 @@ def _name(names: list[Subtask], event: int, around: int, name: Subtask) -> None:
 
 
 def signs_of(moved: np.ndarray) -> Signs | Refused:
-    """[3] metres -> sign on each axis. Refused where a component is neither clearly there nor clearly not."""
+    """Convert [3] meters to the sign on each axis.
+
+    Refused if a component is neither clearly present nor clearly absent.
+    """
     size = np.abs(moved)
     if ((size > STILL_DISTANCE) & (size < CLEAR)).any():
         return Refused("a movement so small that its direction is not clear")
@@ -311,7 +328,7 @@ def signs_of(moved: np.ndarray) -> Signs | Refused:
 
 
 def dominant(values: np.ndarray, least: float) -> tuple[int, int] | Refused:
-    """[3] -> (axis, sign) of the component that is above `least` and clearly the largest."""
+    """Return (axis, sign) of the component that exceeds `least` and is clearly the largest."""
     order = np.argsort(-np.abs(values))
     first, second = np.abs(values[order[:2]])
     if first < least or first < DOMINANT * second:

@@ -1,4 +1,4 @@
-"""The generator of questions from states and actions: which frames are asked what, and as which conversation."""
+"""Generate questions from states and actions: choose them per frame and make conversations."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,12 +25,12 @@ from roboalign.questions.vqa.motion import Motion
 from roboalign.questions.vqa.states import FUTURE, NO_TASK, ORDER, PRESENT, StateType, asked
 
 ORDER_SHARE = (
-    0.1  # share of the frames that are shown beside a later one, and asked which comes first
+    0.1  # share of the frames shown next to a later one, with the question of which comes first
 )
 
 
 class StateQuestions:
-    """Questions whose answers are computed (a `base.Generator`)."""
+    """Questions with computed answers (a `base.Generator`)."""
 
     name = "states"
 
@@ -38,21 +38,19 @@ class StateQuestions:
         self.config = config
 
     def questions(self, work: Iterable[Work]) -> Iterator[Made]:
-        """One episode at a time."""
+        """Process one episode at a time."""
         for one in work:
             try:
                 motion = Motion(one.episode, self.config)
                 made = Made()
                 for t in one.frames:
                     add_frame(made, motion, t)
-            except (
-                RoboAlignError
-            ) as error:  # the episode is broken as a whole: nothing of it is kept
+            except RoboAlignError as error:  # the episode as a whole is broken: none of it is kept
                 made = Made(faults=[Fault(error.where, error.problem, error.fix)])
             yield made
 
     def spent(self) -> dict[str, int]:
-        """Nothing."""
+        """Return nothing: these questions are free."""
         return {}
 
 
@@ -80,7 +78,10 @@ def add_frame(made: Made, motion: Motion, t: int) -> None:
 
 
 def _ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[Refused]]:
-    """At most `config.questions` turns of different types in random order, and the types that were drawn in vain."""
+    """Return at most `config.questions` turns of different types, and what could not be asked.
+
+    The turns are in random order.
+    """
     kinds = [*PRESENT, *FUTURE] if motion.episode.instruction.strip() else [*PRESENT]
     turns: list[Turn] = []
     refused = [] if len(kinds) > len(PRESENT) else [NO_TASK]
@@ -96,7 +97,7 @@ def _ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[R
 
 
 def turn_of(kind: StateType, draft: Draft, mode: Mode, rng: random.Random) -> Turn:
-    """The draft in one mode: its facts in random order, then its conclusion."""
+    """Return the draft in one mode: its facts in random order, then its conclusion."""
     known = list(dict.fromkeys(draft.facts))
     rng.shuffle(known)
     return make_turn(
@@ -105,7 +106,7 @@ def turn_of(kind: StateType, draft: Draft, mode: Mode, rng: random.Random) -> Tu
 
 
 def converse(episode: Episode, t: int, picture: np.ndarray, turns: list[Turn]) -> Conversation:
-    """The turns about one picture."""
+    """Return the turns about one picture as a conversation."""
     return make_conversation(
         "states", episode.episode_id, episode.task, t, encode_png(picture), turns
     )

@@ -1,8 +1,7 @@
-"""Questions from states and actions, right by construction.
+"""Ask questions from states and actions, with answers correct by construction.
 
-They stand in for the paper's RoboAlign VQA, which a teacher model wrote: `teacher.py` is that way.
-
-Types have names of their own, none of `questions.TYPES`: those speak of a simulator's bodies.
+They replace the paper's RoboAlign VQA, which a teacher model wrote; `teacher.py` works that way.
+The types have their own names, none of `questions.TYPES`, which are about a simulator's bodies.
 """
 
 import random
@@ -27,7 +26,7 @@ from roboalign.questions.sentences import (
 from roboalign.questions.vqa.motion import CLEAR, LEVEL, TURNED, Motion, dominant
 
 TURNS = (("tilt down", "tilt up"), ("roll left", "roll right"), ("turn right", "turn left"))
-"""Words of the negative and of the positive rotation about right, forward, up (right-handed)."""
+"""Words for the negative and positive rotation about right, forward, up (right-handed)."""
 SUBTASKS = ("reach", "grasp", "move", "release", "retreat")
 NO_TASK = Refused("the episode has no instruction, and what comes next depends on it")
 
@@ -44,14 +43,14 @@ class StateType:
 
 
 def facts(motion: Motion, t: int) -> list[str]:
-    """What is known of a frame, as sentences: the fingers, the subtask, the next movement."""
+    """Return the known facts of a frame as sentences: fingers, subtask, next movement."""
     fingers, subtask = motion.fingers(t), motion.subtask(t)
     found = [] if isinstance(fingers, Refused) else [f"The gripper is {fingers}."]
     return found if isinstance(subtask, Refused) else [*found, f"The subtask is {subtask}."]
 
 
 def motion_sentence(motion: Motion, signs: Signs) -> str:
-    """`The gripper should move right and up.`"""
+    """Return `The gripper should move right and up.`"""
     parts = words(signs)
     return f"The gripper should {'move ' + phrase(parts) if parts else 'stay'}."
 
@@ -87,7 +86,7 @@ def next_movement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
 
 
 def next_movement_choice(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """The same with three options."""
+    """Ask the same with three options."""
     signs = motion.movement(t)
     if isinstance(signs, Refused):
         return signs
@@ -105,7 +104,10 @@ def next_movement_choice(motion: Motion, t: int, rng: random.Random) -> Draft | 
 
 
 def centimetres(moved: np.ndarray) -> str:
-    """[3] metres -> `4 cm right, 2 cm up`, whole centimetres, right, forward, up in that order; `0 cm` for none."""
+    """Convert [3] meters to `4 cm right, 2 cm up`.
+
+    Whole centimeters, in the order right, forward, up; `0 cm` for none.
+    """
     whole = np.rint(moved * 100).astype(int).tolist()
     return (
         ", ".join(f"{abs(cm)} cm {AXES[axis][cm > 0]}" for axis, cm in enumerate(whole) if cm)
@@ -114,7 +116,7 @@ def centimetres(moved: np.ndarray) -> str:
 
 
 def displacement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """How far, in centimetres, on each axis?"""
+    """How far, in centimeters, on each axis?"""
     moved = motion.displacement(t)
     if isinstance(moved, Refused):
         return moved
@@ -134,7 +136,7 @@ def displacement(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
 
 
 def main_direction(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """On which axis, and which way on it, is the next movement largest?"""
+    """On which axis, and in which direction, is the next movement largest?"""
     moved = motion.displacement(t)
     if isinstance(moved, Refused):
         return moved
@@ -153,7 +155,7 @@ def main_direction(motion: Motion, t: int, rng: random.Random) -> Draft | Refuse
 
 
 def next_rotation(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """About which axis, and which way, does it turn most; or not at all?"""
+    """About which axis, and in which direction, does it turn most, if at all?"""
     turned = motion.rotation(t)
     if isinstance(turned, Refused):
         return turned
@@ -171,7 +173,10 @@ def next_rotation(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
 
 
 def degrees(turned: np.ndarray) -> str:
-    """[3] rotation vector, radians -> `tilt up 4 degrees, turn left 12 degrees`, whole ones; `0 degrees` for none."""
+    """Convert a rotation vector [3], in radians, to `tilt up 4 degrees, turn left 12 degrees`.
+
+    Whole degrees; `0 degrees` for none.
+    """
     whole = np.rint(np.degrees(turned)).astype(int).tolist()
     parts = [
         f"{TURNS[axis][n > 0]} {abs(n)} degree{'s'[: abs(n) - 1]}"
@@ -182,9 +187,10 @@ def degrees(turned: np.ndarray) -> str:
 
 
 def relative_pose(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """Where is the gripper sent, and how is it turned, relative to its pose now?
+    """To where is the gripper sent, and how is it turned, relative to its pose now?
 
-    Both are what the actions command: a measured position beside a commanded rotation would be no one's pose.
+    Both are what the actions command: a measured position with a commanded rotation would not be a
+    real pose.
     """
     moved, turned = motion.translation(t), motion.rotation(t)
     if isinstance(moved, Refused):
@@ -205,7 +211,7 @@ def relative_pose(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
 
 
 def pose_phrase(moved: np.ndarray, turned: np.ndarray) -> str:
-    """`move 5 cm right and 2 cm up, and turn left 12 degrees`"""
+    """Return `move 5 cm right and 2 cm up, and turn left 12 degrees`."""
     first = f"move {phrase(centimetres(moved).split(', '))}"
     second = degrees(turned)
     return (
@@ -228,7 +234,10 @@ def fingers_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
 
 
 def fingers_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """Should the gripper open, close or keep as it is? Asked of most frames it would be a question about keeping."""
+    """Should the gripper open, close or keep as it is?
+
+    Most frames that answer keep are skipped, or most questions would be about keeping.
+    """
     command = motion.command(t)
     if isinstance(command, Refused):
         return command
@@ -252,7 +261,7 @@ def quarter(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
 
 
 def subtask_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """What is the robot at?"""
+    """What is the robot doing now?"""
     name = motion.subtask(t)
     if isinstance(name, Refused):
         return name
@@ -262,7 +271,7 @@ def subtask_now(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
 
 
 def subtask_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """What follows it?"""
+    """What will the robot do next?"""
     name = motion.next_subtask(t)
     if isinstance(name, Refused):
         return name
@@ -280,7 +289,7 @@ def gripper_cell(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
 
 
 def gripper_trace(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """Where in the image will the gripper be, in three points?"""
+    """Where in the image will the gripper be, as three points?"""
     trace = motion.trace(t)
     if isinstance(trace, Refused):
         return trace
@@ -301,7 +310,7 @@ PRESENT = (
     StateType("fingers_now", "gripper", fingers_now),
     StateType("gripper_cell", "point", gripper_cell),
 )
-"""Types that ask what the image shows, whatever the task."""
+"""Types that ask what the image shows, regardless of the task."""
 FUTURE = (
     StateType("next_movement", "movement", next_movement),
     StateType("next_movement_choice", "letter", next_movement_choice),
@@ -317,5 +326,5 @@ FUTURE = (
 )
 """Types whose answer depends on the task."""
 ORDER = StateType("frame_order", "side", lambda motion, t, rng: NO_TASK)
-"""Asked of two frames side by side: `frame_order`."""
+"""The type asked about two frames side by side: `frame_order`."""
 STATE_TYPES = {kind.name: kind for kind in (*PRESENT, *FUTURE, ORDER)}

@@ -1,7 +1,7 @@
-"""Questions that a teacher MLLM writes about the frames of robot episodes (the paper's way to RoboAlign VQA).
+"""Let a teacher MLLM write questions about frames of robot episodes, as the paper's RoboAlign VQA.
 
-Every reply is kept on disk as it comes: the same request is never sent twice. What of it can be trained on,
-`answers.py` decides.
+Every reply is stored on disk when it arrives: the same request is never sent twice. `answers.py`
+decides what can be trained on.
 """
 
 import base64
@@ -32,9 +32,9 @@ from roboalign.questions.vqa.motion import Motion
 from roboalign.questions.vqa.states import facts, motion_sentence
 
 MAX_TOKENS = 4096
-"""Tokens of a reply; a teacher that reasons first needs most of them for that."""
+"""Maximum tokens of a reply; a teacher that reasons first needs most of them for that."""
 FAILED_IN_A_ROW = 5
-"""Requests that fail one after the other end the run: the endpoint is down, or takes none of them."""
+"""Consecutive failed requests that end the run: the endpoint is down, or rejects them all."""
 TEACHER_PROMPT = """\
 The image is one moment of a robot's work, frame {frame} of {frames}. The task is: {instruction}.
 {facts}
@@ -55,7 +55,7 @@ Reply with JSON alone: {{"questions": [{{"question": "...", "answer": "...", "re
 
 @dataclass(frozen=True)
 class _Asked:
-    """One frame, and what is known or under way about it."""
+    """One frame, and what is known or pending about it."""
 
     episode_id: str
     task: str
@@ -65,7 +65,7 @@ class _Asked:
 
 
 class TeacherQuestions:
-    """Questions that the model `model` writes (a `base.Generator`)."""
+    """Questions written by the model `model` (a `base.Generator`)."""
 
     name = "teacher"
 
@@ -77,9 +77,9 @@ class TeacherQuestions:
         self._under_way: dict[str, Future[TeacherReply | Fault]] = {}
 
     def questions(self, work: Iterable[Work]) -> Iterator[Made]:
-        """Frames are asked about ahead of what is yielded, at most twice as many as requests may be under way.
+        """Ask about frames ahead of what is yielded, up to twice the number of concurrent requests.
 
-        Raises RoboAlignError where the endpoint answers nothing any more; what it answered before is kept.
+        Raises RoboAlignError if the endpoint no longer answers; earlier answers are kept.
         """
         workers = self.client.endpoint.concurrency
         pool = ThreadPoolExecutor(workers, thread_name_prefix="teacher")
@@ -93,7 +93,7 @@ class TeacherQuestions:
                 made, seen = Made(), set()
                 if (
                     not self._failed
-                ):  # else the endpoint may be down: what failed is asked again by the next command
+                ):  # otherwise the endpoint may be down: the next command asks again what failed
                     yield from held
                     held = []
             yield from held
@@ -102,7 +102,7 @@ class TeacherQuestions:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def spent(self) -> dict[str, int]:
-        """Replies and tokens, as the endpoint counts them."""
+        """Return replies and tokens, as counted by the endpoint."""
         cache = self.cache
         counted = {
             "prompt_tokens": cache.prompt_tokens,
@@ -111,7 +111,7 @@ class TeacherQuestions:
         return {"replies": len(cache), **counted}
 
     def _ask_all(self, work: Iterable[Work], pool: ThreadPoolExecutor) -> Iterator[_Asked | None]:
-        """The frames in order; None ends each `Work`."""
+        """Yield the frames in order; None ends each `Work`."""
         for one in work:
             episode = one.episode
             try:
@@ -138,7 +138,7 @@ class TeacherQuestions:
         key = request_key(body)
         reply: Any = self._under_way.get(
             key
-        )  # where a data set holds an episode twice; an answer leaves it when kept
+        )  # for a data set that holds an episode twice; a kept answer is removed
         known = self.cache.get(key)
         if known is not None:
             reply = TeacherReply(
@@ -153,12 +153,12 @@ class TeacherQuestions:
         reply = self.client.ask(body)
         if isinstance(
             reply, TeacherReply
-        ):  # kept by the thread that got it: what waits for its turn would be lost by a kill
+        ):  # kept by the thread that received it: a kill would lose what waits for its turn
             self.cache.put(key, asdict(reply))
         return reply
 
     def _add(self, made: Made, asked: _Asked, seen: set[str]) -> None:
-        """Wait for the reply and keep what of it passes."""
+        """Wait for the reply and keep the part that passes."""
         reply = asked.reply.result() if isinstance(asked.reply, Future) else asked.reply
         if isinstance(reply, Fault):
             self._count_fault(reply, sent=isinstance(asked.reply, Future))
@@ -202,7 +202,7 @@ class TeacherQuestions:
 
 
 def read_ahead(items: Iterable[_Asked | None], most: int) -> Iterator[_Asked | None]:
-    """The same items, each once the `most` after it were made too."""
+    """Yield the same items, each after the next `most` have been created."""
     waiting: deque[_Asked | None] = deque()
     for item in items:
         waiting.append(item)
@@ -212,7 +212,7 @@ def read_ahead(items: Iterable[_Asked | None], most: int) -> Iterator[_Asked | N
 
 
 def teacher_prompt(motion: Motion, t: int) -> str:
-    """What the teacher is asked about a frame; what is known of it from the actions is told."""
+    """Return the prompt about a frame, including what the actions reveal about it."""
     config, episode = motion.config, motion.episode
     signs = motion.movement(t)
     known = facts(motion, t) + (
@@ -235,7 +235,7 @@ def teacher_prompt(motion: Motion, t: int) -> str:
 
 
 def request_body(model: str, prompt: str, png: bytes) -> dict[str, Any]:
-    """A chat completion request: the image as a data URL, then the prompt."""
+    """Return a chat completion request: the image as a data URL, then the prompt."""
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
     return {
@@ -246,27 +246,30 @@ def request_body(model: str, prompt: str, png: bytes) -> dict[str, Any]:
 
 
 TOKENS_A_QUESTION = 100
-"""Of a reply: a question, its answer and its reasoning, before any was seen."""
+"""Assumed tokens of a question, its answer and its reasoning, before any reply is known."""
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a run will ask for, before it does."""
+    """What a run will request, estimated in advance."""
 
     requests: int
     kept: int
-    """Of these, answered before."""
+    """The number of these already answered."""
     prompt_tokens: int
-    """Of those that remain: one for 4 characters of the prompt and one for 28 x 28 pixels of the image, which is how
-    Qwen2.5-VL counts; others count images otherwise."""
+    """Estimated for the remaining requests: one per 4 prompt characters and one per 28 x 28 image
+    pixels, as Qwen2.5-VL counts; other models count images differently."""
     completion_tokens: int
-    """Of those that remain: TOKENS_A_QUESTION for each question."""
+    """Estimated for the remaining requests: TOKENS_A_QUESTION per question."""
 
 
 def estimate(
     requests: int, kept: int, prompt: str, size: tuple[int, int], questions: int
 ) -> CostEstimate:
-    """`prompt` and `size` (width, height) are those of one request, the others being like it."""
+    """Estimate the cost of a run.
+
+    `prompt` and `size` (width, height) are those of one request; the others are similar.
+    """
     left = max(0, requests - kept)
     each = len(prompt) / 4 + size[0] * size[1] / 28**2
     return CostEstimate(
@@ -277,7 +280,10 @@ def estimate(
 def price(
     prompt_tokens: int, completion_tokens: int, price_in: float | None, price_out: float | None
 ) -> str:
-    """`, price 1.23`, in the currency of the prices, which are of a million tokens; "" where one is not given."""
+    """Return `, price 1.23` in the currency of the prices; "" if one price is missing.
+
+    Prices are per million tokens.
+    """
     if price_in is None or price_out is None:
         return ""
     return f", price {(prompt_tokens * price_in + completion_tokens * price_out) / 1e6:.2f}"

@@ -1,11 +1,13 @@
-"""Generated questions as a folder: shards of conversations, then a manifest of what they are and what was left out.
+"""Write generated questions to a folder: shards of conversations, then a manifest.
+
+The manifest says what they are and what was left out.
 
     plan.json        which frames of which episodes are asked about, under which settings
     train-*.parquet  conversations, at most _SHARD and the rest of a work of them in one file
     shards.jsonl     one line for each shard that is whole
     manifest.json    written last
 
-A run that was killed goes on after its last whole shard.
+A killed run continues after its last complete shard.
 """
 
 import json
@@ -27,33 +29,33 @@ from roboalign.episodes.robot_data import RobotData
 from roboalign.questions.vqa.base import Generator, Made, Work
 
 _SHARD = 1000
-"""Conversations from which on a shard is written."""
+"""Conversations after which a shard is written."""
 AT_ONCE = 100
-"""Most frames of one episode that are asked about before a shard can be written."""
+"""Maximum frames of one episode asked about before a shard can be written."""
 MOST_FAULTS = 100
-"""Faults that the manifest lists; beyond, they are only counted."""
+"""Maximum faults listed in the manifest; further ones are only counted."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which frames are asked about."""
+    """The frames to ask about."""
 
     lengths: list[tuple[str, int]]
     """(id, steps) of every episode, in the order of the data set."""
     frames: list[tuple[int, tuple[int, ...]]]
-    """(episode's place, frames), ascending; an episode of many frames comes several times."""
+    """(episode's place, frames), ascending; an episode with many frames has several entries."""
     faults: list[Fault]
     """Episodes that could not be read."""
 
     @property
     def count(self) -> int:
-        """How many frames."""
+        """Return the number of frames."""
         return sum(len(frames) for _, frames in self.frames)
 
 
 @dataclass
 class _Tally:
-    """What was made, and what was not and why."""
+    """What was made, and what was not made and why."""
 
     conversations: int = 0
     types: dict[str, Counter[str]] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class _Tally:
     episodes: list[str] = field(default_factory=list)
 
     def add(self, made: Made) -> None:
-        """Count what came of one work."""
+        """Count the result of one work."""
         for conversation in made.conversations:
             self.conversations += 1
             for turn in conversation.turns:
@@ -74,12 +76,12 @@ class _Tally:
         self.add_episodes([conversation.episode_id for conversation in made.conversations])
 
     def add_faults(self, faults: list[dict[str, str]], count: int) -> None:
-        """Count faults; list them while there is room."""
+        """Count faults, and list them while there is room."""
         self.fault_count += count
         self.faults += faults[: MOST_FAULTS - len(self.faults)]
 
     def add_episodes(self, ids: list[str]) -> None:
-        """List each once; one that comes in several works comes in a row."""
+        """List each episode once; the entries of one that is in several works are consecutive."""
         self.episodes += [ident for ident in dict.fromkeys(ids) if self.episodes[-1:] != [ident]]
 
     def merge(self, other: Mapping[str, Any]) -> None:
@@ -92,7 +94,7 @@ class _Tally:
         self.add_episodes(other["episodes"])
 
     def summary(self) -> dict[str, Any]:
-        """For JSON; names sorted, so that it does not tell in which order things came."""
+        """Return a summary for JSON; names are sorted, so the order of events does not show."""
         types = {name: dict(sorted(modes.items())) for name, modes in sorted(self.types.items())}
         modes = sum(self.types.values(), Counter[str]())
         return {
@@ -107,10 +109,10 @@ class _Tally:
 
 
 def make_plan(data: RobotData, count: int, seed: int, each: int | None = None) -> Plan:
-    """Draw `count` frames, each of the data set being as likely, or all where it has no more. Reads it once.
+    """Draw `count` frames of the data set uniformly, or all if there are fewer. Reads it once.
 
-    With `each`, they are drawn from that many evenly spaced frames of each episode. Raises RoboAlignError where no
-    episode can be read.
+    With `each`, frames are drawn from that many evenly spaced ones per episode. Raises
+    RoboAlignError if no episode can be read.
     """
     with Progress(f"look through {data.name}", total=None) as progress:
         lengths = []
@@ -121,7 +123,10 @@ def make_plan(data: RobotData, count: int, seed: int, each: int | None = None) -
 
 
 def spaced(length: int, each: int | None) -> Sequence[int]:
-    """Frames of an episode that may be drawn: the middles of `each` equal parts of it, all where it has no more."""
+    """Return the frames of an episode that may be drawn.
+
+    They are the middles of `each` equal parts, or all frames if there are no more than that.
+    """
     if each is None or each >= length:
         return range(length)
     return [(2 * part + 1) * length // (2 * each) for part in range(each)]
@@ -135,7 +140,7 @@ def draw_frames(
     name: str,
     each: int | None = None,
 ) -> Plan:
-    """The plan of a data set whose episodes are known."""
+    """Return the plan of a data set whose episodes are known."""
     frames_of = [spaced(length, each) for _, length in lengths]
     total = sum(map(len, frames_of))
     if not total:
@@ -143,7 +148,8 @@ def draw_frames(
         raise RoboAlignError(
             f"no episode could be read{first}", where=name, fix="check that it is complete"
         )
-    # The first of one order of all: more frames of the same data set are these and others, so answers serve again.
+    # Take the first frames of one fixed order: asking for more frames keeps the earlier ones, so
+    # cached answers still apply.
     drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count]).tolist()
     frames, place, before = [], 0, 0
     chosen: list[int] = []
@@ -171,12 +177,13 @@ def write_questions(
     shard: int = _SHARD,
     planned: Callable[[Plan], None] = lambda plan: None,
 ) -> dict[str, Any]:
-    """Write `count` conversations at most, one for each frame that is drawn (`make_plan`); return the manifest.
+    """Write at most `count` conversations, one per frame drawn (`make_plan`); return the manifest.
 
-    `settings` is what else makes the result: it stands in the manifest, and a folder of other settings is refused. The
-    same data set, generator, settings and seed give the same bytes. Raises RoboAlignError on another command at work in
-    the folder, on a data set that is not the one that the folder was begun with, where no question could be made, and,
-    where `data.strict`, on the first fault. `planned` is called before the first frame is asked about.
+    `settings` is everything else that determines the result: it is written to the manifest, and a
+    folder with other settings is refused. The same data set, generator, settings and seed give the
+    same bytes. `planned` is called before the first frame is asked about. Raises RoboAlignError if
+    another command uses the folder, if the data set is not the one that the folder was started
+    with, if no question could be made, and, with `data.strict`, on the first fault.
     """
     folder = Path(folder)
     settings = {
@@ -187,7 +194,7 @@ def write_questions(
         "shard": shard,
         "version": __version__,
     }
-    settings = json.loads(json.dumps(settings))  # as they are read back
+    settings = json.loads(json.dumps(settings))  # in the form in which they are read back
     with locked(folder):
         plan = open_plan(data, folder, count, seed, each, settings)
         if (folder / "manifest.json").exists():
@@ -230,9 +237,10 @@ def write_questions(
 def open_plan(
     data: RobotData, folder: Path, count: int, seed: int, each: int | None, settings: dict[str, Any]
 ) -> Plan:
-    """The plan that the folder was begun with, else a new one, also where nothing was made under other settings.
+    """Return the plan that the folder was started with, or a new one.
 
-    Raises RoboAlignError where something was.
+    A new one is also made if nothing was made yet under other settings. Raises RoboAlignError if
+    something was.
     """
     path = folder / "plan.json"
     begun = read_json(path, fix="remove the folder") if path.exists() else {}
@@ -264,7 +272,7 @@ def open_plan(
 
 
 def check_shards(folder: Path, done: list[dict[str, Any]]) -> None:
-    """Raise RoboAlignError where a shard that was written is not there any more, or another."""
+    """Raise RoboAlignError if a shard that was written is missing or has changed."""
     for record in done:
         path = folder / str(record["shard"])
         if record["shard"] and (not path.is_file() or hash_file(path) != record["sha256"]):
@@ -283,9 +291,9 @@ def write_shards(
     done: list[dict[str, Any]],
     shard: int,
 ) -> Iterator[dict[str, Any]]:
-    """Write the shards that are missing; yield the record of each once it is on the disk.
+    """Write the missing shards; yield the record of each once it is on disk.
 
-    The last record may have no shard: what was refused behind the last conversation.
+    The last record may have no shard: it lists what was refused after the last conversation.
     """
     skip, number = done[-1]["works"] if done else 0, sum(bool(record["shard"]) for record in done)
     held: list[Conversation] = []
@@ -318,9 +326,9 @@ def write_shards(
 
 
 def read_work(data: RobotData, plan: Plan, skip: int) -> Iterator[Work]:
-    """The planned work but the first `skip`, in order.
+    """Yield the planned work after the first `skip`, in order.
 
-    Raises RoboAlignError where the data set holds other episodes than when the plan was made.
+    Raises RoboAlignError if the data set has other episodes than when the plan was made.
     """
     wanted = iter(plan.frames[skip:])
     place, frames = next(wanted, (-1, ()))
