@@ -1,7 +1,8 @@
-"""The training mixture: conversations that pack action, question and reasoning turns in random order.
+"""Build the training mixture: conversations of action, question and reasoning turns.
 
-Packing is what makes reasoning before actions appear without ever being shown (paper, section 3.1): an action turn has
-no reasoning trace, but stands in one conversation with questions answered in both modes about the same image.
+The turns are in random order. This packing makes the model reason before actions without ever being
+shown that (paper, section 3.1). An action turn has no reasoning trace, but shares a conversation
+with questions about the same image, asked in both modes.
 """
 
 import platform
@@ -41,10 +42,11 @@ def build_mixture(
     config: MixConfig,
     out_dir: str | Path,
 ) -> dict[str, Any]:
-    """Write train-*.parquet, rl.parquet, heldout.parquet and manifest.json to `out_dir`; return the manifest.
+    """Write train-*.parquet, rl.parquet, heldout.parquet and manifest.json; return the manifest.
 
-    The folder appears whole or not at all. Raises RoboAlignError where two episodes share an id, where an episode lacks
-    what the questions need, or where the RL subset would be empty although `rl_share` asks for one.
+    They go to `out_dir`, which appears complete or not at all. Raises RoboAlignError if two
+    episodes share an id, if an episode lacks what the questions need, or if the RL subset would be
+    empty although `rl_share` is not 0.
     """
     ids = [episode.episode_id for episode in episodes]
     if not ids or len(set(ids)) != len(ids):
@@ -115,7 +117,10 @@ def build_mixture(
 def split_episodes(
     episodes: Sequence[Episode], config: MixConfig
 ) -> tuple[list[Episode], list[Episode]]:
-    """(training, held-out) episodes: of each task the share asked for, rounded; at least one is left to train on."""
+    """Return (training, held-out) episodes.
+
+    The held-out share is taken per task and rounded; at least one episode remains for training.
+    """
     by_task: dict[str, list[Episode]] = {}
     for episode in episodes:
         by_task.setdefault(episode.task, []).append(episode)
@@ -130,7 +135,10 @@ def split_episodes(
 
 
 def sample_frames(episodes: Sequence[Episode], config: MixConfig) -> list[tuple[Episode, int]]:
-    """One frame a conversation: a random episode, then a frame of it; none repeats before the episode is used up."""
+    """Return one frame per conversation: a random episode, then a random frame of it.
+
+    No frame repeats before its episode is used up.
+    """
     rng = random.Random(f"{config.seed}-frames")
     waiting: dict[str, list[int]] = {}
     frames = []
@@ -145,7 +153,7 @@ def sample_frames(episodes: Sequence[Episode], config: MixConfig) -> list[tuple[
 
 
 class Tally:
-    """Counts conversations and turns on their way to a shard."""
+    """Counts of conversations and turns on their way to a shard."""
 
     def __init__(self) -> None:
         self.conversations = self.turns = 0
@@ -156,7 +164,7 @@ class Tally:
     def count(
         self, conversations: Iterator[Conversation] | Sequence[Conversation]
     ) -> list[Conversation]:
-        """The conversations as a list, counted."""
+        """Return the conversations as a list, after counting them."""
         counted = list(conversations)
         for conversation in counted:
             self.conversations += 1
@@ -170,6 +178,9 @@ class Tally:
         return counted
 
     def summary(self) -> dict[str, Any]:
-        """Counts for the manifest: turns by kind, type and mode, conversations by task and source."""
+        """Return counts for the manifest.
+
+        They are turns by kind, type and mode, and conversations by task and source.
+        """
         by = {name: dict(sorted(counter.items())) for name, counter in self.by.items()}
         return {"conversations": self.conversations, "turns": self.turns, **by}

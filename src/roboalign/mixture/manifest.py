@@ -1,4 +1,4 @@
-"""Checks on a mixture on disk: it is what its manifest says, and nothing that is evaluated was trained on."""
+"""Check a mixture on disk: it matches its manifest, and contains no evaluation data."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,14 +17,14 @@ from roboalign.mixture.builder import Tally
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """manifest.json of a mixture."""
+    """Return manifest.json of a mixture."""
     return read_json(Path(folder) / "manifest.json", fix="build the mixture first")
 
 
 def verify_manifest(folder: str | Path) -> dict[str, Any]:
     """Recompute every hash and count of a mixture; return the manifest.
 
-    Raises RoboAlignError naming the shard or the split that differs.
+    Raises RoboAlignError naming the shard or split that differs.
     """
     folder, fix = Path(folder), "build the mixture again"
     manifest = read_manifest(folder)
@@ -53,10 +53,11 @@ def assert_disjoint(
     evaluation_episode_ids: Iterable[str],
     evaluation_images: Iterable[bytes] = (),
 ) -> None:
-    """Raise RoboAlignError where an evaluation episode, or an evaluation image (PNG), is in the training data.
+    """Raise RoboAlignError if an evaluation episode or image (PNG) is in the training data.
 
-    Training data are the training episodes that the manifest lists and every row of the train and rl shards, so that a
-    row that the manifest does not know of is found as well. Images are compared by the sha256 of their PNG file.
+    Training data are the training episodes in the manifest and every row of the train and rl
+    shards, so that a row missing from the manifest is found too. Images are compared by the sha256
+    of their PNG file.
     """
     evaluated = set(evaluation_episode_ids)
     image_hashes = {image_hash(png) for png in evaluation_images}

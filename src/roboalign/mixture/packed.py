@@ -1,4 +1,4 @@
-"""Packed conversations: from frames to turns about one image, in random order."""
+"""Pack conversations: turn frames into turns about one image, in random order."""
 
 import random
 from collections import Counter
@@ -22,27 +22,27 @@ from roboalign.questions.sentences import World
 
 
 class MixConfig(Config):
-    """What the mixture holds."""
+    """The contents of the mixture."""
 
     conversations: int = Field(20_000, ge=1)
     """Number of training conversations."""
     min_turns: int = Field(4, ge=1, le=1000)
-    """Fewest turns of a conversation."""
+    """Minimum turns of a conversation."""
     max_turns: int = Field(8, ge=1, le=1000)
-    """Most turns of a conversation."""
+    """Maximum turns of a conversation."""
     action_share: float = Field(0.8, ge=0, le=1)
-    """Share of the conversations that hold one action turn."""
+    """Share of the conversations with one action turn."""
     think_share: float = Field(0.45, ge=0, le=1)
-    """Share of the question turns that are asked in think mode."""
+    """Share of the question turns asked in think mode."""
     weights: dict[str, Weight] = Field(
         {"general": 1.0, "spatial": 3.0, "state": 1.0, "planning": 3.0}
     )
-    """Relative weight of the question groups; the types of a group are equally likely. `trace`, the path of the gripper
-    in the image, is asked, and measured, only where it is named."""
+    """Relative weights of the question groups; the types of a group are equally likely. `trace`,
+    the gripper's path in the image, is asked and measured only if it is listed."""
     rl_share: float = Field(0.0056, ge=0, lt=0.01)
     """RL samples as a share of the SFT samples (turns); the paper uses 12.8K of 2.28M."""
     heldout_episode_share: float = Field(0.1, ge=0, lt=1)
-    """Share of each task's episodes that is kept out of training and gives the held-out questions."""
+    """Share of each task's episodes excluded from training and used for the held-out questions."""
     heldout_questions: int = Field(40, ge=0)
     """Held-out questions of each type; each is asked in both modes."""
     heldout_actions: int = Field(400, ge=0)
@@ -50,11 +50,11 @@ class MixConfig(Config):
     camera: str = "workspace"
     """The camera whose image the model sees."""
     grid: int = Field(32, ge=4, le=1000)
-    """Cells a side of the image, in which points are given."""
+    """Cells per side of the image for point coordinates."""
     seed: Seed = 0
-    """Fixes every draw: the same episodes and settings give the same bytes."""
+    """Fixes every random draw: the same episodes and settings give the same bytes."""
     shard_size: int = Field(5_000, ge=1)
-    """Conversations in one parquet file."""
+    """Conversations per parquet file."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "MixConfig":
@@ -70,7 +70,7 @@ class MixConfig(Config):
 
 @dataclass
 class PackedSource:
-    """What samples are drawn from: the episodes of one split and all that turns a frame into samples."""
+    """The source of samples: the episodes of one split and what turns a frame into samples."""
 
     episodes: list[Episode]
     world: World
@@ -79,7 +79,7 @@ class PackedSource:
     config: MixConfig
     scenes: dict[str, EpisodeScenes] = field(default_factory=dict)
     undrawn: Counter[str] = field(default_factory=Counter)
-    """type -> how often it was drawn for a frame of which it cannot be asked."""
+    """type -> how often it was drawn for a frame to which it does not apply."""
 
     def __post_init__(self) -> None:
         settings = (self.config.camera, self.config.grid, self.fast.horizon)
@@ -88,7 +88,7 @@ class PackedSource:
         }
 
     def targets(self, frames: Sequence[tuple[Episode, int]]) -> tuple[np.ndarray, list[list[int]]]:
-        """Normalised clean chunks [N, H, A] of these frames and their FAST ids."""
+        """Return normalized clean chunks [N, H, A] of these frames and their FAST ids."""
         horizon = self.fast.horizon
         chunks = self.stats.normalize(
             np.stack([episode.chunk(t, horizon) for episode, t in frames])
@@ -99,7 +99,7 @@ class PackedSource:
 def training_conversations(
     source: PackedSource, frames: Sequence[tuple[Episode, int]], with_action: Sequence[bool]
 ) -> Iterator[Conversation]:
-    """The training conversations in order; actions are encoded a shard at a time."""
+    """Yield the training conversations in order; actions are encoded one shard at a time."""
     config = source.config
     for first in range(0, len(frames), config.shard_size):
         numbers = range(first, min(first + config.shard_size, len(frames)))
@@ -127,7 +127,7 @@ def training_conversations(
 def question_turns(
     source: PackedSource, episode: Episode, t: int, count: int, rng: random.Random
 ) -> list[Turn]:
-    """`count` questions of different types about one frame, each in a mode of its own."""
+    """Return `count` questions of different types about one frame, each with its own mode."""
     config = source.config
     scene = source.scenes[episode.episode_id].at(t)
     waiting = draw_types(config.weights, rng)
@@ -144,9 +144,10 @@ def question_turns(
 
 
 def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
-    """All question types of positive weight in a weighted random order, the first drawn last in the list.
+    """Return all question types of positive weight in a weighted random order.
 
-    Sampling without replacement by the exponential keys of Efraimidis and Spirakis (2006).
+    The first drawn is last in the list. Samples without replacement, using the exponential keys of
+    Efraimidis and Spirakis (2006).
     """
     sizes = Counter(kind.group for kind in QUESTION_TYPES.values())
     keyed = [
@@ -158,7 +159,7 @@ def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
 
 
 def question_turn(question: Question, mode: Mode, *, lead: bool = False) -> Turn:
-    """A question as a turn with its prompt and reply."""
+    """Return a question as a turn with its prompt and reply."""
     label = label_of(question.type)
     reply = prompts.reply(prompts.answer(question.answer, label), question.reasoning)
     text = prompts.question(question.text, mode, label, lead=lead)
@@ -168,7 +169,10 @@ def question_turn(question: Question, mode: Mode, *, lead: bool = False) -> Turn
 def action_turn(
     episode: Episode, ids: Sequence[int], mode: Mode, rng: random.Random | None = None
 ) -> Turn:
-    """The action question, with `rng` in a random wording. Its answer never has a reasoning, in either mode."""
+    """Return the action question; with `rng`, in a random wording.
+
+    Its answer has no reasoning in either mode.
+    """
     expected = prompts.action_answer(ids)
     wording, lead = (
         (rng.randrange(len(prompts.NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
@@ -183,7 +187,10 @@ def rl_conversations(
     with_action: Sequence[bool],
     sft_turns: int,
 ) -> list[Conversation]:
-    """The RL subset: action samples of the training set, asked in think mode, with target ids and chunk."""
+    """Return the RL subset: action samples of the training set with target ids and chunk.
+
+    They are asked in think mode.
+    """
     acting = [i for i, acts in enumerate(with_action) if acts]
     count = min(int(source.config.rl_share * sft_turns), len(acting))
     if source.config.rl_share > 0 and not count:
@@ -202,7 +209,7 @@ def rl_conversations(
 def action_samples(
     source: PackedSource, frames: Sequence[tuple[Episode, int]], modes: Sequence[Mode], prefix: str
 ) -> Iterator[Conversation]:
-    """Single-turn action conversations with target ids and chunk, one of each mode for each frame."""
+    """Yield single-turn action conversations with target ids and chunk, one per mode and frame."""
     chunks, ids = source.targets(frames)
     for number, ((episode, t), chunk, target) in enumerate(zip(frames, chunks, ids)):
         for mode in modes:
@@ -223,7 +230,7 @@ def action_samples(
 def unseen_frames(
     episodes: Sequence[Episode], camera: str, training_hashes: set[str]
 ) -> tuple[list[tuple[Episode, int]], int]:
-    """(frames whose image is no training image, how many were dropped because it is)."""
+    """Return the frames whose image is not a training image, and how many were dropped."""
     frames = [(episode, t) for episode in episodes for t in range(len(episode))]
     kept = [
         (episode, t)
@@ -236,7 +243,10 @@ def unseen_frames(
 def heldout_conversations(
     source: PackedSource, frames: Sequence[tuple[Episode, int]]
 ) -> Iterator[Conversation]:
-    """Single-turn questions of every type and action samples, each in both modes, from held-out frames."""
+    """Yield single-turn questions of every type and action samples from held-out frames.
+
+    Each is asked in both modes.
+    """
     config = source.config
     if not frames:
         return
@@ -249,7 +259,7 @@ def heldout_conversations(
             episode, t = rng.choice(frames)
             scene = source.scenes[episode.episode_id].at(t)
             for mode in MODES:
-                # The same seed, so that both modes ask the same question.
+                # Use the same seed, so that both modes ask the same question.
                 question = ask(
                     name,
                     mode,

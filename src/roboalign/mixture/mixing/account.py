@@ -1,4 +1,4 @@
-"""What became of every sample: counts that must add up, and the list of what was left out."""
+"""Account for every sample: counts that must add up, and the list of what was left out."""
 
 import json
 import re
@@ -21,16 +21,17 @@ _PARTS = (
     "faults",
     "not_drawn",
 )
-"""What a sample that was found can become: these add up to `found`."""
+"""The outcomes of a sample that was found; their counts add up to `found`."""
 REASONS = 20
-"""Different reasons that are counted by name."""
+"""Maximum number of different reasons counted by name."""
 
 
 def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[str, Any]]:
-    """What became of the samples of each source.
+    """Return the outcomes of the samples of each source.
 
     found = kept + heldout + heldout_seen + duplicates + leaks + refused + faults + not_drawn, and
-    asked = kept + repeats + short. Each is counted by itself. An episode that is broken counts as one sample.
+    asked = kept + repeats + short. Each is counted independently. A broken episode counts as one
+    sample.
     """
     result = {}
     for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
@@ -76,13 +77,16 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
 
 
 def check_sums(name: str, row: dict[str, int]) -> None:
-    """Every sample is accounted for."""
+    """Check that every sample is accounted for."""
     assert row["found"] == sum(row[part] for part in _PARTS), (name, row)
     assert row["asked"] == row["kept"] + row["repeats"] + row["short"], (name, row)
 
 
 def reasons(index: sqlite3.Connection, source: int) -> dict[str, int]:
-    """How often each reason for leaving a sample out came; names and numbers in it do not count as different."""
+    """Return how often each reason for leaving out a sample occurred.
+
+    Names and numbers in a reason are ignored.
+    """
     counts: dict[str, int] = {}
     for what, reason, times in index.execute(
         "SELECT what, reason, count(*) FROM dropped WHERE source = ? AND "
@@ -97,14 +101,14 @@ def reasons(index: sqlite3.Connection, source: int) -> dict[str, int]:
 
 
 def _plain(reason: str) -> str:
-    """A reason without what is quoted and without numbers."""
+    """Return a reason without its quoted parts and numbers."""
     return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "..", reason))[:120]
 
 
 def note_duplicates(index: sqlite3.Connection, config: MixtureConfig) -> None:
-    """List the samples whose content another one has, with that one.
+    """List the samples whose content equals another one's, with that one.
 
-    What was looked at beyond the last sample that a source needed was not drawn, whatever its content.
+    Samples examined after the last one that a source needed were not drawn, whatever their content.
     """
     for number, asked in enumerate(config.asked()):
         last, kept = index.execute(
@@ -133,7 +137,7 @@ def note_duplicates(index: sqlite3.Connection, config: MixtureConfig) -> None:
 
 
 def list_dropped(index: sqlite3.Connection, config: MixtureConfig, path: Path) -> None:
-    """Write what was left out, one line a sample, in the order of the sources."""
+    """Write what was left out, one line per sample, in the order of the sources."""
     with atomic_path(path) as temporary, temporary.open("w") as file:
         for source, *values in index.execute(
             "SELECT source, id, what, reason, other FROM dropped ORDER BY source, part, place, what"
@@ -154,7 +158,10 @@ def list_dropped(index: sqlite3.Connection, config: MixtureConfig, path: Path) -
 
 
 def images(index: sqlite3.Connection) -> dict[str, int]:
-    """How many different images train: by their bytes, and by their perceptual hash (frames of one camera share it)."""
+    """Return how many different images are trained on.
+
+    They are counted by their bytes, and by their perceptual hash (frames of one camera share it).
+    """
     query = "SELECT count(DISTINCT {}) FROM kept k JOIN drawn d ON d.item = k.item"
     return {
         "different": store.number(index, query.format("sha")),
@@ -163,7 +170,10 @@ def images(index: sqlite3.Connection) -> dict[str, int]:
 
 
 def account_text(manifest: dict[str, Any]) -> str:
-    """The account as a table: asked = kept + repeats + short, and found = the columns behind it."""
+    """Return the account as a table.
+
+    asked = kept + repeats + short, and found = the columns after it.
+    """
     columns = ("asked", "repeats", "short", "found", *_PARTS)
     width = max(len(name) for name in [*manifest["sources"], "source"])
     lines = [" ".join([f"{'source':{width}}", *(f"{name:>12}" for name in columns)])]

@@ -1,4 +1,7 @@
-"""A mixture from any sources: two passes over them, an index on disk between, and the manifest that rebuilds it."""
+"""Build a mixture from any sources, in two passes with an index on disk between them.
+
+The manifest can rebuild it.
+"""
 
 import hashlib
 import shutil
@@ -38,11 +41,11 @@ from roboalign.mixture.mixing.tasks import processes, run_tasks
 from roboalign.mixture.mixing.tokens import check_same_actions, make_tokens
 
 _Lengths = Callable[[Path, Path], None]
-"""Writes the tokenised lengths of the samples of a shard (first path) to the second."""
+"""Write the tokenized lengths of the samples of a shard (first path) to the second path."""
 
 
 class Building:
-    """A mixture while it is made: its settings, parts and folder, the index, and the processes that share the work."""
+    """A mixture being built: its settings, parts, folder, index and worker processes."""
 
     def __init__(
         self, config: MixtureConfig, work: Path, pool: Executor | None, workers: int
@@ -57,7 +60,7 @@ class Building:
     def run(
         self, label: str, function: Callable[..., Any], tasks: list[tuple[Any, ...]]
     ) -> list[Any]:
-        """The results of independent tasks."""
+        """Return the results of independent tasks."""
         return run_tasks(f"mix: {label}", self.pool, function, tasks, self.workers)
 
 
@@ -69,14 +72,14 @@ def build(
     lengths: _Lengths | None = None,
     expected: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the mixture to the folder `out`, which appears whole; return its manifest.
+    """Write the mixture to the folder `out`, which appears complete; return its manifest.
 
-    Written are train-*.parquet, and rl.parquet, heldout.parquet, tokenizer/ and *.lengths.npy where asked, with
-    dropped.jsonl, rl-ids.txt and manifest.json. A call that was killed is gone on with by the same call. `expected`
-    is a manifest to be rebuilt: the shards must be its shards.
+    Written are train-*.parquet, and rl.parquet, heldout.parquet, tokenizer/ and *.lengths.npy if
+    requested, with dropped.jsonl, rl-ids.txt and manifest.json. Repeating a killed call continues
+    it. `expected` is a manifest to rebuild: the shards must match its shards.
 
-    Raises RoboAlignError where a source cannot be read or has fewer samples than asked, where `out` is there already,
-    and where a source or a shard is not what `expected` lists.
+    Raises RoboAlignError if a source cannot be read or has fewer samples than requested, if `out`
+    exists, and if a source or a shard is not what `expected` lists.
     """
     out = Path(out)
     work = out.parent / f".{out.name}.building"
@@ -85,7 +88,7 @@ def build(
         if isinstance(there, dict) and there.get("settings") == dump(config):
             shutil.rmtree(
                 work, ignore_errors=True
-            )  # a kill between the last rename and this leaves it
+            )  # left by a kill between the last rename and this line
             return there
         raise RoboAlignError(
             "the folder is there already", where=str(out), fix="give another --out, or remove it"
@@ -128,7 +131,7 @@ def build(
 
 
 def check_some(index: sqlite3.Connection) -> None:
-    """Raise RoboAlignError where no sample is left to train on."""
+    """Raise RoboAlignError if no sample is left to train on."""
     if store.number(index, "SELECT count(*) FROM kept"):
         return
     lost = ", ".join(
@@ -145,7 +148,10 @@ def check_some(index: sqlite3.Connection) -> None:
 
 
 def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
-    """`parts_of` of every source. Raises the RoboAlignError of the first that cannot be read, naming the others."""
+    """Return `parts_of` of every source.
+
+    Raises the RoboAlignError of the first unreadable source, naming the others.
+    """
     found, errors = [], []
     for number, source in enumerate(config.sources):
         try:
@@ -160,9 +166,10 @@ def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
 
 
 def begin(building: Building) -> None:
-    """Empty the working folder where it belongs to other settings or to files that have changed since.
+    """Empty the working folder if its settings or files have changed.
 
-    The images of question-answering sources are not looked at: a change of them while the mixture is made goes unseen.
+    The images of question-answering sources are not checked: a change to them during the build goes
+    unnoticed.
     """
     config, digest = building.config, hashlib.sha256()
     given = [
@@ -191,7 +198,7 @@ def begin(building: Building) -> None:
 
 
 def _scan(building: Building, index: sqlite3.Connection) -> dict[str, str]:
-    """First pass: which samples there are. Returns the fingerprint of each file."""
+    """Run the first pass: find the samples. Returns the fingerprint of each file."""
     work, config = building.work, building.config
     found = building.run(
         "what there is", scan_part, [(work, config, part) for part in building.parts]
@@ -228,7 +235,7 @@ def _scan(building: Building, index: sqlite3.Connection) -> dict[str, str]:
 
 
 def evaluate(building: Building) -> dict[str, Any] | None:
-    """Read what is evaluated on; what the manifest says of it."""
+    """Read the evaluation sets; return their entry in the manifest."""
     if not building.config.evaluation:
         return None
     told = building.work / "evaluation.json"
@@ -244,7 +251,7 @@ def evaluate(building: Building) -> dict[str, Any] | None:
 
 
 def _digest_of(evaluation: dict[str, Any] | None) -> dict[str, str]:
-    """What `check_same` takes: the fingerprint of all images that are evaluated on."""
+    """Return the fingerprint of all evaluation images, as `check_same` takes it."""
     return {"images": evaluation["sha256"]} if evaluation else {}
 
 
@@ -286,7 +293,10 @@ def _fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None
 
 
 def examine(building: Building, index: sqlite3.Connection) -> None:
-    """Second pass: look at what is drawn, in rounds until no source lacks a sample or has more to look at."""
+    """Run the second pass: examine what is drawn.
+
+    It repeats in rounds until no source lacks a sample or has more to examine.
+    """
     config, work = building.config, building.work
     turn = store.number(index, "SELECT count(*) FROM done WHERE step LIKE 'looked %'")
     while True:
@@ -315,7 +325,7 @@ def examine(building: Building, index: sqlite3.Connection) -> None:
 def take_over(
     building: Building, index: sqlite3.Connection, slices: list[tuple[Part, int]], turn: int
 ) -> None:
-    """Put what the tasks of a round found into the index."""
+    """Copy what the tasks of a round found into the index."""
     with store.transaction(index, f"looked {turn}"):
         for part, k in slices:
             path = examined_file(building.work, part, turn, k)
@@ -334,7 +344,7 @@ def take_over(
 
 
 def _write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[str, Any]]:
-    """Write the shards of every split; name -> sha256 and counts."""
+    """Write the shards of every split; return name -> sha256 and counts."""
     tasks = []
     for split in ("train", "rl", "heldout"):
         count = store.number(index, "SELECT count(*) FROM placed WHERE split = ?", split)
@@ -352,7 +362,7 @@ def _write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[
 
 
 def add_lengths(building: Building, lengths: _Lengths, manifest: dict[str, Any]) -> None:
-    """Write the tokenised length of every training sample beside its shard."""
+    """Write the tokenized length of every training sample next to its shard."""
     out = building.work / "out"
     pairs = [
         (out / name, out / f"{Path(name).stem}.lengths.npy")
@@ -364,7 +374,7 @@ def add_lengths(building: Building, lengths: _Lengths, manifest: dict[str, Any])
 
 
 def check_same(what: str, found: dict[str, str], expected: dict[str, str] | None) -> None:
-    """Raise RoboAlignError where a file is not the one that the manifest to be rebuilt lists."""
+    """Raise RoboAlignError if a file differs from the manifest to rebuild."""
     if expected is None or found == expected:
         return
     name = next(

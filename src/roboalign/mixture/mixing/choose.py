@@ -1,4 +1,7 @@
-"""Which samples are looked at, which of them train, and in what order: decided in the index, by hashes."""
+"""Choose which samples are examined, which are trained on, and their order.
+
+The index decides, by hashes.
+"""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -16,11 +19,14 @@ from roboalign.mixture.mixing.keys import key_of
 from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages
 
 SPARE = 100
-"""One sample in so many is looked at beyond those asked, for those that fall out: a second round reads all anew."""
+"""One in this many samples is examined in addition, to replace those that drop out.
+
+A second round would read everything again.
+"""
 
 
 def check_enough(index: sqlite3.Connection, config: MixtureConfig) -> None:
-    """Raise RoboAlignError where a source has fewer samples than asked, and may not be repeated."""
+    """Raise RoboAlignError if a source has too few samples and may not be repeated."""
     for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
         there = store.number(index, "SELECT count(*) FROM items WHERE source = ?", number)
         if not there or (there < asked and not source.repeat):
@@ -43,7 +49,10 @@ def check_enough(index: sqlite3.Connection, config: MixtureConfig) -> None:
 
 
 def draw(index: sqlite3.Connection, config: MixtureConfig, turn: int) -> None:
-    """Choose what is looked at in this round: of each source the next samples by key, as many as are missing."""
+    """Choose what this round examines: the next samples of each source by key.
+
+    As many are chosen as are missing.
+    """
     with store.transaction(index, f"round {turn}"):
         for number, missing in enumerate(missing_of(index, config)):
             if missing:
@@ -61,7 +70,7 @@ def draw(index: sqlite3.Connection, config: MixtureConfig, turn: int) -> None:
 
 
 def missing_of(index: sqlite3.Connection, config: MixtureConfig) -> list[int]:
-    """How many samples each source lacks; 0 where all it has were looked at."""
+    """Return how many samples each source lacks; 0 if all of its samples were examined."""
     result = []
     for number, asked in enumerate(config.asked()):
         kept = store.number(index, "SELECT count(*) FROM kept WHERE source = ?", number)
@@ -73,9 +82,10 @@ def missing_of(index: sqlite3.Connection, config: MixtureConfig) -> list[int]:
 
 
 def settle(index: sqlite3.Connection, config: MixtureConfig) -> None:
-    """Keep of each source the first good samples by key, as many as asked, none with the content of another.
+    """Keep the first good samples of each source by key, as many as requested, without duplicates.
 
-    Of two with one content that of the earlier source stays, in one source that of the smaller key.
+    Of two samples with the same content, that of the earlier source is kept; within one source,
+    that of the smaller key.
     """
     index.execute("BEGIN")
     index.execute("DELETE FROM kept")
@@ -90,7 +100,7 @@ def settle(index: sqlite3.Connection, config: MixtureConfig) -> None:
 
 
 def place_drawn(index: sqlite3.Connection, config: MixtureConfig, work: Path) -> None:
-    """Repeat what is to be repeated, take the RL subset and the held-out set, and put each split in its order."""
+    """Add repeats, choose the RL subset and the held-out set, and order each split."""
     index.create_function("key_of", -1, key_of, deterministic=True)
     with store.transaction(index, "placed"):
         for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
@@ -122,7 +132,7 @@ def place_drawn(index: sqlite3.Connection, config: MixtureConfig, work: Path) ->
 
 
 def place_rl(index: sqlite3.Connection, config: MixtureConfig, order: str) -> None:
-    """The RL subset: of the source's kept samples those that a hash of its own puts first."""
+    """Choose the RL subset: the kept samples of the source that come first by a separate hash."""
     assert config.rl
     number = [source.name for source in config.sources].index(config.rl.source)
     index.execute(
@@ -142,7 +152,10 @@ def place_rl(index: sqlite3.Connection, config: MixtureConfig, order: str) -> No
 
 
 def release_seen(index: sqlite3.Connection, config: MixtureConfig, work: Path) -> None:
-    """Take out of the held-out set what training shows too, in another file: the same bytes or the same picture."""
+    """Remove from the held-out set what training also shows in another file.
+
+    That is an image with the same bytes or the same picture.
+    """
     held = "SELECT d.item, d.sha, d.look, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'heldout'"
     count = store.number(index, f"SELECT count(*) FROM ({held})")
     images, items = np.zeros(count, dtype=LOOK_DTYPE), np.zeros(count, dtype=np.int64)
@@ -170,8 +183,11 @@ def release_seen(index: sqlite3.Connection, config: MixtureConfig, work: Path) -
 def looks(
     index: sqlite3.Connection, work: Path, query: str
 ) -> Iterator[tuple[int, int, int, Callable[[], np.ndarray]]]:
-    """(item, first bytes of the sha256, hash, what reads the thumbnail) of samples; `query` gives the first three and
-    the file. The thumbnail is to be read before the next sample is asked for."""
+    """Yield (item, first bytes of the sha256, hash, function that reads the thumbnail) of samples.
+
+    `query` gives the first three and the file. Read the thumbnail before requesting the next
+    sample.
+    """
     for file, group in groupby(
         index.execute(f"{query} ORDER BY d.file, d.item"), key=itemgetter(3)
     ):
@@ -181,7 +197,7 @@ def looks(
 
 
 def thumb_of(rows: sqlite3.Connection, item: int) -> np.ndarray:
-    """uint8 [256], the thumbnail of a sample that was looked at."""
+    """Return uint8 [256], the thumbnail of an examined sample."""
     return np.frombuffer(
         rows.execute("SELECT thumb FROM rows WHERE item = ?", (item,)).fetchone()[0], np.uint8
     )

@@ -1,4 +1,4 @@
-"""What a mixture file says: the sources and how many samples of each, and what must not be in training."""
+"""Define the mixture file: the sources, samples of each, and what training must exclude."""
 
 import difflib
 import typing
@@ -28,60 +28,61 @@ KIND_OF = {"robot": ("action",), "qa": ("general", "embodied", "reasoning")}
 
 
 class AnswersConfig(Config):
-    """Which answers of a question-answering file are read into the normal form."""
+    """How to convert the answers of a question-answering file to the normal form."""
 
     kinds: tuple[Literal["points", "boxes", "choice"], ...] = ()
-    """What the answers hold besides free text."""
+    """What the answers contain besides free text."""
     style: Style | None = None
-    """In what points and boxes are written; pixels are of the image as stored."""
+    """Coordinate style of points and boxes; pixels refer to the image as stored."""
 
 
 class SourceConfig(Config):
-    """One source: exactly one of `robot`, `preset`, `qa` and `conversations`, and one of `count` and `weight`."""
+    """One source: one of `robot`, `preset`, `qa`, `conversations`; one of `count`, `weight`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """What the source is called; it stands before the ids of its samples and decides which are drawn."""
+    """Name of the source; it prefixes the ids of its samples and affects which are drawn."""
     robot: str | None = None
     """Robot data of any format: each of its frames is an action sample."""
     named: str | None = None
-    """Of robot data: the path in the mixture file, noted where `--at` gives another. Ids that hold the name of a folder
-    hold that of this path, so that they are the same wherever the data lies."""
+    """For robot data: the path in the mixture file, recorded if `--at` gives another. Ids that
+    contain a folder name use that of this path, so that they do not depend on where the data is
+    stored."""
     preset: str | None = None
-    """A source of the paper (qa/presets.py) or of an installed package; `path` is the folder of its download."""
+    """A source of the paper (qa/presets.py) or of an installed package, downloaded to `path`."""
     qa: str | None = None
     """A .json, .jsonl or .parquet file of questions and answers."""
     conversations: str | None = None
     """A folder of conversation shards (train-*.parquet): a mixture, generated questions, distilled reasoning."""
     count: int | None = Field(None, ge=1)
-    """Samples of it; a sample is one record, conversation or action."""
+    """Number of its samples; a sample is one record, conversation or action."""
     weight: float | None = Field(None, gt=0, le=1e12)
-    """Share of what `total` leaves to the sources without a count, relative to their weights."""
+    """Share of what `total` leaves for the sources without a count, relative to their weights."""
     repeat: bool = False
-    """Whether a source with fewer samples than asked is gone through again until they are reached."""
+    """Whether to repeat a source that has fewer samples than requested."""
     kind: Literal["general", "embodied", "reasoning", "action"] | None = None
-    """Of a qa file: general (as where it is not given), embodied or reasoning. A robot source is action."""
+    """For a qa file: general (the default), embodied or reasoning. A robot source is action."""
     path: str | None = None
-    """Of a preset: the folder of its download."""
+    """For a preset: its download folder."""
     layout: str = "llava"
-    """Of a qa file: messages, llava, sharegpt or pairs."""
+    """For a qa file: messages, llava, sharegpt or pairs."""
     images: str | None = None
-    """Of a qa file: the folder, .zip or .tar of its images; the file's own folder where it is not given."""
+    """For a qa file: the folder, .zip or .tar of its images; by default the file's own folder."""
     links: bool = False
-    """Of a qa file: whether an image may be a link that leads out of the image folder."""
+    """For a qa file: whether an image may be a link that leaves the image folder."""
     answers: AnswersConfig = AnswersConfig()
-    """Of a qa file: how its answers are written."""
+    """For a qa file: how its answers are written."""
     format: str | None = None
-    """Of robot data: its format, where the files do not tell."""
+    """For robot data: its format, if the files do not show it."""
     read: dict[str, Any] = Field(default_factory=dict)
-    """Of robot data: options of the format's reader, for example {fps: 5}."""
+    """For robot data: options of the format's reader, for example {fps: 5}."""
     space: str | None = None
-    """Of robot data: what its actions mean, by name."""
+    """For robot data: what its actions mean, by name."""
     camera: str | None = None
-    """Of robot data: the camera; needed where there are several."""
+    """For robot data: the camera; required if there are several."""
 
     @property
     def place(self) -> str:
-        """Which of PLACES the source is."""
+        """Return which of PLACES the source is."""
         return next(name for name in PLACES if getattr(self, name) is not None)
 
     @model_validator(mode="after")
@@ -109,26 +110,27 @@ class SourceConfig(Config):
 
 
 class TokensConfig(Config):
-    """The FAST tokenizer of the action samples: one that is there, or one fitted on them."""
+    """The FAST tokenizer of the action samples: an existing one, or one fitted on them."""
 
     path: str | None = None
-    """A FAST folder, or the tokenizer/ folder of a mixture or a run, whose action statistics are then used too."""
+    """A FAST folder, or tokenizer/ of a mixture or run, whose action statistics are then used."""
     fit: bool = False
-    """Fit one on the drawn samples."""
+    """Fit a tokenizer on the drawn samples."""
     horizon: int = Field(16, ge=1, le=10_000)
-    """Action steps a chunk."""
+    """Action steps per chunk."""
     scale: float = Field(10.0, ge=1e-6, le=1e6)
-    """Factor before rounding a DCT coefficient, of a fitted one."""
+    """For a fitted tokenizer: factor applied to DCT coefficients before rounding."""
     vocab_size: int = Field(1024, ge=8, le=1_000_000)
-    """Entries of the fitted byte-pair vocabulary."""
+    """For a fitted tokenizer: size of its byte-pair vocabulary."""
     chunks: int = Field(100_000, ge=1)
-    """Most chunks on which the statistics and the tokenizer are fitted: the first that are drawn."""
+    """Maximum chunks used to fit the statistics and the tokenizer: the first that are drawn."""
     mixed: bool = False
-    """Whether sources whose dimensions have other names, or other rates, may share statistics without a `space`."""
+    """Whether sources with other dimension names or rates may share statistics without `space`."""
     statistics: Method = "quantiles"
-    """Which values normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus and plus std)."""
+    """Values that normalize to -1 and 1: quantiles (1%, 99%), min_max, or mean_std (mean -/+
+    std)."""
     clip: bool = True
-    """Cut normalized actions at -1 and 1, as OpenVLA does; openpi does not. Without effect on mean_std."""
+    """Clip normalized actions to [-1, 1], as OpenVLA does; openpi does not. Not for mean_std."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TokensConfig":
@@ -138,70 +140,71 @@ class TokensConfig(Config):
 
 
 class RlSubset(Config):
-    """The action samples that RL is trained on; they stay in the SFT samples too."""
+    """The action samples used for RL; they stay in the SFT samples too."""
 
     source: str
     """A robot source of the mixture."""
     count: int = Field(ge=1)
-    """How many of its samples; the paper has 12,800."""
+    """Number of its samples; the paper uses 12,800."""
     at_most: float = Field(0.01, gt=0, le=1)
-    """Largest share of the SFT samples; the paper has 0.0056."""
+    """Maximum share of the SFT samples; the paper uses 0.0056."""
 
 
 class HeldoutConfig(Config):
-    """What is kept out of training by its image, or by its episode where it has one."""
+    """What is excluded from training by its image, or by its episode if it has one."""
 
     share: float = Field(0.01, gt=0, lt=0.5)
     """Share of the images or episodes."""
 
 
 class HoldoutConfig(Config):
-    """What will be evaluated on; written as its path alone where the rest is not needed."""
+    """An evaluation set; it may be written as its path alone."""
 
     path: str
     """A folder of conversations (heldout.parquet, else every shard), or robot data (every frame of every camera)."""
     format: str | None = None
-    """Of robot data: its format, where the files do not tell."""
+    """For robot data: its format, if the files do not show it."""
     read: dict[str, Any] = Field(default_factory=dict)
-    """Of robot data: options of the format's reader. Images are compared as they are read: {flip: true} for LIBERO."""
+    """For robot data: options of the format's reader. Images are compared as read by it, for
+    example with {flip: true} for LIBERO."""
 
 
 class NearConfig(Config):
     """When two images count as the same picture, re-encoded or rescaled (looks.py)."""
 
     distance: int = Field(7, ge=0, le=7)
-    """Bits of 64 by which their perceptual hashes may differ: a first sieve."""
+    """Maximum number of differing bits of their 64-bit perceptual hashes: a first filter."""
     difference: int = Field(12, ge=0, le=255)
-    """Gray levels of 255 by which any cell of the 16 x 16 thumbnails may differ: what decides."""
+    """Maximum difference of any thumbnail cell (16 x 16), in gray levels of 255: what decides."""
 
 
 class MixtureConfig(Config):
-    """A mixture file."""
+    """The contents of a mixture file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     """The mixture's name."""
     seed: Seed = 0
-    """Fixes every draw."""
+    """Fixes every random draw."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """Where the samples come from."""
     total: int | None = Field(None, ge=1)
-    """Samples in all, needed where a source has a weight; without weights the counts say it."""
+    """Total number of samples; required if a source has a weight, else the sum of the counts."""
     tokenizer: TokensConfig | None = None
-    """Needed where there is a robot source."""
+    """Required if there is a robot source."""
     rl: RlSubset | None = None
     """The RL subset."""
     heldout: HeldoutConfig | None = None
     """What is held out, written as heldout.parquet."""
     evaluation: tuple[HoldoutConfig, ...] = ()
-    """What must not be in training, by image and by episode."""
+    """What training must exclude, by image and by episode."""
     near: NearConfig = NearConfig()
     grid: int | None = Field(None, ge=4, le=1000)
-    """Cells a side of the image in which single points of qa sources are answered; as the source writes them without
-    it."""
+    """Cells per side of the image for single points of qa sources; without it they stay as
+    written."""
     shard_size: int = Field(2_000, ge=1)
-    """Samples in one parquet file."""
+    """Samples per parquet file."""
     model: str | None = None
-    """A Hugging Face folder: with it the tokenised length of every training sample is written beside its shard."""
+    """A Hugging Face folder; if given, tokenized lengths of the training samples are stored."""
 
     @field_validator("evaluation", mode="before")
     @classmethod
@@ -246,9 +249,10 @@ class MixtureConfig(Config):
         return self
 
     def asked(self) -> list[int]:
-        """Samples of each source: its count, or its part of what is left of the total.
+        """Return the samples of each source: its count, or its part of the rest of the total.
 
-        Rounded by largest remainders (the earlier source first where two are equal), so that they add up to `total`.
+        Rounded by largest remainders (the earlier source first in a tie), so that they add up to
+        `total`.
         """
         left = (self.total or 0) - sum(source.count or 0 for source in self.sources)
         whole = sum(source.weight or 0.0 for source in self.sources)
@@ -262,10 +266,10 @@ class MixtureConfig(Config):
 def load_mixture(
     path: str | Path, at: Mapping[str, str] | None = None
 ) -> tuple[MixtureConfig, dict[str, Any] | None]:
-    """(settings, manifest or None) of a mixture file, or of the manifest.json of a mixture to be built again.
+    """Read (settings, manifest or None) from a mixture file or the manifest.json of one to rebuild.
 
-    `at`: what `_moved` takes, for what lies elsewhere on this machine. Paths are relative to the current folder. Raises
-    RoboAlignError that names the key and the fix.
+    `at` is what `_moved` takes, for paths that differ on this machine. Paths are relative to the
+    current folder. Raises RoboAlignError that names the key and the fix.
     """
     path = Path(path)
     if not path.is_file():
@@ -288,7 +292,7 @@ def load_mixture(
 
 
 def is_manifest(value: Any) -> bool:
-    """Whether this has what a mixture is checked against when it is built again."""
+    """Return whether this contains what a rebuilt mixture is checked against."""
     listed = ("files", "shards", "lengths")
     if not isinstance(value, dict) or not all(isinstance(value.get(name), dict) for name in listed):
         return False
@@ -297,8 +301,11 @@ def is_manifest(value: Any) -> bool:
 
 
 def _moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
-    """The settings with some paths replaced: of a source by its name, of its images by `NAME.images`, and those called
-    `tokenizer`, `model` and `evaluation.0`, `evaluation.1`, .."""
+    """Return the settings with some paths replaced.
+
+    A source is given by its name, its images by `NAME.images`; the others are `tokenizer`, `model`
+    and `evaluation.0`, `evaluation.1`, ..
+    """
     values = config.model_dump(mode="json")
     slots: dict[str, tuple[Any, str]] = {
         f"evaluation.{i}": (entry, "path") for i, entry in enumerate(values["evaluation"])
@@ -326,9 +333,9 @@ def _moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
 
 
 def pin_mixture(config: MixtureConfig) -> MixtureConfig:
-    """The settings with Hub ids at the commits that they now name, so that the manifest says which data it was.
+    """Return the settings with Hub ids pinned to their current commits.
 
-    Raises RoboAlignError where one cannot be fetched.
+    The manifest thus identifies the data. Raises RoboAlignError if one cannot be fetched.
     """
 
     def robot(source: SourceConfig) -> SourceConfig:
@@ -350,7 +357,7 @@ def pin_mixture(config: MixtureConfig) -> MixtureConfig:
 
 
 def _explain(error: ValidationError, path: Path) -> RoboAlignError:
-    """The first fault of a validation as one message, with the nearest known key for an unknown one."""
+    """Return the first validation error as one message, with the nearest known key."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
     more = (
@@ -372,7 +379,7 @@ def _explain(error: ValidationError, path: Path) -> RoboAlignError:
 
 
 def settings_at(location: Sequence[int | str]) -> Any:
-    """The settings class that a key of the file belongs to; None where it is none."""
+    """Return the settings class that a key of the file belongs to; None if there is none."""
     model: Any = MixtureConfig
     for part in location:
         if isinstance(part, str):
@@ -382,7 +389,7 @@ def settings_at(location: Sequence[int | str]) -> Any:
 
 
 def class_in(annotation: Any) -> Any:
-    """The settings class inside `tuple[X, ...]` or `X | None`."""
+    """Return the settings class inside `tuple[X, ...]` or `X | None`."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation
     return next((found for part in typing.get_args(annotation) if (found := class_in(part))), None)

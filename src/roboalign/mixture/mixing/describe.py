@@ -1,4 +1,4 @@
-"""The manifest of a mixture: what rebuilds it, and what became of every sample."""
+"""Describe a mixture in its manifest: what rebuilds it, and the outcome of every sample."""
 
 import platform
 import shutil
@@ -17,7 +17,7 @@ from roboalign.mixture.mixing.config import MixtureConfig
 
 
 def dump(config: MixtureConfig) -> dict[str, Any]:
-    """The settings as the manifest has them."""
+    """Return the settings in the form of the manifest."""
     return config.model_dump(mode="json")
 
 
@@ -30,7 +30,7 @@ def describe_mixture(
     tokens: dict[str, Any] | None,
     shards: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Write what is kept with the shards; return the manifest."""
+    """Write the files that accompany the shards; return the manifest."""
     out = work / "out"
     if not store.is_done(index, "duplicates"):
         with store.transaction(index, "duplicates"):

@@ -1,4 +1,4 @@
-"""What is evaluated on, as something that training samples can be compared with."""
+"""Read evaluation sets, to compare training samples with them."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,10 @@ EVALUATED = "evaluation"
 
 
 def evaluation_tasks(work: Path, number: int, config: HoldoutConfig) -> list[tuple[Any, ...]]:
-    """The tasks that read one evaluation set: one a conversation shard, or some that share a robot data set."""
+    """Return the tasks that read one evaluation set.
+
+    There is one per conversation shard, or several that share a robot data set.
+    """
     folder = resolve(config.path, "data set", where="evaluation")
     found = sorted(folder.glob("*.parquet"))
     held = [path for path in found if path.name == "heldout.parquet"]
@@ -35,14 +38,17 @@ def evaluation_tasks(work: Path, number: int, config: HoldoutConfig) -> list[tup
     slices = 1 if (config.format or format_of(folder)) == "rlds" else SLICES
     open_robot_data(
         folder, config.format, options=config.read
-    )  # what is wrong with all of it is said now
+    )  # reports errors of the whole data set now
     return [(work, number, folder, config, k, slices) for k in range(slices)]
 
 
 def read_evaluation(
     work: Path, number: int, path: Path, config: HoldoutConfig, part: int, of: int
 ) -> None:
-    """One task: the images (SEEN) and the episodes (hashes) of a shard or of every `of`-th episode, to two files."""
+    """Read the images (SEEN) and episodes (hashes) of one task, and write them to two files.
+
+    A task covers a shard, or every `of`-th episode.
+    """
     stem = f"{number}-{path.stem}-{part}"
     told, found = work / EVALUATED / f"{stem}.json", work / EVALUATED / f"{stem}.bin"
     if told.exists():
@@ -85,7 +91,7 @@ def read_evaluation(
 
 
 def shard_images(path: Path) -> Iterator[tuple[str, str, bytes | None]]:
-    """(episode id, "", image file) of a conversation shard, which holds no actions."""
+    """Yield (episode id, "", image file) of a conversation shard, which has no actions."""
     try:
         schema = pa.schema([ROW.field("episode_id"), ROW.field("image")])
         for batch in pq.ParquetFile(path, **STREAMED).iter_batches(ROWS, columns=schema.names):
@@ -100,7 +106,7 @@ def shard_images(path: Path) -> Iterator[tuple[str, str, bytes | None]]:
 def robot_images(
     config: HoldoutConfig, part: int, of: int
 ) -> Iterator[tuple[str, str, bytes | None]]:
-    """(episode id, digest of its actions, image file) of every frame of every camera."""
+    """Yield (episode id, digest of its actions, image file) of every frame of every camera."""
     for number, episode in enumerate(
         open_robot_data(config.path, config.format, options=config.read).read()
     ):
@@ -120,7 +126,7 @@ def robot_images(
 
 
 def join_evaluation(work: Path, sets: Sequence[HoldoutConfig]) -> None:
-    """Put what the tasks found together, with what the manifest says of each evaluation set."""
+    """Combine what the tasks found with the manifest entry of each evaluation set."""
     files = sorted((work / EVALUATED).glob("*-*.json"))
     told = [
         (file.with_name(f"{file.name.removesuffix('.json')}.bin"), read_json(file))
@@ -150,7 +156,7 @@ def join_evaluation(work: Path, sets: Sequence[HoldoutConfig]) -> None:
 
 
 class Evaluated:
-    """The evaluation sets, to compare samples with."""
+    """The evaluation sets, for comparing samples with them."""
 
     def __init__(self, work: Path, near: NearConfig) -> None:
         told = read_json(work / "evaluation.json")
@@ -168,7 +174,10 @@ class Evaluated:
     def leak(
         self, sha: int, look: int, thumb: np.ndarray, episode: str, actions: str = ""
     ) -> tuple[str, str] | None:
-        """(same image, same picture or same episode; the evaluation set that has it); None where there is none."""
+        """Return how a sample leaks, and the evaluation set that has it; None if it does not.
+
+        It can have the same image, the same picture or the same episode.
+        """
         for what, found in (
             ("same image", self.images.exact(sha)),
             ("same picture", self.images.near(look, thumb)),
@@ -178,8 +187,11 @@ class Evaluated:
         return ("same episode", "") if self.has_episode(episode, actions) else None
 
     def has_episode(self, episode: str, actions: str) -> bool:
-        """Whether an episode is evaluated on: by its actions where both are known, for folders of one name give
-        different episodes one id; else by its id."""
+        """Return whether an episode is evaluated on.
+
+        It is compared by its actions if both are known, because folders of the same name give
+        different episodes the same id; otherwise by its id.
+        """
         if actions and key_of("actions", actions) in self.actions:
             return True
         kinds = ("stored",) if actions else ("stored", "recorded")

@@ -1,4 +1,7 @@
-"""The tasks of the two passes over the sources: which samples there are, and those that were drawn, looked at."""
+"""Run the tasks of the two passes over the sources.
+
+The first finds the samples; the second examines those that were drawn.
+"""
 
 import hashlib
 import json
@@ -22,13 +25,13 @@ from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Part,
 from roboalign.mixture.mixing.tokens import load_tokens
 
 _WINDOW = 64
-"""Images decoded at a time."""
+"""Number of images decoded at a time."""
 _Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
 class Looked:
-    """A sample with what its image says."""
+    """A sample with the results of examining its image."""
 
     conversation: Conversation
     sha: bytes
@@ -39,12 +42,16 @@ class Looked:
 
 
 def scan_part(work: Path, config: MixtureConfig, part: Part) -> str:
-    """Write the samples of a part, each with its key in the draw, to a file; return the part's fingerprint."""
+    """Write the samples of a part to a file, each with its key in the draw.
+
+    Returns the part's fingerprint.
+    """
     path = scanned_file(work, part)
     if not path.exists():
         with store.task_file(path, store.SCANNED) as out:
             for batch in batches(sources.scan(config, part), store.BATCH):
-                # The place is in the key: ids need not differ, and records that share one must not be drawn together.
+                # The key includes the place: ids may repeat, and records that share one must not be
+                # drawn together.
                 out.executemany(
                     "INSERT INTO items VALUES (?, ?)",
                     (
@@ -65,14 +72,14 @@ def scan_part(work: Path, config: MixtureConfig, part: Part) -> str:
 
 
 def scanned_file(work: Path, part: Part) -> Path:
-    """Where `scan_part` writes."""
+    """Return the file that `scan_part` writes."""
     return work / "scanned" / f"{part.source}-{part.number}.sqlite"
 
 
 def examine_part(
     work: Path, config: MixtureConfig, part: Part, turn: int, slice_: int, threads: int
 ) -> None:
-    """Look at the samples of a part that were drawn in this round, and store them with what was found."""
+    """Examine the samples of a part drawn in this round, and store them with the results."""
     path = examined_file(work, part, turn, slice_)
     if path.exists():
         return
@@ -92,7 +99,7 @@ def examine_part(
             ),
         )
         for batch in batches(sources.fetch(config, part, wanted, tokens), _WINDOW):
-            # Threads decode; one alone would only be handed each image. What is returned keeps the order.
+            # Threads decode; a single one would only add overhead. The results keep the order.
             looked = list(
                 (pool.map if threads > 1 else map)(lambda one: look_at(one[1], evaluated), batch)
             )
@@ -100,19 +107,22 @@ def examine_part(
 
 
 def examined_file(work: Path, part: Part, turn: int, slice_: int) -> Path:
-    """Where `examine_part` writes."""
+    """Return the file that `examine_part` writes."""
     return work / "examined" / f"{turn}-{part.source}-{part.number}-{slice_}.sqlite"
 
 
 def batches(stream: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
-    """The stream in lists of at most `size`."""
+    """Yield the stream in lists of at most `size`."""
     stream = iter(stream)
     while batch := list(islice(stream, size)):
         yield batch
 
 
 def look_at(draft: Candidate | Dropped, evaluated: Evaluated | None) -> Looked | Dropped:
-    """Open the image of a sample; compare it with what is evaluated on. Broken images are dropped."""
+    """Open the image of a sample and compare it with the evaluation sets.
+
+    Broken images are dropped.
+    """
     if isinstance(draft, Dropped):
         return draft
     conversation = draft.conversation
@@ -127,7 +137,7 @@ def look_at(draft: Candidate | Dropped, evaluated: Evaluated | None) -> Looked |
         json.dumps(
             [vars(turn) for turn in conversation.turns] + [conversation.id], ensure_ascii=False
         ).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: JSON can hold one, parquet cannot
+    except UnicodeEncodeError:  # half of a surrogate pair: possible in JSON, not in parquet
         return Dropped(0, ascii(conversation.id)[1:-1], "fault", "a text is not Unicode")
     sha, look = hashlib.sha256(data).digest(), look_of(thumb)
     if draft.image is not None:
@@ -148,7 +158,7 @@ def put_away(
     wanted: list[Wanted],
     looked: list[Looked | Dropped],
 ) -> None:
-    """Store samples, and what became of each."""
+    """Store samples, and the outcome of each."""
     rows, drawn = [], []
     for (place, item, key), one in zip(wanted, looked, strict=True):
         if isinstance(one, Dropped):
@@ -183,7 +193,7 @@ def put_away(
 
 
 def content_of(looked: Looked) -> int:
-    """The same for two samples with the same image file and the same turns."""
+    """Return a number that is equal for samples with the same image file and turns."""
     turns = [list(vars(turn).values()) for turn in looked.conversation.turns]
     return first_bytes(
         hashlib.blake2b(looked.sha + json.dumps(turns).encode(), digest_size=8).digest()
@@ -191,7 +201,7 @@ def content_of(looked: Looked) -> int:
 
 
 def held_out(config: MixtureConfig, group: str) -> bool:
-    """Whether an image or episode is kept out of training."""
+    """Return whether an image or episode is excluded from training."""
     return (
         config.heldout is not None
         and key_of(config.seed, "heldout", group) < config.heldout.share * TOP
@@ -199,7 +209,7 @@ def held_out(config: MixtureConfig, group: str) -> bool:
 
 
 def to_text(conversation: Conversation) -> str:
-    """A conversation without its image."""
+    """Return a conversation as text, without its image."""
     values: dict[str, Any] = {
         **vars(conversation),
         "turns": [list(vars(t).values()) for t in conversation.turns],
@@ -209,7 +219,7 @@ def to_text(conversation: Conversation) -> str:
 
 
 def from_text(text: str, image: bytes) -> Conversation:
-    """The inverse of `to_text`."""
+    """Invert `to_text`."""
     values = json.loads(text)
     chunk = values["chunk"] and tuple(map(tuple, values["chunk"]))
     return Conversation(

@@ -1,4 +1,4 @@
-"""What a source is cut into, and what comes out of it."""
+"""Define the parts of a source, and what is read from them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,9 +10,12 @@ from roboalign.conversations.qa.images import LazyImage
 from roboalign.core.errors import RoboAlignError
 
 FRAME_BITS = 20
-"""Bits of a place that number the frame in its episode; those above number the record or episode in its part."""
+"""Bits of a place for the frame in its episode; higher bits number the record or episode."""
 STREAMED = {"pre_buffer": False, "buffer_size": 1 << 20}
-"""How a parquet file is opened to be read a batch at a time: by default pyarrow keeps all that it has read of it."""
+"""How to open a parquet file for reading in batches.
+
+By default pyarrow keeps everything that it has read.
+"""
 Read = TypeVar("Read")
 
 
@@ -24,14 +27,17 @@ class Part:
     number: int
     file: Path
     name: str
-    """The path below the source: the same wherever the source lies."""
+    """The path below the source; it does not depend on where the source is stored."""
     images: Path | None = None
     slices: int = 1
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What is no sample: `what` is fault (broken) or refused (whole, but with no place in a mixture)."""
+    """What is not a sample.
+
+    `what` is fault (broken) or refused (intact, but unsuitable for a mixture).
+    """
 
     place: int
     id: str
@@ -41,19 +47,19 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A drawn sample before its image has been looked at."""
+    """A drawn sample before its image is examined."""
 
     conversation: Conversation
-    """Its image is still empty where `image` is given."""
+    """Its image is still empty if `image` is given."""
     image: LazyImage | None = None
     group: str = ""
-    """By which it is held out or not; "" for the image itself."""
+    """The group by which it is held out; "" means the image itself."""
     actions: str = ""
-    """Of robot data: the digest of its episode's actions, by which an evaluated episode is known."""
+    """For robot data: the digest of its episode's actions, which identifies the episode."""
 
 
 class Wanted(NamedTuple):
-    """A sample that is to be looked at: its place in its part, its number in the index, its key in the draw."""
+    """A sample to examine: its place in its part, its number in the index, its key in the draw."""
 
     place: int
     item: int
@@ -63,9 +69,10 @@ class Wanted(NamedTuple):
 def matched(
     read: Iterable[tuple[int, Read]], wanted: Iterable[Wanted], where: str
 ) -> Iterator[tuple[Wanted, Read]]:
-    """What stands at the wanted places; both come in the order of their places, and neither is held in memory.
+    """Yield what is at the wanted places.
 
-    Reading ends with the last of them. Raises RoboAlignError where one is not there any more.
+    Both inputs are in the order of their places, and neither is held in memory. Reading ends with
+    the last wanted place. Raises RoboAlignError if one no longer exists.
     """
     left = iter(wanted)
     one = next(left, None)
@@ -81,7 +88,7 @@ def matched(
 
 
 def changed(where: str) -> RoboAlignError:
-    """The error of a file that no longer holds what it held in the first pass."""
+    """Return the error for a file that has changed since the first pass."""
     return RoboAlignError(
         "it has changed while it was read", where=where, fix="run the same command again"
     )

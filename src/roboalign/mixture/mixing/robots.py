@@ -24,14 +24,14 @@ from roboalign.mixture.packed import action_turn
 
 
 def opened_robot(source: SourceConfig) -> RobotData:
-    """The data set of a robot source. Raises RoboAlignError where it cannot be opened."""
+    """Open the data set of a robot source. Raises RoboAlignError if that fails."""
     assert source.robot is not None
     space = known_space(source.space) if source.space else None
     return open_robot_data(source.robot, source.format, options=source.read, space=space)
 
 
 def read_robot(source: SourceConfig) -> Iterator[tuple[int, Episode | Fault]]:
-    """The episodes of a robot source, numbered from 1."""
+    """Yield the episodes of a robot source, numbered from 1."""
     assert source.robot is not None
     found = opened_robot(source).read()
     if source.named is not None:
@@ -40,9 +40,12 @@ def read_robot(source: SourceConfig) -> Iterator[tuple[int, Episode | Fault]]:
 
 
 def renamed(episode: Episode | Fault, there: Path, named: Path) -> Episode | Fault:
-    """The episode with the names of the folder `named` where its id begins with those of the folder `there`."""
+    """Return the episode with the folder names in its id replaced.
+
+    Names of the folder `there` at the start of the id become those of `named`.
+    """
     if isinstance(episode, Episode):
-        for most in (2, 1):  # CALVIN's ids hold two names, those of other formats one or none
+        for most in (2, 1):  # CALVIN's ids contain two names, those of other formats one or none
             own, other = ("/".join(path.absolute().parts[-most:]) for path in (there, named))
             if episode.episode_id.startswith(f"{own}/"):
                 return replace(episode, episode_id=other + episode.episode_id.removeprefix(own))
@@ -50,7 +53,10 @@ def renamed(episode: Episode | Fault, there: Path, named: Path) -> Episode | Fau
 
 
 def _camera_of(source: SourceConfig, episode: Episode) -> str:
-    """The camera whose frames are shown. Raises RoboAlignError where several are there and none is named."""
+    """Return the camera whose frames are shown.
+
+    Raises RoboAlignError if there are several and none is named.
+    """
     if source.camera is None and len(episode.images) != 1:
         raise RoboAlignError(
             f"its cameras are {', '.join(sorted(episode.images))}",
@@ -110,14 +116,17 @@ def fetch_robot(
 
 
 def frame_of(wanted: Wanted) -> int:
-    """The frame in its episode."""
+    """Return the number of the frame in its episode."""
     return wanted.place & ((1 << FRAME_BITS) - 1)
 
 
 def wanted_episodes(
     source: SourceConfig, wanted: Iterable[Wanted]
 ) -> Iterator[tuple[Episode, list[Wanted]]]:
-    """The episodes of which frames are wanted, with these in order: `wanted` is held for one episode at a time."""
+    """Yield the episodes with wanted frames, and those frames in order.
+
+    `wanted` is held in memory for one episode at a time.
+    """
     episodes = read_robot(source)
     for wanted_number, those in groupby(wanted, lambda one: one.place >> FRAME_BITS):
         episode = next((episode for number, episode in episodes if number == wanted_number), None)
@@ -129,8 +138,11 @@ def wanted_episodes(
 def drafts_of(
     tokens: Tokens, episode: Episode, frames: list[int], source: str, seed: int
 ) -> list[Candidate]:
-    """The action samples of these frames, without their images: asked in direct mode, in a wording that the sample's
-    name decides, with the target and chunk that RL and the held-out set need."""
+    """Return the action samples of these frames, without their images.
+
+    They are asked in direct mode, in a wording determined by the sample's name, with the target and
+    chunk that RL and the held-out set need.
+    """
     chunks, ids = tokens.of(episode, frames)
     drafts, digest = [], content_id("", episode.actions)
     for t, chunk, target in zip(frames, chunks, ids):
@@ -159,10 +171,10 @@ def drafts_of(
 def chunks_at(
     source: SourceConfig, wanted: Iterable[Wanted], horizon: int, held_out: Callable[[str], bool]
 ) -> RawChunks:
-    """The wanted chunks, in the order of their places, without those of episodes that are held out.
+    """Return the wanted chunks in the order of their places, without those of held-out episodes.
 
-    Raises RoboAlignError where episodes differ in the number of dimensions, in their rate or in what their actions
-    mean, and where nothing is left.
+    Raises RoboAlignError if episodes differ in the number of dimensions, their rate or the meaning
+    of their actions, and if nothing is left.
     """
     chunks: list[np.ndarray] = []
     meanings: set[tuple[float, str]] = set()
@@ -204,7 +216,7 @@ def chunks_at(
 
 
 def described(fps: float, space: str) -> str:
-    """A rate and a meaning, for a message."""
+    """Return a rate and a meaning, for a message."""
     return (
         f"{fps:g} steps a second in the space {space}"
         if space != "None"

@@ -1,4 +1,4 @@
-"""Sources as parts that are read on their own: first which samples there are, then those that were drawn."""
+"""Read sources in independent parts: first find the samples, then read those drawn."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -35,15 +35,21 @@ from roboalign.mixture.mixing.robots import fetch_robot, read_robot, scan_robot
 from roboalign.mixture.mixing.tokens import Tokens
 
 ROWS = 64
-"""Conversations read at a time: they carry their images."""
+"""Number of conversations read at a time: they contain their images."""
 SLICES = 8
-"""Tasks that share a robot data set, by episode. Reading an episode's actions is cheap, its frames are not."""
+"""Number of tasks that share a robot data set, by episode.
+
+Reading an episode's actions is cheap; reading its frames is not.
+"""
 SMALL = 1 << 16
-"""Bytes up to which a file of robot data is fingerprinted by its content; larger ones by name and size."""
+"""Maximum bytes of a robot data file fingerprinted by content; larger ones use name and size."""
 
 
 def parts_of(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]]:
-    """The parts of a source in order, and those that are missing. Raises RoboAlignError where nothing is there."""
+    """Return the parts of a source in order, and those that are missing.
+
+    Raises RoboAlignError if there is nothing at all.
+    """
     given = getattr(source, source.place)
     if source.robot is not None:
         given = str(resolve(given, "data set", where=f"source {source.name}"))
@@ -67,17 +73,18 @@ def parts_of(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]
         ], []
     assert source.robot is not None
     robot = Path(given)
-    read_robot(source)  # what is wrong with the whole data set is said now
-    # The records of an RLDS file are unpacked to be passed over: sharing it would read all of it many times.
+    read_robot(source)  # reports errors of the whole data set now
+    # Records of an RLDS file must be unpacked to be skipped: sharing it would read all of it many
+    # times.
     slices = 1 if (source.format or format_of(robot)) == "rlds" else SLICES
     return [Part(number, 0, robot, "", slices=slices)], []
 
 
 def preset_parts(number: int, source: SourceConfig) -> tuple[list[Part], list[Fault]]:
-    """The files of a preset in order, each with the folder of its images."""
+    """Return the files of a preset in order, each with the folder of its images."""
     assert source.preset is not None and source.path is not None
     folder = Path(source.path)
-    read_preset(source.preset, folder)  # raises where it cannot be had, or nothing of it is there
+    read_preset(source.preset, folder)  # raises if it is unavailable, or nothing of it is there
     preset = find_preset(source.preset)
     parts: list[Part] = []
     faults: list[Fault] = []
@@ -95,7 +102,10 @@ def preset_parts(number: int, source: SourceConfig) -> tuple[list[Part], list[Fa
 
 
 def fingerprint(part: Part) -> str:
-    """sha256 of the file; of a robot data set over the names and sizes of its files and the bytes of the small ones."""
+    """Return the sha256 of the file, or of a robot data set.
+
+    The latter covers the names and sizes of its files and the bytes of the small ones.
+    """
     if part.file.is_file():
         return hash_file(part.file)
     digest = hashlib.sha256()
@@ -107,7 +117,7 @@ def fingerprint(part: Part) -> str:
 
 
 def scan(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Dropped]:
-    """(place, id) of every sample of a part, in order, by what its text says; no image is opened."""
+    """Yield (place, id) of every sample of a part, in order, from its text; open no image."""
     source = config.sources[part.source]
     if source.robot is not None:
         return scan_robot(source)
@@ -122,8 +132,10 @@ def scan(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Droppe
 def fetch(
     config: MixtureConfig, part: Part, wanted: Iterable[Wanted], tokens: Tokens | None
 ) -> Iterator[tuple[Wanted, Candidate | Dropped]]:
-    """The wanted samples of a part, which come in the order of their places; `tokens` makes the action samples of robot
-    data."""
+    """Yield the wanted samples of a part, which are in the order of their places.
+
+    `tokens` is used for the action samples of robot data.
+    """
     source = config.sources[part.source]
     if source.robot is not None:
         assert tokens
@@ -141,18 +153,21 @@ def fetch(
 
 
 class Unread(LazyImage):
-    """Answers `to_conversation` without opening the image: it is looked at once, by whoever stores it."""
+    """An image that `to_conversation` accepts without opening it.
+
+    Whoever stores the sample examines the image, once.
+    """
 
     def pixels(self) -> np.ndarray | Fault:
-        """One gray pixel."""
+        """Return one gray pixel."""
         return np.zeros((1, 1, 3), dtype=np.uint8)
 
 
 class Unopened(LazyImage):
-    """Tells that `to_conversation` would go on to the image: the text is in order."""
+    """An image that shows whether `to_conversation` would open it, so the text is valid."""
 
     def pixels(self) -> np.ndarray | Fault:
-        """The fault IN_ORDER."""
+        """Return the fault IN_ORDER."""
         return IN_ORDER
 
 
@@ -160,7 +175,7 @@ IN_ORDER = Fault("", "the text is in order")
 
 
 def read_samples(config: MixtureConfig, part: Part) -> Iterator[QaSample | Fault]:
-    """The records of one file."""
+    """Yield the records of one file."""
     source = config.sources[part.source]
     if source.preset is None:
         answers = Answers(source.answers.kinds, source.answers.style)
@@ -190,7 +205,7 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[QaSample | Fault
 def converted(
     sample: QaSample, config: MixtureConfig, image: LazyImage
 ) -> Conversation | Refused | Fault:
-    """`to_conversation`, with this image in the place of the sample's own."""
+    """Return `to_conversation` with this image in place of the sample's own."""
     images = (image,) * len(sample.images)
     return to_conversation(
         QaSample(**{**vars(sample), "images": images}), config.grid, special_of(config)
@@ -198,7 +213,7 @@ def converted(
 
 
 def special_of(config: MixtureConfig) -> frozenset[str]:
-    """The special tokens of the model that the mixture is for; none where it names no model."""
+    """Return the special tokens of the mixture's model; none if it names no model."""
     if not config.model:
         return frozenset()
     return folder_special_tokens(resolve(config.model, "settings", where="model"))
@@ -239,7 +254,10 @@ def fetch_samples(
 def conversation_rows(
     part: Part, columns: list[str], special: frozenset[str] = frozenset()
 ) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
-    """(place, row) of a shard, some at a time. Raises RoboAlignError where it is broken or of another schema."""
+    """Yield (place, row) of a shard, read in batches.
+
+    Raises RoboAlignError if it is broken or has another schema.
+    """
     number = 0
     try:
         file = pq.ParquetFile(part.file, **STREAMED)
@@ -264,7 +282,7 @@ def conversation_rows(
 
 
 def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> str:
-    """Why a stored conversation has no place in a mixture; "" where it has."""
+    """Return why a stored conversation is unsuitable for a mixture; "" if it is suitable."""
     turns = row["turns"] or ()
     if row["id"] is None or any(turn is None or None in turn.values() for turn in turns):
         return "a field of it is empty"
@@ -280,7 +298,7 @@ def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> st
 
 
 def stored_draft(source: str, row: dict[str, Any]) -> Candidate:
-    """A stored row as a sample of this mixture; held out with its episode."""
+    """Return a stored row as a sample of this mixture, held out with its episode."""
     turns = tuple(Turn(**turn) for turn in row["turns"])
     conversation = Conversation(
         f"{source}/{row['id']}",

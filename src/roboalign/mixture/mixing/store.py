@@ -1,7 +1,8 @@
-"""The index of a mixture on disk, and the files that tasks hand to it.
+"""Store the index of a mixture on disk, and the files that tasks pass to it.
 
-Everything whose size grows with the sources is in SQLite, not in memory. One process writes the index; tasks write a
-file of their own, whole or not at all, which is then taken over in one transaction.
+Everything whose size grows with the sources is in SQLite, not in memory. One process writes the
+index. Each task writes its own file, complete or not at all, which is then copied into the index in
+one transaction.
 """
 
 import sqlite3
@@ -24,8 +25,12 @@ CREATE TABLE placed (split TEXT, position INTEGER, item INTEGER, copy INTEGER, P
 CREATE INDEX drawn_content ON drawn (content);
 CREATE INDEX kept_content ON kept (content);
 """
-"""`items` are the samples that a source has, by what its text says; of these `chosen` are looked at, `drawn` is what
-was found then (good, held, leak or fault), `kept` trains, and `placed` is the order of each split."""
+"""Schema of the index.
+
+`items` are the samples of a source, based on their text. `chosen` are those examined, `drawn` is
+the result (good, held, leak or fault), `kept` are trained on, and `placed` is the order of each
+split.
+"""
 SCANNED = """
 CREATE TABLE items (place INTEGER PRIMARY KEY, key INTEGER);
 CREATE TABLE dropped (place INTEGER, id TEXT, what TEXT, reason TEXT);
@@ -37,13 +42,13 @@ CREATE TABLE drawn (item INTEGER PRIMARY KEY, source INTEGER, key INTEGER, id TE
 CREATE TABLE dropped (place INTEGER, id TEXT, what TEXT, reason TEXT, other TEXT);
 """
 _CACHE = 16_000
-"""KB of pages in memory."""
+"""Page cache in memory, in KB."""
 BATCH = 1_000
 """Rows in memory before they are written."""
 
 
 def open_index(path: Path) -> sqlite3.Connection:
-    """The index for writing, made where it is missing. Readers may be at work beside it."""
+    """Open the index for writing, creating it if missing. Others may read it at the same time."""
     new = not path.exists()
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -56,14 +61,14 @@ def open_index(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that only reads."""
+    """Yield a read-only connection."""
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         yield connection
 
 
 @contextmanager
 def task_file(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
-    """A file for what one task finds, in place once it is whole: it needs no journal."""
+    """Yield a file for the results of one task, renamed when complete; it needs no journal."""
     with (
         atomic_path(path) as temporary,
         closing(sqlite3.connect(temporary, isolation_level=None)) as connection,
@@ -79,7 +84,7 @@ def task_file(path: Path, schema: str) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def transaction(index: sqlite3.Connection, step: str, value: str = "") -> Iterator[None]:
-    """All or nothing, and `step` is marked as done with it."""
+    """Run one transaction, which also marks `step` as done."""
     index.execute("BEGIN")
     try:
         yield
@@ -91,10 +96,10 @@ def transaction(index: sqlite3.Connection, step: str, value: str = "") -> Iterat
 
 
 def is_done(index: sqlite3.Connection, step: str) -> bool:
-    """Whether a transaction of this name has been committed."""
+    """Return whether a transaction of this name has been committed."""
     return index.execute("SELECT 1 FROM done WHERE step = ?", (step,)).fetchone() is not None
 
 
 def number(index: sqlite3.Connection, query: str, *arguments: object) -> int:
-    """The one number that a query gives."""
+    """Return the one number that a query gives."""
     return index.execute(query, arguments).fetchone()[0]

@@ -1,4 +1,4 @@
-"""Independent tasks in processes of their own, and what each returns as it ends."""
+"""Run independent tasks in separate processes, and collect their results."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -13,7 +13,7 @@ from roboalign.core.progress import Progress
 
 @contextmanager
 def processes(workers: int) -> Iterator[Executor | None]:
-    """`workers` processes; None for one: it does the work here."""
+    """Yield `workers` processes; None for one worker, which works in this process."""
     if workers == 1:
         yield None
         return
@@ -28,8 +28,11 @@ def run_tasks(
     tasks: Iterable[tuple[Any, ...]],
     workers: int,
 ) -> list[Any]:
-    """`work(*task)` of every task; what they return, in the order of the tasks. At most twice as many as there are
-    processes are waiting at a time. Raises what the first of them that fails raises."""
+    """Return `work(*task)` of every task, in the order of the tasks.
+
+    At most twice as many tasks as processes wait at a time. Raises the error of the first task that
+    fails.
+    """
     tasks = list(tasks)
     results: list[Any] = [None] * len(tasks)
     with Progress(label, total=len(tasks)) as progress:

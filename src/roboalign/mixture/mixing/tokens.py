@@ -1,4 +1,4 @@
-"""The action tokens of a mixture: statistics and FAST of its robot sources, found or fitted."""
+"""Find or fit the action tokens of a mixture: statistics and FAST of its robot sources."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from roboalign.episodes.episode import Episode
 from roboalign.mixture.mixing.config import TokensConfig
 
 BLOCK = 4_096
-"""Chunks encoded at a time: their tokens are Python lists."""
+"""Number of chunks encoded at a time: their tokens are Python lists."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What turns raw actions into tokens."""
+    """Converts raw actions to tokens."""
 
     fast: FastTokenizer
     stats: ActionStats
 
     def of(self, episode: Episode, frames: Sequence[int]) -> tuple[np.ndarray, list[list[int]]]:
-        """Normalised chunks [N, H, D] of these frames and their FAST ids."""
+        """Return normalized chunks [N, H, D] of these frames and their FAST ids."""
         chunks = self.stats.normalize(
             np.stack([episode.chunk(t, self.fast.horizon) for t in frames])
         )
@@ -36,24 +36,25 @@ class Tokens:
 
 @dataclass(frozen=True)
 class RawChunks:
-    """The chunks of one source, on which the tokenizer is fitted, and what is known of their meaning."""
+    """The chunks of one source, used to fit the tokenizer, and their known meaning."""
 
     source: str
     chunks: np.ndarray
     """float32 [N, H, D], raw units."""
     space: dict[str, Any] | None
-    """What the actions mean; None where nobody says."""
+    """What the actions mean; None if not stated."""
     names: tuple[str, ...]
-    """What the data set calls their dimensions; () where it does not."""
+    """The data set's names of their dimensions; () if it has none."""
     fps: float
-    """Steps a second."""
+    """Steps per second."""
 
 
 def check_same_actions(found: Sequence[RawChunks], *, mixed: bool = False) -> list[str]:
-    """What a reader should know of sources that share statistics and tokens, one sentence each.
+    """Return notes for the reader about sources that share statistics and tokens.
 
-    Raises RoboAlignError where the actions of two sources have other dimensions or another space, and unless `mixed`,
-    where their names or rates differ and no `space` says that they mean the same: one head could not learn both.
+    Each is one sentence. Raises RoboAlignError if the actions of two sources have different
+    dimensions or spaces. Unless `mixed`, also if their names or rates differ and no `space` says
+    that they mean the same: one head could not learn both.
     """
     first, *others = found
     notes = []
@@ -81,7 +82,7 @@ def check_same_actions(found: Sequence[RawChunks], *, mixed: bool = False) -> li
 
 
 def _differences(first: RawChunks, other: RawChunks) -> list[str]:
-    """How two sources record their actions otherwise: names of dimensions, steps a second."""
+    """Return how the actions of two sources differ: names of dimensions, steps per second."""
     found = []
     if first.names and other.names and first.names != other.names:
         found.append(f"the dimensions are {', '.join(other.names)} and {', '.join(first.names)}")
@@ -93,8 +94,11 @@ def _differences(first: RawChunks, other: RawChunks) -> list[str]:
 def make_tokens(
     config: TokensConfig, raw: np.ndarray, folder: Path, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Fit or load the tokenizer for chunks [N, H, D] of raw actions and write it to `folder`: fast/, stats.json and
-    tokenizer.json, as a run does, with `notes` for the reader. Returns what the manifest says of it."""
+    """Fit or load the tokenizer for chunks [N, H, D] of raw actions and write it to `folder`.
+
+    As in a run, this writes fast/, stats.json and tokenizer.json, with `notes` for the reader.
+    Returns its entry in the manifest.
+    """
     given = resolve(config.path, "tokenizer", where="tokenizer.path") if config.path else None
     inner = given / "fast" if given is not None and (given / "fast").is_dir() else given
     if given is not None and (given / "stats.json").is_file():
@@ -130,8 +134,10 @@ def make_tokens(
 
 
 def round_trip(fast: FastTokenizer, chunks: np.ndarray) -> dict[str, float]:
-    """Tokens a chunk and the mean absolute error of chunks [N, H, D] that are encoded and decoded. Raises
-    RoboAlignError where some do not decode."""
+    """Return tokens per chunk and mean absolute error of encoding and decoding chunks [N, H, D].
+
+    Raises RoboAlignError if some do not decode.
+    """
     lengths, apart = [], 0.0
     for first in range(0, len(chunks), BLOCK):
         block = chunks[first : first + BLOCK]
@@ -155,7 +161,7 @@ def round_trip(fast: FastTokenizer, chunks: np.ndarray) -> dict[str, float]:
 
 
 def load_tokens(folder: Path) -> Tokens:
-    """What `make_tokens` wrote."""
+    """Read what `make_tokens` wrote."""
     described = read_json(folder / "tokenizer.json")
     fast = FastTokenizer.load(
         folder / "fast", horizon=described["horizon"], action_dim=described["action_dim"]

@@ -1,4 +1,4 @@
-"""The shards: what lies in one depends on its number and the index, not on who writes it."""
+"""Write the shards: their contents depend on their number and the index, not on the writer."""
 
 from collections import Counter
 from dataclasses import replace
@@ -15,12 +15,15 @@ from roboalign.mixture.mixing import store
 from roboalign.mixture.mixing.examine import from_text
 
 _GROUP = 100
-"""Rows in memory, and in one row group."""
+"""Number of rows in memory, and in one row group."""
 TALLIED = ("kind", "type", "mode", "source")
 
 
 def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dict[str, Any]:
-    """Write the samples at positions `first` to below `last` of a split; return the shard's sha256 and counts."""
+    """Write the samples at positions `first` to below `last` of a split.
+
+    Returns the shard's sha256 and counts.
+    """
     told = work / "written" / f"{name}.json"
     if told.exists():
         return read_json(told)
@@ -41,7 +44,7 @@ def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dic
 
 
 def group(work: Path, index: Any, split: str, first: int, last: int) -> list[Conversation]:
-    """The samples at these positions, in order."""
+    """Return the samples at these positions, in order."""
     entries = index.execute(
         "SELECT p.item, p.copy, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE "
         "p.split = ? AND p.position >= ? AND p.position < ? ORDER BY p.position",
@@ -62,7 +65,10 @@ def group(work: Path, index: Any, split: str, first: int, last: int) -> list[Con
 
 
 def as_asked(conversation: Conversation, split: str, copy: int) -> Conversation:
-    """The sample as its split has it: targets in rl and heldout alone, the action asked in think mode in rl."""
+    """Return the sample in the form of its split.
+
+    Only rl and heldout have targets; rl asks the action in think mode.
+    """
     if copy > 1:
         conversation = replace(conversation, id=f"{conversation.id}~{copy}")
     if split == "train":
@@ -78,7 +84,7 @@ def as_asked(conversation: Conversation, split: str, copy: int) -> Conversation:
 
 
 def row_of(c: Conversation) -> dict[str, Any]:
-    """A parquet row."""
+    """Return a parquet row."""
     row = {
         name: getattr(c, name) for name in ("id", "episode_id", "frame", "task", "target", "chunk")
     }
@@ -98,7 +104,7 @@ def _count(tally: dict[str, Any], conversations: list[Conversation]) -> None:
 
 
 def sum_of(tallies: list[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of several shards together."""
+    """Return the counts of several shards together."""
     by = {name: sum((Counter(tally[name]) for tally in tallies), Counter()) for name in TALLIED}
     whole = {name: sum(tally[name] for tally in tallies) for name in ("conversations", "turns")}
     return {**whole, **{name: dict(sorted(counter.items())) for name, counter in by.items()}}
