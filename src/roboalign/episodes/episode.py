@@ -1,4 +1,4 @@
-"""`Episode`: one demonstration, the same type whatever its source."""
+"""Define `Episode`: one demonstration, the same type for every source."""
 
 import hashlib
 import io
@@ -17,11 +17,11 @@ from roboalign.episodes.pictures import rgb_of_file
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera of an episode. It does not move.
+    """A static camera of an episode.
 
-    `projection` is the 3x4 matrix from homogeneous world coordinates (metres) to homogeneous pixels (u right, v down,
-    origin at the top left corner of the image, depth positive in front of the camera). None where it is unknown:
-    then no question about image points can be asked.
+    `projection` is the 3x4 matrix from homogeneous world coordinates (meters) to homogeneous pixels
+    (u right, v down, origin at the top left corner of the image, depth positive in front of the
+    camera). None means unknown: questions about image points cannot then be asked.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Camera:
     projection: np.ndarray | None = None
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """World points [..., 3] -> pixels [..., 2] (u, v); NaN for points behind the camera."""
+        """Project world points [..., 3] to pixels [..., 2] (u, v); NaN behind the camera."""
         if self.projection is None:
             raise RoboAlignError("the camera has no projection matrix", where=f"camera {self.name}")
         homogeneous = (
@@ -42,10 +42,13 @@ class Camera:
 
 @dataclass
 class Episode:
-    """One demonstration of T steps. Frames stay encoded (PNG or JPEG files) until `frame` decodes one."""
+    """One demonstration of T steps.
+
+    Frames stay encoded (PNG or JPEG files) until `frame` decodes one.
+    """
 
     episode_id: str
-    """Unique in its data set and stable: `metaworld/reach-v3/seed-17`."""
+    """Unique in its data set, and stable: `metaworld/reach-v3/seed-17`."""
     task: str
     instruction: str
     fps: float
@@ -54,28 +57,28 @@ class Episode:
     state: np.ndarray
     """float32 [T, S], proprioception."""
     images: Mapping[str, Sequence[bytes]]
-    """camera -> T image files (PNG or JPEG), or what gives one when asked for it."""
+    """camera -> T image files (PNG or JPEG), or a sequence that creates them on request."""
     cameras: dict[str, Camera]
     privileged: np.ndarray | None = None
-    """float32 [T, P], the simulator's state; read by the question generators only, never by a policy."""
+    """float32 [T, P], the simulator's state; only question generators read it, never a policy."""
     privileged_names: tuple[str, ...] = ()
-    """`gripper.x` .. `gripper.opening`, `object.x` .., `goal.x` .., in the world frame, metres. A simulator that knows
-    them adds `gripper.holding` (0 or 1) and `table.z`."""
+    """`gripper.x` .. `gripper.opening`, `object.x` .., `goal.x` .., in the world frame, in meters.
+    A simulator that knows them adds `gripper.holding` (0 or 1) and `table.z`."""
     nouns: dict[str, str] = field(default_factory=dict)
-    """What the bodies are called: `{"object": "drawer handle", "goal": "open position"}`. `scene` lists all that is in
-    view, where that is more than these."""
+    """Names of the bodies: `{"object": "drawer handle", "goal": "open position"}`. `scene` lists
+    everything in view, if that is more than these."""
     success_step: int | None = None
-    """Index of the first action after which the task counts as solved; None where unknown or never."""
+    """Index of the first action after which the task is solved; None if unknown or never."""
     action_space: ActionSpace | None = None
-    """What the numbers of `actions` mean; None where the source does not say."""
+    """What the numbers of `actions` mean; None if the source does not say."""
     axes: Axes = ("right", "forward", "up")
-    """Where +x, +y and +z of the world frame point, as the robot has them; the default is Meta-World's."""
+    """Directions of +x, +y and +z of the world frame for the robot; the default is Meta-World's."""
 
     def __len__(self) -> int:
         return len(self.actions)
 
     def png(self, camera: str, t: int) -> bytes:
-        """The image file of one frame, as stored."""
+        """Return the image file of one frame, as stored."""
         if camera not in self.images:
             raise RoboAlignError(
                 f"no camera {camera!r}; it has {sorted(self.images)}",
@@ -85,9 +88,9 @@ class Episode:
         return self.images[camera][t]
 
     def frame(self, camera: str, t: int) -> np.ndarray:
-        """uint8 [H, W, 3]. Raises RoboAlignError where the stored image is broken."""
+        """Return uint8 [H, W, 3]. Raises RoboAlignError if the stored image is broken."""
         decode = getattr(self.images.get(camera), "frame", None)
-        if decode is not None:  # a video gives pixels: no detour through PNG
+        if decode is not None:  # a video gives pixels, so skip PNG
             return decode(t)
         stored = self.png(camera, t)
         try:
@@ -100,16 +103,22 @@ class Episode:
             ) from None
 
     def chunk(self, t: int, horizon: int) -> np.ndarray:
-        """float32 [horizon, A]: the actions from step t on; past the end the last action is repeated."""
+        """Return float32 [horizon, A]: the actions from step t on.
+
+        After the end, the last action is repeated.
+        """
         return self.actions[np.minimum(np.arange(t, t + horizon), len(self) - 1)]
 
     def chunks(self, horizon: int) -> np.ndarray:
-        """float32 [T, horizon, A]: the chunk of every step."""
+        """Return float32 [T, horizon, A]: the chunk of every step."""
         steps = np.arange(len(self))[:, None] + np.arange(horizon)
         return self.actions[np.minimum(steps, len(self) - 1)]
 
     def position(self, body: str) -> np.ndarray | None:
-        """float32 [T, 3], world frame, metres; None where the privileged state does not hold this body."""
+        """Return float32 [T, 3], world frame, in meters.
+
+        None if the privileged state lacks this body.
+        """
         names = [f"{body}.{axis}" for axis in "xyz"]
         if self.privileged is None or not all(name in self.privileged_names for name in names):
             return None
@@ -117,7 +126,10 @@ class Episode:
 
 
 class LazyFrames(Sequence[bytes]):
-    """The image files of T frames, each made or read when it is asked for: a subclass gives `file(t)`, 0 <= t < T."""
+    """The image files of T frames, created or read on request.
+
+    A subclass implements `file(t)` for 0 <= t < T.
+    """
 
     length: int
 
@@ -134,21 +146,22 @@ class LazyFrames(Sequence[bytes]):
         return self.file(self.step(t))
 
     def step(self, t: int) -> int:
-        """`t` counted from the start. Raises IndexError outside of the episode."""
+        """Return `t` counted from the start. Raises IndexError outside of the episode."""
         if not -self.length <= t < self.length:
             raise IndexError(f"step {t} of an episode of {self.length} steps")
         return t % self.length
 
     def file(self, t: int) -> bytes:
-        """The image file of frame t."""
+        """Return the image file of frame t."""
         raise NotImplementedError
 
 
 def content_id(name: str, actions: np.ndarray) -> str:
-    """`train/episode-000003-5f1c09ab`: the id of an episode that no source names itself.
+    """Return an id for an episode that its source does not name: `train/episode-000003-5f1c09ab`.
 
-    `name` says where it is in its data set. The digest of its actions (float32 [T, A], as stored, before any
-    conversion) tells data sets in folders of the same name apart. A copy of an episode keeps its id.
+    `name` is its location in the data set. The digest of its actions (float32 [T, A], as stored,
+    before any conversion) distinguishes data sets in folders of the same name. A copy of an episode
+    keeps its id.
     """
     values = np.ascontiguousarray(actions, dtype="<f4")
     digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes())
@@ -156,24 +169,30 @@ def content_id(name: str, actions: np.ndarray) -> str:
 
 
 def part_id(episode_id: str, first: int, end: int) -> str:
-    """`<id>/steps-6-11`: the id of steps `first` to `end` - 1 of an episode."""
+    """Return the id of steps `first` to `end` - 1 of an episode: `<id>/steps-6-11`."""
     return f"{episode_id}/steps-{first}-{end - 1}"
 
 
 def recording_id(episode_id: str) -> str:
-    """The id of the whole episode that a part is of; a whole episode's own id."""
+    """Return the id of the whole episode for the id of a part; other ids are unchanged."""
     name, parted, _ = episode_id.rpartition("/steps-")
     return name if parted else episode_id
 
 
 def begins_recording(episode_id: str) -> bool:
-    """Whether it is the id of a whole episode or of its first part: each recording has one such."""
+    """Return whether this is the id of a whole episode or of its first part.
+
+    Each recording has exactly one such id.
+    """
     _, parted, steps = episode_id.rpartition("/steps-")
     return not parted or steps.startswith("0-")
 
 
 def encode_png(frame: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] -> PNG. Compression level 1: at these sizes three times as fast, a few percent larger."""
+    """Encode uint8 [H, W, 3] as PNG.
+
+    Compression level 1 is three times as fast at these sizes, and a few percent larger.
+    """
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

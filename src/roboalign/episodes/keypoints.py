@@ -1,4 +1,4 @@
-"""Where the bodies of a scene are, frame by frame: what a vision tower is pretrained on."""
+"""Locate the bodies of a scene in each frame, to pretrain a vision tower."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +13,28 @@ BODIES = ("gripper", "object", "object2", "goal")
 
 @dataclass(frozen=True)
 class Keypoints:
-    """The bodies of N frames. A query is a body of a task: the same body is another thing in another task."""
+    """The bodies of N frames.
+
+    A query is a body of a task: the same body in another task is a different query.
+    """
 
     frames: list[tuple[Episode, int]]
     queries: np.ndarray
-    """int64 [N, 4], the query of each of BODIES; `n_queries` of them in all."""
+    """int64 [N, 4], the query of each of BODIES; `n_queries` of them in total."""
     pixels: np.ndarray
-    """float32 [N, 4, 2], position in the image, 0 to 1 from its top left corner."""
+    """float32 [N, 4, 2], position in the image, 0 to 1 from the top left corner."""
     positions: np.ndarray
-    """float32 [N, 4, 3], world frame, metres."""
+    """float32 [N, 4, 3], world frame, in meters."""
     known: np.ndarray
     """bool [N, 4]: the task has this body, and it is in the image."""
     n_queries: int
 
 
 def keypoints(episodes: Sequence[Episode], camera: str, every: int) -> Keypoints:
-    """The keypoints of every `every`-th frame. Raises RoboAlignError where no body is known in any frame."""
+    """Return the keypoints of every `every`-th frame.
+
+    Raises RoboAlignError if no body is known in any frame.
+    """
     tasks = sorted({episode.task for episode in episodes})
     frames, queries, pixels, positions, known = [], [], [], [], []
     for episode in episodes:

@@ -1,4 +1,4 @@
-"""Open a robot data set whatever its format, told by its files or by name."""
+"""Open a robot data set of any format, identified by its files or by name."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ ABOUT: dict[str, Callable[..., About]] = {
     "rlds": about_rlds,
     "robomimic": about_robomimic,
 }
-"""Formats that say something of themselves before their episodes are read."""
+"""Formats that describe themselves before their episodes are read."""
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -44,7 +44,7 @@ _WORDS = {
     Sequence: "a list of names",
 }
 EXAMPLES = {bool: "true", int: "5", float: "5", Sequence: "[NAME]"}
-"""What an option of a type takes, in words and as an example."""
+"""An example of the value that an option of each type takes."""
 EXPECTED = (
     "a LeRobot data set has meta/info.json, an RLDS one features.json, a CALVIN split "
     "lang_annotations/auto_lang_ann.npy; robomimic's and LIBERO's are HDF5 files"
@@ -59,12 +59,12 @@ def open_robot_data(
     space: ActionSpace | None = None,
     strict: bool = False,
 ) -> RobotData:
-    """The data set at `path`, or of the Hub id `path`, as a stream of episodes.
+    """Return the data set at `path`, or of the Hub id `path`, as a stream of episodes.
 
-    `format` is one of READERS, told by the files where it is None. `options` are the reader's own keyword arguments
-    (`fps`, `state`, `flip`, ...). `space` says what the actions mean, and is kept with every episode.
-    Raises RoboAlignError where the format cannot be told, an option is not the reader's, or the data set cannot be
-    opened; `strict` is RobotData's.
+    `format` is one of READERS; None detects it from the files. `options` are the reader's own
+    keyword arguments (`fps`, `state`, `flip`, ...). `space` says what the actions mean, and is
+    stored in every episode. `strict` is that of RobotData. Raises RoboAlignError if the format
+    cannot be detected, an option does not belong to the reader, or the data set cannot be opened.
     """
     identity = hub_id(path)
     path = resolve(path, "data set")
@@ -86,7 +86,7 @@ def open_robot_data(
         check_option(format, key, value)
     READERS[format](
         path, **given
-    )  # what is wrong with the whole data set is said now, not at the first episode
+    )  # reports errors of the whole data set now, not at the first episode
 
     name = identity.repository.split("/")[1] if identity else path.resolve().name
 
@@ -112,7 +112,7 @@ def open_robot_data(
 
 
 def format_of(path: Path) -> str:
-    """The format that the files tell. Raises RoboAlignError where they tell none."""
+    """Detect the format from the files. Raises RoboAlignError if it is unclear."""
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
     if (path / "features.json").is_file():
@@ -129,7 +129,7 @@ def format_of(path: Path) -> str:
 
 
 def options_of(format: str) -> list[str]:
-    """The options of a format's reader."""
+    """Return the options of a format's reader."""
     return [
         name
         for name, p in inspect.signature(READERS[format]).parameters.items()
@@ -138,8 +138,10 @@ def options_of(format: str) -> list[str]:
 
 
 def check_option(format: str, key: str, value: Any) -> None:
-    """Raise RoboAlignError where an option of a format's reader is of another type than it takes; 5 is no text, and
-    only true and false are a flag."""
+    """Raise RoboAlignError if an option of a format's reader has the wrong type.
+
+    5 is not text, and only true and false are a flag.
+    """
     kind = get_type_hints(READERS[format])[key]
     try:
         TypeAdapter(kind).validate_python(value, strict=True)
@@ -152,7 +154,7 @@ def check_option(format: str, key: str, value: Any) -> None:
 
 
 def words_for(kind: Any) -> str:
-    """`true or false`, `a number`: what an option of this type takes."""
+    """Return what an option of this type takes: `true or false`, `a number`."""
     kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
@@ -165,13 +167,16 @@ def words_for(kind: Any) -> str:
 
 
 def first_of(kind: Any) -> Any:
-    """The type of an optional option."""
+    """Return the type of an optional option."""
     first = next((one for one in get_args(kind) if one is not type(None)), kind)
     return get_origin(first) or first
 
 
 def with_name(episode: Episode, folder: Path, name: str) -> Episode:
-    """The episode with the data set's name where its id begins with that of the folder in the cache, a commit."""
+    """Return the episode with the data set's name in its id.
+
+    It replaces the name of the cache folder, which is a commit.
+    """
     prefix = f"{folder.name}/"
     if not episode.episode_id.startswith(prefix):
         return episode
@@ -179,8 +184,11 @@ def with_name(episode: Episode, folder: Path, name: str) -> Episode:
 
 
 def with_space(episode: Episode, space: ActionSpace) -> Episode | Fault:
-    """The episode with the meaning of its actions; a Fault where it has another number of dimensions, or where the
-    data set itself records another meaning."""
+    """Return the episode with the meaning of its actions.
+
+    A Fault if it has another number of dimensions, or if the data set itself records another
+    meaning.
+    """
     recorded, named = (dict(s) if s else {} for s in (episode.action_space, space))
     if differing := [
         f"{key} is {value}, not {named[key]}"

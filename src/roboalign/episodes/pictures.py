@@ -1,8 +1,9 @@
-"""Any stored picture as uint8 RGB: the one place that decides what a file or an array of pixels shows.
+"""Convert any stored picture to uint8 RGB: the only place that decides what pixels show.
 
-Files are turned as their EXIF orientation says, transparency is laid on white, 16 bits are scaled to 8, palettes and
-gray become RGB. Arrays are read by shape, type and name: channels last or first, 1, 3 or 4 of them, uint8, uint16 or
-float from 0 to 1. What could be read in two ways is refused. Depth and segmentation are never read as color.
+Files are rotated by their EXIF orientation, transparency is laid on white, 16 bits are scaled to 8,
+and palettes and gray become RGB. Arrays are read by shape, type and name: channels last or first,
+1, 3 or 4 of them, uint8, uint16 or float from 0 to 1. Ambiguous ones are refused. Depth and
+segmentation are never read as color.
 """
 
 import io
@@ -20,15 +21,15 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import is_inside
 
 MOST_IMAGE_BYTES = 256 << 20
-"""Bytes of one image file; what is larger is taken for damage, or for a bomb."""
+"""Maximum bytes of one image file; a larger one counts as damaged or hostile."""
 MAX_PIXELS = 1 << 26
-"""Pixels of one image: a damaged or hostile header can claim a size that fills the memory."""
+"""Maximum pixels of one image: a damaged or hostile header can claim a size that fills memory."""
 SMALLEST_SIDE = 8
-"""Pixels: a 4-axis array that is not uint8 RGB counts as pictures from this size on, not as a row of matrices."""
+"""Pixels: a 4-axis array that is not uint8 RGB is pictures from this size on, else matrices."""
 NOT_COLOR = re.compile(
     r"(^|[^a-z])(depth|disparity|distance|segmentation|seg|semantic|instance|mask|normals?|flow)([^a-z]|$)"
 )
-"""Names of what looks like a picture and is none: `agentview_depth`, `distance_to_image_plane`."""
+"""Names of what looks like a picture but is not: `agentview_depth`, `distance_to_image_plane`."""
 ORIENTATION = 0x0112
 """The EXIF tag (Exif 2.32, section 4.6.4)."""
 _Result = TypeVar("_Result")
@@ -38,17 +39,23 @@ _Result = TypeVar("_Result")
 
 
 def rgb_of_file(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of an image file, as a viewer shows it. Raises RoboAlignError where it cannot be read."""
+    """Return uint8 [H, W, 3] of an image file, as a viewer displays it.
+
+    Raises RoboAlignError if it cannot be read.
+    """
     return decoded(data, rgb_of_image)
 
 
 def size_of_file(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image file as it is shown, from its header. Raises as `rgb_of_file`."""
+    """Return (width, height) of an image file as displayed, from its header.
+
+    Raises as `rgb_of_file`.
+    """
     return decoded(data, shown_size)
 
 
 def decoded(data: bytes, read: Callable[[Image.Image], _Result]) -> _Result:
-    """`read` of the opened file; nothing is decoded before its declared size was checked.
+    """Return `read` of the opened file; its declared size is checked before anything is decoded.
 
     Raises RoboAlignError with the same text on every run, whatever the decoder says.
     """
@@ -57,7 +64,7 @@ def decoded(data: bytes, read: Callable[[Image.Image], _Result]) -> _Result:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             return read(image)
-    except Image.UnidentifiedImageError:  # its text holds an address in memory
+    except Image.UnidentifiedImageError:  # its text contains a memory address
         reason = "no known image format"
     except Exception as error:  # decoders of damaged files fail in many ways
         reason = re.sub(r" at 0x[0-9a-f]+", "", str(error))
@@ -66,13 +73,13 @@ def decoded(data: bytes, read: Callable[[Image.Image], _Result]) -> _Result:
 
 
 def shown_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation."""
+    """Return (width, height) after the EXIF orientation."""
     turned = _orientation(image) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1, upright, also where the EXIF block is damaged, as viewers do."""
+    """Return 1 to 8; 1 (upright) also for a damaged EXIF block, as viewers do."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # a damaged block can raise nearly anything
@@ -80,13 +87,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def plain(image: Image.Image) -> bool:
-    """Whether an image needs neither turning nor laying on white nor scaling: the usual case."""
+    """Return whether an image needs no rotation, white background or scaling: the usual case."""
     usual = image.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr")
     return usual and "transparency" not in image.info and _orientation(image) == 1
 
 
 def rgb_of_image(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of an opened image. Raises ValueError where its values have no declared range."""
+    """Return uint8 [H, W, 3] of an opened image.
+
+    Raises ValueError if its values have no declared range.
+    """
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
@@ -102,10 +112,10 @@ def rgb_of_image(image: Image.Image) -> np.ndarray:
 
 
 def read_picture_file(path: Path, within: Path, *, links: bool = False) -> bytes:
-    """The bytes of an image file below the folder `within`.
+    """Return the bytes of an image file below the folder `within`.
 
-    Raises RoboAlignError where it is no plain file (a FIFO, a device, a folder), where it has more than
-    MOST_IMAGE_BYTES, and unless `links`, where a link leads out of the folder.
+    Raises RoboAlignError if it is not a plain file (a FIFO, a device, a folder), if it has more
+    than MOST_IMAGE_BYTES and, unless `links`, if a link leaves the folder.
     """
     where = str(path)
     try:
@@ -135,7 +145,7 @@ def read_picture_file(path: Path, within: Path, *, links: bool = False) -> bytes
 
 @dataclass(frozen=True)
 class PixelLayout:
-    """How an array [H, W], [H, W, C] or [C, H, W] holds a picture."""
+    """How an array [H, W], [H, W, C] or [C, H, W] stores a picture."""
 
     height: int
     width: int
@@ -143,7 +153,10 @@ class PixelLayout:
     """Whether the channels come first."""
 
     def rgb(self, stored: np.ndarray, where: str = "") -> np.ndarray:
-        """uint8 [H, W, 3] of one picture. Raises RoboAlignError where a float is outside of 0 to 1."""
+        """Return uint8 [H, W, 3] of one picture.
+
+        Raises RoboAlignError if a float is outside 0 to 1.
+        """
         stored = np.asarray(stored)
         if self.first:
             stored = np.moveaxis(stored, 0, -1)
@@ -160,14 +173,15 @@ class PixelLayout:
 
 
 def layout_of(name: str, shape: tuple[int, ...], dtype: Any) -> PixelLayout | str | None:
-    """How one picture of this shape and type is stored; why not, where it looks like one and is none; else None.
+    """Return how one picture of this shape and type is stored; None if it is not a picture.
 
-    `name` is that of the camera: what it calls depth, a mask or the like is never a color image.
+    If it looks like a picture but is not, the reason is returned. `name` is that of the camera: if
+    it says depth, mask or the like, it is never a color image.
     """
     dtype = np.dtype(dtype)
     if len(shape) != 3 or dtype.kind not in "uif" or 0 in shape:
         return None
-    # From SMALLEST_SIDE on, the side and the channels cannot be mistaken for each other.
+    # From SMALLEST_SIDE on, a side cannot be mistaken for the channels.
     last = shape[2] in (1, 3, 4) and min(shape[:2]) >= SMALLEST_SIDE
     first = shape[0] in (1, 3, 4) and min(shape[1:]) >= SMALLEST_SIDE
     small = dtype == np.uint8 and shape[2] == 3 and not last and not first
@@ -188,7 +202,10 @@ def layout_of(name: str, shape: tuple[int, ...], dtype: Any) -> PixelLayout | st
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """uint8 of uint16 (0 to 65,535) or float (0 to 1), rounded. Raises ValueError on a float outside."""
+    """Scale uint16 (0 to 65,535) or float (0 to 1) to uint8, rounded.
+
+    Raises ValueError on a float outside that range.
+    """
     if values.dtype.kind == "u":
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     low, high = float(values.min()), float(values.max())
@@ -198,7 +215,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def _on_white(rgba: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] of uint8 [H, W, 4] laid on white."""
+    """Return uint8 [H, W, 3] of uint8 [H, W, 4] laid on white."""
     alpha = rgba[..., 3:].astype(np.uint32)
     color = rgba[..., :3].astype(np.uint32)
     return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

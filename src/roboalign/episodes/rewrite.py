@@ -1,4 +1,4 @@
-"""Write any robot data as a LeRobot v3.0 data set, its actions converted on purpose or as they are."""
+"""Write any robot data as a LeRobot v3.0 data set; convert its actions only on request."""
 
 import json
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
 from roboalign.episodes.robot_data import RobotData
 
 FILE_BYTES = 100_000_000
-"""A data file is closed once its pictures exceed this."""
+"""A data file is closed once its pictures exceed this many bytes."""
 COMPLETE = "check that it is complete"
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What was written: the episodes now in the data set, those of them written before, and those left out."""
+    """The result: episodes now in the data set, those among them written before, those left out."""
 
     episodes: int
     already_there: int
@@ -32,15 +32,17 @@ class Rewritten:
 
 
 def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None = None) -> Rewritten:
-    """Write the episodes of `data` to `folder`; a call that was killed continues after the last whole file.
+    """Write the episodes of `data` to `folder`; a killed call continues after the last whole file.
 
-    With `target` the actions are converted to that space first (`action_space.convert`, without poses: units, gripper
-    code and form of rotation). The cameras and dimensions are those of the first episode; an episode of others, or
-    with a broken frame, is a fault. Memory holds the pictures of one file (`FILE_BYTES`) and one episode.
+    With `target` the actions are first converted to that space (`actions.spaces.convert`, without
+    poses: units, gripper code and form of rotation). The first episode determines the cameras and
+    dimensions; an episode with others, or with a broken frame, is a fault. Memory holds the
+    pictures of one file (`FILE_BYTES`) and one episode.
 
-    Raises RoboAlignError before any work where the folder cannot be written, is the source, or holds other files; and
-    where it holds another source's episodes, no episode can be read or written, `data.strict` and there is a fault, or
-    where `target` is given and the data's own space is not known or cannot be converted.
+    Raises RoboAlignError before any work if the folder cannot be written, is the source, or has
+    other files. It is also raised if the folder has another source's episodes, if no episode can be
+    read or written, if `data.strict` and there is a fault, or if `target` is given and the data's
+    own space is unknown or cannot be converted.
     """
     folder = Path(folder)
     check_output(
@@ -53,7 +55,7 @@ def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None =
 
 
 def _write_all(data: RobotData, folder: Path, target: ActionSpace | None) -> Rewritten:
-    """As `rewrite`, in a folder that is this call's."""
+    """Do the work of `rewrite`, in a folder locked for this call."""
     writer: LeRobotWriter | None = None
     earlier, there, faults = 0, 0, []
     with Progress(f"rewrite {data.name}", total=data.expected) as progress:
@@ -88,7 +90,10 @@ def _write_all(data: RobotData, folder: Path, target: ActionSpace | None) -> Rew
 
 
 def size_of(writer: LeRobotWriter, earlier: int, expected: int | None) -> str:
-    """How large the pictures are, and will be in all: as PNG a recording is some 40 times its video."""
+    """Return the size of the pictures, now and in total.
+
+    As PNG, a recording is about 40 times as large as its video.
+    """
     added = len(writer.records) - earlier
     if not added:
         return ""
@@ -98,7 +103,7 @@ def size_of(writer: LeRobotWriter, earlier: int, expected: int | None) -> str:
 
 
 def in_space(episode: Episode, target: ActionSpace | None) -> np.ndarray:
-    """The episode's actions, converted where a target is given."""
+    """Return the episode's actions, converted if a target is given."""
     if target is None:
         return episode.actions
     if episode.action_space is None:
@@ -117,7 +122,7 @@ def start_writer(
     actions: np.ndarray,
     target: ActionSpace | None,
 ) -> LeRobotWriter:
-    """A writer for episodes like the first one; dimensions that nobody names are numbered."""
+    """Return a writer for episodes like the first one; unnamed dimensions are numbered."""
     space, width = target or first.action_space, first.state.shape[1]
     names = (
         space.names
@@ -144,7 +149,7 @@ def start_writer(
 
 
 def frames_of(episode: Episode, camera: str) -> Iterator[np.ndarray]:
-    """The frames of one camera, each decoded when it is asked for."""
+    """Yield the frames of one camera, each decoded on request."""
     for t in range(len(episode)):
         yield episode.frame(camera, t)
 

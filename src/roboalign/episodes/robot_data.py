@@ -1,4 +1,7 @@
-"""Robot data sets of any format as one stream of `Episode`s; what cannot be read is named and counted."""
+"""Read robot data sets of any format as one stream of `Episode`s.
+
+What cannot be read is named and counted.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -13,22 +16,23 @@ from roboalign.episodes.episode import Episode
 
 @dataclass(frozen=True)
 class About:
-    """What a data set says of itself before its episodes are read."""
+    """What a data set says about itself before its episodes are read."""
 
     action_names: tuple[str, ...] = ()
-    """What it calls the dimensions of its actions; () where it does not."""
+    """Its names of the dimensions of its actions; () if it has none."""
     state_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What a user has to know of how it is read, one sentence each."""
+    """What a user must know about how it is read, one sentence each."""
     episodes: int | None = None
-    """How many it has; None where that is not known before they are read."""
+    """Its number of episodes; None if unknown before they are read."""
 
 
 class RobotData:
-    """The episodes of one data set, read one at a time: memory holds the one that is looked at.
+    """The episodes of one data set, read one at a time: memory holds only the current one.
 
-    `action_names` and `state_names` are what the data set itself calls their dimensions, empty where it does not.
-    Each pass reads anew and fills `faults`. With `strict`, the first fault raises RoboAlignError instead.
+    `action_names` and `state_names` are the data set's own names of the dimensions, empty if it has
+    none. Each pass reads the data again and fills `faults`. With `strict`, the first fault raises
+    RoboAlignError instead.
     """
 
     def __init__(
@@ -45,8 +49,8 @@ class RobotData:
         path: Path | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`notes`: what a user has to know of how it is read. `expected`: how many episodes it has, None where that is
-        not known. `path` and the reader's `options` are where it comes from."""
+        """`notes`: what a user must know about how it is read. `expected`: its number of episodes,
+        None if unknown. `path` and the reader's `options` are its origin."""
         self.name, self.format, self.read, self.strict = name, format, read, strict
         self.action_names, self.state_names = action_names, state_names
         self.notes, self.expected = notes, expected
@@ -54,7 +58,7 @@ class RobotData:
         self.faults: list[Fault] = []
 
     def through(self, read: Callable[[], Iterator[Episode | Fault]]) -> "RobotData":
-        """The same data set, its episodes given by another function."""
+        """Return the same data set with episodes from another function."""
         other = copy.copy(self)
         other.read, other.faults = read, []
         return other

@@ -1,4 +1,4 @@
-"""What the readers of array files (HDF5, npz) share: frames encoded late, and numbers checked."""
+"""Share code between readers of array files (HDF5, npz): lazy frames and number checks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +12,28 @@ FETCH_FILE_AGAIN = "download the file again"
 
 
 class PngFrames(LazyFrames):
-    """T frames that are encoded as PNG each time one is asked for: `read(t)` gives uint8 [H, W, 3]."""
+    """T frames that are encoded as PNG on each request.
+
+    `read(t)` returns uint8 [H, W, 3].
+    """
 
     def __init__(self, length: int, read: Callable[[int], np.ndarray]) -> None:
         self.length, self.read = length, read
 
     def file(self, t: int) -> bytes:
-        """The frame as PNG."""
+        """Return the frame as PNG."""
         return encode_png(self.frame(t))
 
     def frame(self, t: int) -> np.ndarray:
-        """uint8 [H, W, 3], without the way through PNG."""
+        """Return uint8 [H, W, 3] directly, without PNG."""
         return self.read(self.step(t))
 
 
 def float_rows(values: Any, where: str) -> np.ndarray:
-    """float32 [T, D] of numbers [T, D] or [T]. Raises RoboAlignError where they are not, none, or not finite."""
+    """Return float32 [T, D] from numbers [T, D] or [T].
+
+    Raises RoboAlignError if they are not numbers, empty, or not finite.
+    """
     values = np.asarray(values)
     if values.dtype.kind not in "fiub" or values.ndim not in (1, 2) or 0 in values.shape:
         problem = f"{values.dtype} of shape {list(values.shape)}, expected numbers [T, D]"

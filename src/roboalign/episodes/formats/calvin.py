@@ -1,4 +1,7 @@
-"""CALVIN's folders (one npz file a step, and language annotations) as a stream of `Episode`s."""
+"""Read CALVIN's folders as a stream of `Episode`s.
+
+They contain one npz file per step, and language annotations.
+"""
 
 import operator
 import os
@@ -29,7 +32,7 @@ STEP_DIGITS = 9
 
 @dataclass(frozen=True)
 class Annotation:
-    """A stretch of steps, first and last, that one sentence describes."""
+    """A span of steps, first and last, described by one sentence."""
 
     number: int
     first: int
@@ -39,16 +42,18 @@ class Annotation:
 
 
 def read_calvin(folder: str | Path, *, actions: str = "relative") -> Iterator[Episode | Fault]:
-    """One episode for each language annotation of a split (training/ or validation/), in the file's order, 30 Hz.
+    """Yield one episode per language annotation of a split (training/ or validation/), at 30 Hz.
 
-    `actions` is relative (rel_actions: scaled changes of position and Euler angles, gripper) or absolute (actions: pose
-    in the world frame, gripper); both have 7 values. The state is robot_obs [15]. Every uint8 [H, W, 3] array of a step
-    is a camera (rgb_static, rgb_gripper), read and encoded as PNG when asked for. Ids are
-    `<data set>/<split>/annotation-<number>`.
+    The order is that of the file. `actions` is relative (rel_actions: scaled changes of position
+    and Euler angles, gripper) or absolute (actions: pose in the world frame, gripper); both have 7
+    values. The state is robot_obs [15]. Every uint8 [H, W, 3] array of a step is a camera
+    (rgb_static, rgb_gripper), read and encoded as PNG on request. Ids are `<data
+    set>/<split>/annotation-<number>`.
 
-    Raises RoboAlignError where the folder is no split, the annotations cannot be read or hold anything but arrays and
-    plain values, or `actions` is neither. An annotation whose steps are missing or broken, or that reaches past the
-    recording it begins in (ep_start_end_ids.npy, where there is one), is a Fault in the stream.
+    Raises RoboAlignError if the folder is not a split, if the annotations cannot be read or contain
+    anything but arrays and plain values, or if `actions` is neither option. An annotation is a
+    Fault in the stream if its steps are missing or broken, or if it extends past the recording in
+    which it begins (ep_start_end_ids.npy, if present).
     """
     folder = Path(folder)
     if actions not in _ACTIONS:
@@ -68,7 +73,7 @@ def read_calvin(folder: str | Path, *, actions: str = "relative") -> Iterator[Ep
 def read_annotated(
     folder: Path, annotations: list[Annotation], runs: np.ndarray | None, actions: str
 ) -> Iterator[Episode | Fault]:
-    """The episodes of the annotations."""
+    """Yield the episodes of the annotations."""
     for annotation in annotations:
         try:
             check_span(annotation, runs, folder)
@@ -83,7 +88,10 @@ def read_annotated(
 
 
 def read_annotations(path: Path) -> list[Annotation]:
-    """The annotations of one auto_lang_ann.npy, which is a pickled dict in a numpy file."""
+    """Return the annotations of one auto_lang_ann.npy.
+
+    It is a pickled dict in a NumPy file.
+    """
     where = str(path)
     try:
         record = read_parts(path, PARTS)
@@ -107,7 +115,7 @@ def read_annotations(path: Path) -> list[Annotation]:
 
 
 def step_number(value: Any) -> int:
-    """A whole number that a step can have: one that is larger would be counted up to."""
+    """Return a whole number that a step can have; a larger one would be counted up to."""
     number = operator.index(value)
     if abs(number) >= 10**STEP_DIGITS:
         raise ValueError(f"a step has more than {STEP_DIGITS} digits")
@@ -115,14 +123,14 @@ def step_number(value: Any) -> int:
 
 
 def _text_of(value: Any) -> str:
-    """Text that can be written; a list is not turned into it: it could hold itself."""
+    """Return text that can be written; a list is not converted, because it may contain itself."""
     if not isinstance(value, str):
         raise TypeError(f"a sentence is a {type(value).__name__}")
     return value.encode().decode()
 
 
 def read_runs(path: Path) -> np.ndarray | None:
-    """int [N, 2]: first and last step of each recording; None where the file does not exist."""
+    """Return int [N, 2]: first and last step of each recording; None without the file."""
     if not os.path.lexists(path):
         return None
     check_readable(path, fix=_AGAIN)
@@ -141,7 +149,7 @@ def read_runs(path: Path) -> np.ndarray | None:
 
 
 def check_span(annotation: Annotation, runs: np.ndarray | None, folder: Path) -> None:
-    """Raise RoboAlignError where the span is empty, or runs from one recording into the next."""
+    """Raise RoboAlignError if the span is empty or crosses into the next recording."""
     first, last = annotation.first, annotation.last
     where = f"{folder / ANNOTATIONS}, annotation {annotation.number}"
     if not 0 <= first <= last:
@@ -155,12 +163,12 @@ def check_span(annotation: Annotation, runs: np.ndarray | None, folder: Path) ->
 
 
 def _read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode:
-    """The episode of one annotation, without its frames."""
+    """Return the episode of one annotation, without its frames."""
     paths: list[Path] = []
     rows: list[dict[str, np.ndarray]] = []
     for step in range(
         annotation.first, annotation.last + 1
-    ):  # a damaged span ends at the first step that is missing
+    ):  # stop a damaged span at its first missing step
         paths.append(folder / f"episode_{step:07d}.npz")
         rows.append(_read_arrays(paths[-1], (actions, "robot_obs")))
     for path, row in zip(paths, rows):
@@ -190,7 +198,10 @@ def _read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode
 
 
 def _read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The arrays `names` of one step. Raises RoboAlignError where the file or one of them is missing or damaged."""
+    """Return the arrays `names` of one step.
+
+    Raises RoboAlignError if the file or one of them is missing or damaged.
+    """
     check_readable(path, fix="download the split again")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -206,7 +217,10 @@ def _read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def camera_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """camera -> [H, W, 3]. The tactile image has six channels, depth maps one: they are left out."""
+    """Return camera -> [H, W, 3].
+
+    The tactile image (six channels) and depth maps (one channel) are left out.
+    """
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if name.startswith("rgb")]
     arrays = _read_arrays(path, names)
@@ -218,7 +232,7 @@ def camera_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_frame(paths: list[Path], camera: str, shape: tuple[int, ...], t: int) -> np.ndarray:
-    """uint8 [H, W, 3]: the frame of one step."""
+    """Return uint8 [H, W, 3]: the frame of one step."""
     frame = _read_arrays(paths[t], (camera,))[camera]
     if frame.dtype != np.uint8 or frame.shape != shape:
         problem = (

@@ -1,4 +1,7 @@
-"""Statistics of a feature as LeRobot v3.0 stores them (meta/stats.json and the `stats/` columns of meta/episodes)."""
+"""Compute feature statistics as LeRobot v3.0 stores them.
+
+They are in meta/stats.json and the `stats/` columns of meta/episodes.
+"""
 
 import numpy as np
 
@@ -7,7 +10,10 @@ Stats = dict[str, list]
 
 
 def vector_stats(values: np.ndarray) -> Stats:
-    """[T, D] (or [T]) -> min, max, mean, std and quantiles of each dimension, and the count of rows."""
+    """Return min, max, mean, std and quantiles of each dimension, and the count of rows.
+
+    The values are [T, D] or [T].
+    """
     values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
     stats = {
@@ -21,20 +27,26 @@ def vector_stats(values: np.ndarray) -> Stats:
 
 
 def looked_at(length: int, at_most: int = 16) -> list[int]:
-    """The steps of an episode whose frames its image statistics are taken from: `at_most`, evenly spread."""
+    """Return the steps of an episode used for image statistics: `at_most`, evenly spaced."""
     return np.linspace(0, length - 1, min(at_most, length)).astype(int).tolist()
 
 
 def image_stats(chosen: np.ndarray) -> Stats:
-    """uint8 [N, H, W, 3] -> the same per color channel, in [0, 1], shaped [3, 1, 1]."""
+    """Return these statistics of uint8 [N, H, W, 3] per color channel.
+
+    They are in [0, 1] and shaped [3, 1, 1].
+    """
     stats = vector_stats(chosen.reshape(-1, 3) / 255.0)
     shaped = {name: [[[x]] for x in values] for name, values in stats.items() if name != "count"}
     return shaped | {"count": [len(chosen)]}
 
 
 def pool(parts: list[Stats]) -> Stats:
-    """Statistics of several episodes together. Exact but for the quantiles, which are count-weighted means, as
-    LeRobot pools them."""
+    """Combine the statistics of several episodes.
+
+    The result is exact except for the quantiles, which are count-weighted means, as LeRobot pools
+    them.
+    """
     counts = np.array([part["count"][0] for part in parts], dtype=np.float64)
     stacked = {
         name: np.array([part[name] for part in parts]) for name in parts[0] if name != "count"

@@ -1,8 +1,9 @@
-"""HDF5 files that would keep the HDF5 library busy without end: found in a process that can be ended.
+"""Detect HDF5 files that would occupy the HDF5 library forever, in a process that can be ended.
 
-The library follows what a file says about itself. In a damaged file that can lead in a circle, inside C code that no
-signal handler of Python interrupts. So every file is first walked through in a child process: what the reader opens is
-opened there, under a limit of processor time that the kernel enforces, also when this process is gone.
+The library follows the structure that a file declares. In a damaged file this can form a loop,
+inside C code that no Python signal handler interrupts. Every file is therefore first walked through
+in a child process, which opens everything that the reader opens. The kernel enforces its limit of
+processor time, even after this process has ended.
 """
 
 import os
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS = 20.0
-"""Processor time for one demonstration; a sound one takes milliseconds (docs/how-to/read-robot-data.md)."""
+"""Processor time for one demonstration, in seconds; an intact one takes milliseconds.
+
+See docs/how-to/read-robot-data.md.
+"""
 _WALKED: dict[tuple[str, int, int], str] = {}
-"""Path, size and time of change of the files that were walked through -> what is wrong with it, or ""."""
+"""Path, size and modification time of checked files -> what is wrong with each, or ""."""
 
 
 def endless(files: Iterable[Path], seconds: float = _SECONDS) -> dict[Path, str]:
-    """Those of the files that must not be opened here -> what is wrong with them.
+    """Return the files that must not be opened here -> what is wrong with them.
 
-    A file is walked through once in the life of this process, unless its size or its time of change differs.
+    Each file is checked once per process, unless its size or modification time changes.
     """
     stamps = {
         file: (str(file), state.st_size, state.st_mtime_ns)
@@ -46,28 +50,31 @@ def endless(files: Iterable[Path], seconds: float = _SECONDS) -> dict[Path, str]
 
 
 def walk_apart(files: Sequence[Path], seconds: float) -> tuple[int, int]:
-    """Walk through the files in a child process: how many it got through, and its exit status."""
+    """Check the files in a child process.
+
+    Returns how many it finished, and its exit status.
+    """
     command = [
         sys.executable,
         "-P",
         __file__,
         str(seconds),
-    ]  # this file alone and h5py: it starts in 0.2 s
+    ]  # only this file and h5py: it starts in 0.2 s
     paths = b"\0".join(os.fsencode(file.absolute()) for file in files)
     ended = subprocess.run(command, input=paths, capture_output=True, check=False)
     return ended.stdout.count(b"\n"), ended.returncode
 
 
 def main() -> None:
-    """The child: file names on stdin, one line on stdout for each that it is through with."""
+    """Run the child: read file names from stdin, print one line for each finished file."""
     for path in sys.stdin.buffer.read().split(b"\0"):
-        with suppress(Exception):  # what is wrong in other ways, the reader says
+        with suppress(Exception):  # the reader reports other errors
             walk(os.fsdecode(path), float(sys.argv[1]))
         print(flush=True)
 
 
 def walk(path: str, seconds: float) -> None:
-    """Open and read what `read_robomimic` does; of the frames, where they lie and the last."""
+    """Open and read what `read_robomimic` does; for frames only their location and the last one."""
     import h5py
 
     signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF without a handler ends the process
@@ -91,9 +98,10 @@ def walk(path: str, seconds: float) -> None:
 
 
 def leaving(group: Any, name: str) -> str:
-    """How `group[name]` is stored outside of the file, "" where it is not; nothing outside is opened to tell.
+    """Return how `group[name]` is stored outside of the file; "" if it is not.
 
-    A link to another file, raw bytes of another file, or a virtual data set of others (HDF5 File Format, IV.A.2).
+    It can be a link to another file, raw bytes of another file, or a virtual data set of others
+    (HDF5 File Format, IV.A.2). Nothing outside is opened.
     """
     import h5py
 
@@ -114,7 +122,7 @@ def leaving(group: Any, name: str) -> str:
 
 
 def softly_leaving(group: Any, path: str) -> str:
-    """`leaving` of the first part of a soft link's path that is outside of the file."""
+    """Return `leaving` of the first part of a soft link's path that is outside of the file."""
     at = group.file if path.startswith("/") else group
     for part in [part for part in path.split("/") if part not in ("", ".")]:
         if outside := leaving(at, part):
@@ -126,7 +134,7 @@ def softly_leaving(group: Any, path: str) -> str:
 
 
 def touch(found: Any) -> None:
-    """Read a data set of numbers, of one of images the last, and of a group the same of its members."""
+    """Read a numeric data set, the last image of an image data set, or a group's data sets."""
     if hasattr(found, "keys"):
         for name in list(found):
             with suppress(Exception):
@@ -135,7 +143,7 @@ def touch(found: Any) -> None:
                     touch(member)
         return
     if found.chunks:
-        found.id.get_num_chunks()  # goes through the index of all of them
+        found.id.get_num_chunks()  # traverses the index of all of them
     found[-1:] if len(found.shape) > 2 else found[()]
 
 

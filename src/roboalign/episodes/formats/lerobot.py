@@ -35,9 +35,10 @@ SUCCESS = "next.success"
 
 
 def read_lerobot(folder: str | Path) -> list[Episode]:
-    """Every episode of a LeRobot data set; frames stay on disk until one is asked for.
+    """Return every episode of a LeRobot data set; frames stay on disk until requested.
 
-    As `iterate_lerobot`, but raises RoboAlignError naming the file and column at the first broken episode.
+    Like `iterate_lerobot`, but the first broken episode raises RoboAlignError naming the file and
+    column.
     """
     episodes = []
     for item in iterate_lerobot(folder):
@@ -55,24 +56,25 @@ def iterate_lerobot(
     instruction: str | None = None,
     links: bool = False,
 ) -> Iterator[Episode | Fault]:
-    """The episodes of a LeRobot data set v2.0, v2.1 or v3.0, one data file at a time in memory.
+    """Yield the episodes of a LeRobot data set v2.0, v2.1 or v3.0; one data file is in memory.
 
-    `action` and `state` name the columns that are read, several are joined; without them those that
-    meta/modality.json names, else `action` and `observation.state`. `state=[]` reads none: it is [T, 0].
-    `instruction` names a column of text or of indices into the tasks; without it the annotation of
-    meta/modality.json, else `task_index`. `links` allows files outside of the folder.
+    `action` and `state` name the columns to read; several are joined. The defaults are those that
+    meta/modality.json names, else `action` and `observation.state`. `state=[]` reads none: it is
+    [T, 0]. `instruction` names a column of text or of indices into the tasks; the default is the
+    annotation of meta/modality.json, else `task_index`. `links` allows files outside of the folder.
 
-    Rows are in the order of `frame_index`. The picture of a step is that at its `timestamp` in the video (from
-    `from_timestamp` on in v3.0), as LeRobot defines it; where the video counts from another time and has as many
-    frames as there are steps, they are paired in order. No video is opened before a frame is asked for. An episode
-    whose instruction changes is split where it does: its parts are called `<id>/steps-<first>-<last>`. A camera of
-    depth is left out. A data set written by other tools has no meta/roboalign.json: its episodes are called
-    `<folder>/episode-<n>-<digest of the actions>`, carry the instruction as their task, and have no nouns and no camera
-    projection.
+    Rows are in the order of `frame_index`. The picture of a step is the one at its `timestamp` in
+    the video (counted from `from_timestamp` in v3.0), as LeRobot defines it. If the video's times
+    start elsewhere and it has as many frames as there are steps, they are paired in order. No video
+    is opened before a frame is requested. An episode is split at each change of its instruction;
+    the parts are named `<id>/steps-<first>-<last>`. Depth cameras are left out. A data set written
+    by other tools has no meta/roboalign.json: its episodes are named `<folder>/episode-<n>-<digest
+    of the actions>`, use the instruction as their task, and have no nouns and no camera projection.
 
-    An episode is a Fault where its data or video file is missing, its data truncated, of another width or length than
-    the meta files say, or not finite, and where rows are missing or doubled. Raises RoboAlignError where the meta
-    files themselves are, and where a column may be meant that nobody named.
+    An episode is a Fault if its data or video file is missing, if its data are truncated, not
+    finite, or of another width or length than the meta files say, or if rows are missing or
+    duplicated. Raises RoboAlignError if the meta files themselves have such errors, and if a column
+    that nobody named may be meant.
     """
     return read_source(
         open_source(Path(folder), action=action, state=state, instruction=instruction, links=links)
@@ -80,7 +82,10 @@ def iterate_lerobot(
 
 
 def about_lerobot(folder: str | Path, **options: Any) -> About:
-    """What a LeRobot data set says of itself. Raises RoboAlignError where its meta files are broken."""
+    """Return what a LeRobot data set says about itself.
+
+    Raises RoboAlignError if its meta files are broken.
+    """
     source = open_source(Path(folder), **options)
     names = [
         names_of(
@@ -96,12 +101,12 @@ def about_lerobot(folder: str | Path, **options: Any) -> About:
 
 
 def read_source(source: LerobotSource) -> Iterator[Episode | Fault]:
-    """The episodes that the meta files name, in order."""
+    """Yield the episodes that the meta files name, in order."""
     path: Path | None = None
     arrays: Arrays | RoboAlignError = {}
     for record, extra in zip(source.records, source.extras):
         if record.path != path:
-            path, arrays = record.path, {}  # the last file goes before the next is read
+            path, arrays = record.path, {}  # free the last file before reading the next
             try:
                 arrays = read_file(path, source)
             except RoboAlignError as error:
@@ -110,7 +115,7 @@ def read_source(source: LerobotSource) -> Iterator[Episode | Fault]:
 
 
 def read_file(path: Path, source: LerobotSource) -> Arrays:
-    """The columns of one data file that are no images."""
+    """Read the columns of one data file that are not images."""
     features, columns = source.info["features"], source.columns
     extra = [key for key in (layout.PRIVILEGED, SUCCESS) if key in features]
     for key in extra:
@@ -126,7 +131,7 @@ def read_items(
     arrays: Arrays | RoboAlignError,
     extra: dict[str, Any] | None,
 ) -> list[Episode] | list[Fault]:
-    """One episode, in parts where its instruction changes; a Fault where it, or its file, is broken."""
+    """Return one episode, split at changes of its instruction, or a Fault if it is broken."""
     try:
         if isinstance(arrays, RoboAlignError):
             raise arrays
@@ -138,7 +143,10 @@ def read_items(
 def _read_episode(
     source: LerobotSource, record: EpisodeRows, arrays: Arrays, extra: dict[str, Any] | None
 ) -> list[Episode]:
-    """One episode, in parts where its instruction changes. Raises RoboAlignError naming file and column."""
+    """Return one episode, split at changes of its instruction.
+
+    Raises RoboAlignError naming the file and column.
+    """
     rows = rows_of(record, arrays)
     fps = float(source.info["fps"])
     times = times_of(rows, arrays, fps, record.path)
@@ -199,7 +207,10 @@ def _read_episode(
 def part_of(
     episode: Episode, first: int, end: int, instruction: str, solved: np.ndarray
 ) -> Episode:
-    """Steps `first` to `end` - 1 as an episode with its own instruction. `solved`: the steps that count as success."""
+    """Return steps `first` to `end` - 1 as an episode with its own instruction.
+
+    `solved` contains the steps that count as success.
+    """
     own = solved[(solved >= first) & (solved < end)]
     return replace(
         episode,
@@ -221,7 +232,10 @@ def part_of(
 def instructions_of(
     source: LerobotSource, record: EpisodeRows, arrays: Arrays, rows: np.ndarray
 ) -> list[str]:
-    """The instruction of each step. Raises RoboAlignError where one is no text or no task."""
+    """Return the instruction of each step.
+
+    Raises RoboAlignError if one is neither text nor a task.
+    """
     key = source.columns.instruction
     values = arrays[key][rows, 0]
     if arrays[key].dtype == object:
@@ -245,7 +259,7 @@ def instructions_of(
 
 
 def privileged_names(features: layout.Features) -> tuple[str, ...]:
-    """The names of the dimensions of the simulator's state, where info.json has one for each."""
+    """Return the names of the dimensions of the simulator's state, if info.json has them all."""
     feature = features.get(layout.PRIVILEGED)
     names = feature.get("names") if isinstance(feature, dict) else None
     if isinstance(names, list) and feature and feature.get("shape") == [len(names)]:
@@ -254,7 +268,10 @@ def privileged_names(features: layout.Features) -> tuple[str, ...]:
 
 
 def joined(keys: tuple[str, ...], arrays: Arrays, rows: np.ndarray, path: Path) -> np.ndarray:
-    """float32 [T, D]: a copy that does not keep the whole file's columns; NaN and infinity are refused."""
+    """Return float32 [T, D] as a copy, so that the file's columns can be freed.
+
+    NaN and infinity are refused.
+    """
     parts = [np.zeros((len(rows), 0), np.float32)]
     for key in keys:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -275,14 +292,17 @@ def stored_images(
     rows: np.ndarray,
     times: np.ndarray,
 ) -> Sequence[bytes]:
-    """The frames of one camera, in the data file or in a video, which must exist but is not opened."""
+    """Return the frames of one camera, in the data file or in a video.
+
+    The video must exist but is not opened.
+    """
     video = record.videos.get(key)
     size = (camera.width, camera.height)
     if video is None:
         return StoredImages(record.path, key, rows, size)
     fps = float(source.info["fps"])
     check_readable(video.path, fix="download the data set again")
-    # The end is that of the last frame, by some tools its beginning.
+    # The end is that of the last frame; some tools record the beginning of that frame instead.
     if video.end is not None and video.end < video.start + times[-1] - times[0] - 0.5 / fps:
         problem = f"{record.length} steps at {fps:g} fps, but meta/episodes gives {video.start:g} to {video.end:g} s"
         raise RoboAlignError(problem, where=str(video.path), fix=layout.FETCH_DATA_SET_AGAIN)
@@ -298,7 +318,10 @@ def stored_images(
 
 
 def stored_space(extra: dict[str, Any], where: str) -> ActionSpace | None:
-    """What the writer was told that the actions mean. Raises RoboAlignError where that is no action space."""
+    """Return the action space that the writer recorded.
+
+    Raises RoboAlignError if it is not an action space.
+    """
     stored = extra.get("action_space")
     try:
         return None if stored is None else ActionSpace.model_validate(stored)
@@ -308,7 +331,7 @@ def stored_space(extra: dict[str, Any], where: str) -> ActionSpace | None:
 
 
 def read_camera(key: str, feature: dict[str, Any], projections: dict[str, Any]) -> Camera:
-    """The camera of one image column; without a projection where the data set does not record one."""
+    """Return the camera of one image column; the projection is None if not recorded."""
     name, shape = camera_name(key), feature["shape"]
     height, width = shape[1:] if shape[0] in (1, 3) and shape[2] not in (1, 3) else shape[:2]
     if projections.get(name) is None:

@@ -1,4 +1,4 @@
-"""Which columns of a LeRobot data set are the action, the state, the instruction and the cameras."""
+"""Find the action, state, instruction and camera columns of a LeRobot data set."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.lerobot_layout import Features
 
 MODALITY = "meta/modality.json"
-"""GR00T's: which columns a robot of this data set uses, and what their dimensions are called."""
+"""GR00T's file: the columns that a robot of this data set uses, and names of their dimensions."""
 ANNOTATION = "annotation."
 DESCRIPTION = "task_description"
 TASK_INDEX = "task_index"
@@ -24,15 +24,15 @@ NO_STATE = re.compile(r"(environment_state|reward|success|done|action)")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read. Several of one kind are joined in their order."""
+    """The columns to read. Several of one kind are joined in their order."""
 
     action: tuple[str, ...]
     state: tuple[str, ...]
     instruction: str
-    """Holds indices into the tasks, or the text itself."""
+    """Contains indices into the tasks, or the text itself."""
     cameras: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """What a user has to know of this choice, one sentence each."""
+    """What a user must know about this choice, one sentence each."""
 
 
 def find_columns(
@@ -44,9 +44,9 @@ def find_columns(
     instruction: str | None,
     links: bool = False,
 ) -> Columns:
-    """By the options, else by modality.json, else by LeRobot's own names.
+    """Find the columns by the options, else by modality.json, else by LeRobot's own names.
 
-    Raises RoboAlignError where there is none of these, but a feature that may be meant.
+    Raises RoboAlignError if none of these exists, but a feature may be meant.
     """
     modality = read_modality(folder, links)
     text, notes = _find_instruction(folder, features, modality, instruction)
@@ -61,7 +61,7 @@ def find_columns(
 
 
 def read_modality(folder: Path, links: bool) -> dict[str, dict[str, dict[str, Any]]]:
-    """The parts of modality.json that have the form GR00T gives them; {} where there is no such file."""
+    """Return the parts of modality.json that have GR00T's form; {} if there is no such file."""
     path = folder / MODALITY
     if not path.exists():
         return {}
@@ -82,7 +82,7 @@ def find_vector(
     kind: str,
     named: str | Sequence[str] | None,
 ) -> tuple[str, ...]:
-    """The columns of `kind`, which is action or state; () for a state that no feature can be."""
+    """Return the columns of `kind` (action or state); () for a state that no feature can be."""
     info = str(folder / layout.INFO)
     own = layout.ACTION if kind == "action" else layout.STATE_FEATURE
     if named is not None:
@@ -108,7 +108,7 @@ def find_vector(
 
 
 def refuse_unnamed(features: Features, kind: str, info: str) -> None:
-    """Raise RoboAlignError where a feature may be the action or the state, and nobody has said that it is."""
+    """Raise RoboAlignError if a feature may be the action or the state but is not named as such."""
     numeric = [key for key in features if is_vector(features[key])]
     if kind == "action":
         likely = [key for key in numeric if LIKE_ACTION.search(key)]
@@ -140,7 +140,7 @@ def _find_instruction(
     modality: dict[str, dict[str, dict[str, Any]]],
     named: str | None,
 ) -> tuple[str, tuple[str, ...]]:
-    """The column of the instruction, and a note where another column could be meant."""
+    """Return the column of the instruction, and a note if another column may be meant."""
     found = {
         str(value.get("original_key") or f"{ANNOTATION}{name}"): name
         for name, value in modality.get("annotation", {}).items()
@@ -179,10 +179,11 @@ def _find_instruction(
 def find_cameras(
     folder: Path, features: Features, modality: dict[str, dict[str, dict[str, Any]]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns that are cameras: those that modality.json names, and all where it names none. Notes of depth.
+    """Return the camera columns, and notes about depth.
 
-    info.json may describe cameras that were never stored. Raises RoboAlignError where modality.json names one that
-    info.json does not describe.
+    They are those that modality.json names, or all if it names none. info.json may describe cameras
+    that were never stored. Raises RoboAlignError if modality.json names one that info.json does not
+    describe.
     """
     described = [key for key, feature in features.items() if is_camera(feature)]
     named = modality.get("video")
@@ -204,17 +205,17 @@ def find_cameras(
 
 
 def camera_name(key: str) -> str:
-    """`observation.images.front` -> `front`."""
+    """Return the camera of a column: `observation.images.front` -> `front`."""
     return key.removeprefix(layout.IMAGE_PREFIX)
 
 
 def is_camera(feature: Any) -> bool:
-    """Whether a feature of info.json is a picture or a video."""
+    """Return whether a feature of info.json is a picture or a video."""
     return isinstance(feature, dict) and feature.get("dtype") in ("image", "video")
 
 
 def is_depth(key: str, feature: dict[str, Any]) -> bool:
-    """By LeRobot's mark, or one channel and a name that says so."""
+    """Return whether a camera is depth, by LeRobot's mark, or by one channel and its name."""
     for part in (feature, feature.get("info"), feature.get("video_info")):
         if isinstance(part, dict) and any(
             part.get(mark) is True for mark in ("video.is_depth_map", "is_depth_map")
@@ -226,7 +227,7 @@ def is_depth(key: str, feature: dict[str, Any]) -> bool:
 
 
 def is_vector(feature: Any) -> bool:
-    """Whether a feature may hold an action or a state: numbers, more than one a row."""
+    """Return whether a feature may be an action or a state: numbers, more than one per row."""
     return (
         isinstance(feature, dict)
         and bool(NUMERIC.match(str(feature.get("dtype"))))
@@ -237,15 +238,18 @@ def is_vector(feature: Any) -> bool:
 
 
 def listed(features: Features) -> str:
-    """The numeric features, by name."""
+    """Return the names of the numeric features."""
     return ", ".join(key for key in features if is_vector(features[key])) or "none"
 
 
 def names_of(
     folder: Path, features: Features, columns: Columns, kind: str, links: bool = False
 ) -> tuple[str, ...]:
-    """What the data set calls the dimensions of the action or the state: by the slices of modality.json where they
-    cover its one column, else by info.json; () where neither names each of them."""
+    """Return the data set's names of the dimensions of the action or the state.
+
+    They come from the slices of modality.json if these cover its one column, else from info.json;
+    () if neither names each dimension.
+    """
     keys = columns.action if kind == "action" else columns.state
     width = sum(features[key]["shape"][0] for key in keys if is_vector(features[key]))
     if len(keys) == 1:

@@ -1,10 +1,11 @@
-"""The files, columns and feature descriptions of a LeRobot v3.0 data set, as we write it: images inside parquet files.
+"""Define the LeRobot v3.0 layout that we write: files, columns and features, images in parquet.
 
     meta/info.json  meta/stats.json  meta/tasks.parquet  meta/episodes/chunk-000/file-000.parquet
     data/chunk-000/file-000.parquet ..        one row a step, one row group an episode
     meta/roboalign.json                       ours, which LeRobot ignores: id, nouns, cameras of each episode
 
-Facts from the v3.0 reader of lerobot 0.4.4, which opens what we write (tests/data/test_data_lerobot_peer.py).
+Facts from the v3.0 reader of lerobot 0.4.4, which opens what we write
+(tests/data/test_data_lerobot_peer.py).
 """
 
 import json
@@ -40,7 +41,7 @@ INDEX_COLUMNS = {
 }
 ARROW_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 EXTRAS_KEY = b"roboalign"
-"""Key in a data file's schema metadata: the records of the episodes in it, committed by the same rename."""
+"""Metadata key of a data file's schema for its episodes' records, committed by the same rename."""
 
 Features = dict[str, dict[str, Any]]
 FETCH_DATA_SET_AGAIN = "download the data set again"
@@ -48,7 +49,7 @@ FETCH_DATA_SET_AGAIN = "download the data set again"
 
 @dataclass(frozen=True)
 class StoredVideo:
-    """Where the frames of one camera of one episode are, in seconds; `end` is None where it is not recorded."""
+    """Location of one camera's frames of one episode, in seconds; `end` is None if not recorded."""
 
     path: Path
     start: float = 0.0
@@ -57,7 +58,10 @@ class StoredVideo:
 
 @dataclass(frozen=True)
 class EpisodeRows:
-    """Where one episode lies, whatever the version: rows `start` .. `start + length` of a parquet file."""
+    """Location of one episode in any version: rows `start` .. `start + length` of a file.
+
+    The file is parquet.
+    """
 
     index: int
     length: int
@@ -65,15 +69,15 @@ class EpisodeRows:
     start: int
     videos: dict[str, StoredVideo]
     alone: bool
-    """Whether the file holds this episode and nothing else."""
+    """Whether the file contains only this episode."""
 
     def paths(self) -> list[Path]:
-        """Every file that holds a part of the episode."""
+        """Return every file that contains a part of the episode."""
         return [self.path, *(video.path for video in self.videos.values())]
 
 
 def data_path(folder: Path, number: int) -> Path:
-    """Path of the data file with this running number."""
+    """Return the path of the data file with this running number."""
     return folder / DATA_PATH.format(
         chunk_index=number // FILES_PER_CHUNK, file_index=number % FILES_PER_CHUNK
     )
@@ -82,7 +86,10 @@ def data_path(folder: Path, number: int) -> Path:
 def make_features(
     cameras: dict[str, tuple[int, int]], vectors: dict[str, tuple[str, ...]]
 ) -> Features:
-    """`features` of info.json. `cameras`: name -> (width, height); `vectors`: column -> names of its dimensions."""
+    """Return `features` of info.json.
+
+    `cameras`: name -> (width, height); `vectors`: column -> names of its dimensions.
+    """
     features: Features = {}
     for camera, (width, height) in cameras.items():
         shape, names = [height, width, 3], ["height", "width", "channels"]
@@ -102,7 +109,7 @@ def make_features(
 
 
 def arrow_schema(features: Features) -> pa.Schema:
-    """The schema of a data file, with the metadata by which `datasets` knows the image columns."""
+    """Return the schema of a data file; its metadata marks image columns for `datasets`."""
     fields: list[pa.Field] = []
     described: dict[str, Any] = {}
     for key, feature in features.items():
@@ -123,7 +130,7 @@ def arrow_schema(features: Features) -> pa.Schema:
 
 
 def check_info(info: Any, folder: Path) -> None:
-    """Raise RoboAlignError where info.json is not one that this reader understands."""
+    """Raise RoboAlignError if info.json is not one that this reader understands."""
     where = str(folder / INFO)
     for key in ("codebase_version", "fps", "features", "data_path", "total_episodes"):
         if not isinstance(info, dict) or key not in info:
@@ -146,7 +153,7 @@ def check_info(info: Any, folder: Path) -> None:
 
 
 def check_feature(features: Features, key: str, where: str) -> None:
-    """Raise RoboAlignError where a feature that is read has no type, or a shape that cannot be."""
+    """Raise RoboAlignError if a feature to read has no type, or an impossible shape."""
     feature = features[key]
     shape, dtype = (
         (feature.get("shape"), feature.get("dtype")) if isinstance(feature, dict) else (None, None)
@@ -173,10 +180,10 @@ def check_feature(features: Features, key: str, where: str) -> None:
 
 
 def dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
-    """What info.json calls the dimensions of a vector; () where it does not name each of them.
+    """Return info.json's names of the dimensions of a vector; () if it does not name each.
 
-    Names are a list, or as older data sets have it lists by kind: {"motors": ["shoulder", ...]}; teleoperation writes
-    them with their places: {"delta_x": 0, ...}.
+    Names are a list or, in older data sets, lists by kind: {"motors": ["shoulder", ...]}.
+    Teleoperation writes them with their places: {"delta_x": 0, ...}.
     """
     stated = feature.get("names")
     names: list[Any] = stated if isinstance(stated, list) else []
@@ -191,7 +198,10 @@ def dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
 
 
 def fill(info: dict[str, Any], key: str, folder: Path, **values: int | str) -> Path:
-    """The path that a template of info.json gives. Raises RoboAlignError where the template is missing or wrong."""
+    """Return the path from a template of info.json.
+
+    Raises RoboAlignError if the template is missing or wrong.
+    """
     template = info.get(key)
     try:
         return folder / template.format(**values)  # type: ignore[union-attr]
@@ -201,7 +211,10 @@ def fill(info: dict[str, Any], key: str, folder: Path, **values: int | str) -> P
 
 
 def number_in(row: dict[str, Any], key: str, where: str) -> float:
-    """A number of a record of the meta files. Raises RoboAlignError where it is missing, none, or negative."""
+    """Return a number of a record of the meta files.
+
+    Raises RoboAlignError if it is missing, not a number, or negative.
+    """
     value = row.get(key)
     if (
         isinstance(value, bool)
@@ -217,7 +230,10 @@ def number_in(row: dict[str, Any], key: str, where: str) -> float:
 
 
 def whole(row: dict[str, Any], key: str, where: str) -> int:
-    """A whole number of a record of the meta files. Raises RoboAlignError where it is anything else, 6.5 too."""
+    """Return a whole number of a record of the meta files.
+
+    Raises RoboAlignError if it is anything else, such as 6.5.
+    """
     value = number_in(row, key, where)
     if value != int(value):
         problem = (

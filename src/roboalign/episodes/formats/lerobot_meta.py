@@ -1,4 +1,4 @@
-"""The meta files of a LeRobot data set: its episodes, tasks, and what our writer adds to them."""
+"""Read the meta files of a LeRobot data set: episodes, tasks, and our writer's additions."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,10 @@ _FOLDER = "give the folder that holds meta/ and data/"
 
 @dataclass(frozen=True)
 class LerobotSource:
-    """The meta files of one data set. `extras`: what only our writer records, one entry a record, None where absent."""
+    """The meta files of one data set.
+
+    `extras` is what only our writer records: one entry per record, None if absent.
+    """
 
     folder: Path
     info: dict[str, Any]
@@ -40,7 +43,10 @@ def open_source(
     instruction: str | None = None,
     links: bool = False,
 ) -> LerobotSource:
-    """Read the meta files. Raises RoboAlignError naming the file and field where they are broken or disagree."""
+    """Read the meta files.
+
+    Raises RoboAlignError naming the file and field if they are broken or inconsistent.
+    """
     info = _read_info(folder, links)
     features = info["features"]
     columns = find_columns(
@@ -67,7 +73,7 @@ def open_source(
 
 
 def _read_info(folder: Path, links: bool = False) -> dict[str, Any]:
-    """meta/info.json. Raises RoboAlignError where it is not one that this reader understands."""
+    """Read meta/info.json. Raises RoboAlignError if this reader does not understand it."""
     check_source(folder / layout.INFO, folder, links=links)
     info = read_json(folder / layout.INFO, fix=_FOLDER)
     layout.check_info(info, folder)
@@ -80,7 +86,7 @@ def check_counts(
     records: list[EpisodeRows],
     extras: list[dict[str, Any] | None],
 ) -> None:
-    """Raise RoboAlignError where the meta files count different episodes, or one twice."""
+    """Raise RoboAlignError if the meta files count different episodes, or one twice."""
     second = info["codebase_version"].startswith("v2.")
     name = lerobot_v2.EPISODE_LINES if second else "meta/episodes"
     if len(records) != info["total_episodes"]:
@@ -109,12 +115,12 @@ def check_counts(
 def _read_records(
     folder: Path, info: dict[str, Any], videos: list[str], links: bool
 ) -> list[EpisodeRows]:
-    """meta/episodes of v3.0 in order. `videos`: the cameras that are stored as video."""
+    """Return meta/episodes of v3.0 in order. `videos`: the cameras that are stored as video."""
     where = str(folder / "meta/episodes")
     paths = sorted(
         path
         for path in (folder / "meta/episodes").glob("*/*.parquet")
-        if not path.name.startswith(".")  # such as macOS leaves on disks of other systems
+        if not path.name.startswith(".")  # such as those that macOS leaves on other file systems
     )
     if not paths:
         raise RoboAlignError("no parquet file", where=where, fix="finalize the writer first")
@@ -149,7 +155,7 @@ def _read_records(
 def stored_video(
     folder: Path, info: dict[str, Any], row: dict[str, Any], key: str, where: str
 ) -> StoredVideo:
-    """Where v3.0 keeps one camera of one episode: a part of a file that holds several."""
+    """Return where v3.0 stores one camera of one episode: a part of a file with several."""
     at = {name: whole(row, f"videos/{key}/{name}", where) for name in ("chunk_index", "file_index")}
     path = layout.fill(info, "video_path", folder, video_key=key, **at)
     start, end = (
@@ -159,10 +165,11 @@ def stored_video(
 
 
 def read_tasks(path: Path) -> dict[int, str]:
-    """task_index -> instruction, which is the index of the pandas table, whatever its name.
+    """Return task_index -> instruction.
 
-    Without pandas' description that is the column `task`, or the only one of text.
-    Raises RoboAlignError where it cannot be told, or is no text.
+    The instruction is the index of the pandas table, whatever its name. Without pandas' description
+    it is the column `task`, or the only text column. Raises RoboAlignError if it cannot be
+    identified, or is not text.
     """
     table = read_parquet(path)
     names = [name for name in table.column_names if name != TASK_INDEX]
@@ -180,7 +187,7 @@ def read_tasks(path: Path) -> dict[int, str]:
 
 
 def pandas_index(table: pa.Table) -> list[str]:
-    """The columns that pandas stored as the index of the table."""
+    """Return the columns that pandas stored as the index of the table."""
     try:
         stored = json.loads((table.schema.metadata or {})[b"pandas"])["index_columns"]
     except (KeyError, ValueError, TypeError):
@@ -189,12 +196,15 @@ def pandas_index(table: pa.Table) -> list[str]:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds text."""
+    """Return whether a column contains text."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def read_extras(path: Path, count: int) -> list[dict[str, Any] | None]:
-    """What our writer records of each episode; `count` times None where another tool wrote the data set."""
+    """Return what our writer records for each episode.
+
+    It is `count` times None if another tool wrote the data set.
+    """
     if not path.exists():
         return [None] * count
     extras = read_json(path)

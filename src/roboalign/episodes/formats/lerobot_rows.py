@@ -1,4 +1,4 @@
-"""The rows of a LeRobot data file: its columns as arrays, and which of them are an episode, in the order of time."""
+"""Read the rows of a LeRobot data file: its columns as arrays, and each episode's rows by time."""
 
 import io
 from functools import cached_property
@@ -19,7 +19,7 @@ from roboalign.episodes.formats.lerobot_layout import EpisodeRows
 from roboalign.episodes.pictures import shown_size
 
 _BROKEN = (pa.ArrowException, OSError, ValueError)
-"""What reading a truncated or damaged parquet file raises."""
+"""Errors raised when reading a truncated or damaged parquet file."""
 Arrays = dict[str, np.ndarray]
 EPISODE, FRAME, TIME = "episode_index", "frame_index", "timestamp"
 _CORRECT = "get this file again, or correct the meta files"
@@ -28,19 +28,20 @@ DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
 
 
 class StoredImages(LazyFrames):
-    """The image files of one camera of one episode, read from the parquet file when first asked for."""
+    """The image files of one camera of one episode, read from the parquet file on first request."""
 
     def __init__(self, path: Path, column: str, rows: np.ndarray, size: tuple[int, int]) -> None:
-        """`rows` of the file, in the order of the steps; `size`: (width, height) of every picture."""
+        """`rows` of the file, in the order of the steps; `size`: (width, height) of all
+        pictures."""
         self.path, self.column, self.rows, self.size = path, column, rows, size
         self.length = len(rows)
 
     def part(self, first: int, end: int) -> "StoredImages":
-        """Steps `first` to `end` - 1."""
+        """Return steps `first` to `end` - 1."""
         return StoredImages(self.path, self.column, self.rows[first:end], self.size)
 
     def file(self, t: int) -> bytes:
-        """The stored file. Raises RoboAlignError where there is none, or one of another size or kind."""
+        """Return the stored file. Raises RoboAlignError if missing, or of another size or kind."""
         value = self._column[int(self.rows[t] - self._first)].as_py()
         where = f"{self.path}, column {self.column}"
         if not value:
@@ -49,7 +50,7 @@ class StoredImages(LazyFrames):
             with Image.open(io.BytesIO(value)) as header:
                 size, mode = shown_size(header), header.mode
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return value  # what is broken about it is said where it is decoded
+            return value  # decoding reports what is broken about it
         if mode in DEEP:
             raise RoboAlignError(
                 f"the picture of step {t} has more than 8 bits a pixel ({mode}): it is no color picture",
@@ -74,7 +75,7 @@ class StoredImages(LazyFrames):
 
     @cached_property
     def _part(self) -> tuple[int, pa.Array]:
-        """The row groups that hold this episode, and the row at which they begin."""
+        """Return the row groups that contain this episode, and their first row."""
         file = open_parquet(self.path)
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         ends = np.cumsum(sizes)
@@ -95,7 +96,10 @@ class StoredImages(LazyFrames):
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open one parquet file; RoboAlignError where it is missing, no plain file, or truncated."""
+    """Open one parquet file.
+
+    Raises RoboAlignError if it is missing, not a plain file, or truncated.
+    """
     check_readable(path, fix=layout.FETCH_DATA_SET_AGAIN)
     try:
         return pq.ParquetFile(path)
@@ -104,7 +108,10 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Some or all columns of one parquet file; RoboAlignError where it is missing, truncated or lacks one."""
+    """Read some or all columns of one parquet file.
+
+    Raises RoboAlignError if it is missing or truncated, or lacks one of them.
+    """
     file = open_parquet(path)
     for key in columns or ():
         if key not in file.schema_arrow.names:
@@ -118,7 +125,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def _unreadable(path: Path, error: Exception) -> RoboAlignError:
-    """What the user sees of an error of the parquet library."""
+    """Return an error of the parquet library as a message for the user."""
     return RoboAlignError(
         f"not a readable parquet file ({error})", where=str(path), fix="get it again"
     )
@@ -127,9 +134,10 @@ def _unreadable(path: Path, error: Exception) -> RoboAlignError:
 def read_arrays(
     path: Path, features: dict[str, Any], needed: list[str], images: list[str]
 ) -> Arrays:
-    """The `needed` columns of one data file and those of its order, as arrays [rows, D]; text as [rows, 1].
+    """Return the `needed` columns of one data file and its order columns, as arrays [rows, D].
 
-    Raises RoboAlignError on another width, on a missing value, and where one of `images` is no column.
+    Text is [rows, 1]. Raises RoboAlignError on another width, on a missing value, and if one of
+    `images` is not a column.
     """
     stored = open_parquet(path).schema_arrow.names
     for key in images:
@@ -150,7 +158,10 @@ def read_arrays(
 
 
 def as_array(column: pa.ChunkedArray, shape: list[int], name: str, path: Path) -> np.ndarray:
-    """A column of numbers, or of lists of them, as [rows, product of `shape`]; NaN stands for a number left out."""
+    """Return a column of numbers, or of lists of them, as [rows, product of `shape`].
+
+    NaN represents a missing number.
+    """
     rows, width = len(column), int(np.prod(shape))
     values = column.combine_chunks()
     values = pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
@@ -174,9 +185,10 @@ def as_array(column: pa.ChunkedArray, shape: list[int], name: str, path: Path) -
 
 
 def rows_of(record: EpisodeRows, arrays: Arrays) -> np.ndarray:
-    """int [T]: the rows of one episode in a file, in the order of time.
+    """Return int [T]: the rows of one episode in a file, in time order.
 
-    Raises RoboAlignError where they are not as many as the meta files say, and where one is missing or doubled.
+    Raises RoboAlignError if their number differs from the meta files, or if one is missing or
+    duplicated.
     """
     count, end = len(next(iter(arrays.values()))), record.start + record.length
     rows = np.arange(record.start, min(end, count))
@@ -217,10 +229,10 @@ def rows_of(record: EpisodeRows, arrays: Arrays) -> np.ndarray:
 
 
 def times_of(rows: np.ndarray, arrays: Arrays, fps: float, path: Path) -> np.ndarray:
-    """float64 [T]: the time of each step in its recording, in seconds.
+    """Return float64 [T]: the time of each step in its recording, in seconds.
 
-    That of the column timestamp; without one that of frame_index; without both t / fps.
-    Raises RoboAlignError where the times do not advance by one step.
+    It is from the column timestamp, else from frame_index, else t / fps. Raises RoboAlignError if
+    the times do not advance by one step.
     """
     if TIME not in arrays:
         frames = arrays[FRAME][rows, 0] if FRAME in arrays else np.arange(len(rows))

@@ -1,7 +1,7 @@
-"""What LeRobot v2.0 and v2.1 have in place of v3.0: one file an episode, and meta files of one JSON record a line.
+"""Read LeRobot v2.0 and v2.1: one file per episode, and meta files of one JSON record per line.
 
-meta/info.json  meta/episodes.jsonl  meta/tasks.jsonl
-data/chunk-000/episode_000000.parquet  videos/chunk-000/<key>/episode_000000.mp4
+meta/info.json  meta/episodes.jsonl  meta/tasks.jsonl data/chunk-000/episode_000000.parquet
+videos/chunk-000/<key>/episode_000000.mp4
 """
 
 import codecs
@@ -23,7 +23,10 @@ EPISODE_LINES, TASK_LINES = "meta/episodes.jsonl", "meta/tasks.jsonl"
 
 
 def read_episode_lines(folder: Path, info: dict[str, Any], videos: list[str]) -> list[EpisodeRows]:
-    """The episodes in order. `videos`: the cameras that are stored as video. Raises RoboAlignError naming the line."""
+    """Return the episodes in order. `videos`: the cameras that are stored as video.
+
+    Raises RoboAlignError naming the line.
+    """
     per_chunk, where = info.get("chunks_size"), str(folder / layout.INFO)
     if type(per_chunk) is not int or per_chunk < 1:
         raise RoboAlignError(
@@ -51,7 +54,7 @@ def read_episode_lines(folder: Path, info: dict[str, Any], videos: list[str]) ->
 
 
 def read_task_lines(path: Path) -> dict[int, str]:
-    """task_index -> instruction."""
+    """Return task_index -> instruction."""
     tasks: dict[int, str] = {}
     for line, row in enumerate(read_lines(path), start=1):
         if not isinstance(row.get("task_index"), int) or not isinstance(row.get("task"), str):
@@ -68,7 +71,10 @@ def read_task_lines(path: Path) -> dict[int, str]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """One JSON object a line. A line that was cut short is refused, the last one too: an episode would be lost."""
+    """Return one JSON object per line.
+
+    A truncated line is refused, even the last: an episode would be lost.
+    """
     check_readable(path, fix=FETCH_DATA_SET_AGAIN)
     rows = []
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()

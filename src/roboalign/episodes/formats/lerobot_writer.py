@@ -1,4 +1,4 @@
-"""Write demonstrations as a LeRobot v3.0 data set, one episode after another, in bounded memory, resumably."""
+"""Write demonstrations one by one as a LeRobot v3.0 data set, resumably, in bounded memory."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -20,11 +20,12 @@ from roboalign.episodes.formats.feature_stats import image_stats, looked_at, poo
 
 
 class LeRobotWriter:
-    """Appends episodes; an episode is wholly in the data set or not at all.
+    """Append episodes; an episode is completely in the data set or not at all.
 
-    A group of `episodes_per_file` episodes becomes one parquet file, written beside and renamed. The file carries the
-    records of its episodes, so a killed writer goes on after the last whole file: `episode_ids` says what is there.
-    `finalize` writes the meta files; the data set is complete, and opens in LeRobot, only after it.
+    A group of `episodes_per_file` episodes becomes one parquet file, written to a temporary path
+    and renamed. It holds its episodes' records, so a killed writer continues after the last
+    complete file: `episode_ids` lists what exists. Only `finalize`, which writes the meta files,
+    completes the data set so that it opens in LeRobot.
     """
 
     def __init__(
@@ -43,13 +44,14 @@ class LeRobotWriter:
         bytes_per_file: int | None = None,
         source: Mapping[str, Any] | None = None,
     ) -> None:
-        """`cameras`: name -> (width, height) in pixels. `privileged_names`: all that any episode has; an episode may
-        hold a part of them. `action_space` and `axes` are kept with the data and read back with every episode.
-        A file is closed after `episodes_per_file` episodes, or once its pictures exceed `bytes_per_file`. `source` says
-        where the episodes come from; a folder of another source is refused.
-        One-dimensional actions or states are refused: LeRobot stores those as scalars.
+        """Open or continue a data set.
 
-        Raises RoboAlignError where the folder holds data of another shape.
+        `cameras`: name -> (width, height) in pixels. `privileged_names`: all that any episode has;
+        an episode may have some of them. `action_space` and `axes` are stored and read back with
+        every episode. A file is closed after `episodes_per_file` episodes, or once its pictures
+        exceed `bytes_per_file`. `source` is the origin of the episodes. One-dimensional actions or
+        states are refused: LeRobot stores those as scalars. Raises RoboAlignError if the folder's
+        data have another source or shape.
         """
         self.folder, self.fps, self.robot_type = Path(folder), fps, robot_type
         self.cameras, self.episodes_per_file = dict(cameras), episodes_per_file
@@ -72,7 +74,7 @@ class LeRobotWriter:
         self.records: list[dict[str, Any]] = []
         self.pending: list[pa.Table] = []
         self.pending_bytes = self.picture_bytes = 0
-        """Of the pictures that wait for their file, and of all that were added here."""
+        """Bytes of the pictures waiting for their file, and of all those added here."""
         self.episode_ids: set[str] = set()
         """Ids of the episodes already in the data set."""
         self.tasks: dict[str, int] = {}
@@ -97,11 +99,11 @@ class LeRobotWriter:
         nouns: dict[str, str] | None = None,
         success_step: int | None = None,
     ) -> None:
-        """Append one episode of T steps: actions [T, A], state [T, S], privileged [T, P], T frames uint8 [H, W, 3].
+        """Append one episode of T steps: actions [T, A], state [T, S], privileged [T, P].
 
-        Frames are encoded one at a time: an iterator of them needs no memory for the others.
-
-        Raises RoboAlignError naming the episode and the field where a shape is wrong or a value is not finite.
+        `frames` has T frames uint8 [H, W, 3] per camera, encoded one at a time: an iterator saves
+        memory. Raises RoboAlignError naming the episode and field on a wrong shape or non-finite
+        value.
         """
         where = f"episode {episode_id}"
         if episode_id in self.episode_ids:
@@ -165,7 +167,7 @@ class LeRobotWriter:
         self.n_files += 1
 
     def finalize(self) -> None:
-        """Commit what is pending and write the meta files, info.json last. May be called again after more episodes."""
+        """Commit pending episodes and write the meta files, info.json last; adding may continue."""
         self.flush()
         if not self.records:
             raise RoboAlignError(
@@ -214,7 +216,7 @@ class LeRobotWriter:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """What all data files of one data set share."""
+        """Return the settings shared by all data files of one data set."""
         return {
             "fps": self.fps,
             "features": self.features,
@@ -257,7 +259,7 @@ class LeRobotWriter:
     def _table(
         self, record: dict[str, Any], vectors: dict[str, np.ndarray], pictures: dict[str, pa.Array]
     ) -> pa.Table:
-        """The rows of one episode, in the order of the schema."""
+        """Return the rows of one episode, in the order of the schema."""
         steps = np.arange(record["length"])
         solved = record["success_step"] is not None
         columns: dict[str, Any] = {
@@ -288,7 +290,7 @@ class LeRobotWriter:
     def _spread(
         self, values: np.ndarray | None, names: Sequence[str], length: int, where: str
     ) -> np.ndarray:
-        """The episode's privileged columns laid into those of the data set; columns that it lacks hold 0."""
+        """Copy the episode's privileged columns into those of the data set; missing ones are 0."""
         known = self.vectors[layout.PRIVILEGED]
         width = 0 if values is None else values.shape[-1]
         if width != len(names) or not set(names) <= set(known):
@@ -325,7 +327,7 @@ class LeRobotWriter:
     def _encoded(
         self, frames: Iterable[np.ndarray], name: str, length: int, where: str
     ) -> tuple[pa.Array, np.ndarray]:
-        """The frames of one camera as their column, and those that its statistics are taken from."""
+        """Return the frames of one camera as a column, and those used for its statistics."""
         width, height = self.cameras[name]
         given = len(frames) if isinstance(frames, Sized) else length
         if given != length:
@@ -349,7 +351,7 @@ class LeRobotWriter:
                     f"frames of {name} are {t + 1}, expected {length}", where=where
                 )
 
-        # With a size, pyarrow takes one row after another: no list of all the files beside the column.
+        # With a size, pyarrow takes one row after another, without a list of all files in addition.
         column = pa.array(rows(), type=layout.ARROW_IMAGE, size=length)
         return column, np.stack(chosen)
 
@@ -359,12 +361,12 @@ class LeRobotWriter:
 
 
 def as_list(matrix: np.ndarray | None) -> list[list[float]] | None:
-    """A matrix as JSON holds it."""
+    """Return a matrix in JSON form."""
     return None if matrix is None else np.asarray(matrix, np.float64).tolist()
 
 
 def told(source: Any) -> str:
-    """A source as a message names it."""
+    """Return a source as a message names it."""
     if not isinstance(source, dict):
         return "not recorded"
     options = ", ".join(f"{key}={value}" for key, value in source.get("options", {}).items())
@@ -372,8 +374,10 @@ def told(source: Any) -> str:
 
 
 def _read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of the episodes in one data file. Raises RoboAlignError where the file is broken or where its fps,
-    features, action space and axes are not those of `settings`."""
+    """Return the episode records of a data file.
+
+    Raises RoboAlignError if it is broken or its fps, features, space or axes differ from these.
+    """
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:

@@ -1,8 +1,9 @@
-"""Parts of a pickle in a NumPy file, read in a process of its own that may crash instead of this one.
+"""Read parts of a pickle in a NumPy file, in a separate process that may crash instead of this one.
 
-The unpickler there knows the four names that NumPy's arrays need and no other, so no code of the file runs. A damaged
-array can still crash NumPy or ask for much memory: hence the process, its limits, and JSON on the way back. This file
-is also the script of that process, and imports the standard library and NumPy only.
+The unpickler there knows only the four names that NumPy's arrays need, so no code of the file runs.
+A damaged array can still crash NumPy or request much memory: hence the process, its limits, and
+JSON for the results. This file is also the script of that process, and imports only the standard
+library and NumPy.
 """
 
 import contextlib
@@ -27,10 +28,11 @@ MEMORY = 4 << 30  # bytes of address space for Python and NumPy; a file adds 16 
 
 
 def read_parts(path: Path, parts: Sequence[str]) -> dict[str, Any]:
-    """Dotted name -> plain value (None, bool, number, text, list, dict) of each of `parts` of the pickled dict.
+    """Return name -> plain value of each of `parts` (dotted names) of the pickled dict.
 
-    A part that the dict lacks is left out; arrays and tuples are lists. Raises ValueError with what is wrong: a name
-    that is not data, another kind of value, damage, or a process that crashed or reached its limits.
+    Plain values are None, bool, number, text, list and dict. A missing part is left out; arrays and
+    tuples become lists. Raises ValueError with the problem: a name that is not data, another kind
+    of value, damage, or a process that crashed or reached its limits.
     """
     command = [sys.executable, "-I", __file__, str(path), *parts]
     try:
@@ -57,7 +59,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain(file: BinaryIO) -> Any:
-    """The value in an opened NumPy file of one pickled object."""
+    """Return the value in an open NumPy file of one pickled object."""
     version = np.lib.format.read_magic(file)
     headers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -70,7 +72,7 @@ def load_plain(file: BinaryIO) -> Any:
 
 
 def _parts_of(value: Any, parts: Sequence[str]) -> dict[str, Any]:
-    """The parts that are there, by their dotted names."""
+    """Return the parts that exist, by their dotted names."""
     if not isinstance(value, dict):
         raise ValueError("it does not hold a dict")
     found = {}
@@ -84,14 +86,14 @@ def _parts_of(value: Any, parts: Sequence[str]) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """What JSON does not know: an array as a list, a scalar as a number or text."""
+    """Convert what JSON does not support: arrays to lists, scalars to numbers or text."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"it holds a {type(value).__name__}, which is not data")
 
 
 def limit_process(size: int) -> None:
-    """Limit the memory, seconds and files of this process, where the system can."""
+    """Limit the memory, time and files of this process, if the system can."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -105,7 +107,7 @@ def limit_process(size: int) -> None:
 
 
 def main(path: str, *parts: str) -> None:
-    """Print the parts, or what is wrong, as one line of JSON."""
+    """Print the parts, or the problem, as one line of JSON."""
     limit_process(Path(path).stat().st_size)
     try:
         with Path(path).open("rb") as file:

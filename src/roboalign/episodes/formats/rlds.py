@@ -1,4 +1,7 @@
-"""RLDS data sets in TFDS folders (features.json, dataset_info.json, *.tfrecord-*-of-*) as a stream of `Episode`s."""
+"""Read RLDS data sets in TFDS folders as a stream of `Episode`s.
+
+A folder has features.json, dataset_info.json and *.tfrecord-*-of-*.
+"""
 
 import re
 import zlib
@@ -39,7 +42,10 @@ SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 @dataclass(frozen=True)
 class Split:
-    """A split, its files by shard number, how many there should be, and records a shard where that is known."""
+    """A split: its files by shard number, their expected number, any known shard lengths.
+
+    A length is the number of records of a shard.
+    """
 
     name: str
     paths: dict[int, Path]
@@ -57,23 +63,26 @@ def read_rlds(
     instruction: str | None = None,
     name: str | None = None,
 ) -> Iterator[Episode | Fault]:
-    """The episodes of one RLDS data set, one at a time: all splits in name order, or only `split`.
+    """Yield the episodes of one RLDS data set: all splits in name order, or only `split`.
 
-    `folder` holds features.json. `fps` is needed unless the data set's name begins with bridge (5) or droid (15).
-    `action` and `state` name numeric features, `action` below steps/, `state` below steps/observation/ or steps/;
-    several are joined in that order (`action=["action_dict/joint_velocity", "action_dict/gripper_position"]`), and
-    `state=()` reads none. Without `state` it is that of the known set, else `state` or `proprio`, whichever there is.
-    `instruction` names a text feature; without it the first that is not empty of language_instruction,
-    language_instruction_2, ... and natural_language_instruction counts. An empty instruction stays "", and
-    `instruction=""` reads none. `name` chooses the data set where the folder has the files of several.
+    `folder` contains features.json. `fps` is required unless the data set's name begins with bridge
+    (5) or droid (15). `action` and `state` name numeric features, `action` below steps/, `state`
+    below steps/observation/ or steps/; several are joined in that order
+    (`action=["action_dict/joint_velocity", "action_dict/gripper_position"]`), and `state=()` reads
+    none. The default `state` is that of the known set, else `state` or `proprio`, whichever exists.
+    `instruction` names a text feature; the default is the first nonempty one of
+    language_instruction, language_instruction_2, ... and natural_language_instruction. An empty
+    instruction stays "", and `instruction=""` reads none. `name` chooses the data set if the folder
+    has files of several.
 
-    Every image feature below steps/ is a camera, and so is every tensor that holds a picture (`pictures.layout_of`).
-    Image files stay as stored, also where all are black; of a tensor a frame is encoded as PNG when asked for.
-    Episode ids are `<data set>/<split>/<shard file>/<record>-<digest of its actions>`.
+    Every image feature below steps/ is a camera, and so is every tensor that contains a picture
+    (`pictures.layout_of`). Image files stay as stored, even if all are black; a tensor frame is
+    encoded as PNG on request. Episode ids are `<data set>/<split>/<shard file>/<record>-<digest of
+    its actions>`.
 
-    Raises RoboAlignError where the folder, a name or the fps does not fit. Faults in the stream: a broken record or
-    episode, and what is promised but not there (shards `-of-N`, a split of dataset_info.json, records of a shard):
-    often one has only a part of a data set, and that part is good.
+    Raises RoboAlignError if the folder, a name or the fps does not fit. Faults in the stream are a
+    broken record or episode, and what is declared but missing (shards `-of-N`, a split of
+    dataset_info.json, records of a shard): users often have only an intact part of a data set.
     """
     folder = Path(folder)
     described, lengths = _read_info(folder / "dataset_info.json")
@@ -94,12 +103,12 @@ def read_rlds(
 
 
 def about_rlds(folder: str | Path, **_: Any) -> About:
-    """What a user has to know of how `read_rlds` reads this data set."""
+    """Return what a user must know about how `read_rlds` reads this data set."""
     return About(notes=notes_of(read_features(Path(folder) / "features.json")))
 
 
 def _read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
-    """The data set's name, and the number of records of each shard of each split."""
+    """Return the data set's name, and the number of records of each shard of each split."""
     info = read_json(path, fix=FOLDER)
     try:
         name, file_format = info["name"], info.get("fileFormat", "tfrecord")
@@ -123,9 +132,9 @@ def _read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
 
 
 def choose_set(folder: Path, described: str, name: str | None) -> str | None:
-    """The data set whose files are read; None where there is only one and none is named.
+    """Return the data set to read; None if there is only one and none is named.
 
-    Raises RoboAlignError where there are several and none is named, and where `name` is none of them.
+    Raises RoboAlignError if there are several and none is named, or `name` is none of them.
     """
     there = sorted({match["set"] for p in folder.iterdir() if (match := _SHARD.fullmatch(p.name))})
     if name is not None and name not in there:
@@ -147,9 +156,9 @@ def choose_set(folder: Path, described: str, name: str | None) -> str | None:
 def find_splits(
     folder: Path, lengths: dict[str, tuple[int, ...]], wanted: str | None, name: str | None
 ) -> list[Split]:
-    """The splits that have files or are promised by dataset_info.json (`lengths`), in name order.
+    """Return the splits with files or declared by dataset_info.json (`lengths`), in name order.
 
-    With `name`, files of other data sets do not count.
+    With `name`, files of other data sets are ignored.
     """
     paths: dict[str, dict[int, Path]] = defaultdict(dict)
     counts: dict[str, set[int]] = defaultdict(set)
@@ -187,7 +196,7 @@ def find_splits(
 
 
 def read_splits(splits: list[Split], layout: StepLayout, folder: Path) -> Iterator[Episode | Fault]:
-    """The episodes of the splits; before those of each, a Fault where some of its shards are missing."""
+    """Yield the episodes of the splits; a Fault precedes a split with missing shards."""
     for split in splits:
         missing = [number for number in range(split.count) if number not in split.paths]
         if missing or not split.count:
@@ -212,7 +221,7 @@ def read_splits(splits: list[Split], layout: StepLayout, folder: Path) -> Iterat
 def read_shard(
     path: Path, split: str, layout: StepLayout, expected: int | None
 ) -> Iterator[Episode | Fault]:
-    """The episodes of one file, which should hold `expected` of them."""
+    """Yield the episodes of one file, which should contain `expected` of them."""
     count, item = 0, None
     for item in read_tfrecord(path):
         count += 1
@@ -238,7 +247,10 @@ def read_shard(
 
 
 def _read_episode(record: TfRecord, layout: StepLayout, name: str, where: str) -> Episode:
-    """The episode in one record; `name` begins its id. Raises RoboAlignError where it is not as features.json says."""
+    """Return the episode in one record; `name` begins its id.
+
+    Raises RoboAlignError if it does not match features.json.
+    """
     values = parse_example(record.data, where)
     actions = numbers(values, layout.actions, layout.widths, where)
     steps = len(actions)
@@ -276,7 +288,7 @@ def _read_episode(record: TfRecord, layout: StepLayout, name: str, where: str) -
 def numbers(
     values: dict[str, Values], paths: Sequence[str], widths: dict[str, int], where: str
 ) -> np.ndarray:
-    """float32 [T, D]: the features `paths` side by side."""
+    """Return float32 [T, D]: the features `paths`, concatenated."""
     columns = []
     for path in paths:
         flat = values.get(path)
@@ -300,7 +312,7 @@ def numbers(
 
 
 def image_files(values: dict[str, Values], path: str, steps: int, where: str) -> list[bytes]:
-    """The image files of one camera, one a step."""
+    """Return the image files of one camera, one per step."""
     files = values.get(path)
     if not isinstance(files, list) or len(files) != steps:
         raise RoboAlignError(
@@ -315,7 +327,7 @@ def image_files(values: dict[str, Values], path: str, steps: int, where: str) ->
 def pixel_frames(
     values: dict[str, Values], path: str, feature: Feature, steps: int, where: str
 ) -> PngFrames:
-    """The pictures of one camera that is stored as a tensor, one a step."""
+    """Return the pictures of one camera stored as a tensor, one per step."""
     stored = values.get(path)
     if stored is None or (isinstance(stored, list) != (feature.encoding != "none")):
         raise RoboAlignError(f"{path} is missing, or not stored as features.json says", where=where)
@@ -328,7 +340,7 @@ def pixel_frames(
 
 
 def unpacked(stored: Values, feature: Feature, steps: int) -> np.ndarray:
-    """[T, ...] of a tensor feature. Raises ValueError where its size or its values do not fit."""
+    """Return [T, ...] of a tensor feature. Raises ValueError on a wrong size or values."""
     dtype = np.dtype(feature.dtype)
     if isinstance(stored, list):
         size = feature.width * dtype.itemsize
@@ -347,7 +359,7 @@ def unpacked(stored: Values, feature: Feature, steps: int) -> np.ndarray:
 
 
 def inflated(data: bytes, size: int) -> bytes:
-    """Zlib data that should be `size` bytes; no more than one byte beyond is unpacked."""
+    """Decompress zlib data that should be `size` bytes; stop one byte after that."""
     try:
         return zlib.decompressobj().decompress(data, size + 1)
     except zlib.error as error:
@@ -355,7 +367,7 @@ def inflated(data: bytes, size: int) -> bytes:
 
 
 def measured(camera: str, file: bytes, where: str) -> Camera:
-    """The camera with the size that its first image has; features.json may leave it open."""
+    """Return the camera with the size of its first image; features.json may leave it open."""
     try:
         width, height = size_of_file(file)
     except RoboAlignError as error:
@@ -367,7 +379,7 @@ def measured(camera: str, file: bytes, where: str) -> Camera:
 def _find_instruction(
     values: dict[str, Values], paths: Sequence[str], steps: int, where: str
 ) -> str:
-    """The first instruction that is not empty, else "". One that changes within the episode is refused."""
+    """Return the first nonempty instruction, else ""; refuse one that changes in the episode."""
     for path in paths:
         texts = values.get(path)
         if not isinstance(texts, list) or len(texts) != (steps if path.startswith("steps/") else 1):

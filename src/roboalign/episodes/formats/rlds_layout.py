@@ -1,4 +1,4 @@
-"""Which feature of an RLDS data set is what: from features.json to the parts of an episode."""
+"""Map the features of an RLDS data set, in features.json, to the parts of an episode."""
 
 import math
 import re
@@ -18,21 +18,24 @@ FOLDER = (
 
 @dataclass(frozen=True)
 class Feature:
-    """A leaf of features.json. `kind` is numbers, text, image (an encoded file), pixels (an array) or other."""
+    """A leaf of features.json.
+
+    `kind` is numbers, text, image (an encoded file), pixels (an array) or other.
+    """
 
     kind: str
     width: int = 0
-    """Of numbers and pixels: values a step."""
+    """For numbers and pixels: values per step."""
     why: str = ""
-    """Of what looks like a picture and is none: why."""
+    """For what looks like a picture but is not: the reason."""
     shape: tuple[int, ...] = ()
     dtype: str = ""
     encoding: str = "none"
-    """Of pixels: none (a list of numbers), bytes or zlib (one string a step)."""
+    """For pixels: none (a list of numbers), bytes or zlib (one string per step)."""
 
     @property
     def layout(self) -> pictures.PixelLayout:
-        """Of pixels: how one picture is stored."""
+        """For pixels: how one picture is stored."""
         found = pictures.layout_of("", self.shape, self.dtype)
         assert isinstance(found, pictures.PixelLayout)
         return found
@@ -43,7 +46,7 @@ _Features = dict[str, Feature]
 
 @dataclass(frozen=True)
 class KnownSet:
-    """What RLDS files do not record, of a data set that is known by name."""
+    """Facts about a data set, known by name, that RLDS files do not record."""
 
     fps: float
     state: tuple[str, ...]
@@ -59,7 +62,7 @@ INSTRUCTION = re.compile(r"(natural_)?language_instruction(_\d+)?")
 
 @dataclass(frozen=True)
 class StepLayout:
-    """Where the parts of an episode are in a record: paths such as `steps/action`."""
+    """Locations of the parts of an episode in a record: paths such as `steps/action`."""
 
     name: str
     fps: float
@@ -71,11 +74,11 @@ class StepLayout:
     pixels: dict[str, Feature]
     """path of pixels -> how they are stored"""
     widths: dict[str, int]
-    """path of a numeric feature -> values a step"""
+    """path of a numeric feature -> values per step"""
 
 
 def read_features(path: Path) -> _Features:
-    """features.json as path of a leaf -> what it is, in name order."""
+    """Return features.json as path of a leaf -> its description, in name order."""
     tree = read_json(path, fix=FOLDER)
     try:
         if "sequence" not in tree["featuresDict"]["features"]["steps"]:
@@ -89,7 +92,7 @@ def read_features(path: Path) -> _Features:
 
 
 def flat_features(feature: dict[str, Any], path: str = "") -> _Features:
-    """The leaves below one feature. The steps are one level: `steps/action`."""
+    """Return the leaves below one feature. The steps are one level: `steps/action`."""
     if path == "steps" and "sequence" in feature:
         return flat_features(feature["sequence"]["feature"], path)
     if "featuresDict" not in feature:
@@ -100,7 +103,10 @@ def flat_features(feature: dict[str, Any], path: str = "") -> _Features:
 
 
 def leaf(feature: dict[str, Any], name: str) -> Feature:
-    """What one leaf called `name` is. Numbers of open shape, depth maps and the like are `other`."""
+    """Return the description of one leaf called `name`.
+
+    Numbers of open shape, depth maps and the like are `other`.
+    """
     tensor = feature.get("tensor") or {}
     dtype = tensor.get("dtype", "")
     if "text" in feature or dtype in ("string", "object"):
@@ -124,7 +130,10 @@ def leaf(feature: dict[str, Any], name: str) -> Feature:
 
 
 def image_leaf(image: dict[str, Any], name: str) -> Feature:
-    """An encoded image. One of more than 8 bits, or called depth or a mask, is no color image."""
+    """Describe an encoded image.
+
+    One of more than 8 bits, or named depth or mask, is not a color image.
+    """
     if image.get("dtype", "uint8") != "uint8":
         return Feature("other", why=f"an image of {image['dtype']}: depth, not color")
     if pictures.NOT_COLOR.search(name.lower()):
@@ -141,7 +150,10 @@ def find_layout(
     state: str | Sequence[str] | None,
     instruction: str | None,
 ) -> StepLayout:
-    """The layout of the data set `name`. Raises RoboAlignError naming the argument that is missing or wrong."""
+    """Return the layout of the data set `name`.
+
+    Raises RoboAlignError naming the argument that is missing or wrong.
+    """
     known = next(
         (value for key, value in _KNOWN.items() if re.fullmatch(rf"{key}(\d*|_.*)", name)), None
     )
@@ -174,7 +186,7 @@ def find_layout(
 
 
 def default_state(widths: dict[str, int], known: KnownSet | None, where: str) -> tuple[str, ...]:
-    """The names of the state where the caller gives none."""
+    """Return the names of the state if the caller gives none."""
     if known and all(f"steps/observation/{name}" in widths for name in known.state):
         return known.state
     found = [name for name in _DEFAULT_STATES if f"steps/observation/{name}" in widths]
@@ -199,7 +211,7 @@ def named(
     argument: str,
     where: str,
 ) -> tuple[str, ...]:
-    """The paths of the numeric features called `names`, each below the first of `bases` that holds it."""
+    """Return the paths of the numeric features `names`, each below the first of `bases` with it."""
     paths = []
     for name in (names,) if isinstance(names, str) else tuple(names):
         found = [base + name for base in bases if base + name in widths]
@@ -218,12 +230,12 @@ def named(
 
 
 def short_names(widths: dict[str, int]) -> list[str]:
-    """Paths without steps/, for messages."""
+    """Return paths without steps/, for messages."""
     return [path.removeprefix("steps/") for path in widths]
 
 
 def find_instructions(features: _Features, instruction: str | None, where: str) -> tuple[str, ...]:
-    """The paths of the text features that may hold the instruction, in order of preference."""
+    """Return the paths of the text features that may be the instruction, in order of preference."""
     texts = [path for path, feature in features.items() if feature.kind == "text"]
     if instruction == "":
         return ()
@@ -244,7 +256,7 @@ def find_instructions(features: _Features, instruction: str | None, where: str) 
 
 
 def notes_of(features: _Features) -> tuple[str, ...]:
-    """A sentence for each feature that looks like a picture and is left out."""
+    """Return a sentence for each feature that looks like a picture and is left out."""
     return tuple(
         f"Feature {path.removeprefix('steps/')} is left out of the cameras: {feature.why}"
         for path, feature in features.items()

@@ -1,4 +1,4 @@
-"""robomimic's HDF5 files, which LIBERO uses too (one file a task), as a stream of `Episode`s."""
+"""Read robomimic's HDF5 files, also used by LIBERO (one file per task), as `Episode`s."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -45,30 +45,28 @@ def read_robomimic(
     filter: str | None = None,
     external: bool = False,
 ) -> Iterator[Episode | Fault]:
-    """The demonstrations of one HDF5 file, or of every one below a folder (`is_hdf5`), one at a
-    time.
+    """Yield the demonstrations of one HDF5 file, or of every one below a folder (`is_hdf5`).
 
-    Files come in name order, demonstrations in that of their numbers; ids are
-    `<file>/<demo>-<digest of its actions>`. `filter` is a filter key of the file (mask/train): only
-    its demonstrations are read. `state` names the observations that are joined; without it LIBERO's
-    (ee_pos, ee_ori, gripper_states) or robomimic's (robot0_eef_pos, robot0_eef_quat,
-    robot0_gripper_qpos). The simulator's `states` are never read. `fps` is the file's control_freq,
-    20 where it has none.
+    Files are in name order, demonstrations in number order; ids are `<file>/<demo>-<digest of its
+    actions>`. `filter` is a filter key of the file (mask/train): only its demonstrations are read.
+    `state` names the observations to join; the default is LIBERO's (ee_pos, ee_ori, gripper_states)
+    or robomimic's (robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos). The simulator's `states`
+    are never read. `fps` is the file's control_freq, or 20 if it has none.
 
     Observations that are pictures (`pictures.layout_of`: channels last or first, RGBA, uint8,
-    uint16, float) are cameras; a frame is read and encoded as PNG when asked for. Frames are turned
-    as the file's attribute macros_image_convention says: with `opengl` their rows are turned
-    around, and LIBERO's are rotated by 180 degrees, as its evaluation shows them. `flip` overrides
-    it: rotate (or true), rows, none (or false).
+    uint16, float) are cameras; a frame is read and encoded as PNG on request. Frames are flipped
+    according to the file's attribute macros_image_convention: with `opengl` their rows are
+    reversed, and LIBERO's are rotated by 180 degrees, as its evaluation shows them. `flip`
+    overrides it: rotate (or true), rows, none (or false).
 
-    What is stored outside of the file (HDF5 external storage, links to other files, virtual data
-    sets) is refused unless `external`. Without an instruction in the file (robomimic's own sets) it
-    is "". Rewards that are all 0 or 1 tell the first step of success. Steps are paired as stored;
-    LIBERO's files hold the observation after the action of the same index.
+    Data stored outside of the file (HDF5 external storage, links to other files, virtual data sets)
+    is refused unless `external`. If the file has no instruction (robomimic's own sets), it is "".
+    Rewards that are all 0 or 1 give the first step of success. Steps are paired as stored; LIBERO's
+    files contain the observation after the action of the same index.
 
-    Raises RoboAlignError where the path, an option or the state does not fit; a file of several, or
-    a demonstration, that is broken is a Fault in the stream. A file that keeps the HDF5 library
-    busy without end is broken as a whole.
+    Raises RoboAlignError if the path, an option or the state does not fit. A broken demonstration,
+    or a broken file among several, is a Fault in the stream. A file that occupies the HDF5 library
+    forever is broken as a whole.
     """
     files = task_files(Path(path), fps=fps, flip=flip, filter=filter, external=external)
     good = [file for file in files if isinstance(file, TaskFile)]
@@ -77,8 +75,10 @@ def read_robomimic(
 
 
 def about_robomimic(path: str | Path, **options: Any) -> About:
-    """How many demonstrations there are, and what a user has to know of how they are read, each
-    sentence once."""
+    """Return the number of demonstrations, and what a user must know about how they are read.
+
+    Each sentence occurs once.
+    """
     options.pop("state", None)
     files = task_files(Path(path), **options)
     good = [file for file in files if isinstance(file, TaskFile)]
@@ -95,8 +95,10 @@ def task_files(
     filter: str | None = None,
     external: bool = False,
 ) -> list[TaskFile | Fault]:
-    """What each file says. Raises RoboAlignError where none can be read, and for the one that
-    `path` is."""
+    """Return what each file says.
+
+    Raises RoboAlignError if none can be read, and for a broken `path` that is a single file.
+    """
     if fps is not None and not 0 < fps < math.inf:
         raise RoboAlignError(
             f"fps is {fps}", where="fps", fix="give the control rate, steps a second"
@@ -126,7 +128,7 @@ def task_files(
 
 
 def hdf5_files(path: Path) -> list[tuple[Path, str]]:
-    """Each file with the name that its episode ids begin with."""
+    """Return each file with the name that begins its episode ids."""
     if path.is_file():
         return [(path, path.name)]
     found = sorted(file for file in path.rglob("*") if is_hdf5(file))
@@ -140,13 +142,15 @@ def hdf5_files(path: Path) -> list[tuple[Path, str]]:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file ends in .hdf5 or .h5, or has no ending and begins as HDF5 does: LIBERO's
-    create_dataset.py names its file by the suite alone."""
+    """Return whether a file ends in .hdf5 or .h5, or has no suffix and begins as HDF5 does.
+
+    LIBERO's create_dataset.py names its file by the suite alone.
+    """
     return path.is_file() and (path.suffix in ENDINGS or (not path.suffix and begins_as_hdf5(path)))
 
 
 def begins_as_hdf5(path: Path) -> bool:
-    """Whether a file can be read and begins with the signature."""
+    """Return whether a file can be read and begins with the signature."""
     try:
         with path.open("rb") as file:
             return file.read(len(SIGNATURE)) == SIGNATURE
@@ -157,8 +161,7 @@ def begins_as_hdf5(path: Path) -> bool:
 def state_keys(
     observations: Sequence[str], state: Sequence[str] | None, where: str
 ) -> tuple[str, ...]:
-    """The observations that make the state: those named, else the first default set of which all
-    are there."""
+    """Return the observations of the state: those named, else the first complete default set."""
     if isinstance(state, str):
         state = (state,)
     wanted = _DEFAULT_STATES if state is None else (tuple(state),)
@@ -179,7 +182,7 @@ def state_keys(
 def read_files(
     files: Sequence[TaskFile | Fault], keys: tuple[str, ...]
 ) -> Iterator[Episode | Fault]:
-    """The demonstrations of the files. A file is open only while one of them is read."""
+    """Yield the demonstrations of the files. A file is open only while one of them is read."""
     for file in files:
         if isinstance(file, Fault):
             yield file
@@ -194,8 +197,10 @@ def read_files(
 
 
 def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
-    """One demonstration without its frames. Raises RoboAlignError naming file, demonstration and
-    what is wrong."""
+    """Return one demonstration without its frames.
+
+    Raises RoboAlignError naming file, demonstration and problem.
+    """
     where = f"{file.path}, {name}"
     external = file.external
     with opened_hdf5(file.path) as opened_file:
@@ -245,8 +250,10 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
 
 
 def first_success(rewards: Any, steps: int) -> int | None:
-    """The first step whose reward is 1, where each is 0 or 1; None where none is, or where they are
-    shaped."""
+    """Return the first step whose reward is 1, if each is 0 or 1.
+
+    None if no reward is 1, or if they are shaped.
+    """
     rewards = np.asarray(rewards)
     if (
         rewards.shape != (steps,)
@@ -258,7 +265,7 @@ def first_success(rewards: Any, steps: int) -> int | None:
 
 
 def _read_frame(path: Path, dataset: str, layout: PixelLayout, flip: str, t: int) -> np.ndarray:
-    """uint8 [H, W, 3]: one frame of one camera."""
+    """Return uint8 [H, W, 3]: one frame of one camera."""
     with opened_hdf5(path) as file:
         stored = file[dataset][t]
     return turned(layout.rgb(stored, f"{path}, {dataset}, frame {t}"), flip)

@@ -1,4 +1,7 @@
-"""What one robomimic or LIBERO file says about all its demonstrations: names, task, rate, split, cameras."""
+"""Read what one robomimic or LIBERO file says about all its demonstrations.
+
+That is their names, task, rate, split and cameras.
+"""
 
 import json
 import math
@@ -19,7 +22,7 @@ from roboalign.episodes.pictures import PixelLayout, layout_of
 if TYPE_CHECKING:
     import h5py
 
-_FPS = 20.0  # robosuite's default control rate, that of LIBERO and of robomimic's own data sets
+_FPS = 20.0  # robosuite's default control rate, used by LIBERO and robomimic's own data sets
 LAYOUT = "this reads data/demo_N/actions and data/demo_N/obs"
 FLIPS = ("none", "rows", "rotate")
 
@@ -31,24 +34,24 @@ class TaskFile:
     path: Path
     name: str
     demos: tuple[str, ...]
-    """those that are read"""
+    """Those that are read."""
     observations: tuple[str, ...]
-    """of the first demonstration"""
+    """Those of the first demonstration."""
     task: str
     instruction: str
     fps: float
     flip: str
-    """How stored frames are turned: one of FLIPS."""
+    """How stored frames are flipped: one of FLIPS."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What a user has to know of how it is read."""
+    """What a user must know about how it is read."""
     external: bool = False
-    """Whether what is stored outside of the file is read."""
+    """Whether to read data stored outside of the file."""
 
 
 @contextmanager
 def opened_hdf5(path: Path) -> Iterator["h5py.File"]:
-    """An open HDF5 file; whatever h5py finds wrong within it becomes a RoboAlignError naming the file."""
-    import h5py  # a slow import, and only this format needs it
+    """Yield an open HDF5 file; errors of h5py inside become RoboAlignErrors naming the file."""
+    import h5py  # a slow import that only this format needs
 
     try:
         with h5py.File(path, "r") as file:
@@ -60,7 +63,7 @@ def opened_hdf5(path: Path) -> Iterator["h5py.File"]:
 
 
 def check_inside(group: "h5py.Group", name: str, where: str, external: bool) -> None:
-    """Raise RoboAlignError where `group[name]` is stored outside of the file, unless `external`."""
+    """Raise RoboAlignError if `group[name]` is stored outside of the file, unless `external`."""
     if not external and (outside := leaving(group, name)):
         raise RoboAlignError(
             f"{group.name.rstrip('/')}/{name} is {outside}",
@@ -70,9 +73,9 @@ def check_inside(group: "h5py.Group", name: str, where: str, external: bool) -> 
 
 
 def member(group: "h5py.Group", name: str, kind: str, where: str, *, external: bool = False) -> Any:
-    """`group[name]`, which has to be a `Group` or a `Dataset` (`kind`).
+    """Return `group[name]`, which must be a `Group` or a `Dataset` (`kind`).
 
-    Raises RoboAlignError where it is not, and unless `external`, where it is stored outside of the file.
+    Raises RoboAlignError if it is not, or if it is stored outside of the file, unless `external`.
     """
     check_inside(group, name, where, external)
     found = group.get(name)
@@ -87,7 +90,10 @@ def member(group: "h5py.Group", name: str, kind: str, where: str, *, external: b
 
 
 def names_in(group: "h5py.Group", where: str) -> list[str]:
-    """The names in a group; h5py gives one that is no UTF-8 as bytes, which no data set has."""
+    """Return the names in a group.
+
+    h5py returns a name that is not UTF-8 as bytes; no data set has one.
+    """
     names = list(group)
     if not all(isinstance(name, str) for name in names):
         raise RoboAlignError(
@@ -105,7 +111,10 @@ def read_task_file(
     flip: str | None,
     external: bool,
 ) -> TaskFile:
-    """Names, task and control rate. Raises RoboAlignError where the file is not one of robomimic's layout."""
+    """Return names, task and control rate.
+
+    Raises RoboAlignError if the file does not have robomimic's layout.
+    """
     where = str(path)
     with opened_hdf5(path) as file:
         check_inside(file, "data", where, external)
@@ -151,7 +160,7 @@ def read_task_file(
 
 
 def check_layout(file: "h5py.File", where: str) -> None:
-    """Raise RoboAlignError where this is another layout than robomimic's."""
+    """Raise RoboAlignError if this is a layout other than robomimic's."""
     if "data" not in file:
         there = ", ".join(sorted(map(str, file))) or "nothing"
         raise RoboAlignError(
@@ -162,7 +171,7 @@ def check_layout(file: "h5py.File", where: str) -> None:
 
 
 def check_observations(demo: "h5py.Group", where: str) -> None:
-    """Raise RoboAlignError where a demonstration holds the simulator's states alone."""
+    """Raise RoboAlignError if a demonstration contains only the simulator's states."""
     if "obs" not in demo and "states" in demo:
         raise RoboAlignError(
             f"a recording of simulator states: {demo.name} has {', '.join(sorted(map(str, demo)))} "
@@ -174,7 +183,7 @@ def check_observations(demo: "h5py.Group", where: str) -> None:
 
 
 def by_number(demo: str) -> tuple[str, int]:
-    """Sorts demo_10 behind demo_9."""
+    """Sort key that puts demo_10 after demo_9."""
     number = re.search(r"\d*$", demo)
     digits = number[0] if number else ""
     return demo.removesuffix(digits), int(digits or 0)
@@ -184,7 +193,7 @@ def by_number(demo: str) -> tuple[str, int]:
 
 
 def filter_keys(file: "h5py.File", where: str, external: bool) -> dict[str, tuple[str, ...]]:
-    """robomimic's filter keys: name -> demonstrations, from the group mask."""
+    """Return robomimic's filter keys: name -> demonstrations, from the group mask."""
     check_inside(file, "mask", where, external)
     if "mask" not in file:
         return {}
@@ -199,7 +208,7 @@ def filter_keys(file: "h5py.File", where: str, external: bool) -> dict[str, tupl
 def filtered(
     demos: Sequence[str], keys: dict[str, tuple[str, ...]], filter: str, where: str
 ) -> list[str]:
-    """The demonstrations of a filter key, in the order of `demos`."""
+    """Return the demonstrations of a filter key, in the order of `demos`."""
     if filter not in keys:
         there = ", ".join(keys) or "none"
         raise RoboAlignError(
@@ -218,7 +227,10 @@ def filtered(
 
 
 def cameras_of(obs: "h5py.Group", external: bool) -> tuple[dict[str, PixelLayout], dict[str, str]]:
-    """(camera -> how its pictures are stored, observation that looks like one -> why it is none)."""
+    """Return (camera -> how its pictures are stored, rejected observation -> reason).
+
+    A rejected observation looks like a picture but is not.
+    """
     cameras, left_out = {}, {}
     for name in obs:
         if not isinstance(name, str) or (not external and leaving(obs, name)):
@@ -236,10 +248,10 @@ def cameras_of(obs: "h5py.Group", external: bool) -> tuple[dict[str, PixelLayout
 
 
 def stored_flip(convention: str, libero: bool) -> str:
-    """How frames are turned by the file's own record: rows from below (OpenGL) are turned upright.
+    """Return how to flip frames according to the file: bottom-up rows (OpenGL) are reversed.
 
-    LIBERO's are rotated by 180 degrees, as its evaluation shows them to a policy (OpenVLA, openpi): that mirrors them
-    too.
+    LIBERO's are rotated by 180 degrees, as its evaluation shows them to a policy (OpenVLA, openpi):
+    that also mirrors them.
     """
     if convention.strip().lower() != "opengl":
         return "none"
@@ -247,7 +259,10 @@ def stored_flip(convention: str, libero: bool) -> str:
 
 
 def flip_of(value: bool | str | None) -> str | None:
-    """The option `flip`: true is rotate, false is none. Raises RoboAlignError on anything else."""
+    """Return the option `flip`: true is rotate, false is none.
+
+    Raises RoboAlignError on anything else.
+    """
     if value is None or value in FLIPS:
         return value  # type: ignore[return-value]
     if isinstance(value, bool):
@@ -258,7 +273,7 @@ def flip_of(value: bool | str | None) -> str | None:
 
 
 def turned(frame: np.ndarray, flip: str) -> np.ndarray:
-    """uint8 [H, W, 3] with its rows turned around, or rotated by 180 degrees."""
+    """Return uint8 [H, W, 3] with its rows reversed, or rotated by 180 degrees."""
     if flip == "rows":
         return np.ascontiguousarray(frame[::-1])
     return np.ascontiguousarray(frame[::-1, ::-1]) if flip == "rotate" else frame
@@ -267,7 +282,7 @@ def turned(frame: np.ndarray, flip: str) -> np.ndarray:
 def _notes_of(
     keys: dict[str, tuple[str, ...]], convention: str | None, flip: str, left_out: dict[str, str]
 ) -> tuple[str, ...]:
-    """What a user has to know of how a file is read, one sentence each."""
+    """Return what a user must know about how a file is read, one sentence each."""
     notes = []
     if keys:
         held = ", ".join(f"{name} ({len(demos)})" for name, demos in keys.items())
@@ -290,13 +305,13 @@ def _notes_of(
 
 
 def text_attribute(data: "h5py.Group", name: str) -> str:
-    """An attribute of the group data as text; "" where it is not there."""
+    """Return an attribute of the group data as text; "" if it is missing."""
     value = data.attrs.get(name, "")
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def json_attribute(data: "h5py.Group", name: str, where: str) -> dict[str, Any]:
-    """An attribute that holds a JSON object; {} where it is not there."""
+    """Return an attribute that contains a JSON object; {} if it is missing."""
     try:
         value = json.loads(text_attribute(data, name) or "{}")
     except ValueError as error:
@@ -311,7 +326,7 @@ def json_attribute(data: "h5py.Group", name: str, where: str) -> dict[str, Any]:
 
 
 def control_rate(env: dict[str, Any], where: str) -> float:
-    """control_freq of env_args, else the default."""
+    """Return control_freq of env_args, else the default."""
     arguments = env.get("env_kwargs")
     rate = arguments.get("control_freq", _FPS) if isinstance(arguments, dict) else _FPS
     if not isinstance(rate, int | float) or not 0 < rate < math.inf:

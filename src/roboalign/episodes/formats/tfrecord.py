@@ -1,8 +1,9 @@
-"""TFRecord files and the `tf.train.Example` messages in them, read without TensorFlow.
+"""Read TFRecord files and the `tf.train.Example` messages in them, without TensorFlow.
 
-A file is a row of records: length (uint64), masked CRC32C of the length, data, masked CRC32C of the data, all little
-endian. Both checksums of every record are checked. The one of the data runs in numpy at 400 to 500 MB a second on one
-core, some 7 ms for 3.5 MB of episodes, so it is always on: decoding the images in those bytes takes far longer.
+A file is a sequence of records: length (uint64), masked CRC32C of the length, data, masked CRC32C
+of the data, all little endian. Both checksums of every record are checked. That of the data runs in
+NumPy at 400 to 500 MB per second on one core, or about 7 ms for 3.5 MB of episodes. It is always
+on, because decoding the images in those bytes takes far longer.
 """
 
 import os
@@ -21,13 +22,13 @@ from roboalign.episodes.formats.arrays import FETCH_FILE_AGAIN
 
 Values = np.ndarray | list[bytes]
 
-POLYNOMIAL = 0x82F63B78  # Castagnoli's, lowest bit first
-LANE = 64  # bytes that one lane of the vectorised checksum covers
+POLYNOMIAL = 0x82F63B78  # Castagnoli's polynomial, lowest bit first
+LANE = 64  # bytes covered by one lane of the vectorized checksum
 
 
 @dataclass(frozen=True)
 class TfRecord:
-    """One record: its number in the file, the byte at which its length stands, and its data."""
+    """One record: its number in the file, the byte offset of its length, and its data."""
 
     number: int
     offset: int
@@ -35,11 +36,12 @@ class TfRecord:
 
 
 def read_tfrecord(path: str | Path) -> Iterator[TfRecord | Fault]:
-    """The records of one file in order.
+    """Yield the records of one file in order.
 
-    A record whose data do not match their checksum is a Fault and is skipped. A length that does not match its
-    checksum, or a file that ends inside a record, is a Fault that ends the file: where the next record starts is then
-    unknown. Each Fault names the file, the record's number and its byte offset.
+    A record whose data do not match their checksum is a Fault and is skipped. A length that does
+    not match its checksum, or a file that ends inside a record, is a Fault that ends the file: the
+    start of the next record is then unknown. Each Fault names the file, the record's number and its
+    byte offset.
     """
     try:
         check_readable(path, fix=FETCH_FILE_AGAIN)
@@ -56,7 +58,7 @@ def read_tfrecord(path: str | Path) -> Iterator[TfRecord | Fault]:
 
 
 def _read_records(file: BinaryIO, name: str) -> Iterator[TfRecord | Fault]:
-    """`read_tfrecord` on an open file."""
+    """Run `read_tfrecord` on an open file."""
     size, offset, number = os.fstat(file.fileno()).st_size, 0, 0
     while offset < size:
         where = f"{name}, record {number}, byte {offset}"
@@ -96,7 +98,10 @@ def _read_records(file: BinaryIO, name: str) -> Iterator[TfRecord | Fault]:
 
 
 def lane_tables() -> np.ndarray:
-    """uint32 [LANE, 256]: what a byte value at a place of a lane adds to the lane's checksum (CRCs are linear)."""
+    """Return uint32 [LANE, 256]: what each byte value at each place adds to a lane's checksum.
+
+    CRCs are linear, so these contributions can be combined.
+    """
     last: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         last = (last >> 1) ^ ((last & 1) * np.uint32(POLYNOMIAL))
@@ -104,7 +109,7 @@ def lane_tables() -> np.ndarray:
     tables[-1] = last
     for place in range(
         LANE - 2, -1, -1
-    ):  # one more zero byte behind the value than at the place after it
+    ):  # one more zero byte after the value than at the next place
         tables[place] = last[tables[place + 1] & 255] ^ (tables[place + 1] >> 8)
     return tables
 
@@ -114,11 +119,11 @@ BYTE_TABLE = TABLES[-1].tolist()
 
 
 def crc32c(data: bytes) -> int:
-    """CRC32C of `data`.
+    """Return the CRC32C of `data`.
 
-    The bytes are cut into lanes whose checksums are found side by side, then joined in pairs. Zeros in front of a
-    message do not change a checksum that starts at zero, so both steps pad in front; the usual start of all ones is
-    the first four bytes inverted.
+    The bytes are cut into lanes whose checksums are computed in parallel, then joined in pairs.
+    Leading zeros do not change a checksum that starts at zero, so both steps pad in front; the
+    usual initial value of all ones is the first four bytes inverted.
     """
     if len(data) < LANE:
         return short_crc32c(data)
@@ -133,19 +138,22 @@ def crc32c(data: bytes) -> int:
     while len(crc) > 1:
         crc = np.concatenate([np.zeros(len(crc) % 2, dtype=np.uint32), crc])
         crc = _moved(crc[::2], past) ^ crc[1::2]
-        past = np.stack([_moved(table, past) for table in past])  # past twice as many bytes
+        past = np.stack([_moved(table, past) for table in past])  # after twice as many bytes
     return int(crc[0]) ^ 0xFFFFFFFF
 
 
 def _moved(crc: np.ndarray, past: np.ndarray) -> np.ndarray:
-    """Checksums [N] moved past the number of zero bytes that the four tables `past` [4, 256] stand for."""
+    """Return checksums [N] advanced by a number of zero bytes.
+
+    The four tables `past` [4, 256] represent that number.
+    """
     return (
         past[0][crc & 255] ^ past[1][crc >> 8 & 255] ^ past[2][crc >> 16 & 255] ^ past[3][crc >> 24]
     )
 
 
 def short_crc32c(data: bytes) -> int:
-    """CRC32C byte by byte: the faster way for a few bytes."""
+    """Return the CRC32C byte by byte, which is faster for a few bytes."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = BYTE_TABLE[(crc ^ byte) & 255] ^ (crc >> 8)
@@ -153,7 +161,10 @@ def short_crc32c(data: bytes) -> int:
 
 
 def masked_crc(data: bytes) -> int:
-    """The checksum as TFRecord stores it: rotated and shifted, so that a CRC of data with CRCs in it stays good."""
+    """Return the checksum as TFRecord stores it: rotated and shifted.
+
+    A CRC of data that contains CRCs thus remains reliable.
+    """
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -162,9 +173,10 @@ def masked_crc(data: bytes) -> int:
 
 
 def parse_example(data: bytes, where: str = "") -> dict[str, Values]:
-    """The features of one `tf.train.Example`: name -> list of bytes, float32 [N] or int64 [N].
+    """Return the features of one `tf.train.Example`: name -> bytes list, float32 [N] or int64 [N].
 
-    Lists may be packed or not; a feature without a list is []. Raises RoboAlignError naming `where` on malformed bytes.
+    Lists may be packed or not; a feature without a list is []. Raises RoboAlignError naming `where`
+    on malformed bytes.
     """
     found: dict[str, Values] = {}
     try:
@@ -180,7 +192,7 @@ def parse_example(data: bytes, where: str = "") -> dict[str, Values]:
 
 
 def feature_values(features: list[memoryview]) -> Values:
-    """The values of a `Feature`: of its bytes_list (1), float_list (2) or int64_list (3), whichever is there."""
+    """Return the values of a `Feature`: its bytes_list (1), float_list (2) or int64_list (3)."""
     for feature in features:
         for number, value in fields(feature):
             if isinstance(value, int) or number not in (1, 2, 3):
@@ -192,7 +204,7 @@ def feature_values(features: list[memoryview]) -> Values:
 
 
 def float_values(message: memoryview) -> np.ndarray:
-    """float32 [N] of a FloatList: 4 bytes a value, one field each or all in one."""
+    """Return float32 [N] of a FloatList: 4 bytes per value, in one field each or all in one."""
     parts = list(_messages(message, 1))
     if any(len(part) % 4 for part in parts):
         raise ValueError("a list of floats is cut short")
@@ -200,7 +212,7 @@ def float_values(message: memoryview) -> np.ndarray:
 
 
 def int_values(message: memoryview) -> np.ndarray:
-    """int64 [N] of an Int64List: varints, one field each or all in one."""
+    """Return int64 [N] of an Int64List: varints, in one field each or all in one."""
     parts = [
         np.array([value], dtype=np.uint64) if isinstance(value, int) else packed_varints(value)
         for number, value in fields(message)
@@ -210,7 +222,7 @@ def int_values(message: memoryview) -> np.ndarray:
 
 
 def packed_varints(data: memoryview) -> np.ndarray:
-    """uint64 [N]: varints that stand one behind the other."""
+    """Return uint64 [N] of consecutive varints."""
     raw = np.frombuffer(data, dtype=np.uint8)
     ends = np.flatnonzero(raw < 128)
     if not len(raw):
@@ -227,14 +239,17 @@ def packed_varints(data: memoryview) -> np.ndarray:
 
 
 def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """The fields of number `wanted` that hold bytes: strings, messages, packed lists and fixed-width numbers."""
+    """Yield the fields of number `wanted` that contain bytes.
+
+    These are strings, messages, packed lists and fixed-width numbers.
+    """
     return (
         value for number, value in fields(data) if number == wanted and not isinstance(value, int)
     )
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) of one protobuf message: an int for a varint, the bytes for anything else."""
+    """Yield (field number, value) of one protobuf message: an int for a varint, else bytes."""
     at = 0
     while at < len(data):
         key, at = varint(data, at)
@@ -253,7 +268,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The varint at `at`, modulo 2**64, and the place behind it."""
+    """Return the varint at `at`, modulo 2**64, and the place after it."""
     value = 0
     for length, byte in enumerate(data[at : at + 10]):
         value |= (byte & 127) << (7 * length)

@@ -1,4 +1,7 @@
-"""Frames of a video file by their time: found from the key frame before them, and one after another without seeking."""
+"""Read frames of a video file by their time.
+
+They are decoded from the key frame before them, and consecutive frames without seeking.
+"""
 
 import copy
 import os
@@ -19,17 +22,18 @@ from roboalign.episodes.episode import LazyFrames, encode_png
 from roboalign.episodes.pictures import MAX_PIXELS
 
 MAX_OPEN = 8
-"""Video files that one thread keeps open: the cameras of an episode, and of another one beside it."""
+"""Video files that one thread keeps open: the cameras of an episode, and of one more."""
 _BROKEN = (av.FFmpegError, OSError, ValueError, OverflowError)
-"""What reading a missing, truncated or damaged file raises."""
+"""Errors raised when reading a missing, truncated or damaged file."""
 _AGAIN = "get this file again, or drop its episodes"
 
 
 class VideoFrames(LazyFrames):
     """The frames of one camera of one episode in a video file, each found by its time.
 
-    A frame is decoded when it is asked for, as PNG bytes by `[t]` and as pixels by `frame(t)`. A file may hold several
-    episodes. The object itself is a few numbers: it can be pickled and used in any process or thread.
+    A frame is decoded on request, as PNG bytes by `[t]` and as pixels by `frame(t)`. A file may
+    contain several episodes. The object itself is a few numbers: it can be pickled and used in any
+    process or thread.
     """
 
     def __init__(
@@ -43,34 +47,35 @@ class VideoFrames(LazyFrames):
         times: np.ndarray | None = None,
         span: tuple[float, float | None] | None = None,
     ) -> None:
-        """Step t is shown at `times[t]` seconds of the file, without `times` at `first_time` + t / `fps`.
+        """Show step t at `times[t]` seconds of the file, by default at `first_time` + t / `fps`.
 
-        `length` in steps. `size`: the (width, height) that every frame must have. `span`: from when to when the file
-        shows this episode, to its end where that is None. A recording and its table may count from different
-        times: where a step has no frame at its time, and the span holds as many frames as there are steps, they are
-        paired in order.
+        `length` is in steps. `size` is the (width, height) that every frame must have. `span` is
+        when the file starts and stops showing this episode; a stop of None is its end. A recording
+        and its table may count from different times: if a step has no frame at its time, and the
+        span has as many frames as there are steps, they are paired in order.
         """
         self.path, self.length, self.fps, self.size = Path(path), length, fps, size
         self.wanted = first_time + np.arange(length) / fps if times is None else times
         self.span = span
         self.first = 0
-        """Of a part of an episode, its first step there."""
+        """For a part of an episode: its first step in the episode."""
 
     def part(self, first: int, end: int) -> "VideoFrames":
-        """Steps `first` to `end` - 1. Their times are those that they have in the whole episode."""
+        """Return steps `first` to `end` - 1, with their times in the whole episode."""
         part = copy.copy(self)
         part.first, part.length = self.first + first, end - first
         return part
 
     def file(self, t: int) -> bytes:
-        """The frame as PNG."""
+        """Return the frame as PNG."""
         return encode_png(self.frame(t))
 
     @cached_property
     def times(self) -> np.ndarray:
-        """float64 [T]: when each step of the whole episode is shown, in seconds of the file. Reads the span's packets.
+        """Return float64 [T]: when each step of the whole episode is shown, in seconds of the file.
 
-        Raises RoboAlignError where the span does not show each step; the last ones of a file that ends early may lack.
+        Reads the span's packets. Raises RoboAlignError if the span does not show each step; the
+        last ones may be missing from a file that ends early.
         """
         if self.span is None:
             return self.wanted
@@ -79,7 +84,8 @@ class VideoFrames(LazyFrames):
         if end is None:
             own = with_last = np.sort(packet_times(self.path, start, np.inf))
         else:
-            # Some tools record the time of the last frame as the end, others when it is over.
+            # Some tools record the time of the last frame as the end, others the time when it is
+            # over.
             stored = np.sort(packet_times(self.path, start, end + half))
             with_last = stored[(stored > start - half) & (stored <= end + slack)]
             own = with_last[with_last < end - slack]
@@ -90,7 +96,7 @@ class VideoFrames(LazyFrames):
         if self._shown_in(with_last) and self.wanted[0] < start + half:
             return self.wanted
         if end is None and (not len(own) or self.wanted[0] >= own[0] - half):
-            return self.wanted  # the steps that it does not show are refused one by one
+            return self.wanted  # steps that it does not show are refused one by one
         shown = f"at {own[0]:.3f} to {own[-1]:.3f} s" if len(own) else "none"
         raise RoboAlignError(
             f"the video has {len(own)} frames of this episode, {shown}; its {steps} steps are at "
@@ -100,17 +106,17 @@ class VideoFrames(LazyFrames):
         )
 
     def _shown_in(self, times: np.ndarray) -> bool:
-        """Whether the first and the last step have a frame among those at `times`."""
+        """Return whether the first and the last step have a frame among those at `times`."""
         half = 0.5 / self.fps
         return bool(
             len(times) and times[0] - half <= self.wanted[0] and self.wanted[-1] <= times[-1] + half
         )
 
     def frame(self, t: int) -> np.ndarray:
-        """uint8 [H, W, 3] of step t.
+        """Return uint8 [H, W, 3] of step t.
 
-        Raises RoboAlignError naming the file and the time where the file is missing or broken, where no frame is
-        within half a step of that time, and where the frame has another size.
+        Raises RoboAlignError naming the file and the time if the file is missing or broken, if no
+        frame is within half a step of that time, or if the frame has another size.
         """
         step = self.first + self.step(t)
         where = f"{self.path}, at {self.wanted[step]:.3f} s"
@@ -131,7 +137,7 @@ class VideoFrames(LazyFrames):
                 )
             pixels = decoder.to_rgb.reformat(picture.frame, format="rgb24").to_ndarray()
         except _BROKEN as error:
-            close_videos(self.path)  # the position of a decoder that failed is unknown
+            close_videos(self.path)  # after a failure, the decoder's position is unknown
             raise _unreadable(error, where) from None
         if self.size not in (None, (pixels.shape[1], pixels.shape[0])):
             raise RoboAlignError(
@@ -142,8 +148,11 @@ class VideoFrames(LazyFrames):
         return pixels
 
     def check(self) -> None:
-        """Raise RoboAlignError where a step has no frame. Reads this episode's part of the file, and decodes its first
-        and last frame only: damage inside a frame between them shows when that frame is asked for."""
+        """Raise RoboAlignError if a step has no frame.
+
+        Reads this episode's part of the file, but decodes only its first and last frame: damage
+        inside a frame between them appears only when that frame is requested.
+        """
         try:
             wanted = self.times[self.first : self.first + self.length]
             stored = packet_times(self.path, wanted[0], wanted[-1] + 0.5 / self.fps)
@@ -164,7 +173,10 @@ class VideoFrames(LazyFrames):
 
 
 class Picture(NamedTuple):
-    """A decoded frame and when it is shown, in seconds. `damaged`: it, or one that it builds on, was not whole."""
+    """A decoded frame and when it is shown, in seconds.
+
+    `damaged`: it, or a frame that it depends on, was incomplete.
+    """
 
     frame: av.VideoFrame
     time: float
@@ -172,7 +184,7 @@ class Picture(NamedTuple):
 
 
 class Decoder:
-    """One open video file and where its decoder stands: the two frames that came out of it last."""
+    """One open video file and its decoder's position: the last two frames that it returned."""
 
     def __init__(self, path: Path) -> None:
         self.container = av.open(str(path), metadata_errors="replace")
@@ -183,19 +195,20 @@ class Decoder:
             problem = f"its frames are {width}x{height}, more than {MAX_PIXELS:,} pixels"
             raise RoboAlignError(problem, where=str(path), fix="drop its episodes")
         self.stream.codec_context.thread_count = (
-            1  # decoding runs inside data workers, which fill the cores already
+            1  # decoding runs inside data workers, which already use all cores
         )
         self.to_rgb = VideoReformatter()
         self.frames: Iterator[av.VideoFrame] = iter(())
         self.previous: Picture | None = None
         self.current: Picture | None = None
         self.reach = 0.5
-        """How far ahead, in seconds, decoding on is preferred to seeking: as far as a seek was seen to fall back."""
+        """Seconds ahead for which decoding on beats seeking: the farthest fallback of a seek."""
 
     def nearest(self, time: float, slack: float) -> Picture | None:
-        """The frame shown nearest to `time`; one at most `slack` before it counts as at it. None where there is none.
+        """Return the frame shown nearest to `time`; None if there is none.
 
-        Raises av.FFmpegError where the file cannot be decoded up to there from the key frame before it.
+        A frame at most `slack` before `time` counts as at it. Raises av.FFmpegError if the file
+        cannot be decoded up to there from the preceding key frame.
         """
         earliest = self.previous or self.current
         if (
@@ -206,7 +219,7 @@ class Decoder:
             try:
                 return self._walk(time, slack)
             except av.FFmpegError:
-                pass  # what lies between is broken; there may be a key frame after it
+                pass  # the part in between is broken; a key frame may follow it
         self._seek(time, slack)
         return self._walk(time, slack)
 
@@ -217,7 +230,7 @@ class Decoder:
         return min(pictures, key=lambda picture: abs(picture.time - time), default=None)
 
     def _seek(self, time: float, slack: float) -> None:
-        """Stand at a key frame not after `time`."""
+        """Seek to a key frame not after `time`."""
         start, back = max(time + slack, 0.0), 1.0
         while True:
             self.container.seek(int(start / self.tick), stream=self.stream)
@@ -226,7 +239,8 @@ class Decoder:
             self._advance()
             if start == 0.0 or (self.current and self.current.time <= time + slack):
                 break
-            # The index may be in the order of decoding, where a key frame can come before a frame shown earlier.
+            # The index may be in decoding order, where a key frame can precede a frame shown
+            # earlier.
             start, back = max(start - back, 0.0), 2 * back
         if self.current:
             self.reach = max(self.reach, time - self.current.time)
@@ -246,13 +260,13 @@ class Decoder:
 
 
 _opened = threading.local()
-"""`decoders` of each thread, the one used last at the end. A decoder serves one caller at a time."""
+"""`decoders` of each thread, the most recently used last. A decoder serves one caller at a time."""
 
 
 def decoder_of(path: Path) -> Decoder:
-    """This thread's decoder of a file, kept from the last call where the file is the same; the oldest one is closed.
+    """Return this thread's decoder of a file, cached if the file is unchanged; close the oldest.
 
-    A forked process must not go on with its parent's: they would share one position in the file.
+    A forked process must not use its parent's decoders: they would share one file position.
     """
     decoders: OrderedDict[tuple, Decoder] = _opened.__dict__.setdefault("decoders", OrderedDict())
     status = path.stat()
@@ -267,7 +281,7 @@ def decoder_of(path: Path) -> Decoder:
 
 
 def close_videos(path: Path | None = None) -> None:
-    """Close this thread's video files, or only `path`; a frame asked for later opens its file again."""
+    """Close this thread's video files, or only `path`; later requests open them again."""
     decoders = _opened.__dict__.get("decoders", {})
     for key in [key for key in decoders if path in (None, key[0])]:
         decoders.pop(key).container.close()
@@ -276,11 +290,11 @@ def close_videos(path: Path | None = None) -> None:
 def video_stream(
     container: av.container.InputContainer, path: Path
 ) -> tuple[av.VideoStream, float]:
-    """The video of an open file, and the seconds that one unit of its times lasts."""
+    """Return the video of an open file, and the duration of its time unit in seconds."""
     stream = next(iter(container.streams.video), None)
     if (
         stream is None or not stream.time_base or stream.codec_context is None
-    ):  # None: a codec that is not known
+    ):  # None: an unknown codec
         container.close()
         raise RoboAlignError(
             "the file holds no video that can be decoded", where=str(path), fix=_AGAIN
@@ -289,7 +303,7 @@ def video_stream(
 
 
 def packet_times(path: Path, first: float, last: float) -> list[float]:
-    """When the whole packets between two times are shown, in seconds, read without decoding."""
+    """Return when complete packets between two times are shown, in seconds; decode none."""
     check_plain(path.stat())
     with av.open(str(path), metadata_errors="replace") as container:
         stream, tick = video_stream(container, path)
@@ -304,13 +318,13 @@ def packet_times(path: Path, first: float, last: float) -> list[float]:
 
 
 def check_plain(status: os.stat_result) -> None:
-    """Raise OSError for a FIFO or a device, whose reading may never end."""
+    """Raise OSError for a FIFO or a device, which might never end."""
     if not stat.S_ISREG(status.st_mode):
         raise OSError("not a plain file")
 
 
 def _unreadable(error: Exception, where: str) -> RoboAlignError:
-    """What the user sees of an error of the decoder or of the file system."""
+    """Return an error of the decoder or the file system as a message for the user."""
     if isinstance(error, FileNotFoundError):
         return RoboAlignError("the file does not exist", where=where, fix=_AGAIN)
     return RoboAlignError(

@@ -1,4 +1,4 @@
-"""What is measured on the samples of a data set: one dimension, one camera, the action tokens."""
+"""Measure samples of a data set: one dimension, one camera, the action tokens."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 
 BINS = 40
-FRAMES_PER_CAMERA = 3  # frames looked at, an episode and camera: the first, the middle, the last
-DARK = 10  # grey levels; JPEG noise stays below
-NEGLIGIBLE = 1e-6  # std of a dimension that only rounding moves
+FRAMES_PER_CAMERA = 3  # frames examined per episode and camera: the first, the middle, the last
+DARK = 10  # gray levels; JPEG noise stays below this
+NEGLIGIBLE = 1e-6  # std of a dimension that changes only by rounding
 SCALE, VOCAB_SIZE = 10.0, 1024  # FAST's own choice
 
 
@@ -41,16 +41,17 @@ class Dimension:
     at_extremes: float
     """Share of the rows at the minimum or the maximum."""
     near_constant: bool
-    """q99 - q01 (maximum - minimum where the quantiles coincide) is below a thousandth of the widest dimension's, or
-    std is below 1e-6."""
+    """q99 - q01 (maximum - minimum if the quantiles coincide) is below a thousandth of the widest
+    dimension's, or std is below 1e-6."""
     discrete: bool
-    """2 to 10 values, each in at least 1% of the rows and in 10, make up 90% of them: a gripper command, say."""
+    """2 to 10 values, each in at least 1% of the rows and in 10 rows, make up 90% of the rows, for
+    example a gripper command."""
     outliers: float
     """Share of the rows beyond q01 - 3 (q99 - q01) .. q99 + 3 (q99 - q01)."""
     worst: list[str]
-    """Episodes with the values farthest beyond, at most 3, the worst first; found even where the sample has none."""
+    """Up to 3 episodes with the most extreme outliers, worst first; some may be unsampled."""
     histogram: Histogram | None
-    """From q01 - (q99 - q01) to q99 + (q99 - q01) at most; the bins at the ends hold what lies beyond."""
+    """At most from q01 - (q99 - q01) to q99 + (q99 - q01); the end bins include what is beyond."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Column:
 
 
 def dimensions(columns: list[Column], *, histograms: bool) -> list[Dimension]:
-    """Judge the dimensions of one vector, each also against the widest of them."""
+    """Judge the dimensions of one vector, each also in comparison with the widest of them."""
     quantiles = [np.quantile(column.sample, [0.01, 0.5, 0.99]) for column in columns]
     widest = max((q[2] - q[0] for q in quantiles), default=0.0)
     return [
@@ -110,7 +111,7 @@ def _discrete(sample: np.ndarray) -> bool:
 
 
 def _worst(extremes: list[tuple[float, str]], low: float, high: float) -> list[str]:
-    """The owners of the values farthest beyond the bounds, each once."""
+    """Return the owners of the values farthest beyond the bounds, each once."""
     ranked = sorted(
         ((max(value - high, low - value), owner) for value, owner in extremes),
         key=lambda pair: -pair[0],
@@ -119,7 +120,10 @@ def _worst(extremes: list[tuple[float, str]], low: float, high: float) -> list[s
 
 
 def histogram_of(values: np.ndarray, low: float, high: float) -> Histogram:
-    """Of `values` [N], N > 0, between `low` and `high`, or their own bounds where those are narrower."""
+    """Return the histogram of `values` [N], N > 0.
+
+    It is between `low` and `high`, or their own bounds if those are narrower.
+    """
     low, high = max(low, float(values.min())), min(high, float(values.max()))
     if high - low <= NEGLIGIBLE * max(1.0, abs(low)):
         return Histogram([low - 0.5, low + 0.5], [len(values)])
@@ -129,23 +133,23 @@ def histogram_of(values: np.ndarray, low: float, high: float) -> Histogram:
 
 @dataclass(frozen=True)
 class CameraSurvey:
-    """What the frames of one camera that were looked at show."""
+    """What the examined frames of one camera show."""
 
     name: str
     episodes: int
     """Episodes that have this camera."""
     looked_at: int
-    """Episodes of which frames were decoded: the first, the middle and the last."""
+    """Episodes with decoded frames: the first, the middle and the last."""
     sizes: list[str]
     """`width x height` of the decoded frames."""
     frames: int
     black: int
     flat: int
-    """Frames of one colour that is not black."""
+    """Frames of a single color other than black."""
     frozen: int
-    """Episodes whose frames are all equal, black and flat ones aside."""
+    """Episodes whose frames are all equal, except black and flat ones."""
     unreadable: int
-    """Frames that do not decode, and episodes with another number of frames than of actions."""
+    """Frames that do not decode, and episodes with different numbers of frames and actions."""
 
 
 class CameraTally:
@@ -158,7 +162,10 @@ class CameraTally:
         self.sizes: set[str] = set()
 
     def look(self, episode: Episode, name: str) -> tuple[set[bytes], list[Fault]]:
-        """Count the frames of one more episode; the hashes of those that show something, and what is broken."""
+        """Count the frames of one more episode.
+
+        Returns the hashes of those that show something, and what is broken.
+        """
         self.looked_at += 1
         stored = len(episode.images[name])
         if stored != len(episode):
@@ -180,7 +187,7 @@ class CameraTally:
         return set(hashes), faults
 
     def _count(self, frame: np.ndarray) -> list[bytes]:
-        """The hash of the frame, or nothing where it is black or flat."""
+        """Return the hash of the frame, or nothing if it is black or flat."""
         self.frames += 1
         self.sizes.add(f"{frame.shape[1]} x {frame.shape[0]}")
         black = int(frame.max()) <= DARK
@@ -194,7 +201,7 @@ class CameraTally:
         ]
 
     def survey(self, name: str) -> CameraSurvey:
-        """The counts."""
+        """Return the counts."""
         return CameraSurvey(
             name=name,
             episodes=self.episodes,
@@ -210,12 +217,15 @@ class CameraTally:
 
 @dataclass(frozen=True)
 class TokenSurvey:
-    """FAST on held-out chunks: no episode, and no copy of one, is both in the fitted and in the measured half."""
+    """FAST on held-out chunks.
+
+    No episode, and no copy of one, is in both the fitted and the measured half.
+    """
 
     fitted_here: bool
     """False: the tokenizer was given, and may have seen these chunks."""
     fitted_on: int
-    """Chunks of the half that the statistics, and the tokenizer where none was given, are fitted on."""
+    """Chunks of the half used to fit the statistics and, if none was given, the tokenizer."""
     chunks: int
     """Chunks of the other half, on which everything below is measured."""
     horizon: int
@@ -226,18 +236,22 @@ class TokenSurvey:
     length_q95: float
     lengths: Histogram
     l1: float
-    """Mean absolute error of encoding and decoding, in normalised units: [-1, 1] is q01 to q99. 0 if none decodes."""
+    """Mean absolute error of decoded chunks in normalized units: [-1, 1] is q01 to q99. 0 if none
+    decodes."""
     l1_dims: list[float]
     clipped: int
     """Coefficients outside the tokenizer's range."""
     undecodable: int
-    """Chunks that do not decode; they are not in l1."""
+    """Chunks that do not decode; l1 excludes them."""
 
 
 def measure_tokens(
     fit: np.ndarray, held: np.ndarray, fast: FastTokenizer | None
 ) -> tuple[TokenSurvey | None, str]:
-    """Fit on `fit` [N, H, D], raw, unless `fast` is given; measure on `held`. Or None and why it cannot be."""
+    """Fit on raw `fit` [N, H, D] unless `fast` is given, and measure on `held`.
+
+    Returns None and the reason if it cannot be measured.
+    """
     if not len(fit) or not len(held):
         return None, "fewer than two different episodes: none to hold out"
     stats = ActionStats.fit(fit[:, 0])
@@ -261,7 +275,7 @@ def measure_tokens(
     ends = (
         int(lengths.min()) - 0.5,
         int(lengths.max()) + 0.5,
-    )  # bins centred on whole numbers, where these are few
+    )  # bins centered on whole numbers, if these are few
     counts, edges = np.histogram(lengths, bins=min(BINS, int(ends[1] - ends[0])), range=ends)
     found = TokenSurvey(
         fitted_here=fast is None,

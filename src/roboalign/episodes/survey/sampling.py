@@ -1,4 +1,4 @@
-"""What can be remembered of a stream of any length in bounded memory: exact moments, uniform samples, repeats."""
+"""Summarize a stream of any length in bounded memory: exact moments, uniform samples, repeats."""
 
 import hashlib
 from collections import Counter
@@ -11,14 +11,20 @@ T = TypeVar("T")
 
 
 class Reservoir:
-    """A uniform sample of at most `size` of the rows that pass; `rows` are those kept, in no order (algorithm R)."""
+    """A uniform sample of at most `size` of the rows of a stream (algorithm R).
+
+    `rows` are those kept, in no particular order.
+    """
 
     def __init__(self, size: int, shape: tuple[int, ...], rng: np.random.Generator) -> None:
         self.store = np.empty((size, *shape), dtype=np.float32)
         self.rng, self.passed = rng, 0
 
     def places(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the next `count` rows are kept, and where; of two that share a place the later one stays."""
+        """Return which of the next `count` rows are kept, and where.
+
+        If two share a place, the later one stays.
+        """
         numbers = self.passed + np.arange(count)
         places = np.where(numbers < len(self.store), numbers, self.rng.integers(0, numbers + 1))
         self.passed += count
@@ -27,25 +33,26 @@ class Reservoir:
 
     @property
     def rows(self) -> np.ndarray:
-        """float32 [at most size, ...]."""
+        """Return float32 [at most size, ...]."""
         return self.store[: self.passed]
 
 
 class Spread(Generic[T]):
-    """Up to `size` items of a stream, spread over the groups that they belong to.
+    """Up to `size` items of a stream, spread over their groups.
 
-    No group has two items more than another one that could have more. Which items of a group stay, and which groups
-    where there are more of them than places, is drawn at random and does not depend on their order.
+    No group has two items more than another one that could have more. Which items of a group stay,
+    and which groups if there are more than places, is drawn at random and does not depend on their
+    order.
     """
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.passed = size, seed, 0
         self.rng = np.random.default_rng([seed, 3])
         self.kept: list[tuple[int, float, str, T]] = []
-        """place in the stream, lot of the item, group, item"""
+        """place in the stream, random rank of the item, group, item"""
 
     def add(self, group: str, item: T) -> None:
-        """The next item of the stream."""
+        """Add the next item of the stream."""
         self.kept.append((self.passed, float(self.rng.random()), group, item))
         self.passed += 1
         if len(self.kept) > self.size:
@@ -60,16 +67,19 @@ class Spread(Generic[T]):
 
     @property
     def items(self) -> list[T]:
-        """Those kept, in the order of the stream."""
+        """Return the kept items, in the order of the stream."""
         return [item for _, _, _, item in self.kept]
 
     def _lot(self, group: str) -> bytes:
-        """The same each time that the group comes: one that was let go stays away."""
+        """Return the same rank each time for a group: one that was dropped stays out."""
         return hashlib.blake2b(f"{self.seed} {group}".encode(), digest_size=8).digest()
 
 
 class Moments:
-    """Count, mean, std, minimum and maximum of each column, exact whatever the order (Welford, merged by batches)."""
+    """Exact count, mean, std, minimum and maximum of each column.
+
+    They do not depend on the order (Welford, merged by batches).
+    """
 
     def __init__(self, width: int) -> None:
         self.count = 0
@@ -88,7 +98,7 @@ class Moments:
 
     @property
     def std(self) -> np.ndarray:
-        """Of the whole stream: divided by the count."""
+        """Return the std of the whole stream: divided by the count."""
         return np.sqrt(self.squares / max(self.count, 1))
 
 
@@ -100,7 +110,7 @@ class Highest:
         self.bar, self.count = np.full(width, -np.inf), count
 
     def add(self, values: np.ndarray, owner: str) -> None:
-        """One value a column [D]; each owner comes once."""
+        """Add one value per column [D]; each owner is added once."""
         for column in np.flatnonzero(values > self.bar):
             ranked = sorted(
                 [*self.found[column], (float(values[column]), owner)], key=lambda pair: -pair[0]
@@ -112,30 +122,33 @@ class Highest:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Contents that came in more than one episode."""
+    """Contents that occurred in more than one episode."""
 
     contents: int
     """Distinct contents that were repeated."""
     copies: int
-    """How often a content came again."""
+    """Number of repeated occurrences."""
     examples: list[list[str]]
     """Episodes that share a content (the first 3), for the first 5 contents."""
     watched: float
-    """Share of all contents that were compared; which ones, their hash decides."""
+    """Share of all contents that were compared; their hash decides which."""
 
 
 class SeenContents:
-    """Which contents come more than once. Remembers at most `limit`: beyond, the half with the higher hashes is let go,
-    so that of each content all copies are seen or none."""
+    """Contents that occur more than once.
+
+    Remembers at most `limit`. Beyond that, the half with the higher hashes is dropped, so that
+    either all copies of a content are seen or none.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.watched, self.distinct = limit, 1.0, 0
         self.known: dict[
             int, tuple[int, int, tuple[str, ...]]
-        ] = {}  # hash -> its number, how often, first owners
+        ] = {}  # hash -> its number, count, first owners
 
     def add(self, content: bytes, owner: str) -> int:
-        """Count a content; its number among the distinct ones, the same for each copy of it."""
+        """Count a content; return its number among the distinct ones, equal for every copy."""
         key = int.from_bytes(hashlib.blake2b(content, digest_size=12).digest())
         if key >= self.watched * 2**96:
             return key
@@ -148,7 +161,7 @@ class SeenContents:
         return number
 
     def duplicates(self) -> Duplicates:
-        """What was repeated so far."""
+        """Return what was repeated so far."""
         repeated = sorted(entry for entry in self.known.values() if entry[1] > 1)
         copies = sum(times - 1 for _, times, _ in repeated)
         return Duplicates(

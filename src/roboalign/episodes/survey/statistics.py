@@ -1,9 +1,10 @@
-"""`survey_episodes`: what a robot data set holds and what looks wrong with it, from one pass in bounded memory.
+"""Survey a robot data set: its contents and what looks wrong, in one pass with bounded memory.
 
-Exact: counts, lengths, minimum, maximum, mean, std, the worst episodes. From seeded samples: quantiles, histograms and
-shares (`rows` rows), action tokens (CHUNKS chunks a half), cameras (three frames an episode; of each of the first
-EPISODES_LOOKED_AT episodes, of ever fewer after). Repeats are found by hash among the first DISTINCT contents; where
-there are more, among a share of them that is said.
+Exact: counts, lengths, minimum, maximum, mean, std, the worst episodes. From seeded samples:
+quantiles, histograms and shares (`rows` rows), action tokens (CHUNKS chunks per half), cameras
+(three frames per episode; each of the first EPISODES_LOOKED_AT episodes, then fewer and fewer).
+Repeats are found by hash among the first DISTINCT contents; if there are more, among a share of
+them, which is reported.
 """
 
 import hashlib
@@ -40,63 +41,63 @@ from roboalign.episodes.survey.sampling import (
 )
 
 CHUNKS = 2_000
-EPISODES_LOOKED_AT = 300  # a frame of a video may take a second
+EPISODES_LOOKED_AT = 300  # one frame of a video may take a second
 DISTINCT = 200_000
 INSTRUCTIONS = 100_000
-_FIRST = 20  # faults that are kept word for word
+_FIRST = 20  # faults kept verbatim
 WIDEST_WITH_HISTOGRAMS = 64  # state dimensions
 REPAIR = "drop or repair this episode"
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The numbers of a data set; `dataclasses.asdict` makes it ready for JSON."""
+    """The numbers of a data set; `dataclasses.asdict` prepares them for JSON."""
 
     name: str
     format: str
     episodes: int
     steps: int
     action_spaces: dict[str, int]
-    """What the actions mean ("not stated" where the source does not say) -> episodes."""
+    """What the actions mean ("not stated" if the source does not say) -> episodes."""
     fps: dict[str, int]
-    """Frames per second ("unknown" where not recorded) -> episodes."""
+    """Frames per second ("unknown" if not recorded) -> episodes."""
     length_min: int
     length_median: float
     length_max: int
     instructions: int
-    """Distinct ones that are not empty; counted up to INSTRUCTIONS."""
+    """Number of distinct nonempty instructions, counted up to INSTRUCTIONS."""
     without_instruction: int
     frequent: list[tuple[str, int]]
-    """The 10 most frequent instructions with their episodes."""
+    """The 10 most frequent instructions and their number of episodes."""
     cameras: list[CameraSurvey]
     rows: int
-    """Size of the sample behind quantiles, shares and histograms; equal to `steps` where it is all of them."""
+    """Size of the sample for quantiles, shares and histograms; `steps` if it is all of them."""
     action: list[Dimension]
     state: list[Dimension]
     same_actions: Duplicates
     """Episodes whose actions are equal byte for byte."""
     same_frames: Duplicates
-    """Decoded frames, of those looked at and neither black nor flat, that are equal in different episodes."""
+    """Examined frames, neither black nor flat, that are equal in different episodes."""
     left_out: int
-    """Episodes left out by the reader or for their numbers."""
+    """Episodes left out by the reader or because of their numbers."""
     faults: int
-    """These, and the broken frames of episodes that stay."""
+    """These, and the broken frames of episodes that are kept."""
     first_faults: list[Fault]
     """At most 20."""
     horizon: int
     """Steps of a chunk."""
     tokens: TokenSurvey | None
     tokens_problem: str
-    """Why there are no tokens; empty where there are."""
+    """Why there are no tokens; empty if there are."""
 
     @property
     def action_stats(self) -> ActionStats:
-        """The statistics that normalise these actions; the quantiles are those of the sample."""
+        """Return statistics that normalize these actions; the quantiles are of the sample."""
         return self._stats(self.action)
 
     @property
     def sparse(self) -> list[str]:
-        """A sentence for each dimension whose quantiles coincide although its values differ."""
+        """Return a sentence per dimension whose quantiles coincide although its values differ."""
         return [
             f"{vector} {note}"
             for vector, found in (("Action", self.action), ("State", self.state))
@@ -120,12 +121,13 @@ def survey_episodes(
     rows: int = 20_000,
     seed: int = 0,
 ) -> Survey:
-    """Read `data` once and describe it. With `camera` only this one is looked at; with `fast` its own horizon holds.
+    """Read `data` once and describe it.
 
-    An episode that the reader left out, or whose numbers are missing, not finite or of another width than the first
-    episode's, is counted and left out; a frame that is broken is counted, its episode stays. Raises RoboAlignError
-    where `data.strict` and there is any of these, where no episode can be read, where no episode has `camera`, and
-    where `fast` is for another number of action dimensions.
+    With `camera` only that one is examined; with `fast` its horizon replaces `horizon`. An episode
+    that the reader left out, or whose numbers are missing, not finite or of another width than the
+    first episode's, is counted and left out. A broken frame is counted, and its episode is kept.
+    Raises RoboAlignError if `data.strict` and any of these occurs, if no episode can be read, if no
+    episode has `camera`, or if `fast` is for another number of action dimensions.
     """
     if rows < 1 or horizon < 1:
         raise RoboAlignError(
@@ -169,8 +171,10 @@ def survey_episodes(
 def keep_episodes(
     data: RobotData, kept: list[Episode], *, count: int = 6, seed: int = 0
 ) -> RobotData:
-    """The same data; while it is read, `kept` holds up to `count` of its episodes, in their order: of as many different
-    instructions as there are, and drawn at random from these."""
+    """Return the same data; reading it fills `kept` with up to `count` of its episodes, in order.
+
+    They have as many different instructions as possible, and are drawn at random from those.
+    """
 
     def read() -> Iterator[Episode | Fault]:
         chosen: Spread[Episode] = Spread(count, seed)
@@ -212,7 +216,7 @@ def _start(
 
 
 def _problem(episode: Episode, widths: tuple[int, int] | None) -> str:
-    """Why the numbers of this episode cannot be used; empty where they can."""
+    """Return why the numbers of this episode cannot be used; empty if they can."""
     actions, state = np.asarray(episode.actions), np.asarray(episode.state)
     if actions.ndim != 2 or state.ndim != 2 or len(actions) != len(state) or 0 in actions.shape:
         return f"actions are {list(actions.shape)} and state {list(state.shape)}, expected [T, A] and [T, S] with T > 0"
@@ -231,7 +235,7 @@ def _problem(episode: Episode, widths: tuple[int, int] | None) -> str:
 
 
 def _names(data: RobotData, space: ActionSpace | None, widths: tuple[int, int]) -> list[str]:
-    """Of the actions those of their space, where it is stated; else the data set's own; else numbers."""
+    """Return dimension names; for actions, of the stated space, else the data set, else numbers."""
     given = (space.names if space else data.action_names, data.state_names)
     names = [
         own if len(own) == width else [f"{kind} {d}" for d in range(width)]
@@ -273,7 +277,7 @@ class _Tally:
         self.looks = np.random.default_rng([seed, 2])
 
     def add(self, episode: Episode) -> list[Fault]:
-        """Count one episode of sound numbers; what is broken about its frames."""
+        """Count one episode with valid numbers; return what is broken about its frames."""
         number = self.lengths.total()
         self.lengths[len(episode)] += 1
         self.spaces[str(episode.action_space or "not stated")] += 1
@@ -306,9 +310,10 @@ class _Tally:
             half.store[place] = episode.chunk(int(t), self.horizon)
 
     def _half(self, order: int) -> int:
-        """0 or 1 for the `order`-th distinct episode; a copy of it goes to the same half.
+        """Return 0 or 1 for the `order`-th distinct episode; a copy goes to the same half.
 
-        Of each two in turn a coin decides which is held out: the halves are even, and no order of tasks splits them.
+        A coin decides which of each two consecutive ones is held out: the halves are even, whatever
+        the order of tasks.
         """
         coin = hashlib.blake2b(f"{self.seed} {order // 2}".encode(), digest_size=1).digest()[0] % 2
         return (order + coin) % 2
@@ -333,7 +338,7 @@ class _Tally:
     def survey(
         self, data: RobotData, fast: FastTokenizer | None, faults: list[Fault], left_out: int
     ) -> Survey:
-        """The numbers after the last episode."""
+        """Return the numbers after the last episode."""
         lengths = np.repeat(sorted(self.lengths), [self.lengths[n] for n in sorted(self.lengths)])
         columns, actions = self._columns(), self.widths[0]
         tokens, tokens_problem = measure_tokens(self.halves[0].rows, self.halves[1].rows, fast)

@@ -37,7 +37,11 @@ class AnswersConfig(Config):
 
 
 class SourceConfig(Config):
-    """One source: one of `robot`, `preset`, `qa`, `conversations`; one of `count`, `weight`."""
+    """One source of samples.
+
+    It has exactly one of `robot`, `preset`, `qa` and `conversations`, and one of `count` and
+    `weight`.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the source; it prefixes the ids of its samples and affects which are drawn."""
@@ -127,8 +131,7 @@ class TokensConfig(Config):
     mixed: bool = False
     """Whether sources with other dimension names or rates may share statistics without `space`."""
     statistics: Method = "quantiles"
-    """Values that normalize to -1 and 1: quantiles (1%, 99%), min_max, or mean_std (mean -/+
-    std)."""
+    """Values that normalize to -1, 1: quantiles (1%, 99%), min_max, or mean_std (mean -/+ std)."""
     clip: bool = True
     """Clip normalized actions to [-1, 1], as OpenVLA does; openpi does not. Not for mean_std."""
 
@@ -199,8 +202,7 @@ class MixtureConfig(Config):
     """What training must exclude, by image and by episode."""
     near: NearConfig = NearConfig()
     grid: int | None = Field(None, ge=4, le=1000)
-    """Cells per side of the image for single points of qa sources; without it they stay as
-    written."""
+    """Cells per side of the image for single points of qa sources; by default as written there."""
     shard_size: int = Field(2_000, ge=1)
     """Samples per parquet file."""
     model: str | None = None
