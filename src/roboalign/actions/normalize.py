@@ -15,7 +15,7 @@ _SETTINGS = {"method": "quantiles", "clip": True}
 """Written to JSON only if they differ from these defaults: statistics of older runs lack both."""
 
 # Raw actions are meters, radians or commands in [-1, 1], stored as float32. A spread of a millionth
-# of such a unit (or of the dimension's own magnitude, where that is larger) is rounding noise,
+# of such a unit (or of the dimension's own magnitude, if that is larger) is rounding noise,
 # which dividing by it would amplify.
 CONSTANT_SPREAD = 1e-6
 

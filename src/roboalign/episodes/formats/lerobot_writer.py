@@ -376,7 +376,7 @@ def told(source: Any) -> str:
 def _read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the episode records of a data file.
 
-    Raises RoboAlignError if it is broken or its fps, features, space or axes differ from these.
+    Raises RoboAlignError if it is broken or its fps, features, space or axes are not `settings`.
     """
     try:
         metadata = pq.read_schema(path).metadata or {}

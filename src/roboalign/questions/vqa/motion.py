@@ -67,7 +67,7 @@ class Motion:
         self.cells = self._cells()
 
     def ahead(self, t: int) -> bool:
-        """Return whether the question's horizon lies inside the episode."""
+        """Return whether the question's horizon is inside the episode."""
         last = len(self.episode) - 1 if self.measured else len(self.episode)
         return t + self.config.horizon <= last
 
