@@ -1,8 +1,10 @@
-"""torch.compile layer by layer, in place: the same weights under the same names, fewer and larger kernels.
+"""Compile a model layer by layer with torch.compile, in place: same weights, same names, fewer and
+larger kernels.
 
-All layers of a kind share one compiled code, so that it takes as long as for one layer. `forward` is compiled and not
-the call around it: hooks (of the loss on answers, of hidden states, of FSDP2) go on as they are. What is around the
-layers, which in multimodal models branches on image sizes, stays as it is.
+All layers of one kind share one compiled code, so compiling them takes as long as compiling one
+layer. Only `forward` is compiled, not the call around it, so hooks (the loss on answers, hidden
+states, FSDP2) keep working. The code around the layers stays uncompiled because in multimodal
+models it branches on image sizes.
 """
 
 import torch
@@ -11,12 +13,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def compile_layers(model: nn.Module, *, dynamic: bool | None) -> list[nn.Module]:
-    """Compile every text layer and vision block of `model` in place; returns them.
+    """Compile every text layer and vision block of `model` in place, and return them.
 
-    `dynamic` is torch.compile's: None to make one code for all lengths once a second one appears, False for one code a
-    shape. A copy (`copy.deepcopy`) of a compiled model would run the original's layers: do not take one.
+    `dynamic` is torch.compile's argument: None switches to one code for all lengths once a second
+    length appears; False makes one code per shape. Do not deep-copy a compiled model: the copy
+    would run the original's layers.
     """
-    # Every block of a transformers model is one of these: it is what activation checkpointing recomputes.
+    # Every block of a transformers model is a GradientCheckpointingLayer, the unit that activation
+    # checkpointing recomputes.
     layers: list[nn.Module] = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
     ]
@@ -26,6 +30,7 @@ def compile_layers(model: nn.Module, *, dynamic: bool | None) -> list[nn.Module]
 
 
 def restore_layers(layers: list[nn.Module]) -> None:
-    """Undo `compile_layers`, which gave these: the class's own `forward` shows again."""
+    """Undo `compile_layers`, given the layers it returned: the class's own `forward` is used
+    again."""
     for layer in layers:
         del layer.forward

@@ -1,8 +1,8 @@
-"""From a conversation about one image to token ids, labels and pixels: the one path of training and
+"""Turn a conversation about one image into token ids, labels and pixels, for both training and
 serving.
 
-A conversation is tokenised in pieces, cut where the assistant begins to speak. The ids before a cut
-are then exactly those of the prompt that the model is asked to continue when it is used, whatever a
+A conversation is tokenized in pieces, cut where the assistant begins to speak. The ids before a cut
+are then exactly the ids of the prompt that the model must continue at inference, whatever a
 tokenizer merges across the cut.
 """
 
@@ -24,7 +24,8 @@ _REASONING = re.compile(r"<think>(?!\s*</think>).*?</think>", re.DOTALL)
 TEMPLATE_SECONDS = 10.0
 """Longest time that a chat template may take; published ones take milliseconds."""
 _PLACE = (
-    "\ue000text\ue000"  # stands for a text while the template is rendered; private-use characters
+    # placeholder for a text while the template is rendered; private-use characters
+    "\ue000text\ue000"
 )
 
 
@@ -38,7 +39,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenised conversation. Pixels are made per batch (`collate`), so that a data set in
+    """Hold one tokenized conversation. Pixels are made per batch (`collate`), so that a data set in
     memory stays small."""
 
     input_ids: np.ndarray
@@ -48,16 +49,16 @@ class Encoded:
     image: np.ndarray
     """uint8 [H, W, 3]."""
     after_reasoning: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    """bool [L], true on what a reply says behind its `<think>...</think>`, where that is not empty;
-    of length 0 for what was not made by encode_conversation."""
+    """bool [L], true on what a reply says after its `<think>...</think>`, if that part is not
+    empty; length 0 for anything not made by encode_conversation."""
 
 
 def encode_conversation(
     mllm: Mllm, turns: Sequence[Mapping[str, Any]], image: np.ndarray | Image.Image
 ) -> Encoded:
-    """Tokenise a conversation of one or more turns, each with a "question" and an "answer" (str).
+    """Tokenize a conversation of one or more turns, each with a "question" and an "answer" (str).
 
-    The image stands before the first question. Raises RoboAlignError on an empty conversation, a
+    The image comes before the first question. Raises RoboAlignError for an empty conversation, a
     text that spells a special token, or an image that is not RGB.
     """
     if not turns:
@@ -69,8 +70,8 @@ def encode_conversation(
 
 
 def encode_prompt(mllm: Mllm, question: str, image: np.ndarray | Image.Image) -> Encoded:
-    """Tokenise a question about `image` up to and including the header after which the assistant
-    speaks."""
+    """Tokenize a question about `image`, up to and including the header that starts the assistant's
+    turn."""
     return _encode(mllm, [question.strip()], image)
 
 
@@ -81,11 +82,11 @@ def collate(
     padding_side: Literal["left", "right"] = "right",
     multiple: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """The model's keyword arguments for a batch, on the CPU: input_ids, labels, attention_mask [B,
-    L] and pixels.
+    """Return the model's keyword arguments for a batch, on the CPU: input_ids, labels,
+    attention_mask [B, L] and pixels.
 
-    Pad right to train, left to generate; L is the next multiple of `multiple`. Pixels come from the
-    model's own image processor; which entries there are (pixel_values, image_grid_thw,
+    Pad right to train, left to generate; L is rounded up to a multiple of `multiple`. Pixels come
+    from the model's own image processor; which entries it returns (pixel_values, image_grid_thw,
     pixel_attention_mask, ...) depends on the model.
     """
     length = max(len(one.input_ids) for one in batch)
@@ -114,8 +115,8 @@ def collate(
 
 
 def end_ids(mllm: Mllm) -> frozenset[int]:
-    """The ids that end the assistant's turn: the tokenizer's end token and those of the generation
-    settings."""
+    """Return the ids that end the assistant's turn: the tokenizer's end token and those of the
+    generation settings."""
     configured = mllm.model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     return frozenset(
@@ -124,22 +125,22 @@ def end_ids(mllm: Mllm) -> frozenset[int]:
 
 
 def special_ids(mllm: Mllm) -> frozenset[int]:
-    """The ids of the tokenizer's special tokens, which belong to the chat template and never to a
-    text."""
+    """Return the ids of the tokenizer's special tokens, which belong to the chat template and must
+    not occur in a text."""
     if "special_ids" not in mllm.cache:
         mllm.cache["special_ids"] = frozenset(mllm.tokenizer.all_special_ids)
     return mllm.cache["special_ids"]
 
 
 def adds_bos(mllm: Mllm) -> bool:
-    """Whether a prompt begins with a token that the tokenizer puts there and the chat template does
-    not write."""
+    """Return whether the tokenizer puts a token at the start of a prompt that the chat template
+    does not write."""
     return bool(_leading_ids(mllm, _frames(mllm, 1)[0][0]))
 
 
 def _encode(mllm: Mllm, texts: list[str], image: np.ndarray | Image.Image) -> Encoded:
-    """`texts` alternate question and answer. Where they end with a question, the assistant's header
-    is the end."""
+    """Encode `texts`, which alternate question and answer. If the last one is a question, the
+    result ends with the assistant's header."""
     for text in texts:
         if any(token in text for token in special_tokens(mllm)):
             raise RoboAlignError(
@@ -188,25 +189,26 @@ def _rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     return frame
 
 
-# What depends on the model alone is worked out once and kept in mllm.cache: template rendering and a processor call
-# cost more than the tokenising of a conversation.
+# Results that depend only on the model are computed once and kept in mllm.cache: rendering the
+# template and calling the processor cost more than tokenizing a conversation.
 
 
 def special_tokens(mllm: Mllm) -> list[str]:
-    """What no text may spell: the tokenizer would read a command."""
+    """Return the strings that no text may contain, because the tokenizer would read them as
+    commands."""
     if "special" not in mllm.cache:
         mllm.cache["special"] = list(mllm.tokenizer.all_special_tokens)
     return mllm.cache["special"]
 
 
 def _frames(mllm: Mllm, n_texts: int) -> tuple[list[str], str]:
-    """What is written around `n_texts` texts: one string before, between and after them; and what
+    """Return the strings written before, between and after `n_texts` texts, and the string that
     begins an answer.
 
-    Some templates ask the assistant to speak with "Assistant:" and put a space before what it has
-    said. The model is to write that space itself, as it must when it is used: it goes to the
-    answer, not to the header. A template that closes no answer (LLaVA-1.5's) gets the tokenizer's
-    end token behind each, as that model was trained.
+    Some templates prompt the assistant with "Assistant:" and put a space before its answer. The
+    model must generate that space itself at inference, so the space belongs to the answer and not
+    to the header. If a template closes no answer (LLaVA-1.5's), the tokenizer's end token is added
+    after each one, as that model was trained.
     """
     key = ("frames", n_texts)
     if key not in mllm.cache:
@@ -231,9 +233,12 @@ def _frames(mllm: Mllm, n_texts: int) -> tuple[list[str], str]:
 
 
 def _tokenizer_leads(mllm: Mllm, header: str, lead: str) -> bool:
-    """Whether the tokenizer itself puts `lead` before each piece, as Llama's first one does with a
-    space: written out too, it would be there twice, and answers would begin with a token that the
-    model never saw there."""
+    """Return whether the tokenizer itself puts `lead` before each piece, as Llama's first tokenizer
+    does with a space.
+
+    If `lead` were also written out, it would occur twice, and answers would begin with a token that
+    the model never saw there.
+    """
     bare, led, whole = (
         mllm.tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in ("a", lead + "a", header + lead + "a")
@@ -242,7 +247,8 @@ def _tokenizer_leads(mllm: Mllm, header: str, lead: str) -> bool:
 
 
 def _render(mllm: Mllm, n_texts: int) -> list[str]:
-    """What the chat template itself writes around `n_texts` texts, question and answer in turn."""
+    """Return what the chat template itself writes around `n_texts` texts, which alternate question
+    and answer."""
     messages: list[dict[str, Any]] = []
     for number in range(n_texts):
         content = [{"type": "text", "text": _PLACE}]
@@ -260,7 +266,7 @@ def _render(mllm: Mllm, n_texts: int) -> list[str]:
 
 
 def _apply_template(mllm: Mllm, messages: list[dict[str, Any]], asks: bool) -> str:
-    """Render the folder's chat template, a program of somebody else, within TEMPLATE_SECONDS."""
+    """Render the folder's chat template, which is third-party code, within TEMPLATE_SECONDS."""
 
     def render() -> str:
         return mllm.processor.apply_chat_template(
@@ -269,7 +275,7 @@ def _apply_template(mllm: Mllm, messages: list[dict[str, Any]], asks: bool) -> s
 
     try:
         return within(TEMPLATE_SECONDS, render)
-    except Exception as error:  # jinja2's own, and whatever the template raises
+    except Exception as error:  # jinja2's errors, and whatever the template raises
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RoboAlignError(
             f"the chat template cannot be rendered ({said})",
@@ -279,7 +285,7 @@ def _apply_template(mllm: Mllm, messages: list[dict[str, Any]], asks: bool) -> s
 
 
 def _leading_ids(mllm: Mllm, text: str) -> list[int]:
-    """The begin token, where the tokenizer puts one and the template did not."""
+    """Return the begin token if the tokenizer adds one and the template did not."""
     bos = mllm.tokenizer.bos_token_id
     if "adds_bos" not in mllm.cache:
         mllm.cache["adds_bos"] = bos is not None and mllm.tokenizer("a")["input_ids"][0] == bos

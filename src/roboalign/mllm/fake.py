@@ -1,7 +1,9 @@
-"""Models without numbers: tensors that have shapes and types alone, and how much memory they would take.
+"""Run models on fake tensors, which have shapes and types but no numbers, and count the memory they
+would take.
 
-PyTorch's fake tensors run any code at any size on a machine that could hold none of it. Here the weights are fake, and
-with them all that is computed from them; token ids, masks and image sizes stay real, since code branches on them.
+PyTorch's fake tensors run code at any size, even on a machine that could not hold the data. Here
+the weights and everything computed from them are fake. Token ids, masks and image sizes stay real,
+because code branches on them.
 """
 
 import weakref
@@ -26,15 +28,18 @@ CHOSEN = frozenset({ATEN.searchsorted.Tensor, ATEN.argmax.default})
 
 @cache
 def fake_weights() -> FakeTensorMode:
-    """The context in which every new tensor is fake. Outside of it, what is made of a fake tensor is fake."""
+    """Return a context in which every new tensor is fake. Outside it, results computed from a fake
+    tensor are still fake."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @contextmanager
 def fixed_in_place() -> Iterator[None]:
-    """Within, `module.to(...)` leaves every module as it is: a fake weight that others refer to cannot be replaced.
+    """Make `module.to(...)` a no-op within the context: a fake weight that others refer to cannot
+    be replaced.
 
-    And a deep copy of a fake tensor is one more of the same kind: torch's own would copy the whole kind.
+    Also make a deep copy of a fake tensor a single new fake tensor: torch's own would copy its
+    whole class.
     """
     stay = _replaced(nn.Module, "to", lambda module, *_, **__: module)
     with stay, _replaced(FakeTensor, "__deepcopy__", _copied):
@@ -43,7 +48,8 @@ def fixed_in_place() -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
-    """Within, PyTorch's class `owner` has another attribute `name`, as fake tensors need it."""
+    """Replace attribute `name` of PyTorch's class `owner` within the context, as fake tensors need
+    it."""
     own, before = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -59,37 +65,40 @@ def _copied(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
     copy = tensor.detach().clone()
     if isinstance(tensor, nn.Parameter):
         copy = nn.Parameter(copy, requires_grad=tensor.requires_grad)
-    memo[id(tensor)] = copy  # of a table that two layers share, one
+    memo[id(tensor)] = copy  # keeps a table that two layers share as one
     return copy
 
 
 def own_addresses() -> AbstractContextManager[Any]:
-    """Within, each fake tensor tells an address of its own, by which accelerate finds the split form of a weight."""
+    """Give each fake tensor its own address within the context; accelerate uses it to find the
+    sharded form of a weight."""
     return _replaced(FakeTensor, "data_ptr", lambda tensor: id(tensor.untyped_storage()))
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of all fake tensors while code runs, and answers where a value of theirs is asked for.
+    """Count the bytes of all fake tensors while code runs, and answer when code asks for a fake
+    value.
 
-    A number that is read out of a fake tensor is 1, a truth value is true: a loss is finite, a norm is not NaN. A token
-    that is drawn from fake probabilities is `token`, and real. What kernels use inside, and what an allocator loses
-    between tensors, is not seen.
+    A number read from a fake tensor is 1 and a truth value is true, so a loss is finite and a norm
+    is not NaN. A token drawn from fake probabilities is `token`, and real. Memory that kernels use
+    internally, or that an allocator loses between tensors, is not counted.
     """
 
     def __init__(self, token: int) -> None:
         super().__init__()
         self.token = token
         self.live: Counter[str] = Counter()
-        """Bytes now, by label."""
+        """Current bytes, by label."""
         self.peak: Counter[str] = Counter()
-        """Bytes by label when their sum was largest since `reset`."""
+        """Bytes by label at the moment when their sum was largest since `reset`."""
         self.sizes: dict[int, tuple[str, int]] = {}
         self.total = self.peak_total = 0
 
     def label(self, name: str, tensors: Iterable[Tensor]) -> None:
-        """Count these tensors under `name`; what is not labelled is `""`."""
+        """Count these tensors under `name`; unlabeled tensors count under `""`."""
         for tensor in tensors:
-            tensor = getattr(tensor, "_local_tensor", tensor)  # of a split one, this process's part
+            # for a sharded tensor, this process's part
+            tensor = getattr(tensor, "_local_tensor", tensor)
             if not isinstance(tensor, FakeTensor):
                 continue
             key = id(tensor.untyped_storage())
@@ -109,7 +118,8 @@ class Meter(TorchDispatchMode):
         resize = torch.UntypedStorage.resize_
 
         def resized(storage: torch.UntypedStorage, size: int) -> Any:
-            """FSDP2 frees gathered weights, and makes room for them again, so."""
+            """Track a storage that is resized: FSDP2 frees gathered weights, and makes room for
+            them again, this way."""
             if id(storage) in self.sizes:
                 self._resize(id(storage), size)
             return resize(storage, size)
@@ -133,7 +143,7 @@ class Meter(TorchDispatchMode):
         if kwargs.get("device") is not None:
             kwargs["device"] = torch.device(
                 kwargs["device"].type
-            )  # a fake tensor tells cpu:0 from cpu
+            )  # fake tensors treat cpu:0 and cpu as different devices
         if func in _READ and isinstance(args[0], FakeTensor):
             return True if args[0].dtype == torch.bool or func is ATEN.is_nonzero.default else 1.0
         if func in CHOSEN and isinstance(args[0], FakeTensor):
@@ -143,14 +153,14 @@ class Meter(TorchDispatchMode):
             and isinstance(args[2], FakeTensor)
             and not isinstance(args[0], FakeTensor)
         ):
-            return args[0]  # a record of numbers that nobody knows
+            return args[0]  # a record of unknown numbers
         if func in INDEXING:
             args = (args[0], _as_places(args[1]), *args[2:])
-        # Room for numbers, such as gathered weights, which nobody knows.
+        # Room for unknown numbers, such as gathered weights.
         blank = (
             func in BLANK and (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
         )
-        blank &= kwargs.get("device") != torch.device("meta")  # no room
+        blank &= kwargs.get("device") != torch.device("meta")  # takes no memory
         with fake_weights() if blank else nullcontext():
             result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
@@ -178,7 +188,8 @@ class Meter(TorchDispatchMode):
 
 
 def _as_places(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Real masks as the places they mark: how many those are, a fake tensor's shape depends on."""
+    """Return real masks as the indices they mark, because the shape of a fake result depends on how
+    many there are."""
     places: list[Tensor | None] = []
     for index in indices:
         if index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor):

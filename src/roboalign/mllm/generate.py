@@ -1,8 +1,10 @@
-"""Sampling many answers to many prompts: one prefill a prompt, shared by its samples, and a cache that never moves.
+"""Sample many answers to many prompts, with one prefill per prompt shared by its samples and a
+preallocated cache.
 
-Hugging Face's `generate` prefills a prompt once for every sample and grows its cache by concatenation, which copies
-the whole cache at every token. For the families in FAST the loop below does neither; other models go through
-`generate`. Both give the same greedy tokens, which the tests assert.
+Hugging Face's `generate` prefills a prompt once for every sample and grows its cache by
+concatenation, which copies the whole cache at every token. The loop below avoids both for the
+families in FAST; other models use `generate`. The tests assert that both give the same greedy
+tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,21 +29,25 @@ from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_i
 from roboalign.mllm.load import Mllm
 
 FAST = frozenset({"qwen2_5_vl", "qwen3_vl"})
-COMPACT_BELOW = 0.75  # of the rows still running: then the finished ones are taken out of the cache
+# share of the cached rows still running below which the finished ones are dropped from the cache
+COMPACT_BELOW = 0.75
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Sampled answers, indexed [prompt][sample]; the end token, where one was sampled, is part of `tokens`."""
+    """Hold sampled answers, indexed [prompt][sample]; `tokens` includes the end token if one was
+    sampled."""
 
     tokens: list[list[list[int]]]
     logprobs: list[list[list[float]]]
-    """Log-probability of each token: log-softmax of the model's own logits / temperature, as a trainer computes it
-    (at temperature 0: of the logits). The few suppressed tokens are not left out of it."""
+    """Log-probability of each token: log-softmax of the model's own logits / temperature, as a
+    trainer computes it (at temperature 0: of the logits). The few suppressed tokens stay in the
+    normalization."""
     finished: list[list[bool]]
-    """Whether the answer ended by itself: an end token or the stop text. False: cut at max_new_tokens."""
+    """Whether the answer ended by itself, with an end token or the stop text. False: cut at
+    max_new_tokens."""
     n_prefill_tokens: int
-    """Prompt tokens computed, padding left out."""
+    """Prompt tokens computed, without padding."""
     n_decoded_tokens: int
     """Tokens sampled, over all answers."""
 
@@ -57,13 +63,16 @@ def generate(
     seed: int | Sequence[int] = 0,
     max_rows: int = 256,
 ) -> Generation:
-    """Sample `samples` answers to each prompt from softmax(logits / temperature); greedy at temperature 0.
+    """Sample `samples` answers to each prompt from softmax(logits / temperature); greedy at
+    temperature 0.
 
-    An answer ends with an end token, or as soon as its text holds `stop`. Tokens that stand for images and ids that
-    the tokenizer does not know are never sampled: the former crash the model, the latter cannot be read.
-    `max_rows` bounds the answers computed at a time. Same arguments, same answers: a prompt's come from a stream of
-    random numbers of its own, `seed` and its place among the prompts, or its own seed where one is given for each. So
-    they do not depend on what shares the batch, but for rounding.
+    An answer ends with an end token, or as soon as its text contains `stop`. Tokens that stand for
+    images and ids unknown to the tokenizer are never sampled: the former crash the model, the
+    latter cannot be decoded. `max_rows` limits how many answers are computed at a time.
+
+    The same arguments give the same answers. Each prompt has its own stream of random numbers, from
+    `seed` and its index among the prompts, or from its own seed if `seed` is a sequence. Answers
+    therefore do not depend on what else is in the batch, except for rounding.
     """
     if samples < 1 or max_new_tokens < 1 or temperature < 0:
         problem = f"samples {samples}, max_new_tokens {max_new_tokens}, temperature {temperature}"
@@ -113,7 +122,8 @@ def generate(
 
 
 def suppressed_ids(mllm: Mllm) -> list[int]:
-    """Ids never sampled: placeholders of images and videos, and rows of the model beyond the tokenizer."""
+    """Return the ids never sampled: image and video placeholders, and rows of the model beyond the
+    tokenizer."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     placeholders = {getattr(mllm.model.config, name, None) for name in names} | set(
         mllm.processor.image_token_ids
@@ -124,7 +134,7 @@ def suppressed_ids(mllm: Mllm) -> list[int]:
 
 @dataclass
 class _Rows:
-    """What has been sampled so far; R = prompts x samples rows."""
+    """Hold what has been sampled so far; R = prompts x samples rows."""
 
     tokens: torch.Tensor  # int64 [R, max_new_tokens], on the CPU
     logprobs: torch.Tensor  # float32 [R, max_new_tokens]
@@ -153,7 +163,8 @@ class _Rows:
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """One layer's keys and values, copied from a prefilled layer into a buffer with room for all that will follow."""
+    """Hold one layer's keys and values, copied from a prefilled layer into a buffer with room for
+    all later tokens."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, samples: int, room: int) -> None:
         super().__init__()
@@ -193,7 +204,8 @@ def _decode(
     stop: str | None,
     draws: torch.Tensor,
 ) -> _Rows:
-    """The loop for Qwen's multimodal families, whose position ids run on from the prompt's by `rope_deltas`."""
+    """Decode for Qwen's multimodal families, whose position ids continue from the prompt's by
+    `rope_deltas`."""
     batch = _inputs(mllm, encoded)
     prefilled = DynamicCache(config=mllm.model.config)
     logits = mllm.model(
@@ -203,7 +215,7 @@ def _decode(
         batch["attention_mask"].sum(1) + mllm.model.model.rope_deltas[:, 0]
     ).repeat_interleave(samples)
     mllm.model.model.rope_deltas = (
-        None  # the model's own memory of it must not reach the next forward
+        None  # the model's own stored copy must not reach the next forward
     )
     filled: list[Any] = prefilled.layers
     cache = Cache(
@@ -251,7 +263,7 @@ def _decode_with_hf(
     stop: str | None,
     draws: torch.Tensor,
 ) -> _Rows:
-    """The same through `model.generate`, for any other model."""
+    """Decode through `model.generate`, for any other model."""
     batch = _inputs(mllm, [one for one in encoded for _ in range(samples)])
     ends = _Ending(mllm, stop)
     start = batch["input_ids"].shape[1]
@@ -280,10 +292,10 @@ def _decode_with_hf(
 
 
 class _Ending:
-    """Tells which rows of sampled ids end: with an end token, or with text that holds `stop`.
+    """Find which rows of sampled ids end, with an end token or with text that contains `stop`.
 
-    The stop text may be several tokens and merge with what follows it, so text is compared, not ids; only rows whose
-    last token can complete it are decoded.
+    The stop text may span several tokens and merge with what follows it, so text is compared
+    instead of ids. Only rows whose last token can complete it are decoded.
     """
 
     def __init__(self, mllm: Mllm, stop: str | None) -> None:
@@ -299,7 +311,8 @@ class _Ending:
         ended = torch.isin(ids[:, -1], self.ends)
         if self.stop and self.completes is not None:
             for row in (self.completes[ids[:, -1]] & ~ended).nonzero()[:, 0].tolist():
-                # A token is at least a byte: the stop text spans no more tokens than it has bytes.
+                # A token is at least one byte, so the stop text spans no more tokens than it has
+                # bytes.
                 ended[row] = self.stop in self.tokenizer.decode(
                     ids[row, -len(self.stop.encode()) :]
                 )
@@ -307,7 +320,7 @@ class _Ending:
 
 
 class _Draw(LogitsProcessor):
-    """Leaves the token that is drawn as the only one, so that `generate`'s greedy choice is our draw."""
+    """Mask all tokens but the drawn one, so that `generate`'s greedy choice is our draw."""
 
     def __init__(self, temperature: float, draws: torch.Tensor, start: int) -> None:
         self.temperature, self.draws, self.start = temperature, draws, start
@@ -337,7 +350,8 @@ def _inputs(mllm: Mllm, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 def _pick(
     logits: torch.Tensor, temperature: float, suppressed: torch.Tensor, draws: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [R, V], draws [R] -> the chosen ids [R] and their log-probabilities [R]."""
+    """Choose ids from logits [R, V] and draws [R]; return the ids [R] and their log-probabilities
+    [R]."""
     logprobs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
     allowed = logprobs.index_fill(-1, suppressed, -torch.inf)
     token = _drawn(allowed, draws) if temperature else allowed.argmax(-1)
@@ -345,15 +359,20 @@ def _pick(
 
 
 def _draws(seed: tuple[int, ...], samples: int, max_new_tokens: int) -> torch.Tensor:
-    """Numbers in [0, 1), float64 [samples, max_new_tokens], one for each token of the answers to one prompt."""
-    # 32 bits: then no draw times a sum of probabilities rounds up to the sum.
+    """Return numbers in [0, 1), float64 [samples, max_new_tokens], one for each token of the
+    answers to one prompt."""
+    # 32 bits, so that no draw times a sum of probabilities rounds up to the sum.
     return torch.from_numpy(
         np.random.default_rng(seed).integers(2**32, size=(samples, max_new_tokens)) / 2**32
     )
 
 
 def _drawn(logprobs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """logprobs [R, V], not necessarily of sum 1; draws [R] -> ids [R]: where the summed probability passes the draw."""
+    """Return ids [R], each where the summed probability exceeds the draw, from logprobs [R, V] and
+    draws [R].
+
+    The probabilities need not sum to 1.
+    """
     summed = logprobs.double().exp().cumsum(-1)
     passed = draws.to(summed)[:, None] * summed[:, -1:]
     return torch.searchsorted(summed, passed, right=True)[:, 0]
@@ -361,8 +380,11 @@ def _drawn(logprobs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _own_settings(mllm: Mllm) -> Iterator[None]:
-    """Without the sampling settings of the model's folder: a repetition penalty there would sample from another
-    distribution than the one whose log-probabilities are returned."""
+    """Disable the sampling settings of the model's folder within the context.
+
+    A repetition penalty, for example, would sample from another distribution than the one whose
+    log-probabilities are returned.
+    """
     stored = mllm.model.generation_config
     mllm.model.generation_config = GenerationConfig(
         eos_token_id=sorted(end_ids(mllm)), pad_token_id=mllm.tokenizer.pad_token_id
@@ -375,7 +397,7 @@ def _own_settings(mllm: Mllm) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(mllm: Mllm) -> Iterator[None]:
-    """Dropout off; the model's mode as before afterwards."""
+    """Switch dropout off within the context; restore the model's mode afterwards."""
     training = mllm.model.training
     mllm.model.eval()
     try:

@@ -1,4 +1,5 @@
-"""Hidden states of one layer of a frozen model: what the action head reads (RoboAlign: layer 18 of 28)."""
+"""Read the hidden states of one layer of a frozen model, the input of the action head (RoboAlign:
+layer 18 of 28)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ def text_layers(mllm: Mllm) -> nn.ModuleList:
 
 
 def truncate_layers(mllm: Mllm, layer: int) -> None:
-    """Drop the text layers above `layer` for good, to free their memory. `hidden_states` gives the same as before.
+    """Drop the text layers above `layer` permanently, to free their memory; `hidden_states` returns
+    the same as before.
 
-    The model can no longer generate or be saved whole.
+    Afterwards the model cannot generate and cannot be saved whole.
     """
     _check_layer(mllm, layer)
     decoder = mllm.model.get_decoder()
@@ -35,13 +37,16 @@ def hidden_states(
     multiple: int = 1,
     final_norm: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states [B, L, W] after text layer `layer` (1 = the lowest), and the mask [B, L], True on real tokens.
+    """Return hidden states [B, L, W] after text layer `layer` (1 = the lowest), and the mask [B,
+    L], True on real tokens.
 
-    Equal to `hidden_states[layer]` of Hugging Face's output_hidden_states (so the topmost one is normalised), but the
-    layers above are not computed. With `final_norm` a lower layer's states go through the model's last norm too, as in
-    a model that was cut off there (GR00T-N1.5).
-    Padded on the right with zeros; L is the next multiple of `multiple`. On the model's
-    device, in its dtype, without gradients; dropout is off. Raises RoboAlignError where the model has no such layer.
+    Equal to `hidden_states[layer]` of Hugging Face's output_hidden_states (so the topmost layer's
+    are normalized), but the layers above are not computed. With `final_norm`, a lower layer's
+    states also go through the model's last norm, as in a model that was cut off there (GR00T-N1.5).
+
+    Padded on the right with zeros; L is rounded up to a multiple of `multiple`. On the model's
+    device, in its dtype, without gradients; dropout is off. Raises RoboAlignError if the model has
+    no such layer.
     """
     _check_layer(mllm, layer)
     encoded = [
@@ -77,7 +82,8 @@ def hidden_states(
 
 @contextmanager
 def _lower_layers(mllm: Mllm, layer: int) -> Iterator[list[torch.Tensor]]:
-    """Run only the lowest `layer` text layers; yields a list that receives the topmost one's output at each forward."""
+    """Run only the lowest `layer` text layers; yield a list that receives the topmost one's output
+    at each forward."""
     decoder = mllm.model.get_decoder()
     every, captured = decoder.layers, []
     decoder.layers = every[:layer]

@@ -1,8 +1,10 @@
-"""A text model from a GGUF file and a DINOv2 encoder from an ONNX file, joined as a LLaVA of Hugging Face's own class.
+"""Join a text model from a GGUF file and a DINOv2 encoder from an ONNX file as a LLaVA of Hugging
+Face's own class.
 
-Both are formats that inference engines read; here they become ordinary float32 weights that can be trained. The
-projector between the two is new and random: `backbone.connector` of a recipe trains it. The readers need the packages
-`gguf` and `onnx`, which nothing else here imports (requirements-small.lock).
+Inference engines read both formats; here the weights become ordinary float32 weights that can be
+trained. The projector between the two is new and random; `backbone.connector` of a recipe trains
+it. The readers need the packages `gguf` and `onnx`, which nothing else here imports
+(requirements-small.lock).
 """
 
 from pathlib import Path
@@ -28,16 +30,17 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 
 IMAGE = "<image>"
-USER = "<|im_start|>user\n"  # what opens the first question, behind the text model's own default system turn
+# what opens the first question, after the text model's own default system turn
+USER = "<|im_start|>user\n"
 FEATURE_LAYER = -2  # LLaVA's: the hidden states before the encoder's last block
 MEAN, STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
-)  # of ImageNet's pixels, which DINOv2 was trained with
-HEAD_WIDTH = 64  # of every size of DINOv2
-PRE_TOKENIZER = "smollm"  # how GGUF calls SmolLM2's way of cutting a text into words
+)  # ImageNet's pixel statistics, which DINOv2 was trained with
+HEAD_WIDTH = 64  # the same for every size of DINOv2
+PRE_TOKENIZER = "smollm"  # GGUF's name for SmolLM2's way of splitting a text into words
 _AGAIN = "install the package again: the file is cut, or another one is in its place"
-# transformers has renamed the attention's parts since the file was exported from it.
+# transformers has renamed the attention's parts since the file was exported.
 RENAMED = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -47,10 +50,12 @@ RENAMED = {
 
 
 def read_gguf(path: str | Path) -> tuple[Any, PreTrainedTokenizerFast]:
-    """The text model of a GGUF file, float32 on the CPU, and its tokenizer with the chat template.
+    """Read the text model of a GGUF file, float32 on the CPU, and its tokenizer with the chat
+    template.
 
-    Quantised weights (Q4_1, Q8_0, ...) are multiplied out: they are the rounded ones of the file, not those that the
-    file was made from. Raises RoboAlignError where the file is no text model in GGUF, or `gguf` is missing.
+    Quantized weights (Q4_1, Q8_0, ...) are dequantized: they are the file's rounded weights, not
+    the original ones. Raises RoboAlignError if the file is no text model in GGUF, or `gguf` is
+    missing.
     """
     path = _existing(path)
     try:
@@ -78,8 +83,11 @@ def read_gguf(path: str | Path) -> tuple[Any, PreTrainedTokenizerFast]:
 
 
 def _tokenizer(read: Any) -> PreTrainedTokenizerFast:
-    """As the text model was trained: each digit is a token of its own, which transformers' reader of GGUF does not know
-    of the kind `smollm`; and padding is not the token that ends an answer."""
+    """Build the tokenizer as the text model was trained.
+
+    Each digit is a token of its own, which transformers' GGUF reader does not apply to the kind
+    `smollm`, and padding is not the token that ends an answer.
+    """
     inner = read.backend_tokenizer
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -101,10 +109,11 @@ def _tokenizer(read: Any) -> PreTrainedTokenizerFast:
 
 
 def read_dinov2(path: str | Path) -> Dinov2Model:
-    """The DINOv2 encoder inside an ONNX file that transformers' DINOv2 was exported to, as `backbone`; float32.
+    """Read the DINOv2 encoder, float32, from an ONNX file that was exported from transformers'
+    DINOv2 as `backbone`.
 
-    What follows it in the file (a decoder of some task) is left out. Raises RoboAlignError where a weight is missing or
-    has another shape than DINOv2's, or `onnx` is missing.
+    What follows the encoder in the file (the decoder of some task) is left out. Raises
+    RoboAlignError if a weight is missing or has another shape than DINOv2's, or `onnx` is missing.
     """
     path = _existing(path)
     weights = _onnx_weights(path)
@@ -126,8 +135,11 @@ def read_dinov2(path: str | Path) -> Dinov2Model:
 
 
 def _onnx_weights(path: Path) -> dict[str, np.ndarray]:
-    """Every named weight of the graph. The exporter gives a Linear's weight, transposed, and the parts of the position
-    table no name: these are known by the node that reads them."""
+    """Return every named weight of the graph.
+
+    The exporter names neither a Linear's weight, which it transposes, nor the parts of the position
+    table; these are found through the node that reads them.
+    """
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -149,7 +161,7 @@ def _onnx_weights(path: Path) -> dict[str, np.ndarray]:
             elif node.name.startswith("/backbone/embeddings/") and tensors[name].ndim == 3:
                 table.append(
                     tensors[name]
-                )  # the class token's position [1, 1, W], those of the patches [1, P, W]
+                )  # position of the class token [1, 1, W], and of the patches [1, P, W]
     if table:
         parts = sorted(table, key=lambda part: part.shape[1])
         weights["backbone.embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
@@ -163,7 +175,7 @@ def _renamed(name: str) -> str:
 
 
 def _dinov2_config(state: dict[str, Tensor]) -> Dinov2Config:
-    """The shapes, read off the weights."""
+    """Read the shapes from the weights."""
     width, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
     patches = state["embeddings.position_embeddings"].shape[1] - 1
     return Dinov2Config(
@@ -185,12 +197,12 @@ def join(
     image_size: int,
     seed: int = 0,
 ) -> Mllm:
-    """A LLaVA of the two: `image_size` squared pixels become (image_size / patch size)^2 tokens, through a projector of
-    two layers with random weights (fixed by `seed`).
+    """Join the two as a LLaVA with a projector of two layers with random weights (fixed by `seed`).
 
-    An image of another shape is squeezed into the square, so that nothing of it is cut off. The text model gets one
-    more token, `<image>`; without an image, its logits for the others stay what they were. Both models are used up.
-    Raises RoboAlignError where image_size is no multiple of the patch size.
+    `image_size` squared pixels become (image_size / patch size)^2 tokens. An image of another shape
+    is squeezed into the square, so that nothing is cut off. The text model gets one more token,
+    `<image>`; without an image, its logits for the other tokens do not change. Both input models
+    are consumed. Raises RoboAlignError if image_size is no multiple of the patch size.
     """
     patch = int(vision.config.patch_size)  # type: ignore[arg-type]
     if image_size < patch or image_size % patch:
@@ -225,7 +237,8 @@ def join(
 
 @torch.no_grad()
 def _add_row(text: Any, rows: int) -> None:
-    """A row for `<image>`: the mean of the others, in both tables where they are two."""
+    """Add a row for `<image>`, the mean of the other rows, to the embedding table and to the output
+    table if it is separate."""
     old = text.get_input_embeddings().weight.shape[0]
     text.resize_token_embeddings(rows, mean_resizing=False)
     for layer in (text.get_input_embeddings(), text.get_output_embeddings()):
@@ -249,7 +262,8 @@ def _processor(tokenizer: PreTrainedTokenizerFast, image_size: int, patch: int) 
 
 
 def _with_images(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The text model's ChatML template, for messages in parts too; its default system turn is what it writes itself."""
+    """Return the text model's ChatML template, extended to messages in parts; the model's default
+    system turn is kept."""
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     lead, found, _ = str(rendered).partition(USER)
     if not found:

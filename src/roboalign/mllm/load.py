@@ -1,4 +1,4 @@
-"""Opening and saving a multimodal LLM as a plain Hugging Face folder."""
+"""Open and save a multimodal LLM as a plain Hugging Face folder."""
 
 import copy
 import re
@@ -18,16 +18,18 @@ from roboalign.mllm.processors import load_processor, save_processor
 
 @dataclass
 class Mllm:
-    """A multimodal LLM with its processor. `vocabulary` is set once the tokenizer has action tokens."""
+    """Hold a multimodal LLM with its processor. `vocabulary` is set once the tokenizer has action
+    tokens."""
 
     model: (
-        Any  # a PreTrainedModel, and below a ProcessorMixin: what else they have differs by family
+        # a PreTrainedModel, and below a ProcessorMixin: their other attributes differ by family
+        Any
     )
     processor: Any
     vocabulary: ActionVocabulary | None = None
     folder: Path | None = None
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What encode.py and generate.py work out once for this model and tokenizer."""
+    """What encode.py and generate.py compute once for this model and tokenizer."""
 
     @property
     def tokenizer(self) -> Any:
@@ -43,9 +45,9 @@ def load_mllm(
 ) -> Mllm:
     """Open a Hugging Face folder of an image-text-to-text model, in eval mode.
 
-    Nothing is fetched, no code of the folder runs, and weights are read from safetensors alone.
-    Raises RoboAlignError where the folder is missing, is no such model, has a damaged file, or lacks weights (which
-    Hugging Face would fill with random numbers).
+    Nothing is downloaded, no code of the folder runs, and weights are read from safetensors only.
+    Raises RoboAlignError if the folder is missing, is no such model, has a damaged file, or lacks
+    weights (which Hugging Face would fill with random numbers).
     """
     folder = Path(folder)
     check_model_folder(folder)
@@ -66,13 +68,14 @@ def load_mllm(
 
 
 def find_vocabulary(tokenizer: PreTrainedTokenizerBase) -> ActionVocabulary | None:
-    """The action vocabulary that the tokenizer's added tokens `<FAST_i>` spell; None where there are none."""
+    """Return the action vocabulary that the tokenizer's added tokens `<FAST_i>` spell; None if
+    there are none."""
     n_fast = sum(bool(re.fullmatch(r"<FAST_\d+>", token)) for token in tokenizer.get_added_vocab())
     return ActionVocabulary.from_tokenizer(tokenizer, n_fast) if n_fast else None
 
 
 def save_mllm(mllm: Mllm, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write model (safetensors), tokenizer and processor into `folder`, complete or not at all.
+    """Write model (safetensors), tokenizer and processor into `folder`, atomically.
 
     `dtype` casts the stored weights (half the size at 16 bits); the model in memory keeps its own.
     """

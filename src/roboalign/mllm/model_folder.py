@@ -1,6 +1,8 @@
-"""The one place that opens other people's model folders: what must be there, and what is refused, in one message each.
+"""Open third-party model folders: check what must be there, and refuse with one message what is not
+allowed.
 
-No code of a folder is ever run or asked about, and nothing in it is unpickled.
+No other module opens them. No code of a folder is ever run or asked about, and nothing in it is
+unpickled.
 """
 
 import json
@@ -17,7 +19,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_readable
 
 TRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""How every loader of transformers is called: from the folder alone, without its code."""
+"""Arguments for every loader of transformers: read from the folder only, and run none of its
+code."""
 LFS = b"version https://git-lfs.github.com/spec"
 CONTENT = "check that the folder is complete and holds an image-text-to-text model; save or download it again"
 _SETTINGS = (
@@ -33,7 +36,7 @@ _SETTINGS = (
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise RoboAlignError where a folder cannot be opened here, before transformers looks at it."""
+    """Raise RoboAlignError if a folder cannot be opened here, before transformers looks at it."""
     if not (folder / "config.json").is_file():
         raise RoboAlignError(
             "no model here: config.json does not exist",
@@ -41,7 +44,7 @@ def check_model_folder(folder: Path) -> None:
             fix="give the folder of a Hugging Face model (config.json, *.safetensors, tokenizer and processor files)",
         )
     for path in sorted(folder.iterdir()):
-        if not path.is_dir():  # a pipe would be waited for without end
+        if not path.is_dir():  # opening a pipe would wait forever
             check_readable(path, fix=CONTENT)
     _refuse_pointers(folder)
     for name in _SETTINGS:
@@ -54,14 +57,14 @@ def check_model_folder(folder: Path) -> None:
 
 
 def config_of(folder: Path) -> Any:
-    """The folder's configuration, an instance of a class of transformers."""
+    """Return the folder's configuration, an instance of a transformers class."""
     check_model_folder(folder)
     with opened(folder, "config.json"):
         return AutoConfig.from_pretrained(folder, **TRUSTED)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object of a settings file. Raises RoboAlignError where it holds anything else."""
+    """Read the JSON object of a settings file. Raises RoboAlignError if it holds anything else."""
     try:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -76,9 +79,11 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(folder: Path, file: str) -> Iterator[None]:
-    """Turn whatever a loader of another library raises on a damaged folder into one RoboAlignError.
+    """Turn any error that another library's loader raises on a damaged folder into one
+    RoboAlignError.
 
-    transformers, tokenizers and huggingface_hub raise twenty kinds of errors here, a bare Exception among them.
+    transformers, tokenizers and huggingface_hub raise twenty kinds of errors here, including a bare
+    Exception.
     """
     try:
         yield
@@ -92,7 +97,8 @@ def opened(folder: Path, file: str) -> Iterator[None]:
 
 
 def _refuse_pointers(folder: Path) -> None:
-    """A clone without Git LFS holds a few lines of text in the place of each large file."""
+    """Refuse Git LFS pointers: a clone without Git LFS has a few lines of text in place of each
+    large file."""
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.stat().st_size < 1024:
             with path.open("rb") as file:
@@ -106,7 +112,7 @@ def _refuse_pointers(folder: Path) -> None:
 
 
 def _refuse_own_code(folder: Path) -> None:
-    """A class that comes with the folder would have to be run."""
+    """Refuse a folder that comes with its own class, because that class would have to be run."""
     settings = read_settings(folder / "config.json")
     kind = settings.get("model_type")
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
@@ -132,7 +138,8 @@ def _require_safetensors(folder: Path) -> None:
 
 
 def _check_length(path: Path) -> None:
-    """transformers compares the length of each text with model_max_length, whatever that is."""
+    """Check that model_max_length is a number: transformers compares the length of each text with
+    it, whatever it is."""
     length = read_settings(path).get("model_max_length") if path.exists() else None
     if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):
         raise RoboAlignError(
@@ -141,7 +148,7 @@ def _check_length(path: Path) -> None:
 
 
 def _check_tokenizer(path: Path) -> None:
-    """Tell a file of a newer tokenizers library from a damaged one."""
+    """Distinguish a file of a newer tokenizers library from a damaged one."""
     if not path.exists():
         return
     read_settings(path)

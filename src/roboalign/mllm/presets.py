@@ -1,8 +1,10 @@
-"""Backbones by name: what their published configurations say, enough to plan a run before any weight is there.
+"""Name the known backbones, with enough of their published configurations to plan a run before any
+weight is there.
 
-A preset is no checkpoint: weights, tokenizer and processor come from the folder that `backbone.source` names. The
-values are those of each repository's config.json and preprocessor_config.json, written down by hand; the tests build
-every one on the `meta` device and compare its parameters with the published count, where there is one.
+A preset is no checkpoint: weights, tokenizer and processor come from the folder that
+`backbone.source` names. The values were copied by hand from each repository's config.json and
+preprocessor_config.json. The tests build each one on the `meta` device and compare its parameters
+with the published count, if there is one.
 """
 
 import math
@@ -20,18 +22,20 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class ModelPreset:
-    """A published model."""
+    """Describe a published model."""
 
     repository: str
     """Its name on the Hugging Face hub."""
     config: Json
-    """What its config.json says, as far as the shapes depend on it."""
+    """The part of its config.json that determines the shapes."""
     image: Json
-    """What its processor does with an image; read by `image_tokens`."""
+    """How its processor turns an image into tokens; read by `image_tokens`."""
     published: int | None
-    """Parameters, as its safetensors files state them; None where that count is not known here."""
+    """Number of parameters, as its safetensors files state it; None if that count is not known
+    here."""
     layer: int
-    """Text layer to read: for Qwen2.5-VL-7B the paper's, 18 of 28; elsewhere the same share, rounded, which is ours."""
+    """Text layer to read: the paper's 18 of 28 for Qwen2.5-VL-7B; for others the same share,
+    rounded, which is our choice."""
 
 
 def _text(
@@ -207,7 +211,8 @@ MODEL_PRESETS: dict[str, ModelPreset] = {
         7_063_427_072,
         21,
     ),
-    # Qwen2's vocabularies, 151936 and 152064, and 64 rows more: transformers' conversion adds two tokens and pads.
+    # Qwen2's vocabularies, 151936 and 152064, plus 64 rows: transformers' conversion adds two
+    # tokens and pads.
     "llava-onevision-0.5b": ModelPreset(
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         _model(
@@ -236,7 +241,8 @@ MODEL_PRESETS: dict[str, ModelPreset] = {
 
 
 def preset_of(source: str) -> ModelPreset | None:
-    """The preset that `source` names, or that its folder is named like (`/models/SmolVLM2-2.2B-Instruct`); or None."""
+    """Return the preset that `source` names, or whose name its folder has
+    (`/models/SmolVLM2-2.2B-Instruct`); or None."""
     if source in MODEL_PRESETS:
         return MODEL_PRESETS[source]
     name = PurePath(source).name.lower()
@@ -252,29 +258,32 @@ def preset_of(source: str) -> ModelPreset | None:
 
 @cache
 def preset_config(name: str) -> PretrainedConfig:
-    """The transformers configuration of a preset."""
+    """Return the transformers configuration of a preset."""
     values = dict(MODEL_PRESETS[name].config)
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def meta_model(config: PretrainedConfig) -> Any:
-    """The model of a configuration with shapes and no memory behind them."""
+    """Build the model of a configuration on the meta device: shapes without memory."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
 
 
 def image_tokens(image: Json, height: int, width: int) -> int:
-    """Tokens that an image of this size becomes under `ModelPreset.image`; separators in words are left out.
+    """Return how many tokens an image of this size becomes under `ModelPreset.image`, without text
+    separators.
 
-    Four ways: Qwen keeps the size between two bounds, in whole steps of `factor` pixels; SmolVLM enlarges to `longest`
-    and cuts tiles, and shows the whole once more; LLaVA-1.5 has one square; LLaVA-OneVision cuts the best grid, takes
-    the padding out and ends each row with a token.
+    There are four ways. Qwen keeps the size between two bounds, in whole steps of `factor` pixels.
+    SmolVLM enlarges to `longest`, cuts tiles, and shows the whole image once more. LLaVA-1.5 has
+    one square. LLaVA-OneVision cuts the best grid, takes the padding out and ends each row with a
+    token.
     """
     if "factor" in image:
         return _qwen_tokens(image, height, width)
     if "longest" in image:
         scale = image["longest"] / max(height, width)
-        # Rounded as the processor does: the shorter edge is cut to whole pixels and made even, then tiles are full.
+        # Rounded as the processor does: the shorter edge is truncated to whole pixels and made
+        # even, then tiles are full.
         short = int(min(height, width) * scale)
         tiles = math.ceil((short + short % 2) / image["tile"]) * math.ceil(
             image["longest"] / image["tile"]

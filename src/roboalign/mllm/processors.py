@@ -1,4 +1,5 @@
-"""A folder's processor with the PIL image backend and without a video half, and how it is saved for stock tools."""
+"""Load a folder's processor with the PIL image backend and without a video half, and save it for
+stock tools."""
 
 import inspect
 from pathlib import Path
@@ -21,7 +22,7 @@ from roboalign.mllm.model_folder import TRUSTED, config_of, opened, read_setting
 
 
 class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its video half, which cannot be built where torchvision is not installed."""
+    """Qwen2.5-VL's processor without its video half, which needs torchvision."""
 
     def __init__(
         self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
@@ -29,12 +30,13 @@ class ImageOnlyQwen2_5_VLProcessor(Qwen2_5_VLProcessor):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def to_dict(self) -> dict[str, Any]:
-        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        """Write the name of the stock class, so that other Hugging Face tools can open the
+        folder."""
         return super().to_dict() | {"processor_class": "Qwen2_5_VLProcessor"}
 
 
 class ImageOnlyQwen3VLProcessor(Qwen3VLProcessor):
-    """Qwen3-VL's processor without its video half, which cannot be built where torchvision is not installed."""
+    """Qwen3-VL's processor without its video half, which needs torchvision."""
 
     def __init__(
         self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
@@ -42,12 +44,14 @@ class ImageOnlyQwen3VLProcessor(Qwen3VLProcessor):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def to_dict(self) -> dict[str, Any]:
-        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        """Write the name of the stock class, so that other Hugging Face tools can open the
+        folder."""
         return super().to_dict() | {"processor_class": "Qwen3VLProcessor"}
 
 
 class ImageOnlySmolVLMProcessor(SmolVLMProcessor):
-    """SmolVLM's processor without its video half, which wants torchvision, and num2words to spell a video's length."""
+    """SmolVLM's processor without its video half, which needs torchvision, and num2words to spell a
+    video's length."""
 
     def __init__(
         self,
@@ -62,20 +66,22 @@ class ImageOnlySmolVLMProcessor(SmolVLMProcessor):
         self.global_image_token = getattr(tokenizer, "global_image_token", "<global-img>")
         self.image_token = getattr(tokenizer, "image_token", "<image>")
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        # The stock __init__ refuses to begin without num2words: its parent's is called in its place.
+        # The stock __init__ refuses to start without num2words, so its parent's is called instead.
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
-        """The stock one reads the video processor's settings first."""
+        """Apply the chat template without the stock method's first step, which reads the video
+        processor's settings."""
         return ProcessorMixin.apply_chat_template(self, *arguments, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        """Write the name of the stock class, so that other Hugging Face tools can open the
+        folder."""
         return super().to_dict() | {"processor_class": "SmolVLMProcessor"}
 
 
 class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
-    """LLaVA-OneVision's processor without its video half, which cannot be built where torchvision is not installed."""
+    """LLaVA-OneVision's processor without its video half, which needs torchvision."""
 
     def __init__(
         self,
@@ -97,7 +103,8 @@ class ImageOnlyLlavaOnevisionProcessor(LlavaOnevisionProcessor):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The stock class is named in the folder: other Hugging Face tools then open it."""
+        """Write the name of the stock class, so that other Hugging Face tools can open the
+        folder."""
         return super().to_dict() | {"processor_class": "LlavaOnevisionProcessor"}
 
 
@@ -113,13 +120,15 @@ VIDEO_PROCESSORS = {
     "SmolVLMProcessor": "SmolVLMVideoProcessor",
     "LlavaOnevisionProcessor": "LlavaOnevisionVideoProcessor",
 }
-"""The video half of stock processors that insist on one even where there are only images."""
+"""The video half of stock processors that require one even if there are only images."""
 
 
 def load_processor(folder: str | Path) -> ProcessorMixin:
-    """The folder's processor with the PIL image backend, so that pixels do not depend on what else is installed.
+    """Load the folder's processor with the PIL image backend, so that pixels do not depend on what
+    else is installed.
 
-    Raises RoboAlignError where a file cannot be read, where there is no chat template, or no token to pad with.
+    Raises RoboAlignError if a file cannot be read, or there is no chat template or no token to pad
+    with.
     """
     folder = Path(folder)
     model_type = config_of(folder).model_type
@@ -130,20 +139,22 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
             processor = AutoProcessor.from_pretrained(folder, backend="pil", **TRUSTED)
     processor.chat_template = processor.chat_template or _tokenizers_template(processor, folder)
     _require_padding(processor.tokenizer, folder)
-    with opened(folder, "tokenizer_config.json"):  # some settings are first read with a text
+    # some settings are first read when a text is processed
+    with opened(folder, "tokenizer_config.json"):
         processor.tokenizer(["a", "two words"], padding=True)
     return processor
 
 
 def _image_only(folder: Path, kind: Any) -> Any:
-    """The processor of a class whose video half is left out."""
+    """Build the processor of a class whose video half is left out."""
     with opened(folder, "preprocessor_config.json"):
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **TRUSTED)
     with opened(folder, "tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **TRUSTED)
     with opened(folder, "processor_config.json"):
         stored, _ = kind.get_processor_dict(folder, local_files_only=True)
-        # The folder's own settings of the processor: tokens an image, which layer is read, how images are cut.
+        # The folder's own processor settings: tokens per image, which layer is read, how images are
+        # cut.
         names = set(inspect.signature(kind.__init__).parameters) - set(kind.get_attributes())
         settings = {name: stored[name] for name in names if name in stored}
         settings["chat_template"] = settings.get("chat_template") or _template_file(folder)
@@ -151,7 +162,8 @@ def _image_only(folder: Path, kind: Any) -> Any:
 
 
 def _template_file(folder: Path) -> str | None:
-    """The folder's chat template in a file of its own; it wins over the tokenizer's, as in transformers."""
+    """Read the folder's chat template from its own file; it overrides the tokenizer's, as in
+    transformers."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text()
     if (folder / "chat_template.json").is_file():
@@ -172,7 +184,8 @@ def _tokenizers_template(processor: Any, folder: Path) -> str:
 
 
 def _require_padding(tokenizer: Any, folder: Path) -> None:
-    """Pad with the end token where the folder names no other: padding is masked, so any token will do."""
+    """Pad with the end token if the folder names no padding token: padding is masked, so any token
+    will do."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
@@ -191,10 +204,12 @@ def save_processor(processor: Any, folder: str | Path) -> None:
 
 
 def stock_files(processor: Any) -> dict[str, dict[str, Any]]:
-    """Name -> contents of the files that other tools need to open a folder; {} where `save_pretrained` is enough.
+    """Return name -> contents of the files that other tools need to open a folder; {} if
+    `save_pretrained` is enough.
 
-    Here such a model has no video half, and `save_pretrained` writes no settings of one; the stock processors insist on
-    them. The settings of the image half in a file of their own are where transformers before 5 looks for them.
+    Here such a model has no video half, and `save_pretrained` writes no settings for one; the stock
+    processors require them. The settings of the image half go into their own file, where
+    transformers before 5 looks for them.
     """
     stock = type(processor).__name__.removeprefix("ImageOnly")
     if stock not in VIDEO_PROCESSORS:
@@ -209,7 +224,7 @@ def stock_files(processor: Any) -> dict[str, dict[str, Any]]:
         "image_mean",
         "image_std",
     ]
-    if not stock.startswith("Qwen"):  # whose two halves give `size` two meanings
+    if not stock.startswith("Qwen"):  # their two halves use `size` in two meanings
         same.append("size")
     video = {
         "video_processor_type": VIDEO_PROCESSORS[stock],

@@ -1,4 +1,5 @@
-"""Where the pretrained tiny model is that ships with the package; without PyTorch, so that a check is quick."""
+"""Locate the pretrained tiny model that ships with the package; without PyTorch, so that a check is
+quick."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,12 +8,13 @@ from roboalign.core.errors import RoboAlignError
 
 
 def pretrained_folder() -> Path:
-    """The folder of the shipped base model, whether or not it is complete."""
+    """Return the folder of the shipped base model, whether or not it is complete."""
     return Path(str(files("roboalign"))) / "mllm" / "pretrained" / "tiny"
 
 
 def builtin_folder() -> Path:
-    """The tiny pretrained model that ships with the package. Raises RoboAlignError where the install lacks it."""
+    """Return the folder of the tiny pretrained model that ships with the package. Raises
+    RoboAlignError if it is missing."""
     folder = pretrained_folder()
     if not (folder / "config.json").is_file():
         raise RoboAlignError(

@@ -1,4 +1,5 @@
-"""Models of published shapes before any of their files is there: the configuration, and a small tokenizer instead."""
+"""Build models of published shapes before their files are there, from the configuration and a small
+tokenizer."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +14,8 @@ from roboalign.mllm.tiny import CHAT_TEMPLATE, train_tokenizer
 
 VOCABULARY = 1000  # of the small tokenizer
 MROPE = {"qwen2_5_vl": [16, 24, 24], "qwen3_vl": [24, 20, 20]}
-"""Of a head's 64 rotary pairs, those for time, height and width, as published; no shape depends on it."""
+"""How a head's 64 rotary pairs are split into time, height and width, as published; no shape
+depends on it."""
 SPELLED = {
     "image_token_id": "image_pad",
     "video_token_id": "video_pad",
@@ -25,10 +27,11 @@ SPELLED = {
 def published(
     preset: ModelPreset, texts: Iterable[str], n_fast: int
 ) -> tuple[PretrainedConfig, Any, ActionVocabulary]:
-    """Configuration, processor and action tokens of a model of Qwen's; its embeddings have rows for `n_fast` more.
+    """Return configuration, processor and action tokens of a Qwen model, with `n_fast` extra rows
+    in its embeddings.
 
-    The tokenizer is trained on `texts`: how long a text is differs from the published one, and nothing else. Raises
-    RoboAlignError for another family.
+    The tokenizer is trained on `texts`. Only the lengths of tokenized texts differ from the
+    published model's. Raises RoboAlignError for another family.
     """
     values: dict[str, Any] = dict(preset.config)
     kind = values.pop("model_type")

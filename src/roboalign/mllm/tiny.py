@@ -1,6 +1,7 @@
-"""A tiny model of Qwen3-VL's own architecture class, with a tokenizer of its own, built without any download.
+"""Build a tiny model of Qwen3-VL's own architecture class, with its own tokenizer, without any
+download.
 
-It exists so that the whole pipeline runs in minutes on a CPU through the code path that a 7B model takes.
+It lets the whole pipeline run in minutes on a CPU, through the same code path as a 7B model.
 """
 
 from collections import Counter
@@ -36,11 +37,12 @@ REPLY_TOKENS = (
     "</think>",
     "<answer>",
     "</answer>",
-)  # ordinary: decoding must not strip them
+)  # not special, so that decoding does not strip them
 WHOLE_NUMBERS = range(64)
-"""Each, with its leading space, is one token: coordinates on a 64-cell axis are then one choice, not a spelling."""
+"""Each of these, with its leading space, is one token: a coordinate on a 64-cell axis is then one
+choice."""
 TOKENIZER_TEXTS = (
-    4000  # of the texts, evenly spaced, the merges are learned; more change hardly any
+    4000  # evenly spaced texts from which the merges are learned; more texts hardly change them
 )
 MAX_LENGTH = 4096  # tokens
 
@@ -54,18 +56,19 @@ CHAT_TEMPLATE = (
 
 
 class TinyConfig(Config):
-    """Shape of the tiny model. The defaults hold about 2.5 million parameters."""
+    """Shape of the tiny model. The defaults give about 2.5 million parameters."""
 
     image_size: int = Field(default=64, ge=8, le=4096)
-    """Side to which a square image is resized, pixels; a multiple of patch_size x merge."""
+    """Side to which a square image is resized, in pixels; a multiple of patch_size x merge."""
     patch_size: int = Field(default=16, ge=2, le=4096)
-    """Side of one vision patch, pixels."""
+    """Side of one vision patch, in pixels."""
     merge: int = Field(default=1, ge=1, le=64)
     """merge x merge patches become one visual token."""
     pixel_mean: float = Field(default=0.4, ge=0, le=1)
-    """Mean that is subtracted from pixels in 0..1. The data's own mean is best."""
+    """Mean that is subtracted from pixels in 0..1. The data's own mean works best."""
     pixel_std: float = Field(default=0.15, ge=1e-3, le=100)
-    """Deviation by which pixels are divided. The data's own is best: a larger one dims what moves in the image."""
+    """Standard deviation by which pixels are divided. The data's own works best; a larger one
+    reduces the contrast of what moves."""
     vision_width: int = Field(default=128, ge=8, le=65_536)
     """Width of the vision transformer."""
     vision_depth: int = Field(default=3, ge=1, le=1000)
@@ -87,9 +90,11 @@ class TinyConfig(Config):
     vocab_size: int = Field(default=1000, ge=400, le=1_000_000)
     """Upper bound of the tokenizer's size, before the action tokens are added."""
     init_std: float = Field(default=0.08, gt=0, le=100)
-    """Standard deviation of the initial weights. At Hugging Face's 0.02 a model this small hardly learns to see."""
+    """Standard deviation of the initial weights. With Hugging Face's 0.02, a model this small
+    hardly learns to see."""
     query_gain: float = Field(default=2.0, gt=0, le=1000)
-    """Initial weight of the query normalization. Above 1, attention starts out on few tokens instead of all alike."""
+    """Initial weight of the query normalization. Above 1, attention starts on a few tokens instead
+    of evenly on all."""
     seed: Seed = 0
     """Seed of the initial weights."""
 
@@ -118,7 +123,8 @@ class TinyConfig(Config):
 
 
 def build_tiny(config: TinyConfig, texts: Iterable[str]) -> Mllm:
-    """A new model with random weights, float32 on the CPU, and a tokenizer trained on `texts` (all that it will read).
+    """Build a new model with random weights, float32 on the CPU, and a tokenizer trained on `texts`
+    (all it will read).
 
     The same config, texts and library versions give the same weights and the same tokenizer.
     """
@@ -145,16 +151,18 @@ def build_tiny(config: TinyConfig, texts: Iterable[str]) -> Mllm:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocab_size` entries, special and reply tokens included.
+    """Train a byte-level BPE tokenizer of at most `vocab_size` entries, special and reply tokens
+    included.
 
-    GPT-2's pre-tokenisation, so that a number and its leading space stay one piece.
+    It uses GPT-2's pre-tokenization, so that a number and its leading space stay one piece.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     texts = list(texts)
     texts = texts[:: -(-len(texts) // TOKENIZER_TEXTS) or 1]
-    # BPE merges the most frequent pairs first: what is repeated more often than any pair of the texts is one token.
+    # BPE merges the most frequent pairs first, so what is repeated more often than any pair of the
+    # texts becomes one token.
     whole = ["user", "assistant", *(f" {number}" for number in WHOLE_NUMBERS)]
     # No pair is more frequent than its first character.
     repeats = 1 + max(Counter(chain.from_iterable(texts)).values(), default=0)
@@ -185,10 +193,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _write_grid_positions(embedding: torch.Tensor) -> None:
-    """Fill a vision position table [side * side, W] with sines and cosines of each cell's column and row.
+    """Fill a vision position table [side * side, W] with sines and cosines of each cell's column
+    and row.
 
-    With random rows a new model must learn every cell by itself; here neighbours start out alike and both axes can be
-    read off linearly, which is where seeing begins. The table stays trainable.
+    With random rows a new model must learn every cell separately. Here neighbors start out alike,
+    and both axes can be read linearly. The table stays trainable.
     """
     side, quarter = int(len(embedding) ** 0.5), embedding.shape[1] // 4
     cell = torch.arange(side, dtype=embedding.dtype) / side
@@ -198,18 +207,20 @@ def _write_grid_positions(embedding: torch.Tensor) -> None:
     rows, columns = torch.meshgrid(cell, cell, indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]
     table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-    # Attention heads take neighbouring channels: shuffled, each of them gets both axes and all frequencies.
+    # Each attention head takes neighboring channels. Shuffled, each head gets both axes and all
+    # frequencies.
     embedding.copy_(table[:, torch.randperm(table.shape[1])])
 
 
 def _model_config(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    """Qwen3-VL's configuration with the shapes of `config` and the token ids of `tokenizer`."""
+    """Return Qwen3-VL's configuration with the shapes of `config` and the token ids of
+    `tokenizer`."""
     vocabulary = tokenizer.get_vocab()
     ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
     head_dim = config.width // config.heads
     spatial = (
         head_dim // 2 // 3
-    )  # of the head's rotary pairs: a third each to height and width, the rest to time
+    )  # of the head's rotary pairs, a third each goes to height and width and the rest to time
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": config.width,

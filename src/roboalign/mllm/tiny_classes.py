@@ -1,7 +1,8 @@
-"""Small random models of other classes than the tiny model's, each with the processor and the kind of template it has.
+"""Build small random models of other classes than the tiny model's, each with its processor and
+kind of template.
 
-Nothing is fetched. They are for checks (`tests/backbones/`) and tests: what holds of them holds of the class,
-its processor and the shape of its chat template. It says nothing about published weights.
+Nothing is downloaded. They are for checks (`tests/backbones/`) and tests: a result holds for the
+class, its processor and the shape of its chat template. It says nothing about published weights.
 """
 
 import json
@@ -62,9 +63,10 @@ VISION = {
     "patch_size": 8,
     "initializer_range": INIT_STD,
 }
-# The families' templates differ in what surrounds an answer, and that is what these keep: a turn closed by a token
-# behind a header that ends where the answer begins (CHAT_TEMPLATE); a space between header and answer, which the
-# generation prompt leaves out; and answers that no token closes.
+# The families' templates differ in what surrounds an answer, and these keep that difference: a turn
+# closed by a token after a header that ends where the answer begins (CHAT_TEMPLATE); a space
+# between header and answer, which the generation prompt leaves out; and answers that no token
+# closes.
 _PARTS = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>IMAGE_END"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -83,7 +85,8 @@ LLAVA_TEMPLATE = (
 
 
 def build_class(name: str, texts: Sequence[str], *, tied: bool = True, seed: int = 0) -> Mllm:
-    """A new random model of the class `name` (a key of BUILDERS), float32 on the CPU; `tied`: its embeddings are."""
+    """Build a random model of class `name` (a key of BUILDERS), float32 on the CPU; `tied` ties its
+    embeddings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BUILDERS[name](texts, tied)
@@ -163,7 +166,8 @@ def _qwen2_5_vl(texts: Sequence[str], tied: bool) -> Mllm:
 
 
 def _smolvlm(texts: Sequence[str], tied: bool) -> Mllm:
-    """Images are cut into tiles of 32 pixels (4 tokens each) and shown once more as a whole."""
+    """Build SmolVLM, which cuts images into tiles of 32 pixels (4 tokens each) and shows the whole
+    image once more."""
     tokenizer = train_tokenizer(texts, 600)
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
     tokens = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *tiles]
@@ -191,7 +195,7 @@ def _smolvlm(texts: Sequence[str], tied: bool) -> Mllm:
 
 
 def _llava(texts: Sequence[str], tied: bool) -> Mllm:
-    """LLaVA-1.5's parts: CLIP, one square image, a SentencePiece vocabulary with a begin token."""
+    """Build LLaVA-1.5: CLIP, one square image, a SentencePiece vocabulary with a begin token."""
     tokenizer = train_metaspace_tokenizer(texts, 700)
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
@@ -215,7 +219,8 @@ def _llava(texts: Sequence[str], tied: bool) -> Mllm:
 
 
 def _llava_onevision(texts: Sequence[str], tied: bool) -> Mllm:
-    """SigLIP on the whole image and on tiles of the best of four grids, the padding taken out again."""
+    """Build LLaVA-OneVision: SigLIP on the whole image and on tiles of the best of four grids,
+    padding taken out again."""
     tokenizer = train_tokenizer(texts, 600)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "<video>"]})
     grids = [[32, 32], [32, 64], [64, 32], [64, 64]]
@@ -256,8 +261,11 @@ BUILDERS: dict[str, Callable[[Sequence[str], bool], Mllm]] = {
 
 
 def train_metaspace_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of SentencePiece's kind, as Llama's: spaces are part of words, unknown characters become bytes, and a
-    begin token is put before every text."""
+    """Train a tokenizer of SentencePiece's kind, like Llama's.
+
+    Spaces are part of words, unknown characters become bytes, and a begin token is put before every
+    text.
+    """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     trained.train_from_iterator(
@@ -300,7 +308,7 @@ def train_metaspace_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrain
 
 
 def _thirds() -> list[int]:
-    """The rotary frequencies of a head, shared out to time, height and width."""
+    """Split the rotary frequencies of a head among time, height and width."""
     frequencies = TEXT["hidden_size"] // TEXT["num_attention_heads"] // 2
     return [frequencies - 2 * (frequencies // 3), frequencies // 3, frequencies // 3]
 
