@@ -1,10 +1,10 @@
-"""The paper's representation probe: do hidden states know how far the robot has come?
+"""Probe, as the paper does, whether hidden states know how far the robot has come.
 
-Labels: demonstrations of one task are aligned by dynamic time warping (Sakoe and Chiba, 1978) over
-their states to one of them, the reference; a frame's label is the one of `phases` equal stretches
-of the reference that it is matched to. The probe: k-nearest-neighbour classification of these
-labels from features of a frame, where no neighbour is of the frame's own episode (arXiv 2603.21341
-gives the idea and three numbers, not phases, k, metric or layer).
+Labels: the demonstrations of one task are aligned over their states to one of them, the reference,
+by dynamic time warping (Sakoe and Chiba, 1978). The reference is divided into `phases` equal
+stretches; a frame's label is the stretch it is matched to. The probe classifies these labels by k
+nearest neighbors from the features of a frame, and no neighbor may be from the frame's own episode.
+arXiv 2603.21341 gives the idea and three numbers, but not phases, k, metric or layer.
 """
 
 from collections.abc import Sequence
@@ -17,24 +17,22 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.statistics import Estimate, mean_interval
 
 _Metric = Literal["cosine", "euclidean"]
-CONSTANT = (
-    1e-6  # a dimension of the state with a smaller standard deviation carries rounding noise only
-)
+CONSTANT = 1e-6  # a state dimension with a smaller standard deviation carries only rounding noise
 
 
 @dataclass(frozen=True)
 class LabelledFrames:
-    """N frames of the demonstrations of one task, in the order of the episodes."""
+    """Hold N frames of the demonstrations of one task, in the order of the episodes."""
 
     task: str
     reference: int
-    """Which episode the others are aligned to."""
+    """Index of the episode that the others are aligned to."""
     owner: np.ndarray
-    """int [N]: the number of a frame's episode."""
+    """int [N]: the index of a frame's episode."""
     step: np.ndarray
-    """int [N]: its place in the episode, from 0."""
+    """int [N]: the frame's step in its episode, from 0."""
     length: np.ndarray
-    """int [N]: the steps of its episode."""
+    """int [N]: the number of steps of its episode."""
     label: np.ndarray
     """int [N], 0 <= label < phases."""
     state: np.ndarray
@@ -45,10 +43,10 @@ class LabelledFrames:
 def label_frames(
     task: str, states: Sequence[np.ndarray], phases: int, every: int = 1
 ) -> LabelledFrames:
-    """Every `every`-th frame of demonstrations with states [T_i, S], labelled. All frames take part
-    in the alignment.
+    """Label every `every`-th frame of demonstrations with states [T_i, S]; all frames take part in
+    the alignment.
 
-    Raises RoboAlignError where there are fewer than two demonstrations, or the reference is shorter
+    Raises RoboAlignError if there are fewer than two demonstrations, or the reference is shorter
     than the phases.
     """
     if len(states) < 2:
@@ -84,10 +82,10 @@ def label_frames(
 
 
 def standardize(states: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Every state [T_i, S] z-scored over all frames of all demonstrations: metres and openings
-    count alike.
+    """Z-score every state [T_i, S] over all frames of all demonstrations, so that meters and
+    gripper openings count alike.
 
-    A dimension that is constant becomes 0. Raises RoboAlignError on a value that is not finite.
+    A constant dimension becomes 0. Raises RoboAlignError on a value that is not finite.
     """
     together = np.concatenate(states).astype(np.float64)
     if not np.isfinite(together).all():
@@ -98,12 +96,12 @@ def standardize(states: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def warp(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
-    """Dynamic time warping of states a [n, S] and b [m, S]: the cost and the path int [P, 2] from
-    (0, 0) to the end.
+    """Warp states a [n, S] onto b [m, S] in time; return the cost and the path int [P, 2] from (0,
+    0) to the end.
 
-    The cost is the sum of Euclidean distances along the path; a step goes on in a, in b or in both.
-    Of paths that cost the same the one that goes on in both is taken, then the one that goes on in
-    a.
+    The cost is the sum of Euclidean distances along the path; a step advances in a, in b or in
+    both. Among paths of equal cost, the step that advances in both is preferred, then the one that
+    advances in a.
     """
     total = _accumulated(a, b)
     i, j = len(a), len(b)
@@ -116,11 +114,11 @@ def warp(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def medoid(states: Sequence[np.ndarray]) -> int:
-    """The demonstration with the least warping cost to all others, each cost divided by the steps
-    of both.
+    """Return the index of the demonstration with the least warping cost to all others, each divided
+    by the steps of both.
 
-    The reference's pace defines the phases. The first demonstration may be the one with a detour;
-    this one is the least odd. Of equals the first.
+    The reference's pace defines the phases. The first demonstration might contain a detour; this
+    one is the most typical. The first one wins a tie.
     """
     costs = np.zeros((len(states), len(states)))
     for i, a in enumerate(states):
@@ -132,8 +130,8 @@ def medoid(states: Sequence[np.ndarray]) -> int:
 
 
 def match_frames(a: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """int [T]: for each step of a [T, S] the step of the reference that it is matched to, the
-    middle one of several."""
+    """Match each step of a [T, S] to a step of the reference, int [T]; if several match, take the
+    middle one."""
     path = warp(a, reference)[1]
     first = np.full(len(a), len(reference))
     last = np.zeros(len(a), dtype=int)
@@ -143,7 +141,8 @@ def match_frames(a: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def phase_of(steps: np.ndarray, length: int, phases: int) -> np.ndarray:
-    """Steps of a reference of `length` steps -> which of `phases` equal stretches each lies in."""
+    """Return which of `phases` equal stretches of a reference of `length` steps each of `steps`
+    falls in."""
     return steps * phases // length
 
 
@@ -155,14 +154,13 @@ def knn(
     k: int,
     metric: _Metric = "cosine",
 ) -> np.ndarray:
-    """Predicted labels int [N] of frames with features [N, W], by their k nearest frames of other
+    """Predict labels int [N] of frames with features [N, W] from their k nearest frames of other
     episodes.
 
-    `cosine` distances are taken after the mean of the other episodes' features is subtracted:
-    hidden states share a large common part, beside which all of them look alike. Frames as near as
-    the k-th vote too: which of them comes first says nothing. The most frequent label wins, of
-    several the one whose neighbour is nearest. Raises RoboAlignError where the frames of the other
-    episodes are fewer than k.
+    For `cosine`, the mean of the other episodes' features is subtracted first: hidden states share
+    a large common part that makes them all look alike. Frames tied with the k-th also vote, because
+    their order is arbitrary. The most frequent label wins; in a tie, the label whose neighbor is
+    nearest. Raises RoboAlignError if the other episodes have fewer than k frames.
     """
     predicted = np.zeros(len(labels), dtype=int)
     for episode in np.unique(owner):
@@ -180,10 +178,10 @@ def knn(
 
 
 def majority(labels: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Predicted labels int [N] without any feature: the most frequent label of the other episodes,
-    of equals the least.
+    """Predict labels int [N] without any feature: the most frequent label of the other episodes,
+    the smallest in a tie.
 
-    Raises RoboAlignError where there is a single episode.
+    Raises RoboAlignError if there is only one episode.
     """
     if len(np.unique(owner)) < 2:
         raise RoboAlignError(
@@ -196,12 +194,12 @@ def majority(labels: np.ndarray, owner: np.ndarray) -> np.ndarray:
 
 
 def baselines(frames: LabelledFrames, pixels: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    """Predicted labels int [N] of what is not a model, by name; pixels [N, P].
+    """Return the labels int [N] that each baseline predicts, by name; pixels [N, P].
 
-    `time` is step / length: were the probe only a clock, hidden states would not beat it. A frame
-    does not tell how long its episode will be, so `step` is the clock that a policy could have.
-    `state` is what the labels are made from, one frame at a time: roughly what a perfect reading of
-    the robot's state would give.
+    `time` is step / length: if the probe were only a clock, hidden states would not beat it. A
+    frame does not show how long its episode will be, so `step` is the clock that a policy could
+    have. `state` uses what the labels are made from, one frame at a time: roughly what a perfect
+    reading of the robot's state would give.
     """
 
     def by(features: np.ndarray, metric: _Metric) -> np.ndarray:
@@ -217,16 +215,17 @@ def baselines(frames: LabelledFrames, pixels: np.ndarray, k: int) -> dict[str, n
 
 
 def accuracy(correct: np.ndarray, episodes: Sequence[str]) -> Estimate:
-    """Mean of `correct` [N] with its 95% interval; episodes, named for each frame, are drawn anew,
-    not frames.
+    """Return the mean of `correct` [N] with its 95% interval, resampling episodes (named for each
+    frame), not frames.
 
-    Frames of one episode are alike. An interval over frames would take each for news.
+    Frames of one episode are alike, so an interval over frames would be too narrow.
     """
     return mean_interval(correct, clusters=episodes)
 
 
 def _accumulated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[n + 1, m + 1]: the least cost of warping the first i steps of a onto the first j of b."""
+    """Return [n + 1, m + 1]: the least cost of warping the first i steps of a onto the first j of
+    b."""
     n, m = len(a), len(b)
     if not n or not m:
         raise RoboAlignError(
@@ -235,7 +234,7 @@ def _accumulated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     cost = np.sqrt(((a[:, None] - b[None]) ** 2).sum(axis=-1))
     total = np.full((n + 1, m + 1), np.inf)
     total[0, 0] = 0.0
-    # One antidiagonal after the other: its cells depend on the two before it only.
+    # One antidiagonal at a time: its cells depend only on the two before it.
     for diagonal in range(2, n + m + 1):
         i = np.arange(max(1, diagonal - m), min(n, diagonal - 1) + 1)
         j = diagonal - i
@@ -245,11 +244,11 @@ def _accumulated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _distances(a: np.ndarray, b: np.ndarray, metric: _Metric) -> np.ndarray:
-    """[n, m] between the rows of a [n, W] and b [m, W]; for the cosine both are centred by the mean
-    of b."""
+    """Return distances [n, m] between the rows of a [n, W] and b [m, W]; cosine first subtracts the
+    mean of b from both."""
     if (
         metric == "euclidean"
-    ):  # squared, which keeps the order, and exact for small integers, which keeps ties
+    ):  # squared: this keeps the order, and is exact for small integers, which keeps ties
         return ((a[:, None] - b[None]) ** 2).sum(axis=-1)
     centre = b.mean(axis=0)
     a, b = (
@@ -260,8 +259,8 @@ def _distances(a: np.ndarray, b: np.ndarray, metric: _Metric) -> np.ndarray:
 
 
 def _vote(distances: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Distances [n, m] to frames with these labels [m] -> the label that most of the k nearest
-    have, int [n]."""
+    """Return the label int [n] that most of the k nearest have, from distances [n, m] to frames
+    with these labels [m]."""
     order = np.argsort(distances, axis=1, kind="stable")
     farthest = np.take_along_axis(distances, order[:, k - 1 : k], axis=1)
     counts = (distances <= farthest).astype(int) @ np.eye(labels.max() + 1, dtype=int)[labels]

@@ -1,4 +1,5 @@
-"""What a probe reads of a backbone and of a camera: the settings, the demonstrations, and the features of frames."""
+"""Compute what a probe reads from a backbone and a camera: the settings, the demonstrations, and
+the frames' features."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -19,30 +20,34 @@ from roboalign.mllm.load import Mllm
 from roboalign.vla.features import View
 
 PAPER_DEMONSTRATIONS = 20
-PIXELS = 64  # longest side of the images of the baseline on raw pixels: larger ones say no more and take the memory
+# longest side of the images of the raw-pixel baseline: larger ones add memory, not information
+PIXELS = 64
 
 
 class ProbeSettings(Config):
-    """What is asked of the backbones. The paper does not give phases, k, layer or how tokens are pooled."""
+    """Settings of a probe of the backbones. The paper does not give phases, k, layer or how tokens
+    are pooled."""
 
     task: str | None = None
-    """Probe this downstream task only; without it all, each with neighbors of its own task."""
+    """Probe this downstream task only. None: all tasks, each with neighbors from its own task."""
     demonstrations: int | None = Field(default=None, ge=2)
-    """First demonstrations of each task; without it 20, as in the paper, or all where there are fewer."""
+    """Number of first demonstrations of each task to use. None: 20, as in the paper, or all if
+    there are fewer."""
     layers: tuple[int, ...] | None = None
-    """Text layers, 1 the lowest; without it all."""
+    """Text layers to probe, 1 is the lowest. None: all."""
     arms: tuple[str, ...] | None = None
-    """Arms of the recipe; without it all whose backbone is done."""
+    """Arms of the recipe to probe. None: all whose backbone is done."""
     seeds: tuple[Seed, ...] | None = None
-    """Training seeds of the recipe; without it all."""
+    """Training seeds of the recipe to probe. None: all."""
     phases: int = Field(default=10, ge=2)
     """Classes: equal stretches of the reference demonstration."""
     k: int = Field(default=5, ge=1)
     """Neighbors that vote."""
     every: int = Field(default=3, ge=1)
-    """Classify one frame of this many; all frames take part in the alignment."""
+    """Classify one in this many frames; all frames take part in the alignment."""
     pool: Literal["mean", "last"] = "mean"
-    """Feature of a frame: the mean over its tokens, or the last token, from which the answer is written."""
+    """Feature of a frame: the mean over its tokens, or its last token, from which the answer is
+    generated."""
     batch_size: int = Field(default=32, ge=1)
     """Frames per forward pass."""
 
@@ -50,7 +55,8 @@ class ProbeSettings(Config):
 def choose_episodes(
     episodes: Sequence[Episode], settings: ProbeSettings
 ) -> dict[str, list[Episode]]:
-    """Task -> its first demonstrations in the order of the data set. Raises RoboAlignError where they are too few."""
+    """Return each task's first demonstrations, in the order of the data set. Raises RoboAlignError
+    if there are too few."""
     tasks: dict[str, list[Episode]] = {}
     for one in episodes:
         tasks.setdefault(one.task, []).append(one)
@@ -78,9 +84,11 @@ def choose_episodes(
 def pooled_states(
     mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], pool: str
 ) -> np.ndarray:
-    """float32 [layers, B, W]: hidden states after each of `layers`, over the tokens of each prompt: mean or last.
+    """Return float32 [layers, B, W]: hidden states after each of `layers`, pooled over each
+    prompt's tokens (mean or last).
 
-    Equal to `mllm.hidden.hidden_states` for every layer, in one forward pass for all of them; padding is left out.
+    Equal to `mllm.hidden.hidden_states` for every layer, in one forward pass for all of them;
+    padding is left out.
     """
     batch = collate(
         mllm,
@@ -128,10 +136,10 @@ def frame_states(
     settings: ProbeSettings,
     progress: Progress,
 ) -> np.ndarray:
-    """float32 [layers, N, W] of the frames of one task."""
+    """Return the features float32 [layers, N, W] of the frames of one task."""
     view = View(
         layer=layers[0], cameras=cameras
-    )  # its layer is not used: the prompt is the same for all
+    )  # its layer is not used: all layers share one prompt
     parts = []
     for start in range(0, len(frames.label), settings.batch_size):
         places = slice(start, start + settings.batch_size)
@@ -150,7 +158,8 @@ def frame_states(
 def small_images(
     episodes: Sequence[Episode], frames: LabelledFrames, cameras: tuple[str, ...]
 ) -> np.ndarray:
-    """float32 [N, P]: the images themselves, side by side, their longest side at most PIXELS."""
+    """Return the images themselves, float32 [N, P], side by side, scaled so that the longest side
+    is at most PIXELS."""
     rows = []
     for number, t in zip(frames.owner, frames.step):
         image = Image.fromarray(

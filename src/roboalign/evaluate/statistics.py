@@ -1,7 +1,7 @@
-"""Intervals and paired tests: how sure a measured number is.
+"""Compute intervals and paired tests: how certain a measured number is.
 
-Success counts get Wilson intervals, continuous metrics bootstrap intervals over samples, and two models measured on
-the same samples or the same (task, seed) episodes are compared pair by pair.
+Success counts get Wilson intervals and continuous metrics get bootstrap intervals over samples. Two
+models measured on the same samples or the same (task, seed) episodes are compared in pairs.
 """
 
 import math
@@ -16,7 +16,8 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval. `value` is None where n = 0; `low`, `high` are None where nothing bounds them."""
+    """A mean with its interval. `value` is None if n = 0; `low` and `high` are None if nothing
+    bounds them."""
 
     value: float | None
     low: float | None
@@ -26,7 +27,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """McNemar's exact test. `only_a`, `only_b`: pairs in which that side alone succeeded; `p` is two-sided."""
+    """Result of McNemar's exact test. `only_a`, `only_b`: pairs in which only that side succeeded;
+    `p` is two-sided."""
 
     only_a: int
     only_b: int
@@ -35,9 +37,10 @@ class PairedTest:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a success rate. (0, 1) where n = 0: no trial, nothing known.
+    """Return the Wilson score interval of a success rate; (0, 1) if n = 0, since nothing is known
+    without a trial.
 
-    Raises ValueError where the counts are impossible.
+    Raises ValueError if the counts are impossible.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials cannot be")
@@ -48,14 +51,16 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     centre = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # At 0 and n successes the exact bound is 0 or 1; rounding must not leave it a hair beside.
+    # At 0 and n successes the exact bound is 0 or 1; set it exactly, so that rounding does not move
+    # it.
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return low, high
 
 
 def proportion(outcomes: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Estimate:
-    """Share of true outcomes with its Wilson interval. Raises ValueError where a value is neither 0 nor 1."""
+    """Return the share of true outcomes with its Wilson interval. Raises ValueError if a value is
+    neither 0 nor 1."""
     values = _finite(outcomes)
     if not np.isin(values, (0.0, 1.0)).all():
         raise ValueError("a proportion needs outcomes that are 0 or 1")
@@ -73,11 +78,13 @@ def mean_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Mean of `values` [N] with a percentile bootstrap interval, the same for the same seed.
+    """Return the mean of `values` [N] with a percentile bootstrap interval; the same seed gives the
+    same interval.
 
-    With `clusters` [N] whole clusters (tasks, say) are drawn instead of samples: samples of one cluster are alike,
-    and an interval over samples alone would be too narrow for a new cluster. Units that are all alike, or a single one,
-    give no interval: their bootstrap would claim to be certain. Raises ValueError on NaN or infinity.
+    With `clusters` [N], whole clusters (such as tasks) are resampled instead of samples. Samples of
+    one cluster are alike, and an interval over samples alone would be too narrow for a new cluster.
+    A single unit, or units that are all equal, give no interval, because their bootstrap would
+    claim certainty. Raises ValueError on NaN or infinity.
     """
     data = _finite(values)
     if not len(data):
@@ -104,10 +111,10 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Mean of `b - a` over pairs (b minus a: positive where b is larger) with its bootstrap interval.
+    """Return the mean of `b - a` over pairs (positive if b is larger) with its bootstrap interval.
 
-    a[i] and b[i] are the same sample, or the same (task, seed), under two models. See `mean_interval`.
-    Raises ValueError where the lengths differ.
+    a[i] and b[i] are the same sample, or the same (task, seed), under two models. See
+    `mean_interval`. Raises ValueError if the lengths differ.
     """
     if len(a) != len(b):
         raise ValueError(f"pairs need equal lengths, got {len(a)} and {len(b)}")
@@ -118,9 +125,10 @@ def paired_difference(
 
 
 def mcnemar_exact(a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray) -> PairedTest:
-    """Exact two-sided McNemar test of paired successes: a binomial test of the pairs that disagree (p = 1 if none).
+    """Run the exact two-sided McNemar test of paired successes: a binomial test of the discordant
+    pairs (p = 1 if none).
 
-    Raises ValueError where the lengths differ.
+    Raises ValueError if the lengths differ.
     """
     if len(a) != len(b):
         raise ValueError(f"pairs need equal lengths, got {len(a)} and {len(b)}")
@@ -132,7 +140,8 @@ def mcnemar_exact(a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values adjusted for having tested them all, in the order given."""
+    """Return the p-values after Holm's step-down correction for having tested them all, in the
+    order given."""
     order = np.argsort(p_values, kind="stable")
     adjusted = [0.0] * len(p_values)
     running = 0.0
@@ -152,7 +161,7 @@ def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _cluster_sums(data: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and count of each cluster's samples."""
+    """Return the sum and count of each cluster's samples."""
     if len(clusters) != len(data):
         raise ValueError(f"{len(clusters)} cluster labels for {len(data)} values")
     index = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
@@ -163,7 +172,8 @@ def _cluster_sums(data: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.nd
 def _bootstrap_means(
     sums: np.ndarray, counts: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mean of each resample of (sum, count) units, [resamples], in blocks of bounded memory."""
+    """Return the mean of each resample of (sum, count) units, [resamples], in blocks of bounded
+    memory."""
     block = max(1, 2_000_000 // len(sums))
     means = []
     for start in range(0, resamples, block):

@@ -1,8 +1,10 @@
-"""Success rates of policies from their episode records: per task, per training seed, and pair by pair.
+"""Compute success rates of policies from their episode records: per task, per training seed, and in
+pairs.
 
-One record is one rollout: {"task": str, "seed": int, "success": bool, "steps": int, "crash": str | None,
-"seconds": float}, and "run_seed": int where an arm was trained several times (default 0). An episode whose simulator
-crashed says nothing about the policy: it is counted apart and never as a failure.
+One record is one rollout: {"task": str, "seed": int, "success": bool, "steps": int, "crash": str |
+None, "seconds": float}, and "run_seed": int if an arm was trained several times (default 0). An
+episode whose simulator crashed says nothing about the policy: it is counted separately and never as
+a failure.
 """
 
 from collections import Counter
@@ -38,9 +40,10 @@ class EpisodeState(State):
 def read_episodes(
     path: Path, wanted: Iterable[tuple[str, int]], fix: str = ""
 ) -> list[dict[str, Any]]:
-    """The records of an episodes.jsonl, one of each of the `wanted` (task, seed).
+    """Read the records of an episodes.jsonl, one for each of the `wanted` (task, seed) pairs.
 
-    Raises RoboAlignError that names the file where one is missing, doubled, not among the wanted, or damaged.
+    Raises RoboAlignError that names the file if a record is missing, duplicated, not wanted, or
+    damaged.
     """
     records, wanted = read_records(path, EpisodeState, fix), list(wanted)
     found = Counter((row["task"], row["seed"]) for row in records)
@@ -68,13 +71,14 @@ def success_table(
     *,
     resamples: int = 10_000,
 ) -> dict[str, Any]:
-    """Rates and paired differences of `arms` (name -> episode records).
+    """Return rates and paired differences of `arms` (name -> episode records).
 
-    `pairs` names the arms to compare as (before, after); every pair in the order given where it is None. Returns
-    {"arms": {name: {"overall": row, "tasks": {task: row}, "run_seeds": {seed: row}}}, "pairs": [pair]} with
-    row = {successes, n, crashes, rate, low, high, mean_steps} (Wilson 95%; rate is None where n = 0) and pair as
-    `compare_arms` gives it, plus p_holm, its p corrected for the number of pairs. Ready for JSON.
-    Raises RoboAlignError on an incomplete or repeated record and on an unknown arm in `pairs`.
+    `pairs` names the arms to compare as (before, after); None compares every pair, in the order
+    given. Returns {"arms": {name: {"overall": row, "tasks": {task: row}, "run_seeds": {seed:
+    row}}}, "pairs": [pair]}, ready for JSON. row = {successes, n, crashes, rate, low, high,
+    mean_steps} (Wilson 95%; rate is None if n = 0). pair is what `compare_arms` returns, plus
+    p_holm, its p corrected for the number of pairs. Raises RoboAlignError on an incomplete or
+    repeated record and on an unknown arm in `pairs`.
     """
     keyed = {name: _by_key(records, name) for name, records in arms.items()}
     if pairs is None:
@@ -105,11 +109,12 @@ def compare_arms(
     *,
     resamples: int = 10_000,
 ) -> dict[str, Any]:
-    """Paired comparison over the episodes that both arms finished.
+    """Compare two arms in pairs over the episodes that both finished.
 
-    Returns {n, crashes_left_out, only_before, only_after, p, difference, difference_by_task}: p is McNemar's exact
-    one; the differences are in success rate (after minus before), with intervals that draw episodes anew (these
-    tasks, other initial states) and that draw tasks anew (other tasks; None with fewer than two tasks).
+    Returns {n, crashes_left_out, only_before, only_after, p, difference, difference_by_task}; p is
+    McNemar's exact p. The differences are in success rate (after minus before). The interval of
+    `difference` resamples episodes (these tasks, other initial states); that of
+    `difference_by_task` resamples tasks (other tasks; None with fewer than two tasks).
     """
     shared = sorted(before.keys() & after.keys())
     usable = [key for key in shared if before[key]["crash"] is None and after[key]["crash"] is None]
@@ -134,7 +139,7 @@ def compare_arms(
 
 
 def format_success(table: Mapping[str, Any], *, width: int = 100) -> str:
-    """The table of `success_table` as plain text for a terminal or a log."""
+    """Format the table of `success_table` as plain text for a terminal or a log."""
     console = Console(width=width, no_color=True, highlight=False)
     tasks = sorted({task for arm in table["arms"].values() for task in arm["tasks"]})
     rates = Table("arm", "task", "success", "95% interval", "crashes", title="Success")

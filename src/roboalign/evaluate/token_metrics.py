@@ -1,8 +1,10 @@
-"""From the records of an MLLM's answers to metrics with intervals, and the paired comparison of two MLLMs.
+"""Compute metrics with intervals from the records of an MLLM's answers, and compare two MLLMs in
+pairs.
 
-A record is one answer to one held-out sample, as `evaluate.tokens` writes it. All have "id" (the sample), "task",
-"probe" and "mode" (direct or think). An answer counted once is an independent sample and a share gets a Wilson
-interval; where the same sample was answered by several training seeds ("run_seed"), whole samples are drawn anew.
+A record is one answer to one held-out sample, as `evaluate.tokens` writes it. All have "id" (the
+sample), "task", "probe" and "mode" (direct or think). If each sample was answered once, answers are
+independent and a share gets a Wilson interval. If several training seeds ("run_seed") answered the
+same sample, whole samples are resampled.
 
 - probe "vqa" and "vqa-shuffled" (another episode's image): "kind", "type", "score" (0 or 1), "answered" (bool), and
   "chance", "prior" and "text_prior": the scores of guessing, of the type's most frequent training answer, and of the
@@ -27,14 +29,15 @@ _MODES = ("direct", "think")
 
 
 def summarize(records: Sequence[_Record]) -> dict[str, Any]:
-    """All metrics of one MLLM, ready for JSON; every estimate is {value, low, high, n} with a 95% interval.
+    """Return all metrics of one MLLM, ready for JSON; every estimate is {value, low, high, n} with
+    a 95% interval.
 
-    {"vqa": {mode: ...}, "image_shuffle": ..., "actions": {mode: ...}, "baselines": {mean_action_l1, zero_l1},
-    "think_minus_direct": {prefix, l1}, "reasoning": {kept, emptied, swapped, emptied_minus_kept,
-    swapped_minus_kept}}; a probe without records is None.
+    {"vqa": {mode: ...}, "image_shuffle": ..., "actions": {mode: ...}, "baselines": {mean_action_l1,
+    zero_l1}, "think_minus_direct": {prefix, l1}, "reasoning": {kept, emptied, swapped,
+    emptied_minus_kept, swapped_minus_kept}}; a probe without records is None.
     """
     actions = _select(records, "action")
-    # The baselines do not depend on the answer: count each sample once.
+    # The baselines do not depend on the answer, so count each sample once.
     targets = list({r["id"]: r for r in actions}.values())
     return {
         "vqa": {mode: vqa_metrics(_select(records, "vqa", mode)) for mode in _MODES},
@@ -50,7 +53,8 @@ def summarize(records: Sequence[_Record]) -> dict[str, Any]:
 
 
 def vqa_metrics(rows: Sequence[_Record]) -> dict[str, Any] | None:
-    """Accuracy overall, by kind and by type, beside chance and the two language priors. None without records."""
+    """Return accuracy overall, by kind and by type, with chance and the two language priors. None
+    without records."""
     if not rows:
         return None
     return {
@@ -62,10 +66,11 @@ def vqa_metrics(rows: Sequence[_Record]) -> dict[str, Any] | None:
 
 
 def shuffle_metrics(records: Sequence[_Record]) -> dict[str, Any] | None:
-    """The image-shuffle control: the same direct questions with another episode's image. None without records.
+    """Return the image-shuffle control: the same direct questions with another episode's image.
+    None without records.
 
-    A model that looks falls to the language prior; "drop" (shuffled minus kept, paired) near zero says that it does
-    not look.
+    A model that uses the image falls to the language prior; "drop" (kept minus shuffled, paired)
+    near zero means that it does not.
     """
     shuffled = _select(records, "vqa-shuffled", "direct")
     if not shuffled:
@@ -82,7 +87,7 @@ def shuffle_metrics(records: Sequence[_Record]) -> dict[str, Any] | None:
 
 
 def action_metrics(rows: Sequence[_Record]) -> dict[str, Any] | None:
-    """Metrics of the action answers of one mode; None without records.
+    """Return metrics of the action answers of one mode; None without records.
 
     - prefix: over all answers, 0 without a usable action block; prefix_well_formed: over the well-formed ones.
     - format: share that is well formed; reasoned: share with non-empty reasoning before the answer.
@@ -111,7 +116,8 @@ def action_metrics(rows: Sequence[_Record]) -> dict[str, Any] | None:
 
 
 def reasoned_minus_direct(actions: Sequence[_Record]) -> dict[str, Any] | None:
-    """Does reasoning first give better actions than none? Paired over frames, all answers; None without records."""
+    """Return whether reasoning first gives better actions, paired over frames, all answers. None
+    without records."""
     modes = {mode: [{**r, "mode": ""} for r in actions if r["mode"] == mode] for mode in _MODES}
     if not all(modes.values()):
         return None
@@ -119,9 +125,10 @@ def reasoned_minus_direct(actions: Sequence[_Record]) -> dict[str, Any] | None:
 
 
 def reasoning_metrics(records: Sequence[_Record]) -> dict[str, Any] | None:
-    """Prefix accuracy after the model's own, an empty and another sample's reasoning; None without records.
+    """Return prefix accuracy after the model's own, an empty and another sample's reasoning. None
+    without records.
 
-    Only samples on which the model reasoned by itself take part, the same ones in each condition.
+    Only samples on which the model reasoned on its own are used, the same ones in each condition.
     """
     probes = {probe: _select(records, probe) for probe in ("kept", "emptied", "swapped")}
     if not probes["kept"]:
@@ -136,13 +143,13 @@ def reasoning_metrics(records: Sequence[_Record]) -> dict[str, Any] | None:
 def compare_metrics(
     before: Sequence[_Record], after: Sequence[_Record]
 ) -> dict[str, dict[str, Any]]:
-    """Paired differences (after minus before) of two MLLMs on the samples both answered.
+    """Return paired differences (after minus before) of two MLLMs on the samples both answered.
 
-    {"vqa_direct", "vqa_think", "prefix_direct", "prefix_think", "format_think", "l1_direct", "l1_think"}
-    -> estimate; L1 is over all answers, with the mean action where nothing decodes. "prefix_formed" and "l1_formed" are
-    prefix_think and l1_think on the answers that are well formed before and after: what is gained beyond the format.
-    Several training seeds of a model are averaged within each sample first: the interval is over samples, not over
-    trainings.
+    {"vqa_direct", "vqa_think", "prefix_direct", "prefix_think", "format_think", "l1_direct",
+    "l1_think"} -> estimate; L1 is over all answers, with the mean action if nothing decodes.
+    "prefix_formed" and "l1_formed" are prefix_think and l1_think on the answers that are well
+    formed both before and after: the gain beyond the format. Several training seeds of a model are
+    averaged within each sample first: the interval is over samples, not over trainings.
     """
     differences = {}
     for mode in _MODES:
@@ -174,7 +181,8 @@ def _paired(before: Iterable[_Record], after: Iterable[_Record], key: str) -> Es
 
 
 def _by_sample(rows: Iterable[_Record], key: str) -> dict[Hashable, float]:
-    """(id, mode) -> the value averaged over training seeds. An undecoded chunk has the mean action's L1."""
+    """Return (id, mode) -> the value averaged over training seeds. An undecoded chunk gets the mean
+    action's L1."""
     values: dict[Hashable, list[float]] = {}
     for row in rows:
         value = row["l1_mean_action"] if key == "l1" and not row["decoded"] else row[key]

@@ -1,7 +1,8 @@
-"""Asking an MLLM the held-out questions: with their own image, with another, and after a forced reasoning.
+"""Ask an MLLM the held-out questions: with their own image, with another image, and after forced
+reasoning.
 
-Decoding is greedy. Every answer becomes one record (`token_metrics` says which fields), written to a jsonl file so
-that two MLLMs can be compared sample by sample.
+Decoding is greedy. Every answer becomes one record (see `token_metrics` for its fields), written to
+a jsonl file so that two MLLMs can be compared sample by sample.
 """
 
 import json
@@ -39,38 +40,42 @@ EMPTY_REASONING = "<think></think><answer>"
 
 
 class TokenEvalConfig(Config):
-    """How an MLLM is measured on held-out frames."""
+    """Settings for measuring an MLLM on held-out frames."""
 
     max_questions: int = Field(600, ge=10)
-    """Held-out questions asked, direct and reasoned ones together; question types take turns."""
+    """Number of held-out questions asked, direct and reasoned together; question types
+    alternate."""
     max_actions: int = Field(400, ge=10)
-    """Held-out frames for which actions are asked, directly and with reasoning."""
+    """Number of held-out frames for which actions are asked, directly and with reasoning."""
     batch_size: int = Field(64, ge=1)
     """Prompts generated at once."""
     max_new_tokens: int = Field(96, ge=1, le=1_000_000)
-    """Tokens after which an answer is cut; a cut answer counts as it stands."""
+    """Tokens after which an answer is cut; a cut answer is scored as it is."""
     seed: Seed = 0
-    """Draws the samples and the swaps; two MLLMs are compared under the same one."""
+    """Seed that draws the samples and the swaps; two MLLMs are compared under the same one."""
 
 
 @dataclass(frozen=True)
 class Priors:
-    """The most frequent training answer, for each question type and for each (type, question text)."""
+    """Hold the most frequent training answer for each question type and for each (type, question
+    text)."""
 
     by_type: dict[str, str]
     by_text: dict[tuple[str, str], str]
 
     def of_type(self, kind: str) -> str | None:
-        """None where the type was never trained on."""
+        """Return the prior of the type; None if the type was never trained on."""
         return self.by_type.get(kind)
 
     def of_text(self, text: str, kind: str) -> str | None:
-        """The prior given the wording; that of the type where this wording was never trained on."""
+        """Return the prior given the wording, or the type's prior if this wording was never trained
+        on."""
         return self.by_text.get((kind, text), self.by_type.get(kind))
 
 
 def language_priors(training: Sequence[Conversation]) -> Priors:
-    """What can be answered without the image, from the training split. Ties go to the answer seen first."""
+    """Compute what can be answered without the image, from the training split. The first answer
+    seen wins a tie."""
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
     by_text: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for conversation in training:
@@ -95,10 +100,12 @@ def evaluate_mllm(
     grid: int = 32,
     run_seed: int = 0,
 ) -> dict[str, Any]:
-    """Ask `heldout` (the mixture's held-out split), write the records, return `summarize` of them plus "cost".
+    """Ask `heldout` (the mixture's held-out split), write the records, and return their `summarize`
+    plus "cost".
 
-    `mean_chunk` [H, A], normalised, is the training chunks' mean; `grid` is the mixture's, for the chance of a point.
-    A model without action tokens is asked the questions only. Raises RoboAlignError where there is nothing to ask.
+    `mean_chunk` [H, A], normalized, is the mean of the training chunks. `grid` is the mixture's,
+    for the chance of a point. A model without action tokens is asked only the questions. Raises
+    RoboAlignError if there is nothing to ask.
     """
     questions = draw_questions(heldout, config)
     actions = draw_actions(heldout, config) if mllm.vocabulary else []
@@ -122,7 +129,7 @@ def evaluate_mllm(
 
 
 class Asker:
-    """Greedy generation with a running count of what it cost."""
+    """Generate greedily and keep a running count of the cost."""
 
     def __init__(self, mllm: Mllm, config: TokenEvalConfig) -> None:
         self.mllm, self.config = mllm, config
@@ -131,7 +138,8 @@ class Asker:
         self.ends = end_ids(mllm)
 
     def __call__(self, label: str, encoded: Sequence[Encoded]) -> list[list[int]]:
-        """Generated ids of each prompt, without the end token. Prompts of like length share a batch: less padding."""
+        """Generate the ids of each prompt, without the end token. Prompts of similar length share a
+        batch: less padding."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
         answers: list[list[int]] = [[] for _ in encoded]
         with Progress(f"tokens {label}", len(order)) as progress:
@@ -153,15 +161,15 @@ class Asker:
         return answers
 
     def text(self, ids: Sequence[int]) -> str:
-        """Ids as text; special tokens stay visible."""
+        """Decode ids as text; special tokens stay visible."""
         return str(self.mllm.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def prompt(self, question: str, png: bytes) -> Encoded:
-        """A question about a PNG."""
+        """Encode a question about a PNG."""
         return encode_prompt(self.mllm, question, rgb_of_file(png))
 
     def cost(self) -> dict[str, Any]:
-        """Ledger of what was asked."""
+        """Return the running totals of what was asked."""
         seconds = round(time.monotonic() - self.began, 2)
         return {
             "answers": self.answers,
@@ -174,7 +182,8 @@ class Asker:
 def ask_questions(
     asker: Asker, questions: Sequence[Conversation], priors: Priors, grid: int
 ) -> list[dict[str, Any]]:
-    """Records of the questions with their own image and, for those asked directly, with another episode's image."""
+    """Return records of the questions with their own image and, for the direct ones, with another
+    episode's image."""
     records = _question_records(asker, "vqa", questions, priors, grid)
     direct = [c for c in questions if c.turns[0].mode == "direct"]
     donors = other_episode([c.episode_id for c in direct], asker.config.seed)
@@ -215,7 +224,7 @@ def _question_records(
 
 @dataclass(frozen=True)
 class ActionScorer:
-    """Turns generated ids into what an action record says."""
+    """Turn generated ids into the contents of an action record."""
 
     text: Callable[[Sequence[int]], str]
     vocabulary: ActionVocabulary
@@ -225,11 +234,12 @@ class ActionScorer:
     special_ids: frozenset[int] = frozenset()
 
     def parse(self, ids: Sequence[int]) -> Parsed:
-        """The action block and whether the format of RL holds."""
+        """Return the action block and whether the format of RL is met."""
         return parse_response(ids, self.vocabulary, self.text, special_ids=self.special_ids)
 
     def record(self, conversation: Conversation, ids: Sequence[int]) -> dict[str, Any]:
-        """One "action" record. A directly asked answer is well formed where it is the action reply and nothing else."""
+        """Return one "action" record. A direct answer is well formed if it is exactly the action
+        reply and nothing else."""
         target, chunk = action_target(conversation)
         parsed, text = self.parse(ids), self.text(ids)
         found = parsed.action_ids
@@ -261,7 +271,8 @@ class ActionScorer:
 def ask_actions(
     asker: Asker, scorer: ActionScorer, actions: Sequence[Conversation], seed: int
 ) -> list[dict[str, Any]]:
-    """Records of the action prompts in both modes, then of the reasoned ones with forced reasoning."""
+    """Return records of the action prompts in both modes, then of the reasoned ones with forced
+    reasoning."""
     encoded = [asker.prompt(c.turns[0].question, c.image) for c in actions]
     answers = asker("actions", encoded)
     records = [scorer.record(conversation, ids) for conversation, ids in zip(actions, answers)]
@@ -298,7 +309,7 @@ def ask_actions(
 
 
 def continue_from(prompt: Encoded, ids: Sequence[int]) -> Encoded:
-    """The prompt with the beginning of an answer forced on the model."""
+    """Return the prompt followed by `ids`, a forced beginning of the answer."""
     forced = np.asarray(ids, dtype=np.int64)
     return Encoded(
         np.concatenate([prompt.input_ids, forced]),
@@ -308,9 +319,11 @@ def continue_from(prompt: Encoded, ids: Sequence[int]) -> Encoded:
 
 
 def other_episode(episode_ids: Sequence[str], seed: int) -> list[int] | None:
-    """A permutation that gives each sample one of another episode; None where an episode holds more than half.
+    """Return a permutation that gives each sample one of another episode; None if an episode has
+    more than half.
 
-    Samples stand episode by episode in a random order and all move on by the size of the largest episode.
+    Samples are sorted by episode in a random order, and all shift by the size of the largest
+    episode.
     """
     sizes = Counter(episode_ids)
     largest = max(sizes.values(), default=0)
@@ -326,7 +339,7 @@ def other_episode(episode_ids: Sequence[str], seed: int) -> list[int] | None:
 
 
 def draw_questions(heldout: Sequence[Conversation], config: TokenEvalConfig) -> list[Conversation]:
-    """At most `max_questions`, both modes of each, the question types in turn."""
+    """Draw at most `max_questions`, both modes of each, alternating the question types."""
     pairs: dict[str, list[list[Conversation]]] = {}
     for both in _by_sample(c for c in heldout if c.turns[0].kind != "action"):
         pairs.setdefault(both[0].turns[0].type, []).append(both)
@@ -342,14 +355,15 @@ def draw_questions(heldout: Sequence[Conversation], config: TokenEvalConfig) -> 
 
 
 def draw_actions(heldout: Sequence[Conversation], config: TokenEvalConfig) -> list[Conversation]:
-    """At most `max_actions` frames, both modes of each."""
+    """Draw at most `max_actions` frames, both modes of each."""
     pairs = _by_sample(c for c in heldout if c.turns[0].kind == "action")
     random.Random(config.seed).shuffle(pairs)
     return [conversation for both in pairs[: config.max_actions] for conversation in both]
 
 
 def action_target(conversation: Conversation) -> tuple[Sequence[int], np.ndarray]:
-    """FAST ids and normalised chunk [H, A] of an action sample. Raises RoboAlignError where it has none."""
+    """Return FAST ids and normalized chunk [H, A] of an action sample. Raises RoboAlignError if it
+    has none."""
     if conversation.target is None or conversation.chunk is None:
         raise RoboAlignError(
             "an action sample has no target", where=conversation.id, fix="build the mixture again"
@@ -358,12 +372,12 @@ def action_target(conversation: Conversation) -> tuple[Sequence[int], np.ndarray
 
 
 def bare_question(turn: Turn) -> str:
-    """The question without the request that says whether to reason and names the label."""
+    """Return the question without the request that says whether to reason and names the label."""
     return prompts.bare(turn.question)
 
 
 def sample_id(conversation: Conversation) -> str:
-    """The sample apart from its mode: both modes of a question share it."""
+    """Return the id of the sample without its mode: both modes of a question share it."""
     return conversation.id.removesuffix(f"-{conversation.turns[0].mode}")
 
 
