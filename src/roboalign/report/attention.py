@@ -1,4 +1,5 @@
-"""What about a data set needs attention before one trains on it: one sentence each, from its survey alone."""
+"""List what in a data set needs attention before training on it, one sentence each, from its survey
+alone."""
 
 from collections.abc import Iterator
 
@@ -6,11 +7,11 @@ from roboalign.episodes.survey.measures import Dimension
 from roboalign.episodes.survey.statistics import Survey
 from roboalign.report.text import count_text, percent
 
-SATURATED = 0.05  # share of rows at the limits from which it is named
+SATURATED = 0.05  # share of rows at the limits from which it is reported
 
 
 def attention(survey: Survey) -> list[str]:
-    """Every finding, those that cost data first; [] where there is nothing."""
+    """Return every finding, those that cost data first; [] if there are none."""
     rules = (
         _faults,
         _near_constant,

@@ -1,4 +1,5 @@
-"""The model card (README.md) of what `roboalign push` uploads: Markdown under the Hub's own metadata."""
+"""Write the model card (README.md) of what `roboalign push` uploads, in Markdown with the Hub's
+metadata on top."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,14 +32,14 @@ WHAT = {
 
 @dataclass(frozen=True)
 class License:
-    """The licence of the backbone, as its own card says it; empty where nothing is known."""
+    """The license of the backbone, as its own card states it; empty if unknown."""
 
     id: str = ""
     name: str = ""
     link: str = ""
 
     def metadata(self) -> dict[str, str]:
-        """The entries of a card's metadata."""
+        """Return the entries for a card's metadata."""
         named = {"license_name": self.name, "license_link": self.link}
         return {
             "license": self.id or "unknown",
@@ -48,35 +49,35 @@ class License:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card says."""
+    """All facts that a card states."""
 
     name: str
     """The repository, owner/name."""
     what: str
     """`policy` or `model`."""
     arm: str = ""
-    """The arm of the run; "" where the upload belongs to no known run."""
+    """The arm of the run; "" if the upload belongs to no known run."""
     arm_means: str = ""
     """One sentence: how the arm was trained."""
     seed: int | None = None
     """The training seed of these weights."""
     backbone: str = ""
-    """Where the backbone came from, in words; a Hub id where it has one."""
+    """Where the backbone came from, in words; a Hub id if it has one."""
     base_model: str = ""
-    """The backbone's Hub id, for the metadata; "" where it has none."""
+    """The backbone's Hub id, for the metadata; "" if it has none."""
     license: License = field(default_factory=License)
     data: Sequence[str] = ()
-    """Lines on what it was trained on."""
+    """Lines about the training data."""
     summary: Mapping[str, Any] | None = None
     """The run's summary.json."""
     unmeasured: str = ""
-    """Why there are no numbers, where there are none."""
+    """Why there are no numbers, if there are none."""
     protocol: Mapping[str, Any] | None = None
     """How success was measured: the run's protocol.json."""
 
 
 def model_card(facts: CardFacts) -> str:
-    """README.md of the upload."""
+    """Return README.md of the upload."""
     parts = [
         f"---\n{yaml.safe_dump(_metadata(facts), sort_keys=False)}---",
         f"# {facts.name.split('/')[1]}",
@@ -125,7 +126,8 @@ def _measured(facts: CardFacts) -> str:
 
 
 def _success_rows(facts: CardFacts) -> list[tuple[str, str, str, str]]:
-    """The success rate over all tasks, and of each task, of the arm; none for a model without a head."""
+    """Return the arm's success rate over all tasks and on each task; none for a model without a
+    head."""
     found = lookup(facts.summary, ("success", "arms", facts.arm))
     if not found or facts.what != "policy":
         return []
@@ -144,7 +146,7 @@ def _episodes(row: Mapping[str, Any]) -> str:
 
 
 def _token_rows(facts: CardFacts) -> list[tuple[str, str, str, str]]:
-    """The arm's metrics as a language model, on held-out frames."""
+    """Return the arm's metrics as a language model, on held-out frames."""
     metrics = lookup(facts.summary, ("arms", facts.arm))
     found = ((title, lookup(metrics, path), kind) for title, path, kind in ARM_COLUMNS)
     return [

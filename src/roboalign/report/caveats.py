@@ -1,4 +1,4 @@
-"""What a run does not show: limits that follow from its own numbers, one sentence each."""
+"""State what a run does not show: limits that follow from its own numbers, one sentence each."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from roboalign.report.verdict import pair_of
 
 
 def caveats(run: RunSummary) -> list[str]:
-    """Every limit that applies, the run's own notes last."""
+    """Return every limit that applies, the run's own notes last."""
     rules = (
         _success_open,
         _controls,
@@ -41,7 +41,8 @@ def _success_open(run: RunSummary) -> Iterator[str]:
 
 
 def _controls(run: RunSummary) -> Iterator[str]:
-    """Arms that share everything but the thing claimed: without a step over them, the claim is not the cause."""
+    """Yield limits from controls: if the arm is no better than an arm without the claimed
+    ingredient, the claim is not the cause."""
     _, after = run.question
     for control in (arm for arm in run.arms if arm.claim):
         pair = _success_pair(run, control.name, after)
@@ -155,7 +156,7 @@ def _success_pair(run: RunSummary, before: str, after: str) -> Mapping[str, Any]
 
 
 def _both(run: RunSummary, path: tuple[str, ...]) -> tuple[Any, Any] | None:
-    """The estimate before and after RL, where both have a value."""
+    """Return the estimates before and after RL, if both have a value."""
     found = [lookup(arm.mllm, path) if (arm := run.arm(name)) else None for name in run.question]
     if any(estimate is None or estimate["value"] is None for estimate in found):
         return None

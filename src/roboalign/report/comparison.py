@@ -1,4 +1,5 @@
-"""What a run measured next to the paper's numbers, and what keeps the two from being compared."""
+"""Compare what a run measured with the paper's numbers, and state why the two are not
+comparable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,27 +15,30 @@ AGAINST = ("sft", "base")  # the arms that the others are paired with
 
 @dataclass(frozen=True)
 class Measured:
-    """The policies of one run."""
+    """The measured policies of one run."""
 
     name: str
     benchmark: str
     tasks: tuple[str, ...]
     model: str
-    """In words."""
+    """The backbone model, in words."""
     counts: str
     """`baselines.counts` of its recipe."""
     success: Mapping[str, Mapping[str, Any]]
     """Arm -> its rows, as `evaluate.success.success_table` gives them."""
     episodes: Mapping[str, Sequence[RolloutRecord]]
-    """Arm -> its episode records, for the paired differences; arms whose records were not kept are left out."""
+    """Arm -> its episode records, for the paired differences; arms without stored records are left
+    out."""
 
 
 def compare_with_paper(run: Measured, metric: Metric, titles: Mapping[str, str]) -> dict[str, Any]:
-    """{"run", "paper", "rows", "not_comparable"}, ready for JSON; rows in the order of `titles` (arm -> title).
+    """Return {"run", "paper", "rows", "not_comparable"}, ready for JSON; rows follow the order of
+    `titles` (arm -> title).
 
-    A row has "arm", "title", "paper" and "paper_minus_sft" (None where the paper has no such number), "measured"
-    (successes, n, crashes, rate, low, high: Wilson 95%), "training_seeds", and "minus_sft" and "minus_base": the paired
-    difference in success rate with its bootstrap interval and McNemar's p, None where there are no records of both.
+    A row has "arm" and "title"; "paper" and "paper_minus_sft" (None if the paper has no such
+    number); "measured" (successes, n, crashes, rate, low, high: Wilson 95%); "training_seeds"; and
+    "minus_sft" and "minus_base": the paired difference in success rate with its bootstrap interval
+    and McNemar's p, None without records of both.
     """
     pairs = [
         (before, arm)
@@ -95,7 +99,8 @@ def _row(
 
 
 def not_comparable(run: Measured, metric: Metric) -> list[str]:
-    """Why a measured number is no reproduction of the one next to it; one sentence each."""
+    """Return why a measured number is no reproduction of the paper's number in its row; one
+    sentence each."""
     found = []
     if run.benchmark != metric.benchmark:
         found.append(
@@ -123,7 +128,8 @@ def not_comparable(run: Measured, metric: Metric) -> list[str]:
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:
-    """The comparison as plain text of 80 columns: an arm a row, then what is not comparable."""
+    """Format the comparison as plain text of 80 columns: one arm per row, then what is not
+    comparable."""
     paper, rows = comparison["paper"], comparison["rows"]
     percent = paper["unit"] == "percent"
     table = grid(
@@ -149,7 +155,7 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
 
 
 def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many episodes an arm has, and of which training seeds: once where all agree."""
+    """Say how many episodes an arm has and for which training seeds; once if all arms agree."""
     counted = {
         row["title"]: f"{row['measured']['n']} episodes of training seeds "
         f"{', '.join(map(str, row['training_seeds']))}"
@@ -162,7 +168,7 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown_comparison(comparison: Mapping[str, Any]) -> str:
-    """The comparison as Markdown: the same table, then the same list."""
+    """Format the comparison as Markdown: the same table, then the same list."""
     paper = comparison["paper"]
     percent = paper["unit"] == "percent"
     lines = [

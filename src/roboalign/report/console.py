@@ -1,4 +1,4 @@
-"""Plain text for a terminal of 80 columns: folded lines, and tables without a frame."""
+"""Format plain text for a terminal of 80 columns: folded lines, and tables without a frame."""
 
 import textwrap
 
@@ -8,15 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 TERMINAL_WIDTH = 80
-"""Columns of a terminal as it opens; wider tables are for the report."""
+"""Default width of a terminal, in columns; wider tables belong in the report."""
 _DEEPER = "  "
 
 
 def fold(text: str, *, width: int = TERMINAL_WIDTH) -> str:
-    """The same text in lines of at most `width` columns, broken between words.
+    """Fold the text into lines of at most `width` columns, broken between words.
 
-    What continues a line is indented two columns deeper than the line. A word that is longer than a line, such as a
-    path, stays whole.
+    Continuation lines are indented two columns deeper than their first line. A word longer than a
+    line, such as a path, stays whole.
     """
     return "\n".join(_fold_line(line, width) for line in text.split("\n"))
 
@@ -35,7 +35,8 @@ def _fold_line(line: str, width: int) -> str:
 
 
 def grid(*columns: str, title: str | None = None) -> Table:
-    """A table to fill with `add_row`: a line below its head, two columns of space between cells."""
+    """Return an empty table to fill with `add_row`: a rule below its head, two columns of space
+    between cells."""
     table = Table(
         title=title,
         title_justify="left",
@@ -50,7 +51,8 @@ def grid(*columns: str, title: str | None = None) -> Table:
 
 
 def render(table: Table, *, width: int = TERMINAL_WIDTH) -> str:
-    """The table as text that ends with a line break, without color and without spaces at the ends of lines."""
+    """Render the table as text that ends with a line break, without color and without trailing
+    spaces."""
     console = Console(width=width, no_color=True, highlight=False, markup=False)
     if table.title and isinstance(table.title, str):
         table.title = Text(table.title)

@@ -1,4 +1,4 @@
-"""An action drawn on the frame that it follows, and histograms as inline SVG."""
+"""Draw an action on the frame that it follows, and histograms as inline SVG."""
 
 import io
 from collections.abc import Sequence
@@ -14,14 +14,15 @@ from roboalign.episodes.episode import Episode
 from roboalign.episodes.survey.measures import Histogram
 
 ARROW, BAR, SQUARE, PATH = (255, 120, 0), (0, 190, 255), (255, 0, 200), (60, 255, 60)
-_WIDTH = 320  # pixels of a frame on the page
-STEPS = 16  # of the path that is drawn
-_LONGEST = 0.4  # of the image's shorter side
+_WIDTH = 320  # width of a frame on the page, in pixels
+STEPS = 16  # steps of the path that is drawn
+_LONGEST = 0.4  # longest arrow, as a share of the image's shorter side
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A frame of an episode as it is shown. `how`: arrow, path, or none where the action has no direction."""
+    """A frame of an episode as it is shown. `how` is arrow, path, or none if the action has no
+    direction."""
 
     episode_id: str
     step: int
@@ -32,8 +33,11 @@ class Drawn:
 
 
 def drawn_frame(episode: Episode, camera: str, t: int, stats: ActionStats) -> Drawn:
-    """Frame `t` with its action: the gripper's true path where it is known and the camera has a projection, else an
-    arrow where the action is a change or a rate of the end effector. Raises RoboAlignError where the frame is broken.
+    """Draw frame `t` with its action.
+
+    Draw the gripper's true path if it is known and the camera has a projection; otherwise draw an
+    arrow if the action is a change or a rate of the end effector. Raises RoboAlignError if the
+    frame is broken.
     """
     frame = episode.frame(camera, t)
     height, width = frame.shape[:2]
@@ -60,18 +64,20 @@ def drawn_frame(episode: Episode, camera: str, t: int, stats: ActionStats) -> Dr
 
 
 def has_direction(space: ActionSpace) -> bool:
-    """Whether x, y, z of an action say where the end effector moves."""
+    """Return whether x, y, z of an action say where the end effector moves."""
     return space.control == "end-effector" and space.mode in ("delta", "velocity")
 
 
 def draw_action(
     frame: np.ndarray, action: np.ndarray, stats: ActionStats, space: ActionSpace
 ) -> np.ndarray:
-    """`frame` (uint8 [H, W, 3]) with `action` ([D], raw) drawn in its own axes, which is no projection; a copy.
+    """Return a copy of `frame` (uint8 [H, W, 3]) with `action` ([D], raw) drawn in its own axes,
+    not projected.
 
-    An arrow from the centre, x to the right and y up; a bar at the right edge, z up from the middle; a square at the
-    lower left, filled where the gripper is to be more closed than open. Full length, 0.4 of the shorter side, is the
-    largest |q01| or |q99| (of x and y together), and what is larger is cut there. For spaces where `has_direction`.
+    An arrow from the center shows x to the right and y up. A bar at the right edge shows z, up from
+    the middle. A square at the lower left is filled if the gripper is to be more closed than open.
+    Full length, 0.4 of the shorter side, is the largest |q01| or |q99| (of x and y together);
+    larger actions are cut there. Only for spaces for which `has_direction` is true.
     """
     image = Image.fromarray(frame)
     pen = ImageDraw.Draw(image)
@@ -100,7 +106,7 @@ def draw_action(
 
 
 def _arrow(pen: ImageDraw.ImageDraw, size: tuple[int, int], right: float, up: float) -> None:
-    """A line from the centre with a head; nothing where it is shorter than a pixel."""
+    """Draw a line from the center with a head; draw nothing if it is shorter than a pixel."""
     length = float(np.hypot(right, up))
     if length < 1:
         return
@@ -119,7 +125,7 @@ def _arrow(pen: ImageDraw.ImageDraw, size: tuple[int, int], right: float, up: fl
 
 
 def _bar(pen: ImageDraw.ImageDraw, size: tuple[int, int], up: int) -> None:
-    """From the middle of the right edge, with a mark at zero."""
+    """Draw a bar from the middle of the right edge, with a mark at zero."""
     right, middle, unit = size[0] - 1, size[1] // 2, min(size)
     left = right - max(2, unit // 24)
     if up:
@@ -128,7 +134,8 @@ def _bar(pen: ImageDraw.ImageDraw, size: tuple[int, int], up: int) -> None:
 
 
 def draw_path(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """`frame` with the line through `pixels` [N, 2] (u, v), a dot at its start; points that are NaN are left out."""
+    """Return `frame` with a line through `pixels` [N, 2] (u, v) and a dot at its start; NaN points
+    are left out."""
     image = Image.fromarray(frame)
     pen = ImageDraw.Draw(image)
     points = [(float(u), float(v)) for u, v in pixels[np.isfinite(pixels).all(axis=1)]]
@@ -143,14 +150,16 @@ def draw_path(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def jpeg(frame: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] -> a JPEG file: photographs as PNG would make the page many times as large."""
+    """Encode uint8 [H, W, 3] as a JPEG file: photographs as PNG would make the page many times
+    larger."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="JPEG", quality=88, subsampling=0)
     return buffer.getvalue()
 
 
 def histogram_plot(title: str, histogram: Histogram, marks: Sequence[float] = ()) -> Markup:
-    """Bars in the page's colours, with dashed lines at `marks`; described for screen readers."""
+    """Plot bars in the page's colors, with dashed lines at `marks`, with a description for screen
+    readers."""
     low, high = histogram.edges[0], histogram.edges[-1]
     total, most = sum(histogram.counts), max(histogram.counts)
 

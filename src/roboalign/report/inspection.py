@@ -1,4 +1,4 @@
-"""The inspection of a robot data set as one HTML page that opens offline."""
+"""Write the inspection of a robot data set as one HTML page that opens offline."""
 
 import base64
 import math
@@ -23,7 +23,8 @@ from roboalign.report.text import MINUS, count_text, percent
 
 __all__ = ["draw_action", "write_inspection"]
 
-_FRAMES = 6  # of each camera, at least, where that many can be read: one an episode where there are enough
+# of each camera, at least, if that many can be read: one per episode if there are enough episodes
+_FRAMES = 6
 ARROW_CAPTION = (
     "The action of this step, in its own axes and not projected into the image. Orange arrow: x to the right, y up. "
     "Blue bar: z from the middle. Pink square: the gripper, filled when it is to close. Full length is the 99th (or "
@@ -41,10 +42,11 @@ class Figure:
 
 
 def write_inspection(survey: Survey, samples: Sequence[Episode], path: str | Path) -> None:
-    """Write the page of `survey`; frames of each camera of each of `samples` are shown with their actions.
+    """Write the page of `survey`; show frames of each camera of each of `samples` with their
+    actions.
 
-    A frame that cannot be read is left out: the survey has counted it. Raises RoboAlignError where `path` cannot be
-    written.
+    A frame that cannot be read is left out: the survey has counted it. Raises RoboAlignError if
+    `path` cannot be written.
     """
     environment = Environment(
         loader=PackageLoader("roboalign", "report"),
@@ -95,7 +97,7 @@ def write_inspection(survey: Survey, samples: Sequence[Episode], path: str | Pat
 
 
 def _facts(survey: Survey) -> list[tuple[str, str]]:
-    """What stands under the title: name and value."""
+    """Return the facts below the title: name and value."""
     lengths = f"{count_text(survey.length_min)} to {count_text(survey.length_max)}, median {survey.length_median:g}"
     return [
         ("format", survey.format),
@@ -110,7 +112,8 @@ def _facts(survey: Survey) -> list[tuple[str, str]]:
 
 
 def dimension_table(found: list[Dimension], survey: Survey, what: str) -> Table | None:
-    """One dimension a row; what is flagged is marked. None where there are no dimensions."""
+    """Tabulate one dimension per row, with flagged values marked. None if there are no
+    dimensions."""
     if not found:
         return None
     columns = ("minimum", "q01", "median", "q99", "maximum", "mean", "std")
@@ -149,7 +152,8 @@ def _remark(dimension: Dimension) -> Cell:
 
 
 def token_table(survey: Survey) -> Table | None:
-    """Length and reconstruction of the held-out chunks, then the error of each dimension."""
+    """Tabulate length and reconstruction of the held-out chunks, then the error of each
+    dimension."""
     tokens = survey.tokens
     if tokens is None:
         return None
@@ -182,7 +186,7 @@ def token_table(survey: Survey) -> Table | None:
 
 
 def camera_table(survey: Survey) -> Table | None:
-    """One camera a row."""
+    """Tabulate one camera per row."""
     if not survey.cameras:
         return None
     rows = [
@@ -223,7 +227,7 @@ def camera_table(survey: Survey) -> Table | None:
 
 
 def instruction_table(survey: Survey) -> Table | None:
-    """The most frequent instructions."""
+    """Tabulate the most frequent instructions."""
     if not survey.frequent:
         return None
     caption = (
@@ -238,7 +242,7 @@ def instruction_table(survey: Survey) -> Table | None:
 
 
 def repeat_table(survey: Survey) -> Table | None:
-    """Repeated episodes and frames with examples; None where nothing is repeated."""
+    """Tabulate repeated episodes and frames with examples; None if nothing is repeated."""
     rows = [
         (
             name,
@@ -262,7 +266,7 @@ def repeat_table(survey: Survey) -> Table | None:
 
 
 def fault_table(survey: Survey) -> Table | None:
-    """The first faults; None where there are none."""
+    """Tabulate the first faults; None if there are none."""
     if not survey.faults:
         return None
     rows = [(fault.where, [Cell(fault.problem), Cell(fault.fix)]) for fault in survey.first_faults]
@@ -279,7 +283,8 @@ def _histograms(found: list[Dimension]) -> list[Markup]:
 def _frames(
     survey: Survey, samples: Sequence[Episode]
 ) -> list[tuple[str, list[Figure], list[str]]]:
-    """camera, its drawn frames, and what the drawing means, for each camera of the survey that has any."""
+    """Return (camera, its drawn frames, what the drawing means) for each camera of the survey that
+    has any."""
     shown = []
     for camera in survey.cameras:
         those = [episode for episode in samples if camera.name in episode.images]
@@ -303,7 +308,7 @@ def _frames(
 
 
 def _drawn(survey: Survey, episode: Episode, camera: str, frames: int) -> list[Drawn]:
-    """So many frames at even places inside the episode, those that can be read."""
+    """Draw `frames` evenly spaced frames of the episode, without those that cannot be read."""
     found: list[Drawn] = []
     steps = np.linspace(0, len(episode) - 1, frames + 2)[1:-1].astype(int)
     for t in sorted(set(steps.tolist())):

@@ -1,4 +1,4 @@
-"""The inspection of a robot data set as text for a terminal."""
+"""Format the inspection of a robot data set as text for a terminal."""
 
 from roboalign.episodes.survey.measures import Dimension
 from roboalign.episodes.survey.statistics import Survey
@@ -16,11 +16,12 @@ from roboalign.report.inspection import (
 from roboalign.report.tables import Table
 
 EXTENT = ("Dimension", "minimum", "q01", "q99", "maximum", "outliers", "remark")
-"""The columns of a dimension that 80 columns of text have room for."""
+"""The columns of a dimension that fit into 80 columns of text."""
 
 
 def inspection_text(survey: Survey) -> str:
-    """The facts, findings and tables as text of 80 columns, without figures; the page has every column."""
+    """Return the facts, findings and tables as text of 80 columns, without figures; only the page
+    has every column."""
     found = attention(survey) or ["Nothing that this inspection looks for."]
     tables = (
         _extent_table(survey.action, survey, "action"),
@@ -49,7 +50,7 @@ def _text_table(table: Table) -> str:
 
 
 def _extent_table(found: list[Dimension], survey: Survey, what: str) -> Table | None:
-    """`dimension_table` without the columns that 80 columns of text have no room for."""
+    """Return `dimension_table` with only the columns that fit into 80 columns of text."""
     table = dimension_table(found, survey, what)
     if table is None:
         return None

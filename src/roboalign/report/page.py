@@ -1,4 +1,5 @@
-"""The page of a run: one HTML file with everything in it (styles, plots, images, videos), for any browser, offline."""
+"""Write the page of a run: one HTML file with everything in it (styles, plots, images, videos), for
+any browser, offline."""
 
 import base64
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ _STAGES = {
     "extra-sft": "Extra SFT on the RL subset",
     "head": "Action head",
 }
-# Panels: the title, and the names under which the stages log what it shows.
+# Panels: the title, and the names under which the stages log its values.
 TRAINING_PANELS = (
     ("Loss", ("loss", "train_loss")),
     ("Held-out loss", ("heldout_loss",)),
@@ -53,10 +54,11 @@ GRPO_PANELS = (
 
 
 def write_report(run: RunSummary, out_html: str | Path) -> None:
-    """Write the page of `run`. Raises RoboAlignError where a video or image that the run names cannot be read."""
+    """Write the page of `run`. Raises RoboAlignError if a video or image that the run names cannot
+    be read."""
     both = all(
         run.arm(name) for name in run.question
-    )  # else there is no answer to what the page asks first
+    )  # otherwise the page's first question has no answer
     environment = Environment(
         loader=PackageLoader("roboalign", "report"),
         autoescape=select_autoescape(["html", "html.j2"]),
@@ -95,13 +97,14 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
 
 
 def _control(run: RunSummary) -> Any:
-    """Success against the control that saw the same samples without RL; None where it was not measured."""
+    """Return success against the control that saw the same samples without RL; None if it was not
+    measured."""
     finding = success_finding(run, "Success against extra SFT", "extra-sft", run.question[1])
     return None if finding.mark == "missing" else finding
 
 
 def _arm_plots(run: RunSummary) -> list[Markup]:
-    """Success and prefix accuracy of all arms with their intervals."""
+    """Plot success and prefix accuracy of all arms with their intervals."""
     plots = []
     success = [
         (arm.title, tables.lookup(run.success, ("arms", arm.name, "overall"))) for arm in run.arms
@@ -122,7 +125,7 @@ def _arm_plots(run: RunSummary) -> list[Markup]:
 
 
 def _training_plots(curves: list[Curve]) -> list[tuple[str, list[Markup]]]:
-    """(stage title, its plots) for each stage but RL that has a log."""
+    """Return (stage title, its plots) for each stage but RL that has a log."""
     found = []
     logged = {curve.stage for curve in curves} - {"rl"}
     for stage in [*_STAGES, *sorted(logged - set(_STAGES))]:
@@ -133,7 +136,7 @@ def _training_plots(curves: list[Curve]) -> list[tuple[str, list[Markup]]]:
 
 
 def _panels(curves: list[Curve], panels: tuple[tuple[str, tuple[str, ...]], ...]) -> list[Markup]:
-    """One plot for each panel that any of the logs has, a line a log and quantity."""
+    """Draw one plot for each panel that any of the logs has, one line per log and quantity."""
     plots = []
     for title, keys in panels:
         lines = {}

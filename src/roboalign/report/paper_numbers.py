@@ -1,6 +1,6 @@
-"""The paper's own numbers, by the arm that they belong to: Kim et al., "RoboAlign", arXiv 2603.21341, 2026-03-22.
+"""List the paper's own numbers by arm: Kim et al., "RoboAlign", arXiv 2603.21341, 2026-03-22.
 
-All are of Qwen2.5-VL-7B-Instruct as the backbone. The paper gives no intervals.
+All use Qwen2.5-VL-7B-Instruct as the backbone. The paper gives no intervals.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ class Metric:
 
     title: str
     benchmark: str
-    """As a recipe names it, where it does."""
+    """The benchmark's name in a recipe, if it has one."""
     unit: Literal["percent", "tasks"]
     """`percent`: 0 to 100. `tasks`: how many of five in a row, 0 to 5."""
     trials: str
     values: Mapping[str, float]
-    """Arm -> its number; arms that the paper does not have, or not in this column, are left out."""
+    """Arm -> its number, without arms that the paper does not have in this column."""
 
 
 _LIBERO = ("spatial", "object", "goal", "long", "avg")
@@ -83,4 +83,4 @@ METRICS: dict[str, Metric] = {
         {"base": 32.3, "sft": 55.2, "roboalign": 66.7},
     ),
 }
-"""The columns by the name under which they are asked for."""
+"""The columns, by the name that users pass."""

@@ -1,4 +1,5 @@
-"""Small plots as inline SVG whose colours are the page's CSS variables, so that they follow light and dark."""
+"""Draw small plots as inline SVG whose colors are the page's CSS variables, so that they follow
+light and dark."""
 
 import io
 import math
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from roboalign.report.text import interval, value
 
-# Drawn in these colours, then exchanged for CSS variables.
+# Drawn in these colors, then replaced by CSS variables.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 LINES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406", "#040407", "#040408")
 VARIABLES = {
@@ -47,9 +48,10 @@ _Points = Sequence[tuple[float, float]]
 
 
 def line_plot(title: str, lines: Mapping[str, _Points], *, x_label: str = "step") -> str:
-    """One small plot of several (x, y) series with a legend where there is more than one. NaN leaves a gap.
+    """Draw one small plot of several (x, y) series, with a legend if there is more than one. NaN
+    leaves a gap.
 
-    A series of more than 40 points is drawn faintly with its running mean over it.
+    A series of more than 40 points is drawn faintly with its running mean on top.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6, 2.1), layout="constrained")
@@ -69,9 +71,10 @@ def line_plot(title: str, lines: Mapping[str, _Points], *, x_label: str = "step"
 
 
 def interval_plot(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], *, kind: str) -> str:
-    """A point with its 95% interval a row, first row on top; `kind` is percent, number, points or signed.
+    """Draw a point with its 95% interval per row, first row on top; `kind` is percent, number,
+    points or signed.
 
-    For a difference (points, signed) a line marks zero.
+    For a difference (points, signed), a line marks zero.
     """
     factor = 100.0 if kind in ("percent", "points") else 1.0
     with matplotlib.rc_context(STYLE):
@@ -123,7 +126,8 @@ def _describe(label: str, points: _Points) -> str:
 
 
 def _svg(figure: Figure, description: str) -> str:
-    """The figure as an `<svg>` element for inlining, described for screen readers."""
+    """Return the figure as an `<svg>` element for inlining, with a description for screen
+    readers."""
     buffer = io.StringIO()
     figure.set_facecolor("none")
     for axes in figure.axes:
@@ -133,7 +137,8 @@ def _svg(figure: Figure, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    # The page's own font and stroke rules hold; ids are kept only where clip paths and markers refer to them.
+    # The page's own font and stroke rules apply; ids are kept only if clip paths and markers refer
+    # to them.
     text = re.sub(r"<style.*?</style>| font-family: [^;]*;", "", text, flags=re.DOTALL)
     text = re.sub(r' id="(?![pmC][0-9a-f]+")[^"]*"', "", text)
     for colour, variable in VARIABLES.items():

@@ -1,4 +1,4 @@
-"""What two MLLMs said about the same held-out frames, chosen by rank and not by hand."""
+"""Show what two MLLMs said about the same held-out frames, chosen by rank and not by hand."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +16,11 @@ def frames_side_by_side(
     actions: int = 6,
     questions: int = 4,
 ) -> list[FrameSample]:
-    """Reasoned answers of two arms, each given as (name, records of one training seed), to the same samples.
+    """Return reasoned answers of two arms to the same samples; each arm is (name, records of one
+    training seed).
 
-    Samples stand at even ranks of the change in score, the most improved first: `actions` of the action prompts (score:
-    prefix accuracy), then `questions` of the questions.
+    Samples are at evenly spaced ranks of the change in score, the most improved first: `actions` of
+    the action prompts (score: prefix accuracy), then `questions` of the questions.
     """
     conversations = {sample_id(c): c for c in heldout if c.turns[0].mode == "think"}
     chosen = []
@@ -34,7 +35,8 @@ def frames_side_by_side(
 
 
 def even_ranks(ordered: Sequence[str], count: int) -> list[str]:
-    """`count` of the ordered, evenly spread, both ends included; all of them where there are no more."""
+    """Return `count` of the ordered items, evenly spread, both ends included; all of them if there
+    are no more."""
     if len(ordered) <= count:
         return list(ordered)
     if count == 1:

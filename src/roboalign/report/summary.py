@@ -1,6 +1,8 @@
-"""What a report shows: the facts of one run, gathered by the pipeline from the files of its stages.
+"""Hold what a report shows: the facts of one run, which the pipeline collects from the files of its
+stages.
 
-Everything but the name may be missing; the page then says so (`RunSummary.absent`) and invents nothing.
+Everything but the name may be missing; the page then says so (`RunSummary.absent`) and invents
+nothing.
 """
 
 from collections.abc import Mapping
@@ -24,7 +26,8 @@ class ArmSummary:
     mllm: Metrics | None = None
     """Its token and VQA metrics, as `evaluate.token_metrics.summarize` gives them."""
     claim: str = ""
-    """What a better success of the arm after RL against this one would show, after "that"."""
+    """What a higher success of the arm after RL than of this one would show, as a clause after
+    "that"."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class Curve:
     stage: str
     """base, sft and the other kinds of SFT, rl (of any reward) or head; logs of one stage share their axes."""
     label: str
-    """What tells it from the others of its stage, e.g. "seed 0" or "roboalign, seed 0"."""
+    """What distinguishes it from the others of its stage, e.g. "seed 0" or "roboalign, seed 0"."""
     records: list[dict[str, Any]]
-    """One dict a logged step, with "step" and whatever the stage measured; values that are None are left out."""
+    """One dict per logged step, with "step" and whatever the stage measured; None values are left
+    out."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class FrameSample:
     question: str
     target: str
     answers: dict[str, str]
-    """Arm name -> its text as generated."""
+    """Arm name -> its generated text."""
     scores: dict[str, float]
     """Arm name -> prefix accuracy, or the score of its answer."""
     image: bytes | None = None
@@ -74,7 +78,7 @@ class RunSummary:
 
     name: str
     question: tuple[str, str] = ("sft", "roboalign")
-    """Names of the arms (before, after) RL: the difference that the page answers first."""
+    """Names of the arms (before, after) RL; the page first answers what their difference is."""
     environment: dict[str, str] = field(default_factory=dict)
     """Shown as given: date, commit, machine, versions, duration, parameters of the model."""
     arms: list[ArmSummary] = field(default_factory=list)
@@ -84,23 +88,25 @@ class RunSummary:
     """`evaluate.token_metrics.compare_metrics` results, each with "before" and "after" arm names added."""
     curves: list[Curve] = field(default_factory=list)
     manifest: Mapping[str, Any] | None = None
-    """The mixture's manifest.json; of it "counts" is shown."""
+    """The mixture's manifest.json; only its "counts" are shown."""
     samples: list[FrameSample] = field(default_factory=list)
     videos: list[Video] = field(default_factory=list)
     ledger: list[Mapping[str, Any]] = field(default_factory=list)
-    """One row a stage: "stage", "seconds" and what it counted (samples, rollouts, tokens, ...)."""
+    """One row per stage: "stage", "seconds" and what it counted (samples, rollouts, tokens,
+    ...)."""
     recipe: str = ""
     """The resolved recipe, YAML."""
     notes: list[str] = field(default_factory=list)
-    """Limits that numbers cannot tell, e.g. "simulated robot"; shown under "What this does not show"."""
+    """Limits that do not follow from the numbers, e.g. "simulated robot"; shown under "What this
+    does not show"."""
     absent: str = "Not run."
-    """Shown in a section without data."""
+    """Text of a section without data."""
 
     def arm(self, name: str) -> ArmSummary | None:
-        """The arm of that name, or None."""
+        """Return the arm of that name, or None."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
     def title(self, name: str) -> str:
-        """How the arm of that name is shown; its name where it is not listed."""
+        """Return the title of the arm of that name; the name itself if it is not listed."""
         arm = self.arm(name)
         return arm.title if arm else name

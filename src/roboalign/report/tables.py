@@ -1,4 +1,5 @@
-"""The tables of the page, from the run's numbers; None where the run has nothing to show in one."""
+"""Build the tables of the page from the run's numbers; None if the run has nothing to show in a
+table."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ from roboalign.report.text import NOT_RUN, count_text, interval, p_value, percen
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, small lines below it, and better, worse or open where it is a judged difference."""
+    """One cell: its text, small lines below it, and better, worse or open if it is a judged
+    difference."""
 
     text: str
     small: str = ""
@@ -20,14 +22,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A caption, the column heads (the first one is that of the row heads), and rows of a head and its cells."""
+    """A caption, the column heads (the first one is for the row heads), and rows of a head and its
+    cells."""
 
     caption: str
     columns: tuple[str, ...]
     rows: list[tuple[str, list[Cell]]]
 
 
-# Column, where it is in an arm's metrics, unit.
+# Column, its path in an arm's metrics, unit.
 ARM_COLUMNS = (
     ("VQA, direct", ("vqa", "direct", "accuracy"), "percent"),
     ("VQA, reasoned", ("vqa", "think", "accuracy"), "percent"),
@@ -54,7 +57,7 @@ DIFFERENCES = (
 
 
 def lookup(metrics: Mapping[str, Any] | None, path: Iterable[str]) -> Any:
-    """The value below `path`, or None where any step is missing or None."""
+    """Return the value at `path`, or None if any step is missing or None."""
     for step in path:
         if metrics is None:
             return None
@@ -63,7 +66,7 @@ def lookup(metrics: Mapping[str, Any] | None, path: Iterable[str]) -> Any:
 
 
 def arms_table(run: RunSummary) -> Table | None:
-    """The headline: one arm a row, and below them what needs no model at all."""
+    """Build the main table: one arm per row, and below them the baselines that need no model."""
     if not run.arms:
         return None
     rows = [(arm.title, [_success_cell(run, arm.name), *_mllm_cells(arm)]) for arm in run.arms]
@@ -79,7 +82,8 @@ def _mllm_cells(arm: ArmSummary) -> list[Cell]:
 
 
 def _baseline_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
-    """Guessing, the language prior, the mean action and zero action, each in the columns to which it is a baseline."""
+    """Return rows for guessing, the language prior, the mean action and zero action, in the columns
+    they are baselines for."""
     names = (
         "guessing",
         "prior of the question type",
@@ -108,7 +112,7 @@ def _success_cell(run: RunSummary, arm: str) -> Cell:
 
 
 def success_cell(row: Mapping[str, Any]) -> Cell:
-    """Rate, count and Wilson interval; crashed episodes named."""
+    """Return rate, count and Wilson interval; crashed episodes are mentioned."""
     if not row["n"]:
         return Cell("–", f"{row['crashes']} crashed")
     crashed = f", {row['crashes']} crashed" if row["crashes"] else ""
@@ -119,7 +123,7 @@ def success_cell(row: Mapping[str, Any]) -> Cell:
 
 
 def estimate_cell(estimate: Mapping[str, Any] | None, kind: str) -> Cell:
-    """Value, interval and n; "not run" for None."""
+    """Return value, interval and n; "not run" for None."""
     if estimate is None:
         return Cell(NOT_RUN)
     bounds = interval(estimate, kind)
@@ -129,7 +133,8 @@ def estimate_cell(estimate: Mapping[str, Any] | None, kind: str) -> Cell:
 def difference_cell(
     estimate: Mapping[str, Any] | None, kind: str, *, lower_is_better: bool = False
 ) -> Cell:
-    """A judged difference: better or worse only where the whole interval lies on that side of zero."""
+    """Return a judged difference: better or worse only if the whole interval is on that side of
+    zero."""
     cell = estimate_cell(estimate, kind)
     return (
         cell
@@ -139,7 +144,7 @@ def difference_cell(
 
 
 def token_differences_table(run: RunSummary) -> Table | None:
-    """Paired differences of the MLLMs on the same held-out samples."""
+    """Tabulate paired differences of the MLLMs on the same held-out samples."""
     if not run.mllm_pairs:
         return None
     rows = []
@@ -154,7 +159,7 @@ def token_differences_table(run: RunSummary) -> Table | None:
 
 
 def success_differences_table(run: RunSummary) -> Table | None:
-    """Paired differences of success on the same (task, seed)."""
+    """Tabulate paired differences of success on the same (task, seed)."""
     if not run.success or not run.success["pairs"]:
         return None
     rows = []
@@ -178,14 +183,15 @@ def success_differences_table(run: RunSummary) -> Table | None:
 
 
 def success_mark(pair: Mapping[str, Any]) -> str:
-    """better or worse where McNemar's exact p is below 0.05, else open."""
+    """Return better or worse if McNemar's exact p is below 0.05, else open."""
     if pair["p"] >= 0.05:
         return "open"
     return "better" if pair["difference"]["value"] > 0 else "worse"
 
 
 def task_table(run: RunSummary) -> Table | None:
-    """Success of every arm on every task, and per training seed where there are several."""
+    """Tabulate the success of every arm on every task, and per training seed if there are
+    several."""
     if not run.success:
         return None
     arms = run.success["arms"]
@@ -210,7 +216,8 @@ def _row_cell(row: Mapping[str, Any] | None) -> Cell:
 
 
 def vqa_table(run: RunSummary, mode: str) -> Table | None:
-    """Accuracy by question type of every measured arm, beside guessing and the language prior."""
+    """Tabulate accuracy by question type of every measured arm, next to guessing and the language
+    prior."""
     arms = [arm for arm in run.arms if lookup(arm.mllm, ("vqa", mode))]
     if not arms:
         return None
@@ -233,7 +240,7 @@ def vqa_table(run: RunSummary, mode: str) -> Table | None:
 
 
 def reasoning_table(run: RunSummary) -> Table | None:
-    """Does reasoning appear, and does the action depend on it?"""
+    """Show whether reasoning appears, and whether the action depends on it."""
     arms = [arm for arm in run.arms if lookup(arm.mllm, ("actions", "think"))]
     if not arms:
         return None
@@ -270,7 +277,7 @@ def reasoning_table(run: RunSummary) -> Table | None:
 
 
 def counts_table(manifest: Mapping[str, Any] | None) -> Table | None:
-    """The mixture's turns by kind and mode in each split."""
+    """Tabulate the mixture's turns by kind and mode in each split."""
     if not manifest:
         return None
     counts = manifest["counts"]
@@ -301,7 +308,7 @@ def counts_table(manifest: Mapping[str, Any] | None) -> Table | None:
 
 
 def ledger_table(run: RunSummary) -> Table | None:
-    """What each stage cost, and the total of all that can be added."""
+    """Tabulate what each stage cost, and the total of everything that can be added."""
     if not run.ledger:
         return None
     scalars = [

@@ -1,4 +1,4 @@
-"""The headline table as plain text, for the terminal and for logs."""
+"""Format the main table as plain text, for the terminal and for logs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +14,14 @@ from roboalign.report.verdict import Finding, findings
 
 
 def format_arms(run: RunSummary, *, width: int = 150) -> str:
-    """One arm a row: success and token metrics with their 95% intervals; then what needs no model."""
+    """Format one arm per row: success and token metrics with their 95% intervals; then the
+    baselines that need no model."""
     table = arms_table(run)
     if table is None:
         return "no arm was run\n"
     grid = RichTable(
         title=run.name, caption=table.caption, padding=0
-    )  # else intervals are cut short at this width
+    )  # otherwise intervals are truncated at this width
     for column in table.columns:
         grid.add_column(column)
     for head, cells in table.rows:
@@ -34,7 +35,8 @@ def format_arms(run: RunSummary, *, width: int = 150) -> str:
 
 
 def format_end(run: RunSummary) -> str:
-    """What a run ends with on a terminal: three sentences, and one table, in lines of 80 columns."""
+    """Format the end of a run for a terminal: three sentences and one table, in lines of 80
+    columns."""
     table = grid("arm", "success", "reasoned action error", "kept answers")
     for arm in run.arms:
         success = lookup(run.success, ("arms", arm.name, "overall"))

@@ -1,4 +1,5 @@
-"""What the page says first: does RL on action accuracy help, and how sure are we? All words follow from the numbers."""
+"""Write the page's opening: does RL on action accuracy help, and how certain is that? All words
+follow from the numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ _WORDS = {"better": "better", "worse": "worse", "open": "not settled", "missing"
 
 @dataclass(frozen=True)
 class Finding:
-    """One measured difference: what, before and after, the difference with its interval, and the judgement."""
+    """One measured difference: what was measured, before and after, the difference with its
+    interval, and the judgment."""
 
     label: str
     before: str
@@ -25,19 +27,20 @@ class Finding:
 
     @property
     def word(self) -> str:
-        """The judgement in words."""
+        """Return the judgment in words."""
         return _WORDS[self.mark]
 
 
 def pair_of(pairs: list[Mapping[str, Any]], before: str, after: str) -> Mapping[str, Any] | None:
-    """The comparison of these two arms, or None."""
+    """Return the comparison of these two arms, or None."""
     return next(
         (pair for pair in pairs if (pair["before"], pair["after"]) == (before, after)), None
     )
 
 
 def findings(run: RunSummary) -> list[Finding]:
-    """Action tokens after reasoning, the policy's success, and the questions answered: before against after RL."""
+    """Return the findings on action tokens after reasoning, the policy's success, and the
+    questions: before against after RL."""
     return [
         _token_finding(
             run,
@@ -88,7 +91,8 @@ def _token_finding(
 
 
 def success_finding(run: RunSummary, label: str, before: str, after: str) -> Finding:
-    """Judged by McNemar's exact test at 5%, with the bootstrap interval beside it."""
+    """Return the finding judged by McNemar's exact test at 5%, with the bootstrap interval of the
+    difference."""
     shown = [
         percent(lookup(run.success, ("arms", name, "overall", "rate"))) for name in (before, after)
     ]
@@ -116,14 +120,15 @@ def success_finding(run: RunSummary, label: str, before: str, after: str) -> Fin
 
 
 def _reasoned(run: RunSummary) -> float | None:
-    """Share of the answers after RL, asked to reason, that are well formed: a reasoning, then one block of actions."""
+    """Return the share of well-formed answers after RL when asked to reason: a reasoning, then one
+    block of actions."""
     arm = run.arm(run.question[1])
     estimate = lookup(arm.mllm, ("actions", "think", "format")) if arm else None
     return estimate["value"] if estimate else None
 
 
 def headline(run: RunSummary) -> str:
-    """The answer in one or two sentences."""
+    """Return the answer in one or two sentences."""
     tokens, success, questions = findings(run)
     token_words = {
         "better": "RL made the action tokens that follow a reasoning measurably more accurate",
