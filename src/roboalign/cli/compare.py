@@ -1,8 +1,8 @@
-"""`roboalign compare`: two runs, or two arms of one, on the same initial states, pair by pair.
+"""`roboalign compare`: two runs, or two arms of one, on the same initial states, compared in pairs.
 
-Reads runs' folders and folders of published results. What would make a difference of two rates meaningless (other
-episodes, another benchmark, other cameras, other limits) is refused, each by name. What else the recipes differ in is
-what such a comparison is about, and is listed.
+Reads folders of runs and of published results. A difference that would make comparing two rates
+meaningless (other episodes, another benchmark, other cameras, other limits) is refused by name. All
+other differences between the recipes are listed: they are what such a comparison is about.
 """
 
 import argparse
@@ -28,18 +28,18 @@ MEANING = (
     "rollout.max_steps",
     "rollout.replan_every",
 )
-"""Keys of a recipe that must agree, with the benchmark's own section: what the world is, what a policy is shown of it
-and how often, and how long."""
+"""Keys of a recipe that must agree, together with the benchmark's own section. They define the
+world, what a policy sees of it and how often, and how long an episode runs."""
 EPISODE_KEYS = (
     "collect.downstream_tasks",
     "rollout.episodes",
     "seeds",
 )  # these are compared episode by episode
-NEUTRAL = ("name", "arms", "parallel", "rollout.batch_size")  # change no outcome
+NEUTRAL = ("name", "arms", "parallel", "rollout.batch_size")  # these change no outcome
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which runs, arms and seeds."""
+    """Add the options for runs, arms and seeds."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="two runs' folders (or of docs/results/), or one"
     )
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Side:
-    """One arm of one run. `name` tells it from the other one."""
+    """One arm of one run. `name` distinguishes it from the other side."""
 
     name: str
     folder: Path
@@ -84,9 +84,11 @@ def compare_runs(
     *,
     as_json: bool = False,
 ) -> str:
-    """Two runs with one arm of both (or an arm of each), or one run with two of its arms, as text or JSON.
+    """Compare two runs with one arm of both (or one arm of each), or two arms of one run, as text
+    or JSON.
 
-    `seeds`: these training seeds only. Raises RoboAlignError where they do not share episodes and settings.
+    `seeds`: these training seeds only. Raises RoboAlignError if the sides do not share episodes and
+    settings.
     """
     first, second = _sides(runs, arms)
     before, after = (
@@ -117,7 +119,8 @@ def compare_runs(
 
 
 def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool = True) -> Side:
-    """The recipe and the episodes of an arm. Raises RoboAlignError where the run lacks it or some of its episodes."""
+    """Read the recipe and the episodes of an arm. Raises RoboAlignError if the run lacks it or some
+    of its episodes."""
     if not (folder / "recipe.yaml").is_file():
         raise RoboAlignError(
             "no run here: recipe.yaml does not exist",
@@ -146,13 +149,15 @@ def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool 
 
 
 def recipe_differences(before: Recipe, after: Recipe) -> list[tuple[str, Any, Any]]:
-    """Dotted key, value before, value after, of every setting that is not the same; None where a side lacks it."""
+    """Return (dotted key, value before, value after) of every setting that differs; None for a side
+    that lacks it."""
     a, b = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (before, after))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def refuse_other_settings(before: Side, after: Side) -> None:
-    """Raises RoboAlignError that names every setting of benchmark and rollout in which the two differ."""
+    """Raise RoboAlignError that names every setting of benchmark and rollout in which the two
+    differ."""
     found = [
         f"`{key}` is {a!r} and {b!r}"
         for key, a, b in recipe_differences(before.recipe, after.recipe)
@@ -167,13 +172,14 @@ def refuse_other_settings(before: Side, after: Side) -> None:
 
 
 def _meaning(before: Recipe, after: Recipe) -> tuple[str, ...]:
-    """`mix.camera` counts only where the head is shown another camera for it."""
+    """Return the keys that must agree; `mix.camera` counts only if it changes the camera that the
+    head sees."""
     shown = ("mix.camera",) if head_cameras(before) != head_cameras(after) else ()
     return (*MEANING, *shown, f"collect.{before.collect.spec.section}")
 
 
 def refuse_other_episodes(before: Side, after: Side) -> None:
-    """Raises RoboAlignError where the episodes (training seed, task, episode seed) are not the same."""
+    """Raise RoboAlignError if the episodes (training seed, task, episode seed) are not the same."""
     a, b = (
         {(row["run_seed"], row["task"], row["seed"]) for row in side.records}
         for side in (before, after)
@@ -200,7 +206,7 @@ def refuse_other_episodes(before: Side, after: Side) -> None:
 
 
 def _sides(runs: Sequence[str], arms: Sequence[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """(run, arm) before and after. RoboAlign is the arm where none is named."""
+    """Return (run, arm) before and after. The arm is RoboAlign if none is named."""
     if not 1 <= len(runs) <= 2 or len(arms) > 2:
         raise RoboAlignError(
             f"{len(runs)} runs and {len(arms)} arms: a comparison has two sides",
@@ -219,7 +225,8 @@ def _sides(runs: Sequence[str], arms: Sequence[str]) -> tuple[tuple[str, str], t
 
 
 def _records_path(folder: Path, seed: int, arm: str) -> Path:
-    """Published results (`tools/publish.py`) keep their records beside the recipe."""
+    """Return the path of the records; published results (`tools/publish.py`) keep theirs next to
+    the recipe."""
     published = (folder / "summary.json").is_file()
     name = (
         f"seed-{seed}-episodes-{arm}.jsonl"
@@ -230,14 +237,18 @@ def _records_path(folder: Path, seed: int, arm: str) -> Path:
 
 
 def _pairs(before: Side, after: Side) -> list[tuple[RolloutRecord, RolloutRecord]]:
-    """The same episodes of both, without those in which either crashed; refusals have come before."""
+    """Return the same episodes of both, without those in which either crashed; call after the
+    refusals."""
     others = {(row["run_seed"], row["task"], row["seed"]): row for row in after.records}
     both = [(row, others[row["run_seed"], row["task"], row["seed"]]) for row in before.records]
     return [(a, b) for a, b in both if a["crash"] is None and b["crash"] is None]
 
 
 def _by_state(before: Side, after: Side) -> Estimate:
-    """The difference with an interval that draws initial states: under several training seeds one state is no news."""
+    """Return the difference with an interval that resamples initial states.
+
+    Several training seeds on one state add no new state.
+    """
     pairs = _pairs(before, after)
     return paired_difference(
         [a["success"] for a, _ in pairs],
@@ -268,7 +279,7 @@ def _below(key: str, groups: Sequence[str]) -> bool:
 
 
 def _versions(side: Side) -> dict[str, str]:
-    """Package -> version, as the report wrote them down; {} where there is no report yet."""
+    """Return package -> version, as the report recorded them; {} if there is no report yet."""
     path = side.folder / "summary.json"
     path = path if path.is_file() else side.folder / "report" / "summary.json"
     if not path.is_file():

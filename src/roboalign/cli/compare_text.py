@@ -1,4 +1,4 @@
-"""What `roboalign compare` prints."""
+"""Format what `roboalign compare` prints."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 from roboalign.report.console import fold, grid, render
 from roboalign.report.text import count_text, p_value, points
 
-MIN_TASKS = 8  # a bootstrap of fewer tasks gives intervals that are far too narrow
+MIN_TASKS = 8  # bootstrapping fewer tasks gives intervals that are far too narrow
 
 
 def format_compared(result: Mapping[str, Any]) -> str:
-    """Rates, then the pairs: counts first, and percentages of these counts. Lines of 80 columns."""
+    """Format the rates, then the pairs: counts first, then percentages of these counts. Lines of 80
+    columns."""
     pair = result["pair"]
     n = pair["n"]
     lines = [f"before: {pair['before']}", f"after:  {pair['after']}", "", _rates(result)]
@@ -37,7 +38,8 @@ def format_compared(result: Mapping[str, Any]) -> str:
 
 
 def _rates(result: Mapping[str, Any]) -> str:
-    """Both success rates: over all episodes with the 95% interval, by training seed, and by task."""
+    """Format both success rates: over all episodes with the 95% interval, by training seed, and by
+    task."""
     pair, arms = result["pair"], result["arms"]
     sides = [arms[pair["before"]], arms[pair["after"]]]
     table = grid("success", "before", "after")
@@ -50,7 +52,8 @@ def _rates(result: Mapping[str, Any]) -> str:
             table.add_row(f"  training seed {seed}", *map(_rate, rows))
     tasks = sorted({task for side in sides for task in side["tasks"]})
     for task in tasks:
-        name = task.rpartition("/")[2].replace("_", " ")  # LIBERO's names are sentences; they wrap
+        # LIBERO's task names are sentences, and they wrap
+        name = task.rpartition("/")[2].replace("_", " ")
         table.add_row(name, *(_rate(side["tasks"].get(task)) for side in sides))
     return render(table)
 
@@ -68,7 +71,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _intervals(pair: Mapping[str, Any]) -> Iterator[str]:
-    """95% intervals of the difference, by what is drawn with replacement."""
+    """Yield the 95% intervals of the difference, by what is resampled."""
     several = len(pair["by_training_seed"]) > 1
     drawn = {
         "difference": "episodes (these tasks, other initial states)",
@@ -82,7 +85,7 @@ def _intervals(pair: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
-    """Other versions of a package, and in what else the recipes differ."""
+    """Yield other versions of a package, and other differences between the recipes."""
     for name in sorted({name for versions in result["versions"] for name in versions}):
         a, b = (versions.get(name) for versions in result["versions"])
         if a and b and a != b:

@@ -9,7 +9,7 @@ from roboalign.questions.vqa.client import Endpoint
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """One parser for each action."""
+    """Add one parser for each action."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     inspect = actions.add_parser(
         "inspect", help="write one page: dimensions, frames, tokens, and what needs attention"
@@ -129,7 +129,7 @@ def _cores() -> int:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do the action."""
+    """Run the action."""
     if options.action == "mix":
         from roboalign.cli.data_mix import mix_data
 

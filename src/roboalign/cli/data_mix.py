@@ -1,4 +1,4 @@
-"""The verb `data mix`: a mixture from any sources, or one built again from its manifest."""
+"""The verb `data mix`: a mixture from any sources, or one rebuilt from its manifest."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,11 +27,12 @@ from roboalign.mllm.processors import load_processor
 
 _ROWS = 100
 _PART = re.compile(r"(source|rl|heldout|tokenizer(\.path)?|model|evaluation|mixture)(?=[, ]|$)|$")
-"""What a fault's place begins with where it is a part of the mixture file."""
+"""Start of a fault's place if it is a part of the mixture file."""
 
 
 def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) -> str:
-    """Build the mixture of a file, or of a manifest.json anew; return what became of the samples as a table."""
+    """Build the mixture of a file, or rebuild that of a manifest.json; return a table of what
+    became of the samples."""
     moved = {}
     for setting in at:
         name, equals, path = setting.partition("=")
@@ -58,7 +59,7 @@ def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) ->
 
 @contextmanager
 def _naming(mixture: str) -> Iterator[None]:
-    """A fault in a part of the mixture names the file too."""
+    """Add the file's name to a fault in a part of the mixture."""
     try:
         yield
     except RoboAlignError as error:
@@ -71,10 +72,10 @@ def _naming(mixture: str) -> Iterator[None]:
 def _build(
     config: MixtureConfig, out: str, workers: int, expected: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The manifest of the mixture."""
+    """Build the mixture and return its manifest."""
     lengths = None
     if config.model is not None:
-        # What is wrong with the folder is said now, not when all else is done.
+        # Report a problem with the folder now, not after everything else is done.
         load_words(
             config.model,
             config.tokenizer.vocab_size if config.tokenizer and config.tokenizer.fit else None,
@@ -84,16 +85,17 @@ def _build(
 
 
 def write_lengths(shard: Path, path: Path, *, model: str) -> None:
-    """Write the length in tokens of every sample of a shard, the image's included: uint32 [N], in the shard's order."""
+    """Write the length in tokens of every sample of a shard, image included: uint32 [N], in the
+    shard's order."""
     tokenizer = (
         shard.parent.parent / "tokenizer" / "tokenizer.json"
-    )  # where a mixture keeps it while it is built
+    )  # where a mixture keeps it during the build
     words = load_words(model, read_json(tokenizer)["vocab_size"] if tokenizer.exists() else None)
     lengths = []
     for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(_ROWS, columns=["image", "turns"]):
         for row in batch.to_pylist():
             width, height = size_of_file(row["image"]["bytes"])
-            blank = np.zeros((height, width, 3), dtype=np.uint8)  # the size alone counts
+            blank = np.zeros((height, width, 3), dtype=np.uint8)  # only the size matters
             lengths.append(len(encode_conversation(words, row["turns"], blank).input_ids))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(lengths, dtype=np.uint32))
@@ -101,9 +103,11 @@ def write_lengths(shard: Path, path: Path, *, model: str) -> None:
 
 @lru_cache(maxsize=2)
 def load_words(model: str, n_fast: int | None) -> Mllm:
-    """The processor of a model without its weights, with `n_fast` action tokens where it has none yet.
+    """Load the processor of a model without its weights, with `n_fast` action tokens if it has none
+    yet.
 
-    Raises RoboAlignError where the folder is none of a model, and where its action tokens are fewer than `n_fast`.
+    Raises RoboAlignError if the folder is not that of a model, or has fewer action tokens than
+    `n_fast`.
     """
     folder = resolve(model, "settings", where="model")
     if not (folder / "config.json").is_file():

@@ -1,4 +1,5 @@
-"""`roboalign distill`: GRPO on checkable questions, then reasoning traces that are sampled, filtered and kept."""
+"""`roboalign distill`: GRPO on checkable questions, then reasoning traces that are sampled and
+filtered."""
 
 from roboalign.cli.run import add_options, main
 

@@ -1,4 +1,4 @@
-"""`roboalign doctor`: every check of this machine, one line each, with the fix where one fails."""
+"""`roboalign doctor`: every check of this machine, one line each, with the fix if one fails."""
 
 import argparse
 import functools
@@ -20,7 +20,7 @@ DISK_NEEDED_GB = 3.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How much to print, and which benchmarks must be there."""
+    """Add the options for how much to print and which benchmarks are required."""
     parser.add_argument("--quiet", action="store_true", help="print only what is wrong")
     parser.add_argument(
         "--benchmark",
@@ -32,12 +32,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do the checks."""
+    """Run the checks."""
     return doctor(quiet=options.quiet, benchmarks=options.benchmark)
 
 
 def doctor(*, quiet: bool = False, benchmarks: Sequence[str] = ()) -> int:
-    """Run every check and print a line for each (with `quiet`, for each that fails). 0 where all hold, else 2.
+    """Run every check and print a line for each (with `quiet`, for each that fails). Return 0 if
+    all pass, else 2.
 
     `benchmarks`: those whose packages must be installed.
     """
@@ -58,7 +59,7 @@ def _python() -> str:
 
 
 def _packages() -> str:
-    """Everything that this package requires, its extras left out."""
+    """Check everything that this package requires, without its extras."""
     try:
         lines = importlib.metadata.requires("roboalign") or []
     except importlib.metadata.PackageNotFoundError:
@@ -72,7 +73,7 @@ def _packages() -> str:
 
 
 def _missing(packages: Sequence[str]) -> list[str]:
-    """Those that are not installed."""
+    """Return those that are not installed."""
     missing = []
     for name in packages:
         try:
@@ -83,9 +84,11 @@ def _missing(packages: Sequence[str]) -> list[str]:
 
 
 def benchmark_checks(asked: Sequence[str]) -> dict[str, Callable[[], str]]:
-    """A check for each benchmark, or family of them, by its title; `asked` must be installed.
+    """Return a check for each benchmark, or family of them, by its title; those `asked` for must be
+    installed.
 
-    A package whose benchmark cannot be loaded, and an unknown name in `asked`, are checks that fail.
+    A package whose benchmark cannot be loaded, and an unknown name in `asked`, become checks that
+    fail.
     """
     from roboalign.sim.registry import benchmark_names, find_benchmark
 
@@ -106,7 +109,8 @@ def _fail(error: RoboAlignError) -> NoReturn:
 
 
 def _benchmark(spec: "BenchmarkSpec", *, asked: bool) -> str:
-    """The versions of its packages. Absent is a fault only where it was asked for."""
+    """Return the versions of its packages. A missing package is a fault only if the benchmark was
+    asked for."""
     missing = _missing(spec.packages)
     if not missing:
         versions = [f"{name} {importlib.metadata.version(name)}" for name in spec.packages]

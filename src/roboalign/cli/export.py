@@ -1,4 +1,5 @@
-"""`roboalign export verl`: a finished run's RL stage as a folder that verl and EasyR1 train from."""
+"""`roboalign export verl`: a finished run's RL stage as a folder for training with verl and
+EasyR1."""
 
 import argparse
 import importlib.util
@@ -53,7 +54,7 @@ Set `trainer.n_gpus_per_node` ({gpus} in the files), the sizes of micro-batches 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which run, and where to."""
+    """Add the options for the run and the target folder."""
     parser.add_argument("trainer", choices=("verl",), help="one folder serves verl and EasyR1")
     parser.add_argument(
         "run", metavar="RUN", help="a run whose mix and sft stages are done; it is only read"
@@ -76,10 +77,11 @@ def main(options: argparse.Namespace) -> int:
 def export_verl_folder(
     run: str | Path, out: str | Path, *, gpus: int, seed: int | None = None
 ) -> str:
-    """Write `out` from the mix and SFT stages of `run`; return one line about it. `run` is only read.
+    """Write `out` from the mix and SFT stages of `run`; return one line about it. `run` is only
+    read.
 
-    A folder that stands at `out` is replaced if an export wrote it, else refused. Raises RoboAlignError where a stage
-    is missing, or its data cannot be rewarded by these trainers.
+    An existing folder at `out` is replaced if an export wrote it, else refused. Raises
+    RoboAlignError if a stage is missing, or these trainers cannot reward its data.
     """
     run, out = Path(run), Path(out)
     if not (run / "recipe.yaml").is_file():
@@ -151,7 +153,8 @@ def export_verl_folder(
 
 
 def check_reward(path: Path, prompts: Sequence[Conversation]) -> None:
-    """Raises RoboAlignError where the recorded action, well reasoned about, does not earn 1 from the file at `path`."""
+    """Raise RoboAlignError if the recorded action, with valid reasoning, does not earn 1 from the
+    file at `path`."""
     reward = load_file(path)
     for c in prompts:
         block = "".join(f"<FAST_{i}>" for i in c.target or ())
@@ -166,7 +169,7 @@ def check_reward(path: Path, prompts: Sequence[Conversation]) -> None:
 
 
 def load_file(path: Path) -> Any:
-    """The module in a file, as verl and EasyR1 load it."""
+    """Load the module in a file the way verl and EasyR1 load it."""
     spec = importlib.util.spec_from_file_location("exported_reward", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -175,7 +178,7 @@ def load_file(path: Path) -> Any:
 
 
 def verl_differences(rl: RlConfig) -> list[str]:
-    """What these trainers do otherwise than `roboalign rl`, for the README."""
+    """Return what these trainers do differently from `roboalign rl`, for the README."""
     lines = [
         "The reward sees text, not ids. An action token that a policy spells out of other tokens counts as one.",
         "verl drops special tokens from that text, so a stray one inside an answer costs nothing there; EasyR1 keeps "

@@ -1,4 +1,4 @@
-"""The `roboalign` command: which verbs there are, and the file that has the options and the work of each."""
+"""The `roboalign` command: its verbs, and for each the file with its options and its work."""
 
 import argparse
 import sys
@@ -56,7 +56,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def check_verb(verb: str) -> None:
-    """Raises RoboAlignError where there is no such verb, with the nearest one."""
+    """Raise RoboAlignError if there is no such verb, and suggest the nearest one."""
     if verb == "eval":
         raise RoboAlignError(
             "`eval` is a stage, not a verb",
@@ -77,7 +77,8 @@ def _home(verb: str) -> str:
 
 
 def _parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The whole command's parser; with `only`, other verbs have no options and their files are not imported."""
+    """Build the whole command's parser; with `only`, other verbs have no options and their files
+    are not imported."""
     lines = ["Turn an open multimodal LLM into a robot policy."]
     for title, group in _GROUPS.items():
         lines += ["", f"{title}:", *(f"  {verb:<9} {text}" for verb, text in group.items())]
@@ -91,7 +92,7 @@ def _parser(only: str | None = None) -> argparse.ArgumentParser:
         text = VERBS.get(verb, f"do a recipe up to its stage `{verb}`")
         listed: dict[str, Any] = (
             {"help": text} if verb in VERBS else {}
-        )  # without it, hidden from references too
+        )  # otherwise hidden from references too
         command = verbs.add_parser(verb, description=f"{text[0].upper()}{text[1:]}.", **listed)
         if only is None or only == verb:
             import_module(f"roboalign.cli.{_home(verb)}").add_options(command)

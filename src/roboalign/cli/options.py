@@ -1,4 +1,5 @@
-"""Options of the command line: defaults are written once, and a wrong name gets the nearest one."""
+"""Define options of the command line: defaults are written once, and a wrong name gets the nearest
+one as a hint."""
 
 import argparse
 import difflib
@@ -11,7 +12,7 @@ SET_HELP = "override one setting of the recipe, for example sft.max_steps=100; m
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Adds its default to the help of every option that has one."""
+    """Add its default to the help of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -37,21 +38,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(given: str, known: list[str]) -> str:
-    """The known name that is most like `given`; "" where none is."""
+    """Return the known name that is most like `given`; "" if there is none."""
     return next(iter(difflib.get_close_matches(given, known, 1, 0.5)), "")
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:
-    """`--set KEY=VALUE` of the verbs that take a recipe."""
+    """Add `--set KEY=VALUE` to a verb that takes a recipe."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
 
 
 def add_settings(
     parser: argparse.ArgumentParser, config: type[Config], *names: str, prefix: str = ""
 ) -> None:
-    """An option for each of these fields of `config`: its name, type, default and docstring.
+    """Add an option for each of these fields of `config`, with its name, type, default and
+    docstring.
 
-    A field of several values takes them after one option. `prefix` is put before each help text.
+    A field with several values takes them after one option. `prefix` is put before each help text.
     """
     for name in names:
         field = config.model_fields[name]
@@ -65,7 +67,7 @@ def add_settings(
 
 
 def _kind(annotation: Any) -> dict[str, Any]:
-    """How argparse reads a value of this type."""
+    """Return the argparse arguments that read a value of this type."""
     if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
         (annotation,) = (one for one in get_args(annotation) if one is not type(None))
     if get_origin(annotation) is Literal:
@@ -78,7 +80,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
 
 
 def _options_of(parser: argparse.ArgumentParser) -> list[str]:
-    """Names of the options of a parser and of those below it."""
+    """Return the option names of a parser and of its subparsers."""
     names: list[str] = []
     for action in parser._actions:
         names += action.option_strings

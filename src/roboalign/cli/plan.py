@@ -6,7 +6,7 @@ from roboalign.cli.options import add_set
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The recipe, the GPUs and what is assumed."""
+    """Add the recipe, the GPUs and the assumptions."""
     parser.add_argument(
         "recipe", help="a recipe file; a backbone that is absent is known by its folder's name"
     )
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the plan and, where asked, the rehearsal."""
+    """Print the plan and, if requested, the rehearsal."""
     from roboalign.plan.arithmetic import parse_gpus
     from roboalign.plan.model import assumptions
     from roboalign.plan.text import describe_plan

@@ -1,8 +1,10 @@
-"""`roboalign probe`: what a run's backbones know of the robot's progress, layer by layer (`evaluate/probe.py`).
+"""`roboalign probe`: what a run's backbones know of the robot's progress, layer by layer
+(`evaluate/probe.py`).
 
-The frames are of the downstream demonstrations, on which no backbone was trained. A frame's features are the hidden
-states of the direct action question, as the head reads them, and of these by default the mean over all tokens: the
-head attends to every token, and in a low layer the last one has hardly gathered anything yet.
+The frames are from the downstream demonstrations, on which no backbone was trained. A frame's
+features are the hidden states of the direct action question, as the head reads them, by default the
+mean over all tokens. The head attends to every token, and in a low layer the last token has
+gathered hardly anything yet.
 """
 
 import argparse
@@ -39,7 +41,7 @@ from roboalign.run.recipe import Recipe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The run, and the fields of `ProbeSettings`."""
+    """Add the run and the fields of `ProbeSettings`."""
     parser.add_argument("run", help="a run's folder; it is only read")
     parser.add_argument("--out", default="probe.json", help="the file for the results")
     names = [name for name in ProbeSettings.model_fields if name not in ("arms", "seeds")]
@@ -61,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Probe, and print the table."""
+    """Run the probe and print the table."""
     given = {name: getattr(options, name) for name in ProbeSettings.model_fields}
     print(probe(options.run, probe_settings(given), options.out))
     return 0
@@ -69,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class ProbedBackbone:
-    """One trained model: the arms that share it have one."""
+    """One trained model; arms that share a model share this object."""
 
     arm: str
     seed: int | None
@@ -78,7 +80,8 @@ class ProbedBackbone:
 
 
 def probe_settings(given: Mapping[str, Any]) -> ProbeSettings:
-    """Settings from the options that were given; None is the default. Raises RoboAlignError on an impossible value."""
+    """Build the settings from the options that were given; None is the default. Raises
+    RoboAlignError on an invalid value."""
     try:
         return ProbeSettings.model_validate(
             {name: value for name, value in given.items() if value is not None}
@@ -92,7 +95,7 @@ def probe_settings(given: Mapping[str, Any]) -> ProbeSettings:
 
 
 Correct = Mapping[int, np.ndarray]
-"""Layer -> bool [N]: whether each frame was given its label."""
+"""Layer -> bool [N]: whether each frame got its correct label."""
 Seeds = Mapping[int | None, Correct]
 """The same by training seed; None for what all seeds share."""
 
@@ -100,7 +103,7 @@ Seeds = Mapping[int | None, Correct]
 def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     """Write the results to `out` as JSON; return them as text. The run's folder is only read.
 
-    Raises RoboAlignError where the run lacks what is asked for.
+    Raises RoboAlignError if the run lacks what is asked for.
     """
     run_dir = Path(run)
     recipe = load_recipe(run_dir / "recipe.yaml")
@@ -138,10 +141,11 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
 def find_backbones(
     recipe: Recipe, run_dir: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None = None
 ) -> tuple[list[ProbedBackbone], list[str]]:
-    """The backbones of `arms` under the training seeds `seeds` (None: all), and the stages of those not done.
+    """Return the backbones of `arms` under the training seeds `seeds` (None: all), and the stages
+    of those not done.
 
-    The blind arm has RoboAlign's backbone; its gray image is the head's affair. Raises RoboAlignError where an arm
-    or a seed is not the recipe's, or an arm that was asked for is not done under any seed.
+    The blind arm has RoboAlign's backbone; only its head sees a gray image. Raises RoboAlignError
+    if an arm or a seed is not in the recipe, or a requested arm is not done under any seed.
     """
     for seed in set(seeds or ()) - set(recipe.seeds):
         raise RoboAlignError(
@@ -180,7 +184,8 @@ def _classify(
     cameras: tuple[str, ...],
     settings: ProbeSettings,
 ) -> list[tuple[ProbedBackbone, Correct]]:
-    """For each backbone and layer whether each frame, task after task, was given its label."""
+    """Return, for each backbone and layer, whether each frame, task after task, got its correct
+    label."""
     results: list[tuple[ProbedBackbone, Correct]] = []
     total = len(backbones) * sum(len(one.label) for one in frames.values())
     with Progress("probe", total) as progress:
@@ -216,7 +221,8 @@ def _measure(
     backbones: Sequence[tuple[ProbedBackbone, Correct]],
     owners: list[str],
 ) -> dict[str, Any]:
-    """Accuracies of baselines, backbones and arms (training seeds averaged), and paired differences, with intervals."""
+    """Return accuracies of baselines, backbones and arms (training seeds averaged), and paired
+    differences, with intervals."""
     row = functools.partial(_row, errs=~plain["time"], owners=owners)
     arms: dict[str, Seeds] = {}
     for backbone, correct in backbones:
@@ -265,9 +271,10 @@ def _measure(
 
 
 def _row(correct: np.ndarray, errs: np.ndarray, owners: list[str]) -> dict[str, Any]:
-    """Accuracy over all frames, in each task, and where the clock step / length errs (bool [N]).
+    """Return accuracy over all frames, in each task, and on frames where the clock step / length
+    errs (bool [N]).
 
-    A model whose features were that clock would have 0 there.
+    A model whose features were only that clock would score 0 there.
     """
     tasks = [owner.rsplit("/", 1)[0] for owner in owners]
     by_task = {
@@ -286,14 +293,16 @@ def _row(correct: np.ndarray, errs: np.ndarray, owners: list[str]) -> dict[str, 
 
 
 def _shared(a: Seeds, b: Seeds) -> list[int | None]:
-    """The training seeds by which two arms are compared; what has none stands beside every seed of the other."""
+    """Return the training seeds by which two arms are compared; an arm without seeds is compared
+    with every seed of the other."""
     if None in a or None in b:
         return list({**a, **b})
     return [seed for seed in a if seed in b]
 
 
 def _mean(seeds: Seeds, layer: int, wanted: Sequence[int | None] | None = None) -> np.ndarray:
-    """float [N]: the share of training seeds (those `wanted`; None: the only one) that found a frame's label."""
+    """Return float [N]: the share of training seeds (those `wanted`; None: the only one) that found
+    a frame's label."""
     return np.mean(
         [
             correct[layer]

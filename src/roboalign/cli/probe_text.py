@@ -1,4 +1,4 @@
-"""The tables of `roboalign probe` as text."""
+"""Format the tables of `roboalign probe` as text."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,10 +10,11 @@ from roboalign.report.text import points
 
 ARMS_A_TABLE = 6
 LAYERS_A_TABLE = 3
-"""As many columns as 80 columns of text have room for."""
+"""Number of layer columns that fit into 80 columns of text."""
 _PAPER = {"base": 39.06, "sft": 43.23, "roboalign": 69.79}
-"""Accuracy, percent, of Qwen2.5-VL-7B-Instruct and what is made of it, on 20 demonstrations of one task of LIBERO-Long;
-arXiv 2603.21341, which gives no interval, number of classes, k or layer."""
+"""Accuracy, in percent, of Qwen2.5-VL-7B-Instruct and the models made from it, on 20 demonstrations
+of one task of LIBERO-Long; arXiv 2603.21341, which gives no interval, number of classes, k or
+layer."""
 BASELINES = {
     "majority": "the most frequent phase",
     "step": "steps so far: a clock",
@@ -24,7 +25,7 @@ BASELINES = {
 
 
 def format_probe(result: Mapping[str, Any]) -> str:
-    """The results of `roboalign probe` as tables of 80 columns."""
+    """Format the results of `roboalign probe` as tables of 80 columns."""
     settings = result["settings"]
     tasks = ", ".join(result["tasks"])
     lines = [
@@ -55,7 +56,7 @@ def _baselines(result: Mapping[str, Any]) -> Table:
 
 
 def _layers(result: Mapping[str, Any], measure: str, title: str) -> Iterator[Table]:
-    """A layer a row, an arm a column."""
+    """Yield tables with one layer per row and one arm per column."""
     arms = result["arms"]
     names = list(arms)
     for first in range(0, len(names), ARMS_A_TABLE):
@@ -68,7 +69,8 @@ def _layers(result: Mapping[str, Any], measure: str, title: str) -> Iterator[Tab
 
 
 def _differences(result: Mapping[str, Any]) -> Table:
-    """A pair a row, a layer a column: every layer where there are few, else the head's."""
+    """Tabulate one pair per row and one layer per column: every layer if there are few, else the
+    head's."""
     layers = shown_layers(result)
     table = grid("after minus before, points", *(f"layer {layer}" for layer in layers))
     for pair in result["differences"]:
@@ -86,7 +88,7 @@ def _differences(result: Mapping[str, Any]) -> Table:
 
 
 def shown_layers(result: Mapping[str, Any]) -> list[str]:
-    """The layers whose differences are printed; the file has those of all."""
+    """Return the layers whose differences are printed; the file has those of all."""
     layers = list(next(iter(result["arms"].values())))
     if len(layers) > LAYERS_A_TABLE and str(result["head_layer"]) in layers:
         return [str(result["head_layer"])]
@@ -120,7 +122,7 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(estimate: Mapping[str, Any]) -> str:
-    """The share in percent, its interval below it."""
+    """Format the share in percent, with its interval below it."""
     if estimate["value"] is None:
         return "–"
     share = f"{100 * estimate['value']:.1f}"

@@ -1,4 +1,5 @@
-"""The verb `push`: a policy, or the aligned model of a run, to the Hugging Face Hub, with a model card."""
+"""The verb `push`: upload a policy, or the aligned model of a run, to the Hugging Face Hub, with a
+model card."""
 
 import argparse
 import tempfile
@@ -23,12 +24,12 @@ from roboalign.vla.policy import policy_files
 
 UPLOADED = {".safetensors", ".json", ".jinja", ".txt", ".md"}
 OWN_LICENSE = License("apache-2.0")
-"""Of models that were trained from nothing here."""
+"""License of models that were trained from scratch here."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A folder to upload, and the run that it belongs to, where it belongs to one."""
+    """A folder to upload, and the run that it belongs to, if any."""
 
     what: str
     folder: Path
@@ -38,7 +39,7 @@ class Upload:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What to upload, and where to."""
+    """Add the options for what to upload and where."""
     add = parser.add_argument
     add("folder", metavar="RUN_OR_POLICY", help="a run's folder, or a policy's; it is only read")
     add("--to", required=True, metavar="USER/NAME", help="the Hub repository to make")
@@ -55,15 +56,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Upload, and print where it is."""
+    """Upload, and print the address."""
     print(_push(options))
     return 0
 
 
 def _push(options: argparse.Namespace) -> str:
-    """Upload what the options name; return where it is, or for a dry run the card and the files.
+    """Upload what the options name; return its address, or for a dry run the card and the files.
 
-    Raises RoboAlignError where there is nothing to upload, no token, no right, or the repository exists.
+    Raises RoboAlignError if there is nothing to upload, no token, no permission, or the repository
+    exists.
     """
     target = HubId.parse(options.to)
     if target is None or target.revision:
@@ -83,7 +85,8 @@ def _push(options: argparse.Namespace) -> str:
 
 
 def chosen_upload(given: str, what: str | None, arm: str | None, seed: int | None) -> Upload:
-    """What is asked for, in a policy's folder or a run's. Raises RoboAlignError where it is not there."""
+    """Return what is asked for, in a policy's folder or a run's. Raises RoboAlignError if it is not
+    there."""
     folder = Path(given).expanduser().resolve()
     if (folder / "policy.json").is_file():
         if what == "model" or arm or seed is not None:
@@ -122,7 +125,7 @@ def chosen_upload(given: str, what: str | None, arm: str | None, seed: int | Non
 
 
 def _of_policy(folder: Path) -> Upload:
-    """A policy, and the run of which it is `seed-N/head/ARM/policy`."""
+    """Return a policy, and the run of which it is `seed-N/head/ARM/policy`."""
     arm, head, seed = folder.parent, folder.parent.parent, folder.parent.parent.parent
     number = seed.name.removeprefix("seed-")
     if head.name == "head" and number.isdigit() and (seed.parent / "recipe.yaml").is_file():
@@ -131,7 +134,7 @@ def _of_policy(folder: Path) -> Upload:
 
 
 def card_facts(chosen: Upload, name: str) -> CardFacts:
-    """What the run knows of the upload."""
+    """Return what the run knows of the upload."""
     if chosen.run is None:
         return CardFacts(name, chosen.what, unmeasured="the folder belongs to no run")
     run, recipe = chosen.run, load_recipe(chosen.run / "recipe.yaml")
@@ -158,7 +161,8 @@ def card_facts(chosen: Upload, name: str) -> CardFacts:
 
 
 def is_current(run: Path, name: str) -> bool:
-    """Whether a stage and all before it are done, each with what the stages that it needs left last."""
+    """Return whether a stage and all before it are done, each with the latest results of the stages
+    it needs."""
     path = run / name / "stage.json"
     if not path.is_file():
         return False
@@ -172,7 +176,7 @@ def is_current(run: Path, name: str) -> bool:
 
 
 def _backbone(recipe: Recipe) -> tuple[str, str, License]:
-    """Of the backbone: where it came from in words, its Hub id or "", and its license."""
+    """Return where the backbone came from in words, its Hub id or "", and its license."""
     source = recipe.backbone.source
     if source == "builtin":
         return "the tiny model that RoboAlign ships, trained from nothing", "", OWN_LICENSE
@@ -191,7 +195,7 @@ def _backbone(recipe: Recipe) -> tuple[str, str, License]:
 
 
 def _metadata_of(readme: Path) -> Mapping[str, Any]:
-    """The metadata of a model's own card; {} where it has none that can be read."""
+    """Read the metadata of a model's own card; {} if it has none that can be read."""
     if not readme.is_file():
         return {}
     _, _, rest = readme.read_text(errors="replace").partition("---\n")
@@ -203,7 +207,7 @@ def _metadata_of(readme: Path) -> Mapping[str, Any]:
 
 
 def _data(run: Path, recipe: Recipe) -> list[str]:
-    """What the run was trained on, in lines."""
+    """Return lines that say what the run was trained on."""
     collect = recipe.collect
     if recipe.mixture is None:
         tasks = len(collect.align_names())
@@ -224,7 +228,8 @@ def _data(run: Path, recipe: Recipe) -> list[str]:
 
 @contextmanager
 def staged(chosen: Upload, card: str) -> Iterator[Path]:
-    """A temporary folder with links to the files, laid out as the repository will be, and the card."""
+    """Yield a temporary folder with the card and links to the files, laid out as the repository
+    will be."""
     with tempfile.TemporaryDirectory(prefix="roboalign-push-") as made:
         root = Path(made)
         if chosen.what == "policy":
@@ -236,8 +241,8 @@ def staged(chosen: Upload, card: str) -> Iterator[Path]:
 
 
 def _stage_policy(folder: Path, root: Path) -> None:
-    """The policy at the top, its backbone in `backbone/`; policy.json says so."""
-    policy_files(folder)  # raises where something is missing or broken
+    """Stage the policy at the top and its backbone in `backbone/`; point policy.json to it."""
+    policy_files(folder)  # raises if something is missing or broken
     record = read_json(folder / "policy.json")
     backbone = (folder / record["backbone"]["path"]).resolve()
     _link(folder, root)
@@ -255,7 +260,7 @@ def _link(folder: Path, target: Path) -> None:
 
 
 def upload(folder: Path, repository: str, *, private: bool, update: bool) -> str:
-    """Make the repository and upload the folder in one commit; return its address."""
+    """Create the repository and upload the folder in one commit; return its address."""
     import httpx2
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError

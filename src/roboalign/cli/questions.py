@@ -1,4 +1,5 @@
-"""`roboalign data questions`: question-answering data from robot episodes, computed or written by a teacher."""
+"""`roboalign data questions`: question-answering data from robot episodes, computed or written by a
+teacher."""
 
 import math
 import os
@@ -28,19 +29,21 @@ from roboalign.questions.vqa.write import MOST_FAULTS, Plan, make_plan, read_wor
 Checked = TypeVar("Checked", bound=Config)
 Prices = tuple[float | None, float | None]
 LOOKED_AT = 20
-"""Parts of the plan that are searched for a frame to estimate the cost from."""
+"""Number of parts of the plan that are searched for a frame to estimate the cost from."""
 MENDED = {
     NO_SPACE.reason: "--space NAME",
     NO_AXES.reason: "--axes X,Y,Z",
     NO_POSITION.reason: "--position COLUMN",
 }
-"""Reason for which a question was not asked -> the option that mends it."""
+"""Reason for which a question was not asked -> the option that fixes it."""
 
 
 def question_data(data: RobotData, options: Mapping[str, Any]) -> str:
-    """Write the folder `options["out"]`, or with `dry_run` say what it would cost; return what there is to print.
+    """Write the folder `options["out"]`, or with `dry_run` say what it would cost; return the text
+    to print.
 
-    `options` are those of the command line, by name. Raises RoboAlignError on one that does not fit.
+    `options` are those of the command line, by name. Raises RoboAlignError on one that does not
+    fit.
     """
     config, count, out = question_config(options), options["count"], Path(options["out"])
     if count < 1:
@@ -75,7 +78,7 @@ def question_data(data: RobotData, options: Mapping[str, Any]) -> str:
 def ask_teacher(
     data: RobotData, options: Mapping[str, Any], config: QuestionConfig, settings: dict[str, Any]
 ) -> str:
-    """Tell what it will cost, ask, and tell what it did cost."""
+    """Print the expected cost, ask the teacher, and print the actual cost."""
     endpoint, prices, out = endpoint_of(options), prices_of(options), Path(options["out"])
     if not options["model"]:
         raise RoboAlignError(
@@ -101,7 +104,7 @@ def ask_teacher(
             each=config.frames,
             planned=planned,
         )
-    finally:  # what was spent is told after a failure too
+    finally:  # the cost is reported after a failure too
         client.stop.set()
         client.close()
         cache.close()
@@ -112,13 +115,14 @@ def ask_teacher(
 def cost_ahead(
     data: RobotData, plan: Plan, config: QuestionConfig, answers: Path, prices: Prices
 ) -> str:
-    """`100 requests, .. 60,000 tokens in and 40,000 out, ..`: estimated from the first frame that can be shown."""
+    """Estimate the cost from the first frame that can be shown: `100 requests, .. 60,000 tokens in
+    and 40,000 out, ..`."""
     kept = answers.read_bytes().count(b"\n") if answers.is_file() else 0
     for work in islice(read_work(data, plan, 0), LOOKED_AT):
         frame = look(work.episode, config.camera, work.frames[0])
         try:
             prompt = teacher_prompt(Motion(work.episode, config), work.frames[0])
-        except RoboAlignError:  # this episode will be a fault
+        except RoboAlignError:  # this episode will be reported as a fault
             continue
         if not isinstance(frame, Refused | Fault):
             break
@@ -136,7 +140,7 @@ def cost_ahead(
 
 
 def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> str:
-    """The tokens of this run and of all, as the endpoint counted them."""
+    """Return the tokens of this run and of all runs, as the endpoint counted them."""
     total = cache.prompt_tokens, cache.completion_tokens
     spent = total[0] - before[0], total[1] - before[1]
     told = f"counted by the endpoint: {spent[0]:,} tokens in and {spent[1]:,} out{price(*spent, *prices)}"
@@ -148,7 +152,8 @@ def cost_after(cache: AnswerCache, before: tuple[int, int], prices: Prices) -> s
 
 
 def question_config(options: Mapping[str, Any]) -> QuestionConfig:
-    """The settings of the questions; the axes are those that are given, else those known for the action space."""
+    """Return the settings of the questions; the axes are the given ones, else those known for the
+    action space."""
     axes = (
         parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
     )
@@ -157,7 +162,7 @@ def question_config(options: Mapping[str, Any]) -> QuestionConfig:
 
 
 def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
-    """Where the teacher is. Raises RoboAlignError on a key that was named and is not set."""
+    """Return where the teacher is. Raises RoboAlignError if a key was named but is not set."""
     if not options["endpoint"]:
         raise RoboAlignError(
             "--endpoint is missing",
@@ -177,7 +182,7 @@ def endpoint_of(options: Mapping[str, Any]) -> Endpoint:
 
 
 def prices_of(options: Mapping[str, Any]) -> Prices:
-    """Of a million tokens in and out."""
+    """Return the prices of a million tokens in and out."""
     prices = options["price_in"], options["price_out"]
     if any(given is not None and not (math.isfinite(given) and given >= 0) for given in prices):
         raise RoboAlignError(
@@ -187,7 +192,7 @@ def prices_of(options: Mapping[str, Any]) -> Prices:
 
 
 def _checked(kind: type[Checked], **values: Any) -> Checked:
-    """The settings, the first fault as a RoboAlignError that names the option."""
+    """Check the settings; raise the first fault as a RoboAlignError that names the option."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -198,7 +203,7 @@ def _checked(kind: type[Checked], **values: Any) -> Checked:
 
 
 def source_of(data: RobotData, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the episodes are read from, and how."""
+    """Return what the episodes are read from, and how."""
     path = str(Path(options["path"]).resolve())
     return {
         "path": path,
@@ -209,7 +214,7 @@ def source_of(data: RobotData, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary_text(manifest: Mapping[str, Any], out: Path) -> str:
-    """The counts of a manifest, a line each."""
+    """Format the counts of a manifest, one per line."""
     lines = [
         f"{manifest['conversations']:,} conversations with {manifest['questions']:,} questions from "
         f"{len(manifest['episodes']):,} episodes in {out.resolve()}"
@@ -229,7 +234,8 @@ def summary_text(manifest: Mapping[str, Any], out: Path) -> str:
 
 
 def refused_lines(refused: Mapping[str, int]) -> list[str]:
-    """A line for each reason, the most frequent first, with the types that it was given for, and what would mend it."""
+    """Format one line per reason, most frequent first, with the affected types and what would fix
+    it."""
     types: dict[str, list[str]] = {}
     times: Counter[str] = Counter()
     for name, count in refused.items():

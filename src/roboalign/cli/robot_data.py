@@ -1,4 +1,4 @@
-"""The verb `data`: look at a robot data set of any format, or write it as LeRobot v3.0."""
+"""The verb `data`: inspect a robot data set of any format, or write it as LeRobot v3.0."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,8 @@ from roboalign.report.inspection_text import inspection_text
 def open_data(
     path: str, format: str | None, settings: Sequence[str], space: str | None, strict: bool
 ) -> RobotData:
-    """The data set that the command line names. Raises RoboAlignError on a setting that is not key=value."""
+    """Open the data set that the command line names. Raises RoboAlignError on a setting that is not
+    key=value."""
     options: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -47,7 +48,7 @@ def inspect_data(
     horizon: int = 16,
     fast: str | None = None,
 ) -> str:
-    """Write the page to `out`; return its tables as text and where it is."""
+    """Write the page to `out`; return its tables as text and the page's path."""
     tokenizer = FastTokenizer.load(resolve(fast, "tokenizer", where="--fast")) if fast else None
     kept: list[Episode] = []
     found = survey_episodes(
@@ -60,7 +61,7 @@ def inspect_data(
 
 
 def _notes_of(data: RobotData) -> list[str]:
-    """What a user has to know of how the data set is read, a line each."""
+    """Return what a user must know about how the data set is read, one item per line."""
     return [f"note: {note}" for note in data.notes]
 
 

@@ -1,4 +1,5 @@
-"""`roboalign run`, and the hidden verbs that name a stage: do a recipe, all of it or up to a stage."""
+"""`roboalign run`, and the hidden verbs that name a stage: run a recipe, completely or up to a
+stage."""
 
 import argparse
 import contextlib
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What to do, where, and how far."""
+    """Add the options for what to run, where, and how far."""
     what, out = "a recipe file, for example recipes/quickstart.yaml", "the run's folder"
     if parser.prog.endswith(" report"):
         what += "; a run's folder; or one of docs/results/"
@@ -31,9 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do the stages; under a launcher with several processes, each takes its part."""
+    """Run the stages; under a launcher with several processes, each takes its part."""
     if os.environ.get("RANK", "0") == "0":
-        # Importing PyTorch and the simulator takes seconds, on a busy machine half a minute.
+        # Importing PyTorch and the simulator takes seconds, and half a minute on a busy machine.
         say(f"reading {options.recipe}", "run")
     from roboalign.core.distributed import join_team
 

@@ -1,4 +1,4 @@
-"""The verb `serve`: a policy, or recorded actions, behind openpi's websocket protocol."""
+"""The verb `serve`: serve a policy, or recorded actions, over openpi's websocket protocol."""
 
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ SHORTEST_KEY = 8
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What is served, where, and what is kept."""
+    """Add the options for what is served, where, and what is recorded."""
     add = parser.add_argument
     add("policy", nargs="?", metavar="RUN_OR_POLICY", help="a run's folder, or a policy's")
     add("--arm", help="of a run: this arm; without it roboalign")
@@ -90,7 +90,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def api_key(name: str | None) -> str | None:
-    """The key in the environment variable `name`. Raises RoboAlignError where it is missing or short."""
+    """Return the key in the environment variable `name`. Raises RoboAlignError if it is missing or
+    short."""
     if name is None:
         return None
     key = os.environ.get(name, "")
@@ -104,7 +105,8 @@ def api_key(name: str | None) -> str | None:
 
 
 def camera_keys(given: list[str]) -> dict[str, str]:
-    """`CAMERA=KEY` options as a map. Raises RoboAlignError on one that is not of this form, or doubled."""
+    """Return `CAMERA=KEY` options as a map. Raises RoboAlignError on one that has another form or
+    is duplicated."""
     keys: dict[str, str] = {}
     for option in given:
         camera, equals, key = option.partition("=")
@@ -156,7 +158,7 @@ def _replayed(options: argparse.Namespace) -> "tuple[Any, Contract]":
 
 
 def _say_ready(contract: "Contract", host: str, port: int) -> None:
-    """Where it listens and what it wants, a line each."""
+    """Print where it listens and what it expects, one item per line."""
     say(f"listening on ws://{f'[{host}]' if ':' in host else host}:{port}", "serve")
     for key, wanted in contract.metadata()["observation"].items():
         shape = ["?" if size is None else size for size in wanted.get("shape", ())]

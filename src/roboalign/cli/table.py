@@ -1,4 +1,5 @@
-"""`roboalign table`: the success rates of runs and of published results beside the paper's numbers."""
+"""`roboalign table`: the success rates of runs and of published results next to the paper's
+numbers."""
 
 import argparse
 import json
@@ -15,7 +16,7 @@ from roboalign.run.load import load_recipe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which runs, and which of the paper's numbers."""
+    """Add the options for the runs and for the paper's numbers."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run's folder, or one of docs/results/"
     )
@@ -32,7 +33,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:
-    """One table a folder, as text or as JSON (a list). Raises RoboAlignError where one holds no results."""
+    """Return one table per folder, as text or as JSON (a list). Raises RoboAlignError if one holds
+    no results."""
     if metric not in METRICS:
         raise RoboAlignError(
             f"the paper has no column `{metric}` here",
@@ -46,13 +48,14 @@ def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:
 
 
 def comparison(folder: Path, metric: str) -> dict[str, Any]:
-    """`compare_with_paper` of one folder."""
+    """Return `compare_with_paper` of one folder."""
     titles = {name: arm.title for name, arm in ARMS.items()}
     return compare_with_paper(read_measured(folder), METRICS[metric], titles)
 
 
 def read_measured(folder: Path) -> Measured:
-    """What a run's folder, or a folder of published results (`tools/publish.py`), says about its policies."""
+    """Read what a run's folder, or a folder of published results (`tools/publish.py`), says about
+    its policies."""
     published = (folder / "summary.json").is_file()
     path = folder / "summary.json" if published else folder / "report" / "summary.json"
     summary: dict[str, Any] = read_json(
@@ -83,7 +86,7 @@ def read_measured(folder: Path) -> Measured:
 def _episodes(
     folder: Path, arm: str, seeds: tuple[int, ...], published: bool
 ) -> list[RolloutRecord]:
-    """Records of an arm over all training seeds; [] where those of one seed are missing."""
+    """Return the records of an arm over all training seeds; [] if those of one seed are missing."""
     pattern = (
         "seed-{}-episodes-{}.jsonl" if published else "seed-{}/eval/rollouts/{}/episodes.jsonl"
     )
