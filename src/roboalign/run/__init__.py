@@ -1,7 +1,7 @@
-"""Runs of a recipe. The package itself can be called: `roboalign.run("recipe.yaml")` does the run.
+"""Run a recipe. The package itself is callable: `roboalign.run("recipe.yaml")` does the run.
 
-Python puts a package's name into its parent when the package is imported. A function `roboalign.run` would be replaced
-by this package then, so the package is what is called.
+Importing a package binds its name in its parent. A function `roboalign.run` would then be replaced
+by this package, so the package itself is made callable.
 """
 
 import sys
@@ -22,10 +22,11 @@ class _Run(ModuleType):
         until: str | None = None,
         observer: "Observer | None" = None,
     ) -> Path:
-        """Do the stages of a recipe that are not done yet, and return the run's folder.
+        """Run the stages of a recipe that are not done yet, and return the run's folder.
 
-        `out` is the folder (None: `runs/NAME`), `until` the last stage (None: all of them; see `Run.select`), and
-        `observer` is told what happens. Raises RoboAlignError for a fault of the recipe or of what it names.
+        `out` is the folder (None: `runs/NAME`), `until` is the last stage (None: all of them; see
+        `Run.select`), and `observer` is notified of events. Raises RoboAlignError for a fault in
+        the recipe or in what it names.
         """
         from roboalign.run.start import run_recipe
 

@@ -1,6 +1,8 @@
-"""The arms that a run compares: one row an arm. The graph, the report and the recipe read this table.
+"""Define the arms that a run compares, one row per arm. The graph, the report and the recipe read
+this table.
 
-To add an arm, add its row to `ARMS`, and the function of the stage that makes its backbone to `run/stages/`.
+To add an arm, add its row to `ARMS`, and put the function of the stage that makes its backbone into
+`run/stages/`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +19,8 @@ MAIN = "roboalign"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A stage that makes what arms share: a model, or the mixture of its own that one is trained on."""
+    """A stage that makes what arms share: a model, or a separate mixture that a model is trained
+    on."""
 
     stage: str
     """Its name, below the training seed's folder unless it is `shared`."""
@@ -29,20 +32,22 @@ class Backbone:
     shared: bool = False
     """Whether all training seeds use the same one."""
     together: bool = True
-    """Whether all processes of a team do it."""
+    """Whether all processes of a team run it."""
     curve: str = ""
-    """The axes of the report on which its training log is drawn: `sft`, `rl`, or a name of its own; "": no log."""
+    """The axes of the report on which its training log is drawn: `sft`, `rl`, or its own name; "":
+    no log."""
     like: str = ""
-    """The training that `roboalign plan` costs it as: `sft`, `imitation` (of what RL is asked), `rl`; "": none."""
+    """The training that `roboalign plan` estimates it as: `sft`, `imitation` (of what RL is asked),
+    `rl`; "": none."""
 
     def work(self) -> Callable[[Any], dict[str, Any]]:
-        """The function that does the stage."""
+        """Return the function that runs the stage."""
         module, name = self.function.split(":")
         work: Callable[[Any], dict[str, Any]] = getattr(import_module(f"{_STAGES}.{module}"), name)
         return work
 
     def comes_from(self, other: "Backbone") -> bool:
-        """Whether `other` is this one, or one that it starts from."""
+        """Return whether `other` is this one, or one that it starts from."""
         return self is other or any(need.comes_from(other) for need in self.needs)
 
 
@@ -64,7 +69,7 @@ def _own_mixture(stage: str, function: str) -> Backbone:
 
 
 def _own_sft(stage: str, function: str, mixture: Backbone) -> Backbone:
-    """SFT from the base on a mixture of its own."""
+    """Return SFT from the base on a mixture made for this arm."""
     work = f"baselines:{function}"
     return Backbone(stage, work, (BASE, mixture), ("sft",), curve=stage, like="sft")
 
@@ -79,26 +84,29 @@ class Arm:
 
     name: str
     title: str
-    """As the report shows it."""
+    """Its name in the report."""
     description: str
     """One sentence: what this arm was trained on."""
     backbone: Backbone
     compared_with: tuple[str, ...] = ()
-    """Arms that this one is measured against, in pairs: it is the one after."""
+    """Arms that this one is compared with in pairs, as the "after" side."""
     claim: str = ""
-    """What MAIN's better success against this arm would show, after "that"; "" where that pair is not asked."""
+    """What MAIN's higher success than this arm's would show, as a clause after "that"; "" if that
+    pair is not compared."""
     question: str = ""
-    """The type of question that its RL asks in place of the action; SFT must have shown it."""
+    """The type of question that its RL asks in place of the action; SFT must have trained on this
+    type."""
     simulated: bool = False
-    """Whether its data are made from demonstrations in the simulator, so that a given mixture does not do."""
+    """Whether its data come from demonstrations in the simulator, so that a given mixture is not
+    enough."""
     uses_rl_subset: bool = False
     """Whether it needs the mixture's RL subset."""
     blind: bool = False
-    """Whether its policy is shown a gray image; it answers no questions of its own."""
+    """Whether its policy sees a gray image; the arm answers no questions of its own."""
 
 
 def _rows() -> Iterator[Arm]:
-    """The table, in the order of the paper's."""
+    """Yield the rows of the table, in the paper's order."""
     yield Arm(
         "base",
         "Base",
@@ -219,7 +227,8 @@ ArmName = Annotated[
 
 
 def backbones(arms: Iterable[str]) -> list[Backbone]:
-    """What makes these arms' backbones, each once and after those that it starts from."""
+    """Return the stages that make these arms' backbones, each once and after those that it starts
+    from."""
     found: list[Backbone] = []
 
     def add(backbone: Backbone) -> None:
@@ -236,7 +245,8 @@ def backbones(arms: Iterable[str]) -> list[Backbone]:
 
 
 def pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
-    """The pairs (before, after) of these arms that are compared: MAIN's first, then each other arm's."""
+    """Return the pairs (before, after) of these arms that are compared: MAIN's first, then each
+    other arm's."""
     wanted = set(arms)
     found = [(name, MAIN) for name in ARMS[MAIN].compared_with]
     found += [(arm.name, MAIN) for arm in ARMS.values() if arm.claim]

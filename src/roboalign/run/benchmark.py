@@ -1,4 +1,5 @@
-"""The benchmark that a recipe names: its demonstrations, its episodes, and what a policy is shown and allowed there."""
+"""Resolve the benchmark that a recipe names: its demonstrations, its episodes, and what a policy
+sees and may do there."""
 
 import importlib.metadata
 from typing import Any
@@ -12,20 +13,21 @@ from roboalign.sim.rollout import RolloutConfig
 
 
 def measured_benchmark(recipe: Recipe) -> Benchmark:
-    """Where policies are run."""
+    """Return the benchmark on which policies are run."""
     return recipe.collect.spec.make(recipe.collect.settings)
 
 
 def demonstrated_benchmark(recipe: Recipe) -> DemonstratedBenchmark:
-    """Where the downstream demonstrations come from: the same benchmark, with its experts."""
+    """Return the benchmark of the downstream demonstrations: the same benchmark, with its
+    experts."""
     return recipe.collect.spec.demonstrated(recipe.collect.settings)
 
 
 def alignment_benchmark(recipe: Recipe) -> DemonstratedBenchmark:
-    """Where the alignment demonstrations come from.
+    """Return the benchmark of the alignment demonstrations.
 
-    Raises RoboAlignError where questions about one of its tasks would have no one right answer, or none can be made of
-    its actions.
+    Raises RoboAlignError if questions about one of its tasks would not have a unique right answer,
+    or none can be made from its actions.
     """
     spec = recipe.collect.align_spec
     benchmark = spec.demonstrated(recipe.collect.align_settings)
@@ -36,32 +38,34 @@ def alignment_benchmark(recipe: Recipe) -> DemonstratedBenchmark:
 
 
 def action_space_of(benchmark: DemonstratedBenchmark) -> ActionSpace:
-    """What its actions mean. Raises RoboAlignError where it names a space that is not known."""
+    """Return what its actions mean. Raises RoboAlignError if it names an unknown space."""
     space = benchmark.action_space
     return known_space(space) if isinstance(space, str) else space
 
 
 def evaluation_episodes(recipe: Recipe) -> list[tuple[str, int]]:
-    """(task, seed) of every evaluation episode: the same for all arms and training seeds.
+    """Return (task, seed) of every evaluation episode: the same for all arms and training seeds.
 
-    On LIBERO the seed is the number of the stored initial state.
+    On LIBERO the seed is the index of the stored initial state.
     """
     seeds = recipe.collect.spec.evaluation_seeds[: recipe.rollout.episodes]
     return [(task, seed) for task in recipe.collect.downstream_names() for seed in seeds]
 
 
 def rollout_config(recipe: Recipe) -> RolloutConfig:
-    """How a policy is run there. A benchmark's protocol may have its own step limits and replanning."""
+    """Return how a policy is run there. A benchmark's protocol may have its own step limits and
+    replanning."""
     return recipe.collect.spec.rollout(recipe.collect.settings, recipe.rollout)
 
 
 def head_cameras(recipe: Recipe) -> tuple[str, ...]:
-    """The cameras that the head is shown, in their order."""
+    """Return the cameras that the head sees, in order."""
     return recipe.collect.shown_cameras(recipe.mix.camera)
 
 
 def protocol_record(recipe: Recipe) -> dict[str, Any]:
-    """Everything besides the policy that moves a success rate, to be stored with the episodes."""
+    """Return everything besides the policy that affects a success rate, to be stored with the
+    episodes."""
     rollout = rollout_config(recipe)
     return {
         "benchmark": recipe.collect.benchmark,
@@ -74,22 +78,23 @@ def protocol_record(recipe: Recipe) -> dict[str, Any]:
 
 
 def protocol_line(recipe: Recipe) -> str:
-    """The same in a line for the report."""
+    """Return the protocol as one line for the report."""
     return recipe.collect.spec.protocol_line(recipe.collect.settings, head_cameras(recipe))
 
 
 def benchmark_notes(recipe: Recipe) -> tuple[str, ...]:
-    """What the benchmark says about itself in a report: which physics, and what is simulated."""
+    """Return what the benchmark says about itself in a report: which physics, and what is
+    simulated."""
     return recipe.collect.spec.notes
 
 
 def simulator_packages(recipe: Recipe) -> tuple[str, ...]:
-    """Packages whose version may change what an episode is."""
+    """Return the packages whose version may change an episode."""
     return recipe.collect.spec.packages
 
 
 def installed_versions(packages: tuple[str, ...]) -> str:
-    """`torch 2.13.0, mujoco 3.3.0`; a package that is missing here is named as such."""
+    """Return `torch 2.13.0, mujoco 3.3.0`; a missing package is named as missing."""
     return ", ".join(f"{name} {_version(name)}" for name in packages)
 
 

@@ -1,6 +1,7 @@
-"""The recipe's section on demonstrations: which benchmarks, which tasks align, which measure, and with which seeds.
+"""The recipe's section on demonstrations: benchmarks, alignment tasks, evaluation tasks and seeds.
 
-What a benchmark allows is asked of its `BenchmarkSpec` (sim/registry.py); nothing here knows a simulator.
+What a benchmark allows comes from its `BenchmarkSpec` (sim/registry.py); this module knows no
+simulator.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +18,7 @@ from roboalign.sim.rollout import RolloutConfig
 
 
 def require_distinct(field: str, values: Sequence[Any]) -> None:
-    """A value named twice would be measured once and counted twice. Raises ValueError."""
+    """Raise ValueError if a value occurs twice: it would be measured once and counted twice."""
     if not values:
         raise ValueError(f"{field} is empty")
     if len(set(values)) < len(values):
@@ -27,8 +28,9 @@ def require_distinct(field: str, values: Sequence[Any]) -> None:
 class DemonstrationsConfig(Config):
     """Demonstrations by scripted experts. Alignment and downstream tasks are disjoint.
 
-    Each benchmark's own settings are a section here (`world` of Meta-World, `libero` of LIBERO's suites), the same for
-    demonstrations and rollouts. A section of a benchmark that the recipe does not use is checked and left out.
+    Each benchmark's own settings are a section here (`world` of Meta-World, `libero` of LIBERO's
+    suites), the same for demonstrations and rollouts. The section of an unused benchmark is checked
+    and left out.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -37,72 +39,75 @@ class DemonstrationsConfig(Config):
     """Where the head is trained and the policy measured: `metaworld`, a suite of LIBERO (`libero_spatial`,
     `libero_object`, `libero_goal`, `libero_10`, `libero_90`), or a benchmark of an installed package."""
     align_benchmark: str = "metaworld"
-    """Where the alignment demonstrations come from (where no mixture gives them): questions, action tokens and their
-    FAST tokenizer are of its robot, and `mix.camera` is one of its cameras."""
+    """Where the alignment demonstrations come from (unless a mixture gives them): questions, action
+    tokens and their FAST tokenizer are for its robot, and `mix.camera` is one of its cameras."""
     align_tasks: tuple[str, ...] | str | None = None
-    """Tasks of `align_benchmark` whose demonstrations align the MLLM, or the name of a set of them. Not given: the
-    benchmark's default, on Meta-World `ml45`, ML45's 45 training tasks."""
+    """Tasks of `align_benchmark` whose demonstrations align the MLLM, or the name of a set of them.
+    Default: the benchmark's own, on Meta-World `ml45`, ML45's 45 training tasks."""
     downstream_tasks: tuple[str, ...] | str | None = None
-    """Tasks of `benchmark` on which the head is trained and the policy measured, none of them an alignment task, or the
-    name of a set of them. Not given: the benchmark's default, on Meta-World ML45's 5 test tasks, on LIBERO `all`."""
+    """Tasks of `benchmark` on which the head is trained and the policy measured, none of them an
+    alignment task, or the name of a set of them. Default: the benchmark's own, on Meta-World ML45's
+    5 test tasks, on LIBERO `all`."""
     align: CollectConfig = CollectConfig()
     """How the alignment tasks are collected."""
     downstream: CollectConfig = CollectConfig()
     """How the downstream tasks are collected."""
     head_cameras: tuple[str, ...] = ()
-    """Cameras of `benchmark` that the head is shown, side by side. None given: `mix.camera` where `benchmark` has it,
-    else its first camera."""
+    """Cameras of `benchmark` that the head sees, side by side. Default: `mix.camera` if `benchmark`
+    has it, else its first camera."""
 
     @property
     def spec(self) -> BenchmarkSpec:
-        """The benchmark that measures."""
+        """Return the benchmark on which the policy is measured."""
         return find_benchmark(self.benchmark)
 
     @property
     def align_spec(self) -> BenchmarkSpec:
-        """The benchmark that aligns."""
+        """Return the benchmark whose demonstrations align."""
         return find_benchmark(self.align_benchmark)
 
     @property
     def settings(self) -> Any:
-        """Settings of the benchmark that measures, an instance of `spec.config`."""
+        """Return the settings of the measuring benchmark, an instance of `spec.config`."""
         return getattr(self, self.spec.section)
 
     @property
     def align_settings(self) -> Any:
-        """Settings of the benchmark that aligns, an instance of `align_spec.config`."""
+        """Return the settings of the aligning benchmark, an instance of `align_spec.config`."""
         return getattr(self, self.align_spec.section)
 
     def align_names(self) -> tuple[str, ...]:
-        """The alignment tasks by name."""
+        """Return the alignment tasks by name."""
         return _task_names("align_tasks", self.align_tasks, self.align_spec)
 
     def align_cameras(self) -> tuple[str, ...]:
-        """The cameras of the alignment demonstrations."""
+        """Return the cameras of the alignment demonstrations."""
         return self.align_spec.cameras(self.align_settings)
 
     def align_image_size(self) -> int:
-        """Width and height of their images, pixels."""
+        """Return the width and height of their images, in pixels."""
         return self.align_spec.image_size(self.align_settings)
 
     def downstream_names(self) -> tuple[str, ...]:
-        """The downstream tasks by name."""
+        """Return the downstream tasks by name."""
         return _task_names("downstream_tasks", self.downstream_tasks, self.spec)
 
     def shown_cameras(self, preferred: str) -> tuple[str, ...]:
-        """The cameras that the head is shown: `head_cameras`, else `preferred` where there is one, else the first."""
+        """Return the cameras that the head sees: `head_cameras`, else `preferred` if there is one,
+        else the first."""
         cameras = self.spec.cameras(self.settings)
         return self.head_cameras or ((preferred,) if preferred in cameras else cameras[:1])
 
     @classmethod
     def sections(cls) -> dict[str, type[Config]]:
-        """Keys that are no fields: the benchmarks' sections, with the class of each."""
+        """Return the keys that are not fields: the benchmarks' sections, with the class of each."""
         return {section: spec.config for section, spec in sections().items()}
 
     @model_validator(mode="before")
     @classmethod
     def _read_sections(cls, values: Any) -> Any:
-        """Check each benchmark's section by its own class, and fill in what the benchmarks themselves say."""
+        """Check each benchmark's section with its own class, and fill in the benchmarks' own
+        defaults."""
         if not isinstance(values, Mapping):
             return values
         values = dict(values)
@@ -146,9 +151,10 @@ class DemonstrationsConfig(Config):
         return self
 
     def check_run(self, camera: str, rollout: RolloutConfig, episodes: int, horizon: int) -> None:
-        """Raise ValueError where `mix.camera`, `rollout` or `tokenizer.horizon` contradict the benchmarks.
+        """Raise ValueError if `mix.camera`, `rollout` or `tokenizer.horizon` contradict the
+        benchmarks.
 
-        `episodes`: evaluation episodes a task.
+        `episodes`: evaluation episodes per task.
         """
         if camera not in self.align_cameras():
             raise ValueError(
@@ -173,7 +179,8 @@ class DemonstrationsConfig(Config):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """The fields, then the sections of this package's benchmarks and of those installed."""
+        """Return the fields, then the sections of this package's benchmarks and of the installed
+        ones."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         schema["additionalProperties"] = False
         for section, kind in cls.sections().items():
@@ -182,11 +189,12 @@ class DemonstrationsConfig(Config):
 
 
 def _named(field: str, name: Any) -> BenchmarkSpec | None:
-    """The benchmark of a recipe's key; None where the value is no text, which the field's own check says."""
+    """Return the benchmark of a recipe's key; None if the value is not text, which the field's own
+    check reports."""
     if not isinstance(name, str):
         return None
     if name in benchmark_names():
-        return find_benchmark(name)  # a package that cannot be loaded is its own error
+        return find_benchmark(name)  # a package that cannot be loaded raises its own error
     try:
         return find_benchmark(name)
     except RoboAlignError as error:
@@ -197,7 +205,7 @@ def _named(field: str, name: Any) -> BenchmarkSpec | None:
 def _sections_of(
     specs: Sequence[BenchmarkSpec], fields: Collection[str]
 ) -> dict[str, type[Config]]:
-    """Section -> class of its settings. Raises RoboAlignError where a section is ambiguous."""
+    """Return section -> class of its settings. Raises RoboAlignError if a section is ambiguous."""
     used: dict[str, type[Config]] = {}
     for spec in specs:
         problem = ""
@@ -226,7 +234,8 @@ def _fault(kind: str | PydanticCustomError, key: str, value: Any) -> ValidationE
 def _task_names(
     field: str, tasks: tuple[str, ...] | str | None, spec: BenchmarkSpec
 ) -> tuple[str, ...]:
-    """Tasks by name. Raises ValueError for a set or a task that the benchmark does not have."""
+    """Return tasks by name. Raises ValueError for a set or a task that the benchmark does not
+    have."""
     sets = spec.task_sets()
     known = ", ".join(f"`{name}`" for name in sets)
     if tasks is None:

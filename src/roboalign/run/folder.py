@@ -1,4 +1,4 @@
-"""Where a run keeps its episodes, its action tokenizer and its mixture, and how the stages read them."""
+"""Locate a run's episodes, action tokenizer and mixture, and read them for the stages."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +14,23 @@ from roboalign.run.arms import ARMS
 
 
 def read_demonstrations(run_dir: Path, part: str) -> list[Episode]:
-    """The episodes of `align` or `downstream`."""
+    """Read the episodes of `align` or `downstream`."""
     return read_lerobot(run_dir / "collect" / part)
 
 
 @dataclass(frozen=True)
 class ActionTokens:
-    """What turns alignment actions into tokens and back."""
+    """Convert alignment actions into tokens and back."""
 
     fast: FastTokenizer
     stats: ActionStats
     mean_chunk: np.ndarray
-    """float32 [H, A], normalised: the mean chunk of the training frames, the baseline that sees nothing."""
+    """float32 [H, A], normalized: the mean chunk of the training frames, the baseline that uses no
+    input."""
 
 
 def run_action_tokens(run_dir: Path) -> ActionTokens:
-    """What the tokenizer stage left."""
+    """Read what the tokenizer stage wrote."""
     folder = run_dir / "tokenizer"
     stats = ActionStats.from_dict(
         read_json(folder / "stats.json"), where=str(folder / "stats.json")
@@ -42,12 +43,12 @@ def run_action_tokens(run_dir: Path) -> ActionTokens:
 
 
 def mixture_folder(run_dir: Path, stage: str = "mix") -> Path:
-    """Where the mix stage writes, or that of an arm which is trained on a mixture of its own."""
+    """Return the folder of the mix stage, or of the mix stage of an arm with its own mixture."""
     return run_dir / stage / "mixture"
 
 
 def backbone_folder(run_dir: Path, seed: int, arm: str) -> Path:
-    """The Hugging Face folder of an arm's backbone."""
+    """Return the Hugging Face folder of an arm's backbone."""
     backbone = ARMS[arm].backbone
     folder = run_dir if backbone.shared else run_dir / f"seed-{seed}"
     return folder / backbone.stage / "model"

@@ -1,4 +1,5 @@
-"""How long a run still takes, from the stages that are done and a table of what the quickstart's stages took."""
+"""Estimate how long a run still takes, from its finished stages and a table of the quickstart's
+stage times."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,15 @@ QUICKSTART_SECONDS: Mapping[str, float] = {
     "eval/rollouts": 60,
     "report": 10,
 }
-"""Seconds of each kind of stage of recipes/quickstart.yaml on two idle cores: the ledger of its published results
-(`ecot`, which it lacks, as `extra-sft`). Only their ratios are used, until stages of this run have told its own."""
+"""Seconds of each kind of stage of recipes/quickstart.yaml on two idle cores: the ledger of its
+published results (`ecot`, which it lacks, as `extra-sft`). Only their ratios are used, until this
+run's own stages have been timed."""
 LONG_ENOUGH = 5.0
-"""Seconds in the table from which a stage tells how fast this machine is."""
+"""Minimum seconds in the table for a stage to count as evidence of this machine's speed."""
 
 
 class AnyStage(Protocol):
-    """What is asked of a stage here."""
+    """What this module needs of a stage."""
 
     @property
     def name(self) -> str: ...
@@ -40,7 +42,8 @@ class AnyStage(Protocol):
 
 
 def kind_of(name: str) -> str:
-    """`seed-0/head/roboalign` -> `head`, `seed-1/eval/tokens/sft` -> `eval/tokens`, `collect` -> `collect`."""
+    """Return the kind: `seed-0/head/roboalign` -> `head`, `seed-1/eval/tokens/sft` ->
+    `eval/tokens`, `collect` -> `collect`."""
     parts = name.split("/")
     if parts[0].startswith("seed-"):
         parts = parts[1:]
@@ -51,7 +54,8 @@ def kind_of(name: str) -> str:
 
 
 def reference_seconds(kind: str) -> float:
-    """What a stage of this kind takes in the quickstart; of one that it lacks, what the most similar one takes."""
+    """Return what a stage of this kind takes in the quickstart; if it has none, what the most
+    similar one takes."""
     for known in (kind, kind.rsplit("-", 1)[-1]):
         if known in QUICKSTART_SECONDS:
             return QUICKSTART_SECONDS[known]
@@ -60,18 +64,19 @@ def reference_seconds(kind: str) -> float:
 
 @dataclass
 class Forecast:
-    """The stages of a run that are to be done, of which `at_once` run side by side."""
+    """Track the stages that a run has to do, of which `at_once` run side by side."""
 
     stages: Sequence[AnyStage]
     at_once: int
     began: dict[str, float] = field(default_factory=dict)
-    """When the running stages started, by `time.monotonic`."""
+    """Start times of the running stages, by `time.monotonic`."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What the finished stages took."""
     updates: dict[str, Update] = field(default_factory=dict)
-    """The last count of each stage that has one."""
+    """The last progress count of each stage that has one."""
     last_pace: float | None = None
-    """What `_pace` said last: a stage that begins another count has none for a while."""
+    """The last value of `_pace`, kept because a stage that begins another count has none for a
+    while."""
 
     def start(self, name: str) -> None:
         self.began[name] = time.monotonic()
@@ -81,7 +86,8 @@ class Forecast:
         self.seconds[name] = seconds
 
     def left_of(self, name: str) -> float | None:
-        """Seconds until this stage, once started, is done; None while nothing is known of this run."""
+        """Return the seconds until this stage, once started, is done; None while nothing is known
+        of this run."""
         if name in self.seconds:
             return 0.0
         whole = self._whole(name)
@@ -94,13 +100,14 @@ class Forecast:
         return max(0.0, *guesses) if guesses else None
 
     def left(self) -> float | None:
-        """Seconds until the run is done; None while nothing is known."""
+        """Return the seconds until the run is done; None while nothing is known."""
         left = {stage.name: self.left_of(stage.name) for stage in self.stages}
         known = {name: seconds for name, seconds in left.items() if seconds is not None}
         return self._play(known) if len(known) == len(left) else None
 
     def _whole(self, name: str) -> float | None:
-        """Seconds of the whole stage: those of its kind in this run, else its share of the table at this run's pace."""
+        """Return the seconds of the whole stage: those of its kind in this run, else its share of
+        the table at this run's pace."""
         kind = kind_of(name)
         same = [seconds for other, seconds in self.seconds.items() if kind_of(other) == kind]
         if same:
@@ -109,7 +116,7 @@ class Forecast:
         return None if pace is None else pace * reference_seconds(kind)
 
     def _pace(self) -> float | None:
-        """This run's seconds for a second of the table."""
+        """Return this run's seconds per second of the table."""
         ours = 0.0
         theirs = 0.0
         now = time.monotonic()
@@ -134,7 +141,8 @@ class Forecast:
         return None if update is None or update.ended else update.left
 
     def _play(self, left: Mapping[str, float]) -> float:
-        """The end of the schedule in which every stage takes what is left of it (see `Run`)."""
+        """Return the end of the schedule in which every stage takes its remaining time (see
+        `Run`)."""
         running = {name: left[name] for name in self.began}
         waiting = [s for s in self.stages if s.name not in running and s.name not in self.seconds]
         exclusive = {stage.name for stage in self.stages if stage.exclusive}

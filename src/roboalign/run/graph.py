@@ -1,4 +1,5 @@
-"""The stages of a recipe in order: what each needs and which settings change its result."""
+"""List the stages of a recipe in order, with what each needs and which settings change its
+result."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ StageWork = Callable[[Context], dict[str, Any]]
 
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
-    """All stages of `roboalign run`, each after those it needs."""
+    """Return all stages of `roboalign run`, each after those it needs."""
     made = [one for one in backbones(recipe.arms) if one not in (MIX, BASE)]
     stages = _first_stages(recipe)
     stages += [_backbone_stage(recipe, one, None) for one in made if one.shared]
@@ -37,7 +38,8 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
 
 
 def _report_stage(recipe: Recipe, stages: list[Stage]) -> Stage:
-    """The report reads what the stages before it wrote; it is made again when what was measured changes."""
+    """Return the report stage, which reads what earlier stages wrote and runs again when the
+    measurements change."""
     return Stage(
         "report",
         partial(report, stages=tuple(stage.name for stage in stages)),
@@ -47,9 +49,10 @@ def _report_stage(recipe: Recipe, stages: list[Stage]) -> Stage:
 
 
 def pin_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with Hub ids at the commits that they now name, for all of a run's processes to read the same files.
+    """Replace Hub ids in the recipe by the commits that they now name, so that all of a run's
+    processes read the same files.
 
-    Raises RoboAlignError where one cannot be fetched.
+    Raises RoboAlignError if one cannot be fetched.
     """
     source, path = recipe.backbone.source, recipe.tokenizer.path
     if source not in ("builtin", "train"):
@@ -63,7 +66,7 @@ def pin_recipe(recipe: Recipe) -> Recipe:
 
 
 def distill_stages(recipe: Recipe) -> list[Stage]:
-    """All stages of `roboalign distill`, each after those it needs."""
+    """Return all stages of `roboalign distill`, each after those it needs."""
     config = _settings(recipe.distill)
 
     def settings(*names: str) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def distill_stages(recipe: Recipe) -> list[Stage]:
 
 
 def _first_stages(recipe: Recipe) -> list[Stage]:
-    """What every training starts from."""
+    """Return the stages that every training starts from."""
     demonstrations = _settings(recipe.collect)
     tokens: dict[str, Any] = {
         **_tokenizer_settings(recipe.tokenizer),
@@ -97,7 +100,7 @@ def _first_stages(recipe: Recipe) -> list[Stage]:
     mixed = _settings(recipe.mix)
     if recipe.mixture:
         demonstrations["part"] = "downstream"
-        # What it holds counts, not where it is.
+        # Its content matters, not its location.
         tokens = mixed = {"mixture": hash_file(given_manifest(recipe.mixture))}
     trains = recipe.backbone.source == "train" or recipe.backbone.connector is not None
     start = _backbone_settings(recipe)
@@ -110,7 +113,7 @@ def _first_stages(recipe: Recipe) -> list[Stage]:
 
 
 def _backbone_stage(recipe: Recipe, backbone: Backbone, seed: int | None) -> Stage:
-    """The stage of a row of the arms' table, under one seed where the seeds do not share it."""
+    """Return the stage of a row of the arms' table, under one seed unless the seeds share it."""
     settings = {name: _settings(getattr(recipe, name)) for name in backbone.settings}
     return Stage(
         _stage_of(backbone, seed),
@@ -128,16 +131,17 @@ def _stage_of(backbone: Backbone, seed: int | None) -> str:
 
 
 def _nothing_else_to_do(recipe: Recipe) -> bool:
-    """Whether every other stage waits for SFT, which may then have every core.
+    """Return whether every other stage waits for SFT, which may then have every core.
 
-    A second core makes SFT a quarter faster: another seed, another SFT or a head that does not wait uses it better.
+    A second core makes SFT a quarter faster; another seed, another SFT or a head that does not wait
+    makes better use of it.
     """
     waiting = all(ARMS[arm].backbone.comes_from(SFT) for arm in recipe.arms)
     return waiting and len(recipe.seeds) == 1
 
 
 def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
-    """Token metrics, head and rollouts of each arm, under one seed."""
+    """Return the stages for token metrics, head and rollouts of each arm, under one seed."""
     prefix = f"seed-{seed}"
     stages = []
 
@@ -146,11 +150,12 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
 
     for arm in recipe.arms:
         source = _stage_of(ARMS[arm].backbone, seed)
-        if not ARMS[arm].blind:  # its backbone is measured as that of another arm
+        if not ARMS[arm].blind:  # its backbone is measured as another arm's
             stages.append(stage("eval/tokens", tokens, arm, source, _settings(recipe.tokens)))
         training = stage("head", head, arm, source, _head_settings(recipe))
         stages.append(replace(training, together=True))
-    # All heads before all rollouts: else the last head and then its rollouts run alone at the end.
+    # Put all heads before all rollouts. Otherwise the last head and then its rollouts run alone at
+    # the end.
     for arm in recipe.arms:
         source = f"{prefix}/head/{arm}"
         stages.append(stage("eval/rollouts", rollouts, arm, source, _settings(recipe.rollout)))
@@ -158,7 +163,8 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What changes the result; how often progress is written does not, and of a server only that there is one."""
+    """Return the settings that change the result: not how often progress is written, and of a
+    server only that there is one."""
     unsaid = {
         "log_every",
         "save_every",
@@ -189,7 +195,8 @@ def _head_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
-    """A model given from outside counts by its content or commit: other weights are another base."""
+    """Return the settings of the backbone. A model from outside counts by its content or commit:
+    other weights are another base."""
     backbone = recipe.backbone
     settings: dict[str, Any] = {
         "action_start": backbone.action_start,
@@ -207,6 +214,7 @@ def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _tokenizer_settings(config: TokenizerConfig) -> dict[str, Any]:
-    """A tokenizer given from outside counts by its content or commit."""
+    """Return the settings of the tokenizer. A tokenizer from outside counts by its content or
+    commit."""
     given = config.path and content_key(config.path, "tokenizer", where="tokenizer.path")
     return {**_settings(config), "path": given}

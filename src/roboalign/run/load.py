@@ -1,4 +1,4 @@
-"""A recipe from its YAML file, with `--set` overrides, and back."""
+"""Read a recipe from its YAML file with `--set` overrides, and write it back."""
 
 import copy
 from pathlib import Path
@@ -38,7 +38,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
+    """Return the resolved recipe as YAML, with every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
@@ -60,12 +60,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _is_of_a_run(path: Path) -> bool:
-    """Whether a run wrote this file: then every key is in it."""
+    """Return whether a run wrote this file, which then has every key."""
     return path.name == "recipe.yaml" and any(path.parent.glob("*/started.json"))
 
 
 def _require_all(written: Any, whole: dict[str, Any], path: Path, at: str = "") -> None:
-    """Raise RoboAlignError where a key of `whole` is not in the file: a default would not be what the run had."""
+    """Raise RoboAlignError if a key of `whole` is not in the file: a default might differ from what
+    the run used."""
     for key, value in whole.items():
         if not isinstance(written, dict) or key not in written:
             raise RoboAlignError(
@@ -80,7 +81,7 @@ def _require_all(written: Any, whole: dict[str, Any], path: Path, at: str = "") 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that no file system takes
+    except OSError:  # a name that no file system accepts
         return False
 
 

@@ -1,4 +1,4 @@
-"""Who is told how a run goes: a protocol, and the plain lines that are printed where nobody else is given."""
+"""Report how a run goes: the observer protocol, and the plain lines that are printed by default."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,32 +11,35 @@ from roboalign.run.stage import Stage
 
 
 class Observer(Protocol):
-    """Is told what a run does, in the process that leads it. No method may raise."""
+    """Receive the events of a run, in the process that leads it. No method may raise."""
 
     def run_started(self, stages_to_do: Sequence[Stage], done_before: Sequence[str]) -> None:
-        """The run begins: the stages that it will do, in order, and the names of those that are done."""
+        """Handle the start of the run: the stages to do, in order, and the names of those that are
+        already done."""
 
     def stage_started(self, name: str, number: int, total: int) -> None:
-        """A stage begins; it is number `number` (from 1) of the `total` stages to do."""
+        """Handle the start of a stage, number `number` (from 1) of the `total` stages to do."""
 
     def stage_finished(self, name: str, row: dict[str, Any]) -> None:
-        """A stage has ended; `row` is its row of the ledger, with its `seconds`."""
+        """Handle the end of a stage; `row` is its row of the ledger, with its `seconds`."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know, such as a result that was moved aside."""
+        """Show something that the user should know, such as a result that was moved aside."""
 
     def run_ended(self, seconds: float, run_dir: Path) -> None:
-        """All stages are done. A run that fails ends with its error instead."""
+        """Handle the end of all stages. A run that fails ends with its error instead."""
 
     def channel(self) -> "Queue[Any] | None":
-        """The queue into which stages in other processes put their progress; None: they print it themselves.
+        """Return the queue for progress from stages in other processes; None: they print it
+        themselves.
 
-        It must be made with the `spawn` context of multiprocessing: that is how the processes are started.
+        It must be made with the `spawn` context of multiprocessing, because the processes are
+        spawned.
         """
 
 
 class PlainLines:
-    """One line for every event, each printed at once."""
+    """Print one line for every event, immediately."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self.say = say or _print

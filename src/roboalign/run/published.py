@@ -1,4 +1,5 @@
-"""Published results: the small folder that `tools/publish.py` keeps of a run, and the page made from it again."""
+"""Read published results, the small folder that `tools/publish.py` keeps of a run, and rebuild the
+page from it."""
 
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,15 @@ _FIX = "give one of docs/results/, or a folder that tools/publish.py wrote"
 
 
 def is_published(folder: Path) -> bool:
-    """Whether this is a folder of published results, not a run's."""
+    """Return whether this is a folder of published results, not a run's."""
     return (folder / "summary.json").is_file()
 
 
 def write_published(folder: Path, out: Path) -> None:
-    """Write the page of published results to the file `out`. What was not published is named as such.
+    """Write the page of published results to the file `out`. The page states what was not
+    published.
 
-    Raises RoboAlignError where the summary or the recipe is missing or incomplete.
+    Raises RoboAlignError if the summary or the recipe is missing or incomplete.
     """
     if out.is_dir() or out.suffix != ".html":
         raise RoboAlignError("the page is one HTML file", where=str(out), fix="--out page.html")
@@ -33,7 +35,7 @@ def write_published(folder: Path, out: Path) -> None:
 
 
 def read_published(folder: Path) -> RunSummary:
-    """The facts of a run as its published folder has them: numbers, RL's curves and the recipe."""
+    """Read the facts of a run from its published folder: numbers, RL's curves and the recipe."""
     path = folder / "summary.json"
     summary: dict[str, Any] = read_json(path, fix=_FIX)
     recipe = load_recipe(folder / "recipe.yaml")
@@ -52,7 +54,7 @@ def read_published(folder: Path) -> RunSummary:
         success=success,
         mllm_pairs=pairs,
         curves=_curves(folder, recipe),
-        recipe=(folder / "recipe.yaml").read_text(),  # as it was then, without later settings
+        recipe=(folder / "recipe.yaml").read_text(),  # as it was then, without settings added later
         notes=notes(recipe, size),
         absent=NOT_PUBLISHED,
     )
@@ -64,7 +66,7 @@ def _arm(name: str, metrics: dict[str, Any] | None) -> ArmSummary:
 
 
 def _curves(folder: Path, recipe: Recipe) -> list[Curve]:
-    """The logs that are published: those of RL."""
+    """Return the logs that are published: those of RL."""
     trained = [backbone for backbone in backbones(recipe.arms) if backbone.curve]
     curves: list[Curve] = []
     for seed in recipe.seeds:

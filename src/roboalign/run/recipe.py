@@ -1,6 +1,7 @@
 """The recipe: every setting of a run in one validated, immutable object.
 
-Each room owns the settings of what it does; this module composes them. `run/load.py` reads the file.
+Each package owns the settings of what it does; this module composes them. `run/load.py` reads the
+file.
 """
 
 from typing import Literal
@@ -30,48 +31,52 @@ class TokenizerConfig(Config):
     """The FAST action tokenizer."""
 
     path: str | None = None
-    """A published FAST tokenizer (FAST+): its folder, or its Hub id, `physical-intelligence/fast`; without it, one is
-    fitted on the alignment chunks."""
+    """A published FAST tokenizer (FAST+), as its folder or its Hub id `physical-intelligence/fast`.
+    Default: one is fitted on the alignment chunks."""
     horizon: int = Field(8, ge=1, le=10_000)
-    """Action steps a chunk."""
+    """Action steps per chunk."""
     scale: float = Field(2.0, ge=1e-6, le=1e6)
-    """Factor before rounding a DCT coefficient: larger is finer and gives more tokens."""
+    """Factor before rounding a DCT coefficient: larger is more precise and gives more tokens."""
     vocab_size: int = Field(128, ge=8, le=1_000_000)
     """Entries of the fitted byte-pair vocabulary."""
     statistics: Method = "quantiles"
     """Which values normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus and plus std)."""
     clip: bool = True
-    """Cut normalized actions at -1 and 1, as OpenVLA does; openpi does not. Without effect on mean_std."""
+    """Clip normalized actions to [-1, 1], as OpenVLA does; openpi does not. No effect on
+    mean_std."""
 
 
 class EvaluationConfig(RolloutConfig):
-    """How a policy is measured."""
+    """Settings for measuring a policy."""
 
     episodes: int = Field(10, ge=1)
-    """Episodes a downstream task; every arm meets the same initial states."""
+    """Episodes per downstream task; every arm gets the same initial states."""
 
 
 class BaselinesConfig(Config):
     """The paper's baselines, for the recipes that name them among their arms."""
 
     counts: Literal["matched", "paper"] = "matched"
-    """Samples (turns) of `language-sft` and `action-sft`: as many as the whole mixture has, or the paper's share of
-    that (1.88M of 2.28M)."""
+    """Samples (turns) of `language-sft` and `action-sft`: as many as the whole mixture has, or the
+    paper's share of that (1.88M of 2.28M)."""
 
 
 class HardwareConfig(Config):
-    """Where models are trained and used. Only `dtype` changes what a stage is held to have done."""
+    """Where models are trained and used. Only `dtype` counts toward whether a stage is done."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: a GPU where there is one. Each process that torchrun starts on a machine takes a GPU of its own."""
+    """`auto`: a GPU if there is one. Each process that torchrun starts on a machine takes its own
+    GPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the MLLM's weights in memory from SFT on. AdamW changes them in it: in bfloat16 small steps round to
-    nothing; `sft.bf16` and `rl.bf16` compute in bfloat16 on float32 weights."""
+    """Precision of the MLLM's weights in memory, from SFT on. AdamW updates them in this precision;
+    in bfloat16 small steps round to zero. `sft.bf16` and `rl.bf16` compute in bfloat16 on float32
+    weights."""
     timeout: float = Field(1800.0, gt=0, le=1e7)
-    """Seconds for which the processes of one training wait for one another before they hold one to be dead. Rollouts
-    of unequal length are such waits too."""
+    """Seconds for which the processes of one training wait for each other before they consider one
+    dead. Rollouts of unequal length cause such waits too."""
     ray: ClusterConfig | None = None
-    """A Ray cluster on whose machines policies are measured; without it, processes of this machine do it."""
+    """A Ray cluster on whose machines policies are measured. Default: processes of this machine
+    measure them."""
 
 
 class Recipe(Config):
@@ -82,15 +87,16 @@ class Recipe(Config):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """SFT, RL, head training and flow noise are repeated under each seed; data and base model are shared."""
     parallel: int = Field(0, ge=0, le=1024)
-    """Independent stages run side by side in this many processes; 0: one a core, or one where there is a GPU."""
+    """Number of processes in which independent stages run side by side; 0: one per core, or one if
+    there is a GPU."""
     arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
     """Backbones that get a head and are measured."""
     mixture: str | None = None
-    """Folder made by `roboalign data mix`: SFT and RL learn from it, with its action tokens, and no alignment
-    demonstrations are collected; `tokenizer` and most of `mix` then say nothing."""
+    """Folder made by `roboalign data mix`. SFT and RL learn from it, with its action tokens, and no
+    alignment demonstrations are collected; `tokenizer` and most of `mix` then have no effect."""
     trackers: tuple[TrackerName, ...] = ()
-    """Experiment trackers that also get what metrics.jsonl gets: `tensorboard`, `wandb`, `trackio` (each an extra to
-    install). A tracker that fails never stops a training."""
+    """Experiment trackers that also receive what metrics.jsonl receives: `tensorboard`, `wandb`,
+    `trackio` (each an extra to install). A tracker that fails never stops a training."""
     hardware: HardwareConfig = HardwareConfig()
     collect: DemonstrationsConfig = DemonstrationsConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -133,7 +139,8 @@ class Recipe(Config):
         return self
 
     def _require_its_question(self, arm: str) -> None:
-        """SFT must have shown the type of question that the arm's RL asks, or there is nothing to reward."""
+        """Require that SFT trains on the type of question that the arm's RL asks; otherwise there
+        is nothing to reward."""
         kind = ARMS[arm].question
         group = QUESTION_TYPES[kind].group if kind else None
         if group and not self.mix.weights.get(group):

@@ -1,8 +1,10 @@
-"""A run: which stages it has, what is already done, and what must run again.
+"""Run a recipe's stages: decide which stages there are, what is already done, and what must run
+again.
 
-A run is a folder. Each stage owns one folder in it; `stage.json` there is written last and names the key under which
-the stage was done: a hash of its settings and of the keys of the stages it needs. The same key is never run twice; a
-folder whose key differs is moved aside, never deleted; a folder without `stage.json` was killed and is resumed.
+A run is a folder in which each stage owns one folder. A stage's `stage.json` is written last and
+holds the key under which the stage was done: a hash of its settings and of the keys of the stages
+it needs. The same key never runs twice. A folder whose key differs is moved aside, never deleted. A
+folder without `stage.json` was killed and is resumed.
 """
 
 import hashlib
@@ -36,13 +38,14 @@ AGAIN = "restore the file, or remove the stage's folder: the same command does t
 
 
 class Started(State):
-    """started.json: the key under which a stage was begun."""
+    """Contents of started.json: the key under which a stage was begun."""
 
     key: str = Field(pattern=r"^[0-9a-f]{16}$")
 
 
 class Digest(State):
-    """What stage.json says of a file of its folder: its sha256, or the size of a large one."""
+    """What stage.json records about a file of its folder: its sha256, or only the size if it is
+    large."""
 
     sha256: str = ""
     lines: int | None = None
@@ -56,7 +59,7 @@ class Digest(State):
 
 
 class Finished(Started):
-    """stage.json, as far as every stage has it."""
+    """Contents of stage.json that every stage has."""
 
     stage: str
     seconds: float
@@ -65,13 +68,13 @@ class Finished(Started):
 
 
 class Run:
-    """The stages of one recipe in one folder.
+    """Run the stages of one recipe in one folder.
 
-        run = Run(recipe, "runs/mine", plan_stages(recipe))
-        run.execute(run.select(until="rl"))
+    run = Run(recipe, "runs/mine", plan_stages(recipe))
+    run.execute(run.select(until="rl"))
 
-    `observer` is told what happens. Where this process is one of a `team`, its leader does all the work but for the
-    `together` stages, in which the others take part.
+    `observer` is notified of events. If this process is one of a `team`, its leader does all the
+    work except the `together` stages, in which the others take part.
     """
 
     def __init__(
@@ -90,11 +93,12 @@ class Run:
         self.team = team
 
     def select(self, until: str | None = None) -> list[str]:
-        """Names of the stages that end with `until`, with all that they need, in order; None: all stages.
+        """Return the names of the stages up to `until`, with all that they need, in order; None:
+        all stages.
 
-        `until` is a stage's name (`seed-0/head/roboalign`), or the first words of it, with or without the seed:
-        `head` is every head, `eval/tokens` all token metrics, `seed-1` everything of that seed.
-        Raises RoboAlignError where the recipe has no such stage.
+        `until` is a stage's name (`seed-0/head/roboalign`), or its leading parts, with or without
+        the seed: `head` is every head, `eval/tokens` all token metrics, `seed-1` everything of that
+        seed. Raises RoboAlignError where the recipe has no such stage.
         """
         if until is None:
             return list(self.stages)
@@ -111,10 +115,11 @@ class Run:
         return [name for name in self.stages if name in wanted]
 
     def execute(self, names: Iterable[str] | None = None) -> None:
-        """Do the named stages, or all, skipping those done under the same key.
+        """Run the named stages, or all, skipping those done under the same key.
 
-        Independent stages run at the same time, in as many processes as `recipe.parallel` says. The first stage that
-        fails ends the run with its error once the others that run have ended; what is done stays done.
+        Independent stages run at the same time, in as many processes as `recipe.parallel` says.
+        When a stage fails, the running stages finish first, and then the run ends with its error.
+        What is done stays done.
         """
         wanted = list(self.stages if names is None else names)
         check_trackers(self.recipe.trackers)
@@ -133,7 +138,7 @@ class Run:
         self.team.part()
 
     def do(self, name: str, threads: int = 0) -> _Row:
-        """Do one stage in this process; its row of the ledger. See `do_stage`."""
+        """Run one stage in this process; return its row of the ledger. See `do_stage`."""
         stage = self.stages[name]
         return do_stage(self.recipe, self.run_dir, stage, self.keys[name], threads)
 
@@ -153,15 +158,19 @@ class Run:
         self.observer.run_ended(time.monotonic() - began, self.run_dir)
 
     def _follow(self, team: Team) -> None:
-        """What a process that does not lead does: its part of each stage that the leader names."""
+        """Do the part of a process that does not lead: its share of each stage that the leader
+        names."""
         for name in team.words():
             limit_threads(max(1, cores() // team.local_size))
             stage = self.stages[name]
             stage.work(Context(self.recipe, self.run_dir, stage))
 
     def _with_team(self, todo: list[str], team: Team) -> None:
-        """The leader's part, in order: stretches of stages of its own, each in a process that trains alone, and those
-        that all ranks do together."""
+        """Do the leader's part, in order.
+
+        Consecutive stages for the leader alone each run in a process that trains alone; all ranks
+        run the `together` stages.
+        """
         told = 0
         for together, names in itertools.groupby(todo, lambda name: self.stages[name].together):
             if not together:
@@ -174,13 +183,16 @@ class Run:
         team.tell(told, "")
 
     def _here(self, name: str, todo: list[str], threads: int = 0) -> None:
-        """One stage, in this process."""
+        """Run one stage in this process."""
         self._tell_start(name, todo)
         self.observer.stage_finished(name, self.do(name, threads))
 
     def _side_by_side(self, names: list[str], todo: list[str]) -> None:
-        """These stages, of all those of the run that are `todo`: one starts when those it needs are done and a process
-        is free; an exclusive one waits for all of them."""
+        """Run these stages side by side; `todo` lists all stages of the run that are to be done.
+
+        A stage starts when those it needs are done and a process is free; an exclusive one waits
+        for all running stages.
+        """
         waiting = list(names)
         running: dict[Future[_Row], str] = {}
         channel = self.observer.channel()
@@ -199,7 +211,7 @@ class Run:
                     self.observer.stage_finished(name, row)
 
     def _may_start(self, name: str, waiting: list[str], running: list[str]) -> bool:
-        """Whether what the stage needs is done and there is a process for it."""
+        """Return whether what the stage needs is done and there is a process for it."""
         if set(self.stages[name].needs) & {*waiting, *running}:
             return False
         alone = any(self.stages[one].exclusive for one in (name, *running))
@@ -209,7 +221,7 @@ class Run:
         self.observer.stage_started(name, todo.index(name) + 1, len(todo))
 
     def _prepare(self, name: str) -> bool:
-        """Whether the stage is done under its key; a folder of another key is moved aside."""
+        """Return whether the stage is done under its key; move a folder with another key aside."""
         folder = self.run_dir / name
         started = folder / "started.json"
         if not started.exists():
@@ -230,7 +242,8 @@ class Run:
 
 
 def _is_done(folder: Path, key: str) -> bool:
-    """Whether a stage that was begun under this key has ended. Raises RoboAlignError where what it wrote is damaged."""
+    """Return whether a stage begun under this key has ended. Raises RoboAlignError if its output is
+    damaged."""
     path = folder / "stage.json"
     if not path.exists():
         return False
@@ -242,7 +255,7 @@ def _is_done(folder: Path, key: str) -> bool:
 
 
 def by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
-    """The stages by name, each after those it needs."""
+    """Return the stages by name, each after those it needs."""
     table: dict[str, Stage] = {}
     for stage in stages:
         unknown = [need for need in stage.needs if need not in table]
@@ -252,7 +265,7 @@ def by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
 
 
 def stage_keys(table: dict[str, Stage]) -> dict[str, str]:
-    """The key of each stage: sha256 over its settings and the keys of what it needs."""
+    """Return the key of each stage: sha256 over its settings and the keys of what it needs."""
     keys: dict[str, str] = {}
     for stage in table.values():
         needs = [keys[need] for need in stage.needs]
@@ -261,16 +274,17 @@ def stage_keys(table: dict[str, Stage]) -> dict[str, str]:
 
 
 def stage_key(name: str, settings: dict[str, Any], needs: list[str]) -> str:
-    """The key of one stage; `needs` are the keys of the stages it needs, in their order."""
+    """Return the key of one stage; `needs` are the keys of the stages it needs, in order."""
     content = json.dumps([name, settings, needs], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int = 0) -> _Row:
-    """Do one stage in this process and write its `stage.json`; its row of the ledger is returned.
+    """Run one stage in this process and write its `stage.json`; return its row of the ledger.
 
-    `seconds` is the wall time of this process in the stage. What a training loop itself took, killed processes before
-    this one included, is `training_seconds`. `threads` 0: every core for an exclusive stage, else this process's share.
+    `seconds` is the wall time of this process in the stage. `training_seconds` is the time of the
+    training loop, including earlier processes that were killed. `threads` 0: every core for an
+    exclusive stage, else this process's share.
     """
     folder = run_dir / stage.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,16 +305,17 @@ def do_stage(recipe: Recipe, run_dir: Path, stage: Stage, key: str, threads: int
 
 
 def _is_part(stage: Stage, until: str) -> bool:
-    """Whether `until` is the stage's name or the first words of it, with or without the seed."""
+    """Return whether `until` is the stage's name or its leading parts, with or without the seed."""
     return any(f"{name}/".startswith(f"{until}/") for name in (stage.name, stage.kind))
 
 
 def _check_patience(recipe: Recipe) -> None:
-    """Raise RoboAlignError where one process may wait for a server longer than the others wait for it."""
+    """Raise RoboAlignError if one process may wait for a server longer than the others wait for
+    it."""
     for where, config in (("rl.vllm", recipe.rl), ("distill.rl.vllm", recipe.distill.rl)):
         if config.vllm is None:
             continue
-        # The last try begins when patience ends.
+        # The last attempt begins when patience ends.
         longest = config.vllm.patience + config.vllm.timeout
         if longest >= recipe.hardware.timeout:
             raise RoboAlignError(
@@ -312,7 +327,8 @@ def _check_patience(recipe: Recipe) -> None:
 
 
 def _row_of(future: Future[_Row], names: list[str]) -> _Row:
-    """What the stage of this future returned. A process that died may have run any of the stages `names`."""
+    """Return the stage's result from this future. If the process died, any of the stages `names`
+    may have caused it."""
     try:
         return future.result()
     except BrokenProcessPool:
@@ -324,7 +340,8 @@ def _row_of(future: Future[_Row], names: list[str]) -> _Row:
 
 
 def _begin_worker(channel: "Queue[Any] | None") -> None:
-    """Prepare a process that runs stages: it trains alone, and its progress goes where the observer says."""
+    """Prepare a process that runs stages: it trains alone, and its progress goes where the observer
+    says."""
     leave_team()
     if channel is not None:
         progress.send_to(channel)

@@ -1,4 +1,4 @@
-"""The shape of a stage, and what it is given to work with."""
+"""Define a stage and the context that it runs in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,10 +14,12 @@ from roboalign.run.recipe import Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """One unit of work: `name` is also its folder; `settings` is all of the recipe that changes its result.
+    """One unit of work: `name` is also its folder; `settings` holds all of the recipe that changes
+    its result.
 
-    `work` returns its row of the cost ledger (samples, rollouts, tokens, ...). It must be picklable, a function of a
-    module or a `functools.partial` of one: stages run in processes of their own.
+    `work` returns its row of the cost ledger (samples, rollouts, tokens, ...). It must be
+    picklable, a module-level function or a `functools.partial` of one, because stages run in
+    separate processes.
     """
 
     name: str
@@ -30,13 +32,13 @@ class Stage:
     arm: str | None = None
     """The arm that this stage measures or trains a head for; None for a stage that arms may share."""
     exclusive: bool = False
-    """Whether it uses every core by itself, so that nothing runs beside it."""
+    """Whether it uses every core by itself, so that nothing runs at the same time."""
     together: bool = False
-    """Whether all processes of a team do it; the first process alone does the others."""
+    """Whether all processes of a team run it; the first process alone runs the others."""
 
     @property
     def kind(self) -> str:
-        """The name without the seed: `seed-0/head/roboalign` -> `head/roboalign`."""
+        """Return the name without the seed: `seed-0/head/roboalign` -> `head/roboalign`."""
         return self.name if self.seed is None else self.name.removeprefix(f"seed-{self.seed}/")
 
 
@@ -50,32 +52,32 @@ class Context:
 
     @property
     def name(self) -> str:
-        """The stage's name, as `seed-0/head/roboalign`."""
+        """Return the stage's name, such as `seed-0/head/roboalign`."""
         return self.stage.name
 
     @property
     def folder(self) -> Path:
-        """The stage's own folder; it exists."""
+        """Return the stage's own folder; it exists."""
         return self.run_dir / self.stage.name
 
     @property
     def seed(self) -> int:
-        """The stage's training seed; 0 for a stage that all seeds share."""
+        """Return the stage's training seed; 0 for a stage that all seeds share."""
         return self.stage.seed or 0
 
     @property
     def arm(self) -> str:
-        """The stage's arm. Only stages that belong to one arm may ask."""
+        """Return the stage's arm. Only for stages that belong to one arm."""
         assert self.stage.arm is not None, f"stage {self.name} belongs to no arm"
         return self.stage.arm
 
     @property
     def seed_dir(self) -> Path:
-        """Folder of the stages of this seed."""
+        """Return the folder of the stages of this seed."""
         return self.run_dir / f"seed-{self.seed}"
 
     def load(self, folder: Path) -> Mllm:
-        """The MLLM of a folder, on the device and in the precision that the recipe says."""
+        """Load the MLLM of a folder, on the device and in the precision that the recipe sets."""
         hardware = self.recipe.hardware
         return load_mllm(
             folder, dtype=getattr(torch, hardware.dtype), device=device_of(hardware.device)

@@ -1,4 +1,4 @@
-"""One run of a recipe, from Python and from the command line."""
+"""Start one run of a recipe, from Python and from the command line."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ def run_recipe(
     *,
     team: Team | None = None,
 ) -> Path:
-    """Do the stages of a recipe up to `until` that are not done yet; return the run's folder.
+    """Run the stages of a recipe up to `until` that are not done yet; return the run's folder.
 
-    `out` is the folder (None: `runs/NAME`); `until` is as in `Run.select`, or `distill`, whose stages no other run has.
-    Raises RoboAlignError for a fault of the recipe, of `out` or of `until`.
+    `out` is the folder (None: `runs/NAME`); `until` is as in `Run.select`, or `distill`, whose
+    stages no other run has. Raises RoboAlignError for a fault in the recipe, `out` or `until`.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)

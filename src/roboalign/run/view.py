@@ -1,4 +1,5 @@
-"""The live view of a run on a terminal: stages done, running and waiting, and when it all ends."""
+"""Show a live view of a run on a terminal: stages done, running and waiting, and the estimated
+end."""
 
 import contextlib
 import multiprocessing
@@ -25,7 +26,7 @@ from roboalign.run.forecast import AnyStage, Forecast, kind_of
 from roboalign.run.observer import Observer, PlainLines
 
 _WIDE = 96
-"""Columns from which a running stage's note, such as its loss, is shown too."""
+"""Minimum columns at which a running stage's note, such as its loss, is shown."""
 NAME_WIDTH = 34
 MARKS = {"done": "✓", "running": "▸", "waiting": "·"}
 PLAIN_MARKS = {"done": "+", "running": ">", "waiting": "."}
@@ -33,10 +34,11 @@ PLAIN_MARKS = {"done": "+", "running": ">", "waiting": "."}
 
 @contextmanager
 def watch(at_once: int, *, live: bool = True) -> Iterator[Observer]:
-    """The observer of a run on this process's standard error: the live view on a terminal, elsewhere plain lines.
+    """Yield the observer of a run on this process's standard error: the live view on a terminal,
+    elsewhere plain lines.
 
-    `at_once`: how many stages run side by side. The view is closed however the run ends. `live` false: plain lines on
-    a terminal too, as where several processes share it.
+    `at_once`: how many stages run side by side. The view is closed however the run ends. If `live`
+    is false, print plain lines on a terminal too, for example when several processes share it.
     """
     console = Console(stderr=True)
     if not live or not console.is_terminal or console.is_dumb_terminal:
@@ -50,7 +52,7 @@ def watch(at_once: int, *, live: bool = True) -> Iterator[Observer]:
 
 
 class LiveView:
-    """Shows a run on `console`; an Observer."""
+    """Show a run on `console`; an Observer."""
 
     def __init__(self, at_once: int, console: Console) -> None:
         self.console = console
@@ -87,7 +89,7 @@ class LiveView:
             self.forecast.finish(name, row["seconds"])
 
     def note(self, text: str) -> None:
-        # As Text: in a string, `[seed-0/sft]` would be taken for markup and left out.
+        # As Text: in a string, `[seed-0/sft]` would be read as markup and dropped.
         self.console.print(Text(text), soft_wrap=True)
 
     def run_ended(self, seconds: float, run_dir: Path) -> None:
@@ -95,7 +97,7 @@ class LiveView:
         self.close()
 
     def channel(self) -> "Queue[Update | str]":
-        """The queue of the stages in other processes; one thread here reads it."""
+        """Return the queue for stages in other processes; one thread here reads it."""
         if self.queue is None:
             with deaf():
                 self.queue = multiprocessing.get_context("spawn").Queue()
@@ -111,7 +113,7 @@ class LiveView:
             self.forecast.updates[update.stage] = update
 
     def close(self) -> None:
-        """Leave the last state on the screen; a second time does nothing."""
+        """Leave the last state on the screen; a second call does nothing."""
         progress.send_to(None)
         if self.live is not None:
             self.live.stop()
@@ -122,14 +124,14 @@ class LiveView:
             self.queue = None
 
     def _read(self, updates: "Queue[Update | str]") -> None:
-        # A worker that is ended while it writes leaves half a message: what follows is no loss.
+        # A worker that is ended while it writes leaves half a message; nothing after it matters.
         with contextlib.suppress(EOFError, OSError, ValueError, TypeError):
             while self.queue is updates:
                 with contextlib.suppress(queue.Empty):
                     self.put(updates.get(timeout=0.5))
 
     def render(self) -> RenderableType:
-        """The view as it is now."""
+        """Return the current view."""
         with self.lock:
             return Group(self._heading(), self._table())
 
@@ -165,7 +167,8 @@ class LiveView:
         return table
 
     def _rows(self, kind: str, names: list[str]) -> Iterator[tuple[RenderableType, ...]]:
-        """One row for each running stage of a kind, and one for all the others of that kind."""
+        """Yield one row for each running stage of a kind, and one for all the others of that
+        kind."""
         running = [name for name in names if name in self.forecast.began]
         done = [name for name in names if name in self.forecast.seconds]
         waiting = [name for name in names if name not in running and name not in done]
@@ -188,7 +191,7 @@ class LiveView:
         elapsed = format_seconds(time.monotonic() - self.forecast.began[name])
         update = self.forecast.updates.get(name)
         left = self.forecast.left_of(name)
-        # 0 is no estimate: the stage has taken longer than its guess.
+        # 0 is not an estimate: the stage has taken longer than predicted.
         ahead = f"{elapsed}, {format_seconds(left)} left" if left else elapsed
         if update is None:
             return mark, name, "", "", ahead, ""

@@ -26,7 +26,7 @@ from roboalign.run.stages.base import LANGUAGE
 
 
 def sft(context: Context) -> dict[str, Any]:
-    """Fine-tunes the base on the whole mixture; writes model/."""
+    """Fine-tune the base on the whole mixture; write model/."""
     conversations = StoredConversations(mixture_folder(context.run_dir), "train")
     config = context.recipe.sft.model_copy(update={"seed": context.seed})
     mllm = context.load(context.run_dir / "base" / "model")
@@ -34,7 +34,8 @@ def sft(context: Context) -> dict[str, Any]:
 
 
 def random_backbone(context: Context) -> dict[str, Any]:
-    """The base's architecture with fresh weights and its tokenizer: the control that never learned anything."""
+    """Write the base's architecture with new random weights, and its tokenizer: the untrained
+    control."""
     mllm = context.load(context.run_dir / "base" / "model")
     set_seed(context.seed)
     model = AutoModelForImageTextToText.from_config(mllm.model.config)
@@ -43,14 +44,15 @@ def random_backbone(context: Context) -> dict[str, Any]:
 
 
 def rl(context: Context) -> dict[str, Any]:
-    """GRPO from the SFT model on the RL subset; writes model/, metrics.jsonl and samples.jsonl."""
+    """Train with GRPO from the SFT model on the RL subset; write model/, metrics.jsonl and
+    samples.jsonl."""
     return refine(
         context, read_conversations(mixture_folder(context.run_dir), "rl"), context.recipe.rl
     )
 
 
 def refine(context: Context, prompts: list[Conversation], settings: RlConfig) -> dict[str, Any]:
-    """GRPO from the SFT model on these prompts, under the stage's seed."""
+    """Train with GRPO from the SFT model on these prompts, under the stage's seed."""
     config = settings.model_copy(update={"seed": context.seed})
     replay = _replayed(mixture_folder(context.run_dir), config) if config.replay_weight else []
     mllm = context.load(context.seed_dir / "sft" / "model")
@@ -61,26 +63,29 @@ def refine(context: Context, prompts: list[Conversation], settings: RlConfig) ->
 
 
 def extra_sft(context: Context) -> dict[str, Any]:
-    """The control of RL: as many updates from the same SFT model, on the same prompts, replay and learning rate.
+    """Train the control of RL: as many updates from the same SFT model, with the same prompts,
+    replay and learning rate.
 
-    The recorded action is imitated instead of the sampled one being rewarded, in direct mode: the data has no
-    reasoning that could be imitated.
+    It imitates the recorded action instead of rewarding the sampled one, in direct mode, because
+    the data has no reasoning to imitate.
     """
     recorded = read_conversations(mixture_folder(context.run_dir), "rl")
     return imitate(context, [_direct(conversation) for conversation in recorded])
 
 
 def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
-    """SFT from the SFT model on what RL is asked, one conversation a prompt: RL's updates, order, replay and rate.
+    """Run SFT from the SFT model on what RL is asked, one conversation per prompt: RL's updates,
+    order, replay and rate.
 
-    A forward pass is as SFT's: it has `sft.micro_batch_size` conversations, or the next fewer that divide an update.
+    A forward pass has the size of SFT's: `sft.micro_batch_size` conversations, or the next smaller
+    number that divides an update.
     """
     mixture, config = mixture_folder(context.run_dir), context.recipe.rl
     rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
     updates = config.updates or rollouts * config.updates_per_rollout
     order = sample_order(
         [0] * len(prompts), config.prompts_per_update, updates, context.seed
-    )  # as train_grpo draws
+    )  # drawn as train_grpo draws
     conversations = [prompts[index] for index in order]
     batch = config.prompts_per_update
     if config.replay_weight:
@@ -105,7 +110,7 @@ def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
 
 
 def _replayed(mixture: Path, config: RlConfig) -> Sequence[Conversation]:
-    """What `rl.replay` names, of the SFT samples."""
+    """Return the SFT samples that `rl.replay` names."""
     found = StoredConversations(
         mixture, "train", kinds=LANGUAGE if config.replay == "language" else None
     )
@@ -119,7 +124,7 @@ def _replayed(mixture: Path, config: RlConfig) -> Sequence[Conversation]:
 
 
 def _direct(conversation: Conversation) -> Conversation:
-    """An RL prompt as the direct action sample that it was drawn from."""
+    """Return an RL prompt as the direct action sample that it was drawn from."""
     assert conversation.direct_question is not None
     turn = replace(conversation.turns[0], mode="direct", question=conversation.direct_question)
     return replace(conversation, turns=(turn,))

@@ -1,8 +1,9 @@
 """Stage `base`: the pretrained MLLM of the run, with the action tokens added.
 
-Three sources: the tiny model that ships with the package, one pretrained here on the language-only part of the
-mixture (the stand-in of a pretrained MLLM), or the folder of any Hugging Face image-text-to-text model. One of LLaVA's
-kind whose parts were never trained together gets its connector trained first, on the same part of the mixture.
+There are three sources: the tiny model that ships with the package; a tiny model pretrained here on
+the language-only part of the mixture (it stands in for a pretrained MLLM); or the folder of any
+Hugging Face image-text-to-text model. If that is a LLaVA-style model whose parts were never trained
+together, its connector is first trained on the same part of the mixture.
 """
 
 import shutil
@@ -32,7 +33,7 @@ LANGUAGE = ("general", "embodied", "reasoning")
 
 
 def base(context: Context) -> dict[str, Any]:
-    """Writes pretrained/ (the MLLM as it came) and model/ (the same with the action tokens)."""
+    """Write pretrained/ (the original MLLM) and model/ (the same with the action tokens)."""
     recipe = context.recipe
     source = recipe.backbone.source
     ledger: dict[str, Any] = {"source": source}
@@ -45,7 +46,7 @@ def base(context: Context) -> dict[str, Any]:
     else:
         pretrained = source_folder(source)
     if not leads():
-        return ledger  # the first process alone writes what is no training
+        return ledger  # only the first process writes what is not training
     n_fast = run_action_tokens(context.run_dir).fast.vocab_size
     mllm = with_action_tokens(
         load_mllm(pretrained), n_fast, recipe.backbone.action_start, recipe.mix.weights
@@ -58,8 +59,11 @@ def base(context: Context) -> dict[str, Any]:
 def with_action_tokens(
     mllm: Mllm, n_fast: int, action_start: str, weights: Mapping[str, float]
 ) -> Mllm:
-    """The same model with the action tokens; `action_start` is `BackboneConfig.action_start`, and `weights` are those
-    of the mixture, whose labels it means."""
+    """Add the action tokens to the model.
+
+    `action_start` is `BackboneConfig.action_start`; `weights` are those of the mixture, whose
+    labels it refers to.
+    """
     mllm.vocabulary = extend_tokenizer(mllm.tokenizer, n_fast)
     labels = (
         sorted({label_of(name) for name in asked_types(weights)})
@@ -71,7 +75,8 @@ def with_action_tokens(
 
 
 def _pretrain(context: Context) -> dict[str, Any]:
-    """A new tiny model: its vision tower on keypoints, then all of it on the language-only part of the mixture."""
+    """Pretrain a new tiny model: first its vision tower on keypoints, then all of it on the
+    language-only part of the mixture."""
     recipe, conversations = (
         context.recipe,
         read_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE),
@@ -85,7 +90,8 @@ def _pretrain(context: Context) -> dict[str, Any]:
             read_demonstrations(context.run_dir, "align"), recipe.mix
         )
         config, camera = recipe.backbone.vision, recipe.mix.camera
-        # The held-out frames are of the same tasks; their queries have the same numbers where every task is in both.
+        # The held-out frames are of the same tasks. Their queries have the same numbers if every
+        # task is in both.
         same = {episode.task for episode in training} == {episode.task for episode in heldout}
         pretrain_vision(
             mllm,
@@ -108,7 +114,7 @@ def _pretrain(context: Context) -> dict[str, Any]:
 
 
 def _connect(context: Context, config: ConnectorConfig) -> dict[str, Any]:
-    """The folder's model with its connector trained on the language-only part of the mixture."""
+    """Train the connector of the folder's model on the language-only part of the mixture."""
     folder = context.folder / "connector"
     if (folder / "ledger.json").is_file():  # written last
         return read_json(folder / "ledger.json")
@@ -118,7 +124,7 @@ def _connect(context: Context, config: ConnectorConfig) -> dict[str, Any]:
 
 
 def source_folder(source: str, kind: Kind = "model") -> Path:
-    """The folder of the model that `backbone.source` names; a Hub id is fetched."""
+    """Return the folder of the model that `backbone.source` names; a Hub id is downloaded."""
     if source == "builtin":
         return builtin_folder()
     folder = resolve(source, kind, where="backbone.source")

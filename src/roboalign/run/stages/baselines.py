@@ -1,8 +1,9 @@
-"""The paper's baselines: the stages of RoboAlign with one thing changed, what is imitated or what is rewarded.
+"""Stages of the paper's baselines: RoboAlign with one thing changed, what is imitated or what is
+rewarded.
 
-`language-sft` and `action-sft` start from the base, on a mixture of their own with as many samples (turns) as the whole
-one, in as many updates. `ecot`, `language-rl` and `trajectory-rl` start from the SFT model, on the frames, updates,
-replay and learning rate of RL.
+`language-sft` and `action-sft` start from the base, on their own mixture with as many samples
+(turns) as the whole one, in as many updates. `ecot`, `language-rl` and `trajectory-rl` start from
+the SFT model, on the frames, updates, replay and learning rate of RL.
 """
 
 import math
@@ -27,16 +28,17 @@ from roboalign.run.stages.base import LANGUAGE
 
 PAPER_SHARE = (
     1.88 / 2.28
-)  # samples of the paper's language-only and action-only SFT, of those of its whole mixture
+)  # samples of the paper's language-only and action-only SFT, as a share of its whole mixture
 ALONE = {
     "rl_share": 0.0,
     "heldout_questions": 0,
     "heldout_actions": 0,
-}  # the whole mixture has both for all arms
+}  # in the whole mixture, all arms have both
 
 
 def language_mix(context: Context) -> dict[str, Any]:
-    """The mixture with one more question in the place of every action: the same frames, as many turns."""
+    """Build the mixture with one more question in place of every action: the same frames, as many
+    turns."""
     config = context.recipe.mix
     return _build(
         context,
@@ -45,7 +47,8 @@ def language_mix(context: Context) -> dict[str, Any]:
 
 
 def action_mix(context: Context) -> dict[str, Any]:
-    """One action a conversation, as many as the mixture has turns, of as many different frames as there are."""
+    """Build a mixture of one action per conversation: as many as the mixture has turns, from as
+    many different frames as there are."""
     count = round(_share(context) * _whole(context)["turns"])
     return _build(
         context, {"conversations": count, "action_share": 1.0, "min_turns": 1, "max_turns": 1}
@@ -53,15 +56,17 @@ def action_mix(context: Context) -> dict[str, Any]:
 
 
 def language_sft(context: Context) -> dict[str, Any]:
-    """SFT from the base on questions alone. The action tokens are in its vocabulary and stay as they began."""
+    """Run SFT from the base on questions alone. The action tokens are in its vocabulary and keep
+    their initial values."""
     return _sft(context, "mix-language", LANGUAGE, context.recipe.sft.batch_size)
 
 
 def action_sft(context: Context) -> dict[str, Any]:
-    """SFT from the base on actions alone.
+    """Run SFT from the base on actions alone.
 
-    A batch has as many times more conversations as the mixture has turns in one, rounded, so that as many updates see
-    about as many turns. Each turn has an image of its own here: more images are seen, and more time is needed.
+    The batch size is multiplied by the mixture's turns per conversation, rounded, so that as many
+    updates see about as many turns. Each turn has its own image here, so more images are seen and
+    more time is needed.
     """
     whole = _whole(context)
     turns = max(1, round(whole["turns"] / whole["conversations"]))
@@ -69,12 +74,13 @@ def action_sft(context: Context) -> dict[str, Any]:
 
 
 def ecot(context: Context) -> dict[str, Any]:
-    """Imitation of a reasoning from the simulator's state, followed by the recorded action (ECoT's kind of SFT)."""
+    """Imitate reasoning made from the simulator's state, followed by the recorded action (ECoT's
+    kind of SFT)."""
     recorded = _rl_frames(context)
     thoughts = [
         question.reasoning for question in _questions(context, recorded, "movement") if question
     ]
-    assert len(thoughts) == len(recorded)  # which way to move can be asked of every frame
+    assert len(thoughts) == len(recorded)  # every frame can be asked which way to move
     return imitate(
         context,
         [_reasoned(conversation, thought) for conversation, thought in zip(recorded, thoughts)],
@@ -82,17 +88,18 @@ def ecot(context: Context) -> dict[str, Any]:
 
 
 def language_rl(context: Context) -> dict[str, Any]:
-    """GRPO on the next movement as multiple choice, right or wrong."""
+    """Train with GRPO on the next movement as multiple choice, right or wrong."""
     return _rl_on_questions(context, ARMS["language-rl"].question, "answer")
 
 
 def trajectory_rl(context: Context) -> dict[str, Any]:
-    """GRPO on the path of the gripper in the image, by its distance from the recorded one."""
+    """Train with GRPO on the path of the gripper in the image, by its distance from the recorded
+    one."""
     return _rl_on_questions(context, ARMS["trajectory-rl"].question, "trace")
 
 
 def _build(context: Context, changes: dict[str, Any]) -> dict[str, Any]:
-    """Writes mixture/, the training split of the recipe's mixture with these settings changed."""
+    """Write mixture/, the training split of the recipe's mixture with these settings changed."""
     config = MixConfig.model_validate({**context.recipe.mix.model_dump(), **ALONE, **changes})
     actions, episodes = (
         run_action_tokens(context.run_dir),
@@ -114,12 +121,13 @@ def _share(context: Context) -> float:
 
 
 def _whole(context: Context) -> dict[str, Any]:
-    """Counts of the whole mixture's training split."""
+    """Return the counts of the whole mixture's training split."""
     return read_json(mixture_folder(context.run_dir) / "manifest.json")["counts"]["train"]
 
 
 def _sft(context: Context, mixture: str, kinds: tuple[str, ...], batch_size: int) -> dict[str, Any]:
-    """SFT from the base on these kinds of a mixture, without the images that every arm is asked about at the end.
+    """Run SFT from the base on these kinds of a mixture, without the images that every arm is asked
+    about at the end.
 
     It makes as many updates as SFT on the whole mixture, or the paper's share of them.
     """
@@ -145,7 +153,8 @@ def _sft(context: Context, mixture: str, kinds: tuple[str, ...], batch_size: int
 
 
 def _rl_on_questions(context: Context, kind: str, reward: str) -> dict[str, Any]:
-    """GRPO as RoboAlign's, each action prompt replaced by a question about its frame."""
+    """Train with RoboAlign's GRPO, with each action prompt replaced by a question about its
+    frame."""
     recorded = _rl_frames(context)
     questions = _questions(context, recorded, kind)
     asked = [
@@ -180,7 +189,8 @@ def _rl_frames(context: Context) -> list[Conversation]:
 def _questions(
     context: Context, conversations: list[Conversation], kind: str
 ) -> list[Question | None]:
-    """A question of this type with its reasoning about the frame of each conversation; None where it has none."""
+    """Return a question of this type with its reasoning about the frame of each conversation; None
+    if there is none."""
     mix, horizon = context.recipe.mix, run_action_tokens(context.run_dir).fast.horizon
     episodes = read_demonstrations(context.run_dir, "align")
     wanted = {conversation.episode_id for conversation in conversations}
@@ -203,7 +213,7 @@ def _questions(
 
 
 def _reasoned(conversation: Conversation, reasoning: str | None) -> Conversation:
-    """An RL prompt with the reasoning before its action."""
+    """Return an RL prompt with the reasoning before its action."""
     turn = conversation.turns[0]
     return replace(
         conversation, turns=(replace(turn, answer=prompts.reply(turn.expected, reasoning)),)

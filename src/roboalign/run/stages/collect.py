@@ -1,4 +1,5 @@
-"""Stage `collect`: demonstrations of the alignment and of the downstream tasks, as two LeRobot v3.0 data sets."""
+"""Stage `collect`: demonstrations of the alignment tasks and the downstream tasks, as two LeRobot
+v3.0 data sets."""
 
 import json
 from collections.abc import Sequence
@@ -19,12 +20,14 @@ from roboalign.sim.collect import collect as collect_episodes
 
 
 def collect_stage(context: Context) -> dict[str, Any]:
-    """Writes align/ (not with a given mixture), downstream/ and experts.json (per task: attempts, solved, ...)."""
+    """Write align/ (unless a mixture is given), downstream/ and experts.json (per task: attempts,
+    solved, ...)."""
     config = context.recipe.collect
     table: dict[str, dict[str, int]] = {}
-    downstream = demonstrated_benchmark(context.recipe)  # first: its simulator may be missing
+    # first, because its simulator may be missing
+    downstream = demonstrated_benchmark(context.recipe)
     align_tasks: Sequence[str] = ()
-    if context.recipe.mixture is None:  # else SFT and RL learn from what is given
+    if context.recipe.mixture is None:  # otherwise SFT and RL learn from the given mixture
         align_tasks = config.align_names()
     n_align = len(align_tasks) * config.align.episodes_per_task
     n_downstream = len(config.downstream_names()) * config.downstream.episodes_per_task
@@ -59,9 +62,11 @@ def _collect_set(
     counted_before: int = 0,
     counted_after: int = 0,
 ) -> dict[str, dict[str, int]]:
-    """One data set. What an earlier, killed call wrote is kept; its failed attempts are in attempts.jsonl.
+    """Collect one data set. Keep what an earlier, killed call wrote; its failed attempts are in
+    attempts.jsonl.
 
-    `counted_before` and `counted_after`: wanted episodes of the other set, for one progress bar over both.
+    `counted_before` and `counted_after`: wanted episodes of the other set, for one progress bar
+    over both.
     """
     writer = LeRobotWriter(
         folder,
@@ -136,9 +141,10 @@ def _log_row(outcome: Collected) -> dict[str, Any]:
 
 
 def _settled(tasks: Sequence[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a wanted episode, in order of task and first seed, as a collection that was never killed has them.
+    """Return one row per wanted episode, in order of task and first seed, as in a collection that
+    was never killed.
 
-    An episode that was tried again after a kill has two rows, of which the later one counts.
+    An episode that was tried again after a kill has two rows; the later one counts.
     """
     latest = {(tasks.index(row["task"]), row["first_seed"]): row for row in rows}
     return [latest[key] for key in sorted(latest)]

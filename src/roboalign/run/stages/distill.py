@@ -1,8 +1,9 @@
-"""The stages of `roboalign distill`: GRPO on questions that can be checked, sampled answers, and what is kept of them.
+"""Stages of `roboalign distill`: GRPO on checkable questions, sampling answers, and selecting what
+is kept of them.
 
-Questions come from the training split of the run's mixture, so that none is held out. Their order is that of a hash:
-the first are trained on, the next are sampled, and a larger number contains the smaller. The model is the pretrained
-MLLM without action tokens.
+Questions come from the training split of the run's mixture, so that none is held out. They are
+ordered by a hash: the first are trained on, the next are sampled, and a larger number includes the
+smaller. The model is the pretrained MLLM without action tokens.
 """
 
 import hashlib
@@ -51,11 +52,12 @@ from roboalign.run.folder import mixture_folder
 from roboalign.run.stage import Context
 from roboalign.run.stages.base import LANGUAGE, source_folder
 
-SHARD = 256  # questions whose answers are written together: what a kill costs at most
+SHARD = 256  # questions whose answers are written together: the most that a kill can lose
 
 
 def distill_rl(context: Context) -> dict[str, Any]:
-    """GRPO with the reward `answer` from the pretrained MLLM; writes model/, metrics.jsonl and samples.jsonl."""
+    """Train with GRPO and the reward `answer` from the pretrained MLLM; write model/, metrics.jsonl
+    and samples.jsonl."""
     config = context.recipe.distill
     prompts, _ = draw_prompts(context)
     mllm = context.load(pretrained(context))
@@ -64,9 +66,10 @@ def distill_rl(context: Context) -> dict[str, Any]:
 
 
 def sample(context: Context) -> dict[str, Any]:
-    """Samples answers to the questions that GRPO did not see.
+    """Sample answers to the questions that GRPO did not see.
 
-    Writes answers/NNNNN.jsonl, each whole or not at all, and special_tokens.json: what no trace may spell.
+    Writes answers/NNNNN.jsonl, each atomically, and special_tokens.json: the strings that no trace
+    may contain.
     """
     config, (_, questions) = context.recipe.distill, draw_prompts(context)
     if not questions:
@@ -97,7 +100,7 @@ def sample(context: Context) -> dict[str, Any]:
 
 
 def traces(context: Context) -> dict[str, Any]:
-    """Judges the answers; writes train-*.parquet, a source for a mixture, and manifest.json."""
+    """Judge the answers; write train-*.parquet, a source for a mixture, and manifest.json."""
     config, (_, questions) = context.recipe.distill, draw_prompts(context)
     sampled = context.run_dir / "distill" / "sample"
     answers, special = read_answers(sampled / "answers"), read_json(sampled / "special_tokens.json")
@@ -114,7 +117,7 @@ def traces(context: Context) -> dict[str, Any]:
         ]
     )
     for path in context.folder.glob("train-*.parquet"):
-        path.unlink()  # of a start that was killed
+        path.unlink()  # left by a start that was killed
     size = context.recipe.mix.shard_size
     for number, first in enumerate(range(0, len(kept), size)):
         write_conversations(
@@ -152,10 +155,11 @@ def traces(context: Context) -> dict[str, Any]:
 
 
 def draw_prompts(context: Context) -> tuple[list[Conversation], list[Conversation]]:
-    """(the questions that GRPO trains on, those that are sampled), each a prompt of `as_prompt`.
+    """Return (the questions that GRPO trains on, those that are sampled), each a prompt of
+    `as_prompt`.
 
-    Each group gives its share of both, or what it has; a question about an image counts once, however often the mixture
-    asks it.
+    Each group gives its share of both, or what it has. A question about an image counts once,
+    however often the mixture asks it.
     """
     config = context.recipe.distill
     found = iterate_conversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
@@ -172,9 +176,10 @@ def draw_prompts(context: Context) -> tuple[list[Conversation], list[Conversatio
 def first_of_groups(
     found: Iterable[Conversation], config: DistillConfig, count: int
 ) -> list[list[Conversation]]:
-    """Of each group the `count` questions that come first, in the order of a hash of the seed, image and question.
+    """Return the first `count` questions of each group, in the order of a hash of the seed, image
+    and question.
 
-    No more than these are held in memory, beside the hashes of those that were seen.
+    Only these, and the hashes of those already seen, are held in memory.
     """
     group_of = {name: group for group, types in config.groups.items() for name in types}
     heaps: dict[str, list[tuple[int, Conversation]]] = {group: [] for group in config.groups}
@@ -199,14 +204,14 @@ def first_of_groups(
 
 
 def _place(text: str) -> int:
-    """A number of 64 bits by which to order."""
+    """Return a 64-bit number to sort by."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def ask_mllm(
     mllm: Mllm, questions: Sequence[Conversation], config: DistillConfig, number: int
 ) -> list[dict[str, Any]]:
-    """Sampled answers to one shard of questions, decoded: {id, answers, tokens} each."""
+    """Sample answers to one shard of questions, decoded: {id, answers, tokens} each."""
     generation = generate(
         mllm,
         [
@@ -230,7 +235,7 @@ def ask_mllm(
 
 
 def read_answers(folder: Path) -> dict[str, list[str]]:
-    """The sampled answers by the id of their question."""
+    """Read the sampled answers by the id of their question."""
     return {
         record["id"]: record["answers"]
         for path in sorted(folder.glob("*.jsonl"))
@@ -241,11 +246,12 @@ def read_answers(folder: Path) -> dict[str, list[str]]:
 def keep_rates(
     judged: Sequence[tuple[Conversation, Sequence[ParsedReply | Refused]]],
 ) -> dict[str, Any]:
-    """What was kept, overall and by question type.
+    """Return the share that was kept, overall and by question type.
 
-    `kept_questions`: share of the questions that gave a trace, with its Wilson interval; the more answers are sampled
-    to each, the larger. `passing_answers`: share of the answers that pass by themselves, which does not depend on that.
-    `outcomes`: what became of each answer. These have no interval: answers to one question are alike.
+    `kept_questions`: share of the questions that gave a trace, with its Wilson interval; it grows
+    with the number of answers sampled per question. `passing_answers`: share of single answers that
+    pass, which does not depend on that number. `outcomes`: what became of each answer. The last two
+    have no interval, because answers to one question are alike.
     """
     by_type: dict[str, list[Sequence[ParsedReply | Refused]]] = {}
     for question, verdicts in judged:
@@ -274,7 +280,8 @@ def _rates(judged: Sequence[Sequence[ParsedReply | Refused]]) -> dict[str, Any]:
 
 
 def pretrained(context: Context) -> Path:
-    """The folder of the MLLM as it came, or was pretrained in this run: without action tokens."""
+    """Return the folder of the MLLM as it came, or as pretrained in this run, without action
+    tokens."""
     source = context.recipe.backbone.source
     return (
         context.run_dir / "base" / "pretrain" / "model"
@@ -284,7 +291,7 @@ def pretrained(context: Context) -> Path:
 
 
 def print_keep_rate(run_dir: Path) -> None:
-    """What was kept, and why the rest was not."""
+    """Print what was kept, and why the rest was not."""
     folder = run_dir / "distill" / "traces"
     manifest = read_json(folder / "manifest.json")
     share, paper = manifest["kept_questions"], manifest["paper"]

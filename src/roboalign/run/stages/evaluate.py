@@ -1,4 +1,5 @@
-"""Stages below `eval/`: token metrics of each backbone on held-out frames, and rollouts of each policy."""
+"""Stages under `eval/`: token metrics of each backbone on held-out frames, and rollouts of each
+policy."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ VIDEO_FPS = 10.0
 
 
 def tokens(context: Context) -> dict[str, Any]:
-    """Writes answers.jsonl (one record an answer) and metrics.json (with intervals)."""
+    """Write answers.jsonl (one record per answer) and metrics.json (with intervals)."""
     mixture = mixture_folder(context.run_dir)
     actions = run_action_tokens(context.run_dir)
     metrics = evaluate_mllm(
@@ -58,10 +59,11 @@ def tokens(context: Context) -> dict[str, Any]:
 
 
 def rollouts(context: Context) -> dict[str, Any]:
-    """Writes protocol.json (what moves a success rate beside the policy), episodes.jsonl (one record an episode) and
-    videos/ of each task's first success and first failure.
+    """Write protocol.json, episodes.jsonl and videos/.
 
-    A stage that was killed runs only the episodes that its file lacks.
+    protocol.json holds what affects a success rate besides the policy; episodes.jsonl has one
+    record per episode; videos/ has each task's first success and first failure. A stage that was
+    killed runs only the episodes that its file lacks.
     """
     recipe = context.recipe
     path = context.folder / "episodes.jsonl"
@@ -74,7 +76,7 @@ def rollouts(context: Context) -> dict[str, Any]:
     def keep(result: EpisodeResult) -> None:
         _keep_film(
             context.folder / "videos", result
-        )  # before the row: an episode that has one does not run again
+        )  # before the row is written: an episode that has a row does not run again
         append_jsonl(path, {**result.record(), "run_seed": context.seed})
 
     _measure(recipe, policy, benchmark, [key for key in wanted if key not in done], keep)
@@ -107,12 +109,13 @@ def _measure(
 
 
 def _load_copy(inside: str, threads: int, device: str, folder: Path) -> Act:
-    """`load_act` of the policy whose copy lies in `folder`."""
+    """Call `load_act` on the policy whose copy is in `folder`."""
     return load_act(folder / inside, threads, device)
 
 
 def load_act(policy_folder: Path, threads: int, device: str) -> Act:
-    """The policy as the simulator's workers call it; its flow noise is keyed by (task, seed, step)."""
+    """Return the policy as the simulator's workers call it; its flow noise is keyed by (task, seed,
+    step)."""
     limit_threads(threads)
     policy = Policy.load(policy_folder, device)
 
@@ -123,7 +126,8 @@ def load_act(policy_folder: Path, threads: int, device: str) -> Act:
 
 
 def _refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[str, int]]) -> None:
-    """No evaluation episode may be among the demonstrations, whatever their seeds were set to."""
+    """Refuse evaluation episodes that are among the demonstrations, whatever their seeds were set
+    to."""
     trained = {episode.episode_id for episode in read_demonstrations(run_dir, "downstream")}
     if (run_dir / "collect" / "align").exists():
         trained |= {episode.episode_id for episode in read_demonstrations(run_dir, "align")}
@@ -140,7 +144,8 @@ def _refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[st
 
 
 def _keep_film(folder: Path, result: EpisodeResult) -> None:
-    """Write a task's first success and first failure, by seed, as videos: a later one gives way to an earlier one."""
+    """Write a task's first success and first failure, by seed, as videos; an earlier seed replaces
+    a later one."""
     if result.crash is not None or not result.film:
         return
     outcome = "success" if result.success else "failure"

@@ -14,11 +14,12 @@ from roboalign.run.stage import Context
 from roboalign.vla.features import View
 from roboalign.vla.train import train_head
 
-HELD_OUT_SHARE = 0.1  # of each task's demonstrations, for the head's own validation curve
+# share of each task's demonstrations held out for the head's own validation curve
+HELD_OUT_SHARE = 0.1
 
 
 def head(context: Context) -> dict[str, Any]:
-    """Writes policy/ and metrics.jsonl."""
+    """Train the head; write policy/ and metrics.jsonl."""
     recipe = context.recipe
     training, heldout = _split(read_demonstrations(context.run_dir, "downstream"))
     stats = ActionStats.fit(
@@ -27,7 +28,8 @@ def head(context: Context) -> dict[str, Any]:
         clip=recipe.head_training.clip,
     )
     if (context.seed, context.arm) == (recipe.seeds[0], recipe.arms[0]):
-        for note in stats.notes():  # the same for all arms: their demonstrations are the same
+        # the same for all arms, because their demonstrations are the same
+        for note in stats.notes():
             say(note, "head")
     view = View(
         layer=recipe.backbone.layer,
@@ -52,7 +54,8 @@ def head(context: Context) -> dict[str, Any]:
 
 
 def _split(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
-    """(training, held out): of each task the last tenth, one at least where there are two."""
+    """Return (training, held out): the last tenth of each task is held out, at least one if there
+    are two."""
     by_task: dict[str, list[Episode]] = {}
     for episode in episodes:
         by_task.setdefault(episode.task, []).append(episode)

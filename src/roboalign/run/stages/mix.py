@@ -13,7 +13,7 @@ from roboalign.run.stage import Context
 
 
 def mix(context: Context) -> dict[str, Any]:
-    """Writes mixture/ (train-*.parquet, rl.parquet, heldout.parquet, manifest.json)."""
+    """Write mixture/ (train-*.parquet, rl.parquet, heldout.parquet, manifest.json)."""
     if context.recipe.mixture is not None:
         return _given(context, Path(context.recipe.mixture))
     actions = run_action_tokens(context.run_dir)
@@ -32,7 +32,8 @@ def mix(context: Context) -> dict[str, Any]:
 
 
 def given_manifest(mixture: str) -> Path:
-    """manifest.json of a folder of `roboalign data mix`. Raises RoboAlignError where there is none."""
+    """Return manifest.json of a folder of `roboalign data mix`. Raises RoboAlignError if there is
+    none."""
     path = Path(mixture) / "manifest.json"
     if not path.is_file():
         raise RoboAlignError(
@@ -44,9 +45,10 @@ def given_manifest(mixture: str) -> Path:
 
 
 def _given(context: Context, given: Path) -> dict[str, Any]:
-    """mixture/ as a link to a folder of `roboalign data mix`, whose files must be those of its manifest.
+    """Link mixture/ to a folder of `roboalign data mix`, whose files must match its manifest.
 
-    Raises RoboAlignError where a file differs, nothing is held out, or an arm needs RL and there is no subset for it.
+    Raises RoboAlignError if a file differs, nothing is held out, or an arm needs RL and there is no
+    subset for it.
     """
     manifest = read_manifest(given)
     for name, digest in manifest["shards"].items():

@@ -1,4 +1,5 @@
-"""Stage `report`: gathers what the stages left and writes one HTML page, summary.json and table.txt."""
+"""Stage `report`: collect the stages' results and write one HTML page, summary.json and
+table.txt."""
 
 import datetime
 import math
@@ -44,7 +45,7 @@ REMADE = "delete the folder videos/, or the stage eval's folder to roll out agai
 
 
 def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
-    """Writes index.html, summary.json (arms, success, paired differences) and table.txt.
+    """Write index.html, summary.json (arms, success, paired differences) and table.txt.
 
     `stages` are the stages of the run before this one, in order: those of its ledger.
     """
@@ -94,7 +95,8 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def notes(recipe: Recipe, size: str) -> list[str]:
-    """What limits these results beside their own numbers: where they were measured, of what model, on which questions.
+    """Return what limits these results besides their own numbers: where they were measured, which
+    model, which questions.
 
     `size` is the number of the backbone's parameters in words.
     """
@@ -121,7 +123,8 @@ def notes(recipe: Recipe, size: str) -> list[str]:
 
 
 def number_in_words(count: int) -> str:
-    """`178656` -> `179 thousand`, `8291375616` -> `8.29 billion`: three digits."""
+    """Return the count to three digits: `178656` -> `179 thousand`, `8291375616` -> `8.29
+    billion`."""
     for unit, name in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
         if count >= 0.9995 * unit:
             value = count / unit
@@ -137,9 +140,11 @@ def _arm(name: str, answers: list[dict[str, Any]]) -> ArmSummary:
 
 
 def print_summary(run_dir: Path, arms: Sequence[str]) -> None:
-    """What a finished run ends with: the verdict and one table of 80 columns, where its page is, and what to try next.
+    """Print the end of a finished run: the verdict, one table of 80 columns, where its page is, and
+    what to try next.
 
-    `arms` are the run's. The wide table is in `report/table.txt`; a run of an earlier version has that one alone.
+    `arms` are the run's. The wide table is in `report/table.txt`; a run of an earlier version has
+    only that one.
     """
     folder = run_dir / "report"
     end = folder / "end.txt"
@@ -149,14 +154,16 @@ def print_summary(run_dir: Path, arms: Sequence[str]) -> None:
 
 
 def next_command(run_dir: Path, arms: Sequence[str]) -> str:
-    """What to try after a run of these arms: the comparison that it is about; for one arm, what its backbone knows."""
+    """Return what to try after a run of these arms: the comparison that it is about, or for one
+    arm, a probe of its backbone."""
     for before, after in compared(arms):
         return f"roboalign compare {run_dir} --arm {before} --arm {after}"
     return f"roboalign probe {run_dir} --arm {arms[0]}"
 
 
 def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
-    """Token records of an arm over all seeds. The blind arm has none of its own: its backbone is RoboAlign's."""
+    """Return the token records of an arm over all seeds. The blind arm has none: its backbone is
+    RoboAlign's."""
     return [
         row
         for seed in recipe.seeds
@@ -165,7 +172,8 @@ def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
 
 
 def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
-    """Episode records of an arm over all seeds. Raises RoboAlignError where one is missing or damaged."""
+    """Return the episode records of an arm over all seeds. Raises RoboAlignError if one is missing
+    or damaged."""
     wanted = evaluation_episodes(recipe)
     records: list[dict[str, Any]] = []
     for seed in recipe.seeds:
@@ -192,7 +200,8 @@ def _environment(run_dir: Path, recipe: Recipe, ledger: list[Mapping[str, Any]])
 
 
 def commit() -> str:
-    """The commit of the source that runs, with `+changes` where files differ from it; `unknown` outside a checkout."""
+    """Return the commit of the running source, with `+changes` if files differ from it; `unknown`
+    outside a checkout."""
     here = Path(__file__).parent
     try:
         head, state = (
@@ -222,9 +231,10 @@ def _processor() -> str:
 
 
 def read_ledger(run_dir: Path, stages: Iterable[str]) -> list[Mapping[str, Any]]:
-    """One row a finished stage, in the order of `stages`: what it counted and its seconds.
+    """Read one row per finished stage, in the order of `stages`: what it counted and its seconds.
 
-    Stages of arms or seeds that an earlier recipe had are still in the folder, but no part of this run.
+    Stages of arms or seeds from an earlier recipe are still in the folder, but not part of this
+    run.
     """
     hidden = {"key", "needs", "settings", "files"}
     files = [run_dir / name / "stage.json" for name in stages]
@@ -253,7 +263,8 @@ def _log(folder: Path, stage: str) -> list[dict[str, Any]]:
 def stage_curves(
     trained: Sequence[Backbone], seed: int, log: Callable[[str], list[dict[str, Any]]]
 ) -> list[Curve]:
-    """The logs of the stages that train backbones with `seed`; `log` reads that of a stage, [] where there is none."""
+    """Return the logs of the stages that train backbones with `seed`; `log` reads a stage's log, []
+    if there is none."""
     axes = Counter(backbone.curve for backbone in trained)
     curves = []
     for backbone in trained:
@@ -272,7 +283,7 @@ def _first_arm(backbone: Backbone) -> str:
 def _samples(
     run_dir: Path, recipe: Recipe, answers: dict[str, list[dict[str, Any]]]
 ) -> list[FrameSample]:
-    """What SFT and RoboAlign said about the same frames, of the first training seed."""
+    """Return what SFT and RoboAlign said about the same frames, for the first training seed."""
     if not {"sft", "roboalign"} <= set(recipe.arms):
         return []
     first = {
@@ -287,7 +298,7 @@ def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:
     videos: list[Video] = []
     for arm in recipe.arms:
         folder = run_dir / f"seed-{recipe.seeds[0]}" / "eval" / "rollouts" / arm / "videos"
-        # Of all that the folder has, one of each outcome: the page holds them all.
+        # Of all videos in the folder, take one of each outcome: the page embeds them all.
         found: dict[str, Video] = {}
         for number, row in enumerate(stored_videos(folder)):
             path = video_file(folder, row, number)
@@ -299,7 +310,7 @@ def _videos(run_dir: Path, recipe: Recipe) -> list[Video]:
 
 
 def stored_videos(folder: Path) -> list[Any]:
-    """The rows of the index of a folder of videos; [] where it has none."""
+    """Return the rows of the index of a folder of videos; [] if it has none."""
     index = folder / "index.json"
     rows = read_json(index) if index.exists() else []
     if not isinstance(rows, list):
@@ -308,7 +319,8 @@ def stored_videos(folder: Path) -> list[Any]:
 
 
 def video_file(folder: Path, row: Any, number: int) -> Path:
-    """The file of one row. Raises RoboAlignError where it is no plain file of this folder: the page would hold it."""
+    """Return the file of one row. Raises RoboAlignError if it is not a plain file of this folder,
+    since the page embeds it."""
     where = f"{folder / 'index.json'}, row {number}"
     kinds = {"task": str, "seed": int, "outcome": str, "path": str}
     for key, kind in kinds.items():

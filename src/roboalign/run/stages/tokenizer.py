@@ -19,7 +19,8 @@ from roboalign.run.stage import Context
 
 
 def tokenizer(context: Context) -> dict[str, Any]:
-    """Writes fast/ (the published layout), stats.json, and tokenizer.json with what the tokens cost in accuracy."""
+    """Write fast/ (the published layout), stats.json, and tokenizer.json with the accuracy that the
+    tokens lose."""
     if context.recipe.mixture is not None:
         return _given(context, Path(context.recipe.mixture))
     config = context.recipe.tokenizer
@@ -69,7 +70,8 @@ def tokenizer(context: Context) -> dict[str, Any]:
 
 
 def _given(context: Context, mixture: Path) -> dict[str, Any]:
-    """The action tokens of a mixture, copied. Raises RoboAlignError where it has none, or others than its manifest."""
+    """Copy the action tokens of a mixture. Raises RoboAlignError if it has none, or others than its
+    manifest says."""
     folder, described = mixture / "tokenizer", read_manifest(mixture)["tokenizer"]
     if not folder.is_dir() or described is None:
         raise RoboAlignError(
