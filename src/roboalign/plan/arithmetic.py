@@ -1,10 +1,9 @@
-"""Bytes, operations and seconds of a training, by arithmetic alone: what a run will need before
-anything starts.
+"""Compute bytes, operations and seconds of a training by arithmetic, before anything starts.
 
-Memory of weights, gradients and optimizer is exact; activations are counted tensor by tensor for a
+Memory of weights, gradients and optimizer is exact. Activations are counted tensor by tensor for a
 pre-norm decoder with a gated feed-forward layer and fused attention, as Hugging Face's models
-compute it: the tests compare them with what autograd keeps. Time is operations over the GPU's peak
-times an assumed utilisation: an order of magnitude, no promise. Nothing of this has been compared
+compute it; the tests compare them with what autograd keeps. Time is operations over the GPU's peak
+times an assumed utilization: an order of magnitude, not a promise. None of this has been compared
 with a GPU yet.
 """
 
@@ -15,12 +14,12 @@ from roboalign.core.errors import RoboAlignError
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 ADAMW_BYTES = 8  # both moments, float32
-KEPT_CHECKPOINTS = 3  # the two that are kept, and the one that is being written
+KEPT_CHECKPOINTS = 3  # the two that are kept, and the one being written
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: memory in bytes, dense peaks in operations a second, memory bandwidth in bytes a
+    """One GPU: memory in bytes, dense peaks in operations per second, memory bandwidth in bytes per
     second."""
 
     name: str
@@ -30,8 +29,8 @@ class Gpu:
     bandwidth: float
 
 
-# NVIDIA's data sheets: tensor-core peaks without sparsity, float32 without TF32 (torch's default), SXM where there is
-# one. Memory in their gigabytes, of 10^9 bytes: drivers report up to 7% more.
+# NVIDIA's data sheets: tensor-core peaks without sparsity, float32 without TF32 (torch's default),
+# SXM if there is one. Memory in their gigabytes, of 10^9 bytes: drivers report up to 7% more.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -48,8 +47,8 @@ GPUS = {
 
 
 def parse_gpus(text: str) -> tuple[Gpu, int]:
-    """`8xH100` or `H100` -> the GPU and how many. Raises RoboAlignError on another form or an
-    unknown name."""
+    """Parse `8xH100` or `H100` into the GPU and their number. Raises RoboAlignError on another form
+    or an unknown name."""
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([A-Za-z0-9-]+)", text)
     names = {name.lower(): name for name in GPUS}
     if match is None or match[2].lower() not in names:
@@ -63,49 +62,50 @@ def parse_gpus(text: str) -> tuple[Gpu, int]:
 
 @dataclass(frozen=True)
 class BackboneSize:
-    """What costs depend on, of a multimodal LLM; widths in numbers, counts in parameters."""
+    """The sizes of a multimodal LLM that costs depend on; widths in numbers, counts in
+    parameters."""
 
     parameters: int
     vision: int
-    """Of these, outside the text model and the embeddings."""
+    """Parameters of these that are outside the text model and the embeddings."""
     table: int
-    """Of these, one embedding table."""
+    """Parameters of these in one embedding table."""
     tied: bool
     layers: int
     width: int
     query: int
-    """Attention heads x their width."""
+    """Number of attention heads x their width."""
     key_value: int
-    """Key (or value) heads x their width."""
+    """Number of key (or value) heads x their width."""
     mlp: int
     vocabulary: int
     normed_queries: bool = False
-    """Queries and keys pass a norm of their own (Qwen3)."""
+    """Whether queries and keys pass their own norm (Qwen3)."""
 
     @property
     def body(self) -> int:
-        """Parameters of the text layers: what every token is multiplied with."""
+        """Return the parameters of the text layers, which every token is multiplied with."""
         return self.parameters - self.vision - self.tables
 
     @property
     def tables(self) -> int:
-        """Parameters of the embeddings, input and output."""
+        """Return the parameters of the embeddings, input and output."""
         return self.table * (1 if self.tied else 2)
 
     @property
     def multiplied(self) -> int:
-        """Parameters of text layers and output layer; rows of an input embedding are looked up, not
-        multiplied."""
+        """Return the parameters of text layers and output layer; rows of an input embedding are
+        looked up, not multiplied."""
         return self.body + self.table
 
     @property
     def unit(self) -> int:
-        """Parameters that a GPU holds whole under sharding by layer: the embeddings and one text
-        layer."""
+        """Return the parameters that a GPU holds whole when layers are sharded: the embeddings and
+        one text layer."""
         return self.tables + self.body // self.layers
 
     def grown(self, rows: int) -> "BackboneSize":
-        """The same with `rows` more tokens in its vocabulary."""
+        """Return the same size with `rows` more tokens in its vocabulary."""
         added = rows * self.width
         total = self.parameters + added * (1 if self.tied else 2)
         return replace(
@@ -123,66 +123,67 @@ class Memory:
     casts: float = 0
     """Autocast's bfloat16 copies of the weights."""
     gathered: float = 0
-    """Under sharding: the whole embeddings, and the whole layer that is at work."""
+    """Under sharding: the whole embeddings, and the whole layer being computed."""
     reference: float = 0
     """A model that is not trained: GRPO's reference, the head's backbone."""
     tables: float = 0
-    """With LoRA: the output embedding with the trained rows put in, once a forward pass, and its
-    gradient."""
+    """With LoRA: the output embedding with the trained rows inserted, once per forward pass, and
+    its gradient."""
     activations: float = 0
     logits: float = 0
     cache: float = 0
-    """Keys and values of the rollouts; they are gone before the update begins."""
+    """Keys and values of the rollouts; they are freed before the update begins."""
     sampler: float = 0
-    """Under sharding: the whole copy of the policy that samples, or that a server is given; gone
-    likewise."""
+    """Under sharding: the whole copy of the policy that samples, or that is sent to a server; also
+    freed before the update."""
     server: float = 0
-    """The share of a vLLM server on this same GPU, while it samples."""
+    """The share of a vLLM server on this same GPU while it samples."""
     asleep: float = 0
-    """What it keeps of that while the trainer computes."""
+    """The part of that share that it keeps while the trainer computes."""
     whole: float = 0
-    """Under sharding: the whole model, which each GPU has loaded before it keeps its part alone."""
+    """Under sharding: the whole model, which each GPU loads before it keeps only its part."""
 
     @property
     def held(self) -> float:
-        """What stays there all the time."""
+        """Return what stays in memory all the time."""
         return self.weights + self.optimizer + self.gathered + self.reference
 
     @property
     def start(self) -> float:
-        """Before the first update."""
+        """Return the bytes before the first update."""
         return self.weights + self.reference + self.whole
 
     @property
     def rollout(self) -> float:
-        """While answers are sampled: activations and gradients are not there, the bfloat16 copies
-        are.
+        """Return the bytes while answers are sampled: the bfloat16 copies, but no activations or
+        gradients.
 
-        Nor is a copy of the policy that is written out for a server there when that samples.
+        The copy of the policy that is written out for a server is also gone by the time the server
+        samples.
         """
         own = self.cache + self.casts if self.cache else 0
         return self.held + max(self.server, self.asleep + own + self.sampler)
 
     @property
     def update(self) -> float:
-        """While the weights are trained."""
+        """Return the bytes while the weights are trained."""
         held = self.held + self.asleep
         return held + self.gradients + self.casts + self.tables + self.activations + self.logits
 
     @property
     def total(self) -> float:
-        """The peak."""
+        """Return the peak."""
         return max(self.start, self.rollout, self.update)
 
 
 def training_state(
     parameters: int, trainable: int, *, cast: int = 0, unit: int = 0, share: int = 1
 ) -> Memory:
-    """Weights, gradients and AdamW's moments in float32, each divided over `share` GPUs.
+    """Return weights, gradients and AdamW's moments in float32, each divided over `share` GPUs.
 
-    `cast`: trained parameters of which autocast keeps a bfloat16 copy, those that products are made
-    with (0: no bf16). `unit`: parameters that a GPU holds whole while it works, where they are
-    sharded: gathered in the type of the products, without autocast.
+    `cast`: trained parameters of which autocast keeps a bfloat16 copy because products use them (0:
+    no bf16). `unit`: parameters that a GPU holds whole while it computes, if they are sharded:
+    gathered in the type of the products, without autocast.
     """
     sharded = share > 1
     return Memory(
@@ -196,8 +197,8 @@ def training_state(
 
 
 def lora_parameters(b: BackboneSize, rank: int, rows: int) -> int:
-    """What LoRA trains: two matrices beside each linear layer of the text model, and `rows` rows of
-    the embeddings."""
+    """Return what LoRA trains: two matrices for each linear layer of the text model, and `rows`
+    rows of the embeddings."""
     ends = 2 * (b.width + b.query) + 2 * (b.width + b.key_value) + 3 * (b.width + b.mlp)
     return rank * b.layers * ends + rows * b.width * (1 if b.tied else 2)
 
@@ -205,12 +206,12 @@ def lora_parameters(b: BackboneSize, rank: int, rows: int) -> int:
 def lora_state(
     b: BackboneSize, trained: int, *, number: int, bf16: bool, checkpointing: bool, passes: int
 ) -> Memory:
-    """Frozen weights of `number` bytes each, `trained` parameters beside them in float32, and what
-    goes with both.
+    """Return frozen weights of `number` bytes each, `trained` additional parameters in float32, and
+    what both require.
 
-    `passes`: forward passes that are kept for one backward pass. In each, autocast casts frozen
-    float32 weights anew, and autograd keeps the casts: of all text layers, or under checkpointing
-    of the one that is at work.
+    `passes`: forward passes that are kept for one backward pass. In each one autocast casts frozen
+    float32 weights again, and autograd keeps the casts: of all text layers, or under checkpointing
+    of the layer being computed.
     """
     product = BFLOAT16 if bf16 else number
     frozen = b.body / b.layers if checkpointing else b.body * passes
@@ -225,68 +226,70 @@ def lora_state(
 
 
 def layer_bytes(b: BackboneSize, *, bf16: bool, rank: int = 0) -> int:
-    """What one text layer keeps of one token for the backward pass; with LoRA, what its adapters of
-    `rank` keep too.
+    """Return what one text layer keeps of one token for the backward pass; with LoRA, including its
+    adapters of `rank`.
 
-    In float32: each norm's input and its normalised form. In the type of the products: what the two
-    norms give, queries, keys, values (repeated for each query head, as torch's attention wants them
-    where a batch is padded), what attention gives, gate, its activation, up, and their product.
-    Under bf16 the residual stream and the norms stay in float32, and autocast makes a copy of what
-    a norm gives for each of its five readers (query, key, value; gate, up).
+    In float32: each norm's input and its normalized form. In the type of the products: the output
+    of the two norms, queries, keys, values (repeated for each query head, as torch's attention
+    requires if a batch is padded), the output of attention, gate, its activation, up, and their
+    product. Under bf16 the residual stream and the norms stay in float32, and autocast copies a
+    norm's output for each of its five readers (query, key, value; gate, up).
     """
     normed = 2 * b.width + (b.query + b.key_value if b.normed_queries else 0)
     products = (5 if bf16 else 2) * b.width + 4 * b.query + 4 * b.mlp + 7 * rank
     kept = (
         1 if rank else 2
-    )  # the normalised form is for the gradient of the norm's weights, which LoRA freezes
+    )  # the normalized form is for the gradient of the norm's weights, which LoRA freezes
     return kept * FLOAT32 * normed + (BFLOAT16 if bf16 else FLOAT32) * products
 
 
 def activation_bytes(
     b: BackboneSize, tokens: float, *, bf16: bool, checkpointing: bool, rank: int = 0
 ) -> float:
-    """Of `tokens` tokens through all text layers. Checkpointing keeps each layer's input, and one
-    whole layer a time.
+    """Return the activations of `tokens` tokens through all text layers.
 
-    A vision tower keeps nothing where it is frozen; where it is trained, what it keeps is not
-    counted.
+    Checkpointing keeps each layer's input, and one whole layer at a time. A frozen vision tower
+    keeps nothing; what a trained one keeps is not counted.
     """
     whole = layer_bytes(b, bf16=bf16, rank=rank)
     return tokens * (b.layers * FLOAT32 * b.width + whole if checkpointing else b.layers * whole)
 
 
 def logit_bytes(b: BackboneSize, tokens: float, *, bf16: bool) -> float:
-    """Of the loss on `tokens` answer tokens: the logits, their float32 form, its log-softmax, and
-    the gradient."""
+    """Return the bytes of the loss on `tokens` answer tokens: the logits, their float32 form, its
+    log-softmax, and the gradient."""
     return tokens * b.vocabulary * ((BFLOAT16 if bf16 else 0) + 3 * FLOAT32)
 
 
 def cache_bytes(b: BackboneSize, rows: int, length: float, number: int) -> float:
-    """Keys and values, of `number` bytes each, of `rows` answers of `length` tokens, prompt
-    included."""
+    """Return the keys and values, of `number` bytes each, of `rows` answers of `length` tokens,
+    prompt included."""
     return 2 * number * b.layers * b.key_value * rows * length
 
 
 def drawing_bytes(b: BackboneSize, rows: int) -> float:
-    """Of the next token of `rows` answers: logits, their log-softmax with and without the
-    suppressed tokens in float32, probabilities and their sums in float64."""
+    """Return the bytes to draw the next token of `rows` answers.
+
+    These are logits, their log-softmax with and without the suppressed tokens in float32, and
+    probabilities and their sums in float64.
+    """
     return rows * b.vocabulary * (3 * FLOAT32 + 2 * 8)
 
 
 def checkpoint_bytes(parameters: int, trainable: int) -> float:
-    """On disk while a stage trains: weights and both moments of each checkpoint that is kept or
-    being written."""
+    """Return the bytes on disk while a stage trains: weights and both moments of each checkpoint
+    kept or being written."""
     return KEPT_CHECKPOINTS * (FLOAT32 * parameters + ADAMW_BYTES * trainable)
 
 
 def forward_flops(
     b: BackboneSize, tokens: float, length: float, *, answers: float = 0, layers: int | None = None
 ) -> float:
-    """One pass over `tokens` text-model tokens in sequences of `length`, and the output layer for
-    `answers` of them.
+    """Return the operations of one pass over `tokens` text-model tokens in sequences of `length`,
+    with the output layer for `answers` of them.
 
-    Two operations a parameter and token; causal attention takes two products of `length`/2 keys a
-    query channel.
+    Two operations per parameter and token; causal attention takes two products of `length`/2 keys
+    per query channel.
     """
     share = (layers or b.layers) / b.layers
     attention = 2 * b.layers * b.query * length  # 2 products x 2 operations x length / 2
@@ -294,8 +297,8 @@ def forward_flops(
 
 
 def vision_flops(b: BackboneSize, patches: float) -> float:
-    """One pass of the vision tower over `patches` patches; attention within the image is left
-    out."""
+    """Return the operations of one pass of the vision tower over `patches` patches, without
+    attention within the image."""
     return 2 * b.vision * patches
 
 
@@ -308,12 +311,11 @@ def training_flops(
     checkpointing: bool,
     adapters: int = 0,
 ) -> float:
-    """Forward, and a backward pass of twice that; checkpointing computes the forward pass of the
-    layers once more.
+    """Return the operations of a forward pass and a backward pass of twice that.
 
-    With `adapters`, trained parameters beside frozen weights, the backward pass is half of that, as
-    it leaves out the products that give the gradients of weights; those of the adapters come on
-    top.
+    Checkpointing computes the forward pass of the layers once more. With `adapters`, trained
+    parameters added to frozen weights, the backward pass is half of that, since the products for
+    the weights' gradients are left out; those of the adapters are added.
     """
     again = forward_flops(b, tokens, length) if checkpointing else 0
     return (
@@ -324,25 +326,27 @@ def training_flops(
 
 
 def compute_seconds(flops: float, peak: float, utilisation: float, gpus: int) -> float:
-    """Seconds of `flops` operations at `utilisation` of the peak of each of `gpus` GPUs."""
+    """Return the seconds of `flops` operations at `utilisation` of the peak of each of `gpus`
+    GPUs."""
     return flops / (peak * utilisation * gpus)
 
 
 def decode_seconds(steps: float, bytes_read: float, gpu: Gpu, use: float) -> float:
-    """Seconds of `steps` decoding steps, each of which reads `bytes_read` at the share `use` of the
-    memory's rate."""
+    """Return the seconds of `steps` decoding steps, each of which reads `bytes_read` at the share
+    `use` of the memory's rate."""
     return steps * bytes_read / (gpu.bandwidth * use)
 
 
 def block_bytes(width: int, *, bf16: bool) -> int:
-    """What one block of the head (attention, feed-forward four times as wide) keeps of one token.
+    """Return what one block of the head (attention, feed-forward four times as wide) keeps of one
+    token.
 
     Two norms' inputs in float32; in the type of the products the norms' outputs, queries, keys,
-    values, what attention gives, and the inner layer before and behind its activation.
+    values, the output of attention, and the inner layer before and after its activation.
     """
     return 2 * FLOAT32 * width + (BFLOAT16 if bf16 else FLOAT32) * (2 + 3 + 1 + 2 * 4) * width
 
 
 def block_context_bytes(width: int, *, bf16: bool) -> int:
-    """Keys and values that a cross-attending block keeps of one token of its context."""
+    """Return the keys and values that a cross-attending block keeps of one token of its context."""
     return 2 * width * (BFLOAT16 if bf16 else FLOAT32)

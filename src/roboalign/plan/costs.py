@@ -1,7 +1,9 @@
-"""`roboalign plan`: memory, disk, time and money of a recipe's trainings on given GPUs, before anything starts.
+"""`roboalign plan`: memory, disk, time and money of a recipe's trainings on given GPUs, before
+anything starts.
 
-What is known is computed: shapes from the model's configuration, without its weights. What is not (how long questions
-and answers are, how well a GPU is used) is assumed, printed with the result, and can be given with --assume.
+What is known is computed: shapes from the model's configuration, without its weights. What is not
+known (how long questions and answers are, how well a GPU is used) is assumed, printed with the
+result, and can be set with --assume.
 """
 
 from roboalign.plan.arithmetic import Gpu
@@ -14,15 +16,18 @@ from roboalign.run.arms import backbones
 from roboalign.run.recipe import Recipe
 
 COSTS = {"sft": sft_cost, "imitation": imitation_cost, "rl": rl_cost}
-"""By what a backbone's training is like (`Backbone.like`), in the order in which they run."""
+"""Cost functions by the kind of a backbone's training (`Backbone.like`), in the order in which they
+run."""
 
 
 def plan_costs(
     recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions
 ) -> tuple[Model, list[StageCost]]:
-    """The recipe's backbone and what each kind of training costs, in the order in which they run.
+    """Return the recipe's backbone and what each kind of training costs, in the order in which they
+    run.
 
-    Raises RoboAlignError as model_of does, and where a vLLM server's share of a GPU does not hold its weights.
+    Raises RoboAlignError as model_of does, and if a vLLM server's share of a GPU cannot hold its
+    weights.
     """
     asked = CostInputs(recipe, model_of(recipe, assumed), gpu, count, assumed)
     trained = [(backbone.like, backbone.stage) for backbone in backbones(recipe.arms)]

@@ -1,4 +1,5 @@
-"""What the head costs: features of the frozen backbone once, then the head on them."""
+"""Estimate what the head costs: one pass for features of the frozen backbone, then the head on
+them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from roboalign.vla.head import FlowMatchingHead, HeadShape
 
 
 def head_cost(asked: CostInputs) -> StageCost:
-    """Each GPU takes a part of the frames and of the batch. The backbone stays loaded."""
+    """Return the cost of the head. Each GPU takes a part of the frames and of the batch. The
+    backbone stays loaded."""
     recipe, config, head = asked.recipe, asked.recipe.head_training, _Head(asked)
     frames, length = head.frames, head.length
     width, dtype = asked.model.numbers.width, recipe.backbone.layer_dtype
@@ -46,13 +48,13 @@ def head_cost(asked: CostInputs) -> StageCost:
 
 @dataclass(frozen=True)
 class _Head:
-    """The sizes of a recipe's head and of what it is trained on."""
+    """The sizes of a recipe's head and of its training data."""
 
     asked: CostInputs
 
     @cached_property
     def built(self) -> FlowMatchingHead:
-        """The head without its weights."""
+        """Build the head without its weights."""
         recipe, assumed = self.asked.recipe, self.asked.assumed
         shape = HeadShape(
             vlm_width=self.asked.model.numbers.width,
@@ -69,25 +71,25 @@ class _Head:
 
     @property
     def over_vlm(self) -> int:
-        """Of these, what every token of the backbone is multiplied with."""
+        """Return how many of these every token of the backbone is multiplied with."""
         own = sum(p.numel() for p in self.built.vlm_blocks.parameters())
         return own + self.asked.model.numbers.width * self.asked.recipe.head.vlm_inner_width
 
     @property
     def length(self) -> float:
-        """Tokens of a prompt."""
+        """Return the tokens of a prompt."""
         return self.asked.model.image_tokens + self.asked.assumed.question_tokens
 
     @property
     def sequence(self) -> int:
-        """Tokens that the head adds to a prompt: actions, future tokens, state."""
+        """Return the tokens that the head adds to a prompt: actions, future tokens, state."""
         recipe = self.asked.recipe
         own = recipe.tokenizer.horizon + recipe.head.future_tokens + recipe.head.proprioception
         return recipe.head_training.draws * own
 
     @property
     def frames(self) -> float:
-        """Frames that the backbone encodes."""
+        """Return the number of frames that the backbone encodes."""
         collect, features = self.asked.recipe.collect, self.asked.recipe.head_training.features
         collected = collect.downstream.episodes_per_task * len(collect.downstream_names())
         steps = collected * self.asked.assumed.episode_steps
@@ -110,7 +112,7 @@ class _Head:
         return self.asked.recipe.head_training.precision == "bfloat16"
 
     def memory(self, checkpointing: bool, micro: int, share: int) -> Memory:
-        """As StageCost.memory; a head is never sharded."""
+        """Return memory as StageCost.memory; a head is never sharded."""
         config, parameters, bf16 = self.asked.recipe.head, self.parameters, self.bf16
         state = arithmetic.training_state(parameters, parameters, cast=parameters if bf16 else 0)
         vlm_block = arithmetic.block_bytes(config.vlm_inner_width, bf16=bf16)
@@ -118,7 +120,7 @@ class _Head:
         context = arithmetic.block_context_bytes(config.width, bf16=bf16)
         kept = config.vlm_layers * self.length * vlm_block
         kept += config.layers * self.sequence * block
-        kept += config.layers / 2 * self.length * context  # every other block reads the backbone
+        kept += config.layers / 2 * self.length * context  # every second block reads the backbone
         return replace(
             state,
             weights=state.weights * (2 if self.asked.recipe.head_training.ema else 1),

@@ -1,4 +1,5 @@
-"""What `roboalign plan` knows of a recipe's backbone before it is there, and what it assumes of the data."""
+"""Describe a recipe's backbone for `roboalign plan` before it is there, and the assumptions about
+the data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,30 +31,31 @@ FAST_PLUS = 2048  # entries of the published FAST tokenizer
 
 
 class Assumptions(Config):
-    """What a plan cannot know. Each can be given with --assume NAME=VALUE."""
+    """What a plan cannot know. Each can be set with --assume NAME=VALUE."""
 
     utilisation: float = Field(0.35, gt=0, le=1)
     """Share of the GPU's peak that training reaches (MFU)."""
     bandwidth: float = Field(0.5, gt=0, le=1)
     """Share of the GPU's memory bandwidth that decoding reaches."""
     usable: float = Field(0.92, gt=0, le=1)
-    """Share of the GPU's memory that tensors may take; the rest is for CUDA and for gaps between them."""
+    """Share of the GPU's memory that tensors may take; the rest is for CUDA and fragmentation."""
     image_tokens: int = Field(0, ge=0)
-    """Tokens of an image; 0: what the backbone's processor makes of one of the alignment's size."""
+    """Tokens per image; 0: as many as the backbone's processor makes of an image of the alignment's
+    size."""
     question_tokens: float = Field(45, gt=0)
-    """Tokens of a question, chat template included."""
+    """Tokens per question, chat template included."""
     answer_tokens: float = Field(40, gt=0)
-    """Tokens of an answer of the mixture."""
+    """Tokens per answer of the mixture."""
     reply_tokens: float = Field(120, gt=0)
-    """Mean tokens of a sampled answer; `rl.max_new_tokens` is the bound of memory and of the decoding steps."""
+    """Mean tokens per sampled answer; `rl.max_new_tokens` bounds memory and decoding steps."""
     asleep: float = Field(2e9, ge=0)
-    """Bytes of a GPU that a vLLM server keeps while it sleeps: CUDA's own, captured graphs."""
+    """Bytes of a GPU that a vLLM server keeps while it sleeps: CUDA's own and captured graphs."""
     episode_steps: float = Field(100, gt=0)
-    """Steps of a demonstration."""
+    """Steps per demonstration."""
     action_dim: int = Field(7, ge=1)
-    """Numbers of an action."""
+    """Numbers per action."""
     state_dim: int = Field(8, ge=1)
-    """Numbers of the robot's state."""
+    """Numbers per robot state."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,13 @@ class Model:
     numbers: BackboneSize
     image_tokens: int
     patches: int
-    """Vision tokens of an image before they are merged."""
+    """Vision tokens per image before merging."""
     rows: int
-    """Action tokens."""
+    """Number of action tokens."""
 
 
 def backbone_numbers(model: Any) -> BackboneSize:
-    """The numbers of a model, whether it has weights or lies on `meta`."""
+    """Return the sizes of a model, whether it has weights or is on `meta`."""
     text, table = model.config.get_text_config(), model.get_output_embeddings().weight
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return BackboneSize(
@@ -89,9 +91,11 @@ def backbone_numbers(model: Any) -> BackboneSize:
 
 
 def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
-    """The recipe's backbone, its action tokens added. A folder that is not there counts as the preset of its name.
+    """Return the recipe's backbone with action tokens added. A missing folder counts as the preset
+    of its name.
 
-    Raises RoboAlignError where there is neither, and where the model has no layer `backbone.layer`.
+    Raises RoboAlignError if there is neither folder nor preset, or the model has no layer
+    `backbone.layer`.
     """
     config, name, tokens = _described(recipe)
     numbers = backbone_numbers(meta_model(config))
@@ -104,7 +108,8 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
     tokens = assumed.image_tokens or tokens
     rows = len(getattr(config, "action_token_ids", None) or ())
     if not rows:
-        # Qwen's table has some hundred rows to spare, which the first new tokens fill: these are counted twice here.
+        # Qwen's table has some hundred spare rows, which the first new tokens fill: these are
+        # counted twice here.
         rows = 2 + (FAST_PLUS if recipe.tokenizer.path else recipe.tokenizer.vocab_size)
         numbers = numbers.grown(rows)
     merge = int(
@@ -114,12 +119,13 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
 
 
 def named_preset(source: str) -> ModelPreset | None:
-    """The preset that `source` stands for, as there is no such folder."""
+    """Return the preset that `source` names when there is no such folder."""
     return None if (Path(source).expanduser() / "config.json").is_file() else preset_of(source)
 
 
 def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
-    """Of the backbone: configuration, name, and the tokens of an image of the alignment's size."""
+    """Return the backbone's configuration, name, and tokens for an image of the alignment's
+    size."""
     source, size = recipe.backbone.source, recipe.collect.align_image_size()
     if source == "train":
         tiny = recipe.backbone.tiny
@@ -138,7 +144,7 @@ def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
 
 
 def existing_folder(source: str) -> Path:
-    """The folder of a backbone. Raises RoboAlignError where there is none."""
+    """Return the folder of a backbone. Raises RoboAlignError if there is none."""
     try:
         return source_folder(source, "settings")
     except RoboAlignError as error:
@@ -151,7 +157,8 @@ def existing_folder(source: str) -> Path:
 
 
 def assumptions(given: list[str]) -> Assumptions:
-    """`NAME=VALUE` texts -> Assumptions. Raises RoboAlignError on an unknown name or a value out of range."""
+    """Parse `NAME=VALUE` texts into Assumptions. Raises RoboAlignError on an unknown name or a
+    value out of range."""
     pairs = [text.partition("=")[::2] for text in given]
     known = f"known: {', '.join(Assumptions.model_fields)}"
     assumed: Assumptions = validated(Assumptions, dict(pairs), where="--assume", fix=known)

@@ -1,7 +1,8 @@
-"""`roboalign plan --rehearse`: one update of each training at its full size, on tensors without numbers.
+"""`roboalign plan --rehearse`: one update of each training at its full size, on fake tensors.
 
-The trainers' own code runs, with a model that has the recipe's shapes and no weights behind them. What does not fit
-together shows before a GPU is rented, and so does what a GPU would have to hold, to set beside the plan's arithmetic.
+The trainers' own code runs, with a model that has the recipe's shapes and no weights behind them.
+Mismatches show before a GPU is rented, and so does the memory that a GPU would need, for comparison
+with the plan's arithmetic.
 """
 
 import tempfile
@@ -49,30 +50,30 @@ from roboalign.vla.head import FlowMatchingHead, HeadShape
 from roboalign.vla.train import Trained, average_of, loss_module, make_optimizer, train_step
 
 NEVER = 10**9
-PASSES = (
-    2  # micro-batches of the rehearsed update, at most: gradients are there when the second begins
-)
+PASSES = 2  # maximum micro-batches of the rehearsed update: gradients exist when the second begins
 _WEIGHTS, OPTIMIZER, FROZEN = "weights", "AdamW", "frozen model"
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """The most memory that a part of a training held on one GPU."""
+    """The peak memory of a part of a training on one GPU."""
 
     stage: str
     part: str
-    """`start`: until the first update begins; `rollout`; `update`; of the head `hidden states` and `step`."""
+    """`start`: until the first update begins; `rollout`; `update`; for the head `hidden states` and
+    `step`."""
     peak: Counter[str]
-    """Bytes by what held them; `""` is all that comes and goes: gradients, copies, activations, a cache."""
+    """Bytes by what held them; `""` is everything temporary: gradients, copies, activations, a
+    cache."""
     planned: float
-    """Bytes that `roboalign plan` says of the same part and lengths; 0 where it says nothing."""
+    """Bytes that `roboalign plan` gives for the same part and lengths; 0 if it gives none."""
 
     @property
     def total(self) -> int:
         return sum(self.peak.values())
 
     def line(self) -> str:
-        """What is printed of it."""
+        """Return the line that is printed."""
         names = {name: name or "what comes and goes" for name in self.peak}
         held = ", ".join(
             f"{names[name]} {size(amount)}" for name, amount in self.peak.items() if amount
@@ -92,7 +93,7 @@ class Rehearsal:
     recipe: Recipe
     assumed: Assumptions
     count: int
-    """GPUs."""
+    """Number of GPUs."""
     mllm: Mllm
 
     @property
@@ -106,7 +107,8 @@ class Rehearsal:
     def passes(
         self, batch: int, micro: int, unit: Literal["conversations", "prompts"] = "conversations"
     ) -> int:
-        """Micro-batches of the rehearsed update. Raises RoboAlignError where the recipe's do not divide."""
+        """Return the micro-batches of the rehearsed update. Raises RoboAlignError if the recipe's
+        do not divide."""
         return min(PASSES, accumulation_of(batch, micro, self.count, unit))
 
     def talks(self, turns: int, count: int) -> list[Conversation]:
@@ -117,7 +119,8 @@ Peaks = dict[str, Counter[str]]
 
 
 def describe_rehearsal(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions) -> Iterator[str]:
-    """What is printed of a rehearsal, line by line as it goes. The model is split where it does not fit whole."""
+    """Yield the text of a rehearsal, line by line as it runs. The model is split if it does not fit
+    whole."""
     _, stages = plan_costs(recipe, gpu, count, assumed)
     usable = gpu.memory * assumed.usable
     split = count > 1 and any(
@@ -135,10 +138,11 @@ def describe_rehearsal(recipe: Recipe, gpu: Gpu, count: int, assumed: Assumption
 def rehearse(
     recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, *, split: bool
 ) -> Iterator[Rehearsed]:
-    """Each kind of training of the recipe, as one of `count` GPUs does it; `split`: FSDP2 splits the model over them.
+    """Rehearse each kind of training of the recipe, as one of `count` GPUs runs it; `split`: FSDP2
+    shards the model over them.
 
-    The head is always trained on a whole model. Raises RoboAlignError as the trainings do, where a batch does not
-    divide over the GPUs, and where the backbone's processor is not known.
+    The head is always trained on a whole model. Raises RoboAlignError as the trainings do, and if a
+    batch does not divide over the GPUs or the backbone's processor is not known.
     """
     recipe = recipe.model_copy(
         update={"rl": recipe.rl.model_copy(update={"vllm": None})}
@@ -204,7 +208,8 @@ def _sft(made: Rehearsal) -> tuple[Peaks, Lengths]:
 
 
 def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
-    """One batch of answers is sampled: a longer rollout samples one after the other."""
+    """Rehearse RL with one batch of sampled answers: a longer rollout samples batches one after the
+    other."""
     config, mllm = made.recipe.rl, made.mllm
     own = (
         made.passes(config.prompts_per_update, config.micro_batch_size, "prompts")
@@ -243,7 +248,7 @@ def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
             lora,
             digest=_no_numbers,
         )
-        trainer.gather = list  # the other processes are not there
+        trainer.gather = list  # the other processes do not exist
         trainer.require_the_samplers_policy = _not_compared  # type: ignore[method-assign]
         if trainer.reference is not None:
             meter.label(FROZEN, trainer.reference.parameters())
@@ -251,7 +256,7 @@ def _rl(made: Rehearsal) -> tuple[Peaks, Lengths]:
 
 
 def _prompts(made: Rehearsal, count: int) -> tuple[list[Conversation], FastTokenizer]:
-    """Action questions with a target, and what reads it."""
+    """Return action questions with a target, and the tokenizer that reads it."""
     assert made.mllm.vocabulary is not None
     chunks = np.random.default_rng(0).uniform(
         -1, 1, (64, made.recipe.tokenizer.horizon, made.assumed.action_dim)
@@ -272,16 +277,17 @@ def _folder() -> Iterator[Path]:
 
 
 def _not_compared(logp: torch.Tensor, batch: Any) -> None:
-    """Numbers that nobody knows are not compared with the sampler's."""
+    """Skip the comparison with the sampler: fake numbers cannot be compared."""
 
 
 def _no_numbers(model: nn.Module) -> str:
-    """Weights without numbers have no digest."""
+    """Return no digest: fake weights have none."""
     return ""
 
 
 def _run(trainer: AlignTrainer, meter: Meter) -> Peaks:
-    """The first update of a training: the peaks until it begins, in a rollout, and since."""
+    """Run the first update of a training; return the peaks until it begins, in a rollout, and after
+    that."""
     trainer.args.save_strategy = "no"  # type: ignore[assignment]
     watch = _OneUpdate(trainer, meter)
     trainer.add_callback(watch)
@@ -293,7 +299,8 @@ def _run(trainer: AlignTrainer, meter: Meter) -> Peaks:
 
 
 class _OneUpdate(TrainerCallback):
-    """Ends a training after its first update, which finds AdamW's moments as every later one does."""
+    """End a training after its first update, which finds AdamW's moments as every later one
+    does."""
 
     def __init__(self, trainer: AlignTrainer, meter: Meter) -> None:
         self.meter = meter
@@ -328,7 +335,7 @@ class _OneUpdate(TrainerCallback):
 
 
 class _Stored:
-    """Hidden states in place of files of them."""
+    """Hidden states in memory instead of in files."""
 
     def __init__(self, states: torch.Tensor, mask: torch.Tensor) -> None:
         self.states, self.mask = states, mask
@@ -341,7 +348,8 @@ class _Stored:
 
 
 def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
-    """A batch of hidden states, and two steps of the head on such; the frozen model stays where it is."""
+    """Rehearse a batch of hidden states and two steps of the head on them; the frozen model stays
+    in memory."""
     recipe, mllm, assumed, config = made.recipe, made.mllm, made.assumed, made.recipe.head_training
     view = View(
         layer=recipe.backbone.layer,

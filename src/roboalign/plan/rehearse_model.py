@@ -1,4 +1,5 @@
-"""What a rehearsal trains on: a recipe's backbone without numbers, and samples of the assumed lengths."""
+"""Build what a rehearsal trains on: a recipe's backbone on fake tensors, and samples of the assumed
+lengths."""
 
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -39,9 +40,10 @@ WORDS = (
 
 
 def fake_backbone(recipe: Recipe, rows: int) -> Mllm:
-    """The recipe's backbone with `rows` action tokens, its weights fake, in `hardware.dtype` and eval mode.
+    """Build the recipe's backbone with `rows` action tokens, its weights fake, in `hardware.dtype`
+    and eval mode.
 
-    Raises RoboAlignError where its processor is not known.
+    Raises RoboAlignError if its processor is not known.
     """
     config, processor, vocabulary = _parts(recipe, rows - 2)
     text = config.get_text_config()
@@ -57,7 +59,7 @@ def fake_backbone(recipe: Recipe, rows: int) -> Mllm:
 
 
 def _parts(recipe: Recipe, n_fast: int) -> tuple[PretrainedConfig, Any, ActionVocabulary]:
-    """Configuration, processor and action tokens of the recipe's backbone."""
+    """Return configuration, processor and action tokens of the recipe's backbone."""
     source, texts = recipe.backbone.source, [" ".join(WORDS)] * 8
     if (preset := named_preset(source)) is not None:
         return published(preset, texts, n_fast)
@@ -76,14 +78,14 @@ def _parts(recipe: Recipe, n_fast: int) -> tuple[PretrainedConfig, Any, ActionVo
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of what is trained on."""
+    """Mean token counts of the training data."""
 
     image: int
     question: float
     answer: float
 
     def assumed(self) -> dict[str, float]:
-        """As a plan's assumptions."""
+        """Return the lengths as a plan's assumptions."""
         return {
             "image_tokens": self.image,
             "question_tokens": self.question,
@@ -94,7 +96,8 @@ class Lengths:
 def talks(
     mllm: Mllm, assumed: Assumptions, side: int, turns: int, count: int
 ) -> list[Conversation]:
-    """`count` conversations of `turns` turns about an image of `side` pixels, as long as assumed, to a token or so."""
+    """Return `count` conversations of `turns` turns about an image of `side` pixels, as long as
+    assumed to about one token."""
     question, answer = _words(mllm, assumed, side)
     asked = " ".join(islice(cycle(WORDS), question))
     told = " ".join(islice(cycle(WORDS), answer))
@@ -109,7 +112,8 @@ def talks(
 
 
 def _words(mllm: Mllm, assumed: Assumptions, side: int) -> tuple[int, int]:
-    """Words of a question and of an answer that come to the assumed tokens, template and end token included."""
+    """Return how many words make a question and an answer of the assumed tokens, template and end
+    token included."""
     image = np.zeros((side, side, 3), np.uint8)
 
     def sizes(words: int) -> tuple[int, int]:
@@ -126,12 +130,12 @@ def _words(mllm: Mllm, assumed: Assumptions, side: int) -> tuple[int, int]:
 
 
 def image_tokens_of(mllm: Mllm, ids: np.ndarray) -> int:
-    """Tokens of a sample that stand for its image."""
+    """Return how many tokens of a sample stand for its image."""
     return int(np.isin(ids, mllm.processor.image_token_ids).sum())
 
 
 def conversation_lengths(mllm: Mllm, conversation: Conversation) -> Lengths:
-    """What a conversation comes to, a turn."""
+    """Return the lengths of a conversation, per turn."""
     turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
     encoded = encode_conversation(mllm, turns, rgb_of_file(conversation.image))
     image, answers = (
@@ -144,5 +148,5 @@ def conversation_lengths(mllm: Mllm, conversation: Conversation) -> Lengths:
 
 
 def word_token(mllm: Mllm) -> int:
-    """An ordinary token, which ends no answer."""
+    """Return an ordinary token, which ends no answer."""
     return int(mllm.tokenizer.encode(f" {WORDS[0]}", add_special_tokens=False)[0])

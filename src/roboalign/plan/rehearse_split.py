@@ -1,4 +1,5 @@
-"""One process that believes itself the first of many, between which FSDP2 splits a model: nothing is sent anywhere."""
+"""Run one process as if it were the first of many among which FSDP2 shards a model; nothing is sent
+anywhere."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from roboalign.mllm.fake import own_addresses
 
-# What accelerate's launcher tells its processes by launch/accelerate/eight_gpus_fsdp2.yaml.
+# The variables that accelerate's launcher sets under launch/accelerate/eight_gpus_fsdp2.yaml.
 LAUNCHED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -24,9 +25,9 @@ LAUNCHED = {
 
 @contextmanager
 def split_over(processes: int) -> Iterator[None]:
-    """Within, trainings split their model over `processes`, of which there is only the first.
+    """Shard models over `processes` within the context, although only the first process exists.
 
-    What the others would send is of the right size and means nothing.
+    What the others would send has the right size and no meaning.
     """
     place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     settings = {**LAUNCHED, **{name: str(value) for name, value in place.items()}}
@@ -41,7 +42,7 @@ def split_over(processes: int) -> Iterator[None]:
 
 @contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Within, these variables are set; afterwards all are as they were."""
+    """Set these environment variables within the context; restore them afterwards."""
     before = dict(os.environ)
     os.environ.update(settings)
     try:

@@ -1,4 +1,5 @@
-"""What GRPO costs: rollouts, sampled by the trainer itself or by vLLM, and updates on their answers."""
+"""Estimate what GRPO costs: rollouts, sampled by the trainer itself or by vLLM, and updates on
+their answers."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,14 +10,15 @@ from roboalign.plan.arithmetic import BFLOAT16, FLOAT32, Memory
 from roboalign.plan.stage_cost import CostInputs, StageCost, Tuning
 
 GENERATED_ROWS = 256  # answers that `mllm.generate` samples at a time
-STEP = 0.1  # by which `rl.vllm.memory` is tried smaller
-SHORTEST = 128  # tokens of an answer below which no plan advises to cut it: it must hold a reasoning and an action
+STEP = 0.1  # step in which a smaller `rl.vllm.memory` is tried
+# shortest answer, in tokens, that a plan advises: it must hold a reasoning and an action
+SHORTEST = 128
 
 
 def rl_cost(asked: CostInputs, names: list[str]) -> StageCost:
-    """The stages `names` that train as `rl` does.
+    """Return the cost of the stages `names`, which train as `rl` does.
 
-    Raises RoboAlignError where a vLLM server's share of the GPU does not hold its weights.
+    Raises RoboAlignError if a vLLM server's share of the GPU cannot hold its weights.
     """
     config, rl = asked.recipe.rl, _Rl(asked, _rollout(asked))
     server, rollout = _server(asked, rl.rollout), rl.rollout
@@ -53,7 +55,7 @@ def rl_cost(asked: CostInputs, names: list[str]) -> StageCost:
 
 @dataclass(frozen=True)
 class _Rollout:
-    """The sizes of a rollout of GRPO, lengths in tokens."""
+    """The sizes of a GRPO rollout, lengths in tokens."""
 
     prompt: float
     reply: float
@@ -61,9 +63,9 @@ class _Rollout:
     rows: int
     """Answers that a GPU samples at a time."""
     batches: int
-    """How often it does so, over all rollouts."""
+    """Number of such batches, over all rollouts."""
     prompts: int
-    """Over all rollouts."""
+    """Number of prompts, over all rollouts."""
 
 
 def _rollout(asked: CostInputs) -> _Rollout:
@@ -82,27 +84,28 @@ def _rollout(asked: CostInputs) -> _Rollout:
 
 @dataclass(frozen=True)
 class _Server:
-    """The vLLM server of `rl.vllm.serve` on each GPU: bytes, and the seconds that it decodes."""
+    """The vLLM server of `rl.vllm.serve` on each GPU: its bytes, and the seconds that it
+    decodes."""
 
     share: float = 0
     asleep: float = 0
     seconds: float = 0
     work: str = ""
     smaller: float = 0
-    """A smaller `rl.vllm.memory` that holds its weights and the cache of one group of answers; 0: there is none."""
+    """A smaller `rl.vllm.memory` that holds its weights and the cache of one group of answers; 0:
+    there is none."""
 
 
 def _server(asked: CostInputs, rollout: _Rollout) -> _Server:
-    """Raises RoboAlignError where its share of the GPU does not hold its weights."""
+    """Return the server's sizes. Raises RoboAlignError if its share of the GPU cannot hold its
+    weights."""
     config, vllm, b, gpu = asked.recipe.rl, asked.recipe.rl.vllm, asked.model.numbers, asked.gpu
     if vllm is None:
         return _Server()
     if not vllm.serve:
         return _Server(work=", sampled by a server whose GPUs are not counted")
     float32 = any(option.endswith("float32") for option in vllm.options)
-    number = (
-        FLOAT32 if float32 else BFLOAT16
-    )  # vLLM casts float32 weights, unless it is told not to
+    number = FLOAT32 if float32 else BFLOAT16  # vLLM casts float32 weights unless told otherwise
     share, weights = vllm.memory * gpu.memory, number * b.parameters
     if share <= weights:
         raise RoboAlignError(
@@ -113,7 +116,7 @@ def _server(asked: CostInputs, rollout: _Rollout) -> _Server:
         )
     own = math.ceil(config.prompts_per_rollout / asked.count)
     rows = min(own, vllm.concurrency) * config.samples
-    # Where one answer ends, the next begins.
+    # When one answer ends, the next begins.
     steps = max(rollout.longest, own * config.samples * rollout.reply / rows)
     length = rollout.prompt + rollout.reply
     read = number * b.multiplied + arithmetic.cache_bytes(b, rows, length, number)
@@ -130,7 +133,8 @@ def _server(asked: CostInputs, rollout: _Rollout) -> _Server:
 
 
 def _smaller(asked: CostInputs, names: list[str], server: _Server) -> tuple[str, StageCost] | None:
-    """A change of the recipe under which a rollout takes less memory, and the cost under it."""
+    """Return a change of the recipe under which a rollout takes less memory, and the cost under
+    it."""
     config = asked.recipe.rl
     half = config.max_new_tokens // 2
     if server.smaller and config.vllm:
@@ -159,19 +163,20 @@ class _Rl:
 
     @property
     def loaded(self) -> int:
-        """Bytes of a weight as it is loaded: float32, unless it is frozen and LoRA's adapters are trained."""
+        """Return the bytes of a weight as loaded: float32, unless it is frozen and LoRA's adapters
+        are trained."""
         return self.asked.number if self.asked.recipe.rl.lora else FLOAT32
 
     @property
     def replayed(self) -> float:
-        """Replayed conversations for each prompt of an update."""
+        """Return the replayed conversations for each prompt of an update."""
         config = self.asked.recipe.rl
         return config.replay_batch / config.prompts_per_update if config.replay_weight else 0
 
     def update_flops(self) -> float:
-        """Operations of all updates."""
+        """Return the operations of all updates."""
         asked, config, rollout = self.asked, self.asked.recipe.rl, self.rollout
-        # Checkpointing needs rows of their own: the prompt is then computed for each of its answers.
+        # Checkpointing needs separate rows: the prompt is then computed for each of its answers.
         times = config.samples if config.gradient_checkpointing else 1
         answered = rollout.prompts * config.samples * rollout.reply
         prompts = rollout.prompts * times
@@ -187,9 +192,10 @@ class _Rl:
         return flops
 
     def sampling_flops(self) -> float:
-        """Operations of all sampling and scoring.
+        """Return the operations of all sampling and scoring.
 
-        With `rl.vllm` own log-probabilities replace the sampling, or come on top where it is on the same GPUs.
+        With `rl.vllm`, computing the trainer's own log-probabilities replaces sampling, or is added
+        to it on the same GPUs.
         """
         config, rollout, model = self.asked.recipe.rl, self.rollout, self.asked.model
         answered = rollout.prompts * config.samples * rollout.reply
@@ -202,32 +208,33 @@ class _Rl:
         return once * (1 + bool(config.kl) + bool(config.vllm and config.vllm.serve))
 
     def decode_seconds(self) -> float:
-        """Seconds that the trainer's own sampling waits for memory.
+        """Return the seconds that the trainer's own sampling waits for memory.
 
-        Under bf16 it multiplies with the copies that autocast makes once of what is trained.
+        Under bf16 it multiplies with the copies that autocast makes once of the trained weights.
         """
         b, config, rollout = self.asked.model.numbers, self.asked.recipe.rl, self.rollout
         multiplied = BFLOAT16 if config.bf16 and not config.lora else self.loaded
         length = rollout.prompt + rollout.reply
         read: float = multiplied * b.multiplied
         read += arithmetic.cache_bytes(b, rollout.rows, length, self.loaded)
-        if config.lora:  # peft copies the tables, rows put in, at every token
+        if config.lora:  # peft copies the tables, with rows inserted, at every token
             read += FLOAT32 * self.tuning.adapters + 2 * self.loaded * b.tables
         return self.asked.decode_seconds(rollout.batches * rollout.longest, read)
 
     def memory(self, checkpointing: bool, micro: int, share: int) -> Memory:
-        """As StageCost.memory, without a server."""
+        """Return memory as StageCost.memory, without a server."""
         asked, config, rollout = self.asked, self.asked.recipe.rl, self.rollout
         b, replayed = asked.model.numbers, micro * self.replayed
         answers: float = micro * config.samples * rollout.longest
         held = micro * rollout.prompt * (config.samples if checkpointing else 1) + answers
         held += replayed * asked.conversation_tokens(asked.turns)
         answers += replayed * asked.turns * asked.assumed.answer_tokens
-        # Split models are gathered, and their reference is kept, in the type of the products; whole ones as loaded.
+        # Sharded models are gathered, and their reference is kept, in the type of the products;
+        # whole models as loaded.
         number = BFLOAT16 if config.bf16 and share > 1 else self.loaded
         cache = arithmetic.cache_bytes(b, rollout.rows, rollout.prompt + rollout.longest, number)
         cache += arithmetic.drawing_bytes(b, rollout.rows)
-        # Prompts and answers apart; the replay.
+        # Prompts and answers separately; then the replay.
         passes = (1 if checkpointing else 2) + bool(config.replay_weight)
         copied = config.kl and not config.lora
         return replace(

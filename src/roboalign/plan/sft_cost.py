@@ -1,4 +1,4 @@
-"""What SFT costs, and imitation: SFT on what RL is asked."""
+"""Estimate what SFT costs, and imitation: SFT on what RL is asked."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,7 @@ from roboalign.plan.stage_cost import CostInputs, StageCost, Tuning
 
 
 def sft_cost(asked: CostInputs, names: list[str]) -> StageCost:
-    """The stages `names` that train as `sft` does."""
+    """Return the cost of the stages `names`, which train as `sft` does."""
     recipe, config = asked.recipe, asked.recipe.sft
     samples = recipe.mix.conversations * config.epochs
     if config.max_steps:
@@ -33,7 +33,7 @@ def sft_cost(asked: CostInputs, names: list[str]) -> StageCost:
 
 
 def imitation_cost(asked: CostInputs, names: list[str]) -> StageCost:
-    """SFT on what RL is asked, split as `run.stages.align.imitate` does it."""
+    """Return the cost of SFT on what RL is asked, split as `run.stages.align.imitate` does it."""
     recipe, config, count = asked.recipe, asked.recipe.rl, asked.count
     replayed = config.replay_batch if config.replay_weight else 0
     batch = config.prompts_per_update + replayed
@@ -58,7 +58,7 @@ def imitation_cost(asked: CostInputs, names: list[str]) -> StageCost:
 
 
 def _trained_on(stage: StageCost, tuning: Tuning, samples: float, turns: float) -> StageCost:
-    """`stage` with the cost of SFT on `samples` conversations of `turns` turns."""
+    """Return `stage` with the cost of SFT on `samples` conversations of `turns` turns."""
     asked, config = tuning.asked, tuning.config
     b, length = asked.model.numbers, asked.conversation_tokens(turns)
     answer = turns * asked.assumed.answer_tokens

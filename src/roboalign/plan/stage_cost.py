@@ -1,4 +1,4 @@
-"""What a plan is asked about, and what it says of one stage."""
+"""Define the inputs of a plan, and what it says about one stage."""
 
 import math
 from collections.abc import Callable
@@ -17,45 +17,47 @@ def _no_memory(checkpointing: bool, micro: int, share: int) -> Memory:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one run of a stage takes."""
+    """What one run of a stage costs."""
 
     names: tuple[str, ...]
-    """The stages of this kind: they cost the same."""
+    """The stages of this kind, which cost the same."""
     runs: int
     """How often the recipe runs one of them."""
     gpus: int
     """GPUs that one run uses."""
     disk: dict[str, float]
-    """Bytes; `checkpoint...` are gone when the stage has ended."""
+    """Bytes; `checkpoint...` are deleted when the stage has ended."""
     checkpointing: bool
-    """Gradient checkpointing, as the recipe says."""
+    """Gradient checkpointing, as in the recipe."""
     checkpointing_key: str
-    """The recipe's setting of it; "" where there is none."""
+    """The recipe's key for it; "" if there is none."""
     micro: int
-    """Micro-batch on a GPU, as the recipe says."""
+    """Micro-batch on a GPU, as in the recipe."""
     micro_key: str
-    """"" where a GPU takes its part of the batch at once; the parts need not be equal."""
+    """The recipe's key for it; "" if a GPU takes its part of the batch at once (parts need not be
+    equal)."""
     batch: int
-    """What an update takes, over all GPUs."""
+    """Samples per update, over all GPUs."""
     batch_key: str
     replayed: int = 0
     """Samples of `batch` that `batch_key` does not count."""
     whole: bool = False
-    """A launch that splits the model over GPUs is refused."""
+    """Whether a launch that shards the model over GPUs is refused."""
     work: str = ""
-    """In words."""
+    """The work in words."""
     tokens: float = 0
     flops: float = 0
     seconds: float = 0
     memory: Callable[[bool, int, int], Memory] = _no_memory
-    """Of one GPU under (checkpointing, micro-batch, GPUs over which weights, gradients and optimizer are sharded)."""
+    """Memory of one GPU under (checkpointing, micro-batch, GPUs over which weights, gradients and
+    optimizer are sharded)."""
     smaller: "tuple[str, StageCost] | None" = None
     """A change of the recipe that takes less memory, and the stage under it."""
 
 
 @dataclass(frozen=True)
 class CostInputs:
-    """What a plan is asked about: a recipe with its backbone, on `count` GPUs, under assumptions."""
+    """The inputs of a plan: a recipe with its backbone, on `count` GPUs, under assumptions."""
 
     recipe: Recipe
     model: Model
@@ -65,17 +67,17 @@ class CostInputs:
 
     @property
     def turns(self) -> float:
-        """Mean turns of a conversation of the mixture."""
+        """Return the mean turns per conversation of the mixture."""
         return (self.recipe.mix.min_turns + self.recipe.mix.max_turns) / 2
 
     def conversation_tokens(self, turns: float) -> float:
-        """Tokens of a conversation of `turns` turns about one image."""
+        """Return the tokens of a conversation of `turns` turns about one image."""
         each = self.assumed.question_tokens + self.assumed.answer_tokens
         return self.model.image_tokens + turns * each
 
     @property
     def rollouts(self) -> int:
-        """Rollouts of GRPO."""
+        """Return the number of GRPO rollouts."""
         config, mix = self.recipe.rl, self.recipe.mix
         if config.updates:
             return config.updates // config.updates_per_rollout
@@ -85,29 +87,29 @@ class CostInputs:
 
     @property
     def number(self) -> int:
-        """Bytes of a weight that is not trained."""
+        """Return the bytes of a weight that is not trained."""
         return BFLOAT16 if self.recipe.hardware.dtype == "bfloat16" else FLOAT32
 
     def seconds(self, flops: float, *, bf16: bool) -> float:
-        """Of `flops` operations over all GPUs."""
+        """Return the seconds of `flops` operations over all GPUs."""
         peak = self.gpu.bfloat16 if bf16 else self.gpu.float32
         return arithmetic.compute_seconds(flops, peak, self.assumed.utilisation, self.count)
 
     def decode_seconds(self, steps: float, bytes_read: float) -> float:
-        """Of `steps` decoding steps that each read `bytes_read`."""
+        """Return the seconds of `steps` decoding steps that each read `bytes_read`."""
         return arithmetic.decode_seconds(steps, bytes_read, self.gpu, self.assumed.bandwidth)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A training of the MLLM: what is asked, and the settings of SFT or RL."""
+    """A training of the MLLM: the plan's inputs, and the settings of SFT or RL."""
 
     asked: CostInputs
     config: TuneConfig
 
     @property
     def adapters(self) -> int:
-        """Parameters that LoRA trains; 0 without it."""
+        """Return the parameters that LoRA trains; 0 without it."""
         if not self.config.lora:
             return 0
         model = self.asked.model
@@ -119,17 +121,19 @@ class Tuning:
 
     @property
     def vision_passes(self) -> int:
-        """Passes of the vision tower: forward, and a backward pass of twice that where it is trained."""
+        """Return the passes of the vision tower: one forward, plus a backward pass of twice that if
+        it is trained."""
         return 1 if self.config.freeze_vision or self.config.lora else 3
 
     @property
     def trainable(self) -> int:
-        """Parameters that are trained."""
+        """Return the number of trained parameters."""
         b = self.asked.model.numbers
         return self.adapters or b.parameters - (b.vision if self.config.freeze_vision else 0)
 
     def state(self, share: int, *, checkpointing: bool, passes: int = 1) -> Memory:
-        """Weights, gradients and optimizer, sharded over `share` GPUs; `passes` as in arithmetic.lora_state."""
+        """Return weights, gradients and optimizer, sharded over `share` GPUs; `passes` as in
+        arithmetic.lora_state."""
         b, config = self.asked.model.numbers, self.config
         if config.lora:
             return arithmetic.lora_state(
@@ -150,7 +154,7 @@ class Tuning:
         )
 
     def activations(self, tokens: float, *, checkpointing: bool) -> float:
-        """Bytes that the text layers keep of `tokens` tokens for the backward pass."""
+        """Return the bytes that the text layers keep of `tokens` tokens for the backward pass."""
         return arithmetic.activation_bytes(
             self.asked.model.numbers,
             tokens,
@@ -160,7 +164,8 @@ class Tuning:
         )
 
     def flops(self, tokens: float, length: float, answers: float) -> float:
-        """Of training the text layers on `tokens` tokens in sequences of `length`, `answers` of them answers."""
+        """Return the operations to train the text layers on `tokens` tokens in sequences of
+        `length`, `answers` of them in answers."""
         return arithmetic.training_flops(
             self.asked.model.numbers,
             tokens,
@@ -172,7 +177,7 @@ class Tuning:
 
     @property
     def disk(self) -> dict[str, float]:
-        """Bytes of the checkpoints and of the model in the end."""
+        """Return the bytes of the checkpoints and of the final model."""
         parameters = self.asked.model.numbers.parameters
         written = self.adapters or parameters
         number = self.asked.number if self.config.lora else FLOAT32

@@ -1,4 +1,4 @@
-"""What `roboalign plan` prints."""
+"""Format what `roboalign plan` prints."""
 
 import math
 from collections.abc import Iterator
@@ -23,22 +23,24 @@ _PARTS = {
     "server": "vLLM while it samples",
     "asleep": "vLLM asleep",
 }
-MOST_GPUS = 1024  # over which sharding is tried
+MOST_GPUS = 1024  # largest number of GPUs over which sharding is tried
 
 
 @dataclass(frozen=True)
 class Fix:
-    """What makes a stage run: changes in words, and the memory of a GPU under them; None where nothing is enough."""
+    """What makes a stage run: changes in words, and the memory of a GPU under them; None if nothing
+    is enough."""
 
     changes: tuple[str, ...] = ()
     memory: Memory | None = None
 
 
 def find_fix(stage: StageCost, usable: float, count: int) -> Fix:
-    """The fewest changes under which the stage fits into `usable` bytes and its batch divides over its GPUs.
+    """Find the fewest changes under which the stage fits into `usable` bytes and its batch divides
+    over its GPUs.
 
-    Tried in order: the recipe as it is, checkpointing, a micro-batch of 1, and these sharded over the `count` GPUs that
-    there are; the same with a smaller setting (`StageCost.smaller`); more GPUs.
+    Tried in order: the recipe as it is, checkpointing, a micro-batch of 1, and these sharded over
+    the `count` available GPUs; the same with a smaller setting (`StageCost.smaller`); more GPUs.
     """
     here, more = _shares(stage, count)
     for shares in (here, more):
@@ -57,7 +59,8 @@ def find_fix(stage: StageCost, usable: float, count: int) -> Fix:
 
 
 def _ways(stage: StageCost) -> Iterator[tuple[int, bool]]:
-    """Micro-batch and checkpointing: the recipe's first, then less memory."""
+    """Yield micro-batch and checkpointing: the recipe's first, then settings that take less
+    memory."""
     micros = sorted({_divided(stage)[1], 1}, reverse=True)
     for micro in micros:
         yield micro, stage.checkpointing
@@ -66,8 +69,11 @@ def _ways(stage: StageCost) -> Iterator[tuple[int, bool]]:
 
 
 def _divided(stage: StageCost) -> tuple[int, int]:
-    """The smallest batch from the recipe's on that divides over the GPUs (or that has a sample for each, where parts
-    need not be equal), and the largest micro-batch up to the recipe's that does."""
+    """Return the smallest batch, starting from the recipe's, that divides over the GPUs, and the
+    largest micro-batch up to the recipe's that does.
+
+    If parts need not be equal, the batch only needs one sample per GPU.
+    """
     if not stage.micro_key:
         return max(stage.batch, stage.gpus), stage.micro
     batch = math.ceil(stage.batch / stage.gpus) * stage.gpus
@@ -76,7 +82,8 @@ def _divided(stage: StageCost) -> tuple[int, int]:
 
 
 def _shares(stage: StageCost, count: int) -> tuple[list[int], list[int]]:
-    """Over how many GPUs to shard: of those that there are (1: no sharding), and of more."""
+    """Return the numbers of GPUs to shard over: of those available (1: no sharding), and of
+    more."""
     if not stage.checkpointing_key or stage.whole:
         return [1], []
     return sorted({1, count}), [2**i for i in range(1, MOST_GPUS.bit_length()) if 2**i > count]
@@ -110,7 +117,8 @@ def _last_resort(stage: StageCost) -> str:
 def describe_plan(
     recipe: Recipe, gpu: Gpu, count: int, assumed: Assumptions, price: float | None
 ) -> str:
-    """The whole plan as text. `price` is that of one GPU for an hour, in any currency; None leaves money out."""
+    """Return the whole plan as text. `price` is for one GPU for an hour, in any currency; None
+    leaves money out."""
     model, stages = plan_costs(recipe, gpu, count, assumed)
     usable = gpu.memory * assumed.usable
     lines = [_title(recipe, model, gpu, count, usable)]
@@ -210,18 +218,18 @@ def _notes(recipe: Recipe, gpu: Gpu, assumed: Assumptions) -> list[str]:
 
 
 def size(amount: float) -> str:
-    """1.5e9 -> `1.5 GB`: powers of ten, as GPUs are sold."""
+    """Format 1.5e9 as `1.5 GB`: powers of ten, as GPUs are sold."""
     return f"{quantity(amount)}B"
 
 
 def quantity(amount: float) -> str:
-    """8.29e9 -> `8.29 G`."""
+    """Format 8.29e9 as `8.29 G`."""
     factor, unit = next(((factor, unit) for factor, unit in UNITS if amount >= factor), (1, ""))
     return f"{amount / factor:.3g} {unit}"
 
 
 def duration(seconds: float) -> str:
-    """5400 -> `1.5 h`."""
+    """Format 5400 as `1.5 h`."""
     for limit, length, name in ((86400 * 2, 86400, "days"), (3600, 3600, "h"), (60, 60, "min")):
         if seconds >= limit:
             return f"{seconds / length:.3g} {name}"
