@@ -1,4 +1,4 @@
-"""What a simulator offers: observations and steps. Nothing here knows of models or training."""
+"""Define what a simulator offers: observations and steps. Nothing here knows models or training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,10 +39,11 @@ class Observation:
 
 
 class Environment(Protocol):
-    """One running task. Results depend on the seed and the actions alone, not on earlier episodes."""
+    """One running task. Results depend only on the seed and the actions, not on earlier
+    episodes."""
 
     max_steps: int
-    """The simulator's own limit of an episode, in steps. A rollout has its own."""
+    """The simulator's own episode limit, in steps. A rollout has its own."""
 
     def reset(self, seed: int) -> None:
         """Start the episode of `seed`. The initial state is the same for every policy, in every process."""
@@ -65,32 +66,33 @@ class Benchmark(Protocol):
 
     @property
     def action_dim(self) -> int:
-        """A: numbers of an action."""
+        """Return A, the length of an action."""
         ...
 
     @property
     def state_dim(self) -> int:
-        """S: numbers of the proprioception."""
+        """Return S, the length of the proprioception."""
         ...
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras, in the order of `Observation.images`."""
+        """Return the names of the cameras, in the order of `Observation.images`."""
         ...
 
     @property
     def fps(self) -> float:
-        """Policy steps per second."""
+        """Return the policy steps per second."""
         ...
 
     def tasks(self) -> list[Task]:
-        """All tasks, in a fixed order."""
+        """Return all tasks, in a fixed order."""
 
     def make(self, task: str) -> Environment:
         """Build the environment of one task. Raises RoboAlignError for an unknown name."""
 
     def episode_id(self, task: str, seed: int) -> str:
-        """The stable name of an episode. Data sets use it, and the check that no measured episode is in one."""
+        """Return the stable name of an episode. Data sets use it, and so does the check that they
+        contain no measured episode."""
 
 
 class DemonstratedEnvironment(Environment, Protocol):
@@ -100,63 +102,68 @@ class DemonstratedEnvironment(Environment, Protocol):
 
     @property
     def privileged_names(self) -> tuple[str, ...]:
-        """Names of `privileged`: gripper.x, gripper.y, gripper.z, gripper.opening, object.x, ..."""
+        """Return the names of `privileged`: gripper.x, gripper.y, gripper.z, gripper.opening,
+        object.x, ..."""
         ...
 
     def expert(self) -> Callable[[], np.ndarray]:
-        """The expert of the episode that was just reset. Each call returns its action, float32 [A], in this state."""
+        """Return the expert of the episode that was just reset. Each call returns its action,
+        float32 [A], in the current state."""
 
     def privileged(self) -> np.ndarray:
-        """float32 [P], world coordinates in meters."""
+        """Return float32 [P], world coordinates in meters."""
 
     def state(self) -> np.ndarray:
-        """Proprioception float32 [S], as `observe` gives it."""
+        """Return proprioception float32 [S], as `observe` gives it."""
 
     def render(self) -> dict[str, np.ndarray]:
-        """Camera name -> uint8 [H, W, 3], as `observe` gives them."""
+        """Return camera name -> uint8 [H, W, 3], as `observe` gives them."""
 
     def camera_geometry(self) -> dict[str, CameraGeometry]:
-        """Camera name -> image size in pixels and projection."""
+        """Return camera name -> image size in pixels and projection."""
 
 
 class DemonstratedBenchmark(Benchmark, Protocol):
-    """A benchmark whose tasks have scripted experts. Demonstrations are written with these names."""
+    """A benchmark whose tasks have scripted experts. Demonstrations are written with these
+    names."""
 
     @property
     def robot_type(self) -> str:
-        """The robot's name in a data set, for example `sawyer`."""
+        """Return the robot's name in a data set, for example `sawyer`."""
         ...
 
     @property
     def action_space(self) -> str | ActionSpace:
-        """What the actions mean: a name of `actions.known_spaces.KNOWN`, or the space itself."""
+        """Return what the actions mean: a name of `actions.known_spaces.KNOWN`, or the space
+        itself."""
         ...
 
     @property
     def axes(self) -> Axes:
-        """Where +x, +y and +z of actions and privileged points are, as the robot sees them."""
+        """Return where +x, +y and +z of actions and privileged points are, as seen by the robot."""
         ...
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """A names, one for each number of an action."""
+        """Return A names, one for each number of an action."""
         ...
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """S names, one for each number of the proprioception."""
+        """Return S names, one for each number of the proprioception."""
         ...
 
     @property
     def image_size(self) -> int:
-        """Width and height of every camera's image, pixels."""
+        """Return the width and height of every camera's image, in pixels."""
         ...
 
     def prepare(self) -> None:
-        """Called once before worker processes start, for what each would otherwise find out itself (a renderer)."""
+        """Prepare once, before worker processes start, what each would otherwise find by itself
+        (such as a renderer)."""
 
     def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
-        """Every name of these tasks' environments, without building one."""
+        """Return every name of these tasks' environments, without building one."""
 
     def make(self, task: str) -> DemonstratedEnvironment:
         """Build the environment of one task, with its expert. Raises RoboAlignError for an unknown name."""

@@ -1,4 +1,4 @@
-"""Viewpoints and their exact projection from the world to pixels."""
+"""Define viewpoints and their exact projection from the world to pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import mujoco
 
 RenderMode = Literal["fast", "default"]
-"""`default` draws a model as it asks; `fast` leaves out shadows, reflections and multi-sampling (`sim.rendering`)."""
+"""`default` draws a model as it asks; `fast` leaves out shadows, reflections and multisampling
+(`sim.rendering`)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class CameraView:
     name: str
     fixed: str | None = None
     upside_down: bool = False
-    """The model mounts this camera rotated by 180 degrees; the image is turned back."""
+    """Whether the model mounts this camera rotated by 180 degrees; the image is then turned
+    back."""
     lookat: tuple[float, float, float] = (0.0, 0.0, 0.0)
     distance: float = 1.0
     azimuth: float = 90.0
@@ -33,9 +35,10 @@ class CameraView:
     """Vertical field of view of a free camera, degrees."""
 
 
-# Fitted to the fingertip, object and goal points of the scripted experts of all 50 tasks: 99.9% of them are inside.
-# Seen from the robot's right, a little from behind: the fronts of drawers, doors and buttons show, and the arm comes in
-# from the top left, so that it seldom hides the object. Seen from 50 degrees above, the tabletop shows depth.
+# Fitted to the fingertip, object and goal points of the scripted experts of all 50 tasks: 99.9% of
+# them are inside. Seen from the robot's right and slightly from behind, so that the fronts of
+# drawers, doors and buttons show. The arm enters from the top left and seldom hides the object.
+# Seen from 50 degrees above, the tabletop shows depth.
 WORKSPACE = CameraView(
     "workspace",
     lookat=(0.118, 0.599, 0.12),
@@ -69,7 +72,7 @@ class Pose:
 
 
 def pose_of(view: CameraView, model: mujoco.MjModel, data: mujoco.MjData) -> Pose:
-    """The pose of `view` in the current state (a fixed camera may be mounted on a body)."""
+    """Return the pose of `view` in the current state (a fixed camera may be mounted on a body)."""
     if view.fixed is not None:
         camera = model.camera(view.fixed).id
         right, up, backward = data.cam_xmat[camera].reshape(3, 3).T
@@ -89,7 +92,8 @@ def pose_of(view: CameraView, model: mujoco.MjModel, data: mujoco.MjData) -> Pos
 
 
 def mujoco_camera(view: CameraView, model: mujoco.MjModel) -> mujoco.MjvCamera:
-    """The same viewpoint for MuJoCo's renderer. A free camera takes its field of view from `model.vis.global_.fovy`."""
+    """Return the same viewpoint for MuJoCo's renderer. A free camera takes its field of view from
+    `model.vis.global_.fovy`."""
     import mujoco
 
     camera = mujoco.MjvCamera()
@@ -105,10 +109,10 @@ def mujoco_camera(view: CameraView, model: mujoco.MjModel) -> mujoco.MjvCamera:
 
 
 def projection_matrix(view: CameraView, pose: Pose, width: int, height: int) -> np.ndarray:
-    """The 3x4 matrix P with (u w, v w, w) = P (x, y, z, 1), float64.
+    """Return the 3x4 matrix P with (u w, v w, w) = P (x, y, z, 1), float64.
 
-    u counts pixels to the right and v downwards from the top left corner of the image: the pixel of column i covers
-    [i, i + 1). w > 0 is the depth in meters along the viewing direction.
+    u counts pixels to the right and v pixels down from the top left corner of the image: the pixel
+    of column i covers [i, i + 1). w > 0 is the depth in meters along the viewing direction.
     """
     focal = height / 2 / np.tan(np.radians(pose.fovy) / 2)
     turn = -1.0 if view.upside_down else 1.0
@@ -118,6 +122,7 @@ def projection_matrix(view: CameraView, pose: Pose, width: int, height: int) -> 
 
 
 def project(projection: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """World points [..., 3], meters -> pixels (u, v) [..., 2] by a 3x4 matrix. The depth's sign is not checked."""
+    """Project world points [..., 3], meters, to pixels (u, v) [..., 2] by a 3x4 matrix. The depth's
+    sign is not checked."""
     homogeneous = points @ projection[:, :3].T + projection[:, 3]
     return homogeneous[..., :2] / homogeneous[..., 2:]

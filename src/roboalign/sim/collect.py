@@ -1,8 +1,8 @@
-"""Demonstrations from the scripted experts of a benchmark.
+"""Collect demonstrations from the scripted experts of a benchmark.
 
-The executed action is the expert's plus noise, so that the data also holds states off the expert's path; the
-recorded label is always the expert's clean action. What is recorded depends on the task, the seed and the settings
-alone, however many processes take part.
+The executed action is the expert's plus noise, so that the data also holds states off the expert's
+path; the recorded label is always the expert's clean action. What is recorded depends only on the
+task, the seed and the settings, not on the number of processes.
 """
 
 import zlib
@@ -22,17 +22,18 @@ from roboalign.sim.cameras import CameraGeometry
 
 
 class CollectConfig(Config):
-    """How demonstrations are collected."""
+    """Settings for collecting demonstrations."""
 
     episodes_per_task: int = Field(20, ge=1)
-    """Solved episodes wanted of each task."""
+    """Number of solved episodes wanted per task."""
     noise: float = Field(0.15, ge=0, le=10)
-    """Standard deviation of the noise on the executed x, y and z action, in action units (1 is a centimeter per step in
-    Meta-World, five in LIBERO)."""
+    """Standard deviation of the noise on the executed x, y and z action, in action units (1 is one
+    centimeter per step in Meta-World, five in LIBERO)."""
     noise_memory: float = Field(0.8, ge=0, lt=1)
     """Correlation of the noise between two steps: 0 is white noise."""
     max_steps: int = Field(250, ge=1, le=100_000)
-    """An expert that has not succeeded by then has failed. LIBERO's two-object tasks need about 600."""
+    """Steps after which an unsolved episode of the expert counts as failed. LIBERO's two-object
+    tasks need about 600."""
     steps_after_success: int = Field(5, ge=0, le=100_000)
     """Frames kept after the first success, so that the data shows the solved scene."""
     attempts: int = Field(5, ge=1)
@@ -88,9 +89,9 @@ class Collected:
 def smooth_noise(
     rng: np.random.Generator, config: CollectConfig, action_dim: int
 ) -> Iterator[np.ndarray]:
-    """Autoregressive noise [A] of standard deviation `noise` on x, y and z.
+    """Yield autoregressive noise [A] of standard deviation `noise` on x, y and z.
 
-    The rest has none: a jittering gripper drops what it holds.
+    The other dimensions have none: a jittering gripper drops what it holds.
     """
     value = rng.normal(size=3)
     while True:
@@ -160,7 +161,8 @@ def collect_episode(
 def _replay(
     environment: DemonstratedEnvironment, seed: int, columns: dict[str, list[np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Camera name -> uint8 [T, H, W, 3] of the episode replayed. Raises EnvironmentCrash where it goes another way."""
+    """Replay the episode; return camera name -> uint8 [T, H, W, 3]. Raises EnvironmentCrash if it
+    diverges from the recording."""
     environment.reset(seed)
     frames: dict[str, list[np.ndarray]] = defaultdict(list)
     for step, (action, points) in enumerate(
@@ -214,7 +216,8 @@ def collect(
         for job in [*jobs, *[None] * len(jobs)]:
             if job is not None:
                 pending.append(pool.submit(_collect_wanted, benchmark, config, *job))
-            # A few jobs ahead of the reader keep the workers busy without holding the whole data set in memory.
+            # A few jobs are queued ahead of the reader: enough to keep the workers busy without
+            # holding the whole data set in memory.
             if pending and (job is None or len(pending) > 4 * workers):
                 collected = pending.popleft().result()
                 progress.advance(note=collected.task)
@@ -222,7 +225,8 @@ def collect(
 
 
 def collected_table(outcomes: Iterable[Collected]) -> dict[str, dict[str, int]]:
-    """Per task: attempts, demonstrations, unsolved and crashed attempts, and the demonstrations' frames."""
+    """Count per task: attempts, demonstrations, unsolved and crashed attempts, and the
+    demonstrations' frames."""
     table: dict[str, dict[str, int]] = {}
     for outcome in outcomes:
         row = table.setdefault(

@@ -1,7 +1,7 @@
-"""Episodes spread over workers. If a worker dies, its own episodes run again and no others.
+"""Spread episodes over workers. If a worker dies, only its own episodes run again.
 
-The queue knows only the protocol `Worker`. Here a worker is a process of this machine; `sim.ray` has those of other
-machines.
+The queue knows only the protocol `Worker`. Here a worker is a process of this machine; `sim.ray`
+has workers on other machines.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, RolloutCo
 EpisodeKey = tuple[str, int]
 """(task, seed)."""
 Message = EpisodeResult | RoboAlignError | str
-"""What a worker sends: a result, or at last the error that ended it. A str is the traceback of any other exception."""
+"""What a worker sends: a result, or finally the error that ended it. A str is the traceback of any
+other exception."""
 
 
 class WorkerDied(Exception):
@@ -31,21 +32,23 @@ class WorkerDied(Exception):
 
 
 class Worker(Protocol):
-    """One of those that share the queue."""
+    """One of the workers that share the queue."""
 
     open: list[EpisodeKey]
     """Episodes given to it whose results have not come back."""
     ready: bool
-    """Whether it can take a batch. A worker that waits for room on a machine takes none from the others."""
+    """Whether it can take a batch. A worker that waits for room on a machine takes none from the
+    others."""
 
     def give(self, batch: list[EpisodeKey]) -> None:
         """Give it a batch. If the worker has just died, `take` raises."""
 
     def take(self) -> Iterator[Message]:
-        """Messages that have arrived, without waiting. Raises WorkerDied after the last message of a dead worker."""
+        """Yield the messages that have arrived, without waiting. Raises WorkerDied after the last
+        message of a dead worker."""
 
     def stop(self) -> None:
-        """End it, whatever it is doing."""
+        """Stop it, whatever it is doing."""
 
 
 AnyWorker = TypeVar("AnyWorker", bound=Worker)
@@ -53,7 +56,8 @@ AnyWorker = TypeVar("AnyWorker", bound=Worker)
 
 @dataclass(frozen=True)
 class Site(Generic[AnyWorker]):
-    """Where workers run: how many at most, how to start one, and how to wait until any has sent something."""
+    """Where workers run: the maximum number, how to start one, and how to wait until any has sent
+    something."""
 
     limit: int
     start: Callable[[], AnyWorker]
@@ -93,7 +97,8 @@ def run_queue(
     batch_size: int,
     finish: Callable[[EpisodeResult], None],
 ) -> None:
-    """`finish` every episode once, by the workers of `site`. Raises what `evaluate_parallel` raises."""
+    """Finish every episode once, with the workers of `site`. Raises what `evaluate_parallel`
+    raises."""
     batches = _batches(episodes, batch_size, site.limit)
     retried: set[EpisodeKey] = set()
     crew: list[AnyWorker] = []
@@ -118,7 +123,8 @@ def run_queue(
 
 
 def _batches(episodes: Sequence[EpisodeKey], size: int, workers: int) -> deque[list[EpisodeKey]]:
-    """Batches, of one task where possible so that its environments are reused, no larger than a fair share."""
+    """Return batches, each of one task if possible so that its environments are reused, no larger
+    than a fair share."""
     size = max(1, min(size, -(-len(episodes) // workers)))
     ordered = sorted(episodes)
     return deque(ordered[start : start + size] for start in range(0, len(ordered), size))
@@ -132,7 +138,8 @@ def _take_results(worker: Worker, finish: Callable[[EpisodeResult], None]) -> No
 
 
 def result_of(message: Message) -> EpisodeResult:
-    """The result that a message is. Raises the policy's RoboAlignError, or RuntimeError with another's traceback."""
+    """Return the result in a message. Raises the policy's RoboAlignError, or RuntimeError with
+    another error's traceback."""
     if isinstance(message, RoboAlignError):
         raise message
     if isinstance(message, str):
@@ -147,7 +154,8 @@ def _redistribute(
     retried: set[EpisodeKey],
     finish: Callable[[EpisodeResult], None],
 ) -> None:
-    """Queue a dead worker's open episodes again, each alone. Those that have already been retried are crashes."""
+    """Queue a dead worker's open episodes again, each alone. Those that have already been retried
+    count as crashes."""
     for task, seed in episodes:
         if (task, seed) in retried:
             crash = f"the rollout process died twice ({end})"
@@ -163,7 +171,8 @@ def work(
     config: RolloutConfig,
     batches: Iterable[list[EpisodeKey]],
 ) -> Iterator[Message]:
-    """The work of every worker, local or remote: load the policy, run the batches, and send an error if one ends it."""
+    """Do the work of every worker, local or remote: load the policy, run the batches, and send an
+    error if one ends it."""
     try:
         act, pool = make_act(), EnvironmentPool(benchmark, limit=config.batch_size)
         for batch in batches:
@@ -199,7 +208,7 @@ class _LocalWorker:
 
     def stop(self) -> None:
         self.pipe.close()
-        if not self.open:  # It is idle, and ends by itself: it releases what it holds.
+        if not self.open:  # It is idle and ends by itself, so that it releases its resources.
             self.process.join(JOIN_SECONDS)
         end_processes([self.process])
 
@@ -224,7 +233,7 @@ def _work(
     pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig
 ) -> None:
     die_with_parent()
-    # Either end of the pipe fails where the parent has gone.
+    # Either end of the pipe fails if the parent is gone.
     with contextlib.suppress(BrokenPipeError):
         for message in work(make_act, benchmark, config, _received(pipe)):
             pipe.send(message)

@@ -1,4 +1,4 @@
-"""Whether MuJoCo reports that a simulation broke."""
+"""Detect whether MuJoCo reports that a simulation broke."""
 
 import mujoco
 
@@ -10,8 +10,8 @@ _STATE_BROKEN = (
 
 
 def diverged(data: mujoco.MjData) -> list[str]:
-    """MuJoCo's names of what broke in the state, empty if nothing did.
+    """Return MuJoCo's names of what broke in the state, empty if nothing did.
 
-    MuJoCo answers a diverged state with a silent reset and a warning count, which is read here.
+    MuJoCo handles a diverged state with a silent reset and a warning count, which is read here.
     """
     return [warning.name for warning in _STATE_BROKEN if data.warning[warning].number]

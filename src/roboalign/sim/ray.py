@@ -1,7 +1,9 @@
-"""Rollout workers on the machines of a Ray cluster, which share one queue (`sim.parallel`) and one caller.
+"""Run rollout workers on the machines of a Ray cluster, which share one queue (`sim.parallel`) and
+one caller.
 
-Ray ends a program that has lost its cluster, without an exception. Therefore a separate process talks to Ray and sends
-the results through a pipe. If that process dies, the caller reports an error and keeps what was measured.
+Ray ends a program that has lost its cluster, without an exception. Therefore a separate process
+talks to Ray and sends the results through a pipe. If that process dies, the caller reports an error
+and keeps what was measured.
 """
 
 import contextlib
@@ -43,18 +45,20 @@ _LOOK_EVERY = (
     10.0  # seconds of silence after which the cluster is asked whether any machine is left
 )
 Load = Callable[[Path], Act]
-"""Loads the policy from the folder into which its files were put."""
+"""Load the policy from the folder that holds its files."""
 
 
 class ClusterConfig(Config):
     """A Ray cluster (extra `cluster`) whose machines run the episodes of an evaluation, as many workers as fit."""
 
     address: str = Field("auto", pattern=r"^[^/\s]+$")
-    """Its head as `host:port`; `auto`: the cluster that `ray start` joined this machine to."""
+    """The cluster's head as `host:port`; `auto`: the cluster that `ray start` joined this machine
+    to."""
     cpus: int = Field(1, ge=1, le=4096)
-    """Cores of a worker, and threads of its policy."""
+    """Cores per worker, and threads of its policy."""
     gpus: float = Field(0.0, ge=0, le=1)
-    """GPU of a worker, 0.5 for two workers a GPU; with 0 its policy is on the CPU (`hardware.device` is not asked)."""
+    """GPUs per worker, 0.5 for two workers per GPU; with 0 its policy is on the CPU
+    (`hardware.device` is ignored)."""
 
 
 def evaluate_on_cluster(
@@ -119,9 +123,10 @@ def _drive(
     config: RolloutConfig,
     cluster: ClusterConfig,
 ) -> None:
-    """The process that talks to Ray: it sends every result through the pipe, and an error if there is one."""
+    """Talk to Ray in a separate process: send every result through the pipe, and an error if there
+    is one."""
     die_with_parent()
-    # What Ray prints of its own is in its logs; the command has one message to show.
+    # Ray's own output is in its logs; the command shows only one message.
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     import ray
@@ -162,7 +167,8 @@ def _connect(cluster: ClusterConfig) -> None:
 
 
 def _room(cluster: ClusterConfig) -> int:
-    """How many workers fit on the machines now in the cluster. Raises RoboAlignError if none does."""
+    """Return how many workers fit on the machines now in the cluster. Raises RoboAlignError if none
+    does."""
     import ray
 
     count = 0
@@ -197,7 +203,8 @@ def _stow(cargo: Mapping[str, Path]) -> dict[str, list[Any]]:
 
 
 def _loaded(load: Load, cargo: Mapping[str, Sequence[Any]]) -> Act:
-    """Load the policy from files that are on this machine's disk only meanwhile, for one worker at a time."""
+    """Load the policy from files that are on this machine's disk only during loading, for one
+    worker at a time."""
     import ray
 
     with _one_at_a_time(), tempfile.TemporaryDirectory(prefix="roboalign-policy-") as name:
@@ -220,7 +227,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 @functools.cache
 def _installed() -> dict[str, str]:
-    """Versions on this machine of what an episode depends on, apart from its policy."""
+    """Return the versions on this machine of what an episode depends on, apart from its policy."""
     folder = Path(roboalign.__file__).parent
     found = {
         "Python": platform.python_version(),
@@ -239,7 +246,8 @@ def queue_messages(
     cargo: Mapping[str, Sequence[Any]],
     batches: Iterator[list[EpisodeKey]],
 ) -> Iterator[Message]:
-    """The work of a worker on its machine: compare what is installed there, then do what a local worker does."""
+    """Do the work of a worker on its machine: compare what is installed there, then run the batches
+    as a local worker does."""
     here = _installed()
     other = [name for name in {**installed, **here} if installed.get(name) != here.get(name)]
     if other:
@@ -254,7 +262,8 @@ def queue_messages(
 
 @functools.cache
 def _actor() -> Any:
-    """The class that Ray makes a worker of. It is local: Ray sends it by value, and a failed import is a message."""
+    """Return the class that Ray makes a worker of. It is local, so Ray sends it by value, and a
+    failed import becomes a message."""
     import ray
 
     class RolloutWorker:
@@ -306,7 +315,8 @@ class _RayWorker:
         options = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "max_restarts": 0}
         self.actor = _actor().options(**options).remote(_installed(), sent, cargo)
         self.next: Any = self.actor.ready.remote()
-        """What the next message will come from: a reference, or the stream of a batch; None while idle."""
+        """The source of the next message: a reference, or the stream of a batch; None while
+        idle."""
 
     def give(self, batch: list[EpisodeKey]) -> None:
         self.next = self.actor.run.options(num_returns="streaming").remote(batch)

@@ -1,7 +1,9 @@
-"""The benchmarks that a recipe can name: those of this package, and those of installed packages.
+"""Find the benchmarks that a recipe can name: those of this package and those of installed
+packages.
 
-A package adds one by an entry point in the group `roboalign.benchmarks`, whose name is what recipes write and whose
-value is a subclass of `BenchmarkSpec`. Nothing of a simulator is imported before its benchmark is used.
+A package adds one by an entry point in the group `roboalign.benchmarks`. The entry point's name is
+what recipes write, and its value is a subclass of `BenchmarkSpec`. Nothing of a simulator is
+imported before its benchmark is used.
 """
 
 import importlib
@@ -29,9 +31,10 @@ _BUILT_IN = {
 
 
 class BenchmarkSpec(ABC):
-    """What the rest of the program asks about a benchmark. `name` is what a recipe calls it.
+    """Describe a benchmark to the rest of the program. `name` is its name in a recipe.
 
-    `settings` is an instance of `config`, read from the section `section` below `collect` in the recipe.
+    `settings` is an instance of `config`, read from the section `section` below `collect` in the
+    recipe.
     """
 
     title: ClassVar[str]
@@ -41,61 +44,66 @@ class BenchmarkSpec(ABC):
     config: ClassVar[type[Config]]
     """Class of its settings. Every field needs a default."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Distributions that it needs and whose version may change what an episode is; reports name them."""
+    """Distributions that it needs and whose version may change an episode; reports name them."""
     install: ClassVar[str] = ""
-    """Command that installs `packages`, for messages; not given: `pip install` of those that are missing."""
+    """Command that installs `packages`, for messages; default: `pip install` of those that are
+    missing."""
     notes: ClassVar[tuple[str, ...]] = ()
     """Sentences for a report: which physics, and what is simulated."""
     evaluation_seeds: ClassVar[range] = range(FIRST_EVALUATION_SEED, _ENDLESS)
-    """Episodes that measure are the first of these. Demonstrations never use them."""
+    """Seeds for evaluation, used from the first one on. Demonstrations never use them."""
     demonstration_seeds: ClassVar[range] = range(FIRST_EVALUATION_SEED)
     """Seeds of demonstrations, disjoint from `evaluation_seeds`."""
     default_align: ClassVar[str | None] = None
-    """Task set that aligns where a recipe names none."""
+    """Task set for alignment if a recipe names none."""
     default_downstream: ClassVar[str | tuple[str, ...] | None] = "all"
-    """Task set, or tasks, that measure where a recipe names none."""
+    """Task set, or tasks, for evaluation if a recipe names none."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @abstractmethod
     def task_names(self) -> tuple[str, ...]:
-        """Every task, in a fixed order. Must not need the simulator: published results are read without it."""
+        """Return every task, in a fixed order, without the simulator: published results are read
+        without it."""
 
     def task_sets(self) -> Mapping[str, tuple[str, ...]]:
-        """Sets of tasks that a recipe may give by name."""
+        """Return the sets of tasks that a recipe may give by name."""
         return {"all": self.task_names()}
 
     @abstractmethod
     def cameras(self, settings: Any) -> tuple[str, ...]:
-        """Cameras of every observation, in their order."""
+        """Return the cameras of every observation, in order."""
 
     def moving_cameras(self) -> frozenset[str]:
-        """Cameras without a fixed place: no question about points of the image can be asked of them."""
+        """Return the cameras without a fixed place, about which no question on points of the image
+        can be asked."""
         return frozenset()
 
     @abstractmethod
     def image_size(self, settings: Any) -> int:
-        """Width and height of every image, pixels."""
+        """Return the width and height of every image, pixels."""
 
     @abstractmethod
     def make(self, settings: Any) -> Benchmark:
-        """The benchmark, to measure a policy on. Raises RoboAlignError where its simulator is missing."""
+        """Return the benchmark, to measure a policy on. Raises RoboAlignError if its simulator is
+        missing."""
 
     @abstractmethod
     def demonstrated(self, settings: Any) -> DemonstratedBenchmark:
-        """The benchmark with its experts, to collect demonstrations from."""
+        """Return the benchmark with its experts, to collect demonstrations from."""
 
     def require_alignable(self, task: str) -> None:
-        """Raise RoboAlignError where questions about the task would have no one right answer."""
+        """Raise RoboAlignError if questions about the task would not have a unique right answer."""
         return
 
     def check(
         self, settings: Any, rollout: RolloutConfig, defaults: RolloutConfig, horizon: int
     ) -> None:
-        """Raise ValueError where a recipe's `rollout` (its defaults are given too) contradicts the settings.
+        """Raise ValueError if a recipe's `rollout` (its defaults are given too) contradicts the
+        settings.
 
-        `horizon`: action steps a chunk.
+        `horizon`: action steps per chunk.
         """
         if rollout.replan_every > horizon:
             raise ValueError(
@@ -104,22 +112,25 @@ class BenchmarkSpec(ABC):
             )
 
     def rollout(self, settings: Any, rollout: RolloutConfig) -> RolloutConfig:
-        """How a policy is run. A benchmark with a protocol of its own says it here."""
+        """Return how a policy is run. A benchmark with its own protocol returns it here."""
         return rollout
 
     def departures(self, settings: Any) -> dict[str, Any]:
-        """Settings that differ from the protocol under which others publish results, with their values."""
+        """Return the settings that differ from the protocol of published results, with their
+        values."""
         return {}
 
     def protocol(self, settings: Any) -> dict[str, Any]:
-        """Settings that move a success rate, as JSON values to be stored with the episodes."""
+        """Return the settings that affect a success rate, as JSON values to be stored with the
+        episodes."""
         return {
             "first_seed": self.evaluation_seeds.start,
             **settings.model_dump(mode="json"),
         }
 
     def protocol_line(self, settings: Any, cameras: tuple[str, ...]) -> str:
-        """The same in a line for a report. `cameras` are those that the policy is shown."""
+        """Return the protocol as one line for a report. `cameras` are those that the policy
+        sees."""
         return f"{self.image_size(settings)} px, camera {', '.join(cameras)}"
 
 
@@ -130,7 +141,7 @@ _specs: dict[str, BenchmarkSpec] = {}
 def register_benchmark(name: str, kind: type[BenchmarkSpec]) -> None:
     """Add a benchmark to this process. Worker processes import it by the class's module.
 
-    Raises RoboAlignError where another benchmark has the name, or the class contradicts itself.
+    Raises RoboAlignError if another benchmark has the name, or the class contradicts itself.
     """
     if name in benchmark_names() and _registered.get(name) is not kind:
         raise RoboAlignError(
@@ -143,16 +154,18 @@ def register_benchmark(name: str, kind: type[BenchmarkSpec]) -> None:
 
 
 def benchmark_names() -> tuple[str, ...]:
-    """Names of all benchmarks, without importing one: built in, installed, registered."""
+    """Return the names of all benchmarks, built in, installed or registered, without importing
+    one."""
     return tuple(
         dict.fromkeys((*_BUILT_IN, *sorted(installed(BENCHMARK_ENTRY_POINTS)), *_registered))
     )
 
 
 def find_benchmark(name: str) -> BenchmarkSpec:
-    """The benchmark of this name.
+    """Return the benchmark of this name.
 
-    Raises RoboAlignError, listing the names, where there is none, and naming the package where its entry point fails.
+    Raises RoboAlignError that lists the names if there is none, or names the package if its entry
+    point fails.
     """
     if name not in _specs:
         _specs[name] = _load(name)
@@ -160,7 +173,7 @@ def find_benchmark(name: str) -> BenchmarkSpec:
 
 
 def make_benchmark(name: str, **settings: Any) -> DemonstratedBenchmark:
-    """A benchmark with its experts by name, under `settings` of its section.
+    """Return a benchmark with its experts by name, under `settings` of its section.
 
     Raises RoboAlignError for an unknown name, pydantic's ValidationError for a wrong setting.
     """
@@ -169,7 +182,8 @@ def make_benchmark(name: str, **settings: Any) -> DemonstratedBenchmark:
 
 
 def sections() -> dict[str, BenchmarkSpec]:
-    """Key below `collect` -> a benchmark that reads it. A package that cannot be loaded is left out."""
+    """Return key below `collect` -> a benchmark that reads it. A package that cannot be loaded is
+    left out."""
     found: dict[str, BenchmarkSpec] = {}
     for name in benchmark_names():
         try:
@@ -195,7 +209,7 @@ def _load(name: str) -> BenchmarkSpec:
 
 
 def _checked(name: str, kind: Any, where: str) -> BenchmarkSpec:
-    """An instance of `kind`, whose class says all that it has to."""
+    """Return an instance of `kind`, after checking that its class sets everything required."""
     if not (isinstance(kind, type) and issubclass(kind, BenchmarkSpec)):
         raise RoboAlignError(
             f"{kind!r} is no subclass of roboalign.sim.registry.BenchmarkSpec",

@@ -1,8 +1,9 @@
-"""Offscreen images of a MuJoCo model, drawn fast on one core.
+"""Render offscreen images of a MuJoCo model, fast on one core.
 
-Mode `default` draws the scene as the model asks. Mode `fast` leaves out shadows, multi-sampling and reflections,
-which cost ten times the rest in a software renderer, and does not send geoms outside the image to the renderer.
-Pixels differ between the modes: train and evaluate in one.
+Mode `default` draws the scene as the model asks. Mode `fast` leaves out shadows, multisampling and
+reflections, which together cost ten times the rest in a software renderer, and does not send geoms
+outside the image to the renderer. Pixels differ between the modes, so train and evaluate in the
+same one.
 """
 
 import functools
@@ -25,17 +26,18 @@ context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(16, 16)
 context.make_current()
 mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
 """
-# A geom of this group is not drawn by MuJoCo's default options.
+# MuJoCo's default options do not draw geoms of this group.
 _HIDDEN_GROUP = 5
 _MAX_GEOMS = 2000
 
 
 @functools.cache
 def gl_backend() -> str:
-    """The OpenGL backend that works here: `MUJOCO_GL` where it is set, else EGL, else OSMesa.
+    """Return the OpenGL backend that works here: `MUJOCO_GL` if it is set, else EGL, else OSMesa.
 
-    Each is tried in a separate process, because a process that has loaded one cannot load the other. `MUJOCO_GL` is set
-    to the answer, for child processes. Raises RoboAlignError if none works.
+    Each is tried in a separate process, because a process that has loaded one cannot load the
+    other. `MUJOCO_GL` is set to the answer, for child processes. Raises RoboAlignError if none
+    works.
     """
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     candidates = (wanted,) if wanted in BACKENDS else BACKENDS
@@ -56,8 +58,10 @@ def gl_backend() -> str:
 
 @functools.cache
 def _gl_context() -> Any:
-    """This process' one OpenGL context, made current. All models are drawn in it."""
-    # Mesa's software renderer otherwise starts a thread per core in every worker, and they slow each other down.
+    """Make this process's single OpenGL context current and return it. All models are drawn in
+    it."""
+    # Otherwise Mesa's software renderer starts a thread per core in every worker, and they slow
+    # each other down.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     context = import_module(f"mujoco.{gl_backend()}").GLContext(64, 64)
     context.make_current()
@@ -65,7 +69,7 @@ def _gl_context() -> Any:
 
 
 class Renderer:
-    """Draws the states of one model, and of identical copies of it, into square uint8 images."""
+    """Draw the states of one model, and of identical copies of it, into square uint8 images."""
 
     def __init__(self, model: mujoco.MjModel, size: int, mode: RenderMode) -> None:
         _gl_context()
@@ -85,7 +89,8 @@ class Renderer:
         self.viewport = mujoco.MjrRect(0, 0, size, size)
 
     def render(self, model: mujoco.MjModel, data: mujoco.MjData, view: CameraView) -> np.ndarray:
-        """The image of the current state from `view`: uint8 [size, size, 3], RGB, upright."""
+        """Return the image of the current state from `view`: uint8 [size, size, 3], RGB,
+        upright."""
         camera = mujoco_camera(view, model)
         groups = model.geom_group.copy()
         if self.fast:
@@ -95,7 +100,8 @@ class Renderer:
             model, data, self.options, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene
         )
         model.geom_group[:] = groups
-        # All models share one OpenGL context: without this the first image after another model's is a stale one.
+        # All models share one OpenGL context: without this the first image after another model's
+        # image is stale.
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
         mujoco.mjr_render(self.viewport, self.scene, self.context)
         pixels = np.empty((self.size, self.size, 3), np.uint8)
@@ -112,7 +118,8 @@ _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1
 
 
 def geoms_in_view(model: mujoco.MjModel, data: mujoco.MjData, pose: Pose) -> np.ndarray:
-    """bool [ngeom]: False only if the geom's bounding box is wholly beyond one side of a square image.
+    """Return bool [ngeom]: False only if the geom's bounding box is entirely beyond one side of a
+    square image.
 
     Leaving these geoms out changes no pixel. Planes are unbounded and always True.
     """

@@ -1,8 +1,9 @@
-"""Closed-loop episodes of a policy: several in lockstep in a process, each result returned as soon as it is known.
+"""Run closed-loop episodes of a policy: several in lockstep per process, each result returned as
+soon as it is known.
 
-A policy is a function `act(observations, keys) -> actions [k, H, A]` in raw units, k the number of observations. The
-keys (task, seed, step) let it draw its noise per episode, so that a result does not depend on which episodes share a
-batch.
+A policy is a function `act(observations, keys) -> actions [k, H, A]` in raw units, where k is the
+number of observations. The keys (task, seed, step) let it draw its noise per episode, so that a
+result does not depend on which episodes share a batch.
 """
 
 import functools
@@ -26,7 +27,7 @@ Act = Callable[[list[Observation], list[Key]], np.ndarray]
 
 
 class RolloutConfig(Config):
-    """How a policy is run. Report every field together with a success rate."""
+    """Settings for running a policy. Report every field together with a success rate."""
 
     replan_every: int = Field(8, ge=1)
     """Actions of a chunk that are executed before the policy sees the next observation."""
@@ -44,16 +45,17 @@ class EpisodeResult:
     seed: int
     success: bool
     steps: int
-    """Actions executed."""
+    """Number of actions executed."""
     crash: str | None
     """What broke, if the simulation or its process did. Such an episode is neither a success nor a failure."""
     seconds: float
     """Wall time of the episode, shared with the episodes in lockstep with it."""
     film: list[np.ndarray] = field(default_factory=list, compare=False, repr=False)
-    """The first camera's images, uint8 [H, W, 3], at each replanning and at the end. They are what the policy saw."""
+    """The first camera's images, uint8 [H, W, 3], at each replanning and at the end, as the policy
+    saw them."""
 
     def record(self) -> dict[str, Any]:
-        """The episode as a JSON object, without its film."""
+        """Return the episode as a JSON object, without its film."""
         names = [field.name for field in fields(self) if field.name != "film"]
         return {name: getattr(self, name) for name in names}
 
@@ -77,9 +79,10 @@ class _Running:
 
 
 class EnvironmentPool:
-    """Environments that are reused between episodes. Building one costs as much as a hundred resets.
+    """Reuse environments between episodes. Building one costs as much as a hundred resets.
 
-    At most `limit` idle ones are kept, because each holds tens of megabytes, on LIBERO hundreds.
+    At most `limit` idle ones are kept, because each takes tens of megabytes, and hundreds on
+    LIBERO.
     """
 
     def __init__(self, benchmark: Benchmark, limit: int) -> None:
@@ -87,18 +90,19 @@ class EnvironmentPool:
         self.idle: list[tuple[str, Environment]] = []
 
     def take(self, task: str) -> Environment:
-        """An idle environment of `task`, or a new one."""
+        """Return an idle environment of `task`, or a new one."""
         for index, (name, environment) in enumerate(self.idle):
             if name == task:
                 del self.idle[index]
                 return environment
-        # Batches come task by task: a full pool is a whole batch of another task's.
+        # Batches come task by task, so a full pool is a whole batch of another task's environments.
         if len(self.idle) >= self.limit:
             self.close()
         return self.benchmark.make(task)
 
     def give_back(self, task: str, environment: Environment) -> None:
-        """Keep it for a later episode. If there are too many, close the one that has been idle longest."""
+        """Keep it for a later episode. If there are too many, close the one that has been idle
+        longest."""
         self.idle.append((task, environment))
         if len(self.idle) > self.limit:
             self.idle.pop(0)[1].close()
@@ -114,9 +118,10 @@ def rollout_batch(
 ) -> Iterator[EpisodeResult]:
     """Run (task, seed) episodes in lockstep; yield each result as soon as it is known.
 
-    At each replanning every running environment is observed, and `act` is called once. Then `replan_every` actions are
-    executed without rendering. An EnvironmentCrash ends its own episode alone. Raises what `act` raises, and ValueError
-    if `act` returns an array of another shape than [k, at least replan_every, A].
+    At each replanning every running environment is observed, and `act` is called once. Then
+    `replan_every` actions are executed without rendering. An EnvironmentCrash ends only its own
+    episode. Raises what `act` raises, and ValueError if `act` returns an array of another shape
+    than [k, at least replan_every, A].
     """
     running = []
     for task, seed in episodes:
@@ -154,7 +159,7 @@ def _observe(episode: _Running) -> Observation | None:
     seen: list[Observation] = []
     if not _guarded(episode, lambda: seen.append(episode.environment.observe())):
         return None
-    episode.film += list(seen[0].images.values())[:1]  # a world without cameras gives none
+    episode.film += list(seen[0].images.values())[:1]  # a world without cameras has no images
     return seen[0]
 
 

@@ -1,12 +1,14 @@
-"""Operational-space control of LIBERO's arm: what robosuite 1.4.0 computes, in less than half of its time.
+"""Compute the operational-space control of LIBERO's arm as robosuite 1.4.0 does, in less than half
+of its time.
 
-For each of the 25 simulation steps of an action robosuite computes the whole dynamics three times (twice to read the
-arm's state, once to advance it) and looks every body up by name. What the controller reads depends on positions and
-velocities alone, so here MuJoCo's step is cut in two (`mj_step1`, `mj_step2`) with the control in between, and the
-indices are looked up once. The controller's matrices are robosuite's own compiled functions: in the same state the
-torques are the same to the last bit. The state after a step is not quite: MuJoCo's iterative solver starts from its
-last solution, and robosuite's two extra ones refine it, by about 1e-15. What follows differs by what contacts make of
-that.
+For each of the 25 simulation steps of an action, robosuite computes the whole dynamics three times
+(twice to read the arm's state, once to advance it) and looks every body up by name. What the
+controller reads depends only on positions and velocities. So here MuJoCo's step is split in two
+(`mj_step1`, `mj_step2`) with the control in between, and the indices are looked up once. The
+controller's matrices are robosuite's own compiled functions: in the same state the torques are
+identical to the last bit. The state after a step is not quite identical. MuJoCo's iterative solver
+starts from its last solution, and robosuite's two extra solutions refine it by about 1e-15. Later
+states differ by as much as contacts amplify that.
 """
 
 from typing import Any
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 _Floats = NDArray[np.float64]
 _GRIPPER = np.array([-1.0, 1.0])
-"""Directions in which the two fingers' commands move when it closes."""
+"""Directions in which the two fingers' commands move when the gripper closes."""
 
 
 class ArmControl:
@@ -39,7 +41,8 @@ class ArmControl:
         self._substeps = int(simulation.control_timestep / simulation.model_timestep)
 
     def reset(self) -> None:
-        """Look up what belongs to the episode that has just begun: robosuite makes a new controller at each reset."""
+        """Look up what belongs to the episode that just began: robosuite makes a new controller at
+        each reset."""
         robot = self.simulation.robots[0]
         self.robot, self.controller = robot, robot.controller
         self.model: mujoco.MjModel = self.simulation.sim.model._model
@@ -74,10 +77,11 @@ class ArmControl:
             mujoco.mj_step2(self.model, self.data)
 
     def _torques_to(self, action: _Floats) -> _Floats:
-        """Set the hand's goal, relative to where it is now, and return the torques [7] towards it.
+        """Set the hand's goal, relative to its current pose, and return the torques [7] toward it.
 
-        After a reset robosuite's controller still holds the state of that reset: where a stored state was set since,
-        the first goal is relative to a pose that the arm has left. Published results have it so.
+        After a reset, robosuite's controller still holds the state of that reset. If a stored state
+        was set since, the first goal is relative to a pose that the arm has left. Published results
+        include this.
         """
         stale = not self.controller.new_update
         self.controller.set_goal(action)
@@ -86,7 +90,8 @@ class ArmControl:
         return torques
 
     def _torques(self) -> _Floats:
-        """The arm's torques [7] in this state (Khatib 1987; gains and nullspace posture as robosuite sets them)."""
+        """Return the arm's torques [7] in this state (Khatib 1987; gains and nullspace posture as
+        robosuite sets them)."""
         data, controller = self.data, self.controller
         mujoco.mj_jacSite(self.model, data, self._jacobian[0], self._jacobian[1], self._site)
         velocity, spin = np.dot(self._jacobian[0], data.qvel), np.dot(self._jacobian[1], data.qvel)

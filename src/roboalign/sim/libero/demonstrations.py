@@ -1,4 +1,5 @@
-"""LIBERO's suites with their scripted experts and the privileged state: what demonstrations are collected from."""
+"""Provide LIBERO's suites with their scripted experts and the privileged state, for collecting
+demonstrations."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +58,8 @@ class DemonstratedLibero(Libero):
         gl_backend()
 
     def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
-        """The names of all points. Which of them a task has is known once its file is read."""
+        """Return the names of all points. Which of them a task has is known only after its file is
+        read."""
         return _names(_POINTS)
 
     def make(self, task: str) -> "DemonstratedLiberoEnvironment":
@@ -96,19 +98,23 @@ class DemonstratedLiberoEnvironment(LiberoEnvironment):
         self._table = float(self._scene.points(geoms)[:, 2].min())
 
     def expert(self) -> Callable[[], np.ndarray]:
-        """The scripted expert of the current episode; float32 [7] in [-1, 1]."""
+        """Return the scripted expert of the current episode; its actions are float32 [7] in [-1,
+        1]."""
         return make_expert(self).action
 
     @property
     def privileged_names(self) -> tuple[str, ...]:
-        """gripper.x, .y, .z, .opening, .holding, table.z, then x, y and z of each of `points`."""
+        """Return gripper.x, .y, .z, .opening, .holding, table.z, then x, y and z of each of
+        `points`."""
         return _names(self.points)
 
     def privileged(self) -> np.ndarray:
-        """float32 [P], world coordinates in meters; the opening from 0 (closed) to 1 (8 cm between the fingertips).
+        """Return float32 [P], world coordinates in meters; the opening is from 0 (closed) to 1 (8
+        cm between the fingertips).
 
-        `gripper.holding` is 1 where both fingers touch one thing. An object, or a target that is one, is at the middle
-        of its collision boxes; a drawer to open or close at its handle, a knob or a door at the middle of what turns.
+        `gripper.holding` is 1 if both fingers touch the same thing. The point of an object, or of a
+        target that is an object, is the middle of its collision boxes. The point of a drawer to
+        open or close is its handle; that of a knob or a door is the middle of the part that turns.
         `table.z` is the height of the table's surface.
         """
         scene = self._scene
@@ -136,10 +142,11 @@ def _names(points: Iterable[str]) -> tuple[str, ...]:
 
 
 def goal_points(goals: Iterable[Goal]) -> dict[str, tuple[str, str]]:
-    """`object`, `object2` and `goal`, as questions call the task's points -> (predicate, body or region).
+    """Return `object`, `object2` and `goal`, as questions call the task's points -> (predicate,
+    body or region).
 
-    The first two bodies that the goal is about, with what is first to be done with them, and the target of the last
-    predicate that has one, of which nothing is asked (predicate "").
+    These are the first two bodies in the goal, each with its first predicate, and the target of the
+    last predicate that has one. Nothing is asked about the target (predicate "").
     """
     goals = list(goals)
     bodies = {goal[1]: goal[0] for goal in reversed(goals)}
@@ -150,7 +157,8 @@ def goal_points(goals: Iterable[Goal]) -> dict[str, tuple[str, str]]:
 
 
 def position(scene: LiberoScene, predicate: str, name: str) -> Floats:
-    """Where the point of a goal is, [3] world, meters: see `DemonstratedLiberoEnvironment.privileged`."""
+    """Return the point of a goal, [3] world, meters: see
+    `DemonstratedLiberoEnvironment.privileged`."""
     if predicate in ("open", "close", "turnon", "turnoff"):
         joint = scene.joint_of(name)
         return (

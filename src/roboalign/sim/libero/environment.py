@@ -1,8 +1,9 @@
-"""LIBERO's tasks (a Panda arm, operational-space control at 20 Hz) behind the benchmark protocol.
+"""LIBERO's tasks (a Panda arm, operational-space control at 20 Hz) as a benchmark.
 
-Actions are 7-d in [-1, 1]: change of position (1 is 5 cm) and rotation vector (1 is 0.5 rad) of the hand, gripper (-1
-opens, 1 closes). Two kinds of episodes never meet: seeds 0 to 49 are the stored initial states, which measure; seeds
-from 1000 on are draws of the suite's own placement sampler, which train.
+Actions are 7-d in [-1, 1]: change of position (1 is 5 cm) and rotation vector (1 is 0.5 rad) of the
+hand, gripper (-1 opens, 1 closes). There are two disjoint kinds of episodes: seeds 0 to 49 are the
+stored initial states, used for evaluation; seeds from 1000 on are draws of the suite's own
+placement sampler, used for training.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ CAMERAS = {
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)
 _COLLISION_GROUP = 0
 RENDERERS = 2
-"""Tasks whose uploaded meshes and textures a process keeps."""
+"""Number of tasks whose uploaded meshes and textures a process keeps."""
 _renderers: dict[tuple[str, int, RenderMode], Renderer] = {}
 
 
@@ -60,7 +61,7 @@ class Libero:
         return self.config.cameras
 
     def tasks(self) -> list[Task]:
-        """The suite's tasks in LIBERO's order, called `libero_object/<task>`."""
+        """Return the suite's tasks in LIBERO's order, called `libero_object/<task>`."""
         return list(suite_tasks(self.suite, self.config.instruction))
 
     def make(self, task: str) -> "LiberoEnvironment":
@@ -72,7 +73,8 @@ class Libero:
         return LiberoEnvironment(find_task(task, self.config.instruction), self.config)
 
     def episode_id(self, task: str, seed: int) -> str:
-        """For example `libero_object/pick_up_the_milk_and_place_it_in_the_basket/seed-1000`."""
+        """Return, for example,
+        `libero_object/pick_up_the_milk_and_place_it_in_the_basket/seed-1000`."""
         return f"{task}/seed-{seed}"
 
 
@@ -93,16 +95,17 @@ class LiberoEnvironment:
 
     @property
     def model(self) -> mujoco.MjModel:
-        """The MuJoCo model."""
+        """Return the MuJoCo model."""
         return self.simulation.sim.model._model
 
     @property
     def data(self) -> mujoco.MjData:
-        """The MuJoCo state."""
+        """Return the MuJoCo state."""
         return self.simulation.sim.data._data
 
     def reset(self, seed: int) -> None:
-        """Start the stored initial state number `seed` (0 to 49), or the placement of a seed from 1000 on, and settle.
+        """Reset to stored initial state `seed` (0 to 49), or to the placement of a seed from 1000
+        on, and let it settle.
 
         Raises RoboAlignError for a seed between the two.
         """
@@ -126,11 +129,13 @@ class LiberoEnvironment:
             self.step(REST)
 
     def _restart(self, seed: int | tuple[int, int]) -> None:
-        """Draw a placement and restore all that an earlier episode changed, without building the model again."""
+        """Draw a placement and restore everything that an earlier episode changed, without
+        rebuilding the model."""
         from robosuite.utils.errors import RandomizationError
 
         simulation, model = self.simulation, self.model
-        # The sampler adds a fixture's new place to that of its regions: it has to find the fixture where its file says.
+        # The sampler adds a fixture's new place to that of its regions, so the fixture must first
+        # be where its file puts it.
         for fixture in simulation.fixtures_dict.values():
             body, element = model.body(fixture.root_body), fixture.get_obj()
             body.pos[:] = np.array(element.get("pos", "0 0 0").split(), np.float64)
@@ -146,9 +151,9 @@ class LiberoEnvironment:
         raise EnvironmentCrash(f"{self.task.name}: no placement found for seed {seed}")
 
     def step(self, action: np.ndarray) -> bool:
-        """Execute a raw action [7], clipped to [-1, 1]; True where the goal holds after it.
+        """Execute a raw action [7], clipped to [-1, 1]; return True if the goal holds after it.
 
-        Raises EnvironmentCrash where the action is not finite or the simulation breaks.
+        Raises EnvironmentCrash if the action is not finite or the simulation breaks.
         """
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
@@ -172,7 +177,8 @@ class LiberoEnvironment:
         return Observation(self.render(), self.state(), self.task.instruction)
 
     def render(self) -> dict[str, np.ndarray]:
-        """Camera name -> uint8 [image_size, image_size, 3], turned and resized as the protocol says."""
+        """Return camera name -> uint8 [image_size, image_size, 3], turned and resized as the
+        protocol says."""
         renderer = self._renderer()
         images: dict[str, np.ndarray] = {}
         for name in self.config.cameras:
@@ -183,7 +189,8 @@ class LiberoEnvironment:
         return images
 
     def state(self) -> np.ndarray:
-        """Proprioception float32 [8]: hand position (meters), hand rotation vector (rad), two finger positions."""
+        """Return proprioception float32 [8]: hand position (meters), hand rotation vector (rad),
+        two finger positions."""
         robot = self.simulation.robots[0]
         rotation = axis_angle(self.data.xquat[self.model.body(robot.robot_model.eef_name).id])
         fingers = self.data.qpos[robot._ref_gripper_joint_pos_indexes]
@@ -192,11 +199,13 @@ class LiberoEnvironment:
         )
 
     def physics(self) -> np.ndarray:
-        """The simulation's positions and velocities, float64 [nq + nv]: equal where two episodes are the same."""
+        """Return the simulation's positions and velocities, float64 [nq + nv]; equal for two
+        episodes if they are the same."""
         return np.concatenate([self.data.qpos, self.data.qvel])
 
     def camera_geometry(self) -> dict[str, CameraGeometry]:
-        """Camera name -> size of the image that a policy sees, and its projection; the wrist's camera moves."""
+        """Return camera name -> size of the image that a policy sees, and its projection; the
+        wrist's camera moves."""
         size = self.config.image_size
         pose = pose_of(CAMERAS["agentview"], self.model, self.data)
         projection = projection_matrix(CAMERAS["agentview"], pose, size, size)
@@ -213,7 +222,8 @@ class LiberoEnvironment:
         self.simulation.close()
 
     def _renderer(self) -> Renderer:
-        """The process's renderer of this task: uploaded meshes and textures take hundreds of megabytes."""
+        """Return the process's renderer of this task: uploaded meshes and textures take hundreds of
+        megabytes."""
         key = self.task.name, self.config.render_size, self.config.render
         if key not in _renderers:
             while len(_renderers) >= RENDERERS:
@@ -240,9 +250,11 @@ def _build(task: str) -> Any:
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """MuJoCo's quaternion (w, x, y, z) -> rotation vector [3] of an angle 2 acos(w) from 0 to 2 pi, as policies expect.
+    """Convert MuJoCo's quaternion (w, x, y, z) to a rotation vector [3] of angle 2 acos(w), 0 to 2
+    pi, as policies expect.
 
-    It is not the shortest rotation where w < 0: robosuite does not flip the sign, and neither do the data sets.
+    It is not the shortest rotation if w < 0: robosuite does not flip the sign, and neither do the
+    data sets.
     """
     w, vector = float(np.clip(quaternion[0], -1.0, 1.0)), quaternion[1:]
     sine = np.sqrt(1.0 - w * w)
@@ -250,7 +262,8 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 
 
 def resize_with_padding(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> [size, size, 3], bilinear, aspect kept, the rest black."""
+    """Resize uint8 [H, W, 3] to [size, size, 3], bilinear, with the aspect kept and the rest
+    black."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
     new = max(1, round(width * scale)), max(1, round(height * scale))

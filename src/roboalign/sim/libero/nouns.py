@@ -1,7 +1,9 @@
-"""What the things of a LIBERO scene are called in questions, and which tasks questions can be asked about.
+"""Name the things of a LIBERO scene for questions, and decide which tasks questions can be asked
+about.
 
-LIBERO's names are those of its files (`akita_black_bowl_1`, `wooden_cabinet_1_top_region`); these are the words of its
-instructions. A noun of an object has no `of`, `the` or `and`, because scenes are distinguished by words of objects.
+LIBERO's names are those of its files (`akita_black_bowl_1`, `wooden_cabinet_1_top_region`); the
+nouns are the words of its instructions. A noun of an object has no `of`, `the` or `and`, because
+scenes are distinguished by words of objects.
 """
 
 import re
@@ -31,7 +33,7 @@ _KINDS = {
 }
 """Kinds whose instructions use other words than the file's name."""
 _PARTS = {"cabinet": "drawer handle", "stove": "stove knob", "microwave": "microwave door"}
-"""What a fixture has that a task may be about."""
+"""The part of a fixture that a task may be about."""
 _TABLES = ("table", "floor")
 _REGIONS = {
     "contain_region": "{}",
@@ -48,7 +50,7 @@ _LEVELS = {
     "wine rack": {"top_region": "{}"},
     "cabinet": {f"{level}_region": f"{level} drawer" for level in ("top", "middle", "bottom")},
 }
-"""What a region of the same name is on different things."""
+"""Meaning of the same region name on different things."""
 _BESIDE = {
     "left": "to the left of",
     "right": "to the right of",
@@ -63,9 +65,11 @@ def kind_noun(kind: str) -> str:
 
 
 def point_noun(name: str, predicate: str, kinds: Mapping[str, str]) -> str:
-    """What the point of a goal is called: that of an object or fixture, of a region, or of the part that is moved.
+    """Return the noun for the point of a goal: of an object or fixture, of a region, or of the part
+    that is moved.
 
-    `kinds`: instance -> kind of everything in the scene. `predicate`: what is done with `name`; empty for a target.
+    `kinds`: instance -> kind of everything in the scene. `predicate`: what is done with `name`;
+    empty for a target.
     """
     owner = owner_of(name, kinds)
     thing, rest = kind_noun(kinds[owner]), name[len(owner) + 1 :]
@@ -86,7 +90,8 @@ def point_noun(name: str, predicate: str, kinds: Mapping[str, str]) -> str:
 
 
 def owner_of(name: str, kinds: Mapping[str, str]) -> str:
-    """The instance that a name of an instance or of its region begins with. Raises RoboAlignError where none is."""
+    """Return the instance that the name of an instance or of its region begins with. Raises
+    RoboAlignError if there is none."""
     owners = [instance for instance in kinds if name == instance or name.startswith(f"{instance}_")]
     if not owners:
         raise RoboAlignError(
@@ -96,17 +101,18 @@ def owner_of(name: str, kinds: Mapping[str, str]) -> str:
 
 
 def scene_nouns(kinds: Mapping[str, str]) -> str:
-    """All that the scene shows, parts of fixtures included, tables left out: `black bowl, cabinet, drawer handle`."""
+    """Return everything that the scene shows, with parts of fixtures, without tables: `black bowl,
+    cabinet, drawer handle`."""
     nouns = {kind_noun(kind) for kind in kinds.values() if not kind.endswith(_TABLES)}
     return ", ".join(sorted(nouns | {_PARTS[noun] for noun in nouns if noun in _PARTS}))
 
 
 def require_alignable(task: str) -> None:
-    """Raise RoboAlignError where questions about the task would have no one right answer.
+    """Raise RoboAlignError if questions about the task would not have a unique right answer.
 
-    A task is alignable if its goal is one predicate, if each thing it names is the only one of its kind in the scene,
-    and if the instruction says neither left nor right. LIBERO means those as seen by someone who faces the robot;
-    questions mean the robot's own.
+    A task is alignable if its goal is one predicate, if each thing it names is the only one of its
+    kind in the scene, and if the instruction says neither left nor right. LIBERO means left and
+    right as seen by someone who faces the robot; questions mean the robot's own.
     """
     goals, kinds = read_task(task)
     fix = "leave it out of collect.align_tasks"
@@ -134,7 +140,8 @@ def require_alignable(task: str) -> None:
 
 
 def read_task(task: str) -> tuple[list[Goal], dict[str, str]]:
-    """(goal predicates, instance -> kind of all objects and fixtures) of the task's file; nothing is simulated."""
+    """Read (goal predicates, instance -> kind of all objects and fixtures) from the task's file;
+    nothing is simulated."""
     bddl = bddl_file(find_task(task).name)
     from libero.libero.envs.bddl_utils import robosuite_parse_problem
 
@@ -143,7 +150,7 @@ def read_task(task: str) -> tuple[list[Goal], dict[str, str]]:
 
 
 def instances(problem: Mapping[str, Mapping[str, list[str]]]) -> dict[str, str]:
-    """Instance -> kind of all objects and fixtures of LIBERO's parsed problem."""
+    """Return instance -> kind of all objects and fixtures of LIBERO's parsed problem."""
     groups = (problem["objects"], problem["fixtures"])
     return {name: kind for group in groups for kind, names in group.items() for name in names}
 

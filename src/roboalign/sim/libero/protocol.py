@@ -1,4 +1,5 @@
-"""How LIBERO is run: every setting that moves a success rate and is stored with it, and what known harnesses use."""
+"""Define LIBERO's protocol: every setting that affects a success rate and is stored with it, and
+the values of known harnesses."""
 
 from typing import Any, Literal, get_args
 
@@ -39,7 +40,8 @@ _DIFFERENCES: dict[str, dict[str, Any]] = {
     },
     "simplevla-rl": {"max_steps": dict.fromkeys(SUITES, 512), "assumed": _but("max_steps")},
     "rlinf": {"settle_steps": 15, "assumed": _but("settle_steps")},
-    # Isaac-GR00T (N1.5): examples/Libero/eval/run_libero_eval.py; the file that turns the images was not seen
+    # Isaac-GR00T (N1.5): examples/Libero/eval/run_libero_eval.py; the file that rotates the images
+    # was not inspected
     "gr00t": {
         "max_steps": {"libero_goal": 600, "libero_10": 1000},
         "image_size": 256,
@@ -47,7 +49,7 @@ _DIFFERENCES: dict[str, dict[str, Any]] = {
         "assumed": ("rotate", "seed", "fixtures", "render"),
     },
 }
-"""The settings of each preset that are not openpi's."""
+"""The settings of each preset that differ from openpi's."""
 
 
 class SuiteSteps(Config):
@@ -66,41 +68,48 @@ class SuiteSteps(Config):
 
 
 class LiberoConfig(Config):
-    """LIBERO's protocol, which also sets a rollout's step limit and replanning. The defaults are openpi's."""
+    """LIBERO's protocol, which also sets a rollout's step limit and replanning. The defaults are
+    openpi's."""
 
     preset: PresetName = "openpi"
     """The harness whose values are used for settings that are not given."""
     assumed: tuple[str, ...] = ()
-    """Settings of the preset that its harness was not checked for: they are openpi's."""
+    """Settings of the preset that were not verified in its harness and are openpi's."""
     settle_steps: int = Field(10, ge=0, le=100_000)
-    """Steps of the action [0, 0, 0, 0, 0, 0, -1] after a reset, not counted among the policy's."""
+    """Steps of the action [0, 0, 0, 0, 0, 0, -1] after a reset, not counted as the policy's."""
     max_steps: SuiteSteps = SuiteSteps()
     """Step limit of each suite."""
     render_size: int = Field(256, ge=16, le=4096)
-    """Width and height at which both cameras are drawn, pixels."""
+    """Width and height at which both cameras are rendered, pixels."""
     image_size: int = Field(224, ge=16, le=4096)
-    """Width and height that the policy sees, resized bilinearly (with padding where an image is not square)."""
+    """Width and height that the policy sees, resized bilinearly (with padding if an image is not
+    square)."""
     cameras: tuple[CameraName, ...] = Field(CAMERA_NAMES, min_length=1)
-    """Cameras that are drawn and stored; peers' policies see both. Drawing takes most of an observation's time."""
+    """Cameras that are rendered and stored; peers' policies see both. Rendering takes most of an
+    observation's time."""
     rotate: bool = True
-    """Turn the images of both cameras, as robosuite gives them (upside down), by 180 degrees."""
+    """Rotate the images of both cameras by 180 degrees, because robosuite gives them upside
+    down."""
     replan_every: int = Field(5, ge=1)
     """Actions of a chunk that are executed before the policy sees the next observation."""
     seed: Seed = 7
-    """Seed of the random numbers before a stored initial state is set: it places fixtures, which the state lacks."""
+    """Seed of the random numbers before a stored initial state is set: it places fixtures, which
+    the state does not contain."""
     fixtures: Literal["trial", "task"] = "trial"
-    """`trial`: each stored initial state draws its own fixtures from (seed, number of the state), as each trial of
-    openpi's does. `task`: all states of a task have the one draw of `seed`, which a rate then depends on."""
+    """`trial`: each stored initial state draws its own fixtures from (seed, index of the state), as
+    each openpi trial does. `task`: all states of a task share the one draw of `seed`, so the
+    success rate depends on it."""
     instruction: Instruction = "name"
-    """`name`: the task's name in words, which openpi sends and the public data sets hold; `bddl`: the task file's
-    sentence, which differs in some suites."""
+    """`name`: the task's name in words, which openpi sends and the public data sets contain;
+    `bddl`: the task file's sentence, which differs in some suites."""
     render: RenderMode = "default"
-    """`default` draws the model as it is; `fast` leaves out shadows, reflections and multi-sampling."""
+    """`default` draws the model as it is; `fast` leaves out shadows, reflections and
+    multisampling."""
 
     @model_validator(mode="before")
     @classmethod
     def _start_from_the_preset(cls, values: Any) -> Any:
-        """Settings given win over the preset's, those over openpi's."""
+        """Merge the settings: given ones override the preset's, which override openpi's."""
         if not isinstance(values, dict) or values.get("preset") not in _DIFFERENCES:
             return values
         theirs = _DIFFERENCES[values["preset"]]
@@ -116,7 +125,7 @@ LIBERO_PRESETS: dict[str, LiberoConfig] = {
 
 
 def preset(name: str) -> LiberoConfig:
-    """The protocol of a known harness. Raises RoboAlignError for an unknown name."""
+    """Return the protocol of a known harness. Raises RoboAlignError for an unknown name."""
     if name not in LIBERO_PRESETS:
         raise RoboAlignError(
             f"unknown LIBERO preset {name!r}",
@@ -127,6 +136,6 @@ def preset(name: str) -> LiberoConfig:
 
 
 def departures(config: LiberoConfig) -> dict[str, Any]:
-    """The settings that are not those of `config.preset`, with their values."""
+    """Return the settings that differ from those of `config.preset`, with their values."""
     theirs = LIBERO_PRESETS[config.preset].model_dump()
     return {name: value for name, value in config.model_dump().items() if value != theirs[name]}

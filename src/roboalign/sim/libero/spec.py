@@ -1,4 +1,5 @@
-"""LIBERO's suites as recipes name them: their tasks, seeds and protocol, without the simulator."""
+"""Describe LIBERO's suites as recipes name them: tasks, seeds and protocol, without the
+simulator."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class LiberoSpec(BenchmarkSpec):
-    """One suite. The stored initial states (seeds 0 to 49) measure, placements from seed 1000 on demonstrate."""
+    """One suite. The stored initial states (seeds 0 to 49) are for evaluation, placements from seed
+    1000 on for demonstrations."""
 
     title = "LIBERO"
     section = "libero"
@@ -28,37 +30,37 @@ class LiberoSpec(BenchmarkSpec):
     demonstration_seeds = range(FIRST_PLACEMENT, FIRST_EVALUATION_SEED)
 
     def task_names(self) -> tuple[str, ...]:
-        """The suite's tasks in LIBERO's order, called `libero_object/<task>`."""
+        """Return the suite's tasks in LIBERO's order, called `libero_object/<task>`."""
         return tuple(f"{self.name}/{task}" for task in SUITE_TASKS[self.name])
 
     def cameras(self, settings: LiberoConfig) -> tuple[str, ...]:
-        """Cameras of the protocol."""
+        """Return the cameras of the protocol."""
         return settings.cameras
 
     def moving_cameras(self) -> frozenset[str]:
-        """The wrist's camera."""
+        """Return the wrist's camera."""
         return frozenset({"wrist"})
 
     def image_size(self, settings: LiberoConfig) -> int:
-        """Width and height that a policy sees, pixels."""
+        """Return the width and height that a policy sees, pixels."""
         return settings.image_size
 
     def make(self, settings: LiberoConfig) -> "Libero":
-        """The suite as a `Benchmark`. Raises RoboAlignError where LIBERO is not installed."""
+        """Return the suite as a `Benchmark`. Raises RoboAlignError if LIBERO is not installed."""
         load_library()
         from roboalign.sim.libero.environment import Libero
 
         return Libero(self.name, settings)
 
     def demonstrated(self, settings: LiberoConfig) -> "DemonstratedLibero":
-        """The suite with its experts. Raises RoboAlignError where LIBERO is not installed."""
+        """Return the suite with its experts. Raises RoboAlignError if LIBERO is not installed."""
         load_library()
         from roboalign.sim.libero.demonstrations import DemonstratedLibero
 
         return DemonstratedLibero(self.name, settings)
 
     def require_alignable(self, task: str) -> None:
-        """Raise RoboAlignError where questions about the task would have no one right answer."""
+        """Raise RoboAlignError if questions about the task would not have a unique right answer."""
         from roboalign.sim.libero.nouns import require_alignable
 
         require_alignable(task)
@@ -70,7 +72,8 @@ class LiberoSpec(BenchmarkSpec):
         defaults: RolloutConfig,
         horizon: int,
     ) -> None:
-        """The protocol has the settings of a rollout: given twice, they could differ."""
+        """Refuse a recipe's `rollout` settings that the protocol also has: the two values could
+        differ."""
         for field in ("replan_every", "max_steps"):
             if getattr(rollout, field) != getattr(defaults, field):
                 raise ValueError(
@@ -83,7 +86,7 @@ class LiberoSpec(BenchmarkSpec):
             )
 
     def rollout(self, settings: LiberoConfig, rollout: RolloutConfig) -> RolloutConfig:
-        """The protocol's step limit of the suite and its replanning."""
+        """Return the protocol's step limit of the suite and its replanning."""
         return RolloutConfig(
             replan_every=settings.replan_every,
             max_steps=getattr(settings.max_steps, self.name),
@@ -91,18 +94,18 @@ class LiberoSpec(BenchmarkSpec):
         )
 
     def departures(self, settings: LiberoConfig) -> dict[str, Any]:
-        """Settings that are not those of the preset."""
+        """Return the settings that differ from the preset."""
         return departures(settings)
 
     def protocol(self, settings: LiberoConfig) -> dict[str, Any]:
-        """The protocol and where it departs from its preset."""
+        """Return the protocol and where it departs from its preset."""
         return {
             "protocol": settings.model_dump(mode="json"),
             "departs_from_preset_in": departures(settings),
         }
 
     def protocol_line(self, settings: LiberoConfig, cameras: tuple[str, ...]) -> str:
-        """How the images are drawn, and which settings are not the preset's."""
+        """Return how the images are drawn, and which settings differ from the preset."""
         changed = ", ".join(departures(settings)) or "nothing"
         return (
             f"{settings.render}, drawn at {settings.render_size} and seen at {settings.image_size} px, "

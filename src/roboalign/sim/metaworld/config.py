@@ -11,11 +11,12 @@ _CameraName = Literal["workspace", "corner2"]
 
 
 class MetaWorldConfig(Config):
-    """How Meta-World is drawn."""
+    """Settings for drawing Meta-World."""
 
     cameras: tuple[_CameraName, ...] = ("workspace",)
     """`workspace` frames the table tightly for small images; `corner2` is Meta-World's own."""
     image_size: int = Field(64, ge=8, le=4096)
     """Width and height of every image, pixels."""
     render: RenderMode = "fast"
-    """`fast` draws no shadows, reflections and multi-sampling; `default` draws the model as it is."""
+    """`fast` leaves out shadows, reflections and multisampling; `default` draws the model as it
+    is."""

@@ -1,7 +1,8 @@
-"""Meta-World (metaworld 3.1.1) behind the benchmark protocol: 50 tabletop tasks of a Sawyer arm, with experts.
+"""Meta-World (metaworld 3.1.1) as a benchmark: 50 tabletop tasks of a Sawyer arm, with experts.
 
-Actions are 4-d: hand displacement in x, y, z (1 is a centimetre) and gripper effort (-1 opens, 1 closes), each clipped
-to [-1, 1] by the environment. The robot is at y = 0 and faces +y; +x is to its right; z is up; meters.
+Actions are 4-d: hand displacement in x, y, z (1 is a centimeter) and gripper effort (-1 opens, 1
+closes), each clipped to [-1, 1] by the environment. The robot is at y = 0 and faces +y; +x is to
+its right; z is up; meters.
 """
 
 import copy
@@ -48,7 +49,8 @@ def _compiled(path: str) -> mujoco.MjModel:
 
 
 class _CopiedModel:
-    """Mixed into a Meta-World environment: compiles its model once per process, and copies it ten times faster."""
+    """Mixin for a Meta-World environment: compile its model once per process, and copy it ten times
+    faster."""
 
     def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
         model = copy.copy(_compiled(self.fullpath))
@@ -72,7 +74,7 @@ class MetaWorld:
     action_dim: int = 4
     state_dim: int = 4
     fps: float = 80.0
-    """Control rate: five simulation steps of 2.5 ms an action."""
+    """Control rate: five simulation steps of 2.5 ms per action."""
     robot_type: str = "sawyer"
     action_space: str = "metaworld"
     axes: Axes = KNOWN_AXES["metaworld"]
@@ -88,7 +90,7 @@ class MetaWorld:
         gl_backend()
 
     def tasks(self) -> list[Task]:
-        """All 50 tasks, by name."""
+        """Return all 50 tasks, by name."""
         return [TASKS[name] for name in sorted(TASKS)]
 
     def make(self, task: str) -> "MetaWorldEnvironment":
@@ -104,13 +106,14 @@ class MetaWorld:
         return self.config.image_size
 
     def privileged_names(self, tasks: Sequence[str]) -> tuple[str, ...]:
-        """Every name of these tasks' environments, in the order in which they first come."""
+        """Return every name of these tasks' environments, in the order in which they first
+        occur."""
         return tuple(
             dict.fromkeys(name for task in tasks for name in _privileged_names(TASKS[task]))
         )
 
     def episode_id(self, task: str, seed: int) -> str:
-        """For example `metaworld/reach-v3/seed-17`."""
+        """Return, for example, `metaworld/reach-v3/seed-17`."""
         return f"metaworld/{task}/seed-{seed}"
 
 
@@ -125,17 +128,19 @@ class MetaWorldEnvironment:
         self.simulation = self.new_simulation(task.name)
         self.model: mujoco.MjModel = self.simulation.model
         self.data: mujoco.MjData = self.simulation.data
-        # An episode moves bodies and sites of the model and leaves attributes behind. Each reset restores both.
+        # An episode moves bodies and sites of the model and leaves attributes on the simulation.
+        # Each reset restores both.
         self._pristine_model = (self.model.body_pos.copy(), self.model.site_pos.copy())
         self._pristine_attributes = _copy_attributes(vars(self.simulation))
         self._full_observation = np.zeros(39)
 
     @staticmethod
     def new_simulation(task: str) -> Any:
-        """Meta-World's own environment of `task`, with the goal in its observation (the experts need it)."""
+        """Build Meta-World's own environment of `task`, with the goal in its observation (the
+        experts need it)."""
         simulation = _environment_classes()[task]()
         simulation._partially_observable = False
-        del simulation.sawyer_observation_space  # cached for the hidden goal
+        del simulation.sawyer_observation_space  # it was cached for the hidden goal
         simulation._set_task_called = True
         simulation.seeded_rand_vec = True
         return simulation
@@ -155,7 +160,8 @@ class MetaWorldEnvironment:
         simulation.reset_model()
         simulation._freeze_rand_vec = True
         simulation.reset()
-        # reset_model moves bodies and sites without updating what is drawn and observed. This touches no physics.
+        # reset_model moves bodies and sites without updating what is drawn and observed. This
+        # update changes no physics.
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
         current = simulation._get_curr_obs_combined_no_goal()
@@ -164,9 +170,9 @@ class MetaWorldEnvironment:
         self._check()
 
     def step(self, action: np.ndarray) -> bool:
-        """Execute a raw action [4], clipped to [-1, 1]; True where Meta-World reports success.
+        """Execute a raw action [4], clipped to [-1, 1]; return True if Meta-World reports success.
 
-        Raises EnvironmentCrash where the action is not finite or the simulation breaks.
+        Raises EnvironmentCrash if the action is not finite or the simulation breaks.
         """
         action = np.asarray(action, np.float64)
         if action.shape != (4,) or not np.isfinite(action).all():
@@ -185,7 +191,7 @@ class MetaWorldEnvironment:
         return Observation(self.render(), self.state(), self.task.instruction)
 
     def render(self) -> dict[str, np.ndarray]:
-        """Camera name -> uint8 [size, size, 3]."""
+        """Return camera name -> uint8 [size, size, 3]."""
         renderer = _renderer(self.task.name, self.config.image_size, self.config.render)
         return {
             name: renderer.render(self.model, self.data, VIEWS[name])
@@ -193,29 +199,32 @@ class MetaWorldEnvironment:
         }
 
     def state(self) -> np.ndarray:
-        """Proprioception float32 [4]: hand x, y, z (meters), gripper opening (0 closed .. 1 open)."""
+        """Return proprioception float32 [4]: hand x, y, z (meters), gripper opening (0 closed .. 1
+        open)."""
         return self._full_observation[:4].astype(np.float32)
 
     @property
     def privileged_names(self) -> tuple[str, ...]:
-        """Names of `privileged`: "gripper.x", "gripper.y", "gripper.z", "gripper.opening", "object.x", ..., "goal.z".
+        """Return the names of `privileged`: "gripper.x", "gripper.y", "gripper.z",
+        "gripper.opening", "object.x", ..., "goal.z".
 
         "object2.x/y/z" come before the goal if the task has a second object.
         """
         return _privileged_names(self.task)
 
     def privileged(self) -> np.ndarray:
-        """float32 [P]: world coordinates in meters, and the opening as in `state`.
+        """Return float32 [P]: world coordinates in meters, and the opening as in `state`.
 
-        `gripper` is the point between the fingertips (4.5 cm below the hand of `state`); the objects and the goal are
-        the points of Meta-World's observation, which the task's nouns describe.
+        `gripper` is the point between the fingertips (4.5 cm below the hand of `state`). The
+        objects and the goal are the points of Meta-World's observation, which the task's nouns
+        describe.
         """
         objects, goal = self.simulation._get_pos_objects(), self.simulation._target_pos
         values = np.hstack([self.simulation.tcp_center, self._full_observation[3], objects, goal])
         return values.astype(np.float32)
 
     def expert(self) -> Callable[[], np.ndarray]:
-        """Meta-World's scripted expert; its action, float32 [4], is clipped to [-1, 1]."""
+        """Return Meta-World's scripted expert; its action, float32 [4], is clipped to [-1, 1]."""
         policy = _expert_classes()[self.task.name]()
 
         def action() -> np.ndarray:
@@ -228,7 +237,8 @@ class MetaWorldEnvironment:
         return action
 
     def camera_geometry(self) -> dict[str, CameraGeometry]:
-        """Camera name -> image size and projection. The cameras do not move during an episode."""
+        """Return camera name -> image size and projection. The cameras do not move during an
+        episode."""
         size = self.config.image_size
         geometry: dict[str, CameraGeometry] = {}
         for name in self.config.cameras:

@@ -1,4 +1,4 @@
-"""How often Meta-World's scripted experts succeed, as a table.
+"""Measure how often Meta-World's scripted experts succeed, as a table.
 
 Run `python -m roboalign.sim.metaworld.experts [--tasks TASK ...]`.
 """
@@ -14,7 +14,8 @@ from roboalign.sim.metaworld.instructions import TASKS
 def expert_table(
     tasks: Sequence[str], noises: Sequence[float], *, episodes: int, workers: int
 ) -> str:
-    """A Markdown table: of the seeds 0 to `episodes` - 1, how many end in success, and the mean steps to it."""
+    """Return a Markdown table: how many of the seeds 0 to `episodes` - 1 end in success, and the
+    mean steps to success."""
     columns = []
     for noise in noises:
         config = CollectConfig(
@@ -35,7 +36,7 @@ def _cells(row: Mapping[str, int]) -> str:
 
 
 def main() -> None:
-    """Print the table for the tasks asked for."""
+    """Print the table for the requested tasks."""
     parser = argparse.ArgumentParser(
         prog="python -m roboalign.sim.metaworld.experts", description=__doc__
     )

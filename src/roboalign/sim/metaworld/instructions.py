@@ -1,7 +1,8 @@
-"""The instruction of each Meta-World task, and words for the points of its observation.
+"""Give each Meta-World task an instruction, and nouns for the points of its observation.
 
-Meta-World has no language. The instructions and nouns here were written for this project by looking at each task's
-scene, at what `obs[4:7]` (and `obs[11:14]`) follow, and at where success is measured. Left and right are the robot's.
+Meta-World has no language. The instructions and nouns here were written for this project by looking
+at each task's scene, at what `obs[4:7]` (and `obs[11:14]`) follow, and at where success is
+measured. Left and right are the robot's.
 """
 
 from roboalign.sim.base import Task

@@ -1,4 +1,5 @@
-"""Meta-World as recipes name it: 50 tasks, of which ML45's training tasks align by default."""
+"""Describe Meta-World as recipes name it: 50 tasks, of which ML45's training tasks align by
+default."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -26,23 +27,23 @@ class MetaWorldSpec(BenchmarkSpec):
     default_downstream = HELD_OUT
 
     def task_names(self) -> tuple[str, ...]:
-        """All 50 tasks, by name."""
+        """Return all 50 tasks, by name."""
         return tuple(sorted(TASKS))
 
     def task_sets(self) -> Mapping[str, tuple[str, ...]]:
-        """`ml45`: ML45's 45 training tasks."""
+        """Return `ml45`: ML45's 45 training tasks."""
         return {"ml45": TRAIN}
 
     def cameras(self, settings: MetaWorldConfig) -> tuple[str, ...]:
-        """Cameras of the configuration."""
+        """Return the cameras of the configuration."""
         return settings.cameras
 
     def image_size(self, settings: MetaWorldConfig) -> int:
-        """Width and height of every image, pixels."""
+        """Return the width and height of every image, pixels."""
         return settings.image_size
 
     def make(self, settings: MetaWorldConfig) -> "MetaWorld":
-        """The 50 tasks as a `Benchmark`."""
+        """Return the 50 tasks as a `Benchmark`."""
         from roboalign.sim.metaworld.environment import MetaWorld
 
         return MetaWorld(settings)
@@ -50,5 +51,5 @@ class MetaWorldSpec(BenchmarkSpec):
     demonstrated = make
 
     def protocol_line(self, settings: MetaWorldConfig, cameras: tuple[str, ...]) -> str:
-        """How the images are drawn."""
+        """Return how the images are drawn."""
         return f"{settings.render}, {settings.image_size} px, camera {', '.join(cameras)}"

@@ -15,7 +15,7 @@ from roboalign.sim.libero.suites import find_task
 
 
 def _row(name: str, attempts: list[Attempt]) -> str:
-    """One line: successes, their Wilson interval and the mean steps of the successes."""
+    """Format one line: successes, their Wilson interval and the mean steps of the successes."""
     won = [attempt for attempt in attempts if attempt.success]
     low, high = binomtest(len(won), len(attempts)).proportion_ci(method="wilson")
     steps = f"{np.mean([attempt.steps for attempt in won]):.0f}" if won else "-"

@@ -1,4 +1,5 @@
-"""What the experts do with a microwave: put what has a handle through its open door, and shut the door."""
+"""Expert motions for a microwave: put an object with a handle through its open door, and shut the
+door."""
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -17,22 +18,27 @@ from roboalign.sim.libero.experts.motion import (
 from roboalign.sim.libero.experts.scene import Floats, LiberoScene
 
 TILT = np.deg2rad(70)
-"""The hand's angle from the vertical where it reaches through a door: the palm stays behind the fingertips."""
+"""The hand's angle from the vertical when it reaches through a door: the palm stays behind the
+fingertips."""
 CLEARANCE = 0.022
-"""How high over the floor behind the door something is carried, meters."""
+"""Height above the floor behind the door at which an object is carried, meters."""
 SHORT, STRIDE = 0.02, 0.03
-"""How far before the middle of the region an object is let go, and how it gets there: in strides, meters. Of a long way
-the control follows the largest part alone, and what is carried would sink."""
+"""SHORT: distance before the middle of the region at which an object is let go. STRIDE: length of
+the steps that bring it there. Both in meters. On a long move the control follows only the largest
+component, and the carried object would sink."""
 LEVER, BESIDE = 0.19, 0.03
-"""Where the hand pushes a door, meters: from the hinge, and from the middle of the panel."""
+"""Where the hand pushes a door, meters: distance from the hinge, and from the middle of the
+panel."""
 OVERLAP = 0.02
-"""How far the grasp point is below the door's upper edge, meters: the palm passes over it."""
+"""Distance of the grasp point below the door's upper edge, meters: the palm passes over the
+edge."""
 AHEAD, PUSHING_STEPS = 0.5, 150
-"""How far ahead of the door, rad, a hand that pushes it aims, and for how long."""
+"""How far ahead of the door a pushing hand aims, rad, and for how many steps it pushes."""
 
 
 def inwards_through(scene: LiberoScene, door: str) -> Floats:
-    """Horizontal unit vector [3] into the fixture, across the plane of its shut door (the joint's zero)."""
+    """Return the horizontal unit vector [3] into the fixture, across the plane of its shut door
+    (the joint's zero)."""
     joint = scene.joint(door)
     panel = scene.points(scene.moved_by(door)).mean(axis=0) - joint.anchor
     shut = Rotation.from_rotvec(-joint.value * joint.axis).apply(panel) * [1, 1, 0]
@@ -48,7 +54,8 @@ def insert(scene: LiberoScene, name: str, region: str) -> ExpertMotion:
     orientation, floor = scene.hand()[1], _floor(scene, region)
 
     def at(distance: float, clearance: float) -> Floats:
-        """The hand that holds the object `distance` before the middle and `clearance` above the floor, meters."""
+        """Return the pose at which the held object is `distance` before the middle and `clearance`
+        above the floor, meters."""
         way = middle - scene.position(name)
         point = scene.hand()[0] + (way @ aside) * aside + (way @ inwards - distance) * inwards
         up = floor + clearance - scene.points(geoms)[:, 2].min()
@@ -83,7 +90,8 @@ def insert(scene: LiberoScene, name: str, region: str) -> ExpertMotion:
 
 
 def _take_by_handle(scene: LiberoScene, name: str, inwards: Floats) -> ExpertMotion:
-    """Close the tilted hand on the part of an object that sticks out farthest against `inwards` [3], and lift it."""
+    """Close the tilted hand on the part of an object that protrudes farthest against `inwards` [3],
+    and lift it."""
     approach, aside = np.sin(TILT) * inwards - np.cos(TILT) * UP, np.cross(inwards, UP)
     orientation = np.column_stack([aside, np.cross(approach, aside), approach])
     centres = np.array([scene.data.geom_xpos[geom] for geom in scene.geoms(name)])
@@ -105,14 +113,14 @@ def _take_by_handle(scene: LiberoScene, name: str, inwards: Floats) -> ExpertMot
 
 
 def _floor(scene: LiberoScene, region: str) -> float:
-    """Height of what is under the middle of a region of a fixture."""
+    """Return the height of what is under the middle of a region of a fixture."""
     points, middle = scene.points(scene.geoms(scene.parent(region))), scene.position(region)
     under = (np.abs(points[:, :2] - middle[:2]) < 0.03).all(axis=1) & (points[:, 2] < middle[2])
     return float(points[under, 2].max(initial=scene.ground))
 
 
 def close_door(scene: LiberoScene, fixture: str) -> ExpertMotion:
-    """Push an open door shut: the fingertips from outside against its upper edge, the palm over it."""
+    """Push an open door shut with the fingertips outside its upper edge and the palm over it."""
     door = scene.joint_of(fixture)
     inwards, orientation = inwards_through(scene, door), pointing_down(0.0)
     shut = np.cross(inwards, scene.joint(door).axis)

@@ -1,4 +1,5 @@
-"""The expert of a task: the goal's predicates, one after the other, each by the skill that makes it true."""
+"""Run the expert of a task: take the goal's predicates in order, each with the skill that makes it
+true."""
 
 from collections.abc import Generator
 from functools import partial
@@ -13,27 +14,31 @@ from roboalign.sim.libero.experts.scene import LiberoScene
 from roboalign.sim.libero.experts.skills import pick, place, push
 
 ROUNDS = 3
-"""How many times all predicates are gone through, as long as one does not hold."""
+"""Maximum number of passes over all predicates while one does not hold."""
 SHUT, AJAR, _WIDE = 0.08, 0.13, 0.18
-"""A drawer opened by less than the first is shut; how far it is pulled to put something in, and where the goal is
-to open it (beyond its stop), meters. Wide open, it covers what is in front of the cabinet."""
+"""Openings of a drawer, in meters: below SHUT it counts as shut; AJAR is how far it is pulled to
+put something in; _WIDE is the goal for opening it (beyond its stop). A wide-open drawer covers what
+is in front of the cabinet."""
 SIDE_BY_SIDE = 0.045
-"""Two objects that share a target are placed this far before and behind its middle, meters."""
+"""Distance before and behind the middle of a shared target at which its two objects are placed,
+meters."""
 
 
 class Expert:
-    """Yields the scripted expert's actions from the current state of the simulation. For one episode."""
+    """Yield the scripted expert's actions from the current state of the simulation, for one
+    episode."""
 
     def __init__(self, scene: LiberoScene) -> None:
         self._motion = _solve(scene)
 
     def action(self) -> np.ndarray:
-        """The next action float32 [7] in [-1, 1]; the hand at rest where the expert has stopped."""
+        """Return the next action, float32 [7] in [-1, 1]; the hand rests once the expert has
+        stopped."""
         return next(self._motion)
 
 
 def make_expert(environment: LiberoEnvironment) -> Expert:
-    """The expert of an environment's current episode: call it after the reset."""
+    """Return the expert of an environment's current episode; call it after the reset."""
     return Expert(LiberoScene(environment.simulation))
 
 

@@ -1,4 +1,4 @@
-"""What the experts do with fixtures: turn a knob, open and close a drawer. See `skills`."""
+"""Expert motions for fixtures: turn a knob, open and close a drawer. See `skills`."""
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -16,15 +16,16 @@ from roboalign.sim.libero.experts.skills import grasp_from_above
 
 UP = np.array([0.0, 0.0, 1.0])
 PUSH = 0.19
-"""How far the hand goes to push a drawer shut, meters: a little beyond its stop."""
+"""How far the hand moves to push a drawer shut, meters: slightly beyond its stop."""
 TURN = 1.2
 """How far a knob is turned, rad."""
 PULL_TILT, PUSH_TILT = np.deg2rad(25), np.deg2rad(45)
-"""The hand's angle below the horizontal where it pulls and where it pushes a drawer."""
+"""The hand's angle below the horizontal when it pulls and when it pushes a drawer."""
 
 
 def drive_joint(scene: LiberoScene, joint: str, amount: float, steps: int) -> ExpertMotion:
-    """With the hand closed on a fixture's part, carry it along its joint by `amount` (meters or rad)."""
+    """Move the hand, closed on a fixture's part, along the part's joint by `amount` (meters or
+    rad)."""
     start = scene.joint(joint)
     point, orientation = scene.hand()
     for step in range(1, steps + 1):
@@ -94,7 +95,7 @@ def close_drawer(scene: LiberoScene, region: str) -> ExpertMotion:
 
 
 def handle(scene: LiberoScene, joint: str) -> Floats:
-    """Center [3] of the handle: the box of the drawer that sticks out farthest."""
+    """Return the center [3] of the handle: the box of the drawer that protrudes farthest."""
     boxes = scene.moved_by(joint)
     centres = np.array([scene.data.geom_xpos[box] for box in boxes])
     return np.asarray(centres[np.argmin(centres @ scene.joint(joint).axis)])

@@ -1,7 +1,7 @@
-"""Grasps from above, found from the collision geometry alone.
+"""Find grasps from above, from the collision geometry alone.
 
-A hand that points down is tried at many yaws, places and heights: between the open fingers there must be a piece of
-the object that fits, where the fingers and the palm go there must be nothing.
+A hand that points down is tried at many yaws, places and heights. A piece of the object must fit
+between the open fingers, and nothing may be where the fingers and the palm go.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ import numpy as np
 from roboalign.sim.libero.experts.scene import Floats
 
 FINGER_INNER, FINGER_OUTER = 0.038, 0.056
-"""Meters from the middle of the open hand to a finger's inner and outer side."""
+"""Distances from the middle of the open hand to a finger's inner and outer side, meters."""
 FINGER_HALF_WIDTH = 0.013
 TIP_BELOW = 0.008
-"""How far the fingertips reach below the grasp point, meters, with room to spare."""
+"""How far the fingertips reach below the grasp point, meters, with a margin."""
 PALM_ABOVE = 0.028
 """The palm's height above the grasp point, meters."""
 PALM = (0.106, 0.036)
@@ -26,7 +26,8 @@ YAWS = np.deg2rad([0, 15, -15, 30, -30, 45, -45, 60, -60, 75, -75, 90])
 
 @dataclass(frozen=True)
 class Grasp:
-    """Where the hand closes: the grasp point [3] in the world and the yaw from the arm's rest orientation, rad."""
+    """A grasp: the grasp point [3] in the world and the yaw from the arm's rest orientation,
+    rad."""
 
     point: Floats
     yaw: float
@@ -34,22 +35,23 @@ class Grasp:
 
 
 def closing_axis(yaw: float) -> Floats:
-    """Unit vector [2] along which the fingers close: world y at yaw 0."""
+    """Return the unit vector [2] along which the fingers close: world y at yaw 0."""
     return np.array([-np.sin(yaw), np.cos(yaw)])
 
 
 def in_hand_frame(points: Floats, yaw: float) -> Floats:
-    """World points [N, 3] as (along the closing axis, across it, height)."""
+    """Return world points [N, 3] as (along the closing axis, across it, height)."""
     along = closing_axis(yaw)
     across = np.array([along[1], -along[0]])
     return np.column_stack([points[:, :2] @ along, points[:, :2] @ across, points[:, 2]])
 
 
 def plan_grasps(points: Floats, obstacles: Floats, ground: float, base: Floats) -> list[Grasp]:
-    """Grasps of the object with surface `points` [N, 3] among `obstacles` [M, 3] above `ground`, the best first.
+    """Plan grasps of the object with surface `points` [N, 3] among `obstacles` [M, 3] above
+    `ground`, the best first.
 
-    The side towards the robot's `base` [3] is preferred: carried far, the hand stays within reach. Empty where no place
-    lets the hand in.
+    The side toward the robot's `base` [3] is preferred, so that the hand stays within reach when it
+    carries the object far. Empty if the hand fits nowhere.
     """
     centre = points.mean(axis=0)
     near = obstacles[np.linalg.norm(obstacles[:, :2] - centre[:2], axis=1) < 0.25]
@@ -79,12 +81,13 @@ def plan_grasps(points: Floats, obstacles: Floats, ground: float, base: Floats) 
 
 
 def _cost(beside: float, width: float, depth: float, yaw: float) -> float:
-    """Meters-like: far from the middle, wide, shallow and turned grasps cost more."""
+    """Return a cost on the scale of meters: grasps far from the middle, wide, shallow or turned
+    cost more."""
     return float(beside + 0.2 * width + 0.8 * abs(depth - 0.02) + 0.008 * abs(yaw))
 
 
 def _pieces(along: Floats) -> list[tuple[float, float]]:
-    """Intervals of positions closer than 12 mm to each other."""
+    """Return intervals of positions closer than 12 mm to each other."""
     if not len(along):
         return []
     ordered = np.sort(along)
@@ -105,7 +108,8 @@ def _is_free(hand: Floats, along: float, across: float, height: float) -> bool:
 
 
 def lowest_hand(obstacles: Floats, xy: Floats, yaw: float, opened: bool = True) -> float:
-    """The lowest height of the grasp point over `xy` [2] at which palm and fingers touch none of `obstacles` [N, 3]."""
+    """Return the lowest height of the grasp point over `xy` [2] at which palm and fingers touch
+    none of `obstacles` [N, 3]."""
     points = in_hand_frame(obstacles - [*xy, 0.0], yaw)
     reach = FINGER_OUTER if opened else 0.03
     under_palm = (np.abs(points[:, :2]) < PALM).all(axis=1)

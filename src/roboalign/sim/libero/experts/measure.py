@@ -1,4 +1,5 @@
-"""How often the experts succeed, over placements of the suites' own sampler (never evaluation's initial states)."""
+"""Measure how often the experts succeed, over placements of the suites' own sampler (never
+evaluation's initial states)."""
 
 import time
 import zlib
@@ -28,7 +29,8 @@ NOISE_MEMORY = 0.8
 
 @dataclass(frozen=True)
 class Settings:
-    """What a measurement was made with: placements a task, noise (of an action in [-1, 1]), first seed, code."""
+    """Settings of a measurement: placements per task, noise (of an action in [-1, 1]), first seed,
+    code."""
 
     episodes: int
     noise: float
@@ -51,9 +53,11 @@ class Attempt:
 def run_expert(
     environment: LiberoEnvironment, seed: int, max_steps: int, noise: float
 ) -> tuple[bool, np.ndarray]:
-    """Run the expert in the placement of `seed`: whether it succeeded, and the executed actions float32 [T, 7].
+    """Run the expert in the placement of `seed`; return whether it succeeded, and the executed
+    actions float32 [T, 7].
 
-    `noise` is the standard deviation of the smooth noise on the executed position action. Raises EnvironmentCrash.
+    `noise` is the standard deviation of the smooth noise on the executed position action. Raises
+    EnvironmentCrash.
     """
     environment.reset(seed)
     expert = make_expert(environment)
@@ -73,10 +77,11 @@ def run_expert(
 def measure(
     suite: str, settings: Settings, path: Path, only: Collection[str] = ()
 ) -> Iterator[list[Attempt]]:
-    """The attempts of each task of a suite (of those in `only`, where it names any); `path` holds them after each.
+    """Yield the attempts of each task of a suite (only tasks in `only`, if not empty); `path` holds
+    them after each.
 
-    A task whose attempts are in the file is not run again, so that a killed measurement resumes. Raises RoboAlignError
-    where the file was measured with other settings or another state of the code.
+    A task whose attempts are in the file is not run again, so a killed measurement resumes. Raises
+    RoboAlignError if the file was measured with other settings or another state of the code.
     """
     benchmark = Libero(suite)
     for task in [task for task in benchmark.tasks() if not only or task.name in only]:
@@ -113,7 +118,8 @@ def _measure_task(benchmark: Libero, task: str, settings: Settings) -> list[Atte
 
 
 def read_attempts(path: Path, settings: Settings) -> list[Attempt]:
-    """What `path` holds of a measurement with these settings, none where there is no file. Raises RoboAlignError."""
+    """Read the attempts in `path` made with these settings, none if there is no file. Raises
+    RoboAlignError."""
     if not path.exists():
         return []
     fix = "give another file with --out, or remove this one"
@@ -133,5 +139,6 @@ def read_attempts(path: Path, settings: Settings) -> list[Attempt]:
 
 
 def code_digest() -> str:
-    """The state of the code that decides an episode: sha256 of the LIBERO room's source, 12 hex digits."""
+    """Return the state of the code that determines an episode: sha256 of the LIBERO package's
+    source, 12 hex digits."""
     return hash_tree(Path(__file__).parents[1], lambda path: path.suffix == ".py")[:12]

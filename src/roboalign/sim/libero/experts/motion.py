@@ -1,7 +1,7 @@
-"""Moving the hand: proportional control from the current state to a pose, one action at a time.
+"""Move the hand by proportional control from the current state to a pose, one action at a time.
 
-A motion is a generator: it yields actions [7] (OSC_POSE displacement in [-1, 1], gripper -1 opens and 1 closes), each
-computed from the state at that moment, and returns whether it arrived.
+A motion is a generator. It yields actions [7] (OSC_POSE displacement in [-1, 1], gripper -1 opens
+and 1 closes), each computed from the state at that moment, and returns whether it arrived.
 """
 
 from collections.abc import Callable, Generator
@@ -28,25 +28,26 @@ GAIN = 1.6
 _PATIENCE = 12
 """Steps without progress after which a motion is given up."""
 RETREAT = 0.1
-"""Meters by which the hand comes out from under something."""
+"""Distance that the hand moves out from under something, meters."""
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-"""The hand's orientation at rest: it points down, the fingers close along world y."""
+"""The hand's orientation at rest: it points down, and the fingers close along world y."""
 
 
 def pointing_down(yaw: float) -> Floats:
-    """Orientation [3, 3] of a hand that points down, turned about the vertical."""
+    """Return the orientation [3, 3] of a hand that points down, turned about the vertical."""
     return np.asarray(Rotation.from_euler("z", yaw).as_matrix() @ DOWN)
 
 
 def yaw_of(orientation: Floats) -> float:
-    """The yaw of a hand that points roughly down, rad."""
+    """Return the yaw of a hand that points roughly down, rad."""
     return float(np.arctan2(-orientation[0, 0], orientation[1, 0]))
 
 
 def action_towards(
     scene: LiberoScene, point: Floats, orientation: Floats, gripper: float, speed: float = 1.0
 ) -> np.ndarray:
-    """The action float32 [7] that drives the hand to a pose, slower than `speed` (1 is about 0.3 m/s)."""
+    """Return the action float32 [7] that drives the hand to a pose, slower than `speed` (1 is about
+    0.3 m/s)."""
     position, current = scene.hand()
     move = GAIN * (point - position) / POSITION_UNIT
     turn = GAIN * Rotation.from_matrix(orientation @ current.T).as_rotvec() / ROTATION_UNIT
@@ -67,7 +68,8 @@ def move(
 ) -> ExpertMotion:
     """Drive to `point`, which may itself move, until within `tolerance` meters and 0.08 rad.
 
-    Given up after `limit` steps, and where _PATIENCE steps brought the hand no nearer: it is blocked or out of reach.
+    Given up after `limit` steps, or after _PATIENCE steps that brought the hand no nearer, because
+    it is blocked or out of reach.
     """
     best, since = np.inf, 0
     for _ in range(limit):
@@ -85,7 +87,7 @@ def move(
 
 
 def rise(scene: LiberoScene, gripper: float, height: float, speed: float = 1.0) -> ExpertMotion:
-    """Straight up by `height` meters."""
+    """Move straight up by `height` meters."""
     start, orientation = scene.hand()
     point = start + np.array([0.0, 0.0, height])
     return (
@@ -106,12 +108,14 @@ def grip(scene: LiberoScene, gripper: float, steps: int = 10) -> ExpertMotion:
 def travel(
     scene: LiberoScene, point: Point, orientation: Floats, gripper: float, carried: list[int]
 ) -> ExpertMotion:
-    """Go over `point` at a height that clears everything on the way, with what is carried; not down to it."""
+    """Move above `point` at a height that clears everything on the way, including what is carried;
+    do not descend."""
     obstacles = scene.around(carried)
     start, facing = scene.hand()
     over = obstacles[:, 2] > start[2] + 0.02
     if carried and (np.linalg.norm(obstacles[over, :2] - start[:2], axis=1) < PALM[0]).any():
-        # Something hangs over the hand, an open drawer: away from it first, towards the robot.
+        # Something, such as an open drawer, hangs over the hand. Move away from it first, toward
+        # the robot.
         back = start + RETREAT * (scene.base() - start) * [1, 1, 0] / np.linalg.norm(
             (scene.base() - start)[:2]
         )
@@ -141,14 +145,15 @@ def travel(
 
 
 def _beside(points: Floats, start: Floats, end: Floats) -> Floats:
-    """Distances [N] of points [N, 2] from the segment between two points."""
+    """Return the distances [N] of points [N, 2] from the segment between two points."""
     way = end - start
     share = np.clip((points - start) @ way / max(float(way @ way), 1e-9), 0.0, 1.0)
     return np.asarray(np.linalg.norm(points - start - share[:, None] * way, axis=1))
 
 
 def resting_height(scene: LiberoScene, carried: list[int], xy: Floats, yaw: float) -> float:
-    """Height of the hand over `xy` [2] at which what it holds is just above its support and the hand is free."""
+    """Return the height of the hand over `xy` [2] at which its load is just above its support and
+    the hand is free."""
     position, _ = scene.hand()
     held = scene.points(carried)
     bottom = held[:, 2].min()

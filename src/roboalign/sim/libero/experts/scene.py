@@ -1,4 +1,5 @@
-"""What the experts know of a LIBERO scene: every collision box, every body, the hand, the goal. Privileged state."""
+"""Read the privileged state of a LIBERO scene for the experts: every collision box, every body, the
+hand, the goal."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SPACING = 0.005
-"""Meters between the points by which a collision box is represented."""
+"""Distance between the points that represent a collision box, meters."""
 WIDE_OPEN = 0.075
-"""Distance between the fingertips, meters, above which they hold nothing: they may touch the walls of a basket."""
+"""Distance between the fingertips, meters, above which they hold nothing: they may be touching the
+walls of a basket."""
 _ROBOT = ("robot0", "gripper0", "mount0")
 
 
@@ -53,7 +55,7 @@ class LiberoScene:
         return data
 
     def _root(self, body: int) -> str:
-        """Name of the body's ancestor below the world."""
+        """Return the name of the body's ancestor directly below the world."""
         while self.model.body_parentid[body] != 0:
             body = int(self.model.body_parentid[body])
         return str(self.model.body(body).name)
@@ -69,7 +71,7 @@ class LiberoScene:
         return bool(box and collides and not arena and not robot)
 
     def hand(self) -> tuple[Floats, Floats]:
-        """Position [3] of the point between the fingertips and orientation [3, 3].
+        """Return the position [3] of the point between the fingertips and the orientation [3, 3].
 
         Its columns are the fingers' closing axis, the hand's thin side and the approach.
         """
@@ -77,16 +79,17 @@ class LiberoScene:
         return site.xpos.copy(), site.xmat.reshape(3, 3).copy()
 
     def base(self) -> Floats:
-        """Position [3] of the robot's base, meters."""
+        """Return the position [3] of the robot's base, meters."""
         return np.array(self.data.body("robot0_base").xpos)
 
     def opening(self) -> float:
-        """Distance between the fingertips, meters: 0 (closed) to 0.08."""
+        """Return the distance between the fingertips, meters: 0 (closed) to 0.08."""
         fingers = [self.data.joint(f"gripper0_finger_joint{side}").qpos[0] for side in (1, 2)]
         return float(fingers[0] - fingers[1])
 
     def held(self) -> str | None:
-        """What both fingers touch, by its root body's name; nothing where they are wide open, and never a table."""
+        """Return the root body's name of what both fingers touch; None if they are wide open, and
+        never a table."""
         if self.opening() > WIDE_OPEN:
             return None
         touched: tuple[set[str], set[str]] = (set(), set())
@@ -103,25 +106,25 @@ class LiberoScene:
         )
 
     def position(self, name: str) -> Floats:
-        """Origin [3] of an object's body, or center of a region."""
+        """Return the origin [3] of an object's body, or the center of a region."""
         if name in self.simulation.obj_body_id:
             return np.array(self.data.xpos[self.simulation.obj_body_id[name]])
         return np.array(self.data.site(name).xpos)
 
     def geoms(self, name: str) -> list[int]:
-        """Collision boxes of an object or fixture, all its parts."""
+        """Return the collision boxes of an object or fixture, with all its parts."""
         root = self._root(self.simulation.obj_body_id[name])
         return [geom for geom in self._solid if self._owner[geom] == root]
 
     def middle(self, geoms: Sequence[int]) -> Floats:
-        """Middle [3] of the smallest upright box around collision boxes."""
+        """Return the middle [3] of the smallest upright box around collision boxes."""
         centres = self.data.geom_xpos[geoms]
         turns = np.abs(self.data.geom_xmat[geoms].reshape(-1, 3, 3))
         reach = (turns @ self.model.geom_size[geoms][..., None])[..., 0]
         return np.asarray(((centres - reach).min(axis=0) + (centres + reach).max(axis=0)) / 2)
 
     def points(self, geoms: Sequence[int]) -> Floats:
-        """Points [N, 3] on the surfaces of collision boxes."""
+        """Return points [N, 3] on the surfaces of collision boxes."""
         if not geoms:
             return np.zeros((0, 3))
         data = self.data
@@ -133,11 +136,12 @@ class LiberoScene:
         )
 
     def around(self, excluded: Collection[int] = ()) -> Floats:
-        """Points [N, 3] of every collision box but the robot's, the arena's and the `excluded`."""
+        """Return points [N, 3] of every collision box except the robot's, the arena's and the
+        `excluded`."""
         return self.points([geom for geom in self._solid if geom not in excluded])
 
     def joint(self, name: str) -> Joint:
-        """The current state of a fixture's joint."""
+        """Return the current state of a fixture's joint."""
         number = self.model.joint(name).id
         hinge = self.model.jnt_type[number] == mujoco.mjtJoint.mjJNT_HINGE
         value = float(self.data.qpos[self.model.jnt_qposadr[number]])
@@ -146,30 +150,31 @@ class LiberoScene:
         )
 
     def moved_by(self, joint: str) -> list[int]:
-        """Collision boxes of the body that a joint moves."""
+        """Return the collision boxes of the body that a joint moves."""
         body = self.model.jnt_bodyid[self.model.joint(joint).id]
         return [geom for geom in self._solid if self.model.geom_bodyid[geom] == body]
 
     def joint_of(self, name: str) -> str:
-        """The joint that moves a region (a drawer) or a fixture (a door, a knob)."""
+        """Return the joint that moves a region (a drawer) or a fixture (a door, a knob)."""
         joints = self.simulation.get_object(name).joints
         return str(joints[0])
 
     def goals(self) -> list[list[str]]:
-        """The conjunction of goal predicates, each as [predicate, object] or [predicate, object, target]."""
+        """Return the conjunction of goal predicates, each as [predicate, object] or [predicate,
+        object, target]."""
         return [list(map(str, goal)) for goal in self.simulation.parsed_problem["goal_state"]]
 
     def is_drawer(self, region: str) -> bool:
-        """Whether a goal's target is a region that slides with a drawer."""
+        """Return whether a goal's target is a region that slides with a drawer."""
         site = self.simulation.object_sites_dict.get(region)
         return bool(getattr(site, "joints", None))
 
     def parent(self, region: str) -> str:
-        """The object or fixture that a region belongs to."""
+        """Return the object or fixture that a region belongs to."""
         return str(self.simulation.object_sites_dict[region].parent_name)
 
     def is_behind_door(self, region: str) -> bool:
-        """Whether a region is inside a fixture with a door that turns, a microwave."""
+        """Return whether a region is inside a fixture with a hinged door, a microwave."""
         if region not in self.simulation.object_sites_dict:
             return False
         fixture = self.simulation.fixtures_dict.get(self.parent(region))
@@ -177,12 +182,12 @@ class LiberoScene:
         return bool(joints and self.joint(joints[0]).hinge)
 
     def holds(self, goal: list[str]) -> bool:
-        """Whether one goal predicate is true now."""
+        """Return whether one goal predicate is true now."""
         return bool(self.simulation._eval_predicate(goal))
 
 
 def _box_points(half: Floats) -> Floats:
-    """Points [N, 3] on a box of half sizes [3], at most SPACING apart."""
+    """Return points [N, 3] on a box of half sizes [3], at most SPACING apart."""
     axes = [np.linspace(-size, size, int(np.ceil(2 * size / SPACING)) + 1) for size in half]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     surface = (np.abs(grid) >= half - 1e-9).any(axis=1)

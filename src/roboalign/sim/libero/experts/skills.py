@@ -1,4 +1,5 @@
-"""What the experts do with objects: pick, place, push. Every skill is a motion and returns whether it was done."""
+"""Expert motions for objects: pick, place, push. Each skill is a motion and returns whether it
+succeeded."""
 
 import numpy as np
 
@@ -21,14 +22,16 @@ from roboalign.sim.libero.experts.scene import LiberoScene
 
 ATTEMPTS = 4
 EDGE, PRESS, PRESSING_STEP = 0.045, 0.0, 0.08
-"""Where and how a plate is pushed, meters: from its edge to the fingers, how far below its middle and how far ahead
-they aim."""
+"""How a plate is pushed, meters: EDGE is the distance from its edge to the fingers; PRESS and
+PRESSING_STEP are how far below its middle and how far ahead the fingers aim."""
 SLIPPED, ENGAGEMENTS = 0.025, 4
-"""How far the fingers slide over a plate, meters, before they are put down again, and how often they are."""
+"""SLIPPED: how far the fingers may slide over a plate, meters, before they are put down again.
+ENGAGEMENTS: how often they are put down."""
 
 
 def grasp_from_above(scene: LiberoScene, geoms: list[int], avoid: list[Grasp]) -> ExpertMotion:
-    """Close the hand on boxes with the best grasp that is not one of those in `avoid`, to which it is added."""
+    """Close the hand on boxes with the best grasp that is not yet in `avoid`, and add it to
+    `avoid`."""
     grasps = plan_grasps(scene.points(geoms), scene.around(geoms), scene.ground, scene.base())
     fresh = [
         g
@@ -84,7 +87,8 @@ def place(scene: LiberoScene, name: str, target: Point) -> ExpertMotion:
 
 
 def push(scene: LiberoScene, name: str, target: Point) -> ExpertMotion:
-    """Draw a flat object over the table until it is over `target` [3]. If the fingers slip off, press again."""
+    """Pull a flat object over the table until it is over `target` [3]. If the fingers slip off,
+    press again."""
     for _ in range(ENGAGEMENTS):
         yield from _drag(scene, name, target)
         yield from rise(scene, CLOSE_GRIPPER, 0.06)
@@ -98,13 +102,15 @@ def _is_over(scene: LiberoScene, name: str, target: Point) -> bool:
 
 
 def _drag(scene: LiberoScene, name: str, target: Point) -> ExpertMotion:
-    """Press the closed fingers on a flat object, before its middle, and draw it until they slip or it has arrived."""
+    """Press the closed fingers on a flat object, before its middle, and pull it until they slip or
+    it has arrived."""
     orientation = pointing_down(0.0)
     points, start = scene.points(scene.geoms(name)), scene.position(name)
     before = float(np.linalg.norm((points - start)[:, :2], axis=1).max()) - EDGE
 
     def fingers(ahead: float) -> np.ndarray:
-        """Where the fingers aim: on the object, on the side of the target, and `ahead` of that place."""
+        """Return the point that the fingers aim at: on the object, on the side of the target, and
+        `ahead` of that place."""
         way = (target() - scene.position(name))[:2]
         distance = max(float(np.linalg.norm(way)), 1e-9)
         reach = scene.position(name)[:2] + way / distance * (before + min(ahead, distance))
