@@ -1,4 +1,4 @@
-"""The loss on answers, with logits computed at the answers alone."""
+"""Compute the loss on answers, with logits only at the answer positions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

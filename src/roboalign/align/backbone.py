@@ -1,4 +1,5 @@
-"""Settings of the MLLM that is aligned: where it comes from, and what it is taught before it sees an action token."""
+"""Settings of the MLLM that is aligned: where it comes from, and what it learns before it sees an
+action token."""
 
 from typing import Literal
 

@@ -1,4 +1,5 @@
-"""The checkpoints of a training of the MLLM: which can be gone on with, and the records that belong to them."""
+"""Manage the checkpoints of an MLLM training: which ones can be resumed, and the records that
+belong to them."""
 
 import hashlib
 import json
@@ -19,7 +20,7 @@ MANIFEST = "roboalign.json"
 """Written last into a checkpoint: its files with their hashes, settings, counters."""
 ROUNDING = {
     "micro_batch_size"
-}  # settings that change how sums round and no more, as the number of processes does
+}  # settings that, like the number of processes, only change how sums round
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def room_on_disk(
         yield
     except (
         Exception
-    ) as error:  # torch and safetensors have errors of their own, which tell in words alone
+    ) as error:  # torch and safetensors raise their own errors, which only their text identifies
         if not (reason := no_room(error)):
             raise
         shutil.rmtree(staging, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Conversations as a training set, and the order in which a run sees them."""
+"""Provide conversations as a training set, and the order in which a run sees them."""
 
 import hashlib
 import itertools
@@ -19,7 +19,7 @@ from roboalign.episodes.pictures import rgb_of_file
 from roboalign.mllm.encode import Encoded, collate, encode_conversation, special_tokens
 from roboalign.mllm.load import Mllm
 
-_WINDOW = 50  # batches among which conversations of like length are put together
+_WINDOW = 50  # number of batches within which conversations of similar length are grouped
 
 
 class Conversations(Dataset):
@@ -86,7 +86,8 @@ def collate_conversations(
         words_only = torch.zeros_like(labels, dtype=torch.bool)
         for row, one in enumerate(batch):
             words_only[row, : len(one.input_ids)] = torch.from_numpy(one.after_reasoning)
-        # A worker process that is forked from one that has used a GPU must not touch it: these ids stay on the CPU.
+        # A worker process forked from one that has used a GPU must not touch the GPU: these ids
+        # stay on the CPU.
         arguments["words_only"] = words_only & ~torch.isin(
             labels, torch.tensor(sorted(mllm.vocabulary.ids))
         )

@@ -1,21 +1,26 @@
-"""Reasoning distillation: which sampled answers to a question that can be checked become training data.
+"""Reasoning distillation: decide which sampled answers to a checkable question become training
+data.
 
-The paper trains a model with GRPO on multiple-choice and spatial questions, lets it answer 100K of them and keeps 76K
-(its "zero-shot reasoning data", stage 1). How it chose is not said. Here an answer is kept where it is well formed and
-right, its reasoning is one (below) and of a bounded length, it is not the same as an earlier one to its question, and
-the question has not given enough already. The first of these that fails is the reason that is counted.
+The paper trains a model with GRPO on multiple-choice and spatial questions, lets it answer 100K of
+them and keeps 76K (its "zero-shot reasoning data", stage 1). It does not say how it chose them.
+Here an answer is kept if it is well formed and right, its reasoning is valid (see below) and of a
+bounded length, it does not repeat an earlier answer to its question, and the question has not given
+enough already. The first condition that fails is the reason that is counted.
 
-A reasoning that names the answer and then goes on is no reasoning: what stands behind is said to fit. Sentences end
-with a full stop, a question or an exclamation mark before a space, or with a line. The last sentence is the conclusion.
+A reasoning that names the answer and then continues is not valid: what follows is written to fit
+the answer. Sentences end with a full stop, a question mark or an exclamation mark before a space,
+or with a line. The last sentence is the conclusion.
 
-- Leak: a sentence before the last says nothing but the answer ("Point 12 20.", "So it is left."), opens with it and a
-  comma or colon ("Left, because ..."), or says what the answer is ("The answer is left, for ..."). Where the answer is
-  a letter, that letter may not be named before the last sentence at all, in a list of the options either; an "A" or "I"
-  that opens a phrase is a word and not a letter.
-- No statement: there is no sentence of three words or more before the last, other than the last said again.
+- Leak: a sentence before the last says nothing but the answer ("Point 12 20.", "So it is left."),
+  opens with it and a comma or colon ("Left, because ..."), or says what the answer is ("The answer
+  is left, for ..."). If the answer is a letter, that letter may not be named at all before the last
+  sentence, not even in a list of the options; an "A" or "I" that opens a phrase is a word and not a
+  letter.
+- No statement: no sentence before the last has three words or more, except one that the last
+  repeats.
 
-Said in other words ("The cup is at 12 20." where the cup was asked for), the answer may stand anywhere: for most
-questions it is itself the fact that the reasoning has to find.
+In other words ("The cup is at 12 20." when the question asked for the cup), the answer may occur
+anywhere: for most questions it is itself the fact that the reasoning has to find.
 """
 
 import re
@@ -87,7 +92,7 @@ _NAMES = frozenset(("answer", "choice", "option"))
 """Words behind which a sentence says what the answer is."""
 DUPLICATE, ENOUGH = "duplicate", "the question has enough"
 """Why an answer that passes by itself is not kept."""
-STATEMENT = 3  # words of the shortest statement: "It is open."
+STATEMENT = 3  # minimum words of a statement: "It is open."
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 _NAMED = r"\b(?:option|answer|choice|letter)\b(?:\s+is)?[\s:]*\(?"
@@ -286,7 +291,7 @@ def _names(sentence: str, letter: str) -> bool:
     """Whether a sentence names an option by its letter."""
     letter = re.escape(letter.upper())
     alone = rf"(?<![\w'])\(?{letter}(?![\w'])"
-    if letter in "AI":  # also a word: a letter only where no phrase follows
+    if letter in "AI":  # also a word: a letter only if no phrase follows
         alone = rf"(?<![\w']){letter}(?=\s*(?:[.,:;)!?]|$))"
     return bool(
         re.search(alone, sentence) or re.search(rf"{_NAMED}{letter}\b", sentence, re.IGNORECASE)

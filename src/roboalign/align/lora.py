@@ -1,8 +1,10 @@
-"""LoRA (Hu et al., arXiv 2106.09685) through peft: small weights that are trained beside a frozen model, then merged.
+"""Train with LoRA (Hu et al., arXiv 2106.09685) through peft: small trained weights on a frozen
+model, merged at the end.
 
-No adapter reaches an embedding, and the action tokens' rows are new, the mean of others: these rows are trained too,
-in the input and the output embedding, and no other row. The model stays an object of its own class while it trains, so
-that sampling and `Trainer` need not know; some of its weights then have `base_layer` in their names.
+No adapter reaches an embedding, and the action tokens' rows are new, the mean of others. So these
+rows are trained too, in the input and the output embedding, and no other row. The model keeps its
+own class while it trains, so sampling and `Trainer` need no change; some of its weights then have
+`base_layer` in their names.
 """
 
 from collections.abc import Iterator
@@ -24,8 +26,8 @@ from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 
-ADAPTER = "default"  # peft's name for the only one
-FILE = "adapters.safetensors"  # in a checkpoint: all that is trained
+ADAPTER = "default"  # peft's name for the only adapter
+FILE = "adapters.safetensors"  # all trained weights, in a checkpoint
 
 
 class LoraConfig(Config):
@@ -64,7 +66,7 @@ def add_lora(mllm: Mllm, config: LoraConfig, seed: int) -> LoraModel:
         )
         lora = LoraModel(model, settings, ADAPTER)
     cast_adapter_dtype(model, ADAPTER)
-    # peft ties the rows of a shared table where the config says so, and its output layer has no bias.
+    # peft ties the rows of a shared table if the config says so, and its output layer has no bias.
     tied = isinstance(model.get_output_embeddings(), TrainableTokensWrapper)
     if rows and (not tied or getattr(outputs, "bias", None) is not None):
         raise RoboAlignError(
@@ -136,7 +138,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
                 weight = layer.get_parameter("base_layer.weight")
                 merged = (weight + layer.get_delta_weight(ADAPTER)).to(
                     weight.dtype
-                )  # as `merge` adds: rounded once
+                )  # rounded once, as `merge` adds
                 state[_plain(f"{name}.base_layer.weight")] = merged.cpu()
     return state
 

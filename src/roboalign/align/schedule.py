@@ -1,4 +1,4 @@
-"""Which samples a training sees, in which order and in what batches."""
+"""Define which samples a training sees, in which order and in which batches."""
 
 from typing import Any, Literal
 

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning of an MLLM on conversations (paper, section 3.1): the loss is on the answers only.
+"""Fine-tune an MLLM on conversations with supervision (paper, section 3.1): the loss is on the
+answers only.
 
-The same function trains the tiny base model (language turns only), the SFT model and the control that goes on with SFT
-on the RL subset.
+The same function trains the tiny base model (language turns only), the SFT model, and the control
+that continues SFT on the RL subset.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Settings of every training of an MLLM, and `transformers.Trainer`'s arguments made from them."""
+"""Settings of every MLLM training, and `transformers.Trainer`'s arguments made from them."""
 
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def training_arguments(
         dataloader_num_workers=0,
         dataloader_pin_memory=not on_cpu,
     )
-    # With several GPUs in sight of one process, Trainer would spread each batch over them: one process, one device.
+    # If one process sees several GPUs, Trainer would spread each batch over them: use one process
+    # per device.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -1,4 +1,5 @@
-"""Which weights of an MLLM a training changes: all, all but the vision tower's, the connector's, or adapters."""
+"""Select which weights of an MLLM a training changes: all, all but the vision tower's, the
+connector's, or adapters."""
 
 from peft import LoraModel
 from torch import nn

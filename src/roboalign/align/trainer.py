@@ -1,4 +1,5 @@
-"""What SFT and GRPO share: `transformers.Trainer` with whole-or-absent checkpoints, exact resume and no silent NaN."""
+"""What SFT and GRPO share: `transformers.Trainer` with atomic checkpoints, exact resume and an
+error on NaN."""
 
 import shutil
 import time
@@ -32,7 +33,7 @@ from roboalign.core.progress import Progress, say
 from roboalign.core.trackers import record_metrics
 from roboalign.mllm.processors import save_processor
 
-KEPT = 2  # checkpoints on disk: the newest, and one to fall back on should it be damaged
+KEPT = 2  # checkpoints on disk: the newest, and one to fall back on if it is damaged
 
 
 class AlignTrainer(ShardedTrainer):
@@ -61,7 +62,8 @@ class AlignTrainer(ShardedTrainer):
         self.label, self.out_dir, self.lora = label, out_dir, lora
         self.checkpoints = out_dir / "checkpoints"
         self.fingerprint = {**fingerprint, "initial weights": digest(model)}
-        self.counters: dict[str, float] = {}  # this process's share; totals() has them all
+        # this process's share; totals() returns the sum over all processes
+        self.counters: dict[str, float] = {}
         self.staging: Path | None = None
         self.began = 0.0
         self.last_record: dict[str, Any] = {}
@@ -89,7 +91,7 @@ class AlignTrainer(ShardedTrainer):
         if checkpoint is not None:
             manifest = read_checkpoint_manifest(checkpoint)
             done, seconds = manifest["step"], manifest["totals"].pop("seconds")
-            # One process carries what all had consumed.
+            # One process carries the counts of all processes.
             self.counters = {
                 name: amount if first else 0 for name, amount in manifest["totals"].items()
             }
@@ -123,7 +125,7 @@ class AlignTrainer(ShardedTrainer):
         totals = {name: int(v) if v == int(v) else round(v, 3) for name, v in zip(names, summed)}
         return {**totals, "seconds": round(time.monotonic() - self.began, 3)}
 
-    # Nothing swallowed.
+    # Errors are not swallowed.
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
@@ -152,7 +154,7 @@ class AlignTrainer(ShardedTrainer):
             fix=f"lower learning_rate (now {self.args.learning_rate:g}), or look at the samples of that update.",
         )
 
-    # Checkpoints: beside, then renamed.
+    # Checkpoints: written to a separate folder, then renamed.
 
     def _last_whole(self) -> Path | None:
         return last_checkpoint(self.checkpoints, self.fingerprint)
@@ -183,12 +185,13 @@ class AlignTrainer(ShardedTrainer):
         open_to_others(written)
         write_manifest(written, self.state.global_step, self.fingerprint, totals)
         final = self.checkpoints / written.name
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+        shutil.rmtree(final, ignore_errors=True)  # it is a damaged one of the same step
         written.replace(final)
         for old in checkpoints_in(self.checkpoints)[:-KEPT]:
             shutil.rmtree(old)
 
-    # With LoRA a checkpoint holds the adapters; the frozen weights are those of the folder that training starts from.
+    # With LoRA, a checkpoint holds the adapters; the frozen weights are those of the folder that
+    # training starts from.
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -228,7 +231,7 @@ class AlignTrainer(ShardedTrainer):
         return {}
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # Trainer walks over all parameters for it, at every step
+        return 0  # otherwise Trainer counts operations over all parameters at every step
 
     def save_final(self, processor: Any, folder: Path) -> None:
         """Write the trained model as a Hugging Face folder, beside and then renamed; the checkpoints then go.

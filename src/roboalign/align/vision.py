@@ -1,8 +1,10 @@
-"""Pretraining of a tiny model's vision tower: the stand-in of the pretrained vision encoder of a real MLLM.
+"""Pretrain a tiny model's vision tower, which stands in for the pretrained vision encoder of a real
+MLLM.
 
-Learning to see from the text loss alone takes a model of a few million parameters far longer than a laptop has: most
-answer tokens are wording, and few depend on the image. Here the tower's tokens are read by a small attention, one
-query a body, whose targets are where that body is in the image and in the world. The reader is thrown away.
+Learning to see from the text loss alone takes a model of a few million parameters far longer than a
+laptop allows: most answer tokens are wording, and few depend on the image. Here a small attention
+reads the tower's tokens with one query per body. Its targets are where that body is in the image
+and in the world. The reader is discarded afterwards.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ from roboalign.mllm.load import Mllm
 PIXEL_BETA, METRE_BETA = (
     0.05,
     0.2,
-)  # where the Huber losses turn linear: image widths, and METRES below
+)  # where the Huber losses turn linear: in image widths, and in units of METRES (below)
 METRES = 0.1  # the unit in which positions are regressed
 PIXEL_WEIGHT = 4.0
 
@@ -57,7 +59,7 @@ class KeypointReader(nn.Module):
         self.queries = nn.Embedding(n_queries, width)
         self.keys = nn.Linear(width, width)
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 5))
-        self.register_buffer("centre", centre)  # [3], mean position, metres
+        self.register_buffer("centre", centre)  # [3], mean position, meters
 
     def forward(
         self, pixel_values: Tensor, image_grid_thw: Tensor, queries: Tensor
@@ -135,7 +137,7 @@ def pretrain_vision(
     count = points.known.sum()
     centre = torch.from_numpy(points.positions.sum(axis=(0, 1)) / count).float()
     width = mllm.model.config.get_text_config().hidden_size
-    torch.manual_seed(config.seed)  # the reader's weights
+    torch.manual_seed(config.seed)  # for the reader's weights
     reader = KeypointReader(mllm.model.model.visual, width, points.n_queries, centre)
     arguments = training_arguments(
         config,

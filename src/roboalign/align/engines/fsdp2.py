@@ -1,7 +1,9 @@
-"""Weights, gradients and optimizer split over processes (FSDP2): how a split model is set up, read whole, and resumed.
+"""Shard weights, gradients and optimizer over processes (FSDP2): set up a sharded model, read it
+whole, and resume it.
 
-A launcher asks for it (launch/accelerate/eight_gpus_fsdp2.yaml); `accelerate` shards the model. What is written is what
-an unsplit training writes, so that a checkpoint serves any number of processes, split or not.
+A launcher asks for it (launch/accelerate/eight_gpus_fsdp2.yaml); `accelerate` shards the model.
+What is written is the same as for an unsharded training, so that a checkpoint works with any number
+of processes, sharded or not.
 """
 
 import os
@@ -26,7 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.presets import meta_model
 
-ASKED = "ACCELERATE_USE_FSDP"  # how accelerate's launcher tells its processes
+ASKED = "ACCELERATE_USE_FSDP"  # the variable by which accelerate's launcher tells its processes
 DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 LAUNCH = "launch/accelerate/eight_gpus_fsdp2.yaml"
 
@@ -117,7 +119,8 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
     Raises RoboAlignError where the launcher asked for FSDP1, started one process, or had the first alone load weights.
     """
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # accelerate shards on GPUs alone and would train whole copies here, silently; FSDP2 itself works over gloo.
+        # accelerate shards only on GPUs and would silently train whole copies here; FSDP2 itself
+        # works over gloo.
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         accelerator.state.distributed_type = DistributedType.FSDP
     if not accelerator.is_fsdp2:
@@ -128,22 +131,24 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
         )
     plugin = accelerator.state.fsdp_plugin
     if plugin.cpu_ram_efficient_loading:
-        # transformers has then given the other processes a model without weights; the KL reference is taken from it.
+        # With this option, transformers gives the other processes a model without weights, but the
+        # KL reference is taken from it.
         raise RoboAlignError(
             "fsdp_cpu_ram_efficient_loading is on, and every process must load the weights",
             where=ASKED,
             fix=f"set it to false, as in {LAUNCH}",
         )
     if plugin.transformer_cls_names_to_wrap is None:
-        # accelerate refuses a class that is not there; LLaVA names layers of every vision tower that it could have.
+        # accelerate refuses a class that does not exist; LLaVA names layers of every vision tower
+        # that it could have.
         there = {type(module).__name__ for module in model.modules()}
         plugin.transformer_cls_names_to_wrap = sorted(
             there & set(getattr(model, "_no_split_modules", None) or ())
         )
-    # A gradient that waits for the last micro-batch would wait whole, on each device.
+    # A gradient kept until the last micro-batch would be kept whole on each device.
     accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
     if accelerator.mixed_precision == "bf16":
-        # accelerate's own choice would also sum gradients in bfloat16.
+        # accelerate's default would also sum gradients in bfloat16.
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         plugin.mixed_precision_policy = policy
 
@@ -158,7 +163,8 @@ def shard(accelerator: Accelerator, model: nn.Module) -> Any:
     return fsdp2_prepare_model(accelerator, model)
 
 
-# Whole again. These are collectives: every process calls them, and one parameter at a time is whole beside the parts.
+# Make the weights whole again. These are collectives: every process calls them, and only one
+# parameter at a time is whole in addition to the shards.
 
 
 def whole_parameters(
@@ -167,7 +173,7 @@ def whole_parameters(
     """Name and whole value of each parameter, one that several modules share once, in `dtype` (None: its own)."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # what a forward pass without a backward pass has left gathered
+            module.reshard()  # frees what a forward pass without a backward pass has left gathered
     for name, parameter in model.named_parameters():
         part = parameter.detach() if dtype is None else parameter.detach().to(dtype)
         yield name, part.full_tensor() if isinstance(part, DTensor) else part
@@ -224,9 +230,7 @@ def plain_copy(
     copy.tie_weights()
     copy.generation_config = model.generation_config
     if (renamed := getattr(model, "_weight_conversions", None)) is not None:
-        copy._weight_conversions = (
-            renamed  # the names that the policy's own folder gives its weights
-        )
+        copy._weight_conversions = renamed  # the weights' names in the policy's own folder
     return copy.eval()
 
 
@@ -247,7 +251,7 @@ def whole_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
     return {"state": whole, "param_groups": found["param_groups"]} if keep else {}
 
 
-# From whole files into the parts: each process reads what is its own.
+# From whole files into the shards: each process reads only its own.
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""The RL subset, the reward and the settings of GRPO in the forms that verl (0.9.1) and EasyR1 (0.3.3.dev0) read.
+"""Write the RL subset, the reward and the settings of GRPO in the forms that verl (0.9.1) and
+EasyR1 (0.3.3.dev0) read.
 
 Both need the same content in different columns: see docs/how-to/vllm-and-verl.md.
 """
@@ -21,7 +22,7 @@ from roboalign.mllm.load import Mllm
 from roboalign.mllm.processors import stock_files
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-PLACEHOLDERS = ("<image>", "<video>", "<audio>")  # both cut a prompt at these
+PLACEHOLDERS = ("<image>", "<video>", "<audio>")  # both split a prompt at these
 _SOURCE = "roboalign-actions"
 _IMAGE = pa.struct([("bytes", pa.binary()), ("min_pixels", pa.int64()), ("max_pixels", pa.int64())])
 VERL = pa.schema(

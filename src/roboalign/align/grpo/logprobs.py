@@ -1,4 +1,5 @@
-"""Log-probabilities of sampled completions, with gradients, each prompt computed once for its whole group."""
+"""Compute log-probabilities of sampled completions, with gradients, computing each prompt once for
+its whole group."""
 
 from dataclasses import dataclass
 
@@ -55,7 +56,8 @@ def _shared_forward(
         return first
     cache = prefill.past_key_values
     cache.batch_repeat_interleave(samples)
-    # Qwen's image tokens share positions; rope_deltas says by how much the text after them is moved back.
+    # Qwen's image tokens share positions; rope_deltas says how far the positions of the text after
+    # them move back.
     start = prompt_mask.sum(1, keepdim=True)
     delta = getattr(base, "rope_deltas", None)
     start = start if delta is None else start + delta.to(start)

@@ -1,4 +1,4 @@
-"""GRPO's arithmetic as EasyR1, the paper's engine, runs it: pure functions on tensors."""
+"""Compute GRPO's arithmetic as EasyR1, the paper's engine, runs it: pure functions on tensors."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
     advantages = (groups - groups.mean(dim=1, keepdim=True)) / (
         groups.std(dim=1, keepdim=True) + eps
     )
-    # The mean of equal floats may be off by one rounding, which the division by eps would turn into a signal.
+    # The mean of equal floats may be off by one rounding, and the division by eps would turn that
+    # into a signal.
     flat = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
     return advantages.masked_fill(flat, 0.0).view(-1)
 

@@ -1,4 +1,4 @@
-"""The model against which GRPO's KL term is measured: the policy as it was before the first update."""
+"""Build the reference model of GRPO's KL term: the policy as it was before the first update."""
 
 import copy
 from typing import Any
@@ -19,5 +19,6 @@ def reference_model(policy: Any, accelerator: Accelerator) -> Any:
         return copy.deepcopy(policy).eval().requires_grad_(False)
     whole = plain_copy(policy, dtype=computes_in(accelerator), device=torch.device("cpu"))
     split = shard(accelerator, whole)
-    split.set_reshard_after_forward(True)  # the embeddings too: no backward pass will free them
+    # the embeddings too, because no backward pass will free them
+    split.set_reshard_after_forward(True)
     return split

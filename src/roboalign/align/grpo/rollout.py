@@ -1,4 +1,5 @@
-"""One rollout of GRPO: sample a group of answers to each prompt, reward them, turn rewards into advantages."""
+"""Run one GRPO rollout: sample a group of answers to each prompt, reward them, turn rewards into
+advantages."""
 
 import functools
 from collections import Counter
@@ -299,7 +300,7 @@ def _check_question(turn: Turn, preset: str, where: str) -> None:
 
 
 def _pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
-    # Two columns at least: the processes of a split model make their forward passes in step, so that a batch of single
-    # tokens must not be spared the pass over what follows the first.
+    # At least two columns: the processes of a sharded model run their forward passes in step, so a
+    # batch of single tokens must not skip the pass over what follows the first.
     width = max(2, *(len(row) for row in rows))
     return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows], dtype=dtype)

@@ -1,4 +1,5 @@
-"""What GRPO's updates were like: sums over answer tokens, of which the records of metrics.jsonl are means."""
+"""Accumulate statistics of GRPO's updates: sums over answer tokens, whose means are the records of
+metrics.jsonl."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +56,8 @@ def means_of(parts: Sequence[dict[str, float]], accumulation: int) -> dict[str, 
     largest = max(part["ratio_max"] for part in parts)
     sums = {name: sum(part[name] for part in parts) for name in parts[0] if name != "ratio_max"}
     means = {name: sums[name] / sums["tokens"] for name in MEANS}
-    # Each micro-batch's replay loss has been divided by those of its process in an update.
+    # Each micro-batch's replay loss has been divided by the number of its process's micro-batches
+    # in an update.
     replay = (
         {"replay_loss": sums["replay"] * accumulation / sums["micro"]} if "replay" in sums else {}
     )

@@ -1,4 +1,4 @@
-"""One GRPO training from its prompts to the written model."""
+"""Run one GRPO training, from its prompts to the written model."""
 
 import math
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def train_grpo(
         torch.set_num_threads(config.threads)
     rollouts = math.ceil(len(prompts) * config.epochs / config.prompts_per_rollout)
     updates = config.updates or rollouts * config.updates_per_rollout
-    # Equal lengths: the order is then plain random permutations.
+    # With equal lengths the order is plain random permutations.
     order = sample_order([0] * len(prompts), config.prompts_per_update, updates, config.seed)
     lora = config.choose_trained(mllm)
     trainer = build_grpo_trainer(

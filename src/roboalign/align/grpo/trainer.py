@@ -1,8 +1,9 @@
-"""GRPO on action accuracy (paper, section 3.2), with EasyR1's arithmetic, on `transformers.Trainer`.
+"""Train GRPO on action accuracy (paper, section 3.2), with EasyR1's arithmetic, on
+`transformers.Trainer`.
 
-A rollout samples a group of answers to each of its prompts; a few updates are then made on it. Why not TRL's
-GRPOTrainer: docs/explanation/design.md; `benchmarks/grpo.py` times both, and tests/align/test_align_grpo_trl.py
-compares their losses.
+A rollout samples a group of answers to each of its prompts; a few updates then use it.
+docs/explanation/design.md explains why this is not TRL's GRPOTrainer; `benchmarks/grpo.py` times
+both, and tests/align/test_align_grpo_trl.py compares their losses.
 """
 
 import hashlib
@@ -81,7 +82,8 @@ class GrpoTrainer(AlignTrainer):
         super().__init__(*named, **rest)
         here = self.out_dir, self.args.device, self.args.process_index
         self.sampler = VllmSampler(config.vllm, *here) if config.vllm else None
-        copied = config.kl and not config.lora  # with adapters it is the policy without them
+        # with adapters, the reference is the policy without them
+        copied = config.kl and not config.lora
         self.reference = reference_model(mllm.model, self.accelerator) if copied else None
         self.loss_is_scaled_for_ga = True  # the loss below is already a mean over the whole update
 
@@ -161,9 +163,7 @@ class GrpoTrainer(AlignTrainer):
             sampler.write(policy, update)
             if not sampler.own:
                 sampler.load(policy, *asked)
-        del (
-            policy
-        )  # a gathered copy must be gone when a server of our own takes its share of the GPU
+        del policy  # a gathered copy must be freed before our own server takes its share of the GPU
         self.accelerator.wait_for_everyone()
         if sampler.own:
             sampler.load(self.mllm, *asked, share_prompt=not self.config.gradient_checkpointing)

@@ -4,28 +4,28 @@ A response is `<think> reasoning </think><answer><ACTION_START> FAST tokens <ACT
 Action tokens are read as ids, never from decoded text; only the tags around them are read as text.
 r = (r_f + r_a) / 2. Answers in words have their rewards in reward_answers.py.
 
-What the paper leaves open, and what holds here:
+What the paper leaves open, and the choice made here:
 
 | case | r_f | r_a (`paper`) |
 |---|---|---|
 | no token matches (the set in the formula is empty) | 1 | 0 |
 | shorter than the target, all matching | 1 | matched / m |
-| longer than the target, the whole target a prefix | 1 | 1: the formula as written; `length` is logged beside |
+| longer than the target, the whole target a prefix | 1 | 1: the formula as written; `length` is also logged |
 | tags missing, nested, repeated, or other text around them; empty reasoning | 0 | of the one block, as below |
 | a special token (<|im_start|>, <|image_pad|>) in the reasoning | 0 | of the one block |
 | two blocks, an unclosed, empty or interrupted block, action tokens outside it (as in the reasoning) | 0 | 0 |
 | one block that is not inside `<answer>` | 0 | 0 |
 
-Under `paper`, r_a does not wait for r_f: the formula adds them, and a policy that has the action
-right and a tag wrong should be told which of the two. But it is earned by the one block inside
-<answer> only. Were the first, or the best, of several blocks enough, the cheapest policy would be
-to list guesses.
+Under `paper`, r_a does not require r_f: the formula adds them, and a policy with a right action and
+a wrong tag should learn which of the two is wrong. But only the one block inside <answer> earns it.
+If the first, or the best, of several blocks were enough, the cheapest policy would be to list
+guesses.
 
-The preset `decoded` differs in r_a alone: 0 unless r_f is 1 and the ids decode to a chunk, else the
-mean of the prefix accuracy and exp(-L1 / tau), L1 between the decoded and the target chunk. It pays
-a valid trajectory that differs from the one recorded, and nothing for an answer of the wrong
-length, which decodes to no chunk. It waits for r_f because a small policy that was paid for its
-actions in either format dropped its reasoning and lived on r_a.
+The preset `decoded` differs only in r_a: 0 unless r_f is 1 and the ids decode to a chunk, else the
+mean of the prefix accuracy and exp(-L1 / tau), where L1 is between the decoded and the target
+chunk. It rewards a valid trajectory that differs from the recorded one, and gives nothing for an
+answer of the wrong length, which decodes to no chunk. It requires r_f because a small policy that
+was rewarded for its actions in either format dropped its reasoning and relied on r_a.
 """
 
 import math
@@ -45,7 +45,7 @@ nothing, whatever their distance."""
 
 MARK = re.compile(
     r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>"
-)  # may not stand in the reasoning
+)  # not allowed in the reasoning
 _BEFORE = re.compile(r"\s*<think>(.*)</think>\s*<answer>\s*", re.DOTALL)
 _AFTER = re.compile(r"\s*</answer>\s*")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)

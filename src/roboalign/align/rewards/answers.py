@@ -1,17 +1,19 @@
-"""The reward of a sampled answer in words: questions whose answer can be checked.
+"""The reward of a sampled answer in words, for questions whose answer can be checked.
 
-A response is `<think> reasoning </think><answer>LABEL text</answer>`, LABEL being what the question asked for. As for
-actions, r = (r_f + r_a) / 2; r_f is 1 where the format holds. The two presets differ in r_a alone:
+A response is `<think> reasoning </think><answer>LABEL text</answer>`, where LABEL is what the
+question asked for. As for actions, r = (r_f + r_a) / 2; r_f is 1 if the format is correct. The two
+presets differ only in r_a:
 
 | preset | r_a of a well-formed answer |
 |---|---|
-| `answer` | the score that evaluation gives: 1 where the answer is right, else 0 (`questions.score_answer`) |
+| `answer` | the score that evaluation gives: 1 if the answer is right, else 0 (`questions.score_answer`) |
 | `trace` | exp(-d / TAU_CELLS), d the mean distance to the expected points; 0 for another number of points |
 
-What is not well formed earns nothing, as under `decoded` (reward.py): a guess among three options is right a third of
-the time without any reasoning, so that a policy paid for it would drop its reasoning and guess. An action token or a
-special token anywhere, a tag missing or written twice, text around the tags, an empty reasoning, another label, and a
-label without an answer behind it each break the format. How good the reasoning is earns nothing: one word is one.
+An answer that is not well formed earns nothing, as under `decoded` (reward.py). A guess among three
+options is right a third of the time without any reasoning, so a policy rewarded for it would drop
+its reasoning and guess. An action token or a special token anywhere, a tag missing or written
+twice, text around the tags, an empty reasoning, another label, and a label without an answer after
+it each break the format. The quality of the reasoning earns nothing: one word counts as reasoning.
 """
 
 import math

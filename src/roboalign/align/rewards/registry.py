@@ -1,8 +1,10 @@
-"""Rewards of sampled action answers by name: built in, from an installed package, or `path/to/file.py:function`.
+"""Find rewards of sampled action answers by name: built in, from an installed package, or
+`path/to/file.py:function`.
 
-A reward from outside is a function of one `SampledAnswer` that returns a finite number. GRPO compares the numbers
-within a group of answers to one prompt, so only their differences count. A package adds one by an entry point in the
-group `roboalign.rewards`; a file is run as Python when a stage uses it, and its content is part of what the stage did.
+An external reward is a function of one `SampledAnswer` that returns a finite number. GRPO compares
+the numbers within a group of answers to one prompt, so only their differences count. A package adds
+a reward by an entry point in the group `roboalign.rewards`. A file is run as Python when a stage
+uses it, and its content is part of the stage's settings.
 """
 
 import functools
@@ -165,7 +167,7 @@ def _run_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(key, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module  # dataclasses of the file look themselves up there
+    sys.modules[key] = module  # dataclasses in the file look up their module there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own code

@@ -1,4 +1,4 @@
-"""What a vLLM server is asked, and how its reply is read and checked."""
+"""Build requests to a vLLM server, and read and check its replies."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from roboalign.mllm.encode import Encoded, Prompt, adds_bos, end_ids
 from roboalign.mllm.generate import suppressed_ids
 from roboalign.mllm.load import Mllm
 
-FORBIDDEN = -100.0  # the bias of a suppressed token: OpenAI's lowest
+FORBIDDEN = -100.0  # bias of a suppressed token: the lowest that OpenAI's API allows
 
 
 def chat_messages(asked: Prompt) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""JSON over HTTP with a vLLM server: where it is or how it is started, and how long it is waited for.
+"""Exchange JSON over HTTP with a vLLM server: where it is or how it is started, and how long to
+wait for it.
 
-What passes (429, 5xx, a timeout, a refused connection) is tried again until `patience` is over; what does not is an
-error at once.
+Temporary failures (429, 5xx, a timeout, a refused connection) are retried until `patience` is over;
+all others are errors at once.
 """
 
 import itertools
@@ -18,13 +19,14 @@ from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.http import Telling, open_client, passes, plain_url
 
-KEY = "VLLM_API_KEY"  # the variable from which `vllm serve` takes the key that it asks for
-# Sampling defaults are not the folder's; images are resized by Pillow, as here, and not by torchvision.
+KEY = "VLLM_API_KEY"  # the variable from which `vllm serve` reads the API key that it requires
+# Sampling defaults do not come from the folder. Images are resized by Pillow, as here, and not by
+# torchvision.
 SERVER_OPTIONS = """--generation-config vllm --mm-processor-kwargs '{"use_fast": false}'"""
 SET_HERE = frozenset(
     {"--uds", "--host", "--port", "--api-key", "--gpu-memory-utilization", "--enable-sleep-mode"}
 )
-_LONGEST_WAIT = 30.0  # seconds between two tries
+_LONGEST_WAIT = 30.0  # seconds between two attempts
 GOES_ON = "the same command goes on from the last checkpoint"
 
 

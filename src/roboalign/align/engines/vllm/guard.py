@@ -1,9 +1,11 @@
-"""Runs a command as long as the process that asked for it lives: `python guard.py PID FOLDER COMMAND ...`. Linux.
+"""Run a command for as long as the process that asked for it lives: `python guard.py PID FOLDER
+COMMAND ...`. Linux.
 
-The command is the leader of a process group of its own. The group is ended, by SIGTERM and then by SIGKILL, as soon as
-process PID has ended, however it did; as soon as this one gets SIGTERM; and when the command itself has ended. This one
-ends when all of them have: their memory is then free, and FOLDER, with the command's socket, is removed. It is a
-program of its own, without imports of the package, since what is killed cannot clean up after itself.
+The command leads its own process group. The group is ended, by SIGTERM and then by SIGKILL, when
+process PID has ended for any reason, when this process gets SIGTERM, or when the command itself has
+ended. This process ends when all of them have: their memory is then free, and FOLDER, with the
+command's socket, is removed. It is a separate program without imports of the package, because a
+killed process cannot clean up after itself.
 """
 
 import contextlib
@@ -15,16 +17,17 @@ import subprocess
 import sys
 import time
 
-GRACE = 15.0  # seconds between SIGTERM and SIGKILL, and those in which what was killed must be gone
+# seconds between SIGTERM and SIGKILL, and seconds within which killed processes must be gone
+GRACE = 15.0
 _POLL = 0.1
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
-NOT_STARTED = 127  # a shell's status for a command that there is not
+NOT_STARTED = 127  # a shell's exit status for a command that does not exist
 
 
 def end_with(parent: int, number: int) -> None:
     """Have the kernel send this process the signal `number` when the thread of `parent` that started it ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # it has ended already
+    if os.getppid() != parent:  # the parent has already ended
         os.kill(os.getpid(), number)
 
 
@@ -35,7 +38,7 @@ def main(parent: int, command: list[str]) -> int:
     end_with(parent, signal.SIGTERM)
     ctypes.CDLL(None).prctl(
         PR_SET_CHILD_SUBREAPER, 1
-    )  # what the command leaves behind is then ours to wait for
+    )  # processes that the command leaves behind are then ours to wait for
     here = os.getpid()
     try:
         child = subprocess.Popen(
@@ -57,7 +60,7 @@ def main(parent: int, command: list[str]) -> int:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(
             child.pid, signal.SIGKILL
-        )  # it is not waited for yet, so the number is still its own
+        )  # it has not been waited for yet, so its pid has not been reused
     status, last = child.wait(), time.monotonic() + GRACE
     while left() and time.monotonic() < last:
         time.sleep(_POLL)

@@ -1,4 +1,5 @@
-"""A `vllm serve` of this process's own, on its own GPU: started, watched and ended (docs/how-to/vllm-and-verl.md)."""
+"""Start, watch and end this process's own `vllm serve` on its own GPU
+(docs/how-to/vllm-and-verl.md)."""
 
 import os
 import re
@@ -18,16 +19,16 @@ from roboalign.align.engines.vllm.client import GOES_ON, SERVER_OPTIONS, VllmCon
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.http import Telling
 
-_POLL = 0.2  # seconds between two looks at a server that is starting
+_POLL = 0.2  # seconds between two checks of a server that is starting
 ENDING = (
     2 * vllm_guard.GRACE + 5.0
-)  # seconds after which a guard that was told to end is killed itself
+)  # seconds after which a guard that was told to end is itself killed
 QUOTED, _WIDE = (
     3,
     400,
-)  # lines of the log in a message, where there is no error in it, and letters of each
+)  # lines of the log in a message if it shows no error, and characters of each line
 ERROR, REMARK = re.compile(r"(Error|Exception)\b: "), re.compile(r"\b(DEBUG|INFO|WARNING)\b")
-TAIL = 200_000  # bytes of the log that are searched for them
+TAIL = 200_000  # bytes of the log that are searched for these lines
 OURS = frozenset(
     {
         "RANK",
@@ -133,7 +134,7 @@ class VllmProcess:
             try:
                 self._guard.wait(ENDING)
             except subprocess.TimeoutExpired:
-                self._guard.kill()  # the kernel then tells the server
+                self._guard.kill()  # the kernel then signals the server
                 self._guard.wait()
             self._guard = None
         self._private.cleanup()

@@ -1,8 +1,10 @@
-"""Answers sampled by a vLLM server: one request a prompt, answers as token ids, and weights that are proven to be ours.
+"""Sample answers from a vLLM server: one request per prompt, answers as token ids, and weights
+verified to be ours.
 
-The server runs on the policy's folder: one that somebody else has started, for all processes, or one that each process
-starts on its own GPU (docs/how-to/vllm-and-verl.md). Whatever it says is checked before it is trained on; the
-importance ratios come from the trainer's own log-probabilities, never from its.
+The server runs on the policy's folder. Either it was started separately and serves all processes,
+or each process starts one on its own GPU (docs/how-to/vllm-and-verl.md). Everything it returns is
+checked before it is trained on. The importance ratios come from the trainer's own
+log-probabilities, never from the server's.
 """
 
 import time
@@ -29,7 +31,8 @@ from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm
 
 CHAT = "/v1/chat/completions"
-PROBES = 4  # prompts whose greedy answers must have our log-probabilities after every reload
+# number of prompts whose greedy answers must have our log-probabilities after every reload
+PROBES = 4
 CPU = torch.device("cpu")
 
 
@@ -112,8 +115,9 @@ class VllmSampler:
         self._name()  # waits for a server that is still starting
         loading = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
         self.client.request("/collective_rpc", loading)
-        # What was computed from the old weights: processed images (their keys are shared by two processes of the
-        # server: one-sided, the next request ends it), what the vision tower made of them, keys and values.
+        # Drop what was computed from the old weights: processed images (two processes of the server
+        # share their keys; if only one drops them, the next request ends it), what the vision tower
+        # made of them, keys and values.
         self.client.request("/reset_mm_cache", {})
         self.client.request("/reset_encoder_cache", {})
         self._reset_prefix_cache()
@@ -144,13 +148,14 @@ class VllmSampler:
         elif self.config.sleep:
             self.client.request(
                 "/wake_up", {}, final=True
-            )  # what fails is memory, and the trainer frees no more
+            )  # a failure means too little memory, and the trainer will free no more
 
     def rest(self) -> None:
         """An own server gives its memory back until the next `load`."""
         if self.own is not None and self.config.sleep:
-            # Level 1 keeps the weights in the host's memory. Level 2 would not, but tensors that are neither parameters
-            # nor buffers come back undefined: Qwen3-VL's deepstack_input_embeds, taken to be zeros (vLLM 0.32).
+            # Level 1 keeps the weights in host memory. Level 2 would not, but then tensors that are
+            # neither parameters nor buffers come back undefined: Qwen3-VL's deepstack_input_embeds,
+            # which is assumed to be zeros (vLLM 0.32).
             self.client.request("/sleep?level=1", {})
 
     def close(self) -> None:
@@ -161,7 +166,7 @@ class VllmSampler:
 
     def check(self, drift: Drift, what: str) -> None:
         """Raises RoboAlignError where the server's log-probabilities are not those of our weights."""
-        if not drift.mean <= self.config.tolerance:  # NaN too
+        if not drift.mean <= self.config.tolerance:  # also catches NaN
             raise RoboAlignError(
                 f"the server answers with other weights than the trainer's: its log-probabilities differ by "
                 f"{drift.mean:.3g} a token ({drift.largest:.3g} at most) in {what}; {self.config.tolerance:g} is "

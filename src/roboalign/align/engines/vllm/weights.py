@@ -1,4 +1,4 @@
-"""The policy as a folder that a vLLM server loads, and loads again."""
+"""Write the policy as a folder that a vLLM server loads and reloads."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from roboalign.core.files import atomic_path, write_json
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.processors import save_processor
 
-_MARK = "roboalign-policy.json"  # tells a folder of policies, which may be replaced, from any other
+_MARK = "roboalign-policy.json"  # marks a folder of policies, which may be replaced
 SERVED = {
     "qwen2_5_vl": "qwen2_5_vl_vision",
     "qwen3_vl": "qwen3_vl_vision",
@@ -40,7 +40,7 @@ def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
             fix="give rl.vllm.weights a new folder",
         )
     check_served(mllm.model.config)
-    state, head = merged_state(mllm.model), "lm_head.weight"  # its name in all of them
+    state, head = merged_state(mllm.model), "lm_head.weight"  # its name in all of these models
     shared = bool(mllm.model.config.tie_word_embeddings)
     if shared:
         state[head] = state[head].clone()

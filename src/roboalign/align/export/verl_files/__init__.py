@@ -1,1 +1,1 @@
-"""Files that go with an export for verl and EasyR1 as they stand."""
+"""Files that are copied unchanged into an export for verl and EasyR1."""

@@ -1,10 +1,11 @@
 """The reward of a sampled action answer, for verl and EasyR1: r = (format + action) / 2, in [0, 1].
 
-This file needs nothing but the standard library and `reward.json` beside it. verl is given
-`reward.py` and `compute_score`, EasyR1 `reward.py:compute_scores`.
+This file needs only the standard library and `reward.json` next to it. verl is given `reward.py`
+and `compute_score`, EasyR1 `reward.py:compute_scores`.
 
-Both hand over text. In it the action tokens are found again by their names in the saved tokenizer, which splits any
-text at them, so an answer reads here as its token ids would. A name that the tokenizer lacks is text.
+Both pass text. The action tokens are found in it by their names in the saved tokenizer, which
+splits any text at them, so an answer is read here as its token ids would be. A name that the
+tokenizer lacks is text.
 """
 
 import itertools
@@ -18,7 +19,7 @@ SETTINGS: dict[str, Any] = json.loads(Path(__file__).with_name("reward.json").re
 """preset, n_fast, end_texts, special_texts, and for the preset `decoded` tau, horizon, action_dim, scale, min_token and
 fast_bytes (hexadecimal, one a FAST token)."""
 
-REWARD_NAME = "roboalign"  # read by EasyR1, as is the next
+REWARD_NAME = "roboalign"  # EasyR1 reads this and the next one
 REWARD_TYPE = "batch"
 
 _NAME = re.compile(r"<ACTION_START>|<ACTION_END>|<FAST_(?:0|[1-9]\d*)>")
@@ -92,7 +93,7 @@ def parse(text: str) -> tuple[bool, list[int]]:
     ):
         return False, []
     if any(left.end() != right.start() for left, right in itertools.pairwise(found)):
-        return False, []  # text inside the block
+        return False, []  # there is text inside the block
     before, after = text[: start.start()], text[end.end() :]
     if _TAG.findall(before)[-1:] != ["<answer>"]:
         return False, []
