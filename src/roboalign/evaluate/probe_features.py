@@ -29,16 +29,16 @@ class ProbeSettings(Config):
     are pooled."""
 
     task: str | None = None
-    """Probe this downstream task only. None: all tasks, each with neighbors from its own task."""
+    """Downstream task to probe; by default all, each with neighbors from its own task."""
     demonstrations: int | None = Field(default=None, ge=2)
-    """Number of first demonstrations of each task to use. None: 20, as in the paper, or all if
-    there are fewer."""
+    """Number of first demonstrations of each task to use; by default 20, as in the paper, or all
+    if there are fewer."""
     layers: tuple[int, ...] | None = None
-    """Text layers to probe, 1 is the lowest. None: all."""
+    """Text layers to probe, where 1 is the lowest; by default all."""
     arms: tuple[str, ...] | None = None
-    """Arms of the recipe to probe. None: all whose backbone is done."""
+    """Arms of the recipe to probe; by default all whose backbone is done."""
     seeds: tuple[Seed, ...] | None = None
-    """Training seeds of the recipe to probe. None: all."""
+    """Training seeds of the recipe to probe; by default all."""
     phases: int = Field(default=10, ge=2)
     """Classes: equal stretches of the reference demonstration."""
     k: int = Field(default=5, ge=1)

@@ -10,8 +10,8 @@ same sample, whole samples are resampled.
   "chance", "prior" and "text_prior": the scores of guessing, of the type's most frequent training answer, and of the
   most frequent training answer to the same question text.
 - probe "action": "well_formed", "reasoned", "has_action", "decoded" (bool), "reason", "length" and "target_length"
-  (action tokens), "prefix" (prefix accuracy), "l1" (None where undecoded), "l1_mean_action", "l1_zero": mean absolute
-  error of the chunk in normalised units, [-1, 1] a dimension.
+  (action tokens), "prefix" (prefix accuracy), "l1" (None if undecoded), "l1_mean_action",
+  "l1_zero": mean absolute error of the chunk in normalized units, [-1, 1] per dimension.
 - probes "kept", "emptied", "swapped": "prefix", after a reasoning that was forced on the model.
 """
 
@@ -69,7 +69,7 @@ def shuffle_metrics(records: Sequence[_Record]) -> dict[str, Any] | None:
     """Return the image-shuffle control: the same direct questions with another episode's image.
     None without records.
 
-    A model that uses the image falls to the language prior; "drop" (kept minus shuffled, paired)
+    A model that uses the image falls to the language prior; "drop" (shuffled minus kept, paired)
     near zero means that it does not.
     """
     shuffled = _select(records, "vqa-shuffled", "direct")
@@ -93,7 +93,7 @@ def action_metrics(rows: Sequence[_Record]) -> dict[str, Any] | None:
     - format: share that is well formed; reasoned: share with non-empty reasoning before the answer.
     - no_action: share without exactly one action block; wrong_length, decode_failure: shares of the answers with one.
     - l1_decoded: over decoded chunks; l1_all: over all, with the mean action in place of a chunk that does not exist;
-      l1_all_minus_mean_action: paired, negative where the model beats the mean action.
+      l1_all_minus_mean_action: paired, negative if the model beats the mean action.
     """
     if not rows:
         return None

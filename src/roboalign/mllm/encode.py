@@ -293,7 +293,7 @@ def _leading_ids(mllm: Mllm, text: str) -> list[int]:
 
 
 def _image_ids(mllm: Mllm, height: int, width: int) -> list[int]:
-    """The ids into which the processor expands the image token for an image of this size."""
+    """Return the ids into which the processor expands the image token for an image of this size."""
     key = ("image", height, width)
     if key not in mllm.cache:
         blank = np.zeros((height, width, 3), dtype=np.uint8)

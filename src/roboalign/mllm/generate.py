@@ -3,8 +3,7 @@ preallocated cache.
 
 Hugging Face's `generate` prefills a prompt once for every sample and grows its cache by
 concatenation, which copies the whole cache at every token. The loop below avoids both for the
-families in FAST; other models use `generate`. The tests assert that both give the same greedy
-tokens.
+families in FAST; other models use `generate`. Tests assert that the greedy tokens are the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,14 +28,12 @@ from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_i
 from roboalign.mllm.load import Mllm
 
 FAST = frozenset({"qwen2_5_vl", "qwen3_vl"})
-# share of the cached rows still running below which the finished ones are dropped from the cache
-COMPACT_BELOW = 0.75
+COMPACT_BELOW = 0.75  # share of cached rows still running below which finished ones are dropped
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Hold sampled answers, indexed [prompt][sample]; `tokens` includes the end token if one was
-    sampled."""
+    """Sampled answers, indexed [prompt][sample]; `tokens` includes a sampled end token."""
 
     tokens: list[list[list[int]]]
     logprobs: list[list[list[float]]]
@@ -44,8 +41,7 @@ class Generation:
     trainer computes it (at temperature 0: of the logits). The few suppressed tokens stay in the
     normalization."""
     finished: list[list[bool]]
-    """Whether the answer ended by itself, with an end token or the stop text. False: cut at
-    max_new_tokens."""
+    """Whether an end token or the stop text ended the answer. False: cut at max_new_tokens."""
     n_prefill_tokens: int
     """Prompt tokens computed, without padding."""
     n_decoded_tokens: int
@@ -122,8 +118,7 @@ def generate(
 
 
 def suppressed_ids(mllm: Mllm) -> list[int]:
-    """Return the ids never sampled: image and video placeholders, and rows of the model beyond the
-    tokenizer."""
+    """Return the ids never sampled: image and video placeholders, and rows beyond the tokenizer."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     placeholders = {getattr(mllm.model.config, name, None) for name in names} | set(
         mllm.processor.image_token_ids
@@ -163,8 +158,7 @@ class _Rows:
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """Hold one layer's keys and values, copied from a prefilled layer into a buffer with room for
-    all later tokens."""
+    """One layer's keys and values, copied from a prefilled layer into a buffer for all tokens."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, samples: int, room: int) -> None:
         super().__init__()
@@ -311,8 +305,7 @@ class _Ending:
         ended = torch.isin(ids[:, -1], self.ends)
         if self.stop and self.completes is not None:
             for row in (self.completes[ids[:, -1]] & ~ended).nonzero()[:, 0].tolist():
-                # A token is at least one byte, so the stop text spans no more tokens than it has
-                # bytes.
+                # A token is at least one byte, so the stop text has no more tokens than bytes.
                 ended[row] = self.stop in self.tokenizer.decode(
                     ids[row, -len(self.stop.encode()) :]
                 )
@@ -350,8 +343,7 @@ def _inputs(mllm: Mllm, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 def _pick(
     logits: torch.Tensor, temperature: float, suppressed: torch.Tensor, draws: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose ids from logits [R, V] and draws [R]; return the ids [R] and their log-probabilities
-    [R]."""
+    """Choose ids [R] from logits [R, V] and draws [R]; return ids and log-probabilities [R]."""
     logprobs = (logits.float() / (temperature or 1.0)).log_softmax(-1)
     allowed = logprobs.index_fill(-1, suppressed, -torch.inf)
     token = _drawn(allowed, draws) if temperature else allowed.argmax(-1)
@@ -369,10 +361,7 @@ def _draws(seed: tuple[int, ...], samples: int, max_new_tokens: int) -> torch.Te
 
 def _drawn(logprobs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """Return ids [R], each where the summed probability exceeds the draw, from logprobs [R, V] and
-    draws [R].
-
-    The probabilities need not sum to 1.
-    """
+    draws [R]. The probabilities need not sum to 1."""
     summed = logprobs.double().exp().cumsum(-1)
     passed = draws.to(summed)[:, None] * summed[:, -1:]
     return torch.searchsorted(summed, passed, right=True)[:, 0]

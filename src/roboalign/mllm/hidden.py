@@ -13,7 +13,7 @@ from roboalign.mllm.load import Mllm
 
 
 def text_layers(mllm: Mllm) -> nn.ModuleList:
-    """The decoder layers of the model's text part."""
+    """Return the decoder layers of the model's text part."""
     return mllm.model.get_decoder().layers
 
 

@@ -78,7 +78,7 @@ def read_gguf(path: str | Path) -> tuple[Any, PreTrainedTokenizerFast]:
             where=str(path),
             fix=f"give an instruct model of the kind {PRE_TOKENIZER!r}, as SmolLM2's",
         )
-    del model.config.quantization_config  # the weights in memory are no longer quantised
+    del model.config.quantization_config  # the weights in memory are no longer quantized
     return model.eval(), _tokenizer(read)
 
 

@@ -70,8 +70,8 @@ class Finished(Started):
 class Run:
     """Run the stages of one recipe in one folder.
 
-    run = Run(recipe, "runs/mine", plan_stages(recipe))
-    run.execute(run.select(until="rl"))
+        run = Run(recipe, "runs/mine", plan_stages(recipe))
+        run.execute(run.select(until="rl"))
 
     `observer` is notified of events. If this process is one of a `team`, its leader does all the
     work except the `together` stages, in which the others take part.
@@ -98,7 +98,7 @@ class Run:
 
         `until` is a stage's name (`seed-0/head/roboalign`), or its leading parts, with or without
         the seed: `head` is every head, `eval/tokens` all token metrics, `seed-1` everything of that
-        seed. Raises RoboAlignError where the recipe has no such stage.
+        seed. Raises RoboAlignError if the recipe has no such stage.
         """
         if until is None:
             return list(self.stages)

@@ -63,7 +63,7 @@ class DemonstratedLibero(Libero):
         return _names(_POINTS)
 
     def make(self, task: str) -> "DemonstratedLiberoEnvironment":
-        """Build one task, `suite/task`, with its expert. Raises RoboAlignError where the suite has no such task."""
+        """Build one task, `suite/task`, with its expert. Raises RoboAlignError if it is unknown."""
         if task.partition("/")[0] != self.suite:
             raise RoboAlignError(
                 f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/..."

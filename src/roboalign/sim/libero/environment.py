@@ -65,7 +65,7 @@ class Libero:
         return list(suite_tasks(self.suite, self.config.instruction))
 
     def make(self, task: str) -> "LiberoEnvironment":
-        """Build one task, `suite/task`. Raises RoboAlignError where the suite has none of this name."""
+        """Build one task, `suite/task`. Raises RoboAlignError if it is unknown."""
         if task.partition("/")[0] != self.suite:
             raise RoboAlignError(
                 f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/..."

@@ -94,7 +94,7 @@ class MetaWorld:
         return [TASKS[name] for name in sorted(TASKS)]
 
     def make(self, task: str) -> "MetaWorldEnvironment":
-        """Build one task. Raises RoboAlignError where the name is unknown."""
+        """Build one task. Raises RoboAlignError if the name is unknown."""
         if task not in TASKS:
             raise RoboAlignError(
                 f"unknown Meta-World task {task!r}", where="task", fix=f"use one of {sorted(TASKS)}"
