@@ -194,8 +194,8 @@ class _Rl:
     def sampling_flops(self) -> float:
         """Return the operations of all sampling and scoring.
 
-        With `rl.vllm`, computing the trainer's own log-probabilities replaces sampling, or is added
-        to it on the same GPUs.
+        With `rl.vllm`, computing the trainer's own log-probabilities replaces sampling; if the
+        server is on the same GPUs, both are counted.
         """
         config, rollout, model = self.asked.recipe.rl, self.rollout, self.asked.model
         answered = rollout.prompts * config.samples * rollout.reply
