@@ -16,9 +16,9 @@ import pytest
 from data_episodes import make_episode
 
 from roboalign.episodes.formats.lerobot import LeRobotWriter, read_lerobot
-from roboalign.episodes.formats.video import VideoFrames
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.rewrite import rewrite
+from roboalign.episodes.video import VideoFrames
 
 peer = pytest.importorskip("lerobot.datasets.lerobot_dataset", reason="lerobot is not installed")
 V3 = peer.CODEBASE_VERSION == "v3.0"

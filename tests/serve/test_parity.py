@@ -16,7 +16,7 @@ from toy_on_path import PACKAGE
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm
-from roboalign.run.stages.base import pretrained_folder
+from roboalign.mllm.shipped import pretrained_folder
 from roboalign.serve.client import RemotePolicy
 from roboalign.serve.describe import contract_of
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch

@@ -18,7 +18,7 @@ from roboalign.conversations.conversation import (
 )
 from roboalign.conversations.prompts import MODES
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import read_json
+from roboalign.core.files import hash_file, read_json, write_json
 from roboalign.mixture import builder as mixture
 from roboalign.questions.scene import AXES
 from roboalign.run.folder import mixture_folder
@@ -168,7 +168,11 @@ def test_images_that_are_asked_about_at_the_end_are_not_trained_on(
 ) -> None:
     _, found = built(mine, "mix-action")
     leaked = found[5]
-    write_conversations(mixture_folder(mine) / "heldout.parquet", [leaked])
+    changed = mixture_folder(mine) / "heldout.parquet"
+    write_conversations(changed, [leaked])
+    manifest = read_json(changed.with_name("manifest.json"))
+    manifest["shards"][changed.name] = hash_file(changed)
+    write_json(changed.with_name("manifest.json"), manifest)
     row = baselines.action_sft(context(mine, "seed-0/action-sft", settings()))
     same = sum(one.image == leaked.image for one in found)
     assert (

@@ -36,9 +36,9 @@ from roboalign.episodes import rewrite as rewriting
 from roboalign.episodes.episode import Episode, encode_png
 from roboalign.episodes.formats.lerobot import about_lerobot, iterate_lerobot, read_lerobot
 from roboalign.episodes.formats.lerobot_meta import read_tasks
-from roboalign.episodes.formats.video import VideoFrames
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.rewrite import rewrite
+from roboalign.episodes.video import VideoFrames
 
 INTEGER = {"dtype": "int64", "shape": [1], "names": None}
 KEY = "annotation.human.action.task_description"

@@ -18,8 +18,8 @@ from roboalign.episodes.episode import Episode, content_id, encode_png
 from roboalign.episodes.formats.lerobot import iterate_lerobot, read_lerobot
 from roboalign.episodes.formats.lerobot_layout import whole
 from roboalign.episodes.formats.lerobot_v2 import read_task_lines
-from roboalign.episodes.formats.video import Decoder
 from roboalign.episodes.robot_data import RobotData
+from roboalign.episodes.video import Decoder
 
 REAL = Path(__file__).parents[3].parent / "shared/data/lerobot_v2_picknplace"
 LENGTHS = (7, 12, 5)

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.episodes import video
 from roboalign.episodes.episode import Camera, Episode
-from roboalign.episodes.formats import video
-from roboalign.episodes.formats.video import Decoder, VideoFrames, close_videos
+from roboalign.episodes.video import Decoder, VideoFrames, close_videos
 
 SIZE, LENGTH, FPS = 48, 300, 20
 ENCODERS = {"libx264": {"sc_threshold": "0", "bf": "2"}, "libsvtav1": {"preset": "8"}}

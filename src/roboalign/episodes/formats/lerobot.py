@@ -26,8 +26,8 @@ from roboalign.episodes.formats.lerobot_rows import (
     times_of,
 )
 from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
-from roboalign.episodes.formats.video import VideoFrames
 from roboalign.episodes.robot_data import About
+from roboalign.episodes.video import VideoFrames
 
 __all__ = ["LeRobotWriter", "about_lerobot", "iterate_lerobot", "read_lerobot"]
 
