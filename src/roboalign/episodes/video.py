@@ -1,7 +1,5 @@
-"""Read frames of a video file by their time.
-
-They are decoded from the key frame before them, and consecutive frames without seeking.
-"""
+"""Read frames of a video file by their time. They are decoded from the key frame before them, and
+consecutive frames without seeking."""
 
 import copy
 import os
@@ -173,10 +171,8 @@ class VideoFrames(LazyFrames):
 
 
 class Picture(NamedTuple):
-    """A decoded frame and when it is shown, in seconds.
-
-    `damaged`: it, or a frame that it depends on, was incomplete.
-    """
+    """A decoded frame and when it is shown, in seconds. `damaged`: it, or a frame that it depends
+    on, was incomplete."""
 
     frame: av.VideoFrame
     time: float
@@ -264,10 +260,8 @@ _opened = threading.local()
 
 
 def decoder_of(path: Path) -> Decoder:
-    """Return this thread's decoder of a file, cached if the file is unchanged; close the oldest.
-
-    A forked process must not use its parent's decoders: they would share one file position.
-    """
+    """Return this thread's decoder of a file, cached if the file is unchanged; close the oldest. A
+    forked process must not use its parent's decoders: they would share one file position."""
     decoders: OrderedDict[tuple, Decoder] = _opened.__dict__.setdefault("decoders", OrderedDict())
     status = path.stat()
     check_plain(status)

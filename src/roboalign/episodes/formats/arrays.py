@@ -12,10 +12,7 @@ FETCH_FILE_AGAIN = "download the file again"
 
 
 class PngFrames(LazyFrames):
-    """T frames that are encoded as PNG on each request.
-
-    `read(t)` returns uint8 [H, W, 3].
-    """
+    """T frames that are encoded as PNG on each request. `read(t)` returns uint8 [H, W, 3]."""
 
     def __init__(self, length: int, read: Callable[[int], np.ndarray]) -> None:
         self.length, self.read = length, read
@@ -30,10 +27,8 @@ class PngFrames(LazyFrames):
 
 
 def float_rows(values: Any, where: str) -> np.ndarray:
-    """Return float32 [T, D] from numbers [T, D] or [T].
-
-    Raises RoboAlignError if they are not numbers, empty, or not finite.
-    """
+    """Return float32 [T, D] from numbers [T, D] or [T]. Raises RoboAlignError if they are not
+    numbers, empty, or not finite."""
     values = np.asarray(values)
     if values.dtype.kind not in "fiub" or values.ndim not in (1, 2) or 0 in values.shape:
         problem = f"{values.dtype} of shape {list(values.shape)}, expected numbers [T, D]"

@@ -1,7 +1,4 @@
-"""Read CALVIN's folders as a stream of `Episode`s.
-
-They contain one npz file per step, and language annotations.
-"""
+"""Read CALVIN's folders (one npz file per step, language annotations) as `Episode`s."""
 
 import operator
 import os
@@ -88,10 +85,7 @@ def read_annotated(
 
 
 def read_annotations(path: Path) -> list[Annotation]:
-    """Return the annotations of one auto_lang_ann.npy.
-
-    It is a pickled dict in a NumPy file.
-    """
+    """Return the annotations of one auto_lang_ann.npy. It is a pickled dict in a NumPy file."""
     where = str(path)
     try:
         record = read_parts(path, PARTS)
@@ -198,10 +192,8 @@ def _read_episode(folder: Path, annotation: Annotation, actions: str) -> Episode
 
 
 def _read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the arrays `names` of one step.
-
-    Raises RoboAlignError if the file or one of them is missing or damaged.
-    """
+    """Return the arrays `names` of one step. Raises RoboAlignError if the file or one of them is
+    missing or damaged."""
     check_readable(path, fix="download the split again")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -217,10 +209,7 @@ def _read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def camera_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return camera -> [H, W, 3].
-
-    The tactile image (six channels) and depth maps (one channel) are left out.
-    """
+    """Return camera -> [H, W, 3], without the tactile image (6 channels) and depth maps (1)."""
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if name.startswith("rgb")]
     arrays = _read_arrays(path, names)

@@ -1,7 +1,5 @@
-"""Compute feature statistics as LeRobot v3.0 stores them.
-
-They are in meta/stats.json and the `stats/` columns of meta/episodes.
-"""
+"""Compute feature statistics as LeRobot v3.0 stores them. They are in meta/stats.json and the
+`stats/` columns of meta/episodes."""
 
 import numpy as np
 
@@ -10,10 +8,7 @@ Stats = dict[str, list]
 
 
 def vector_stats(values: np.ndarray) -> Stats:
-    """Return min, max, mean, std and quantiles of each dimension, and the count of rows.
-
-    The values are [T, D] or [T].
-    """
+    """Return min, max, mean, std and quantiles per dimension of [T, D] or [T], and row count."""
     values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
     stats = {
@@ -32,21 +27,15 @@ def looked_at(length: int, at_most: int = 16) -> list[int]:
 
 
 def image_stats(chosen: np.ndarray) -> Stats:
-    """Return these statistics of uint8 [N, H, W, 3] per color channel.
-
-    They are in [0, 1] and shaped [3, 1, 1].
-    """
+    """Return them for uint8 [N, H, W, 3] per color channel, in [0, 1], shaped [3, 1, 1]."""
     stats = vector_stats(chosen.reshape(-1, 3) / 255.0)
     shaped = {name: [[[x]] for x in values] for name, values in stats.items() if name != "count"}
     return shaped | {"count": [len(chosen)]}
 
 
 def pool(parts: list[Stats]) -> Stats:
-    """Combine the statistics of several episodes.
-
-    The result is exact except for the quantiles, which are count-weighted means, as LeRobot pools
-    them.
-    """
+    """Combine the statistics of several episodes. The result is exact except for the quantiles,
+    which are count-weighted means, as LeRobot pools them."""
     counts = np.array([part["count"][0] for part in parts], dtype=np.float64)
     stacked = {
         name: np.array([part[name] for part in parts]) for name in parts[0] if name != "count"

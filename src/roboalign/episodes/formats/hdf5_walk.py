@@ -16,19 +16,15 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS = 20.0
-"""Processor time for one demonstration, in seconds; an intact one takes milliseconds.
-
-See docs/how-to/read-robot-data.md.
-"""
+"""Processor time for one demonstration, in seconds; an intact one takes milliseconds. See
+docs/how-to/read-robot-data.md."""
 _WALKED: dict[tuple[str, int, int], str] = {}
 """Path, size and modification time of checked files -> what is wrong with each, or ""."""
 
 
 def endless(files: Iterable[Path], seconds: float = _SECONDS) -> dict[Path, str]:
-    """Return the files that must not be opened here -> what is wrong with them.
-
-    Each file is checked once per process, unless its size or modification time changes.
-    """
+    """Return the files that must not be opened here -> what is wrong with them. Each file is
+    checked once per process, unless its size or modification time changes."""
     stamps = {
         file: (str(file), state.st_size, state.st_mtime_ns)
         for file in files
@@ -50,10 +46,7 @@ def endless(files: Iterable[Path], seconds: float = _SECONDS) -> dict[Path, str]
 
 
 def walk_apart(files: Sequence[Path], seconds: float) -> tuple[int, int]:
-    """Check the files in a child process.
-
-    Returns how many it finished, and its exit status.
-    """
+    """Check the files in a child process. Returns how many it finished, and its exit status."""
     command = [
         sys.executable,
         "-P",

@@ -82,10 +82,8 @@ def iterate_lerobot(
 
 
 def about_lerobot(folder: str | Path, **options: Any) -> About:
-    """Return what a LeRobot data set says about itself.
-
-    Raises RoboAlignError if its meta files are broken.
-    """
+    """Return what a LeRobot data set says about itself. Raises RoboAlignError if its meta files are
+    broken."""
     source = open_source(Path(folder), **options)
     names = [
         names_of(
@@ -143,10 +141,8 @@ def read_items(
 def _read_episode(
     source: LerobotSource, record: EpisodeRows, arrays: Arrays, extra: dict[str, Any] | None
 ) -> list[Episode]:
-    """Return one episode, split at changes of its instruction.
-
-    Raises RoboAlignError naming the file and column.
-    """
+    """Return one episode, split at changes of its instruction. Raises RoboAlignError naming the
+    file and column."""
     rows = rows_of(record, arrays)
     fps = float(source.info["fps"])
     times = times_of(rows, arrays, fps, record.path)
@@ -207,10 +203,8 @@ def _read_episode(
 def part_of(
     episode: Episode, first: int, end: int, instruction: str, solved: np.ndarray
 ) -> Episode:
-    """Return steps `first` to `end` - 1 as an episode with its own instruction.
-
-    `solved` contains the steps that count as success.
-    """
+    """Return steps `first` to `end` - 1 as an episode with its own instruction. `solved` contains
+    the steps that count as success."""
     own = solved[(solved >= first) & (solved < end)]
     return replace(
         episode,
@@ -232,10 +226,7 @@ def part_of(
 def instructions_of(
     source: LerobotSource, record: EpisodeRows, arrays: Arrays, rows: np.ndarray
 ) -> list[str]:
-    """Return the instruction of each step.
-
-    Raises RoboAlignError if one is neither text nor a task.
-    """
+    """Return the instruction of each step; RoboAlignError if one is neither text nor a task."""
     key = source.columns.instruction
     values = arrays[key][rows, 0]
     if arrays[key].dtype == object:
@@ -268,10 +259,7 @@ def privileged_names(features: layout.Features) -> tuple[str, ...]:
 
 
 def joined(keys: tuple[str, ...], arrays: Arrays, rows: np.ndarray, path: Path) -> np.ndarray:
-    """Return float32 [T, D] as a copy, so that the file's columns can be freed.
-
-    NaN and infinity are refused.
-    """
+    """Return a float32 [T, D] copy, so the file's columns can be freed; refuse NaN and infinity."""
     parts = [np.zeros((len(rows), 0), np.float32)]
     for key in keys:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -292,10 +280,7 @@ def stored_images(
     rows: np.ndarray,
     times: np.ndarray,
 ) -> Sequence[bytes]:
-    """Return the frames of one camera, in the data file or in a video.
-
-    The video must exist but is not opened.
-    """
+    """Return one camera's frames, from the data file or a video that must exist, unopened."""
     video = record.videos.get(key)
     size = (camera.width, camera.height)
     if video is None:
@@ -318,10 +303,8 @@ def stored_images(
 
 
 def stored_space(extra: dict[str, Any], where: str) -> ActionSpace | None:
-    """Return the action space that the writer recorded.
-
-    Raises RoboAlignError if it is not an action space.
-    """
+    """Return the action space that the writer recorded. Raises RoboAlignError if it is not an
+    action space."""
     stored = extra.get("action_space")
     try:
         return None if stored is None else ActionSpace.model_validate(stored)

@@ -44,10 +44,8 @@ def find_columns(
     instruction: str | None,
     links: bool = False,
 ) -> Columns:
-    """Find the columns by the options, else by modality.json, else by LeRobot's own names.
-
-    Raises RoboAlignError if none of these exists, but a feature may be meant.
-    """
+    """Find the columns by the options, else by modality.json, else by LeRobot's own names. Raises
+    RoboAlignError if none of these exists, but a feature may be meant."""
     modality = read_modality(folder, links)
     text, notes = _find_instruction(folder, features, modality, instruction)
     cameras, left_out = find_cameras(folder, features, modality)

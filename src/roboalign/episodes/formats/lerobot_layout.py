@@ -58,10 +58,7 @@ class StoredVideo:
 
 @dataclass(frozen=True)
 class EpisodeRows:
-    """Location of one episode in any version: rows `start` .. `start + length` of a file.
-
-    The file is parquet.
-    """
+    """Location of an episode in any version: rows `start` .. `start + length` of a parquet file."""
 
     index: int
     length: int
@@ -86,10 +83,8 @@ def data_path(folder: Path, number: int) -> Path:
 def make_features(
     cameras: dict[str, tuple[int, int]], vectors: dict[str, tuple[str, ...]]
 ) -> Features:
-    """Return `features` of info.json.
-
-    `cameras`: name -> (width, height); `vectors`: column -> names of its dimensions.
-    """
+    """Return `features` of info.json. `cameras`: name -> (width, height); `vectors`: column ->
+    names of its dimensions."""
     features: Features = {}
     for camera, (width, height) in cameras.items():
         shape, names = [height, width, 3], ["height", "width", "channels"]
@@ -198,10 +193,8 @@ def dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
 
 
 def fill(info: dict[str, Any], key: str, folder: Path, **values: int | str) -> Path:
-    """Return the path from a template of info.json.
-
-    Raises RoboAlignError if the template is missing or wrong.
-    """
+    """Return the path from a template of info.json. Raises RoboAlignError if the template is
+    missing or wrong."""
     template = info.get(key)
     try:
         return folder / template.format(**values)  # type: ignore[union-attr]
@@ -211,10 +204,8 @@ def fill(info: dict[str, Any], key: str, folder: Path, **values: int | str) -> P
 
 
 def number_in(row: dict[str, Any], key: str, where: str) -> float:
-    """Return a number of a record of the meta files.
-
-    Raises RoboAlignError if it is missing, not a number, or negative.
-    """
+    """Return a number of a record of the meta files. Raises RoboAlignError if it is missing, not a
+    number, or negative."""
     value = row.get(key)
     if (
         isinstance(value, bool)
@@ -230,10 +221,8 @@ def number_in(row: dict[str, Any], key: str, where: str) -> float:
 
 
 def whole(row: dict[str, Any], key: str, where: str) -> int:
-    """Return a whole number of a record of the meta files.
-
-    Raises RoboAlignError if it is anything else, such as 6.5.
-    """
+    """Return a whole number of a record of the meta files. Raises RoboAlignError if it is anything
+    else, such as 6.5."""
     value = number_in(row, key, where)
     if value != int(value):
         problem = (

@@ -22,10 +22,8 @@ _FOLDER = "give the folder that holds meta/ and data/"
 
 @dataclass(frozen=True)
 class LerobotSource:
-    """The meta files of one data set.
-
-    `extras` is what only our writer records: one entry per record, None if absent.
-    """
+    """The meta files of one data set. `extras` is what only our writer records: one entry per
+    record, None if absent."""
 
     folder: Path
     info: dict[str, Any]
@@ -43,10 +41,8 @@ def open_source(
     instruction: str | None = None,
     links: bool = False,
 ) -> LerobotSource:
-    """Read the meta files.
-
-    Raises RoboAlignError naming the file and field if they are broken or inconsistent.
-    """
+    """Read the meta files. Raises RoboAlignError naming the file and field if they are broken or
+    inconsistent."""
     info = _read_info(folder, links)
     features = info["features"]
     columns = find_columns(
@@ -201,10 +197,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def read_extras(path: Path, count: int) -> list[dict[str, Any] | None]:
-    """Return what our writer records for each episode.
-
-    It is `count` times None if another tool wrote the data set.
-    """
+    """Return what our writer records for each episode. It is `count` times None if another tool
+    wrote the data set."""
     if not path.exists():
         return [None] * count
     extras = read_json(path)

@@ -96,10 +96,7 @@ class StoredImages(LazyFrames):
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open one parquet file.
-
-    Raises RoboAlignError if it is missing, not a plain file, or truncated.
-    """
+    """Open one parquet file; RoboAlignError if it is missing, truncated or not a plain file."""
     check_readable(path, fix=layout.FETCH_DATA_SET_AGAIN)
     try:
         return pq.ParquetFile(path)
@@ -108,10 +105,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read some or all columns of one parquet file.
-
-    Raises RoboAlignError if it is missing or truncated, or lacks one of them.
-    """
+    """Read some or all columns of one parquet file. Raises RoboAlignError if it is missing or
+    truncated, or lacks one of them."""
     file = open_parquet(path)
     for key in columns or ():
         if key not in file.schema_arrow.names:
@@ -158,10 +153,8 @@ def read_arrays(
 
 
 def as_array(column: pa.ChunkedArray, shape: list[int], name: str, path: Path) -> np.ndarray:
-    """Return a column of numbers, or of lists of them, as [rows, product of `shape`].
-
-    NaN represents a missing number.
-    """
+    """Return a column of numbers, or of lists of them, as [rows, product of `shape`]. NaN
+    represents a missing number."""
     rows, width = len(column), int(np.prod(shape))
     values = column.combine_chunks()
     values = pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
@@ -185,11 +178,8 @@ def as_array(column: pa.ChunkedArray, shape: list[int], name: str, path: Path) -
 
 
 def rows_of(record: EpisodeRows, arrays: Arrays) -> np.ndarray:
-    """Return int [T]: the rows of one episode in a file, in time order.
-
-    Raises RoboAlignError if their number differs from the meta files, or if one is missing or
-    duplicated.
-    """
+    """Return int [T]: the rows of one episode in a file, in time order. Raises RoboAlignError if
+    their number differs from the meta files, or if one is missing or duplicated."""
     count, end = len(next(iter(arrays.values()))), record.start + record.length
     rows = np.arange(record.start, min(end, count))
     problem = ""

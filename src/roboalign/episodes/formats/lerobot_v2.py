@@ -23,10 +23,8 @@ EPISODE_LINES, TASK_LINES = "meta/episodes.jsonl", "meta/tasks.jsonl"
 
 
 def read_episode_lines(folder: Path, info: dict[str, Any], videos: list[str]) -> list[EpisodeRows]:
-    """Return the episodes in order. `videos`: the cameras that are stored as video.
-
-    Raises RoboAlignError naming the line.
-    """
+    """Return the episodes in order. `videos`: the cameras that are stored as video. Raises
+    RoboAlignError naming the line."""
     per_chunk, where = info.get("chunks_size"), str(folder / layout.INFO)
     if type(per_chunk) is not int or per_chunk < 1:
         raise RoboAlignError(
@@ -71,10 +69,8 @@ def read_task_lines(path: Path) -> dict[int, str]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return one JSON object per line.
-
-    A truncated line is refused, even the last: an episode would be lost.
-    """
+    """Return one JSON object per line. A truncated line is refused, even the last: an episode would
+    be lost."""
     check_readable(path, fix=FETCH_DATA_SET_AGAIN)
     rows = []
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()

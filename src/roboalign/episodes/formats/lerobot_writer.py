@@ -374,10 +374,8 @@ def told(source: Any) -> str:
 
 
 def _read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the episode records of a data file.
-
-    Raises RoboAlignError if it is broken or its fps, features, space or axes are not `settings`.
-    """
+    """Return the episode records of a data file. Raises RoboAlignError if it is broken or its fps,
+    features, space or axes are not `settings`."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:

@@ -1,7 +1,5 @@
-"""Read RLDS data sets in TFDS folders as a stream of `Episode`s.
-
-A folder has features.json, dataset_info.json and *.tfrecord-*-of-*.
-"""
+"""Read RLDS data sets in TFDS folders as a stream of `Episode`s. A folder has features.json,
+dataset_info.json and *.tfrecord-*-of-*."""
 
 import re
 import zlib
@@ -42,10 +40,7 @@ SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 @dataclass(frozen=True)
 class Split:
-    """A split: its files by shard number, their expected number, any known shard lengths.
-
-    A length is the number of records of a shard.
-    """
+    """A split: its files by shard number, their expected number, known records per shard."""
 
     name: str
     paths: dict[int, Path]
@@ -132,10 +127,8 @@ def _read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
 
 
 def choose_set(folder: Path, described: str, name: str | None) -> str | None:
-    """Return the data set to read; None if there is only one and none is named.
-
-    Raises RoboAlignError if there are several and none is named, or `name` is none of them.
-    """
+    """Return the data set to read; None if there is only one and none is named. Raises
+    RoboAlignError if there are several and none is named, or `name` is none of them."""
     there = sorted({match["set"] for p in folder.iterdir() if (match := _SHARD.fullmatch(p.name))})
     if name is not None and name not in there:
         raise RoboAlignError(
@@ -157,9 +150,7 @@ def find_splits(
     folder: Path, lengths: dict[str, tuple[int, ...]], wanted: str | None, name: str | None
 ) -> list[Split]:
     """Return the splits with files or declared by dataset_info.json (`lengths`), in name order.
-
-    With `name`, files of other data sets are ignored.
-    """
+    With `name`, files of other data sets are ignored."""
     paths: dict[str, dict[int, Path]] = defaultdict(dict)
     counts: dict[str, set[int]] = defaultdict(set)
     for path in sorted(folder.iterdir()):
@@ -247,10 +238,8 @@ def read_shard(
 
 
 def _read_episode(record: TfRecord, layout: StepLayout, name: str, where: str) -> Episode:
-    """Return the episode in one record; `name` begins its id.
-
-    Raises RoboAlignError if it does not match features.json.
-    """
+    """Return the episode in one record; `name` begins its id. Raises RoboAlignError if it does not
+    match features.json."""
     values = parse_example(record.data, where)
     actions = numbers(values, layout.actions, layout.widths, where)
     steps = len(actions)

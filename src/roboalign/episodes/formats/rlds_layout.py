@@ -18,10 +18,8 @@ FOLDER = (
 
 @dataclass(frozen=True)
 class Feature:
-    """A leaf of features.json.
-
-    `kind` is numbers, text, image (an encoded file), pixels (an array) or other.
-    """
+    """A leaf of features.json. `kind` is numbers, text, image (an encoded file), pixels (an array)
+    or other."""
 
     kind: str
     width: int = 0
@@ -103,10 +101,8 @@ def flat_features(feature: dict[str, Any], path: str = "") -> _Features:
 
 
 def leaf(feature: dict[str, Any], name: str) -> Feature:
-    """Return the description of one leaf called `name`.
-
-    Numbers of open shape, depth maps and the like are `other`.
-    """
+    """Return the description of one leaf called `name`. Numbers of open shape, depth maps and the
+    like are `other`."""
     tensor = feature.get("tensor") or {}
     dtype = tensor.get("dtype", "")
     if "text" in feature or dtype in ("string", "object"):
@@ -130,10 +126,7 @@ def leaf(feature: dict[str, Any], name: str) -> Feature:
 
 
 def image_leaf(image: dict[str, Any], name: str) -> Feature:
-    """Describe an encoded image.
-
-    One of more than 8 bits, or named depth or mask, is not a color image.
-    """
+    """Describe an encoded image; over 8 bits, or named depth or mask, it is not a color image."""
     if image.get("dtype", "uint8") != "uint8":
         return Feature("other", why=f"an image of {image['dtype']}: depth, not color")
     if pictures.NOT_COLOR.search(name.lower()):
@@ -150,10 +143,8 @@ def find_layout(
     state: str | Sequence[str] | None,
     instruction: str | None,
 ) -> StepLayout:
-    """Return the layout of the data set `name`.
-
-    Raises RoboAlignError naming the argument that is missing or wrong.
-    """
+    """Return the layout of the data set `name`. Raises RoboAlignError naming the argument that is
+    missing or wrong."""
     known = next(
         (value for key, value in _KNOWN.items() if re.fullmatch(rf"{key}(\d*|_.*)", name)), None
     )

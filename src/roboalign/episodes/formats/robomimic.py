@@ -75,10 +75,8 @@ def read_robomimic(
 
 
 def about_robomimic(path: str | Path, **options: Any) -> About:
-    """Return the number of demonstrations, and what a user must know about how they are read.
-
-    Each sentence occurs once.
-    """
+    """Return the number of demonstrations, and what a user must know about how they are read. Each
+    sentence occurs once."""
     options.pop("state", None)
     files = task_files(Path(path), **options)
     good = [file for file in files if isinstance(file, TaskFile)]
@@ -95,10 +93,8 @@ def task_files(
     filter: str | None = None,
     external: bool = False,
 ) -> list[TaskFile | Fault]:
-    """Return what each file says.
-
-    Raises RoboAlignError if none can be read, and for a broken `path` that is a single file.
-    """
+    """Return what each file says. Raises RoboAlignError if none can be read, and for a broken
+    `path` that is a single file."""
     if fps is not None and not 0 < fps < math.inf:
         raise RoboAlignError(
             f"fps is {fps}", where="fps", fix="give the control rate, steps a second"
@@ -143,9 +139,7 @@ def hdf5_files(path: Path) -> list[tuple[Path, str]]:
 
 def is_hdf5(path: Path) -> bool:
     """Return whether a file ends in .hdf5 or .h5, or has no suffix and begins as HDF5 does.
-
-    LIBERO's create_dataset.py names its file by the suite alone.
-    """
+    LIBERO's create_dataset.py names its file by the suite alone."""
     return path.is_file() and (path.suffix in ENDINGS or (not path.suffix and begins_as_hdf5(path)))
 
 
@@ -197,10 +191,8 @@ def read_files(
 
 
 def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
-    """Return one demonstration without its frames.
-
-    Raises RoboAlignError naming file, demonstration and problem.
-    """
+    """Return one demonstration without its frames. Raises RoboAlignError naming file, demonstration
+    and problem."""
     where = f"{file.path}, {name}"
     external = file.external
     with opened_hdf5(file.path) as opened_file:
@@ -250,10 +242,8 @@ def read_demo(file: TaskFile, name: str, keys: tuple[str, ...]) -> Episode:
 
 
 def first_success(rewards: Any, steps: int) -> int | None:
-    """Return the first step whose reward is 1, if each is 0 or 1.
-
-    None if no reward is 1, or if they are shaped.
-    """
+    """Return the first step whose reward is 1, if each is 0 or 1. None if no reward is 1, or if
+    they are shaped."""
     rewards = np.asarray(rewards)
     if (
         rewards.shape != (steps,)

@@ -1,7 +1,5 @@
-"""Read what one robomimic or LIBERO file says about all its demonstrations.
-
-That is their names, task, rate, split and cameras.
-"""
+"""Read what one robomimic or LIBERO file says about all its demonstrations. That is their names,
+task, rate, split and cameras."""
 
 import json
 import math
@@ -73,10 +71,8 @@ def check_inside(group: "h5py.Group", name: str, where: str, external: bool) -> 
 
 
 def member(group: "h5py.Group", name: str, kind: str, where: str, *, external: bool = False) -> Any:
-    """Return `group[name]`, which must be a `Group` or a `Dataset` (`kind`).
-
-    Raises RoboAlignError if it is not, or if it is stored outside of the file, unless `external`.
-    """
+    """Return `group[name]`, which must be a `Group` or a `Dataset` (`kind`). Raises RoboAlignError
+    if it is not, or if it is stored outside of the file, unless `external`."""
     check_inside(group, name, where, external)
     found = group.get(name)
     if type(found).__name__ != kind:
@@ -90,10 +86,7 @@ def member(group: "h5py.Group", name: str, kind: str, where: str, *, external: b
 
 
 def names_in(group: "h5py.Group", where: str) -> list[str]:
-    """Return the names in a group.
-
-    h5py returns a name that is not UTF-8 as bytes; no data set has one.
-    """
+    """Return the names in a group; refuse one that is not UTF-8, which h5py gives as bytes."""
     names = list(group)
     if not all(isinstance(name, str) for name in names):
         raise RoboAlignError(
@@ -111,10 +104,8 @@ def read_task_file(
     flip: str | None,
     external: bool,
 ) -> TaskFile:
-    """Return names, task and control rate.
-
-    Raises RoboAlignError if the file does not have robomimic's layout.
-    """
+    """Return names, task and control rate. Raises RoboAlignError if the file does not have
+    robomimic's layout."""
     where = str(path)
     with opened_hdf5(path) as file:
         check_inside(file, "data", where, external)
@@ -227,10 +218,8 @@ def filtered(
 
 
 def cameras_of(obs: "h5py.Group", external: bool) -> tuple[dict[str, PixelLayout], dict[str, str]]:
-    """Return (camera -> how its pictures are stored, rejected observation -> reason).
-
-    A rejected observation looks like a picture but is not.
-    """
+    """Return (camera -> how its pictures are stored, rejected observation -> reason). A rejected
+    observation looks like a picture but is not."""
     cameras, left_out = {}, {}
     for name in obs:
         if not isinstance(name, str) or (not external and leaving(obs, name)):
@@ -259,10 +248,7 @@ def stored_flip(convention: str, libero: bool) -> str:
 
 
 def flip_of(value: bool | str | None) -> str | None:
-    """Return the option `flip`: true is rotate, false is none.
-
-    Raises RoboAlignError on anything else.
-    """
+    """Return the option `flip`: true is rotate, false is none; RoboAlignError otherwise."""
     if value is None or value in FLIPS:
         return value  # type: ignore[return-value]
     if isinstance(value, bool):

@@ -98,10 +98,8 @@ def _read_records(file: BinaryIO, name: str) -> Iterator[TfRecord | Fault]:
 
 
 def lane_tables() -> np.ndarray:
-    """Return uint32 [LANE, 256]: what each byte value at each place adds to a lane's checksum.
-
-    CRCs are linear, so these contributions can be combined.
-    """
+    """Return uint32 [LANE, 256]: what each byte value at each place adds to a lane's checksum. CRCs
+    are linear, so these contributions can be combined."""
     last: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         last = (last >> 1) ^ ((last & 1) * np.uint32(POLYNOMIAL))
@@ -143,10 +141,7 @@ def crc32c(data: bytes) -> int:
 
 
 def _moved(crc: np.ndarray, past: np.ndarray) -> np.ndarray:
-    """Return checksums [N] advanced by a number of zero bytes.
-
-    The four tables `past` [4, 256] represent that number.
-    """
+    """Return checksums [N] after the number of zero bytes that tables `past` [4, 256] represent."""
     return (
         past[0][crc & 255] ^ past[1][crc >> 8 & 255] ^ past[2][crc >> 16 & 255] ^ past[3][crc >> 24]
     )
@@ -161,10 +156,8 @@ def short_crc32c(data: bytes) -> int:
 
 
 def masked_crc(data: bytes) -> int:
-    """Return the checksum as TFRecord stores it: rotated and shifted.
-
-    A CRC of data that contains CRCs thus remains reliable.
-    """
+    """Return the checksum as TFRecord stores it: rotated and shifted. A CRC of data that contains
+    CRCs thus remains reliable."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -239,10 +232,8 @@ def packed_varints(data: memoryview) -> np.ndarray:
 
 
 def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Yield the fields of number `wanted` that contain bytes.
-
-    These are strings, messages, packed lists and fixed-width numbers.
-    """
+    """Yield the fields of number `wanted` that contain bytes. These are strings, messages, packed
+    lists and fixed-width numbers."""
     return (
         value for number, value in fields(data) if number == wanted and not isinstance(value, int)
     )
