@@ -114,6 +114,7 @@ def test_non_finite_chunks_are_refused(fast, bad):
             call(chunks)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_wrong_shapes_are_refused(fast):
     with pytest.raises(RoboAlignError, match="8 x 4"):
         fast.encode(smooth_chunks(2, horizon=9))

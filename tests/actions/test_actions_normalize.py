@@ -153,6 +153,7 @@ def test_non_finite_is_refused_with_dimension_and_count(bad):
             call(actions)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_wrong_shapes_are_refused():
     stats = ActionStats.fit(np.eye(3))
     with pytest.raises(RoboAlignError, match="3 dimensions"):

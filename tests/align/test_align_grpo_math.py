@@ -30,6 +30,7 @@ def test_eps_bounds_a_tiny_spread():
     assert found[1] == pytest.approx(0.5e-6 / (1e-6 / math.sqrt(2) + 1e-6))
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     "rewards", [torch.zeros(7), torch.zeros(2, 5), torch.tensor([0.0] * 4 + [float("nan")])]
 )

@@ -8,6 +8,7 @@ known from their own definitions; for any other the user states it, and it is ne
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from roboalign.core.errors import RoboAlignError
 
@@ -63,7 +64,7 @@ def parse_axes(text: str) -> Axes:
     return names  # type: ignore[return-value]
 
 
-def matrix_of(axes: Axes) -> np.ndarray:
+def matrix_of(axes: Axes) -> Float[np.ndarray, "3 3"]:
     """Return the matrix [3, 3] from (x, y, z) of the frame to (right, forward, up)."""
     matrix = np.zeros((3, 3))
     for column, direction in enumerate(axes):

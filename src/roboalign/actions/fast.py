@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int, Num
 from scipy.fft import dct, idct
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -23,6 +24,12 @@ from roboalign.core.files import atomic_path, read_json, write_json
 LARGEST_OFFSET = 0xD7FF  # the next code points are surrogates, which no text can hold
 REPLACEMENT = "\ufffd"  # what a byte-level decoder writes for invalid UTF-8
 LAYOUT_FIX = "give a folder with the layout of physical-intelligence/fast"
+
+Chunks = Num[np.ndarray, "chunks horizon action"]
+"""Normalised actions of many chunks."""
+Chunk = Float[np.ndarray, "horizon action"]
+Coefficients = Int[np.ndarray, " coefficients"]
+"""Quantised, of the DCT; low frequency first."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class FastTokenizer:
         self.clipped = 0
 
     @classmethod
-    def fit(cls, chunks: np.ndarray, *, scale: float, vocab_size: int) -> "FastTokenizer":
+    def fit(cls, chunks: Chunks, *, scale: float, vocab_size: int) -> "FastTokenizer":
         """Train the BPE on normalized `chunks` [N, H, D].
 
         `vocab_size` is an upper bound: merging stops when no pair of symbols occurs twice any more,
@@ -108,7 +115,7 @@ class FastTokenizer:
             max_token=high,
         )
 
-    def encode(self, chunks: np.ndarray) -> list[list[int]]:
+    def encode(self, chunks: Chunks) -> list[list[int]]:
         """Return FAST ids of each of the normalized `chunks` [N, H, D].
 
         Raises RoboAlignError on NaN or another shape.
@@ -129,21 +136,25 @@ class FastTokenizer:
             for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ]
 
-    def coefficients(self, ids: Sequence[int]) -> np.ndarray | DecodeFailure:
+    def coefficients(self, ids: Sequence[int]) -> Coefficients | DecodeFailure:
         """Return the quantized DCT coefficients that `ids` spell: int [n], low frequency first.
 
         They may not fill a chunk.
         """
         return self._coefficients_batch([ids])[0]
 
-    def decode(self, ids: Sequence[int]) -> np.ndarray | DecodeFailure:
+    def decode(
+        self, ids: Sequence[int]
+    ) -> Float[np.ndarray, "{self.horizon} {self.action_dim}"] | DecodeFailure:
         """Return normalized actions float32 [H, D], or why `ids` are not a chunk.
 
         The reason is an unknown id, broken text, or a wrong count.
         """
         return self.decode_batch([ids])[0]
 
-    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray | DecodeFailure]:
+    def decode_batch(
+        self, batch: Sequence[Sequence[int]]
+    ) -> list[Float[np.ndarray, "{self.horizon} {self.action_dim}"] | DecodeFailure]:
         """Return `decode` of each, using one inverse DCT for all that decode."""
         results = [self._complete(found) for found in self._coefficients_batch(batch)]
         good = [found for found in results if isinstance(found, np.ndarray)]
@@ -155,14 +166,14 @@ class FastTokenizer:
 
     def _coefficients_batch(
         self, batch: Sequence[Sequence[int]]
-    ) -> list[np.ndarray | DecodeFailure]:
+    ) -> list[Coefficients | DecodeFailure]:
         # `Tokenizer.decode` skips unknown ids, so check for them first.
         known = [all(0 <= i < self.vocab_size for i in ids) for ids in batch]
         texts = self.tokenizer.decode_batch(
             [list(ids) if ok else [] for ids, ok in zip(batch, known, strict=True)],
             skip_special_tokens=False,
         )
-        results: list[np.ndarray | DecodeFailure] = []
+        results: list[Coefficients | DecodeFailure] = []
         for text, ok in zip(texts, known, strict=True):
             if not ok:
                 results.append(DecodeFailure("unknown id", 0, self.horizon * self.action_dim))
@@ -177,7 +188,7 @@ class FastTokenizer:
                 )
         return results
 
-    def _complete(self, found: np.ndarray | DecodeFailure) -> np.ndarray | DecodeFailure:
+    def _complete(self, found: Coefficients | DecodeFailure) -> Coefficients | DecodeFailure:
         expected = self.horizon * self.action_dim
         if isinstance(found, np.ndarray) and len(found) != expected:
             return DecodeFailure("wrong number of coefficients", len(found), expected)
@@ -281,12 +292,14 @@ def _finite(chunks: np.ndarray) -> np.ndarray:
     return chunks
 
 
-def _quantise(chunks: np.ndarray, scale: float) -> np.ndarray:
+def _quantise(
+    chunks: Num[np.ndarray, "chunks horizon action"], scale: float
+) -> Int[np.ndarray, "chunks horizon action"]:
     """Quantize normalized [N, H, D] to int64 [N, H, D], frequency along axis 1."""
     return np.around(dct(chunks, axis=1, norm="ortho") * scale).astype(np.int64)
 
 
-def _to_texts(offsets: np.ndarray) -> list[str]:
+def _to_texts(offsets: Int[np.ndarray, "chunks horizon action"]) -> list[str]:
     """Convert offsets [N, H, D] from `min_token` to one string per chunk.
 
     Each has H * D characters, low frequency first.

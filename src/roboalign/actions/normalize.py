@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Bool, Float, Num
 from numpy.typing import ArrayLike
 
 from roboalign.core.errors import RoboAlignError
@@ -18,6 +19,9 @@ _SETTINGS = {"method": "quantiles", "clip": True}
 # of such a unit (or of the dimension's own magnitude, if that is larger) is rounding noise,
 # which dividing by it would amplify.
 CONSTANT_SPREAD = 1e-6
+
+
+PerDimension = Float[np.ndarray, " action"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +41,23 @@ class ActionStats:
     denormalizes to its mean.
     """
 
-    q01: np.ndarray
-    q99: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
-    minimum: np.ndarray
-    maximum: np.ndarray
+    q01: PerDimension
+    q99: PerDimension
+    mean: PerDimension
+    std: PerDimension
+    minimum: PerDimension
+    maximum: PerDimension
     count: int
     method: Method = "quantiles"
     clip: bool = True
 
     @classmethod
     def fit(
-        cls, actions: np.ndarray, *, method: Method = "quantiles", clip: bool = True
+        cls,
+        actions: Num[np.ndarray, "steps action"],
+        *,
+        method: Method = "quantiles",
+        clip: bool = True,
     ) -> "ActionStats":
         """Compute statistics of raw `actions` [N, D].
 
@@ -81,23 +89,23 @@ class ActionStats:
         return len(self.q01)
 
     @property
-    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+    def interval(self) -> tuple[PerDimension, PerDimension]:
         """The raw values that normalize to -1 and +1: (low, high), float64 [D] each."""
         low, high = self._ends()
         flat = coincide(low, high)
         return np.where(flat, self.minimum, low), np.where(flat, self.maximum, high)
 
     @property
-    def sparse(self) -> np.ndarray:
+    def sparse(self) -> Bool[np.ndarray, " action"]:
         """bool [D]: dimensions that use the extremes because the method's own ends coincide."""
         return coincide(*self._ends()) & ~self.constant
 
     @property
-    def constant(self) -> np.ndarray:
+    def constant(self) -> Bool[np.ndarray, " action"]:
         """bool [D]: dimensions whose spread is too small to divide by."""
         return coincide(*self.interval)
 
-    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+    def _ends(self) -> tuple[PerDimension, PerDimension]:
         if self.method == "quantiles":
             return self.q01, self.q99
         if self.method == "min_max":
@@ -123,7 +131,9 @@ class ActionStats:
             )
         return found
 
-    def normalize(self, actions: ArrayLike) -> np.ndarray:
+    def normalize(
+        self, actions: Num[np.ndarray, "*batch action"] | ArrayLike
+    ) -> Float[np.ndarray, "*batch {self.dim}"]:
         """Normalize raw [..., D] to float32 [..., D], in [-1, 1] with `clip`.
 
         Raises RoboAlignError on NaN, infinity or another D.
@@ -136,7 +146,9 @@ class ActionStats:
             scaled = np.clip(scaled, -1.0, 1.0)
         return scaled.astype(np.float32)
 
-    def denormalize(self, actions: ArrayLike) -> np.ndarray:
+    def denormalize(
+        self, actions: Num[np.ndarray, "*batch action"] | ArrayLike
+    ) -> Float[np.ndarray, "*batch {self.dim}"]:
         """Convert normalized [..., D] to raw float32 [..., D]; linear beyond [-1, 1] too.
 
         Raises as `normalize`.
@@ -195,7 +207,7 @@ class ActionStats:
             raise RoboAlignError(f"clip is {clip!r}, not true or false", where=where, fix=fix)
         return cls(**arrays, count=count, method=method, clip=clip)
 
-    def _checked(self, actions: ArrayLike) -> np.ndarray:
+    def _checked(self, actions: ArrayLike) -> Float[np.ndarray, "*batch {self.dim}"]:
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim == 0 or actions.shape[-1] != self.dim:
             raise RoboAlignError(
@@ -205,10 +217,10 @@ class ActionStats:
         return actions
 
 
-def coincide(low: ArrayLike, high: ArrayLike) -> np.ndarray:
+def coincide(low: ArrayLike, high: ArrayLike) -> Bool[np.ndarray, "*batch"]:
     """Return bool [D]: whether only rounding noise separates `low` and `high`."""
     magnitude = np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
-    return np.subtract(high, low) <= CONSTANT_SPREAD * magnitude
+    return np.asarray(np.subtract(high, low) <= CONSTANT_SPREAD * magnitude)
 
 
 def _called(dimension: Any, names: Sequence[str]) -> str:
@@ -225,7 +237,7 @@ def _refuse_non_finite(actions: np.ndarray) -> None:
         )
 
 
-def _vector(value: Any, where: str, fix: str) -> np.ndarray:
+def _vector(value: Any, where: str, fix: str) -> PerDimension:
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):

@@ -11,9 +11,10 @@ The base frame is the fixed frame of the poses: the robot's base, or the simulat
 """
 
 import warnings
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Float, Num
 from pydantic import Field, model_validator
 from scipy.spatial.transform import Rotation
 
@@ -51,9 +52,11 @@ GRIPPER_VALUES = {  # (closed, open)
     "open_one": (0.0, 1.0),
     "closed_one": (1.0, 0.0),
 }
-UNIT_TOLERANCE = (
-    0.01  # a measured quaternion is off by rounding only; more says that the columns are others
-)
+UNIT_TOLERANCE = 0.01  # a measured quaternion is off by rounding; more: the columns are others
+Steps = Float[np.ndarray, "steps action"]
+Numbers = Float[np.ndarray, "steps numbers"]
+Positions = Float[np.ndarray, "steps 3"]
+Poses = Num[np.ndarray, "steps 7"]
 
 
 class ActionSpace(Config):
@@ -81,7 +84,7 @@ class ActionSpace(Config):
     """Radians (for a velocity: per second) in one unit of the rotation, or of a joint."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "ActionSpace":
         message = fault_of(self)
         if message:
             raise ValueError(message)
@@ -145,12 +148,12 @@ def fault_of(space: ActionSpace) -> str:
 
 
 def convert(
-    actions: np.ndarray,
+    actions: Num[np.ndarray, "steps {source.dim}"],
     source: ActionSpace,
     target: ActionSpace,
     *,
-    poses: np.ndarray | None = None,
-) -> np.ndarray:
+    poses: Poses | None = None,
+) -> Float[np.ndarray, "steps {target.dim}"]:
     """Convert actions [T, D] of one space to another, float32 [T, D'].
 
     Converts the form of rotation, the gripper's code, the units, and between delta and absolute in
@@ -217,7 +220,7 @@ def same_arm(source: ActionSpace, target: ActionSpace) -> bool:
     )
 
 
-def rescaled(values: np.ndarray, source: ActionSpace, target: ActionSpace) -> np.ndarray:
+def rescaled(values: Steps, source: ActionSpace, target: ActionSpace) -> Numbers:
     """Return the arm's numbers in the target's units."""
     position = values[:, source.position] * (source.position_scale / target.position_scale)
     rotation = values[:, source.rotation_part]
@@ -226,9 +229,7 @@ def rescaled(values: np.ndarray, source: ActionSpace, target: ActionSpace) -> np
     return np.concatenate([position, rotation], axis=1)
 
 
-def _moved(
-    values: np.ndarray, source: ActionSpace, target: ActionSpace, poses: np.ndarray | None
-) -> np.ndarray:
+def _moved(values: Steps, source: ActionSpace, target: ActionSpace, poses: Poses | None) -> Numbers:
     """Convert through the goal pose; within one mode and frame any pose gives the same."""
     differences = "euler_xyz_difference" in (source.rotation, target.rotation)
     if source.mode == target.mode and source.frame == target.frame and not differences:
@@ -245,8 +246,8 @@ def _moved(
 
 
 def goal_of(
-    values: np.ndarray, space: ActionSpace, position: np.ndarray, rotation: Rotation
-) -> tuple[np.ndarray, Rotation]:
+    values: Steps, space: ActionSpace, position: Positions, rotation: Rotation
+) -> tuple[Positions, Rotation]:
     """Return where actions [T, D] send an end effector, in the base frame like its pose."""
     step = values[:, space.position] * space.position_scale
     if space.rotation == "euler_xyz_difference":
@@ -261,12 +262,12 @@ def goal_of(
 
 
 def action_of(
-    goal_position: np.ndarray,
+    goal_position: Positions,
     goal_rotation: Rotation,
     space: ActionSpace,
-    position: np.ndarray,
+    position: Positions,
     rotation: Rotation,
-) -> np.ndarray:
+) -> Numbers:
     """Return the arm's numbers [T, 3 + rotation] that move the end effector to the goal."""
     if space.mode == "absolute":
         step, turn = goal_position, goal_rotation
@@ -281,7 +282,7 @@ def action_of(
     return np.concatenate([step / space.position_scale, angles / space.rotation_scale], axis=1)
 
 
-def to_rotation(values: np.ndarray, form: str) -> Rotation:
+def to_rotation(values: Numbers, form: str) -> Rotation:
     """Return rotations from [T, n] numbers of this form; `none` gives the identity."""
     if form == "none":
         return Rotation.identity(len(values))
@@ -295,7 +296,7 @@ def to_rotation(values: np.ndarray, form: str) -> Rotation:
     return Rotation.from_quat(values if form == "quaternion_xyzw" else values[:, [1, 2, 3, 0]])
 
 
-def from_rotation(rotation: Rotation, form: str) -> np.ndarray:
+def from_rotation(rotation: Rotation, form: str) -> Numbers:
     """Invert `to_rotation`: float64 [T, n]."""
     if form == "none":
         return np.zeros((len(rotation), 0))
@@ -309,7 +310,7 @@ def from_rotation(rotation: Rotation, form: str) -> np.ndarray:
     return quaternion if form == "quaternion_xyzw" else quaternion[:, [3, 0, 1, 2]]
 
 
-def orthonormal(values: np.ndarray) -> np.ndarray:
+def orthonormal(values: Float[np.ndarray, "steps 6"]) -> Float[np.ndarray, "steps 3 3"]:
     """Return rotation matrices [T, 3, 3] from two non-orthogonal columns [T, 6] (Gram-Schmidt)."""
     first, second = values[:, :3], values[:, 3:]
     length = np.linalg.norm(first, axis=1, keepdims=True)
@@ -322,14 +323,14 @@ def orthonormal(values: np.ndarray) -> np.ndarray:
     return np.stack([first, second, np.cross(first, second)], axis=2)
 
 
-def euler_of(rotation: Rotation) -> np.ndarray:
+def euler_of(rotation: Rotation) -> Float[np.ndarray, "steps 3"]:
     """Return extrinsic xyz angles [T, 3], pitch within 90 degrees; at exactly 90, yaw is 0."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Gimbal lock")
         return rotation.as_euler("xyz")
 
 
-def euler_of_pose(rotation: Rotation) -> np.ndarray:
+def euler_of_pose(rotation: Rotation) -> Float[np.ndarray, "steps 3"]:
     """Return the angles that Euler differences start from; refuse undetermined ones."""
     angles = euler_of(rotation)
     locked = np.flatnonzero(np.pi / 2 - np.abs(angles[:, 1]) < 1e-6)
@@ -342,7 +343,7 @@ def euler_of_pose(rotation: Rotation) -> np.ndarray:
     return angles
 
 
-def recoded(values: np.ndarray, source: str, target: str) -> np.ndarray:
+def recoded(values: Numbers, source: str, target: str) -> Numbers:
     """Return gripper values [T, 0 or 1] in another code; linear, so half open stays half open."""
     if source == target:
         return values
@@ -352,7 +353,7 @@ def recoded(values: np.ndarray, source: str, target: str) -> np.ndarray:
     return closed + openness * (opened - closed)
 
 
-def _checked(values: np.ndarray, width: int, where: str) -> np.ndarray:
+def _checked(values: np.ndarray, width: int, where: str) -> Float[np.ndarray, "steps {width}"]:
     """Return float64 [T, width]; RoboAlignError on another shape or non-finite values."""
     array = np.asarray(values)
     if array.ndim != 2 or array.shape[1] != width or array.dtype.kind not in "fiu":
@@ -369,7 +370,7 @@ def _checked(values: np.ndarray, width: int, where: str) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def checked_poses(poses: np.ndarray, length: int) -> tuple[np.ndarray, Rotation]:
+def checked_poses(poses: Poses, length: int) -> tuple[Positions, Rotation]:
     """Return positions [T, 3] and rotations of poses [T, 7]."""
     values = _checked(poses, 7, "poses")
     if len(values) != length:
@@ -389,7 +390,7 @@ def checked_poses(poses: np.ndarray, length: int) -> tuple[np.ndarray, Rotation]
     return values[:, :3], Rotation.from_quat(values[:, 3:])
 
 
-def check_nonzero(lengths: np.ndarray, form: str) -> None:
+def check_nonzero(lengths: Float[np.ndarray, " steps"], form: str) -> None:
     """Raise RoboAlignError if a vector that must give a direction has length zero."""
     zero = np.flatnonzero(lengths < 1e-8)
     if len(zero):

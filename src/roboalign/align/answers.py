@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from roboalign.mllm.encode import IGNORED
@@ -13,15 +14,15 @@ from roboalign.mllm.encode import IGNORED
 @contextmanager
 def logits_at_answers(
     model: nn.Module,
-    labels: Tensor,
-    words_only: Tensor | None = None,
-    action_ids: Tensor | None = None,
+    labels: Int[Tensor, "batch tokens"],
+    words_only: Bool[Tensor, "batch tokens"] | None = None,
+    action_ids: Int[Tensor, " actions"] | None = None,
 ) -> Iterator[None]:
-    """Within this, `model(**inputs).logits` is [K, V]: one row for each of the K tokens that `labels` [B, L] asks for.
+    """Within this, `model(**inputs).logits` is [K, V]: one row for each of the K tokens that `labels` asks for.
 
-    The rest of the B x L x V logits, most of them for images and questions, is never computed. Hooks on the output
+    The rest of the logits, most of them for images and questions, is never computed. Hooks on the output
     layer do it, so that the forward pass of any Hugging Face model, wrapped or not, stays as it is. Where `words_only`
-    (bool [B, L]) is true of a token, the logits `action_ids` are -inf in its row.
+    is true of a token, the logits `action_ids` are -inf in its row.
     """
     asked = labels[:, 1:] != IGNORED
     head: nn.Module = getattr(model, "module", model).get_output_embeddings()  # type: ignore[operator]
@@ -42,7 +43,9 @@ def logits_at_answers(
             hook.remove()
 
 
-def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+def answer_loss(
+    outputs: Any, labels: Int[Tensor, "batch tokens"], num_items_in_batch: Tensor | int
+) -> Float[Tensor, ""]:
     """Cross-entropy summed over the answer tokens, over `num_items_in_batch`: those of the whole update."""
     targets = labels[:, 1:]
     asked = targets[targets != IGNORED]
@@ -53,8 +56,8 @@ def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) 
 
 
 def conversation_loss(
-    model: nn.Module, batch: dict[str, Tensor], action_ids: Tensor | None = None
-) -> Tensor:
+    model: nn.Module, batch: dict[str, Tensor], action_ids: Int[Tensor, " actions"] | None = None
+) -> Float[Tensor, ""]:
     """Mean cross-entropy over the answer tokens of one batch of `collate_conversations`."""
     labels = batch["labels"]
     with logits_at_answers(model, labels, batch.get("words_only"), action_ids):

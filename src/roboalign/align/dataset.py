@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -94,14 +95,16 @@ def collate_conversations(
     return arguments
 
 
-def action_ids(mllm: Mllm) -> torch.Tensor:
-    """The ids of the action tokens, int64 [K], on the model's device; of length 0 where the model has none."""
+def action_ids(mllm: Mllm) -> Int[torch.Tensor, " actions"]:
+    """The ids of the action tokens, int64, on the model's device; of length 0 where the model has none."""
     ids = sorted(mllm.vocabulary.ids) if mllm.vocabulary else []
     return torch.tensor(ids, dtype=torch.int64, device=mllm.device)
 
 
-def lengths_of(conversations: Sequence[Conversation]) -> tuple[np.ndarray, np.ndarray]:
-    """Characters [N] and turns [N] of each conversation; of stored ones no image is read for it."""
+def lengths_of(
+    conversations: Sequence[Conversation],
+) -> tuple[Int[np.ndarray, " conversations"], Int[np.ndarray, " conversations"]]:
+    """Characters and turns of each conversation; of stored ones no image is read for it."""
     if isinstance(conversations, StoredConversations):
         return conversations.lengths, conversations.turns
     lengths = [

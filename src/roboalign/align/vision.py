@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
@@ -53,7 +54,9 @@ class VisionConfig(TrainConfig):
 class KeypointReader(nn.Module):
     """The vision tower of a Qwen-VL model with a reader on its tokens (and on its DeepStack features)."""
 
-    def __init__(self, tower: nn.Module, width: int, n_queries: int, centre: Tensor) -> None:
+    def __init__(
+        self, tower: nn.Module, width: int, n_queries: int, centre: Float[Tensor, "3"]
+    ) -> None:
         super().__init__()
         self.tower, self.width = tower, width
         self.queries = nn.Embedding(n_queries, width)
@@ -62,9 +65,12 @@ class KeypointReader(nn.Module):
         self.register_buffer("centre", centre)  # [3], mean position, meters
 
     def forward(
-        self, pixel_values: Tensor, image_grid_thw: Tensor, queries: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Pixels of B images, queries [B, Q] -> places in the image [B, Q, 2] and in the world [B, Q, 3], metres."""
+        self,
+        pixel_values: Float[Tensor, "patches values"],
+        image_grid_thw: Int[Tensor, "images 3"],
+        queries: Int[Tensor, "images queries"],
+    ) -> tuple[Float[Tensor, "images queries 2"], Float[Tensor, "images queries 3"]]:
+        """The places of the queried bodies in the image and, in metres, in the world."""
         seen = self.tower(pixel_values, grid_thw=image_grid_thw)
         tokens = seen.pooler_output + sum(getattr(seen, "deepstack_features", None) or [])
         tokens = tokens.reshape(len(queries), -1, self.width)

@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 from pydantic import Field
 
@@ -24,8 +25,10 @@ class AugmentConfig(Config):
     """Hue is turned by up to +- this share of the circle."""
 
 
-def augment(image: np.ndarray, config: AugmentConfig, *name: str | int) -> np.ndarray:
-    """A copy of uint8 `image` [H, W, 3]; what is drawn depends on `name` alone. The colours change in random order."""
+def augment(
+    image: UInt8[np.ndarray, "height width 3"], config: AugmentConfig, *name: str | int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A copy of `image`; what is drawn depends on `name` alone. The colours change in random order."""
     digest = hashlib.sha256("\0".join(map(str, name)).encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     drawn = _crop(Image.fromarray(image), config.crop, rng)

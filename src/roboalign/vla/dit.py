@@ -5,20 +5,30 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
-KeyValue = tuple[Tensor, Tensor]
+Projected = Float[Tensor, "batch heads tokens head_dim"]
+KeyValue = tuple[Projected, Projected]
+AttentionMask = Bool[Tensor, "batch 1 1 tokens"]
+"""False: padding."""
+Rows = Float[Tensor, "rows sequence width"]
+"""K sequences, side by side, over each of the contexts of a batch: B * K rows."""
 
 
-def _angles(positions: Tensor, half: int, spacing: int, max_period: float) -> Tensor:
-    """[...] -> [..., half]: each position times `half` geometric frequencies, from 1 downwards."""
+def _angles(
+    positions: Num[Tensor, "*batch"], half: int, spacing: int, max_period: float
+) -> Float[Tensor, "*batch {half}"]:
+    """Each position times `half` geometric frequencies, from 1 downwards."""
     exponent = -math.log(max_period) / spacing
     frequencies = torch.exp(exponent * torch.arange(half, device=positions.device))
     return positions[..., None].float() * frequencies
 
 
-def sinusoid(positions: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
-    """[...] -> [..., width]: sines of the positions at `width / 2` geometric frequencies, then the cosines.
+def sinusoid(
+    positions: Num[Tensor, "*batch"], width: int, *, max_period: float = 10_000.0
+) -> Float[Tensor, "*batch {width}"]:
+    """Sines of the positions at `width / 2` geometric frequencies, then the cosines.
 
     GR00T-N1.5's encoding of the flow time in its action encoder.
     """
@@ -26,8 +36,10 @@ def sinusoid(positions: Tensor, width: int, *, max_period: float = 10_000.0) -> 
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def timestep_features(bucket: Tensor, width: int = 256, *, max_period: float = 10_000.0) -> Tensor:
-    """[...] -> [..., width]: the DiT's time features, cosines first, the last frequency exactly 1 / `max_period`.
+def timestep_features(
+    bucket: Num[Tensor, "*batch"], width: int = 256, *, max_period: float = 10_000.0
+) -> Float[Tensor, "*batch {width}"]:
+    """The DiT's time features, cosines first, the last frequency exactly 1 / `max_period`.
 
     GR00T-N1.5 takes them from diffusers, `Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=1)`.
     """
@@ -35,7 +47,12 @@ def timestep_features(bucket: Tensor, width: int = 256, *, max_period: float = 1
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Projected,
+    value: Projected,
+    mask: AttentionMask | None,
+) -> Float[Tensor, "batch heads queries head_dim"]:
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # torch's bfloat16 attention on a CPU takes 4 to 12 times as long as its float32 one (forward and backward).
@@ -58,15 +75,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * head_dim, width)
         self.dropout = nn.Dropout(dropout)
 
-    def project(self, context: Tensor) -> KeyValue:
-        """[B, L, context_width] -> keys and values [B, heads, L, head_dim]; reusable while the context stands."""
+    def project(self, context: Float[Tensor, "batch tokens context_width"]) -> KeyValue:
+        """Keys and values; reusable while the context stands."""
         key, value = (
             self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )
         return key, value
 
-    def forward(self, x: Tensor, key_value: KeyValue, mask: Tensor | None = None) -> Tensor:
-        """`x` [B * K, N, width], K sequences over each of the B contexts; `mask` bool [B, 1, 1, L], False: padding."""
+    def forward(self, x: Rows, key_value: KeyValue, mask: AttentionMask | None = None) -> Rows:
         # The K sequences are laid end to end, so that keys and values are neither computed nor copied K times.
         query = (
             self.query(x)
@@ -102,7 +118,9 @@ class SelfAttentionBlock(nn.Module):
         self.norm_feed_forward = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], mask: AttentionMask
+    ) -> Float[Tensor, "batch tokens width"]:
         normed = self.norm_attention(x)
         x = x + self.attention(normed, self.attention.project(normed), mask)
         return x + self.feed_forward(self.norm_feed_forward(x))
@@ -119,8 +137,7 @@ class AdaptiveNorm(nn.Module):
         self.eps = eps
         self.modulation = nn.Linear(width, 2 * width)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """`x` [B, N, width], `condition` [B, width]."""
+    def forward(self, x: Rows, condition: Float[Tensor, "rows width"]) -> Rows:
         scale, shift = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
 
@@ -140,8 +157,12 @@ class DiTBlock(nn.Module):
         self.feed_forward = FeedForward(width, dropout)
 
     def forward(
-        self, x: Tensor, condition: Tensor, context: KeyValue | None, mask: Tensor | None
-    ) -> Tensor:
+        self,
+        x: Rows,
+        condition: Float[Tensor, "rows width"],
+        context: KeyValue | None,
+        mask: AttentionMask | None,
+    ) -> Rows:
         normed = self.norm(x, condition)
         key_value = context if context is not None else self.attention.project(normed)
         x = x + self.attention(normed, key_value, mask)
@@ -173,14 +194,20 @@ class DiT(nn.Module):
         self.norm_out = AdaptiveNorm(width, eps=1e-6)
         self.out = nn.Linear(width, out_width)
 
-    def project(self, context: Tensor) -> list[KeyValue | None]:
+    def project(
+        self, context: Float[Tensor, "batch tokens context_width"]
+    ) -> list[KeyValue | None]:
         """Keys and values of the VLM tokens for every block (None where it attends to itself); once for all steps."""
         return [block.attention.project(context) if block.cross else None for block in self.blocks]
 
     def forward(
-        self, x: Tensor, bucket: Tensor, context: list[KeyValue | None], mask: Tensor
-    ) -> Tensor:
-        """`x` [B, N, width], `bucket` [B] time in 0..999, `context` from `project`, `mask` [B, 1, 1, L]."""
+        self,
+        x: Rows,
+        bucket: Num[Tensor, " rows"],
+        context: list[KeyValue | None],
+        mask: AttentionMask,
+    ) -> Float[Tensor, "rows sequence out_width"]:
+        """`bucket` is the time in 0..999, `context` from `project`."""
         condition = self.time(timestep_features(bucket).to(x.dtype))
         for block, key_value in zip(self.blocks, context, strict=True):
             x = block(x, condition, key_value, mask if block.cross else None)

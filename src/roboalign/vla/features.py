@@ -13,6 +13,7 @@ from typing import get_args
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
@@ -78,8 +79,8 @@ class View(Config):
     dtype: Dtype = "float16"
     """Hidden states are rounded to it, on disk and in serving alike (`rounding.pack`)."""
 
-    def prompt(self, images: Mapping[str, np.ndarray], instruction: str) -> Prompt:
-        """The MLLM's prompt for uint8 images [H, W, 3] by camera. Raises RoboAlignError on a missing camera."""
+    def prompt(self, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], instruction: str) -> Prompt:
+        """The MLLM's prompt for images by camera. Raises RoboAlignError on a missing camera."""
         missing = [camera for camera in self.cameras if camera not in images]
         if missing:
             raise RoboAlignError(
@@ -99,10 +100,10 @@ class View(Config):
 
     def encode(
         self, mllm: Mllm, prompts: Sequence[Prompt], *, multiple: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, L, W] rounded to `dtype` and the mask bool [B, L] of what is no padding.
+    ) -> tuple[Float[Tensor, "{len(prompts)} tokens width"], Bool[Tensor, "{len(prompts)} tokens"]]:
+        """Hidden states rounded to `dtype` and the mask of what is no padding.
 
-        L is the next multiple of `multiple`.
+        The number of tokens is the next multiple of `multiple`.
 
         Raises RoboAlignError where a value does not fit into `dtype`.
         """

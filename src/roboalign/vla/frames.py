@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from roboalign.actions.normalize import ActionStats
@@ -17,14 +18,14 @@ from roboalign.vla.store import FeatureStore
 
 @dataclass(frozen=True)
 class Frames:
-    """N frames. `actions` float32 [N, H, A] and `state` float32 [N, S], or None, are normalised.
+    """N frames. `actions` and `state` are float32 and normalised.
 
     The store may hold several copies of each frame: copy c of frame n is its frame c N + n.
     """
 
     store: FeatureStore
-    actions: Tensor
-    state: Tensor | None
+    actions: Float[Tensor, "frames horizon action"]
+    state: Float[Tensor, "frames state"] | None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -35,9 +36,14 @@ class Frames:
         return len(self.store) // len(self)
 
     def batch(
-        self, frames: np.ndarray, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Store's numbers [B] -> hidden states [B, L, W], mask [B, L], state [B, S] or None, actions [B, H, A]."""
+        self, frames: Int[np.ndarray, " batch"], device: torch.device
+    ) -> tuple[
+        Float[Tensor, "batch tokens width"],
+        Bool[Tensor, "batch tokens"],
+        Float[Tensor, "batch state"] | None,
+        Float[Tensor, "batch horizon action"],
+    ]:
+        """Of the store's numbers `frames`: hidden states and their mask, states, actions."""
         states, mask = self.store.gather(frames, device)
         index = torch.from_numpy(frames % len(self))
         state = None if self.state is None else self.state[index].to(device)
@@ -68,8 +74,10 @@ def make_frames(
     return Frames(store, actions, state)
 
 
-def batch_frames(count: int, batch_size: int, step: int, seed: int, copies: int = 1) -> np.ndarray:
-    """Store's numbers [batch_size] of one step's frames: shuffled epochs end to end, of each a copy drawn at random.
+def batch_frames(
+    count: int, batch_size: int, step: int, seed: int, copies: int = 1
+) -> Int[np.ndarray, " {batch_size}"]:
+    """Store's numbers of one step's frames: shuffled epochs end to end, of each a copy drawn at random.
 
     A function of (seed, step).
     """
@@ -87,5 +95,5 @@ def batch_frames(count: int, batch_size: int, step: int, seed: int, copies: int 
 
 
 @lru_cache(maxsize=4)
-def _permutation(count: int, epoch: int, seed: int) -> np.ndarray:
+def _permutation(count: int, epoch: int, seed: int) -> Int[np.ndarray, " {count}"]:
     return np.random.default_rng([seed, epoch]).permutation(count)

@@ -9,25 +9,32 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from roboalign.actions.normalize import ActionStats
 
-Rest = tuple[np.ndarray, int]
-"""float [n, A] raw actions left of the last chunk, and how many of them will still be executed."""
+Rest = tuple[Float[np.ndarray, "_ action"], int]
+"""Raw actions left of the last chunk, and how many of them will still be executed."""
 
 
 @dataclass(frozen=True)
 class Guide:
     """Where a batch of chunks is pulled to, and how strongly each action is."""
 
-    target: Tensor
-    """[B, H, A], normalised."""
-    weights: Tensor
-    """[B, H, 1] in [0, 1]."""
+    target: Float[Tensor, "batch horizon action"]
+    """Normalised."""
+    weights: Float[Tensor, "batch horizon 1"]
+    """In [0, 1]."""
 
-    def pull(self, actions: Tensor, velocity: Tensor, step: int, steps: int) -> Tensor:
-        """What is added to `velocity` [B, H, A] at Euler step `step` of `steps`, at `actions` [B, H, A].
+    def pull(
+        self,
+        actions: Float[Tensor, "batch horizon action"],
+        velocity: Float[Tensor, "batch horizon action"],
+        step: int,
+        steps: int,
+    ) -> Float[Tensor, "batch horizon action"]:
+        """What is added to `velocity` at Euler step `step` of `steps`, at `actions`.
 
         The gain is the paper's, equation 2, at most one over the step's length: a step reaches the target, not past it.
         """
@@ -41,8 +48,8 @@ def gain(time: float, steps: int) -> float:
     return steps if time == 0 else min(steps, (time**2 + (1 - time) ** 2) / (time * (1 - time)))
 
 
-def prefix_weights(horizon: int, left: int, delay: int) -> np.ndarray:
-    """float32 [horizon]: 1 for the first `delay` actions, falling to 0 at `left`, where the last chunk ends.
+def prefix_weights(horizon: int, left: int, delay: int) -> Float[np.ndarray, " {horizon}"]:
+    """float32: 1 for the first `delay` actions, falling to 0 at `left`, where the last chunk ends.
 
     The paper's equation 5: between them c (e^c - 1) / (e - 1), with c from 1 to 0 in equal steps.
     """

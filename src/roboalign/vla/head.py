@@ -4,13 +4,19 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
-from roboalign.vla.dit import DiT, SelfAttentionBlock, sinusoid
+from roboalign.vla.dit import AttentionMask, DiT, KeyValue, SelfAttentionBlock, sinusoid
 from roboalign.vla.guidance import Guide
+
+Vlm = Float[Tensor, "batch tokens vlm_width"]
+VlmMask = Bool[Tensor, "batch tokens"]
+Proprioception = Float[Tensor, "batch state"]
+ActionChunks = Float[Tensor, "batch horizon action"]
 
 TIME_BUCKETS = 1000
 TIME_SHIFT = 0.999
@@ -100,8 +106,8 @@ class HeadShape(Config):
     """Actions of a chunk."""
 
 
-def flow_times(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """[count] times t = (0.999 - s) / 0.999, s ~ Beta(1.5, 1), clamped to [0, 1): most are early, near the noise."""
+def flow_times(count: int, generator: torch.Generator | None = None) -> Float[Tensor, " {count}"]:
+    """Times t = (0.999 - s) / 0.999, s ~ Beta(1.5, 1), clamped to [0, 1): most are early, near the noise."""
     # The Beta(a, 1) distribution function is s^a: its inverse needs one uniform draw, and takes a generator.
     s = torch.rand(count, generator=generator).pow(1 / 1.5)
     return ((TIME_SHIFT - s) / TIME_SHIFT).clamp(min=0)
@@ -139,8 +145,10 @@ class FlowMatchingHead(nn.Module):
         )
         self.decoder = _mlp(config.hidden_width, config.hidden_width, shape.action_dim)
 
-    def encode_vlm(self, vlm: Tensor, vlm_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, L, vlm_width] and bool [B, L] -> tokens [B, L, inner] and the mask [B, 1, 1, L] of attention."""
+    def encode_vlm(
+        self, vlm: Vlm, vlm_mask: VlmMask
+    ) -> tuple[Float[Tensor, "batch tokens inner"], AttentionMask]:
+        """The tokens as the transformer sees them, and the mask of attention."""
         mask = vlm_mask[:, None, None, :]
         tokens = self.vlm_projection(self.vlm_norm(vlm))
         for block in self.vlm_blocks:
@@ -148,9 +156,14 @@ class FlowMatchingHead(nn.Module):
         return tokens, mask
 
     def velocity(
-        self, noisy: Tensor, t: Tensor, state: Tensor | None, context: list, mask: Tensor
-    ) -> Tensor:
-        """Noisy actions [B, H, A] at times `t` [B] -> velocity [B, H, A]; `context` from `DiT.project`."""
+        self,
+        noisy: Float[Tensor, "rows horizon action"],
+        t: Float[Tensor, " rows"],
+        state: Float[Tensor, "rows state"] | None,
+        context: list[KeyValue | None],
+        mask: AttentionMask,
+    ) -> Float[Tensor, "rows horizon action"]:
+        """Of noisy actions at times `t`; `context` from `DiT.project`."""
         bucket = (t * TIME_BUCKETS).long()
         time = (
             sinusoid(bucket, self.config.width)
@@ -177,20 +190,19 @@ class FlowMatchingHead(nn.Module):
 
     def loss(
         self,
-        vlm: Tensor,
-        vlm_mask: Tensor,
-        state: Tensor | None,
-        actions: Tensor,
-        action_mask: Tensor | None = None,
+        vlm: Vlm,
+        vlm_mask: VlmMask,
+        state: Proprioception | None,
+        actions: ActionChunks,
+        action_mask: Bool[Tensor, "batch horizon action"] | None = None,
         *,
-        noise: Tensor,
-        t: Tensor,
-    ) -> Tensor:
+        noise: Float[Tensor, "draws horizon action"],
+        t: Float[Tensor, " draws"],
+    ) -> Float[Tensor, ""]:
         """Mean squared error of the velocity at x_t = (1 - t) noise + t action; its target is action - noise.
 
-        `vlm` [B, L, W], `vlm_mask` bool [B, L], `state` [B, S] or None, `actions` [B, H, A] normalised, `action_mask`
-        [B, H, A] (False: not counted), `noise` [B * K, H, A], `t` [B * K] from `flow_times`: K draws for each sample
-        share its VLM tokens. A scalar.
+        `actions` are normalised; where `action_mask` is False they are not counted. `t` is from `flow_times`. There may
+        be several draws of noise and time for each sample, side by side: they share its VLM tokens.
         """
         draws = len(noise) // len(actions)
         actions = actions.repeat_interleave(draws, dim=0)
@@ -209,15 +221,15 @@ class FlowMatchingHead(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        vlm: Tensor,
-        vlm_mask: Tensor,
-        state: Tensor | None,
-        noise: Tensor,
+        vlm: Vlm,
+        vlm_mask: VlmMask,
+        state: Proprioception | None,
+        noise: ActionChunks,
         *,
         steps: int = 4,
         guide: Guide | None = None,
-    ) -> Tensor:
-        """Integrate the velocity from `noise` [B, H, A] at t = 0 by `steps` Euler steps: normalised actions [B, H, A].
+    ) -> ActionChunks:
+        """Integrate the velocity from `noise` at t = 0 by `steps` Euler steps: normalised actions.
 
         `guide` pulls it towards what is left of the chunk before (real-time chunking).
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float, Num, UInt8
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -40,13 +41,13 @@ class ObservationLike(Protocol):
     """What a policy is given; any object with these attributes."""
 
     @property
-    def images(self) -> dict[str, np.ndarray]:
-        """Camera -> uint8 [H, W, 3]."""
+    def images(self) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+        """By camera."""
         ...
 
     @property
-    def state(self) -> np.ndarray:
-        """float [S], proprioception."""
+    def state(self) -> Num[np.ndarray, " state"]:
+        """Proprioception."""
         ...
 
     @property
@@ -79,8 +80,10 @@ class Policy:
         """H, the actions of a chunk."""
         return self.head.shape.horizon
 
-    def act(self, observation: ObservationLike, noise_key: NoiseKey | None = None) -> np.ndarray:
-        """The chunk for one observation: raw units, float32 [H, A]."""
+    def act(
+        self, observation: ObservationLike, noise_key: NoiseKey | None = None
+    ) -> Float[np.ndarray, "{self.horizon} {self.action_stats.dim}"]:
+        """The chunk for one observation: raw units, float32."""
         return self.act_batch([observation], [noise_key])[0]
 
     def act_batch(
@@ -89,8 +92,8 @@ class Policy:
         noise_keys: Sequence[NoiseKey | None] | None = None,
         *,
         guides: Sequence[Rest | None] | None = None,
-    ) -> np.ndarray:
-        """Chunks for a batch of observations: raw units, float32 [B, H, A].
+    ) -> Float[np.ndarray, "{len(observations)} {self.horizon} {self.action_stats.dim}"]:
+        """Chunks for a batch of observations: raw units, float32.
 
         The flow's initial noise of a sample is a function of its key: the chunk does not depend on what else is in the
         batch. A key None draws from torch's global generator. `guides`: for real-time chunking, what the robot has left
@@ -211,7 +214,9 @@ class Policy:
             policy.compile()
         return policy
 
-    def _noise(self, key: NoiseKey | None) -> Tensor:
+    def _noise(
+        self, key: NoiseKey | None
+    ) -> Float[Tensor, "{self.horizon} {self.action_stats.dim}"]:
         size = (self.horizon, self.head.shape.action_dim)
         if key is None:
             return torch.randn(size)
@@ -226,7 +231,9 @@ class Policy:
         device = self.mllm.device
         return {"guide": make_guide(guides, self.action_stats, self.horizon, device)}
 
-    def _state(self, observations: Sequence[ObservationLike]) -> Tensor | None:
+    def _state(
+        self, observations: Sequence[ObservationLike]
+    ) -> Float[Tensor, "{len(observations)} {self.state_stats.dim}"] | None:
         if self.state_stats is None:
             return None
         state = np.stack([observation.state for observation in observations])

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Int8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,10 +39,12 @@ class FeatureStore:
         return self.tokens[0].shape[1]
 
     def gather(
-        self, frames: np.ndarray, device: torch.device | str = "cpu"
-    ) -> tuple[Tensor, Tensor]:
-        """Frame numbers [B] -> hidden states [B, L, W] as `View.encode` gives them and mask bool [B, L]; L is the
-        longest one's. They go to `device` as they are stored."""
+        self, frames: Int[np.ndarray, " batch"], device: torch.device | str = "cpu"
+    ) -> tuple[Float[Tensor, "batch tokens {self.width}"], Bool[Tensor, "batch tokens"]]:
+        """Hidden states as `View.encode` gives them, and their mask, to the longest frame's length.
+
+        They go to `device` as they are stored.
+        """
         lengths = self.lengths[frames][:, None]
         places = np.arange(lengths.max())
         rows = torch.from_numpy(self.starts[frames][:, None] + np.minimum(places, lengths - 1))
@@ -59,18 +62,20 @@ class FeatureStore:
 class Shard(NamedTuple):
     """One file: frames end to end."""
 
-    tokens: Tensor
-    """[its tokens, W], mapped from the file; the numbers of `rounding.pack`."""
-    exponents: Tensor | None
-    """int8 [its tokens], of float8."""
-    lengths: np.ndarray
-    """[its frames], tokens of each."""
+    tokens: Float[Tensor, "tokens width"]
+    """Mapped from the file; the numbers of `rounding.pack`."""
+    exponents: Int8[Tensor, " tokens"] | None
+    """Of float8."""
+    lengths: Int[np.ndarray, " frames"]
+    """Tokens of each frame."""
 
 
 def write_feature_shard(
-    path: Path, parts: Sequence[tuple[Tensor, Tensor | None]], lengths: Sequence[Tensor]
+    path: Path,
+    parts: Sequence[tuple[Float[Tensor, "_ width"], Int8[Tensor, " _"] | None]],
+    lengths: Sequence[Int[Tensor, " _"]],
 ) -> None:
-    """Write what `rounding.pack` gave of batches of tokens [n, W], and how many tokens each frame has."""
+    """Write what `rounding.pack` gave of batches of tokens, and how many tokens each frame has."""
     tensors = {
         "tokens": torch.cat([numbers for numbers, _ in parts]),
         "lengths": torch.cat(list(lengths)),

@@ -4,31 +4,35 @@ its whole group."""
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+Completions = Int[Tensor, "answers tokens"]
+Logits = Float[Tensor, "answers tokens vocabulary"]
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Per completion token, float32 [N, C]. Values under padding mean nothing: mask them."""
+    """Per completion token, float32. Values under padding mean nothing: mask them."""
 
-    logp: Tensor
+    logp: Float[Tensor, "answers tokens"]
     """Log-probability of the token under softmax(logits / temperature)."""
-    entropy: Tensor
+    entropy: Float[Tensor, "answers tokens"]
     """Entropy of that distribution, nats; without gradient."""
 
 
 def completion_statistics(
     model: nn.Module,
     prompts: dict[str, Tensor],
-    completions: Tensor,
-    mask: Tensor,
+    completions: Completions,
+    mask: Completions,
     *,
     temperature: float,
     share_prompt: bool = True,
 ) -> TokenStatistics:
-    """Statistics of `completions` int64 [P * S, C], padded right, S of them side by side for each of the P prompts.
+    """Statistics of P * S `completions`, padded right, S of them side by side for each of the P prompts.
 
-    `prompts` are the model's arguments for the P prompts, padded left; `mask` [P * S, C] is 1 on tokens.
+    `prompts` are the model's arguments for the P prompts, padded left; `mask` is 1 on tokens.
     With `share_prompt` the group's prompt and image go through the model once, and its keys and values, with their
     gradients, are shared: the same function of the weights at a fraction of the work. Activation checkpointing turns
     the cache off; it needs `share_prompt=False`, which repeats the prompt for each completion.
@@ -43,9 +47,9 @@ def completion_statistics(
 
 
 def _shared_forward(
-    model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor
-) -> Tensor:
-    """Logits [P * S, C, V] that predict `completions`: one pass over the prompts, one over the completions."""
+    model: nn.Module, prompts: dict[str, Tensor], completions: Completions, mask: Completions
+) -> Logits:
+    """Logits that predict `completions`: one pass over the prompts, one over the completions."""
     prompt_mask = prompts["attention_mask"]
     samples = len(completions) // len(prompt_mask)
     base = getattr(model, "module", model).base_model
@@ -75,8 +79,8 @@ def _shared_forward(
 
 
 def _repeated_forward(
-    model: nn.Module, prompts: dict[str, Tensor], completions: Tensor, mask: Tensor
-) -> Tensor:
+    model: nn.Module, prompts: dict[str, Tensor], completions: Completions, mask: Completions
+) -> Logits:
     """The same logits from one pass over prompt and completion, the prompt and its image repeated."""
     rows = len(prompts["input_ids"])
     samples = len(completions) // rows
@@ -93,8 +97,10 @@ def _repeated_forward(
     ]
 
 
-def _positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
-    """The argument `position_ids` [B, L] of rows padded left; {} for Qwen's families, which find theirs from the mask.
+def _positions(
+    model: nn.Module, mask: Int[Tensor, "batch tokens"]
+) -> dict[str, Int[Tensor, "batch tokens"]]:
+    """The argument `position_ids` of rows padded left; {} for Qwen's families, which find theirs from the mask.
 
     Other families count from the left edge, padding included; `generate` counts from the first token, and so must this.
     """

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from roboalign.actions.fast import FastTokenizer
@@ -56,8 +57,7 @@ class Rollout:
     """Their log-probabilities under the policy that sampled them."""
     rewards: Sequence[Reward | AnswerReward]
     """Reward under the presets on actions, AnswerReward under those in words."""
-    advantages: Tensor
-    """float32 [P * S]."""
+    advantages: Float[Tensor, " answers"]
     generation: Generation
 
 
@@ -77,14 +77,13 @@ class Batch:
 
     prompts: dict[str, Tensor]
     """Model arguments of the P prompts, padded left."""
-    completions: Tensor
-    """int64 [P * S, C], padded right."""
-    mask: Tensor
-    """int64 [P * S, C], 1 on tokens."""
-    old_logp: Tensor
-    """float32 [P * S, C], of the policy that sampled them."""
-    advantages: Tensor
-    """float32 [P * S]."""
+    completions: Int[Tensor, "answers tokens"]
+    """Of P * S rows, padded right."""
+    mask: Int[Tensor, "answers tokens"]
+    """1 on tokens."""
+    old_logp: Float[Tensor, "answers tokens"]
+    """float32, of the policy that sampled them."""
+    advantages: Float[Tensor, " answers"]
 
 
 def roll_out(
@@ -299,7 +298,9 @@ def _check_question(turn: Turn, preset: str, where: str) -> None:
         )
 
 
-def _pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
+def _pad(
+    rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype
+) -> Num[Tensor, "{len(rows)} tokens"]:
     # At least two columns: the processes of a sharded model run their forward passes in step, so a
     # batch of single tokens must not skip the pass over what follows the first.
     width = max(2, *(len(row) for row in rows))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from roboalign.align.grpo.rollout import Batch
@@ -20,9 +21,14 @@ class UpdateSums:
         self.sums: dict[str, float] = {}
 
     def add(
-        self, batch: Batch, logp: Tensor, entropy: Tensor, kl: Tensor, replayed: Tensor | None
+        self,
+        batch: Batch,
+        logp: Float[Tensor, "answers tokens"],
+        entropy: Float[Tensor, "answers tokens"],
+        kl: Float[Tensor, "answers tokens"],
+        replayed: Float[Tensor, ""] | None,
     ) -> None:
-        """Count a micro-batch; `logp`, `entropy` and `kl` are float32 [P * S, C], `replayed` its replay loss []."""
+        """Count a micro-batch; `replayed` is its replay loss."""
         kept, sums = batch.mask.bool(), self.sums
         ratio = torch.exp(logp - batch.old_logp)
         positive = batch.advantages[:, None] > 0

@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from roboalign.actions.fast import DecodeFailure, FastTokenizer
+from roboalign.actions.fast import Chunk, DecodeFailure, FastTokenizer
 from roboalign.actions.vocabulary import ActionVocabulary
 
 TAU = 0.3
@@ -169,8 +169,8 @@ def prefix_accuracy(generated: Sequence[int], target: Sequence[int]) -> float:
 def paper_reward(
     parsed: Parsed,
     target: Sequence[int],
-    chunk: np.ndarray | DecodeFailure | None,
-    target_chunk: np.ndarray,
+    chunk: Chunk | DecodeFailure | None,
+    target_chunk: Chunk,
 ) -> Reward:
     """The written reward: r_a is the prefix accuracy. `chunk` (see `decoded_reward`) is logged,
     never paid."""
@@ -181,15 +181,15 @@ def paper_reward(
 def decoded_reward(
     parsed: Parsed,
     target: Sequence[int],
-    chunk: np.ndarray | DecodeFailure | None,
-    target_chunk: np.ndarray,
+    chunk: Chunk | DecodeFailure | None,
+    target_chunk: Chunk,
     tau: float = TAU,
 ) -> Reward:
     """r_a = (prefix accuracy + exp(-L1 / tau)) / 2 where the response is well formed and its ids
     decode, else 0.
 
     `chunk` is what `FastTokenizer.decode` makes of `parsed.action_ids` (None without them),
-    `target_chunk` what it makes of `target`: normalised [H, D].
+    `target_chunk` what it makes of `target`.
     """
     prefix, l1 = prefix_accuracy(parsed.action_ids or [], target), _l1(chunk, target_chunk)
     action = 0.0 if l1 is None or not parsed.well_formed else (prefix + math.exp(-l1 / tau)) / 2
@@ -259,7 +259,7 @@ def answer_of(text: str) -> str | None:
     return answers[0].strip()
 
 
-def _l1(chunk: np.ndarray | DecodeFailure | None, target_chunk: np.ndarray) -> float | None:
+def _l1(chunk: Chunk | DecodeFailure | None, target_chunk: Chunk) -> float | None:
     if not isinstance(chunk, np.ndarray):
         return None
     return float(np.abs(chunk - target_chunk).mean())

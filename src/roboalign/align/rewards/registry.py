@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from roboalign.actions.fast import DecodeFailure
+from roboalign.actions.fast import Chunk, DecodeFailure
 from roboalign.align.rewards.actions import (
     ACTION_REWARDS,
     Parsed,
@@ -48,10 +48,10 @@ class SampledAnswer:
     """FAST ids of its action block; empty without one."""
     target_ids: tuple[int, ...]
     """FAST ids of the recorded action chunk."""
-    chunk: np.ndarray | None
-    """float [H, D], normalized: what `action_ids` decode to; None where they decode to no chunk."""
-    target_chunk: np.ndarray
-    """float [H, D], normalized: what `target_ids` decode to."""
+    chunk: Chunk | None
+    """What `action_ids` decode to; None where they decode to no chunk."""
+    target_chunk: Chunk
+    """What `target_ids` decode to."""
 
 
 def reward_names() -> tuple[str, ...]:
@@ -91,8 +91,8 @@ def score_action(
     text: str,
     parsed: Parsed,
     target: Sequence[int],
-    chunk: np.ndarray | DecodeFailure | None,
-    target_chunk: np.ndarray,
+    chunk: Chunk | DecodeFailure | None,
+    target_chunk: Chunk,
 ) -> Reward:
     """The reward `name` of one parsed response.
 

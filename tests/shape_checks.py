@@ -1,0 +1,51 @@
+"""Checks the annotated shapes of arrays at every call that a test makes, of what these modules define.
+
+`install` hooks their import, so it must come before it. Annotations that name no axes are left to mypy: tests put
+stand-ins in many places. A process that a test starts is not hooked.
+"""
+
+from typing import Any, get_args
+
+import jaxtyping
+from beartype import beartype
+
+MODULES = [
+    "roboalign.actions.axes",
+    "roboalign.actions.fast",
+    "roboalign.actions.normalize",
+    "roboalign.actions.spaces",
+    "roboalign.align.answers",
+    "roboalign.align.dataset",
+    "roboalign.align.grpo.logprobs",
+    "roboalign.align.grpo.loss",
+    "roboalign.align.grpo.rollout",
+    "roboalign.align.grpo.sums",
+    "roboalign.align.rewards.actions",
+    "roboalign.align.rewards.registry",
+    "roboalign.align.vision",
+    "roboalign.vla.augment",
+    "roboalign.vla.dit",
+    "roboalign.vla.features",
+    "roboalign.vla.frames",
+    "roboalign.vla.guidance",
+    "roboalign.vla.head",
+    "roboalign.vla.policy",
+    "roboalign.vla.store",
+]
+
+
+def names_axes(hint: Any) -> bool:
+    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(names_axes, get_args(hint)))
+
+
+def typechecked(function: Any) -> Any:
+    """jaxtyping gives a function of its own, made for the check, with the annotations of the checked one."""
+    hints = function.__annotations__
+    function.__annotations__ = {name: hint for name, hint in hints.items() if names_axes(hint)}
+    return beartype(function)
+
+
+def install() -> None:
+    jaxtyping.install_import_hook(MODULES, "shape_checks.typechecked")
