@@ -106,6 +106,7 @@ def test_what_is_above_the_layer_is_neither_kept_nor_computed(policy, episodes, 
     assert ran == [0, 1]
 
 
+@pytest.mark.usefixtures("shapes_unchecked")  # torch.compile does not trace the checks
 def test_a_compiled_policy_acts_the_same(policy, episodes, saved, monkeypatch):
     """`aot_eager` traces as torch.compile's own backend does, which takes minutes on a CPU."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

@@ -225,6 +225,7 @@ def test_the_average_is_that_of_the_weights_after_each_step_and_is_measured_and_
     "ROBOALIGN_TEST_COMPILE" not in os.environ,
     reason="ROBOALIGN_TEST_COMPILE=1 runs it, in minutes",
 )
+@pytest.mark.usefixtures("shapes_unchecked")  # torch.compile does not trace the checks
 def test_the_compiled_loss_is_the_eager_one(tmp_path):
     """Lengths differ from batch to batch: the second one compiles for all lengths."""
     head, train = make_head().eval(), synthetic(tmp_path, 12, 0)
