@@ -54,7 +54,7 @@ GRIPPER_VALUES = {  # (closed, open)
 }
 UNIT_TOLERANCE = 0.01  # a measured quaternion is off by rounding; more: the columns are others
 Steps = Float[np.ndarray, "steps action"]
-Numbers = Float[np.ndarray, "steps numbers"]
+StepNumbers = Float[np.ndarray, "steps numbers"]
 Positions = Float[np.ndarray, "steps 3"]
 Poses = Num[np.ndarray, "steps 7"]
 
@@ -220,7 +220,7 @@ def same_arm(source: ActionSpace, target: ActionSpace) -> bool:
     )
 
 
-def rescaled(values: Steps, source: ActionSpace, target: ActionSpace) -> Numbers:
+def rescaled(values: Steps, source: ActionSpace, target: ActionSpace) -> StepNumbers:
     """Return the arm's numbers in the target's units."""
     position = values[:, source.position] * (source.position_scale / target.position_scale)
     rotation = values[:, source.rotation_part]
@@ -229,7 +229,9 @@ def rescaled(values: Steps, source: ActionSpace, target: ActionSpace) -> Numbers
     return np.concatenate([position, rotation], axis=1)
 
 
-def _moved(values: Steps, source: ActionSpace, target: ActionSpace, poses: Poses | None) -> Numbers:
+def _moved(
+    values: Steps, source: ActionSpace, target: ActionSpace, poses: Poses | None
+) -> StepNumbers:
     """Convert through the goal pose; within one mode and frame any pose gives the same."""
     differences = "euler_xyz_difference" in (source.rotation, target.rotation)
     if source.mode == target.mode and source.frame == target.frame and not differences:
@@ -267,7 +269,7 @@ def action_of(
     space: ActionSpace,
     position: Positions,
     rotation: Rotation,
-) -> Numbers:
+) -> StepNumbers:
     """Return the arm's numbers [T, 3 + rotation] that move the end effector to the goal."""
     if space.mode == "absolute":
         step, turn = goal_position, goal_rotation
@@ -282,7 +284,7 @@ def action_of(
     return np.concatenate([step / space.position_scale, angles / space.rotation_scale], axis=1)
 
 
-def to_rotation(values: Numbers, form: str) -> Rotation:
+def to_rotation(values: StepNumbers, form: str) -> Rotation:
     """Return rotations from [T, n] numbers of this form; `none` gives the identity."""
     if form == "none":
         return Rotation.identity(len(values))
@@ -296,7 +298,7 @@ def to_rotation(values: Numbers, form: str) -> Rotation:
     return Rotation.from_quat(values if form == "quaternion_xyzw" else values[:, [1, 2, 3, 0]])
 
 
-def from_rotation(rotation: Rotation, form: str) -> Numbers:
+def from_rotation(rotation: Rotation, form: str) -> StepNumbers:
     """Invert `to_rotation`: float64 [T, n]."""
     if form == "none":
         return np.zeros((len(rotation), 0))
@@ -343,7 +345,7 @@ def euler_of_pose(rotation: Rotation) -> Float[np.ndarray, "steps 3"]:
     return angles
 
 
-def recoded(values: Numbers, source: str, target: str) -> Numbers:
+def recoded(values: StepNumbers, source: str, target: str) -> StepNumbers:
     """Return gripper values [T, 0 or 1] in another code; linear, so half open stays half open."""
     if source == target:
         return values
