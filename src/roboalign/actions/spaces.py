@@ -41,11 +41,8 @@ ROTATION_NAMES: dict[str, tuple[str, ...]] = {
     "quaternion_wxyz": ("qw", "qx", "qy", "qz"),
     "rot6d": ("r11", "r21", "r31", "r12", "r22", "r32"),
 }
-SCALABLE = (
-    "euler_xyz",
-    "euler_xyz_difference",
-    "axis_angle",
-)  # angles: one unit can be less than a radian
+# Angles: one unit can be less than a radian.
+SCALABLE = ("euler_xyz", "euler_xyz_difference", "axis_angle")
 GRIPPER_VALUES = {  # (closed, open)
     "open_positive": (-1.0, 1.0),
     "closed_positive": (1.0, -1.0),

@@ -70,7 +70,7 @@ class KeypointReader(nn.Module):
         image_grid_thw: Int[Tensor, "images 3"],
         queries: Int[Tensor, "images queries"],
     ) -> tuple[Float[Tensor, "images queries 2"], Float[Tensor, "images queries 3"]]:
-        """The places of the queried bodies in the image and, in metres, in the world."""
+        """Return the places of the queried bodies in the image and, in meters, in the world."""
         seen = self.tower(pixel_values, grid_thw=image_grid_thw)
         tokens = seen.pooler_output + sum(getattr(seen, "deepstack_features", None) or [])
         tokens = tokens.reshape(len(queries), -1, self.width)
