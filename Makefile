@@ -48,4 +48,4 @@ setup-all:
 	$(SET_UP) base libero small
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV).lock

@@ -8,6 +8,8 @@ Linux brings several GB of CUDA libraries.
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import re
 import shutil
@@ -242,6 +244,21 @@ def set_up(environment: Environment, parts: Sequence[str], *, python_was_asked_f
         say(f"{part} is ready after {clock(time.monotonic() - began)}")
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, a file beside it. Wait, and say so, while another set-up has it.
+
+    The kernel releases the lock when its holder ends, also by a kill.
+    """
+    with Path(f"{folder.absolute()}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another set-up of {folder} is running; this one waits for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
@@ -262,7 +279,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        set_up(Environment(options.folder), options.parts, python_was_asked_for=options.asked)
+        with alone(options.folder):
+            set_up(Environment(options.folder), options.parts, python_was_asked_for=options.asked)
     except SetUpError as error:
         print(f"error: {error}\n  fix: run the same command again: it continues", file=sys.stderr)
         return 2
