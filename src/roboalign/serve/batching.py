@@ -1,4 +1,5 @@
-"""Requests that arrive together become one forward pass, in one worker thread; the event loop stays free."""
+"""Answer requests that arrive together in one forward pass, in one worker thread that keeps the
+event loop free."""
 
 import asyncio
 import contextlib
@@ -18,19 +19,19 @@ from roboalign.core.progress import say
 from roboalign.serve.contract import Contract, Query
 
 WINDOW = 0.002
-"""Seconds that a request waits for those of other open connections."""
+"""Seconds that a request waits for requests of other open connections."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Chunks of one message's observations."""
+    """The chunks that answer one message."""
 
     actions: np.ndarray
     """float32 [n, H, A], raw units."""
     infer_ms: float
-    """Of the forward pass, shared with the messages that it answered too."""
+    """Milliseconds of the forward pass, which may also have answered other messages."""
     together: int
-    """Observations of that pass."""
+    """Number of observations in that forward pass."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class _Job:
 
 
 class Batcher:
-    """Answers queries by `policy`, anything with `act_batch(observations, noise_keys)` or else `act`.
+    """Answer queries with `policy`: any object with `act_batch(observations, noise_keys)` or `act`.
 
-    A request waits at most `window` seconds, and only while `connections()` says that more clients are there than
-    have asked. The thread is a daemon: a pass that hangs does not keep the process alive.
+    A request waits at most `window` seconds, and only while fewer requests wait than
+    `connections()` reports clients. The thread is a daemon, so a forward pass that hangs does not
+    keep the process alive.
     """
 
     def __init__(
@@ -57,10 +59,10 @@ class Batcher:
         self.policy, self.contract = policy, contract
         self.window, self.connections = window, connections
         self.passes = self.answered = 0
-        """Forward passes, and the observations that they answered."""
+        """Number of forward passes, and of the observations that they answered."""
         self._waiting: deque[_Job] = deque()
         self._computed: list[_Job] = []
-        """What the thread works on."""
+        """The jobs that the thread is computing."""
         self._came = asyncio.Event()
         self._work: queue.SimpleQueue[tuple[list[_Job], asyncio.Future[None]] | None] = (
             queue.SimpleQueue()
@@ -70,9 +72,10 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def answer(self, queries: list[Query]) -> Answer:
-        """Chunks of these observations, computed in one pass, perhaps with those of other messages.
+        """Return chunks for these observations from one pass, perhaps shared with other messages.
 
-        Raises RoboAlignError where the policy refuses them, fails, or answers what no robot may execute.
+        Raises RoboAlignError if the policy refuses them or fails, or if its actions are not finite
+        or have the wrong shape.
         """
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting.append(_Job(queries, future))
@@ -80,7 +83,7 @@ class Batcher:
         return await future
 
     def close(self) -> None:
-        """Stop. What still waits is refused."""
+        """Stop, and refuse the requests that still wait."""
         self._task.cancel()
         self._work.put(None)
         fault = RoboAlignError("the server is stopping", where="server", fix="connect again")
@@ -100,7 +103,7 @@ class Batcher:
             await done
 
     async def _wait_for_others(self) -> None:
-        """Until every open connection has asked, or the window is over."""
+        """Wait until every open connection has asked, or until the window is over."""
         until = self._loop.time() + self.window
         while len(self._waiting) < self.connections():
             self._came.clear()
@@ -110,7 +113,7 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Job]:
-        """The jobs of one pass, in the order in which they came."""
+        """Return the jobs of the next pass, in order of arrival."""
         jobs, count = [self._waiting.popleft()], 0
         count = len(jobs[0].queries)
         while self._waiting and count + len(self._waiting[0].queries) <= self.contract.max_batch:
@@ -122,11 +125,12 @@ class Batcher:
         while (work := self._work.get()) is not None:
             jobs, done = work
             results = self._results(jobs)
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has been closed in the meantime
                 self._loop.call_soon_threadsafe(_deliver, jobs, results, done)
 
     def _results(self, jobs: Sequence[_Job]) -> list[Answer | RoboAlignError]:
-        """Together; where that fails, each alone, so that one message's fault stays its own."""
+        """Compute all jobs together; if that fails, compute each job separately, so that only the
+        message at fault gets an error."""
         try:
             return list(self._together(jobs))
         except Exception as error:
@@ -147,7 +151,7 @@ class Batcher:
 
 
 def act_on(policy: Any, queries: Sequence[Query]) -> np.ndarray:
-    """float32 [n, H, A] of the policy's `act_batch`, or of `act` one by one."""
+    """Return float32 [n, H, A] from the policy's `act_batch`, or from one `act` per query."""
     keys = [query.noise_key for query in queries]
     guides = [None if q.previous is None else (q.previous, q.delay) for q in queries]
     if not hasattr(policy, "act_batch"):
@@ -160,7 +164,7 @@ def act_on(policy: Any, queries: Sequence[Query]) -> np.ndarray:
 
 
 def check_actions(actions: np.ndarray, count: int, contract: Contract) -> None:
-    """Raise RoboAlignError where a policy answers another shape than it said, or numbers that are not finite."""
+    """Raise RoboAlignError if actions are not finite or do not have the contract's shape."""
     expected = (count, contract.horizon, contract.action_dim)
     if actions.shape != expected:
         raise RoboAlignError(
@@ -173,7 +177,8 @@ def check_actions(actions: np.ndarray, count: int, contract: Contract) -> None:
 
 
 def as_fault(error: Exception) -> RoboAlignError:
-    """An error as what the client may read; the traceback of one that is no fault of the input stays here."""
+    """Convert an error to one that the client may read, and print the traceback of an error that
+    the input did not cause."""
     if isinstance(error, RoboAlignError):
         return error
     say("".join(traceback.format_exception(error)).rstrip(), "serve")
@@ -190,7 +195,7 @@ def _deliver(
     done: "asyncio.Future[None]",
 ) -> None:
     for job, result in zip(jobs, results):
-        if job.future.done():  # its connection has gone
+        if job.future.done():  # its connection is closed
             continue
         if isinstance(result, Answer):
             job.future.set_result(result)

@@ -1,4 +1,4 @@
-"""How a control loop kept its time: what is said at its end."""
+"""Measure how a control loop kept its time, and report it."""
 
 from dataclasses import dataclass, field
 
@@ -10,40 +10,41 @@ class Cadence:
     """Counts and times of a run. Times are in seconds, actions in raw units."""
 
     fps: float
-    """Control steps a second that were asked for."""
+    """Requested control steps per second."""
     steps: int = 0
     seconds: float = 0.0
     overruns: int = 0
     """Control steps that took longer than their period."""
     missed: int = 0
-    """Control steps that passed meanwhile without an action."""
+    """Control steps skipped because an earlier step took too long."""
     late: int = 0
-    """Steps at which no chunk reached: the robot was held."""
+    """Steps that no chunk covered: the robot was held."""
     stale: int = 0
-    """Steps at which every chunk was of an observation too old: the robot was held."""
+    """Steps that only chunks of outdated observations covered: the robot was held."""
     clipped: int = 0
-    """Actions that the range changed."""
+    """Actions changed by the limits on the range."""
     slowed: int = 0
-    """Actions that the largest step changed."""
+    """Actions changed by the limit on the step."""
     errors: int = 0
     """Requests that failed."""
     latencies: list[float] = field(default_factory=list)
-    """From observation to chunk; without the first, which nothing waits for."""
+    """Seconds from observation to chunk, without the first request: the robot waits for that
+    one."""
     observing: list[float] = field(default_factory=list)
     sending: list[float] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
-    """What was sent."""
+    """Actions that were sent."""
     seams: list[int] = field(default_factory=list)
     """Control steps, counted from 0, before which a chunk arrived."""
 
     def seam_jumps(self) -> np.ndarray:
-        """float [n]: the largest change of any number of the action at each seam."""
+        """Return float [n]: the largest change in any dimension of the action at each seam."""
         sent = np.array(self.actions)
         places = [seam for seam in sorted(set(self.seams)) if 0 < seam < len(sent)]
         return np.array([np.abs(sent[place] - sent[place - 1]).max() for place in places])
 
     def text(self) -> str:
-        """The report, a line each."""
+        """Return the report, one fact per line."""
         rate = self.steps / self.seconds if self.seconds else 0.0
         lines = [
             f"{self.steps} control steps, {rate:.1f} a second of {self.fps:g}; {self.overruns} overran, "

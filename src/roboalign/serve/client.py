@@ -1,6 +1,6 @@
-"""The robot's side: a policy that is served elsewhere, called as if it were here.
+"""Call a policy on a remote server as if it were local.
 
-Needs NumPy, msgpack and websockets, nothing else: a robot's computer has no PyTorch.
+Needs only NumPy, msgpack and websockets, since a robot's computer may have no PyTorch.
 """
 
 import ipaddress
@@ -25,16 +25,16 @@ from roboalign.serve.wire import pack_message, unpack_message
 
 
 class RemoteObservation(Protocol):
-    """What the robot sees; any object with these attributes."""
+    """What the robot sees: any object with these attributes."""
 
     @property
     def images(self) -> Mapping[str, np.ndarray]:
-        """Camera -> uint8 [H, W, 3], RGB, upright."""
+        """Map each camera to uint8 [H, W, 3], RGB, upright."""
         ...
 
     @property
     def state(self) -> np.ndarray:
-        """float [S], proprioception."""
+        """Proprioception, float [S]."""
         ...
 
     @property
@@ -42,10 +42,11 @@ class RemoteObservation(Protocol):
 
 
 class RemotePolicy:
-    """`act` and `act_batch` of the policy behind `host:port`, over one connection.
+    """`act` and `act_batch` of the policy at `host:port`, over one connection.
 
-    A connection that is lost is opened again once in a call, and the request sent again: a policy's answer depends on
-    the request alone. A server that then has another policy is refused. Threads may share it; they take turns.
+    A lost connection is reopened once per call, and the request is sent again; this is safe because
+    the answer depends only on the request. A server that then has a different policy is refused.
+    Threads may share this object; they take turns.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class RemotePolicy:
         timeout: float = 10.0,
         connect_timeout: float = 5.0,
     ) -> None:
-        """`host` may be a whole `ws://` or `wss://` address. `timeout`: seconds until an answer must be there.
+        """Connect. `host` may be a complete `ws://` or `wss://` address; `timeout` limits the wait
+        for an answer, in seconds.
 
-        Raises RoboAlignError where no policy can be reached, or the key is refused.
+        Raises RoboAlignError if no policy can be reached or if the key is refused.
         """
         self.uri = host if host.startswith(("ws://", "wss://")) else f"ws://{_bracketed(host)}"
         self.uri += f":{port}" if port is not None else ""
@@ -69,18 +71,18 @@ class RemotePolicy:
         self._connection: ClientConnection | None = None
         self._keys: dict[str, str] = {}
         self.metadata: dict[str, Any] = {}
-        """What the server said of the policy: docs/reference/wire.md."""
+        """What the server says about the policy: docs/reference/wire.md."""
         with self._lock:
             self._open()
 
     @property
     def horizon(self) -> int:
-        """H, the actions of a chunk."""
+        """H, the number of actions in a chunk."""
         return int(self.metadata["horizon"])
 
     @property
     def fps(self) -> float | None:
-        """Actions per second of the data that the policy was trained on; None where the server does not know."""
+        """Actions per second of the training data; None if the server does not know."""
         rate = self.metadata.get("fps")
         return None if rate is None else float(rate)
 
@@ -92,11 +94,14 @@ class RemotePolicy:
         previous: np.ndarray | None = None,
         delay: int = 0,
     ) -> np.ndarray:
-        """The chunk for one observation: raw units, float32 [H, A].
+        """Return the chunk for one observation, float32 [H, A] in raw units.
 
-        `previous` float [n, A], raw units, is what the robot has left of the last chunk, from this observation on, and
-        `delay` how many of these actions it will execute before the answer is used: real-time chunking.
-        Raises RoboAlignError where the server refuses the observation, does not answer in time or cannot be reached.
+        For real-time chunking, `previous` is what the robot has left of the last chunk, float [n,
+        A] in raw units, from this observation on. `delay` is how many of these actions it will
+        execute before it uses the answer.
+
+        Raises RoboAlignError if the server refuses the observation, does not answer in time or
+        cannot be reached.
         """
         request = self._request(observation, noise_key)
         if previous is not None:
@@ -108,7 +113,10 @@ class RemotePolicy:
         observations: Sequence[RemoteObservation],
         noise_keys: Sequence[Sequence[str | int] | None] | None = None,
     ) -> np.ndarray:
-        """Chunks for a batch of observations in one message: raw units, float32 [B, H, A]."""
+        """Return chunks for a batch of observations, float32 [B, H, A] in raw units.
+
+        Sends as many observations per message as the server accepts.
+        """
         keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
         if len(keys) != len(observations):
             raise RoboAlignError(
@@ -121,7 +129,7 @@ class RemotePolicy:
         return np.concatenate(answers)
 
     def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request as it is and return the reply's map: openpi's name for it."""
+        """Send a request unchanged and return the map of the reply. The name is openpi's."""
         message = pack_message(dict(request))
         with self._lock:
             again = self._connection is None
@@ -145,7 +153,8 @@ class RemotePolicy:
         return answer
 
     def reset(self) -> None:
-        """Say that the episode has ended. Matters to a server that records; the policy has no memory."""
+        """Report the end of an episode. Only a recording server needs it; the policy has no
+        memory."""
         with self._lock:
             if self._connection is not None:
                 try:
@@ -154,7 +163,7 @@ class RemotePolicy:
                     self._drop()
 
     def close(self) -> None:
-        """Close the connection; the next call opens another."""
+        """Close the connection; the next call opens a new one."""
         with self._lock:
             self._drop()
 
@@ -196,7 +205,7 @@ class RemotePolicy:
             raise RoboAlignError("the reply holds no chunk of actions", where=self.uri)
         if not np.isfinite(actions).all():
             raise RoboAlignError("the actions are not finite", where=self.uri)
-        return actions.astype(np.float32)  # a copy: what was read is a view that cannot be written
+        return actions.astype(np.float32)  # a copy, since the received array is a read-only view
 
     def _exchange(self, message: bytes) -> str | bytes:
         assert self._connection is not None
@@ -204,7 +213,7 @@ class RemotePolicy:
         try:
             reply = self._connection.recv(timeout=self.timeout)
         except TimeoutError:
-            # A late answer would be taken for that of the next request.
+            # A late answer would be taken for the answer to the next request.
             self._drop()
             raise RoboAlignError(
                 f"no answer within {self.timeout:g} s",
@@ -240,7 +249,7 @@ class RemotePolicy:
                 close_timeout=1.0,
                 proxy=None if _is_local(self.uri) else True,
             )
-            connection: ClientConnection = ExitStack().enter_context(opening)  # left by `_drop`
+            connection: ClientConnection = ExitStack().enter_context(opening)  # closed by `_drop`
         except InvalidStatus as error:
             raise self._refused(error.response.status_code, bool(self.api_key)) from None
         except (InvalidURI, InvalidHandshake, InvalidMessage, OSError) as error:
@@ -256,7 +265,8 @@ class RemotePolicy:
         self.metadata, self._keys = metadata, self._cameras(metadata)
 
     def _cameras(self, metadata: Any) -> dict[str, str]:
-        """Camera -> key, of a server of ours. Raises RoboAlignError where the metadata does not say."""
+        """Return camera -> key as `roboalign serve` describes them. Raises RoboAlignError if the
+        metadata does not."""
         wanted = metadata.get("observation") if isinstance(metadata, dict) else None
         if not isinstance(wanted, dict) or not isinstance(metadata.get("horizon"), int):
             self._drop()
@@ -295,7 +305,7 @@ class RemotePolicy:
 
 
 def _bracketed(host: str) -> str:
-    """An IPv6 address as addresses write it."""
+    """Return `host`, with brackets if it is an IPv6 address."""
     try:
         return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
     except ValueError:
@@ -303,7 +313,7 @@ def _bracketed(host: str) -> str:
 
 
 def _is_local(uri: str) -> bool:
-    """Whether it is this machine, to which no proxy leads."""
+    """Return whether the address is on this machine, which is reached without a proxy."""
     host = uri.split("://", 1)[1].split("/", 1)[0].rsplit(":", 1)[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

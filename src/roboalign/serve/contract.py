@@ -1,4 +1,5 @@
-"""What a server asks of each request, told to the client first, and the check of every request against it."""
+"""Define what a server requires of each request, describe it to the client, and check every request
+against it."""
 
 import difflib
 import math
@@ -16,73 +17,75 @@ STATE, PROMPT, NOISE_KEY = "observation/state", "prompt", "noise_key"
 PREVIOUS, DELAY = "rtc/previous", "rtc/delay"
 ENDPOINT, REQUESTS = "endpoint", "requests"
 MAX_SENT_PIXELS = 1 << 24
-"""Of one image, where the policy does not say which size it was trained on."""
+"""Maximum pixels of one image, if the size of the training images is not known."""
 MAX_TEXT = 1000
-"""Characters of an instruction or of a part of a noise key."""
+"""Maximum characters of an instruction or of one part of a noise key."""
 OVERHEAD = 1 << 16
-"""Bytes of a request beside its images."""
+"""Bytes of a request in addition to its images."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One checked request; what `Policy.act` takes."""
+    """One checked request, as `Policy.act` takes it."""
 
     images: dict[str, np.ndarray]
     """Camera -> uint8 [H, W, 3]."""
     state: np.ndarray
-    """float32 [S]; [0] where none was sent."""
+    """float32 [S]; [0] if none was sent."""
     instruction: str
     noise_key: tuple[str | int, ...] | None = None
     previous: np.ndarray | None = None
-    """float32 [n, A], raw units: what is left of the chunk that the robot executes now, for real-time chunking."""
+    """float32 [n, A], raw units: the rest of the chunk that the robot executes now, for real-time
+    chunking."""
     delay: int = 0
-    """How many of them will be executed before the answer arrives."""
+    """How many of these actions will be executed before the answer arrives."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What the policy wants to be sent, and what it answers."""
+    """What the policy requires in a request, and what it answers."""
 
     model: str
-    """Names the policy: another policy has another one."""
+    """Identifies the policy: different policies have different names."""
     cameras: Mapping[str, tuple[int, int] | None]
-    """Camera -> (height, width) in pixels; None where the policy does not know."""
+    """Camera -> (height, width) in pixels; None if not known."""
     horizon: int
-    """H, the actions of a chunk."""
+    """H, the number of actions in a chunk."""
     action_dim: int
-    """A."""
+    """A, the number of dimensions of an action."""
     state_dim: int | None = None
-    """S; None where it is not known."""
+    """S, the number of dimensions of the state; None if not known."""
     needs_state: bool = False
     action_names: tuple[str, ...] = ()
     state_names: tuple[str, ...] = ()
     action_space: Mapping[str, Any] | None = None
-    """`ActionSpace` as a map; None where it is not known."""
+    """`ActionSpace` as a map; None if not known."""
     fps: float | None = None
-    """Actions per second of the data that the policy was trained on; None where it is not known."""
+    """Actions per second of the training data; None if not known."""
     guided: bool = False
-    """Whether a request may carry the rest of the last chunk (real-time chunking)."""
+    """Whether a request may contain the rest of the last chunk (real-time chunking)."""
     prompt: str | None = None
-    """Instruction of a request that has none."""
+    """Instruction for requests without one; None: every request needs one."""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """Camera -> its key in a request, where that is not `observation/CAMERA`."""
+    """Camera -> its key in a request, if this is not `observation/CAMERA`."""
     max_batch: int = 64
-    """Observations of one message, and of one forward pass."""
+    """Maximum observations in one message, and in one forward pass."""
 
     @property
     def limit(self) -> int:
-        """Bytes of the largest message that is read."""
+        """Maximum bytes of a message."""
         known = [3 * size[0] * size[1] for size in self.cameras.values() if size]
         if len(known) < len(self.cameras):
             return MAX_BYTES
         return min(MAX_BYTES, (sum(known) + OVERHEAD) * self.max_batch)
 
     def key_of(self, camera: str) -> str:
-        """The key of a camera's image in a request."""
+        """Return the key of a camera's image in a request."""
         return self.keys.get(camera, f"observation/{camera}")
 
     def metadata(self) -> dict[str, Any]:
-        """The first frame of a connection: plain lists, numbers and text. `None` says that it is not known."""
+        """Return the first frame of a connection as plain lists, numbers and text; None means not
+        known."""
         wanted: dict[str, Any] = {
             self.key_of(camera): {
                 "camera": camera,
@@ -115,9 +118,9 @@ class Contract:
         }
 
     def read(self, message: Any) -> list[Query]:
-        """The observations of a request: one, or those listed under `requests`.
+        """Return the observations of a request: one, or those listed under `requests`.
 
-        Raises RoboAlignError naming the field and the fix at the first fault.
+        Raises RoboAlignError for the first fault, naming the field and the fix.
         """
         if not isinstance(message, dict):
             raise RoboAlignError(
@@ -140,7 +143,7 @@ class Contract:
         return [self._query(one, f"{REQUESTS}[{number}].") for number, one in enumerate(many)]
 
     def blank(self) -> Query:
-        """A black picture of each camera and a state of zeros, for warming up."""
+        """Return a query with black images and a state of zeros, for the warm-up."""
         images = {
             camera: np.zeros((*(size or (224, 224)), 3), np.uint8)
             for camera, size in self.cameras.items()

@@ -1,4 +1,5 @@
-"""What a policy wants to be sent, read from its folder and from the demonstrations that it was trained on."""
+"""Derive what a policy requires in a request from its folder and from the demonstrations that it
+was trained on."""
 
 import difflib
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from roboalign.vla.policy import Policy
 
 
 def demonstrations_of(policy_folder: str | Path) -> Path | None:
-    """The data set that the head was trained on, where the policy is still inside its run; else None."""
+    """Return the data set that the head was trained on if the policy is still inside its run, else
+    None."""
     for parent in Path(policy_folder).resolve().parents:
         if (parent / "recipe.yaml").is_file():
             data = parent / "collect" / "downstream"
@@ -31,10 +33,13 @@ def contract_of(
     keys: Mapping[str, str] | None = None,
     needs_state: bool = False,
 ) -> Contract:
-    """The contract of the policy in `folder`; what its run does not tell is not known, and so left open.
+    """Return the contract of the policy in `folder`. Facts that its run does not contain stay
+    unknown.
 
-    `needs_state`: ask for the state although the head does not read it. Raises RoboAlignError where `keys` names a
-    camera that the policy has not, or one key twice, and where the run's data are of other shapes than the policy.
+    `needs_state` requires the state even if the head does not read it.
+
+    Raises RoboAlignError if `keys` names a camera that the policy does not have or the same key
+    twice, or if the shapes of the run's data differ from the policy's.
     """
     shape, cameras = policy.head.shape, policy.view.cameras
     check_keys(keys or {}, cameras)
@@ -58,7 +63,7 @@ def contract_of(
 
 
 def check_keys(keys: Mapping[str, str], cameras: tuple[str, ...]) -> None:
-    """Raises RoboAlignError where a key is of no camera of these, or stands for two of them."""
+    """Raise RoboAlignError if `keys` names an unknown camera, or if two cameras share a key."""
     for camera in keys:
         if camera not in cameras:
             near = difflib.get_close_matches(camera, cameras, 1)
@@ -73,7 +78,8 @@ def check_keys(keys: Mapping[str, str], cameras: tuple[str, ...]) -> None:
 
 
 def first_episode(folder: Path) -> Episode:
-    """The first episode of a LeRobot data set. Raises RoboAlignError where it is broken or missing."""
+    """Return the first episode of a LeRobot data set. Raises RoboAlignError if it is broken or
+    missing."""
     item = next(iter(iterate_lerobot(folder)), None)
     if item is None:
         raise RoboAlignError("the data set has no episode", where=str(folder))
@@ -83,7 +89,7 @@ def first_episode(folder: Path) -> Episode:
 
 
 def facts_of(episode: Episode) -> dict[str, Any]:
-    """Fields of a contract that any episode of a data set tells."""
+    """Return the fields of a contract that any episode of a data set determines."""
     space = episode.action_space
     return {
         "fps": float(episode.fps),

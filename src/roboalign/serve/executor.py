@@ -1,6 +1,7 @@
-"""The robot's control loop: executes chunks at the data's rate while the next one is computed.
+"""Run a robot's control loop: execute chunks at the data's rate while the next chunk is computed.
 
-Needs NumPy alone, beside the client. Time enters by `clock` and `inference`, so that a test can simulate both.
+Needs only NumPy and the client. Time enters through `clock` and `inference`, so a test can simulate
+both.
 """
 
 import threading
@@ -16,24 +17,24 @@ from roboalign.serve.cadence import Cadence
 from roboalign.serve.stitching import Stitch, Stitcher, TimedChunk, check_stitch
 
 REMEMBERED = 10
-"""Latencies of which the largest is expected of the next request."""
+"""Number of recent latencies; the largest is the expected latency of the next request."""
 
 
 class Robot(Protocol):
-    """What the loop drives."""
+    """What the loop controls."""
 
     def observe(self) -> Any:
-        """What the policy is shown, now: `images`, `state` and `instruction`."""
+        """Return what the policy sees now: `images`, `state` and `instruction`."""
 
     def send(self, action: np.ndarray) -> None:
-        """Command one action float32 [A], raw units."""
+        """Command one action, float32 [A] in raw units."""
 
 
 class Clock:
     """Real time."""
 
     def now(self) -> float:
-        """Seconds."""
+        """Return a monotonic time in seconds."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -42,19 +43,19 @@ class Clock:
 
 
 class ThreadInference:
-    """One request at a time, in a thread."""
+    """Run one request at a time, in a thread."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._result: np.ndarray | Exception | None = None
 
     def start(self, work: Callable[[], np.ndarray]) -> None:
-        """Begin; the last result was taken."""
+        """Start the next request. The result of the last one must have been taken."""
 
         def run() -> None:
             try:
                 self._result = work()
-            except Exception as error:  # handed to the loop, which decides
+            except Exception as error:  # the loop decides what to do about it
                 self._result = error
 
         self._result = None
@@ -62,7 +63,7 @@ class ThreadInference:
         self._thread.start()
 
     def take(self, wait: bool = False) -> np.ndarray | Exception | None:
-        """The result, once; None where it is not there yet. `wait` until it is."""
+        """Return the result once, or None if it is not ready; `wait` blocks until it is."""
         if self._thread is None or (self._thread.is_alive() and not wait):
             return None
         self._thread.join()
@@ -72,19 +73,20 @@ class ThreadInference:
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be sent to the robot; in raw units, one number for each of the A, or None."""
+    """Limits on the actions sent to the robot, in raw units: arrays [A], or None for no limit."""
 
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     max_step: np.ndarray | None = None
-    """Largest change from the action before. Of delta actions `low` and `high` limit the step, this how it changes."""
+    """Largest change from the previous action. For delta actions, `low` and `high` limit the motion
+    and this limits how the motion changes."""
     stale: float | None = None
     """Seconds after which an observation is too old to act on."""
     give_up: float = 5.0
-    """Seconds without an action to execute, after which `run` raises."""
+    """Seconds without an action to execute after which `run` raises."""
 
     def apply(self, action: np.ndarray, last: np.ndarray | None) -> tuple[np.ndarray, bool, bool]:
-        """The allowed action nearest to this one, and whether range and step changed it."""
+        """Return the nearest allowed action, and whether the range and the step changed it."""
         bounded = np.clip(action, self.low, self.high) if self._ranged else action
         stepped = bounded
         if self.max_step is not None and last is not None:
@@ -98,9 +100,10 @@ class Limits:
 
 
 def hold_action(space: Mapping[str, Any], last: np.ndarray) -> np.ndarray:
-    """The action that keeps the robot where it is, float32 [A]; `space` is the metadata's action space.
+    """Return the action that keeps the robot in place; `space` is the metadata's action space.
 
-    An absolute target is repeated; a delta or a velocity becomes 0, and the gripper keeps its command.
+    An absolute target is repeated. A delta or velocity becomes 0, except for the gripper, which
+    keeps its command.
     """
     if space.get("mode") == "absolute":
         return last.copy()
@@ -111,7 +114,7 @@ def hold_action(space: Mapping[str, Any], last: np.ndarray) -> np.ndarray:
 
 
 class Executor:
-    """Runs `policy.act` and `robot` together at `fps` control steps a second."""
+    """Run `policy.act` and `robot` concurrently at `fps` control steps per second."""
 
     def __init__(
         self,
@@ -126,10 +129,12 @@ class Executor:
         clock: Clock | None = None,
         inference: Any = None,
     ) -> None:
-        """`policy` has `act` and `metadata`, as RemotePolicy. `every`: control steps between two requests, at least.
+        """Connect `policy`, which has `act` and `metadata` as RemotePolicy does, to `robot`.
 
-        `fps` and `hold` are needed where the metadata does not say the rate or the action space: neither is guessed.
-        Raises RoboAlignError where they are missing, or the actions cannot be stitched so.
+        `every` is the minimum number of control steps between two requests. `fps` and `hold` are
+        required if the metadata lacks the rate or the action space, since a guess could be wrong.
+
+        Raises RoboAlignError if they are missing or if `stitch` does not suit the actions.
         """
         metadata = policy.metadata
         check_stitch(stitch, metadata)
@@ -155,10 +160,10 @@ class Executor:
         self.cadence = Cadence(float(self.fps))
 
     def run(self, steps: int, noise_key: tuple[str | int, ...] | None = None) -> Cadence:
-        """Execute `steps` control steps; the robot stands still until the first chunk is there.
+        """Execute `steps` control steps; the robot does not move until the first chunk has arrived.
 
-        The noise of request n is drawn by `(*noise_key, step)`. Raises RoboAlignError where the first request fails,
-        or where nothing could be executed for `limits.give_up` seconds.
+        The request at a step draws its noise by `(*noise_key, step)`. Raises RoboAlignError if the
+        first request fails, or if nothing could be executed for `limits.give_up` seconds.
         """
         self._noise_key, self._asked, self._pending = noise_key, 0, False
         self._last: np.ndarray | None = None
@@ -167,7 +172,8 @@ class Executor:
         self._take(0, wait=True)
         if self._failed is not None:
             raise self._failed
-        self.cadence.latencies.clear()  # the first is a warm-up, and nothing moved meanwhile
+        # the first request includes the warm-up, and nothing moved during it
+        self.cadence.latencies.clear()
         began, step = self.clock.now(), 0
         moved = began
         while step < steps:
@@ -185,7 +191,8 @@ class Executor:
         return self.cadence
 
     def _wait(self, began: float, step: int) -> int:
-        """Sleep until the next control step; the ones that have passed meanwhile are missed, and counted."""
+        """Sleep until the next control step and return its number; steps already past are skipped
+        and counted as missed."""
         period, passed = 1 / float(self.fps or 1), self.clock.now() - began
         ahead = (step + 1) * period - passed
         if ahead >= 0:
@@ -208,7 +215,7 @@ class Executor:
         self.inference.start(lambda: self.policy.act(seen, key, **guide))
 
     def _expected_delay(self) -> int:
-        """Control steps until the answer is used: the most of the last few."""
+        """Return the control steps until the answer is used: the most of the recent requests."""
         recent = self.cadence.latencies[-REMEMBERED:]
         return int(np.ceil(max(recent) * float(self.fps or 1))) if recent else 0
 
@@ -229,7 +236,7 @@ class Executor:
         self.stitcher.add(TimedChunk(self._asked, result))
 
     def _execute(self, step: int) -> bool:
-        """Send the step's action, or hold; whether there was one."""
+        """Send the action of this step, or hold; return whether there was an action."""
         cadence, stale = self.cadence, self.limits.stale
         oldest = None if stale is None else step - int(stale * float(self.fps or 1))
         action = self.stitcher.action(step, oldest)

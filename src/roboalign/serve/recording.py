@@ -1,8 +1,10 @@
-"""What a server was asked and answered, kept as a LeRobot data set: one frame a request, one episode a rollout.
+"""Record a server's requests and answers as a LeRobot data set: one frame per request, one episode
+per rollout.
 
-The wire does not say where an episode ends. It ends with its connection, a `reset`, another instruction, or SILENCE
-seconds without a request. Where noise keys are sent, all parts but the last name the episode. A frame's action is the
-first of its chunk; `answers.jsonl` has whole chunks and times. A killed server loses the episodes that were open.
+The protocol does not say where an episode ends. It ends with its connection, a `reset`, a different
+instruction, or SILENCE seconds without a request. If noise keys are sent, all parts but the last
+identify the episode. The action of a frame is the first of its chunk; `answers.jsonl` has the
+complete chunks and the times. A killed server loses its open episodes.
 """
 
 import io
@@ -29,9 +31,9 @@ from roboalign.serve.contract import Contract, Query
 ANSWERS = "answers.jsonl"
 SILENCE = 60.0
 MOST = 4096
-"""Requests of an episode; a longer one continues as another."""
+"""Maximum requests in an episode; a longer one continues as a new episode."""
 UNKNOWN_FPS = 1.0
-"""Requests per second of a recording whose first episode is a single request."""
+"""Requests per second of a recording whose first episode has a single request."""
 
 
 @dataclass
@@ -47,14 +49,17 @@ class _Open:
 
 
 class DatasetRecorder:
-    """A `Recorder` that writes in a thread of its own; episodes are on disk, and the data set opens, as each ends.
+    """A `Recorder` that writes in its own thread, so that the data set on disk is readable after
+    each episode.
 
-    The data set's fps is the rate of requests, measured in its first episode: a robot asks once a chunk, not once a
-    step. Where writing fails, that is said, recording stops, the robot goes on, and `close` raises the error.
+    The fps of the data set is the rate of requests, measured in its first episode: a robot asks
+    once per chunk, not once per step. If a write fails, recording stops with a message and the
+    robot continues; `close` raises the error.
     """
 
     def __init__(self, folder: str | Path, contract: Contract, *, silence: float = SILENCE) -> None:
-        """Raises RoboAlignError where the folder holds something else, or the shapes cannot be kept."""
+        """Open a recording. Raises RoboAlignError if the folder contains anything else, or if
+        LeRobot cannot store the shapes."""
         self.folder, self.contract, self.silence = Path(folder), contract, silence
         check_output(folder, marks=("data/chunk-000/file-000.parquet", ANSWERS))
         if contract.action_dim < 2 or (contract.state_dim or 2) < 2:
@@ -71,15 +76,16 @@ class DatasetRecorder:
         self._thread.start()
 
     def keep(self, connection: object, query: Query, answer: np.ndarray, seconds: float) -> None:
-        """One observation and its chunk float32 [H, A]; waits where the disk is slower than the robot."""
+        """Record one observation and its chunk, float32 [H, A]; waits if the disk is slower than
+        the robot."""
         self._todo.put((connection, query, answer, seconds, time.time()))
 
     def end(self, connection: object) -> None:
-        """The episodes of a connection have ended."""
+        """End the episodes of a connection."""
         self._todo.put((connection,))
 
     def close(self) -> None:
-        """Write what is open. Raises the RoboAlignError that stopped the recording."""
+        """Write the open episodes. Raises the RoboAlignError that stopped the recording."""
         self._todo.put(None)
         self._thread.join()
         if self.fault is not None:
@@ -123,7 +129,7 @@ class DatasetRecorder:
         episode.noise_keys.append(query.noise_key)
 
     def _finish(self, key: Hashable) -> None:
-        """Write an episode, and the meta files of all so far."""
+        """Write an episode, and the metadata of all episodes so far."""
         episode = self._open.pop(key)
         rate = 1 / statistics.median(np.diff(episode.times)) if len(episode.times) > 1 else None
         writer = self._writer = self._writer or self._start(episode, rate)
@@ -161,7 +167,8 @@ class DatasetRecorder:
         self.episodes += 1
 
     def _start(self, episode: _Open, rate: float | None) -> LeRobotWriter:
-        """The writer, once the first episode says what there is; a data set that is there keeps its rate."""
+        """Return the writer for the shapes of the first episode; an existing data set keeps its
+        rate."""
         from PIL import Image
 
         contract, info = self.contract, self.folder / "meta" / "info.json"

@@ -1,4 +1,4 @@
-"""A server without a model answers with recorded actions: keys, units and gripper signs are tested alone."""
+"""Serve recorded actions without a model, to test keys, units and gripper signs separately."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +12,19 @@ from roboalign.serve.describe import facts_of
 
 
 class Replay:
-    """`act_batch` with the recorded chunk of the step whose state is nearest, in an episode of the same instruction.
+    """`act_batch` that returns the recorded chunk of the nearest state, among episodes with the
+    same instruction.
 
-    Distances are in units of each dimension's spread. A state that is further outside the recorded range than this
-    range is wide is refused: the unit, the order or the robot is another.
+    Distances are in standard deviations of each dimension. A state outside the recorded range by
+    more than the width of this range is refused: its unit or order, or the robot, differs.
     """
 
     def __init__(self, data: RobotData, horizon: int) -> None:
-        """Read states and actions of every episode. Raises RoboAlignError without one, or without states."""
+        """Read the states and actions of every episode.
+
+        Raises RoboAlignError if there is no episode, if one has no states, or if episodes differ in
+        cameras, rate or shapes.
+        """
         self.horizon = horizon
         states: dict[str, list[np.ndarray]] = {}
         chunks: dict[str, list[np.ndarray]] = {}
@@ -57,9 +62,10 @@ class Replay:
         )
 
     def act_batch(self, observations: Sequence[Any], noise_keys: object) -> np.ndarray:
-        """float32 [B, horizon, A], raw units.
+        """Return float32 [B, horizon, A], raw units.
 
-        Raises RoboAlignError for an instruction or a state that is not of the data.
+        Raises RoboAlignError for an instruction that no episode has or a state far outside the
+        recorded range.
         """
         return np.stack(
             [self._chunk(seen.instruction, np.asarray(seen.state)) for seen in observations]

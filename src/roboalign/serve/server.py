@@ -1,4 +1,4 @@
-"""A policy behind openpi's websocket protocol: metadata first, then one reply to each request."""
+"""Serve a policy over openpi's websocket protocol: metadata first, then one reply per request."""
 
 import asyncio
 import hmac
@@ -23,29 +23,30 @@ from roboalign.serve.wire import pack_message, unpack_message
 
 MAX_CONNECTIONS = 64
 DRAIN_SECONDS = 60.0
-"""Given to what is under way once the server is told to stop."""
+"""Seconds to finish the requests in progress after the server is told to stop."""
 MAX_FAULT = 400
-"""Characters of an error that is sent to a client."""
+"""Maximum characters of an error that is sent to a client."""
 _silent = logging.getLogger("roboalign.serve.websockets")
 _silent.addHandler(logging.NullHandler())
-_silent.propagate = False  # a port scan is no news, and prints a traceback otherwise
+_silent.propagate = False  # otherwise every port scan would print a traceback
 
 
 class Recorder(Protocol):
-    """Keeps what was asked and answered."""
+    """Record requests and answers."""
 
     def keep(self, connection: object, query: Query, answer: Any, seconds: float) -> None:
-        """One observation of a connection, its chunk float32 [H, A], and how long it took."""
+        """Record one observation of a connection, its chunk float32 [H, A], and the seconds that it
+        took."""
 
     def end(self, connection: object) -> None:
-        """The connection has ended, or said that its episode has."""
+        """End the episodes of a connection that has closed or has sent `reset`."""
 
     def close(self) -> None:
-        """Write what is open; return when it is on disk."""
+        """Write the open episodes; return when they are on disk."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -53,7 +54,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_reach(host: str, api_key: str | None) -> None:
-    """Raises RoboAlignError where others than this machine could command the robot without a key."""
+    """Raise RoboAlignError if other machines could command the robot without a key."""
     if api_key is None and not is_loopback(host):
         raise RoboAlignError(
             "other machines could reach this address, and no key is asked of them",
@@ -63,7 +64,7 @@ def check_reach(host: str, api_key: str | None) -> None:
 
 
 class PolicyServer:
-    """Serves `policy` as `contract` describes it. `run` ends once `stop` was called and all is answered."""
+    """Serve `policy` as `contract` describes it."""
 
     def __init__(
         self,
@@ -78,9 +79,11 @@ class PolicyServer:
         max_connections: int = MAX_CONNECTIONS,
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
-        """Port 0 takes a free one. `window`: seconds that a request waits for other clients' to share its pass.
+        """Prepare to serve. Port 0 picks a free port; `window` is how many seconds a request waits
+        to share its pass.
 
-        Raises RoboAlignError where the address needs a key."""
+        Raises RoboAlignError if the address needs a key.
+        """
         check_reach(host, api_key)
         self.policy, self.contract, self.recorder = policy, contract, recorder
         self.host, self.port, self.api_key = host, port, api_key
@@ -94,7 +97,8 @@ class PolicyServer:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def stop(self) -> None:
-        """Answer what is under way, then close. May be called from any thread, and again to close at once."""
+        """Answer the requests in progress, then close; a second call closes at once.
+        Thread-safe."""
         if self._loop is None or self._stop is None or self._loop.is_closed():
             return
         if self._told:
@@ -103,9 +107,9 @@ class PolicyServer:
         self._loop.call_soon_threadsafe(self._stop.set)
 
     async def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Warm up, listen, call `ready` with the port, serve until `stop`, drain.
+        """Warm up, listen, call `ready` with the port, serve until `stop`, then drain.
 
-        Raises RoboAlignError where the policy cannot answer at all, or the port cannot be had.
+        Raises RoboAlignError if the policy cannot answer at all or the port is not available.
         """
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._batcher = Batcher(
@@ -141,7 +145,7 @@ class PolicyServer:
                 max_size=self.contract.limit,
                 max_queue=2,
                 close_timeout=2,
-                origins=[None],  # a page in a browser sends its origin: it may not command a robot
+                origins=[None],  # browsers send the origin of a page: no page may command a robot
                 process_request=self._admit,
                 server_header=None,
                 logger=_silent,
@@ -154,14 +158,14 @@ class PolicyServer:
             ) from None
 
     async def _drain(self) -> None:
-        """Let what is under way be answered; `_admit` and `_reply` refuse what is new."""
+        """Wait for the requests in progress; `_admit` and `_reply` refuse new ones."""
         began = time.monotonic()
         while self._active and time.monotonic() - began < self.drain_seconds:
             await asyncio.sleep(0.01)
         self._batcher.close()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Health, key and room, before the websocket is opened."""
+        """Check health, key and free connections before the websocket is opened."""
         stopping = self._stop is not None and self._stop.is_set()
         if request.path == "/healthz":
             if stopping:
@@ -191,7 +195,7 @@ class PolicyServer:
                 finally:
                     self._active -= 1
         except ConnectionClosed:
-            pass  # the client's own affair
+            pass  # clients may close at any time
         finally:
             self._connections -= 1
             if self.recorder:
@@ -200,7 +204,7 @@ class PolicyServer:
     async def _reply(
         self, connection: ServerConnection, message: str | bytes, previous: float | None
     ) -> str | bytes:
-        """The reply's frame: bytes of a map, or the text of an error."""
+        """Return the frame of the reply: bytes of a map, or the text of an error."""
         began = time.perf_counter()
         self.requests += 1
         try:
@@ -231,7 +235,7 @@ class PolicyServer:
             return fault_text(as_fault(error))
 
     def _reset(self, connection: ServerConnection, endpoint: Any) -> bool:
-        """Whether the message is RoboArena's `reset`: the episode has ended."""
+        """Return whether the message is RoboArena's `reset`, which ends the episode."""
         if endpoint not in ("infer", "reset"):
             raise RoboAlignError(
                 f"there is no {str(endpoint)[:40]!r}", where=ENDPOINT, fix="send infer or reset"
@@ -249,7 +253,7 @@ class PolicyServer:
 
 
 def fault_text(error: RoboAlignError) -> str:
-    """An error as the one line that a client shows."""
+    """Return an error as one line, for a client to show."""
     line = " ".join(str(error).split())
     return line if len(line) <= MAX_FAULT else f"{line[: MAX_FAULT - 3]}..."
 
@@ -266,7 +270,8 @@ def serve_until_stopped(server: PolicyServer, ready: Callable[[int], None]) -> N
 
 @contextmanager
 def _stopping(server: PolicyServer) -> Iterator[None]:
-    """Within, SIGINT and SIGTERM stop the server; afterwards they do again what they did before."""
+    """Let SIGINT and SIGTERM stop the server within this context; afterwards restore their
+    handlers."""
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -1,4 +1,5 @@
-"""Which action is executed where chunks overlap: the newest chunk's, a mean of all, or a newest that fits the last."""
+"""Choose the action to execute where chunks overlap: from the newest chunk, from a mean of all, or
+from a chunk that continues the last."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,19 +11,20 @@ from roboalign.core.errors import RoboAlignError
 
 Stitch = Literal["latest", "ensemble", "rtc"]
 DECAY = 0.01
-"""Of temporal ensembling's weights, exp(-DECAY i) with i = 0 for the oldest chunk: ACT's (arXiv 2304.13705)."""
+"""Decay of temporal ensembling: weights exp(-DECAY i), i = 0 for the oldest chunk. From ACT (arXiv
+2304.13705)."""
 
 
 @dataclass(frozen=True)
 class TimedChunk:
-    """A chunk whose first action is for control step `start`, at which its observation was taken."""
+    """A chunk whose first action is for control step `start`, when its observation was taken."""
 
     start: int
     actions: np.ndarray
     """float32 [H, A], raw units."""
 
     def at(self, step: int) -> np.ndarray | None:
-        """Its action for a control step; None outside of the chunk."""
+        """Return the action for a control step; None outside the chunk."""
         index = step - self.start
         return self.actions[index] if 0 <= index < len(self.actions) else None
 
@@ -30,8 +32,9 @@ class TimedChunk:
 class Stitcher:
     """The chunks of one rollout, and the action of each control step.
 
-    `latest`: of the newest chunk. `ensemble`: mean over all chunks that reach the step, the oldest weighted most, as in
-    ACT. `rtc`: of the newest, which was asked for with `rest`, so that it continues the last (arXiv 2506.07339).
+    `latest` takes the newest chunk. `ensemble` takes the mean over all chunks that cover the step,
+    the oldest weighted most, as in ACT. `rtc` takes the newest chunk, which was requested with
+    `rest` and so continues the last (arXiv 2506.07339).
     """
 
     def __init__(self, stitch: Stitch = "latest", decay: float = DECAY) -> None:
@@ -39,12 +42,14 @@ class Stitcher:
         self.chunks: list[TimedChunk] = []
 
     def add(self, chunk: TimedChunk) -> None:
-        """A new chunk; those that end before it began are dropped."""
+        """Add a chunk, and drop those that it makes useless: for `ensemble` those that end before
+        it starts, else all."""
         keep = [c for c in self.chunks if c.start + len(c.actions) > chunk.start]
         self.chunks = [*keep, chunk] if self.stitch == "ensemble" else [chunk]
 
     def action(self, step: int, oldest: int | None = None) -> np.ndarray | None:
-        """float32 [A]; None where no chunk reaches the step, or only those asked for before step `oldest`."""
+        """Return float32 [A]; None if no chunk covers the step, or only chunks requested before
+        step `oldest`."""
         reached = [
             chunk.at(step) for chunk in self.chunks if oldest is None or chunk.start >= oldest
         ]
@@ -58,7 +63,8 @@ class Stitcher:
         return mean
 
     def rest(self, step: int) -> np.ndarray | None:
-        """float32 [n, A]: what the newest chunk still has from this step on; None without any."""
+        """Return float32 [n, A]: the rest of the newest chunk from this step on; None if it does
+        not cover the step."""
         if not self.chunks or self.chunks[-1].at(step) is None:
             return None
         newest = self.chunks[-1]
@@ -66,7 +72,8 @@ class Stitcher:
 
 
 def check_stitch(stitch: str, metadata: Mapping[str, Any]) -> None:
-    """Raise RoboAlignError where a policy's actions cannot be stitched so; `metadata` is the server's."""
+    """Raise RoboAlignError if a policy's actions cannot be stitched this way; `metadata` is the
+    server's."""
     action = metadata.get("action")
     space = action.get("space") if isinstance(action, Mapping) else None
     if stitch == "rtc" and not metadata.get("real_time_chunking"):

@@ -1,8 +1,9 @@
-"""The bytes of openpi's websocket protocol: msgpack maps that hold NumPy arrays (docs/reference/wire.md).
+"""Read and write the messages of openpi's websocket protocol: msgpack maps that contain NumPy
+arrays (docs/reference/wire.md).
 
-Written to openpi's `openpi_client/msgpack_numpy.py`: an array is a map of its bytes, dtype and shape, under keys that
-are bytes. Nothing is ever unpickled. What is read is bounded before it is built: message size, containers, dtypes,
-and an array's bytes against its shape.
+Compatible with openpi's `openpi_client/msgpack_numpy.py`: an array is a map of its bytes, dtype and
+shape, with keys of type bytes. Nothing is ever unpickled. All input is limited before it is built:
+message size, containers, dtypes, and the bytes of an array against its shape.
 """
 
 import math
@@ -16,9 +17,9 @@ import numpy as np
 from roboalign.core.errors import RoboAlignError
 
 MAX_BYTES = 1 << 26
-"""Of one message: 64 MiB."""
+"""Maximum bytes of one message: 64 MiB."""
 MAX_ENTRIES = 1 << 14
-"""Entries of one list or map, and of all lists and maps of a message together."""
+"""Maximum entries of one list or map, and of all lists and maps of a message together."""
 MAX_DIMENSIONS = 8
 DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|U\d{1,5})")
 """Booleans, integers, floats and text; no objects, records or complex numbers."""
@@ -26,9 +27,10 @@ UNREADABLE = "send a msgpack map packed as openpi's msgpack_numpy does"
 
 
 def pack_message(value: Any) -> bytes:
-    """A map, list, number, text or array as bytes; the same bytes as openpi's `packb`.
+    """Pack a map, list, number, text or array into the same bytes as openpi's `packb`.
 
-    Raises RoboAlignError for what the protocol does not carry: arrays of objects, records or complex numbers.
+    Raises RoboAlignError for arrays of objects, records or complex numbers, which the protocol does
+    not carry.
     """
     try:
         packed: bytes = msgpack.packb(value, default=_as_map)
@@ -40,10 +42,11 @@ def pack_message(value: Any) -> bytes:
 
 
 def unpack_message(data: bytes | str, *, limit: int = MAX_BYTES) -> Any:
-    """What `pack_message` was given; lists for tuples. Arrays are read-only views of `data`.
+    """Return what was given to `pack_message`, with lists for tuples. Arrays are read-only views of
+    `data`.
 
-    Map keys may be text or bytes, integers are refused, and so is a message above `limit` bytes.
-    Raises RoboAlignError, naming the fault, for everything that `pack_message` could not have made.
+    Map keys may be text or bytes; integers are refused. Raises RoboAlignError, naming the fault,
+    for a message above `limit` bytes and for anything that `pack_message` could not have made.
     """
     if isinstance(data, str):
         raise _fault("a text frame instead of a binary one")
@@ -73,7 +76,7 @@ def unpack_message(data: bytes | str, *, limit: int = MAX_BYTES) -> Any:
 
 
 class _Reader:
-    """Builds arrays out of their maps, and counts what one message holds."""
+    """Build arrays from their maps, and count the entries of a message."""
 
     def __init__(self) -> None:
         self.entries = 0
@@ -99,7 +102,8 @@ class _Reader:
 
 
 def _as_map(value: Any) -> dict[bytes, Any]:
-    """What msgpack cannot pack itself. The order of the keys is openpi's."""
+    """Return the map for a value that msgpack cannot pack itself. The order of the keys is
+    openpi's."""
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(f"a value of type {type(value).__name__}")
     if value.dtype.kind not in "biufU":
@@ -111,7 +115,8 @@ def _as_map(value: Any) -> dict[bytes, Any]:
 
 
 def _array(items: dict[str, Any]) -> np.ndarray:
-    """An array from its map. Raises RoboAlignError where dtype, shape and bytes do not make one."""
+    """Build an array from its map. Raises RoboAlignError if dtype, shape and bytes are
+    inconsistent."""
     dtype, shape, data = _dtype(items), items.get("shape"), items.get("data")
     if (
         not isinstance(shape, list)
@@ -134,7 +139,8 @@ def _array(items: dict[str, Any]) -> np.ndarray:
 
 
 def _scalar(items: dict[str, Any]) -> np.generic:
-    """A NumPy scalar from its map. Raises RoboAlignError where its number does not fit its dtype."""
+    """Build a NumPy scalar from its map. Raises RoboAlignError if its value does not fit its
+    dtype."""
     dtype, data = _dtype(items), items.get("data")
     kinds: Any = {"b": bool, "i": int, "u": int, "f": (int, float), "U": str}[dtype.kind]
     if not isinstance(data, kinds) or (isinstance(data, bool) and dtype.kind != "b"):
