@@ -1,4 +1,5 @@
-"""Random crops and colours of camera images, drawn from a name, so that the same copy can always be made again."""
+"""Augment camera images by random crops and colors, drawn from a name so that the same copy can
+always be made again."""
 
 import hashlib
 
@@ -11,24 +12,26 @@ from roboalign.core.config import Config
 
 
 class AugmentConfig(Config):
-    """How an augmented copy of an image is drawn. The defaults are GR00T-N1.5's (openpi's too, but for `hue`)."""
+    """How an augmented copy of an image is drawn. The defaults are GR00T-N1.5's, and openpi's
+    except for `hue`."""
 
     crop: float = Field(default=0.95, gt=0, le=1)
-    """A window of this share of both sides, anywhere in the image, is enlarged to the image's size; 1: no crop."""
+    """Share of both sides of a random window, which is enlarged to the image's size; 1: no crop."""
     brightness: float = Field(default=0.3, ge=0, lt=1)
-    """Brightness is multiplied by up to 1 +- this."""
+    """Brightness is multiplied by a random factor within 1 +- this."""
     contrast: float = Field(default=0.4, ge=0, lt=1)
-    """Contrast likewise."""
+    """The same for contrast."""
     saturation: float = Field(default=0.5, ge=0, lt=1)
-    """Saturation likewise."""
+    """The same for saturation."""
     hue: float = Field(default=0.08, ge=0, le=0.5)
-    """Hue is turned by up to +- this share of the circle."""
+    """Hue is rotated by at most +- this share of the color circle."""
 
 
 def augment(
     image: UInt8[np.ndarray, "height width 3"], config: AugmentConfig, *name: str | int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A copy of `image`; what is drawn depends on `name` alone. The colours change in random order."""
+    """Return an augmented copy of `image`; the draw depends only on `name`. Color changes come in
+    random order."""
     digest = hashlib.sha256("\0".join(map(str, name)).encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     drawn = _crop(Image.fromarray(image), config.crop, rng)
@@ -57,5 +60,5 @@ def _crop(image: Image.Image, share: float, rng: np.random.Generator) -> Image.I
 
 def _turn_hue(image: Image.Image, amount: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
-    turned = np.asarray(hue) + np.uint8(round(255 * amount) % 256)  # wraps around, as hues do
+    turned = np.asarray(hue) + np.uint8(round(255 * amount) % 256)  # hues wrap around
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

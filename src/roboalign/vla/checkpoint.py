@@ -1,4 +1,4 @@
-"""What a head's training resumes from after a kill."""
+"""Write the checkpoints of a head's training, and resume from them after a kill."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ from roboalign.vla.head import FlowMatchingHead
 
 @dataclass(frozen=True)
 class Trained:
-    """All that a step changes. `average` is None where the weights are not averaged."""
+    """Everything that a step changes. `average` is None if the weights are not averaged."""
 
     head: FlowMatchingHead
     optimizer: torch.optim.Optimizer
@@ -25,17 +25,18 @@ class Trained:
 
     @property
     def result(self) -> FlowMatchingHead:
-        """The head that is measured and saved."""
+        """Return the head that is evaluated and saved."""
         return self.head if self.average is None else cast(FlowMatchingHead, self.average.module)
 
     def parts(self) -> dict[str, Any]:
-        """By the names that they have in a checkpoint."""
+        """Return the parts by their names in a checkpoint."""
         parts = {"head": self.head, "optimizer": self.optimizer}
         return parts if self.average is None else parts | {"average": self.average}
 
 
 def save(path: Path, trained: Trained, progress: dict[str, Any]) -> None:
-    """`progress`: step, settings, seconds, and the losses since the last line of metrics."""
+    """Write a checkpoint. `progress` has step, settings, seconds, and the losses since the last
+    record of metrics."""
     with atomic_path(path) as temporary:
         torch.save(
             progress | {name: part.state_dict() for name, part in trained.parts().items()},
@@ -46,10 +47,11 @@ def save(path: Path, trained: Trained, progress: dict[str, Any]) -> None:
 def resume(
     path: Path, metrics: Path, trained: Trained, settings: str
 ) -> tuple[int, float, list[float]]:
-    """Put the checkpoint into `trained`; its step, seconds and losses. Without one: 0, 0, [].
+    """Load the checkpoint into `trained` and return its step, seconds and losses. Without a
+    checkpoint, return 0, 0, [].
 
-    Lines of `metrics` after its step are removed. Raises RoboAlignError where it cannot be read or is of other
-    `settings`.
+    Removes the records of `metrics` after its step. Raises RoboAlignError if it cannot be read or
+    has other `settings`.
     """
     fix = f"remove {path.parent} and train again"
     if not path.exists():

@@ -1,4 +1,5 @@
-"""The transformer blocks of the action head: attention over packed heads, AdaLN, and the diffusion transformer."""
+"""Define the transformer blocks of the action head: attention over packed heads, AdaLN, and the
+diffusion transformer."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +14,13 @@ KeyValue = tuple[Projected, Projected]
 AttentionMask = Bool[Tensor, "batch 1 1 tokens"]
 """False: padding."""
 Rows = Float[Tensor, "rows sequence width"]
-"""K sequences, side by side, over each of the contexts of a batch: B * K rows."""
+"""K sequences for each context of a batch, adjacent: B * K rows."""
 
 
 def _angles(
     positions: Num[Tensor, "*batch"], half: int, spacing: int, max_period: float
 ) -> Float[Tensor, "*batch {half}"]:
-    """Each position times `half` geometric frequencies, from 1 downwards."""
+    """Return each position times `half` geometric frequencies, from 1 downwards."""
     exponent = -math.log(max_period) / spacing
     frequencies = torch.exp(exponent * torch.arange(half, device=positions.device))
     return positions[..., None].float() * frequencies
@@ -28,9 +29,9 @@ def _angles(
 def sinusoid(
     positions: Num[Tensor, "*batch"], width: int, *, max_period: float = 10_000.0
 ) -> Float[Tensor, "*batch {width}"]:
-    """Sines of the positions at `width / 2` geometric frequencies, then the cosines.
+    """Return sines of the positions at `width / 2` geometric frequencies, then cosines.
 
-    GR00T-N1.5's encoding of the flow time in its action encoder.
+    This is GR00T-N1.5's encoding of the flow time in its action encoder.
     """
     angles = _angles(positions, width // 2, width // 2, max_period)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -39,9 +40,10 @@ def sinusoid(
 def timestep_features(
     bucket: Num[Tensor, "*batch"], width: int = 256, *, max_period: float = 10_000.0
 ) -> Float[Tensor, "*batch {width}"]:
-    """The DiT's time features, cosines first, the last frequency exactly 1 / `max_period`.
+    """Return the DiT's time features: cosines first, the last frequency exactly 1 / `max_period`.
 
-    GR00T-N1.5 takes them from diffusers, `Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=1)`.
+    GR00T-N1.5 takes them from diffusers, `Timesteps(256, flip_sin_to_cos=True,
+    downscale_freq_shift=1)`.
     """
     angles = _angles(bucket, width // 2, width // 2 - 1, max_period)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
@@ -55,7 +57,8 @@ def _attend(
 ) -> Float[Tensor, "batch heads queries head_dim"]:
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # torch's bfloat16 attention on a CPU takes 4 to 12 times as long as its float32 one (forward and backward).
+    # On a CPU, torch's attention takes 4 to 12 times as long in bfloat16 as in float32 (forward and
+    # backward).
     with torch.autocast(query.device.type, enabled=False):
         return F.scaled_dot_product_attention(
             query.float(), key.float(), value.float(), attn_mask=mask
@@ -63,7 +66,7 @@ def _attend(
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `width`-wide queries over a context that is `context_width` wide."""
+    """Multi-head attention of queries of width `width` over a context of width `context_width`."""
 
     def __init__(
         self, width: int, context_width: int, heads: int, head_dim: int, dropout: float
@@ -76,14 +79,15 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def project(self, context: Float[Tensor, "batch tokens context_width"]) -> KeyValue:
-        """Keys and values; reusable while the context stands."""
+        """Return keys and values; they can be reused for the same context."""
         key, value = (
             self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )
         return key, value
 
     def forward(self, x: Rows, key_value: KeyValue, mask: AttentionMask | None = None) -> Rows:
-        # The K sequences are laid end to end, so that keys and values are neither computed nor copied K times.
+        # The K sequences are concatenated, so that keys and values are neither computed nor copied
+        # K times.
         query = (
             self.query(x)
             .view(len(key_value[0]), -1, self.heads, key_value[0].shape[-1])
@@ -91,12 +95,12 @@ class Attention(nn.Module):
         )
         attended = _attend(query, *key_value, mask)
         out = self.out(attended.transpose(1, 2).reshape(*x.shape[:2], -1))
-        # GR00T-N1.5 drops twice here: inside its attention and again in the block around it.
+        # GR00T-N1.5 applies dropout twice here: inside its attention and in the block around it.
         return self.dropout(self.dropout(out))
 
 
 class FeedForward(nn.Sequential):
-    """Linear, GELU (tanh), linear; four times as wide inside."""
+    """Linear, GELU (tanh), linear; the inner width is 4 * `width`."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__(
@@ -127,7 +131,7 @@ class SelfAttentionBlock(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """AdaLN: a layer norm without weights of its own, scaled and shifted by the condition; no gate.
+    """AdaLN: a layer norm without its own weights, scaled and shifted by the condition; no gate.
 
     GR00T-N1.5 takes `eps` 1e-5 inside its blocks and 1e-6 before its output.
     """
@@ -143,7 +147,8 @@ class AdaptiveNorm(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """AdaLN, attention (to the VLM tokens where `cross`, else to itself), plain norm, feed-forward."""
+    """AdaLN, attention (to the VLM tokens if `cross`, else self-attention), plain norm,
+    feed-forward."""
 
     def __init__(
         self, width: int, context_width: int, heads: int, dropout: float, *, cross: bool
@@ -170,9 +175,11 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """The diffusion transformer: even blocks cross-attend to the VLM tokens, odd ones attend to the sequence itself.
+    """The diffusion transformer: even blocks cross-attend to the VLM tokens, odd ones attend to the
+    sequence itself.
 
-    Sizes of GR00T-N1.5: width 1536, context 2048, 16 layers of 32 heads, output 1024: 550,386,688 parameters.
+    Sizes of GR00T-N1.5: width 1536, context 2048, 16 layers of 32 heads, output 1024: 550,386,688
+    parameters.
     """
 
     def __init__(
@@ -197,7 +204,8 @@ class DiT(nn.Module):
     def project(
         self, context: Float[Tensor, "batch tokens context_width"]
     ) -> list[KeyValue | None]:
-        """Keys and values of the VLM tokens for every block (None where it attends to itself); once for all steps."""
+        """Return keys and values of the VLM tokens for each block, reusable in all steps; None for
+        self-attention."""
         return [block.attention.project(context) if block.cross else None for block in self.blocks]
 
     def forward(
@@ -207,7 +215,7 @@ class DiT(nn.Module):
         context: list[KeyValue | None],
         mask: AttentionMask,
     ) -> Float[Tensor, "rows sequence out_width"]:
-        """`bucket` is the time in 0..999, `context` from `project`."""
+        """Run all blocks. `bucket` is the time in 0..999; `context` is from `project`."""
         condition = self.time(timestep_features(bucket).to(x.dtype))
         for block, key_value in zip(self.blocks, context, strict=True):
             x = block(x, condition, key_value, mask if block.cross else None)

@@ -1,4 +1,5 @@
-"""The head's training data: hidden states, actions and states frame by frame, and which frames a step takes."""
+"""Hold the head's training data frame by frame (hidden states, actions, states), and choose the
+frames of each step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from roboalign.vla.store import FeatureStore
 
 @dataclass(frozen=True)
 class Frames:
-    """N frames. `actions` and `state` are float32 and normalised.
+    """N frames. `actions` and `state` are float32 and normalized.
 
-    The store may hold several copies of each frame: copy c of frame n is its frame c N + n.
+    The store may contain several copies of each frame: copy c of frame n is its frame c N + n.
     """
 
     store: FeatureStore
@@ -32,7 +33,7 @@ class Frames:
 
     @property
     def copies(self) -> int:
-        """Hidden states that there are of each frame."""
+        """Number of stored copies of each frame."""
         return len(self.store) // len(self)
 
     def batch(
@@ -43,7 +44,8 @@ class Frames:
         Float[Tensor, "batch state"] | None,
         Float[Tensor, "batch horizon action"],
     ]:
-        """Of the store's numbers `frames`: hidden states and their mask, states, actions."""
+        """Return hidden states, their mask, states and actions for the given numbers of stored
+        frames."""
         states, mask = self.store.gather(frames, device)
         index = torch.from_numpy(frames % len(self))
         state = None if self.state is None else self.state[index].to(device)
@@ -58,7 +60,10 @@ def make_frames(
     horizon: int,
     config: FeatureConfig,
 ) -> Frames:
-    """Normalised action chunks and states beside the hidden states, frame by frame."""
+    """Combine stored hidden states with normalized action chunks and states, frame by frame.
+
+    Raises RoboAlignError if the store is empty or does not have a whole number of copies.
+    """
     chunks = np.concatenate([episode.chunks(horizon)[:: config.every] for episode in episodes])
     actions = torch.from_numpy(action_stats.normalize(chunks))
     state = None
@@ -77,9 +82,9 @@ def make_frames(
 def batch_frames(
     count: int, batch_size: int, step: int, seed: int, copies: int = 1
 ) -> Int[np.ndarray, " {batch_size}"]:
-    """Store's numbers of one step's frames: shuffled epochs end to end, of each a copy drawn at random.
+    """Return the stored frames of one step: from shuffled epochs end to end, each in a random copy.
 
-    A function of (seed, step).
+    The result depends only on the arguments.
     """
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = places // count

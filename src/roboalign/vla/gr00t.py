@@ -1,7 +1,8 @@
-"""A published GR00T-N1.5 action head as ours: its tensors by name, one to one.
+"""Convert a published GR00T-N1.5 action head to ours; every tensor has one counterpart.
 
-Source: Isaac-GR00T's `FlowmatchingActionHead` of N1.5, whose modules `vla/head.py` follows. Only its container differs:
-it keeps one state encoder, action encoder and decoder for each of 32 embodiments and pads states and actions.
+Source: `FlowmatchingActionHead` of Isaac-GR00T N1.5, whose modules `vla/head.py` follows. Only the
+container differs: it has a state encoder, an action encoder and a decoder for each of 32
+embodiments, and pads states and actions.
 """
 
 from collections.abc import Mapping
@@ -13,14 +14,14 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
 PREFIX = "action_head."
-"""Of the head's tensors in the file of the whole published policy."""
+"""Prefix of the head's tensors in the file of the complete published policy."""
 _RENAMED = {
     "vlm_norm": "vlln",
     "dit.time.0": "model.timestep_encoder.timestep_embedder.linear_1",
     "dit.time.2": "model.timestep_encoder.timestep_embedder.linear_2",
     "dit.out": "model.proj_out_2",
 }
-"""Modules that differ in name alone."""
+"""Modules that differ only in name."""
 IN_BLOCK = {
     "norm.modulation": "norm1.linear",
     "norm_attention": "norm1",
@@ -38,9 +39,12 @@ def gr00t_head(
 ) -> FlowMatchingHead:
     """Return our head with the weights of a GR00T-N1.5 head, for one of its embodiments.
 
-    `tensors` are the published ones by name, with or without the prefix `action_head.`. `shape.action_dim` and
-    `shape.state_dim` are those that the embodiment uses of the padded 32 and 64; `shape.horizon` may be shorter.
-    Raises RoboAlignError where a tensor is missing, has another shape, or is left over.
+    `tensors` are the published ones by name, with or without the prefix `action_head.`.
+    `shape.action_dim` and `shape.state_dim` are the sizes that the embodiment uses of the padded 32
+    and 64; `shape.horizon` may be shorter.
+
+    Raises RoboAlignError if a tensor is missing, has the wrong shape or has no counterpart, or if
+    `embodiment` is out of range.
     """
     source = _Source({name.removeprefix(PREFIX): value for name, value in tensors.items()})
     head = FlowMatchingHead(config, shape)
@@ -62,7 +66,7 @@ def gr00t_head(
 
 
 class _Source:
-    """The published tensors; it remembers which were used."""
+    """The published tensors; records which were used."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
@@ -79,7 +83,7 @@ class _Source:
 
 
 def _shared(source: _Source, head: FlowMatchingHead) -> dict[str, Tensor]:
-    """What all embodiments share, under our names."""
+    """Return what all embodiments share, under our names."""
     state = {
         "future": source("future_tokens.weight"),
         "positions": source("position_embedding.weight")[: head.shape.horizon],
@@ -87,7 +91,7 @@ def _shared(source: _Source, head: FlowMatchingHead) -> dict[str, Tensor]:
     for kind in ("weight", "bias"):
         for ours, theirs in _RENAMED.items():
             state[f"{ours}.{kind}"] = source(f"{theirs}.{kind}")
-        # The output's modulation is (shift, scale) there; everywhere else it is (scale, shift).
+        # The modulation of the output is (shift, scale) there; all others are (scale, shift).
         shift, scale = source(f"model.proj_out_1.{kind}").chunk(2)
         state[f"dit.norm_out.modulation.{kind}"] = torch.cat([scale, shift])
     for index in range(head.config.vlm_layers):
@@ -111,7 +115,8 @@ def _block(source: _Source, ours: str, theirs: str, norms: tuple[str, ...]) -> d
 
 
 def _of_embodiment(source: _Source, head: FlowMatchingHead, number: int) -> dict[str, Tensor]:
-    """The encoders and the decoder of one embodiment. Its matrices are [inputs, outputs], ours [outputs, inputs]."""
+    """Return the encoders and the decoder of one embodiment. GR00T's matrices are [inputs,
+    outputs], ours [outputs, inputs]."""
     actions, states = head.shape.action_dim, head.shape.state_dim
 
     def linear(ours: str, theirs: str, rows: int | None = None, columns: int | None = None) -> dict:

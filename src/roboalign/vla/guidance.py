@@ -1,7 +1,9 @@
-"""Real-time chunking: pull a chunk that is being sampled towards what is left of the chunk before (arXiv 2506.07339).
+"""Real-time chunking: pull a chunk that is being sampled towards the rest of the previous chunk
+(arXiv 2506.07339).
 
-Time runs from noise (0) to actions (1), as in that paper; openpi and lerobot count the other way. The Jacobian of the
-guess is taken as the identity, as lerobot's implementation does in effect: no backward pass through the head.
+Time runs from noise (0) to actions (1), as in that paper; openpi and lerobot count the other way.
+The Jacobian of the guess is approximated by the identity, in effect as in lerobot, so the head
+needs no backward pass.
 """
 
 from collections.abc import Sequence
@@ -20,10 +22,10 @@ Rest = tuple[Float[np.ndarray, "_ action"], int]
 
 @dataclass(frozen=True)
 class Guide:
-    """Where a batch of chunks is pulled to, and how strongly each action is."""
+    """The target of each chunk in a batch, and how strongly each action is pulled to it."""
 
     target: Float[Tensor, "batch horizon action"]
-    """Normalised."""
+    """Normalized."""
     weights: Float[Tensor, "batch horizon 1"]
     """In [0, 1]."""
 
@@ -34,9 +36,10 @@ class Guide:
         step: int,
         steps: int,
     ) -> Float[Tensor, "batch horizon action"]:
-        """What is added to `velocity` at Euler step `step` of `steps`, at `actions`.
+        """Return the guidance to add to `velocity` at Euler step `step` of `steps`, at `actions`.
 
-        The gain is the paper's, equation 2, at most one over the step's length: a step reaches the target, not past it.
+        The gain is equation 2 of the paper, limited to one over the step's length, so that a step
+        does not overshoot the target.
         """
         time = step / steps
         guess = actions + (1 - time) * velocity
@@ -44,14 +47,15 @@ class Guide:
 
 
 def gain(time: float, steps: int) -> float:
-    """(t^2 + (1 - t)^2) / (t (1 - t)), the paper's (1 - t) / (t r^2), at most `steps`."""
+    """Return (t^2 + (1 - t)^2) / (t (1 - t)), the paper's (1 - t) / (t r^2), at most `steps`."""
     return steps if time == 0 else min(steps, (time**2 + (1 - time) ** 2) / (time * (1 - time)))
 
 
 def prefix_weights(horizon: int, left: int, delay: int) -> Float[np.ndarray, " {horizon}"]:
-    """float32: 1 for the first `delay` actions, falling to 0 at `left`, where the last chunk ends.
+    """Return float32 weights: 1 for the first `delay` actions, falling to 0 at `left`, where the
+    last chunk ends.
 
-    The paper's equation 5: between them c (e^c - 1) / (e - 1), with c from 1 to 0 in equal steps.
+    In between, equation 5 of the paper: c (e^c - 1) / (e - 1), with c from 1 to 0 in equal steps.
     """
     step = np.arange(horizon)
     c = np.clip((left - step) / (left - delay + 1), 0, 1)
@@ -63,7 +67,7 @@ def prefix_weights(horizon: int, left: int, delay: int) -> Float[np.ndarray, " {
 def make_guide(
     rests: Sequence[Rest | None], stats: ActionStats, horizon: int, device: torch.device
 ) -> Guide:
-    """The guide of a batch; a sample without a rest is not pulled."""
+    """Return the guide of a batch; a sample without a rest is not pulled."""
     target = np.zeros((len(rests), horizon, stats.dim), np.float32)
     weights = np.zeros((len(rests), horizon, 1), np.float32)
     for row, rest in enumerate(rests):

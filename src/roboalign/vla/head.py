@@ -1,4 +1,5 @@
-"""The flow-matching action head of GR00T-N1.5, over hidden states of a frozen MLLM (paper, section 3.3)."""
+"""Define GR00T-N1.5's flow-matching action head over hidden states of a frozen MLLM (paper, section
+3.3)."""
 
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ ActionChunks = Float[Tensor, "batch horizon action"]
 
 TIME_BUCKETS = 1000
 TIME_SHIFT = 0.999
-"""GR00T-N1.5's `noise_s`: the largest flow time drawn in training is just below 1."""
+"""GR00T-N1.5's `noise_s`: larger draws of s are clamped to t = 0."""
 
 HEAD_PRESETS: dict[str, dict[str, Any]] = {
     "gr00t-n1.5": {
@@ -49,42 +50,45 @@ HEAD_PRESETS: dict[str, dict[str, Any]] = {
 
 
 class HeadConfig(Config):
-    """Size of the head. A field that is not given takes the preset's value."""
+    """Size of the head. Fields that are not given take the preset's value."""
 
     preset: Literal["gr00t-n1.5", "tiny"] = "tiny"
     """`gr00t-n1.5`: the published sizes; `tiny`: for a tiny backbone on a CPU."""
     width: int = Field(default=HEAD_PRESETS["tiny"]["width"], gt=0, le=65_536)
     """Width of the diffusion transformer."""
     layers: int = Field(default=HEAD_PRESETS["tiny"]["layers"], gt=0, le=1000)
-    """Its blocks; even ones cross-attend to the VLM tokens, odd ones attend to the sequence itself."""
+    """Number of its blocks; even ones cross-attend to the VLM tokens, odd ones attend to the
+    sequence itself."""
     heads: int = Field(default=HEAD_PRESETS["tiny"]["heads"], gt=0, le=65_536)
-    """Its attention heads; they divide `width`."""
+    """Number of its attention heads; it divides `width`."""
     hidden_width: int = Field(default=HEAD_PRESETS["tiny"]["hidden_width"], gt=0, le=65_536)
-    """Width of its output and inside the state encoder and the action decoder."""
+    """Width of its output, and inside the state encoder and the action decoder."""
     future_tokens: int = Field(default=HEAD_PRESETS["tiny"]["future_tokens"], ge=0, le=65_536)
-    """Learned tokens between the state and the actions."""
+    """Number of learned tokens between the state and the actions."""
     vlm_layers: int = Field(default=HEAD_PRESETS["tiny"]["vlm_layers"], ge=0, le=1000)
-    """Self-attention blocks over the VLM tokens."""
+    """Number of self-attention blocks over the VLM tokens."""
     vlm_heads: int = Field(default=HEAD_PRESETS["tiny"]["vlm_heads"], gt=0, le=65_536)
-    """Their attention heads; they divide `vlm_inner_width`."""
+    """Number of their attention heads; it divides `vlm_inner_width`."""
     vlm_inner_width: int = Field(default=HEAD_PRESETS["tiny"]["vlm_inner_width"], gt=0, le=65_536)
-    """Width of the VLM tokens inside the head. A backbone of another width is projected to it once."""
+    """Width of the VLM tokens inside the head. The hidden states of a backbone of another width are
+    projected to it once."""
     dropout: float = Field(default=HEAD_PRESETS["tiny"]["dropout"], ge=0, lt=1)
     """Dropout after every attention and inside every feed-forward."""
     proprioception: bool = False
-    """Whether the head sees the robot's state. Without, only what the MLLM saw can tell it what to do."""
+    """Whether the head reads the robot's state. Without it, the head only knows what the MLLM
+    saw."""
 
     @model_validator(mode="before")
     @classmethod
     def fill_from_preset(cls, data: Any) -> Any:
-        """Fields given win over the preset's."""
+        """Complete the given fields with the preset's."""
         if not isinstance(data, dict):
             return data
         return HEAD_PRESETS.get(data.get("preset", "tiny"), {}) | data
 
     @model_validator(mode="after")
     def heads_divide_widths(self) -> "HeadConfig":
-        """Raises ValueError where a width cannot be split over its heads."""
+        """Raise ValueError if a width cannot be split over its heads."""
         for width, heads in (("width", "heads"), ("vlm_inner_width", "vlm_heads")):
             if getattr(self, width) % getattr(self, heads):
                 raise ValueError(
@@ -94,30 +98,32 @@ class HeadConfig(Config):
 
 
 class HeadShape(Config):
-    """What the backbone and the data dictate."""
+    """Sizes set by the backbone and the data."""
 
     vlm_width: int = Field(gt=0, le=1_000_000)
     """Width of the backbone's hidden states."""
     action_dim: int = Field(gt=0, le=10_000)
-    """Numbers of an action."""
+    """Number of dimensions of an action."""
     state_dim: int = Field(ge=0, le=100_000)
-    """Numbers of the robot's state."""
+    """Number of dimensions of the robot's state."""
     horizon: int = Field(gt=0, le=10_000)
-    """Actions of a chunk."""
+    """Number of actions in a chunk."""
 
 
 def flow_times(count: int, generator: torch.Generator | None = None) -> Float[Tensor, " {count}"]:
-    """Times t = (0.999 - s) / 0.999, s ~ Beta(1.5, 1), clamped to [0, 1): most are early, near the noise."""
-    # The Beta(a, 1) distribution function is s^a: its inverse needs one uniform draw, and takes a generator.
+    """Return times t = max(0, (0.999 - s) / 0.999) with s ~ Beta(1.5, 1): most are near 0, the noise."""
+    # The distribution function of Beta(a, 1) is s^a, so its inverse needs one uniform draw and
+    # accepts a generator.
     s = torch.rand(count, generator=generator).pow(1 / 1.5)
     return ((TIME_SHIFT - s) / TIME_SHIFT).clamp(min=0)
 
 
 class FlowMatchingHead(nn.Module):
-    """Predicts the velocity that carries noise to a chunk of normalised actions.
+    """Predict the velocity that moves noise to a chunk of normalized actions.
 
-    The sequence is [state | future tokens | noisy actions]; only the actions have learned positions. VLM padding is
-    masked everywhere. Without `config.proprioception` there is no state token and `state` must be None.
+    The sequence is [state | future tokens | noisy actions]; only the actions have learned
+    positions. VLM padding is masked everywhere. Without `config.proprioception` there is no state
+    token and `state` must be None.
     """
 
     def __init__(self, config: HeadConfig, shape: HeadShape) -> None:
@@ -148,7 +154,7 @@ class FlowMatchingHead(nn.Module):
     def encode_vlm(
         self, vlm: Vlm, vlm_mask: VlmMask
     ) -> tuple[Float[Tensor, "batch tokens inner"], AttentionMask]:
-        """The tokens as the transformer sees them, and the mask of attention."""
+        """Return the VLM tokens as the transformer reads them, and the attention mask."""
         mask = vlm_mask[:, None, None, :]
         tokens = self.vlm_projection(self.vlm_norm(vlm))
         for block in self.vlm_blocks:
@@ -163,7 +169,7 @@ class FlowMatchingHead(nn.Module):
         context: list[KeyValue | None],
         mask: AttentionMask,
     ) -> Float[Tensor, "rows horizon action"]:
-        """Of noisy actions at times `t`; `context` from `DiT.project`."""
+        """Return the velocity of noisy actions at times `t`; `context` is from `DiT.project`."""
         bucket = (t * TIME_BUCKETS).long()
         time = (
             sinusoid(bucket, self.config.width)
@@ -199,10 +205,12 @@ class FlowMatchingHead(nn.Module):
         noise: Float[Tensor, "draws horizon action"],
         t: Float[Tensor, " draws"],
     ) -> Float[Tensor, ""]:
-        """Mean squared error of the velocity at x_t = (1 - t) noise + t action; its target is action - noise.
+        """Return the mean squared error of the velocity at x_t = (1 - t) noise + t action; the
+        target is action - noise.
 
-        `actions` are normalised; where `action_mask` is False they are not counted. `t` is from `flow_times`. There may
-        be several draws of noise and time for each sample, side by side: they share its VLM tokens.
+        `actions` are normalized; where `action_mask` is False they do not count. `t` is from
+        `flow_times`. Each sample may have several draws of noise and time, adjacent; these share
+        its VLM tokens.
         """
         draws = len(noise) // len(actions)
         actions = actions.repeat_interleave(draws, dim=0)
@@ -229,12 +237,13 @@ class FlowMatchingHead(nn.Module):
         steps: int = 4,
         guide: Guide | None = None,
     ) -> ActionChunks:
-        """Integrate the velocity from `noise` at t = 0 by `steps` Euler steps: normalised actions.
+        """Integrate the velocity from `noise` at t = 0 in `steps` Euler steps, and return
+        normalized actions.
 
-        `guide` pulls it towards what is left of the chunk before (real-time chunking).
+        `guide` pulls them towards the rest of the previous chunk (real-time chunking).
 
-        The VLM tokens and their keys and values are computed once for all steps. No other randomness enters: the
-        result of a sample does not depend on what else is in its batch.
+        The VLM tokens and their keys and values are computed once for all steps. Nothing else is
+        random: the result for a sample does not depend on the rest of its batch.
         """
         tokens, mask = self.encode_vlm(vlm, vlm_mask)
         context = self.dit.project(tokens)

@@ -1,4 +1,4 @@
-"""The head's loss in one process or in several, each with its part of every batch."""
+"""Compute the head's loss in one process or in several, each with its part of every batch."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ from roboalign.vla.head import FlowMatchingHead
 
 
 class HeadLoss(nn.Module):
-    """`FlowMatchingHead.loss` as a module's forward, which is what torch compiles and makes parallel."""
+    """`FlowMatchingHead.loss` as the forward of a module, which torch can compile and
+    parallelize."""
 
     def __init__(self, head: FlowMatchingHead) -> None:
         super().__init__()
@@ -24,7 +25,8 @@ class HeadLoss(nn.Module):
 
 
 def loss_module(head: FlowMatchingHead, *, compiled: bool) -> nn.Module:
-    """The loss of `head`; where processes train together, its gradients are means over them, and all start alike."""
+    """Return the loss of `head`. With several processes, all start from the same weights and
+    average their gradients."""
     loss = HeadLoss(head)
     if compiled:
         loss.compile()
@@ -36,9 +38,10 @@ def loss_module(head: FlowMatchingHead, *, compiled: bool) -> nn.Module:
 
 
 def own_part(batch_size: int) -> slice:
-    """Which samples of a batch this process has; parts differ by one sample where they must.
+    """Return the samples of a batch that belong to this process; parts differ by at most one
+    sample.
 
-    Raises RoboAlignError where there is not one for each process.
+    Raises RoboAlignError if there is less than one sample per process.
     """
     size, here = world_size(), rank()
     if batch_size < size:
@@ -51,7 +54,7 @@ def own_part(batch_size: int) -> slice:
 
 
 def sum_over_processes(values: list[float]) -> list[float]:
-    """Element by element, in double precision."""
+    """Return the sum over all processes of each value, in float64."""
     if world_size() == 1:
         return values
     sums = torch.tensor(values, dtype=torch.float64)

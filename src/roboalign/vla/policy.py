@@ -1,4 +1,5 @@
-"""The policy: a frozen MLLM, a flow-matching head and the statistics that turn its output into raw actions."""
+"""Define the policy: a frozen MLLM, a flow-matching head and the statistics that convert its output
+to raw actions."""
 
 import hashlib
 import os
@@ -31,18 +32,19 @@ from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
 POLICY_FORMAT = 1
 HEAD_FILE = "head.safetensors"
-COMPILED_MULTIPLE = 64  # tokens: instructions of like length share a compiled code
+COMPILED_MULTIPLE = 64  # tokens; instructions of similar length share compiled code
 _FIX = "train the head again, or copy the whole policy folder"
 NoiseKey = tuple[str | int, ...]
-"""Names one decision, for example (task, seed, step); the flow's initial noise is a function of it."""
+"""Identifies one decision, for example (task, seed, step); it determines the initial noise of the
+flow."""
 
 
 class ObservationLike(Protocol):
-    """What a policy is given; any object with these attributes."""
+    """Input of a policy: any object with these attributes."""
 
     @property
     def images(self) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
-        """By camera."""
+        """Images by camera, RGB."""
         ...
 
     @property
@@ -55,7 +57,8 @@ class ObservationLike(Protocol):
 
 
 class BackboneReference(Config):
-    """Where the backbone lies, relative to the policy's folder, what it must be, and in which precision it is run."""
+    """Path of the backbone relative to the policy's folder, its hash, and the precision in which it
+    runs."""
 
     path: str
     sha256: str
@@ -64,7 +67,8 @@ class BackboneReference(Config):
 
 @dataclass
 class Policy:
-    """Observation -> chunk of raw actions. `state_stats` is None for a head without proprioception."""
+    """Map an observation to a chunk of raw actions. `state_stats` is None for a head without
+    proprioception."""
 
     mllm: Mllm
     head: FlowMatchingHead
@@ -73,17 +77,17 @@ class Policy:
     state_stats: ActionStats | None
     sampling_steps: int = 4
     multiple: int = 1
-    """Prompts are padded to a multiple of so many tokens."""
+    """Prompts are padded to a multiple of this many tokens."""
 
     @property
     def horizon(self) -> int:
-        """H, the actions of a chunk."""
+        """H, the number of actions in a chunk."""
         return self.head.shape.horizon
 
     def act(
         self, observation: ObservationLike, noise_key: NoiseKey | None = None
     ) -> Float[np.ndarray, "{self.horizon} {self.action_stats.dim}"]:
-        """The chunk for one observation: raw units, float32."""
+        """Return the chunk for one observation, float32 in raw units."""
         return self.act_batch([observation], [noise_key])[0]
 
     def act_batch(
@@ -93,12 +97,14 @@ class Policy:
         *,
         guides: Sequence[Rest | None] | None = None,
     ) -> Float[np.ndarray, "{len(observations)} {self.horizon} {self.action_stats.dim}"]:
-        """Chunks for a batch of observations: raw units, float32.
+        """Return chunks for a batch of observations, float32 in raw units.
 
-        The flow's initial noise of a sample is a function of its key: the chunk does not depend on what else is in the
-        batch. A key None draws from torch's global generator. `guides`: for real-time chunking, what the robot has left
-        of each last chunk, from its observation on.
-        Raises RoboAlignError on a missing camera or a state of the wrong size.
+        The key of a sample determines its initial noise, so its chunk does not depend on the rest
+        of the batch. A key of None draws from torch's global generator. For real-time chunking,
+        `guides` has what the robot has left of each previous chunk, from its observation on.
+
+        Raises RoboAlignError if a camera is missing, a state has the wrong size, or the number of
+        keys is wrong.
         """
         keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
         if len(keys) != len(observations):
@@ -124,17 +130,23 @@ class Policy:
         return self.action_stats.denormalize(chunk.cpu().numpy())
 
     def compile(self) -> None:
-        """Compile the backbone's layers and the head's sampling in this process: `act` differs by rounding alone.
+        """Compile the backbone's layers and the head's sampling in this process; results of `act`
+        differ by rounding.
 
-        The code is made at the first call for a number of observations, an image size and a length of the prompt, which
-        is therefore padded to the next multiple of COMPILED_MULTIPLE tokens. It takes minutes on a CPU.
+        Compilation happens at the first call for each number of observations, image size and prompt
+        length; prompts are padded to multiples of COMPILED_MULTIPLE tokens to limit these. It takes
+        minutes on a CPU.
         """
         compile_layers(self.mllm.model, dynamic=False)
         self.head.sample = torch.compile(self.head.sample, dynamic=False)  # type: ignore[method-assign]
         self.multiple = COMPILED_MULTIPLE
 
     def save(self, folder: str | Path) -> None:
-        """Write head.safetensors and policy.json; the backbone stays where it is, named by relative path and hash."""
+        """Write head.safetensors and policy.json, which names the backbone by relative path and
+        hash; it is not copied.
+
+        Raises RoboAlignError if the backbone has no folder.
+        """
         if self.mllm.folder is None:
             raise RoboAlignError(
                 "the MLLM has no folder to refer to", fix="save it with save_mllm and load it"
@@ -169,14 +181,14 @@ class Policy:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", *, compile: bool = False) -> "Policy":
-        """Read a policy and its backbone, whose layers above `view.layer` are dropped.
+        """Read a policy and its backbone, without the backbone's layers above `view.layer`.
 
-        `folder` is a folder, or the Hub id of what `roboalign push` uploaded.
+        `folder` is a folder, or the Hub id of a policy uploaded by `roboalign push`. The backbone
+        runs in the precision that computed the hidden states of the head's training. `compile`
+        calls that method.
 
-        The backbone has the precision that the head's hidden states were computed in. `compile`: see the method.
-
-        Raises RoboAlignError, naming file and field, where anything is missing, broken or does not fit together, and
-        where the backbone is not the one that the head was trained on.
+        Raises RoboAlignError, naming file and field, if anything is missing, broken or
+        inconsistent, or if the head was trained on another backbone.
         """
         folder = resolve(folder, "policy")
         path = folder / "policy.json"
@@ -225,7 +237,7 @@ class Policy:
         return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
     def _guide(self, guides: Sequence[Rest | None] | None) -> dict[str, Guide]:
-        """What `sample` gets beside the rest: nothing, where no sample is guided."""
+        """Return the additional arguments of `sample`; empty if no sample is guided."""
         if guides is None or all(rest is None for rest in guides):
             return {}
         device = self.mllm.device
@@ -241,10 +253,11 @@ class Policy:
 
 
 def policy_files(folder: str | Path) -> tuple[str, dict[str, Path]]:
-    """What a copy of a policy on another machine must hold: its folder and its backbone's, as they lie to each other.
+    """List what a copy of a policy on another machine must contain: its folder and its backbone's,
+    in the same relative places.
 
-    Returns the policy's folder within the copy, and every file there by its path within the copy.
-    Raises RoboAlignError where policy.json or the backbone is missing or broken.
+    Returns the policy's folder within the copy, and every file by its path within the copy. Raises
+    RoboAlignError if policy.json or the backbone is missing or broken.
     """
     path = Path(folder).resolve() / "policy.json"
     backbone = _find_backbone(
@@ -258,12 +271,13 @@ def policy_files(folder: str | Path) -> tuple[str, dict[str, Path]]:
 
 
 def _parse(kind: Any, record: dict[str, Any], name: str, path: Path) -> Any:
-    """Entry `name` of policy.json as a `kind`; a missing, unknown or ill-typed field is refused by name."""
+    """Parse entry `name` of policy.json as a `kind`. Raises RoboAlignError naming a missing,
+    unknown or ill-typed field."""
     if name not in record:
         raise RoboAlignError(f"field {name!r} is missing", where=str(path), fix=_FIX)
     fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, Config) else {}
     for field in fields if isinstance(record[name], dict) else ():
-        # A default in its place would be another policy, which acts otherwise without a word.
+        # A default could silently give a policy that acts differently.
         if field not in record[name]:
             raise RoboAlignError(f"field '{name}.{field}' is missing", where=str(path), fix=_FIX)
     try:
@@ -303,7 +317,8 @@ def _find_backbone(reference: BackboneReference, path: Path) -> Path:
 
 
 def _check_weights(path: Path, record: dict[str, Any], described: Path) -> None:
-    """Raise RoboAlignError where the head's weights are not those that were written with policy.json."""
+    """Raise RoboAlignError if the head's weights are not those that were written with
+    policy.json."""
     check_readable(path, fix=_FIX)
     found = hash_file(path)
     if "head_sha256" not in record:

@@ -1,4 +1,5 @@
-"""Files of hidden states: shards of frames, rounded and packed, and frames read from them, memory-mapped."""
+"""Store hidden states in shards of frames, rounded and packed, and read frames from them
+memory-mapped."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +16,15 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, check_readable
 from roboalign.mllm.rounding import unpack
 
-SHARD_FORMAT = "1"  # of a shard; a change makes every older shard unknown
+SHARD_FORMAT = "1"  # a change makes all existing shards invalid
 
 
 class FeatureStore:
     """Hidden states of N frames, in the order of the episodes, memory-mapped from shard files."""
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        """Raises RoboAlignError where a shard is missing, truncated or not of this format."""
+        """Open the shards. Raises RoboAlignError if one is missing, truncated or not of this
+        format."""
         read = [_read_shard(path) for path in shards]
         self.tokens = [shard.tokens for shard in read]
         self.exponents = [shard.exponents for shard in read]
@@ -35,15 +37,15 @@ class FeatureStore:
 
     @property
     def width(self) -> int:
-        """W, the backbone's width."""
+        """W, the width of the backbone."""
         return self.tokens[0].shape[1]
 
     def gather(
         self, frames: Int[np.ndarray, " batch"], device: torch.device | str = "cpu"
     ) -> tuple[Float[Tensor, "batch tokens {self.width}"], Bool[Tensor, "batch tokens"]]:
-        """Hidden states as `View.encode` gives them, and their mask, to the longest frame's length.
+        """Return hidden states as `View.encode` does, padded to the longest frame, and their mask.
 
-        They go to `device` as they are stored.
+        They are unpacked on `device`, so that fewer bytes are copied to it.
         """
         lengths = self.lengths[frames][:, None]
         places = np.arange(lengths.max())
@@ -65,9 +67,9 @@ class Shard(NamedTuple):
     tokens: Float[Tensor, "tokens width"]
     """Mapped from the file; the numbers of `rounding.pack`."""
     exponents: Int8[Tensor, " tokens"] | None
-    """Of float8."""
+    """Only for float8."""
     lengths: Int[np.ndarray, " frames"]
-    """Tokens of each frame."""
+    """Number of tokens in each frame."""
 
 
 def write_feature_shard(
@@ -75,7 +77,8 @@ def write_feature_shard(
     parts: Sequence[tuple[Float[Tensor, "_ width"], Int8[Tensor, " _"] | None]],
     lengths: Sequence[Int[Tensor, " _"]],
 ) -> None:
-    """Write what `rounding.pack` gave of batches of tokens, and how many tokens each frame has."""
+    """Write packed tokens, from `rounding.pack` of each batch, and the number of tokens in each
+    frame."""
     tensors = {
         "tokens": torch.cat([numbers for numbers, _ in parts]),
         "lengths": torch.cat(list(lengths)),

@@ -1,4 +1,5 @@
-"""Training the head on stored hidden states. The backbone takes no part: it is frozen (paper, section 3.3)."""
+"""Train the head on stored hidden states. The backbone is frozen and not needed for it (paper,
+section 3.3)."""
 
 import json
 import math
@@ -37,16 +38,17 @@ from roboalign.vla.policy import Policy
 
 
 class HeadTrainConfig(Config):
-    """Training of the head. The optimizer's other settings are GR00T-N1.5's; see `make_optimizer`."""
+    """Training of the head. Other settings of the optimizer are GR00T-N1.5's; see
+    `make_optimizer`."""
 
     steps: int = Field(default=2000, ge=1)
-    """Optimiser steps (paper: 60,000 on LIBERO, 100,000 on CALVIN, 30,000 on the real robot)."""
+    """Optimizer steps (paper: 60,000 on LIBERO, 100,000 on CALVIN, 30,000 on the real robot)."""
     batch_size: int = Field(default=16, ge=1)
-    """Frames a step (GR00T: 32)."""
+    """Frames per step (GR00T: 32)."""
     draws: int = Field(default=4, ge=1, le=65_536)
-    """Noise and flow time are drawn this many times for each frame; its VLM tokens are encoded once (GR00T: 1)."""
+    """Draws of noise and flow time for each frame; its VLM tokens are encoded once (GR00T: 1)."""
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
-    """Highest learning rate (paper's scale: 1e-4); linear warm-up, then cosine to 0."""
+    """Peak learning rate (paper's scale: 1e-4); linear warm-up, then cosine to 0."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -54,24 +56,25 @@ class HeadTrainConfig(Config):
     sampling_steps: int = Field(default=4, ge=1, le=10_000)
     """Euler steps from noise to actions, in evaluation and in the policy."""
     eval_every: int = Field(default=500, ge=1)
-    """Steps between measurements on the held-out episodes."""
+    """Steps between evaluations on the held-out episodes."""
     eval_frames: int = Field(default=512, ge=1)
-    """At most so many held-out frames, evenly spaced, are measured."""
+    """Maximum held-out frames that are evaluated, evenly spaced."""
     checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between checkpoints from which a killed training resumes."""
+    """Steps between checkpoints. A killed training resumes from the last one."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of an exponential moving average of the weights, which is then what is measured and saved (openpi: 0.99);
-    0: the weights themselves (GR00T)."""
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved
+    (openpi: 0.99); 0: the weights themselves (GR00T)."""
     compile: bool = False
-    """Compile the loss with torch.compile: minutes at the start, faster steps; results differ by rounding, and by what
-    dropout draws."""
+    """Compile the loss with torch.compile: minutes at the start, then faster steps. Results differ
+    by rounding and by the draws of dropout."""
     features: FeatureConfig = FeatureConfig()
-    """How the hidden states are computed and kept."""
+    """How the hidden states are computed and stored."""
     statistics: Method = "quantiles"
-    """Which actions normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus and plus std)."""
+    """Which actions normalize to -1 and 1: quantiles (1% and 99%), min_max, or mean_std (mean minus
+    and plus std)."""
     clip: bool = True
-    """Cut normalized actions at -1 and 1, as OpenVLA does; openpi does not. Without effect on
-    mean_std. The state is normalized in the same way."""
+    """Clip normalized actions at -1 and 1, as OpenVLA does; openpi does not. No effect on mean_std.
+    The state is normalized in the same way."""
 
 
 def train_head(
@@ -88,13 +91,17 @@ def train_head(
     seed: int = 0,
     feature_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Train a head on the frozen `mllm` and save the policy in `out_dir`/policy. Returns the ledger record.
+    """Train a head on the frozen `mllm`, save the policy in `out_dir`/policy, and return the ledger
+    record.
 
-    Metrics go to `out_dir`/metrics.jsonl. Hidden states go to `feature_dir` (default `out_dir`/features), where runs
-    with the same backbone and frames share them. A killed run goes on from its last checkpoint and ends with the
-    same weights. In several processes each computes its share of the hidden states and of every batch; the first
-    writes, and all return the same record. Raises RoboAlignError on no episodes, a shared episode, invalid actions,
-    a loss that is NaN, and a batch smaller than the number of processes.
+    Metrics go to `out_dir`/metrics.jsonl. Hidden states go to `feature_dir` (default
+    `out_dir`/features), where runs with the same backbone and frames share them. A killed run
+    resumes from its last checkpoint and ends with the same weights. With several processes, each
+    computes its share of the hidden states and of every batch; the first writes, and all return the
+    same record.
+
+    Raises RoboAlignError if there are no episodes, an episode is both trained on and held out,
+    actions are invalid, a loss is not finite, or a batch is smaller than the number of processes.
     """
     _check_episodes(episodes, heldout)
     out_dir = Path(out_dir)
@@ -154,11 +161,12 @@ def fit(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Train `head` in place; checkpoint and metrics.jsonl in `out_dir`. Returns the ledger record.
+    """Train `head` in place, with checkpoint and metrics.jsonl in `out_dir`. Returns the ledger
+    record.
 
-    All randomness of a step is a function of (seed, step): a run that was killed repeats what it lost. So is that of
-    several processes, which share each batch: they give what one gives but for rounding, and for dropout, whose masks
-    each draws for its own part of the batch.
+    The randomness of a step depends only on (seed, step), so a killed run repeats exactly what it
+    lost. Several processes share each batch. Their result differs from that of one process by
+    rounding, and by dropout, whose masks each process draws for its part of the batch.
     """
     out_dir = Path(out_dir)
     metrics, checkpoint = out_dir / "metrics.jsonl", out_dir / "checkpoint.pt"
@@ -207,7 +215,7 @@ def fit(
 
 
 def make_optimizer(head: FlowMatchingHead, config: HeadTrainConfig) -> torch.optim.AdamW:
-    """GR00T-N1.5's: betas (0.95, 0.999), weight decay 1e-5."""
+    """Return GR00T-N1.5's optimizer: betas (0.95, 0.999), weight decay 1e-5."""
     return torch.optim.AdamW(
         head.parameters(),
         lr=config.learning_rate,
@@ -218,7 +226,8 @@ def make_optimizer(head: FlowMatchingHead, config: HeadTrainConfig) -> torch.opt
 
 
 def learning_rate_factor(step: int, config: HeadTrainConfig) -> float:
-    """Linear from 0 over the warm-up, then a cosine that reaches 0 after the last step."""
+    """Return the factor of the learning rate: linear from 0 in the warm-up, then a cosine that
+    reaches 0 after the last step."""
     warm = max(1, round(config.warmup * config.steps))
     if step < warm:
         return (step + 1) / warm
@@ -229,10 +238,12 @@ def learning_rate_factor(step: int, config: HeadTrainConfig) -> float:
 def evaluate_head(
     head: FlowMatchingHead, frames: Frames, config: HeadTrainConfig, seed: int
 ) -> dict[str, float]:
-    """`heldout_loss`: the flow-matching loss; `heldout_l1`: mean distance of sampled chunks, normalised units.
+    """Return `heldout_loss`, the flow-matching loss, and `heldout_l1`, the mean absolute error of
+    sampled chunks in normalized units.
 
-    Noise and times are the same at every call, so that the numbers of a run are comparable. Processes that train
-    together measure a share each, and all return the mean over all frames.
+    Noise and times are the same at every call, so that the numbers of a run are comparable. Several
+    processes evaluate a share each, and all return the mean over all frames. Raises RoboAlignError
+    if a result is not finite.
     """
     head.eval()
     device = next(head.parameters()).device
@@ -266,9 +277,10 @@ def evaluate_head(
 
 
 def average_of(head: FlowMatchingHead, config: HeadTrainConfig) -> AveragedModel | None:
-    """The moving average of the head's weights that `config.ema` asks for; it begins with those after the first step.
+    """Return the moving average of the head's weights for `config.ema`, or None; it starts from the
+    weights after the first step.
 
-    It has weights of its own: 4 bytes more a parameter, on the device and in the checkpoints.
+    It stores its own weights: 4 more bytes per parameter, on the device and in the checkpoints.
     """
     return (
         AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
@@ -283,7 +295,8 @@ def train_step(
     step: int,
     seed: int,
 ) -> float:
-    """One update; the loss over the whole batch. Noise and times are drawn for all of it in each process."""
+    """Perform one update and return the loss over the whole batch. Every process draws the noise
+    and times of all of it."""
     device = next(loss_of.parameters()).device
     loss_of.train()
     for group in trained.optimizer.param_groups:
@@ -297,7 +310,7 @@ def train_step(
     if rank():
         torch.manual_seed(
             _number(seed, step, rank())
-        )  # dropout: other masks than the first process has
+        )  # dropout masks that differ between processes
     drawn = slice(config.draws * mine.start, config.draws * mine.stop)
     with _autocast(device, config):
         loss = loss_of(
@@ -344,7 +357,7 @@ def _check_episodes(episodes: Sequence[Episode], heldout: Sequence[Episode]) -> 
 
 
 def _fingerprint(head: FlowMatchingHead, train: Frames, config: HeadTrainConfig, seed: int) -> str:
-    """What must not change between a killed run and the one that goes on from it."""
+    """Return what must be the same when a killed run resumes."""
     settings = config.model_dump(mode="json", exclude={"compile"})
     parts = [settings, head.config.model_dump(), head.shape.model_dump(), len(train), seed]
     return json.dumps([*parts, train.actions.double().sum().item()])
