@@ -18,11 +18,12 @@ def logits_at_answers(
     words_only: Bool[Tensor, "batch tokens"] | None = None,
     action_ids: Int[Tensor, " actions"] | None = None,
 ) -> Iterator[None]:
-    """Within this, `model(**inputs).logits` is [K, V]: one row for each of the K tokens that `labels` asks for.
+    """Within this context, `model(**inputs).logits` is [K, V]: one row for each of the K tokens
+    that count in `labels`.
 
-    The rest of the logits, most of them for images and questions, is never computed. Hooks on the output
-    layer do it, so that the forward pass of any Hugging Face model, wrapped or not, stays as it is. Where `words_only`
-    is true of a token, the logits `action_ids` are -inf in its row.
+    The other logits, mostly for images and questions, are never computed. Hooks on the output layer
+    do this, so the forward pass of any Hugging Face model, wrapped or not, is unchanged. For tokens
+    whose `words_only` is true, the logits `action_ids` are -inf.
     """
     asked = labels[:, 1:] != IGNORED
     head: nn.Module = getattr(model, "module", model).get_output_embeddings()  # type: ignore[operator]
@@ -46,7 +47,8 @@ def logits_at_answers(
 def answer_loss(
     outputs: Any, labels: Int[Tensor, "batch tokens"], num_items_in_batch: Tensor | int
 ) -> Float[Tensor, ""]:
-    """Cross-entropy summed over the answer tokens, over `num_items_in_batch`: those of the whole update."""
+    """Return the cross-entropy summed over the answer tokens, divided by `num_items_in_batch`, the
+    answer tokens of the whole update."""
     targets = labels[:, 1:]
     asked = targets[targets != IGNORED]
     return (
@@ -58,7 +60,8 @@ def answer_loss(
 def conversation_loss(
     model: nn.Module, batch: dict[str, Tensor], action_ids: Int[Tensor, " actions"] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the answer tokens of one batch of `collate_conversations`."""
+    """Return the mean cross-entropy over the answer tokens of one batch of
+    `collate_conversations`."""
     labels = batch["labels"]
     with logits_at_answers(model, labels, batch.get("words_only"), action_ids):
         outputs = model(

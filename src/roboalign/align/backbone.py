@@ -1,5 +1,5 @@
-"""Settings of the MLLM that is aligned: where it comes from, and what it learns before it sees an
-action token."""
+"""Settings of the MLLM that is aligned: its source, and its training before it sees an action
+token."""
 
 from typing import Literal
 
@@ -16,28 +16,30 @@ class BackboneConfig(Config):
     """The pretrained MLLM that is aligned."""
 
     source: str = "builtin"
-    """`builtin` (the tiny model that ships with the package), `train` (pretrain it in this run on the language-only
-    part of the mixture), or any Hugging Face image-text-to-text model: its folder, or its Hub id, for example
-    `Qwen/Qwen2.5-VL-3B-Instruct` or `owner/name@revision`."""
+    """`builtin` (the tiny model in this package), `train` (pretrain it in this run on the
+    language-only part of the mixture), or any Hugging Face image-text-to-text model: its folder, or
+    its Hub id, for example `Qwen/Qwen2.5-VL-3B-Instruct` or `owner/name@revision`."""
     tiny: TinyConfig = TinyConfig()
-    """Shape of the model that `train` builds."""
+    """Sizes of the model that `train` builds."""
     vision: VisionConfig = VisionConfig()
-    """How `train` pretrains its vision tower, on the bodies' positions."""
+    """How `train` pretrains its vision tower, on the positions of bodies."""
     pretrain: SftConfig = SftConfig()
-    """How `train` then pretrains the whole model, on the language-only part of the mixture."""
+    """How `train` then pretrains the complete model, on the language-only part of the mixture."""
     connector: ConnectorConfig | None = None
-    """Of a folder's model of LLaVA's kind: train what leads from its vision encoder to its text model first, on the
-    language-only part of the mixture; without it, the model is taken as it is."""
+    """For a folder with a model of LLaVA's kind: first train the connector from its vision encoder
+    to its text model, on the language-only part of the mixture. Without it, the model is used
+    unchanged."""
     action_start: Literal["mean", "labels"] = "mean"
-    """How the embedding of <ACTION_START> begins: as the `mean` of all tokens, like those of the other action tokens,
-    or as that of the words that answers open with (`labels`)."""
+    """Initial embedding of <ACTION_START>: the `mean` of all tokens, as for the other action
+    tokens, or the mean of the words that open answers (`labels`)."""
     layer: int = Field(2, ge=1, le=1000)
     """The head reads the hidden states after this layer (paper: 18 of 28 for the 7B)."""
     final_norm: bool = False
-    """Put these hidden states through the model's last norm, as GR00T-N1.5 does: it evens out channels that are far
-    larger than the others. The topmost layer's always are."""
+    """Apply the model's last norm to these hidden states, as GR00T-N1.5 does: it evens out channels
+    that are far larger than the others. The states of the topmost layer always have it."""
     layer_dtype: Dtype = "float16"
-    """Type to which they are rounded, on disk and in serving alike; `float8`: half the size, one scale a token."""
+    """Type to which they are rounded, on disk and in serving; `float8`: half the size, one scale
+    per token."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "BackboneConfig":

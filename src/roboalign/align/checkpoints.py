@@ -17,20 +17,22 @@ from roboalign.core.files import atomic_path, hash_file, no_room, read_jsonl, wr
 from roboalign.core.progress import say
 
 MANIFEST = "roboalign.json"
-"""Written last into a checkpoint: its files with their hashes, settings, counters."""
+"""Written last into a checkpoint: hashes of its files, settings, counters."""
 ROUNDING = {
     "micro_batch_size"
-}  # settings that, like the number of processes, only change how sums round
+}  # settings that only change how sums round, like the number of processes
 
 
 @contextmanager
 def room_on_disk(
     staging: Path, final: Path, model: Any, *, optimizer: bool, kept: Callable[[], Path | None]
 ) -> Iterator[None]:
-    """Within, `model` (with AdamW's state: `optimizer`) is written to the folder `staging`, then renamed to `final`.
+    """Handle a full disk while `model` is written to the folder `staging`, which is then renamed to
+    `final`.
 
-    Where the disk is full or a quota is used up, what is in `staging` is removed and RoboAlignError says what did not
-    fit, about how much is needed, how much is free, and that the same command goes on from `kept()`.
+    If the disk is full or a quota is used up, this removes `staging` and raises RoboAlignError. The
+    error says what did not fit, how much is needed and free, and that the same command resumes from
+    `kept()`. `optimizer` counts AdamW's state.
     """
     try:
         yield
@@ -55,7 +57,8 @@ def room_on_disk(
 
 
 def _needed(model: Any, optimizer: bool) -> int:
-    """Bytes of the parameters (of adapters alone where there are any), and of AdamW's two moments of the trained."""
+    """Return the bytes of the parameters (only of adapters, if there are any) and of AdamW's two
+    moments for the trained ones."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     written = (
         trained if adapted(model) else sum(p.numel() * p.element_size() for p in model.parameters())
@@ -64,9 +67,10 @@ def _needed(model: Any, optimizer: bool) -> int:
 
 
 def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
-    """The newest whole checkpoint in `folder`; damaged ones are named on stderr and passed over.
+    """Return the newest complete checkpoint in `folder`; report damaged ones on stderr and skip
+    them.
 
-    Raises RoboAlignError where it was written under other settings or data than `fingerprint`.
+    Raises RoboAlignError if it was written with settings or data other than `fingerprint`.
     """
     for checkpoint in reversed(checkpoints_in(folder)):
         fault = _damage(checkpoint)
@@ -87,7 +91,7 @@ def last_checkpoint(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Those of `folder`, the oldest first."""
+    """Return the checkpoints in `folder`, oldest first."""
     found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
@@ -95,7 +99,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def write_manifest(
     checkpoint: Path, step: int, fingerprint: dict[str, Any], totals: dict[str, float]
 ) -> None:
-    """Write what makes a checkpoint whole: step, settings, counters, and each file's size and sha256."""
+    """Write the manifest that completes a checkpoint: step, settings, counters, and each file's
+    size and sha256."""
     files = {
         str(path.relative_to(checkpoint)): [path.stat().st_size, hash_file(path)]
         for path in sorted(checkpoint.rglob("*"))
@@ -106,7 +111,7 @@ def write_manifest(
 
 
 def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote. Raises ValueError where it is anything else."""
+    """Return what `write_manifest` wrote. Raises ValueError if it is anything else."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     shape = {"step": int, "files": dict, "fingerprint": dict, "totals": dict}
     for name, kind in shape.items():
@@ -120,7 +125,7 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def _damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint; "" where each file has the size and the sha256 that were recorded."""
+    """Return the damage of a checkpoint; "" if each file has the recorded size and sha256."""
     try:
         recorded = read_checkpoint_manifest(checkpoint)["files"]
         for name, (size, digest) in recorded.items():
@@ -140,7 +145,8 @@ WeightsDigest = Callable[[nn.Module], str]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """sha256 over the names and the first values of all parameters: tells two models apart without reading them all."""
+    """Return the sha256 of the names and first values of all parameters, which identifies a model
+    without reading all of it."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(
@@ -150,7 +156,8 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def truncate_records(path: Path, last_step: int) -> None:
-    """Drop records of a jsonl file after `last_step`: a resumed run writes those steps again."""
+    """Drop the records after `last_step` from a jsonl file, since a resumed run writes those steps
+    again."""
     if not path.exists():
         return
     kept = [record for record in read_jsonl(path) if record["step"] <= last_step]

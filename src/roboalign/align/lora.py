@@ -1,10 +1,10 @@
-"""Train with LoRA (Hu et al., arXiv 2106.09685) through peft: small trained weights on a frozen
+"""Train with LoRA (Hu et al., arXiv 2106.09685) through peft: few trained weights on a frozen
 model, merged at the end.
 
-No adapter reaches an embedding, and the action tokens' rows are new, the mean of others. So these
-rows are trained too, in the input and the output embedding, and no other row. The model keeps its
-own class while it trains, so sampling and `Trainer` need no change; some of its weights then have
-`base_layer` in their names.
+Adapters do not affect embeddings, but the rows of the action tokens are new: each starts as a mean
+of others. These rows are therefore trained too, in the input and the output embedding, and no other
+row. The model keeps its class while it trains, so sampling and `Trainer` need no change; some of
+its weights then have `base_layer` in their names.
 """
 
 from collections.abc import Iterator
@@ -31,22 +31,25 @@ FILE = "adapters.safetensors"  # all trained weights, in a checkpoint
 
 
 class LoraConfig(Config):
-    """Low-rank adapters in place of all weights: on every linear layer of the text model, none in the vision tower."""
+    """Low-rank adapters in place of training all weights: on every linear layer of the text model,
+    none in the vision tower."""
 
     rank: int = Field(64, ge=1, le=65_536)
-    """Rank of an adapter: a layer of M x N numbers is trained by (M + N) x rank."""
+    """Rank of an adapter: a layer of M x N weights gets (M + N) x rank trained weights."""
     alpha: int = Field(128, ge=1, le=1_000_000)
-    """An adapter's output is added times alpha / rank."""
+    """The output of an adapter is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of an adapter's inputs that is dropped while it trains; 0 in GRPO."""
+    """Dropout on an adapter's inputs during training; 0 in GRPO."""
 
 
 def add_lora(mllm: Mllm, config: LoraConfig, seed: int) -> LoraModel:
-    """Freeze the model and add what is trained in its place; it computes what it did before.
+    """Freeze the model and add adapters, without a change to its outputs.
 
-    Trained are, in float32 whatever the model's type, two matrices beside each linear layer of the text model (one
-    random by `seed`, one 0) and, where the model has action tokens, their rows. The result's `merge_and_unload()` makes
-    `mllm.model` a plain model again. Raises RoboAlignError where the action tokens' rows cannot be trained alone.
+    Each linear layer of the text model gets two float32 matrices, one random by `seed` and one 0.
+    If the model has action tokens, their rows are trained too. The result's `merge_and_unload()`
+    makes `mllm.model` a plain model again.
+
+    Raises RoboAlignError if the rows of the action tokens cannot be trained separately.
     """
     model = mllm.model
     names = {id(module): name for name, module in model.named_modules()}
@@ -80,7 +83,8 @@ def add_lora(mllm: Mllm, config: LoraConfig, seed: int) -> LoraModel:
 
 @contextmanager
 def adapters_off(lora: LoraModel) -> Iterator[None]:
-    """Within, the model is bit by bit what it was before `add_lora`, the rows of its tokens included, in eval mode."""
+    """Within this context, the model is bit by bit what it was before `add_lora`, including its
+    token rows, in eval mode."""
     training = lora.model.training
     lora.disable_adapter_layers()
     lora.model.eval()
@@ -92,12 +96,12 @@ def adapters_off(lora: LoraModel) -> Iterator[None]:
 
 
 def adapted(model: nn.Module) -> bool:
-    """Whether `add_lora` has changed the model and nothing has merged it since."""
+    """Return whether the model has adapters that are not merged."""
     return hasattr(model, "peft_config")
 
 
 def save_adapters(model: nn.Module, folder: str | Path) -> None:
-    """Write all that is trained, and nothing else, to `FILE` in `folder`."""
+    """Write all trained weights, and nothing else, to `FILE` in `folder`."""
     trained = {
         name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
     }
@@ -106,7 +110,7 @@ def save_adapters(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_adapters(model: nn.Module, folder: str | Path) -> None:
-    """Read what `save_adapters` wrote of a model with the same adapters."""
+    """Load what `save_adapters` wrote for a model with the same adapters."""
     stored = load_file(Path(folder) / FILE)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert stored.keys() == trained.keys(), "a checkpoint of other settings is refused before"
@@ -116,9 +120,10 @@ def load_adapters(model: nn.Module, folder: str | Path) -> None:
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` that the model has once its adapters are merged; they, and the model, stay as they are.
+    """Return the `state_dict` of the model with its adapters merged, without a change to the model.
 
-    What merging changes is computed anew and lies on the CPU. Of a model without adapters, its own `state_dict`.
+    Merged weights are new tensors on the CPU. For a model without adapters, returns its own
+    `state_dict`.
     """
     if not adapted(model):
         return model.state_dict()
@@ -144,5 +149,5 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    """The name of a weight in the model without adapters."""
+    """Return the name of a weight in the model without adapters."""
     return name.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")

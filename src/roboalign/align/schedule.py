@@ -8,9 +8,9 @@ from roboalign.core.errors import RoboAlignError
 
 
 class Schedule(Dataset):
-    """Items in the order in which the whole run will see them: one pass over it is the run, so resuming is skipping.
+    """Items in the order of the whole run. One pass over it is the run, so resuming means skipping.
 
-    `order` holds one item index per position. Nothing depends on random state that a kill could lose.
+    `order` has one item index per position. Nothing depends on random state that a kill could lose.
     """
 
     def __init__(self, items: Any, order: list[int]) -> None:
@@ -29,7 +29,11 @@ def accumulation_of(
     world: int,
     unit: Literal["conversations", "prompts", "frames"] = "conversations",
 ) -> int:
-    """Micro-batches per update and device, so that an update has `batch` samples over all devices."""
+    """Return the micro-batches per update and device for `batch` samples per update over all
+    devices.
+
+    Raises RoboAlignError if `batch` is not a multiple of `micro` times `world`.
+    """
     if batch % (micro * world):
         raise RoboAlignError(
             f"{batch} {unit} per update cannot be split into micro-batches of {micro} on {world} device(s)",
@@ -40,9 +44,10 @@ def accumulation_of(
 
 
 def micro_batch_of(batch: int, at_most: int, world: int) -> int:
-    """The largest micro-batch up to `at_most` into which `batch` conversations over `world` devices can be split.
+    """Return the largest micro-batch up to `at_most` that splits `batch` conversations evenly over
+    `world` devices.
 
-    Raises RoboAlignError where the batch is no multiple of `world`.
+    Raises RoboAlignError if `batch` is not a multiple of `world`.
     """
     each = accumulation_of(batch, 1, world)
     return max(size for size in range(1, min(at_most, each) + 1) if each % size == 0)

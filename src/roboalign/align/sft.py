@@ -1,5 +1,4 @@
-"""Fine-tune an MLLM on conversations with supervision (paper, section 3.1): the loss is on the
-answers only.
+"""Fine-tune an MLLM on conversations (paper, section 3.1); the loss covers only the answers.
 
 The same function trains the tiny base model (language turns only), the SFT model, and the control
 that continues SFT on the RL subset.
@@ -42,7 +41,7 @@ from roboalign.mllm.encode import IGNORED
 from roboalign.mllm.load import Mllm
 
 LIGER_KEEPS = {"fused_linear_cross_entropy": False, "cross_entropy": False}
-"""Liger's losses stay off: logits are computed at the answers only."""
+"""Liger's losses stay off, since logits are computed only at the answers."""
 
 
 class SftConfig(TuneConfig):
@@ -51,40 +50,41 @@ class SftConfig(TuneConfig):
     learning_rate: float = Field(2e-5, gt=0, le=1)
     """Peak learning rate of AdamW (betas 0.9, 0.999)."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """What the learning rate does after the warm-up: falls to 0, or stays."""
+    """Learning rate after the warm-up: falls to 0, or stays constant."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the updates over which the learning rate rises from 0."""
     epochs: float = Field(1.0, gt=0, le=1e6)
     """Passes over the conversations."""
     max_steps: int | None = Field(None, ge=1)
-    """Updates; where given, it replaces `epochs`."""
+    """Number of updates; if given, it replaces `epochs`."""
     batch_size: int = Field(32, ge=1)
     """Conversations per update, over all devices."""
     micro_batch_size: int = Field(32, ge=1)
-    """Conversations per forward pass and device; in `extra-sft` and `ecot`, at most."""
+    """Conversations per forward pass and device; for `extra-sft` and `ecot`, the maximum."""
     freeze_vision: bool = True
-    """Keep the vision tower (encoder and projector) as it is."""
+    """Keep the vision tower (encoder and projector) unchanged."""
     compile: bool = False
-    """Compile the model's layers with torch.compile: minutes at the start, then fused kernels; the results differ by
-    rounding. For a GPU."""
+    """Compile the model's layers with torch.compile: minutes at the start, then fused kernels.
+    Results differ by rounding. For GPUs."""
     liger: bool = False
-    """Set `Trainer`'s `use_liger_kernel`: Liger's kernels for norms, rotary positions and gated layers, on a GPU.
-    Needs liger-kernel; does nothing for a class of model that it does not know. Its fused loss stays off."""
+    """Set `Trainer`'s `use_liger_kernel`: Liger's kernels for norms, rotary positions and gated
+    layers, on a GPU. Needs liger-kernel; no effect on a model class that it does not know. Its
+    fused loss stays off."""
     workers: int = Field(0, ge=0, le=1024)
-    """Processes that decode images and tokenize for each training process; 0: the training process does it itself,
-    between its steps. What is learned is the same. A GPU waits for a single process."""
+    """Processes per training process that decode images and tokenize. 0: the training process does
+    it between its steps, while a GPU waits. The results are the same."""
 
 
 class ConnectorConfig(SftConfig):
-    """Settings of the connector's training, LLaVA's first stage: what leads from the vision encoder to the text model
-    learns from answers in words, all else stays as it is."""
+    """Settings of the connector's training, LLaVA's first stage: only the connector from the vision
+    encoder to the text model is trained, on answers in words."""
 
     learning_rate: float = Field(1e-3, gt=0, le=1)
     """Peak learning rate of AdamW (LLaVA's)."""
     freeze_vision: Literal[True] = True
-    """Here the encoder, not the projector, stays as it is."""
+    """Here the encoder, not the projector, is unchanged."""
     lora: None = None
-    """There is none here."""
+    """Not available here."""
 
     def choose_trained(self, mllm: Mllm) -> None:
         keep_connector_alone(mllm.model)
@@ -115,7 +115,8 @@ class SftTrainer(AlignTrainer):
 
 
 class CompileLayers(TrainerCallback):
-    """Compiles the layers once the launch has wrapped the model: splitting it gives them other classes."""
+    """Compile the layers only after the launch has wrapped the model, since sharding changes their
+    classes."""
 
     def on_train_begin(self, *arguments: Any, **named: Any) -> None:
         self.layers = compile_layers(named["model"], dynamic=None)
@@ -134,13 +135,15 @@ def train_sft(
 ) -> dict[str, Any]:
     """Fine-tune `mllm` in place and write it to `out_dir/model`.
 
-    `out_dir` also gets `metrics.jsonl`, `ledger.json` and, while it trains, `checkpoints/`. Where the process is
-    killed, the same call goes on from the last checkpoint and ends with the same weights as an unbroken run.
+    `out_dir` also gets `metrics.jsonl`, `ledger.json` and, during training, `checkpoints/`. After a
+    kill, the same call resumes from the last checkpoint and ends with the same weights as an
+    uninterrupted run.
 
-    Returns the ledger: updates, samples (conversations), turns, tokens, answer tokens, seconds, parameters, trainable
-    parameters.
-    Raises RoboAlignError for no conversations, for a batch that does not divide over the devices, for checkpoints of
-    other settings or data, and where the loss or the gradient is not finite.
+    Returns the ledger: updates, samples (conversations), turns, tokens, answer tokens, seconds,
+    parameters, trainable parameters.
+
+    Raises RoboAlignError if there are no conversations, the batch does not divide over the devices,
+    the checkpoints have other settings or data, or the loss or gradient is not finite.
     """
     out_dir = Path(out_dir)
     if not conversations:
@@ -175,7 +178,7 @@ def train_sft(
 
 
 def check_liger() -> None:
-    """Raises RoboAlignError where liger-kernel is not installed."""
+    """Raise RoboAlignError if liger-kernel is not installed."""
     if not is_liger_kernel_available():
         raise RoboAlignError(
             "liger-kernel is not installed",
@@ -195,9 +198,9 @@ def build_sft_trainer(
     lora: LoraModel | None = None,
     digest: WeightsDigest = weights_fingerprint,
 ) -> SftTrainer:
-    """The trainer of `train_sft`; `order` holds the conversations of all updates, one after the other.
+    """Build the trainer of `train_sft`; `order` lists the conversations of all updates in sequence.
 
-    `digest` tells initial weights apart: a checkpoint of others is not resumed.
+    `digest` identifies the initial weights: checkpoints of other weights are not resumed.
     """
     arguments = training_arguments(
         config,
@@ -220,7 +223,7 @@ def build_sft_trainer(
     arguments.dataloader_num_workers = config.workers
     arguments.dataloader_multiprocessing_context = (
         "fork" if config.workers else None
-    )  # the model is not copied
+    )  # forked workers do not copy the model
     check_texts(mllm, conversations)
     trainer = SftTrainer(
         mllm,

@@ -16,30 +16,31 @@ class TrainConfig(Config):
     learning_rate: float = Field(gt=0, le=1)
     """Peak learning rate of AdamW (betas 0.9, 0.999)."""
     weight_decay: float = Field(0.01, ge=0, le=100)
-    """AdamW's decay; norms and biases are exempt."""
+    """AdamW's weight decay; norms and biases are exempt."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this norm."""
     freeze_vision: bool = False
-    """Keep the vision tower (encoder and projector) as it is."""
+    """Keep the vision tower (encoder and projector) unchanged."""
     bf16: bool = False
-    """Autocast to bfloat16; the weights keep the precision they were loaded in."""
+    """Autocast to bfloat16; the weights keep the precision in which they were loaded."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     neutral_reasoning: bool = False
-    """Leave the action tokens out of the softmax in answers given in words after a reasoning. Such answers then say
-    nothing about whether actions may follow a reasoning; to a model with little pretraining they say never. Not in
-    the paper."""
+    """Leave action tokens out of the softmax for answers in words after a reasoning. Such answers
+    then do not teach whether actions may follow a reasoning; to a model with little pretraining
+    they teach that actions never do. Not in the paper."""
     seed: Seed = 0
-    """Order of the samples and, in GRPO, of the sampling."""
+    """Determines the order of the samples and, in GRPO, the sampling."""
     log_every: int = Field(10, ge=1)
     """Updates between two records in metrics.jsonl."""
     save_every: int = Field(200, ge=1)
-    """Updates (SFT) or rollouts (GRPO) between two checkpoints. A killed run resumes from the last one."""
+    """Updates (SFT) or rollouts (GRPO) between two checkpoints. A killed run resumes from the last
+    one."""
     threads: int = Field(0, ge=0, le=4096)
-    """CPU threads of torch; 0 leaves them as they are."""
+    """CPU threads of torch; 0: leave them unchanged."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings that decide the weights: a checkpoint of others is not resumed."""
+        """Return the settings that decide the weights: checkpoints with others are not resumed."""
         unsaid = {
             "log_every",
             "save_every",
@@ -64,7 +65,8 @@ def training_arguments(
     save_every: int,
     on_cpu: bool,
 ) -> TrainingArguments:
-    """Trainer's arguments with everything off that would cost time, ask a network or hide a fault."""
+    """Return arguments for Trainer that turn off whatever costs time, uses a network or hides a
+    fault."""
     refuse_deepspeed()
     arguments = TrainingArguments(
         output_dir=str(out_dir / "checkpoints"),

@@ -1,5 +1,5 @@
-"""Select which weights of an MLLM a training changes: all, all but the vision tower's, the
-connector's, or adapters."""
+"""Select which weights of an MLLM are trained: all, all but the vision tower's, the connector's, or
+adapters."""
 
 from peft import LoraModel
 from torch import nn
@@ -11,16 +11,17 @@ from roboalign.mllm.load import Mllm
 
 
 class TuneConfig(TrainConfig):
-    """Settings of the trainings of a whole MLLM: SFT and GRPO."""
+    """Settings for training a complete MLLM: SFT and GRPO."""
 
     lora: LoraConfig | None = None
-    """Train low-rank adapters and the action tokens' rows, and merge them at the end (docs/how-to/train-lora.md).
-    Without it, all weights are trained. With it the vision tower stays as it is, whatever `freeze_vision` says."""
+    """Train low-rank adapters and the rows of the action tokens, and merge them at the end
+    (docs/how-to/train-lora.md). Without it, all weights are trained. With it, the vision tower is
+    unchanged, whatever `freeze_vision` says."""
 
     def choose_trained(self, mllm: Mllm) -> LoraModel | None:
-        """Freeze what these settings keep as it is. Returns the adapters, where there are any.
+        """Freeze what these settings do not train. Returns the adapters, or None.
 
-        Raises RoboAlignError as `add_lora` and `freeze_vision` do.
+        Raises RoboAlignError in the cases of `add_lora` and `freeze_vision`.
         """
         if self.lora is not None:
             return add_lora(mllm, self.lora, self.seed)
@@ -30,11 +31,12 @@ class TuneConfig(TrainConfig):
 
 
 def freeze_vision(model: nn.Module) -> int:
-    """Stop gradients into all that turns an image into tokens: encoder, projector, separators. Returns how many.
+    """Freeze all that turns an image into tokens: encoder, projector, separators. Returns the
+    number of frozen parameters.
 
-    That is every parameter outside the text model and its input and output embeddings; where the projector lies, and
-    what it is called, differs by family. Raises RoboAlignError where the model has no vision tower under a name that
-    transformers knows.
+    This is every parameter outside the text model and its input and output embeddings, since the
+    place and name of the projector differ between families. Raises RoboAlignError if the model has
+    no vision tower under a name that transformers knows.
     """
     tower = model.get_encoder(modality="image")  # type: ignore[operator]
     frozen = {} if tower is model else vision_parameters(model)
@@ -50,9 +52,10 @@ def freeze_vision(model: nn.Module) -> int:
 
 
 def keep_connector_alone(model: nn.Module) -> int:
-    """Stop gradients into all but what leads from the vision encoder to the text model. Returns how many learn.
+    """Freeze all but the connector from the vision encoder to the text model. Returns the number of
+    trained parameters.
 
-    Raises RoboAlignError where that is a part of the encoder itself, as in Qwen's models.
+    Raises RoboAlignError if the connector is part of the encoder itself, as in Qwen's models.
     """
     tower = {id(parameter) for parameter in model.get_encoder(modality="image").parameters()}  # type: ignore[operator]
     connector = [
@@ -71,7 +74,7 @@ def keep_connector_alone(model: nn.Module) -> int:
 
 
 def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters outside the text model and the embeddings, by name."""
+    """Return the parameters outside the text model and the embeddings, by name."""
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
     text = {id(parameter) for part in parts for parameter in part.parameters()}
     return {

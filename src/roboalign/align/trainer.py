@@ -1,4 +1,4 @@
-"""What SFT and GRPO share: `transformers.Trainer` with atomic checkpoints, exact resume and an
+"""Share between SFT and GRPO: `transformers.Trainer` with atomic checkpoints, exact resume and an
 error on NaN."""
 
 import shutil
@@ -39,10 +39,10 @@ KEPT = 2  # checkpoints on disk: the newest, and one to fall back on if it is da
 class AlignTrainer(ShardedTrainer):
     """`transformers.Trainer` on a `Schedule`.
 
-    - a checkpoint is written beside and renamed: it is whole or not there;
-    - a non-finite loss or gradient raises RoboAlignError before the weights change;
-    - `metrics.jsonl` gets one record each `log_every` updates, and after a resume the same ones as an unbroken run;
-    - `counters` (what the run has consumed so far) travel in the checkpoints.
+    - A checkpoint is written to a separate folder and renamed: it is complete or absent.
+    - A non-finite loss or gradient raises RoboAlignError before the weights change.
+    - `metrics.jsonl` gets one record every `log_every` updates, the same ones after a resume.
+    - `counters` (what the run has consumed so far) are saved in the checkpoints.
     """
 
     def __init__(
@@ -85,13 +85,14 @@ class AlignTrainer(ShardedTrainer):
     # One run: resume, train, account.
 
     def run(self) -> dict[str, float]:
-        """Train to the end from the last whole checkpoint, or from the start. Returns the totals of the whole run."""
+        """Train from the last complete checkpoint, or from the start, to the end. Returns the
+        totals of the whole run."""
         checkpoint = self._last_whole()
         done, seconds, first = 0, 0.0, self.is_world_process_zero()
         if checkpoint is not None:
             manifest = read_checkpoint_manifest(checkpoint)
             done, seconds = manifest["step"], manifest["totals"].pop("seconds")
-            # One process carries the counts of all processes.
+            # The first process carries the counts of all processes.
             self.counters = {
                 name: amount if first else 0 for name, amount in manifest["totals"].items()
             }
@@ -108,14 +109,15 @@ class AlignTrainer(ShardedTrainer):
         return self.totals()
 
     def count(self, **consumed: float) -> None:
-        """Add what this process has just consumed."""
+        """Add to the counters what this process has just consumed."""
         for name, amount in consumed.items():
             self.counters[name] = self.counters.get(name, 0) + amount
 
     def totals(self) -> dict[str, float]:
-        """Counters (the same names in each process) summed over all processes, and the seconds of the whole run.
+        """Return the counters summed over all processes, and the seconds of the whole run.
 
-        The seconds that a killed process spent up to its last checkpoint count.
+        All processes must have the same names. The seconds include those of killed processes up to
+        their last checkpoint.
         """
         names = list(self.counters)
         values = torch.tensor(
@@ -125,7 +127,7 @@ class AlignTrainer(ShardedTrainer):
         totals = {name: int(v) if v == int(v) else round(v, 3) for name, v in zip(names, summed)}
         return {**totals, "seconds": round(time.monotonic() - self.began, 3)}
 
-    # Errors are not swallowed.
+    # Errors stop the run.
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
@@ -190,7 +192,7 @@ class AlignTrainer(ShardedTrainer):
         for old in checkpoints_in(self.checkpoints)[:-KEPT]:
             shutil.rmtree(old)
 
-    # With LoRA, a checkpoint holds the adapters; the frozen weights are those of the folder that
+    # With LoRA, a checkpoint has only the adapters; the frozen weights are in the folder that
     # training starts from.
 
     def _save(
@@ -212,7 +214,7 @@ class AlignTrainer(ShardedTrainer):
     # Logging.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Append one record to metrics.jsonl. The summary that Trainer logs at the end is not one."""
+        """Append one record to metrics.jsonl. Trainer's summary at the end is not recorded."""
         if "loss" not in logs:
             return
         self.last_record = {
@@ -227,16 +229,17 @@ class AlignTrainer(ShardedTrainer):
             record_metrics(self.out_dir / "metrics.jsonl", self.last_record)
 
     def step_metrics(self) -> dict[str, Any]:
-        """More fields for the record of this step."""
+        """Return additional fields for the record of this step."""
         return {}
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # otherwise Trainer counts operations over all parameters at every step
 
     def save_final(self, processor: Any, folder: Path) -> None:
-        """Write the trained model as a Hugging Face folder, beside and then renamed; the checkpoints then go.
+        """Write the trained model as a Hugging Face folder through a separate folder, then remove
+        the checkpoints.
 
-        Adapters are merged into it first, and it is left in eval mode with nothing frozen.
+        Merges adapters first, and leaves the model in eval mode with nothing frozen.
         """
         model: Any = self.model
         if self.lora is not None:
@@ -252,7 +255,8 @@ class AlignTrainer(ShardedTrainer):
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         with _quiet():
-            self.save_model(str(staging))  # every process takes part: the weights may be sharded
+            # every process takes part, since the weights may be sharded
+            self.save_model(str(staging))
         if self.args.should_save:
             save_processor(processor, staging)
             (staging / "training_args.bin").unlink()  # a pickle; the settings are in the recipe
@@ -264,7 +268,8 @@ class AlignTrainer(ShardedTrainer):
 
 
 class _Advance(TrainerCallback):
-    """Moves the progress line, and logs at every save so that a resumed run averages its loss over the same steps."""
+    """Advance the progress line, and log at every save so that a resumed run averages its loss over
+    the same steps."""
 
     def __init__(self, progress: Progress, trainer: AlignTrainer) -> None:
         self.progress, self.trainer = progress, trainer
@@ -280,7 +285,7 @@ class _Advance(TrainerCallback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice that Trainer logs at the warning level and the bars of save_pretrained."""
+    """Suppress Trainer's advice at the warning level and the progress bars of save_pretrained."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,10 +1,10 @@
-"""Pretrain a tiny model's vision tower, which stands in for the pretrained vision encoder of a real
+"""Pretrain a tiny model's vision tower, which replaces the pretrained vision encoder of a real
 MLLM.
 
-Learning to see from the text loss alone takes a model of a few million parameters far longer than a
+Learning to see from the text loss takes a model of a few million parameters far longer than a
 laptop allows: most answer tokens are wording, and few depend on the image. Here a small attention
-reads the tower's tokens with one query per body. Its targets are where that body is in the image
-and in the world. The reader is discarded afterwards.
+layer reads the tower's tokens with one query per body. Its targets are the positions of that body
+in the image and in the world. The reader is discarded afterwards.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ from roboalign.mllm.load import Mllm
 PIXEL_BETA, METRE_BETA = (
     0.05,
     0.2,
-)  # where the Huber losses turn linear: in image widths, and in units of METRES (below)
-METRES = 0.1  # the unit in which positions are regressed
+)  # where the Huber losses become linear: in image widths, and in units of METRES (below)
+METRES = 0.1  # unit of the regressed positions, in meters
 PIXEL_WEIGHT = 4.0
 
 
@@ -44,15 +44,16 @@ class VisionConfig(TrainConfig):
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     """Share of the updates over which the learning rate rises from 0."""
     updates: int = Field(2500, ge=1)
-    """Updates."""
+    """Number of updates."""
     batch_size: int = Field(64, ge=1)
     """Frames per update, over all processes."""
     every: int = Field(2, ge=1)
-    """Every n-th frame of the demonstrations is used."""
+    """Use every n-th frame of the demonstrations."""
 
 
 class KeypointReader(nn.Module):
-    """The vision tower of a Qwen-VL model with a reader on its tokens (and on its DeepStack features)."""
+    """The vision tower of a Qwen-VL model with a reader of its tokens (and of its DeepStack
+    features)."""
 
     def __init__(
         self, tower: nn.Module, width: int, n_queries: int, centre: Float[Tensor, "3"]
@@ -62,7 +63,7 @@ class KeypointReader(nn.Module):
         self.queries = nn.Embedding(n_queries, width)
         self.keys = nn.Linear(width, width)
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 5))
-        self.register_buffer("centre", centre)  # [3], mean position, meters
+        self.register_buffer("centre", centre)  # mean position, meters
 
     def forward(
         self,
@@ -70,7 +71,8 @@ class KeypointReader(nn.Module):
         image_grid_thw: Int[Tensor, "images 3"],
         queries: Int[Tensor, "images queries"],
     ) -> tuple[Float[Tensor, "images queries 2"], Float[Tensor, "images queries 3"]]:
-        """Return the places of the queried bodies in the image and, in meters, in the world."""
+        """Return the positions of the queried bodies in the image, in image widths, and in the
+        world, in meters."""
         seen = self.tower(pixel_values, grid_thw=image_grid_thw)
         tokens = seen.pooler_output + sum(getattr(seen, "deepstack_features", None) or [])
         tokens = tokens.reshape(len(queries), -1, self.width)
@@ -100,7 +102,8 @@ class _Frames(Dataset):
 
 
 class VisionTrainer(AlignTrainer):
-    """Huber losses of both places, averaged over an update's known bodies; 0 for one that shows none."""
+    """Huber losses of both positions, averaged over the known bodies of an update; 0 if it has
+    none."""
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
@@ -109,7 +112,8 @@ class VisionTrainer(AlignTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
-        """[] this process's part of an update's loss, which is the mean of all parts."""
+        """Return this process's part of the loss; the loss of an update is the mean over
+        processes."""
         pixels, positions = model(
             inputs["pixel_values"], inputs["image_grid_thw"], inputs["queries"]
         )
@@ -134,10 +138,13 @@ def pretrain_vision(
     config: VisionConfig,
     out_dir: str | Path,
 ) -> dict[str, Any]:
-    """Train the vision tower of `mllm` in place on keypoints; everything else of it stays as it is.
+    """Train the vision tower of `mllm` in place on keypoints; its other weights do not change.
 
-    Returns the ledger, with the held-out errors: `pixel_error` (median, image widths) and `metre_error` (median).
-    Resumes and fails as train_sft does, and fails under a launch that splits the model.
+    Returns the ledger, with the median held-out errors `pixel_error` (image widths) and
+    `metre_error` (meters).
+
+    Resumes like train_sft and raises RoboAlignError in the same cases, and if the launch shards the
+    model.
     """
     out_dir = Path(out_dir)
     count = points.known.sum()
@@ -189,7 +196,7 @@ def pretrain_vision(
 
 
 def collate_frames(mllm: Mllm, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Pixels by the model's own image processor, and the targets stacked."""
+    """Return pixels from the model's own image processor, and the stacked targets."""
     pixels = mllm.processor.image_processor(
         [[row["image"]] for row in rows], return_tensors="pt", input_data_format="channels_last"
     )
@@ -209,7 +216,8 @@ def collate_frames(mllm: Mllm, rows: Sequence[dict[str, Any]]) -> dict[str, Tens
 def reader_errors(
     reader: KeypointReader, mllm: Mllm, points: Keypoints, camera: str, *, batch: int = 128
 ) -> dict[str, float]:
-    """Median distances to the known bodies: `pixel_error` in image widths, `metre_error`."""
+    """Return the median distances to the known bodies: `pixel_error` in image widths, `metre_error`
+    in meters."""
     frames, pixel_errors, metre_errors = _Frames(points, camera), [], []
     for start in range(0, len(frames), batch):
         rows = collate_frames(

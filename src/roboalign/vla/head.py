@@ -111,7 +111,7 @@ class HeadShape(Config):
 
 
 def flow_times(count: int, generator: torch.Generator | None = None) -> Float[Tensor, " {count}"]:
-    """Return times t = max(0, (0.999 - s) / 0.999) with s ~ Beta(1.5, 1): most are near 0, the noise."""
+    """Return times t = max(0, (0.999 - s) / 0.999), s ~ Beta(1.5, 1): most are near the noise."""
     # The distribution function of Beta(a, 1) is s^a, so its inverse needs one uniform draw and
     # accepts a generator.
     s = torch.rand(count, generator=generator).pow(1 / 1.5)

@@ -1,9 +1,9 @@
-"""Shard weights, gradients and optimizer over processes (FSDP2): set up a sharded model, read it
-whole, and resume it.
+"""Shard weights, gradients and optimizer over processes (FSDP2): set up a sharded model, gather it,
+and resume it.
 
-A launcher asks for it (launch/accelerate/eight_gpus_fsdp2.yaml); `accelerate` shards the model.
-What is written is the same as for an unsharded training, so that a checkpoint works with any number
-of processes, sharded or not.
+The launcher requests this (launch/accelerate/eight_gpus_fsdp2.yaml), and `accelerate` shards the
+model. The files are the same as for an unsharded training, so a checkpoint works with any number of
+processes, sharded or not.
 """
 
 import os
@@ -34,10 +34,12 @@ LAUNCH = "launch/accelerate/eight_gpus_fsdp2.yaml"
 
 
 class ShardedTrainer(Trainer):
-    """`transformers.Trainer` whose model may be split; its checkpoints are then those of a whole one.
+    """`transformers.Trainer` whose model may be sharded; its checkpoints are those of an unsharded
+    model.
 
-    A checkpoint names the weights as the model in memory does. A Hugging Face folder may not: Qwen2.5-VL's and LLaVA's
-    have older names, and Trainer, which would store these, passes over what it does not find when it resumes.
+    Weights in a checkpoint have the names of the model in memory. In a Hugging Face folder they may
+    differ: Qwen2.5-VL and LLaVA have older names. Trainer would store those, and would skip what it
+    does not find when it resumes.
     """
 
     model: Any
@@ -45,7 +47,7 @@ class ShardedTrainer(Trainer):
 
     @property
     def splits(self) -> bool:
-        """Whether the launch splits the model over the processes."""
+        """Return whether the launch shards the model over the processes."""
         return bool(self.is_fsdp_enabled)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -59,7 +61,8 @@ class ShardedTrainer(Trainer):
         return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the whole model into a folder; every process takes part, the first writes."""
+        """Write the complete model into a folder. Every process must call this; the first one
+        writes."""
         if not self.splits:
             super().save_model(output_dir, _internal_call)
             return
@@ -104,7 +107,7 @@ class ShardedTrainer(Trainer):
 
 
 def refuse_deepspeed() -> None:
-    """Raises RoboAlignError where accelerate launched this process for DeepSpeed."""
+    """Raise RoboAlignError if accelerate launched this process for DeepSpeed."""
     if os.environ.get(DEEPSPEED, "false").lower() == "true":
         raise RoboAlignError(
             "this launch asks for DeepSpeed, and models are split by FSDP2 only",
@@ -114,13 +117,14 @@ def refuse_deepspeed() -> None:
 
 
 def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
-    """Make `accelerator` split `model` layer by layer with FSDP2, as the launcher asked it to.
+    """Make `accelerator` shard `model` layer by layer with FSDP2, as the launcher requested.
 
-    Raises RoboAlignError where the launcher asked for FSDP1, started one process, or had the first alone load weights.
+    Raises RoboAlignError if the launcher requested FSDP1, started only one process, or lets only
+    the first process load weights.
     """
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # accelerate shards only on GPUs and would silently train whole copies here; FSDP2 itself
-        # works over gloo.
+        # accelerate shards only on GPUs and would silently train unsharded copies here; FSDP2
+        # itself works over gloo.
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         accelerator.state.distributed_type = DistributedType.FSDP
     if not accelerator.is_fsdp2:
@@ -132,20 +136,21 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
     plugin = accelerator.state.fsdp_plugin
     if plugin.cpu_ram_efficient_loading:
         # With this option, transformers gives the other processes a model without weights, but the
-        # KL reference is taken from it.
+        # KL reference is copied from it.
         raise RoboAlignError(
             "fsdp_cpu_ram_efficient_loading is on, and every process must load the weights",
             where=ASKED,
             fix=f"set it to false, as in {LAUNCH}",
         )
     if plugin.transformer_cls_names_to_wrap is None:
-        # accelerate refuses a class that does not exist; LLaVA names layers of every vision tower
-        # that it could have.
+        # accelerate refuses a class that does not occur; LLaVA lists the layers of every vision
+        # tower that it could have.
         there = {type(module).__name__ for module in model.modules()}
         plugin.transformer_cls_names_to_wrap = sorted(
             there & set(getattr(model, "_no_split_modules", None) or ())
         )
-    # A gradient kept until the last micro-batch would be kept whole on each device.
+    # Gradients that are reduced only after the last micro-batch would be stored unsharded on each
+    # device.
     accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
     if accelerator.mixed_precision == "bf16":
         # accelerate's default would also sum gradients in bfloat16.
@@ -154,33 +159,37 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def computes_in(accelerator: Accelerator) -> torch.dtype | None:
-    """The type in which a split model's weights are gathered and multiplied; None: the one they are stored in."""
+    """Return the type in which a sharded model gathers and multiplies its weights; None: the type
+    in which they are stored."""
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
 
 
 def shard(accelerator: Accelerator, model: nn.Module) -> Any:
-    """Split `model` in place, by the same plan as the one that is trained, and move its parts to the devices."""
+    """Shard `model` in place, by the same plan as the trained model, and move its shards to the
+    devices."""
     return fsdp2_prepare_model(accelerator, model)
 
 
-# Make the weights whole again. These are collectives: every process calls them, and only one
-# parameter at a time is whole in addition to the shards.
+# Gather complete weights. These functions are collectives: every process calls them. Only one
+# parameter at a time is complete in addition to the shards.
 
 
 def whole_parameters(
     model: nn.Module, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and whole value of each parameter, one that several modules share once, in `dtype` (None: its own)."""
+    """Yield name and complete value of each parameter in `dtype` (None: its own type). Shared
+    parameters come once."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # frees what a forward pass without a backward pass has left gathered
+            module.reshard()  # free what a forward pass without a backward pass left gathered
     for name, parameter in model.named_parameters():
         part = parameter.detach() if dtype is None else parameter.detach().to(dtype)
         yield name, part.full_tensor() if isinstance(part, DTensor) else part
 
 
 def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state dict of a model in the CPU's memory, as of one that is not split; {} without `keep`."""
+    """Return the state dict of the complete model in CPU memory, as of an unsharded model; {}
+    without `keep`."""
     state = {}
     for name, value in whole_parameters(model):
         if keep:
@@ -199,17 +208,19 @@ def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _kept(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model: each parameter once, and the buffers that a state dict has."""
+    """Return what a checkpoint stores of a model: each parameter once, and its persistent
+    buffers."""
     return dict(model.named_parameters()) | _persistent_buffers(model)
 
 
 def plain_copy(
     model: Any, *, dtype: torch.dtype | None, device: torch.device, keep: bool = True
 ) -> Any:
-    """A whole, frozen copy of a split Hugging Face model in eval mode, on `device`; None without `keep`.
+    """Return a complete, frozen copy of a sharded Hugging Face model in eval mode, on `device`;
+    None without `keep`.
 
-    It is a module of its own: its forward passes take no part in any collective, so that each process may make as many
-    as it needs.
+    The copy is a separate module whose forward passes take part in no collective, so each process
+    may run as many as it needs.
     """
     whole: dict[str, Tensor] = {}
     for name, value in whole_parameters(model, dtype):
@@ -230,12 +241,13 @@ def plain_copy(
     copy.tie_weights()
     copy.generation_config = model.generation_config
     if (renamed := getattr(model, "_weight_conversions", None)) is not None:
-        copy._weight_conversions = renamed  # the weights' names in the policy's own folder
+        copy._weight_conversions = renamed  # the names of the weights in the policy's own folder
     return copy.eval()
 
 
 def whole_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
-    """The optimizer's state dict with whole tensors in the CPU's memory, as torch saves that of an unsplit model."""
+    """Return the optimizer's state dict with complete tensors in CPU memory, in torch's format for
+    an unsharded model."""
     found = optimizer.state_dict()
     whole: dict[int, dict[str, Any]] = {}
     for index, moments in found["state"].items():
@@ -251,11 +263,12 @@ def whole_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
     return {"state": whole, "param_groups": found["param_groups"]} if keep else {}
 
 
-# From whole files into the shards: each process reads only its own.
+# Load from complete files into the shards: each process keeps only its own part.
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Read the weights of a checkpoint into a model, split or not. Raises RoboAlignError where it lacks some."""
+    """Load the weights of a checkpoint into a model, sharded or not. Raises RoboAlignError if some
+    are missing."""
     left = _kept(model)
     with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as stored, torch.no_grad():
         for name in left.keys() & set(stored.keys()):
@@ -270,9 +283,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def load_optimizer(optimizer: Any, file: Path) -> None:
-    """Read the state of an optimizer, as an unsplit training or `whole_optimizer` wrote it, into that of split weights.
+    """Load an optimizer's state, from an unsharded training or `whole_optimizer`, into that of
+    sharded weights.
 
-    The parameters have the same numbers in both: the order in which the optimizer's groups list them.
+    Both number the parameters in the order in which the optimizer's groups list them.
     """
     stored = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -284,7 +298,8 @@ def load_optimizer(optimizer: Any, file: Path) -> None:
 
 
 def _like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """`whole`, which each process has, split as `parameter` is and on its device."""
+    """Return `whole`, which each process has, on the device of `parameter` and sharded in the same
+    way."""
     if not isinstance(parameter, DTensor):
         return whole.to(parameter.device)
     mesh = parameter.device_mesh

@@ -10,48 +10,51 @@ from roboalign.align.trained import TuneConfig
 
 
 class RlConfig(TuneConfig):
-    """Settings of GRPO. The defaults are the paper's, and EasyR1's where the paper names none."""
+    """Settings of GRPO. The defaults are the paper's, or EasyR1's if the paper gives none."""
 
     learning_rate: float = Field(1e-6, gt=0, le=1)
     """Learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Shape of the learning rate (paper: constant). Under `cosine` it ends at 0: a small model at a high rate else ends
-    wherever its last few noisy updates left it."""
+    """Shape of the learning rate (paper: constant). `cosine` ends at 0: otherwise the last noisy
+    updates decide where a small model at a high rate ends."""
     prompts_per_rollout: int = Field(512, ge=1)
-    """Prompts answered with one and the same policy, over all devices."""
+    """Prompts answered by the same policy, over all devices."""
     prompts_per_update: int = Field(128, ge=1)
     """Prompts per update, over all devices; divides prompts_per_rollout."""
     micro_batch_size: int = Field(16, ge=1)
-    """Prompts (each with all its answers) per forward pass and device."""
+    """Prompts, each with all its answers, per forward pass and device."""
     samples: int = Field(5, ge=2, le=10_000)
-    """Answers to a prompt: the group within which rewards are compared."""
+    """Answers per prompt: the group within which rewards are compared."""
     epochs: float = Field(1.0, gt=0, le=1e6)
     """Passes over the prompts; a started rollout is completed."""
     updates: int | None = Field(None, ge=1)
-    """Updates; where given, it replaces `epochs`. A multiple of the updates per rollout."""
+    """Number of updates; if given, it replaces `epochs`. A multiple of the updates per rollout."""
     reward: Annotated[str, AfterValidator(check_reward_name)] = "paper"
-    """`paper`: prefix accuracy as written. `decoded`: also the distance of the decoded chunk, and 0 for
-    an answer that is not well formed (reward.py). Of questions in words: `answer`, right or wrong; `trace`, the
-    distance of the points in the image (reward_answers.py). Or a reward of an installed package by its name, or
-    `path/to/file.py:function` (rewards/registry.py says what it is given); the file's content counts as a setting."""
+    """`paper`: prefix accuracy as in the paper. `decoded`: also the distance of the decoded chunk,
+    and 0 for an answer that is not well formed (rewards/actions.py). For questions in words:
+    `answer`, right or wrong; `trace`, the distance of the points in the image (rewards/answers.py).
+    Or the name of a reward in an installed package, or `path/to/file.py:function` (its arguments:
+    rewards/registry.py); the content of the file counts as a setting."""
     kl: float = Field(1e-2, ge=0, le=1e6)
-    """Coefficient of the k3 estimate of KL(policy || model at the start) in the loss; 0 keeps no reference model."""
+    """Coefficient of the k3 estimate of KL(policy || initial model) in the loss; 0 needs no
+    reference model."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(0.3, gt=0)
     """The probability ratio is clipped above at 1 + clip_high."""
     dual_clip: float = Field(3.0, gt=1)
-    """For a negative advantage A the loss of a token is at most -A * dual_clip."""
+    """For a negative advantage A, the loss of a token is at most -A * dual_clip."""
     temperature: float = Field(1.0, ge=1e-3, le=100)
     """Sampling temperature; the loss uses the same distribution."""
     max_new_tokens: int = Field(512, ge=1, le=1_000_000)
-    """Longest answer, tokens."""
+    """Maximum tokens of an answer."""
     replay_weight: float = Field(0.0, ge=0, le=1e6)
-    """Weight of an SFT loss on `replay_batch` conversations in each update (not in the paper; 0: none)."""
+    """Weight of an SFT loss on `replay_batch` conversations in each update (not in the paper; 0:
+    none)."""
     replay_batch: int = Field(16, ge=1)
     """Replayed conversations per update, over all devices."""
     replay: Literal["language", "all"] = "language"
-    """What is replayed: the questions, or the actions answered directly as well."""
+    """What is replayed: only the questions, or also the directly answered actions."""
     log_every: int = Field(1, ge=1)
     """Updates between two records in metrics.jsonl."""
     save_every: int = Field(10, ge=1)
@@ -59,10 +62,11 @@ class RlConfig(TuneConfig):
     logged_samples: int = Field(4, ge=0)
     """Decoded answers per rollout in samples.jsonl."""
     vllm: VllmConfig | None = None
-    """vLLM servers that sample the answers; where not given, the trainer samples them itself."""
+    """vLLM servers that sample the answers. Without it, the trainer samples them itself."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """As of any training; of a server counts that there is one, not where."""
+        """Return the settings that decide the weights. For a server, only its presence counts, not
+        its settings."""
         settings = super().fingerprint()
         return {**settings, "sampler": "vllm"} if settings.pop("vllm") else settings
 

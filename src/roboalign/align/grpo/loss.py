@@ -6,17 +6,19 @@ from torch import Tensor
 
 OfTokens = Float[Tensor, "answers tokens"]
 Mask = Shaped[Tensor, "answers tokens"]
-"""True or 1 on the tokens of an answer, which are what counts."""
+"""True or 1 on the tokens of an answer; only these count."""
 Scalar = Float[Tensor, ""]
 
 
 def group_advantages(
     rewards: Float[Tensor, " answers"], group_size: int, eps: float = 1e-6
 ) -> Float[Tensor, " answers"]:
-    """(r - mean) / (std + eps) within each group of `group_size` neighbours; unbiased std.
+    """Return (r - mean) / (std + eps) within each group of `group_size` adjacent answers; unbiased
+    std.
 
-    There are a multiple of `group_size` (>= 2) answers, those to one prompt side by side. A group
-    without spread gives exact zeros. Raises ValueError on another number or on NaN.
+    The answers to one prompt are adjacent. A group whose rewards are equal gives exact zeros.
+    Raises ValueError if the rewards are not groups of `group_size` (at least 2), or if one is not
+    finite.
     """
     if group_size < 2 or rewards.ndim != 1 or len(rewards) % group_size:
         raise ValueError(
@@ -28,8 +30,8 @@ def group_advantages(
     advantages = (groups - groups.mean(dim=1, keepdim=True)) / (
         groups.std(dim=1, keepdim=True) + eps
     )
-    # The mean of equal floats may be off by one rounding, and the division by eps would turn that
-    # into a signal.
+    # The mean of equal floats may be off by one rounding, and the division by eps would amplify
+    # this to a signal.
     flat = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
     return advantages.masked_fill(flat, 0.0).view(-1)
 
@@ -43,10 +45,10 @@ def clipped_loss(
     high: float = 0.3,
     dual_clip: float = 3.0,
 ) -> Scalar:
-    """The clipped policy loss: the mean over all tokens of the batch that `mask` keeps.
+    """Return the clipped policy loss: the mean over all tokens of the batch that `mask` keeps.
 
-    Per token max(-A rho, -A clip(rho, 1 - low, 1 + high)) with rho = exp(logp - old_logp), for A < 0 at most
-    -A dual_clip. Raises ValueError where the mask keeps nothing.
+    Per token this is max(-A rho, -A clip(rho, 1 - low, 1 + high)) with rho = exp(logp - old_logp);
+    for A < 0 at most -A dual_clip. Raises ValueError if the mask keeps no token.
     """
     return masked_mean(clipped_loss_tokens(logp, old_logp, advantages, low, high, dual_clip), mask)
 
@@ -59,7 +61,7 @@ def clipped_loss_tokens(
     high: float = 0.3,
     dual_clip: float = 3.0,
 ) -> OfTokens:
-    """`clipped_loss` before the mean."""
+    """Return `clipped_loss` of each token, before the mean."""
     ratio = torch.exp(torch.clamp(logp - old_logp, -20.0, 20.0))
     advantage = advantages[:, None]
     loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - low, 1 + high))
@@ -69,17 +71,19 @@ def clipped_loss_tokens(
 def kl_k3(
     logp: Float[Tensor, "*tokens"], ref_logp: Float[Tensor, "*tokens"]
 ) -> Float[Tensor, "*tokens"]:
-    """Per-token estimate e^d - d - 1 of KL(policy || reference), d = ref_logp - logp (Schulman's k3), >= 0.
+    """Return the per-token estimate e^d - d - 1 of KL(policy || reference), d = ref_logp - logp
+    (Schulman's k3), >= 0.
 
-    d is clamped to [-20, 20] and the estimate to at most 10, as EasyR1 and verl do: one token that the reference
-    finds near impossible must not be the whole gradient.
+    As in EasyR1 and verl, d is clamped to [-20, 20] and the estimate to at most 10. Otherwise one
+    token that the reference finds nearly impossible could dominate the gradient.
     """
     d = torch.clamp(ref_logp - logp, -20.0, 20.0)
     return torch.clamp(torch.exp(d) - d - 1, max=10.0)
 
 
 def masked_mean(values: OfTokens, mask: Mask) -> Scalar:
-    """Mean of `values` over the tokens that `mask` keeps: every token weighs the same."""
+    """Return the mean of `values` over all tokens that `mask` keeps, with equal weights. Raises
+    ValueError if it keeps none."""
     kept = mask.bool()
     if not kept.any():
         raise ValueError("the mask keeps no token")
@@ -87,5 +91,6 @@ def masked_mean(values: OfTokens, mask: Mask) -> Scalar:
 
 
 def mean_drift(logp: OfTokens, old_logp: OfTokens, mask: Mask) -> float:
-    """Mean of |logp - old_logp| over the tokens that `mask` keeps, nats: 0 where every ratio is 1."""
+    """Return the mean of |logp - old_logp| over the tokens that `mask` keeps, in nats: 0 if every
+    ratio is 1."""
     return float(masked_mean((logp - old_logp).detach().abs(), mask))

@@ -10,10 +10,12 @@ from roboalign.align.engines.fsdp2 import computes_in, plain_copy, shard
 
 
 def reference_model(policy: Any, accelerator: Accelerator) -> Any:
-    """A frozen copy of `policy` in eval mode; split by the same plan where `accelerator` splits the policy.
+    """Return a frozen copy of `policy` in eval mode, sharded by the same plan if `accelerator`
+    shards the policy.
 
-    To be called before the policy is split and trained. A split copy is stored in the type that it computes in; it is
-    made in the CPU's memory, from which the devices take their parts layer by layer.
+    Call it before the policy is sharded and trained. A sharded copy is stored in the type
+    that it computes in. It is built in CPU memory, from which the devices take their shards layer
+    by layer.
     """
     if not accelerator.is_fsdp2:
         return copy.deepcopy(policy).eval().requires_grad_(False)

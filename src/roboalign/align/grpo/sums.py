@@ -1,4 +1,4 @@
-"""Accumulate statistics of GRPO's updates: sums over answer tokens, whose means are the records of
+"""Accumulate statistics of GRPO's updates: sums over answer tokens, whose means go to
 metrics.jsonl."""
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MEANS = ("kl", "entropy", "ratio", "clipped", "drift")
 
 
 class UpdateSums:
-    """Of the micro-batches since the last record; `drift` is |log ratio|."""
+    """Sums over the micro-batches since the last record; `drift` is |log ratio|."""
 
     def __init__(self, clip_low: float, clip_high: float) -> None:
         self.clip_low, self.clip_high = clip_low, clip_high
@@ -28,7 +28,7 @@ class UpdateSums:
         kl: Float[Tensor, "answers tokens"],
         replayed: Float[Tensor, ""] | None,
     ) -> None:
-        """Count a micro-batch; `replayed` is its replay loss."""
+        """Add a micro-batch; `replayed` is its replay loss."""
         kept, sums = batch.mask.bool(), self.sums
         ratio = torch.exp(logp - batch.old_logp)
         positive = batch.advantages[:, None] > 0
@@ -51,19 +51,19 @@ class UpdateSums:
         sums["micro"] = sums.get("micro", 0.0) + 1
 
     def take(self) -> dict[str, float]:
-        """What was counted, which is forgotten."""
+        """Return the sums and reset them."""
         taken, self.sums = self.sums, {}
         return taken
 
 
 def means_of(parts: Sequence[dict[str, float]], accumulation: int) -> dict[str, Any]:
-    """Means over the answer tokens of all processes, of what each has taken; updates have `accumulation` micro-batches
-    a process."""
+    """Return means over the answer tokens of all processes, from what each of them has taken;
+    `accumulation` is the number of micro-batches per update and process."""
     largest = max(part["ratio_max"] for part in parts)
     sums = {name: sum(part[name] for part in parts) for name in parts[0] if name != "ratio_max"}
     means = {name: sums[name] / sums["tokens"] for name in MEANS}
-    # Each micro-batch's replay loss has been divided by the number of its process's micro-batches
-    # in an update.
+    # The replay loss of each micro-batch has been divided by the number of its process's
+    # micro-batches in an update.
     replay = (
         {"replay_loss": sums["replay"] * accumulation / sums["micro"]} if "replay" in sums else {}
     )

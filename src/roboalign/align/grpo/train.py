@@ -32,7 +32,8 @@ from roboalign.mllm.load import Mllm
 
 
 class Numbers(Dataset):
-    """0, 1, 2, ...: the numbers of the micro-batches. What is in them is sampled when their rollout begins."""
+    """Numbers 0, 1, 2, ... of the micro-batches. Their contents are sampled when their rollout
+    begins."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -54,17 +55,21 @@ def train_grpo(
     replay: Sequence[Conversation] = (),
     label: str = "rl",
 ) -> dict[str, Any]:
-    """Refine `mllm` in place on the accuracy of the actions or words it answers with, and write it to `out_dir/model`.
+    """Refine `mllm` in place by the accuracy of the actions or words in its answers, and write it
+    to `out_dir/model`.
 
-    `prompts` is the rl split of a mixture: one action question each, with the FAST ids of its target. Under the rewards
-    `answer` and `trace` it is questions in think mode whose first turn says what is expected, and `fast` may be None.
-    `replay` are SFT conversations for `config.replay_weight`. `out_dir` also gets `metrics.jsonl`, `samples.jsonl`,
-    `ledger.json` and, while it trains, `checkpoints/`; a killed run goes on from the last and ends with the same
+    `prompts` is the rl split of a mixture: one action question each, with the FAST ids of its
+    target. For the rewards `answer` and `trace`, they are questions in think mode whose first turn
+    has the expected answer, and `fast` may be None. `replay` are SFT conversations for
+    `config.replay_weight`. `out_dir` also gets `metrics.jsonl`, `samples.jsonl`, `ledger.json` and,
+    during training, `checkpoints/`. A killed run resumes from the last one and ends with the same
     weights.
 
-    Returns the ledger: updates, rollouts, unique prompts, answers, tokens generated and prefilled, seconds by part.
-    Raises RoboAlignError as train_sft does, and where a prompt has nothing that the reward could compare with, or the
-    model no action tokens to answer with.
+    Returns the ledger: updates, rollouts, unique prompts, answers, tokens generated and prefilled,
+    seconds by part.
+
+    Raises RoboAlignError in the same cases as train_sft, and if a prompt has no target for the
+    reward or the model lacks the action tokens to answer.
     """
     out_dir = Path(out_dir)
     check_prompts(mllm, prompts, config.reward, str(out_dir))
@@ -106,9 +111,9 @@ def build_grpo_trainer(
     lora: LoraModel | None = None,
     digest: WeightsDigest = weights_fingerprint,
 ) -> GrpoTrainer:
-    """The trainer of `train_grpo`; `order` holds the prompts of all updates, one after the other.
+    """Build the trainer of `train_grpo`; `order` lists the prompts of all updates in sequence.
 
-    `digest` tells initial weights apart: a checkpoint of others is not resumed.
+    `digest` identifies the initial weights: checkpoints of other weights are not resumed.
     """
     arguments = training_arguments(
         config,

@@ -1,4 +1,4 @@
-"""Train GRPO on action accuracy (paper, section 3.2), with EasyR1's arithmetic, on
+"""Train by GRPO on action accuracy (paper, section 3.2), with EasyR1's arithmetic, on
 `transformers.Trainer`.
 
 A rollout samples a group of answers to each of its prompts; a few updates then use it.
@@ -49,18 +49,21 @@ from roboalign.core.files import append_jsonl
 from roboalign.mllm.load import Mllm
 
 LARGEST_DRIFT = 0.1
-"""Nats that rounding may move a log-probability by on average; bfloat16 was measured at 0.01."""
+"""Mean difference in nats that rounding may cause in log-probabilities; 0.01 was measured for
+bfloat16."""
 
 
 class GrpoTrainer(AlignTrainer):
-    """One micro-batch is `micro_batch_size` prompts with all their answers; a group is never split.
+    """Train by GRPO. A micro-batch is `micro_batch_size` prompts with all their answers; groups are
+    never split.
 
-    Each process samples the prompts of its own micro-batches. Nothing of a rollout outlives it: checkpoints fall on
-    rollout boundaries, and a prompt's seed is that of its place in the run, on however many processes it runs.
+    Each process samples the prompts of its own micro-batches. No state of a rollout needs to be
+    saved, since checkpoints fall between rollouts. The seed of a prompt depends on its place in the
+    run, not on the number of processes.
     """
 
     gather: Callable[[list[Any]], list[Any]] = staticmethod(gather_object)
-    """All processes' lists as one, on each of them."""
+    """Concatenates the lists of all processes, on each of them."""
 
     def __init__(
         self,
@@ -101,7 +104,8 @@ class GrpoTrainer(AlignTrainer):
         return loss
 
     def begin_rollout(self) -> None:
-        """Sample, reward and score what this process needs for the updates of the rollout that begins now."""
+        """Sample, reward and score this process's prompts for all updates of the rollout that
+        begins now."""
         config, first = self.config, self.state.global_step
         numbers = self.numbers_of(first, config.updates_per_rollout)
         micro = config.micro_batch_size
@@ -140,14 +144,16 @@ class GrpoTrainer(AlignTrainer):
         self.account(rollout, places, sampled - began, time.monotonic() - sampled, drift)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Of `bf16`, around many forward passes: else each of them, one a sampled token, would cast all weights anew.
+        """Return the autocast of `bf16` for many forward passes: otherwise each sampled token would
+        cast all weights again.
 
-        A split model's copies are in bfloat16 as a whole.
+        A sharded model's copies are in bfloat16 already.
         """
         return nullcontext() if self.is_fsdp_enabled else self.accelerator.autocast()
 
     def publish(self, sampler: VllmSampler) -> None:
-        """Give the servers the policy as it is now; the first process writes it, and asks a server that all share."""
+        """Give the servers the current policy. The first process writes it, and reloads the server
+        if all processes share one."""
         began, first, update = (
             time.monotonic(),
             self.is_world_process_zero(),
@@ -171,7 +177,11 @@ class GrpoTrainer(AlignTrainer):
         self.count(seconds_publishing=time.monotonic() - began)
 
     def whole_policy(self, keep: bool = True) -> Mllm:
-        """The policy as a module whose forward passes wait for no other process: where it is split, a copy (`keep`)."""
+        """Return the policy as a module whose forward passes wait for no other process: if it is
+        sharded, a copy.
+
+        Every process must call this; only those with `keep` get a copy.
+        """
         if not self.is_fsdp_enabled:
             return self.mllm
         dtype, device = computes_in(self.accelerator), self.args.device
@@ -182,7 +192,8 @@ class GrpoTrainer(AlignTrainer):
     def with_own_logp(
         self, sampler: VllmSampler, batches: list[Batch]
     ) -> tuple[list[Batch], Drift]:
-        """The batches with our log-probabilities, so that the first ratios are 1; and how far the server's were off."""
+        """Return the batches with our log-probabilities, so that the first ratios are 1, and how
+        far the server's differed."""
         share = not self.config.gradient_checkpointing
         pairs = [
             own_logp(self.mllm, batch, temperature=self.config.temperature, share_prompt=share)
@@ -195,13 +206,14 @@ class GrpoTrainer(AlignTrainer):
         return [batch for batch, _ in pairs], drift
 
     def numbers_of(self, update: int, updates: int) -> list[int]:
-        """The micro-batches that this process handles in `updates` updates from `update` on."""
+        """Return the micro-batches of this process in `updates` updates, starting with `update`."""
         per_update = self.args.gradient_accumulation_steps * self.args.world_size
         everyones = range(update * per_update, (update + updates) * per_update)
         return [n for n in everyones if n % self.args.world_size == self.args.process_index]
 
     def reference_logp(self, batch: Batch) -> Tensor | None:
-        """Of the model at the start: of its copy, or of the policy without what LoRA has added. None without KL."""
+        """Return the log-probabilities of the initial model (its copy, or the policy without
+        adapters); None without KL."""
         if not self.config.kl:
             return None
         with (
@@ -229,7 +241,8 @@ class GrpoTrainer(AlignTrainer):
         scoring: float,
         drift: Drift | None,
     ) -> None:
-        """Counters, and the rollout's part of metrics.jsonl and samples.jsonl, of all processes' prompts."""
+        """Update the counters, and record the rollout of all processes for metrics.jsonl and
+        samples.jsonl."""
         self.count(
             prompts=len(places),
             answers=len(rollout.ids),
@@ -257,7 +270,8 @@ class GrpoTrainer(AlignTrainer):
     # The loss.
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
-        """This micro-batch's share of the loss, whose sum over an update is its mean over all its answer tokens."""
+        """Return this micro-batch's share of the loss; the shares of an update add up to the mean
+        over all its answer tokens."""
         number, config = int(inputs["number"]), self.config
         batch, reference = self.batches[number]
         statistics = self.statistics(model, batch)
@@ -283,9 +297,11 @@ class GrpoTrainer(AlignTrainer):
         return loss if replayed is None else loss + config.replay_weight * replayed
 
     def require_the_samplers_policy(self, logp: Tensor, batch: Batch) -> None:
-        """Raise RoboAlignError where the first update of a rollout does not compute what the sampler did.
+        """Raise RoboAlignError if the trainer's log-probabilities differ from the sampler's at the
+        first update of a rollout.
 
-        The weights are the same, so every ratio must be 1. Otherwise images or positions are mixed up between rows.
+        The weights are still the same, so every ratio must be 1. Otherwise the rows mix up images
+        or positions.
         """
         if self.config.lora and self.config.lora.dropout:
             return
@@ -298,7 +314,8 @@ class GrpoTrainer(AlignTrainer):
             )
 
     def replay_loss(self, model: nn.Module, number: int) -> Tensor | None:
-        """The SFT loss on this micro-batch's share of the replayed conversations; None without replay."""
+        """Return the SFT loss on this micro-batch's share of the replayed conversations; None
+        without replay."""
         if self.replay is None:
             return None
         per_update = self.args.gradient_accumulation_steps * self.args.world_size
@@ -314,7 +331,8 @@ class GrpoTrainer(AlignTrainer):
     # Logging.
 
     def step_metrics(self) -> dict[str, Any]:
-        """Of the updates since the last record, and of the rollout; over all processes."""
+        """Return statistics of the updates since the last record and of the rollout, over all
+        processes."""
         taken = self.gather([self.sums.take()])
         return {**means_of(taken, self.args.gradient_accumulation_steps), **self.rollout_record}
 

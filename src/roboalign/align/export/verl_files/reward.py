@@ -1,11 +1,11 @@
-"""The reward of a sampled action answer, for verl and EasyR1: r = (format + action) / 2, in [0, 1].
+"""Reward a sampled action answer, for verl and EasyR1: r = (format + action) / 2, in [0, 1].
 
 This file needs only the standard library and `reward.json` next to it. verl is given `reward.py`
 and `compute_score`, EasyR1 `reward.py:compute_scores`.
 
-Both pass text. The action tokens are found in it by their names in the saved tokenizer, which
-splits any text at them, so an answer is read here as its token ids would be. A name that the
-tokenizer lacks is text.
+Both pass text. Action tokens are found in it by their names in the saved tokenizer, which splits
+any text at them, so an answer is read here as its token ids would be. Names that the tokenizer
+lacks count as text.
 """
 
 import itertools
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS: dict[str, Any] = json.loads(Path(__file__).with_name("reward.json").read_text())
-"""preset, n_fast, end_texts, special_texts, and for the preset `decoded` tau, horizon, action_dim, scale, min_token and
-fast_bytes (hexadecimal, one a FAST token)."""
+"""preset, n_fast, end_texts, special_texts, and for the preset `decoded` also tau, horizon,
+action_dim, scale, min_token and fast_bytes (hexadecimal, one per FAST token)."""
 
 REWARD_NAME = "roboalign"  # EasyR1 reads this and the next one
 REWARD_TYPE = "batch"
@@ -36,12 +36,13 @@ def compute_score(
     extra_info: dict[str, Any] | None = None,
     **_: Any,
 ) -> dict[str, Any]:
-    """verl's signature. `ground_truth` holds the target's FAST ids, "12 3 7"; verl trains on `score`."""
+    """Return the scores of one answer, with verl's signature. `ground_truth` holds the target's
+    FAST ids, for example "12 3 7"; verl trains on `score`."""
     return score(solution_str, [int(i) for i in ground_truth.split()])
 
 
 def compute_scores(reward_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """EasyR1's signature, a batch; EasyR1 trains on `overall`."""
+    """Return the scores of a batch, with EasyR1's signature; EasyR1 trains on `overall`."""
     results = []
     for one in reward_inputs:
         scored = score(one["response"], [int(i) for i in one["ground_truth"].split()])
@@ -57,7 +58,11 @@ def compute_scores(reward_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def score(text: str, target: list[int]) -> dict[str, Any]:
-    """score, format, action, prefix (all in [0, 1]) and length (FAST tokens in the block) of one answer."""
+    """Return score, format, action, prefix (all in [0, 1]) and length (FAST tokens in the block) of
+    one answer.
+
+    Raises ValueError if `target` is empty, or if the preset `decoded` cannot decode it.
+    """
     if not target:
         raise ValueError("the target is empty")
     end = next((end for end in SETTINGS["end_texts"] if text.endswith(end)), "")
@@ -81,7 +86,8 @@ def score(text: str, target: list[int]) -> dict[str, Any]:
 
 
 def parse(text: str) -> tuple[bool, list[int]]:
-    """Whether the answer is well formed, and the FAST ids of its only action block inside <answer> ([] without one)."""
+    """Return whether the answer is well formed, and the FAST ids of its only action block inside
+    <answer> ([] without one)."""
     found = [match for match in _NAME.finditer(text) if _known(match[0])]
     if len(found) < 3 or [match[0] for match in found].count("<ACTION_START>") != 1:
         return False, []
@@ -109,7 +115,8 @@ def _known(name: str) -> bool:
 
 
 def _decoded(well_formed: bool, fast: list[int], target: list[int], prefix: float) -> float:
-    """The mean of the prefix accuracy and exp(-L1 / tau), L1 between the chunks; 0 where there is no chunk."""
+    """Return the mean of the prefix accuracy and exp(-L1 / tau), L1 between the chunks; 0 if there
+    is no chunk."""
     goal = _chunk(target)
     if goal is None:
         raise ValueError(f"a target of {len(target)} tokens decodes to no chunk")
@@ -121,7 +128,8 @@ def _decoded(well_formed: bool, fast: list[int], target: list[int], prefix: floa
 
 
 def _chunk(fast: list[int]) -> list[float] | None:
-    """horizon x action_dim normalised actions, flat, by FAST's inverse DCT; None where the ids give another count."""
+    """Return horizon x action_dim normalized actions, flat, by FAST's inverse DCT; None if the ids
+    decode to another number."""
     horizon, dims = SETTINGS["horizon"], SETTINGS["action_dim"]
     try:
         spelled = b"".join(bytes.fromhex(SETTINGS["fast_bytes"][i]) for i in fast).decode()
