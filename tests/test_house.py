@@ -28,6 +28,7 @@ LEVELS = [
     {"align", "vla"},
     {"evaluate"},
     {"serve"},
+    {"trial"},
     {"report"},
     {"run"},
     {"plan"},

@@ -26,6 +26,7 @@ _GROUPS = {
     },
     "use them elsewhere": {
         "serve": "let a robot ask a policy over openpi's websocket protocol",
+        "trial": "compare policies on a robot, blind, by a plan that is locked before",
         "export": "write a run's RL stage as a folder for verl or EasyR1",
         "push": "upload a policy or a model, with its card, to the Hugging Face Hub",
     },
