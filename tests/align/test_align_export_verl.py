@@ -361,7 +361,7 @@ def test_an_export_replaces_an_export_and_nothing_else(exported, run, tmp_path, 
     )
     (tmp_path / "mine").mkdir()
     assert main(["export", "verl", str(run), "--out", str(tmp_path / "mine")]) == 2
-    assert "something else than an export" in capsys.readouterr().err
+    assert "something other than an export" in capsys.readouterr().err
 
 
 def test_what_is_refused(run, mllm, fast, conversations, tmp_path, capsys):

@@ -452,7 +452,9 @@ def test_a_full_disk_at_a_checkpoint(
             return inner(self, *arguments)
 
     inner = GrpoTrainer._write_checkpoint
-    expected = r"checkpoint-4: cannot be written \(.*goes on from checkpoint-2, which is whole\.$"
+    expected = (
+        r"checkpoint-4: cannot be written \(.*resumes from checkpoint-2, which is complete\.$"
+    )
     with monkeypatch.context() as patch, pytest.raises(RoboAlignError, match=expected):
         patch.setattr(GrpoTrainer, "_write_checkpoint", write)
         train_grpo(tiny(), fast(), prompts(), config, broken)

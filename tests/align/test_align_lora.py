@@ -409,9 +409,7 @@ def test_a_launch_that_splits_the_model_is_refused(
 
     inner = Trainer.create_accelerator_and_postprocess
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", split)
-    with pytest.raises(
-        RoboAlignError, match=r"sft: LoRA trains beside the whole model .*eight_gpus.yaml"
-    ):
+    with pytest.raises(RoboAlignError, match=r"sft: LoRA needs the whole model .*eight_gpus.yaml"):
         train_sft(build("qwen3_vl"), talks(), SftConfig(**SFT), tmp_path)
 
 

@@ -295,7 +295,7 @@ def test_a_full_disk_at_a_checkpoint(
     inner = SftTrainer._write_checkpoint
     expected = (
         r"checkpoints/checkpoint-4: cannot be written \(.+\): checkpoint-4 takes about 0\.00[01] GB, and "
-        r"\d+\.\d+ GB are free Fix: free space.*goes on from checkpoint-2, which is whole\.$"
+        r"\d+\.\d+ GB are free Fix: free space.*resumes from checkpoint-2, which is complete\.$"
     )
     with monkeypatch.context() as patch, pytest.raises(RoboAlignError, match=expected):
         patch.setattr(SftTrainer, "_write_checkpoint", write)
@@ -315,7 +315,7 @@ def test_a_full_disk_at_the_end(
             inner(self, *arguments)
 
     inner = SftTrainer._write_final
-    expected = r"model: cannot be written .*goes on from checkpoint-6, which is whole\.$"
+    expected = r"model: cannot be written .*resumes from checkpoint-6, which is complete\.$"
     with monkeypatch.context() as patch, pytest.raises(RoboAlignError, match=expected):
         patch.setattr(SftTrainer, "_write_final", write)
         train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)

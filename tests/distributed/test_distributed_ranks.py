@@ -121,4 +121,4 @@ def test_a_rank_that_is_left_alone_says_so(tmp_path: Path, work: Callable[[Team]
     assert line.startswith(
         f"error: {where}: another process of this training has ended or no longer answers"
     )
-    assert "goes on from the last checkpoint" in line
+    assert "resumes from the last checkpoint" in line

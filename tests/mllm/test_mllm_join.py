@@ -191,7 +191,7 @@ def test_the_connector_alone_learns(joined: Mllm) -> None:
     }
     assert count == 64 * 64 + 64 + 64 * 64 + 64
     qwen = build_tiny(TinyConfig(vocab_size=500), backbones.TEXTS)
-    with pytest.raises(RoboAlignError, match="no projector beside"):
+    with pytest.raises(RoboAlignError, match="no projector apart from"):
         keep_connector_alone(qwen.model)
 
 

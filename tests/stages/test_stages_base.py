@@ -163,7 +163,7 @@ def test_a_connector_needs_a_model_that_has_one(run_dir: Path, tmp_path: Path) -
         tmp_path / "mine",
     )
     settings = recipe(backbone={"source": str(tmp_path / "mine"), "layer": 1, "connector": {}})
-    with pytest.raises(RoboAlignError, match="no projector beside its vision encoder"):
+    with pytest.raises(RoboAlignError, match="no projector apart from its vision encoder"):
         stage.base(context(tmp_path, "base", settings))
 
 

@@ -37,7 +37,7 @@ KNOWN_AXES: dict[str, Axes] = {
     # robosuite and LIBERO: base_xpos_offset of their Panda puts the base behind the table on x, unturned
     "libero": ROS,
     "robomimic_osc_pose": ROS,
-    # Metaworld: the Sawyer stands behind the table on y, looking along +y, x to its right (scene.py)
+    # Metaworld: the Sawyer is behind the table on y, looking along +y, x to its right (scene.py)
     "metaworld": ("right", "forward", "up"),
 }
 """Action space in known_spaces.py -> axes.

@@ -199,4 +199,4 @@ def _assert_round_trip(
         )
     for token, token_id in zip(tokens, ids, strict=True):
         if tokenizer.convert_ids_to_tokens(token_id) != token:
-            raise RoboAlignError(f"id {token_id} does not stand for {token}", where="tokenizer")
+            raise RoboAlignError(f"id {token_id} is not that of {token}", where="tokenizer")

@@ -44,9 +44,9 @@ def room_on_disk(
         shutil.rmtree(staging, ignore_errors=True)
         whole = kept()
         goes_on = (
-            f"goes on from {whole.name}, which is whole"
+            f"resumes from {whole.name}, which is complete"
             if whole
-            else "starts again, for want of a checkpoint"
+            else "starts over, since there is no checkpoint"
         )
         raise RoboAlignError(
             f"cannot be written ({reason}): {final.name} takes about {_needed(model, optimizer) / 1e9:.3f} GB, and "

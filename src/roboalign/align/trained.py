@@ -63,7 +63,7 @@ def keep_connector_alone(model: nn.Module) -> int:
     ]
     if not connector:
         raise RoboAlignError(
-            "the model has no projector beside its vision encoder",
+            "the model has no projector apart from its vision encoder",
             where=type(model).__name__,
             fix="leave backbone.connector out: it is for models of LLaVA's kind",
         )

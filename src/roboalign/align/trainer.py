@@ -77,7 +77,7 @@ class AlignTrainer(ShardedTrainer):
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
         if lora is not None and self.splits:
             raise RoboAlignError(
-                "LoRA trains beside the whole model on each device, and this launch splits it",
+                "LoRA needs the whole model on each device, and this launch splits it",
                 where=label,
                 fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or set lora: null",
             )

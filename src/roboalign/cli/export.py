@@ -90,7 +90,9 @@ def export_verl_folder(
         )
     if out.exists() and not (out / "reward.json").is_file():
         raise RoboAlignError(
-            "something else than an export stands here", where=str(out), fix="give a new folder"
+            "this folder contains something other than an export",
+            where=str(out),
+            fix="give a new folder",
         )
     recipe = load_recipe(run / "recipe.yaml")
     export_verl.require_exportable(recipe.rl.reward)
@@ -183,13 +185,13 @@ def verl_differences(rl: RlConfig) -> list[str]:
         "The reward sees text, not ids. An action token that a policy spells out of other tokens counts as one.",
         "verl drops special tokens from that text, so a stray one inside an answer costs nothing there; EasyR1 keeps "
         "them.",
-        "An answer goes on until its end token; `roboalign rl` stops it behind `</answer>`.",
+        "An answer continues until its end token; `roboalign rl` stops it after `</answer>`.",
         "verl forbids no token; `roboalign rl` and EasyR1 never sample the image token.",
         "An incomplete last rollout is dropped; `roboalign rl` completes it.",
     ]
     if rl.replay_weight:
         lines.append(
-            f"`rl.replay_weight` {rl.replay_weight} (an SFT loss beside GRPO) has no counterpart: left out."
+            f"`rl.replay_weight` {rl.replay_weight} (an SFT loss in addition to GRPO) has no counterpart: left out."
         )
     if rl.updates is not None:
         lines.append(

@@ -120,7 +120,7 @@ class Team:
                 f"another process of this training has ended or no longer answers ({detail})",
                 where=f"rank {self.rank} of {self.size}",
                 fix="look for the rank that the launcher names below, or that hangs (out of memory?); the same command "
-                "goes on from the last checkpoint, on any number of processes.",
+                "resumes from the last checkpoint, on any number of processes.",
             ) from None
         finally:
             signal.signal(signal.SIGTERM, before)

@@ -51,7 +51,7 @@ def label_frames(
     """
     if len(states) < 2:
         raise RoboAlignError(
-            f"{len(states)} demonstrations of {task}: a frame's neighbours are of other ones",
+            f"{len(states)} demonstrations of {task}: a frame's neighbors come from the others",
             where="probe",
             fix="collect more demonstrations of it",
         )
@@ -167,7 +167,7 @@ def knn(
         held, others = owner == episode, owner != episode
         if others.sum() < k:
             raise RoboAlignError(
-                f"{others.sum()} frames of other episodes, fewer than k = {k} neighbours",
+                f"{others.sum()} frames of other episodes, fewer than k = {k} neighbors",
                 where="probe",
                 fix="pass --k with a smaller number, or more demonstrations",
             )

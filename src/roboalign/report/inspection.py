@@ -132,7 +132,7 @@ def dimension_table(found: list[Dimension], survey: Survey, what: str) -> Table 
     sample = "all" if survey.rows == survey.steps else f"a sample of {count_text(survey.rows)}"
     caption = (
         f"Raw units of the {what}. Minimum, maximum, mean and std are exact; quantiles and shares are from "
-        f"{sample} of {count_text(survey.steps)} rows. Outliers lie beyond 3 times q99 − q01 outside of them."
+        f"{sample} of {count_text(survey.steps)} rows. Outliers are outside q01 to q99 by more than 3 times q99 − q01."
     )
     return Table(caption, ("Dimension", *columns, "at min or max", "outliers", "remark"), rows)
 
@@ -180,7 +180,7 @@ def token_table(survey: Survey) -> Table | None:
     )
     caption = (
         f"{origin}; measured on {count_text(tokens.chunks)} chunks of the other half, copies of one episode kept "
-        "together. L1 in normalized units: q01 to q99 is −1 to 1, and what lies beyond is cut first."
+        "together. L1 in normalized units: q01 to q99 is −1 to 1, and what is beyond is clipped first."
     )
     return Table(caption, ("Measure", "value"), [(name, [Cell(value)]) for name, value in rows])
 

@@ -49,7 +49,7 @@ class Cadence:
         lines = [
             f"{self.steps} control steps, {rate:.1f} a second of {self.fps:g}; {self.overruns} overran, "
             f"{self.missed} missed",
-            f"held: {self.late} for want of a chunk, {self.stale} because it was stale; {self.errors} requests failed",
+            f"held: {self.late} without a chunk, {self.stale} with stale chunks; {self.errors} requests failed",
             f"limited: {self.clipped} by range, {self.slowed} by step",
         ]
         for name, times in (

@@ -133,7 +133,7 @@ class Contract:
             raise RoboAlignError(
                 f"`{REQUESTS}` is a list of 1 to {self.max_batch} requests and the only key",
                 where=REQUESTS,
-                fix="send fewer at once, and nothing beside it",
+                fix="send fewer at once, and no other key",
             )
         for number, one in enumerate(many):
             if not isinstance(one, dict):

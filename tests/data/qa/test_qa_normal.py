@@ -67,7 +67,7 @@ def test_points_by_hand(text, style, size, expected):
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ("[(1.2, 0.5)]", "1.2 lies outside 0 to 1"),
+        ("[(1.2, 0.5)]", "1.2 is outside 0 to 1"),
         ("(-0.1, 0.5)", "outside"),
         ("(1e999, 0.5)", "outside"),
         ("[(0.1, 0.2), (0.3, 7)]", "outside"),

@@ -236,7 +236,7 @@ def test_what_is_broken_is_a_fault_and_the_rest_goes_on() -> None:
         "it has no camera",
         "an action is not finite",
     ]
-    assert [refused.reason for refused in made[5].refused] == ["the image is of one colour"] * 3
+    assert [refused.reason for refused in made[5].refused] == ["the image has only one color"] * 3
     other = list(
         StateQuestions(CONFIG.model_copy(update={"camera": "wrist"})).questions(
             [Work(good, frames)]

@@ -117,7 +117,7 @@ def _fractions(
         return groups
     for value, scale in ((v, s) for group in groups for v, s in zip(group, scales)):
         if not (math.isfinite(value) and 0 <= value <= scale):
-            return Refused(f"the coordinate {value:g} lies outside 0 to {scale:g}")
+            return Refused(f"the coordinate {value:g} is outside 0 to {scale:g}")
     return [tuple(v / s for v, s in zip(group, scales)) for group in groups]
 
 
@@ -344,7 +344,7 @@ def to_conversation(
     questions = [question for question, _ in sample.turns]
     first = questions[0].strip()
     if not (first.startswith(IMAGE_MARK) or first.endswith(IMAGE_MARK)):
-        return Refused("the image stands inside the text, and a conversation begins with it")
+        return Refused("the image is inside the text, but a conversation must begin with it")
     wrong = next((target for target in sample.targets if isinstance(target, Refused)), None)
     if wrong is not None:
         return wrong

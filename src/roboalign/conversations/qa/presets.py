@@ -42,7 +42,7 @@ class QaPreset:
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Changes a record before it is read; if it raises RoboAlignError, that is a `Fault`."""
     fetch: str = ""
-    """Steps besides, or instead of, the Hub download; `{folder}` stands for its folder."""
+    """Steps besides, or instead of, the Hub download; `{folder}` is replaced by its folder."""
 
 
 def egoplan_record(record: dict[str, Any]) -> dict[str, Any]:

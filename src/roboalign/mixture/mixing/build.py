@@ -388,9 +388,9 @@ def check_same(what: str, found: dict[str, str], expected: dict[str, str] | None
         else "differs"
     )
     fix = {
-        "source file": "say with --at NAME=PATH where the same file lies",
-        "file of what is evaluated on": "say with --at evaluation.0=PATH where the same data lies",
-        "file of lengths": "say with --at model=PATH where the same model lies",
+        "source file": "say with --at NAME=PATH where the same file is",
+        "file of what is evaluated on": "say with --at evaluation.0=PATH where the same data is",
+        "file of lengths": "say with --at model=PATH where the same model is",
     }.get(what, "an image of a source has changed, or use the versions that the manifest lists")
     raise RoboAlignError(
         f"the {what} {name} {state}: this would be another mixture", where="manifest.json", fix=fix

@@ -55,7 +55,7 @@ def run_tasks(
         except BrokenProcessPool:
             fix = "run the same command again: it continues from here; --workers takes fewer"
             raise RoboAlignError(
-                "a worker process was ended from outside, perhaps for want of memory",
+                "a worker process was killed from outside, perhaps because memory ran out",
                 where=label,
                 fix=fix,
             ) from None

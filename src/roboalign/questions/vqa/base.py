@@ -136,7 +136,7 @@ def look(episode: Episode, camera: str | None, t: int) -> np.ndarray | Refused |
     except RoboAlignError as error:
         return Fault(error.where, error.problem, error.fix)
     if int(np.ptp(frame, axis=(0, 1)).max()) <= FLAT:
-        return Refused("the image is of one colour")
+        return Refused("the image has only one color")
     return frame
 
 

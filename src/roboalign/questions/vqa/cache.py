@@ -102,7 +102,7 @@ class AnswerCache:
                 raise RoboAlignError(
                     f"an answer cannot be written ({error.strerror})",
                     where=str(self.path),
-                    fix="make room on the disk; the same command goes on from here",
+                    fix="make room on the disk; the same command continues from here",
                 ) from None
             self._count(record, place, len(line))
 

@@ -197,7 +197,7 @@ class TeacherQuestions:
         if self._failed >= FAILED_IN_A_ROW:
             problem = f"{self._failed} requests failed one after the other: {fault.problem}"
             raise RoboAlignError(
-                problem, where=fault.where, fix=f"{fault.fix}; the same command goes on from here"
+                problem, where=fault.where, fix=f"{fault.fix}; the same command continues from here"
             )
 
 

@@ -162,7 +162,7 @@ def draw_frames(
             if place == len(lengths):
                 return Plan(lengths, frames, faults)
         chosen.append(frames_of[place][number - before])
-    raise AssertionError("the last number lies behind every episode")
+    raise AssertionError("the last number is past every episode")
 
 
 def write_questions(
