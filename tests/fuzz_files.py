@@ -22,8 +22,8 @@ sys.path += [str(TESTS / "data"), str(TESTS / "data" / "robot"), str(TESTS / "da
 
 from data_episodes import make_episode  # noqa: E402
 from hdf5_fuzz import write_base  # noqa: E402
+from lerobot_sets import FEATURES, write_set  # noqa: E402
 from test_robot_calvin import annotate, record, step_arrays, step_path  # noqa: E402
-from test_robot_lerobot_v2 import FEATURES, write_set  # noqa: E402
 from test_robot_rlds import record as rlds_record  # noqa: E402
 from test_robot_rlds import write_set as write_rlds  # noqa: E402
 from test_robot_video import write_video  # noqa: E402
