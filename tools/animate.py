@@ -8,6 +8,7 @@ that it does not solve is refused, so the README must say that the episodes are 
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,14 @@ MAX_STEPS = 200
 
 def roll_out(policy: Policy, task: str, seed: int) -> list[np.ndarray]:
     """The actions [A] up to the solved step. Raises RoboAlignError where the policy does not solve the episode."""
-    environment = MetaWorld().make(task)
-    environment.reset(seed)
     actions: list[np.ndarray] = []
-    while len(actions) < MAX_STEPS:
-        for action in policy.act(environment.observe(), (task, seed, len(actions)))[:REPLAN]:
-            actions.append(action)
-            if environment.step(action):
-                return actions
+    with contextlib.closing(MetaWorld().make(task)) as environment:
+        environment.reset(seed)
+        while len(actions) < MAX_STEPS:
+            for action in policy.act(environment.observe(), (task, seed, len(actions)))[:REPLAN]:
+                actions.append(action)
+                if environment.step(action):
+                    return actions
     raise RoboAlignError("the policy does not solve this episode", where=f"{task}:{seed}")
 
 
@@ -39,13 +40,13 @@ def draw(
     task: str, seed: int, actions: list[np.ndarray], size: int, every: int
 ) -> list[np.ndarray]:
     """Every n-th picture of the replayed episode, and the last, uint8 [size, size, 3]."""
-    environment = MetaWorld(MetaWorldConfig(image_size=size)).make(task)
-    environment.reset(seed)
-    pictures = [environment.render()["workspace"]]
-    for number, action in enumerate(actions, start=1):
-        solved = environment.step(action)
-        if number % every == 0 or number == len(actions):
-            pictures.append(environment.render()["workspace"])
+    with contextlib.closing(MetaWorld(MetaWorldConfig(image_size=size)).make(task)) as environment:
+        environment.reset(seed)
+        pictures = [environment.render()["workspace"]]
+        for number, action in enumerate(actions, start=1):
+            solved = environment.step(action)
+            if number % every == 0 or number == len(actions):
+                pictures.append(environment.render()["workspace"])
     if not solved:
         raise RoboAlignError("the replay is not the episode", where=f"{task}:{seed}")
     return pictures

@@ -88,7 +88,8 @@ class Recipe(Config):
     """SFT, RL, head training and flow noise are repeated under each seed; data and base model are shared."""
     parallel: int = Field(0, ge=0, le=1024)
     """Number of processes in which independent stages run side by side; 0: one per core, or one if
-    there is a GPU."""
+    there is a GPU. They share the cores, and the last bits of weights depend on the threads that a
+    stage has."""
     arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
     """Backbones that get a head and are measured."""
     mixture: str | None = None

@@ -6,6 +6,7 @@ outside the image to the renderer. Pixels differ between the modes, so train and
 same one.
 """
 
+import atexit
 import functools
 import os
 import subprocess
@@ -65,6 +66,8 @@ def _gl_context() -> Any:
     os.environ.setdefault("LP_NUM_THREADS", "0")
     context = import_module(f"mujoco.{gl_backend()}").GLContext(64, 64)
     context.make_current()
+    # MuJoCo frees it only while Python takes its own modules apart, with a traceback.
+    atexit.register(context.free)
     return context
 
 
