@@ -51,13 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
-    for package in ("websockets", "msgpack"):
-        if importlib.util.find_spec(package) is None:
-            raise RoboAlignError(
-                f"the package {package} is missing",
-                where="roboalign serve",
-                fix="pip install 'roboalign[serve]'",
-            )
+    require_serving("roboalign serve")
     from roboalign.core.files import locked
     from roboalign.serve.recording import DatasetRecorder
     from roboalign.serve.server import PolicyServer, check_reach, serve_until_stopped
@@ -87,6 +81,17 @@ def main(options: argparse.Namespace) -> int:
         said = f"{server.requests} requests, {server.faults} refused, {server.passes} passes"
         say(said + (f"; {recorder.episodes} episodes recorded" if recorder else ""), "serve")
     return 0
+
+
+def require_serving(command: str) -> None:
+    """Raise RoboAlignError if a package of the websocket protocol is missing."""
+    for package in ("websockets", "msgpack"):
+        if importlib.util.find_spec(package) is None:
+            raise RoboAlignError(
+                f"the package {package} is missing",
+                where=command,
+                fix="pip install 'roboalign[serve]'",
+            )
 
 
 def api_key(name: str | None) -> str | None:

@@ -1,11 +1,28 @@
-"""`roboalign trial plan`: blind trials of several policies on one robot."""
+"""`roboalign trial plan` and `trial run`: blind trials of several policies on one robot."""
 
 import argparse
+import getpass
+import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
+from roboalign.cli.serve import api_key, require_serving
 from roboalign.cli.trial_text import format_plan
 from roboalign.core.errors import RoboAlignError
-from roboalign.trial.plan import PLAN_ENDING, draw_plan, lock_plan, number_of_trials, read_study
+from roboalign.core.progress import say
+from roboalign.trial.plan import (
+    PLAN_ENDING,
+    draw_plan,
+    key_path,
+    lock_plan,
+    number_of_trials,
+    read_key,
+    read_plan,
+    read_study,
+)
+
+LOG_ENDING = ".log.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,11 +38,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--dry-run", action="store_true", help="print the numbers only, and lock nothing"
     )
+    run = actions.add_parser(
+        "run",
+        help="route a robot's requests to the arm of each trial, blind, and note the outcomes",
+    )
+    _add_run(run)
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument
+    add("plan", metavar="PLAN", help=f"a locked plan, {PLAN_ENDING}, with its key next to it")
+    add("--log", metavar="FILE", help=f"log to continue; without it PLAN's name with {LOG_ENDING}")
+    add(
+        "--host", default="127.0.0.1", help="address for the robot; beyond loopback with a key only"
+    )
+    add(
+        "--port", type=int, default=8000, metavar="N", help="port for the robot; 0 takes a free one"
+    )
+    add(
+        "--api-key-env",
+        metavar="NAME",
+        help="ask robot and page for the key that this environment variable holds",
+    )
+    add(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME=ADDRESS",
+        help="where an arm is served now, if it moved; may be repeated",
+    )
+    add("--arms-key-env", metavar="NAME", help="variable with the key that the arms' servers ask")
+    add("--timeout", type=float, default=10.0, metavar="SECONDS", help="longest wait for an arm")
+    add("--operator", metavar="NAME", help="who notes in the terminal; without it the login name")
 
 
 def main(options: argparse.Namespace) -> int:
     """Do the action."""
-    return _plan(options)
+    return {"plan": _plan, "run": _run}[options.action](options)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -41,3 +90,62 @@ def _plan(options: argparse.Namespace) -> int:
         lock_plan(out, locked, key)
     print(format_plan(study, trials, sized, locked, out), end="")
     return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    require_serving("roboalign trial run")
+    from roboalign.serve.server import check_reach
+    from roboalign.trial.desk import Desk
+    from roboalign.trial.log import TrialLog
+    from roboalign.trial.router import BlindRouter, check_policies, open_arms
+    from roboalign.trial.session import routed
+    from roboalign.trial.terminal import Terminal
+
+    key = api_key(options.api_key_env)
+    check_reach(options.host, key)
+    plan, secret = read_plan(options.plan), read_key(options.plan)
+    addresses = secret.arms | _moved(options.arm, plan.arms)
+    with ExitStack() as stack:
+        log = stack.enter_context(TrialLog(log_path(options), plan.sha256))
+        desk = Desk(plan, log)
+        say(f"plan {plan.sha256[:12]}, log {log.path}", "trial")
+        arms = open_arms(
+            plan,
+            addresses,
+            stack,
+            api_key=api_key(options.arms_key_env),
+            timeout=options.timeout,
+        )
+        router = BlindRouter(desk, secret, arms)
+        check_policies(desk, arms)
+        port = stack.enter_context(routed(router, options.host, options.port, key))
+        say(f"the robot connects to ws://{options.host}:{port}", "trial")
+        if sys.stdin.isatty():
+            Terminal(desk, options.operator or getpass.getuser()).work()
+        else:
+            threading.Event().wait()
+    return 0
+
+
+def log_path(options: argparse.Namespace) -> Path:
+    """Return the log of a plan: what is given, or the file of the plan's name."""
+    if options.log:
+        return Path(options.log)
+    plan = Path(options.plan)
+    key_path(plan)  # refuses a name that is no plan's
+    return plan.with_name(plan.name.removesuffix(PLAN_ENDING) + LOG_ENDING)
+
+
+def _moved(given: list[str], arms: tuple[str, ...]) -> dict[str, str]:
+    """Return `NAME=ADDRESS` options as a map. Raises RoboAlignError for an unknown arm."""
+    moved = {}
+    for option in given:
+        name, _, address = option.partition("=")
+        if name not in arms or not address.startswith(("ws://", "wss://")):
+            raise RoboAlignError(
+                f"the arms are {', '.join(arms)}",
+                where=f"--arm {option}",
+                fix=f"for example --arm {arms[0]}=ws://127.0.0.1:8001",
+            )
+        moved[name] = address
+    return moved

@@ -31,6 +31,8 @@ def format_plan(
         f"sha256: {plan.sha256}",
         f"key:    {key_path(path)}",
         "The key says which arm each trial has: keep it from those who set up scenes and judge.",
+        "",
+        f"start the arms' servers, then: roboalign trial run {path}",
     ]
     return fold("\n".join(lines)) + "\n"
 

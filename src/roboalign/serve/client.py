@@ -41,6 +41,10 @@ class RemoteObservation(Protocol):
     def instruction(self) -> str: ...
 
 
+class NoAnswer(RoboAlignError):
+    """No answer came: the policy cannot be reached, is too late, or is another one by now."""
+
+
 class RemotePolicy:
     """`act` and `act_batch` of the policy at `host:port`, over one connection.
 
@@ -215,7 +219,7 @@ class RemotePolicy:
         except TimeoutError:
             # A late answer would be taken for the answer to the next request.
             self._drop()
-            raise RoboAlignError(
+            raise NoAnswer(
                 f"no answer within {self.timeout:g} s",
                 where=self.uri,
                 fix="look at the server, or give a longer timeout",
@@ -231,7 +235,7 @@ class RemotePolicy:
         if now != was:
             self._drop()
             self.metadata = before  # so that the next call is refused too
-            raise RoboAlignError(
+            raise NoAnswer(
                 f"the server now has another policy ({now}, was {was})",
                 where=self.uri,
                 fix="make a new RemotePolicy, if that is meant",
@@ -289,7 +293,7 @@ class RemotePolicy:
     def _lost(self, error: Exception) -> RoboAlignError:
         self._drop()
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return RoboAlignError(
+        return NoAnswer(
             f"no policy can be reached ({reason})",
             where=self.uri,
             fix="start it with: roboalign serve RUN_OR_POLICY",
@@ -301,7 +305,7 @@ class RemotePolicy:
             503: ("it is stopping or has no free connection", "try again later"),
         }
         problem, fix = reasons.get(status, (f"it answered HTTP {status}", "check host and port"))
-        return RoboAlignError(problem, where=self.uri, fix=fix)
+        return NoAnswer(problem, where=self.uri, fix=fix)
 
 
 def _bracketed(host: str) -> str:

@@ -117,6 +117,40 @@ class Contract:
             "max_batch": self.max_batch,
         }
 
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], where: str) -> "Contract":
+        """Return the contract that a server of ours told in its first frame.
+
+        A default instruction stays the server's own: `prompt` is None. Raises RoboAlignError if the
+        metadata are not those of `roboalign serve`.
+        """
+        try:
+            wanted, action = dict(metadata["observation"]), metadata["action"]
+            state = wanted.pop(STATE)
+            pictures = {entry["camera"]: key for key, entry in wanted.items() if key != PROMPT}
+            shapes = {camera: wanted[key]["shape"][:2] for camera, key in pictures.items()}
+            return cls(
+                model=str(metadata["model"]),
+                cameras={c: None if None in (h, w) else (h, w) for c, (h, w) in shapes.items()},
+                horizon=int(action["shape"][0]),
+                action_dim=int(action["shape"][1]),
+                state_dim=state["shape"][0],
+                needs_state=bool(state["required"]),
+                action_names=tuple(action["names"]),
+                state_names=tuple(state["names"]),
+                action_space=action["space"],
+                fps=metadata["fps"],
+                guided=bool(metadata["real_time_chunking"]),
+                keys={c: key for c, key in pictures.items() if key != f"observation/{c}"},
+                max_batch=int(metadata["max_batch"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RoboAlignError(
+                f"its metadata are not those of `roboalign serve` ({type(error).__name__}: {error})",
+                where=where,
+                fix="serve it with the same version of roboalign",
+            ) from None
+
     def read(self, message: Any) -> list[Query]:
         """Return the observations of a request: one, or those listed under `requests`.
 

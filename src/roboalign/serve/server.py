@@ -78,16 +78,17 @@ class PolicyServer:
         window: float = WINDOW,
         max_connections: int = MAX_CONNECTIONS,
         drain_seconds: float = DRAIN_SECONDS,
+        timings: bool = True,
     ) -> None:
         """Prepare to serve. Port 0 picks a free port; `window` is how many seconds a request waits
-        to share its pass.
+        to share its pass. Without `timings` a reply holds the actions alone.
 
         Raises RoboAlignError if the address needs a key.
         """
         check_reach(host, api_key)
         self.policy, self.contract, self.recorder = policy, contract, recorder
         self.host, self.port, self.api_key = host, port, api_key
-        self.window = window
+        self.window, self.timings = window, timings
         self.max_connections, self.drain_seconds = max_connections, drain_seconds
         self.metadata = pack_message(contract.metadata())
         self.requests = self.faults = self.passes = 0
@@ -221,15 +222,14 @@ class PolicyServer:
             spent = time.perf_counter() - began
             self._record(connection, queries, answer, spent)
             single = "requests" not in request
-            timing = {"infer_ms": 1000 * spent}
-            return pack_message(
-                {
-                    "actions": answer.actions[0] if single else answer.actions,
-                    "policy_timing": {"infer_ms": answer.infer_ms, "batch": answer.together},
-                    "server_timing": timing
-                    | ({} if previous is None else {"prev_total_ms": previous}),
-                }
-            )
+            reply: dict[str, Any] = {"actions": answer.actions[0] if single else answer.actions}
+            if self.timings:
+                server_timing = {"infer_ms": 1000 * spent}
+                if previous is not None:
+                    server_timing["prev_total_ms"] = previous
+                policy_timing = {"infer_ms": answer.infer_ms, "batch": answer.together}
+                reply |= {"policy_timing": policy_timing, "server_timing": server_timing}
+            return pack_message(reply)
         except Exception as error:
             self.faults += 1
             return fault_text(as_fault(error))
