@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from roboalign.evaluate.statistics import (
     holm,
     mcnemar_exact,
     mean_interval,
     paired_difference,
+    paired_score_interval,
     proportion,
     wilson,
 )
@@ -165,3 +166,58 @@ def test_holm_by_hand():
     assert holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def score_by_search(only_a, only_b, n, value):
+    """The score statistic with the restricted likelihood maximized by a search instead of a formula."""
+
+    def loss(share):  # share: probability that only a succeeds; that of only b is share + value
+        cells = np.array([share, share + value, 1 - 2 * share - value])
+        counts = np.array([only_a, only_b, n - only_a - only_b])
+        return -stats.multinomial.logpmf(counts, n, np.clip(cells, 1e-15, 1))
+
+    low, high = max(0.0, -value), (1 - value) / 2
+    found = optimize.minimize_scalar(
+        loss, bounds=(low, high), method="bounded", options={"xatol": 1e-12}
+    )
+    return (only_b - only_a - n * value) / math.sqrt(n * (2 * found.x + value - value**2))
+
+
+@pytest.mark.parametrize("counts", [(5, 12, 24), (0, 7, 24), (20, 3, 40), (1, 30, 96), (2, 0, 10)])
+def test_score_interval_ends_where_the_score_test_rejects(counts):
+    only_a, only_b, n = counts
+    low, high = paired_score_interval(only_a, only_b, n)
+    assert low < (only_b - only_a) / n < high
+    assert score_by_search(only_a, only_b, n, low) == pytest.approx(1.959964, abs=2e-3)
+    assert score_by_search(only_a, only_b, n, high) == pytest.approx(-1.959964, abs=2e-3)
+
+
+def test_score_interval_by_hand_and_at_the_edges():
+    # Without a discordant pair the score is sqrt(n d / (1 - d)), so d = z^2 / (n + z^2).
+    z2 = 1.959963985**2
+    assert paired_score_interval(0, 0, 96) == pytest.approx((-z2 / (96 + z2), z2 / (96 + z2)))
+    assert paired_score_interval(0, 0, 0) == (-1.0, 1.0)
+    for n in range(1, 9):
+        for a in range(n + 1):
+            for b in range(n + 1 - a):
+                low, high = paired_score_interval(a, b, n)
+                assert -1 <= low <= (b - a) / n <= high <= 1
+                assert paired_score_interval(b, a, n) == pytest.approx((-high, -low), abs=1e-9)
+    with pytest.raises(ValueError, match="cannot be"):
+        paired_score_interval(3, 3, 5)
+
+
+def test_coverage_of_the_score_interval():
+    """Of every outcome of 20 pairs, weighted by its probability: about 95%, never far below."""
+    n = 20
+    outcomes = [(a, b) for a in range(n + 1) for b in range(n + 1 - a)]
+    ends = np.array([paired_score_interval(a, b, n) for a, b in outcomes])
+    for p_a, p_b in ((0.1, 0.4), (0.3, 0.3), (0.05, 0.1), (0.02, 0.6)):
+        chance = np.array(
+            [
+                stats.multinomial.pmf([a, b, n - a - b], n, [p_a, p_b, 1 - p_a - p_b])
+                for a, b in outcomes
+            ]
+        )
+        inside = (ends[:, 0] <= p_b - p_a) & (p_b - p_a <= ends[:, 1])
+        assert 0.93 < chance @ inside < 0.985

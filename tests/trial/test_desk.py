@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trial_studies import locked
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.trial.attempts import INTERRUPTED, Outcome, read_attempts
 from roboalign.trial.desk import Desk
 from roboalign.trial.log import TrialLog, read_log
 from roboalign.trial.terminal import Terminal
-from studies import locked
 
 SUCCESS = Outcome(outcome="success")
 FAILURE = Outcome(outcome="failure", failure="dropped it", stage="reached")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from trial_studies import TASK, locked, study
 
 from roboalign.cli.main import main
 from roboalign.core.errors import RoboAlignError
@@ -20,7 +21,6 @@ from roboalign.trial.plan import (
     read_plan,
     read_study,
 )
-from studies import TASK, locked, study
 
 STUDY = """
 name: toy

@@ -11,6 +11,7 @@ pytest.importorskip("msgpack")
 pytest.importorskip("websockets")
 
 from serving import CONTRACT, request, seen, served
+from trial_studies import locked, study
 from websockets.sync.client import connect
 
 from roboalign.core.errors import RoboAlignError
@@ -23,7 +24,6 @@ from roboalign.trial.log import TrialLog
 from roboalign.trial.plan import draw_plan
 from roboalign.trial.router import BlindRouter, check_policies, open_arms, shared_contract
 from roboalign.trial.session import routed
-from studies import locked, study
 
 SUCCESS = Outcome(outcome="success")
 VOID = Outcome(outcome="excluded", exclusion="the policy did not answer")
@@ -216,7 +216,10 @@ def test_requests_out_of_place_are_refused(tmp_path):
 def test_answers_of_a_fast_arm_can_be_held(tmp_path):
     policies = {"base": Constant(1.0), "aligned": Constant(2.0, seconds=0.05)}
     spent = {}
-    with session(tmp_path, policies, answer_after=0.25) as (desk, key, port, _), raw(port) as client:
+    with (
+        session(tmp_path, policies, answer_after=0.25) as (desk, key, port, _),
+        raw(port) as client,
+    ):
         client.recv()
         for arm in key.assignment[:4]:
             trial = start(desk)

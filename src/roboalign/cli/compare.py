@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.cli.compare_text import format_compared
+from roboalign.cli.compare_trials import compare_trials
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.evaluate.statistics import Estimate, paired_difference
@@ -41,7 +42,10 @@ NEUTRAL = ("name", "arms", "parallel", "rollout.batch_size")  # these change no 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for runs, arms and seeds."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="two runs' folders (or of docs/results/), or one"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="two runs' folders (or of docs/results/), or one; or the log of `roboalign trial`",
     )
     parser.add_argument(
         "--arm",
@@ -58,11 +62,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="compare this training seed only; may be repeated",
     )
+    parser.add_argument(
+        "--plan", metavar="PLAN", help="of a log of trials: its plan; without it the log's name"
+    )
+    parser.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="of a log of trials: unblind it before its plan is done, which is written down",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the comparison."""
+    if Path(options.runs[0]).is_file():
+        print(compare_trials(options))
+        return 0
+    if options.plan or options.unfinished:
+        raise RoboAlignError(
+            "--plan and --unfinished are for a log of trials, and this is no file",
+            where=options.runs[0],
+            fix="give the log that `roboalign trial run` wrote",
+        )
     print(compare_runs(options.runs, options.arm, options.seed, as_json=options.json))
     return 0
 

@@ -12,6 +12,7 @@ from roboalign.cli.trial_text import format_plan
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.progress import say
 from roboalign.trial.plan import (
+    LOG_ENDING,
     PLAN_ENDING,
     draw_plan,
     key_path,
@@ -21,8 +22,6 @@ from roboalign.trial.plan import (
     read_plan,
     read_study,
 )
-
-LOG_ENDING = ".log.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
 RESAMPLES = 10_000
@@ -137,6 +138,41 @@ def mcnemar_exact(a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray
     discordant = only_a + only_b
     p = float(binomtest(only_b, discordant, 0.5).pvalue) if discordant else 1.0
     return PairedTest(only_a, only_b, len(first), p)
+
+
+def paired_score_interval(
+    only_a: int, only_b: int, n: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return Tango's score interval of the difference b - a of two paired success rates.
+
+    `only_a`, `only_b`: of `n` pairs, those in which only that side succeeded. Unlike a bootstrap it
+    holds for few pairs and for counts of zero. (-1, 1) if n = 0. Tango, "Equivalence test and
+    confidence interval for the difference in proportions for the paired-sample design", Statistics
+    in Medicine 17, 1998. Raises ValueError if the counts are impossible.
+    """
+    if min(only_a, only_b) < 0 or only_a + only_b > n:
+        raise ValueError(f"{only_a} and {only_b} of {n} pairs cannot be")
+    if not n:
+        return -1.0, 1.0
+    z = float(norm.ppf((1 + confidence) / 2))
+    difference = (only_b - only_a) / n
+
+    def score(value: float) -> float:
+        """Return the score statistic of the hypothesis that the difference is `value`."""
+        b = (2 * n - only_b + only_a) * value - only_a - only_b
+        # The most likely share of pairs in which only a succeeds, under the hypothesis.
+        share = (math.sqrt(max(0.0, b * b + 8 * n * only_a * value * (1 - value))) - b) / (4 * n)
+        variance = n * (2 * share + value * (1 - value))
+        off = only_b - only_a - n * value
+        return off / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, off)
+
+    edge = 1e-10
+    low, high = -1.0, 1.0
+    if only_a < n:
+        low = float(brentq(lambda value: min(score(value), 1e6) - z, -1 + edge, difference - edge))
+    if only_b < n:
+        high = float(brentq(lambda value: max(score(value), -1e6) + z, difference + edge, 1 - edge))
+    return low, high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -55,6 +55,11 @@ class Attempt(Config):
         """Return whether the trial is to be done again."""
         return self.result is not None and self.result.outcome == "excluded"
 
+    @property
+    def succeeded(self) -> bool:
+        """Return whether it ended in success."""
+        return self.result is not None and self.result.outcome == "success"
+
 
 def check_outcome(plan: LockedPlan, trial: PlannedTrial, result: Outcome) -> None:
     """Raise RoboAlignError if an outcome contradicts itself, or names what the plan does not know."""
@@ -93,13 +98,20 @@ def read_attempts(plan: LockedPlan, rows: Sequence[dict[str, Any]], where: str) 
     """
     attempts: list[Attempt] = []
     for row in rows:
-        if row["event"] in ("started", "ended", "interrupted", "corrected"):
-            at = f"{where}, line {row['row']}"
-            try:
-                _apply(plan, attempts, row, at)
-            except KeyError as error:
-                raise RoboAlignError(f"the row has no {error}", where=at) from None
+        add_row(plan, attempts, row, where)
     return attempts
+
+
+def add_row(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], where: str) -> None:
+    """Change `attempts` by one row of the log at `where`. Raises RoboAlignError as `read_attempts`."""
+    at = f"{where}, line {row['row']}"
+    try:
+        if row["event"] == "started":
+            _begin(plan, attempts, row, at)
+        elif row["event"] in ("ended", "interrupted", "corrected"):
+            _end(plan, attempts, row, at)
+    except KeyError as error:
+        raise RoboAlignError(f"the row has no {error}", where=at) from None
 
 
 def next_trial(plan: LockedPlan, attempts: Sequence[Attempt]) -> PlannedTrial | None:
@@ -112,28 +124,20 @@ def next_trial(plan: LockedPlan, attempts: Sequence[Attempt]) -> PlannedTrial | 
     return plan.trials[last.trial] if last.trial < len(plan.trials) else None
 
 
-def _apply(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], at: str) -> None:
+def _begin(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], at: str) -> None:
     trial, number = row["trial"], row["attempt"]
-    if row["event"] == "started":
-        expected = next_trial(plan, attempts)
-        again = sum(attempt.trial == trial for attempt in attempts)
-        open_now = bool(attempts) and attempts[-1].result is None
-        if expected is None or open_now or (trial, number) != (expected.number, again + 1):
-            raise RoboAlignError("this trial is not the next one of the plan", where=at)
-        attempts.append(
-            validated(
-                Attempt,
-                {
-                    "trial": trial,
-                    "number": number,
-                    "operator": row["operator"],
-                    "started": row["time"],
-                },
-                at,
-            )
-        )
-        return
-    is_last = bool(attempts) and (attempts[-1].trial, attempts[-1].number) == (trial, number)
+    expected = next_trial(plan, attempts)
+    again = sum(attempt.trial == trial for attempt in attempts)
+    open_now = bool(attempts) and attempts[-1].result is None
+    if expected is None or open_now or (trial, number) != (expected.number, again + 1):
+        raise RoboAlignError("this trial is not the next one of the plan", where=at)
+    values = {"trial": trial, "number": number, "operator": row["operator"], "started": row["time"]}
+    attempts.append(validated(Attempt, values, at))
+
+
+def _end(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], at: str) -> None:
+    of = row["trial"], row["attempt"]
+    is_last = bool(attempts) and (attempts[-1].trial, attempts[-1].number) == of
     if not is_last or (attempts[-1].result is None) == (row["event"] == "corrected"):
         raise RoboAlignError("this row is of no attempt that it could be of", where=at)
     attempts[-1] = _ended(plan, attempts[-1], row, at)

@@ -9,9 +9,9 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.trial.attempts import (
     Attempt,
     Outcome,
+    add_row,
     check_outcome,
     next_trial,
-    read_attempts,
 )
 from roboalign.trial.log import TrialLog
 from roboalign.trial.plan import LockedPlan, PlannedTrial
@@ -43,7 +43,8 @@ class Desk:
         self.plan, self.log = plan, log
         self._turn = threading.RLock()
         self._counts: _Counts | None = None
-        self._read: tuple[int, list[Attempt]] = (-1, [])
+        self._attempts: list[Attempt] = []
+        self._read = 0
         last = self._last()
         if last is not None and last.result is None:
             log.append("interrupted", trial=last.trial, attempt=last.number)
@@ -51,10 +52,10 @@ class Desk:
     def attempts(self) -> list[Attempt]:
         """Return all attempts so far."""
         with self._turn:
-            if self._read[0] != len(self.log.rows):
-                found = read_attempts(self.plan, self.log.rows, str(self.log.path))
-                self._read = len(self.log.rows), found
-            return list(self._read[1])
+            for row in self.log.rows[self._read :]:
+                add_row(self.plan, self._attempts, row, str(self.log.path))
+                self._read += 1
+            return list(self._attempts)
 
     def trial(self) -> PlannedTrial | None:
         """Return the trial under way, or the next one; None when all are done."""

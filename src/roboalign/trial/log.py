@@ -111,7 +111,8 @@ def parse_log(
     Raises RoboAlignError naming the line that breaks the chain.
     """
     *lines, cut = data.split(b"\n")
-    rows, last = [], ""
+    rows: list[dict[str, Any]] = []
+    last = ""
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:

@@ -25,6 +25,7 @@ CODE_LETTERS = "ACDEFGHJKLMNPQRTUVWXY34679"
 """Letters and digits that are not taken for one another on paper."""
 PLAN_ENDING = ".plan.json"
 KEY_ENDING = ".key.json"
+LOG_ENDING = ".log.jsonl"
 
 
 class PlannedTrial(Config):
