@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trial_studies import locked
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.trial.attempts import INTERRUPTED, Outcome, read_attempts
+from roboalign.trial.attempts import INTERRUPTED, Outcome, attempts_in
 from roboalign.trial.desk import Desk
 from roboalign.trial.log import TrialLog, read_log
 from roboalign.trial.terminal import Terminal
@@ -198,7 +198,7 @@ def test_whatever_happens_the_log_says_it_and_no_attempt_is_dropped(tmp_path, st
             running = False
             number += step != "void"
     log.close()
-    attempts = read_attempts(plan, read_log(path), "log") if path.stat().st_size else []
+    attempts = attempts_in(plan, read_log(path), "log") if path.stat().st_size else []
 
     def ending(attempt):
         if attempt.result is None:

@@ -33,7 +33,7 @@ class Outcome(Config):
     note: str = Field(default="", max_length=2000)
 
 
-class Attempt(Config):
+class TrialAttempt(Config):
     """One attempt at a trial. `result` is None while it is under way."""
 
     trial: int
@@ -91,19 +91,21 @@ def check_outcome(plan: LockedPlan, trial: PlannedTrial, result: Outcome) -> Non
         )
 
 
-def read_attempts(plan: LockedPlan, rows: Sequence[dict[str, Any]], where: str) -> list[Attempt]:
+def attempts_in(plan: LockedPlan, rows: Sequence[dict[str, Any]], where: str) -> list[TrialAttempt]:
     """Return all attempts in their order; only the last can be under way.
 
     Raises RoboAlignError at a row that does not follow from the rows before it.
     """
-    attempts: list[Attempt] = []
+    attempts: list[TrialAttempt] = []
     for row in rows:
         add_row(plan, attempts, row, where)
     return attempts
 
 
-def add_row(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], where: str) -> None:
-    """Change `attempts` by one row of the log at `where`. Raises RoboAlignError as `read_attempts`."""
+def add_row(
+    plan: LockedPlan, attempts: list[TrialAttempt], row: dict[str, Any], where: str
+) -> None:
+    """Change `attempts` by one row of the log at `where`. Raises RoboAlignError as `attempts_in`."""
     at = f"{where}, line {row['row']}"
     try:
         if row["event"] == "started":
@@ -114,7 +116,7 @@ def add_row(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], wher
         raise RoboAlignError(f"the row has no {error}", where=at) from None
 
 
-def next_trial(plan: LockedPlan, attempts: Sequence[Attempt]) -> PlannedTrial | None:
+def next_trial(plan: LockedPlan, attempts: Sequence[TrialAttempt]) -> PlannedTrial | None:
     """Return the trial that is under way or to be done next; None when all are done."""
     if not attempts:
         return plan.trials[0]
@@ -124,7 +126,7 @@ def next_trial(plan: LockedPlan, attempts: Sequence[Attempt]) -> PlannedTrial | 
     return plan.trials[last.trial] if last.trial < len(plan.trials) else None
 
 
-def _begin(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], at: str) -> None:
+def _begin(plan: LockedPlan, attempts: list[TrialAttempt], row: dict[str, Any], at: str) -> None:
     trial, number = row["trial"], row["attempt"]
     expected = next_trial(plan, attempts)
     again = sum(attempt.trial == trial for attempt in attempts)
@@ -132,10 +134,10 @@ def _begin(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], at: s
     if expected is None or open_now or (trial, number) != (expected.number, again + 1):
         raise RoboAlignError("this trial is not the next one of the plan", where=at)
     values = {"trial": trial, "number": number, "operator": row["operator"], "started": row["time"]}
-    attempts.append(validated(Attempt, values, at))
+    attempts.append(validated(TrialAttempt, values, at))
 
 
-def _end(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], at: str) -> None:
+def _end(plan: LockedPlan, attempts: list[TrialAttempt], row: dict[str, Any], at: str) -> None:
     of = row["trial"], row["attempt"]
     is_last = bool(attempts) and (attempts[-1].trial, attempts[-1].number) == of
     if not is_last or (attempts[-1].result is None) == (row["event"] == "corrected"):
@@ -143,7 +145,7 @@ def _end(plan: LockedPlan, attempts: list[Attempt], row: dict[str, Any], at: str
     attempts[-1] = _ended(plan, attempts[-1], row, at)
 
 
-def _ended(plan: LockedPlan, attempt: Attempt, row: dict[str, Any], at: str) -> Attempt:
+def _ended(plan: LockedPlan, attempt: TrialAttempt, row: dict[str, Any], at: str) -> TrialAttempt:
     if row["event"] == "interrupted":
         result = Outcome(outcome="excluded", exclusion=INTERRUPTED)
         return attempt.model_copy(update={"result": result})

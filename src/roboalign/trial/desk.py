@@ -7,8 +7,8 @@ from typing import Any
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.trial.attempts import (
-    Attempt,
     Outcome,
+    TrialAttempt,
     add_row,
     check_outcome,
     next_trial,
@@ -43,13 +43,13 @@ class Desk:
         self.plan, self.log = plan, log
         self._turn = threading.RLock()
         self._counts: _Counts | None = None
-        self._attempts: list[Attempt] = []
+        self._attempts: list[TrialAttempt] = []
         self._read = 0
         last = self._last()
         if last is not None and last.result is None:
             log.append("interrupted", trial=last.trial, attempt=last.number)
 
-    def attempts(self) -> list[Attempt]:
+    def attempts(self) -> list[TrialAttempt]:
         """Return all attempts so far."""
         with self._turn:
             for row in self.log.rows[self._read :]:
@@ -194,7 +194,7 @@ class Desk:
             "stages": list(task.stages),
         }
 
-    def _noted(self, attempt: Attempt, *, correctable: bool) -> dict[str, Any]:
+    def _noted(self, attempt: TrialAttempt, *, correctable: bool) -> dict[str, Any]:
         trial = self.plan.trials[attempt.trial - 1]
         assert attempt.result is not None
         return {
@@ -214,7 +214,7 @@ class Desk:
             return 0, 0
         return trial.number, 1 + sum(attempt.trial == trial.number for attempt in attempts)
 
-    def _last(self) -> Attempt | None:
+    def _last(self) -> TrialAttempt | None:
         attempts = self.attempts()
         return attempts[-1] if attempts else None
 

@@ -9,7 +9,7 @@ from scipy.stats import fisher_exact
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.statistics import holm, mcnemar_exact, paired_score_interval, wilson
-from roboalign.trial.attempts import Attempt, next_trial, read_attempts
+from roboalign.trial.attempts import TrialAttempt, attempts_in, next_trial
 from roboalign.trial.log import TrialLog, read_log
 from roboalign.trial.plan import LockedPlan, PlanKey, read_key, read_plan
 
@@ -23,7 +23,7 @@ def results_of(log: str | Path, plan: str | Path, *, unfinished: bool = False) -
     """
     locked, key = read_plan(plan), read_key(plan)
     rows = read_log(log, locked.sha256)
-    attempts = read_attempts(locked, rows, str(log))
+    attempts = attempts_in(locked, rows, str(log))
     done = len(_results(attempts))
     total = len(locked.trials)
     if next_trial(locked, attempts) is not None:
@@ -40,7 +40,7 @@ def results_of(log: str | Path, plan: str | Path, *, unfinished: bool = False) -
 
 
 def _described(
-    plan: LockedPlan, key: PlanKey, rows: Sequence[Mapping[str, Any]], attempts: list[Attempt]
+    plan: LockedPlan, key: PlanKey, rows: Sequence[Mapping[str, Any]], attempts: list[TrialAttempt]
 ) -> dict[str, Any]:
     won = {trial: attempt.succeeded for trial, attempt in _results(attempts).items()}
     strict = dict(won)
@@ -69,7 +69,7 @@ def _described(
     }
 
 
-def _results(attempts: Iterable[Attempt]) -> dict[int, Attempt]:
+def _results(attempts: Iterable[TrialAttempt]) -> dict[int, TrialAttempt]:
     """Return the attempt that counts, by trial; trials without one are absent."""
     return {
         attempt.trial: attempt
@@ -83,7 +83,7 @@ def _arm(
     key: PlanKey,
     arm: str,
     won: Mapping[int, bool],
-    attempts: Sequence[Attempt],
+    attempts: Sequence[TrialAttempt],
 ) -> dict[str, Any]:
     """Return the success rates of one arm, and counts of everything that happened in its attempts."""
     mine = [trial for trial in plan.trials if key.assignment[trial.number - 1] == arm]
@@ -117,7 +117,7 @@ def _compared(
     pair: tuple[str, str],
     won: Mapping[int, bool],
     strict: Mapping[int, bool],
-    attempts: Sequence[Attempt],
+    attempts: Sequence[TrialAttempt],
 ) -> dict[str, Any]:
     """Return the paired test of two arms over all tasks, by task, and with void attempts as failures."""
     blocks: dict[int, dict[str, int]] = {}
@@ -164,7 +164,7 @@ def _rate(outcomes: Sequence[bool]) -> dict[str, Any]:
     return {"successes": sum(outcomes), "n": len(outcomes), "rate": rate, "low": low, "high": high}
 
 
-def _progress(plan: LockedPlan, task: str, results: Sequence[Attempt]) -> float | None:
+def _progress(plan: LockedPlan, task: str, results: Sequence[TrialAttempt]) -> float | None:
     """Return the mean share of stages that was reached; success is the last of them."""
     stages = plan.tasks[task].stages
     reached = []
@@ -176,7 +176,7 @@ def _progress(plan: LockedPlan, task: str, results: Sequence[Attempt]) -> float 
     return sum(reached) / len(reached) if reached else None
 
 
-def _task(plan: LockedPlan, attempt: Attempt) -> str:
+def _task(plan: LockedPlan, attempt: TrialAttempt) -> str:
     return plan.trials[attempt.trial - 1].task
 
 

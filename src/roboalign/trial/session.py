@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from roboalign.serve.server import PolicyServer
 from roboalign.trial.router import BlindRouter
 
-DRAIN_SECONDS = 2.0
+_DRAIN_SECONDS = 2.0
 START_SECONDS = 120.0
 
 
@@ -26,7 +26,7 @@ def routed(
         host=host,
         port=port,
         api_key=api_key,
-        drain_seconds=DRAIN_SECONDS,
+        drain_seconds=_DRAIN_SECONDS,
         timings=False,
     )
     ready = threading.Event()
@@ -55,4 +55,4 @@ def routed(
         yield ports[0]
     finally:
         server.stop()
-        thread.join(DRAIN_SECONDS + 1)
+        thread.join(_DRAIN_SECONDS + 1)
