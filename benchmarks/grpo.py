@@ -29,10 +29,12 @@ from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.train import build_grpo_trainer
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.prompts import action_question
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.mllm.generate import suppressed_ids
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
+
+LABELLED = STYLES["labelled"]
 
 TASKS = (
     "open the drawer",
@@ -64,7 +66,7 @@ def prompts(count: int, fast: FastTokenizer, chunks: np.ndarray) -> list[Convers
     for i in range(count):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
-        question = action_question(TASKS[i % len(TASKS)], "think")
+        question = LABELLED.action_question(TASKS[i % len(TASKS)], "think")
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         target = tuple(fast.encode(chunks[i % len(chunks)][None])[0])
         result.append(

@@ -14,7 +14,7 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.trained import vision_parameters
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.prompts import action_question
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.mllm.encode import Encoded
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.presets import MODEL_PRESETS
@@ -22,6 +22,8 @@ from roboalign.mllm.stand_in import published
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 from roboalign.plan.arithmetic import BackboneSize, forward_flops
 from roboalign.plan.model import backbone_numbers
+
+LABELLED = STYLES["labelled"]
 
 WORDS = (
     "gripper",
@@ -119,7 +121,7 @@ def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Mllm:
         for t in c.turns
         for text in (t.question, t.answer)
     ]
-    texts += [action_question(task, "think") for task in TASKS] * 8
+    texts += [LABELLED.action_question(task, "think") for task in TASKS] * 8
     n_fast = action_tokenizer(shape).vocab_size
     torch.manual_seed(0)
     if not shape.preset:
@@ -194,7 +196,7 @@ def rl_prompts(shape: Shape, count: int) -> list[Conversation]:
             "action",
             "action",
             "think",
-            action_question(TASKS[i % 4], "think"),
+            LABELLED.action_question(TASKS[i % 4], "think"),
             "<answer></answer>",
             "",
         )

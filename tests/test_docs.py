@@ -25,7 +25,7 @@ from roboalign.run.load import load_recipe
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy import Policy
-from tools import cli_reference
+from tools import cli_reference, prompt_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -216,6 +216,10 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_prompts_are_shown_as_the_models_read_them() -> None:
+    assert prompt_page.PAGE.read_text() == prompt_page.page(), "run: python -m tools.prompt_page"
 
 
 def test_command_reference_is_up_to_date() -> None:

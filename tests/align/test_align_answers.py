@@ -13,6 +13,7 @@ from roboalign.align.dataset import action_ids, collate_conversations
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.reply import write_tagged
 from roboalign.core.files import read_jsonl
 from roboalign.episodes.episode import encode_png
 from roboalign.mllm.encode import IGNORED, Encoded, encode_conversation
@@ -20,12 +21,12 @@ from roboalign.mllm.load import Mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 
 TEXT = "Where should the gripper go next?"
-WORDS = prompts.reply("movement left", "The cup is left.")
+WORDS = write_tagged("movement left", "The cup is left.")
 ACTIONS = prompts.action_answer([1, 0])
 TALKS = [
-    [WORDS, prompts.reply("movement up"), prompts.reply(ACTIONS)],
+    [WORDS, write_tagged("movement up"), write_tagged(ACTIONS)],
     [
-        prompts.reply(ACTIONS, "The cup is left.")
+        write_tagged(ACTIONS, "The cup is left.")
     ],  # never in a mixture; here the tokens that must not be left out
 ]
 

@@ -14,19 +14,30 @@ from roboalign.align.distill import (
     leaks,
     states,
 )
-from roboalign.align.rewards.answers import ParsedReply, parse_reply
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.prompts import answer, question, reply
+from roboalign.conversations.reply import ParsedReply
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Refused
 from roboalign.questions.ask import label_of, score_answer
+
+LABELLED = STYLES["labelled"]
 
 CONFIG = DistillConfig()
 
 
 def asked(kind: str, expected: str) -> Conversation:
-    text = question("Where is it?", "direct", label_of(kind), lead=True)
-    turn = Turn("embodied", kind, "direct", text, reply(answer(expected, label_of(kind))), expected)
-    return as_prompt(Conversation("train-7", "episode-1", 5, "reach", b"png", (turn, turn)), 1)
+    text = LABELLED.question("Where is it?", "direct", label_of(kind), lead=True)
+    turn = Turn(
+        "embodied",
+        kind,
+        "direct",
+        text,
+        LABELLED.reply(expected, "direct", label_of(kind)),
+        expected,
+    )
+    return as_prompt(
+        Conversation("train-7", "episode-1", 5, "reach", b"png", (turn, turn)), 1, LABELLED
+    )
 
 
 def test_a_prompt_asks_to_reason_whatever_the_mixture_asked() -> None:
@@ -144,10 +155,10 @@ def test_a_trace_spells_no_special_token() -> None:
         asked("choice", "B"),
         text_of("The cup <|image_pad|> is left. So it is there.", "letter B"),
     )
-    assert judge(prompt, [spelled], CONFIG, ["<|image_pad|>"]) == [
+    assert judge(prompt, [spelled], CONFIG, LABELLED, ["<|image_pad|>"]) == [
         Refused("format: a special token")
     ]
-    assert isinstance(judge(prompt, [spelled], CONFIG)[0], ParsedReply)
+    assert isinstance(judge(prompt, [spelled], CONFIG, LABELLED)[0], ParsedReply)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +177,7 @@ def test_a_trace_spells_no_special_token() -> None:
     ],
 )
 def test_the_first_rule_that_fails_is_the_reason(text: str, reason: str) -> None:
-    assert judge_alone(text, asked("choice", "B").turns[0], CONFIG) == Refused(reason)
+    assert judge_alone(text, asked("choice", "B").turns[0], CONFIG, LABELLED) == Refused(reason)
 
 
 def test_what_is_kept_of_one_question() -> None:
@@ -179,7 +190,7 @@ def test_what_is_kept_of_one_question() -> None:
         text_of(other, "letter B"),
         text_of(third, "letter B"),
     ]
-    verdicts = judge(prompt, texts, DistillConfig(max_per_question=2))
+    verdicts = judge(prompt, texts, DistillConfig(max_per_question=2), LABELLED)
     assert [v.reason for v in verdicts] == [
         "wrong answer",
         "ok",
@@ -188,7 +199,7 @@ def test_what_is_kept_of_one_question() -> None:
         "the question has enough",
     ]
     assert [type(v) for v in verdicts] == [Refused, ParsedReply, Refused, ParsedReply, Refused]
-    one = [v.reason for v in judge(prompt, texts, CONFIG)]
+    one = [v.reason for v in judge(prompt, texts, CONFIG, LABELLED)]
     assert one == [
         "wrong answer",
         "ok",
@@ -197,16 +208,16 @@ def test_what_is_kept_of_one_question() -> None:
         "the question has enough",
     ]
     # Right where another reasoning was wrong: the wrong one does not make it a duplicate.
-    assert isinstance(judge(prompt, texts[:2], CONFIG)[1], ParsedReply)
+    assert isinstance(judge(prompt, texts[:2], CONFIG, LABELLED)[1], ParsedReply)
 
 
 def test_a_trace_keeps_the_answer_that_was_given() -> None:
     prompt = asked("point", "12 20")
     (verdict,) = judge(
-        prompt, [text_of(REASONING + "\n", "point: 13 19")], CONFIG
+        prompt, [text_of(REASONING + "\n", "point: 13 19")], CONFIG, LABELLED
     )  # within the tolerance
     assert isinstance(verdict, ParsedReply)
-    trace = as_trace(prompt, verdict, 3)
+    trace = as_trace(prompt, verdict, 3, LABELLED)
     (turn,) = trace.turns
     assert (
         turn.answer == f"<think>{REASONING}</think><answer>point 13 19</answer>"
@@ -232,13 +243,13 @@ def test_what_is_kept_is_right_well_formed_and_has_no_letter_before_its_end(
     reasoning: str, inside: str
 ) -> None:
     prompt = asked("choice", "B")
-    (verdict,) = judge(prompt, [text_of(reasoning, inside)], CONFIG)
+    (verdict,) = judge(prompt, [text_of(reasoning, inside)], CONFIG, LABELLED)
     if isinstance(verdict, ParsedReply):
-        stored = as_trace(prompt, verdict, 0).turns[0]
-        again = parse_reply(stored.answer, "letter")
+        stored = as_trace(prompt, verdict, 0, LABELLED).turns[0]
+        again = LABELLED.parse(stored.answer, "think", "letter")
         assert again.well_formed and score_answer("choice", "B", again.answer) == 1.0
         assert "B" not in verdict.reasoning[: verdict.reasoning.rindex(".", 0, -1)]
-        assert judge(prompt, [stored.answer], CONFIG) == [
+        assert judge(prompt, [stored.answer], CONFIG, LABELLED) == [
             ParsedReply(True, again.reasoning, again.answer, "ok")
         ]
 

@@ -33,16 +33,20 @@ from roboalign.align.export.verl import (
 )
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.actions import score_responses
-from roboalign.cli.export import load_file, verl_differences
+from roboalign.cli.export import copy_reward, load_file, verl_differences
 from roboalign.cli.main import main
 from roboalign.conversations.conversation import Conversation, Turn, write_conversations
-from roboalign.conversations.prompts import action_answer, action_question, reply
+from roboalign.conversations.prompts import action_answer
+from roboalign.conversations.reply import write_tagged
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json
 from roboalign.mllm.encode import collate, encode_prompt, end_ids, special_ids
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 from roboalign.run.recipe import Recipe
+
+LABELLED = STYLES["labelled"]
 
 VERL = "0.9.1"
 TINY = {
@@ -80,7 +84,7 @@ def fast() -> FastTokenizer:
 
 @pytest.fixture(scope="module")
 def mllm(fast):
-    question = action_question("open the door", "think")
+    question = LABELLED.action_question("open the door", "think")
     model = build_tiny(
         TinyConfig(**TINY), [question, "<think>Go up and left.</think><answer>moon</answer>"] * 3
     )
@@ -92,7 +96,7 @@ def mllm(fast):
 @pytest.fixture(scope="module")
 def conversations(fast):
     chunks = np.random.default_rng(1).uniform(-1, 1, (5, 4, 2)).astype(np.float32)
-    question = action_question("open the door", "think")
+    question = LABELLED.action_question("open the door", "think")
     return [
         Conversation(
             f"rl-{n}",
@@ -104,7 +108,12 @@ def conversations(fast):
             chunk=chunks[n].tolist(),
             turns=(
                 Turn(
-                    "action", "action", "think", question, reply(action_answer(target), "Go."), ""
+                    "action",
+                    "action",
+                    "think",
+                    question,
+                    write_tagged(action_answer(target), "Go."),
+                    "",
                 ),
             ),
         )
@@ -147,16 +156,7 @@ def exported(run, tmp_path_factory) -> Path:
 def reward(request, mllm, fast, tmp_path_factory):
     """The preset's name, and the exported function file, loaded as a file."""
     folder = tmp_path_factory.mktemp(request.param)
-    source = (
-        Path(__file__).parents[2]
-        / "src"
-        / "roboalign"
-        / "align"
-        / "export"
-        / "verl_files"
-        / "reward.py"
-    )
-    shutil.copy(source, folder / "reward.py")
+    copy_reward(folder)
     write_json(folder / "reward.json", reward_settings(mllm, fast, request.param))
     return request.param, load_file(folder / "reward.py")
 
@@ -330,6 +330,7 @@ def test_the_folder(exported, run):
     assert names == {
         "README.md",
         "reward.py",
+        "reply.py",
         "reward.json",
         "verl.yaml",
         "easyr1.yaml",

@@ -35,13 +35,15 @@ from roboalign.align.grpo.train import train_grpo
 from roboalign.align.grpo.trainer import GrpoTrainer
 from roboalign.align.rewards.actions import Reward
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.prompts import action_question
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
+
+LABELLED = STYLES["labelled"]
 
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
 
@@ -76,7 +78,7 @@ def prompts(n: int = 6) -> list[Conversation]:
     for i in range(n):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(buffer, "PNG")
-        question = action_question(tasks[i % 3], "think")
+        question = LABELLED.action_question(tasks[i % 3], "think")
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         result.append(
             Conversation(

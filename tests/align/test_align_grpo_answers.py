@@ -21,13 +21,15 @@ from roboalign.align.grpo.rollout import (
 from roboalign.align.grpo.train import train_grpo
 from roboalign.align.lora import LoraConfig
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.prompts import question
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.mllm.shipped import pretrained_folder
 from roboalign.questions.ask import label_of
+
+LABELLED = STYLES["labelled"]
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def asked(number: int, kind: str, text: str, expected: str) -> Conversation:
     pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    turn = Turn("reasoning", kind, "think", question(text, "think", label_of(kind)), "", expected)
+    turn = Turn(
+        "reasoning", kind, "think", LABELLED.question(text, "think", label_of(kind)), "", expected
+    )
     return Conversation(f"q-{number}", "episode", 0, "task", buffer.getvalue(), (turn,))
 
 

@@ -11,13 +11,13 @@ from roboalign.align.rewards.actions import (
     ACTION_REWARDS,
     TAU,
     Parsed,
-    answer_of,
     decoded_reward,
     paper_reward,
     parse_response,
     prefix_accuracy,
     score_responses,
 )
+from roboalign.conversations.reply import answer_of
 
 # Characters are their own ids; action tokens lie far above, FAST ids out of order and with gaps.
 START, END, EOS = 2_000_001, 2_000_000, 2_000_009
@@ -310,3 +310,24 @@ def test_a_special_token_before_the_block_is_no_reasoning(text):
     assert not parsed.well_formed and parsed.action_ids == [3, 5]
     plain = ids_of("<think>go</think><answer>@S35E@</answer>@$@")
     assert parse_response(plain, VOCABULARY, decode_text, (EOS,), special_ids=(EOS,)).well_formed
+
+
+def test_a_direct_reply_of_the_style_paper_is_the_block_alone():
+    def plain(text: str) -> Parsed:
+        return parse_response(ids_of(text), VOCABULARY, decode_text, eos_ids=(EOS,), form="plain")
+
+    assert plain("@S35E$@") == plain(" @S35E@\n") == Parsed(True, [3, 5], "ok")
+    assert plain(GOOD) == Parsed(False, [3, 5], "text around the action block")
+    assert plain("@S35E@ done") == Parsed(False, [3, 5], "text around the action block")
+    assert plain("<think>@S35E@</think>") == Parsed(False, None, "action block outside <answer>")
+    assert plain("@S35ES35E@") == Parsed(False, None, "several action blocks")
+
+
+def test_rl_pays_a_bare_block_nothing_whatever_the_style():
+    """RL asks to reason. A block alone, which SFT shows for direct questions, must not be paid."""
+    rewards = [
+        reward(parse(text), [3, 5], np.zeros((1, 1)), np.zeros((1, 1)))
+        for text in (GOOD, "@S35E@")
+        for reward in (paper_reward, decoded_reward)
+    ]
+    assert [(r.total, r.format) for r in rewards] == [(1, 1), (1, 1), (0, 0), (0, 0)]

@@ -8,16 +8,17 @@ from roboalign.align.rewards.answers import (
     ANSWER_REWARDS,
     TAU_CELLS,
     AnswerReward,
-    ParsedReply,
-    parse_reply,
     read_trace,
     score_answers,
     trace_closeness,
 )
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.prompts import answer, question, reply
+from roboalign.conversations.reply import ParsedReply
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.questions.ask import label_of
+
+LABELLED = STYLES["labelled"]
 
 GOOD = "<think>It is left. So B.</think><answer>letter B</answer>"
 
@@ -32,7 +33,7 @@ GOOD = "<think>It is left. So B.</think><answer>letter B</answer>"
     ],
 )
 def test_well_formed(text, read):
-    parsed = parse_reply(text, "letter")
+    parsed = LABELLED.parse(text, "think", "letter")
     assert parsed.well_formed and parsed.answer == read and parsed.reason == "ok"
     assert " ".join(parsed.reasoning.split()) == "It is left. So B."
 
@@ -81,16 +82,20 @@ AROUND = "text around <think>reasoning</think><answer>"
     ],
 )
 def test_not_well_formed(text, read, reason):
-    assert parse_reply(text, "letter") == ParsedReply(False, "", read, reason)
+    assert LABELLED.parse(text, "think", "letter") == ParsedReply(False, "", read, reason)
 
 
 def test_a_special_token_breaks_the_format():
     text = GOOD.replace("It is", "It <|image_pad|> is")
-    assert parse_reply(text, "letter", ["<|im_end|>", "<|image_pad|>"]) == ParsedReply(
+    assert LABELLED.parse(text, "think", "letter", ["<|im_end|>", "<|image_pad|>"]) == ParsedReply(
         False, "", "B", "a special token"
     )
     (reward,) = score_answers(
-        [text], [asked("movement_choice", "B")], preset="answer", special=["<|image_pad|>"]
+        [text],
+        [asked("movement_choice", "B")],
+        preset="answer",
+        style=LABELLED,
+        special=["<|image_pad|>"],
     )
     assert reward == AnswerReward(0.0, 0.0, 0.0, 1.0, "a special token")
 
@@ -100,14 +105,14 @@ WORDS = st.text("ab <>/.", min_size=1, max_size=8)
 
 @given(WORDS, WORDS, st.sampled_from(["letter", "point", "side"]))
 def test_what_training_imitates_is_well_formed(reasoning, text, label):
-    """Whatever has no tag in it and something in it: `prompts.reply` writes what `parse_reply` reads."""
+    """Whatever has no tag in it and something in it: `reply` writes what `parse` reads."""
     if reasoning.strip() and text.strip(" "):
-        parsed = parse_reply(reply(answer(text, label), reasoning), label)
+        parsed = LABELLED.parse(LABELLED.reply(text, "think", label, reasoning), "think", label)
         assert parsed == ParsedReply(True, reasoning.strip(), text.strip(), "ok")
 
 
 def asked(kind: str, expected: str) -> Conversation:
-    text = question("Where?", "think", label_of(kind))
+    text = LABELLED.question("Where?", "think", label_of(kind))
     return Conversation(
         "one", "", 0, "", b"", (Turn("reasoning", kind, "think", text, "", expected),)
     )
@@ -135,6 +140,7 @@ def test_the_answer_preset_by_hand(kind, expected, inside, right):
         [text, f"<think></think><answer>{inside}</answer>"],
         [asked(kind, expected)] * 2,
         preset="answer",
+        style=LABELLED,
     )
     assert formed == AnswerReward((1 + right) / 2, 1.0, right, right, "ok")
     assert bare == AnswerReward(0.0, 0.0, 0.0, right, "empty reasoning")  # right, and paid nothing
@@ -142,19 +148,23 @@ def test_the_answer_preset_by_hand(kind, expected, inside, right):
 
 def test_an_unreadable_answer_earns_half_where_the_format_holds():
     (reward,) = score_answers(
-        [GOOD.replace("letter B", "point here")], [asked("point", "1 2")], preset="answer"
+        [GOOD.replace("letter B", "point here")],
+        [asked("point", "1 2")],
+        preset="answer",
+        style=LABELLED,
     )
     assert reward == AnswerReward(0.5, 1.0, 0.0, 0.0, "ok")
 
 
 def test_faults_of_the_caller_are_errors():
     with pytest.raises(ValueError):
-        score_answers([GOOD], [], preset="answer")
+        score_answers([GOOD], [], preset="answer", style=LABELLED)
     with pytest.raises(RoboAlignError, match="unknown question type 'nonsense'"):
         score_answers(
             [GOOD],
             [Conversation("one", "", 0, "", b"", (Turn("", "nonsense", "", "", "", ""),))],
             preset="answer",
+            style=LABELLED,
         )
     with pytest.raises(ValueError, match="no list of points"):
         ANSWER_REWARDS["trace"](Turn("reasoning", "point", "think", "", "", "left"), "1 2")
@@ -219,7 +229,7 @@ def test_the_trace_preset_is_paid_by_distance_and_only_in_the_format():
         "<answer>point 3 4, 10 15</answer>",
     ]
     near = math.exp(-5 / TAU_CELLS)
-    formed, bare = score_answers(texts, [conversation] * 2, preset="trace")
+    formed, bare = score_answers(texts, [conversation] * 2, preset="trace", style=LABELLED)
     assert (formed.total, formed.score, formed.accuracy) == (
         pytest.approx((1 + near) / 2),
         near,

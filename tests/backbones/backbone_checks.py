@@ -27,6 +27,8 @@ from roboalign.align.sft import SftConfig, train_sft
 from roboalign.align.trained import vision_parameters
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.reply import write_tagged
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.files import read_jsonl
 from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.mllm.encode import (
@@ -45,6 +47,8 @@ from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy import Policy
 
+LABELLED = STYLES["labelled"]
+
 TASKS = ("open the drawer", "push the red cube to the left of the box", "reach")
 CHUNKS = (
     np.random.default_rng(0).uniform(-1, 1, (8, 4, 2)).astype(np.float32)
@@ -58,7 +62,7 @@ TURNS = [
     {"question": "And the box?", "answer": "<think></think><answer>right</answer>"},
 ]
 TEXTS = [
-    *(prompts.action_question(task, mode) for task in TASKS for mode in prompts.MODES),
+    *(LABELLED.action_question(task, mode) for task in TASKS for mode in prompts.MODES),
     *(text for turn in TURNS for text in turn.values()),
     "USER: ASSISTANT: User: Assistant:",
 ] * 9
@@ -79,7 +83,7 @@ def model_of(name: str, *, tied: bool = True, actions: bool = True) -> Mllm:
 def questions(count: int = 3) -> list[Prompt]:
     """Action questions of different lengths, each with an image of its own."""
     return [
-        Prompt(prompts.action_question(TASKS[i % 3], "direct"), FRAMES[i]) for i in range(count)
+        Prompt(LABELLED.action_question(TASKS[i % 3], "direct"), FRAMES[i]) for i in range(count)
     ]
 
 
@@ -98,8 +102,8 @@ def conversations(mode: prompts.Mode) -> list[Conversation]:
                     "action",
                     "action",
                     mode,
-                    prompts.action_question(TASKS[i % 3], mode),
-                    prompts.reply(prompts.action_answer(targets[i])),
+                    LABELLED.action_question(TASKS[i % 3], mode),
+                    write_tagged(prompts.action_answer(targets[i])),
                     "",
                 ),
             ),

@@ -18,12 +18,15 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import messages, read_conversations
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.mixture.packed import MixConfig, draw_types
 from roboalign.questions.ask import QUESTION_TYPES, asked_types, label_of
+
+LABELLED = STYLES["labelled"]
 
 CONFIG = MixConfig(
     conversations=120,
@@ -119,7 +122,7 @@ def test_every_answer_opens_with_the_label_that_its_question_names(mixture):
 def test_the_request_changes_its_place_in_training_alone(mixture):
     def places(split):
         return {
-            (turn.kind == "action", turn.question.startswith(tuple(prompts.MODES.values())))
+            (turn.kind == "action", turn.question.startswith(tuple(LABELLED.requests)))
             for c in read_conversations(mixture, split)
             for turn in c.turns
         }
@@ -129,7 +132,7 @@ def test_the_request_changes_its_place_in_training_alone(mixture):
 
     def wordings(split):
         return {
-            prompts.bare(turn.question).split(". ", 1)[1]
+            LABELLED.bare(turn.question).split(". ", 1)[1]
             for c in read_conversations(mixture, split, ["action"])
             for turn in c.turns
         }
@@ -357,3 +360,35 @@ def test_types_are_drawn_by_weight():
     )
     assert set(first) == {"general", "planning"}
     assert abs(first["planning"] / 4000 - 0.75) < 0.03  # +-4 standard errors
+
+
+def test_the_style_paper_has_tags_only_where_reasoning_is_asked_for(
+    episodes, tokens, mixture, tmp_path
+):
+    manifest = build_mixture(episodes, *tokens, CONFIG, tmp_path / "mix", prompts="paper")
+    assert manifest["prompts"] == "paper" and read_manifest(mixture)["prompts"] == "labelled"
+    request = "Think before you answer."
+    for split in ("train", "rl", "heldout"):
+        same = zip(read_conversations(tmp_path / "mix", split), read_conversations(mixture, split))
+        for conversation, labelled in same:
+            assert (conversation.id, conversation.target) == (labelled.id, labelled.target)
+            for turn, other in zip(conversation.turns, labelled.turns):
+                assert (turn.type, turn.mode, turn.expected) == (
+                    other.type,
+                    other.mode,
+                    other.expected,
+                )
+                assert (request in turn.question) == (turn.mode == "think")
+                assert "Answer directly" not in turn.question
+                if turn.mode == "direct":
+                    assert turn.answer == turn.expected
+                else:
+                    said = other.answer.replace(f"<answer>{label_of_turn(other)} ", "<answer>")
+                    assert turn.answer == said
+    (rl, *_) = read_conversations(tmp_path / "mix", "rl")
+    assert rl.direct_question.endswith("Predict the robot's next actions.")
+    assert rl.turns[0].question.startswith(f"{rl.direct_question}\n{request}")
+
+
+def label_of_turn(turn) -> str:
+    return "<ACTION_START>" if turn.kind == "action" else label_of(turn.type)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from made_scenes import GRID, HORIZON, scene, still_episode
 
 from roboalign.conversations import prompts
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.questions.ask import (
     QUESTION_TYPES,
@@ -21,6 +22,7 @@ from roboalign.questions.ask import (
 )
 from roboalign.questions.scene import AXES, WAYPOINT, EpisodeScenes
 
+LABELLED = STYLES["labelled"]
 EPISODES = [make_episode(task, seed) for task in TASKS for seed in range(3)]
 WORLD = survey_world(EPISODES)
 SCENES = [EpisodeScenes(episode, "workspace", GRID, HORIZON) for episode in EPISODES]
@@ -264,7 +266,7 @@ def test_the_label_alone_tells_the_questions_about_the_next_movement_apart():
                 asked[name].add(question.text.split(" A: ")[0])  # without the options
     instruction = EPISODES[0].instruction
     actions = {
-        prompts.bare(prompts.action_question(instruction, mode, wording, lead=lead))
+        LABELLED.bare(LABELLED.action_question(instruction, mode, wording, lead=lead))
         for mode in prompts.MODES
         for wording in range(len(prompts.NEXT_STEP))
         for lead in (False, True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from roboalign.align.rewards.answers import score_answers
 from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.questions.ask import QUESTION_TYPES, chance, label_of, score_answer
 from roboalign.questions.states import STATES, read_numbers
@@ -79,4 +80,7 @@ def test_the_reward_of_rl_takes_them() -> None:
     turn = Turn("reasoning", "displacement", "think", "How far?", "", "4 cm up")
     asked = [Conversation("a", "e", 0, "t", b"", (turn,))] * 2
     texts = [f"<think>So.</think><answer>displacement {cm} cm up</answer>" for cm in (5, 9)]
-    assert [reward.total for reward in score_answers(texts, asked, preset="answer")] == [1, 0.5]
+    assert [
+        reward.total
+        for reward in score_answers(texts, asked, preset="answer", style=style_of(None))
+    ] == [1, 0.5]

@@ -14,17 +14,21 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.reply import write_tagged
+from roboalign.conversations.styles.registry import STYLES
+from roboalign.evaluate.priors import language_priors
 from roboalign.evaluate.token_metrics import compare_metrics, reasoned_minus_direct, summarize
 from roboalign.evaluate.tokens import (
     TokenEvalConfig,
     continue_from,
     evaluate_mllm,
-    language_priors,
     other_episode,
 )
 from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.tiny import TinyConfig, build_tiny
+
+LABELLED, PAPER = STYLES["labelled"], STYLES["paper"]
 
 TINY = TinyConfig(
     width=48,
@@ -49,9 +53,9 @@ def png(shade: int) -> bytes:
 
 
 def question(number: int, episode: int, mode: str, expected: str) -> Conversation:
-    text = prompts.question("Is the gripper open or closed?", mode, "gripper")
+    text = LABELLED.question("Is the gripper open or closed?", mode, "gripper")
     kind = "reasoning" if mode == "think" else "embodied"
-    reply = prompts.reply(f"gripper {expected}", "It is." if mode == "think" else None)
+    reply = write_tagged(f"gripper {expected}", "It is." if mode == "think" else None)
     turn = Turn(kind, "gripper_state", mode, text, reply, expected)
     return Conversation(
         f"q-{number}-{mode}", f"episode-{episode}", number, "reach", png(10 * episode), (turn,)
@@ -59,9 +63,9 @@ def question(number: int, episode: int, mode: str, expected: str) -> Conversatio
 
 
 def action(number: int, episode: int, mode: str, chunk: np.ndarray, ids: list[int]) -> Conversation:
-    text = prompts.action_question(f"reach {episode}", mode)
+    text = LABELLED.action_question(f"reach {episode}", mode)
     expected = prompts.action_answer(ids)
-    turn = Turn("action", "action", mode, text, prompts.reply(expected), expected)
+    turn = Turn("action", "action", mode, text, write_tagged(expected), expected)
     steps = tuple(map(tuple, chunk.tolist()))
     return Conversation(
         f"a-{number}-{mode}",
@@ -121,7 +125,9 @@ def run(world, tmp_path, monkeypatch):
 
         monkeypatch.setattr(tokens, "generate", scripted)
         path = tmp_path / "records.jsonl"
-        priors = priors or language_priors([c for c in heldout if c.turns[0].kind != "action"])
+        priors = priors or language_priors(
+            [c for c in heldout if c.turns[0].kind != "action"], LABELLED
+        )
         metrics = evaluate_mllm(
             mllm, heldout, priors, fast, stats, mean_chunk, TokenEvalConfig(), path
         )
@@ -368,7 +374,7 @@ def test_priors_are_the_most_frequent_training_answers():
     training = [
         question(i, 0, "direct", answer) for i, answer in enumerate(["open", "closed", "open"])
     ]
-    priors = language_priors(training)
+    priors = language_priors(training, LABELLED)
     assert priors.of_type("gripper_state") == "open"
     assert priors.of_text("Is the gripper open or closed?", "gripper_state") == "open"
     assert priors.of_text("another wording", "gripper_state") == "open"
@@ -385,7 +391,7 @@ def test_priors_of_a_text_that_two_types_share_are_kept_apart():
             [(turn,), (replace(turn, expected="closed"),), (turn,), (other,), (other,), (other,)]
         )
     ]
-    priors, text = language_priors(training), "Is the gripper open or closed?"
+    priors, text = language_priors(training, LABELLED), "Is the gripper open or closed?"
     assert (priors.of_text(text, "gripper_state"), priors.of_text(text, "gripper_command")) == (
         "open",
         "keep",
@@ -404,7 +410,7 @@ def test_other_episode_is_a_permutation_without_own_episodes():
 def test_real_model_end_to_end_and_forced_continuation(world, tmp_path):
     mllm, fast, stats, mean_chunk, heldout = world
     config = TokenEvalConfig(max_new_tokens=8, max_questions=16, max_actions=10)
-    inputs = (mllm, heldout, language_priors(heldout), fast, stats, mean_chunk, config)
+    inputs = (mllm, heldout, language_priors(heldout, LABELLED), fast, stats, mean_chunk, config)
     metrics = evaluate_mllm(*inputs, tmp_path / "a.jsonl", run_seed=3)
     records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert metrics == json.loads(json.dumps(metrics, allow_nan=False))
@@ -423,3 +429,38 @@ def test_real_model_end_to_end_and_forced_continuation(world, tmp_path):
     (rest,) = asker("test", [continue_from(prompt, whole[:3])])
     assert len(whole) > 3
     assert whole[3:] == rest[: len(whole) - 3]
+
+
+def as_paper(conversation: Conversation) -> Conversation:
+    """The same sample in the style `paper`."""
+    turn = conversation.turns[0]
+    if turn.kind == "action":
+        question = PAPER.action_question(f"reach {conversation.episode_id[-1]}", turn.mode)
+    else:
+        question = PAPER.question("Is the gripper open or closed?", turn.mode, "gripper")
+    return replace(conversation, turns=(replace(turn, question=question),))
+
+
+def test_a_perfect_model_scores_one_in_the_style_paper(run, world, monkeypatch):
+    mllm, single = world[0], [as_paper(c) for c in world[4] if c.target is None or c.frame % 2 == 0]
+    wanted = {c.turns[0].question: c.target for c in single if c.target is not None}
+    monkeypatch.setattr(mllm.model.config, "prompt_style", "paper", raising=False)
+
+    def script(asked, forced, shade):
+        answer = prompts.action_answer(wanted[asked]) if "Task" in asked else "open"
+        if forced:
+            return f"{answer}</answer>"
+        thinks = asked.endswith(PAPER.requests[0])
+        return f"<think>I see.</think><answer>{answer}</answer>" if thinks else answer
+
+    metrics, records = run(script, single)
+    for mode in ("direct", "think"):
+        assert metrics["actions"][mode]["prefix"]["value"] == 1.0
+        assert metrics["actions"][mode]["format"]["value"] == 1.0
+        assert metrics["vqa"][mode]["accuracy"]["value"] == pytest.approx(0.5)
+    assert metrics["actions"]["direct"]["reasoned"]["value"] == 0.0
+    assert metrics["actions"]["think"]["reasoned"]["value"] == 1.0
+    # What is right in the other style is not well formed here.
+    metrics, records = run(lambda *_: "<think></think><answer>gripper open</answer>", single)
+    assert metrics["vqa"]["direct"]["accuracy"]["value"] == 0.0
+    assert {r["reason"] for r in records if r["probe"] == "action"} == {"no action block"}

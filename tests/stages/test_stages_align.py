@@ -14,7 +14,7 @@ from roboalign.align.lora import LoraConfig
 from roboalign.align.sft import SftConfig
 from roboalign.align.trained import TuneConfig
 from roboalign.conversations.conversation import Conversation, read_conversations
-from roboalign.conversations.prompts import MODES, bare
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.files import read_json
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.run.arms import ARMS
@@ -22,6 +22,8 @@ from roboalign.run.folder import backbone_folder, mixture_folder
 from roboalign.run.stage import Context
 from roboalign.run.stages import align
 from roboalign.run.stages.base import LANGUAGE
+
+LABELLED = STYLES["labelled"]
 
 
 @pytest.fixture
@@ -129,11 +131,11 @@ def test_the_control_imitates_in_direct_mode_only(run_dir: Path, control: Any) -
         (turn,), original = one.turns, recorded[one.id]
         assert (
             turn.mode == "direct"
-            and MODES["direct"] in turn.question
-            and MODES["think"] not in turn.question
+            and LABELLED.requests[0] in turn.question
+            and LABELLED.requests[1] not in turn.question
         )
-        assert MODES["think"] in original.turns[0].question  # RL asks the same in think mode
-        assert bare(turn.question) == bare(original.turns[0].question)
+        assert LABELLED.requests[1] in original.turns[0].question  # RL asks the same in think mode
+        assert LABELLED.bare(turn.question) == LABELLED.bare(original.turns[0].question)
         block = "".join(f"<FAST_{token}>" for token in original.target)
         assert turn.answer == f"<think></think><answer><ACTION_START>{block}<ACTION_END></answer>"
         assert one.image == original.image

@@ -20,6 +20,7 @@ from roboalign.mllm.tiny_classes import build_class
 from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
 from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import BackboneConfig
+from roboalign.run.stage import in_style
 from roboalign.run.stages import base as stage
 
 
@@ -220,3 +221,25 @@ def test_demonstrations_cut_short_are_one_clear_error(run_dir: Path, tmp_path: P
         stages["tokenizer"].work(context(tmp_path, "tokenizer", recipe()))
     assert data.name in str(error.value)
     assert not (tmp_path / "tokenizer" / "stats.json").exists()
+
+
+def test_the_base_carries_the_prompt_style_and_refuses_another(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    folder = run_dir / "base" / "model"
+    assert load_mllm(folder).prompts == "labelled"
+    pretrained = load_mllm(run_dir / "base" / "pretrain" / "model")
+    assert pretrained.prompts is None and in_style(pretrained, "paper").prompts == "paper"
+    save_mllm(pretrained, tmp_path / "paper")
+    again = load_mllm(tmp_path / "paper")
+    assert again.prompts == "paper"
+    with pytest.raises(RoboAlignError) as error:
+        in_style(again, "labelled")
+    assert error.value.problem == "the model has prompts of the style `paper`, not `labelled`"
+    assert error.value.where == str(tmp_path / "paper")
+    # A model with action tokens that names no style was trained before there were two.
+    old = load_mllm(folder)
+    del old.model.config.prompt_style
+    with pytest.raises(RoboAlignError, match="style `labelled`, not `paper`"):
+        in_style(old, "paper")
+    assert in_style(old, "labelled").prompts == "labelled"

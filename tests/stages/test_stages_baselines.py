@@ -16,7 +16,7 @@ from roboalign.conversations.conversation import (
     read_conversations,
     write_conversations,
 )
-from roboalign.conversations.prompts import MODES
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json, write_json
 from roboalign.mixture import builder as mixture
@@ -200,7 +200,9 @@ def test_ecot_imitates_a_reasoning_and_the_recorded_action(
     ways = "|".join(word for axis in AXES for word in axis)
     for one, turn in answers:
         original = recorded[one.id].turns[0]
-        assert turn.question == original.question and MODES["think"] in turn.question
+        assert (
+            turn.question == original.question and STYLES["labelled"].requests[1] in turn.question
+        )
         said = re.fullmatch(r"<think>(.+)</think><answer>(.+)</answer>", turn.answer)
         assert said and said[2] == original.expected == turn.expected
         assert (
@@ -237,7 +239,10 @@ def test_the_other_goals_of_rl_change_question_and_reward_alone(
             "think",
             "reasoning",
         ) and one.target is None
-        assert re.fullmatch(expected, turn.expected) and MODES["think"] in turn.question
+        assert (
+            re.fullmatch(expected, turn.expected)
+            and STYLES["labelled"].requests[1] in turn.question
+        )
 
 
 def test_frames_that_cannot_be_asked_are_counted(

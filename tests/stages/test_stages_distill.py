@@ -9,7 +9,7 @@ import pytest
 from stage_run import context, do, recipe
 
 from roboalign.conversations.conversation import read_conversations
-from roboalign.conversations.prompts import MODES, bare
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl, write_json, write_text
 from roboalign.questions.ask import score_answer
@@ -17,6 +17,8 @@ from roboalign.run.folder import mixture_folder
 from roboalign.run.graph import distill_stages
 from roboalign.run.recipe import Recipe
 from roboalign.run.stages import distill
+
+LABELLED = STYLES["labelled"]
 
 SMALL: dict[str, Any] = {
     "rl_questions": 8,
@@ -58,7 +60,7 @@ def test_questions_are_training_questions_of_the_groups_each_once(mine: Path) ->
         )
         assert groups == {"choice": count, "spatial": count}
     asked = Counter(
-        (question.image, question.turns[0].type, bare(question.turns[0].question))
+        (question.image, question.turns[0].type, LABELLED.bare(question.turns[0].question))
         for question in [*trained, *sampled]
     )
     assert set(asked.values()) == {1}
@@ -69,7 +71,7 @@ def test_questions_are_training_questions_of_the_groups_each_once(mine: Path) ->
         (turn,) = question.turns
         assert (
             turn.mode == "think"
-            and MODES["think"] in turn.question
+            and LABELLED.requests[1] in turn.question
             and turn.expected
             and not turn.answer
         )

@@ -155,3 +155,12 @@ def test_what_needs_the_simulator_is_refused_beside_it(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe.model_validate({"name": "x", "mixture": "made", **changes})
+
+
+def test_a_mixture_of_another_prompt_style_is_refused_before_the_start(
+    mixture: Path, run_dir: Path
+) -> None:
+    with pytest.raises(RoboAlignError) as error:
+        plan_stages(given(mixture, run_dir, prompts="paper"))
+    assert error.value.problem == "the mixture has prompts of the style `labelled`, not `paper`"
+    assert error.value.where == f"mixture: {mixture}"

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roboalign.conversations.prompts import action_question
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.mllm.load import save_mllm
 from roboalign.mllm.tiny import TinyConfig, build_tiny
+
+LABELLED = STYLES["labelled"]
 
 
 def make_episode(number: int, length: int = 7, instruction: str = "open the drawer") -> Episode:
@@ -42,5 +44,5 @@ def save_backbone(folder: Path, episodes: list[Episode]) -> None:
     torch.manual_seed(0)
     vision = {"image_size": 32, "vision_width": 32, "vision_depth": 2, "vision_heads": 2}
     config = TinyConfig(**vision, width=48, depth=3, heads=2, kv_heads=2)
-    texts = [action_question(episode.instruction, "direct") for episode in episodes]
+    texts = [LABELLED.action_question(episode.instruction, "direct") for episode in episodes]
     save_mllm(build_tiny(config, texts * 20), folder)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from synthetic_episodes import make_episode
 
-from roboalign.conversations.prompts import action_question
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Prompt
 from roboalign.mllm.hidden import hidden_states
@@ -24,6 +24,8 @@ from roboalign.vla.features import (
     feature_bytes,
 )
 from roboalign.vla.store import FeatureStore
+
+LABELLED = STYLES["labelled"]
 
 VIEW = View(layer=2, cameras=("front",))
 CONFIG = FeatureConfig(batch_size=4, shard_frames=10)
@@ -40,7 +42,9 @@ def test_stored_states_are_the_models(mllm, episodes, tmp_path):
     where = [(episode, t) for episode in episodes for t in range(len(episode))]
     for row, frame in enumerate(frames):
         episode, t = where[frame]
-        prompt = Prompt(action_question(episode.instruction, "direct"), episode.frame("front", t))
+        prompt = Prompt(
+            LABELLED.action_question(episode.instruction, "direct"), episode.frame("front", t)
+        )
         expected, _ = hidden_states(mllm, [prompt], 2)
         assert mask[row].sum() == expected.shape[1]
         # float16 keeps 11 bits; the batch's shape moves float32 by less.

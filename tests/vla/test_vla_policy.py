@@ -11,7 +11,7 @@ import torch
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
-from roboalign.mllm.load import load_mllm
+from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy import Policy, policy_files
@@ -266,3 +266,28 @@ def test_a_wrong_observation_is_refused(policy, episodes):
         policy.act(SimpleNamespace(images=seen.images, state=np.zeros(5), instruction="go"))
     with pytest.raises(RoboAlignError, match="1 observations but 2 noise keys"):
         policy.act_batch([seen], ["a", "b"])
+
+
+def test_a_backbone_of_another_prompt_style_is_refused(policy, backbone, tmp_path):
+    """The head would read hidden states of a question that its backbone was never asked."""
+    mllm = load_mllm(backbone)
+    mllm.prompts = "paper"
+    save_mllm(mllm, tmp_path / "backbone")
+    other = Policy(
+        load_mllm(tmp_path / "backbone"),
+        policy.head,
+        policy.view,
+        policy.action_stats,
+        policy.state_stats,
+    )
+    other.save(tmp_path / "arm" / "policy")
+    with pytest.raises(RoboAlignError) as error:
+        Policy.load(tmp_path / "arm" / "policy")
+    assert error.value.problem == "the model has prompts of the style `paper`, not `labelled`"
+    other.view = policy.view.model_copy(update={"prompts": "paper"})
+    other.save(tmp_path / "arm" / "paper")
+    view = Policy.load(tmp_path / "arm" / "paper").view
+    image = np.zeros((4, 4, 3), np.uint8)
+    assert view.prompt({"wrist": image}, "open the drawer").question == (
+        "Task: open the drawer. Predict the robot's next actions."
+    )

@@ -29,9 +29,9 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.rewards.answers import ParsedReply, parse_reply
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.reply import ParsedReply
+from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
@@ -147,10 +147,10 @@ class DistillConfig(Config):
         return self
 
 
-def as_prompt(conversation: Conversation, number: int) -> Conversation:
+def as_prompt(conversation: Conversation, number: int, style: PromptStyle) -> Conversation:
     """Turn `number` of a conversation as a conversation of its own that asks to reason; its answer is left empty."""
     turn = conversation.turns[number]
-    question = prompts.question(prompts.bare(turn.question), "think", label_of(turn.type))
+    question = style.asked(turn.question, "think", label_of(turn.type))
     asked = Turn("reasoning", turn.type, "think", question, "", turn.expected)
     return Conversation(
         f"{conversation.id}-{number}",
@@ -163,17 +163,21 @@ def as_prompt(conversation: Conversation, number: int) -> Conversation:
 
 
 def judge(
-    question: Conversation, texts: Sequence[str], config: DistillConfig, special: Sequence[str] = ()
+    question: Conversation,
+    texts: Sequence[str],
+    config: DistillConfig,
+    style: PromptStyle,
+    special: Sequence[str] = (),
 ) -> list[ParsedReply | Refused]:
     """Each decoded answer to one prompt of `as_prompt`: what is kept of it, or why nothing is.
 
-    `special` is as in `parse_reply`.
+    `special` is as in `PromptStyle.parse`.
     """
     verdicts: list[ParsedReply | Refused] = []
     seen: set[str] = set()
     kept = 0
     for text in texts:
-        verdict = judge_alone(text, question.turns[0], config, special)
+        verdict = judge_alone(text, question.turns[0], config, style, special)
         if isinstance(verdict, ParsedReply):
             said = " ".join(_words(verdict.reasoning))
             if said in seen:
@@ -188,11 +192,15 @@ def judge(
 
 
 def judge_alone(
-    text: str, turn: Turn, config: DistillConfig, special: Sequence[str] = ()
+    text: str,
+    turn: Turn,
+    config: DistillConfig,
+    style: PromptStyle,
+    special: Sequence[str] = (),
 ) -> ParsedReply | Refused:
     """One decoded answer to a question without regard to the others."""
     label = label_of(turn.type)
-    reply = parse_reply(text, label, special)
+    reply = style.parse(text, "think", label, special)
     if not reply.well_formed or reply.answer is None:
         return Refused(f"format: {reply.reason}")
     if not score_answer(turn.type, turn.expected, reply.answer):
@@ -227,19 +235,20 @@ def states(reasoning: str) -> bool:
     return any(len(words) >= STATEMENT and words != last for words in before)
 
 
-def as_trace(question: Conversation, reply: ParsedReply, number: int) -> Conversation:
+def as_trace(
+    question: Conversation, reply: ParsedReply, number: int, style: PromptStyle
+) -> Conversation:
     """A kept answer to a prompt of `as_prompt` as training data; `number` tells those of one question apart.
 
     It keeps the answer that the model gave, a point 2 cells off included: the reasoning speaks of that one.
     """
     turn = question.turns[0]
-    answered = prompts.answer(reply.answer or "", label_of(turn.type))
     told = Turn(
         turn.kind,
         turn.type,
         turn.mode,
         turn.question,
-        prompts.reply(answered, reply.reasoning),
+        style.reply(reply.answer or "", "think", label_of(turn.type), reply.reasoning),
         turn.expected,
     )
     return Conversation(

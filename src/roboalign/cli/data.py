@@ -80,7 +80,17 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
         help="where the axes of the actions' base frame point, seen from the robot, for example "
         "forward,left,up; known for most names of --space",
     )
-    names = ("position", "camera", "frames", "questions", "horizon", "think_share", "grid", "seed")
+    names = (
+        "position",
+        "camera",
+        "frames",
+        "questions",
+        "horizon",
+        "think_share",
+        "prompts",
+        "grid",
+        "seed",
+    )
     add_settings(command, QuestionConfig, *names)
     add("--endpoint", metavar="URL", help="teacher: base URL of an OpenAI-compatible endpoint")
     add("--model", metavar="NAME", help="teacher: name of the model there")

@@ -43,7 +43,7 @@ Set `trainer.n_gpus_per_node` ({gpus} in the files), the sizes of micro-batches 
 | file | what |
 |---|---|
 | `verl-*.parquet`, `easyr1-*.parquet` | the prompts: question, image, the target's FAST ids |
-| `reward.py`, `reward.json` | the reward and what it must know of the tokenizers; keep them side by side |
+| `reward.py`, `reply.py`, `reward.json` | the reward, and what it reads; keep them side by side |
 | `verl.yaml`, `easyr1.yaml` | the settings |
 | `model/` | the SFT model, its tokenizer with the action tokens |
 
@@ -122,10 +122,7 @@ def export_verl_folder(
             pq.write_table(export_verl.verl_table(mllm, part), folder / f"verl-{name}.parquet")
             pq.write_table(export_verl.easyr1_table(part), folder / f"easyr1-{name}.parquet")
         write_json(folder / "reward.json", export_verl.reward_settings(mllm, fast, rl.reward))
-        shutil.copy(
-            Path(str(files("roboalign"))) / "align" / "export" / "verl_files" / "reward.py",
-            folder / "reward.py",
-        )
+        copy_reward(folder)
         check_reward(folder / "reward.py", prompts)
         for name, config in (
             ("verl", export_verl.verl_config(rl, patch_size=patch, **size)),
@@ -152,6 +149,13 @@ def export_verl_folder(
             )
         )
     return f"{len(prompts)} prompts, {len(heldout)} held-out ones and the model in {out}; {out / 'README.md'} says how"
+
+
+def copy_reward(folder: Path) -> None:
+    """Copy the reward and the grammar of replies that it reads."""
+    package = Path(str(files("roboalign")))
+    for source in ("align/export/verl_files/reward.py", "conversations/reply.py"):
+        shutil.copy(package / source, folder)
 
 
 def check_reward(path: Path, prompts: Sequence[Conversation]) -> None:

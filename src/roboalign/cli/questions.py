@@ -157,7 +157,17 @@ def question_config(options: Mapping[str, Any]) -> QuestionConfig:
     axes = (
         parse_axes(options["axes"]) if options["axes"] else KNOWN_AXES.get(options["space"] or "")
     )
-    names = ("position", "camera", "frames", "questions", "horizon", "think_share", "grid", "seed")
+    names = (
+        "position",
+        "camera",
+        "frames",
+        "questions",
+        "horizon",
+        "think_share",
+        "prompts",
+        "grid",
+        "seed",
+    )
     return _checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.progress import Progress
@@ -137,9 +138,8 @@ def frame_states(
     progress: Progress,
 ) -> np.ndarray:
     """Return the features float32 [layers, N, W] of the frames of one task."""
-    view = View(
-        layer=layers[0], cameras=cameras
-    )  # its layer is not used: all layers share one prompt
+    # Its layer is not used: all layers share one prompt.
+    view = View(layer=layers[0], cameras=cameras, prompts=style_of(mllm.prompts).name)
     parts = []
     for start in range(0, len(frames.label), settings.batch_size):
         places = slice(start, start + settings.batch_size)

@@ -7,13 +7,12 @@ a jsonl file so that two MLLMs can be compared sample by sample.
 
 import json
 import random
-import re
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -21,21 +20,24 @@ from pydantic import Field
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import ActionVocabulary
-from roboalign.align.rewards.actions import Parsed, answer_of, parse_response, prefix_accuracy
-from roboalign.conversations import prompts
-from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.align.rewards.actions import Parsed, parse_response, prefix_accuracy
+from roboalign.conversations.conversation import Conversation
+from roboalign.conversations.prompts import ACTIONS, Mode, action_answer
+from roboalign.conversations.reply import has_reasoning
+from roboalign.conversations.styles.base import PromptStyle
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_text
 from roboalign.core.progress import Progress
 from roboalign.episodes.pictures import rgb_of_file
+from roboalign.evaluate.priors import Priors
 from roboalign.evaluate.token_metrics import summarize
 from roboalign.mllm.encode import Encoded, encode_prompt, end_ids, special_ids
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 from roboalign.questions.ask import chance, label_of, score_answer
 
-_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 EMPTY_REASONING = "<think></think><answer>"
 
 
@@ -55,38 +57,6 @@ class TokenEvalConfig(Config):
     """Seed that draws the samples and the swaps; two MLLMs are compared under the same one."""
 
 
-@dataclass(frozen=True)
-class Priors:
-    """Hold the most frequent training answer for each question type and for each (type, question
-    text)."""
-
-    by_type: dict[str, str]
-    by_text: dict[tuple[str, str], str]
-
-    def of_type(self, kind: str) -> str | None:
-        """Return the prior of the type; None if the type was never trained on."""
-        return self.by_type.get(kind)
-
-    def of_text(self, text: str, kind: str) -> str | None:
-        """Return the prior given the wording, or the type's prior if this wording was never trained
-        on."""
-        return self.by_text.get((kind, text), self.by_type.get(kind))
-
-
-def language_priors(training: Sequence[Conversation]) -> Priors:
-    """Compute what can be answered without the image, from the training split. The first answer
-    seen wins a tie."""
-    by_type: dict[str, Counter[str]] = defaultdict(Counter)
-    by_text: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for conversation in training:
-        for turn in conversation.turns:
-            if turn.kind != "action":
-                by_type[turn.type][turn.expected] += 1
-                by_text[turn.type, bare_question(turn)][turn.expected] += 1
-    first = {kind: counter.most_common(1)[0][0] for kind, counter in by_type.items()}
-    return Priors(first, {key: counter.most_common(1)[0][0] for key, counter in by_text.items()})
-
-
 def evaluate_mllm(
     mllm: Mllm,
     heldout: Sequence[Conversation],
@@ -103,6 +73,8 @@ def evaluate_mllm(
     """Ask `heldout` (the mixture's held-out split), write the records, and return their `summarize`
     plus "cost".
 
+    The questions have the model's prompt style.
+
     `mean_chunk` [H, A], normalized, is the mean of the training chunks. `grid` is the mixture's,
     for the chance of a point. A model without action tokens is asked only the questions. Raises
     RoboAlignError if there is nothing to ask.
@@ -117,7 +89,13 @@ def evaluate_mllm(
     records = ask_questions(asker, questions, priors, grid)
     if mllm.vocabulary:
         scorer = ActionScorer(
-            asker.text, mllm.vocabulary, fast, stats, mean_chunk, special_ids(mllm)
+            asker.text,
+            mllm.vocabulary,
+            fast,
+            stats,
+            mean_chunk,
+            special_ids(mllm),
+            asker.style,
         )
         records += ask_actions(asker, scorer, actions, config.seed)
     for record in records:
@@ -133,6 +111,7 @@ class Asker:
 
     def __init__(self, mllm: Mllm, config: TokenEvalConfig) -> None:
         self.mllm, self.config = mllm, config
+        self.style = style_of(mllm.prompts)
         self.began = time.monotonic()
         self.answers = self.prefill_tokens = self.generated_tokens = 0
         self.ends = end_ids(mllm)
@@ -200,9 +179,7 @@ def _question_records(
     records = []
     for conversation, ids in zip(questions, answers):
         turn, text = conversation.turns[0], asker.text(ids)
-        answer = answer_of(text)
-        if answer is not None:
-            answer = prompts.answer_text(answer, label_of(turn.type))
+        answer = asker.style.parse(text, cast(Mode, turn.mode), label_of(turn.type)).answer
         records.append(
             {
                 **_common(conversation, probe),
@@ -215,7 +192,9 @@ def _question_records(
                 "chance": chance(turn.type, grid),
                 "prior": score_answer(turn.type, turn.expected, priors.of_type(turn.type)),
                 "text_prior": score_answer(
-                    turn.type, turn.expected, priors.of_text(bare_question(turn), turn.type)
+                    turn.type,
+                    turn.expected,
+                    priors.of_text(asker.style.bare(turn.question), turn.type),
                 ),
             }
         )
@@ -231,25 +210,33 @@ class ActionScorer:
     fast: FastTokenizer
     stats: ActionStats
     mean_chunk: np.ndarray
-    special_ids: frozenset[int] = frozenset()
+    special_ids: frozenset[int]
+    style: PromptStyle
 
-    def parse(self, ids: Sequence[int]) -> Parsed:
-        """Return the action block and whether the format of RL is met."""
-        return parse_response(ids, self.vocabulary, self.text, special_ids=self.special_ids)
+    def parse(self, ids: Sequence[int], mode: Mode = "think") -> Parsed:
+        """Return the action block and whether the reply has the form that the mode asks for."""
+        return parse_response(
+            ids,
+            self.vocabulary,
+            self.text,
+            special_ids=self.special_ids,
+            form=self.style.form(mode),
+        )
 
     def record(self, conversation: Conversation, ids: Sequence[int]) -> dict[str, Any]:
         """Return one "action" record. A direct answer is well formed if it is exactly the action
         reply and nothing else."""
         target, chunk = action_target(conversation)
-        parsed, text = self.parse(ids), self.text(ids)
+        mode = cast(Mode, conversation.turns[0].mode)
+        parsed, text = self.parse(ids, mode), self.text(ids)
         found = parsed.action_ids
         well_formed, reason = parsed.well_formed, parsed.reason
-        if conversation.turns[0].mode == "direct" and found is not None:
-            well_formed = "".join(text.split()) == prompts.reply(prompts.action_answer(found))
+        if mode == "direct" and found is not None:
+            reply = self.style.reply(action_answer(found), mode, ACTIONS)
+            well_formed = "".join(text.split()) == reply
             reason = "ok" if well_formed else "text around the action block"
         decoded = self.fast.decode(found) if found is not None else None
         l1 = float(np.abs(decoded - chunk).mean()) if isinstance(decoded, np.ndarray) else None
-        thought = _THOUGHT.match(text)
         still = self.stats.normalize(np.zeros(chunk.shape[-1]))
         return {
             **_common(conversation, "action"),
@@ -257,7 +244,7 @@ class ActionScorer:
             "well_formed": well_formed,
             "reason": "" if well_formed else reason,
             "has_action": found is not None,
-            "reasoned": bool(thought and thought[1].strip()),
+            "reasoned": has_reasoning(text),
             "decoded": l1 is not None,
             "length": len(found or []),
             "target_length": len(target),
@@ -369,11 +356,6 @@ def action_target(conversation: Conversation) -> tuple[Sequence[int], np.ndarray
             "an action sample has no target", where=conversation.id, fix="build the mixture again"
         )
     return conversation.target, np.asarray(conversation.chunk, dtype=np.float32)
-
-
-def bare_question(turn: Turn) -> str:
-    """Return the question without the request that says whether to reason and names the label."""
-    return prompts.bare(turn.question)
 
 
 def sample_id(conversation: Conversation) -> str:

@@ -20,6 +20,8 @@ from roboalign import __version__
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.conversations.conversation import Conversation, image_hash, write_conversations
+from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file, write_json
 from roboalign.core.progress import Progress
@@ -41,10 +43,13 @@ def build_mixture(
     stats: ActionStats,
     config: MixConfig,
     out_dir: str | Path,
+    *,
+    prompts: StyleName = DEFAULT_STYLE,
 ) -> dict[str, Any]:
     """Write train-*.parquet, rl.parquet, heldout.parquet and manifest.json; return the manifest.
 
-    They go to `out_dir`, which appears complete or not at all. Raises RoboAlignError if two
+    They go to `out_dir`, which appears complete or not at all. `prompts` is the style of its
+    questions and replies. Raises RoboAlignError if two
     episodes share an id, if an episode lacks what the questions need, or if the RL subset would be
     empty although `rl_share` is not 0.
     """
@@ -58,7 +63,10 @@ def build_mixture(
         raise RoboAlignError(problem, where="episodes", fix="collect the data set again")
     train, heldout = split_episodes(episodes, config)
     world = survey_world(episodes)
-    source, held = (PackedSource(part, world, fast, stats, config) for part in (train, heldout))
+    style = style_of(prompts)
+    source, held = (
+        PackedSource(part, world, fast, stats, config, style) for part in (train, heldout)
+    )
     frames = sample_frames(train, config)
     draw = random.Random(f"{config.seed}-action")
     with_action = [draw.random() < config.action_share for _ in frames]
@@ -85,6 +93,7 @@ def build_mixture(
         counts |= {"rl": rl_tally.summary(), "heldout": held_tally.summary()}
         manifest = {
             "config": config.model_dump(),
+            "prompts": prompts,
             "seed": config.seed,
             "counts": counts,
             "rl_share": counts["rl"]["turns"] / max(tally.turns, 1),

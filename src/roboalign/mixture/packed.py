@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn, image_hash
-from roboalign.conversations.prompts import MODES, Mode
+from roboalign.conversations.prompts import ACTIONS, MODES, NEXT_STEP, Mode, action_answer
+from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.config import Config, Seed, Weight
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
@@ -77,6 +77,7 @@ class PackedSource:
     fast: FastTokenizer
     stats: ActionStats
     config: MixConfig
+    style: PromptStyle
     scenes: dict[str, EpisodeScenes] = field(default_factory=dict)
     undrawn: Counter[str] = field(default_factory=Counter)
     """type -> how often it was drawn for a frame to which it does not apply."""
@@ -111,9 +112,8 @@ def training_conversations(
             count = rng.randint(config.min_turns, config.max_turns) - (i in ids)
             turns = question_turns(source, episode, t, count, rng)
             if i in ids:
-                turns.insert(
-                    rng.randint(0, len(turns)), action_turn(episode, ids[i], "direct", rng)
-                )
+                place = rng.randint(0, len(turns))
+                turns.insert(place, action_turn(episode, ids[i], "direct", source.style, rng))
             yield Conversation(
                 f"train-{i:07d}",
                 episode.episode_id,
@@ -139,7 +139,8 @@ def question_turns(
         if question is None:
             source.undrawn[name] += 1
         else:
-            turns.append(question_turn(question, mode, lead=rng.random() < 0.5))
+            lead = rng.random() < 0.5
+            turns.append(question_turn(question, mode, source.style, lead=lead))
     return turns
 
 
@@ -158,27 +159,32 @@ def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
     return [name for _, name in sorted(keyed)]
 
 
-def question_turn(question: Question, mode: Mode, *, lead: bool = False) -> Turn:
+def question_turn(
+    question: Question, mode: Mode, style: PromptStyle, *, lead: bool = False
+) -> Turn:
     """Return a question as a turn with its prompt and reply."""
     label = label_of(question.type)
-    reply = prompts.reply(prompts.answer(question.answer, label), question.reasoning)
-    text = prompts.question(question.text, mode, label, lead=lead)
+    reply = style.reply(question.answer, mode, label, question.reasoning)
+    text = style.question(question.text, mode, label, lead=lead)
     return Turn(question.kind, question.type, mode, text, reply, question.answer)
 
 
 def action_turn(
-    episode: Episode, ids: Sequence[int], mode: Mode, rng: random.Random | None = None
+    episode: Episode,
+    ids: Sequence[int],
+    mode: Mode,
+    style: PromptStyle,
+    rng: random.Random | None = None,
 ) -> Turn:
     """Return the action question; with `rng`, in a random wording.
 
     Its answer has no reasoning in either mode.
     """
-    expected = prompts.action_answer(ids)
-    wording, lead = (
-        (rng.randrange(len(prompts.NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
-    )
-    question = prompts.action_question(episode.instruction, mode, wording, lead=lead)
-    return Turn("action", "action", mode, question, prompts.reply(expected), expected)
+    expected = action_answer(ids)
+    wording, lead = (rng.randrange(len(NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
+    question = style.action_question(episode.instruction, mode, wording, lead=lead)
+    reply = style.reply(expected, mode, ACTIONS)
+    return Turn("action", "action", mode, question, reply, expected)
 
 
 def rl_conversations(
@@ -213,7 +219,7 @@ def action_samples(
     chunks, ids = source.targets(frames)
     for number, ((episode, t), chunk, target) in enumerate(zip(frames, chunks, ids)):
         for mode in modes:
-            turn = action_turn(episode, target, mode)
+            turn = action_turn(episode, target, mode, source.style)
             yield Conversation(
                 f"{prefix}-{number:06d}-{mode}",
                 episode.episode_id,
@@ -223,7 +229,7 @@ def action_samples(
                 (turn,),
                 tuple(target),
                 tuple(map(tuple, chunk.tolist())),
-                prompts.action_question(episode.instruction, "direct"),
+                source.style.action_question(episode.instruction, "direct"),
             )
 
 
@@ -276,7 +282,7 @@ def heldout_conversations(
                     t,
                     episode.task,
                     episode.png(config.camera, t),
-                    (question_turn(question, mode),),
+                    (question_turn(question, mode, source.style),),
                 )
             else:
                 found += 1

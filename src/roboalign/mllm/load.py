@@ -32,6 +32,19 @@ class Mllm:
     """What encode.py and generate.py compute once for this model and tokenizer."""
 
     @property
+    def prompts(self) -> str | None:
+        """Name of the prompt style that the model is trained in; it is saved in config.json.
+
+        None for a model that has no action tokens and names none: it may be trained in any. A model
+        with action tokens that names none is of the default style.
+        """
+        return getattr(self.model.config, "prompt_style", None)
+
+    @prompts.setter
+    def prompts(self, name: str) -> None:
+        self.model.config.prompt_style = name
+
+    @property
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
 

@@ -356,6 +356,7 @@ def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
         cameras=("camera",),
         final_norm=recipe.backbone.final_norm,
         dtype=recipe.backbone.layer_dtype,
+        prompts=recipe.prompts,
     )
     prompt = view.prompt(
         {"camera": np.zeros((made.side, made.side, 3), np.uint8)}, "open the drawer"

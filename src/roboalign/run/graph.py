@@ -97,11 +97,11 @@ def _first_stages(recipe: Recipe) -> list[Stage]:
         **_tokenizer_settings(recipe.tokenizer),
         "split": _settings(recipe.mix),
     }
-    mixed = _settings(recipe.mix)
+    mixed = {**_settings(recipe.mix), "prompts": recipe.prompts}
     if recipe.mixture:
         demonstrations["part"] = "downstream"
         # Its content matters, not its location.
-        tokens = mixed = {"mixture": hash_file(given_manifest(recipe.mixture))}
+        tokens = mixed = {"mixture": hash_file(given_manifest(recipe.mixture, recipe.prompts))}
     trains = recipe.backbone.source == "train" or recipe.backbone.connector is not None
     start = _backbone_settings(recipe)
     return [

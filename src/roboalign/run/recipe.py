@@ -14,6 +14,7 @@ from roboalign.align.distill import DistillConfig
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
 from roboalign.align.sft import SftConfig
+from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
 from roboalign.core.config import Config, Seed
 from roboalign.core.trackers import TrackerName
 from roboalign.evaluate.tokens import TokenEvalConfig
@@ -92,6 +93,9 @@ class Recipe(Config):
     stage has."""
     arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
     """Backbones that get a head and are measured."""
+    prompts: StyleName = DEFAULT_STYLE
+    """How questions are asked and answered (docs/explanation/prompts.md): `labelled` for models of a few million
+    parameters, `paper` for pretrained ones. A mixture or model of the other style is refused."""
     mixture: str | None = None
     """Folder made by `roboalign data mix`. SFT and RL learn from it, with its action tokens, and no
     alignment demonstrations are collected; `tokenizer` and most of `mix` then have no effect."""
@@ -127,6 +131,11 @@ class Recipe(Config):
         if self.backbone.pretrain.lora is not None:
             raise ValueError(
                 "backbone.pretrain trains a new model, all of it; remove backbone.pretrain.lora"
+            )
+        if self.backbone.action_start == "labels" and self.prompts != "labelled":
+            raise ValueError(
+                f"backbone.action_start `labels` is of the labels that open answers, and prompts "
+                f"`{self.prompts}` have none; set backbone.action_start to mean"
             )
         if self.mixture is not None:
             self._require_what_a_mixture_has()

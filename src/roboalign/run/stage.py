@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from roboalign.conversations.styles.registry import require_model_style
 from roboalign.core.machine import device_of
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.run.recipe import Recipe
@@ -77,11 +78,26 @@ class Context:
         return self.run_dir / f"seed-{self.seed}"
 
     def load(self, folder: Path) -> Mllm:
-        """Load the MLLM of a folder, on the device and in the precision that the recipe sets."""
+        """Load the MLLM of a folder, on the device and in the precision that the recipe sets.
+
+        A model that has no prompt style yet gets the recipe's. Raises RoboAlignError on a model of
+        another one.
+        """
         hardware = self.recipe.hardware
-        return load_mllm(
+        mllm = load_mllm(
             folder, dtype=getattr(torch, hardware.dtype), device=device_of(hardware.device)
         )
+        return in_style(mllm, self.recipe.prompts)
+
+
+def in_style(mllm: Mllm, prompts: str) -> Mllm:
+    """Return the model, marked as trained in this prompt style.
+
+    Raises RoboAlignError if it is of another one.
+    """
+    require_model_style(mllm, prompts, where=str(mllm.folder))
+    mllm.prompts = prompts
+    return mllm
 
 
 def limit_threads(count: int) -> None:

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from roboalign.conversations.prompts import action_question
+from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.config import Config
 from roboalign.core.distributed import each_by_one, leads, world_size
 from roboalign.core.errors import RoboAlignError
@@ -78,6 +79,8 @@ class View(Config):
     """Put the hidden states through the MLLM's last norm, as GR00T-N1.5 does. The topmost layer's always are."""
     dtype: Dtype = "float16"
     """Hidden states are rounded to it, on disk and in serving alike (`rounding.pack`)."""
+    prompts: StyleName = DEFAULT_STYLE
+    """Style of the question: the one that the MLLM was trained in."""
 
     def prompt(self, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], instruction: str) -> Prompt:
         """The MLLM's prompt for images by camera. Raises RoboAlignError on a missing camera."""
@@ -94,7 +97,7 @@ class View(Config):
             )
         image = np.concatenate([images[camera] for camera in self.cameras], axis=1)
         return Prompt(
-            action_question(instruction, "direct"),
+            style_of(self.prompts).action_question(instruction, "direct"),
             np.full_like(image, GRAY) if self.blind else image,
         )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import roboalign
 from roboalign.actions.normalize import ActionStats
+from roboalign.conversations.styles.registry import require_model_style
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, check_readable, hash_file, read_json, write_json
@@ -218,6 +219,7 @@ class Policy:
                 f"{text.num_hidden_layers} layers of width {text.hidden_size}"
             )
             raise RoboAlignError(problem, where=str(path), fix=_FIX)
+        require_model_style(mllm, view.prompts, where=str(backbone))
         truncate_layers(mllm, view.layer)
         policy = cls(
             mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps

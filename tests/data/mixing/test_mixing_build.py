@@ -15,10 +15,14 @@ from mixing_sources import settings, shard_bytes, write_qa, write_robot
 
 from roboalign.conversations import prompts
 from roboalign.conversations.conversation import read_conversations
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file
 from roboalign.mixture.mixing.build import build
 from roboalign.mixture.mixing.config import load_mixture
 from roboalign.mixture.mixing.tokens import load_tokens
+
+LABELLED, PAPER = STYLES["labelled"], STYLES["paper"]
 
 TOKENS = {"fit": True, "horizon": 6, "scale": 4.0, "vocab_size": 128}
 RL = {"source": "acts", "count": 8, "at_most": 0.1}
@@ -113,8 +117,8 @@ def test_action_samples_decode_to_the_chunk_and_rl_asks_for_reasoning(mixed: Pat
             == trained[c.id].turns[0].expected
             == prompts.action_answer(c.target)
         )
-        assert c.turns[0].question == prompts.action_question(episode.instruction, "think")
-        assert c.direct_question == prompts.action_question(episode.instruction, "direct")
+        assert c.turns[0].question == LABELLED.action_question(episode.instruction, "think")
+        assert c.direct_question == LABELLED.action_question(episode.instruction, "direct")
         assert trained[c.id].target is None and trained[c.id].turns[0].mode == "direct"
         assert c.image == trained[c.id].image
     told = manifest(mixed)["rl"]
@@ -264,3 +268,38 @@ def test_the_weights_share_out_the_total(made: Path, tmp_path: Path):
     ]
     told = build(settings(*weighted, total=34), tmp_path / "out")
     assert told["counts"]["train"]["source"] == {"a": 20, "b": 10, "talks": 4}
+
+
+def test_the_style_paper_keeps_questions_and_answers_as_they_are(made: Path, tmp_path: Path):
+    qa, acts, _ = sources(made)
+    out = tmp_path / "out"
+    build(settings(qa, acts, tokenizer=TOKENS, rl=RL, prompts="paper"), out)
+    assert manifest(out)["prompts"] == "paper"
+    asked = read_conversations(out, "train", ["embodied"])
+    assert len(asked) == 40
+    for c in asked:
+        number = c.id.removeprefix("qa/q")
+        (turn,) = c.turns
+        assert (turn.question, turn.answer) == (f"What is number {number}?", f"It is {number}.")
+        assert turn.expected == turn.answer
+    trained = {c.id: c.turns[0] for c in read_conversations(out, "train", ["action"])}
+    for c in read_conversations(out, "rl"):
+        direct, think = trained[c.id], c.turns[0]
+        assert direct.answer == direct.expected == prompts.action_answer(c.target)
+        assert c.direct_question.endswith(" Predict the robot's next actions.")
+        assert think.question == f"{c.direct_question}\n{PAPER.requests[0]}"
+        assert think.answer == f"<think></think><answer>{think.expected}</answer>"
+
+
+def test_conversations_of_another_style_are_refused(made: Path, tmp_path: Path):
+    _, _, talks = sources(made)
+    with pytest.raises(RoboAlignError) as error:
+        build(settings(talks, prompts="paper"), tmp_path / "out")
+    assert error.value.problem == "the source has prompts of the style `labelled`, not `paper`"
+    assert error.value.where == f"source talks, {talks['conversations']}"
+    other = shutil.copytree(talks["conversations"], tmp_path / "talks")
+    shards = {path.name: hash_file(path) for path in other.glob("*.parquet")}
+    (other / "manifest.json").write_text(json.dumps({"prompts": "paper", "shards": shards}))
+    build(settings({**talks, "conversations": str(other)}, prompts="paper"), tmp_path / "out")
+    with pytest.raises(RoboAlignError, match="style `paper`, not `labelled`"):
+        build(settings({**talks, "conversations": str(other)}), tmp_path / "another")

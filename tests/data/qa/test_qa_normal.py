@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import messages, read_conversations, write_conversations
 from roboalign.conversations.qa import normal
 from roboalign.conversations.qa.images import LazyImage
@@ -21,8 +20,11 @@ from roboalign.conversations.qa.normal import (
     parse_choice,
     parse_points,
 )
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
+
+LABELLED = STYLES["labelled"]
 
 UNIT = st.floats(0, 1)
 STYLES = st.sampled_from(
@@ -331,7 +333,7 @@ def test_conversation_by_hand(tmp_path):
         ("embodied", "choice", "direct", "B"),
         ("embodied", "text", "direct", "So."),
     ]
-    assert [prompts.bare(turn.question) for turn in found.turns][2] == "Why?"
+    assert [LABELLED.bare(turn.question) for turn in found.turns][2] == "Why?"
     assert messages(found)[0]["content"][0] == {"type": "image"}
     write_conversations(tmp_path / "train-0.parquet", [found])
     assert read_conversations(tmp_path, "train") == [found]

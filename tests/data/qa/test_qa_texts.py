@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from roboalign.conversations import prompts
 from roboalign.conversations.qa.images import LazyImage
 from roboalign.conversations.qa.normal import QaSample, to_conversation
 from roboalign.conversations.qa.texts import control_token, folder_special_tokens, split_reply
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Refused
+
+LABELLED = STYLES["labelled"]
 
 
 @pytest.mark.parametrize(
@@ -91,11 +93,11 @@ def test_the_reasoning_of_another_form_becomes_ours():
 
 @pytest.mark.parametrize("options", ["A. cat\nB. dog", "(A) cat\n(B) dog", "A) cat\nB) a dog."])
 def test_the_request_is_not_part_of_the_last_option(options):
-    asked = prompts.question(f"Which is larger?\n{options}", "direct", "letter")
+    asked = LABELLED.question(f"Which is larger?\n{options}", "direct", "letter")
     assert asked == f'Which is larger?\n{options}\nAnswer directly as "letter".'
-    assert prompts.bare(asked) == f"Which is larger?\n{options}"
+    assert LABELLED.bare(asked) == f"Which is larger?\n{options}"
 
 
 def test_the_request_behind_other_texts_is_as_before():
     for text in ("What is shown?", "Which? A: cat. B: dog.", "A. cat"):
-        assert prompts.question(text, "direct", "letter") == f'{text} Answer directly as "letter".'
+        assert LABELLED.question(text, "direct", "letter") == f'{text} Answer directly as "letter".'

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from vqa_made import DELTA, ROS, episode, straight
 
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import TURN_KINDS
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Camera, encode_png
 from roboalign.questions.ask import QUESTION_TYPES as SCENE_TYPES
@@ -17,6 +17,9 @@ from roboalign.questions.vqa.base import QuestionConfig, Work
 from roboalign.questions.vqa.motion import Motion
 from roboalign.questions.vqa.state_questions import StateQuestions, frame_order
 from roboalign.questions.vqa.states import STATE_TYPES, centimetres, degrees
+
+LABELLED = STYLES["labelled"]
+REQUESTS = dict(zip(("direct", "think"), LABELLED.requests))
 
 CONFIG = QuestionConfig(axes=ROS, horizon=5, questions=3)
 
@@ -177,11 +180,11 @@ def test_turns_are_in_the_form_of_the_prompts() -> None:
             modes[turn.mode] += 1
             names.add(turn.type)
             assert turn.kind in TURN_KINDS and (turn.kind == "reasoning") == (turn.mode == "think")
-            assert turn.question.endswith(f'{prompts.MODES[turn.mode]} "{label}".')
+            assert turn.question.endswith(f'{REQUESTS[turn.mode]} "{label}".')
             thought, answered = re.fullmatch(
                 r"<think>(.*)</think><answer>(.*)</answer>", turn.answer
             ).groups()
-            assert prompts.answer_text(answered, label) == turn.expected
+            assert LABELLED.answer_text(answered, label) == turn.expected
             assert bool(thought) == (turn.mode == "think")
     assert names == set(STATE_TYPES) - {"gripper_cell", "gripper_trace"}
     assert 0.4 < modes["think"] / modes.total() < 0.6

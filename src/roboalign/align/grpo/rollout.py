@@ -20,6 +20,7 @@ from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
 from roboalign.align.rewards.answers import AnswerReward, read_trace, score_answers
 from roboalign.align.rewards.registry import score_action
 from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids, special_ids
 from roboalign.mllm.generate import Generation, generate
@@ -123,7 +124,11 @@ def roll_out(
     if preset in IN_WORDS:
         texts = [decoded_text(mllm, row) for row in ids]
         rewards = score_answers(
-            texts, asked, preset=preset, special=mllm.tokenizer.all_special_tokens
+            texts,
+            asked,
+            preset=preset,
+            style=style_of(mllm.prompts),
+            special=mllm.tokenizer.all_special_tokens,
         )
     else:
         assert mllm.vocabulary is not None and fast is not None

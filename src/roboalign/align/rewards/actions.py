@@ -2,7 +2,8 @@
 
 A response is `<think> reasoning </think><answer><ACTION_START> FAST tokens <ACTION_END></answer>`.
 Action tokens are read as ids, never from decoded text; only the tags around them are read as text.
-r = (r_f + r_a) / 2. Answers in words have their rewards in reward_answers.py.
+r = (r_f + r_a) / 2. RL asks to reason, and every prompt style replies so then. Answers in words have
+their rewards in answers.py.
 
 What the paper leaves open, and the choice made here:
 
@@ -29,7 +30,6 @@ was rewarded for its actions in either format dropped its reasoning and relied o
 """
 
 import math
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -37,19 +37,12 @@ import numpy as np
 
 from roboalign.actions.fast import Chunk, DecodeFailure, FastTokenizer
 from roboalign.actions.vocabulary import ActionVocabulary
+from roboalign.conversations.reply import OK, ReplyForm, judge_block
 
 TAU = 0.3
 """Scale of the closeness, in normalised units: an L1 of 0.1 earns 0.72, the mean action (L1 about
 0.5) earns 0.19. At half of this scale most samples of a model just after SFT earned next to
 nothing, whatever their distance."""
-
-MARK = re.compile(
-    r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>"
-)  # not allowed in the reasoning
-_BEFORE = re.compile(r"\s*<think>(.*)</think>\s*<answer>\s*", re.DOTALL)
-_AFTER = re.compile(r"\s*</answer>\s*")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_TAG = re.compile(r"</?(?:think|answer)>")
 
 
 @dataclass(frozen=True)
@@ -95,8 +88,9 @@ def parse_response(
     decode_text: Callable[[Sequence[int]], str],
     eos_ids: Collection[int] = (),
     special_ids: Collection[int] = (),
+    form: ReplyForm = "tagged",
 ) -> Parsed:
-    """Find the action block by ids and judge the format.
+    """Find the action block by ids and judge the format (`conversations.reply`).
 
     `ids` is what was sampled after the prompt, without padding; one of `eos_ids` may end it.
     `decode_text` turns ids into text and keeps special tokens (`skip_special_tokens=False`), so
@@ -110,23 +104,14 @@ def parse_response(
     if block is None:
         return Parsed(False, None, problem)
     start, end = block
-    before, after = decode_text(ids[:start]), decode_text(ids[end + 1 :])
-    tags = _TAG.findall(before)
-    if not tags or tags[-1] != "<answer>":
-        return Parsed(False, None, "action block outside <answer>")
-    action_ids = vocabulary.to_fast(ids[start + 1 : end])
-    opening = _BEFORE.fullmatch(before)
-    if opening is None or not opening[1].strip() or MARK.search(opening[1]):
-        return Parsed(
-            False,
-            action_ids,
-            "text before the action block is not <think>reasoning</think><answer>",
-        )
-    if any(i in special_ids for i in ids[:start]):
-        return Parsed(False, action_ids, "a special token in the reasoning")
-    if not _AFTER.fullmatch(after):
-        return Parsed(False, action_ids, "text after the action block is not </answer>")
-    return Parsed(True, action_ids, "ok")
+    counts, reason = judge_block(
+        decode_text(ids[:start]),
+        decode_text(ids[end + 1 :]),
+        form,
+        special=any(i in special_ids for i in ids[:start]),
+    )
+    action_ids = vocabulary.to_fast(ids[start + 1 : end]) if counts else None
+    return Parsed(reason == OK, action_ids, reason)
 
 
 def _find_block(ids: list[int], vocabulary: ActionVocabulary) -> tuple[tuple[int, int] | None, str]:
@@ -248,15 +233,6 @@ def score_responses(
             text = decode_text(ids[:-1] if ended else ids)
             rewards.append(score(text, p, target, chunk, target_chunk))
     return rewards
-
-
-def answer_of(text: str) -> str | None:
-    """What stands between <answer> and </answer>, stripped; None where there is not exactly one
-    such pair."""
-    answers = _ANSWER.findall(text)
-    if len(answers) != 1 or text.count("<answer>") != 1:
-        return None
-    return answers[0].strip()
 
 
 def _l1(chunk: Chunk | DecodeFailure | None, target_chunk: Chunk) -> float | None:

@@ -1,15 +1,15 @@
 """The reward of a sampled answer in words, for questions whose answer can be checked.
 
-A response is `<think> reasoning </think><answer>LABEL text</answer>`, where LABEL is what the
-question asked for. As for actions, r = (r_f + r_a) / 2; r_f is 1 if the format is correct. The two
-presets differ only in r_a:
+A response is `<think> reasoning </think><answer>answer</answer>`; in the prompt style `labelled` the
+answer opens with the label that the question names. As for actions, r = (r_f + r_a) / 2; r_f is 1
+if the format is correct. The two presets differ only in r_a:
 
 | preset | r_a of a well-formed answer |
 |---|---|
 | `answer` | the score that evaluation gives: 1 if the answer is right, else 0 (`questions.score_answer`) |
 | `trace` | exp(-d / TAU_CELLS), d the mean distance to the expected points; 0 for another number of points |
 
-An answer that is not well formed earns nothing, as under `decoded` (reward.py). A guess among three
+An answer that is not well formed earns nothing, as under `decoded` (actions.py). A guess among three
 options is right a third of the time without any reasoning, so a policy rewarded for it would drop
 its reasoning and guess. An action token or a special token anywhere, a tag missing or written
 twice, text around the tags, an empty reasoning, another label, and a label without an answer after
@@ -21,30 +21,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from roboalign.align.rewards.actions import MARK, answer_of
 from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.prompts import answer_text
+from roboalign.conversations.styles.base import PromptStyle
 from roboalign.questions.ask import label_of, score_answer
 
 TAU_CELLS = 4.0
 """Scale of the closeness of a trace, in cells of the grid: points that miss by 2 cells, the tolerance of a point, earn
 0.61; by 8, a quarter of an image of 32 cells, 0.14."""
 
-_REPLY = re.compile(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
-_ACTION = re.compile(r"<ACTION_(?:START|END)>|<FAST_\d+>")
 _TRACE = re.compile(r"\s*\d{1,4}\s+\d{1,4}(?:\s*,\s*\d{1,4}\s+\d{1,4})*\s*\.?\s*")
-
-
-@dataclass(frozen=True)
-class ParsedReply:
-    """What a response in words holds. `reason` says why it is not well formed ("ok" where it is)."""
-
-    well_formed: bool
-    reasoning: str
-    """Empty where it is not well formed."""
-    answer: str | None
-    """What stands behind the label in the only <answer>, well formed or not; None where that cannot be read."""
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -59,34 +44,6 @@ class AnswerReward:
     """What the answer would earn in the right format; under `answer` the score that evaluation gives."""
     reason: str
     """Why the format failed, or "ok"."""
-
-
-def parse_reply(text: str, label: str, special: Sequence[str] = ()) -> ParsedReply:
-    """Read a decoded response, without its end token, to a question that names `label`.
-
-    `special` are the tokenizer's special tokens (of images, of turns): a text that spells one is not well formed, and
-    could not be trained on.
-    """
-    found = answer_of(text)
-    answer = None if found is None else answer_text(found, label)
-    whole = _REPLY.fullmatch(text)
-    if _ACTION.search(text):
-        reason = "action tokens in an answer in words"
-    elif any(token in text for token in special):
-        reason = "a special token"
-    elif found is None:
-        reason = "not one <answer>"
-    elif whole is None or any(MARK.search(part) for part in whole.groups()):
-        reason = "text around <think>reasoning</think><answer>"
-    elif not whole[1].strip():
-        reason = "empty reasoning"
-    elif not answer:
-        reason = (
-            "another label than the question's" if answer is None else "nothing behind the label"
-        )
-    else:
-        return ParsedReply(True, whole[1].strip(), answer, "ok")
-    return ParsedReply(False, "", answer, reason)
 
 
 def read_trace(text: str) -> list[tuple[int, int]] | None:
@@ -123,17 +80,19 @@ def score_answers(
     conversations: Sequence[Conversation],
     *,
     preset: str,
+    style: PromptStyle,
     special: Sequence[str] = (),
 ) -> list[AnswerReward]:
-    """Rewards of decoded responses to the first question of each conversation. `preset` names one of `ANSWER_REWARDS`,
-    `special` is as in `parse_reply`.
+    """Rewards of decoded responses to the first question of each conversation, of that style.
+
+    `preset` names one of `ANSWER_REWARDS`, `special` is as in `PromptStyle.parse`.
 
     Raises ValueError where the lengths differ and, as `ANSWER_REWARDS` do, on an expected answer that is broken.
     """
     rewards = []
     for text, conversation in zip(texts, conversations, strict=True):
         turn = conversation.turns[0]
-        reply = parse_reply(text, label_of(turn.type), special)
+        reply = style.parse(text, "think", label_of(turn.type), special)
         form, accuracy = float(reply.well_formed), ANSWER_REWARDS[preset](turn, reply.answer)
         paid = form * accuracy
         rewards.append(AnswerReward((form + paid) / 2, form, paid, accuracy, reply.reason))

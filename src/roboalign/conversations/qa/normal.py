@@ -10,12 +10,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn, image_hash
+from roboalign.conversations.prompts import Mode
 from roboalign.conversations.qa.images import LazyImage
 from roboalign.conversations.qa.texts import control_token, split_reply
+from roboalign.conversations.styles.base import DEFAULT_STYLE, PromptStyle, StyleName
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import encode_png
@@ -329,15 +331,18 @@ def parse_target(
 
 
 def to_conversation(
-    sample: QaSample, grid: int | None = None, special: frozenset[str] = frozenset()
+    sample: QaSample,
+    grid: int | None = None,
+    special: frozenset[str] = frozenset(),
+    prompts: StyleName = DEFAULT_STYLE,
 ) -> Conversation | Refused | Fault:
     """Return the sample as this project's mixture stores it.
 
     Refused if it does not belong in a mixture, Fault on a broken image. A text that spells a
-    control token (`control_token`, with those of `special`) is refused, and so is a reply whose
-    tags cannot be separated from its text (`split_reply`). With `grid`, a single point is answered
-    by its cell, as in the generated questions. Samples of one image share an `episode_id`, so that
-    a split by episodes keeps them together.
+    control token (of `special` too) is refused, and so is a reply whose tags cannot be separated
+    from its text (`split_reply`). The style `paper` keeps answers as written; in `labelled`, with
+    `grid`, a single point is answered by its cell, as in the generated questions. Samples of one
+    image share an `episode_id`, so that a split by episodes keeps them together.
     """
     if len(sample.images) != 1:
         return Refused(f"{len(sample.images)} images, and a conversation has one")
@@ -357,7 +362,7 @@ def to_conversation(
         part for part in (sample.system, first.replace(IMAGE_MARK, "").strip()) if part
     )
     turns = tuple(
-        _turn(sample.kind, question, answer, target, grid)
+        _turn(sample.kind, question, answer, target, grid, style_of(prompts))
         for question, (_, answer), target in zip(questions, sample.turns, sample.targets)
     )
     png = encode_png(pixels)
@@ -378,17 +383,17 @@ def _unfit_text(sample: QaSample, special: frozenset[str]) -> Refused | None:
     return None
 
 
-def _turn(kind: str, question: str, answer: str, target: Any, grid: int | None) -> Turn:
-    split = split_reply(answer)
-    assert not isinstance(split, Refused)
-    reasoning, expected = split
-    type_, label = "text", "answer"
-    if isinstance(target, Choice):
-        type_, label, expected = "choice", "letter", chr(ord("A") + target.index)
-    elif isinstance(target, Points) and len(target.xy) == 1 and grid is not None:
-        type_, label = "point", "point"
+def _turn(
+    kind: str, question: str, answer: str, target: Any, grid: int | None, style: PromptStyle
+) -> Turn:
+    reasoning, expected = cast(tuple[str | None, str], split_reply(answer))  # `_unfit_text` asked
+    type_, label = "choice" if isinstance(target, Choice) else "text", "answer"
+    if isinstance(target, Choice) and not style.verbatim:
+        label, expected = "letter", chr(ord("A") + target.index)
+    elif isinstance(target, Points) and len(target.xy) == 1 and grid and not style.verbatim:
+        type_ = label = "point"
         expected = " ".join(str(min(int(v * grid), grid - 1)) for v in target.xy[0])
         question = question.split(FORMAT_REQUEST)[0].strip()
-    mode: prompts.Mode = "direct" if reasoning is None else "think"
-    reply = prompts.reply(prompts.answer(expected, label), reasoning)
-    return Turn(kind, type_, mode, prompts.question(question, mode, label), reply, expected)
+    mode: Mode = "direct" if reasoning is None else "think"
+    reply = style.reply(expected, mode, label, reasoning)
+    return Turn(kind, type_, mode, style.question(question, mode, label), reply, expected)

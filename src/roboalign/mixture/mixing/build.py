@@ -36,7 +36,7 @@ from roboalign.mixture.mixing.examine import (
 )
 from roboalign.mixture.mixing.parts import Part, Wanted
 from roboalign.mixture.mixing.robots import chunks_at
-from roboalign.mixture.mixing.sources import parts_of
+from roboalign.mixture.mixing.sources import parts_of, require_stored_style
 from roboalign.mixture.mixing.tasks import processes, run_tasks
 from roboalign.mixture.mixing.tokens import check_same_actions, make_tokens
 
@@ -156,6 +156,8 @@ def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
     for number, source in enumerate(config.sources):
         try:
             found.append(parts_of(number, source))
+            if source.conversations is not None:
+                require_stored_style(source, config.prompts)
         except RoboAlignError as error:
             errors.append((source.name, error))
     if errors:
@@ -345,17 +347,17 @@ def take_over(
 
 def _write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[str, Any]]:
     """Write the shards of every split; return name -> sha256 and counts."""
-    tasks = []
+    tasks: list[tuple[Any, ...]] = []
     for split in ("train", "rl", "heldout"):
         count = store.number(index, "SELECT count(*) FROM placed WHERE split = ?", split)
         if split == "train":
             size = building.config.shard_size
-            tasks += [
-                (building.work, split, f"train-{n:05d}.parquet", first, min(first + size, count))
-                for n, first in enumerate(range(0, count, size))
-            ]
+            for n, first in enumerate(range(0, count, size)):
+                ends = (f"train-{n:05d}.parquet", first, min(first + size, count))
+                tasks.append((building.work, split, *ends, building.config.prompts))
         elif getattr(building.config, split) is not None:
-            tasks.append((building.work, split, f"{split}.parquet", 0, count))
+            ends = (f"{split}.parquet", 0, count)
+            tasks.append((building.work, split, *ends, building.config.prompts))
     return {
         task[2]: row for task, row in zip(tasks, building.run("shards", write.write_shard, tasks))
     }

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from roboalign.actions.normalize import Method
 from roboalign.conversations.qa.normal import Style
+from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
 from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
@@ -188,6 +189,8 @@ class MixtureConfig(Config):
     """The mixture's name."""
     seed: Seed = 0
     """Fixes every random draw."""
+    prompts: StyleName = DEFAULT_STYLE
+    """How questions are asked and answered (docs/explanation/prompts.md): labelled or paper."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """Where the samples come from."""
     total: int | None = Field(None, ge=1)

@@ -42,6 +42,7 @@ def describe_mixture(
     kept = store.number(index, "SELECT count(*) FROM kept")
     manifest: dict[str, Any] = {
         "mixture": 1,
+        "prompts": config.prompts,
         "settings": dump(config),
         "files": files,
         "evaluation": evaluation,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from roboalign.actions.known_spaces import known_space
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation
+from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode, content_id, recording_id
@@ -92,13 +92,17 @@ def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
 
 
 def fetch_robot(
-    source: SourceConfig, wanted: Iterable[Wanted], tokens: Tokens, seed: int
+    source: SourceConfig,
+    wanted: Iterable[Wanted],
+    tokens: Tokens,
+    seed: int,
+    style: PromptStyle,
 ) -> Iterator[tuple[Wanted, Candidate | Dropped]]:
     for episode, those in wanted_episodes(source, wanted):
         frames = [frame_of(one) for one in those]
         camera = _camera_of(source, episode)
         for one, t, draft in zip(
-            those, frames, drafts_of(tokens, episode, frames, source.name, seed)
+            those, frames, drafts_of(tokens, episode, frames, source.name, seed, style)
         ):
             try:
                 image = episode.png(camera, t)
@@ -136,7 +140,12 @@ def wanted_episodes(
 
 
 def drafts_of(
-    tokens: Tokens, episode: Episode, frames: list[int], source: str, seed: int
+    tokens: Tokens,
+    episode: Episode,
+    frames: list[int],
+    source: str,
+    seed: int,
+    style: PromptStyle,
 ) -> list[Candidate]:
     """Return the action samples of these frames, without their images.
 
@@ -147,7 +156,8 @@ def drafts_of(
     drafts, digest = [], content_id("", episode.actions)
     for t, chunk, target in zip(frames, chunks, ids):
         name = f"{source}/{episode.episode_id}#{t}"
-        turn = action_turn(episode, target, "direct", random.Random(key_of(seed, "wording", name)))
+        rng = random.Random(key_of(seed, "wording", name))
+        turn = action_turn(episode, target, "direct", style, rng)
         drafts.append(
             Candidate(
                 Conversation(
@@ -159,7 +169,7 @@ def drafts_of(
                     (turn,),
                     tuple(target),
                     tuple(map(tuple, chunk.tolist())),
-                    prompts.action_question(episode.instruction, "direct"),
+                    style.action_question(episode.instruction, "direct"),
                 ),
                 group=recording_id(episode.episode_id),
                 actions=digest,

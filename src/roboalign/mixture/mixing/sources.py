@@ -15,8 +15,9 @@ from roboalign.conversations.qa.normal import QaSample, to_conversation
 from roboalign.conversations.qa.presets import find_preset, how_to_get, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
 from roboalign.conversations.qa.texts import control_token, folder_special_tokens
+from roboalign.conversations.styles.registry import require_style, style_of
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import hash_file
+from roboalign.core.files import hash_file, read_json
 from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.open import format_of
@@ -139,7 +140,7 @@ def fetch(
     source = config.sources[part.source]
     if source.robot is not None:
         assert tokens
-        return fetch_robot(source, wanted, tokens, config.seed)
+        return fetch_robot(source, wanted, tokens, config.seed, style_of(config.prompts))
     if source.conversations is not None:
         rows = matched(conversation_rows(part, ROW.names), wanted, str(part.file))
         return (
@@ -208,7 +209,10 @@ def converted(
     """Return `to_conversation` with this image in place of the sample's own."""
     images = (image,) * len(sample.images)
     return to_conversation(
-        QaSample(**{**vars(sample), "images": images}), config.grid, special_of(config)
+        QaSample(**{**vars(sample), "images": images}),
+        config.grid,
+        special_of(config),
+        config.prompts,
     )
 
 
@@ -279,6 +283,18 @@ def conversation_rows(
             where=str(part.file),
             fix="write it again",
         ) from None
+
+
+def require_stored_style(source: SourceConfig, prompts: str) -> None:
+    """Raise RoboAlignError where a source of conversations is of another prompt style.
+
+    Its manifest says so; shards without one, or with an older one, are of the default style.
+    """
+    assert source.conversations is not None
+    path = Path(source.conversations) / "manifest.json"
+    found = read_json(path) if path.is_file() else {}
+    where = f"source {source.name}, {source.conversations}"
+    require_style(found.get("prompts"), prompts, what="source", where=where)
 
 
 def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import ROW, Conversation, image_hash
+from roboalign.conversations.prompts import ACTIONS
+from roboalign.conversations.styles.base import StyleName
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.files import atomic_path, hash_file, read_json, write_json
 from roboalign.mixture.mixing import store
 from roboalign.mixture.mixing.examine import from_text
@@ -19,7 +21,9 @@ _GROUP = 100
 TALLIED = ("kind", "type", "mode", "source")
 
 
-def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dict[str, Any]:
+def write_shard(
+    work: Path, split: str, name: str, first: int, last: int, prompts: StyleName
+) -> dict[str, Any]:
     """Write the samples at positions `first` to below `last` of a split.
 
     Returns the shard's sha256 and counts.
@@ -35,7 +39,7 @@ def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dic
         pq.ParquetWriter(temporary, ROW, use_dictionary=False) as writer,
     ):
         for start in range(first, max(last, first + 1), _GROUP):
-            conversations = group(work, index, split, start, min(start + _GROUP, last))
+            conversations = group(work, index, split, start, min(start + _GROUP, last), prompts)
             _count(tally, conversations)
             writer.write_table(pa.Table.from_pylist([row_of(c) for c in conversations], schema=ROW))
     row = {"sha256": hash_file(path), "counts": tally}
@@ -43,7 +47,9 @@ def write_shard(work: Path, split: str, name: str, first: int, last: int) -> dic
     return row
 
 
-def group(work: Path, index: Any, split: str, first: int, last: int) -> list[Conversation]:
+def group(
+    work: Path, index: Any, split: str, first: int, last: int, prompts: StyleName
+) -> list[Conversation]:
     """Return the samples at these positions, in order."""
     entries = index.execute(
         "SELECT p.item, p.copy, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE "
@@ -61,10 +67,10 @@ def group(work: Path, index: Any, split: str, first: int, last: int) -> list[Con
                     "SELECT text, image FROM rows WHERE item = ?", (item,)
                 ).fetchone()
                 stored[item] = from_text(text, image)
-    return [as_asked(stored[item], split, copy) for item, copy, _ in entries]
+    return [as_asked(stored[item], split, copy, prompts) for item, copy, _ in entries]
 
 
-def as_asked(conversation: Conversation, split: str, copy: int) -> Conversation:
+def as_asked(conversation: Conversation, split: str, copy: int, prompts: StyleName) -> Conversation:
     """Return the sample in the form of its split.
 
     Only rl and heldout have targets; rl asks the action in think mode.
@@ -75,10 +81,10 @@ def as_asked(conversation: Conversation, split: str, copy: int) -> Conversation:
         return replace(conversation, target=None, chunk=None, direct_question=None)
     if split == "rl":
         assert conversation.direct_question is not None
-        question = prompts.question(
-            prompts.bare(conversation.direct_question), "think", prompts.ACTIONS
-        )
-        turn = replace(conversation.turns[0], mode="think", question=question)
+        style, turn = style_of(prompts), conversation.turns[0]
+        question = style.asked(conversation.direct_question, "think", ACTIONS)
+        reply = style.reply(turn.expected, "think", ACTIONS)
+        turn = replace(turn, mode="think", question=question, answer=reply)
         return replace(conversation, turns=(turn,))
     return conversation
 

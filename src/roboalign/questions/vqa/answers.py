@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from roboalign.conversations import prompts
 from roboalign.conversations.qa.normal import OPTION_PATTERNS, Points, parse_choice, parse_points
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Refused
 from roboalign.questions.vqa.client import TeacherReply
 
@@ -21,7 +21,7 @@ RESERVED = re.compile(r"</?(?:think|answer|image)>|<\|[a-z_]+\|>|<ACTION_|<FAST_
 """Tags of a reply, action tokens, and the special tokens of chat templates."""
 FRAME_NUMBER = re.compile(r"\bframe\s+(?:number\s+)?\d", re.I)
 """The prompt tells the teacher this number, but the image does not show it."""
-_REQUESTS = tuple(prompts.MODES.values())
+_REQUESTS = tuple(request for style in STYLES.values() for request in style.requests)
 
 
 @dataclass(frozen=True)

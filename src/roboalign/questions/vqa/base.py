@@ -12,9 +12,10 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from roboalign.actions.axes import Axes, parse_axes
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import Mode
+from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
@@ -39,6 +40,8 @@ class QuestionConfig(Config):
     """Steps ahead covered by a question about the next movement."""
     grid: int = Field(32, ge=4, le=1000)
     """Cells per side of the image for point coordinates."""
+    prompts: StyleName = DEFAULT_STYLE
+    """How questions are asked and answered: the style of the mixture that they are for."""
     axes: Axes | None = None
     """Directions of +x, +y, +z of the base frame, seen from the robot: `(forward, left, up)`.
     Nothing else tells which way the robot faces, so without it no question names a direction."""
@@ -141,16 +144,23 @@ def look(episode: Episode, camera: str | None, t: int) -> np.ndarray | Refused |
 
 
 def make_turn(
-    type_: str, label: str, mode: Mode, text: str, answer: str, reasoning: str | None
+    type_: str,
+    label: str,
+    mode: Mode,
+    text: str,
+    answer: str,
+    reasoning: str | None,
+    prompts: StyleName,
 ) -> Turn:
-    """Return a question and its reply in the form of `prompts`.
+    """Return a question and its reply in this prompt style.
 
     The reasoning is included only in think mode.
     """
     thought = reasoning if mode == "think" else None
     kind = "reasoning" if mode == "think" else "embodied"
-    reply = prompts.reply(prompts.answer(answer, label), thought)
-    return Turn(kind, type_, mode, prompts.question(text, mode, label), reply, answer)
+    style = style_of(prompts)
+    reply = style.reply(answer, mode, label, thought)
+    return Turn(kind, type_, mode, style.question(text, mode, label), reply, answer)
 
 
 def make_conversation(

@@ -7,6 +7,7 @@ import numpy as np
 
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.prompts import Mode
+from roboalign.conversations.styles.base import StyleName
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import Episode, encode_png
@@ -92,17 +93,19 @@ def _ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[R
         if isinstance(draft, Refused):
             refused.append(Refused(f"{kind.name}: {draft.reason}"))
         else:
-            turns.append(turn_of(kind, draft, draw_mode(motion.config, rng), rng))
+            mode = draw_mode(motion.config, rng)
+            turns.append(turn_of(kind, draft, mode, rng, motion.config.prompts))
     return turns, refused
 
 
-def turn_of(kind: StateType, draft: Draft, mode: Mode, rng: random.Random) -> Turn:
+def turn_of(
+    kind: StateType, draft: Draft, mode: Mode, rng: random.Random, prompts: StyleName
+) -> Turn:
     """Return the draft in one mode: its facts in random order, then its conclusion."""
     known = list(dict.fromkeys(draft.facts))
     rng.shuffle(known)
-    return make_turn(
-        kind.name, kind.label, mode, draft.text, draft.answer, " ".join([*known, draft.conclusion])
-    )
+    reasoning = " ".join([*known, draft.conclusion])
+    return make_turn(kind.name, kind.label, mode, draft.text, draft.answer, reasoning, prompts)
 
 
 def converse(episode: Episode, t: int, picture: np.ndarray, turns: list[Turn]) -> Conversation:
@@ -137,7 +140,8 @@ def frame_order(
     known = _beside(motion, [step for _, step in pair])
     draft = Draft(text, side, known, f"The {side} one comes first.")
     picture = np.concatenate([part for part, _ in pair], axis=1)
-    turn = turn_of(ORDER, draft, draw_mode(motion.config, rng), rng)
+    mode = draw_mode(motion.config, rng)
+    turn = turn_of(ORDER, draft, mode, rng, motion.config.prompts)
     return converse(episode, t, picture, [turn])
 
 

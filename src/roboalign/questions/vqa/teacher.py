@@ -183,7 +183,15 @@ class TeacherQuestions:
             elif len(turns) < self.config.questions:
                 mode = draw_mode(self.config, rng) if one.reasoning else "direct"
                 turns.append(
-                    make_turn(one.type, one.label, mode, one.question, one.answer, one.reasoning)
+                    make_turn(
+                        one.type,
+                        one.label,
+                        mode,
+                        one.question,
+                        one.answer,
+                        one.reasoning,
+                        self.config.prompts,
+                    )
                 )
         if turns:
             made.conversations.append(

@@ -21,6 +21,7 @@ import numpy as np
 
 from roboalign import __version__
 from roboalign.conversations.conversation import Conversation, write_conversations
+from roboalign.conversations.styles.base import DEFAULT_STYLE
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, hash_file, locked, read_json, read_jsonl, write_json
 from roboalign.core.outcomes import Fault
@@ -226,6 +227,7 @@ def write_questions(
         shards = {record["shard"]: record["sha256"] for record in done if record["shard"]}
         manifest = {
             "settings": settings,
+            "prompts": settings.get("prompts", DEFAULT_STYLE),
             **tally.summary(),
             "spent": generator.spent(),
             "shards": shards,

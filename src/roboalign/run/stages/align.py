@@ -16,7 +16,10 @@ from roboalign.align.schedule import micro_batch_of
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.align.trained import TuneConfig
 from roboalign.conversations.conversation import Conversation, read_conversations
+from roboalign.conversations.prompts import ACTIONS
 from roboalign.conversations.stored import StoredConversations
+from roboalign.conversations.styles.base import PromptStyle
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.distributed import world_size
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm, save_mllm
@@ -70,7 +73,8 @@ def extra_sft(context: Context) -> dict[str, Any]:
     the data has no reasoning to imitate.
     """
     recorded = read_conversations(mixture_folder(context.run_dir), "rl")
-    return imitate(context, [_direct(conversation) for conversation in recorded])
+    style = style_of(context.recipe.prompts)
+    return imitate(context, [_direct(conversation, style) for conversation in recorded])
 
 
 def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
@@ -123,8 +127,10 @@ def _replayed(mixture: Path, config: RlConfig) -> Sequence[Conversation]:
     return found
 
 
-def _direct(conversation: Conversation) -> Conversation:
+def _direct(conversation: Conversation, style: PromptStyle) -> Conversation:
     """Return an RL prompt as the direct action sample that it was drawn from."""
-    assert conversation.direct_question is not None
-    turn = replace(conversation.turns[0], mode="direct", question=conversation.direct_question)
+    asked, question = conversation.turns[0], conversation.direct_question
+    assert question is not None
+    reply = style.reply(asked.expected, "direct", ACTIONS)
+    turn = replace(asked, mode="direct", question=question, answer=reply)
     return replace(conversation, turns=(turn,))

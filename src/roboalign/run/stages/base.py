@@ -27,7 +27,7 @@ from roboalign.mllm.shipped import builtin_folder
 from roboalign.mllm.tiny import build_tiny
 from roboalign.questions.ask import asked_types, label_of
 from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
-from roboalign.run.stage import Context
+from roboalign.run.stage import Context, in_style
 
 LANGUAGE = ("general", "embodied", "reasoning")
 
@@ -48,9 +48,8 @@ def base(context: Context) -> dict[str, Any]:
     if not leads():
         return ledger  # only the first process writes what is not training
     n_fast = run_action_tokens(context.run_dir).fast.vocab_size
-    mllm = with_action_tokens(
-        load_mllm(pretrained), n_fast, recipe.backbone.action_start, recipe.mix.weights
-    )
+    mllm = in_style(load_mllm(pretrained), recipe.prompts)
+    mllm = with_action_tokens(mllm, n_fast, recipe.backbone.action_start, recipe.mix.weights)
     save_mllm(mllm, context.folder / "model")
     parameters = sum(p.numel() for p in mllm.model.parameters())
     return {**ledger, "parameters": parameters, "fast_tokens": n_fast}

@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from roboalign.align.sft import train_sft
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import Conversation, image_hash, read_conversations
+from roboalign.conversations.prompts import ACTIONS
+from roboalign.conversations.styles.base import PromptStyle
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.mixture.builder import build_mixture
@@ -81,9 +83,10 @@ def ecot(context: Context) -> dict[str, Any]:
         question.reasoning for question in _questions(context, recorded, "movement") if question
     ]
     assert len(thoughts) == len(recorded)  # every frame can be asked which way to move
+    style = style_of(context.recipe.prompts)
     return imitate(
         context,
-        [_reasoned(conversation, thought) for conversation, thought in zip(recorded, thoughts)],
+        [_reasoned(one, thought, style) for one, thought in zip(recorded, thoughts)],
     )
 
 
@@ -106,7 +109,10 @@ def _build(context: Context, changes: dict[str, Any]) -> dict[str, Any]:
         read_demonstrations(context.run_dir, "align"),
     )
     folder = mixture_folder(context.run_dir, context.name)
-    counts = build_mixture(episodes, actions.fast, actions.stats, config, folder)["counts"]["train"]
+    manifest = build_mixture(
+        episodes, actions.fast, actions.stats, config, folder, prompts=context.recipe.prompts
+    )
+    counts = manifest["counts"]["train"]
     frames = {(one.episode_id, one.frame) for one in read_conversations(folder, "train")}
     return {
         "conversations": counts["conversations"],
@@ -156,12 +162,12 @@ def _rl_on_questions(context: Context, kind: str, reward: str) -> dict[str, Any]
     """Train with RoboAlign's GRPO, with each action prompt replaced by a question about its
     frame."""
     recorded = _rl_frames(context)
-    questions = _questions(context, recorded, kind)
+    questions, style = _questions(context, recorded, kind), style_of(context.recipe.prompts)
     asked = [
         replace(
             conversation,
             id=f"{kind}-{conversation.id}",
-            turns=(question_turn(question, "think"),),
+            turns=(question_turn(question, "think", style),),
             target=None,
             chunk=None,
             direct_question=None,
@@ -212,9 +218,10 @@ def _questions(
     ]
 
 
-def _reasoned(conversation: Conversation, reasoning: str | None) -> Conversation:
+def _reasoned(
+    conversation: Conversation, reasoning: str | None, style: PromptStyle
+) -> Conversation:
     """Return an RL prompt with the reasoning before its action."""
     turn = conversation.turns[0]
-    return replace(
-        conversation, turns=(replace(turn, answer=prompts.reply(turn.expected, reasoning)),)
-    )
+    reply = style.reply(turn.expected, "think", ACTIONS, reasoning)
+    return replace(conversation, turns=(replace(turn, answer=reply),))

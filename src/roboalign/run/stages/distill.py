@@ -31,14 +31,15 @@ from roboalign.align.distill import (
 )
 from roboalign.align.grpo.rollout import STOP, decoded_text
 from roboalign.align.grpo.train import train_grpo
-from roboalign.align.rewards.answers import ParsedReply
 from roboalign.conversations.conversation import (
     Conversation,
     image_hash,
     iterate_conversations,
     write_conversations,
 )
-from roboalign.conversations.prompts import bare
+from roboalign.conversations.reply import ParsedReply
+from roboalign.conversations.styles.base import PromptStyle
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json, read_jsonl, write_json, write_text
 from roboalign.core.outcomes import Refused
@@ -102,15 +103,16 @@ def sample(context: Context) -> dict[str, Any]:
 def traces(context: Context) -> dict[str, Any]:
     """Judge the answers; write train-*.parquet, a source for a mixture, and manifest.json."""
     config, (_, questions) = context.recipe.distill, draw_prompts(context)
-    sampled = context.run_dir / "distill" / "sample"
+    sampled, style = context.run_dir / "distill" / "sample", style_of(context.recipe.prompts)
     answers, special = read_answers(sampled / "answers"), read_json(sampled / "special_tokens.json")
     judged = [
-        (question, judge(question, answers[question.id], config, special)) for question in questions
+        (question, judge(question, answers[question.id], config, style, special))
+        for question in questions
     ]
     tally = Tally()
     kept = tally.count(
         [
-            as_trace(question, verdict, number)
+            as_trace(question, verdict, number, style)
             for question, verdicts in judged
             for number, verdict in enumerate(verdicts)
             if isinstance(verdict, ParsedReply)
@@ -125,6 +127,7 @@ def traces(context: Context) -> dict[str, Any]:
         )
     manifest = {
         "config": config.model_dump(mode="json"),
+        "prompts": style.name,
         "seed": config.seed,
         "counts": {"train": tally.summary()},
         **keep_rates(judged),
@@ -166,7 +169,8 @@ def draw_prompts(context: Context) -> tuple[list[Conversation], list[Conversatio
     trained, sampled = (
         count // len(config.groups) for count in (config.rl_questions, config.questions)
     )
-    chosen = first_of_groups(found, config, trained + sampled)
+    style = style_of(context.recipe.prompts)
+    chosen = first_of_groups(found, config, trained + sampled, style)
     return (
         [question for group in chosen for question in group[:trained]],
         [question for group in chosen for question in group[trained:]],
@@ -174,7 +178,7 @@ def draw_prompts(context: Context) -> tuple[list[Conversation], list[Conversatio
 
 
 def first_of_groups(
-    found: Iterable[Conversation], config: DistillConfig, count: int
+    found: Iterable[Conversation], config: DistillConfig, count: int, style: PromptStyle
 ) -> list[list[Conversation]]:
     """Return the first `count` questions of each group, in the order of a hash of the seed, image
     and question.
@@ -189,13 +193,13 @@ def first_of_groups(
         for number, turn in enumerate(conversation.turns):
             if turn.type not in group_of:
                 continue
-            key = _place(f"{config.seed} {image} {bare(turn.question)} {turn.type}")
+            key = _place(f"{config.seed} {image} {style.bare(turn.question)} {turn.type}")
             heap = heaps[group_of[turn.type]]
             if key in seen or (len(heap) == count and key > -heap[0][0]):
                 continue
             seen.add(key)
             (heapq.heappush if len(heap) < count else heapq.heapreplace)(
-                heap, (-key, as_prompt(conversation, number))
+                heap, (-key, as_prompt(conversation, number, style))
             )
     return [
         [question for _, question in sorted(heap, key=lambda entry: -entry[0])]

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from roboalign.conversations.conversation import read_conversations, read_table, shards
+from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, read_json, write_json
 from roboalign.core.machine import cores, device_of, side_by_side
 from roboalign.core.state import read_records
+from roboalign.evaluate.priors import language_priors
 from roboalign.evaluate.success import EpisodeState, read_episodes
-from roboalign.evaluate.tokens import evaluate_mllm, language_priors
+from roboalign.evaluate.tokens import evaluate_mllm
 from roboalign.run.benchmark import (
     evaluation_episodes,
     measured_benchmark,
@@ -45,7 +47,7 @@ def tokens(context: Context) -> dict[str, Any]:
     metrics = evaluate_mllm(
         context.load(backbone_folder(context.run_dir, context.seed, context.arm)),
         read_conversations(mixture, "heldout"),
-        language_priors(read_conversations(mixture, "train")),
+        language_priors(read_conversations(mixture, "train"), style_of(context.recipe.prompts)),
         actions.fast,
         actions.stats,
         actions.mean_chunk,

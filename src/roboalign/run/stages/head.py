@@ -37,6 +37,7 @@ def head(context: Context) -> dict[str, Any]:
         blind=ARMS[context.arm].blind,
         final_norm=recipe.backbone.final_norm,
         dtype=recipe.backbone.layer_dtype,
+        prompts=recipe.prompts,
     )
     mllm = context.load(backbone_folder(context.run_dir, context.seed, context.arm))
     return train_head(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from roboalign.conversations.styles.registry import require_style
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
@@ -19,7 +20,12 @@ def mix(context: Context) -> dict[str, Any]:
     actions = run_action_tokens(context.run_dir)
     episodes = read_demonstrations(context.run_dir, "align")
     manifest = build_mixture(
-        episodes, actions.fast, actions.stats, context.recipe.mix, mixture_folder(context.run_dir)
+        episodes,
+        actions.fast,
+        actions.stats,
+        context.recipe.mix,
+        mixture_folder(context.run_dir),
+        prompts=context.recipe.prompts,
     )
     counts = manifest["counts"]
     return {
@@ -31,9 +37,11 @@ def mix(context: Context) -> dict[str, Any]:
     }
 
 
-def given_manifest(mixture: str) -> Path:
-    """Return manifest.json of a folder of `roboalign data mix`. Raises RoboAlignError if there is
-    none."""
+def given_manifest(mixture: str, prompts: str) -> Path:
+    """Return manifest.json of a folder of `roboalign data mix`.
+
+    Raises RoboAlignError if there is none, or if its prompts are of another style.
+    """
     path = Path(mixture) / "manifest.json"
     if not path.is_file():
         raise RoboAlignError(
@@ -41,6 +49,8 @@ def given_manifest(mixture: str) -> Path:
             where=f"mixture: {mixture}",
             fix="build one: roboalign data mix FILE --out FOLDER",
         )
+    style = read_manifest(mixture).get("prompts")
+    require_style(style, prompts, what="mixture", where=f"mixture: {mixture}")
     return path
 
 

@@ -1,13 +1,14 @@
 """Reward a sampled action answer, for verl and EasyR1: r = (format + action) / 2, in [0, 1].
 
-This file needs only the standard library and `reward.json` next to it. verl is given `reward.py`
-and `compute_score`, EasyR1 `reward.py:compute_scores`.
+This file needs only the standard library and, next to it, `reward.json` and `reply.py`, the grammar
+of replies. verl is given `reward.py` and `compute_score`, EasyR1 `reward.py:compute_scores`.
 
 Both pass text. Action tokens are found in it by their names in the saved tokenizer, which splits
 any text at them, so an answer is read here as its token ids would be. Names that the tokenizer
 lacks count as text.
 """
 
+import importlib.util
 import itertools
 import json
 import math
@@ -15,6 +16,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+
+def _grammar() -> Any:
+    """Load `reply.py`: these trainers load this file by its path, so it cannot import its neighbor."""
+    path = Path(__file__).with_name("reply.py")
+    spec = importlib.util.spec_from_file_location("roboalign_reply", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_judge_block = _grammar().judge_block
 SETTINGS: dict[str, Any] = json.loads(Path(__file__).with_name("reward.json").read_text())
 """preset, n_fast, end_texts, special_texts, and for the preset `decoded` also tau, horizon,
 action_dim, scale, min_token and fast_bytes (hexadecimal, one per FAST token)."""
@@ -23,10 +36,6 @@ REWARD_NAME = "roboalign"  # EasyR1 reads this and the next one
 REWARD_TYPE = "batch"
 
 _NAME = re.compile(r"<ACTION_START>|<ACTION_END>|<FAST_(?:0|[1-9]\d*)>")
-_MARK = re.compile(r"</?(?:think|answer)>|<ACTION_(?:START|END)>|<FAST_\d+>")
-_BEFORE = re.compile(r"\s*<think>(.*)</think>\s*<answer>\s*", re.DOTALL)
-_AFTER = re.compile(r"\s*</answer>\s*")
-_TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def compute_score(
@@ -101,13 +110,9 @@ def parse(text: str) -> tuple[bool, list[int]]:
     if any(left.end() != right.start() for left, right in itertools.pairwise(found)):
         return False, []  # there is text inside the block
     before, after = text[: start.start()], text[end.end() :]
-    if _TAG.findall(before)[-1:] != ["<answer>"]:
-        return False, []
-    opening = _BEFORE.fullmatch(before)
-    reasoned = opening is not None and bool(opening[1].strip()) and not _MARK.search(opening[1])
-    if any(special in before for special in SETTINGS["special_texts"]):
-        reasoned = False
-    return reasoned and bool(_AFTER.fullmatch(after)), [int(match[0][6:-1]) for match in fast]
+    special = any(text in before for text in SETTINGS["special_texts"])
+    counts, reason = _judge_block(before, after, "tagged", special=special)
+    return reason == "ok", [int(match[0][6:-1]) for match in fast] if counts else []
 
 
 def _known(name: str) -> bool:
