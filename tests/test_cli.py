@@ -61,7 +61,11 @@ def test_a_fault_of_the_input_is_one_message_and_status_2(
     [
         (["comparee", "a"], "no verb `comparee`. Available: run, plan", "`roboalign compare`?"),
         (["xyzzy"], "no verb `xyzzy`", "see roboalign --help"),
-        (["eval", "x.yaml"], "`eval` is a stage", "roboalign run RECIPE --until eval"),
+        (
+            ["eval", "x.yaml", "--benchmark", "metaworld", "--out", "y"],
+            "'x.yaml' is no address",
+            "roboalign run RECIPE --until eval",
+        ),
         (["probe", "x", "--phasess", "3"], "no option --phasess", "did you mean --phases?"),
         (["data", "mix", "x", "--out", "y", "--worker=3"], "no option --worker", "--workers?"),
         (["data", "inspct", "x"], "invalid choice: 'inspct'", "roboalign data --help"),
@@ -89,7 +93,7 @@ def test_help_lists_the_verbs_and_hides_those_of_stages(
     for verb, text in VERBS.items():
         assert f"  {verb:<9} {text}\n" in listed
     words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
-    assert not words & {*STAGES, "eval"}
+    assert not words & {*STAGES}
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
     assert stopped.value.code == 0

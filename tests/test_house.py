@@ -29,7 +29,7 @@ LEVELS = [
     {"evaluate"},
     {"serve"},
     {"trial"},
-    {"report"},
+    {"harness", "report"},
     {"run"},
     {"plan"},
     {"cli"},

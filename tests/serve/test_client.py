@@ -70,7 +70,7 @@ def test_faults_name_the_observation_of_a_batch():
 def test_a_lost_connection_is_opened_again_once():
     with served(Echo()) as server:
         remote = RemotePolicy(port=server.port)
-        remote._connection.socket.shutdown(2)
+        remote._connection.socket.socket.shutdown(2)
         np.testing.assert_array_equal(remote.act(seen(1)), expected(seen(1)))
         assert remote.reconnects == 1
         port = server.port

@@ -21,6 +21,7 @@ _GROUPS = {
     },
     "look at results": {
         "table": "print success rates next to the paper's numbers",
+        "eval": "score any policy server on a benchmark",
         "compare": "compare two runs, or two arms of one, on the same initial states",
         "probe": "measure what a run's backbones know of the robot's progress, by layer",
     },
@@ -58,12 +59,6 @@ def _dispatch(arguments: list[str]) -> int:
 
 def check_verb(verb: str) -> None:
     """Raise RoboAlignError if there is no such verb, and suggest the nearest one."""
-    if verb == "eval":
-        raise RoboAlignError(
-            "`eval` is a stage, not a verb",
-            where="roboalign",
-            fix="roboalign run RECIPE --until eval",
-        )
     if verb not in (*VERBS, *STAGES):
         near = nearest(verb, [*VERBS, *STAGES])
         raise RoboAlignError(

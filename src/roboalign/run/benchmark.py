@@ -9,6 +9,7 @@ from roboalign.actions.spaces import ActionSpace
 from roboalign.questions.scene import require_readable_actions
 from roboalign.run.recipe import Recipe
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
+from roboalign.sim.registry import measured_protocol
 from roboalign.sim.rollout import RolloutConfig
 
 
@@ -66,15 +67,13 @@ def head_cameras(recipe: Recipe) -> tuple[str, ...]:
 def protocol_record(recipe: Recipe) -> dict[str, Any]:
     """Return everything besides the policy that affects a success rate, to be stored with the
     episodes."""
-    rollout = rollout_config(recipe)
-    return {
-        "benchmark": recipe.collect.benchmark,
-        "episodes_per_task": recipe.rollout.episodes,
-        "max_steps": rollout.max_steps,
-        "replan_every": rollout.replan_every,
-        "cameras": list(head_cameras(recipe)),
-        **recipe.collect.spec.protocol(recipe.collect.settings),
-    }
+    return measured_protocol(
+        recipe.collect.spec,
+        recipe.collect.settings,
+        rollout_config(recipe),
+        recipe.rollout.episodes,
+        head_cameras(recipe),
+    )
 
 
 def protocol_line(recipe: Recipe) -> str:

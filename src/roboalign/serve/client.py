@@ -3,24 +3,16 @@
 Needs only NumPy, msgpack and websockets, since a robot's computer may have no PyTorch.
 """
 
-import ipaddress
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
-from websockets.exceptions import (
-    ConnectionClosed,
-    InvalidHandshake,
-    InvalidMessage,
-    InvalidStatus,
-    InvalidURI,
-)
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.serve.connection import Connection, NoAnswer, uri_of
 from roboalign.serve.wire import pack_message, unpack_message
 
 
@@ -39,10 +31,6 @@ class RemoteObservation(Protocol):
 
     @property
     def instruction(self) -> str: ...
-
-
-class NoAnswer(RoboAlignError):
-    """No answer came: the policy cannot be reached, is too late, or is another one by now."""
 
 
 class RemotePolicy:
@@ -67,17 +55,25 @@ class RemotePolicy:
 
         Raises RoboAlignError if no policy can be reached or if the key is refused.
         """
-        self.uri = host if host.startswith(("ws://", "wss://")) else f"ws://{_bracketed(host)}"
-        self.uri += f":{port}" if port is not None else ""
-        self.api_key, self.timeout, self.connect_timeout = api_key, timeout, connect_timeout
-        self.reconnects = 0
+        self.uri = uri_of(host, port)
         self._lock = threading.Lock()
-        self._connection: ClientConnection | None = None
         self._keys: dict[str, str] = {}
         self.metadata: dict[str, Any] = {}
         """What the server says about the policy: docs/reference/wire.md."""
+        self._connection = Connection(
+            self.uri,
+            self._accept,
+            api_key=api_key,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+        )
         with self._lock:
-            self._open()
+            self._connection.open()
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was lost and opened again."""
+        return self._connection.reconnects
 
     @property
     def horizon(self) -> int:
@@ -134,21 +130,8 @@ class RemotePolicy:
 
     def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request unchanged and return the map of the reply. The name is openpi's."""
-        message = pack_message(dict(request))
         with self._lock:
-            again = self._connection is None
-            if again:
-                self._reopen()
-            try:
-                reply = self._exchange(message)
-            except (ConnectionClosed, OSError) as error:
-                if again:
-                    raise self._lost(error) from None
-                self._reopen()
-                try:
-                    reply = self._exchange(message)
-                except (ConnectionClosed, OSError) as second:
-                    raise self._lost(second) from None
+            reply = self._connection.ask(dict(request))
         if isinstance(reply, str):
             raise RoboAlignError(reply, where=self.uri)
         answer = unpack_message(reply)
@@ -160,16 +143,16 @@ class RemotePolicy:
         """Report the end of an episode. Only a recording server needs it; the policy has no
         memory."""
         with self._lock:
-            if self._connection is not None:
+            if self._connection.socket is not None:
                 try:
-                    self._exchange(pack_message({"endpoint": "reset"}))
+                    self._connection.exchange(pack_message({"endpoint": "reset"}))
                 except (ConnectionClosed, OSError):
-                    self._drop()
+                    self._connection.drop()
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
         with self._lock:
-            self._drop()
+            self._connection.drop()
 
     def __enter__(self) -> "RemotePolicy":
         return self
@@ -211,115 +194,26 @@ class RemotePolicy:
             raise RoboAlignError("the actions are not finite", where=self.uri)
         return actions.astype(np.float32)  # a copy, since the received array is a read-only view
 
-    def _exchange(self, message: bytes) -> str | bytes:
-        assert self._connection is not None
-        self._connection.send(message)
-        try:
-            reply = self._connection.recv(timeout=self.timeout)
-        except TimeoutError:
-            # A late answer would be taken for the answer to the next request.
-            self._drop()
-            raise NoAnswer(
-                f"no answer within {self.timeout:g} s",
-                where=self.uri,
-                fix="look at the server, or give a longer timeout",
-            ) from None
-        return reply
-
-    def _reopen(self) -> None:
-        self._drop()
-        before = self.metadata
-        self._open()
-        self.reconnects += 1
-        now, was = self.metadata.get("model"), before.get("model")
-        if now != was:
-            self._drop()
-            self.metadata = before  # so that the next call is refused too
-            raise NoAnswer(
-                f"the server now has another policy ({now}, was {was})",
-                where=self.uri,
-                fix="make a new RemotePolicy, if that is meant",
-            )
-
-    def _open(self) -> None:
-        headers = {"Authorization": f"Api-Key {self.api_key}"} if self.api_key else None
-        try:
-            opening = connect(
-                self.uri,
-                compression=None,
-                max_size=1 << 26,
-                additional_headers=headers,
-                open_timeout=self.connect_timeout,
-                close_timeout=1.0,
-                proxy=None if _is_local(self.uri) else True,
-            )
-            connection: ClientConnection = ExitStack().enter_context(opening)  # closed by `_drop`
-        except InvalidStatus as error:
-            raise self._refused(error.response.status_code, bool(self.api_key)) from None
-        except (InvalidURI, InvalidHandshake, InvalidMessage, OSError) as error:
-            raise self._lost(error) from None
-        self._connection = connection
-        try:
-            metadata = unpack_message(connection.recv(timeout=self.connect_timeout))
-        except (TimeoutError, ConnectionClosed, RoboAlignError) as error:
-            self._drop()
-            raise RoboAlignError(
-                f"it does not speak openpi's protocol ({error})", where=self.uri
-            ) from None
-        self.metadata, self._keys = metadata, self._cameras(metadata)
-
-    def _cameras(self, metadata: Any) -> dict[str, str]:
-        """Return camera -> key as `roboalign serve` describes them. Raises RoboAlignError if the
-        metadata does not."""
+    def _accept(self, metadata: Any) -> None:
+        """Keep the metadata of a connection. Raises RoboAlignError if it is not what
+        `roboalign serve` sends, or if the server now has another policy."""
         wanted = metadata.get("observation") if isinstance(metadata, dict) else None
         if not isinstance(wanted, dict) or not isinstance(metadata.get("horizon"), int):
-            self._drop()
             raise RoboAlignError(
                 "its metadata does not say what it wants to be sent",
                 where=self.uri,
                 fix="for a server that is not `roboalign serve`, use openpi-client",
             )
-        return {
+        now, was = metadata.get("model"), self.metadata.get("model")
+        if self.metadata and now != was:
+            raise NoAnswer(
+                f"the server now has another policy ({now}, was {was})",
+                where=self.uri,
+                fix="make a new RemotePolicy, if that is meant",
+            )
+        self.metadata = metadata
+        self._keys = {
             entry["camera"]: key
             for key, entry in wanted.items()
             if isinstance(entry, dict) and "camera" in entry
         }
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _lost(self, error: Exception) -> RoboAlignError:
-        self._drop()
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return NoAnswer(
-            f"no policy can be reached ({reason})",
-            where=self.uri,
-            fix="start it with: roboalign serve RUN_OR_POLICY",
-        )
-
-    def _refused(self, status: int, keyed: bool) -> RoboAlignError:
-        reasons = {
-            401: ("the key is wrong" if keyed else "it asks for a key", "pass api_key"),
-            503: ("it is stopping or has no free connection", "try again later"),
-        }
-        problem, fix = reasons.get(status, (f"it answered HTTP {status}", "check host and port"))
-        return NoAnswer(problem, where=self.uri, fix=fix)
-
-
-def _bracketed(host: str) -> str:
-    """Return `host`, with brackets if it is an IPv6 address."""
-    try:
-        return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
-    except ValueError:
-        return host
-
-
-def _is_local(uri: str) -> bool:
-    """Return whether the address is on this machine, which is reached without a proxy."""
-    host = uri.split("://", 1)[1].split("/", 1)[0].rsplit(":", 1)[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

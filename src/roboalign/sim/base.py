@@ -12,7 +12,8 @@ from roboalign.sim.cameras import CameraGeometry
 
 
 class EnvironmentCrash(RuntimeError):
-    """The simulation itself broke: a simulator error, a diverged state, a NaN. Never counted as a failed episode."""
+    """The simulation itself broke: a simulator error, a diverged state, a NaN; or the server of a policy gave no
+    usable answer. Never counted as a failed episode."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ imported before its benchmark is used.
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from roboalign.core.config import Config
@@ -132,6 +132,29 @@ class BenchmarkSpec(ABC):
         """Return the protocol as one line for a report. `cameras` are those that the policy
         sees."""
         return f"{self.image_size(settings)} px, camera {', '.join(cameras)}"
+
+
+def measured_protocol(
+    spec: BenchmarkSpec,
+    settings: Any,
+    rollout: RolloutConfig,
+    episodes: int,
+    cameras: Sequence[str],
+) -> dict[str, Any]:
+    """Return everything besides the policy that affects a success rate, to be stored with the
+    episodes.
+
+    `rollout` is what `spec.rollout` returned, `episodes` those per task, `cameras` those that the
+    policy sees.
+    """
+    return {
+        "benchmark": spec.name,
+        "episodes_per_task": episodes,
+        "max_steps": rollout.max_steps,
+        "replan_every": rollout.replan_every,
+        "cameras": list(cameras),
+        **spec.protocol(settings),
+    }
 
 
 _registered: dict[str, type[BenchmarkSpec]] = {}

@@ -47,7 +47,8 @@ class EpisodeResult:
     steps: int
     """Number of actions executed."""
     crash: str | None
-    """What broke, if the simulation or its process did. Such an episode is neither a success nor a failure."""
+    """What broke, if the simulation, its process or a policy's server did. Such an episode is neither a success nor
+    a failure."""
     seconds: float
     """Wall time of the episode, shared with the episodes in lockstep with it."""
     film: list[np.ndarray] = field(default_factory=list, compare=False, repr=False)
@@ -120,8 +121,9 @@ def rollout_batch(
 
     At each replanning every running environment is observed, and `act` is called once. Then
     `replan_every` actions are executed without rendering. An EnvironmentCrash ends only its own
-    episode. Raises what `act` raises, and ValueError if `act` returns an array of another shape
-    than [k, at least replan_every, A].
+    episode; one that `act` raises ends only the episodes that it was asked for. Raises what else
+    `act` raises, and ValueError if `act` returns an array of another shape than [k, at least
+    replan_every, A].
     """
     running = []
     for task, seed in episodes:
@@ -136,16 +138,7 @@ def rollout_batch(
             (episode, observation) for episode, observation in seen if observation is not None
         ]
         if planned:
-            keys = [(episode.task, episode.seed, episode.steps) for episode, _ in planned]
-            chunks = act([observation for _, observation in planned], keys)
-            _check_chunks(chunks, len(planned), config.replan_every)
-            for (episode, _), chunk in zip(planned, chunks, strict=True):
-                _guarded(
-                    episode,
-                    functools.partial(
-                        _execute, episode, chunk[: config.replan_every], config.max_steps
-                    ),
-                )
+            _plan(act, planned, config)
         still = []
         for episode in running:
             if episode.success or episode.crash or episode.steps >= config.max_steps:
@@ -153,6 +146,21 @@ def rollout_batch(
             else:
                 still.append(episode)
         running = still
+
+
+def _plan(act: Act, planned: Sequence[tuple[_Running, Observation]], config: RolloutConfig) -> None:
+    """Ask for a chunk for each observation and execute it, unless the answer itself breaks."""
+    keys = [(episode.task, episode.seed, episode.steps) for episode, _ in planned]
+    try:
+        chunks = act([observation for _, observation in planned], keys)
+    except EnvironmentCrash as crash:
+        for episode, _ in planned:
+            episode.crash = str(crash)
+        return
+    _check_chunks(chunks, len(planned), config.replan_every)
+    for (episode, _), chunk in zip(planned, chunks, strict=True):
+        actions = chunk[: config.replan_every]
+        _guarded(episode, functools.partial(_execute, episode, actions, config.max_steps))
 
 
 def _observe(episode: _Running) -> Observation | None:

@@ -14,6 +14,7 @@ pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-li
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash
+from roboalign.sim.images import resize_with_padding
 from roboalign.sim.libero import environment as libero
 from roboalign.sim.libero.environment import (
     FIRST_PLACEMENT,
@@ -21,7 +22,6 @@ from roboalign.sim.libero.environment import (
     Libero,
     LiberoEnvironment,
     axis_angle,
-    resize_with_padding,
 )
 from roboalign.sim.libero.experts import make_expert
 from roboalign.sim.libero.protocol import LIBERO_PRESETS, LiberoConfig, departures, preset

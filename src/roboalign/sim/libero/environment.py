@@ -14,11 +14,11 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from PIL import Image
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task
 from roboalign.sim.cameras import CameraGeometry, CameraView, RenderMode, pose_of, projection_matrix
+from roboalign.sim.images import resize_with_padding
 from roboalign.sim.libero.control import ArmControl
 from roboalign.sim.libero.protocol import LiberoConfig
 from roboalign.sim.libero.suites import (
@@ -259,20 +259,3 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     w, vector = float(np.clip(quaternion[0], -1.0, 1.0)), quaternion[1:]
     sine = np.sqrt(1.0 - w * w)
     return np.zeros(3) if sine < 1e-9 else vector * (2.0 * np.arccos(w) / sine)
-
-
-def resize_with_padding(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 [H, W, 3] to [size, size, 3], bilinear, with the aspect kept and the rest
-    black."""
-    height, width = image.shape[:2]
-    scale = size / max(height, width)
-    new = max(1, round(width * scale)), max(1, round(height * scale))
-    resized = np.asarray(
-        Image.fromarray(np.ascontiguousarray(image)).resize(new, Image.Resampling.BILINEAR)
-    )
-    if resized.shape[:2] == (size, size):
-        return resized
-    canvas = np.zeros((size, size, 3), np.uint8)
-    top, left = (size - new[1]) // 2, (size - new[0]) // 2
-    canvas[top : top + new[1], left : left + new[0]] = resized
-    return canvas
