@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgpack
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
@@ -94,3 +96,50 @@ def outcomes(results: Sequence[EpisodeResult]) -> dict[tuple[str, int], tuple[bo
     """(success, steps) of each episode, none of which crashed."""
     assert not [r.crash for r in results if r.crash]
     return {(r.task, r.seed): (r.success, r.steps) for r in results}
+
+
+def npy(array: np.ndarray) -> dict[str, Any]:
+    """An array as GR00T's servers write it."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return {"__ndarray_class__": True, "as_npy": file.getvalue()}
+
+
+def msgpack_numpy(array: np.ndarray) -> dict[bytes, Any]:
+    """An array as msgpack-numpy writes it, which some of GR00T's servers use."""
+    described = {b"nd": True, b"type": array.dtype.str, b"kind": b"", b"shape": array.shape}
+    return {**described, b"data": array.tobytes()}
+
+
+def _from_npy(items: dict[str, Any]) -> Any:
+    return np.load(io.BytesIO(items["as_npy"])) if "as_npy" in items else items
+
+
+@contextlib.contextmanager
+def zmq_server(answer: Answer, address: str = "tcp://127.0.0.1:*") -> Iterator[str]:
+    """A server of GR00T's protocol; `answer` gets {"endpoint", "data"} and returns what is packed, bytes as they
+    are."""
+    import zmq
+
+    context = zmq.Context()
+    socket = context.socket(zmq.REP)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.bind(address)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            if socket.poll(20):
+                request = msgpack.unpackb(socket.recv(), object_hook=_from_npy)
+                reply = {"status": "ok"} if request["endpoint"] == "ping" else answer(request)
+                socket.send(reply if isinstance(reply, bytes) else msgpack.packb(reply))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    finally:
+        stop.set()
+        thread.join(20)
+        socket.close()
+        context.term()

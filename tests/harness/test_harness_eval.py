@@ -1,4 +1,4 @@
-"""The command: Meta-World's experts over openpi's wire, our own server as in process, and what it prints."""
+"""The command: Meta-WorldShape's experts over openpi's wire, our own server as in process, and what it prints."""
 
 from pathlib import Path
 

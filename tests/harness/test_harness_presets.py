@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.harness.presets import checked_chunk, make_preset, sent_image
-from roboalign.harness.settings import ClientConfig, World, read_gripper, resolved, world_defaults
+from roboalign.harness.presets import checked_chunk, sent_image
+from roboalign.harness.server import make_preset
+from roboalign.harness.settings import (
+    ClientConfig,
+    WorldShape,
+    read_gripper,
+    resolved,
+    world_defaults,
+)
 from roboalign.sim.base import EnvironmentCrash, Observation
 from roboalign.sim.images import resize_with_padding
 
-LIBERO = World("libero", ("agentview", "wrist"), 7, 8)
-METAWORLD = World("world", ("corner2",), 4, 4)
+LIBERO = WorldShape("libero", ("agentview", "wrist"), 7, 8)
+METAWORLD = WorldShape("world", ("corner2",), 4, 4)
 OWN = {
     "observation": {
         "observation/corner2": {"camera": "corner2", "shape": [64, 64, 3]},
@@ -21,13 +28,13 @@ OWN = {
 }
 
 
-def seen(world: World, size: int = 224) -> Observation:
+def seen(world: WorldShape, size: int = 224) -> Observation:
     rng = np.random.default_rng(0)
     images = {name: rng.integers(0, 256, (size, size, 3), np.uint8) for name in world.cameras}
     return Observation(images, rng.normal(size=world.state_dim).astype(np.float32), "Pick it up.")
 
 
-def preset_of(world: World, metadata=None, **settings):
+def preset_of(world: WorldShape, metadata=None, **settings):
     client = resolved(ClientConfig(**settings), world.section)
     return make_preset(client, world, metadata or {})
 
@@ -53,7 +60,7 @@ def test_openpi_keys_of_other_benchmarks_and_given_ones():
     request = preset_of(METAWORLD).request(observation, ("t", 3, 5))
     assert list(request) == ["image", "state", "prompt"]
     assert request["image"].shape == (224, 224, 3) and request["state"].shape == (4,)
-    two = World("other", ("top", "side"), 4, 4)
+    two = WorldShape("other", ("top", "side"), 4, 4)
     assert list(
         preset_of(two, keys={"side": "wrist", "state": "s"}).request(seen(two), ("t", 0, 0))
     ) == [
@@ -90,7 +97,7 @@ def test_own_servers_get_what_their_metadata_names():
     assert request["noise_key"] == ["t", 3, 5] and request["observation/state"].dtype == np.float32
     np.testing.assert_array_equal(request["observation/corner2"], observation.images["corner2"])
     with pytest.raises(RoboAlignError, match=r"sees camera 'corner2'.*--set cameras=\[corner2\]"):
-        preset_of(World("world", ("workspace",), 4, 4), OWN, preset="roboalign")
+        preset_of(WorldShape("world", ("workspace",), 4, 4), OWN, preset="roboalign")
 
 
 def test_settings_of_the_benchmark_that_a_preset_assumes():

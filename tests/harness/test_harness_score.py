@@ -15,7 +15,8 @@ from toy_on_path import PACKAGE
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.harness import score as module
-from roboalign.harness.score import Measurement, Server, score
+from roboalign.harness.score import Measurement, score_server
+from roboalign.harness.server import Server
 from roboalign.harness.settings import ClientConfig, resolved
 from roboalign.serve.wire import pack_message
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
@@ -69,7 +70,7 @@ def test_the_experts_outcomes_from_two_processes(toy, tmp_path, capsys):
     replay = replayed(toy)
     metadata = {"reset_pose": np.arange(3.0), "odd": float("nan")}
     with websocket_server(openpi_answer(replay), metadata) as port:
-        rows = score(server_at(port), toy, tmp_path / "out", workers=2)
+        rows = score_server(server_at(port), toy, tmp_path / "out", workers=2)
     assert rows_of(rows) == replay.results
     assert 0 < sum(success for success, _ in replay.results.values()) < 4
     assert [row["crash"] for row in rows] == [None] * 4
@@ -95,7 +96,7 @@ def test_first_frames_are_kept_as_sent(toy, here, tmp_path):
         return openpi_answer(replay)(request)
 
     with websocket_server(answer) as port:
-        score(server_at(port), toy, tmp_path, workers=1)
+        score_server(server_at(port), toy, tmp_path, workers=1)
     first = np.asarray(Image.open(tmp_path / "frames/image.png"))
     np.testing.assert_array_equal(first, sent[0])
 
@@ -110,7 +111,7 @@ def test_starvlas_payload_gives_the_experts_outcomes(toy, here, tmp_path):
 
     with websocket_server(answer, {"action_chunk_size": 12}) as port:
         server = server_at(port, preset="starvla", send_state=True)
-        rows = score(server, toy, tmp_path, workers=1)
+        rows = score_server(server, toy, tmp_path, workers=1)
     assert rows_of(rows) == replay.results
 
 
@@ -126,14 +127,16 @@ def test_error_answers_are_crashes_and_can_run_again(toy, here, tmp_path):
         return openpi_answer(replay)(request)
 
     with websocket_server(answer) as port:
-        rows = score(server_at(port), toy, tmp_path, workers=1)
+        rows = score_server(server_at(port), toy, tmp_path, workers=1)
         crashed = [row for row in rows if row["crash"]]
         assert [row["crash"] for row in crashed] == ["the server: an error: ValueError: too dark"]
         assert not crashed[0]["success"] and crashed[0]["steps"] > 0
         asked = replay.asked
-        assert score(server_at(port), toy, tmp_path, workers=1) == rows  # nothing is left to do
+        assert (
+            score_server(server_at(port), toy, tmp_path, workers=1) == rows
+        )  # nothing is left to do
         assert replay.asked == asked
-        again = score(server_at(port), toy, tmp_path, workers=1, retry_crashes=True)
+        again = score_server(server_at(port), toy, tmp_path, workers=1, retry_crashes=True)
     assert rows_of(again) == replay.results
     kept = [json.loads(line) for line in (tmp_path / "crashes.jsonl").read_text().splitlines()]
     assert kept == crashed
@@ -162,15 +165,15 @@ def test_unusable_answers(toy, here, tmp_path, reply, problem):
 
     with websocket_server(answer) as port:
         with pytest.raises(RoboAlignError, match=f"first answer cannot be executed.*{problem}"):
-            score(server_at(port), toy, tmp_path, workers=1)
+            score_server(server_at(port), toy, tmp_path, workers=1)
         assert not (tmp_path / "episodes.jsonl").exists()
         good["answers"] = 2  # the first answer, and that of the first episode
         with pytest.raises(RoboAlignError, match=f"3 episodes in a row got no answer.*{problem}"):
-            score(server_at(port), toy, tmp_path, workers=1)
+            score_server(server_at(port), toy, tmp_path, workers=1)
         rows = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
         assert [row["steps"] for row in rows] == [4, 0, 0]
         good["answers"] = 1000
-        rows = score(server_at(port), toy, tmp_path, workers=1, retry_crashes=True)
+        rows = score_server(server_at(port), toy, tmp_path, workers=1, retry_crashes=True)
     assert rows_of(rows) == replay.results
 
 
@@ -183,7 +186,7 @@ def test_a_late_answer_is_a_crash_and_never_taken_for_the_next_ones(toy, here, t
         return openpi_answer(replay)(request)
 
     with websocket_server(answer) as port:
-        rows = score(server_at(port, timeout=0.3), toy, tmp_path, workers=1)
+        rows = score_server(server_at(port, timeout=0.3), toy, tmp_path, workers=1)
     crashes = [row["crash"] for row in rows]
     assert crashes.count(None) == 3 and "the server: no answer within 0.3 s" in crashes
     for row in rows:
@@ -208,13 +211,13 @@ def test_a_lost_server_stops_the_command_which_then_continues(toy, here, tmp_pat
         patch.setattr(module, "evaluate_parallel", dying)
         port = stop.enter_context(websocket_server(openpi_answer(replay)))
         with pytest.raises(RoboAlignError, match=r"no policy can be reached.*then continues"):
-            score(server_at(port), toy, tmp_path, workers=1)
+            score_server(server_at(port), toy, tmp_path, workers=1)
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 1
     with websocket_server(openpi_answer(replay), port=port):
-        rows = score(server_at(port), toy, tmp_path, workers=1)
+        rows = score_server(server_at(port), toy, tmp_path, workers=1)
     assert rows_of(rows) == replay.results
     with pytest.raises(RoboAlignError, match="no policy can be reached"):
-        score(server_at(port), toy, tmp_path / "other", workers=1)
+        score_server(server_at(port), toy, tmp_path / "other", workers=1)
 
 
 def test_another_server_or_other_settings_are_refused(toy, here, tmp_path):
@@ -228,7 +231,7 @@ def test_another_server_or_other_settings_are_refused(toy, here, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "evaluate_parallel", once)
             with pytest.raises(RoboAlignError, match="stopped here"):
-                score(server_at(port), toy, tmp_path, workers=1)
+                score_server(server_at(port), toy, tmp_path, workers=1)
         for server, measured, problem in (
             (
                 server_at(port, gripper="negate"),
@@ -238,16 +241,16 @@ def test_another_server_or_other_settings_are_refused(toy, here, tmp_path):
             (server_at(port), part, "other protocol: `episodes_per_task` 2 then, 1 now"),
         ):
             with pytest.raises(RoboAlignError, match=problem):
-                score(server, measured, tmp_path, workers=1)
+                score_server(server, measured, tmp_path, workers=1)
     with (
         websocket_server(openpi_answer(replay), {"model": "b"}) as port,
         pytest.raises(RoboAlignError, match="another server answers now: `model` was a and is b"),
     ):
-        score(server_at(port), toy, tmp_path, workers=1)
+        score_server(server_at(port), toy, tmp_path, workers=1)
     (tmp_path / "client.json").unlink()
     (tmp_path / "episodes.jsonl").write_text("")
     with pytest.raises(RoboAlignError, match="it holds episodes of another command"):
-        score(server_at(1), toy, tmp_path, workers=1)
+        score_server(server_at(1), toy, tmp_path, workers=1)
 
 
 def test_a_server_swapped_during_the_run_is_refused(toy, here, tmp_path):
@@ -264,7 +267,7 @@ def test_a_server_swapped_during_the_run_is_refused(toy, here, tmp_path):
         patch.setattr(module, "evaluate_parallel", swapping)
         port = swap.enter_context(websocket_server(openpi_answer(replay), {"model": "a"}))
         with pytest.raises(RoboAlignError, match="`model` was a and is b"):
-            score(server_at(port), toy, tmp_path, workers=1)
+            score_server(server_at(port), toy, tmp_path, workers=1)
 
 
 def test_crashes_of_the_policy_end_only_the_episodes_that_were_asked_for(toy):

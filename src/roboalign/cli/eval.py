@@ -12,22 +12,27 @@ from roboalign.core.config import validated
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.machine import cores
 from roboalign.core.yaml import parse_yaml
-from roboalign.harness.settings import METAWORLD, ClientConfig, PresetName, resolved, world_defaults
+from roboalign.harness.settings import METAWORLD, ClientConfig, ServerKind, resolved, world_defaults
 from roboalign.sim.registry import BenchmarkSpec, find_benchmark
 from roboalign.sim.rollout import RolloutConfig
 
-SCHEMES = {"ws://": "websockets", "wss://": "websockets"}
+EXTRA_OF = {"websockets": "serve", "msgpack": "serve", "zmq": "groot"}
+"""Package that a server's protocol needs -> extra that installs it."""
 PEERS_STEPS = 500
-"""Meta-World's own step limit, which other harnesses use."""
+"""Meta-WorldShape's own step limit, which other harnesses use."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for server, benchmark, protocol and client."""
     add = parser.add_argument
-    add("address", metavar="ADDRESS", help="the server: ws://host:port")
+    add(
+        "address",
+        metavar="ADDRESS",
+        help="the server: ws://host:port, or tcp://host:port for groot",
+    )
     add("--benchmark", required=True, metavar="NAME", help="for example libero_object or metaworld")
     add("--out", required=True, metavar="FOLDER", help="where the episodes' records go")
-    add("--preset", default="openpi", choices=get_args(PresetName), help=_help("preset"))
+    add("--preset", default="openpi", choices=get_args(ServerKind), help=_help("preset"))
     add("--tasks", nargs="+", metavar="TASK", help="these tasks only, or the name of a set of them")
     add("--episodes", type=int, default=50, metavar="N", help="episodes per task, at most")
     add("--workers", type=int, default=0, metavar="N", help="processes; 0 takes one per core")
@@ -48,16 +53,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the request's key of a camera, of `state` or of `prompt`; may be repeated",
     )
     add_settings(parser, ClientConfig, "image_size", "gripper", "send_state", "unnorm_key")
-    add_settings(parser, ClientConfig, "timeout")
+    add_settings(parser, ClientConfig, "state_rotation", "flat", "timeout")
     add("--api-key-env", metavar="NAME", help="send the key that this environment variable holds")
     add("--retry-crashes", action="store_true", help="run episodes that crashed again")
 
 
 def main(options: argparse.Namespace) -> int:
     """Score the server and print the table."""
-    _check_address(options.address)
+    _check_address(options.address, options.preset)
     from roboalign.cli.eval_text import format_scores
-    from roboalign.harness.score import Server, known_server, score
+    from roboalign.harness.score import known_server, score_server
+    from roboalign.harness.server import Server
 
     spec, folder = find_benchmark(options.benchmark), Path(options.out)
     client = resolved(_client(options), spec.section)
@@ -68,7 +74,7 @@ def main(options: argparse.Namespace) -> int:
         metadata = wire.metadata
         wire.close()
     measured = _measured(options, spec, client, metadata)
-    rows = score(
+    rows = score_server(
         server,
         measured,
         folder,
@@ -80,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _client(options: argparse.Namespace) -> ClientConfig:
-    names = ("preset", "image_size", "gripper", "send_state", "unnorm_key", "timeout")
+    names = [name for name in ClientConfig.model_fields if name != "keys"]
     values = {name: getattr(options, name) for name in names}
     values["keys"] = camera_keys(options.key)
     config: ClientConfig = validated(ClientConfig, values, where="roboalign eval")
@@ -178,21 +184,24 @@ def _overrides(given: list[str]) -> dict[str, Any]:
     return values
 
 
-def _check_address(address: str) -> None:
-    """Raise RoboAlignError if it is no address, or the package that speaks to it is missing."""
-    scheme = next((scheme for scheme in SCHEMES if address.startswith(scheme)), None)
-    if scheme is None:
+def _check_address(address: str, preset: str) -> None:
+    """Raise RoboAlignError if it is no address of the preset's protocol, or a package that speaks
+    it is missing."""
+    zmq = preset == "groot"
+    schemes = ("tcp://",) if zmq else ("ws://", "wss://")
+    if not address.startswith(schemes):
         raise RoboAlignError(
-            f"{address!r} is no address of a server",
+            f"{address!r} is no address of a server of preset {preset}",
             where="roboalign eval",
-            fix="give ws://host:port; a recipe's own evaluation is: roboalign run RECIPE --until eval",
+            fix=f"give {schemes[0]}host:port; a recipe's own evaluation is: "
+            "roboalign run RECIPE --until eval",
         )
-    for package in (SCHEMES[scheme], "msgpack"):
+    for package in ("zmq", "msgpack") if zmq else ("websockets", "msgpack"):
         if importlib.util.find_spec(package) is None:
             raise RoboAlignError(
                 f"the package {package} is missing",
                 where="roboalign eval",
-                fix="pip install 'roboalign[serve]'",
+                fix=f"pip install 'roboalign[{EXTRA_OF[package]}]'",
             )
 
 

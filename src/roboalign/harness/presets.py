@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.harness.settings import LIBERO, ClientConfig, World
+from roboalign.harness.settings import LIBERO, ClientConfig, WorldShape
 from roboalign.sim.base import EnvironmentCrash, Observation
 from roboalign.sim.images import resize_with_padding
 from roboalign.sim.rollout import Key
@@ -67,17 +67,7 @@ def checked_chunk(actions: Any, action_dim: int, replan_every: int) -> np.ndarra
     return chunk
 
 
-def make_preset(config: ClientConfig, world: World, metadata: Mapping[str, Any]) -> Preset:
-    """Return the preset of resolved settings. Raises RoboAlignError if it does not fit the
-    benchmark or the server."""
-    if config.preset == "roboalign":
-        return _OwnPreset(config, world, metadata)
-    if config.preset == "starvla":
-        return _StarVlaPreset(config, world, metadata)
-    return _OpenpiPreset(config, openpi_keys(config.keys, world))
-
-
-def openpi_keys(given: Mapping[str, str], world: World) -> dict[str, str]:
+def openpi_keys(given: Mapping[str, str], world: WorldShape) -> dict[str, str]:
     """Return camera, `state` and `prompt` -> key of openpi's request.
 
     On LIBERO these are openpi's. Elsewhere nobody has defined any: the first camera is `image`,
@@ -107,7 +97,7 @@ def sent_image(image: np.ndarray, size: int | None) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _OpenpiPreset:
+class OpenpiPreset:
     """openpi's flat request with the keys of its examples."""
 
     config: ClientConfig
@@ -130,10 +120,12 @@ class _OpenpiPreset:
         return reply.get("actions")
 
 
-class _OwnPreset:
+class OwnPreset:
     """What a `roboalign serve` says in its metadata, with the key of the flow's noise."""
 
-    def __init__(self, config: ClientConfig, world: World, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: ClientConfig, world: WorldShape, metadata: Mapping[str, Any]
+    ) -> None:
         self.config = config
         self.keys = {
             entry["camera"]: key
@@ -167,10 +159,12 @@ class _OwnPreset:
         return reply.get("actions")
 
 
-class _StarVlaPreset:
+class StarVlaPreset:
     """starVLA's request of one example, over openpi's connection and arrays."""
 
-    def __init__(self, config: ClientConfig, world: World, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: ClientConfig, world: WorldShape, metadata: Mapping[str, Any]
+    ) -> None:
         self.config = config
         known = metadata.get("available_unnorm_keys") or []
         chosen = config.unnorm_key or metadata.get("default_unnorm_key")

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from roboalign import __version__
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import (
@@ -29,17 +27,13 @@ from roboalign.core.progress import say
 from roboalign.core.state import State, read_records, read_state
 from roboalign.evaluate.success import EpisodeState, read_episodes
 from roboalign.harness.first import describe_first, first_answer
-from roboalign.harness.presets import Preset, checked_chunk, make_preset
-from roboalign.harness.settings import ClientConfig, World, read_gripper
-from roboalign.harness.wires import WebsocketWire, Wire, describe, plain
-from roboalign.sim.base import Benchmark, EnvironmentCrash, Observation
+from roboalign.harness.server import Actor, Server, load_actor, make_preset, world_of
+from roboalign.harness.wires import as_json_values, describe
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.registry import BenchmarkSpec, measured_protocol
-from roboalign.sim.rollout import Act, EpisodeResult, Key, RolloutConfig
+from roboalign.sim.rollout import EpisodeResult, RolloutConfig
 
 CLIENT, PROTOCOL, EPISODES = "client.json", "protocol.json", "episodes.jsonl"
-REFUSALS = 3
-"""Episodes in a row whose first request gets no usable answer, after which the command stops."""
 FIRST_SECONDS = 300.0
 """Seconds to wait for the first answer: many servers compile their model then."""
 
@@ -51,23 +45,6 @@ class ClientState(State):
     settings: dict[str, Any]
     tasks: list[str]
     versions: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where the server is and how it is spoken to."""
-
-    address: str
-    api_key: str | None
-    client: ClientConfig
-
-    def connect(
-        self, expected: Mapping[str, Any] | None = None, *, timeout: float | None = None
-    ) -> Wire:
-        """Open a connection. Raises RoboAlignError if it cannot be reached or is another server
-        than the `expected` metadata says."""
-        timeout = timeout or self.client.timeout
-        return WebsocketWire(self.address, timeout=timeout, api_key=self.api_key, expected=expected)
 
 
 @dataclass(frozen=True)
@@ -94,57 +71,6 @@ class Measurement:
         return measured_protocol(self.spec, self.settings, self.rollout, self.episodes, cameras)
 
 
-class Actor:
-    """The policy behind a connection, as rollouts call it: one observation at a time."""
-
-    def __init__(
-        self, wire: Wire, preset: Preset, client: ClientConfig, action_dim: int, replan_every: int
-    ) -> None:
-        self.wire, self.preset, self.client = wire, preset, client
-        self.action_dim, self.replan_every = action_dim, replan_every
-        self.refused = 0
-
-    def answer(self, observation: Observation, key: Key) -> np.ndarray:
-        """Return the server's chunk, float32 [H, A], before the gripper is read. Raises
-        EnvironmentCrash if the answer is unusable."""
-        if key[2] == 0:
-            self.wire.begin_episode()
-        reply = self.wire.ask(self.preset.request(observation, key))
-        return checked_chunk(self.preset.actions(reply), self.action_dim, self.replan_every)
-
-    def __call__(self, observations: list[Observation], keys: list[Key]) -> np.ndarray:
-        try:
-            chunks = [self.answer(*pair) for pair in zip(observations, keys, strict=True)]
-        except EnvironmentCrash as crash:
-            if any(step == 0 for _, _, step in keys):
-                self._count_refusal(crash)
-            raise
-        self.refused = 0
-        return read_gripper(np.stack(chunks), self.client.gripper or "as-is")
-
-    def _count_refusal(self, crash: EnvironmentCrash) -> None:
-        self.refused += 1
-        if self.refused >= REFUSALS:
-            raise RoboAlignError(
-                f"{self.refused} episodes in a row got no answer to their first request; the last: {crash}",
-                where="eval",
-                fix="look at the server; then the same command with --retry-crashes runs them again",
-            )
-
-
-def world_of(spec: BenchmarkSpec, benchmark: Benchmark) -> World:
-    """Return what a client has to know about a benchmark."""
-    cameras = tuple(benchmark.cameras)
-    return World(spec.section, cameras, benchmark.action_dim, benchmark.state_dim)
-
-
-def load_actor(server: Server, world: World, replan_every: int, expected: Mapping[str, Any]) -> Act:
-    """Connect in a worker process. Raises RoboAlignError if it is not the `expected` server."""
-    wire = server.connect(expected)
-    preset = make_preset(server.client, world, wire.metadata)
-    return Actor(wire, preset, server.client, world.action_dim, replan_every)
-
-
 def known_server(folder: Path) -> dict[str, Any] | None:
     """Return the metadata of the server whose scores the folder holds; None if there are none."""
     if not (folder / CLIENT).is_file():
@@ -155,7 +81,7 @@ def known_server(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def score(
+def score_server(
     server: Server,
     measured: Measurement,
     folder: Path,
@@ -210,7 +136,7 @@ def _run(
             say(line, "eval")
     finally:
         wire.close()
-    said = plain(wire.metadata)
+    said = as_json_values(wire.metadata)
     record = {"address": server.address, "server": said, **mine, "first_answer": first}
     write_json(folder / CLIENT, record)
 
@@ -234,7 +160,7 @@ def _require_same(
         return None
     state = read_state(folder / CLIENT, ClientState, fix=_another_folder())
     before = {**{key: state[key] for key in mine}, "protocol": read_json(folder / PROTOCOL)}
-    now = plain({**mine, "protocol": protocol})
+    now = as_json_values({**mine, "protocol": protocol})
     for section, values in now.items():
         if before[section] != values:
             raise RoboAlignError(

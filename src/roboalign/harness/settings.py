@@ -10,7 +10,7 @@ from pydantic import Field
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 
-PresetName = Literal["openpi", "roboalign", "starvla", "groot"]
+ServerKind = Literal["openpi", "roboalign", "starvla", "groot"]
 Gripper = Literal[
     "as-is",
     "negate",
@@ -28,17 +28,17 @@ METAWORLD = "world"
 class ClientConfig(Config):
     """Settings of the client. None: the preset's."""
 
-    preset: PresetName = "openpi"
+    preset: ServerKind = "openpi"
     """What the server speaks: openpi's websocket protocol with openpi's keys, with those that
     `roboalign serve` names, or with starVLA's; or GR00T's protocol over ZMQ."""
     image_size: int | None = Field(None, ge=16, le=4096)
-    """Width and height of the images that are sent, resized as openpi's client does. Default: 224
-    for openpi and starvla, as they are drawn for roboalign and groot."""
+    """Width and height of the images that are sent, resized as openpi's client does. Without it 224
+    for openpi and starvla, and as they are drawn for roboalign and groot."""
     gripper: Gripper | None = None
     """What the last number of an answered action means. The simulators take -1 opens, 1 closes:
     `as-is`; `negate` where 1 opens; `open-is-1` or `closed-is-1` where it is between 0 and 1;
-    `sign` and `-sign` then make it -1 or 1. Default: `as-is`, and `open-is-1-sign` for starvla and
-    groot on LIBERO."""
+    `sign` and `-sign` then make it -1 or 1. Without it `as-is`, and `open-is-1-sign` for starvla
+    and groot on LIBERO."""
     send_state: bool = False
     """Send the state to starvla too, for checkpoints that read it. The other presets always send
     it."""
@@ -56,7 +56,7 @@ class ClientConfig(Config):
 
 
 @dataclass(frozen=True)
-class World:
+class WorldShape:
     """What a client has to know about the benchmark."""
 
     section: str

@@ -47,7 +47,7 @@ class WebsocketWire:
         api_key: str | None = None,
         expected: Mapping[str, Any] | None = None,
     ) -> None:
-        """Connect. `expected` is the metadata, as `plain` gives it, of the server that is meant.
+        """Connect. `expected` is the metadata, as `as_json_values` gives it, of the server that is meant.
 
         Raises RoboAlignError if it cannot be reached, does not speak the protocol, or is another.
         """
@@ -91,7 +91,7 @@ class WebsocketWire:
                 f"its metadata is a {type(metadata).__name__}, not a map",
                 where=self._connection.uri,
             )
-        said = plain(metadata)
+        said = as_json_values(metadata)
         if self._expected is None:
             self._expected = said
         require_same_server(self._expected, said, self._connection.uri)
@@ -114,14 +114,14 @@ def require_same_server(expected: Mapping[str, Any], said: Mapping[str, Any], wh
     )
 
 
-def plain(value: Any) -> Any:
+def as_json_values(value: Any) -> Any:
     """Return metadata as JSON values: arrays as lists, numbers that JSON lacks as text."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {_text(key): plain(item) for key, item in value.items()}
+        return {_text(key): as_json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [as_json_values(item) for item in value]
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, float) and not math.isfinite(value):
@@ -132,7 +132,7 @@ def plain(value: Any) -> Any:
 def describe(metadata: Mapping[str, Any], width: int = 160) -> list[str]:
     """Return the metadata as lines of `key: value`, long values cut."""
     lines = []
-    for key, value in plain(metadata).items():
+    for key, value in as_json_values(metadata).items():
         text = json.dumps(value)
         lines.append(f"{key}: {text if len(text) <= width else text[: width - 3] + '...'}")
     return lines
