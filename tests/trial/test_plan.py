@@ -1,7 +1,9 @@
 """Plans: balance of the order, arms in the key alone, the same bytes from the same seed, no change after the lock."""
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from roboalign.trial.plan import (
     read_plan,
     read_study,
 )
+from roboalign.trial.power import detectable
 
 STUDY = """
 name: toy
@@ -167,3 +170,21 @@ def test_a_wrong_study_is_one_message_that_names_the_key(tmp_path, text, problem
     with pytest.raises(RoboAlignError, match=r"study\.yaml") as error:
         read_study(path)
     assert problem in str(error.value)
+
+
+def test_the_study_of_the_docs_has_the_numbers_that_they_say(tmp_path, capsys):
+    page = (Path(__file__).parents[2] / "docs/how-to/run-robot-trials.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "franka.yaml"
+    path.write_text(text)
+    assert main(["trial", "plan", str(path), "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "54 trials of each task and arm, 216 in all",
+        "to detect 20.0 points with 108 pairs",
+        "exactly one arm succeeds in 52.0% of pairs (two independent arms about 50%)",
+    ):
+        assert words in said and words in page
+    for pairs, found in ((96, "96 pairs detect 21.2 points"), (24, "detect 44.1 points")):
+        assert f"{100 * detectable(pairs, 0.05, 0.8):.1f} points" in found
+        assert found in " ".join(page.split())

@@ -68,6 +68,8 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
     add("--arms-key-env", metavar="NAME", help="variable with the key that the arms' servers ask")
     add("--timeout", type=float, default=10.0, metavar="SECONDS", help="longest wait for an arm")
+    add("--page-host", default="127.0.0.1", help="address of the page; beyond loopback with a key")
+    add("--page-port", type=int, default=8080, metavar="N", help="port of the page; 0: a free one")
     add("--operator", metavar="NAME", help="who notes in the terminal; without it the login name")
 
 
@@ -96,12 +98,14 @@ def _run(options: argparse.Namespace) -> int:
     from roboalign.serve.server import check_reach
     from roboalign.trial.desk import Desk
     from roboalign.trial.log import TrialLog
+    from roboalign.trial.page import paged
     from roboalign.trial.router import BlindRouter, check_policies, open_arms
     from roboalign.trial.session import routed
     from roboalign.trial.terminal import Terminal
 
     key = api_key(options.api_key_env)
-    check_reach(options.host, key)
+    for host in (options.host, options.page_host):
+        check_reach(host, key)
     plan, secret = read_plan(options.plan), read_key(options.plan)
     addresses = secret.arms | _moved(options.arm, plan.arms)
     with ExitStack() as stack:
@@ -119,6 +123,8 @@ def _run(options: argparse.Namespace) -> int:
         check_policies(desk, arms)
         port = stack.enter_context(routed(router, options.host, options.port, key))
         say(f"the robot connects to ws://{options.host}:{port}", "trial")
+        page = stack.enter_context(paged(desk, options.page_host, options.page_port, key))
+        say(f"the operator's page is http://{options.page_host}:{page}/", "trial")
         if sys.stdin.isatty():
             Terminal(desk, options.operator or getpass.getuser()).work()
         else:

@@ -54,6 +54,8 @@ class TrialLog:
         Raises RoboAlignError if it cannot be written; the file is then as it was before.
         """
         with self._turn:
+            if self._file < 0:
+                raise RoboAlignError("the log is closed", where=str(self.path), fix="open it again")
             row = {
                 "row": len(self.rows) + 1,
                 "previous": self._last,
