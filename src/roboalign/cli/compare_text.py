@@ -85,12 +85,14 @@ def _intervals(pair: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield other versions of a package, and other differences between the recipes."""
+    """Yield other versions of a package, and other differences between recipes or servers."""
     for name in sorted({name for versions in result["versions"] for name in versions}):
         a, b = (versions.get(name) for versions in result["versions"])
         if a and b and a != b:
             yield f"caution: {name} {a} before, {b} after"
-    if result["recipes_differ_in"]:
-        yield "the recipes differ in:"
-    for row in result["recipes_differ_in"]:
-        yield f"  {row['key']}: {row['before']} before, {row['after']} after"
+    for kind in ("recipes", "servers"):
+        differ = result.get(f"{kind}_differ_in", [])
+        if differ:
+            yield f"the {kind} differ in:"
+        for row in differ:
+            yield f"  {row['key']}: {row['before']} before, {row['after']} after"
