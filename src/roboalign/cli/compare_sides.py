@@ -21,7 +21,7 @@ class Side:
 
     name: str
     folder: Path
-    records: list[RolloutRecord]
+    records: Sequence[RolloutRecord]
 
 
 @dataclass(frozen=True)
