@@ -1,9 +1,9 @@
-"""The reward of a sampled answer: pure functions on token ids (paper, section on RL, eq. 1 and 2).
+"""Reward a sampled answer: pure functions on token ids (paper, section on RL, eq. 1 and 2).
 
 A response is `<think> reasoning </think><answer><ACTION_START> FAST tokens <ACTION_END></answer>`.
 Action tokens are read as ids, never from decoded text; only the tags around them are read as text.
-r = (r_f + r_a) / 2. RL asks to reason, and every prompt style replies so then. Answers in words have
-their rewards in answers.py.
+r = (r_f + r_a) / 2. RL asks to reason, and the replies of every prompt style then have this form.
+Rewards of answers in words are in rewards/answers.py.
 
 What the paper leaves open, and the choice made here:
 
@@ -40,17 +40,17 @@ from roboalign.actions.vocabulary import ActionVocabulary
 from roboalign.conversations.reply import OK, ReplyForm, judge_block
 
 TAU = 0.3
-"""Scale of the closeness, in normalised units: an L1 of 0.1 earns 0.72, the mean action (L1 about
-0.5) earns 0.19. At half of this scale most samples of a model just after SFT earned next to
+"""Scale of the closeness, in normalized units: an L1 of 0.1 earns 0.72, the mean action (L1 about
+0.5) earns 0.19. At half of this scale, most samples of a model just after SFT earned almost
 nothing, whatever their distance."""
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a response holds. `action_ids` are the FAST ids of its one block inside <answer>, None
+    """Content of a response. `action_ids` are the FAST ids of its one block inside <answer>, None
     without one.
 
-    `reason` says why it is not well formed ("ok" where it is), in words few enough to be counted.
+    `reason` says why it is not well formed (else "ok"), in few enough distinct texts to count them.
     """
 
     well_formed: bool
@@ -62,7 +62,7 @@ class Parsed:
 class Reward:
     """One response's reward and its parts, all in [0, 1]; total = (format + action) / 2.
 
-    A reward from outside (`rewards.registry`) gives `total` and `action`, which may be any finite
+    A reward from outside (`rewards.registry`) sets `total` and `action`, which may be any finite
     number.
     """
 
@@ -72,10 +72,10 @@ class Reward:
     prefix: float
     """Prefix accuracy (paper, eq. 2), whatever the preset."""
     l1: float | None
-    """Mean absolute difference to the target chunk, normalised units; None where the ids decode to
+    """Mean absolute difference from the target chunk, normalized units; None if the ids decode to
     no chunk."""
     decoded: bool
-    """The ids decode to a chunk."""
+    """Whether the ids decode to a chunk."""
     length: int
     """FAST tokens in the block; 0 without one."""
     reason: str
@@ -95,7 +95,7 @@ def parse_response(
     `ids` is what was sampled after the prompt, without padding; one of `eos_ids` may end it.
     `decode_text` turns ids into text and keeps special tokens (`skip_special_tokens=False`), so
     that a stray one counts as extra text. One of `special_ids` inside the reasoning, such as
-    <|im_end|>, is refused too: no reader of the answer would get past it.
+    <|im_end|>, is refused too, since readers of the answer would stop there.
     """
     ids = list(ids)
     if ids and ids[-1] in eos_ids:
@@ -115,8 +115,8 @@ def parse_response(
 
 
 def _find_block(ids: list[int], vocabulary: ActionVocabulary) -> tuple[tuple[int, int] | None, str]:
-    """Positions of the start and end token of the only action block, or None and why there is not
-    just one."""
+    """Return the positions of the start and end token of the only action block, or None, and the
+    reason."""
     starts = [position for position, i in enumerate(ids) if i == vocabulary.start_id]
     ends = [position for position, i in enumerate(ids) if i == vocabulary.end_id]
     n_fast = sum(i in vocabulary.fast_of for i in ids)
@@ -137,9 +137,10 @@ def _find_block(ids: list[int], vocabulary: ActionVocabulary) -> tuple[tuple[int
 
 
 def prefix_accuracy(generated: Sequence[int], target: Sequence[int]) -> float:
-    """Share of `target` that `generated` matches from the start, in [0, 1] (paper, eq. 2).
+    """Return the share of `target` that `generated` matches from the start, in [0, 1] (paper, eq.
+    2).
 
-    0.0 where the first token differs. Raises ValueError on an empty target.
+    This is 0.0 if the first token differs. Raises ValueError on an empty target.
     """
     if len(target) == 0:
         raise ValueError("the target is empty")
@@ -157,8 +158,8 @@ def paper_reward(
     chunk: Chunk | DecodeFailure | None,
     target_chunk: Chunk,
 ) -> Reward:
-    """The written reward: r_a is the prefix accuracy. `chunk` (see `decoded_reward`) is logged,
-    never paid."""
+    """Return the paper's reward: r_a is the prefix accuracy. `chunk` (see `decoded_reward`) is only
+    logged."""
     prefix = prefix_accuracy(parsed.action_ids or [], target)
     return _reward(parsed, action=prefix, prefix=prefix, l1=_l1(chunk, target_chunk))
 
@@ -170,11 +171,11 @@ def decoded_reward(
     target_chunk: Chunk,
     tau: float = TAU,
 ) -> Reward:
-    """r_a = (prefix accuracy + exp(-L1 / tau)) / 2 where the response is well formed and its ids
-    decode, else 0.
+    """Return the reward with r_a = (prefix accuracy + exp(-L1 / tau)) / 2 if the response is well
+    formed and its ids decode, else 0.
 
-    `chunk` is what `FastTokenizer.decode` makes of `parsed.action_ids` (None without them),
-    `target_chunk` what it makes of `target`.
+    `chunk` is `FastTokenizer.decode` of `parsed.action_ids` (None without them), `target_chunk`
+    that of `target`.
     """
     prefix, l1 = prefix_accuracy(parsed.action_ids or [], target), _l1(chunk, target_chunk)
     action = 0.0 if l1 is None or not parsed.well_formed else (prefix + math.exp(-l1 / tau)) / 2
@@ -182,8 +183,8 @@ def decoded_reward(
 
 
 def action_reward(measured: Reward, *, total: float) -> Reward:
-    """`measured` with another total: a reward from outside pays one number, and the parts are still
-    logged."""
+    """Return `measured` with another total: a reward from outside is one number, but the parts are
+    still logged."""
     return replace(measured, total=total, action=total)
 
 
@@ -191,7 +192,7 @@ ACTION_REWARDS: dict[str, Callable[..., Reward]] = {
     "paper": paper_reward,
     "decoded": decoded_reward,
 }
-"""The reward functions by the name that a recipe gives."""
+"""The reward functions by their names in a recipe."""
 
 
 def score_responses(
@@ -206,12 +207,13 @@ def score_responses(
     eos_ids: Collection[int] = (),
     special_ids: Collection[int] = (),
 ) -> list[Reward]:
-    """Rewards of MLLM ids `responses` against FAST ids `targets`, one each. `preset` names a
-    function of `ACTION_REWARDS`, unless `score` is given: `rewards.registry.score_action` of a
-    name, which takes the response's text too.
+    """Return the rewards of MLLM ids `responses` against FAST ids `targets`, one each.
 
-    The target chunk is the target's own decoding, so that an exact answer earns 1 under both
-    presets. Raises ValueError where a target decodes to no chunk: the data is broken, not the
+    `preset` names a function of `ACTION_REWARDS`, unless `score` is given:
+    `rewards.registry.score_action` of a name, which also takes the text of the response.
+
+    The target chunk is decoded from the target itself, so that an exact answer earns 1 under both
+    presets. Raises ValueError if a target decodes to no chunk: the data is broken, not the
     response.
     """
     parsed = [

@@ -1,19 +1,20 @@
-"""The reward of a sampled answer in words, for questions whose answer can be checked.
+"""Reward a sampled answer in words, for questions whose answer can be checked.
 
-A response is `<think> reasoning </think><answer>answer</answer>`; in the prompt style `labelled` the
-answer opens with the label that the question names. As for actions, r = (r_f + r_a) / 2; r_f is 1
-if the format is correct. The two presets differ only in r_a:
+A response is `<think> reasoning </think><answer>answer</answer>`; in the prompt style `labelled`
+the answer opens with the label that the question names. As for actions, r = (r_f + r_a) / 2; r_f is
+1 if the format is correct. The two presets differ only in r_a:
 
 | preset | r_a of a well-formed answer |
 |---|---|
 | `answer` | the score that evaluation gives: 1 if the answer is right, else 0 (`questions.score_answer`) |
 | `trace` | exp(-d / TAU_CELLS), d the mean distance to the expected points; 0 for another number of points |
 
-An answer that is not well formed earns nothing, as under `decoded` (actions.py). A guess among three
-options is right a third of the time without any reasoning, so a policy rewarded for it would drop
-its reasoning and guess. An action token or a special token anywhere, a tag missing or written
-twice, text around the tags, an empty reasoning, another label, and a label without an answer after
-it each break the format. The quality of the reasoning earns nothing: one word counts as reasoning.
+An answer that is not well formed earns nothing, as under `decoded` (rewards/actions.py). A guess
+among three options is right a third of the time without any reasoning, so a policy rewarded for it
+would drop its reasoning and guess. An action token or a special token anywhere, a tag missing or
+written twice, text around the tags, an empty reasoning, another label, and a label without an
+answer after it each break the format. The quality of the reasoning earns nothing: one word counts
+as reasoning.
 """
 
 import math
@@ -26,8 +27,8 @@ from roboalign.conversations.styles.base import PromptStyle
 from roboalign.questions.ask import label_of, score_answer
 
 TAU_CELLS = 4.0
-"""Scale of the closeness of a trace, in cells of the grid: points that miss by 2 cells, the tolerance of a point, earn
-0.61; by 8, a quarter of an image of 32 cells, 0.14."""
+"""Scale of the closeness of a trace, in cells of the grid: points that miss by 2 cells, the
+tolerance of a point, earn 0.61; by 8, a quarter of an image of 32 cells, 0.14."""
 
 _TRACE = re.compile(r"\s*\d{1,4}\s+\d{1,4}(?:\s*,\s*\d{1,4}\s+\d{1,4})*\s*\.?\s*")
 
@@ -39,15 +40,17 @@ class AnswerReward:
     total: float
     format: float
     score: float
-    """r_a: `accuracy` where the response is well formed, else 0."""
+    """r_a: `accuracy` if the response is well formed, else 0."""
     accuracy: float
-    """What the answer would earn in the right format; under `answer` the score that evaluation gives."""
+    """What the answer would earn in the right format; for `answer` the score that evaluation
+    gives."""
     reason: str
     """Why the format failed, or "ok"."""
 
 
 def read_trace(text: str) -> list[tuple[int, int]] | None:
-    """`12 20, 13 22` -> [(12, 20), (13, 22)]: column and row of each point; None where the text is anything else."""
+    """Parse `12 20, 13 22` into [(12, 20), (13, 22)], column and row of each point; None for any
+    other text."""
     if not _TRACE.fullmatch(text):
         return None
     numbers = [int(number) for number in re.findall(r"\d+", text)]
@@ -55,10 +58,11 @@ def read_trace(text: str) -> list[tuple[int, int]] | None:
 
 
 def trace_closeness(expected: str, predicted: str | None, tau: float = TAU_CELLS) -> float:
-    """exp(-d / tau), d the mean Euclidean distance of the predicted points to the expected ones, in cells; in [0, 1].
+    """Return exp(-d / tau), in [0, 1]; d is the mean Euclidean distance of the predicted points to
+    the expected ones, in cells.
 
-    0.0 where `predicted` is None, no trace, or has another number of points. Raises ValueError where `expected` is no
-    trace: the data is broken, not the answer.
+    This is 0.0 if `predicted` is None, no trace, or has another number of points. Raises ValueError
+    if `expected` is no trace: the data is broken, not the answer.
     """
     target, found = read_trace(expected), read_trace(predicted or "")
     if target is None:
@@ -72,7 +76,7 @@ ANSWER_REWARDS: dict[str, Callable[[Turn, str | None], float]] = {
     "answer": lambda turn, answer: score_answer(turn.type, turn.expected, answer),
     "trace": lambda turn, answer: trace_closeness(turn.expected, answer),
 }
-"""The score of an answer by the name that a recipe gives."""
+"""The scores of answers by their names in a recipe."""
 
 
 def score_answers(
@@ -83,11 +87,12 @@ def score_answers(
     style: PromptStyle,
     special: Sequence[str] = (),
 ) -> list[AnswerReward]:
-    """Rewards of decoded responses to the first question of each conversation, of that style.
+    """Return the rewards of decoded responses to the first question of each conversation, all of
+    one style.
 
-    `preset` names one of `ANSWER_REWARDS`, `special` is as in `PromptStyle.parse`.
-
-    Raises ValueError where the lengths differ and, as `ANSWER_REWARDS` do, on an expected answer that is broken.
+    `preset` names one of `ANSWER_REWARDS`; `special` is as in `PromptStyle.parse`. Raises
+    ValueError if the numbers of responses and conversations differ, or if an expected answer is
+    broken, as `ANSWER_REWARDS` do.
     """
     rewards = []
     for text, conversation in zip(texts, conversations, strict=True):

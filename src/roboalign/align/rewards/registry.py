@@ -38,31 +38,32 @@ _WHERE = "rl.reward"
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """One response to an action question, as a reward from outside sees it."""
+    """One response to an action question, as the argument of an external reward."""
 
     text: str
     """The response with its special tokens, without the end token."""
     well_formed: bool
-    """It is `<think>reasoning</think><answer>action block</answer>`."""
+    """Whether it is `<think>reasoning</think><answer>action block</answer>`."""
     action_ids: tuple[int, ...]
     """FAST ids of its action block; empty without one."""
     target_ids: tuple[int, ...]
     """FAST ids of the recorded action chunk."""
     chunk: Chunk | None
-    """What `action_ids` decode to; None where they decode to no chunk."""
+    """The chunk that `action_ids` decode to; None if they decode to no chunk."""
     target_chunk: Chunk
-    """What `target_ids` decode to."""
+    """The chunk that `target_ids` decode to."""
 
 
 def reward_names() -> tuple[str, ...]:
-    """Names of all rewards, without importing one."""
+    """Return the names of all rewards, without importing any."""
     return tuple(
         dict.fromkeys((*ACTION_REWARDS, *IN_WORDS, *sorted(installed(REWARD_ENTRY_POINTS))))
     )
 
 
 def check_reward_name(name: str) -> str:
-    """The name itself. Raises ValueError where it is neither a known one nor `path/to/file.py:function`."""
+    """Return the name. Raises ValueError if it is neither a known name nor
+    `path/to/file.py:function`."""
     if name not in reward_names() and _file_of(name) is None:
         raise ValueError(
             f"reward `{name}` not found. Available: {', '.join(reward_names())}, or "
@@ -72,9 +73,10 @@ def check_reward_name(name: str) -> str:
 
 
 def reward_content(name: str) -> dict[str, str]:
-    """What else than its name a stage's settings hold of a reward: the content hash of its file.
+    """Return what a stage's settings contain of a reward besides its name: the content hash of its
+    file.
 
-    Raises RoboAlignError where the reward cannot be loaded, so that a run stops before it starts.
+    Raises RoboAlignError if the reward cannot be loaded, so that a run stops before it starts.
     """
     if name in ACTION_REWARDS or name in IN_WORDS:
         return {}
@@ -94,10 +96,11 @@ def score_action(
     chunk: Chunk | DecodeFailure | None,
     target_chunk: Chunk,
 ) -> Reward:
-    """The reward `name` of one parsed response.
+    """Return the reward `name` of one parsed response.
 
-    The built-in ones are pure functions of `rewards.actions`. Of one from outside, `total` and `action` are its number.
-    Raises RoboAlignError where it is not found, raises, or returns anything but a finite number.
+    Built-in rewards are functions of `rewards.actions`. The number of an external reward becomes
+    `total` and `action`. Raises RoboAlignError if the reward is not found, raises, or returns
+    anything but a finite number.
     """
     if name in ACTION_REWARDS:
         return ACTION_REWARDS[name](parsed, target, chunk, target_chunk)
@@ -134,7 +137,7 @@ def _called(name: str, function: Callable[[SampledAnswer], Any], answer: Sampled
 
 @functools.cache
 def _outside(name: str) -> Callable[[SampledAnswer], Any]:
-    """The function of a package or a file, which takes one argument."""
+    """Return the function of a package or a file, which takes one argument."""
     file = _file_of(name)
     if file is None:
         if (point := find_plugin(REWARD_ENTRY_POINTS, name)) is None:
@@ -178,7 +181,7 @@ def _run_file(path: Path) -> Any:
 
 
 def _one_argument(function: Any, where: str) -> Callable[[SampledAnswer], Any]:
-    """The function itself. Raises RoboAlignError where it cannot be called with one argument."""
+    """Return the function. Raises RoboAlignError if it cannot be called with one argument."""
     try:
         inspect.signature(function).bind(object())
     except (TypeError, ValueError) as error:
