@@ -199,7 +199,7 @@ def test_training_through_the_server_is_the_local_one_and_survives_its_death(
     config = config_of(server, remote)
     with pytest.raises(
         RoboAlignError,
-        match=f"{config.url}.*no answer.*same command goes on from the last checkpoint",
+        match=f"{config.url}.*no answer.*same command resumes from the last checkpoint",
     ):
         train(remote, config, monkeypatch)
     assert [p.name for p in (remote / "rl" / "checkpoints").glob("checkpoint-*")] == [
@@ -401,7 +401,7 @@ def test_the_policy_is_a_folder_with_an_output_embedding_of_its_own(tmp_path: Pa
         torch.equal(again[name], weights[name]) for name in weights
     )
     (tmp_path / "mine").mkdir()
-    with pytest.raises(RoboAlignError, match=r"something else than a policy.*new folder"):
+    with pytest.raises(RoboAlignError, match=r"something other than a policy.*new folder"):
         write_policy(mllm, tmp_path / "mine", 0)
     assert list(tmp_path.glob(".*partial")) == []
 

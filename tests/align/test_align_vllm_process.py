@@ -82,7 +82,7 @@ def test_training_through_an_own_server_is_the_local_one_and_survives_the_server
     server = serve(kill)
     config = own(tmp_path, options=["--max-model-len", "512"], memory=0.25)
     log = tmp_path / "rl" / "vllm-0.log"
-    message = rf"{log}: the vLLM server of this process has ended \(status 137\); .*goes on from the last checkpoint"
+    message = rf"{log}: the vLLM server of this process has ended \(status 137\); .*resumes from the last checkpoint"
     with pytest.raises(RoboAlignError, match=message):
         train(tmp_path, config, monkeypatch)
     assert server.alive(0) == []  # its engine neither

@@ -1,5 +1,5 @@
-"""Exchange JSON over HTTP with a vLLM server: where it is or how it is started, and how long to
-wait for it.
+"""Exchange JSON over HTTP with a vLLM server: its address or its command, and how long to wait for
+it.
 
 Temporary failures (429, 5xx, a timeout, a refused connection) are retried until `patience` is over;
 all others are errors at once.
@@ -27,45 +27,47 @@ SET_HERE = frozenset(
     {"--uds", "--host", "--port", "--api-key", "--gpu-memory-utilization", "--enable-sleep-mode"}
 )
 _LONGEST_WAIT = 30.0  # seconds between two attempts
-GOES_ON = "the same command goes on from the last checkpoint"
+GOES_ON = "the same command resumes from the last checkpoint"
 
 
 class VllmConfig(Config):
-    """vLLM servers that sample GRPO's answers in place of the own loop (docs/how-to/vllm-and-verl.md)."""
+    """vLLM servers that sample GRPO's answers instead of this process
+    (docs/how-to/vllm-and-verl.md)."""
 
     url: str | None = None
-    """Base URL of a server that runs on a device of its own, as `http://host:8000`. Where it asks for an API key,
-    `VLLM_API_KEY` holds it. Exactly one of `url` and `serve` is given."""
+    """Base URL of a server on its own device, such as `http://host:8000`. If it requires an API
+    key, set `VLLM_API_KEY`. Give exactly one of `url` and `serve`."""
     serve: str | None = None
-    """The `vllm` executable of any environment, as `/opt/vllm/bin/vllm`: each process then starts a server of its own
-    on its own GPU, and puts it to sleep while it trains."""
+    """The `vllm` executable of any environment, such as `/opt/vllm/bin/vllm`. Each process then
+    starts its own server on its own GPU, and puts it to sleep while it trains."""
     weights: str
-    """Folder, under this same path on the server's machine, to whose `model/` the policy is written before every
-    rollout; the server is started with that `model/`, and with nothing else's."""
+    """Folder with the same path on the server's machine. The policy is written to its `model/`
+    before every rollout; start the server with that `model/` only."""
     memory: float = Field(0.4, gt=0, lt=1)
-    """With `serve`: share of the GPU's memory that the server takes during a rollout, for its weights, its cache and
-    its computing (`--gpu-memory-utilization`)."""
+    """With `serve`: share of the GPU's memory that the server takes during a rollout, for its
+    weights, cache and computation (`--gpu-memory-utilization`)."""
     sleep: bool = True
-    """With `serve`: whether the server gives its memory back while the trainer computes. Not on a CPU, where vLLM
-    cannot."""
+    """With `serve`: whether the server frees its memory while the trainer computes. vLLM cannot do
+    this on a CPU."""
     options: tuple[str, ...] = ()
-    """With `serve`: what else follows on the command line of `vllm serve`, as `["--max-model-len", "2048"]`."""
+    """With `serve`: additional options of `vllm serve`, such as `["--max-model-len", "2048"]`."""
     concurrency: int = Field(64, ge=1, le=1000)
-    """Prompts that each process asks about at the same time."""
+    """Concurrent prompts per process."""
     timeout: float = Field(300.0, gt=0, le=1e7)
-    """Seconds without an answer after which a request is given up and sent again: longer than the longest group of
-    answers takes on a full server."""
+    """Seconds without an answer after which a request is sent again. It must be longer than the
+    longest group of answers takes on a full server."""
     patience: float = Field(600.0, gt=0, le=1e7)
-    """Seconds for which the server may fail or be away before the command ends. Where several processes train, this and
-    `timeout` together must be below `hardware.timeout`."""
+    """Seconds for which the server may fail or be unreachable before the command ends. With several
+    training processes, this plus `timeout` must be below `hardware.timeout`."""
     tolerance: float = Field(0.02, gt=0)
-    """Mean difference of the log-probabilities (nats a token) between the server and the trainer's model above which
-    the server is held to have other weights. 0.001 is enough where both compute in float32."""
+    """Maximum mean difference of log-probabilities (nats per token) between the server and the
+    trainer's model; beyond it, the server is assumed to have other weights. 0.001 is enough if both
+    compute in float32."""
 
     @field_validator("url")
     @classmethod
     def _plain(cls, url: str | None) -> str | None:
-        """Where the URL holds a password, it would be written to disk with the settings."""
+        """Refuse a URL with a password, which would be written to disk with the settings."""
         return url and plain_url(url).removesuffix("/v1").rstrip("/")
 
     @field_validator("options")
@@ -97,7 +99,8 @@ class VllmConfig(Config):
 
 
 class VllmClient:
-    """Sends requests; threads may share it. Setting `stop` ends every wait between two tries."""
+    """Send requests to a server; threads may share this object. Setting `stop` ends every wait
+    between two attempts."""
 
     def __init__(
         self,
@@ -108,10 +111,10 @@ class VllmClient:
         where: str = "",
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`fix` is what an error about a lost server says that the user should do.
+        """Prepare to send requests. `fix` is the advice in an error about a lost server.
 
-        A server that is no URL's is asked through its Unix `socket`; errors then name it as `where`. `check` is called
-        before a request is sent again, and raises where none can succeed.
+        A server without a URL is reached through its Unix `socket`; errors then name it as `where`.
+        `check` is called before a request is sent again, and raises if none can succeed.
         """
         self.config, self.fix, self.stop, self.check = config, fix, threading.Event(), check
         self.base, self.where = config.url or "http://localhost", config.url or where
@@ -122,7 +125,7 @@ class VllmClient:
         )
 
     def place(self, path: str) -> str:
-        """What an error about a request to `path` names."""
+        """Return what an error about a request to `path` names."""
         return f"{self.where}{path}" if self.config.url else f"{self.where}, {path}"
 
     def close(self) -> None:
@@ -130,10 +133,12 @@ class VllmClient:
         self._http.close()
 
     def request(self, path: str, body: dict[str, Any] | None = None, *, final: bool = False) -> Any:
-        """POST `body` to `path`, or GET it without one; what the reply's JSON holds, None for an empty reply.
+        """POST `body` to `path`, or GET it without a body; return the reply's JSON, or None for an
+        empty reply.
 
-        Raises RoboAlignError where the server refuses it, answers with something else than JSON, or fails for
-        `patience` seconds. With `final` any refusal is for good, 429 and 5xx too.
+        Raises RoboAlignError if the server refuses the request, replies with anything but JSON, or
+        fails for `patience` seconds. With `final` every refusal is an error at once, including 429
+        and 5xx.
         """
         end = time.monotonic() + self.config.patience
         for attempt in itertools.count():
@@ -192,7 +197,7 @@ class VllmClient:
 
 
 def remedy(status: int, path: str) -> str:
-    """What to do about a refusal."""
+    """Return the advice for a refusal."""
     if path == "/wake_up":
         lower = "where its share of the GPU is not free, lower rl.vllm.memory"
         return f"see its log; {lower} (docs/how-to/vllm-and-verl.md); {GOES_ON}"

@@ -1,11 +1,11 @@
-"""Run a command for as long as the process that asked for it lives: `python guard.py PID FOLDER
-COMMAND ...`. Linux.
+"""Run a command only while the process that requested it lives: `python guard.py PID FOLDER COMMAND
+...`. Linux.
 
 The command leads its own process group. The group is ended, by SIGTERM and then by SIGKILL, when
 process PID has ended for any reason, when this process gets SIGTERM, or when the command itself has
-ended. This process ends when all of them have: their memory is then free, and FOLDER, with the
-command's socket, is removed. It is a separate program without imports of the package, because a
-killed process cannot clean up after itself.
+ended. This process ends after all of them, when their memory is free, and removes FOLDER with the
+command's socket. It is a separate program without imports of the package, because a killed process
+cannot clean up after itself.
 """
 
 import contextlib
@@ -25,20 +25,21 @@ NOT_STARTED = 127  # a shell's exit status for a command that does not exist
 
 
 def end_with(parent: int, number: int) -> None:
-    """Have the kernel send this process the signal `number` when the thread of `parent` that started it ends."""
+    """Make the kernel send this process the signal `number` when the thread of `parent` that
+    started it ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # the parent has already ended
         os.kill(os.getpid(), number)
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run `command`; its exit status, 128 + n where signal n ended it."""
+    """Run `command` and return its exit status, or 128 + n if signal n ended it."""
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     end_with(parent, signal.SIGTERM)
     ctypes.CDLL(None).prctl(
         PR_SET_CHILD_SUBREAPER, 1
-    )  # processes that the command leaves behind are then ours to wait for
+    )  # this process then also waits for processes that the command leaves behind
     here = os.getpid()
     try:
         child = subprocess.Popen(
@@ -68,12 +69,12 @@ def main(parent: int, command: list[str]) -> int:
 
 
 def ended(pid: int) -> bool:
-    """Whether the child has ended; it is left to be waited for."""
+    """Return whether the child has ended, without waiting for it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 def left() -> bool:
-    """Whether any descendant is there still; those that have ended are waited for."""
+    """Return whether any descendant is still there, after waiting for those that have ended."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

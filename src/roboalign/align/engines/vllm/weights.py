@@ -22,20 +22,22 @@ SERVED = {
     "llava": "clip_vision_model",
     "llava_onevision": "siglip_vision_model",
 }
-"""Models, with the vision tower of each, whose answers by vLLM were compared with those of `generate`."""
+"""Models and their vision towers for which vLLM's answers were compared with those of
+`generate`."""
 
 
 def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
-    """Replace `folder` by the model as it is after `update` updates, adapters merged; beside, then renamed.
+    """Replace `folder` by the model after `update` updates, with adapters merged, through a new
+    folder that is then renamed.
 
-    An output embedding that the model shares with its input is written as a weight of its own: vLLM on a CPU packs a
-    copy of it, which a reload of a shared one leaves as it was. Raises RoboAlignError where something else stands at
-    `folder`, or the model is none of those SERVED.
+    An output embedding that is shared with the input is written as a separate weight: vLLM on a CPU
+    packs a copy of it, which a reload of a shared one would not update. Raises RoboAlignError if
+    `folder` contains anything but a policy, or if the model is not in SERVED.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / _MARK).is_file():
         raise RoboAlignError(
-            "something else than a policy written here stands at this place",
+            "this folder contains something other than a policy written here",
             where=str(folder),
             fix="give rl.vllm.weights a new folder",
         )
@@ -58,7 +60,8 @@ def write_policy(mllm: Mllm, folder: str | Path, update: int) -> None:
 
 
 def check_served(config: Any) -> None:
-    """Raises RoboAlignError for a model whose answers by vLLM were not compared with those of the own loop."""
+    """Raise RoboAlignError for a model whose answers by vLLM were not compared with those of
+    `generate`."""
     tower = config.vision_config.model_type
     if SERVED.get(config.model_type) != tower:
         raise RoboAlignError(
@@ -71,9 +74,10 @@ def check_served(config: Any) -> None:
 
 @contextmanager
 def published_names(model: Any) -> Iterator[None]:
-    """Within, `model.save_pretrained` names the weights as the published models of its class do.
+    """Within this context, `model.save_pretrained` gives the weights the names of published models
+    of its class.
 
-    Else the names are those of the folder that the model came from. A LLaVA that was built here, not published, has
+    Otherwise the names are those of the folder that the model came from. A LLaVA built here has
     `vision_tower.embeddings` for `vision_tower.vision_model.embeddings`, which vLLM does not know.
     """
     before = getattr(model, "_weight_conversions", None)
