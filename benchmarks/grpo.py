@@ -70,7 +70,9 @@ def prompts(count: int, fast: FastTokenizer, chunks: np.ndarray) -> list[Convers
         turn = Turn("action", "action", "think", question, "<answer></answer>", "")
         target = tuple(fast.encode(chunks[i % len(chunks)][None])[0])
         result.append(
-            Conversation(f"rl-{i}", "episode", i, "task", buffer.getvalue(), (turn,), target=target)
+            Conversation(
+                f"rl-{i}", "episode", i, "task", (buffer.getvalue(),), (turn,), target=target
+            )
         )
     return result
 
@@ -103,7 +105,7 @@ def theirs(folder: Path, asked: list[Conversation], args: argparse.Namespace) ->
     rows = [
         {
             "prompt": [{"role": "user", "content": c.turns[0].question}],
-            "image": Image.open(io.BytesIO(c.image)),
+            "image": Image.open(io.BytesIO(c.images[0])),
         }
         for c in asked
     ]

@@ -81,7 +81,7 @@ def conversation(number: int) -> Conversation:
     reply = f"<think>I look for {number}.</think><answer>answer {answer}</answer>"
     turn = Turn("reasoning", "text", "think", question, reply, answer)
     return Conversation(
-        f"talk-{number}", f"episode-{number // 8}", number % 8, "talk", picture(number), (turn,)
+        f"talk-{number}", f"episode-{number // 8}", number % 8, "talk", (picture(number),), (turn,)
     )
 
 

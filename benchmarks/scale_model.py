@@ -181,7 +181,7 @@ def conversations(shape: Shape, count: int, *, turns: int) -> list[Conversation]
     counts = rng.integers(max(1, turns // 2), turns + turns // 2 + 1, count)
     return [
         Conversation(
-            f"talk-{i}", "episode", i, "task", images[i % 8], tuple(turn() for _ in range(n))
+            f"talk-{i}", "episode", i, "task", (images[i % 8],), tuple(turn() for _ in range(n))
         )
         for i, n in enumerate(counts)
     ]
@@ -202,7 +202,7 @@ def rl_prompts(shape: Shape, count: int) -> list[Conversation]:
         )
         image = png(picture(shape.image, shape.image, i))
         result.append(
-            Conversation(f"rl-{i}", "episode", i, "task", image, (turn,), target=tuple(target))
+            Conversation(f"rl-{i}", "episode", i, "task", (image,), (turn,), target=tuple(target))
         )
     return result
 

@@ -247,7 +247,7 @@ def _turns(mllm: Mllm, shape: Shape) -> int:
                 encode_conversation(
                     mllm,
                     [{"question": t.question, "answer": t.answer} for t in c.turns][:1] * turns,
-                    image,
+                    [image],
                 ).input_ids
             )
             for c in conversations(shape, 16, turns=1)
@@ -467,10 +467,12 @@ def _act(setting: Setting, name: str, truncated: bool) -> list[Row]:
     prompt = policy.view.prompt(seen.images, seen.instruction)
     prepared = [
         1000
-        * timed(lambda: collate(mllm, [encode_prompt(mllm, prompt.question, prompt.image)]), device)
+        * timed(
+            lambda: collate(mllm, [encode_prompt(mllm, prompt.question, prompt.images)]), device
+        )
         for _ in range(9)
     ]
-    tokens = len(encode_prompt(mllm, prompt.question, prompt.image).input_ids)
+    tokens = len(encode_prompt(mllm, prompt.question, prompt.images).input_ids)
     eager = policy.act(seen, ("a", 0))
     for compiled in (False, True) if setting.compile else (False,):
         begin(device)

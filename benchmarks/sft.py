@@ -64,7 +64,7 @@ def conversations(count: int, turns: int, words: int) -> list[Conversation]:
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
         asked = tuple(turn() for _ in range(turns))
-        result.append(Conversation(f"talk-{i}", "episode", i, "task", buffer.getvalue(), asked))
+        result.append(Conversation(f"talk-{i}", "episode", i, "task", (buffer.getvalue(),), asked))
     return result
 
 

@@ -48,7 +48,7 @@ def conversation(number: int, image_bytes: int) -> Conversation:
         for turn in range(rng.randint(1, 5))
     )
     return Conversation(
-        f"talk-{number}", "episode", number, "task", rng.randbytes(image_bytes), turns
+        f"talk-{number}", "episode", number, "task", (rng.randbytes(image_bytes),), turns
     )
 
 
@@ -83,7 +83,7 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     for repeat in range(REPEATS):
         chosen = np.random.default_rng(repeat).integers(len(found), size=READS).tolist()
         began = time.perf_counter()
-        assert all(found[index].image for index in chosen)
+        assert all(found[index].images for index in chosen)
         times.append((time.perf_counter() - began) / READS * 1000)
     spread = {
         "read_ms": statistics.median(times),

@@ -53,7 +53,7 @@ def mllm(request: pytest.FixtureRequest) -> Mllm:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_operations_are_those_that_torch_counts(mllm: Mllm, frozen: bool) -> None:
     """Two equal samples, so that nothing is padding; torch counts attention to the tokens behind as well."""
-    encoded = encode_conversation(mllm, TURNS, np.zeros((64, 64, 3), np.uint8))
+    encoded = encode_conversation(mllm, TURNS, [np.zeros((64, 64, 3), np.uint8)])
     length, patches = len(encoded.input_ids), patches_of(mllm, encoded)
     batch = collate(mllm, [encoded, encoded])
     work, answers = work_of(mllm.model), 2 * int((encoded.labels != IGNORED).sum())

@@ -136,9 +136,7 @@ class FakeVllm:
             mllm = shaken(mllm)
         torch.set_num_threads(1)
         (message,) = body["messages"]
-        image, text = message["content"]
-        pixels = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
-        prompt = Prompt(text["text"], np.asarray(Image.open(io.BytesIO(pixels))))
+        prompt = prompt_of_parts(message["content"])
         (stop,) = body.get("stop", [None])
         found = generate(
             mllm,
@@ -167,14 +165,29 @@ class FakeVllm:
         }
 
 
+def prompt_of_parts(content: list[dict[str, Any]]) -> Prompt:
+    """The question and the images of a message of OpenAI's API."""
+    question, images = "", []
+    for part in content:
+        if part["type"] == "image_url":
+            data = part["image_url"]["url"].removeprefix("data:image/png;base64,")
+            images.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))))
+        question += part.get("text", "<image>")
+    return Prompt(question, tuple(images))
+
+
 def read_prompt(mllm: Mllm, prompt: Prompt, add_special_tokens: bool) -> list[int]:
     """The ids that a chat's template and processor make of a prompt, as vLLM does: our own code has no part in it."""
-    content = [{"type": "image"}, {"type": "text", "text": prompt.question}]
+    content: list[dict[str, str]] = []
+    for number, piece in enumerate(prompt.question.split("<image>")):
+        content += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(
+            piece
+        )
     text = mllm.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
     read = mllm.processor(
-        text=[text], images=[[prompt.image]], add_special_tokens=add_special_tokens
+        text=[text], images=[list(prompt.images)], add_special_tokens=add_special_tokens
     )
     return [int(token) for token in read["input_ids"][0]]
 

@@ -58,7 +58,7 @@ FRAME = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 def encoded(mllm: Mllm, replies: list[str]) -> Encoded:
     return encode_conversation(
-        mllm, [{"question": TEXT, "answer": reply} for reply in replies], FRAME
+        mllm, [{"question": TEXT, "answer": reply} for reply in replies], [FRAME]
     )
 
 
@@ -145,7 +145,7 @@ def test_sft_trains_on_this_loss(mllm: Mllm, tmp_path: Path, neutral: bool) -> N
         for replies in TALKS
     ]
     data = [
-        Conversation(str(i), "episode", i, "task", encode_png(FRAME), turn)
+        Conversation(str(i), "episode", i, "task", (encode_png(FRAME),), turn)
         for i, turn in enumerate(turns)
     ]
     losses = {

@@ -36,7 +36,7 @@ def asked(kind: str, expected: str) -> Conversation:
         expected,
     )
     return as_prompt(
-        Conversation("train-7", "episode-1", 5, "reach", b"png", (turn, turn)), 1, LABELLED
+        Conversation("train-7", "episode-1", 5, "reach", (b"png",), (turn, turn)), 1, LABELLED
     )
 
 
@@ -224,11 +224,11 @@ def test_a_trace_keeps_the_answer_that_was_given() -> None:
         and turn.expected == "12 20"
     )
     assert (turn.kind, turn.mode, turn.question) == ("reasoning", "think", prompt.turns[0].question)
-    assert (trace.id, trace.episode_id, trace.frame, trace.image) == (
+    assert (trace.id, trace.episode_id, trace.frame, trace.images) == (
         "distilled-train-7-1-3",
         "episode-1",
         5,
-        b"png",
+        (b"png",),
     )
 
 

@@ -103,7 +103,7 @@ def conversations(fast):
             "synthetic/door/0",
             n,
             "door",
-            png(n),
+            (png(n),),
             target=tuple(target),
             chunk=chunks[n].tolist(),
             turns=(
@@ -275,17 +275,30 @@ def test_rows(mllm, conversations):
     tokens = mllm.tokenizer.convert_ids_to_tokens(row["extra_info"]["target_token_ids"])
     assert tokens == ["<ACTION_START>", *(f"<FAST_{i}>" for i in target), "<ACTION_END>"]
     assert row["images"][0] == {
-        "bytes": conversations[0].image,
+        "bytes": conversations[0].images[0],
         "min_pixels": 1024,
         "max_pixels": 1024,
     }
     (theirs, *_) = easyr1_table(conversations).to_pylist()
     assert theirs == {
         "prompt": row["prompt"][0]["content"],
-        "images": [{"bytes": conversations[0].image}],
+        "images": [{"bytes": conversations[0].images[0]}],
         "answer": ground_truth(target),
         "id": "rl-0",
     }
+
+
+def test_rows_hold_every_image_where_it_is_placed(mllm, conversations):
+    first, second = conversations[:2]
+    turn = replace(first.turns[0], question="Is <image> like <image>?")
+    asked = replace(first, images=first.images + second.images, turns=(turn,))
+    (row,) = verl_table(mllm, [asked]).to_pylist()
+    assert row["prompt"][0]["content"] == "Is <image> like <image>?"
+    assert [one["bytes"] for one in row["images"]] == [first.images[0], second.images[0]]
+    (theirs,) = easyr1_table([asked]).to_pylist()
+    assert theirs["images"] == [{"bytes": one} for one in asked.images]
+    with pytest.raises(RoboAlignError, match=r"2 <image> markers and it has 1 images"):
+        verl_table(mllm, [replace(asked, images=first.images)])
 
 
 def test_the_papers_settings():
@@ -312,7 +325,7 @@ def test_the_papers_settings():
         and not verl["algorithm"]["use_kl_in_reward"]
         and rollout["temperature"] == 1.0
     )
-    easy = easyr1_config(RlConfig(), prompt_tokens=300, gpus=8)
+    easy = easyr1_config(RlConfig(), prompt_tokens=300, gpus=8, images=2)
     actor = easy["worker"]["actor"]
     assert (easy["data"]["rollout_batch_size"], actor["global_batch_size"]) == (512, 128)
     assert (easy["worker"]["rollout"]["n"], actor["optim"]["lr"]) == (5, 1e-6)
@@ -381,8 +394,8 @@ def test_what_is_refused(run, mllm, fast, conversations, tmp_path, capsys):
         )
     with pytest.raises(RoboAlignError, match="no held-out action question"):
         check_verl_prompts(conversations, [], fast, RlConfig(**RL))
-    turn = replace(conversations[0].turns[0], question="Look at <image> here.")
-    with pytest.raises(RoboAlignError, match="holds <image>"):
+    turn = replace(conversations[0].turns[0], question="Look at <video> here.")
+    with pytest.raises(RoboAlignError, match="holds <video>"):
         easyr1_table([replace(conversations[0], turns=(turn,))])
 
 
@@ -476,7 +489,7 @@ def test_verls_prompt_is_ours(verl_settings, exported, conversations):
     mllm = load_mllm(exported / "model")
     one = conversations[0]
     mine = collate(
-        mllm, [encode_prompt(mllm, one.turns[0].question, Image.open(io.BytesIO(one.image)))]
+        mllm, [encode_prompt(mllm, one.turns[0].question, [Image.open(io.BytesIO(one.images[0]))])]
     )
     assert theirs["input_ids"].tolist() == mine["input_ids"].tolist()
     assert theirs["input_ids"].shape[1] == verl_settings.data.max_prompt_length

@@ -25,7 +25,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.answers import conversation_loss
-from roboalign.align.dataset import Conversations, action_ids, collate_conversations, picture
+from roboalign.align.dataset import Conversations, action_ids, collate_conversations, pictures
 from roboalign.align.grpo import logprobs as logprobs_module
 from roboalign.align.grpo import rollout as rollout_module
 from roboalign.align.grpo.config import RlConfig
@@ -86,7 +86,7 @@ def prompts(n: int = 6) -> list[Conversation]:
                 "episode",
                 i,
                 "task",
-                buffer.getvalue(),
+                (buffer.getvalue(),),
                 (turn,),
                 target=tuple(targets[i]),
             )
@@ -136,9 +136,11 @@ def even_ids_rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
 # Log-probabilities.
 
 
-def plain_logits(mllm: Mllm, question: str, image: Image.Image, completion: list[int]) -> Tensor:
+def plain_logits(
+    mllm: Mllm, question: str, images: Sequence[np.ndarray], completion: list[int]
+) -> Tensor:
     """Logits [C, V] from one unpadded row, by nothing but the model's own forward pass."""
-    inputs = collate(mllm, [encode_prompt(mllm, question, image)])
+    inputs = collate(mllm, [encode_prompt(mllm, question, images)])
     del inputs["labels"]
     length = inputs["input_ids"].shape[1]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([completion])], dim=1)
@@ -197,7 +199,7 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(family: str) ->
     asked, temperature = prompts(2), 0.7
     answers = [[20, 30, 40, 50], [21], [22, 33], [23, 34, 45]]  # two answers to each prompt
     generation = Generation([answers[:2], answers[2:]], [], [], 0, 0)
-    encoded = [encode_prompt(mllm, c.turns[0].question, picture(c)) for c in asked]
+    encoded = [encode_prompt(mllm, c.turns[0].question, pictures(c)) for c in asked]
     rolled = Rollout(
         encoded, answers, [[0.0] * len(a) for a in answers], [], torch.zeros(4), generation
     )
@@ -214,7 +216,7 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(family: str) ->
     expected, entropies = [], []
     for row, answer in enumerate(answers):
         c = asked[row // 2]
-        logits = plain_logits(mllm, c.turns[0].question, picture(c), answer) / temperature
+        logits = plain_logits(mllm, c.turns[0].question, pictures(c), answer) / temperature
         expected.append(logits.log_softmax(-1)[range(len(answer)), answer])
         entropies.append(torch.distributions.Categorical(logits=logits).entropy())
     weights = [torch.arange(1.0, len(a) + 1) for a in answers]
@@ -225,6 +227,7 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(family: str) ->
             batch.prompts,
             batch.completions,
             batch.mask,
+            images=batch.images,
             temperature=temperature,
             share_prompt=share,
         )
@@ -250,7 +253,12 @@ def test_sampler_and_trainer_agree_on_log_probabilities() -> None:
     batch = batch_of(mllm, rolled, 0, 3)
     with torch.no_grad():
         found = completion_statistics(
-            mllm.model, batch.prompts, batch.completions, batch.mask, temperature=0.8
+            mllm.model,
+            batch.prompts,
+            batch.completions,
+            batch.mask,
+            images=batch.images,
+            temperature=0.8,
         )
     torch.testing.assert_close(found.logp * batch.mask, batch.old_logp, atol=5e-5, rtol=1e-4)
     assert int(batch.mask.sum()) == rolled.generation.n_decoded_tokens
@@ -274,11 +282,11 @@ def hand_written_update(
         first = row // config.samples * config.samples
         group = [reward_of_ids(ids) for ids in rolled.ids[first : first + config.samples]]
         advantage = (reward_of_ids(answer) - np.mean(group)) / (np.std(group, ddof=1) + 1e-6)
-        logp = plain_logits(mllm, c.turns[0].question, picture(c), answer).log_softmax(-1)[
+        logp = plain_logits(mllm, c.turns[0].question, pictures(c), answer).log_softmax(-1)[
             range(len(answer)), answer
         ]
         with torch.no_grad():
-            reference = plain_logits(start, c.turns[0].question, picture(c), answer)
+            reference = plain_logits(start, c.turns[0].question, pictures(c), answer)
             reference = reference.log_softmax(-1)[range(len(answer)), answer]
         for t in range(len(answer)):
             ratio = torch.exp(logp[t] - rolled.logp[row][t])
@@ -517,7 +525,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     config, mllm = RlConfig(**CONFIG), tiny()
     with pytest.raises(RoboAlignError, match="no RL prompt"):
         train_grpo(mllm, fast(), [], config, tmp_path)
-    targetless = [Conversation(c.id, "", 0, "", c.image, c.turns) for c in prompts(3)]
+    targetless = [Conversation(c.id, "", 0, "", c.images, c.turns) for c in prompts(3)]
     with pytest.raises(RoboAlignError, match=r"3 prompts have no target \(first: rl-0\)"):
         train_grpo(mllm, fast(), targetless, config, tmp_path)
     with pytest.raises(RoboAlignError, match="replay_weight"):
@@ -535,13 +543,13 @@ def test_samples_that_the_trainer_scores_otherwise_stop_the_training(
     tmp_path, monkeypatch, even_ids_rewarded
 ):
     """Images handed to the wrong answers: each ratio of the first update would be wrong without a word."""
-    real = logprobs_module.repeat_prompts
+    real = logprobs_module.repeat_rows
 
-    def shifted(prompts, times):
-        repeated = real(prompts, times)
+    def shifted(prompts, images, times):
+        repeated = real(prompts, images, times)
         return repeated | {"pixel_values": 3 * repeated["pixel_values"].flip(0)}
 
-    monkeypatch.setattr(logprobs_module, "repeat_prompts", shifted)
+    monkeypatch.setattr(logprobs_module, "repeat_rows", shifted)
     config = RlConfig(**CONFIG | {"gradient_checkpointing": True, "micro_batch_size": 2})
     with pytest.raises(RoboAlignError, match="with the same weights"):
         train_grpo(sensitive(), fast(), prompts(), config, tmp_path)

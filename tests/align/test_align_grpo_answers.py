@@ -45,7 +45,7 @@ def asked(number: int, kind: str, text: str, expected: str) -> Conversation:
     turn = Turn(
         "reasoning", kind, "think", LABELLED.question(text, "think", label_of(kind)), "", expected
     )
-    return Conversation(f"q-{number}", "episode", 0, "task", buffer.getvalue(), (turn,))
+    return Conversation(f"q-{number}", "episode", 0, "task", (buffer.getvalue(),), (turn,))
 
 
 def prompts() -> list[Conversation]:

@@ -7,18 +7,19 @@ import datasets
 import pytest
 import torch
 import trl
+from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_align_grpo import fast, prompts, tiny
 
-from roboalign.align.dataset import picture
+from roboalign.align.dataset import pictures
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.grpo.logprobs import repeat_prompts
 from roboalign.align.grpo.loss import group_advantages
 from roboalign.align.grpo.rollout import Batch, batch_of, roll_out
 from roboalign.align.grpo.train import build_grpo_trainer
 from roboalign.mllm.load import save_mllm
+from roboalign.mllm.pixels import repeat_rows
 
 SAMPLES = 3
 
@@ -28,7 +29,10 @@ def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> trl.GRPOTrainer:
     folder, mllm = tmp_path_factory.mktemp("trl"), tiny()
     save_mllm(mllm, folder / "model")
     rows = [
-        {"prompt": [{"role": "user", "content": c.turns[0].question}], "image": picture(c)}
+        {
+            "prompt": [{"role": "user", "content": c.turns[0].question}],
+            "image": Image.fromarray(pictures(c)[0]),
+        }
         for c in prompts(2)
     ]
     arguments = trl.GRPOConfig(
@@ -77,7 +81,7 @@ def batch_and_reference() -> tuple[Batch, Tensor]:
     torch.manual_seed(0)
     old = batch.old_logp + 0.8 * torch.randn_like(batch.old_logp)
     advantages = group_advantages(torch.tensor([0.0, 0.5, 1.0, 0.2, 0.2, 0.9]), SAMPLES)
-    batch = Batch(batch.prompts, batch.completions, batch.mask, old, advantages)
+    batch = Batch(batch.prompts, batch.images, batch.completions, batch.mask, old, advantages)
     return batch, old + 0.2 * torch.randn_like(old)
 
 
@@ -98,7 +102,7 @@ def test_loss_and_gradient_are_trls(trl_trainer: trl.GRPOTrainer, tmp_path: Path
     loss = ours.compute_loss(ours.model, {"number": torch.tensor(0)})
     loss.backward()
 
-    inputs = repeat_prompts(batch.prompts, SAMPLES)
+    inputs = repeat_rows(batch.prompts, batch.images, SAMPLES)
     kinds = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(batch.completions)], dim=1)
     trl_trainer.model.train()
     trl_trainer.current_gradient_accumulation_steps = 1

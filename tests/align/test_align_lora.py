@@ -76,7 +76,7 @@ def logits(mllm: Mllm) -> Tensor:
     asked = tiny_grpo.prompts(1)[0]
     with torch.no_grad():
         return tiny_grpo.plain_logits(
-            mllm, asked.turns[0].question, tiny_grpo.picture(asked), [20, 430, 421, 50]
+            mllm, asked.turns[0].question, tiny_grpo.pictures(asked), [20, 430, 421, 50]
         )
 
 
@@ -154,7 +154,7 @@ def test_other_classes(name: str, tmp_path: Path) -> None:
     """The merged model's logits are those with adapters, and those of the folder that a vLLM server reads; nothing of
     the vision encoder or the projector has changed."""
     mllm = model_of(name)
-    batch = collate(mllm, [encode_conversation(mllm, TURNS[:1], FRAMES[0])])
+    batch = collate(mllm, [encode_conversation(mllm, TURNS[:1], [FRAMES[0]])])
     before = state_of(mllm)
     lora = add_lora(mllm, LORA, seed=0)
     disturb(mllm)
@@ -222,7 +222,12 @@ def test_without_adapters_it_is_the_initial_model_bit_by_bit(family: str) -> Non
     def logp(model: Any) -> Tensor:
         with torch.no_grad():
             return completion_statistics(
-                model, batch.prompts, batch.completions, batch.mask, temperature=1.0
+                model,
+                batch.prompts,
+                batch.completions,
+                batch.mask,
+                images=batch.images,
+                temperature=1.0,
             ).logp
 
     lora = add_lora(mllm, LORA, seed=0)

@@ -55,7 +55,12 @@ def test_grpo_raises_what_was_rewarded_with_no_second_model(
     def logp(model: Any) -> Tensor:
         with torch.no_grad():
             return completion_statistics(
-                model, batch.prompts, batch.completions, batch.mask, temperature=1.0
+                model,
+                batch.prompts,
+                batch.completions,
+                batch.mask,
+                images=batch.images,
+                temperature=1.0,
             ).logp
 
     gained = (logp(mllm.model) - logp(start.model)) * batch.mask

@@ -114,7 +114,7 @@ def test_what_training_imitates_is_well_formed(reasoning, text, label):
 def asked(kind: str, expected: str) -> Conversation:
     text = LABELLED.question("Where?", "think", label_of(kind))
     return Conversation(
-        "one", "", 0, "", b"", (Turn("reasoning", kind, "think", text, "", expected),)
+        "one", "", 0, "", (), (Turn("reasoning", kind, "think", text, "", expected),)
     )
 
 
@@ -162,7 +162,7 @@ def test_faults_of_the_caller_are_errors():
     with pytest.raises(RoboAlignError, match="unknown question type 'nonsense'"):
         score_answers(
             [GOOD],
-            [Conversation("one", "", 0, "", b"", (Turn("", "nonsense", "", "", "", ""),))],
+            [Conversation("one", "", 0, "", (), (Turn("", "nonsense", "", "", "", ""),))],
             preset="answer",
             style=LABELLED,
         )

@@ -90,7 +90,7 @@ def talks(n: int) -> list[Conversation]:
             "episode",
             i,
             "task",
-            image,
+            (image,),
             tuple(turn() for _ in range(rng.integers(1, 4))),
         )
 
@@ -401,7 +401,7 @@ def test_learns(tmp_path: Path) -> None:
     train_sft(mllm, data, config, tmp_path)
     assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["loss"] < 0.05
     prompts = [
-        Prompt(talk.turns[0].question, np.asarray(Image.open(io.BytesIO(talk.image))))
+        Prompt(talk.turns[0].question, (np.asarray(Image.open(io.BytesIO(talk.images[0]))),))
         for talk in data
     ]
     spoken = generate(mllm, prompts, max_new_tokens=20, temperature=0)

@@ -118,7 +118,7 @@ def test_a_launch_for_deepspeed_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_workers_error_is_the_one_message(tmp_path: Path) -> None:
-    broken = [replace(talk, image=b"no image") for talk in talks(4)]
+    broken = [replace(talk, images=(b"no image",)) for talk in talks(4)]
     messages = []
     for workers in (0, 1):
         with pytest.raises(RoboAlignError) as caught:

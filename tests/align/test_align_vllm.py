@@ -90,7 +90,7 @@ def test_greedy_answers_and_log_probabilities_are_those_of_generate(
     asked = [prompt_of(c) for c in tiny_grpo.prompts()]
     drift = published(sampler, mllm, asked[:4], 8)
     assert drift.tokens == 32 and drift.largest < 1e-4
-    prompts = [encode_prompt(mllm, one.question, one.image) for one in asked]
+    prompts = [encode_prompt(mllm, one.question, one.images) for one in asked]
     settings = {
         "samples": 1,
         "max_new_tokens": 12,
@@ -171,7 +171,12 @@ def test_own_log_probabilities_replace_those_of_the_server(tmp_path: Path) -> No
     wanted = batch_of(mllm, rolled, 0, 2)
     with torch.no_grad():
         plain = completion_statistics(
-            mllm.model, wanted.prompts, wanted.completions, wanted.mask, temperature=1.0
+            mllm.model,
+            wanted.prompts,
+            wanted.completions,
+            wanted.mask,
+            images=wanted.images,
+            temperature=1.0,
         ).logp
     served = copy.copy(wanted)
     object.__setattr__(served, "old_logp", plain + 0.25 * (torch.arange(6) % 2)[:, None])
@@ -299,7 +304,7 @@ def test_what_passes_is_tried_again(
 
 def reply_and_prompt(mllm: Mllm) -> tuple[dict[str, Any], Any]:
     one = prompt_of(tiny_grpo.prompts(1)[0])
-    prompt = encode_prompt(mllm, one.question, one.image)
+    prompt = encode_prompt(mllm, one.question, one.images)
     found = generate(mllm, [prompt], samples=2, max_new_tokens=4, seed=[1])
     choices = [
         {

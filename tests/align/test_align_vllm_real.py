@@ -88,10 +88,10 @@ def compare(mllm: Mllm, sampler: VllmSampler) -> None:
     rng = np.random.default_rng(0)
     questions = [prompt_of(c).question for c in tiny_grpo.prompts(8)]
     asked = [
-        Prompt(question, rng.integers(0, 256, (*SIZES[i % 4], 3), np.uint8))
+        Prompt(question, (rng.integers(0, 256, (*SIZES[i % 4], 3), np.uint8),))
         for i, question in enumerate(2 * questions)
     ]
-    prompts = [encode_prompt(mllm, one.question, one.image) for one in asked]
+    prompts = [encode_prompt(mllm, one.question, one.images) for one in asked]
     greedy = {
         "samples": 1,
         "max_new_tokens": 48,

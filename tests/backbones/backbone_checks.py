@@ -83,7 +83,7 @@ def model_of(name: str, *, tied: bool = True, actions: bool = True) -> Mllm:
 def questions(count: int = 3) -> list[Prompt]:
     """Action questions of different lengths, each with an image of its own."""
     return [
-        Prompt(LABELLED.action_question(TASKS[i % 3], "direct"), FRAMES[i]) for i in range(count)
+        Prompt(LABELLED.action_question(TASKS[i % 3], "direct"), (FRAMES[i],)) for i in range(count)
     ]
 
 
@@ -96,7 +96,7 @@ def conversations(mode: prompts.Mode) -> list[Conversation]:
             "episode",
             i,
             "task",
-            encode_png(FRAMES[i]),
+            (encode_png(FRAMES[i]),),
             (
                 Turn(
                     "action",
@@ -144,10 +144,11 @@ def check_template(name: str, folder: Path) -> str:
     """Ids equal the processor's own up to the answer; the loss is on the answers and the token that ends them alone."""
     mllm = model_of(name)
     whole, prompt = (
-        encode_conversation(mllm, TURNS, FRAMES[0]),
-        encode_prompt(mllm, TURNS[0]["question"], FRAMES[0]),
+        encode_conversation(mllm, TURNS, [FRAMES[0]]),
+        encode_prompt(mllm, TURNS[0]["question"], [FRAMES[0]]),
     )
-    message = prompts.user_message(TURNS[0]["question"], image=True)
+    content = [{"type": "image"}, {"type": "text", "text": TURNS[0]["question"]}]
+    message = {"role": "user", "content": content}
     text = mllm.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     own = mllm.processor(text=[text], images=[[FRAMES[0]]])["input_ids"][0]
     _require(prompt.input_ids.tolist() == list(own), "the prompt's ids are not the processor's")
@@ -175,7 +176,7 @@ def check_images(name: str, folder: Path) -> str:
     mllm, counts = model_of(name), []
     for height, width in ((32, 32), (48, 64), (24, 96)):
         frame = np.resize(FRAMES, (height, width, 3))
-        batch = collate(mllm, [encode_prompt(mllm, "Where?", frame)])
+        batch = collate(mllm, [encode_prompt(mllm, "Where?", [frame])])
         with torch.no_grad():
             mllm.model(**batch)
         counts.append(int((batch["input_ids"] == mllm.processor.image_token_id).sum()))
@@ -201,12 +202,12 @@ def check_hidden(name: str, folder: Path) -> str:
     states, mask = hidden_states(mllm, questions(), LAYER)
     _require(not states[~mask].any() and not mask.all(), "padding is not masked")
     for row, one in enumerate(questions()):
-        batch = collate(mllm, [encode_prompt(mllm, one.question, one.image)])
+        batch = collate(mllm, [encode_prompt(mllm, one.question, one.images)])
         del batch["labels"]
         with torch.no_grad():
             expected = mllm.model(**batch, output_hidden_states=True).hidden_states[LAYER][0]
         torch.testing.assert_close(states[row][mask[row]], expected, atol=1e-4, rtol=1e-4)
-    other = Prompt(questions()[0].question, 255 - FRAMES[0])
+    other = Prompt(questions()[0].question, (255 - FRAMES[0],))
     seen = (hidden_states(mllm, [other], LAYER)[0][0, -1] - states[0][mask[0]][-1]).abs().max()
     _require(bool(seen > 1e-3), "the image is not seen")
     return ""
@@ -234,7 +235,7 @@ def check_saving(name: str, folder: Path) -> str:
         loaded = load_mllm(folder / f"{name}-{tied}")
         _require(loaded.vocabulary == mllm.vocabulary, "the action vocabulary is not found again")
         batches = [
-            collate(one, [encode_prompt(one, q.question, q.image) for q in questions()])
+            collate(one, [encode_prompt(one, q.question, q.images) for q in questions()])
             for one in (mllm, loaded)
         ]
         _require(
@@ -306,6 +307,7 @@ def check_grpo(name: str, folder: Path) -> str:
             batch.prompts,
             batch.completions,
             batch.mask,
+            images=batch.images,
             temperature=1.0,
             share_prompt=shared,
         ).logp
@@ -315,7 +317,12 @@ def check_grpo(name: str, folder: Path) -> str:
     optimizer, losses = torch.optim.SGD(mllm.model.parameters(), lr=1e-3), []
     for _ in range(2):
         logp = completion_statistics(
-            mllm.model, batch.prompts, batch.completions, batch.mask, temperature=1.0
+            mllm.model,
+            batch.prompts,
+            batch.completions,
+            batch.mask,
+            images=batch.images,
+            temperature=1.0,
         ).logp
         loss = clipped_loss(logp, batch.old_logp, advantages, batch.mask)
         optimizer.zero_grad()

@@ -158,7 +158,7 @@ def test_targets_decode_to_the_clean_chunk(mixture, episodes, tokens):
         assert np.abs(decoded - chunk).max() < 0.5 / fast.scale * np.sqrt(
             6
         )  # every coefficient off by half a step
-        assert sample.image == by_id[sample.episode_id].png("workspace", sample.frame)
+        assert sample.images[0] == by_id[sample.episode_id].png("workspace", sample.frame)
 
 
 def test_rl_is_a_small_part_of_the_training_actions(mixture):
@@ -263,7 +263,7 @@ def test_disjoint_passes_on_heldout_and_catches_each_planted_leak(copied, episod
     with pytest.raises(RoboAlignError, match="1 evaluation episodes are in the training split"):
         assert_disjoint(copied, [*heldout, trained.episode_id])
     with pytest.raises(RoboAlignError, match="an image that is evaluated on"):
-        assert_disjoint(copied, heldout, [trained.image])
+        assert_disjoint(copied, heldout, trained.images)
     path = (
         copied / "train-00001.parquet"
     )  # a row of a held-out episode that the manifest does not speak of

@@ -31,7 +31,7 @@ def conversation(number: int) -> Conversation:
     turns = tuple(Turn(kind, "words", "direct", *text, "x") for kind, text in zip(kinds, texts))
     target = (1, 2) if number % 3 == 0 else None
     return Conversation(
-        f"talk-{number}", "episode", number, "task", rng.bytes(200), turns, target=target
+        f"talk-{number}", "episode", number, "task", (rng.bytes(200),), turns, target=target
     )
 
 

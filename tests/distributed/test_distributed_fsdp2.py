@@ -258,7 +258,7 @@ def copies(mllm_of: Callable[[], Mllm]) -> int:
     split_model()
     mllm = mllm_of()
     before = {name: value.clone() for name, value in mllm.model.state_dict().items()}
-    prompt = tiny_grpo.encode_prompt(mllm, "reach", grpo.prompt_of(tiny_grpo.prompts()[0]).image)
+    prompt = tiny_grpo.encode_prompt(mllm, "reach", grpo.prompt_of(tiny_grpo.prompts()[0]).images)
     expected = generate(mllm, [prompt], max_new_tokens=8, temperature=0.0)
     trainer = build_grpo_trainer(
         mllm,

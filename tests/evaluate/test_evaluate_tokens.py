@@ -58,7 +58,7 @@ def question(number: int, episode: int, mode: str, expected: str) -> Conversatio
     reply = write_tagged(f"gripper {expected}", "It is." if mode == "think" else None)
     turn = Turn(kind, "gripper_state", mode, text, reply, expected)
     return Conversation(
-        f"q-{number}-{mode}", f"episode-{episode}", number, "reach", png(10 * episode), (turn,)
+        f"q-{number}-{mode}", f"episode-{episode}", number, "reach", (png(10 * episode),), (turn,)
     )
 
 
@@ -72,7 +72,7 @@ def action(number: int, episode: int, mode: str, chunk: np.ndarray, ids: list[in
         f"episode-{episode}",
         number,
         "reach",
-        png(10 * episode),
+        (png(10 * episode),),
         (turn,),
         tuple(ids),
         steps,
@@ -112,7 +112,9 @@ def run(world, tmp_path, monkeypatch):
             for one in encoded:
                 text = mllm.tokenizer.decode(one.input_ids.tolist())
                 asked, _, forced = text.partition("<|im_end|>\n<|im_start|>assistant\n")
-                reply = script(asked.split("<|vision_end|>")[1], forced, int(one.image[0, 0, 0]))
+                reply = script(
+                    asked.split("<|vision_end|>")[1], forced, int(one.images[0][0, 0, 0])
+                )
                 answers.append(
                     [
                         [
@@ -422,7 +424,7 @@ def test_real_model_end_to_end_and_forced_continuation(world, tmp_path):
     assert again["cost"]["generated_tokens"] == metrics["cost"]["generated_tokens"] > 0
     # A forced beginning of the model's own greedy answer is continued with the rest of that answer.
     prompt = encode_prompt(
-        mllm, "Task: reach. What next?", np.full((32, 32, 3), 90, dtype=np.uint8)
+        mllm, "Task: reach. What next?", [np.full((32, 32, 3), 90, dtype=np.uint8)]
     )
     asker = tokens.Asker(mllm, config)
     (whole,) = asker("test", [prompt])

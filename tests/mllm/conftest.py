@@ -164,6 +164,6 @@ def prompts() -> list[Prompt]:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     return [
-        Prompt("Where is" + " the red block" * number + "?", frame)
+        Prompt("Where is" + " the red block" * number + "?", (frame,))
         for number, frame in enumerate(frames)
     ]

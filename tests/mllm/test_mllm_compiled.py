@@ -54,7 +54,7 @@ def test_hidden_states_of_compiled_layers(qwen, prompts, traced):
 
 def test_gradients_through_compiled_and_recomputed_layers(fresh_qwen3, prompts, traced):
     batch = collate(
-        fresh_qwen3, [encode_prompt(fresh_qwen3, p.question, p.image) for p in prompts[:2]]
+        fresh_qwen3, [encode_prompt(fresh_qwen3, p.question, p.images) for p in prompts[:2]]
     )
     del batch["labels"]
     model = fresh_qwen3.model.train()

@@ -47,7 +47,7 @@ def processed(mllm, messages, **options):
 @pytest.mark.parametrize("shape", [(32, 32), (48, 64)])
 def test_ids_and_pixels_equal_the_processors_own(any_mllm, n_turns, shape):
     image = np.resize(FRAME, (*shape, 3))
-    batch = collate(any_mllm, [encode_conversation(any_mllm, TURNS[:n_turns], image)])
+    batch = collate(any_mllm, [encode_conversation(any_mllm, TURNS[:n_turns], [image])])
     labels = batch.pop("labels")
     reference = processed(any_mllm, as_messages(TURNS[:n_turns], image))
     assert set(batch) == set(reference)
@@ -57,7 +57,7 @@ def test_ids_and_pixels_equal_the_processors_own(any_mllm, n_turns, shape):
 
 
 def test_labels_are_the_assistants_words_and_its_end_token(any_mllm):
-    encoded = encode_conversation(any_mllm, TURNS, FRAME)
+    encoded = encode_conversation(any_mllm, TURNS, [FRAME])
     spoken = encoded.labels != IGNORED
     assert (encoded.labels[spoken] == encoded.input_ids[spoken]).all()
     expected = "".join(turn["answer"] + "<|im_end|>" for turn in TURNS)
@@ -80,7 +80,7 @@ def test_after_reasoning_is_what_is_said_behind_it(any_mllm):
         {"question": f"Where to, {number}?", "answer": answer}
         for number, answer in enumerate(answers)
     ]
-    encoded = encode_conversation(any_mllm, turns, FRAME)
+    encoded = encode_conversation(any_mllm, turns, [FRAME])
     after = encoded.after_reasoning
     assert after.dtype == bool and after.shape == encoded.input_ids.shape
     said = any_mllm.tokenizer.decode(encoded.input_ids[after])
@@ -92,20 +92,20 @@ def test_after_reasoning_is_what_is_said_behind_it(any_mllm):
 def test_nothing_is_after_reasoning_where_there_is_none(any_mllm, answer):
     questions = ["Where to?", "What does <think>so</think> say?"]
     turns = [{"question": question, "answer": answer} for question in questions]
-    encoded = encode_conversation(any_mllm, turns, FRAME)
+    encoded = encode_conversation(any_mllm, turns, [FRAME])
     assert (
         encoded.after_reasoning.shape == encoded.input_ids.shape
         and not encoded.after_reasoning.any()
     )
-    prompt = encode_prompt(any_mllm, REASONED, FRAME)
+    prompt = encode_prompt(any_mllm, REASONED, [FRAME])
     assert (
         prompt.after_reasoning.shape == prompt.input_ids.shape and not prompt.after_reasoning.any()
     )
 
 
 def test_prompt_is_the_prefix_of_the_training_ids(any_mllm):
-    prompt = encode_prompt(any_mllm, TURNS[0]["question"], FRAME)
-    whole = encode_conversation(any_mllm, TURNS[:1], FRAME)
+    prompt = encode_prompt(any_mllm, TURNS[0]["question"], [FRAME])
+    whole = encode_conversation(any_mllm, TURNS[:1], [FRAME])
     n = len(prompt.input_ids)
     assert (whole.input_ids[:n] == prompt.input_ids).all()
     assert (whole.labels[:n] == IGNORED).all() and whole.labels[n] != IGNORED
@@ -118,14 +118,14 @@ def test_prompt_is_the_prefix_of_the_training_ids(any_mllm):
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30)), min_size=1, max_size=4))
 def test_any_text_survives(qwen3, pairs):
     turns = [{"question": question, "answer": answer} for question, answer in pairs]
-    encoded = encode_conversation(qwen3, turns, FRAME)
+    encoded = encode_conversation(qwen3, turns, [FRAME])
     said = qwen3.tokenizer.decode(encoded.labels[encoded.labels != IGNORED])
     assert said == "".join(answer.strip() + "<|im_end|>" for _, answer in pairs)
 
 
 def test_padding_sides(any_mllm):
-    short = encode_prompt(any_mllm, "Up?", FRAME)
-    long = encode_prompt(any_mllm, "Where is the red block, left or right?", FRAME)
+    short = encode_prompt(any_mllm, "Up?", [FRAME])
+    long = encode_prompt(any_mllm, "Where is the red block, left or right?", [FRAME])
     for side in ("left", "right"):
         batch = collate(any_mllm, [short, long], padding_side=side)
         n_short, n_long = len(short.input_ids), len(long.input_ids)
@@ -142,36 +142,39 @@ def test_padding_sides(any_mllm):
 def test_images_are_the_processors_in_a_batch_too(any_mllm):
     other = 255 - FRAME
     batch = collate(
-        any_mllm, [encode_prompt(any_mllm, "a", FRAME), encode_prompt(any_mllm, "b", other)]
+        any_mllm, [encode_prompt(any_mllm, "a", [FRAME]), encode_prompt(any_mllm, "b", [other])]
     )
-    alone = [collate(any_mllm, [encode_prompt(any_mllm, "a", frame)]) for frame in (FRAME, other)]
+    alone = [collate(any_mllm, [encode_prompt(any_mllm, "a", [frame])]) for frame in (FRAME, other)]
     assert torch.equal(batch["pixel_values"], torch.cat([one["pixel_values"] for one in alone]))
     assert not torch.equal(alone[0]["pixel_values"], alone[1]["pixel_values"])
 
 
 def test_pil_and_array_are_the_same(qwen3):
-    assert (encode_prompt(qwen3, "a", Image.fromarray(FRAME)).image == FRAME).all()
+    assert (encode_prompt(qwen3, "a", [Image.fromarray(FRAME)]).images[0] == FRAME).all()
 
 
 @pytest.mark.parametrize("image", [FRAME / 255, FRAME[..., 0], np.zeros((4, 4, 4), np.uint8)])
 def test_other_images_are_refused(qwen3, image):
     with pytest.raises(RoboAlignError, match="uint8"):
-        encode_prompt(qwen3, "a", image)
+        encode_prompt(qwen3, "a", [image])
 
 
 def test_special_tokens_in_text_are_refused(any_mllm):
     for token in (any_mllm.processor.image_token, "<|im_end|>"):
-        with pytest.raises(RoboAlignError, match="special token"):
-            encode_prompt(any_mllm, f"a {token}", FRAME)
+        with pytest.raises(RoboAlignError, match=r"special token|2 <image> markers and it has 1"):
+            encode_prompt(any_mllm, f"a {token} {token}", [FRAME])
     with pytest.raises(RoboAlignError, match="no turn"):
-        encode_conversation(any_mllm, [], FRAME)
+        encode_conversation(any_mllm, [], [FRAME])
 
 
 def test_loss_is_that_of_the_labelled_tokens(qwen):
     """The model's own loss on our labels equals the mean log-probability of the assistant's tokens, by hand."""
     batch = collate(
         qwen,
-        [encode_conversation(qwen, TURNS[:2], FRAME), encode_conversation(qwen, TURNS[2:], FRAME)],
+        [
+            encode_conversation(qwen, TURNS[:2], [FRAME]),
+            encode_conversation(qwen, TURNS[2:], [FRAME]),
+        ],
     )
     with torch.no_grad():
         output = qwen.model(**batch)
@@ -194,6 +197,6 @@ def test_a_space_that_the_tokenizer_writes_itself_is_not_there_twice(normalised)
         backend.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         )
-    encoded = encode_conversation(mllm, [{"question": "Where?", "answer": "left"}], FRAME)
+    encoded = encode_conversation(mllm, [{"question": "Where?", "answer": "left"}], [FRAME])
     spoken = mllm.tokenizer.convert_ids_to_tokens(encoded.labels[encoded.labels != IGNORED])
     assert "".join(spoken) == "▁left</s>"

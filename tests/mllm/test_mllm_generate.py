@@ -13,7 +13,7 @@ from roboalign.mllm.generate import generate, suppressed_ids
 
 def hugging_face_greedy(mllm, prompts, max_new_tokens):
     batch = collate(
-        mllm, [encode_prompt(mllm, p.question, p.image) for p in prompts], padding_side="left"
+        mllm, [encode_prompt(mllm, p.question, p.images) for p in prompts], padding_side="left"
     )
     del batch["labels"]
     output = mllm.model.generate(
@@ -32,9 +32,9 @@ def hugging_face_greedy(mllm, prompts, max_new_tokens):
 
 def own_logprobs(mllm, prompt, tokens, temperature):
     """Log-probabilities of `tokens` from one forward over prompt and answer, as a trainer computes them."""
-    encoded = encode_prompt(mllm, prompt.question, prompt.image)
+    encoded = encode_prompt(mllm, prompt.question, prompt.images)
     ids = np.concatenate([encoded.input_ids, np.array(tokens, dtype=np.int64)])
-    batch = collate(mllm, [Encoded(ids, ids, encoded.image)])
+    batch = collate(mllm, [Encoded(ids, ids, encoded.images)])
     del batch["labels"]
     with torch.no_grad():
         logits = mllm.model(**batch).logits[0, len(encoded.input_ids) - 1 : -1]
@@ -90,7 +90,7 @@ def test_sampling_follows_the_models_distribution(qwen, prompts):
     n = 4000
     made = generate(qwen, prompts[:1], samples=n, max_new_tokens=1, max_rows=n)
     every = torch.arange(len(qwen.tokenizer))
-    encoded = collate(qwen, [encode_prompt(qwen, prompts[0].question, prompts[0].image)])
+    encoded = collate(qwen, [encode_prompt(qwen, prompts[0].question, prompts[0].images)])
     del encoded["labels"]
     with torch.no_grad():
         probabilities = qwen.model(**encoded).logits[0, -1].softmax(-1)
@@ -142,7 +142,7 @@ def test_stop_text_ends_an_answer(any_mllm, prompts):
 def test_counts_and_cut_answers(qwen, prompts):
     made = generate(qwen, prompts, samples=2, max_new_tokens=3, seed=1)
     assert made.n_decoded_tokens == sum(len(row) for rows in made.tokens for row in rows)
-    lengths = [len(encode_prompt(qwen, p.question, p.image).input_ids) for p in prompts]
+    lengths = [len(encode_prompt(qwen, p.question, p.images).input_ids) for p in prompts]
     assert made.n_prefill_tokens == sum(lengths)
     for rows, logprobs, finished in zip(made.tokens, made.logprobs, made.finished):
         for row, logprob, end in zip(rows, logprobs, finished):
@@ -175,7 +175,7 @@ def test_image_tokens_are_never_sampled(any_mllm, prompts):
 
 def test_training_goes_on_after_generation(qwen, prompts):
     """No state of generation (mode, rope_deltas) reaches a training step."""
-    batch = collate(qwen, [encode_prompt(qwen, p.question, p.image) for p in prompts])
+    batch = collate(qwen, [encode_prompt(qwen, p.question, p.images) for p in prompts])
     batch["labels"] = batch["input_ids"]
     qwen.model.train()
     before = qwen.model(**batch).loss.detach()

@@ -11,7 +11,7 @@ from roboalign.mllm.load import Mllm
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_equal_to_the_whole_models_hidden_states(any_mllm, prompts, layer):
-    batch = collate(any_mllm, [encode_prompt(any_mllm, p.question, p.image) for p in prompts])
+    batch = collate(any_mllm, [encode_prompt(any_mllm, p.question, p.images) for p in prompts])
     del batch["labels"]
     with torch.no_grad():
         expected = any_mllm.model(**batch, output_hidden_states=True).hidden_states[layer]
@@ -48,7 +48,7 @@ def test_truncation_for_good_changes_nothing_below(any_mllm, prompts):
 
 def test_the_image_is_seen(any_mllm, prompts):
     """Another image under the same question changes the states of the question's last token."""
-    twins = [prompts[0], type(prompts[0])(prompts[0].question, 255 - prompts[0].image)]
+    twins = [prompts[0], type(prompts[0])(prompts[0].question, (255 - prompts[0].images[0],))]
     states, _ = hidden_states(any_mllm, twins, 2)
     assert (states[0, -1] - states[1, -1]).abs().max() > 1e-3
 
@@ -63,7 +63,7 @@ def test_final_norm_is_that_of_a_model_cut_off_at_the_layer(any_mllm, prompts):
     """Hugging Face normalizes the last layer's output, so a model cut to two layers gives the reference."""
     cut = Mllm(copy.deepcopy(any_mllm.model), any_mllm.processor)
     truncate_layers(cut, 2)
-    batch = collate(cut, [encode_prompt(cut, p.question, p.image) for p in prompts])
+    batch = collate(cut, [encode_prompt(cut, p.question, p.images) for p in prompts])
     del batch["labels"]
     if cut.model.config.model_type == "qwen3_vl":
         cut.model.config.text_config.num_hidden_layers = 2

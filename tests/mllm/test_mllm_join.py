@@ -126,7 +126,7 @@ def test_image_tokens_are_the_projected_patches_of_the_whole_image(
     opened = load_mllm(tmp_path / "joined")
     wide = np.zeros((28, 56, 3), dtype=np.uint8)
     wide[:, 42:] = 255  # what a crop to the middle would cut off
-    prompts = [encode_prompt(opened, "Where?", image) for image in (wide, wide[:, :28])]
+    prompts = [encode_prompt(opened, "Where?", [image]) for image in (wide, wide[:, :28])]
     assert [(one.input_ids == opened.processor.image_token_id).sum() for one in prompts] == [4, 4]
     pixels = collate(opened, prompts)["pixel_values"]
     assert pixels.shape == (2, 3, 28, 28) and pixels[0].amax() > 2 > pixels[1].amax()
@@ -257,7 +257,7 @@ def test_the_command(
     )
     assert small.main(["--out", str(tmp_path / "out"), "--image-size", "42"]) == 0
     opened = load_mllm(tmp_path / "out")
-    prompt = encode_prompt(opened, "Where?", np.zeros((30, 30, 3), dtype=np.uint8))
+    prompt = encode_prompt(opened, "Where?", [np.zeros((30, 30, 3), dtype=np.uint8)])
     assert (prompt.input_ids == opened.processor.image_token_id).sum() == 9
     assert (
         small.main(["--out", str(tmp_path / "out")]) == 2
@@ -302,6 +302,6 @@ def test_the_real_weights(tmp_path: Path) -> None:
         own = vision(torch.from_numpy(pixels)).last_hidden_state.numpy()
     assert np.abs(own - run).max() < 1e-3 and np.abs(run).max() > 1
     mllm = join(text, tokenizer, vision, image_size=224)
-    prompt = encode_prompt(mllm, "Where?", np.zeros((224, 224, 3), dtype=np.uint8))
+    prompt = encode_prompt(mllm, "Where?", [np.zeros((224, 224, 3), dtype=np.uint8)])
     assert (prompt.input_ids == mllm.processor.image_token_id).sum() == 256
     assert sum(p.numel() for p in mllm.model.parameters()) == 157_125_888

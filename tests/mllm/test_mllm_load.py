@@ -25,7 +25,7 @@ TEXTS = ["Where is the red block? The gripper moves left."] * 9
 
 
 def logits(mllm, prompts):
-    batch = collate(mllm, [encode_prompt(mllm, p.question, p.image) for p in prompts])
+    batch = collate(mllm, [encode_prompt(mllm, p.question, p.images) for p in prompts])
     with torch.no_grad():
         return mllm.model(**batch).logits
 

@@ -43,7 +43,7 @@ def change(path: Path, **values) -> None:
 def refused(folder: Path) -> str:
     with pytest.raises(RoboAlignError) as caught:
         mllm = load_mllm(folder)
-        encode_prompt(mllm, "Where?", IMAGE)
+        encode_prompt(mllm, "Where?", [IMAGE])
     return str(caught.value)
 
 
@@ -94,7 +94,7 @@ def test_padding_is_with_the_end_token_where_no_other_is_named(folder):
     questions = ("Where?", "Where is the red block?")
     outputs = []
     for one in (mllm, expected):
-        batch = collate(one, [encode_prompt(one, question, IMAGE) for question in questions])
+        batch = collate(one, [encode_prompt(one, question, [IMAGE]) for question in questions])
         mask = batch.pop("attention_mask")
         del batch["labels"]
         with torch.no_grad():

@@ -8,7 +8,7 @@ from roboalign.report.samples import even_ranks, frames_side_by_side
 
 def conversation(number: int, kind: str, mode: str) -> Conversation:
     turn = Turn(kind, kind, mode, f"question {number}", "reply", f"answer {number}")
-    return Conversation(f"{kind}-{number}-{mode}", "episode-1", number, "reach", b"png", (turn,))
+    return Conversation(f"{kind}-{number}-{mode}", "episode-1", number, "reach", (b"png",), (turn,))
 
 
 def record(number: int, probe: str, kind: str, score: float, arm: str) -> dict:

@@ -138,7 +138,7 @@ def test_the_control_imitates_in_direct_mode_only(run_dir: Path, control: Any) -
         assert LABELLED.bare(turn.question) == LABELLED.bare(original.turns[0].question)
         block = "".join(f"<FAST_{token}>" for token in original.target)
         assert turn.answer == f"<think></think><answer><ACTION_START>{block}<ACTION_END></answer>"
-        assert one.image == original.image
+        assert one.images == original.images
 
 
 def test_the_controls_replay_is_language_only_and_can_be_off(control: Any) -> None:

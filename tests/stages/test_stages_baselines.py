@@ -174,7 +174,7 @@ def test_images_that_are_asked_about_at_the_end_are_not_trained_on(
     manifest["shards"][changed.name] = hash_file(changed)
     write_json(changed.with_name("manifest.json"), manifest)
     row = baselines.action_sft(context(mine, "seed-0/action-sft", settings()))
-    same = sum(one.image == leaked.image for one in found)
+    same = sum(one.images == leaked.images for one in found)
     assert (
         row["dropped_as_heldout"] == same > 0 and len(given["conversations"]) == len(found) - same
     )
@@ -229,8 +229,8 @@ def test_the_other_goals_of_rl_change_question_and_reward_alone(
     assert row["frames_that_cannot_be_asked"] == 0
     assert given["config"] == own["config"].model_copy(update={"reward": reward})
     assert given["start"] == own["start"] and given["replay"] == own["replay"]
-    assert [(one.episode_id, one.frame, one.image) for one in given["conversations"]] == [
-        (one.episode_id, one.frame, one.image) for one in own["conversations"]
+    assert [(one.episode_id, one.frame, one.images) for one in given["conversations"]] == [
+        (one.episode_id, one.frame, one.images) for one in own["conversations"]
     ]
     for one in given["conversations"]:
         (turn,) = one.turns

@@ -60,7 +60,7 @@ def test_questions_are_training_questions_of_the_groups_each_once(mine: Path) ->
         )
         assert groups == {"choice": count, "spatial": count}
     asked = Counter(
-        (question.image, question.turns[0].type, LABELLED.bare(question.turns[0].question))
+        (question.images, question.turns[0].type, LABELLED.bare(question.turns[0].question))
         for question in [*trained, *sampled]
     )
     assert set(asked.values()) == {1}

@@ -35,7 +35,7 @@ def kept_by_a_layer(name: str, *, bf16: bool, rank: int) -> tuple[float, float]:
         add_lora(mllm, LoraConfig(rank=rank), seed=0)
     model, every = mllm.model.train(), mllm.model.get_decoder().layers
     batch = collate(
-        mllm, [encode_conversation(mllm, TURNS[: 1 + i % 2], FRAMES[i]) for i in range(4)]
+        mllm, [encode_conversation(mllm, TURNS[: 1 + i % 2], [FRAMES[i]]) for i in range(4)]
     )
     del batch["labels"]
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -78,7 +78,7 @@ def test_a_forward_pass_with_lora_keeps_one_table_with_the_rows_in_it(bf16: bool
     mllm = model_of("qwen2_5_vl")
     table = mllm.model.lm_head.weight.numel()
     add_lora(mllm, LoraConfig(rank=3), seed=0)
-    batch = collate(mllm, [encode_conversation(mllm, TURNS[:1], FRAMES[0])])
+    batch = collate(mllm, [encode_conversation(mllm, TURNS[:1], [FRAMES[0]])])
     own = {parameter.untyped_storage().data_ptr() for parameter in mllm.model.parameters()}
     kept: list[torch.Tensor] = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)

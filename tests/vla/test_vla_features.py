@@ -43,7 +43,7 @@ def test_stored_states_are_the_models(mllm, episodes, tmp_path):
     for row, frame in enumerate(frames):
         episode, t = where[frame]
         prompt = Prompt(
-            LABELLED.action_question(episode.instruction, "direct"), episode.frame("front", t)
+            LABELLED.action_question(episode.instruction, "direct"), (episode.frame("front", t),)
         )
         expected, _ = hidden_states(mllm, [prompt], 2)
         assert mask[row].sum() == expected.shape[1]
@@ -207,12 +207,25 @@ def test_a_blind_view_knows_nothing_of_the_scene(mllm, episodes):
 
 def test_cameras_are_laid_side_by_side():
     left, right = np.zeros((4, 6, 3), np.uint8), np.ones((4, 2, 3), np.uint8)
-    image = View(layer=1, cameras=("b", "a")).prompt({"a": right, "b": left}, "go").image
+    both = {"a": right, "b": left}
+    joined = View(layer=1, cameras=("b", "a"), cameras_as="side_by_side")
+    (image,) = joined.prompt(both, "go").images
     np.testing.assert_array_equal(image, np.concatenate([left, right], axis=1))
     with pytest.raises(RoboAlignError, match="no image of camera 'c'"):
         View(layer=1, cameras=("a", "c")).prompt({"a": left}, "go")
     with pytest.raises(RoboAlignError, match="differ in height"):
-        View(layer=1, cameras=("a", "b")).prompt({"a": left, "b": right[:2]}, "go")
+        joined.prompt({"a": left, "b": right[:2]}, "go")
+
+
+def test_cameras_are_images_in_the_order_of_the_view():
+    left, right = np.zeros((4, 6, 3), np.uint8), np.ones((8, 2, 3), np.uint8)
+    for cameras, wanted in ((("b", "a"), [left, right]), (("a", "b"), [right, left])):
+        view = View(layer=1, cameras=cameras)
+        prompt = view.prompt({"a": right, "b": left}, "go")
+        assert all(np.array_equal(*pair) for pair in zip(prompt.images, wanted, strict=True))
+        blind = view.model_copy(update={"blind": True}).prompt({"a": right, "b": left}, "go")
+        assert [one.shape for one in blind.images] == [one.shape for one in wanted]
+        assert {int(one.min()) for one in blind.images} == {features.GRAY}
 
 
 def test_an_overflow_is_refused_not_stored(mllm, episodes, tmp_path, monkeypatch):

@@ -40,6 +40,9 @@ class BackboneConfig(Config):
     layer_dtype: Dtype = "float16"
     """Type to which they are rounded, on disk and in serving; `float8`: half the size, one scale
     per token."""
+    cameras_as: Literal["images", "side_by_side"] = "images"
+    """How several cameras of the head are shown: each as an image of its own, in the order of
+    `collect.head_cameras`, or `side_by_side` in one image, for models that take one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "BackboneConfig":

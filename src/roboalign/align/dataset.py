@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from PIL import Image
+from jaxtyping import Int, UInt8
 from torch.utils.data import Dataset
 
-from roboalign.conversations.conversation import Conversation
+from roboalign.conversations.conversation import IMAGE_LENGTH, Conversation
 from roboalign.conversations.stored import StoredConversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.pictures import rgb_of_file
 from roboalign.mllm.encode import Encoded, collate, encode_conversation, special_tokens
 from roboalign.mllm.load import Mllm
+from roboalign.mllm.placement import IMAGE_MARK
 
 _WINDOW = 50  # number of batches within which conversations of similar length are grouped
 
@@ -35,19 +35,39 @@ class Conversations(Dataset):
     def __getitem__(self, index: int) -> Encoded:
         conversation = self.conversations[index]
         turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
-        return encode_conversation(self.mllm, turns, picture(conversation))
+        with naming(conversation):
+            return encode_conversation(self.mllm, turns, pictures(conversation))
 
 
-def picture(conversation: Conversation) -> Image.Image:
-    """The image of a conversation. Raises RoboAlignError naming the conversation where its bytes are no image."""
+def pictures(conversation: Conversation) -> tuple[UInt8[np.ndarray, "_ _ 3"], ...]:
+    """The images of a conversation, in the order they are shown.
+
+    Raises RoboAlignError naming the conversation where a file is no image.
+    """
+    found = []
+    for number, image in enumerate(conversation.images, start=1):
+        try:
+            found.append(rgb_of_file(image))
+        except RoboAlignError as error:
+            which = "its image" if len(conversation.images) == 1 else f"its image {number}"
+            raise RoboAlignError(
+                f"{which} is {error.problem}",
+                where=f"conversation {conversation.id}",
+                fix="build the mixture again.",
+            ) from None
+    return tuple(found)
+
+
+@contextmanager
+def naming(conversation: Conversation) -> Iterator[None]:
+    """Within, an error that names no place names this conversation."""
     try:
-        return Image.fromarray(rgb_of_file(conversation.image))
+        yield
     except RoboAlignError as error:
-        raise RoboAlignError(
-            f"its image is {error.problem}",
-            where=f"conversation {conversation.id}",
-            fix="build the mixture again.",
-        ) from None
+        if error.where:
+            raise
+        where = f"conversation {conversation.id}"
+        raise RoboAlignError(error.problem, where=where, fix=error.fix) from None
 
 
 def check_texts(mllm: Mllm, conversations: Sequence[Conversation]) -> None:
@@ -62,7 +82,7 @@ def check_texts(mllm: Mllm, conversations: Sequence[Conversation]) -> None:
                 for c in conversations
                 for turn in c.turns
                 for token in tokens
-                if token in turn.question or token in turn.answer
+                if token in turn.question.replace(IMAGE_MARK, "") or token in turn.answer
             ),
             None,
         )
@@ -81,7 +101,7 @@ def collate_conversations(
 
     There, `logits_at_answers` leaves the action tokens out of the softmax (`TrainConfig.neutral_reasoning`).
     """
-    arguments = collate(mllm, batch)
+    arguments = collate(mllm, batch, blank=True)
     if neutral and mllm.vocabulary:
         labels = arguments["labels"]
         words_only = torch.zeros_like(labels, dtype=torch.bool)
@@ -104,11 +124,13 @@ def action_ids(mllm: Mllm) -> Int[torch.Tensor, " actions"]:
 def lengths_of(
     conversations: Sequence[Conversation],
 ) -> tuple[Int[np.ndarray, " conversations"], Int[np.ndarray, " conversations"]]:
-    """Characters and turns of each conversation; of stored ones no image is read for it."""
+    """Characters (an image counts as IMAGE_LENGTH) and turns of each; no stored image is read."""
     if isinstance(conversations, StoredConversations):
         return conversations.lengths, conversations.turns
     lengths = [
-        sum(len(turn.question) + len(turn.answer) for turn in c.turns) for c in conversations
+        sum(len(turn.question.replace(IMAGE_MARK, "") + turn.answer) for turn in c.turns)
+        + IMAGE_LENGTH * len(c.images)
+        for c in conversations
     ]
     return np.array(lengths), np.array([len(c.turns) for c in conversations])
 

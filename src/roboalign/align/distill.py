@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 
 from roboalign.align.grpo.config import RlConfig
-from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.conversation import Conversation, Turn, turn_alone
 from roboalign.conversations.reply import ParsedReply
 from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.config import Config, Seed
@@ -149,7 +149,8 @@ class DistillConfig(Config):
 
 def as_prompt(conversation: Conversation, number: int, style: PromptStyle) -> Conversation:
     """Turn `number` of a conversation as a conversation of its own that asks to reason; its answer is left empty."""
-    turn = conversation.turns[number]
+    alone = turn_alone(conversation, number)
+    (turn,) = alone.turns
     question = style.asked(turn.question, "think", label_of(turn.type))
     asked = Turn("reasoning", turn.type, "think", question, "", turn.expected)
     return Conversation(
@@ -157,7 +158,7 @@ def as_prompt(conversation: Conversation, number: int, style: PromptStyle) -> Co
         conversation.episode_id,
         conversation.frame,
         conversation.task,
-        conversation.image,
+        alone.images,
         (asked,),
     )
 
@@ -256,7 +257,7 @@ def as_trace(
         question.episode_id,
         question.frame,
         question.task,
-        question.image,
+        question.images,
         (told,),
     )
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from transformers import GenerationConfig
 
 from roboalign.actions.vocabulary import extend_tokenizer
+from roboalign.conversations.conversation import turns_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json
 from roboalign.core.hub import resolve
@@ -23,6 +24,7 @@ from roboalign.mixture.mixing.config import MixtureConfig, load_mixture, pin_mix
 from roboalign.mixture.mixing.parts import STREAMED
 from roboalign.mllm.encode import encode_conversation
 from roboalign.mllm.load import Mllm, find_vocabulary
+from roboalign.mllm.model_folder import config_of
 from roboalign.mllm.processors import load_processor
 
 _ROWS = 100
@@ -92,11 +94,15 @@ def write_lengths(shard: Path, path: Path, *, model: str) -> None:
     )  # where a mixture keeps it during the build
     words = load_words(model, read_json(tokenizer)["vocab_size"] if tokenizer.exists() else None)
     lengths = []
-    for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(_ROWS, columns=["image", "turns"]):
+    for batch in pq.ParquetFile(shard, **STREAMED).iter_batches(
+        _ROWS, columns=["images", "turns", "chat"]
+    ):
         for row in batch.to_pylist():
-            width, height = size_of_file(row["image"]["bytes"])
-            blank = np.zeros((height, width, 3), dtype=np.uint8)  # only the size matters
-            lengths.append(len(encode_conversation(words, row["turns"], blank).input_ids))
+            sizes = [size_of_file(image["bytes"]) for image in row["images"]]
+            # Only the sizes matter; an array of zeros takes no memory until it is written.
+            blanks = [np.zeros((height, width, 3), dtype=np.uint8) for width, height in sizes]
+            turns = [vars(turn) for turn in turns_of(row)]
+            lengths.append(len(encode_conversation(words, turns, blanks).input_ids))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(lengths, dtype=np.uint32))
 
@@ -134,4 +140,5 @@ def load_words(model: str, n_fast: int | None) -> Mllm:
             where=str(folder),
             fix="give the `tokenizer.path` that it was made with",
         )
-    return Mllm(SimpleNamespace(generation_config=settings), processor, vocabulary, folder)
+    words = SimpleNamespace(generation_config=settings, config=config_of(folder))
+    return Mllm(words, processor, vocabulary, folder)

@@ -14,7 +14,7 @@ import yaml
 
 from roboalign.align.export import verl as export_verl
 from roboalign.align.grpo.config import RlConfig
-from roboalign.conversations.conversation import Conversation, read_conversations
+from roboalign.conversations.conversation import Conversation, read_conversations, turn_alone
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, write_json
 from roboalign.mllm.load import load_mllm
@@ -114,7 +114,9 @@ def export_verl_folder(
     mllm, fast = load_mllm(model), run_action_tokens(run).fast
     processor_files = export_verl.processor_files(mllm)
     export_verl.check_verl_prompts(prompts, heldout, fast, rl)
-    size = {"prompt_tokens": export_verl.longest_prompt(mllm, [*prompts, *heldout]), "gpus": gpus}
+    asked = [*prompts, *heldout]
+    size = {"prompt_tokens": export_verl.longest_prompt(mllm, asked), "gpus": gpus}
+    images = max(len(turn_alone(one, 0).images) for one in asked)
     patch = mllm.processor.image_processor.patch_size
     with atomic_path(out) as folder:
         folder.mkdir(parents=True)
@@ -126,7 +128,7 @@ def export_verl_folder(
         check_reward(folder / "reward.py", prompts)
         for name, config in (
             ("verl", export_verl.verl_config(rl, patch_size=patch, **size)),
-            ("easyr1", export_verl.easyr1_config(rl, **size)),
+            ("easyr1", export_verl.easyr1_config(rl, **size, images=images)),
         ):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         shutil.copytree(model, folder / "model")

@@ -5,7 +5,10 @@ at test time that it was not trained on.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.mllm.placement import IMAGE_MARK
 
 Mode = Literal["direct", "think"]
 MODES: tuple[Mode, ...] = ("direct", "think")
@@ -20,8 +23,15 @@ ACTIONS = "<ACTION_START>"
 def task_prefix(instruction: str) -> str:
     """Return the prefix shared by planning questions and the action question.
 
-    For example, `open the drawer` -> `Task: open the drawer.`
+    For example, `open the drawer` -> `Task: open the drawer.` Raises RoboAlignError if the
+    instruction spells the marker of an image.
     """
+    if IMAGE_MARK in instruction:
+        raise RoboAlignError(
+            f"the instruction {instruction!r} spells {IMAGE_MARK}, where an image would be shown",
+            where="instruction",
+            fix="reword it",
+        )
     return f"Task: {instruction.strip().rstrip('.')}."
 
 
@@ -41,14 +51,3 @@ def action_answer(fast: Sequence[int]) -> str:
     built first, and the tiny model's tokenizer trained on it.
     """
     return "<ACTION_START>" + "".join(f"<FAST_{i}>" for i in fast) + "<ACTION_END>"
-
-
-def user_message(text: str, *, image: bool) -> dict[str, Any]:
-    """Return one user turn in the Hugging Face messages form; any image comes first."""
-    content: list[dict[str, str]] = [{"type": "image"}] if image else []
-    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
-
-
-def assistant_message(text: str) -> dict[str, Any]:
-    """Return one assistant turn in the Hugging Face messages form."""
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from roboalign.conversations.conversation import (
+    IMAGE_LENGTH,
     Conversation,
     from_row,
     read_group,
@@ -22,6 +23,7 @@ from roboalign.conversations.conversation import (
     shards,
     wanted_kinds,
 )
+from roboalign.mllm.placement import IMAGE_MARK
 
 CACHE = 128 * 2**20
 """Bytes of row groups that a process caches: a small mixture fits and is read only once."""
@@ -51,7 +53,7 @@ class StoredConversations(Sequence[Conversation]):
         self.turns = turns[self.rows]
         """int32 [N], number of turns of each conversation."""
         self.lengths = lengths[self.rows]
-        """int32 [N], number of characters in its questions and answers."""
+        """int32 [N], number of characters in its questions and answers, and IMAGE_LENGTH an image."""
         self.cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
@@ -84,14 +86,13 @@ class StoredConversations(Sequence[Conversation]):
         No image is read.
         """
         for path in self.paths:
-            table = read_table(path, ["id", "turns"])
-            turns = table.column("turns").combine_chunks()
-            row, flat = pc.list_parent_indices(turns).to_numpy(), pc.list_flatten(turns)
+            table = read_table(path, ["id", "chat"])
+            chat = table.column("chat").combine_chunks()
+            row, flat = pc.list_parent_indices(chat).to_numpy(), pc.list_flatten(chat)
+            # The marker is no text, though some models have a special token of that name.
+            texts = pc.replace_substring(flat.field("content"), IMAGE_MARK, "")
             for token in tokens:
-                spelled = pc.or_(
-                    pc.match_substring(flat.field("question"), token),
-                    pc.match_substring(flat.field("answer"), token),
-                ).to_numpy(zero_copy_only=False)
+                spelled = pc.match_substring(texts, token).to_numpy(zero_copy_only=False)
                 if spelled.any():
                     place = int(row[np.flatnonzero(spelled)[0]])
                     return table.column("id")[place].as_py(), token
@@ -106,18 +107,29 @@ class StoredConversations(Sequence[Conversation]):
             self.groups.append((number, group))
             self.starts.append(self.total)
             self.total += rows
-        turns = read_table(path, ["turns"]).column("turns").combine_chunks()
+        table = read_table(path, ["turns", "chat"])
+        turns, chat = (table.column(name).combine_chunks() for name in ("turns", "chat"))
         row, flat = pc.list_parent_indices(turns).to_numpy(), pc.list_flatten(turns)
         kept = pc.is_in(flat.field("kind"), pa.array(sorted(self.wanted))).to_numpy(
             zero_copy_only=False
         )
-        size = pc.add(
-            pc.utf8_length(flat.field("question")), pc.utf8_length(flat.field("answer"))
-        ).to_numpy()
-        counts = np.bincount(row[kept], minlength=len(turns)).astype(np.int32)
-        return counts, np.bincount(row[kept], weights=size[kept], minlength=len(turns)).astype(
-            np.int32
+        content = pc.list_flatten(chat).field("content")
+        texts, images = (
+            pc.replace_substring(content, IMAGE_MARK, ""),
+            pc.count_substring(content, IMAGE_MARK),
         )
+        # A question and an answer a turn.
+        size, shown = (
+            part.to_numpy().reshape(-1, 2).sum(axis=1) for part in (pc.utf8_length(texts), images)
+        )
+        last = np.full(len(turns), -1)
+        last[row[kept]] = np.flatnonzero(kept)
+        shown[np.arange(len(row)) > last[row]] = 0  # as `kept_images`
+        counts, characters, pictures = (
+            np.bincount(row[part], weights=what, minlength=len(turns)).astype(np.int32)
+            for part, what in ((kept, None), (kept, size[kept]), (slice(None), shown))
+        )
+        return counts, characters + IMAGE_LENGTH * pictures
 
     def _table(self, group: int) -> pa.Table:
         if group not in self.cache:

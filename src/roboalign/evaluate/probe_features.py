@@ -93,7 +93,7 @@ def pooled_states(
     """
     batch = collate(
         mllm,
-        [encode_prompt(mllm, one.question, one.image) for one in prompts],
+        [encode_prompt(mllm, one.question, one.images) for one in prompts],
         padding_side="right",
     )
     del batch["labels"]

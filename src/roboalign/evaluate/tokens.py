@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +20,9 @@ from pydantic import Field
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import ActionVocabulary
+from roboalign.align.grpo.rollout import encoded_prompt
 from roboalign.align.rewards.actions import Parsed, parse_response, prefix_accuracy
-from roboalign.conversations.conversation import Conversation
+from roboalign.conversations.conversation import Conversation, with_images_of
 from roboalign.conversations.prompts import ACTIONS, Mode, action_answer
 from roboalign.conversations.reply import has_reasoning
 from roboalign.conversations.styles.base import PromptStyle
@@ -30,10 +31,9 @@ from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_text
 from roboalign.core.progress import Progress
-from roboalign.episodes.pictures import rgb_of_file
 from roboalign.evaluate.priors import Priors
 from roboalign.evaluate.token_metrics import summarize
-from roboalign.mllm.encode import Encoded, encode_prompt, end_ids, special_ids
+from roboalign.mllm.encode import Encoded, end_ids, special_ids
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 from roboalign.questions.ask import chance, label_of, score_answer
@@ -143,9 +143,9 @@ class Asker:
         """Decode ids as text; special tokens stay visible."""
         return str(self.mllm.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def prompt(self, question: str, png: bytes) -> Encoded:
-        """Encode a question about a PNG."""
-        return encode_prompt(self.mllm, question, rgb_of_file(png))
+    def prompt(self, conversation: Conversation) -> Encoded:
+        """Encode a conversation's first question about its images."""
+        return encoded_prompt(self.mllm, conversation)
 
     def cost(self) -> dict[str, Any]:
         """Return the running totals of what was asked."""
@@ -167,7 +167,7 @@ def ask_questions(
     direct = [c for c in questions if c.turns[0].mode == "direct"]
     donors = other_episode([c.episode_id for c in direct], asker.config.seed)
     if donors is not None:
-        blinded = [replace(c, image=direct[donor].image) for c, donor in zip(direct, donors)]
+        blinded = [with_images_of(c, direct[donor]) for c, donor in zip(direct, donors)]
         records += _question_records(asker, "vqa-shuffled", blinded, priors, grid)
     return records
 
@@ -175,7 +175,7 @@ def ask_questions(
 def _question_records(
     asker: Asker, probe: str, questions: Sequence[Conversation], priors: Priors, grid: int
 ) -> list[dict[str, Any]]:
-    answers = asker(probe, [asker.prompt(c.turns[0].question, c.image) for c in questions])
+    answers = asker(probe, [asker.prompt(c) for c in questions])
     records = []
     for conversation, ids in zip(questions, answers):
         turn, text = conversation.turns[0], asker.text(ids)
@@ -260,7 +260,7 @@ def ask_actions(
 ) -> list[dict[str, Any]]:
     """Return records of the action prompts in both modes, then of the reasoned ones with forced
     reasoning."""
-    encoded = [asker.prompt(c.turns[0].question, c.image) for c in actions]
+    encoded = [asker.prompt(c) for c in actions]
     answers = asker("actions", encoded)
     records = [scorer.record(conversation, ids) for conversation, ids in zip(actions, answers)]
     reasoned = [
@@ -301,7 +301,7 @@ def continue_from(prompt: Encoded, ids: Sequence[int]) -> Encoded:
     return Encoded(
         np.concatenate([prompt.input_ids, forced]),
         np.concatenate([prompt.labels, forced]),
-        prompt.image,
+        prompt.images,
     )
 
 

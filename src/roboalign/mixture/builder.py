@@ -80,7 +80,7 @@ def build_mixture(
             for number, first in enumerate(range(0, len(frames), config.shard_size)):
                 shard = tally.count(islice(stream, config.shard_size))
                 write_conversations(folder / f"train-{number:05d}.parquet", shard)
-                hashes |= {image_hash(conversation.image) for conversation in shard}
+                hashes |= {image_hash(image) for one in shard for image in one.images}
                 progress.advance(min(config.shard_size, len(frames) - first))
         counts["train"] = tally.summary()
         rl, rl_tally = rl_conversations(source, frames, with_action, tally.turns), Tally()

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from roboalign.conversations.conversation import (
     SPLITS,
     image_hash,
@@ -74,5 +76,6 @@ def assert_disjoint(
             raise RoboAlignError(
                 f"it holds frames of evaluation episode {leaked[0]}", where=str(path), fix=fix
             )
-        if image_hashes & set(table["image_sha256"].to_pylist()):
+        hashes = pc.list_flatten(table["image_sha256"]).to_pylist()
+        if image_hashes & set(hashes):
             raise RoboAlignError("it holds an image that is evaluated on", where=str(path), fix=fix)

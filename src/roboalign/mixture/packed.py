@@ -119,7 +119,7 @@ def training_conversations(
                 episode.episode_id,
                 t,
                 episode.task,
-                episode.png(config.camera, t),
+                (episode.png(config.camera, t),),
                 tuple(turns),
             )
 
@@ -225,7 +225,7 @@ def action_samples(
                 episode.episode_id,
                 t,
                 episode.task,
-                episode.png(source.config.camera, t),
+                (episode.png(source.config.camera, t),),
                 (turn,),
                 tuple(target),
                 tuple(map(tuple, chunk.tolist())),
@@ -281,7 +281,7 @@ def heldout_conversations(
                     episode.episode_id,
                     t,
                     episode.task,
-                    episode.png(config.camera, t),
+                    (episode.png(config.camera, t),),
                     (question_turn(question, mode, source.style),),
                 )
             else:

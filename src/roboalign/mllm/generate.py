@@ -83,7 +83,7 @@ def generate(
         else [(one,) for one in seed]
     )
     encoded = [
-        one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image)
+        one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.images)
         for one in prompts
     ]
     size = max(1, max_rows // samples)
@@ -202,12 +202,15 @@ def _decode(
     `rope_deltas`."""
     batch = _inputs(mllm, encoded)
     prefilled = DynamicCache(config=mllm.model.config)
+    if "image_grid_thw" not in batch:  # the model would count the padding
+        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     logits = mllm.model(
         **batch, past_key_values=prefilled, use_cache=True, logits_to_keep=1
     ).logits[:, -1]
-    position = (
-        batch["attention_mask"].sum(1) + mllm.model.model.rope_deltas[:, 0]
-    ).repeat_interleave(samples)
+    start = batch["attention_mask"].sum(1)
+    if "image_grid_thw" in batch:
+        start = start + mllm.model.model.rope_deltas[:, 0]
+    position = start.repeat_interleave(samples)
     mllm.model.model.rope_deltas = (
         None  # the model's own stored copy must not reach the next forward
     )

@@ -50,7 +50,7 @@ def hidden_states(
     """
     _check_layer(mllm, layer)
     encoded = [
-        one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.image)
+        one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.images)
         for one in prompts
     ]
     length = max(len(one.input_ids) for one in encoded)

@@ -11,6 +11,7 @@ from roboalign.mllm.rounding import token_bytes
 from roboalign.plan import arithmetic
 from roboalign.plan.arithmetic import BFLOAT16, FLOAT32, Memory
 from roboalign.plan.stage_cost import CostInputs, StageCost
+from roboalign.run.benchmark import head_cameras
 from roboalign.vla.head import FlowMatchingHead, HeadShape
 
 
@@ -77,8 +78,9 @@ class _Head:
 
     @property
     def length(self) -> float:
-        """Return the tokens of a prompt."""
-        return self.asked.model.image_tokens + self.asked.assumed.question_tokens
+        """Return the tokens of a prompt. Side by side, the cameras are taken to be as many pixels."""
+        images = len(head_cameras(self.asked.recipe))
+        return images * self.asked.model.image_tokens + self.asked.assumed.question_tokens
 
     @property
     def sequence(self) -> int:
@@ -99,7 +101,9 @@ class _Head:
     def feature_flops(self) -> float:
         b, layer = self.asked.model.numbers, self.asked.recipe.backbone.layer
         text = arithmetic.forward_flops(b, self.frames * self.length, self.length, layers=layer)
-        return text + arithmetic.vision_flops(b, self.frames * self.asked.model.patches)
+        return text + arithmetic.vision_flops(
+            b, self.frames * self.asked.model.patches * len(head_cameras(self.asked.recipe))
+        )
 
     @property
     def training_flops(self) -> float:

@@ -43,6 +43,7 @@ from roboalign.plan.rehearse_model import (
 from roboalign.plan.rehearse_split import split_over
 from roboalign.plan.rl_cost import GENERATED_ROWS
 from roboalign.plan.text import size
+from roboalign.run.benchmark import head_cameras
 from roboalign.run.recipe import Recipe
 from roboalign.vla.features import View
 from roboalign.vla.frames import Frames
@@ -265,7 +266,7 @@ def _prompts(made: Rehearsal, count: int) -> tuple[list[Conversation], FastToken
     target, single = tuple(fast.encode(chunks[:1])[0]), made.talks(1, 1)[0]
     asked = Turn("action", "action", "think", single.turns[0].question, "", "")
     return [
-        Conversation(f"rl-{i}", "episode", i, "task", single.image, (asked,), target=target)
+        Conversation(f"rl-{i}", "episode", i, "task", single.images, (asked,), target=target)
         for i in range(count)
     ], fast
 
@@ -353,15 +354,15 @@ def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
     recipe, mllm, assumed, config = made.recipe, made.mllm, made.assumed, made.recipe.head_training
     view = View(
         layer=recipe.backbone.layer,
-        cameras=("camera",),
+        cameras=head_cameras(recipe),
         final_norm=recipe.backbone.final_norm,
         dtype=recipe.backbone.layer_dtype,
         prompts=recipe.prompts,
+        cameras_as=recipe.backbone.cameras_as,
     )
-    prompt = view.prompt(
-        {"camera": np.zeros((made.side, made.side, 3), np.uint8)}, "open the drawer"
-    )
-    ids = encode_prompt(mllm, prompt.question, prompt.image).input_ids
+    black = np.zeros((made.side, made.side, 3), np.uint8)
+    prompt = view.prompt(dict.fromkeys(view.cameras, black), "open the drawer")
+    ids = encode_prompt(mllm, prompt.question, prompt.images).input_ids
     image = image_tokens_of(mllm, ids)
     meter, micro = Meter(word_token(mllm)), -(-config.batch_size // made.count)
     meter.label(FROZEN, mllm.model.parameters())

@@ -101,12 +101,12 @@ def talks(
     question, answer = _words(mllm, assumed, side)
     asked = " ".join(islice(cycle(WORDS), question))
     told = " ".join(islice(cycle(WORDS), answer))
-    image, turn = (
-        encode_png(np.zeros((side, side, 3), np.uint8)),
+    images, turn = (
+        (encode_png(np.zeros((side, side, 3), np.uint8)),),
         Turn("general", "words", "direct", asked, told, told),
     )
     return [
-        Conversation(f"talk-{i}", "episode", i, "task", image, (turn,) * turns)
+        Conversation(f"talk-{i}", "episode", i, "task", images, (turn,) * turns)
         for i in range(count)
     ]
 
@@ -118,7 +118,7 @@ def _words(mllm: Mllm, assumed: Assumptions, side: int) -> tuple[int, int]:
 
     def sizes(words: int) -> tuple[int, int]:
         text = " ".join(islice(cycle(WORDS), words))
-        encoded = encode_conversation(mllm, [{"question": text, "answer": text}], image)
+        encoded = encode_conversation(mllm, [{"question": text, "answer": text}], [image])
         spoken = int((encoded.labels != IGNORED).sum())
         return len(encoded.input_ids) - image_tokens_of(mllm, encoded.input_ids) - spoken, spoken
 
@@ -130,14 +130,16 @@ def _words(mllm: Mllm, assumed: Assumptions, side: int) -> tuple[int, int]:
 
 
 def image_tokens_of(mllm: Mllm, ids: np.ndarray) -> int:
-    """Return how many tokens of a sample stand for its image."""
+    """Return how many tokens of a sample stand for its images."""
     return int(np.isin(ids, mllm.processor.image_token_ids).sum())
 
 
 def conversation_lengths(mllm: Mllm, conversation: Conversation) -> Lengths:
     """Return the lengths of a conversation, per turn."""
     turns = [{"question": turn.question, "answer": turn.answer} for turn in conversation.turns]
-    encoded = encode_conversation(mllm, turns, rgb_of_file(conversation.image))
+    encoded = encode_conversation(
+        mllm, turns, [rgb_of_file(image) for image in conversation.images]
+    )
     image, answers = (
         image_tokens_of(mllm, encoded.input_ids),
         int((encoded.labels != IGNORED).sum()),

@@ -57,6 +57,6 @@ def _sample(
         target=turn.expected,
         answers={arm: record["text"] for arm, record in answers.items()},
         scores={arm: float(record[key]) for arm, record in answers.items()},
-        image=conversation.image,
+        image=conversation.images[0] if conversation.images else b"",
         caption=f"{conversation.task}, {conversation.episode_id}, frame {conversation.frame}",
     )

@@ -53,7 +53,7 @@ class DemonstrationsConfig(Config):
     downstream: CollectConfig = CollectConfig()
     """How the downstream tasks are collected."""
     head_cameras: tuple[str, ...] = ()
-    """Cameras of `benchmark` that the head sees, side by side. Default: `mix.camera` if `benchmark`
+    """Cameras of `benchmark` that the head sees, in order. Default: `mix.camera` if `benchmark`
     has it, else its first camera."""
 
     @property

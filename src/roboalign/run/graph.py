@@ -191,6 +191,7 @@ def _head_settings(recipe: Recipe) -> dict[str, Any]:
         "layer": recipe.backbone.layer,
         "final_norm": recipe.backbone.final_norm,
         "layer_dtype": recipe.backbone.layer_dtype,
+        "cameras_as": recipe.backbone.cameras_as,
     }
 
 

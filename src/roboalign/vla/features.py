@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -71,7 +71,9 @@ class View(Config):
     layer: int = Field(ge=1)
     """Text layer of the MLLM, 1 the lowest (paper: 18 of 28)."""
     cameras: tuple[str, ...] = Field(min_length=1)
-    """Several cameras are laid side by side, left to right, into the one image that the MLLM is shown."""
+    """Cameras in the order in which the MLLM is shown them."""
+    cameras_as: Literal["images", "side_by_side"] = "images"
+    """Show each camera as an image of its own, or all side by side, left to right, in one image."""
     blind: bool = False
     """Show a gray image of the same size instead. The token count, and so the head's compute, stays the same, and no
     position of the sequence, text included, can know the scene."""
@@ -83,22 +85,29 @@ class View(Config):
     """Style of the question: the one that the MLLM was trained in."""
 
     def prompt(self, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], instruction: str) -> Prompt:
-        """The MLLM's prompt for images by camera. Raises RoboAlignError on a missing camera."""
+        """The MLLM's prompt for images by camera.
+
+        Raises RoboAlignError on a missing camera, and side by side on images of different heights.
+        """
         missing = [camera for camera in self.cameras if camera not in images]
         if missing:
             raise RoboAlignError(
                 f"no image of camera {missing[0]!r}; there are {sorted(images)}",
                 where="observation",
             )
-        heights = {images[camera].shape[0] for camera in self.cameras}
-        if len(heights) > 1:
-            raise RoboAlignError(
-                f"cameras {self.cameras} differ in height: {sorted(heights)}", where="observation"
-            )
-        image = np.concatenate([images[camera] for camera in self.cameras], axis=1)
+        shown = [images[camera] for camera in self.cameras]
+        heights = {image.shape[0] for image in shown}
+        if self.cameras_as == "side_by_side":
+            if len(heights) > 1:
+                raise RoboAlignError(
+                    f"cameras {self.cameras} differ in height: {sorted(heights)}",
+                    where="observation",
+                    fix="show them as images (backbone.cameras_as), or render them alike",
+                )
+            shown = [np.concatenate(shown, axis=1)]
         return Prompt(
             style_of(self.prompts).action_question(instruction, "direct"),
-            np.full_like(image, GRAY) if self.blind else image,
+            tuple(np.full_like(image, GRAY) if self.blind else image for image in shown),
         )
 
     def encode(
@@ -149,7 +158,7 @@ def feature_bytes(
     for episode in episodes:
         prompt = _prompt(episode, 0, view)
         tokens += len(config.frames(episode)) * len(
-            encode_prompt(mllm, prompt.question, prompt.image).input_ids
+            encode_prompt(mllm, prompt.question, prompt.images).input_ids
         )
     width = mllm.model.config.get_text_config().hidden_size
     return tokens * token_bytes(width, view.dtype) * ((augmented and config.copies(view)) or 1)

@@ -63,7 +63,7 @@ def write_talks(
     write_conversations(
         folder / name,
         [
-            Conversation(f"{prefix}-{n}", f"{prefix}/episode-{n}", 0, "t", image, (turn,))
+            Conversation(f"{prefix}-{n}", f"{prefix}/episode-{n}", 0, "t", (image,), (turn,))
             for n, image in enumerate(images)
         ],
     )

@@ -120,7 +120,7 @@ def test_action_samples_decode_to_the_chunk_and_rl_asks_for_reasoning(mixed: Pat
         assert c.turns[0].question == LABELLED.action_question(episode.instruction, "think")
         assert c.direct_question == LABELLED.action_question(episode.instruction, "direct")
         assert trained[c.id].target is None and trained[c.id].turns[0].mode == "direct"
-        assert c.image == trained[c.id].image
+        assert c.images == trained[c.id].images
     told = manifest(mixed)["rl"]
     assert (mixed / told["ids"]).read_text().split("\n")[:-1] == [c.id for c in rl] and told[
         "share"
@@ -131,13 +131,13 @@ def test_held_out_episodes_and_images_are_not_in_training(mixed: Path):
     held, train = read_conversations(mixed, "heldout"), read_conversations(mixed, "train")
     assert {c.id.split("/")[0] for c in held} >= {"qa"}
     assert not {c.episode_id for c in held} & {c.episode_id for c in train}
-    assert not {c.image for c in held} & {c.image for c in train}
+    assert not {c.images for c in held} & {c.images for c in train}
 
 
 def test_questions_keep_their_image_file_as_it_is(mixed: Path, made: Path):
     for c in read_conversations(mixed, "train", ["embodied"]):
         number = c.id.removeprefix("qa/q")
-        assert c.image == (made / f"qa/{number}.jpg").read_bytes()
+        assert c.images[0] == (made / f"qa/{number}.jpg").read_bytes()
         assert c.turns[0].question == f'What is number {number}? Answer directly as "answer".'
         assert c.turns[0].answer == f"<think></think><answer>answer It is {number}.</answer>"
 

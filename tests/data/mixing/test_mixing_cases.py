@@ -15,7 +15,7 @@ from mixing_sources import settings
 from PIL import Image
 
 from roboalign.actions.normalize import ActionStats
-from roboalign.align.dataset import check_texts, picture
+from roboalign.align.dataset import check_texts, pictures
 from roboalign.conversations.conversation import read_conversations, write_conversations
 from roboalign.conversations.stored import StoredConversations
 from roboalign.core.errors import RoboAlignError
@@ -244,7 +244,7 @@ def trained(folder: Path, made: Image.Image, name: str, **saved) -> np.ndarray:
     made.save(folder / name, **saved)
     build(settings(qa(folder, [record("a", name)])), folder / "out")
     (conversation,) = read_conversations(folder / "out", "train")
-    return np.asarray(picture(conversation))
+    return pictures(conversation)[0]
 
 
 def test_training_sees_pictures_as_a_viewer_shows_them(tmp_path):

@@ -58,10 +58,10 @@ def test_the_lengths_are_those_of_the_encoded_samples(three: list[dict], tmp_pat
         )
     expected = []
     for c in read_conversations(tmp_path / "out", "train"):
-        with Image.open(io.BytesIO(c.image)) as image:
+        with Image.open(io.BytesIO(c.images[0])) as image:
             picture = np.array(image.convert("RGB"))
         expected.append(
-            len(encode_conversation(mllm, [vars(turn) for turn in c.turns], picture).input_ids)
+            len(encode_conversation(mllm, [vars(turn) for turn in c.turns], [picture]).input_ids)
         )
     assert np.concatenate(found).tolist() == expected and len(set(expected)) > 3
 

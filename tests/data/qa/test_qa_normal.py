@@ -10,6 +10,7 @@ from PIL import Image
 
 from roboalign.conversations.conversation import messages, read_conversations, write_conversations
 from roboalign.conversations.qa import normal
+from roboalign.conversations.qa.convert import to_conversation
 from roboalign.conversations.qa.images import LazyImage
 from roboalign.conversations.qa.normal import (
     Boxes,
@@ -312,7 +313,7 @@ def test_conversation_by_hand(tmp_path):
         ("Why?", "So."),
     )
     targets = (Points(((0.5, 1.0),)), Choice(("a", "b"), 1), None)
-    found = normal.to_conversation(sample(*turns, targets=targets, system="Be brief."), grid=32)
+    found = to_conversation(sample(*turns, targets=targets, system="Be brief."), grid=32)
     assert (found.id, found.task, found.frame) == (
         "src/7",
         "src",
@@ -337,14 +338,14 @@ def test_conversation_by_hand(tmp_path):
     assert messages(found)[0]["content"][0] == {"type": "image"}
     write_conversations(tmp_path / "train-0.parquet", [found])
     assert read_conversations(tmp_path, "train") == [found]
-    plain = normal.to_conversation(sample(*turns, targets=targets))
+    plain = to_conversation(sample(*turns, targets=targets))
     assert plain.turns[0].expected == "[(0.5, 1.0)]" and request in plain.turns[0].question
     assert plain.episode_id == found.episode_id  # the same image: never on both sides of a split
 
 
 def test_conversation_with_a_reasoning():
     reply = "<think>It is left.</think><answer>B</answer>"
-    (turn,) = normal.to_conversation(sample(("<image>\nSide?", reply), kind="reasoning")).turns
+    (turn,) = to_conversation(sample(("<image>\nSide?", reply), kind="reasoning")).turns
     assert (turn.mode, turn.answer) == (
         "think",
         "<think>It is left.</think><answer>answer B</answer>",
@@ -355,16 +356,40 @@ def test_conversation_with_a_reasoning():
 @pytest.mark.parametrize(
     "given_, reason",
     [
-        (sample(("Q", "A"), images=0), "0 images"),
-        (sample(("<image><image> Q", "A"), images=2), "2 images"),
-        (sample(("Given <image> say", "A")), "inside the text"),
-        (sample(("Q", "A"), ("<image> Q", "A")), "inside"),
+        (sample(("Q <|im_end|>", "A")), "command"),
         (sample(("<image> Q", "(3, 3)"), targets=(Refused("outside"),)), "outside"),
     ],
 )
 def test_what_has_no_place_in_a_conversation_is_a_value(given_, reason):
-    found = normal.to_conversation(given_)
+    found = to_conversation(given_)
     assert isinstance(found, Refused) and reason in found.reason
+
+
+@pytest.mark.parametrize(
+    "turns, images, questions",
+    [
+        ([("Q", "A")], 0, ["Q R"]),
+        ([("<image>\n<image> Q", "A")], 2, ["Q R"]),
+        ([("Given <image> say", "A")], 1, ["Given <image> say R"]),
+        ([("Q\n<image>", "A"), ("<image> P", "A")], 2, ["Q\n<image> R", "<image>P R"]),
+        ([("<image>\nQ", "A"), ("<image> P", "A")], 2, ["<image>Q R", "<image>P R"]),
+    ],
+)
+def test_images_stay_where_the_source_has_them(turns, images, questions):
+    found = to_conversation(sample(*turns, images=images))
+    assert [t.question for t in found.turns] == [
+        q.replace(" R", ' Answer directly as "answer".') for q in questions
+    ]
+    held = [image.data() for image in sample(*turns, images=images).images]
+    assert list(found.images) == held
+
+
+def test_an_image_is_kept_as_its_file_is():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 8, 3), 7, np.uint8)).save(buffer, "JPEG")
+    picture = LazyImage("x", "r", held=buffer.getvalue())
+    given_ = QaSample("7", "src", (picture,), (("Q", "A"),), "general", (None,))
+    assert to_conversation(given_).images == (buffer.getvalue(),)
 
 
 def test_broken_image_is_a_fault():
@@ -376,5 +401,5 @@ def test_broken_image_is_a_fault():
         "general",
         (None,),
     )
-    found = normal.to_conversation(broken)
+    found = to_conversation(broken)
     assert isinstance(found, Fault) and found.where == "record 9, image x"

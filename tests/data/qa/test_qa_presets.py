@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from roboalign.conversations.qa.normal import Points, QaSample, to_conversation
+from roboalign.conversations.qa.convert import to_conversation
+from roboalign.conversations.qa.normal import Points, QaSample
 from roboalign.conversations.qa.presets import QA_PRESETS, read_preset
 from roboalign.conversations.qa.read import LAYOUTS
 from roboalign.core.errors import RoboAlignError

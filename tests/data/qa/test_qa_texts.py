@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from roboalign.conversations.qa.convert import to_conversation
 from roboalign.conversations.qa.images import LazyImage
-from roboalign.conversations.qa.normal import QaSample, to_conversation
+from roboalign.conversations.qa.normal import QaSample
 from roboalign.conversations.qa.texts import control_token, folder_special_tokens, split_reply
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Refused

@@ -146,7 +146,7 @@ def test_the_earlier_of_two_frames_is_on_the_side_that_is_answered() -> None:
     motion, sides = Motion(made, CONFIG), set()
     for seed in range(8):
         found = frame_order(motion, 3, made.frame("front", 3), random.Random(seed))
-        left, right = np.split(decode(found.image), 2, axis=1)
+        left, right = np.split(decode(found.images[0]), 2, axis=1)
         earlier, side = (left, "left") if found.turns[0].expected == "left" else (right, "right")
         np.testing.assert_array_equal(earlier, made.frame("front", 3))
         np.testing.assert_array_equal(right if side == "left" else left, made.frame("front", 8))

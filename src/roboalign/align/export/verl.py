@@ -11,18 +11,18 @@ import pyarrow as pa
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from roboalign.actions.fast import DecodeFailure, FastTokenizer
-from roboalign.align.dataset import picture
 from roboalign.align.grpo.config import RlConfig
+from roboalign.align.grpo.rollout import encoded_prompt
 from roboalign.align.rewards.actions import ACTION_REWARDS, TAU
 from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
-from roboalign.conversations.conversation import Conversation
+from roboalign.conversations.conversation import Conversation, marked_questions, turn_alone
 from roboalign.core.errors import RoboAlignError
-from roboalign.mllm.encode import encode_prompt, end_ids
+from roboalign.mllm.encode import end_ids
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.processors import stock_files
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-PLACEHOLDERS = ("<image>", "<video>", "<audio>")  # both split a prompt at these
+PLACEHOLDERS = ("<video>", "<audio>")  # both split a prompt at these, and at <image>
 _SOURCE = "roboalign-actions"
 _IMAGE = pa.struct([("bytes", pa.binary()), ("min_pixels", pa.int64()), ("max_pixels", pa.int64())])
 VERL = pa.schema(
@@ -77,7 +77,7 @@ def verl_table(mllm: Mllm, conversations: Sequence[Conversation]) -> pa.Table:
             {
                 "data_source": _SOURCE,
                 "prompt": [{"role": "user", "content": _prompt(c)}],
-                "images": [{"bytes": c.image, **bounds}],
+                "images": [{"bytes": image, **bounds} for image in turn_alone(c, 0).images],
                 "ability": "action",
                 "reward_model": {"style": "rule", "ground_truth": ground_truth(target)},
                 "extra_info": {
@@ -93,11 +93,11 @@ def verl_table(mllm: Mllm, conversations: Sequence[Conversation]) -> pa.Table:
 
 
 def easyr1_table(conversations: Sequence[Conversation]) -> pa.Table:
-    """One row a prompt, of schema EASYR1: the image is resized by the model's processor alone (min_pixels: null)."""
+    """One row a prompt, of schema EASYR1: images are resized by the model's processor alone (min_pixels: null)."""
     rows = [
         {
             "prompt": _prompt(c),
-            "images": [{"bytes": c.image}],
+            "images": [{"bytes": image} for image in turn_alone(c, 0).images],
             "answer": ground_truth(_target(c)),
             "id": c.id,
         }
@@ -222,9 +222,7 @@ def processor_files(mllm: Mllm) -> dict[str, dict[str, Any]]:
 
 def longest_prompt(mllm: Mllm, conversations: Sequence[Conversation]) -> int:
     """Tokens of the longest prompt, the image's included."""
-    return max(
-        len(encode_prompt(mllm, c.turns[0].question, picture(c)).input_ids) for c in conversations
-    )
+    return max(len(encoded_prompt(mllm, c).input_ids) for c in conversations)
 
 
 def verl_config(rl: RlConfig, *, prompt_tokens: int, patch_size: int, gpus: int) -> dict[str, Any]:
@@ -304,7 +302,7 @@ def verl_config(rl: RlConfig, *, prompt_tokens: int, patch_size: int, gpus: int)
     }
 
 
-def easyr1_config(rl: RlConfig, *, prompt_tokens: int, gpus: int) -> dict[str, Any]:
+def easyr1_config(rl: RlConfig, *, prompt_tokens: int, gpus: int, images: int) -> dict[str, Any]:
     """The same for EasyR1's config file; files are given on its command line, since it has no such interpolation."""
     return {
         "data": {
@@ -350,7 +348,7 @@ def easyr1_config(rl: RlConfig, *, prompt_tokens: int, gpus: int) -> dict[str, A
                 "n": rl.samples,
                 "temperature": rl.temperature,
                 "top_p": 1.0,
-                "limit_images": 1,
+                "limit_images": images,
                 "tensor_parallel_size": 1,
                 "gpu_memory_utilization": 0.6,
             },
@@ -378,14 +376,14 @@ def _length(rl: RlConfig, steps: str) -> Mapping[str, int]:
 
 
 def _prompt(conversation: Conversation) -> str:
-    question = conversation.turns[0].question.strip()
+    question = marked_questions(turn_alone(conversation, 0))[0].strip()
     if found := [name for name in PLACEHOLDERS if name in question]:
         raise RoboAlignError(
-            f"the question holds {found[0]}, where verl would look for a picture",
+            f"the question holds {found[0]}, where verl would look for a recording",
             where=f"prompt {conversation.id}",
             fix="reword that instruction",
         )
-    return "<image>" + question
+    return question
 
 
 def _target(conversation: Conversation) -> Sequence[int]:

@@ -1,11 +1,14 @@
 """Compute log-probabilities of sampled completions, with gradients, computing each prompt once for
 its whole group."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from roboalign.mllm.pixels import repeat_rows
 
 Completions = Int[Tensor, "answers tokens"]
 Logits = Float[Tensor, "answers tokens vocabulary"]
@@ -27,18 +30,22 @@ def completion_statistics(
     completions: Completions,
     mask: Completions,
     *,
+    images: Sequence[int],
     temperature: float,
     share_prompt: bool = True,
 ) -> TokenStatistics:
     """Statistics of P * S `completions`, padded right, S of them side by side for each of the P prompts.
 
-    `prompts` are the model's arguments for the P prompts, padded left; `mask` is 1 on tokens.
+    `prompts` are the model's arguments for the P prompts, padded left, with `images` images each; `mask` is 1 on
+    tokens.
     With `share_prompt` the group's prompt and image go through the model once, and its keys and values, with their
     gradients, are shared: the same function of the weights at a fraction of the work. Activation checkpointing turns
     the cache off; it needs `share_prompt=False`, which repeats the prompt for each completion.
     """
-    forward = _shared_forward if share_prompt else _repeated_forward
-    logits = forward(model, prompts, completions, mask)
+    if share_prompt:
+        logits = _shared_forward(model, prompts, completions, mask)
+    else:
+        logits = _repeated_forward(model, prompts, completions, mask, images)
     logp_all = torch.log_softmax(logits.float() / temperature, dim=-1)
     logp = logp_all.gather(-1, completions[..., None]).squeeze(-1)
     with torch.no_grad():
@@ -53,7 +60,8 @@ def _shared_forward(
     prompt_mask = prompts["attention_mask"]
     samples = len(completions) // len(prompt_mask)
     base = getattr(model, "module", model).base_model
-    prompts = prompts | _positions(model, prompt_mask)
+    placed = "image_grid_thw" in prompts  # Qwen, with an image: it finds its own positions
+    prompts = prompts | _positions(model, prompts, prompt_mask)
     prefill = model(**prompts, use_cache=True, logits_to_keep=1)
     first = prefill.logits.repeat_interleave(samples, dim=0)
     if completions.shape[1] == 1:
@@ -63,7 +71,7 @@ def _shared_forward(
     # Qwen's image tokens share positions; rope_deltas says how far the positions of the text after
     # them move back.
     start = prompt_mask.sum(1, keepdim=True)
-    delta = getattr(base, "rope_deltas", None)
+    delta = getattr(base, "rope_deltas", None) if placed else None  # else of an earlier batch
     start = start if delta is None else start + delta.to(start)
     steps = torch.arange(completions.shape[1] - 1, device=start.device)
     rest = model(
@@ -79,58 +87,34 @@ def _shared_forward(
 
 
 def _repeated_forward(
-    model: nn.Module, prompts: dict[str, Tensor], completions: Completions, mask: Completions
+    model: nn.Module,
+    prompts: dict[str, Tensor],
+    completions: Completions,
+    mask: Completions,
+    images: Sequence[int],
 ) -> Logits:
-    """The same logits from one pass over prompt and completion, the prompt and its image repeated."""
-    rows = len(prompts["input_ids"])
-    samples = len(completions) // rows
-    repeated = repeat_prompts(prompts, samples)
+    """The same logits from one pass over prompt and completion, the prompt and its images repeated."""
+    repeated = repeat_rows(prompts, images, len(completions) // len(prompts["input_ids"]))
     repeated["input_ids"] = torch.cat([repeated["input_ids"], completions], dim=1)
     repeated["attention_mask"] = torch.cat([repeated["attention_mask"], mask], dim=1)
     if "mm_token_type_ids" in repeated:
         repeated["mm_token_type_ids"] = torch.cat(
             [repeated["mm_token_type_ids"], torch.zeros_like(completions)], dim=1
         )
-    repeated |= _positions(model, repeated["attention_mask"])
+    repeated |= _positions(model, repeated, repeated["attention_mask"])
     return model(**repeated, use_cache=False, logits_to_keep=completions.shape[1] + 1).logits[
         :, :-1
     ]
 
 
 def _positions(
-    model: nn.Module, mask: Int[Tensor, "batch tokens"]
+    model: nn.Module, arguments: dict[str, Tensor], mask: Int[Tensor, "batch tokens"]
 ) -> dict[str, Int[Tensor, "batch tokens"]]:
     """The argument `position_ids` of rows padded left; {} for Qwen's families, which find theirs from the mask.
 
-    Other families count from the left edge, padding included; `generate` counts from the first token, and so must this.
+    Other families count from the left edge, padding included; `generate` counts from the first token, and so must
+    this. So does Qwen's without any image.
     """
-    if hasattr(getattr(model, "module", model).base_model, "rope_deltas"):
+    if "image_grid_thw" in arguments:
         return {}
     return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-
-
-def repeat_prompts(prompts: dict[str, Tensor], times: int) -> dict[str, Tensor]:
-    """Repeat each prompt's part of every argument `times` times, side by side.
-
-    Most arguments have as many rows a prompt for each of them. Qwen's `pixel_values` are the patches of all images in
-    a row, as many as `image_grid_thw` [images, 3] says: two prompts' images may differ in size.
-    Raises ValueError where rows cannot be assigned to prompts.
-    """
-    rows = len(prompts["input_ids"])
-    grid = prompts.get("image_grid_thw")
-    repeated = {}
-    for name, value in prompts.items():
-        if name == "pixel_values" and grid is not None:
-            patches = grid.prod(dim=1).view(rows, -1).sum(dim=1).tolist()
-            if sum(patches) != len(value):
-                raise ValueError(
-                    f"image_grid_thw says {sum(patches)} patches, pixel_values has {len(value)}"
-                )
-            parts = value.split(patches)
-            repeated[name] = torch.cat([part for part in parts for _ in range(times)])
-        elif len(value) % rows:
-            raise ValueError(f"{name} has {len(value)} rows for {rows} prompts")
-        else:
-            parts = value.view(rows, len(value) // rows, *value.shape[1:])
-            repeated[name] = parts.repeat_interleave(times, dim=0).flatten(0, 1)
-    return repeated

@@ -13,16 +13,24 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from roboalign.actions.fast import FastTokenizer
-from roboalign.align.dataset import picture
+from roboalign.align.dataset import naming, pictures
 from roboalign.align.grpo.loss import group_advantages
 from roboalign.align.rewards.actions import ACTION_REWARDS, Reward, score_responses
 from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
 from roboalign.align.rewards.answers import AnswerReward, read_trace, score_answers
 from roboalign.align.rewards.registry import score_action
-from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.conversation import Conversation, Turn, turn_alone
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
-from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids, special_ids
+from roboalign.mllm.encode import (
+    Encoded,
+    Prompt,
+    collate,
+    encode_prompt,
+    end_ids,
+    needs_blank,
+    special_ids,
+)
 from roboalign.mllm.generate import Generation, generate
 from roboalign.mllm.load import Mllm
 from roboalign.questions.ask import label_of
@@ -78,6 +86,8 @@ class Batch:
 
     prompts: dict[str, Tensor]
     """Model arguments of the P prompts, padded left."""
+    images: list[int]
+    """Number of images of each prompt, a blank one of `collate` included."""
     completions: Int[Tensor, "answers tokens"]
     """Of P * S rows, padded right."""
     mask: Int[Tensor, "answers tokens"]
@@ -106,7 +116,7 @@ def roll_out(
     for each prompt.
     """
     questions = [prompt_of(c) for c in conversations]
-    prompts = [encode_prompt(mllm, one.question, one.image) for one in questions]
+    prompts = [encoded_prompt(mllm, c, one) for c, one in zip(conversations, questions)]
     settings: dict[str, Any] = {
         "samples": samples,
         "max_new_tokens": max_new_tokens,
@@ -151,8 +161,16 @@ def roll_out(
 
 
 def prompt_of(conversation: Conversation) -> Prompt:
-    """What a conversation asks first, about its image."""
-    return Prompt(conversation.turns[0].question, np.asarray(picture(conversation)))
+    """What a conversation asks first, about the images shown until then."""
+    first = turn_alone(conversation, 0)
+    return Prompt(first.turns[0].question, pictures(first))
+
+
+def encoded_prompt(mllm: Mllm, conversation: Conversation, prompt: Prompt | None = None) -> Encoded:
+    """The tokens of `prompt_of`. Raises RoboAlignError naming the conversation."""
+    with naming(conversation):
+        one = prompt or prompt_of(conversation)
+        return encode_prompt(mllm, one.question, one.images)
 
 
 def decoded_text(mllm: Mllm, ids: Sequence[int]) -> str:
@@ -165,7 +183,10 @@ def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
     """Tensors of the prompts `first` to `first + count` and of their answers."""
     samples = len(rollout.ids) // len(rollout.prompts)
     rows = slice(first * samples, (first + count) * samples)
-    prompts = collate(mllm, rollout.prompts[first : first + count], padding_side="left")
+    chosen = rollout.prompts[first : first + count]
+    prompts = collate(mllm, chosen, padding_side="left", blank=True)
+    images = [len(one.images) for one in chosen]
+    images[0] += needs_blank(chosen)
     del prompts["labels"]
     ids = _pad(rollout.ids[rows], mllm.tokenizer.pad_token_id, torch.long)
     mask = _pad([[1] * len(row) for row in rollout.ids[rows]], 0, torch.long)
@@ -173,6 +194,7 @@ def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
     device = mllm.device
     return Batch(
         {key: value.to(device) for key, value in prompts.items()},
+        images,
         ids.to(device),
         mask.to(device),
         logp.to(device),

@@ -84,7 +84,8 @@ class GrpoTrainer(AlignTrainer):
         self.sums = UpdateSums(config.clip_low, config.clip_high)
         super().__init__(*named, **rest)
         here = self.out_dir, self.args.device, self.args.process_index
-        self.sampler = VllmSampler(config.vllm, *here) if config.vllm else None
+        most = max(1, *(len(c.images) for c in conversations))
+        self.sampler = VllmSampler(config.vllm, *here, images=most) if config.vllm else None
         # with adapters, the reference is the policy without them
         copied = config.kl and not config.lora
         self.reference = reference_model(mllm.model, self.accelerator) if copied else None
@@ -229,6 +230,7 @@ class GrpoTrainer(AlignTrainer):
             batch.prompts,
             batch.completions,
             batch.mask,
+            images=batch.images,
             temperature=self.config.temperature,
             share_prompt=not self.config.gradient_checkpointing,
         )

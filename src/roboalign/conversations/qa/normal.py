@@ -10,17 +10,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
-from roboalign.conversations.conversation import Conversation, Turn, image_hash
-from roboalign.conversations.prompts import Mode
 from roboalign.conversations.qa.images import LazyImage
-from roboalign.conversations.qa.texts import control_token, split_reply
-from roboalign.conversations.styles.base import DEFAULT_STYLE, PromptStyle, StyleName
-from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.outcomes import Fault, Refused
-from roboalign.episodes.episode import encode_png
+from roboalign.core.outcomes import Refused
 
 Style = Literal["fraction", "percent", "per-mille", "pixels"]
 Form = Literal["tuple", "list", "tag", "json"]
@@ -28,7 +22,6 @@ Size = tuple[int, int]
 SCALES = {"fraction": 1, "percent": 100, "per-mille": 1000}
 DECIMALS = {"fraction": 3, "percent": 1, "per-mille": 0, "pixels": 0}
 QA_KINDS = ("general", "embodied", "reasoning")
-IMAGE_MARK = "<image>"
 FORMAT_REQUEST = "Your answer should be formatted"
 """How RoboPoint and RefSpatial begin their sentences about the format of a point."""
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
@@ -328,72 +321,3 @@ def parse_target(
     if "choice" in kinds and not isinstance(choice := parse_choice(question, answer), Refused):
         return choice
     return reasons[0] if reasons and WRITTEN.match(answer) else None
-
-
-def to_conversation(
-    sample: QaSample,
-    grid: int | None = None,
-    special: frozenset[str] = frozenset(),
-    prompts: StyleName = DEFAULT_STYLE,
-) -> Conversation | Refused | Fault:
-    """Return the sample as this project's mixture stores it.
-
-    Refused if it does not belong in a mixture, Fault on a broken image. A text that spells a
-    control token (of `special` too) is refused, and so is a reply whose tags cannot be separated
-    from its text (`split_reply`). The style `paper` keeps answers as written; in `labelled`, with
-    `grid`, a single point is answered by its cell, as in the generated questions. Samples of one
-    image share an `episode_id`, so that a split by episodes keeps them together.
-    """
-    if len(sample.images) != 1:
-        return Refused(f"{len(sample.images)} images, and a conversation has one")
-    questions = [question for question, _ in sample.turns]
-    first = questions[0].strip()
-    if not (first.startswith(IMAGE_MARK) or first.endswith(IMAGE_MARK)):
-        return Refused("the image is inside the text, but a conversation must begin with it")
-    wrong = next((target for target in sample.targets if isinstance(target, Refused)), None)
-    if wrong is not None:
-        return wrong
-    if unfit := _unfit_text(sample, special):
-        return unfit
-    pixels = sample.images[0].pixels()
-    if isinstance(pixels, Fault):
-        return pixels
-    questions[0] = "\n".join(
-        part for part in (sample.system, first.replace(IMAGE_MARK, "").strip()) if part
-    )
-    turns = tuple(
-        _turn(sample.kind, question, answer, target, grid, style_of(prompts))
-        for question, (_, answer), target in zip(questions, sample.turns, sample.targets)
-    )
-    png = encode_png(pixels)
-    episode = f"{sample.source}/{image_hash(png)[:16]}"
-    return Conversation(f"{sample.source}/{sample.id}", episode, 0, sample.source, png, turns)
-
-
-def _unfit_text(sample: QaSample, special: frozenset[str]) -> Refused | None:
-    """Return why the texts of a sample cannot be trained on; None if they can."""
-    for question, answer in sample.turns:
-        if isinstance(reply := split_reply(answer), Refused):
-            return reply
-        for what, text in (("question", question.replace(IMAGE_MARK, "")), ("answer", answer)):
-            if token := control_token(text, special):
-                return Refused(f"the {what} spells {token}, which a model reads as a command")
-    if token := control_token(sample.system, special):
-        return Refused(f"the system text spells {token}, which a model reads as a command")
-    return None
-
-
-def _turn(
-    kind: str, question: str, answer: str, target: Any, grid: int | None, style: PromptStyle
-) -> Turn:
-    reasoning, expected = cast(tuple[str | None, str], split_reply(answer))  # `_unfit_text` asked
-    type_, label = "choice" if isinstance(target, Choice) else "text", "answer"
-    if isinstance(target, Choice) and not style.verbatim:
-        label, expected = "letter", chr(ord("A") + target.index)
-    elif isinstance(target, Points) and len(target.xy) == 1 and grid and not style.verbatim:
-        type_ = label = "point"
-        expected = " ".join(str(min(int(v * grid), grid - 1)) for v in target.xy[0])
-        question = question.split(FORMAT_REQUEST)[0].strip()
-    mode: Mode = "direct" if reasoning is None else "think"
-    reply = style.reply(expected, mode, label, reasoning)
-    return Turn(kind, type_, mode, style.question(question, mode, label), reply, expected)

@@ -12,7 +12,6 @@ from typing import Any
 from roboalign.conversations.qa.images import LazyImage, Store, image_of, open_store
 from roboalign.conversations.qa.normal import (
     DECIMALS,
-    IMAGE_MARK,
     QA_KINDS,
     WRITTEN,
     QaSample,
@@ -23,6 +22,7 @@ from roboalign.conversations.qa.records import QaColumns, QaRecord, records
 from roboalign.conversations.qa.texts import split_reply
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
+from roboalign.mllm.placement import IMAGE_MARK
 
 LAYOUTS = {
     "messages": QaColumns("messages", "role", "content", ("user",), ("assistant",), ("system",)),

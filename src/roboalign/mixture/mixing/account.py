@@ -162,7 +162,7 @@ def images(index: sqlite3.Connection) -> dict[str, int]:
 
     They are counted by their bytes, and by their perceptual hash (frames of one camera share it).
     """
-    query = "SELECT count(DISTINCT {}) FROM kept k JOIN drawn d ON d.item = k.item"
+    query = "SELECT count(DISTINCT {}) FROM kept k JOIN shown s ON s.item = k.item"
     return {
         "different": store.number(index, query.format("sha")),
         "different_hashes": store.number(index, query.format("look")),

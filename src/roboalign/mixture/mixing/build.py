@@ -333,15 +333,17 @@ def take_over(
             path = examined_file(building.work, part, turn, k)
             with store.reading(path) as rows:
                 index.executemany(
-                    "INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    ((*row, path.name) for row in rows.execute("SELECT * FROM drawn")),
+                    "INSERT INTO shown VALUES (?, ?, ?, ?)",
+                    rows.execute("SELECT item, number, sha, look FROM shown"),
                 )
                 index.executemany(
+                    "INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    ((*row, path.name) for row in rows.execute("SELECT * FROM drawn")),
+                )
+                dropped = rows.execute("SELECT * FROM dropped")
+                index.executemany(
                     "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        (part.source, part.number, *row)
-                        for row in rows.execute("SELECT * FROM dropped")
-                    ),
+                    ((part.source, part.number, *row) for row in dropped),
                 )
 
 

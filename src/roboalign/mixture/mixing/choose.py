@@ -154,20 +154,22 @@ def place_rl(index: sqlite3.Connection, config: MixtureConfig, order: str) -> No
 def release_seen(index: sqlite3.Connection, config: MixtureConfig, work: Path) -> None:
     """Remove from the held-out set what training also shows in another file.
 
-    That is an image with the same bytes or the same picture.
+    That is a sample with an image of the same bytes or the same picture.
     """
-    held = "SELECT d.item, d.sha, d.look, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'heldout'"
+    found = "SELECT d.item, s.number, s.sha, s.look, d.file FROM {} JOIN drawn d ON d.item = {}.item JOIN shown s ON "
+    found += "s.item = d.item WHERE "
+    held = found.format("placed", "placed") + "split = 'heldout'"
     count = store.number(index, f"SELECT count(*) FROM ({held})")
     images, items = np.zeros(count, dtype=LOOK_DTYPE), np.zeros(count, dtype=np.int64)
     for number, (item, sha, look, thumb) in enumerate(looks(index, work, held)):
         images[number], items[number] = (sha, look, thumb()), item
     seen, trained = SeenImages(images, config.near.distance, config.near.difference), set()
-    kept = "SELECT d.item, d.sha, d.look, d.file FROM kept k JOIN drawn d ON d.item = k.item WHERE k.copy = 1"
+    kept = found.format("kept", "kept") + "kept.copy = 1"
     for _, sha, look, thumb in looks(index, work, kept) if count else ():
         trained.update(seen.exact(sha).tolist())
         if seen.alike(look).size:
             trained.update(seen.near(look, thumb()).tolist())
-    gone = [(int(items[number]),) for number in sorted(trained)]
+    gone = [(int(item),) for item in np.unique(items[sorted(trained)])]
     index.executemany("DELETE FROM placed WHERE split = 'heldout' AND item = ?", gone)
     index.executemany("UPDATE drawn SET what = 'seen' WHERE item = ?", gone)
     left = index.execute(
@@ -183,21 +185,20 @@ def release_seen(index: sqlite3.Connection, config: MixtureConfig, work: Path) -
 def looks(
     index: sqlite3.Connection, work: Path, query: str
 ) -> Iterator[tuple[int, int, int, Callable[[], np.ndarray]]]:
-    """Yield (item, first bytes of the sha256, hash, function that reads the thumbnail) of samples.
+    """Yield (item, first bytes of the sha256, hash, function that reads the thumbnail) of images.
 
-    `query` gives the first three and the file. Read the thumbnail before requesting the next
-    sample.
+    `query` gives the item, the number of the image in it, the next two, and the file. Read the
+    thumbnail before requesting the next image.
     """
     for file, group in groupby(
-        index.execute(f"{query} ORDER BY d.file, d.item"), key=itemgetter(3)
+        index.execute(f"{query} ORDER BY d.file, d.item, s.number"), key=itemgetter(4)
     ):
         with store.reading(work / "examined" / file) as rows:
-            for item, sha, look, _ in group:
-                yield item, sha, look & (2**64 - 1), partial(thumb_of, rows, item)
+            for item, number, sha, look, _ in group:
+                yield item, sha, look & (2**64 - 1), partial(thumb_of, rows, item, number)
 
 
-def thumb_of(rows: sqlite3.Connection, item: int) -> np.ndarray:
-    """Return uint8 [256], the thumbnail of an examined sample."""
-    return np.frombuffer(
-        rows.execute("SELECT thumb FROM rows WHERE item = ?", (item,)).fetchone()[0], np.uint8
-    )
+def thumb_of(rows: sqlite3.Connection, item: int, number: int) -> np.ndarray:
+    """Return uint8 [256], the thumbnail of an image of an examined sample."""
+    query = "SELECT thumb FROM shown WHERE item = ? AND number = ?"
+    return np.frombuffer(rows.execute(query, (item, number)).fetchone()[0], np.uint8)

@@ -67,6 +67,8 @@ def read_evaluation(
             if data is None:
                 faults += 1
                 continue
+            if not data and shard:  # a conversation without images
+                continue
             try:
                 thumb = thumbnail(data)
             except RoboAlignError:
@@ -91,12 +93,16 @@ def read_evaluation(
 
 
 def shard_images(path: Path) -> Iterator[tuple[str, str, bytes | None]]:
-    """Yield (episode id, "", image file) of a conversation shard, which has no actions."""
+    """Yield (episode id, "", image file) of a conversation shard, which has no actions.
+
+    The file of a conversation without images is empty.
+    """
     try:
-        schema = pa.schema([ROW.field("episode_id"), ROW.field("image")])
+        schema = pa.schema([ROW.field("episode_id"), ROW.field("images")])
         for batch in pq.ParquetFile(path, **STREAMED).iter_batches(ROWS, columns=schema.names):
             for row in batch.select(schema.names).cast(schema).to_pylist():
-                yield row["episode_id"] or "", "", (row["image"] or {}).get("bytes")
+                for image in row["images"] or [{"bytes": b""}]:
+                    yield row["episode_id"] or "", "", (image or {}).get("bytes")
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RoboAlignError(
             f"not a readable conversation shard ({error})", where=str(path), fix="write it again"

@@ -6,14 +6,18 @@ The first finds the samples; the second examines those that were drawn.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from roboalign.conversations.conversation import Conversation, Turn
+from roboalign.conversations.qa.convert import episode_of
+from roboalign.conversations.qa.images import LazyImage
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.mixture.mixing import sources, store
@@ -30,13 +34,26 @@ _Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A sample with the results of examining its image."""
+class Shown:
+    """What was found about one image."""
 
-    conversation: Conversation
     sha: bytes
     look: int
-    thumb: bytes
+    thumb: np.ndarray
+
+    @classmethod
+    def of(cls, data: bytes) -> "Shown":
+        """Raises RoboAlignError if the file is not a complete image."""
+        thumb = thumbnail(data)
+        return cls(hashlib.sha256(data).digest(), look_of(thumb), thumb)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A sample with the results of examining its images."""
+
+    conversation: Conversation
+    shown: list[Shown]
     group: str
     leak: tuple[str, str] | None
 
@@ -119,36 +136,57 @@ def batches(stream: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
 
 
 def look_at(draft: Candidate | Dropped, evaluated: Evaluated | None) -> Looked | Dropped:
-    """Open the image of a sample and compare it with the evaluation sets.
+    """Open the images of a sample and compare them with the evaluation sets.
 
-    Broken images are dropped.
+    A sample with a broken image is dropped.
     """
     if isinstance(draft, Dropped):
         return draft
     conversation = draft.conversation
-    data = conversation.image if draft.image is None else draft.image.data()
-    if isinstance(data, Fault):
-        return Dropped(0, ascii(conversation.id)[1:-1], "fault", data.problem)
     try:
-        thumb = thumbnail(data)
+        data = [_read(image) for image in draft.images] or list(conversation.images)
+        shown = [Shown.of(one) for one in data]
     except RoboAlignError as error:
         return Dropped(0, ascii(conversation.id)[1:-1], "fault", error.problem)
     try:
-        json.dumps(
-            [vars(turn) for turn in conversation.turns] + [conversation.id], ensure_ascii=False
-        ).encode()
+        texts = json.dumps([vars(turn) for turn in conversation.turns], ensure_ascii=False).encode()
+        conversation.id.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: possible in JSON, not in parquet
         return Dropped(0, ascii(conversation.id)[1:-1], "fault", "a text is not Unicode")
-    sha, look = hashlib.sha256(data).digest(), look_of(thumb)
-    if draft.image is not None:
-        episode = f"{conversation.task}/{sha.hex()[:16]}"  # samples of one image belong together
-        conversation = Conversation(**{**vars(conversation), "image": data, "episode_id": episode})
-    leak = (
-        evaluated.leak(first_bytes(sha), look, thumb, conversation.episode_id, draft.actions)
-        if evaluated
-        else None
+    if draft.images:  # samples of the same images belong together
+        episode = episode_of(conversation.task, [one.sha for one in shown])
+        conversation = replace(conversation, images=tuple(data), episode_id=episode)
+    return Looked(
+        conversation,
+        shown,
+        draft.group or _group(shown, texts),
+        _leak(conversation.episode_id, draft.actions, shown, evaluated),
     )
-    return Looked(conversation, sha, look, thumb.tobytes(), draft.group or sha.hex(), leak)
+
+
+def _read(image: LazyImage) -> bytes:
+    if isinstance(data := image.data(), Fault):
+        raise RoboAlignError(data.problem)
+    return data
+
+
+def _group(shown: Sequence[Shown], texts: bytes) -> str:
+    """Return what samples of the same images share, or of the same text without any."""
+    if len(shown) == 1:
+        return shown[0].sha.hex()
+    return hashlib.sha256(b"".join(one.sha for one in shown) or texts).hexdigest()
+
+
+def _leak(
+    episode: str, actions: str, shown: Sequence[Shown], evaluated: Evaluated | None
+) -> tuple[str, str] | None:
+    """Return how a sample leaks (`Evaluated.leak`): by one of its images, or by its episode."""
+    if evaluated is None:
+        return None
+    for one in shown:
+        if leak := evaluated.leak(first_bytes(one.sha), one.look, one.thumb, episode, actions):
+            return leak
+    return ("same episode", "") if evaluated.has_episode(episode, actions) else None
 
 
 def put_away(
@@ -159,14 +197,14 @@ def put_away(
     looked: list[Looked | Dropped],
 ) -> None:
     """Store samples, and the outcome of each."""
-    rows, drawn = [], []
+    rows, shown, drawn = [], [], []
     for (place, item, key), one in zip(wanted, looked, strict=True):
         if isinstance(one, Dropped):
             out.execute(
                 "INSERT INTO dropped VALUES (?, ?, ?, ?, NULL)",
                 (place, one.id, one.what, one.reason),
             )
-            row: tuple[Any, ...] = (item, part.source, key, one.id, one.what, None, None, None)
+            row: tuple[Any, ...] = (item, part.source, key, one.id, one.what, None)
         else:
             conversation = one.conversation
             what = "leak" if one.leak else "held" if held_out(config, one.group) else "good"
@@ -176,28 +214,22 @@ def put_away(
                     (place, conversation.id, *one.leak),
                 )
             else:
-                rows.append((item, to_text(conversation), one.thumb, conversation.image))
-            row = (
-                item,
-                part.source,
-                key,
-                conversation.id,
-                what,
-                first_bytes(one.sha),
-                signed(one.look),
-                content_of(one),
-            )
+                rows.append((item, to_text(conversation)))
+                for number, (image, data) in enumerate(zip(one.shown, conversation.images)):
+                    first, look = first_bytes(image.sha), signed(image.look)
+                    shown.append((item, number, first, look, image.thumb.tobytes(), data))
+            row = (item, part.source, key, conversation.id, what, content_of(one))
         drawn.append(row)
-    out.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
-    out.executemany("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?, ?)", drawn)
+    out.executemany("INSERT INTO rows VALUES (?, ?)", rows)
+    out.executemany("INSERT INTO shown VALUES (?, ?, ?, ?, ?, ?)", shown)
+    out.executemany("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?)", drawn)
 
 
 def content_of(looked: Looked) -> int:
-    """Return a number that is equal for samples with the same image file and turns."""
+    """Return a number that is equal for samples with the same image files and turns."""
     turns = [list(vars(turn).values()) for turn in looked.conversation.turns]
-    return first_bytes(
-        hashlib.blake2b(looked.sha + json.dumps(turns).encode(), digest_size=8).digest()
-    )
+    shas = b"".join(image.sha for image in looked.shown)
+    return first_bytes(hashlib.blake2b(shas + json.dumps(turns).encode(), digest_size=8).digest())
 
 
 def held_out(config: MixtureConfig, group: str) -> bool:
@@ -209,16 +241,16 @@ def held_out(config: MixtureConfig, group: str) -> bool:
 
 
 def to_text(conversation: Conversation) -> str:
-    """Return a conversation as text, without its image."""
+    """Return a conversation as text, without its images."""
     values: dict[str, Any] = {
         **vars(conversation),
         "turns": [list(vars(t).values()) for t in conversation.turns],
     }
-    del values["image"]
+    del values["images"]
     return json.dumps(values)
 
 
-def from_text(text: str, image: bytes) -> Conversation:
+def from_text(text: str, images: tuple[bytes, ...]) -> Conversation:
     """Invert `to_text`."""
     values = json.loads(text)
     chunk = values["chunk"] and tuple(map(tuple, values["chunk"]))
@@ -226,7 +258,7 @@ def from_text(text: str, image: bytes) -> Conversation:
         **{
             **values,
             "turns": tuple(Turn(*turn) for turn in values["turns"]),
-            "image": image,
+            "images": images,
             "target": values["target"] and tuple(values["target"]),
             "chunk": chunk,
         }

@@ -50,10 +50,10 @@ class Candidate:
     """A drawn sample before its image is examined."""
 
     conversation: Conversation
-    """Its image is still empty if `image` is given."""
-    image: LazyImage | None = None
+    """Its images are still missing if `images` are given."""
+    images: tuple[LazyImage, ...] = ()
     group: str = ""
-    """The group by which it is held out; "" means the image itself."""
+    """The group by which it is held out; "" means its images, or its text if it has none."""
     actions: str = ""
     """For robot data: the digest of its episode's actions, which identifies the episode."""
 

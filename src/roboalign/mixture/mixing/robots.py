@@ -21,6 +21,7 @@ from roboalign.mixture.mixing.keys import key_of
 from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Wanted, changed
 from roboalign.mixture.mixing.tokens import RawChunks, Tokens
 from roboalign.mixture.packed import action_turn
+from roboalign.mllm.placement import IMAGE_MARK
 
 
 def opened_robot(source: SourceConfig) -> RobotData:
@@ -78,12 +79,14 @@ def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
                 "refused",
                 "the episode lacks the camera",
             )
-        elif not episode.instruction.strip():
+        elif not episode.instruction.strip() or IMAGE_MARK in episode.instruction:
             yield Dropped(
                 first,
                 f"{source.name}/{episode.episode_id}",
                 "refused",
-                "the episode has no instruction",
+                f"its instruction spells {IMAGE_MARK}"
+                if episode.instruction.strip()
+                else "the episode has no instruction",
             )
         else:
             yield from (
@@ -112,7 +115,7 @@ def fetch_robot(
                 yield (
                     one,
                     Candidate(
-                        Conversation(**{**vars(draft.conversation), "image": image}),
+                        replace(draft.conversation, images=(image,)),
                         group=draft.group,
                         actions=draft.actions,
                     ),
@@ -165,7 +168,7 @@ def drafts_of(
                     episode.episode_id,
                     t,
                     episode.task,
-                    b"",
+                    (),
                     (turn,),
                     tuple(target),
                     tuple(map(tuple, chunk.tolist())),

@@ -5,13 +5,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from roboalign.conversations.conversation import ROW, TURN_KINDS, Conversation, Turn, shards
-from roboalign.conversations.qa.images import LazyImage
-from roboalign.conversations.qa.normal import QaSample, to_conversation
+from roboalign.conversations.conversation import (
+    OWN,
+    ROW,
+    TURN_KINDS,
+    Conversation,
+    shards,
+    turns_of,
+)
+from roboalign.conversations.qa.convert import text_conversation
+from roboalign.conversations.qa.normal import QaSample
 from roboalign.conversations.qa.presets import find_preset, how_to_get, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
 from roboalign.conversations.qa.texts import control_token, folder_special_tokens
@@ -34,6 +40,7 @@ from roboalign.mixture.mixing.parts import (
 )
 from roboalign.mixture.mixing.robots import fetch_robot, read_robot, scan_robot
 from roboalign.mixture.mixing.tokens import Tokens
+from roboalign.mllm.placement import IMAGE_MARK
 
 ROWS = 64
 """Number of conversations read at a time: they contain their images."""
@@ -125,7 +132,9 @@ def scan(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Droppe
     if source.conversations is not None:
         return (
             (place, f"{source.name}/{row['id']}") if isinstance(row, dict) else row
-            for place, row in conversation_rows(part, ["id", "turns"], special_of(config))
+            for place, row in conversation_rows(
+                part, ["id", "turns", "chat", "image_sha256"], special_of(config)
+            )
         )
     return scan_samples(config, part)
 
@@ -142,7 +151,7 @@ def fetch(
         assert tokens
         return fetch_robot(source, wanted, tokens, config.seed, style_of(config.prompts))
     if source.conversations is not None:
-        rows = matched(conversation_rows(part, ROW.names), wanted, str(part.file))
+        rows = matched(conversation_rows(part, OWN), wanted, str(part.file))
         return (
             (one, row if isinstance(row, Dropped) else stored_draft(source.name, row))
             for one, row in rows
@@ -151,28 +160,6 @@ def fetch(
 
 
 # Question-answering sources -------------------------------------------------------------------------------------------
-
-
-class Unread(LazyImage):
-    """An image that `to_conversation` accepts without opening it.
-
-    Whoever stores the sample examines the image, once.
-    """
-
-    def pixels(self) -> np.ndarray | Fault:
-        """Return one gray pixel."""
-        return np.zeros((1, 1, 3), dtype=np.uint8)
-
-
-class Unopened(LazyImage):
-    """An image that shows whether `to_conversation` would open it, so the text is valid."""
-
-    def pixels(self) -> np.ndarray | Fault:
-        """Return the fault IN_ORDER."""
-        return IN_ORDER
-
-
-IN_ORDER = Fault("", "the text is in order")
 
 
 def read_samples(config: MixtureConfig, part: Part) -> Iterator[QaSample | Fault]:
@@ -203,19 +190,6 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[QaSample | Fault
     )
 
 
-def converted(
-    sample: QaSample, config: MixtureConfig, image: LazyImage
-) -> Conversation | Refused | Fault:
-    """Return `to_conversation` with this image in place of the sample's own."""
-    images = (image,) * len(sample.images)
-    return to_conversation(
-        QaSample(**{**vars(sample), "images": images}),
-        config.grid,
-        special_of(config),
-        config.prompts,
-    )
-
-
 def special_of(config: MixtureConfig) -> frozenset[str]:
     """Return the special tokens of the mixture's model; none if it names no model."""
     if not config.model:
@@ -224,32 +198,34 @@ def special_of(config: MixtureConfig) -> frozenset[str]:
 
 
 def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] | Dropped]:
-    unopened = Unopened("", "")
+    special = special_of(config)
     for number, sample in enumerate(read_samples(config, part), start=1):
         place = number << FRAME_BITS
         if isinstance(sample, Fault):
             yield Dropped(place, f"{part.name}, record {number}", "fault", sample.problem)
-        elif (found := converted(sample, config, unopened)) is IN_ORDER:
+        elif not isinstance(
+            found := text_conversation(sample, config.grid, special, config.prompts), Refused
+        ):
             yield place, f"{sample.source}/{sample.id}"
         else:
-            assert isinstance(found, Refused)
             yield Dropped(place, f"{sample.source}/{sample.id}", "refused", found.reason)
 
 
 def fetch_samples(
     config: MixtureConfig, part: Part, wanted: Iterable[Wanted]
 ) -> Iterator[tuple[Wanted, Candidate]]:
-    unread = Unread("", "")
+    special = special_of(config)
     numbered = (
         (number << FRAME_BITS, sample)
         for number, sample in enumerate(read_samples(config, part), start=1)
     )
     for one, sample in matched(numbered, wanted, str(part.file)):
-        conversation = converted(sample, config, unread) if isinstance(sample, QaSample) else sample
-        if not isinstance(conversation, Conversation):
+        if isinstance(sample, Fault):
             raise changed(str(part.file))
-        assert isinstance(sample, QaSample)
-        yield one, Candidate(conversation, sample.images[0])
+        conversation = text_conversation(sample, config.grid, special, config.prompts)
+        if isinstance(conversation, Refused):
+            raise changed(str(part.file))
+        yield one, Candidate(conversation, sample.images)
 
 
 # Conversations that are stored ----------------------------------------------------------------------------------------
@@ -299,15 +275,20 @@ def require_stored_style(source: SourceConfig, prompts: str) -> None:
 
 def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> str:
     """Return why a stored conversation is unsuitable for a mixture; "" if it is suitable."""
-    turns = row["turns"] or ()
-    if row["id"] is None or any(turn is None or None in turn.values() for turn in turns):
+    told, chat = row["turns"] or [], row["chat"] or []
+    if row["id"] is None or any(one is None or None in one.values() for one in (*told, *chat)):
         return "a field of it is empty"
-    kinds = {turn["kind"] for turn in turns}
-    if not kinds or kinds - set(TURN_KINDS):
+    kinds = {turn["kind"] for turn in told}
+    if not kinds or kinds - set(TURN_KINDS) or len(chat) != 2 * len(told):
         return "it has no turn of a known kind"
-    for text in (turn[key] for turn in turns for key in ("question", "answer")):
-        if token := control_token(text, special):
-            return f"a text spells {token}, which a model reads as a command"
+    turns = turns_of(row)
+    markers = sum(turn.question.count(IMAGE_MARK) for turn in turns)
+    if markers not in (0, len(row["image_sha256"] or ())):
+        return f"its questions have {markers} {IMAGE_MARK} markers, it has another number of images"
+    for turn in turns:
+        for text in (turn.question.replace(IMAGE_MARK, ""), turn.answer):
+            if token := control_token(text, special):
+                return f"a text spells {token}, which a model reads as a command"
     if "action" in kinds:
         return "it holds action tokens, of which tokenizer is not known: take the robot data itself"
     return ""
@@ -315,13 +296,12 @@ def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> st
 
 def stored_draft(source: str, row: dict[str, Any]) -> Candidate:
     """Return a stored row as a sample of this mixture, held out with its episode."""
-    turns = tuple(Turn(**turn) for turn in row["turns"])
     conversation = Conversation(
         f"{source}/{row['id']}",
         row["episode_id"] or "",
         row["frame"] or 0,
         row["task"] or source,
-        (row["image"] or {}).get("bytes") or b"",
-        turns,
+        tuple((image or {}).get("bytes") or b"" for image in row["images"] or ()),
+        turns_of(row),
     )
     return Candidate(conversation, group=row["episode_id"] or "")

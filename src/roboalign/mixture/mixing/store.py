@@ -17,8 +17,9 @@ CREATE TABLE done (step TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE items (item INTEGER PRIMARY KEY, source INTEGER, part INTEGER, place INTEGER, key INTEGER);
 CREATE TABLE dropped (source INTEGER, part INTEGER, place INTEGER, id TEXT, what TEXT, reason TEXT, other TEXT);
 CREATE TABLE chosen (item INTEGER PRIMARY KEY, round INTEGER);
-CREATE TABLE drawn (item INTEGER PRIMARY KEY, source INTEGER, key INTEGER, id TEXT, what TEXT, sha INTEGER,
-                    look INTEGER, content INTEGER, file TEXT);
+CREATE TABLE drawn (item INTEGER PRIMARY KEY, source INTEGER, key INTEGER, id TEXT, what TEXT, content INTEGER,
+                    file TEXT);
+CREATE TABLE shown (item INTEGER, number INTEGER, sha INTEGER, look INTEGER, PRIMARY KEY (item, number)) WITHOUT ROWID;
 CREATE TABLE kept (source INTEGER, item INTEGER, copy INTEGER, key INTEGER, content INTEGER, PRIMARY KEY (item, copy));
 CREATE TABLE placed (split TEXT, position INTEGER, item INTEGER, copy INTEGER, PRIMARY KEY (split, position))
     WITHOUT ROWID;
@@ -28,17 +29,18 @@ CREATE INDEX kept_content ON kept (content);
 """Schema of the index.
 
 `items` are the samples of a source, based on their text. `chosen` are those examined, `drawn` is
-the result (good, held, leak or fault), `kept` are trained on, and `placed` is the order of each
-split.
+the result (good, held, leak or fault), `shown` are the images of each, `kept` are trained on, and
+`placed` is the order of each split.
 """
 SCANNED = """
 CREATE TABLE items (place INTEGER PRIMARY KEY, key INTEGER);
 CREATE TABLE dropped (place INTEGER, id TEXT, what TEXT, reason TEXT);
 """
 EXAMINED = """
-CREATE TABLE rows (item INTEGER PRIMARY KEY, text TEXT, thumb BLOB, image BLOB);
-CREATE TABLE drawn (item INTEGER PRIMARY KEY, source INTEGER, key INTEGER, id TEXT, what TEXT, sha INTEGER,
-                    look INTEGER, content INTEGER);
+CREATE TABLE rows (item INTEGER PRIMARY KEY, text TEXT);
+CREATE TABLE shown (item INTEGER, number INTEGER, sha INTEGER, look INTEGER, thumb BLOB, data BLOB,
+                    PRIMARY KEY (item, number));
+CREATE TABLE drawn (item INTEGER PRIMARY KEY, source INTEGER, key INTEGER, id TEXT, what TEXT, content INTEGER);
 CREATE TABLE dropped (place INTEGER, id TEXT, what TEXT, reason TEXT, other TEXT);
 """
 _CACHE = 16_000

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from roboalign.conversations.conversation import ROW, Conversation, image_hash
+from roboalign.conversations.conversation import PARQUET, ROW, Conversation, row_of
 from roboalign.conversations.prompts import ACTIONS
 from roboalign.conversations.styles.base import StyleName
 from roboalign.conversations.styles.registry import style_of
@@ -36,7 +36,7 @@ def write_shard(
     with (
         store.reading(work / "index.sqlite") as index,
         atomic_path(path) as temporary,
-        pq.ParquetWriter(temporary, ROW, use_dictionary=False) as writer,
+        pq.ParquetWriter(temporary, ROW, **PARQUET) as writer,
     ):
         for start in range(first, max(last, first + 1), _GROUP):
             conversations = group(work, index, split, start, min(start + _GROUP, last), prompts)
@@ -63,10 +63,11 @@ def group(
     for file, wanted in items.items():
         with store.reading(work / "examined" / file) as rows:
             for item in wanted:
-                text, image = rows.execute(
-                    "SELECT text, image FROM rows WHERE item = ?", (item,)
-                ).fetchone()
-                stored[item] = from_text(text, image)
+                (text,) = rows.execute("SELECT text FROM rows WHERE item = ?", (item,)).fetchone()
+                images = rows.execute(
+                    "SELECT data FROM shown WHERE item = ? ORDER BY number", (item,)
+                )
+                stored[item] = from_text(text, tuple(data for (data,) in images))
     return [as_asked(stored[item], split, copy, prompts) for item, copy, _ in entries]
 
 
@@ -87,15 +88,6 @@ def as_asked(conversation: Conversation, split: str, copy: int, prompts: StyleNa
         turn = replace(turn, mode="think", question=question, answer=reply)
         return replace(conversation, turns=(turn,))
     return conversation
-
-
-def row_of(c: Conversation) -> dict[str, Any]:
-    """Return a parquet row."""
-    row = {
-        name: getattr(c, name) for name in ("id", "episode_id", "frame", "task", "target", "chunk")
-    }
-    row |= {"image": {"bytes": c.image, "path": None}, "image_sha256": image_hash(c.image)}
-    return row | {"turns": [vars(turn) for turn in c.turns], "direct_question": c.direct_question}
 
 
 def _count(tally: dict[str, Any], conversations: list[Conversation]) -> None:

@@ -167,4 +167,4 @@ def make_conversation(
     name: str, episode_id: str, task: str, t: int, png: bytes, turns: list[Turn]
 ) -> Conversation:
     """Return the turns about one frame as a conversation."""
-    return Conversation(f"{name}/{episode_id}/{t}", episode_id, t, task, png, tuple(turns))
+    return Conversation(f"{name}/{episode_id}/{t}", episode_id, t, task, (png,), tuple(turns))

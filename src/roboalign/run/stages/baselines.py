@@ -138,11 +138,12 @@ def _sft(context: Context, mixture: str, kinds: tuple[str, ...], batch_size: int
     It makes as many updates as SFT on the whole mixture, or the paper's share of them.
     """
     heldout = {
-        image_hash(one.image)
+        image_hash(image)
         for one in read_conversations(mixture_folder(context.run_dir), "heldout")
+        for image in one.images
     }
     found = read_conversations(mixture_folder(context.run_dir, mixture), "train", kinds=kinds)
-    conversations = [one for one in found if image_hash(one.image) not in heldout]
+    conversations = [one for one in found if not heldout & set(map(image_hash, one.images))]
     mllm = context.load(context.run_dir / "base" / "model")
     config = context.recipe.sft
     updates = config.max_steps or math.ceil(

@@ -19,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 
 from roboalign import __version__
-from roboalign.align.dataset import picture
 from roboalign.align.distill import (
     DUPLICATE,
     ENOUGH,
@@ -29,7 +28,7 @@ from roboalign.align.distill import (
     as_trace,
     judge,
 )
-from roboalign.align.grpo.rollout import STOP, decoded_text
+from roboalign.align.grpo.rollout import STOP, decoded_text, encoded_prompt
 from roboalign.align.grpo.train import train_grpo
 from roboalign.conversations.conversation import (
     Conversation,
@@ -46,7 +45,6 @@ from roboalign.core.outcomes import Refused
 from roboalign.core.progress import Progress
 from roboalign.evaluate.statistics import proportion
 from roboalign.mixture.builder import Tally
-from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 from roboalign.run.folder import mixture_folder
@@ -189,7 +187,7 @@ def first_of_groups(
     heaps: dict[str, list[tuple[int, Conversation]]] = {group: [] for group in config.groups}
     seen: set[int] = set()
     for conversation in found:
-        image = image_hash(conversation.image)
+        image = " ".join(map(image_hash, conversation.images))
         for number, turn in enumerate(conversation.turns):
             if turn.type not in group_of:
                 continue
@@ -218,10 +216,7 @@ def ask_mllm(
     """Sample answers to one shard of questions, decoded: {id, answers, tokens} each."""
     generation = generate(
         mllm,
-        [
-            encode_prompt(mllm, question.turns[0].question, picture(question))
-            for question in questions
-        ],
+        [encoded_prompt(mllm, question) for question in questions],
         samples=config.samples,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,

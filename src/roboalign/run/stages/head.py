@@ -38,6 +38,7 @@ def head(context: Context) -> dict[str, Any]:
         final_norm=recipe.backbone.final_norm,
         dtype=recipe.backbone.layer_dtype,
         prompts=recipe.prompts,
+        cameras_as=recipe.backbone.cameras_as,
     )
     mllm = context.load(backbone_folder(context.run_dir, context.seed, context.arm))
     return train_head(

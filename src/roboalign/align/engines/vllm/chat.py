@@ -5,6 +5,8 @@ import io
 import math
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from roboalign.align.engines.vllm.client import GOES_ON
@@ -12,20 +14,29 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, Prompt, adds_bos, end_ids
 from roboalign.mllm.generate import suppressed_ids
 from roboalign.mllm.load import Mllm
+from roboalign.mllm.placement import IMAGE_MARK, leading_images, marked
 
 FORBIDDEN = -100.0  # bias of a suppressed token: the lowest that OpenAI's API allows
 
 
 def chat_messages(asked: Prompt) -> list[dict[str, Any]]:
-    """The question as chat messages, its image as a PNG in a data URL: the same pixels, whatever it was stored as."""
-    buffer = io.BytesIO()
-    Image.fromarray(asked.image).save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": asked.question.strip()},
-    ]
+    """The question as chat messages, each image where it is placed: a PNG in a data URL, so the same pixels, whatever
+    it was stored as."""
+    (question,) = marked([asked.question], len(asked.images))
+    leading, text = leading_images(question)
+    shown = iter(asked.images)
+    content = [_image_part(next(shown)) for _ in range(leading)]
+    for number, piece in enumerate(text.strip().split(IMAGE_MARK)):
+        content += [_image_part(next(shown))] if number else []
+        content += [{"type": "text", "text": piece}] if piece or not content else []
     return [{"role": "user", "content": content}]
+
+
+def _image_part(image: UInt8[np.ndarray, "_ _ 3"]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def sampling(

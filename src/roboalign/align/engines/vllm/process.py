@@ -61,7 +61,14 @@ class VllmProcess:
     It ends with this process, however that ends (guard.py).
     """
 
-    def __init__(self, config: VllmConfig, folder: Path, log: Path, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: VllmConfig,
+        folder: Path,
+        log: Path,
+        device: torch.device,
+        images: int = 1,
+    ) -> None:
         """Nothing is started yet. Raises RoboAlignError where `config.serve` names no executable."""
         self.config, self.log, self.device = config, log, device
         program = shutil.which(str(config.serve))
@@ -76,7 +83,7 @@ class VllmProcess:
             prefix="roboalign-vllm-", ignore_cleanup_errors=True
         )
         self.socket = str(Path(self._private.name) / "socket")
-        self.command = serve_command(config, program, folder, self.socket)
+        self.command = serve_command(config, program, folder, self.socket, images)
         self._guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -158,7 +165,9 @@ class VllmProcess:
         return f"its log says: {said}" if said else "its log is empty"
 
 
-def serve_command(config: VllmConfig, program: str, folder: Path, path: str) -> list[str]:
+def serve_command(
+    config: VllmConfig, program: str, folder: Path, path: str, images: int = 1
+) -> list[str]:
     """How the server is started; `path` is that of its socket. What the user gives comes last, and so prevails."""
     sleep = ["--enable-sleep-mode"] if config.sleep else []
     return [
@@ -169,7 +178,7 @@ def serve_command(config: VllmConfig, program: str, folder: Path, path: str) -> 
         path,
         *shlex.split(SERVER_OPTIONS),
         "--limit-mm-per-prompt",
-        '{"image":1,"video":0}',
+        f'{{"image":{images},"video":0}}',
         "--gpu-memory-utilization",
         f"{config.memory:g}",
         *sleep,

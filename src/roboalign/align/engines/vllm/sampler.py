@@ -60,9 +60,16 @@ class VllmSampler:
     """What `roll_out` samples with in place of `generate`."""
 
     def __init__(
-        self, config: VllmConfig, out_dir: Path = Path(), device: torch.device = CPU, rank: int = 0
+        self,
+        config: VllmConfig,
+        out_dir: Path = Path(),
+        device: torch.device = CPU,
+        rank: int = 0,
+        *,
+        images: int = 1,
     ) -> None:
         """With `config.serve` a server of this process's own will run on `device`, and log to `out_dir`/vllm-RANK.log.
+        It takes up to `images` images a prompt.
 
         Raises RoboAlignError where it names no executable.
         """
@@ -72,7 +79,7 @@ class VllmSampler:
         self.served_as = ""
         if config.serve:
             log = out_dir / f"vllm-{rank}.log"
-            self.own = VllmProcess(config, self.folder, log, device)
+            self.own = VllmProcess(config, self.folder, log, device, images)
             self.client = VllmClient(
                 config,
                 f"see the log; {GOES_ON}",
@@ -121,7 +128,7 @@ class VllmSampler:
         self.client.request("/reset_mm_cache", {})
         self.client.request("/reset_encoder_cache", {})
         self._reset_prefix_cache()
-        prompts = [encode_prompt(mllm, probe.question, probe.image) for probe in probes]
+        prompts = [encode_prompt(mllm, probe.question, probe.images) for probe in probes]
         greedy = self.sample(
             mllm,
             probes,
@@ -297,6 +304,7 @@ def own_logp(
                 batch.prompts,
                 batch.completions,
                 batch.mask,
+                images=batch.images,
                 temperature=one,
                 share_prompt=share_prompt,
             ).logp

@@ -1,0 +1,161 @@
+"""One mixture of nine layouts (no image, one, several; JPEG, PNG, WebP; 32 to 4,000 pixels) through `mix`, SFT, GRPO,
+evaluation and hidden states, on small random models of four classes."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from roboalign.align.distill import as_prompt
+from roboalign.align.grpo.config import RlConfig
+from roboalign.align.grpo.rollout import encoded_prompt
+from roboalign.align.grpo.train import train_grpo
+from roboalign.align.sft import SftConfig, train_sft
+from roboalign.conversations.conversation import Conversation, read_conversations
+from roboalign.conversations.stored import StoredConversations
+from roboalign.core.files import read_jsonl
+from roboalign.evaluate import tokens
+from roboalign.mixture.mixing.build import build
+from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mllm.hidden import hidden_states
+from roboalign.mllm.tiny_classes import build_class
+
+CLASSES = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "llava_onevision")
+CHOICE = "Which word is right?\nA. left\nB. right"
+REPLY = "<think>It is {0}.</think><answer>{1}</answer>"
+FILES = {
+    "small.jpg": (32, 32),
+    "wide.png": (1000, 640),
+    "some.webp": (120, 90),
+    "other.jpg": (200, 320),
+    "large.jpg": (4000, 300),
+    **{f"frame-{n}.jpg": (64, 48) for n in range(4)},
+}
+LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
+    "one-jpeg": (["<image>\n" + CHOICE], ["small.jpg"]),
+    "one-png": (["<image>\n" + CHOICE, CHOICE], ["wide.png"]),
+    "behind": ([CHOICE + "\n<image>"], ["some.webp"]),
+    "two": (["<image>\n<image>\n" + CHOICE], ["small.jpg", "other.jpg"]),
+    "inside": (
+        ["Is <image> like <image>, or <image>? " + CHOICE],
+        ["some.webp", "wide.png", "small.jpg"],
+    ),
+    "none": ([CHOICE, CHOICE], []),
+    "later": ([CHOICE, "<image>\n" + CHOICE], ["other.jpg"]),
+    "large": (["<image>\n" + CHOICE], ["large.jpg"]),
+    "frames": (["<image> " * 4 + "\n" + CHOICE], [f"frame-{n}.jpg" for n in range(4)]),
+}
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layouts")
+    for seed, (name, size) in enumerate(FILES.items()):
+        noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    records = []
+    for number in range(2):
+        for layout, (questions, images) in LAYOUTS.items():
+            word = ("left", "right")[number]
+            turns = []
+            for question in questions:
+                asked = question.replace("right?", f"right ({layout}, {number})?")
+                answer = REPLY.format(word, "AB"[number])
+                turns += [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+            records.append({"id": f"{layout}-{number}", "image": images, "conversations": turns})
+    (folder / "qa.json").write_text(json.dumps(records))
+    source = {
+        "name": "qa",
+        "qa": str(folder / "qa.json"),
+        "layout": "llava",
+        "kind": "reasoning",
+        "count": len(records),
+        "answers": {"kinds": ["choice"]},
+    }
+    config = MixtureConfig.model_validate({"name": "layouts", "sources": [source]})
+    build(config, folder / "mixture")
+    return folder / "mixture"
+
+
+def test_the_mixture_has_every_layout_with_its_files_unchanged(mixture: Path) -> None:
+    found = {c.id.removeprefix("qa/"): c for c in read_conversations(mixture, "train")}
+    assert found.keys() == {f"{layout}-{number}" for layout in LAYOUTS for number in range(2)}
+    for layout, (questions, images) in LAYOUTS.items():
+        one = found[f"{layout}-0"]
+        assert len(one.turns) == len(questions)
+        assert list(one.images) == [(mixture.parent / name).read_bytes() for name in images]
+        assert {Image.open(io.BytesIO(data)).format for data in one.images} <= {
+            "JPEG",
+            "PNG",
+            "WEBP",
+        }
+    stored = sum(path.stat().st_size for path in mixture.glob("train-*.parquet"))
+    sources = sum(
+        (mixture.parent / name).stat().st_size for _, names in LAYOUTS.values() for name in names
+    )
+    assert stored <= 1.05 * 2 * sources + 20_000  # two records of each layout; the texts are short
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def run(request: pytest.FixtureRequest, mixture: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A model after SFT on the mixture, its folder and the conversations."""
+    data = StoredConversations(mixture, "train")
+    texts = [text for c in data for turn in c.turns for text in (turn.question, turn.answer)]
+    mllm = build_class(request.param, texts)
+    folder = tmp_path_factory.mktemp(request.param)
+    before = mllm.model.get_input_embeddings().weight.detach().clone()
+    config = SftConfig(batch_size=6, micro_batch_size=3, max_steps=3, learning_rate=1e-3)
+    ledger = train_sft(mllm, data, config, folder)
+    assert ledger["samples"] == 18
+    assert not torch.equal(before, mllm.model.get_input_embeddings().weight)
+    return mllm, folder, list(data)
+
+
+def reasoned(data: list[Conversation]) -> list[Conversation]:
+    """The last turn of one conversation of each layout as a prompt: it sees all images."""
+    return [as_prompt(c, len(c.turns) - 1) for c in data if c.id.endswith("-0")]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_grpo(run, tmp_path: Path, checkpointing: bool) -> None:
+    """The trainer refuses where its log-probabilities are not the sampler's, so images stay with their answers."""
+    mllm, _, data = run
+    asked = reasoned(data)
+    assert sorted(len(c.images) for c in asked) == [0, 1, 1, 1, 1, 1, 2, 3, 4]
+    config = RlConfig(
+        reward="answer",
+        prompts_per_rollout=9,
+        prompts_per_update=9,
+        micro_batch_size=3,
+        samples=2,
+        updates=1,
+        max_new_tokens=3,
+        gradient_checkpointing=checkpointing,
+    )
+    train_grpo(mllm, None, asked, config, tmp_path)
+    (record,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert record["answers"] == 18 and record["ratio"] == pytest.approx(1, abs=1e-3)
+
+
+def test_evaluation(run) -> None:
+    mllm, _, data = run
+    questions = reasoned(data)
+    asker = tokens.Asker(mllm, tokens.TokenEvalConfig(max_new_tokens=3, batch_size=4))
+    records = tokens.ask_questions(asker, questions, tokens.language_priors(data), 32)
+    assert {record["probe"] for record in records} >= {"vqa"} and len(records) >= 9
+    alone = asker("alone", [encoded_prompt(mllm, questions[4])])
+    assert records[4]["text"] == asker.text(alone[0])
+
+
+def test_hidden_states(run) -> None:
+    mllm, _, data = run
+    encoded = [encoded_prompt(mllm, c) for c in reasoned(data)]
+    states, mask = hidden_states(mllm, encoded, 2, batch_size=4)
+    assert torch.isfinite(states).all()
+    for row in (0, 4, 5):
+        alone, real = hidden_states(mllm, encoded[row : row + 1], 2)
+        torch.testing.assert_close(states[row][mask[row]], alone[0][real[0]], atol=5e-5, rtol=1e-3)
