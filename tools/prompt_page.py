@@ -12,13 +12,8 @@ from pathlib import Path
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from roboalign.conversations.prompts import (
-    ACTIONS,
-    Mode,
-    action_answer,
-    assistant_message,
-    user_message,
-)
+from roboalign.conversations.conversation import Conversation, Turn, messages
+from roboalign.conversations.prompts import ACTIONS, Mode, action_answer
 from roboalign.conversations.styles.base import PromptStyle
 from roboalign.conversations.styles.registry import STYLES
 
@@ -61,12 +56,12 @@ def samples(style: PromptStyle) -> list[Sample]:
 
 def rendered(sample: Sample, template: str) -> str:
     """The text that the model reads, by one of TEMPLATES."""
-    messages = [user_message(sample.question, image=True)]
-    if sample.answer is not None:
-        messages.append(assistant_message(sample.answer))
+    turn = Turn("", "", "", sample.question, sample.answer or "", "")
+    asked, answered = messages(Conversation(sample.title, "", 0, "", (b"",), (turn,)))
+    shown = [asked] if sample.answer is None else [asked, answered]
     source = (files("trl") / "chat_templates" / TEMPLATES[template]).read_text()
     (text,), _ = render_jinja_template(
-        conversations=[messages],
+        conversations=[shown],
         chat_template=source,
         add_generation_prompt=sample.answer is None,
     )

@@ -17,14 +17,17 @@ from roboalign.align.grpo.train import train_grpo
 from roboalign.align.sft import SftConfig, train_sft
 from roboalign.conversations.conversation import Conversation, read_conversations
 from roboalign.conversations.stored import StoredConversations
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.files import read_jsonl
 from roboalign.evaluate import tokens
+from roboalign.evaluate.priors import language_priors
 from roboalign.mixture.mixing.build import build
 from roboalign.mixture.mixing.config import MixtureConfig
 from roboalign.mllm.hidden import hidden_states
 from roboalign.mllm.tiny_classes import build_class
 
 CLASSES = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "llava_onevision")
+LABELLED = STYLES["labelled"]
 CHOICE = "Which word is right?\nA. left\nB. right"
 REPLY = "<think>It is {0}.</think><answer>{1}</answer>"
 FILES = {
@@ -117,7 +120,7 @@ def run(request: pytest.FixtureRequest, mixture: Path, tmp_path_factory: pytest.
 
 def reasoned(data: list[Conversation]) -> list[Conversation]:
     """The last turn of one conversation of each layout as a prompt: it sees all images."""
-    return [as_prompt(c, len(c.turns) - 1) for c in data if c.id.endswith("-0")]
+    return [as_prompt(c, len(c.turns) - 1, LABELLED) for c in data if c.id.endswith("-0")]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -145,7 +148,7 @@ def test_evaluation(run) -> None:
     mllm, _, data = run
     questions = reasoned(data)
     asker = tokens.Asker(mllm, tokens.TokenEvalConfig(max_new_tokens=3, batch_size=4))
-    records = tokens.ask_questions(asker, questions, tokens.language_priors(data), 32)
+    records = tokens.ask_questions(asker, questions, language_priors(data, LABELLED), 32)
     assert {record["probe"] for record in records} >= {"vqa"} and len(records) >= 9
     alone = asker("alone", [encoded_prompt(mllm, questions[4])])
     assert records[4]["text"] == asker.text(alone[0])

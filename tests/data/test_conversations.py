@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from roboalign.conversations import prompts
 from roboalign.conversations.conversation import (
     Conversation,
     Turn,
@@ -21,6 +20,7 @@ from roboalign.conversations.conversation import (
     write_conversations,
 )
 from roboalign.conversations.stored import StoredConversations
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.placement import IMAGE_MARK, kept_images, leading_images, marked, unmarked
 
@@ -71,8 +71,9 @@ def test_other_numbers_of_markers_are_refused(questions: list[str], images: int)
 
 
 def test_a_literal_marker_never_becomes_a_picture() -> None:
-    with pytest.raises(RoboAlignError, match="spells <image>"):
-        prompts.action_question("push the <image> button", "direct")
+    for style in STYLES.values():
+        with pytest.raises(RoboAlignError, match="spells <image>"):
+            style.action_question("push the <image> button", "direct")
     one = Conversation(
         "c", "e", 0, "t", (image(1),), (Turn("general", "text", "direct", "Q", "an <image>", "x"),)
     )

@@ -332,10 +332,8 @@ def take_over(
         for part, k in slices:
             path = examined_file(building.work, part, turn, k)
             with store.reading(path) as rows:
-                index.executemany(
-                    "INSERT INTO shown VALUES (?, ?, ?, ?)",
-                    rows.execute("SELECT item, number, sha, look FROM shown"),
-                )
+                shown = rows.execute("SELECT item, number, sha, look FROM shown")
+                index.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", shown)
                 index.executemany(
                     "INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?)",
                     ((*row, path.name) for row in rows.execute("SELECT * FROM drawn")),
