@@ -74,7 +74,7 @@ def test_metaworlds_experts_over_openpis_wire(tmp_path, capsys):
     expected = {key: (*outcome, None) for key, outcome in replay.results.items()}
     assert records(tmp_path / "out") == expected
     said = capsys.readouterr()
-    assert "fast, 64 px, camera corner2" in " ".join(said.out.split())
+    assert "fast, 64 px, camera corner2_near" in " ".join(said.out.split())
     assert "first request: button-press-topdown-v3 seed 1000000" in said.err
 
 

@@ -107,7 +107,7 @@ def test_settings_of_the_benchmark_that_a_preset_assumes():
     with pytest.raises(RoboAlignError, match="does not say what it wants"):
         world_defaults(ClientConfig(preset="roboalign"), "world", fields, {})
     others = world_defaults(ClientConfig(), "world", fields, {})
-    assert others == {"cameras": ("corner2",), "image_size": 480, "render": "default"}
+    assert others == {"cameras": ("corner2_near",), "image_size": 480, "render": "default"}
     assert world_defaults(ClientConfig(preset="groot"), "libero", fields, {}) == {"image_size": 256}
     assert world_defaults(ClientConfig(), "libero", fields, {}) == {}
 

@@ -1,5 +1,6 @@
 """Projection matrices against what is drawn, and the fast mode against the slow one."""
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -45,6 +46,24 @@ def test_a_marker_is_drawn_where_the_matrix_says(reach, camera, point):
     assert len(rows) > 10
     expected = project(reach.camera_geometry()[camera].projection, np.array(point))
     np.testing.assert_allclose([columns.mean() + 0.5, rows.mean() + 0.5], expected, atol=1.0)
+
+
+def test_a_moved_camera_is_the_models_at_another_place():
+    """What lerobot does: the camera is moved in the model, and the image turned by 180 degrees."""
+    environment = MetaWorld(
+        MetaWorldConfig(cameras=("corner2_near", "corner2"), image_size=SIZE)
+    ).make("reach-v3")
+    environment.reset(0)
+    images, geometry = environment.render(), environment.camera_geometry()
+    camera = environment.model.camera("corner2").id
+    environment.model.cam_pos[camera] = (0.75, 0.075, 0.7)
+    mujoco.mj_camlight(environment.model, environment.data)
+    np.testing.assert_array_equal(environment.render()["corner2"], images["corner2_near"])
+    assert (images["corner2"] != images["corner2_near"]).mean() > 0.2
+    low, high = project(
+        geometry["corner2_near"].projection, np.array([[0.0, 0.6, 0.0], [0.0, 0.6, 0.3]])
+    )
+    assert high[1] < low[1] - 10
 
 
 def test_up_is_up_in_both_cameras(reach):

@@ -94,7 +94,7 @@ def world_defaults(
             values["image_size"] = sizes.pop()
         return {name: value for name, value in values.items() if name in fields}
     if section == METAWORLD:
-        return {"cameras": ("corner2",), "image_size": 480, "render": "default"}
+        return {"cameras": ("corner2_near",), "image_size": 480, "render": "default"}
     if section == LIBERO and config.preset == "groot":
         return {"image_size": 256}
     return {}

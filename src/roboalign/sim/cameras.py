@@ -27,6 +27,8 @@ class CameraView:
     upside_down: bool = False
     """Whether the model mounts this camera rotated by 180 degrees; the image is then turned
     back."""
+    position: tuple[float, float, float] | None = None
+    """Where a fixed camera is moved to, world coordinates in meters; None: where the model has it."""
     lookat: tuple[float, float, float] = (0.0, 0.0, 0.0)
     distance: float = 1.0
     azimuth: float = 90.0
@@ -48,7 +50,11 @@ WORKSPACE = CameraView(
     fovy=30.0,
 )
 CORNER2 = CameraView("corner2", fixed="corner2", upside_down=True)
-VIEWS = {view.name: view for view in (WORKSPACE, CORNER2)}
+# lerobot and others move corner2 there; its orientation stays.
+CORNER2_NEAR = CameraView(
+    "corner2_near", fixed="corner2", upside_down=True, position=(0.75, 0.075, 0.7)
+)
+VIEWS = {view.name: view for view in (WORKSPACE, CORNER2, CORNER2_NEAR)}
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,9 @@ def pose_of(view: CameraView, model: mujoco.MjModel, data: mujoco.MjData) -> Pos
     if view.fixed is not None:
         camera = model.camera(view.fixed).id
         right, up, backward = data.cam_xmat[camera].reshape(3, 3).T
+        own = data.cam_xpos[camera].copy()
         return Pose(
-            data.cam_xpos[camera].copy(),
+            own if view.position is None else np.array(view.position),
             right.copy(),
             up.copy(),
             -backward,

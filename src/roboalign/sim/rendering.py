@@ -11,6 +11,8 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -99,9 +101,9 @@ class Renderer:
         if self.fast:
             inside = geoms_in_view(model, data, pose_of(view, model, data))
             model.geom_group[:] = np.where(inside, groups, _HIDDEN_GROUP)
-        mujoco.mjv_updateScene(
-            model, data, self.options, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene
-        )
+        with _moved(view, model, data):
+            everything = mujoco.mjtCatBit.mjCAT_ALL.value
+            mujoco.mjv_updateScene(model, data, self.options, None, camera, everything, self.scene)
         model.geom_group[:] = groups
         # All models share one OpenGL context: without this the first image after another model's
         # image is stale.
@@ -115,6 +117,21 @@ class Renderer:
     def close(self) -> None:
         """Free the model's meshes and textures in the OpenGL context."""
         self.context.free()
+
+
+@contextmanager
+def _moved(view: CameraView, model: mujoco.MjModel, data: mujoco.MjData) -> Iterator[None]:
+    """Move a fixed camera to where its view has it, within this context."""
+    if view.fixed is None or view.position is None:
+        yield
+        return
+    place = data.cam_xpos[model.camera(view.fixed).id]
+    own = place.copy()
+    place[:] = view.position
+    try:
+        yield
+    finally:
+        place[:] = own
 
 
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
