@@ -1,4 +1,4 @@
-"""Hold one websocket to a policy server: open it, exchange frames, reopen it once where it is lost.
+"""Hold one websocket to a policy server: open it, exchange frames, reopen it once if it is lost.
 
 Needs only msgpack and websockets, since a robot's computer may have no PyTorch.
 """

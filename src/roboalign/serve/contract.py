@@ -119,7 +119,7 @@ class Contract:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], where: str) -> "Contract":
-        """Return the contract that a server of ours told in its first frame.
+        """Return the contract that `roboalign serve` sends in its first frame.
 
         A default instruction stays the server's own: `prompt` is None. Raises RoboAlignError if the
         metadata are not those of `roboalign serve`.
