@@ -18,16 +18,25 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from scale_measure import Row, Setting, begin, matrix_rate
 from scale_model import SHAPES, Shape
-from scale_parts import PARTS, Row, Setting, begin, matrix_rate
+from scale_policy import act_part, head_part
+from scale_training import rollout_part, sft_part
 
 from roboalign.core.files import write_json, write_text
 
+PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    "sft": sft_part,
+    "rollout": rollout_part,
+    "head": head_part,
+    "act": act_part,
+}
 SHARE_ASSUMED = 0.2  # of the matrix rate, for the estimate of time alone
 STEP_SECONDS = {"cuda": 0.06, "cpu": 0.03}  # a decoding step of a rollout, for that estimate
 

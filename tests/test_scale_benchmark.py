@@ -24,7 +24,9 @@ from roboalign.mllm.tiny_classes import build_class
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import scale
 import scale_model
-import scale_parts
+import scale_policy
+import scale_training
+from scale_measure import Row, Setting, attempt, fits
 from scale_model import (
     SHAPES,
     build,
@@ -95,13 +97,13 @@ def test_the_published_shapes(name: str) -> None:
         and rows > 100
     )
     assert {(p.device.type, p.dtype) for p in parameters} == {("meta", torch.bfloat16)}
-    data = Conversations(mllm, conversations(shape, 64, turns=scale_parts._turns(mllm, shape)))
+    data = Conversations(mllm, conversations(shape, 64, turns=scale_training._turns(mllm, shape)))
     assert statistics.mean(len(data[i].input_ids) for i in range(64)) == pytest.approx(
         shape.tokens, rel=0.05
     )
 
 
-def small(preset: str, monkeypatch: pytest.MonkeyPatch) -> scale_parts.Setting:
+def small(preset: str, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """A published model's configuration, narrow and with two layers, at the widths of its heads; one step of each."""
     config = json.loads(json.dumps(MODEL_PRESETS[preset].config))
     config["text_config"] |= {
@@ -124,8 +126,7 @@ def small(preset: str, monkeypatch: pytest.MonkeyPatch) -> scale_parts.Setting:
     else:
         config["vision_config"]["fullatt_block_indexes"] = [1]
     monkeypatch.setitem(MODEL_PRESETS, preset, replace(MODEL_PRESETS[preset], config=config))
-    monkeypatch.setattr(scale_parts, "CAMERA_SIDE", 64)
-    monkeypatch.setattr(scale_parts, "WARM", 1)
+    monkeypatch.setattr(scale_policy, "CAMERA_SIDE", 64)
     shape = scale_model.Shape(
         preset,
         image=64,
@@ -140,9 +141,7 @@ def small(preset: str, monkeypatch: pytest.MonkeyPatch) -> scale_parts.Setting:
         answer=3,
     )
     monkeypatch.setitem(SHAPES, "small", shape)
-    return scale_parts.Setting(
-        shape, torch.device("cpu"), rate=1e10, steps=1, compile=False, workers=0
-    )
+    return Setting(shape, torch.device("cpu"), rate=1e10, steps=1, compile=False, workers=0, warm=1)
 
 
 @pytest.mark.parametrize("preset", ["qwen2.5-vl-3b", "qwen3-vl-8b"])
@@ -172,29 +171,25 @@ def test_a_part_that_fails_leaves_the_others(
     setting = small("qwen2.5-vl-3b", monkeypatch)
     tried: list[int] = []
 
-    def run(micro: int) -> list[scale_parts.Row]:
+    def run(micro: int) -> list[Row]:
         tried.append(micro)
         if micro > 2:
             raise torch.OutOfMemoryError
-        return [scale_parts.Row("sft", "fits", "s", [1.0, 3.0, 2.0], None)]
+        return [Row("sft", "fits", "s", [1.0, 3.0, 2.0], None)]
 
-    def never(micro: int) -> list[scale_parts.Row]:
+    def never(micro: int) -> list[Row]:
         raise torch.OutOfMemoryError
 
-    def sft(setting: scale_parts.Setting) -> Iterator[scale_parts.Row]:
-        yield from scale_parts.attempt(
-            "sft", "too large", setting, lambda: scale_parts.fits(setting, 4, never)
-        )
-        yield from scale_parts.attempt(
-            "sft", "fits", setting, lambda: scale_parts.fits(setting, 12, run)
-        )
+    def sft(setting: Setting) -> Iterator[Row]:
+        yield from attempt("sft", "too large", setting, lambda: fits(setting, 4, never))
+        yield from attempt("sft", "fits", setting, lambda: fits(setting, 12, run))
 
-    def broken(setting: scale_parts.Setting) -> Iterator[Any]:
-        yield scale_parts.Row("rollout", "first", "s", [1.0], 3 * 2**30)
+    def broken(setting: Setting) -> Iterator[Any]:
+        yield Row("rollout", "first", "s", [1.0], 3 * 2**30)
         raise ValueError("a fault")
 
-    def whole(setting: scale_parts.Setting) -> Iterator[scale_parts.Row]:
-        yield scale_parts.Row("head", "kept", "steps/s", [200.4], None)
+    def whole(setting: Setting) -> Iterator[Row]:
+        yield Row("head", "kept", "steps/s", [200.4], None)
 
     monkeypatch.setattr(scale, "PARTS", {"sft": sft, "rollout": broken, "head": whole})
     rows, failed = scale.measure(setting, ["sft", "rollout", "head"])

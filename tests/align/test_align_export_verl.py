@@ -1,4 +1,4 @@
-"""The export for verl and EasyR1: the reward against ours on the same answers, rows, settings, verl's own loaders."""
+"""The export for verl and EasyR1: rows, settings, the folder, what is refused, and verl's own loaders."""
 
 import asyncio
 import importlib.metadata
@@ -13,14 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import verl_case
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
+from verl_case import RL
 
-from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
-from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.export.verl import (
     check_verl_prompts,
     easyr1_config,
@@ -32,93 +30,19 @@ from roboalign.align.export.verl import (
     verl_table,
 )
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.rewards.actions import score_responses
-from roboalign.cli.export import copy_reward, load_file, verl_differences
+from roboalign.cli.export import verl_differences
 from roboalign.cli.main import main
-from roboalign.conversations.conversation import Conversation, Turn, write_conversations
-from roboalign.conversations.prompts import action_answer
-from roboalign.conversations.reply import write_tagged
-from roboalign.conversations.styles.registry import STYLES
+from roboalign.conversations.conversation import write_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json
-from roboalign.mllm.encode import collate, encode_prompt, end_ids, special_ids
+from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.load import load_mllm, save_mllm
-from roboalign.mllm.tiny import TinyConfig, build_tiny
 from roboalign.run.recipe import Recipe
 
-LABELLED = STYLES["labelled"]
+fast, mllm, conversations = verl_case.fast, verl_case.mllm, verl_case.conversations
+
 
 VERL = "0.9.1"
-TINY = {
-    "image_size": 32,
-    "depth": 2,
-    "width": 32,
-    "heads": 2,
-    "kv_heads": 1,
-    "mlp_width": 64,
-    "vision_width": 32,
-    "vision_depth": 2,
-    "vision_heads": 2,
-    "vocab_size": 500,
-}
-RL = {
-    "prompts_per_rollout": 4,
-    "prompts_per_update": 2,
-    "micro_batch_size": 2,
-    "max_new_tokens": 60,
-}
-
-
-def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer := io.BytesIO(), format="PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def fast() -> FastTokenizer:
-    rng = np.random.default_rng(0)
-    steps = rng.uniform(-1, 1, size=(200, 1, 2)) * np.linspace(0.2, 1, 4)[None, :, None]
-    return FastTokenizer.fit(steps, scale=3, vocab_size=40)
-
-
-@pytest.fixture(scope="module")
-def mllm(fast):
-    question = LABELLED.action_question("open the door", "think")
-    model = build_tiny(
-        TinyConfig(**TINY), [question, "<think>Go up and left.</think><answer>moon</answer>"] * 3
-    )
-    model.vocabulary = extend_tokenizer(model.tokenizer, fast.vocab_size)
-    extend_model(model.model, model.tokenizer, model.vocabulary)
-    return model
-
-
-@pytest.fixture(scope="module")
-def conversations(fast):
-    chunks = np.random.default_rng(1).uniform(-1, 1, (5, 4, 2)).astype(np.float32)
-    question = LABELLED.action_question("open the door", "think")
-    return [
-        Conversation(
-            f"rl-{n}",
-            "synthetic/door/0",
-            n,
-            "door",
-            (png(n),),
-            target=tuple(target),
-            chunk=chunks[n].tolist(),
-            turns=(
-                Turn(
-                    "action",
-                    "action",
-                    "think",
-                    question,
-                    write_tagged(action_answer(target), "Go."),
-                    "",
-                ),
-            ),
-        )
-        for n, target in enumerate(fast.encode(chunks))
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -150,115 +74,6 @@ def exported(run, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "out"
     assert main(["export", "verl", str(run), "--out", str(out), "--gpus", "2"]) == 0
     return out
-
-
-@pytest.fixture(scope="module", params=["paper", "decoded"])
-def reward(request, mllm, fast, tmp_path_factory):
-    """The preset's name, and the exported function file, loaded as a file."""
-    folder = tmp_path_factory.mktemp(request.param)
-    copy_reward(folder)
-    write_json(folder / "reward.json", reward_settings(mllm, fast, request.param))
-    return request.param, load_file(folder / "reward.py")
-
-
-def ours(mllm, fast, text: str, target, preset: str):
-    """Our reward of the ids that `text` is read as, and the text that a trainer would hand over for them."""
-    ids = mllm.tokenizer.encode(text, add_special_tokens=False)
-    (scored,) = score_responses(
-        [ids],
-        [target],
-        preset=preset,
-        vocabulary=mllm.vocabulary,
-        fast=fast,
-        eos_ids=end_ids(mllm),
-        special_ids=special_ids(mllm),
-        decode_text=lambda row: str(mllm.tokenizer.decode(list(row), skip_special_tokens=False)),
-    )
-    return scored, str(mllm.tokenizer.decode(ids, skip_special_tokens=False))
-
-
-def same(theirs: dict, scored) -> None:
-    for name in ("format", "action", "prefix"):
-        assert theirs[name] == pytest.approx(getattr(scored, name), abs=1e-6), name
-    assert theirs["score"] == pytest.approx(scored.total, abs=1e-6)
-
-
-PIECES = st.sampled_from(
-    [
-        "<think>",
-        "</think>",
-        "<answer>",
-        "</answer>",
-        "<ACTION_START>",
-        "<ACTION_END>",
-        "<FAST_1>",
-        "<FAST_39>",
-        "<FAST_40>",
-        "<FAST_01>",
-        "<FAST_",
-        ">",
-        " ",
-        "\n",
-        "moon",
-        "Go up.",
-        "<|im_end|>",
-        "<|im_start|>",
-        "é",
-        "5",
-    ]
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(pieces=st.lists(PIECES, max_size=9))
-def test_any_text_earns_what_its_ids_earn(reward, mllm, fast, conversations, pieces):
-    preset, module = reward
-    target = conversations[0].target
-    scored, text = ours(mllm, fast, "".join(pieces), target, preset)
-    same(module.score(text, list(target)), scored)
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_answers_near_the_target_earn_what_their_ids_earn(reward, mllm, fast, conversations, data):
-    preset, module = reward
-    target = list(data.draw(st.sampled_from(conversations)).target)
-    of_another = list(data.draw(st.sampled_from(conversations)).target)
-    kept = data.draw(st.integers(0, len(target)))
-    other = data.draw(st.lists(st.integers(0, fast.vocab_size - 1), max_size=3))
-    block = data.draw(
-        st.sampled_from(
-            [target, of_another, target[:kept] + other, target[:kept] + of_another[kept:]]
-        )
-    )
-    reasoning = data.draw(
-        st.sampled_from(["Go.", "", "  ", "a <answer>", "<FAST_2>", "\n up \n", "a<|im_start|>b"])
-    )
-    end = data.draw(st.sampled_from(["", "<|im_end|>", "<|im_end|><|im_end|>", " ", " x"]))
-    text = f"<think>{reasoning}</think><answer>{mllm.vocabulary.text(block)}</answer>{end}"
-    scored, written = ours(mllm, fast, text, target, preset)
-    same(module.score(written, target), scored)
-
-
-def test_the_rewards_by_hand(reward, conversations):
-    preset, module = reward
-    module.SETTINGS.update(n_fast=40)
-    block = "".join(f"<FAST_{i}>" for i in (7, 8, 9))
-    text = f"<think>a</think><answer><ACTION_START>{block}<ACTION_END></answer>"
-    target = list(conversations[0].target)
-    perfect = text.replace(block, "".join(f"<FAST_{i}>" for i in target))
-    assert module.compute_score("any", perfect, ground_truth(target), {"index": 0})["score"] == 1.0
-    # Without its tags the same block earns 0.5 as written, nothing where a chunk has to be well formed to be paid.
-    bare = perfect.replace("<think>a</think>", "")
-    assert module.score(bare, target)["score"] == {"paper": 0.5, "decoded": 0.0}[preset]
-    assert module.score("no idea", target)["score"] == 0.0
-    if preset == "paper":
-        assert module.score(text, [7, 8, 1, 2])["score"] == (1 + 2 / 4) / 2
-    batch = [
-        {"response": perfect, "response_length": 9, "ground_truth": ground_truth(target)},
-        {"response": "no idea", "response_length": 2, "ground_truth": ground_truth(target)},
-    ]
-    assert [one["overall"] for one in module.compute_scores(batch)] == [1.0, 0.0]
 
 
 def test_rows(mllm, conversations):

@@ -1,267 +1,42 @@
-"""GRPO: log-probabilities with a shared prompt, the loss against hand-written steps, resume after SIGKILL, the logs."""
+"""GRPO: the loss against hand-written steps, resume after SIGKILL, the logs, bad input."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_grpo
 import torch
-from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from small_disk import files_up_to
+from tiny_grpo import CONFIG, fast, plain_logits, prompts, reward_of_ids, timeless, tiny
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from roboalign.actions.fast import FastTokenizer
-from roboalign.actions.vocabulary import extend_model, extend_tokenizer
 from roboalign.align.answers import conversation_loss
 from roboalign.align.dataset import Conversations, action_ids, collate_conversations, pictures
-from roboalign.align.grpo import logprobs as logprobs_module
 from roboalign.align.grpo import rollout as rollout_module
 from roboalign.align.grpo.config import RlConfig
-from roboalign.align.grpo.logprobs import completion_statistics
-from roboalign.align.grpo.rollout import Rollout, batch_of, describe_groups, groups_of, roll_out
+from roboalign.align.grpo.rollout import Rollout, describe_groups, groups_of
 from roboalign.align.grpo.train import train_grpo
 from roboalign.align.grpo.trainer import GrpoTrainer
 from roboalign.align.rewards.actions import Reward
-from roboalign.conversations.conversation import Conversation, Turn
-from roboalign.conversations.styles.registry import STYLES
+from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
-from roboalign.mllm.encode import collate, encode_prompt
+from roboalign.mllm.encode import collate
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm, load_mllm
-from roboalign.mllm.tiny import TinyConfig, build_tiny
 
-LABELLED = STYLES["labelled"]
-
-torch.set_num_threads(1)  # a process killed and its successor must add in the same order
-
-CONFIG = {
-    "learning_rate": 1e-3,
-    "prompts_per_rollout": 4,
-    "prompts_per_update": 2,
-    "micro_batch_size": 1,
-    "samples": 3,
-    "updates": 6,
-    "max_new_tokens": 5,
-    "save_every": 1,
-    "kl": 0.1,
-    "logged_samples": 1,
-}
-
-
-def chunks() -> np.ndarray:
-    """[8, 4, 2] normalised action chunks."""
-    return np.random.default_rng(0).uniform(-1, 1, (8, 4, 2)).astype(np.float32)
-
-
-def fast() -> FastTokenizer:
-    return FastTokenizer.fit(chunks(), scale=2, vocab_size=40)
-
-
-def prompts(n: int = 6) -> list[Conversation]:
-    rng, tokenizer = np.random.default_rng(1), fast()
-    tasks = ["open the drawer", "push the red cube to the left", "reach"]
-    targets = tokenizer.encode(chunks())
-    result = []
-    for i in range(n):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(buffer, "PNG")
-        question = LABELLED.action_question(tasks[i % 3], "think")
-        turn = Turn("action", "action", "think", question, "<answer></answer>", "")
-        result.append(
-            Conversation(
-                f"rl-{i}",
-                "episode",
-                i,
-                "task",
-                (buffer.getvalue(),),
-                (turn,),
-                target=tuple(targets[i]),
-            )
-        )
-    return result
-
-
-def tiny() -> Mllm:
-    config = TinyConfig(
-        image_size=16,
-        patch_size=4,
-        merge=2,
-        vision_width=16,
-        vision_depth=2,
-        vision_heads=2,
-        width=32,
-        depth=2,
-        heads=2,
-        kv_heads=1,
-        mlp_width=32,
-        vocab_size=420,
-    )
-    mllm = build_tiny(config, [c.turns[0].question for c in prompts()])
-    mllm.vocabulary = extend_tokenizer(mllm.tokenizer, fast().vocab_size)
-    extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary)
-    return mllm
-
-
-def reward_of_ids(ids: Sequence[int]) -> float:
-    """A stand-in that spreads: the share of even ids."""
-    return float(np.mean([i % 2 == 0 for i in ids]))
-
-
-@pytest.fixture
-def even_ids_rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An untrained model never meets the format; what is tested here is what is made of rewards."""
-
-    def score(responses: Sequence[Sequence[int]], targets: object, **named: object) -> list[Reward]:
-        return [
-            Reward(reward_of_ids(ids), 0.0, 0.0, 0.0, None, False, 0, "no action block")
-            for ids in responses
-        ]
-
-    monkeypatch.setattr(rollout_module, "score_responses", score)
-
-
-# Log-probabilities.
-
-
-def plain_logits(
-    mllm: Mllm, question: str, images: Sequence[np.ndarray], completion: list[int]
-) -> Tensor:
-    """Logits [C, V] from one unpadded row, by nothing but the model's own forward pass."""
-    inputs = collate(mllm, [encode_prompt(mllm, question, images)])
-    del inputs["labels"]
-    length = inputs["input_ids"].shape[1]
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([completion])], dim=1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    kinds = torch.zeros_like(inputs["input_ids"])
-    kinds[:, :length] = inputs["mm_token_type_ids"]
-    return mllm.model(**(inputs | {"mm_token_type_ids": kinds})).logits[0, length - 1 : -1]
-
-
-def qwen2_5(mllm: Mllm) -> Mllm:
-    """The other family of the paper, with the tiny model's tokenizer and image processor."""
-    theirs = mllm.model.config
-    text = {
-        "vocab_size": theirs.text_config.vocab_size,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 1,
-        "fullatt_block_indexes": [1],
-        "window_size": 16,
-    }
-    ids = {
-        name: getattr(theirs, name)
-        for name in (
-            "image_token_id",
-            "video_token_id",
-            "vision_start_token_id",
-            "vision_end_token_id",
-        )
-    }
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
-    )
-    model.generation_config.eos_token_id = mllm.model.generation_config.eos_token_id
-    return Mllm(model.eval(), mllm.processor, mllm.vocabulary)
-
-
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-def test_log_probabilities_and_gradients_are_those_of_plain_rows(family: str) -> None:
-    """Prompts of different length, answers of different length, temperature: shared, repeated and plain agree."""
-    mllm = tiny() if family == "qwen3_vl" else qwen2_5(tiny())
-    assert mllm.model.config.model_type == family
-    asked, temperature = prompts(2), 0.7
-    answers = [[20, 30, 40, 50], [21], [22, 33], [23, 34, 45]]  # two answers to each prompt
-    generation = Generation([answers[:2], answers[2:]], [], [], 0, 0)
-    encoded = [encode_prompt(mllm, c.turns[0].question, pictures(c)) for c in asked]
-    rolled = Rollout(
-        encoded, answers, [[0.0] * len(a) for a in answers], [], torch.zeros(4), generation
-    )
-    batch = batch_of(mllm, rolled, 0, 2)
-    head = mllm.model.model.language_model.layers[
-        0
-    ].self_attn.k_proj.weight  # its gradient goes through the prompt
-
-    def gradient(loss: Tensor) -> Tensor:
-        mllm.model.zero_grad()
-        loss.backward()
-        return head.grad.clone()
-
-    expected, entropies = [], []
-    for row, answer in enumerate(answers):
-        c = asked[row // 2]
-        logits = plain_logits(mllm, c.turns[0].question, pictures(c), answer) / temperature
-        expected.append(logits.log_softmax(-1)[range(len(answer)), answer])
-        entropies.append(torch.distributions.Categorical(logits=logits).entropy())
-    weights = [torch.arange(1.0, len(a) + 1) for a in answers]
-    wanted = gradient(sum((e * w).sum() for e, w in zip(expected, weights)))
-    for share in (True, False):
-        found = completion_statistics(
-            mllm.model,
-            batch.prompts,
-            batch.completions,
-            batch.mask,
-            images=batch.images,
-            temperature=temperature,
-            share_prompt=share,
-        )
-        for row, answer in enumerate(answers):
-            torch.testing.assert_close(
-                found.logp[row, : len(answer)], expected[row], atol=2e-5, rtol=1e-4
-            )
-            torch.testing.assert_close(
-                found.entropy[row, : len(answer)], entropies[row], atol=2e-5, rtol=1e-4
-            )
-        loss = sum(
-            (found.logp[row, : len(a)] * w).sum()
-            for row, (a, w) in enumerate(zip(answers, weights))
-        )
-        torch.testing.assert_close(gradient(loss), wanted, atol=1e-4, rtol=1e-3)
-
-
-def test_sampler_and_trainer_agree_on_log_probabilities() -> None:
-    mllm, asked = tiny(), prompts(3)
-    rolled = roll_out(
-        mllm, fast(), asked, samples=4, max_new_tokens=12, temperature=0.8, preset="paper", seed=3
-    )
-    batch = batch_of(mllm, rolled, 0, 3)
-    with torch.no_grad():
-        found = completion_statistics(
-            mllm.model,
-            batch.prompts,
-            batch.completions,
-            batch.mask,
-            images=batch.images,
-            temperature=0.8,
-        )
-    torch.testing.assert_close(found.logp * batch.mask, batch.old_logp, atol=5e-5, rtol=1e-4)
-    assert int(batch.mask.sum()) == rolled.generation.n_decoded_tokens
+even_ids_rewarded = tiny_grpo.even_ids_rewarded
 
 
 # The loss.
@@ -389,23 +164,15 @@ def test_replay_adds_the_sft_loss(tmp_path: Path, neutral: bool) -> None:
     assert record["loss"] == pytest.approx(0.5 * record["replay_loss"], rel=1e-4)
 
 
-# Resume.
-
-
-def timeless(folder: Path, name: str) -> list[dict]:
-    return [
-        {k: v for k, v in r.items() if not k.startswith("seconds")}
-        for r in read_jsonl(folder / name)
-    ]
-
-
 def test_killed_run_ends_like_an_unbroken_one(tmp_path: Path, even_ids_rewarded: None) -> None:
     """SIGKILL in the second update of the second rollout, in a process of its own; then the same call again."""
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     script = f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import test_align_grpo as t
+        import tiny_grpo as t
+        from roboalign.align.grpo.config import RlConfig
+        from roboalign.align.grpo.train import train_grpo
         from roboalign.align.grpo.trainer import GrpoTrainer
         patch = t.pytest.MonkeyPatch()
         t.even_ids_rewarded.__wrapped__(patch)
@@ -415,7 +182,7 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path: Path, even_ids_rewarded:
                 os.kill(os.getpid(), signal.SIGKILL)
             return inner(self, *arguments)
         GrpoTrainer.training_step = step
-        t.train_grpo(t.tiny(), t.fast(), t.prompts(), t.RlConfig(**t.CONFIG), {str(broken)!r})
+        train_grpo(t.tiny(), t.fast(), t.prompts(), RlConfig(**t.CONFIG), {str(broken)!r})
     """
     killed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True
@@ -537,37 +304,3 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     mllm.vocabulary = None
     with pytest.raises(RoboAlignError, match="no action tokens"):
         train_grpo(mllm, fast(), prompts(), config, tmp_path)
-
-
-def test_samples_that_the_trainer_scores_otherwise_stop_the_training(
-    tmp_path, monkeypatch, even_ids_rewarded
-):
-    """Images handed to the wrong answers: each ratio of the first update would be wrong without a word."""
-    real = logprobs_module.repeat_rows
-
-    def shifted(prompts, images, times):
-        repeated = real(prompts, images, times)
-        return repeated | {"pixel_values": 3 * repeated["pixel_values"].flip(0)}
-
-    monkeypatch.setattr(logprobs_module, "repeat_rows", shifted)
-    config = RlConfig(**CONFIG | {"gradient_checkpointing": True, "micro_batch_size": 2})
-    with pytest.raises(RoboAlignError, match="with the same weights"):
-        train_grpo(sensitive(), fast(), prompts(), config, tmp_path)
-
-
-def test_equal_samples_and_scores_train_on(tmp_path, even_ids_rewarded):
-    config = RlConfig(
-        **CONFIG | {"gradient_checkpointing": True, "micro_batch_size": 2, "updates": 2}
-    )
-    train_grpo(sensitive(), fast(), prompts(), config, tmp_path)
-    first = read_jsonl(tmp_path / "metrics.jsonl")[0]
-    assert first["ratio"] == pytest.approx(1.0, abs=1e-4)
-
-
-def sensitive() -> Mllm:
-    """A model whose output depends strongly on the image: its random weights are enlarged."""
-    mllm = tiny()
-    with torch.no_grad():
-        for parameter in mllm.model.parameters():
-            parameter.mul_(4)
-    return mllm

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_align_grpo import CONFIG, fast, prompts, tiny
+from tiny_grpo import CONFIG, fast, prompts, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from roboalign.align.grpo import trainer as grpo

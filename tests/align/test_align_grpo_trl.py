@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_align_grpo import fast, prompts, tiny
+from tiny_grpo import fast, prompts, tiny
 
 from roboalign.align.dataset import pictures
 from roboalign.align.grpo.config import RlConfig

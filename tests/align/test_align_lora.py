@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_align_grpo as tiny_grpo
+import tiny_grpo
 import torch
 from backbone_checks import FRAMES, TURNS, model_of
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from roboalign.align.checkpoints import MANIFEST, _needed
+from roboalign.align.dataset import pictures
 from roboalign.align.engines.vllm.weights import write_policy
 from roboalign.align.grpo import rollout as rollout_module
 from roboalign.align.grpo.config import RlConfig
@@ -76,7 +77,7 @@ def logits(mllm: Mllm) -> Tensor:
     asked = tiny_grpo.prompts(1)[0]
     with torch.no_grad():
         return tiny_grpo.plain_logits(
-            mllm, asked.turns[0].question, tiny_grpo.pictures(asked), [20, 430, 421, 50]
+            mllm, asked.turns[0].question, pictures(asked), [20, 430, 421, 50]
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_align_grpo as tiny_grpo
+import tiny_grpo
 import torch
 from fake_vllm import FakeVllm
 from safetensors.torch import load_file

@@ -4,33 +4,24 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import backbone_checks as backbones
 import pytest
-import test_align_grpo as tiny_grpo
+import tiny_grpo
 import torch
 from fake_vllm import FakeVllm, Fault, no_fault
-from pydantic import ValidationError
 from safetensors.torch import load_file
+from vllm_case import config_of, nth, published, train
 
-from roboalign.align.engines.vllm.chat import read_completion
-from roboalign.align.engines.vllm.client import VllmClient, VllmConfig
-from roboalign.align.engines.vllm.sampler import Drift, VllmSampler, own_logp
-from roboalign.align.engines.vllm.weights import check_served, write_policy
-from roboalign.align.grpo.config import RlConfig
+from roboalign.align.engines.vllm.sampler import VllmSampler, own_logp
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.align.grpo.rollout import STOP, batch_of, prompt_of, roll_out
-from roboalign.align.grpo.train import train_grpo
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import locked, read_jsonl
-from roboalign.mllm.encode import Prompt, encode_prompt
+from roboalign.core.files import read_jsonl
+from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.generate import generate
-from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 
 torch.set_num_threads(1)
-SETTINGS = {"concurrency": 3, "timeout": 60.0, "patience": 0.3, "tolerance": 1e-3}
 
 
 @pytest.fixture
@@ -45,38 +36,6 @@ def serve() -> Iterator[Callable[..., FakeVllm]]:
     for server in started:
         if not server.released.is_set():
             server.stop()
-
-
-def config_of(server: FakeVllm, folder: Path, **more: object) -> VllmConfig:
-    return VllmConfig(**{"url": server.url, "weights": str(folder / "policy"), **SETTINGS, **more})
-
-
-def train(folder: Path, vllm: VllmConfig | None, patch: pytest.MonkeyPatch, **more: object) -> Mllm:
-    tiny_grpo.even_ids_rewarded.__wrapped__(patch)
-    mllm, config = (
-        tiny_grpo.tiny(),
-        RlConfig(**{**tiny_grpo.CONFIG, "updates": 4, "vllm": vllm, **more}),
-    )
-    train_grpo(mllm, tiny_grpo.fast(), tiny_grpo.prompts(), config, folder / "rl")
-    return mllm
-
-
-def published(sampler: VllmSampler, mllm: Mllm, probes: list[Prompt], max_new_tokens: int) -> Drift:
-    sampler.write(mllm, 0)
-    return sampler.load(mllm, probes, 0, max_new_tokens)
-
-
-def nth(path: str, number: int, fault: str) -> Fault:
-    """The fault at the request of this number (from 1) to `path`, and at no other."""
-    seen = []
-
-    def at(requested: str, body: dict[str, Any]) -> str:
-        if requested != path:
-            return ""
-        seen.append(body)
-        return fault if len(seen) == number else ""
-
-    return at
 
 
 # Answers.
@@ -123,36 +82,6 @@ def test_other_classes(name: str, tmp_path: Path, serve: Callable) -> None:
         key for key in stored if key.startswith("vision_tower.") and ".vision_model." not in key
     ]
     sampler.client.close()
-
-
-def test_the_weights_names_are_the_published_ones_whatever_the_models_folder_had(
-    tmp_path: Path,
-) -> None:
-    """A folder with the names that a LLaVA built here has, and one with those of a published LLaVA."""
-    mllm = backbones.model_of("llava", tied=False)
-    write_policy(mllm, tmp_path / "published", 0)
-    save_mllm(mllm, tmp_path / "built")
-    wanted = load_file(tmp_path / "published" / "model.safetensors")
-    assert load_file(tmp_path / "built" / "model.safetensors").keys() != wanted.keys()
-    for name in ("published", "built"):
-        loaded = load_mllm(tmp_path / name)
-        before = loaded.model._weight_conversions
-        write_policy(loaded, tmp_path / f"from-{name}", 0)
-        found = load_file(tmp_path / f"from-{name}" / "model.safetensors")
-        assert found.keys() == wanted.keys() and all(
-            torch.equal(found[key], wanted[key]) for key in wanted
-        )
-        assert loaded.model._weight_conversions is before
-
-
-@pytest.mark.parametrize(("kind", "tower"), [("idefics3", "idefics3_vision"), ("llava", "dinov2")])
-def test_a_class_that_was_not_compared_is_refused(kind: str, tower: str) -> None:
-    config = SimpleNamespace(model_type=kind, vision_config=SimpleNamespace(model_type=tower))
-    with pytest.raises(
-        RoboAlignError,
-        match=f"of type {kind} whose vision tower is of type {tower} was not compared",
-    ):
-        check_served(config)
 
 
 def test_own_log_probabilities_replace_those_of_the_server(tmp_path: Path) -> None:
@@ -297,154 +226,3 @@ def test_what_passes_is_tried_again(
     published(sampler, tiny_grpo.tiny(), [prompt_of(c) for c in tiny_grpo.prompts(1)], 2)
     assert server.count("/collective_rpc") == 2 and server.count("/reset_prefix_cache") == 2
     assert "HTTP 503: overloaded; tried again" in capsys.readouterr().err
-
-
-# One reply, and what can be wrong with it.
-
-
-def reply_and_prompt(mllm: Mllm) -> tuple[dict[str, Any], Any]:
-    one = prompt_of(tiny_grpo.prompts(1)[0])
-    prompt = encode_prompt(mllm, one.question, one.images)
-    found = generate(mllm, [prompt], samples=2, max_new_tokens=4, seed=[1])
-    choices = [
-        {
-            "index": i,
-            "token_ids": ids,
-            "logprobs": {"content": [{"logprob": value} for value in logp]},
-        }
-        for i, (ids, logp) in enumerate(zip(found.tokens[0], found.logprobs[0]))
-    ]
-    return {"prompt_token_ids": prompt.input_ids.tolist(), "choices": choices}, prompt
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda reply: reply.pop("choices"), "no chat completion with token ids"),
-        (
-            lambda reply: reply.update(prompt_token_ids=None),
-            r"\(0 and \d+, the first difference at 0\)",
-        ),
-        (lambda reply: reply["choices"][1].pop("token_ids"), "no chat completion with token ids"),
-        (
-            lambda reply: reply["choices"][1].update(logprobs=None),
-            "no chat completion with token ids",
-        ),
-        (lambda reply: reply["choices"].pop(), "it holds 1 answers, not 2"),
-        (
-            lambda reply: reply["choices"][0].update(token_ids=[], logprobs={"content": []}),
-            "an answer is empty",
-        ),
-        (
-            lambda reply: reply["choices"][0]["token_ids"].pop(),
-            "an answer of 3 tokens has 4 log-probabilities",
-        ),
-        (
-            lambda reply: reply["choices"][0]["logprobs"]["content"][0].update(
-                logprob=float("nan")
-            ),
-            "of 4 tokens has 4",
-        ),
-        (
-            lambda reply: reply["choices"][0]["token_ids"].__setitem__(0, 10**6),
-            "token 1000000 is none that may be",
-        ),
-        (
-            lambda reply: reply["choices"][0]["token_ids"].__setitem__(0, "7"),
-            "token 7 is none that may be",
-        ),
-        (
-            lambda reply: [
-                part.pop()
-                for part in (
-                    reply["choices"][0]["token_ids"],
-                    reply["choices"][0]["logprobs"]["content"],
-                )
-            ],
-            "an answer stops after 3 tokens, at neither an end token nor `</answer>`",
-        ),
-    ],
-)
-def test_a_reply_that_is_not_the_answers_is_one_clear_error(change: Callable, message: str) -> None:
-    mllm = tiny_grpo.tiny()
-    reply, prompt = reply_and_prompt(mllm)
-    assert len(read_completion(mllm, copy.deepcopy(reply), prompt, 2, 4, STOP, "http://here")) == 2
-    change(reply)
-    with pytest.raises(
-        RoboAlignError, match=f"http://here: a reply cannot be trained on: .*{message}"
-    ):
-        read_completion(mllm, reply, prompt, 2, 4, STOP, "http://here")
-
-
-def test_an_answer_that_ends_with_the_stop_text_is_finished() -> None:
-    mllm = tiny_grpo.tiny()
-    reply, prompt = reply_and_prompt(mllm)
-    ids = mllm.tokenizer.encode("up</answer>", add_special_tokens=False)
-    whole = {"token_ids": ids, "logprobs": {"content": [{"logprob": -1.0}] * len(ids)}}
-    cut = {"token_ids": ids[:-1], "logprobs": {"content": [{"logprob": -1.0}] * (len(ids) - 1)}}
-    for choice, found, limit in ((whole, True, len(ids) + 5), (cut, False, len(ids) - 1)):
-        reply["choices"] = [{"index": 0, **choice}]
-        assert read_completion(mllm, reply, prompt, 1, limit, STOP, "")[0][2] is found
-
-
-# Weights and settings.
-
-
-def test_the_policy_is_a_folder_with_an_output_embedding_of_its_own(tmp_path: Path) -> None:
-    mllm = tiny_grpo.tiny()
-    assert mllm.model.lm_head.weight is mllm.model.get_input_embeddings().weight
-    write_policy(mllm, tmp_path / "model", 7)
-    weights = load_file(tmp_path / "model" / "model.safetensors")
-    assert torch.equal(weights["lm_head.weight"], mllm.model.lm_head.weight)
-    loaded = load_mllm(tmp_path / "model")
-    assert loaded.model.lm_head.weight is not loaded.model.get_input_embeddings().weight
-    assert json.loads((tmp_path / "model" / "roboalign-policy.json").read_text()) == {"update": 7}
-    write_policy(mllm, tmp_path / "model", 8)  # what it wrote itself, it replaces
-    write_policy(loaded, tmp_path / "untied", 0)
-    again = load_file(tmp_path / "untied" / "model.safetensors")
-    assert again.keys() == weights.keys() and all(
-        torch.equal(again[name], weights[name]) for name in weights
-    )
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(RoboAlignError, match=r"something other than a policy.*new folder"):
-        write_policy(mllm, tmp_path / "mine", 0)
-    assert list(tmp_path.glob(".*partial")) == []
-
-
-def test_a_folder_serves_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = VllmConfig(url="http://127.0.0.1:9", weights=str(tmp_path / "policy"), **SETTINGS)
-    with (
-        locked(tmp_path / "policy"),
-        pytest.raises(RoboAlignError, match="another command is at work in this folder"),
-    ):
-        train(tmp_path, config, monkeypatch)
-
-
-def test_settings() -> None:
-    one, two = (VllmConfig(url=url, weights="w") for url in ("http://a:8000/v1/", "https://b"))
-    assert one.url == "http://a:8000"
-    for url in ("a:8000", "ftp://a", "http://user:key@a", "http://a?key=1", "http://a:none"):
-        with pytest.raises(ValidationError, match="url"):
-            VllmConfig(url=url, weights="w")
-    local, here, there = (RlConfig(vllm=vllm).fingerprint() for vllm in (None, one, two))
-    assert (
-        here == there
-        and here["sampler"] == "vllm"
-        and "sampler" not in local
-        and "vllm" not in local
-    )
-    assert {**local, "sampler": "vllm"} == here
-
-
-def test_the_key_is_sent_and_a_refusal_names_it(
-    serve: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLLM_API_KEY", "secret")
-    config = VllmConfig(url="http://127.0.0.1:9", weights="w", **{**SETTINGS, "patience": 0.1})
-    client = VllmClient(config, "start it")
-    assert client._http.headers["Authorization"] == "Bearer secret"
-    with pytest.raises(
-        RoboAlignError,
-        match=r"127.0.0.1:9/v1/models: no answer after 1 tries \(ConnectError.*start",
-    ):
-        client.request("/v1/models")

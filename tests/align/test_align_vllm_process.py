@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import test_align_grpo as tiny_grpo
+import tiny_grpo
 import torch
 from fake_vllm import FakeVllm, Fault, no_fault, running, vllm_executable
 from pydantic import ValidationError
-from test_align_vllm import SETTINGS, nth, train
+from vllm_case import SETTINGS, nth, train
 
 from roboalign.align.engines.vllm import guard as vllm_guard
 from roboalign.align.engines.vllm.client import VllmConfig

@@ -20,7 +20,7 @@ from pathlib import Path
 import backbone_checks as backbones
 import numpy as np
 import pytest
-import test_align_grpo as tiny_grpo
+import tiny_grpo
 import torch
 
 from roboalign.align.engines.vllm.client import VllmConfig

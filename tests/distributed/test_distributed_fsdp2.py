@@ -17,7 +17,7 @@ from two_ranks import (
     with_one_table,
 )  # makes the modules of tests/align importable
 
-import test_align_grpo as tiny_grpo  # isort: skip
+import tiny_grpo  # isort: skip
 import test_align_sft as tiny_sft  # isort: skip
 import test_distributed_grpo as grpo_runs  # isort: skip
 import test_distributed_sft as sft_runs  # isort: skip
@@ -32,6 +32,7 @@ from roboalign.align.grpo.train import build_grpo_trainer, train_grpo
 from roboalign.align.sft import SftTrainer, train_sft
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
+from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 
@@ -258,7 +259,7 @@ def copies(mllm_of: Callable[[], Mllm]) -> int:
     split_model()
     mllm = mllm_of()
     before = {name: value.clone() for name, value in mllm.model.state_dict().items()}
-    prompt = tiny_grpo.encode_prompt(mllm, "reach", grpo.prompt_of(tiny_grpo.prompts()[0]).images)
+    prompt = encode_prompt(mllm, "reach", grpo.prompt_of(tiny_grpo.prompts()[0]).images)
     expected = generate(mllm, [prompt], max_new_tokens=8, temperature=0.0)
     trainer = build_grpo_trainer(
         mllm,

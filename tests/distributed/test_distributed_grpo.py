@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
-from two_ranks import split_model, two_ranks  # makes test_align_grpo importable
+from two_ranks import split_model, two_ranks  # makes tiny_grpo importable
 
-import test_align_grpo as tiny_grpo  # isort: skip
+import tiny_grpo  # isort: skip
 
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.train import train_grpo

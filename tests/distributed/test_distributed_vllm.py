@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from two_ranks import split_model, two_ranks  # makes test_align_grpo importable
+from two_ranks import split_model, two_ranks  # makes tiny_grpo importable
 
-import test_align_grpo as tiny_grpo  # isort: skip
+import tiny_grpo  # isort: skip
 from fake_vllm import FakeVllm, vllm_executable  # isort: skip
 
 from roboalign.align.engines.vllm.client import VllmConfig

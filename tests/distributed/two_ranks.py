@@ -17,7 +17,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "align")]
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["roboalign.run.scheduler", "roboalign.cli.main", "test_align_grpo"])
+FORKED.set_forkserver_preload(["roboalign.run.scheduler", "roboalign.cli.main", "tiny_grpo"])
 
 
 @dataclass(frozen=True)
