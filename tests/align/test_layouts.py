@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from roboalign.align.budget import token_counts
+from roboalign.align.dataset import Conversations
 from roboalign.align.distill import as_prompt
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.rollout import encoded_prompt
@@ -18,6 +20,7 @@ from roboalign.align.sft import SftConfig, train_sft
 from roboalign.conversations.conversation import Conversation, read_conversations
 from roboalign.conversations.stored import StoredConversations
 from roboalign.conversations.styles.registry import STYLES
+from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
 from roboalign.evaluate import tokens
 from roboalign.evaluate.priors import language_priors
@@ -162,3 +165,24 @@ def test_hidden_states(run) -> None:
     for row in (0, 4, 5):
         alone, real = hidden_states(mllm, encoded[row : row + 1], 2)
         torch.testing.assert_close(states[row][mask[row]], alone[0][real[0]], atol=5e-5, rtol=1e-3)
+
+
+def test_conversations_over_the_token_budget_are_left_out_by_name(
+    mixture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = StoredConversations(mixture, "train")
+    mllm = build_class("qwen2_5_vl", [turn.question for c in data for turn in c.turns])
+    counts = token_counts(mllm, data)
+    whole = [Conversations(mllm, data)[number] for number in range(len(data))]
+    assert counts.tolist() == [len(one.input_ids) for one in whole]
+    most = int(np.median(counts))
+    config = SftConfig(batch_size=2, micro_batch_size=2, max_steps=1, max_tokens=most)
+    ledger = train_sft(mllm, data, config, tmp_path)
+    named = (tmp_path / "too-long.txt").read_text().splitlines()
+    assert named == [f"{count} {c.id}" for count, c in zip(counts, data) if count > most]
+    assert ledger["too_long"] == len(named) > 0 and ledger["tokens"] <= 2 * most
+    assert (
+        f"{len(named)} of 18 conversations have more than {most} tokens" in capfd.readouterr().err
+    )
+    with pytest.raises(RoboAlignError, match="all 18 conversations have more than 3 tokens"):
+        train_sft(mllm, data, config.model_copy(update={"max_tokens": 3}), tmp_path / "none")

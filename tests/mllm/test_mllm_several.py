@@ -1,9 +1,12 @@
 """Conversations with no image, one or several, of different sizes, in one batch: each as it is alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from roboalign.align.backbone import ImagesConfig
 from roboalign.align.grpo.logprobs import completion_statistics
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import (
@@ -15,8 +18,9 @@ from roboalign.mllm.encode import (
 )
 from roboalign.mllm.generate import generate
 from roboalign.mllm.hidden import hidden_states
-from roboalign.mllm.load import Mllm
+from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.pixels import repeat_rows
+from roboalign.mllm.processors import bound_pixels
 from roboalign.mllm.tiny_classes import build_class
 
 TEXTS = ["Where is the red block? Is it left of the box, or right?", "left right one two"] * 9
@@ -198,3 +202,27 @@ def test_a_blank_image_changes_nothing_but_takes_part(mllm: Mllm, side: str) -> 
     touched = [p.grad for p in tower if p.grad is not None]
     assert len(touched) > 0.9 * len(tower) and all(float(one.abs().max()) == 0 for one in touched)
     mllm.model.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_bounds_on_pixels_are_saved_with_the_model(name: str, tmp_path: Path) -> None:
+    mllm = build_class(name, TEXTS)
+    images = mllm.processor.image_processor
+    step = images.patch_size * images.merge_size
+    bound_pixels(mllm.processor, 4 * step**2, 9 * step**2)
+    save_mllm(mllm, tmp_path / "model")
+    loaded = load_mllm(tmp_path / "model")
+    for side, tokens in ((1, 4), (3, 9), (40, 9)):
+        blank = np.zeros((side * step, side * step, 3), np.uint8)
+        for one in (mllm, loaded):
+            found = encode_prompt(one, "Where?", [blank]).input_ids
+            assert np.isin(found, one.processor.image_token_ids).sum() == tokens
+
+
+def test_bounds_that_no_image_can_meet_are_refused() -> None:
+    with pytest.raises(RoboAlignError, match="at least 9000000 and at most"):
+        bound_pixels(build_class("qwen3_vl", TEXTS).processor, 9_000_000, None)
+    with pytest.raises(RoboAlignError, match="has no bounds on pixels"):
+        bound_pixels(build_class("smolvlm", TEXTS).processor, None, 100)
+    with pytest.raises(ValueError, match="min_pixels 5 is above max_pixels 4"):
+        ImagesConfig(min_pixels=5, max_pixels=4)

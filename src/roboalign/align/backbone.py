@@ -12,6 +12,23 @@ from roboalign.mllm.rounding import Dtype
 from roboalign.mllm.tiny import TinyConfig
 
 
+class ImagesConfig(Config):
+    """Bounds of the pixels to which the processor of Qwen2.5-VL or Qwen3-VL resizes an image, in
+    whole patches. They are saved with the model, so SFT, RL, the head and serving share them."""
+
+    min_pixels: int | None = Field(None, ge=1)
+    """Smaller images are enlarged to it. Default: the processor's own."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Larger images are reduced to it: a pixel budget, and so one of tokens. Default: the
+    processor's own, up to 16,384 tokens an image."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ImagesConfig":
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        return self
+
+
 class BackboneConfig(Config):
     """The pretrained MLLM that is aligned."""
 
@@ -29,6 +46,8 @@ class BackboneConfig(Config):
     """For a folder with a model of LLaVA's kind: first train the connector from its vision encoder
     to its text model, on the language-only part of the mixture. Without it, the model is used
     unchanged."""
+    images: ImagesConfig = ImagesConfig()
+    """How many pixels of an image the model sees."""
     action_start: Literal["mean", "labels"] = "mean"
     """Initial embedding of <ACTION_START>: the `mean` of all tokens, as for the other action
     tokens, or the mean of the words that open answers (`labels`)."""

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from transformers.utils import is_liger_kernel_available
 
 from roboalign.align.answers import answer_loss, logits_at_answers
+from roboalign.align.budget import fitting
 from roboalign.align.checkpoints import WeightsDigest, weights_fingerprint
 from roboalign.align.dataset import (
     Conversations,
@@ -61,6 +62,9 @@ class SftConfig(TuneConfig):
     """Conversations per update, over all devices."""
     micro_batch_size: int = Field(32, ge=1)
     """Conversations per forward pass and device; for `extra-sft` and `ecot`, the maximum."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Leave out conversations of more tokens, images included; `too-long.txt` names them. Default:
+    none is left out."""
     freeze_vision: bool = True
     """Keep the vision tower (encoder and projector) unchanged."""
     compile: bool = False
@@ -152,9 +156,10 @@ def train_sft(
         )
     if config.threads:
         torch.set_num_threads(config.threads)
-    updates = config.max_steps or math.ceil(len(conversations) * config.epochs / config.batch_size)
+    kept = fitting(mllm, conversations, config.max_tokens, out_dir, label)
+    updates = config.max_steps or math.ceil(len(kept) * config.epochs / config.batch_size)
     lengths, turns = lengths_of(conversations)
-    order = sample_order(lengths, config.batch_size, updates, config.seed)
+    order = kept[sample_order(lengths[kept], config.batch_size, updates, config.seed)].tolist()
     lora = config.choose_trained(mllm)
     if config.bf16 and mllm.device.type == "cpu":
         # PyTorch's fused attention is several times slower in bfloat16 than in float32 on a CPU.
@@ -172,6 +177,8 @@ def train_sft(
         "parameters": parameters,
         "trainable": trainable,
     }
+    if len(kept) < len(conversations):
+        ledger["too_long"] = len(conversations) - len(kept)
     if trainer.is_world_process_zero():
         write_json(out_dir / "ledger.json", ledger)
     return ledger

@@ -196,6 +196,32 @@ def _require_padding(tokenizer: Any, folder: Path) -> None:
         )
 
 
+def bound_pixels(processor: Any, least: int | None, most: int | None) -> None:
+    """Set the least and the most pixels to which the processor resizes an image; None: unchanged.
+
+    They are saved with the model. Raises RoboAlignError for a class that resizes to a fixed size,
+    and if the most are fewer than the least.
+    """
+    images = processor.image_processor
+    if least is None and most is None:
+        return
+    if not type(images).__name__.startswith("Qwen2VL"):
+        raise RoboAlignError(
+            f"{type(processor).__name__} resizes images to fixed sizes and has no bounds on pixels",
+            where="backbone.images",
+            fix="leave out `images`, or use a model of Qwen2.5-VL or Qwen3-VL",
+        )
+    size = {"shortest_edge": least, "longest_edge": most}
+    size = {name: value or images.size[name] for name, value in size.items()}
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise RoboAlignError(
+            f"an image has at least {size['shortest_edge']} and at most {size['longest_edge']} pixels",
+            where="backbone.images",
+            fix="set min_pixels and max_pixels, the first not above the second",
+        )
+    images.size = type(images.size)(**size)
+
+
 def save_processor(processor: Any, folder: str | Path) -> None:
     """Write a processor with its tokenizer into `folder`, so that stock tools (vLLM, verl) can open it too."""
     processor.save_pretrained(folder)

@@ -21,7 +21,7 @@ from roboalign.mllm.presets import (
     preset_config,
     preset_of,
 )
-from roboalign.mllm.processors import load_processor
+from roboalign.mllm.processors import bound_pixels, load_processor
 from roboalign.mllm.tiny import build_tiny
 from roboalign.plan.arithmetic import BackboneSize
 from roboalign.run.recipe import Recipe
@@ -134,13 +134,31 @@ def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
         return config, "a new tiny model", (tiny.image_size // tiny.patch_size // tiny.merge) ** 2
     if (preset := named_preset(source)) is not None:
         config = preset_config(next(name for name, one in MODEL_PRESETS.items() if one is preset))
-        return config, preset.repository, image_tokens(preset.image, size, size)
+        return config, preset.repository, image_tokens(bounded(preset, recipe), size, size)
     folder = existing_folder(source)
     processor: Any = load_processor(folder)
+    bound_pixels(processor, recipe.backbone.images.min_pixels, recipe.backbone.images.max_pixels)
     blank = np.zeros((size, size, 3), dtype=np.uint8)
     read = processor(text=[processor.image_token], images=[[blank]], add_special_tokens=False)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     return config, source if hub_id(source) else folder.name, len(read["input_ids"][0])
+
+
+def bounded(preset: ModelPreset, recipe: Recipe) -> dict[str, Any]:
+    """Return how a preset's processor sees images, under the recipe's bounds on pixels.
+
+    Raises RoboAlignError where it has none, as `bound_pixels`.
+    """
+    asked = recipe.backbone.images
+    bounds = {"least": asked.min_pixels, "most": asked.max_pixels}
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if given and "least" not in preset.image:
+        raise RoboAlignError(
+            f"{preset.repository} resizes images to fixed sizes and has no bounds on pixels",
+            where="backbone.images",
+            fix="leave out `images`, or use a model of Qwen2.5-VL or Qwen3-VL",
+        )
+    return preset.image | given
 
 
 def existing_folder(source: str) -> Path:

@@ -16,7 +16,7 @@ from roboalign.episodes.pictures import rgb_of_file
 from roboalign.mllm.encode import IGNORED, encode_conversation
 from roboalign.mllm.fake import fake_weights
 from roboalign.mllm.load import Mllm, find_vocabulary
-from roboalign.mllm.processors import load_processor
+from roboalign.mllm.processors import bound_pixels, load_processor
 from roboalign.mllm.stand_in import published
 from roboalign.mllm.tiny import build_tiny
 from roboalign.plan.model import Assumptions, existing_folder, named_preset
@@ -46,6 +46,8 @@ def fake_backbone(recipe: Recipe, rows: int) -> Mllm:
     Raises RoboAlignError if its processor is not known.
     """
     config, processor, vocabulary = _parts(recipe, rows - 2)
+    images = recipe.backbone.images
+    bound_pixels(processor, images.min_pixels, images.max_pixels)
     text = config.get_text_config()
     text.vocab_size = max(text.vocab_size, len(processor.tokenizer))
     config.action_token_ids = sorted(vocabulary.ids)

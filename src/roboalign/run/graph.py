@@ -203,6 +203,8 @@ def _backbone_settings(recipe: Recipe) -> dict[str, Any]:
         "action_start": backbone.action_start,
         "dtype": recipe.hardware.dtype,
     }
+    if bounds := backbone.images.model_dump(exclude_none=True):
+        settings["images"] = bounds
     if backbone.source == "train":
         for name in ("tiny", "vision", "pretrain"):
             settings[name] = _settings(getattr(backbone, name))

@@ -23,6 +23,7 @@ from roboalign.core.hub import Kind, resolve
 from roboalign.episodes.keypoints import keypoints
 from roboalign.mixture.builder import split_episodes
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
+from roboalign.mllm.processors import bound_pixels
 from roboalign.mllm.shipped import builtin_folder
 from roboalign.mllm.tiny import build_tiny
 from roboalign.questions.ask import asked_types, label_of
@@ -49,6 +50,9 @@ def base(context: Context) -> dict[str, Any]:
         return ledger  # only the first process writes what is not training
     n_fast = run_action_tokens(context.run_dir).fast.vocab_size
     mllm = in_style(load_mllm(pretrained), recipe.prompts)
+    bound_pixels(
+        mllm.processor, recipe.backbone.images.min_pixels, recipe.backbone.images.max_pixels
+    )
     mllm = with_action_tokens(mllm, n_fast, recipe.backbone.action_start, recipe.mix.weights)
     save_mllm(mllm, context.folder / "model")
     parameters = sum(p.numel() for p in mllm.model.parameters())
@@ -119,6 +123,8 @@ def _connect(context: Context, config: ConnectorConfig) -> dict[str, Any]:
         return read_json(folder / "ledger.json")
     conversations = StoredConversations(mixture_folder(context.run_dir), "train", kinds=LANGUAGE)
     mllm = context.load(source_folder(context.recipe.backbone.source))
+    images = context.recipe.backbone.images
+    bound_pixels(mllm.processor, images.min_pixels, images.max_pixels)
     return train_sft(mllm, conversations, config, folder, label="connector")
 
 

@@ -1,0 +1,67 @@
+"""Leave out conversations that are longer than the token budget of SFT, before the first update."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from roboalign.align.dataset import naming
+from roboalign.conversations.conversation import Conversation
+from roboalign.core.distributed import leads
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import write_text
+from roboalign.core.progress import Progress, say
+from roboalign.episodes.pictures import size_of_file
+from roboalign.mllm.encode import encode_conversation
+from roboalign.mllm.load import Mllm
+
+TOO_LONG = "too-long.txt"
+"""The file with the conversations that are left out: one a line, tokens and id."""
+
+
+def token_counts(
+    mllm: Mllm, conversations: Sequence[Conversation]
+) -> Int[np.ndarray, " conversations"]:
+    """Tokens of each conversation, its images included; only the headers of images are read."""
+    counts = np.zeros(len(conversations), dtype=np.int64)
+    with Progress("tokens", total=len(conversations), shown=leads()) as progress:
+        for number, conversation in enumerate(conversations):
+            turns = [vars(turn) for turn in conversation.turns]
+            with naming(conversation):
+                sizes = [size_of_file(image) for image in conversation.images]
+                # Only the sizes matter; an array of zeros takes no memory until it is written.
+                blanks = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
+                counts[number] = len(encode_conversation(mllm, turns, blanks).input_ids)
+            progress.advance(1)
+    return counts
+
+
+def fitting(
+    mllm: Mllm, conversations: Sequence[Conversation], most: int | None, out_dir: Path, label: str
+) -> Int[np.ndarray, " kept"]:
+    """Numbers of the conversations of at most `most` tokens; all of them for None.
+
+    The others are written to `out_dir`/too-long.txt, and their number is printed. Raises
+    RoboAlignError if none is left.
+    """
+    if most is None:
+        return np.arange(len(conversations))
+    counts = token_counts(mllm, conversations)
+    kept = np.flatnonzero(counts <= most)
+    long = np.flatnonzero(counts > most)
+    if not len(kept):
+        raise RoboAlignError(
+            f"all {len(long)} conversations have more than {most} tokens, the shortest {counts.min()}",
+            where=f"{label}.max_tokens",
+            fix="raise it, or set backbone.images.max_pixels",
+        )
+    if len(long) and leads():
+        lines = [f"{counts[number]} {conversations[int(number)].id}\n" for number in long]
+        write_text(out_dir / TOO_LONG, "".join(lines))
+        say(
+            f"{len(long)} of {len(counts)} conversations have more than {most} tokens and are left out, the longest "
+            f"{counts.max()}: {out_dir / TOO_LONG}",
+            label,
+        )
+    return kept
