@@ -211,15 +211,14 @@ def bound_pixels(processor: Any, least: int | None, most: int | None) -> None:
             where="backbone.images",
             fix="leave out `images`, or use a model of Qwen2.5-VL or Qwen3-VL",
         )
-    size = {"shortest_edge": least, "longest_edge": most}
-    size = {name: value or images.size[name] for name, value in size.items()}
-    if size["shortest_edge"] > size["longest_edge"]:
+    low, high = least or images.size["shortest_edge"], most or images.size["longest_edge"]
+    if low > high:
         raise RoboAlignError(
-            f"an image has at least {size['shortest_edge']} and at most {size['longest_edge']} pixels",
+            f"an image has at least {low} and at most {high} pixels",
             where="backbone.images",
             fix="set min_pixels and max_pixels, the first not above the second",
         )
-    images.size = type(images.size)(**size)
+    images.size = type(images.size)(shortest_edge=low, longest_edge=high)
 
 
 def save_processor(processor: Any, folder: str | Path) -> None:
