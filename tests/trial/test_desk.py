@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trial_studies import locked
+from trial_studies import AskedDesk, locked
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.trial.attempts import INTERRUPTED, Outcome, attempts_in
@@ -24,7 +24,7 @@ VOID = Outcome(outcome="excluded", exclusion="robot or controller fault")
 def desk(tmp_path):
     _, plan, _ = locked(tmp_path)
     with TrialLog(tmp_path / "log.jsonl", plan.sha256) as log:
-        yield Desk(plan, log)
+        yield AskedDesk(plan, log)
 
 
 def events(desk):
@@ -59,7 +59,7 @@ def test_nothing_that_operators_see_differs_between_arms(tmp_path):
     """The same study under the other key, that is with the arms of every trial exchanged: the same views."""
     path, plan, _ = locked(tmp_path)
     with TrialLog(tmp_path / "log.jsonl", plan.sha256) as log:
-        desk = Desk(plan, log)
+        desk = AskedDesk(plan, log)
         text = str(desk.view()) + path.read_text().partition('"trials"')[2]
     assert "base" not in text and "aligned" not in text and "9001" not in text
     assert not hasattr(desk, "key")
@@ -92,8 +92,8 @@ def test_outcomes_that_contradict_themselves_are_refused(desk):
 
 def test_an_unanswered_request_makes_the_attempt_void(desk):
     desk.start(1, 1, "Ada")
-    for what in ("requests", "requests", "unanswered"):
-        desk.count(what)
+    for what in ("requests", "unanswered"):
+        assert desk.count(desk.running(), what)
     with pytest.raises(
         RoboAlignError, match="1 requests were not answered, so this attempt is void"
     ):
@@ -104,6 +104,29 @@ def test_an_unanswered_request_makes_the_attempt_void(desk):
     with pytest.raises(RoboAlignError, match="not answered"):
         desk.correct(1, 1, "Ada", FAILURE, "it failed")
     assert desk.view()["trial"]["number"] == 1 and desk.view()["trial"]["attempt"] == 2
+
+
+def test_a_trial_in_which_the_robot_never_asked_has_no_result(tmp_path):
+    _, plan, _ = locked(tmp_path)
+    with TrialLog(tmp_path / "log.jsonl", plan.sha256) as log:
+        desk = Desk(plan, log)
+        desk.start(1, 1, "Ada")
+        for result in (SUCCESS, FAILURE):
+            with pytest.raises(RoboAlignError, match="the robot never asked, so this attempt is"):
+                desk.end(1, 1, "Ada", result)
+        desk.end(1, 1, "Ada", VOID)
+        with pytest.raises(RoboAlignError, match="the robot never asked"):
+            desk.correct(1, 1, "Ada", FAILURE, "it failed")
+
+
+def test_what_is_counted_late_is_of_the_attempt_that_it_was_asked_in(desk):
+    desk.start(1, 1, "Ada")
+    first = desk.running()
+    desk.end(1, 1, "Ada", FAILURE)
+    desk.start(2, 1, "Ada")
+    assert not desk.count(first, "unanswered")
+    desk.end(2, 1, "Ada", SUCCESS)
+    assert [a.unanswered for a in desk.attempts()] == [0, 0]
 
 
 def test_a_note_sent_twice_is_one_note_and_another_one_is_refused(desk):
@@ -173,13 +196,13 @@ def test_whatever_happens_the_log_says_it_and_no_attempt_is_dropped(tmp_path, st
     path = tmp_path / "log.jsonl"
     path.unlink(missing_ok=True)
     log = TrialLog(path, plan.sha256)
-    desk = Desk(plan, log)
+    desk = AskedDesk(plan, log)
     model, running, number = [], False, 1
     for step in steps:
         if step == "kill":  # the file descriptor dies with its process
             log.close()
             log = TrialLog(path, plan.sha256)
-            desk = Desk(plan, log)
+            desk = AskedDesk(plan, log)
             if running:
                 model[-1] = (number, INTERRUPTED)
             running = False
@@ -215,7 +238,7 @@ def test_a_log_that_skips_a_trial_is_refused(tmp_path):
     with TrialLog(tmp_path / "log.jsonl", plan.sha256) as log:
         log.append("started", trial=2, attempt=1, code="x", operator="Ada")
         with pytest.raises(RoboAlignError, match=r"log.jsonl, line 1: .*not the next one"):
-            Desk(plan, log)
+            AskedDesk(plan, log)
 
 
 def test_the_terminal_notes_what_is_typed(desk):

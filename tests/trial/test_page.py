@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trial_studies import locked
+from trial_studies import AskedDesk, locked
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.trial.desk import Desk
 from roboalign.trial.log import TrialLog, read_log
 from roboalign.trial.page import paged
 
@@ -25,7 +24,7 @@ def page(tmp_path):
     """(desk, port)"""
     _, plan, _ = locked(tmp_path)
     with TrialLog(tmp_path / "log.jsonl", plan.sha256) as log:
-        desk = Desk(plan, log)
+        desk = AskedDesk(plan, log)
         with paged(desk, port=0) as port:
             yield desk, port
 
@@ -58,7 +57,7 @@ def test_a_trial_is_started_noted_and_corrected(page):
     assert status == 200 and html.startswith(b"<!doctype html>")
     status, view = ask(port, "/state")
     assert (status, view) == (200, desk.view()) and view["running"] is None
-    assert ask(port, "/start", of(1))[1]["running"]["requests"] == 0
+    assert ask(port, "/start", of(1))[1]["running"]["requests"] == 1
     status, view = ask(port, "/end", of(1, result=FAILURE))
     assert status == 200 and view["done"] == 1 and view["last"]["correctable"]
     status, view = ask(port, "/correct", of(1, result=SUCCESS, reason="I pressed the wrong one"))
@@ -166,7 +165,7 @@ def test_other_sites_cannot_use_it(page):
 def test_beyond_this_machine_it_asks_for_a_key(tmp_path):
     _, plan, _ = locked(tmp_path)
     with TrialLog(tmp_path / "log.jsonl", plan.sha256) as log:
-        desk = Desk(plan, log)
+        desk = AskedDesk(plan, log)
         with pytest.raises(RoboAlignError, match="no key is asked"), paged(desk, "0.0.0.0", 0):
             pass
         with paged(desk, "127.0.0.1", 0, api_key="secret-key") as port:

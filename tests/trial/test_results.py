@@ -4,13 +4,12 @@ import json
 
 import pytest
 from scipy.stats import binomtest, fisher_exact
-from trial_studies import TASK, locked
+from trial_studies import TASK, AskedDesk, locked
 
 from roboalign.cli.main import main
 from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.statistics import holm, wilson
 from roboalign.trial.attempts import Outcome
-from roboalign.trial.desk import Desk
 from roboalign.trial.log import TrialLog, read_log
 from roboalign.trial.results import results_of
 
@@ -27,11 +26,10 @@ def play(folder, plan, key, decide, limit=None):
     with TrialLog(folder / "toy.log.jsonl", plan.sha256) as log:
         if not log.rows:
             log.append("opened", arms={arm: f"policy of {arm}" for arm in plan.arms})
-        desk = Desk(plan, log)
+        desk = AskedDesk(plan, log)
         while (trial := desk.trial()) is not None and (limit is None or trial.number <= limit):
             attempt = desk.view()["trial"]["attempt"]
             desk.start(trial.number, attempt, "Ada")
-            desk.count("requests")
             arm = key.assignment[trial.number - 1]
             desk.end(trial.number, attempt, "Ada", decide(arm, trial, attempt))
     return folder / "toy.log.jsonl"
@@ -138,7 +136,7 @@ def test_an_attempt_under_way_is_no_result(tmp_path):
     _, plan, key = locked(tmp_path)
     log = play(tmp_path, plan, key, lambda *_: SUCCESS, limit=15)
     with TrialLog(log, plan.sha256) as writer:
-        Desk(plan, writer).start(16, 1, "Ada")
+        AskedDesk(plan, writer).start(16, 1, "Ada")
     with pytest.raises(RoboAlignError, match="15 of 16 trials are done"):
         results_of(log, tmp_path / "toy.plan.json")
 

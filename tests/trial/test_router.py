@@ -84,6 +84,13 @@ def end(desk, trial, result=SUCCESS):
     desk.end(trial["number"], trial["attempt"], "Ada", result)
 
 
+def told(desk, trial):
+    """An observation with the planned instruction."""
+    look = seen()
+    look.instruction = desk.plan.tasks[trial["task"]].instruction
+    return look
+
+
 def test_the_planned_arm_answers_and_nothing_but_the_actions_tells_which(tmp_path):
     policies = {"base": Constant(1.0), "aligned": Constant(2.0, seconds=0.03)}
     hellos, replies, answers = set(), set(), []
@@ -134,10 +141,12 @@ def test_a_lost_arm_sounds_alike_makes_the_attempt_void_and_may_come_back(tmp_pa
         client = RemotePolicy(port=port)
         for arm in ("base", "aligned"):
             while key.assignment[desk.view()["trial"]["number"] - 1] != arm:
-                end(desk, start(desk))
+                trial = start(desk)
+                look = told(desk, trial)
+                client.act(look)
+                end(desk, trial)
             trial = start(desk)
-            look = seen()
-            look.instruction = desk.plan.tasks[trial["task"]].instruction
+            look = told(desk, trial)
             before = client.act(look)
             servers[arm].stop()
             while servers[arm]._loop.is_running():
@@ -213,6 +222,64 @@ def test_requests_out_of_place_are_refused(tmp_path):
         assert sum(len(p.asked) - p.asked.count("warm up") for p in policies.values()) == 1
 
 
+def test_an_answer_that_comes_after_its_trial_is_not_given(tmp_path):
+    policies = {"base": Constant(1.0), "aligned": Constant(2.0)}
+    with session(tmp_path, policies) as (desk, key, port, _), raw(port) as client:
+        client.recv()
+        trial = start(desk)
+        client.send(asked())
+        client.recv()
+        policies[key.assignment[0]].seconds = 0.5
+        client.send(asked())
+        time.sleep(0.2)
+        end(desk, trial)
+        start(desk)
+        assert "this trial ended meanwhile" in client.recv()
+        assert desk.running().requests == 0
+
+
+def test_a_server_that_records_gets_an_episode_for_each_trial(tmp_path):
+    """A recorder is told `end` between the trials of its arm, though the connection stays."""
+
+    class Recorder:
+        def __init__(self):
+            self.said = []
+
+        def keep(self, connection, query, answer, seconds):
+            self.said.append("keep")
+
+        def end(self, connection):
+            self.said.append("end")
+
+        def close(self):
+            pass
+
+    policies = {"base": Constant(1.0), "aligned": Constant(2.0)}
+    with session(tmp_path, policies, trials=1) as (desk, _, port, servers), raw(port) as client:
+        client.recv()
+        for server in servers.values():
+            server.recorder = Recorder()
+        while desk.trial() is not None:
+            trial = start(desk)
+            for _ in range(2):
+                client.send(asked())
+                client.recv()
+            end(desk, trial)
+        for server in servers.values():
+            assert server.recorder.said == ["end", "keep", "keep"] * 2
+
+
+def test_unmodified_openpi_client(tmp_path):
+    client = pytest.importorskip("openpi_client.websocket_client_policy")
+    policies = {"base": Constant(1.0), "aligned": Constant(2.0)}
+    with session(tmp_path, policies) as (desk, key, port, _):
+        policy = client.WebsocketClientPolicy("127.0.0.1", port)
+        start(desk)
+        reply = policy.infer({k: v for k, v in request().items() if k != "prompt"})
+        assert reply["actions"][0, 0] == policies[key.assignment[0]].value
+        policy._ws.close()
+
+
 def test_answers_of_a_fast_arm_can_be_held(tmp_path):
     policies = {"base": Constant(1.0), "aligned": Constant(2.0, seconds=0.05)}
     spent = {}
@@ -233,8 +300,11 @@ def test_answers_of_a_fast_arm_can_be_held(tmp_path):
 
 def test_a_study_goes_on_with_the_policies_that_it_began_with(tmp_path):
     policies = {"base": Constant(1.0), "aligned": Constant(2.0)}
-    with session(tmp_path, policies) as (desk, key, _, _):
-        end(desk, start(desk))
+    with session(tmp_path, policies) as (desk, key, port, _):
+        with RemotePolicy(port=port) as client:
+            trial = start(desk)
+            client.act(told(desk, trial))
+            end(desk, trial)
         models = desk.log.rows[0]["arms"]
         assert models == {"base": "base", "aligned": "aligned"}
     plan, log = desk.plan, tmp_path / "log.jsonl"

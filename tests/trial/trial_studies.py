@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from roboalign.trial.desk import Desk
 from roboalign.trial.plan import LockedPlan, PlanKey, draw_plan, lock_plan
 from roboalign.trial.study import Study
 
@@ -30,3 +31,13 @@ def locked(folder: Path, **changed: Any) -> tuple[Path, LockedPlan, PlanKey]:
     path = folder / "toy.plan.json"
     lock_plan(path, plan, key)
     return path, plan, key
+
+
+class AskedDesk(Desk):
+    """A robot asks once as soon as a trial is started."""
+
+    def start(self, trial: int, attempt: int, operator: str) -> None:
+        before = self.running()
+        super().start(trial, attempt, operator)
+        if self.running() is not before:
+            self.count(self.running(), "requests")

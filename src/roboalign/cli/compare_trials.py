@@ -128,7 +128,6 @@ def _happened(result: Mapping[str, Any]) -> str:
         "a person stepped in": "interventions",
         "outcomes corrected": "corrections",
         "faults of the policy": "faults",
-        "results without a request": "silent",
     }.items():
         table.add_row(title, *(str(arm[key]) for arm in arms))
     return render(table)
@@ -136,8 +135,6 @@ def _happened(result: Mapping[str, Any]) -> str:
 
 def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
     arms = result["arms"]
-    if any(arm["silent"] for arm in arms.values()):
-        yield "caution: some results are of trials in which no policy was ever asked"
     per_task = min(row["n"] for arm in arms.values() for row in arm["tasks"].values())
     if len(result["tasks"]) > 1 and per_task < FEW_TRIALS:
         yield f"caution: only {per_task} trials in some task; single tasks say little"

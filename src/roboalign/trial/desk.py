@@ -19,11 +19,13 @@ from roboalign.trial.plan import LockedPlan, PlannedTrial
 LONGEST_NAME = 60
 
 
-@dataclass
-class _Counts:
-    """Of the attempt under way."""
+@dataclass(eq=False)
+class Running:
+    """The attempt under way, and what the router counts of it."""
 
+    trial: PlannedTrial
     began: float
+    """By `time.monotonic`."""
     requests: int = 0
     unanswered: int = 0
     faults: int = 0
@@ -42,7 +44,7 @@ class Desk:
         """
         self.plan, self.log = plan, log
         self._turn = threading.RLock()
-        self._counts: _Counts | None = None
+        self._running: Running | None = None
         self._attempts: list[TrialAttempt] = []
         self._read = 0
         last = self._last()
@@ -61,16 +63,16 @@ class Desk:
         """Return the trial under way, or the next one; None when all are done."""
         return next_trial(self.plan, self.attempts())
 
-    def under_way(self) -> PlannedTrial | None:
-        """Return the trial under way; None between trials."""
+    def running(self) -> Running | None:
+        """Return the attempt under way; None between trials."""
         with self._turn:
-            return self.trial() if self._counts else None
+            return self._running
 
     def start(self, trial: int, attempt: int, operator: str) -> None:
         """Begin an attempt. Raises RoboAlignError if it is not the next one, or one is under way."""
         name = _operator(operator)
         with self._turn:
-            if self._counts:
+            if self._running:
                 last = self._last()
                 if last and (last.trial, last.number, last.operator) == (trial, attempt, name):
                     return  # sent twice
@@ -78,7 +80,7 @@ class Desk:
             if (trial, attempt) != self._next():
                 raise self._conflict("this trial is not the next one any more")
             self.log.append("started", **self._of(trial, attempt), operator=name)
-            self._counts = _Counts(time.monotonic())
+            self._running = Running(self.plan.trials[trial - 1], time.monotonic())
 
     def end(self, trial: int, attempt: int, operator: str, result: Outcome) -> None:
         """Note the outcome of the attempt under way. The same note sent twice is one note.
@@ -94,10 +96,10 @@ class Desk:
                 if last.result == result:
                     return
                 raise self._conflict(f"{last.result.outcome} was noted for this trial already")
-            counts = self._counts
+            counts = self._running
             assert counts is not None
             check_outcome(self.plan, self.plan.trials[trial - 1], result)
-            self._check_answered(counts.unanswered, result)
+            _check_asked(counts.requests, counts.unanswered, result)
             self.log.append(
                 "ended",
                 **self._of(trial, attempt),
@@ -108,7 +110,7 @@ class Desk:
                 unanswered=counts.unanswered,
                 faults=counts.faults,
             )
-            self._counts = None
+            self._running = None
 
     def correct(
         self, trial: int, attempt: int, operator: str, result: Outcome, reason: str
@@ -132,7 +134,7 @@ class Desk:
                     fix="write why in a sentence",
                 )
             check_outcome(self.plan, self.plan.trials[trial - 1], result)
-            self._check_answered(last.unanswered, result)
+            _check_asked(last.requests, last.unanswered, result)
             self.log.append(
                 "corrected",
                 **self._of(trial, attempt),
@@ -141,21 +143,16 @@ class Desk:
                 reason=reason,
             )
 
-    def count(self, what: str) -> None:
-        """Count one of `requests`, `unanswered`, `faults` of the attempt under way."""
+    def count(self, attempt: Running, what: str) -> bool:
+        """Count one of `requests`, `unanswered`, `faults`; return whether the attempt still runs."""
         with self._turn:
-            if self._counts:
-                setattr(self._counts, what, getattr(self._counts, what) + 1)
-
-    def seconds(self) -> float | None:
-        """Return how long the attempt under way has run; None between trials."""
-        with self._turn:
-            return time.monotonic() - self._counts.began if self._counts else None
+            setattr(attempt, what, getattr(attempt, what) + 1)
+            return attempt is self._running
 
     def view(self) -> dict[str, Any]:
         """Return what operators see, as JSON values."""
         with self._turn:
-            attempts, trial, counts = self.attempts(), self.trial(), self._counts
+            attempts, trial, counts = self.attempts(), self.trial(), self._running
             last = attempts[-1] if attempts else None
             if counts:
                 last = attempts[-2] if len(attempts) > 1 else None
@@ -185,7 +182,7 @@ class Desk:
         task = self.plan.tasks[trial.task]
         return {
             "number": trial.number,
-            "attempt": self._last_number() if self._counts else self._next()[1],
+            "attempt": self._last_number() if self._running else self._next()[1],
             "code": trial.code,
             "task": trial.task,
             "condition": trial.condition,
@@ -225,16 +222,20 @@ class Desk:
     def _of(self, trial: int, attempt: int) -> dict[str, Any]:
         return {"trial": trial, "attempt": attempt, "code": self.plan.trials[trial - 1].code}
 
-    def _check_answered(self, unanswered: int, result: Outcome) -> None:
-        if unanswered and result.outcome != "excluded":
-            raise RoboAlignError(
-                f"{unanswered} requests were not answered, so this attempt is void",
-                where="outcome",
-                fix="exclude it; the trial is done again",
-            )
-
     def _conflict(self, problem: str) -> RoboAlignError:
         return RoboAlignError(problem, where="trial", fix="look at what is shown now")
+
+
+def _check_asked(requests: int, unanswered: int, result: Outcome) -> None:
+    """Raise RoboAlignError for a result of a policy that was not asked, or did not answer."""
+    if result.outcome == "excluded" or (requests and not unanswered):
+        return
+    said = f"{unanswered} requests were not answered" if unanswered else "the robot never asked"
+    raise RoboAlignError(
+        f"{said}, so this attempt is void",
+        where="outcome",
+        fix="exclude it; the trial is done again",
+    )
 
 
 def _operator(name: str) -> str:

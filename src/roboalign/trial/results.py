@@ -107,7 +107,6 @@ def _arm(
         "interventions": sum(bool(a.result and a.result.intervention) for a in own),
         "corrections": sum(attempt.corrections for attempt in own),
         "faults": sum(attempt.faults for attempt in own),
-        "silent": sum(attempt.requests == 0 for attempt in results),
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from roboalign.core.errors import RoboAlignError
 from roboalign.serve.client import NoAnswer, RemotePolicy
 from roboalign.serve.contract import Contract, Query
-from roboalign.trial.desk import Desk
+from roboalign.trial.desk import Desk, Running
 from roboalign.trial.plan import LockedPlan, PlanKey
 
 PLANNED = "the instruction of the plan"
@@ -27,6 +27,7 @@ class BlindRouter:
     def __init__(self, desk: Desk, key: PlanKey, arms: Mapping[str, RemotePolicy]) -> None:
         self.desk, self.key, self.arms = desk, key, arms
         self.contract = shared_contract(desk.plan, arms)
+        self._asked: Running | None = None
         self.listening = False
         """Until then every arm is asked, so that the first trial finds none of them cold."""
 
@@ -39,7 +40,7 @@ class BlindRouter:
         """Return the chunks of the arm of the trial under way, float32 [B, H, A].
 
         Raises RoboAlignError, in the same words for every arm, between trials, after the time
-        limit, for another instruction than the plan's, and if the arm does not answer.
+        limit or the end of the trial, for another instruction than the plan's, and if the arm does not answer.
         """
         if not self.listening:
             return np.stack([self._warm_up(seen) for seen in observations])
@@ -61,42 +62,48 @@ class BlindRouter:
         noise_key: Sequence[str | int] | None,
         guide: tuple[np.ndarray, int] | None,
     ) -> np.ndarray:
-        trial = self.desk.under_way()
-        if trial is None:
+        attempt = self.desk.running()
+        if attempt is None:
             raise RoboAlignError(
                 "no trial is under way", where="trial", fix="start it on the operator's page"
             )
-        limit, spent = self.desk.plan.seconds, self.desk.seconds()
-        if limit is not None and spent is not None and spent > limit:
+        limit = self.desk.plan.seconds
+        if limit is not None and time.monotonic() - attempt.began > limit:
             raise RoboAlignError(
                 f"the {limit:g} seconds of this trial are over", where="trial", fix="note its end"
             )
-        planned = self.desk.plan.tasks[trial.task].instruction
+        planned = self.desk.plan.tasks[attempt.trial.task].instruction
         if seen.instruction not in (PLANNED, planned):
             raise RoboAlignError(
                 f"the plan says {planned!r}, this is {seen.instruction[:100]!r}",
                 where="prompt",
                 fix="send the planned instruction, or none",
             )
-        self.desk.count("requests")
         previous, delay = guide or (None, 0)
-        arm = self.arms[self.key.assignment[trial.number - 1]]
+        arm = self.arms[self.key.assignment[attempt.trial.number - 1]]
         try:
+            if attempt is not self._asked:
+                arm.reset()  # a server that records begins another episode
+            self._asked = attempt
             asked = replace(seen, instruction=planned)
-            return arm.act(asked, noise_key, previous=previous, delay=delay)
+            chunk = arm.act(asked, noise_key, previous=previous, delay=delay)
         except RoboAlignError as error:
-            raise self._neutral(error) from None
+            raise self._neutral(attempt, error) from None
+        if not self.desk.count(attempt, "requests"):
+            raise RoboAlignError("this trial ended meanwhile", where="trial", fix="stop the robot")
+        return chunk
 
-    def _neutral(self, error: RoboAlignError) -> RoboAlignError:
+    def _neutral(self, attempt: Running, error: RoboAlignError) -> RoboAlignError:
         """Count a fault, and return it without a word that could name the arm."""
+        self.desk.count(attempt, "requests")
         if isinstance(error, NoAnswer) or "the server is stopping" in error.problem:
-            self.desk.count("unanswered")
+            self.desk.count(attempt, "unanswered")
             return RoboAlignError(
                 "the policy does not answer: this attempt is void",
                 where="trial",
                 fix="have its servers looked after, then do the trial again",
             )
-        self.desk.count("faults")
+        self.desk.count(attempt, "faults")
         return RoboAlignError(
             "the policy answered with a fault", where="trial", fix="stop the robot and note it"
         )
