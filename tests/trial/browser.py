@@ -69,6 +69,13 @@ class Phone:
             time.sleep(0.05)
         return text
 
+    def until(self, script: str, seconds: float = 20.0) -> None:
+        """Until an expression is true."""
+        end = time.monotonic() + seconds
+        while self.run(script) is not True:
+            assert time.monotonic() < end, f"never true: {script}"
+            time.sleep(0.05)
+
     def tap(self, words: str) -> None:
         """Touch the button or label with exactly this text; fails if anything covers it."""
         script = """

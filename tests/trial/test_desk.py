@@ -5,7 +5,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trial_studies import AskedDesk, locked
 
@@ -186,6 +186,7 @@ def test_a_correction_keeps_both_and_can_reopen_the_trial(desk):
         desk.correct(1, 2, "Ada", FAILURE, "late")
 
 
+@example(["start", "kill", "start", "void", "start", "success", "kill", "start", "failure"])
 @given(st.lists(st.sampled_from(["start", "success", "failure", "void", "kill"]), max_size=25))
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

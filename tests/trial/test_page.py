@@ -1,19 +1,23 @@
 """The page's requests: notes, double submits, two operators, keys, other sites, and what is no request."""
 
 import http.client
+import io
 import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trial_studies import AskedDesk, locked
+from PIL import Image
+from trial_studies import TASK, AskedDesk, locked
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.trial.log import TrialLog, read_log
 from roboalign.trial.page import paged
+from roboalign.trial.plan import read_plan
 
 SUCCESS = {"outcome": "success"}
 FAILURE = {"outcome": "failure", "failure": "dropped it", "stage": "reached"}
@@ -64,6 +68,33 @@ def test_a_trial_is_started_noted_and_corrected(page):
     assert status == 200 and view["last"]["result"]["outcome"] == "success"
     assert events(desk) == ["started", "ended", "corrected"]
     assert desk.log.rows[2]["reason"] == "I pressed the wrong one"
+
+
+def test_the_picture_of_a_condition_is_in_the_plan_and_on_the_page(tmp_path):
+    photo = Image.new("RGB", (40, 20), (250, 120, 10))
+    exif = photo.getexif()
+    exif[0x0112] = 6  # the camera was turned: shown as 20 wide and 40 high
+    photo.save(tmp_path / "left.jpg", exif=exif)
+    task = TASK | {"conditions": ["left", "right"], "pictures": {"left": "left.jpg"}}
+    path, plan, _ = locked(tmp_path, tasks={"lift": task}, trials=2)
+    (tmp_path / "left.jpg").unlink()  # the plan has it
+    assert read_plan(path) == plan
+    with TrialLog(tmp_path / "log.jsonl", plan.sha256) as log:
+        with paged(desk := AskedDesk(plan, log), port=0) as port:
+            for trial in plan.trials:
+                status, data = ask(port, f"/picture/{trial.number}")
+                assert status == (200 if trial.condition == "left" else 404)
+                if status == 200:
+                    image = Image.open(io.BytesIO(data))
+                    assert image.size == (20, 40) and image.format == "JPEG"
+                    assert np.abs(np.array(image).mean((0, 1)) - (250, 120, 10)).max() < 3
+            assert ask(port, "/picture/0")[0] == ask(port, "/picture/5")[0] == 404
+            assert desk.view()["trial"]["picture"] == (plan.trials[0].condition == "left")
+        with paged(desk, port=0, api_key="secret-key") as port:
+            assert ask(port, "/picture/1")[0] == 401
+    (tmp_path / "left.jpg").write_bytes(b"no picture")
+    with pytest.raises(RoboAlignError, match=r"left\.jpg: it cannot be read as a picture"):
+        locked(tmp_path, tasks={"lift": task})
 
 
 def test_a_double_submit_is_one_note_and_a_late_one_is_told_what_is_there(page):

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("websockets")
 pytest.importorskip("msgpack")
 
 from browser import PROGRAM, phones
-from trial_studies import locked
+from trial_studies import TASK, locked
 
 from roboalign.trial.desk import Desk
 from roboalign.trial.log import TrialLog
@@ -28,7 +29,10 @@ def shown(desk):
 def test_an_operator_works_on_a_phone(tmp_path):
     """Start, failure with stage, correction, void, success, another phone, key, end: with pictures of each."""
     pictures = Path(os.environ.get("PICTURES") or tmp_path)
-    _, plan, _ = locked(tmp_path, trials=1, seconds=90)
+    Image.new("RGB", (1600, 1200), "orange").save(tmp_path / "scene.png")
+    task = TASK | {"stages": ["reached", "grasped"], "pictures": {"as set up": "scene.png"}}
+    tasks = {"lift": task, "push": TASK}
+    _, plan, _ = locked(tmp_path, trials=1, seconds=90, tasks=tasks)
     with (
         TrialLog(tmp_path / "log.jsonl", plan.sha256) as log,
         phones(tmp_path, 2) as (phone, other),
@@ -44,6 +48,7 @@ def test_an_operator_works_on_a_phone(tmp_path):
         phone.wait("operator: a name has 1 to 60 characters")
         assert shown(desk) == []
         phone.type("operator", "Ada")
+        phone.until("document.querySelector('img').naturalWidth === 960")
         phone.picture(pictures / "next.png")
         phone.tap("Start the trial")
         phone.wait("the robot has not asked yet")

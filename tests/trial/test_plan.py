@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import chisquare
 from trial_studies import TASK, locked, study
 
@@ -161,6 +162,7 @@ def test_the_command_prints_the_numbers_and_locks(tmp_path, capsys):
         (STUDY.replace("[a, b]", "[a, a]") + "trials: 3", "'a' is there twice"),
         (STUDY.replace("success: it is off the table, ", "") + "trials: 3", "tasks.lift.success"),
         (STUDY + "trials: 3\ncomparisons: [[base, other]]", "are not two of `arms`"),
+        (STUDY.replace("[a, b]", "[a, b], pictures: {c: c.png}") + "trials: 3", "not one of `cond"),
         (STUDY + "power: {difference: 0.3, discordant: 0.2}", "at least `difference`"),
     ],
 )
@@ -176,6 +178,8 @@ def test_the_study_of_the_docs_has_the_numbers_that_they_say(tmp_path, capsys):
     page = (Path(__file__).parents[2] / "docs/how-to/run-robot-trials.md").read_text()
     (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     path = tmp_path / "franka.yaml"
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos/A1.jpg")
     path.write_text(text)
     assert main(["trial", "plan", str(path), "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().out.split())

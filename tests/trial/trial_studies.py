@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.trial.desk import Desk
+from roboalign.trial.pictures import read_pictures
 from roboalign.trial.plan import LockedPlan, PlanKey, draw_plan, lock_plan
 from roboalign.trial.study import Study
 
@@ -27,7 +28,8 @@ def study(**changed: Any) -> Study:
 
 def locked(folder: Path, **changed: Any) -> tuple[Path, LockedPlan, PlanKey]:
     """A locked plan's path, plan and key."""
-    plan, key = draw_plan(study(**changed))
+    drawn = study(**changed)
+    plan, key = draw_plan(drawn, read_pictures(drawn, folder))
     path = folder / "toy.plan.json"
     lock_plan(path, plan, key)
     return path, plan, key

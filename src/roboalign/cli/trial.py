@@ -11,6 +11,7 @@ from roboalign.cli.serve import api_key, require_serving
 from roboalign.cli.trial_text import format_plan
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.progress import say
+from roboalign.trial.pictures import read_pictures
 from roboalign.trial.plan import (
     LOG_ENDING,
     PLAN_ENDING,
@@ -85,9 +86,9 @@ def _plan(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else source.with_name(source.stem + PLAN_ENDING)
     if not options.dry_run and out.resolve() == source.resolve():
         raise RoboAlignError("the plan would replace its study", where=str(out), fix="pass --out")
-    locked = None
+    pictures, locked = read_pictures(study, source.parent), None
     if not options.dry_run:
-        locked, key = draw_plan(study)
+        locked, key = draw_plan(study, pictures)
         lock_plan(out, locked, key)
     print(format_plan(study, trials, sized, locked, out), end="")
     return 0

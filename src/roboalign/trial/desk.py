@@ -1,5 +1,6 @@
 """Where operators and the router meet: which trial is under way, and what is noted of it."""
 
+import base64
 import threading
 import time
 from dataclasses import dataclass
@@ -149,6 +150,14 @@ class Desk:
             setattr(attempt, what, getattr(attempt, what) + 1)
             return attempt is self._running
 
+    def picture(self, number: int) -> bytes | None:
+        """Return the photo of a trial's initial condition, JPEG; None if the plan has none."""
+        if not 1 <= number <= len(self.plan.trials):
+            return None
+        trial = self.plan.trials[number - 1]
+        kept = self.plan.pictures.get(trial.task, {}).get(trial.condition)
+        return None if kept is None else base64.b64decode(kept)
+
     def view(self) -> dict[str, Any]:
         """Return what operators see, as JSON values."""
         with self._turn:
@@ -186,6 +195,7 @@ class Desk:
             "code": trial.code,
             "task": trial.task,
             "condition": trial.condition,
+            "picture": trial.condition in self.plan.pictures.get(trial.task, {}),
             "instruction": task.instruction,
             "success": task.success,
             "stages": list(task.stages),

@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "roboalign", ""
 
     def do_GET(self) -> None:
-        """The page itself, or the state."""
+        """The page itself, the state, or the picture of a trial."""
         if not self._is_meant():
             return
         if self.path in ("/", "/index.html"):
@@ -96,6 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/state":
             if self._has_key():
                 self._send_json(200, self.server.desk.view())
+        elif found := re.fullmatch(r"/picture/([0-9]{1,6})", self.path):
+            picture = self.server.desk.picture(int(found[1])) if self._has_key() else b""
+            if picture is None:
+                self._send_json(404, {"problem": "This trial has no picture."})
+            elif picture:
+                self._send(200, picture, "image/jpeg")
         else:
             self._send_json(404, {"problem": "There is nothing here.", "fix": "open /"})
 
@@ -197,6 +203,6 @@ def _content_policy(html: str) -> str:
 
     return (
         f"default-src 'none'; script-src 'sha256-{digest('script')}'; "
-        f"style-src 'sha256-{digest('style')}'; connect-src 'self'; base-uri 'none'; "
+        f"style-src 'sha256-{digest('style')}'; connect-src 'self'; img-src blob:; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
     )

@@ -8,7 +8,7 @@ Each file holds the sha256 of its content, and the plan that of its key.
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,8 @@ class LockedPlan(Config):
     answer_after: float
     failures: tuple[str, ...]
     exclusions: tuple[str, ...]
+    pictures: dict[str, dict[str, str]]
+    """Task -> initial condition -> its photo, a JPEG in base64."""
     trials: tuple[PlannedTrial, ...]
     key_sha256: str
 
@@ -97,7 +99,9 @@ def number_of_trials(study: Study) -> tuple[int, Sized | None]:
     return sized.trials, sized
 
 
-def draw_plan(study: Study) -> tuple[LockedPlan, PlanKey]:
+def draw_plan(
+    study: Study, pictures: Mapping[str, dict[str, str]] | None = None
+) -> tuple[LockedPlan, PlanKey]:
     """Return the plan of a study and its key; the same study with the same seed gives the same.
 
     Tasks are done one after another. Within a task, every block is one initial condition with all
@@ -130,6 +134,7 @@ def draw_plan(study: Study) -> tuple[LockedPlan, PlanKey]:
         answer_after=study.answer_after,
         failures=study.failures,
         exclusions=study.exclusions,
+        pictures=dict(pictures or {}),
         trials=planned,
         key_sha256=content_sha256(key.model_dump(mode="json")),
     )

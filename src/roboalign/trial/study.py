@@ -41,6 +41,8 @@ class StudyTask(Config):
     """The criterion of success, shown to the operator at every trial."""
     conditions: tuple[Label, ...] = ("as set up",)
     """Names of the initial conditions. Both arms of a pair start from the same one."""
+    pictures: dict[Label, str] = Field(default_factory=dict)
+    """Initial condition -> photo of it, a file next to the study. Operators see it when they set up."""
     stages: tuple[Label, ...] = ()
     """Stages of partial success, in their order, without the last: success is the stage after them."""
 
@@ -55,6 +57,13 @@ class StudyTask(Config):
         if not names:
             raise ValueError("name at least one initial condition, or leave the key out")
         return names
+
+    @model_validator(mode="after")
+    def _pictures_of_conditions(self) -> "StudyTask":
+        for name in self.pictures:
+            if name not in self.conditions:
+                raise ValueError(f"`pictures`: {name!r} is not one of `conditions`")
+        return self
 
 
 class TrialPower(Config):

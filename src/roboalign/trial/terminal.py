@@ -53,6 +53,8 @@ class Terminal:
             self.tell(f"trial {trial['number']} of {view['total']}, code {trial['code']}{again}")
             self.tell(f"  task:       {trial['task']}: {trial['instruction']}")
             self.tell(f"  set up:     {trial['condition']}")
+            if trial["picture"]:
+                self.tell("              (its picture is on the page)")
             self.tell(f"  success if: {trial['success']}")
         answer = self.ask(BETWEEN if trial else "[c] correct the last trial  [Enter] end: ").strip()
         if answer == "c":
