@@ -430,3 +430,17 @@ def test_a_cut_recipe_of_a_run_is_refused_and_another_file_has_its_defaults(tmp_
     assert (
         load_recipe(path).rollout.episodes == Recipe.model_validate({"name": "x"}).rollout.episodes
     )
+
+
+def test_models_of_billions_are_asked_in_the_style_paper_and_tiny_ones_in_the_other() -> None:
+    styles = {path: load_recipe(path).prompts for path in (*SHIPPED, *PAPER)}
+    assert len(styles) > 5
+    for path, style in styles.items():
+        assert style == ("paper" if path.parent.name == "paper" else "labelled"), path
+
+
+def test_labels_open_no_answer_in_the_style_paper() -> None:
+    with pytest.raises(ValueError, match="set backbone.action_start to mean"):
+        Recipe.model_validate(
+            {"name": "x", "prompts": "paper", "backbone": {"action_start": "labels"}}
+        )
