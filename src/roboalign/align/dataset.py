@@ -20,11 +20,11 @@ from roboalign.mllm.encode import Encoded, collate, encode_conversation, special
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.placement import IMAGE_MARK
 
-_WINDOW = 50  # number of batches within which conversations of similar length are grouped
+_WINDOW = 50  # batches per window in which conversations of similar length are grouped
 
 
 class Conversations(Dataset):
-    """Conversations, tokenized when they are asked for."""
+    """Conversations, tokenized on access."""
 
     def __init__(self, mllm: Mllm, conversations: Sequence[Conversation]) -> None:
         self.mllm, self.conversations = mllm, conversations
@@ -40,9 +40,9 @@ class Conversations(Dataset):
 
 
 def pictures(conversation: Conversation) -> tuple[UInt8[np.ndarray, "_ _ 3"], ...]:
-    """The images of a conversation, in the order they are shown.
+    """Return the images of a conversation, in the order in which they are shown.
 
-    Raises RoboAlignError naming the conversation where a file is no image.
+    Raises RoboAlignError naming the conversation if a file is not an image.
     """
     found = []
     for number, image in enumerate(conversation.images, start=1):
@@ -60,7 +60,7 @@ def pictures(conversation: Conversation) -> tuple[UInt8[np.ndarray, "_ _ 3"], ..
 
 @contextmanager
 def naming(conversation: Conversation) -> Iterator[None]:
-    """Within, an error that names no place names this conversation."""
+    """Make errors without a `where` name this conversation, within this context."""
     try:
         yield
     except RoboAlignError as error:
@@ -71,7 +71,10 @@ def naming(conversation: Conversation) -> Iterator[None]:
 
 
 def check_texts(mllm: Mllm, conversations: Sequence[Conversation]) -> None:
-    """Raise RoboAlignError where a text spells a special token of the model: before the first update, with the id."""
+    """Raise RoboAlignError naming the conversation if a text spells a special token of the model.
+
+    Runs before the first update, since such a text would be read as other tokens.
+    """
     tokens = special_tokens(mllm)
     if isinstance(conversations, StoredConversations):
         found = conversations.spelling(tokens)
@@ -97,9 +100,11 @@ def check_texts(mllm: Mllm, conversations: Sequence[Conversation]) -> None:
 def collate_conversations(
     mllm: Mllm, batch: Sequence[Encoded], *, neutral: bool
 ) -> dict[str, torch.Tensor]:
-    """The model's arguments and, with `neutral`, "words_only", bool [B, L]: the reasoned answers in words.
+    """Return the model's arguments and, with `neutral`, "words_only", bool [B, L]: True on answers
+    in words after a reasoning.
 
-    There, `logits_at_answers` leaves the action tokens out of the softmax (`TrainConfig.neutral_reasoning`).
+    For these tokens `logits_at_answers` leaves the action tokens out of the softmax
+    (`TrainConfig.neutral_reasoning`).
     """
     arguments = collate(mllm, batch, blank=True)
     if neutral and mllm.vocabulary:
@@ -107,7 +112,7 @@ def collate_conversations(
         words_only = torch.zeros_like(labels, dtype=torch.bool)
         for row, one in enumerate(batch):
             words_only[row, : len(one.input_ids)] = torch.from_numpy(one.after_reasoning)
-        # A worker process forked from one that has used a GPU must not touch the GPU: these ids
+        # A worker process forked from one that has used a GPU must not touch the GPU, so these ids
         # stay on the CPU.
         arguments["words_only"] = words_only & ~torch.isin(
             labels, torch.tensor(sorted(mllm.vocabulary.ids))
@@ -116,7 +121,8 @@ def collate_conversations(
 
 
 def action_ids(mllm: Mllm) -> Int[torch.Tensor, " actions"]:
-    """The ids of the action tokens, int64, on the model's device; of length 0 where the model has none."""
+    """Return the ids of the action tokens, int64, on the model's device; of length 0 if the model
+    has none."""
     ids = sorted(mllm.vocabulary.ids) if mllm.vocabulary else []
     return torch.tensor(ids, dtype=torch.int64, device=mllm.device)
 
@@ -124,7 +130,8 @@ def action_ids(mllm: Mllm) -> Int[torch.Tensor, " actions"]:
 def lengths_of(
     conversations: Sequence[Conversation],
 ) -> tuple[Int[np.ndarray, " conversations"], Int[np.ndarray, " conversations"]]:
-    """Characters (an image counts as IMAGE_LENGTH) and turns of each; no stored image is read."""
+    """Return the characters (an image counts as IMAGE_LENGTH) and turns of each conversation; reads
+    no stored image."""
     if isinstance(conversations, StoredConversations):
         return conversations.lengths, conversations.turns
     lengths = [
@@ -136,7 +143,8 @@ def lengths_of(
 
 
 def digest_of(*parts: Sequence[Conversation]) -> str:
-    """sha256 over the ids of all conversations, one a line; of stored ones no image is read for it."""
+    """Return the sha256 over the ids of all conversations, one per line, without reading images of
+    stored conversations."""
     ids = (
         part.ids() if isinstance(part, StoredConversations) else (c.id for c in part)
         for part in parts
@@ -149,10 +157,11 @@ def digest_of(*parts: Sequence[Conversation]) -> str:
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Within, what a DataLoader's worker process raises is what would have been raised without one.
+    """Within this context, errors in a DataLoader's worker process are raised as they would be
+    without workers.
 
-    torch hands over an error as text, its traceback included; and where a worker is killed, a RuntimeError that says
-    how. Both become the one RoboAlignError.
+    torch passes an error on as text with its traceback; for a killed worker it raises RuntimeError
+    with the reason. Both become one RoboAlignError.
     """
     try:
         yield
@@ -168,17 +177,18 @@ def worker_errors() -> Iterator[None]:
             f"a process that prepares samples has ended ({' '.join(str(error).split())[:160]})",
             where="sft.workers",
             fix="give fewer workers, or more memory (in a container, of /dev/shm too: docker run --shm-size 16g); the "
-            "same command goes on from the last checkpoint.",
+            "same command resumes from the last checkpoint.",
         ) from None
 
 
 def sample_order(
     lengths: Sequence[int] | np.ndarray, batch: int, updates: int, seed: int
 ) -> list[int]:
-    """Indices of the items of `updates` batches, one after the other.
+    """Return the indices of the items of `updates` batches, in sequence.
 
-    A stream of random permutations (each pass has every item once), in which each window of _WINDOW batches is sorted
-    by length and its batches then shuffled: padding shrinks, the order stays random at the scale of the run.
+    The order is a stream of random permutations, each with every item once. Each window of _WINDOW
+    batches is sorted by length, and its batches are then shuffled. This reduces padding while the
+    order stays random at the scale of the run.
     """
     rng = np.random.default_rng(seed)
     size = np.asarray(lengths)
