@@ -1,15 +1,14 @@
-"""Reasoning distillation: decide which sampled answers to a checkable question become training
-data.
+"""Distill reasoning: decide which sampled answers to checkable questions become training data.
 
 The paper trains a model with GRPO on multiple-choice and spatial questions, lets it answer 100K of
 them and keeps 76K (its "zero-shot reasoning data", stage 1). It does not say how it chose them.
-Here an answer is kept if it is well formed and right, its reasoning is valid (see below) and of a
-bounded length, it does not repeat an earlier answer to its question, and the question has not given
-enough already. The first condition that fails is the reason that is counted.
+Here an answer is kept if it is well formed and right, its reasoning is valid (see below) and of
+limited length, it does not repeat an earlier answer to its question, and the question does not have
+enough answers already. The first condition that fails is the reason that is counted.
 
-A reasoning that names the answer and then continues is not valid: what follows is written to fit
-the answer. Sentences end with a full stop, a question mark or an exclamation mark before a space,
-or with a line. The last sentence is the conclusion.
+A reasoning that names the answer and then continues is not valid: the rest is written to fit the
+answer. Sentences end with a full stop, a question mark or an exclamation mark before a space, or at
+the end of a line. The last sentence is the conclusion.
 
 - Leak: a sentence before the last says nothing but the answer ("Point 12 20.", "So it is left."),
   opens with it and a comma or colon ("Left, because ..."), or says what the answer is ("The answer
@@ -38,7 +37,7 @@ from roboalign.core.outcomes import Refused
 from roboalign.questions.ask import label_of, score_answer
 
 PAPER_KEPT = {"kept": 76_000, "questions": 100_000}
-"""What the paper kept of what it asked."""
+"""How many answers the paper kept, and of how many questions."""
 _GROUPS: dict[str, tuple[str, ...]] = {
     "choice": ("object_choice", "task_choice", "movement_choice", "order", "choice"),
     "spatial": (
@@ -87,11 +86,11 @@ FILLERS = frozenset(
         "was",
     )
 )
-"""Words that say nothing in a sentence that states the answer."""
+"""Words that add nothing to a sentence that states the answer."""
 _NAMES = frozenset(("answer", "choice", "option"))
-"""Words behind which a sentence says what the answer is."""
+"""Words after which a sentence says what the answer is."""
 DUPLICATE, ENOUGH = "duplicate", "the question has enough"
-"""Why an answer that passes by itself is not kept."""
+"""Reasons to drop an answer that passes by itself."""
 STATEMENT = 3  # minimum words of a statement: "It is open."
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
@@ -99,29 +98,31 @@ _NAMED = r"\b(?:option|answer|choice|letter)\b(?:\s+is)?[\s:]*\(?"
 
 
 class DistillConfig(Config):
-    """Reasoning distillation: GRPO on questions that can be checked, then traces sampled from it and filtered."""
+    """Reasoning distillation: GRPO on questions that can be checked, then sampled and filtered
+    traces."""
 
     groups: dict[str, tuple[str, ...]] = Field(_GROUPS)
-    """Question types by group; each group gives the same number of questions. `choice`, `point` and `text` are those of
-    question-answering sources."""
+    """Question types by group; each group gives the same number of questions. `choice`, `point` and
+    `text` are types of question-answering sources."""
     rl_questions: int = Field(10_000, ge=2)
     """Questions of the training split on which GRPO trains."""
     questions: int = Field(100_000, ge=2)
-    """Questions whose answers are sampled (paper: 50K multiple-choice and 50K spatial); none of those above."""
+    """Questions whose answers are sampled (paper: 50K multiple-choice and 50K spatial); none of
+    those above."""
     samples: int = Field(4, ge=1, le=10_000)
-    """Answers sampled to each of them."""
+    """Answers sampled per question."""
     max_per_question: int = Field(1, ge=1)
-    """Traces kept of one question, the first that pass."""
+    """Maximum traces kept per question, the first that pass."""
     temperature: float = Field(1.0, ge=1e-3, le=100)
     """Sampling temperature."""
     max_new_tokens: int = Field(512, ge=1, le=1_000_000)
-    """Longest answer, tokens."""
+    """Maximum tokens of an answer."""
     min_words: int = Field(4, ge=1)
-    """Words of the shortest reasoning that is kept."""
+    """Minimum words of a reasoning that is kept."""
     max_words: int = Field(300, ge=1)
-    """Words of the longest."""
+    """Maximum words of a reasoning that is kept."""
     seed: Seed = 0
-    """Draws the questions and samples the answers; it takes the place of `rl.seed`."""
+    """Determines the drawn questions and the sampling; it replaces `rl.seed`."""
     rl: RlConfig = RlConfig(reward="answer")
     """GRPO before the sampling. Its reward is `answer`."""
 
@@ -148,7 +149,7 @@ class DistillConfig(Config):
 
 
 def as_prompt(conversation: Conversation, number: int, style: PromptStyle) -> Conversation:
-    """Turn `number` of a conversation as a conversation of its own that asks to reason; its answer is left empty."""
+    """Return turn `number` as a separate conversation that asks to reason, with an empty answer."""
     alone = turn_alone(conversation, number)
     (turn,) = alone.turns
     question = style.asked(turn.question, "think", label_of(turn.type))
@@ -170,7 +171,8 @@ def judge(
     style: PromptStyle,
     special: Sequence[str] = (),
 ) -> list[ParsedReply | Refused]:
-    """Each decoded answer to one prompt of `as_prompt`: what is kept of it, or why nothing is.
+    """Return for each decoded answer to a prompt of `as_prompt` what is kept of it, or why nothing
+    is.
 
     `special` is as in `PromptStyle.parse`.
     """
@@ -199,7 +201,7 @@ def judge_alone(
     style: PromptStyle,
     special: Sequence[str] = (),
 ) -> ParsedReply | Refused:
-    """One decoded answer to a question without regard to the others."""
+    """Judge one decoded answer to a question independently of the others."""
     label = label_of(turn.type)
     reply = style.parse(text, "think", label, special)
     if not reply.well_formed or reply.answer is None:
@@ -217,7 +219,8 @@ def judge_alone(
 
 
 def leaks(reasoning: str, answer: str, label: str) -> bool:
-    """Whether a sentence before the last gives the answer away, as the head of this module says."""
+    """Return whether a sentence before the last gives the answer away, as defined at the top of
+    this module."""
     before = _sentences(reasoning)[:-1]
     letter = answer.rstrip(".") if label == "letter" else ""
     if letter:
@@ -231,7 +234,7 @@ def leaks(reasoning: str, answer: str, label: str) -> bool:
 
 
 def states(reasoning: str) -> bool:
-    """Whether a statement stands before the conclusion."""
+    """Return whether there is a statement before the conclusion."""
     *before, last = [_words(sentence) for sentence in _sentences(reasoning)] or [[]]
     return any(len(words) >= STATEMENT and words != last for words in before)
 
@@ -239,9 +242,11 @@ def states(reasoning: str) -> bool:
 def as_trace(
     question: Conversation, reply: ParsedReply, number: int, style: PromptStyle
 ) -> Conversation:
-    """A kept answer to a prompt of `as_prompt` as training data; `number` tells those of one question apart.
+    """Return a kept answer to a prompt of `as_prompt` as training data; `number` distinguishes
+    those of one question.
 
-    It keeps the answer that the model gave, a point 2 cells off included: the reasoning speaks of that one.
+    The trace has the answer that the model gave, even a point that is 2 cells off, since the
+    reasoning leads to that one.
     """
     turn = question.turns[0]
     told = Turn(
@@ -283,7 +288,8 @@ def _says_only(sentence: str, answer: str, label: str) -> bool:
 
 
 def _announces(sentence: str, answer: str, label: str) -> bool:
-    """Whether a sentence opens with the answer and a comma or colon, or says what the answer is before it goes on."""
+    """Return whether a sentence opens with the answer and a comma or colon, or says what the answer
+    is before it continues."""
     wanted, words = _words(answer), _words(sentence)
     opening = r"\W*" + r"\W+".join(map(re.escape, wanted)) + r"\s*[,:;–—]"
     if re.match(opening, sentence, re.IGNORECASE):
@@ -298,7 +304,7 @@ def _without_fillers(words: list[str], wanted: list[str], label: str) -> list[st
 
 
 def _names(sentence: str, letter: str) -> bool:
-    """Whether a sentence names an option by its letter."""
+    """Return whether a sentence names an option by its letter."""
     letter = re.escape(letter.upper())
     alone = rf"(?<![\w'])\(?{letter}(?![\w'])"
     if letter in "AI":  # also a word: a letter only if no phrase follows
