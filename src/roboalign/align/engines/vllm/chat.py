@@ -20,8 +20,8 @@ FORBIDDEN = -100.0  # bias of a suppressed token: the lowest that OpenAI's API a
 
 
 def chat_messages(asked: Prompt) -> list[dict[str, Any]]:
-    """The question as chat messages, each image where it is placed: a PNG in a data URL, so the same pixels, whatever
-    it was stored as."""
+    """Return the question as chat messages, with each image at its place as a PNG in a data URL,
+    which preserves the pixels."""
     (question,) = marked([asked.question], len(asked.images))
     leading, text = leading_images(question)
     shown = iter(asked.images)
@@ -42,7 +42,8 @@ def _image_part(image: UInt8[np.ndarray, "_ _ 3"]) -> dict[str, Any]:
 def sampling(
     mllm: Mllm, samples: int, max_new_tokens: int, temperature: float, stop: str | None
 ) -> dict[str, Any]:
-    """What a request says beside its prompt: sampling as `generate` does it, every default of the server overridden."""
+    """Return the sampling settings of a request: those of `generate`, overriding every default of
+    the server."""
     return {
         "n": samples,
         "max_tokens": max_new_tokens,
@@ -74,9 +75,10 @@ def read_completion(
     stop: str | None,
     where: str,
 ) -> list[tuple[list[int], list[float], bool]]:
-    """The answers of a chat completion: token ids, log-probabilities [n], and whether the answer ended by itself.
+    """Return the answers of a chat completion: token ids, log-probabilities, and whether the answer
+    ended by itself.
 
-    Raises RoboAlignError where these are not `samples` answers to `prompt`, token by token.
+    Raises RoboAlignError if these are not `samples` answers to `prompt`, token by token.
     """
 
     def refused(
@@ -140,5 +142,6 @@ def read_completion(
 
 
 def _tail(mllm: Mllm, ids: list[int], stop: str) -> str:
-    """The end of an answer as text, as long as can hold `stop`: a token is at least a byte."""
+    """Return the end of an answer as text, long enough to contain `stop`, since a token is at least
+    one byte."""
     return str(mllm.tokenizer.decode(ids[-len(stop.encode()) :], skip_special_tokens=False))
