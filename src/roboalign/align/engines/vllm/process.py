@@ -50,13 +50,15 @@ OURS = frozenset(
         "PYTORCH_ALLOC_CONF",
     }
 )
-"""Variables of this process, its launcher and its Python that a server in another environment must not see."""
+"""Variables of this process, its launcher and its Python that a server in another environment must
+not see."""
 LAUNCHERS = ("TORCHELASTIC_", "TORCH_NCCL_", "ACCELERATE_", "FSDP_")
-"""What other such variables begin with."""
+"""Prefixes of other such variables."""
 
 
 class VllmProcess:
-    """One server. It listens on a Unix socket in a folder that only this user can enter: no port, no key.
+    """A vLLM server on a Unix socket in a folder that only this user can enter, so it needs no port
+    and no key.
 
     It ends with this process, however that ends (guard.py).
     """
@@ -69,7 +71,8 @@ class VllmProcess:
         device: torch.device,
         images: int = 1,
     ) -> None:
-        """Nothing is started yet. Raises RoboAlignError where `config.serve` names no executable."""
+        """Prepare a server without starting it. Raises RoboAlignError if `config.serve` is not an
+        executable."""
         self.config, self.log, self.device = config, log, device
         program = shutil.which(str(config.serve))
         if program is None:
@@ -93,7 +96,8 @@ class VllmProcess:
     def start(self) -> None:
         """Start the server and wait until it listens.
 
-        Raises RoboAlignError, with the end of its log, where it ends instead, or `patience` is over.
+        Raises RoboAlignError with the end of its log if the server ends instead, or if `patience`
+        is over.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         guard = [
@@ -126,16 +130,16 @@ class VllmProcess:
             time.sleep(_POLL)
 
     def check(self) -> None:
-        """Raises RoboAlignError, with the end of its log, where the server has ended."""
+        """Raise RoboAlignError with the end of its log if the server has ended."""
         if self._guard is not None and (status := self._guard.poll()) is not None:
             raise RoboAlignError(
                 f"the vLLM server of this process has ended (status {status}); {self._said()}",
                 where=str(self.log),
-                fix=f"mend what the log names; {GOES_ON}",
+                fix=f"correct the error in the log; {GOES_ON}",
             )
 
     def stop(self) -> None:
-        """End the server, and all that it started; nothing where it is not running."""
+        """End the server and all that it started; do nothing if it is not running."""
         if self._guard is not None:
             self._guard.terminate()
             try:
@@ -147,7 +151,8 @@ class VllmProcess:
         self._private.cleanup()
 
     def _said(self) -> str:
-        """The first error in its log, from which others follow, and the last, with a line more each; or how it ends."""
+        """Return the first error in the log, which may cause others, and the last, each with its
+        next line; else the log's end."""
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - TAIL))
             lines = [
@@ -168,7 +173,8 @@ class VllmProcess:
 def serve_command(
     config: VllmConfig, program: str, folder: Path, path: str, images: int = 1
 ) -> list[str]:
-    """How the server is started; `path` is that of its socket. What the user gives comes last, and so prevails."""
+    """Return the command that starts the server on the socket `path`. The user's options come last,
+    and so prevail."""
     sleep = ["--enable-sleep-mode"] if config.sleep else []
     return [
         program,
@@ -187,7 +193,8 @@ def serve_command(
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """The server's variables: this process's, less what is ours alone, and `device` as the only GPU."""
+    """Return the server's variables: this process's without those of its launcher, and `device` as
+    the only GPU."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -202,7 +209,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def listens(path: str) -> bool:
-    """Whether a server accepts connections on this socket."""
+    """Return whether a server accepts connections on this socket."""
     with socket.socket(socket.AF_UNIX) as one:
         try:
             one.connect(path)
@@ -212,5 +219,5 @@ def listens(path: str) -> bool:
 
 
 def shown(command: list[str]) -> str:
-    """The command as it would be typed."""
+    """Return the command as typed in a shell."""
     return shlex.join(command)
