@@ -31,14 +31,15 @@ from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm
 
 CHAT = "/v1/chat/completions"
-# number of prompts whose greedy answers must have our log-probabilities after every reload
+# prompts whose greedy answers must have our log-probabilities after every reload
 PROBES = 4
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the server's log-probabilities are from ours, over some tokens; nats."""
+    """Difference between the server's log-probabilities and ours over a number of tokens, in
+    nats."""
 
     total: float
     largest: float
@@ -50,14 +51,14 @@ class Drift:
 
     @classmethod
     def over(cls, parts: "Sequence[Drift]") -> "Drift":
-        """That of all parts together."""
+        """Return the difference over all parts together."""
         return cls(
             sum(p.total for p in parts), max(p.largest for p in parts), sum(p.tokens for p in parts)
         )
 
 
 class VllmSampler:
-    """What `roll_out` samples with in place of `generate`."""
+    """Sample for `roll_out` from a server, instead of `generate`."""
 
     def __init__(
         self,
@@ -68,10 +69,10 @@ class VllmSampler:
         *,
         images: int = 1,
     ) -> None:
-        """With `config.serve` a server of this process's own will run on `device`, and log to `out_dir`/vllm-RANK.log.
-        It takes up to `images` images a prompt.
+        """Prepare to sample. With `config.serve`, this process's own server will run on `device`,
+        log to `out_dir`/vllm-RANK.log and accept up to `images` images per prompt.
 
-        Raises RoboAlignError where it names no executable.
+        Raises RoboAlignError if `config.serve` is not an executable.
         """
         self.config = config
         self.folder = Path(config.weights).resolve() / "model"
@@ -97,7 +98,8 @@ class VllmSampler:
             self.says = f"{config.url} samples the answers: `{command}`"
 
     def write(self, mllm: Mllm, update: int) -> None:
-        """Write the model, as it is after `update` updates, to where servers read it. Raises as `write_policy` does."""
+        """Write the model after `update` updates where servers read it. Raises RoboAlignError like
+        `write_policy`."""
         write_policy(mllm, self.folder, update)
         if not self.served_as:
             say(self.says, "vllm")
@@ -111,11 +113,15 @@ class VllmSampler:
         *,
         share_prompt: bool = True,
     ) -> Drift:
-        """Have the server load what was written, and prove by greedy answers to `probes` that it answers as `mllm`.
+        """Make the server load what was written, and verify by greedy answers to `probes` that it
+        answers as `mllm`.
 
-        An own server is started or woken first. Where `mllm` is split over processes, all of them call this at once.
-        Returns how far the server's log-probabilities are from the model's. Raises RoboAlignError where the server
-        cannot be started or reached, cannot load the folder, or answers as another model would.
+        Starts or wakes this process's own server first. If `mllm` is sharded, all processes must
+        call this at once.
+
+        Returns the difference between the server's log-probabilities and the model's. Raises
+        RoboAlignError if the server cannot be started or reached, cannot load the folder, or
+        answers like another model.
         """
         if self.own is not None:
             self._rouse(self.own)
@@ -123,8 +129,8 @@ class VllmSampler:
         loading = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
         self.client.request("/collective_rpc", loading)
         # Drop what was computed from the old weights: processed images (two processes of the server
-        # share their keys; if only one drops them, the next request ends it), what the vision tower
-        # made of them, keys and values.
+        # share their keys; if only one drops them, the next request ends it), the outputs of the
+        # vision tower, keys and values.
         self.client.request("/reset_mm_cache", {})
         self.client.request("/reset_encoder_cache", {})
         self._reset_prefix_cache()
@@ -147,7 +153,7 @@ class VllmSampler:
         return found
 
     def _rouse(self, own: VllmProcess) -> None:
-        """The server takes its share of the GPU: what the trainer has let go of must be free first."""
+        """Start or wake the server, after freeing the memory that the trainer no longer uses."""
         if own.device.type == "cuda":
             torch.cuda.empty_cache()
         if not own.started:
@@ -158,7 +164,7 @@ class VllmSampler:
             )  # a failure means too little memory, and the trainer will free no more
 
     def rest(self) -> None:
-        """An own server gives its memory back until the next `load`."""
+        """Let this process's own server free its memory until the next `load`."""
         if self.own is not None and self.config.sleep:
             # Level 1 keeps the weights in host memory. Level 2 would not, but then tensors that are
             # neither parameters nor buffers come back undefined: Qwen3-VL's deepstack_input_embeds,
@@ -166,13 +172,14 @@ class VllmSampler:
             self.client.request("/sleep?level=1", {})
 
     def close(self) -> None:
-        """End the connections, and an own server; one at a URL stays up."""
+        """Close the connections and end this process's own server; a server at a URL keeps
+        running."""
         self.client.close()
         if self.own is not None:
             self.own.stop()
 
     def check(self, drift: Drift, what: str) -> None:
-        """Raises RoboAlignError where the server's log-probabilities are not those of our weights."""
+        """Raise RoboAlignError if the server's log-probabilities are not those of our weights."""
         if not drift.mean <= self.config.tolerance:  # also catches NaN
             raise RoboAlignError(
                 f"the server answers with other weights than the trainer's: its log-probabilities differ by "
@@ -195,10 +202,11 @@ class VllmSampler:
         stop: str | None,
         seed: Sequence[int],
     ) -> Generation:
-        """As `generate` on `prompts`, which are `asked` encoded; a prompt's answers have the seeds `seed + 0, 1, ...`.
+        """Sample like `generate` on `prompts`, the encoded `asked`; the seeds of a prompt's answers
+        are `seed + 0, 1, ...`.
 
-        `logprobs` are those of the model's logits whatever the temperature. Raises RoboAlignError where the server is
-        lost, or a reply is not the answers to the prompt that was sent.
+        `logprobs` are those of the model's logits at temperature 1. Raises RoboAlignError if the
+        server is lost, or if a reply does not consist of answers to the prompt that was sent.
         """
         settings = sampling(mllm, samples, max_new_tokens, temperature, stop)
         bodies = [
@@ -220,7 +228,7 @@ class VllmSampler:
         )
 
     def _all(self, bodies: list[dict[str, Any]]) -> list[Any]:
-        """The replies to all requests; the first that fails for good ends the others."""
+        """Return the replies to all requests. The first permanent failure cancels the others."""
         with ThreadPoolExecutor(self.config.concurrency) as pool:
             futures = [pool.submit(self.client.request, CHAT, body) for body in bodies]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -232,7 +240,7 @@ class VllmSampler:
             return [future.result() for future in futures]
 
     def _name(self) -> str:
-        """The name under which the server answers."""
+        """Return the model name that the server uses."""
         if not self.served_as:
             reply = self.client.request("/v1/models")
             try:
@@ -246,7 +254,8 @@ class VllmSampler:
         return self.served_as
 
     def _reset_prefix_cache(self) -> None:
-        """The server refuses while requests are at work: those of a run that was killed end by themselves."""
+        """Reset the cache. The server refuses while requests are active; those of a killed run end
+        by themselves."""
         end = time.monotonic() + self.config.patience
         while (said := self.client.request("/reset_prefix_cache", {})) is not None and said.get(
             "success"
@@ -262,9 +271,9 @@ class VllmSampler:
 
 @contextmanager
 def serving(sampler: VllmSampler | None, leads: bool) -> Iterator[None]:
-    """Around a training: its folder is for it alone, and its sampler is closed with it.
+    """Lock the sampler's folder during a training, and close the sampler at its end.
 
-    Raises RoboAlignError where another training holds the folder: one server has one policy.
+    Raises RoboAlignError if another training uses the folder, since one server has one policy.
     """
     if sampler is None:
         yield
@@ -279,7 +288,7 @@ def serving(sampler: VllmSampler | None, leads: bool) -> Iterator[None]:
 def drift_of(
     mllm: Mllm, prompts: Sequence[Encoded], generation: Generation, *, share_prompt: bool = True
 ) -> Drift:
-    """How far `generation.logprobs` are from the model's own, over all its tokens."""
+    """Return how far `generation.logprobs` are from the model's own, over all its tokens."""
     ids = [row for group in generation.tokens for row in group]
     logp = [row for group in generation.logprobs for row in group]
     rollout = Rollout(list(prompts), ids, logp, [], torch.zeros(len(ids)), generation)
@@ -291,9 +300,11 @@ def drift_of(
 def own_logp(
     mllm: Mllm, batch: Batch, *, temperature: float, share_prompt: bool = True
 ) -> tuple[Batch, Drift]:
-    """The batch with the model's own log-probabilities, at `temperature`, in place of the server's; and their distance.
+    """Return the batch with the model's own log-probabilities at `temperature` instead of the
+    server's, and their difference.
 
-    The server's are of the logits, as at temperature 1, and are compared with ours at that.
+    The server's log-probabilities are of the logits, as at temperature 1, and are compared with
+    ours at 1.
     """
     training = mllm.model.training
     mllm.model.eval()
