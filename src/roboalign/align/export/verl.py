@@ -57,10 +57,11 @@ EASYR1 = pa.schema(
 
 
 def verl_table(mllm: Mllm, conversations: Sequence[Conversation]) -> pa.Table:
-    """One row a prompt, of schema VERL. `target_token_ids` are the MLLM's ids of the target with its start and end.
+    """Return one row per prompt, of schema VERL. `target_token_ids` are the MLLM's ids of the
+    target with its start and end.
 
-    The bounds of an image's size are those of the model's image processor, so that verl's own resizing, which comes
-    first, arrives at the size that the processor would have chosen.
+    The size limits of an image are those of the model's image processor, so that verl's resizing,
+    which comes first, gives the size that the processor would choose.
     """
     size = mllm.processor.image_processor.size
     bounds = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
@@ -93,7 +94,7 @@ def verl_table(mllm: Mllm, conversations: Sequence[Conversation]) -> pa.Table:
 
 
 def easyr1_table(conversations: Sequence[Conversation]) -> pa.Table:
-    """One row a prompt, of schema EASYR1: images are resized by the model's processor alone (min_pixels: null)."""
+    """Return one row per prompt, of schema EASYR1: only the model's processor resizes images."""
     rows = [
         {
             "prompt": _prompt(c),
@@ -107,15 +108,16 @@ def easyr1_table(conversations: Sequence[Conversation]) -> pa.Table:
 
 
 def ground_truth(target: Sequence[int]) -> str:
-    """FAST ids as text, "12 3 7"."""
+    """Return FAST ids as text, for example "12 3 7"."""
     return " ".join(map(str, target))
 
 
 def require_exportable(reward: str) -> None:
-    """Raise RoboAlignError where `reward.py` of an export cannot compute this `rl.reward`.
+    """Raise RoboAlignError if `reward.py` of an export cannot compute this `rl.reward`.
 
-    That file computes `paper` and `decoded` from text alone, without RoboAlign. A reward in words has no action to
-    score. A reward from a file or a package is given a `SampledAnswer`, which these trainers do not make.
+    It computes only `paper` and `decoded`, from text and without RoboAlign. A reward in words has
+    no action to score; one from a file or package takes a `SampledAnswer`, which these trainers do
+    not make.
     """
     if reward in ACTION_REWARDS:
         return
@@ -131,10 +133,10 @@ def require_exportable(reward: str) -> None:
 
 
 def reward_settings(mllm: Mllm, fast: FastTokenizer, preset: str) -> dict[str, Any]:
-    """What `reward.json` holds for `reward.py`.
+    """Return the content of `reward.json` for `reward.py`.
 
-    Raises RoboAlignError as `require_exportable` does, and where the tokenizer does not write an answer as it was read:
-    text then says less than ids.
+    Raises RoboAlignError like `require_exportable`, and if the tokenizer does not decode an answer
+    to the text that it encoded: text then has less information than ids.
     """
     require_exportable(preset)
     vocabulary, tokenizer = mllm.vocabulary, mllm.tokenizer
@@ -178,8 +180,8 @@ def check_verl_prompts(
     fast: FastTokenizer,
     rl: RlConfig,
 ) -> None:
-    """Raises RoboAlignError where the prompts do not fill one rollout (both trainers drop an incomplete one), there is
-    nothing to validate on, or a target decodes to no chunk."""
+    """Raise RoboAlignError if the prompts do not fill one rollout (both trainers drop an incomplete
+    one), if none is held out, or if a target decodes to no chunk."""
     if not heldout:
         raise RoboAlignError(
             "no held-out action question asks to reason, and both trainers want some",
@@ -203,10 +205,10 @@ def check_verl_prompts(
 
 
 def processor_files(mllm: Mllm) -> dict[str, dict[str, Any]]:
-    """`mllm.load.stock_files`, for the model of a run that has been saved without them.
+    """Return `mllm.processors.stock_files` for the model of a run that was saved without them.
 
-    Raises RoboAlignError on another family than Qwen's, whose images verl would resize once more and whose image tokens
-    it would have vLLM expand twice (docs/how-to/vllm-and-verl.md).
+    Raises RoboAlignError for families other than Qwen's, since verl would resize their images once
+    more and let vLLM expand their image tokens twice (docs/how-to/vllm-and-verl.md).
     """
     family = mllm.model.config.model_type
     if family not in FAMILIES:
@@ -221,12 +223,12 @@ def processor_files(mllm: Mllm) -> dict[str, dict[str, Any]]:
 
 
 def longest_prompt(mllm: Mllm, conversations: Sequence[Conversation]) -> int:
-    """Tokens of the longest prompt, the image's included."""
+    """Return the tokens of the longest prompt, including its images."""
     return max(len(encoded_prompt(mllm, c).input_ids) for c in conversations)
 
 
 def verl_config(rl: RlConfig, *, prompt_tokens: int, patch_size: int, gpus: int) -> dict[str, Any]:
-    """The keys of verl's ppo_trainer.yaml in which this run differs from its defaults, or that the paper names."""
+    """Return the keys of verl's ppo_trainer.yaml that are not its defaults or are in the paper."""
     return {
         "hydra": {"searchpath": ["pkg://verl.trainer.config"]},
         "defaults": ["ppo_trainer", "_self_"],
@@ -303,7 +305,7 @@ def verl_config(rl: RlConfig, *, prompt_tokens: int, patch_size: int, gpus: int)
 
 
 def easyr1_config(rl: RlConfig, *, prompt_tokens: int, gpus: int, images: int) -> dict[str, Any]:
-    """The same for EasyR1's config file; files are given on its command line, since it has no such interpolation."""
+    """Return the same for EasyR1. Its files are on the command line, as it cannot interpolate."""
     return {
         "data": {
             "prompt_key": "prompt",
@@ -368,7 +370,7 @@ def easyr1_config(rl: RlConfig, *, prompt_tokens: int, gpus: int, images: int) -
 
 
 def _length(rl: RlConfig, steps: str) -> Mapping[str, int]:
-    """How long to train: a step is one rollout in both, whatever its number of updates."""
+    """Return how long to train: a step of both is one rollout, whatever its number of updates."""
     epochs = {"total_epochs": max(1, round(rl.epochs))}
     if rl.updates is None:
         return epochs
