@@ -16,7 +16,7 @@ Logits = Float[Tensor, "answers tokens vocabulary"]
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Per completion token, float32. Values under padding mean nothing: mask them."""
+    """Statistics per completion token, float32. Values under padding are meaningless: mask them."""
 
     logp: Float[Tensor, "answers tokens"]
     """Log-probability of the token under softmax(logits / temperature)."""
@@ -34,13 +34,14 @@ def completion_statistics(
     temperature: float,
     share_prompt: bool = True,
 ) -> TokenStatistics:
-    """Statistics of P * S `completions`, padded right, S of them side by side for each of the P prompts.
+    """Return statistics of P * S `completions`, padded right; the S completions of each of the P
+    prompts are adjacent.
 
-    `prompts` are the model's arguments for the P prompts, padded left, with `images` images each; `mask` is 1 on
-    tokens.
-    With `share_prompt` the group's prompt and image go through the model once, and its keys and values, with their
-    gradients, are shared: the same function of the weights at a fraction of the work. Activation checkpointing turns
-    the cache off; it needs `share_prompt=False`, which repeats the prompt for each completion.
+    `prompts` are the model's arguments for the P prompts, padded left, with `images` images each;
+    `mask` is 1 on tokens. With `share_prompt`, a group's prompt and images go through the model
+    once, and its keys and values are shared with their gradients: the same function of the weights
+    for a fraction of the work. Activation checkpointing disables the cache, so it needs
+    `share_prompt=False`, which repeats the prompt for each completion.
     """
     if share_prompt:
         logits = _shared_forward(model, prompts, completions, mask)
@@ -56,7 +57,8 @@ def completion_statistics(
 def _shared_forward(
     model: nn.Module, prompts: dict[str, Tensor], completions: Completions, mask: Completions
 ) -> Logits:
-    """Logits that predict `completions`: one pass over the prompts, one over the completions."""
+    """Return the logits that predict `completions`: one pass over the prompts, one over the
+    completions."""
     prompt_mask = prompts["attention_mask"]
     samples = len(completions) // len(prompt_mask)
     base = getattr(model, "module", model).base_model
@@ -68,7 +70,7 @@ def _shared_forward(
         return first
     cache = prefill.past_key_values
     cache.batch_repeat_interleave(samples)
-    # Qwen's image tokens share positions; rope_deltas says how far the positions of the text after
+    # Qwen's image tokens share positions; rope_deltas is how far the positions of the text after
     # them move back.
     start = prompt_mask.sum(1, keepdim=True)
     delta = getattr(base, "rope_deltas", None) if placed else None  # else of an earlier batch
@@ -93,7 +95,8 @@ def _repeated_forward(
     mask: Completions,
     images: Sequence[int],
 ) -> Logits:
-    """The same logits from one pass over prompt and completion, the prompt and its images repeated."""
+    """Return the same logits from one pass over prompt and completion, with the prompt and its
+    images repeated."""
     repeated = repeat_rows(prompts, images, len(completions) // len(prompts["input_ids"]))
     repeated["input_ids"] = torch.cat([repeated["input_ids"], completions], dim=1)
     repeated["attention_mask"] = torch.cat([repeated["attention_mask"], mask], dim=1)
@@ -110,10 +113,11 @@ def _repeated_forward(
 def _positions(
     model: nn.Module, arguments: dict[str, Tensor], mask: Int[Tensor, "batch tokens"]
 ) -> dict[str, Int[Tensor, "batch tokens"]]:
-    """The argument `position_ids` of rows padded left; {} for Qwen's families, which find theirs from the mask.
+    """Return the argument `position_ids` of rows padded left; {} for Qwen's families with images,
+    which derive theirs from the mask.
 
-    Other families count from the left edge, padding included; `generate` counts from the first token, and so must
-    this. So does Qwen's without any image.
+    Other families count from the left edge, including padding; `generate` counts from the first
+    token, and so must this. The same holds for Qwen's families without images.
     """
     if "image_grid_thw" in arguments:
         return {}
