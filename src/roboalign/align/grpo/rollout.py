@@ -1,5 +1,5 @@
-"""Run one GRPO rollout: sample a group of answers to each prompt, reward them, turn rewards into
-advantages."""
+"""Run one GRPO rollout: sample a group of answers to each prompt, reward them, and convert rewards
+to advantages."""
 
 import functools
 from collections import Counter
@@ -39,7 +39,7 @@ STOP = "</answer>"
 
 
 class Sampler(Protocol):
-    """What answers in place of `generate`: a server elsewhere."""
+    """Samples answers instead of `generate`: a remote server."""
 
     def sample(
         self,
@@ -57,22 +57,22 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Rollout:
-    """Sampled answers to P prompts, S to each, side by side (P x S rows)."""
+    """Sampled answers to P prompts, S adjacent answers to each (P x S rows)."""
 
     prompts: list[Encoded]
     ids: list[list[int]]
-    """Sampled tokens of each row, the end token included."""
+    """Sampled tokens of each row, including the end token."""
     logp: list[list[float]]
     """Their log-probabilities under the policy that sampled them."""
     rewards: Sequence[Reward | AnswerReward]
-    """Reward under the presets on actions, AnswerReward under those in words."""
+    """Reward for presets on actions, AnswerReward for presets in words."""
     advantages: Float[Tensor, " answers"]
     generation: Generation
 
 
 @dataclass(frozen=True)
 class Group:
-    """The answers to one prompt: what a log tells of them, small enough to be sent to another process."""
+    """The answers to one prompt with what a log needs, small enough to send to another process."""
 
     ids: list[list[int]]
     rewards: Sequence[Reward | AnswerReward]
@@ -89,11 +89,11 @@ class Batch:
     images: list[int]
     """Number of images of each prompt, a blank one of `collate` included."""
     completions: Int[Tensor, "answers tokens"]
-    """Of P * S rows, padded right."""
+    """P * S rows, padded right."""
     mask: Int[Tensor, "answers tokens"]
     """1 on tokens."""
     old_logp: Float[Tensor, "answers tokens"]
-    """float32, of the policy that sampled them."""
+    """float32, under the policy that sampled them."""
     advantages: Float[Tensor, " answers"]
 
 
@@ -109,11 +109,12 @@ def roll_out(
     seed: int | Sequence[int],
     sampler: Sampler | None = None,
 ) -> Rollout:
-    """Sample `samples` answers to the question of each conversation and reward them against its target.
+    """Sample `samples` answers to the question of each conversation and reward them against its
+    target.
 
-    The target is an action chunk, or under a preset in words (`reward_answers`) what the answer is expected to be; then
-    neither `fast` nor action tokens are needed. `seed` is as in `generate`, which a `sampler` replaces; it needs a seed
-    for each prompt.
+    The target is an action chunk, or for a preset in words (rewards/answers.py) the expected
+    answer; then neither `fast` nor action tokens are needed. `seed` is as in `generate`, which a
+    `sampler` replaces; a sampler needs one seed per prompt.
     """
     questions = [prompt_of(c) for c in conversations]
     prompts = [encoded_prompt(mllm, c, one) for c, one in zip(conversations, questions)]
@@ -161,26 +162,27 @@ def roll_out(
 
 
 def prompt_of(conversation: Conversation) -> Prompt:
-    """What a conversation asks first, about the images shown until then."""
+    """Return the first question of a conversation, with the images shown until then."""
     first = turn_alone(conversation, 0)
     return Prompt(first.turns[0].question, pictures(first))
 
 
 def encoded_prompt(mllm: Mllm, conversation: Conversation, prompt: Prompt | None = None) -> Encoded:
-    """The tokens of `prompt_of`. Raises RoboAlignError naming the conversation."""
+    """Return the tokens of `prompt_of`. Raises RoboAlignError naming the conversation."""
     with naming(conversation):
         one = prompt or prompt_of(conversation)
         return encode_prompt(mllm, one.question, one.images)
 
 
 def decoded_text(mllm: Mllm, ids: Sequence[int]) -> str:
-    """Sampled ids as text, special tokens and all, without the end token."""
+    """Return sampled ids as text, including special tokens, without the end token."""
     ended = bool(ids) and ids[-1] in end_ids(mllm)
     return str(mllm.tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=False))
 
 
 def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
-    """Tensors of the prompts `first` to `first + count` and of their answers."""
+    """Return tensors of the prompts from `first` to before `first + count`, and of their
+    answers."""
     samples = len(rollout.ids) // len(rollout.prompts)
     rows = slice(first * samples, (first + count) * samples)
     chosen = rollout.prompts[first : first + count]
@@ -203,7 +205,7 @@ def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
 
 
 def groups_of(rollout: Rollout) -> list[Group]:
-    """The rollout prompt by prompt."""
+    """Split a rollout into its prompts."""
     samples = len(rollout.ids) // len(rollout.prompts)
     parts = [slice(first, first + samples) for first in range(0, len(rollout.ids), samples)]
     return [
@@ -215,9 +217,10 @@ def groups_of(rollout: Rollout) -> list[Group]:
 def describe_groups(
     groups: Sequence[Group], conversations: Sequence[Conversation]
 ) -> dict[str, Any]:
-    """What one rollout was like, for metrics.jsonl. Shares and means are over its answers, unless said.
+    """Return statistics of a rollout for metrics.jsonl. Shares and means are over its answers,
+    unless stated.
 
-    `no_signal` is the share of groups whose answers all earned the same.
+    `no_signal` is the share of groups whose answers all have the same reward.
     """
     rewards, samples = [reward for group in groups for reward in group.rewards], len(groups[0].ids)
     totals = np.array([r.total for r in rewards]).reshape(-1, samples)
@@ -241,8 +244,12 @@ def describe_groups(
 
 
 def _actions(rewards: Sequence[Reward], asked: Sequence[Conversation]) -> dict[str, Any]:
-    """`l1` is the mean over the answers that decode to a chunk, None without any; `undecoded` counts answers with an
-    action block that does not; `shorter` and `longer` count action blocks against the length of their target."""
+    """Return statistics of action answers.
+
+    `l1` is the mean over the answers that decode to a chunk, or None; `undecoded` counts answers
+    with an action block that does not. `shorter` and `longer` compare the length of action blocks
+    with that of their target.
+    """
     if not rewards:
         return {}
     blocks = [(r, len(c.target or ())) for r, c in zip(rewards, asked) if r.length]
@@ -269,7 +276,7 @@ def _words(rewards: Sequence[AnswerReward]) -> dict[str, Any]:
 def sample_records(
     mllm: Mllm, groups: Sequence[Group], conversations: Sequence[Conversation], count: int
 ) -> list[dict[str, Any]]:
-    """The first answer to each of the first `count` prompts, decoded, for samples.jsonl."""
+    """Return the first answer to each of the first `count` prompts, decoded, for samples.jsonl."""
     return [
         {
             "id": c.id,
@@ -288,7 +295,8 @@ def sample_records(
 def check_prompts(
     mllm: Mllm, conversations: Sequence[Conversation], preset: str, where: str
 ) -> None:
-    """Raise RoboAlignError where these cannot be prompts of RL for this model and this preset of the reward."""
+    """Raise RoboAlignError if these cannot be RL prompts for this model and this preset of the
+    reward."""
     if preset not in IN_WORDS and mllm.vocabulary is None:
         raise RoboAlignError(
             "the model has no action tokens", where=where, fix="run SFT with action turns first."
@@ -310,7 +318,8 @@ def check_prompts(
 
 
 def _check_question(turn: Turn, preset: str, where: str) -> None:
-    """Its type is known, it asks to reason, and its expected answer is of the form that the preset scores."""
+    """Raise RoboAlignError if a question does not ask to reason, or has no expected answer that the
+    preset can score."""
     label = label_of(turn.type)
     if (
         turn.mode != "think"
@@ -329,6 +338,6 @@ def _pad(
     rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype
 ) -> Num[Tensor, "{len(rows)} tokens"]:
     # At least two columns: the processes of a sharded model run their forward passes in step, so a
-    # batch of single tokens must not skip the pass over what follows the first.
+    # batch of single tokens must not skip the pass over the rest.
     width = max(2, *(len(row) for row in rows))
     return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows], dtype=dtype)
