@@ -1,6 +1,8 @@
-"""Hidden states of the frozen MLLM for every frame of a data set: computed once, kept on disk, read memory-mapped.
+"""Compute hidden states of the frozen MLLM for every frame of a data set once, and keep them on
+disk, memory-mapped.
 
-`View` is the one path from camera images and an instruction to the head's input, in training and in serving.
+`View` is the one path from camera images and an instruction to the head's input, in training and in
+serving.
 """
 
 import hashlib
@@ -36,58 +38,63 @@ BACKBONE_FILES = re.compile(
     r".*\.safetensors|config\.json|tokenizer\.json|.*processor_config\.json|chat_template\..*"
 )
 GRAY = 128
-"""Every pixel of the image that a blind policy is shown."""
+"""Value of every pixel in the image of a blind policy."""
 LARGE = 2**30
-"""Bytes of hidden states from which `describe_features` says all."""
+"""Bytes of hidden states from which `describe_features` gives details."""
 
 
 class FeatureConfig(Config):
-    """How hidden states are computed and kept."""
+    """How hidden states are computed and stored."""
 
     every: int = Field(default=1, ge=1)
-    """Every n-th frame of an episode is used."""
+    """Use every n-th frame of an episode."""
     batch_size: int = Field(default=64, ge=1)
-    """Frames a forward pass."""
+    """Frames per forward pass."""
     shard_frames: int = Field(default=2048, ge=1)
-    """Frames a file, rounded up to whole episodes; a killed run loses at most one file's work."""
+    """Frames per file, rounded up to whole episodes; a killed run loses at most one file's work."""
     variants: int = Field(default=0, ge=0, le=10_000)
-    """Augmented copies of each training frame that are kept, each as large as the plain frame, which they replace: a
-    step draws one of them. 0: the plain frames. Held-out frames and what a policy sees are never augmented."""
+    """Augmented copies stored for each training frame. They replace the plain frame and are each as
+    large; a step draws one of them. 0: the plain frames. Held-out frames and what a policy sees are
+    never augmented."""
     augment: AugmentConfig = AugmentConfig()
     """How such a copy is drawn."""
 
     def copies(self, view: "View") -> int:
-        """Augmented copies of each training frame; a blind view's would all be the same, so it has none."""
+        """Return the augmented copies of each training frame; 0 for a blind view, whose copies
+        would be identical."""
         return 0 if view.blind else self.variants
 
     def frames(self, episode: Episode) -> range:
-        """The steps of an episode that are used."""
+        """Return the steps of an episode that are used."""
         return range(0, len(episode), self.every)
 
 
 class View(Config):
-    """What the head gets to see: hidden states of layer `layer`, of the direct action question about the cameras."""
+    """Input of the head: hidden states of layer `layer`, for the direct action question about the
+    cameras."""
 
     layer: int = Field(ge=1)
     """Text layer of the MLLM, 1 the lowest (paper: 18 of 28)."""
     cameras: tuple[str, ...] = Field(min_length=1)
-    """Cameras in the order in which the MLLM is shown them."""
+    """Cameras in the order in which the MLLM sees them."""
     cameras_as: Literal["images", "side_by_side"] = "images"
-    """Show each camera as an image of its own, or all side by side, left to right, in one image."""
+    """Show each camera as a separate image, or all side by side, left to right, in one image."""
     blind: bool = False
-    """Show a gray image of the same size instead. The token count, and so the head's compute, stays the same, and no
-    position of the sequence, text included, can know the scene."""
+    """Show a gray image of the same size instead. The number of tokens, and so the head's compute,
+    stays the same, and no position of the sequence, text included, can depend on the scene."""
     final_norm: bool = False
-    """Put the hidden states through the MLLM's last norm, as GR00T-N1.5 does. The topmost layer's always are."""
+    """Apply the MLLM's last norm to the hidden states, as GR00T-N1.5 does. The states of the
+    topmost layer always have it."""
     dtype: Dtype = "float16"
-    """Hidden states are rounded to it, on disk and in serving alike (`rounding.pack`)."""
+    """Type to which hidden states are rounded, on disk and in serving (`rounding.pack`)."""
     prompts: StyleName = DEFAULT_STYLE
     """Style of the question: the one that the MLLM was trained in."""
 
     def prompt(self, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], instruction: str) -> Prompt:
-        """The MLLM's prompt for images by camera.
+        """Return the MLLM's prompt for images by camera.
 
-        Raises RoboAlignError on a missing camera, and side by side on images of different heights.
+        Raises RoboAlignError if a camera is missing, or if images to show side by side differ in
+        height.
         """
         missing = [camera for camera in self.cameras if camera not in images]
         if missing:
@@ -113,11 +120,10 @@ class View(Config):
     def encode(
         self, mllm: Mllm, prompts: Sequence[Prompt], *, multiple: int = 1
     ) -> tuple[Float[Tensor, "{len(prompts)} tokens width"], Bool[Tensor, "{len(prompts)} tokens"]]:
-        """Hidden states rounded to `dtype` and the mask of what is no padding.
+        """Return hidden states rounded to `dtype`, and the mask of tokens that are not padding.
 
-        The number of tokens is the next multiple of `multiple`.
-
-        Raises RoboAlignError where a value does not fit into `dtype`.
+        The number of tokens is rounded up to a multiple of `multiple`. Raises RoboAlignError if a
+        value does not fit into `dtype`.
         """
         states, mask = hidden_states(
             mllm,
@@ -138,7 +144,8 @@ class View(Config):
 
 
 def backbone_hash(folder: str | Path) -> str:
-    """sha256 over weights, configuration, tokenizer and processor of a Hugging Face folder; not over its logs."""
+    """Return the sha256 over weights, configuration, tokenizer and processor of a Hugging Face
+    folder, but not its logs."""
     root = Path(folder)
     return hash_tree(
         root, lambda path: path.parent == root and bool(BACKBONE_FILES.fullmatch(path.name))
@@ -153,7 +160,7 @@ def feature_bytes(
     *,
     augmented: bool = False,
 ) -> int:
-    """Bytes that the hidden states of `episodes` take on disk, before they are computed."""
+    """Return the bytes that the hidden states of `episodes` will take on disk."""
     tokens = 0
     for episode in episodes:
         prompt = _prompt(episode, 0, view)
@@ -175,9 +182,10 @@ def describe_features(
     size: int,
     drawn: int,
 ) -> str:
-    """What keeping the hidden states takes, in one line, before they are computed; of large ones what it gains too.
+    """Describe in one line what storing the hidden states costs; for large ones also what it saves.
 
-    `size`: their bytes. `drawn`: training frames that all steps together use. A forward pass is timed for it.
+    `size` is their bytes, `drawn` the training frames that all steps use together. Times a forward
+    pass.
     """
     copies, seconds = (
         config.copies(view),
@@ -212,13 +220,15 @@ def compute_features(
     *,
     augmented: bool = False,
 ) -> FeatureStore:
-    """Hidden states of every `config.every`-th frame of `episodes`, kept in `folder`.
+    """Return the hidden states of every `config.every`-th frame of `episodes`, stored in `folder`.
 
-    Where they are `augmented` and the settings have `variants`, all frames of the first copy come first, then those of
-    the second. Processes that train together each compute some of the files, and all read all of them.
+    If they are `augmented` and the settings have `variants`, all frames of the first copy come
+    first, then those of the second. With several processes, each computes some of the files, and
+    all read all of them.
 
-    A file's name is a hash of the backbone's weights, the settings and its frames: what an earlier run left is used
-    if, and only if, it would come out the same. Raises RoboAlignError where the MLLM was not loaded from a folder.
+    The name of a file is a hash of the backbone's weights, the settings and its frames, so a file
+    of an earlier run is reused only if it would be the same. Raises RoboAlignError if the MLLM was
+    not loaded from a folder.
     """
     if mllm.folder is None:
         raise RoboAlignError(
@@ -244,7 +254,7 @@ def compute_features(
 
         def compute(part: tuple[Path, list[Episode], int]) -> None:
             _compute_shard(*part, mllm, view, config)
-            # As many are taken to be done by each of the other processes.
+            # The other processes are assumed to be equally far.
             progress.advance(
                 min(
                     world_size() * sum(len(config.frames(e)) for e in part[1]),
@@ -286,7 +296,8 @@ def _shard_key(
 def _prompt(
     episode: Episode, t: int, view: View, config: AugmentConfig | None = None, copy: int = 0
 ) -> Prompt:
-    """What the MLLM is shown of step `t`: the plain frame, or augmented copy `copy` of it."""
+    """Return the MLLM's prompt for step `t`: of the plain frame, or of its augmented copy
+    `copy`."""
     images = {camera: episode.frame(camera, t) for camera in view.cameras}
     if config is not None and copy:
         images = {
@@ -311,14 +322,16 @@ def _compute_shard(
         states, mask = view.encode(
             mllm, [_prompt(episode, t, view, config.augment, copy) for episode, t in batch]
         )
-        numbers, exponents = pack(states[mask], view.dtype)  # as they were rounded
+        # the values are already rounded, so packing them again is exact
+        numbers, exponents = pack(states[mask], view.dtype)
         tokens.append((numbers.cpu(), None if exponents is None else exponents.cpu()))
         lengths.append(mask.sum(dim=1).cpu())
     write_feature_shard(path, tokens, lengths)
 
 
 def _seconds_a_frame(mllm: Mllm, episode: Episode, view: View, config: FeatureConfig) -> float:
-    """Of a forward pass, images and all; the second one is timed."""
+    """Return the seconds per frame of a forward pass, including its images; the second pass is
+    timed."""
     steps = config.frames(episode)[: config.batch_size]
     for _ in range(2):
         began = time.perf_counter()
