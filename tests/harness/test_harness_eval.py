@@ -1,5 +1,10 @@
 """The command: Meta-WorldShape's experts over openpi's wire, our own server as in process, and what it prints."""
 
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +16,9 @@ pytest.importorskip("websockets")
 
 from servers import Replay, websocket_server
 from serving import served
-from toy_on_path import PACKAGE
+from toy_on_path import PACKAGE, write_metadata
 
+import roboalign
 from roboalign.actions.normalize import ActionStats
 from roboalign.cli.main import main
 from roboalign.core.state import read_records
@@ -132,6 +138,13 @@ def test_our_own_server_solves_the_episodes_that_the_policy_solves(toy, policy, 
         (["ws://h:1", "--set", "imagesize=3"], "unknown key `imagesize`", "`image_size`?"),
         (["ws://h:1", "--key", "corner2"], "a key is CAMERA=KEY", "--key front"),
         (["ws://h:1", "--image-size", "2"], "`image_size`", "correct"),
+        (["ws://h:1", "--send-state"], "send_state says nothing to preset openpi", "correct one"),
+        (
+            ["ws://h:1", "--preset", "starvla", "--key", "a=b"],
+            "keys says nothing to preset starvla; it is a setting of openpi",
+            "correct one",
+        ),
+        (["ws://h:1", "--preset", "groot"], "is no address of a server of preset groot", "tcp://"),
         (["ws://h:1", "--episodes", "0"], "0 episodes", "give 1 or more"),
         (["ws://127.0.0.1:9"], "no policy can be reached", "start the server"),
     ],
@@ -155,3 +168,39 @@ def test_libero_keeps_its_own_protocol(tmp_path, capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert "libero_object has its own protocol, whose replan_every is 5" in first
     assert "--set replan_every=" in second
+
+
+def test_a_killed_command_continues(tmp_path, monkeypatch):
+    """Killed after the first episode, in a process of its own; the same command does the rest."""
+    monkeypatch.syspath_prepend(str(PACKAGE / "src"))
+    from toy_benchmark.world import Toy
+
+    keys = [(f"toy/touch-{color}", 1_000_000 + n) for color in ("red", "blue") for n in range(2)]
+    replay = Replay(Toy(), keys, RolloutConfig(replan_every=4, max_steps=7, batch_size=1))
+    out, holding = tmp_path / "out", threading.Event()
+    path = [str(Path(roboalign.__file__).parents[1]), *write_metadata(tmp_path / "site")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+    def answer(request):
+        if (out / "episodes.jsonl").exists() and not holding.is_set():
+            holding.wait(60)  # the second episode waits until the command is killed
+        return {"actions": replay(request["prompt"], request["state"])}
+
+    with websocket_server(answer) as port:
+        words = (
+            *(sys.executable, "-m", "roboalign", "eval", f"ws://127.0.0.1:{port}"),
+            *("--benchmark", "toy", "--tasks", "train", "--episodes", "2", "--workers", "1"),
+            *("--replan-every", "4", "--max-steps", "7", "--out", str(out)),
+        )
+        first = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+        began = time.monotonic()
+        while not (out / "episodes.jsonl").exists() and time.monotonic() - began < 120:
+            time.sleep(0.05)
+        first.kill()
+        first.wait(20)
+        holding.set()
+        assert len(records(out)) == 1
+        second = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert records(out) == {key: (*outcome, None) for key, outcome in replay.results.items()}
+    assert "rollouts] 3/3" in second.stderr

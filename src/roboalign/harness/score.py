@@ -131,7 +131,8 @@ def _run(
             say(f"  {line}", "eval")
         preset = make_preset(server.client, world, wire.metadata)
         actor = Actor(wire, preset, server.client, world.action_dim, replan)
-        first = first_answer(actor, benchmark, missing[0], folder / "frames")
+        # The same episode whenever the command continues, so that frames/ stays what it was.
+        first = first_answer(actor, benchmark, measured.keys[0], folder / "frames")
         for line in describe_first(first, replan):
             say(line, "eval")
     finally:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
@@ -23,6 +23,14 @@ Gripper = Literal[
 LIBERO = "libero"
 """The section of LIBERO's suites: other people's servers agree on its keys."""
 METAWORLD = "world"
+_ONLY_FOR = {
+    "keys": "openpi",
+    "send_state": "starvla",
+    "unnorm_key": "starvla",
+    "state_rotation": "groot",
+    "flat": "groot",
+}
+"""Setting -> the one preset that reads it."""
 
 
 class ClientConfig(Config):
@@ -53,6 +61,16 @@ class ClientConfig(Config):
     """Camera, `state` or `prompt` -> its key in openpi's request, where it is not the preset's."""
     timeout: float = Field(60.0, gt=0, le=86_400)
     """Seconds to wait for an answer. A later answer counts as a crash of the episode."""
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_read(self) -> "ClientConfig":
+        for name, preset in _ONLY_FOR.items():
+            default = type(self).model_fields[name].default
+            if preset != self.preset and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} says nothing to preset {self.preset}; it is a setting of {preset}"
+                )
+        return self
 
 
 @dataclass(frozen=True)
