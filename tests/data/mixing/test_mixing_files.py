@@ -205,8 +205,8 @@ def test_empty_fields_of_stored_conversations_are_refused(tmp_path: Path):
     rows = pq.read_table(shard).to_pylist()
     rows[0]["turns"] = None
     rows[1]["turns"] = [None]
-    rows[2]["turns"][0]["question"] = None
-    rows[3]["image"] = None
+    rows[2]["chat"][0]["content"] = None
+    rows[3]["images"] = None
     rows[4]["id"] = None
     pq.write_table(pa.Table.from_pylist(rows, schema=ROW), shard)
     told = build(

@@ -160,7 +160,7 @@ def test_each_fault_of_a_record_is_counted_by_its_reason(tmp_path: Path):
     (tmp_path / "qa/4.jpg").write_bytes((tmp_path / "qa/4.jpg").read_bytes()[:300])
     (tmp_path / "qa/5.jpg").unlink()
     two = {**llava_record("two", "1.jpg", "Which?", "A"), "image": ["1.jpg", "2.jpg"]}
-    two["conversations"][0]["value"] = "<image><image> Which?"
+    two["conversations"][0]["value"] = "<image><image> Which <|im_end|>?"
     half = llava_record("half", "1.jpg", "What is \ud800?", "it")
     lines = [
         json.dumps(two),
@@ -172,7 +172,8 @@ def test_each_fault_of_a_record_is_counted_by_its_reason(tmp_path: Path):
     told = build(settings(qa(file, 10)), tmp_path / "out")["sources"]["qa"]
     assert trained(tmp_path / "out") == {f"qa/q{n}" for n in range(12) if n not in (4, 5)}
     assert (told["found"], told["kept"], told["refused"], told["faults"]) == (16, 10, 1, 5)
-    assert told["reasons"]["refused: N images, and a conversation has one"] == 1
+    refused = "refused: the question spells <|im_end|>, which a model reads as a command"
+    assert told["reasons"][refused] == 1
     assert (
         told["reasons"]["fault: the image does not exist"]
         == told["reasons"]["fault: a text is not Unicode"]

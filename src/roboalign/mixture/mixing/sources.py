@@ -296,12 +296,14 @@ def wrong_with(row: dict[str, Any], special: frozenset[str] = frozenset()) -> st
 
 def stored_draft(source: str, row: dict[str, Any]) -> Candidate:
     """Return a stored row as a sample of this mixture, held out with its episode."""
+    # An image that is missing is a fault, not a conversation without images.
+    images = row["images"] or [None] * len(row["image_sha256"] or ())
     conversation = Conversation(
         f"{source}/{row['id']}",
         row["episode_id"] or "",
         row["frame"] or 0,
         row["task"] or source,
-        tuple((image or {}).get("bytes") or b"" for image in row["images"] or ()),
+        tuple((image or {}).get("bytes") or b"" for image in images),
         turns_of(row),
     )
     return Candidate(conversation, group=row["episode_id"] or "")
