@@ -35,7 +35,7 @@ def page(tmp_path):
 
 def ask(port, path, body=None, **headers):
     """(status, decoded reply) of one request, as the page makes it."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     named = {"Content-Type": "application/json"} | {
         name.replace("_", "-"): value for name, value in headers.items()
     }
@@ -164,7 +164,7 @@ def test_what_is_wrong_is_said_and_changes_nothing(page, path, body, status, pro
 )
 def test_no_bytes_end_the_server(page, data):
     desk, port = page
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(data + b"\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(1 << 16):

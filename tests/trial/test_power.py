@@ -37,13 +37,13 @@ def test_power_is_that_of_every_outcome_tested_by_scipy(pairs, difference, disco
 def test_power_is_the_share_of_simulated_studies_that_our_own_test_decides():
     rng = np.random.default_rng(0)
     pairs, rates, found = 96, (0.4, 0.6), 0
-    for _ in range(1500):
+    for _ in range(600):
         before, after = (rng.random(pairs) < rate for rate in rates)
         test = mcnemar_exact(before, after)
         found += test.p <= 0.05 and test.only_b > test.only_a
     expected = mcnemar_power(pairs, 0.2, independent_discordance(0.2), 0.05)
-    error = np.sqrt(expected * (1 - expected) / 1500)
-    assert abs(found / 1500 - expected) < 4 * error
+    error = np.sqrt(expected * (1 - expected) / 600)
+    assert abs(found / 600 - expected) < 4 * error
     assert 0.7 < expected < 0.85  # not a case in which any formula would do
 
 
@@ -52,13 +52,13 @@ def test_independent_arms_about_one_half_disagree_by_the_products_of_their_rates
 
 
 @given(
-    difference=st.floats(0.15, 0.9),
+    difference=st.floats(0.2, 0.9),
     tasks=st.integers(1, 5),
     power=st.floats(0.5, 0.95),
     comparisons=st.integers(1, 3),
 )
 @settings(max_examples=30, deadline=None)
-def test_the_number_is_enough_and_one_trial_less_is_not(difference, tasks, power, comparisons):
+def test_the_number_is_enough_and_no_smaller_one_is(difference, tasks, power, comparisons):
     sized = trials_needed(TrialPower(difference=difference, power=power), tasks, comparisons)
     assert sized.alpha == pytest.approx(0.05 / comparisons)
     assert sized.pairs == sized.trials * tasks and sized.power >= power
@@ -67,7 +67,7 @@ def test_the_number_is_enough_and_one_trial_less_is_not(difference, tasks, power
         return mcnemar_power(trials * tasks, difference, sized.discordant, sized.alpha)
 
     assert reached(sized.trials) == sized.power
-    assert sized.trials == 1 or reached(sized.trials - 1) < power
+    assert all(reached(trials) < power for trials in range(1, sized.trials))
 
 
 def test_the_detectable_difference_is_detected_and_a_smaller_one_is_not():

@@ -80,7 +80,7 @@ class Operator:
         self.port = port
 
     def ask(self, path, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         headers = {"Content-Type": "application/json"}
         data = None if body is None else json.dumps(body)
         connection.request("GET" if body is None else "POST", path, data, headers)
@@ -105,7 +105,7 @@ def routing(plan):
     """(process, port for the robot, port of the page) of the command, which is killed at the end."""
     command = [sys.executable, "-m", "roboalign", "trial", "run", str(plan)]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--page-port", "0", "--timeout", "5"],
+        [*command, "--port", "0", "--page-port", "0", "--timeout", "30"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -175,7 +175,7 @@ def test_a_study_through_a_kill_to_the_table(tmp_path, capsys):
             operator.end(outcome="excluded", exclusion="camera or sensor fault")
             trials(robot, page, 15)
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 130
+            assert process.wait(60) == 130
     assert main(["compare", str(log), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["done"], result["total"], result["sessions"]) == (24, 24, 2)

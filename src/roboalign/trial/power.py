@@ -61,15 +61,25 @@ def trials_needed(wanted: TrialPower, tasks: int, comparisons: int = 1) -> Sized
     """
     alpha = wanted.alpha / comparisons
     discordant = wanted.discordant or independent_discordance(wanted.difference)
-    for trials in range(1, MOST_PAIRS // tasks + 1):
-        power = mcnemar_power(trials * tasks, wanted.difference, discordant, alpha)
-        if power >= wanted.power:
-            return Sized(trials, trials * tasks, power, alpha, discordant)
-    raise RoboAlignError(
-        f"{MOST_PAIRS:,} pairs of trials are not enough for a difference of {wanted.difference:g}",
-        where="power.difference",
-        fix="ask for a larger difference or less power",
-    )
+
+    def power(trials: int) -> float:
+        return mcnemar_power(trials * tasks, wanted.difference, discordant, alpha)
+
+    low, high = 0, max(1, MOST_PAIRS // tasks)
+    if power(high) < wanted.power:
+        raise RoboAlignError(
+            f"{MOST_PAIRS:,} pairs of trials are not enough for a difference of {wanted.difference:g}",
+            where="power.difference",
+            fix="ask for a larger difference or less power",
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= wanted.power else (middle, high)
+    # The power of an exact test dips a little now and then: a smaller number may do as well.
+    for trials in range(max(1, int(0.95 * high) - 5), high + 1):
+        if power(trials) >= wanted.power:
+            break
+    return Sized(trials, trials * tasks, power(trials), alpha, discordant)
 
 
 def detectable(pairs: int, alpha: float, power: float) -> float | None:
