@@ -151,7 +151,7 @@ def test_error_answers_are_crashes_and_can_run_again(toy, here, tmp_path):
         ({"action": np.zeros((12, 4))}, "no array of numbers, but NoneType"),
         (b"\xc1", "an unreadable answer"),
         (pack_message([1]), "a list instead of a map"),
-        (None, "no policy can be reached"),
+        (None, "it closed a new connection without an answer"),
     ],
 )
 def test_unusable_answers(toy, here, tmp_path, reply, problem):

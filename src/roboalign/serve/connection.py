@@ -26,8 +26,7 @@ class NoAnswer(RoboAlignError):
 
 
 class Silent(NoAnswer):
-    """The server can be reached, but is too late, or closed the connection twice without an
-    answer."""
+    """The server can be reached, but is too late, or closes every connection without an answer."""
 
 
 class Connection:
@@ -79,7 +78,7 @@ class Connection:
         except InvalidStatus as error:
             raise self._refused(error.response.status_code) from None
         except (InvalidURI, InvalidHandshake, InvalidMessage, OSError) as error:
-            raise self._unreachable(error, NoAnswer) from None
+            raise self._unreachable(error) from None
         try:
             metadata = unpack_message(self.socket.recv(timeout=self.connect_timeout))
         except (TimeoutError, ConnectionClosed, RoboAlignError) as error:
@@ -106,12 +105,12 @@ class Connection:
             return self.exchange(message)
         except (ConnectionClosed, OSError) as error:
             if again:
-                raise self._unreachable(error, Silent) from None
+                raise self._closed(error) from None
         self._reopen()
         try:
             return self.exchange(message)
         except (ConnectionClosed, OSError) as error:
-            raise self._unreachable(error, Silent) from None
+            raise self._closed(error) from None
 
     def exchange(self, message: bytes) -> str | bytes:
         """Send a frame over the open connection and return the next one. Raises Silent after
@@ -140,13 +139,18 @@ class Connection:
         self.open()
         self.reconnects += 1
 
-    def _unreachable(self, error: Exception, kind: type[NoAnswer]) -> NoAnswer:
+    def _closed(self, error: Exception) -> Silent:
         self.drop()
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return kind(
-            f"no policy can be reached ({reason})",
+        return Silent(
+            f"it closed a new connection without an answer ({_reason(error)})",
             where=self.uri,
-            fix=self.hint,
+            fix="look at the server",
+        )
+
+    def _unreachable(self, error: Exception) -> NoAnswer:
+        self.drop()
+        return NoAnswer(
+            f"no policy can be reached ({_reason(error)})", where=self.uri, fix=self.hint
         )
 
     def _refused(self, status: int) -> NoAnswer:
@@ -156,6 +160,10 @@ class Connection:
         }
         problem, fix = reasons.get(status, (f"it answered HTTP {status}", "check host and port"))
         return NoAnswer(problem, where=self.uri, fix=fix)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def uri_of(host: str, port: int | None) -> str:
