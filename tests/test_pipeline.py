@@ -1,29 +1,22 @@
-"""The pipeline on stub stages: what is skipped, moved aside, resumed, run side by side; the keys of the real plan."""
+"""The pipeline on stub stages: what is skipped, moved aside, resumed and run side by side."""
 
-import multiprocessing
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from roboalign.align.distill import DistillConfig
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
-from roboalign.core.progress import Progress
 from roboalign.core.state import read_state
 from roboalign.run import scheduler as pipeline
-from roboalign.run.graph import distill_stages, plan_stages
 from roboalign.run.load import load_recipe
-from roboalign.run.observer import Observer, PlainLines
+from roboalign.run.observer import PlainLines
 from roboalign.run.recipe import Recipe
-from roboalign.run.scheduler import Run, by_name, stage_keys
+from roboalign.run.scheduler import Run, by_name
 from roboalign.run.stage import Context, Stage
 
 Work = Callable[[Context], dict[str, Any]]
@@ -271,99 +264,6 @@ def test_threads_are_shared_out(
     assert stubs.threads == [8, 2]
 
 
-# Real processes, forked: spawned ones would import torch for seconds. Their work is pickled all the same.
-
-
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
-
-
-def _nothing(context: Context) -> dict[str, Any]:
-    return {}
-
-
-def _broken(context: Context) -> dict[str, Any]:
-    raise RoboAlignError("its file is cut", where="a.parquet", fix="roboalign mix")
-
-
-def _killed(context: Context) -> dict[str, Any]:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return {}
-
-
-def _counting(context: Context) -> dict[str, Any]:
-    with Progress(context.name, total=3, interval=0) as progress:
-        progress.advance(3, note="half a loss")
-    return {"samples": 3}
-
-
-def in_processes(folder: Path, work: Work, observer: Observer | None = None) -> None:
-    recipe = Recipe(name="stub", parallel=2)
-    stages = [Stage("collect", _nothing), Stage("sft", work, ("collect",))]
-    Run(recipe, folder, stages, observer).execute()
-
-
-def test_an_error_of_another_process_arrives_whole(forked: None, tmp_path: Path) -> None:
-    with pytest.raises(RoboAlignError) as error:
-        in_processes(tmp_path, _broken)
-    assert (error.value.problem, error.value.where, error.value.fix) == (
-        "its file is cut",
-        "a.parquet",
-        "roboalign mix",
-    )
-    assert (tmp_path / "collect" / "stage.json").exists()
-
-
-def test_a_process_that_dies_is_named_and_the_next_run_goes_on(
-    forked: None, tmp_path: Path
-) -> None:
-    with pytest.raises(RoboAlignError, match="stage sft: its process was killed") as error:
-        in_processes(tmp_path, _killed)
-    assert "run the same command again" in error.value.fix
-    channel = multiprocessing.get_context("fork").Queue()
-    heard = Recorded(channel)
-    in_processes(tmp_path, _counting, heard)
-    assert heard.events == [
-        ("run_started", ["sft"], ["collect"]),
-        ("stage_started", "sft", 1, 1),
-        ("stage_finished", "sft", 3),
-        ("run_ended", tmp_path),
-    ]
-    updates = [channel.get(timeout=20) for _ in range(3)]  # of the stage's own process
-    assert {update.stage for update in updates} == {"sft"}
-    assert [update.done for update in updates] == [0, 3, 3]
-    assert [update.note for update in updates] == ["", "half a loss", "done"]
-
-
-class Recorded:
-    """An observer that keeps what it is told, and takes the stages' progress through a queue."""
-
-    def __init__(self, channel: "Queue[Any]") -> None:
-        self.events: list[tuple[Any, ...]] = []
-        self.queue = channel
-
-    def run_started(self, stages_to_do: Sequence[Stage], done_before: Sequence[str]) -> None:
-        names = [stage.name for stage in stages_to_do]
-        self.events.append(("run_started", names, list(done_before)))
-
-    def stage_started(self, name: str, number: int, total: int) -> None:
-        self.events.append(("stage_started", name, number, total))
-
-    def stage_finished(self, name: str, row: dict[str, Any]) -> None:
-        self.events.append(("stage_finished", name, row["samples"]))
-
-    def note(self, text: str) -> None:
-        self.events.append(("note", text))
-
-    def run_ended(self, seconds: float, run_dir: Path) -> None:
-        self.events.append(("run_ended", run_dir))
-
-    def channel(self) -> "Queue[Any]":
-        return self.queue
-
-
 def test_select(stubs: Stubs) -> None:
     stubs.needs = {
         "mix": (),
@@ -402,167 +302,6 @@ def test_a_plan_out_of_order_is_refused(stubs: Stubs) -> None:
     stubs.needs = {"sft": ("mix",), "mix": ()}
     with pytest.raises(AssertionError, match="which come later"):
         by_name(stubs.stages())
-
-
-# The real plan.
-
-
-def keys_of(**changes: Any) -> dict[str, str]:
-    values = {"name": "x", "backbone": {"source": "train"}, **changes}
-    return stage_keys(by_name(plan_stages(Recipe.model_validate(values))))
-
-
-def changed(**changes: Any) -> set[str]:
-    """Stages (without their seed and arm) whose key differs from the default recipe's."""
-    before, after = keys_of(), keys_of(**changes)
-    assert before.keys() == after.keys()
-    short = (name.removeprefix("seed-0/") for name in before if before[name] != after[name])
-    return {name.rsplit("/", 1)[0] if name.count("/") else name for name in short}
-
-
-def test_a_setting_changes_the_stages_below_it_and_no_others() -> None:
-    after_rl = {"rl", "extra-sft", "eval/tokens", "head", "eval/rollouts", "report"}
-    assert changed(rl={"samples": 7}) == after_rl
-    assert changed(sft={"max_steps": 7}) == {"sft", *after_rl}
-    assert changed(head={"width": 64}) == {"head", "eval/rollouts", "report"}
-    assert changed(rollout={"episodes": 3}) == {"eval/rollouts", "report"}
-    assert changed(tokens={"max_actions": 30}) == {"eval/tokens", "report"}
-    assert changed(backbone={"source": "train", "pretrain": {"max_steps": 9}}) == {
-        "base",
-        "random",
-        "sft",
-        *after_rl,
-    }
-    everything = changed(collect={"align": {"noise": 0.3}})
-    assert everything == {"collect", "tokenizer", "mix", "base", "random", "sft", *after_rl}
-
-
-def test_rl_settings_leave_other_arms_alone() -> None:
-    before, after = keys_of(), keys_of(rl={"samples": 7})
-    same = {name for name in before if before[name] == after[name]}
-    assert {"seed-0/head/sft", "seed-0/eval/rollouts/base", "seed-0/eval/tokens/random"} <= same
-    assert (
-        not {"seed-0/head/roboalign", "seed-0/head/blind", "seed-0/eval/rollouts/extra-sft"} & same
-    )
-
-
-def test_how_often_something_is_written_and_how_many_processes_run_change_nothing() -> None:
-    sft = {
-        "log_every": 1,
-        "save_every": 3,
-        "threads": 1,
-        "workers": 2,
-        "compile": True,
-        "liger": True,
-    }
-    assert changed(sft=sft, rl={"save_every": 2}, parallel=5) == set()
-
-
-def test_lora_counts_where_it_is_asked_for() -> None:
-    assert changed(rl={"lora": {}}) == changed(rl={"samples": 7})
-    assert changed(sft={"lora": {}}) == changed(sft={"max_steps": 7})
-    recipe = Recipe(name="x")
-    asked = recipe.model_copy(
-        update={"distill": DistillConfig(rl={"reward": "answer", "lora": {}})}
-    )  # type: ignore[arg-type]
-    one, two = (stage_keys(by_name(distill_stages(each))) for each in (recipe, asked))
-    assert {name for name in one if one[name] != two[name]} == {
-        "distill/rl",
-        "distill/sample",
-        "distill/traces",
-    }
-
-
-def test_a_folder_from_outside_counts_by_its_content(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    one = keys_of(backbone={"source": str(tmp_path)})
-    (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    two = keys_of(backbone={"source": str(tmp_path)})
-    assert one["mix"] == two["mix"] and one["base"] != two["base"]
-
-
-def test_arms_decide_which_backbones_are_made() -> None:
-    def names(*arms: str) -> set[str]:
-        return set(keys_of(arms=arms, seeds=(3,)))
-
-    shared = {"collect", "tokenizer", "mix", "base", "report"}
-    assert names("base") == shared | {
-        f"seed-3/{s}/base" for s in ("eval/tokens", "eval/rollouts", "head")
-    }
-    blind = names("blind")  # RoboAlign's backbone, no token metrics of its own
-    assert {
-        "seed-3/sft",
-        "seed-3/rl",
-        "seed-3/head/blind",
-        "seed-3/eval/rollouts/blind",
-    } == blind - shared
-    assert "seed-3/sft" not in names("random") and "seed-3/random" in names("random")
-
-
-ALL = (
-    "base",
-    "language-sft",
-    "action-sft",
-    "sft",
-    "ecot",
-    "language-rl",
-    "trajectory-rl",
-    "roboalign",
-)
-TRACED = {"weights": {"spatial": 1.0, "planning": 1.0, "trace": 1.0}}
-
-
-def test_each_baseline_brings_its_own_stages() -> None:
-    def needs(*arms: str) -> dict[str, tuple[str, ...]]:
-        values = {"name": "x", "backbone": {"source": "train"}, "mix": TRACED, "arms": arms}
-        table = by_name(plan_stages(Recipe.model_validate(values)))
-        return {
-            name: stage.needs
-            for name, stage in table.items()
-            if "/eval" not in name and "/head" not in name
-        }
-
-    assert needs("language-sft")["seed-0/language-sft"] == ("base", "mix-language")
-    assert set(needs("action-sft")) == {
-        "collect",
-        "tokenizer",
-        "mix",
-        "base",
-        "mix-action",
-        "seed-0/action-sft",
-        "report",
-    }
-    for arm in ("ecot", "language-rl", "trajectory-rl"):
-        found = needs(arm)
-        assert found[f"seed-0/{arm}"] == ("seed-0/sft",) and "seed-0/rl" not in found
-        assert not {"mix-action", "mix-language"} & set(found)
-
-
-def test_counts_change_the_mixtures_that_they_are_about() -> None:
-    def keys(counts: str) -> dict[str, str]:
-        return keys_of(arms=ALL, mix=TRACED, baselines={"counts": counts})
-
-    before, after = keys("matched"), keys("paper")
-    differ = {name for name in before if before[name] != after[name]}
-    own = {
-        f"seed-0/{stage}{arm}"
-        for arm in ("language-sft", "action-sft")
-        for stage in ("", "head/", "eval/tokens/", "eval/rollouts/")
-    }
-    assert differ == {"mix-language", "mix-action", "report", *own}
-
-
-def test_sft_has_every_core_only_where_nothing_runs_beside_it() -> None:
-    def exclusive(*arms: str) -> bool:
-        values = {"name": "x", "backbone": {"source": "train"}, "arms": arms}
-        return by_name(plan_stages(Recipe.model_validate(values)))["seed-0/sft"].exclusive
-
-    assert exclusive("sft", "roboalign")
-    assert (
-        not exclusive("sft", "action-sft")
-        and not exclusive("base", "sft")
-        and not exclusive("sft", "random")
-    )
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", '{"key": 3}', '{"key": "../../x"}'])

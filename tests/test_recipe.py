@@ -440,7 +440,7 @@ def test_models_of_billions_are_asked_in_the_style_paper_and_tiny_ones_in_the_ot
 
 
 def test_labels_open_no_answer_in_the_style_paper() -> None:
-    with pytest.raises(ValueError, match="set backbone.action_start to mean"):
+    with pytest.raises(ValueError, match=r"set backbone\.action_start to mean"):
         Recipe.model_validate(
             {"name": "x", "prompts": "paper", "backbone": {"action_start": "labels"}}
         )
