@@ -39,32 +39,59 @@ class QaPreset:
     """The coordinate style, and which answers are read into the normal form."""
     parts: tuple[tuple[str, str], ...] = ()
     """(pattern of files, folder of their images), both relative to the download folder."""
+    also: tuple[str, ...] = ()
+    """Patterns of files that not every download has; image paths are relative to their own folder."""
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Changes a record before it is read; if it raises RoboAlignError, that is a `Fault`."""
     fetch: str = ""
     """Steps besides, or instead of, the Hub download; `{folder}` is replaced by its folder."""
 
 
-def egoplan_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Return an EgoPlan-IT record with the path of its current observation under `image`.
+EGOPLAN_ACTIONS = 4
+"""Completed actions that are shown, the most recent ones: as many as EgoPlan's own reader takes."""
 
-    The observation is a frame of EPIC-KITCHENS-100. Raises RoboAlignError for records about Ego4D,
-    whose frames are in videos.
+
+def egoplan_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Return an EgoPlan-IT record with the paths of its frames under `image`, in time order.
+
+    They are the last frame of each of the EGOPLAN_ACTIONS actions completed most recently, then the
+    current observation; none is later than that. All are frames of EPIC-KITCHENS-100. Raises
+    RoboAlignError for records about Ego4D, whose frames are in videos.
     """
-    source, video, frame = (
+    source, video, current = (
         record.get(key) for key in ("video_source", "video_id", "current_observation_frame")
     )
-    if not isinstance(video, str) or type(frame) is not int or frame < 0:
+    if not isinstance(video, str) or type(current) is not int or current < 0:
         raise RoboAlignError(
-            f"video {video!r} and frame {frame!r}", where="current_observation_frame"
+            f"video {video!r} and frame {current!r}", where="current_observation_frame"
         )
     if source != "EpicKitchens":
         fix = "extract that frame and write the record in the layout pairs, with the frame's path under image"
         raise RoboAlignError(
-            f"frame {frame} is in video {video} of {source!r}", where="video_source", fix=fix
+            f"frame {current} is in video {video} of {source!r}", where="video_source", fix=fix
         )
-    path = f"EPIC-KITCHENS/{video.split('_')[0]}/rgb_frames/{video}/frame_{frame:010d}.jpg"
-    return record | {"image": path}
+    folder = f"EPIC-KITCHENS/{video.split('_')[0]}/rgb_frames/{video}"
+    frames = [*_last_frames(record.get("task_progress_metadata"), current), current]
+    paths = [f"{folder}/frame_{frame:010d}.jpg" for frame in dict.fromkeys(frames)]
+    return record | {"image": paths}
+
+
+def _last_frames(progress: Any, current: int) -> list[int]:
+    """Return the last frame of each recent action that was completed by the frame `current`.
+
+    An action that overlaps the next one ends where that one begins, as in EgoPlan's own reader.
+    """
+    if not isinstance(progress, list) or any(
+        not isinstance(action, dict)
+        or any(type(action.get(key)) is not int for key in ("start_frame", "stop_frame"))
+        for action in progress
+    ):
+        raise RoboAlignError(
+            "the actions so far have no start_frame and stop_frame", where="task_progress_metadata"
+        )
+    recent = [one for one in progress if one["stop_frame"] <= current][-EGOPLAN_ACTIONS:]
+    next_starts = [*(one["start_frame"] for one in recent[1:]), current]
+    return [min(one["stop_frame"], start) for one, start in zip(recent, next_starts)]
 
 
 REFSPATIAL = (
@@ -89,9 +116,16 @@ _ALL = (
         100_000,
         "general",
         "llava",
-        "Licence: the Hub's tag of the whole; its subsets carry their own. Columns id, image, conversations, "
-        "data_source, one folder of parquet files a subset. unverified: which 100K the paper drew; coordinate style.",
+        "Licence: the Hub's tag of the whole; its subsets carry their own. Columns id, image (none in text-only "
+        "subsets), conversations, data_source, one folder of parquet files a subset. ureader_kg, ureader_qa and "
+        "cambrian(filtered) are a JSON file and .tar.gz archives of its images. Records of several images are not in "
+        "it but in lmms-lab/M4-Instruct-Data (cc-by-4.0; its images are lists), read too where downloaded into a "
+        "folder of this one. unverified: which 100K the paper drew; coordinate style.",
         parts=(("*/*.parquet", "."),),
+        also=("*/*.json",),
+        fetch="unpack the archives of its JSON subsets, each in its own folder; for several images also "
+        "huggingface-cli download lmms-lab/M4-Instruct-Data --repo-type dataset --local-dir {folder}/M4-Instruct-Data "
+        "and unzip its archives there",
     ),
     QaPreset(
         "refspatial",
@@ -101,9 +135,11 @@ _ALL = (
         "embodied",
         "llava",
         "The folders of each file are those of RoboRefer's README, the fields those that public readers use: image, a "
-        "list of file names, and conversations. Point answers are tuples of fractions. unverified: which 300K the "
-        "paper drew; the fields of Simulator/metadata.json; how the choice files write their options; whether "
-        "questions hold marks for images or depth.",
+        "list of file names, depth, another one (left out), and conversations of several turns. Point answers are "
+        "tuples of fractions, choices `(B)` or `(B) text`. The Hub's preview has a list `thinking` (question_type, "
+        "thinking); how it belongs to the turns is not documented, so it is left out. unverified: which 300K the paper "
+        "drew; how the choice files write their options; whether every turn repeats the marks of its images "
+        "(a record with another number of marks than images is a Fault).",
         answers=Answers(("points", "choice"), "fraction"),
         parts=REFSPATIAL,
         fetch="unpack its archives with bash unzip_dataset.sh in that folder",
@@ -129,8 +165,9 @@ _ALL = (
         "embodied",
         "pairs",
         "EgoPlan_IT.json (50K) is on Google Drive, not on the Hub: github.com/ChenYi99/EgoPlan, whose README shows "
-        "the record and the folder of EPIC-KITCHENS frames. Read as question, answer and the current frame; the video "
-        "before it is left out. Ego4D records are Faults. unverified: hub, licence; how the paper showed the video.",
+        "the record and the folder of EPIC-KITCHENS frames. Read as question, answer and up to 5 frames: the last ones "
+        "of the 4 actions before (as many as its own reader takes), then the current one. Ego4D records are Faults. "
+        "unverified: hub, licence; how many frames the paper showed.",
         columns=QaColumns(images=("image",), id="sample_id"),
         parts=(("EgoPlan_IT.json", "."),),
         prepare=egoplan_record,
@@ -153,9 +190,11 @@ _ALL = (
         100_000,
         "embodied",
         "llava",
-        "The planning questions of the train folder: id, image (a list of frames), conversations. Its affordance and "
-        "trajectory files are of another layout and not read. unverified: licence; which 100K of 1,027,990 the paper "
-        "drew; whether image paths are relative: what stands before rt_frames_success is cut off.",
+        "The planning questions of the train folder: id (the episode's path, the same for all its questions), task, "
+        "selected_step, image (a list: up to all 30 frames of the episode), conversations with `<image> <image> ..` "
+        "before the question. Its affordance and trajectory files are of another layout and not read. unverified: "
+        "licence (the benchmark made from it is apache-2.0); which 100K of 1,027,990 the paper drew; whether image "
+        "paths are relative: what comes before rt_frames_success is cut off.",
         columns=QaColumns("conversations", anchor="rt_frames_success"),
         parts=(("planning/train/*.json", "planning"),),
         fetch="unpack the frames: cat planning/images/rt_frames_success.tar.gz.part.* | "
@@ -260,13 +299,35 @@ def read_preset(name: str, folder: str | Path) -> Iterator[QaSample | Fault]:
         raise RoboAlignError(
             f"the source {name} cannot be downloaded. {preset.notes}", where=str(folder), fix=fix
         )
-    found = [
-        (pattern, sorted(folder.glob(pattern)), folder / images) for pattern, images in preset.parts
-    ]
-    if not any(files for _, files, _ in found):
+    files, missing = preset_files(preset, folder)
+    if not files:
         problem = f"none of {', '.join(pattern for pattern, _ in preset.parts)} is in this folder"
         raise RoboAlignError(problem, where=str(folder), fix=how_to_get(preset, folder))
-    return _read_parts(preset, folder, found)
+    return _read_files(preset, files, missing)
+
+
+def preset_files(
+    preset: QaPreset, folder: Path
+) -> tuple[list[tuple[Path, Path]], list[tuple[str, Fault]]]:
+    """Return (file, folder of its images) in the order of reading, and each missing part.
+
+    A missing part is (its pattern, a Fault that says how to get it).
+    """
+    files: list[tuple[Path, Path]] = []
+    missing = []
+    for pattern, images in preset.parts:
+        found = sorted(folder.glob(pattern))
+        files += [(file, folder / images) for file in found]
+        if not found:
+            fault = Fault(
+                str(folder / pattern),
+                "this part of the source is missing",
+                how_to_get(preset, folder),
+            )
+            missing.append((pattern, fault))
+    for pattern in preset.also:
+        files += [(file, file.parent) for file in sorted(folder.glob(pattern))]
+    return files, missing
 
 
 def how_to_get(preset: QaPreset, folder: Path) -> str:
@@ -281,25 +342,19 @@ def how_to_get(preset: QaPreset, folder: Path) -> str:
     )
 
 
-def _read_parts(
-    preset: QaPreset, folder: Path, found: list[tuple[str, list[Path], Path]]
+def _read_files(
+    preset: QaPreset, files: list[tuple[Path, Path]], missing: list[tuple[str, Fault]]
 ) -> Iterator[QaSample | Fault]:
     assert preset.layout is not None
-    for pattern, files, images in found:
-        if not files:
-            yield Fault(
-                str(folder / pattern),
-                "this part of the source is missing",
-                how_to_get(preset, folder),
-            )
-        for file in files:
-            yield from read_qa(
-                file,
-                preset.layout,
-                columns=preset.columns,
-                images=images,
-                source=preset.name,
-                kind=preset.kind,
-                answers=preset.answers,
-                prepare=preset.prepare,
-            )
+    yield from (fault for _, fault in missing)
+    for file, images in files:
+        yield from read_qa(
+            file,
+            preset.layout,
+            columns=preset.columns,
+            images=images,
+            source=preset.name,
+            kind=preset.kind,
+            answers=preset.answers,
+            prepare=preset.prepare,
+        )

@@ -18,7 +18,7 @@ from roboalign.conversations.conversation import (
 )
 from roboalign.conversations.qa.convert import text_conversation
 from roboalign.conversations.qa.normal import QaSample
-from roboalign.conversations.qa.presets import find_preset, how_to_get, read_preset
+from roboalign.conversations.qa.presets import find_preset, preset_files, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
 from roboalign.conversations.qa.texts import control_token, folder_special_tokens
 from roboalign.conversations.styles.registry import require_style, style_of
@@ -93,20 +93,12 @@ def preset_parts(number: int, source: SourceConfig) -> tuple[list[Part], list[Fa
     assert source.preset is not None and source.path is not None
     folder = Path(source.path)
     read_preset(source.preset, folder)  # raises if it is unavailable, or nothing of it is there
-    preset = find_preset(source.preset)
-    parts: list[Part] = []
-    faults: list[Fault] = []
-    for pattern, images in preset.parts:
-        files = sorted(folder.glob(pattern))
-        if not files:
-            faults.append(
-                Fault(pattern, "this part of the source is missing", how_to_get(preset, folder))
-            )
-        for file in files:
-            parts.append(
-                Part(number, len(parts), file, str(file.relative_to(folder)), folder / images)
-            )
-    return parts, faults
+    files, missing = preset_files(find_preset(source.preset), folder)
+    parts = [
+        Part(number, place, file, str(file.relative_to(folder)), images)
+        for place, (file, images) in enumerate(files)
+    ]
+    return parts, [Fault(pattern, fault.problem, fault.fix) for pattern, fault in missing]
 
 
 def fingerprint(part: Part) -> str:
