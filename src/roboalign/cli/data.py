@@ -4,6 +4,7 @@ import argparse
 import os
 
 from roboalign.cli.options import add_settings
+from roboalign.core.errors import RoboAlignError
 from roboalign.questions.vqa.base import QuestionConfig
 from roboalign.questions.vqa.client import Endpoint
 
@@ -121,7 +122,7 @@ def _add_mix(mix: argparse.ArgumentParser) -> None:
         help="a mixture file, for example recipes/mixtures/paper.yaml, or the manifest.json of "
         "a mixture to build again",
     )
-    _add_out(mix)
+    mix.add_argument("--out", help="the folder to write; an unfinished one is continued")
     mix.add_argument("--workers", type=int, metavar="N", help="processes; without it one per core")
     mix.add_argument(
         "--at",
@@ -131,6 +132,20 @@ def _add_mix(mix: argparse.ArgumentParser) -> None:
         help="where a source is on this machine; also NAME.images, tokenizer, model and "
         "evaluation.0; may be repeated",
     )
+    mix.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: say what is there and missing of each source, from a sample; the exit "
+        "status is 1 if anything is missing",
+    )
+    mix.add_argument(
+        "--sample",
+        type=int,
+        default=200,
+        metavar="N",
+        help="with --dry-run: most records read of each source",
+    )
+    mix.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
 
 
 def _cores() -> int:
@@ -141,11 +156,7 @@ def _cores() -> int:
 def main(options: argparse.Namespace) -> int:
     """Run the action."""
     if options.action == "mix":
-        from roboalign.cli.data_mix import mix_data
-
-        workers = _cores() if options.workers is None else options.workers
-        print(mix_data(options.mixture, options.out, workers=workers, at=options.at))
-        return 0
+        return _mix(options)
     from roboalign.cli.robot_data import convert_data, inspect_data, open_data
 
     data = open_data(options.path, options.format, options.read, options.space, options.strict)
@@ -160,4 +171,23 @@ def main(options: argparse.Namespace) -> int:
     else:
         text = convert_data(data, options.out, options.to)
     print(text)
+    return 0
+
+
+def _mix(options: argparse.Namespace) -> int:
+    """Build a mixture, or say what it would be."""
+    if options.dry_run:
+        from roboalign.cli.mix_preview import preview_mix
+
+        text, status = preview_mix(
+            options.mixture, at=options.at, most=options.sample, as_json=options.json
+        )
+        print(text)
+        return status
+    from roboalign.cli.data_mix import mix_data
+
+    if options.out is None:
+        raise RoboAlignError("no folder to write", where="--out", fix="give --out, or --dry-run")
+    workers = _cores() if options.workers is None else options.workers
+    print(mix_data(options.mixture, options.out, workers=workers, at=options.at))
     return 0

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from transformers import GenerationConfig
 
 from roboalign.actions.vocabulary import extend_tokenizer
-from roboalign.conversations.conversation import turns_of
+from roboalign.conversations.conversation import Turn, turns_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json
 from roboalign.core.hub import resolve
@@ -35,16 +35,7 @@ _PART = re.compile(r"(source|rl|heldout|tokenizer(\.path)?|model|evaluation|mixt
 def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) -> str:
     """Build the mixture of a file, or rebuild that of a manifest.json; return a table of what
     became of the samples."""
-    moved = {}
-    for setting in at:
-        name, equals, path = setting.partition("=")
-        if not name or not equals or not path:
-            raise RoboAlignError(
-                "a place is name=path",
-                where=f"--at {setting}",
-                fix="for example --at llava=/data/qa",
-            )
-        moved[name] = path
+    moved = places(at)
     if workers < 1:
         raise RoboAlignError(f"{workers} processes", where="--workers", fix="give 1 or more")
     config, expected = load_mixture(mixture, moved)
@@ -57,6 +48,21 @@ def mix_data(mixture: str, out: str, *, workers: int, at: Sequence[str] = ()) ->
         f"{account_text(manifest)}\n{counts['train']['conversations']} samples in {len(manifest['shards'])} shards"
         f"{for_rl}, {counts['heldout']['conversations']} held out: {Path(out).resolve()}"
     )
+
+
+def places(at: Sequence[str]) -> dict[str, str]:
+    """Parse NAME=PATH texts of --at."""
+    moved = {}
+    for setting in at:
+        name, equals, path = setting.partition("=")
+        if not name or not equals or not path:
+            raise RoboAlignError(
+                "a place is name=path",
+                where=f"--at {setting}",
+                fix="for example --at llava=/data/qa",
+            )
+        moved[name] = path
+    return moved
 
 
 @contextmanager
@@ -98,13 +104,18 @@ def write_lengths(shard: Path, path: Path, *, model: str) -> None:
         _ROWS, columns=["images", "turns", "chat"]
     ):
         for row in batch.to_pylist():
-            sizes = [size_of_file(image["bytes"]) for image in row["images"]]
-            # Only the sizes matter; an array of zeros takes no memory until it is written.
-            blanks = [np.zeros((height, width, 3), dtype=np.uint8) for width, height in sizes]
-            turns = [vars(turn) for turn in turns_of(row)]
-            lengths.append(len(encode_conversation(words, turns, blanks).input_ids))
+            images = [image["bytes"] for image in row["images"]]
+            lengths.append(token_length(words, turns_of(row), images))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(lengths, dtype=np.uint32))
+
+
+def token_length(words: Mllm, turns: Sequence[Turn], images: Sequence[bytes]) -> int:
+    """Return the tokens of a conversation of these turns and image files."""
+    sizes = [size_of_file(image) for image in images]
+    # Only the sizes matter; an array of zeros takes no memory until it is written.
+    blanks = [np.zeros((height, width, 3), dtype=np.uint8) for width, height in sizes]
+    return len(encode_conversation(words, [vars(turn) for turn in turns], blanks).input_ids)
 
 
 @lru_cache(maxsize=2)

@@ -68,7 +68,7 @@ def egoplan_record(record: dict[str, Any]) -> dict[str, Any]:
     if source != "EpicKitchens":
         fix = "extract that frame and write the record in the layout pairs, with the frame's path under image"
         raise RoboAlignError(
-            f"frame {current} is in video {video} of {source!r}", where="video_source", fix=fix
+            f"frame {current} is in video {video!r} of {source!r}", where="video_source", fix=fix
         )
     folder = f"EPIC-KITCHENS/{video.split('_')[0]}/rgb_frames/{video}"
     frames = [*_last_frames(record.get("task_progress_metadata"), current), current]

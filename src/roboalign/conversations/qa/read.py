@@ -68,6 +68,7 @@ def read_qa(
     kind: str = "general",
     answers: Answers | None = None,
     prepare: Callable[[QaRecord], QaRecord] | None = None,
+    take: Callable[[Path, QaColumns], Iterator[Any]] = records,
 ) -> Iterator[QaSample | Fault]:
     """Yield every record of a .json (an array), .jsonl or .parquet file, in order.
 
@@ -75,6 +76,7 @@ def read_qa(
     the field. `layout` is a name of LAYOUTS; `columns` replaces its field names. `images` is the
     folder, .zip or .tar that image paths are relative to; None means the file's own folder. With
     `links`, an image may be a link that leaves it. `prepare` changes a record before it is read.
+    `take` yields the records of the file: by default all of them.
     Raises RoboAlignError if the file as a whole cannot be read.
     """
     path = Path(path)
@@ -95,7 +97,7 @@ def read_qa(
     )
     return _samples(
         path,
-        records(path, columns),
+        take(path, columns),
         columns,
         store,
         source or path.stem,

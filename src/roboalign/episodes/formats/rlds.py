@@ -97,9 +97,23 @@ def read_rlds(
     return read_splits(find_splits(folder, lengths, split, chosen), layout, folder)
 
 
-def about_rlds(folder: str | Path, **_: Any) -> About:
+def about_rlds(
+    folder: str | Path, *, split: str | None = None, name: str | None = None, **_: Any
+) -> About:
     """Return what a user must know about how `read_rlds` reads this data set."""
-    return About(notes=notes_of(read_features(Path(folder) / "features.json")))
+    folder = Path(folder)
+    notes = notes_of(read_features(folder / "features.json"))
+    try:
+        described, lengths = _read_info(folder / "dataset_info.json")
+        chosen = choose_set(folder, described, name)
+        splits = find_splits(
+            folder, {} if chosen and chosen != described else lengths, split, chosen
+        )
+    except RoboAlignError:  # the reader names it
+        return About(notes=notes)
+    known = all(len(one.lengths) == one.count for one in splits)
+    there = [one.lengths[number] for one in splits for number in one.paths] if known else []
+    return About(notes=notes, episodes=sum(there) or None)
 
 
 def _read_info(path: Path) -> tuple[str, dict[str, tuple[int, ...]]]:

@@ -93,14 +93,14 @@ def reasons(index: sqlite3.Connection, source: int) -> dict[str, int]:
         "what != 'duplicate' GROUP BY what, reason",
         (source,),
     ):
-        key = f"{what}: {_plain(reason)}"
+        key = f"{what}: {plain_reason(reason)}"
         if key not in counts and len(counts) == REASONS:
             key = "others"
         counts[key] = counts.get(key, 0) + times
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _plain(reason: str) -> str:
+def plain_reason(reason: str) -> str:
     """Return a reason without its quoted parts and numbers."""
     return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "..", reason))[:120]
 

@@ -1,7 +1,7 @@
 """Read sources in independent parts: first find the samples, then read those drawn."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from roboalign.conversations.qa.convert import text_conversation
 from roboalign.conversations.qa.normal import QaSample
 from roboalign.conversations.qa.presets import find_preset, preset_files, read_preset
 from roboalign.conversations.qa.read import Answers, read_qa
+from roboalign.conversations.qa.records import QaColumns, records
 from roboalign.conversations.qa.texts import control_token, folder_special_tokens
 from roboalign.conversations.styles.registry import require_style, style_of
 from roboalign.core.errors import RoboAlignError
@@ -154,8 +155,10 @@ def fetch(
 # Question-answering sources -------------------------------------------------------------------------------------------
 
 
-def read_samples(config: MixtureConfig, part: Part) -> Iterator[QaSample | Fault]:
-    """Yield the records of one file."""
+def read_samples(
+    config: MixtureConfig, part: Part, take: Callable[[Path, QaColumns], Iterator[Any]] = records
+) -> Iterator[QaSample | Fault]:
+    """Yield the records of one file, or those of it that `take` yields."""
     source = config.sources[part.source]
     if source.preset is None:
         answers = Answers(source.answers.kinds, source.answers.style)
@@ -167,6 +170,7 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[QaSample | Fault
             source=source.name,
             kind=source.kind or "general",
             answers=answers,
+            take=take,
         )
     preset = find_preset(source.preset)
     assert preset.layout is not None
@@ -179,6 +183,7 @@ def read_samples(config: MixtureConfig, part: Part) -> Iterator[QaSample | Fault
         kind=preset.kind,
         answers=preset.answers,
         prepare=preset.prepare,
+        take=take,
     )
 
 
