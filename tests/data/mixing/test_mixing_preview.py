@@ -126,7 +126,7 @@ def test_the_papers_mixture_names_what_is_read_and_what_is_not(tmp_path: Path, c
 
 def _check_docs(rows: dict, read: dict, images: dict) -> None:
     """The page's table of sources has the presets' counts and licenses, and these records."""
-    text = PAGE.read_text().split("## The paper's eleven sources")[1]
+    text = PAGE.read_text().split("## The paper's eleven sources")[1].split("\n## ")[0]
     table = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in text.splitlines()
