@@ -13,7 +13,8 @@ PREFACE = """# Command reference
 Every command of `roboalign` with its arguments. `python -m tools.cli_reference` generates this page from the parser. A
 test fails when it is out of date. `roboalign COMMAND --help` prints the same.
 
-Exit status: 0 when done, 2 when the input is at fault (one message with place, problem and fix), 130 when interrupted.
+Exit status: 0 when done, 1 when `data mix --dry-run` finds something missing, 2 when the input is at fault (one message
+with place, problem and fix), 130 when interrupted.
 """
 
 
