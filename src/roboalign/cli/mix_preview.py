@@ -11,7 +11,7 @@ from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import Kind, resolve
 from roboalign.mixture.mixing.config import MixtureConfig, load_mixture
-from roboalign.mixture.mixing.preview import Length, Preview, preview
+from roboalign.mixture.mixing.preview import TokenCount, Preview, preview
 from roboalign.report.console import fold
 
 _HEAD = ("source", "state", "asked", "there", "images", "tokens", "disk", "mixture", "hours")
@@ -36,7 +36,7 @@ def preview_mix(
     found = preview(config, most, length)
     status = int(bool(missing) or any(one.missing for one in found))
     if as_json:
-        rows = [row_of(one, tokens=length is not None) for one in found]
+        rows = [preview_row(one, tokens=length is not None) for one in found]
         whole = {"sample": most, "complete": not status, "missing": missing, "sources": rows}
         return json.dumps(whole, indent=2), status
     return _text(found, missing, most, tokens=length is not None), status
@@ -69,7 +69,7 @@ def _missing_paths(config: MixtureConfig) -> dict[str, str]:
     return missing
 
 
-def _length_of(config: MixtureConfig) -> Length:
+def _length_of(config: MixtureConfig) -> TokenCount:
     """Return the function that counts tokens as the mixture's model does."""
     assert config.model
     fitted = config.tokenizer.vocab_size if config.tokenizer and config.tokenizer.fit else None
@@ -81,7 +81,7 @@ def _length_of(config: MixtureConfig) -> Length:
     return length
 
 
-def row_of(one: Preview, *, tokens: bool) -> dict[str, Any]:
+def preview_row(one: Preview, *, tokens: bool) -> dict[str, Any]:
     """Return the numbers of a source as in the table; None where they are unknown."""
     known = one.good > 0
     countable = math.isfinite(one.records)
@@ -116,7 +116,7 @@ def _disk(one: Preview) -> int:
 
 
 def _text(found: list[Preview], missing: dict[str, str], most: int, *, tokens: bool) -> str:
-    rows = [row_of(one, tokens=tokens) for one in found]
+    rows = [preview_row(one, tokens=tokens) for one in found]
     lines = [_line(_HEAD), *(_line(_cells(row)) for row in rows)]
     if len(rows) > 1:
         lines.append(_line(_cells(_sum_of(rows))))

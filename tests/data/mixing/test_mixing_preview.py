@@ -167,23 +167,23 @@ def test_a_large_file_is_sampled_from_end_to_end(tmp_path: Path, monkeypatch, su
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         path.write_text("".join(json.dumps(one) + "\n" for one in found))
-    monkeypatch.setattr(sampling, "WHOLE", 1000)
-    monkeypatch.setattr(sampling, "WINDOW", 16_000)
-    sample = sampling.sample_records(path, LAYOUTS["llava"], 40)
+    monkeypatch.setattr(sampling, "_WHOLE", 1000)
+    monkeypatch.setattr(sampling, "_WINDOW", 16_000)
+    sample = sampling.spread_records(path, LAYOUTS["llava"], 40)
     assert len(sample.records) == 40 and all(one in found for one in sample.records)
     assert not sample.exact and sample.total == pytest.approx(3000, rel=0.1)
     numbers = [int(one["id"]) for one in sample.records]
     assert numbers == sorted(set(numbers)) and numbers[0] == 0 and numbers[-1] > 2900
     monkeypatch.undo()
-    whole = sampling.sample_records(path, LAYOUTS["llava"], 4)
+    whole = sampling.spread_records(path, LAYOUTS["llava"], 4)
     assert whole == sampling.Sampled([found[n] for n in (0, 750, 1500, 2250)], 3000, True)
 
 
 def test_a_large_file_of_another_layout_is_named(tmp_path: Path, monkeypatch):
     path = tmp_path / "qa.json"
     path.write_text(json.dumps([{"talk": "x" * 40} for _ in range(2000)]))
-    monkeypatch.setattr(sampling, "WHOLE", 1000)
-    monkeypatch.setattr(sampling, "WINDOW", 4000)
+    monkeypatch.setattr(sampling, "_WHOLE", 1000)
+    monkeypatch.setattr(sampling, "_WINDOW", 4000)
     (one,) = preview(settings({"name": "qa", "qa": str(path), "count": 5}), 10)
     assert not one.found or one.sampled == 0
     assert "no record with the field conversations in any of 8 places" in one.missing[0]

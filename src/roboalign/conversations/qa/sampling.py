@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from roboalign.conversations.qa.records import QaColumns, records
 from roboalign.core.errors import RoboAlignError
 
-WHOLE = 8 << 20
+_WHOLE = 8 << 20
 """Bytes of a JSON file that is read whole."""
-WINDOW = 1 << 20
+_WINDOW = 1 << 20
 """Bytes read at one place of a larger file."""
-WINDOWS = 8
+_WINDOWS = 8
 """Places of a larger file; row groups of a parquet file."""
 
 
@@ -38,14 +38,14 @@ class Sampled:
     """Whether `total` was counted rather than estimated."""
 
 
-def sample_records(path: Path, columns: QaColumns, most: int) -> Sampled:
+def spread_records(path: Path, columns: QaColumns, most: int) -> Sampled:
     """Return at most `most` records, spread over the file; with 0, only how many there are.
 
     Raises RoboAlignError if the file is not one of records, as `records` does.
     """
     if path.suffix.lower() == ".parquet":
         return _parquet(path, columns, most)
-    if path.stat().st_size <= WHOLE or path.suffix.lower() not in (".json", ".jsonl", ".ndjson"):
+    if path.stat().st_size <= _WHOLE or path.suffix.lower() not in (".json", ".jsonl", ".ndjson"):
         found = list(records(path, columns))
         return Sampled(_spread(found, most), len(found), True)
     next(iter(records(path, columns)), None)  # raises if the file does not begin as it should
@@ -56,8 +56,8 @@ def sample_records(path: Path, columns: QaColumns, most: int) -> Sampled:
         covered += length
     if not found:
         raise RoboAlignError(
-            f"no record with the field {columns.turns or columns.question} in any of {WINDOWS} "
-            f"places of {WINDOW} bytes",
+            f"no record with the field {columns.turns or columns.question} in any of {_WINDOWS} "
+            f"places of {_WINDOW} bytes",
             where=str(path),
             fix="check the layout of this source",
         )
@@ -80,7 +80,7 @@ def _parquet(path: Path, columns: QaColumns, most: int) -> Sampled:
         next(iter(records(path, columns)), None)  # raises if a column is missing
         names = (columns.turns, columns.question, columns.answer, columns.id, *columns.images)
         wanted = [name for name in file.schema_arrow.names if name in names]
-        chosen = _spread(list(range(groups)), min(WINDOWS, most))
+        chosen = _spread(list(range(groups)), min(_WINDOWS, most))
         found: list[Any] = []
         for group in chosen:
             size = -(-most // len(chosen))
@@ -95,11 +95,11 @@ def _parquet(path: Path, columns: QaColumns, most: int) -> Sampled:
 
 def _windows(path: Path) -> Iterator[str]:
     """Yield the text at even distances; broken characters at the ends are left out."""
-    last = path.stat().st_size - WINDOW
+    last = path.stat().st_size - _WINDOW
     with path.open("rb") as file:
-        for number in range(WINDOWS):
-            file.seek(last * number // (WINDOWS - 1))
-            yield file.read(WINDOW).decode("utf-8", errors="ignore")
+        for number in range(_WINDOWS):
+            file.seek(last * number // (_WINDOWS - 1))
+            yield file.read(_WINDOW).decode("utf-8", errors="ignore")
 
 
 def _in_window(text: str, field: str) -> tuple[list[Any], int]:

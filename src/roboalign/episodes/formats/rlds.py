@@ -106,9 +106,8 @@ def about_rlds(
     try:
         described, lengths = _read_info(folder / "dataset_info.json")
         chosen = choose_set(folder, described, name)
-        splits = find_splits(
-            folder, {} if chosen and chosen != described else lengths, split, chosen
-        )
+        lengths = {} if chosen and chosen != described else lengths
+        splits = find_splits(folder, lengths, split, chosen)
     except RoboAlignError:  # the reader names it
         return About(notes=notes)
     known = all(len(one.lengths) == one.count for one in splits)

@@ -22,7 +22,7 @@ from roboalign.conversations.qa.images import Folder
 from roboalign.conversations.qa.presets import find_preset
 from roboalign.conversations.qa.read import LAYOUTS
 from roboalign.conversations.qa.records import QaColumns
-from roboalign.conversations.qa.sampling import Sampled, sample_records
+from roboalign.conversations.qa.sampling import Sampled, spread_records
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import hub_id
@@ -36,11 +36,11 @@ from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Part,
 from roboalign.mixture.mixing.robots import chunks_at, fetch_robot, opened_robot, read_robot
 from roboalign.mixture.mixing.tokens import Tokens, load_tokens, make_tokens
 
-FILES = 16
+_FILES = 16
 """Files of a source that are opened for its sample."""
-EPISODES = 8
+_EPISODES = 8
 """Episodes of robot data that are read for its sample."""
-Length = Callable[[Conversation], int]
+TokenCount = Callable[[Conversation], int]
 """Returns the tokens of a conversation, its images included."""
 
 
@@ -106,7 +106,7 @@ class Preview:
         return reading + self.of_mixture(self.look_seconds)
 
 
-def preview(config: MixtureConfig, most: int, length: Length | None = None) -> list[Preview]:
+def preview(config: MixtureConfig, most: int, length: TokenCount | None = None) -> list[Preview]:
     """Return a `Preview` of every source from at most `most` samples each; write nothing.
 
     Action tokens are counted with the mixture's tokenizer, or one fitted on the sample. `length`
@@ -138,15 +138,15 @@ def preview(config: MixtureConfig, most: int, length: Length | None = None) -> l
 
 
 def _add_parts(
-    one: Preview, config: MixtureConfig, parts: list[Part], most: int, length: Length | None
+    one: Preview, config: MixtureConfig, parts: list[Part], most: int, length: TokenCount | None
 ) -> None:
     """Sample some of the parts, count them all."""
     source = config.sources[parts[0].source]
     if source.robot is not None:
         _add_robot(one, config, parts[0], most, length)
         return
-    opened = {parts[index * len(parts) // FILES].number for index in range(FILES)}
-    share = -(-most // min(FILES, len(parts)))
+    opened = {parts[index * len(parts) // _FILES].number for index in range(_FILES)}
+    share = -(-most // min(_FILES, len(parts)))
     archives = {part.images for part in parts if part.images and part.images.is_file()}
     one.disk = sum(path.stat().st_size for path in archives)
     for part in parts:
@@ -165,11 +165,11 @@ def _sample(config: MixtureConfig, part: Part, most: int) -> Sampled:
     """Return at most `most` records of a part; of conversations only how many are to be read."""
     source = config.sources[part.source]
     if source.conversations is not None:
-        count = sample_records(part.file, QaColumns("chat"), 0).total
+        count = spread_records(part.file, QaColumns("chat"), 0).total
         return Sampled([None] * min(most, int(count)), count, True)
     preset = find_preset(source.preset) if source.preset else None
     layout = (preset.layout if preset else source.layout) or ""
-    return sample_records(part.file, (preset and preset.columns) or LAYOUTS[layout], most)
+    return spread_records(part.file, (preset and preset.columns) or LAYOUTS[layout], most)
 
 
 def _drafts(config: MixtureConfig, part: Part, sample: Sampled) -> Iterator[Candidate | Dropped]:
@@ -197,7 +197,7 @@ def _already(sample: Sampled, path: Path, columns: QaColumns) -> Iterator[object
 
 
 def _add_drafts(
-    one: Preview, drafts: Iterator[Candidate | Dropped] | list, length: Length | None
+    one: Preview, drafts: Iterator[Candidate | Dropped] | list, length: TokenCount | None
 ) -> None:
     """Examine drafts as the mixture would, and add them to the sums."""
     for draft in drafts:
@@ -234,7 +234,7 @@ def _absent_image(draft: Candidate | Dropped) -> str:
 
 
 def _add_robot(
-    one: Preview, config: MixtureConfig, part: Part, most: int, length: Length | None
+    one: Preview, config: MixtureConfig, part: Part, most: int, length: TokenCount | None
 ) -> None:
     """Sample frames of the first episodes."""
     source = config.sources[part.source]
@@ -242,10 +242,10 @@ def _add_robot(
     expected = opened_robot(source).expected
     begun = time.perf_counter()
     steps, wanted, read, episodes = 0, [], 0, 0
-    share = -(-most // EPISODES)
-    for number, episode in islice(read_robot(source), EPISODES + 1):
+    share = -(-most // _EPISODES)
+    for number, episode in islice(read_robot(source), _EPISODES + 1):
         read += 1
-        if read > EPISODES:
+        if read > _EPISODES:
             break
         if isinstance(episode, Episode):
             episodes += 1
@@ -259,7 +259,7 @@ def _add_robot(
     if not wanted:
         one.missing.append(f"{part.file}: none of its first {read} episodes can be read")
         return
-    one.counted = read <= EPISODES
+    one.counted = read <= _EPISODES
     if one.counted:
         one.records = steps
     else:
