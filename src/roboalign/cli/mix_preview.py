@@ -11,7 +11,7 @@ from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import Kind, resolve
 from roboalign.mixture.mixing.config import MixtureConfig, load_mixture
-from roboalign.mixture.mixing.preview import TokenCount, Preview, preview
+from roboalign.mixture.mixing.preview import Preview, TokenCount, preview
 from roboalign.report.console import fold
 
 _HEAD = ("source", "state", "asked", "there", "images", "tokens", "disk", "mixture", "hours")
