@@ -176,7 +176,7 @@ def test_a_large_file_is_sampled_from_end_to_end(tmp_path: Path, monkeypatch, su
     assert numbers == sorted(set(numbers)) and numbers[0] == 0 and numbers[-1] > 2900
     monkeypatch.undo()
     whole = sampling.spread_records(path, LAYOUTS["llava"], 4)
-    assert whole == sampling.Sampled([found[n] for n in (0, 750, 1500, 2250)], 3000, True)
+    assert whole == sampling.Sampled([found[n] for n in (0, 750, 1500, 2250)], 3000, True, 3000)
 
 
 def test_a_large_file_of_another_layout_is_named(tmp_path: Path, monkeypatch):

@@ -36,6 +36,8 @@ class Sampled:
     """How many records the file has."""
     exact: bool
     """Whether `total` was counted rather than estimated."""
+    parsed: int
+    """How many records were parsed to choose these."""
 
 
 def spread_records(path: Path, columns: QaColumns, most: int) -> Sampled:
@@ -47,21 +49,23 @@ def spread_records(path: Path, columns: QaColumns, most: int) -> Sampled:
         return _parquet(path, columns, most)
     if path.stat().st_size <= _WHOLE or path.suffix.lower() not in (".json", ".jsonl", ".ndjson"):
         found = list(records(path, columns))
-        return Sampled(_spread(found, most), len(found), True)
+        return Sampled(_spread(found, most), len(found), True, len(found))
     next(iter(records(path, columns)), None)  # raises if the file does not begin as it should
-    found, covered = [], 0
+    found, parsed, covered = [], 0, 0
     for window in _windows(path):
         rows, length = _in_window(window, columns.turns or columns.question)
-        found += rows
+        found += _spread(rows, -(-most // _WINDOWS))
+        parsed += len(rows)
         covered += length
-    if not found:
+    if not parsed:
         raise RoboAlignError(
             f"no record with the field {columns.turns or columns.question} in any of {_WINDOWS} "
             f"places of {_WINDOW} bytes",
             where=str(path),
             fix="check the layout of this source",
         )
-    return Sampled(_spread(found, most), path.stat().st_size * len(found) / covered, False)
+    total = path.stat().st_size * parsed / covered
+    return Sampled(_spread(found, most), total, False, parsed)
 
 
 def _spread(found: list[Any], most: int) -> list[Any]:
@@ -76,12 +80,13 @@ def _parquet(path: Path, columns: QaColumns, most: int) -> Sampled:
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         total, groups = file.metadata.num_rows, file.metadata.num_row_groups
         if not most or groups <= 1 or total <= most:
-            return Sampled(list(islice(records(path, columns), most)), total, True)
+            found = list(islice(records(path, columns), most))
+            return Sampled(found, total, True, len(found))
         next(iter(records(path, columns)), None)  # raises if a column is missing
         names = (columns.turns, columns.question, columns.answer, columns.id, *columns.images)
         wanted = [name for name in file.schema_arrow.names if name in names]
         chosen = _spread(list(range(groups)), min(_WINDOWS, most))
-        found: list[Any] = []
+        found = []
         for group in chosen:
             size = -(-most // len(chosen))
             batch = next(file.iter_batches(size, row_groups=[group], columns=wanted), None)
@@ -90,7 +95,7 @@ def _parquet(path: Path, columns: QaColumns, most: int) -> Sampled:
         raise RoboAlignError(
             f"not a readable parquet file ({error})", where=str(path), fix="download it again"
         ) from None
-    return Sampled(found[:most], total, True)
+    return Sampled(found[:most], total, True, len(found))
 
 
 def _windows(path: Path) -> Iterator[str]:

@@ -156,8 +156,11 @@ def _add_parts(
         one.records += sample.total
         one.counted &= sample.exact
         if part.number in opened:
+            parsing = time.perf_counter() - begun
+            begun = time.perf_counter()
             drafts = list(_drafts(config, part, sample))
             one.read_seconds += time.perf_counter() - begun
+            one.read_seconds += parsing * len(sample.records) / max(1, sample.parsed)
             _add_drafts(one, drafts, length)
 
 
@@ -166,7 +169,7 @@ def _sample(config: MixtureConfig, part: Part, most: int) -> Sampled:
     source = config.sources[part.source]
     if source.conversations is not None:
         count = spread_records(part.file, QaColumns("chat"), 0).total
-        return Sampled([None] * min(most, int(count)), count, True)
+        return Sampled([None] * min(most, int(count)), count, True, 0)
     preset = find_preset(source.preset) if source.preset else None
     layout = (preset.layout if preset else source.layout) or ""
     return spread_records(part.file, (preset and preset.columns) or LAYOUTS[layout], most)
