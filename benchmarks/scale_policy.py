@@ -26,7 +26,7 @@ from roboalign.mllm.load import Mllm
 from roboalign.vla.features import View
 from roboalign.vla.frames import Frames
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
-from roboalign.vla.policy import Policy
+from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.store import SHARD_FORMAT, FeatureStore
 from roboalign.vla.train import HeadTrainConfig, fit
 
@@ -156,7 +156,7 @@ def _act(setting: Setting, name: str, truncated: bool) -> list[Row]:
     if truncated:
         truncate_layers(mllm, layer)  # as Policy.load does
     stats = ActionStats.fit(random_chunks(shape, 64).reshape(-1, shape.action_dim))
-    policy = Policy(mllm, _make_head(setting, mllm).eval(), _view(setting, layer), stats, None)
+    policy = HeadPolicy(mllm, _make_head(setting, mllm).eval(), _view(setting, layer), stats, None)
     seen, rows = _observation(setting, 0), []
     prompt = policy.view.prompt(seen.images, seen.instruction)
     prepared = [

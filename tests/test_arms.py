@@ -46,8 +46,9 @@ def test_the_pairs_that_the_paper_compares() -> None:
         ("base", "sft"),
     ]
     found = pairs(ARMS)
-    assert len(found) == len(set(found)) == 16
-    assert {before for before, after in found if after == MAIN} == set(ARMS) - {MAIN, "random"}
+    assert len(found) == len(set(found)) == 20
+    heads = {name for name, arm in ARMS.items() if not arm.tokens}
+    assert {before for before, after in found if after == MAIN} == heads - {MAIN, "random"}
     assert {pair for pair in found if pair[1] != MAIN} == {
         ("random", "base"),
         ("base", "sft"),
@@ -56,7 +57,32 @@ def test_the_pairs_that_the_paper_compares() -> None:
         ("sft", "ecot"),
         ("sft", "language-rl"),
         ("sft", "trajectory-rl"),
+        ("sft-tokens-direct", "sft-tokens-think"),
+        ("sft-tokens-direct", "roboalign-tokens-direct"),
+        ("sft-tokens-think", "roboalign-tokens-think"),
+        ("roboalign-tokens-direct", "roboalign-tokens-think"),
     }
+
+
+def test_a_token_arm_has_a_cheap_stage_in_place_of_a_head_and_no_answers() -> None:
+    recipe = Recipe.model_validate(
+        {"name": "x", "arms": ["sft", "roboalign-tokens-think"], "backbone": {"source": "train"}}
+    )
+    stages = {stage.name: stage for stage in plan_stages(recipe)}
+    made = stages["seed-0/token-policy/roboalign-tokens-think"]
+    assert made.needs == ("seed-0/rl",) and not made.together
+    assert made.settings["token_policy"]["temperature"] == 0.0
+    rolled = stages["seed-0/eval/rollouts/roboalign-tokens-think"]
+    assert rolled.needs == ("seed-0/token-policy/roboalign-tokens-think",)
+    assert not {
+        "seed-0/head/roboalign-tokens-think",
+        "seed-0/eval/tokens/roboalign-tokens-think",
+    } & {*stages}
+    assert not any(ARMS[arm].tokens for arm in Recipe(name="x").arms)
+    with pytest.raises(ValueError, match=r"arms .*'roboalign-tokens-think'.* leave them out"):
+        Recipe.model_validate(
+            {"name": "x", "arms": ["roboalign-tokens-think"], "mixture": "somewhere"}
+        )
 
 
 def test_one_row_more_is_an_arm(monkeypatch: pytest.MonkeyPatch) -> None:

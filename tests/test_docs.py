@@ -24,7 +24,7 @@ from roboalign.run.graph import plan_stages
 from roboalign.run.load import load_recipe
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
-from roboalign.vla.policy import Policy
+from roboalign.vla.head_policy import HeadPolicy
 from tools import cli_reference, prompt_page
 
 ROOT = Path(__file__).parents[1]
@@ -194,7 +194,7 @@ def small_policy(folder: Path) -> None:
         config, HeadShape(vlm_width=width, action_dim=4, state_dim=4, horizon=8)
     )
     stats = ActionStats.fit(np.random.default_rng(0).uniform(-1, 1, (50, 4)))
-    Policy(mllm, head, View(layer=2, cameras=("workspace",)), stats, None).save(folder)
+    HeadPolicy(mllm, head, View(layer=2, cameras=("workspace",)), stats, None).save(folder)
 
 
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

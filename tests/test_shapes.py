@@ -15,7 +15,8 @@ from jaxtyping import TypeCheckError
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.align.grpo.loss import clipped_loss, group_advantages, kl_k3
-from roboalign.align.rewards.actions import Parsed, decoded_reward
+from roboalign.align.rewards.actions import decoded_reward
+from roboalign.conversations.blocks import Parsed
 from roboalign.vla.dit import sinusoid
 from roboalign.vla.frames import Frames
 from roboalign.vla.guidance import Guide

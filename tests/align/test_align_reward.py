@@ -10,13 +10,12 @@ from roboalign.actions.vocabulary import ActionVocabulary
 from roboalign.align.rewards.actions import (
     ACTION_REWARDS,
     TAU,
-    Parsed,
     decoded_reward,
     paper_reward,
-    parse_response,
     prefix_accuracy,
     score_responses,
 )
+from roboalign.conversations.blocks import Parsed, parse_response
 from roboalign.conversations.reply import answer_of
 
 # Characters are their own ids; action tokens lie far above, FAST ids out of order and with gaps.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from roboalign.actions.fast import DecodeFailure
-from roboalign.align.rewards.actions import ACTION_REWARDS, Parsed
+from roboalign.align.rewards.actions import ACTION_REWARDS
 from roboalign.align.rewards.registry import (
     REWARD_ENTRY_POINTS,
     SampledAnswer,
@@ -17,6 +17,7 @@ from roboalign.align.rewards.registry import (
     reward_names,
     score_action,
 )
+from roboalign.conversations.blocks import Parsed
 from roboalign.core import plugins
 from roboalign.core.errors import RoboAlignError
 

@@ -45,6 +45,7 @@ from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.tiny_classes import BUILDERS, DEPTH, WIDTH, build_class
 from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.policy import Policy
 
 LABELLED = STYLES["labelled"]
@@ -392,7 +393,7 @@ def check_policy(name: str, folder: Path) -> str:
         HeadConfig(width=32, layers=2, heads=2, vlm_inner_width=32, vlm_heads=2), shape
     )
     stats = ActionStats.fit(np.random.default_rng(2).normal(size=(50, 2)).astype(np.float32))
-    Policy(mllm, head, view, stats, None).save(folder / f"{name}-policy")
+    HeadPolicy(mllm, head, view, stats, None).save(folder / f"{name}-policy")
     policy = Policy.load(folder / f"{name}-policy")
     _require(len(text_layers(policy.mllm)) == LAYER < DEPTH, "the layers above are kept")
     seen = [

@@ -20,11 +20,10 @@ from roboalign.evaluate.priors import language_priors
 from roboalign.evaluate.token_metrics import compare_metrics, reasoned_minus_direct, summarize
 from roboalign.evaluate.tokens import (
     TokenEvalConfig,
-    continue_from,
     evaluate_mllm,
     other_episode,
 )
-from roboalign.mllm.encode import encode_prompt
+from roboalign.mllm.encode import continue_from, encode_prompt
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 

@@ -32,7 +32,7 @@ from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
-from roboalign.vla.policy import Policy
+from roboalign.vla.head_policy import HeadPolicy
 
 METAWORLD_TASKS = ("button-press-topdown-v3", "drawer-open-v3", "reach-v3")
 
@@ -96,7 +96,7 @@ def policy(tmp_path_factory) -> tuple[Policy, Path]:
     rng = np.random.default_rng(0)
     actions = ActionStats.fit(rng.uniform(-1, 1, (50, 4)))
     states = ActionStats.fit(rng.uniform(-0.25, 0.25, (50, 4)))
-    made = Policy(mllm, head.eval(), View(layer=2, cameras=("top",)), actions, states)
+    made = HeadPolicy(mllm, head.eval(), View(layer=2, cameras=("top",)), actions, states)
     folder = tmp_path_factory.mktemp("run") / "policy"
     made.save(folder)
     return made, folder

@@ -22,7 +22,7 @@ from roboalign.serve.describe import contract_of
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
-from roboalign.vla.policy import Policy
+from roboalign.vla.head_policy import HeadPolicy
 
 SMALL = {"width": 32, "heads": 2, "layers": 2, "vlm_inner_width": 32, "vlm_heads": 2}
 
@@ -38,7 +38,7 @@ def policy():
     rng = np.random.default_rng(0)
     actions = ActionStats.fit(rng.uniform(-1, 1, (50, 4)))
     states = ActionStats.fit(rng.uniform(-0.25, 0.25, (50, 4)))
-    return Policy(mllm, head.eval(), View(layer=2, cameras=("top",)), actions, states)
+    return HeadPolicy(mllm, head.eval(), View(layer=2, cameras=("top",)), actions, states)
 
 
 @pytest.fixture(scope="module")

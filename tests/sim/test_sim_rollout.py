@@ -8,7 +8,13 @@ from walks import Walks, make_broken, make_one_step, make_refused, one_step
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 from roboalign.sim.parallel import evaluate_parallel
-from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch, write_video
+from roboalign.sim.rollout import (
+    EnvironmentPool,
+    Planned,
+    RolloutConfig,
+    rollout_batch,
+    write_video,
+)
 
 CONFIG = RolloutConfig(replan_every=4, max_steps=20, batch_size=3)
 
@@ -62,6 +68,17 @@ def test_a_crash_ends_its_own_episode_only():
     assert results[13].crash == "crash at reset" and results[66].crash == "crash at step 3"
     assert not results[66].success and results[2].success
     assert len(pool.idle) == 1, "a crashed environment is not used again"
+
+
+def test_what_a_policy_counts_is_summed_over_each_episode():
+    def act(observations, keys):
+        counts = [{"decisions": 1, "holds": seed} for _, seed, _ in keys]
+        return Planned(one_step(observations, keys), counts)
+
+    results, _ = run([("walk", 0), ("walk", 4)], act)
+    assert results[0].record()["counts"] == {"decisions": 3, "holds": 0}
+    assert results[4].record()["counts"] == {"decisions": 2, "holds": 8}
+    assert "counts" not in run([("walk", 0)])[0][0].record()
 
 
 def test_a_policy_that_gives_too_few_actions_is_told():

@@ -23,6 +23,7 @@ from roboalign.run.load import dump_recipe
 from roboalign.run.scheduler import stage_key
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.policy import Policy
 
 ARM = "seed-0/head/roboalign"
@@ -50,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = HeadShape(horizon=4, action_dim=4, state_dim=4, vlm_width=width)
     stats = ActionStats.fit(np.random.default_rng(0).uniform(-1, 1, (20, 4)))
     view = View(layer=2, cameras=("workspace",))
-    Policy(mllm, FlowMatchingHead(config, shape), view, stats, stats).save(run / ARM / "policy")
+    HeadPolicy(mllm, FlowMatchingHead(config, shape), view, stats, stats).save(run / ARM / "policy")
 
     settings = recipe(
         backbone={"source": "builtin"}, collect={"downstream_tasks": ["door-unlock-v3"]}

@@ -14,6 +14,7 @@ from roboalign.core.files import hash_file
 from roboalign.mllm.load import load_mllm, save_mllm
 from roboalign.vla.features import FeatureConfig, View, compute_features
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.policy import Policy, policy_files
 
 SMALL = {"width": 32, "heads": 2, "layers": 2, "vlm_inner_width": 32, "vlm_heads": 2}
@@ -33,7 +34,7 @@ def policy(mllm, episodes):
         np.concatenate([getattr(e, name) for e in episodes]) for name in ("actions", "state")
     )
     view = View(layer=2, cameras=("wrist",))
-    return Policy(mllm, head.eval(), view, ActionStats.fit(actions), ActionStats.fit(states))
+    return HeadPolicy(mllm, head.eval(), view, ActionStats.fit(actions), ActionStats.fit(states))
 
 
 @pytest.fixture
@@ -273,7 +274,7 @@ def test_a_backbone_of_another_prompt_style_is_refused(policy, backbone, tmp_pat
     mllm = load_mllm(backbone)
     mllm.prompts = "paper"
     save_mllm(mllm, tmp_path / "backbone")
-    other = Policy(
+    other = HeadPolicy(
         load_mllm(tmp_path / "backbone"),
         policy.head,
         policy.view,

@@ -16,7 +16,7 @@ from roboalign.core.files import read_json, write_json
 from roboalign.core.hub import LOG_IN, MB, HubId, hub_id, resolve
 from roboalign.report.card import CardFacts, License, model_card
 from roboalign.run.arms import ARMS
-from roboalign.run.folder import backbone_folder, mixture_folder
+from roboalign.run.folder import backbone_folder, mixture_folder, policy_folder
 from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import stage_key
@@ -100,7 +100,7 @@ def chosen_upload(given: str, what: str | None, arm: str | None, seed: int | Non
         raise RoboAlignError(
             "neither a run nor a policy: no recipe.yaml and no policy.json",
             where=given,
-            fix="give a run's folder, or the policy/ folder of a head stage",
+            fix="give a run's folder, or a policy/ folder in it",
         )
     recipe = load_recipe(folder / "recipe.yaml")
     arm, seed = arm or "roboalign", recipe.seeds[0] if seed is None else seed
@@ -112,7 +112,7 @@ def chosen_upload(given: str, what: str | None, arm: str | None, seed: int | Non
         )
     what = what or "policy"
     found = {
-        "policy": folder / f"seed-{seed}" / "head" / arm / "policy",
+        "policy": policy_folder(folder, seed, arm),
         "model": backbone_folder(folder, seed, arm),
     }[what]
     if not found.is_dir():
@@ -125,10 +125,14 @@ def chosen_upload(given: str, what: str | None, arm: str | None, seed: int | Non
 
 
 def _of_policy(folder: Path) -> Upload:
-    """Return a policy, and the run of which it is `seed-N/head/ARM/policy`."""
+    """Return a policy, and the run of which it is `seed-N/head/ARM/policy`, or `token-policy`."""
     arm, head, seed = folder.parent, folder.parent.parent, folder.parent.parent.parent
     number = seed.name.removeprefix("seed-")
-    if head.name == "head" and number.isdigit() and (seed.parent / "recipe.yaml").is_file():
+    if (
+        head.name in ("head", "token-policy")
+        and number.isdigit()
+        and (seed.parent / "recipe.yaml").is_file()
+    ):
         return Upload("policy", folder, seed.parent, arm.name, int(number))
     return Upload("policy", folder)
 

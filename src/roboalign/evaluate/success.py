@@ -35,6 +35,8 @@ class EpisodeState(State):
     crash: str | None
     seconds: float = Field(0.0, ge=0)
     run_seed: int = 0
+    counts: dict[str, int] = Field(default_factory=dict)
+    """What the policy counted over the episode's decisions."""
 
 
 def read_episodes(

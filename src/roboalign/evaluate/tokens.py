@@ -21,7 +21,8 @@ from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.vocabulary import ActionVocabulary
 from roboalign.align.grpo.rollout import encoded_prompt
-from roboalign.align.rewards.actions import Parsed, parse_response, prefix_accuracy
+from roboalign.align.rewards.actions import prefix_accuracy
+from roboalign.conversations.blocks import Parsed, parse_response
 from roboalign.conversations.conversation import Conversation, with_images_of
 from roboalign.conversations.prompts import ACTIONS, Mode, action_answer
 from roboalign.conversations.reply import has_reasoning
@@ -33,7 +34,7 @@ from roboalign.core.files import write_text
 from roboalign.core.progress import Progress
 from roboalign.evaluate.priors import Priors
 from roboalign.evaluate.token_metrics import summarize
-from roboalign.mllm.encode import Encoded, end_ids, special_ids
+from roboalign.mllm.encode import Encoded, continue_from, end_ids, special_ids
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 from roboalign.questions.ask import chance, label_of, score_answer
@@ -293,16 +294,6 @@ def ask_actions(
                 }
             )
     return records
-
-
-def continue_from(prompt: Encoded, ids: Sequence[int]) -> Encoded:
-    """Return the prompt followed by `ids`, a forced beginning of the answer."""
-    forced = np.asarray(ids, dtype=np.int64)
-    return Encoded(
-        np.concatenate([prompt.input_ids, forced]),
-        np.concatenate([prompt.labels, forced]),
-        prompt.images,
-    )
 
 
 def other_episode(episode_ids: Sequence[str], seed: int) -> list[int] | None:

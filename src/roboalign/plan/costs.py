@@ -35,4 +35,5 @@ def plan_costs(
     for like, cost in COSTS.items():
         if names := [stage for own, stage in trained if own == like]:
             stages.append(cost(asked, names))
-    return asked.model, [*stages, head_cost(asked)]
+    heads = head_cost(asked)
+    return asked.model, [*stages, heads] if heads.runs else stages

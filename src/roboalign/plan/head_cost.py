@@ -11,6 +11,7 @@ from roboalign.mllm.rounding import token_bytes
 from roboalign.plan import arithmetic
 from roboalign.plan.arithmetic import BFLOAT16, FLOAT32, Memory
 from roboalign.plan.stage_cost import CostInputs, StageCost
+from roboalign.run.arms import ARMS
 from roboalign.run.benchmark import head_cameras
 from roboalign.vla.head import FlowMatchingHead, HeadShape
 
@@ -26,7 +27,7 @@ def head_cost(asked: CostInputs) -> StageCost:
     seconds += asked.seconds(head.training_flops, bf16=head.bf16)
     return StageCost(
         names=("head",),
-        runs=len(recipe.arms) * len(recipe.seeds),
+        runs=sum(not ARMS[arm].tokens for arm in recipe.arms) * len(recipe.seeds),
         gpus=asked.count,
         work=work,
         tokens=frames * length,

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
+from roboalign.conversations.prompts import Mode
+
 _STAGES = "roboalign.run.stages"
 MAIN = "roboalign"
 """The arm that the others are controls of."""
@@ -80,7 +82,7 @@ def _own_rl(stage: str, function: str) -> Backbone:
 
 @dataclass(frozen=True)
 class Arm:
-    """One backbone that gets a head and is measured."""
+    """One backbone that becomes a policy, by a head or by its own action tokens, and is measured."""
 
     name: str
     title: str
@@ -103,6 +105,27 @@ class Arm:
     """Whether it needs the mixture's RL subset."""
     blind: bool = False
     """Whether its policy sees a gray image; the arm answers no questions of its own."""
+    tokens: Mode | None = None
+    """Its policy is the MLLM's own action tokens, written directly or after a reasoning, and not a
+    head's; the arm answers no questions of its own."""
+
+
+def _token_rows(backbone: str, title: str, made_by: Backbone, before: str) -> Iterator[Arm]:
+    """Yield the token policies of one arm's backbone; each mode is compared with `before`'s."""
+    modes: tuple[tuple[Mode, str], ...] = (("direct", "at once"), ("think", "after a reasoning"))
+    for mode, when in modes:
+        earlier = f"{before}-tokens-{mode}" if before else ""
+        other = f"{backbone}-tokens-direct" if mode == "think" else ""
+        yield Arm(
+            f"{backbone}-tokens-{mode}",
+            f"{title}, its tokens, {mode}",
+            f"{title}'s backbone without a head: the robot does the action tokens that it writes {when}",
+            made_by,
+            compared_with=tuple(name for name in (earlier, other) if name),
+            simulated=True,
+            uses_rl_subset=made_by.comes_from(RL),
+            tokens=mode,
+        )
 
 
 def _rows() -> Iterator[Arm]:
@@ -208,6 +231,8 @@ def _rows() -> Iterator[Arm]:
         uses_rl_subset=True,
         blind=True,
     )
+    yield from _token_rows("sft", "SFT", SFT, "")
+    yield from _token_rows("roboalign", "RoboAlign", RL, "sft")
 
 
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _rows()}
@@ -224,6 +249,11 @@ ArmName = Annotated[
     str, AfterValidator(_known), WithJsonSchema({"enum": list(ARMS), "type": "string"})
 ]
 """The name of a row of `ARMS`."""
+
+
+def policy_stage(arm: str) -> str:
+    """Return the stage that makes an arm's policy, below the training seed's folder."""
+    return f"token-policy/{arm}" if ARMS[arm].tokens else f"head/{arm}"
 
 
 def backbones(arms: Iterable[str]) -> list[Backbone]:

@@ -10,7 +10,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.core.files import read_json
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.lerobot import read_lerobot
-from roboalign.run.arms import ARMS
+from roboalign.run.arms import ARMS, policy_stage
 
 
 def read_demonstrations(run_dir: Path, part: str) -> list[Episode]:
@@ -52,3 +52,8 @@ def backbone_folder(run_dir: Path, seed: int, arm: str) -> Path:
     backbone = ARMS[arm].backbone
     folder = run_dir if backbone.shared else run_dir / f"seed-{seed}"
     return folder / backbone.stage / "model"
+
+
+def policy_folder(run_dir: Path, seed: int, arm: str) -> Path:
+    """Return the folder of an arm's policy."""
+    return run_dir / f"seed-{seed}" / policy_stage(arm) / "policy"

@@ -20,6 +20,7 @@ QUICKSTART_SECONDS: Mapping[str, float] = {
     "random": 1,
     "eval/tokens": 15,
     "head": 69,
+    "token-policy": 1,
     "eval/rollouts": 60,
     "report": 10,
 }

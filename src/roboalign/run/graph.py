@@ -11,7 +11,7 @@ from roboalign.align.rewards.registry import reward_content
 from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
 from roboalign.core.hub import content_key, hub_id, pinned
-from roboalign.run.arms import ARMS, BASE, MIX, SFT, Backbone, backbones
+from roboalign.run.arms import ARMS, BASE, MIX, SFT, Backbone, backbones, policy_stage
 from roboalign.run.recipe import Recipe, TokenizerConfig
 from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.base import base, source_folder
@@ -21,6 +21,7 @@ from roboalign.run.stages.evaluate import rollouts, tokens
 from roboalign.run.stages.head import head
 from roboalign.run.stages.mix import given_manifest, mix
 from roboalign.run.stages.report import report
+from roboalign.run.stages.token_policy import token_policy
 from roboalign.run.stages.tokenizer import tokenizer
 
 StageWork = Callable[[Context], dict[str, Any]]
@@ -145,20 +146,25 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
     prefix = f"seed-{seed}"
     stages = []
 
-    def stage(kind: str, work: StageWork, arm: str, source: str, settings: dict[str, Any]) -> Stage:
-        return Stage(f"{prefix}/{kind}/{arm}", work, (source,), settings, seed=seed, arm=arm)
+    def stage(name: str, work: StageWork, arm: str, source: str, settings: dict[str, Any]) -> Stage:
+        return Stage(f"{prefix}/{name}", work, (source,), settings, seed=seed, arm=arm)
 
     for arm in recipe.arms:
-        source = _stage_of(ARMS[arm].backbone, seed)
-        if not ARMS[arm].blind:  # its backbone is measured as another arm's
-            stages.append(stage("eval/tokens", tokens, arm, source, _settings(recipe.tokens)))
-        training = stage("head", head, arm, source, _head_settings(recipe))
-        stages.append(replace(training, together=True))
+        source, row = _stage_of(ARMS[arm].backbone, seed), ARMS[arm]
+        if not row.blind and not row.tokens:  # its backbone is measured as another arm's
+            made = stage(f"eval/tokens/{arm}", tokens, arm, source, _settings(recipe.tokens))
+            stages.append(made)
+        if row.tokens:
+            settings = _token_policy_settings(recipe)
+            stages.append(stage(policy_stage(arm), token_policy, arm, source, settings))
+        else:
+            training = stage(policy_stage(arm), head, arm, source, _head_settings(recipe))
+            stages.append(replace(training, together=True))
     # Put all heads before all rollouts. Otherwise the last head and then its rollouts run alone at
     # the end.
     for arm in recipe.arms:
-        source = f"{prefix}/head/{arm}"
-        stages.append(stage("eval/rollouts", rollouts, arm, source, _settings(recipe.rollout)))
+        source, settings = f"{prefix}/{policy_stage(arm)}", _settings(recipe.rollout)
+        stages.append(stage(f"eval/rollouts/{arm}", rollouts, arm, source, settings))
     return stages
 
 
@@ -192,6 +198,14 @@ def _head_settings(recipe: Recipe) -> dict[str, Any]:
         "final_norm": recipe.backbone.final_norm,
         "layer_dtype": recipe.backbone.layer_dtype,
         "cameras_as": recipe.backbone.cameras_as,
+    }
+
+
+def _token_policy_settings(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "token_policy": _settings(recipe.token_policy),
+        "camera": recipe.mix.camera,
+        "prompts": recipe.prompts,
     }
 
 

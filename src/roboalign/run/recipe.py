@@ -25,6 +25,7 @@ from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
 from roboalign.sim.ray import ClusterConfig
 from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
+from roboalign.vla.token_writer import TokenPolicyConfig
 from roboalign.vla.train import HeadTrainConfig
 
 
@@ -92,7 +93,8 @@ class Recipe(Config):
     there is a GPU. They share the cores, and the last bits of weights depend on the threads that a
     stage has."""
     arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
-    """Backbones that get a head and are measured."""
+    """Backbones that become policies and are measured: with a head, or as `-tokens-` arms by their own action
+    tokens."""
     prompts: StyleName = DEFAULT_STYLE
     """How questions are asked and answered (docs/explanation/prompts.md): `labelled` for models of a few million
     parameters, `paper` for pretrained ones. A mixture or model of the other style is refused."""
@@ -112,6 +114,7 @@ class Recipe(Config):
     distill: DistillConfig = DistillConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     tokens: TokenEvalConfig = TokenEvalConfig()
+    token_policy: TokenPolicyConfig = TokenPolicyConfig()
     head: HeadConfig = HeadConfig()
     head_training: HeadTrainConfig = HeadTrainConfig()
     rollout: EvaluationConfig = EvaluationConfig()

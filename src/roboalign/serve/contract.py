@@ -64,6 +64,11 @@ class Contract:
     """Actions per second of the training data; None if not known."""
     guided: bool = False
     """Whether a request may contain the rest of the last chunk (real-time chunking)."""
+    remembers: bool = False
+    """Whether answers can depend on the episode's earlier ones, so that a request without a noise
+    key is given one that names its connection."""
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    """What the policy says of itself (`Policy.metadata`)."""
     prompt: str | None = None
     """Instruction for requests without one; None: every request needs one."""
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -105,6 +110,7 @@ class Contract:
         return {
             "server": f"roboalign {__version__}",
             "model": self.model,
+            "policy": dict(self.policy),
             "observation": wanted,
             "action": {
                 "shape": [self.horizon, self.action_dim],

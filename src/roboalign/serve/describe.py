@@ -16,7 +16,7 @@ from roboalign.vla.policy import Policy
 
 
 def demonstrations_of(policy_folder: str | Path) -> Path | None:
-    """Return the data set that the head was trained on if the policy is still inside its run, else
+    """Return the run's data of the measured robot if the policy is still inside its run, else
     None."""
     for parent in Path(policy_folder).resolve().parents:
         if (parent / "recipe.yaml").is_file():
@@ -36,26 +36,27 @@ def contract_of(
     """Return the contract of the policy in `folder`. Facts that its run does not contain stay
     unknown.
 
-    `needs_state` requires the state even if the head does not read it.
+    `needs_state` requires the state even if the policy does not read it.
 
     Raises RoboAlignError if `keys` names a camera that the policy does not have or the same key
     twice, or if the shapes of the run's data differ from the policy's.
     """
-    shape, cameras = policy.head.shape, policy.view.cameras
+    cameras = policy.cameras
     check_keys(keys or {}, cameras)
     fields: dict[str, Any] = {"cameras": dict.fromkeys(cameras)}
     data = demonstrations_of(folder)
     if data is not None:
-        fields = _told_by(data, cameras, shape.action_dim)
-    proprioception = policy.state_stats is not None
-    if proprioception:
-        fields["state_dim"] = shape.state_dim
+        fields = _told_by(data, cameras, policy.action_dim)
+    if policy.state_dim is not None:
+        fields["state_dim"] = policy.state_dim
     return Contract(
         model=hash_tree(Path(folder))[:16],
         horizon=policy.horizon,
-        action_dim=shape.action_dim,
-        needs_state=proprioception or needs_state,
-        guided=True,
+        action_dim=policy.action_dim,
+        needs_state=policy.state_dim is not None or needs_state,
+        guided=policy.guided,
+        remembers=policy.remembers,
+        policy=policy.metadata(),
         prompt=prompt,
         keys=dict(keys or {}),
         **fields,

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -63,6 +64,15 @@ def check_reach(host: str, api_key: str | None) -> None:
         )
 
 
+@dataclass
+class _Robot:
+    """One connection, as the keys of its requests name it."""
+
+    number: int
+    episode: int = 0
+    asked: int = 0
+
+
 class PolicyServer:
     """Serve `policy` as `contract` describes it."""
 
@@ -92,7 +102,8 @@ class PolicyServer:
         self.max_connections, self.drain_seconds = max_connections, drain_seconds
         self.metadata = pack_message(contract.metadata())
         self.requests = self.faults = self.passes = 0
-        self._connections = self._active = 0
+        self._connections = self._active = self._seen = 0
+        self._robots: dict[ServerConnection, _Robot] = {}
         self._told = False
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -184,6 +195,8 @@ class PolicyServer:
 
     async def _handle(self, connection: ServerConnection) -> None:
         self._connections += 1
+        self._seen += 1
+        self._robots[connection] = _Robot(self._seen)
         previous: float | None = None
         try:
             await connection.send(self.metadata)
@@ -199,6 +212,7 @@ class PolicyServer:
             pass  # clients may close at any time
         finally:
             self._connections -= 1
+            del self._robots[connection]
             if self.recorder:
                 self.recorder.end(connection)
 
@@ -218,7 +232,7 @@ class PolicyServer:
                 if self._reset(connection, request.pop(ENDPOINT)):
                     return "reset successful"
             queries = self.contract.read(request)
-            answer = await self._batcher.answer(queries)
+            answer = await self._batcher.answer(self._named(connection, queries))
             spent = time.perf_counter() - began
             self._record(connection, queries, answer, spent)
             single = "requests" not in request
@@ -240,9 +254,29 @@ class PolicyServer:
             raise RoboAlignError(
                 f"there is no {str(endpoint)[:40]!r}", where=ENDPOINT, fix="send infer or reset"
             )
-        if endpoint == "reset" and self.recorder:
-            self.recorder.end(connection)
+        if endpoint == "reset":
+            self._robots[connection].episode += 1
+            if self.recorder:
+                self.recorder.end(connection)
         return bool(endpoint == "reset")
+
+    def _named(self, connection: ServerConnection, queries: list[Query]) -> list[Query]:
+        """Return the queries with a noise key each, if the policy remembers episodes.
+
+        Without a key of its own a connection is one robot, up to its `reset`, and every chunk
+        counts as executed to its end.
+        """
+        if not self.contract.remembers:
+            return queries
+        robot = self._robots[connection]
+        step = robot.asked * self.contract.horizon
+        robot.asked += 1
+        return [
+            query
+            if query.noise_key is not None
+            else replace(query, noise_key=("connection", robot.number, robot.episode, n, step))
+            for n, query in enumerate(queries)
+        ]
 
     def _record(
         self, connection: ServerConnection, queries: list[Query], answer: Answer, seconds: float

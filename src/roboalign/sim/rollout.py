@@ -8,10 +8,11 @@ result does not depend on which episodes share a batch.
 
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -23,7 +24,18 @@ from roboalign.sim.base import Benchmark, Environment, EnvironmentCrash, Observa
 
 Key = tuple[str, int, int]
 """(task, seed, step) of one observation."""
-Act = Callable[[list[Observation], list[Key]], np.ndarray]
+
+
+class Planned(NamedTuple):
+    """What a policy answers that counts its decisions."""
+
+    chunks: np.ndarray
+    """[k, H, A], raw units."""
+    counts: Sequence[Mapping[str, int]]
+    """For each observation; an episode's record has their sums."""
+
+
+Act = Callable[[list[Observation], list[Key]], np.ndarray | Planned]
 
 
 class RolloutConfig(Config):
@@ -54,11 +66,16 @@ class EpisodeResult:
     film: list[np.ndarray] = field(default_factory=list, compare=False, repr=False)
     """The first camera's images, uint8 [H, W, 3], at each replanning and at the end, as the policy
     saw them."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What the policy counted over the episode's decisions; empty for a policy that counts
+    nothing."""
 
     def record(self) -> dict[str, Any]:
-        """Return the episode as a JSON object, without its film."""
-        names = [field.name for field in fields(self) if field.name != "film"]
-        return {name: getattr(self, name) for name in names}
+        """Return the episode as a JSON object, without its film, and without counts if there are
+        none."""
+        names = [field.name for field in fields(self) if field.name not in ("film", "counts")]
+        record = {name: getattr(self, name) for name in names}
+        return {**record, "counts": self.counts} if self.counts else record
 
 
 @dataclass
@@ -69,13 +86,21 @@ class _Running:
     steps: int = 0
     success: bool = False
     crash: str | None = None
+    counts: Counter[str] = field(default_factory=Counter)
     film: list[np.ndarray] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
     def result(self) -> EpisodeResult:
         seconds = time.monotonic() - self.began
         return EpisodeResult(
-            self.task, self.seed, self.success, self.steps, self.crash, seconds, self.film
+            self.task,
+            self.seed,
+            self.success,
+            self.steps,
+            self.crash,
+            seconds,
+            self.film,
+            dict(self.counts),
         )
 
 
@@ -152,12 +177,15 @@ def _plan(act: Act, planned: Sequence[tuple[_Running, Observation]], config: Rol
     """Ask for a chunk for each observation and execute it, unless the answer itself breaks."""
     keys = [(episode.task, episode.seed, episode.steps) for episode, _ in planned]
     try:
-        chunks = act([observation for _, observation in planned], keys)
+        answer = act([observation for _, observation in planned], keys)
     except EnvironmentCrash as crash:
         for episode, _ in planned:
             episode.crash = str(crash)
         return
+    chunks, counts = answer if isinstance(answer, Planned) else (answer, ())
     _check_chunks(chunks, len(planned), config.replan_every)
+    for (episode, _), counted in zip(planned, counts):
+        episode.counts.update(counted)
     for (episode, _), chunk in zip(planned, chunks, strict=True):
         actions = chunk[: config.replan_every]
         _guarded(episode, functools.partial(_execute, episode, actions, config.max_steps))

@@ -96,22 +96,7 @@ class View(Config):
         Raises RoboAlignError if a camera is missing, or if images to show side by side differ in
         height.
         """
-        missing = [camera for camera in self.cameras if camera not in images]
-        if missing:
-            raise RoboAlignError(
-                f"no image of camera {missing[0]!r}; there are {sorted(images)}",
-                where="observation",
-            )
-        shown = [images[camera] for camera in self.cameras]
-        heights = {image.shape[0] for image in shown}
-        if self.cameras_as == "side_by_side":
-            if len(heights) > 1:
-                raise RoboAlignError(
-                    f"cameras {self.cameras} differ in height: {sorted(heights)}",
-                    where="observation",
-                    fix="show them as images (backbone.cameras_as), or render them alike",
-                )
-            shown = [np.concatenate(shown, axis=1)]
+        shown = shown_images(images, self.cameras, side_by_side=self.cameras_as == "side_by_side")
         return Prompt(
             style_of(self.prompts).action_question(instruction, "direct"),
             tuple(np.full_like(image, GRAY) if self.blind else image for image in shown),
@@ -141,6 +126,37 @@ class View(Config):
                 fix="use bfloat16, or check the weights for NaN",
             )
         return rounded, mask
+
+
+def shown_images(
+    images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]],
+    cameras: Sequence[str],
+    *,
+    side_by_side: bool = True,
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Return the images that an MLLM is shown of these cameras: one each, or all as one image, left
+    to right.
+
+    Raises RoboAlignError if a camera is missing, or if images to show side by side differ in
+    height.
+    """
+    missing = [camera for camera in cameras if camera not in images]
+    if missing:
+        raise RoboAlignError(
+            f"no image of camera {missing[0]!r}; there are {sorted(images)}",
+            where="observation",
+        )
+    shown = [images[camera] for camera in cameras]
+    heights = {image.shape[0] for image in shown}
+    if not side_by_side:
+        return shown
+    if len(heights) > 1:
+        raise RoboAlignError(
+            f"cameras {tuple(cameras)} differ in height: {sorted(heights)}",
+            where="observation",
+            fix="show them as images (backbone.cameras_as), or render them alike",
+        )
+    return [np.concatenate(shown, axis=1)]
 
 
 def backbone_hash(folder: str | Path) -> str:

@@ -33,8 +33,8 @@ from roboalign.vla.features import (
 )
 from roboalign.vla.frames import Frames, batch_frames, make_frames
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape, flow_times
+from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.parallel import loss_module, own_part, sum_over_processes
-from roboalign.vla.policy import Policy
 
 
 class HeadTrainConfig(Config):
@@ -146,7 +146,9 @@ def train_head(
     head = FlowMatchingHead(head_config, shape).to(mllm.device)
     ledger = fit(head, data[0], data[1], config, out_dir, seed=seed)
     if leads():
-        policy = Policy(mllm, head.eval(), view, action_stats, state_stats, config.sampling_steps)
+        policy = HeadPolicy(
+            mllm, head.eval(), view, action_stats, state_stats, config.sampling_steps
+        )
         policy.save(out_dir / "policy")
     wait_for_all()
     return ledger | {"feature_seconds": feature_seconds, "feature_bytes": size}

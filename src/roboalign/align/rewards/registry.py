@@ -22,12 +22,12 @@ import numpy as np
 from roboalign.actions.fast import Chunk, DecodeFailure
 from roboalign.align.rewards.actions import (
     ACTION_REWARDS,
-    Parsed,
     Reward,
     action_reward,
     paper_reward,
 )
 from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
+from roboalign.conversations.blocks import Parsed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.core.plugins import find_plugin, installed, load_plugin, package_of

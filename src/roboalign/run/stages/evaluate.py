@@ -2,6 +2,7 @@
 policy."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from roboalign.run.benchmark import (
 from roboalign.run.folder import (
     backbone_folder,
     mixture_folder,
+    policy_folder,
     read_demonstrations,
     run_action_tokens,
 )
@@ -34,8 +36,9 @@ from roboalign.run.stage import Context, limit_threads
 from roboalign.sim.base import Benchmark, Observation
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.ray import evaluate_on_cluster
-from roboalign.sim.rollout import Act, EpisodeResult, Key, write_video
+from roboalign.sim.rollout import Act, EpisodeResult, Key, Planned, write_video
 from roboalign.vla.policy import Policy, policy_files
+from roboalign.vla.token_policy import TokenPolicy
 
 VIDEO_FPS = 10.0
 
@@ -61,7 +64,7 @@ def tokens(context: Context) -> dict[str, Any]:
 
 
 def rollouts(context: Context) -> dict[str, Any]:
-    """Write protocol.json, episodes.jsonl and videos/.
+    """Write protocol.json, episodes.jsonl and videos/; of a policy that counts, counts.json too.
 
     protocol.json holds what affects a success rate besides the policy; episodes.jsonl has one
     record per episode; videos/ has each task's first success and first failure. A stage that was
@@ -72,7 +75,7 @@ def rollouts(context: Context) -> dict[str, Any]:
     wanted, benchmark = evaluation_episodes(recipe), measured_benchmark(recipe)
     _refuse_leaks(context.run_dir, benchmark, wanted)
     write_json(context.folder / "protocol.json", protocol_record(recipe))
-    policy = context.seed_dir / "head" / context.arm / "policy"
+    policy = policy_folder(context.run_dir, context.seed, context.arm)
     done = {(row["task"], row["seed"]) for row in read_records(path, EpisodeState)}
 
     def keep(result: EpisodeResult) -> None:
@@ -83,12 +86,24 @@ def rollouts(context: Context) -> dict[str, Any]:
 
     _measure(recipe, policy, benchmark, [key for key in wanted if key not in done], keep)
     rows = read_episodes(path, wanted)
+    counts = _sum_counts(rows)
+    if counts:
+        write_json(context.folder / "counts.json", counts)
     return {
         "episodes": len(rows),
         "successes": sum(row["success"] for row in rows),
         "crashes": sum(row["crash"] is not None for row in rows),
         "steps": sum(row["steps"] for row in rows),
+        **{name: counts[name] for name in ("decisions", "holds", "tokens") if name in counts},
     }
+
+
+def _sum_counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return what the policy counted over all episodes, crashed ones included."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(row.get("counts", {}))
+    return dict(sorted(counts.items()))
 
 
 def _measure(
@@ -115,13 +130,15 @@ def _load_copy(inside: str, threads: int, device: str, folder: Path) -> Act:
     return load_act(folder / inside, threads, device)
 
 
-def load_act(policy_folder: Path, threads: int, device: str) -> Act:
+def load_act(folder: Path, threads: int, device: str) -> Act:
     """Return the policy as the simulator's workers call it; its flow noise is keyed by (task, seed,
     step)."""
     limit_threads(threads)
-    policy = Policy.load(policy_folder, device)
+    policy = Policy.load(folder, device)
 
-    def act(observations: list[Observation], keys: list[Key]) -> np.ndarray:
+    def act(observations: list[Observation], keys: list[Key]) -> np.ndarray | Planned:
+        if isinstance(policy, TokenPolicy):
+            return Planned(*policy.act_and_count(observations, keys))
         return policy.act_batch(observations, keys)
 
     return act

@@ -75,9 +75,12 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         videos=_videos(run_dir, recipe),
         ledger=ledger,
         recipe=dump_recipe(recipe),
-        notes=notes(
-            recipe, number_in_words(read_json(run_dir / "base" / "stage.json")["parameters"])
-        ),
+        notes=[
+            *notes(
+                recipe, number_in_words(read_json(run_dir / "base" / "stage.json")["parameters"])
+            ),
+            *hold_notes(episodes),
+        ],
     )
     write_report(summary, context.folder / "index.html")
     write_json(
@@ -120,6 +123,22 @@ def notes(recipe: Recipe, size: str) -> list[str]:
         model,
         questions,
     ]
+
+
+def hold_notes(episodes: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return for each arm that counts its decisions how often it held the robot still."""
+    found = []
+    for arm, rows in episodes.items():
+        counts = Counter[str]()
+        for row in rows:
+            counts.update(row.get("counts", {}))
+        if total := counts["decisions"]:
+            found.append(
+                f"{ARMS[arm].title}: {counts['holds']} of {total} decisions "
+                f"({100 * counts['holds'] / total:.1f}%) were no action chunk and held the robot "
+                f"still; {counts['tokens'] / total:.1f} tokens a decision."
+            )
+    return found
 
 
 def number_in_words(count: int) -> str:

@@ -1,0 +1,275 @@
+"""Define the head's policy: a frozen MLLM, a flow-matching head and the statistics that convert its
+output to raw actions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import PositiveInt
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import roboalign
+from roboalign.actions.normalize import ActionStats
+from roboalign.conversations.styles.registry import require_model_style
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import atomic_path, check_readable, hash_file, write_json
+from roboalign.mllm.compiled import compile_layers
+from roboalign.mllm.hidden import truncate_layers
+from roboalign.mllm.load import Mllm, load_mllm
+from roboalign.vla.features import View
+from roboalign.vla.guidance import Guide, Rest, make_guide
+from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.policy_folder import (
+    POLICY_FIX,
+    POLICY_FORMAT,
+    BackboneReference,
+    find_backbone,
+    parse_entry,
+    parse_stats,
+    read_policy_record,
+    refer_to_backbone,
+)
+from roboalign.vla.policy_input import NoiseKey, ObservationLike, key_digest
+
+HEAD_FILE = "head.safetensors"
+COMPILED_MULTIPLE = 64  # tokens; instructions of similar length share compiled code
+
+
+@dataclass
+class HeadPolicy:
+    """Map an observation to a chunk of raw actions. `state_stats` is None for a head without
+    proprioception."""
+
+    mllm: Mllm
+    head: FlowMatchingHead
+    view: View
+    action_stats: ActionStats
+    state_stats: ActionStats | None
+    sampling_steps: int = 4
+    multiple: int = 1
+    """Prompts are padded to a multiple of this many tokens."""
+    kind: ClassVar[str] = "head"
+    guided: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
+    counts: ClassVar[Mapping[str, int]] = MappingProxyType({})
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras that it sees, in order."""
+        return self.view.cameras
+
+    @property
+    def action_dim(self) -> int:
+        """A, the number of dimensions of an action."""
+        return self.head.shape.action_dim
+
+    @property
+    def state_dim(self) -> int | None:
+        """S, the number of dimensions of the proprioception; None if the head reads none."""
+        return None if self.state_stats is None else self.head.shape.state_dim
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a server says of it, besides what it asks for and answers."""
+        return {"kind": self.kind, "sampling_steps": self.sampling_steps}
+
+    @property
+    def horizon(self) -> int:
+        """H, the number of actions in a chunk."""
+        return self.head.shape.horizon
+
+    def act(
+        self, observation: ObservationLike, noise_key: NoiseKey | None = None
+    ) -> Float[np.ndarray, "{self.horizon} {self.action_stats.dim}"]:
+        """Return the chunk for one observation, float32 in raw units."""
+        return self.act_batch([observation], [noise_key])[0]
+
+    def act_batch(
+        self,
+        observations: Sequence[ObservationLike],
+        noise_keys: Sequence[NoiseKey | None] | None = None,
+        *,
+        guides: Sequence[Rest | None] | None = None,
+    ) -> Float[np.ndarray, "{len(observations)} {self.horizon} {self.action_stats.dim}"]:
+        """Return chunks for a batch of observations, float32 in raw units.
+
+        The key of a sample determines its initial noise, so its chunk does not depend on the rest
+        of the batch. A key of None draws from torch's global generator. For real-time chunking,
+        `guides` has what the robot has left of each previous chunk, from its observation on.
+
+        Raises RoboAlignError if a camera is missing, a state has the wrong size, or the number of
+        keys is wrong.
+        """
+        keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
+        if len(keys) != len(observations):
+            raise RoboAlignError(
+                f"{len(observations)} observations but {len(keys)} noise keys", where="noise_keys"
+            )
+        device = self.mllm.device
+        noise = torch.stack([self._noise(key) for key in keys]).to(device)
+        prompts = [
+            self.view.prompt(observation.images, observation.instruction)
+            for observation in observations
+        ]
+        states, mask = self.view.encode(self.mllm, prompts, multiple=self.multiple)
+        self.head.eval()
+        chunk = self.head.sample(
+            states.float(),
+            mask,
+            self._state(observations),
+            noise,
+            steps=self.sampling_steps,
+            **self._guide(guides),
+        )
+        return self.action_stats.denormalize(chunk.cpu().numpy())
+
+    def compile(self) -> None:
+        """Compile the backbone's layers and the head's sampling in this process; results of `act`
+        differ by rounding.
+
+        Compilation happens at the first call for each number of observations, image size and prompt
+        length; prompts are padded to multiples of COMPILED_MULTIPLE tokens to limit these. It takes
+        minutes on a CPU.
+        """
+        compile_layers(self.mllm.model, dynamic=False)
+        self.head.sample = torch.compile(self.head.sample, dynamic=False)  # type: ignore[method-assign]
+        self.multiple = COMPILED_MULTIPLE
+
+    def save(self, folder: str | Path) -> None:
+        """Write head.safetensors and policy.json, which names the backbone by relative path and
+        hash; it is not copied.
+
+        Raises RoboAlignError if the backbone has no folder.
+        """
+        folder = Path(folder)
+        record = {
+            "format": POLICY_FORMAT,
+            "kind": self.kind,
+            "backbone": refer_to_backbone(self.mllm, folder),
+            "view": self.view.model_dump(),
+            "head": self.head.config.model_dump(),
+            "shape": self.head.shape.model_dump(),
+            "sampling_steps": self.sampling_steps,
+            "action_stats": self.action_stats.to_dict(),
+            "state_stats": None if self.state_stats is None else self.state_stats.to_dict(),
+            "versions": {"roboalign": roboalign.__version__}
+            | {n: version(n) for n in ("torch", "transformers")},
+        }
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            save_file(
+                {name: value.contiguous() for name, value in self.head.state_dict().items()},
+                temporary / HEAD_FILE,
+            )
+            record["head_sha256"] = hash_file(temporary / HEAD_FILE)
+            write_json(temporary / "policy.json", record)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str = "cpu", *, compile: bool = False
+    ) -> "HeadPolicy":
+        """Read a policy and its backbone, without the backbone's layers above `view.layer`.
+
+        The backbone runs in the precision that computed the hidden states of the head's training.
+        `compile` calls that method.
+
+        Raises RoboAlignError, naming file and field, if anything is missing, broken or
+        inconsistent, or if the head was trained on another backbone.
+        """
+        folder = Path(folder)
+        path = folder / "policy.json"
+        record = read_policy_record(folder)
+        view = parse_entry(View, record, "view", path)
+        shape = parse_entry(HeadShape, record, "shape", path)
+        config = parse_entry(HeadConfig, record, "head", path)
+        sampling_steps = parse_entry(PositiveInt, record, "sampling_steps", path)
+        action_stats = parse_stats(record, "action_stats", shape.action_dim, path)
+        state_stats = (
+            parse_stats(record, "state_stats", shape.state_dim, path)
+            if config.proprioception
+            else None
+        )
+        reference = parse_entry(BackboneReference, record, "backbone", path)
+        backbone = find_backbone(reference, path)
+        head = FlowMatchingHead(config, shape)
+        _check_weights(folder / HEAD_FILE, record, path)
+        _load_weights(head, folder / HEAD_FILE)
+        mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
+        text = mllm.model.config.get_text_config()
+        if text.hidden_size != shape.vlm_width or text.num_hidden_layers < view.layer:
+            problem = (
+                f"the head reads layer {view.layer} of width {shape.vlm_width}, the backbone has "
+                f"{text.num_hidden_layers} layers of width {text.hidden_size}"
+            )
+            raise RoboAlignError(problem, where=str(path), fix=POLICY_FIX)
+        require_model_style(mllm, view.prompts, where=str(backbone))
+        truncate_layers(mllm, view.layer)
+        policy = cls(
+            mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps
+        )
+        if compile:
+            policy.compile()
+        return policy
+
+    def _noise(
+        self, key: NoiseKey | None
+    ) -> Float[Tensor, "{self.horizon} {self.action_stats.dim}"]:
+        size = (self.horizon, self.head.shape.action_dim)
+        if key is None:
+            return torch.randn(size)
+        seed = int.from_bytes(key_digest(key), "little", signed=True)
+        return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+    def _guide(self, guides: Sequence[Rest | None] | None) -> dict[str, Guide]:
+        """Return the additional arguments of `sample`; empty if no sample is guided."""
+        if guides is None or all(rest is None for rest in guides):
+            return {}
+        device = self.mllm.device
+        return {"guide": make_guide(guides, self.action_stats, self.horizon, device)}
+
+    def _state(
+        self, observations: Sequence[ObservationLike]
+    ) -> Float[Tensor, "{len(observations)} {self.state_stats.dim}"] | None:
+        if self.state_stats is None:
+            return None
+        state = np.stack([observation.state for observation in observations])
+        return torch.from_numpy(self.state_stats.normalize(state)).to(self.mllm.device)
+
+
+def _check_weights(path: Path, record: dict[str, Any], described: Path) -> None:
+    """Raise RoboAlignError if the head's weights are not those that were written with
+    policy.json."""
+    check_readable(path, fix=POLICY_FIX)
+    found = hash_file(path)
+    if "head_sha256" not in record:
+        fix = f'{POLICY_FIX}; or, if you trust the file, add "head_sha256": "{found}"'
+        raise RoboAlignError("field 'head_sha256' is missing", where=str(described), fix=fix)
+    if record["head_sha256"] != found:
+        problem = "the head's weights are not those that were written (sha256 differs)"
+        raise RoboAlignError(problem, where=str(path), fix=POLICY_FIX)
+
+
+def _load_weights(head: FlowMatchingHead, path: Path) -> None:
+    try:
+        weights = load_file(path)
+        for name, value in head.state_dict().items():
+            if name in weights and weights[name].dtype != value.dtype:
+                raise RuntimeError(f"{name} is {weights[name].dtype}, not {value.dtype}")
+        head.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise RoboAlignError(
+            f"the head's weights cannot be read ({problem})", where=str(path), fix=POLICY_FIX
+        ) from None
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise RoboAlignError(
+            f"weights {broken[0]!r} are not finite", where=str(path), fix=POLICY_FIX
+        )
