@@ -23,7 +23,8 @@ from roboalign.evaluate.tokens import (
     evaluate_mllm,
     other_episode,
 )
-from roboalign.mllm.encode import continue_from, encode_prompt
+from roboalign.mllm.continuation import continue_from
+from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.tiny import TinyConfig, build_tiny
 

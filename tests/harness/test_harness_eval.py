@@ -85,7 +85,7 @@ def test_metaworlds_experts_over_openpis_wire(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> tuple[Policy, Path]:
+def policy(tmp_path_factory) -> tuple[HeadPolicy, Path]:
     """The shipped model under a head that is not trained, and its folder."""
     torch.manual_seed(0)
     mllm = load_mllm(pretrained_folder())

@@ -34,7 +34,8 @@ from roboalign.core.files import write_text
 from roboalign.core.progress import Progress
 from roboalign.evaluate.priors import Priors
 from roboalign.evaluate.token_metrics import summarize
-from roboalign.mllm.encode import Encoded, continue_from, end_ids, special_ids
+from roboalign.mllm.continuation import continue_from
+from roboalign.mllm.encode import Encoded, end_ids, special_ids
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 from roboalign.questions.ask import chance, label_of, score_answer

@@ -81,16 +81,6 @@ def encode_prompt(mllm: Mllm, question: str, images: Images) -> Encoded:
     return _encode(mllm, [question.strip()], images)
 
 
-def continue_from(prompt: Encoded, ids: Sequence[int]) -> Encoded:
-    """Return the prompt followed by `ids`, a forced beginning of the answer."""
-    forced = np.asarray(ids, dtype=np.int64)
-    return Encoded(
-        np.concatenate([prompt.input_ids, forced]),
-        np.concatenate([prompt.labels, forced]),
-        prompt.images,
-    )
-
-
 def collate(
     mllm: Mllm,
     batch: Sequence[Encoded],

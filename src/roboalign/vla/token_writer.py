@@ -9,7 +9,8 @@ from pydantic import Field
 from roboalign.actions.vocabulary import ACTION_END, ACTION_START
 from roboalign.conversations.prompts import Mode
 from roboalign.core.config import Config
-from roboalign.mllm.encode import Encoded, continue_from
+from roboalign.mllm.continuation import continue_from
+from roboalign.mllm.encode import Encoded
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 
