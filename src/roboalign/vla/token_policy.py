@@ -267,7 +267,9 @@ class TokenPolicy:
         observations: Sequence[ObservationLike],
         noise_keys: Sequence[NoiseKey | None] | None,
     ) -> list[NoiseKey | None]:
-        keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
+        keys: list[NoiseKey | None] = list(noise_keys or [])
+        if noise_keys is None:
+            keys = [None] * len(observations)
         if len(keys) != len(observations):
             raise RoboAlignError(
                 f"{len(observations)} observations but {len(keys)} noise keys", where="noise_keys"
