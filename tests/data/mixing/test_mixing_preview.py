@@ -7,16 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from mixing_sources import llava_record, settings
+from mixing_sources import encoded, llava_record, picture, settings
 from paper_layouts import WRITERS, write_all
 
 from roboalign.cli.data_mix import mix_data
 from roboalign.cli.main import main
 from roboalign.cli.mix_preview import preview_mix
+from roboalign.conversations.conversation import (
+    Conversation,
+    Turn,
+    read_conversations,
+    write_conversations,
+)
 from roboalign.conversations.qa import sampling
 from roboalign.conversations.qa.presets import QA_PRESETS
 from roboalign.conversations.qa.read import LAYOUTS
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file, write_json
+from roboalign.episodes.pictures import size_of_file
 from roboalign.mixture.mixing.preview import preview
 from roboalign.mllm import load
 
@@ -78,11 +86,13 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(made: Path, tmp_path: P
         {"name": "qa", "qa": str(made / "qa/qa.json"), "count": 61},
         {"name": "ref", "preset": "refspatial", "path": str(tmp_path / "ref"), "count": 6},
         {"name": "none", "preset": "robopoint", "path": str(tmp_path / "none"), "count": 6},
+        {"name": "hub", "robot": "someone/robot@main", "count": 1},
         {"name": "twice", "qa": str(made / "qa/qa.json"), "count": 100, "repeat": True},
     ]
-    file = write_file(tmp_path / "m.yaml", sources, evaluation=[str(tmp_path / "held")])
+    held = [str(tmp_path / "held")]
+    file = write_file(tmp_path / "m.yaml", sources, evaluation=held, tokenizer=TOKENS)
     found, status = told(file)
-    qa, ref, none, twice = found["sources"]
+    qa, ref, none, hub, twice = found["sources"]
     assert status == 1 and not found["complete"]
     assert found["missing"]["evaluation.0"].endswith("give --at evaluation.0=PATH")
     assert qa["state"] == "part" and qa["missing"][0].startswith("about 1 of the 61 samples asked")
@@ -91,6 +101,9 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(made: Path, tmp_path: P
     assert ref["left_out"] == {"fault: an image is missing": 1} and ref["good"] == 6
     assert none["state"] == "missing" and none["records"] is None and none["images"] is None
     assert "huggingface-cli download wentao-yuan/robopoint-data" in none["missing"][0]
+    assert hub["missing"] == [
+        "someone/robot@main is not on this machine; download it and give --at hub=PATH"
+    ]
     assert (twice["state"], twice["images"]) == ("found", 100)
 
 
@@ -122,6 +135,45 @@ def test_the_papers_mixture_names_what_is_read_and_what_is_not(tmp_path: Path, c
     )
     assert max(len(line) for line in lines[:14]) <= 80
     assert lines[12].split()[:3] == ["sum", "2.28M", "20"]
+
+
+def test_the_published_layouts_are_mixed_as_previewed(tmp_path: Path):
+    """Records of 0 to 12 images, and a multi-view conversation of three, in one mixture."""
+    counts = {
+        "llava-onevision": 5,
+        "refspatial": 8,
+        "robopoint": 3,
+        "egoplan-it": 1,
+        "sharerobot": 2,
+    }
+    sources = [
+        {"name": name, "preset": name, "path": str(path), "count": counts[name]}
+        for name, path in write_all(tmp_path / "data").items()
+    ]
+    views = tuple(encoded(picture(n, (40 + n, 30))) for n in (2, 0, 1))
+    turn = Turn("embodied", "text", "direct", "Which of the views is nearest?", "The second.", "it")
+    (tmp_path / "views").mkdir()
+    write_conversations(
+        tmp_path / "views/train-00000.parquet",
+        [Conversation("v", "scene", 0, "views", views, (turn,))],
+    )
+    shards = {"train-00000.parquet": hash_file(tmp_path / "views/train-00000.parquet")}
+    write_json(tmp_path / "views/manifest.json", {"prompts": "paper", "shards": shards})
+    sources.append({"name": "multi-view", "conversations": str(tmp_path / "views"), "count": 1})
+    file = write_file(tmp_path / "m.yaml", sources, prompts="paper")
+    found, status = told(file)
+    mix_data(file, str(tmp_path / "out"), workers=1)
+    mixed = list(read_conversations(tmp_path / "out", "train"))
+    for row in found["sources"]:
+        own = [one for one in mixed if one.id.startswith(f"{row['source']}/")]
+        assert (len(own), row["state"]) == (row["asked"], "found")
+        assert sum(len(one.images) for one in own) == row["images"]
+    assert status == 0 and next(one for one in mixed if one.id == "multi-view/v").images == views
+    several = next(one for one in mixed if one.turns[0].answer == "The sky.")
+    assert [size_of_file(image)[0] for image in several.images] == [36, 35]
+    assert several.turns[0].question == "Before: <image> After: <image>\nWhat changed?"
+    assert max(len(one.images) for one in mixed) == 12
+    assert sum(not one.images for one in mixed) == 2
 
 
 def _check_docs(rows: dict, read: dict, images: dict) -> None:

@@ -119,7 +119,7 @@ def preview(config: MixtureConfig, most: int, length: TokenCount | None = None) 
         try:
             if source.robot is not None and hub_id(source.robot):
                 fix = f"download it and give --at {source.name}=PATH"
-                raise RoboAlignError("it is on the Hub, not on this machine", fix=fix)
+                raise RoboAlignError(f"{source.robot} is not on this machine", fix=fix)
             parts, faults = sources.parts_of(number, source)
             if source.conversations is not None:
                 sources.require_stored_style(source, config.prompts)
