@@ -59,7 +59,11 @@ def test_a_fault_of_the_input_is_one_message_and_status_2(
 @pytest.mark.parametrize(
     ("arguments", "problem", "fix"),
     [
-        (["comparee", "a"], "no verb `comparee`. Available: run, plan", "`roboalign compare`?"),
+        (
+            ["comparee", "a"],
+            "no verb `comparee`. Available: init, run, plan",
+            "`roboalign compare`?",
+        ),
         (["xyzzy"], "no verb `xyzzy`", "see roboalign --help"),
         (
             ["eval", "x.yaml", "--benchmark", "metaworld", "--out", "y"],

@@ -37,7 +37,7 @@ def _section(path: str, node: Node, defaults: Node, definitions: dict[str, Node]
     for name, field in node["properties"].items():
         key = f"{path}.{name}" if path else name
         default = defaults.get(name, field.get("default"))
-        named = _class_of(field)
+        named = _class_of(field) or _class_of(field.get("items", {}))
         inline = field if "properties" in field else None  # a benchmark's section
         if not named and not inline:
             required = "default" not in field
@@ -46,8 +46,10 @@ def _section(path: str, node: Node, defaults: Node, definitions: dict[str, Node]
         settings = inline or definitions[named.rsplit("/", 1)[-1]]
         meaning = _paragraph(field.get("description") or settings["description"].split("\n\n")[0])
         kind = "section |" if "$ref" in field or inline else "section or null | `null`"
-        lines.append(f"| `{key}` | {kind} | {meaning} |")
-        below += _section(key, settings, default or {}, definitions)
+        if "items" in field:
+            kind, key = f"list of sections | `{json.dumps(default)}`", f"{key}[]"
+        lines.append(f"| `{key.removesuffix('[]')}` | {kind} | {meaning} |")
+        below += _section(key, settings, {} if "items" in field else default or {}, definitions)
     return [*lines, "", *below]
 
 
@@ -70,7 +72,8 @@ def _type(field: Node) -> str:
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
     if field["type"] == "object":
-        return f"mapping of string to {_type(field['additionalProperties'])}"
+        values = field["additionalProperties"]
+        return f"mapping of string to {'any value' if values is True else _type(values)}"
     bounds = [f" {sign} {field[name]:.12g}" for name, sign in BOUNDS.items() if name in field]
     return field["type"] + ",".join(bounds)
 

@@ -13,9 +13,9 @@ from stage_run import context, recipe, write_episodes
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.run.benchmark import evaluation_episodes
+from roboalign.run.folder import _last_of_each
 from roboalign.run.recipe import HardwareConfig
 from roboalign.run.stages import evaluate
-from roboalign.run.stages.head import _split
 from roboalign.sim.metaworld.environment import MetaWorld
 from roboalign.sim.ray import ClusterConfig
 from roboalign.sim.registry import FIRST_EVALUATION_SEED
@@ -173,7 +173,7 @@ def test_the_heads_held_out_episodes(count: int, training: int) -> None:
         for seed in range(count)
         for task in ("puck-push", "drawer-open")
     ]
-    train, heldout = _split(episodes)
+    train, heldout = _last_of_each(episodes)
     assert len(train) == 2 * training and len(train) + len(heldout) == 2 * count
     assert not {e.episode_id for e in train} & {e.episode_id for e in heldout}
     assert {e.task for e in train} == {"puck-push", "drawer-open"}

@@ -41,6 +41,12 @@ def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool 
             fix="give a run's folder, or one of docs/results/",
         )
     recipe = load_recipe(folder / "recipe.yaml")
+    if recipe.measure == "offline":
+        raise RoboAlignError(
+            "nothing was measured in closed loop, so there are no episodes to compare",
+            where=str(folder),
+            fix=f"see the open-loop errors: roboalign table {folder}",
+        )
     if arm not in recipe.arms:
         raise RoboAlignError(
             f"the run has no arm {arm!r}",

@@ -1,5 +1,5 @@
-"""`roboalign export verl`: a finished run's RL stage as a folder for training with verl and
-EasyR1."""
+"""`roboalign export`: a run's policy as a folder of its own, or its RL stage as a folder for training
+with verl and EasyR1."""
 
 import argparse
 import importlib.util
@@ -55,23 +55,49 @@ Set `trainer.n_gpus_per_node` ({gpus} in the files), the sizes of micro-batches 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the run and the target folder."""
-    parser.add_argument("trainer", choices=("verl",), help="one folder serves verl and EasyR1")
     parser.add_argument(
-        "run", metavar="RUN", help="a run whose mix and sft stages are done; it is only read"
+        "what",
+        choices=("policy", "verl"),
+        help="the policy as a folder of its own, for any machine; or what verl and EasyR1 train on",
+    )
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run that has the policy (or its folder), or whose mix and sft stages are done; it is only read",
     )
     parser.add_argument(
         "--out", required=True, help="the folder to write; an earlier export is replaced"
     )
+    parser.add_argument("--seed", type=int, metavar="N", help="training seed; without it the first")
+    parser.add_argument("--arm", help="of a policy: this arm; without it roboalign")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="training seed of the SFT model; without it the first"
+        "--gpus", type=int, default=8, help="for verl: GPUs per node in the settings"
     )
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs per node in the settings")
 
 
 def main(options: argparse.Namespace) -> int:
     """Write the folder."""
+    if options.what == "policy":
+        print(export_policy_folder(options.run, options.out, arm=options.arm, seed=options.seed))
+        return 0
     print(export_verl_folder(options.run, options.out, seed=options.seed, gpus=options.gpus))
     return 0
+
+
+def export_policy_folder(
+    run: str, out: str | Path, *, arm: str | None = None, seed: int | None = None
+) -> str:
+    """Write `out` from the policy of a run; return one line about it. The run is only read.
+
+    Raises RoboAlignError as `export_policy` does, and if the run has no such policy.
+    """
+    from roboalign.cli.push import chosen_upload
+    from roboalign.serve.describe import policy_facts
+    from roboalign.vla.export import export_policy
+
+    folder = chosen_upload(run, None, arm, seed).folder
+    size = export_policy(folder, out, policy_facts(folder))
+    return f"{Path(out).resolve()}: {size / 2**20:,.1f} MiB; try it: roboalign serve {out}"
 
 
 def export_verl_folder(

@@ -12,6 +12,7 @@ from roboalign.core.errors import RoboAlignError
 
 _GROUPS = {
     "make a policy": {
+        "init": "look at recorded demonstrations and write a recipe for them",
         "run": "do a recipe: data, SFT, RL, action head, evaluation and report",
         "plan": "estimate memory, time and money of a recipe before it starts",
         "distill": "train on checkable questions, then keep its reasoning as training data",
@@ -20,6 +21,7 @@ _GROUPS = {
         "data": "inspect or convert robot data, generate questions, build a mixture",
     },
     "look at results": {
+        "replay": "compare a policy with recorded episodes, in open loop",
         "table": "print success rates next to the paper's numbers",
         "eval": "score any policy server on a benchmark",
         "compare": "compare two runs, or two arms of one, on the same initial states",
@@ -28,7 +30,7 @@ _GROUPS = {
     "use them elsewhere": {
         "serve": "let a robot ask a policy over openpi's websocket protocol",
         "trial": "compare policies on a robot, blind, by a plan that is locked before",
-        "export": "write a run's RL stage as a folder for verl or EasyR1",
+        "export": "write a policy as a folder of its own, or an RL stage for verl or EasyR1",
         "push": "upload a policy or a model, with its card, to the Hugging Face Hub",
     },
     "check the machine": {

@@ -33,13 +33,14 @@ def main(options: argparse.Namespace) -> int:
     """Print the plan and, if requested, the rehearsal."""
     from roboalign.plan.arithmetic import parse_gpus
     from roboalign.plan.model import assumptions
+    from roboalign.plan.recorded import with_recorded
     from roboalign.plan.text import describe_plan
     from roboalign.report.console import fold
     from roboalign.run.load import load_recipe
 
     gpu, count = parse_gpus(options.gpus)
     recipe = load_recipe(options.recipe, tuple(options.set))
-    assumed = assumptions(options.assume)
+    assumed = with_recorded(assumptions(options.assume), recipe)
     print(fold(describe_plan(recipe, gpu, count, assumed, options.price_per_gpu_hour)))
     if options.rehearse:
         from roboalign.plan.rehearse import describe_rehearsal

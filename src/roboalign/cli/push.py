@@ -213,7 +213,10 @@ def _metadata_of(readme: Path) -> Mapping[str, Any]:
 def _data(run: Path, recipe: Recipe) -> list[str]:
     """Return lines that say what the run was trained on."""
     collect = recipe.collect
-    if recipe.mixture is None:
+    own = {part: recipe.demos.of(part) for part in ("align", "downstream")}
+    if own["align"] and recipe.mixture is None:
+        lines = [f"alignment: recorded demonstrations ({', '.join(s.name for s in own['align'])})"]
+    elif recipe.mixture is None:
         tasks = len(collect.align_names())
         lines = [
             f"alignment: demonstrations of {tasks} tasks of `{collect.align_benchmark}` by scripted experts"
@@ -226,6 +229,9 @@ def _data(run: Path, recipe: Recipe) -> list[str]:
         lines += [
             f"{split}: {row['conversations']:,} conversations" for split, row in counts.items()
         ]
+    if own["downstream"]:
+        names = ", ".join(one.name for one in own["downstream"])
+        return [*lines, f"head: recorded demonstrations ({names})"]
     tasks_of_head = ", ".join(f"`{task}`" for task in collect.downstream_names())
     return [*lines, f"head: demonstrations on `{collect.benchmark}` of {tasks_of_head}"]
 

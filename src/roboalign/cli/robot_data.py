@@ -23,8 +23,18 @@ from roboalign.report.inspection_text import inspection_text
 def open_data(
     path: str, format: str | None, settings: Sequence[str], space: str | None, strict: bool
 ) -> RobotData:
-    """Open the data set that the command line names. Raises RoboAlignError on a setting that is not
-    key=value."""
+    """Open the data set that the command line names. Raises RoboAlignError if that fails."""
+    return open_robot_data(
+        path,
+        format,
+        options=reader_options(settings),
+        space=known_space(space) if space else None,
+        strict=strict,
+    )
+
+
+def reader_options(settings: Sequence[str]) -> dict[str, Any]:
+    """Return `KEY=VALUE` texts as options of a reader. Raises RoboAlignError on another form."""
     options: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -35,9 +45,7 @@ def open_data(
                 fix="for example --read fps=5",
             )
         options[key] = yaml.safe_load(value)
-    return open_robot_data(
-        path, format, options=options, space=known_space(space) if space else None, strict=strict
-    )
+    return options
 
 
 def inspect_data(

@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace, team: "Team | None") -> int:
     if team and not team.leads:
         return 0
     if until in (None, "report"):
-        print_summary(folder, recipe.arms)
+        print_summary(folder, recipe)
     if until == "distill":
         print_keep_rate(folder)
     return 0

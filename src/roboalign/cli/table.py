@@ -10,8 +10,11 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.evaluate.success import RolloutRecord
 from roboalign.report.comparison import Measured, compare_with_paper, format_comparison
+from roboalign.report.console import fold, grid, render
 from roboalign.report.paper_numbers import METRICS
+from roboalign.report.text import number_text
 from roboalign.run.arms import ARMS
+from roboalign.run.benchmark import OFFLINE_NOTE
 from roboalign.run.load import load_recipe
 
 
@@ -41,10 +44,39 @@ def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:
             where="--metric",
             fix=f"use one of {', '.join(METRICS)}",
         )
-    compared = [comparison(Path(folder), metric) for folder in folders]
-    return (
-        json.dumps(compared, indent=2) if as_json else "\n".join(map(format_comparison, compared))
+    found = [offline(Path(one)) or comparison(Path(one), metric) for one in folders]
+    if as_json:
+        return json.dumps(found, indent=2)
+    return "\n".join(
+        format_offline(one) if "open_loop" in one else format_comparison(one) for one in found
     )
+
+
+def offline(folder: Path) -> dict[str, Any] | None:
+    """Return the open-loop errors of a run that was measured offline; None for any other."""
+    path = folder / "recipe.yaml"
+    if not path.is_file() or (recipe := load_recipe(path)).measure != "offline":
+        return None
+    summary = folder / "report" / "summary.json"
+    found = read_json(summary, fix="give a run's folder whose report is made")
+    try:
+        errors = {arm: found["open_loop"][arm]["overall"] for arm in recipe.arms}
+    except (KeyError, TypeError):
+        raise RoboAlignError(
+            "it has no open-loop errors", where=str(summary), fix="make the report again"
+        ) from None
+    return {"name": recipe.name, "open_loop": errors, "closed_loop": None}
+
+
+def format_offline(found: dict[str, Any]) -> str:
+    """Format the open-loop errors of one run as text."""
+    table = grid("arm", "open-loop error", title=found["name"])
+    for arm, overall in found["open_loop"].items():
+        table.add_row(arm, number_text(overall["policy"]["value"]))
+    for method, title in (("mean", "mean action"), ("hold", "last action held")):
+        overall = next(iter(found["open_loop"].values()))
+        table.add_row(title, number_text(overall[method]["value"]))
+    return render(table) + fold(OFFLINE_NOTE) + "\n"
 
 
 def comparison(folder: Path, metric: str) -> dict[str, Any]:

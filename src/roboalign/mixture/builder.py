@@ -45,11 +45,14 @@ def build_mixture(
     out_dir: str | Path,
     *,
     prompts: StyleName = DEFAULT_STYLE,
+    split: tuple[Sequence[Episode], Sequence[Episode]] | None = None,
 ) -> dict[str, Any]:
     """Write train-*.parquet, rl.parquet, heldout.parquet and manifest.json; return the manifest.
 
     They go to `out_dir`, which appears complete or not at all. `prompts` is the style of its
-    questions and replies. Raises RoboAlignError if two
+    questions and replies. `split` is the (training, held-out) episodes of recorded demonstrations,
+    about which a simulator's state tells nothing: they are action samples only. Default:
+    `split_episodes`, and questions too. Raises RoboAlignError if two
     episodes share an id, if an episode lacks what the questions need, or if the RL subset would be
     empty although `rl_share` is not 0.
     """
@@ -61,15 +64,15 @@ def build_mixture(
             else "there is no episode"
         )
         raise RoboAlignError(problem, where="episodes", fix="collect the data set again")
-    train, heldout = split_episodes(episodes, config)
-    world = survey_world(episodes)
+    train, heldout = split_episodes(episodes, config) if split is None else map(list, split)
+    world, asks = survey_world(episodes), split is None
     style = style_of(prompts)
     source, held = (
-        PackedSource(part, world, fast, stats, config, style) for part in (train, heldout)
+        PackedSource(part, world, fast, stats, config, style, asks) for part in (train, heldout)
     )
     frames = sample_frames(train, config)
     draw = random.Random(f"{config.seed}-action")
-    with_action = [draw.random() < config.action_share for _ in frames]
+    with_action = [draw.random() < config.action_share or not asks for _ in frames]
     counts: dict[str, dict[str, Any]] = {}
     hashes: set[str] = set()
     with atomic_path(out_dir) as folder:

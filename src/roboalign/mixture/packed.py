@@ -78,11 +78,15 @@ class PackedSource:
     stats: ActionStats
     config: MixConfig
     style: PromptStyle
+    asks: bool = True
+    """Whether questions are asked, from the simulator's state that the episodes then need."""
     scenes: dict[str, EpisodeScenes] = field(default_factory=dict)
     undrawn: Counter[str] = field(default_factory=Counter)
     """type -> how often it was drawn for a frame to which it does not apply."""
 
     def __post_init__(self) -> None:
+        if not self.asks:
+            return
         settings = (self.config.camera, self.config.grid, self.fast.horizon)
         self.scenes = {
             episode.episode_id: EpisodeScenes(episode, *settings) for episode in self.episodes
@@ -129,6 +133,8 @@ def question_turns(
 ) -> list[Turn]:
     """Return `count` questions of different types about one frame, each with its own mode."""
     config = source.config
+    if not source.asks:
+        return []
     scene = source.scenes[episode.episode_id].at(t)
     waiting = draw_types(config.weights, rng)
     turns: list[Turn] = []
@@ -256,7 +262,7 @@ def heldout_conversations(
     config = source.config
     if not frames:
         return
-    for name in asked_types(config.weights):
+    for name in asked_types(config.weights) if source.asks else ():
         rng = random.Random(f"{config.seed}-heldout-{name}")
         found = 0
         for attempt in range(20 * config.heldout_questions):

@@ -28,6 +28,19 @@ def truncate_layers(mllm: Mllm, layer: int) -> None:
     decoder.layers = decoder.layers[:layer]
 
 
+def restore_depth(mllm: Mllm, layers: int) -> None:
+    """Set the number of text layers that the configuration names; the weights stay as they are.
+
+    `hidden_states` normalizes the topmost layer by that number. A model that was cut and saved says
+    its own number, and gets that of the whole model back after it is loaded.
+    """
+    config = mllm.model.config.get_text_config()
+    config.num_hidden_layers = layers
+    kinds = getattr(config, "layer_types", None)
+    if kinds:  # one entry a layer, which transformers checks
+        config.layer_types = [*kinds[:layers], *[kinds[-1]] * (layers - len(kinds))]
+
+
 def hidden_states(
     mllm: Mllm,
     prompts: Sequence[Prompt | Encoded],

@@ -95,6 +95,7 @@ class _Head:
         """Return the number of frames that the backbone encodes."""
         collect, features = self.asked.recipe.collect, self.asked.recipe.head_training.features
         collected = collect.downstream.episodes_per_task * len(collect.downstream_names())
+        collected = self.asked.assumed.episodes or collected
         steps = collected * self.asked.assumed.episode_steps
         return steps / features.every * (features.variants or 1)
 

@@ -50,6 +50,12 @@ class Assumptions(Config):
     """Mean tokens per sampled answer; `rl.max_new_tokens` bounds memory and decoding steps."""
     asleep: float = Field(2e9, ge=0)
     """Bytes of a GPU that a vLLM server keeps while it sleeps: CUDA's own and captured graphs."""
+    episodes: int = Field(0, ge=0)
+    """Demonstrations of the head; 0: as many as `collect` says, or as recorded."""
+    image_height: int = Field(0, ge=0)
+    """Pixels of an image of the alignment; 0: as `collect` says, or as recorded."""
+    image_width: int = Field(0, ge=0)
+    """The same of its width."""
     episode_steps: float = Field(100, gt=0)
     """Steps per demonstration."""
     action_dim: int = Field(7, ge=1)
@@ -97,7 +103,7 @@ def model_of(recipe: Recipe, assumed: Assumptions) -> Model:
     Raises RoboAlignError if there is neither folder nor preset, or the model has no layer
     `backbone.layer`.
     """
-    config, name, tokens = _described(recipe)
+    config, name, tokens = _described(recipe, *image_pixels(recipe, assumed))
     numbers = backbone_numbers(meta_model(config))
     if recipe.backbone.layer > numbers.layers:
         raise RoboAlignError(
@@ -123,10 +129,22 @@ def named_preset(source: str) -> ModelPreset | None:
     return None if (Path(source).expanduser() / "config.json").is_file() else preset_of(source)
 
 
-def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
-    """Return the backbone's configuration, name, and tokens for an image of the alignment's
-    size."""
-    source, size = recipe.backbone.source, recipe.collect.align_image_size()
+def mean_turns(recipe: Recipe) -> float:
+    """Return the mean turns per conversation of the mixture."""
+    if recipe.demos.of("align") and recipe.mixture is None:
+        return 1.0  # an action, and no questions
+    return (recipe.mix.min_turns + recipe.mix.max_turns) / 2
+
+
+def image_pixels(recipe: Recipe, assumed: Assumptions) -> tuple[int, int]:
+    """Return height and width of an image of the alignment."""
+    size = recipe.collect.align_image_size()
+    return assumed.image_height or size, assumed.image_width or size
+
+
+def _described(recipe: Recipe, height: int, width: int) -> tuple[PretrainedConfig, str, int]:
+    """Return the backbone's configuration, name, and tokens for an image of this size."""
+    source = recipe.backbone.source
     if source == "train":
         tiny = recipe.backbone.tiny
         config = build_tiny(tiny, ["a"]).model.config
@@ -134,11 +152,11 @@ def _described(recipe: Recipe) -> tuple[PretrainedConfig, str, int]:
         return config, "a new tiny model", (tiny.image_size // tiny.patch_size // tiny.merge) ** 2
     if (preset := named_preset(source)) is not None:
         config = preset_config(next(name for name, one in MODEL_PRESETS.items() if one is preset))
-        return config, preset.repository, image_tokens(bounded(preset, recipe), size, size)
+        return config, preset.repository, image_tokens(bounded(preset, recipe), height, width)
     folder = existing_folder(source)
     processor: Any = load_processor(folder)
     bound_pixels(processor, recipe.backbone.images.min_pixels, recipe.backbone.images.max_pixels)
-    blank = np.zeros((size, size, 3), dtype=np.uint8)
+    blank = np.zeros((height, width, 3), dtype=np.uint8)
     read = processor(text=[processor.image_token], images=[[blank]], add_special_tokens=False)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     return config, source if hub_id(source) else folder.name, len(read["input_ids"][0])

@@ -31,7 +31,7 @@ from roboalign.mllm.fake import Meter, fake_weights, fixed_in_place
 from roboalign.mllm.load import Mllm
 from roboalign.plan.arithmetic import Gpu
 from roboalign.plan.costs import plan_costs
-from roboalign.plan.model import Assumptions
+from roboalign.plan.model import Assumptions, image_pixels, mean_turns
 from roboalign.plan.rehearse_model import (
     Lengths,
     conversation_lengths,
@@ -99,11 +99,12 @@ class Rehearsal:
 
     @property
     def side(self) -> int:
-        return self.recipe.collect.align_image_size()
+        """Return the width of a square image of as many pixels as one of the alignment."""
+        return round(float(np.prod(image_pixels(self.recipe, self.assumed)) ** 0.5))
 
     @property
     def turns(self) -> int:
-        return round((self.recipe.mix.min_turns + self.recipe.mix.max_turns) / 2)
+        return round(mean_turns(self.recipe))
 
     def passes(
         self, batch: int, micro: int, unit: Literal["conversations", "prompts"] = "conversations"

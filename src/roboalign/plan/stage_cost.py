@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from roboalign.align.trained import TuneConfig
 from roboalign.plan import arithmetic
 from roboalign.plan.arithmetic import BFLOAT16, FLOAT32, Gpu, Memory
-from roboalign.plan.model import Assumptions, Model
+from roboalign.plan.model import Assumptions, Model, mean_turns
 from roboalign.run.recipe import Recipe
 
 
@@ -68,7 +68,7 @@ class CostInputs:
     @property
     def turns(self) -> float:
         """Return the mean turns per conversation of the mixture."""
-        return (self.recipe.mix.min_turns + self.recipe.mix.max_turns) / 2
+        return mean_turns(self.recipe)
 
     def conversation_tokens(self, turns: float) -> float:
         """Return the tokens of a conversation of `turns` turns about one image."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from roboalign.plan.arithmetic import Gpu, Memory
 from roboalign.plan.costs import plan_costs
-from roboalign.plan.model import Assumptions, Model
+from roboalign.plan.model import Assumptions, Model, image_pixels
 from roboalign.plan.stage_cost import StageCost
 from roboalign.run.recipe import Recipe
 
@@ -121,16 +121,19 @@ def describe_plan(
     leaves money out."""
     model, stages = plan_costs(recipe, gpu, count, assumed)
     usable = gpu.memory * assumed.usable
-    lines = [_title(recipe, model, gpu, count, usable)]
+    pixels = image_pixels(recipe, assumed)
+    lines = [_title(recipe, model, gpu, count, usable, pixels)]
     for stage in stages:
         lines += ["", *_stage(stage, usable, count, price)]
     lines += ["", _sum(stages, price), "", *_notes(recipe, gpu, assumed)]
     return "\n".join(lines)
 
 
-def _title(recipe: Recipe, model: Model, gpu: Gpu, count: int, usable: float) -> str:
-    b, pixels = model.numbers, recipe.collect.align_image_size()
-    image = f"an image of {pixels} x {pixels} pixels is {model.image_tokens} tokens"
+def _title(
+    recipe: Recipe, model: Model, gpu: Gpu, count: int, usable: float, pixels: tuple[int, int]
+) -> str:
+    b, (height, width) = model.numbers, pixels
+    image = f"an image of {width} x {height} pixels is {model.image_tokens} tokens"
     return (
         f"{recipe.name} on {count} x {gpu.name} ({size(gpu.memory)} each, {size(usable)} of it usable)\n"
         f"Backbone {model.name}, action tokens included: {quantity(b.parameters)} parameters, {quantity(b.vision)} of "

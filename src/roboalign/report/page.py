@@ -13,6 +13,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_text
 from roboalign.report import tables
 from roboalign.report.caveats import caveats
+from roboalign.report.open_loop import replay_view, replays_table
 from roboalign.report.plots import interval_plot, line_plot
 from roboalign.report.summary import Curve, RunSummary, Video
 from roboalign.report.verdict import findings, headline, success_finding
@@ -72,6 +73,7 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
         headline=headline(run)
         if both
         else "RL on action accuracy was not run together with SFT: nothing to compare.",
+        offline=bool(run.replays),
         findings=findings(run) if both else [],
         control=_control(run),
         arms=tables.arms_table(run),
@@ -90,6 +92,8 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
             for s in run.samples
         ],
         videos=[{"video": v, "data": _data_uri(_read_video(v), "video/mp4")} for v in run.videos],
+        replays=[(run.title(arm), replay_view(found)) for arm, found in run.replays.items()],
+        replay_table=replays_table(run.replays, run.title) if run.replays else None,
         ledger=tables.ledger_table(run),
         caveats=caveats(run),
     )

@@ -70,6 +70,43 @@ def line_plot(title: str, lines: Mapping[str, _Points], *, x_label: str = "step"
         )
 
 
+def trace_plot(
+    title: str,
+    lines: Mapping[str, Sequence[float]],
+    *,
+    rate: float,
+    starts: Sequence[int],
+    unit: str = "",
+) -> str:
+    """Draw one dimension over time: a value per step for each line, and a dot on the last line at
+    each of the steps `starts`.
+
+    `rate` is steps per second; 0 puts steps on the axis.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6, 1.7), layout="constrained")
+        axes = figure.add_subplot()
+        for index, (label, values) in enumerate(lines.items()):
+            x = [t / rate if rate else t for t in range(len(values))]
+            axes.plot(x, values, color=LINES[index], linewidth=1.3, label=label)
+        dots = [t for t in starts if t < len(values)]
+        axes.plot(
+            [x[t] for t in dots],
+            [values[t] for t in dots],
+            "o",
+            color=LINES[len(lines) - 1],
+            markersize=2.5,
+        )
+        axes.set_title(f"{title}, {unit}" if unit else title, fontsize=9, loc="left", color=INK)
+        axes.set_xlabel("seconds" if rate else "step", fontsize=8)
+        axes.tick_params(length=0, labelsize=8)
+        axes.margins(x=0.02)
+        axes.legend(frameon=False, fontsize=7.5, handlelength=1.2, labelcolor=INK)
+        points = {label: list(enumerate(values)) for label, values in lines.items()}
+        described = "; ".join(_describe(label, line) for label, line in points.items())
+        return _svg(figure, f"{title}: {described}")
+
+
 def interval_plot(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], *, kind: str) -> str:
     """Draw a point with its 95% interval per row, first row on top; `kind` is percent, number,
     points or signed.

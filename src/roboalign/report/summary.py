@@ -91,6 +91,8 @@ class RunSummary:
     """The mixture's manifest.json; only its "counts" are shown."""
     samples: list[FrameSample] = field(default_factory=list)
     videos: list[Video] = field(default_factory=list)
+    replays: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arm name -> `evaluate.open_loop.measure_open_loop`, of the first training seed."""
     ledger: list[Mapping[str, Any]] = field(default_factory=list)
     """One row per stage: "stage", "seconds" and what it counted (samples, rollouts, tokens,
     ...)."""

@@ -37,16 +37,25 @@ def format_arms(run: RunSummary, *, width: int = 150) -> str:
 def format_end(run: RunSummary) -> str:
     """Format the end of a run for a terminal: three sentences and one table, in lines of 80
     columns."""
-    table = grid("arm", "success", "reasoned action error", "kept answers")
+    measured = "open-loop error" if run.replays else "success"
+    table = grid("arm", measured, "reasoned action error", "kept answers")
     for arm in run.arms:
         success = lookup(run.success, ("arms", arm.name, "overall"))
         error = lookup(arm.mllm, ("actions", "think", "l1_all")) if arm.mllm else None
         answers = lookup(arm.mllm, ("vqa", "direct", "accuracy")) if arm.mllm else None
         rate = {**success, "value": success["rate"]} if success and success["n"] else None
-        cells = ((rate, "percent"), (error, "number"), (answers, "percent"))
+        first = (rate, "percent")
+        if replayed := run.replays.get(arm.name):
+            first = (replayed["overall"]["policy"], "number")
+        cells = (first, (error, "number"), (answers, "percent"))
         table.add_row(arm.name, *(_cell(estimate, kind) for estimate, kind in cells))
     sentences = (fold(_sentence(finding)) for finding in findings(run))
     note = "With 95% intervals. Action error: mean L1, lower is better."
+    if run.replays:
+        note += (
+            "\nOpen-loop error: share of the spread on held-out episodes, lower is better.\n"
+            "Nothing was measured in closed loop."
+        )
     return "\n".join([*sentences, "", render(table), note]) + "\n"
 
 

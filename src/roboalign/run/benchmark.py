@@ -12,6 +12,11 @@ from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.registry import measured_protocol
 from roboalign.sim.rollout import RolloutConfig
 
+OFFLINE_NOTE = (
+    "Nothing was measured in closed loop: no policy of this run has moved a robot. Open-loop errors on "
+    "held-out episodes do not predict success."
+)
+
 
 def measured_benchmark(recipe: Recipe) -> Benchmark:
     """Return the benchmark on which policies are run."""
@@ -61,6 +66,8 @@ def rollout_config(recipe: Recipe) -> RolloutConfig:
 
 def head_cameras(recipe: Recipe) -> tuple[str, ...]:
     """Return the cameras that the head sees, in order."""
+    if recipe.demos.of("downstream"):
+        return recipe.demos.shown_cameras()
     return recipe.collect.shown_cameras(recipe.mix.camera)
 
 
@@ -78,18 +85,22 @@ def protocol_record(recipe: Recipe) -> dict[str, Any]:
 
 def protocol_line(recipe: Recipe) -> str:
     """Return the protocol as one line for the report."""
+    if recipe.measure == "offline":
+        return "none: nothing was measured in closed loop"
     return recipe.collect.spec.protocol_line(recipe.collect.settings, head_cameras(recipe))
 
 
 def benchmark_notes(recipe: Recipe) -> tuple[str, ...]:
     """Return what the benchmark says about itself in a report: which physics, and what is
     simulated."""
+    if recipe.measure == "offline":
+        return (OFFLINE_NOTE,)
     return recipe.collect.spec.notes
 
 
 def simulator_packages(recipe: Recipe) -> tuple[str, ...]:
     """Return the packages whose version may change an episode."""
-    return recipe.collect.spec.packages
+    return () if recipe.measure == "offline" else recipe.collect.spec.packages
 
 
 def installed_versions(packages: tuple[str, ...]) -> str:

@@ -150,12 +150,26 @@ class DemonstrationsConfig(Config):
             )
         return self
 
-    def check_run(self, camera: str, rollout: RolloutConfig, episodes: int, horizon: int) -> None:
+    def check_run(
+        self, camera: str | None, rollout: RolloutConfig, episodes: int, horizon: int
+    ) -> None:
         """Raise ValueError if `mix.camera`, `rollout` or `tokenizer.horizon` contradict the
         benchmarks.
 
-        `episodes`: evaluation episodes per task.
+        `camera` is `mix.camera`, or None if no benchmark's experts align. `episodes`: evaluation
+        episodes per task.
         """
+        if camera is not None:
+            self._check_camera(camera)
+        if episodes > len(self.spec.evaluation_seeds):
+            raise ValueError(
+                f"rollout.episodes is {episodes}, and {self.benchmark} has "
+                f"{len(self.spec.evaluation_seeds)} evaluation episodes a task"
+            )
+        defaults = type(rollout)()
+        self.spec.check(self.settings, rollout, defaults, horizon)
+
+    def _check_camera(self, camera: str) -> None:
         if camera not in self.align_cameras():
             raise ValueError(
                 f"mix.camera {camera!r} is not among collect.{self.align_spec.section}.cameras "
@@ -167,13 +181,6 @@ class DemonstrationsConfig(Config):
                 f"mix.camera `{camera}` moves with the hand, and questions about points of the image need "
                 f"a camera that does not move; give {' or '.join(f'`{c}`' for c in still) or 'another'}"
             )
-        if episodes > len(self.spec.evaluation_seeds):
-            raise ValueError(
-                f"rollout.episodes is {episodes}, and {self.benchmark} has "
-                f"{len(self.spec.evaluation_seeds)} evaluation episodes a task"
-            )
-        defaults = type(rollout)()
-        self.spec.check(self.settings, rollout, defaults, horizon)
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -10,12 +10,63 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.core.files import read_json
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.lerobot import read_lerobot
+from roboalign.mixture.builder import split_episodes
 from roboalign.run.arms import ARMS, policy_stage
+from roboalign.run.demos import DemosPart, OwnDemonstrations, check_unchanged
+from roboalign.run.load import load_recipe
+from roboalign.run.recipe import Recipe
+
+HELD_OUT_SHARE = 0.1
+"""Share of each task's expert demonstrations that the head does not train on."""
 
 
-def read_demonstrations(run_dir: Path, part: str) -> list[Episode]:
-    """Read the episodes of `align` or `downstream`."""
-    return read_lerobot(run_dir / "collect" / part)
+def read_demonstrations(run_dir: Path, part: DemosPart) -> list[Episode]:
+    """Read the episodes of `align` or `downstream`: those of experts, or the user's own."""
+    own = own_demonstrations(run_dir, part)
+    return own.episodes if own else read_lerobot(run_dir / "collect" / part)
+
+
+def own_demonstrations(run_dir: Path, part: DemosPart) -> OwnDemonstrations | None:
+    """Return the recorded demonstrations of a part, read from where they are; None if experts made
+    them.
+
+    Raises RoboAlignError if they have changed since the run began.
+    """
+    path = run_dir / "collect" / f"{part}.json"
+    if not path.is_file():
+        return None
+    recipe = load_recipe(run_dir / "recipe.yaml")
+    own = OwnDemonstrations(recipe.demos, part, recipe.mix.heldout_episode_share, recipe.mix.seed)
+    places = ", ".join(one.robot for one in recipe.demos.of(part))
+    check_unchanged(own.episodes, read_json(path), path, places)
+    return own
+
+
+def split_demonstrations(
+    run_dir: Path, recipe: Recipe, part: DemosPart
+) -> tuple[list[Episode], list[Episode]]:
+    """Return the (training, held-out) episodes of a part."""
+    own = own_demonstrations(run_dir, part)
+    if own is not None:
+        return own.split()
+    episodes = read_lerobot(run_dir / "collect" / part)
+    return split_episodes(episodes, recipe.mix) if part == "align" else _last_of_each(episodes)
+
+
+def _last_of_each(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
+    """Return (training, held out): the last tenth of each task is held out, at least one if there
+    are two."""
+    by_task: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        by_task.setdefault(episode.task, []).append(episode)
+    training, heldout = [], []
+    for members in by_task.values():
+        last = (
+            len(members) - max(1, round(HELD_OUT_SHARE * len(members))) if len(members) > 1 else 1
+        )
+        training += members[:last]
+        heldout += members[last:]
+    return training, heldout
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ QUICKSTART_SECONDS: Mapping[str, float] = {
     "head": 69,
     "token-policy": 1,
     "eval/rollouts": 60,
+    "eval/replay": 20,
     "report": 10,
 }
 """Seconds of each kind of stage of recipes/quickstart.yaml on two idle cores: the ledger of its

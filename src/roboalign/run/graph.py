@@ -15,11 +15,12 @@ from roboalign.run.arms import ARMS, BASE, MIX, SFT, Backbone, backbones, policy
 from roboalign.run.recipe import Recipe, TokenizerConfig
 from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.base import base, source_folder
-from roboalign.run.stages.collect import collect_stage
+from roboalign.run.stages.collect import collect_stage, own_parts
 from roboalign.run.stages.distill import distill_rl, sample, traces
 from roboalign.run.stages.evaluate import rollouts, tokens
 from roboalign.run.stages.head import head
 from roboalign.run.stages.mix import given_manifest, mix
+from roboalign.run.stages.replay import replay
 from roboalign.run.stages.report import report
 from roboalign.run.stages.token_policy import token_policy
 from roboalign.run.stages.tokenizer import tokenizer
@@ -60,6 +61,7 @@ def pin_recipe(recipe: Recipe) -> Recipe:
         source = pinned(source, "model", where="backbone.source")
     path = path and pinned(path, "tokenizer", where="tokenizer.path")
     parts = {
+        "demos": recipe.demos.pinned(),
         "backbone": recipe.backbone.model_copy(update={"source": source}),
         "tokenizer": recipe.tokenizer.model_copy(update={"path": path}),
     }
@@ -93,14 +95,13 @@ def distill_stages(recipe: Recipe) -> list[Stage]:
 
 def _first_stages(recipe: Recipe) -> list[Stage]:
     """Return the stages that every training starts from."""
-    demonstrations = _settings(recipe.collect)
+    demonstrations = _demonstration_settings(recipe)
     tokens: dict[str, Any] = {
         **_tokenizer_settings(recipe.tokenizer),
         "split": _settings(recipe.mix),
     }
     mixed = {**_settings(recipe.mix), "prompts": recipe.prompts}
     if recipe.mixture:
-        demonstrations["part"] = "downstream"
         # Its content matters, not its location.
         tokens = mixed = {"mixture": hash_file(given_manifest(recipe.mixture, recipe.prompts))}
     trains = recipe.backbone.source == "train" or recipe.backbone.connector is not None
@@ -111,6 +112,18 @@ def _first_stages(recipe: Recipe) -> list[Stage]:
         Stage("mix", mix, ("tokenizer",), mixed),
         Stage("base", base, ("mix",), start, exclusive=True, together=trains),
     ]
+
+
+def _demonstration_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of the demonstrations: of experts, of recorded data sets, or of both."""
+    own = {part: recipe.demos.identity(part) for part in own_parts(recipe)}
+    experts = _settings(recipe.collect)
+    if recipe.mixture:
+        experts["part"] = "downstream"
+    if not own:
+        return experts
+    split = {name: getattr(recipe.mix, name) for name in ("heldout_episode_share", "seed")}
+    return {"own": own, "split": split, **({} if len(own) == 2 or recipe.mixture else experts)}
 
 
 def _backbone_stage(recipe: Recipe, backbone: Backbone, seed: int | None) -> Stage:
@@ -163,8 +176,12 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
     # Put all heads before all rollouts. Otherwise the last head and then its rollouts run alone at
     # the end.
     for arm in recipe.arms:
-        source, settings = f"{prefix}/{policy_stage(arm)}", _settings(recipe.rollout)
-        stages.append(stage(f"eval/rollouts/{arm}", rollouts, arm, source, settings))
+        source = f"{prefix}/{policy_stage(arm)}"
+        if recipe.measure == "offline":
+            stages.append(stage(f"eval/replay/{arm}", replay, arm, source, {}))
+        else:
+            settings = _settings(recipe.rollout)
+            stages.append(stage(f"eval/rollouts/{arm}", rollouts, arm, source, settings))
     return stages
 
 

@@ -17,11 +17,13 @@ from roboalign.align.sft import SftConfig
 from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
 from roboalign.core.config import Config, Seed
 from roboalign.core.trackers import TrackerName
+from roboalign.episodes.own_data import DataSetConfig
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.packed import MixConfig
 from roboalign.questions.ask import QUESTION_TYPES
 from roboalign.run.arms import ARMS, ArmName
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
+from roboalign.run.demos import DemosConfig
 from roboalign.sim.ray import ClusterConfig
 from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
@@ -101,11 +103,15 @@ class Recipe(Config):
     mixture: str | None = None
     """Folder made by `roboalign data mix`. SFT and RL learn from it, with its action tokens, and no
     alignment demonstrations are collected; `tokenizer` and most of `mix` then have no effect."""
+    measure: Literal["benchmark", "offline"] = "benchmark"
+    """How policies are measured: by rollouts in the simulator of `collect.benchmark`, or offline, on
+    held-out recorded episodes (open loop), where no simulator of the robot exists."""
     trackers: tuple[TrackerName, ...] = ()
     """Experiment trackers that also receive what metrics.jsonl receives: `tensorboard`, `wandb`,
     `trackio` (each an extra to install). A tracker that fails never stops a training."""
     hardware: HardwareConfig = HardwareConfig()
     collect: DemonstrationsConfig = DemonstrationsConfig()
+    demos: DemosConfig = DemosConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     mix: MixConfig = MixConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -123,9 +129,7 @@ class Recipe(Config):
     def _consistent(self) -> "Recipe":
         require_distinct("seeds", self.seeds)
         require_distinct("arms", self.arms)
-        self.collect.check_run(
-            self.mix.camera, self.rollout, self.rollout.episodes, self.tokenizer.horizon
-        )
+        self._require_demonstrations()
         if self.backbone.source == "train" and self.backbone.layer > self.backbone.tiny.depth:
             raise ValueError(
                 f"backbone.layer {self.backbone.layer} is above backbone.tiny.depth "
@@ -141,7 +145,7 @@ class Recipe(Config):
                 f"`{self.prompts}` have none; set backbone.action_start to mean"
             )
         if self.mixture is not None:
-            self._require_what_a_mixture_has()
+            self._require_no_simulator("mixture")
         if self.rl.reward in IN_WORDS:
             raise ValueError(
                 f"rl.reward `{self.rl.reward}` is of questions in words, and RL asks for actions; give "
@@ -150,6 +154,39 @@ class Recipe(Config):
         for arm in self.arms:
             self._require_its_question(arm)
         return self
+
+    def _require_demonstrations(self) -> None:
+        """Require that what is learned from and what is measured on fit together."""
+        aligning, driving = self.demos.of("align"), self.demos.of("downstream")
+        if self.measure == "offline" and not driving:
+            raise ValueError(
+                "measure `offline` compares with recorded episodes; name the head's data in demos.sets"
+            )
+        if not aligning or self.measure == "benchmark":
+            camera = None if aligning else self.mix.camera
+            self.collect.check_run(
+                camera, self.rollout, self.rollout.episodes, self.tokenizer.horizon
+            )
+        if driving and self.measure == "benchmark":
+            known = self.collect.spec.cameras(self.collect.settings)
+            if other := sorted({*self.demos.shown_cameras()} - {*known}):
+                raise ValueError(
+                    f"the head's data has a camera `{other[0]}`, and {self.collect.benchmark} has "
+                    f"{list(known)}; give its cameras these names, or measure `offline`"
+                )
+        if aligning and self.mixture is not None and self.demos.align is not None:
+            raise ValueError("mixture and demos.align both say what aligns; remove one")
+        if aligning and self.mixture is None:
+            self._require_alignment_from(aligning)
+
+    def _require_alignment_from(self, sets: tuple[DataSetConfig, ...]) -> None:
+        for one in sets:
+            if self.mix.camera not in one.cameras:
+                raise ValueError(
+                    f"mix.camera `{self.mix.camera}` is no camera of set {one.name}, which has "
+                    f"{list(one.cameras)}"
+                )
+        self._require_no_simulator("demos.sets")
 
     def _require_its_question(self, arm: str) -> None:
         """Require that SFT trains on the type of question that the arm's RL asks; otherwise there
@@ -162,15 +199,16 @@ class Recipe(Config):
                 "shows the type"
             )
 
-    def _require_what_a_mixture_has(self) -> None:
+    def _require_no_simulator(self, given: str) -> None:
+        """Require that nothing is made from the simulator's state, which `given` does not have."""
         if self.backbone.source == "train":
             raise ValueError(
                 "backbone.source `train` learns to see from demonstrations in the simulator; with "
-                "`mixture` give `builtin` or a model's folder"
+                f"`{given}` give `builtin` or a model's folder"
             )
         asked = sorted(arm for arm in self.arms if ARMS[arm].simulated)
         if asked:
             raise ValueError(
                 f"arms {asked} make their data from demonstrations in the simulator; leave them out where "
-                "`mixture` is given"
+                f"`{given}` is given"
             )

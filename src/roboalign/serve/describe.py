@@ -7,21 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import hash_tree
+from roboalign.core.files import hash_tree, read_json
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.lerobot import about_lerobot, iterate_lerobot
 from roboalign.serve.contract import Contract
 from roboalign.vla.policy import Policy
 
+EXPORT_AGAIN = "export the policy again from its run"
 
-def demonstrations_of(policy_folder: str | Path) -> Path | None:
-    """Return the run's data of the measured robot if the policy is still inside its run, else
-    None."""
-    for parent in Path(policy_folder).resolve().parents:
+
+def policy_facts(policy_folder: str | Path) -> dict[str, Any] | None:
+    """What is known of the data that the head in this folder was trained on: by the policy itself, if it was exported,
+    else by its run; None where neither says anything.
+
+    `fps`, `action_space`, `action_names`, `state_names`, `state_dim`, `cameras` (name -> [height, width]), and of the
+    user's own recordings `instructions`, `episodes` and `heldout`.
+    """
+    folder = Path(policy_folder).resolve()
+    told = read_json(folder / "policy.json").get("facts")
+    if told is not None:
+        return dict(told)
+    for parent in folder.parents:
         if (parent / "recipe.yaml").is_file():
-            data = parent / "collect" / "downstream"
-            return data if (data / "meta" / "info.json").is_file() else None
+            own, data = (parent / "collect" / name for name in ("downstream.json", "downstream"))
+            if own.is_file():
+                return dict(read_json(own))
+            return _told_by(data) if (data / "meta" / "info.json").is_file() else None
     return None
 
 
@@ -44,9 +56,9 @@ def contract_of(
     cameras = policy.cameras
     check_keys(keys or {}, cameras)
     fields: dict[str, Any] = {"cameras": dict.fromkeys(cameras)}
-    data = demonstrations_of(folder)
-    if data is not None:
-        fields = _told_by(data, cameras, policy.action_dim)
+    facts = policy_facts(folder)
+    if facts is not None:
+        fields = _fields_of(facts, cameras, policy.action_dim, Path(folder))
     if policy.state_dim is not None:
         fields["state_dim"] = policy.state_dim
     return Contract(
@@ -99,19 +111,41 @@ def facts_of(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _told_by(data: Path, cameras: tuple[str, ...], action_dim: int) -> dict[str, Any]:
-    episode, about = first_episode(data), about_lerobot(data)
-    missing = [camera for camera in cameras if camera not in episode.cameras]
-    if missing or episode.actions.shape[1] != action_dim:
+def _fields_of(
+    facts: dict[str, Any], cameras: tuple[str, ...], action_dim: int, where: Path
+) -> dict[str, Any]:
+    """The fields of a contract that the facts tell. Raises RoboAlignError where they are not of this policy."""
+    try:
+        fields = {
+            "fps": float(facts["fps"]),
+            "state_dim": int(facts["state_dim"]),
+            "action_space": facts["action_space"],
+            "action_names": tuple(facts["action_names"]),
+            "state_names": tuple(facts["state_names"]),
+        }
+        sizes = {name: (int(size[0]), int(size[1])) for name, size in facts["cameras"].items()}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RoboAlignError(
-            f"it has cameras {', '.join(episode.cameras)} and {episode.actions.shape[1]} actions, the policy "
+            f"what it says of its data is broken ({error})", where=str(where), fix=EXPORT_AGAIN
+        ) from None
+    missing = [camera for camera in cameras if camera not in sizes]
+    names = fields["action_names"]
+    if missing or len(names) not in (0, action_dim):
+        raise RoboAlignError(
+            f"it was trained on cameras {', '.join(sizes)} and {len(names)} actions, the policy has "
             f"{', '.join(cameras)} and {action_dim}",
-            where=str(data),
+            where=str(where),
             fix="copy the policy's folder out of this run, or restore the run",
         )
+    return {**fields, "cameras": {camera: sizes[camera] for camera in cameras}}
+
+
+def _told_by(data: Path) -> dict[str, Any]:
+    """The facts of a LeRobot data set."""
+    episode, about = first_episode(data), about_lerobot(data)
     return {
         **facts_of(episode),
-        "cameras": {c: (episode.cameras[c].height, episode.cameras[c].width) for c in cameras},
-        "action_names": about.action_names,
-        "state_names": about.state_names,
+        "cameras": {name: [c.height, c.width] for name, c in episode.cameras.items()},
+        "action_names": list(about.action_names),
+        "state_names": list(about.state_names),
     }

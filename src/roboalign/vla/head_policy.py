@@ -22,7 +22,7 @@ from roboalign.conversations.styles.registry import require_model_style
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, check_readable, hash_file, write_json
 from roboalign.mllm.compiled import compile_layers
-from roboalign.mllm.hidden import truncate_layers
+from roboalign.mllm.hidden import restore_depth, truncate_layers
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.vla.features import View
 from roboalign.vla.guidance import Guide, Rest, make_guide
@@ -202,6 +202,8 @@ class HeadPolicy:
         _check_weights(folder / HEAD_FILE, record, path)
         _load_weights(head, folder / HEAD_FILE)
         mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
+        if "cut_from" in record:  # exported: its upper layers are not there
+            restore_depth(mllm, parse_entry(PositiveInt, record, "cut_from", path))
         text = mllm.model.config.get_text_config()
         if text.hidden_size != shape.vlm_width or text.num_hidden_layers < view.layer:
             problem = (

@@ -21,13 +21,12 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.hub import Kind, resolve
 from roboalign.episodes.keypoints import keypoints
-from roboalign.mixture.builder import split_episodes
 from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.processors import bound_pixels
 from roboalign.mllm.shipped import builtin_folder
 from roboalign.mllm.tiny import build_tiny
 from roboalign.questions.ask import asked_types, label_of
-from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
+from roboalign.run.folder import mixture_folder, run_action_tokens, split_demonstrations
 from roboalign.run.stage import Context, in_style
 
 LANGUAGE = ("general", "embodied", "reasoning")
@@ -89,9 +88,7 @@ def _pretrain(context: Context) -> dict[str, Any]:
         mllm = build_tiny(
             recipe.backbone.tiny, [text for turn in turns for text in (turn.question, turn.answer)]
         )
-        training, heldout = split_episodes(
-            read_demonstrations(context.run_dir, "align"), recipe.mix
-        )
+        training, heldout = split_demonstrations(context.run_dir, recipe, "align")
         config, camera = recipe.backbone.vision, recipe.mix.camera
         # The held-out frames are of the same tasks. Their queries have the same numbers if every
         # task is in both.

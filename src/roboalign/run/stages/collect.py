@@ -10,9 +10,12 @@ from typing import Any
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, read_jsonl, write_json, write_text
 from roboalign.core.machine import cores
+from roboalign.core.progress import say
 from roboalign.episodes.episode import Camera
 from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
 from roboalign.run.benchmark import action_space_of, alignment_benchmark, demonstrated_benchmark
+from roboalign.run.demos import DemosPart, OwnDemonstrations
+from roboalign.run.recipe import Recipe
 from roboalign.run.stage import Context
 from roboalign.sim.base import DemonstratedBenchmark
 from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord
@@ -21,16 +24,51 @@ from roboalign.sim.collect import collect as collect_episodes
 
 def collect_stage(context: Context) -> dict[str, Any]:
     """Write align/ (unless a mixture is given), downstream/ and experts.json (per task: attempts,
-    solved, ...)."""
+    solved, ...).
+
+    Of a part that the user recorded, write PART.json instead: what was read, and the split.
+    """
+    own = own_parts(context.recipe)
+    totals = {"recorded": sum(_read_own(context, part) for part in own)} if own else {}
+    return {**totals, **_collect_experts(context, own)}
+
+
+def own_parts(recipe: Recipe) -> list[DemosPart]:
+    """Return the parts whose demonstrations are the user's own; a given mixture aligns by itself."""
+    parts: tuple[DemosPart, ...] = (
+        ("align", "downstream") if recipe.mixture is None else ("downstream",)
+    )
+    return [part for part in parts if recipe.demos.of(part)]
+
+
+def _read_own(context: Context, part: DemosPart) -> int:
+    """Read a part's data sets, say what they are, and record it; return the number of episodes."""
+    mix = context.recipe.mix
+    read = OwnDemonstrations(context.recipe.demos, part, mix.heldout_episode_share, mix.seed)
+    if not read.held_out:
+        raise RoboAlignError(
+            "no episode is held out, and nothing could be measured",
+            where="mix.heldout_episode_share",
+            fix="set it above 0, and record two episodes or more",
+        )
+    for sentence in (line for one in read.sets for line in one.sentences()):
+        say(sentence)
+    write_json(context.folder / f"{part}.json", read.record())
+    return len(read.episodes)
+
+
+def _collect_experts(context: Context, own: Sequence[DemosPart]) -> dict[str, Any]:
+    """Collect the demonstrations of the parts that are not the user's own."""
     config = context.recipe.collect
     table: dict[str, dict[str, int]] = {}
-    # first, because its simulator may be missing
-    downstream = demonstrated_benchmark(context.recipe)
+    if "downstream" not in own:  # first, because its simulator may be missing
+        downstream = demonstrated_benchmark(context.recipe)
     align_tasks: Sequence[str] = ()
-    if context.recipe.mixture is None:  # otherwise SFT and RL learn from the given mixture
+    if context.recipe.mixture is None and "align" not in own:
         align_tasks = config.align_names()
     n_align = len(align_tasks) * config.align.episodes_per_task
     n_downstream = len(config.downstream_names()) * config.downstream.episodes_per_task
+    n_downstream *= "downstream" not in own
     if align_tasks:
         table |= _collect_set(
             context.folder / "align",
@@ -39,13 +77,16 @@ def collect_stage(context: Context) -> dict[str, Any]:
             config.align,
             counted_after=n_downstream,
         )
-    table |= _collect_set(
-        context.folder / "downstream",
-        config.downstream_names(),
-        downstream,
-        config.downstream,
-        counted_before=n_align,
-    )
+    if "downstream" not in own:
+        table |= _collect_set(
+            context.folder / "downstream",
+            config.downstream_names(),
+            downstream,
+            config.downstream,
+            counted_before=n_align,
+        )
+    if not table:
+        return {}
     write_json(context.folder / "experts.json", table)
     totals = {
         key: sum(row[key] for row in table.values())

@@ -6,22 +6,18 @@ import numpy as np
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.progress import say
-from roboalign.episodes.episode import Episode
 from roboalign.run.arms import ARMS
 from roboalign.run.benchmark import head_cameras
-from roboalign.run.folder import backbone_folder, read_demonstrations
+from roboalign.run.folder import backbone_folder, split_demonstrations
 from roboalign.run.stage import Context
 from roboalign.vla.features import View
 from roboalign.vla.train import train_head
-
-# share of each task's demonstrations held out for the head's own validation curve
-HELD_OUT_SHARE = 0.1
 
 
 def head(context: Context) -> dict[str, Any]:
     """Train the head; write policy/ and metrics.jsonl."""
     recipe = context.recipe
-    training, heldout = _split(read_demonstrations(context.run_dir, "downstream"))
+    training, heldout = split_demonstrations(context.run_dir, recipe, "downstream")
     stats = ActionStats.fit(
         np.concatenate([episode.actions for episode in training]),
         method=recipe.head_training.statistics,
@@ -53,19 +49,3 @@ def head(context: Context) -> dict[str, Any]:
         horizon=recipe.tokenizer.horizon,
         seed=context.seed,
     )
-
-
-def _split(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
-    """Return (training, held out): the last tenth of each task is held out, at least one if there
-    are two."""
-    by_task: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        by_task.setdefault(episode.task, []).append(episode)
-    training, heldout = [], []
-    for members in by_task.values():
-        last = (
-            len(members) - max(1, round(HELD_OUT_SHARE * len(members))) if len(members) > 1 else 1
-        )
-        training += members[:last]
-        heldout += members[last:]
-    return training, heldout

@@ -9,7 +9,12 @@ from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import read_manifest
 from roboalign.run.arms import ARMS
-from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
+from roboalign.run.folder import (
+    mixture_folder,
+    own_demonstrations,
+    read_demonstrations,
+    run_action_tokens,
+)
 from roboalign.run.stage import Context
 
 
@@ -18,14 +23,15 @@ def mix(context: Context) -> dict[str, Any]:
     if context.recipe.mixture is not None:
         return _given(context, Path(context.recipe.mixture))
     actions = run_action_tokens(context.run_dir)
-    episodes = read_demonstrations(context.run_dir, "align")
+    own = own_demonstrations(context.run_dir, "align")
     manifest = build_mixture(
-        episodes,
+        own.episodes if own else read_demonstrations(context.run_dir, "align"),
         actions.fast,
         actions.stats,
         context.recipe.mix,
         mixture_folder(context.run_dir),
         prompts=context.recipe.prompts,
+        split=own.split() if own else None,
     )
     counts = manifest["counts"]
     return {

@@ -24,9 +24,10 @@ from roboalign.report.page import write_report
 from roboalign.report.samples import frames_side_by_side
 from roboalign.report.summary import ArmSummary, Curve, FrameSample, RunSummary, Video
 from roboalign.report.terminal import format_arms, format_end
-from roboalign.run.arms import ARMS, Backbone, backbones
+from roboalign.run.arms import ARMS, MAIN, Backbone, backbones
 from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import (
+    OFFLINE_NOTE,
     benchmark_notes,
     evaluation_episodes,
     installed_versions,
@@ -57,7 +58,7 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         arm: _episodes(run_dir, recipe, arm) for arm in recipe.arms
     }
     pairs = compared(recipe.arms)
-    success = success_table(episodes, pairs)
+    success = success_table(episodes, pairs) if recipe.measure == "benchmark" else None
     ledger = read_ledger(run_dir, stages)
     summary = RunSummary(
         name=recipe.name,
@@ -73,6 +74,7 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         manifest=read_json(mixture_folder(run_dir) / "manifest.json"),
         samples=_samples(run_dir, recipe, answers),
         videos=_videos(run_dir, recipe),
+        replays=_replays(run_dir, recipe),
         ledger=ledger,
         recipe=dump_recipe(recipe),
         notes=[
@@ -90,10 +92,12 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
             "success": success,
             "pairs": summary.mllm_pairs,
             "arms": {arm.name: arm.mllm for arm in summary.arms},
+            **({"open_loop": summary.replays} if summary.replays else {}),
         },
     )
     write_text(context.folder / "end.txt", format_end(summary))
-    write_text(context.folder / "table.txt", format_arms(summary) + "\n" + format_success(success))
+    closing = format_success(success) if success else f"{OFFLINE_NOTE}\n"
+    write_text(context.folder / "table.txt", format_arms(summary) + "\n" + closing)
     return {"arms": len(recipe.arms), "bytes": (context.folder / "index.html").stat().st_size}
 
 
@@ -113,6 +117,11 @@ def notes(recipe: Recipe, size: str) -> list[str]:
             "behaves at this size, not what a published MLLM would do."
         )
     questions = "The questions are generated from templates in a controlled English; free-form language is not tested."
+    if recipe.demos.of("align"):
+        questions = (
+            "No questions were asked: recorded demonstrations tell actions only. What alignment does to "
+            "other answers of the MLLM is not tested."
+        )
     if recipe.mixture:
         questions = (
             f"The held-out questions are those of the mixture {Path(recipe.mixture).name}, of the sources that SFT "
@@ -158,23 +167,26 @@ def _arm(name: str, answers: list[dict[str, Any]]) -> ArmSummary:
     return ArmSummary(name, row.title, row.description, mllm, claim=row.claim)
 
 
-def print_summary(run_dir: Path, arms: Sequence[str]) -> None:
+def print_summary(run_dir: Path, recipe: Recipe) -> None:
     """Print the end of a finished run: the verdict, one table of 80 columns, where its page is, and
     what to try next.
 
-    `arms` are the run's. The wide table is in `report/table.txt`; a run of an earlier version has
-    only that one.
+    The wide table is in `report/table.txt`; a run of an earlier version has only that one.
     """
     folder = run_dir / "report"
     end = folder / "end.txt"
     print((end if end.exists() else folder / "table.txt").read_text())
     print(f"report: {(folder / 'index.html').resolve()}")
-    print(f"next:   {next_command(run_dir, arms)}")
+    print(f"next:   {next_command(run_dir, recipe)}")
 
 
-def next_command(run_dir: Path, arms: Sequence[str]) -> str:
-    """Return what to try after a run of these arms: the comparison that it is about, or for one
-    arm, a probe of its backbone."""
+def next_command(run_dir: Path, recipe: Recipe) -> str:
+    """Return what to try after a run: the comparison that it is about, for one arm a probe of its
+    backbone, and where nothing was measured in closed loop, the robot."""
+    arms = recipe.arms
+    if recipe.measure == "offline":
+        arm = "" if MAIN in arms else f" --arm {arms[-1]}"
+        return f"roboalign serve {run_dir}{arm}"
     for before, after in compared(arms):
         return f"roboalign compare {run_dir} --arm {before} --arm {after}"
     return f"roboalign probe {run_dir} --arm {arms[0]}"
@@ -193,12 +205,23 @@ def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
 def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
     """Return the episode records of an arm over all seeds. Raises RoboAlignError if one is missing
     or damaged."""
+    if recipe.measure == "offline":
+        return []
     wanted = evaluation_episodes(recipe)
     records: list[dict[str, Any]] = []
     for seed in recipe.seeds:
         folder = run_dir / f"seed-{seed}" / "eval" / "rollouts" / arm
         records += read_episodes(folder / "episodes.jsonl", wanted, fix=ROLL_OUT.format(folder))
     return records
+
+
+def _replays(run_dir: Path, recipe: Recipe) -> dict[str, Mapping[str, Any]]:
+    """Return the open-loop comparison of each arm, of the first training seed; {} for a run that
+    was measured in a simulator."""
+    if recipe.measure == "benchmark":
+        return {}
+    folder = run_dir / f"seed-{recipe.seeds[0]}" / "eval" / "replay"
+    return {arm: read_json(folder / arm / "replay.json") for arm in recipe.arms}
 
 
 def _environment(run_dir: Path, recipe: Recipe, ledger: list[Mapping[str, Any]]) -> dict[str, str]:

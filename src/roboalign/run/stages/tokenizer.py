@@ -12,9 +12,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_tree, read_json, write_json
 from roboalign.core.hub import resolve
 from roboalign.core.progress import say
-from roboalign.mixture.builder import split_episodes
 from roboalign.mixture.manifest import read_manifest
-from roboalign.run.folder import read_demonstrations
+from roboalign.run.folder import split_demonstrations
 from roboalign.run.stage import Context
 
 
@@ -24,7 +23,7 @@ def tokenizer(context: Context) -> dict[str, Any]:
     if context.recipe.mixture is not None:
         return _given(context, Path(context.recipe.mixture))
     config = context.recipe.tokenizer
-    episodes, _ = split_episodes(read_demonstrations(context.run_dir, "align"), context.recipe.mix)
+    episodes, _ = split_demonstrations(context.run_dir, context.recipe, "align")
     stats = ActionStats.fit(
         np.concatenate([episode.actions for episode in episodes]),
         method=config.statistics,
