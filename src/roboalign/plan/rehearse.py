@@ -1,8 +1,7 @@
 """`roboalign plan --rehearse`: one update of each training at its full size, on fake tensors.
 
 The trainers' own code runs, with a model that has the recipe's shapes and no weights behind them.
-Mismatches show before a GPU is rented, and so does the memory that a GPU would need, for comparison
-with the plan's arithmetic.
+Mismatches show before a GPU is rented, as does the memory it would need, to compare with the plan.
 """
 
 import tempfile
@@ -94,12 +93,12 @@ class Rehearsal:
     recipe: Recipe
     assumed: Assumptions
     count: int
-    """Number of GPUs."""
+    """GPUs."""
     mllm: Mllm
 
     @property
     def side(self) -> int:
-        """Return the width of a square image of as many pixels as one of the alignment."""
+        # A square image of as many pixels as one of the alignment.
         return round(float(np.prod(image_pixels(self.recipe, self.assumed)) ** 0.5))
 
     @property
