@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.progress import say
+from roboalign.plan.data_choices import camera_pairs, head_sets_of, held_out_of, parse_space
 
 if TYPE_CHECKING:
     from roboalign.actions.spaces import ActionSpace
-    from roboalign.episodes.episode import Episode
     from roboalign.episodes.own_data import DataSetConfig, OwnEpisodes
     from roboalign.evaluate.open_loop import ChunkActs
 
@@ -117,18 +117,6 @@ def compare_replay(asked: ReplayInputs, most: int) -> dict[str, Any]:
     return {**found, "held_out": known}
 
 
-def held_out_of(
-    own: "OwnEpisodes", trained: frozenset[str] | None
-) -> "tuple[list[Episode], list[Episode]]":
-    """Return (the episodes to compare, the others): those not trained on, else all."""
-    if trained is None:
-        return own.episodes, []
-    held = [e for e in own.episodes if own.content[e.episode_id] not in trained]
-    if not held:
-        return own.episodes, []
-    return held, [e for e in own.episodes if own.content[e.episode_id] in trained]
-
-
 def held_out_only(asked: ReplayInputs) -> bool:
     """Return whether none of the data was trained on."""
     assert asked.trained is not None
@@ -177,8 +165,6 @@ def _policy_space(facts: dict[str, Any]) -> "ActionSpace | None":
 
 def _space_of(options: argparse.Namespace, facts: dict[str, Any]) -> "ActionSpace | None":
     """Return what the data's actions mean: as said, else as the policy's."""
-    from roboalign.cli.init import parse_space
-
     if options.action_space:
         return parse_space(options.action_space)[0]
     return _policy_space(facts)
@@ -189,13 +175,12 @@ def _data_config(
 ) -> "DataSetConfig":
     """Return how the data is read: as the run's recipe says if it is one of its sets, else as the
     options say."""
-    from roboalign.cli.init import camera_pairs
     from roboalign.cli.robot_data import reader_options
     from roboalign.episodes.own_data import DataSetConfig
     from roboalign.run.starter import starter_name
 
     said = any((options.camera, options.action_space, options.read, options.instruction))
-    for one in _sets_of(folder):
+    for one in head_sets_of(folder):
         same = options.data is None or _same(one.robot, options.data)
         if same and not said:
             return one
@@ -221,16 +206,6 @@ def _data_config(
         cameras=cameras,
         instruction=options.instruction,
     )
-
-
-def _sets_of(folder: Path) -> "tuple[DataSetConfig, ...]":
-    """Return the head's data sets in the recipe of the run that the policy is in; () if none."""
-    from roboalign.run.load import load_recipe
-
-    for parent in folder.resolve().parents:
-        if (parent / "recipe.yaml").is_file():
-            return load_recipe(parent / "recipe.yaml").demos.of("downstream")
-    return ()
 
 
 def _same(one: str, other: str) -> bool:
