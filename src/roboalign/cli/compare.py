@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from roboalign.cli.compare_scores import compare_scores, is_scored
-from roboalign.cli.compare_sides import (
+from roboalign.cli.comparison.scores import compare_scores, is_scored
+from roboalign.cli.comparison.sides import (
     RunSide,
     leaves,
     pair_table,
@@ -20,8 +20,8 @@ from roboalign.cli.compare_sides import (
     refuse_other_episodes,
     versions_of,
 )
-from roboalign.cli.compare_text import format_compared
-from roboalign.cli.compare_trials import compare_trials
+from roboalign.cli.comparison.text import format_compared
+from roboalign.cli.comparison.trials import compare_trials
 from roboalign.core.errors import RoboAlignError
 from roboalign.run.benchmark import head_cameras
 from roboalign.run.recipe import Recipe

@@ -20,7 +20,7 @@ from roboalign.episodes.episode import Episode
 from roboalign.evaluate.statistics import mean_interval
 from roboalign.sim.base import Observation
 
-MOST_EPISODES = 20
+MOST_REPLAYED = 20
 """Held-out episodes that are compared, unless said otherwise."""
 SHOWN = 3
 """Episodes of which the traces are kept for figures."""
@@ -58,7 +58,7 @@ class Replayed:
         return whole[: len(self.recorded)]
 
 
-def choose_held_out(episodes: Sequence[Episode], most: int = MOST_EPISODES) -> list[Episode]:
+def choose_held_out(episodes: Sequence[Episode], most: int = MOST_REPLAYED) -> list[Episode]:
     """Return at most `most` episodes, evenly spaced."""
     picks = np.linspace(0, len(episodes) - 1, min(most, len(episodes))).round().astype(int)
     return [episodes[i] for i in picks]

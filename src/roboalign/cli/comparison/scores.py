@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roboalign.cli.compare_sides import (
+from roboalign.cli.comparison.sides import (
     RunSide,
     Side,
     leaves,
@@ -15,7 +15,7 @@ from roboalign.cli.compare_sides import (
     refuse_other_episodes,
     versions_of,
 )
-from roboalign.cli.compare_text import format_compared
+from roboalign.cli.comparison.text import format_compared
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.state import read_records, read_state
