@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from roboalign.episodes.survey.meaning import Meaning
     from roboalign.episodes.survey.statistics import Survey
 
-MOST_REPLAYED_READ = 200
+MOST_EPISODES_READ = 200
 """Episodes whose actions are compared with their states; all are counted."""
 FORMAT_SPACES = {"calvin": "calvin_relative"}
 
@@ -123,7 +123,7 @@ def look_at_data(options: argparse.Namespace) -> Look:
 
     def read() -> Any:
         for item in data.read():
-            if isinstance(item, Episode) and len(kept) < MOST_REPLAYED_READ:
+            if isinstance(item, Episode) and len(kept) < MOST_EPISODES_READ:
                 kept.append(item)
             yield item
 
