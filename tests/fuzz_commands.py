@@ -90,9 +90,10 @@ def mix(root: Path, out: Path) -> tuple[int, Digest]:
     found: Digest = {}
     for path in [] if status else sorted(out.glob("train-*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            pixels = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
-            turns = [(turn["question"], turn["answer"]) for turn in row["turns"]]
-            found[turns[0][0]] = hash_of(turns, pixels.tobytes())
+            files = [Image.open(io.BytesIO(image["bytes"])) for image in row["images"]]
+            pixels = [np.asarray(image.convert("RGB")).tobytes() for image in files]
+            texts = [(message["role"], message["content"]) for message in row["chat"]]
+            found[texts[0][1]] = hash_of(texts, *pixels)
     return status, found
 
 

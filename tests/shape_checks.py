@@ -12,10 +12,13 @@ from beartype import beartype
 MODULES = [
     "roboalign.actions.axes",
     "roboalign.actions.fast",
+    "roboalign.actions.hold",
     "roboalign.actions.normalize",
     "roboalign.actions.spaces",
     "roboalign.align.answers",
+    "roboalign.align.budget",
     "roboalign.align.dataset",
+    "roboalign.align.engines.vllm.chat",
     "roboalign.align.grpo.logprobs",
     "roboalign.align.grpo.loss",
     "roboalign.align.grpo.rollout",
@@ -24,13 +27,17 @@ MODULES = [
     "roboalign.align.rewards.registry",
     "roboalign.align.vision",
     "roboalign.vla.augment",
+    "roboalign.vla.command_memory",
     "roboalign.vla.dit",
     "roboalign.vla.features",
     "roboalign.vla.frames",
     "roboalign.vla.guidance",
     "roboalign.vla.head",
+    "roboalign.vla.head_policy",
     "roboalign.vla.policy",
+    "roboalign.vla.policy_input",
     "roboalign.vla.store",
+    "roboalign.vla.token_policy",
 ]
 
 
