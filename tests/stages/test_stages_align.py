@@ -255,4 +255,8 @@ def test_each_arm_has_its_backbone(tmp_path: Path) -> None:
         "action-sft": "seed-2/action-sft/model",
         "language-rl": "seed-2/language-rl/model",
         "trajectory-rl": "seed-2/trajectory-rl/model",
+        "sft-tokens-direct": "seed-2/sft/model",
+        "sft-tokens-think": "seed-2/sft/model",
+        "roboalign-tokens-direct": "seed-2/rl/model",
+        "roboalign-tokens-think": "seed-2/rl/model",
     }
