@@ -2,7 +2,7 @@
 simulator.
 
 The policy sees each recorded observation, and its chunks are laid end to end. Errors are a share of
-each dimension's spread and are compared with two baselines that see nothing. None of this predicts
+each dimension's spread and are compared with two baselines that see no image. None of this predicts
 success: on the robot, each error moves the next observation.
 """
 

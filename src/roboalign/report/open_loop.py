@@ -51,7 +51,7 @@ def replay_view(found: Mapping[str, Any]) -> ReplayView:
 
 
 def verdict_of(found: Mapping[str, Any]) -> str:
-    """Return in one sentence how the policy compares with the two baselines that see nothing."""
+    """Return in one sentence how the policy compares with the two baselines that see no image."""
     overall = found["overall"]
     policy = overall["policy"]
     bounds = (
@@ -69,7 +69,7 @@ def verdict_of(found: Mapping[str, Any]) -> str:
     judged = {
         2: "The policy is closer to the recorded actions than both baselines",
         1: f"The policy is closer than the {TITLES[better[0]]} only" if better else "",
-        0: "The policy is no closer to the recorded actions than baselines that see nothing",
+        0: "The policy is no closer to the recorded actions than baselines that see no image",
     }[len(better)]
     return (
         f"{judged}: its mean error is {number_text(policy['value'])} of a dimension's standard "
