@@ -29,7 +29,7 @@ LEVELS = [
     {"evaluate"},
     {"serve"},
     {"trial"},
-    {"harness", "report"},
+    {"bench", "harness", "report"},
     {"run"},
     {"plan"},
     {"cli"},

@@ -24,6 +24,7 @@ _GROUPS = {
         "replay": "compare a policy with recorded episodes, in open loop",
         "table": "print success rates next to the paper's numbers",
         "eval": "score any policy server on a benchmark",
+        "bench": "measure MLLMs on public benchmarks of images and space",
         "compare": "compare two runs, or two arms of one, on the same initial states",
         "probe": "measure what a run's backbones know of the robot's progress, by layer",
     },

@@ -1,0 +1,137 @@
+"""Count the records of a benchmark: scores with intervals, groups, and what could not be read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from roboalign.core.errors import RoboAlignError
+from roboalign.evaluate.statistics import (
+    Estimate,
+    mcnemar_exact,
+    mean_interval,
+    paired_difference,
+    paired_score_interval,
+    proportion,
+)
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def mean_of_subgroups(records: Records) -> float:
+    """Return the mean over subgroups of the mean score (MMStar in lmms-eval: 18 categories)."""
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        groups.setdefault(record["subgroup"], []).append(record["score"])
+    return float(np.mean([np.mean(scores) for scores in groups.values()]))
+
+
+HEADLINES: dict[str, Callable[[Records], float]] = {
+    "mean of the categories": mean_of_subgroups,
+}
+"""Numbers that a benchmark's source reports besides the mean over items."""
+
+
+def scored_estimate(scores: Sequence[float]) -> Estimate:
+    """Return the mean score: with Wilson's interval where all are 0 or 1, else a bootstrap's."""
+    if all(score in (0.0, 1.0) for score in scores):
+        return proportion(scores)
+    return mean_interval(scores)
+
+
+def summarize_replies(records: Records, asked: int, headline: str = "") -> dict[str, Any]:
+    """Return the scores of one task under one control.
+
+    `asked` is the number of items of the task; a control may be unable to ask some.
+    """
+    chances = [record["chance"] for record in records if record["chance"] is not None]
+    groups: dict[str, list[float]] = {}
+    reasons: dict[str, int] = {}
+    for record in records:
+        groups.setdefault(record["group"], []).append(record["score"])
+        if record["reason"] != "ok":
+            reasons[record["reason"]] = reasons.get(record["reason"], 0) + 1
+    result = {
+        "score": asdict(scored_estimate([record["score"] for record in records])),
+        "chance": float(np.mean(chances)) if chances else None,
+        "unreadable": sum(reasons.values()),
+        "reasons": reasons,
+        "cut": sum(not record["finished"] for record in records),
+        "points": sum(record["points"] for record in records),
+        "outside": sum(record["outside"] for record in records),
+        "not_asked": asked - len(records),
+        "groups": {
+            name: asdict(scored_estimate(scores)) for name, scores in sorted(groups.items())
+        },
+    }
+    if headline and records:
+        result["headline"] = {"name": headline, "value": HEADLINES[headline](records)}
+    return result
+
+
+def pair_records(
+    before: Records, after: Records, *, names: tuple[str, str], task: str
+) -> dict[str, Any]:
+    """Return the difference of two models on the same items, with its interval.
+
+    Raises RoboAlignError unless both were asked the same items in the same words.
+    """
+    _refuse_other_items(before, after, names, task)
+    others = {record["id"]: record["score"] for record in after}
+    first = [float(record["score"]) for record in before]
+    second = [float(others[record["id"]]) for record in before]
+    result: dict[str, Any] = {"before": names[0], "after": names[1], "n": len(first)}
+    if not all(score in (0.0, 1.0) for score in (*first, *second)):
+        return {**result, **asdict(paired_difference(first, second)), "p": None}
+    test = mcnemar_exact(np.array(first) == 1, np.array(second) == 1)
+    low, high = paired_score_interval(test.only_a, test.only_b, test.n)
+    value = (test.only_b - test.only_a) / test.n if test.n else None
+    counts = {"only_before": test.only_a, "only_after": test.only_b, "p": test.p}
+    return {**result, "value": value, "low": low, "high": high, **counts}
+
+
+def _refuse_other_items(before: Records, after: Records, names: tuple[str, str], task: str) -> None:
+    a, b = ({record["id"]: record for record in records} for records in (before, after))
+    where = f"{task} of {names[0]} and {names[1]}"
+    if extra := sorted(set(a) ^ set(b)):
+        raise RoboAlignError(
+            f"{len(extra)} items were asked of one of them only, as {extra[0]}",
+            where=where,
+            fix="measure both on the same data with the same --limit",
+        )
+    for key, what in (("item", "another image, text or answer"), ("question", "another wording")):
+        differ = [name for name in a if a[name][key] != b[name][key]]
+        if differ:
+            raise RoboAlignError(
+                f"{len(differ)} items have {what} in one of them, as {differ[0]}",
+                where=where,
+                fix="measure both on the same data, with the same --preset, --mode and --prompts",
+            )
+
+
+def summarize_models(
+    records: Mapping[str, Mapping[str, Mapping[Any, Records]]], headlines: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return, for each task, the scores of each model under each control, and the paired
+    differences: of each further model to the first, and of each control to the question as asked.
+
+    `records` are by model, task and control.
+    """
+    first, *others = records
+    tasks: dict[str, Any] = {}
+    for task in records[first]:
+        models, pairs = {}, []
+        for name, by_task in records.items():
+            count = len(by_task[task]["asked"])
+            models[name] = {
+                control: summarize_replies(rows, count, headlines[task])
+                for control, rows in by_task[task].items()
+            }
+        before = records[first][task]["asked"]
+        for name in others:
+            pairs.append(
+                pair_records(before, records[name][task]["asked"], names=(first, name), task=task)
+            )
+        tasks[task] = {"models": models, "pairs": pairs}
+    return tasks

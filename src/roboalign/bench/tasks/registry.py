@@ -1,0 +1,30 @@
+"""Find a task and its protocol by name."""
+
+from roboalign.bench.presets import Protocol
+from roboalign.bench.tasks.base import BenchTask
+from roboalign.bench.tasks.mmstar import MMSTAR
+from roboalign.bench.tasks.where2place import WHERE2PLACE
+from roboalign.core.errors import RoboAlignError
+
+BENCH_TASKS: dict[str, BenchTask] = {task.name: task for task in (MMSTAR, WHERE2PLACE)}
+
+
+def find_bench(name: str) -> BenchTask:
+    """Return the task. Raises RoboAlignError on another name."""
+    if name not in BENCH_TASKS:
+        raise RoboAlignError(
+            f"there is no task {name!r}. Available: {', '.join(BENCH_TASKS)}", where="--tasks"
+        )
+    return BENCH_TASKS[name]
+
+
+def find_protocol(task: BenchTask, preset: str) -> Protocol:
+    """Return the protocol of that name. Raises RoboAlignError if the task has none."""
+    found = {str(name): protocol for name, protocol in task.presets.items()}.get(preset)
+    if found is None:
+        raise RoboAlignError(
+            f"{task.title} has no preset {preset!r}; it has {', '.join(task.presets)}",
+            where="--preset",
+            fix="choose one of them, or measure this task in a command of its own",
+        )
+    return found

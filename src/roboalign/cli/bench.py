@@ -1,0 +1,218 @@
+"""The verb `bench`: what MLLMs know of images and space, on public benchmarks or a file of one's own."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roboalign.bench.items import CONTROLS
+from roboalign.bench.measure import BenchConfig, BenchModel, bench_model
+from roboalign.bench.tasks.base import BenchTask
+from roboalign.bench.tasks.registry import BENCH_TASKS, find_bench, find_protocol
+from roboalign.cli.bench_text import format_bench
+from roboalign.cli.options import add_settings
+from roboalign.core.config import validated
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import check_output, write_json
+from roboalign.core.hub import resolve
+from roboalign.core.machine import device_of
+from roboalign.mllm.shipped import builtin_folder
+from roboalign.run.arms import ARMS
+from roboalign.run.folder import backbone_folder
+from roboalign.run.load import load_recipe
+
+SUMMARY = "summary.json"
+_BY_DEFAULT = ("base", "sft", "roboalign")
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """A model that is measured."""
+
+    name: str
+    folder: Path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for models, tasks, protocol and machine."""
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a model's folder or Hub id, `builtin`, or a run's folder: its arms, each paired with "
+        "the first",
+    )
+    add(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help=f"of {', '.join(BENCH_TASKS)}",
+    )
+    add(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[TASK=]PATH",
+        help="where a task's files are, or a folder with one folder per task; may be repeated",
+    )
+    add("--out", required=True, metavar="FOLDER", help="where the replies and their scores go")
+    names = ("preset", "mode", "prompts", "max_new_tokens", "batch_size", "limit")
+    add_settings(parser, BenchConfig, *names)
+    add(
+        "--controls",
+        nargs="+",
+        choices=CONTROLS[1:],
+        default=[],
+        help="ask again with gray images, without images, or with the options in another order",
+    )
+    add("--arm", action="append", default=[], help="of a run: this arm; may be repeated")
+    add("--seed", type=int, metavar="N", help="of a run: this training seed, else its first")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of their weights")
+    add("--json", action="store_true", help="print JSON")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Measure every model on every task, and print the table."""
+    fields = {name: getattr(options, name) for name in BenchConfig.model_fields}
+    config: BenchConfig = validated(BenchConfig, fields, where="roboalign bench")
+    tasks = [find_bench(name) for name in dict.fromkeys(options.tasks)]
+    for task in tasks:
+        find_protocol(task, config.preset)
+    places = data_places(options.data, tasks)
+    models = models_of(options.models, options.arm, options.seed)
+    out = Path(options.out)
+    check_output(out, marks=[SUMMARY, *(f"{model.name}/model.json" for model in models)])
+    result = _measure(models, [(task, places[task.name]) for task in tasks], config, options, out)
+    write_json(out / SUMMARY, result)
+    print(json.dumps(result, indent=2) if options.json else format_bench(result, out))
+    return 0
+
+
+def _measure(
+    models: list[ModelPlace],
+    tasks: list[tuple[BenchTask, Path]],
+    config: BenchConfig,
+    options: argparse.Namespace,
+    out: Path,
+) -> dict[str, Any]:
+    """Return summary.json. One model is in memory at a time."""
+    import torch
+
+    from roboalign.bench.summary import summarize_models
+    from roboalign.mllm.load import load_mllm
+
+    controls = ("asked", *options.controls)
+    records = {}
+    for model in models:
+        mllm = load_mllm(
+            model.folder, dtype=getattr(torch, options.dtype), device=device_of(options.device)
+        )
+        asked = BenchModel(model.name, mllm, config)
+        records[model.name] = bench_model(asked, tasks, controls, out / model.name)
+    protocols = {task.name: find_protocol(task, config.preset).described() for task, _ in tasks}
+    return {
+        "settings": config.model_dump(mode="json"),
+        "models": {model.name: str(model.folder) for model in models},
+        "protocols": protocols,
+        "tasks": summarize_models(records, {task.name: task.headline for task, _ in tasks}),
+    }
+
+
+def data_places(given: list[str], tasks: list[BenchTask]) -> dict[str, Path]:
+    """Return where the files of each task are. Raises RoboAlignError if that is not said."""
+    places: dict[str, Path] = {}
+    folders = []
+    for text in given:
+        name, equals, path = text.partition("=")
+        if equals and name in BENCH_TASKS:
+            places[name] = _existing(path, f"--data {text}")
+        else:
+            folders.append(_existing(text, f"--data {text}"))
+    for task in tasks:
+        if task.name in places:
+            continue
+        own = [folder / task.name for folder in folders if (folder / task.name).is_dir()]
+        if not own and len(tasks) == 1 and folders:
+            own = [folders[-1]]
+        if not own:
+            raise RoboAlignError(
+                f"it is not said where the files of {task.title} are",
+                where="--data",
+                fix=f"download them ({task.repository or 'your own file'}) and give "
+                f"--data {task.name}=PATH",
+            )
+        places[task.name] = own[-1]
+    return places
+
+
+def _existing(path: str, where: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise RoboAlignError("no such file or folder", where=where, fix="correct the path")
+    return found
+
+
+def models_of(given: list[str], arms: list[str], seed: int | None) -> list[ModelPlace]:
+    """Return the models that the arguments name, each with a name of its own.
+
+    Raises RoboAlignError if one does not exist, or two have one name.
+    """
+    models: list[ModelPlace] = []
+    for one in given:
+        path = Path(one).expanduser()
+        if (path / "recipe.yaml").is_file():
+            models += _arms_of(path, arms, seed)
+        elif one == "builtin":
+            models.append(ModelPlace(one, builtin_folder()))
+        else:
+            name = path.parent.name if path.name == "model" else path.name
+            models.append(ModelPlace(name.partition("@")[0], resolve(one, "model", where="MODEL")))
+    if (arms or seed is not None) and not any(
+        (Path(one).expanduser() / "recipe.yaml").is_file() for one in given
+    ):
+        raise RoboAlignError(
+            "only a run has arms and seeds", where="--arm, --seed", fix="leave it out"
+        )
+    names = [model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RoboAlignError(
+            f"two models are called {twice[0]}",
+            where="MODEL",
+            fix="measure them into two folders, and pair these with `roboalign compare`",
+        )
+    return models
+
+
+def _arms_of(run: Path, arms: list[str], seed: int | None) -> list[ModelPlace]:
+    """Return the backbones of a run's arms: base, SFT and RL, or those asked for."""
+    recipe = load_recipe(run / "recipe.yaml")
+    if seed is not None and seed not in recipe.seeds:
+        raise RoboAlignError(
+            f"the run has no training seed {seed}",
+            where=str(run),
+            fix=f"choose of {', '.join(map(str, recipe.seeds))} with --seed",
+        )
+    for arm in arms:
+        if arm not in recipe.arms:
+            raise RoboAlignError(
+                f"the run has no arm {arm!r}",
+                where=str(run),
+                fix=f"choose of {', '.join(recipe.arms)} with --arm",
+            )
+    chosen = arms or [arm for arm in _BY_DEFAULT if arm in recipe.arms]
+    found = {}
+    for arm in chosen:
+        folder = backbone_folder(run, recipe.seeds[0] if seed is None else seed, arm)
+        if not (folder.parent / "stage.json").is_file():  # written last: the model is whole
+            raise RoboAlignError(
+                f"the backbone of {ARMS[arm].title} is not done",
+                where=str(run),
+                fix=f"roboalign run {run / 'recipe.yaml'} --out {run}, or choose arms with --arm",
+            )
+        found.setdefault(folder, ModelPlace(arm, folder))
+    return list(found.values())

@@ -1,0 +1,232 @@
+"""A task on a model: what is asked, what is counted by hand, kills, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bench_models import script, small_model
+from made_sets import mask, square, write_sets
+
+import roboalign.bench.measure as measure
+from roboalign.bench.items import controlled
+from roboalign.bench.measure import BenchConfig, BenchModel, bench_model, items_of, seen_size
+from roboalign.bench.summary import mean_of_subgroups, pair_records, summarize_replies
+from roboalign.bench.tasks.registry import find_bench, find_protocol
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl, write_text
+from roboalign.evaluate.statistics import mcnemar_exact, wilson
+from roboalign.mllm.load import Mllm
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sets(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="module")
+def mllm() -> Mllm:
+    return small_model()
+
+
+def run(mllm, sets, folder, task, controls=("asked",), name="m", **settings):
+    model = BenchModel(name, mllm, BenchConfig(**settings))
+    return bench_model(model, [(find_bench(task), sets / task)], controls, folder)[task]
+
+
+def test_mmstar_by_hand(mllm, sets, tmp_path, monkeypatch) -> None:
+    # answers are A, B, C, D, A, B, C, D: three right, one wrong, four unreadable
+    replies = iter(["A", "The answer is B.", "(C)", "A", "<think>A or", "", "I see", "<FAST_1>"])
+    asked = script(monkeypatch, lambda question, images: next(replies))
+    rows = run(mllm, sets, tmp_path / "out", "mmstar")["asked"]
+    assert asked[0][0] == (
+        "Which color does the square have?\nOptions: A: red, B: green, C: blue, D: yellow"
+        "\nAnswer with the option's letter from the given choices directly"
+    )
+    assert [row["score"] for row in rows] == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert [row["read"] for row in rows[:4]] == ["A", "B", "C", "A"]
+    summary = summarize_replies(rows, 8, "mean of the categories")
+    low, high = wilson(3, 8)
+    assert summary["score"] == {"value": 3 / 8, "low": low, "high": high, "n": 8}
+    assert summary["unreadable"] == 4 and sum(summary["reasons"].values()) == 4
+    assert summary["groups"]["math"]["value"] == 1 / 4
+    # image emotion 2 of 4, geometry 1 of 2, statistics 0 of 2
+    assert summary["headline"]["value"] == pytest.approx((2 / 4 + 1 / 2 + 0) / 3)
+    assert summary["chance"] == 1 / 4
+
+
+def test_where2place_by_hand(mllm, sets, tmp_path, monkeypatch) -> None:
+    # the squares are 24 x 16 of 96 x 64; the first has its left upper corner at (0, 0)
+    replies = iter(
+        [
+            "[(0.1, 0.1)]",  # (9, 6), inside the first square
+            "[(0.3, 0.1), (0.9, 0.9)]",  # (28, 6) inside the second, (86, 57) not
+            "[(0.6, 0.1), (1.5, 0.1)]",  # (57, 6) inside the third, (144, 6) outside the image
+            "(0.8, 0.1) and (0.9, 0.2)",  # both inside the fourth: x 72..95, y 0..15
+            "Somewhere",
+            '[{"point_2d": [300, 300]}]',  # not a tuple
+            "[(0.51, 0.3), (0.6, 0.3), (0.1, 0.1)]",  # two of three
+            "(1.0, 0.3)",  # x = 96 is the first pixel outside
+        ]
+    )
+    script(monkeypatch, lambda question, images: next(replies))
+    rows = run(mllm, sets, tmp_path / "out", "where2place")["asked"]
+    assert [row["score"] for row in rows] == pytest.approx([1, 0.5, 0.5, 1, 0, 0, 2 / 3, 0])
+    summary = summarize_replies(rows, 8)
+    assert (summary["unreadable"], summary["points"], summary["outside"]) == (2, 11, 2)
+    assert summary["score"]["value"] == pytest.approx((1 + 0.5 + 0.5 + 1 + 2 / 3) / 8)
+    assert summary["chance"] == pytest.approx(24 * 16 / (96 * 64))
+
+
+def test_one_reply_scores_by_its_convention(mllm, sets, tmp_path, monkeypatch) -> None:
+    """The same words are right under one preset and wrong under another."""
+    left, top, right, bottom = square(6)
+    centre = ((left + right) / 2, (top + bottom) / 2)
+    whole = json.dumps([{"point_2d": [int(centre[0] / 96 * 1000), int(centre[1] / 64 * 1000)]}])
+    scores = {}
+    for preset in ("qwen3-vl", "qwen2.5-vl", "robobrain2", "official"):
+        script(monkeypatch, lambda question, images: f"```json\n{whole}\n```")
+        rows = run(mllm, sets, tmp_path / preset, "where2place", preset=preset)["asked"]
+        scores[preset] = [row["score"] for row in rows]
+    assert scores["qwen3-vl"] == [0, 0, 0, 0, 0, 0, 1, 0]
+    assert all(sum(scores[name]) == 0 for name in scores if name != "qwen3-vl")
+
+
+def test_pixels_of_the_resized_image(mllm) -> None:
+    """The small processor shows every image as 64 x 64 pixels or near; the grid gives the size."""
+    processor = mllm.processor.image_processor
+    made = processor([[np.zeros((64, 96, 3), np.uint8)]], return_tensors="pt")
+    _, rows, columns = made["image_grid_thw"][0].tolist()
+    assert seen_size(mllm, (96, 64)) == (
+        columns * processor.patch_size,
+        rows * processor.patch_size,
+    )
+
+
+def test_the_controls(mllm, sets, tmp_path, monkeypatch) -> None:
+    asked = script(monkeypatch, lambda question, images: "A")
+    found = run(mllm, sets, tmp_path / "out", "mmstar", ("asked", "blank", "text", "shuffled"))
+    assert [images for _, images in asked[8:16]] == [(127,)] * 8
+    assert [images for _, images in asked[16:24]] == [()] * 8
+    assert {len(rows) for rows in found.values()} == {8}
+    items = items_of(find_bench("mmstar"), sets / "mmstar")
+    for item, (question, _) in zip(items, asked[24:]):
+        other = controlled(item, "shuffled")
+        assert other.text != item.text and question.startswith(other.text)
+        words = [[one.text[a:b] for a, b in one.options] for one in (item, other)]
+        assert sorted(words[0]) == sorted(words[1]) == ["blue", "green", "red", "yellow"]
+        right = [w[one.letters.index(one.answer)] for w, one in zip(words, (item, other))]
+        assert right[0] == right[1]
+    # always A: right where the right option is now the first one
+    firsts = [controlled(item, "shuffled").answer == "A" for item in items]
+    assert [row["score"] == 1 for row in found["shuffled"]] == firsts
+
+
+def test_points_have_no_options_to_shuffle(mllm, sets, tmp_path, monkeypatch) -> None:
+    script(monkeypatch, lambda question, images: "(0.1, 0.1)")
+    found = run(mllm, sets, tmp_path / "out", "where2place", ("asked", "shuffled"))
+    assert found["shuffled"] == []
+    assert summarize_replies(found["shuffled"], 8)["not_asked"] == 8
+
+
+def test_thinking_first_asks_for_tags(mllm, sets, tmp_path, monkeypatch) -> None:
+    asked = script(monkeypatch, lambda question, images: "<think>B.</think><answer>A</answer>")
+    rows = run(mllm, sets, tmp_path / "out", "mmstar", mode="think")["asked"]
+    assert "Write your reasoning between <think> and </think>" in asked[0][0]
+    assert [row["read"] for row in rows] == ["A"] * 8
+
+
+def test_a_killed_command_ends_with_the_same_records(mllm, sets, tmp_path, monkeypatch) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = {"batch_size": 3, "max_new_tokens": 6}
+    run(mllm, sets, whole, "mmstar", **settings)
+    batches = []
+    ask = measure._ask
+
+    def dies(*arguments):
+        batches.append(arguments[2])
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return ask(*arguments)
+
+    monkeypatch.setattr(measure, "_ask", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(mllm, sets, cut, "mmstar", **settings)
+    path = cut / "mmstar" / "asked.jsonl"
+    assert len(read_jsonl(path)) == 3
+    write_text(path, path.read_text() + '{"id": "3", "it')  # a kill inside a line
+    run(mllm, sets, cut, "mmstar", **settings)
+    assert [len(batch) for batch in batches[2:]] == [3, 2]
+    assert path.read_bytes() == (whole / "mmstar" / "asked.jsonl").read_bytes()
+    batches.clear()
+    run(mllm, sets, cut, "mmstar", **settings)
+    assert batches == []
+
+
+def test_other_settings_are_refused(mllm, sets, tmp_path, monkeypatch) -> None:
+    script(monkeypatch, lambda question, images: "A")
+    run(mllm, sets, tmp_path, "mmstar")
+    with pytest.raises(RoboAlignError) as error:
+        run(mllm, sets, tmp_path, "mmstar", preset="qwen3-vl")
+    assert "`settings.preset` lmms-eval then, qwen3-vl now" in error.value.problem
+    with pytest.raises(RoboAlignError) as error:
+        run(mllm, sets, tmp_path, "mmstar", limit=4)
+    assert "limit" in error.value.problem and error.value.fix == "pass --out with another folder"
+    other = write_sets(tmp_path / "other", "mmstar")
+    file = other / "mmstar" / "mmstar.parquet"
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file).slice(1)
+    pq.write_table(table, file)
+    with pytest.raises(RoboAlignError, match="data"):
+        run(mllm, other, tmp_path, "mmstar")
+
+
+def test_the_record_says_what_was_done(mllm, sets, tmp_path, monkeypatch) -> None:
+    script(monkeypatch, lambda question, images: "A")
+    run(mllm, sets, tmp_path, "where2place")
+    state = read_json(tmp_path / "where2place" / "task.json")
+    assert state["protocol"]["source"] == "lmms-eval 0.7.3, where2place"
+    assert (state["protocol"]["convention"], state["protocol"]["points"]) == ("unit", "mean")
+    model = read_json(tmp_path / "model.json")
+    assert model["settings"]["temperature"] == 0 and model["settings"]["prompts"] == "paper"
+    assert set(model["settings"]["images"]) == {"shortest_edge", "longest_edge"}
+    protocol = find_protocol(find_bench("where2place"), "official")
+    assert protocol.convention == "unit-or-pixels" and protocol.boxes
+
+
+def rows(scores, wording="w"):
+    return [
+        {"id": str(i), "item": f"i{i}", "question": wording, "score": score, "subgroup": str(i % 2)}
+        for i, score in enumerate(scores)
+    ]
+
+
+def test_pairs_by_hand() -> None:
+    before, after = [1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 1, 0]
+    pair = pair_records(rows(before), rows(after), names=("a", "b"), task="mmstar")
+    assert (pair["only_before"], pair["only_after"], pair["n"]) == (1, 3, 6)
+    assert pair["value"] == pytest.approx(2 / 6)
+    assert pair["p"] == mcnemar_exact(before, after).p
+    assert pair["low"] < 2 / 6 < pair["high"]
+    shares = pair_records(rows([0.5, 0, 1]), rows([1.0, 0.5, 1]), names=("a", "b"), task="t")
+    assert shares["value"] == pytest.approx(1 / 3) and shares["p"] is None
+    assert mean_of_subgroups(rows([1, 0, 1, 1])) == pytest.approx((1 + 0.5) / 2)
+
+
+def test_other_items_do_not_pair() -> None:
+    with pytest.raises(RoboAlignError, match="1 items were asked of one of them only, as 2"):
+        pair_records(rows([1, 0, 1]), rows([1, 0]), names=("a", "b"), task="mmstar")
+    with pytest.raises(RoboAlignError, match="3 items have another wording in one of them"):
+        pair_records(rows([1, 0, 1]), rows([1, 0, 1], "v"), names=("a", "b"), task="mmstar")
+    changed = rows([1, 0])
+    changed[1]["item"] = "another"
+    with pytest.raises(RoboAlignError, match="1 items have another image, text or answer"):
+        pair_records(rows([1, 0]), changed, names=("a", "b"), task="mmstar")
+
+
+def test_the_masks_of_the_made_sets_are_the_squares() -> None:
+    for number in range(8):
+        left, top, right, bottom = square(number)
+        filled = np.argwhere(np.asarray(mask(number)))
+        assert filled.min(0).tolist() == [top, left] and filled.max(0).tolist() == [bottom, right]
