@@ -205,7 +205,7 @@ def _arms_of(run: Path, arms: list[str], seed: int | None) -> list[ModelPlace]:
                 fix=f"choose of {', '.join(recipe.arms)} with --arm",
             )
     chosen = arms or [arm for arm in _BY_DEFAULT if arm in recipe.arms]
-    found = {}
+    found: dict[Path, ModelPlace] = {}
     for arm in chosen:
         folder = backbone_folder(run, recipe.seeds[0] if seed is None else seed, arm)
         if not (folder.parent / "stage.json").is_file():  # written last: the model is whole
