@@ -38,6 +38,8 @@ class Wrapped(SftTrainer):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sft.SftTrainer = Wrapped  # type: ignore[misc]
-    train_sft(tiny(), uneven(12), SftConfig(**{**CONFIG, "micro_batch_size": 1}), Path(sys.argv[1]))
+    given = {name: int(value) for name, value in (text.split("=") for text in sys.argv[3:])}
+    settings = SftConfig(**{**CONFIG, "micro_batch_size": 1, **given})
+    train_sft(tiny(), uneven(12), settings, Path(sys.argv[1]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -21,7 +21,7 @@ from roboalign.align.sft import SftConfig, train_sft  # noqa: E402
 SETTINGS = SftConfig(**{**CONFIG, "micro_batch_size": 1})
 
 
-def torchrun(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def torchrun(folder: Path, *settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -31,6 +31,7 @@ def torchrun(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
         str(HERE / "sft_process.py"),
         str(folder),
         "2",
+        *settings,
     ]
     paths = os.pathsep.join([str(HERE.parent / "align"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
@@ -74,6 +75,14 @@ def assert_same_training(folder: Path, alone: Path) -> None:
 
 def test_two_processes_train_as_one(alone: Path, tmp_path: Path) -> None:
     done = torchrun(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_training(tmp_path, alone)
+
+
+def test_two_processes_with_a_budget_of_tokens_train_as_one_without(
+    alone: Path, tmp_path: Path
+) -> None:
+    done = torchrun(tmp_path, "tokens_per_micro_batch=75")
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_training(tmp_path, alone)
 

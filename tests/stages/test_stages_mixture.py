@@ -3,14 +3,24 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from stage_run import SETTINGS, do, recipe, write_episodes
 
+from roboalign.actions.vocabulary import extend_tokenizer
+from roboalign.align.budget import token_counts
 from roboalign.cli.data_mix import mix_data
 from roboalign.conversations.conversation import read_conversations
+from roboalign.conversations.stored import StoredConversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm
+from roboalign.plan.arithmetic import parse_gpus
+from roboalign.plan.costs import plan_costs
+from roboalign.plan.model import Assumptions
+from roboalign.plan.stage_cost import StageCost
+from roboalign.plan.stored_lengths import SAMPLE, with_stored
 from roboalign.run.folder import mixture_folder, run_action_tokens
 from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import Recipe
@@ -164,3 +174,56 @@ def test_a_mixture_of_another_prompt_style_is_refused_before_the_start(
         plan_stages(given(mixture, run_dir, prompts="paper"))
     assert error.value.problem == "the mixture has prompts of the style `labelled`, not `paper`"
     assert error.value.where == f"mixture: {mixture}"
+
+
+def test_the_plan_counts_the_stored_conversations(
+    mixture: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    settings = given(mixture, run_dir)
+    mllm = load_mllm(Path(settings.backbone.source))
+    mllm.vocabulary = extend_tokenizer(mllm.tokenizer, run_action_tokens(mixture).fast.vocab_size)
+    stored = StoredConversations(mixture, "train")
+    tokens = token_counts(mllm, stored)
+    images = [len(one.images) for one in stored]
+    assumed = with_stored(Assumptions(answer_tokens=7), settings)
+    assert assumed.answer_tokens == 7
+    assert assumed.conversations == len(stored) <= SAMPLE
+    assert assumed.conversation_tokens == pytest.approx(tokens.mean())
+    assert assumed.longest_tokens == tokens.max()
+    assert assumed.conversation_images == pytest.approx(np.mean(images))
+    said = with_stored(Assumptions(conversation_tokens=11), settings)
+    assert (said.conversation_tokens, said.longest_tokens) == (11, tokens.max())
+
+    # With `model:`, the mixture stores the lengths of all samples, and none is counted again.
+    shutil.copytree(mixture, tmp_path / "counted")
+    shards = sorted((tmp_path / "counted").glob("train*.parquet"))
+    for shard in shards:
+        rows = pq.ParquetFile(shard).metadata.num_rows
+        lengths = np.arange(10, 10 + rows, dtype=np.uint32)
+        np.save(shard.with_name(f"{shard.stem}.lengths.npy"), lengths)
+    assumed = with_stored(Assumptions(), given(tmp_path / "counted", run_dir))
+    assert (
+        assumed.longest_tokens == 10 + max(pq.ParquetFile(s).metadata.num_rows for s in shards) - 1
+    )
+    shards[0].with_name(f"{shards[0].stem}.lengths.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(RoboAlignError, match=r"lengths of a shard cannot be read"):
+        with_stored(Assumptions(), given(tmp_path / "counted", run_dir))
+
+
+def test_a_budget_of_tokens_is_what_the_plan_counts(mixture: Path, run_dir: Path) -> None:
+    assumed = Assumptions(conversations=1000, conversation_tokens=100, longest_tokens=300)
+    gpu, count = parse_gpus("1xH100")
+
+    def sft_of(**changes: object) -> StageCost:
+        recipe = given(mixture, run_dir, sft={**SETTINGS["sft"], "max_steps": None, **changes})
+        return plan_costs(recipe, gpu, count, assumed)[1][0]
+
+    four, packed = sft_of(micro_batch_size=4), sft_of(tokens_per_micro_batch=1200)
+    assert (four.tokens, packed.tokens) == (100_000, 100_000)
+    # Four conversations are padded to the longest: 1,200 tokens.
+    assert packed.memory(False, 1, 1) == four.memory(False, 4, 1)
+    assert packed.memory(False, 1, 1).total > four.memory(False, 1, 1).total
+    assert packed.smaller is not None
+    change, least = packed.smaller
+    assert change == "--set sft.tokens_per_micro_batch=300"
+    assert least.memory(False, 1, 1) == four.memory(False, 1, 1)

@@ -109,6 +109,14 @@ def test_the_plan_is_near(split: bool) -> None:
     assert os.environ == before and not dist.is_initialized()
 
 
+def test_a_budget_of_tokens_is_rehearsed_as_the_conversations_that_it_holds() -> None:
+    four = rehearsed(load_recipe(RECIPES / "quickstart.yaml", (*SHRUNKEN, "arms=[sft]")))
+    budget = ("sft.tokens_per_micro_batch=1072", "arms=[sft]")  # they have 267 tokens
+    found = rehearsed(load_recipe(RECIPES / "quickstart.yaml", budget))
+    assert not far(found, "sft start", "sft update")
+    assert found["sft update"].peak == four["sft update"].peak
+
+
 def test_the_split_is_that_of_the_launch_file() -> None:
     asked = yaml.safe_load(
         (RECIPES.parent / "launch" / "accelerate" / "eight_gpus_fsdp2.yaml").read_text()

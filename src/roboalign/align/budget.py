@@ -38,16 +38,19 @@ def token_counts(
 
 
 def fitting(
-    mllm: Mllm, conversations: Sequence[Conversation], most: int | None, out_dir: Path, label: str
+    conversations: Sequence[Conversation],
+    counts: Int[np.ndarray, " conversations"] | None,
+    most: int | None,
+    out_dir: Path,
+    label: str,
 ) -> Int[np.ndarray, " kept"]:
     """Numbers of the conversations of at most `most` tokens; all of them for None.
 
-    The others are written to `out_dir`/too-long.txt, and their number is printed. Raises
+    `counts` are their tokens. The others are written to `out_dir`/too-long.txt, and their number is printed. Raises
     RoboAlignError if none is left.
     """
-    if most is None:
+    if most is None or counts is None:
         return np.arange(len(conversations))
-    counts = token_counts(mllm, conversations)
     kept = np.flatnonzero(counts <= most)
     long = np.flatnonzero(counts > most)
     if not len(kept):

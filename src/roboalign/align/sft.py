@@ -6,19 +6,23 @@ that continues SFT on the RL subset.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from peft import LoraModel
 from pydantic import Field
 from torch import nn
-from transformers import TrainerCallback
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import is_liger_kernel_available
 
 from roboalign.align.answers import answer_loss, logits_at_answers
-from roboalign.align.budget import fitting
+from roboalign.align.budget import fitting, token_counts
 from roboalign.align.checkpoints import WeightsDigest, weights_fingerprint
 from roboalign.align.dataset import (
     Conversations,
@@ -30,6 +34,7 @@ from roboalign.align.dataset import (
     sample_order,
     worker_errors,
 )
+from roboalign.align.packing import Packed, check_budget, pack_updates
 from roboalign.align.schedule import Schedule, accumulation_of
 from roboalign.align.train_config import training_arguments
 from roboalign.align.trained import TuneConfig, keep_connector_alone
@@ -62,6 +67,9 @@ class SftConfig(TuneConfig):
     """Conversations per update, over all devices."""
     micro_batch_size: int = Field(32, ge=1)
     """Conversations per forward pass and device; for `extra-sft` and `ecot`, the maximum."""
+    tokens_per_micro_batch: int | None = Field(None, ge=1)
+    """Padded tokens per forward pass and device, images included; if given, it replaces
+    `micro_batch_size`. The update is the same; a long conversation gets a pass of its own."""
     max_tokens: int | None = Field(None, ge=1)
     """Leave out conversations of more tokens, images included; `too-long.txt` names them. Default:
     none is left out."""
@@ -104,6 +112,8 @@ class SftTrainer(AlignTrainer):
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
+        if isinstance(inputs, list):
+            return self._packed_step(model, inputs, num_items_in_batch)
         asked = int((inputs["labels"] != IGNORED).sum())
         self.count(
             samples=len(inputs["input_ids"]),
@@ -111,6 +121,26 @@ class SftTrainer(AlignTrainer):
             answer_tokens=asked,
         )
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _packed_step(
+        self, model: nn.Module, batches: list[Any], num_items_in_batch: Any
+    ) -> torch.Tensor:
+        """Accumulate the gradients of all micro-batches of an update; devices sum them once."""
+        each = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        loss = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(batches, start=1):
+            whole = each or number == len(batches)
+            with nullcontext() if whole else self.accelerator.no_sync(model):
+                loss += self.training_step(model, batch, num_items_in_batch)
+        return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        flat = [
+            batch
+            for sample in batch_samples
+            for batch in (sample if isinstance(sample, list) else [sample])
+        ]
+        return super()._get_num_items_in_batch(flat, device)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **named: Any) -> Any:
         words_only = inputs.pop("words_only", None)
@@ -156,7 +186,10 @@ def train_sft(
         )
     if config.threads:
         torch.set_num_threads(config.threads)
-    kept = fitting(mllm, conversations, config.max_tokens, out_dir, label)
+    counts = None
+    if config.max_tokens or config.tokens_per_micro_batch:
+        counts = token_counts(mllm, conversations)
+    kept = fitting(conversations, counts, config.max_tokens, out_dir, label)
     updates = config.max_steps or math.ceil(len(kept) * config.epochs / config.batch_size)
     lengths, turns = lengths_of(conversations)
     order = kept[sample_order(lengths[kept], config.batch_size, updates, config.seed)].tolist()
@@ -164,7 +197,9 @@ def train_sft(
     if config.bf16 and mllm.device.type == "cpu":
         # PyTorch's fused attention is several times slower in bfloat16 than in float32 on a CPU.
         mllm.model.set_attn_implementation("eager")
-    trainer = build_sft_trainer(mllm, conversations, config, out_dir, order, updates, label, lora)
+    trainer = build_sft_trainer(
+        mllm, conversations, config, out_dir, order, updates, label, lora, counts=counts
+    )
     with worker_errors():
         totals = trainer.run()
     trainable = sum(p.numel() for p in mllm.model.parameters() if p.requires_grad)
@@ -204,10 +239,12 @@ def build_sft_trainer(
     label: str,
     lora: LoraModel | None = None,
     digest: WeightsDigest = weights_fingerprint,
+    counts: Int[np.ndarray, " conversations"] | None = None,
 ) -> SftTrainer:
     """Build the trainer of `train_sft`; `order` lists the conversations of all updates in sequence.
 
-    `digest` identifies the initial weights: checkpoints of other weights are not resumed.
+    `digest` identifies the initial weights: checkpoints of other weights are not resumed. `counts`,
+    the conversations' tokens, are needed with `tokens_per_micro_batch`.
     """
     arguments = training_arguments(
         config,
@@ -220,9 +257,6 @@ def build_sft_trainer(
         save_every=config.save_every,
         on_cpu=mllm.device.type == "cpu",
     )
-    arguments.gradient_accumulation_steps = accumulation_of(
-        config.batch_size, config.micro_batch_size, arguments.world_size
-    )
     if config.liger:
         check_liger()
         arguments.use_liger_kernel = True
@@ -232,11 +266,12 @@ def build_sft_trainer(
         "fork" if config.workers else None
     )  # forked workers do not copy the model
     check_texts(mllm, conversations)
+    items, collate = _batches(mllm, conversations, config, arguments, order, counts, label)
     trainer = SftTrainer(
         mllm,
         arguments,
-        Schedule(Conversations(mllm, conversations), order),
-        functools.partial(collate_conversations, mllm, neutral=config.neutral_reasoning),
+        items,
+        collate,
         loss=answer_loss,
         label=label,
         out_dir=out_dir,
@@ -247,3 +282,29 @@ def build_sft_trainer(
     if config.compile:
         trainer.add_callback(CompileLayers())
     return trainer
+
+
+def _batches(
+    mllm: Mllm,
+    conversations: Sequence[Conversation],
+    config: SftConfig,
+    arguments: TrainingArguments,
+    order: list[int],
+    counts: Int[np.ndarray, " conversations"] | None,
+    label: str,
+) -> tuple[Dataset, Callable[[Any], Any]]:
+    """Return the training set in the run's order and its collation; set the number of samples and
+    of passes of an update in `arguments`."""
+    items, devices = Conversations(mllm, conversations), arguments.world_size
+    collate = functools.partial(collate_conversations, mllm, neutral=config.neutral_reasoning)
+    budget = config.tokens_per_micro_batch
+    if budget is None or counts is None:
+        arguments.gradient_accumulation_steps = accumulation_of(
+            config.batch_size, config.micro_batch_size, devices
+        )
+        return Schedule(items, order), collate
+    check_budget(conversations, counts, order, budget, config.batch_size, devices, label)
+    # One sample of the loader is a device's share of an update.
+    arguments.per_device_train_batch_size = 1
+    packed = Packed(items, pack_updates(order, counts, config.batch_size, budget, devices))
+    return packed, lambda samples: [collate(batch) for batch in samples[0]]

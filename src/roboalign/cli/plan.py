@@ -1,6 +1,7 @@
 """`roboalign plan`: memory, time and money of a recipe's trainings, before anything starts."""
 
 import argparse
+from pathlib import Path
 
 from roboalign.cli.options import add_set
 
@@ -34,13 +35,16 @@ def main(options: argparse.Namespace) -> int:
     from roboalign.plan.arithmetic import parse_gpus
     from roboalign.plan.model import assumptions
     from roboalign.plan.recorded import with_recorded
+    from roboalign.plan.stored_lengths import with_stored
     from roboalign.plan.text import describe_plan
     from roboalign.report.console import fold
     from roboalign.run.load import load_recipe
 
     gpu, count = parse_gpus(options.gpus)
     recipe = load_recipe(options.recipe, tuple(options.set))
-    assumed = with_recorded(assumptions(options.assume), recipe)
+    assumed = with_stored(with_recorded(assumptions(options.assume), recipe), recipe)
+    if recipe.mixture and not Path(recipe.mixture).is_dir():
+        print(f"{recipe.mixture} is not here: the lengths of its conversations are assumed")
     print(fold(describe_plan(recipe, gpu, count, assumed, options.price_per_gpu_hour)))
     if options.rehearse:
         from roboalign.plan.rehearse import describe_rehearsal

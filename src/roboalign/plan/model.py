@@ -46,6 +46,16 @@ class Assumptions(Config):
     """Tokens per question, chat template included."""
     answer_tokens: float = Field(40, gt=0)
     """Tokens per answer of the mixture."""
+    conversations: int = Field(0, ge=0)
+    """Conversations of the mixture; 0: as many as `mix` says, or as stored."""
+    conversation_tokens: float = Field(0, ge=0)
+    """Mean tokens of a conversation, images included; 0: as in the stored mixture, or of one image
+    with the mean number of turns."""
+    longest_tokens: float = Field(0, ge=0)
+    """Tokens of the longest conversation, which a micro-batch is padded to; 0: as in the stored
+    mixture, or the mean."""
+    conversation_images: float = Field(1, ge=0)
+    """Mean images per conversation of the mixture."""
     reply_tokens: float = Field(120, gt=0)
     """Mean tokens per sampled answer; `rl.max_new_tokens` bounds memory and decoding steps."""
     asleep: float = Field(2e9, ge=0)

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from roboalign.actions.fast import FastTokenizer
 from roboalign.align import sft
 from roboalign.align.grpo import train as grpo
-from roboalign.align.schedule import accumulation_of
+from roboalign.align.schedule import accumulation_of, micro_batch_of
 from roboalign.align.trainer import AlignTrainer
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.core.distributed import world_size
@@ -37,6 +37,7 @@ from roboalign.plan.rehearse_model import (
     fake_backbone,
     image_tokens_of,
     talks,
+    tokens_of,
     word_token,
 )
 from roboalign.plan.rehearse_split import split_over
@@ -177,18 +178,18 @@ def rehearse(
             yield Rehearsed(name, part, peak, planned.get(part, 0.0))
 
 
-# SFT and GRPO ---------------------------------------------------------------------------------------------------------
-
-
 def _sft(made: Rehearsal) -> tuple[Peaks, Lengths]:
     config = made.recipe.sft
-    batch = (
-        made.passes(config.batch_size, config.micro_batch_size)
-        * config.micro_batch_size
-        * world_size()
-    )
+    micro = config.micro_batch_size
+    if config.tokens_per_micro_batch:
+        length = tokens_of(made.mllm, made.talks(made.turns, 1)[0])
+        fitting = max(1, config.tokens_per_micro_batch // length)
+        micro = micro_batch_of(config.batch_size, fitting, made.count)
+    batch = made.passes(config.batch_size, micro) * micro * world_size()
     config = config.model_copy(
         update={
+            "micro_batch_size": micro,
+            "tokens_per_micro_batch": None,
             "batch_size": batch,
             "max_steps": 1,
             "workers": 0,
@@ -330,9 +331,6 @@ class _OneUpdate(TrainerCallback):
     ) -> TrainerControl:
         control.should_training_stop = True
         return control
-
-
-# The head -------------------------------------------------------------------------------------------------------------
 
 
 class _Stored:

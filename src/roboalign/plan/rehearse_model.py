@@ -87,8 +87,11 @@ class Lengths:
     answer: float
 
     def assumed(self) -> dict[str, float]:
-        """Return the lengths as a plan's assumptions."""
+        """Return the lengths as a plan's assumptions; they replace those of a stored mixture."""
         return {
+            "conversation_tokens": 0,
+            "longest_tokens": 0,
+            "conversation_images": 1,
             "image_tokens": self.image,
             "question_tokens": self.question,
             "answer_tokens": self.answer,
@@ -134,6 +137,12 @@ def _words(mllm: Mllm, assumed: Assumptions, side: int) -> tuple[int, int]:
 def image_tokens_of(mllm: Mllm, ids: np.ndarray) -> int:
     """Return how many tokens of a sample stand for its images."""
     return int(np.isin(ids, mllm.processor.image_token_ids).sum())
+
+
+def tokens_of(mllm: Mllm, conversation: Conversation) -> int:
+    """Return the tokens of a conversation, its images included."""
+    one = conversation_lengths(mllm, conversation)
+    return round(one.image + len(conversation.turns) * (one.question + one.answer))
 
 
 def conversation_lengths(mllm: Mllm, conversation: Conversation) -> Lengths:

@@ -71,9 +71,19 @@ class CostInputs:
         return mean_turns(self.recipe)
 
     def conversation_tokens(self, turns: float) -> float:
-        """Return the tokens of a conversation of `turns` turns about one image."""
+        """Return the mean tokens of a conversation of the mixture, of `turns` turns."""
+        if self.assumed.conversation_tokens:
+            return self.assumed.conversation_tokens
+        return self.question_tokens(turns, self.assumed.conversation_images)
+
+    def longest_conversation(self, mean: float) -> float:
+        """Return the tokens of the longest conversation; `mean` where that is not known."""
+        return max(mean, self.assumed.longest_tokens)
+
+    def question_tokens(self, turns: float, images: float = 1) -> float:
+        """Return the tokens of `turns` questions with answers about `images` images."""
         each = self.assumed.question_tokens + self.assumed.answer_tokens
-        return self.model.image_tokens + turns * each
+        return images * self.model.image_tokens + turns * each
 
     @property
     def rollouts(self) -> int:

@@ -105,6 +105,7 @@ def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
         max_steps=updates,
         batch_size=batch,
         micro_batch_size=micro,
+        tokens_per_micro_batch=context.recipe.sft.tokens_per_micro_batch,
         schedule=config.schedule,
         warmup_ratio=0.0,
         workers=context.recipe.sft.workers,
