@@ -48,6 +48,23 @@ def test_rl_settings_leave_other_arms_alone() -> None:
     )
 
 
+def test_what_the_heads_read_counts_where_it_is_not_the_direct_question() -> None:
+    """Heads of the time before there was a choice stay done."""
+    plan = by_name(plan_stages(Recipe.model_validate({"name": "x"})))
+    assert set(plan["seed-0/head/sft"].settings) == {
+        *("head", "training", "layer", "final_norm", "layer_dtype", "cameras_as")
+    }
+    train = {"source": "train"}
+    assert changed(backbone={**train, "max_reasoning_tokens": 5}) == set()
+    heads = {"head", "eval/rollouts", "report"}
+    assert changed(backbone={**train, "reading": "think"}) == heads
+    reasoned = [
+        keys_of(backbone={**train, "reading": "reasoned", "max_reasoning_tokens": n})
+        for n in (5, 6)
+    ]
+    assert reasoned[0]["seed-0/head/sft"] != reasoned[1]["seed-0/head/sft"]
+
+
 def test_how_often_something_is_written_and_how_many_processes_run_change_nothing() -> None:
     sft = {
         "log_every": 1,

@@ -1,5 +1,7 @@
 """Rollouts over websockets are those in process: the same episodes solved, in the same number of steps."""
 
+import dataclasses
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.head_policy import HeadPolicy
+from roboalign.vla.policy import Policy
 
 SMALL = {"width": 32, "heads": 2, "layers": 2, "vlm_inner_width": 32, "vlm_heads": 2}
 
@@ -106,3 +109,25 @@ def test_rest_of_a_chunk_travels_over_the_wire(policy, saved):
     expected = policy.act_batch([observation], [("k",)], guides=[(rest, 3)])[0]
     np.testing.assert_allclose(chunk, expected, atol=1e-5)
     assert np.abs(plain - rest[0]).max() > np.abs(chunk[:3] - rest[:3]).max()
+
+
+def test_a_head_that_reads_its_reasoning_acts_alike_over_the_wire(policy, tmp_path):
+    """Request by request: the reasoning is written by the server, and its metadata say so."""
+    view = View(layer=2, cameras=("top",), reading="reasoned", max_reasoning_tokens=6)
+    own = dataclasses.replace(policy, view=view, counts=Counter())
+    own.save(tmp_path / "policy")
+    rng = np.random.default_rng(1)
+    observation = SimpleNamespace(
+        images={"top": rng.integers(0, 256, (64, 64, 3), np.uint8)},
+        state=np.zeros(4, np.float32),
+        instruction="Touch the red square.",
+    )
+    loaded = Policy.load(tmp_path / "policy")
+    contract = contract_of(loaded, tmp_path / "policy")
+    assert contract.metadata()["policy"]["reading"] == "reasoned"
+    with served(loaded, contract) as server, RemotePolicy(port=server.port) as remote:
+        chunk = remote.act(observation, ("k",))
+    np.testing.assert_allclose(chunk, own.act(observation, ("k",)), atol=1e-5)
+    assert loaded.counts["decisions"] > own.counts["decisions"] == 1  # it warms up
+    plain = policy.act(observation, ("k",))
+    assert np.abs(plain - chunk).max() > 1e-3

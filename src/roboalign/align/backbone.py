@@ -59,6 +59,11 @@ class BackboneConfig(Config):
     layer_dtype: Dtype = "float16"
     """Type to which they are rounded, on disk and in serving; `float8`: half the size, one scale
     per token."""
+    reading: Literal["direct", "think", "reasoned"] = "direct"
+    """What the head reads: the direct question, the one in think mode, or that one and the reasoning
+    that the model then writes before each decision (docs/how-to/choose-what-the-head-reads.md)."""
+    max_reasoning_tokens: int = Field(128, ge=1, le=1_000_000)
+    """Tokens after which the reasoning of `reasoned` is closed."""
     cameras_as: Literal["images", "side_by_side"] = "images"
     """How several cameras of the head are shown: each as an image of its own, in the order of
     `collect.head_cameras`, or `side_by_side` in one image, for models that take one."""

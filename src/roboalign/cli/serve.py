@@ -79,7 +79,8 @@ def main(options: argparse.Namespace) -> int:
         say("warming up", "serve")
         serve_until_stopped(server, lambda port: _say_ready(contract, options.host, port))
         said = f"{server.requests} requests, {server.faults} refused, {server.passes} passes"
-        if counts := getattr(policy, "counts", None):
+        counts = getattr(policy, "counts", {})
+        if "holds" in counts:
             said += f"; {counts['holds']} of {counts['decisions']} decisions held the robot still"
         say(said + (f"; {recorder.episodes} episodes recorded" if recorder else ""), "serve")
     return 0

@@ -24,7 +24,7 @@ def head_cost(asked: CostInputs) -> StageCost:
     width, dtype = asked.model.numbers.width, recipe.backbone.layer_dtype
     work = f"{frames:,.0f} frames of {length:,.0f} tokens, then {config.steps:,} steps of {config.batch_size}"
     seconds = asked.seconds(head.feature_flops, bf16=asked.number == BFLOAT16)
-    seconds += asked.seconds(head.training_flops, bf16=head.bf16)
+    seconds += asked.seconds(head.training_flops, bf16=head.bf16) + head.writing_seconds
     return StageCost(
         names=("head",),
         runs=sum(not ARMS[arm].tokens for arm in recipe.arms) * len(recipe.seeds),
@@ -81,7 +81,27 @@ class _Head:
     def length(self) -> float:
         """Return the tokens of a prompt. Side by side, the cameras are taken to be as many pixels."""
         images = len(head_cameras(self.asked.recipe))
-        return images * self.asked.model.image_tokens + self.asked.assumed.question_tokens
+        prompt = images * self.asked.model.image_tokens + self.asked.assumed.question_tokens
+        return prompt + self.reasoning
+
+    @property
+    def reasoning(self) -> float:
+        """Return the tokens of the reasoning that is read, 0 if none is written."""
+        backbone = self.asked.recipe.backbone
+        if backbone.reading != "reasoned":
+            return 0
+        return min(self.asked.assumed.reply_tokens, backbone.max_reasoning_tokens)
+
+    @property
+    def writing_seconds(self) -> float:
+        """Return the seconds in which a GPU writes the reasonings of its frames."""
+        if not self.reasoning:
+            return 0
+        batch = self.asked.recipe.head_training.features.batch_size
+        number, b = self.asked.number, self.asked.model.numbers
+        read = number * b.multiplied + arithmetic.cache_bytes(b, batch, self.length, number)
+        steps = math.ceil(self.frames / batch / self.asked.count) * self.reasoning
+        return self.asked.decode_seconds(steps, read)
 
     @property
     def sequence(self) -> int:
@@ -102,10 +122,12 @@ class _Head:
     @property
     def feature_flops(self) -> float:
         b, layer = self.asked.model.numbers, self.asked.recipe.backbone.layer
-        text = arithmetic.forward_flops(b, self.frames * self.length, self.length, layers=layer)
-        return text + arithmetic.vision_flops(
-            b, self.frames * self.asked.model.patches * len(head_cameras(self.asked.recipe))
-        )
+        tokens = self.frames * self.length
+        text = arithmetic.forward_flops(b, tokens, self.length, layers=layer)
+        if self.reasoning:  # written by all layers, then read again by the lower ones
+            text += arithmetic.forward_flops(b, tokens, self.length)
+        seen = self.frames * self.asked.model.patches * len(head_cameras(self.asked.recipe))
+        return text + arithmetic.vision_flops(b, seen * (2 if self.reasoning else 1))
 
     @property
     def training_flops(self) -> float:

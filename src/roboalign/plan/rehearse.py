@@ -25,7 +25,6 @@ from roboalign.align.schedule import accumulation_of, micro_batch_of
 from roboalign.align.trainer import AlignTrainer
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.core.distributed import world_size
-from roboalign.mllm.encode import encode_prompt
 from roboalign.mllm.fake import Meter, fake_weights, fixed_in_place
 from roboalign.mllm.load import Mllm
 from roboalign.plan.arithmetic import Gpu
@@ -43,9 +42,8 @@ from roboalign.plan.rehearse_model import (
 from roboalign.plan.rehearse_split import split_over
 from roboalign.plan.rl_cost import GENERATED_ROWS
 from roboalign.plan.text import size
-from roboalign.run.benchmark import head_cameras
+from roboalign.run.benchmark import head_view
 from roboalign.run.recipe import Recipe
-from roboalign.vla.features import View
 from roboalign.vla.frames import Frames
 from roboalign.vla.head import FlowMatchingHead, HeadShape
 from roboalign.vla.train import Trained, average_of, loss_module, make_optimizer, train_step
@@ -350,23 +348,16 @@ def _head(made: Rehearsal) -> tuple[Peaks, Lengths]:
     """Rehearse a batch of hidden states and two steps of the head on them; the frozen model stays
     in memory."""
     recipe, mllm, assumed, config = made.recipe, made.mllm, made.assumed, made.recipe.head_training
-    view = View(
-        layer=recipe.backbone.layer,
-        cameras=head_cameras(recipe),
-        final_norm=recipe.backbone.final_norm,
-        dtype=recipe.backbone.layer_dtype,
-        prompts=recipe.prompts,
-        cameras_as=recipe.backbone.cameras_as,
-    )
+    view = head_view(recipe)
     black = np.zeros((made.side, made.side, 3), np.uint8)
     prompt = view.prompt(dict.fromkeys(view.cameras, black), "open the drawer")
-    ids = encode_prompt(mllm, prompt.question, prompt.images).input_ids
+    ids = view.longest(mllm, prompt).input_ids
     image = image_tokens_of(mllm, ids)
     meter, micro = Meter(word_token(mllm)), -(-config.batch_size // made.count)
     meter.label(FROZEN, mllm.model.parameters())
     meter.reset()
     with meter:
-        states, mask = view.encode(mllm, [prompt] * config.features.batch_size)
+        states, mask = view.encode(mllm, [view.longest(mllm, prompt)] * config.features.batch_size)
     peaks = {"hidden states": meter.peak}
     shape = HeadShape(
         vlm_width=states.shape[2],

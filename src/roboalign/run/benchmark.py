@@ -11,6 +11,7 @@ from roboalign.run.recipe import Recipe
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.registry import measured_protocol
 from roboalign.sim.rollout import RolloutConfig
+from roboalign.vla.features import View
 
 OFFLINE_NOTE = (
     "Nothing was measured in closed loop: no policy of this run has moved a robot. Open-loop errors on "
@@ -69,6 +70,22 @@ def head_cameras(recipe: Recipe) -> tuple[str, ...]:
     if recipe.demos.of("downstream"):
         return recipe.demos.shown_cameras()
     return recipe.collect.shown_cameras(recipe.mix.camera)
+
+
+def head_view(recipe: Recipe, *, blind: bool = False) -> View:
+    """Return what the heads read."""
+    backbone = recipe.backbone
+    return View(
+        layer=backbone.layer,
+        cameras=head_cameras(recipe),
+        blind=blind,
+        final_norm=backbone.final_norm,
+        dtype=backbone.layer_dtype,
+        prompts=recipe.prompts,
+        cameras_as=backbone.cameras_as,
+        reading=backbone.reading,
+        max_reasoning_tokens=backbone.max_reasoning_tokens,
+    )
 
 
 def protocol_record(recipe: Recipe) -> dict[str, Any]:

@@ -208,7 +208,16 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _head_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of a head. A reading counts where there is one, so that heads trained
+    before there was a choice stay done."""
+    backbone = recipe.backbone
+    reading: dict[str, Any] = {}
+    if backbone.reading != "direct":
+        reading["reading"] = backbone.reading
+    if backbone.reading == "reasoned":
+        reading["max_reasoning_tokens"] = backbone.max_reasoning_tokens
     return {
+        **reading,
         "head": _settings(recipe.head),
         "training": _settings(recipe.head_training),
         "layer": recipe.backbone.layer,

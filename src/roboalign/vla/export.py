@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, check_output, read_json, write_json
 from roboalign.mllm.hidden import restore_depth
@@ -33,7 +32,8 @@ def export_policy(
     """Write the policy in `folder` to `out`; return the bytes written.
 
     The layers above the head's are left out and the weights are rounded to bfloat16; the policy
-    computes in the precision that it was trained with. `facts` are those of
+    computes in the precision that it was trained with. For a head that reads reasonings the whole
+    backbone is written, as it is. `facts` are those of
     `serve.describe.policy_facts`. An earlier export at `out` is replaced. Raises RoboAlignError if
     the policy is damaged or has no head, or `out` holds other files.
     """
@@ -50,12 +50,16 @@ def export_policy(
     depth = policy.mllm.model.config.get_text_config().num_hidden_layers
     with atomic_path(out) as temporary:
         temporary.mkdir()
-        cut = _cut(policy.mllm, policy.view.layer)
-        save_mllm(cut, temporary / BACKBONE, dtype=torch.bfloat16)
+        if policy.view.reading == "reasoned":
+            # All layers write the reasoning, and rounded weights would write another one.
+            save_mllm(policy.mllm, temporary / BACKBONE)
+        else:
+            cut = _cut(policy.mllm, policy.view.layer)
+            save_mllm(cut, temporary / BACKBONE, dtype=torch.bfloat16)
+            record["cut_from"] = record.get("cut_from", depth)
         (temporary / HEAD_FILE).write_bytes((source / HEAD_FILE).read_bytes())
         reference = {**record["backbone"], "path": BACKBONE}
         record["backbone"] = reference | {"sha256": backbone_hash(temporary / BACKBONE)}
-        record["cut_from"] = record.get("cut_from", depth)
         if facts is not None:
             record["facts"] = _told(facts, policy.view)
         write_json(temporary / "policy.json", record)
@@ -77,7 +81,7 @@ def _told(facts: Mapping[str, Any], view: View) -> dict[str, Any]:
     instructions = list(facts.get("instructions", ()))[:MOST_INSTRUCTIONS]
     if instructions:
         kept["instructions"] = instructions
-        kept["prompt"] = style_of(view.prompts).action_question(instructions[0], "direct")
+        kept["prompt"] = view.question(instructions[0])
     content: Mapping[str, str] = facts.get("content", {})
     heldout = set(facts.get("heldout", ()))
     kept["trained"] = facts.get("trained") or sorted(

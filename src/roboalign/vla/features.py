@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from roboalign.conversations.prompts import Mode
 from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.config import Config
@@ -27,11 +28,12 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_tree
 from roboalign.core.progress import Progress, format_seconds
 from roboalign.episodes.episode import Episode
-from roboalign.mllm.encode import Prompt, encode_prompt
+from roboalign.mllm.encode import Encoded, Prompt, encode_prompt
 from roboalign.mllm.hidden import hidden_states
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.rounding import Dtype, pack, token_bytes, unpack
 from roboalign.vla.augment import AugmentConfig, augment
+from roboalign.vla.reasoning import Thought, longest_thought, write_thoughts
 from roboalign.vla.store import SHARD_FORMAT, FeatureStore, write_feature_shard
 
 BACKBONE_FILES = re.compile(
@@ -39,6 +41,9 @@ BACKBONE_FILES = re.compile(
 )
 GRAY = 128
 """Value of every pixel in the image of a blind policy."""
+Reading = Literal["direct", "think", "reasoned"]
+"""What the head reads: the direct question; the question that asks for a reasoning first; or that
+question and the reasoning that the MLLM then writes."""
 LARGE = 2**30
 """Bytes of hidden states from which `describe_features` gives details."""
 
@@ -70,7 +75,7 @@ class FeatureConfig(Config):
 
 
 class View(Config):
-    """Input of the head: hidden states of layer `layer`, for the direct action question about the
+    """Input of the head: hidden states of layer `layer`, for the action question about the
     cameras."""
 
     layer: int = Field(ge=1)
@@ -89,6 +94,21 @@ class View(Config):
     """Type to which hidden states are rounded, on disk and in serving (`rounding.pack`)."""
     prompts: StyleName = DEFAULT_STYLE
     """Style of the question: the one that the MLLM was trained in."""
+    reading: Reading = "direct"
+    """What is read: the direct question, the one in think mode, or that one with the reasoning that
+    the MLLM writes to it, greedily, before each decision."""
+    max_reasoning_tokens: int = Field(128, ge=1, le=1_000_000)
+    """Tokens after which such a reasoning is closed."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that change the hidden states. The two about the reading count only
+        where they do something, so that states stored before there was a choice stay valid."""
+        fields = self.model_dump()
+        if self.reading != "reasoned":
+            del fields["max_reasoning_tokens"]
+        if self.reading == "direct":
+            del fields["reading"]
+        return fields
 
     def prompt(self, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]], instruction: str) -> Prompt:
         """Return the MLLM's prompt for images by camera.
@@ -98,21 +118,39 @@ class View(Config):
         """
         shown = shown_images(images, self.cameras, side_by_side=self.cameras_as == "side_by_side")
         return Prompt(
-            style_of(self.prompts).action_question(instruction, "direct"),
+            self.question(instruction),
             tuple(np.full_like(image, GRAY) if self.blind else image for image in shown),
         )
 
+    def question(self, instruction: str) -> str:
+        """Return the question that the MLLM is asked."""
+        mode: Mode = "direct" if self.reading == "direct" else "think"
+        return style_of(self.prompts).action_question(instruction, mode)
+
+    def think(self, mllm: Mllm, prompts: Sequence[Prompt]) -> list[Thought]:
+        """Return each prompt with the reasoning that the MLLM writes to it."""
+        encoded = [encode_prompt(mllm, one.question, one.images) for one in prompts]
+        return write_thoughts(mllm, encoded, self.max_reasoning_tokens)
+
+    def longest(self, mllm: Mllm, prompt: Prompt) -> Encoded:
+        """Return a prompt with as many tokens as the head reads of it at most."""
+        encoded = encode_prompt(mllm, prompt.question, prompt.images)
+        if self.reading != "reasoned":
+            return encoded
+        return longest_thought(mllm, encoded, self.max_reasoning_tokens)
+
     def encode(
-        self, mllm: Mllm, prompts: Sequence[Prompt], *, multiple: int = 1
+        self, mllm: Mllm, prompts: Sequence[Prompt | Encoded], *, multiple: int = 1
     ) -> tuple[Float[Tensor, "{len(prompts)} tokens width"], Bool[Tensor, "{len(prompts)} tokens"]]:
         """Return hidden states rounded to `dtype`, and the mask of tokens that are not padding.
 
-        The number of tokens is rounded up to a multiple of `multiple`. Raises RoboAlignError if a
-        value does not fit into `dtype`.
+        With the reading `reasoned`, the MLLM first writes its reasoning to each `Prompt`; an
+        `Encoded` is read as it is. The number of tokens is rounded up to a multiple of `multiple`.
+        Raises RoboAlignError if a value does not fit into `dtype`.
         """
         states, mask = hidden_states(
             mllm,
-            prompts,
+            self._read(mllm, prompts),
             self.layer,
             batch_size=len(prompts),
             multiple=multiple,
@@ -126,6 +164,12 @@ class View(Config):
                 fix="use bfloat16, or check the weights for NaN",
             )
         return rounded, mask
+
+    def _read(self, mllm: Mllm, prompts: Sequence[Prompt | Encoded]) -> Sequence[Prompt | Encoded]:
+        if self.reading != "reasoned":
+            return prompts
+        thoughts = iter(self.think(mllm, [one for one in prompts if isinstance(one, Prompt)]))
+        return [next(thoughts).encoded if isinstance(one, Prompt) else one for one in prompts]
 
 
 def shown_images(
@@ -176,13 +220,11 @@ def feature_bytes(
     *,
     augmented: bool = False,
 ) -> int:
-    """Return the bytes that the hidden states of `episodes` will take on disk."""
+    """Return the bytes that the hidden states of `episodes` will take on disk, at most."""
     tokens = 0
     for episode in episodes:
         prompt = _prompt(episode, 0, view)
-        tokens += len(config.frames(episode)) * len(
-            encode_prompt(mllm, prompt.question, prompt.images).input_ids
-        )
+        tokens += len(config.frames(episode)) * len(view.longest(mllm, prompt).input_ids)
     width = mllm.model.config.get_text_config().hidden_size
     return tokens * token_bytes(width, view.dtype) * ((augmented and config.copies(view)) or 1)
 
@@ -297,7 +339,7 @@ def _groups(episodes: Sequence[Episode], config: FeatureConfig) -> list[list[Epi
 def _shard_key(
     backbone: str, episodes: Sequence[Episode], view: View, config: FeatureConfig, copy: int
 ) -> str:
-    settings = [SHARD_FORMAT, backbone, view.model_dump(), config.every]
+    settings = [SHARD_FORMAT, backbone, view.identity(), config.every]
     if copy:
         settings += [config.augment.model_dump(), copy]
     digest = hashlib.sha256(json.dumps(settings).encode())

@@ -1,18 +1,18 @@
 """Define the head's policy: a frozen MLLM, a flow-matching head and the statistics that convert its
 output to raw actions."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import PositiveInt
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from roboalign.conversations.styles.registry import require_model_style
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, check_readable, hash_file, write_json
 from roboalign.mllm.compiled import compile_layers
+from roboalign.mllm.encode import Encoded, Prompt
 from roboalign.mllm.hidden import restore_depth, truncate_layers
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.vla.features import View
@@ -40,6 +41,7 @@ from roboalign.vla.policy_folder import (
 from roboalign.vla.policy_input import NoiseKey, ObservationLike, key_digest
 
 HEAD_FILE = "head.safetensors"
+READING_FIELDS = ("reading", "max_reasoning_tokens")
 COMPILED_MULTIPLE = 64  # tokens; instructions of similar length share compiled code
 
 
@@ -56,10 +58,12 @@ class HeadPolicy:
     sampling_steps: int = 4
     multiple: int = 1
     """Prompts are padded to a multiple of this many tokens."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of a head that reads reasonings, over all decisions: `decisions`, `tokens` of reasonings, and
+    how many were `closed`."""
     kind: ClassVar[str] = "head"
     guided: ClassVar[bool] = True
     remembers: ClassVar[bool] = False
-    counts: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -78,7 +82,9 @@ class HeadPolicy:
 
     def metadata(self) -> dict[str, Any]:
         """Return what a server says of it, besides what it asks for and answers."""
-        return {"kind": self.kind, "sampling_steps": self.sampling_steps}
+        told = {"kind": self.kind, "sampling_steps": self.sampling_steps}
+        reading = self.view.reading
+        return told if reading == "direct" else {**told, "reading": reading}
 
     @property
     def horizon(self) -> int:
@@ -107,6 +113,20 @@ class HeadPolicy:
         Raises RoboAlignError if a camera is missing, a state has the wrong size, or the number of
         keys is wrong.
         """
+        return self.act_and_count(observations, noise_keys, guides=guides)[0]
+
+    def act_and_count(
+        self,
+        observations: Sequence[ObservationLike],
+        noise_keys: Sequence[NoiseKey | None] | None = None,
+        *,
+        guides: Sequence[Rest | None] | None = None,
+    ) -> tuple[
+        Float[np.ndarray, "{len(observations)} {self.horizon} {self.action_stats.dim}"],
+        list[Mapping[str, int]],
+    ]:
+        """Return `act_batch`'s chunks, and what each decision adds to `counts`: nothing, unless the
+        head reads reasonings."""
         keys = [None] * len(observations) if noise_keys is None else list(noise_keys)
         if len(keys) != len(observations):
             raise RoboAlignError(
@@ -118,7 +138,15 @@ class HeadPolicy:
             self.view.prompt(observation.images, observation.instruction)
             for observation in observations
         ]
-        states, mask = self.view.encode(self.mllm, prompts, multiple=self.multiple)
+        read: Sequence[Prompt | Encoded] = prompts
+        counts: list[Mapping[str, int]] = [{}] * len(observations)
+        if self.view.reading == "reasoned":
+            thoughts = self.view.think(self.mllm, prompts)
+            read = [one.encoded for one in thoughts]
+            counts = [one.counts() for one in thoughts]
+            for one in counts:
+                self.counts.update(one)
+        states, mask = self.view.encode(self.mllm, read, multiple=self.multiple)
         self.head.eval()
         chunk = self.head.sample(
             states.float(),
@@ -128,7 +156,7 @@ class HeadPolicy:
             steps=self.sampling_steps,
             **self._guide(guides),
         )
-        return self.action_stats.denormalize(chunk.cpu().numpy())
+        return self.action_stats.denormalize(chunk.cpu().numpy()), counts
 
     def compile(self) -> None:
         """Compile the backbone's layers and the head's sampling in this process; results of `act`
@@ -136,8 +164,15 @@ class HeadPolicy:
 
         Compilation happens at the first call for each number of observations, image size and prompt
         length; prompts are padded to multiples of COMPILED_MULTIPLE tokens to limit these. It takes
-        minutes on a CPU.
+        minutes on a CPU. Raises RoboAlignError if the head reads reasonings: every token that is
+        written is a new length.
         """
+        if self.view.reading == "reasoned":
+            raise RoboAlignError(
+                "a policy that writes a reasoning is not compiled",
+                where=str(self.mllm.folder or "policy"),
+                fix="load it without `compile`",
+            )
         compile_layers(self.mllm.model, dynamic=False)
         self.head.sample = torch.compile(self.head.sample, dynamic=False)  # type: ignore[method-assign]
         self.multiple = COMPILED_MULTIPLE
@@ -167,6 +202,7 @@ class HeadPolicy:
             save_file(
                 {name: value.contiguous() for name, value in self.head.state_dict().items()},
                 temporary / HEAD_FILE,
+                _trained_on(self.view),
             )
             record["head_sha256"] = hash_file(temporary / HEAD_FILE)
             write_json(temporary / "policy.json", record)
@@ -175,7 +211,8 @@ class HeadPolicy:
     def load(
         cls, folder: str | Path, device: str = "cpu", *, compile: bool = False
     ) -> "HeadPolicy":
-        """Read a policy and its backbone, without the backbone's layers above `view.layer`.
+        """Read a policy and its backbone, without the backbone's layers above `view.layer` unless
+        they write a reasoning.
 
         The backbone runs in the precision that computed the hidden states of the head's training.
         `compile` calls that method.
@@ -186,7 +223,7 @@ class HeadPolicy:
         folder = Path(folder)
         path = folder / "policy.json"
         record = read_policy_record(folder)
-        view = parse_entry(View, record, "view", path)
+        view = _parse_view(record, path)
         shape = parse_entry(HeadShape, record, "shape", path)
         config = parse_entry(HeadConfig, record, "head", path)
         sampling_steps = parse_entry(PositiveInt, record, "sampling_steps", path)
@@ -200,6 +237,7 @@ class HeadPolicy:
         backbone = find_backbone(reference, path)
         head = FlowMatchingHead(config, shape)
         _check_weights(folder / HEAD_FILE, record, path)
+        _check_reading(folder / HEAD_FILE, view, path)
         _load_weights(head, folder / HEAD_FILE)
         mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
         if "cut_from" in record:  # exported: its upper layers are not there
@@ -212,7 +250,8 @@ class HeadPolicy:
             )
             raise RoboAlignError(problem, where=str(path), fix=POLICY_FIX)
         require_model_style(mllm, view.prompts, where=str(backbone))
-        truncate_layers(mllm, view.layer)
+        if view.reading != "reasoned":  # a reasoning is written by all layers
+            truncate_layers(mllm, view.layer)
         policy = cls(
             mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps
         )
@@ -243,6 +282,38 @@ class HeadPolicy:
             return None
         state = np.stack([observation.state for observation in observations])
         return torch.from_numpy(self.state_stats.normalize(state)).to(self.mllm.device)
+
+
+def _trained_on(view: View) -> dict[str, str] | None:
+    """Return what the weights' file says of the view; none says that the head reads the direct
+    question."""
+    return None if view.reading == "direct" else {"reading": view.reading}
+
+
+def _parse_view(record: dict[str, Any], path: Path) -> View:
+    """Parse the entry `view`. One without a reading is of the time when every head read the direct
+    question."""
+    told = record.get("view")
+    if isinstance(told, dict):
+        read_then = {name: View.model_fields[name].default for name in READING_FIELDS}
+        record = {**record, "view": {**(read_then if "reading" not in told else {}), **told}}
+    view: View = parse_entry(View, record, "view", path)
+    return view
+
+
+def _check_reading(weights: Path, view: View, path: Path) -> None:
+    """Raise RoboAlignError if the head was trained on another reading than policy.json names."""
+    try:
+        with safe_open(weights, "pt") as file:
+            trained = (file.metadata() or {}).get("reading", "direct")
+    except (OSError, SafetensorError):
+        return  # `_load_weights` says what is broken
+    if trained != view.reading:
+        raise RoboAlignError(
+            f"view.reading is `{view.reading}`, and the head was trained on `{trained}`",
+            where=str(path),
+            fix=f"set view.reading to {trained}, or train a head on the other reading",
+        )
 
 
 def _check_weights(path: Path, record: dict[str, Any], described: Path) -> None:

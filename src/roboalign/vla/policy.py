@@ -81,6 +81,17 @@ class Policy(Protocol):
         depend on what else is in the batch."""
         ...
 
+    def act_and_count(
+        self,
+        observations: Sequence[ObservationLike],
+        noise_keys: Sequence[NoiseKey | None] | None = None,
+    ) -> tuple[
+        Float[np.ndarray, "{len(observations)} {self.horizon} {self.action_dim}"],
+        list[Mapping[str, int]],
+    ]:
+        """Return `act_batch`'s chunks, and what each decision added to `counts`."""
+        ...
+
     @property
     def counts(self) -> Mapping[str, int]:
         """What it has counted over its decisions, for example `holds`; empty if it counts

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from roboalign.conversations.conversation import read_conversations, read_table, shards
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
@@ -38,7 +36,6 @@ from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.ray import evaluate_on_cluster
 from roboalign.sim.rollout import Act, EpisodeResult, Key, Planned, write_video
 from roboalign.vla.policy import Policy, policy_files
-from roboalign.vla.token_policy import TokenPolicy
 
 VIDEO_FPS = 10.0
 
@@ -136,10 +133,8 @@ def load_act(folder: Path, threads: int, device: str) -> Act:
     limit_threads(threads)
     policy = Policy.load(folder, device)
 
-    def act(observations: list[Observation], keys: list[Key]) -> np.ndarray | Planned:
-        if isinstance(policy, TokenPolicy):
-            return Planned(*policy.act_and_count(observations, keys))
-        return policy.act_batch(observations, keys)
+    def act(observations: list[Observation], keys: list[Key]) -> Planned:
+        return Planned(*policy.act_and_count(observations, keys))
 
     return act
 

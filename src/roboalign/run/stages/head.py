@@ -7,10 +7,9 @@ import numpy as np
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.progress import say
 from roboalign.run.arms import ARMS
-from roboalign.run.benchmark import head_cameras
+from roboalign.run.benchmark import head_view
 from roboalign.run.folder import backbone_folder, split_demonstrations
 from roboalign.run.stage import Context
-from roboalign.vla.features import View
 from roboalign.vla.train import train_head
 
 
@@ -27,15 +26,7 @@ def head(context: Context) -> dict[str, Any]:
         # the same for all arms, because their demonstrations are the same
         for note in stats.notes():
             say(note, "head")
-    view = View(
-        layer=recipe.backbone.layer,
-        cameras=head_cameras(recipe),
-        blind=ARMS[context.arm].blind,
-        final_norm=recipe.backbone.final_norm,
-        dtype=recipe.backbone.layer_dtype,
-        prompts=recipe.prompts,
-        cameras_as=recipe.backbone.cameras_as,
-    )
+    view = head_view(recipe, blind=ARMS[context.arm].blind)
     mllm = context.load(backbone_folder(context.run_dir, context.seed, context.arm))
     return train_head(
         mllm,

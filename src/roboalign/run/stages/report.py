@@ -135,13 +135,20 @@ def notes(recipe: Recipe, size: str) -> list[str]:
 
 
 def hold_notes(episodes: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Return for each arm that counts its decisions how often it held the robot still."""
+    """Return for each arm that counts its decisions how often it held the robot still, or how long
+    its reasonings were."""
     found = []
     for arm, rows in episodes.items():
         counts = Counter[str]()
         for row in rows:
             counts.update(row.get("counts", {}))
-        if total := counts["decisions"]:
+        total = counts["decisions"]
+        if total and "holds" not in counts:
+            found.append(
+                f"{ARMS[arm].title}: {counts['tokens'] / total:.1f} tokens of reasoning a decision; "
+                f"{counts['closed']} of {total} reasonings did not end by themselves."
+            )
+        elif total:
             found.append(
                 f"{ARMS[arm].title}: {counts['holds']} of {total} decisions "
                 f"({100 * counts['holds'] / total:.1f}%) were no action chunk and held the robot "
