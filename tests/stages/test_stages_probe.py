@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from stage_run import do, recipe
 
-from roboalign.cli.probe import find_backbones, probe, probe_settings
+from roboalign.cli.probe import probe, probe_settings
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, write_json, write_text
 from roboalign.evaluate.probe_features import ProbeSettings, pooled_states
@@ -16,6 +16,8 @@ from roboalign.mllm.load import load_mllm
 from roboalign.run.folder import read_demonstrations
 from roboalign.run.graph import plan_stages
 from roboalign.run.load import dump_recipe
+from roboalign.run.probe_sweep import sweep
+from roboalign.run.probed import find_backbones
 from roboalign.vla.features import View
 
 TASK = "puck-push"
@@ -87,6 +89,53 @@ def test_all_layers_at_once_are_the_ones_that_the_head_reads(probed: Path) -> No
         expected = [one[:length] for one, length in zip(states.numpy(), lengths.tolist())]
         np.testing.assert_allclose(mean, [one.mean(axis=0) for one in expected], atol=1e-5)
         np.testing.assert_allclose(last, [one[-1] for one in expected], atol=1e-5)
+
+
+def test_readings_layers_and_norms_are_ranked(probed: Path, tmp_path: Path) -> None:
+    settings = ProbeSettings(
+        arms=("sft",), readings=("direct", "think", "reasoned"), max_reasoning_tokens=5, **SMALL
+    )
+    text = sweep(probed, settings, tmp_path / "sweep.json")
+    found = read_json(tmp_path / "sweep.json")
+    [backbone] = found["backbones"]
+    rows = backbone["choices"]
+    # Of two layers the upper one always has the norm.
+    combinations = {(row["reading"], row["layer"], row["final_norm"]) for row in rows}
+    assert combinations == {
+        (reading, layer, norm)
+        for reading in ("direct", "think", "reasoned")
+        for layer, norm in ((1, False), (1, True), (2, True))
+    }
+    errors = [row["error"]["value"] for row in rows]
+    assert errors == sorted(errors) and all(row["error"]["n"] == 72 for row in rows)
+    [current] = [row for row in rows if row["of_recipe"]]
+    assert (current["reading"], current["layer"], current["final_norm"]) == ("direct", 1, False)
+    for row in rows:
+        if row is not current:
+            difference = row["error"]["value"] - current["error"]["value"]
+            assert row["against_recipe"]["value"] == pytest.approx(difference)
+    tokens = {row["reading"]: row["tokens"] for row in rows}
+    assert tokens["think"] < tokens["reasoned"] <= tokens["think"] + 5 + 8  # the closing tag
+    assert "direct*" in text and "seed-0/rl" not in text
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
+    plain = ProbeSettings(arms=("sft",), **SMALL)
+    probe(probed, plain, tmp_path / "probe.json")
+    layers = read_json(tmp_path / "probe.json")["arms"]["sft"]
+    assert current["phase"] == layers["1"]["accuracy"]
+
+
+def test_the_norm_of_a_pooled_state_is_the_heads(probed: Path) -> None:
+    mllm = load_mllm(probed / "seed-0" / "sft" / "model")
+    episodes = read_demonstrations(probed, "downstream")
+    view = View(layer=1, cameras=("workspace",))
+    prompts = [view.prompt({"workspace": one.frame("workspace", 3)}, "go") for one in episodes[:3]]
+    found = pooled_states(mllm, prompts, [1, 1, 2, 2], "mean", [False, True, False, True])
+    for states, (layer, norm) in zip(found, [(1, False), (1, True), (2, False), (2, True)]):
+        wanted, mask = hidden_states(mllm, prompts, layer, final_norm=norm)
+        assert mask.all()
+        np.testing.assert_allclose(states, wanted.mean(dim=1).numpy(), atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    np.testing.assert_array_equal(found[2], found[3])
 
 
 def test_layers_arms_and_demonstrations_can_be_chosen(probed: Path, tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]
             calls.append({"prompts": list(prompts), **settings})
             ids = [policy.mllm.tokenizer(text)["input_ids"] for text in left.pop(0)]
             ids = [row[: settings["max_new_tokens"]] for row in ids]
-            return Generation([[row] for row in ids], [], [], 0, 0)
+            return Generation(
+                [[row] for row in ids], [[[-0.5] * len(row)] for row in ids], [], 0, 0
+            )
 
         monkeypatch.setattr(token_writer, "generate", generate)
         return calls

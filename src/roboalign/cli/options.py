@@ -73,7 +73,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}
     if get_origin(annotation) is tuple:
-        return {"nargs": "+", "type": get_args(annotation)[0]}
+        return {"nargs": "+", **_kind(get_args(annotation)[0])}
     if annotation is bool:
         return {"action": "store_true"}
     return {"type": annotation, "metavar": "TEXT" if annotation is str else "N"}

@@ -10,7 +10,7 @@ gathered hardly anything yet.
 import argparse
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ from roboalign.evaluate.statistics import paired_difference
 from roboalign.mllm.load import load_mllm
 from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import head_cameras
-from roboalign.run.folder import backbone_folder, read_demonstrations
+from roboalign.run.folder import read_demonstrations
 from roboalign.run.load import load_recipe
-from roboalign.run.recipe import Recipe
+from roboalign.run.probe_sweep import sweep
+from roboalign.run.probed import ProbedBackbone, find_backbones
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -63,20 +64,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the probe and print the table."""
+    """Run the probe, or the sweep of readings, and print the table."""
     given = {name: getattr(options, name) for name in ProbeSettings.model_fields}
-    print(probe(options.run, probe_settings(given), options.out))
+    settings = probe_settings(given)
+    work = sweep if settings.readings else probe
+    print(work(options.run, settings, options.out))
     return 0
-
-
-@dataclass(frozen=True)
-class ProbedBackbone:
-    """One trained model; arms that share a model share this object."""
-
-    arm: str
-    seed: int | None
-    """None for the base, which all training seeds share."""
-    folder: Path
 
 
 def probe_settings(given: Mapping[str, Any]) -> ProbeSettings:
@@ -136,45 +129,6 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     }
     write_json(out, result)
     return format_probe(result) + f"written to {out}\n"
-
-
-def find_backbones(
-    recipe: Recipe, run_dir: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None = None
-) -> tuple[list[ProbedBackbone], list[str]]:
-    """Return the backbones of `arms` under the training seeds `seeds` (None: all), and the stages
-    of those not done.
-
-    The blind arm has RoboAlign's backbone; only its head sees a gray image. Raises RoboAlignError
-    if an arm or a seed is not in the recipe, or a requested arm is not done under any seed.
-    """
-    for seed in set(seeds or ()) - set(recipe.seeds):
-        raise RoboAlignError(
-            f"the run has no training seed {seed}",
-            where="--seed",
-            fix=f"choose of {', '.join(map(str, recipe.seeds))}",
-        )
-    for arm in set(arms or ()) - set(recipe.arms):
-        raise RoboAlignError(
-            f"the run has no arm {arm!r}", where="--arm", fix=f"choose of {', '.join(recipe.arms)}"
-        )
-    fix = f"roboalign run {run_dir / 'recipe.yaml'} --out {run_dir}"
-    found: dict[Path, ProbedBackbone] = {}
-    absent: list[str] = []
-    for arm in arms or recipe.arms:
-        there = False
-        for seed in seeds or recipe.seeds:
-            folder = backbone_folder(run_dir, seed, arm)
-            shared = folder.parent.parent == run_dir
-            if (folder.parent / "stage.json").is_file():  # written last: the model is whole
-                found.setdefault(folder, ProbedBackbone(arm, None if shared else seed, folder))
-                there = True
-            elif (name := str(folder.parent.relative_to(run_dir))) not in absent:
-                absent.append(name)
-        if arms and not there:
-            raise RoboAlignError(f"the backbone of {arm} is not done", where=str(run_dir), fix=fix)
-    if not found:
-        raise RoboAlignError("no backbone is done", where=str(run_dir), fix=fix)
-    return list(found.values()), absent
 
 
 def _classify(

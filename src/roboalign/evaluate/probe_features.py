@@ -15,10 +15,10 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.progress import Progress
 from roboalign.episodes.episode import Episode
 from roboalign.evaluate.probe import LabelledFrames
-from roboalign.mllm.encode import Prompt, collate, encode_prompt
+from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt
 from roboalign.mllm.hidden import text_layers
 from roboalign.mllm.load import Mllm
-from roboalign.vla.features import View
+from roboalign.vla.features import Reading, View
 
 PAPER_DEMONSTRATIONS = 20
 # longest side of the images of the raw-pixel baseline: larger ones add memory, not information
@@ -51,6 +51,11 @@ class ProbeSettings(Config):
     generated."""
     batch_size: int = Field(default=32, ge=1)
     """Frames per forward pass."""
+    readings: tuple[Reading, ...] | None = None
+    """Rank these readings, and every layer with and without the last norm, by what the head could
+    take from them: direct, think, reasoned."""
+    max_reasoning_tokens: int = Field(default=128, ge=1)
+    """Tokens after which the reasoning of `reasoned` is closed."""
 
 
 def choose_episodes(
@@ -83,19 +88,23 @@ def choose_episodes(
 
 
 def pooled_states(
-    mllm: Mllm, prompts: Sequence[Prompt], layers: Sequence[int], pool: str
+    mllm: Mllm,
+    prompts: Sequence[Prompt | Encoded],
+    layers: Sequence[int],
+    pool: str,
+    norms: Sequence[bool] | None = None,
 ) -> np.ndarray:
     """Return float32 [layers, B, W]: hidden states after each of `layers`, pooled over each
     prompt's tokens (mean or last).
 
     Equal to `mllm.hidden.hidden_states` for every layer, in one forward pass for all of them;
-    padding is left out.
+    padding is left out. `norms` says of each layer whether the model's last norm follows it.
     """
-    batch = collate(
-        mllm,
-        [encode_prompt(mllm, one.question, one.images) for one in prompts],
-        padding_side="right",
-    )
+    encoded = [
+        one if isinstance(one, Encoded) else encode_prompt(mllm, one.question, one.images)
+        for one in prompts
+    ]
+    batch = collate(mllm, encoded, padding_side="right")
     del batch["labels"]
     with torch.no_grad():
         output = mllm.model.model(
@@ -104,7 +113,13 @@ def pooled_states(
             output_hidden_states=True,
         )
     mask = batch["attention_mask"].to(mllm.device)
-    states = torch.stack([output.hidden_states[layer] for layer in layers]).float()
+    top, norm = len(output.hidden_states) - 1, mllm.model.get_decoder().norm
+    found = []
+    for layer, normed in zip(layers, norms or [False] * len(layers), strict=True):
+        state = output.hidden_states[layer]
+        with torch.no_grad():
+            found.append(norm(state) if normed and layer != top else state)
+    states = torch.stack(found).float()
     if pool == "last":
         pooled = states[:, torch.arange(len(prompts)), mask.sum(dim=1) - 1]
     else:

@@ -33,6 +33,7 @@ from roboalign.mllm.hidden import hidden_states
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.rounding import Dtype, pack, token_bytes, unpack
 from roboalign.vla.augment import AugmentConfig, augment
+from roboalign.vla.policy_input import shown_images
 from roboalign.vla.reasoning import Thought, longest_thought, write_thoughts
 from roboalign.vla.store import SHARD_FORMAT, FeatureStore, write_feature_shard
 
@@ -150,7 +151,7 @@ class View(Config):
         """
         states, mask = hidden_states(
             mllm,
-            self._read(mllm, prompts),
+            self.read(mllm, prompts),
             self.layer,
             batch_size=len(prompts),
             multiple=multiple,
@@ -165,42 +166,14 @@ class View(Config):
             )
         return rounded, mask
 
-    def _read(self, mllm: Mllm, prompts: Sequence[Prompt | Encoded]) -> Sequence[Prompt | Encoded]:
-        if self.reading != "reasoned":
-            return prompts
-        thoughts = iter(self.think(mllm, [one for one in prompts if isinstance(one, Prompt)]))
-        return [next(thoughts).encoded if isinstance(one, Prompt) else one for one in prompts]
-
-
-def shown_images(
-    images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]],
-    cameras: Sequence[str],
-    *,
-    side_by_side: bool = True,
-) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """Return the images that an MLLM is shown of these cameras: one each, or all as one image, left
-    to right.
-
-    Raises RoboAlignError if a camera is missing, or if images to show side by side differ in
-    height.
-    """
-    missing = [camera for camera in cameras if camera not in images]
-    if missing:
-        raise RoboAlignError(
-            f"no image of camera {missing[0]!r}; there are {sorted(images)}",
-            where="observation",
-        )
-    shown = [images[camera] for camera in cameras]
-    heights = {image.shape[0] for image in shown}
-    if not side_by_side:
-        return shown
-    if len(heights) > 1:
-        raise RoboAlignError(
-            f"cameras {tuple(cameras)} differ in height: {sorted(heights)}",
-            where="observation",
-            fix="show them as images (backbone.cameras_as), or render them alike",
-        )
-    return [np.concatenate(shown, axis=1)]
+    def read(self, mllm: Mllm, prompts: Sequence[Prompt | Encoded]) -> list[Encoded]:
+        """Return the tokens that are read of each prompt, a written reasoning included."""
+        asked = [one for one in prompts if isinstance(one, Prompt)]
+        if self.reading == "reasoned":
+            written = iter([one.encoded for one in self.think(mllm, asked)])
+        else:
+            written = iter([encode_prompt(mllm, one.question, one.images) for one in asked])
+        return [next(written) if isinstance(one, Prompt) else one for one in prompts]
 
 
 def backbone_hash(folder: str | Path) -> str:

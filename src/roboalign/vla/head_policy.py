@@ -132,31 +132,73 @@ class HeadPolicy:
             raise RoboAlignError(
                 f"{len(observations)} observations but {len(keys)} noise keys", where="noise_keys"
             )
-        device = self.mllm.device
-        noise = torch.stack([self._noise(key) for key in keys]).to(device)
-        prompts = [
-            self.view.prompt(observation.images, observation.instruction)
-            for observation in observations
+        read, counts = self._read(observations)
+        return self._sample(observations, [[key] for key in keys], read, guides)[:, 0], counts
+
+    def answers(
+        self, observations: Sequence[ObservationLike], noise_keys: Sequence[NoiseKey], samples: int
+    ) -> tuple[
+        Float[np.ndarray, "{len(observations)} {samples} {self.horizon} {self.action_stats.dim}"],
+        list[Mapping[str, int]],
+    ]:
+        """Return `samples` chunks for each observation, of as many noises, and what each decision
+        counts. The first is `act_batch`'s. The backbone is read once."""
+        keys: list[list[NoiseKey | None]] = [
+            [key, *((*key, "noise", number) for number in range(1, samples))] for key in noise_keys
         ]
-        read: Sequence[Prompt | Encoded] = prompts
-        counts: list[Mapping[str, int]] = [{}] * len(observations)
-        if self.view.reading == "reasoned":
-            thoughts = self.view.think(self.mllm, prompts)
-            read = [one.encoded for one in thoughts]
-            counts = [one.counts() for one in thoughts]
-            for one in counts:
-                self.counts.update(one)
+        read, counts = self._read(observations)
+        return self._sample(observations, keys, read), counts
+
+    def act_after(
+        self,
+        observations: Sequence[ObservationLike],
+        noise_keys: Sequence[NoiseKey],
+        read: Sequence[Encoded],
+    ) -> Float[np.ndarray, "{len(observations)} {self.horizon} {self.action_stats.dim}"]:
+        """Return `act_batch`'s chunks after other tokens than the policy would read, for example
+        with another reasoning."""
+        return self._sample(observations, [[key] for key in noise_keys], read)[:, 0]
+
+    def prompts(self, observations: Sequence[ObservationLike]) -> list[Prompt]:
+        """Return what the MLLM is shown and asked."""
+        return [self.view.prompt(one.images, one.instruction) for one in observations]
+
+    def _read(
+        self, observations: Sequence[ObservationLike]
+    ) -> tuple[Sequence[Prompt | Encoded], list[Mapping[str, int]]]:
+        """Return what the text layers read, and what each decision counts."""
+        prompts = self.prompts(observations)
+        if self.view.reading != "reasoned":
+            return prompts, [{}] * len(prompts)
+        thoughts = self.view.think(self.mllm, prompts)
+        counts: list[Mapping[str, int]] = [one.counts() for one in thoughts]
+        for one in counts:
+            self.counts.update(one)
+        return [one.encoded for one in thoughts], counts
+
+    def _sample(
+        self,
+        observations: Sequence[ObservationLike],
+        keys: Sequence[Sequence[NoiseKey | None]],
+        read: Sequence[Prompt | Encoded],
+        guides: Sequence[Rest | None] | None = None,
+    ) -> Float[np.ndarray, "{len(observations)} samples {self.horizon} {self.action_stats.dim}"]:
+        """Return a chunk for each key of each observation; the backbone is read once."""
+        samples = len(keys[0])
+        noise = torch.stack([self._noise(key) for row in keys for key in row])
         states, mask = self.view.encode(self.mllm, read, multiple=self.multiple)
+        state = self._state(observations)
         self.head.eval()
         chunk = self.head.sample(
-            states.float(),
-            mask,
-            self._state(observations),
-            noise,
+            states.float().repeat_interleave(samples, dim=0),
+            mask.repeat_interleave(samples, dim=0),
+            None if state is None else state.repeat_interleave(samples, dim=0),
+            noise.to(self.mllm.device),
             steps=self.sampling_steps,
             **self._guide(guides),
         )
-        return self.action_stats.denormalize(chunk.cpu().numpy()), counts
+        raw = self.action_stats.denormalize(chunk.cpu().numpy())
+        return raw.reshape(len(observations), samples, *raw.shape[1:])
 
     def compile(self) -> None:
         """Compile the backbone's layers and the head's sampling in this process; results of `act`

@@ -26,13 +26,13 @@ from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_tree, write_json
 from roboalign.mllm.encode import (
+    Encoded,
     encode_prompt,
     end_ids,
     special_ids,
 )
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.vla.command_memory import CommandMemory
-from roboalign.vla.features import shown_images
 from roboalign.vla.policy_folder import (
     POLICY_FORMAT,
     BackboneReference,
@@ -42,7 +42,7 @@ from roboalign.vla.policy_folder import (
     read_policy_record,
     refer_to_backbone,
 )
-from roboalign.vla.policy_input import NoiseKey, ObservationLike, key_digest
+from roboalign.vla.policy_input import NoiseKey, ObservationLike, key_digest, shown_images
 from roboalign.vla.token_writer import TokenPolicyConfig, WrittenReply, whole_text, write_replies
 
 REMAKE = "make the policy again, or copy the whole policy folder"
@@ -75,6 +75,8 @@ class TokenAnswer:
     """Tokens that the model computed for it."""
     closed: bool
     """Whether the reasoning had used up its tokens and was closed."""
+    logprob: float = 0.0
+    """Log-probability of the tokens that were sampled, at the policy's temperature."""
 
     def counts(self) -> Counter[str]:
         """Return what this decision adds to the policy's counts."""
@@ -186,16 +188,29 @@ class TokenPolicy:
         keys = self._keys(observations, noise_keys)
         self._check_states(observations)
         answers = [row[0] for row in self.answers(observations, keys)]
+        chunks = self.settle(observations, keys, [answer.chunk for answer in answers])
+        for answer in answers:
+            self.counts.update(answer.counts())
+        return chunks, [answer.counts() for answer in answers]
+
+    def settle(
+        self,
+        observations: Sequence[ObservationLike],
+        keys: Sequence[NoiseKey | None],
+        found: Sequence[np.ndarray | None],
+    ) -> Float[np.ndarray, "{len(observations)} {self.horizon} {self.action_dim}"]:
+        """Return the chunks that are done: those found, and H times the action that holds for None.
+        They are remembered for later holds."""
+        self._check_states(observations)
         chunks = []
-        for place, (answer, seen, key) in enumerate(zip(answers, observations, keys, strict=True)):
-            moment, chunk = self.memory.recall(key, place), answer.chunk
+        for place, (chunk, seen, key) in enumerate(zip(found, observations, keys, strict=True)):
+            moment = self.memory.recall(key, place)
             if chunk is None:
                 still = self.hold.action(moment.last, seen.state)
                 chunk = np.tile(still, (self.horizon, 1))
             self.memory.keep(moment, chunk)
             chunks.append(chunk)
-            self.counts.update(answer.counts())
-        return np.stack(chunks), [answer.counts() for answer in answers]
+        return np.stack(chunks)
 
     def answers(
         self,
@@ -210,23 +225,26 @@ class TokenPolicy:
         prompts share no more than the chat template's few tokens before it.
         """
         keys = self._keys(observations, noise_keys)
-        style, mode = style_of(self.view.prompts), self.view.mode
-        prompts = [
-            encode_prompt(
-                self.mllm,
-                style.action_question(seen.instruction, mode),
-                shown_images(seen.images, self.cameras, side_by_side=False),
-            )
-            for seen in observations
-        ]
         replies = write_replies(
             self.mllm,
-            prompts,
+            [self.prompt(seen) for seen in observations],
             [self._draw_seed(key) for key in keys],
             self.config,
-            mode,
+            self.view.mode,
             samples=samples,
         )
+        return self.read(replies)
+
+    def prompt(self, seen: ObservationLike) -> Encoded:
+        """Return the tokens of what the MLLM is asked."""
+        return encode_prompt(
+            self.mllm,
+            style_of(self.view.prompts).action_question(seen.instruction, self.view.mode),
+            shown_images(seen.images, self.cameras, side_by_side=False),
+        )
+
+    def read(self, replies: Sequence[Sequence[WrittenReply]]) -> list[list[TokenAnswer]]:
+        """Return what the replies say, in the same order."""
         parsed = [self._parse(reply.ids) for row in replies for reply in row]
         decoded = iter(self.fast.decode_batch([one.action_ids or [] for one in parsed]))
         found = iter(parsed)
@@ -247,12 +265,13 @@ class TokenPolicy:
     def _answer(
         self, reply: WrittenReply, parsed: Parsed, decoded: np.ndarray | DecodeFailure
     ) -> TokenAnswer:
-        if parsed.action_ids is None:
-            return TokenAnswer(reply.ids, None, parsed.reason, reply.generated, reply.closed)
-        if isinstance(decoded, DecodeFailure):
-            return TokenAnswer(reply.ids, None, decoded.reason, reply.generated, reply.closed)
-        chunk = self.action_stats.denormalize(decoded)
-        return TokenAnswer(reply.ids, chunk, OK, reply.generated, reply.closed)
+        chunk, reason = None, parsed.reason
+        if parsed.action_ids is not None:
+            if isinstance(decoded, DecodeFailure):
+                reason = decoded.reason
+            else:
+                chunk, reason = self.action_stats.denormalize(decoded), OK
+        return TokenAnswer(reply.ids, chunk, reason, reply.generated, reply.closed, reply.logprob)
 
     def _text(self, ids: Sequence[int]) -> str:
         return whole_text(self.mllm, ids)

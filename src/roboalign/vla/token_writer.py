@@ -43,6 +43,8 @@ class WrittenReply:
     """Tokens that the model computed for it."""
     closed: bool = False
     """Whether the reasoning had used up its tokens and was closed."""
+    logprob: float = 0.0
+    """Log-probability of the sampled tokens, at the temperature; the dropped ones count too."""
 
 
 def write_replies(
@@ -61,8 +63,7 @@ def write_replies(
     """
     budget = config.max_reasoning_tokens if mode == "think" else 0
     limit = budget + config.max_block_tokens
-    written = _generate(mllm, prompts, seeds, config, limit, samples)
-    replies = [[WrittenReply(ids, len(ids)) for ids in row] for row in written]
+    replies = _generate(mllm, prompts, seeds, config, limit, samples)
     long = [
         (number, place)
         for number, row in enumerate(replies)
@@ -82,10 +83,23 @@ def write_replies(
         1,
     )
     for (number, place), (more,) in zip(long, rest, strict=True):
-        computed = replies[number][place].generated + len(more)
-        ids = [*begun[number, place], *more]
-        replies[number][place] = WrittenReply(ids, computed, closed=True)
+        first = replies[number][place]
+        replies[number][place] = WrittenReply(
+            [*begun[number, place], *more.ids],
+            first.generated + more.generated,
+            closed=True,
+            logprob=first.logprob + more.logprob,
+        )
     return replies
+
+
+def write_blocks(
+    mllm: Mllm, begun: Sequence[Encoded], config: TokenPolicyConfig
+) -> list[WrittenReply]:
+    """Return what the model writes greedily after prompts that already have a reasoning."""
+    greedy = config.model_copy(update={"temperature": 0.0})
+    written = _generate(mllm, begun, [0] * len(begun), greedy, config.max_block_tokens, 1)
+    return [row[0] for row in written]
 
 
 def whole_text(mllm: Mllm, ids: Sequence[int]) -> str:
@@ -100,7 +114,7 @@ def _generate(
     config: TokenPolicyConfig,
     limit: int,
     samples: int,
-) -> list[list[list[int]]]:
+) -> list[list[WrittenReply]]:
     written = generate(
         mllm,
         prompts,
@@ -110,7 +124,10 @@ def _generate(
         stop=ACTION_END,  # the robot need not wait for the tags after the block
         seed=seeds,
     )
-    return written.tokens
+    return [
+        [WrittenReply(ids, len(ids), logprob=sum(told)) for ids, told in zip(*row, strict=True)]
+        for row in zip(written.tokens, written.logprobs, strict=True)
+    ]
 
 
 def _reasons_after(mllm: Mllm, ids: Sequence[int], budget: int) -> bool:
