@@ -1,14 +1,18 @@
 """`roboalign bench` from the command line: the table, the files, and one message for a fault."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from bench_models import script, small_model
+from hub_stand_in import Repository, served, used
 from made_sets import write_sets
 
 from roboalign.cli.main import main
-from roboalign.core.files import read_json, read_jsonl
+from roboalign.core.files import read_json, read_jsonl, write_text
+from roboalign.run.load import dump_recipe
+from roboalign.run.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +62,12 @@ def test_json(place, tmp_path, capsys, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--tasks", "mmstarr"], "there is no task 'mmstarr'. Available: mmstar, where2place"),
+        (
+            ["--tasks", "mmstarr"],
+            "there is no task 'mmstarr'. Available: mmstar, blink_relative_depth",
+        ),
         (["--preset", "official"], "MMStar has no preset 'official'; it has lmms-eval, qwen"),
-        (["--data", "/nowhere"], "--data /nowhere: no such file or folder"),
+        (["--data", "/nowhere"], "--data /nowhere: no such folder"),
         (["--arm", "sft"], "only a run has arms and seeds"),
         (["--limit", "-1"], "`limit`: Input should be greater than or equal to 0"),
     ],
@@ -89,3 +96,79 @@ def test_files_of_another_kind(place, tmp_path, capsys) -> None:
 def test_two_models_of_one_name(place, tmp_path, capsys) -> None:
     assert bench(place, tmp_path / "out", models=("one", "one")) == 2
     assert "two models are called one" in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_hub(place, tmp_path, capsys, monkeypatch) -> None:
+    script(monkeypatch, lambda question, images: "B")
+    files = Repository.of(place / "sets" / "cv_bench")
+    files.files |= {"train.parquet": b"not wanted", "code.py": b"never fetched"}
+    with served() as hub, used(hub, tmp_path, monkeypatch):
+        hub.repositories["dataset", "nyu-visionx/CV-Bench"] = files
+        folder = str(place / "one" / "model")
+        out = ["--out", str(tmp_path / "out")]
+        assert main(["bench", folder, "--tasks", "cv_bench", *out]) == 0
+        assert hub.files_asked() == {"test_2d.parquet", "test_3d.parquet"}
+        assert "half ADE20K and COCO" in capsys.readouterr().out
+        assert main(["bench", folder, "--tasks", "sat", *out]) == 2
+    assert "nv-njb/SAT" in capsys.readouterr().err
+
+
+def test_compare_pairs_two_folders_or_refuses(place, tmp_path, capsys, monkeypatch) -> None:
+    outs = {name: tmp_path / name for name in ("one", "two", "other", "less")}
+    script(monkeypatch, lambda question, images: "A")
+    assert bench(place, outs["one"]) == 0
+    replies = iter(["A", "B", "C", "A", "A", "A", "D", "D"])  # answers: A B C D A B C D
+    script(monkeypatch, lambda question, images: next(replies))
+    assert bench(place, outs["two"], models=("two",)) == 0
+    script(monkeypatch, lambda question, images: "A")
+    assert bench(place, outs["other"], "--preset", "qwen3-vl") == 0
+    assert bench(place, outs["less"], "--limit", "4") == 0
+    capsys.readouterr()
+    assert main(["compare", str(outs["one"]), str(outs["two"]), "--json"]) == 0
+    pair = json.loads(capsys.readouterr().out)["tasks"]["mmstar"]
+    # A alone is right twice; the other is right on items 0, 1, 2, 4 and 7
+    assert (pair["n"], pair["only_before"], pair["only_after"]) == (8, 0, 3)
+    assert pair["value"] == 3 / 8 and pair["p"] == 0.25
+    assert main(["compare", str(outs["one"]), str(outs["two"] / "two")]) == 0
+    assert "mmstar: after minus before, same 8 items: +37.5 points" in capsys.readouterr().out
+    assert main(["compare", str(outs["one"]), str(outs["other"])]) == 2
+    assert "`protocol.source` is 'lmms-eval 0.7.3, mmstar' and" in capsys.readouterr().err
+    assert main(["compare", str(outs["one"]), str(outs["less"])]) == 2
+    assert "`items` is 8 and 4" in capsys.readouterr().err
+    assert main(["compare", str(outs["one"]), str(outs["one"])]) == 2
+
+
+def test_a_run_stands_for_its_arms(place, tmp_path, capsys, monkeypatch) -> None:
+    run = tmp_path / "run"
+    recipe = Recipe.model_validate(
+        {"name": "mine", "seeds": (3,), "arms": ("base", "sft", "roboalign")}
+    )
+    write_text(run / "recipe.yaml", dump_recipe(recipe))
+    for stage, model in (("base", "one"), ("seed-3/sft", "one"), ("seed-3/rl", "two")):
+        shutil.copytree(place / model / "model", run / stage / "model")
+        write_text(run / stage / "stage.json", "{}")
+    arguments = [
+        "bench",
+        str(run),
+        "--tasks",
+        "mmstar",
+        "--data",
+        str(place / "sets"),
+        "--max-new-tokens",
+        "4",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert list(summary["models"]) == ["base", "sft", "roboalign"]
+    pairs = summary["tasks"]["mmstar"]["pairs"]
+    assert [(pair["before"], pair["after"]) for pair in pairs] == [
+        ("base", "sft"),
+        ("base", "roboalign"),
+    ]
+    assert pairs[0]["value"] == 0 and pairs[0]["p"] == 1.0
+    assert main([*arguments, "--out", str(tmp_path / "o2"), "--arm", "sft", "--seed", "3"]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "o3"), "--seed", "4"]) == 2
+    assert "no training seed 4" in capsys.readouterr().err
+    (run / "seed-3/rl/stage.json").unlink()
+    assert main([*arguments, "--out", str(tmp_path / "o4")]) == 2
+    assert "is not done" in capsys.readouterr().err

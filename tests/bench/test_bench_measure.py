@@ -6,12 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench_models import script, small_model
-from made_sets import mask, square, write_sets
+from made_sets import mask, picture, square, write_sets
 
 import roboalign.bench.measure as measure
 from roboalign.bench.items import controlled
 from roboalign.bench.measure import BenchConfig, BenchModel, bench_model, items_of, seen_size
-from roboalign.bench.summary import mean_of_subgroups, pair_records, summarize_replies
+from roboalign.bench.summary import (
+    cv_bench_score,
+    mean_of_subgroups,
+    pair_records,
+    summarize_replies,
+)
+from roboalign.bench.tasks.base import options_in
+from roboalign.bench.tasks.pointing import UNIT_TUPLES
 from roboalign.bench.tasks.registry import find_bench, find_protocol
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl, write_text
@@ -193,6 +200,117 @@ def test_the_record_says_what_was_done(mllm, sets, tmp_path, monkeypatch) -> Non
     assert set(model["settings"]["images"]) == {"shortest_edge", "longest_edge"}
     protocol = find_protocol(find_bench("where2place"), "official")
     assert protocol.convention == "unit-or-pixels" and protocol.boxes
+
+
+# task, letters or words of the answers, and of one item the text that is asked under `lmms-eval`
+SHAPES = [
+    (
+        "blink_relative_depth",
+        "ABABABAB",
+        "without providing any additional information.\nTwo points",
+    ),
+    ("erqa", "ABCDABCD", "What color is the square? Choices: A. Red. B. Green."),
+    ("embspatial", "ABCDABCD", "does the square have?\nA) red\nB) green\nC) blue\nD) yellow"),
+    ("cv_bench", "ABCDABAB", "following choices.\n(A) red (B) green (C) blue (D) yellow"),
+    ("sat", "ABABABAA", "A. It moved left\nB. It moved right\n\nOnly output the letter"),
+]
+
+
+@pytest.mark.parametrize(("name", "answers", "text"), SHAPES)
+def test_the_items_of_each_set(sets, name, answers, text) -> None:
+    task = find_bench(name)
+    items = items_of(task, sets / name)
+    assert "".join(item.answer for item in items) == answers
+    assert text in find_protocol(task, "lmms-eval").wording(items[0])
+    for item in items:
+        other = controlled(item, "shuffled")
+        texts = [[one.text[a:b] for a, b in one.options] for one in (item, other)]
+        assert sorted(texts[0]) == sorted(texts[1])
+        assert len(texts[0]) == len(item.letters) and texts[0] != texts[1]
+        right = [t[one.letters.index(one.answer)] for t, one in zip(texts, (item, other))]
+        assert right[0] == right[1]
+
+
+def test_options_with_a_full_stop_keep_it_where_it_is() -> None:
+    text = "Choices: A. Red. B. Green. C. Blue. D. Yellow. Please answer directly."
+    spans = options_in(text, "ABCD", r"(?<!\w){}\. ", " Please ")
+    assert [text[a:b] for a, b in spans] == ["Red.", "Green.", "Blue.", "Yellow."]
+    assert options_in("A. one B. two", "ABC", r"{}\. ") == ()
+    assert options_in("A: x, B: y, z, C: w\nmore", "ABC", r"(?<!\w){}:\s*") == (
+        (3, 4),
+        (9, 13),
+        (18, 19),
+    )
+
+
+def test_robospatial_by_hand(mllm, sets, tmp_path, monkeypatch) -> None:
+    # yes, no | yes, no, yes | squares 5, 6, 7: (24..47, 16..31), (48..71, 16..31), (72..95, 16..31)
+    replies = [
+        "Yes",
+        "There is room.\nAnswer: yes",
+        "It fits.\nAnswer: yes",
+        "Answer: no",
+        "yes and no",
+        '```json\n[{"point_2d": [300, 300]}]\n```',  # (28, 19): inside
+        '```json\n[{"point_2d": [10, 10]}, {"point_2d": [600, 400]}]\n```',  # the second inside
+        "[(0.8, 0.3)]",  # no fence
+    ]
+    asked: list = script(monkeypatch, lambda question, images: replies[len(asked) - 1])
+    rows = run(mllm, sets, tmp_path / "out", "robospatial")["asked"]
+    assert [row["score"] for row in rows] == [1, 0, 1, 1, 0, 1, 1, 0]
+    assert [row["reason"] != "ok" for row in rows] == [False] * 4 + [True] + [False] * 2 + [True]
+    assert summarize_replies(rows, 8)["groups"]["context"]["value"] == pytest.approx(2 / 3)
+    asked.clear()
+    rows = run(mllm, sets, tmp_path / "official", "robospatial", preset="official")["asked"]
+    # the first word decides; the first pair against the polygon, in fractions
+    assert [row["score"] for row in rows] == [1, 0, 0, 0, 1, 0, 0, 1]
+    assert asked[0][0].endswith("Answer yes or no.")
+
+
+def test_refspatial_and_its_splits(mllm, sets, tmp_path, monkeypatch) -> None:
+    asked = script(monkeypatch, lambda question, images: "[(0.1, 0.1)]")
+    rows = run(mllm, sets, tmp_path / "out", "refspatial")["asked"]
+    assert [row["id"] for row in rows[:4]] == [
+        "location-0",
+        "location-1",
+        "location-2",
+        "placement-0",
+    ]
+    assert [row["score"] for row in rows] == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert asked[0][0].endswith(
+        "i.e. [(x1, y1)]. Return only list of tuples, don't add anything else."
+    )
+    assert list(summarize_replies(rows, 8)["groups"]) == ["location", "placement", "unseen"]
+
+
+def test_cv_bench_has_a_score_of_its_own(mllm, sets, tmp_path, monkeypatch) -> None:
+    script(monkeypatch, lambda question, images: "A")
+    rows = run(mllm, sets, tmp_path / "out", "cv_bench")["asked"]
+    # answers A, B, C, D of ADE20K, COCO, ADE20K, COCO and A, B, A, B of Omni3D
+    assert cv_bench_score(rows) == pytest.approx(0.5 * ((1 / 2 + 0) / 2 + 2 / 4))
+    assert cv_bench_score(rows[:4]) is None
+
+
+def test_where2place_as_its_authors_ship_it(mllm, tmp_path) -> None:
+    folder = tmp_path / "where2place"
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    picture(0).save(folder / "images" / "00.jpg")
+    mask(0).save(folder / "masks" / "00.jpg")
+    row = {
+        "question_id": 0,
+        "image": "00.jpg",
+        "text": f"Point at it. {UNIT_TUPLES}",
+        "category": "x",
+    }
+    (folder / "point_questions.jsonl").write_text(json.dumps(row))  # without a final newline
+    (item,) = items_of(find_bench("where2place"), folder)
+    assert item.text == "Point at it." and item.mask is not None
+    wording = find_protocol(find_bench("where2place"), "official").wording
+    assert wording(item) == f"Point at it. {UNIT_TUPLES}"
+    write_text(folder / "point_questions.jsonl", json.dumps({**row, "image": "../../x.jpg"}) + "\n")
+    with pytest.raises(RoboAlignError):
+        items_of(find_bench("where2place"), folder)
 
 
 def rows(scores, wording="w"):

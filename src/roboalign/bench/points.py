@@ -21,7 +21,7 @@ Convention = Literal[
     "cells",
 ]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-PointForm = Literal["tuples", "last-line", "pairs", "fenced-json"]
+PointForm = Literal["tuples", "last-line", "pairs", "tuples-first", "fenced-json"]
 CELLS = 32
 """Cells of each axis in this package's generated questions (`mix.grid`)."""
 FARTHEST = 1e9
@@ -58,13 +58,17 @@ def spots_in(text: str, form: PointForm) -> list[Spot]:
 
     `tuples`: `(x, y)` without other spaces (RoboPoint's script, lmms-eval's `where2place`).
     `last-line`: the same in the last line alone (FlagEvalMM). `pairs`: `[x, y]` or `(x, y)`, also
-    inside JSON (lmms-eval's `_json` tasks). `fenced-json`: `point_2d` of a JSON list in a code
+    inside JSON (lmms-eval's `_json` tasks). `tuples-first`: those in round brackets where there are
+    any, else those in square ones (RoboSpatial-Eval's script). `fenced-json`: `point_2d` of a JSON list in a code
     fence (lmms-eval's `robo_spatial`).
     """
     if form == "fenced-json":
         return list(_fenced(text))
-    if form == "pairs":
-        return [_spot(*pair) for pair in _PAIR.findall(text)]
+    if form in ("pairs", "tuples-first"):
+        found = list(_PAIR.finditer(text))
+        round_ones = [pair for pair in found if pair[0].startswith("(")]
+        chosen = (form == "tuples-first" and round_ones) or found
+        return [_spot(pair[1], pair[2]) for pair in chosen]
     return [_spot(*numbers) for numbers in _tuples(text, form) if len(numbers) == 2]
 
 
@@ -72,7 +76,8 @@ def boxes_in(text: str, form: PointForm) -> list[Box]:
     """Return the boxes of an answer: four numbers where `spots_in` takes two."""
     if form == "fenced-json":
         return []
-    found = _FOUR.findall(text) if form == "pairs" else _tuples(text, form)
+    bracketed = form in ("pairs", "tuples-first")
+    found = _FOUR.findall(text) if bracketed else _tuples(text, form)
     return [Box(_spot(*four[:2]), _spot(*four[2:])) for four in found if len(four) == 4]
 
 

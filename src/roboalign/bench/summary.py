@@ -27,8 +27,23 @@ def mean_of_subgroups(records: Records) -> float:
     return float(np.mean([np.mean(scores) for scores in groups.values()]))
 
 
-HEADLINES: dict[str, Callable[[Records], float]] = {
+def cv_bench_score(records: Records) -> float | None:
+    """Return CV-Bench's own score: half the mean of ADE20K and COCO (2D), half Omni3D (3D).
+
+    None unless all three sources were asked.
+    """
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        groups.setdefault(record["subgroup"], []).append(record["score"])
+    if not {"ADE20K", "COCO", "Omni3D"} <= set(groups):
+        return None
+    means = {name: float(np.mean(scores)) for name, scores in groups.items()}
+    return 0.5 * ((means["ADE20K"] + means["COCO"]) / 2 + means["Omni3D"])
+
+
+HEADLINES: dict[str, Callable[[Records], float | None]] = {
     "mean of the categories": mean_of_subgroups,
+    "half ADE20K and COCO, half Omni3D": cv_bench_score,
 }
 """Numbers that a benchmark's source reports besides the mean over items."""
 

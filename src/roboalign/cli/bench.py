@@ -15,7 +15,7 @@ from roboalign.cli.options import add_settings
 from roboalign.core.config import validated
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_output, write_json
-from roboalign.core.hub import resolve
+from roboalign.core.hub import resolve, resolve_files
 from roboalign.core.machine import device_of
 from roboalign.mllm.shipped import builtin_folder
 from roboalign.run.arms import ARMS
@@ -56,7 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[TASK=]PATH",
-        help="where a task's files are, or a folder with one folder per task; may be repeated",
+        help="where a task's files are (a path or a Hub id), or a folder with one folder per task; "
+        "without it the task's own data set on the Hub; may be repeated",
     )
     add("--out", required=True, metavar="FOLDER", help="where the replies and their scores go")
     names = ("preset", "mode", "prompts", "max_new_tokens", "batch_size", "limit")
@@ -123,37 +124,35 @@ def _measure(
 
 
 def data_places(given: list[str], tasks: list[BenchTask]) -> dict[str, Path]:
-    """Return where the files of each task are. Raises RoboAlignError if that is not said."""
-    places: dict[str, Path] = {}
-    folders = []
+    """Return where the files of each task are: as `given`, else its data set on the Hub.
+
+    Raises RoboAlignError if a path does not exist, or the Hub has no such data set.
+    """
+    own: dict[str, str] = {}
+    folders: list[Path] = []
     for text in given:
         name, equals, path = text.partition("=")
         if equals and name in BENCH_TASKS:
-            places[name] = _existing(path, f"--data {text}")
-        else:
-            folders.append(_existing(text, f"--data {text}"))
-    for task in tasks:
-        if task.name in places:
+            own[name] = path
             continue
-        own = [folder / task.name for folder in folders if (folder / task.name).is_dir()]
-        if not own and len(tasks) == 1 and folders:
-            own = [folders[-1]]
-        if not own:
+        folders.append(Path(text).expanduser())
+        if not folders[-1].is_dir():
             raise RoboAlignError(
-                f"it is not said where the files of {task.title} are",
-                where="--data",
-                fix=f"download them ({task.repository or 'your own file'}) and give "
-                f"--data {task.name}=PATH",
+                "no such folder", where=f"--data {text}", fix="give a folder, or TASK=PATH"
             )
-        places[task.name] = own[-1]
+    places: dict[str, Path] = {}
+    for task in tasks:
+        below = [folder / task.name for folder in folders if (folder / task.name).is_dir()]
+        if task.name not in own and folders and not below:
+            raise RoboAlignError(
+                f"none of these folders has a folder {task.name}",
+                where=f"--data {folders[-1]}",
+                fix=f"give --data {task.name}=PATH, or leave it out to use {task.repository}",
+            )
+        name = own.get(task.name) or (str(below[-1]) if below else task.repository)
+        patterns = [*task.files, *(f"*/{pattern}" for pattern in task.files)]
+        places[task.name] = resolve_files(name, patterns, where=f"--data {task.name}")
     return places
-
-
-def _existing(path: str, where: str) -> Path:
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise RoboAlignError("no such file or folder", where=where, fix="correct the path")
-    return found
 
 
 def models_of(given: list[str], arms: list[str], seed: int | None) -> list[ModelPlace]:

@@ -19,7 +19,7 @@ def format_bench(result: Mapping[str, Any], folder: Path) -> str:
     """Format a table of each task, the paired differences, and the protocol."""
     lines: list[str] = []
     for name, task in result["tasks"].items():
-        lines += [_table(name, task).rstrip(), *_pairs(task), *_remarks(task)]
+        lines += [_table(name, task).rstrip(), *map(pair_line, task["pairs"]), *_remarks(task)]
         protocol = result["protocols"][name]
         lines += [f"protocol {result['settings']['preset']}: {protocol['source']}", ""]
     settings = result["settings"]
@@ -60,18 +60,18 @@ def _score(estimate: Mapping[str, Any]) -> tuple[str, str]:
     return percent(estimate["value"]), f"{low.rstrip('%')} to {high}"
 
 
-def _pairs(task: Mapping[str, Any]) -> Iterator[str]:
-    for pair in task["pairs"]:
-        line = f"{pair['after']} minus {pair['before']}, same {pair['n']} items: "
-        line += f"{points(pair['value'])} points"
-        if pair["low"] is not None:
-            line += f" ({points(pair['low'])} to {points(pair['high'])})"
-        if pair["p"] is not None:
-            line += (
-                f"; right by {pair['after']} alone {pair['only_after']}, by {pair['before']} alone "
-                f"{pair['only_before']}, {p_value(pair['p'])}"
-            )
-        yield line
+def pair_line(pair: Mapping[str, Any]) -> str:
+    """Format the difference of two models on the same items, with its interval and test."""
+    line = f"{pair['after']} minus {pair['before']}, same {pair['n']} items: "
+    line += f"{points(pair['value'])} points"
+    if pair["low"] is not None:
+        line += f" ({points(pair['low'])} to {points(pair['high'])})"
+    if pair["p"] is not None:
+        line += (
+            f"; right by {pair['after']} alone {pair['only_after']}, by {pair['before']} alone "
+            f"{pair['only_before']}, {p_value(pair['p'])}"
+        )
+    return line
 
 
 def _remarks(task: Mapping[str, Any]) -> Iterator[str]:

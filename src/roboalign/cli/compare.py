@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from roboalign.cli.comparison.benches import compare_benches, is_benched
 from roboalign.cli.comparison.scores import compare_scores, is_scored
 from roboalign.cli.comparison.sides import (
     RunSide,
@@ -48,8 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="two runs' folders (or of docs/results/, or of `roboalign eval`), or one; or the log of "
-        "`roboalign trial`",
+        help="two runs' folders (or of docs/results/, `roboalign eval` or `roboalign bench`), or one; or "
+        "the log of `roboalign trial`",
     )
     parser.add_argument(
         "--arm",
@@ -88,6 +89,9 @@ def main(options: argparse.Namespace) -> int:
             where=options.runs[0],
             fix="give the log that `roboalign trial run` wrote",
         )
+    if all(is_benched(Path(run)) for run in options.runs):
+        print(compare_benches(options.runs, as_json=options.json))
+        return 0
     if any(is_scored(Path(run)) for run in options.runs):
         print(compare_scores(options.runs, options.arm, options.seed, as_json=options.json))
         return 0

@@ -9,7 +9,7 @@ safetensors, settings and data are fetched: no pickle and no code.
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -104,6 +104,18 @@ def resolve(name: str | Path, kind: Kind, *, where: str = "") -> Path:
     return folder
 
 
+def resolve_files(name: str | Path, patterns: Sequence[str], *, where: str = "") -> Path:
+    """Return the folder or file that `name` refers to; of a data set of the Hub only the files
+    `patterns` are fetched. Raises RoboAlignError as `resolve` does."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    identity = hub_id(name)
+    if identity is None:
+        raise RoboAlignError("no such file or folder", where=_place(where, name), fix=FORM)
+    return _fetched(identity, "data set", where, tuple(patterns))
+
+
 def hub_id(name: str | Path) -> HubId | None:
     """Return the Hub id that `name` spells; None if it is an existing path or not an id."""
     return None if Path(name).expanduser().exists() else HubId.parse(str(name))
@@ -134,8 +146,11 @@ def _place(where: str, name: str | Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _fetched(identity: HubId, kind: Kind, where: str) -> Path:
-    """Return the cached snapshot, complete for this kind; each process looks it up once."""
+def _fetched(
+    identity: HubId, kind: Kind, where: str, wanted: tuple[str, ...] | None = None
+) -> Path:
+    """Return the cached snapshot, complete for this kind or with the files `wanted`; each process
+    looks it up once."""
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # what it would warn about is an error here
@@ -144,7 +159,7 @@ def _fetched(identity: HubId, kind: Kind, where: str) -> Path:
             identity.repository,
             repo_type="dataset" if kind == "data set" else "model",
             revision=identity.revision,
-            allow_patterns=list(WANTED[kind]),
+            allow_patterns=list(wanted or WANTED[kind]),
             ignore_patterns=list(UNWANTED.get(kind, ())),
             tqdm_class=bar,
         )

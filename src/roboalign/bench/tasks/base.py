@@ -46,11 +46,11 @@ def moved(spans: Sequence[tuple[int, int]], by: int) -> tuple[tuple[int, int], .
     return tuple((start + by, end + by) for start, end in spans)
 
 
-def options_in(text: str, letters: str, mark: str) -> tuple[tuple[int, int], ...]:
+def options_in(text: str, letters: str, mark: str, stop: str = "\n") -> tuple[tuple[int, int], ...]:
     """Return where the options are in a text that lists them, each behind `mark` with its letter.
 
-    `mark` is a pattern with `{}` for the letter. An option ends at the next mark or at the end of
-    the line; spaces and a comma at its end do not belong to it. () if the marks of all letters do
+    `mark` is a pattern with `{}` for the letter. An option ends at the next mark, the last one at
+    `stop` or at the end; spaces and a comma at its end do not belong to it. () if the marks of all letters do
     not occur in order, once each after the first.
     """
     starts = []
@@ -61,8 +61,8 @@ def options_in(text: str, letters: str, mark: str) -> tuple[tuple[int, int], ...
             return ()
         starts.append(found)
         at = found.end()
-    line = text.find("\n", at)
-    ends = [found.start() for found in starts[1:]] + [len(text) if line < 0 else line]
+    last = text.find(stop, at)
+    ends = [found.start() for found in starts[1:]] + [len(text) if last < 0 else last]
     spans = []
     for found, end in zip(starts, ends):
         said = text[found.end() : end].rstrip().removesuffix(",").rstrip()

@@ -3,10 +3,25 @@
 from roboalign.bench.presets import Protocol
 from roboalign.bench.tasks.base import BenchTask
 from roboalign.bench.tasks.mmstar import MMSTAR
+from roboalign.bench.tasks.options import BLINK_DEPTH, CV_BENCH, EMBSPATIAL, ERQA, SAT
+from roboalign.bench.tasks.spatial import REFSPATIAL_BENCH, ROBOSPATIAL
 from roboalign.bench.tasks.where2place import WHERE2PLACE
 from roboalign.core.errors import RoboAlignError
 
-BENCH_TASKS: dict[str, BenchTask] = {task.name: task for task in (MMSTAR, WHERE2PLACE)}
+BENCH_TASKS: dict[str, BenchTask] = {
+    task.name: task
+    for task in (
+        MMSTAR,
+        BLINK_DEPTH,
+        ROBOSPATIAL,
+        WHERE2PLACE,
+        ERQA,
+        EMBSPATIAL,
+        CV_BENCH,
+        SAT,
+        REFSPATIAL_BENCH,
+    )
+}
 
 
 def find_bench(name: str) -> BenchTask:

@@ -1,0 +1,191 @@
+"""The preset `lmms-eval` against lmms-eval 0.7.3 itself: the same prompts, and the same score of each reply.
+
+Runs where the extra is installed (`requirements-bench.lock`); elsewhere it is skipped.
+"""
+
+import importlib
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_sets import write_sets
+from PIL import Image
+from test_bench_replies import LETTERS, POINTS, YES_NO
+
+from roboalign.bench.items import BenchItem
+from roboalign.bench.letters import ranked_letter, stated_letter
+from roboalign.bench.measure import question_of
+from roboalign.bench.reading import grade
+from roboalign.bench.rows import bench_rows
+from roboalign.bench.tasks.registry import BENCH_TASKS, find_protocol
+from roboalign.conversations.styles.registry import STYLES
+from roboalign.episodes.pictures import size_of_file
+
+pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+PAPER = STYLES["paper"]
+
+# task here, module and name of the functions there, metric, key of the score in it, settings of the prompt
+THERE: list[tuple[str, str, str, str, str, str, str]] = [
+    ("mmstar", "lmms-eval", "mmstar", "mmstar", "", "average", "score"),
+    ("mmstar", "qwen3-vl", "mmstar", "mmstar", "", "average", "score"),
+    ("blink_relative_depth", "lmms-eval", "blink", "blink", "", "blink_acc", "is_correct"),
+    ("robospatial", "lmms-eval", "robo_spatial", "robo_spatial", "", "robo_spatial_score", "score"),
+    ("where2place", "lmms-eval", "where2place", "where2place", "", "where2place_acc", "accuracy"),
+    (
+        "where2place",
+        "qwen3-vl",
+        "where2place",
+        "where2place",
+        "_json",
+        "where2place_acc",
+        "accuracy",
+    ),
+    ("erqa", "lmms-eval", "erqa", "erqa", "", "erqa_acc", "is_correct"),
+    ("embspatial", "lmms-eval", "embspatial", "embspatial", "", "embspatial_acc", "is_correct"),
+    ("cv_bench", "lmms-eval", "cv_bench", "cv_bench", "", "cv_bench_acc", "is_correct"),
+    ("refspatial", "lmms-eval", "refspatial", "refspatial", "", "refspatial_acc", "accuracy"),
+    ("refspatial", "qwen3-vl", "refspatial", "refspatial", "_json", "refspatial_acc", "accuracy"),
+]
+KWARGS = {
+    ("mmstar", "lmms-eval"): {
+        "pre_prompt": "",
+        "post_prompt": "\nAnswer with the option's letter from the given choices directly",
+    },
+    ("mmstar", "qwen3-vl"): {
+        "pre_prompt": "Question: ",
+        "post_prompt": "Answer with the option letter only.",
+    },
+    ("blink_relative_depth", "lmms-eval"): {
+        "pre_prompt": "Note: You only need to respond with {} without providing any additional information.\n"
+    },
+    ("embspatial", "lmms-eval"): {
+        "pre_prompt": "Note: You only need to respond with A, B, C, D without providing any additional information.\n"
+    },
+    ("cv_bench", "lmms-eval"): {
+        "pre_prompt": "Note: You only need to respond with {} without providing any additional information.\n"
+    },
+}
+IDS = [f"{row[0]}-{row[1]}" for row in THERE]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sets(tmp_path_factory.mktemp("sets"))
+
+
+def opened(value: Any) -> Any:
+    """A value of a row as `datasets` gives it: images decoded."""
+    if isinstance(value, dict) and value.get("bytes"):
+        return Image.open(io.BytesIO(value["bytes"]))
+    return [opened(one) for one in value] if isinstance(value, list) else value
+
+
+def pairs_of(sets: Path, name: str) -> list[tuple[BenchItem, dict[str, Any]]]:
+    task = BENCH_TASKS[name]
+    rows = bench_rows(sets / name, task.files, task.columns)
+    return [(task.item(row), {k: opened(v) for k, v in row.values.items()}) for row in rows]
+
+
+def replies() -> list[str]:
+    """The golden replies, points of every convention, and texts drawn from the pieces that rules look for."""
+    rng = random.Random(5)
+    pieces = [
+        "A",
+        "B",
+        "C",
+        "D",
+        "(A)",
+        "(B)",
+        "C.",
+        "D:",
+        "B)",
+        "the answer is",
+        "Answer:",
+        "answer is",
+        "\n",
+    ]
+    pieces += [
+        " ",
+        ", ",
+        "I pick",
+        "because",
+        "The",
+        "my choice is",
+        "yes",
+        "no",
+        "not",
+        "a",
+        "b",
+        "**",
+        "'C'",
+    ]
+    texts = ["".join(rng.choices(pieces, k=rng.randint(1, 7))) for _ in range(400)]
+    for _ in range(150):
+        x, y = rng.uniform(-0.2, 1.2), rng.uniform(-0.2, 1.2)
+        whole = [rng.randint(-5, 1010), rng.randint(-5, 1010)]
+        texts.append(f"[({x:.3f}, {y:.3f}), ({rng.random():.2f},{rng.random():.2f})]")
+        texts.append(f'```json\n[{{"point_2d": {whole}, "label": "a"}}]\n```')
+        texts.append(f'[{{"point_2d": [{x:.2f}, {y:.2f}]}}, {{"point_2d": {whole}}}]')
+    known = [row[0] for row in (*LETTERS, *YES_NO, *POINTS)]
+    return [*known, *texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "module", "prefix", "suffix", "metric", "key"), THERE, ids=IDS
+)
+def test_prompts_and_scores_are_the_same(
+    sets, tmp_path, name, preset, module, prefix, suffix, metric, key
+) -> None:
+    there = importlib.import_module(f"lmms_eval.tasks.{module}.utils")
+    protocol = find_protocol(BENCH_TASKS[name], preset)
+    text_of = getattr(there, f"{prefix}_doc_to_text{suffix}")
+    process = getattr(
+        there,
+        f"{prefix}_process_results{suffix or ('_generation' if name == 'robospatial' else '')}",
+    )
+    counted = right = 0
+    for number, (item, doc) in enumerate(pairs_of(sets, name)):
+        if name == "robospatial":
+            doc |= there._save_mask(doc)
+        arguments = (doc, KWARGS[name, preset]) if (name, preset) in KWARGS else (doc,)
+        asked = question_of(item, protocol, PAPER, "direct").strip()
+        assert asked == text_of(*arguments).strip()
+        size = size_of_file(item.images[0])
+        for reply in replies()[number::2]:
+            if not reply.strip():
+                continue
+            mine = grade(reply, item, protocol, PAPER, "direct", size, size).score
+            try:
+                theirs = process(doc, [reply])[metric][key]
+            except (TypeError, AttributeError):  # JSON that is no list of mappings ends their run
+                assert name == "robospatial" and reply.startswith("```json")
+                theirs = 0.0
+            assert mine == pytest.approx(float(theirs)), (reply, item.answer, mine, theirs)
+            counted += 1
+            right += mine > 0
+    assert counted > 2000 and right > 10
+
+
+def test_letters_of_any_text_are_the_same() -> None:
+    mcq = importlib.import_module("lmms_eval.tasks._task_utils.mcq_extract")
+    blink = importlib.import_module("lmms_eval.tasks.blink.utils")
+    for reply in replies():
+        assert ranked_letter(reply, "ABCD") == mcq.extract_mcq_answer(reply, list("ABCD")), reply
+        assert stated_letter(reply, "AB") == blink._extract_answer_letter(reply, "AB"), reply
+
+
+def test_sat_is_asked_and_scored_the_same(sets) -> None:
+    there = importlib.import_module("lmms_eval.tasks.sat.utils")
+    choose = there.MultiChoiceRegexFilter(regex_pattern=r"(\([A-Z]\))", group_select=0)
+    protocol = find_protocol(BENCH_TASKS["sat"], "lmms-eval")
+    for item, doc in pairs_of(sets, "sat"):
+        assert question_of(item, protocol, PAPER, "direct") == there.sat_doc_to_text(doc)
+        assert item.answer == there.sat_doc_to_target(doc)
+        for reply in replies():
+            if not reply.strip():
+                continue
+            (theirs,) = choose.apply([[reply]], [doc])
+            mine = grade(reply, item, protocol, PAPER, "direct", (96, 64), (96, 64)).score
+            assert mine == float(theirs.lower() == item.answer.lower()), reply
