@@ -45,7 +45,7 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReplyReading:
     """What became of a reply."""
 
     read: str
@@ -93,23 +93,23 @@ def grade(
     mode: Mode,
     size: Extent,
     seen: Extent,
-) -> Reading:
+) -> ReplyReading:
     """Read and score the reply to an item.
 
     `size` is (width, height) of its image, and `seen` that after the processor's resize.
     """
     said = spoken(text, style, mode, ANSWER_LABELS[item.kind])
     if said.answer is None:
-        return Reading("", said.reason, 0.0)
+        return ReplyReading("", said.reason, 0.0)
     if item.kind == "letter":
         letter = LETTER_RULES[protocol.letter](said.answer, item.letters)
         if letter not in item.letters or not letter:
-            return Reading("", "no letter of an option", 0.0)
-        return Reading(letter, OK, float(letter == item.answer))
+            return ReplyReading("", "no letter of an option", 0.0)
+        return ReplyReading(letter, OK, float(letter == item.answer))
     if item.kind == "yes-no":
         word = yes_or_no(said.answer, protocol.yes_no)
         reason = OK if word else "neither yes nor no, or both"
-        return Reading(word, reason, float(bool(word) and word == item.answer))
+        return ReplyReading(word, reason, float(bool(word) and word == item.answer))
     return _read_points(said.answer, item, protocol, size, seen)
 
 
@@ -144,13 +144,13 @@ def _first_channel(image: Image.Image) -> np.ndarray:
 
 def _read_points(
     said: str, item: BenchItem, protocol: Protocol, size: Extent, seen: Extent
-) -> Reading:
+) -> ReplyReading:
     spots = spots_in(said, protocol.form)
     if protocol.convention == "cells":
         spots = bare_pair(said) or spots
     boxes = boxes_in(said, protocol.form)
     if not spots and not (boxes and protocol.boxes):
-        return Reading("", "a box where a point is asked" if boxes else "no point", 0.0)
+        return ReplyReading("", "a box where a point is asked" if boxes else "no point", 0.0)
     if protocol.polygon:
         return _against_polygon(spots, item, protocol.convention, size, seen)
     mask = mask_of(item, protocol.threshold)
@@ -159,17 +159,17 @@ def _read_points(
     areas = _corners(boxes, protocol, size, seen, whole) if protocol.boxes else []
     score = mask_score(mask, pixels, protocol.points, areas)
     read = "; ".join(", ".join(map(str, numbers)) for numbers in [*pixels, *areas])
-    return Reading(read, OK, score, len(pixels), outside(pixels, whole))
+    return ReplyReading(read, OK, score, len(pixels), outside(pixels, whole))
 
 
 def _against_polygon(
     spots: Sequence[Spot], item: BenchItem, convention: Convention, size: Extent, seen: Extent
-) -> Reading:
+) -> ReplyReading:
     """Score the first point alone, as RoboSpatial-Eval's script does."""
     x, y = to_fraction(spots[0], convention, size, seen)
     score = float(len(item.polygon) > 2 and in_polygon(x, y, item.polygon))
     away = not (0 <= x < 1 and 0 <= y < 1)
-    return Reading(f"{x:.6g}, {y:.6g}", OK, score, 1, int(away))
+    return ReplyReading(f"{x:.6g}, {y:.6g}", OK, score, 1, int(away))
 
 
 def _corners(
