@@ -17,7 +17,7 @@ CHECK_PYTHON := import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or
 SET_UP = @$(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) $(ROOT)/tools/set_up.py $(VENV) \
 	$(if $(filter file,$(origin PYTHON)),,--asked)
 
-.PHONY: demo test setup setup-libero setup-small setup-all lint base clean
+.PHONY: demo test setup setup-libero setup-small setup-bench setup-all lint base clean
 
 demo: setup
 	@echo "checking this machine (the first start of PyTorch can take a minute)"
@@ -44,8 +44,12 @@ setup-libero:
 setup-small:
 	$(SET_UP) base small
 
+# lmms-eval, with which `roboalign bench` is compared; its tests are skipped where it is absent.
+setup-bench:
+	$(SET_UP) base bench
+
 setup-all:
-	$(SET_UP) base libero small
+	$(SET_UP) base libero small bench
 
 clean:
 	rm -rf $(VENV) $(VENV).lock

@@ -31,6 +31,7 @@ LARGE = re.compile(r"\((\d+(?:\.\d+)?) ([MG]B)\)")
 PARTS = {
     "base": "about 0.6 GB without CUDA, two to four minutes on an idle machine",
     "libero": "LIBERO for its tests, about 1.6 GB, a minute or two",
+    "bench": "lmms-eval for its tests, under 0.1 GB, under a minute",
     "small": "the small backbone's weights for their tests, about 0.3 GB, under a minute",
 }
 """What each part fetches, without PyTorch's CUDA libraries."""

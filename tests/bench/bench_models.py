@@ -55,3 +55,14 @@ def script(
 
     patch.setattr(measure, "generate", generate)
     return asked
+
+
+def as_datasets_writes(folder: Path, *pictures: str) -> None:
+    """Rewrite parquet files as `datasets` stores them, with their image columns marked."""
+    from datasets import Dataset, Image
+
+    for path in sorted(folder.rglob("*.parquet")):
+        table = Dataset.from_parquet(str(path), cache_dir=str(folder / "cache"))
+        for name in pictures:
+            table = table.cast_column(name, Image())
+        table.to_parquet(str(path))

@@ -3,27 +3,35 @@
 Runs where the extra is installed (`requirements-bench.lock`); elsewhere it is skipped.
 """
 
+import argparse
 import importlib
 import io
 import random
+import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_models import as_datasets_writes, script, small_model
 from made_sets import write_sets
 from PIL import Image
 from test_bench_replies import LETTERS, POINTS, YES_NO
 
+from roboalign.bench import measure
 from roboalign.bench.items import BenchItem
 from roboalign.bench.letters import ranked_letter, stated_letter
-from roboalign.bench.measure import question_of
+from roboalign.bench.lmms_entry import manifest
+from roboalign.bench.measure import BenchConfig, BenchModel, bench_model, question_of
 from roboalign.bench.reading import grade
 from roboalign.bench.rows import bench_rows
 from roboalign.bench.tasks.registry import BENCH_TASKS, find_protocol
 from roboalign.conversations.styles.registry import STYLES
+from roboalign.core.files import write_text
 from roboalign.episodes.pictures import size_of_file
 
-pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+pytest.importorskip("lmms_eval", reason="lmms-eval is optional: requirements-bench.lock")
+lmms = importlib.import_module("roboalign.bench.lmms")
 PAPER = STYLES["paper"]
 
 # task here, module and name of the functions there, metric, key of the score in it, settings of the prompt
@@ -189,3 +197,61 @@ def test_sat_is_asked_and_scored_the_same(sets) -> None:
             (theirs,) = choose.apply([[reply]], [doc])
             mine = grade(reply, item, protocol, PAPER, "direct", (96, 64), (96, 64)).score
             assert mine == float(theirs.lower() == item.answer.lower()), reply
+
+
+def reply_to(question: str, images: int) -> str:
+    """A reply that depends on the question alone, so that both programs get the same."""
+    return ("The answer is B.", "[(0.3, 0.1), (2.5, 0.1)]")["point" in question]
+
+
+def test_lmms_eval_runs_our_model_with_the_same_scores(sets, tmp_path, monkeypatch) -> None:
+    """Its own loop, data reading, prompt and score, on the made-up sets, against `bench_model`."""
+    pytest.importorskip("datasets")
+    evaluator = importlib.import_module("lmms_eval.evaluator")
+    managers = importlib.import_module("lmms_eval.tasks")
+    registry = importlib.import_module("lmms_eval.models").MODEL_REGISTRY_V2
+    registry.register_manifest(manifest(), overwrite=True)
+    stock = Path(managers.__file__).parent
+    names = {"mmstar": ("mmstar", "val"), "where2place": ("where2place", "test")}
+    for name, (there, split) in names.items():
+        shutil.copytree(sets / name, tmp_path / "sets" / name)
+        (found,) = (tmp_path / "sets" / name).rglob("*.parquet")
+        found.rename(tmp_path / "sets" / name / f"{split}.parquet")
+        as_datasets_writes(tmp_path / "sets" / name, "image", *["mask"] * (name == "where2place"))
+        text = f"include: {stock}/{there}/{there}.yaml\ntask: made_{name}\ntag: made\n"
+        text += "dataset_path: parquet\ndataset_kwargs:\n"
+        text += f"  cache_dir: {tmp_path}/cache\n  data_files:\n    {split}: "
+        text += f"{tmp_path}/sets/{name}/{split}.parquet\n"
+        write_text(tmp_path / "tasks" / f"made_{name}.yaml", text)
+    mllm = small_model(tmp_path / "model")
+    script(monkeypatch, reply_to)
+    monkeypatch.setattr(lmms, "generate", measure.generate)
+    manager = managers.TaskManager("ERROR", include_path=str(tmp_path / "tasks"))
+    result = evaluator.simple_evaluate(
+        model="roboalign",
+        model_args=f"pretrained={tmp_path / 'model'}",
+        tasks=[f"made_{name}" for name in names],
+        task_manager=manager,
+        batch_size=3,
+        log_samples=True,
+        cli_args=argparse.Namespace(process_with_media=True, output_path=None),
+    )
+    for name in names:
+        model = BenchModel("m", mllm, BenchConfig())
+        place = [(BENCH_TASKS[name], sets / name)]
+        mine = bench_model(model, place, ["asked"], tmp_path / "out" / name)[name]["asked"]
+        samples = sorted(result["samples"][f"made_{name}"], key=lambda row: row["doc_id"])
+        key = {"mmstar": ("average", "score"), "where2place": ("where2place_acc", "accuracy")}[name]
+        theirs = [row[key[0]][key[1]] for row in samples]
+        assert [row["score"] for row in mine] == pytest.approx(theirs)
+        assert len(theirs) == 8 and 0 < sum(theirs) < 8
+
+
+def test_the_entry_point_names_the_class() -> None:
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    value = pyproject["project"]["entry-points"]["lmms_eval.models"]["roboalign"]
+    module, _, name = value.partition(":")
+    found = getattr(importlib.import_module(module), name)()
+    assert found.model_id == "roboalign"
+    module, _, name = found.chat_class_path.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is lmms.LmmsModel

@@ -259,13 +259,11 @@ def _ask(
         stop="</answer>",
         max_rows=len(batch),
     )
-    ends = end_ids(mllm)
     records = []
     for item, question, (ids,), (finished,) in zip(
         batch, questions, generation.tokens, generation.finished
     ):
-        said = ids[:-1] if ids and ids[-1] in ends else ids
-        reply = str(mllm.tokenizer.decode(said, skip_special_tokens=False))
+        reply = reply_text(mllm, ids)
         records.append(
             {
                 "id": item.id,
@@ -281,6 +279,12 @@ def _ask(
             }
         )
     return records
+
+
+def reply_text(mllm: Mllm, ids: Sequence[int]) -> str:
+    """Return generated ids as text, special tokens included, without the end token."""
+    said = ids[:-1] if ids and ids[-1] in end_ids(mllm) else ids
+    return str(mllm.tokenizer.decode(list(said), skip_special_tokens=False))
 
 
 def question_of(item: BenchItem, protocol: Protocol, style: PromptStyle, mode: Mode) -> str:
