@@ -24,7 +24,13 @@ from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SHRUNKEN = ("sft.micro_batch_size=4", "rl.micro_batch_size=4", "rl.max_new_tokens=24")
+SHRUNKEN = (
+    "sft.micro_batch_size=4",
+    "rl.micro_batch_size=4",
+    "rl.samples=4",
+    "rl.max_new_tokens=8",
+    "head_training.features.batch_size=8",
+)
 NEAR = 0.15  # the plan's figures are to be within it
 
 
@@ -143,7 +149,8 @@ def test_with_lora_and_without_kl() -> None:
 
 @pytest.fixture
 def published() -> Iterator[Recipe]:
-    yield load_recipe(RECIPES / "paper" / "qwen2_5_vl_7b.yaml", ("arms=[base, sft]",))
+    one_image = ("sft.micro_batch_size=1", "head_training.features.batch_size=1")
+    yield load_recipe(RECIPES / "paper" / "qwen2_5_vl_7b.yaml", ("arms=[base, sft]", *one_image))
 
 
 def test_the_7b_at_its_full_size(published: Recipe) -> None:

@@ -16,10 +16,12 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.hub import pinned
 from roboalign.core.yaml import read_yaml
+from roboalign.episodes.frame_file import FrameFile
+from roboalign.mixture.mixing.holdout import HeldoutConfig, HoldoutConfig, NearConfig
 
 PLACES = ("robot", "preset", "qa", "conversations")
 FIELDS_OF = {
-    "robot": {"robot", "named", "format", "read", "space", "camera"},
+    "robot": {"robot", "named", "format", "read", "space", "camera", "frames"},
     "preset": {"preset", "path"},
     "qa": {"qa", "layout", "images", "links", "answers"},
     "conversations": {"conversations"},
@@ -82,8 +84,10 @@ class SourceConfig(Config):
     """For robot data: options of the format's reader, for example {fps: 5}."""
     space: str | None = None
     """For robot data: what its actions mean, by name."""
-    camera: str | None = None
-    """For robot data: the camera; required if there are several."""
+    camera: str | tuple[str, ...] | None = None
+    """For robot data: the camera, required if there are several; a list shows one image of each."""
+    frames: FrameFile = FrameFile()
+    """For robot data: the image files of a video's frames, for example {format: jpeg, quality: 95}."""
 
     @property
     def place(self) -> str:
@@ -152,34 +156,6 @@ class RlSubset(Config):
     """Number of its samples; the paper uses 12,800."""
     at_most: float = Field(0.01, gt=0, le=1)
     """Maximum share of the SFT samples; the paper uses 0.0056."""
-
-
-class HeldoutConfig(Config):
-    """What is excluded from training by its image, or by its episode if it has one."""
-
-    share: float = Field(0.01, gt=0, lt=0.5)
-    """Share of the images or episodes."""
-
-
-class HoldoutConfig(Config):
-    """An evaluation set; it may be written as its path alone."""
-
-    path: str
-    """A folder of conversations (heldout.parquet, else every shard), or robot data (every frame of every camera)."""
-    format: str | None = None
-    """For robot data: its format, if the files do not show it."""
-    read: dict[str, Any] = Field(default_factory=dict)
-    """For robot data: options of the format's reader. Images are compared as read by it, for
-    example with {flip: true} for LIBERO."""
-
-
-class NearConfig(Config):
-    """When two images count as the same picture, re-encoded or rescaled (looks.py)."""
-
-    distance: int = Field(7, ge=0, le=7)
-    """Maximum number of differing bits of their 64-bit perceptual hashes: a first filter."""
-    difference: int = Field(12, ge=0, le=255)
-    """Maximum difference of any thumbnail cell (16 x 16), in gray levels of 255: what decides."""
 
 
 class MixtureConfig(Config):

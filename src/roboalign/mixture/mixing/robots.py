@@ -14,6 +14,7 @@ from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode, content_id, recording_id
+from roboalign.episodes.frame_file import stored_frame
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.robot_data import RobotData
 from roboalign.mixture.mixing.config import SourceConfig
@@ -53,8 +54,8 @@ def renamed(episode: Episode | Fault, there: Path, named: Path) -> Episode | Fau
     return episode
 
 
-def _camera_of(source: SourceConfig, episode: Episode) -> str:
-    """Return the camera whose frames are shown.
+def _cameras_of(source: SourceConfig, episode: Episode) -> tuple[str, ...]:
+    """Return the cameras whose frames are shown, in order.
 
     Raises RoboAlignError if there are several and none is named.
     """
@@ -62,9 +63,11 @@ def _camera_of(source: SourceConfig, episode: Episode) -> str:
         raise RoboAlignError(
             f"its cameras are {', '.join(sorted(episode.images))}",
             where=f"source {source.name}",
-            fix="name one of them as `camera`",
+            fix="name one of them as `camera`, or several as a list",
         )
-    return source.camera or next(iter(episode.images))
+    if source.camera is None:
+        return (next(iter(episode.images)),)
+    return (source.camera,) if isinstance(source.camera, str) else source.camera
 
 
 def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
@@ -72,12 +75,12 @@ def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
         first = number << FRAME_BITS
         if isinstance(episode, Fault):
             yield Dropped(first, f"{source.name}/episode number {number}", "fault", episode.problem)
-        elif _camera_of(source, episode) not in episode.images:
+        elif missing := [c for c in _cameras_of(source, episode) if c not in episode.images]:
             yield Dropped(
                 first,
                 f"{source.name}/{episode.episode_id}",
                 "refused",
-                "the episode lacks the camera",
+                f"the episode lacks the camera {missing[0]}",
             )
         elif not episode.instruction.strip() or IMAGE_MARK in episode.instruction:
             yield Dropped(
@@ -103,19 +106,19 @@ def fetch_robot(
 ) -> Iterator[tuple[Wanted, Candidate | Dropped]]:
     for episode, those in wanted_episodes(source, wanted):
         frames = [frame_of(one) for one in those]
-        camera = _camera_of(source, episode)
+        cameras = _cameras_of(source, episode)
         for one, t, draft in zip(
             those, frames, drafts_of(tokens, episode, frames, source.name, seed, style)
         ):
             try:
-                image = episode.png(camera, t)
+                images = tuple(stored_frame(episode, c, t, source.frames) for c in cameras)
             except RoboAlignError as error:
                 yield one, Dropped(one.place, draft.conversation.id, "fault", error.problem)
             else:
                 yield (
                     one,
                     Candidate(
-                        replace(draft.conversation, images=(image,)),
+                        replace(draft.conversation, images=images),
                         group=draft.group,
                         actions=draft.actions,
                     ),
