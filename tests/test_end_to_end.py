@@ -83,8 +83,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that was killed in four stages, and the output of the start that ended it."""
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str]]:
+    """A run that was killed in four stages, the output of the start that ended it, and what was done before it."""
     out = tmp_path_factory.mktemp("killed") / "run"
     kill_in(out, "mix")
     sft = out / "seed-0" / "sft"
@@ -92,7 +92,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     assert (sft / "started.json").exists() and not (sft / "stage.json").exists()
     for stage in ("seed-0/rl", "seed-0/eval/rollouts/roboalign"):
         kill_in(out, stage)
-    return out, finish(start(out))
+    done = [read_json(path)["stage"] for path in out.rglob("stage.json")]
+    return out, finish(start(out)), done
 
 
 def kill_in(out: Path, stage: str) -> None:
@@ -111,16 +112,20 @@ def rows(path: Path, *order: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: [row[key] for key in order])
 
 
-def test_the_last_start_repeats_nothing_that_was_done(killed: tuple[Path, str]) -> None:
-    out, output = killed
-    stages = [read_json(path)["stage"] for path in out.rglob("stage.json")]
-    for stage in stages:
-        assert stage == "report" or f"[{stage}] done before, nothing to do" in output
+def test_the_last_start_repeats_nothing_that_was_done(
+    killed: tuple[Path, str, list[str]],
+) -> None:
+    _, output, done = killed
+    assert {"collect", "base", "seed-0/rl", "seed-0/head/roboalign"} <= set(done)
+    for stage in done:
+        assert f"[{stage}] done before, nothing to do" in output
     assert "Traceback" not in output
 
 
-def test_killed_and_whole_runs_are_equal(whole: tuple[Path, str], killed: tuple[Path, str]) -> None:
-    one, two = (folder / "seed-0" for folder, _ in (whole, killed))
+def test_killed_and_whole_runs_are_equal(
+    whole: tuple[Path, str], killed: tuple[Path, str, list[str]]
+) -> None:
+    one, two = (made[0] / "seed-0" for made in (whole, killed))
     for stage in ("sft", "rl"):
         assert hash_file(one / stage / "model/model.safetensors") == hash_file(
             two / stage / "model/model.safetensors"

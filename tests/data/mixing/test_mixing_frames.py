@@ -77,5 +77,7 @@ def test_the_files_of_a_video_are_smaller_by_quality() -> None:
 def test_a_camera_that_is_missing_is_named(robot: Path, tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError, match=r"front, wrist.*several as a list"):
         mixed(robot, tmp_path / "out")
-    with pytest.raises(RoboAlignError, match=r"8 samples are asked and it has 0; .*lacks the camera side"):
+    with pytest.raises(
+        RoboAlignError, match=r"8 samples are asked and it has 0; .*lacks the camera side"
+    ):
         mixed(robot, tmp_path / "other", camera=["front", "side"])
