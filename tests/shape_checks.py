@@ -29,6 +29,7 @@ MODULES = [
     "roboalign.align.sft",
     "roboalign.align.vision",
     "roboalign.vla.augment",
+    "roboalign.vla.best_of",
     "roboalign.vla.command_memory",
     "roboalign.vla.dit",
     "roboalign.vla.features",

@@ -95,7 +95,7 @@ def test_help_lists_the_verbs_and_hides_those_of_stages(
     assert main([]) == 0
     listed = capsys.readouterr().out
     for verb, text in VERBS.items():
-        assert f"  {verb:<9} {text}\n" in listed
+        assert f"  {verb:<11} {text}\n" in listed
     words = {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
     assert not words & {*STAGES}
     with pytest.raises(SystemExit) as stopped:

@@ -64,7 +64,7 @@ def test_other_seeds_are_no_leak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     leak(tmp_path, "align", monkeypatch, seed)
-    evaluate._refuse_leaks(tmp_path, MetaWorld(), WANTED)
+    evaluate.refuse_leaks(tmp_path, MetaWorld(), WANTED)
 
 
 def test_only_the_missing_episodes_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from synthetic_readings import BUDGET, READINGS, SMALL, policy_of, seen, view_of
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
@@ -20,33 +21,11 @@ from roboalign.sim.rollout import Planned
 from roboalign.vla import reasoning
 from roboalign.vla.export import export_policy
 from roboalign.vla.features import FeatureConfig, View, compute_features, feature_bytes
-from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.head import HeadConfig
 from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.policy import Policy
 from roboalign.vla.reasoning import write_thoughts
 from roboalign.vla.train import HeadTrainConfig, train_head
-
-READINGS = ("direct", "think", "reasoned")
-SMALL = {"width": 32, "heads": 2, "layers": 2, "vlm_inner_width": 32, "vlm_heads": 2}
-BUDGET = 12
-
-
-def view_of(reading: str, **fields: Any) -> View:
-    return View(layer=2, cameras=("front",), reading=reading, max_reasoning_tokens=BUDGET, **fields)
-
-
-def seen(episode: Any, t: int) -> SimpleNamespace:
-    images = {camera: episode.frame(camera, t) for camera in episode.images}
-    return SimpleNamespace(images=images, state=episode.state[t], instruction=episode.instruction)
-
-
-def policy_of(mllm: Any, episodes: Any, reading: str) -> HeadPolicy:
-    torch.manual_seed(0)
-    shape = HeadShape(vlm_width=48, action_dim=4, state_dim=3, horizon=5)
-    stats = ActionStats.fit(np.concatenate([one.actions for one in episodes]))
-    return HeadPolicy(
-        mllm, FlowMatchingHead(HeadConfig(**SMALL), shape).eval(), view_of(reading), stats, None
-    )
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ _GROUPS = {
         "bench": "measure MLLMs on public benchmarks of images and space",
         "compare": "compare two runs, or two arms of one, on the same initial states",
         "probe": "measure what a run's backbones know of the robot's progress, by layer",
+        "think-curve": "measure what a policy gains from more computation before each decision",
+        "causal": "measure whether a policy acts by what its reasoning says",
     },
     "use them elsewhere": {
         "serve": "let a robot ask a policy over openpi's websocket protocol",
@@ -72,7 +74,7 @@ def check_verb(verb: str) -> None:
 
 
 def _home(verb: str) -> str:
-    return "run" if verb in STAGES else verb
+    return "run" if verb in STAGES else verb.replace("-", "_")
 
 
 def _parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -80,7 +82,7 @@ def _parser(only: str | None = None) -> argparse.ArgumentParser:
     are not imported."""
     lines = ["Turn an open multimodal LLM into a robot policy."]
     for title, group in _GROUPS.items():
-        lines += ["", f"{title}:", *(f"  {verb:<9} {text}" for verb, text in group.items())]
+        lines += ["", f"{title}:", *(f"  {verb:<11} {text}" for verb, text in group.items())]
     lines += ["", "roboalign VERB --help lists the options of a verb."]
     parser = Parser(prog="roboalign", description="\n".join(lines), usage="roboalign VERB ...")
     parser.add_argument("--version", action="version", version=f"roboalign {__version__}")

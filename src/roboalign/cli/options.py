@@ -4,7 +4,7 @@ one as a hint."""
 import argparse
 import difflib
 import types
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from roboalign.core.config import Config
 
@@ -67,7 +67,9 @@ def add_settings(
 
 
 def _kind(annotation: Any) -> dict[str, Any]:
-    """Return the argparse arguments that read a value of this type."""
+    """Return the argparse arguments that read a value of this type; its bounds are checked later."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:
         (annotation,) = (one for one in get_args(annotation) if one is not type(None))
     if get_origin(annotation) is Literal:

@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import ValidationError
 
 from roboalign.cli.options import add_settings
-from roboalign.cli.probe_text import format_probe
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_json
 from roboalign.core.progress import Progress
@@ -33,6 +32,7 @@ from roboalign.evaluate.probe_features import (
 )
 from roboalign.evaluate.statistics import paired_difference
 from roboalign.mllm.load import load_mllm
+from roboalign.report.probe_text import format_probe
 from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import head_cameras
 from roboalign.run.folder import read_demonstrations

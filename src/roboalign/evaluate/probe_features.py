@@ -18,7 +18,7 @@ from roboalign.evaluate.probe import LabelledFrames
 from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt
 from roboalign.mllm.hidden import text_layers
 from roboalign.mllm.load import Mllm
-from roboalign.vla.features import Reading, View
+from roboalign.vla.features import HeadReading, View
 
 PAPER_DEMONSTRATIONS = 20
 # longest side of the images of the raw-pixel baseline: larger ones add memory, not information
@@ -51,7 +51,7 @@ class ProbeSettings(Config):
     generated."""
     batch_size: int = Field(default=32, ge=1)
     """Frames per forward pass."""
-    readings: tuple[Reading, ...] | None = None
+    readings: tuple[HeadReading, ...] | None = None
     """Rank these readings, and every layer with and without the last norm, by what the head could
     take from them: direct, think, reasoned."""
     max_reasoning_tokens: int = Field(default=128, ge=1)

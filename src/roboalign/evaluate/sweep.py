@@ -16,7 +16,7 @@ from roboalign.evaluate.probe_features import ProbeSettings, chosen_layers, pool
 from roboalign.evaluate.readout import readout_errors
 from roboalign.mllm.encode import Encoded, Prompt
 from roboalign.mllm.load import Mllm
-from roboalign.vla.features import Reading, View
+from roboalign.vla.features import HeadReading, View
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SweepFrames:
 class ReadingChoice:
     """One thing that a head could read, and what it was worth on each frame."""
 
-    reading: Reading
+    reading: HeadReading
     layer: int
     final_norm: bool
     errors: np.ndarray

@@ -167,7 +167,8 @@ def format_sweep(result: Mapping[str, Any]) -> str:
 def _table(backbone: Mapping[str, Any]) -> Table:
     seed = "" if backbone["seed"] is None else f", seed {backbone['seed']}"
     table = grid(
-        f"{backbone['arm']}{seed}", "reads", "layer", "error", "to *", "phase", "tokens", "ms"
+        *("reads", "layer", "error", "to *", "phase", "tokens", "ms"),
+        title=f"{backbone['arm']}{seed}",
     )
     for row in backbone["choices"]:
         mark = "*" if row["of_recipe"] else ""

@@ -42,7 +42,7 @@ BACKBONE_FILES = re.compile(
 )
 GRAY = 128
 """Value of every pixel in the image of a blind policy."""
-Reading = Literal["direct", "think", "reasoned"]
+HeadReading = Literal["direct", "think", "reasoned"]
 """What the head reads: the direct question; the question that asks for a reasoning first; or that
 question and the reasoning that the MLLM then writes."""
 LARGE = 2**30
@@ -95,7 +95,7 @@ class View(Config):
     """Type to which hidden states are rounded, on disk and in serving (`rounding.pack`)."""
     prompts: StyleName = DEFAULT_STYLE
     """Style of the question: the one that the MLLM was trained in."""
-    reading: Reading = "direct"
+    reading: HeadReading = "direct"
     """What is read: the direct question, the one in think mode, or that one with the reasoning that
     the MLLM writes to it, greedily, before each decision."""
     max_reasoning_tokens: int = Field(128, ge=1, le=1_000_000)

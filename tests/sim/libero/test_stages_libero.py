@@ -15,7 +15,7 @@ from roboalign.run.graph import plan_stages
 from roboalign.run.observer import PlainLines
 from roboalign.run.recipe import Recipe
 from roboalign.run.scheduler import Run
-from roboalign.run.stages.evaluate import _refuse_leaks
+from roboalign.run.stages.evaluate import refuse_leaks
 from roboalign.sim.libero.environment import Libero
 from roboalign.vla.policy import Policy
 
@@ -128,6 +128,6 @@ def test_a_policy_of_seven_actions_comes_back_from_its_folder(run_dir: Path) -> 
 
 def test_a_stored_state_among_the_demonstrations_is_refused(run_dir: Path) -> None:
     benchmark = Libero("libero_goal", RECIPE.collect.libero)
-    _refuse_leaks(run_dir, benchmark, evaluation_episodes(RECIPE))
+    refuse_leaks(run_dir, benchmark, evaluation_episodes(RECIPE))
     with pytest.raises(RoboAlignError, match="seed-1000 is among the demonstrations"):
-        _refuse_leaks(run_dir, benchmark, [(TASKS[0], 1000)])
+        refuse_leaks(run_dir, benchmark, [(TASKS[0], 1000)])

@@ -70,7 +70,7 @@ def rollouts(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     path = context.folder / "episodes.jsonl"
     wanted, benchmark = evaluation_episodes(recipe), measured_benchmark(recipe)
-    _refuse_leaks(context.run_dir, benchmark, wanted)
+    refuse_leaks(context.run_dir, benchmark, wanted)
     write_json(context.folder / "protocol.json", protocol_record(recipe))
     policy = policy_folder(context.run_dir, context.seed, context.arm)
     done = {(row["task"], row["seed"]) for row in read_records(path, EpisodeState)}
@@ -139,7 +139,7 @@ def load_act(folder: Path, threads: int, device: str) -> Act:
     return act
 
 
-def _refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[str, int]]) -> None:
+def refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[str, int]]) -> None:
     """Refuse evaluation episodes that are among the demonstrations, whatever their seeds were set
     to."""
     trained = {episode.episode_id for episode in read_demonstrations(run_dir, "downstream")}
