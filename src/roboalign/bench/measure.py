@@ -19,6 +19,7 @@ from pydantic import Field
 
 from roboalign import __version__
 from roboalign.bench.items import BenchItem, Control, controlled, images_under
+from roboalign.bench.judge import BenchJudge, require_judge
 from roboalign.bench.presets import BenchPreset, Protocol
 from roboalign.bench.reading import ANSWER_LABELS, Extent, chance_of, grade, mask_of
 from roboalign.bench.rows import bench_rows
@@ -94,6 +95,8 @@ class BenchModel:
     name: str
     mllm: Mllm
     config: BenchConfig
+    judge: BenchJudge | None = None
+    """Scores open answers."""
 
     @property
     def style(self) -> PromptStyle:
@@ -144,12 +147,14 @@ def bench_model(
             protocol = find_protocol(task, asked.config.preset)
             items = items_of(task, data, asked.config.limit)
             place = folder / task.name
-            described = {
+            described: dict[str, Any] = {
                 "task": task.name,
                 "protocol": protocol.described(),
                 "items": len(items),
                 "data": _digest(*(item_digest(item) for item in items)),
             }
+            if any(item.kind == "judged" for item in items):
+                described["judge"] = require_judge(asked.judge, task.title).identity()
             _require_same(place / TASK_FILE, described, State)
             found[task.name] = {
                 control: _ask_all(asked, task, protocol, items, control, place)
@@ -227,6 +232,8 @@ def _ask_all(
     none."""
     path = folder / f"{control}.jsonl"
     chosen = [item for item in (controlled(item, control) for item in items) if item is not None]
+    if not chosen:
+        return []
     done = {row["id"]: row for row in read_records(path, ReplyState)}
     size = asked.config.batch_size
     label = f"{asked.name} {task.name} {control}"
@@ -275,7 +282,7 @@ def _ask(
                 "reply": reply,
                 "finished": finished,
                 "tokens": len(ids),
-                **scored(mllm, item, protocol, asked.style, config.mode, reply),
+                **scored(asked, item, protocol, reply),
             }
         )
     return records
@@ -296,13 +303,12 @@ def question_of(item: BenchItem, protocol: Protocol, style: PromptStyle, mode: M
     return style.asked(text, mode, ANSWER_LABELS[item.kind])
 
 
-def scored(
-    mllm: Mllm, item: BenchItem, protocol: Protocol, style: PromptStyle, mode: Mode, reply: str
-) -> dict[str, Any]:
+def scored(asked: BenchModel, item: BenchItem, protocol: Protocol, reply: str) -> dict[str, Any]:
     """Return how a reply was read and scored, and the chance of a guess."""
     size = size_of_file(item.images[0])
-    seen = seen_size(mllm, size) if protocol.convention == "seen-pixels" else size
-    reading = grade(reply, item, protocol, style, mode, size, seen)
+    seen = seen_size(asked.mllm, size) if protocol.convention == "seen-pixels" else size
+    mode = asked.config.mode
+    reading = grade(reply, item, protocol, asked.style, mode, size, seen, asked.judge)
     mask = mask_of(item, protocol.threshold) if item.kind == "point" and item.mask else None
     return {**reading.record(), "chance": chance_of(item, mask)}
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from roboalign.bench.items import BenchItem
+from roboalign.bench.judge import MOST_SCORE, BenchJudge, require_judge
 from roboalign.bench.letters import LETTER_RULES, yes_or_no
 from roboalign.bench.points import (
     Box,
@@ -93,10 +94,12 @@ def grade(
     mode: Mode,
     size: Extent,
     seen: Extent,
+    judge: BenchJudge | None = None,
 ) -> ReplyReading:
     """Read and score the reply to an item.
 
-    `size` is (width, height) of its image, and `seen` that after the processor's resize.
+    `size` is (width, height) of its image, and `seen` that after the processor's resize. Raises
+    RoboAlignError if the judge of an open answer does not answer.
     """
     said = spoken(text, style, mode, ANSWER_LABELS[item.kind])
     if said.answer is None:
@@ -110,6 +113,8 @@ def grade(
         word = yes_or_no(said.answer, protocol.yes_no)
         reason = OK if word else "neither yes nor no, or both"
         return ReplyReading(word, reason, float(bool(word) and word == item.answer))
+    if item.kind == "judged":
+        return _judged(said.answer, item, judge)
     return _read_points(said.answer, item, protocol, size, seen)
 
 
@@ -132,7 +137,16 @@ def chance_of(item: BenchItem, mask: np.ndarray | None) -> float | None:
         return 1 / len(item.letters)
     if item.kind == "yes-no":
         return 0.5
+    if item.kind == "judged":
+        return None
     return None if mask is None else float(mask.mean())
+
+
+def _judged(said: str, item: BenchItem, judge: BenchJudge | None) -> ReplyReading:
+    score = require_judge(judge, f"item {item.id}").score(item.text, item.answer, said)
+    if score is None:
+        return ReplyReading("", "the judge gave no score", 0.0)
+    return ReplyReading(f"{score:g} of {MOST_SCORE:g}", OK, score / MOST_SCORE)
 
 
 def _first_channel(image: Image.Image) -> np.ndarray:

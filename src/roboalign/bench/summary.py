@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from roboalign.bench.judge import MOST_SCORE
 from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.statistics import (
     Estimate,
@@ -41,9 +42,15 @@ def cv_bench_score(records: Records) -> float | None:
     return 0.5 * ((means["ADE20K"] + means["COCO"]) / 2 + means["Omni3D"])
 
 
+def mean_grade(records: Records) -> float:
+    """Return the mean score on the judge's scale, 0 to 3."""
+    return MOST_SCORE * float(np.mean([record["score"] for record in records]))
+
+
 HEADLINES: dict[str, Callable[[Records], float | None]] = {
     "mean of the categories": mean_of_subgroups,
     "half ADE20K and COCO, half Omni3D": cv_bench_score,
+    "mean of 0 to 3": mean_grade,
 }
 """Numbers that a benchmark's source reports besides the mean over items."""
 

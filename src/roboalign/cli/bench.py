@@ -2,11 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from roboalign.bench.items import CONTROLS
+from roboalign.bench.judge import BenchJudge
 from roboalign.bench.measure import BenchConfig, BenchModel, bench_model
 from roboalign.bench.tasks.base import BenchTask
 from roboalign.bench.tasks.registry import BENCH_TASKS, find_bench, find_protocol
@@ -18,11 +21,12 @@ from roboalign.core.files import check_output, write_json
 from roboalign.core.hub import resolve, resolve_files
 from roboalign.core.machine import device_of
 from roboalign.mllm.shipped import builtin_folder
+from roboalign.questions.vqa.client import Endpoint
 from roboalign.run.arms import ARMS
 from roboalign.run.folder import backbone_folder
 from roboalign.run.load import load_recipe
 
-SUMMARY = "summary.json"
+SUMMARY, VERDICTS = "summary.json", "judge.jsonl"
 _BY_DEFAULT = ("base", "sft", "roboalign")
 
 
@@ -69,6 +73,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="ask again with gray images, without images, or with the options in another order",
     )
+    add("--judge", metavar="URL", help="base URL of the endpoint that scores open answers")
+    add("--judge-model", metavar="NAME", help="name of the model there")
+    key = Endpoint.model_fields["key_env"].default
+    add("--judge-key-env", metavar="NAME", default=key, help="variable that holds its API key")
     add("--arm", action="append", default=[], help="of a run: this arm; may be repeated")
     add("--seed", type=int, metavar="N", help="of a run: this training seed, else its first")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run")
@@ -83,10 +91,14 @@ def main(options: argparse.Namespace) -> int:
     tasks = [find_bench(name) for name in dict.fromkeys(options.tasks)]
     for task in tasks:
         find_protocol(task, config.preset)
+    if (options.judge is None) != (options.judge_model is None):
+        raise RoboAlignError(
+            "a judge has an endpoint and a name", where="--judge", fix="give --judge-model too"
+        )
     places = data_places(options.data, tasks)
     models = models_of(options.models, options.arm, options.seed)
     out = Path(options.out)
-    check_output(out, marks=[SUMMARY, *(f"{model.name}/model.json" for model in models)])
+    check_output(out, marks=[SUMMARY, VERDICTS, *(f"{model.name}/model.json" for model in models)])
     result = _measure(models, [(task, places[task.name]) for task in tasks], config, options, out)
     write_json(out / SUMMARY, result)
     print(json.dumps(result, indent=2) if options.json else format_bench(result, out))
@@ -108,12 +120,13 @@ def _measure(
 
     controls = ("asked", *options.controls)
     records = {}
-    for model in models:
-        mllm = load_mllm(
-            model.folder, dtype=getattr(torch, options.dtype), device=device_of(options.device)
-        )
-        asked = BenchModel(model.name, mllm, config)
-        records[model.name] = bench_model(asked, tasks, controls, out / model.name)
+    with _judge(options, out) as judge:
+        for model in models:
+            mllm = load_mllm(
+                model.folder, dtype=getattr(torch, options.dtype), device=device_of(options.device)
+            )
+            asked = BenchModel(model.name, mllm, config, judge)
+            records[model.name] = bench_model(asked, tasks, controls, out / model.name)
     protocols = {task.name: find_protocol(task, config.preset).described() for task, _ in tasks}
     return {
         "settings": config.model_dump(mode="json"),
@@ -121,6 +134,21 @@ def _measure(
         "protocols": protocols,
         "tasks": summarize_models(records, {task.name: task.headline for task, _ in tasks}),
     }
+
+
+@contextmanager
+def _judge(options: argparse.Namespace, out: Path) -> Iterator[BenchJudge | None]:
+    """Yield the judge of open answers, whose verdicts are in OUT/judge.jsonl; None without one."""
+    if options.judge is None:
+        yield None
+        return
+    values = {"url": options.judge, "key_env": options.judge_key_env}
+    endpoint = validated(Endpoint, values, where="--judge")
+    judge = BenchJudge(endpoint, options.judge_model, out / VERDICTS)
+    try:
+        yield judge
+    finally:
+        judge.close()
 
 
 def data_places(given: list[str], tasks: list[BenchTask]) -> dict[str, Path]:
@@ -148,6 +176,12 @@ def data_places(given: list[str], tasks: list[BenchTask]) -> dict[str, Path]:
                 f"none of these folders has a folder {task.name}",
                 where=f"--data {folders[-1]}",
                 fix=f"give --data {task.name}=PATH, or leave it out to use {task.repository}",
+            )
+        if task.name not in own and not below and not task.repository:
+            raise RoboAlignError(
+                f"the questions of {task.title} are not public",
+                where="--data",
+                fix=f"give your own file: --data {task.name}=PATH",
             )
         name = own.get(task.name) or (str(below[-1]) if below else task.repository)
         patterns = [*task.files, *(f"*/{pattern}" for pattern in task.files)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.report.console import fold, grid, render
-from roboalign.report.text import p_value, percent, points
+from roboalign.report.text import number_text, p_value, percent, points
 
 _CONTROL = {
     "asked": "",
@@ -83,7 +83,9 @@ def _remarks(task: Mapping[str, Any]) -> Iterator[str]:
     for model, controls in models.items():
         row = controls["asked"]
         if "headline" in row:
-            yield f"{model}: {row['headline']['name']} {percent(row['headline']['value'])}"
+            name, value = row["headline"]["name"], row["headline"]["value"]
+            graded = name == "mean of 0 to 3"
+            yield f"{model}: {name} {number_text(value, 2) if graded else percent(value)}"
         if row["points"]:
             yield f"{model}: {row['outside']} of {row['points']} points outside of the image"
         for reason, count in row["reasons"].items():

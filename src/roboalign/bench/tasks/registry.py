@@ -4,6 +4,7 @@ from roboalign.bench.presets import Protocol
 from roboalign.bench.tasks.base import BenchTask
 from roboalign.bench.tasks.mmstar import MMSTAR
 from roboalign.bench.tasks.options import BLINK_DEPTH, CV_BENCH, EMBSPATIAL, ERQA, SAT
+from roboalign.bench.tasks.robot_r1 import ROBOT_R1
 from roboalign.bench.tasks.spatial import REFSPATIAL_BENCH, ROBOSPATIAL
 from roboalign.bench.tasks.where2place import WHERE2PLACE
 from roboalign.core.errors import RoboAlignError
@@ -20,6 +21,7 @@ BENCH_TASKS: dict[str, BenchTask] = {
         CV_BENCH,
         SAT,
         REFSPATIAL_BENCH,
+        ROBOT_R1,
     )
 }
 
