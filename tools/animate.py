@@ -1,6 +1,6 @@
 """An animation of a policy's rollouts on Meta-World, side by side, for the README.
 
-    python -m tools.animate POLICY docs/images/rollouts.webp door-lock-v3:1000003 door-unlock-v3:1000000
+    python -m tools.animate POLICY docs/images/rollouts.webp handle-press-side-v3:1000000 button-press-topdown-v3:1000000
 
 POLICY is a policy's folder (seed-0/head/ARM/policy of a run). TASK:SEED names an episode of the run's evaluation. The
 policy sees what its run trained it on; for the animation the same actions are replayed and drawn larger. An episode
@@ -20,7 +20,7 @@ from roboalign.vla.policy import Policy
 
 GAP, CAPTION = 6, 18
 REPLAN = 4  # actions of a chunk that are executed, and steps of an episode, as in recipes/quickstart.yaml
-MAX_STEPS = 200
+MAX_STEPS = 150
 
 
 def roll_out(policy: Policy, task: str, seed: int) -> list[np.ndarray]:
