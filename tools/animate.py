@@ -1,6 +1,6 @@
 """An animation of a policy's rollouts on Meta-World, side by side, for the README.
 
-    python -m tools.animate POLICY docs/images/rollouts.webp handle-press-side-v3:1000000 button-press-topdown-v3:1000000
+    python -m tools.animate POLICY docs/images/rollouts.webp handle-press-side-v3:1000000 button-press-wall-v3:1000000
 
 POLICY is a policy's folder (seed-0/head/ARM/policy of a run). TASK:SEED names an episode of the run's evaluation. The
 policy sees what its run trained it on; for the animation the same actions are replayed and drawn larger. An episode
