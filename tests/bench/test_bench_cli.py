@@ -39,6 +39,8 @@ def test_two_models_and_two_tasks(place, tmp_path, capsys) -> None:
     assert "two minus one, same 8 items" in text and "no image" in text
     assert "protocol lmms-eval: lmms-eval 0.7.3, where2place" in text
     summary = read_json(out / "summary.json")
+    blind = summary["tasks"]["mmstar"]["models"]["one"]["text"]
+    assert blind["minus_asked"]["n"] == 8 and "no image minus as asked" in text
     for task in tasks:
         for model in ("one", "two"):
             rows = read_jsonl(out / model / task / "asked.jsonl")

@@ -15,6 +15,7 @@ from roboalign.bench.summary import (
     cv_bench_score,
     mean_of_subgroups,
     pair_records,
+    scored_estimate,
     summarize_replies,
 )
 from roboalign.bench.tasks.base import options_in
@@ -313,9 +314,16 @@ def test_where2place_as_its_authors_ship_it(mllm, tmp_path) -> None:
         items_of(find_bench("where2place"), folder)
 
 
-def rows(scores, wording="w"):
+def rows(scores, wording="w", items_an_image=1):
     return [
-        {"id": str(i), "item": f"i{i}", "question": wording, "score": score, "subgroup": str(i % 2)}
+        {
+            "id": str(i),
+            "item": f"i{i}",
+            "images": f"p{i // items_an_image}",
+            "question": wording,
+            "score": score,
+            "subgroup": str(i % 2),
+        }
         for i, score in enumerate(scores)
     ]
 
@@ -348,3 +356,28 @@ def test_the_masks_of_the_made_sets_are_the_squares() -> None:
         left, top, right, bottom = square(number)
         filled = np.argwhere(np.asarray(mask(number)))
         assert filled.min(0).tolist() == [top, left] and filled.max(0).tolist() == [bottom, right]
+
+
+def test_items_that_share_an_image_are_drawn_together() -> None:
+    """Four images with two equal items each are four units, not eight: a wider interval."""
+    scores = [1, 1, 0, 0, 1, 1, 0, 0]
+    apart, together = (scored_estimate(rows(scores, items_an_image=n)) for n in (1, 2))
+    assert (apart.low, apart.high) == wilson(4, 8)
+    # of 4 images drawn with replacement, 0 are right with 1/16: the 95% interval is everything
+    assert (together.value, together.low, together.high, together.n) == (0.5, 0.0, 1.0, 8)
+    before, after = rows([0] * 8, items_an_image=2), rows(scores, items_an_image=2)
+    pair = pair_records(before, after, names=("a", "b"), task="t")
+    assert (pair["value"], pair["only_after"], pair["only_before"], pair["p"]) == (0.5, 4, 0, None)
+    assert (pair["low"], pair["high"]) == (0.0, 1.0)
+
+
+def test_the_bounds_of_the_processor_are_part_of_the_record(sets, tmp_path, monkeypatch) -> None:
+    script(monkeypatch, lambda question, images: "A")
+    model = BenchModel("m", small_model(), BenchConfig(min_pixels=1024, max_pixels=2048)).bounded()
+    bench_model(model, [(find_bench("mmstar"), sets / "mmstar")], ["asked"], tmp_path / "out")
+    state = read_json(tmp_path / "out" / "model.json")
+    assert state["settings"]["images"] == {"longest_edge": 2048, "shortest_edge": 1024}
+    wrong = BenchModel("m", small_model(), BenchConfig(min_pixels=4096, max_pixels=2048))
+    with pytest.raises(RoboAlignError) as error:
+        wrong.bounded()
+    assert error.value.where == "--min-pixels, --max-pixels"

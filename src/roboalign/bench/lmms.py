@@ -2,7 +2,7 @@
 
 Needs the extra `bench`. lmms-eval finds the class by the entry point `lmms_eval.models`, and runs it
 with its own tasks, parsers and scores. Model arguments: pretrained, mode, prompts, label,
-max_new_tokens, batch_size, device, dtype.
+max_new_tokens, batch_size, min_pixels, max_pixels, device, dtype.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,8 @@ class LmmsModel(lmms):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         super().__init__()
-        known = ("mode", "prompts", "max_new_tokens", "batch_size")
+        whole = ("max_new_tokens", "batch_size", "min_pixels", "max_pixels")
+        known = ("mode", "prompts", *whole)
         chosen = {key: value for key, value in settings.items() if key in known}
         if other := sorted(set(settings) - {*known, "max_batch_size"}):
             raise RoboAlignError(
@@ -49,7 +50,7 @@ class LmmsModel(lmms):  # type: ignore[misc]
                 where="--model_args",
                 fix=f"known are pretrained, label, device, dtype, {', '.join(known)}",
             )
-        for key in ("max_new_tokens", "batch_size"):
+        for key in whole:
             if key in chosen:
                 chosen[key] = int(chosen[key])
         config: BenchConfig = validated(BenchConfig, chosen, where="--model_args")
@@ -58,7 +59,7 @@ class LmmsModel(lmms):  # type: ignore[misc]
             dtype=getattr(torch, dtype),
             device=device_of(device.partition(":")[0]),
         )
-        self.asked, self.label = BenchModel(pretrained, mllm, config), label
+        self.asked, self.label = BenchModel(pretrained, mllm, config).bounded(), label
 
     @property
     def batch_size(self) -> int:

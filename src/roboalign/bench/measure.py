@@ -38,6 +38,7 @@ from roboalign.mllm.encode import Encoded, encode_prompt, end_ids
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 from roboalign.mllm.placement import IMAGE_MARK
+from roboalign.mllm.processors import bound_pixels
 
 MODEL_FILE, TASK_FILE = "model.json", "task.json"
 ANOTHER_FOLDER = "pass --out with another folder"
@@ -57,6 +58,12 @@ class BenchConfig(Config):
     """Tokens after which a reply is cut; a cut reply is counted, and scored as it is."""
     batch_size: int = Field(8, ge=1, le=4096)
     """Items that are generated at once."""
+    min_pixels: int | None = Field(None, ge=1)
+    """Fewest pixels to which the processor resizes an image, for Qwen's models; without it the
+    folder's."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Most pixels to which the processor resizes an image, for Qwen's models; without it the
+    folder's."""
     limit: int = Field(0, ge=0)
     """The first items of each task alone; 0 takes all."""
 
@@ -66,6 +73,7 @@ class ReplyState(State):
 
     id: str
     item: str
+    images: str
     question: str
     reply: str
     finished: bool
@@ -104,6 +112,20 @@ class BenchModel:
         mllm = self.mllm
         own = style_of(mllm.prompts) if mllm.prompts or mllm.vocabulary else STYLES["paper"]
         return STYLES[self.config.prompts] if self.config.prompts else own
+
+    def bounded(self) -> "BenchModel":
+        """Set the bounds of the processor's resize. Raises RoboAlignError if it has none."""
+        low, high = self.config.min_pixels, self.config.max_pixels
+        if low or high:
+            try:
+                bound_pixels(self.mllm.processor, low, high)
+            except RoboAlignError as error:
+                raise RoboAlignError(
+                    error.problem,
+                    where="--min-pixels, --max-pixels",
+                    fix="leave them out, or give the first not above the second",
+                ) from None
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Return model.json."""
@@ -275,6 +297,7 @@ def _ask(
             {
                 "id": item.id,
                 "item": item_digest(item),
+                "images": _digest(*item.images)[:16],
                 "question": _digest(question)[:16],
                 "group": item.group,
                 "subgroup": item.subgroup,

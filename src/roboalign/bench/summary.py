@@ -55,11 +55,23 @@ HEADLINES: dict[str, Callable[[Records], float | None]] = {
 """Numbers that a benchmark's source reports besides the mean over items."""
 
 
-def scored_estimate(scores: Sequence[float]) -> Estimate:
-    """Return the mean score: with Wilson's interval where all are 0 or 1, else a bootstrap's."""
-    if all(score in (0.0, 1.0) for score in scores):
+def scored_estimate(records: Records) -> Estimate:
+    """Return the mean score: with Wilson's interval where all are 0 or 1, else a bootstrap's.
+
+    Where items share images, the bootstrap draws images with all their items: items about one image
+    are alike, and an interval over items would be too narrow.
+    """
+    scores = [record["score"] for record in records]
+    images = _clusters(records)
+    if images is None and all(score in (0.0, 1.0) for score in scores):
         return proportion(scores)
-    return mean_interval(scores)
+    return mean_interval(scores, clusters=images)
+
+
+def _clusters(records: Records) -> list[str] | None:
+    """Return the images of each item; None if every item has its own."""
+    images = [record["images"] for record in records]
+    return images if len(set(images)) < len(images) else None
 
 
 def summarize_replies(records: Records, asked: int, headline: str = "") -> dict[str, Any]:
@@ -68,14 +80,14 @@ def summarize_replies(records: Records, asked: int, headline: str = "") -> dict[
     `asked` is the number of items of the task; a control may be unable to ask some.
     """
     chances = [record["chance"] for record in records if record["chance"] is not None]
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     reasons: dict[str, int] = {}
     for record in records:
-        groups.setdefault(record["group"], []).append(record["score"])
+        groups.setdefault(record["group"], []).append(record)
         if record["reason"] != "ok":
             reasons[record["reason"]] = reasons.get(record["reason"], 0) + 1
     result = {
-        "score": asdict(scored_estimate([record["score"] for record in records])),
+        "score": asdict(scored_estimate(records)),
         "chance": float(np.mean(chances)) if chances else None,
         "unreadable": sum(reasons.values()),
         "reasons": reasons,
@@ -97,20 +109,29 @@ def pair_records(
 ) -> dict[str, Any]:
     """Return the difference of two models on the same items, with its interval.
 
-    Raises RoboAlignError unless both were asked the same items in the same words.
+    Where items share images, the interval draws images and there is no p: McNemar's test takes
+    items as independent. Raises RoboAlignError unless both were asked the same items in the same
+    words.
     """
     _refuse_other_items(before, after, names, task)
     others = {record["id"]: record["score"] for record in after}
     first = [float(record["score"]) for record in before]
     second = [float(others[record["id"]]) for record in before]
     result: dict[str, Any] = {"before": names[0], "after": names[1], "n": len(first)}
-    if not all(score in (0.0, 1.0) for score in (*first, *second)):
-        return {**result, **asdict(paired_difference(first, second)), "p": None}
+    binary = all(score in (0.0, 1.0) for score in (*first, *second))
+    images = _clusters(before)
+    if images is not None or not binary:
+        drawn = paired_difference(first, second, clusters=images)
+        result |= {**asdict(drawn), "p": None}
+    if not binary:
+        return result
     test = mcnemar_exact(np.array(first) == 1, np.array(second) == 1)
+    counts = {"only_before": test.only_a, "only_after": test.only_b}
+    if images is not None:
+        return {**result, **counts}
     low, high = paired_score_interval(test.only_a, test.only_b, test.n)
     value = (test.only_b - test.only_a) / test.n if test.n else None
-    counts = {"only_before": test.only_a, "only_after": test.only_b, "p": test.p}
-    return {**result, "value": value, "low": low, "high": high, **counts}
+    return {**result, "value": value, "low": low, "high": high, "p": test.p, **counts}
 
 
 def _refuse_other_items(before: Records, after: Records, names: tuple[str, str], task: str) -> None:
@@ -136,7 +157,7 @@ def summarize_models(
     records: Mapping[str, Mapping[str, Mapping[Any, Records]]], headlines: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return, for each task, the scores of each model under each control, and the paired
-    differences: of each further model to the first, and of each control to the question as asked.
+    differences: of each further model to the first, and of a control's images to the item's own.
 
     `records` are by model, task and control.
     """
@@ -145,11 +166,17 @@ def summarize_models(
     for task in records[first]:
         models, pairs = {}, []
         for name, by_task in records.items():
-            count = len(by_task[task]["asked"])
+            asked = by_task[task]["asked"]
             models[name] = {
-                control: summarize_replies(rows, count, headlines[task])
+                control: summarize_replies(rows, len(asked), headlines[task])
                 for control, rows in by_task[task].items()
             }
+            for control in ("blank", "text"):
+                if control in models[name]:
+                    names = ("as asked", control)
+                    rows = by_task[task][control]
+                    pair = pair_records(asked, rows, names=names, task=task)
+                    models[name][control]["minus_asked"] = pair
         before = records[first][task]["asked"]
         for name in others:
             pairs.append(

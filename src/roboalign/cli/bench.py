@@ -64,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "without it the task's own data set on the Hub; may be repeated",
     )
     add("--out", required=True, metavar="FOLDER", help="where the replies and their scores go")
-    names = ("preset", "mode", "prompts", "max_new_tokens", "batch_size", "limit")
+    names = ("preset", "mode", "prompts", "max_new_tokens", "batch_size")
+    names = (*names, "min_pixels", "max_pixels", "limit")
     add_settings(parser, BenchConfig, *names)
     add(
         "--controls",
@@ -125,7 +126,7 @@ def _measure(
             mllm = load_mllm(
                 model.folder, dtype=getattr(torch, options.dtype), device=device_of(options.device)
             )
-            asked = BenchModel(model.name, mllm, config, judge)
+            asked = BenchModel(model.name, mllm, config, judge).bounded()
             records[model.name] = bench_model(asked, tasks, controls, out / model.name)
     protocols = {task.name: find_protocol(task, config.preset).described() for task, _ in tasks}
     return {

@@ -66,12 +66,21 @@ def pair_line(pair: Mapping[str, Any]) -> str:
     line += f"{points(pair['value'])} points"
     if pair["low"] is not None:
         line += f" ({points(pair['low'])} to {points(pair['high'])})"
-    if pair["p"] is not None:
+    if "only_after" in pair:
         line += (
             f"; right by {pair['after']} alone {pair['only_after']}, by {pair['before']} alone "
-            f"{pair['only_before']}, {p_value(pair['p'])}"
+            f"{pair['only_before']}"
         )
+    if pair["p"] is not None:
+        line += f", {p_value(pair['p'])}"
     return line
+
+
+def _control_line(control: str, pair: Mapping[str, Any]) -> str:
+    line = f"{_CONTROL[control]} minus as asked {points(pair['value'])} points"
+    if pair["low"] is None:
+        return line
+    return f"{line} ({points(pair['low'])} to {points(pair['high'])})"
 
 
 def _remarks(task: Mapping[str, Any]) -> Iterator[str]:
@@ -88,6 +97,9 @@ def _remarks(task: Mapping[str, Any]) -> Iterator[str]:
             yield f"{model}: {name} {number_text(value, 2) if graded else percent(value)}"
         if row["points"]:
             yield f"{model}: {row['outside']} of {row['points']} points outside of the image"
+        for control in ("blank", "text"):
+            if control in controls:
+                yield f"{model}: {_control_line(control, controls[control]['minus_asked'])}"
         for reason, count in row["reasons"].items():
             yield f"{model}: {count} unreadable: {reason}"
     for control, other in next(iter(models.values())).items():
