@@ -64,8 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "without it the task's own data set on the Hub; may be repeated",
     )
     add("--out", required=True, metavar="FOLDER", help="where the replies and their scores go")
-    names = ("preset", "mode", "prompts", "max_new_tokens", "batch_size")
-    names = (*names, "min_pixels", "max_pixels", "limit")
+    names = list(BenchConfig.model_fields)
     add_settings(parser, BenchConfig, *names)
     add(
         "--controls",
