@@ -46,7 +46,7 @@ def test_the_pairs_that_the_paper_compares() -> None:
         ("base", "sft"),
     ]
     found = pairs(ARMS)
-    assert len(found) == len(set(found)) == 20
+    assert len(found) == len(set(found)) == 34
     heads = {name for name, arm in ARMS.items() if not arm.tokens}
     assert {before for before, after in found if after == MAIN} == heads - {MAIN, "random"}
     assert {pair for pair in found if pair[1] != MAIN} == {
@@ -57,10 +57,22 @@ def test_the_pairs_that_the_paper_compares() -> None:
         ("sft", "ecot"),
         ("sft", "language-rl"),
         ("sft", "trajectory-rl"),
+        ("sft", "roboalign-visited"),
+        ("sft", "sft-visited"),
+        ("roboalign-visited", "sft-visited"),
         ("sft-tokens-direct", "sft-tokens-think"),
         ("sft-tokens-direct", "roboalign-tokens-direct"),
         ("sft-tokens-think", "roboalign-tokens-think"),
         ("roboalign-tokens-direct", "roboalign-tokens-think"),
+        *(
+            pair
+            for name in ("extra-sft", "roboalign-visited", "sft-visited")
+            for pair in (
+                ("sft-tokens-direct", f"{name}-tokens-direct"),
+                ("sft-tokens-think", f"{name}-tokens-think"),
+                (f"{name}-tokens-direct", f"{name}-tokens-think"),
+            )
+        ),
     }
 
 

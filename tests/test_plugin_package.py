@@ -38,7 +38,8 @@ OVERRIDES = (
     "collect.toy.radius=0.04",
     "mix.camera=top",
     "rl.reward=toy_closeness",
-    "arms=[sft,roboalign]",
+    "arms=[sft,roboalign,roboalign-visited,sft-visited-tokens-think]",
+    "visited={episodes_per_task: 2, heldout_per_task: 1, labels_per_episode: 3, max_steps: 24}",
     "tokens.max_questions=10",
     "tokens.max_actions=10",
     "rollout.episodes=2",
@@ -70,6 +71,39 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out, done.stdout + done.stderr
+
+
+def test_states_that_the_policy_visits_are_labelled_and_learned_from(run: tuple[Path, str]) -> None:
+    seed = run[0] / "seed-0"
+    episodes = read_jsonl(seed / "visited" / "episodes.jsonl")
+    tasks = {row["task"] for row in episodes}
+    assert {(row["task"], row["seed"]) for row in episodes} == {
+        (task, number) for task in tasks for number in (500_000, 500_001, 500_002)
+    }
+    asked = read_conversations(seed / "visited", "rl")
+    assert 0 < len(asked) <= 6 * len(tasks)
+    assert {one.turns[0].mode for one in asked} == {"think"}
+    assert not {one.episode_id for one in asked} & {
+        one.episode_id for one in read_conversations(seed / "visited", "heldout")
+    }
+    for one in asked:
+        assert one.target is not None and one.direct_question is not None
+        # The toy's expert opens the gripper at every step: the lowest value of that dimension.
+        assert np.ptp(np.array(one.chunk)[:, 3]) == 0
+    updates = {
+        read_json(seed / name / "ledger.json")["updates"]
+        for name in ("rl", "rl-visited", "sft-visited")
+    }
+    assert len(updates) == 1
+    for arm in ("sft", "roboalign", "roboalign-visited"):
+        metrics = read_json(seed / "eval" / "visited" / arm / "metrics.json")
+        assert {"direct", "think"} <= metrics["actions"].keys()
+    assert not (seed / "eval" / "visited" / "sft-visited-tokens-think").exists()
+    page = (run[0] / "report" / "index.html").read_text()
+    assert "Do the actions hold where the policy goes?" in page
+    assert {"sft", "roboalign", "roboalign-visited"} == set(
+        read_json(run[0] / "report" / "summary.json")["visited"]
+    )
 
 
 def test_the_demonstrations_are_the_toy_s(run: tuple[Path, str]) -> None:

@@ -249,6 +249,17 @@ def test_each_arm_has_its_backbone(tmp_path: Path) -> None:
         "roboalign": "seed-2/rl/model",
         "blind": "seed-2/rl/model",
         "extra-sft": "seed-2/extra-sft/model",
+        "roboalign-visited": "seed-2/rl-visited/model",
+        "sft-visited": "seed-2/sft-visited/model",
+        **{
+            f"{arm}-tokens-{mode}": f"seed-2/{stage}/model"
+            for arm, stage in (
+                ("extra-sft", "extra-sft"),
+                ("roboalign-visited", "rl-visited"),
+                ("sft-visited", "sft-visited"),
+            )
+            for mode in ("direct", "think")
+        },
         "random": "seed-2/random/model",
         "ecot": "seed-2/ecot/model",
         "language-sft": "seed-2/language-sft/model",

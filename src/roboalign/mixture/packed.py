@@ -117,7 +117,9 @@ def training_conversations(
             turns = question_turns(source, episode, t, count, rng)
             if i in ids:
                 place = rng.randint(0, len(turns))
-                turns.insert(place, action_turn(episode, ids[i], "direct", source.style, rng))
+                turns.insert(
+                    place, action_turn(episode.instruction, ids[i], "direct", source.style, rng)
+                )
             yield Conversation(
                 f"train-{i:07d}",
                 episode.episode_id,
@@ -176,7 +178,7 @@ def question_turn(
 
 
 def action_turn(
-    episode: Episode,
+    instruction: str,
     ids: Sequence[int],
     mode: Mode,
     style: PromptStyle,
@@ -188,7 +190,7 @@ def action_turn(
     """
     expected = action_answer(ids)
     wording, lead = (rng.randrange(len(NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
-    question = style.action_question(episode.instruction, mode, wording, lead=lead)
+    question = style.action_question(instruction, mode, wording, lead=lead)
     reply = style.reply(expected, mode, ACTIONS)
     return Turn("action", "action", mode, question, reply, expected)
 
@@ -225,7 +227,7 @@ def action_samples(
     chunks, ids = source.targets(frames)
     for number, ((episode, t), chunk, target) in enumerate(zip(frames, chunks, ids)):
         for mode in modes:
-            turn = action_turn(episode, target, mode, source.style)
+            turn = action_turn(episode.instruction, target, mode, source.style)
             yield Conversation(
                 f"{prefix}-{number:06d}-{mode}",
                 episode.episode_id,

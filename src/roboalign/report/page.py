@@ -25,6 +25,7 @@ _STAGES = {
     "sft": "SFT",
     "ecot": "SFT on reasoned actions of the RL subset",
     "extra-sft": "Extra SFT on the RL subset",
+    "sft-visited": "Extra SFT on visited states",
     "head": "Action head",
 }
 # Panels: the title, and the names under which the stages log its values.
@@ -83,6 +84,7 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
         tasks=tables.task_table(run),
         vqa=[table for mode in ("direct", "think") if (table := tables.vqa_table(run, mode))],
         reasoning=tables.reasoning_table(run),
+        visited=tables.visited_table(run),
         curves=_training_plots(run.curves),
         grpo=_panels([c for c in run.curves if c.stage == "rl"], GRPO_PANELS),
         rl_share=_rl_share(run.manifest),

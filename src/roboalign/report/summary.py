@@ -93,6 +93,8 @@ class RunSummary:
     videos: list[Video] = field(default_factory=list)
     replays: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Arm name -> `evaluate.open_loop.measure_open_loop`, of the first training seed."""
+    visited: list[ArmSummary] = field(default_factory=list)
+    """The arms' actions on held-out states that the SFT policy visits; [] if none were measured."""
     ledger: list[Mapping[str, Any]] = field(default_factory=list)
     """One row per stage: "stage", "seconds" and what it counted (samples, rollouts, tokens,
     ...)."""

@@ -43,6 +43,7 @@ ARM_COLUMNS = (
     ("L1, direct", ("actions", "direct", "l1_all"), "number"),
     ("L1, reasoned", ("actions", "think", "l1_all"), "number"),
 )
+VISITED_COLUMNS = ("Prefix, direct", "Prefix, reasoned", "L1, direct", "L1, reasoned")
 DIFFERENCES = (
     ("VQA, direct", "vqa_direct", "points", False),
     ("VQA, reasoned", "vqa_think", "points", False),
@@ -274,6 +275,27 @@ def reasoning_table(run: RunSummary) -> Table | None:
         "reason first against direct ones, over all frames."
     )
     return Table(caption, columns, rows)
+
+
+def visited_table(run: RunSummary) -> Table | None:
+    """Set each arm's actions on visited states beside those on frames of demonstrations."""
+    if not run.visited:
+        return None
+    shown = [column for column in ARM_COLUMNS if column[0] in VISITED_COLUMNS]
+    heads, rows = [], []
+    for name, _, _ in shown:
+        heads += [f"{name}: demonstrations", "visited"]
+    for arm in run.visited:
+        cells = []
+        for _, path, kind in shown:
+            for one in (run.arm(arm.name), arm):
+                cells.append(estimate_cell(lookup(one.mllm if one else None, path), kind))
+        rows.append((arm.title, cells))
+    caption = (
+        "Actions on held-out frames of demonstrations, and on states that the SFT model's own policy "
+        "reaches in other episodes, against the scripted expert's chunk from there."
+    )
+    return Table(caption, ("Backbone", *heads), rows)
 
 
 def counts_table(manifest: Mapping[str, Any] | None) -> Table | None:

@@ -57,6 +57,23 @@ MIX = Backbone("mix", "mix:mix", shared=True)
 BASE = Backbone("base", "base:base", (MIX,), shared=True)
 SFT = Backbone("sft", "align:sft", (BASE,), ("sft",), curve="sft", like="sft")
 RL = Backbone("rl", "align:rl", (SFT,), ("rl",), curve="rl", like="rl")
+EXTRA_SFT = Backbone(
+    "extra-sft", "align:extra_sft", (SFT,), ("sft", "rl"), curve="extra-sft", like="imitation"
+)
+VISITED = Backbone(
+    "visited", "visited:visited", (SFT,), ("visited", "token_policy"), together=False
+)
+RL_VISITED = Backbone(
+    "rl-visited", "visited:rl_visited", (VISITED,), ("rl",), curve="rl", like="rl"
+)
+SFT_VISITED = Backbone(
+    "sft-visited",
+    "visited:sft_visited",
+    (VISITED,),
+    ("sft", "rl"),
+    curve="sft-visited",
+    like="imitation",
+)
 
 
 def _own_mixture(stage: str, function: str) -> Backbone:
@@ -123,7 +140,7 @@ def _token_rows(backbone: str, title: str, made_by: Backbone, before: str) -> It
             made_by,
             compared_with=tuple(name for name in (earlier, other) if name),
             simulated=True,
-            uses_rl_subset=made_by.comes_from(RL),
+            uses_rl_subset=made_by.comes_from(RL) or made_by is EXTRA_SFT,
             tokens=mode,
         )
 
@@ -205,14 +222,7 @@ def _rows() -> Iterator[Arm]:
         "extra-sft",
         "SFT + extra SFT",
         "SFT, then as many further SFT updates on the RL subset as GRPO made",
-        Backbone(
-            "extra-sft",
-            "align:extra_sft",
-            (SFT,),
-            ("sft", "rl"),
-            curve="extra-sft",
-            like="imitation",
-        ),
+        EXTRA_SFT,
         claim="the gain is RL's and not that of more training on the same samples",
         uses_rl_subset=True,
     )
@@ -231,8 +241,30 @@ def _rows() -> Iterator[Arm]:
         uses_rl_subset=True,
         blind=True,
     )
+    yield Arm(
+        "roboalign-visited",
+        "RoboAlign on visited states",
+        "SFT, then GRPO as RoboAlign's on the states that the SFT policy reaches by itself, with the "
+        "expert's actions there",
+        RL_VISITED,
+        compared_with=("sft",),
+        claim="RL on demonstrations beats RL on the states that the policy visits",
+        simulated=True,
+    )
+    yield Arm(
+        "sft-visited",
+        "SFT + SFT on visited states",
+        "SFT, then as many further SFT updates on those states as GRPO made",
+        SFT_VISITED,
+        compared_with=("sft", "roboalign-visited"),
+        claim="RL on demonstrations beats SFT on the states that the policy visits",
+        simulated=True,
+    )
     yield from _token_rows("sft", "SFT", SFT, "")
     yield from _token_rows("roboalign", "RoboAlign", RL, "sft")
+    yield from _token_rows("extra-sft", "SFT + extra SFT", EXTRA_SFT, "sft")
+    yield from _token_rows("roboalign-visited", "RoboAlign on visited states", RL_VISITED, "sft")
+    yield from _token_rows("sft-visited", "SFT + SFT on visited states", SFT_VISITED, "sft")
 
 
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _rows()}

@@ -11,7 +11,7 @@ from roboalign.align.rewards.registry import reward_content
 from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
 from roboalign.core.hub import content_key, hub_id, pinned
-from roboalign.run.arms import ARMS, BASE, MIX, SFT, Backbone, backbones, policy_stage
+from roboalign.run.arms import ARMS, BASE, MIX, SFT, VISITED, Backbone, backbones, policy_stage
 from roboalign.run.recipe import Recipe, TokenizerConfig
 from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.base import base, source_folder
@@ -24,6 +24,7 @@ from roboalign.run.stages.replay import replay
 from roboalign.run.stages.report import report
 from roboalign.run.stages.token_policy import token_policy
 from roboalign.run.stages.tokenizer import tokenizer
+from roboalign.run.stages.visited import visited_tokens
 
 StageWork = Callable[[Context], dict[str, Any]]
 
@@ -158,6 +159,7 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
     """Return the stages for token metrics, head and rollouts of each arm, under one seed."""
     prefix = f"seed-{seed}"
     stages = []
+    measures_visited = VISITED in backbones(recipe.arms) and recipe.visited.heldout_per_task > 0
 
     def stage(name: str, work: StageWork, arm: str, source: str, settings: dict[str, Any]) -> Stage:
         return Stage(f"{prefix}/{name}", work, (source,), settings, seed=seed, arm=arm)
@@ -167,6 +169,12 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
         if not row.blind and not row.tokens:  # its backbone is measured as another arm's
             made = stage(f"eval/tokens/{arm}", tokens, arm, source, _settings(recipe.tokens))
             stages.append(made)
+            if measures_visited:
+                asked = stage(
+                    f"eval/visited/{arm}", visited_tokens, arm, source, _settings(recipe.tokens)
+                )
+                also = _stage_of(VISITED, seed)
+                stages.append(replace(asked, needs=tuple(dict.fromkeys((source, also)))))
         if row.tokens:
             settings = _token_policy_settings(recipe)
             stages.append(stage(policy_stage(arm), token_policy, arm, source, settings))

@@ -24,6 +24,7 @@ from roboalign.questions.ask import QUESTION_TYPES
 from roboalign.run.arms import ARMS, ArmName
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
 from roboalign.run.demos import DemosConfig
+from roboalign.run.visited_config import VisitedConfig
 from roboalign.sim.ray import ClusterConfig
 from roboalign.sim.rollout import RolloutConfig
 from roboalign.vla.head import HeadConfig
@@ -121,6 +122,7 @@ class Recipe(Config):
     baselines: BaselinesConfig = BaselinesConfig()
     tokens: TokenEvalConfig = TokenEvalConfig()
     token_policy: TokenPolicyConfig = TokenPolicyConfig()
+    visited: VisitedConfig = VisitedConfig()
     head: HeadConfig = HeadConfig()
     head_training: HeadTrainConfig = HeadTrainConfig()
     rollout: EvaluationConfig = EvaluationConfig()

@@ -163,7 +163,7 @@ def drafts_of(
     for t, chunk, target in zip(frames, chunks, ids):
         name = f"{source}/{episode.episode_id}#{t}"
         rng = random.Random(key_of(seed, "wording", name))
-        turn = action_turn(episode, target, "direct", style, rng)
+        turn = action_turn(episode.instruction, target, "direct", style, rng)
         drafts.append(
             Candidate(
                 Conversation(

@@ -74,7 +74,7 @@ def extra_sft(context: Context) -> dict[str, Any]:
     """
     recorded = read_conversations(mixture_folder(context.run_dir), "rl")
     style = style_of(context.recipe.prompts)
-    return imitate(context, [_direct(conversation, style) for conversation in recorded])
+    return imitate(context, [direct_sample(conversation, style) for conversation in recorded])
 
 
 def imitate(context: Context, prompts: list[Conversation]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _replayed(mixture: Path, config: RlConfig) -> Sequence[Conversation]:
     return found
 
 
-def _direct(conversation: Conversation, style: PromptStyle) -> Conversation:
+def direct_sample(conversation: Conversation, style: PromptStyle) -> Conversation:
     """Return an RL prompt as the direct action sample that it was drawn from."""
     asked, question = conversation.turns[0], conversation.direct_question
     assert question is not None

@@ -7,7 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from roboalign.conversations.conversation import read_conversations, read_table, shards
+from roboalign.conversations.conversation import (
+    Conversation,
+    read_conversations,
+    read_table,
+    shards,
+)
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, read_json, write_json
@@ -42,11 +47,16 @@ VIDEO_FPS = 10.0
 
 def tokens(context: Context) -> dict[str, Any]:
     """Write answers.jsonl (one record per answer) and metrics.json (with intervals)."""
+    return ask_heldout(context, read_conversations(mixture_folder(context.run_dir), "heldout"))
+
+
+def ask_heldout(context: Context, heldout: Sequence[Conversation]) -> dict[str, Any]:
+    """Ask the stage's arm these held-out conversations; write answers.jsonl and metrics.json."""
     mixture = mixture_folder(context.run_dir)
     actions = run_action_tokens(context.run_dir)
     metrics = evaluate_mllm(
         context.load(backbone_folder(context.run_dir, context.seed, context.arm)),
-        read_conversations(mixture, "heldout"),
+        heldout,
         language_priors(read_conversations(mixture, "train"), style_of(context.recipe.prompts)),
         actions.fast,
         actions.stats,

@@ -75,6 +75,11 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         samples=_samples(run_dir, recipe, answers),
         videos=_videos(run_dir, recipe),
         replays=_replays(run_dir, recipe),
+        visited=[
+            _arm(arm, found)
+            for arm in recipe.arms
+            if (found := _answers(run_dir, recipe, arm, "visited"))
+        ],
         ledger=ledger,
         recipe=dump_recipe(recipe),
         notes=[
@@ -93,6 +98,7 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
             "pairs": summary.mllm_pairs,
             "arms": {arm.name: arm.mllm for arm in summary.arms},
             **({"open_loop": summary.replays} if summary.replays else {}),
+            **({"visited": {a.name: a.mllm for a in summary.visited}} if summary.visited else {}),
         },
     )
     write_text(context.folder / "end.txt", format_end(summary))
@@ -199,13 +205,15 @@ def next_command(run_dir: Path, recipe: Recipe) -> str:
     return f"roboalign probe {run_dir} --arm {arms[0]}"
 
 
-def _answers(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
-    """Return the token records of an arm over all seeds. The blind arm has none: its backbone is
-    RoboAlign's."""
+def _answers(
+    run_dir: Path, recipe: Recipe, arm: str, asked: str = "tokens"
+) -> list[dict[str, Any]]:
+    """Return the token records of an arm over all seeds, on held-out frames or `visited` states.
+    The blind arm has none: its backbone is RoboAlign's."""
     return [
         row
         for seed in recipe.seeds
-        for row in read_jsonl(run_dir / f"seed-{seed}" / "eval" / "tokens" / arm / "answers.jsonl")
+        for row in read_jsonl(run_dir / f"seed-{seed}" / "eval" / asked / arm / "answers.jsonl")
     ]
 
 

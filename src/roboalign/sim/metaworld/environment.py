@@ -122,6 +122,8 @@ class MetaWorldEnvironment:
 
     max_steps: int = 500
     """Meta-World's own episode limit."""
+    expert_starts_anywhere: bool = True
+    """Its experts read the state at every step, and remember nothing."""
 
     def __init__(self, task: Task, config: MetaWorldConfig) -> None:
         self.task, self.config = task, config
