@@ -206,6 +206,23 @@ def test_stages_are_counted_by_arms_and_seeds() -> None:
     ]
 
 
+def test_a_reasoning_that_the_head_reads_costs_tokens_disk_and_time() -> None:
+    def head(*changes: str) -> StageCost:
+        return plan_costs(load_recipe(PAPER, changes), GPUS["H200"], 1, Assumptions())[1][-1]
+
+    direct, think = head(), head("backbone.reading=think")
+    short, long = (
+        head("backbone.reading=reasoned", f"backbone.max_reasoning_tokens={n}") for n in (50, 128)
+    )
+    assert (think.tokens, think.seconds) == (direct.tokens, direct.seconds)
+    frames = (short.tokens - direct.tokens) / 50
+    # No more tokens than a reply is assumed to have: 120.
+    assert long.tokens - direct.tokens == pytest.approx(120 * frames)
+    each = direct.disk["features"] / direct.tokens
+    assert long.disk["features"] == pytest.approx(each * long.tokens)
+    assert direct.seconds < short.seconds < long.seconds
+
+
 def test_the_head_shares_its_batch_and_keeps_what_the_recipe_says() -> None:
     def head(gpus: int, *changes: str) -> StageCost:
         return plan_costs(load_recipe(PAPER, changes), GPUS["H200"], gpus, Assumptions())[1][-1]
