@@ -216,21 +216,20 @@ def open_loop(
     path = folder / FRAME_RECORDS
     rows = read_records(path, VariantFrame, REMOVE)
     done = {(row["variant"], row["episode_id"], row["step"]) for row in rows}
-    total = len(names) * len(frames)
-    left = [
-        (name, one, t)
+    left = {
+        name: [(one, t) for one, t in frames if (name, one.episode_id, t) not in done]
         for name in names
-        for one, t in frames
-        if (name, one.episode_id, t) not in done
-    ]
-    with Progress("frames", total, start=total - len(left)) as progress:
-        ready, decides = "", make(policy, names[0])
-        for name, one, t in left:
-            if name != ready:
-                ready, decides = name, make(fresh(policy)(), name)
-                _decide(decides, policy, one, t)  # the first decision also warms up
-            append_jsonl(path, {"variant": name, **_decide(decides, policy, one, t)})
-            progress.advance(note=name)
+    }
+    total = len(names) * len(frames)
+    with Progress("frames", total, start=total - sum(map(len, left.values()))) as progress:
+        for name, missing in left.items():
+            if not missing:
+                continue
+            decides = make(fresh(policy)(), name)
+            _decide(decides, policy, *missing[0])  # warms up
+            for one, t in missing:
+                append_jsonl(path, {"variant": name, **_decide(decides, policy, one, t)})
+                progress.advance(note=name)
     wanted = {(one.episode_id, t) for one, t in frames}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for row in read_records(path, VariantFrame, REMOVE):
