@@ -1,5 +1,7 @@
 """Golden replies in the forms that Qwen, RoboPoint and RoboBrain write: the values are read by eye."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from roboalign.bench.items import BenchItem
 from roboalign.bench.letters import LETTER_RULES, last_number, yes_or_no
 from roboalign.bench.points import (
     CONVENTIONS,
+    PointForm,
     Spot,
     bare_pair,
     boxes_in,
@@ -134,6 +137,9 @@ POINTS = [
     (ROBOBRAIN, "pairs", [(376, 309), (332, 357), (384, 335)], []),
     ("[577, 224, 638, 310]", "pairs", [], [(577, 224, 638, 310)]),
     ("[[137, 116], [169, 94]]", "pairs", [(137, 116), (169, 94)], []),
+    ("[0.9, 0.1] and (0.2, 0.3)", "tuples-first", [(0.2, 0.3)], []),
+    ("[0.9, 0.1]", "tuples-first", [(0.9, 0.1)], []),
+    ("[(-0.1, 0.2), ( 0.3, 0.4 )]", "tuples-first", [(0.3, 0.4)], []),
     ("I see no free space.", "pairs", [], []),
     ("", "pairs", [], []),
 ]
@@ -187,7 +193,7 @@ def test_every_pixel_of_an_image_stays_itself(x: int, y: int) -> None:
 
 @given(st.text(alphabet='0123456789.-+,()[] \n{}":pointbx_2d`', max_size=80))
 def test_no_text_breaks_a_parser(text: str) -> None:
-    for form in ("tuples", "last-line", "pairs", "fenced-json"):
+    for form in get_args(PointForm):
         for spot in spots_in(text, form):
             for convention in CONVENTIONS:
                 to_pixel(spot, convention, SIZE, SIZE, SIZE)

@@ -30,6 +30,7 @@ FARTHEST = 1e9
 _TUPLE = re.compile(r"\(([-+]?\d+\.?\d*(?:,\s*[-+]?\d+\.?\d*)*?)\)")
 _NUMBER = r"[-+]?\d+\.?\d*"
 _PAIR = re.compile(rf"[\[\(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\]\)]")
+_UNSIGNED = re.compile(r"[\[\(]\s*(\d+\.?\d*)\s*,\s*(\d+\.?\d*)\s*[\]\)]")
 _FOUR = re.compile(r"[\[\(]\s*" + r"\s*,\s*".join([f"({_NUMBER})"] * 4) + r"\s*[\]\)]")
 _FENCE = re.compile(r"```(?:\w+)?\n(.*?)```", re.DOTALL)
 _BARE_PAIR = re.compile(r"\s*(\d+(?:\.\d+)?)[\s,]+(\d+(?:\.\d+)?)\s*\.?\s*")
@@ -58,16 +59,17 @@ def spots_in(text: str, form: PointForm) -> list[Spot]:
 
     `tuples`: `(x, y)` without other spaces (RoboPoint's script, lmms-eval's `where2place`).
     `last-line`: the same in the last line alone (FlagEvalMM). `pairs`: `[x, y]` or `(x, y)`, also
-    inside JSON (lmms-eval's `_json` tasks). `tuples-first`: those in round brackets where there are
-    any, else those in square ones (RoboSpatial-Eval's script). `fenced-json`: `point_2d` of a JSON list in a code
-    fence (lmms-eval's `robo_spatial`).
+    inside JSON (lmms-eval's `_json` tasks). `tuples-first`: pairs without a sign, those in round
+    brackets where there are any, else those in square ones (RoboSpatial-Eval's script).
+    `fenced-json`: `point_2d` of a JSON list in a code fence (lmms-eval's `robo_spatial`).
     """
     if form == "fenced-json":
         return list(_fenced(text))
-    if form in ("pairs", "tuples-first"):
-        found = list(_PAIR.finditer(text))
-        round_ones = [pair for pair in found if pair[0].startswith("(")]
-        chosen = (form == "tuples-first" and round_ones) or found
+    if form == "pairs":
+        return [_spot(*pair) for pair in _PAIR.findall(text)]
+    if form == "tuples-first":
+        found = list(_UNSIGNED.finditer(text))
+        chosen = [pair for pair in found if pair[0].startswith("(")] or found
         return [_spot(pair[1], pair[2]) for pair in chosen]
     return [_spot(*numbers) for numbers in _tuples(text, form) if len(numbers) == 2]
 
