@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from rich.table import Table
 
 from roboalign.core.files import atomic_path
@@ -75,7 +76,7 @@ def draw_curve(result: Mapping[str, Any], path: Path) -> None:
             for color, (title, line) in zip(COLORS, curve_lines(result).items()):
                 _draw_line(axes, title, line, color, (key, factor), (measure, scale))
             _mark_itself(axes, result, (key, factor), (measure, scale))
-            axes.set_xscale("log")
+            _scale(axes, [one[key] * factor for one in result["points"]])
             axes.grid(color="#dddddd", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
@@ -92,6 +93,14 @@ def draw_curve(result: Mapping[str, Any], path: Path) -> None:
     )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _scale(axes: Axes, costs: Sequence[float]) -> None:
+    """Double the cost at each tick, unless all costs are alike."""
+    if max(costs) > 3 * min(costs) > 0:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_line(
