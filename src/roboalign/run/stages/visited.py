@@ -82,6 +82,12 @@ def visited(context: Context) -> dict[str, Any]:
             where=str(context.folder),
             fix="raise visited.episodes_per_task",
         )
+    if config.heldout_per_task and not counts["heldout"]:
+        raise RoboAlignError(
+            "no state of a held-out episode could be labelled",
+            where=str(context.folder),
+            fix="raise visited.heldout_per_task, or set it to 0 and measure none",
+        )
     rows = read_jsonl(context.folder / DRIVEN)
     successes = Counter(row["success"] for row in rows)
     return {"episodes": len(rows), "successes": successes[True], **counts}
@@ -127,10 +133,18 @@ def _act(policy: TokenPolicy, observations: list[Observation], keys: list[Key]) 
 
 
 def _refuse_known(run_dir: Path, recipe: Recipe, benchmark: DemonstratedBenchmark) -> None:
-    """Refuse seeds of demonstrations, and of the episodes that measure."""
+    """Refuse seeds of demonstrations, and all that measure: `roboalign eval`, `think-curve` and
+    `causal` may measure more of them than the run does."""
     config = recipe.visited
     each = config.episodes_per_task + config.heldout_per_task
     seeds = range(config.first_seed, config.first_seed + each)
+    measuring = recipe.collect.align_spec.evaluation_seeds
+    if kept := range(max(measuring.start, seeds.start), min(measuring.stop, seeds.stop)):
+        raise RoboAlignError(
+            f"seed {kept[0]} is one of those that measure policies",
+            where="visited.first_seed",
+            fix="choose other seeds",
+        )
     names = {
         benchmark.episode_id(task, seed): (task, seed)
         for task in recipe.collect.align_names()
