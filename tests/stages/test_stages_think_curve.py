@@ -16,7 +16,7 @@ from synthetic_tokens import SPACE, build_parts
 
 from roboalign.actions.hold import HoldRule
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import read_json, read_jsonl, write_text
+from roboalign.core.files import read_json, read_jsonl, write_json, write_text
 from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.mllm.load import load_mllm
 from roboalign.report.think_curve import causal_text, curve_lines, curve_text, draw_curve
@@ -229,6 +229,17 @@ def test_conditions_are_paired_with_the_kept_reasoning(
     assert max(map(len, causal_text(found).splitlines())) <= 80
 
 
+def test_reasonings_of_other_demonstrations_are_refused(
+    folder: Path, measured: list[Any], tmp_path: Path
+) -> None:
+    settings, out = CausalSettings(frames=1, donors=4), tmp_path / "out"
+    causal(tmp_path, recipe(), folder, settings, out)
+    donors = read_json(out / "donors.json")
+    write_json(out / "donors.json", [{**one, "episode_id": "of another task"} for one in donors])
+    with pytest.raises(RoboAlignError, match="reasonings of other demonstrations"):
+        causal(tmp_path, recipe(), folder, settings, out)
+
+
 def test_frames_are_evenly_spaced_over_the_episodes() -> None:
     demos = [episode(n, "t", "go") for n in range(2)]
     assert [(one.episode_id, t) for one, t in choose_frames(demos, 3)] == [
@@ -249,6 +260,8 @@ def test_a_token_policy_is_measured_on_alignment_tasks_at_unseen_states(
     ground = find_ground(run_dir, settings, policy, names[:1], 3)
     assert [task for task, _ in ground.episodes] == [names[0]] * 3
     assert {seed for _, seed in ground.episodes}.isdisjoint(range(1_000_000))
+    twice = find_ground(run_dir, settings, policy, (names[0], names[0]), 3)
+    assert twice.episodes == ground.episodes, "a task named twice would count each episode twice"
     downstream = settings.collect.downstream_names()[0]
     there = find_ground(run_dir, settings, policy, (downstream,), 2)
     assert {task for task, _ in there.episodes} == {downstream}

@@ -102,10 +102,21 @@ def causal(
 
 
 def _donors(path: Path, policy: AnyPolicy, frames: Sequence[Any]) -> list[Donor]:
-    """Return the reasonings that the policy writes to these frames, from the file if it is
-    there."""
+    """Return the reasonings that the policy writes to these frames, from the file if it is there.
+
+    Raises RoboAlignError if the file has those of other frames, as after a change of the tasks.
+    """
     if path.is_file():
-        return [Donor.model_validate(one) for one in read_json(path, fix=REMOVE)]
+        found = [Donor.model_validate(one) for one in read_json(path, fix=REMOVE)]
+        if [(one.episode_id, one.step) for one in found] != [
+            (one.episode_id, t) for one, t in frames
+        ]:
+            raise RoboAlignError(
+                "the folder has reasonings of other demonstrations, as of other --tasks",
+                where=str(path),
+                fix=REMOVE,
+            )
+        return found
     writer, donors = Forced(policy, KEPT_REASONING), []
     with Progress("reasonings", len(frames)) as progress:
         for one, t in frames:

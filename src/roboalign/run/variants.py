@@ -113,11 +113,12 @@ def find_ground(
         config = spec.rollout(collect.align_settings, recipe.rollout)
     else:
         benchmark, spec, config = measured_benchmark(recipe), collect.spec, rollout_config(recipe)
+    chosen = list(dict.fromkeys(tasks or names))  # a task named twice is measured once
     seeds = spec.evaluation_seeds[:count]
-    episodes = [(task, seed) for task in tasks or names for seed in seeds]
+    episodes = [(task, seed) for task in chosen for seed in seeds]
     refuse_leaks(run_dir, benchmark, episodes)
     training, heldout = (
-        [one for one in group if one.task in (tasks or names)]
+        [one for one in group if one.task in chosen]
         for group in split_demonstrations(run_dir, recipe, part)
     )
     return Ground(benchmark, episodes, config, training, heldout)
