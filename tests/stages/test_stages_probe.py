@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,17 @@ from roboalign.cli.probe import probe, probe_settings
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, write_json, write_text
 from roboalign.evaluate.probe_features import ProbeSettings, pooled_states
+from roboalign.evaluate.sweep import ReadingChoice
 from roboalign.mllm.hidden import hidden_states, text_layers
 from roboalign.mllm.load import load_mllm
+from roboalign.run import probe_sweep
 from roboalign.run.folder import read_demonstrations
 from roboalign.run.graph import plan_stages
-from roboalign.run.load import dump_recipe
-from roboalign.run.probe_sweep import sweep
+from roboalign.run.load import dump_recipe, load_recipe
+from roboalign.run.probe_sweep import _current, sweep
 from roboalign.run.probed import find_backbones
-from roboalign.vla.features import View
+from roboalign.run.recipe import Recipe
+from roboalign.vla.features import HeadReading, View
 
 TASK = "puck-push"
 SMALL = {"phases": 4, "every": 2, "k": 3}
@@ -122,6 +126,49 @@ def test_readings_layers_and_norms_are_ranked(probed: Path, tmp_path: Path) -> N
     probe(probed, plain, tmp_path / "probe.json")
     layers = read_json(tmp_path / "probe.json")["arms"]["sft"]
     assert current["phase"] == layers["1"]["accuracy"]
+
+
+def choice(reading: HeadReading, layer: int, norm: bool) -> ReadingChoice:
+    return ReadingChoice(reading, layer, norm, np.ones(2), np.ones(2, bool), 1.0, 1.0)
+
+
+def test_the_recipes_choice_is_found_by_its_norm_and_limit() -> None:
+    """Of `--layers 1 2` on a model of three layers, layer 2 is the highest and not the topmost."""
+    choices = [choice("direct", layer, norm) for layer in (1, 2) for norm in (False, True)]
+    choices += [choice("reasoned", 1, False), choice("reasoned", 1, True)]
+
+    def found(**backbone: Any) -> tuple[Any, ...] | None:
+        current = _current(choices, Recipe(name="x", backbone=backbone), 128)
+        return None if current is None else current.name
+
+    assert found(layer=2, final_norm=True) == ("direct", 2, True)
+    assert found(layer=2, final_norm=False) == ("direct", 2, False)
+    assert found(layer=3) is None
+    assert found(layer=1, reading="reasoned") == ("reasoned", 1, False)
+    assert found(layer=1, reading="reasoned", max_reasoning_tokens=32) is None
+    top = [choice("direct", 2, True)]  # the model's topmost layer has the norm alone
+    recipe_of_top = Recipe(name="x", backbone={"layer": 2, "final_norm": False})
+    assert _current(top, recipe_of_top, 128) is top[0]
+
+
+def test_the_sweep_shows_the_cameras_as_the_recipe_does(
+    probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    def spied(mllm: Any, frames: Any, view: View, *rest: Any) -> list[ReadingChoice]:
+        shown.append((view.cameras, view.cameras_as))
+        n = len(frames.owner)
+        return [ReadingChoice("direct", 1, False, np.ones(n), np.ones(n, bool), 1.0, 1.0)]
+
+    monkeypatch.setattr(probe_sweep, "sweep_backbone", spied)
+    settings = load_recipe(probed / "recipe.yaml")
+    backbone = settings.backbone.model_copy(update={"cameras_as": "side_by_side"})
+    monkeypatch.setattr(
+        probe_sweep, "load_recipe", lambda path: settings.model_copy(update={"backbone": backbone})
+    )
+    sweep(probed, ProbeSettings(arms=("sft",), readings=("direct",), **SMALL), tmp_path / "s.json")
+    assert shown == [(("workspace",), "side_by_side")]
 
 
 def test_the_norm_of_a_pooled_state_is_the_heads(probed: Path) -> None:

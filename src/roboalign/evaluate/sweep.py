@@ -64,12 +64,12 @@ class ReadingChoice:
 def sweep_backbone(
     mllm: Mllm,
     frames: SweepFrames,
-    cameras: tuple[str, ...],
+    shown_as: View,
     settings: ProbeSettings,
     progress: Progress,
 ) -> list[ReadingChoice]:
     """Return every choice of readings, layers and last norm. All of a reading's share one forward
-    pass.
+    pass. `shown_as` says how the cameras are shown.
 
     The topmost layer's states always have the norm, so it is one choice there.
     """
@@ -77,13 +77,13 @@ def sweep_backbone(
     top = chosen_layers(mllm, None)[-1]
     asked = [(layer, norm) for layer in layers for norm in (False, True) if norm or layer != top]
     choices = []
-    for reading in settings.readings or ():
-        view = View(
-            layer=1,
-            cameras=cameras,
-            prompts=style_of(mllm.prompts).name,
-            reading=reading,
-            max_reasoning_tokens=settings.max_reasoning_tokens,
+    for reading in dict.fromkeys(settings.readings or ()):
+        view = shown_as.model_copy(
+            update={
+                "prompts": style_of(mllm.prompts).name,
+                "reading": reading,
+                "max_reasoning_tokens": settings.max_reasoning_tokens,
+            }
         )
         began = time.perf_counter()
         features, tokens = _features(mllm, frames, view, asked, settings, progress)

@@ -20,7 +20,7 @@ from roboalign.evaluate.sweep import ReadingChoice, SweepFrames, sweep_backbone
 from roboalign.mllm.load import load_mllm
 from roboalign.report.console import fold, grid, render
 from roboalign.report.text import interval, number_text, percent, signed_text
-from roboalign.run.benchmark import head_cameras
+from roboalign.run.benchmark import head_view
 from roboalign.run.folder import read_demonstrations
 from roboalign.run.load import load_recipe
 from roboalign.run.probed import ProbedBackbone, find_backbones
@@ -40,16 +40,17 @@ def sweep(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     frames = _frames(chosen, recipe, settings)
     owners = [one.episode_id for one, _ in frames.shown()]
     tasks = [one.task for one, _ in frames.shown()]
-    readings = settings.readings or ()
+    readings = set(settings.readings or ())
     with Progress("probe", len(found) * len(readings) * len(owners)) as progress:
         ranked = [
             _ranked(
                 backbone,
                 sweep_backbone(
-                    load_mllm(backbone.folder), frames, head_cameras(recipe), settings, progress
+                    load_mllm(backbone.folder), frames, head_view(recipe), settings, progress
                 ),
                 recipe,
                 owners,
+                settings.max_reasoning_tokens,
             )
             for backbone in found
         ]
@@ -95,13 +96,14 @@ def _frames(
 
 
 def _ranked(
-    backbone: ProbedBackbone, choices: Sequence[ReadingChoice], recipe: Recipe, owners: list[str]
+    backbone: ProbedBackbone,
+    choices: Sequence[ReadingChoice],
+    recipe: Recipe,
+    owners: list[str],
+    limit: int,
 ) -> dict[str, Any]:
     """Return the choices of a backbone, the smallest error first, each against the recipe's."""
-    settled = recipe.backbone
-    top = max(one.layer for one in choices)
-    now = (settled.reading, settled.layer, settled.final_norm)
-    current = next((one for one in choices if _is(one, now, top)), None)
+    current = _current(choices, recipe, limit)
     rows = []
     for one in sorted(choices, key=lambda choice: choice.errors.mean()):
         against = None
@@ -129,10 +131,15 @@ def _ranked(
     }
 
 
-def _is(one: ReadingChoice, wanted: tuple[str, int, bool], top: int) -> bool:
-    """Return whether a choice is the recipe's; the topmost layer always has the norm."""
-    reading, layer, norm = wanted
-    return (one.reading, one.layer) == (reading, layer) and (layer == top or one.final_norm == norm)
+def _current(choices: Sequence[ReadingChoice], recipe: Recipe, limit: int) -> ReadingChoice | None:
+    """Return the recipe's choice, None if it is not among them: `limit` is the probe's
+    max_reasoning_tokens. The model's topmost layer always has the norm, and is one choice."""
+    wanted = recipe.backbone
+    if wanted.reading == "reasoned" and wanted.max_reasoning_tokens != limit:
+        return None
+    there = [one for one in choices if (one.reading, one.layer) == (wanted.reading, wanted.layer)]
+    same = (one for one in there if len(there) == 1 or one.final_norm == wanted.final_norm)
+    return next(same, None)
 
 
 def _error(errors: np.ndarray, owners: Sequence[str]) -> dict[str, Any]:
