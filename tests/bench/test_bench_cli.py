@@ -9,6 +9,7 @@ from bench_models import script, small_model
 from hub_stand_in import Repository, served, used
 from made_sets import write_sets
 
+from roboalign.cli.bench import models_of
 from roboalign.cli.main import main
 from roboalign.core.files import read_json, read_jsonl, write_text
 from roboalign.run.load import dump_recipe
@@ -138,6 +139,23 @@ def test_compare_pairs_two_folders_or_refuses(place, tmp_path, capsys, monkeypat
     assert main(["compare", str(outs["one"]), str(outs["less"])]) == 2
     assert "`items` is 8 and 4" in capsys.readouterr().err
     assert main(["compare", str(outs["one"]), str(outs["one"])]) == 2
+    capsys.readouterr()
+    for name in ("one", "two"):  # both killed after the same items
+        replies_of = outs[name] / name / "mmstar" / "asked.jsonl"
+        lines = replies_of.read_bytes().splitlines(keepends=True)
+        replies_of.write_bytes(b"".join(lines[:3]))
+    assert main(["compare", str(outs["one"]), str(outs["two"])]) == 2
+    assert "3 of 8 items are answered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["model", ".", ".."])
+def test_a_model_has_the_name_of_its_folder(place, tmp_path, monkeypatch, given) -> None:
+    """Not "" or "..", whose replies would go next to --out or above it."""
+    starts = {"model": "one", ".": "one/model", "..": "one/model/inner"}
+    (place / "one/model/inner").mkdir(exist_ok=True)
+    monkeypatch.chdir(place / starts[given])
+    [model] = models_of([given], [], None)
+    assert model.name == "one"
 
 
 def test_a_run_stands_for_its_arms(place, tmp_path, capsys, monkeypatch) -> None:

@@ -202,7 +202,9 @@ def models_of(given: list[str], arms: list[str], seed: int | None) -> list[Model
         elif one == "builtin":
             models.append(ModelPlace(one, builtin_folder()))
         else:
-            name = path.parent.name if path.name == "model" else path.name
+            # Absolute, so that `.`, `..` and `model` have the names of their folders.
+            place = path.resolve() if ".." in path.parts else path.absolute()
+            name = place.parent.name if place.name == "model" else place.name
             models.append(ModelPlace(name.partition("@")[0], resolve(one, "model", where="MODEL")))
     if (arms or seed is not None) and not any(
         (Path(one).expanduser() / "recipe.yaml").is_file() for one in given

@@ -45,6 +45,8 @@ def compare_benches(folders: list[str], *, as_json: bool = False) -> str:
         first, second = (
             read_records(model / task / "asked.jsonl", ReplyState) for model in (before, after)
         )
+        for model, records in ((before, first), (after, second)):
+            _refuse_unfinished(model / task, records)
         result["tasks"][task] = pair_records(first, second, names=("before", "after"), task=task)
     result["settings_differ_in"] = _other_settings(before, after)
     return json.dumps(result, indent=2) if as_json else _format(result)
@@ -84,6 +86,17 @@ def _refuse_other_protocols(before: Path, after: Path) -> None:
             f"not measured alike: {'; '.join(differ)}",
             where=f"{before} and {after}",
             fix="measure both on the same data with the same --preset and --limit",
+        )
+
+
+def _refuse_unfinished(folder: Path, records: list[dict[str, Any]]) -> None:
+    """Refuse the replies of a command that was killed: two may have the same first items."""
+    asked = read_json(folder / TASK_FILE)["items"]
+    if len(records) != asked:
+        raise RoboAlignError(
+            f"{len(records)} of {asked} items are answered",
+            where=str(folder),
+            fix="repeat the command that measures it; it continues",
         )
 
 
