@@ -63,7 +63,7 @@ def pack_update(
 
     A micro-batch of n conversations is padded to the longest, L tokens, and n L is at most `budget`.
     Their number is the smallest that divides evenly over `devices`: every device makes as many
-    passes, as a sharded model needs. The update must have at least `devices` conversations, each of
+    passes, as a sharded model needs. The update must have a multiple of `devices` conversations, each of
     at most `budget` tokens.
     """
     longest_first = sorted(update, key=lambda number: -int(counts[number]))
