@@ -63,7 +63,9 @@ class PlainLines:
         self.say(text)
 
     def run_ended(self, seconds: float, run_dir: Path) -> None:
-        self.say(f"[run] {self.count} stages in {format_seconds(seconds)}, results in {run_dir}")
+        self.say(
+            f"[run] {self.count} stage{'s' * (self.count != 1)} in {format_seconds(seconds)}, results in {run_dir}"
+        )
 
     def channel(self) -> None:
         return None

@@ -139,7 +139,7 @@ class LiveView:
         done = len(self.forecast.seconds)
         count = len(self.forecast.stages)
         if self.ended is not None:
-            words = f"run: {done} stages in {format_seconds(self.ended)}"
+            words = f"run: {done} stage{'s' * (done != 1)} in {format_seconds(self.ended)}"
         else:
             elapsed = format_seconds(time.monotonic() - self.began)
             left = self.forecast.left()
