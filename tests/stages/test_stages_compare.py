@@ -310,5 +310,5 @@ def test_published_results_can_be_compared() -> None:
         if (one["before"], one["after"]) == ("sft", "roboalign")
     ]
     assert found["pair"]["p"] == known["p"] and found["pair"]["n"] == known["n"]
-    with pytest.raises(RoboAlignError, match=r"`rollout\.max_steps` is 250 and 200"):
+    with pytest.raises(RoboAlignError, match=r"`rollout\.max_steps` is 250 and 150"):
         compare_runs([str(PUBLISHED / "metaworld"), str(PUBLISHED / "quickstart")])
