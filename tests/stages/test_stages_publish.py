@@ -99,7 +99,15 @@ def test_the_page_of_published_results_has_their_numbers_and_says_what_is_missin
     sections = {part.split('"')[0]: part for part in text.split('<section id="')[1:]}
     absent = {name for name, part in sections.items() if NOT_PUBLISHED in part}
     assert absent == {"samples", "videos", "curves", "data", "cost"}
-    assert "  align_tasks:" in sections["settings"] and "trackers" not in sections["settings"]
+    assert "  align_tasks:" in sections["settings"] and "trackers" in sections["settings"]
+
+
+def test_a_page_shows_the_settings_that_a_run_had_then(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert "trackers" not in (RESULTS / "metaworld" / "recipe.yaml").read_text()
+    assert main(["report", str(RESULTS / "metaworld"), "--out", str(page)]) == 0
+    settings = page.read_text().split('<section id="settings"')[1]
+    assert "  align_tasks:" in settings and "trackers" not in settings
 
 
 def test_a_page_is_a_file_and_a_summary_is_whole(tmp_path: Path) -> None:
