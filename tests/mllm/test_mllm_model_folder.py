@@ -214,7 +214,12 @@ def test_any_changed_settings_load_or_are_one_message(saved, tmp_path_factory, d
         if not isinstance(at[key], dict) or not at[key] or data.draw(st.booleans()):
             break
         at = at[key]
-    at[key] = data.draw(st.sampled_from([None, [], {}, "", "x", -1, 0, 1.5, True, [1, 2]]))
+    empty: list[object] = [None, [], {}, "", 0]
+    if key.endswith("_config"):
+        # transformers reads an empty one as its default model, of billions of parameters, and takes
+        # 20 GB of memory before anything can be said about it.
+        empty = []
+    at[key] = data.draw(st.sampled_from([*empty, "x", -1, 1.5, True, [1, 2]]))
     (folder / file).write_text(json.dumps(content))
     try:
         load_mllm(folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import is_inside
@@ -59,6 +59,8 @@ def decoded(data: bytes, read: Callable[[Image.Image], _Result]) -> _Result:
 
     Raises RoboAlignError with the same text on every run, whatever the decoder says.
     """
+    # Some libraries switch this on for the whole process: half an image would then be gray below.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:

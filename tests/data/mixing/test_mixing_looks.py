@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mixing_sources import encoded, picture
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFile
 
+from roboalign.core.errors import RoboAlignError
 from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages, look_of, thumbnail
 
 
@@ -98,6 +99,15 @@ def test_nothing_to_compare_with():
 def test_a_truncated_image_raises(format: str):
     data = encoded(picture(0), format)
     with pytest.raises(Exception, match=r"."):
+        thumbnail(data[: len(data) // 2])
+
+
+def test_a_truncated_image_raises_where_another_library_allows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = encoded(picture(0), "PNG")
+    with pytest.raises(RoboAlignError, match="not a readable image"):
         thumbnail(data[: len(data) // 2])
 
 
