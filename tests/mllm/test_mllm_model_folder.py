@@ -214,18 +214,20 @@ def test_any_changed_settings_load_or_are_one_message(saved, tmp_path_factory, d
         if not isinstance(at[key], dict) or not at[key] or data.draw(st.booleans()):
             break
         at = at[key]
-    empty: list[object] = [None, [], {}, "", 0]
-    if key.endswith("_config"):
-        # transformers reads an empty one as its default model, of billions of parameters, and takes
-        # 20 GB of memory before anything can be said about it.
-        empty = []
-    at[key] = data.draw(st.sampled_from([*empty, "x", -1, 1.5, True, [1, 2]]))
+    at[key] = data.draw(st.sampled_from([None, [], {}, "", "x", -1, 0, 1.5, True, [1, 2]]))
     (folder / file).write_text(json.dumps(content))
     try:
         load_mllm(folder)
     except RoboAlignError as error:
         assert str(folder) in str(error)
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("section", ["text_config", "vision_config"])
+@pytest.mark.parametrize("value", [None, {}, [], "", 0])
+def test_an_empty_section_is_refused_before_a_default_model_is_built(folder, section, value):
+    change(folder / "config.json", **{section: value})
+    assert refused(folder).startswith(f"{folder / 'config.json'}: `{section}` is empty")
 
 
 def remove_templates(folder: Path) -> None:

@@ -15,6 +15,7 @@ from roboalign.cli.data_mix import mix_data
 from roboalign.conversations.conversation import read_conversations
 from roboalign.conversations.stored import StoredConversations
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, write_json
 from roboalign.mllm.load import load_mllm
 from roboalign.plan.arithmetic import parse_gpus
 from roboalign.plan.costs import plan_costs
@@ -201,13 +202,20 @@ def test_the_plan_counts_the_stored_conversations(
         rows = pq.ParquetFile(shard).metadata.num_rows
         lengths = np.arange(10, 10 + rows, dtype=np.uint32)
         np.save(shard.with_name(f"{shard.stem}.lengths.npy"), lengths)
-    assumed = with_stored(Assumptions(), given(tmp_path / "counted", run_dir))
+    counted = given(tmp_path / "counted", run_dir)
+    # They are of another model, or of nobody knows which: counted again.
+    assert with_stored(Assumptions(), counted).longest_tokens == tokens.max()
+    manifest = tmp_path / "counted" / "manifest.json"
+    said = read_json(manifest)
+    said["settings"]["model"] = counted.backbone.source
+    write_json(manifest, said)
+    assumed = with_stored(Assumptions(), counted)
     assert (
         assumed.longest_tokens == 10 + max(pq.ParquetFile(s).metadata.num_rows for s in shards) - 1
     )
     shards[0].with_name(f"{shards[0].stem}.lengths.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(RoboAlignError, match=r"lengths of a shard cannot be read"):
-        with_stored(Assumptions(), given(tmp_path / "counted", run_dir))
+        with_stored(Assumptions(), counted)
 
 
 def test_a_budget_of_tokens_is_what_the_plan_counts(mixture: Path, run_dir: Path) -> None:

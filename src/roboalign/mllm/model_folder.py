@@ -51,9 +51,22 @@ def check_model_folder(folder: Path) -> None:
         if (folder / name).exists():
             read_settings(folder / name)
     _check_length(folder / "tokenizer_config.json")
+    _refuse_empty_sections(folder / "config.json")
     _refuse_own_code(folder)
     _require_safetensors(folder)
     _check_tokenizer(folder / "tokenizer.json")
+
+
+def _refuse_empty_sections(path: Path) -> None:
+    """Refuse a part of the model without settings.
+
+    transformers would build its default one, of billions of parameters, before it looks at the
+    weights: 20 GB of memory for a damaged folder of any size.
+    """
+    settings = read_settings(path)
+    for name in ("text_config", "vision_config"):
+        if name in settings and not settings[name]:
+            raise RoboAlignError(f"`{name}` is empty", where=str(path), fix=CONTENT)
 
 
 def config_of(folder: Path) -> Any:

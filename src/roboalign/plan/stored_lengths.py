@@ -11,6 +11,7 @@ from roboalign.align.budget import token_counts
 from roboalign.conversations.conversation import Conversation
 from roboalign.conversations.stored import StoredConversations
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json
 from roboalign.episodes.pictures import size_of_file
 from roboalign.mllm.load import Mllm, find_vocabulary
 from roboalign.mllm.placement import IMAGE_MARK
@@ -33,8 +34,9 @@ def with_stored(assumed: Assumptions, recipe: Recipe) -> Assumptions:
     and greatest number of tokens, and images.
 
     What was set with --assume stays, and so do all where the mixture is not on this machine. The
-    tokens are those that `data mix` stored with the mixture's `model:`, else SAMPLE conversations
-    are counted with the backbone's processor; images are included. Raises RoboAlignError if the
+    tokens are those that `data mix` stored, if the mixture's `model:` is the recipe's backbone and
+    the recipe does not bound its images; else SAMPLE conversations are counted with the backbone's
+    processor. Images are included. Raises RoboAlignError if the
     mixture or the processor is damaged.
     """
     if recipe.mixture is None or not Path(recipe.mixture).is_dir():
@@ -43,7 +45,7 @@ def with_stored(assumed: Assumptions, recipe: Recipe) -> Assumptions:
     stored = StoredConversations(folder, "train")
     places = np.unique(np.linspace(0, len(stored) - 1, SAMPLE).astype(int)).tolist()
     sample = [stored[place] for place in places]
-    tokens = stored_tokens(folder)
+    tokens = stored_tokens(folder) if _counted_alike(recipe, folder) else None
     if tokens is None:
         far = np.argsort(stored.lengths, kind="stable")[-LENGTHIEST:].tolist()
         counts = np.array(
@@ -60,6 +62,13 @@ def with_stored(assumed: Assumptions, recipe: Recipe) -> Assumptions:
     }
     unsaid = {name: v for name, v in facts.items() if name not in assumed.model_fields_set}
     return assumed.model_copy(update=unsaid)
+
+
+def _counted_alike(recipe: Recipe, mixture: Path) -> bool:
+    """Return whether the stored lengths are the recipe's: of its backbone, at its image sizes."""
+    settings = read_json(mixture / "manifest.json").get("settings", {})
+    bounded_images = recipe.backbone.images.model_dump(exclude_none=True)
+    return settings.get("model") == recipe.backbone.source and not bounded_images
 
 
 def stored_tokens(mixture: Path) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from typing import Any
 from roboalign.bench.measure import MODEL_FILE, TASK_FILE, ModelState, ReplyState
 from roboalign.bench.summary import pair_records
 from roboalign.cli.bench_text import pair_line
-from roboalign.cli.comparison.sides import leaves
+from roboalign.cli.comparison.sides import differing, leaves, refuse_differences
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.state import read_records, read_state
@@ -76,17 +76,12 @@ def _model_of(folder: Path) -> Path:
 
 def _refuse_other_protocols(before: Path, after: Path) -> None:
     a, b = (dict(leaves(read_json(path / TASK_FILE))) for path in (before, after))
-    differ = [
-        f"`{key}` is {a.get(key)!r} and {b.get(key)!r}"
-        for key in {**a, **b}
-        if a.get(key) != b.get(key)
-    ]
-    if differ:
-        raise RoboAlignError(
-            f"not measured alike: {'; '.join(differ)}",
-            where=f"{before} and {after}",
-            fix="measure both on the same data with the same --preset and --limit",
-        )
+    refuse_differences(
+        a,
+        b,
+        where=f"{before} and {after}",
+        fix="measure both on the same data with the same --preset and --limit",
+    )
 
 
 def _refuse_unfinished(folder: Path, records: list[dict[str, Any]]) -> None:
@@ -110,11 +105,7 @@ def _other_settings(before: Path, after: Path) -> list[dict[str, Any]]:
         }
         for path in (before, after)
     )
-    return [
-        {"key": key, "before": a.get(key), "after": b.get(key)}
-        for key in {**a, **b}
-        if a.get(key) != b.get(key)
-    ]
+    return differing(a, b)
 
 
 def _format(result: dict[str, Any]) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 from roboalign.cli.comparison.sides import (
     RunSide,
     Side,
+    differing,
     leaves,
     pair_table,
     read_side,
+    refuse_differences,
     refuse_other_episodes,
     versions_of,
 )
@@ -124,17 +126,12 @@ def _protocol(side: Side) -> dict[str, Any]:
 
 def _refuse_other_protocols(before: Side, after: Side) -> None:
     a, b = _protocol(before), _protocol(after)
-    differ = [
-        f"`{key}` is {a.get(key)!r} and {b.get(key)!r}"
-        for key in {**a, **b}
-        if a.get(key) != b.get(key)
-    ]
-    if differ:
-        raise RoboAlignError(
-            f"not measured alike: {'; '.join(differ)}",
-            where=f"{before.folder} and {after.folder}",
-            fix="score the server under the run's protocol: --replan-every, --max-steps, --set",
-        )
+    refuse_differences(
+        a,
+        b,
+        where=f"{before.folder} and {after.folder}",
+        fix="score the server under the run's protocol: --replan-every, --max-steps, --set",
+    )
 
 
 def _servers_differ(before: Side, after: Side) -> Iterator[dict[str, Any]]:
@@ -145,9 +142,7 @@ def _servers_differ(before: Side, after: Side) -> Iterator[dict[str, Any]]:
         dict(leaves({"client": side.client["settings"], "server": side.client["server"]}))
         for side in (before, after)
     )
-    for key in {**a, **b}:
-        if a.get(key) != b.get(key):
-            yield {"key": key, "before": a.get(key), "after": b.get(key)}
+    yield from differing(a, b)
 
 
 def _versions(side: RunSide | ScoredSide) -> dict[str, str]:

@@ -170,3 +170,21 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the keys of which two sides have other values, with both."""
+    return [
+        {"key": key, "before": a.get(key), "after": b.get(key)}
+        for key in {**a, **b}
+        if a.get(key) != b.get(key)
+    ]
+
+
+def refuse_differences(a: Mapping[str, Any], b: Mapping[str, Any], *, where: str, fix: str) -> None:
+    """Raise RoboAlignError naming each key of which two sides have other values."""
+    differ = [
+        f"`{one['key']}` is {one['before']!r} and {one['after']!r}" for one in differing(a, b)
+    ]
+    if differ:
+        raise RoboAlignError(f"not measured alike: {'; '.join(differ)}", where=where, fix=fix)
