@@ -14,6 +14,7 @@ MODULES = [
     "roboalign.actions.fast",
     "roboalign.actions.hold",
     "roboalign.actions.normalize",
+    "roboalign.actions.relative",
     "roboalign.actions.spaces",
     "roboalign.align.answers",
     "roboalign.align.budget",

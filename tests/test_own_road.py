@@ -154,7 +154,13 @@ def test_a_double_delta_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     given = ("--action-space", SPACE, "--out", tmp_path / "r.yaml")
     assert command("init", data, "--backbone", "builtin", *given) == 0
     text = " ".join((tmp_path / "r.yaml").read_text().replace("#", "").split())
-    assert "the actions look like a double delta" in text
+    named = "The actions look like a double delta. 3 of 3 action dimensions"
+    assert named in text and named in " ".join(capsys.readouterr().out.split())
+    assert command("plan", tmp_path / "r.yaml", "--gpus", "1xL40S") == 0
+    assert named in " ".join(capsys.readouterr().out.split())
+    page = tmp_path / "page.html"
+    assert command("data", "inspect", data, "--out", page) == 0
+    assert named in " ".join(capsys.readouterr().out.split()) and named in page.read_text()
 
 
 def test_what_init_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

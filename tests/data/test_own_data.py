@@ -213,3 +213,31 @@ def test_the_key_is_of_the_content_and_not_of_the_place(tmp_path: Path) -> None:
     info = two / "meta" / "info.json"
     info.write_text(info.read_text().replace('"fps": 10', '"fps": 11'))
     assert data_key(config(one)) != data_key(config(two))
+
+
+ABSOLUTE = {**DELTA, "mode": "absolute", "position_scale": 1.0}
+RELATIVE = {"x": "x", "y": "y", "z": "z"}
+
+
+def test_the_heads_actions_may_be_relative_to_the_chunks_start(folder: Path) -> None:
+    config = demos(own_set(folder, space=ABSOLUTE), relative=RELATIVE)
+    relative = OwnDemonstrations(config, "downstream", 0.2, 0).relative
+    assert relative is not None and relative.pairs == ((0, 0), (1, 1), (2, 2))
+    assert OwnDemonstrations(config, "align", 0.2, 0).relative is None
+    plain = demos(own_set(folder, space=ABSOLUTE))
+    assert config.identity("downstream") == [
+        *plain.identity("downstream"),
+        {"relative": RELATIVE},
+    ]
+    assert config.identity("align") == plain.identity("align")
+    with pytest.raises(RoboAlignError, match="would be a double delta") as raised:
+        OwnDemonstrations(demos(own_set(folder), relative=RELATIVE), "downstream", 0.2, 0)
+    assert raised.value.where == "demos.relative (set own)"
+    with pytest.raises(ValidationError, match="relative is for the head's data sets"):
+        demos(own_set(folder), head="experts", relative=RELATIVE)
+
+
+def test_deltas_stated_as_absolute_are_named(folder: Path) -> None:
+    wrong = read_own(config(folder, space=ABSOLUTE)).sentences()
+    assert wrong[1].startswith("own: The actions are stated as absolute, and look like deltas.")
+    assert len(read_own(config(folder)).sentences()) == 1

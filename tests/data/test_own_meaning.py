@@ -1,12 +1,14 @@
 """What a data set suggests its actions mean: absolute, delta or double delta, by correlation and lag."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from roboalign.episodes.open import open_robot_data
-from roboalign.episodes.survey.meaning import read_meaning
+from roboalign.episodes.survey.meaning import Samples, read_meaning
 
 
 def motion(seed: int, steps: int = 80) -> np.ndarray:
@@ -95,6 +97,49 @@ def test_names_and_ranges_make_the_suggestions() -> None:
     }
 
 
+def episode(actions: np.ndarray, state: np.ndarray, mode: str | None) -> Any:
+    """What `Samples` reads of an episode."""
+    space = mode and SimpleNamespace(mode=mode)
+    return SimpleNamespace(actions=actions, state=state, action_space=space)
+
+
+def fault_of(actions: list[np.ndarray], mode: str | None) -> str:
+    samples = Samples()
+    for one, state in zip(actions, STATES):
+        samples.add(episode(one, state, mode))
+    return samples.fault(("x", "y", "z"), ("x", "y", "z"))
+
+
+def test_what_is_stated_and_what_is_seen() -> None:
+    """Deltas called absolute would be made deltas again, and targets called deltas added twice."""
+    targets, deltas = shifted(1), steps_of(STATES)
+    assert fault_of(targets, "absolute") == fault_of(deltas, "delta") == ""
+    assert fault_of(targets, None) == fault_of(deltas, None) == fault_of(deltas, "velocity") == ""
+    assert "stated as absolute, and look like deltas. 3 of 3" in fault_of(deltas, "absolute")
+    assert "state the space with mode=delta" in fault_of(deltas, "absolute")
+    assert "stated as delta, and look absolute. 3 of 3" in fault_of(targets, "delta")
+    assert "1 step later" in fault_of(targets, "delta")
+    twice = [d - s for d, s in zip(deltas, STATES)]
+    for mode in ("absolute", "delta", None):
+        assert "look like a double delta" in fault_of(twice, mode)
+
+
+def test_episodes_shorter_than_the_longest_lag_are_compared_too() -> None:
+    short = [state[:length] for state in STATES for length in (1, 2, 3, 5)]
+    found = read_meaning(short, short, ("x", "y", "z"), ("x", "y", "z"))
+    assert found.kind == "target" and [one.lag for one in found.relations] == [0] * 3
+
+
+def test_only_the_first_episodes_and_not_all_pairs_are_compared() -> None:
+    samples = Samples(most=2)
+    for state in STATES:
+        samples.add(episode(state, state, None))
+    assert len(samples.actions) == len(samples.states) == 2
+    wide = Samples()
+    wide.add(episode(np.zeros((9, 30)), np.ones((9, 31)), "absolute"))
+    assert wide.fault((), ()) == ""
+
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -121,3 +166,35 @@ def test_the_real_sets() -> None:
         data_set="bridge_dataset",
     )
     assert found.kind == "step" and found.gripper == (6,) and found.suggestions[0][0] == "bridge"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real sets are not here")
+def test_a_double_delta_of_the_real_sets_is_named() -> None:
+    """Each delta made once is one; made twice it is named. GR1's targets lead the state by 4 steps."""
+    for name, mode, other in (
+        ("lerobot_v2_picknplace", "absolute", "delta"),
+        ("bridge_sample", "delta", "absolute"),
+    ):
+        data = open_robot_data(SHARED / name)
+        episodes = list(data)
+
+        def fault(actions: list[np.ndarray], mode: str, data=data, episodes=episodes) -> str:
+            samples = Samples()
+            for one, recorded in zip(actions, episodes):
+                samples.add(episode(one, recorded.state, mode))
+            return samples.fault(data.action_names, data.state_names)
+
+        recorded = [e.actions for e in episodes]
+        assert fault(recorded, mode) == ""
+        assert f"stated as {other}" in fault(recorded, other)
+        deltas = recorded
+        if mode == "absolute":
+            deltas = [e.actions - e.state for e in episodes]
+            assert fault(deltas, "delta") == ""
+            assert "stated as absolute, and look like deltas" in fault(deltas, "absolute")
+        twice = [one - e.state for one, e in zip(deltas, episodes)]
+        differences = [np.diff(one, axis=0, prepend=one[:1]) for one in deltas]
+        assert "look like a double delta" in fault(twice, mode)
+        assert "look like a double delta" in fault(twice, other)
+        if mode == "delta":
+            assert "the difference of two deltas" in fault(differences, mode)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from roboalign.actions.normalize import ActionStats
+from roboalign.actions.relative import Relative
+from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.mllm.load import load_mllm, save_mllm
@@ -90,6 +92,49 @@ def test_save_and_load_act_the_same(policy, episodes, saved):
     assert sum(p.numel() for p in loaded.mllm.model.parameters()) < sum(
         p.numel() for p in policy.mllm.model.parameters()
     )  # the layers above are gone
+
+
+@pytest.fixture(scope="module")
+def relative():
+    space = ActionSpace(control="joint", mode="absolute", joints=3, gripper="closed_one")
+    return Relative(space=space, pairs=((0, 2), (2, 1)))
+
+
+def test_relative_actions_are_undone_once(policy, episodes, relative, tmp_path):
+    """The same head, noise and statistics: only the named dimensions differ, by the state."""
+    moved = dataclasses.replace(policy, relative=relative)
+    moved.save(tmp_path / "policy")
+    assert json.loads((tmp_path / "policy" / "policy.json").read_text())["format"] == 2
+    seen = [observation(episodes[n], 1) for n in range(3)]
+    keys = [("task", seed, 0) for seed in range(3)]
+    plain = policy.act_batch(seen, keys)
+    wanted = plain.copy()
+    for row, one in enumerate(seen):
+        wanted[row, :, 0] += one.state[2]
+        wanted[row, :, 2] += one.state[1]
+    for found in (moved, Policy.load(tmp_path / "policy")):
+        np.testing.assert_allclose(found.act_batch(seen, keys), wanted, atol=1e-4)
+        answers, _ = found.answers(seen, keys, 2)
+        np.testing.assert_allclose(answers[:, 0], wanted, atol=1e-4)
+    assert moved.state_dim == 3 and dataclasses.replace(moved, state_stats=None).state_dim == 3
+    np.testing.assert_allclose(
+        moved.normalized(wanted[0], seen[0]), policy.normalized(plain[0], seen[0]), atol=1e-4
+    )
+    short = SimpleNamespace(**{**vars(seen[0]), "state": np.zeros(2, np.float32)})
+    with pytest.raises(RoboAlignError, match="state"):
+        moved._starts([short])
+
+
+def test_the_rest_of_a_chunk_guides_from_its_new_state(policy, episodes, relative):
+    moved = dataclasses.replace(policy, relative=relative)
+    seen, rest = observation(episodes[0], 1), np.full((5, 4), 0.25, np.float32)
+    counted = rest - np.array([seen.state[2], 0, seen.state[1], 0], np.float32)
+    key = [("task", 0, 0)]
+    wanted = policy.act_batch([seen], key, guides=[(counted, 2)])
+    found = moved.act_batch([seen], key, guides=[(rest, 2)])
+    np.testing.assert_allclose(
+        found - wanted, np.broadcast_to(rest - counted, found.shape), atol=1e-4
+    )
 
 
 def test_what_is_above_the_layer_is_neither_kept_nor_computed(policy, episodes, saved):
@@ -204,7 +249,9 @@ def put(value, *path):
         (put("int8", "backbone", "dtype"), "'backbone.dtype'"),
         (put("../nowhere", "backbone", "path"), "nowhere does not exist"),
         (drop("backbone", "sha256"), "backbone.sha256"),
-        (put(2, "format"), "not a policy of format 1"),
+        (put(3, "format"), "not a policy of format 1 or 2"),
+        (put(2, "format"), "format 2 and field 'relative' contradict each other"),
+        (put({}, "relative"), "format 1 and field 'relative' contradict each other"),
     ],
 )
 def test_a_broken_policy_json_is_refused_by_name(saved, edit, message):

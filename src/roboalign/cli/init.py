@@ -10,7 +10,6 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.plan.data_choices import (
     backbone_size,
     chosen_cameras,
-    contradicts,
     parse_space,
 )
 
@@ -193,6 +192,7 @@ def _facts(
     options: argparse.Namespace, seen: Look, space: "ActionSpace", space_name: str, out: Path
 ) -> Any:
     from roboalign.report.attention import attention
+    from roboalign.report.console import fold
     from roboalign.run.starter import StarterFacts, starter_horizon, starter_name
 
     cameras, left_out = chosen_cameras(options.camera, seen.survey)
@@ -204,11 +204,15 @@ def _facts(
         )
     fps = float(next(iter(seen.survey.fps)))
     survey = replace(seen.survey, horizon=starter_horizon(fps))
-    found = [s for s in attention(survey) if not s.startswith("What the numbers of an action")]
-    if seen.meaning.double:
-        found.append("the actions look like a double delta, see above; check them before training")
-    elif contradicts(seen.meaning.kind, space.mode):
-        found.append(f"the space says {space.mode}, and {seen.meaning.sentences()[0]}")
+    doubt = seen.meaning.fault(space.mode)
+    found = [
+        sentence
+        for sentence in attention(replace(survey, doubt=""))
+        if not sentence.startswith("What the numbers of an action")
+    ]
+    if doubt:
+        print(fold(f"note: {doubt}."), flush=True)
+        found.append(f"{doubt}.")
     parameters, layer, layers = backbone_size(options.backbone)
     return StarterFacts(
         name=starter_name(out.stem),

@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> int:
     """Print the plan and, if requested, the rehearsal."""
     from roboalign.plan.arithmetic import parse_gpus
     from roboalign.plan.model import assumptions
-    from roboalign.plan.recorded import with_recorded
+    from roboalign.plan.recorded import read_recorded
     from roboalign.plan.stored_lengths import with_stored
     from roboalign.plan.text import describe_plan
     from roboalign.report.console import fold
@@ -42,7 +42,10 @@ def main(options: argparse.Namespace) -> int:
 
     gpu, count = parse_gpus(options.gpus)
     recipe = load_recipe(options.recipe, tuple(options.set))
-    assumed = with_stored(with_recorded(assumptions(options.assume), recipe), recipe)
+    recorded = read_recorded(recipe)
+    for sentence in recorded.sentences:
+        print(fold(sentence))
+    assumed = with_stored(recorded.replace_in(assumptions(options.assume)), recipe)
     if recipe.mixture and not Path(recipe.mixture).is_dir():
         print(f"{recipe.mixture} is not here: the lengths of its conversations are assumed")
     print(fold(describe_plan(recipe, gpu, count, assumed, options.price_per_gpu_hour)))

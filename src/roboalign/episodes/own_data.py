@@ -28,6 +28,7 @@ from roboalign.episodes.episode import Episode, LazyFrames, content_id, recordin
 from roboalign.episodes.open import open_robot_data, with_name
 from roboalign.episodes.rewrite import in_space
 from roboalign.episodes.robot_data import RobotData
+from roboalign.episodes.survey.meaning import Samples
 
 SMALL_FILE = 1 << 20
 """Bytes of a file up to which its content counts toward `data_key`, not only its size."""
@@ -98,6 +99,8 @@ class OwnEpisodes:
     unwanted: int = 0
     """Episodes that the patterns leave out."""
     idle_frames: int = 0
+    samples: Samples = field(default_factory=Samples)
+    """Actions and states as recorded."""
 
     @property
     def frames(self) -> int:
@@ -116,6 +119,9 @@ class OwnEpisodes:
                 f"{self.config.name}: {len(self.faults)} episodes cannot be read and are left out; "
                 f"the first: {first.where}: {first.problem}"
             )
+        doubt = self.samples.fault(self.action_names, self.state_names)
+        if doubt:
+            said.append(f"{self.config.name}: {doubt}")
         return [*said, *(f"{self.config.name}: {note}" for note in self.notes)]
 
 
@@ -140,6 +146,7 @@ def read_own(config: DataSetConfig, target: ActionSpace | None = None) -> OwnEpi
             found.unwanted += 1
             continue
         found.content[named.episode_id] = content_id("", episode.actions)
+        found.samples.add(episode)
         found.episodes.append(_converted(named, target, where))
     found.faults = data.faults
     if unused := [pattern for pattern, count in fitting.items() if not count]:

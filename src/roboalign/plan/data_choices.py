@@ -28,11 +28,6 @@ def parse_space(text: str) -> "tuple[ActionSpace, str]":
     return validated(ActionSpace, values, where=where, fix="correct {key} there"), ""
 
 
-def contradicts(kind: str, mode: str) -> bool:
-    """Return whether what the numbers show is another mode than the one that was said."""
-    return (kind, mode == "absolute") in (("target", False), ("step", True))
-
-
 def chosen_cameras(given: Sequence[str], survey: "Survey") -> tuple[dict[str, str], dict[str, str]]:
     """Return (name -> camera of the data, camera -> why it is left out).
 

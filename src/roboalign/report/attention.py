@@ -136,6 +136,8 @@ def _tokens(survey: Survey) -> Iterator[str]:
 
 
 def _meaning(survey: Survey) -> Iterator[str]:
+    if survey.doubt:
+        yield f"{survey.doubt}."
     if survey.action_spaces == {"not stated": survey.episodes}:
         yield "What the numbers of an action mean is not stated: frame, units, form of rotation and the gripper's sign."
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from roboalign.actions.relative import Relative, resolve_relative
 from roboalign.actions.spaces import ActionSpace, check_convertible, same_arm
 from roboalign.core.config import Config
 from roboalign.core.errors import RoboAlignError
@@ -44,6 +45,10 @@ class DemosConfig(Config):
     Default: all sets."""
     head_cameras: tuple[str, ...] = ()
     """Cameras that the head sees, in order. Default: all cameras of its first set."""
+    relative: dict[str, str | tuple[str, ...]] = Field({})
+    """Action dimensions that the head learns relative to the state at the start of a chunk -> the
+    state's names, such as `{joints: same}` or `{x: x, y: y, z: z, quaternion_xyzw: [qx, qy, qz,
+    qw]}`. Absolute actions only; undone by the policy (docs/tutorials/your-robot.md)."""
 
     def of(self, part: DemosPart) -> tuple[DataSetConfig, ...]:
         """Return the data sets of a part; () if its demonstrations are the experts'."""
@@ -66,6 +71,8 @@ class DemosConfig(Config):
                 raise ValueError(f"{field} names {unknown[0]}, which is none of the sets {names}")
             if chosen == ():
                 raise ValueError(f"{field} is empty; name sets, or give `experts`")
+        if self.relative and not self.of("downstream"):
+            raise ValueError("relative is for the head's data sets, and it has none")
         self._require_one_space("align")
         self._require_one_space("downstream")
         self._require_cameras()
@@ -112,6 +119,8 @@ class DemosConfig(Config):
         for one in self.of(part):
             row = one.model_dump(mode="json", exclude={"robot"})
             rows.append({**row, "content": data_key(one)})
+        if self.relative and part == "downstream":
+            rows.append({"relative": self.relative})
         return rows
 
 
@@ -127,6 +136,25 @@ class OwnDemonstrations:
         for one in self.sets:
             self.held_out |= held_out_recordings(one.episodes, share, seed)
         self._require_alike(part)
+        self.relative = self._relative(config) if part == "downstream" else None
+
+    def _relative(self, config: DemosConfig) -> Relative | None:
+        """Return how the head's actions are counted from the state; None if they are not."""
+        found: Relative | None = None
+        for one in self.sets if config.relative else ():
+            where = f"demos.relative (set {one.config.name})"
+            width = one.episodes[0].state.shape[1]
+            meant = resolve_relative(
+                config.relative, self.space, self.action_names(), one.state_names, width, where
+            )
+            if found not in (None, meant):
+                raise RoboAlignError(
+                    "the sets have these numbers of the state in different places",
+                    where=where,
+                    fix="give both the same columns in the same order: read: {state: [NAME, ...]}",
+                )
+            found = meant
+        return found
 
     def _require_alike(self, part: DemosPart) -> None:
         first = self.sets[0].episodes[0]

@@ -244,8 +244,8 @@ def _decide(decides: Decides, policy: AnyPolicy, one: Episode, t: int) -> dict[s
     began = time.perf_counter()
     chunks, counts = decides.act_and_count([seen], [("frame", one.episode_id, t)])
     seconds = time.perf_counter() - began
-    target = policy.action_stats.normalize(one.chunks(policy.horizon)[t])
-    errors = np.abs(policy.action_stats.normalize(chunks[0]) - target)
+    target = policy.normalized(one.chunks(policy.horizon)[t], seen)
+    errors = np.abs(policy.normalized(chunks[0], seen) - target)
     # An oracle returns all its candidates, and is judged by the best one.
     l1 = errors.reshape(-1, *target.shape).mean(axis=(1, 2)).min()
     return {

@@ -91,7 +91,7 @@ class Medoid:
     ) -> tuple[np.ndarray, list[Mapping[str, int]]]:
         """Return the chosen chunks; the backbone is read once for all noises."""
         chunks, counts = self.policy.answers(observations, noise_keys, self.noises)
-        normalized = self.policy.action_stats.normalize(chunks)
+        normalized = [self.policy.normalized(row, one) for row, one in zip(chunks, observations)]
         return np.stack([row[medoid_of(one)] for row, one in zip(chunks, normalized)]), counts
 
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from roboalign.actions.normalize import ActionStats
+from roboalign.actions.normalize import ActionStats, Method
+from roboalign.actions.relative import Relative
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
 from roboalign.vla.features import FeatureConfig
@@ -59,12 +60,16 @@ def make_frames(
     state_stats: ActionStats | None,
     horizon: int,
     config: FeatureConfig,
+    relative: Relative | None = None,
 ) -> Frames:
-    """Combine stored hidden states with normalized action chunks and states, frame by frame.
+    """Combine stored hidden states with normalized action chunks and states, frame by frame; the
+    chunks are counted from the states if `relative` says so.
 
     Raises RoboAlignError if the store is empty or does not have a whole number of copies.
     """
-    chunks = np.concatenate([episode.chunks(horizon)[:: config.every] for episode in episodes])
+    chunks = np.concatenate(
+        [chunks_of(episode, horizon, relative)[:: config.every] for episode in episodes]
+    )
     actions = torch.from_numpy(action_stats.normalize(chunks))
     state = None
     if state_stats is not None:
@@ -77,6 +82,27 @@ def make_frames(
             where="features",
         )
     return Frames(store, actions, state)
+
+
+def chunks_of(
+    episode: Episode, horizon: int, relative: Relative | None
+) -> Float[np.ndarray, "steps {horizon} action"]:
+    """Return the chunk of every step as the head learns it, in raw units."""
+    chunks = episode.chunks(horizon)
+    return chunks if relative is None else relative.relative(chunks, episode.state)
+
+
+def learned_stats(
+    episodes: Sequence[Episode], horizon: int, relative: Relative | None, method: Method, clip: bool
+) -> ActionStats:
+    """Return the statistics that normalize what the head learns."""
+    if relative is None:
+        rows = np.concatenate([episode.actions for episode in episodes])
+    else:
+        # A relative action's size depends on its step in the chunk, so all steps are counted.
+        learned = [chunks_of(episode, horizon, relative) for episode in episodes]
+        rows = np.concatenate([one.reshape(-1, one.shape[-1]) for one in learned])
+    return ActionStats.fit(rows, method=method, clip=clip)
 
 
 def batch_frames(

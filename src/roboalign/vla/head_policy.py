@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from pydantic import PositiveInt
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import roboalign
 from roboalign.actions.normalize import ActionStats
+from roboalign.actions.relative import Relative
 from roboalign.conversations.styles.registry import require_model_style
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import atomic_path, check_readable, hash_file, write_json
+from roboalign.core.files import atomic_path, hash_file, write_json
 from roboalign.mllm.compiled import compile_layers
 from roboalign.mllm.encode import Encoded, Prompt
 from roboalign.mllm.hidden import restore_depth, truncate_layers
@@ -31,9 +31,14 @@ from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 from roboalign.vla.policy_folder import (
     POLICY_FIX,
     POLICY_FORMAT,
+    RELATIVE_FORMAT,
     BackboneReference,
+    check_head_reading,
+    check_head_weights,
     find_backbone,
+    load_head_weights,
     parse_entry,
+    parse_relative,
     parse_stats,
     read_policy_record,
     refer_to_backbone,
@@ -61,6 +66,9 @@ class HeadPolicy:
     counts: Counter[str] = field(default_factory=Counter)
     """Of a head that reads reasonings, over all decisions: `decisions`, `tokens` of reasonings, and
     how many were `closed`."""
+    relative: Relative | None = None
+    """How the head's actions are counted from the state; None: they are as recorded. What the policy
+    returns, and is guided by, is always as recorded."""
     kind: ClassVar[str] = "head"
     guided: ClassVar[bool] = True
     remembers: ClassVar[bool] = False
@@ -77,8 +85,9 @@ class HeadPolicy:
 
     @property
     def state_dim(self) -> int | None:
-        """S, the number of dimensions of the proprioception; None if the head reads none."""
-        return None if self.state_stats is None else self.head.shape.state_dim
+        """S, the number of dimensions of the proprioception; None if it is not needed."""
+        needed = self.state_stats is not None or self.relative is not None
+        return self.head.shape.state_dim if needed else None
 
     def metadata(self) -> dict[str, Any]:
         """Return what a server says of it, besides what it asks for and answers."""
@@ -195,10 +204,20 @@ class HeadPolicy:
             None if state is None else state.repeat_interleave(samples, dim=0),
             noise.to(self.mllm.device),
             steps=self.sampling_steps,
-            **self._guide(guides),
+            **self._guide(guides, observations),
         )
         raw = self.action_stats.denormalize(chunk.cpu().numpy())
+        if self.relative is not None:
+            raw = self.relative.absolute(raw, self._starts(observations).repeat(samples, axis=0))
         return raw.reshape(len(observations), samples, *raw.shape[1:])
+
+    def normalized(
+        self, chunks: Float[np.ndarray, "*batch action"], observation: ObservationLike
+    ) -> Float[np.ndarray, "*batch action"]:
+        """Return raw chunks of one observation in the units in which the head learns."""
+        if self.relative is not None:
+            chunks = self.relative.relative(chunks, observation.state)
+        return self.action_stats.normalize(chunks)
 
     def compile(self) -> None:
         """Compile the backbone's layers and the head's sampling in this process; results of `act`
@@ -227,7 +246,7 @@ class HeadPolicy:
         """
         folder = Path(folder)
         record = {
-            "format": POLICY_FORMAT,
+            "format": POLICY_FORMAT if self.relative is None else RELATIVE_FORMAT,
             "kind": self.kind,
             "backbone": refer_to_backbone(self.mllm, folder),
             "view": self.view.model_dump(),
@@ -239,6 +258,8 @@ class HeadPolicy:
             "versions": {"roboalign": roboalign.__version__}
             | {n: version(n) for n in ("torch", "transformers")},
         }
+        if self.relative is not None:
+            record["relative"] = self.relative.model_dump(mode="json")
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             save_file(
@@ -275,12 +296,13 @@ class HeadPolicy:
             if config.proprioception
             else None
         )
+        relative = parse_relative(record, shape.action_dim, shape.state_dim, path)
         reference = parse_entry(BackboneReference, record, "backbone", path)
         backbone = find_backbone(reference, path)
         head = FlowMatchingHead(config, shape)
-        _check_weights(folder / HEAD_FILE, record, path)
-        _check_reading(folder / HEAD_FILE, view, path)
-        _load_weights(head, folder / HEAD_FILE)
+        check_head_weights(folder / HEAD_FILE, record, path)
+        check_head_reading(folder / HEAD_FILE, view, path)
+        load_head_weights(head, folder / HEAD_FILE)
         mllm = load_mllm(backbone, dtype=getattr(torch, reference.dtype), device=device)
         if "cut_from" in record:  # exported: its upper layers are not there
             restore_depth(mllm, parse_entry(PositiveInt, record, "cut_from", path))
@@ -295,7 +317,13 @@ class HeadPolicy:
         if view.reading != "reasoned":  # a reasoning is written by all layers
             truncate_layers(mllm, view.layer)
         policy = cls(
-            mllm, head.to(mllm.device).eval(), view, action_stats, state_stats, sampling_steps
+            mllm,
+            head.to(mllm.device).eval(),
+            view,
+            action_stats,
+            state_stats,
+            sampling_steps,
+            relative=relative,
         )
         if compile:
             policy.compile()
@@ -310,12 +338,37 @@ class HeadPolicy:
         seed = int.from_bytes(key_digest(key), "little", signed=True)
         return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
-    def _guide(self, guides: Sequence[Rest | None] | None) -> dict[str, Guide]:
-        """Return the additional arguments of `sample`; empty if no sample is guided."""
+    def _guide(
+        self, guides: Sequence[Rest | None] | None, observations: Sequence[ObservationLike]
+    ) -> dict[str, Guide]:
+        """Return the additional arguments of `sample`; empty if no sample is guided.
+
+        The rest of a chunk is counted from the state of its new observation.
+        """
         if guides is None or all(rest is None for rest in guides):
             return {}
+        if self.relative is not None:
+            guides = [
+                rest and (self.relative.relative(rest[0], state), rest[1])
+                for rest, state in zip(guides, self._starts(observations), strict=True)
+            ]
         device = self.mllm.device
         return {"guide": make_guide(guides, self.action_stats, self.horizon, device)}
+
+    def _starts(
+        self, observations: Sequence[ObservationLike]
+    ) -> Num[np.ndarray, "{len(observations)} {self.head.shape.state_dim}"]:
+        """Return the states from which relative actions are counted."""
+        wanted = (self.head.shape.state_dim,)
+        for one in observations:
+            if one.state.shape != wanted:
+                raise RoboAlignError(
+                    f"the state has shape {list(one.state.shape)}, its actions are counted from "
+                    f"{list(wanted)}",
+                    where="observation.state",
+                    fix="send the state that the policy was trained with",
+                )
+        return np.stack([one.state for one in observations])
 
     def _state(
         self, observations: Sequence[ObservationLike]
@@ -341,50 +394,3 @@ def _parse_view(record: dict[str, Any], path: Path) -> View:
         record = {**record, "view": {**(read_then if "reading" not in told else {}), **told}}
     view: View = parse_entry(View, record, "view", path)
     return view
-
-
-def _check_reading(weights: Path, view: View, path: Path) -> None:
-    """Raise RoboAlignError if the head was trained on another reading than policy.json names."""
-    try:
-        with safe_open(weights, "pt") as file:
-            trained = (file.metadata() or {}).get("reading", "direct")
-    except (OSError, SafetensorError):
-        return  # `_load_weights` says what is broken
-    if trained != view.reading:
-        raise RoboAlignError(
-            f"view.reading is `{view.reading}`, and the head was trained on `{trained}`",
-            where=str(path),
-            fix=f"set view.reading to {trained}, or train a head on the other reading",
-        )
-
-
-def _check_weights(path: Path, record: dict[str, Any], described: Path) -> None:
-    """Raise RoboAlignError if the head's weights are not those that were written with
-    policy.json."""
-    check_readable(path, fix=POLICY_FIX)
-    found = hash_file(path)
-    if "head_sha256" not in record:
-        fix = f'{POLICY_FIX}; or, if you trust the file, add "head_sha256": "{found}"'
-        raise RoboAlignError("field 'head_sha256' is missing", where=str(described), fix=fix)
-    if record["head_sha256"] != found:
-        problem = "the head's weights are not those that were written (sha256 differs)"
-        raise RoboAlignError(problem, where=str(path), fix=POLICY_FIX)
-
-
-def _load_weights(head: FlowMatchingHead, path: Path) -> None:
-    try:
-        weights = load_file(path)
-        for name, value in head.state_dict().items():
-            if name in weights and weights[name].dtype != value.dtype:
-                raise RuntimeError(f"{name} is {weights[name].dtype}, not {value.dtype}")
-        head.load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        problem = " ".join(str(error).split())[:300]
-        raise RoboAlignError(
-            f"the head's weights cannot be read ({problem})", where=str(path), fix=POLICY_FIX
-        ) from None
-    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise RoboAlignError(
-            f"weights {broken[0]!r} are not finite", where=str(path), fix=POLICY_FIX
-        )

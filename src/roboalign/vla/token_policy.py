@@ -155,6 +155,12 @@ class TokenPolicy:
         """Return what a server says of it, besides what it asks for and answers."""
         return {"kind": self.kind, "mode": self.view.mode, **self.config.model_dump()}
 
+    def normalized(
+        self, chunks: Float[np.ndarray, "*batch action"], observation: ObservationLike
+    ) -> Float[np.ndarray, "*batch action"]:
+        """Return raw chunks of an observation in the units of the tokenizer."""
+        return self.action_stats.normalize(chunks)
+
     def act(
         self, observation: ObservationLike, noise_key: NoiseKey | None = None
     ) -> Float[np.ndarray, "{self.horizon} {self.action_dim}"]:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from roboalign.actions.normalize import ActionStats, Method
+from roboalign.actions.relative import Relative
 from roboalign.core.config import Config
 from roboalign.core.distributed import leads, rank, wait_for_all, world_size
 from roboalign.core.errors import RoboAlignError
@@ -90,12 +91,14 @@ def train_head(
     horizon: int,
     seed: int = 0,
     feature_dir: str | Path | None = None,
+    relative: Relative | None = None,
 ) -> dict[str, Any]:
     """Train a head on the frozen `mllm`, save the policy in `out_dir`/policy, and return the ledger
     record.
 
     Metrics go to `out_dir`/metrics.jsonl. Hidden states go to `feature_dir` (default
-    `out_dir`/features), where runs with the same backbone and frames share them. A killed run
+    `out_dir`/features), where runs with the same backbone and frames share them. With `relative`
+    the head learns actions counted from the state, and `action_stats` are theirs. A killed run
     resumes from its last checkpoint and ends with the same weights. With several processes, each
     computes its share of the hidden states and of every batch; the first writes, and all return the
     same record.
@@ -134,6 +137,7 @@ def train_head(
             state_stats,
             horizon,
             config.features,
+            relative,
         )
         for group in (episodes, heldout)
     ]
@@ -147,7 +151,13 @@ def train_head(
     ledger = fit(head, data[0], data[1], config, out_dir, seed=seed)
     if leads():
         policy = HeadPolicy(
-            mllm, head.eval(), view, action_stats, state_stats, config.sampling_steps
+            mllm,
+            head.eval(),
+            view,
+            action_stats,
+            state_stats,
+            config.sampling_steps,
+            relative=relative,
         )
         policy.save(out_dir / "policy")
     wait_for_all()

@@ -7,16 +7,20 @@ said by whoever recorded them.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from roboalign.actions.known_spaces import KNOWN
+from roboalign.episodes.episode import Episode
 
 RelationKind = Literal["target", "step", "minus-state", "second-difference", "none"]
 MOST_LAG = 5
 """Steps by which a robot may follow its commands late."""
+MOST_COMPARED = 400
+"""Pairs of an action and a state dimension that are compared where no name says which belong
+together."""
 STRONG, WEAK = 0.9, 0.6
 """Correlations from which an action is taken for a target, and for a step: measured steps are small
 and noisy."""
@@ -71,6 +75,27 @@ class Meaning:
     def double(self) -> bool:
         """Return whether the actions look like deltas from which something was subtracted again."""
         return self.kind in ("minus-state", "second-difference")
+
+    def fault(self, mode: str | None) -> str:
+        """Return in one sentence why the actions are not what `mode` says, or a double delta; "" if
+        nothing speaks against it. None: the mode is not stated."""
+        seen = self.sentences()[0]
+        if self.double:
+            return (
+                f"The actions look like a double delta. {seen} No robot can execute them: add what was "
+                "subtracted last, or take the original actions"
+            )
+        if self.kind == "target" and mode not in (None, "absolute"):
+            return (
+                f"The actions are stated as {mode}, and look absolute. {seen} Executed as {mode}, they "
+                "would be added to the state once more: state the space with mode=absolute"
+            )
+        if self.kind == "step" and mode == "absolute":
+            return (
+                f"The actions are stated as absolute, and look like deltas. {seen} The state subtracted "
+                "from them would make a double delta: state the space with mode=delta"
+            )
+        return ""
 
     def sentences(self) -> list[str]:
         """Return the evidence, one sentence each."""
@@ -137,6 +162,33 @@ def gripper_dimensions(whole: np.ndarray, names: Sequence[str]) -> tuple[int, ..
     return (len(names) - 1,) if few and np.abs(last).max() <= 1.01 and len(names) > 1 else ()
 
 
+@dataclass
+class Samples:
+    """The actions and states of the first episodes of a data set, for `read_meaning`."""
+
+    most: int = 20
+    actions: list[np.ndarray] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)
+    modes: set[str | None] = field(default_factory=set)
+    """What all episodes state; None: nothing."""
+
+    def add(self, episode: Episode) -> None:
+        """Keep the numbers of this episode if it is among the first."""
+        self.modes.add(None if episode.action_space is None else episode.action_space.mode)
+        if len(self.actions) < self.most:
+            self.actions.append(episode.actions)
+            self.states.append(episode.state)
+
+    def fault(self, names: Sequence[str], state_names: Sequence[str]) -> str:
+        """Return `Meaning.fault` of the episodes; "" if they have no state, or too many pairs of
+        dimensions that could belong together."""
+        width, state_width = self.actions[0].shape[1], self.states[0].shape[1]
+        if not state_width or (width != state_width and width * state_width > MOST_COMPARED):
+            return ""
+        mode = next(iter(self.modes)) if len(self.modes) == 1 else None
+        return read_meaning(self.actions, self.states, names, state_names).fault(mode)
+
+
 @dataclass(frozen=True)
 class _Partners:
     """Which state dimensions an action dimension may be of: the one of its name, else of its place,
@@ -173,15 +225,16 @@ def relation_of(
 def _relations(actions: list[np.ndarray], states: list[np.ndarray]) -> list[Relation]:
     found = []
     for lag in range(MOST_LAG + 1):
-        later = [(a[: len(s) - lag], s[lag:]) for a, s in zip(actions, states)]
+        later = [(a[: max(0, len(s) - lag)], s[lag:]) for a, s in zip(actions, states)]
         value = _correlation(later)
         double = lag == 0 and value < 0 and _is_minus_state(actions, states)
         found.append(Relation("minus-state" if double else "target", lag, value))
-        steps = [(a[: len(s) - lag - 1], np.diff(s)[lag:]) for a, s in zip(actions, states)]
+        steps = [(a[: max(0, len(s) - lag - 1)], np.diff(s)[lag:]) for a, s in zip(actions, states)]
         step = _correlation(steps)
         found.append(Relation("step", lag, step))
         sums = [
-            (np.cumsum(a)[: len(s) - lag - 1], np.diff(s)[lag:]) for a, s in zip(actions, states)
+            (np.cumsum(a)[: max(0, len(s) - lag - 1)], np.diff(s)[lag:])
+            for a, s in zip(actions, states)
         ]
         total = _correlation([(a - a.mean() if len(a) else a, s) for a, s in sums])
         # A smooth delta and its sum both follow the motion: the sum must explain clearly more.

@@ -22,6 +22,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.robot_data import RobotData
+from roboalign.episodes.survey.meaning import Samples
 from roboalign.episodes.survey.measures import (
     CameraSurvey,
     CameraTally,
@@ -89,6 +90,9 @@ class Survey:
     tokens: TokenSurvey | None
     tokens_problem: str
     """Why there are no tokens; empty if there are."""
+    doubt: str = ""
+    """Why the actions are not what is stated, or a double delta; empty if nothing speaks against
+    it."""
 
     @property
     def action_stats(self) -> ActionStats:
@@ -275,6 +279,7 @@ class _Tally:
         self.cameras: dict[str, CameraTally] = {}
         self.camera_names: set[str] = set()
         self.looks = np.random.default_rng([seed, 2])
+        self.samples = Samples()
 
     def add(self, episode: Episode) -> list[Fault]:
         """Count one episode with valid numbers; return what is broken about its frames."""
@@ -289,6 +294,7 @@ class _Tally:
         if text and (text in self.instructions or len(self.instructions) < INSTRUCTIONS):
             self.instructions[text] += 1
         self._add_numbers(episode)
+        self.samples.add(episode)
         return self._look(
             episode,
             number < EPISODES_LOOKED_AT or self.looks.random() < EPISODES_LOOKED_AT / number,
@@ -341,6 +347,9 @@ class _Tally:
         """Return the numbers after the last episode."""
         lengths = np.repeat(sorted(self.lengths), [self.lengths[n] for n in sorted(self.lengths)])
         columns, actions = self._columns(), self.widths[0]
+        # A state's own names say which action dimension it belongs to, numbers in their place not.
+        state_names = self.names[actions:] if data.state_names else ()
+        doubt = self.samples.fault(self.names[:actions], state_names)
         tokens, tokens_problem = measure_tokens(self.halves[0].rows, self.halves[1].rows, fast)
         return Survey(
             name=data.name,
@@ -369,6 +378,7 @@ class _Tally:
             horizon=self.horizon,
             tokens=tokens,
             tokens_problem=tokens_problem,
+            doubt=doubt,
         )
 
     def _columns(self) -> list[Column]:

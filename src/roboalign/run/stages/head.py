@@ -2,26 +2,25 @@
 
 from typing import Any
 
-import numpy as np
-
-from roboalign.actions.normalize import ActionStats
 from roboalign.core.progress import say
 from roboalign.run.arms import ARMS
 from roboalign.run.benchmark import head_view
-from roboalign.run.folder import backbone_folder, split_demonstrations
+from roboalign.run.folder import backbone_folder, own_demonstrations, split_demonstrations
 from roboalign.run.stage import Context
+from roboalign.vla.frames import learned_stats
 from roboalign.vla.train import train_head
 
 
 def head(context: Context) -> dict[str, Any]:
     """Train the head; write policy/ and metrics.jsonl."""
     recipe = context.recipe
-    training, heldout = split_demonstrations(context.run_dir, recipe, "downstream")
-    stats = ActionStats.fit(
-        np.concatenate([episode.actions for episode in training]),
-        method=recipe.head_training.statistics,
-        clip=recipe.head_training.clip,
+    own = own_demonstrations(context.run_dir, "downstream")
+    training, heldout = (
+        own.split() if own else split_demonstrations(context.run_dir, recipe, "downstream")
     )
+    relative = own.relative if own else None
+    horizon, how = recipe.tokenizer.horizon, recipe.head_training
+    stats = learned_stats(training, horizon, relative, how.statistics, how.clip)
     if (context.seed, context.arm) == (recipe.seeds[0], recipe.arms[0]):
         # the same for all arms, because their demonstrations are the same
         for note in stats.notes():
@@ -37,6 +36,7 @@ def head(context: Context) -> dict[str, Any]:
         view,
         stats,
         context.folder,
-        horizon=recipe.tokenizer.horizon,
+        horizon=horizon,
         seed=context.seed,
+        relative=relative,
     )
