@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roboalign.cli.table import comparison
+from roboalign.cli.comparison.paper_runs import comparison
 from roboalign.core.command import exit_status
 from roboalign.core.files import atomic_path, read_json
 from roboalign.report.comparison import markdown_comparison

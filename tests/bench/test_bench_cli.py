@@ -186,6 +186,12 @@ def test_a_run_stands_for_its_arms(place, tmp_path, capsys, monkeypatch) -> None
         ("base", "roboalign"),
     ]
     assert pairs[0]["value"] == 0 and pairs[0]["p"] == 1.0
+    assert main(["table", str(tmp_path / "out"), "--json"]) == 0
+    (filled,) = json.loads(capsys.readouterr().out)["tables"]
+    rows = {(row["arm"], row["from"]): row["cells"][0] for row in filled["rows"]}
+    score = summary["tasks"]["mmstar"]["models"]["roboalign"]["asked"]["score"]
+    assert rows["roboalign", "paper"] == {"value": 62.8}
+    assert rows["roboalign", "out"]["value"] == 100 * score["value"] and score["n"] == 8
     assert main([*arguments, "--out", str(tmp_path / "o2"), "--arm", "sft", "--seed", "3"]) == 0
     assert main([*arguments, "--out", str(tmp_path / "o3"), "--seed", "4"]) == 2
     assert "no training seed 4" in capsys.readouterr().err

@@ -247,7 +247,7 @@ def test_the_names_of_libero_s_tasks_are_the_library_s() -> None:
 def test_recipes_and_published_results_are_read_without_any_simulator(tmp_path: Path) -> None:
     code = f"""{BLOCKED}
 from roboalign.cli.compare import compare_runs
-from roboalign.cli.table import table
+from roboalign.cli.table import column, tables
 from roboalign.run.benchmark import installed_versions
 from roboalign.run.load import load_recipe
 from roboalign.run.published import write_published
@@ -257,7 +257,8 @@ from pathlib import Path
 load_recipe("recipes/libero-tiny.yaml")
 print(compare_runs(["docs/results/libero-tiny"], ["sft", "roboalign"]))
 print(compare_runs(["docs/results/libero-tiny", "docs/results/libero-aligned"]))
-print(table(["docs/results/libero-tiny-spatial"], "libero-spatial"))
+print(column([Path("docs/results/libero-tiny-spatial")], "libero-spatial"))
+print(tables([Path("docs/results/libero-tiny-spatial")]))
 write_published(Path("docs/results/libero-tiny"), Path(sys.argv[1]))
 print(installed_versions(("numpy", "no-such-simulator")))
 """

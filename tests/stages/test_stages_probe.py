@@ -1,5 +1,6 @@
 """`roboalign probe` on a small random model: what it reads, what it writes, what it refuses."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from stage_run import do, recipe
 
 from roboalign.cli.probe import probe, probe_settings
+from roboalign.cli.table import tables
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, write_json, write_text
 from roboalign.evaluate.probe_features import ProbeSettings, pooled_states
@@ -69,6 +71,12 @@ def test_the_sweep_of_a_tiny_model(probed: Path, tmp_path: Path) -> None:
     assert pair["layers"]["2"]["value"] == pytest.approx(gained[0] - gained[1])
     assert "1 (head)" in text and "seed-0/rl" in text and "69.79" in text
     assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
+    (filled,) = json.loads(tables([tmp_path / "probe.json"], "json"))["tables"]
+    rows = {(row["arm"], row["from"]): row["cells"][0] for row in filled["rows"]}
+    assert rows["sft", "paper"] == {"value": 43.23}
+    accuracy = found["arms"]["sft"]["1"]["accuracy"]
+    assert rows["sft", found["recipe"]]["value"] == pytest.approx(100 * accuracy["value"])
+    assert rows["sft", found["recipe"]]["n"] == accuracy["n"] and "k = 3" in filled["differs"][0]
     probe(probed, ProbeSettings(**SMALL), tmp_path / "again.json")
     assert read_json(tmp_path / "again.json") == found
 

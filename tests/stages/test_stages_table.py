@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from roboalign.cli.comparison.paper_runs import read_measured
 from roboalign.cli.main import main
-from roboalign.cli.table import read_measured, table
+from roboalign.cli.table import column, tables
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, write_json, write_text
 from roboalign.evaluate.success import success_table
@@ -67,7 +68,7 @@ def test_both_layouts_give_the_same_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [write_run(tmp_path / name, published=name == "kept") for name in ("run", "kept")]
-    assert main(["table", *map(str, folders), "--json"]) == 0
+    assert main(["table", *map(str, folders), "--metric", "libero-avg", "--json"]) == 0
     one, two = json.loads(capsys.readouterr().out)
     assert one == two and one["run"] == "mine"
     rows = {row["arm"]: row for row in one["rows"]}
@@ -103,9 +104,7 @@ def test_published_baselines_come_with_the_papers_numbers(tmp_path: Path) -> Non
     assert rows["Base"].startswith("| Base | 73.9% | −4.8 | 8/20 = 40.0% (21.9 to 61.3) | ")
     assert "not run" in rows["RoboAlign"] and rows["SFT"].endswith(" | – |")
     assert any(line.startswith("- Another benchmark") for line in lines)
-    assert (
-        json.loads(table([str(tmp_path / "kept")], "libero-avg", as_json=True))[0]["run"] == "mine"
-    )
+    assert json.loads(column([tmp_path / "kept"], "libero-avg", "json"))[0]["run"] == "mine"
 
 
 def test_records_that_lack_a_training_seed_give_no_difference(tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_records_that_lack_a_training_seed_give_no_difference(tmp_path: Path) ->
     assert set(found.episodes) == {"sft", "action-sft"} and set(found.success) == set(EPISODES)
     (row,) = (
         row
-        for row in json.loads(table([str(folder)], "libero-avg", as_json=True))[0]["rows"]
+        for row in json.loads(column([folder], "libero-avg", "json"))[0]["rows"]
         if row["arm"] == "sft"
     )
     assert row["minus_base"] is None and row["measured"]["n"] == 20
@@ -123,22 +122,67 @@ def test_records_that_lack_a_training_seed_give_no_difference(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", sorted(path.name for path in PUBLISHED.iterdir() if path.is_dir()))
 def test_published_results_can_be_read(name: str) -> None:
-    (comparison,) = json.loads(table([str(PUBLISHED / name)], "libero-long", as_json=True))
+    (comparison,) = json.loads(column([PUBLISHED / name], "libero-long", "json"))
     rows = {row["arm"]: row for row in comparison["rows"]}
     assert rows["roboalign"]["measured"]["n"] and rows["roboalign"]["minus_sft"]["n"]
 
 
 def test_what_cannot_be_shown_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError, match=r"no column `libero-average`.*libero-avg"):
-        table([str(tmp_path)], "libero-average")
+        column([tmp_path], "libero-average")
     with pytest.raises(
         RoboAlignError, match=r"summary.json: the file does not exist Fix: give a run's folder"
     ):
-        table([str(tmp_path)], "libero-avg")
+        column([tmp_path], "libero-avg")
     folder = write_run(tmp_path / "run", published=False)
     write_json(folder / "report" / "summary.json", {"success": None})
     with pytest.raises(RoboAlignError, match="no success rates"):
-        table([str(folder)], "libero-avg")
+        column([folder], "libero-avg")
     write_text(folder / "report" / "summary.json", '{"success": {"arms"')
     with pytest.raises(RoboAlignError, match=r"report/summary\.json"):
-        table([str(folder)], "libero-avg")
+        column([folder], "libero-avg")
+
+
+def test_the_papers_tables_hold_runs_of_one_recipe_on_several_suites() -> None:
+    found = json.loads(
+        tables([PUBLISHED / "libero-tiny", PUBLISHED / "libero-tiny-spatial"], "json")
+    )
+    (libero,) = found["tables"]
+    assert libero["table"] == "libero" and found["others"] == []
+    rows = {(row["arm"], row["from"]): row["cells"] for row in libero["rows"]}
+    assert [cell["value"] for cell in rows["roboalign", "paper"]] == [93.8, 96.0, 87.2, 70.0, 86.8]
+    spatial, objects, *others = rows["roboalign", "libero-tiny"]
+    # 28 and 73 of 100: Wilson's intervals by scipy's binomtest
+    assert objects == pytest.approx(
+        {"value": 73.0, "low": 63.568, "high": 80.731, "n": 100}, abs=1e-3
+    )
+    assert spatial == pytest.approx(
+        {"value": 28.0, "low": 20.139, "high": 37.488, "n": 100}, abs=1e-3
+    )
+    assert others == [None, None, None]
+    assert any("10 episodes a task and arm" in one for one in libero["differs"])
+    assert any("another model" in one for one in libero["differs"])
+
+
+def test_tables_fit_a_terminal_and_a_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(PUBLISHED / "libero-tiny")
+    assert main(["table", run]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("not measured: CALVIN") for line in lines)
+    assert main(["table", run, "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert "| RoboAlign | paper | 93.8 | 96.0 | 87.2 | 70.0 | 86.8 |" in printed
+    assert "| RoboAlign | libero-tiny | – | 73.0 64–81 n = 100 | – | – | – |" in printed
+
+
+def test_the_same_task_twice_is_refused() -> None:
+    run = PUBLISHED / "libero-tiny"
+    with pytest.raises(RoboAlignError, match="two runs are called libero-tiny, and both measured"):
+        tables([run, run])
+
+
+def test_a_run_on_its_own_suite_is_on_the_papers_benchmark() -> None:
+    said = column([PUBLISHED / "libero-tiny"], "libero-object")
+    assert "Another benchmark" not in said and "Another model" in said
+    assert "Another benchmark" in column([PUBLISHED / "libero-tiny"], "libero-spatial")

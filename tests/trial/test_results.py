@@ -80,6 +80,17 @@ def test_the_papers_table(tmp_path, capsys):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_study_fills_the_papers_table_of_the_robot(tmp_path, capsys):
+    assert main(["table", str(paper_log(tmp_path)), "--json"]) == 0
+    (robot,) = json.loads(capsys.readouterr().out)["tables"]
+    rows = {(row["arm"], row["from"]): row["cells"] for row in robot["rows"]}
+    published, measured = rows["base", "paper"], rows["base", "toy"]
+    assert [round(cell["value"], 1) for cell in measured] == [cell["value"] for cell in published]
+    assert [cell["n"] for cell in measured] == [24, 24, 24, 24, 96]
+    assert rows["aligned", "toy"][-1]["value"] == pytest.approx(66.7, abs=0.04)
+    assert "'task 0'" in robot["differs"][0] or "task 1 is" in robot["differs"][0]
+
+
 def test_void_attempts_are_counted_by_arm_and_repeated_and_tested(tmp_path, capsys):
     _, plan, key = locked(tmp_path)
 

@@ -22,7 +22,7 @@ _GROUPS = {
     },
     "look at results": {
         "replay": "compare a policy with recorded episodes, in open loop",
-        "table": "print success rates next to the paper's numbers",
+        "table": "print the paper's tables with measured numbers",
         "eval": "score any policy server on a benchmark",
         "bench": "measure MLLMs on public benchmarks of images and space",
         "compare": "compare two runs, or two arms of one, on the same initial states",

@@ -1,71 +1,118 @@
-"""`roboalign table`: the success rates of runs and of published results next to the paper's
-numbers."""
+"""`roboalign table`: the paper's tables, with measured numbers below the published ones."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from roboalign.cli.comparison.paper_runs import ELSEWHERE, comparison, offline, read_measured
+from roboalign.cli.comparison.paper_sources import merged, on_libero, read_paper_source, suites_of
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import read_json, read_jsonl
-from roboalign.evaluate.success import RolloutRecord
-from roboalign.report.comparison import Measured, compare_with_paper, format_comparison
+from roboalign.report.comparison import Measured, format_comparison, markdown_comparison
 from roboalign.report.console import fold, grid, render
 from roboalign.report.paper_numbers import METRICS
+from roboalign.report.paper_tables import (
+    Source,
+    fill_tables,
+    format_tables,
+    markdown_tables,
+    unfilled,
+)
 from roboalign.report.text import number_text
 from roboalign.run.arms import ARMS
 from roboalign.run.benchmark import OFFLINE_NOTE
-from roboalign.run.load import load_recipe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the runs and for the paper's numbers."""
+    """Add the options for the sources and for the form of the tables."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run's folder, or one of docs/results/"
+        "runs",
+        nargs="+",
+        metavar="SOURCE",
+        help="a run's folder, one of docs/results/, the folder of an eval or bench, the file of a "
+        "probe, or the log of a trial",
     )
     parser.add_argument(
-        "--metric", default="libero-avg", help=f"column of the paper: {', '.join(METRICS)}"
+        "--metric",
+        help=f"of runs: this column alone, with differences between arms: {', '.join(METRICS)}",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print Markdown, for a paper")
+    form.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the tables."""
-    print(table(options.runs, options.metric, as_json=options.json))
+    form = "json" if options.json else "markdown" if options.markdown else "text"
+    paths = [Path(one) for one in options.runs]
+    print(column(paths, options.metric, form) if options.metric else tables(paths, form))
     return 0
 
 
-def table(folders: list[str], metric: str, *, as_json: bool = False) -> str:
-    """Return one table per folder, as text or as JSON (a list). Raises RoboAlignError if one holds
-    no results."""
+def column(folders: list[Path], metric: str, form: str = "text") -> str:
+    """Return one column of the paper for each run, with the differences between its arms.
+
+    Raises RoboAlignError if there is no such column, or a folder holds no results.
+    """
     if metric not in METRICS:
         raise RoboAlignError(
             f"the paper has no column `{metric}` here",
             where="--metric",
             fix=f"use one of {', '.join(METRICS)}",
         )
-    found = [offline(Path(one)) or comparison(Path(one), metric) for one in folders]
-    if as_json:
-        return json.dumps(found, indent=2)
-    return "\n".join(
-        format_offline(one) if "open_loop" in one else format_comparison(one) for one in found
-    )
+    return _written([offline(one) or comparison(one, metric) for one in folders], form)
 
 
-def offline(folder: Path) -> dict[str, Any] | None:
-    """Return the open-loop errors of a run that was measured offline; None for any other."""
-    path = folder / "recipe.yaml"
-    if not path.is_file() or (recipe := load_recipe(path)).measure != "offline":
-        return None
-    summary = folder / "report" / "summary.json"
-    found = read_json(summary, fix="give a run's folder whose report is made")
-    try:
-        errors = {arm: found["open_loop"][arm]["overall"] for arm in recipe.arms}
-    except (KeyError, TypeError):
+def tables(paths: list[Path], form: str = "text") -> str:
+    """Return the paper's tables, filled from all sources; then each run on another benchmark next to
+    the paper's average.
+
+    Raises RoboAlignError if a source holds no results, or two have one name.
+    """
+    sources: list[Source] = []
+    others: list[dict[str, Any]] = []
+    runs: list[Measured] = []
+    for path in paths:
+        if (source := read_paper_source(path)) is not None:
+            sources.append(source)
+        elif (found := offline(path)) is not None:
+            others.append(found)
+        elif on_libero(run := read_measured(path)):
+            runs.append(run)
+        else:
+            others.append(comparison(path, ELSEWHERE))
+    sources = [*map(suites_of, merged(runs)), *sources]
+    _refuse_equal_names(sources)
+    filled = fill_tables(sources, {name: arm.title for name, arm in ARMS.items()})
+    if form == "json":
+        return json.dumps({"tables": filled, "others": others}, indent=2)
+    write = markdown_tables if form == "markdown" else format_tables
+    missing = "\n".join(map(fold, unfilled(filled))) + "\n" if filled and form == "text" else ""
+    return "\n".join(filter(None, [write(filled), _written(others, form), missing]))
+
+
+def _refuse_equal_names(sources: list[Source]) -> None:
+    rows = [(row.table, row.arm, row.source) for source in sources for row in source.rows]
+    if twice := sorted({row for row in rows if rows.count(row) > 1}):
         raise RoboAlignError(
-            "it has no open-loop errors", where=str(summary), fix="make the report again"
-        ) from None
-    return {"name": recipe.name, "open_loop": errors, "closed_loop": None}
+            f"two sources are called {twice[0][2]} and measured the same",
+            where="SOURCE",
+            fix="give one of them, or rename its folder (a run: `name` in its recipe)",
+        )
+
+
+def _written(found: list[dict[str, Any]], form: str) -> str:
+    """Write comparisons and open-loop errors of runs as text, Markdown or JSON (a list)."""
+    if form == "json":
+        return json.dumps(found, indent=2)
+    parts = []
+    for one in found:
+        if "open_loop" not in one:
+            parts.append((markdown_comparison if form == "markdown" else format_comparison)(one))
+        else:
+            text = format_offline(one)
+            parts.append(f"```text\n{text}```\n" if form == "markdown" else text)
+    return "\n".join(parts)
 
 
 def format_offline(found: dict[str, Any]) -> str:
@@ -77,50 +124,3 @@ def format_offline(found: dict[str, Any]) -> str:
         overall = next(iter(found["open_loop"].values()))
         table.add_row(title, number_text(overall[method]["value"]))
     return render(table) + fold(OFFLINE_NOTE) + "\n"
-
-
-def comparison(folder: Path, metric: str) -> dict[str, Any]:
-    """Return `compare_with_paper` of one folder."""
-    titles = {name: arm.title for name, arm in ARMS.items()}
-    return compare_with_paper(read_measured(folder), METRICS[metric], titles)
-
-
-def read_measured(folder: Path) -> Measured:
-    """Read what a run's folder, or a folder of published results (`tools/publish.py`), says about
-    its policies."""
-    published = (folder / "summary.json").is_file()
-    path = folder / "summary.json" if published else folder / "report" / "summary.json"
-    summary: dict[str, Any] = read_json(
-        path, fix="give a run's folder whose report is made, or one of docs/results/"
-    )
-    recipe = load_recipe(folder / "recipe.yaml")
-    try:
-        arms, model = summary["success"]["arms"], summary["environment"]["model"]
-    except (KeyError, TypeError):
-        raise RoboAlignError(
-            "it has no success rates or no environment",
-            where=str(path),
-            fix="make the report again",
-        ) from None
-    return Measured(
-        name=recipe.name,
-        benchmark=recipe.collect.benchmark,
-        tasks=recipe.collect.downstream_names(),
-        model=model,
-        counts=recipe.baselines.counts,
-        success=arms,
-        episodes={
-            arm: found for arm in arms if (found := _episodes(folder, arm, recipe.seeds, published))
-        },
-    )
-
-
-def _episodes(
-    folder: Path, arm: str, seeds: tuple[int, ...], published: bool
-) -> list[RolloutRecord]:
-    """Return the records of an arm over all training seeds; [] if those of one seed are missing."""
-    pattern = (
-        "seed-{}-episodes-{}.jsonl" if published else "seed-{}/eval/rollouts/{}/episodes.jsonl"
-    )
-    found = [read_jsonl(folder / pattern.format(seed, arm)) for seed in seeds]
-    return [row for rows in found for row in rows] if all(found) else []

@@ -25,7 +25,7 @@ def compare_trials(options: argparse.Namespace) -> str:
             fix="give the log only",
         )
     log = Path(options.runs[0])
-    result = results_of(log, _plan_of(log, options.plan), unfinished=options.unfinished)
+    result = results_of(log, plan_of(log, options.plan), unfinished=options.unfinished)
     return json.dumps(result, indent=2) if options.json else format_trials(result)
 
 
@@ -44,7 +44,8 @@ def format_trials(result: Mapping[str, Any]) -> str:
     return fold("\n".join(lines).rstrip())
 
 
-def _plan_of(log: Path, given: str | None) -> Path:
+def plan_of(log: Path, given: str | None) -> Path:
+    """Return the plan of a log: the one that is given, else the one next to it."""
     if given:
         return Path(given)
     if not log.name.endswith(LOG_ENDING):
