@@ -27,6 +27,11 @@ _BUILT_IN = {
         f"libero_{suite}": "roboalign.sim.libero.spec:LiberoSpec"
         for suite in ("spatial", "object", "goal", "10", "90")
     },
+    **{
+        f"libero_{suite}_{perturbation}": "roboalign.sim.libero.spec:PerturbedLiberoSpec"
+        for suite in ("spatial", "object", "goal", "10")
+        for perturbation in ("swap", "object", "lan", "task")
+    },
 }
 
 

@@ -25,7 +25,16 @@ from roboalign.sim.libero.environment import (
 )
 from roboalign.sim.libero.experts import make_expert
 from roboalign.sim.libero.protocol import LIBERO_PRESETS, LiberoConfig, departures, preset
-from roboalign.sim.libero.suites import SUITES, find_task, load_library, stored_states, suite_tasks
+from roboalign.sim.libero.suites import (
+    SUITES,
+    bddl_file,
+    find_task,
+    load_library,
+    stored_states,
+    suite_tasks,
+)
+from roboalign.sim.libero.task_names import PERTURBED_SUITES
+from roboalign.sim.registry import find_benchmark
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
 
 SOUP = "libero_object/pick_up_the_alphabet_soup_and_place_it_in_the_basket"
@@ -62,6 +71,52 @@ def test_suites_have_their_tasks_and_stored_states() -> None:
         find_task("libero_object/fly")
     with pytest.raises(RoboAlignError, match="unknown suite"):
         suite_tasks("libero_11")
+
+
+@pytest.mark.parametrize("name", sorted(PERTURBED_SUITES))
+def test_perturbed_suites_change_what_they_say(name: str) -> None:
+    suite, ending = PERTURBED_SUITES[name]
+    tasks, before = suite_tasks(name), suite_tasks(suite)
+    assert len(tasks) == len(before) == 10
+    reworded = [a.instruction != b.instruction for a, b in zip(tasks, before)]
+    assert all(reworded) if ending in ("lan", "task") else not any(reworded)
+    for task in tasks:
+        assert bddl_file(task.name).is_file() and len(stored_states(task.name)) == 50
+    assert find_benchmark(name).task_names() == tuple(task.name for task in tasks)
+
+
+def test_in_a_swapped_scene_the_two_things_have_changed_places() -> None:
+    """The task's file exchanges the regions of soup and butter; the stored states do so too."""
+    places = {}
+    for suite in ("libero_object", "libero_object_swap"):
+        benchmark = find_benchmark(suite).make(preset("openpi"))
+        environment = benchmark.make(f"{suite}/{SOUP.partition('/')[2]}")
+        assert environment.max_steps == 280
+        environment.reset(0)
+        data = environment.simulation.sim.data
+        places[suite] = [
+            data.get_body_xpos(f"{body}_1_main")[:2] for body in ("alphabet_soup", "butter")
+        ]
+        environment.close()
+    soup, butter = places["libero_object"]
+    soup_swapped, butter_swapped = places["libero_object_swap"]
+    assert np.linalg.norm(soup - butter) > 0.1
+    assert np.linalg.norm(soup_swapped - butter) < 0.05
+    assert np.linalg.norm(butter_swapped - soup) < 0.05
+
+
+def test_a_perturbed_suite_measures_and_says_so_but_has_no_demonstrations() -> None:
+    spec = find_benchmark("libero_goal_lan")
+    protocol = spec.protocol(preset("openpi"))
+    assert protocol["perturbed"] == {"suite": "libero_goal", "changed": "instruction"}
+    assert protocol["instructions_from"] == "bddl"
+    assert (
+        find_benchmark("libero_goal_swap").protocol(preset("openpi"))["instructions_from"] == "name"
+    )
+    with pytest.raises(
+        RoboAlignError, match=r"no demonstrations Fix: train on libero_goal, .*eval"
+    ):
+        spec.demonstrated(preset("openpi"))
 
 
 def test_instructions_are_those_of_the_library() -> None:

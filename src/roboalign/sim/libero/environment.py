@@ -25,12 +25,12 @@ from roboalign.sim.libero.suites import (
     CAMERA_NAMES,
     FIRST_PLACEMENT,
     STORED_STATES,
-    SUITES,
     bddl_file,
     find_task,
     load_library,
     stored_states,
     suite_tasks,
+    unperturbed,
 )
 from roboalign.sim.physics import diverged
 from roboalign.sim.rendering import Renderer
@@ -83,11 +83,7 @@ class LiberoEnvironment:
 
     def __init__(self, task: Task, config: LiberoConfig) -> None:
         self.task, self.config = task, config
-        suite = task.name.partition("/")[0]
-        if suite not in SUITES:
-            raise RoboAlignError(
-                f"unknown suite {suite!r}", where="task", fix=f"use one of {', '.join(SUITES)}"
-            )
+        suite = unperturbed(task.name.partition("/")[0])
         self.max_steps: int = getattr(config.max_steps, suite)
         self.simulation: Any = _build(task.name)
         self._control = ArmControl(self.simulation)

@@ -3,9 +3,17 @@ simulator."""
 
 from typing import TYPE_CHECKING, Any
 
+from roboalign.core.errors import RoboAlignError
 from roboalign.sim.libero.protocol import LiberoConfig, departures
-from roboalign.sim.libero.suites import FIRST_PLACEMENT, INSTALL, STORED_STATES, load_library
-from roboalign.sim.libero.task_names import SUITE_TASKS
+from roboalign.sim.libero.suites import (
+    FIRST_PLACEMENT,
+    INSTALL,
+    STORED_STATES,
+    instruction_source,
+    load_library,
+    unperturbed,
+)
+from roboalign.sim.libero.task_names import PERTURBATIONS, PERTURBED_SUITES, SUITE_TASKS
 from roboalign.sim.registry import FIRST_EVALUATION_SEED, BenchmarkSpec
 from roboalign.sim.rollout import RolloutConfig
 
@@ -31,7 +39,7 @@ class LiberoSpec(BenchmarkSpec):
 
     def task_names(self) -> tuple[str, ...]:
         """Return the suite's tasks in LIBERO's order, called `libero_object/<task>`."""
-        return tuple(f"{self.name}/{task}" for task in SUITE_TASKS[self.name])
+        return tuple(f"{self.name}/{task}" for task in SUITE_TASKS[unperturbed(self.name)])
 
     def cameras(self, settings: LiberoConfig) -> tuple[str, ...]:
         """Return the cameras of the protocol."""
@@ -89,7 +97,7 @@ class LiberoSpec(BenchmarkSpec):
         """Return the protocol's step limit of the suite and its replanning."""
         return RolloutConfig(
             replan_every=settings.replan_every,
-            max_steps=getattr(settings.max_steps, self.name),
+            max_steps=getattr(settings.max_steps, unperturbed(self.name)),
             batch_size=rollout.batch_size,
         )
 
@@ -111,3 +119,29 @@ class LiberoSpec(BenchmarkSpec):
             f"{settings.render}, drawn at {settings.render_size} and seen at {settings.image_size} px, "
             f"camera {', '.join(cameras)}; protocol {settings.preset}, changed: {changed}"
         )
+
+
+class PerturbedLiberoSpec(LiberoSpec):
+    """One of LIBERO-PRO's suites: the tasks of a suite with other positions, objects, sentences or
+    goals, to measure policies that were trained on the unchanged one."""
+
+    title = "LIBERO-PRO"
+
+    def demonstrated(self, settings: LiberoConfig) -> "DemonstratedLibero":
+        """Raise RoboAlignError: who trains on a perturbation does not measure what it was made for."""
+        suite, _ = PERTURBED_SUITES[self.name]
+        raise RoboAlignError(
+            f"{self.name} measures policies and has no demonstrations",
+            where="collect.benchmark",
+            fix=f"train on {suite}, then `roboalign serve` its policy and `roboalign eval` the server "
+            f"with --benchmark {self.name}",
+        )
+
+    def protocol(self, settings: LiberoConfig) -> dict[str, Any]:
+        """Return the protocol, what is perturbed, and where the sentences come from."""
+        suite, ending = PERTURBED_SUITES[self.name]
+        return {
+            **super().protocol(settings),
+            "perturbed": {"suite": suite, "changed": PERTURBATIONS[ending]},
+            "instructions_from": instruction_source(self.name, settings.instruction),
+        }

@@ -20,9 +20,12 @@ import numpy as np
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import Task
-from roboalign.sim.libero.task_names import SUITE_TASKS
+from roboalign.sim.libero.task_names import PERTURBED_SUITES, SUITE_TASKS
 
 SUITES = tuple(SUITE_TASKS)
+REWORDED = ("lan", "task")
+"""Endings of perturbed suites whose sentences are in the task files alone: their names are those of the
+unchanged tasks."""
 Instruction = Literal["name", "bddl"]
 """Source of the instruction: the task's name in words, as LIBERO's own `Task.language`, or the BDDL
 file's sentence."""
@@ -73,20 +76,39 @@ def load_library() -> Path:
     return Path(libero.libero.get_libero_path("benchmark_root"))
 
 
+def unperturbed(suite: str) -> str:
+    """Return the suite that a perturbed one is made from; any other suite is its own.
+
+    Raises RoboAlignError if it is unknown.
+    """
+    known, _ = PERTURBED_SUITES.get(suite, (suite, ""))
+    if known not in SUITES:
+        raise RoboAlignError(
+            f"unknown suite {suite!r}",
+            where="suite",
+            fix=f"use one of {', '.join((*SUITES, *PERTURBED_SUITES))}",
+        )
+    return known
+
+
+def instruction_source(suite: str, asked: Instruction) -> Instruction:
+    """Return where the instructions of a suite come from: what is asked for, but the task file where
+    LIBERO-PRO changes the sentence."""
+    _, ending = PERTURBED_SUITES.get(suite, (suite, ""))
+    return "bddl" if ending in REWORDED else asked
+
+
 @functools.cache
 def suite_tasks(suite: str, instruction: Instruction = "name") -> tuple[Task, ...]:
     """Return the tasks of a suite in LIBERO's order, called `libero_object/<task>`.
 
-    Raises RoboAlignError if the suite is unknown, or if instructions from its files are requested
+    Raises RoboAlignError if the suite is unknown, or if instructions from its files are needed
     and LIBERO is missing.
     """
-    if suite not in SUITES:
-        raise RoboAlignError(
-            f"unknown suite {suite!r}", where="suite", fix=f"use one of {', '.join(SUITES)}"
-        )
+    source = instruction_source(suite, instruction)
     return tuple(
-        Task(f"{suite}/{name}", _instruction(suite, name, instruction), {})
-        for name in SUITE_TASKS[suite]
+        Task(f"{suite}/{name}", _instruction(suite, name, source), {})
+        for name in SUITE_TASKS[unperturbed(suite)]
     )
 
 

@@ -4,6 +4,21 @@ without LIBERO.
 A test compares them with the library's own table.
 """
 
+PERTURBATIONS = {
+    "swap": "position",
+    "object": "object",
+    "lan": "instruction",
+    "task": "task",
+}
+"""LIBERO-PRO's endings of suite names -> what its scenes or sentences change. `position`: things that
+matter have changed places; `object`: they look or measure otherwise; `instruction`: the sentence has
+other words; `task`: another goal in the same scene."""
+PERTURBED_SUITES: dict[str, tuple[str, str]] = {
+    f"{suite}_{ending}": (suite, ending)
+    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    for ending in PERTURBATIONS
+}
+"""Name of a perturbed suite -> the suite whose task names it has, and its ending."""
 SUITE_TASKS: dict[str, tuple[str, ...]] = {
     "libero_spatial": (
         "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate",
