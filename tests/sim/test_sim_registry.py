@@ -29,6 +29,11 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 BUILT_IN = (
     "metaworld",
     *(f"libero_{suite}" for suite in ("spatial", "object", "goal", "10", "90")),
+    *(
+        f"libero_{suite}_{perturbation}"
+        for suite in ("spatial", "object", "goal", "10")
+        for perturbation in ("swap", "object", "lan", "task")
+    ),
 )
 # Fails the import of every simulator, as where none is installed.
 BLOCKED = """
@@ -90,7 +95,7 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
 
 
 def test_the_built_in_benchmarks_say_what_they_are() -> None:
-    assert benchmark_names()[:6] == BUILT_IN
+    assert benchmark_names()[: len(BUILT_IN)] == BUILT_IN
     world, goal = find_benchmark("metaworld"), find_benchmark("libero_goal")
     assert len(world.task_names()) == 50 and world.task_sets()["ml45"] == TRAIN
     assert world.default_downstream == HELD_OUT and world.section == "world"
