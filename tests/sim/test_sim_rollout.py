@@ -3,9 +3,10 @@
 import av
 import numpy as np
 import pytest
-from walks import Walks, make_broken, make_one_step, make_refused, one_step
+from walks import Walk, Walks, make_broken, make_one_step, make_refused, one_step
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.sim.base import Observation, Outcome
 from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.rollout import (
@@ -68,6 +69,62 @@ def test_a_crash_ends_its_own_episode_only():
     assert results[13].crash == "crash at reset" and results[66].crash == "crash at step 3"
     assert not results[66].success and results[2].success
     assert len(pool.idle) == 1, "a crashed environment is not used again"
+
+
+def test_an_outcome_changes_the_instruction_drops_the_chunk_and_ends_an_episode():
+    """Legs of 3 steps each: the chunk of 4 is cut after the third step, and a leg that goes back ends all."""
+
+    class Legs(Walk):
+        def step(self, action):
+            super().step(action)
+            leg, rest = divmod(self.steps, 3)
+            return Outcome(
+                solved=leg == 3,
+                ended=float(action[0]) < 0,
+                replan=rest == 0,
+                progress=leg,
+                details={"last": self.steps},
+            )
+
+        def observe(self):
+            seen = super().observe()
+            return Observation(seen.images, seen.state, f"leg {self.steps // 3}")
+
+    class LegWalks(Walks):
+        def make(self, task):
+            return Legs("")
+
+    asked = []
+
+    def act(observations, keys):
+        asked.extend(zip((key[1:] for key in keys), (seen.instruction for seen in observations)))
+        step = np.array([0.0 if key[1] == 0 or key[2] < 3 else -1.0 for key in keys])
+        return np.broadcast_to(step[:, None, None], (len(keys), 4, 1))
+
+    pool = EnvironmentPool(LegWalks(), limit=2)
+    results = {r.seed: r for r in rollout_batch(act, pool, [("walk", 0), ("walk", 1)], CONFIG)}
+    kept = {
+        seed: {key: value for key, value in r.record().items() if key != "seconds"}
+        for seed, r in results.items()
+    }
+    common = {"task": "walk", "crash": None}
+    assert kept == {
+        0: common | {"seed": 0, "success": True, "steps": 9, "progress": 3, "details": {"last": 9}},
+        1: common
+        | {"seed": 1, "success": False, "steps": 4, "progress": 1, "details": {"last": 4}},
+    }
+    assert asked == [
+        ((0, 0), "leg 0"),
+        ((1, 0), "leg 0"),
+        ((0, 3), "leg 1"),
+        ((1, 3), "leg 1"),
+        ((0, 6), "leg 2"),
+    ]
+
+
+def test_a_record_of_an_environment_without_outcomes_has_no_progress():
+    results, _ = run([("walk", 0)])
+    assert set(results[0].record()) == {"task", "seed", "success", "steps", "crash", "seconds"}
 
 
 def test_what_a_policy_counts_is_summed_over_each_episode():

@@ -37,6 +37,8 @@ class EpisodeState(State):
     run_seed: int = 0
     counts: dict[str, int] = Field(default_factory=dict)
     """What the policy counted over the episode's decisions."""
+    progress: int | None = Field(None, ge=0)
+    """Parts of the episode that were solved, where it has several."""
 
 
 def read_episodes(

@@ -1,8 +1,8 @@
 """Define what a simulator offers: observations and steps. Nothing here knows models or training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,7 +36,30 @@ class Observation:
     state: np.ndarray
     """float32 [S], proprioception; the benchmark says the units (`state_names`)."""
     instruction: str
-    """`Task.instruction`."""
+    """`Task.instruction`, or what it has become."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step led to, where an episode is more than one task that is solved or not.
+
+    It is true where the episode is solved, so that it reads like the bool of other environments.
+    """
+
+    solved: bool = False
+    """Whether the whole episode is solved, which ends it."""
+    ended: bool = False
+    """Whether it ends without success, before its step limit."""
+    replan: bool = False
+    """Whether the instruction has changed. The rest of the chunk was for the old one and is dropped."""
+    progress: int = 0
+    """Parts of the episode that are solved so far."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What the episode's record keeps besides, as JSON values."""
+
+    def __bool__(self) -> bool:
+        """Return `solved`."""
+        return self.solved
 
 
 class Environment(Protocol):
@@ -52,9 +75,11 @@ class Environment(Protocol):
     def observe(self) -> Observation:
         """Render the current state and return what the policy sees."""
 
-    def step(self, action: np.ndarray) -> bool:
+    def step(self, action: np.ndarray) -> bool | Outcome:
         """Execute one raw action [A] without rendering. Return True if the task is solved after it.
 
+        An environment whose instruction changes, or whose episode can end unsolved, returns an
+        Outcome.
         Raises EnvironmentCrash if the simulation breaks.
         """
 

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from roboalign.core.config import Config
 from roboalign.core.files import atomic_path
-from roboalign.sim.base import Benchmark, Environment, EnvironmentCrash, Observation
+from roboalign.sim.base import Benchmark, Environment, EnvironmentCrash, Observation, Outcome
 
 Key = tuple[str, int, int]
 """(task, seed, step) of one observation."""
@@ -69,13 +69,19 @@ class EpisodeResult:
     counts: dict[str, int] = field(default_factory=dict)
     """What the policy counted over the episode's decisions; empty for a policy that counts
     nothing."""
+    progress: int | None = None
+    """Parts of the episode that were solved; None where it has only one."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the environment says about the episode besides."""
 
     def record(self) -> dict[str, Any]:
-        """Return the episode as a JSON object, without its film, and without counts if there are
-        none."""
-        names = [field.name for field in fields(self) if field.name not in ("film", "counts")]
+        """Return the episode as a JSON object, without its film, and without counts, progress and
+        details if there are none."""
+        optional = ("counts", "progress", "details")
+        names = [field.name for field in fields(self) if field.name not in ("film", *optional)]
         record = {name: getattr(self, name) for name in names}
-        return {**record, "counts": self.counts} if self.counts else record
+        given = {name: getattr(self, name) for name in optional}
+        return record | {name: value for name, value in given.items() if value not in (None, {})}
 
 
 @dataclass
@@ -88,6 +94,8 @@ class _Running:
     crash: str | None = None
     counts: Counter[str] = field(default_factory=Counter)
     film: list[np.ndarray] = field(default_factory=list)
+    outcome: Outcome | None = None
+    """The last one; None where the environment returns a bool."""
     began: float = field(default_factory=time.monotonic)
 
     def result(self) -> EpisodeResult:
@@ -101,7 +109,15 @@ class _Running:
             seconds,
             self.film,
             dict(self.counts),
+            None if self.outcome is None else self.outcome.progress,
+            {} if self.outcome is None else dict(self.outcome.details),
         )
+
+    @property
+    def over(self) -> bool:
+        """Return whether it is solved, broken, or beyond success."""
+        ended = self.outcome is not None and self.outcome.ended
+        return self.success or self.crash is not None or ended
 
 
 class EnvironmentPool:
@@ -145,8 +161,8 @@ def rollout_batch(
     """Run (task, seed) episodes in lockstep; yield each result as soon as it is known.
 
     At each replanning every running environment is observed, and `act` is called once. Then
-    `replan_every` actions are executed without rendering. An EnvironmentCrash ends only its own
-    episode; one that `act` raises ends only the episodes that it was asked for. Raises what else
+    `replan_every` actions are executed without rendering, fewer if an outcome asks to replan. An
+    EnvironmentCrash ends only its own episode; one that `act` raises ends only the episodes that it was asked for. Raises what else
     `act` raises, and ValueError if `act` returns an array of another shape than [k, at least
     replan_every, A].
     """
@@ -166,7 +182,7 @@ def rollout_batch(
             _plan(act, planned, config)
         still = []
         for episode in running:
-            if episode.success or episode.crash or episode.steps >= config.max_steps:
+            if episode.over or episode.steps >= config.max_steps:
                 yield _finish(episode, pool)
             else:
                 still.append(episode)
@@ -201,9 +217,11 @@ def _observe(episode: _Running) -> Observation | None:
 
 def _execute(episode: _Running, actions: np.ndarray, max_steps: int) -> None:
     for action in actions[: max_steps - episode.steps]:
-        episode.success = episode.environment.step(action)
+        outcome = episode.environment.step(action)
         episode.steps += 1
-        if episode.success:
+        episode.success = bool(outcome)
+        episode.outcome = outcome if isinstance(outcome, Outcome) else None
+        if episode.over or (episode.outcome is not None and episode.outcome.replan):
             return
 
 
