@@ -6,7 +6,7 @@ import pytest
 from walks import Walk, Walks, make_broken, make_one_step, make_refused, one_step
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.sim.base import Observation, Outcome
+from roboalign.sim.base import Observation, StepOutcome
 from roboalign.sim.metaworld.environment import MetaWorld, MetaWorldConfig
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.rollout import (
@@ -78,7 +78,7 @@ def test_an_outcome_changes_the_instruction_drops_the_chunk_and_ends_an_episode(
         def step(self, action):
             super().step(action)
             leg, rest = divmod(self.steps, 3)
-            return Outcome(
+            return StepOutcome(
                 solved=leg == 3,
                 ended=float(action[0]) < 0,
                 replan=rest == 0,

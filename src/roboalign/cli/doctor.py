@@ -6,9 +6,10 @@ import importlib.metadata
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from roboalign.core.errors import RoboAlignError, format_fault
 
@@ -29,21 +30,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="fail where this benchmark's packages are missing; may be repeated",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the benchmark that is asked for, such as checkout=PATH; may be repeated",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the checks."""
-    return doctor(quiet=options.quiet, benchmarks=options.benchmark)
+    from roboalign.cli.options import benchmark_settings
+
+    settings = benchmark_settings(options.set)
+    return doctor(quiet=options.quiet, benchmarks=options.benchmark, settings=settings)
 
 
-def doctor(*, quiet: bool = False, benchmarks: Sequence[str] = ()) -> int:
+def doctor(
+    *,
+    quiet: bool = False,
+    benchmarks: Sequence[str] = (),
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
     """Run every check and print a line for each (with `quiet`, for each that fails). Return 0 if
     all pass, else 2.
 
-    `benchmarks`: those whose packages must be installed.
+    `benchmarks`: those whose packages must be installed, under `settings` of theirs.
     """
     failed = 0
-    for name, check in (CHECKS | benchmark_checks(benchmarks)).items():
+    for name, check in (CHECKS | benchmark_checks(benchmarks, settings)).items():
         try:
             line, mark = check(), "ok  "
         except RoboAlignError as error:
@@ -83,7 +99,9 @@ def _missing(packages: Sequence[str]) -> list[str]:
     return missing
 
 
-def benchmark_checks(asked: Sequence[str]) -> dict[str, Callable[[], str]]:
+def benchmark_checks(
+    asked: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Callable[[], str]]:
     """Return a check for each benchmark, or family of them, by its title; those `asked` for must be
     installed.
 
@@ -99,7 +117,7 @@ def benchmark_checks(asked: Sequence[str]) -> dict[str, Callable[[], str]]:
         except RoboAlignError as error:
             checks[f"benchmark {name}"] = functools.partial(_fail, error)
         else:
-            check = functools.partial(_benchmark, spec, asked=name in asked)
+            check = functools.partial(_benchmark, spec, settings if name in asked else None)
             checks.setdefault(f"benchmark {spec.title}", check)
     return checks
 
@@ -108,15 +126,23 @@ def _fail(error: RoboAlignError) -> NoReturn:
     raise error
 
 
-def _benchmark(spec: "BenchmarkSpec", *, asked: bool) -> str:
-    """Return the versions of its packages. A missing package is a fault only if the benchmark was
-    asked for."""
+def _benchmark(spec: "BenchmarkSpec", settings: Mapping[str, Any] | None) -> str:
+    """Return the versions of its packages, and what it says about `settings`.
+
+    None means that it was not asked for: then a missing package is no fault.
+    """
     missing = _missing(spec.packages)
     if not missing:
         versions = [f"{name} {importlib.metadata.version(name)}" for name in spec.packages]
-        return ", ".join(versions) or "needs no package"
+        lines = [", ".join(versions) or "needs no package"]
+        if settings is not None:
+            from roboalign.core.config import validated
+
+            values = validated(spec.config, settings, where=f"--set of {spec.name}")
+            lines += spec.examine(values)
+        return "\n     ".join(lines)
     install = spec.install or f"pip install {' '.join(missing)}"
-    if asked:
+    if settings is not None:
         raise RoboAlignError(f"missing: {', '.join(missing)}", fix=install)
     return f"not installed (optional: {install})"
 

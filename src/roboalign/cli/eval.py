@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from roboalign.cli.options import add_settings
+from roboalign.cli.options import add_settings, benchmark_settings
 from roboalign.cli.serve import api_key, camera_keys
 from roboalign.core.config import validated
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.machine import cores
-from roboalign.core.yaml import parse_yaml
 from roboalign.harness.settings import METAWORLD, ClientConfig, ServerKind, resolved, world_defaults
 from roboalign.sim.registry import BenchmarkSpec, find_benchmark
 from roboalign.sim.rollout import RolloutConfig
@@ -103,7 +102,7 @@ def _measured(
     one."""
     from roboalign.harness.score import Measurement
 
-    given = _overrides(options.set)
+    given = benchmark_settings(options.set)
     assumed = world_defaults(client, spec.section, spec.config.model_fields, metadata)
     settings = validated(
         spec.config, {**assumed, **given}, where=f"--set of {spec.name}", fix="correct --set {key}"
@@ -163,25 +162,6 @@ def _episodes(given: int, spec: BenchmarkSpec) -> int:
     if given < 1:
         raise RoboAlignError(f"{given} episodes", where="--episodes", fix="give 1 or more")
     return min(given, len(spec.evaluation_seeds))
-
-
-def _overrides(given: list[str]) -> dict[str, Any]:
-    """Return `KEY=VALUE` options as nested settings."""
-    values: dict[str, Any] = {}
-    for override in given:
-        key, equals, text = override.partition("=")
-        if not key or not equals:
-            raise RoboAlignError(
-                "a setting is KEY=VALUE",
-                where=f"--set {override}",
-                fix="for example image_size=256",
-            )
-        *parents, last = key.split(".")
-        below = values
-        for parent in parents:
-            below = below.setdefault(parent, {})
-        below[last] = parse_yaml(text, where=f"--set {override}", fix="put the value in quotes")
-    return values
 
 
 def _check_address(address: str, preset: str) -> None:

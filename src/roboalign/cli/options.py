@@ -7,6 +7,8 @@ import types
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from roboalign.core.config import Config
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.yaml import parse_yaml
 
 SET_HELP = "override one setting of the recipe, for example sft.max_steps=100; may be repeated"
 
@@ -90,3 +92,22 @@ def _options_of(parser: argparse.ArgumentParser) -> list[str]:
             for below in action.choices.values():
                 names += _options_of(below)
     return names
+
+
+def benchmark_settings(given: list[str]) -> dict[str, Any]:
+    """Return a benchmark's `--set KEY=VALUE` options as nested settings."""
+    values: dict[str, Any] = {}
+    for override in given:
+        key, equals, text = override.partition("=")
+        if not key or not equals:
+            raise RoboAlignError(
+                "a setting is KEY=VALUE",
+                where=f"--set {override}",
+                fix="for example image_size=256",
+            )
+        *parents, last = key.split(".")
+        below = values
+        for parent in parents:
+            below = below.setdefault(parent, {})
+        below[last] = parse_yaml(text, where=f"--set {override}", fix="put the value in quotes")
+    return values

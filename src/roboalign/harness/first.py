@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from roboalign.actions.known_spaces import known_space
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path
 from roboalign.harness.presets import Preset
@@ -70,7 +71,16 @@ def first_answer(
         "outside": float((np.abs(executed) > 1).mean()),
         "gripper_answered": _values(chunk[:, -1]),
         "gripper_executed": _values(executed[:, -1]),
+        "gripper_opens_at": 1 if _opens_at_one(benchmark) else -1,
     }
+
+
+def _opens_at_one(benchmark: Benchmark) -> bool:
+    """Return whether the simulator opens the gripper at 1, as CALVIN does; the others do at -1."""
+    space = getattr(benchmark, "action_space", None)
+    if space is None:
+        return False
+    return (known_space(space) if isinstance(space, str) else space).gripper == "open_positive"
 
 
 def describe_first(first: Mapping[str, Any], replan_every: int) -> list[str]:
@@ -88,7 +98,7 @@ def describe_first(first: Mapping[str, Any], replan_every: int) -> list[str]:
     lines.append("  range: " + ", ".join(f"{low:.3g} to {high:.3g}" for low, high in ranges))
     lines.append(
         f"  gripper: {first['gripper_answered']} answered, {first['gripper_executed']} executed "
-        "(-1 opens, 1 closes)"
+        f"({first['gripper_opens_at']} opens, {-first['gripper_opens_at']} closes)"
     )
     lines.append(
         f"  outside [-1, 1], where the simulator clips: {100 * first['outside']:.1f}% of the numbers"

@@ -53,10 +53,12 @@ def action_space_of(benchmark: DemonstratedBenchmark) -> ActionSpace:
 def evaluation_episodes(recipe: Recipe) -> list[tuple[str, int]]:
     """Return (task, seed) of every evaluation episode: the same for all arms and training seeds.
 
-    On LIBERO the seed is the index of the stored initial state.
+    On LIBERO the seed is the index of the stored initial state, on CALVIN that of the chain.
     """
-    seeds = recipe.collect.spec.evaluation_seeds[: recipe.rollout.episodes]
-    return [(task, seed) for task in recipe.collect.downstream_names() for seed in seeds]
+    spec = recipe.collect.spec
+    seeds = spec.evaluation_seeds[: recipe.rollout.episodes]
+    tasks = spec.measured_tasks(recipe.collect.downstream_names())
+    return [(task, seed) for task in tasks for seed in seeds]
 
 
 def rollout_config(recipe: Recipe) -> RolloutConfig:

@@ -40,7 +40,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What one step led to, where an episode is more than one task that is solved or not.
 
     It is true where the episode is solved, so that it reads like the bool of other environments.
@@ -75,11 +75,11 @@ class Environment(Protocol):
     def observe(self) -> Observation:
         """Render the current state and return what the policy sees."""
 
-    def step(self, action: np.ndarray) -> bool | Outcome:
+    def step(self, action: np.ndarray) -> bool | StepOutcome:
         """Execute one raw action [A] without rendering. Return True if the task is solved after it.
 
         An environment whose instruction changes, or whose episode can end unsolved, returns an
-        Outcome.
+        StepOutcome.
         Raises EnvironmentCrash if the simulation breaks.
         """
 

@@ -23,6 +23,7 @@ FIRST_EVALUATION_SEED = 1_000_000
 _ENDLESS = 2**31
 _BUILT_IN = {
     "metaworld": "roboalign.sim.metaworld.spec:MetaWorldSpec",
+    "calvin": "roboalign.sim.calvin.spec:CalvinSpec",
     **{
         f"libero_{suite}": "roboalign.sim.libero.spec:LiberoSpec"
         for suite in ("spatial", "object", "goal", "10", "90")
@@ -101,6 +102,16 @@ class BenchmarkSpec(ABC):
     def require_alignable(self, task: str) -> None:
         """Raise RoboAlignError if questions about the task would not have a unique right answer."""
         return
+
+    def measured_tasks(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the tasks on which a policy of these downstream tasks is measured: the same ones,
+        unless the benchmark measures in another way than it demonstrates."""
+        return tasks
+
+    def examine(self, settings: Any) -> tuple[str, ...]:
+        """Return what `doctor` says about these settings, in sentences. Raises RoboAlignError for
+        what is wrong."""
+        return ()
 
     def check(
         self, settings: Any, rollout: RolloutConfig, defaults: RolloutConfig, horizon: int

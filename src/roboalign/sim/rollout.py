@@ -20,7 +20,7 @@ from pydantic import Field
 
 from roboalign.core.config import Config
 from roboalign.core.files import atomic_path
-from roboalign.sim.base import Benchmark, Environment, EnvironmentCrash, Observation, Outcome
+from roboalign.sim.base import Benchmark, Environment, EnvironmentCrash, Observation, StepOutcome
 
 Key = tuple[str, int, int]
 """(task, seed, step) of one observation."""
@@ -94,7 +94,7 @@ class _Running:
     crash: str | None = None
     counts: Counter[str] = field(default_factory=Counter)
     film: list[np.ndarray] = field(default_factory=list)
-    outcome: Outcome | None = None
+    outcome: StepOutcome | None = None
     """The last one; None where the environment returns a bool."""
     began: float = field(default_factory=time.monotonic)
 
@@ -162,9 +162,9 @@ def rollout_batch(
 
     At each replanning every running environment is observed, and `act` is called once. Then
     `replan_every` actions are executed without rendering, fewer if an outcome asks to replan. An
-    EnvironmentCrash ends only its own episode; one that `act` raises ends only the episodes that it was asked for. Raises what else
-    `act` raises, and ValueError if `act` returns an array of another shape than [k, at least
-    replan_every, A].
+    EnvironmentCrash ends only its own episode; one that `act` raises ends only the episodes that it
+    was asked for. Raises what else `act` raises, and ValueError if `act` returns an array of another
+    shape than [k, at least replan_every, A].
     """
     running = []
     for task, seed in episodes:
@@ -220,7 +220,7 @@ def _execute(episode: _Running, actions: np.ndarray, max_steps: int) -> None:
         outcome = episode.environment.step(action)
         episode.steps += 1
         episode.success = bool(outcome)
-        episode.outcome = outcome if isinstance(outcome, Outcome) else None
+        episode.outcome = outcome if isinstance(outcome, StepOutcome) else None
         if episode.over or (episode.outcome is not None and episode.outcome.replan):
             return
 
