@@ -45,7 +45,8 @@ class ClientConfig(Config):
     gripper: Gripper | None = None
     """What the last number of an answered action means. The simulators take -1 opens, 1 closes
     (CALVIN 1 opens, -1 closes): `as-is`; `negate` where it is the other way round; `open-is-1` or
-    `closed-is-1` where it is between 0 and 1; `sign` and `-sign` then make it -1 or 1. Without it `as-is`, and `open-is-1-sign` for starvla
+    `closed-is-1` where it is between 0 and 1; `sign` and `-sign` then make it -1 or 1. Without it `as-is`, and
+    `open-is-1-sign` for starvla
     and groot on LIBERO."""
     send_state: bool = False
     """Send the state to starvla too, for checkpoints that read it. The other presets always send

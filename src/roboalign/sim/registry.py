@@ -23,7 +23,6 @@ FIRST_EVALUATION_SEED = 1_000_000
 _ENDLESS = 2**31
 _BUILT_IN = {
     "metaworld": "roboalign.sim.metaworld.spec:MetaWorldSpec",
-    "calvin": "roboalign.sim.calvin.spec:CalvinSpec",
     **{
         f"libero_{suite}": "roboalign.sim.libero.spec:LiberoSpec"
         for suite in ("spatial", "object", "goal", "10", "90")
@@ -33,6 +32,7 @@ _BUILT_IN = {
         for suite in ("spatial", "object", "goal", "10")
         for perturbation in ("swap", "object", "lan", "task")
     },
+    "calvin": "roboalign.sim.calvin.spec:CalvinSpec",
 }
 
 
