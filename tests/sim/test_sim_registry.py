@@ -34,6 +34,7 @@ BUILT_IN = (
         for suite in ("spatial", "object", "goal", "10")
         for perturbation in ("swap", "object", "lan", "task")
     ),
+    "calvin",
 )
 # Fails the import of every simulator, as where none is installed.
 BLOCKED = """
