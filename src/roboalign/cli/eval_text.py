@@ -8,6 +8,7 @@ from roboalign.evaluate.success import success_table
 from roboalign.harness.score import Measurement
 from roboalign.harness.settings import ClientConfig
 from roboalign.report.console import fold, grid, render
+from roboalign.report.progress_text import format_progress
 
 
 def format_scores(
@@ -23,7 +24,10 @@ def format_scores(
         name = task.rpartition("/")[2].replace("_", " ")
         table.add_row(name, *_cells(row))
     table.add_row("all tasks", *_cells(rates["overall"]))
-    lines = [render(table).rstrip(), "", _protocol(measured, client)]
+    lines = [render(table).rstrip(), ""]
+    if chains := format_progress({"server": rates.get("progress")}):
+        lines += [chains, ""]
+    lines.append(_protocol(measured, client))
     crashed = [row for row in rows if row["crash"] is not None]
     if crashed:
         first = crashed[0]

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.state import State, read_records
+from roboalign.evaluate.progress import progress_difference, progress_rows
 from roboalign.evaluate.statistics import holm, mcnemar_exact, paired_difference, wilson
 
 RolloutRecord = Mapping[str, Any]
@@ -79,7 +80,8 @@ def success_table(
 
     `pairs` names the arms to compare as (before, after); None compares every pair, in the order
     given. Returns {"arms": {name: {"overall": row, "tasks": {task: row}, "run_seeds": {seed:
-    row}}}, "pairs": [pair]}, ready for JSON. row = {successes, n, crashes, rate, low, high,
+    row}}}, "pairs": [pair]}, ready for JSON; where episodes have several parts an arm also has
+    `progress` (evaluate/progress.py). row = {successes, n, crashes, rate, low, high,
     mean_steps} (Wilson 95%; rate is None if n = 0). pair is what `compare_arms` returns, plus
     p_holm, its p corrected for the number of pairs. Raises RoboAlignError on an incomplete or
     repeated record and on an unknown arm in `pairs`.
@@ -102,7 +104,7 @@ def success_table(
     for pair, adjusted in zip(compared, holm([pair["p"] for pair in compared])):
         pair["p_holm"] = adjusted
     return {
-        "arms": {name: _arm_rows(records) for name, records in keyed.items()},
+        "arms": {name: _arm_rows(records, resamples) for name, records in keyed.items()},
         "pairs": compared,
     }
 
@@ -118,7 +120,8 @@ def compare_arms(
     Returns {n, crashes_left_out, only_before, only_after, p, difference, difference_by_task}; p is
     McNemar's exact p. The differences are in success rate (after minus before). The interval of
     `difference` resamples episodes (these tasks, other initial states); that of
-    `difference_by_task` resamples tasks (other tasks; None with fewer than two tasks).
+    `difference_by_task` resamples tasks (other tasks; None with fewer than two tasks). Episodes of
+    several parts add `progress`.
     """
     shared = sorted(before.keys() & after.keys())
     usable = [key for key in shared if before[key]["crash"] is None and after[key]["crash"] is None]
@@ -131,7 +134,11 @@ def compare_arms(
         if len(set(tasks)) > 1
         else None
     )
+    progress = progress_difference(
+        [before[key] for key in usable], [after[key] for key in usable], resamples=resamples
+    )
     return {
+        **({"progress": progress} if progress else {}),
         "n": test.n,
         "crashes_left_out": len(shared) - len(usable),
         "only_before": test.only_a,
@@ -186,10 +193,12 @@ def _by_key(records: Iterable[RolloutRecord], arm: str) -> dict[_Key, RolloutRec
     return keyed
 
 
-def _arm_rows(keyed: Mapping[_Key, RolloutRecord]) -> dict[str, Any]:
+def _arm_rows(keyed: Mapping[_Key, RolloutRecord], resamples: int) -> dict[str, Any]:
     tasks = sorted({task for _, task, _ in keyed})
     seeds = sorted({run_seed for run_seed, _, _ in keyed})
+    progress = progress_rows(list(keyed.values()), resamples=resamples)
     return {
+        **({"progress": progress} if progress else {}),
         "overall": _row(keyed.values()),
         "tasks": {task: _row(r for key, r in keyed.items() if key[1] == task) for task in tasks},
         "run_seeds": {

@@ -15,6 +15,7 @@ from roboalign.report import tables
 from roboalign.report.caveats import caveats
 from roboalign.report.open_loop import replay_view, replays_table
 from roboalign.report.plots import interval_plot, line_plot
+from roboalign.report.progress_text import progress_differences_table, progress_table
 from roboalign.report.summary import Curve, RunSummary, Video
 from roboalign.report.verdict import findings, headline, success_finding
 
@@ -81,6 +82,8 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
         arm_plots=_arm_plots(run),
         token_differences=tables.token_differences_table(run),
         success_differences=tables.success_differences_table(run),
+        chains=progress_table(run),
+        chain_differences=progress_differences_table(run),
         tasks=tables.task_table(run),
         vqa=[table for mode in ("direct", "think") if (table := tables.vqa_table(run, mode))],
         reasoning=tables.reasoning_table(run),

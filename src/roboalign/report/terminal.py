@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from roboalign.report.console import fold, grid, render
+from roboalign.report.progress_text import format_progress
 from roboalign.report.summary import RunSummary
 from roboalign.report.tables import arms_table, lookup
 from roboalign.report.text import interval, value
@@ -56,7 +57,10 @@ def format_end(run: RunSummary) -> str:
             "\nOpen-loop error: share of the spread on held-out episodes, lower is better.\n"
             "Nothing was measured in closed loop."
         )
-    return "\n".join([*sentences, "", render(table), note]) + "\n"
+    arms = (run.success or {}).get("arms", {})
+    chains = format_progress({name: rows.get("progress") for name, rows in arms.items()})
+    below = [note, "", chains] if chains else [note]
+    return "\n".join([*sentences, "", render(table), *below]) + "\n"
 
 
 def _cell(estimate: Mapping[str, Any] | None, kind: str) -> str:

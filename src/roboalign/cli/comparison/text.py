@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from roboalign.report.console import fold, grid, render
+from roboalign.report.progress_text import format_progress, format_progress_difference
 from roboalign.report.text import count_text, p_value, points
 
 MIN_TASKS = 8  # bootstrapping fewer tasks gives intervals that are far too narrow
@@ -27,6 +28,7 @@ def format_compared(result: Mapping[str, Any]) -> str:
             f"{p_value(pair['p'])} (McNemar, exact, two-sided)",
             f"after minus before: {gained:+d} of {n} = {points(gained / n)} points",
             *_intervals(pair),
+            *format_progress_difference(pair.get("progress")),
         ]
         lines += [
             f"  training seed {seed}: {row['gained']:+d} of {row['n']} = {points(row['gained'] / row['n'])}"
@@ -55,7 +57,10 @@ def _rates(result: Mapping[str, Any]) -> str:
         # LIBERO's task names are sentences, and they wrap
         name = task.rpartition("/")[2].replace("_", " ")
         table.add_row(name, *(_rate(side["tasks"].get(task)) for side in sides))
-    return render(table)
+    chains = format_progress(
+        {"before": sides[0].get("progress"), "after": sides[1].get("progress")}
+    )
+    return render(table) + (f"\n{chains}\n" if chains else "")
 
 
 def _rate(row: Mapping[str, Any] | None) -> str:
