@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from roboalign.evaluate.progress import parts_of, progress_difference, progress_rows
+from roboalign.evaluate.progress import episode_parts, progress_difference, progress_rows
 from roboalign.evaluate.success import success_table
 from roboalign.report.progress_text import format_progress, format_progress_difference
 
@@ -56,7 +56,7 @@ def test_two_training_seeds_on_a_chain_are_one_unit():
 
 def test_episodes_of_one_part_have_no_progress():
     plain = [{"task": "t", "seed": n, "success": True, "steps": 1, "crash": None} for n in (0, 1)]
-    assert parts_of(plain) == 0
+    assert episode_parts(plain) == 0
     assert progress_rows(plain, resamples=9) is None
     table = success_table({"a": plain, "b": plain}, resamples=50)
     assert "progress" not in table["arms"]["a"] and "progress" not in table["pairs"][0]

@@ -12,7 +12,7 @@ from roboalign.evaluate.statistics import mcnemar_exact, mean_interval, paired_d
 Record = Mapping[str, Any]
 
 
-def parts_of(records: Iterable[Record]) -> int:
+def episode_parts(records: Iterable[Record]) -> int:
     """Return how many parts the longest episode has; 0 where episodes have one."""
     lengths = [
         max(len(record.get("details", {}).get("tasks", ())), record["progress"])
@@ -29,7 +29,7 @@ def progress_rows(records: Sequence[Record], *, resamples: int) -> dict[str, Any
     Both are {value, low, high, n}.
     """
     finished = [record for record in records if _counted(record)]
-    if not (parts := parts_of(records)):
+    if not (parts := episode_parts(records)):
         return None
     solved = [record["progress"] for record in finished]
     chains = [_chain(record) for record in finished]
@@ -54,7 +54,7 @@ def progress_difference(
     is {difference, only_before, only_after, p} of k or more parts, p by McNemar's exact test.
     """
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if _counted(a) and _counted(b)]
-    if not (parts := parts_of([*before, *after])):
+    if not (parts := episode_parts([*before, *after])):
         return None
     a, b = ([side["progress"] for side in sides] for sides in zip(*pairs)) if pairs else ([], [])
     chains = [_chain(record) for record, _ in pairs]

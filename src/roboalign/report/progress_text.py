@@ -8,11 +8,11 @@ from roboalign.report.summary import RunSummary
 from roboalign.report.tables import Cell, Table, estimate_cell
 from roboalign.report.text import interval, p_value, value
 
-Rows = Mapping[str, Any]
+ChainRows = Mapping[str, Any]
 """What `evaluate.progress.progress_rows` returns."""
 
 
-def format_progress(sides: Mapping[str, Rows | None]) -> str:
+def format_progress(sides: Mapping[str, ChainRows | None]) -> str:
     """Format each side as a column of a table for the terminal; "" where no side has chains."""
     found = {name: rows for name, rows in sides.items() if rows}
     if not found:
@@ -83,7 +83,7 @@ def _numbers(parts: int) -> Iterable[int]:
     return range(1, parts + 1)
 
 
-def _kth(rows: Rows, k: int) -> Mapping[str, Any]:
+def _kth(rows: ChainRows, k: int) -> Mapping[str, Any]:
     shares = rows["in_a_row"]
     nothing = {"value": 0.0, "low": None, "high": None, "n": rows["mean"]["n"]}
     return shares[k] if k < len(shares) else nothing
