@@ -216,7 +216,7 @@ def test_doctor_names_each_check_and_fails_on_one(
     def broken() -> str:
         raise RoboAlignError("0.1 GB are free", fix="close other programs")
 
-    monkeypatch.setattr(checks, "benchmark_checks", lambda asked: {})
+    monkeypatch.setattr(checks, "benchmark_checks", lambda asked, settings: {})
     monkeypatch.setattr(checks, "CHECKS", {"python": lambda: "3.11", "memory": lambda: "8 GB"})
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out == "ok   python: 3.11\nok   memory: 8 GB\n"

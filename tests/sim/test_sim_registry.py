@@ -199,6 +199,7 @@ def test_a_broken_package_is_one_message_with_its_name(
     assert find_benchmark("metaworld").name == "metaworld" and set(sections()) == {
         "world",
         "libero",
+        "calvin",
     }
     with pytest.raises(RoboAlignError, match="package lab-robots"):
         Recipe.model_validate({"name": "x", "collect": {"benchmark": "toy"}})
