@@ -1,8 +1,10 @@
 """The table of arms: what follows from its rows, and that one row more is an arm."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.run.arms import ARMS, BASE, MAIN, MIX, RL, SFT, Arm, Backbone, backbones, pairs
@@ -117,3 +119,20 @@ def test_an_unknown_arm_in_a_file_is_one_message(tmp_path: Path) -> None:
     path.write_text("name: x\narms: [sft, robalign]\n")
     with pytest.raises(RoboAlignError, match=r"`arms\.1`: arm `robalign` not found\. Available:"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "known"), [(10_239, "demonstrations"), (999_997, "episodes that measure policies")]
+)
+def test_visited_episodes_are_neither_shown_nor_measured(first: int, known: str) -> None:
+    """8 and 2 episodes from `first`; demonstrations have seeds 10,000 to 10,239."""
+    values: dict[str, Any] = {
+        "name": "x",
+        "arms": ("sft", "sft-visited"),
+        "collect": {"align": {"first_seed": 10_000, "episodes_per_task": 48}},
+    }
+    Recipe.model_validate({**values, "visited": {"first_seed": 10_240}})
+    wrong = {"first_seed": first}
+    with pytest.raises(ValidationError, match=f"visited.first_seed {first} gives 10 .* {known}"):
+        Recipe.model_validate({**values, "visited": wrong})
+    Recipe.model_validate({**values, "visited": wrong, "arms": ("sft",)})

@@ -71,6 +71,7 @@ def test_json(place, tmp_path, capsys, monkeypatch) -> None:
         ),
         (["--preset", "official"], "MMStar has no preset 'official'; it has lmms-eval, qwen"),
         (["--data", "/nowhere"], "--data /nowhere: no such folder"),
+        (["--data", "erqa=/x"], "--data erqa=/x: erqa is not asked"),
         (["--arm", "sft"], "only a run has arms and seeds"),
         (["--limit", "-1"], "`limit`: Input should be greater than or equal to 0"),
     ],

@@ -203,6 +203,26 @@ def test_layers_arms_and_demonstrations_can_be_chosen(probed: Path, tmp_path: Pa
     assert list(found["tasks"]) == [TASK] and len(found["tasks"][TASK]["demonstrations"]) == 2
 
 
+def test_cameras_are_shown_as_the_head_sees_them(
+    probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, views = tmp_path / "run", []
+    shutil.copytree(probed, folder)
+    settings = recipe(arms=("base",))
+    backbone = settings.backbone.model_copy(update={"cameras_as": "side_by_side"})
+    write_text(
+        folder / "recipe.yaml", dump_recipe(settings.model_copy(update={"backbone": backbone}))
+    )
+
+    def seen(_: Any, __: Any, frames: Any, view: View, layers: Any, *___: Any) -> np.ndarray:
+        views.append(view)
+        return np.zeros((len(layers), len(frames.label), 2), dtype=np.float32)
+
+    monkeypatch.setattr("roboalign.cli.probe.frame_states", seen)
+    probe(folder, ProbeSettings(task=TASK, **SMALL), tmp_path / "probe.json")
+    assert {view.cameras_as for view in views} == {"side_by_side"}
+
+
 def test_pairs_are_of_the_training_seeds_that_both_have(probed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(probed, folder)

@@ -138,6 +138,7 @@ class BenchModel:
             "settings": {
                 **self.config.model_dump(mode="json"),
                 "prompts": self.style.name,
+                "device": mllm.device.type,
                 "dtype": str(mllm.model.dtype).removeprefix("torch."),
                 "images": dict(size) if size is not None else {},
                 "system_prompt": "the chat template's",

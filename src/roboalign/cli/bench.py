@@ -161,6 +161,10 @@ def data_places(given: list[str], tasks: list[BenchTask]) -> dict[str, Path]:
     for text in given:
         name, equals, path = text.partition("=")
         if equals and name in BENCH_TASKS:
+            if name not in {task.name for task in tasks}:
+                raise RoboAlignError(
+                    f"{name} is not asked", where=f"--data {text}", fix=f"add {name} to --tasks"
+                )
             own[name] = path
             continue
         folders.append(Path(text).expanduser())

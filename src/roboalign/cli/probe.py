@@ -39,6 +39,7 @@ from roboalign.run.folder import read_demonstrations
 from roboalign.run.load import load_recipe
 from roboalign.run.probe_sweep import sweep
 from roboalign.run.probed import ProbedBackbone, find_backbones
+from roboalign.vla.features import View
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +114,8 @@ def probe(run: str | Path, settings: ProbeSettings, out: str | Path) -> str:
     ]
     labels = np.concatenate([one.label for one in frames.values()])
     predicted = {name: np.concatenate([one[name] for one in plain]) for name in plain[0]}
-    correct = _classify(found, chosen, frames, cameras, settings)
+    view = View(layer=recipe.backbone.layer, cameras=cameras, cameras_as=recipe.backbone.cameras_as)
+    correct = _classify(found, chosen, frames, view, settings)
     owners = [f"{task}/{number}" for task, one in frames.items() for number in one.owner]
     result = {
         "run": str(run),
@@ -135,7 +137,7 @@ def _classify(
     backbones: Sequence[ProbedBackbone],
     chosen: Mapping[str, list[Episode]],
     frames: Mapping[str, LabelledFrames],
-    cameras: tuple[str, ...],
+    view: View,
     settings: ProbeSettings,
 ) -> list[tuple[ProbedBackbone, Correct]]:
     """Return, for each backbone and layer, whether each frame, task after task, got its correct
@@ -149,7 +151,7 @@ def _classify(
             right: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
             for task, episodes in chosen.items():
                 one = frames[task]
-                states = frame_states(mllm, episodes, one, cameras, layers, settings, progress)
+                states = frame_states(mllm, episodes, one, view, layers, settings, progress)
                 for layer, features in zip(layers, states):
                     right[layer].append(
                         knn(features, one.label, one.owner, k=settings.k) == one.label

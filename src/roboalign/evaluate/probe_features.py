@@ -147,14 +147,17 @@ def frame_states(
     mllm: Mllm,
     episodes: Sequence[Episode],
     frames: LabelledFrames,
-    cameras: tuple[str, ...],
+    view: View,
     layers: Sequence[int],
     settings: ProbeSettings,
     progress: Progress,
 ) -> np.ndarray:
-    """Return the features float32 [layers, N, W] of the frames of one task."""
-    # Its layer is not used: all layers share one prompt.
-    view = View(layer=layers[0], cameras=cameras, prompts=style_of(mllm.prompts).name)
+    """Return the features float32 [layers, N, W] of the frames of one task.
+
+    Of `view` the cameras and how they are shown are used: all layers share one prompt, in the
+    model's own style.
+    """
+    view = view.model_copy(update={"prompts": style_of(mllm.prompts).name})
     parts = []
     for start in range(0, len(frames.label), settings.batch_size):
         places = slice(start, start + settings.batch_size)
@@ -162,7 +165,7 @@ def frame_states(
             (episodes[number], t) for number, t in zip(frames.owner[places], frames.step[places])
         ]
         prompts = [
-            view.prompt({name: one.frame(name, t) for name in cameras}, one.instruction)
+            view.prompt({name: one.frame(name, t) for name in view.cameras}, one.instruction)
             for one, t in shown
         ]
         parts.append(pooled_states(mllm, prompts, layers, settings.pool))

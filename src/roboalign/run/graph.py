@@ -159,7 +159,6 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
     """Return the stages for token metrics, head and rollouts of each arm, under one seed."""
     prefix = f"seed-{seed}"
     stages = []
-    measures_visited = VISITED in backbones(recipe.arms) and recipe.visited.heldout_per_task > 0
 
     def stage(name: str, work: StageWork, arm: str, source: str, settings: dict[str, Any]) -> Stage:
         return Stage(f"{prefix}/{name}", work, (source,), settings, seed=seed, arm=arm)
@@ -169,7 +168,7 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
         if not row.blind and not row.tokens:  # its backbone is measured as another arm's
             made = stage(f"eval/tokens/{arm}", tokens, arm, source, _settings(recipe.tokens))
             stages.append(made)
-            if measures_visited:
+            if recipe.measures_visited:
                 asked = stage(
                     f"eval/visited/{arm}", visited_tokens, arm, source, _settings(recipe.tokens)
                 )

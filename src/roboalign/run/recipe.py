@@ -21,7 +21,7 @@ from roboalign.episodes.own_data import DataSetConfig
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.packed import MixConfig
 from roboalign.questions.ask import QUESTION_TYPES
-from roboalign.run.arms import ARMS, ArmName
+from roboalign.run.arms import ARMS, VISITED, ArmName, backbones
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
 from roboalign.run.demos import DemosConfig
 from roboalign.run.visited_config import VisitedConfig
@@ -155,7 +155,29 @@ class Recipe(Config):
             )
         for arm in self.arms:
             self._require_its_question(arm)
+        if VISITED in backbones(self.arms):
+            self._require_new_seeds()
         return self
+
+    @property
+    def measures_visited(self) -> bool:
+        """Return whether every arm is also measured on states that the SFT policy visits."""
+        return VISITED in backbones(self.arms) and self.visited.heldout_per_task > 0
+
+    def _require_new_seeds(self) -> None:
+        """Require that no episode that the SFT policy drives may be a demonstration, or measures."""
+        config, align = self.visited, self.collect.align
+        first, count = config.first_seed, config.episodes_per_task + config.heldout_per_task
+        tried = range(align.first_seed, align.first_seed + align.episodes_per_task * align.attempts)
+        for known, what in (
+            (tried, "demonstrations"),
+            (self.collect.align_spec.evaluation_seeds, "episodes that measure policies"),
+        ):
+            if first < known.stop and first + count > known.start:
+                raise ValueError(
+                    f"visited.first_seed {first} gives {count} seeds of each task, and {what} have "
+                    f"{known.start} to {known.stop - 1}"
+                )
 
     def _require_demonstrations(self) -> None:
         """Require that what is learned from and what is measured on fit together."""

@@ -78,7 +78,7 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         visited=[
             _arm(arm, found)
             for arm in recipe.arms
-            if (found := _answers(run_dir, recipe, arm, "visited"))
+            if recipe.measures_visited and (found := _answers(run_dir, recipe, arm, "visited"))
         ],
         ledger=ledger,
         recipe=dump_recipe(recipe),
