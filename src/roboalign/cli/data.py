@@ -31,6 +31,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "--to", metavar="NAME", help="convert the actions to this space; needs --space"
     )
+    convert.add_argument(
+        "--pictures",
+        action="store_true",
+        help="store each frame of a video as PNG; without it the video files are copied",
+    )
     _add_questions(questions)
     _add_mix(actions.add_parser("mix", help="build a training mixture from any sources"))
 
@@ -169,7 +174,7 @@ def main(options: argparse.Namespace) -> int:
 
         text = question_data(data, vars(options))
     else:
-        text = convert_data(data, options.out, options.to)
+        text = convert_data(data, options.out, options.to, pictures=options.pictures)
     print(text)
     return 0
 

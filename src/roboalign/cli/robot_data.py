@@ -73,9 +73,18 @@ def _notes_of(data: RobotData) -> list[str]:
     return [f"note: {note}" for note in data.notes]
 
 
-def convert_data(data: RobotData, out: str, target: str | None) -> str:
+def convert_data(data: RobotData, out: str, target: str | None, *, pictures: bool = False) -> str:
     """Write the data set to the folder `out`; return what was written and what was left out."""
-    written = rewrite(data, out, target=known_space(target) if target else None)
+    space = known_space(target) if target else None
+    written = rewrite(data, out, target=space, pictures=pictures)
+    stored = (
+        [
+            f"videos of {', '.join(written.videos)} copied as they are: "
+            f"{written.video_bytes / 1e6:,.1f} MB"
+        ]
+        if written.videos
+        else []
+    )
     lines = [f"left out: {fault.where}: {fault.problem}" for fault in written.faults]
     before = (
         f", {written.already_there} of them by an earlier call" if written.already_there else ""
@@ -84,6 +93,7 @@ def convert_data(data: RobotData, out: str, target: str | None) -> str:
         [
             *_notes_of(data),
             *lines,
+            *stored,
             f"{written.episodes} episodes in {Path(out).resolve()}{before}, "
             f"{len(written.faults)} left out",
         ]

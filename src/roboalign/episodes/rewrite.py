@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from roboalign.core.outcomes import Fault
 from roboalign.core.progress import Progress
 from roboalign.episodes.episode import Episode, begins_recording
 from roboalign.episodes.formats import lerobot_layout as layout
+from roboalign.episodes.formats.lerobot_videos import video_facts
 from roboalign.episodes.formats.lerobot_writer import LeRobotWriter
 from roboalign.episodes.robot_data import RobotData
+from roboalign.episodes.video import VideoFrames
 
 FILE_BYTES = 100_000_000
 """A data file is closed once its pictures exceed this many bytes."""
@@ -29,10 +32,23 @@ class Rewritten:
     episodes: int
     already_there: int
     faults: list[Fault]
+    videos: tuple[str, ...]
+    """Cameras that are stored as video."""
+    video_bytes: int
+    """Bytes of the video files copied by this call."""
 
 
-def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None = None) -> Rewritten:
+def rewrite(
+    data: RobotData,
+    folder: str | Path,
+    *,
+    target: ActionSpace | None = None,
+    pictures: bool = False,
+) -> Rewritten:
     """Write the episodes of `data` to `folder`; a killed call continues after the last whole file.
+
+    A camera that is a video stays one: its files are copied, unless `pictures` stores each frame as
+    PNG. Other frames are stored as PNG.
 
     With `target` the actions are first converted to that space (`actions.spaces.convert`, without
     poses: units, gripper code and form of rotation). The first episode determines the cameras and
@@ -49,12 +65,15 @@ def rewrite(data: RobotData, folder: str | Path, *, target: ActionSpace | None =
         folder, sources=[data.path] if data.path else [], marks=[str(layout.data_path(Path(), 0))]
     )
     with locked(folder):
-        for left in (folder / "data").rglob(".*.partial"):
-            left.unlink()
-        return _write_all(data, folder, target)
+        for part in ("data", "videos"):
+            for left in (folder / part).rglob(".*.partial"):
+                left.unlink()
+        return _write_all(data, folder, target, pictures)
 
 
-def _write_all(data: RobotData, folder: Path, target: ActionSpace | None) -> Rewritten:
+def _write_all(
+    data: RobotData, folder: Path, target: ActionSpace | None, pictures: bool
+) -> Rewritten:
     """Do the work of `rewrite`, in a folder locked for this call."""
     writer: LeRobotWriter | None = None
     earlier, there, faults = 0, 0, []
@@ -62,7 +81,7 @@ def _write_all(data: RobotData, folder: Path, target: ActionSpace | None) -> Rew
         for episode in data:
             actions = in_space(episode, target)
             if writer is None:
-                writer = start_writer(folder, data, episode, actions, target)
+                writer = start_writer(folder, data, episode, actions, target, pictures)
                 earlier = len(writer.records)
             there += episode.episode_id in writer.episode_ids
             if episode.episode_id not in writer.episode_ids:
@@ -86,7 +105,9 @@ def _write_all(data: RobotData, folder: Path, target: ActionSpace | None) -> Rew
             fix=faults[0].fix or COMPLETE,
         )
     writer.finalize()
-    return Rewritten(len(writer.episode_ids), there, faults)
+    return Rewritten(
+        len(writer.episode_ids), there, faults, tuple(sorted(writer.videos)), writer.copied.bytes
+    )
 
 
 def size_of(writer: LeRobotWriter, earlier: int, expected: int | None) -> str:
@@ -95,7 +116,7 @@ def size_of(writer: LeRobotWriter, earlier: int, expected: int | None) -> str:
     As PNG, a recording is about 40 times as large as its video.
     """
     added = len(writer.records) - earlier
-    if not added:
+    if not added or not writer.picture_bytes:
         return ""
     size = writer.picture_bytes / 1e9
     whole = f" of about {size / added * expected:.2f}" if expected else ""
@@ -121,8 +142,14 @@ def start_writer(
     first: Episode,
     actions: np.ndarray,
     target: ActionSpace | None,
+    pictures: bool = False,
 ) -> LeRobotWriter:
     """Return a writer for episodes like the first one; unnamed dimensions are numbered."""
+    videos = {
+        name: video_facts(frames, first.fps)
+        for name, frames in first.images.items()
+        if isinstance(frames, VideoFrames) and not pictures
+    }
     space, width = target or first.action_space, first.state.shape[1]
     names = (
         space.names
@@ -139,6 +166,8 @@ def start_writer(
         action_space=space,
         axes=first.axes,
         bytes_per_file=FILE_BYTES,
+        videos=videos,
+        video_root=data.path and Path(data.path),
         source={
             "name": data.name,
             "format": data.format,
@@ -155,14 +184,18 @@ def frames_of(episode: Episode, camera: str) -> Iterator[np.ndarray]:
 
 
 def write_episode(writer: LeRobotWriter, episode: Episode, actions: np.ndarray) -> None:
-    """Add one episode; its frames are decoded one at a time."""
+    """Add one episode; a video is copied, other frames are decoded one at a time."""
     if episode.fps != writer.fps:
         raise RoboAlignError(
             f"{episode.fps} steps a second, the data set has {writer.fps}",
             where=f"episode {episode.episode_id}",
             fix="write it to a data set of its own",
         )
-    frames = {name: frames_of(episode, name) for name in writer.cameras if name in episode.images}
+    frames: dict[str, Any] = {
+        name: episode.images[name] if name in writer.videos else frames_of(episode, name)
+        for name in writer.cameras
+        if name in episode.images
+    }
     writer.add(
         episode_id=episode.episode_id,
         task=episode.task,

@@ -145,6 +145,41 @@ class VideoFrames(LazyFrames):
             )
         return pixels
 
+    def even_start(self) -> float:
+        """Return the time s of the file for which step t is the frame nearest to s + t / fps.
+
+        That is how LeRobot v3.0 finds a frame. Raises RoboAlignError if the steps are no even times,
+        so that another frame would be found, or if a step has no frame.
+        """
+        half = 0.5 / self.fps
+        try:
+            wanted = self.times[self.first : self.first + self.length]
+            stored = np.sort(packet_times(self.path, wanted[0] - half, wanted[-1] + half))
+        except _BROKEN as error:
+            raise _unreadable(error, str(self.path)) from None
+        if not len(stored):
+            stored = np.full(1, np.inf)
+        shown = nearest_times(stored, wanted)
+        start = float(stored[shown[0]])
+        even = start + np.arange(self.length) / self.fps
+        found = nearest_times(stored, even)
+        missing = np.flatnonzero(np.abs(stored[shown] - wanted) > half)
+        if len(missing):
+            raise RoboAlignError(
+                f"{len(missing)} of {self.length} steps have no frame, the first of them step {missing[0]}",
+                where=f"{self.path}, at {wanted[missing[0]]:.3f} s",
+                fix=_AGAIN,
+            )
+        other = np.flatnonzero((shown != found) | (np.abs(stored[found] - even) > half))
+        if len(other):
+            raise RoboAlignError(
+                f"its frames are not at even times: step {other[0]} is shown at "
+                f"{stored[shown[other[0]]]:.3f} s, not at {even[other[0]]:.3f} s",
+                where=str(self.path),
+                fix="store its frames as pictures (--pictures)",
+            )
+        return start
+
     def check(self) -> None:
         """Raise RoboAlignError if a step has no frame.
 
@@ -168,6 +203,15 @@ class VideoFrames(LazyFrames):
             )
         self.frame(0)
         self.frame(self.length - 1)
+
+
+def nearest_times(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the place in sorted `stored` of the time nearest to each wanted one."""
+    after = np.searchsorted(stored, wanted).clip(1, max(1, len(stored) - 1))
+    if len(stored) == 1:
+        return np.zeros(len(wanted), int)
+    before = wanted - stored[after - 1] <= stored[after] - wanted
+    return np.where(before, after - 1, after)
 
 
 class Picture(NamedTuple):

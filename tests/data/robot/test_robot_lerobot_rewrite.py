@@ -99,7 +99,7 @@ def test_a_set_without_a_good_episode_says_why(stored, tmp_path):
         rewrite(open_robot_data(stored), tmp_path / "out")
     assert error.value.problem.startswith(
         "no episode could be written, 3 were left out; the first: "
-        f"{video_of(stored, 0)}, at 0.300 s: no frame of step 6"
+        f"{video_of(stored, 0)}, at 0.300 s: 1 of 7 steps have no frame, the first of them step 6"
     )
 
 
@@ -121,14 +121,20 @@ def test_files_are_closed_by_size_and_a_killed_call_continues(tmp_path, monkeypa
         rewrite(open_robot_data(folder), tmp_path / "killed")
     data = tmp_path / "killed/data/chunk-000"
     assert seen == [0, 1] and len(list(data.glob("file-*.parquet"))) == 2
-    (data / ".file-002.parquet.0123abcd.partial").write_bytes(b"half")
+    videos = tmp_path / "killed/videos/observation.images.front/chunk-000"
+    for half in (data / ".file-002.parquet.0123abcd.partial", videos / ".file-002.mp4.0.partial"):
+        half.write_bytes(b"half")
+    (videos / "file-002.mp4").write_bytes(b"copied, but its episode was not written")
     monkeypatch.setattr(rewriting, "write_episode", original)
     written = rewrite(open_robot_data(folder), tmp_path / "killed")
     assert (written.episodes, written.already_there) == (4, 2)
-    names = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.*"))
-    assert names == sorted(
-        p.relative_to(tmp_path / "killed") for p in (tmp_path / "killed").rglob("*.*")
+    names, again = (
+        sorted(
+            p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*.*") if p.is_file()
+        )
+        for name in ("whole", "killed")
     )
+    assert names == again and sum(name.suffix == ".mp4" for name in names) == 4
     for name in names:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

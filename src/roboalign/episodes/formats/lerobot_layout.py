@@ -10,6 +10,7 @@ Facts from the v3.0 reader of lerobot 0.4.4, which opens what we write
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from roboalign.episodes.pictures import MAX_PIXELS
 VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 INFO, STATS, TASK_TABLE, EXTRAS = (
     "meta/info.json",
@@ -81,14 +83,19 @@ def data_path(folder: Path, number: int) -> Path:
 
 
 def make_features(
-    cameras: dict[str, tuple[int, int]], vectors: dict[str, tuple[str, ...]]
+    cameras: dict[str, tuple[int, int]],
+    vectors: dict[str, tuple[str, ...]],
+    videos: Mapping[str, dict[str, Any]],
 ) -> Features:
     """Return `features` of info.json. `cameras`: name -> (width, height); `vectors`: column ->
-    names of its dimensions."""
+    names of its dimensions; `videos`: camera that is stored as video -> LeRobot's facts of it."""
     features: Features = {}
     for camera, (width, height) in cameras.items():
         shape, names = [height, width, 3], ["height", "width", "channels"]
-        features[IMAGE_PREFIX + camera] = {"dtype": "image", "shape": shape, "names": names}
+        feature: dict[str, Any] = {"dtype": "image", "shape": shape, "names": names}
+        if camera in videos:
+            feature |= {"dtype": "video", "info": dict(videos[camera])}
+        features[IMAGE_PREFIX + camera] = feature
     for key, dimensions in vectors.items():
         if len(dimensions) > 1:
             features[key] = {
@@ -109,6 +116,8 @@ def arrow_schema(features: Features) -> pa.Schema:
     described: dict[str, Any] = {}
     for key, feature in features.items():
         dtype, shape = feature["dtype"], feature["shape"]
+        if dtype == "video":
+            continue
         if dtype == "image":
             fields.append(pa.field(key, ARROW_IMAGE))
             described[key] = {"_type": "Image"}

@@ -17,6 +17,9 @@ from roboalign.core.files import atomic_path, write_json
 from roboalign.episodes.episode import Camera, encode_png
 from roboalign.episodes.formats import lerobot_layout as layout
 from roboalign.episodes.formats.feature_stats import image_stats, looked_at, pool, vector_stats
+from roboalign.episodes.formats.lerobot_videos import CopiedVideos, video_columns
+from roboalign.episodes.formats.lerobot_written import read_written
+from roboalign.episodes.video import VideoFrames
 
 
 class LeRobotWriter:
@@ -43,10 +46,14 @@ class LeRobotWriter:
         episodes_per_file: int = 20,
         bytes_per_file: int | None = None,
         source: Mapping[str, Any] | None = None,
+        videos: Mapping[str, dict[str, Any]] | None = None,
+        video_root: Path | None = None,
     ) -> None:
         """Open or continue a data set.
 
-        `cameras`: name -> (width, height) in pixels. `privileged_names`: all that any episode has;
+        `cameras`: name -> (width, height) in pixels. `videos`: those of them whose frames are
+        `VideoFrames`, copied as they are -> `video_facts`; `video_root` is the folder that these
+        files are in. `privileged_names`: all that any episode has;
         an episode may have some of them. `action_space` and `axes` are stored and read back with
         every episode. A file is closed after `episodes_per_file` episodes, or once its pictures
         exceed `bytes_per_file`. `source` is the origin of the episodes. One-dimensional actions or
@@ -67,7 +74,9 @@ class LeRobotWriter:
                 raise RoboAlignError(
                     f"{key} needs at least 2 dimensions, not {len(names)}", where=str(folder)
                 )
-        self.features = layout.make_features(self.cameras, self.vectors)
+        self.features = layout.make_features(self.cameras, self.vectors, videos or {})
+        self.videos, self.video_root = frozenset(videos or ()), video_root
+        self.copied = CopiedVideos(self.folder)
         self.schema = layout.arrow_schema(self.features)
         self.action_space = None if action_space is None else action_space.model_dump(mode="json")
         self.axes = ",".join(axes)
@@ -80,7 +89,7 @@ class LeRobotWriter:
         self.tasks: dict[str, int] = {}
         self.n_frames = self.n_files = 0
         while (path := layout.data_path(self.folder, self.n_files)).exists():
-            for record in _read_records(path, self._settings()):
+            for record in read_written(path, self._settings()):
                 self._count(record)
             self.n_files += 1
 
@@ -92,7 +101,7 @@ class LeRobotWriter:
         instruction: str,
         actions: np.ndarray,
         state: np.ndarray,
-        frames: Mapping[str, Iterable[np.ndarray]],
+        frames: Mapping[str, Any],
         cameras: dict[str, Camera],
         privileged: np.ndarray | None = None,
         privileged_names: Sequence[str] = (),
@@ -102,8 +111,8 @@ class LeRobotWriter:
         """Append one episode of T steps: actions [T, A], state [T, S], privileged [T, P].
 
         `frames` has T frames uint8 [H, W, 3] per camera, encoded one at a time: an iterator saves
-        memory. Raises RoboAlignError naming the episode and field on a wrong shape or non-finite
-        value.
+        memory. A video camera has `VideoFrames`. Raises RoboAlignError naming the episode and field
+        on a wrong shape or non-finite value.
         """
         where = f"episode {episode_id}"
         if episode_id in self.episode_ids:
@@ -120,11 +129,16 @@ class LeRobotWriter:
         vectors = {
             key: self._checked(values, key, len(actions), where) for key, values in vectors.items()
         }
-        pictures, chosen = {}, {}
+        pictures: dict[str, pa.Array] = {}
+        chosen, placed = {}, {}
         for name in self.cameras:
             if name not in frames or name not in cameras:
                 raise RoboAlignError(f"camera {name} is missing", where=where)
-            pictures[name], chosen[name] = self._encoded(frames[name], name, len(actions), where)
+            given = frames[name]
+            if name in self.videos:
+                placed[name], chosen[name] = self._copied(given, name, len(actions), where)
+            else:
+                pictures[name], chosen[name] = self._encoded(given, name, len(actions), where)
         record = {
             "episode_id": episode_id,
             "task": task,
@@ -134,6 +148,7 @@ class LeRobotWriter:
             "nouns": dict(nouns or {}),
             "success_step": success_step,
             "privileged_names": list(privileged_names),
+            **({"videos": placed} if placed else {}),
             "cameras": {name: as_list(cameras[name].projection) for name in self.cameras},
             "stats": {key: vector_stats(values) for key, values in vectors.items()}
             | {layout.IMAGE_PREFIX + name: image_stats(chosen[name]) for name in self.cameras},
@@ -210,7 +225,7 @@ class LeRobotWriter:
                 "fps": self.fps,
                 "splits": {"train": f"0:{len(self.records)}"},
                 "data_path": layout.DATA_PATH,
-                "video_path": None,
+                "video_path": layout.VIDEO_PATH if self.videos else None,
                 "features": self.features,
             },
         )
@@ -228,6 +243,7 @@ class LeRobotWriter:
     def _count(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         self.episode_ids.add(record["episode_id"])
+        self.copied.remember(record.get("videos", {}))
         self.tasks.setdefault(record["instruction"], len(self.tasks))
         self.n_frames += record["length"]
 
@@ -250,6 +266,7 @@ class LeRobotWriter:
                     "dataset_to_index": start + record["length"],
                     "meta/episodes/chunk_index": 0,
                     "meta/episodes/file_index": 0,
+                    **video_columns(record.get("videos", {})),
                     **flat,
                 }
             )
@@ -275,7 +292,7 @@ class LeRobotWriter:
             else np.zeros(len(steps), bool),
             "next.done": steps == len(steps) - 1,
         }
-        for name in self.cameras:
+        for name in pictures:
             columns[layout.IMAGE_PREFIX + name] = pictures[name]
         for key, values in vectors.items():
             columns[key] = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
@@ -324,6 +341,20 @@ class LeRobotWriter:
             )
         return values
 
+    def _copied(
+        self, frames: Any, name: str, length: int, where: str
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Return where the video of one camera is, and the frames used for its statistics."""
+        if not isinstance(frames, VideoFrames) or len(frames) != length:
+            raise RoboAlignError(
+                f"camera {name} is no video of {length} frames, as the data set's are",
+                where=where,
+                fix="store all frames as pictures (--pictures)",
+            )
+        start = frames.even_start()
+        chosen = np.stack([frames.frame(t) for t in looked_at(length)])
+        return self.copied.place(name, frames, start, self.video_root), chosen
+
     def _encoded(
         self, frames: Iterable[np.ndarray], name: str, length: int, where: str
     ) -> tuple[pa.Array, np.ndarray]:
@@ -363,36 +394,3 @@ class LeRobotWriter:
 def as_list(matrix: np.ndarray | None) -> list[list[float]] | None:
     """Return a matrix in JSON form."""
     return None if matrix is None else np.asarray(matrix, np.float64).tolist()
-
-
-def told(source: Any) -> str:
-    """Return a source as a message names it."""
-    if not isinstance(source, dict):
-        return "not recorded"
-    options = ", ".join(f"{key}={value}" for key, value in source.get("options", {}).items())
-    return f"{source.get('name')} from {source.get('first_episode')}{' with ' * bool(options)}{options}"
-
-
-def _read_records(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the episode records of a data file. Raises RoboAlignError if it is broken or its fps,
-    features, space or axes are not `settings`."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RoboAlignError(
-            f"not a readable parquet file ({error})", where=str(path), fix="delete it"
-        ) from None
-    extras = json.loads(metadata.get(layout.EXTRAS_KEY, b"{}"))
-    found = {key: extras.get(key) for key in settings}
-    if found != settings and {**found, "source": settings.get("source")} == settings:
-        raise RoboAlignError(
-            f"the data set there is of another source: {told(found['source'])}; this one is {told(settings['source'])}",
-            where=str(path),
-            fix="choose an empty folder",
-        )
-    if found != settings:
-        problem = (
-            "the data set there has another fps or action space, other cameras, names or shapes"
-        )
-        raise RoboAlignError(problem, where=str(path), fix="choose an empty folder")
-    return extras["episodes"]
