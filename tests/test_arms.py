@@ -48,8 +48,8 @@ def test_the_pairs_that_the_paper_compares() -> None:
         ("base", "sft"),
     ]
     found = pairs(ARMS)
-    assert len(found) == len(set(found)) == 34
-    heads = {name for name, arm in ARMS.items() if not arm.tokens}
+    assert len(found) == len(set(found)) == 40
+    heads = {name for name, arm in ARMS.items() if not arm.tokens and not arm.online}
     assert {before for before, after in found if after == MAIN} == heads - {MAIN, "random"}
     assert {pair for pair in found if pair[1] != MAIN} == {
         ("random", "base"),
@@ -62,6 +62,12 @@ def test_the_pairs_that_the_paper_compares() -> None:
         ("sft", "roboalign-visited"),
         ("sft", "sft-visited"),
         ("roboalign-visited", "sft-visited"),
+        ("base", "base-online"),
+        ("sft", "sft-online"),
+        ("roboalign", "roboalign-online"),
+        ("sft-online", "roboalign-online"),
+        ("extra-sft", "extra-sft-online"),
+        ("sft-online", "extra-sft-online"),
         ("sft-tokens-direct", "sft-tokens-think"),
         ("sft-tokens-direct", "roboalign-tokens-direct"),
         ("sft-tokens-think", "roboalign-tokens-think"),
@@ -97,6 +103,47 @@ def test_a_token_arm_has_a_cheap_stage_in_place_of_a_head_and_no_answers() -> No
         Recipe.model_validate(
             {"name": "x", "arms": ["roboalign-tokens-think"], "mixture": "somewhere"}
         )
+
+
+def test_an_online_arm_continues_the_head_of_another_arm() -> None:
+    given = {"name": "x", "arms": ["sft", "sft-online"], "backbone": {"source": "train"}}
+    recipe = Recipe.model_validate(given)
+    stages = {stage.name: stage for stage in plan_stages(recipe)}
+    made = stages["seed-0/online/sft-online"]
+    assert made.needs == ("seed-0/head/sft",) and not made.together
+    assert made.settings["online"]["updates"] == 30
+    assert made.settings["rollout"]["replan_every"] == recipe.rollout.replan_every
+    assert "episodes" not in made.settings["rollout"], "more measured episodes train nothing again"
+    assert stages["seed-0/eval/rollouts/sft-online"].needs == ("seed-0/online/sft-online",)
+    assert not {"seed-0/head/sft-online", "seed-0/eval/tokens/sft-online"} & {*stages}
+
+
+LIBERO = {"benchmark": "libero_goal", "downstream": {"first_seed": 1000}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ["sft-online"]}, "starts from the head of sft; add sft to arms"),
+        # 30 updates of 4 x 8 groups over 5 tasks: 192 seeds of each.
+        ({"online": {"first_seed": 999_809}}, "and seed 1000000 measures policies"),
+        (
+            {"collect": LIBERO, "online": {"first_seed": 49}},
+            "and seed 49 measures policies",
+        ),
+        (
+            {"collect": LIBERO, "online": {"first_seed": 60}},
+            "libero_goal has initial states for training of the seeds 1000 to 999999",
+        ),
+    ],
+)
+def test_what_an_online_arm_refuses_before_anything_runs(
+    change: dict[str, object], message: str
+) -> None:
+    given = {"name": "x", "arms": ["sft", "sft-online"]}
+    Recipe.model_validate(given | {"online": {"first_seed": 999_808}})
+    with pytest.raises(ValueError, match=message):
+        Recipe.model_validate(given | change)
 
 
 def test_one_row_more_is_an_arm(monkeypatch: pytest.MonkeyPatch) -> None:

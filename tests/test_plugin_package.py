@@ -38,7 +38,8 @@ OVERRIDES = (
     "collect.toy.radius=0.04",
     "mix.camera=top",
     "rl.reward=toy_closeness",
-    "arms=[sft,roboalign,roboalign-visited,sft-visited-tokens-think]",
+    "arms=[sft,roboalign,roboalign-visited,sft-visited-tokens-think,roboalign-online]",
+    "online={updates: 1, groups: 1, group_size: 2}",
     "visited={episodes_per_task: 2, heldout_per_task: 1, labels_per_episode: 3, max_steps: 24}",
     "tokens.max_questions=10",
     "tokens.max_actions=10",
@@ -104,6 +105,22 @@ def test_states_that_the_policy_visits_are_labelled_and_learned_from(run: tuple[
     assert {"sft", "roboalign", "roboalign-visited"} == set(
         read_json(run[0] / "report" / "summary.json")["visited"]
     )
+
+
+def test_the_head_learns_from_rollouts_in_processes(run: tuple[Path, str]) -> None:
+    """Nobody solves it in 16 steps, so all four groups that an update may draw are drawn."""
+    folder = run[0] / "seed-0/online/roboalign-online"
+    [row] = read_jsonl(folder / "metrics.jsonl")
+    assert (row["drawn_groups"], row["rollouts"], row["crashes"]) == (4, 8, 0)
+    assert row["groups"] == 0 or row["ratio_off"] >= 0
+    before = read_json(run[0] / "seed-0/head/roboalign/policy/policy.json")
+    after = read_json(folder / "policy/policy.json")
+    assert before["backbone"] == after["backbone"]
+    assert (before["head_sha256"] == after["head_sha256"]) == (row["groups"] == 0)
+    rolled = read_jsonl(run[0] / "seed-0/eval/rollouts/roboalign-online/episodes.jsonl")
+    assert {row["seed"] for row in rolled} == {1_000_000, 1_000_001}
+    page = (run[0] / "report" / "index.html").read_text()
+    assert "Online RL of the head" in page
 
 
 def test_the_demonstrations_are_the_toy_s(run: tuple[Path, str]) -> None:

@@ -2,7 +2,10 @@
 
 import sys
 from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from walks import Walks, load_broken, load_refused, one_step
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.sim import parallel
 from roboalign.sim import ray as cluster
 from roboalign.sim.parallel import EpisodeKey, Message, Site, WorkerDied, run_queue
 from roboalign.sim.ray import ClusterConfig, evaluate_on_cluster
@@ -168,3 +172,41 @@ def test_as_many_workers_as_each_machine_holds(monkeypatch: pytest.MonkeyPatch) 
     assert room(monkeypatch, ClusterConfig(gpus=0.5), *machines) == 4, "GPUs are short"
     with pytest.raises(RoboAlignError, match="holds a worker, which needs 9 cores"):
         room(monkeypatch, ClusterConfig(cpus=9), *machines)
+
+
+def test_a_crew_keeps_its_workers_until_one_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads in place of processes; the second worker ends in its second batch."""
+    started: list[list[list[EpisodeKey]]] = []
+
+    def start(*_: object) -> tuple[SimpleNamespace, Connection]:
+        ours, theirs = Pipe()
+        batches: list[list[EpisodeKey]] = []
+        started.append(batches)
+
+        def serve(dies: bool) -> None:
+            try:
+                while True:
+                    batches.append(theirs.recv())
+                    if dies and len(batches) == 2:
+                        theirs.close()
+                        return
+                    for task, seed in batches[-1]:
+                        theirs.send(EpisodeResult(task, seed, True, 1, None, 0.0))
+            except EOFError:
+                theirs.close()
+
+        thread = Thread(target=serve, args=(len(started) == 2,), daemon=True)
+        thread.start()
+        return SimpleNamespace(join=thread.join, exitcode=3), ours
+
+    monkeypatch.setattr(parallel, "_start", start)
+    monkeypatch.setattr(parallel, "end_processes", lambda processes: None)
+    crew = parallel.Crew(one_step, Walks(), RolloutConfig(batch_size=2), workers=2)
+    for first in (0, 10, 20):
+        results: list[EpisodeResult] = []
+        crew.run([("walk", first + number) for number in range(4)], results.append)
+        assert sorted(one.seed for one in results) == [first + number for number in range(4)]
+        assert not any(one.crash for one in results)
+    crew.close()
+    assert len(started) in (2, 3), "workers stay; one is started again only for the dead one"
+    assert len(started[0]) >= 3

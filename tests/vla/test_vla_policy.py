@@ -66,7 +66,7 @@ def test_chunks_are_raw_and_do_not_depend_on_the_batch(policy, episodes):
         policy.mllm, [policy.view.prompt(observations[0].images, "open the drawer")]
     )
     state = torch.from_numpy(policy.state_stats.normalize(observations[0].state[None]))
-    sampled = policy.head.sample(states.float(), mask, state, policy._noise(keys[0])[None])
+    sampled = policy.head.sample(states.float(), mask, state, policy.noise(keys[0])[None])
     np.testing.assert_allclose(
         policy.action_stats.denormalize(sampled[0].numpy()), together[0], atol=1e-4
     )

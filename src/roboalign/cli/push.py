@@ -125,11 +125,12 @@ def chosen_upload(given: str, what: str | None, arm: str | None, seed: int | Non
 
 
 def _of_policy(folder: Path) -> Upload:
-    """Return a policy, and the run of which it is `seed-N/head/ARM/policy`, or `token-policy`."""
+    """Return a policy, and the run of which it is `seed-N/head/ARM/policy`, or below `token-policy` or
+    `online`."""
     arm, head, seed = folder.parent, folder.parent.parent, folder.parent.parent.parent
     number = seed.name.removeprefix("seed-")
     if (
-        head.name in ("head", "token-policy")
+        head.name in ("head", "token-policy", "online")
         and number.isdigit()
         and (seed.parent / "recipe.yaml").is_file()
     ):

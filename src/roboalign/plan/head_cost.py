@@ -27,7 +27,8 @@ def head_cost(asked: CostInputs) -> StageCost:
     seconds += asked.seconds(head.training_flops, bf16=head.bf16) + head.writing_seconds
     return StageCost(
         names=("head",),
-        runs=sum(not ARMS[arm].tokens for arm in recipe.arms) * len(recipe.seeds),
+        runs=sum(not (ARMS[arm].tokens or ARMS[arm].online) for arm in recipe.arms)
+        * len(recipe.seeds),
         gpus=asked.count,
         work=work,
         tokens=frames * length,

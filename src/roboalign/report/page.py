@@ -28,6 +28,7 @@ _STAGES = {
     "extra-sft": "Extra SFT on the RL subset",
     "sft-visited": "Extra SFT on visited states",
     "head": "Action head",
+    "online": "Online RL of the head",
 }
 # Panels: the title, and the names under which the stages log its values.
 TRAINING_PANELS = (
@@ -35,6 +36,12 @@ TRAINING_PANELS = (
     ("Held-out loss", ("heldout_loss",)),
     ("Held-out L1", ("heldout_l1",)),
     ("Gradient norm", ("grad_norm",)),
+    ("Success of the rollouts, exploring", ("success",)),
+    ("Rollouts so far", ("episodes",)),
+    ("Share of groups with both outcomes", ("mixed_share",)),
+    ("Mean ratio", ("ratio",)),
+    ("Clipped share of decisions", ("clipped",)),
+    ("KL to the policy of the rollouts", ("kl",)),
 )
 GRPO_PANELS = (
     ("Reward", ("reward",)),

@@ -125,6 +125,9 @@ class Arm:
     tokens: Mode | None = None
     """Its policy is the MLLM's own action tokens, written directly or after a reasoning, and not a
     head's; the arm answers no questions of its own."""
+    online: str = ""
+    """The arm whose head it continues to train in the simulator; "": its head is trained on
+    demonstrations alone. The arm answers no questions of its own."""
 
 
 def _token_rows(backbone: str, title: str, made_by: Backbone, before: str) -> Iterator[Arm]:
@@ -143,6 +146,19 @@ def _token_rows(backbone: str, title: str, made_by: Backbone, before: str) -> It
             uses_rl_subset=made_by.comes_from(RL) or made_by is EXTRA_SFT,
             tokens=mode,
         )
+
+
+def _online_row(start: str, title: str, made_by: Backbone, *, against: str = "") -> Arm:
+    """Return the arm of a head after online RL; the arm that it starts from is its control."""
+    return Arm(
+        f"{start}-online",
+        f"{title}, head after online RL",
+        f"{title}'s backbone and head, then RL of the head in the simulator, rewarded by success",
+        made_by,
+        compared_with=tuple(name for name in (start, against) if name),
+        uses_rl_subset=made_by.comes_from(RL) or made_by is EXTRA_SFT,
+        online=start,
+    )
 
 
 def _rows() -> Iterator[Arm]:
@@ -265,6 +281,10 @@ def _rows() -> Iterator[Arm]:
     yield from _token_rows("extra-sft", "SFT + extra SFT", EXTRA_SFT, "sft")
     yield from _token_rows("roboalign-visited", "RoboAlign on visited states", RL_VISITED, "sft")
     yield from _token_rows("sft-visited", "SFT + SFT on visited states", SFT_VISITED, "sft")
+    yield _online_row("base", "Base", BASE)
+    yield _online_row("sft", "SFT", SFT)
+    yield _online_row("roboalign", "RoboAlign", RL, against="sft-online")
+    yield _online_row("extra-sft", "SFT + extra SFT", EXTRA_SFT, against="sft-online")
 
 
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _rows()}
@@ -285,7 +305,8 @@ ArmName = Annotated[
 
 def policy_stage(arm: str) -> str:
     """Return the stage that makes an arm's policy, below the training seed's folder."""
-    return f"token-policy/{arm}" if ARMS[arm].tokens else f"head/{arm}"
+    row = ARMS[arm]
+    return f"{'token-policy' if row.tokens else 'online' if row.online else 'head'}/{arm}"
 
 
 def backbones(arms: Iterable[str]) -> list[Backbone]:

@@ -25,13 +25,14 @@ QUICKSTART_SECONDS: Mapping[str, float] = {
     "eval/visited": 10,
     "head": 69,
     "token-policy": 1,
+    "online": 1200,
     "eval/rollouts": 60,
     "eval/replay": 20,
     "report": 10,
 }
 """Seconds of each kind of stage of recipes/quickstart.yaml on two idle cores: the ledger of its
 published results (`ecot` and `sft-visited`, which it lacks, as `extra-sft`; `rl-visited` as `rl`;
-`visited` is a guess). Only their ratios are used, until this
+`visited` and `online` are guesses). Only their ratios are used, until this
 run's own stages have been timed."""
 LONG_ENOUGH = 5.0
 """Minimum seconds in the table for a stage to count as evidence of this machine's speed."""

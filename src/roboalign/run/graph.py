@@ -12,6 +12,7 @@ from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
 from roboalign.core.hub import content_key, hub_id, pinned
 from roboalign.run.arms import ARMS, BASE, MIX, SFT, VISITED, Backbone, backbones, policy_stage
+from roboalign.run.benchmark import rollout_config
 from roboalign.run.recipe import Recipe, TokenizerConfig
 from roboalign.run.stage import Context, Stage
 from roboalign.run.stages.base import base, source_folder
@@ -20,11 +21,13 @@ from roboalign.run.stages.distill import distill_rl, sample, traces
 from roboalign.run.stages.evaluate import rollouts, tokens
 from roboalign.run.stages.head import head
 from roboalign.run.stages.mix import given_manifest, mix
+from roboalign.run.stages.online import online
 from roboalign.run.stages.replay import replay
 from roboalign.run.stages.report import report
 from roboalign.run.stages.token_policy import token_policy
 from roboalign.run.stages.tokenizer import tokenizer
 from roboalign.run.stages.visited import visited_tokens
+from roboalign.sim.rollout import RolloutConfig
 
 StageWork = Callable[[Context], dict[str, Any]]
 
@@ -165,7 +168,7 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
 
     for arm in recipe.arms:
         source, row = _stage_of(ARMS[arm].backbone, seed), ARMS[arm]
-        if not row.blind and not row.tokens:  # its backbone is measured as another arm's
+        if not (row.blind or row.tokens or row.online):  # its backbone is measured as another arm's
             made = stage(f"eval/tokens/{arm}", tokens, arm, source, _settings(recipe.tokens))
             stages.append(made)
             if recipe.measures_visited:
@@ -177,6 +180,9 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
         if row.tokens:
             settings = _token_policy_settings(recipe)
             stages.append(stage(policy_stage(arm), token_policy, arm, source, settings))
+        elif row.online:
+            before = f"{prefix}/{policy_stage(row.online)}"
+            stages.append(stage(policy_stage(arm), online, arm, before, _online_settings(recipe)))
         else:
             training = stage(policy_stage(arm), head, arm, source, _head_settings(recipe))
             stages.append(replace(training, together=True))
@@ -232,6 +238,13 @@ def _head_settings(recipe: Recipe) -> dict[str, Any]:
         "layer_dtype": recipe.backbone.layer_dtype,
         "cameras_as": recipe.backbone.cameras_as,
     }
+
+
+def _online_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of online RL: how a rollout runs is part of them."""
+    rollout = rollout_config(recipe)
+    run = {name: getattr(rollout, name) for name in RolloutConfig.model_fields}
+    return {"online": _settings(recipe.online), "rollout": run}
 
 
 def _token_policy_settings(recipe: Recipe) -> dict[str, Any]:

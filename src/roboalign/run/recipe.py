@@ -20,6 +20,7 @@ from roboalign.core.trackers import TrackerName
 from roboalign.episodes.own_data import DataSetConfig
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.packed import MixConfig
+from roboalign.online.config import OnlineConfig
 from roboalign.questions.ask import QUESTION_TYPES
 from roboalign.run.arms import ARMS, VISITED, ArmName, backbones
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
@@ -125,6 +126,7 @@ class Recipe(Config):
     visited: VisitedConfig = VisitedConfig()
     head: HeadConfig = HeadConfig()
     head_training: HeadTrainConfig = HeadTrainConfig()
+    online: OnlineConfig = OnlineConfig()
     rollout: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
@@ -155,6 +157,7 @@ class Recipe(Config):
             )
         for arm in self.arms:
             self._require_its_question(arm)
+            self._require_its_head(arm)
         if VISITED in backbones(self.arms):
             self._require_new_seeds()
         return self
@@ -211,6 +214,32 @@ class Recipe(Config):
                     f"{list(one.cameras)}"
                 )
         self._require_no_simulator("demos.sets")
+
+    def _require_its_head(self, arm: str) -> None:
+        """Require of an arm of online RL the head that it starts from, a simulator, and initial
+        states that measure no policy."""
+        start = ARMS[arm].online
+        if not start:
+            return
+        if start not in self.arms:
+            raise ValueError(f"arm {arm} starts from the head of {start}; add {start} to arms")
+        if self.measure == "offline":
+            raise ValueError(f"arm {arm} learns in the simulator, and measure is `offline`")
+        asked = self.online.seeds(len(self.collect.downstream_names()))
+        measuring, allowed = (
+            self.collect.spec.evaluation_seeds,
+            self.collect.spec.demonstration_seeds,
+        )
+        if max(asked.start, measuring.start) < min(asked.stop, measuring.stop):
+            raise ValueError(
+                f"online.first_seed {asked.start}: online RL may use the seeds to {asked.stop - 1}, and "
+                f"seed {max(asked.start, measuring.start)} measures policies; choose other seeds"
+            )
+        if not allowed.start <= asked.start <= asked.stop <= allowed.stop:
+            raise ValueError(
+                f"online.first_seed {asked.start}: {self.collect.benchmark} has initial states for "
+                f"training of the seeds {allowed.start} to {allowed.stop - 1}"
+            )
 
     def _require_its_question(self, arm: str) -> None:
         """Require that SFT trains on the type of question that the arm's RL asks; otherwise there

@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Generic, Protocol, TypeVar
@@ -243,3 +244,47 @@ def _received(pipe: Connection) -> Iterator[list[EpisodeKey]]:
     with contextlib.suppress(EOFError):
         while True:
             yield pipe.recv()
+
+
+class Crew:
+    """Worker processes of this machine that keep their policy and simulators from one call of `run`
+    to the next."""
+
+    def __init__(
+        self,
+        make_act: Callable[[], Act],
+        benchmark: Benchmark,
+        config: RolloutConfig,
+        *,
+        workers: int,
+    ) -> None:
+        """Take what `evaluate_parallel` takes. Processes start when they are needed."""
+        self._start = partial(_start, make_act, benchmark, config)
+        self._batch_size, self._limit = config.batch_size, workers
+        self._idle: list[_KeptWorker] = []
+
+    def run(
+        self, episodes: Sequence[EpisodeKey], on_result: Callable[[EpisodeResult], None]
+    ) -> None:
+        """Run every episode once, as `evaluate_parallel` does."""
+        run_queue(Site(self._limit, self._take, _wait), episodes, self._batch_size, on_result)
+
+    def _take(self) -> "_KeptWorker":
+        return self._idle.pop() if self._idle else _KeptWorker(*self._start(), home=self._idle)
+
+    def close(self) -> None:
+        """End the processes."""
+        while self._idle:
+            _LocalWorker.stop(self._idle.pop())
+
+
+@dataclass
+class _KeptWorker(_LocalWorker):
+    home: "list[_KeptWorker]" = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Go home; a worker that is still busy ends."""
+        if self.open:
+            super().stop()
+        else:
+            self.home.append(self)

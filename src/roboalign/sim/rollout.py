@@ -33,6 +33,8 @@ class Planned(NamedTuple):
     """[k, H, A], raw units."""
     counts: Sequence[Mapping[str, int]]
     """For each observation; an episode's record has their sums."""
+    kept: Sequence[bytes] = ()
+    """For each observation, what its episode's result brings back to the caller."""
 
 
 Act = Callable[[list[Observation], list[Key]], np.ndarray | Planned]
@@ -73,12 +75,15 @@ class EpisodeResult:
     """Parts of the episode that were solved; None where it has only one."""
     details: dict[str, Any] = field(default_factory=dict)
     """What the environment says about the episode besides."""
+    kept: list[bytes] = field(default_factory=list, compare=False, repr=False)
+    """What the policy kept of each decision; empty for a policy that keeps nothing."""
 
     def record(self) -> dict[str, Any]:
-        """Return the episode as a JSON object, without its film, and without counts, progress and
-        details if there are none."""
+        """Return the episode as a JSON object, without its film and what was kept, and without
+        counts, progress and details if there are none."""
         optional = ("counts", "progress", "details")
-        names = [field.name for field in fields(self) if field.name not in ("film", *optional)]
+        left_out = ("film", "kept", *optional)
+        names = [field.name for field in fields(self) if field.name not in left_out]
         record = {name: getattr(self, name) for name in names}
         given = {name: getattr(self, name) for name in optional}
         return record | {name: value for name, value in given.items() if value not in (None, {})}
@@ -96,6 +101,7 @@ class _Running:
     film: list[np.ndarray] = field(default_factory=list)
     outcome: StepOutcome | None = None
     """The last one; None where the environment returns a bool."""
+    kept: list[bytes] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
     def result(self) -> EpisodeResult:
@@ -111,6 +117,7 @@ class _Running:
             dict(self.counts),
             None if self.outcome is None else self.outcome.progress,
             {} if self.outcome is None else dict(self.outcome.details),
+            self.kept,
         )
 
     @property
@@ -198,10 +205,12 @@ def _plan(act: Act, planned: Sequence[tuple[_Running, Observation]], config: Rol
         for episode, _ in planned:
             episode.crash = str(crash)
         return
-    chunks, counts = answer if isinstance(answer, Planned) else (answer, ())
+    chunks, counts, kept = answer if isinstance(answer, Planned) else (answer, (), ())
     _check_chunks(chunks, len(planned), config.replan_every)
     for (episode, _), counted in zip(planned, counts):
         episode.counts.update(counted)
+    for (episode, _), one in zip(planned, kept):
+        episode.kept.append(one)
     for (episode, _), chunk in zip(planned, chunks, strict=True):
         actions = chunk[: config.replan_every]
         _guarded(episode, functools.partial(_execute, episode, actions, config.max_steps))

@@ -53,15 +53,24 @@ def resume(
     Removes the records of `metrics` after its step. Raises RoboAlignError if it cannot be read or
     has other `settings`.
     """
-    fix = f"remove {path.parent} and train again"
     if not path.exists():
         if leads():
             metrics.unlink(missing_ok=True)
         return 0, 0.0, []
+    saved = read_checkpoint(path, settings, next(trained.head.parameters()).device)
+    for name, part in trained.parts().items():
+        part.load_state_dict(saved[name])
+    if leads():
+        kept = [record for record in read_jsonl(metrics) if record["step"] <= saved["step"]]
+        write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
+    return saved["step"], saved["seconds"], saved["losses"]
+
+
+def read_checkpoint(path: Path, settings: str, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint. Raises RoboAlignError if it cannot be read or has other `settings`."""
+    fix = f"remove {path.parent} and train again"
     try:
-        saved = torch.load(
-            path, weights_only=True, map_location=next(trained.head.parameters()).device
-        )
+        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
     except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise RoboAlignError(
             f"the checkpoint cannot be read ({error})", where=str(path), fix=fix
@@ -70,9 +79,4 @@ def resume(
         raise RoboAlignError(
             "the checkpoint is of other settings or data", where=str(path), fix=fix
         )
-    for name, part in trained.parts().items():
-        part.load_state_dict(saved[name])
-    if leads():
-        kept = [record for record in read_jsonl(metrics) if record["step"] <= saved["step"]]
-        write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
-    return saved["step"], saved["seconds"], saved["losses"]
+    return saved

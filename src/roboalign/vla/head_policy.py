@@ -141,7 +141,7 @@ class HeadPolicy:
             raise RoboAlignError(
                 f"{len(observations)} observations but {len(keys)} noise keys", where="noise_keys"
             )
-        read, counts = self._read(observations)
+        read, counts = self.read(observations)
         return self._sample(observations, [[key] for key in keys], read, guides)[:, 0], counts
 
     def answers(
@@ -155,7 +155,7 @@ class HeadPolicy:
         keys: list[list[NoiseKey | None]] = [
             [key, *((*key, "noise", number) for number in range(1, samples))] for key in noise_keys
         ]
-        read, counts = self._read(observations)
+        read, counts = self.read(observations)
         return self._sample(observations, keys, read), counts
 
     def act_after(
@@ -172,7 +172,7 @@ class HeadPolicy:
         """Return what the MLLM is shown and asked."""
         return [self.view.prompt(one.images, one.instruction) for one in observations]
 
-    def _read(
+    def read(
         self, observations: Sequence[ObservationLike]
     ) -> tuple[Sequence[Prompt | Encoded], list[Mapping[str, int]]]:
         """Return what the text layers read, and what each decision counts."""
@@ -194,9 +194,9 @@ class HeadPolicy:
     ) -> Float[np.ndarray, "{len(observations)} samples {self.horizon} {self.action_stats.dim}"]:
         """Return a chunk for each key of each observation; the backbone is read once."""
         samples = len(keys[0])
-        noise = torch.stack([self._noise(key) for row in keys for key in row])
+        noise = torch.stack([self.noise(key) for row in keys for key in row])
         states, mask = self.view.encode(self.mllm, read, multiple=self.multiple)
-        state = self._state(observations)
+        state = self.state(observations)
         self.head.eval()
         chunk = self.head.sample(
             states.float().repeat_interleave(samples, dim=0),
@@ -206,10 +206,20 @@ class HeadPolicy:
             steps=self.sampling_steps,
             **self._guide(guides, observations),
         )
-        raw = self.action_stats.denormalize(chunk.cpu().numpy())
-        if self.relative is not None:
-            raw = self.relative.absolute(raw, self._starts(observations).repeat(samples, axis=0))
+        raw = self.raw(chunk.cpu().numpy(), observations)
         return raw.reshape(len(observations), samples, *raw.shape[1:])
+
+    def raw(
+        self,
+        chunks: Float[np.ndarray, "rows horizon action"],
+        observations: Sequence[ObservationLike],
+    ) -> Float[np.ndarray, "rows horizon action"]:
+        """Return chunks of the head in raw units, as recorded; each observation's are adjacent."""
+        raw = self.action_stats.denormalize(chunks)
+        if self.relative is None:
+            return raw
+        each = len(chunks) // len(observations)
+        return self.relative.absolute(raw, self._starts(observations).repeat(each, axis=0))
 
     def normalized(
         self, chunks: Float[np.ndarray, "*batch action"], observation: ObservationLike
@@ -329,9 +339,10 @@ class HeadPolicy:
             policy.compile()
         return policy
 
-    def _noise(
+    def noise(
         self, key: NoiseKey | None
     ) -> Float[Tensor, "{self.horizon} {self.action_stats.dim}"]:
+        """Return the noise that a decision's flow starts from."""
         size = (self.horizon, self.head.shape.action_dim)
         if key is None:
             return torch.randn(size)
@@ -370,9 +381,10 @@ class HeadPolicy:
                 )
         return np.stack([one.state for one in observations])
 
-    def _state(
+    def state(
         self, observations: Sequence[ObservationLike]
     ) -> Float[Tensor, "{len(observations)} {self.state_stats.dim}"] | None:
+        """Return the normalized proprioception, None if the head reads none."""
         if self.state_stats is None:
             return None
         state = np.stack([observation.state for observation in observations])

@@ -310,6 +310,8 @@ def _curves(run_dir: Path, recipe: Recipe) -> list[Curve]:
         for arm in recipe.arms:
             if records := read_jsonl(folder / "head" / arm / "metrics.jsonl"):
                 curves.append(Curve("head", f"{arm}, seed {seed}", records))
+            if records := read_jsonl(folder / "online" / arm / "metrics.jsonl"):
+                curves.append(Curve("online", f"{arm}, seed {seed}", records))
     return curves
 
 

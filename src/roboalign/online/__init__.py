@@ -1,0 +1,1 @@
+"""Online RL: a policy learns from its own success in the simulator."""
