@@ -40,13 +40,13 @@ from roboalign.vla.policy_folder import (
     parse_entry,
     parse_relative,
     parse_stats,
+    parse_view,
     read_policy_record,
     refer_to_backbone,
 )
 from roboalign.vla.policy_input import NoiseKey, ObservationLike, key_digest
 
 HEAD_FILE = "head.safetensors"
-READING_FIELDS = ("reading", "max_reasoning_tokens")
 COMPILED_MULTIPLE = 64  # tokens; instructions of similar length share compiled code
 
 
@@ -296,7 +296,7 @@ class HeadPolicy:
         folder = Path(folder)
         path = folder / "policy.json"
         record = read_policy_record(folder)
-        view = _parse_view(record, path)
+        view = parse_view(record, path)
         shape = parse_entry(HeadShape, record, "shape", path)
         config = parse_entry(HeadConfig, record, "head", path)
         sampling_steps = parse_entry(PositiveInt, record, "sampling_steps", path)
@@ -395,14 +395,3 @@ def _trained_on(view: View) -> dict[str, str] | None:
     """Return what the weights' file says of the view; none says that the head reads the direct
     question."""
     return None if view.reading == "direct" else {"reading": view.reading}
-
-
-def _parse_view(record: dict[str, Any], path: Path) -> View:
-    """Parse the entry `view`. One without a reading is of the time when every head read the direct
-    question."""
-    told = record.get("view")
-    if isinstance(told, dict):
-        read_then = {name: View.model_fields[name].default for name in READING_FIELDS}
-        record = {**record, "view": {**(read_then if "reading" not in told else {}), **told}}
-    view: View = parse_entry(View, record, "view", path)
-    return view

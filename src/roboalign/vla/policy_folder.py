@@ -18,6 +18,7 @@ from roboalign.core.files import check_readable, hash_file, read_json
 from roboalign.mllm.load import Mllm
 from roboalign.vla.features import View, backbone_hash
 
+READING_FIELDS = ("reading", "max_reasoning_tokens")
 POLICY_FORMAT, RELATIVE_FORMAT = 1, 2
 """Format 2 is that of a policy whose head gives relative actions: a program that does not know
 `relative` must not execute them as they are."""
@@ -183,3 +184,14 @@ def find_backbone(reference: BackboneReference, path: Path) -> Path:
         problem = "the backbone is not the one that this head was trained on (sha256 differs)"
         raise RoboAlignError(problem, where=str(folder), fix=POLICY_FIX)
     return folder
+
+
+def parse_view(record: dict[str, Any], path: Path) -> View:
+    """Parse the entry `view`. One without a reading is of the time when every head read the direct
+    question."""
+    told = record.get("view")
+    if isinstance(told, dict):
+        read_then = {name: View.model_fields[name].default for name in READING_FIELDS}
+        record = {**record, "view": {**(read_then if "reading" not in told else {}), **told}}
+    view: View = parse_entry(View, record, "view", path)
+    return view
