@@ -28,6 +28,7 @@ from roboalign.sim.registry import (
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 BUILT_IN = (
     "metaworld",
+    "libero",
     *(f"libero_{suite}" for suite in ("spatial", "object", "goal", "10", "90")),
     *(
         f"libero_{suite}_{perturbation}"

@@ -57,11 +57,17 @@ def test_nothing_is_rendered_between_replannings():
     assert pool.idle[0][1].observed == 4, "three looks of the policy, and the end for the film"
 
 
-def test_an_unsolved_episode_stops_at_the_limit():
+def test_an_unsolved_episode_stops_at_the_limit(monkeypatch):
     results, _ = run([("walk", 0)], lambda observations, keys: np.zeros((len(observations), 4, 1)))
     assert (results[0].success, results[0].steps, results[0].crash) == (False, 20, None)
     results, _ = run([("walk", 0)], config=RolloutConfig(replan_every=4, max_steps=6))
     assert results[0].steps == 6, "the limit may fall inside a chunk"
+    with monkeypatch.context() as patch:
+        patch.setattr(Walk, "max_steps", 7)
+        results, _ = run([("walk", 0)])
+    assert results[0].steps == 7, (
+        "an environment may have fewer steps than the others of its benchmark"
+    )
 
 
 def test_a_crash_ends_its_own_episode_only():

@@ -186,3 +186,36 @@ def test_a_run_on_its_own_suite_is_on_the_papers_benchmark() -> None:
     said = column([PUBLISHED / "libero-tiny"], "libero-object")
     assert "Another benchmark" not in said and "Another model" in said
     assert "Another benchmark" in column([PUBLISHED / "libero-tiny"], "libero-spatial")
+
+
+def test_chains_of_calvin_are_a_row(tmp_path: Path) -> None:
+    """Of four chains 0, 1, 3 and 5 tasks are solved: three have 1, two have 3, one has 5; 9 / 4 in the mean."""
+    solved = (0, 1, 3, 5)
+    records = [
+        {
+            "task": "chains",
+            "seed": seed,
+            "success": count == 5,
+            "steps": 9,
+            "crash": None,
+            "progress": count,
+        }
+        for seed, count in enumerate(solved)
+    ]
+    recipe = Recipe.model_validate(
+        {
+            "name": "long",
+            "arms": ("sft",),
+            "collect": {"benchmark": "calvin", "downstream": {"first_seed": 1000}},
+        }
+    )
+    write_text(tmp_path / "recipe.yaml", dump_recipe(recipe))
+    write_json(
+        tmp_path / "report" / "summary.json",
+        {"environment": {"model": "tiny"}, "success": success_table({"sft": records}, [])},
+    )
+    (calvin,) = json.loads(tables([tmp_path], "json"))["tables"]
+    rows = {(row["arm"], row["from"]): row["cells"] for row in calvin["rows"]}
+    assert [cell["value"] for cell in rows["sft", "long"]] == [75, 50, 50, 25, 25, 2.25]
+    assert [cell["value"] for cell in rows["sft", "paper"]] == [74.6, 49.6, 31.5, 21.2, 12.2, 1.89]
+    assert any("4 chains; the paper has 1000" in one for one in calvin["differs"])

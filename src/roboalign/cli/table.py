@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.cli.comparison.paper_runs import ELSEWHERE, comparison, offline, read_measured
-from roboalign.cli.comparison.paper_sources import merged, on_libero, read_paper_source, suites_of
+from roboalign.cli.comparison.paper_sources import (
+    chains_of,
+    merged,
+    on_libero,
+    read_paper_source,
+    suites_of,
+)
 from roboalign.core.errors import RoboAlignError
 from roboalign.report.comparison import Measured, format_comparison, markdown_comparison
 from roboalign.report.console import fold, grid, render
-from roboalign.report.paper_numbers import METRICS
+from roboalign.report.paper_numbers import CALVIN_TABLE, METRICS
 from roboalign.report.paper_tables import (
     Source,
     fill_tables,
@@ -79,6 +85,8 @@ def tables(paths: list[Path], form: str = "text") -> str:
             others.append(found)
         elif on_libero(run := read_measured(path)):
             runs.append(run)
+        elif run.benchmark == CALVIN_TABLE.benchmark:
+            sources.append(chains_of(run))
         else:
             others.append(comparison(path, ELSEWHERE))
     sources = [*map(suites_of, merged(runs)), *sources]

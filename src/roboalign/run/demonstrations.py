@@ -36,8 +36,9 @@ class DemonstrationsConfig(Config):
     model_config = ConfigDict(extra="allow")
 
     benchmark: str = "metaworld"
-    """Where the head is trained and the policy measured: `metaworld`, a suite of LIBERO (`libero_spatial`,
-    `libero_object`, `libero_goal`, `libero_10`, `libero_90`), or a benchmark of an installed package."""
+    """Where the head is trained and the policy measured: `metaworld`, `calvin`, `libero` (its
+    four suites), one suite of it (`libero_spatial`, `libero_object`, `libero_goal`, `libero_10`,
+    `libero_90`), or a benchmark of an installed package."""
     align_benchmark: str = "metaworld"
     """Where the alignment demonstrations come from (unless a mixture gives them): questions, action
     tokens and their FAST tokenizer are for its robot, and `mix.camera` is one of its cameras."""

@@ -67,7 +67,7 @@ class Environment(Protocol):
     episodes."""
 
     max_steps: int
-    """The simulator's own episode limit, in steps. A rollout has its own."""
+    """The task's own episode limit, in steps. A rollout has one too; the lower one ends an episode."""
 
     def reset(self, seed: int) -> None:
         """Start the episode of `seed`. The initial state is the same for every policy, in every process."""

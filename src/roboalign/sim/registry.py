@@ -23,6 +23,7 @@ FIRST_EVALUATION_SEED = 1_000_000
 _ENDLESS = 2**31
 _BUILT_IN = {
     "metaworld": "roboalign.sim.metaworld.spec:MetaWorldSpec",
+    "libero": "roboalign.sim.libero.spec:WholeLiberoSpec",
     **{
         f"libero_{suite}": "roboalign.sim.libero.spec:LiberoSpec"
         for suite in ("spatial", "object", "goal", "10", "90")

@@ -189,7 +189,7 @@ def rollout_batch(
             _plan(act, planned, config)
         still = []
         for episode in running:
-            if episode.over or episode.steps >= config.max_steps:
+            if episode.over or episode.steps >= _limit(episode, config):
                 yield _finish(episode, pool)
             else:
                 still.append(episode)
@@ -213,7 +213,12 @@ def _plan(act: Act, planned: Sequence[tuple[_Running, Observation]], config: Rol
         episode.kept.append(one)
     for (episode, _), chunk in zip(planned, chunks, strict=True):
         actions = chunk[: config.replan_every]
-        _guarded(episode, functools.partial(_execute, episode, actions, config.max_steps))
+        _guarded(episode, functools.partial(_execute, episode, actions, _limit(episode, config)))
+
+
+def _limit(episode: _Running, config: RolloutConfig) -> int:
+    """Return the steps after which an episode ends: its environment may have fewer than others."""
+    return min(config.max_steps, episode.environment.max_steps)
 
 
 def _observe(episode: _Running) -> Observation | None:

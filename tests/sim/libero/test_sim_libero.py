@@ -33,7 +33,7 @@ from roboalign.sim.libero.suites import (
     stored_states,
     suite_tasks,
 )
-from roboalign.sim.libero.task_names import PERTURBED_SUITES
+from roboalign.sim.libero.task_names import PERTURBED_SUITES, WHOLE_SUITES
 from roboalign.sim.registry import find_benchmark
 from roboalign.sim.rollout import EnvironmentPool, RolloutConfig, rollout_batch
 
@@ -71,6 +71,21 @@ def test_suites_have_their_tasks_and_stored_states() -> None:
         find_task("libero_object/fly")
     with pytest.raises(RoboAlignError, match="unknown suite"):
         suite_tasks("libero_11")
+
+
+def test_the_whole_of_libero_is_its_four_suites_each_with_its_own_step_limit() -> None:
+    whole = find_benchmark("libero")
+    names = whole.task_names()
+    assert len(names) == 40 and {name.partition("/")[0] for name in names} == {*WHOLE_SUITES}
+    assert whole.task_sets()["libero_goal"] == find_benchmark("libero_goal").task_names()
+    assert whole.rollout(preset("openpi"), RolloutConfig()).max_steps == 520
+    benchmark = whole.make(preset("openpi"))
+    assert [task.name for task in benchmark.tasks()] == list(names)
+    environment = benchmark.make(SOUP)
+    assert environment.max_steps == 280  # of libero_object, where 520 is libero_10's
+    environment.close()
+    with pytest.raises(RoboAlignError, match="is no task of libero"):
+        benchmark.make("libero_90/KITCHEN_SCENE3_turn_on_the_stove")
 
 
 @pytest.mark.parametrize("name", sorted(PERTURBED_SUITES))

@@ -12,8 +12,15 @@ from roboalign.core.files import read_json, read_jsonl
 from roboalign.evaluate.statistics import wilson
 from roboalign.evaluate.success import success_table
 from roboalign.report.comparison import Measured
-from roboalign.report.paper_numbers import LIBERO_TABLE, MODEL, ROBOT_TABLE, TARGETS_TABLE
+from roboalign.report.paper_numbers import (
+    CALVIN_TABLE,
+    LIBERO_TABLE,
+    MODEL,
+    ROBOT_TABLE,
+    TARGETS_TABLE,
+)
 from roboalign.report.paper_tables import MeasuredCell, MeasuredRow, Source
+from roboalign.sim.calvin.chains import COUNT
 from roboalign.sim.libero.task_names import SUITE_TASKS
 from roboalign.trial.plan import LOG_ENDING
 from roboalign.trial.results import results_of
@@ -133,6 +140,26 @@ def _suite_cells(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, MeasuredCe
         **cells,
         LIBERO_TABLE.columns[-1]: percent_cell(sum(k for k, _ in counts.values()), all_n),
     }
+
+
+def chains_of(run: Measured) -> Source:
+    """Return the rows of a run on CALVIN: chains of five tasks in a row."""
+    source = Source(run.name)
+    counts = set()
+    for arm, rows in run.success.items():
+        if (found := rows.get("progress")) is None:
+            continue
+        counts.add(found["chains"])
+        *shares, mean = CALVIN_TABLE.columns
+        cells = {name: _scaled(one, 100) for name, one in zip(shares, found["in_a_row"])}
+        cells[mean] = _scaled(found["mean"], 1)
+        source.rows.append(MeasuredRow("calvin", arm, run.name, cells))
+    if MODEL.lower() not in run.model.lower():
+        source.differs["calvin"] = [f"another model: {run.model}."]
+    if counts and counts != {COUNT}:
+        fewer = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        source.differs.setdefault("calvin", []).append(f"{fewer} chains; the paper has {COUNT}.")
+    return source
 
 
 def percent_cell(successes: int, n: int) -> MeasuredCell:

@@ -16,7 +16,7 @@ from roboalign.sim.libero.experts.fixtures import handle
 from roboalign.sim.libero.experts.scene import Floats, LiberoScene
 from roboalign.sim.libero.nouns import Goal, instances, point_noun, scene_nouns
 from roboalign.sim.libero.protocol import LiberoConfig
-from roboalign.sim.libero.suites import find_task
+from roboalign.sim.libero.suites import find_task, suites_in
 from roboalign.sim.rendering import gl_backend
 
 _POINTS = ("object", "object2", "goal")
@@ -64,7 +64,7 @@ class DemonstratedLibero(Libero):
 
     def make(self, task: str) -> "DemonstratedLiberoEnvironment":
         """Build one task, `suite/task`, with its expert. Raises RoboAlignError if it is unknown."""
-        if task.partition("/")[0] != self.suite:
+        if task.partition("/")[0] not in suites_in(self.suite):
             raise RoboAlignError(
                 f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/..."
             )

@@ -30,6 +30,7 @@ from roboalign.sim.libero.suites import (
     load_library,
     stored_states,
     suite_tasks,
+    suites_in,
     unperturbed,
 )
 from roboalign.sim.physics import diverged
@@ -48,7 +49,7 @@ _renderers: dict[tuple[str, int, RenderMode], Renderer] = {}
 
 @dataclass(frozen=True)
 class Libero:
-    """One LIBERO suite as a `Benchmark`."""
+    """One LIBERO suite, or the four of `libero`, as a `Benchmark`."""
 
     suite: str
     config: LiberoConfig = field(default_factory=LiberoConfig)
@@ -66,7 +67,7 @@ class Libero:
 
     def make(self, task: str) -> "LiberoEnvironment":
         """Build one task, `suite/task`. Raises RoboAlignError if it is unknown."""
-        if task.partition("/")[0] != self.suite:
+        if task.partition("/")[0] not in suites_in(self.suite):
             raise RoboAlignError(
                 f"{task!r} is no task of {self.suite}", where="task", fix=f"use {self.suite}/..."
             )

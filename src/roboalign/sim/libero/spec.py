@@ -1,6 +1,7 @@
 """Describe LIBERO's suites as recipes name them: tasks, seeds and protocol, without the
 simulator."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from roboalign.core.errors import RoboAlignError
@@ -11,9 +12,15 @@ from roboalign.sim.libero.suites import (
     STORED_STATES,
     instruction_source,
     load_library,
+    suites_in,
     unperturbed,
 )
-from roboalign.sim.libero.task_names import PERTURBATIONS, PERTURBED_SUITES, SUITE_TASKS
+from roboalign.sim.libero.task_names import (
+    PERTURBATIONS,
+    PERTURBED_SUITES,
+    SUITE_TASKS,
+    WHOLE_SUITES,
+)
 from roboalign.sim.registry import FIRST_EVALUATION_SEED, BenchmarkSpec
 from roboalign.sim.rollout import RolloutConfig
 
@@ -39,7 +46,11 @@ class LiberoSpec(BenchmarkSpec):
 
     def task_names(self) -> tuple[str, ...]:
         """Return the suite's tasks in LIBERO's order, called `libero_object/<task>`."""
-        return tuple(f"{self.name}/{task}" for task in SUITE_TASKS[unperturbed(self.name)])
+        return tuple(
+            f"{suite}/{task}"
+            for suite in suites_in(self.name)
+            for task in SUITE_TASKS[unperturbed(suite)]
+        )
 
     def cameras(self, settings: LiberoConfig) -> tuple[str, ...]:
         """Return the cameras of the protocol."""
@@ -97,7 +108,9 @@ class LiberoSpec(BenchmarkSpec):
         """Return the protocol's step limit of the suite and its replanning."""
         return RolloutConfig(
             replan_every=settings.replan_every,
-            max_steps=getattr(settings.max_steps, unperturbed(self.name)),
+            max_steps=max(
+                getattr(settings.max_steps, unperturbed(suite)) for suite in suites_in(self.name)
+            ),
             batch_size=rollout.batch_size,
         )
 
@@ -119,6 +132,19 @@ class LiberoSpec(BenchmarkSpec):
             f"{settings.render}, drawn at {settings.render_size} and seen at {settings.image_size} px, "
             f"camera {', '.join(cameras)}; protocol {settings.preset}, changed: {changed}"
         )
+
+
+class WholeLiberoSpec(LiberoSpec):
+    """`libero`: the four suites at once. An episode has the step limit of its own suite."""
+
+    def task_sets(self) -> Mapping[str, tuple[str, ...]]:
+        """Return all tasks, and those of each suite."""
+        names = self.task_names()
+        suites = {
+            suite: tuple(name for name in names if name.startswith(f"{suite}/"))
+            for suite in WHOLE_SUITES
+        }
+        return {**super().task_sets(), **suites}
 
 
 class PerturbedLiberoSpec(LiberoSpec):

@@ -20,7 +20,7 @@ import numpy as np
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import Task
-from roboalign.sim.libero.task_names import PERTURBED_SUITES, SUITE_TASKS
+from roboalign.sim.libero.task_names import PERTURBED_SUITES, SUITE_TASKS, WHOLE, WHOLE_SUITES
 
 SUITES = tuple(SUITE_TASKS)
 REWORDED = ("lan", "task")
@@ -98,13 +98,21 @@ def instruction_source(suite: str, asked: Instruction) -> Instruction:
     return "bddl" if ending in REWORDED else asked
 
 
+def suites_in(benchmark: str) -> tuple[str, ...]:
+    """Return the suites of a benchmark: the four of `libero`, or the one that it is."""
+    return WHOLE_SUITES if benchmark == WHOLE else (benchmark,)
+
+
 @functools.cache
 def suite_tasks(suite: str, instruction: Instruction = "name") -> tuple[Task, ...]:
-    """Return the tasks of a suite in LIBERO's order, called `libero_object/<task>`.
+    """Return the tasks of a suite in LIBERO's order, called `libero_object/<task>`; of `libero`
+    those of its four suites.
 
     Raises RoboAlignError if the suite is unknown, or if instructions from its files are needed
     and LIBERO is missing.
     """
+    if suite == WHOLE:
+        return tuple(task for one in WHOLE_SUITES for task in suite_tasks(one, instruction))
     source = instruction_source(suite, instruction)
     return tuple(
         Task(f"{suite}/{name}", _instruction(suite, name, source), {})

@@ -4,6 +4,9 @@ without LIBERO.
 A test compares them with the library's own table.
 """
 
+WHOLE = "libero"
+"""The benchmark of four suites at once, whose average papers report."""
+WHOLE_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 PERTURBATIONS = {
     "swap": "position",
     "object": "object",
@@ -14,9 +17,7 @@ PERTURBATIONS = {
 matter have changed places; `object`: they look or measure otherwise; `instruction`: the sentence has
 other words; `task`: another goal in the same scene."""
 PERTURBED_SUITES: dict[str, tuple[str, str]] = {
-    f"{suite}_{ending}": (suite, ending)
-    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-    for ending in PERTURBATIONS
+    f"{suite}_{ending}": (suite, ending) for suite in WHOLE_SUITES for ending in PERTURBATIONS
 }
 """Name of a perturbed suite -> the suite whose task names it has, and its ending."""
 SUITE_TASKS: dict[str, tuple[str, ...]] = {
