@@ -1,8 +1,10 @@
 import itertools
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,9 @@ from synthetic_episodes import make_episode
 
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
+from roboalign.episodes.episode import Episode
+from roboalign.episodes.own_data import ChosenPixels
+from roboalign.episodes.video import VideoFrames
 from roboalign.mllm.encode import Prompt
 from roboalign.mllm.hidden import hidden_states
 from roboalign.vla import features
@@ -29,6 +34,43 @@ LABELLED = STYLES["labelled"]
 
 VIEW = View(layer=2, cameras=("front",))
 CONFIG = FeatureConfig(batch_size=4, shard_frames=10)
+
+
+def write_video(path: Path, levels: range) -> None:
+    """Frames of 32 x 32 pixels, of these brightnesses times ten, 20 a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=20)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for level in levels:
+            frame = np.full((32, 32, 3), 10 * level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_frames_of_a_video_are_decoded_once_in_order(mllm, episodes, tmp_path, monkeypatch):
+    """Not for the name of the stored file, and not at all where it exists; another video has another."""
+    write_video(tmp_path / "a.mp4", range(20))
+    write_video(tmp_path / "b.mp4", range(1, 21))
+
+    def shown(name: str) -> list[Episode]:
+        frames = VideoFrames(tmp_path / name, 0, 7, 20)
+        late = VideoFrames(tmp_path / name, 0.35, 6, 20)
+        idle = ChosenPixels(late, [0, 1, 3, 4, 5])
+        return [replace(episodes[0], images={"front": one}) for one in (frames.part(0, 5), idle)]
+
+    decoded = []
+    original = VideoFrames.frame
+    monkeypatch.setattr(
+        VideoFrames, "frame", lambda self, t: decoded.append((self, t)) or original(self, t)
+    )
+    monkeypatch.setattr(VideoFrames, "file", None)  # no PNG on the way
+    store = compute_features(mllm, shown("a.mp4"), VIEW, CONFIG, tmp_path / "store")
+    assert [t for _, t in decoded] == [0, 1, 2, 3, 4, 0, 1, 3, 4, 5]
+    again = compute_features(mllm, shown("a.mp4"), VIEW, CONFIG, tmp_path / "store")
+    assert len(decoded) == 10 and torch.equal(again.tokens[0], store.tokens[0])
+    other = compute_features(mllm, shown("b.mp4"), VIEW, CONFIG, tmp_path / "store")
+    assert len(decoded) == 20 and not torch.equal(other.tokens[0], store.tokens[0])
 
 
 def test_stored_states_are_the_models(mllm, episodes, tmp_path):

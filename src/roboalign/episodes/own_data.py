@@ -247,6 +247,11 @@ class ChosenPixels(ChosenFrames):
         pixels: np.ndarray = self.frames.frame(self.steps[self.step(t)])  # type: ignore[attr-defined]
         return pixels
 
+    def digest(self, steps: Sequence[int]) -> bytes:
+        """Return what identifies the frames of these steps."""
+        own: bytes = self.frames.digest([self.steps[t] for t in steps])  # type: ignore[attr-defined]
+        return own
+
 
 def idle_steps(
     episode: Episode, spread: np.ndarray, state_spread: np.ndarray, share: float

@@ -6,8 +6,8 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import hash_file
 from roboalign.episodes.episode import LazyFrames, encode_png
 from roboalign.episodes.pictures import MAX_PIXELS
 
@@ -180,6 +181,19 @@ class VideoFrames(LazyFrames):
             )
         return start
 
+    def digest(self, steps: Sequence[int]) -> bytes:
+        """Return what identifies the frames of these steps: the file's content and their times.
+
+        No frame is decoded. Raises RoboAlignError if the file cannot be read.
+        """
+        try:
+            status = self.path.stat()
+            content = _hash_of(self.path, status.st_mtime_ns, status.st_size)
+        except _BROKEN as error:
+            raise _unreadable(error, str(self.path)) from None
+        wanted = [float(self.wanted[self.first + self.step(t)]) for t in steps]
+        return repr((content, self.fps, self.span, wanted)).encode()
+
     def check(self) -> None:
         """Raise RoboAlignError if a step has no frame.
 
@@ -203,6 +217,12 @@ class VideoFrames(LazyFrames):
             )
         self.frame(0)
         self.frame(self.length - 1)
+
+
+@lru_cache(maxsize=1024)
+def _hash_of(path: Path, changed: int, size: int) -> str:
+    """Return the sha256 of a file; one that was changed is read again."""
+    return hash_file(path)
 
 
 def nearest_times(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -319,6 +319,10 @@ def _shard_key(
     for episode in episodes:
         digest.update(json.dumps([episode.episode_id, episode.instruction, len(episode)]).encode())
         for camera in view.cameras:
+            of_video = getattr(episode.images.get(camera), "digest", None)
+            if of_video is not None:  # without decoding each frame once more
+                digest.update(of_video(config.frames(episode)))
+                continue
             for t in config.frames(episode):
                 digest.update(hashlib.sha256(episode.png(camera, t)).digest())
     return digest.hexdigest()[:32]
