@@ -205,11 +205,8 @@ def _facts(
     fps = float(next(iter(seen.survey.fps)))
     survey = replace(seen.survey, horizon=starter_horizon(fps))
     doubt = seen.meaning.fault(space.mode)
-    found = [
-        sentence
-        for sentence in attention(replace(survey, doubt=""))
-        if not sentence.startswith("What the numbers of an action")
-    ]
+    sentences = attention(replace(survey, doubt=""))
+    found = [s for s in sentences if not s.startswith("What the numbers of an action")]
     if doubt:
         print(fold(f"note: {doubt}."), flush=True)
         found.append(f"{doubt}.")

@@ -77,24 +77,11 @@ def convert_data(data: RobotData, out: str, target: str | None, *, pictures: boo
     """Write the data set to the folder `out`; return what was written and what was left out."""
     space = known_space(target) if target else None
     written = rewrite(data, out, target=space, pictures=pictures)
-    stored = (
-        [
-            f"videos of {', '.join(written.videos)} copied as they are: "
-            f"{written.video_bytes / 1e6:,.1f} MB"
-        ]
-        if written.videos
-        else []
-    )
     lines = [f"left out: {fault.where}: {fault.problem}" for fault in written.faults]
-    before = (
-        f", {written.already_there} of them by an earlier call" if written.already_there else ""
-    )
-    return "\n".join(
-        [
-            *_notes_of(data),
-            *lines,
-            *stored,
-            f"{written.episodes} episodes in {Path(out).resolve()}{before}, "
-            f"{len(written.faults)} left out",
-        ]
-    )
+    if written.videos:
+        size = f"{written.video_bytes / 1e6:,.1f} MB"
+        lines.append(f"videos of {', '.join(written.videos)} copied as they are: {size}")
+    earlier = written.already_there
+    before = f", {earlier} of them by an earlier call" if earlier else ""
+    where = f"{Path(out).resolve()}{before}, {len(written.faults)} left out"
+    return "\n".join([*_notes_of(data), *lines, f"{written.episodes} episodes in {where}"])
