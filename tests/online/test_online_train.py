@@ -21,7 +21,7 @@ from roboalign.online.config import MOST_DRAWS, OnlineConfig
 from roboalign.online.decisions import Decisions, Trajectory
 from roboalign.online.groups import Counts, initial_state, roll_groups
 from roboalign.online.improve import Learner, densities, improve
-from roboalign.online.train import WEIGHTS, _publish
+from roboalign.online.train import WEIGHTS, publish
 from roboalign.sim.rollout import EpisodeResult
 from roboalign.vla.head_policy import HeadPolicy
 
@@ -39,7 +39,7 @@ def rolled(
 ) -> tuple[HeadPolicy, list[EpisodeResult]]:
     """A policy, and 16 of its rollouts from two initial states."""
     folder, policy, results = tmp_path_factory.mktemp("rolled"), make_policy(), []
-    _publish(policy, folder)
+    publish(policy, folder)
     keys = [(task, 4 * 900 + member) for task in TASKS for member in range(8)]
     Rolls(make_policy(), folder, CONFIG)(keys, results.append)
     return policy, results

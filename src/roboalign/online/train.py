@@ -53,7 +53,7 @@ def train_online(
     began = time.monotonic() - seconds
     with Progress("online", config.updates, start) as progress:
         for update in range(start, config.updates):
-            _publish(policy, out_dir)
+            publish(policy, out_dir)
             earlier = Counts(**asdict(counts))
             groups = roll_groups(
                 roll,
@@ -109,7 +109,7 @@ def _outcome(earlier: Counts, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _publish(policy: HeadPolicy, out_dir: Path) -> None:
+def publish(policy: HeadPolicy, out_dir: Path) -> None:
     """Write the weights for the simulators' side; their name changes only when they are whole."""
     weights = {name: one.contiguous().cpu() for name, one in policy.head.state_dict().items()}
     with atomic_path(out_dir / WEIGHTS) as temporary:
