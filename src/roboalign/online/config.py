@@ -28,7 +28,7 @@ class OnlineConfig(Config):
     """Times that each decision of an update is learned from."""
     batch_size: int = Field(256, ge=1, le=1_000_000)
     """Decisions of an optimizer step."""
-    learning_rate: float = Field(1e-4, gt=0, le=1)
+    learning_rate: float = Field(3e-5, gt=0, le=1)
     """Learning rate of the head, constant (GR00T's scale: 5e-6); the critic's is 20 times as high."""
     noise: float = Field(0.5, gt=0, le=2)
     """Strength c of the noise that explores (Flow-SDE): step t of the flow has the standard
