@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Where it is set, as in many containers, each of a hundred processes compiles the package's files again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # In Python's oldest syntax, since any may read it. Meta-World 3.1.1 has no release for 3.14.
 CHECK_PYTHON := import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
@@ -24,7 +26,7 @@ demo: setup
 	@cd $(ROOT) && $(BIN)/roboalign doctor --quiet && $(BIN)/roboalign run recipes/quickstart.yaml
 
 test: setup-all lint
-	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	cd $(ROOT) && $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

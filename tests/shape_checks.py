@@ -49,6 +49,9 @@ MODULES = [
 ]
 
 
+jaxtyped = jaxtyping.jaxtyped
+
+
 def names_axes(hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return True
@@ -62,5 +65,20 @@ def typechecked(function: Any) -> Any:
     return beartype(function)
 
 
+def jaxtyped_where_axes_are_named(**settings: Any) -> Any:
+    """`jaxtyping.jaxtyped` for classes and for functions that name axes; others stay as they are.
+
+    The import hook decorates every function, which made the import take seconds.
+    """
+
+    def decorate(made: Any) -> Any:
+        hints = [] if isinstance(made, type) else made.__annotations__.values()
+        checked = isinstance(made, type) or any(isinstance(h, str) or names_axes(h) for h in hints)
+        return jaxtyped(**settings)(made) if checked else made
+
+    return decorate
+
+
 def install() -> None:
+    jaxtyping.jaxtyped = jaxtyped_where_axes_are_named
     jaxtyping.install_import_hook(MODULES, "shape_checks.typechecked")

@@ -5,18 +5,14 @@ kills.py kills it at random moments.
 Both must end with the same weights, the same token metrics and the same episodes, to the last bit.
 """
 
-import contextlib
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_process import Command
 
 from roboalign.core.files import hash_file, read_json, read_jsonl
 
@@ -28,52 +24,35 @@ OVERRIDES = (
     "sft.max_steps=30",
     "sft.save_every=3",
     "rollout.max_steps=8",
+    "parallel=1",  # stages side by side are in test_pipeline_processes and test_distributed_pipeline
 )
 DEADLINE = 280.0  # seconds, for each start
 
 
-def start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "roboalign.cli.main", "run", str(RECIPE), "--out", str(out)]
-    for override in OVERRIDES:
-        command += ["--set", override]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    # A session of its own: should a test fail, its workers can be killed, and nobody else.
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+def start(out: Path) -> Command:
+    settings = [part for override in OVERRIDES for part in ("--set", override)]
+    return Command("run", str(RECIPE), "--out", str(out), *settings)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    try:
-        output, _ = process.communicate(timeout=DEADLINE)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output
+def finish(command: Command) -> str:
+    output = command.output(DEADLINE)
+    assert command.process.exitcode == 0, output
     return output
 
 
-def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> str:
+def kill_when(command: Command, condition: Callable[[], bool]) -> str:
     until = time.monotonic() + DEADLINE
     try:
         while not condition():
-            assert process.poll() is None, process.communicate()[0]
+            assert command.process.is_alive(), command.output(1)
             assert time.monotonic() < until
             time.sleep(0.01)
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        command.end()
         raise
-    process.kill()  # the command alone: its workers must end by themselves, and so close the pipe that is read here
-    try:
-        return process.communicate(timeout=60)[0]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    # The command alone: its workers must end by themselves, and so close the pipe that is read here.
+    command.process.kill()
+    return command.output(60)
 
 
 @pytest.fixture(scope="module")

@@ -38,12 +38,13 @@ def test_its_types_are_shipped() -> None:
 def test_a_run_and_its_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demonstrations of the smoke recipe are collected, then opened."""
     monkeypatch.chdir(tmp_path)
-    recipe = ra.load_recipe(ROOT / "recipes" / "smoke.yaml", ("parallel=1",))
+    few = ("collect.align.episodes_per_task=2", "collect.downstream.episodes_per_task=1")
+    recipe = ra.load_recipe(ROOT / "recipes" / "smoke.yaml", ("parallel=1", *few))
     assert isinstance(recipe, ra.Recipe)
     folder = ra.run(recipe, until="collect")
     assert folder == Path("runs/smoke") and (folder / "collect" / "stage.json").is_file()
     episodes = list(ra.open_episodes(folder / "collect" / "align"))
-    assert len(episodes) == 6  # two tasks, three each
+    assert len(episodes) == 4  # two tasks, two each
     assert {episode.actions.shape[1] for episode in episodes} == {4}
 
 

@@ -1,11 +1,7 @@
 """GRPO: the loss against hand-written steps, resume after SIGKILL, the logs, bad input."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_grpo
 import torch
+from own_process import die_in_update, status_of
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from small_disk import files_up_to
@@ -164,30 +161,17 @@ def test_replay_adds_the_sft_loss(tmp_path: Path, neutral: bool) -> None:
     assert record["loss"] == pytest.approx(0.5 * record["replay_loss"], rel=1e-4)
 
 
+def train_until_killed(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_grpo.even_ids_rewarded.__wrapped__(patch)
+        die_in_update(GrpoTrainer, 3)
+        train_grpo(tiny(), fast(), prompts(), RlConfig(**CONFIG), folder)
+
+
 def test_killed_run_ends_like_an_unbroken_one(tmp_path: Path, even_ids_rewarded: None) -> None:
     """SIGKILL in the second update of the second rollout, in a process of its own; then the same call again."""
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    script = f"""
-        import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import tiny_grpo as t
-        from roboalign.align.grpo.config import RlConfig
-        from roboalign.align.grpo.train import train_grpo
-        from roboalign.align.grpo.trainer import GrpoTrainer
-        patch = t.pytest.MonkeyPatch()
-        t.even_ids_rewarded.__wrapped__(patch)
-        inner = GrpoTrainer.training_step
-        def step(self, *arguments):
-            if self.state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return inner(self, *arguments)
-        GrpoTrainer.training_step = step
-        train_grpo(t.tiny(), t.fast(), t.prompts(), RlConfig(**t.CONFIG), {str(broken)!r})
-    """
-    killed = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert status_of(train_until_killed, broken) == -signal.SIGKILL
     assert [p.name for p in (broken / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
     ledgers = [
         train_grpo(tiny(), fast(), prompts(), RlConfig(**CONFIG), folder)

@@ -1,11 +1,7 @@
 """LoRA: what is trained and what is not, the merged model, the reference without adapters, SFT and its resume."""
 
 import copy
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import pytest
 import tiny_grpo
 import torch
 from backbone_checks import FRAMES, TURNS, model_of
+from own_process import die_in_update, status_of
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -335,26 +332,16 @@ def test_a_model_without_action_tokens_trains_adapters_alone(tmp_path: Path) -> 
         torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=1e-5)
 
 
+def train_until_killed(folder: Path) -> None:
+    die_in_update(SftTrainer, 4)
+    train_sft(build("qwen3_vl"), talks(), DROPPED, folder)
+
+
 def test_checkpoints_hold_the_adapters_and_a_killed_run_ends_like_an_unbroken_one(
     unbroken: Path, tmp_path: Path
 ) -> None:
     """SIGKILL in the middle of update 5, in a process of its own; then the same call again."""
-    script = f"""
-        import os, signal, sys
-        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1] / "backbones")!r}]
-        import test_align_lora as t
-        inner = t.SftTrainer.training_step
-        def step(self, *arguments):
-            if self.state.global_step == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return inner(self, *arguments)
-        t.SftTrainer.training_step = step
-        t.train_sft(t.build("qwen3_vl"), t.talks(), t.DROPPED, {str(tmp_path)!r})
-    """
-    killed = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert status_of(train_until_killed, tmp_path) == -signal.SIGKILL
     checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
     stored = load_file(checkpoint / FILE)
     assert len(stored) == 2 * 2 * len(LAYERS) + 1 and not list(checkpoint.glob("model*"))

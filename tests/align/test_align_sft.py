@@ -3,11 +3,7 @@
 import io
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_process import die_in_update, status_of
 from PIL import Image
 from safetensors.torch import load_file
 from small_disk import files_up_to
@@ -205,25 +202,14 @@ def test_the_folder_can_be_served(unbroken: Path) -> None:
     assert processor["video_processor_type"] == "Qwen3VLVideoProcessor"
 
 
+def train_until_killed(folder: Path) -> None:
+    die_in_update(SftTrainer, 4)
+    train_sft(tiny(), talks(10), SftConfig(**CONFIG), folder)
+
+
 def test_killed_run_ends_like_an_unbroken_one(unbroken: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of update 5, in a process of its own; then the same call again."""
-    script = f"""
-        import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_align_sft import CONFIG, SftConfig, talks, tiny, train_sft
-        from roboalign.align.sft import SftTrainer
-        inner = SftTrainer.training_step
-        def step(self, *arguments):
-            if self.state.global_step == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return inner(self, *arguments)
-        SftTrainer.training_step = step
-        train_sft(tiny(), talks(10), SftConfig(**CONFIG), {str(tmp_path)!r})
-    """
-    killed = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ, capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert status_of(train_until_killed, tmp_path) == -signal.SIGKILL
     assert not (tmp_path / "model").exists()
     ledger = train_sft(tiny(), talks(10), SftConfig(**CONFIG), tmp_path)
     assert_equal_weights(weights(tmp_path), weights(unbroken))

@@ -35,7 +35,7 @@ CONNECTOR = {
 
 def settings(folder: Path) -> Recipe:
     backbone = {"source": str(folder / "llava"), "layer": 1, "connector": CONNECTOR}
-    return recipe(backbone=backbone, hardware={"device": "cpu"})
+    return recipe(backbone=backbone, hardware={"device": "cpu"}, parallel=1)
 
 
 def connect(shared: Path, run: Path, stop_at: int = -1, split: bool = False) -> int:

@@ -1,6 +1,5 @@
 """Two ranks, started, ended and given a store as torchrun does, but forked from a process that has imported all."""
 
-import multiprocessing
 import os
 import sys
 import time
@@ -13,11 +12,10 @@ from typing import Any
 import torch.distributed as dist
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+from own_process import FORKED
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "align")]
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["roboalign.run.scheduler", "roboalign.cli.main", "tiny_grpo"])
 
 
 @dataclass(frozen=True)

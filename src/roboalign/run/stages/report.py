@@ -20,7 +20,6 @@ from roboalign.core.machine import cores
 from roboalign.core.progress import format_seconds
 from roboalign.evaluate.success import format_success, read_episodes, success_table
 from roboalign.evaluate.token_metrics import compare_metrics, summarize
-from roboalign.report.page import write_report
 from roboalign.report.samples import frames_side_by_side
 from roboalign.report.summary import ArmSummary, Curve, FrameSample, RunSummary, Video
 from roboalign.report.terminal import format_arms, format_end
@@ -89,6 +88,8 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
             *hold_notes(episodes),
         ],
     )
+    from roboalign.report.page import write_report  # matplotlib, in every process of a run
+
     write_report(summary, context.folder / "index.html")
     write_json(
         context.folder / "summary.json",
