@@ -34,7 +34,7 @@ MODULES = [
     "roboalign.online.improve",
     "roboalign.online.loss",
     "roboalign.vla.augment",
-    "roboalign.vla.best_of",
+    "roboalign.vla.token_answer",
     "roboalign.vla.command_memory",
     "roboalign.vla.dit",
     "roboalign.vla.features",

@@ -1,29 +1,28 @@
 """Several answers or noises of one decision: how one is chosen, against hand computations."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from synthetic_readings import policy_of, seen
 from synthetic_tokens import DIM, HORIZON, OPEN, make
 from synthetic_tokens import seen as seen_by_tokens
 
-from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import collate
 from roboalign.vla.best_of import (
-    BestOf,
     Candidates,
     Medoid,
     Redrawn,
-    confidences,
-    median_chunk,
-    medoid_of,
     redrawn_key,
 )
-from roboalign.vla.token_policy import TokenAnswer, TokenPolicy
+from roboalign.vla.token_answer import TokenAnswer, confidences, median_chunk, medoid_of
+from roboalign.vla.token_policy import TokenPolicy
+from roboalign.vla.token_writer import TokenPolicyConfig
 
 KEY = ("t", 1, 4)
 
@@ -77,11 +76,11 @@ def test_answers_that_are_no_chunk_are_left_out(
     ]
     scored = {(1,): 0.5, (2,): 0.7}
     monkeypatch.setattr(
-        "roboalign.vla.best_of.confidences",
-        lambda policy, seen, answers: [scored[tuple(ids)] for ids in answers],
+        "roboalign.vla.token_policy.confidences",
+        lambda mllm, full, blank, answers, start: [scored[tuple(ids)] for ids in answers],
     )
-    policy = answering(make(parts, temperature=1.0), row, monkeypatch)
-    chunks, [counts] = BestOf(policy, 3, choose).act_and_count([seen_by_tokens()], [KEY])
+    policy = make(parts, temperature=1.0, answers=3, choose=choose)
+    chunks, [counts] = answering(policy, row, monkeypatch).act_and_count([seen_by_tokens()], [KEY])
     np.testing.assert_allclose(chunks[0, :, :3], value, atol=1e-6)
     assert counts == {"decisions": 1, "holds": 0, "tokens": 15, "closed": 0, "unreadable": 1}
 
@@ -89,8 +88,8 @@ def test_answers_that_are_no_chunk_are_left_out(
 def test_no_chunk_among_the_answers_holds_with_the_last_command(
     parts: Any, monkeypatch: Any
 ) -> None:
-    policy = answering(make(parts, temperature=1.0), [answer(chunk_of(0.5, 1.0))], monkeypatch)
-    best = BestOf(policy, 2, "median")
+    best = make(parts, temperature=1.0, answers=2)
+    policy = answering(best, [answer(chunk_of(0.5, 1.0))], monkeypatch)
     best.act_and_count([seen_by_tokens()], [("t", 1, 0)])
     answering(policy, [answer(None), answer(None)], monkeypatch)
     chunks, [counts] = best.act_and_count([seen_by_tokens()], [("t", 1, 4)])
@@ -100,12 +99,29 @@ def test_no_chunk_among_the_answers_holds_with_the_last_command(
     assert counts["holds"] == 1 and counts["unreadable"] == 2
     other, _ = best.act_and_count([seen_by_tokens()], [("t", 2, 4)])
     assert (other[0, :, 3] == OPEN).all()
+    assert best.counts["holds"] == 2 and best.counts["decisions"] == 3
 
 
-def test_greedy_answers_are_refused_and_one_is_not(parts: Any) -> None:
-    with pytest.raises(RoboAlignError, match="4 greedy answers are one answer"):
-        BestOf(make(parts), 4, "median")
-    BestOf(make(parts), 1, "median")
+def test_greedy_answers_are_refused_and_one_is_not() -> None:
+    with pytest.raises(ValidationError, match="4 greedy answers are one answer"):
+        TokenPolicyConfig(answers=4)
+    TokenPolicyConfig(answers=1)
+
+
+def test_a_policy_of_several_answers_is_saved_and_does_their_median(
+    parts: Any, tmp_path: Path
+) -> None:
+    policy = make(parts, temperature=1.0, answers=3)
+    policy.save(tmp_path / "policy")
+    again = TokenPolicy.load(tmp_path / "policy")
+    assert again.metadata()["answers"] == 3 and again.metadata()["choose"] == "median"
+    one, gripper = seen_by_tokens(), policy.hold.space.gripper_part
+    found = [a.chunk for a in policy.answers([one], [KEY], samples=3)[0] if a.chunk is not None]
+    wanted = median_chunk(np.stack(found), gripper) if found else None
+    chunk, [counts] = again.act_and_count([one], [KEY])
+    assert counts["holds"] == int(wanted is None) and counts["unreadable"] == 3 - len(found)
+    if wanted is not None:
+        np.testing.assert_array_equal(chunk[0], wanted)
 
 
 def test_more_answers_contain_the_fewer_and_the_first_is_the_policys_own(parts: Any) -> None:
@@ -125,7 +141,8 @@ def test_mg_select_is_the_divergence_from_the_prompt_without_the_instruction(par
     start, end, fast = vocabulary.start_id, vocabulary.end_id, vocabulary.fast_ids
     before = mllm.tokenizer("<think></think><answer>", add_special_tokens=False)["input_ids"]
     answers = [[*before, start, *fast[:3], end], [*before, start, *fast[5:10], end]]
-    found = confidences(policy, one, answers)
+    blank = policy.prompt(one, without_instruction=True)
+    found = confidences(mllm, policy.prompt(one), blank, answers, start)
 
     def predicted(instruction: str, ids: list[int]) -> torch.Tensor:
         seen = SimpleNamespace(images=one.images, state=one.state, instruction=instruction)

@@ -26,9 +26,10 @@ from roboalign.run.variants import (
     open_loop,
     require_same,
 )
-from roboalign.vla.best_of import BestOf, Candidates, Choose, Decides, Medoid, Redrawn
+from roboalign.vla.best_of import Candidates, Decides, Medoid, Redrawn
 from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.token_policy import TokenPolicy
+from roboalign.vla.token_writer import Choose
 
 
 class ThinkCurveSettings(Config):
@@ -113,8 +114,8 @@ def make_variant(
         return Redrawn(sampled, one.size)
     if one.family == "oracle":
         return Candidates(sampled, one.size)
-    choose: Any = one.family
-    return BestOf(sampled, one.size, choose)
+    several = config.model_copy(update={"answers": one.size, "choose": one.family})
+    return replace(policy, config=several)
 
 
 def _reasoning(policy: TokenPolicy, tokens: int) -> TokenPolicy:

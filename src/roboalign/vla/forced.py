@@ -14,7 +14,8 @@ from roboalign.mllm.load import Mllm
 from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.policy_input import NoiseKey, ObservationLike, key_digest
 from roboalign.vla.reasoning import Thought, closing_ids, write_thoughts
-from roboalign.vla.token_policy import TokenAnswer, TokenPolicy
+from roboalign.vla.token_answer import TokenAnswer
+from roboalign.vla.token_policy import TokenPolicy
 from roboalign.vla.token_writer import (
     END_OF_REASONING,
     OPENING,
@@ -70,7 +71,7 @@ class Forced:
                 fix="take an arm that thinks first, or a head with reading `reasoned`",
             )
         if isinstance(self.policy, TokenPolicy):
-            config = self.policy.config.model_copy(update={"temperature": 0.0})
+            config = self.policy.config.model_copy(update={"temperature": 0.0, "answers": 1})
             self.policy = replace(self.policy, config=config)
 
     def act_and_count(

@@ -43,7 +43,14 @@ from roboalign.vla.policy_folder import (
     refer_to_backbone,
 )
 from roboalign.vla.policy_input import NoiseKey, ObservationLike, key_digest, shown_images
-from roboalign.vla.token_writer import TokenPolicyConfig, WrittenReply, whole_text, write_replies
+from roboalign.vla.token_answer import TokenAnswer, choose_chunk, confidences, counts_of_answers
+from roboalign.vla.token_writer import (
+    Choose,
+    TokenPolicyConfig,
+    WrittenReply,
+    whole_text,
+    write_replies,
+)
 
 REMAKE = "make the policy again, or copy the whole policy folder"
 _FAST_FILES = {"tokenizer.json", "processor_config.json"}
@@ -58,33 +65,6 @@ class TokenView(Config):
     """Each is shown as an image of its own, in this order."""
     prompts: StyleName
     """Style of the question: the one that the MLLM was trained in."""
-
-
-@dataclass(frozen=True)
-class TokenAnswer:
-    """One sampled answer to one observation."""
-
-    ids: list[int]
-    """What the model wrote, up to the end of the action block; a closed reasoning is followed by
-    the text that closed it."""
-    chunk: Float[np.ndarray, "horizon action"] | None
-    """float32, raw units; None: the answer is no chunk."""
-    reason: str
-    """Why the answer is no chunk, in words few enough to be counted, or "ok"."""
-    generated: int
-    """Tokens that the model computed for it."""
-    closed: bool
-    """Whether the reasoning had used up its tokens and was closed."""
-    logprob: float = 0.0
-    """Log-probability of the tokens that were sampled, at the policy's temperature."""
-
-    def counts(self) -> Counter[str]:
-        """Return what this decision adds to the policy's counts."""
-        counts = Counter(decisions=1, tokens=self.generated, closed=int(self.closed))
-        counts["holds"] = int(self.chunk is None)
-        if self.chunk is None:
-            counts[f"hold: {self.reason}"] = 1
-        return counts
 
 
 @dataclass
@@ -193,11 +173,19 @@ class TokenPolicy:
         """
         keys = self._keys(observations, noise_keys)
         self._check_states(observations)
-        answers = [row[0] for row in self.answers(observations, keys)]
-        chunks = self.settle(observations, keys, [answer.chunk for answer in answers])
-        for answer in answers:
-            self.counts.update(answer.counts())
-        return chunks, [answer.counts() for answer in answers]
+        rows = self.answers(observations, keys, samples=self.config.answers)
+        chosen = [
+            self.pick(seen, row, self.config.choose) if len(row) > 1 else row[0].chunk
+            for seen, row in zip(observations, rows, strict=True)
+        ]
+        chunks = self.settle(observations, keys, chosen)
+        counts: list[Mapping[str, int]] = [
+            counts_of_answers(row, held=chunk is None) if len(row) > 1 else row[0].counts()
+            for row, chunk in zip(rows, chosen, strict=True)
+        ]
+        for one in counts:
+            self.counts.update(one)
+        return chunks, counts
 
     def settle(
         self,
@@ -241,11 +229,23 @@ class TokenPolicy:
         )
         return self.read(replies)
 
-    def prompt(self, seen: ObservationLike) -> Encoded:
+    def pick(
+        self, seen: ObservationLike, answers: Sequence[TokenAnswer], how: Choose
+    ) -> Float[np.ndarray, "{self.horizon} {self.action_dim}"] | None:
+        """Return the chunk that is done of several answers; None if none of them is a chunk."""
+
+        def scores(ids: Sequence[Sequence[int]]) -> list[float]:
+            full, blank = self.prompt(seen), self.prompt(seen, without_instruction=True)
+            return confidences(self.mllm, full, blank, ids, self.vocabulary.start_id)
+
+        return choose_chunk(answers, how, self.hold.space.gripper_part, scores)
+
+    def prompt(self, seen: ObservationLike, *, without_instruction: bool = False) -> Encoded:
         """Return the tokens of what the MLLM is asked."""
+        instruction = "" if without_instruction else seen.instruction
         return encode_prompt(
             self.mllm,
-            style_of(self.view.prompts).action_question(seen.instruction, self.view.mode),
+            style_of(self.view.prompts).action_question(instruction, self.view.mode),
             shown_images(seen.images, self.cameras, side_by_side=False),
         )
 

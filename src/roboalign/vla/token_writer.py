@@ -3,8 +3,9 @@ allowed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from roboalign.actions.vocabulary import ACTION_END, ACTION_START
 from roboalign.conversations.prompts import Mode
@@ -19,6 +20,10 @@ OPENING = f"{END_OF_REASONING}<answer>{ACTION_START}"
 """What is written after a reasoning that has used up its tokens."""
 
 
+Choose = Literal["median", "likelihood", "mg-select"]
+"""How one of several answers is chosen."""
+
+
 class TokenPolicyConfig(Config):
     """How a token policy writes its actions (docs/how-to/act-with-tokens.md)."""
 
@@ -30,6 +35,20 @@ class TokenPolicyConfig(Config):
     robot holds."""
     temperature: float = Field(0.0, ge=0, le=10, allow_inf_nan=False)
     """0: the most likely token each time. Above: tokens are drawn, by the decision's noise key."""
+    answers: int = Field(1, ge=1, le=256)
+    """Drawn answers to each observation, of which one chunk is made; they share a prefill. Above 1 the
+    temperature must be above 0."""
+    choose: Choose = "median"
+    """How that chunk is made: each number's `median`, the most likely answer (`likelihood`), or the
+    one whose actions the instruction changes most (`mg-select`, arXiv 2510.05681)."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> "TokenPolicyConfig":
+        if self.answers > 1 and self.temperature == 0:
+            raise ValueError(
+                f"{self.answers} greedy answers are one answer; set temperature above 0"
+            )
+        return self
 
 
 @dataclass(frozen=True)
