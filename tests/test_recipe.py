@@ -114,7 +114,7 @@ def test_an_unknown_key_is_named_with_the_nearest(
             "name: x\ncollect: {benchmark: libero_long}",
             [
                 "`collect.benchmark`",
-                "`libero_long` not found. Available: metaworld, libero_spatial,",
+                "`libero_long` not found. Available: metaworld, libero, libero_spatial,",
             ],
         ),
         (
