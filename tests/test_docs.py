@@ -103,7 +103,8 @@ def check(line: str, whole: bool = True) -> None:
     ):
         _check_verb(words[words.index("roboalign") + 1 :], whole)
     elif words[1] == "-m":
-        if importlib.util.find_spec(words[2]) is None:
+        own = any((ROOT / "plugins").glob(f"*/src/{words[2]}/__main__.py"))
+        if not own and importlib.util.find_spec(words[2]) is None:
             raise ValueError(f"there is no module {words[2]}")
     elif not (ROOT / words[1]).is_file():
         raise ValueError(f"there is no file {words[1]}")
