@@ -1,6 +1,7 @@
 """Processes of their own that import nothing: forked from a server that has imported all, once for all tests."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -28,7 +29,8 @@ def status_of(work: Callable[..., object], *arguments: object) -> int | None:
 
 
 def _in_one_thread(work: Callable[..., object], *arguments: object) -> None:
-    torch.set_num_threads(1)  # as in every test
+    gc.freeze()  # as after the collection of tests
+    torch.set_num_threads(1)
     work(*arguments)
 
 
@@ -75,6 +77,7 @@ class Command:
 
 
 def _command(writer: Connection, arguments: tuple[str, ...]) -> None:
+    gc.freeze()
     os.setsid()
     for number in (1, 2):
         os.dup2(writer.fileno(), number)

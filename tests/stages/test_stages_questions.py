@@ -1,8 +1,5 @@
 """`roboalign data questions`: as it is typed."""
 
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +11,7 @@ sys.path += [
     str(Path(__file__).parents[1] / "data" / "vqa"),
 ]
 from data_episodes import make_episode
+from own_process import Command
 from vqa_made import GOOD, completion, listed, serving
 
 from roboalign.cli.main import main
@@ -317,12 +315,7 @@ def test_a_run_that_was_killed_repeats_no_paid_request(data_set, tmp_path: Path)
             "--concurrency",
             "3",
         ]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "roboalign.cli.main", *command],
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        started = Command(*command)
         try:
             answers, end = out / "answers.jsonl", time.monotonic() + 120
             while time.monotonic() < end and (
@@ -330,8 +323,8 @@ def test_a_run_that_was_killed_repeats_no_paid_request(data_set, tmp_path: Path)
             ):
                 time.sleep(0.02)
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            started.process.kill()
+            started.output(60)
         assert answers.read_bytes().count(b"\n") == 9 and not (out / "manifest.json").exists()
         hold[0] = False
         server.seen.clear()

@@ -2,14 +2,13 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from own_process import FORKED
 from safetensors.torch import save_file
 from synthetic_frames import CONFIG, make_head, synthetic
 
@@ -24,6 +23,7 @@ from roboalign.vla.parallel import loss_module
 from roboalign.vla.policy import Policy
 from roboalign.vla.store import FeatureStore
 from roboalign.vla.train import (
+    HeadTrainConfig,
     evaluate_head,
     fit,
     learning_rate_factor,
@@ -88,33 +88,29 @@ def test_training_learns_and_logs_held_out_metrics(tmp_path):
     )
 
 
-SCRIPT = """
-import os, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from synthetic_frames import CONFIG, make_head, synthetic
-from roboalign.vla.train import fit
-out = Path(sys.argv[1])
-config = CONFIG.model_copy(update={"ema": float(os.environ["ROBOALIGN_TEST_EMA"])})
-fit(make_head(), synthetic(out, 32, 0), synthetic(out, 8, 1), config, out / "run", seed=5)
-"""
+def fit_slowly(folder: Path, config: HeadTrainConfig) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    os.environ["ROBOALIGN_TEST_SLOW"] = "0.3"
+    frames = synthetic(folder, 32, 0), synthetic(folder, 8, 1)
+    fit(make_head(), *frames, config, folder / "run", seed=5)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, ema):
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, ema):
     """SIGKILL after the first checkpoint; then the run is started again."""
-    monkeypatch.setenv("ROBOALIGN_TEST_EMA", str(ema))
     config = CONFIG.model_copy(update={"ema": ema})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     fit(make_head(), synthetic(whole, 32, 0), synthetic(whole, 8, 1), config, whole / "run", seed=5)
-    command = [sys.executable, "-c", SCRIPT, str(killed), str(Path(__file__).parent)]
-    process = subprocess.Popen(command, env=os.environ | {"ROBOALIGN_TEST_SLOW": "0.3"})
+    process = FORKED.Process(target=fit_slowly, args=(killed, config))
+    process.start()
     checkpoint = killed / "run" / "checkpoint.pt"
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not checkpoint.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     reached = torch.load(checkpoint, weights_only=True)["step"]
     assert 0 < reached < CONFIG.steps
     fit(
