@@ -155,7 +155,7 @@ def _tasks(given: list[str] | None, spec: BenchmarkSpec) -> tuple[str, ...]:
             )
         if task in tasks[:number]:
             raise RoboAlignError(f"{task!r} is given twice", where="--tasks", fix="give it once")
-    return tuple(tasks)
+    return spec.measured_tasks(tuple(tasks))
 
 
 def _episodes(given: int, spec: BenchmarkSpec) -> int:

@@ -1,17 +1,21 @@
 """Describe CALVIN as recipes name it: tasks, seeds and the record of a measurement."""
 
 import importlib.metadata
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.calvin.chains import COUNT, LENGTH, PUBLISHED, chains_hash, measured_chains
 from roboalign.sim.calvin.checkout import open_checkout
 from roboalign.sim.calvin.config import CalvinConfig
+from roboalign.sim.calvin.demonstrations import PREFIX, DemonstratedCalvin
 from roboalign.sim.calvin.environment import CHAINS, MEASURED_SCENE, Calvin
+from roboalign.sim.calvin.experts.catalog import expert_tasks
 from roboalign.sim.calvin.library import INSTALL_PACKAGES, PACKAGES, SHIMS, load_simulator, renderer
 from roboalign.sim.registry import FIRST_EVALUATION_SEED, BenchmarkSpec
 from roboalign.sim.rollout import RolloutConfig
 
+_DEMONSTRATED = tuple(PREFIX + task for task in expert_tasks())
 _USUAL = {"render": "egl", "fresh": True, "subtask_steps": 360}
 """What a measurement like the published ones has. They reuse the simulation, which makes results
 depend on the order of the chains; `fresh` does not."""
@@ -30,11 +34,15 @@ class CalvinSpec(BenchmarkSpec):
     )
     evaluation_seeds = range(COUNT)
     demonstration_seeds = range(COUNT, FIRST_EVALUATION_SEED)
-    default_downstream = (CHAINS,)
+    default_downstream = "experts"
 
     def task_names(self) -> tuple[str, ...]:
-        """Return the one measured task."""
-        return (CHAINS,)
+        """Return the one measured task, then those that have an expert."""
+        return (CHAINS, *_DEMONSTRATED)
+
+    def task_sets(self) -> Mapping[str, tuple[str, ...]]:
+        """Return `experts`: the demonstrated tasks."""
+        return {"experts": _DEMONSTRATED}
 
     def cameras(self, settings: CalvinConfig) -> tuple[str, ...]:
         """Return the cameras of the configuration."""
@@ -81,13 +89,10 @@ class CalvinSpec(BenchmarkSpec):
         measured_chains(checkout)
         return Calvin(settings)
 
-    def demonstrated(self, settings: CalvinConfig) -> NoReturn:
-        """Raise RoboAlignError: CALVIN has no experts here."""
-        raise RoboAlignError(
-            "CALVIN has no scripted experts here",
-            where="collect.benchmark",
-            fix="train on its data set, and measure with `roboalign eval`",
-        )
+    def demonstrated(self, settings: CalvinConfig) -> DemonstratedCalvin:
+        """Return the tasks with their scripted experts. Raises what `make` raises."""
+        load_simulator(open_checkout(settings.checkout))
+        return DemonstratedCalvin(settings)
 
     def check(
         self, settings: CalvinConfig, rollout: RolloutConfig, defaults: RolloutConfig, horizon: int

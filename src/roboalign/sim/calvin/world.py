@@ -75,6 +75,11 @@ class Simulation:
         values = self.simulation.get_state_obs()["robot_obs"]
         return np.asarray(values, np.float64)
 
+    def commanded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the position and the Euler angles that the next action adds to."""
+        robot = self.simulation.robot
+        return np.array(robot.target_pos, np.float64), np.array(robot.target_orn, np.float64)
+
     def info(self) -> dict[str, Any]:
         """Return what the oracle compares."""
         self._enter()
@@ -84,6 +89,14 @@ class Simulation:
     def solved(self, task: str, start: dict[str, Any], now: dict[str, Any]) -> bool:
         """Return whether the oracle finds `task` done between two infos."""
         return task in self.oracle.get_task_info_for_set(start, now, {task})
+
+    def box(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the corners of a part of the table, `button` for its `button_link`: two float64
+        [3], meters."""
+        table = self.info()["scene_info"]["fixed_objects"]["table"]
+        link = table["links"][f"{part}_link"]
+        low, high = BULLET.getAABB(table["uid"], link, physicsClientId=self.simulation.cid)
+        return np.array(low), np.array(high)
 
     def images(self) -> dict[str, np.ndarray]:
         """Draw the configured cameras: name -> uint8 [size, size, 3]."""
@@ -100,6 +113,16 @@ class Simulation:
             name: resize_with_padding(np.asarray(drawn[f"rgb_{name}"], np.uint8), size)
             for name in self.config.cameras
         }
+
+    def projection(self, camera: str, size: int) -> np.ndarray:
+        """Return the matrix [3, 4] from world points to the pixels of an image of `size`."""
+        (found,) = [one for one in self._cameras if one.name == camera]
+        view, lens = (
+            np.array(values).reshape(4, 4).T
+            for values in (found.viewMatrix, found.projectionMatrix)
+        )
+        x, y, _, depth = lens @ view
+        return np.stack([size / 2 * (depth + x), size / 2 * (depth - y), depth])
 
     def close(self) -> None:
         """Free the simulation."""

@@ -1,0 +1,1 @@
+"""Scripted experts for CALVIN's tasks: straight proportional moves by privileged state."""

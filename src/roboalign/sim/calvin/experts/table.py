@@ -1,0 +1,70 @@
+"""Measure how often CALVIN's scripted experts succeed, as a table.
+
+Run `python -m roboalign.sim.calvin.experts.table --checkout FOLDER [--tasks TASK ...]`.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from roboalign.sim.base import EnvironmentCrash
+from roboalign.sim.calvin.config import CalvinConfig
+from roboalign.sim.calvin.demonstrations import (
+    PREFIX,
+    DemonstratedCalvin,
+    DemonstratedCalvinEnvironment,
+)
+from roboalign.sim.calvin.experts.catalog import expert_tasks
+
+
+def expert_rows(
+    benchmark: DemonstratedCalvin, tasks: Sequence[str], seeds: Sequence[int]
+) -> Iterator[str]:
+    """Yield a Markdown row for each task: solved of those that could be prepared, mean steps, and
+    how many could not be prepared."""
+    for task in tasks:
+        environment = benchmark.make(PREFIX + task)
+        outcomes = [_solve(environment, seed) for seed in seeds]
+        environment.close()
+        steps = [steps for prepared, steps in outcomes if prepared and steps is not None]
+        begun = sum(prepared for prepared, _ in outcomes)
+        mean = f"{np.mean(steps):.0f}" if steps else "–"
+        yield f"| {task} | {len(steps)}/{begun} | {mean} | {len(outcomes) - begun} |"
+
+
+def _solve(environment: DemonstratedCalvinEnvironment, seed: int) -> tuple[bool, int | None]:
+    """Return whether the start could be prepared, and the steps to success, None without it."""
+    try:
+        environment.reset(seed)
+        expert = environment.expert()
+    except EnvironmentCrash:
+        return False, None
+    for step in range(1, environment.max_steps + 1):
+        if environment.step(expert()):
+            return True, step
+    return True, None
+
+
+def main() -> None:
+    """Print the table, row by row."""
+    parser = argparse.ArgumentParser(
+        prog="python -m roboalign.sim.calvin.experts.table", description=__doc__
+    )
+    parser.add_argument("--checkout", required=True)
+    parser.add_argument("--tasks", nargs="+", default=expert_tasks(), metavar="TASK")
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=1000)
+    options = parser.parse_args()
+    benchmark = DemonstratedCalvin(CalvinConfig(checkout=options.checkout, render="tiny"))
+    seeds = range(options.first_seed, options.first_seed + options.episodes)
+    began = time.monotonic()
+    print("| task | solved | steps | not prepared |\n|---|---|---|---|")
+    for row in expert_rows(benchmark, options.tasks, seeds):
+        print(row, flush=True)
+    print(f"\n{time.monotonic() - began:.0f} seconds")
+
+
+if __name__ == "__main__":
+    main()
