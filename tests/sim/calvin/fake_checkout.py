@@ -85,9 +85,12 @@ class PlayTableSimEnv(gym.Env):
         return {"robot_obs": self.hand.copy(), "scene_obs": np.zeros(24)}
 
     def get_info(self):
-        blocks = {t.name: {"current_pos": tuple(t.pose[:3])} for t in self.scene.movable_objects}
+        blocks = {
+            t.name: {"current_pos": tuple(t.pose[:3]), "uid": n}
+            for n, t in enumerate(self.scene.movable_objects)
+        }
         return {
-            "robot_info": {"tcp_pos": tuple(self.hand[:3])},
+            "robot_info": {"tcp_pos": tuple(self.hand[:3]), "contacts": []},
             "scene_info": {"movable_objects": blocks},
         }
 

@@ -24,7 +24,7 @@ from roboalign.sim.calvin.starts import draw_preparation, drawn_start, generator
 from roboalign.sim.calvin.world import Simulation
 from roboalign.sim.cameras import CameraGeometry
 
-PREFIX = "calvin/"
+TASK_PREFIX = "calvin/"
 _STARTS_TRIED = 10
 _SETTLE = 8
 """Steps without motion before a recording: things that move come to rest."""
@@ -94,7 +94,7 @@ class DemonstratedCalvin(Calvin):
 
 
 def _task(name: str, sentences: dict[str, str]) -> Task:
-    return Task(PREFIX + name, sentences[name], {"object": _noun(name)})
+    return Task(TASK_PREFIX + name, sentences[name], {"object": _noun(name)})
 
 
 def _noun(name: str) -> str:
@@ -112,7 +112,7 @@ class DemonstratedCalvinEnvironment:
 
     def __init__(self, task: Task, config: CalvinConfig) -> None:
         self.task, self.config = task, config
-        self.name = task.name.removeprefix(PREFIX)
+        self.name = task.name.removeprefix(TASK_PREFIX)
         self.checkout = open_checkout(config.checkout)
         self.rules, self.poses = self.checkout.rules(), self.checkout.initial_poses()
         # Every demonstration is replayed from its seed, which only a fresh simulation allows.

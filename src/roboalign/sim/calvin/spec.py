@@ -8,14 +8,14 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.sim.calvin.chains import COUNT, LENGTH, PUBLISHED, chains_hash, measured_chains
 from roboalign.sim.calvin.checkout import open_checkout
 from roboalign.sim.calvin.config import CalvinConfig
-from roboalign.sim.calvin.demonstrations import PREFIX, DemonstratedCalvin
+from roboalign.sim.calvin.demonstrations import TASK_PREFIX, DemonstratedCalvin
 from roboalign.sim.calvin.environment import CHAINS, MEASURED_SCENE, Calvin
 from roboalign.sim.calvin.experts.catalog import expert_tasks
 from roboalign.sim.calvin.library import INSTALL_PACKAGES, PACKAGES, SHIMS, load_simulator, renderer
 from roboalign.sim.registry import FIRST_EVALUATION_SEED, BenchmarkSpec
 from roboalign.sim.rollout import RolloutConfig
 
-_DEMONSTRATED = tuple(PREFIX + task for task in expert_tasks())
+_DEMONSTRATED = tuple(TASK_PREFIX + task for task in expert_tasks())
 _USUAL = {"render": "egl", "fresh": True, "subtask_steps": 360}
 """What a measurement like the published ones has. They reuse the simulation, which makes results
 depend on the order of the chains; `fresh` does not."""

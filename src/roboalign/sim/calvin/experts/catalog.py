@@ -22,7 +22,7 @@ def _lift(hand: Hand, color: str, place: str) -> Moves:
 
 
 def _push(hand: Hand, color: str, side: str) -> Moves:
-    return blocks.push(hand, color, np.array([_SIDES[side] * 0.135, 0.0]))
+    return blocks.shove(hand, color, np.array([_SIDES[side] * 0.135, 0.0]))
 
 
 def _rotate(hand: Hand, color: str, side: str) -> Moves:
@@ -38,12 +38,12 @@ def _place_in_slider(hand: Hand) -> Moves:
     held = hand.held()
     others = [hand.block(color)[0] for color in BLOCK_COLORS if color != held]
     x = max(spots, key=lambda spot: min(abs(spot - other) for other in others))
-    return blocks.place(hand, np.array([x, 0.078, 0.475]), blocks.INTO_SHELF)
+    return blocks.put_down(hand, np.array([x, 0.078, 0.475]), blocks.INTO_SHELF)
 
 
 def _place_in_drawer(hand: Hand) -> Moves:
     low, high = hand.box("drawer")
-    return blocks.place(hand, np.array([(low[0] + high[0]) / 2 - 0.05, low[1] + 0.17, 0.37]))
+    return blocks.put_down(hand, np.array([(low[0] + high[0]) / 2 - 0.05, low[1] + 0.17, 0.37]))
 
 
 def _stack(hand: Hand) -> Moves:
@@ -56,7 +56,7 @@ def _unstack(hand: Hand) -> Moves:
 
 
 def _push_into_drawer(hand: Hand) -> Moves:
-    return blocks.push(hand, _on_table(hand, BLOCK_COLORS), np.array([0.0, -0.13]))
+    return blocks.shove(hand, _on_table(hand, BLOCK_COLORS), np.array([0.0, -0.13]))
 
 
 def _on_table(hand: Hand, colors: tuple[str, ...] | list[str]) -> str:
@@ -74,8 +74,8 @@ _EXPERTS: dict[str, Callable[..., Moves]] = {
     rf"push_({_COLORS})_block_(left|right)": _push,
     rf"rotate_({_COLORS})_block_(left|right)": _rotate,
     r"move_slider_(left|right)": _slide,
-    r"open_drawer": fixtures.open_drawer,
-    r"close_drawer": fixtures.close_drawer,
+    r"open_drawer": fixtures.pull_drawer,
+    r"close_drawer": fixtures.shut_drawer,
     r"turn_(?:on|off)_led": fixtures.press,
     r"turn_(on|off)_lightbulb": lambda hand, to: fixtures.switch(hand, up=to == "on"),
     r"place_in_slider": _place_in_slider,

@@ -11,9 +11,9 @@ import numpy as np
 
 from roboalign.sim.calvin.world import Simulation
 
-OPEN, CLOSED = 1.0, -1.0
+OPEN, FINGERS_SHUT = 1.0, -1.0
 Moves = Iterator[np.ndarray]
-Goal = Callable[[], np.ndarray]
+Place = Callable[[], np.ndarray]
 Facing = float | np.ndarray
 """The yaw of a hand that points down, or its three Euler angles, radians."""
 _STEP, _TURN = 0.02, 0.05
@@ -97,6 +97,11 @@ def _angles(facing: Facing) -> np.ndarray:
     return np.array([np.pi, 0.0, facing]) if isinstance(facing, float) else facing
 
 
+def by(x: float, y: float, z: float) -> np.ndarray:
+    """Return a displacement, meters."""
+    return np.array([x, y, z], np.float64)
+
+
 def wrapped(angle: Any) -> Any:
     """Return the same angles between -pi and pi."""
     return (angle + np.pi) % (2 * np.pi) - np.pi
@@ -108,9 +113,9 @@ def nearest_grasp(hand_yaw: float, block_yaw: float) -> float:
     return float(block_yaw + turns * np.pi / 2)
 
 
-def move(
+def reach(
     hand: Hand,
-    goal: Goal | np.ndarray,
+    goal: Place | np.ndarray,
     facing: Facing,
     grip: float,
     *,
@@ -129,7 +134,7 @@ def move(
         yield hand.action(place, facing, grip, speed)
 
 
-def grip(hand: Hand, value: float, steps: int = 8, facing: Facing | None = None) -> Moves:
+def fingers(hand: Hand, value: float, steps: int = 8, facing: Facing | None = None) -> Moves:
     """Open or close the fingers where the hand is."""
     place = hand.position
     angles: Facing = hand.yaw if facing is None else facing

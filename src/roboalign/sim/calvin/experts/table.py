@@ -12,7 +12,7 @@ import numpy as np
 from roboalign.sim.base import EnvironmentCrash
 from roboalign.sim.calvin.config import CalvinConfig
 from roboalign.sim.calvin.demonstrations import (
-    PREFIX,
+    TASK_PREFIX,
     DemonstratedCalvin,
     DemonstratedCalvinEnvironment,
 )
@@ -25,7 +25,7 @@ def expert_rows(
     """Yield a Markdown row for each task: solved of those that could be prepared, mean steps, and
     how many could not be prepared."""
     for task in tasks:
-        environment = benchmark.make(PREFIX + task)
+        environment = benchmark.make(TASK_PREFIX + task)
         outcomes = [_solve(environment, seed) for seed in seeds]
         environment.close()
         steps = [steps for prepared, steps in outcomes if prepared and steps is not None]
