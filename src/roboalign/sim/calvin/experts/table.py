@@ -10,13 +10,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from roboalign.sim.base import EnvironmentCrash
+from roboalign.sim.calvin.chains import LENGTH
 from roboalign.sim.calvin.config import CalvinConfig
 from roboalign.sim.calvin.demonstrations import (
     TASK_PREFIX,
     DemonstratedCalvin,
     DemonstratedCalvinEnvironment,
 )
-from roboalign.sim.calvin.experts.catalog import expert_tasks
+from roboalign.sim.calvin.environment import ChainEnvironment
+from roboalign.sim.calvin.experts.catalog import expert_moves, expert_tasks
+from roboalign.sim.calvin.experts.hand import OPEN, Hand
 
 
 def expert_rows(
@@ -47,6 +50,21 @@ def _solve(environment: DemonstratedCalvinEnvironment, seed: int) -> tuple[bool,
     return True, None
 
 
+def expert_chain(environment: ChainEnvironment, number: int) -> int:
+    """Run a measured chain by the experts of its tasks; return how many it solved in a row."""
+    environment.reset(number)
+    hand, solved = Hand(environment.world), 0
+    moves, still = expert_moves(environment.task, hand), np.array([0.0] * 6 + [OPEN])
+    while True:
+        action = next(moves, still)
+        outcome = environment.step(action)
+        still[6] = action[6]
+        if outcome.solved or outcome.ended:
+            return outcome.progress
+        if outcome.progress > solved:
+            solved, moves = outcome.progress, expert_moves(environment.task, hand)
+
+
 def main() -> None:
     """Print the table, row by row."""
     parser = argparse.ArgumentParser(
@@ -56,7 +74,15 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=expert_tasks(), metavar="TASK")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=1000)
+    parser.add_argument("--chains", type=int, help="run this many measured chains instead")
     options = parser.parse_args()
+    if options.chains:
+        environment = ChainEnvironment(CalvinConfig(checkout=options.checkout, render="tiny"))
+        lengths = [expert_chain(environment, number) for number in range(options.chains)]
+        shares = [f"{sum(n >= k for n in lengths)}/{len(lengths)}" for k in range(1, LENGTH + 1)]
+        print(f"1 to {LENGTH} in a row: {', '.join(shares)}; mean length {np.mean(lengths):.2f}")
+        environment.close()
+        return
     benchmark = DemonstratedCalvin(CalvinConfig(checkout=options.checkout, render="tiny"))
     seeds = range(options.first_seed, options.first_seed + options.episodes)
     began = time.monotonic()
