@@ -368,7 +368,7 @@ def test_table_says_that_nothing_was_measured_in_closed_loop(
     said = capsys.readouterr().out
     assert "Nothing was measured in closed loop" in said and "last action held" in said
     assert command("table", place / "runs" / "pick_cube", "--json") == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)["others"]
     assert row["closed_loop"] is None and set(row["open_loop"]) == {"roboalign"}
     assert (
         command("compare", place / "runs" / "pick_cube", "--arm", "sft", "--arm", "roboalign") == 2

@@ -33,7 +33,8 @@ def torchrun(folder: Path, *settings: str, **environment: str) -> subprocess.Com
         "2",
         *settings,
     ]
-    paths = os.pathsep.join([str(HERE.parent / "align"), os.environ.get("PYTHONPATH", "")])
+    folders = [str(HERE.parent / "align"), str(HERE.parent)]
+    paths = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
