@@ -24,6 +24,7 @@ from roboalign.sim.registry import (
     register_benchmark,
     sections,
 )
+from roboalign.sim.rollout import RolloutConfig
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 BUILT_IN = (
@@ -109,6 +110,14 @@ def test_the_built_in_benchmarks_say_what_they_are() -> None:
         spec = find_benchmark(name)
         assert spec is find_benchmark(name) and spec.name == name
         assert not {*spec.evaluation_seeds[:200]} & {*spec.demonstration_seeds[:200]}
+
+
+def test_more_steps_than_meta_world_has_are_refused() -> None:
+    world = find_benchmark("metaworld")
+    whole = RolloutConfig(max_steps=500)
+    assert world.rollout(world.config(), whole) is whole
+    with pytest.raises(RoboAlignError, match="Meta-World has 500 steps, not 501"):
+        world.rollout(world.config(), RolloutConfig(max_steps=501))
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:

@@ -7,6 +7,9 @@ from pydantic import Field
 from roboalign.core.config import Config
 from roboalign.sim.cameras import RenderMode
 
+EPISODE_STEPS = 500
+"""Meta-World's own episode limit."""
+
 _CameraName = Literal["workspace", "corner2", "corner2_near"]
 
 

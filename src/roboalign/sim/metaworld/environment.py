@@ -19,7 +19,7 @@ from roboalign.actions.axes import KNOWN_AXES, Axes
 from roboalign.core.errors import RoboAlignError
 from roboalign.sim.base import EnvironmentCrash, Observation, Task
 from roboalign.sim.cameras import VIEWS, CameraGeometry, RenderMode, pose_of, projection_matrix
-from roboalign.sim.metaworld.config import MetaWorldConfig
+from roboalign.sim.metaworld.config import EPISODE_STEPS, MetaWorldConfig
 from roboalign.sim.metaworld.instructions import TASKS
 from roboalign.sim.physics import diverged
 from roboalign.sim.rendering import Renderer, gl_backend
@@ -120,7 +120,7 @@ class MetaWorld:
 class MetaWorldEnvironment:
     """One Meta-World task (see `DemonstratedEnvironment`), with its expert and the privileged state."""
 
-    max_steps: int = 500
+    max_steps: int = EPISODE_STEPS
     """Meta-World's own episode limit."""
     expert_starts_anywhere: bool = True
     """Its experts read the state at every step, and remember nothing."""

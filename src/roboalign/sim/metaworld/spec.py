@@ -4,9 +4,11 @@ default."""
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from roboalign.sim.metaworld.config import MetaWorldConfig
+from roboalign.core.errors import RoboAlignError
+from roboalign.sim.metaworld.config import EPISODE_STEPS, MetaWorldConfig
 from roboalign.sim.metaworld.instructions import HELD_OUT, TASKS, TRAIN
 from roboalign.sim.registry import BenchmarkSpec
+from roboalign.sim.rollout import RolloutConfig
 
 if TYPE_CHECKING:
     from roboalign.sim.metaworld.environment import MetaWorld
@@ -49,6 +51,17 @@ class MetaWorldSpec(BenchmarkSpec):
         return MetaWorld(settings)
 
     demonstrated = make
+
+    def rollout(self, settings: MetaWorldConfig, rollout: RolloutConfig) -> RolloutConfig:
+        """Return how a policy is run. Raises RoboAlignError for more steps than Meta-World has: the
+        record would say more than were done."""
+        if rollout.max_steps > EPISODE_STEPS:
+            raise RoboAlignError(
+                f"an episode of Meta-World has {EPISODE_STEPS} steps, not {rollout.max_steps}",
+                where="max_steps",
+                fix=f"give at most {EPISODE_STEPS}",
+            )
+        return rollout
 
     def protocol_line(self, settings: MetaWorldConfig, cameras: tuple[str, ...]) -> str:
         """Return how the images are drawn."""
