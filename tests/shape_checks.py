@@ -41,6 +41,7 @@ MODULES = [
     "roboalign.vla.frames",
     "roboalign.vla.guidance",
     "roboalign.vla.head",
+    "roboalign.vla.in_step",
     "roboalign.vla.head_policy",
     "roboalign.vla.policy",
     "roboalign.vla.policy_input",

@@ -16,6 +16,8 @@ from serving import served
 from toy_on_path import PACKAGE
 
 from roboalign.actions.normalize import ActionStats
+from roboalign.actions.relative import Relative
+from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import load_mllm
 from roboalign.mllm.shipped import pretrained_folder
@@ -131,3 +133,39 @@ def test_a_head_that_reads_its_reasoning_acts_alike_over_the_wire(policy, tmp_pa
     assert loaded.counts["decisions"] > own.counts["decisions"] == 1  # it warms up
     plain = policy.act(observation, ("k",))
     assert np.abs(plain - chunk).max() > 1e-3
+
+
+@pytest.mark.parametrize("reads_state", [True, False])
+def test_relative_actions_are_made_absolute_once_over_the_wire(policy, tmp_path, reads_state):
+    """By the server, from the state of the request; also for a head that does not read the state itself."""
+    space = ActionSpace(control="joint", mode="absolute", joints=3, gripper="closed_one")
+    plain = policy if reads_state else stateless(policy)
+    own = dataclasses.replace(plain, relative=Relative(space=space, pairs=((0, 2), (2, 1))))
+    own.save(tmp_path / "policy")
+    loaded = Policy.load(tmp_path / "policy")
+    rng = np.random.default_rng(1)
+    images = {"top": rng.integers(0, 256, (64, 64, 3), np.uint8)}
+    states = (np.zeros(4, np.float32), np.array([9, 0.5, -2, 7], np.float32))
+    seen = [SimpleNamespace(images=images, state=s, instruction="Touch it.") for s in states]
+    rest = np.full((5, 4), 0.25, np.float32)
+    with (
+        served(loaded, contract_of(loaded, tmp_path / "policy")) as server,
+        RemotePolicy(port=server.port) as remote,
+    ):
+        assert remote.metadata["observation"]["observation/state"]["required"]
+        chunks = remote.act_batch(seen, [("k",), ("k",)])
+        guided = remote.act(seen[1], ("k",), previous=rest, delay=2)
+        without = SimpleNamespace(**{**vars(seen[0]), "state": np.zeros(0, np.float32)})
+        with pytest.raises(RoboAlignError, match="observation/state"):
+            remote.act(without, ("k",))
+    counted = plain.act_batch(seen, [("k",), ("k",)])
+    np.testing.assert_allclose(chunks[0], counted[0], atol=1e-5)  # counted from zero
+    np.testing.assert_allclose(chunks[1], counted[1] + [-2, 0, 0.5, 0], atol=1e-5)
+    inside = own.act_batch(seen[1:], [("k",)], guides=[(rest, 2)])[0]
+    np.testing.assert_allclose(guided, inside, atol=1e-5)
+
+
+def stateless(policy: HeadPolicy) -> HeadPolicy:
+    torch.manual_seed(0)
+    head = FlowMatchingHead(HeadConfig(**SMALL), policy.head.shape)
+    return dataclasses.replace(policy, head=head.eval(), state_stats=None)

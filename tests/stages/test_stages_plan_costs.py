@@ -372,3 +372,20 @@ def test_units() -> None:
         "3 days",
     ]
     assert Memory().total == 0
+
+
+def test_hidden_states_beyond_the_limit_cost_steps_not_disk() -> None:
+    def head(*changes: str) -> StageCost:
+        return plan_costs(load_recipe(PAPER, changes), GPUS["H200"], 1, Assumptions())[1][-1]
+
+    steps = ("head_training.steps=2000", "head_training.eval_every=1000")
+    kept, asked = head(*steps), head(*steps, "head_training.features.most_gb=0.5")
+    assert kept.disk["features"] > 0.5e9 and asked.disk["features"] == 0
+    training = load_recipe(PAPER, steps).head_training
+    encoded = 2000 * training.batch_size + 2 * training.eval_frames
+    assert asked.tokens / kept.tokens == pytest.approx(encoded / _stored_frames(kept))
+    assert "none are stored" in asked.work and "none are stored" not in kept.work
+
+
+def _stored_frames(stage: StageCost) -> float:
+    return float(stage.work.split(" frames")[0].replace(",", ""))

@@ -15,15 +15,18 @@ from synthetic_frames import CONFIG, make_head, synthetic
 from roboalign.actions.normalize import ActionStats
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
+from roboalign.vla import in_step
 from roboalign.vla import train as training
 from roboalign.vla.features import FeatureConfig, View, feature_bytes
 from roboalign.vla.frames import Frames, batch_frames
 from roboalign.vla.head import HeadConfig
+from roboalign.vla.in_step import StatesInStep
 from roboalign.vla.parallel import loss_module
 from roboalign.vla.policy import Policy
 from roboalign.vla.store import FeatureStore
 from roboalign.vla.train import (
     HeadTrainConfig,
+    decode_ahead,
     evaluate_head,
     fit,
     learning_rate_factor,
@@ -275,3 +278,54 @@ def test_shared_or_missing_episodes_are_refused(mllm, episodes, tmp_path):
     ):
         with pytest.raises(RoboAlignError, match=message):
             train_head(mllm, train, heldout, SMALL, CONFIG, view, stats, tmp_path, horizon=3)
+
+
+@pytest.mark.parametrize("variants", [0, 2])
+def test_a_head_learns_the_same_without_a_store(mllm, episodes, tmp_path, capfd, variants):
+    """Losses and weights are those of the stored states: same frames, copies, noise and times."""
+    stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
+    view = View(layer=2, cameras=("front", "wrist"), dtype="bfloat16")
+    head = SMALL.model_copy(update={"proprioception": True})
+    ledgers, weights = {}, {}
+    for name, limit in (("stored", 200.0), ("in step", 0.0)):
+        features = FeatureConfig(every=2, variants=variants, most_gb=limit)
+        config = CONFIG.model_copy(update={"steps": 6, "eval_every": 3, "features": features})
+        ledgers[name] = train_head(
+            mllm, episodes[:4], episodes[4:], head, config, view, stats, tmp_path / name, horizon=3
+        )
+        weights[name] = Policy.load(tmp_path / name / "policy").head.state_dict()
+    told = capfd.readouterr().err
+    assert "more than features.most_gb (0), so none are stored" in told
+    assert not (tmp_path / "in step" / "features").exists()
+    assert ledgers["stored"]["feature_bytes"] > 0 == ledgers["in step"]["feature_bytes"]
+    one, other = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ledgers)
+    for key in ("train_loss", "heldout_loss", "heldout_l1"):
+        np.testing.assert_allclose([r[key] for r in one], [r[key] for r in other], rtol=2e-5)
+    for name, value in weights["stored"].items():
+        torch.testing.assert_close(weights["in step"][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_pictures_are_decoded_forward_and_kept(mllm, episodes, monkeypatch):
+    """Within the steps that are decoded together, no picture is decoded twice or out of order."""
+    store = StatesInStep(mllm, episodes, View(layer=2, cameras=("front",)), FeatureConfig())
+    seen = []
+    asked = StatesInStep.prompt
+    monkeypatch.setattr(
+        StatesInStep, "prompt", lambda self, frame: (seen.append(frame), asked(self, frame))[1]
+    )
+    config = CONFIG.model_copy(update={"batch_size": 4, "steps": 5})
+    train = Frames(store, torch.zeros(len(store), 3, 2), None)
+    monkeypatch.setattr(in_step, "MOST_STEPS_AHEAD", 3)
+    assert store.steps_ahead(4) == 3
+    decoded = []
+    for step in range(config.steps):
+        seen.clear()
+        decode_ahead(train, store, config, step, 0, seed=0)
+        decoded.append([*seen])
+        seen.clear()
+        store.gather(batch_frames(len(train), 4, step, seed=0))
+        assert not seen
+    assert [len(one) for one in decoded] == [12, 0, 0, 8, 0]
+    assert all(one == sorted(one) for one in decoded)
+    monkeypatch.setattr(in_step, "KEPT_BYTES", 1)
+    assert store.steps_ahead(4) == 1

@@ -21,8 +21,14 @@ def head_cost(asked: CostInputs) -> StageCost:
     backbone stays loaded."""
     recipe, config, head = asked.recipe, asked.recipe.head_training, _Head(asked)
     frames, length = head.frames, head.length
-    width, dtype = asked.model.numbers.width, recipe.backbone.layer_dtype
-    work = f"{frames:,.0f} frames of {length:,.0f} tokens, then {config.steps:,} steps of {config.batch_size}"
+    work = f"{head.encoded:,.0f} frames of {length:,.0f} tokens, "
+    if head.stored:
+        work += f"then {config.steps:,} steps of {config.batch_size}"
+    else:
+        work += (
+            f"in {config.steps:,} steps of {config.batch_size}; hidden states of all {frames:,.0f} would take "
+            f"{head.size / 1e9:,.3g} GB, more than features.most_gb ({config.features.most_gb:g}): none are stored"
+        )
     seconds = asked.seconds(head.feature_flops, bf16=asked.number == BFLOAT16)
     seconds += asked.seconds(head.training_flops, bf16=head.bf16) + head.writing_seconds
     return StageCost(
@@ -31,12 +37,12 @@ def head_cost(asked: CostInputs) -> StageCost:
         * len(recipe.seeds),
         gpus=asked.count,
         work=work,
-        tokens=frames * length,
+        tokens=head.encoded * length,
         flops=head.feature_flops + head.training_flops,
         seconds=seconds,
         memory=head.memory,
         disk={
-            "features": frames * length * token_bytes(width, dtype),
+            "features": head.size if head.stored else 0.0,
             "checkpoint": (16 if config.ema else 12) * head.parameters,
             "head": FLOAT32 * head.parameters,
         },
@@ -98,10 +104,11 @@ class _Head:
         """Return the seconds in which a GPU writes the reasonings of its frames."""
         if not self.reasoning:
             return 0
-        batch = self.asked.recipe.head_training.features.batch_size
+        config = self.asked.recipe.head_training
+        batch = config.features.batch_size if self.stored else config.batch_size
         number, b = self.asked.number, self.asked.model.numbers
         read = number * b.multiplied + arithmetic.cache_bytes(b, batch, self.length, number)
-        steps = math.ceil(self.frames / batch / self.asked.count) * self.reasoning
+        steps = math.ceil(self.encoded / batch / self.asked.count) * self.reasoning
         return self.asked.decode_seconds(steps, read)
 
     @property
@@ -113,7 +120,7 @@ class _Head:
 
     @property
     def frames(self) -> float:
-        """Return the number of frames that the backbone encodes."""
+        """Return the number of frames, each augmented copy counted."""
         collect, features = self.asked.recipe.collect, self.asked.recipe.head_training.features
         collected = collect.downstream.episodes_per_task * len(collect.downstream_names())
         collected = self.asked.assumed.episodes or collected
@@ -121,13 +128,38 @@ class _Head:
         return steps / features.every * (features.variants or 1)
 
     @property
+    def size(self) -> float:
+        """Return the bytes of the hidden states of all frames."""
+        bytes_each = token_bytes(
+            self.asked.model.numbers.width, self.asked.recipe.backbone.layer_dtype
+        )
+        return self.frames * self.length * bytes_each
+
+    @property
+    def stored(self) -> bool:
+        """Return whether they are stored, not computed in each step."""
+        return self.asked.recipe.head_training.features.stores(self.size)
+
+    @property
+    def encoded(self) -> float:
+        """Return the number of frames that the backbone encodes: each once if they are stored, else
+        those of every step and evaluation."""
+        config = self.asked.recipe.head_training
+        if self.stored:
+            return self.frames
+        measured = min(config.eval_frames, self.frames) * math.ceil(
+            config.steps / config.eval_every
+        )
+        return config.steps * config.batch_size + measured
+
+    @property
     def feature_flops(self) -> float:
         b, layer = self.asked.model.numbers, self.asked.recipe.backbone.layer
-        tokens = self.frames * self.length
+        tokens = self.encoded * self.length
         text = arithmetic.forward_flops(b, tokens, self.length, layers=layer)
         if self.reasoning:  # written by all layers, then read again by the lower ones
             text += arithmetic.forward_flops(b, tokens, self.length)
-        seen = self.frames * self.asked.model.patches * len(head_cameras(self.asked.recipe))
+        seen = self.encoded * self.asked.model.patches * len(head_cameras(self.asked.recipe))
         return text + arithmetic.vision_flops(b, seen * (2 if self.reasoning else 1))
 
     @property

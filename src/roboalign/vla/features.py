@@ -56,6 +56,9 @@ class FeatureConfig(Config):
     """Use every n-th frame of an episode."""
     batch_size: int = Field(default=64, ge=1)
     """Frames per forward pass."""
+    most_gb: float = Field(default=200.0, ge=0)
+    """Gigabytes of hidden states that are stored, at most. Larger ones are not stored: each step
+    computes those of its batch, which costs a forward pass of the MLLM a step."""
     shard_frames: int = Field(default=2048, ge=1)
     """Frames per file, rounded up to whole episodes; a killed run loses at most one file's work."""
     variants: int = Field(default=0, ge=0, le=10_000)
@@ -69,6 +72,10 @@ class FeatureConfig(Config):
         """Return the augmented copies of each training frame; 0 for a blind view, whose copies
         would be identical."""
         return 0 if view.blind else self.variants
+
+    def stores(self, size: float) -> bool:
+        """Return whether hidden states of `size` bytes are stored."""
+        return size <= self.most_gb * 1e9
 
     def frames(self, episode: Episode) -> range:
         """Return the steps of an episode that are used."""
@@ -196,7 +203,7 @@ def feature_bytes(
     """Return the bytes that the hidden states of `episodes` will take on disk, at most."""
     tokens = 0
     for episode in episodes:
-        prompt = _prompt(episode, 0, view)
+        prompt = frame_prompt(episode, 0, view)
         tokens += len(config.frames(episode)) * len(view.longest(mllm, prompt).input_ids)
     width = mllm.model.config.get_text_config().hidden_size
     return tokens * token_bytes(width, view.dtype) * ((augmented and config.copies(view)) or 1)
@@ -213,7 +220,8 @@ def describe_features(
     size: int,
     drawn: int,
 ) -> str:
-    """Describe in one line what storing the hidden states costs; for large ones also what it saves.
+    """Describe in one line what storing the hidden states costs; for large ones also what it saves,
+    and for too large ones what computing them in each step costs.
 
     `size` is their bytes, `drawn` the training frames that all steps use together. Times a forward
     pass.
@@ -225,6 +233,12 @@ def describe_features(
     kept = sum(len(config.frames(episode)) for episode in training) * (copies or 1)
     frames = kept + sum(len(config.frames(episode)) for episode in heldout)
     subject = f"hidden states of {len(training) + len(heldout)} episodes"
+    if not config.stores(size):
+        return (
+            f"{subject}: {size / 1e9:,.3g} GB, more than features.most_gb ({config.most_gb:g}), so none are "
+            f"stored; each step computes those of its batch, all {drawn:,} frames in about "
+            f"{format_seconds(drawn * seconds)}"
+        )
     if size < LARGE:
         return f"{subject}: {size / 2**20:.1f} MiB, about {format_seconds(frames * seconds)}"
     width = mllm.model.config.get_text_config().hidden_size
@@ -328,7 +342,7 @@ def _shard_key(
     return digest.hexdigest()[:32]
 
 
-def _prompt(
+def frame_prompt(
     episode: Episode, t: int, view: View, config: AugmentConfig | None = None, copy: int = 0
 ) -> Prompt:
     """Return the MLLM's prompt for step `t`: of the plain frame, or of its augmented copy
@@ -355,7 +369,7 @@ def _compute_shard(
     for start in range(0, len(frames), config.batch_size):
         batch = frames[start : start + config.batch_size]
         states, mask = view.encode(
-            mllm, [_prompt(episode, t, view, config.augment, copy) for episode, t in batch]
+            mllm, [frame_prompt(episode, t, view, config.augment, copy) for episode, t in batch]
         )
         # the values are already rounded, so packing them again is exact
         numbers, exponents = pack(states[mask], view.dtype)
@@ -370,7 +384,7 @@ def _seconds_a_frame(mllm: Mllm, episode: Episode, view: View, config: FeatureCo
     steps = config.frames(episode)[: config.batch_size]
     for _ in range(2):
         began = time.perf_counter()
-        states, _ = view.encode(mllm, [_prompt(episode, t, view) for t in steps])
+        states, _ = view.encode(mllm, [frame_prompt(episode, t, view) for t in steps])
         states.sum().item()  # waits for a GPU
         seconds = time.perf_counter() - began
     return seconds / len(steps)

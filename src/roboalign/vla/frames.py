@@ -15,6 +15,7 @@ from roboalign.actions.relative import Relative
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
 from roboalign.vla.features import FeatureConfig
+from roboalign.vla.in_step import StatesInStep
 from roboalign.vla.store import FeatureStore
 
 
@@ -25,7 +26,7 @@ class Frames:
     The store may contain several copies of each frame: copy c of frame n is its frame c N + n.
     """
 
-    store: FeatureStore
+    store: FeatureStore | StatesInStep
     actions: Float[Tensor, "frames horizon action"]
     state: Float[Tensor, "frames state"] | None
 
@@ -54,7 +55,7 @@ class Frames:
 
 
 def make_frames(
-    store: FeatureStore,
+    store: FeatureStore | StatesInStep,
     episodes: Sequence[Episode],
     action_stats: ActionStats,
     state_stats: ActionStats | None,
@@ -62,7 +63,7 @@ def make_frames(
     config: FeatureConfig,
     relative: Relative | None = None,
 ) -> Frames:
-    """Combine stored hidden states with normalized action chunks and states, frame by frame; the
+    """Combine hidden states with normalized action chunks and states, frame by frame; the
     chunks are counted from the states if `relative` says so.
 
     Raises RoboAlignError if the store is empty or does not have a whole number of copies.

@@ -1,5 +1,5 @@
-"""Train the head on stored hidden states. The backbone is frozen and not needed for it (paper,
-section 3.3)."""
+"""Train the head on hidden states of the frozen backbone (paper, section 3.3): stored ones, or if
+they would be too large, computed in each step."""
 
 import json
 import math
@@ -35,6 +35,7 @@ from roboalign.vla.features import (
 from roboalign.vla.frames import Frames, batch_frames, make_frames
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape, flow_times
 from roboalign.vla.head_policy import HeadPolicy
+from roboalign.vla.in_step import StatesInStep
 from roboalign.vla.parallel import loss_module, own_part, sum_over_processes
 
 
@@ -97,7 +98,8 @@ def train_head(
     record.
 
     Metrics go to `out_dir`/metrics.jsonl. Hidden states go to `feature_dir` (default
-    `out_dir`/features), where runs with the same backbone and frames share them. With `relative`
+    `out_dir`/features), where runs with the same backbone and frames share them; more than
+    `config.features.most_gb` are computed in each step instead. With `relative`
     the head learns actions counted from the state, and `action_stats` are theirs. A killed run
     resumes from its last checkpoint and ends with the same weights. With several processes, each
     computes its share of the hidden states and of every batch; the first writes, and all return the
@@ -112,6 +114,7 @@ def train_head(
     began = time.monotonic()
     size = feature_bytes(mllm, episodes, view, config.features, augmented=True)
     size += feature_bytes(mllm, heldout, view, config.features)
+    stored = config.features.stores(size)
     if leads():
         drawn = config.steps * config.batch_size
         told = describe_features(
@@ -131,7 +134,9 @@ def train_head(
         make_frames(
             compute_features(
                 mllm, group, view, config.features, feature_dir, augmented=group is episodes
-            ),
+            )
+            if stored
+            else StatesInStep(mllm, group, view, config.features, augmented=group is episodes),
             group,
             action_stats,
             state_stats,
@@ -161,7 +166,7 @@ def train_head(
         )
         policy.save(out_dir / "policy")
     wait_for_all()
-    return ledger | {"feature_seconds": feature_seconds, "feature_bytes": size}
+    return ledger | {"feature_seconds": feature_seconds, "feature_bytes": size if stored else 0}
 
 
 def fit(
@@ -189,6 +194,8 @@ def fit(
     began = time.monotonic() - seconds
     with Progress("head", config.steps, start, shown=leads()) as progress:
         for step in range(start, config.steps):
+            if isinstance(train.store, StatesInStep):
+                decode_ahead(train, train.store, config, step, start, seed)
             losses.append(train_step(loss_of, trained, train, config, step, seed))
             done = step + 1
             progress.advance(note=f"loss {np.mean(losses[-50:]):.4f}")
@@ -343,6 +350,21 @@ def train_step(
     if trained.average is not None:
         trained.average.update_parameters(trained.head)
     return value
+
+
+def decode_ahead(
+    train: Frames, store: StatesInStep, config: HeadTrainConfig, step: int, start: int, seed: int
+) -> None:
+    """Decode the pictures of this process's part of the next steps, if those before are used up."""
+    mine = own_part(config.batch_size)
+    ahead = store.steps_ahead(mine.stop - mine.start)
+    if (step - start) % ahead:
+        return
+    parts = [
+        batch_frames(len(train), config.batch_size, one, seed, train.copies)[mine]
+        for one in range(step, min(step + ahead, config.steps))
+    ]
+    store.decode(np.unique(np.concatenate(parts)))
 
 
 def _number(*of: int) -> int:
