@@ -18,7 +18,7 @@ from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.reply import ParsedReply
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Refused
-from roboalign.questions.ask import label_of, score_answer
+from roboalign.questions.registry import label_of, score_answer
 
 LABELLED = STYLES["labelled"]
 

@@ -27,7 +27,7 @@ from roboalign.core.files import read_jsonl
 from roboalign.mllm.generate import Generation
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.mllm.shipped import pretrained_folder
-from roboalign.questions.ask import label_of
+from roboalign.questions.registry import label_of
 
 LABELLED = STYLES["labelled"]
 

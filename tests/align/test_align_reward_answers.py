@@ -16,7 +16,7 @@ from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.reply import ParsedReply
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
-from roboalign.questions.ask import label_of
+from roboalign.questions.registry import label_of
 
 LABELLED = STYLES["labelled"]
 

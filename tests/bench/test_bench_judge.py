@@ -11,7 +11,7 @@ from roboalign.bench.judge import JUDGE_PROMPT, score_in
 from roboalign.cli.main import main
 from roboalign.core.files import read_json, read_jsonl
 from roboalign.core.outcomes import Fault
-from roboalign.questions.vqa.client import ChatClient, TeacherReply
+from roboalign.questions.teacher.client import ChatClient, TeacherReply
 
 JUDGE = ["--judge", "http://127.0.0.1:9/v1", "--judge-model", "judge-1"]
 

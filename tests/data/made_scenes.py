@@ -4,7 +4,7 @@ import numpy as np
 from data_episodes import make_episode
 
 from roboalign.episodes.episode import Episode
-from roboalign.questions.scene import EpisodeScenes
+from roboalign.questions.facts.scene import EpisodeScenes
 
 GRID, HORIZON = 16, 6
 

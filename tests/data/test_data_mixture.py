@@ -24,7 +24,7 @@ from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.mixture.packed import MixConfig, draw_types
-from roboalign.questions.ask import QUESTION_TYPES, asked_types, label_of
+from roboalign.questions.registry import QUESTION_TYPES, asked_types, label_of
 
 LABELLED = STYLES["labelled"]
 

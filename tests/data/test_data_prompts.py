@@ -8,7 +8,7 @@ from roboalign.actions.vocabulary import ActionVocabulary
 from roboalign.conversations import prompts
 from roboalign.conversations.reply import write_tagged
 from roboalign.conversations.styles.registry import STYLES
-from roboalign.questions.ask import QUESTION_TYPES, label_of
+from roboalign.questions.registry import QUESTION_TYPES, label_of
 
 LABELLED = STYLES["labelled"]
 

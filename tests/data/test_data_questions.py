@@ -12,18 +12,14 @@ from made_scenes import GRID, HORIZON, scene, still_episode
 from roboalign.conversations import prompts
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
-from roboalign.questions.ask import (
-    QUESTION_TYPES,
-    ask,
-    chance,
-    label_of,
-    score_answer,
-    survey_world,
-)
-from roboalign.questions.scene import AXES, WAYPOINT, EpisodeScenes
+from roboalign.core.outcomes import Refused
+from roboalign.questions.ask import Question, ask, survey_world
+from roboalign.questions.facts.scene import AXES, WAYPOINT, EpisodeScenes
+from roboalign.questions.registry import chance, label_of, score_answer, types_from
 
 LABELLED = STYLES["labelled"]
 EPISODES = [make_episode(task, seed) for task in TASKS for seed in range(3)]
+SCENE_TYPES = types_from("scene")
 WORLD = survey_world(EPISODES)
 SCENES = [EpisodeScenes(episode, "workspace", GRID, HORIZON) for episode in EPISODES]
 
@@ -38,8 +34,8 @@ def test_where_more_is_in_view_no_name_is_asked_and_nothing_in_view_counts_as_ab
         "button-press": ("puck",),
     }
     found = EpisodeScenes(crowded, "workspace", GRID, HORIZON).at(0)
-    assert ask("object_name", "direct", found, world, random.Random(0)) is None
-    assert ask("presence", "direct", found, world, random.Random(0)) is None
+    assert isinstance(ask("object_name", "direct", (found, world), random.Random(0)), Refused)
+    assert isinstance(ask("presence", "direct", (found, world), random.Random(0)), Refused)
 
 
 def test_events_count_the_steps_to_what_is_still_to_come():
@@ -49,7 +45,9 @@ def test_events_count_the_steps_to_what_is_still_to_come():
     scenes = EpisodeScenes(episode, "workspace", GRID, 1)
     assert scenes.at(4).events == {"reach the puck": 16, "lift the gripper": 21}
     assert scenes.at(22).events == {"lift the gripper": 3}
-    draws = (ask("order", "direct", scenes.at(4), WORLD, random.Random(seed)) for seed in range(20))
+    draws = (
+        ask("order", "direct", (scenes.at(4), WORLD), random.Random(seed)) for seed in range(20)
+    )
     for question in draws:
         letters = dict(re.findall(r"([AB]): ([a-z ]+)\.", question.text))
         assert letters[question.answer] == "reach the puck"
@@ -107,23 +105,25 @@ CHECKS = {
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(sorted(QUESTION_TYPES)),
+    st.sampled_from(sorted(SCENE_TYPES)),
     st.integers(0, len(EPISODES) - 1),
     st.integers(0, 29),
     st.integers(0, 10**6),
 )
 def test_every_question_is_right_and_alike_in_both_modes(name, number, t, seed):
     episode, s = EPISODES[number], SCENES[number].at(t)
-    direct, think = (ask(name, mode, s, WORLD, random.Random(seed)) for mode in ("direct", "think"))
-    assert (direct is None) == (think is None)
-    if direct is None:
+    direct, think = (
+        ask(name, mode, (s, WORLD), random.Random(seed)) for mode in ("direct", "think")
+    )
+    assert isinstance(direct, Refused) == isinstance(think, Refused)
+    if isinstance(direct, Refused):
         return
     assert (direct.text, direct.answer) == (think.text, think.answer)
-    assert direct.kind == QUESTION_TYPES[name].kind and direct.reasoning is None
+    assert direct.kind == SCENE_TYPES[name].kind and direct.reasoning is None
     assert think.kind == "reasoning" and 4 <= len(think.reasoning.split()) <= 50
     assert score_answer(name, direct.answer, direct.answer) == 1.0
     assert not re.search(r"[{}]|  |None|\.\.", direct.text + think.reasoning)
-    if QUESTION_TYPES[name].group in ("planning", "trace"):
+    if SCENE_TYPES[name].group in ("planning", "trace"):
         assert direct.text.startswith(prompts.task_prefix(episode.instruction))
     raw = {body: episode.position(body)[t] for body in ("gripper", "object", "goal")} | {
         "episode": episode,
@@ -138,12 +138,13 @@ def test_every_question_is_right_and_alike_in_both_modes(name, number, t, seed):
 
 def test_every_type_can_be_asked_with_several_wordings():
     rng = random.Random(0)
-    texts: dict[str, set[str]] = {name: set() for name in QUESTION_TYPES}
+    texts: dict[str, set[str]] = {name: set() for name in SCENE_TYPES}
     for _ in range(200):
         episode_scenes = rng.choice(SCENES)
         s = episode_scenes.at(rng.randrange(30))
-        for name in QUESTION_TYPES:
-            if question := ask(name, "direct", s, WORLD, rng):
+        for name in SCENE_TYPES:
+            question = ask(name, "direct", (s, WORLD), rng)
+            if isinstance(question, Question):
                 bare = question.text.split(" A: ")[0].removeprefix(
                     prompts.task_prefix(s.instruction)
                 )
@@ -157,7 +158,7 @@ def test_every_type_can_be_asked_with_several_wordings():
 
 def test_movement_reasoning_ends_with_the_movement():
     s = scene((0, 0.5, 0.2), (0.3, 0.7, 0.0), (0, 0.9, 0), action=(1, 1, -1, -1))
-    question = ask("movement", "think", s, WORLD, random.Random(1))
+    question = ask("movement", "think", (s, WORLD), random.Random(1))
     assert question.reasoning.endswith(
         "The gripper should move right, forward and down and stay open."
     )
@@ -230,7 +231,7 @@ def test_a_trace_stays_at_the_last_frame_and_is_not_asked_where_it_leaves_the_im
     episode.privileged[29, 0] = 0.7
     outside = EpisodeScenes(episode, "workspace", GRID, HORIZON)
     assert outside.at(16).trace and outside.at(17).trace is None
-    assert ask("trace", "direct", outside.at(17), WORLD, random.Random(0)) is None
+    assert isinstance(ask("trace", "direct", (outside.at(17), WORLD), random.Random(0)), Refused)
 
 
 def test_chance():
@@ -257,12 +258,13 @@ NEXT_MOVEMENT = {
 
 
 def test_the_label_alone_tells_the_questions_about_the_next_movement_apart():
-    asked: dict[str, set[str]] = {name: set() for name in QUESTION_TYPES}
+    asked: dict[str, set[str]] = {name: set() for name in SCENE_TYPES}
     rng = random.Random(0)
     for _ in range(200):
         s = SCENES[0].at(rng.randrange(30))
-        for name in QUESTION_TYPES:
-            if question := ask(name, "direct", s, WORLD, rng):
+        for name in SCENE_TYPES:
+            question = ask(name, "direct", (s, WORLD), rng)
+            if isinstance(question, Question):
                 asked[name].add(question.text.split(" A: ")[0])  # without the options
     instruction = EPISODES[0].instruction
     actions = {
@@ -280,7 +282,7 @@ def test_the_label_alone_tells_the_questions_about_the_next_movement_apart():
 
 
 def test_labels():
-    labels = {name: label_of(name) for name in QUESTION_TYPES}
+    labels = {name: label_of(name) for name in SCENE_TYPES}
     for name, label in {
         "presence": "verdict",
         "order": "letter",

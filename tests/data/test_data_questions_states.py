@@ -9,16 +9,30 @@ from roboalign.align.rewards.answers import score_answers
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
-from roboalign.questions.ask import QUESTION_TYPES, chance, label_of, score_answer
-from roboalign.questions.states import STATES, read_numbers
-from roboalign.questions.vqa.states import STATE_TYPES, TURNS, centimetres, degrees
+from roboalign.questions.movement import TURNS, centimetres, degrees
+from roboalign.questions.numbers import read_numbers
+from roboalign.questions.registry import (
+    QUESTION_TYPES,
+    SOURCE_TYPES,
+    chance,
+    score_answer,
+    types_from,
+)
 
 
-def test_every_type_is_scored_under_the_label_that_its_question_names() -> None:
-    assert {name: label_of(name) for name in STATE_TYPES} == {
-        name: kind.label for name, kind in STATE_TYPES.items()
+def test_the_registry_has_each_name_once_and_says_how_each_type_is_made_and_scored() -> None:
+    made = {facts: types_from(facts) for facts in ("scene", "motion", "frames", "source")}
+    assert {facts: len(types) for facts, types in made.items()} == {
+        "scene": 26,
+        "motion": 13,
+        "frames": 1,
+        "source": len(SOURCE_TYPES),
     }
-    assert set(STATES) == set(STATE_TYPES) and not set(STATES) & set(QUESTION_TYPES)
+    assert sum(map(len, made.values())) == len(QUESTION_TYPES)
+    for name, kind in QUESTION_TYPES.items():
+        assert name == kind.name and (kind.make is None) == (kind.facts in ("frames", "source"))
+        assert (kind.chance is None) == (kind.score == "point") == (kind.label == "point")
+        assert bool(kind.units) == (kind.score == "numbers")
     assert chance("gripper_cell", grid=32) == (5 / 32) ** 2 and chance("main_direction") == 1 / 6
 
 

@@ -7,7 +7,7 @@ from made_scenes import GRID, HORIZON, scene, still_episode
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Camera
-from roboalign.questions.scene import AXES, EpisodeScenes
+from roboalign.questions.facts.scene import AXES, EpisodeScenes
 
 
 def test_points_by_hand():

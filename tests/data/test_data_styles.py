@@ -8,7 +8,7 @@ from roboalign.conversations.prompts import ACTIONS, MODES, NEXT_STEP, action_an
 from roboalign.conversations.reply import MARK, ParsedReply, has_reasoning, judge_block, read_words
 from roboalign.conversations.styles.registry import STYLES, require_style, style_of
 from roboalign.core.errors import RoboAlignError
-from roboalign.questions.ask import QUESTION_TYPES, label_of
+from roboalign.questions.registry import QUESTION_TYPES, label_of
 
 PAPER, LABELLED = STYLES["paper"], STYLES["labelled"]
 LABELS = sorted({label_of(name) for name in QUESTION_TYPES} | {"answer"})

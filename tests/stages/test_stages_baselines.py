@@ -20,7 +20,7 @@ from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json, write_json
 from roboalign.mixture import builder as mixture
-from roboalign.questions.scene import AXES
+from roboalign.questions.facts.scene import AXES
 from roboalign.run.folder import mixture_folder
 from roboalign.run.graph import plan_stages
 from roboalign.run.recipe import Recipe

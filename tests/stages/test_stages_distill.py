@@ -12,7 +12,7 @@ from roboalign.conversations.conversation import read_conversations
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json, read_jsonl, write_json, write_text
-from roboalign.questions.ask import score_answer
+from roboalign.questions.registry import score_answer
 from roboalign.run.folder import mixture_folder
 from roboalign.run.graph import distill_stages
 from roboalign.run.recipe import Recipe

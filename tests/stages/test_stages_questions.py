@@ -20,7 +20,7 @@ from roboalign.conversations.conversation import read_conversations
 from roboalign.core.files import read_json
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
-from roboalign.questions.vqa.motion import NO_AXES
+from roboalign.questions.facts.motion import NO_AXES
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.config import Config, Seed
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
-from roboalign.questions.ask import label_of, score_answer
+from roboalign.questions.registry import label_of, score_answer
 
 PAPER_KEPT = {"kept": 76_000, "questions": 100_000}
 """How many answers the paper kept, and of how many questions."""

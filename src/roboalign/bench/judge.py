@@ -12,8 +12,8 @@ from typing import Any
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.questions.vqa.cache import AnswerCache, request_key
-from roboalign.questions.vqa.client import ChatClient, Endpoint
+from roboalign.questions.teacher.cache import AnswerCache, request_key
+from roboalign.questions.teacher.client import ChatClient, Endpoint
 
 MOST_SCORE = 3.0
 JUDGE_PROMPT = """\

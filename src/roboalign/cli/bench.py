@@ -21,7 +21,7 @@ from roboalign.core.files import check_output, write_json
 from roboalign.core.hub import resolve, resolve_files
 from roboalign.core.machine import device_of
 from roboalign.mllm.shipped import builtin_folder
-from roboalign.questions.vqa.client import Endpoint
+from roboalign.questions.teacher.client import Endpoint
 from roboalign.run.arms import ARMS
 from roboalign.run.folder import backbone_folder
 from roboalign.run.load import load_recipe

@@ -5,8 +5,8 @@ import os
 
 from roboalign.cli.options import add_settings
 from roboalign.core.errors import RoboAlignError
-from roboalign.questions.vqa.base import QuestionConfig
-from roboalign.questions.vqa.client import Endpoint
+from roboalign.questions.base import QuestionConfig
+from roboalign.questions.teacher.client import Endpoint
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

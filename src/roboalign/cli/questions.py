@@ -17,14 +17,14 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_output
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.robot_data import RobotData
-from roboalign.questions.vqa.base import QuestionConfig, look
-from roboalign.questions.vqa.cache import AnswerCache
-from roboalign.questions.vqa.client import ChatClient, Endpoint
-from roboalign.questions.vqa.motion import NO_AXES, NO_POSITION, NO_SPACE, Motion
-from roboalign.questions.vqa.state_questions import StateQuestions
-from roboalign.questions.vqa.states import STATE_TYPES
-from roboalign.questions.vqa.teacher import TeacherQuestions, estimate, price, teacher_prompt
-from roboalign.questions.vqa.write import MOST_FAULTS, Plan, make_plan, read_work, write_questions
+from roboalign.questions.base import QuestionConfig, look
+from roboalign.questions.computed import StateQuestions
+from roboalign.questions.facts.motion import NO_AXES, NO_POSITION, NO_SPACE, Motion
+from roboalign.questions.registry import QUESTION_TYPES
+from roboalign.questions.teacher.cache import AnswerCache
+from roboalign.questions.teacher.client import ChatClient, Endpoint
+from roboalign.questions.teacher.questions import TeacherQuestions, estimate, price, teacher_prompt
+from roboalign.questions.write import MOST_FAULTS, Plan, make_plan, read_work, write_questions
 
 Checked = TypeVar("Checked", bound=Config)
 Prices = tuple[float | None, float | None]
@@ -250,7 +250,7 @@ def refused_lines(refused: Mapping[str, int]) -> list[str]:
     times: Counter[str] = Counter()
     for name, count in refused.items():
         type_, colon, reason = name.partition(": ")
-        known = colon and type_ in STATE_TYPES
+        known = colon and type_ in QUESTION_TYPES
         reason = reason if known else name
         times[reason] += count
         types.setdefault(reason, []).extend([type_] if known else [])

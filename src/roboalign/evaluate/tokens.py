@@ -38,7 +38,7 @@ from roboalign.mllm.continuation import continue_from
 from roboalign.mllm.encode import Encoded, end_ids, special_ids
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
-from roboalign.questions.ask import chance, label_of, score_answer
+from roboalign.questions.registry import chance, label_of, score_answer
 
 EMPTY_REASONING = "<think></think><answer>"
 

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +15,12 @@ from roboalign.conversations.prompts import ACTIONS, MODES, NEXT_STEP, Mode, act
 from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.config import Config, Seed, Weight
 from roboalign.core.errors import RoboAlignError
+from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Episode
-from roboalign.questions.ask import QUESTION_TYPES, Question, ask, asked_types, label_of
-from roboalign.questions.scene import EpisodeScenes
-from roboalign.questions.sentences import World
+from roboalign.questions.ask import Question, ask
+from roboalign.questions.facts.scene import EpisodeScenes
+from roboalign.questions.registry import asked_types, label_of, types_from
+from roboalign.questions.types import Facts, World
 
 
 class MixConfig(Config):
@@ -60,7 +62,7 @@ class MixConfig(Config):
     def _consistent(self) -> "MixConfig":
         if self.min_turns > self.max_turns:
             raise ValueError(f"min_turns {self.min_turns} is above max_turns {self.max_turns}")
-        groups = {kind.group for kind in QUESTION_TYPES.values()}
+        groups = {kind.group for kind in types_from("scene").values()}
         if set(self.weights) - groups or not sum(self.weights.values()):
             raise ValueError(
                 f"weights must be non-negative, not all 0, and name some of {sorted(groups)}"
@@ -143,8 +145,8 @@ def question_turns(
     while len(turns) < count and waiting:
         name = waiting.pop()
         mode: Mode = "think" if rng.random() < config.think_share else "direct"
-        question = ask(name, mode, scene, source.world, rng)
-        if question is None:
+        question = ask(name, mode, (scene, source.world), rng)
+        if isinstance(question, Refused):
             source.undrawn[name] += 1
         else:
             lead = rng.random() < 0.5
@@ -152,16 +154,19 @@ def question_turns(
     return turns
 
 
-def draw_types(weights: dict[str, float], rng: random.Random) -> list[str]:
-    """Return all question types of positive weight in a weighted random order.
+def draw_types(
+    weights: Mapping[str, float], rng: random.Random, facts: Facts = "scene"
+) -> list[str]:
+    """Return all question types from these facts of positive weight in a weighted random order.
 
     The first drawn is last in the list. Samples without replacement, using the exponential keys of
     Efraimidis and Spirakis (2006).
     """
-    sizes = Counter(kind.group for kind in QUESTION_TYPES.values())
+    kinds = types_from(facts)
+    sizes = Counter(kind.group for kind in kinds.values())
     keyed = [
         (rng.random() ** (sizes[kind.group] / weights[kind.group]), name)
-        for name, kind in QUESTION_TYPES.items()
+        for name, kind in kinds.items()
         if weights.get(kind.group, 0) > 0
     ]
     return [name for _, name in sorted(keyed)]
@@ -277,11 +282,10 @@ def heldout_conversations(
                 question = ask(
                     name,
                     mode,
-                    scene,
-                    source.world,
+                    (scene, source.world),
                     random.Random(f"{config.seed}-{name}-{attempt}"),
                 )
-                if question is None:
+                if isinstance(question, Refused):
                     source.undrawn[name] += 1
                     break
                 yield Conversation(

@@ -4,11 +4,9 @@ import random
 from functools import partial
 
 from roboalign.conversations.prompts import task_prefix
-from roboalign.questions.scene import AXES, Scene
+from roboalign.core.outcomes import Refused
+from roboalign.questions.facts.scene import AXES, Scene
 from roboalign.questions.sentences import (
-    Draft,
-    QuestionType,
-    World,
     distance_bucket,
     distance_sentence,
     gripper_sentence,
@@ -19,14 +17,15 @@ from roboalign.questions.sentences import (
     relation_sentence,
     words,
 )
+from roboalign.questions.types import Draft, QuestionType, World
 
 CLEARLY_CLOSER = 0.03  # meters; "which is closer" is not asked below this difference
 
 
-def body_point(body: str, scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def body_point(body: str, scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Where is the gripper / object / goal in the image? The goal is asked with its task, which defines it."""
     if body not in scene.points:
-        return None
+        return Refused("it is outside the image, or not in the episode")
     noun = scene.nouns[body]
     text = rng.choice(
         (
@@ -59,11 +58,11 @@ def _points(scene: Scene, *bodies: str) -> list[str]:
     return [fact for body in bodies if (fact := position_sentence(scene, body))]
 
 
-def relation_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def relation_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Is the body left or right (back or forward, down or up) of the gripper, or aligned with it?"""
     body = _body(scene, rng)
     if body is None:
-        return None
+        return Refused("no body to relate to the gripper")
     low, high = AXES[axis]
     names = (low, high) if rng.random() < 0.5 else (high, low)
     text = rng.choice(
@@ -82,11 +81,11 @@ def relation_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> 
     )
 
 
-def relation(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def relation(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Where is the body relative to the gripper, on all three axes?"""
     body = _body(scene, rng)
     if body is None:
-        return None
+        return Refused("no body to relate to the gripper")
     text = rng.choice(
         (
             "Where is the {} relative to the gripper?",
@@ -98,11 +97,11 @@ def relation(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(text, label, _points(scene, "gripper", body), relation_sentence(scene, body))
 
 
-def distance(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def distance(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """How far is the body from the gripper: near, medium or far?"""
     body = _body(scene, rng)
     if body is None:
-        return None
+        return Refused("no body to relate to the gripper")
     text = rng.choice(
         (
             "How far is the {} from the gripper?",
@@ -114,13 +113,13 @@ def distance(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(text, bucket, _points(scene, "gripper", body), distance_sentence(scene, body))
 
 
-def closer(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def closer(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Which is closer to the gripper, the object or the goal? Skipped at similar distances."""
     if not {"object", "goal"} <= scene.distances.keys():
-        return None
+        return Refused("there are no two bodies to compare")
     difference = scene.distances["object"] - scene.distances["goal"]
     if abs(difference) < CLEARLY_CLOSER:
-        return None
+        return Refused("both are about as close")
     names = [scene.nouns["object"], scene.nouns["goal"]]
     rng.shuffle(names)
     text = rng.choice(
@@ -135,7 +134,7 @@ def closer(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(text, nearest, facts, f"The {nearest} is closer to the gripper.")
 
 
-def gripper(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def gripper(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Is the gripper open, closed or holding something?"""
     text = rng.choice(
         (
@@ -150,7 +149,7 @@ def gripper(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(text, scene.gripper, facts, gripper_sentence(scene))
 
 
-def height(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def height(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Is the gripper low, in the middle or high above the table?"""
     text = rng.choice(
         (
@@ -166,16 +165,19 @@ def height(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(text, bucket, facts, f"The gripper is {bucket}.")
 
 
+_embodied = partial(QuestionType, kind="embodied", facts="scene")
+_spatial, _state = partial(_embodied, group="spatial"), partial(_embodied, group="state")
+_point = partial(_spatial, label="point", chance=None, score="point")
 EMBODIED_TYPES = (
-    QuestionType("gripper_point", "embodied", "spatial", partial(body_point, "gripper"), None),
-    QuestionType("object_point", "embodied", "spatial", partial(body_point, "object"), None),
-    QuestionType("goal_point", "embodied", "spatial", partial(body_point, "goal"), None),
-    QuestionType("left_right", "embodied", "spatial", partial(relation_axis, 0), 1 / 3),
-    QuestionType("back_forward", "embodied", "spatial", partial(relation_axis, 1), 1 / 3),
-    QuestionType("down_up", "embodied", "spatial", partial(relation_axis, 2), 1 / 3),
-    QuestionType("relation", "embodied", "spatial", relation, 1 / 27),
-    QuestionType("distance", "embodied", "spatial", distance, 1 / 3),
-    QuestionType("closer", "embodied", "spatial", closer, 1 / 2),
-    QuestionType("gripper_state", "embodied", "state", gripper, 1 / 3),
-    QuestionType("height", "embodied", "state", height, 1 / 3),
+    _point("gripper_point", make=partial(body_point, "gripper")),
+    _point("object_point", make=partial(body_point, "object")),
+    _point("goal_point", make=partial(body_point, "goal")),
+    _spatial("left_right", label="side", make=partial(relation_axis, 0), chance=1 / 3),
+    _spatial("back_forward", label="side", make=partial(relation_axis, 1), chance=1 / 3),
+    _spatial("down_up", label="side", make=partial(relation_axis, 2), chance=1 / 3),
+    _spatial("relation", label="relation", make=relation, chance=1 / 27),
+    _spatial("distance", label="distance", make=distance, chance=1 / 3),
+    _spatial("closer", label="closer", make=closer, chance=1 / 2),
+    _state("gripper_state", label="gripper", make=gripper, chance=1 / 3),
+    _state("height", label="height", make=height, chance=1 / 3),
 )

@@ -10,13 +10,11 @@ import random
 from functools import partial
 
 from roboalign.conversations.prompts import NEXT_STEP, next_step, task_prefix
-from roboalign.questions.scene import AXES, Scene
+from roboalign.core.outcomes import Refused
+from roboalign.questions.facts.scene import AXES, Scene
 from roboalign.questions.sentences import (
     KEEP_DROPPED,
     QUARTERS,
-    Draft,
-    QuestionType,
-    World,
     distance_sentence,
     gripper_sentence,
     movement_label,
@@ -27,6 +25,7 @@ from roboalign.questions.sentences import (
     situation,
     words,
 )
+from roboalign.questions.types import Draft, QuestionType, World
 
 APART = 3  # minimum steps between two events for their order to be asked
 
@@ -45,14 +44,14 @@ def _next_step(scene: Scene, rng: random.Random) -> str:
     return next_step(scene.instruction, rng.randrange(len(NEXT_STEP)))
 
 
-def movement(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def movement(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Which way should the gripper move, and should it open or close?"""
     return Draft(
         _next_step(scene, rng), movement_label(scene), _facts(scene, rng), movement_sentence(scene)
     )
 
 
-def movement_choice(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def movement_choice(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """The same with three options."""
     right = ", ".join(words(scene.move)) or "stay"
     wrong: list[str] = []
@@ -66,46 +65,46 @@ def movement_choice(scene: Scene, world: World, rng: random.Random) -> Draft | N
     return Draft(text, letter, _facts(scene, rng), movement_sentence(scene))
 
 
-def movement_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def movement_axis(axis: int, scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Should the gripper move left or right (back or forward, down or up), or stay on this axis?"""
     sign = scene.move[axis]
     answer = AXES[axis][sign > 0] if sign else "stay"
     return Draft(_next_step(scene, rng), answer, _facts(scene, rng), movement_sentence(scene))
 
 
-def command(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def command(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Should the gripper open, close or keep as it is?
 
     Most frames that answer keep are skipped, or most questions would be about keeping.
     """
     if scene.command == "keep" and rng.random() < KEEP_DROPPED:
-        return None
+        return Refused("the fingers keep as they are, which is not asked of every frame")
     return Draft(
         _next_step(scene, rng), scene.command, _facts(scene, rng), movement_sentence(scene)
     )
 
 
-def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def waypoint(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Where in the image will the gripper be in WAYPOINT steps?"""
     if scene.waypoint is None:
-        return None
+        return Refused("the waypoint is outside the image or the episode")
     return Draft(
         _next_step(scene, rng), point(scene.waypoint), _facts(scene, rng), movement_sentence(scene)
     )
 
 
-def trace(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def trace(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Along which image points will the gripper move (the paper's 2D visual trajectory)?"""
     if scene.trace is None:
-        return None
+        return Refused("the gripper leaves the image")
     answer = ", ".join(point(cell) for cell in scene.trace)
     return Draft(_next_step(scene, rng), answer, _facts(scene, rng), movement_sentence(scene))
 
 
-def phase(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def phase(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Which phase is the robot in: reach, grasp, move or done?"""
     if scene.target not in scene.distances:
-        return None
+        return Refused("the episode has no body to reach")
     text = _ask(
         scene,
         rng,
@@ -117,7 +116,7 @@ def phase(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(text, scene.phase, facts, f"The phase is {scene.phase}.")
 
 
-def progress(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def progress(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """In which quarter of the demonstration is this frame?"""
     text = _ask(
         scene,
@@ -133,7 +132,7 @@ def progress(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     )
 
 
-def order(scene: Scene, world: World, rng: random.Random) -> Draft | None:
+def order(scene: Scene, world: World, rng: random.Random) -> Draft | Refused:
     """Which of two upcoming events does the robot do first?"""
     pairs = [
         (a, b)
@@ -142,7 +141,7 @@ def order(scene: Scene, world: World, rng: random.Random) -> Draft | None:
         if scene.events[a] + APART <= scene.events[b]
     ]
     if not pairs:
-        return None
+        return Refused("no two coming events are clearly apart")
     first, second = rng.choice(pairs)
     listed, letter = options(rng, first, [second])
     text = _ask(
@@ -155,16 +154,17 @@ def order(scene: Scene, world: World, rng: random.Random) -> Draft | None:
     return Draft(f"{text} {listed}", letter, facts, conclusion)
 
 
+_planning = partial(QuestionType, kind="embodied", group="planning", facts="scene")
 PLANNING_TYPES = (
-    QuestionType("movement", "embodied", "planning", movement, 1 / 81),
-    QuestionType("movement_choice", "embodied", "planning", movement_choice, 1 / 3),
-    QuestionType("move_left_right", "embodied", "planning", partial(movement_axis, 0), 1 / 3),
-    QuestionType("move_back_forward", "embodied", "planning", partial(movement_axis, 1), 1 / 3),
-    QuestionType("move_down_up", "embodied", "planning", partial(movement_axis, 2), 1 / 3),
-    QuestionType("gripper_command", "embodied", "planning", command, 1 / 3),
-    QuestionType("waypoint", "embodied", "planning", waypoint, None),
-    QuestionType("phase", "embodied", "planning", phase, 1 / 4),
-    QuestionType("progress", "embodied", "planning", progress, 1 / 4),
-    QuestionType("order", "embodied", "planning", order, 1 / 2),
-    QuestionType("trace", "embodied", "trace", trace, 0.0),
+    _planning("movement", label="movement", make=movement, chance=1 / 81),
+    _planning("movement_choice", label="letter", make=movement_choice, chance=1 / 3),
+    _planning("move_left_right", label="sideways", make=partial(movement_axis, 0), chance=1 / 3),
+    _planning("move_back_forward", label="depth", make=partial(movement_axis, 1), chance=1 / 3),
+    _planning("move_down_up", label="vertical", make=partial(movement_axis, 2), chance=1 / 3),
+    _planning("gripper_command", label="fingers", make=command, chance=1 / 3),
+    _planning("waypoint", label="point", make=waypoint, chance=None, score="point"),
+    _planning("phase", label="phase", make=phase, chance=1 / 4),
+    _planning("progress", label="progress", make=progress, chance=1 / 4),
+    _planning("order", label="letter", make=order, chance=1 / 2),
+    QuestionType("trace", "embodied", "trace", "scene", label="trace", make=trace, score="points"),
 )

@@ -5,53 +5,12 @@ therefore written once, here: position, relation, distance, gripper, movement.
 """
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
-from roboalign.questions.scene import AXES, FAR, HIGH, LOW, NEAR, GridCell, Scene, Signs
+from roboalign.questions.facts.scene import AXES, FAR, HIGH, LOW, NEAR, GridCell, Scene, Signs
 
 KEEP_DROPPED = 0.8  # share of the frames without opening or closing that are not asked about it
 QUARTERS = ("first", "second", "third", "last")
-
-
-@dataclass(frozen=True)
-class World:
-    """What the whole data set contains: the source of wrong options."""
-
-    objects: dict[str, tuple[str, ...]]
-    """task -> objects certainly not in its scenes (they share no word with what is)."""
-    instructions: dict[str, tuple[str, ...]]
-    """task -> instructions of tasks whose objects share no word with those of this task."""
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A question before its mode is chosen.
-
-    `facts` are shuffled; the reasoning is facts + conclusion.
-    """
-
-    text: str
-    answer: str
-    facts: Sequence[str]
-    conclusion: str
-
-
-_Make = Callable[[Scene, World, random.Random], Draft | None]
-"""Returns None if the frame does not support the question (no body, or outside the image)."""
-
-
-@dataclass(frozen=True)
-class QuestionType:
-    """A family of questions with the same answers. The mixture weights apply to `group`."""
-
-    name: str
-    kind: Literal["general", "embodied"]
-    group: Literal["general", "spatial", "state", "planning", "trace"]
-    make: _Make
-    chance: float | None
-    """Expected score of a uniform guess; None for image points, where the grid decides."""
 
 
 def point(cell: GridCell) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from roboalign.actions.known_spaces import known_space
 from roboalign.actions.spaces import ActionSpace
-from roboalign.questions.scene import require_readable_actions
+from roboalign.questions.facts.scene import require_readable_actions
 from roboalign.run.recipe import Recipe
 from roboalign.sim.base import Benchmark, DemonstratedBenchmark
 from roboalign.sim.registry import measured_protocol

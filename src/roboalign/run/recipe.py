@@ -21,7 +21,7 @@ from roboalign.episodes.own_data import DataSetConfig
 from roboalign.evaluate.tokens import TokenEvalConfig
 from roboalign.mixture.packed import MixConfig
 from roboalign.online.config import OnlineConfig
-from roboalign.questions.ask import QUESTION_TYPES
+from roboalign.questions.registry import QUESTION_TYPES
 from roboalign.run.arms import ARMS, VISITED, ArmName, backbones
 from roboalign.run.demonstrations import DemonstrationsConfig, require_distinct
 from roboalign.run.demos import DemosConfig

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from vqa_made import GOOD, listed
 
 from roboalign.core.outcomes import Refused
-from roboalign.questions.vqa.answers import Answered, check, read_reply
-from roboalign.questions.vqa.client import TeacherReply
+from roboalign.questions.teacher.answers import Answered, check, read_reply
+from roboalign.questions.teacher.client import TeacherReply
 
 
 def reply(text: str, finish: str = "stop", refusal: str = "") -> TeacherReply:

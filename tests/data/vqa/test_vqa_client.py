@@ -12,8 +12,8 @@ from vqa_made import completion, serving
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.questions.vqa.cache import AnswerCache, request_key
-from roboalign.questions.vqa.client import (
+from roboalign.questions.teacher.cache import AnswerCache, request_key
+from roboalign.questions.teacher.client import (
     LONGEST_WAIT,
     ChatClient,
     Endpoint,
@@ -97,9 +97,9 @@ def test_text_in_parts_is_joined() -> None:
 
 def test_a_response_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda body, number: (200, {}, b" " * 3_000_000)) as server:
-        monkeypatch.setattr("roboalign.questions.vqa.client.MOST_REPLY_BYTES", 1_000_000)
+        monkeypatch.setattr("roboalign.questions.teacher.client.MOST_REPLY_BYTES", 1_000_000)
         assert "without an end" in client_of(server.url, retries=0).ask(BODY).problem
-        monkeypatch.setattr("roboalign.questions.vqa.client.MOST_TIMES", 0)
+        monkeypatch.setattr("roboalign.questions.teacher.client.MOST_TIMES", 0)
         assert "without an end" in client_of(server.url, retries=0).ask(BODY).problem
 
 

@@ -13,9 +13,8 @@ from roboalign.actions.spaces import ActionSpace, convert
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Camera
-from roboalign.questions.scene import AXES
-from roboalign.questions.vqa.base import QuestionConfig
-from roboalign.questions.vqa.motion import (
+from roboalign.questions.base import QuestionConfig
+from roboalign.questions.facts.motion import (
     FEW_LEFT,
     FIRST,
     NO_AXES,
@@ -25,6 +24,7 @@ from roboalign.questions.vqa.motion import (
     hysteresis,
     subtasks_of,
 )
+from roboalign.questions.facts.scene import AXES
 
 CONFIG = QuestionConfig(axes=ROS, horizon=5)
 

@@ -12,11 +12,11 @@ from roboalign.conversations.conversation import TURN_KINDS
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Camera, encode_png
-from roboalign.questions.ask import QUESTION_TYPES as SCENE_TYPES
-from roboalign.questions.vqa.base import QuestionConfig, Work
-from roboalign.questions.vqa.motion import Motion
-from roboalign.questions.vqa.state_questions import StateQuestions, frame_order
-from roboalign.questions.vqa.states import STATE_TYPES, centimetres, degrees
+from roboalign.questions.base import QuestionConfig, Work
+from roboalign.questions.computed import StateQuestions, frame_order
+from roboalign.questions.facts.motion import Motion
+from roboalign.questions.movement import centimetres, degrees
+from roboalign.questions.registry import QUESTION_TYPES, types_from
 
 LABELLED = STYLES["labelled"]
 REQUESTS = dict(zip(("direct", "think"), LABELLED.requests))
@@ -25,7 +25,7 @@ CONFIG = QuestionConfig(axes=ROS, horizon=5, questions=3)
 
 
 def drawn(name: str, motion: Motion, t: int, seed: int = 0):
-    return STATE_TYPES[name].make(motion, t, random.Random(seed))
+    return QUESTION_TYPES[name].draft((motion, t), random.Random(seed))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_turns_are_in_the_form_of_the_prompts() -> None:
     for conversation in conversations:
         assert 1 <= len(conversation.turns) <= 3
         for turn in conversation.turns:
-            label = STATE_TYPES[turn.type].label
+            label = QUESTION_TYPES[turn.type].label
             modes[turn.mode] += 1
             names.add(turn.type)
             assert turn.kind in TURN_KINDS and (turn.kind == "reasoning") == (turn.mode == "think")
@@ -186,9 +186,8 @@ def test_turns_are_in_the_form_of_the_prompts() -> None:
             ).groups()
             assert LABELLED.answer_text(answered, label) == turn.expected
             assert bool(thought) == (turn.mode == "think")
-    assert names == set(STATE_TYPES) - {"gripper_cell", "gripper_trace"}
+    assert names == {*types_from("motion"), "frame_order"} - {"gripper_cell", "gripper_trace"}
     assert 0.4 < modes["think"] / modes.total() < 0.6
-    assert not set(STATE_TYPES) & set(SCENE_TYPES)  # a score would compare with the other's answers
 
 
 def test_a_share_of_thinking_is_kept_and_the_seed_fixes_all() -> None:

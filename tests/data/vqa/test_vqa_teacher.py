@@ -14,18 +14,18 @@ from vqa_made import GOOD, ROS, completion, data_of, listed, serving, straight
 
 from roboalign.conversations.conversation import read_conversations
 from roboalign.core.errors import RoboAlignError
-from roboalign.questions.vqa.base import Made, QuestionConfig, Work
-from roboalign.questions.vqa.cache import AnswerCache
-from roboalign.questions.vqa.client import ChatClient, Endpoint
-from roboalign.questions.vqa.motion import Motion
-from roboalign.questions.vqa.teacher import (
+from roboalign.questions.base import Made, QuestionConfig, Work
+from roboalign.questions.facts.motion import Motion
+from roboalign.questions.teacher.cache import AnswerCache
+from roboalign.questions.teacher.client import ChatClient, Endpoint
+from roboalign.questions.teacher.questions import (
     TeacherQuestions,
     estimate,
     price,
     read_ahead,
     teacher_prompt,
 )
-from roboalign.questions.vqa.write import write_questions
+from roboalign.questions.write import write_questions
 
 CONFIG = QuestionConfig(axes=ROS, questions=3)
 

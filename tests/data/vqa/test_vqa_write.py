@@ -17,10 +17,10 @@ from roboalign.core.files import hash_file, read_json
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.robot_data import RobotData
-from roboalign.questions.vqa import write
-from roboalign.questions.vqa.base import QuestionConfig
-from roboalign.questions.vqa.state_questions import StateQuestions
-from roboalign.questions.vqa.write import AT_ONCE, draw_frames, read_work, spaced, write_questions
+from roboalign.questions import write
+from roboalign.questions.base import QuestionConfig
+from roboalign.questions.computed import StateQuestions
+from roboalign.questions.write import AT_ONCE, draw_frames, read_work, spaced, write_questions
 
 BRIDGE = Path(__file__).parents[4] / "shared" / "data" / "bridge_sample"
 EPISODES = [straight((0, -0.01, 0), number=n) for n in range(12)]

@@ -12,8 +12,9 @@ pytest.importorskip("libero.libero", reason="LIBERO is optional: requirements-li
 from roboalign.actions.axes import KNOWN_AXES, matrix_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.formats.lerobot import read_lerobot
-from roboalign.questions.ask import QUESTION_TYPES, ask, survey_world
-from roboalign.questions.scene import EpisodeScenes
+from roboalign.questions.ask import Question, ask, survey_world
+from roboalign.questions.facts.scene import EpisodeScenes
+from roboalign.questions.registry import types_from
 from roboalign.run.stages import collect as stage
 from roboalign.sim.collect import CollectConfig, Collected, EpisodeRecord, collect_episode
 from roboalign.sim.libero.demonstrations import (
@@ -163,12 +164,12 @@ def test_questions_about_a_collected_set_are_right(
     world = survey_world([episode])
     asked = {
         name
-        for name in QUESTION_TYPES
+        for name in types_from("scene")
         for t in range(0, len(episode), 5)
-        if ask(name, "think", scenes.at(t), world, random.Random(t))
+        if isinstance(ask(name, "think", (scenes.at(t), world), random.Random(t)), Question)
     }
     # Of one task no other is known: no thing and no instruction that is not of this scene.
-    assert set(QUESTION_TYPES) - asked == {
+    assert set(types_from("scene")) - asked == {
         "presence",
         "object_choice",
         "object_name",

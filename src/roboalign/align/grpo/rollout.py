@@ -33,7 +33,7 @@ from roboalign.mllm.encode import (
 )
 from roboalign.mllm.generate import Generation, generate
 from roboalign.mllm.load import Mllm
-from roboalign.questions.ask import label_of
+from roboalign.questions.registry import label_of
 
 STOP = "</answer>"
 

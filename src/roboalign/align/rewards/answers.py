@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.styles.base import PromptStyle
-from roboalign.questions.ask import label_of, score_answer
+from roboalign.questions.registry import label_of, score_answer
 
 TAU_CELLS = 4.0
 """Scale of the closeness of a trace, in cells of the grid: points that miss by 2 cells, the

@@ -25,7 +25,7 @@ from roboalign.mllm.load import Mllm, load_mllm, save_mllm
 from roboalign.mllm.processors import bound_pixels
 from roboalign.mllm.shipped import builtin_folder
 from roboalign.mllm.tiny import build_tiny
-from roboalign.questions.ask import asked_types, label_of
+from roboalign.questions.registry import asked_types, label_of
 from roboalign.run.folder import mixture_folder, run_action_tokens, split_demonstrations
 from roboalign.run.stage import Context, in_style
 

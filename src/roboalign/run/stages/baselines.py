@@ -18,10 +18,11 @@ from roboalign.conversations.styles.base import PromptStyle
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
+from roboalign.core.outcomes import Refused
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.packed import MixConfig, question_turn
 from roboalign.questions.ask import Question, ask, survey_world
-from roboalign.questions.scene import EpisodeScenes
+from roboalign.questions.facts.scene import EpisodeScenes
 from roboalign.run.arms import ARMS
 from roboalign.run.folder import mixture_folder, read_demonstrations, run_action_tokens
 from roboalign.run.stage import Context
@@ -80,7 +81,9 @@ def ecot(context: Context) -> dict[str, Any]:
     kind of SFT)."""
     recorded = _rl_frames(context)
     thoughts = [
-        question.reasoning for question in _questions(context, recorded, "movement") if question
+        question.reasoning
+        for question in _questions(context, recorded, "movement")
+        if isinstance(question, Question)
     ]
     assert len(thoughts) == len(recorded)  # every frame can be asked which way to move
     style = style_of(context.recipe.prompts)
@@ -174,7 +177,7 @@ def _rl_on_questions(context: Context, kind: str, reward: str) -> dict[str, Any]
             direct_question=None,
         )
         for conversation, question in zip(recorded, questions)
-        if question
+        if isinstance(question, Question)
     ]
     if not asked:
         raise RoboAlignError(
@@ -195,9 +198,9 @@ def _rl_frames(context: Context) -> list[Conversation]:
 
 def _questions(
     context: Context, conversations: list[Conversation], kind: str
-) -> list[Question | None]:
-    """Return a question of this type with its reasoning about the frame of each conversation; None
-    if there is none."""
+) -> list[Question | Refused]:
+    """Return a question of this type with its reasoning about the frame of each conversation, or
+    why there is none."""
     mix, horizon = context.recipe.mix, run_action_tokens(context.run_dir).fast.horizon
     episodes = read_demonstrations(context.run_dir, "align")
     wanted = {conversation.episode_id for conversation in conversations}
@@ -211,8 +214,7 @@ def _questions(
         ask(
             kind,
             "think",
-            scenes[one.episode_id].at(one.frame),
-            world,
+            (scenes[one.episode_id].at(one.frame), world),
             random.Random(f"{mix.seed}-{kind}-{one.id}"),
         )
         for one in conversations

@@ -11,8 +11,7 @@ from roboalign.conversations.styles.base import StyleName
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import Episode, encode_png
-from roboalign.questions.sentences import Draft
-from roboalign.questions.vqa.base import (
+from roboalign.questions.base import (
     Made,
     QuestionConfig,
     Work,
@@ -22,8 +21,10 @@ from roboalign.questions.vqa.base import (
     make_turn,
     rng_of,
 )
-from roboalign.questions.vqa.motion import Motion
-from roboalign.questions.vqa.states import FUTURE, NO_TASK, ORDER, PRESENT, StateType, asked
+from roboalign.questions.facts.motion import Motion
+from roboalign.questions.movement import NO_TASK, asked
+from roboalign.questions.registry import QUESTION_TYPES, types_from
+from roboalign.questions.types import Draft, QuestionType
 
 ORDER_SHARE = (
     0.1  # share of the frames shown next to a later one, with the question of which comes first
@@ -83,13 +84,14 @@ def _ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[R
 
     The turns are in random order.
     """
-    kinds = [*PRESENT, *FUTURE] if motion.episode.instruction.strip() else [*PRESENT]
+    has_task = bool(motion.episode.instruction.strip())
+    kinds = [k for k in types_from("motion").values() if has_task or not k.needs_task]
     turns: list[Turn] = []
-    refused = [] if len(kinds) > len(PRESENT) else [NO_TASK]
+    refused = [] if has_task else [NO_TASK]
     for kind in rng.sample(kinds, len(kinds)):
         if len(turns) == motion.config.questions:
             break
-        draft = kind.make(motion, t, rng)
+        draft = kind.draft((motion, t), rng)
         if isinstance(draft, Refused):
             refused.append(Refused(f"{kind.name}: {draft.reason}"))
         else:
@@ -99,12 +101,10 @@ def _ask(motion: Motion, t: int, rng: random.Random) -> tuple[list[Turn], list[R
 
 
 def turn_of(
-    kind: StateType, draft: Draft, mode: Mode, rng: random.Random, prompts: StyleName
+    kind: QuestionType, draft: Draft, mode: Mode, rng: random.Random, prompts: StyleName
 ) -> Turn:
     """Return the draft in one mode: its facts in random order, then its conclusion."""
-    known = list(dict.fromkeys(draft.facts))
-    rng.shuffle(known)
-    reasoning = " ".join([*known, draft.conclusion])
+    reasoning = draft.reasoning(rng)
     return make_turn(kind.name, kind.label, mode, draft.text, draft.answer, reasoning, prompts)
 
 
@@ -141,7 +141,7 @@ def frame_order(
     draft = Draft(text, side, known, f"The {side} one comes first.")
     picture = np.concatenate([part for part, _ in pair], axis=1)
     mode = draw_mode(motion.config, rng)
-    turn = turn_of(ORDER, draft, mode, rng, motion.config.prompts)
+    turn = turn_of(QUESTION_TYPES["frame_order"], draft, mode, rng, motion.config.prompts)
     return converse(episode, t, picture, [turn])
 
 

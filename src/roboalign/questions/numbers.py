@@ -1,7 +1,6 @@
-"""Score answers to questions computed from robot states (`questions/vqa/states.py`)."""
+"""Score answers to questions computed from robot states (`questions/movement.py`)."""
 
 import re
-from dataclasses import dataclass
 
 from roboalign.core.errors import RoboAlignError
 
@@ -27,35 +26,6 @@ _CM = re.compile(r"(\d{1,5}) cm (right|left|forward|back|up|down)")
 _DEGREES = re.compile(
     r"(tilt up|tilt down|roll left|roll right|turn left|turn right) (\d{1,5}) degrees?"
 )
-
-
-@dataclass(frozen=True)
-class StateAnswer:
-    """The label that opens an answer of a type, and the score of a uniform guess."""
-
-    label: str
-    chance: float | None
-    """As in `sentences.QuestionType`: None for points, 0.0 for open answers."""
-
-
-STATES: dict[str, StateAnswer] = {
-    "fingers_now": StateAnswer("gripper", 1 / 2),
-    "gripper_cell": StateAnswer("point", None),
-    "next_movement": StateAnswer("movement", 1 / 27),
-    "next_movement_choice": StateAnswer("letter", 1 / 3),
-    "displacement": StateAnswer("displacement", 0.0),
-    "main_direction": StateAnswer("direction", 1 / 6),
-    "next_rotation": StateAnswer("rotation", 1 / 7),
-    "relative_pose": StateAnswer("pose", 0.0),
-    "fingers_next": StateAnswer("fingers", 1 / 3),
-    "quarter": StateAnswer("progress", 1 / 4),
-    "subtask_now": StateAnswer("subtask", 1 / 5),
-    "subtask_next": StateAnswer("subtask", 1 / 5),
-    "gripper_trace": StateAnswer("trace", 0.0),
-    "frame_order": StateAnswer("side", 1 / 2),
-}
-NUMBERS = {"displacement": ("cm",), "relative_pose": ("cm", "degrees")}
-"""Types with numeric answers, and their units."""
 
 
 def read_numbers(text: str, units: tuple[str, ...]) -> dict[tuple[str, str], int] | None:
@@ -87,12 +57,12 @@ def read_numbers(text: str, units: tuple[str, ...]) -> dict[tuple[str, str], int
     return {(unit, axis): found.get((unit, axis), 0) for unit in units for axis in POSITIVE[unit]}
 
 
-def numbers_right(name: str, expected: str, predicted: str) -> bool:
+def numbers_right(name: str, units: tuple[str, ...], expected: str, predicted: str) -> bool:
     """Return whether each axis is within its unit's TOLERANCE, or SHARE of the expected number.
 
     Raises RoboAlignError if `expected` cannot be read: the data is broken, not the answer.
     """
-    target, found = read_numbers(expected, NUMBERS[name]), read_numbers(predicted, NUMBERS[name])
+    target, found = read_numbers(expected, units), read_numbers(predicted, units)
     if target is None:
         raise RoboAlignError(
             f"the expected answer {expected!r} holds no such numbers", where=f"question type {name}"

@@ -9,7 +9,7 @@ from typing import Any
 from roboalign.conversations.qa.normal import OPTION_PATTERNS, Points, parse_choice, parse_points
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Refused
-from roboalign.questions.vqa.client import TeacherReply
+from roboalign.questions.teacher.client import TeacherReply
 
 LONGEST = {"question": 500, "answer": 200, "reasoning": 1500}
 """Maximum characters of each text."""

@@ -15,8 +15,7 @@ from roboalign.conversations.conversation import Turn
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import encode_png
-from roboalign.questions.vqa.answers import LONGEST, check, read_reply
-from roboalign.questions.vqa.base import (
+from roboalign.questions.base import (
     Made,
     QuestionConfig,
     Work,
@@ -26,10 +25,11 @@ from roboalign.questions.vqa.base import (
     make_turn,
     rng_of,
 )
-from roboalign.questions.vqa.cache import AnswerCache, request_key
-from roboalign.questions.vqa.client import ChatClient, TeacherReply
-from roboalign.questions.vqa.motion import Motion
-from roboalign.questions.vqa.states import facts, motion_sentence
+from roboalign.questions.facts.motion import Motion
+from roboalign.questions.movement import facts, motion_sentence
+from roboalign.questions.teacher.answers import LONGEST, check, read_reply
+from roboalign.questions.teacher.cache import AnswerCache, request_key
+from roboalign.questions.teacher.client import ChatClient, TeacherReply
 
 MAX_TOKENS = 4096
 """Maximum tokens of a reply; a teacher that reasons first needs most of them for that."""

@@ -27,7 +27,7 @@ from roboalign.core.files import append_jsonl, hash_file, locked, read_json, rea
 from roboalign.core.outcomes import Fault
 from roboalign.core.progress import Progress
 from roboalign.episodes.robot_data import RobotData
-from roboalign.questions.vqa.base import Generator, Made, Work
+from roboalign.questions.base import Generator, Made, Work
 
 _SHARD = 1000
 """Conversations after which a shard is written."""

@@ -18,8 +18,8 @@ from roboalign.actions.spaces import ActionSpace, recoded, to_rotation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Episode
-from roboalign.questions.scene import GridCell, Signs, grid_cells
-from roboalign.questions.vqa.base import QuestionConfig, camera_of
+from roboalign.questions.base import QuestionConfig, camera_of
+from roboalign.questions.facts.scene import GridCell, Signs, grid_cells
 
 Subtask = Literal["reach", "grasp", "move", "release", "retreat"]
 Fingers = Literal["open", "closed"]

@@ -1,45 +1,33 @@
 """Ask questions from states and actions, with answers correct by construction.
 
-They replace the paper's RoboAlign VQA, which a teacher model wrote; `teacher.py` works that way.
-The types have their own names, none of `questions.TYPES`, which are about a simulator's bodies.
+They replace the paper's RoboAlign VQA, which a teacher model wrote; `teacher/` works that way.
+No type has the name of one made from a simulator's state.
 """
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from roboalign.conversations.prompts import task_prefix
 from roboalign.core.outcomes import Refused
-from roboalign.questions.scene import AXES, Signs
+from roboalign.questions.facts.motion import CLEAR, LEVEL, TURNED, Motion, dominant
+from roboalign.questions.facts.scene import AXES, Signs
 from roboalign.questions.sentences import (
     KEEP_DROPPED,
     QUARTERS,
-    Draft,
     option_sentence,
     options,
     phrase,
     point,
     words,
 )
-from roboalign.questions.vqa.motion import CLEAR, LEVEL, TURNED, Motion, dominant
+from roboalign.questions.types import Draft, QuestionType
 
 TURNS = (("tilt down", "tilt up"), ("roll left", "roll right"), ("turn right", "turn left"))
 """Words for the negative and positive rotation about right, forward, up (right-handed)."""
 SUBTASKS = ("reach", "grasp", "move", "release", "retreat")
 NO_TASK = Refused("the episode has no instruction, and what comes next depends on it")
-
-_Make = Callable[[Motion, int, random.Random], Draft | Refused]
-
-
-@dataclass(frozen=True)
-class StateType:
-    """A family of questions with the same answers."""
-
-    name: str
-    label: str
-    make: _Make
 
 
 def facts(motion: Motion, t: int) -> list[str]:
@@ -306,25 +294,43 @@ def gripper_trace(motion: Motion, t: int, rng: random.Random) -> Draft | Refused
     )
 
 
-PRESENT = (
-    StateType("fingers_now", "gripper", fingers_now),
-    StateType("gripper_cell", "point", gripper_cell),
+_motion = partial(QuestionType, kind="embodied", facts="motion")
+_next = partial(_motion, group="planning")
+MOVEMENT_TYPES = (
+    _motion(
+        "fingers_now",
+        group="state",
+        label="gripper",
+        make=fingers_now,
+        chance=1 / 2,
+        needs_task=False,
+    ),
+    _motion(
+        "gripper_cell",
+        group="spatial",
+        label="point",
+        make=gripper_cell,
+        chance=None,
+        score="point",
+        needs_task=False,
+    ),
+    _next("next_movement", label="movement", make=next_movement, chance=1 / 27),
+    _next("next_movement_choice", label="letter", make=next_movement_choice, chance=1 / 3),
+    _next("displacement", label="displacement", make=displacement, score="numbers", units=("cm",)),
+    _next("main_direction", label="direction", make=main_direction, chance=1 / 6),
+    _next("next_rotation", label="rotation", make=next_rotation, chance=1 / 7),
+    _next(
+        "relative_pose",
+        label="pose",
+        make=relative_pose,
+        score="numbers",
+        units=("cm", "degrees"),
+    ),
+    _next("fingers_next", label="fingers", make=fingers_next, chance=1 / 3),
+    _next("quarter", label="progress", make=quarter, chance=1 / 4),
+    _next("subtask_now", label="subtask", make=subtask_now, chance=1 / 5),
+    _next("subtask_next", label="subtask", make=subtask_next, chance=1 / 5),
+    _motion("gripper_trace", group="trace", label="trace", make=gripper_trace, score="points"),
+    QuestionType("frame_order", "embodied", "order", "frames", "side", None, 1 / 2),
 )
-"""Types that ask what the image shows, regardless of the task."""
-FUTURE = (
-    StateType("next_movement", "movement", next_movement),
-    StateType("next_movement_choice", "letter", next_movement_choice),
-    StateType("displacement", "displacement", displacement),
-    StateType("main_direction", "direction", main_direction),
-    StateType("next_rotation", "rotation", next_rotation),
-    StateType("relative_pose", "pose", relative_pose),
-    StateType("fingers_next", "fingers", fingers_next),
-    StateType("quarter", "progress", quarter),
-    StateType("subtask_now", "subtask", subtask_now),
-    StateType("subtask_next", "subtask", subtask_next),
-    StateType("gripper_trace", "trace", gripper_trace),
-)
-"""Types whose answer depends on the task."""
-ORDER = StateType("frame_order", "side", lambda motion, t, rng: NO_TASK)
-"""The type asked about two frames side by side: `frame_order`."""
-STATE_TYPES = {kind.name: kind for kind in (*PRESENT, *FUTURE, ORDER)}
+"""Types made from motion, and `frame_order`, which is asked about two frames side by side."""
