@@ -1,16 +1,18 @@
-"""Memory and time of reading an SFT mixture from its shards, against holding all of it: one command.
+"""Memory, disk and time of reading an SFT mixture from its shards, against `datasets` and a list: one command.
 
-    python benchmarks/sft_reading.py [--conversations 2280000] [--image-bytes 50000] [--json PATH]
+    python benchmarks/sft_reading.py [--conversations 20000] [--all 2280000] [--image-bytes 50000] [--json PATH]
 
-The shards hold 2,000 conversations of one to five turns in row groups of 100, as `roboalign data mix` writes them, with
-random bytes for images; one shard is written, the others are links to it. The list is measured on a twentieth of the
-conversations (it would not fit otherwise) and each side runs in a process of its own. Random reads are timed with the
-files in the page cache: what is left is decoding.
+The shards hold 2,000 conversations of one to five turns, as they are written here, with random bytes for images; one
+shard is written, the others are links to it. `datasets` reads the same shards (`load_dataset("parquet")`), which
+writes an Arrow copy of them first, and returns a row with its image as bytes. Each side runs in a process of its own,
+several times in turn. Random reads are timed with the files in the page cache: what is left is finding and decoding.
+`--all` repeats ours with that many conversations (0: not at all).
 """
 
 import argparse
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from roboalign.conversations.conversation import (
     Conversation,
@@ -31,7 +32,7 @@ from roboalign.conversations.conversation import (
 from roboalign.conversations.stored import StoredConversations
 from roboalign.core.files import read_json, write_json
 
-SHARD, GROUP, READS, REPEATS = 2000, 100, 400, 5
+SHARD, READS, ROUNDS = 2000, 400, 5
 
 
 def conversation(number: int, image_bytes: int) -> Conversation:
@@ -53,10 +54,9 @@ def conversation(number: int, image_bytes: int) -> Conversation:
 
 
 def write_mixture(folder: Path, count: int, image_bytes: int) -> None:
-    """One shard of SHARD conversations in row groups of GROUP, and links to it."""
+    """One shard of SHARD conversations, and links to it."""
     first = folder / "train-000000.parquet"
     write_conversations(first, (conversation(number, image_bytes) for number in range(SHARD)))
-    pq.write_table(pq.read_table(first), first, row_group_size=GROUP, use_dictionary=False)
     for number in range(1, count // SHARD):
         os.link(first, folder / f"train-{number:06d}.parquet")
 
@@ -71,81 +71,115 @@ def peak() -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure(side: str, folder: Path) -> dict[str, Any]:
-    """MiB above that of the libraries, seconds until the first sample can be read, milliseconds of a random read."""
+def opened(side: str, folder: Path) -> Any:
+    """Return a sequence of the mixture's samples, as this side reads it."""
+    if side == "a list":
+        return read_conversations(folder, "train")
+    if side == "shards":
+        return StoredConversations(folder, "train")
+    from datasets import Image, List, load_dataset
+
+    files = str(folder / "train-*.parquet")
+    found = load_dataset("parquet", data_files=files, split="train", cache_dir=str(folder / "copy"))
+    return found.cast_column("images", List(Image(decode=False)))
+
+
+def images_of(sample: Any) -> list[bytes]:
+    if isinstance(sample, Conversation):
+        return list(sample.images)
+    return [image["bytes"] for image in sample["images"]]
+
+
+def measure(side: str, folder: Path, seed: int) -> dict[str, float]:
+    """MiB above that of the libraries, MiB written, seconds to open, milliseconds of a random read."""
     before, began = peak(), time.perf_counter()
-    found = (
-        StoredConversations(folder, "train")
-        if side == "shards"
-        else read_conversations(folder, "train")
-    )
-    opened, times = time.perf_counter() - began, []
-    for repeat in range(REPEATS):
-        chosen = np.random.default_rng(repeat).integers(len(found), size=READS).tolist()
-        began = time.perf_counter()
-        assert all(found[index].images for index in chosen)
-        times.append((time.perf_counter() - began) / READS * 1000)
-    spread = {
-        "read_ms": statistics.median(times),
-        "read_ms_least": min(times),
-        "read_ms_greatest": max(times),
+    found = opened(side, folder)
+    ready = time.perf_counter() - began
+    chosen = np.random.default_rng(seed).integers(len(found), size=READS).tolist()
+    began, busy = time.perf_counter(), time.process_time()
+    assert all(len(images_of(found[index])[0]) for index in chosen)
+    read, used = time.perf_counter() - began, time.process_time() - busy
+    written = sum(path.stat().st_size for path in folder.glob("copy/**/*") if path.is_file())
+    return {
+        "conversations": len(found),
+        "mib": peak() - before,
+        "written_mib": written / 2**20,
+        "open_seconds": ready,
+        "read_ms": read / READS * 1000,
+        "cpu_ms": used / READS * 1000,
     }
-    return {"conversations": len(found), "mib": peak() - before, "open_seconds": opened, **spread}
 
 
-def run(side: str, count: int, image_bytes: int) -> dict[str, Any]:
+def run(side: str, folder: Path, seed: int) -> dict[str, float]:
+    """Measure one side in a process of its own, and remove what it wrote."""
+    told = folder / "found.json"
+    asked = ["--side", side, "--seed", str(seed), "--json", str(told), "--folder", str(folder)]
+    quiet = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    subprocess.run([sys.executable, __file__, *asked], check=True, env=quiet)
+    shutil.rmtree(folder / "copy", ignore_errors=True)
+    return read_json(told)
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    middle, *ends = (round(f(values), digits) for f in (statistics.median, min, max))
+    return f"{middle:,} ({ends[0]:,} to {ends[1]:,})"
+
+
+def compare(sides: list[str], count: int, image_bytes: int, rounds: int) -> dict[str, Any]:
+    """Measure the sides in turn on one mixture; print a line for each, and the ratios to the first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_mixture(folder, count, image_bytes)
-        command = [
-            sys.executable,
-            __file__,
-            "--side",
-            side,
-            "--json",
-            str(folder / "found.json"),
-            "--folder",
-            name,
-        ]
-        subprocess.run(command, check=True)
-        return read_json(folder / "found.json")
+        shards = sum(path.stat().st_size for path in folder.glob("*.parquet")) / 2**20
+        found = {side: [] for side in sides}
+        for number in range(rounds):
+            for side in sides:
+                found[side].append(run(side, folder, number))
+    for side, rows in found.items():
+        told = {key: [row[key] for row in rows] for key in rows[0]}
+        print(
+            f"| {side} | {rows[0]['conversations']:,} | {spread(told['mib'], 0)} "
+            f"| {shards:,.0f} + {told['written_mib'][0]:,.0f} "
+            f"| {spread(told['open_seconds'], 1)} | {spread(told['read_ms'])} | {spread(told['cpu_ms'])} |",
+            flush=True,
+        )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--conversations", type=int, default=2_280_000)
+    parser.add_argument("--conversations", type=int, default=20_000)
+    parser.add_argument("--all", type=int, default=2_280_000)
     parser.add_argument("--image-bytes", type=int, default=50_000)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--side", choices=("shards", "list"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    for hidden in ("--side", "--folder", "--seed"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        write_json(options.json, measure(options.side, options.folder))
+        row = measure(options.side, Path(options.folder), int(options.seed))
+        write_json(options.json, row)
         return
-    whole, part = options.conversations, options.conversations // 20
-    rows = {
-        "the list": run("list", part, options.image_bytes),
-        "shards": run("shards", part, options.image_bytes),
-        "shards, all": run("shards", whole, options.image_bytes),
-    }
     print(
-        f"images of {options.image_bytes:,} bytes, shards of {SHARD}, row groups of {GROUP}, {READS} random reads, "
-        f"median of {REPEATS} (least to greatest)\n"
+        f"images of {options.image_bytes:,} bytes, shards of {SHARD}, {READS} random reads a round, {ROUNDS} rounds in "
+        f"turn, median (least to greatest), load average {os.getloadavg()[0]:.1f}\n"
     )
     print(
-        "| | conversations | memory, MiB | to open, s | a random read, ms |\n|---|---|---|---|---|"
+        "| | conversations | memory, MiB | disk, MiB: shards + copy | to open, s | a random read, ms | of it CPU |\n"
+        "|---|---|---|---|---|---|---|"
     )
-    for name, row in rows.items():
-        spread = (
-            f"{row['read_ms']:.2f} ({row['read_ms_least']:.2f} to {row['read_ms_greatest']:.2f})"
-        )
+    sides = ["shards", "datasets", "a list"]
+    found = compare(sides, options.conversations, options.image_bytes, ROUNDS)
+    if options.all:
+        found["all"] = compare(["shards"], options.all, options.image_bytes, 1)["shards"]
+    for key, what in {"read_ms": "wall", "cpu_ms": "CPU", "open_seconds": "wall, to open"}.items():
+        pairs = zip(found["shards"], found["datasets"])
         print(
-            f"| {name} | {row['conversations']:,} | {row['mib']:,.0f} | {row['open_seconds']:.1f} | {spread} |"
+            f"ours / datasets, {what}: {spread([ours[key] / theirs[key] for ours, theirs in pairs])}"
         )
     if options.json:
-        write_json(options.json, rows)
+        write_json(options.json, found)
 
 
 if __name__ == "__main__":

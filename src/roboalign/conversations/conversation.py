@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from roboalign.conversations.row_groups import Footer, row_groups_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file
 from roboalign.core.state import State, read_state
@@ -186,10 +187,10 @@ def image_hash(image: bytes) -> str:
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
-    """Write one parquet shard. Raises RoboAlignError as `row_of`."""
-    rows = [row_of(conversation) for conversation in conversations]
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=ROW), temporary, **PARQUET)
+    """Write one parquet shard, in row groups of `row_groups_of`. Raises RoboAlignError as `row_of`."""
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, ROW, **PARQUET) as writer:
+        for rows in row_groups_of(map(row_of, conversations)):
+            writer.write_table(pa.Table.from_pylist(rows, schema=ROW))
 
 
 def row_of(c: Conversation) -> dict[str, Any]:
@@ -338,10 +339,20 @@ def row_groups(path: Path) -> list[int]:
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-def read_group(path: Path, group: int) -> pa.Table:
+def read_footer(path: Path) -> Footer:
+    """Return where a shard's row groups are. Raises RoboAlignError as `read_table` does."""
+    with _readable(path):
+        return Footer(path)
+
+
+def read_group(path: Path, footer: Footer, group: int) -> pa.Table:
     """Read one row group of a shard, the columns OWN. Raises RoboAlignError as `read_table` does."""
-    with _readable(path), pq.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=OWN, use_threads=False).select(OWN)
+    # `pre_buffer` would hand each read to another thread, and wait for it.
+    with (
+        _readable(path),
+        pq.ParquetFile(path, metadata=footer.metadata(group), pre_buffer=False) as file,
+    ):
+        return file.read_row_group(0, columns=OWN, use_threads=False).select(OWN)
 
 
 def _check_schema(path: Path) -> None:

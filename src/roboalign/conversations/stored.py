@@ -3,7 +3,6 @@
 Its index is in memory; images and texts are read on request.
 """
 
-import bisect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,12 +16,14 @@ from roboalign.conversations.conversation import (
     IMAGE_LENGTH,
     Conversation,
     from_row,
+    read_footer,
     read_group,
     read_table,
     row_groups,
     shards,
     wanted_kinds,
 )
+from roboalign.conversations.row_groups import Footer
 from roboalign.mllm.placement import IMAGE_MARK
 
 CACHE = 128 * 2**20
@@ -33,20 +34,20 @@ class StoredConversations(Sequence[Conversation]):
     """The conversations that `iterate_conversations` yields, in its order, by their number.
 
     Memory holds an index of about ten bytes per conversation, and up to CACHE bytes of the row
-    groups read last. Reading one conversation reads its whole row group: `roboalign data mix`
-    writes groups of 100 rows. No file stays open, so that forked processes may share an instance.
-    Raises RoboAlignError as `iterate_conversations` does.
+    groups read last. Reading one conversation reads its whole row group, which is small
+    (`conversation.row_groups_of`). No file stays open, so that forked processes may share an
+    instance. Raises RoboAlignError as `iterate_conversations` does.
     """
 
     def __init__(self, folder: str | Path, split: str, kinds: Sequence[str] | None = None) -> None:
         self.wanted = wanted_kinds(folder, split, kinds)
         self.paths = shards(folder, split)
-        self.groups: list[tuple[int, int]] = []  # (shard, row group in it)
-        self.starts: list[
-            int
-        ] = []  # number of the first row of each group, among the rows of all shards
-        self.total = 0
-        found = [self._survey(number, path) for number, path in enumerate(self.paths)]
+        sizes = [row_groups(path) for path in self.paths]
+        self.firsts = np.cumsum([0, *(len(rows) for rows in sizes)])
+        """int64 [shards + 1], number of each shard's first row group among those of all shards."""
+        self.starts = np.cumsum([0, *(rows for shard in sizes for rows in shard)])
+        """int64 [groups + 1], number of each group's first row among those of all shards."""
+        found = [self._survey(path) for path in self.paths]
         turns, lengths = (np.concatenate(parts) for parts in zip(*found))
         self.rows = np.flatnonzero(turns)
         """int64 [N], the row of each conversation; those without a wanted turn are excluded."""
@@ -54,7 +55,10 @@ class StoredConversations(Sequence[Conversation]):
         """int32 [N], number of turns of each conversation."""
         self.lengths = lengths[self.rows]
         """int32 [N], number of characters in its questions and answers, and IMAGE_LENGTH an image."""
-        self.cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self.footers: dict[int, Footer] = {}
+        self.cache: OrderedDict[int, tuple[pa.Table, int]] = OrderedDict()
+        """Row group -> its table and that table's bytes, the one read last at the end."""
+        self.cached = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,8 +71,8 @@ class StoredConversations(Sequence[Conversation]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         row = int(self.rows[index])
-        group = bisect.bisect_right(self.starts, row) - 1
-        record = self._table(group).slice(row - self.starts[group], 1).to_pylist()[0]
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        record = self._table(group).slice(row - int(self.starts[group]), 1).to_pylist()[0]
         return from_row(record, self.wanted)
 
     def ids(self) -> Iterator[str]:
@@ -98,15 +102,8 @@ class StoredConversations(Sequence[Conversation]):
                     return table.column("id")[place].as_py(), token
         return None
 
-    def _survey(self, number: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Return the wanted turns and their characters of each row of a shard, int32 [rows].
-
-        The shard's row groups are added to the index.
-        """
-        for group, rows in enumerate(row_groups(path)):
-            self.groups.append((number, group))
-            self.starts.append(self.total)
-            self.total += rows
+    def _survey(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Return the wanted turns and their characters of each row of a shard, int32 [rows]."""
         table = read_table(path, ["turns", "chat"])
         turns, chat = (table.column(name).combine_chunks() for name in ("turns", "chat"))
         row, flat = pc.list_parent_indices(turns).to_numpy(), pc.list_flatten(turns)
@@ -133,11 +130,14 @@ class StoredConversations(Sequence[Conversation]):
 
     def _table(self, group: int) -> pa.Table:
         if group not in self.cache:
-            number, place = self.groups[group]
-            self.cache[group] = read_group(self.paths[number], place)
-            while (
-                len(self.cache) > 1 and sum(table.nbytes for table in self.cache.values()) > CACHE
-            ):
-                self.cache.popitem(last=False)
+            shard = int(np.searchsorted(self.firsts, group, side="right")) - 1
+            path = self.paths[shard]
+            if shard not in self.footers:
+                self.footers[shard] = read_footer(path)
+            table = read_group(path, self.footers[shard], group - int(self.firsts[shard]))
+            self.cache[group] = table, table.get_total_buffer_size()
+            self.cached += self.cache[group][1]
+            while len(self.cache) > 1 and self.cached > CACHE:
+                self.cached -= self.cache.popitem(last=False)[1][1]
         self.cache.move_to_end(group)
-        return self.cache[group]
+        return self.cache[group][0]

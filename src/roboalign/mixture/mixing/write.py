@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 
 from roboalign.conversations.conversation import PARQUET, ROW, Conversation, row_of
 from roboalign.conversations.prompts import ACTIONS
+from roboalign.conversations.row_groups import GROUP_ROWS, row_groups_of
 from roboalign.conversations.styles.base import StyleName
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.files import atomic_path, hash_file, read_json, write_json
 from roboalign.mixture.mixing import store
 from roboalign.mixture.mixing.examine import from_text
 
-_GROUP = 100
-"""Number of rows in memory, and in one row group."""
 TALLIED = ("kind", "type", "mode", "source")
 
 
@@ -38,10 +37,11 @@ def write_shard(
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, ROW, **PARQUET) as writer,
     ):
-        for start in range(first, max(last, first + 1), _GROUP):
-            conversations = group(work, index, split, start, min(start + _GROUP, last), prompts)
+        for start in range(first, max(last, first + 1), GROUP_ROWS):
+            conversations = group(work, index, split, start, min(start + GROUP_ROWS, last), prompts)
             _count(tally, conversations)
-            writer.write_table(pa.Table.from_pylist([row_of(c) for c in conversations], schema=ROW))
+            for rows in row_groups_of(map(row_of, conversations)):
+                writer.write_table(pa.Table.from_pylist(rows, schema=ROW))
     row = {"sha256": hash_file(path), "counts": tally}
     write_json(told, row)
     return row
