@@ -28,7 +28,7 @@ from roboalign.online.config import OnlineConfig
 from roboalign.online.decisions import Decisions, Trajectory
 from roboalign.online.explorer import Explorer, repeated
 from roboalign.online.groups import Roll
-from roboalign.online.improve import MICRO, Learner, improve
+from roboalign.online.improve import MICRO, HeadLearner, improve
 from roboalign.online.train import WEIGHTS, publish
 from roboalign.run.stages.online import load_explorer
 from roboalign.sim.base import Benchmark, Observation
@@ -100,7 +100,7 @@ def rolled(roll: Roll, keys: Sequence[EpisodeKey]) -> tuple[list[EpisodeResult],
 def updated(policy: HeadPolicy, decisions: Decisions, config: OnlineConfig) -> float:
     """Return the seconds of one update, from the same weights each time."""
     kept = {name: value.clone() for name, value in policy.head.state_dict().items()}
-    learner = Learner.of(policy.head, config)
+    learner = HeadLearner.of(policy, config)
     advantages = torch.linspace(-1, 1, len(decisions))
     generator = torch.Generator().manual_seed(0)
     began = time.perf_counter()
@@ -126,7 +126,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     episodes, decisions_of, steps = 0, dict.fromkeys(totals, 0), 0
     with tempfile.TemporaryDirectory() as name:
         policy, weights = HeadPolicy.load(folder), Path(name) / WEIGHTS
-        publish(policy, weights.parent)
+        publish(HeadLearner.of(policy, config), weights.parent)
         load = partial(load_explorer, config, 0, folder, weights, 1, "cpu")
         plain = OneAtATime(load(), benchmark, rollout)
         crew = Crew(load, benchmark, rollout, workers=cores())

@@ -48,7 +48,7 @@ def test_the_pairs_that_the_paper_compares() -> None:
         ("base", "sft"),
     ]
     found = pairs(ARMS)
-    assert len(found) == len(set(found)) == 40
+    assert len(found) == len(set(found)) == 46
     heads = {name for name, arm in ARMS.items() if not arm.tokens and not arm.online}
     assert {before for before, after in found if after == MAIN} == heads - {MAIN, "random"}
     assert {pair for pair in found if pair[1] != MAIN} == {
@@ -68,6 +68,15 @@ def test_the_pairs_that_the_paper_compares() -> None:
         ("sft-online", "roboalign-online"),
         ("extra-sft", "extra-sft-online"),
         ("sft-online", "extra-sft-online"),
+        *(
+            (start, f"{name}-tokens-{mode}-online")
+            for mode in ("direct", "think")
+            for start, name in (
+                (f"sft-tokens-{mode}", "sft"),
+                (f"roboalign-tokens-{mode}", "roboalign"),
+                (f"sft-tokens-{mode}-online", "roboalign"),
+            )
+        ),
         ("sft-tokens-direct", "sft-tokens-think"),
         ("sft-tokens-direct", "roboalign-tokens-direct"),
         ("sft-tokens-think", "roboalign-tokens-think"),
@@ -118,13 +127,25 @@ def test_an_online_arm_continues_the_head_of_another_arm() -> None:
     assert not {"seed-0/head/sft-online", "seed-0/eval/tokens/sft-online"} & {*stages}
 
 
+def test_an_online_arm_of_tokens_continues_a_token_policy() -> None:
+    given = {"name": "x", "arms": ["sft-tokens-think", "sft-tokens-think-online"]}
+    recipe = Recipe.model_validate(given | {"rl": {"temperature": 1.6}})
+    stages = {stage.name: stage for stage in plan_stages(recipe)}
+    made = stages["seed-0/online/sft-tokens-think-online"]
+    assert made.needs == ("seed-0/token-policy/sft-tokens-think",)
+    assert made.settings["rl"]["temperature"] == 1.6 and "samples" not in made.settings["rl"]
+    assert not {name for name in stages if name.startswith("seed-0/head")}
+    with pytest.raises(ValueError, match="has no critic"):
+        Recipe.model_validate(given | {"online": {"algorithm": "ppo"}})
+
+
 LIBERO = {"benchmark": "libero_goal", "downstream": {"first_seed": 1000}}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arms": ["sft-online"]}, "starts from the head of sft; add sft to arms"),
+        ({"arms": ["sft-online"]}, "starts from the policy of sft; add sft to arms"),
         # 30 updates of 4 x 8 groups over 5 tasks: 192 seeds of each.
         ({"online": {"first_seed": 999_809}}, "and seed 1000000 measures policies"),
         (

@@ -38,7 +38,8 @@ OVERRIDES = (
     "collect.toy.radius=0.04",
     "mix.camera=top",
     "rl.reward=toy_closeness",
-    "arms=[sft,roboalign,roboalign-visited,sft-visited-tokens-think,roboalign-online]",
+    "arms=[sft,roboalign,roboalign-visited,sft-visited-tokens-think,roboalign-online,"
+    "sft-tokens-direct,sft-tokens-direct-online]",
     "online={updates: 1, groups: 1, group_size: 2}",
     "visited={episodes_per_task: 2, heldout_per_task: 1, labels_per_episode: 3, max_steps: 24}",
     "tokens.max_questions=10",
@@ -120,7 +121,21 @@ def test_the_head_learns_from_rollouts_in_processes(run: tuple[Path, str]) -> No
     rolled = read_jsonl(run[0] / "seed-0/eval/rollouts/roboalign-online/episodes.jsonl")
     assert {row["seed"] for row in rolled} == {1_000_000, 1_000_001}
     page = (run[0] / "report" / "index.html").read_text()
-    assert "Online RL of the head" in page
+    assert "Online RL</" in page
+
+
+def test_an_mllm_whose_tokens_act_learns_from_rollouts(run: tuple[Path, str]) -> None:
+    folder = run[0] / "seed-0/online/sft-tokens-direct-online"
+    [row] = read_jsonl(folder / "metrics.jsonl")
+    assert (row["drawn_groups"], row["rollouts"], row["crashes"]) == (4, 8, 0)
+    after = read_json(folder / "policy/policy.json")
+    assert after["backbone"]["path"] == "../model" and after["view"]["mode"] == "direct"
+    same = (folder / "model/model.safetensors").read_bytes() == (
+        run[0] / "seed-0/sft/model/model.safetensors"
+    ).read_bytes()
+    assert same == (row["groups"] == 0)
+    rolled = read_jsonl(run[0] / "seed-0/eval/rollouts/sft-tokens-direct-online/episodes.jsonl")
+    assert {row["seed"] for row in rolled} == {1_000_000, 1_000_001}
 
 
 def test_the_demonstrations_are_the_toy_s(run: tuple[Path, str]) -> None:

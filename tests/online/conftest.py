@@ -16,6 +16,7 @@ from toy_rolls import CONFIG, TASKS, Rolls
 from roboalign.actions.normalize import ActionStats
 from roboalign.mllm.load import Mllm, load_mllm
 from roboalign.online.config import OnlineConfig
+from roboalign.online.improve import HeadLearner
 from roboalign.online.train import train_online
 from roboalign.vla.features import View
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
@@ -52,7 +53,7 @@ def train(make_policy: Callable[[], HeadPolicy]) -> Callable[..., Rolls]:
         folder.mkdir(exist_ok=True)
         made = Rolls(make_policy(), folder, config, **rolls)  # type: ignore[arg-type]
         made.ledger = train_online(  # type: ignore[attr-defined]
-            make_policy(), made, TASKS, config, folder, seed=3
+            HeadLearner.of(make_policy(), config, 3), made, TASKS, config, folder, seed=3
         )
         return made
 

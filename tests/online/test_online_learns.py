@@ -1,13 +1,16 @@
 """The update moves the flow to what was rewarded: decisions without a simulator, rewarded by one number of their
 chunk."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from roboalign.online.config import OnlineConfig
 from roboalign.online.decisions import Decisions, Trajectory
 from roboalign.online.flow_sde import explore, log_density, sde_std, velocity_of
-from roboalign.online.improve import Learner, improve
+from roboalign.online.improve import HeadLearner, improve
 from roboalign.online.loss import leave_one_out
 from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
 
@@ -51,7 +54,8 @@ def test_success_rises_where_one_number_decides(algorithm: str) -> None:
     shape = HeadShape(vlm_width=24, action_dim=2, state_dim=1, horizon=4)
     head = FlowMatchingHead(HeadConfig(**sizes, hidden_width=16), shape).eval()
     config = OnlineConfig(algorithm=algorithm, learning_rate=3e-3, batch_size=COUNT)  # type: ignore[arg-type]
-    learner, generator = Learner.of(head, config), torch.Generator().manual_seed(0)
+    policy: Any = SimpleNamespace(head=head)
+    learner, generator = HeadLearner.of(policy, config), torch.Generator().manual_seed(0)
     shares = []
     for _ in range(25):
         made = rollouts(head, config, generator)

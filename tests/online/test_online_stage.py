@@ -14,6 +14,7 @@ from toy_rolls import ROLLOUT, TASKS
 from roboalign.core.errors import RoboAlignError
 from roboalign.online.config import OnlineConfig
 from roboalign.online.decisions import Trajectory
+from roboalign.online.improve import HeadLearner
 from roboalign.online.train import publish
 from roboalign.run.stages import online as stage
 from roboalign.sim.parallel import EpisodeKey
@@ -51,7 +52,7 @@ def test_workers_of_a_cluster_explore_with_the_weights_of_the_update(
     policy = make_policy()
     policy.save(start)
     policy.head.decoder[2].bias.data.add_(0.5)
-    publish(policy, folder)
+    publish(HeadLearner.of(policy, OnlineConfig()), folder)
 
     def on_cluster(
         load: Callable[[Path], Any],
@@ -77,7 +78,7 @@ def test_workers_of_a_cluster_explore_with_the_weights_of_the_update(
     recipe = SimpleNamespace(
         online=OnlineConfig(group_size=2), hardware=SimpleNamespace(ray=ClusterConfig())
     )
-    context: Any = SimpleNamespace(recipe=recipe, folder=folder, seed=0)
+    context: Any = SimpleNamespace(recipe=recipe, folder=folder, seed=0, arm="sft-online")
     results: list[EpisodeResult] = []
     with stage._rolling(context, Toy(ToyConfig()), start) as roll:
         roll([(TASKS[0], 1_200_000), (TASKS[0], 1_200_001)], results.append)
@@ -87,7 +88,7 @@ def test_workers_of_a_cluster_explore_with_the_weights_of_the_update(
     explorer = stage.load_explorer(recipe.online, 0, start, tmp_path / "none", 1, "cpu")
     assert not explorer.policy.head.decoder[2].bias.equal(policy.head.decoder[2].bias)
     explorer.policy.head.load_state_dict(policy.head.state_dict())
-    explorer._known = (1, 1)  # as if it had read them
+    explorer.weights._known = (1, 1)  # as if it had read them
     benchmark = stage.repeated(Toy(ToyConfig()), 2)
     pool = EnvironmentPool(benchmark, 1)
     [again] = rollout_batch(explorer, pool, [(TASKS[0], 1_200_000)], ROLLOUT)

@@ -20,7 +20,7 @@ from roboalign.online import groups as drawing
 from roboalign.online.config import MOST_DRAWS, OnlineConfig
 from roboalign.online.decisions import Decisions, Trajectory
 from roboalign.online.groups import Counts, initial_state, roll_groups
-from roboalign.online.improve import Learner, densities, improve
+from roboalign.online.improve import HeadLearner, densities, improve
 from roboalign.online.train import WEIGHTS, publish
 from roboalign.sim.rollout import EpisodeResult
 from roboalign.vla.head_policy import HeadPolicy
@@ -39,7 +39,7 @@ def rolled(
 ) -> tuple[HeadPolicy, list[EpisodeResult]]:
     """A policy, and 16 of its rollouts from two initial states."""
     folder, policy, results = tmp_path_factory.mktemp("rolled"), make_policy(), []
-    publish(policy, folder)
+    publish(HeadLearner.of(policy, CONFIG), folder)
     keys = [(task, 4 * 900 + member) for task in TASKS for member in range(8)]
     Rolls(make_policy(), folder, CONFIG)(keys, results.append)
     return policy, results
@@ -71,7 +71,7 @@ def test_what_is_kept_of_a_rollout(rolled: Any) -> None:
 def test_ratios_are_exactly_one_before_the_first_step(rolled: Any) -> None:
     policy, results = rolled
     decisions = Decisions([Trajectory.of(one) for one in results], torch.device("cpu"))
-    learner = Learner.of(policy.head, CONFIG.model_copy(update={"learning_rate": 1e-3}))
+    learner = HeadLearner.of(policy, CONFIG.model_copy(update={"learning_rate": 1e-3}))
     advantages = torch.where(torch.arange(len(decisions)) % 2 == 0, 1.0, -1.0)
     config = CONFIG.model_copy(update={"epochs": 1, "batch_size": 10_000})
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +89,7 @@ def test_rollouts_of_other_weights_are_refused(rolled: Any) -> None:
     decisions = Decisions([Trajectory.of(one) for one in results], torch.device("cpu"))
     with torch.no_grad():
         policy.head.decoder[2].bias.add_(1.0)
-    learner = Learner.of(policy.head, CONFIG)
+    learner = HeadLearner.of(policy, CONFIG)
     with pytest.raises(RoboAlignError, match="log-densities differ by"):
         improve(
             learner,

@@ -11,7 +11,7 @@ from toy_benchmark.spec import ToyConfig
 from toy_benchmark.world import Toy
 
 from roboalign.online.config import OnlineConfig
-from roboalign.online.explorer import Explorer, repeated
+from roboalign.online.explorer import Explorer, Published, repeated
 from roboalign.online.train import WEIGHTS
 from roboalign.sim.parallel import EpisodeKey
 from roboalign.sim.rollout import (
@@ -45,7 +45,8 @@ class Rolls:
         self.calls += 1
         benchmark = repeated(Toy(ToyConfig(radius=self.radius)), self.config.group_size)
         if not hasattr(self, "explorer"):
-            self.explorer = Explorer(self.policy, self.folder / WEIGHTS, self.config.noise, seed=3)
+            published = Published(self.folder / WEIGHTS)
+            self.explorer = Explorer(self.policy, published, self.config.noise, seed=3)
         pool, ordered = EnvironmentPool(benchmark, 8), sorted(episodes)
         for start in range(0, len(ordered), ROLLOUT.batch_size):
             batch = ordered[start : start + ROLLOUT.batch_size]

@@ -270,6 +270,11 @@ def test_each_arm_has_its_backbone(tmp_path: Path) -> None:
         "sft-online": "seed-2/sft/model",
         "roboalign-online": "seed-2/rl/model",
         "extra-sft-online": "seed-2/extra-sft/model",
+        **{
+            f"{arm}-tokens-{mode}-online": f"seed-2/{stage}/model"
+            for arm, stage in (("sft", "sft"), ("roboalign", "rl"))
+            for mode in ("direct", "think")
+        },
         "sft-tokens-direct": "seed-2/sft/model",
         "sft-tokens-think": "seed-2/sft/model",
         "roboalign-tokens-direct": "seed-2/rl/model",

@@ -11,12 +11,13 @@ MOST_DRAWS = 4
 
 
 class OnlineConfig(Config):
-    """RL of the flow head in the simulator, on a frozen MLLM: rewarded by success alone. A rollout
-    runs as in `rollout`, with its steps and replanning."""
+    """RL in the simulator, rewarded by success alone: of the flow head on a frozen MLLM, or of an
+    MLLM whose own tokens act. A rollout runs as in `rollout`, with its steps and replanning."""
 
     algorithm: Literal["rloo", "ppo"] = "rloo"
     """How a rollout is judged: `rloo` by the success of the others from the same initial state,
-    where groups of equal outcomes teach nothing and others are drawn; `ppo` by a small critic."""
+    where groups of equal outcomes teach nothing and others are drawn; `ppo` by a small critic. Token
+    policies take `rloo`, divided by the group's standard deviation as in GRPO."""
     updates: int = Field(30, ge=1, le=1_000_000)
     """Times that rollouts are made and learned from."""
     groups: int = Field(8, ge=1, le=4096)
@@ -29,10 +30,12 @@ class OnlineConfig(Config):
     batch_size: int = Field(256, ge=1, le=1_000_000)
     """Decisions of an optimizer step."""
     learning_rate: float = Field(3e-5, gt=0, le=1)
-    """Learning rate of the head, constant (GR00T's scale: 5e-6); the critic's is 20 times as high."""
+    """Learning rate of the head, constant (GR00T's scale: 5e-6); the critic's is 20 times as high.
+    An MLLM has `rl.learning_rate`."""
     noise: float = Field(0.5, gt=0, le=2)
-    """Strength c of the noise that explores (Flow-SDE): step t of the flow has the standard
-    deviation c sqrt((1 - t) / t) times the root of its length."""
+    """Strength c of the noise with which a head explores (Flow-SDE): step t of the flow has the
+    standard deviation c sqrt((1 - t) / t) times the root of its length. Tokens are drawn at
+    `rl.temperature`."""
     first_seed: Seed = 600_000
     """Seed of the first initial state of each task. None may be one that measures policies."""
 

@@ -47,6 +47,26 @@ class _RepeatedEnvironment:
 
 
 @dataclass
+class Published:
+    """A file of weights that the training replaces before its rollouts."""
+
+    path: Path
+    _known: tuple[int, int] = (0, 0)
+
+    def newer(self) -> dict[str, torch.Tensor] | None:
+        """Return the weights if the file is another one, or was never read; None otherwise, and if
+        a file that was read is gone."""
+        if self._known != (0, 0) and not self.path.exists():
+            return None
+        found = self.path.stat()
+        now = (found.st_ino, found.st_mtime_ns)
+        if now == self._known:
+            return None
+        self._known = now
+        return load_file(self.path)
+
+
+@dataclass
 class Explorer:
     """The head's policy with one step of each decision's flow drawn from the SDE.
 
@@ -55,11 +75,10 @@ class Explorer:
     """
 
     policy: HeadPolicy
-    weights: Path
-    """The head's weights. They are read at the start of episodes, if the file is another one."""
+    weights: Published
+    """The head's, read at the start of episodes."""
     noise: float
     seed: int
-    _known: tuple[int, int] = (0, 0)
 
     @torch.no_grad()
     def __call__(self, observations: list[Observation], keys: list[Key]) -> Planned:
@@ -98,14 +117,9 @@ class Explorer:
         return Planned(policy.raw(done.chunk.cpu().numpy(), observations), counts, looks)
 
     def refresh(self) -> None:
-        """Read the weights if the file is another one, or was never read; not if it is gone."""
-        if self._known != (0, 0) and not self.weights.exists():
-            return
-        found = self.weights.stat()
-        now = (found.st_ino, found.st_mtime_ns)
-        if now != self._known:
-            self.policy.head.load_state_dict(load_file(self.weights))
-            self._known = now
+        """Take over newer weights."""
+        if (newer := self.weights.newer()) is not None:
+            self.policy.head.load_state_dict(newer)
 
 
 def _draws(key: Sequence[str | int], steps: int, shape: Sequence[int]) -> tuple[int, torch.Tensor]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.online.config import MOST_DRAWS, OnlineConfig
@@ -14,6 +16,8 @@ from roboalign.sim.rollout import EpisodeResult
 
 Roll = Callable[[Sequence[EpisodeKey], Callable[[EpisodeResult], None]], None]
 """Run every episode once, and call with each result."""
+Judge = Callable[[Float[Tensor, " rollouts"]], Float[Tensor, " rollouts"]]
+"""Turn the rewards of a group into advantages."""
 
 
 @dataclass
@@ -56,6 +60,7 @@ def roll_groups(
     config: OnlineConfig,
     counts: Counts,
     said: Callable[[str], None],
+    judge: Judge = leave_one_out,
 ) -> Groups:
     """Roll out groups, each from an initial state that was not used before.
 
@@ -73,7 +78,7 @@ def roll_groups(
         counts.drawn += count
         done = _roll(roll, numbers, tasks, config, counts, said)
         for number in numbers:
-            _take(groups, done[number], config, counts)
+            _take(groups, done[number], config, counts, judge)
     return groups
 
 
@@ -119,6 +124,7 @@ def _take(
     results: Sequence[EpisodeResult],
     config: OnlineConfig,
     counts: Counts,
+    judge: Judge,
 ) -> None:
     """Add a group's rollouts, unless they teach nothing."""
     usable = [one for one in results if one.crash is None]
@@ -130,6 +136,6 @@ def _take(
     groups.trajectories += [Trajectory.of(one) for one in usable]
     if config.algorithm == "rloo":
         rewards = torch.tensor([float(one.success) for one in usable])
-        groups.advantages += leave_one_out(rewards).tolist()
+        groups.advantages += judge(rewards).tolist()
     else:
         groups.advantages += [0.0] * len(usable)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,8 +15,19 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.online.config import OnlineConfig
 from roboalign.online.decisions import Decisions
 from roboalign.online.flow_sde import gaussian_kl, log_density, sde_mean, sde_std, velocity_of
-from roboalign.online.loss import CLIP_HIGH, CLIP_LOW, DUAL_CLIP, gae, normalized, value_loss
+from roboalign.online.groups import Groups
+from roboalign.online.loss import (
+    CLIP_HIGH,
+    CLIP_LOW,
+    DUAL_CLIP,
+    gae,
+    leave_one_out,
+    normalized,
+    value_loss,
+)
+from roboalign.online.sums import Means
 from roboalign.vla.head import FlowMatchingHead
+from roboalign.vla.head_policy import HeadPolicy
 
 MICRO = 64
 """Decisions of one forward pass; the gradients of a batch are added up."""
@@ -42,24 +55,69 @@ class Critic(nn.Module):
 
 
 @dataclass
-class Learner:
-    """What an update changes."""
+class HeadLearner:
+    """The flow head of a policy, whose MLLM is frozen, and with PPO its critic."""
 
-    head: FlowMatchingHead
+    policy: HeadPolicy
+    config: OnlineConfig
     critic: Critic | None
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def of(cls, head: FlowMatchingHead, config: OnlineConfig) -> "Learner":
-        """Return a learner for this head; with PPO its critic is new."""
-        rate, device = config.learning_rate, next(head.parameters()).device
+    def of(cls, policy: HeadPolicy, config: OnlineConfig, seed: int = 0) -> "HeadLearner":
+        """Return a learner for this policy; `seed` fixes the first weights of PPO's critic."""
+        head, rate = policy.head, config.learning_rate
         groups = [{"params": list(head.parameters()), "lr": rate}]
         critic = None
         if config.algorithm == "ppo":
+            torch.manual_seed(seed)
             state = head.shape.state_dim if head.config.proprioception else 0
-            critic = Critic(head.shape.vlm_width + state).to(device)
+            critic = Critic(head.shape.vlm_width + state).to(next(head.parameters()).device)
             groups.append({"params": list(critic.parameters()), "lr": CRITIC_RATE * rate})
-        return cls(head, critic, torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=1e-5))
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=1e-5)
+        return cls(policy, config, critic, optimizer)
+
+    @property
+    def head(self) -> FlowMatchingHead:
+        return self.policy.head
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.head.parameters()).device
+
+    def judge(self, rewards: Float[Tensor, " rollouts"]) -> Float[Tensor, " rollouts"]:
+        """Return `leave_one_out` of a group's rewards."""
+        return leave_one_out(rewards)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the head's weights."""
+        return self.head.state_dict()
+
+    def parts(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        parts = {"head": self.head, "optimizer": self.optimizer}
+        return parts if self.critic is None else parts | {"critic": self.critic}
+
+    def settings(self) -> list[Any]:
+        """Return the Euler steps of the flow."""
+        return [self.policy.sampling_steps]
+
+    def learn(self, groups: Groups, generator: torch.Generator) -> dict[str, float]:
+        """Return what `improve` measured."""
+        advantages = groups.of_decisions() if self.critic is None else None
+        decisions = Decisions(groups.trajectories, self.policy.mllm.device)
+        return improve(
+            self,
+            decisions,
+            advantages,
+            self.config,
+            steps=self.policy.sampling_steps,
+            generator=generator,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the policy; its MLLM is the same as before."""
+        self.policy.save(folder)
 
 
 @dataclass(frozen=True)
@@ -71,7 +129,7 @@ class _Before:
 
 
 def improve(
-    learner: Learner,
+    learner: HeadLearner,
     decisions: Decisions,
     advantages: Float[Tensor, " decisions"] | None,
     config: OnlineConfig,
@@ -96,11 +154,11 @@ def improve(
             fix="report it: rollouts and updates must use the same weights and hidden states",
         )
     judged = _Judged.of(learner.critic, decisions, advantages)
-    sums = _Sums()
+    sums = Means()
     for _ in range(config.epochs):
         for batch in batches:
             _step(learner, decisions, batch, before, judged, config, steps, sums)
-    return {"decisions": len(decisions), "drift": drift, **sums.means()}
+    return {"decisions": len(decisions), "drift": drift, **sums.take()}
 
 
 @dataclass(frozen=True)
@@ -132,22 +190,6 @@ class _Judged:
             found.append(gae(rewards, values[rows]))
         estimated = torch.cat(found)
         return cls(normalized(estimated), features, values, estimated + values)
-
-
-class _Sums:
-    """Means over what the optimizer steps of an update measured."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, float] = {}
-        self.weights: dict[str, float] = {}
-
-    def add(self, weight: float, **values: float) -> None:
-        for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0.0) + weight * value
-            self.weights[name] = self.weights.get(name, 0.0) + weight
-
-    def means(self) -> dict[str, float]:
-        return {name: total / self.weights[name] for name, total in self.totals.items()}
 
 
 def densities(
@@ -190,14 +232,14 @@ def _before(
 
 
 def _step(
-    learner: Learner,
+    learner: HeadLearner,
     decisions: Decisions,
     batch: Tensor,
     before: _Before,
     judged: _Judged,
     config: OnlineConfig,
     steps: int,
-    sums: _Sums,
+    sums: Means,
 ) -> None:
     """Perform one optimizer step on the decisions of a batch."""
     for part in batch.split(MICRO):
@@ -232,7 +274,7 @@ def _step(
         torch.nn.utils.clip_grad_norm_(group["params"], 1.0).item()
         for group in learner.optimizer.param_groups
     ]
-    if not all(map(math.isfinite, [*norms, *sums.totals.values()])):
+    if not (all(map(math.isfinite, norms)) and sums.finite()):
         raise RoboAlignError(
             f"a loss or gradient is not finite (norms {norms})",
             where="online",

@@ -28,7 +28,7 @@ _STAGES = {
     "extra-sft": "Extra SFT on the RL subset",
     "sft-visited": "Extra SFT on visited states",
     "head": "Action head",
-    "online": "Online RL of the head",
+    "online": "Online RL",
 }
 # Panels: the title, and the names under which the stages log its values.
 TRAINING_PANELS = (
@@ -40,7 +40,7 @@ TRAINING_PANELS = (
     ("Rollouts so far", ("episodes",)),
     ("Share of groups with both outcomes", ("mixed_share",)),
     ("Mean ratio", ("ratio",)),
-    ("Clipped share of decisions", ("clipped",)),
+    ("Clipped share", ("clipped",)),
     ("KL to the policy of the rollouts", ("kl",)),
 )
 GRPO_PANELS = (

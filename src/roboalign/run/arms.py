@@ -126,8 +126,8 @@ class Arm:
     """Its policy is the MLLM's own action tokens, written directly or after a reasoning, and not a
     head's; the arm answers no questions of its own."""
     online: str = ""
-    """The arm whose head it continues to train in the simulator; "": its head is trained on
-    demonstrations alone. The arm answers no questions of its own."""
+    """The arm whose policy it continues to train in the simulator: its head, or the MLLM if its
+    tokens act; "": trained on demonstrations alone. The arm answers no questions of its own."""
 
 
 def _token_rows(backbone: str, title: str, made_by: Backbone, before: str) -> Iterator[Arm]:
@@ -159,6 +159,26 @@ def _online_row(start: str, title: str, made_by: Backbone, *, against: str = "")
         uses_rl_subset=made_by.comes_from(RL) or made_by is EXTRA_SFT,
         online=start,
     )
+
+
+def _online_token_rows(backbone: str, title: str, made_by: Backbone, before: str) -> Iterator[Arm]:
+    """Yield the token policies of one arm's backbone after online RL."""
+    modes: tuple[Mode, ...] = ("direct", "think")
+    for mode in modes:
+        start = f"{backbone}-tokens-{mode}"
+        against = f"{before}-tokens-{mode}-online" if before else ""
+        yield Arm(
+            f"{start}-online",
+            f"{title}, its tokens, {mode}, after online RL",
+            f"{title}'s backbone as a token policy, then GRPO on its tokens in the simulator, rewarded "
+            "by success",
+            made_by,
+            compared_with=tuple(name for name in (start, against) if name),
+            simulated=True,
+            uses_rl_subset=made_by.comes_from(RL) or made_by is EXTRA_SFT,
+            tokens=mode,
+            online=start,
+        )
 
 
 def _rows() -> Iterator[Arm]:
@@ -285,6 +305,8 @@ def _rows() -> Iterator[Arm]:
     yield _online_row("sft", "SFT", SFT)
     yield _online_row("roboalign", "RoboAlign", RL, against="sft-online")
     yield _online_row("extra-sft", "SFT + extra SFT", EXTRA_SFT, against="sft-online")
+    yield from _online_token_rows("sft", "SFT", SFT, "")
+    yield from _online_token_rows("roboalign", "RoboAlign", RL, "sft")
 
 
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _rows()}
@@ -306,7 +328,7 @@ ArmName = Annotated[
 def policy_stage(arm: str) -> str:
     """Return the stage that makes an arm's policy, below the training seed's folder."""
     row = ARMS[arm]
-    return f"{'token-policy' if row.tokens else 'online' if row.online else 'head'}/{arm}"
+    return f"{'online' if row.online else 'token-policy' if row.tokens else 'head'}/{arm}"
 
 
 def backbones(arms: Iterable[str]) -> list[Backbone]:

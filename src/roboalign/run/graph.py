@@ -11,6 +11,7 @@ from roboalign.align.rewards.registry import reward_content
 from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
 from roboalign.core.hub import content_key, hub_id, pinned
+from roboalign.online.token_learner import TUNED
 from roboalign.run.arms import ARMS, BASE, MIX, SFT, VISITED, Backbone, backbones, policy_stage
 from roboalign.run.benchmark import rollout_config
 from roboalign.run.recipe import Recipe, TokenizerConfig
@@ -177,12 +178,12 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
                 )
                 also = _stage_of(VISITED, seed)
                 stages.append(replace(asked, needs=tuple(dict.fromkeys((source, also)))))
-        if row.tokens:
+        if row.online:
+            before, settings = f"{prefix}/{policy_stage(row.online)}", _online_settings(recipe, arm)
+            stages.append(stage(policy_stage(arm), online, arm, before, settings))
+        elif row.tokens:
             settings = _token_policy_settings(recipe)
             stages.append(stage(policy_stage(arm), token_policy, arm, source, settings))
-        elif row.online:
-            before = f"{prefix}/{policy_stage(row.online)}"
-            stages.append(stage(policy_stage(arm), online, arm, before, _online_settings(recipe)))
         else:
             training = stage(policy_stage(arm), head, arm, source, _head_settings(recipe))
             stages.append(replace(training, together=True))
@@ -240,11 +241,17 @@ def _head_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _online_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings of online RL: how a rollout runs is part of them."""
+def _online_settings(recipe: Recipe, arm: str) -> dict[str, Any]:
+    """Return the settings of online RL: how a rollout runs is part of them, and of a token policy
+    what of `rl` trains it."""
     rollout = rollout_config(recipe)
     run = {name: getattr(rollout, name) for name in RolloutConfig.model_fields}
-    return {"online": _settings(recipe.online), "rollout": run}
+    tuned = {"rl": recipe.rl.model_dump(mode="json", include=set(TUNED))}
+    return {
+        "online": _settings(recipe.online),
+        "rollout": run,
+        **(tuned if ARMS[arm].tokens else {}),
+    }
 
 
 def _token_policy_settings(recipe: Recipe) -> dict[str, Any]:

@@ -216,15 +216,17 @@ class Recipe(Config):
         self._require_no_simulator("demos.sets")
 
     def _require_its_head(self, arm: str) -> None:
-        """Require of an arm of online RL the head that it starts from, a simulator, and initial
+        """Require of an arm of online RL the policy that it starts from, a simulator, and initial
         states that measure no policy."""
         start = ARMS[arm].online
         if not start:
             return
         if start not in self.arms:
-            raise ValueError(f"arm {arm} starts from the head of {start}; add {start} to arms")
+            raise ValueError(f"arm {arm} starts from the policy of {start}; add {start} to arms")
         if self.measure == "offline":
             raise ValueError(f"arm {arm} learns in the simulator, and measure is `offline`")
+        if ARMS[arm].tokens and self.online.algorithm == "ppo":
+            raise ValueError(f"arm {arm} has no critic; set online.algorithm: rloo")
         asked = self.online.seeds(len(self.collect.downstream_names()))
         measuring, allowed = (
             self.collect.spec.evaluation_seeds,

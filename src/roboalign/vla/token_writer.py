@@ -112,6 +112,15 @@ def write_replies(
     return replies
 
 
+def sampled_tokens(
+    mllm: Mllm, ids: Sequence[int], config: TokenPolicyConfig, *, closed: bool
+) -> list[bool]:
+    """Return which tokens of a reply the model chose: all but those that closed its reasoning."""
+    first = config.max_reasoning_tokens
+    count = len(mllm.tokenizer(OPENING, add_special_tokens=False)["input_ids"]) if closed else 0
+    return [not first <= place < first + count for place in range(len(ids))]
+
+
 def write_blocks(
     mllm: Mllm, begun: Sequence[Encoded], config: TokenPolicyConfig
 ) -> list[WrittenReply]:

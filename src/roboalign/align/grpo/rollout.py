@@ -186,21 +186,31 @@ def batch_of(mllm: Mllm, rollout: Rollout, first: int, count: int) -> Batch:
     samples = len(rollout.ids) // len(rollout.prompts)
     rows = slice(first * samples, (first + count) * samples)
     chosen = rollout.prompts[first : first + count]
+    return answer_batch(
+        mllm, chosen, rollout.ids[rows], rollout.logp[rows], rollout.advantages[rows]
+    )
+
+
+def answer_batch(
+    mllm: Mllm,
+    chosen: Sequence[Encoded],
+    answers: Sequence[Sequence[int]],
+    logp: Sequence[Sequence[float]],
+    advantages: Float[Tensor, " answers"],
+) -> Batch:
+    """Return tensors of P prompts and of S adjacent answers to each."""
     prompts = collate(mllm, chosen, padding_side="left", blank=True)
     images = [len(one.images) for one in chosen]
     images[0] += needs_blank(chosen)
     del prompts["labels"]
-    ids = _pad(rollout.ids[rows], mllm.tokenizer.pad_token_id, torch.long)
-    mask = _pad([[1] * len(row) for row in rollout.ids[rows]], 0, torch.long)
-    logp = _pad(rollout.logp[rows], 0.0, torch.float32)
     device = mllm.device
     return Batch(
         {key: value.to(device) for key, value in prompts.items()},
         images,
-        ids.to(device),
-        mask.to(device),
-        logp.to(device),
-        rollout.advantages[rows].to(device),
+        _pad(answers, mllm.tokenizer.pad_token_id, torch.long).to(device),
+        _pad([[1] * len(row) for row in answers], 0, torch.long).to(device),
+        _pad(logp, 0.0, torch.float32).to(device),
+        advantages.to(device),
     )
 
 

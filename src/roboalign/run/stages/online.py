@@ -1,4 +1,4 @@
-"""Stage `online`: an arm's head after RL in the simulator, on the tasks that it is measured on but
+"""Stage `online`: an arm's policy after RL in the simulator, on the tasks that it is measured on but
 from other initial states."""
 
 from collections.abc import Iterator
@@ -7,12 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from roboalign.align.grpo.config import RlConfig
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.machine import cores, device_of, side_by_side
 from roboalign.online.config import OnlineConfig
-from roboalign.online.explorer import Explorer, repeated
+from roboalign.online.explorer import Explorer, Published, repeated
 from roboalign.online.groups import Roll
-from roboalign.online.train import WEIGHTS, train_online
+from roboalign.online.improve import HeadLearner
+from roboalign.online.token_explorer import TokenExplorer
+from roboalign.online.token_learner import TokenLearner
+from roboalign.online.train import WEIGHTS, Learner, train_online
 from roboalign.run.arms import ARMS
 from roboalign.run.benchmark import evaluation_episodes, measured_benchmark, rollout_config
 from roboalign.run.folder import policy_folder
@@ -23,18 +27,25 @@ from roboalign.sim.parallel import Crew
 from roboalign.sim.ray import evaluate_on_cluster
 from roboalign.vla.head_policy import HeadPolicy
 from roboalign.vla.policy import policy_files
+from roboalign.vla.token_policy import TokenPolicy
 
 
 def online(context: Context) -> dict[str, Any]:
-    """Train the head of the arm without `-online`; write policy/ and metrics.jsonl."""
+    """Train the head, or the MLLM whose tokens act, of the arm without `-online`; write policy/ and
+    metrics.jsonl, and such an MLLM to model/."""
     recipe, tasks = context.recipe, context.recipe.collect.downstream_names()
     benchmark = measured_benchmark(recipe)
     refuse_measured(recipe, benchmark)
     start = policy_folder(context.run_dir, context.seed, ARMS[context.arm].online)
-    policy = HeadPolicy.load(start, str(device_of(recipe.hardware.device)))
+    device = str(device_of(recipe.hardware.device))
+    learner: Learner
+    if ARMS[context.arm].tokens:
+        learner = TokenLearner.of(TokenPolicy.load(start, device), recipe.online, _tuned(context))
+    else:
+        learner = HeadLearner.of(HeadPolicy.load(start, device), recipe.online, context.seed)
     with _rolling(context, benchmark, start) as roll:
         return train_online(
-            policy,
+            learner,
             roll,
             tasks,
             recipe.online,
@@ -67,7 +78,9 @@ def _rolling(context: Context, benchmark: Benchmark, start: Path) -> Iterator[Ro
     recipe, weights = context.recipe, context.folder / WEIGHTS
     config, cluster = rollout_config(recipe), recipe.hardware.ray
     again = repeated(benchmark, recipe.online.group_size)
-    explorer = partial(load_explorer, recipe.online, context.seed)
+    explorer: Any = partial(load_explorer, recipe.online, context.seed)
+    if ARMS[context.arm].tokens:
+        explorer = partial(load_token_explorer, _tuned(context), context.seed)
     if cluster is None:
         workers = max(1, cores() // side_by_side(recipe.parallel))
         device = str(device_of(recipe.hardware.device))
@@ -92,13 +105,34 @@ def load_explorer(
 ) -> Explorer:
     """Return the policy that explores, as the simulator's workers call it."""
     limit_threads(threads)
-    return Explorer(HeadPolicy.load(folder, device), weights, config.noise, seed)
+    return Explorer(HeadPolicy.load(folder, device), Published(weights), config.noise, seed)
+
+
+def load_token_explorer(
+    tuned: RlConfig, seed: int, folder: Path, weights: Path, threads: int, device: str
+) -> TokenExplorer:
+    """Return the token policy that explores, with the same trained weights as the learner's."""
+    limit_threads(threads)
+    policy = TokenPolicy.load(folder, device)
+    drawn = {"temperature": tuned.temperature, "answers": 1}
+    policy.config = policy.config.model_copy(update=drawn)
+    tuned.choose_trained(policy.mllm)
+    return TokenExplorer(policy, Published(weights), seed)
+
+
+def _tuned(context: Context) -> RlConfig:
+    """Return `rl` under the stage's seed, from which adapters begin."""
+    return context.recipe.rl.model_copy(update={"seed": context.seed})
 
 
 def _load_copy(
-    explorer: "partial[Explorer]", inside: str, threads: int, device: str, folder: Path
-) -> Explorer:
-    """Call `load_explorer` on the policy and weights whose copies are in `folder`."""
+    explorer: "partial[Explorer] | partial[TokenExplorer]",
+    inside: str,
+    threads: int,
+    device: str,
+    folder: Path,
+) -> Explorer | TokenExplorer:
+    """Load the policy and weights whose copies are in `folder`."""
     found = explorer(folder / inside, folder / WEIGHTS, threads, device)
     found.refresh()  # the copies are on the machine's disk only now
     return found
