@@ -63,7 +63,7 @@ class TokenExplorer:
     def refresh(self) -> None:
         """Take over newer weights."""
         if (newer := self.weights.newer()) is not None:
-            take_over(self.policy.mllm.model, newer)
+            load_trained(self.policy.mllm.model, newer)
 
 
 def kept_prompt(policy: TokenPolicy, look: Mapping[str, Tensor]) -> Encoded:
@@ -78,7 +78,7 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def take_over(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_trained(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Write weights of `trained_weights` into a model with the same ones."""
     own = trained_weights(model)
     assert own.keys() == weights.keys(), "other weights are trained on the other side"

@@ -24,7 +24,7 @@ from roboalign.online.groups import Groups
 from roboalign.online.improve import MOST_DRIFT
 from roboalign.online.loss import CLIP_HIGH, CLIP_LOW, DUAL_CLIP
 from roboalign.online.sums import Means
-from roboalign.online.token_explorer import kept_prompt, take_over, trained_weights
+from roboalign.online.token_explorer import kept_prompt, load_trained, trained_weights
 from roboalign.vla.token_policy import TokenPolicy
 
 TUNED = (
@@ -65,7 +65,7 @@ class TrainedWeights:
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Write them into the model."""
-        take_over(self.model, weights)
+        load_trained(self.model, weights)
 
 
 @dataclass
