@@ -14,7 +14,6 @@ from own_process import die_in_update, status_of
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Trainer
 
 from roboalign.align.checkpoints import MANIFEST, _needed
 from roboalign.align.dataset import pictures
@@ -391,19 +390,6 @@ def test_a_checkpoint_from_before_lora_goes_on(
     del written["fingerprint"]["lora"]
     write_json(manifest, written)
     assert train_sft(build("qwen3_vl"), talks(), settings, tmp_path)["samples"] == 24
-
-
-def test_a_launch_that_splits_the_model_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def split(self: Trainer) -> None:
-        inner(self)
-        self.is_fsdp_enabled = True
-
-    inner = Trainer.create_accelerator_and_postprocess
-    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", split)
-    with pytest.raises(RoboAlignError, match=r"sft: LoRA needs the whole model .*eight_gpus.yaml"):
-        train_sft(build("qwen3_vl"), talks(), SftConfig(**SFT), tmp_path)
 
 
 def test_bad_settings_are_named() -> None:

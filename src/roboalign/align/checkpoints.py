@@ -57,12 +57,11 @@ def room_on_disk(
 
 
 def _needed(model: Any, optimizer: bool) -> int:
-    """Return the bytes of the parameters (only of adapters, if there are any) and of AdamW's two
-    moments for the trained ones."""
+    """Return the bytes of the parameters and, with `optimizer`, of AdamW's two moments for the
+    trained ones. With the optimizer, only adapters are written if there are any."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    written = (
-        trained if adapted(model) else sum(p.numel() * p.element_size() for p in model.parameters())
-    )
+    all_of_it = sum(p.numel() * p.element_size() for p in model.parameters())
+    written = trained if adapted(model) and optimizer else all_of_it
     return written + 2 * trained * optimizer
 
 

@@ -7,9 +7,10 @@ row. The model keeps its class while it trains, so sampling and `Trainer` need n
 its weights then have `base_layer` in their names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -27,6 +28,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.load import Mllm
 
 ADAPTER = "default"  # peft's name for the only adapter
+Whole = Callable[[Tensor], Tensor]
 FILE = "adapters.safetensors"  # all trained weights, in a checkpoint
 
 
@@ -86,12 +88,17 @@ def adapters_off(lora: LoraModel) -> Iterator[None]:
     """Within this context, the model is bit by bit what it was before `add_lora`, including its
     token rows, in eval mode."""
     training = lora.model.training
-    lora.disable_adapter_layers()
+    switched = [one for one in lora.model.modules() if hasattr(one, "_disable_adapters")]
+    # Not `disable_adapter_layers`: it freezes the adapters too, and a sharded model remembers for
+    # each gathered weight whether it had a gradient when it was gathered first.
+    for layer in switched:
+        layer._disable_adapters = True
     lora.model.eval()
     try:
         yield
     finally:
-        lora.enable_adapter_layers()
+        for layer in switched:
+            layer._disable_adapters = False
         lora.model.train(training)
 
 
@@ -100,23 +107,48 @@ def adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
-def save_adapters(model: nn.Module, folder: str | Path) -> None:
-    """Write all trained weights, and nothing else, to `FILE` in `folder`."""
-    trained = {
-        name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
-    }
+def trained_weights(model: nn.Module, whole: Whole = Tensor.detach) -> dict[str, Tensor]:
+    """Return the trained weights by name. Every process calls it if `whole` gathers."""
+    return {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_adapters(trained: dict[str, Tensor], folder: str | Path) -> None:
+    """Write `trained_weights` to `FILE` in `folder`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(trained, Path(folder) / FILE)
+    save_file({name: value.contiguous() for name, value in trained.items()}, Path(folder) / FILE)
 
 
-def load_adapters(model: nn.Module, folder: str | Path) -> None:
-    """Load what `save_adapters` wrote for a model with the same adapters."""
+def load_adapters(
+    model: nn.Module, folder: str | Path, like: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Load what `save_adapters` wrote for a model with the same adapters.
+
+    `like` shards a whole tensor as a weight of the model is (`fsdp2.like`).
+    """
     stored = load_file(Path(folder) / FILE)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert stored.keys() == trained.keys(), "a checkpoint of other settings is refused before"
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(stored[name])
+            parameter.copy_(like(stored[name], parameter))
+
+
+def merged_parameters(
+    model: nn.Module, whole: Whole = Tensor.detach
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of each parameter of the model with its adapters merged, once each.
+
+    The model is not changed. `whole` returns the complete value of a parameter.
+    """
+    seen = set()
+    for name, module in model.named_modules():
+        merges = isinstance(module, (TrainableTokensLayer, Linear))
+        own = {"base_layer.weight": module.base_layer.weight} if merges else {}
+        for leaf, parameter in (own | dict(module.named_parameters(recurse=False))).items():
+            if not parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                value = _merged_weight(module, whole) if merges else whole(parameter)
+                yield _plain(f"{name}.{leaf}"), value
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
@@ -135,17 +167,21 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     }
     with torch.no_grad():
         for name, layer in model.named_modules():
-            if isinstance(layer, TrainableTokensLayer):
-                state[_plain(f"{name}.base_layer.weight")] = layer.get_merged_weights(
-                    [ADAPTER]
-                ).cpu()
-            elif isinstance(layer, Linear):
-                weight = layer.get_parameter("base_layer.weight")
-                merged = (weight + layer.get_delta_weight(ADAPTER)).to(
-                    weight.dtype
-                )  # rounded once, as `merge` adds
+            if isinstance(layer, (TrainableTokensLayer, Linear)):
+                merged = _merged_weight(layer, Tensor.detach)
                 state[_plain(f"{name}.base_layer.weight")] = merged.cpu()
     return state
+
+
+def _merged_weight(layer: Any, whole: Whole) -> Tensor:
+    """Return the weight of a layer with its adapter or its trained rows, as peft merges them."""
+    weight = whole(layer.base_layer.weight)
+    if isinstance(layer, TrainableTokensLayer):
+        index = torch.tensor(layer.token_indices[ADAPTER], device=weight.device)
+        return weight.index_copy(0, index, whole(layer.trainable_tokens_delta[ADAPTER]).to(weight))
+    down, up = whole(layer.lora_A[ADAPTER].weight), whole(layer.lora_B[ADAPTER].weight)
+    # rounded once, as `merge` adds
+    return (weight + up @ down * layer.scaling[ADAPTER]).to(weight.dtype)
 
 
 def _plain(name: str) -> str:

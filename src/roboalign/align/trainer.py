@@ -25,8 +25,14 @@ from roboalign.align.checkpoints import (
     weights_fingerprint,
     write_manifest,
 )
-from roboalign.align.engines.fsdp2 import ShardedTrainer
-from roboalign.align.lora import load_adapters, save_adapters
+from roboalign.align.engines.fsdp2 import (
+    ShardedTrainer,
+    like,
+    plain_copy,
+    split_adapted,
+    whole,
+)
+from roboalign.align.lora import load_adapters, save_adapters, trained_weights
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import open_to_others
 from roboalign.core.progress import Progress, say
@@ -75,12 +81,6 @@ class AlignTrainer(ShardedTrainer):
             compute_loss_func=loss,
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
-        if lora is not None and self.splits:
-            raise RoboAlignError(
-                "LoRA needs the whole model on each device, and this launch splits it",
-                where=label,
-                fix="launch with copies of the model (launch/accelerate/eight_gpus.yaml), or set lora: null",
-            )
 
     # One run: resume, train, account.
 
@@ -107,6 +107,12 @@ class AlignTrainer(ShardedTrainer):
             with _quiet():
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self.totals()
+
+    def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
+        if self.lora is None or not self.splits:
+            return super()._prepare_for_training(*arguments, **named)
+        with split_adapted(self.accelerator, self.lora.model):
+            return super()._prepare_for_training(*arguments, **named)
 
     def count(self, **consumed: float) -> None:
         """Add to the counters what this process has just consumed."""
@@ -201,7 +207,13 @@ class AlignTrainer(ShardedTrainer):
         if self.lora is None:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            save_adapters(self.lora.model, str(output_dir))
+            save_adapters(state_dict or trained_weights(self.lora.model), str(output_dir))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.lora is None or not self.splits:
+            super().save_model(output_dir, _internal_call)
+        else:
+            self._save(output_dir, trained_weights(self.lora.model, whole))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -209,7 +221,7 @@ class AlignTrainer(ShardedTrainer):
         if self.lora is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_adapters(self.lora.model, resume_from_checkpoint)
+            load_adapters(self.lora.model, resume_from_checkpoint, like)
 
     # Logging.
 
@@ -239,13 +251,16 @@ class AlignTrainer(ShardedTrainer):
         """Write the trained model as a Hugging Face folder through a separate folder, then remove
         the checkpoints.
 
-        Merges adapters first, and leaves the model in eval mode with nothing frozen.
+        Merges adapters first, and leaves the model in eval mode with nothing frozen. A sharded model
+        keeps its adapters, and what they froze: a complete copy has them merged.
         """
         model: Any = self.model
-        if self.lora is not None:
+        if self.lora is not None and not self.splits:
             self.lora.merge_and_unload()
             self.lora = None
-        model.requires_grad_(True).eval()
+        if self.lora is None:
+            model.requires_grad_(True)
+        model.eval()
         staging = folder.parent / f".{folder.name}.partial"
         with room_on_disk(staging, folder, self.model, optimizer=False, kept=self._last_whole):
             self._write_final(processor, folder, staging)
@@ -256,15 +271,25 @@ class AlignTrainer(ShardedTrainer):
         self.accelerator.wait_for_everyone()
         with _quiet():
             # every process takes part, since the weights may be sharded
-            self.save_model(str(staging))
+            if self.lora is None:
+                self.save_model(str(staging))
+            else:
+                self._write_merged(staging)
         if self.args.should_save:
             save_processor(processor, staging)
-            (staging / "training_args.bin").unlink()  # a pickle; the settings are in the recipe
+            # a pickle; the settings are in the recipe
+            (staging / "training_args.bin").unlink(missing_ok=True)
             open_to_others(staging)
             shutil.rmtree(folder, ignore_errors=True)
             staging.replace(folder)
             shutil.rmtree(self.checkpoints)
         self.accelerator.wait_for_everyone()
+
+    def _write_merged(self, folder: Path) -> None:
+        model, device = self.model, torch.device("cpu")
+        copy = plain_copy(model, dtype=None, device=device, keep=self.args.should_save)
+        if copy is not None:
+            copy.save_pretrained(folder)
 
 
 class _Advance(TrainerCallback):

@@ -8,6 +8,7 @@ processes, sharded or not.
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from roboalign.align.lora import adapted, merged_parameters
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.presets import meta_model
 
@@ -158,6 +160,32 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
         plugin.mixed_precision_policy = policy
 
 
+@contextmanager
+def split_adapted(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Shard a model with adapters in place, layer by layer; within this context `accelerate` takes
+    it as it is.
+
+    `accelerate` would shard a table whose rows are trained apart from the root, and refuses one
+    that is shared, since it asks the wrapped table for its weights. Here both tables are the root's
+    and stay gathered from the first forward pass of an update to its last backward pass.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    settings: dict[str, Any] = {
+        "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        "offload_policy": plugin.cpu_offload,
+    }
+    layers, again = set(plugin.transformer_cls_names_to_wrap), plugin.reshard_after_forward
+    for module in reversed(list(model.modules())):  # inner modules first
+        if type(module).__name__ in layers:
+            fully_shard(module, reshard_after_forward=again, **settings)
+    fully_shard(model, **settings)
+    policy, plugin.auto_wrap_policy = plugin.auto_wrap_policy, None
+    try:
+        yield
+    finally:
+        plugin.auto_wrap_policy = policy
+
+
 def computes_in(accelerator: Accelerator) -> torch.dtype | None:
     """Return the type in which a sharded model gathers and multiplies its weights; None: the type
     in which they are stored."""
@@ -177,14 +205,25 @@ def shard(accelerator: Accelerator, model: nn.Module) -> Any:
 def whole_parameters(
     model: nn.Module, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and complete value of each parameter in `dtype` (None: its own type). Shared
-    parameters come once."""
+    """Yield name and complete value of each parameter in `dtype` (None: its own type).
+
+    Shared parameters come once. Adapters are merged into the weights that they adapt.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # free what a forward pass without a backward pass left gathered
+    if adapted(model):
+        for name, value in merged_parameters(model, whole):
+            yield name, value if dtype is None else value.to(dtype)
+        return
     for name, parameter in model.named_parameters():
-        part = parameter.detach() if dtype is None else parameter.detach().to(dtype)
-        yield name, part.full_tensor() if isinstance(part, DTensor) else part
+        yield name, whole(parameter if dtype is None else parameter.detach().to(dtype))
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Return the complete value of a parameter, sharded or not, without a gradient."""
+    part = parameter.detach()
+    return part.full_tensor() if isinstance(part, DTensor) else part
 
 
 def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
@@ -217,25 +256,28 @@ def plain_copy(
     model: Any, *, dtype: torch.dtype | None, device: torch.device, keep: bool = True
 ) -> Any:
     """Return a complete, frozen copy of a sharded Hugging Face model in eval mode, on `device`;
-    None without `keep`.
+    None without `keep`. Its adapters are merged.
 
     The copy is a separate module whose forward passes take part in no collective, so each process
     may run as many as it needs.
     """
-    whole: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for name, value in whole_parameters(model, dtype):
         if keep:
-            whole[name] = nn.Parameter(value.to(device, copy=True), requires_grad=False)
+            found[name] = nn.Parameter(value.to(device, copy=True), requires_grad=False)
     if not keep:
         return None
     copy = meta_model(model.config)
-    assert whole.keys() == {name for name, _ in copy.named_parameters()}, (
+    assert found.keys() == {name for name, _ in copy.named_parameters()}, (
         "the configuration is of another model"
     )
+    kept = {name for name, _ in copy.named_buffers()}  # not those of adapters
     buffers = {
-        name: buffer.detach().to(device, copy=True) for name, buffer in model.named_buffers()
+        name: buffer.detach().to(device, copy=True)
+        for name, buffer in model.named_buffers()
+        if name in kept
     }
-    for name, tensor in (whole | buffers).items():
+    for name, tensor in (found | buffers).items():
         owner, _, leaf = name.rpartition(".")
         setattr(copy.get_submodule(owner), leaf, tensor)
     copy.tie_weights()
@@ -249,18 +291,18 @@ def whole_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
     """Return the optimizer's state dict with complete tensors in CPU memory, in torch's format for
     an unsharded model."""
     found = optimizer.state_dict()
-    whole: dict[int, dict[str, Any]] = {}
+    complete: dict[int, dict[str, Any]] = {}
     for index, moments in found["state"].items():
         entry = {
             name: value.full_tensor() if isinstance(value, DTensor) else value
             for name, value in moments.items()
         }
         if keep:
-            whole[index] = {
+            complete[index] = {
                 name: value.cpu() if isinstance(value, Tensor) else value
                 for name, value in entry.items()
             }
-    return {"state": whole, "param_groups": found["param_groups"]} if keep else {}
+    return {"state": complete, "param_groups": found["param_groups"]} if keep else {}
 
 
 # Load from complete files into the shards: each process keeps only its own part.
@@ -273,7 +315,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as stored, torch.no_grad():
         for name in left.keys() & set(stored.keys()):
             weight = left.pop(name)
-            weight.copy_(_like(stored.get_tensor(name), weight))
+            weight.copy_(like(stored.get_tensor(name), weight))
     if left:
         raise RoboAlignError(
             f"{len(left)} of its weights are not there ({', '.join(sorted(left)[:3])})",
@@ -293,11 +335,11 @@ def load_optimizer(optimizer: Any, file: Path) -> None:
     for index, moments in stored["state"].items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameters[index].shape and value.ndim:
-                moments[name] = _like(value, parameters[index])
+                moments[name] = like(value, parameters[index])
     optimizer.load_state_dict(stored)
 
 
-def _like(whole: Tensor, parameter: Tensor) -> Tensor:
+def like(whole: Tensor, parameter: Tensor) -> Tensor:
     """Return `whole`, which each process has, on the device of `parameter` and sharded in the same
     way."""
     if not isinstance(parameter, DTensor):
