@@ -1,4 +1,4 @@
-"""LoRA in two processes (gloo), each with a whole model or split by FSDP2: SFT and GRPO have the weights of one process.
+"""LoRA in two processes (gloo), whole or split by FSDP2: SFT and GRPO have the weights of one process.
 
 Killed in two processes, GRPO goes on in one, or in two again.
 """

@@ -27,10 +27,10 @@ from roboalign.align.checkpoints import (
 )
 from roboalign.align.engines.fsdp2 import (
     ShardedTrainer,
+    gathered,
     like,
     plain_copy,
     split_adapted,
-    whole,
 )
 from roboalign.align.lora import load_adapters, save_adapters, trained_weights
 from roboalign.core.errors import RoboAlignError
@@ -213,7 +213,7 @@ class AlignTrainer(ShardedTrainer):
         if self.lora is None or not self.splits:
             super().save_model(output_dir, _internal_call)
         else:
-            self._save(output_dir, trained_weights(self.lora.model, whole))
+            self._save(output_dir, trained_weights(self.lora.model, gathered))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

@@ -213,14 +213,14 @@ def whole_parameters(
         if isinstance(module, FSDPModule):
             module.reshard()  # free what a forward pass without a backward pass left gathered
     if adapted(model):
-        for name, value in merged_parameters(model, whole):
+        for name, value in merged_parameters(model, gathered):
             yield name, value if dtype is None else value.to(dtype)
         return
     for name, parameter in model.named_parameters():
-        yield name, whole(parameter if dtype is None else parameter.detach().to(dtype))
+        yield name, gathered(parameter if dtype is None else parameter.detach().to(dtype))
 
 
-def whole(parameter: Tensor) -> Tensor:
+def gathered(parameter: Tensor) -> Tensor:
     """Return the complete value of a parameter, sharded or not, without a gradient."""
     part = parameter.detach()
     return part.full_tensor() if isinstance(part, DTensor) else part
