@@ -20,9 +20,8 @@ from vla_eval.connection import Connection
 from vla_eval.model_servers.serve import serve_async
 from vla_eval.specs import GRIPPER_CLOSE_POS, POSITION_DELTA, ROTATION_AA, check_specs
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))
-sys.path.append(str(HERE.parents[1] / "tests/serve"))
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[2] / "tests/serve"))
 
 from model_server import RoboAlignServer
 from serving import CONTRACT, Echo, expected, seen, served
