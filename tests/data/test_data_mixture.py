@@ -23,7 +23,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
 from roboalign.mixture.builder import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
-from roboalign.mixture.packed import MixConfig, draw_types
+from roboalign.mixture.packed import MixConfig
+from roboalign.mixture.packing import draw_types
 from roboalign.questions.registry import QUESTION_TYPES, asked_types, label_of
 
 LABELLED = STYLES["labelled"]

@@ -95,6 +95,7 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
         "think_share",
         "prompts",
         "grid",
+        "whole",
         "seed",
     )
     add_settings(command, QuestionConfig, *names)

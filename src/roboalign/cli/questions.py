@@ -19,7 +19,7 @@ from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.robot_data import RobotData
 from roboalign.questions.base import QuestionConfig, look
 from roboalign.questions.computed import StateQuestions
-from roboalign.questions.facts.motion import NO_AXES, NO_POSITION, NO_SPACE, Motion
+from roboalign.questions.facts.motion import NO_AXES, NO_POSITION, NO_SPACE, NOT_WHOLE, Motion
 from roboalign.questions.registry import QUESTION_TYPES
 from roboalign.questions.teacher.cache import AnswerCache
 from roboalign.questions.teacher.client import ChatClient, Endpoint
@@ -34,6 +34,7 @@ MENDED = {
     NO_SPACE.reason: "--space NAME",
     NO_AXES.reason: "--axes X,Y,Z",
     NO_POSITION.reason: "--position COLUMN",
+    NOT_WHOLE.reason: "--whole",
 }
 """Reason for which a question was not asked -> the option that fixes it."""
 
@@ -166,6 +167,7 @@ def question_config(options: Mapping[str, Any]) -> QuestionConfig:
         "think_share",
         "prompts",
         "grid",
+        "whole",
         "seed",
     )
     return _checked(QuestionConfig, axes=axes, **{name: options[name] for name in names})

@@ -100,7 +100,7 @@ def build_mixture(
             "seed": config.seed,
             "counts": counts,
             "rl_share": counts["rl"]["turns"] / max(tally.turns, 1),
-            "undrawn": dict(sorted(source.undrawn.items())),
+            "undrawn": dict(sorted(source.packer.undrawn.items())),
             "heldout_frames_dropped_as_duplicates": duplicates,
             "splits": {
                 "train": [e.episode_id for e in train],

@@ -1,9 +1,9 @@
 """Pack conversations: turn frames into turns about one image, in random order."""
 
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -11,16 +11,17 @@ from pydantic import Field, model_validator
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
 from roboalign.conversations.conversation import Conversation, Turn, image_hash
-from roboalign.conversations.prompts import ACTIONS, MODES, NEXT_STEP, Mode, action_answer
+from roboalign.conversations.prompts import MODES, Mode
 from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.config import Config, Seed, Weight
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
 from roboalign.episodes.episode import Episode
-from roboalign.questions.ask import Question, ask
+from roboalign.mixture.packing import FrameFacts, Packer, action_turn, question_turn
+from roboalign.questions.ask import ask
 from roboalign.questions.facts.scene import EpisodeScenes
-from roboalign.questions.registry import asked_types, label_of, types_from
-from roboalign.questions.types import Facts, World
+from roboalign.questions.registry import asked_types, types_from
+from roboalign.questions.types import World
 
 
 class MixConfig(Config):
@@ -83,16 +84,21 @@ class PackedSource:
     asks: bool = True
     """Whether questions are asked, from the simulator's state that the episodes then need."""
     scenes: dict[str, EpisodeScenes] = field(default_factory=dict)
-    undrawn: Counter[str] = field(default_factory=Counter)
-    """type -> how often it was drawn for a frame to which it does not apply."""
 
     def __post_init__(self) -> None:
+        self.packer = Packer(self.config.weights, self.config.think_share, self.style)
         if not self.asks:
             return
         settings = (self.config.camera, self.config.grid, self.fast.horizon)
         self.scenes = {
             episode.episode_id: EpisodeScenes(episode, *settings) for episode in self.episodes
         }
+
+    def facts(self, episode: Episode, t: int) -> FrameFacts | None:
+        """Return what is asked about a frame; None if no questions are asked."""
+        if not self.asks:
+            return None
+        return FrameFacts("scene", (self.scenes[episode.episode_id].at(t), self.world))
 
     def targets(self, frames: Sequence[tuple[Episode, int]]) -> tuple[np.ndarray, list[list[int]]]:
         """Return normalized clean chunks [N, H, A] of these frames and their FAST ids."""
@@ -115,13 +121,11 @@ def training_conversations(
         for i in numbers:
             episode, t = frames[i]
             rng = random.Random(f"{config.seed}-train-{i}")
-            count = rng.randint(config.min_turns, config.max_turns) - (i in ids)
-            turns = question_turns(source, episode, t, count, rng)
+            action = None
             if i in ids:
-                place = rng.randint(0, len(turns))
-                turns.insert(
-                    place, action_turn(episode.instruction, ids[i], "direct", source.style, rng)
-                )
+                action = partial(_direct, source, episode.instruction, ids[i])
+            span = (config.min_turns, config.max_turns)
+            turns = source.packer.pack(source.facts(episode, t), action, span, rng)
             yield Conversation(
                 f"train-{i:07d}",
                 episode.episode_id,
@@ -132,72 +136,8 @@ def training_conversations(
             )
 
 
-def question_turns(
-    source: PackedSource, episode: Episode, t: int, count: int, rng: random.Random
-) -> list[Turn]:
-    """Return `count` questions of different types about one frame, each with its own mode."""
-    config = source.config
-    if not source.asks:
-        return []
-    scene = source.scenes[episode.episode_id].at(t)
-    waiting = draw_types(config.weights, rng)
-    turns: list[Turn] = []
-    while len(turns) < count and waiting:
-        name = waiting.pop()
-        mode: Mode = "think" if rng.random() < config.think_share else "direct"
-        question = ask(name, mode, (scene, source.world), rng)
-        if isinstance(question, Refused):
-            source.undrawn[name] += 1
-        else:
-            lead = rng.random() < 0.5
-            turns.append(question_turn(question, mode, source.style, lead=lead))
-    return turns
-
-
-def draw_types(
-    weights: Mapping[str, float], rng: random.Random, facts: Facts = "scene"
-) -> list[str]:
-    """Return all question types from these facts of positive weight in a weighted random order.
-
-    The first drawn is last in the list. Samples without replacement, using the exponential keys of
-    Efraimidis and Spirakis (2006).
-    """
-    kinds = types_from(facts)
-    sizes = Counter(kind.group for kind in kinds.values())
-    keyed = [
-        (rng.random() ** (sizes[kind.group] / weights[kind.group]), name)
-        for name, kind in kinds.items()
-        if weights.get(kind.group, 0) > 0
-    ]
-    return [name for _, name in sorted(keyed)]
-
-
-def question_turn(
-    question: Question, mode: Mode, style: PromptStyle, *, lead: bool = False
-) -> Turn:
-    """Return a question as a turn with its prompt and reply."""
-    label = label_of(question.type)
-    reply = style.reply(question.answer, mode, label, question.reasoning)
-    text = style.question(question.text, mode, label, lead=lead)
-    return Turn(question.kind, question.type, mode, text, reply, question.answer)
-
-
-def action_turn(
-    instruction: str,
-    ids: Sequence[int],
-    mode: Mode,
-    style: PromptStyle,
-    rng: random.Random | None = None,
-) -> Turn:
-    """Return the action question; with `rng`, in a random wording.
-
-    Its answer has no reasoning in either mode.
-    """
-    expected = action_answer(ids)
-    wording, lead = (rng.randrange(len(NEXT_STEP)), rng.random() < 0.5) if rng else (0, False)
-    question = style.action_question(instruction, mode, wording, lead=lead)
-    reply = style.reply(expected, mode, ACTIONS)
-    return Turn("action", "action", mode, question, reply, expected)
+def _direct(source: PackedSource, instruction: str, ids: list[int], rng: random.Random) -> Turn:
+    return action_turn(instruction, ids, "direct", source.style, rng)
 
 
 def rl_conversations(
@@ -286,7 +226,7 @@ def heldout_conversations(
                     random.Random(f"{config.seed}-{name}-{attempt}"),
                 )
                 if isinstance(question, Refused):
-                    source.undrawn[name] += 1
+                    source.packer.undrawn[name] += 1
                     break
                 yield Conversation(
                     f"heldout-{name}-{found:05d}-{mode}",

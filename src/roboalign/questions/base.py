@@ -49,6 +49,9 @@ class QuestionConfig(Config):
     """First of three state columns with the gripper's position in that frame (and in the world
     frame of the cameras' projections), in meters. Without it the state is not read, and movement is
     what the actions command."""
+    whole: bool = False
+    """Whether each recording shows its task from start to end; clips do not. Only then is it asked
+    which quarter of the task a frame is."""
     seed: Seed = 0
     """Fixes every random draw."""
 
@@ -138,9 +141,12 @@ def look(episode: Episode, camera: str | None, t: int) -> np.ndarray | Refused |
         frame = episode.frame(name, t)
     except RoboAlignError as error:
         return Fault(error.where, error.problem, error.fix)
-    if int(np.ptp(frame, axis=(0, 1)).max()) <= FLAT:
-        return Refused("the image has only one color")
-    return frame
+    return frame if shows_something(frame) else Refused("the image has only one color")
+
+
+def shows_something(frame: np.ndarray) -> bool:
+    """Return whether an image, uint8 [H, W, 3], has more than one color."""
+    return int(np.ptp(frame, axis=(0, 1)).max()) > FLAT
 
 
 def make_turn(

@@ -237,8 +237,11 @@ def fingers_next(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
 
 
 def quarter(motion: Motion, t: int, rng: random.Random) -> Draft | Refused:
-    """In which quarter of the demonstration is this frame?"""
-    name = QUARTERS[4 * t // len(motion.episode)]
+    """In which quarter of the task is this frame?"""
+    place = motion.quarter(t)
+    if isinstance(place, Refused):
+        return place
+    name = QUARTERS[place]
     text = rng.choice(
         (
             "Which quarter of the task is this: first, second, third or last?",

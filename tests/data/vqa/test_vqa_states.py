@@ -21,7 +21,7 @@ from roboalign.questions.registry import QUESTION_TYPES, types_from
 LABELLED = STYLES["labelled"]
 REQUESTS = dict(zip(("direct", "think"), LABELLED.requests))
 
-CONFIG = QuestionConfig(axes=ROS, horizon=5, questions=3)
+CONFIG = QuestionConfig(axes=ROS, horizon=5, questions=3, whole=True)
 
 
 def drawn(name: str, motion: Motion, t: int, seed: int = 0):

@@ -73,7 +73,18 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
         }
         check_sums(source.name, row)
         result[source.name] = row | {"reasons": reasons(index, number)}
+        if source.pack is not None:
+            result[source.name]["not_asked"] = not_asked(index, number)
     return result
+
+
+def not_asked(index: sqlite3.Connection, source: int) -> dict[str, int]:
+    """Return `type: reason` -> how often a question was drawn for a kept sample and did not apply."""
+    query = (
+        "SELECT question, sum(times) FROM unasked u JOIN kept k ON k.item = u.item WHERE source = ? "
+        "AND copy = 1 GROUP BY question ORDER BY question"
+    )
+    return dict(index.execute(query, (source,)).fetchall())
 
 
 def check_sums(name: str, row: dict[str, int]) -> None:

@@ -36,7 +36,7 @@ from roboalign.mixture.mixing.examine import (
 )
 from roboalign.mixture.mixing.parts import Part, Wanted
 from roboalign.mixture.mixing.robots import chunks_at
-from roboalign.mixture.mixing.sources import parts_of, require_stored_style
+from roboalign.mixture.mixing.sources import parts_of, require_stored_style, taught_files
 from roboalign.mixture.mixing.tasks import processes, run_tasks
 from roboalign.mixture.mixing.tokens import check_same_actions, make_tokens
 
@@ -101,6 +101,7 @@ def build(
         index = store.open_index(work / "index.sqlite")
         try:
             fingerprints = _scan(building, index)
+            fingerprints |= {name: hash_file(path) for name, path in taught_files(config)}
             check_same("source file", fingerprints, expected and expected["files"])
             choose.check_enough(index, config)
             evaluation = evaluate(building)
@@ -113,7 +114,7 @@ def build(
             if not store.is_done(index, "placed"):
                 examine(building, index)
                 choose.place_drawn(index, config, work)
-            check_some(index)
+            choose.check_some(index)
             shards = _write_all(building, index)
             manifest = describe_mixture(
                 config, work, index, fingerprints, evaluation, tokens, shards
@@ -130,23 +131,6 @@ def build(
     return manifest
 
 
-def check_some(index: sqlite3.Connection) -> None:
-    """Raise RoboAlignError if no sample is left to train on."""
-    if store.number(index, "SELECT count(*) FROM kept"):
-        return
-    lost = ", ".join(
-        f"{times} x {what}: {reason}"
-        for what, reason, times in index.execute(
-            "SELECT what, reason, count(*) FROM dropped GROUP BY what, reason ORDER BY 3 DESC, 1, 2 LIMIT 3"
-        )
-    )
-    raise RoboAlignError(
-        f"no sample is left to train on ({lost or 'all are held out'})",
-        where="mixture",
-        fix="correct the sources, or `evaluation` where it names what is to be trained on",
-    )
-
-
 def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
     """Return `parts_of` of every source.
 
@@ -156,8 +140,7 @@ def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
     for number, source in enumerate(config.sources):
         try:
             found.append(parts_of(number, source))
-            if source.conversations is not None:
-                require_stored_style(source, config.prompts)
+            require_stored_style(source, config.prompts)
         except RoboAlignError as error:
             errors.append((source.name, error))
     if errors:
@@ -177,6 +160,7 @@ def begin(building: Building) -> None:
     given = [
         *(part.file for part in building.parts),
         *(resolve(one.path, "data set", where="evaluation") for one in config.evaluation),
+        *(path for _, path in taught_files(config)),
     ]
     if config.tokenizer and config.tokenizer.path:
         given.append(resolve(config.tokenizer.path, "tokenizer", where="tokenizer.path"))
@@ -338,6 +322,8 @@ def take_over(
                     "INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?)",
                     ((*row, path.name) for row in rows.execute("SELECT * FROM drawn")),
                 )
+                unasked = rows.execute("SELECT * FROM unasked")
+                index.executemany("INSERT INTO unasked VALUES (?, ?, ?)", unasked)
                 dropped = rows.execute("SELECT * FROM dropped")
                 index.executemany(
                     "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?, ?)",

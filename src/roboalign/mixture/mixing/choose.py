@@ -48,6 +48,23 @@ def check_enough(index: sqlite3.Connection, config: MixtureConfig) -> None:
             )
 
 
+def check_some(index: sqlite3.Connection) -> None:
+    """Raise RoboAlignError if no sample is left to train on."""
+    if store.number(index, "SELECT count(*) FROM kept"):
+        return
+    lost = ", ".join(
+        f"{times} x {what}: {reason}"
+        for what, reason, times in index.execute(
+            "SELECT what, reason, count(*) FROM dropped GROUP BY what, reason ORDER BY 3 DESC, 1, 2 LIMIT 3"
+        )
+    )
+    raise RoboAlignError(
+        f"no sample is left to train on ({lost or 'all are held out'})",
+        where="mixture",
+        fix="correct the sources, or `evaluation` where it names what is to be trained on",
+    )
+
+
 def draw(index: sqlite3.Connection, config: MixtureConfig, turn: int) -> None:
     """Choose what this round examines: the next samples of each source by key.
 

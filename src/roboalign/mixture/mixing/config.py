@@ -18,10 +18,11 @@ from roboalign.core.hub import pinned
 from roboalign.core.yaml import read_yaml
 from roboalign.episodes.frame_file import FrameFile
 from roboalign.mixture.mixing.holdout import HeldoutConfig, HoldoutConfig, NearConfig
+from roboalign.mixture.mixing.packs import PackConfig
 
 PLACES = ("robot", "preset", "qa", "conversations")
 FIELDS_OF = {
-    "robot": {"robot", "named", "format", "read", "space", "camera", "frames"},
+    "robot": {"robot", "named", "format", "read", "space", "camera", "frames", "pack"},
     "preset": {"preset", "path"},
     "qa": {"qa", "layout", "images", "links", "answers"},
     "conversations": {"conversations"},
@@ -88,6 +89,9 @@ class SourceConfig(Config):
     """For robot data: the camera, required if there are several; a list shows one image of each."""
     frames: FrameFile = FrameFile()
     """For robot data: the image files of a video's frames, for example {format: jpeg, quality: 95}."""
+    pack: PackConfig | None = None
+    """For robot data: questions packed with each action, for example {max_turns: 6}; {} for the
+    defaults. Without it a sample is the action alone."""
 
     @property
     def place(self) -> str:
@@ -113,6 +117,9 @@ class SourceConfig(Config):
             raise ValueError(f"source {self.name}: `preset` and `path` go together")
         if (self.count is None) == (self.weight is None):
             raise ValueError(f"source {self.name} needs either a count or a weight")
+        several = self.camera is not None and not isinstance(self.camera, str)
+        if self.pack and self.pack.teacher and several:
+            raise ValueError(f"source {self.name}: pack.teacher needs one camera")
         if self.kind is not None and self.kind not in KIND_OF.get(given[0], ()):
             raise ValueError(f"source {self.name}: kind {self.kind} does not go with `{given[0]}`")
         return self
@@ -284,7 +291,8 @@ def is_manifest(value: Any) -> bool:
 def _moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
     """Return the settings with some paths replaced.
 
-    A source is given by its name, its images by `NAME.images`; the others are `tokenizer`, `model`
+    A source is given by its name, its images by `NAME.images`, its teacher's folder by
+    `NAME.teacher`; the others are `tokenizer`, `model`
     and `evaluation.0`, `evaluation.1`, ..
     """
     values = config.model_dump(mode="json")
@@ -299,6 +307,8 @@ def _moved(config: MixtureConfig, at: Mapping[str, str]) -> MixtureConfig:
         slots[source.name] = (entry, "path" if source.preset else source.place)
         if source.qa:
             slots[f"{source.name}.images"] = (entry, "images")
+        if source.pack and source.pack.teacher:
+            slots[f"{source.name}.teacher"] = (entry["pack"], "teacher")
     for name, path in at.items():
         if name not in slots:
             raise RoboAlignError(

@@ -6,7 +6,7 @@ The first finds the samples; the second examines those that were drawn.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -56,6 +56,7 @@ class Looked:
     shown: list[Shown]
     group: str
     leak: tuple[str, str] | None
+    unasked: Mapping[str, int]
 
 
 def scan_part(work: Path, config: MixtureConfig, part: Part) -> str:
@@ -161,6 +162,7 @@ def look_at(draft: Candidate | Dropped, evaluated: Evaluated | None) -> Looked |
         shown,
         draft.group or _group(shown, texts),
         _leak(conversation.episode_id, draft.actions, shown, evaluated),
+        draft.unasked,
     )
 
 
@@ -197,7 +199,7 @@ def put_away(
     looked: list[Looked | Dropped],
 ) -> None:
     """Store samples, and the outcome of each."""
-    rows, shown, drawn = [], [], []
+    rows, shown, drawn, unasked = [], [], [], []
     for (place, item, key), one in zip(wanted, looked, strict=True):
         if isinstance(one, Dropped):
             out.execute(
@@ -219,10 +221,12 @@ def put_away(
                     first, look = first_bytes(image.sha), signed(image.look)
                     shown.append((item, number, first, look, image.thumb.tobytes(), data))
             row = (item, part.source, key, conversation.id, what, content_of(one))
+            unasked += [(item, *pair) for pair in one.unasked.items()]
         drawn.append(row)
     out.executemany("INSERT INTO rows VALUES (?, ?)", rows)
     out.executemany("INSERT INTO shown VALUES (?, ?, ?, ?, ?, ?)", shown)
     out.executemany("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?)", drawn)
+    out.executemany("INSERT INTO unasked VALUES (?, ?, ?)", unasked)
 
 
 def content_of(looked: Looked) -> int:

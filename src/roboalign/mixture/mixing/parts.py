@@ -1,7 +1,7 @@
 """Define the parts of a source, and what is read from them."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -56,6 +56,8 @@ class Candidate:
     """The group by which it is held out; "" means its images, or its text if it has none."""
     actions: str = ""
     """For robot data: the digest of its episode's actions, which identifies the episode."""
+    unasked: Mapping[str, int] = field(default_factory=dict)
+    """For packed robot data: `type: reason` -> how often a question was drawn that does not apply."""
 
 
 class Wanted(NamedTuple):

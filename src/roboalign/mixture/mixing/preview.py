@@ -121,8 +121,7 @@ def preview(config: MixtureConfig, most: int, length: TokenCount | None = None) 
                 fix = f"download it and give --at {source.name}=PATH"
                 raise RoboAlignError(f"{source.robot} is not on this machine", fix=fix)
             parts, faults = sources.parts_of(number, source)
-            if source.conversations is not None:
-                sources.require_stored_style(source, config.prompts)
+            sources.require_stored_style(source, config.prompts)
             one.missing += [f"{fault.where}: {fault.problem}; {fault.fix}" for fault in faults]
             one.found = True
             _add_parts(one, config, parts, most, length)

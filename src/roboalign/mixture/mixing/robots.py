@@ -1,28 +1,34 @@
 """Robot data as a source: every frame of an episode is an action sample."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from roboalign.actions.axes import KNOWN_AXES
 from roboalign.actions.known_spaces import known_space
-from roboalign.conversations.conversation import Conversation
+from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.conversations.styles.base import PromptStyle
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.outcomes import Fault
+from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import Episode, content_id, recording_id
 from roboalign.episodes.frame_file import stored_frame
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.robot_data import RobotData
 from roboalign.mixture.mixing.config import SourceConfig
 from roboalign.mixture.mixing.keys import key_of
+from roboalign.mixture.mixing.packs import frame_facts, has_scenes
 from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Wanted, changed
 from roboalign.mixture.mixing.tokens import RawChunks, Tokens
-from roboalign.mixture.packed import action_turn
+from roboalign.mixture.packing import FrameFacts, Packer, action_turn
 from roboalign.mllm.placement import IMAGE_MARK
+from roboalign.questions.ask import survey_world
+from roboalign.questions.types import World
 
 
 def opened_robot(source: SourceConfig) -> RobotData:
@@ -107,9 +113,12 @@ def fetch_robot(
     for episode, those in wanted_episodes(source, wanted):
         frames = [frame_of(one) for one in those]
         cameras = _cameras_of(source, episode)
-        for one, t, draft in zip(
-            those, frames, drafts_of(tokens, episode, frames, source.name, seed, style)
-        ):
+        drafts = drafts_of(tokens, episode, frames, source, seed, style)
+        for one, t, draft in zip(those, frames, drafts):
+            if isinstance(draft, Refused):
+                name = name_of(source, episode, t)
+                yield one, Dropped(one.place, name, "refused", draft.reason)
+                continue
             try:
                 images = tuple(stored_frame(episode, c, t, source.frames) for c in cameras)
             except RoboAlignError as error:
@@ -117,11 +126,7 @@ def fetch_robot(
             else:
                 yield (
                     one,
-                    Candidate(
-                        replace(draft.conversation, images=images),
-                        group=draft.group,
-                        actions=draft.actions,
-                    ),
+                    replace(draft, conversation=replace(draft.conversation, images=images)),
                 )
 
 
@@ -145,26 +150,42 @@ def wanted_episodes(
         yield episode, list(those)
 
 
+def name_of(source: SourceConfig, episode: Episode, t: int) -> str:
+    """Return the id of an action sample."""
+    return f"{source.name}/{episode.episode_id}#{t}"
+
+
 def drafts_of(
     tokens: Tokens,
     episode: Episode,
     frames: list[int],
-    source: str,
+    source: SourceConfig,
     seed: int,
     style: PromptStyle,
-) -> list[Candidate]:
-    """Return the action samples of these frames, without their images.
+) -> Iterator[Candidate | Refused]:
+    """Yield the action samples of these frames, without their images.
 
     They are asked in direct mode, in a wording determined by the sample's name, with the target and
-    chunk that RL and the held-out set need.
+    chunk that RL and the held-out set need. A packed source adds questions about the same frame, in
+    random order. Refused if it is packed and its images show nothing.
     """
     chunks, ids = tokens.of(episode, frames)
-    drafts, digest = [], content_id("", episode.actions)
+    digest, ask = content_id("", episode.actions), _asking(source, episode, tokens.fast.horizon)
     for t, chunk, target in zip(frames, chunks, ids):
-        name = f"{source}/{episode.episode_id}#{t}"
-        rng = random.Random(key_of(seed, "wording", name))
-        turn = action_turn(episode.instruction, target, "direct", style, rng)
-        drafts.append(
+        name, facts = name_of(source, episode, t), ask(t)
+        if isinstance(facts, Refused):
+            yield facts
+            continue
+        act = partial(_direct, episode.instruction, target, style)
+        turns, unasked = [], Counter[str]()
+        if source.pack and facts:
+            packer = Packer(source.pack.weights, source.pack.think_share, style)
+            span = (source.pack.min_turns, source.pack.max_turns)
+            turns = packer.pack(facts, act, span, random.Random(key_of(seed, "pack", name)))
+            unasked = packer.reasons
+        else:
+            turns = [act(random.Random(key_of(seed, "wording", name)))]
+        yield (
             Candidate(
                 Conversation(
                     name,
@@ -172,16 +193,42 @@ def drafts_of(
                     t,
                     episode.task,
                     (),
-                    (turn,),
+                    tuple(turns),
                     tuple(target),
                     tuple(map(tuple, chunk.tolist())),
                     style.action_question(episode.instruction, "direct"),
                 ),
                 group=recording_id(episode.episode_id),
                 actions=digest,
+                unasked=unasked,
             )
         )
-    return drafts
+
+
+def _direct(instruction: str, ids: list[int], style: PromptStyle, rng: random.Random) -> Turn:
+    return action_turn(instruction, ids, "direct", style, rng)
+
+
+def _asking(
+    source: SourceConfig, episode: Episode, horizon: int
+) -> Callable[[int], FrameFacts | Refused | None]:
+    """Return a function from a frame to what a packed source asks about it; else to None."""
+    if source.pack is None:
+        return lambda t: None
+    pack, cameras = source.pack, _cameras_of(source, episode)
+    if pack.axes is None and source.space:
+        pack = pack.model_copy(update={"axes": KNOWN_AXES.get(source.space)})
+    world = World({}, {})
+    if has_scenes(episode, cameras):
+        world = _world_of(source.model_dump_json())
+    return frame_facts(episode, cameras, pack, horizon, world)
+
+
+@lru_cache(maxsize=4)
+def _world_of(source: str) -> World:
+    """Return what the questions of a whole source may name; reads its episodes once more."""
+    read = read_robot(SourceConfig.model_validate_json(source))
+    return survey_world(episode for _, episode in read if isinstance(episode, Episode))
 
 
 def chunks_at(

@@ -102,6 +102,16 @@ def preset_parts(number: int, source: SourceConfig) -> tuple[list[Part], list[Fa
     return parts, [Fault(pattern, fault.problem, fault.fix) for pattern, fault in missing]
 
 
+def taught_files(config: MixtureConfig) -> list[tuple[str, Path]]:
+    """Return (name, path) of the shards with a teacher's questions that are packed."""
+    return [
+        (f"{source.name}/teacher/{path.name}", path)
+        for source in config.sources
+        if source.pack and source.pack.teacher
+        for path in shards(source.pack.teacher, "train")
+    ]
+
+
 def fingerprint(part: Part) -> str:
     """Return the sha256 of the file, or of a robot data set.
 
@@ -259,14 +269,16 @@ def conversation_rows(
 
 
 def require_stored_style(source: SourceConfig, prompts: str) -> None:
-    """Raise RoboAlignError where a source of conversations is of another prompt style.
+    """Raise RoboAlignError where stored conversations of a source are of another prompt style.
 
-    Its manifest says so; shards without one, or with an older one, are of the default style.
+    Their manifest says so; shards without one, or with an older one, are of the default style.
     """
-    assert source.conversations is not None
-    path = Path(source.conversations) / "manifest.json"
+    stored = source.conversations or (source.pack and source.pack.teacher)
+    if not stored:
+        return
+    path = Path(stored) / "manifest.json"
     found = read_json(path) if path.is_file() else {}
-    where = f"source {source.name}, {source.conversations}"
+    where = f"source {source.name}, {stored}"
     require_style(found.get("prompts"), prompts, what="source", where=where)
 
 

@@ -23,6 +23,7 @@ CREATE TABLE shown (item INTEGER, number INTEGER, sha INTEGER, look INTEGER, PRI
 CREATE TABLE kept (source INTEGER, item INTEGER, copy INTEGER, key INTEGER, content INTEGER, PRIMARY KEY (item, copy));
 CREATE TABLE placed (split TEXT, position INTEGER, item INTEGER, copy INTEGER, PRIMARY KEY (split, position))
     WITHOUT ROWID;
+CREATE TABLE unasked (item INTEGER, question TEXT, times INTEGER);
 CREATE INDEX drawn_content ON drawn (content);
 CREATE INDEX kept_content ON kept (content);
 """
@@ -42,6 +43,7 @@ CREATE TABLE shown (item INTEGER, number INTEGER, sha INTEGER, look INTEGER, thu
                     PRIMARY KEY (item, number));
 CREATE TABLE drawn (item INTEGER PRIMARY KEY, source INTEGER, key INTEGER, id TEXT, what TEXT, content INTEGER);
 CREATE TABLE dropped (place INTEGER, id TEXT, what TEXT, reason TEXT, other TEXT);
+CREATE TABLE unasked (item INTEGER, question TEXT, times INTEGER);
 """
 _CACHE = 16_000
 """Page cache in memory, in KB."""

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from roboalign.conversations.conversation import PARQUET, ROW, Conversation, row_of
+from roboalign.conversations.conversation import PARQUET, ROW, Conversation, row_of, turn_alone
 from roboalign.conversations.prompts import ACTIONS
 from roboalign.conversations.row_groups import GROUP_ROWS, row_groups_of
 from roboalign.conversations.styles.base import StyleName
@@ -68,26 +68,42 @@ def group(
                     "SELECT data FROM shown WHERE item = ? ORDER BY number", (item,)
                 )
                 stored[item] = from_text(text, tuple(data for (data,) in images))
-    return [as_asked(stored[item], split, copy, prompts) for item, copy, _ in entries]
+    return [
+        one for item, copy, _ in entries for one in as_asked(stored[item], split, copy, prompts)
+    ]
 
 
-def as_asked(conversation: Conversation, split: str, copy: int, prompts: StyleName) -> Conversation:
+def as_asked(
+    conversation: Conversation, split: str, copy: int, prompts: StyleName
+) -> list[Conversation]:
     """Return the sample in the form of its split.
 
-    Only rl and heldout have targets; rl asks the action in think mode.
+    Only rl and heldout have targets; rl asks the action alone, in think mode. A held-out sample
+    that is packed becomes a conversation for each of its turns, which are asked one by one.
     """
     if copy > 1:
         conversation = replace(conversation, id=f"{conversation.id}~{copy}")
     if split == "train":
-        return replace(conversation, target=None, chunk=None, direct_question=None)
+        return [replace(conversation, target=None, chunk=None, direct_question=None)]
     if split == "rl":
         assert conversation.direct_question is not None
-        style, turn = style_of(prompts), conversation.turns[0]
+        style, turn = style_of(prompts), next(t for t in conversation.turns if t.kind == "action")
         question = style.asked(conversation.direct_question, "think", ACTIONS)
         reply = style.reply(turn.expected, "think", ACTIONS)
         turn = replace(turn, mode="think", question=question, answer=reply)
-        return replace(conversation, turns=(turn,))
-    return conversation
+        return [replace(conversation, turns=(turn,))]
+    if len(conversation.turns) > 1 and conversation.target is not None:
+        return [_alone(conversation, number) for number in range(len(conversation.turns))]
+    return [conversation]
+
+
+def _alone(conversation: Conversation, number: int) -> Conversation:
+    """Return one turn of a packed sample; only that of its action has a target."""
+    one = turn_alone(conversation, number)
+    if one.turns[0].kind == "action":
+        return one
+    name = f"{one.id}~q{number}"
+    return replace(one, id=name, target=None, chunk=None, direct_question=None)
 
 
 def _count(tally: dict[str, Any], conversations: list[Conversation]) -> None:

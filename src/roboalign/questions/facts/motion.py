@@ -39,6 +39,7 @@ TRACE = 3  # points in a trace
 NO_SPACE = Refused("what the actions mean is not known (no action space)")
 NO_AXES = Refused("which way the axes of the base frame point is not known (no axes)")
 NO_POSITION = Refused("the position of the gripper is not known")
+NOT_WHOLE = Refused("whether the recording is the whole task is not known")
 FEW_LEFT = Refused("fewer steps are left than the question looks ahead")
 FIRST = Refused("nothing was commanded before the first frame")
 
@@ -149,6 +150,10 @@ class Motion:
         now = self.subtasks[t]
         following = next((name for name in self.subtasks[t + 1 :] if name != now), None)
         return following or Refused("no other subtask follows")
+
+    def quarter(self, t: int) -> int | Refused:
+        """Return 0..3, the quarter of the task that contains the frame."""
+        return 4 * t // len(self.episode) if self.config.whole else NOT_WHOLE
 
     def cell(self, t: int) -> GridCell | Refused:
         """Return the image cell that shows the gripper."""

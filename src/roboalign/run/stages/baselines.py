@@ -20,7 +20,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.outcomes import Refused
 from roboalign.mixture.builder import build_mixture
-from roboalign.mixture.packed import MixConfig, question_turn
+from roboalign.mixture.packed import MixConfig
+from roboalign.mixture.packing import question_turn
 from roboalign.questions.ask import Question, ask, survey_world
 from roboalign.questions.facts.scene import EpisodeScenes
 from roboalign.run.arms import ARMS

@@ -25,7 +25,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import append_jsonl, atomic_path, read_jsonl
 from roboalign.core.progress import Progress
 from roboalign.episodes.episode import encode_png
-from roboalign.mixture.packed import action_turn
+from roboalign.mixture.packing import action_turn
 from roboalign.run.benchmark import action_space_of, alignment_benchmark, evaluation_episodes
 from roboalign.run.folder import (
     ActionTokens,
