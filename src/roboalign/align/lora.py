@@ -107,13 +107,13 @@ def adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
-def trained_weights(model: nn.Module, whole: Whole = Tensor.detach) -> dict[str, Tensor]:
+def adapter_weights(model: nn.Module, whole: Whole = Tensor.detach) -> dict[str, Tensor]:
     """Return the trained weights by name. Every process calls it if `whole` gathers."""
     return {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save_adapters(trained: dict[str, Tensor], folder: str | Path) -> None:
-    """Write `trained_weights` to `FILE` in `folder`."""
+    """Write `adapter_weights` to `FILE` in `folder`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in trained.items()}, Path(folder) / FILE)
 

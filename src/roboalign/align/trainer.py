@@ -32,7 +32,7 @@ from roboalign.align.engines.fsdp2 import (
     plain_copy,
     split_adapted,
 )
-from roboalign.align.lora import load_adapters, save_adapters, trained_weights
+from roboalign.align.lora import adapter_weights, load_adapters, save_adapters
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import open_to_others
 from roboalign.core.progress import Progress, say
@@ -207,13 +207,13 @@ class AlignTrainer(ShardedTrainer):
         if self.lora is None:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            save_adapters(state_dict or trained_weights(self.lora.model), str(output_dir))
+            save_adapters(state_dict or adapter_weights(self.lora.model), str(output_dir))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.lora is None or not self.splits:
             super().save_model(output_dir, _internal_call)
         else:
-            self._save(output_dir, trained_weights(self.lora.model, gathered))
+            self._save(output_dir, adapter_weights(self.lora.model, gathered))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
