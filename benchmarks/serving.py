@@ -1,6 +1,6 @@
 """Serving: overhead over `act`, eight clients against one, malformed messages, a bounded soak, jumps at seams.
 
-    python benchmarks/serving.py [--part overhead|clients|malformed|soak|seams] [--scale 1.0]
+    python benchmarks/serving.py [--part overhead|clients|malformed|soak|seams] [--scale 1.0] [--rate 0]
 
 The server is a process of its own on this machine, with a policy that sleeps as long as a model would compute: what is
 measured is the serving. `--scale` multiplies the counts. Prints one line of JSON a part.
@@ -25,6 +25,7 @@ from websockets.sync.client import connect
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script
 
 from benchmarks.malformed import KINDS
+from roboalign.core.errors import RoboAlignError
 from roboalign.serve.client import RemotePolicy
 from roboalign.serve.contract import Contract
 from roboalign.serve.server import PolicyServer, serve_until_stopped
@@ -185,9 +186,10 @@ def malformed(scale: float) -> dict[str, Any]:
     }
 
 
-def soak(scale: float) -> dict[str, Any]:
-    """Requests of 4 clients for 3 minutes; one of them opens its connection again every 50."""
-    answers, spent = [0] * 4, []
+def soak(scale: float, rate: float = 0.0) -> dict[str, Any]:
+    """Requests of 4 clients for 3 minutes; one of them opens its connection again every 50. With a rate each client asks
+    so many times a second, as a robot does, else as fast as it is answered."""
+    answers, spent, failed = [0] * 4, [], []
     with server() as (port, pid):
         until = time.monotonic() + 180 * scale
 
@@ -195,11 +197,17 @@ def soak(scale: float) -> dict[str, Any]:
             one, policy = seen(place), RemotePolicy(port=port, timeout=60)
             while time.monotonic() < until:
                 began = time.perf_counter()
-                policy.act(one)
+                try:
+                    policy.act(one)
+                except RoboAlignError as error:
+                    failed.append(str(error))
+                    continue
                 spent.append(time.perf_counter() - began)
                 answers[place] += 1
                 if place == 0 and answers[0] % 50 == 0:
                     policy.close()
+                if rate:
+                    time.sleep(max(0.0, 1 / rate - (time.perf_counter() - began)))
             policy.close()
 
         threads = [threading.Thread(target=ask, args=(place,)) for place in range(4)]
@@ -211,11 +219,16 @@ def soak(scale: float) -> dict[str, Any]:
             samples.append(memory(pid))
         for thread in threads:
             thread.join()
+    tenths = [samples[i] for i in np.linspace(0, len(samples) - 1, 10).round().astype(int)]
     return {
         "requests": sum(answers),
         "seconds": 180 * scale,
+        "failed": len(failed),
+        "first_failure": next(iter(failed), None),
         "four_clients": quantiles(spent),
-        "memory_mib": {"first": round(samples[0], 1), "last": round(samples[-1], 1)},
+        "longest_ms": round(1000 * max(spent), 1),
+        "memory_mib": [round(one, 1) for one in tenths],
+        "load_at_end": round(os.getloadavg()[0], 1),
     }
 
 
@@ -244,6 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--rate", type=float, default=0.0, help="soak: requests a second and client")
     parser.add_argument("--serve", nargs=2, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -252,7 +266,8 @@ def main() -> None:
         return
     for part in options.part or PARTS:
         load = round(os.getloadavg()[0], 1)
-        found = globals()[part](options.scale)
+        asked = {"rate": options.rate} if part == "soak" else {}
+        found = globals()[part](options.scale, **asked)
         print(json.dumps({"part": part, "load_at_start": load, **found}), flush=True)
 
 
