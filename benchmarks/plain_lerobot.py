@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from roboalign.episodes.episode import Episode
 
-CODEC, OPTIONS = "libsvtav1", {"g": "2", "crf": "30", "preset": "12"}
+CODEC, CRF, KEY_FRAMES = "libsvtav1", 30, 2
 """lerobot's defaults."""
 
 
@@ -27,6 +27,7 @@ def write_plain(
     state_names: Sequence[str],
     state_order: Sequence[int],
     action_names: Sequence[str],
+    crf: int = CRF,
 ) -> None:
     """Write one data file, and one video a camera with all episodes in a row.
 
@@ -36,7 +37,7 @@ def write_plain(
     sizes = {theirs: episodes[0].frame(ours, 0).shape for ours, theirs in cameras.items()}
     tasks = list(dict.fromkeys(one.instruction for one in episodes))
     videos = {
-        theirs: _write_video(folder, theirs, [(one, ours) for one in episodes], fps)
+        theirs: _write_video(folder, theirs, [(one, ours) for one in episodes], fps, crf)
         for ours, theirs in cameras.items()
     }
     rows: list[dict[str, Any]] = []
@@ -116,7 +117,7 @@ def write_plain(
 
 
 def _write_video(
-    folder: Path, name: str, parts: Sequence[tuple[Episode, str]], fps: float
+    folder: Path, name: str, parts: Sequence[tuple[Episode, str]], fps: float, crf: int
 ) -> list[float]:
     """Write the frames of all episodes as one video; return where each begins, in seconds."""
     path = folder / f"videos/observation.images.{name}/chunk-000/file-000.mp4"
@@ -124,7 +125,8 @@ def _write_video(
     starts, count = [], 0
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODEC, rate=Fraction(fps).limit_denominator(1000))
-        stream.options, stream.pix_fmt = OPTIONS, "yuv420p"
+        stream.options = {"g": str(KEY_FRAMES), "crf": str(crf), "preset": "12"}
+        stream.pix_fmt = "yuv420p"
         height, width = parts[0][0].frame(parts[0][1], 0).shape[:2]
         stream.width, stream.height = width, height
         for episode, camera in parts:

@@ -187,8 +187,10 @@ def malformed(scale: float) -> dict[str, Any]:
 
 
 def soak(scale: float, rate: float = 0.0) -> dict[str, Any]:
-    """Requests of 4 clients for 3 minutes; one of them opens its connection again every 50. With a rate each client asks
-    so many times a second, as a robot does, else as fast as it is answered."""
+    """Requests of 4 clients for 3 minutes; one of them opens its connection again every 50.
+
+    With a rate each client asks so many times a second, as a robot does, else as fast as it is answered.
+    """
     answers, spent, failed = [0] * 4, [], []
     with server() as (port, pid):
         until = time.monotonic() + 180 * scale
@@ -257,7 +259,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--rate", type=float, default=0.0, help="soak: requests a second and client")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="soak: requests a second and client"
+    )
     parser.add_argument("--serve", nargs=2, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

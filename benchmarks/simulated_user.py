@@ -1,6 +1,7 @@
 """A user's road, simulated: somebody's recordings -> init, plan, run, serve -> a robot that only the client moves.
 
-    python benchmarks/simulated_user.py FOLDER [--world metaworld|libero] [--part builtin|data|user|drive|table ...]
+    python benchmarks/simulated_user.py FOLDER [--world metaworld|libero] [--crf 30]
+        [--part builtin|data|user|drive|table ...]
 
 The parts, in order; the same command continues after a stop:
 
@@ -30,7 +31,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script
 
-from benchmarks.plain_lerobot import write_plain
+from benchmarks.plain_lerobot import CRF, write_plain
 from roboalign.core.files import append_jsonl, read_jsonl
 from roboalign.core.machine import cores
 from roboalign.episodes.formats.lerobot import read_lerobot
@@ -41,7 +42,6 @@ from roboalign.serve.client import RemotePolicy
 from roboalign.sim.parallel import evaluate_parallel
 
 PARTS = ("builtin", "data", "user", "drive", "table")
-SEEDS = (0, 1)
 TRAINING = {
     "tokenizer": {"horizon": 8, "scale": 1.0, "vocab_size": 64},
     "backbone": {"source": "builtin", "action_start": "labels", "layer": 2},
@@ -65,14 +65,6 @@ TRAINING = {
     },
     "tokens": {"max_questions": 20, "max_actions": 20, "max_new_tokens": 72},
     "head": {"preset": "tiny", "proprioception": True},
-    "head_training": {
-        "steps": 500,
-        "batch_size": 16,
-        "draws": 2,
-        "eval_every": 250,
-        "features": {"every": 4},
-    },
-    "seeds": list(SEEDS),
 }
 """What both roads train with: the quickstart's head, with the state, and a mere start of an alignment, which shows that
 the road is passable and no more."""
@@ -85,7 +77,9 @@ class World:
 
     collect: dict[str, Any]
     rollout: dict[str, Any]
-    mix: dict[str, Any]
+    head_training: dict[str, Any]
+    seeds: tuple[int, ...]
+    """Training seeds."""
     arms: tuple[str, ...]
     cameras: dict[str, str]
     """The simulator's name -> the user's."""
@@ -111,7 +105,8 @@ WORLDS = {
             "downstream": {"episodes_per_task": 20, "noise": 0.2},
         },
         rollout={"episodes": 20, "max_steps": 150, "replan_every": 4, "batch_size": 10},
-        mix={},
+        head_training={"steps": 500, "draws": 2, "eval_every": 250, "features": {"every": 4}},
+        seeds=(0, 1),
         arms=("base", "roboalign"),
         cameras={"workspace": "top"},
         state_names=("jaw", "tool_x", "tool_y", "tool_z"),
@@ -119,7 +114,47 @@ WORLDS = {
         action_names=("dx", "dy", "dz", "jaw_effort"),
         action_space="control=end-effector,mode=delta,gripper=closed_positive,position_scale=0.01",
     ),
+    # The first three tasks of the suite, with the settings of recipes/libero-tiny.yaml but fewer steps.
+    "libero": World(
+        collect={
+            "benchmark": "libero_object",
+            "align_tasks": ["button-press-v3", "reach-v3"],
+            "align": {"episodes_per_task": 4, "noise": 0.2, "first_seed": 10000},
+            "downstream_tasks": [
+                f"libero_object/pick_up_the_{name}_and_place_it_in_the_basket"
+                for name in ("alphabet_soup", "cream_cheese", "salad_dressing")
+            ],
+            "downstream": {
+                "episodes_per_task": 10,
+                "noise": 0.1,
+                "max_steps": 300,
+                "first_seed": 1000,
+            },
+            "libero": {
+                "preset": "openpi",
+                "render": "fast",
+                "render_size": 128,
+                "image_size": 64,
+                "cameras": ["agentview"],
+            },
+        },
+        rollout={"episodes": 10, "batch_size": 5},
+        head_training={"steps": 1000, "draws": 4, "eval_every": 500, "features": {"every": 2}},
+        seeds=(0,),
+        arms=("base",),
+        cameras={"agentview": "top"},
+        state_names=("jaw_l", "jaw_r", "tool_x", "tool_y", "tool_z", "turn_x", "turn_y", "turn_z"),
+        state_order=(6, 7, 0, 1, 2, 3, 4, 5),
+        action_names=("dx", "dy", "dz", "turn_dx", "turn_dy", "turn_dz", "jaw_effort"),
+        action_space="control=end-effector,mode=delta,rotation=axis_angle,gripper=closed_positive,"
+        "position_scale=0.05,rotation_scale=0.5",
+    ),
 }
+
+
+def training_of(world: World) -> dict[str, Any]:
+    """What both roads train with in this world."""
+    return {**TRAINING, "head_training": world.head_training, "seeds": list(world.seeds)}
 
 
 def roboalign(*arguments: object) -> None:
@@ -136,16 +171,16 @@ def builtin(folder: Path, world: World) -> None:
         "name": "builtin",
         "arms": list(world.arms),
         "collect": world.collect,
-        "mix": {**MIX, **world.mix},
+        "mix": MIX,
         "rollout": world.rollout,
-        **TRAINING,
+        **training_of(world),
     }
     path = folder / "builtin.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     roboalign("run", path, "--out", folder / "builtin")
 
 
-def data(folder: Path, world: World) -> None:
+def data(folder: Path, world: World, crf: int) -> None:
     """The user's recordings; says how far their pictures are from the rendered ones."""
     out = folder / "press_things"
     if out.exists():
@@ -159,6 +194,7 @@ def data(folder: Path, world: World) -> None:
         state_names=world.state_names,
         state_order=world.state_order,
         action_names=world.action_names,
+        crf=crf,
     )
     theirs = read_lerobot(beside)
     for ours, name in world.cameras.items():
@@ -178,12 +214,12 @@ def user(folder: Path, world: World) -> None:
     if not recipe.exists():
         given = ("--backbone", "builtin", "--action-space", world.action_space, "--out", recipe)
         roboalign("init", folder / "press_things", *given)
-    settings = {
-        **{f"{key}.{k}": v for key in TRAINING if key != "seeds" for k, v in TRAINING[key].items()},
-        **{f"mix.{key}": value for key, value in MIX.items()},
-        "seeds": list(SEEDS),
-        "arms": list(world.arms),
-    }
+    settings: dict[str, Any] = {"arms": list(world.arms)}
+    for name, section in {**training_of(world), "mix": MIX}.items():
+        if isinstance(section, dict):
+            settings |= {f"{name}.{key}": value for key, value in section.items()}
+        else:
+            settings[name] = section
     sets = [part for k, v in settings.items() for part in ("--set", f"{k}={json.dumps(v)}")]
     roboalign("plan", recipe, "--gpus", "1xL40S", *sets)
     roboalign("run", recipe, "--out", folder / "user", *sets)
@@ -245,7 +281,7 @@ def drive(folder: Path, world: World, name: str) -> None:
     """Every evaluation episode of every policy over the wire; those that a record has are not run again."""
     recipe = load_recipe(folder / "builtin" / "recipe.yaml")
     wanted = evaluation_episodes(recipe)
-    for seed in SEEDS:
+    for seed in world.seeds:
         for arm in world.arms:
             path = folder / "driven" / f"{arm}-{seed}.jsonl"
             path.parent.mkdir(exist_ok=True)
@@ -275,9 +311,9 @@ def table(folder: Path, world: World) -> None:
     for arm in world.arms:
         found = {
             "built-in, in process": outcomes(
-                folder, f"builtin/seed-{{}}/eval/rollouts/{arm}/episodes.jsonl"
+                folder, f"builtin/seed-{{}}/eval/rollouts/{arm}/episodes.jsonl", world.seeds
             ),
-            "user's, served": outcomes(folder, f"driven/{arm}-{{}}.jsonl"),
+            "user's, served": outcomes(folder, f"driven/{arm}-{{}}.jsonl", world.seeds),
         }
         for road, solved in found.items():
             cells = [rate([won for key, won in solved.items() if key[1] == task]) for task in tasks]
@@ -291,10 +327,12 @@ def table(folder: Path, world: World) -> None:
         print(f"{arm}: of {len(pairs)} pairs, exact McNemar p = {p:.2f}")
 
 
-def outcomes(folder: Path, pattern: str) -> dict[tuple[int, str, int], bool]:
+def outcomes(
+    folder: Path, pattern: str, seeds: tuple[int, ...]
+) -> dict[tuple[int, str, int], bool]:
     """(training seed, task, initial state) -> whether it was solved."""
     found = {}
-    for number in SEEDS:
+    for number in seeds:
         for row in rows_of(folder / pattern.format(number)):
             assert row["crash"] is None, row
             found[number, row["task"], row["seed"]] = row["success"]
@@ -313,14 +351,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--world", choices=tuple(WORLDS), default="metaworld")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--crf", type=int, default=CRF, help="quality of the video, 0 the best")
     options = parser.parse_args()
     folder, world = options.folder, WORLDS[options.world]
     folder.mkdir(parents=True, exist_ok=True)
     for part in options.part:
         if part == "drive":
             drive(folder, world, options.world)
+        elif part == "data":
+            data(folder, world, options.crf)
         else:
-            {"builtin": builtin, "data": data, "user": user, "table": table}[part](folder, world)
+            {"builtin": builtin, "user": user, "table": table}[part](folder, world)
 
 
 if __name__ == "__main__":

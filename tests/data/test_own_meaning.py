@@ -75,6 +75,26 @@ def test_noise_is_nothing() -> None:
     found = meaning([rng.normal(size=s.shape) for s in STATES])
     assert found.kind == "none" and "in no way" in found.sentences()[0]
 
+    assert "correlation" not in found.sentences()[0]
+    modes = {text.split(",")[1] for text, _ in found.suggestions}
+    assert modes == {"mode=absolute", "mode=delta"}  # nothing tells which
+
+
+def test_a_state_in_another_order_is_found() -> None:
+    """As many numbers as the action, other names, the gripper first: place tells nothing."""
+    rng = np.random.default_rng(0)
+    grip = [(np.arange(len(s))[:, None] > 40).astype(float) for s in STATES]
+    states = [np.column_stack([g, s]) for s, g in zip(STATES, grip)]
+    names, state_names = ("dx", "dy", "dz", "jaw"), ("jaw_opening", "px", "py", "pz")
+    deltas = [np.column_stack([d / 0.05, g]) for d, g in zip(steps_of(STATES), grip)]
+    found = read_meaning(deltas, states, names, state_names)
+    assert [one and one.kind for one in found.relations] == ["step", "step", "step", None]
+    assert {text.split(",")[1] for text, _ in found.suggestions} == {"mode=delta"}
+    twice = [np.column_stack([d - s, g]) for d, s, g in zip(steps_of(STATES), STATES, grip)]
+    assert read_meaning(twice, states, names, state_names).double
+    noise = [np.column_stack([rng.normal(size=s.shape), g]) for s, g in zip(STATES, grip)]
+    assert read_meaning(noise, states, names, state_names).kind == "none"
+
 
 def test_names_and_ranges_make_the_suggestions() -> None:
     grip = [np.arange(len(s))[:, None] > 40 for s in STATES]

@@ -11,6 +11,7 @@ from roboalign.actions.known_spaces import known_space
 from roboalign.actions.spaces import ActionSpace
 from roboalign.core.errors import RoboAlignError
 from roboalign.evaluate.open_loop import (
+    METHODS,
     choose_held_out,
     match_switches,
     measure_open_loop,
@@ -19,6 +20,7 @@ from roboalign.evaluate.open_loop import (
     spread_of,
     unit_of,
 )
+from roboalign.report.open_loop import verdict_of
 
 SPACE = ActionSpace(control="end-effector", mode="delta", gripper="closed_one", position_scale=0.05)
 
@@ -152,3 +154,22 @@ def test_episodes_are_spaced_evenly() -> None:
     episodes = [SimpleNamespace(n=n) for n in range(9)]
     assert [e.n for e in choose_held_out(episodes, 3)] == [0, 4, 8]
     assert choose_held_out(episodes[:2], 3) == episodes[:2]
+
+
+def test_the_verdict_needs_a_whole_interval() -> None:
+    """Three episodes of which one is worse show nothing; eight that all are better do."""
+
+    def verdict(gaps: list[float]) -> str:
+        rows = [
+            {"policy": 1.0 + gap, "mean": 1.0, "hold": 1.0 + gap + 0.1 * n}
+            for n, gap in enumerate(gaps)
+        ]
+        one = {"value": 1.0, "low": 0.9, "high": 1.1}
+        return verdict_of({"overall": dict.fromkeys(METHODS, one), "by_episode": rows})
+
+    unclear = "the policy is not distinguishable from the mean action"
+    assert unclear in verdict([-0.3, 0.4, -0.2]) and unclear in verdict([-0.3])
+    assert "the policy is closer than the mean action" in verdict([-0.3, -0.2] * 4)
+    assert "farther than the mean action and closer than the last action held" in verdict(
+        [0.3, 0.2] * 4
+    )

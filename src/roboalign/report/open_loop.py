@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from roboalign.core.files import write_text
+from roboalign.evaluate.statistics import paired_difference
 from roboalign.report.console import fold, grid, render
 from roboalign.report.plots import line_plot, trace_plot
 from roboalign.report.tables import Cell, Table
@@ -51,7 +52,11 @@ def replay_view(found: Mapping[str, Any]) -> ReplayView:
 
 
 def verdict_of(found: Mapping[str, Any]) -> str:
-    """Return in one sentence how the policy compares with the two baselines that see no image."""
+    """Return in one sentence how the policy compares with the two baselines that see no image.
+
+    It is closer or farther where the paired difference over episodes says so with its whole 95%
+    interval.
+    """
     overall = found["overall"]
     policy = overall["policy"]
     bounds = (
@@ -59,20 +64,23 @@ def verdict_of(found: Mapping[str, Any]) -> str:
         if policy["low"] is not None
         else ""
     )
-    better = [m for m in ("mean", "hold") if policy["value"] < overall[m]["value"]]
-    others = " and ".join(
-        f"{number_text(overall[m]['value'])} for the {TITLES[m]}"
-        if m == "mean"
-        else f"{number_text(overall[m]['value'])} with the {TITLES[m]}"
-        for m in ("mean", "hold")
+    sides: dict[str, list[str]] = {}
+    for method in ("mean", "hold"):
+        rows = found["by_episode"]
+        gap = paired_difference([one[method] for one in rows], [one["policy"] for one in rows])
+        if gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
+            side = "not distinguishable from the"
+        else:
+            side = f"{'closer' if gap.high < 0 else 'farther'} than the"
+        sides.setdefault(side, []).append(TITLES[method])
+    judged = " and ".join(f"{side} {' and the '.join(of)}" for side, of in sides.items())
+    others = (
+        f"{number_text(overall['mean']['value'])} for the {TITLES['mean']} and "
+        f"{number_text(overall['hold']['value'])} with the {TITLES['hold']}"
     )
-    judged = {
-        2: "The policy is closer to the recorded actions than both baselines",
-        1: f"The policy is closer than the {TITLES[better[0]]} only" if better else "",
-        0: "The policy is no closer to the recorded actions than baselines that see no image",
-    }[len(better)]
     return (
-        f"{judged}: its mean error is {number_text(policy['value'])} of a dimension's standard "
+        f"Judged by its distance to the recorded actions, the policy is {judged}, which see no "
+        f"image: its mean error is {number_text(policy['value'])} of a dimension's standard "
         f"deviation{bounds}, {others}."
     )
 

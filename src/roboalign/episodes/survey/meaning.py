@@ -4,6 +4,7 @@ It suggests and never decides: a frame, a unit or a gripper's sign that numbers 
 said by whoever recorded them.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -108,10 +109,8 @@ class Meaning:
         lag = round(float(np.median([one.lag for one in mine])))
         correlation = float(np.median([abs(one.correlation) for one in mine]))
         words = RELATION_WORDS[self.kind].format(lag=f"{lag} step{'s' * (lag != 1)}")
-        said = [
-            f"{len(mine)} of {len(seen)} action dimensions that move: each {words}, correlation "
-            f"{correlation:.2f}."
-        ]
+        strength = "" if self.kind == "none" else f", correlation {correlation:.2f}"
+        said = [f"{len(mine)} of {len(seen)} action dimensions that move: each {words}{strength}."]
         if self.gripper:
             low, high = self.gripper_range or (0.0, 0.0)
             named = ", ".join(self.names[d] for d in self.gripper[:4])
@@ -139,8 +138,9 @@ def read_meaning(
     grips = gripper_dimensions(whole, labels)
     moves = np.ptp(whole, axis=0) > 1e-6
     partners = _Partners(width, states[0].shape[1], list(labels), list(state_names))
+    free = width * states[0].shape[1] <= MOST_COMPARED
     relations = tuple(
-        relation_of(actions, states, d, partners(d)) if moves[d] and d not in grips else None
+        _found_relation(actions, states, d, partners, free) if moves[d] and d not in grips else None
         for d in range(width)
     )
     reach = (float(whole[:, grips].min()), float(whole[:, grips].max())) if grips else None
@@ -199,12 +199,31 @@ class _Partners:
     names: list[str]
     state_names: list[str]
 
+    def named(self, d: int) -> bool:
+        """Return whether a state dimension has the name of this action dimension."""
+        return self.names[d] in self.state_names
+
     def __call__(self, d: int) -> list[int]:
-        if self.names[d] in self.state_names:
+        if self.named(d):
             return [self.state_names.index(self.names[d])]
         if self.width == self.state_width:
             return [d]
         return list(range(self.state_width))
+
+
+def _found_relation(
+    actions: Sequence[np.ndarray],
+    states: Sequence[np.ndarray],
+    d: int,
+    partners: "_Partners",
+    free: bool,
+) -> Relation:
+    """Return the relation with the state's dimension of the same name or place; if there is none
+    and `free`, with any: another robot's state may have another order."""
+    found = relation_of(actions, states, d, partners(d))
+    if found.kind != "none" or not free or partners.named(d):
+        return found
+    return relation_of(actions, states, d, range(partners.state_width))
 
 
 def relation_of(
@@ -279,17 +298,18 @@ def _suggestions(found: Meaning, named: bool, known: str) -> list[tuple[str, str
         said.append((known, "the space that data sets of this name or format have"))
     joints = [name for name in found.names if JOINT.search(name)]
     poses = [name for name in found.names if POSE.search(name)]
-    mode = {"target": "absolute", "step": "delta"}.get(found.kind, "absolute")
+    # Where the states tell nothing, both are named: neither is more likely.
+    modes = {"target": ("absolute",), "step": ("delta",)}.get(found.kind, ("absolute", "delta"))
     codes = _codes(found) if last else ["none"]
     why = f"each {RELATION_WORDS[found.kind].format(lag='a few steps')}"
     if not named or len(joints) >= len(poses):
-        for code in codes:
+        for mode, code in itertools.product(modes, codes):
             text = f"control=joint,mode={mode},joints={width - (code != 'none')},gripper={code}"
             said.append((text, f"{len(joints)} names are like joints'; {why}" if named else why))
     rotations = {3: "none", 6: "euler_xyz", 7: "quaternion_xyzw", 9: "rot6d"}
     rotation = rotations.get(width - (hands if last else 0))
     if rotation and (not named or poses):
-        for code in codes:
+        for mode, code in itertools.product(modes, codes):
             text = f"control=end-effector,mode={mode},rotation={rotation},gripper={code}"
             said.append(
                 (text, f"names like x, y, z; {why}" if named else f"{width} numbers; {why}")
