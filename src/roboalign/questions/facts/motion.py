@@ -140,14 +140,19 @@ class Motion:
         return "close" if now else "open"
 
     def subtask(self, t: int) -> Subtask | Refused:
-        """Return the robot's current subtask."""
-        return self.subtasks if isinstance(self.subtasks, Refused) else self.subtasks[t]
-
-    def next_subtask(self, t: int) -> Subtask | Refused:
-        """Return the subtask that comes next."""
+        """Return the robot's current subtask; a grasp or release is over once the fingers settle."""
         if isinstance(self.subtasks, Refused):
             return self.subtasks
         now = self.subtasks[t]
+        if now in ("move", "retreat") and isinstance(self.fingers(t), Refused):
+            return Refused("the fingers may still be moving, after which the next subtask begins")
+        return now
+
+    def next_subtask(self, t: int) -> Subtask | Refused:
+        """Return the subtask that comes next."""
+        now = self.subtask(t)
+        if isinstance(self.subtasks, Refused) or isinstance(now, Refused):
+            return cast(Refused, now)
         following = next((name for name in self.subtasks[t + 1 :] if name != now), None)
         return following or Refused("no other subtask follows")
 
