@@ -41,21 +41,21 @@ from roboalign.conversations.conversation import (
     write_conversations,
 )
 from roboalign.core.files import write_json
-from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import MixtureConfig
-from roboalign.mixture.mixing.evaluation import (
+from roboalign.mixture.builder import build
+from roboalign.mixture.config import MixtureConfig
+from roboalign.mixture.examine import Looked, content_of, held_out, look_at
+from roboalign.mixture.keys import first_bytes, signed
+from roboalign.mixture.leaks import (
     EVALUATED,
     Evaluated,
     evaluation_tasks,
     join_evaluation,
     read_evaluation,
 )
-from roboalign.mixture.mixing.examine import Looked, content_of, held_out, look_at
-from roboalign.mixture.mixing.keys import first_bytes, signed
-from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages
-from roboalign.mixture.mixing.parts import FRAME_BITS, Part, Wanted
-from roboalign.mixture.mixing.sources import fetch, parts_of
-from roboalign.mixture.mixing.write import row_of
+from roboalign.mixture.looks import LOOK_DTYPE, SeenImages
+from roboalign.mixture.parts import FRAME_BITS, Part, Wanted
+from roboalign.mixture.sources.read import fetch, parts_of
+from roboalign.mixture.write import row_of
 
 WEIGHTS = {"qa-a": 0.25, "qa-b": 0.25, "qa-c": 0.15, "qa-d": 0.15, "talks": 0.2}
 SHOWN = 500

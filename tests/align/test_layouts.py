@@ -24,8 +24,8 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_jsonl
 from roboalign.evaluate import tokens
 from roboalign.evaluate.priors import language_priors
-from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture.builder import build
+from roboalign.mixture.config import MixtureConfig
 from roboalign.mllm.hidden import hidden_states
 from roboalign.mllm.tiny_classes import build_class
 

@@ -21,7 +21,7 @@ from roboalign.conversations.conversation import messages, read_conversations
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
-from roboalign.mixture.builder import build_mixture
+from roboalign.mixture.demonstrations import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.mixture.packed import MixConfig
 from roboalign.mixture.packing import draw_types

@@ -18,10 +18,10 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json
 from roboalign.core.hub import resolve
 from roboalign.episodes.pictures import size_of_file
-from roboalign.mixture.mixing.account import account_text
-from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import MixtureConfig, load_mixture, pin_mixture
-from roboalign.mixture.mixing.parts import STREAMED
+from roboalign.mixture.account import account_text
+from roboalign.mixture.builder import build
+from roboalign.mixture.config import MixtureConfig, load_mixture, pin_mixture
+from roboalign.mixture.parts import STREAMED
 from roboalign.mllm.encode import encode_conversation
 from roboalign.mllm.load import Mllm, find_vocabulary
 from roboalign.mllm.model_folder import config_of

@@ -10,8 +10,8 @@ from roboalign.cli.data_mix import load_words, places, token_length
 from roboalign.conversations.conversation import Conversation
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import Kind, resolve
-from roboalign.mixture.mixing.config import MixtureConfig, load_mixture
-from roboalign.mixture.mixing.preview import Preview, TokenCount, preview
+from roboalign.mixture.config import MixtureConfig, load_mixture
+from roboalign.mixture.preview import Preview, TokenCount, preview
 from roboalign.report.console import fold
 
 _HEAD = ("source", "state", "asked", "there", "images", "tokens", "disk", "mixture", "hours")

@@ -1,198 +1,387 @@
-"""Build the training mixture: conversations of action, question and reasoning turns.
+"""Build a mixture from any sources, in two passes with an index on disk between them.
 
-The turns are in random order. This packing makes the model reason before actions without ever being
-shown that (paper, section 3.1). An action turn has no reasoning trace, but shares a conversation
-with questions about the same image, asked in both modes.
+The manifest can rebuild it.
 """
 
-import platform
-import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import hashlib
+import shutil
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from roboalign import __version__
-from roboalign.actions.fast import FastTokenizer
-from roboalign.actions.normalize import ActionStats
-from roboalign.conversations.conversation import Conversation, image_hash, write_conversations
-from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
-from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import atomic_path, hash_file, write_json
-from roboalign.core.progress import Progress
-from roboalign.episodes.episode import Episode
-from roboalign.mixture.packed import (
-    MixConfig,
-    PackedSource,
-    heldout_conversations,
-    rl_conversations,
-    training_conversations,
-    unseen_frames,
+from roboalign.core.files import check_output, hash_file, hash_tree, locked, read_json, write_json
+from roboalign.core.hub import resolve
+from roboalign.core.outcomes import Fault
+from roboalign.mixture import draw as choose
+from roboalign.mixture import index as store
+from roboalign.mixture import write
+from roboalign.mixture.config import MixtureConfig
+from roboalign.mixture.describe import describe_mixture, dump
+from roboalign.mixture.examine import (
+    examine_part,
+    examined_file,
+    held_out,
+    scan_part,
+    scanned_file,
 )
-from roboalign.questions.ask import survey_world
+from roboalign.mixture.leaks import (
+    EVALUATED,
+    evaluation_tasks,
+    join_evaluation,
+    read_evaluation,
+)
+from roboalign.mixture.parts import Part, Wanted
+from roboalign.mixture.sources.read import parts_of, require_stored_style, taught_files
+from roboalign.mixture.sources.robot import chunks_at
+from roboalign.mixture.tasks import processes, run_tasks
+from roboalign.mixture.tokens import check_same_actions, make_tokens
+
+_Lengths = Callable[[Path, Path], None]
+"""Write the tokenized lengths of the samples of a shard (first path) to the second path."""
 
 
-def build_mixture(
-    episodes: Sequence[Episode],
-    fast: FastTokenizer,
-    stats: ActionStats,
-    config: MixConfig,
-    out_dir: str | Path,
+class Building:
+    """A mixture being built: its settings, parts, folder, index and worker processes."""
+
+    def __init__(
+        self, config: MixtureConfig, work: Path, pool: Executor | None, workers: int
+    ) -> None:
+        self.config, self.work, self.pool, self.workers = config, work, pool, workers
+        found = parts_of_all(config)
+        self.parts: list[Part] = [part for parts, _ in found for part in parts]
+        self.missing: list[tuple[int, Fault]] = [
+            (n, fault) for n, (_, faults) in enumerate(found) for fault in faults
+        ]
+
+    def run(
+        self, label: str, function: Callable[..., Any], tasks: list[tuple[Any, ...]]
+    ) -> list[Any]:
+        """Return the results of independent tasks."""
+        return run_tasks(f"mix: {label}", self.pool, function, tasks, self.workers)
+
+
+def build(
+    config: MixtureConfig,
+    out: str | Path,
     *,
-    prompts: StyleName = DEFAULT_STYLE,
-    split: tuple[Sequence[Episode], Sequence[Episode]] | None = None,
+    workers: int = 1,
+    lengths: _Lengths | None = None,
+    expected: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write train-*.parquet, rl.parquet, heldout.parquet and manifest.json; return the manifest.
+    """Write the mixture to the folder `out`, which appears complete; return its manifest.
 
-    They go to `out_dir`, which appears complete or not at all. `prompts` is the style of its
-    questions and replies. `split` is the (training, held-out) episodes of recorded demonstrations,
-    about which a simulator's state tells nothing: they are action samples only. Default:
-    `split_episodes`, and questions too. Raises RoboAlignError if two
-    episodes share an id, if an episode lacks what the questions need, or if the RL subset would be
-    empty although `rl_share` is not 0.
+    Written are train-*.parquet, and rl.parquet, heldout.parquet, tokenizer/ and *.lengths.npy if
+    requested, with dropped.jsonl, rl-ids.txt and manifest.json. Repeating a killed call continues
+    it. `expected` is a manifest to rebuild: the shards must match its shards.
+
+    Raises RoboAlignError if a source cannot be read or has fewer samples than requested, if `out`
+    exists, and if a source or a shard is not what `expected` lists.
     """
-    ids = [episode.episode_id for episode in episodes]
-    if not ids or len(set(ids)) != len(ids):
-        problem = (
-            f"two episodes are called {Counter(ids).most_common(1)[0][0]!r}"
-            if ids
-            else "there is no episode"
+    out = Path(out)
+    work = out.parent / f".{out.name}.building"
+    if out.exists():
+        there = read_json(out / "manifest.json") if (out / "manifest.json").is_file() else None
+        if isinstance(there, dict) and there.get("settings") == dump(config):
+            shutil.rmtree(
+                work, ignore_errors=True
+            )  # left by a kill between the last rename and this line
+            return there
+        raise RoboAlignError(
+            "the folder is there already", where=str(out), fix="give another --out, or remove it"
         )
-        raise RoboAlignError(problem, where="episodes", fix="collect the data set again")
-    train, heldout = split_episodes(episodes, config) if split is None else map(list, split)
-    world, asks = survey_world(episodes), split is None
-    style = style_of(prompts)
-    source, held = (
-        PackedSource(part, world, fast, stats, config, style, asks) for part in (train, heldout)
-    )
-    frames = sample_frames(train, config)
-    draw = random.Random(f"{config.seed}-action")
-    with_action = [draw.random() < config.action_share or not asks for _ in frames]
-    counts: dict[str, dict[str, Any]] = {}
-    hashes: set[str] = set()
-    with atomic_path(out_dir) as folder:
-        folder.mkdir()
-        tally = Tally()
-        with Progress("mixture", total=len(frames)) as progress:
-            stream = training_conversations(source, frames, with_action)
-            for number, first in enumerate(range(0, len(frames), config.shard_size)):
-                shard = tally.count(islice(stream, config.shard_size))
-                write_conversations(folder / f"train-{number:05d}.parquet", shard)
-                hashes |= {image_hash(image) for one in shard for image in one.images}
-                progress.advance(min(config.shard_size, len(frames) - first))
-        counts["train"] = tally.summary()
-        rl, rl_tally = rl_conversations(source, frames, with_action, tally.turns), Tally()
-        write_conversations(folder / "rl.parquet", rl_tally.count(rl))
-        kept, duplicates = unseen_frames(heldout, config.camera, hashes)
-        held_tally = Tally()
-        write_conversations(
-            folder / "heldout.parquet", held_tally.count(heldout_conversations(held, kept))
-        )
-        counts |= {"rl": rl_tally.summary(), "heldout": held_tally.summary()}
-        manifest = {
-            "config": config.model_dump(),
-            "prompts": prompts,
-            "seed": config.seed,
-            "counts": counts,
-            "rl_share": counts["rl"]["turns"] / max(tally.turns, 1),
-            "undrawn": dict(sorted(source.packer.undrawn.items())),
-            "heldout_frames_dropped_as_duplicates": duplicates,
-            "splits": {
-                "train": [e.episode_id for e in train],
-                "heldout": [e.episode_id for e in heldout],
-            },
-            "fast": {
-                "horizon": fast.horizon,
-                "action_dim": fast.action_dim,
-                "scale": fast.scale,
-                "vocab_size": fast.vocab_size,
-                "clipped_coefficients": fast.clipped,
-            },
-            "action_stats": stats.to_dict(),
-            "shards": {path.name: hash_file(path) for path in sorted(folder.glob("*.parquet"))},
-            "versions": {
-                "roboalign": __version__,
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "pyarrow": pa.__version__,
-            },
-        }
-        write_json(folder / "manifest.json", manifest)
+    given = [source.robot or source.conversations for source in config.sources]
+    check_output(out, sources=[path for path in given if path])
+    with locked(work), processes(workers) as pool:
+        building = Building(config, work, pool, workers)
+        begin(building)
+        index = store.open_index(work / "index.sqlite")
+        try:
+            fingerprints = _scan(building, index)
+            fingerprints |= {name: hash_file(path) for name, path in taught_files(config)}
+            check_same("source file", fingerprints, expected and expected["files"])
+            choose.check_enough(index, config)
+            evaluation = evaluate(building)
+            check_same(
+                "file of what is evaluated on",
+                _digest_of(evaluation),
+                expected and _digest_of(expected.get("evaluation")),
+            )
+            tokens = _fit(building, index)
+            if not store.is_done(index, "placed"):
+                examine(building, index)
+                choose.place_drawn(index, config, work)
+            choose.check_some(index)
+            shards = _write_all(building, index)
+            manifest = describe_mixture(
+                config, work, index, fingerprints, evaluation, tokens, shards
+            )
+        finally:
+            index.close()
+        check_same("shard", manifest["shards"], expected and expected["shards"])
+        if lengths:
+            add_lengths(building, lengths, manifest)
+        check_same("file of lengths", manifest["lengths"], expected and expected["lengths"])
+        write_json(work / "out" / "manifest.json", manifest)
+        (work / "out").replace(out)
+        shutil.rmtree(work)
     return manifest
 
 
-def split_episodes(
-    episodes: Sequence[Episode], config: MixConfig
-) -> tuple[list[Episode], list[Episode]]:
-    """Return (training, held-out) episodes.
+def parts_of_all(config: MixtureConfig) -> list[tuple[list[Part], list[Fault]]]:
+    """Return `parts_of` of every source.
 
-    The held-out share is taken per task and rounded; at least one episode remains for training.
+    Raises the RoboAlignError of the first unreadable source, naming the others.
     """
-    by_task: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        by_task.setdefault(episode.task, []).append(episode)
-    held: set[str] = set()
-    for task, members in sorted(by_task.items()):
-        ids = sorted(episode.episode_id for episode in members)
-        count = min(int(config.heldout_episode_share * len(ids) + 0.5), len(ids) - 1)
-        held |= set(random.Random(f"{config.seed}-split-{task}").sample(ids, count))
-    return [e for e in episodes if e.episode_id not in held], [
-        e for e in episodes if e.episode_id in held
+    found, errors = [], []
+    for number, source in enumerate(config.sources):
+        try:
+            found.append(parts_of(number, source))
+            require_stored_style(source, config.prompts)
+        except RoboAlignError as error:
+            errors.append((source.name, error))
+    if errors:
+        first, others = errors[0][1], ", ".join(name for name, _ in errors[1:])
+        more = f" (nor can {others} be read)" if others else ""
+        raise RoboAlignError(first.problem + more, where=first.where, fix=first.fix)
+    return found
+
+
+def begin(building: Building) -> None:
+    """Empty the working folder if its settings or files have changed.
+
+    The images of question-answering sources are not checked: a change to them during the build goes
+    unnoticed.
+    """
+    config, digest = building.config, hashlib.sha256()
+    given = [
+        *(part.file for part in building.parts),
+        *(resolve(one.path, "data set", where="evaluation") for one in config.evaluation),
+        *(path for _, path in taught_files(config)),
     ]
+    if config.tokenizer and config.tokenizer.path:
+        given.append(resolve(config.tokenizer.path, "tokenizer", where="tokenizer.path"))
+    for root in given:
+        for path in [root] if root.is_file() else sorted(root.rglob("*")):
+            if path.is_file():
+                state = path.stat()
+                digest.update(
+                    f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(
+                        "utf-8", "surrogateescape"
+                    )
+                )
+    stamp = {"settings": dump(config), "version": __version__, "sources": digest.hexdigest()}
+    kept = building.work / "settings.json"
+    if not kept.exists() or read_json(kept) != stamp:
+        for path in building.work.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_json(kept, stamp)
+    (building.work / "out").mkdir(exist_ok=True)
 
 
-def sample_frames(episodes: Sequence[Episode], config: MixConfig) -> list[tuple[Episode, int]]:
-    """Return one frame per conversation: a random episode, then a random frame of it.
+def _scan(building: Building, index: sqlite3.Connection) -> dict[str, str]:
+    """Run the first pass: find the samples. Returns the fingerprint of each file."""
+    work, config = building.work, building.config
+    found = building.run(
+        "what there is", scan_part, [(work, config, part) for part in building.parts]
+    )
+    if not store.is_done(index, "scanned"):
+        with store.transaction(index, "scanned"):
+            for part in building.parts:
+                with store.reading(scanned_file(work, part)) as rows:
+                    index.executemany(
+                        "INSERT INTO items (source, part, place, key) VALUES (?, ?, ?, ?)",
+                        (
+                            (part.source, part.number, *row)
+                            for row in rows.execute("SELECT * FROM items ORDER BY place")
+                        ),
+                    )
+                    index.executemany(
+                        "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?, NULL)",
+                        (
+                            (part.source, part.number, *row)
+                            for row in rows.execute("SELECT * FROM dropped")
+                        ),
+                    )
+            for place, (source, fault) in enumerate(building.missing):
+                index.execute(
+                    "INSERT INTO dropped VALUES (?, -1, ?, ?, 'fault', ?, NULL)",
+                    (source, place, fault.where, fault.problem),
+                )
+            index.execute("CREATE INDEX items_by_key ON items (source, key, item)")
+            index.execute("CREATE INDEX items_by_place ON items (source, part, place)")
+    return {
+        f"{config.sources[part.source].name}/{part.name}".rstrip("/"): digest
+        for part, digest in zip(building.parts, found)
+    }
 
-    No frame repeats before its episode is used up.
+
+def evaluate(building: Building) -> dict[str, Any] | None:
+    """Read the evaluation sets; return their entry in the manifest."""
+    if not building.config.evaluation:
+        return None
+    told = building.work / "evaluation.json"
+    if not told.exists():
+        (building.work / EVALUATED).mkdir(exist_ok=True)
+        sets = building.config.evaluation
+        tasks = [
+            task for n, one in enumerate(sets) for task in evaluation_tasks(building.work, n, one)
+        ]
+        building.run("evaluation sets", read_evaluation, tasks)
+        join_evaluation(building.work, sets)
+    return {"sets": read_json(told)["sets"], "sha256": hash_file(building.work / "evaluation.bin")}
+
+
+def _digest_of(evaluation: dict[str, Any] | None) -> dict[str, str]:
+    """Return the fingerprint of all evaluation images, as `check_same` takes it."""
+    return {"images": evaluation["sha256"]} if evaluation else {}
+
+
+def _fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None:
+    """Fit or load the action tokens, on the first chunks that are drawn and not held out."""
+    config, folder = building.config, building.work / "tokenizer"
+    if config.tokenizer is None:
+        return None
+    if not folder.exists():
+        robots = [(n, source) for n, source in enumerate(config.sources) if source.robot]
+        asked = config.asked()
+        whole = sum(asked[n] for n, _ in robots)
+        found = []
+        for number, source in robots:
+            most = max(1, min(asked[number], config.tokenizer.chunks * asked[number] // whole))
+            wanted = map(
+                Wanted._make,
+                index.execute(
+                    "SELECT place, item, key FROM (SELECT * FROM items WHERE source = ? ORDER BY key, item LIMIT ?) "
+                    "ORDER BY place",
+                    (number, most),
+                ),
+            )
+            found.append(
+                chunks_at(
+                    source,
+                    wanted,
+                    config.tokenizer.horizon,
+                    lambda group: held_out(config, group),
+                )
+            )
+        notes = check_same_actions(found, mixed=config.tokenizer.mixed)
+        raw = np.concatenate([one.chunks for one in found])
+        make_tokens(config.tokenizer, raw, folder, notes)
+    described = read_json(folder / "tokenizer.json")
+    return {name: value for name, value in described.items() if name != "mean_chunk"} | {
+        "sha256": hash_tree(folder)
+    }
+
+
+def examine(building: Building, index: sqlite3.Connection) -> None:
+    """Run the second pass: examine what is drawn.
+
+    It repeats in rounds until no source lacks a sample or has more to examine.
     """
-    rng = random.Random(f"{config.seed}-frames")
-    waiting: dict[str, list[int]] = {}
-    frames = []
-    for _ in range(config.conversations):
-        episode = rng.choice(episodes)
-        left = waiting.setdefault(episode.episode_id, [])
-        if not left:
-            left.extend(range(len(episode)))
-            rng.shuffle(left)
-        frames.append((episode, left.pop()))
-    return frames
+    config, work = building.config, building.work
+    turn = store.number(index, "SELECT count(*) FROM done WHERE step LIKE 'looked %'")
+    while True:
+        if not store.is_done(index, f"round {turn}"):
+            choose.settle(index, config)
+            if not any(choose.missing_of(index, config)):
+                return
+            choose.draw(index, config, turn)
+        drawn = set(
+            index.execute(
+                "SELECT DISTINCT source, part FROM items WHERE item IN (SELECT item FROM chosen "
+                "WHERE round = ?)",
+                (turn,),
+            )
+        )
+        parts = [part for part in building.parts if (part.source, part.number) in drawn]
+        slices = [(part, k) for part in parts for k in range(part.slices)]
+        threads = max(1, building.workers // max(1, len(slices)))
+        building.run(
+            "images", examine_part, [(work, config, part, turn, k, threads) for part, k in slices]
+        )
+        take_over(building, index, slices, turn)
+        turn += 1
 
 
-class Tally:
-    """Counts of conversations and turns on their way to a shard."""
+def take_over(
+    building: Building, index: sqlite3.Connection, slices: list[tuple[Part, int]], turn: int
+) -> None:
+    """Copy what the tasks of a round found into the index."""
+    with store.transaction(index, f"looked {turn}"):
+        for part, k in slices:
+            path = examined_file(building.work, part, turn, k)
+            with store.reading(path) as rows:
+                shown = rows.execute("SELECT item, number, sha, look FROM shown")
+                index.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", shown)
+                index.executemany(
+                    "INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    ((*row, path.name) for row in rows.execute("SELECT * FROM drawn")),
+                )
+                unasked = rows.execute("SELECT * FROM unasked")
+                index.executemany("INSERT INTO unasked VALUES (?, ?, ?)", unasked)
+                dropped = rows.execute("SELECT * FROM dropped")
+                index.executemany(
+                    "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    ((part.source, part.number, *row) for row in dropped),
+                )
 
-    def __init__(self) -> None:
-        self.conversations = self.turns = 0
-        self.by: dict[str, Counter[str]] = {
-            name: Counter() for name in ("kind", "type", "mode", "task", "source")
-        }
 
-    def count(
-        self, conversations: Iterator[Conversation] | Sequence[Conversation]
-    ) -> list[Conversation]:
-        """Return the conversations as a list, after counting them."""
-        counted = list(conversations)
-        for conversation in counted:
-            self.conversations += 1
-            self.turns += len(conversation.turns)
-            self.by["task"][conversation.task] += 1
-            self.by["source"][conversation.episode_id.split("/")[0]] += 1
-            for turn in conversation.turns:
-                self.by["kind"][turn.kind] += 1
-                self.by["type"][turn.type] += 1
-                self.by["mode"][turn.mode] += 1
-        return counted
+def _write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+    """Write the shards of every split; return name -> sha256 and counts."""
+    tasks: list[tuple[Any, ...]] = []
+    for split in ("train", "rl", "heldout"):
+        count = store.number(index, "SELECT count(*) FROM placed WHERE split = ?", split)
+        if split == "train":
+            size = building.config.shard_size
+            for n, first in enumerate(range(0, count, size)):
+                ends = (f"train-{n:05d}.parquet", first, min(first + size, count))
+                tasks.append((building.work, split, *ends, building.config.prompts))
+        elif getattr(building.config, split) is not None:
+            ends = (f"{split}.parquet", 0, count)
+            tasks.append((building.work, split, *ends, building.config.prompts))
+    return {
+        task[2]: row for task, row in zip(tasks, building.run("shards", write.write_shard, tasks))
+    }
 
-    def summary(self) -> dict[str, Any]:
-        """Return counts for the manifest.
 
-        They are turns by kind, type and mode, and conversations by task and source.
-        """
-        by = {name: dict(sorted(counter.items())) for name, counter in self.by.items()}
-        return {"conversations": self.conversations, "turns": self.turns, **by}
+def add_lengths(building: Building, lengths: _Lengths, manifest: dict[str, Any]) -> None:
+    """Write the tokenized length of every training sample next to its shard."""
+    out = building.work / "out"
+    pairs = [
+        (out / name, out / f"{Path(name).stem}.lengths.npy")
+        for name in manifest["shards"]
+        if name[:5] == "train"
+    ]
+    building.run("lengths", lengths, [pair for pair in pairs if not pair[1].exists()])
+    manifest["lengths"] = {path.name: hash_file(path) for _, path in pairs}
+
+
+def check_same(what: str, found: dict[str, str], expected: dict[str, str] | None) -> None:
+    """Raise RoboAlignError if a file differs from the manifest to rebuild."""
+    if expected is None or found == expected:
+        return
+    name = next(
+        name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)
+    )
+    state = (
+        "is missing"
+        if name not in found
+        else "is not in the manifest"
+        if name not in expected
+        else "differs"
+    )
+    fix = {
+        "source file": "say with --at NAME=PATH where the same file is",
+        "file of what is evaluated on": "say with --at evaluation.0=PATH where the same data is",
+        "file of lengths": "say with --at model=PATH where the same model is",
+    }.get(what, "an image of a source has changed, or use the versions that the manifest lists")
+    raise RoboAlignError(
+        f"the {what} {name} {state}: this would be another mixture", where="manifest.json", fix=fix
+    )

@@ -15,7 +15,7 @@ from roboalign.conversations.conversation import (
 )
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json
-from roboalign.mixture.builder import Tally
+from roboalign.mixture.demonstrations import Tally
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

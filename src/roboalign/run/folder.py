@@ -10,7 +10,7 @@ from roboalign.actions.normalize import ActionStats
 from roboalign.core.files import read_json
 from roboalign.episodes.episode import Episode
 from roboalign.episodes.formats.lerobot import read_lerobot
-from roboalign.mixture.builder import split_episodes
+from roboalign.mixture.demonstrations import split_episodes
 from roboalign.run.arms import ARMS, policy_stage
 from roboalign.run.demos import DemosPart, OwnDemonstrations, check_unchanged
 from roboalign.run.load import load_recipe

@@ -11,7 +11,7 @@ from PIL import Image
 from roboalign.conversations.conversation import Conversation, Turn, write_conversations
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
-from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture.config import MixtureConfig
 
 
 def picture(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:

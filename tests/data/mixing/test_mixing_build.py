@@ -18,9 +18,9 @@ from roboalign.conversations.conversation import read_conversations
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
-from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import load_mixture
-from roboalign.mixture.mixing.tokens import load_tokens
+from roboalign.mixture.builder import build
+from roboalign.mixture.config import load_mixture
+from roboalign.mixture.tokens import load_tokens
 
 LABELLED, PAPER = STYLES["labelled"], STYLES["paper"]
 

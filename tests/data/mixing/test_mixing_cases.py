@@ -23,8 +23,8 @@ from roboalign.core.files import read_json
 from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
-from roboalign.mixture.mixing.account import account_text
-from roboalign.mixture.mixing.build import build
+from roboalign.mixture.account import account_text
+from roboalign.mixture.builder import build
 
 TOKENS = {"fit": True, "horizon": 4, "scale": 4.0, "vocab_size": 256}
 NAMES = tuple("abcdefg")

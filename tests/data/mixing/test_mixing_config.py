@@ -11,7 +11,7 @@ from mixing_sources import settings
 
 from roboalign.conversations.qa.presets import QA_PRESETS
 from roboalign.core.errors import RoboAlignError
-from roboalign.mixture.mixing.config import MixtureConfig, load_mixture
+from roboalign.mixture.config import MixtureConfig, load_mixture
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "mixtures"
 QA = {"name": "a", "qa": "a.json", "count": 3}

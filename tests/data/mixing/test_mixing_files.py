@@ -17,10 +17,10 @@ from mixing_sources import encoded, picture, settings, write_qa, write_robot, wr
 
 from roboalign.conversations.conversation import ROW, read_conversations
 from roboalign.core.errors import RoboAlignError
-from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import load_mixture
-from roboalign.mixture.mixing.parts import Part
-from roboalign.mixture.mixing.sources import conversation_rows
+from roboalign.mixture.builder import build
+from roboalign.mixture.config import load_mixture
+from roboalign.mixture.parts import Part
+from roboalign.mixture.sources.read import conversation_rows
 
 TOKENS = {"fit": True, "horizon": 4, "scale": 2.0, "vocab_size": 256}
 EXAMPLES = hypothesis_settings(

@@ -16,7 +16,7 @@ from roboalign.conversations.conversation import read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.frame_file import FrameFile, encode_frame
 from roboalign.episodes.open import open_robot_data
-from roboalign.mixture.mixing.build import build
+from roboalign.mixture.builder import build
 
 TOKENS = {"fit": True, "horizon": 3, "scale": 4.0, "vocab_size": 64}
 

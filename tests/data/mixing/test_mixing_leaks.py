@@ -22,7 +22,7 @@ from roboalign.conversations.conversation import read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
-from roboalign.mixture.mixing.build import build
+from roboalign.mixture.builder import build
 
 
 def qa(path: Path, count: int, **more) -> dict:

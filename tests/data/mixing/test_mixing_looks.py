@@ -10,7 +10,7 @@ from mixing_sources import encoded, picture
 from PIL import Image, ImageDraw, ImageFile
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages, look_of, thumbnail
+from roboalign.mixture.looks import LOOK_DTYPE, SeenImages, look_of, thumbnail
 
 
 def seen_of(files: list[bytes], distance: int = 7, difference: int = 12) -> SeenImages:

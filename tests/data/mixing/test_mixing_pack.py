@@ -26,9 +26,9 @@ from roboalign.episodes.episode import Camera, Episode, encode_png
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
-from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.preview import preview
+from roboalign.mixture.builder import build
 from roboalign.mixture.packing import FrameFacts, Packer
+from roboalign.mixture.preview import preview
 from roboalign.questions.registry import types_from
 
 TOKENS = {"fit": True, "horizon": 4, "scale": 4.0, "vocab_size": 64}

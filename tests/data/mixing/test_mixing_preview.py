@@ -25,7 +25,7 @@ from roboalign.conversations.qa.read import LAYOUTS
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, write_json
 from roboalign.episodes.pictures import size_of_file
-from roboalign.mixture.mixing.preview import preview
+from roboalign.mixture.preview import preview
 from roboalign.mllm import load
 
 TINY = Path(load.__file__).parent / "pretrained" / "tiny"

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from mixing_sources import settings, shard_bytes, write_qa
 
-from roboalign.mixture.mixing import build as building
-from roboalign.mixture.mixing import choose, write
-from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture import builder as building
+from roboalign.mixture import draw as choose
+from roboalign.mixture import write
+from roboalign.mixture.builder import build
+from roboalign.mixture.config import MixtureConfig
 
 # Slowed down in every process, so that a kill always finds shards that are not written yet.
 SCRIPT = """
 import sys, time
-from roboalign.mixture.mixing import write
-from roboalign.mixture.mixing.build import build
-from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture import write
+from roboalign.mixture.builder import build
+from roboalign.mixture.config import MixtureConfig
 fast = write.group
 def slow(*arguments):
     time.sleep(0.05)

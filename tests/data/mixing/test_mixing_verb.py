@@ -18,7 +18,7 @@ from roboalign.cli.data_mix import mix_data
 from roboalign.conversations.conversation import read_conversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
-from roboalign.mixture.mixing.robots import renamed
+from roboalign.mixture.sources.robot import renamed
 from roboalign.mllm import load
 from roboalign.mllm.encode import encode_conversation
 

@@ -19,7 +19,7 @@ from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import read_json
 from roboalign.core.outcomes import Refused
-from roboalign.mixture.builder import build_mixture
+from roboalign.mixture.demonstrations import build_mixture
 from roboalign.mixture.packed import MixConfig
 from roboalign.mixture.packing import question_turn
 from roboalign.questions.ask import Question, ask, survey_world

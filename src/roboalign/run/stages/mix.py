@@ -6,7 +6,7 @@ from typing import Any
 from roboalign.conversations.styles.registry import require_style
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
-from roboalign.mixture.builder import build_mixture
+from roboalign.mixture.demonstrations import build_mixture
 from roboalign.mixture.manifest import read_manifest
 from roboalign.run.arms import ARMS
 from roboalign.run.folder import (

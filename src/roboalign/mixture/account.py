@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.core.files import atomic_path
-from roboalign.mixture.mixing import store
-from roboalign.mixture.mixing.config import MixtureConfig
-from roboalign.mixture.mixing.keys import TOP
+from roboalign.mixture import index as store
+from roboalign.mixture.config import MixtureConfig
+from roboalign.mixture.keys import TOP
 
 _PARTS = (
     "kept",

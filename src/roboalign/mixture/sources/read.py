@@ -28,8 +28,8 @@ from roboalign.core.files import hash_file, read_json
 from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.open import format_of
-from roboalign.mixture.mixing.config import MixtureConfig, SourceConfig
-from roboalign.mixture.mixing.parts import (
+from roboalign.mixture.config import MixtureConfig, SourceConfig
+from roboalign.mixture.parts import (
     FRAME_BITS,
     STREAMED,
     Candidate,
@@ -39,8 +39,8 @@ from roboalign.mixture.mixing.parts import (
     changed,
     matched,
 )
-from roboalign.mixture.mixing.robots import fetch_robot, read_robot, scan_robot
-from roboalign.mixture.mixing.tokens import Tokens
+from roboalign.mixture.sources.robot import fetch_robot, read_robot, scan_robot
+from roboalign.mixture.tokens import Tokens
 from roboalign.mllm.placement import IMAGE_MARK
 
 ROWS = 64

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from roboalign import __version__
 from roboalign.core.files import atomic_path, hash_file
-from roboalign.mixture.mixing import account, store, write
-from roboalign.mixture.mixing.config import MixtureConfig
+from roboalign.mixture import account, write
+from roboalign.mixture import index as store
+from roboalign.mixture.config import MixtureConfig
 
 
 def dump(config: MixtureConfig) -> dict[str, Any]:

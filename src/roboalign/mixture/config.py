@@ -17,8 +17,8 @@ from roboalign.core.files import read_json
 from roboalign.core.hub import pinned
 from roboalign.core.yaml import read_yaml
 from roboalign.episodes.frame_file import FrameFile
-from roboalign.mixture.mixing.holdout import HeldoutConfig, HoldoutConfig, NearConfig
-from roboalign.mixture.mixing.packs import PackConfig
+from roboalign.mixture.holdout import HeldoutConfig, HoldoutConfig, NearConfig
+from roboalign.mixture.sources.pack import PackConfig
 
 PLACES = ("robot", "preset", "qa", "conversations")
 FIELDS_OF = {

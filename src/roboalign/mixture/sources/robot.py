@@ -20,12 +20,12 @@ from roboalign.episodes.episode import Episode, content_id, recording_id
 from roboalign.episodes.frame_file import stored_frame
 from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.robot_data import RobotData
-from roboalign.mixture.mixing.config import SourceConfig
-from roboalign.mixture.mixing.keys import key_of
-from roboalign.mixture.mixing.packs import frame_facts, has_scenes
-from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Wanted, changed
-from roboalign.mixture.mixing.tokens import RawChunks, Tokens
+from roboalign.mixture.config import SourceConfig
+from roboalign.mixture.keys import key_of
 from roboalign.mixture.packing import FrameFacts, Packer, action_turn
+from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Wanted, changed
+from roboalign.mixture.sources.pack import frame_facts, has_scenes
+from roboalign.mixture.tokens import RawChunks, Tokens
 from roboalign.mllm.placement import IMAGE_MARK
 from roboalign.questions.ask import survey_world
 from roboalign.questions.types import World

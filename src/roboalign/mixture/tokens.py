@@ -13,7 +13,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, read_json, write_json
 from roboalign.core.hub import resolve
 from roboalign.episodes.episode import Episode
-from roboalign.mixture.mixing.config import TokensConfig
+from roboalign.mixture.config import TokensConfig
 
 BLOCK = 4_096
 """Number of chunks encoded at a time: their tokens are Python lists."""

@@ -16,11 +16,11 @@ from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault
 from roboalign.episodes.episode import Episode, content_id
 from roboalign.episodes.open import format_of, open_robot_data
-from roboalign.mixture.mixing.holdout import HoldoutConfig, NearConfig
-from roboalign.mixture.mixing.keys import first_bytes, key_of
-from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages, look_of, thumbnail
-from roboalign.mixture.mixing.parts import STREAMED
-from roboalign.mixture.mixing.sources import ROWS, SLICES
+from roboalign.mixture.holdout import HoldoutConfig, NearConfig
+from roboalign.mixture.keys import first_bytes, key_of
+from roboalign.mixture.looks import LOOK_DTYPE, SeenImages, look_of, thumbnail
+from roboalign.mixture.parts import STREAMED
+from roboalign.mixture.sources.read import ROWS, SLICES
 
 EVALUATED = "evaluation"
 

@@ -28,13 +28,13 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.hub import hub_id
 from roboalign.core.outcomes import Fault, Refused
 from roboalign.episodes.episode import Episode
-from roboalign.mixture.mixing import sources
-from roboalign.mixture.mixing.account import plain_reason
-from roboalign.mixture.mixing.config import MixtureConfig
-from roboalign.mixture.mixing.examine import Looked, look_at, to_text
-from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Part, Wanted
-from roboalign.mixture.mixing.robots import chunks_at, fetch_robot, opened_robot, read_robot
-from roboalign.mixture.mixing.tokens import Tokens, load_tokens, make_tokens
+from roboalign.mixture.account import plain_reason
+from roboalign.mixture.config import MixtureConfig
+from roboalign.mixture.examine import Looked, look_at, to_text
+from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Part, Wanted
+from roboalign.mixture.sources import read as sources
+from roboalign.mixture.sources.robot import chunks_at, fetch_robot, opened_robot, read_robot
+from roboalign.mixture.tokens import Tokens, load_tokens, make_tokens
 
 _FILES = 16
 """Files of a source that are opened for its sample."""

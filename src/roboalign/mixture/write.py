@@ -14,8 +14,8 @@ from roboalign.conversations.row_groups import GROUP_ROWS, row_groups_of
 from roboalign.conversations.styles.base import StyleName
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.files import atomic_path, hash_file, read_json, write_json
-from roboalign.mixture.mixing import store
-from roboalign.mixture.mixing.examine import from_text
+from roboalign.mixture import index as store
+from roboalign.mixture.examine import from_text
 
 TALLIED = ("kind", "type", "mode", "source")
 

@@ -20,13 +20,14 @@ from roboalign.conversations.qa.convert import episode_of
 from roboalign.conversations.qa.images import LazyImage
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.mixture.mixing import sources, store
-from roboalign.mixture.mixing.config import MixtureConfig
-from roboalign.mixture.mixing.evaluation import Evaluated
-from roboalign.mixture.mixing.keys import TOP, first_bytes, key_of, signed
-from roboalign.mixture.mixing.looks import look_of, thumbnail
-from roboalign.mixture.mixing.parts import FRAME_BITS, Candidate, Dropped, Part, Wanted
-from roboalign.mixture.mixing.tokens import load_tokens
+from roboalign.mixture import index as store
+from roboalign.mixture.config import MixtureConfig
+from roboalign.mixture.keys import TOP, first_bytes, key_of, signed
+from roboalign.mixture.leaks import Evaluated
+from roboalign.mixture.looks import look_of, thumbnail
+from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Part, Wanted
+from roboalign.mixture.sources import read as sources
+from roboalign.mixture.tokens import load_tokens
 
 _WINDOW = 64
 """Number of images decoded at a time."""

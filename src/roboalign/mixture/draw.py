@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.mixture.mixing import store
-from roboalign.mixture.mixing.config import MixtureConfig
-from roboalign.mixture.mixing.keys import key_of
-from roboalign.mixture.mixing.looks import LOOK_DTYPE, SeenImages
+from roboalign.mixture import index as store
+from roboalign.mixture.config import MixtureConfig
+from roboalign.mixture.keys import key_of
+from roboalign.mixture.looks import LOOK_DTYPE, SeenImages
 
 SPARE = 100
 """One in this many samples is examined in addition, to replace those that drop out.
