@@ -5,6 +5,7 @@ answers' length, KL to a reference model, and a reward on token ids that costs n
 steps each, so that other load on the machine meets both.
 
     OMP_NUM_THREADS=1 python benchmarks/grpo.py --json grpo.json
+    OMP_NUM_THREADS=1 python benchmarks/grpo.py --fast FOLDER --tokens 150 --prompts 8  (the published FAST+)
 """
 
 import argparse
@@ -155,9 +156,16 @@ def theirs(folder: Path, asked: list[Conversation], args: argparse.Namespace) ->
     return {"steps": clock.steps(), "tokens": statistics.mean(lengths)}
 
 
-def build(folder: Path, count: int) -> tuple[FastTokenizer, list[Conversation]]:
-    chunks = np.random.default_rng(0).uniform(-1, 1, (32, 8, 4)).astype(np.float32)
-    fast = FastTokenizer.fit(chunks, scale=2, vocab_size=128)
+def build(
+    folder: Path, count: int, published: Path | None
+) -> tuple[FastTokenizer, list[Conversation]]:
+    rng = np.random.default_rng(0)
+    if published:
+        chunks = rng.uniform(-1, 1, (32, 16, 7)).astype(np.float32)
+        fast = FastTokenizer.load(published, horizon=16, action_dim=7)
+    else:
+        chunks = rng.uniform(-1, 1, (32, 8, 4)).astype(np.float32)
+        fast = FastTokenizer.fit(chunks, scale=2, vocab_size=128)
     asked = prompts(count, fast, chunks)
     mllm = build_tiny(TinyConfig(), [c.turns[0].question for c in asked])
     extend_model(mllm.model, mllm.tokenizer, extend_tokenizer(mllm.tokenizer, fast.vocab_size))
@@ -183,6 +191,7 @@ def main() -> None:
         ("threads", 1),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--fast", type=Path, help="a folder with the published FAST+ vocabulary")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -190,13 +199,14 @@ def main() -> None:
     rounds = []
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
-        fast, asked = build(folder, args.prompts)
+        fast, asked = build(folder, args.prompts, args.fast)
         for _ in range(args.rounds):
             rounds.append(
                 {"roboalign": ours(folder, fast, asked, args), "trl": theirs(folder, asked, args)}
             )
     report = {
-        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+        "vocabulary": "FAST+" if args.fast else "fitted",
+        "settings": {k: v for k, v in vars(args).items() if k not in ("json", "fast")},
         "versions": {
             "trl": trl.__version__,
             "transformers": transformers.__version__,

@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import Encoded, Prompt, collate, encode_prompt, end_ids
+from roboalign.mllm.ending import Ending
 from roboalign.mllm.load import Mllm
 
 FAST = frozenset({"qwen2_5_vl", "qwen3_vl"})
@@ -224,7 +225,7 @@ def _decode(
     rows = _Rows.empty(len(mask), max_new_tokens)
     active = torch.arange(len(mask))  # the row of `rows` that each row of the cache belongs to
     live = torch.ones(len(mask), dtype=torch.bool)
-    ended_by = _Ending(mllm, stop)
+    ended_by = Ending(mllm, stop)
     suppressed = torch.tensor(suppressed_ids(mllm), device=mllm.device)
     for column in range(max_new_tokens):
         token, logprob = _pick(logits, temperature, suppressed, draws[active, column])
@@ -262,7 +263,7 @@ def _decode_with_hf(
 ) -> _Rows:
     """Decode through `model.generate`, for any other model."""
     batch = _inputs(mllm, [one for one in encoded for _ in range(samples)])
-    ends = _Ending(mllm, stop)
+    ends = Ending(mllm, stop)
     start = batch["input_ids"].shape[1]
     with _own_settings(mllm):
         output = mllm.model.generate(
@@ -288,33 +289,6 @@ def _decode_with_hf(
     return rows
 
 
-class _Ending:
-    """Find which rows of sampled ids end, with an end token or with text that contains `stop`.
-
-    The stop text may span several tokens and merge with what follows it, so text is compared
-    instead of ids. Only rows whose last token can complete it are decoded.
-    """
-
-    def __init__(self, mllm: Mllm, stop: str | None) -> None:
-        self.tokenizer, self.stop = mllm.tokenizer, stop
-        self.ends = torch.tensor(sorted(end_ids(mllm)))
-        if stop and ("completes", stop) not in mllm.cache:
-            pieces = mllm.tokenizer.convert_ids_to_tokens(list(range(len(mllm.tokenizer))))
-            mllm.cache["completes", stop] = torch.tensor([stop[-1] in piece for piece in pieces])
-        self.completes = mllm.cache["completes", stop] if stop else None
-
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids int64 [R, n] on the CPU -> bool [R]."""
-        ended = torch.isin(ids[:, -1], self.ends)
-        if self.stop and self.completes is not None:
-            for row in (self.completes[ids[:, -1]] & ~ended).nonzero()[:, 0].tolist():
-                # A token is at least one byte, so the stop text has no more tokens than bytes.
-                ended[row] = self.stop in self.tokenizer.decode(
-                    ids[row, -len(self.stop.encode()) :]
-                )
-        return ended
-
-
 class _Draw(LogitsProcessor):
     """Mask all tokens but the drawn one, so that `generate`'s greedy choice is our draw."""
 
@@ -328,7 +302,7 @@ class _Draw(LogitsProcessor):
 
 
 class _StopAt(StoppingCriteria):
-    def __init__(self, ends: _Ending, start: int) -> None:
+    def __init__(self, ends: Ending, start: int) -> None:
         self.ends, self.start = ends, start
 
     def __call__(
