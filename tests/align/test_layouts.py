@@ -1,15 +1,19 @@
 """One mixture of nine layouts (no image, one, several; JPEG, PNG, WebP; 32 to 4,000 pixels) through `mix`, SFT, GRPO,
-evaluation and hidden states, on small random models of four classes."""
+evaluation, hidden states and a head, on small random models of four classes; two processes train as one."""
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
+from safetensors.torch import load_file
 
+from roboalign.actions.normalize import ActionStats
 from roboalign.align.budget import token_counts
 from roboalign.align.dataset import Conversations
 from roboalign.align.distill import as_prompt
@@ -27,7 +31,16 @@ from roboalign.evaluate.priors import language_priors
 from roboalign.mixture.builder import build
 from roboalign.mixture.config import MixtureConfig
 from roboalign.mllm.hidden import hidden_states
+from roboalign.mllm.load import load_mllm
 from roboalign.mllm.tiny_classes import build_class
+from roboalign.vla.features import View
+from roboalign.vla.head import HeadConfig
+from roboalign.vla.train import HeadTrainConfig, train_head
+
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "distributed"), str(TESTS / "vla")]
+from synthetic_episodes import make_episode  # noqa: E402
+from two_ranks import two_ranks  # noqa: E402
 
 CLASSES = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "llava_onevision")
 LABELLED = STYLES["labelled"]
@@ -55,6 +68,7 @@ LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
     "large": (["<image>\n" + CHOICE], ["large.jpg"]),
     "frames": (["<image> " * 4 + "\n" + CHOICE], [f"frame-{n}.jpg" for n in range(4)]),
 }
+SFT = SftConfig(batch_size=6, micro_batch_size=3, max_steps=3, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +128,7 @@ def run(request: pytest.FixtureRequest, mixture: Path, tmp_path_factory: pytest.
     mllm = build_class(request.param, texts)
     folder = tmp_path_factory.mktemp(request.param)
     before = mllm.model.get_input_embeddings().weight.detach().clone()
-    config = SftConfig(batch_size=6, micro_batch_size=3, max_steps=3, learning_rate=1e-3)
-    ledger = train_sft(mllm, data, config, folder)
+    ledger = train_sft(mllm, data, SFT, folder)
     assert ledger["samples"] == 18
     assert not torch.equal(before, mllm.model.get_input_embeddings().weight)
     return mllm, folder, list(data)
@@ -165,6 +178,55 @@ def test_hidden_states(run) -> None:
     for row in (0, 4, 5):
         alone, real = hidden_states(mllm, encoded[row : row + 1], 2)
         torch.testing.assert_close(states[row][mask[row]], alone[0][real[0]], atol=5e-5, rtol=1e-3)
+
+
+def head(backbone: Path, folder: Path) -> None:
+    """Four updates on three short episodes; 3 frames do not divide over two processes."""
+    episodes = [make_episode(number, 4 + number, "reach left") for number in range(3)]
+    stats = ActionStats.fit(np.concatenate([episode.actions for episode in episodes]))
+    small = HeadConfig(width=32, heads=2, layers=2, vlm_inner_width=32, vlm_heads=2)
+    config = HeadTrainConfig(steps=4, batch_size=3, learning_rate=1e-3, eval_every=4)
+    view, parts = View(layer=2, cameras=("front", "wrist")), (episodes[:2], episodes[2:])
+    mllm = load_mllm(backbone)
+    train_head(mllm, *parts, small, config, view, stats, folder, horizon=3)
+
+
+def as_one_of_two(kind: str, texts: list[str], mixture: Path, backbone: Path, folder: Path) -> int:
+    """SFT as in `run`, then the head on the model that `run` wrote."""
+    torch.set_num_threads(1)
+    data = StoredConversations(mixture, "train")
+    train_sft(build_class(kind, texts), data, SFT, folder / "sft")
+    assert dist.get_world_size() == 2
+    head(backbone, folder / "head")
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def test_a_head_and_two_processes(run, mixture: Path, tmp_path: Path) -> None:
+    mllm, folder, data = run
+    kind = mllm.model.config.model_type
+    texts = [text for c in data for turn in c.turns for text in (turn.question, turn.answer)]
+    arguments = kind, texts, mixture, folder / "model", tmp_path / "both"
+    ended = two_ranks(as_one_of_two, *arguments, logs=tmp_path)
+    assert [one.status for one in ended] == [0, 0], ended
+    head(folder / "model", tmp_path / "alone")
+    one, two = (
+        load_file(place / "model/model.safetensors") for place in (folder, tmp_path / "both/sft")
+    )
+    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert one.keys() == two.keys() and apart < 1e-4, apart  # three updates of up to 1e-3 each
+    ours, theirs = (tmp_path / place for place in ("both/head", "alone"))
+    records = [read_jsonl(place / "metrics.jsonl") for place in (ours, theirs)]
+    assert [record["step"] for record in records[0]] == [record["step"] for record in records[1]]
+    for mine, expected in zip(*records, strict=True):
+        for name in ("train_loss", "heldout_loss", "heldout_l1"):
+            assert mine[name] == pytest.approx(expected[name], rel=2e-3), name
+    one, two = (load_file(place / "policy/head.safetensors") for place in (ours, theirs))
+    # The keys' bias moves all scores alike: its gradient is rounding, of which Adam makes whole steps.
+    names = [name for name in one if not name.endswith("key_value.bias")]
+    apart = max(float((one[name] - two[name]).abs().max()) for name in names)
+    assert one.keys() == two.keys() and apart < 2e-4, apart  # four steps of at most 1e-3 each
 
 
 def test_conversations_over_the_token_budget_are_left_out_by_name(
