@@ -1,6 +1,6 @@
 """Memory, disk and time of reading an SFT mixture from its shards, against `datasets` and a list: one command.
 
-    python benchmarks/sft_reading.py [--conversations 20000] [--all 2280000] [--image-bytes 50000] [--json PATH]
+    python benchmarks/sft_reading.py [--conversations 20000] [--all 2280000] [--image-bytes 50000] [--images 1]
 
 The shards hold 2,000 conversations of one to five turns, as they are written here, with random bytes for images; one
 shard is written, the others are links to it. `datasets` reads the same shards (`load_dataset("parquet")`), which
@@ -35,7 +35,7 @@ from roboalign.core.files import read_json, write_json
 SHARD, READS, ROUNDS = 2000, 400, 5
 
 
-def conversation(number: int, image_bytes: int) -> Conversation:
+def conversation(number: int, image_bytes: int, images: int) -> Conversation:
     rng = random.Random(number)
     turns = tuple(
         Turn(
@@ -49,14 +49,21 @@ def conversation(number: int, image_bytes: int) -> Conversation:
         for turn in range(rng.randint(1, 5))
     )
     return Conversation(
-        f"talk-{number}", "episode", number, "task", (rng.randbytes(image_bytes),), turns
+        f"talk-{number}",
+        "episode",
+        number,
+        "task",
+        tuple(rng.randbytes(image_bytes) for _ in range(images)),
+        turns,
     )
 
 
-def write_mixture(folder: Path, count: int, image_bytes: int) -> None:
+def write_mixture(folder: Path, count: int, image_bytes: int, images: int) -> None:
     """One shard of SHARD conversations, and links to it."""
     first = folder / "train-000000.parquet"
-    write_conversations(first, (conversation(number, image_bytes) for number in range(SHARD)))
+    write_conversations(
+        first, (conversation(number, image_bytes, images) for number in range(SHARD))
+    )
     for number in range(1, count // SHARD):
         os.link(first, folder / f"train-{number:06d}.parquet")
 
@@ -125,11 +132,13 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{middle:,} ({ends[0]:,} to {ends[1]:,})"
 
 
-def compare(sides: list[str], count: int, image_bytes: int, rounds: int) -> dict[str, Any]:
+def compare(
+    sides: list[str], count: int, image_bytes: int, images: int, rounds: int
+) -> dict[str, Any]:
     """Measure the sides in turn on one mixture; print a line for each, and the ratios to the first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_mixture(folder, count, image_bytes)
+        write_mixture(folder, count, image_bytes, images)
         shards = sum(path.stat().st_size for path in folder.glob("*.parquet")) / 2**20
         found = {side: [] for side in sides}
         for number in range(rounds):
@@ -153,6 +162,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=20_000)
     parser.add_argument("--all", type=int, default=2_280_000)
     parser.add_argument("--image-bytes", type=int, default=50_000)
+    parser.add_argument("--images", type=int, default=1, help="of each conversation")
     parser.add_argument("--json", type=Path)
     for hidden in ("--side", "--folder", "--seed"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -162,17 +172,19 @@ def main() -> None:
         write_json(options.json, row)
         return
     print(
-        f"images of {options.image_bytes:,} bytes, shards of {SHARD}, {READS} random reads a round, {ROUNDS} rounds in "
-        f"turn, median (least to greatest), load average {os.getloadavg()[0]:.1f}\n"
+        f"{options.images} images of {options.image_bytes:,} bytes a sample, shards of {SHARD}, {READS} random reads "
+        f"a round, {ROUNDS} rounds in turn, median (least to greatest), load average {os.getloadavg()[0]:.1f}\n"
     )
     print(
         "| | conversations | memory, MiB | disk, MiB: shards + copy | to open, s | a random read, ms | of it CPU |\n"
         "|---|---|---|---|---|---|---|"
     )
     sides = ["shards", "datasets", "a list"]
-    found = compare(sides, options.conversations, options.image_bytes, ROUNDS)
+    found = compare(sides, options.conversations, options.image_bytes, options.images, ROUNDS)
     if options.all:
-        found["all"] = compare(["shards"], options.all, options.image_bytes, 1)["shards"]
+        found["all"] = compare(["shards"], options.all, options.image_bytes, options.images, 1)[
+            "shards"
+        ]
     for key, what in {"read_ms": "wall", "cpu_ms": "CPU", "open_seconds": "wall, to open"}.items():
         pairs = zip(found["shards"], found["datasets"])
         print(

@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from roboalign.actions.normalize import ActionStats
+from roboalign.align import budget
 from roboalign.align.budget import token_counts
-from roboalign.align.dataset import Conversations
+from roboalign.align.dataset import Conversations, naming
 from roboalign.align.distill import as_prompt
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.rollout import encoded_prompt
@@ -25,7 +26,7 @@ from roboalign.conversations.conversation import Conversation, read_conversation
 from roboalign.conversations.stored import StoredConversations
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.files import read_jsonl
+from roboalign.core.files import read_json, read_jsonl, write_json
 from roboalign.evaluate import tokens
 from roboalign.evaluate.priors import language_priors
 from roboalign.mixture.builder import build
@@ -197,6 +198,12 @@ def as_one_of_two(kind: str, texts: list[str], mixture: Path, backbone: Path, fo
     data = StoredConversations(mixture, "train")
     train_sft(build_class(kind, texts), data, SFT, folder / "sft")
     assert dist.get_world_size() == 2
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "BLOCK", 5)
+        patch.setattr(budget, "naming", lambda c: (seen.append(c.id), naming(c))[1])
+        counts = token_counts(build_class(kind, texts), data)
+    write_json(folder / f"counted-{dist.get_rank()}.json", {"counts": counts.tolist(), "ids": seen})
     head(backbone, folder / "head")
     dist.barrier()
     dist.destroy_process_group()
@@ -216,6 +223,14 @@ def test_a_head_and_two_processes(run, mixture: Path, tmp_path: Path) -> None:
     )
     apart = max(float((one[name] - two[name]).abs().max()) for name in one)
     assert one.keys() == two.keys() and apart < 1e-4, apart  # three updates of up to 1e-3 each
+    counted = [read_json(tmp_path / "both" / f"counted-{n}.json") for n in (0, 1)]
+    whole = token_counts(mllm, data).tolist()
+    assert [row["counts"] for row in counted] == [whole, whole]
+    assert counted[0]["ids"] + counted[1]["ids"] == [
+        data[number].id
+        for part in ((*range(5), *range(10, 15)), (*range(5, 10), 15, 16, 17))
+        for number in part
+    ]
     ours, theirs = (tmp_path / place for place in ("both/head", "alone"))
     records = [read_jsonl(place / "metrics.jsonl") for place in (ours, theirs)]
     assert [record["step"] for record in records[0]] == [record["step"] for record in records[1]]

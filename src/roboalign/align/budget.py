@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from roboalign.align.dataset import naming
 from roboalign.conversations.conversation import Conversation
-from roboalign.core.distributed import leads
+from roboalign.core.distributed import each_by_one, leads, rank, world_size
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import write_text
 from roboalign.core.progress import Progress, say
@@ -16,6 +16,8 @@ from roboalign.episodes.pictures import size_of_file
 from roboalign.mllm.encode import encode_conversation
 from roboalign.mllm.load import Mllm
 
+BLOCK = 100
+"""Conversations that a process counts at a time: about a row group of their shards."""
 TOO_LONG = "too-long.txt"
 """The file with the conversations that are left out: one a line, tokens and id."""
 
@@ -23,18 +25,29 @@ TOO_LONG = "too-long.txt"
 def token_counts(
     mllm: Mllm, conversations: Sequence[Conversation]
 ) -> Int[np.ndarray, " conversations"]:
-    """Tokens of each conversation, its images included; only the headers of images are read."""
-    counts = np.zeros(len(conversations), dtype=np.int64)
-    with Progress("tokens", total=len(conversations), shown=leads()) as progress:
-        for number, conversation in enumerate(conversations):
-            turns = [vars(turn) for turn in conversation.turns]
-            with naming(conversation):
-                sizes = [size_of_file(image) for image in conversation.images]
-                # Only the sizes matter; an array of zeros takes no memory until it is written.
-                blanks = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
-                counts[number] = len(encode_conversation(mllm, turns, blanks).input_ids)
+    """Tokens of each conversation, its images included; only the headers of images are decoded.
+
+    Processes that train together count a share each. All must call this.
+    """
+    total = len(conversations)
+    blocks = [range(first, min(first + BLOCK, total)) for first in range(0, total, BLOCK)]
+    with Progress("tokens", total=len(blocks[rank() :: world_size()]), shown=leads()) as progress:
+
+        def count(block: range) -> list[int]:
             progress.advance(1)
-    return counts
+            return [_tokens(mllm, conversations[number]) for number in block]
+
+        counted = each_by_one(count, blocks)
+    return np.array([tokens for block in counted for tokens in block], dtype=np.int64)
+
+
+def _tokens(mllm: Mllm, conversation: Conversation) -> int:
+    turns = [vars(turn) for turn in conversation.turns]
+    with naming(conversation):
+        sizes = [size_of_file(image) for image in conversation.images]
+        # Only the sizes matter; an array of zeros takes no memory until it is written.
+        blanks = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
+        return len(encode_conversation(mllm, turns, blanks).input_ids)
 
 
 def fitting(

@@ -33,7 +33,7 @@ CACHE = 128 * 2**20
 class StoredConversations(Sequence[Conversation]):
     """The conversations that `iterate_conversations` yields, in its order, by their number.
 
-    Memory holds an index of about ten bytes per conversation, and up to CACHE bytes of the row
+    Memory holds an index of 16 bytes per conversation, and up to CACHE bytes of the row
     groups read last. Reading one conversation reads its whole row group, which is small
     (`conversation.row_groups_of`). No file stays open, so that forked processes may share an
     instance. Raises RoboAlignError as `iterate_conversations` does.
