@@ -200,7 +200,7 @@ def as_one_of_two(kind: str, texts: list[str], mixture: Path, backbone: Path, fo
     assert dist.get_world_size() == 2
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(budget, "BLOCK", 5)
+        patch.setattr(budget, "COUNTED", 5)
         patch.setattr(budget, "naming", lambda c: (seen.append(c.id), naming(c))[1])
         counts = token_counts(build_class(kind, texts), data)
     write_json(folder / f"counted-{dist.get_rank()}.json", {"counts": counts.tolist(), "ids": seen})

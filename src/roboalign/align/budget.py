@@ -16,7 +16,7 @@ from roboalign.episodes.pictures import size_of_file
 from roboalign.mllm.encode import encode_conversation
 from roboalign.mllm.load import Mllm
 
-BLOCK = 100
+COUNTED = 100
 """Conversations that a process counts at a time: about a row group of their shards."""
 TOO_LONG = "too-long.txt"
 """The file with the conversations that are left out: one a line, tokens and id."""
@@ -30,7 +30,7 @@ def token_counts(
     Processes that train together count a share each. All must call this.
     """
     total = len(conversations)
-    blocks = [range(first, min(first + BLOCK, total)) for first in range(0, total, BLOCK)]
+    blocks = [range(first, min(first + COUNTED, total)) for first in range(0, total, COUNTED)]
     with Progress("tokens", total=len(blocks[rank() :: world_size()]), shown=leads()) as progress:
 
         def count(block: range) -> list[int]:
