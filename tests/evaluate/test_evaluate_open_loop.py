@@ -168,7 +168,9 @@ def test_the_verdict_needs_a_whole_interval() -> None:
         return verdict_of({"overall": dict.fromkeys(METHODS, one), "by_episode": rows})
 
     unclear = "the policy is not distinguishable from the mean action"
-    assert unclear in verdict([-0.3, 0.4, -0.2]) and unclear in verdict([-0.3])
+    assert unclear in verdict([-0.3, 0.4, -0.2]) and "single" not in verdict([-0.3, 0.4, -0.2])
+    alone = verdict([-0.3])
+    assert "closer than the mean action" in alone and "In a single episode, chance" in alone
     assert "the policy is closer than the mean action" in verdict([-0.3, -0.2] * 4)
     assert "farther than the mean action and closer than the last action held" in verdict(
         [0.3, 0.2] * 4

@@ -55,7 +55,7 @@ def verdict_of(found: Mapping[str, Any]) -> str:
     """Return in one sentence how the policy compares with the two baselines that see no image.
 
     It is closer or farther where the paired difference over episodes says so with its whole 95%
-    interval.
+    interval. One episode has no interval, and the sentence says that it is one.
     """
     overall = found["overall"]
     policy = overall["policy"]
@@ -64,16 +64,18 @@ def verdict_of(found: Mapping[str, Any]) -> str:
         if policy["low"] is not None
         else ""
     )
+    rows = found["by_episode"]
     sides: dict[str, list[str]] = {}
     for method in ("mean", "hold"):
-        rows = found["by_episode"]
         gap = paired_difference([one[method] for one in rows], [one["policy"] for one in rows])
-        if gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
+        low, high = (gap.low, gap.high) if len(rows) > 1 else (gap.value, gap.value)
+        if low is None or high is None or low <= 0 <= high:
             side = "not distinguishable from the"
         else:
-            side = f"{'closer' if gap.high < 0 else 'farther'} than the"
+            side = f"{'closer' if high < 0 else 'farther'} than the"
         sides.setdefault(side, []).append(TITLES[method])
     judged = " and ".join(f"{side} {' and the '.join(of)}" for side, of in sides.items())
+    alone = " In a single episode, chance decides much of this." if len(rows) == 1 else ""
     others = (
         f"{number_text(overall['mean']['value'])} for the {TITLES['mean']} and "
         f"{number_text(overall['hold']['value'])} with the {TITLES['hold']}"
@@ -81,13 +83,15 @@ def verdict_of(found: Mapping[str, Any]) -> str:
     return (
         f"Judged by its distance to the recorded actions, the policy is {judged}, which see no "
         f"image: its mean error is {number_text(policy['value'])} of a dimension's standard "
-        f"deviation{bounds}, {others}."
+        f"deviation{bounds}, {others}.{alone}"
     )
 
 
 def sentences_of(found: Mapping[str, Any]) -> list[str]:
     """Return what was compared, the gripper's agreement and the latency, one sentence each."""
-    which = "held-out episodes" if found.get("held_out") else "episodes"
+    which = ("held-out " if found.get("held_out") else "") + (
+        "episode" if found["episodes"] == 1 else "episodes"
+    )
     rate = f" at {found['fps']:g} a second" if found["fps"] else ""
     said = [
         f"{found['episodes']} {which}, {found['steps']:,} steps{rate}; a chunk of "
@@ -129,15 +133,14 @@ def _gripper_sentence(gripper: Mapping[str, Any] | None) -> str:
 
 
 def dimensions_table(found: Mapping[str, Any]) -> Table:
-    """Return one row per dimension: errors in its unit, and as a share of its spread."""
+    """Return one row per dimension that moves: errors in its unit, and as a share of its spread."""
     rows = []
-    for row in found["dimensions"]:
+    for row in (one for one in found["dimensions"] if one["moves"]):
         error, spread = row["error"], row["spread"]
         cells = [Cell(row["unit"] or "–"), Cell(f"{spread:.4g}")]
         cells += [Cell(f"{error[method]:.4g}") for method in TITLES]
-        shares = [error[method] / spread if row["moves"] else None for method in TITLES]
-        best = min((s for s in shares[1:] if s is not None), default=None)
-        mark = "" if best is None else "better" if shares[0] < best else "worse"
+        shares = [error[method] / spread for method in TITLES]
+        mark = "better" if shares[0] < min(shares[1:]) else "worse"
         cells += [Cell(number_text(shares[0], 2), mark=mark)]
         cells += [Cell(number_text(share, 2)) for share in shares[1:]]
         rows.append((row["name"], cells))
