@@ -26,11 +26,10 @@ import torch
 from roboalign.core.machine import cores
 from roboalign.online.config import OnlineConfig
 from roboalign.online.decisions import Decisions, Trajectory
-from roboalign.online.explorer import Explorer, repeated
+from roboalign.online.explorer import Explorer, load_explorer, repeated
 from roboalign.online.groups import Roll
 from roboalign.online.improve import MICRO, HeadLearner, improve
 from roboalign.online.train import WEIGHTS, publish
-from roboalign.run.stages.online import load_explorer
 from roboalign.sim.base import Benchmark, Observation
 from roboalign.sim.parallel import Crew, EpisodeKey
 from roboalign.sim.registry import make_benchmark

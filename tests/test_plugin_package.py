@@ -44,7 +44,9 @@ OVERRIDES = (
     "visited={episodes_per_task: 2, heldout_per_task: 1, labels_per_episode: 3, max_steps: 24}",
     "tokens.max_questions=10",
     "tokens.max_actions=10",
-    "rollout.episodes=2",
+    # Models that learned nothing never end an answer by themselves.
+    "token_policy={max_reasoning_tokens: 8, max_block_tokens: 12}",
+    "rollout.episodes=1",  # one worker an arm: each imports torch
     "parallel=1",
 )
 NOTE = "The toy benchmark has no physics"
@@ -119,7 +121,7 @@ def test_the_head_learns_from_rollouts_in_processes(run: tuple[Path, str]) -> No
     assert before["backbone"] == after["backbone"]
     assert (before["head_sha256"] == after["head_sha256"]) == (row["groups"] == 0)
     rolled = read_jsonl(run[0] / "seed-0/eval/rollouts/roboalign-online/episodes.jsonl")
-    assert {row["seed"] for row in rolled} == {1_000_000, 1_000_001}
+    assert {row["seed"] for row in rolled} == {1_000_000}
     page = (run[0] / "report" / "index.html").read_text()
     assert "Online RL</" in page
 
@@ -135,7 +137,7 @@ def test_an_mllm_whose_tokens_act_learns_from_rollouts(run: tuple[Path, str]) ->
     ).read_bytes()
     assert same == (row["groups"] == 0)
     rolled = read_jsonl(run[0] / "seed-0/eval/rollouts/sft-tokens-direct-online/episodes.jsonl")
-    assert {row["seed"] for row in rolled} == {1_000_000, 1_000_001}
+    assert {row["seed"] for row in rolled} == {1_000_000}
 
 
 def test_the_demonstrations_are_the_toy_s(run: tuple[Path, str]) -> None:
@@ -159,7 +161,7 @@ def test_each_arm_is_measured_on_the_episodes_asked_for(run: tuple[Path, str]) -
         folder = out / f"seed-0/eval/rollouts/{arm}"
         assert read_json(folder / "protocol.json") == {
             "benchmark": "toy",
-            "episodes_per_task": 2,
+            "episodes_per_task": 1,
             "max_steps": 16,
             "replan_every": 8,
             "cameras": ["top"],
@@ -170,11 +172,10 @@ def test_each_arm_is_measured_on_the_episodes_asked_for(run: tuple[Path, str]) -
         rows = list(read_jsonl(folder / "episodes.jsonl"))
         assert sorted((row["task"], row["seed"]) for row in rows) == [
             ("toy/touch-green", 1_000_000),
-            ("toy/touch-green", 1_000_001),
         ]
         assert all(row["crash"] is None and 1 <= row["steps"] <= 16 for row in rows)
         overall = summary["success"]["arms"][arm]["overall"]
-        assert overall["n"] == 2 and type(overall["successes"]) is int
+        assert overall["n"] == 1 and type(overall["successes"]) is int
         assert overall["successes"] == sum(row["success"] for row in rows)
 
 

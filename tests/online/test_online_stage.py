@@ -14,6 +14,7 @@ from toy_rolls import ROLLOUT, TASKS
 from roboalign.core.errors import RoboAlignError
 from roboalign.online.config import OnlineConfig
 from roboalign.online.decisions import Trajectory
+from roboalign.online.explorer import load_explorer
 from roboalign.online.improve import HeadLearner
 from roboalign.online.train import publish
 from roboalign.run.stages import online as stage
@@ -85,7 +86,7 @@ def test_workers_of_a_cluster_explore_with_the_weights_of_the_update(
     first, second = (Trajectory.of(one).looks[0] for one in results)
     assert first["states"].equal(second["states"]), "one initial state"
     assert not first["after"].equal(second["after"])
-    explorer = stage.load_explorer(recipe.online, 0, start, tmp_path / "none", 1, "cpu")
+    explorer = load_explorer(recipe.online, 0, start, tmp_path / "none", 1, "cpu")
     assert not explorer.policy.head.decoder[2].bias.equal(policy.head.decoder[2].bias)
     explorer.policy.head.load_state_dict(policy.head.state_dict())
     explorer.weights._known = (1, 1)  # as if it had read them

@@ -20,6 +20,7 @@ from roboalign.sim.metaworld.environment import MetaWorld
 from roboalign.sim.ray import ClusterConfig
 from roboalign.sim.registry import FIRST_EVALUATION_SEED
 from roboalign.sim.rollout import EpisodeResult
+from roboalign.vla import acting
 
 TASKS = ("door-unlock-v3", "hand-insert-v3")
 RECIPE = recipe(collect={"downstream_tasks": TASKS}, rollout={"episodes": 3, "replan_every": 4})
@@ -111,7 +112,7 @@ def test_a_recipe_with_a_cluster_sends_the_policy_there(
         "policy_files",
         lambda folder: ("head/policy", {"head/policy/policy.json": folder}),
     )
-    monkeypatch.setattr(evaluate, "load_act", lambda *arguments: arguments)
+    monkeypatch.setattr(acting, "load_act", lambda *arguments: arguments)
     monkeypatch.setattr(
         evaluate, "evaluate_parallel", lambda *arguments, **named: pytest.fail("measured here")
     )

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
+from roboalign.online.config import OnlineConfig
 from roboalign.online.flow_sde import explore, log_density, sde_std, velocity_of
 from roboalign.sim.base import Benchmark, Environment, Observation
 from roboalign.sim.rollout import Key, Planned
@@ -120,6 +121,14 @@ class Explorer:
         """Take over newer weights."""
         if (newer := self.weights.newer()) is not None:
             self.policy.head.load_state_dict(newer)
+
+
+def load_explorer(
+    config: OnlineConfig, seed: int, folder: Path, weights: Path, threads: int, device: str
+) -> Explorer:
+    """Return the policy that explores, as the simulator's workers call it."""
+    torch.set_num_threads(threads)
+    return Explorer(HeadPolicy.load(folder, device), Published(weights), config.noise, seed)
 
 
 def _draws(key: Sequence[str | int], steps: int, shape: Sequence[int]) -> tuple[int, torch.Tensor]:

@@ -35,12 +35,13 @@ from roboalign.run.folder import (
     run_action_tokens,
 )
 from roboalign.run.recipe import Recipe
-from roboalign.run.stage import Context, limit_threads
-from roboalign.sim.base import Benchmark, Observation
+from roboalign.run.stage import Context
+from roboalign.sim.base import Benchmark
 from roboalign.sim.parallel import evaluate_parallel
 from roboalign.sim.ray import evaluate_on_cluster
-from roboalign.sim.rollout import Act, EpisodeResult, Key, Planned, write_video
-from roboalign.vla.policy import Policy, policy_files
+from roboalign.sim.rollout import EpisodeResult, write_video
+from roboalign.vla.acting import load_act, load_copied_act
+from roboalign.vla.policy import policy_files
 
 VIDEO_FPS = 10.0
 
@@ -128,25 +129,10 @@ def _measure(
         evaluate_parallel(act, benchmark, episodes, config, workers=workers, on_result=keep)
         return
     inside, files = policy_files(policy)
-    load = functools.partial(_load_copy, inside, cluster.cpus, "cuda" if cluster.gpus else "cpu")
+    load = functools.partial(
+        load_copied_act, inside, cluster.cpus, "cuda" if cluster.gpus else "cpu"
+    )
     evaluate_on_cluster(load, files, benchmark, episodes, config, cluster, on_result=keep)
-
-
-def _load_copy(inside: str, threads: int, device: str, folder: Path) -> Act:
-    """Call `load_act` on the policy whose copy is in `folder`."""
-    return load_act(folder / inside, threads, device)
-
-
-def load_act(folder: Path, threads: int, device: str) -> Act:
-    """Return the policy as the simulator's workers call it; its flow noise is keyed by (task, seed,
-    step)."""
-    limit_threads(threads)
-    policy = Policy.load(folder, device)
-
-    def act(observations: list[Observation], keys: list[Key]) -> Planned:
-        return Planned(*policy.act_and_count(observations, keys))
-
-    return act
 
 
 def refuse_leaks(run_dir: Path, benchmark: Benchmark, wanted: Sequence[tuple[str, int]]) -> None:

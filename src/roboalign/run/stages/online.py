@@ -10,8 +10,7 @@ from typing import Any
 from roboalign.align.grpo.config import RlConfig
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.machine import cores, device_of, side_by_side
-from roboalign.online.config import OnlineConfig
-from roboalign.online.explorer import Explorer, Published, repeated
+from roboalign.online.explorer import Explorer, Published, load_explorer, repeated
 from roboalign.online.groups import Roll
 from roboalign.online.improve import HeadLearner
 from roboalign.online.token_explorer import TokenExplorer
@@ -98,14 +97,6 @@ def _rolling(context: Context, benchmark: Benchmark, start: Path) -> Iterator[Ro
     yield lambda episodes, finish: evaluate_on_cluster(
         load, cargo, again, episodes, config, cluster, on_result=finish
     )
-
-
-def load_explorer(
-    config: OnlineConfig, seed: int, folder: Path, weights: Path, threads: int, device: str
-) -> Explorer:
-    """Return the policy that explores, as the simulator's workers call it."""
-    limit_threads(threads)
-    return Explorer(HeadPolicy.load(folder, device), Published(weights), config.noise, seed)
 
 
 def load_token_explorer(
