@@ -14,6 +14,7 @@ from roboalign.conversations.qa.normal import (
     Points,
     QaSample,
 )
+from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.outcomes import Fault, Refused
 
 LABELLED = STYLES["labelled"]

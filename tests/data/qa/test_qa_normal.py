@@ -14,7 +14,6 @@ from roboalign.conversations.qa.normal import (
     parse_choice,
     parse_points,
 )
-from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Refused
 
