@@ -119,7 +119,7 @@ WORLDS = {
         collect={
             "benchmark": "libero_object",
             "align_tasks": ["button-press-v3", "reach-v3"],
-            "align": {"episodes_per_task": 4, "noise": 0.2, "first_seed": 10000},
+            "align": {"episodes_per_task": 10, "noise": 0.2, "first_seed": 10000},
             "downstream_tasks": [
                 f"libero_object/pick_up_the_{name}_and_place_it_in_the_basket"
                 for name in ("alphabet_soup", "cream_cheese", "salad_dressing")
