@@ -170,7 +170,8 @@ def test_rl_is_a_small_part_of_the_training_actions(mixture):
     assert {(c.episode_id, c.frame, c.turns[0].expected) for c in rl} <= trained
     n_turns = manifest["counts"]["train"]["turns"]
     assert len(rl) == int(0.009 * n_turns) > 0
-    assert manifest["rl_share"] == pytest.approx(len(rl) / n_turns) and manifest["rl_share"] < 0.01
+    assert manifest["rl"] == {"samples": len(rl), "share": pytest.approx(len(rl) / n_turns)}
+    assert manifest["rl"]["share"] < 0.01
     for c in rl:
         stem = c.turns[0].question.removesuffix('Think first, then answer as "<ACTION_START>".')
         assert (
@@ -288,7 +289,7 @@ def test_a_heldout_frame_that_is_a_training_image_is_dropped(tmp_path, tokens):
         update={"heldout_episode_share": 0.25, "heldout_actions": 29, "conversations": 200}
     )
     manifest = build_mixture(episodes, *tokens, config, tmp_path / "mix")
-    assert manifest["heldout_frames_dropped_as_duplicates"] == 1
+    assert manifest["sources"]["demonstrations"]["heldout_seen"] == 1
     assert {c.frame for c in read_conversations(tmp_path / "mix", "heldout", ["action"])} == set(
         range(1, 30)
     )

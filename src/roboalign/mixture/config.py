@@ -282,7 +282,9 @@ def load_mixture(
 def is_manifest(value: Any) -> bool:
     """Return whether this contains what a rebuilt mixture is checked against."""
     listed = ("files", "shards", "lengths")
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), dict) for name in listed):
+    if not isinstance(value, dict) or value.get("kind", "sources") != "sources":
+        return False
+    if not all(isinstance(value.get(name), dict) for name in listed):
         return False
     evaluation = value.get("evaluation")
     return evaluation is None or (isinstance(evaluation, dict) and "sha256" in evaluation)

@@ -5,27 +5,23 @@ shown that (paper, section 3.1). An action turn has no reasoning trace, but shar
 with questions about the same image, asked in both modes.
 """
 
-import platform
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from roboalign import __version__
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
-from roboalign.conversations.conversation import Conversation, image_hash, write_conversations
+from roboalign.conversations.conversation import image_hash, write_conversations
 from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import atomic_path, hash_file, write_json
 from roboalign.core.progress import Progress
 from roboalign.episodes.episode import Episode
+from roboalign.mixture.manifest import Tally, manifest_of
 from roboalign.mixture.packed import (
     MixConfig,
     PackedSource,
@@ -94,34 +90,40 @@ def build_mixture(
             folder / "heldout.parquet", held_tally.count(heldout_conversations(held, kept))
         )
         counts |= {"rl": rl_tally.summary(), "heldout": held_tally.summary()}
-        manifest = {
-            "config": config.model_dump(),
-            "prompts": prompts,
-            "seed": config.seed,
-            "counts": counts,
-            "rl_share": counts["rl"]["turns"] / max(tally.turns, 1),
-            "undrawn": dict(sorted(source.packer.undrawn.items())),
-            "heldout_frames_dropped_as_duplicates": duplicates,
-            "splits": {
-                "train": [e.episode_id for e in train],
-                "heldout": [e.episode_id for e in heldout],
+        drawn = len({(episode.episode_id, t) for episode, t in frames})
+        manifest = manifest_of(
+            kind="demonstrations",
+            prompts=prompts,
+            settings=config.model_dump(mode="json"),
+            sources={
+                "demonstrations": {
+                    "asked": len(frames),
+                    "found": sum(map(len, episodes)),
+                    "kept": drawn,
+                    "repeats": len(frames) - drawn,
+                    "heldout": len(kept),
+                    "heldout_seen": duplicates,
+                    "not_drawn": sum(map(len, train)) - drawn,
+                    "not_asked": dict(sorted(source.packer.reasons.items())),
+                }
             },
-            "fast": {
+            images={"different": len(hashes)},
+            tokenizer={
                 "horizon": fast.horizon,
                 "action_dim": fast.action_dim,
                 "scale": fast.scale,
                 "vocab_size": fast.vocab_size,
                 "clipped_coefficients": fast.clipped,
+                "statistics": stats.to_dict(),
             },
-            "action_stats": stats.to_dict(),
-            "shards": {path.name: hash_file(path) for path in sorted(folder.glob("*.parquet"))},
-            "versions": {
-                "roboalign": __version__,
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "pyarrow": pa.__version__,
+            rl={"samples": len(rl), "share": len(rl) / max(tally.turns, 1)} if rl else None,
+            counts=counts,
+            splits={
+                "train": [e.episode_id for e in train],
+                "heldout": [e.episode_id for e in heldout],
             },
-        }
+            shards={path.name: hash_file(path) for path in sorted(folder.glob("*.parquet"))},
+        )
         write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -162,37 +164,3 @@ def sample_frames(episodes: Sequence[Episode], config: MixConfig) -> list[tuple[
             rng.shuffle(left)
         frames.append((episode, left.pop()))
     return frames
-
-
-class Tally:
-    """Counts of conversations and turns on their way to a shard."""
-
-    def __init__(self) -> None:
-        self.conversations = self.turns = 0
-        self.by: dict[str, Counter[str]] = {
-            name: Counter() for name in ("kind", "type", "mode", "task", "source")
-        }
-
-    def count(
-        self, conversations: Iterator[Conversation] | Sequence[Conversation]
-    ) -> list[Conversation]:
-        """Return the conversations as a list, after counting them."""
-        counted = list(conversations)
-        for conversation in counted:
-            self.conversations += 1
-            self.turns += len(conversation.turns)
-            self.by["task"][conversation.task] += 1
-            self.by["source"][conversation.episode_id.split("/")[0]] += 1
-            for turn in conversation.turns:
-                self.by["kind"][turn.kind] += 1
-                self.by["type"][turn.type] += 1
-                self.by["mode"][turn.mode] += 1
-        return counted
-
-    def summary(self) -> dict[str, Any]:
-        """Return counts for the manifest.
-
-        They are turns by kind, type and mode, and conversations by task and source.
-        """
-        by = {name: dict(sorted(counter.items())) for name, counter in self.by.items()}
-        return {"conversations": self.conversations, "turns": self.turns, **by}

@@ -1,20 +1,17 @@
-"""Describe a mixture in its manifest: what rebuilds it, and the outcome of every sample."""
+"""Describe a mixture of sources: what rebuilds it, and the outcome of every sample."""
 
-import platform
+import re
 import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
-import pyarrow as pa
-
-from roboalign import __version__
+from roboalign.conversations.conversation import SPLITS
 from roboalign.core.files import atomic_path, hash_file
-from roboalign.mixture import account, write
+from roboalign.mixture import account
 from roboalign.mixture import index as store
 from roboalign.mixture.config import MixtureConfig
+from roboalign.mixture.manifest import Tally, manifest_of
 
 
 def dump(config: MixtureConfig) -> dict[str, Any]:
@@ -40,44 +37,36 @@ def describe_mixture(
     if tokens and not (out / "tokenizer").exists():
         with atomic_path(out / "tokenizer") as temporary:
             shutil.copytree(work / "tokenizer", temporary)
-    kept = store.number(index, "SELECT count(*) FROM kept")
-    manifest: dict[str, Any] = {
-        "mixture": 1,
-        "prompts": config.prompts,
-        "settings": dump(config),
-        "files": files,
-        "evaluation": evaluation,
-        "sources": account.account(index, config),
-        "images": account.images(index),
-        "tokenizer": tokens,
-        "rl": None,
-        "counts": {
-            split: write.sum_of(
-                [row["counts"] for name, row in shards.items() if name.startswith(split)]
-            )
-            for split in ("train", "rl", "heldout")
-        },
-        "shards": {name: row["sha256"] for name, row in sorted(shards.items())},
-        "lengths": {},
-        "versions": {
-            "roboalign": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pyarrow": pa.__version__,
-            "pillow": PIL.__version__,
-        },
+    counts = {split: Tally() for split in SPLITS}
+    for name, row in shards.items():
+        counts[re.split(r"[-.]", name)[0]].add(row["counts"])
+    return manifest_of(
+        kind="sources",
+        prompts=config.prompts,
+        settings=dump(config),
+        files=files,
+        evaluation=evaluation,
+        sources=account.account(index, config),
+        images=account.images(index),
+        tokenizer=tokens,
+        rl=_rl_subset(index, config, out) if config.rl else None,
+        counts={split: tally.summary() for split, tally in counts.items()},
+        shards={name: row["sha256"] for name, row in sorted(shards.items())},
+    )
+
+
+def _rl_subset(index: sqlite3.Connection, config: MixtureConfig, out: Path) -> dict[str, Any]:
+    """Write the ids of the RL subset; return its entry in the manifest."""
+    assert config.rl
+    with atomic_path(out / "rl-ids.txt") as temporary, temporary.open("w") as file:
+        for (id_,) in index.execute(
+            "SELECT d.id FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'rl' "
+            "ORDER BY position"
+        ):
+            file.write(id_ + "\n")
+    return {
+        "ids": "rl-ids.txt",
+        "sha256": hash_file(out / "rl-ids.txt"),
+        "samples": config.rl.count,
+        "share": config.rl.count / store.number(index, "SELECT count(*) FROM kept"),
     }
-    if config.rl:
-        with atomic_path(out / "rl-ids.txt") as temporary, temporary.open("w") as file:
-            for (id_,) in index.execute(
-                "SELECT d.id FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'rl' "
-                "ORDER BY position"
-            ):
-                file.write(id_ + "\n")
-        manifest["rl"] = {
-            "ids": "rl-ids.txt",
-            "sha256": hash_file(out / "rl-ids.txt"),
-            "samples": config.rl.count,
-            "share": config.rl.count / kept,
-        }
-    return manifest

@@ -1,13 +1,24 @@
-"""Check a mixture on disk: it matches its manifest, and contains no evaluation data."""
+"""Describe a mixture in its manifest, whatever it is built from, and check it on disk against that.
 
-from collections.abc import Iterable
+The mixtures of a run and of `roboalign data mix` have the same keys; what one of them does not have
+is empty.
+"""
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import PIL
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from roboalign import __version__
 from roboalign.conversations.conversation import (
     SPLITS,
+    Conversation,
     image_hash,
     read_conversations,
     read_table,
@@ -15,7 +26,92 @@ from roboalign.conversations.conversation import (
 )
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json
-from roboalign.mixture.demonstrations import Tally
+
+SCHEMA = 2
+"""Version of the manifest's keys."""
+_TALLIED = ("kind", "type", "mode", "source")
+
+
+class Tally:
+    """Counts of conversations and turns on their way to a shard."""
+
+    def __init__(self) -> None:
+        self.conversations = self.turns = 0
+        self.by: dict[str, Counter[str]] = {name: Counter() for name in _TALLIED}
+
+    def count(self, conversations: Iterable[Conversation]) -> list[Conversation]:
+        """Return the conversations as a list, after counting them."""
+        counted = list(conversations)
+        for one in counted:
+            self.conversations += 1
+            self.turns += len(one.turns)
+            origin = one.id if "/" in one.id else one.episode_id
+            self.by["source"][origin.split("/")[0]] += 1
+            for turn in one.turns:
+                for by in ("kind", "type", "mode"):
+                    self.by[by][getattr(turn, by)] += 1
+        return counted
+
+    def add(self, summary: Mapping[str, Any]) -> None:
+        """Add the `summary` of another part."""
+        self.conversations += summary["conversations"]
+        self.turns += summary["turns"]
+        for name, counter in self.by.items():
+            counter.update(summary[name])
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts for the manifest.
+
+        They are turns by kind, type and mode, and conversations by source.
+        """
+        by = {name: dict(sorted(counter.items())) for name, counter in self.by.items()}
+        return {"conversations": self.conversations, "turns": self.turns, **by}
+
+
+def manifest_of(
+    *,
+    kind: Literal["demonstrations", "sources"],
+    prompts: str,
+    settings: dict[str, Any],
+    sources: dict[str, dict[str, Any]],
+    counts: dict[str, dict[str, Any]],
+    shards: dict[str, str],
+    tokenizer: dict[str, Any] | None,
+    rl: dict[str, Any] | None,
+    images: dict[str, int],
+    files: dict[str, str] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    splits: dict[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    """Return the manifest of a mixture; its keys are these, `lengths` and `versions`.
+
+    `sources` says what became of the samples of each, and which questions did not apply. `counts`
+    are `Tally.summary` of each split, `shards` the sha256 of each file. `splits` are the ids of the
+    episodes of demonstrations; data mixed from `sources` has them in its shards alone.
+    """
+    return {
+        "mixture": SCHEMA,
+        "kind": kind,
+        "prompts": prompts,
+        "settings": settings,
+        "files": files or {},
+        "evaluation": evaluation,
+        "sources": sources,
+        "images": images,
+        "tokenizer": tokenizer,
+        "rl": rl,
+        "counts": counts,
+        "splits": splits or {"train": [], "heldout": []},
+        "shards": shards,
+        "lengths": {},
+        "versions": {
+            "roboalign": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "pyarrow": pa.__version__,
+            "pillow": PIL.__version__,
+        },
+    }
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

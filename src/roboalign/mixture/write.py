@@ -1,23 +1,20 @@
 """Write the shards: their contents depend on their number and the index, not on the writer."""
 
-from collections import Counter
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from roboalign.conversations.conversation import PARQUET, ROW, Conversation, row_of, turn_alone
+from roboalign.conversations.conversation import Conversation, turn_alone, write_conversations
 from roboalign.conversations.prompts import ACTIONS
-from roboalign.conversations.row_groups import GROUP_ROWS, row_groups_of
+from roboalign.conversations.row_groups import GROUP_ROWS
 from roboalign.conversations.styles.base import StyleName
 from roboalign.conversations.styles.registry import style_of
-from roboalign.core.files import atomic_path, hash_file, read_json, write_json
+from roboalign.core.files import hash_file, read_json, write_json
 from roboalign.mixture import index as store
 from roboalign.mixture.examine import from_text
-
-TALLIED = ("kind", "type", "mode", "source")
+from roboalign.mixture.manifest import Tally
 
 
 def write_shard(
@@ -30,19 +27,16 @@ def write_shard(
     told = work / "written" / f"{name}.json"
     if told.exists():
         return read_json(told)
-    tally: dict[str, Any] = {"conversations": 0, "turns": 0, **{by: Counter() for by in TALLIED}}
-    path = work / "out" / name
-    with (
-        store.reading(work / "index.sqlite") as index,
-        atomic_path(path) as temporary,
-        pq.ParquetWriter(temporary, ROW, **PARQUET) as writer,
-    ):
-        for start in range(first, max(last, first + 1), GROUP_ROWS):
-            conversations = group(work, index, split, start, min(start + GROUP_ROWS, last), prompts)
-            _count(tally, conversations)
-            for rows in row_groups_of(map(row_of, conversations)):
-                writer.write_table(pa.Table.from_pylist(rows, schema=ROW))
-    row = {"sha256": hash_file(path), "counts": tally}
+    tally, path = Tally(), work / "out" / name
+
+    def conversations(index: sqlite3.Connection) -> Iterator[Conversation]:
+        for start in range(first, last, GROUP_ROWS):
+            end = min(start + GROUP_ROWS, last)
+            yield from tally.count(group(work, index, split, start, end, prompts))
+
+    with store.reading(work / "index.sqlite") as index:
+        write_conversations(path, conversations(index))
+    row = {"sha256": hash_file(path), "counts": tally.summary()}
     write_json(told, row)
     return row
 
@@ -104,21 +98,3 @@ def _alone(conversation: Conversation, number: int) -> Conversation:
         return one
     name = f"{one.id}~q{number}"
     return replace(one, id=name, target=None, chunk=None, direct_question=None)
-
-
-def _count(tally: dict[str, Any], conversations: list[Conversation]) -> None:
-    """Add samples to a tally."""
-    for conversation in conversations:
-        tally["conversations"] += 1
-        tally["source"][conversation.id.split("/")[0]] += 1
-        tally["turns"] += len(conversation.turns)
-        for turn in conversation.turns:
-            for by in ("kind", "type", "mode"):
-                tally[by][getattr(turn, by)] += 1
-
-
-def sum_of(tallies: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the counts of several shards together."""
-    by = {name: sum((Counter(tally[name]) for tally in tallies), Counter()) for name in TALLIED}
-    whole = {name: sum(tally[name] for tally in tallies) for name in ("conversations", "turns")}
-    return {**whole, **{name: dict(sorted(counter.items())) for name, counter in by.items()}}

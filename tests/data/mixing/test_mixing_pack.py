@@ -27,6 +27,7 @@ from roboalign.episodes.open import open_robot_data
 from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.robot_data import RobotData
 from roboalign.mixture.builder import build
+from roboalign.mixture.manifest import verify_manifest
 from roboalign.mixture.packing import FrameFacts, Packer
 from roboalign.mixture.preview import preview
 from roboalign.questions.registry import types_from
@@ -156,6 +157,7 @@ def test_rl_has_the_action_alone_and_held_out_turns_are_asked_one_by_one(recordi
     assert all((one.target is not None) == (one.turns[0].kind == "action") for one in held)
     trained = {one.episode_id for one in train(tmp_path / "a")}
     assert held and not trained & {one.episode_id for one in held}
+    assert verify_manifest(tmp_path / "a") == manifest
     (told,) = preview(config, most=24)
     assert told.good == 9 and told.short == 0 and told.text_bytes > 9 * 1000
 

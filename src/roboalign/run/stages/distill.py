@@ -44,7 +44,7 @@ from roboalign.core.files import hash_file, read_json, read_jsonl, write_json, w
 from roboalign.core.outcomes import Refused
 from roboalign.core.progress import Progress
 from roboalign.evaluate.statistics import proportion
-from roboalign.mixture.demonstrations import Tally
+from roboalign.mixture.manifest import Tally
 from roboalign.mllm.generate import generate
 from roboalign.mllm.load import Mllm
 from roboalign.run.folder import mixture_folder

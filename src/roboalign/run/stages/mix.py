@@ -38,7 +38,7 @@ def mix(context: Context) -> dict[str, Any]:
         "conversations": counts["train"]["conversations"],
         "samples": counts["train"]["turns"],
         "rl_samples": counts["rl"]["turns"],
-        "rl_share": manifest["rl_share"],
+        "rl_share": (manifest["rl"] or {"share": 0.0})["share"],
         "heldout_samples": counts["heldout"]["turns"],
     }
 
