@@ -10,6 +10,7 @@ from roboalign.core.files import atomic_path
 from roboalign.mixture import index as store
 from roboalign.mixture.config import MixtureConfig
 from roboalign.mixture.keys import TOP
+from roboalign.mixture.parts import Fate
 
 _PARTS = (
     "kept",
@@ -41,7 +42,9 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
 
         kept = ask("SELECT count(*) FROM kept WHERE source = ? AND copy = 1")
         lost = "SELECT count(*) FROM dropped WHERE source = ? AND what = "
-        refused, faults, leaks = (ask(f"{lost} '{what}'") for what in ("refused", "fault", "leak"))
+        refused, faults, leaks = (
+            ask(f"{lost} '{what}'") for what in (Fate.REFUSED, Fate.FAULT, Fate.LEAK)
+        )
         row = {
             "asked": asked,
             "found": ask("SELECT count(*) FROM items WHERE source = ?")
@@ -56,9 +59,11 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
                 "SELECT count(*) FROM placed p JOIN drawn d ON d.item = p.item WHERE d.source = ? AND "
                 "p.split = 'heldout'"
             ),
-            "heldout_seen": ask("SELECT count(*) FROM drawn WHERE source = ? AND what = 'seen'"),
+            "heldout_seen": ask(
+                f"SELECT count(*) FROM drawn WHERE source = ? AND what = '{Fate.SEEN}'"
+            ),
             "duplicates": ask(
-                "SELECT count(*) FROM dropped WHERE source = ? AND what = 'duplicate'"
+                f"SELECT count(*) FROM dropped WHERE source = ? AND what = '{Fate.DUPLICATE}'"
             ),
             "leaks": leaks,
             "refused": refused,
@@ -67,7 +72,7 @@ def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[
                 "SELECT count(*) FROM items WHERE source = ? AND item NOT IN (SELECT item FROM drawn)"
             )
             + ask(
-                "SELECT count(*) FROM drawn WHERE source = ? AND what = 'good' AND item NOT IN "
+                f"SELECT count(*) FROM drawn WHERE source = ? AND what = '{Fate.GOOD}' AND item NOT IN "
                 "(SELECT item FROM kept)"
             ),
         }
@@ -101,7 +106,7 @@ def reasons(index: sqlite3.Connection, source: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     for what, reason, times in index.execute(
         "SELECT what, reason, count(*) FROM dropped WHERE source = ? AND "
-        "what != 'duplicate' GROUP BY what, reason",
+        f"what != '{Fate.DUPLICATE}' GROUP BY what, reason",
         (source,),
     ):
         key = f"{what}: {plain_reason(reason)}"
@@ -126,21 +131,21 @@ def note_duplicates(index: sqlite3.Connection, config: MixtureConfig) -> None:
             "SELECT max(key), count(*) FROM kept WHERE source = ? AND copy = 1", (number,)
         ).fetchone()
         index.execute(
-            "UPDATE drawn SET what = 'duplicate' WHERE source = ? AND what = 'good' AND key <= ? AND item "
-            "NOT IN (SELECT item FROM kept) AND content IN (SELECT content FROM kept)",
+            f"UPDATE drawn SET what = '{Fate.DUPLICATE}' WHERE source = ? AND what = '{Fate.GOOD}' "
+            "AND key <= ? AND item NOT IN (SELECT item FROM kept) AND content IN (SELECT content FROM kept)",
             (number, last if kept == asked else TOP - 1),
         )
     index.execute(
-        "UPDATE drawn SET what = 'held duplicate' WHERE what = 'held' AND item NOT IN (SELECT item FROM "
+        f"UPDATE drawn SET what = '{Fate.HELD_DUPLICATE}' WHERE what = '{Fate.HELD}' AND item NOT IN (SELECT item FROM "
         "placed WHERE split = 'heldout')"
     )
     others = {
-        "duplicate": "SELECT item, content FROM kept WHERE copy = 1",
-        "held duplicate": "SELECT item, content FROM drawn WHERE what IN ('held', 'seen')",
+        Fate.DUPLICATE: "SELECT item, content FROM kept WHERE copy = 1",
+        Fate.HELD_DUPLICATE: f"SELECT item, content FROM drawn WHERE what IN ('{Fate.HELD}', '{Fate.SEEN}')",
     }
     for what, query in others.items():
         index.execute(
-            "INSERT INTO dropped SELECT d.source, i.part, i.place, d.id, 'duplicate', 'same image and turns', "
+            f"INSERT INTO dropped SELECT d.source, i.part, i.place, d.id, '{Fate.DUPLICATE}', 'same image and turns', "
             f"(SELECT e.id FROM ({query}) o JOIN drawn e ON e.item = o.item WHERE o.content = d.content "
             "ORDER BY o.item LIMIT 1) FROM drawn d JOIN items i ON i.item = d.item WHERE d.what = ?",
             (what,),
@@ -156,7 +161,7 @@ def list_dropped(index: sqlite3.Connection, config: MixtureConfig, path: Path) -
             row = dict(zip(("id", "what", "reason", "other"), values))
             file.write(json.dumps({"source": config.sources[source].name} | row) + "\n")
         for source, id_ in index.execute(
-            "SELECT source, id FROM drawn WHERE what = 'seen' ORDER BY item"
+            f"SELECT source, id FROM drawn WHERE what = '{Fate.SEEN}' ORDER BY item"
         ):
             row = {
                 "source": config.sources[source].name,

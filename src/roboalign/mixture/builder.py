@@ -36,7 +36,7 @@ from roboalign.mixture.leaks import (
     join_evaluation,
     read_evaluation,
 )
-from roboalign.mixture.parts import Part, Wanted
+from roboalign.mixture.parts import Fate, Part, Wanted
 from roboalign.mixture.sources.read import parts_of, require_stored_style, taught_files
 from roboalign.mixture.sources.robot import chunks_at
 from roboalign.mixture.tasks import processes, run_tasks
@@ -211,7 +211,7 @@ def _scan(building: Building, index: sqlite3.Connection) -> dict[str, str]:
                     )
             for place, (source, fault) in enumerate(building.missing):
                 index.execute(
-                    "INSERT INTO dropped VALUES (?, -1, ?, ?, 'fault', ?, NULL)",
+                    f"INSERT INTO dropped VALUES (?, -1, ?, ?, '{Fate.FAULT}', ?, NULL)",
                     (source, place, fault.where, fault.problem),
                 )
             index.execute("CREATE INDEX items_by_key ON items (source, key, item)")

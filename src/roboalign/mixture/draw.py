@@ -17,6 +17,7 @@ from roboalign.mixture import index as store
 from roboalign.mixture.config import MixtureConfig
 from roboalign.mixture.keys import key_of
 from roboalign.mixture.looks import LOOK_DTYPE, SeenImages
+from roboalign.mixture.parts import Fate
 
 SPARE = 100
 """One in this many samples is examined in addition, to replace those that drop out.
@@ -109,8 +110,8 @@ def settle(index: sqlite3.Connection, config: MixtureConfig) -> None:
     for number, asked in enumerate(config.asked()):
         index.execute(
             "INSERT INTO kept SELECT source, item, 1, key, content FROM (SELECT *, row_number() OVER (PARTITION BY "
-            "content ORDER BY key, item) AS n FROM drawn WHERE source = ? AND what = 'good') WHERE n = 1 AND content "
-            "NOT IN (SELECT content FROM kept) ORDER BY key, item LIMIT ?",
+            f"content ORDER BY key, item) AS n FROM drawn WHERE source = ? AND what = '{Fate.GOOD}') "
+            "WHERE n = 1 AND content NOT IN (SELECT content FROM kept) ORDER BY key, item LIMIT ?",
             (number, asked),
         )
     index.execute("COMMIT")
@@ -140,9 +141,9 @@ def place_drawn(index: sqlite3.Connection, config: MixtureConfig, work: Path) ->
             place_rl(index, config, order.format(copy="1"))
         if config.heldout:
             index.execute(
-                f"INSERT INTO placed SELECT 'heldout', {order.format(copy='1')} FROM drawn d WHERE what = 'held' AND "
-                "NOT EXISTS (SELECT 1 FROM drawn e WHERE e.content = d.content AND e.what = 'held' AND "
-                "(e.source, e.key, e.item) < (d.source, d.key, d.item))",
+                f"INSERT INTO placed SELECT 'heldout', {order.format(copy='1')} FROM drawn d WHERE "
+                f"what = '{Fate.HELD}' AND NOT EXISTS (SELECT 1 FROM drawn e WHERE e.content = d.content "
+                f"AND e.what = '{Fate.HELD}' AND (e.source, e.key, e.item) < (d.source, d.key, d.item))",
                 (config.seed, "order"),
             )
             release_seen(index, config, work)
@@ -188,7 +189,7 @@ def release_seen(index: sqlite3.Connection, config: MixtureConfig, work: Path) -
             trained.update(seen.near(look, thumb()).tolist())
     gone = [(int(item),) for item in np.unique(items[sorted(trained)])]
     index.executemany("DELETE FROM placed WHERE split = 'heldout' AND item = ?", gone)
-    index.executemany("UPDATE drawn SET what = 'seen' WHERE item = ?", gone)
+    index.executemany(f"UPDATE drawn SET what = '{Fate.SEEN}' WHERE item = ?", gone)
     left = index.execute(
         "SELECT item FROM placed WHERE split = 'heldout' ORDER BY position"
     ).fetchall()

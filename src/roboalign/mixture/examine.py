@@ -25,7 +25,7 @@ from roboalign.mixture.config import MixtureConfig
 from roboalign.mixture.keys import TOP, first_bytes, key_of, signed
 from roboalign.mixture.leaks import Evaluated
 from roboalign.mixture.looks import look_of, thumbnail
-from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Part, Wanted
+from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Fate, Part, Wanted
 from roboalign.mixture.sources import read as sources
 from roboalign.mixture.tokens import load_tokens
 
@@ -149,12 +149,12 @@ def look_at(draft: Candidate | Dropped, evaluated: Evaluated | None) -> Looked |
         data = [_read(image) for image in draft.images] or list(conversation.images)
         shown = [Shown.of(one) for one in data]
     except RoboAlignError as error:
-        return Dropped(0, ascii(conversation.id)[1:-1], "fault", error.problem)
+        return Dropped(0, ascii(conversation.id)[1:-1], Fate.FAULT, error.problem)
     try:
         texts = json.dumps([vars(turn) for turn in conversation.turns], ensure_ascii=False).encode()
         conversation.id.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: possible in JSON, not in parquet
-        return Dropped(0, ascii(conversation.id)[1:-1], "fault", "a text is not Unicode")
+        return Dropped(0, ascii(conversation.id)[1:-1], Fate.FAULT, "a text is not Unicode")
     if draft.images:  # samples of the same images belong together
         episode = episode_of(conversation.task, [one.sha for one in shown])
         conversation = replace(conversation, images=tuple(data), episode_id=episode)
@@ -210,10 +210,11 @@ def put_away(
             row: tuple[Any, ...] = (item, part.source, key, one.id, one.what, None)
         else:
             conversation = one.conversation
-            what = "leak" if one.leak else "held" if held_out(config, one.group) else "good"
+            what = Fate.HELD if held_out(config, one.group) else Fate.GOOD
+            what = Fate.LEAK if one.leak else what
             if one.leak:
                 out.execute(
-                    "INSERT INTO dropped VALUES (?, ?, 'leak', ?, ?)",
+                    f"INSERT INTO dropped VALUES (?, ?, '{Fate.LEAK}', ?, ?)",
                     (place, conversation.id, *one.leak),
                 )
             else:

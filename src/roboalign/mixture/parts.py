@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -32,16 +33,34 @@ class Part:
     slices: int = 1
 
 
+class Fate(StrEnum):
+    """What became of a sample that was found; the index and dropped.jsonl spell it so."""
+
+    GOOD = "good"
+    """Fit to be trained on."""
+    HELD = "held"
+    """Held out."""
+    LEAK = "leak"
+    """An evaluation set has its image or episode."""
+    FAULT = "fault"
+    """Broken."""
+    REFUSED = "refused"
+    """Intact, but unsuitable for a mixture."""
+    DUPLICATE = "duplicate"
+    """Equal to one that is trained on."""
+    HELD_DUPLICATE = "held duplicate"
+    """Equal to one that is held out."""
+    SEEN = "seen"
+    """Held out until training was found to show the same picture."""
+
+
 @dataclass(frozen=True)
 class Dropped:
-    """What is not a sample.
-
-    `what` is fault (broken) or refused (intact, but unsuitable for a mixture).
-    """
+    """What is not a sample: a FAULT or REFUSED."""
 
     place: int
     id: str
-    what: str
+    what: Fate
     reason: str
 
 

@@ -31,7 +31,7 @@ from roboalign.episodes.episode import Episode
 from roboalign.mixture.account import plain_reason
 from roboalign.mixture.config import MixtureConfig
 from roboalign.mixture.examine import Looked, look_at, to_text
-from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Part, Wanted
+from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Fate, Part, Wanted
 from roboalign.mixture.sources import read as sources
 from roboalign.mixture.sources.robot import chunks_at, fetch_robot, opened_robot, read_robot
 from roboalign.mixture.tokens import Tokens, load_tokens, make_tokens
@@ -185,11 +185,11 @@ def _drafts(config: MixtureConfig, part: Part, sample: Sampled) -> Iterator[Cand
     take = partial(_already, sample)
     for found in sources.read_samples(config, part, take):
         if isinstance(found, Fault):
-            yield Dropped(0, "", "fault", found.problem)
+            yield Dropped(0, "", Fate.FAULT, found.problem)
         elif isinstance(
             made := text_conversation(found, config.grid, special, config.prompts), Refused
         ):
-            yield Dropped(0, found.id, "refused", made.reason)
+            yield Dropped(0, found.id, Fate.REFUSED, made.reason)
         else:
             yield Candidate(made, found.images)
 

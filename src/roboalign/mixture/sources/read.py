@@ -34,6 +34,7 @@ from roboalign.mixture.parts import (
     STREAMED,
     Candidate,
     Dropped,
+    Fate,
     Part,
     Wanted,
     changed,
@@ -209,13 +210,13 @@ def scan_samples(config: MixtureConfig, part: Part) -> Iterator[tuple[int, str] 
     for number, sample in enumerate(read_samples(config, part), start=1):
         place = number << FRAME_BITS
         if isinstance(sample, Fault):
-            yield Dropped(place, f"{part.name}, record {number}", "fault", sample.problem)
+            yield Dropped(place, f"{part.name}, record {number}", Fate.FAULT, sample.problem)
         elif not isinstance(
             found := text_conversation(sample, config.grid, special, config.prompts), Refused
         ):
             yield place, f"{sample.source}/{sample.id}"
         else:
-            yield Dropped(place, f"{sample.source}/{sample.id}", "refused", found.reason)
+            yield Dropped(place, f"{sample.source}/{sample.id}", Fate.REFUSED, found.reason)
 
 
 def fetch_samples(
@@ -259,7 +260,7 @@ def conversation_rows(
             for row in batch.select(columns).cast(schema).to_pylist():
                 number += 1
                 place, reason = number << FRAME_BITS, wrong_with(row, special)
-                yield place, Dropped(place, str(row["id"]), "refused", reason) if reason else row
+                yield place, Dropped(place, str(row["id"]), Fate.REFUSED, reason) if reason else row
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RoboAlignError(
             f"not a readable conversation shard ({error})",

@@ -23,7 +23,7 @@ from roboalign.episodes.robot_data import RobotData
 from roboalign.mixture.config import SourceConfig
 from roboalign.mixture.keys import key_of
 from roboalign.mixture.packing import FrameFacts, Packer, action_turn
-from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Wanted, changed
+from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Fate, Wanted, changed
 from roboalign.mixture.sources.pack import frame_facts, has_scenes
 from roboalign.mixture.tokens import RawChunks, Tokens
 from roboalign.mllm.placement import IMAGE_MARK
@@ -80,19 +80,21 @@ def scan_robot(source: SourceConfig) -> Iterator[tuple[int, str] | Dropped]:
     for number, episode in read_robot(source):
         first = number << FRAME_BITS
         if isinstance(episode, Fault):
-            yield Dropped(first, f"{source.name}/episode number {number}", "fault", episode.problem)
+            yield Dropped(
+                first, f"{source.name}/episode number {number}", Fate.FAULT, episode.problem
+            )
         elif missing := [c for c in _cameras_of(source, episode) if c not in episode.images]:
             yield Dropped(
                 first,
                 f"{source.name}/{episode.episode_id}",
-                "refused",
+                Fate.REFUSED,
                 f"the episode lacks the camera {missing[0]}",
             )
         elif not episode.instruction.strip() or IMAGE_MARK in episode.instruction:
             yield Dropped(
                 first,
                 f"{source.name}/{episode.episode_id}",
-                "refused",
+                Fate.REFUSED,
                 f"its instruction spells {IMAGE_MARK}"
                 if episode.instruction.strip()
                 else "the episode has no instruction",
@@ -117,12 +119,12 @@ def fetch_robot(
         for one, t, draft in zip(those, frames, drafts):
             if isinstance(draft, Refused):
                 name = name_of(source, episode, t)
-                yield one, Dropped(one.place, name, "refused", draft.reason)
+                yield one, Dropped(one.place, name, Fate.REFUSED, draft.reason)
                 continue
             try:
                 images = tuple(stored_frame(episode, c, t, source.frames) for c in cameras)
             except RoboAlignError as error:
-                yield one, Dropped(one.place, draft.conversation.id, "fault", error.problem)
+                yield one, Dropped(one.place, draft.conversation.id, Fate.FAULT, error.problem)
             else:
                 yield (
                     one,
