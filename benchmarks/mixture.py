@@ -37,6 +37,7 @@ from roboalign.conversations.conversation import (
     ROW,
     Conversation,
     Turn,
+    row_of,
     shards,
     write_conversations,
 )
@@ -55,7 +56,6 @@ from roboalign.mixture.leaks import (
 from roboalign.mixture.looks import LOOK_DTYPE, SeenImages
 from roboalign.mixture.parts import FRAME_BITS, Part, Wanted
 from roboalign.mixture.sources.read import fetch, parts_of
-from roboalign.mixture.write import row_of
 
 WEIGHTS = {"qa-a": 0.25, "qa-b": 0.25, "qa-c": 0.15, "qa-d": 0.15, "talks": 0.2}
 SHOWN = 500
