@@ -179,6 +179,14 @@ def test_a_wrong_value_is_named_with_what_was_given(
         ),
         (f"{LIBERO}, head_cameras: [corner2]}}", ["head_cameras ['corner2']", "wrist"]),
         (
+            "rl: {prompts_per_rollout: 24, prompts_per_update: 24}",
+            ["rl.prompts_per_update 24", "rl.micro_batch_size 16"],
+        ),
+        (
+            "arms: [sft, roboalign, roboalign-visited]\nvisited: {max_steps: 501}",
+            ["visited.max_steps", "500 steps, not 501"],
+        ),
+        (
             f"{LIBERO}}}\nrollout: {{max_steps: 99}}",
             ["rollout.max_steps", "collect.libero.max_steps"],
         ),

@@ -19,7 +19,7 @@ from roboalign.conversations.conversation import (
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file, read_json, write_json
-from roboalign.mixture import builder as mixture
+from roboalign.mixture.packed import MixConfig
 from roboalign.questions.facts.scene import AXES
 from roboalign.run.folder import mixture_folder
 from roboalign.run.graph import plan_stages
@@ -280,6 +280,4 @@ def test_every_new_arm_trains(mine: Path) -> None:
             assert row["turns"] >= 2 * 4 and 0 < row["answer_tokens"] < row["tokens"]
         weights = load_file(mine / f"seed-0/{name}/model/model.safetensors")
         assert any(not torch.equal(start[key], weights[key]) for key in start)
-    assert (
-        mixture.MixConfig().weights.get("trace") is None
-    )  # no recipe asks for it without naming it
+    assert MixConfig().weights.get("trace") is None  # no recipe asks for it without naming it

@@ -16,6 +16,7 @@ from roboalign.align.rewards.answers import ANSWER_REWARDS as IN_WORDS
 from roboalign.align.sft import SftConfig
 from roboalign.conversations.styles.base import DEFAULT_STYLE, StyleName
 from roboalign.core.config import Config, Seed
+from roboalign.core.errors import RoboAlignError
 from roboalign.core.trackers import TrackerName
 from roboalign.episodes.own_data import DataSetConfig
 from roboalign.evaluate.tokens import TokenEvalConfig
@@ -160,7 +161,18 @@ class Recipe(Config):
             self._require_its_head(arm)
         if VISITED in backbones(self.arms):
             self._require_new_seeds()
+        self._require_whole_micro_batches()
         return self
+
+    def _require_whole_micro_batches(self) -> None:
+        """Require, where GRPO runs, that a micro-batch divides an update: it would be noticed after
+        SFT."""
+        runs = any(made.like == "rl" for made in backbones(self.arms))
+        if runs and self.rl.prompts_per_update % self.rl.micro_batch_size:
+            raise ValueError(
+                f"rl.prompts_per_update {self.rl.prompts_per_update} is no multiple of "
+                f"rl.micro_batch_size {self.rl.micro_batch_size}"
+            )
 
     @property
     def measures_visited(self) -> bool:
@@ -170,6 +182,11 @@ class Recipe(Config):
     def _require_new_seeds(self) -> None:
         """Require that no episode that the SFT policy drives may be a demonstration, or measures."""
         config, align = self.visited, self.collect.align
+        driven = self.rollout.model_copy(update={"max_steps": config.max_steps})
+        try:
+            self.collect.align_spec.rollout(self.collect.align_settings, driven)
+        except RoboAlignError as error:
+            raise ValueError(f"visited.max_steps: {error.problem}") from None
         first, count = config.first_seed, config.episodes_per_task + config.heldout_per_task
         tried = range(align.first_seed, align.first_seed + align.episodes_per_task * align.attempts)
         for known, what in (

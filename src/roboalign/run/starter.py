@@ -154,7 +154,10 @@ def _alignment(facts: StarterFacts) -> list[str]:
         "samples": 8,
         "updates": 40,
         "reward": "decoded",
-        "max_new_tokens": 256 if facts.large else 72,
+        # A chunk of many dimensions is many tokens: of 44 joints 101 were seen, with this tokenizer.
+        "max_new_tokens": max(256, 12 * facts.space.dim)
+        if facts.large
+        else max(72, 4 * facts.space.dim),
     }
     start = {"action_start": "labels"} if facts.backbone == "builtin" else {}
     backbone = {"source": facts.backbone, "layer": facts.layer, **start}
