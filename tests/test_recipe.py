@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipe_faults import fault
 
 from roboalign.core import machine
 from roboalign.core.errors import RoboAlignError
@@ -21,16 +22,6 @@ TO_ALIGN = (
 LIBERO = "collect: {benchmark: libero_goal, downstream_tasks: all, downstream: {first_seed: 1000}"
 
 PAPER = sorted((FOLDER / "paper").glob("*.yaml"))
-
-
-def fault(tmp_path: Path, text: str, *overrides: str) -> RoboAlignError:
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(RoboAlignError) as error:
-        load_recipe(path, overrides)
-    assert "\n" not in str(error.value)
-    assert error.value.where == str(path) or error.value.where.startswith("--set ")
-    return error.value
 
 
 def test_there_are_recipes() -> None:

@@ -154,9 +154,7 @@ class RoboAlignServer(PredictModelServer):
         if not space or space["control"] != "end-effector":
             kind = "raw" if not space else f"{space['mode']}_joint_positions"
             return {"action": DimSpec("action", size, kind)}
-        delta = space["mode"] == "delta"
-        position = ("delta_xyz", (-1, 1)) if delta else (f"{space['mode']}_xyz", None)
-        spec = {"position": DimSpec("position", 3, *position)}
+        spec = {"position": DimSpec("position", 3, _position_form(space))}
         if space["rotation"] != "none":
             form = space["rotation"]
             name, count = ROTATIONS.get(form, (form, SIZES.get(form, 3)))
@@ -173,6 +171,16 @@ class RoboAlignServer(PredictModelServer):
     def get_observation_params(self) -> dict[str, Any]:
         """Return what the benchmark is asked to send."""
         return self.params
+
+
+def _position_form(space: Mapping[str, Any]) -> str:
+    """Return the position's form. vla-eval's `delta_xyz` is in a controller's units and in the base
+    frame; it must warn of meters and of the tool's axes, which no number shows."""
+    form = f"{space['mode']}_xyz"
+    if space["mode"] != "absolute":
+        form += "_tool" if space["frame"] == "tool" else ""
+        form += "_meters" if space["position_scale"] == 1 else ""
+    return form
 
 
 if __name__ == "__main__":

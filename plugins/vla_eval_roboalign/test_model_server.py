@@ -105,7 +105,11 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 
 def test_the_action_space_is_said_in_vla_evals_words() -> None:
     space = ActionSpace(
-        control="end-effector", mode="delta", rotation="axis_angle", gripper="closed_positive"
+        control="end-effector",
+        mode="delta",
+        rotation="axis_angle",
+        gripper="closed_positive",
+        position_scale=0.05,
     )
     known = replace(CONTRACT, action_space=space.model_dump(mode="json"), action_dim=2)
     with served(Echo(), known) as running:
@@ -113,9 +117,14 @@ def test_the_action_space_is_said_in_vla_evals_words() -> None:
         server = RoboAlignServer(policy=place, cameras=CAMERAS, state="proprio")
         libero = {"position": POSITION_DELTA, "rotation": ROTATION_AA, "gripper": GRIPPER_CLOSE_POS}
         assert check_specs(server.get_action_spec(), libero, {}, {}) == []
-    flipped = space.model_copy(update={"gripper": "open_positive"})
-    with served(Echo(), replace(known, action_space=flipped.model_dump(mode="json"))) as running:
-        place = f"ws://127.0.0.1:{running.port}"
-        server = RoboAlignServer(policy=place, cameras=CAMERAS, state="proprio")
-        [warning] = check_specs(server.get_action_spec(), libero, {}, {})
-        assert warning.startswith("action [gripper]")
+    for change, part in (
+        ({"gripper": "open_positive"}, "gripper"),
+        ({"position_scale": 1.0}, "position"),
+        ({"frame": "tool"}, "position"),
+    ):
+        other = space.model_copy(update=change).model_dump(mode="json")
+        with served(Echo(), replace(known, action_space=other)) as running:
+            place = f"ws://127.0.0.1:{running.port}"
+            server = RoboAlignServer(policy=place, cameras=CAMERAS, state="proprio")
+            [warning] = check_specs(server.get_action_spec(), libero, {}, {})
+            assert warning.startswith(f"action [{part}]")
