@@ -23,7 +23,7 @@ SLOWEST = (
     "test_plugin_package.py",
     "backbones/test_backbones.py",
     "test_own_road.py",
-    "stages/test_stages_rehearse.py",
+    "plan/test_plan_rehearse.py",
     "sim/libero/test_sim_libero.py",
     "mllm/test_mllm_join.py",
     "align/test_align_lora.py",
@@ -36,11 +36,11 @@ SLOWEST = (
     "distributed/test_distributed_fsdp2.py",
     "distributed/test_distributed_sft.py",
     "test_kills.py",
-    "stages/test_stages_publish.py",
+    "cli/test_cli_publish.py",
     "align/test_align_sft.py",
     "align/test_align_grpo_answers.py",
-    "test_pipeline.py",
-    "data/mixing/test_mixing_resume.py",
+    "run/test_pipeline.py",
+    "mixture/test_mixture_resume.py",
     "vla/test_vla_train.py",
 )
 """The files that take longest, in about that order."""

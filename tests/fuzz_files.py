@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 TESTS = Path(__file__).parent
-sys.path += [str(TESTS / "data"), str(TESTS / "data" / "robot"), str(TESTS / "data" / "mixing")]
+sys.path += [str(TESTS / "made"), str(TESTS / "episodes"), str(TESTS / "mixture")]
 
 from data_episodes import make_episode  # noqa: E402
 from hdf5_fuzz import write_base  # noqa: E402

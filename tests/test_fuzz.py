@@ -1,14 +1,10 @@
 """A short version of fuzz.py: forty fixed seeds of the formats whose commands are quick; and that faults are seen."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-
 from fuzz import Worker, format_of
 from fuzz_commands import Done
 from fuzz_files import formats

@@ -4,8 +4,6 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
-
 from kills import (
     Target,
     differences,

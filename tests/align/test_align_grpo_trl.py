@@ -1,6 +1,5 @@
 """The loss and the advantages against TRL's GRPOTrainer, unmodified, on one batch of a tiny model with images."""
 
-import sys
 from pathlib import Path
 
 import datasets
@@ -8,10 +7,8 @@ import pytest
 import torch
 import trl
 from PIL import Image
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))
 from tiny_grpo import fast, prompts, tiny
+from torch import Tensor
 
 from roboalign.align.dataset import pictures
 from roboalign.align.grpo.config import RlConfig

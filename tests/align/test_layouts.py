@@ -3,7 +3,6 @@ evaluation, hidden states and a head, on small random models of four classes; tw
 
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
+from synthetic_episodes import make_episode
+from two_ranks import two_ranks
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.align import budget
@@ -37,11 +38,6 @@ from roboalign.mllm.tiny_classes import build_class
 from roboalign.vla.features import View
 from roboalign.vla.head import HeadConfig
 from roboalign.vla.train import HeadTrainConfig, train_head
-
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "distributed"), str(TESTS / "vla")]
-from synthetic_episodes import make_episode  # noqa: E402
-from two_ranks import two_ranks  # noqa: E402
 
 CLASSES = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "llava_onevision")
 LABELLED = STYLES["labelled"]

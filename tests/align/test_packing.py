@@ -1,6 +1,5 @@
 """Micro-batches by a budget of tokens: the same update in other pieces, none over the budget."""
 
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sft_process import uneven
+from test_align_sft import CONFIG, assert_equal_weights, stop_in_update_6, tiny, weights
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "distributed")]
-from sft_process import uneven  # noqa: E402
-from test_align_sft import CONFIG, assert_equal_weights, stop_in_update_6, tiny, weights  # noqa: E402
-
-from roboalign.align.budget import token_counts  # noqa: E402
-from roboalign.align.packing import pack_update, pack_updates  # noqa: E402
-from roboalign.align.sft import SftConfig, SftTrainer, train_sft  # noqa: E402
-from roboalign.core.errors import RoboAlignError  # noqa: E402
-from roboalign.core.files import read_jsonl  # noqa: E402
+from roboalign.align.budget import token_counts
+from roboalign.align.packing import pack_update, pack_updates
+from roboalign.align.sft import SftConfig, SftTrainer, train_sft
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_jsonl
 
 BUDGET = 75
 

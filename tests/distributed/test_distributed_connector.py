@@ -2,18 +2,15 @@
 weights and records of one process; killed in two, it goes on in one."""
 
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed.fsdp import FSDPModule
-from two_ranks import HERE, split_model, two_ranks
-
-sys.path.append(str(HERE.parent / "stages"))
 from stage_run import do, recipe, write_episodes
+from torch.distributed.fsdp import FSDPModule
+from two_ranks import split_model, two_ranks
 
 from roboalign.align.sft import SftTrainer
 from roboalign.core.distributed import join_team

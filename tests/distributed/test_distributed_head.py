@@ -9,22 +9,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from synthetic_episodes import make_episodes, save_backbone
 from two_ranks import two_ranks
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "vla"))
-from synthetic_episodes import make_episodes, save_backbone  # noqa: E402
-
-from roboalign.actions.normalize import ActionStats  # noqa: E402
-from roboalign.core.distributed import join_team, rank, world_size  # noqa: E402
-from roboalign.core.errors import RoboAlignError  # noqa: E402
-from roboalign.core.files import read_json, read_jsonl, write_json  # noqa: E402
-from roboalign.mllm.load import load_mllm  # noqa: E402
-from roboalign.vla import features  # noqa: E402
-from roboalign.vla import train as training  # noqa: E402
-from roboalign.vla.features import FeatureConfig, View  # noqa: E402
-from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape  # noqa: E402
-from roboalign.vla.train import HeadTrainConfig, train_head  # noqa: E402
+from roboalign.actions.normalize import ActionStats
+from roboalign.core.distributed import join_team, rank, world_size
+from roboalign.core.errors import RoboAlignError
+from roboalign.core.files import read_json, read_jsonl, write_json
+from roboalign.mllm.load import load_mllm
+from roboalign.vla import features
+from roboalign.vla import train as training
+from roboalign.vla.features import FeatureConfig, View
+from roboalign.vla.head import FlowMatchingHead, HeadConfig, HeadShape
+from roboalign.vla.train import HeadTrainConfig, train_head
 
 HEAD = HeadConfig(width=32, heads=2, layers=2, vlm_inner_width=32, vlm_heads=2, proprioception=True)
 # 7 frames a step do not divide over two; three held-out batches neither.

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from roboalign.core.files import read_json, read_jsonl
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "align")]
+MADE = Path(__file__).parents[1] / "made"
 from sft_process import uneven  # noqa: E402
 from test_align_sft import CONFIG, tiny  # noqa: E402
 
@@ -28,12 +27,12 @@ def torchrun(folder: Path, *settings: str, **environment: str) -> subprocess.Com
         "torch.distributed.run",
         "--standalone",
         "--nproc_per_node=2",
-        str(HERE / "sft_process.py"),
+        str(MADE / "sft_process.py"),
         str(folder),
         "2",
         *settings,
     ]
-    folders = [str(HERE.parent / "align"), str(HERE.parent)]
+    folders = [str(MADE), str(MADE.parent / "align"), str(MADE.parent)]
     paths = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         command,

@@ -1,15 +1,11 @@
 """A policy of a tiny MLLM with an untrained head, and its training on the toy benchmark."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "vla"))
-
 from synthetic_episodes import make_episodes, save_backbone
 from toy_rolls import CONFIG, TASKS, Rolls
 

@@ -2,13 +2,13 @@
 
 import io
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from data_episodes import make_episode
 from PIL import Image
+from test_report_page import Page
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.spaces import ActionSpace
@@ -31,12 +31,6 @@ from roboalign.report.drawing import (
 )
 from roboalign.report.inspection import draw_action, write_inspection
 from roboalign.report.inspection_text import inspection_text
-
-sys.path.append(
-    str(Path(__file__).parents[1] / "data")
-)  # the synthetic episodes of the data room's tests
-from data_episodes import make_episode
-from test_report_page import Page
 
 DELTA = ActionSpace(control="end-effector", mode="delta", gripper="closed_positive")
 SECTIONS = {

@@ -5,7 +5,7 @@
     meta/roboalign.json                       ours, which LeRobot ignores: id, nouns, cameras of each episode
 
 Facts from the v3.0 reader of lerobot 0.4.4, which opens what we write
-(tests/data/test_data_lerobot_peer.py).
+(tests/episodes/test_lerobot_peer.py).
 """
 
 import json

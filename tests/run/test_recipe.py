@@ -13,7 +13,7 @@ from roboalign.run.recipe import Recipe
 from roboalign.sim.metaworld.instructions import HELD_OUT, TRAIN
 from roboalign.sim.registry import FIRST_EVALUATION_SEED
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
 TO_ALIGN = (
     "collect: {align_benchmark: libero_90, align: {first_seed: 1000}, downstream: {first_seed: 1000}, "

@@ -29,8 +29,8 @@ from roboalign.mixture.preview import preview
 from roboalign.mllm import load
 
 TINY = Path(load.__file__).parent / "pretrained" / "tiny"
-PAPER = Path(__file__).parents[3] / "recipes/mixtures/paper.yaml"
-PAGE = Path(__file__).parents[3] / "docs/how-to/build-a-mixture.md"
+PAPER = Path(__file__).parents[2] / "recipes/mixtures/paper.yaml"
+PAGE = Path(__file__).parents[2] / "docs/how-to/build-a-mixture.md"
 TOKENS = {"fit": True, "horizon": 6, "scale": 4.0, "vocab_size": 128}
 
 

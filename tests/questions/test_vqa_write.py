@@ -22,7 +22,7 @@ from roboalign.questions.base import QuestionConfig
 from roboalign.questions.computed import StateQuestions
 from roboalign.questions.write import AT_ONCE, draw_frames, read_work, spaced, write_questions
 
-BRIDGE = Path(__file__).parents[4] / "shared" / "data" / "bridge_sample"
+BRIDGE = Path(__file__).parents[3] / "shared" / "data" / "bridge_sample"
 EPISODES = [straight((0, -0.01, 0), number=n) for n in range(12)]
 
 

@@ -256,7 +256,7 @@ def test_compare_names_the_folder_that_is_no_run(
 def test_plan_prints_what_fits_and_refuses_a_gpu_that_it_does_not_know(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
+    recipe = str(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
     assert main(["plan", recipe, "--gpus", "2xH100"]) == 0
     assert "fits into" in capsys.readouterr().out
     assert main(["plan", recipe, "--gpus", "2xH999"]) == 2

@@ -13,7 +13,7 @@ from roboalign.conversations.qa.presets import QA_PRESETS
 from roboalign.core.errors import RoboAlignError
 from roboalign.mixture.config import MixtureConfig, load_mixture
 
-RECIPES = Path(__file__).parents[3] / "recipes" / "mixtures"
+RECIPES = Path(__file__).parents[2] / "recipes" / "mixtures"
 QA = {"name": "a", "qa": "a.json", "count": 3}
 
 

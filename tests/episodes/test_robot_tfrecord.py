@@ -21,7 +21,7 @@ from roboalign.episodes.formats.tfrecord import (
     short_crc32c,
 )
 
-BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
+BRIDGE = Path(__file__).parents[2].parent / "shared" / "data" / "bridge_sample"
 
 
 # The writer: its own protobuf, so that only the checksum is shared with the reader (that one has golden values).

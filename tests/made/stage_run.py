@@ -1,15 +1,10 @@
 """A small run on synthetic episodes: what the stages read, without a simulator."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.append(
-    str(Path(__file__).parents[1] / "data")
-)  # the synthetic episodes of the data room's tests
 from data_episodes import NAMES, TASKS, make_episode
 
 from roboalign.core.files import write_json

@@ -32,7 +32,7 @@ from roboalign.episodes.formats.lerobot_v2 import read_task_lines
 from roboalign.episodes.robot_data import RobotData
 from roboalign.episodes.video import Decoder
 
-REAL = Path(__file__).parents[3].parent / "shared/data/lerobot_v2_picknplace"
+REAL = Path(__file__).parents[2].parent / "shared/data/lerobot_v2_picknplace"
 
 
 @pytest.fixture

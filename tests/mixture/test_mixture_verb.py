@@ -23,7 +23,7 @@ from roboalign.mllm import load
 from roboalign.mllm.encode import encode_conversation
 
 TINY = Path(load.__file__).parent / "pretrained" / "tiny"
-SHARED = Path(__file__).parents[3].parent / "shared/data"
+SHARED = Path(__file__).parents[2].parent / "shared/data"
 TOKENS = {"fit": True, "horizon": 6, "scale": 4.0, "vocab_size": 128}
 
 

@@ -22,7 +22,7 @@ from roboalign.episodes.survey import statistics
 from roboalign.episodes.survey.measures import BINS
 from roboalign.episodes.survey.statistics import keep_episodes, survey_episodes
 
-BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
+BRIDGE = Path(__file__).parents[2].parent / "shared" / "data" / "bridge_sample"
 SPACE = ActionSpace(control="end-effector", mode="delta", gripper="open_one")
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the data room's tests."""
+"""Episodes that several tests read, and none changes."""
 
 import pytest
 from data_episodes import TASKS, make_episode

@@ -1,13 +1,17 @@
 """Sources that several tests read, and none changes."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
+from data_episodes import TASKS, make_episode
 from mixing_sources import encoded, picture, write_qa, write_robot, write_talks
+
+from roboalign.episodes.episode import Episode
+
+
+@pytest.fixture(scope="session")
+def episodes() -> list[Episode]:
+    return [make_episode(task, seed) for task in TASKS for seed in range(6)]
 
 
 @pytest.fixture(scope="session")

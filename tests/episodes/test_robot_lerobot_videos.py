@@ -19,7 +19,7 @@ from roboalign.episodes.rewrite import rewrite
 from roboalign.episodes.video import VideoFrames
 
 KEY = "videos/observation.images.front/chunk-000"
-REAL = Path(__file__).parents[3].parent / "shared/data/lerobot_v2_picknplace"
+REAL = Path(__file__).parents[2].parent / "shared/data/lerobot_v2_picknplace"
 
 
 def bytes_of(folder: Path) -> int:

@@ -1,12 +1,9 @@
 """`roboalign data`: as it is typed."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from data_episodes import make_episode
 
 from roboalign.actions.known_spaces import KNOWN

@@ -9,7 +9,7 @@ import pytest
 from mixing_sources import settings
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "robot"))
+sys.path.insert(0, str(Path(__file__).parents[0] / "robot"))
 from lerobot_sets import write_set
 
 from roboalign.conversations.conversation import read_conversations

@@ -19,7 +19,7 @@ from roboalign.episodes.video import Decoder, VideoFrames, close_videos
 
 SIZE, LENGTH, FPS = 48, 300, 20
 ENCODERS = {"libx264": {"sc_threshold": "0", "bf": "2"}, "libsvtav1": {"preset": "8"}}
-REAL = Path(__file__).parents[3].parent / "shared/data/lerobot_v2_picknplace/videos/chunk-000"
+REAL = Path(__file__).parents[2].parent / "shared/data/lerobot_v2_picknplace/videos/chunk-000"
 
 
 def picture(number: int, size: int = SIZE) -> np.ndarray:

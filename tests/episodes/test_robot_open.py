@@ -1,14 +1,11 @@
 """Opening a data set by what its files tell, and writing it again as LeRobot v3.0."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from data_episodes import make_episode
 
 from roboalign.actions.spaces import ActionSpace
@@ -23,7 +20,7 @@ from roboalign.episodes.robot_data import RobotData
 SPACE = ActionSpace(
     control="end-effector", mode="delta", gripper="closed_positive", position_scale=0.05
 )
-BRIDGE = Path(__file__).parents[4] / "shared" / "data" / "bridge_sample"
+BRIDGE = Path(__file__).parents[3] / "shared" / "data" / "bridge_sample"
 
 
 def stream(*items: Episode | Fault, strict: bool = False) -> RobotData:

@@ -13,7 +13,7 @@ from roboalign.actions.spaces import ActionSpace, convert
 from roboalign.core.errors import RoboAlignError
 
 BRIDGE = (
-    Path(__file__).parents[3].parent
+    Path(__file__).parents[2].parent
     / "shared/data/bridge_sample/bridge_dataset-train.tfrecord-00000-of-00001"
 )
 POSE = ActionSpace(

@@ -1,15 +1,9 @@
 """`roboalign data questions`: as it is typed."""
 
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-sys.path += [
-    str(Path(__file__).parents[1] / "data"),
-    str(Path(__file__).parents[1] / "data" / "vqa"),
-]
 from data_episodes import make_episode
 from own_process import Command
 from vqa_made import GOOD, completion, listed, serving

@@ -1,6 +1,5 @@
 """`think-curve` and `causal` on the toy benchmark and an untrained model: records, resuming, sums."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from stage_run import recipe
-from toy_on_path import PACKAGE
-
-sys.path.append(str(Path(__file__).parents[1] / "vla"))
 from synthetic_tokens import SPACE, build_parts
+from toy_on_path import PACKAGE
 
 from roboalign.actions.hold import HoldRule
 from roboalign.core.errors import RoboAlignError

@@ -15,7 +15,7 @@ from roboalign.episodes.episode import Episode, content_id
 from roboalign.episodes.formats.rlds import read_rlds
 from roboalign.episodes.robot_data import RobotData
 
-BRIDGE = Path(__file__).parents[3].parent / "shared" / "data" / "bridge_sample"
+BRIDGE = Path(__file__).parents[2].parent / "shared" / "data" / "bridge_sample"
 
 
 def numbers(*sizes, dtype="float32", **more):

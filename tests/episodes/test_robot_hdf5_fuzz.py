@@ -2,12 +2,9 @@
 
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from hdf5_fuzz import damaged, fuzz
 
 SEEDS = int(os.environ.get("HDF5_FUZZ_SEEDS", "12"))
