@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
     require_serving("roboalign serve")
     from roboalign.core.files import locked
     from roboalign.serve.recording import DatasetRecorder
-    from roboalign.serve.server import PolicyServer, check_reach, serve_until_stopped
+    from roboalign.serve.server import check_reach
 
     key = api_key(options.api_key_env)
     check_reach(options.host, key)
@@ -68,22 +68,26 @@ def main(options: argparse.Namespace) -> int:
         if options.record:
             recorder = DatasetRecorder(options.record, contract)
             stack.enter_context(locked(options.record))
-        server = PolicyServer(
-            policy,
-            contract,
-            host=options.host,
-            port=options.port,
-            api_key=key,
-            recorder=recorder,
-        )
-        say("warming up", "serve")
-        serve_until_stopped(server, lambda port: _say_ready(contract, options.host, port))
-        said = f"{server.requests} requests, {server.faults} refused, {server.passes} passes"
-        counts = getattr(policy, "counts", {})
-        if "holds" in counts:
-            said += f"; {counts['holds']} of {counts['decisions']} decisions held the robot still"
-        say(said + (f"; {recorder.episodes} episodes recorded" if recorder else ""), "serve")
+        where = {"host": options.host, "port": options.port, "api_key": key}
+        serve_policy(policy, contract, recorder=recorder, **where)
+        if recorder:
+            say(f"{recorder.episodes} episodes recorded", "serve")
     return 0
+
+
+def serve_policy(policy: Any, contract: "Contract", **settings: Any) -> None:
+    """Serve a policy that is loaded, with PolicyServer's `settings`, and say what happens."""
+    from roboalign.serve.server import PolicyServer, serve_until_stopped
+    from roboalign.serve.watch import Watch
+
+    server = PolicyServer(policy, contract, watch=Watch(), **settings)
+    say("warming up", "serve")
+    serve_until_stopped(server, lambda port: _say_ready(contract, server.host, port))
+    said = f"{server.requests} requests, {server.faults} refused, {server.passes} passes"
+    counts = getattr(policy, "counts", {})
+    if "holds" in counts:
+        said += f"; {counts['holds']} of {counts['decisions']} decisions held the robot still"
+    say(said, "serve")
 
 
 def require_serving(command: str) -> None:

@@ -27,6 +27,8 @@ class Cadence:
     """Actions changed by the limit on the step."""
     errors: int = 0
     """Requests that failed."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """Why they failed, and how often."""
     latencies: list[float] = field(default_factory=list)
     """Seconds from observation to chunk, without the first request: the robot waits for that
     one."""
@@ -36,6 +38,11 @@ class Cadence:
     """Actions that were sent."""
     seams: list[int] = field(default_factory=list)
     """Control steps, counted from 0, before which a chunk arrived."""
+
+    def fail(self, error: Exception) -> None:
+        """Count a request that failed."""
+        self.errors += 1
+        self.faults[str(error)] = self.faults.get(str(error), 0) + 1
 
     def seam_jumps(self) -> np.ndarray:
         """Return float [n]: the largest change in any dimension of the action at each seam."""
@@ -52,6 +59,7 @@ class Cadence:
             f"held: {self.late} without a chunk, {self.stale} with stale chunks; {self.errors} requests failed",
             f"limited: {self.clipped} by range, {self.slowed} by step",
         ]
+        lines += [f"failed {count} x: {why}" for why, count in self.faults.items()]
         for name, times in (
             ("request", self.latencies),
             ("observe", self.observing),

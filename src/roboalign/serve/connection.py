@@ -77,7 +77,7 @@ class Connection:
             self.socket = ExitStack().enter_context(opening)  # closed by `drop`
         except InvalidStatus as error:
             raise self._refused(error.response.status_code) from None
-        except (InvalidURI, InvalidHandshake, InvalidMessage, OSError) as error:
+        except (InvalidURI, InvalidHandshake, InvalidMessage, ConnectionClosed, OSError) as error:
             raise self._unreachable(error) from None
         try:
             metadata = unpack_message(self.socket.recv(timeout=self.connect_timeout))
@@ -163,6 +163,8 @@ class Connection:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ConnectionClosed) and error.rcvd is None and error.sent is None:
+        return "the connection broke"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -163,7 +163,8 @@ class Executor:
         """Execute `steps` control steps; the robot does not move until the first chunk has arrived.
 
         The request at a step draws its noise by `(*noise_key, step)`. Raises RoboAlignError if the
-        first request fails, or if nothing could be executed for `limits.give_up` seconds.
+        first request fails, or if nothing could be executed for `limits.give_up` seconds; the
+        report up to then is in `cadence`.
         """
         self._noise_key, self._asked, self._pending = noise_key, 0, False
         self._last: np.ndarray | None = None
@@ -176,18 +177,20 @@ class Executor:
         self.cadence.latencies.clear()
         began, step = self.clock.now(), 0
         moved = began
-        while step < steps:
-            self._take(step)
-            if not self._pending and step - self._asked >= self.every:
-                self._ask(step)
-            now = self.clock.now()
-            if self._execute(step):
-                moved = now
-            elif now - moved > self.limits.give_up:
-                raise self._gave_up(now - moved)
-            self.cadence.steps += 1
-            step = self._wait(began, step)
-        self.cadence.seconds = self.clock.now() - began
+        try:
+            while step < steps:
+                self._take(step)
+                if not self._pending and step - self._asked >= self.every:
+                    self._ask(step)
+                now = self.clock.now()
+                if self._execute(step):
+                    moved = now
+                elif now - moved > self.limits.give_up:
+                    raise self._gave_up(now - moved)
+                self.cadence.steps += 1
+                step = self._wait(began, step)
+        finally:
+            self.cadence.seconds = self.clock.now() - began
         return self.cadence
 
     def _wait(self, began: float, step: int) -> int:
@@ -228,7 +231,7 @@ class Executor:
         self._pending = False
         if isinstance(result, Exception):
             self._failed = result
-            self.cadence.errors += 1
+            self.cadence.fail(result)
             return
         self._failed = None
         self.cadence.latencies.append(self.clock.now() - self._began)
@@ -258,9 +261,13 @@ class Executor:
         return found
 
     def _gave_up(self, seconds: float) -> RoboAlignError:
-        reason = f": {self._failed}" if self._failed else ""
+        """Return the error, with the reason and the fix of the last request that failed."""
+        failed, reason = self._failed, ""
+        fix = "look at the server and at the network"
+        if failed is not None:
+            reason = f": {failed}"
+        if isinstance(failed, RoboAlignError):
+            reason, fix = f": {failed.where}: {failed.problem}", failed.fix or fix
         return RoboAlignError(
-            f"no action for {seconds:.1f} s, the robot was held{reason}",
-            where="executor",
-            fix="look at the server and at the network",
+            f"no action for {seconds:.1f} s, the robot was held{reason}", where="executor", fix=fix
         )

@@ -20,6 +20,7 @@ from roboalign.core.errors import RoboAlignError
 from roboalign.core.progress import say
 from roboalign.serve.batching import WINDOW, Answer, Batcher, as_fault
 from roboalign.serve.contract import ENDPOINT, Contract, Query
+from roboalign.serve.watch import Watch
 from roboalign.serve.wire import pack_message, unpack_message
 
 MAX_CONNECTIONS = 64
@@ -89,9 +90,12 @@ class PolicyServer:
         max_connections: int = MAX_CONNECTIONS,
         drain_seconds: float = DRAIN_SECONDS,
         timings: bool = True,
+        watch: Watch | None = None,
+        ping_seconds: float = 20.0,
     ) -> None:
         """Prepare to serve. Port 0 picks a free port; `window` is how many seconds a request waits
-        to share its pass. Without `timings` a reply holds the actions alone.
+        to share its pass. Without `timings` a reply holds the actions alone. `watch` is told of
+        clients and refusals. A client that answers no ping for `ping_seconds` is disconnected.
 
         Raises RoboAlignError if the address needs a key.
         """
@@ -99,6 +103,7 @@ class PolicyServer:
         self.policy, self.contract, self.recorder = policy, contract, recorder
         self.host, self.port, self.api_key = host, port, api_key
         self.window, self.timings = window, timings
+        self.watch, self.ping_seconds = watch, ping_seconds
         self.max_connections, self.drain_seconds = max_connections, drain_seconds
         self.metadata = pack_message(contract.metadata())
         self.requests = self.faults = self.passes = 0
@@ -157,6 +162,8 @@ class PolicyServer:
                 max_size=self.contract.limit,
                 max_queue=2,
                 close_timeout=2,
+                ping_interval=self.ping_seconds,
+                ping_timeout=self.ping_seconds,
                 origins=[None],  # browsers send the origin of a page: no page may command a robot
                 process_request=self._admit,
                 server_header=None,
@@ -196,21 +203,29 @@ class PolicyServer:
     async def _handle(self, connection: ServerConnection) -> None:
         self._connections += 1
         self._seen += 1
-        self._robots[connection] = _Robot(self._seen)
+        robot = self._robots[connection] = _Robot(self._seen)
+        if self.watch:
+            self.watch.came(robot.number, str(connection.remote_address[0]))
         previous: float | None = None
+        ended: ConnectionClosed | None = None
+        waiting = False
         try:
             await connection.send(self.metadata)
             async for message in connection:
                 self._active += 1
+                waiting = True
                 try:
                     began = time.perf_counter()
                     await connection.send(await self._reply(connection, message, previous))
                     previous = 1000 * (time.perf_counter() - began)
+                    waiting = False
                 finally:
                     self._active -= 1
-        except ConnectionClosed:
-            pass  # clients may close at any time
+        except ConnectionClosed as error:
+            ended = error  # clients may close at any time
         finally:
+            if self.watch:
+                self.watch.left(robot.number, ended, waiting)
             self._connections -= 1
             del self._robots[connection]
             if self.recorder:
@@ -246,7 +261,10 @@ class PolicyServer:
             return pack_message(reply)
         except Exception as error:
             self.faults += 1
-            return fault_text(as_fault(error))
+            text = fault_text(as_fault(error))
+            if self.watch:
+                self.watch.refused(self._robots[connection].number, text)
+            return text
 
     def _reset(self, connection: ServerConnection, endpoint: Any) -> bool:
         """Return whether the message is RoboArena's `reset`, which ends the episode."""
