@@ -99,15 +99,20 @@ def test_states_that_the_policy_visits_are_labelled_and_learned_from(run: tuple[
         for name in ("rl", "rl-visited", "sft-visited")
     }
     assert len(updates) == 1
-    for arm in ("sft", "roboalign", "roboalign-visited"):
+    asked = {"sft", "roboalign", "roboalign-visited", "sft-visited-tokens-think"}
+    asked |= {"sft-tokens-direct-online"}  # online RL makes another MLLM
+    for arm in asked:
         metrics = read_json(seed / "eval" / "visited" / arm / "metrics.json")
         assert {"direct", "think"} <= metrics["actions"].keys()
-    assert not (seed / "eval" / "visited" / "sft-visited-tokens-think").exists()
+    assert not (seed / "eval" / "visited" / "sft-tokens-direct").exists()
     page = (run[0] / "report" / "index.html").read_text()
     assert "Do the actions hold where the policy goes?" in page
-    assert {"sft", "roboalign", "roboalign-visited"} == set(
-        read_json(run[0] / "report" / "summary.json")["visited"]
-    )
+    summary = read_json(run[0] / "report" / "summary.json")
+    assert asked == set(summary["visited"])
+    assert ("sft", "roboalign-visited") in {
+        (pair["before"], pair["after"]) for pair in summary["visited_pairs"]
+    }
+    assert "The same visited states, after minus before" in page
 
 
 def test_the_head_learns_from_rollouts_in_processes(run: tuple[Path, str]) -> None:

@@ -312,3 +312,68 @@ def test_published_results_can_be_compared() -> None:
     assert found["pair"]["p"] == known["p"] and found["pair"]["n"] == known["n"]
     with pytest.raises(RoboAlignError, match=r"`rollout\.max_steps` is 250 and 150"):
         compare_runs([str(PUBLISHED / "metaworld"), str(PUBLISHED / "quickstart")])
+
+
+def write_answers(
+    folder: Path, arm: str, prefixes: dict[str, float], *, asked: str = "visited", zero: float = 0.5
+) -> None:
+    """Direct answers to action samples named EPISODE#FRAME; those of a prefix above 0.5 decode."""
+    rows = [
+        {
+            "id": name,
+            "episode_id": name.partition("#")[0],
+            "mode": "direct",
+            "probe": "action",
+            "run_seed": 0,
+            "prefix": prefix,
+            "decoded": prefix > 0.5,
+            "well_formed": True,
+            "l1": 0.1 if prefix > 0.5 else None,
+            "l1_mean_action": 0.4,
+            "l1_zero": zero,
+        }
+        for name, prefix in prefixes.items()
+    ]
+    path = folder / "seed-0/eval" / asked / arm / "answers.jsonl"
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_answers_are_paired_by_sample_and_drawn_by_episode(tmp_path: Path) -> None:
+    """Two episodes: +0.4, +0.4, +0.4 in one, 0 in the other. By hand: the mean is 0.3. A resample of
+    two episodes has three of one and one of the other (0.3), only the first (0.4), or only the
+    second (0); each of the last two in a quarter of the draws."""
+    solved = {"sft-tokens-think": {1}, "roboalign-visited-tokens-think": {1}}
+    run = Path(write_run(tmp_path / "run", solved))
+    before = {"a#0": 0.2, "a#1": 0.2, "a#2": 0.2, "b#0": 0.2}
+    write_answers(run, "sft-tokens-think", before)
+    write_answers(run, "roboalign-visited-tokens-think", {**dict.fromkeys(before, 0.6), "b#0": 0.2})
+    found = json.loads(compare_runs([str(run)], list(solved), as_json=True))["answers"]
+    prefix, l1 = found["visited"]["prefix_direct"], found["visited"]["l1_direct"]
+    assert prefix["value"] == pytest.approx(0.3) and prefix["n"] == 4
+    assert (prefix["low"], prefix["high"]) == pytest.approx((0.0, 0.4))
+    assert l1["value"] == pytest.approx(-0.3 * 3 / 4)  # 0.4, the mean action's, becomes 0.1
+    assert found["visited"]["chunks_direct"]["value"] == pytest.approx(0.75)
+    assert "no records" in found["tokens"]["none"]
+    text = " ".join(compare_runs([str(run)], list(solved)).split())
+    assert "Prefix, direct +0.300 +0.000 to +0.400 4" in text
+    assert "Chunks, direct, points +75.0" in text and "VQA" not in text
+    assert "answers on held-out frames: not compared, no records" in text
+
+
+def test_answers_to_other_samples_are_not_paired(tmp_path: Path) -> None:
+    """Visited states of two runs have the same names, and are those of two policies."""
+    arms = {"sft": {1}, "roboalign-visited": {1}}
+    one, two = (Path(write_run(tmp_path / name, arms)) for name in ("one", "two"))
+    for run, zero in ((one, 0.5), (two, 0.7)):
+        write_answers(run, "sft", {"a#0": 0.2, "b#0": 0.2}, zero=zero)
+    found = json.loads(compare_runs([str(one), str(two)], ["sft"], as_json=True))["answers"]
+    assert "2 samples before, 2 after, 0 of them equal" in found["visited"]["none"]
+
+
+def test_one_mllm_is_not_compared_with_itself(tmp_path: Path) -> None:
+    arms = {"sft": {1}, "sft-tokens-direct": {2}, "sft-tokens-direct-online": {2}}
+    run = write_run(tmp_path / "run", arms)
+    text = " ".join(compare_runs([run], ["sft", "sft-tokens-direct"]).split())
+    assert "both answer with the same MLLM, that of sft" in text and "visited" not in text
+    text = " ".join(compare_runs([run], ["sft", "sft-tokens-direct-online"]).split())
+    assert "no records of sft and of sft-tokens-direct-online" in text

@@ -7,11 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from roboalign.core.errors import RoboAlignError
+from roboalign.run.answered import answered_pairs, answering_arm
 from roboalign.run.arms import ARMS, BASE, MAIN, MIX, RL, SFT, Arm, Backbone, backbones, pairs
 from roboalign.run.graph import plan_stages
 from roboalign.run.load import load_recipe
 from roboalign.run.recipe import Recipe
 from roboalign.run.stages.align import extra_sft
+from roboalign.run.stages.visited import visited_tokens
 
 OWN = Backbone("twice-sft", "align:extra_sft", (SFT,), ("sft",), curve="twice-sft", like="sft")
 TWICE = Arm(
@@ -93,7 +95,7 @@ def test_the_pairs_that_the_paper_compares() -> None:
     }
 
 
-def test_a_token_arm_has_a_cheap_stage_in_place_of_a_head_and_no_answers() -> None:
+def test_a_token_arm_has_a_cheap_stage_in_place_of_a_head() -> None:
     recipe = Recipe.model_validate(
         {"name": "x", "arms": ["sft", "roboalign-tokens-think"], "backbone": {"source": "train"}}
     )
@@ -103,15 +105,31 @@ def test_a_token_arm_has_a_cheap_stage_in_place_of_a_head_and_no_answers() -> No
     assert made.settings["token_policy"]["temperature"] == 0.0
     rolled = stages["seed-0/eval/rollouts/roboalign-tokens-think"]
     assert rolled.needs == ("seed-0/token-policy/roboalign-tokens-think",)
-    assert not {
-        "seed-0/head/roboalign-tokens-think",
-        "seed-0/eval/tokens/roboalign-tokens-think",
-    } & {*stages}
+    assert "seed-0/head/roboalign-tokens-think" not in stages
     assert not any(ARMS[arm].tokens for arm in Recipe(name="x").arms)
     with pytest.raises(ValueError, match=r"arms .*'roboalign-tokens-think'.* leave them out"):
         Recipe.model_validate(
             {"name": "x", "arms": ["roboalign-tokens-think"], "mixture": "somewhere"}
         )
+
+
+def test_each_mllm_is_asked_once_token_policies_included() -> None:
+    arms = ("sft-tokens-think", "sft-tokens-direct", "sft-tokens-direct-online")
+    arms += ("roboalign-visited", "roboalign-visited-tokens-think")
+    recipe = Recipe.model_validate({"name": "x", "arms": arms, "backbone": {"source": "train"}})
+    stages = {stage.name: stage for stage in plan_stages(recipe)}
+    asked = ("sft-tokens-think", "sft-tokens-direct-online", "roboalign-visited")
+    for kind in ("tokens", "visited"):
+        prefix = f"seed-0/eval/{kind}/"
+        assert {name for name in stages if name.startswith(prefix)} == {prefix + a for a in asked}
+    made = stages["seed-0/eval/visited/sft-tokens-direct-online"]
+    assert made.needs == ("seed-0/online/sft-tokens-direct-online", "seed-0/visited")
+    assert made.work is visited_tokens and made.arm == "sft-tokens-direct-online"
+    assert set(answered_pairs(recipe.arms)) == {
+        ("sft-tokens-think", "sft-tokens-direct-online"),
+        ("sft-tokens-think", "roboalign-visited"),
+    }
+    assert answering_arm("blind", ["blind", "roboalign"]) is None
 
 
 def test_an_online_arm_continues_the_head_of_another_arm() -> None:

@@ -271,8 +271,8 @@ def test_each_arm_has_its_backbone(tmp_path: Path) -> None:
         "roboalign-online": "seed-2/rl/model",
         "extra-sft-online": "seed-2/extra-sft/model",
         **{
-            f"{arm}-tokens-{mode}-online": f"seed-2/{stage}/model"
-            for arm, stage in (("sft", "sft"), ("roboalign", "rl"))
+            f"{arm}-tokens-{mode}-online": f"seed-2/online/{arm}-tokens-{mode}-online/model"
+            for arm in ("sft", "roboalign")
             for mode in ("direct", "think")
         },
         "sft-tokens-direct": "seed-2/sft/model",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from roboalign.cli.comparison.answers import compare_answers
 from roboalign.cli.comparison.benches import compare_benches, is_benched
 from roboalign.cli.comparison.scores import compare_scores, is_scored
 from roboalign.cli.comparison.sides import (
@@ -107,7 +108,7 @@ def compare_runs(
     as_json: bool = False,
 ) -> str:
     """Compare two runs with one arm of both (or one arm of each), or two arms of one run, as text
-    or JSON.
+    or JSON: their success in pairs, and their answers on held-out frames and visited states.
 
     `seeds`: these training seeds only. Raises RoboAlignError if the sides do not share episodes and
     settings.
@@ -126,6 +127,7 @@ def compare_runs(
     ]
     result = {
         **pair_table(before, after),
+        "answers": compare_answers(before, after, seeds),
         "recipes_differ_in": other,
         "versions": [versions_of(before), versions_of(after)],
     }

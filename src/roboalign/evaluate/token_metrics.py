@@ -145,18 +145,20 @@ def compare_metrics(
 ) -> dict[str, dict[str, Any]]:
     """Return paired differences (after minus before) of two MLLMs on the samples both answered.
 
-    {"vqa_direct", "vqa_think", "prefix_direct", "prefix_think", "format_think", "l1_direct",
-    "l1_think"} -> estimate; L1 is over all answers, with the mean action if nothing decodes.
-    "prefix_formed" and "l1_formed" are prefix_think and l1_think on the answers that are well
-    formed both before and after: the gain beyond the format. Several training seeds of a model are
-    averaged within each sample first: the interval is over samples, not over trainings.
+    {"vqa_direct", "vqa_think", "prefix_direct", "prefix_think", "format_think", "chunks_direct",
+    "chunks_think", "l1_direct", "l1_think"} -> estimate; "chunks" is the share of answers that are
+    chunks, and L1 is over all answers, with the mean action if nothing decodes. "prefix_formed" and
+    "l1_formed" are prefix_think and l1_think on the answers that are well formed both before and
+    after: the gain beyond the format. Several training seeds of a model are averaged within each
+    sample first, and whole episodes are resampled, whose frames are alike: the interval is over
+    episodes, not over trainings.
     """
     differences = {}
     for mode in _MODES:
         columns = {f"vqa_{mode}": ("vqa", "score"), f"prefix_{mode}": ("action", "prefix")}
         if mode == "think":
             columns["format_think"] = ("action", "well_formed")
-        columns[f"l1_{mode}"] = ("action", "l1")
+        columns |= {f"chunks_{mode}": ("action", "decoded"), f"l1_{mode}": ("action", "l1")}
         for name, (probe, key) in columns.items():
             differences[name] = asdict(
                 _paired(_select(before, probe, mode), _select(after, probe, mode), key)
@@ -175,9 +177,18 @@ def compare_metrics(
 
 
 def _paired(before: Iterable[_Record], after: Iterable[_Record], key: str) -> Estimate:
-    first, second = _by_sample(before, key), _by_sample(after, key)
+    rows = list(before)
+    first, second = _by_sample(rows, key), _by_sample(after, key)
     shared = [sample for sample in first if sample in second]
-    return paired_difference([first[s] for s in shared], [second[s] for s in shared])
+    # Records of earlier versions have no episode; each of their samples is one of its own.
+    episodes: dict[Hashable, Hashable] = {
+        (row["id"], row["mode"]): row.get("episode_id", row["id"]) for row in rows
+    }
+    return paired_difference(
+        [first[s] for s in shared],
+        [second[s] for s in shared],
+        clusters=[episodes[s] for s in shared],
+    )
 
 
 def _by_sample(rows: Iterable[_Record], key: str) -> dict[Hashable, float]:

@@ -95,6 +95,7 @@ def write_report(run: RunSummary, out_html: str | Path) -> None:
         vqa=[table for mode in ("direct", "think") if (table := tables.vqa_table(run, mode))],
         reasoning=tables.reasoning_table(run),
         visited=tables.visited_table(run),
+        visited_differences=tables.visited_differences_table(run),
         curves=_training_plots(run.curves),
         grpo=_panels([c for c in run.curves if c.stage == "rl"], GRPO_PANELS),
         rl_share=_rl_share(run.manifest),

@@ -95,6 +95,8 @@ class RunSummary:
     """Arm name -> `evaluate.open_loop.measure_open_loop`, of the first training seed."""
     visited: list[ArmSummary] = field(default_factory=list)
     """The arms' actions on held-out states that the SFT policy visits; [] if none were measured."""
+    visited_pairs: list[Mapping[str, Any]] = field(default_factory=list)
+    """As `mllm_pairs`, on these states."""
     ledger: list[Mapping[str, Any]] = field(default_factory=list)
     """One row per stage: "stage", "seconds" and what it counted (samples, rollouts, tokens,
     ...)."""

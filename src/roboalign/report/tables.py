@@ -1,7 +1,7 @@
 """Build the tables of the page from the run's numbers; None if the run has nothing to show in a
 table."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,8 @@ DIFFERENCES = (
     ("Prefix, reasoned", "prefix_think", "signed", False),
     ("Prefix, both well-formed", "prefix_formed", "signed", False),
     ("Format, reasoned", "format_think", "points", False),
+    ("Chunks, direct", "chunks_direct", "points", False),
+    ("Chunks, reasoned", "chunks_think", "points", False),
     ("L1, direct", "l1_direct", "signed", True),
     ("L1, reasoned", "l1_think", "signed", True),
     ("L1, both well-formed", "l1_formed", "signed", True),
@@ -146,17 +148,39 @@ def difference_cell(
 
 def token_differences_table(run: RunSummary) -> Table | None:
     """Tabulate paired differences of the MLLMs on the same held-out samples."""
-    if not run.mllm_pairs:
+    caption = (
+        "Same held-out samples, after minus before; intervals over episodes. VQA, format and chunks in "
+        "percentage points; for L1, lower is better."
+    )
+    return _differences_table(run, run.mllm_pairs, DIFFERENCES, caption)
+
+
+def visited_differences_table(run: RunSummary) -> Table | None:
+    """Tabulate paired differences of the MLLMs' actions on the same visited states."""
+    shown = [row for row in DIFFERENCES if not row[1].startswith("vqa")]
+    caption = (
+        "The same visited states, after minus before; intervals over episodes. Format and chunks in "
+        "percentage points; for L1, lower is better."
+    )
+    return _differences_table(run, run.visited_pairs, shown, caption)
+
+
+def _differences_table(
+    run: RunSummary,
+    pairs: Sequence[Mapping[str, Any]],
+    shown: Sequence[tuple[str, str, str, bool]],
+    caption: str,
+) -> Table | None:
+    if not pairs:
         return None
     rows = []
-    for pair in run.mllm_pairs:
+    for pair in pairs:
         cells = [
             difference_cell(pair.get(key), kind, lower_is_better=lower)
-            for _, key, kind, lower in DIFFERENCES
+            for _, key, kind, lower in shown
         ]
         rows.append((f"{run.title(pair['before'])} → {run.title(pair['after'])}", cells))
-    caption = "Same held-out samples, after minus before. VQA and format in percentage points; for L1, lower is better."
-    return Table(caption, ("Backbones", *(name for name, _, _, _ in DIFFERENCES)), rows)
+    return Table(caption, ("Backbones", *(name for name, _, _, _ in shown)), rows)
 
 
 def success_differences_table(run: RunSummary) -> Table | None:

@@ -99,8 +99,11 @@ def mixture_folder(run_dir: Path, stage: str = "mix") -> Path:
 
 
 def backbone_folder(run_dir: Path, seed: int, arm: str) -> Path:
-    """Return the Hugging Face folder of an arm's backbone."""
-    backbone = ARMS[arm].backbone
+    """Return the Hugging Face folder of an arm's backbone; that of tokens after online RL is their
+    own."""
+    row, backbone = ARMS[arm], ARMS[arm].backbone
+    if row.tokens and row.online:
+        return run_dir / f"seed-{seed}" / policy_stage(arm) / "model"
     folder = run_dir if backbone.shared else run_dir / f"seed-{seed}"
     return folder / backbone.stage / "model"
 

@@ -12,7 +12,17 @@ from roboalign.core.config import Config
 from roboalign.core.files import hash_file, hash_tree
 from roboalign.core.hub import content_key, hub_id, pinned
 from roboalign.online.token_learner import TUNED
-from roboalign.run.arms import ARMS, BASE, MIX, SFT, VISITED, Backbone, backbones, policy_stage
+from roboalign.run.answered import answering_arm
+from roboalign.run.arms import (
+    ARMS,
+    BASE,
+    MIX,
+    SFT,
+    VISITED,
+    Backbone,
+    backbones,
+    policy_stage,
+)
 from roboalign.run.benchmark import rollout_config
 from roboalign.run.recipe import Recipe, TokenizerConfig
 from roboalign.run.stage import Context, Stage
@@ -169,22 +179,21 @@ def _measuring_stages(recipe: Recipe, seed: int) -> list[Stage]:
 
     for arm in recipe.arms:
         source, row = _stage_of(ARMS[arm].backbone, seed), ARMS[arm]
-        if not (row.blind or row.tokens or row.online):  # its backbone is measured as another arm's
-            made = stage(f"eval/tokens/{arm}", tokens, arm, source, _settings(recipe.tokens))
-            stages.append(made)
-            if recipe.measures_visited:
-                asked = stage(
-                    f"eval/visited/{arm}", visited_tokens, arm, source, _settings(recipe.tokens)
-                )
-                also = _stage_of(VISITED, seed)
-                stages.append(replace(asked, needs=tuple(dict.fromkeys((source, also)))))
         if row.online:
             before, settings = f"{prefix}/{policy_stage(row.online)}", _online_settings(recipe, arm)
             stages.append(stage(policy_stage(arm), online, arm, before, settings))
-        elif row.tokens:
+            source = f"{prefix}/{policy_stage(arm)}"
+        if answering_arm(arm, recipe.arms) == arm:  # else its MLLM is asked as another arm's
+            made = stage(f"eval/tokens/{arm}", tokens, arm, source, _settings(recipe.tokens))
+            stages.append(made)
+            if recipe.measures_visited:
+                name = f"{prefix}/eval/visited/{arm}"
+                needs = tuple(dict.fromkeys((source, _stage_of(VISITED, seed))))
+                stages.append(replace(made, name=name, work=visited_tokens, needs=needs))
+        if row.tokens and not row.online:
             settings = _token_policy_settings(recipe)
             stages.append(stage(policy_stage(arm), token_policy, arm, source, settings))
-        else:
+        elif not row.online:
             training = stage(policy_stage(arm), head, arm, source, _head_settings(recipe))
             stages.append(replace(training, together=True))
     # Put all heads before all rollouts. Otherwise the last head and then its rollouts run alone at

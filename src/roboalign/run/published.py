@@ -53,6 +53,8 @@ def read_published(folder: Path) -> RunSummary:
         arms=[_arm(name, metrics.get(name)) for name in recipe.arms],
         success=success,
         mllm_pairs=pairs,
+        visited=[_arm(name, one) for name, one in summary.get("visited", {}).items()],
+        visited_pairs=summary.get("visited_pairs", []),
         curves=_curves(folder, recipe),
         recipe=(folder / "recipe.yaml").read_text(),  # as it was then, without settings added later
         notes=notes(recipe, size),

@@ -29,6 +29,7 @@ class RunSide(Side):
     """One arm of one run."""
 
     recipe: Recipe
+    arm: str
 
 
 def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool = True) -> RunSide:
@@ -64,7 +65,7 @@ def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool 
     for seed in seeds or recipe.seeds:
         found = read_episodes(_records_path(folder, seed, arm), wanted, fix)
         records += [{**row, "run_seed": seed} for row in found]
-    return RunSide(f"{folder} {arm}" if named else arm, folder, records, recipe)
+    return RunSide(f"{folder} {arm}" if named else arm, folder, records, recipe, arm)
 
 
 def refuse_other_episodes(before: Side, after: Side) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from roboalign.cli.comparison.answers import format_answers
 from roboalign.report.console import fold, grid, render
 from roboalign.report.progress_text import format_progress, format_progress_difference
 from roboalign.report.text import count_text, p_value, points
@@ -35,6 +36,8 @@ def format_compared(result: Mapping[str, Any]) -> str:
             for seed, row in pair["by_training_seed"].items()
             if row["n"] and len(pair["by_training_seed"]) > 1
         ]
+    if "answers" in result:
+        lines += format_answers(result["answers"])
     lines += _remarks(result)
     return fold("\n".join(lines)) + "\n"
 

@@ -19,10 +19,11 @@ from roboalign.core.files import read_json, read_jsonl, write_json, write_text
 from roboalign.core.machine import cores
 from roboalign.core.progress import format_seconds
 from roboalign.evaluate.success import format_success, read_episodes, success_table
-from roboalign.evaluate.token_metrics import compare_metrics, summarize
+from roboalign.evaluate.token_metrics import summarize
 from roboalign.report.samples import frames_side_by_side
 from roboalign.report.summary import ArmSummary, Curve, FrameSample, RunSummary, Video
 from roboalign.report.terminal import format_arms, format_end
+from roboalign.run.answered import answers_of, compared_answers
 from roboalign.run.arms import ARMS, MAIN, Backbone, backbones
 from roboalign.run.arms import pairs as compared
 from roboalign.run.benchmark import (
@@ -51,10 +52,14 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
     """
     recipe, run_dir = context.recipe, context.run_dir
     answers: dict[str, list[dict[str, Any]]] = {
-        arm: _answers(run_dir, recipe, arm) for arm in recipe.arms
+        arm: answers_of(run_dir, recipe.seeds, arm) for arm in recipe.arms
     }
     episodes: dict[str, list[dict[str, Any]]] = {
         arm: _episodes(run_dir, recipe, arm) for arm in recipe.arms
+    }
+    seen = {
+        arm: answers_of(run_dir, recipe.seeds, arm, "visited") if recipe.measures_visited else []
+        for arm in recipe.arms
     }
     pairs = compared(recipe.arms)
     success = success_table(episodes, pairs) if recipe.measure == "benchmark" else None
@@ -64,21 +69,14 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
         environment=_environment(run_dir, recipe, ledger),
         arms=[_arm(arm, answers[arm]) for arm in recipe.arms],
         success=success,
-        mllm_pairs=[
-            {"before": a, "after": b, **compare_metrics(answers[a], answers[b])}
-            for a, b in pairs
-            if answers[a] and answers[b]
-        ],
+        mllm_pairs=compared_answers(recipe.arms, answers),
         curves=_curves(run_dir, recipe),
         manifest=read_json(mixture_folder(run_dir) / "manifest.json"),
         samples=_samples(run_dir, recipe, answers),
         videos=_videos(run_dir, recipe),
         replays=_replays(run_dir, recipe),
-        visited=[
-            _arm(arm, found)
-            for arm in recipe.arms
-            if recipe.measures_visited and (found := _answers(run_dir, recipe, arm, "visited"))
-        ],
+        visited=[_arm(arm, found) for arm, found in seen.items() if found],
+        visited_pairs=compared_answers(recipe.arms, seen),
         ledger=ledger,
         recipe=dump_recipe(recipe),
         notes=[
@@ -99,13 +97,23 @@ def report(context: Context, stages: tuple[str, ...]) -> dict[str, Any]:
             "pairs": summary.mllm_pairs,
             "arms": {arm.name: arm.mllm for arm in summary.arms},
             **({"open_loop": summary.replays} if summary.replays else {}),
-            **({"visited": {a.name: a.mllm for a in summary.visited}} if summary.visited else {}),
+            **_visited_parts(summary),
         },
     )
     write_text(context.folder / "end.txt", format_end(summary))
     closing = format_success(success) if success else f"{OFFLINE_NOTE}\n"
     write_text(context.folder / "table.txt", format_arms(summary) + "\n" + closing)
     return {"arms": len(recipe.arms), "bytes": (context.folder / "index.html").stat().st_size}
+
+
+def _visited_parts(summary: RunSummary) -> dict[str, Any]:
+    """Return what summary.json says about visited states; nothing where none were measured."""
+    if not summary.visited:
+        return {}
+    return {
+        "visited": {arm.name: arm.mllm for arm in summary.visited},
+        "visited_pairs": summary.visited_pairs,
+    }
 
 
 def notes(recipe: Recipe, size: str) -> list[str]:
@@ -204,18 +212,6 @@ def next_command(run_dir: Path, recipe: Recipe) -> str:
     for before, after in compared(arms):
         return f"roboalign compare {run_dir} --arm {before} --arm {after}"
     return f"roboalign probe {run_dir} --arm {arms[0]}"
-
-
-def _answers(
-    run_dir: Path, recipe: Recipe, arm: str, asked: str = "tokens"
-) -> list[dict[str, Any]]:
-    """Return the token records of an arm over all seeds, on held-out frames or `visited` states.
-    The blind arm has none: its backbone is RoboAlign's."""
-    return [
-        row
-        for seed in recipe.seeds
-        for row in read_jsonl(run_dir / f"seed-{seed}" / "eval" / asked / arm / "answers.jsonl")
-    ]
 
 
 def _episodes(run_dir: Path, recipe: Recipe, arm: str) -> list[dict[str, Any]]:
