@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign.conversations.conversation import Conversation, turn_alone, write_conversations
-from roboalign.conversations.prompts import ACTIONS
+from roboalign.conversations.prompts import ACTIONS, MODES, Mode
 from roboalign.conversations.row_groups import GROUP_ROWS
 from roboalign.conversations.styles.base import StyleName
 from roboalign.conversations.styles.registry import style_of
@@ -73,28 +73,38 @@ def as_asked(
     """Return the sample in the form of its split.
 
     Only rl and heldout have targets; rl asks the action alone, in think mode. A held-out sample
-    that is packed becomes a conversation for each of its turns, which are asked one by one.
+    that is packed becomes a conversation for each of its turns, which are asked one by one, and its
+    action is asked in both modes.
     """
     if copy > 1:
         conversation = replace(conversation, id=f"{conversation.id}~{copy}")
     if split == "train":
         return [replace(conversation, target=None, chunk=None, direct_question=None)]
     if split == "rl":
-        assert conversation.direct_question is not None
-        style, turn = style_of(prompts), next(t for t in conversation.turns if t.kind == "action")
-        question = style.asked(conversation.direct_question, "think", ACTIONS)
-        reply = style.reply(turn.expected, "think", ACTIONS)
-        turn = replace(turn, mode="think", question=question, answer=reply)
-        return [replace(conversation, turns=(turn,))]
-    if len(conversation.turns) > 1 and conversation.target is not None:
-        return [_alone(conversation, number) for number in range(len(conversation.turns))]
-    return [conversation]
+        return [_action_in(conversation, "think", prompts)]
+    if conversation.target is None:
+        return [conversation]
+    questions = [
+        _question_alone(conversation, number)
+        for number, turn in enumerate(conversation.turns)
+        if turn.kind != "action"
+    ]
+    # Both have the id of their sample and their mode, by which the evaluation pairs them.
+    actions = [_action_in(conversation, mode, prompts) for mode in MODES]
+    return questions + [replace(one, id=f"{one.id}-{one.turns[0].mode}") for one in actions]
 
 
-def _alone(conversation: Conversation, number: int) -> Conversation:
-    """Return one turn of a packed sample; only that of its action has a target."""
+def _action_in(conversation: Conversation, mode: Mode, prompts: StyleName) -> Conversation:
+    """Return the action of a sample alone, asked in this mode."""
+    assert conversation.direct_question is not None
+    style, turn = style_of(prompts), next(t for t in conversation.turns if t.kind == "action")
+    question = style.asked(conversation.direct_question, mode, ACTIONS)
+    reply = style.reply(turn.expected, mode, ACTIONS)
+    return replace(conversation, turns=(replace(turn, mode=mode, question=question, answer=reply),))
+
+
+def _question_alone(conversation: Conversation, number: int) -> Conversation:
+    """Return one question of a packed sample, without the target of its action."""
     one = turn_alone(conversation, number)
-    if one.turns[0].kind == "action":
-        return one
     name = f"{one.id}~q{number}"
     return replace(one, id=name, target=None, chunk=None, direct_question=None)
