@@ -4,6 +4,7 @@ Every check is a function of a folder of code. It is applied to `src/roboalign` 
 """
 
 import ast
+import re
 import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -42,6 +43,12 @@ MOST_LINES_OF_A_FOLDER = 4200
 COLUMNS = 100
 WIDE_SHARE = 0.05
 MOST_SETTINGS = 295
+SQL = re.compile(
+    r"\b(SELECT|INSERT INTO|DELETE FROM|CREATE (TABLE|INDEX)|PRAGMA)\b|\bUPDATE \w+ SET\b"
+    r"|\bsqlite3\b|\.execute(many|script)?\("
+)
+SQL_PLACES = {"mixture/database.py", "mixture/store.py"}
+"""The class of every query, `SampleStore`, and its base, which opens the files."""
 
 
 def modules_of(source: Path) -> dict[str, Path]:
@@ -177,6 +184,17 @@ def share_of_wide_lines(source: Path) -> float:
     return sum(len(line) > COLUMNS for line in lines) / len(lines)
 
 
+def sql_elsewhere(source: Path) -> list[str]:
+    """Modules of the mixture and its questions that ask a database themselves."""
+    paths = [path for room in ("mixture", "questions") for path in (source / room).rglob("*.py")]
+    return [
+        name
+        for path in sorted(paths)
+        if (name := str(path.relative_to(source))) not in SQL_PLACES
+        and SQL.search(path.read_text())
+    ]
+
+
 def settings_count(schema: dict[str, Any]) -> int:
     """Keys with a value of their own.
 
@@ -260,6 +278,18 @@ def test_few_lines_are_wide(tmp_path: Path) -> None:
     assert share_of_wide_lines(SOURCE) <= WIDE_SHARE
     lines = ["x" * COLUMNS] * 3 + ["x" * (COLUMNS + 1)]
     assert share_of_wide_lines(tree_of(tmp_path, {"core/a.py": "\n".join(lines)})) == 0.25
+
+
+def test_one_class_asks_the_database_of_a_mixture(tmp_path: Path) -> None:
+    assert sql_elsewhere(SOURCE) == []
+    assert all(SQL.search((SOURCE / name).read_text()) for name in SQL_PLACES)
+    files = {
+        "mixture/store.py": "import sqlite3\n",
+        "mixture/draw.py": "count = index.number('SELECT count(*) FROM kept')\n",
+        "mixture/sources/a.py": "db.executemany(query, rows)\n",
+        "questions/b.py": "# Select the frames and insert into what is drawn\nupdate = 1\n",
+    }
+    assert sql_elsewhere(tree_of(tmp_path, files)) == ["mixture/draw.py", "mixture/sources/a.py"]
 
 
 def test_a_recipe_has_a_number_of_settings_that_can_be_read() -> None:

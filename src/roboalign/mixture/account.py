@@ -2,15 +2,12 @@
 
 import json
 import re
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 from roboalign.core.files import atomic_path
-from roboalign.mixture import index as store
 from roboalign.mixture.config import MixtureConfig
-from roboalign.mixture.keys import TOP
-from roboalign.mixture.parts import Fate
+from roboalign.mixture.store import SampleStore
 
 _PARTS = (
     "kept",
@@ -27,69 +24,26 @@ REASONS = 20
 """Maximum number of different reasons counted by name."""
 
 
-def account(index: sqlite3.Connection, config: MixtureConfig) -> dict[str, dict[str, Any]]:
+def account(index: SampleStore, config: MixtureConfig) -> dict[str, dict[str, Any]]:
     """Return the outcomes of the samples of each source.
 
     found = kept + heldout + heldout_seen + duplicates + leaks + refused + faults + not_drawn, and
-    asked = kept + repeats + short. Each is counted independently. A broken episode counts as one
-    sample.
+    asked = kept + repeats + short. A broken episode counts as one sample.
     """
     result = {}
     for number, (source, asked) in enumerate(zip(config.sources, config.asked())):
-
-        def ask(query: str, number: int = number) -> int:
-            return store.number(index, query, number)
-
-        kept = ask("SELECT count(*) FROM kept WHERE source = ? AND copy = 1")
-        lost = "SELECT count(*) FROM dropped WHERE source = ? AND what = "
-        refused, faults, leaks = (
-            ask(f"{lost} '{what}'") for what in (Fate.REFUSED, Fate.FAULT, Fate.LEAK)
-        )
+        counts = index.outcomes(number)
         row = {
             "asked": asked,
-            "found": ask("SELECT count(*) FROM items WHERE source = ?")
-            + ask(
-                "SELECT count(*) FROM dropped d WHERE source = ? AND NOT EXISTS (SELECT 1 FROM items i WHERE "
-                "i.source = d.source AND i.part = d.part AND i.place = d.place)"
-            ),
-            "kept": kept,
-            "repeats": ask("SELECT count(*) FROM kept WHERE source = ? AND copy > 1"),
-            "short": asked - ask("SELECT count(*) FROM kept WHERE source = ?"),
-            "heldout": ask(
-                "SELECT count(*) FROM placed p JOIN drawn d ON d.item = p.item WHERE d.source = ? AND "
-                "p.split = 'heldout'"
-            ),
-            "heldout_seen": ask(
-                f"SELECT count(*) FROM drawn WHERE source = ? AND what = '{Fate.SEEN}'"
-            ),
-            "duplicates": ask(
-                f"SELECT count(*) FROM dropped WHERE source = ? AND what = '{Fate.DUPLICATE}'"
-            ),
-            "leaks": leaks,
-            "refused": refused,
-            "faults": faults,
-            "not_drawn": ask(
-                "SELECT count(*) FROM items WHERE source = ? AND item NOT IN (SELECT item FROM drawn)"
-            )
-            + ask(
-                f"SELECT count(*) FROM drawn WHERE source = ? AND what = '{Fate.GOOD}' AND item NOT IN "
-                "(SELECT item FROM kept)"
-            ),
+            **{name: counts[name] for name in ("found", "kept", "repeats")},
+            "short": asked - counts["copies"],
+            **{name: counts[name] for name in _PARTS[1:]},
         }
         check_sums(source.name, row)
         result[source.name] = row | {"reasons": reasons(index, number)}
         if source.pack is not None:
-            result[source.name]["not_asked"] = not_asked(index, number)
+            result[source.name]["not_asked"] = index.not_asked(number)
     return result
-
-
-def not_asked(index: sqlite3.Connection, source: int) -> dict[str, int]:
-    """Return `type: reason` -> how often a question was drawn for a kept sample and did not apply."""
-    query = (
-        "SELECT question, sum(times) FROM unasked u JOIN kept k ON k.item = u.item WHERE source = ? "
-        "AND copy = 1 GROUP BY question ORDER BY question"
-    )
-    return dict(index.execute(query, (source,)).fetchall())
 
 
 def check_sums(name: str, row: dict[str, int]) -> None:
@@ -98,17 +52,13 @@ def check_sums(name: str, row: dict[str, int]) -> None:
     assert row["asked"] == row["kept"] + row["repeats"] + row["short"], (name, row)
 
 
-def reasons(index: sqlite3.Connection, source: int) -> dict[str, int]:
+def reasons(index: SampleStore, source: int) -> dict[str, int]:
     """Return how often each reason for leaving out a sample occurred.
 
     Names and numbers in a reason are ignored.
     """
     counts: dict[str, int] = {}
-    for what, reason, times in index.execute(
-        "SELECT what, reason, count(*) FROM dropped WHERE source = ? AND "
-        f"what != '{Fate.DUPLICATE}' GROUP BY what, reason",
-        (source,),
-    ):
+    for what, reason, times in index.reasons(source):
         key = f"{what}: {plain_reason(reason)}"
         if key not in counts and len(counts) == REASONS:
             key = "others"
@@ -121,48 +71,13 @@ def plain_reason(reason: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "..", reason))[:120]
 
 
-def note_duplicates(index: sqlite3.Connection, config: MixtureConfig) -> None:
-    """List the samples whose content equals another one's, with that one.
-
-    Samples examined after the last one that a source needed were not drawn, whatever their content.
-    """
-    for number, asked in enumerate(config.asked()):
-        last, kept = index.execute(
-            "SELECT max(key), count(*) FROM kept WHERE source = ? AND copy = 1", (number,)
-        ).fetchone()
-        index.execute(
-            f"UPDATE drawn SET what = '{Fate.DUPLICATE}' WHERE source = ? AND what = '{Fate.GOOD}' "
-            "AND key <= ? AND item NOT IN (SELECT item FROM kept) AND content IN (SELECT content FROM kept)",
-            (number, last if kept == asked else TOP - 1),
-        )
-    index.execute(
-        f"UPDATE drawn SET what = '{Fate.HELD_DUPLICATE}' WHERE what = '{Fate.HELD}' AND item NOT IN (SELECT item FROM "
-        "placed WHERE split = 'heldout')"
-    )
-    others = {
-        Fate.DUPLICATE: "SELECT item, content FROM kept WHERE copy = 1",
-        Fate.HELD_DUPLICATE: f"SELECT item, content FROM drawn WHERE what IN ('{Fate.HELD}', '{Fate.SEEN}')",
-    }
-    for what, query in others.items():
-        index.execute(
-            f"INSERT INTO dropped SELECT d.source, i.part, i.place, d.id, '{Fate.DUPLICATE}', 'same image and turns', "
-            f"(SELECT e.id FROM ({query}) o JOIN drawn e ON e.item = o.item WHERE o.content = d.content "
-            "ORDER BY o.item LIMIT 1) FROM drawn d JOIN items i ON i.item = d.item WHERE d.what = ?",
-            (what,),
-        )
-
-
-def list_dropped(index: sqlite3.Connection, config: MixtureConfig, path: Path) -> None:
+def list_dropped(index: SampleStore, config: MixtureConfig, path: Path) -> None:
     """Write what was left out, one line per sample, in the order of the sources."""
     with atomic_path(path) as temporary, temporary.open("w") as file:
-        for source, *values in index.execute(
-            "SELECT source, id, what, reason, other FROM dropped ORDER BY source, part, place, what"
-        ):
+        for source, *values in index.dropped():
             row = dict(zip(("id", "what", "reason", "other"), values))
             file.write(json.dumps({"source": config.sources[source].name} | row) + "\n")
-        for source, id_ in index.execute(
-            f"SELECT source, id FROM drawn WHERE what = '{Fate.SEEN}' ORDER BY item"
-        ):
+        for source, id_ in index.seen():
             row = {
                 "source": config.sources[source].name,
                 "id": id_,
@@ -173,16 +88,12 @@ def list_dropped(index: sqlite3.Connection, config: MixtureConfig, path: Path) -
             file.write(json.dumps(row) + "\n")
 
 
-def images(index: sqlite3.Connection) -> dict[str, int]:
+def images(index: SampleStore) -> dict[str, int]:
     """Return how many different images are trained on.
 
     They are counted by their bytes, and by their perceptual hash (frames of one camera share it).
     """
-    query = "SELECT count(DISTINCT {}) FROM kept k JOIN shown s ON s.item = k.item"
-    return {
-        "different": store.number(index, query.format("sha")),
-        "different_hashes": store.number(index, query.format("look")),
-    }
+    return dict(zip(("different", "different_hashes"), index.different_images()))
 
 
 def account_text(manifest: dict[str, Any]) -> str:

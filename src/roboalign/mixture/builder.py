@@ -5,7 +5,6 @@ The manifest can rebuild it.
 
 import hashlib
 import shutil
-import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -19,7 +18,6 @@ from roboalign.core.files import check_output, hash_file, hash_tree, locked, rea
 from roboalign.core.hub import resolve
 from roboalign.core.outcomes import Fault
 from roboalign.mixture import draw as choose
-from roboalign.mixture import index as store
 from roboalign.mixture import write
 from roboalign.mixture.config import MixtureConfig
 from roboalign.mixture.describe import describe_mixture, dump
@@ -36,9 +34,10 @@ from roboalign.mixture.leaks import (
     join_evaluation,
     read_evaluation,
 )
-from roboalign.mixture.parts import Fate, Part, Wanted
+from roboalign.mixture.parts import Part
 from roboalign.mixture.sources.read import parts_of, require_stored_style, taught_files
 from roboalign.mixture.sources.robot import chunks_at
+from roboalign.mixture.store import SampleStore
 from roboalign.mixture.tasks import processes, run_tasks
 from roboalign.mixture.tokens import check_same_actions, make_tokens
 
@@ -100,8 +99,7 @@ def build(
     with locked(work), processes(workers) as pool:
         building = Building(config, work, pool, workers)
         begin(building)
-        index = store.open_index(work / "index.sqlite")
-        try:
+        with SampleStore.index(work / "index.sqlite") as index:
             fingerprints = _scan(building, index)
             fingerprints |= {name: hash_file(path) for name, path in taught_files(config)}
             check_same("source file", fingerprints, expected and expected["files"])
@@ -113,7 +111,7 @@ def build(
                 expected and _digest_of(expected.get("evaluation")),
             )
             tokens = _fit(building, index)
-            if not store.is_done(index, "placed"):
+            if not index.is_done("placed"):
                 examine(building, index)
                 choose.place_drawn(index, config, work)
             choose.check_some(index)
@@ -121,8 +119,6 @@ def build(
             manifest = describe_mixture(
                 config, work, index, fingerprints, evaluation, tokens, shards
             )
-        finally:
-            index.close()
         check_same("shard", manifest["shards"], expected and expected["shards"])
         if lengths:
             add_lengths(building, lengths, manifest)
@@ -185,37 +181,19 @@ def begin(building: Building) -> None:
     (building.work / "out").mkdir(exist_ok=True)
 
 
-def _scan(building: Building, index: sqlite3.Connection) -> dict[str, str]:
+def _scan(building: Building, index: SampleStore) -> dict[str, str]:
     """Run the first pass: find the samples. Returns the fingerprint of each file."""
     work, config = building.work, building.config
     found = building.run(
         "what there is", scan_part, [(work, config, part) for part in building.parts]
     )
-    if not store.is_done(index, "scanned"):
-        with store.transaction(index, "scanned"):
+    if not index.is_done("scanned"):
+        with index.transaction("scanned"):
             for part in building.parts:
-                with store.reading(scanned_file(work, part)) as rows:
-                    index.executemany(
-                        "INSERT INTO items (source, part, place, key) VALUES (?, ?, ?, ?)",
-                        (
-                            (part.source, part.number, *row)
-                            for row in rows.execute("SELECT * FROM items ORDER BY place")
-                        ),
-                    )
-                    index.executemany(
-                        "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?, NULL)",
-                        (
-                            (part.source, part.number, *row)
-                            for row in rows.execute("SELECT * FROM dropped")
-                        ),
-                    )
+                index.take_scanned(part, scanned_file(work, part))
             for place, (source, fault) in enumerate(building.missing):
-                index.execute(
-                    f"INSERT INTO dropped VALUES (?, -1, ?, ?, '{Fate.FAULT}', ?, NULL)",
-                    (source, place, fault.where, fault.problem),
-                )
-            index.execute("CREATE INDEX items_by_key ON items (source, key, item)")
-            index.execute("CREATE INDEX items_by_place ON items (source, part, place)")
+                index.add_missing(source, place, fault.where, fault.problem)
+            index.sort_items()
     return {
         f"{config.sources[part.source].name}/{part.name}".rstrip("/"): digest
         for part, digest in zip(building.parts, found)
@@ -243,7 +221,7 @@ def _digest_of(evaluation: dict[str, Any] | None) -> dict[str, str]:
     return {"images": evaluation["sha256"]} if evaluation else {}
 
 
-def _fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None:
+def _fit(building: Building, index: SampleStore) -> dict[str, Any] | None:
     """Fit or load the action tokens, on the first chunks that are drawn and not held out."""
     config, folder = building.config, building.work / "tokenizer"
     if config.tokenizer is None:
@@ -255,14 +233,7 @@ def _fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None
         found = []
         for number, source in robots:
             most = max(1, min(asked[number], config.tokenizer.chunks * asked[number] // whole))
-            wanted = map(
-                Wanted._make,
-                index.execute(
-                    "SELECT place, item, key FROM (SELECT * FROM items WHERE source = ? ORDER BY key, item LIMIT ?) "
-                    "ORDER BY place",
-                    (number, most),
-                ),
-            )
+            wanted = index.first_drawn(number, most)
             found.append(
                 chunks_at(
                     source,
@@ -280,64 +251,37 @@ def _fit(building: Building, index: sqlite3.Connection) -> dict[str, Any] | None
     }
 
 
-def examine(building: Building, index: sqlite3.Connection) -> None:
+def examine(building: Building, index: SampleStore) -> None:
     """Run the second pass: examine what is drawn.
 
     It repeats in rounds until no source lacks a sample or has more to examine.
     """
     config, work = building.config, building.work
-    turn = store.number(index, "SELECT count(*) FROM done WHERE step LIKE 'looked %'")
+    turn = index.rounds()
     while True:
-        if not store.is_done(index, f"round {turn}"):
-            choose.settle(index, config)
+        if not index.is_done(f"round {turn}"):
+            index.settle(config.asked())
             if not any(choose.missing_of(index, config)):
                 return
             choose.draw(index, config, turn)
-        drawn = set(
-            index.execute(
-                "SELECT DISTINCT source, part FROM items WHERE item IN (SELECT item FROM chosen "
-                "WHERE round = ?)",
-                (turn,),
-            )
-        )
+        drawn = index.chosen_parts(turn)
         parts = [part for part in building.parts if (part.source, part.number) in drawn]
         slices = [(part, k) for part in parts for k in range(part.slices)]
         threads = max(1, building.workers // max(1, len(slices)))
         building.run(
             "images", examine_part, [(work, config, part, turn, k, threads) for part, k in slices]
         )
-        take_over(building, index, slices, turn)
+        with index.transaction(f"looked {turn}"):
+            for part, k in slices:
+                index.take_examined(part, examined_file(work, part, turn, k))
         turn += 1
 
 
-def take_over(
-    building: Building, index: sqlite3.Connection, slices: list[tuple[Part, int]], turn: int
-) -> None:
-    """Copy what the tasks of a round found into the index."""
-    with store.transaction(index, f"looked {turn}"):
-        for part, k in slices:
-            path = examined_file(building.work, part, turn, k)
-            with store.reading(path) as rows:
-                shown = rows.execute("SELECT item, number, sha, look FROM shown")
-                index.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", shown)
-                index.executemany(
-                    "INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    ((*row, path.name) for row in rows.execute("SELECT * FROM drawn")),
-                )
-                unasked = rows.execute("SELECT * FROM unasked")
-                index.executemany("INSERT INTO unasked VALUES (?, ?, ?)", unasked)
-                dropped = rows.execute("SELECT * FROM dropped")
-                index.executemany(
-                    "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    ((part.source, part.number, *row) for row in dropped),
-                )
-
-
-def _write_all(building: Building, index: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+def _write_all(building: Building, index: SampleStore) -> dict[str, dict[str, Any]]:
     """Write the shards of every split; return name -> sha256 and counts."""
     tasks: list[tuple[Any, ...]] = []
     for split in ("train", "rl", "heldout"):
-        count = store.number(index, "SELECT count(*) FROM placed WHERE split = ?", split)
+        count = index.placed(split)
         if split == "train":
             size = building.config.shard_size
             for n, first in enumerate(range(0, count, size)):

@@ -2,16 +2,15 @@
 
 import re
 import shutil
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 from roboalign.conversations.conversation import SPLITS
 from roboalign.core.files import atomic_path, hash_file
 from roboalign.mixture import account
-from roboalign.mixture import index as store
 from roboalign.mixture.config import MixtureConfig
 from roboalign.mixture.manifest import Tally, manifest_of
+from roboalign.mixture.store import SampleStore
 
 
 def dump(config: MixtureConfig) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def dump(config: MixtureConfig) -> dict[str, Any]:
 def describe_mixture(
     config: MixtureConfig,
     work: Path,
-    index: sqlite3.Connection,
+    index: SampleStore,
     files: dict[str, str],
     evaluation: dict[str, Any] | None,
     tokens: dict[str, Any] | None,
@@ -30,9 +29,9 @@ def describe_mixture(
 ) -> dict[str, Any]:
     """Write the files that accompany the shards; return the manifest."""
     out = work / "out"
-    if not store.is_done(index, "duplicates"):
-        with store.transaction(index, "duplicates"):
-            account.note_duplicates(index, config)
+    if not index.is_done("duplicates"):
+        with index.transaction("duplicates"):
+            index.note_duplicates(config.asked())
     account.list_dropped(index, config, out / "dropped.jsonl")
     if tokens and not (out / "tokenizer").exists():
         with atomic_path(out / "tokenizer") as temporary:
@@ -55,18 +54,14 @@ def describe_mixture(
     )
 
 
-def _rl_subset(index: sqlite3.Connection, config: MixtureConfig, out: Path) -> dict[str, Any]:
+def _rl_subset(index: SampleStore, config: MixtureConfig, out: Path) -> dict[str, Any]:
     """Write the ids of the RL subset; return its entry in the manifest."""
     assert config.rl
     with atomic_path(out / "rl-ids.txt") as temporary, temporary.open("w") as file:
-        for (id_,) in index.execute(
-            "SELECT d.id FROM placed p JOIN drawn d ON d.item = p.item WHERE split = 'rl' "
-            "ORDER BY position"
-        ):
-            file.write(id_ + "\n")
+        file.writelines(f"{name}\n" for name in index.placed_ids("rl"))
     return {
         "ids": "rl-ids.txt",
         "sha256": hash_file(out / "rl-ids.txt"),
         "samples": config.rl.count,
-        "share": config.rl.count / store.number(index, "SELECT count(*) FROM kept"),
+        "share": config.rl.count / index.kept(),
     }

@@ -5,7 +5,6 @@ The first finds the samples; the second examines those that were drawn.
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,17 +19,20 @@ from roboalign.conversations.qa.convert import episode_of
 from roboalign.conversations.qa.images import LazyImage
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
-from roboalign.mixture import index as store
 from roboalign.mixture.config import MixtureConfig
+from roboalign.mixture.database import EXAMINED, SCANNED
 from roboalign.mixture.keys import TOP, first_bytes, key_of, signed
 from roboalign.mixture.leaks import Evaluated
 from roboalign.mixture.looks import look_of, thumbnail
-from roboalign.mixture.parts import FRAME_BITS, Candidate, Dropped, Fate, Part, Wanted
+from roboalign.mixture.parts import Candidate, Dropped, Fate, Part, Wanted
 from roboalign.mixture.sources import read as sources
+from roboalign.mixture.store import SampleStore
 from roboalign.mixture.tokens import load_tokens
 
 _WINDOW = 64
 """Number of images decoded at a time."""
+BATCH = 1_000
+"""Rows in memory before they are written."""
 _Row = TypeVar("_Row")
 
 
@@ -67,25 +69,18 @@ def scan_part(work: Path, config: MixtureConfig, part: Part) -> str:
     """
     path = scanned_file(work, part)
     if not path.exists():
-        with store.task_file(path, store.SCANNED) as out:
-            for batch in batches(sources.scan(config, part), store.BATCH):
+        with SampleStore.task_file(path, SCANNED) as out:
+            for batch in batches(sources.scan(config, part), BATCH):
+                dropped = [one for one in batch if isinstance(one, Dropped)]
                 # The key includes the place: ids may repeat, and records that share one must not be
                 # drawn together.
-                out.executemany(
-                    "INSERT INTO items VALUES (?, ?)",
+                out.add_scanned(
                     (
                         (one[0], key_of(config.seed, "draw", part.name, *one))
                         for one in batch
                         if not isinstance(one, Dropped)
                     ),
-                )
-                out.executemany(
-                    "INSERT INTO dropped VALUES (?, ?, ?, ?)",
-                    (
-                        (one.place, one.id, one.what, one.reason)
-                        for one in batch
-                        if isinstance(one, Dropped)
-                    ),
+                    ((one.place, one.id, one.what, one.reason) for one in dropped),
                 )
     return sources.fingerprint(part)
 
@@ -105,18 +100,11 @@ def examine_part(
     tokens = load_tokens(work / "tokenizer") if config.tokenizer else None
     evaluated = Evaluated(work, config.near) if config.evaluation else None
     with (
-        store.reading(work / "index.sqlite") as index,
-        store.task_file(path, store.EXAMINED) as out,
+        SampleStore.reading(work / "index.sqlite") as index,
+        SampleStore.task_file(path, EXAMINED) as out,
         ThreadPoolExecutor(threads) as pool,
     ):
-        wanted = map(
-            Wanted._make,
-            index.execute(
-                "SELECT i.place, i.item, i.key FROM items i CROSS JOIN chosen c ON c.item = i.item WHERE c.round = ? "
-                "AND i.source = ? AND i.part = ? AND (i.place >> ?) % ? = ? ORDER BY i.place",
-                (turn, part.source, part.number, FRAME_BITS, part.slices, slice_),
-            ),
-        )
+        wanted = index.chosen_of(turn, part, slice_)
         for batch in batches(sources.fetch(config, part, wanted, tokens), _WINDOW):
             # Threads decode; a single one would only add overhead. The results keep the order.
             looked = list(
@@ -193,7 +181,7 @@ def _leak(
 
 
 def put_away(
-    out: sqlite3.Connection,
+    out: SampleStore,
     config: MixtureConfig,
     part: Part,
     wanted: list[Wanted],
@@ -201,22 +189,17 @@ def put_away(
 ) -> None:
     """Store samples, and the outcome of each."""
     rows, shown, drawn, unasked = [], [], [], []
+    dropped: list[tuple[Any, ...]] = []
     for (place, item, key), one in zip(wanted, looked, strict=True):
         if isinstance(one, Dropped):
-            out.execute(
-                "INSERT INTO dropped VALUES (?, ?, ?, ?, NULL)",
-                (place, one.id, one.what, one.reason),
-            )
+            dropped.append((place, one.id, one.what, one.reason, None))
             row: tuple[Any, ...] = (item, part.source, key, one.id, one.what, None)
         else:
             conversation = one.conversation
             what = Fate.HELD if held_out(config, one.group) else Fate.GOOD
             what = Fate.LEAK if one.leak else what
             if one.leak:
-                out.execute(
-                    f"INSERT INTO dropped VALUES (?, ?, '{Fate.LEAK}', ?, ?)",
-                    (place, conversation.id, *one.leak),
-                )
+                dropped.append((place, conversation.id, what, *one.leak))
             else:
                 rows.append((item, to_text(conversation)))
                 for number, (image, data) in enumerate(zip(one.shown, conversation.images)):
@@ -225,10 +208,7 @@ def put_away(
             row = (item, part.source, key, conversation.id, what, content_of(one))
             unasked += [(item, *pair) for pair in one.unasked.items()]
         drawn.append(row)
-    out.executemany("INSERT INTO rows VALUES (?, ?)", rows)
-    out.executemany("INSERT INTO shown VALUES (?, ?, ?, ?, ?, ?)", shown)
-    out.executemany("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?)", drawn)
-    out.executemany("INSERT INTO unasked VALUES (?, ?, ?)", unasked)
+    out.add_examined(drawn, rows, shown, dropped, unasked)
 
 
 def content_of(looked: Looked) -> int:

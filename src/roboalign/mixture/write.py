@@ -1,6 +1,5 @@
 """Write the shards: their contents depend on their number and the index, not on the writer."""
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,9 @@ from roboalign.conversations.row_groups import GROUP_ROWS
 from roboalign.conversations.styles.base import StyleName
 from roboalign.conversations.styles.registry import style_of
 from roboalign.core.files import hash_file, read_json, write_json
-from roboalign.mixture import index as store
 from roboalign.mixture.examine import from_text
 from roboalign.mixture.manifest import Tally
+from roboalign.mixture.store import SampleStore
 
 
 def write_shard(
@@ -29,12 +28,12 @@ def write_shard(
         return read_json(told)
     tally, path = Tally(), work / "out" / name
 
-    def conversations(index: sqlite3.Connection) -> Iterator[Conversation]:
+    def conversations(index: SampleStore) -> Iterator[Conversation]:
         for start in range(first, last, GROUP_ROWS):
             end = min(start + GROUP_ROWS, last)
             yield from tally.count(group(work, index, split, start, end, prompts))
 
-    with store.reading(work / "index.sqlite") as index:
+    with SampleStore.reading(work / "index.sqlite") as index:
         write_conversations(path, conversations(index))
     row = {"sha256": hash_file(path), "counts": tally.summary()}
     write_json(told, row)
@@ -42,26 +41,17 @@ def write_shard(
 
 
 def group(
-    work: Path, index: Any, split: str, first: int, last: int, prompts: StyleName
+    work: Path, index: SampleStore, split: str, first: int, last: int, prompts: StyleName
 ) -> list[Conversation]:
     """Return the samples at these positions, in order."""
-    entries = index.execute(
-        "SELECT p.item, p.copy, d.file FROM placed p JOIN drawn d ON d.item = p.item WHERE "
-        "p.split = ? AND p.position >= ? AND p.position < ? ORDER BY p.position",
-        (split, first, last),
-    ).fetchall()
+    entries = index.placed_between(split, first, last)
     items: dict[str, list[int]] = {}
     for item, _, file in entries:
         items.setdefault(file, []).append(item)
     stored: dict[int, Conversation] = {}
     for file, wanted in items.items():
-        with store.reading(work / "examined" / file) as rows:
-            for item in wanted:
-                (text,) = rows.execute("SELECT text FROM rows WHERE item = ?", (item,)).fetchone()
-                images = rows.execute(
-                    "SELECT data FROM shown WHERE item = ? ORDER BY number", (item,)
-                )
-                stored[item] = from_text(text, tuple(data for (data,) in images))
+        with SampleStore.reading(work / "examined" / file) as examined:
+            stored |= {item: from_text(*examined.example(item)) for item in wanted}
     return [
         one for item, copy, _ in entries for one in as_asked(stored[item], split, copy, prompts)
     ]
