@@ -209,3 +209,24 @@ def test_a_stopped_training_ends_with_the_same_weights(
     assert len(read_jsonl(tmp_path / "torn/metrics.jsonl")) == 2
     with pytest.raises(RoboAlignError, match="the checkpoint is of other settings"):
         trained(parts, tmp_path / "torn", CONFIG, TUNED.model_copy(update={"temperature": 1.5}))
+
+
+def test_checkpointing_recomputes_the_layers_and_changes_no_gradient(
+    parts: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each text layer runs once more for each backward pass: 1 without gradients, then 1 or 2."""
+    found = []
+    for on in (False, True):
+        tuned = TUNED.model_copy(update={"gradient_checkpointing": on, "micro_batch_size": 16})
+        learner, groups = rolled(parts, tmp_path / str(on), "direct", tuned)
+        learner.config = CONFIG.model_copy(update={"epochs": 1, "batch_size": 16})
+        model, calls = learner.policy.mllm.model, []
+        norm = model.get_decoder().layers[0].input_layernorm
+        norm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        learner.learn(groups, torch.Generator().manual_seed(0))
+        assert not any(one.training for one in model.modules())
+        weights = torch.cat([one.flatten() for one in trained_weights(model).values()])
+        found.append((len(calls), weights))
+    (plain, before), (recomputed, after) = found
+    assert (plain, recomputed) == (2, 3)
+    assert torch.allclose(before, after, atol=1e-6)

@@ -2,7 +2,8 @@
 success."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from peft import LoraModel
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.logprobs import TokenStatistics, completion_statistics
@@ -129,9 +131,10 @@ class TokenLearner:
             before = [[self._statistics(part)[1].logp for part in batch] for batch in batches]
         drift = _drift(batches, before)
         means = Means()
-        for _ in range(self.config.epochs):
-            for batch, old in zip(batches, before, strict=True):
-                self._step(batch, old, means)
+        with _recomputing(self.policy.mllm.model, on=self.tuned.gradient_checkpointing):
+            for _ in range(self.config.epochs):
+                for batch, old in zip(batches, before, strict=True):
+                    self._step(batch, old, means)
         return {"decisions": len(decisions), "drift": drift, **means.take()}
 
     def _decisions(self, groups: Groups) -> list[TokenDecision]:
@@ -215,6 +218,28 @@ class TokenLearner:
         mllm.folder = folder.parent / "model"
         save_mllm(mllm, mllm.folder)
         self.policy.save(folder)
+
+
+@contextmanager
+def _recomputing(model: Any, *, on: bool) -> Iterator[None]:
+    """Recompute the layers' activations in the backward pass if this is `on`.
+
+    Layers do so only while they train, and a training model would drop out. So only the layers'
+    own flag is set; what is inside them stays as it is.
+    """
+    if not on:
+        yield
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        model.gradient_checkpointing_disable()
 
 
 def _chosen(

@@ -9,30 +9,32 @@ from typing import Protocol
 from roboalign.core.progress import Update
 
 QUICKSTART_SECONDS: Mapping[str, float] = {
-    "collect": 111,
+    "collect": 88,
     "tokenizer": 1,
-    "mix": 2,
+    "mix": 6,
     "base": 1,
-    "sft": 257,
+    "sft": 260,
     "rl": 167,
-    "extra-sft": 24,
-    "ecot": 24,
+    "extra-sft": 25,
+    "ecot": 25,
     "visited": 240,
     "rl-visited": 167,
-    "sft-visited": 24,
+    "sft-visited": 25,
     "random": 1,
-    "eval/tokens": 15,
+    "eval/tokens": 16,
     "eval/visited": 10,
-    "head": 69,
+    "head": 55,
     "token-policy": 1,
-    "online": 1200,
-    "eval/rollouts": 60,
+    "online": 1584,
+    "eval/rollouts": 33,
     "eval/replay": 20,
-    "report": 10,
+    "report": 6,
 }
-"""Seconds of each kind of stage of recipes/quickstart.yaml on two idle cores: the ledger of its
-published results (`ecot` and `sft-visited`, which it lacks, as `extra-sft`; `rl-visited` as `rl`;
-`visited` and `online` are guesses). Only their ratios are used, until this
+"""Seconds of each kind of stage of recipes/quickstart.yaml on two idle cores: those that its run of
+11:20 minutes printed at the end (docs/tutorials/quickstart.md), divided by the number of stages of a
+kind, and at least 1. `ecot` and `sft-visited`, which it lacks, are as `extra-sft`, and `rl-visited`
+as `rl`; `online` is the default's 1,920 rollouts at the pace of its 40 of `eval/rollouts`, without
+updates; `visited`, `eval/visited` and `eval/replay` are guesses. Only their ratios are used, until this
 run's own stages have been timed."""
 LONG_ENOUGH = 5.0
 """Minimum seconds in the table for a stage to count as evidence of this machine's speed."""
