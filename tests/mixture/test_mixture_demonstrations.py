@@ -21,6 +21,7 @@ from roboalign.conversations.conversation import messages, read_conversations
 from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
+from roboalign.mixture import demonstrations
 from roboalign.mixture.demonstrations import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.mixture.packed import MixConfig
@@ -336,7 +337,29 @@ def test_bad_requests_are_refused(mixture, episodes, tokens, tmp_path):
         build_mixture(
             episodes, *tokens, CONFIG.model_copy(update={"conversations": 3}), tmp_path / "small"
         )
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "twice").exists() and not (tmp_path / "small").exists()
+
+
+def test_a_killed_build_goes_on_with_the_same_bytes(
+    mixture, episodes, tokens, tmp_path, monkeypatch
+):
+    def stops(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demonstrations, "rl_conversations", stops)
+        with pytest.raises(KeyboardInterrupt):
+            build_mixture(episodes, *tokens, CONFIG, tmp_path / "mix")
+    (work,) = tmp_path.iterdir()
+    kept = {path.name: path.stat().st_mtime_ns for path in (work / "out").glob("train-*")}
+    assert work.name == ".mix.building" and len(kept) == 3
+    found = build_mixture(episodes, *tokens, CONFIG, tmp_path / "mix")
+    assert {name: (tmp_path / "mix" / name).stat().st_mtime_ns for name in kept} == kept
+    assert found["shards"] == read_manifest(mixture)["shards"] and not work.exists()
+    assert found["sources"] == read_manifest(mixture)["sources"]
+    assert build_mixture(episodes, *tokens, CONFIG, tmp_path / "mix") == found
+    with pytest.raises(RoboAlignError, match="the folder is there already"):
+        build_mixture(episodes[1:], *tokens, CONFIG, tmp_path / "mix")
 
 
 @pytest.mark.parametrize(

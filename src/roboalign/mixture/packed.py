@@ -110,30 +110,31 @@ class PackedSource:
 
 
 def training_conversations(
-    source: PackedSource, frames: Sequence[tuple[Episode, int]], with_action: Sequence[bool]
+    source: PackedSource,
+    frames: Sequence[tuple[Episode, int]],
+    with_action: Sequence[bool],
+    numbers: range,
 ) -> Iterator[Conversation]:
-    """Yield the training conversations in order; actions are encoded one shard at a time."""
+    """Yield the training conversations of these numbers, in order; their actions are encoded at once."""
     config = source.config
-    for first in range(0, len(frames), config.shard_size):
-        numbers = range(first, min(first + config.shard_size, len(frames)))
-        acting = [i for i in numbers if with_action[i]]
-        ids = dict(zip(acting, source.targets([frames[i] for i in acting])[1])) if acting else {}
-        for i in numbers:
-            episode, t = frames[i]
-            rng = random.Random(f"{config.seed}-train-{i}")
-            action = None
-            if i in ids:
-                action = partial(_direct, source, episode.instruction, ids[i])
-            span = (config.min_turns, config.max_turns)
-            turns = source.packer.pack(source.facts(episode, t), action, span, rng)
-            yield Conversation(
-                f"train-{i:07d}",
-                episode.episode_id,
-                t,
-                episode.task,
-                (episode.png(config.camera, t),),
-                tuple(turns),
-            )
+    acting = [i for i in numbers if with_action[i]]
+    ids = dict(zip(acting, source.targets([frames[i] for i in acting])[1])) if acting else {}
+    for i in numbers:
+        episode, t = frames[i]
+        rng = random.Random(f"{config.seed}-train-{i}")
+        action = None
+        if i in ids:
+            action = partial(_direct, source, episode.instruction, ids[i])
+        span = (config.min_turns, config.max_turns)
+        turns = source.packer.pack(source.facts(episode, t), action, span, rng)
+        yield Conversation(
+            f"train-{i:07d}",
+            episode.episode_id,
+            t,
+            episode.task,
+            (episode.png(config.camera, t),),
+            tuple(turns),
+        )
 
 
 def _direct(source: PackedSource, instruction: str, ids: list[int], rng: random.Random) -> Turn:

@@ -1,6 +1,6 @@
 """Write the shards: their contents depend on their number and the index, not on the writer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,37 @@ from roboalign.mixture.store import SampleStore
 
 
 def write_shard(
-    work: Path, split: str, name: str, first: int, last: int, prompts: StyleName
+    work: Path,
+    name: str,
+    conversations: Iterable[Conversation],
+    facts: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
-    """Write the samples at positions `first` to below `last` of a split.
+    """Write a shard; return its sha256, its counts and the `facts` known once it is written.
 
-    Returns the shard's sha256 and counts.
+    A shard that an earlier call finished is not written again.
     """
     told = work / "written" / f"{name}.json"
     if told.exists():
         return read_json(told)
     tally, path = Tally(), work / "out" / name
+    write_conversations(path, (one for each in conversations for one in tally.count([each])))
+    row = {"sha256": hash_file(path), "counts": tally.summary(), **facts()}
+    write_json(told, row)
+    return row
+
+
+def write_placed(
+    work: Path, name: str, split: str, first: int, last: int, prompts: StyleName
+) -> dict[str, Any]:
+    """Write the samples at positions `first` to below `last` of a split, as `write_shard`."""
 
     def conversations(index: SampleStore) -> Iterator[Conversation]:
         for start in range(first, last, GROUP_ROWS):
             end = min(start + GROUP_ROWS, last)
-            yield from tally.count(group(work, index, split, start, end, prompts))
+            yield from group(work, index, split, start, end, prompts)
 
     with SampleStore.reading(work / "index.sqlite") as index:
-        write_conversations(path, conversations(index))
-    row = {"sha256": hash_file(path), "counts": tally.summary()}
-    write_json(told, row)
-    return row
+        return write_shard(work, name, conversations(index))
 
 
 def group(
