@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -147,6 +147,15 @@ class DemonstratedEnvironment(Environment, Protocol):
 
     def camera_geometry(self) -> dict[str, CameraGeometry]:
         """Return camera name -> image size in pixels and projection."""
+
+
+@runtime_checkable
+class NamingEnvironment(Protocol):
+    """An environment whose own judge names what was done, whatever the expert was asked to do."""
+
+    def name_episode(self) -> Task | str:
+        """Return the one task that was done between the reset and now, or the reason why the
+        episode cannot be named. Nouns stay those of the privileged points."""
 
 
 class DemonstratedBenchmark(Benchmark, Protocol):

@@ -17,7 +17,13 @@ from pydantic import Field
 from roboalign.core.config import Config, Seed
 from roboalign.core.processes import worker_pool
 from roboalign.core.progress import Progress
-from roboalign.sim.base import DemonstratedBenchmark, DemonstratedEnvironment, EnvironmentCrash
+from roboalign.sim.base import (
+    DemonstratedBenchmark,
+    DemonstratedEnvironment,
+    EnvironmentCrash,
+    NamingEnvironment,
+    Task,
+)
 from roboalign.sim.cameras import CameraGeometry
 
 
@@ -47,8 +53,10 @@ class EpisodeRecord:
     """One solved demonstration of T steps; frame, state and privileged row t precede action t."""
 
     task: str
+    """What was demonstrated: the expert's task, or what the environment's judge names."""
     seed: int
     episode_id: str
+    """Of the expert's task and the seed."""
     instruction: str
     nouns: dict[str, str]
     fps: float
@@ -73,7 +81,7 @@ class Failure:
     task: str
     seed: int
     reason: str
-    """`not solved` or what crashed."""
+    """`not solved`, why the episode has no name, or what crashed."""
     crashed: bool
 
 
@@ -138,15 +146,18 @@ def collect_episode(
                 break
         if success_step is None:
             return Failure(task.name, seed, "not solved", crashed=False)
+        named = _named(environment)
+        if isinstance(named, str):
+            return Failure(task.name, seed, named, crashed=False)
         frames = _replay(environment, seed, columns)
     except EnvironmentCrash as crash:
         return Failure(task.name, seed, str(crash), crashed=True)
     return EpisodeRecord(
-        task=task.name,
+        task=named.name,
         seed=seed,
         episode_id=benchmark.episode_id(task.name, seed),
-        instruction=task.instruction,
-        nouns=dict(task.nouns),
+        instruction=named.instruction,
+        nouns=dict(named.nouns),
         fps=benchmark.fps,
         frames=frames,
         actions=np.stack(columns["actions"]),
@@ -156,6 +167,12 @@ def collect_episode(
         cameras=environment.camera_geometry(),
         success_step=success_step,
     )
+
+
+def _named(environment: DemonstratedEnvironment) -> Task | str:
+    if isinstance(environment, NamingEnvironment):
+        return environment.name_episode()
+    return environment.task
 
 
 def _replay(

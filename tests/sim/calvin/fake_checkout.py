@@ -1,7 +1,8 @@
 """Write a git checkout with CALVIN's files and calls, whose hand is a point that moves 2 cm a step.
 
-Its six tasks are solved where the hand has gone 5 cm in a direction since the subtask began. Small stand-ins of the
-packages that CALVIN imports lie in it, so that it runs in every process without them.
+Its six tasks are solved where the hand has gone 5 cm in a direction, its farthest, since the subtask began. With
+`EXPERT_TASKS` they have names of CALVIN's own, and the table's parts are where their experts then move the hand in that
+direction. Small stand-ins of the packages that CALVIN imports lie in it, so that it runs in every process without them.
 """
 
 import subprocess
@@ -17,8 +18,15 @@ DIRECTIONS = {
     "up": (2, 1),
     "down": (2, -1),
 }
-TASKS = {f"go_{name}": ["moved", axis, sign * 0.05] for name, (axis, sign) in DIRECTIONS.items()}
-SENTENCES = {f"go_{name}": [f"move the hand {name}", "another sentence"] for name in DIRECTIONS}
+GO_TASKS = {f"go_{name}": name for name in DIRECTIONS}
+EXPERT_TASKS = {
+    "move_slider_right": "right",
+    "move_slider_left": "left",
+    "close_drawer": "away",
+    "open_drawer": "near",
+    "turn_on_lightbulb": "up",
+    "turn_on_led": "down",
+}
 BLOCKS = ("block_pink", "block_red", "block_blue")
 """The order of the slots, which is none that anything may assume."""
 
@@ -42,8 +50,19 @@ class Scene:
 
 
 class Camera:
+    viewMatrix = np.eye(4).ravel()
+    projectionMatrix = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1]]).ravel()
+
     def __init__(self, name, width):
         self.name, self.width, self.drawn = name, width, 0
+
+
+class Robot:
+    def __init__(self, simulation):
+        self.simulation = simulation
+
+    target_pos = property(lambda self: self.simulation.hand[:3])
+    target_orn = property(lambda self: self.simulation.hand[3:6])
 
 
 class PlayTableSimEnv(gym.Env):
@@ -55,7 +74,7 @@ class PlayTableSimEnv(gym.Env):
         self.closed = 0
         self.scene = Scene(scene_cfg["objects"]["movable_objects"])
         self.cameras = [Camera(one["name"], one["width"]) for one in cameras.values()]
-        self.all_cameras, self.left_over = self.cameras, 0.0
+        self.all_cameras, self.left_over, self.robot = self.cameras, 0.0, Robot(self)
 
     def reset(self, robot_obs, scene_obs):
         self.hand, self.joints = robot_obs.astype(float), scene_obs[:6]
@@ -86,12 +105,16 @@ class PlayTableSimEnv(gym.Env):
 
     def get_info(self):
         blocks = {
-            t.name: {"current_pos": tuple(t.pose[:3]), "uid": n}
+            t.name: {"current_pos": tuple(t.pose[:3]), "uid": n + 1}
             for n, t in enumerate(self.scene.movable_objects)
         }
         return {
             "robot_info": {"tcp_pos": tuple(self.hand[:3]), "contacts": []},
-            "scene_info": {"movable_objects": blocks},
+            "scene_info": {
+                "movable_objects": blocks,
+                "fixed_objects": {"table": {"uid": 0, "links": {part + "_link": part for part in p.PARTS}}},
+                "doors": {"base__slide": {"current_state": 0.14}},
+            },
         }
 
     def close(self):
@@ -109,11 +132,12 @@ class Tasks:
 
     def get_task_info_for_set(self, start_info, end_info, task_filter):
         start, end = (info["robot_info"]["tcp_pos"] for info in (start_info, end_info))
+        moved = [after - before for before, after in zip(start, end)]
+        most = max(abs(way) for way in moved)
         done = set()
-        for name in task_filter:
+        for name in sorted(task_filter):
             _, axis, threshold = self.tasks[name]
-            moved = end[axis] - start[axis]
-            if moved > threshold > 0 or moved < threshold < 0:
+            if moved[axis] / threshold > 1 and abs(moved[axis]) > most - 1e-6:
                 done.add(name)
         return done
 """
@@ -152,6 +176,16 @@ import itertools
 
 DIRECT, COUNTER = 2, itertools.count()
 connect = lambda mode: next(COUNTER)
+PARTS = {
+    "slide": ((0.05, 0.0, 0.5), (0.15, 0.1, 0.6)),
+    "drawer": ((0.05, -0.2, 0.3), (0.15, 0.1, 0.4)),
+    "button": ((0.1, -0.2, 0.2), (0.12, -0.18, 0.3)),
+    "switch": ((0.1, -0.2, 0.6), (0.12, -0.18, 0.7)),
+}
+
+
+def getAABB(body, link, physicsClientId):
+    return PARTS[link]
 """,
 }
 
@@ -167,15 +201,21 @@ def somewhere(state):
 """
 
 
-def write_checkout(root: Path) -> Path:
-    """Write it, with calvin_env inside as a work tree of its own. Return the folder."""
-    rules = {name: [{"condition": {"grasped": 0}, "effect": {}}] for name in TASKS}
-    categories = {name: number for number, name in enumerate(TASKS)}
+def write_checkout(root: Path, names: dict[str, str] = GO_TASKS) -> Path:
+    """Write it, with calvin_env inside as a work tree of its own. Return the folder. `names`: task -> direction."""
+    rules = {name: [{"condition": {"grasped": 0}, "effect": {}}] for name in names}
+    categories = {name: number for number, name in enumerate(names)}
+    sentences = {name: [f"move the hand {way}", "another sentence"] for name, way in names.items()}
+    oracle = {
+        name: ["moved", axis, sign * 0.05]
+        for name, way in names.items()
+        for axis, sign in [DIRECTIONS[way]]
+    }
     conf = "calvin_env/conf"
     files = {
-        "calvin_models/conf/annotations/new_playtable_validation.yaml": yaml.safe_dump(SENTENCES),
+        "calvin_models/conf/annotations/new_playtable_validation.yaml": yaml.safe_dump(sentences),
         "calvin_models/conf/callbacks/rollout/tasks/new_playtable_tasks.yaml": yaml.safe_dump(
-            {"tasks": TASKS}
+            {"tasks": oracle}
         ),
         "calvin_models/calvin_agent/evaluation/multistep_sequences.py": (
             f"import torch_is_never_imported\ntask_categories = {categories}\ntasks = {rules}\n"

@@ -128,38 +128,59 @@ def test_demonstrated_starts_are_no_measured_ones(fake):
             assert np.abs(np.subtract(pose[:3], measured.blocks[color][:3])).max() <= 0.015
 
 
-def test_an_episode_is_recorded_and_replayed(fake, monkeypatch):
-    """On the fake checkout the expert of `go_up` rises; other tasks come before it, unrecorded."""
+WAYS = {
+    "up": (2, 1.0),
+    "down": (2, -1.0),
+    "right": (0, 1.0),
+    "left": (0, -1.0),
+    "away": (1, 1.0),
+    "near": (1, -1.0),
+}
+
+
+def collected(fake, monkeypatch, path=("up",), after=1):
+    """An episode of `go_up` whose expert goes these ways, the last one on and on; others do what their name says."""
 
     def moves(task, hand):
-        sign = {"go_up": 1.0, "go_down": -1.0}.get(task, 0.0)
-        axis = {
-            "go_right": (0, 1.0),
-            "go_left": (0, -1.0),
-            "go_away": (1, 1.0),
-            "go_near": (1, -1.0),
-        }
-        while True:
+        ways = path if task == "go_up" else (task.removeprefix("go_"),)
+        for number in range(1000):
+            axis, value = WAYS[ways[min(number, len(ways) - 1)]]
             action = np.zeros(7, np.float32)
-            action[axis.get(task, (2, sign))[0]] = axis.get(task, (2, sign))[1]
+            action[axis] = value
             yield action
 
     monkeypatch.setattr(demonstrations, "expert_moves", moves)
     monkeypatch.setattr(DemonstratedCalvinEnvironment, "_object", lambda self: np.zeros(3))
-    monkeypatch.setattr(DemonstratedCalvinEnvironment, "camera_geometry", lambda self: {})
     config = CalvinConfig(checkout=str(fake), render="tiny", image_size=16, cameras=("static",))
     benchmark = find_benchmark("calvin").demonstrated(config)
     task = Task("calvin/go_up", "move the hand up", {"object": "block"})
     environment = DemonstratedCalvinEnvironment(task, config)
-    record = collect_episode(
-        benchmark, environment, 1000, CollectConfig(noise=0.0, steps_after_success=1, max_steps=9)
-    )
+    settings = CollectConfig(noise=0.0, steps_after_success=after, max_steps=9)
+    try:
+        return collect_episode(benchmark, environment, 1000, settings)
+    finally:
+        environment.close()
+
+
+def test_an_episode_is_recorded_and_replayed(fake, monkeypatch):
+    """On the fake checkout the expert of `go_up` rises; other tasks come before it, unrecorded."""
+    record = collected(fake, monkeypatch)
     assert record.success_step == 2 and record.actions.shape == (4, 7)
     assert np.array_equal(record.actions[:, 2], np.ones(4))
     assert record.frames["static"].shape == (4, 16, 16, 3)
     assert np.allclose(np.diff(record.privileged[:, 2]), 0.02, atol=1e-6)
-    assert record.episode_id == "calvin/go_up:1000"
-    environment.close()
+    assert (record.episode_id, record.task) == ("calvin/go_up:1000", "calvin/go_up")
+
+
+def test_the_oracle_names_an_episode_and_not_the_expert(fake, monkeypatch):
+    """3 steps up solve `go_up`. What counts is what is done at the end of the recording: 5 cm in which directions."""
+    renamed = collected(fake, monkeypatch, ["up"] * 3 + ["down", "right"], after=4)
+    assert (renamed.task, renamed.instruction) == ("calvin/go_right", "move the hand right")
+    assert (renamed.episode_id, renamed.nouns) == ("calvin/go_up:1000", {"object": "block"})
+    several = collected(fake, monkeypatch, ["up"] * 3 + ["right"], after=3)
+    assert (several.reason, several.crashed) == ("the oracle names go_right, go_up", False)
+    none = collected(fake, monkeypatch, ["up"] * 3 + ["down"], after=1)
+    assert none.reason == "the oracle names no task"
 
 
 def test_a_demonstration_of_chains_is_refused(fake):

@@ -2,6 +2,7 @@
 v3.0 data sets."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -145,7 +146,19 @@ def _collect_set(
     writer.finalize()
     rows = _settled(tasks, read_jsonl(log))
     write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+    write_json(folder / "names.json", _names(tasks, rows))
     return _table(tasks, rows)
+
+
+def _names(tasks: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Count for each task of an expert what its episodes are named, and why others were left out."""
+    found = {}
+    for task in tasks:
+        of_task = [row for row in rows if row["task"] == task]
+        named = Counter(row.get("named") or task for row in of_task if row["episode_id"])
+        reasons = Counter(reason for row in of_task for reason in row["reasons"])
+        found[task] = {"named": dict(named), "left_out": dict(reasons)}
+    return found
 
 
 def _add(writer: LeRobotWriter, record: EpisodeRecord) -> None:
@@ -174,6 +187,7 @@ def _log_row(outcome: Collected) -> dict[str, Any]:
         "task": outcome.task,
         "first_seed": first,
         "episode_id": record.episode_id if record else None,
+        "named": record.task if record else None,
         "frames": len(record.actions) if record else 0,
         "unsolved": sum(not failure.crashed for failure in outcome.failures),
         "crashed": sum(failure.crashed for failure in outcome.failures),

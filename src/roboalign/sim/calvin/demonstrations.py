@@ -108,16 +108,16 @@ def _noun(name: str) -> str:
 
 
 class DemonstratedCalvinEnvironment:
-    """One task of scene D (see `DemonstratedEnvironment`)."""
+    """One task of scene D, or of another one (see `DemonstratedEnvironment`)."""
 
-    def __init__(self, task: Task, config: CalvinConfig) -> None:
+    def __init__(self, task: Task, config: CalvinConfig, scene: str = MEASURED_SCENE) -> None:
         self.task, self.config = task, config
         self.name = task.name.removeprefix(TASK_PREFIX)
         self.checkout = open_checkout(config.checkout)
         self.rules, self.poses = self.checkout.rules(), self.checkout.initial_poses()
         # Every demonstration is replayed from its seed, which only a fresh simulation allows.
         fresh = config.model_copy(update={"fresh": True})
-        self.simulation = Simulation(self.checkout, MEASURED_SCENE, fresh)
+        self.simulation = Simulation(self.checkout, scene, fresh)
         self.hand = Hand(self.simulation)
         self.max_steps = config.subtask_steps
         self.privileged_names = _POINTS
@@ -163,6 +163,15 @@ class DemonstratedCalvinEnvironment:
         """Execute an action [7]; True once the oracle finds the task done since the start."""
         self.simulation.step(action)
         return self.simulation.solved(self.name, self.start, self.simulation.info())
+
+    def name_episode(self) -> Task | str:
+        """Return the task that the oracle names, of all that it knows, as the public data set is
+        named; the reason where it finds several or none."""
+        done = self.simulation.done(self.start, self.simulation.info())
+        if len(done) != 1:
+            return f"the oracle names {', '.join(done) or 'no task'}"
+        sentences = self.checkout.sentences()
+        return Task(TASK_PREFIX + done[0], sentences[done[0]], self.task.nouns)
 
     def expert(self) -> Callable[[], np.ndarray]:
         """Return the scripted expert, float32 [7]; at its end it holds still."""

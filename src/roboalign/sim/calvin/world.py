@@ -90,6 +90,10 @@ class Simulation:
         """Return whether the oracle finds `task` done between two infos."""
         return task in self.oracle.get_task_info_for_set(start, now, {task})
 
+    def done(self, start: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
+        """Return every task that the oracle finds done between two infos, by name."""
+        return tuple(sorted(self.oracle.get_task_info(start, now)))
+
     def box(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the corners of a part of the table, `button` for its `button_link`: two float64
         [3], meters."""
