@@ -31,6 +31,7 @@ SLOWEST = (
     "sim/libero/test_stages_libero.py",
     "align/test_align_resume.py",
     "harness/test_harness_eval.py",
+    "sim/calvin/test_sim_calvin_run.py",
     "distributed/test_distributed_pipeline.py",
     "test_endings.py",
     "distributed/test_distributed_fsdp2.py",

@@ -13,6 +13,7 @@ from typing import Any
 
 from roboalign.cli.comparison.answers import compare_answers
 from roboalign.cli.comparison.benches import compare_benches, is_benched
+from roboalign.cli.comparison.protocols import only_a_place, protocols_differ
 from roboalign.cli.comparison.scores import compare_scores, is_scored
 from roboalign.cli.comparison.sides import (
     RunSide,
@@ -148,7 +149,9 @@ def refuse_other_settings(before: RunSide, after: RunSide) -> None:
         f"`{key}` is {a!r} and {b!r}"
         for key, a, b in recipe_differences(before.recipe, after.recipe)
         if _below(key, _meaning(before.recipe, after.recipe))
+        and not only_a_place(key, before, after)
     ]
+    found = found or protocols_differ(before, after)
     if found:
         raise RoboAlignError(
             f"not measured alike: {'; '.join(found)}",

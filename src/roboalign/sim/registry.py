@@ -55,6 +55,8 @@ class BenchmarkSpec(ABC):
     install: ClassVar[str] = ""
     """Command that installs `packages`, for messages; default: `pip install` of those that are
     missing."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Settings that say only where something is on this machine. `protocol` has to say what is there."""
     notes: ClassVar[tuple[str, ...]] = ()
     """Sentences for a report: which physics, and what is simulated."""
     evaluation_seeds: ClassVar[range] = range(FIRST_EVALUATION_SEED, _ENDLESS)

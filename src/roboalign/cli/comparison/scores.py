@@ -117,7 +117,8 @@ def _read(folder: Path, arms: Sequence[str], run_seed: int) -> RunSide | ScoredS
 def _protocol(side: Side) -> dict[str, Any]:
     """Return what has to agree, by dotted key."""
     if isinstance(side, RunSide):
-        values = as_json_values(protocol_record(side.recipe))
+        # What was written down, not what the simulator here would be now.
+        values = side.protocol or as_json_values(protocol_record(side.recipe))
     else:
         values = read_json(side.folder / PROTOCOL)
     kept = {key: value for key, value in values.items() if key not in COUNTED_APART}

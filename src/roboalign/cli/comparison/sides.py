@@ -30,6 +30,8 @@ class RunSide(Side):
 
     recipe: Recipe
     arm: str
+    protocol: dict[str, Any] | None
+    """What the evaluation wrote down, such as the commits of a simulator; None if it is not there."""
 
 
 def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool = True) -> RunSide:
@@ -65,7 +67,9 @@ def read_side(folder: Path, arm: str, seeds: Sequence[int] = (), *, named: bool 
     for seed in seeds or recipe.seeds:
         found = read_episodes(_records_path(folder, seed, arm), wanted, fix)
         records += [{**row, "run_seed": seed} for row in found]
-    return RunSide(f"{folder} {arm}" if named else arm, folder, records, recipe, arm)
+    written = _records_path(folder, (seeds or recipe.seeds)[0], arm).parent / "protocol.json"
+    protocol = read_json(written) if written.is_file() else None
+    return RunSide(f"{folder} {arm}" if named else arm, folder, records, recipe, arm, protocol)
 
 
 def refuse_other_episodes(before: Side, after: Side) -> None:

@@ -29,6 +29,7 @@ class CalvinSpec(BenchmarkSpec):
     config = CalvinConfig
     packages = PACKAGES
     install = INSTALL_PACKAGES
+    places = ("checkout",)
     notes = (
         "Everything here is simulated: Bullet's physics and a renderer, no camera noise, no real robot.",
     )
