@@ -6,6 +6,7 @@ Both must end with the same weights, the same token metrics and the same episode
 """
 
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,9 +63,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str]]:
-    """A run that was killed in four stages, the output of the start that ended it, and what was done before it."""
+def killed(
+    whole: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, list[str]]:
+    """A run that was killed in four stages, the output of the start that ended it, and what was done before it.
+
+    Its demonstrations are copied: they would be done before the first kill.
+    """
     out = tmp_path_factory.mktemp("killed") / "run"
+    shutil.copytree(whole[0] / "collect", out / "collect")
     kill_in(out, "mix")
     sft = out / "seed-0" / "sft"
     kill_when(start(out), lambda: (sft / "checkpoints" / "checkpoint-6").exists())

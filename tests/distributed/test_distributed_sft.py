@@ -8,35 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sft_process import train_until_4, train_with_a_budget, uneven
+from test_align_sft import CONFIG, tiny
+from two_ranks import two_ranks
 
+from roboalign.align.sft import SftConfig, train_sft
 from roboalign.core.files import read_json, read_jsonl
 
 MADE = Path(__file__).parents[1] / "made"
-from sft_process import uneven  # noqa: E402
-from test_align_sft import CONFIG, tiny  # noqa: E402
-
-from roboalign.align.sft import SftConfig, train_sft  # noqa: E402
-
 SETTINGS = SftConfig(**{**CONFIG, "micro_batch_size": 1})
 
 
-def torchrun(folder: Path, *settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(MADE / "sft_process.py"),
-        str(folder),
-        "2",
-        *settings,
-    ]
+def torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     folders = [str(MADE), str(MADE.parent / "align"), str(MADE.parent)]
     paths = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+        [*command, str(MADE / "sft_process.py"), str(folder)],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -73,7 +62,7 @@ def assert_same_training(folder: Path, alone: Path) -> None:
         assert two[name] == one[name], name
 
 
-def test_two_processes_train_as_one(alone: Path, tmp_path: Path) -> None:
+def test_two_processes_of_torchrun_train_as_one(alone: Path, tmp_path: Path) -> None:
     done = torchrun(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_training(tmp_path, alone)
@@ -82,14 +71,14 @@ def test_two_processes_train_as_one(alone: Path, tmp_path: Path) -> None:
 def test_two_processes_with_a_budget_of_tokens_train_as_one_without(
     alone: Path, tmp_path: Path
 ) -> None:
-    done = torchrun(tmp_path, "tokens_per_micro_batch=75")
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = two_ranks(train_with_a_budget, tmp_path, logs=tmp_path / "logs")
+    assert [rank.status for rank in ended] == [0, 0], ended
     assert_same_training(tmp_path, alone)
 
 
 def test_killed_in_two_processes_goes_on_in_one(alone: Path, tmp_path: Path) -> None:
-    killed = torchrun(tmp_path, STOP_AT="4")
-    assert killed.returncode != 0
+    killed = two_ranks(train_until_4, tmp_path, logs=tmp_path / "logs")
+    assert all(rank.status for rank in killed)
     assert [p.name for p in sorted((tmp_path / "checkpoints").glob("checkpoint-*"))] == [
         "checkpoint-2",
         "checkpoint-4",

@@ -1,4 +1,4 @@
-"""One process of a training under torchrun: sft_process.py FOLDER WORLD [SETTING=VALUE ...]."""
+"""One process of a training in two; under torchrun: sft_process.py FOLDER."""
 
 import os
 import sys
@@ -24,22 +24,36 @@ def uneven(n: int) -> list[Conversation]:
 
 
 class Wrapped(SftTrainer):
-    """Refuses to train where torchrun's processes do not form one group, or the model is not wrapped for it."""
+    """Refuses to train where two processes do not form one group, or the model is not wrapped for it."""
+
+    stop_at: int | None = None
 
     def training_step(self, model, *arguments):  # type: ignore[no-untyped-def]
-        world = int(sys.argv[2])
-        assert self.args.world_size == torch.distributed.get_world_size() == world
+        assert self.args.world_size == torch.distributed.get_world_size() == 2
         assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
-        if os.environ.get("STOP_AT") == str(self.state.global_step):
+        if self.state.global_step == self.stop_at:
             os._exit(9)  # as a kill would: nothing is written, no one is told
         return super().training_step(model, *arguments)
 
 
-if __name__ == "__main__":
+def train(folder: Path, stop_at: int | None = None, **changed: int) -> None:
+    """The training of one rank."""
     torch.set_num_threads(1)
+    Wrapped.stop_at = stop_at
     sft.SftTrainer = Wrapped  # type: ignore[misc]
-    given = {name: int(value) for name, value in (text.split("=") for text in sys.argv[3:])}
-    settings = SftConfig(**{**CONFIG, "micro_batch_size": 1, **given})
-    train_sft(tiny(), uneven(12), settings, Path(sys.argv[1]))
+    settings = SftConfig(**{**CONFIG, "micro_batch_size": 1, **changed})
+    train_sft(tiny(), uneven(12), settings, folder)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def train_with_a_budget(folder: Path) -> None:
+    train(folder, tokens_per_micro_batch=75)
+
+
+def train_until_4(folder: Path) -> None:
+    train(folder, stop_at=4)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]))

@@ -20,15 +20,6 @@ from roboalign.run.stage import Context, Stage
 Work = Callable[[Context], dict[str, Any]]
 
 
-# Real processes, forked: spawned ones would import torch for seconds. Their work is pickled all the same.
-
-
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
-
-
 def _nothing(context: Context) -> dict[str, Any]:
     return {}
 
@@ -54,7 +45,7 @@ def in_processes(folder: Path, work: Work, observer: Observer | None = None) -> 
     Run(recipe, folder, stages, observer).execute()
 
 
-def test_an_error_of_another_process_arrives_whole(forked: None, tmp_path: Path) -> None:
+def test_an_error_of_another_process_arrives_whole(tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError) as error:
         in_processes(tmp_path, _broken)
     assert (error.value.problem, error.value.where, error.value.fix) == (
@@ -65,13 +56,11 @@ def test_an_error_of_another_process_arrives_whole(forked: None, tmp_path: Path)
     assert (tmp_path / "collect" / "stage.json").exists()
 
 
-def test_a_process_that_dies_is_named_and_the_next_run_goes_on(
-    forked: None, tmp_path: Path
-) -> None:
+def test_a_process_that_dies_is_named_and_the_next_run_goes_on(tmp_path: Path) -> None:
     with pytest.raises(RoboAlignError, match="stage sft: its process was killed") as error:
         in_processes(tmp_path, _killed)
     assert "run the same command again" in error.value.fix
-    channel = multiprocessing.get_context("fork").Queue()
+    channel = multiprocessing.get_context("spawn").Queue()
     heard = Recorded(channel)
     in_processes(tmp_path, _counting, heard)
     assert heard.events == [

@@ -6,24 +6,60 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
 
 JOIN_SECONDS = 1.0
 """Seconds a worker has to end when told to, before it is killed."""
+LONGEST_FOLDER = 70
+"""Characters of a temporary folder in which the address of a socket has surely fewer than 108, the
+system's limit."""
+GPU = Path("/dev/nvidiactl")
+"""Exists where NVIDIA's driver does."""
+
+
+def worker_context() -> ForkServerContext | SpawnContext:
+    """Return how this process starts its workers: forked from a server that has imported, once,
+    every module of this package that this process has imported by now.
+
+    A spawned worker imports torch and transformers again, which takes about 6 seconds of a core.
+    The server has used neither OpenGL nor torch, so that both work in its children. With a GPU
+    workers are spawned: a library that looks for CUDA while it is imported would break it in all
+    children. Start processes inside `deaf`, and pass `os.environ` on by `inherit`: a forked worker
+    has the variables that the server began with.
+    """
+    if GPU.exists() or len(tempfile.gettempdir()) > LONGEST_FOLDER:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(sorted(name for name in sys.modules if _is_ours(name)))
+    return context
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] == "roboalign" and not module.endswith("__main__")
+
+
+def inherit(variables: dict[str, str]) -> None:
+    """Replace this process's environment by its parent's."""
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 @contextmanager
 def worker_pool(
     workers: int, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of spawned processes that end with this one and ignore Ctrl-C.
+    """Yield a pool of processes that end with this one and ignore Ctrl-C.
 
     If this process is stopped, they die at once. After an ordinary error, running tasks finish and
     waiting ones are dropped.
@@ -32,9 +68,9 @@ def worker_pool(
     with deaf():
         pool = _DeafPool(
             workers,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=worker_context(),
             initializer=_begin,
-            initargs=(initializer, initargs),
+            initargs=(dict(os.environ), initializer, initargs),
         )
     try:
         yield pool
@@ -51,7 +87,7 @@ def worker_pool(
 class _DeafPool(ProcessPoolExecutor):
     """A pool that starts its processes `deaf`.
 
-    A pool spawns its processes at the first submit, from the thread that submits.
+    A pool starts its processes at the first submit, from the thread that submits.
     """
 
     def submit(self, *task: Any, **named: Any) -> Any:
@@ -59,8 +95,13 @@ class _DeafPool(ProcessPoolExecutor):
             return super().submit(*task, **named)
 
 
-def _begin(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+def _begin(
+    variables: dict[str, str],
+    initializer: Callable[..., None] | None,
+    initargs: tuple[Any, ...],
+) -> None:
     die_with_parent()
+    inherit(variables)
     if initializer:
         initializer(*initargs)
 

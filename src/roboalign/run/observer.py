@@ -33,8 +33,8 @@ class Observer(Protocol):
         """Return the queue for progress from stages in other processes; None: they print it
         themselves.
 
-        It must be made with the `spawn` context of multiprocessing, because the processes are
-        spawned.
+        It must be made with the `spawn` context of multiprocessing, because no stage's process is
+        forked from this one.
         """
 
 

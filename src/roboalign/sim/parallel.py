@@ -5,18 +5,25 @@ has workers on other machines.
 """
 
 import contextlib
-import multiprocessing
+import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Generic, Protocol, TypeVar
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.core.processes import JOIN_SECONDS, deaf, die_with_parent, end_processes
+from roboalign.core.processes import (
+    JOIN_SECONDS,
+    deaf,
+    die_with_parent,
+    end_processes,
+    inherit,
+    worker_context,
+)
 from roboalign.core.progress import Progress
 from roboalign.sim.base import Benchmark
 from roboalign.sim.rollout import Act, EnvironmentPool, EpisodeResult, RolloutConfig, rollout_batch
@@ -76,7 +83,7 @@ def evaluate_parallel(
 ) -> None:
     """Run every (task, seed) once and call `on_result` in this process as each ends, in no fixed order.
 
-    Each worker calls `make_act` once to load the policy; workers are spawned, so it must be picklable. The caller
+    Each worker calls `make_act` once to load the policy in its own process, so it must be picklable. The caller
     appends results to a file and, after a kill, passes the episodes that are missing from it. Episodes of a worker that
     died run once more, each alone. An episode whose worker dies a second time is a crash. A RoboAlignError of
     `make_act` or of the policy stops everything and is raised here; any other exception is raised as a RuntimeError
@@ -186,7 +193,7 @@ def work(
 
 @dataclass
 class _LocalWorker:
-    process: SpawnProcess
+    process: BaseProcess
     pipe: Connection
     open: list[EpisodeKey] = field(default_factory=list)
     ready: bool = True
@@ -216,10 +223,11 @@ class _LocalWorker:
 
 def _start(
     make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig
-) -> tuple[SpawnProcess, Connection]:
-    context = multiprocessing.get_context("spawn")
+) -> tuple[BaseProcess, Connection]:
+    context = worker_context()
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, make_act, benchmark, config), daemon=True)
+    arguments = (dict(os.environ), theirs, make_act, benchmark, config)
+    process = context.Process(target=_work, args=arguments, daemon=True)
     with deaf():
         process.start()
     theirs.close()
@@ -231,9 +239,14 @@ def _wait(crew: Sequence[_LocalWorker]) -> None:
 
 
 def _work(
-    pipe: Connection, make_act: Callable[[], Act], benchmark: Benchmark, config: RolloutConfig
+    variables: dict[str, str],
+    pipe: Connection,
+    make_act: Callable[[], Act],
+    benchmark: Benchmark,
+    config: RolloutConfig,
 ) -> None:
     die_with_parent()
+    inherit(variables)
     # Either end of the pipe fails if the parent is gone.
     with contextlib.suppress(BrokenPipeError):
         for message in work(make_act, benchmark, config, _received(pipe)):
