@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbone_checks import conversations, model_of
+from backbone_models import conversations, model_of
 from safetensors.torch import load_file, save_file
 
 from roboalign.align.checkpoints import MANIFEST, read_checkpoint_manifest, write_manifest

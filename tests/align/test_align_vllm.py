@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import backbone_checks as backbones
+import backbone_models as backbones
 import pytest
 import tiny_grpo
 import torch

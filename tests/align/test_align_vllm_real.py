@@ -17,7 +17,7 @@ import os
 import shlex
 from pathlib import Path
 
-import backbone_checks as backbones
+import backbone_models as backbones
 import numpy as np
 import pytest
 import tiny_grpo

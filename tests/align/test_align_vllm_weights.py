@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import backbone_checks as backbones
+import backbone_models as backbones
 import pytest
 import tiny_grpo
 import torch

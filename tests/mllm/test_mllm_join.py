@@ -5,7 +5,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import backbone_checks as backbones
+import backbone_checks
+import backbone_models
 import numpy as np
 import pytest
 import torch
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def text(folder: Path) -> nn.Module:
     """What text.gguf holds."""
-    return write_gguf(folder / "text.gguf", backbones.TEXTS)
+    return write_gguf(folder / "text.gguf", backbone_models.TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_the_seed_fixes_the_projector(folder: Path, text: nn.Module, network: nn
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("title", backbones.CHECKS)
+@pytest.mark.parametrize("title", backbone_checks.CHECKS)
 def test_the_joined_model_passes_every_check_of_a_backbone(
     title: str, joined: Mllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,9 +176,11 @@ def test_the_joined_model_passes_every_check_of_a_backbone(
                 parameter.normal_(0, 0.2)
         return made
 
-    monkeypatch.setattr(backbones, "build_class", build)
-    monkeypatch.setattr(backbones, "WIDTH", joined.model.config.text_config.hidden_size)
-    assert backbones.run_check(backbones.CHECKS[title], "llava", tmp_path).startswith("passes")
+    monkeypatch.setattr(backbone_models, "build_class", build)
+    monkeypatch.setattr(backbone_checks, "WIDTH", joined.model.config.text_config.hidden_size)
+    assert backbone_checks.run_check(backbone_checks.CHECKS[title], "llava", tmp_path).startswith(
+        "passes"
+    )
 
 
 def test_the_connector_alone_learns(joined: Mllm) -> None:
@@ -191,7 +194,7 @@ def test_the_connector_alone_learns(joined: Mllm) -> None:
         for part in ("weight", "bias")
     }
     assert count == 64 * 64 + 64 + 64 * 64 + 64
-    qwen = build_tiny(TinyConfig(vocab_size=500), backbones.TEXTS)
+    qwen = build_tiny(TinyConfig(vocab_size=500), backbone_models.TEXTS)
     with pytest.raises(RoboAlignError, match="no projector apart from"):
         keep_connector_alone(qwen.model)
 

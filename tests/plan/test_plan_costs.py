@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbone_checks import FRAMES, TURNS, model_of
+from backbone_models import FRAMES, TURNS, model_of
 
 from roboalign.align.lora import LoraConfig, add_lora
 from roboalign.core.errors import RoboAlignError
