@@ -9,7 +9,7 @@ import tiny_grpo
 import torch
 from fake_vllm import FakeVllm
 from safetensors.torch import load_file
-from test_align_lora import RL, assert_only_the_trained_changed, build, state_of, weights
+from tiny_lora import RL, assert_only_the_trained_changed, build, state_of, weights
 from torch import Tensor
 
 from roboalign.align.engines.vllm.client import VllmConfig

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_align_sft as plain_sft
+import tiny_sft
 import torch
-from test_align_sft import CONFIG, assert_equal_weights, stop_in_update_6, talks, tiny, weights
+from tiny_sft import CONFIG, assert_equal_weights, stop_in_update_6, talks, tiny, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import trainer
 
@@ -26,7 +26,7 @@ from roboalign.conversations.stored import StoredConversations
 from roboalign.core.errors import RoboAlignError
 from roboalign.mllm.encode import collate
 
-unbroken = plain_sft.unbroken
+unbroken = tiny_sft.unbroken
 
 
 def test_worker_processes_change_nothing(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sft_process import uneven
-from test_align_sft import CONFIG, assert_equal_weights, stop_in_update_6, tiny, weights
+from tiny_sft import CONFIG, assert_equal_weights, stop_in_update_6, tiny, weights
 
 from roboalign.align.budget import token_counts
 from roboalign.align.packing import pack_update, pack_updates

@@ -8,22 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import backbone_models as backbones
+import grpo_ranks
 import pytest
+import sft_process as sft_runs
+import tiny_grpo
+import tiny_sft
 import torch
 import torch.distributed as dist
-from two_ranks import (
-    split_model,
-    two_ranks,
-    with_one_table,
-)  # makes the modules of tests/align importable
-
-import tiny_grpo  # isort: skip
-import test_align_sft as tiny_sft  # isort: skip
-import test_distributed_grpo as grpo_runs  # isort: skip
-import test_distributed_sft as sft_runs  # isort: skip
-import backbone_checks as backbones
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
+from two_ranks import split_model, two_ranks, with_one_table
 
 from roboalign.align.engines.fsdp2 import plain_copy, prepare_accelerator, whole_weights
 from roboalign.align.grpo import trainer as grpo
@@ -82,7 +77,7 @@ def sft_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def grpo_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grpo")
-    grpo_runs.train(folder)
+    grpo_ranks.train(folder)
     return folder
 
 
@@ -136,14 +131,14 @@ def test_sft_killed_when_split_goes_on_whole(sft_alone: Path, tmp_path: Path) ->
 
 
 def test_grpo_killed_when_split_goes_on_split(grpo_alone: Path, tmp_path: Path) -> None:
-    ended = two_ranks(grpo_runs.train, tmp_path / "rl", 3, 2, True, logs=tmp_path)
+    ended = two_ranks(grpo_ranks.train, tmp_path / "rl", 3, 2, True, logs=tmp_path)
     assert 9 in [one.status for one in ended], ended
     assert [p.name for p in (tmp_path / "rl" / "checkpoints").glob("checkpoint-*")] == [
         "checkpoint-2"
     ]
-    ended = two_ranks(grpo_runs.train, tmp_path / "rl", -1, 2, True, logs=tmp_path)
+    ended = two_ranks(grpo_ranks.train, tmp_path / "rl", -1, 2, True, logs=tmp_path)
     assert [one.status for one in ended] == [0, 0], ended
-    grpo_runs.assert_same_training(tmp_path / "rl", grpo_alone)
+    grpo_ranks.assert_same_training(tmp_path / "rl", grpo_alone)
 
 
 def tied() -> Mllm:

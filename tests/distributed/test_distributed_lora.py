@@ -7,14 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny_lora
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from two_ranks import split_model, two_ranks  # makes tests/align importable
-
-import test_align_lora as tiny_lora  # isort: skip
+from two_ranks import split_model, two_ranks
 
 from roboalign.align.grpo.config import RlConfig
 from roboalign.align.grpo.train import train_grpo

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from sft_process import train_until_4, train_with_a_budget, uneven
-from test_align_sft import CONFIG, tiny
+from sft_process import (
+    SETTINGS,
+    assert_same_training,
+    train_until_4,
+    train_with_a_budget,
+    uneven,
+)
+from tiny_sft import tiny
 from two_ranks import two_ranks
 
-from roboalign.align.sft import SftConfig, train_sft
-from roboalign.core.files import read_json, read_jsonl
+from roboalign.align.sft import train_sft
 
 MADE = Path(__file__).parents[1] / "made"
-SETTINGS = SftConfig(**{**CONFIG, "micro_batch_size": 1})
 
 
 def torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -32,34 +35,12 @@ def torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     torch.set_num_threads(1)
     train_sft(tiny(), uneven(12), SETTINGS, folder)
     return folder
-
-
-def assert_same_training(folder: Path, alone: Path) -> None:
-    ours, theirs = weights(folder), weights(alone)
-    assert ours.keys() == theirs.keys()
-    start = dict(tiny().model.named_parameters())
-    moved = max(float((theirs[name] - start[name]).abs().max()) for name in theirs if name in start)
-    apart = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
-    assert moved > 1e-3
-    assert apart < 0.01 * moved, f"{apart} apart after moving by {moved}"
-    for record, expected in zip(
-        read_jsonl(folder / "metrics.jsonl"), read_jsonl(alone / "metrics.jsonl"), strict=True
-    ):
-        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-3), record["step"]
-        assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2), record["step"]
-    one, two = read_json(alone / "ledger.json"), read_json(folder / "ledger.json")
-    for name in ("updates", "samples", "tokens", "answer_tokens", "turns"):
-        assert two[name] == one[name], name
 
 
 def test_two_processes_of_torchrun_train_as_one(alone: Path, tmp_path: Path) -> None:
