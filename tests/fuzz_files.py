@@ -20,13 +20,13 @@ from PIL import Image
 TESTS = Path(__file__).parent
 sys.path += [str(TESTS / "made"), str(TESTS / "episodes"), str(TESTS / "mixture")]
 
+from calvin_sets import annotate, record, step_arrays, step_path  # noqa: E402
 from data_episodes import make_episode  # noqa: E402
 from hdf5_fuzz import write_base  # noqa: E402
 from lerobot_sets import FEATURES, write_set  # noqa: E402
-from test_robot_calvin import annotate, record, step_arrays, step_path  # noqa: E402
-from test_robot_rlds import record as rlds_record  # noqa: E402
-from test_robot_rlds import write_set as write_rlds  # noqa: E402
-from test_robot_video import write_video  # noqa: E402
+from made_videos import write_video  # noqa: E402
+from rlds_sets import record as rlds_record  # noqa: E402
+from rlds_sets import write_set as write_rlds  # noqa: E402
 
 from roboalign.episodes.rewrite import rewrite  # noqa: E402
 from roboalign.episodes.robot_data import RobotData  # noqa: E402

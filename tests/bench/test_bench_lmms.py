@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from bench_models import as_datasets_writes, script, small_model
+from golden_replies import LETTERS, POINTS, YES_NO
 from made_sets import write_sets
 from PIL import Image
-from test_bench_replies import LETTERS, POINTS, YES_NO
 
 from roboalign.bench import measure
 from roboalign.bench.items import BenchItem

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from action_spaces import IDENTITY, space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import expm
@@ -17,13 +18,8 @@ from roboalign.core.errors import RoboAlignError
 
 CODES = sorted(GRIPPER_VALUES)
 FORMS = [form for form in ROTATION_NAMES if form not in ("none", "euler_xyz_difference")]
-IDENTITY = np.array([[0.0, 0, 0, 0, 0, 0, 1]])
 QUARTER = np.pi / 2
 HALF_ROOT = np.sqrt(0.5)
-
-
-def space(mode="delta", rotation="axis_angle", **fields) -> ActionSpace:
-    return ActionSpace(control="end-effector", mode=mode, rotation=rotation, **fields)
 
 
 def about(axis: str, angle: float) -> np.ndarray:

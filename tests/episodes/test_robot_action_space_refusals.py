@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from action_spaces import IDENTITY, space
 from pydantic import ValidationError
-from test_robot_action_space import IDENTITY, space
 
 from roboalign.actions.spaces import (
     ActionSpace,

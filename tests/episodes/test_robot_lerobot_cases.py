@@ -24,8 +24,8 @@ from lerobot_sets import (
     write_json_lines,
     write_set,
 )
+from made_videos import number_in, write_video
 from PIL import Image
-from test_robot_video import number_in, write_video
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_source

@@ -16,7 +16,7 @@ from lerobot_sets import (
     video_of,
     write_set,
 )
-from test_robot_video import write_video
+from made_videos import write_video
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import check_output

@@ -21,7 +21,7 @@ from lerobot_sets import (
     write_json_lines,
     write_set,
 )
-from test_robot_video import number_in
+from made_videos import number_in
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from lerobot_sets import shown, video_of, write_set
-from test_robot_video import number_in, picture, write_video
+from made_videos import number_in, picture, write_video
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.formats.lerobot import read_lerobot

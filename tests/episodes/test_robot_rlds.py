@@ -1,13 +1,11 @@
 """RLDS: layouts of known and unknown sets, missing parts, broken episodes; on files written here and on BridgeV2."""
 
-import io
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from test_robot_tfrecord import example, framed
+from rlds_sets import ONE, STEPS, TEXT, image, numbers, picture, record, tree, write_set
+from tfrecords import example, framed
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
@@ -18,26 +16,6 @@ from roboalign.episodes.robot_data import RobotData
 BRIDGE = Path(__file__).parents[2].parent / "shared" / "data" / "bridge_sample"
 
 
-def numbers(*sizes, dtype="float32", **more):
-    shape = {"dimensions": [str(size) for size in sizes]}
-    return {"tensor": {"shape": shape, "dtype": dtype, "encoding": "none"} | more}
-
-
-def image(*sizes):
-    return {"image": {"shape": {"dimensions": [str(size) for size in sizes]}, "dtype": "uint8"}}
-
-
-def tree(children: dict) -> dict:
-    return {"featuresDict": {"features": children}}
-
-
-TEXT = {"text": {}}
-STEPS = {
-    "action": numbers(2),
-    "reward": numbers(),
-    "language_instruction": TEXT,
-    "observation": tree({"state": numbers(3), "front": image(4, 6, 3), "depth": image(4, 6, 1)}),
-}
 DROID_STEPS = {
     "action": numbers(7, dtype="float64"),
     "action_dict": tree(
@@ -57,51 +35,6 @@ DROID_STEPS = {
         }
     ),
 }
-
-
-def picture(shade: int, kind: str = "PNG", size=(6, 4)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (shade, shade, shade)).save(buffer, format=kind)
-    return buffer.getvalue()
-
-
-def record(steps: int = 3, **changes) -> dict:
-    """One episode: action [t, -t], state [t, t, t], shade 10 t."""
-    features = {
-        "steps/action": [float(v) for t in range(steps) for v in (t, -t)],
-        "steps/observation/state": [float(t) for t in range(steps) for _ in range(3)],
-        "steps/reward": [0.0] * steps,
-        "steps/language_instruction": [b"push the block"] * steps,
-        "steps/observation/front": [picture(10 * t) for t in range(steps)],
-        "steps/observation/depth": [picture(0)] * steps,
-    }
-    features |= {f"steps/{name}": value for name, value in changes.items()}
-    return {name: value for name, value in features.items() if value is not None}
-
-
-def write_set(
-    folder: Path, shards: dict[str, list[dict]], *, name="bridge_x", steps=STEPS, **info
-) -> Path:
-    """`shards`: file name without the set's name -> its records."""
-    folder.mkdir(exist_ok=True)
-    features = tree(
-        {
-            "steps": {"sequence": {"feature": tree(steps)}},
-            "episode_metadata": tree({"file_path": TEXT}),
-        }
-    )
-    (folder / "features.json").write_text(json.dumps(features))
-    splits = [
-        {"name": shard.split(".")[0], "shardLengths": [str(len(rows))]}
-        for shard, rows in shards.items()
-    ]
-    (folder / "dataset_info.json").write_text(json.dumps({"name": name, "splits": splits} | info))
-    for shard, rows in shards.items():
-        (folder / f"{name}-{shard}").write_bytes(b"".join(framed(example(row)) for row in rows))
-    return folder
-
-
-ONE = "train.tfrecord-00000-of-00001"
 
 
 def place_of(episode: Episode) -> str:

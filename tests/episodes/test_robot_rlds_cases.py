@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_robot_rlds import ONE, STEPS, numbers, record, tree, write_set
-from test_robot_tfrecord import example, framed
+from rlds_sets import ONE, STEPS, numbers, record, tree, write_set
+from tfrecords import example, framed
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from test_robot_video import number_in, write_video
+from made_videos import number_in, write_video
 
 from roboalign.episodes.episode import Episode, encode_png
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from data_episodes import make_episode
+from html_page import Page
 from PIL import Image
-from test_report_page import Page
 
 from roboalign.actions.normalize import ActionStats
 from roboalign.actions.spaces import ActionSpace
