@@ -1,6 +1,7 @@
 """How the code is built (docs/explanation/design.md): levels of rooms, sizes, names, line lengths, number of settings.
 
-Every check is a function of a folder of code. It is applied to `src/roboalign` and to a small tree that violates it.
+Every check is a function of a folder of code. It is applied to `src/roboalign`, some also to the code around it, and to
+a small tree that violates it.
 """
 
 import ast
@@ -19,6 +20,7 @@ from roboalign.run.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "roboalign"
+AROUND = [ROOT / name for name in ("tests", "plugins", "benchmarks", "studies", "tools")]
 LEVELS = [
     {"core", "__init__"},
     {"actions"},
@@ -127,6 +129,22 @@ def long_files(source: Path) -> list[str]:
         for path in sorted(source.rglob("*.py"))
         if (count := len(lines_of(path))) > MOST_LINES_OF_A_FILE
     ]
+
+
+def imported_test_modules(folder: Path) -> list[str]:
+    """Imports of a file test_*.py: what tests share is in modules of other names."""
+    tests = {path.stem for path in folder.rglob("test_*.py")}
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+            targets = {part for name in names for part in name.split(".")} & tests
+            found += [f"{path.relative_to(folder)} imports {name}" for name in sorted(targets)]
+    return found
 
 
 def large_folders(source: Path) -> list[str]:
@@ -248,12 +266,31 @@ def test_no_import_runs_in_a_circle(tmp_path: Path) -> None:
 
 
 def test_no_file_and_no_folder_is_too_long(tmp_path: Path) -> None:
-    assert long_files(SOURCE) == []
+    for folder in (SOURCE, *AROUND):
+        assert long_files(folder) == []
     assert large_folders(SOURCE) == []
     files = {f"sim/file_{index}.py": "a = 1\n" * 400 for index in range(11)}
     tree = tree_of(tmp_path, {**files, "core/a.py": "a = 1\n" * 401})
     assert long_files(tree) == ["core/a.py: 401 lines"]
     assert large_folders(tree) == ["sim: 4400 lines"]
+
+
+def test_no_test_module_is_imported(tmp_path: Path) -> None:
+    left = ["distributed/test_distributed_fsdp2.py imports test_distributed_sft"]
+    for folder in AROUND:
+        assert imported_test_modules(folder) == (left if folder.name == "tests" else [])
+    files = {
+        "a/test_a.py": "from shapes import test_b\nimport numpy.testing\n",
+        "a/test_b.py": "def f():\n    import test_a as a\n",
+        "b/c.py": "from a.test_a import talks\nfrom tests.a import test_b\n",
+        "b/test_d.py": "from numpy import test_this\nimport c\n",
+    }
+    assert imported_test_modules(tree_of(tmp_path, files)) == [
+        "a/test_a.py imports test_b",
+        "a/test_b.py imports test_a",
+        "b/c.py imports test_a",
+        "b/c.py imports test_b",
+    ]
 
 
 def test_no_public_name_is_defined_twice(tmp_path: Path) -> None:
