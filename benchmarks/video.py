@@ -1,6 +1,6 @@
 """How fast frames of a video data set are read: forward, as a training reads them, and by random time: one command.
 
-    python benchmarks/video.py DATA [--frames 600] [--random 150] [--json PATH]
+    python benchmarks/video.py DATA [--frames 600] [--random 150] [--processes 1 2] [--json PATH]
 
 DATA is a LeRobot data set with video. Two ways read the same files, in turns, on one core:
 
@@ -10,10 +10,18 @@ by time    one frame at a random time a call, as LeRobot's data set does it: see
            `cached` keeps it open
 
 Seconds are this process's CPU seconds, so other work on the machine matters little. The frames of both are compared.
+
+Then a mixture's frames: all of them, in random order, as PNG. `decoded once` is what `roboalign run` does, with the
+start of its processes; the ratio is that of processor time. Last, the peak memory of a process that does this for 10 and for
+100 episodes, which are those of DATA again and again, 40 steps of each.
 """
 
 import argparse
 import random
+import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +30,11 @@ import av
 import numpy as np
 
 from roboalign.core.files import write_json
+from roboalign.episodes.decoder import close_videos
+from roboalign.episodes.episode import Episode, encode_png
 from roboalign.episodes.open import open_robot_data
-from roboalign.episodes.video import VideoFrames, close_videos
+from roboalign.episodes.video import VideoFrames
+from roboalign.mixture.decoding import decoded_once
 
 Wanted = tuple[VideoFrames, int]
 
@@ -79,6 +90,80 @@ def key_frame_distance(path: Path) -> float:
     return len(keys) / max(1, sum(keys))
 
 
+def mixed(
+    every: list[Wanted], drawn: list[Wanted], processes: list[int]
+) -> dict[str, tuple[float, float]]:
+    """Return frames a second of the clock, and of processor time: by time, and decoded once."""
+
+    def by_time() -> None:
+        for frame in cached(drawn):
+            encode_png(frame)
+
+    rates = {"by time, cached": rates_of(len(drawn), by_time)}
+    for count in processes:
+        name = f"decoded once, {count} process{'es' * (count > 1)}"
+        rates[name] = rates_of(len(every), lambda count=count: decode_all(every, count))
+    return rates
+
+
+def rates_of(frames: int, work) -> tuple[float, float]:
+    """Return frames a second, of the clock and of this process's and its children's processor time."""
+
+    def used() -> float:
+        both = [resource.getrusage(one) for one in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in both)
+
+    began, spent = time.perf_counter(), used()
+    work()
+    return frames / (time.perf_counter() - began), frames / (used() - spent)
+
+
+def decode_all(every: list[Wanted], processes: int) -> None:
+    """Decode all frames as a mixture does."""
+    videos = {id(frames): frames for frames, _ in every}
+    episodes = {key: as_episode(str(key), frames) for key, frames in videos.items()}
+    needed = [(episodes[id(frames)], t) for frames, t in every]
+    with tempfile.TemporaryDirectory() as folder:
+        decoded_once(list(episodes.values()), "camera", needed, Path(folder) / "f", processes)
+
+
+def as_episode(name: str, frames: VideoFrames) -> Episode:
+    """An episode that has these frames and nothing else."""
+    nothing = np.zeros((len(frames), 1), np.float32)
+    return Episode(name, "", "", frames.fps, nothing, nothing, {"camera": frames}, {})
+
+
+def peak_memory(data: str, episodes: int) -> float:
+    """Return the MiB that a process holds at most when it decodes so many episodes once."""
+    command = [sys.executable, __file__, data, "--episodes", str(episodes)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(told)
+
+
+def decode_repeated(every: list[Wanted], count: int) -> None:
+    """Decode 40 steps of each of so many episodes, and print this process's peak memory in MiB."""
+    videos = list({id(frames): frames for frames, _ in every}.values())
+    parts = [videos[n % len(videos)].part(0, 40) for n in range(count)]
+    decode_all([(frames, t) for frames in parts for t in range(len(frames))], 1)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def compare_mixtures(
+    every: list[Wanted], options: argparse.Namespace
+) -> dict[str, tuple[float, float]]:
+    """Print what a mixture's frames take, and in how much memory."""
+    drawn = random.Random(0).sample(every, min(options.random, len(every)))
+    rates = mixed(every, drawn, options.processes)
+    print(f"\n{len(every)} frames of a mixture as PNG\n")
+    print("| way | frames per second | per processor second | faster by |\n|---|---|---|---|")
+    for name, (clock, processor) in rates.items():
+        ratio = processor / rates["by time, cached"][1]
+        print(f"| {name} | {clock:,.1f} | {processor:,.1f} | {ratio:.1f} |", flush=True)
+    for count in (10, 100):
+        print(f"\npeak memory, {count} episodes: {peak_memory(options.data, count):.0f} MiB")
+    return rates
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -86,7 +171,9 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--random", type=int, default=150)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--episodes", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     every = [
         (frames, t)
@@ -97,6 +184,9 @@ def main() -> None:
     ]
     if not every:
         raise SystemExit(f"{options.data}: no camera is a video")
+    if options.episodes:
+        decode_repeated(every, options.episodes)
+        return
     in_order = every[: options.frames]
     drawn = random.Random(0).sample(in_order, min(options.random, len(in_order)))
     rounds: dict[str, list[float]] = {}
@@ -124,8 +214,9 @@ def main() -> None:
     rates = {name: float(np.median(one)) for name, one in rounds.items()}
     for name, rate in rates.items():
         print(f"| {name} | {rate:,.0f} | {rates['forward'] / rate:.1f} |")
+    of_mixture = compare_mixtures(every, options)
     if options.json:
-        write_json(options.json, {"rates": rates, "rounds": rounds})
+        write_json(options.json, {"rates": rates, "rounds": rounds, "mixture": of_mixture})
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ from made_videos import number_in
 
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.outcomes import Fault
+from roboalign.episodes.decoder import Decoder
 from roboalign.episodes.episode import Episode, content_id
 from roboalign.episodes.formats.lerobot import iterate_lerobot, read_lerobot
 from roboalign.episodes.formats.lerobot_layout import whole
 from roboalign.episodes.formats.lerobot_v2 import read_task_lines
 from roboalign.episodes.robot_data import RobotData
-from roboalign.episodes.video import Decoder
 
 REAL = Path(__file__).parents[2].parent / "shared/data/lerobot_v2_picknplace"
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from made_videos import FPS, LENGTH, SIZE, number_in, picture, write_video
 
 from roboalign.core.errors import RoboAlignError
-from roboalign.episodes import video
+from roboalign.episodes import decoder
+from roboalign.episodes.decoder import Decoder, close_videos
 from roboalign.episodes.episode import Camera, Episode
-from roboalign.episodes.video import Decoder, VideoFrames, close_videos
+from roboalign.episodes.video import VideoFrames
 
 REAL = Path(__file__).parents[2].parent / "shared/data/lerobot_v2_picknplace/videos/chunk-000"
 
@@ -134,12 +135,12 @@ def test_few_files_stay_open_and_all_can_be_closed(tmp_path, folder):
     close_videos()
     copies = [
         Path(shutil.copy(folder / "10.mp4", tmp_path / f"{n}.mp4"))
-        for n in range(video.MAX_OPEN + 4)
+        for n in range(decoder.MAX_OPEN + 4)
     ]
     for copy in copies:
         VideoFrames(copy, 0, LENGTH, FPS).frame(0)
     opened = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
-    assert sum(copy in opened for copy in copies) == video.MAX_OPEN
+    assert sum(copy in opened for copy in copies) == decoder.MAX_OPEN
     close_videos()
     assert not any(link.resolve() in copies for link in Path("/proc/self/fd").iterdir())
 

@@ -1,16 +1,13 @@
 """Frames of videos in a mixture: their file format, and several cameras as several images."""
 
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from lerobot_sets import write_set
 from mixing_sources import settings
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[0] / "robot"))
-from lerobot_sets import write_set
 
 from roboalign.conversations.conversation import read_conversations
 from roboalign.core.errors import RoboAlignError

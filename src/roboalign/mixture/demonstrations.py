@@ -21,6 +21,7 @@ from roboalign.conversations.styles.registry import style_of
 from roboalign.core.errors import RoboAlignError
 from roboalign.episodes.episode import Episode
 from roboalign.mixture.building import Building, ShardRows, ShardTask, build_folder
+from roboalign.mixture.decoding import decoded_once
 from roboalign.mixture.manifest import Tally, manifest_of
 from roboalign.mixture.packed import (
     MixConfig,
@@ -43,17 +44,19 @@ def build_mixture(
     *,
     prompts: StyleName = DEFAULT_STYLE,
     split: tuple[Sequence[Episode], Sequence[Episode]] | None = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Write train-*.parquet, rl.parquet, heldout.parquet and manifest.json; return the manifest.
 
     They go to `out_dir`, as `build_folder`. `prompts` is the style of its
     questions and replies. `split` is the (training, held-out) episodes of recorded demonstrations,
     about which a simulator's state tells nothing: they are action samples only. Default:
-    `split_episodes`, and questions too. Raises RoboAlignError if two
-    episodes share an id, if an episode lacks what the questions need, or if the RL subset would be
+    `split_episodes`, and questions too. `workers` processes decode videos. Raises RoboAlignError
+    if two episodes share an id, if an episode lacks what the questions need, or if the RL subset would be
     empty although `rl_share` is not 0.
     """
     plan = DemonstrationFrames(episodes, fast, stats, config, prompts, split)
+    plan.workers = workers
     return build_folder(plan, out_dir)
 
 
@@ -70,6 +73,8 @@ class DemonstrationFrames:
         split: tuple[Sequence[Episode], Sequence[Episode]] | None,
     ) -> None:
         _check_ids(episodes)
+        self.workers = 1
+        """Processes that decode videos."""
         self.episodes, self.fast, self.stats = episodes, fast, stats
         self.config, self.prompts = config, prompts
         self.settings = config.model_dump(mode="json")
@@ -107,7 +112,16 @@ class DemonstrationFrames:
         return digest.hexdigest()
 
     def prepare(self, building: Building) -> None:
-        """Do nothing: the frames are drawn already."""
+        """Decode the frames of videos once, in the order of their files."""
+        train = list({episode.episode_id: episode for episode, _ in self.frames}.values())
+        held = [(episode, t) for episode in self.heldout for t in range(len(episode))]
+        needed, folder = [*self.frames, *held], building.work / "frames"
+        shown = decoded_once(
+            [*train, *self.heldout], self.config.camera, needed, folder, self.workers
+        )
+        own = {episode.episode_id: episode for episode in shown}
+        self.frames = [(own[episode.episode_id], t) for episode, t in self.frames]
+        self.heldout = shown[len(train) :]
 
     def shards(self, building: Building, split: str, written: ShardRows) -> list[ShardTask]:
         """Return the shards of a split. RL is a share of the turns of `train`."""

@@ -96,7 +96,7 @@ class Recipe(Config):
     parallel: int = Field(0, ge=0, le=1024)
     """Number of processes in which independent stages run side by side; 0: one per core, or one if
     there is a GPU. They share the cores, and the last bits of weights depend on the threads that a
-    stage has."""
+    stage has. As many decode the videos of the mixture; 0: one per core."""
     arms: tuple[ArmName, ...] = ("base", "sft", "roboalign", "extra-sft", "random", "blind")
     """Backbones that become policies and are measured: with a head, or as `-tokens-` arms by their own action
     tokens."""

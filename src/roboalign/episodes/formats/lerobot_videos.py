@@ -12,8 +12,9 @@ from typing import Any
 import av
 
 from roboalign.core.files import atomic_path
+from roboalign.episodes.decoder import video_stream
 from roboalign.episodes.formats import lerobot_layout as layout
-from roboalign.episodes.video import VideoFrames, video_stream
+from roboalign.episodes.video import VideoFrames
 
 
 def video_facts(frames: VideoFrames, fps: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from roboalign.conversations.styles.registry import require_style
 from roboalign.core.errors import RoboAlignError
 from roboalign.core.files import hash_file
+from roboalign.core.machine import cores
 from roboalign.mixture.demonstrations import build_mixture
 from roboalign.mixture.manifest import read_manifest
 from roboalign.run.arms import ARMS
@@ -32,6 +33,7 @@ def mix(context: Context) -> dict[str, Any]:
         mixture_folder(context.run_dir),
         prompts=context.recipe.prompts,
         split=own.split() if own else None,
+        workers=context.recipe.parallel or cores(),
     )
     counts = manifest["counts"]
     return {
