@@ -12,8 +12,8 @@ by time    one frame at a random time a call, as LeRobot's data set does it: see
 Seconds are this process's CPU seconds, so other work on the machine matters little. The frames of both are compared.
 
 Then a mixture's frames: all of them, in random order, as PNG. `decoded once` is what `roboalign run` does, with the
-start of its processes; the ratio is that of processor time. Last, the peak memory of a process that does this for 10 and for
-100 episodes, which are those of DATA again and again, 40 steps of each.
+start of its processes; the ratio is that of processor time. Last, the peak memory of a process that does this for 10
+and for 100 episodes, which are those of DATA again and again, 40 steps of each.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from roboalign.episodes.pictures import MAX_PIXELS
 
 MAX_OPEN = 8
 """Video files that one thread keeps open: the cameras of an episode, and of one more."""
-NEAR = 0.5
+AHEAD_SECONDS = 0.5
 """Seconds ahead for which decoding on always beats seeking; a key frame may be shown so much later than
 decoded."""
 DAMAGED_VIDEO = "get this file again, or drop its episodes"
@@ -50,7 +50,7 @@ class Decoder:
         self.frames: Iterator[av.VideoFrame] = iter(())
         self.previous: Picture | None = None
         self.current: Picture | None = None
-        self.reach = NEAR
+        self.reach = AHEAD_SECONDS
         """Seconds ahead for which decoding on beats seeking, in a file without an index: the farthest
         fallback of a seek."""
         self.keys = np.array(
@@ -83,9 +83,9 @@ class Decoder:
     def _on_the_way(self, now: float, time: float) -> bool:
         """Return whether decoding on from `now` to `time` beats seeking, which repeats frames where no
         key frame is between them."""
-        if time <= now + NEAR or not len(self.keys):
+        if time <= now + AHEAD_SECONDS or not len(self.keys):
             return time <= now + self.reach
-        return not bool(((self.keys > now) & (self.keys <= time - NEAR)).any())
+        return not bool(((self.keys > now) & (self.keys <= time - AHEAD_SECONDS)).any())
 
     def _walk(self, time: float, slack: float) -> Picture | None:
         while self.current and self.current.time < time - slack and self._advance():

@@ -18,7 +18,7 @@ from roboalign.episodes.own_data import ChosenFrames
 from roboalign.episodes.video import VideoFrames
 from roboalign.mixture.tasks import processes, run_tasks
 
-ROUNDS = 4
+TASKS_A_PROCESS = 4
 """Tasks of each process, if there are several. A file that two tasks share is decoded from its key
 frame once more."""
 
@@ -87,7 +87,7 @@ def decoded_once(
         )
         for _, _, number in sorted(found)
     ]
-    groups = _groups(tasks, ROUNDS * workers if workers > 1 else 1)
+    groups = _groups(tasks, TASKS_A_PROCESS * workers if workers > 1 else 1)
     with processes(min(workers, len(groups))) as pool:
         ends = run_tasks("frames", pool, _decode, [(group,) for group in groups], workers)
     shown = list(episodes)
