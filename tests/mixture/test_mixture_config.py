@@ -1,6 +1,8 @@
 """A mixture file: how samples are shared out, and messages that name the key."""
 
 import json
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from mixing_sources import settings
+from pydantic import ValidationError
 
 from roboalign.conversations.qa.presets import QA_PRESETS
 from roboalign.core.errors import RoboAlignError
 from roboalign.mixture.config import MixtureConfig, load_mixture
+from roboalign.mixture.packed import MixConfig
+from roboalign.mixture.packing import draw_types
+from roboalign.questions.registry import QUESTION_TYPES
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "mixtures"
 QA = {"name": "a", "qa": "a.json", "count": 3}
@@ -143,3 +149,28 @@ def test_the_papers_mixture_has_its_sources_and_counts():
     }
     assert round(sum(counts.values()), -4) == 2_280_000 and config.rl.count == 12_800
     assert isinstance(config, MixtureConfig) and config.rl.count / sum(counts.values()) < 0.0057
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rl_share": 0.01},
+        {"min_turns": 9},
+        {"weights": {"fun": 1.0}},
+        {"weights": {"general": 0.0}},
+        {"turns": 3},
+    ],
+)
+def test_config_refuses(wrong):
+    with pytest.raises(ValidationError):
+        MixConfig(**wrong)
+
+
+def test_types_are_drawn_by_weight():
+    rng = random.Random(0)
+    first = Counter(
+        QUESTION_TYPES[draw_types({"general": 1.0, "planning": 3.0}, rng)[-1]].group
+        for _ in range(4000)
+    )
+    assert set(first) == {"general", "planning"}
+    assert abs(first["planning"] / 4000 - 0.75) < 0.03  # +-4 standard errors

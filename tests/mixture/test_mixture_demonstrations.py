@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 import re
 import shutil
 from collections import Counter
@@ -12,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from data_episodes import make_episode
-from pydantic import ValidationError
 
 from roboalign.actions.fast import FastTokenizer
 from roboalign.actions.normalize import ActionStats
@@ -25,7 +23,6 @@ from roboalign.mixture import demonstrations
 from roboalign.mixture.demonstrations import build_mixture
 from roboalign.mixture.manifest import assert_disjoint, read_manifest, verify_manifest
 from roboalign.mixture.packed import MixConfig
-from roboalign.mixture.packing import draw_types
 from roboalign.questions.registry import QUESTION_TYPES, asked_types, label_of
 
 LABELLED = STYLES["labelled"]
@@ -360,31 +357,6 @@ def test_a_killed_build_goes_on_with_the_same_bytes(
     assert build_mixture(episodes, *tokens, CONFIG, tmp_path / "mix") == found
     with pytest.raises(RoboAlignError, match="the folder is there already"):
         build_mixture(episodes[1:], *tokens, CONFIG, tmp_path / "mix")
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"rl_share": 0.01},
-        {"min_turns": 9},
-        {"weights": {"fun": 1.0}},
-        {"weights": {"general": 0.0}},
-        {"turns": 3},
-    ],
-)
-def test_config_refuses(wrong):
-    with pytest.raises(ValidationError):
-        MixConfig(**wrong)
-
-
-def test_types_are_drawn_by_weight():
-    rng = random.Random(0)
-    first = Counter(
-        QUESTION_TYPES[draw_types({"general": 1.0, "planning": 3.0}, rng)[-1]].group
-        for _ in range(4000)
-    )
-    assert set(first) == {"general", "planning"}
-    assert abs(first["planning"] / 4000 - 0.75) < 0.03  # +-4 standard errors
 
 
 def test_the_style_paper_has_tags_only_where_reasoning_is_asked_for(
