@@ -37,7 +37,10 @@ def refusal(done: "Done", mutation: "Mutation", root: Path) -> tuple[str, str]:
     """A refusal is exit status 2 and one message (`error: WHERE: PROBLEM.`, a fix) that names a place of the input."""
     message = done.error[done.error.find("error: ") :]
     parts = (str(root), Path(mutation.file).name, *mutation.key)
-    named = any(part in message for part in parts if len(part) > 2)
+    place = message.removeprefix("error: ").split(": ")[0]
+    # A path in a file that was cut may be a folder above.
+    above = mutation.kind == "file cut" and place.startswith("/") and str(root).startswith(place)
+    named = above or any(part in message for part in parts if len(part) > 2)
     one = message.startswith("error: ") and message.count("error: /") <= 1
     if done.status != 2 or not one or not named or "Traceback" in done.error:
         return "unclear", f"exit status {done.status}: {done.error[-400:]}"

@@ -6,6 +6,7 @@ import pytest
 from stage_run import recipe
 
 from roboalign.core.files import write_json
+from roboalign.run.answered import answers_of
 from roboalign.run.graph import plan_stages
 from roboalign.run.stages import report
 from roboalign.sim.libero.spec import LiberoSpec
@@ -52,10 +53,9 @@ def test_answers_of_all_seeds_and_none_for_the_blind_arm(tmp_path: Path) -> None
         folder = tmp_path / f"seed-{seed}" / "eval" / "tokens" / "sft"
         folder.mkdir(parents=True)
         (folder / "answers.jsonl").write_text(f'{{"run_seed": {seed}}}\n')
-    both = recipe(seeds=(1, 2))
-    assert [row["run_seed"] for row in report._answers(tmp_path, both, "sft")] == [1, 2]
-    assert report._answers(tmp_path, both, "blind") == []
-    assert report._answers(tmp_path, recipe(seeds=(2,)), "sft") == [{"run_seed": 2}]
+    assert [row["run_seed"] for row in answers_of(tmp_path, (1, 2), "sft")] == [1, 2]
+    assert answers_of(tmp_path, (1, 2), "blind") == []
+    assert answers_of(tmp_path, (2,), "sft") == [{"run_seed": 2}]
 
 
 def test_the_commit_is_a_hash_or_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

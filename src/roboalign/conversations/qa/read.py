@@ -88,9 +88,8 @@ def read_qa(
             f"unknown kind {kind!r}", where=str(path), fix=f"use one of {', '.join(QA_KINDS)}"
         )
     if not path.is_file():
-        raise RoboAlignError(
-            "the file does not exist", where=str(path), fix="give a .json, .jsonl or .parquet file"
-        )
+        problem = "this is a folder, not a file" if path.is_dir() else "the file does not exist"
+        raise RoboAlignError(problem, where=str(path), fix="give a .json, .jsonl or .parquet file")
     columns, store = (
         columns or LAYOUTS[layout],
         open_store(path.parent if images is None else images, links=links),
