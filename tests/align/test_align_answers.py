@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_model import TINY
 from torch import Tensor, nn
 
 from roboalign.actions.vocabulary import extend_model, extend_tokenizer
@@ -18,7 +19,7 @@ from roboalign.core.files import read_jsonl
 from roboalign.episodes.episode import encode_png
 from roboalign.mllm.encode import IGNORED, Encoded, encode_conversation
 from roboalign.mllm.load import Mllm
-from roboalign.mllm.tiny import TinyConfig, build_tiny
+from roboalign.mllm.tiny import build_tiny
 
 TEXT = "Where should the gripper go next?"
 WORDS = write_tagged("movement left", "The cup is left.")
@@ -33,21 +34,7 @@ TALKS = [
 
 @pytest.fixture
 def mllm() -> Mllm:
-    config = TinyConfig(
-        image_size=16,
-        patch_size=4,
-        merge=2,
-        vision_width=16,
-        vision_depth=2,
-        vision_heads=2,
-        width=32,
-        depth=2,
-        heads=2,
-        kv_heads=1,
-        mlp_width=32,
-        vocab_size=420,
-    )
-    mllm = build_tiny(config, [TEXT, WORDS] * 20)
+    mllm = build_tiny(TINY, [TEXT, WORDS] * 20)
     mllm.vocabulary = extend_tokenizer(mllm.tokenizer, 8)
     extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary)
     return mllm

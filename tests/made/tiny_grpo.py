@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_model import TINY
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -20,7 +21,7 @@ from roboalign.conversations.styles.registry import STYLES
 from roboalign.core.files import read_jsonl
 from roboalign.mllm.encode import collate, encode_prompt
 from roboalign.mllm.load import Mllm
-from roboalign.mllm.tiny import TinyConfig, build_tiny
+from roboalign.mllm.tiny import build_tiny
 
 LABELLED = STYLES["labelled"]
 
@@ -74,21 +75,7 @@ def prompts(n: int = 6) -> list[Conversation]:
 
 
 def tiny() -> Mllm:
-    config = TinyConfig(
-        image_size=16,
-        patch_size=4,
-        merge=2,
-        vision_width=16,
-        vision_depth=2,
-        vision_heads=2,
-        width=32,
-        depth=2,
-        heads=2,
-        kv_heads=1,
-        mlp_width=32,
-        vocab_size=420,
-    )
-    mllm = build_tiny(config, [c.turns[0].question for c in prompts()])
+    mllm = build_tiny(TINY, [c.turns[0].question for c in prompts()])
     mllm.vocabulary = extend_tokenizer(mllm.tokenizer, fast().vocab_size)
     extend_model(mllm.model, mllm.tokenizer, mllm.vocabulary)
     return mllm

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_model import TINY
 
 from roboalign.align.sft import SftConfig, SftTrainer, train_sft
 from roboalign.conversations.conversation import Conversation, Turn
 from roboalign.mllm.load import Mllm
-from roboalign.mllm.tiny import TinyConfig, build_tiny
+from roboalign.mllm.tiny import build_tiny
 
 torch.set_num_threads(1)  # a process killed and its successor must add in the same order
 
@@ -78,22 +79,8 @@ def talks(n: int) -> list[Conversation]:
 
 
 def tiny() -> Mllm:
-    config = TinyConfig(
-        image_size=16,
-        patch_size=4,
-        merge=2,
-        vision_width=16,
-        vision_depth=2,
-        vision_heads=2,
-        width=32,
-        depth=2,
-        heads=2,
-        kv_heads=1,
-        mlp_width=32,
-        vocab_size=420,
-    )
     return build_tiny(
-        config, [turn.question + turn.answer for talk in talks(20) for turn in talk.turns]
+        TINY, [turn.question + turn.answer for talk in talks(20) for turn in talk.turns]
     )
 
 
